@@ -1,0 +1,442 @@
+"""The recipe: what to compress, how, on which data, and what the result has to satisfy.
+
+A recipe is a YAML file and, once read, a frozen value; nothing here touches a model. Each section
+is one class below, each key one field. A new method is one class and one field of `CompressEntry`.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from compressor.errors import RecipeError
+from compressor.recipe_errors import (
+    allowed,
+    apply_rule,
+    dump_yaml,
+    error_lines,
+    key_names,
+    read_yaml,
+    rule,
+    show,
+)
+
+RECIPE_FORMAT: Final = 1
+"""Version of the recipe format that this vtcompress writes, and the newest that it reads."""
+
+RESOLVED_HEADER = "# resolved recipe, written by vtcompress\n"
+
+
+def _is_path(value: object) -> bool:
+    """Whether a value can name a file here and in the UTF-8 text of a resolved recipe."""
+    text = str(value) if isinstance(value, str | Path) else ""
+    return bool(text.strip()) and "\0" not in text and _is_utf8(text)
+
+
+def _is_utf8(text: str) -> bool:
+    return text == text.encode(errors="ignore").decode()
+
+
+def _data_path(value: Any) -> Path:
+    if not _is_path(value):
+        raise PydanticCustomError("not_allowed", "the path of a .jsonl file, as text")
+    return Path(value)
+
+
+def _each_once(values: object) -> str | None:
+    if values == ():
+        return "the list is empty; give at least one"
+    plain = isinstance(values, tuple) and [v for v in values if type(v) in {int, str}]
+    twice = tuple(value for value, count in Counter(plain or ()).items() if count > 1)
+    return f"{show(twice)} listed more than once; list each once" if twice else None
+
+
+def _method_repeated(entries: object) -> str | None:
+    if not isinstance(entries, tuple):
+        return None
+    counts = Counter(name for entry in entries if isinstance(entry, dict) for name in entry)
+    twice = ", ".join(name for name in METHOD_NAMES if counts[name] > 1)
+    return f"more than one entry for: {twice}; a method may appear once" if twice else None
+
+
+Flag = Annotated[bool, allowed("true or false")]
+Format = Annotated[int, Field(ge=1, le=RECIPE_FORMAT), allowed("1, the format of recipes")]
+Seed = Annotated[int, Field(ge=0, lt=2**32), allowed("a whole number from 0 to 4294967295")]
+Count = Annotated[int, Field(ge=1), allowed("a whole number, 1 or more")]
+LayerIndex = Annotated[int, Field(ge=0), allowed("a whole number, 0 or more")]
+Layers = Annotated[tuple[LayerIndex, ...], rule(_each_once)]
+Share = Annotated[float, Field(ge=0, le=1), allowed("a number from 0 to 1")]
+Cosine = Annotated[float, Field(ge=-1, le=1), allowed("a number from -1 to 1")]
+NotNegative = Annotated[float, Field(ge=0), allowed("a number, 0 or more")]
+AboveOne = Annotated[float, Field(gt=1), allowed("a number above 1")]
+DataPath = Annotated[Path, BeforeValidator(_data_path)]
+_TEXT = r"^[^\x00-\x1f\x7f]+$"
+ModelId = Annotated[str, Field(pattern=_TEXT), allowed("a hub id or a folder, as text")]
+Revision = Annotated[
+    str,
+    Field(pattern=_TEXT),
+    allowed("a branch, tag or commit, in quotes if it looks like a number"),
+]
+
+
+class Section(BaseModel):
+    """A mapping of a recipe: values of exactly the declared types, no other keys, never changed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class ExactlyOne(Section):
+    """A section in which one key, and only one, is given."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _given(cls, value: object) -> object:
+        if value is None:
+            raise PydanticCustomError("not_allowed", "give it a value or leave the key out")
+        return value
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _one(cls, value: Any, handler: Callable[[Any], Self]) -> Self:
+        problem = None
+        if isinstance(value, dict):
+            given = [name for name in key_names(cls) if name in value]
+            choice = f"give exactly one of: {', '.join(key_names(cls))}"
+            if len(given) > 1:
+                problem = f"{' and '.join(given)} are given together; {choice}"
+            elif not value:
+                problem = f"nothing is given; {choice}"
+        result: Self = apply_rule(value, handler, problem)
+        return result
+
+    @model_serializer(mode="wrap")
+    def _without_the_others(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in handler(self).items() if value is not None}
+
+
+class ModelSection(Section):
+    """The model to compress.
+
+    Attributes:
+        id: hub id, or local folder (absolute once a recipe is read); None: given later, by flag.
+        revision: branch, tag or commit on the hub; None: the default branch.
+        trust_remote_code: whether Python code that comes with the model may run.
+    """
+
+    id: ModelId | None = None
+    revision: Revision | None = None
+    trust_remote_code: Flag = False
+
+
+class CalibrateSection(Section):
+    """The measurement that methods choose layers by.
+
+    Attributes:
+        data: jsonl file of samples (`image`, `question`, optional `answer` and `kind`).
+        samples: how many samples to draw, 1 or more.
+        seed: seed of the draw, 0 to 2**32 - 1.
+    """
+
+    data: DataPath | None = None
+    samples: Count = 64
+    seed: Seed = 0
+
+
+class ShortV(ExactlyOne):
+    """ShortV: visual rows pass unchanged through the layers that contribute least.
+
+    Exactly one of the keys is given.
+
+    Attributes:
+        frozen: share of all decoder layers to freeze, 0 to 1.
+        layers: the layers to freeze, distinct, counted from 0; needs no calibration.
+        speedup: predicted speed-up of the prefill to reach, above 1, against the naive original.
+    """
+
+    name: ClassVar[Literal["shortv"]] = "shortv"
+
+    frozen: Share | None = None
+    layers: Layers | None = None
+    speedup: AboveOne | None = None
+
+
+Method = ShortV
+"""Any compression method; becomes a union with the second one."""
+
+
+class CompressEntry(ExactlyOne):
+    """One entry of `compress`: a method under its name. The fields are the registry of methods."""
+
+    key_word: ClassVar[str] = "method"
+
+    shortv: ShortV | None = None
+
+    @property
+    def method(self) -> Method:
+        """The one method of this entry."""
+        method: Method = next(m for name in METHOD_NAMES if (m := getattr(self, name)) is not None)
+        return method
+
+
+METHOD_NAMES: Final = key_names(CompressEntry)
+"""Names of the methods a recipe may list under `compress`."""
+
+
+class ExportSection(Section):
+    """What is written.
+
+    Attributes:
+        targets: formats to write.
+        dtype: type of weights and activations in the graphs.
+        image_size: side of the square image the vision graph takes, in pixels; None: the
+            processor's own.
+        logits: next-token logits of the last text row only, or of all text rows.
+    """
+
+    targets: Annotated[tuple[Literal["onnx"], ...], rule(_each_once)] = ("onnx",)
+    dtype: Literal["float32", "float16"] = "float32"
+    image_size: Count | None = None
+    logits: Literal["last", "all"] = "last"
+
+
+class FidelitySection(Section):
+    """Limits of export fidelity: compressed torch model against its own graphs, on logits.
+
+    None takes the default of the export's dtype, see `fidelity_thresholds`.
+
+    Attributes:
+        max_abs: largest absolute difference, 0 or more, in logits.
+        max_relative: largest difference relative to the reference, 0 or more.
+        min_cosine: least cosine similarity, -1 to 1.
+    """
+
+    max_abs: NotNegative | None = None
+    max_relative: NotNegative | None = None
+    min_cosine: Cosine | None = None
+
+
+class LossSection(Section):
+    """Limits of compression loss: original model against the artifact; None: reported, not judged.
+
+    Attributes:
+        max_kl: mean KL divergence of next-token distributions, in nats, 0 or more.
+        min_agreement: share of equal most likely next tokens, 0 to 1.
+        min_common_prefix: mean length of the common greedy prefix as a share of the answer, 0 to 1.
+        min_exact_match: share of the artifact's answers that are right, 0 to 1.
+        min_exact_match_kept: the same, divided by the original's share, 0 or more.
+    """
+
+    max_kl: NotNegative | None = None
+    min_agreement: Share | None = None
+    min_common_prefix: Share | None = None
+    min_exact_match: Share | None = None
+    min_exact_match_kept: NotNegative | None = None
+
+
+class ValidateSection(Section):
+    """The two checks, and what they must show.
+
+    Attributes:
+        data: jsonl file of held-out samples.
+        samples: how many of them, 1 or more; None: all.
+        seed: seed of the draw, 0 to 2**32 - 1.
+        max_new_tokens: length of greedy answers, in tokens, 1 or more.
+        fidelity: limits of export fidelity.
+        loss: limits of compression loss.
+    """
+
+    data: DataPath | None = None
+    samples: Count | None = None
+    seed: Seed = 0
+    max_new_tokens: Count = 32
+    fidelity: FidelitySection = FidelitySection()
+    loss: LossSection = LossSection()
+
+
+class Recipe(Section):
+    """A whole recipe; read one with `load_recipe`, change one with `override`.
+
+    Attributes:
+        vtcompress: version of the recipe format.
+        model: the model to compress.
+        calibrate: the measurement.
+        compress: the methods in order, one each; empty: nothing is compressed (identity).
+        export: what is written.
+        validation: the checks; `validate` in YAML and as keyword.
+    """
+
+    vtcompress: Format
+    model: ModelSection = ModelSection()
+    calibrate: CalibrateSection = CalibrateSection()
+    compress: Annotated[tuple[CompressEntry, ...], rule(_method_repeated)] = ()
+    export: ExportSection = ExportSection()
+    # pydantic's BaseModel has a method called validate.
+    validation: ValidateSection = Field(default=ValidateSection(), alias="validate")
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """The methods of `compress` in order, without the entries around them."""
+        return tuple(entry.method for entry in self.compress)
+
+    def override(
+        self,
+        values: Mapping[str, Any],
+        *,
+        source: str = "command line",
+        folder: Path | None = None,
+    ) -> "Recipe":
+        """Returns a new recipe with some values replaced.
+
+        Args:
+            values: new values by dotted key, such as `{"export.dtype": "float16"}`; a mapping
+                changes the keys in it, None sets null.
+            source: what error lines start with.
+            folder: where relative paths among the values start; None: the working folder.
+
+        Raises:
+            RecipeError: keys that do not exist or values that are not allowed, all of them.
+        """
+        data: dict[str, Any] = self.model_dump(by_alias=True)
+        for dotted, value in values.items():
+            change: Any = _with_tuples(value)
+            for key in reversed(dotted.split(".")):
+                change = {key: change}
+            _merge(data, _anchored(change, folder or Path.cwd()))
+        return parse_recipe(data, source)
+
+
+@dataclass(frozen=True)
+class FidelityThresholds:
+    """Limits of export fidelity, every value settled; units as in `FidelitySection`."""
+
+    max_abs: float
+    max_relative: float
+    min_cosine: float
+
+
+_FIDELITY: Final[Mapping[str, FidelityThresholds]] = {
+    "float32": FidelityThresholds(max_abs=1e-3, max_relative=1e-3, min_cosine=0.99999),
+    "float16": FidelityThresholds(max_abs=0.25, max_relative=0.05, min_cosine=0.999),
+}
+
+
+def fidelity_thresholds(recipe: Recipe) -> FidelityThresholds:
+    """Returns the limits of export fidelity; where none is given, the default of the dtype."""
+    given, default = recipe.validation.fidelity, _FIDELITY[recipe.export.dtype]
+    return FidelityThresholds(
+        max_abs=default.max_abs if given.max_abs is None else given.max_abs,
+        max_relative=default.max_relative if given.max_relative is None else given.max_relative,
+        min_cosine=default.min_cosine if given.min_cosine is None else given.min_cosine,
+    )
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Reads a recipe file.
+
+    `data`, and a `model.id` that is a local folder (it starts with `.` or `/`, or such a folder
+    exists beside the file), are taken from the file's folder and come back absolute.
+
+    Raises:
+        RecipeError: the file is no readable recipe; one line for each problem, all of them.
+    """
+    data, problems = read_yaml(path)
+    return parse_recipe(_anchored(data, path.parent), str(path), problems)
+
+
+def parse_recipe(data: Mapping[str, Any], source: str, problems: Sequence[str] = ()) -> Recipe:
+    """Validates plain values (mappings, tuples, numbers, text) as a recipe.
+
+    Args:
+        data: the recipe's sections.
+        source: what error lines start with.
+        problems: lines about the same source that are already known; reported with what is found.
+
+    Raises:
+        RecipeError: one line for each problem, all of them; a newer format is the only one.
+    """
+    version = data.get("vtcompress")
+    if isinstance(version, int) and version > RECIPE_FORMAT:
+        newer = f"{source}: vtcompress: written for a newer vtcompress (format {version})"
+        remedy = f"this one reads up to {RECIPE_FORMAT}: upgrade vtcompress"
+        raise RecipeError([f"{newer}; {remedy}"])
+    lines = list(problems)
+    if "vtcompress" not in data:
+        lines.append(
+            f"{source}: vtcompress: missing; start the recipe with 'vtcompress: {RECIPE_FORMAT}'"
+        )
+        data = {"vtcompress": RECIPE_FORMAT, **data}
+    try:
+        recipe = Recipe.model_validate(data)
+    except ValidationError as error:
+        raise RecipeError([*lines, *error_lines(error, Recipe, source)]) from None
+    if lines:
+        raise RecipeError(lines)
+    return recipe
+
+
+def dump_recipe(recipe: Recipe, *, portable: bool = False) -> str:
+    """Returns YAML that `load_recipe` reads back to an equal recipe, every key written out.
+
+    Args:
+        recipe: the recipe; its paths are absolute when it was loaded.
+        portable: keep of every `data` file and local model folder the last name alone, so that
+            the text names no folder of this machine; read back, they are looked for beside it.
+    """
+    data = recipe.model_dump(mode="json", by_alias=True)
+    if portable:
+        for section, key in _PATH_KEYS:
+            value = data[section][key]
+            if value is not None and (key == "data" or _is_folder(value)):
+                data[section][key] = Path(os.path.normpath(value)).name or None
+    return RESOLVED_HEADER + dump_yaml(data)
+
+
+_PATH_KEYS: Final = (("model", "id"), ("calibrate", "data"), ("validate", "data"))
+
+
+def _is_folder(model_id: str) -> bool:
+    return model_id.startswith((".", "/"))
+
+
+def _anchored(data: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Returns `data` with the paths in it made absolute, starting from `folder`."""
+    data = {name: dict(part) if isinstance(part, dict) else part for name, part in data.items()}
+    for section, key in _PATH_KEYS:
+        part = data.get(section)
+        value: Any = part.get(key) if isinstance(part, dict) else None
+        if not _is_path(value):
+            continue
+        path = os.path.normpath(folder.absolute() / value)
+        # os.path answers False for a name the system refuses; Path.is_dir raises for a long one.
+        if key == "data" or _is_folder(str(value)) or os.path.isdir(path):  # noqa: PTH112
+            data[section][key] = path
+    return data
+
+
+def _merge(data: dict[str, Any], change: Mapping[str, Any]) -> None:
+    for key, value in change.items():
+        if isinstance(value, dict) and isinstance(data.get(key), dict):
+            _merge(data[key], value)
+        else:
+            data[key] = value
+
+
+def _with_tuples(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _with_tuples(item) for key, item in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list | tuple) else value

@@ -1,0 +1,134 @@
+"""The shipped recipes: found by name, explained by their own comments, true to their sources."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+import vtcompress.shipped as shipped_module
+from compressor.errors import RecipeError
+from compressor.recipe import ShortV, load_recipe
+from vtcompress.shipped import find_recipe, recipes_folder, shipped_recipes
+
+NAMES = [
+    "identity",
+    "shortv",
+    "shortv-llava-1.5-13b",
+    "shortv-llava-1.5-7b",
+    "shortv-llava-next-13b",
+    "shortv-llava-next-7b",
+]
+PAPER = (
+    "ShortV: Efficient Multimodal Large Language Models "
+    "by Freezing Visual Tokens in Ineffective Layers"
+)
+
+
+def test_the_shipped_recipes_are_listed_by_name():
+    assert sorted(recipe.name for recipe in shipped_recipes()) == NAMES
+
+
+def test_the_title_is_the_first_comment_line_and_the_explanation_the_whole_block():
+    identity = next(recipe for recipe in shipped_recipes() if recipe.name == "identity")
+    assert identity.title == "Identity: the model exported as it is, nothing compressed."
+    assert identity.explanation.startswith(identity.title + "\n\nThe baseline")
+    assert identity.explanation.endswith(
+        "vtcompress export --recipe identity --model ID_OR_FOLDER --data questions.jsonl"
+    )
+
+
+def test_every_shipped_recipe_says_what_it_is_in_one_line_and_how_to_call_it():
+    for recipe in shipped_recipes():
+        assert 20 < len(recipe.title) < 100
+        assert recipe.title.endswith(".")
+        assert f"vtcompress export --recipe {recipe.name}" in recipe.explanation
+        if recipe.name != "identity":
+            assert PAPER in " ".join(recipe.explanation.split())
+
+
+def test_identity_compresses_nothing_and_shortv_takes_a_share():
+    assert load_recipe(find_recipe("identity")).methods == ()
+    (method,) = load_recipe(find_recipe("shortv")).methods
+    assert method.frozen is not None
+
+
+# The lists as the authors published them, in their order.
+@pytest.mark.parametrize(
+    ("name", "model", "layers"),
+    [
+        (
+            "shortv-llava-1.5-7b",
+            "llava-hf/llava-1.5-7b-hf",
+            "31 29 30 28 0 26 27 25 24 22 23 21 2 3 20 18 17 12 19",
+        ),
+        (
+            "shortv-llava-1.5-13b",
+            "llava-hf/llava-1.5-13b-hf",
+            "39 32 28 36 27 37 29 30 1 38 25 31 2 26 23 34 0 33 35 22 24 21 20 17",
+        ),
+        (
+            "shortv-llava-next-7b",
+            "llava-hf/llava-v1.6-vicuna-7b-hf",
+            "31 29 30 28 26 27 22 24 21 23 25 20 19 17 18 15 12 0 2",
+        ),
+        (
+            "shortv-llava-next-13b",
+            "llava-hf/llava-v1.6-vicuna-13b-hf",
+            "39 32 29 36 27 30 37 23 25 31 26 2 28 22 33 35 34 24 38 21 20 18 1 17",
+        ),
+    ],
+)
+def test_the_published_lists_are_the_published_ones(name, model, layers):
+    recipe = load_recipe(find_recipe(name))
+    assert recipe.model.id == model
+    assert recipe.methods == (ShortV(layers=tuple(map(int, layers.split()))),)
+    title = next(r.title for r in shipped_recipes() if r.name == name)
+    frozen, total = map(int, re.findall(r"the (\d+) of (\d+) layers", title)[0])
+    assert (frozen, total) == (len(layers.split()), 40 if name.endswith("13b") else 32)
+
+
+def test_a_recipe_for_a_family_that_is_not_supported_yet_says_so():
+    for recipe in shipped_recipes():
+        assert ("Not usable yet" in recipe.explanation) == ("next" in recipe.name)
+
+
+def test_a_name_is_found_with_and_without_its_ending():
+    assert find_recipe("shortv") == find_recipe("shortv.yaml") == recipes_folder() / "shortv.yaml"
+
+
+def test_an_existing_file_wins_over_a_shipped_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("shortv.yaml").write_text("vtcompress: 1\n")
+    assert find_recipe("shortv.yaml") == Path("shortv.yaml")
+    assert find_recipe("shortv") == recipes_folder() / "shortv.yaml"
+
+
+def test_a_folder_of_the_same_name_does_not_hide_a_shipped_recipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("shortv").mkdir()
+    assert find_recipe("shortv") == recipes_folder() / "shortv.yaml"
+
+
+def test_an_unknown_name_is_answered_with_the_nearest():
+    with pytest.raises(RecipeError) as caught:
+        find_recipe("shortw")
+    assert str(caught.value) == (
+        "'shortw': no such file, and no shipped recipe has this name; did you mean 'shortv'? "
+        f"(shipped: {', '.join(r.name for r in shipped_recipes())})"
+    )
+
+
+@pytest.mark.parametrize("name", ["", "..", "../pyproject.toml.yaml", "zzzzzz", "a\0b", "x" * 5000])
+def test_no_name_but_a_shipped_one_or_a_file_is_found(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError):
+        find_recipe(name)
+
+
+def test_an_installed_wheel_finds_the_recipes_beside_the_module(tmp_path, monkeypatch):
+    package = tmp_path / "vtcompress"
+    shutil.copytree(recipes_folder(), package / "recipes")
+    monkeypatch.setattr(shipped_module, "__file__", str(package / "shipped.py"))
+    assert recipes_folder() == package / "recipes"
+    assert [recipe.name for recipe in shipped_recipes()] == NAMES
