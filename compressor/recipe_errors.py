@@ -106,6 +106,19 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     return data, tuple(f"{path}: {problem}" for problem in problems)
 
 
+def parse_value(text: str) -> Any:
+    """Returns one value written as in a recipe (`0.6`, `[1, 2]`, `null`); what is no YAML stays text."""
+    try:
+        if any(_refused(text)):
+            return text
+        root = _Loader(text).get_single_node()
+    except (yaml.YAMLError, ValueError, OverflowError):
+        return text
+    problems: list[str] = []
+    value = None if root is None else _value(root, problems)
+    return text if problems else value
+
+
 def _read_text(path: Path) -> str:
     try:
         with path.open("rb") as file:

@@ -1,0 +1,1 @@
+"""Measures what visual tokens do in each layer on a user's own data."""

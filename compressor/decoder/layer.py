@@ -1,0 +1,145 @@
+"""One decoder layer on two row groups.
+
+Letters: B batch, V visual rows, T text rows, S = V + T, P past, D hidden, H query heads, H_kv key/value
+heads, d head size, M MLP width. Weights are stored [in, out], as ONNX MatMul reads them.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from compressor.decoder.ops import attend, rotate
+from compressor.dims import DecoderDims
+from compressor.plan import LayerPlan
+
+
+class KeyValue(NamedTuple):
+    """Keys and values of one layer, [B, H_kv, length, d] each, rotated, in order of arrival."""
+
+    key: Tensor
+    value: Tensor
+
+    def extended(self, key: Tensor, value: Tensor) -> "KeyValue":
+        """Return these followed by the new ones along the length."""
+        return KeyValue(torch.cat([self.key, key], dim=2), torch.cat([self.value, value], dim=2))
+
+
+class Rows(NamedTuple):
+    """What attention must know of a group of query rows: mask and rotation, made once per call."""
+
+    mask: Tensor  # [B, 1, rows, P + S] bool
+    cos: Tensor  # [B, rows, d / 2]
+    sin: Tensor  # [B, rows, d / 2]
+
+
+class Call(NamedTuple):
+    """One call's queries: all rows (visual, then text) and text rows alone."""
+
+    all: Rows
+    text: Rows
+
+
+class Linear(nn.Module):
+    """y = x W + b with W [in, out]."""
+
+    def __init__(self, width_in: int, width_out: int, *, bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width_in, width_out))
+        self.bias = nn.Parameter(torch.empty(width_out)) if bias else None
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Map [..., in] to [..., out]."""
+        product = rows @ self.weight
+        return product if self.bias is None else product + self.bias
+
+
+class RMSNorm(nn.Module):
+    """y = x / rms(x) * g."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+        self.eps = eps
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Map [..., D] to [..., D]."""
+        return F.rms_norm(rows, self.weight.shape, self.weight, self.eps)
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+}
+
+
+class MLP(nn.Module):
+    """y = (act(x W_gate) * x W_up) W_down."""
+
+    def __init__(self, dims: DecoderDims) -> None:
+        super().__init__()
+        self.gate = Linear(dims.hidden, dims.intermediate, bias=dims.mlp_bias)
+        self.up = Linear(dims.hidden, dims.intermediate, bias=dims.mlp_bias)
+        self.down = Linear(dims.intermediate, dims.hidden, bias=dims.mlp_bias)
+        self.activation = ACTIVATIONS[dims.activation]
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Map [..., D] to [..., D]."""
+        return self.down(self.activation(self.gate(rows)) * self.up(rows))
+
+
+class DecoderLayer(nn.Module):
+    """Attention and MLP; visual rows are updated with the text rows, or frozen, as the plan says."""
+
+    def __init__(self, dims: DecoderDims, plan: LayerPlan) -> None:
+        super().__init__()
+        self.heads, self.kv_heads = dims.heads, dims.kv_heads
+        self.frozen = plan.frozen
+        self.input_norm = RMSNorm(dims.hidden, dims.rms_norm_eps)
+        self.query = Linear(dims.hidden, dims.query_width, bias=dims.qkv_bias)
+        self.key = Linear(dims.hidden, dims.kv_width, bias=dims.qkv_bias)
+        self.value = Linear(dims.hidden, dims.kv_width, bias=dims.qkv_bias)
+        self.output = Linear(dims.query_width, dims.hidden, bias=dims.o_bias)
+        self.mlp_norm = RMSNorm(dims.hidden, dims.rms_norm_eps)
+        self.mlp = MLP(dims)
+
+    def forward(
+        self, visual: Tensor, text: Tensor, call: Call, past: KeyValue
+    ) -> tuple[Tensor, Tensor, KeyValue]:
+        """Run the layer.
+
+        Args:
+            visual: [B, V, D], V may be 0.
+            text: [B, T, D].
+            call: masks and rotations of this call.
+            past: keys and values of earlier calls, length P.
+
+        Returns:
+            Visual rows, text rows, and the keys and values of length P + S.
+        """
+        rows = torch.cat([visual, text], dim=1)  # [B, S, D]
+        normed = self.input_norm(rows)
+        present = self._keys_and_values(normed, call.all, past)
+        if self.frozen:
+            text = self._update(text, self.input_norm(text), call.text, present)
+            return visual, text, present
+        rows = self._update(rows, normed, call.all, present)
+        visual, text = rows.split([visual.shape[1], text.shape[1]], dim=1)
+        return visual, text, present
+
+    def _keys_and_values(self, normed: Tensor, rows: Rows, past: KeyValue) -> KeyValue:
+        key = rotate(split_heads(self.key(normed), self.kv_heads), rows.cos, rows.sin)
+        return past.extended(key, split_heads(self.value(normed), self.kv_heads))
+
+    def _update(self, states: Tensor, normed: Tensor, rows: Rows, present: KeyValue) -> Tensor:
+        query = rotate(split_heads(self.query(normed), self.heads), rows.cos, rows.sin)
+        states = states + self.output(attend(query, present.key, present.value, rows.mask))
+        return states + self.mlp(self.mlp_norm(states))
+
+
+def split_heads(states: Tensor, heads: int) -> Tensor:
+    """[B, S, heads * d] -> [B, heads, S, d]."""
+    return states.unflatten(-1, (heads, -1)).transpose(1, 2)

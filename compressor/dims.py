@@ -1,0 +1,80 @@
+"""Facts about a decoder and its model as plain data; read by the planner, the decoder and the graphs.
+
+Letters used everywhere: B batch, V visual rows of this call, T text rows of this call, P past (KV
+length), N visual tokens of one image, D hidden size, H query heads, H_kv key/value heads, d head size.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(ge=1)]
+Activation = Literal["silu", "gelu", "gelu_pytorch_tanh"]
+SourceDType = Literal["float32", "float16", "bfloat16"]
+
+
+class Facts(BaseModel):
+    """Base of the immutable values that are stored as JSON; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DecoderDims(Facts):
+    """Shape of a Llama-like decoder: RMS norms, rotary positions, gated MLP, grouped queries.
+
+    Attributes:
+        rope_inv_freq: the d/2 inverse frequencies, scaled-rope rules already applied.
+        rope_scale: factor on cos and sin (1 except for scaled-rope rules that ask for it).
+    """
+
+    layers: Positive
+    hidden: Positive
+    heads: Positive
+    kv_heads: Positive
+    head_dim: Positive
+    intermediate: Positive
+    vocab: Positive
+    rms_norm_eps: float
+    activation: Activation = "silu"
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    tied_embeddings: bool = False
+    rope_inv_freq: tuple[float, ...]
+    rope_scale: float = 1.0
+    max_positions: Positive
+
+    @property
+    def query_width(self) -> int:
+        """H * d."""
+        return self.heads * self.head_dim
+
+    @property
+    def kv_width(self) -> int:
+        """H_kv * d."""
+        return self.kv_heads * self.head_dim
+
+
+class ModelFacts(Facts):
+    """What the tool must know of a multimodal model besides its decoder.
+
+    Attributes:
+        name: hub id or folder name, without a path.
+        family: name of the model family that reads it.
+        architecture: e.g. `LlavaForConditionalGeneration (clip_vision_model, llama)`.
+        visual_tokens: N, decoder positions of one image.
+        image_size: side of the square input of the vision tower, in pixels.
+        image_token_id: token whose positions are the visual tokens.
+        eos_token_ids: tokens that end an answer.
+        dtype: of the source weights.
+    """
+
+    name: str
+    family: str
+    architecture: str
+    decoder: DecoderDims
+    visual_tokens: Positive
+    image_size: Positive
+    image_token_id: int
+    eos_token_ids: tuple[int, ...]
+    dtype: SourceDType

@@ -1,0 +1,56 @@
+"""Errors that are the user's to mend: one line that says where, what was found, what to do.
+
+Anything that is not a `VtcompressError` is a fault of ours and keeps its traceback.
+"""
+
+from collections.abc import Iterable
+
+
+class VtcompressError(Exception):
+    """An error of input or environment; the message names the place and the remedy."""
+
+
+class ProblemsError(VtcompressError):
+    """Several problems found in one check, reported together.
+
+    Attributes:
+        problems: one complete sentence each, in the order of the input.
+    """
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class RecipeError(ProblemsError):
+    """A recipe that cannot be read, or whose values are not allowed."""
+
+
+class DataError(ProblemsError):
+    """Calibration or validation data that cannot be used."""
+
+
+class ModelError(ProblemsError):
+    """A model that cannot be loaded or is not supported, with what would be."""
+
+
+class PlanError(ProblemsError):
+    """Methods that cannot be applied to this model as asked."""
+
+
+class ProfileError(ProblemsError):
+    """A profile that is broken or belongs to another model or other data."""
+
+
+class ArtifactError(ProblemsError):
+    """An artifact that is incomplete, altered or of another format version."""
+
+
+class MissingExtraError(VtcompressError):
+    """A command needs packages of an extra that is not installed."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        self.extra = extra
+        super().__init__(
+            f"{what} needs packages that are not installed: pip install 'vtcompress[{extra}]'"
+        )

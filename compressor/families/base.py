@@ -1,0 +1,72 @@
+"""What a model family must tell; the contract between `families/` and everything else."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from compressor.dims import ModelFacts
+
+
+class VisionEncoder(nn.Module, ABC):
+    """Vision tower and projector: pixels [I, 3, S, S] to visual embeddings [I, N, D]."""
+
+    @abstractmethod
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Map pixels [I, 3, S, S] to visual embeddings [I, N, D]."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """An original model in memory, with everything that later stages read from it.
+
+    Attributes:
+        folder: local folder of configuration, weights and processor.
+        digest: sha256 over configuration and weights.
+        original: the unmodified transformers model, in float32 unless asked otherwise.
+        processor: the model's own processor (images, tokenizer, chat template).
+        vision: vision tower and projector, sharing the original's weights.
+        tensors: language model tensors, named as `compressor.decoder.weights.source_of` does.
+    """
+
+    facts: ModelFacts
+    folder: Path
+    digest: str
+    original: Any
+    processor: Any
+    vision: VisionEncoder
+    tensors: Mapping[str, Tensor]
+
+
+class Family(ABC):
+    """Facts about one family of models, as data and small adapters. No algorithm lives here."""
+
+    name: ClassVar[str]
+    model_types: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def facts(self, config: Any, name: str, *, image_size: int | None = None) -> ModelFacts:
+        """Return the facts that a transformers configuration tells.
+
+        Raises:
+            ModelError: the configuration asks for something that is not supported; all such are named.
+        """
+
+    @abstractmethod
+    def original(self, folder: Path, config: Any, dtype: Any) -> Any:
+        """Load the unmodified transformers model."""
+
+    @abstractmethod
+    def vision(self, config: Any, *, image_size: int, source: Any = None) -> VisionEncoder:
+        """Return the vision encoder: of the loaded model `source`, or newly made from `config`."""
+
+    @abstractmethod
+    def tensors(self, original: Any) -> Mapping[str, Tensor]:
+        """Return the language model's tensors under their common names."""
+
+    @abstractmethod
+    def resize_processor(self, processor: Any, image_size: int) -> None:
+        """Make the processor produce square images of `image_size` pixels."""

@@ -1,0 +1,197 @@
+"""Finds the family of a model and loads it: a hub id or a local folder, safetensors only."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compressor.dims import ModelFacts
+from compressor.errors import ModelError
+from compressor.families.base import Family, LoadedModel
+from compressor.families.llava import LlavaFamily
+
+FAMILIES: tuple[Family, ...] = (LlavaFamily(),)
+
+HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
+
+
+def supported() -> tuple[str, ...]:
+    """Return the `model_type`s that can be compressed."""
+    return tuple(kind for family in FAMILIES for kind in family.model_types)
+
+
+def family_of(model_type: str, where: str) -> Family:
+    """Return the family that reads `model_type`.
+
+    Raises:
+        ModelError: no family does; the supported ones are listed.
+    """
+    for family in FAMILIES:
+        if model_type in family.model_types:
+            return family
+    raise ModelError(
+        [
+            f"{where}: model_type {model_type!r} is not supported; supported: {', '.join(supported())}"
+        ]
+    )
+
+
+def local_folder(model_id: str, revision: str | None = None, *, weights: bool = True) -> Path:
+    """Return the local folder of a model; a hub id is fetched into the hub's cache.
+
+    Raises:
+        ModelError: there is no such folder or hub model, or the hub cannot be reached.
+    """
+    folder = Path(model_id)
+    if folder.is_dir():
+        if revision is not None:
+            raise ModelError(
+                [f"model.revision: {revision!r} given for the local folder {folder}; remove it"]
+            )
+        return folder
+    if model_id.startswith((".", "/", "~")) or model_id.count("/") != 1:
+        raise ModelError([f"{model_id}: no such folder, and no hub id of the form owner/name"])
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = [p for p in HUB_FILES if weights or p != "*.safetensors"]
+    try:
+        return Path(snapshot_download(model_id, revision=revision, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as failure:
+        reason = str(failure).strip().splitlines()[0]
+        raise ModelError(
+            [f"{model_id}: cannot be fetched from the hub and is no local folder: {reason}"]
+        ) from None
+
+
+def read_config(folder: Path, *, trust_remote_code: bool = False) -> tuple[Family, Any]:
+    """Return the family and the transformers configuration of a model folder.
+
+    Raises:
+        ModelError: no readable `config.json`, or a model type that no family reads.
+    """
+    path = folder / "config.json"
+    try:
+        model_type = json.loads(path.read_text(encoding="utf-8"))["model_type"]
+    except FileNotFoundError:
+        raise ModelError(
+            [f"{path}: no such file; {folder} is no Hugging Face model folder"]
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ModelError([f"{path}: not a Hugging Face configuration with a model_type"]) from None
+    family = family_of(str(model_type), str(path))
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(
+            folder, trust_remote_code=trust_remote_code, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, TypeError) as failure:
+        raise ModelError([f"{path}: {str(failure).strip().splitlines()[0]}"]) from None
+    return family, config
+
+
+def describe(
+    model_id: str, revision: str | None = None, *, image_size: int | None = None
+) -> ModelFacts:
+    """Return the facts of a model without loading its weights.
+
+    Raises:
+        ModelError: as `load`.
+    """
+    folder = local_folder(model_id, revision, weights=False)
+    family, config = read_config(folder)
+    facts = family.facts(config, model_name(model_id), image_size=image_size)
+    return facts.model_copy(update={"eos_token_ids": _ends(folder, facts.eos_token_ids)})
+
+
+def load(
+    model_id: str,
+    *,
+    revision: str | None = None,
+    image_size: int | None = None,
+    trust_remote_code: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> LoadedModel:
+    """Load an original model with its processor.
+
+    Args:
+        model_id: hub id or local folder.
+        revision: of a hub id.
+        image_size: side of the square input in pixels; None for the tower's own.
+        trust_remote_code: let the model's repository run code of its own.
+        dtype: of the loaded weights.
+
+    Raises:
+        ModelError: not found, not supported, or without safetensors weights.
+    """
+    folder = local_folder(model_id, revision)
+    family, config = read_config(folder, trust_remote_code=trust_remote_code)
+    facts = describe(model_id, revision, image_size=image_size)
+    if not list(folder.glob("*.safetensors")):
+        raise ModelError(
+            [
+                f"{folder}: no *.safetensors file; pickled weights are never loaded: convert them "
+                "with transformers' save_pretrained"
+            ]
+        )
+    processor = load_processor(folder, trust_remote_code=trust_remote_code)
+    original = family.original(folder, config, dtype)
+    if image_size is not None:
+        family.resize_processor(processor, image_size)
+    return LoadedModel(
+        facts=facts,
+        folder=folder,
+        digest=digest(folder),
+        original=original,
+        processor=processor,
+        vision=family.vision(config, image_size=facts.image_size, source=original),
+        tensors=family.tensors(original),
+    )
+
+
+def _ends(folder: Path, of_config: tuple[int, ...]) -> tuple[int, ...]:
+    """Where answers end: the generation configuration's tokens, else the model configuration's."""
+    try:
+        ends = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+        ends = ends.get("eos_token_id")
+    except (OSError, ValueError, AttributeError):
+        ends = None
+    if ends is None:
+        return of_config
+    return (ends,) if isinstance(ends, int) else tuple(ends)
+
+
+def model_name(model_id: str) -> str:
+    """Return a hub id as it is, and of a folder its last component: artifacts hold no paths."""
+    folder = Path(model_id)
+    return folder.resolve().name if folder.is_dir() else model_id
+
+
+def digest(folder: Path) -> str:
+    """Return the sha256 over `config.json` and all safetensors files of a folder, by name."""
+    total = hashlib.sha256()
+    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+        total.update(path.name.encode())
+        with path.open("rb") as stream:
+            total.update(hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()
+
+
+def load_processor(folder: Path, *, trust_remote_code: bool = False) -> Any:
+    """Return the processor of a model folder.
+
+    Raises:
+        ModelError: there is none, or it cannot be loaded.
+    """
+    from transformers import AutoProcessor
+
+    try:
+        return AutoProcessor.from_pretrained(
+            folder, trust_remote_code=trust_remote_code, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as failure:
+        reason = str(failure).strip().splitlines()[0]
+        raise ModelError([f"{folder}: the model's processor cannot be loaded: {reason}"]) from None

@@ -1,0 +1,109 @@
+"""Facts of Llama-like text decoders (Llama, Mistral, Qwen2), shared by the families that use them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from compressor.dims import Activation, DecoderDims
+from compressor.errors import ModelError
+
+TEXT_MODEL_TYPES = ("llama", "mistral", "qwen2")
+ROPE_KINDS = ("default", "linear", "llama3")
+ACTIVATION_NAMES: Mapping[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_pytorch_tanh",
+    "gelu_new": "gelu_pytorch_tanh",
+}
+
+
+def decoder_dims(config: Any, *, tied: bool, where: str) -> DecoderDims:
+    """Return the dims that a transformers text configuration tells.
+
+    Args:
+        config: a transformers text configuration.
+        tied: whether input and output embeddings are one tensor.
+        where: named in errors, e.g. `folder/config.json: text_config`.
+
+    Raises:
+        ModelError: kind of decoder, rope, activation or attention that is not supported; all named.
+    """
+    from optimum.utils.normalized_config import NormalizedTextConfigWithGQA
+
+    problems = []
+    if config.model_type not in TEXT_MODEL_TYPES:
+        raise ModelError(
+            [
+                f"{where}.model_type: {config.model_type!r} is not supported; "
+                f"supported decoders: {', '.join(TEXT_MODEL_TYPES)}"
+            ]
+        )
+    problems += _attention_problems(config, where)
+    if config.hidden_act not in ACTIVATION_NAMES:
+        problems.append(
+            f"{where}.hidden_act: {config.hidden_act!r} is not supported; "
+            f"supported: {', '.join(sorted(ACTIVATION_NAMES))}"
+        )
+    rope = config.rope_parameters or {}
+    kind = rope.get("rope_type", "default")
+    if kind not in ROPE_KINDS:
+        problems.append(
+            f"{where}.rope_parameters.rope_type: {kind!r} is not supported; "
+            f"supported: {', '.join(ROPE_KINDS)}"
+        )
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        problems.append(
+            f"{where}.rope_parameters.partial_rotary_factor: {rope['partial_rotary_factor']} "
+            "is not supported; only 1 is"
+        )
+    if problems:
+        raise ModelError(problems)
+    normalized = NormalizedTextConfigWithGQA(config)
+    heads = normalized.num_attention_heads
+    qwen2 = config.model_type == "qwen2"
+    bias = qwen2 or bool(getattr(config, "attention_bias", False))
+    inv_freq, scale = _rope(config, kind)
+    return DecoderDims(
+        layers=normalized.num_layers,
+        hidden=normalized.hidden_size,
+        heads=heads,
+        kv_heads=normalized.num_key_value_heads,
+        head_dim=getattr(config, "head_dim", None) or normalized.hidden_size // heads,
+        intermediate=config.intermediate_size,
+        vocab=normalized.vocab_size,
+        rms_norm_eps=config.rms_norm_eps,
+        activation=ACTIVATION_NAMES[config.hidden_act],
+        qkv_bias=bias,
+        o_bias=bias and not qwen2,
+        mlp_bias=bool(getattr(config, "mlp_bias", False)),
+        tied_embeddings=tied,
+        rope_inv_freq=inv_freq,
+        rope_scale=scale,
+        max_positions=config.max_position_embeddings,
+    )
+
+
+def _attention_problems(config: Any, where: str) -> list[str]:
+    """A sliding window is refused if a prompt within the model's positions can outgrow it."""
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    used = kinds is None or "sliding_attention" in kinds
+    if window is None or not used or window >= config.max_position_embeddings:
+        return []
+    return [
+        f"{where}.sliding_window: a window of {window} can bind, as the model takes "
+        f"{config.max_position_embeddings} positions; sliding windows are not supported: "
+        f"set max_position_embeddings to {window} or less if your prompts fit"
+    ]
+
+
+def _rope(config: Any, kind: str) -> tuple[tuple[float, ...], float]:
+    """Return inverse frequencies [d / 2] and the factor on cos and sin, by transformers' own rules."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    if kind == "default":
+        inv_freq, scale = LlamaRotaryEmbedding.compute_default_rope_parameters(config)
+    else:
+        inv_freq, scale = ROPE_INIT_FUNCTIONS[kind](config, device=None)
+    return tuple(inv_freq.tolist()), float(scale)

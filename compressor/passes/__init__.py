@@ -1,0 +1,1 @@
+"""The methods, one a file: the paper's rule as plain functions on plain data."""

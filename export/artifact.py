@@ -1,0 +1,187 @@
+"""An artifact on disk: written beside its place and moved there when complete, verified when opened."""
+
+import resource
+import shutil
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pydantic import ValidationError
+
+from compressor.errors import ArtifactError, VtcompressError
+from compressor.files import read_text, sha256_of, write_text
+from export.manifest import MANIFEST_FILE, MANIFEST_FORMAT, FileEntry, Manifest
+
+STAGING_MARK = ".vtcompress-staging-"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An artifact that was opened.
+
+    Attributes:
+        folder: where it lies.
+        manifest: what it says of itself.
+    """
+
+    folder: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, folder: Path, *, verify: bool = True) -> "Artifact":
+        """Read the manifest and check the files against it.
+
+        Args:
+            folder: the artifact.
+            verify: compare sha256 as well as names and sizes.
+
+        Raises:
+            ArtifactError: not an artifact, of a newer format, or files missing or altered; all are named.
+        """
+        path = folder / MANIFEST_FILE
+        if not path.is_file():
+            raise ArtifactError([f"{folder}: no artifact; it has no {MANIFEST_FILE}"])
+        text = read_text(path, ArtifactError)
+        try:
+            manifest = Manifest.model_validate_json(text)
+        except ValidationError as error:
+            raise ArtifactError(_explain(path, error)) from None
+        problems = [
+            p for name, entry in manifest.files.items() for p in _check(folder, name, entry, verify)
+        ]
+        if problems:
+            raise ArtifactError(problems)
+        return cls(folder, manifest)
+
+
+def _explain(path: Path, error: ValidationError) -> list[str]:
+    for item in error.errors():
+        if item["loc"] == ("manifest_format",) and isinstance(item["input"], int):
+            return [
+                f"{path}: artifact format {item['input']}; this vtcompress reads {MANIFEST_FORMAT}: "
+                "upgrade vtcompress or export the model anew"
+            ]
+    return [
+        f"{path}: {'.'.join(map(str, e['loc'])) or 'manifest'}: {e['msg']}" for e in error.errors()
+    ]
+
+
+def _check(folder: Path, name: str, entry: FileEntry, verify: bool) -> Iterator[str]:
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in name:
+        yield f"{folder}: the manifest names {name!r}, which leaves the folder; do not use this artifact"
+        return
+    path = folder / name
+    if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
+        yield f"{path}: missing, or a link out of the artifact; copy the artifact anew"
+    elif path.stat().st_size != entry.size:
+        yield f"{path}: {path.stat().st_size} bytes, the manifest says {entry.size}; copy the artifact anew"
+    elif verify and sha256_of(path) != entry.sha256:
+        yield f"{path}: its sha256 is not the manifest's; copy the artifact anew"
+
+
+def list_files(folder: Path) -> dict[str, FileEntry]:
+    """Return all files of a folder but the manifest, by relative name."""
+    return {
+        path.relative_to(folder).as_posix(): FileEntry(
+            sha256=sha256_of(path), size=path.stat().st_size
+        )
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST_FILE
+    }
+
+
+def write_manifest(folder: Path, **fields: Any) -> Manifest:
+    """Write the manifest of everything that lies in the folder, and return it."""
+    manifest = Manifest(files=list_files(folder), **fields)
+    write_text(folder / MANIFEST_FILE, manifest.model_dump_json(indent=1) + "\n")
+    return manifest
+
+
+@contextmanager
+def staged(output: Path, *, overwrite: bool = False, needed_bytes: int = 0) -> Iterator[Path]:
+    """Yield a fresh folder beside `output` that takes its place when the block ends well.
+
+    On an error or interrupt nothing is left and `output` is as it was.
+
+    Args:
+        output: final place.
+        overwrite: replace what is there.
+        needed_bytes: free space that the writing will take.
+
+    Raises:
+        VtcompressError: `output` exists, its parent cannot be written, or the disk has too little room.
+    """
+    output = output.absolute()
+    if output.exists() and not overwrite and (not output.is_dir() or any(output.iterdir())):
+        raise VtcompressError(f"{output}: exists; choose another --output or add --overwrite")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        check_room(output.parent, needed_bytes)
+        for stray in output.parent.glob(f".{output.name}{STAGING_MARK}*"):
+            shutil.rmtree(stray, ignore_errors=True)
+        staging = output.parent / f".{output.name}{STAGING_MARK}{uuid.uuid4().hex[:8]}"
+        staging.mkdir()
+    except OSError as failure:
+        raise VtcompressError(f"{output.parent}: cannot write: {failure.strerror}") from None
+    try:
+        yield staging
+        _replace(staging, output)
+    except OSError as failure:
+        raise VtcompressError(f"{output}: cannot write: {failure.strerror or failure}") from failure
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _replace(staging: Path, output: Path) -> None:
+    if output.exists():
+        old = staging.with_name(staging.name + "-old")
+        output.rename(old)
+        staging.rename(output)
+        shutil.rmtree(old) if old.is_dir() else old.unlink()
+    else:
+        staging.rename(output)
+
+
+def check_room(folder: Path, needed_bytes: int) -> None:
+    """Refuse to start what the disk cannot hold.
+
+    Raises:
+        VtcompressError: fewer than `needed_bytes` are free.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        raise VtcompressError(
+            f"{folder}: {_mebibytes(needed_bytes)} are needed, {_mebibytes(free)} are free; "
+            "make room or choose another --output"
+        )
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count / 2**20:,.0f} MiB"
+
+
+def peak_memory_bytes() -> int:
+    """Return the highest resident memory of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def folder_bytes(folder: Path) -> int:
+    """Return the size of all files in a folder."""
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+
+
+__all__ = [
+    "Artifact",
+    "check_room",
+    "folder_bytes",
+    "list_files",
+    "peak_memory_bytes",
+    "staged",
+    "write_manifest",
+]

@@ -1,0 +1,172 @@
+"""Times the compressed decoder beside the naive original: one process, interleaved, ratios with their spread.
+
+Absolute times hold for this machine at this moment only; the ratios are what counts.
+"""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from compressor.dims import Facts, ModelFacts
+from compressor.progress import SILENT, Progress
+from export.graphs import GraphSpec
+from export.sessions import Array, OnnxSession, Past, no_visual
+
+
+class Timing(Facts):
+    """One kind of call, original against compressed.
+
+    Attributes:
+        original_ms: least wall time of the naive original.
+        compressed_ms: least wall time of the compressed graph.
+        ratio: median over the rounds of original / compressed; above 1 is faster.
+        ratio_low: first quartile of the rounds' ratios.
+        ratio_high: third quartile.
+    """
+
+    original_ms: float
+    compressed_ms: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+
+
+class BenchReport(Facts):
+    """Times of one prompt, and what they were taken with.
+
+    Attributes:
+        images: of the prompt.
+        visual: V of the prompt.
+        text: T of the prompt.
+        rounds: how often each call was timed.
+        threads: of one operator.
+        processor: of the machine, if it tells.
+        prefill: decoder alone.
+        decode_step: one token after the prefill.
+        first_token: from pixels to the first token: vision, embedding and prefill.
+    """
+
+    images: int
+    visual: int
+    text: int
+    rounds: int
+    threads: int
+    processor: str
+    prefill: Timing
+    decode_step: Timing
+    first_token: Timing
+
+
+def bench(
+    folder: Path,
+    graphs: Sequence[GraphSpec],
+    facts: ModelFacts,
+    *,
+    images: int = 1,
+    text: int = 64,
+    rounds: int = 15,
+    threads: int = 1,
+    progress: Progress = SILENT,
+) -> BenchReport:
+    """Time prefill, decode step and first token of both decoders of an artifact, in turns.
+
+    Args:
+        folder: the artifact.
+        graphs: its graphs; both `decoder` and `baseline_decoder`.
+        facts: of the model.
+        images: in the prompt.
+        text: T of the prompt.
+        rounds: how often each is timed, after one call to warm up.
+        threads: of one operator. One is least disturbed on a shared machine.
+        progress: shows the rounds.
+    """
+    sides = [
+        OnnxSession(folder, graphs, decoder=name, threads=threads)
+        for name in ("baseline_decoder", "decoder")
+    ]
+    prompt = _Prompt(facts, images, text)
+    calls = [_calls(side, prompt) for side in sides]
+    seconds: dict[str, list[list[float]]] = {name: [[], []] for name in calls[0]}
+    for number in progress.track(range(rounds + 1), "timing", rounds + 1):
+        for name, taken in seconds.items():
+            for side, call in enumerate(calls):
+                start = time.perf_counter()
+                call[name]()
+                if number:  # the first round warms up
+                    taken[side].append(time.perf_counter() - start)
+    timings = {name: _timing(*taken) for name, taken in seconds.items()}
+    return BenchReport(
+        images=images,
+        visual=images * facts.visual_tokens,
+        text=text,
+        rounds=rounds,
+        threads=threads,
+        processor=processor_name(),
+        **timings,
+    )
+
+
+class _Prompt:
+    """Seeded pixels and tokens of one prompt: a text row, the images, the other text rows."""
+
+    def __init__(self, facts: ModelFacts, images: int, text: int) -> None:
+        rng = np.random.default_rng(0)
+        size, visual = facts.image_size, images * facts.visual_tokens
+        self.pixels = rng.standard_normal((images, 3, size, size)).astype(np.float32)
+        self.ids = rng.integers(0, facts.decoder.vocab, (1, text))
+        self.visual_index = np.arange(1, 1 + visual, dtype=np.int64)[None]
+        places = np.arange(text, dtype=np.int64)
+        self.text_index = (places + visual * (places > 0))[None]
+        self.next_index = np.array([[visual + text]], dtype=np.int64)
+
+
+def _calls(session: OnnxSession, prompt: _Prompt) -> dict[str, Callable[[], object]]:
+    features = session.vision(prompt.pixels)
+    visual = features.reshape(1, -1, features.shape[-1])
+    text = session.embed(prompt.ids)
+
+    def prefill(visual: Array = visual, text: Array = text) -> tuple[Array, Past]:
+        past = session.empty_past(1)
+        return session.decode(visual, text, prompt.visual_index, prompt.text_index, past)
+
+    _, filled = prefill()
+    step = text[:, :1]
+    no_rows, no_index = no_visual(step)
+
+    def decode_step() -> object:
+        return session.decode(no_rows, step, no_index, prompt.next_index, filled)
+
+    def first_token() -> object:
+        seen = session.vision(prompt.pixels)
+        return prefill(seen.reshape(visual.shape), session.embed(prompt.ids))
+
+    return {"prefill": prefill, "decode_step": decode_step, "first_token": first_token}
+
+
+def _timing(original: list[float], compressed: list[float]) -> Timing:
+    ratios = np.array(original) / np.array(compressed)
+    low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
+    return Timing(
+        original_ms=1e3 * min(original),
+        compressed_ms=1e3 * min(compressed),
+        ratio=float(middle),
+        ratio_low=float(low),
+        ratio_high=float(high),
+    )
+
+
+def processor_name() -> str:
+    """Return the processor's name and the number of cores this process may use."""
+    name = ""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next(
+            (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), ""
+        )
+    except OSError:
+        pass
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{name or 'unknown processor'}, {cores} cores"

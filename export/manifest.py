@@ -1,0 +1,104 @@
+"""The manifest: what an artifact holds, how it was made and what was measured. Read without torch."""
+
+import platform
+from importlib import metadata
+from typing import Literal
+
+from pydantic import Field
+
+from compressor.dims import Facts, ModelFacts
+from compressor.version import __version__
+from export.bench import BenchReport
+from export.graphs import DType, GraphSpec
+from export.parity.fidelity import FidelityReport
+from export.parity.loss import LossReport
+
+MANIFEST_FORMAT = 1
+MANIFEST_FILE = "manifest.json"
+
+TOOLS = (
+    "torch",
+    "transformers",
+    "optimum",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "numpy",
+    "tokenizers",
+)
+
+
+class FileEntry(Facts):
+    """One file of the artifact."""
+
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    size: int = Field(ge=0)
+
+
+class Predicted(Facts):
+    """Predicted figures of one prefill from an empty cache, against the naive original.
+
+    Attributes:
+        images: of the prompt.
+        visual: V of the prompt.
+        text: T of the prompt.
+        flops_original: every row in every layer.
+        flops: of the plan.
+        speedup: their ratio.
+        kv_bytes_original: KV cache after the prefill.
+        kv_bytes: of the plan.
+    """
+
+    images: int
+    visual: int
+    text: int
+    flops_original: int
+    flops: int
+    speedup: float
+    kv_bytes_original: int
+    kv_bytes: int
+
+
+class Manifest(Facts):
+    """Everything a reader must know of an artifact; stored as `manifest.json`.
+
+    Attributes:
+        tools: versions of what made it.
+        image_token: text of the image token in a rendered prompt.
+        files: every other file of the artifact by its relative name.
+        fidelity: outcome of the first check; None: not run.
+        loss: outcome of the second check; None: not run.
+        measured: times beside the naive original; None: not measured.
+        peak_memory_bytes: resident memory of the process that exported, at its highest.
+    """
+
+    manifest_format: Literal[1] = 1
+    tools: dict[str, str]
+    model: ModelFacts
+    model_digest: str
+    image_token: str
+    dtype: DType
+    logits: Literal["last", "all"]
+    graphs: tuple[GraphSpec, ...]
+    files: dict[str, FileEntry]
+    predicted: Predicted
+    fidelity: FidelityReport | None = None
+    loss: LossReport | None = None
+    measured: BenchReport | None = None
+    peak_memory_bytes: int
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check that ran missed a threshold."""
+        return all(check is None or check.passed for check in (self.fidelity, self.loss))
+
+
+def tool_versions() -> dict[str, str]:
+    """Return the versions of this tool, Python and the packages that shape an artifact."""
+    versions = {"vtcompress": __version__, "python": platform.python_version()}
+    for name in TOOLS:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

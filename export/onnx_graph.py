@@ -1,0 +1,186 @@
+"""Exports torch modules to ONNX graphs of standard operators, with the names and axes of their spec."""
+
+import ast
+import contextlib
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from compressor.compressed import CompressedModel
+from compressor.decoder import Decoder, KeyValue
+from compressor.errors import VtcompressError
+from compressor.version import __version__
+from export.graphs import GraphSpec, TensorSpec
+from export.weights import SharedWeights
+
+OPSET = 23
+SCOPES = "pkg.torch.onnx.name_scopes"
+# Sizes of the sample call. All differ from each other and from 0 and 1, which torch.export would fix.
+SAMPLE_SIZES = {"batch": 2, "images": 2, "visual": 5, "text": 7, "past": 3}
+LEAST_SIZES = {"batch": 1, "images": 1, "visual": 0, "text": 1, "past": 0}
+
+
+class Embedding(nn.Module):
+    """Token ids [B, T] to embeddings [B, T, D]."""
+
+    def __init__(self, table: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(table, requires_grad=False)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Map token ids [B, T] to embeddings [B, T, D]."""
+        return nn.functional.embedding(input_ids, self.weight)
+
+
+def export_vision(model: CompressedModel, spec: GraphSpec) -> ir.Model:
+    """Export the vision encoder."""
+    return _export(model.vision, _samples(spec), spec)
+
+
+def export_embed(model: CompressedModel, spec: GraphSpec) -> ir.Model:
+    """Export the token embedding."""
+    return _export(Embedding(model.embedding).eval(), _samples(spec), spec)
+
+
+def export_decoder(decoder: Decoder, spec: GraphSpec) -> ir.Model:
+    """Export a decoder, prefill and decode in one graph."""
+    *rows, past = (*_samples(spec)[:4], _samples(spec)[4:])
+    pairs = [KeyValue(k, v) for k, v in zip(past[::2], past[1::2], strict=True)]
+    return _export(decoder, (*rows, pairs), spec)
+
+
+def save_graph(model: ir.Model, path: Path, weights: SharedWeights) -> None:
+    """Write a graph whose large tensors lie in the shared weight file."""
+    weights.take(model)
+    ir.save(model, path)
+
+
+def node_counts(path: Path) -> Counter[str]:
+    """Return how many nodes of each operator a graph has."""
+    import onnx
+
+    graph = onnx.load(path, load_external_data=False).graph
+    return Counter(node.op_type for node in graph.node)
+
+
+def _samples(spec: GraphSpec) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+
+    def sample(tensor: TensorSpec) -> Tensor:
+        shape = tensor.shape(SAMPLE_SIZES)
+        if tensor.dtype == "int64":
+            return torch.zeros(shape, dtype=torch.int64)
+        return torch.rand(shape, generator=generator).to(getattr(torch, tensor.dtype))
+
+    return tuple(sample(tensor) for tensor in spec.inputs)
+
+
+def _dynamic(spec: GraphSpec) -> list[dict[int, Any]]:
+    axes = {axis: torch.export.Dim(axis, min=least) for axis, least in LEAST_SIZES.items()}
+    return [
+        {i: axes[axis] for i, axis in enumerate(tensor.axes) if isinstance(axis, str)}
+        for tensor in spec.inputs
+    ]
+
+
+def _export(module: nn.Module, args: tuple[Any, ...], spec: GraphSpec) -> ir.Model:
+    dynamic: list[Any] = _dynamic(spec)
+    if len(args) < len(spec.inputs):  # a decoder: the caches travel as one list of pairs
+        caches = dynamic[4:]
+        pairs = [KeyValue(k, v) for k, v in zip(caches[::2], caches[1::2], strict=True)]
+        dynamic = [*dynamic[:4], pairs]
+    with _quiet_exporter(), torch.inference_mode():
+        program = torch.onnx.export(
+            module,
+            args,
+            dynamo=True,
+            opset_version=OPSET,
+            dynamic_shapes=tuple(dynamic),
+            input_names=[t.name for t in spec.inputs],
+            output_names=[t.name for t in spec.outputs],
+            verbose=False,
+        )
+    if program is None:
+        raise RuntimeError("torch.onnx.export returned nothing")
+    model = program.model
+    model.graph.name = spec.name
+    _name_nodes(model)
+    _declare(model.graph.inputs, spec.inputs)
+    _declare(model.graph.outputs, spec.outputs)
+    _check_standard(model, spec)
+    return model
+
+
+def _name_nodes(model: ir.Model) -> None:
+    """Name nodes after the module that made them, and drop the exporter's stack traces.
+
+    The traces hold paths of this machine and are most of a graph's size.
+    """
+    taken: Counter[str] = Counter()
+    for node in model.graph:
+        scopes = node.metadata_props.get(SCOPES)
+        path = ast.literal_eval(scopes) if scopes else []
+        scope = next((p for p in reversed(path[:-1]) if p and not p.startswith("_empty_nn")), "")
+        name = f"{scope}.{node.op_type}" if scope else node.op_type
+        taken[name] += 1
+        node.name = name if taken[name] == 1 else f"{name}_{taken[name]}"
+        node.metadata_props.clear()
+        node.doc_string = None
+    for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+    model.producer_name, model.producer_version = "vtcompress", __version__
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+
+
+def layer_nodes(path: Path) -> Counter[int]:
+    """Return how many nodes each decoder layer has in a graph."""
+    import onnx
+
+    graph = onnx.load(path, load_external_data=False).graph
+    places = (node.name.split(".") for node in graph.node)
+    return Counter(int(parts[1]) for parts in places if parts[0] == "layers")
+
+
+def _declare(values: Sequence[ir.Value], specs: Sequence[TensorSpec]) -> None:
+    """Write the declared axes into the graph; the exporter writes sums of symbols."""
+    for value, spec in zip(values, specs, strict=True):
+        if value.name != spec.name or str(value.dtype) != DTYPE_NAMES[spec.dtype]:
+            raise RuntimeError(
+                f"exported {value.name} {value.dtype}, declared {spec.name} {spec.dtype}"
+            )
+        value.shape = ir.Shape(spec.axes)
+
+
+DTYPE_NAMES = {"float32": "FLOAT", "float16": "FLOAT16", "int64": "INT64"}
+
+
+def _check_standard(model: ir.Model, spec: GraphSpec) -> None:
+    foreign = sorted({node.op_type for node in model.graph if node.domain not in ("", "ai.onnx")})
+    if foreign or model.opset_imports.get("") != OPSET:
+        raise VtcompressError(
+            f"{spec.file}: operators outside standard opset {OPSET}: {', '.join(foreign) or 'version'}; "
+            "the torch version differs from what the tool was tested with"
+        )
+
+
+@contextlib.contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Silence what the exporter says about packages that are not needed and about our own names."""
+    log = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+            warnings.filterwarnings("ignore", message=".*The axis name: .* will not be used.*")
+            yield
+    finally:
+        log.setLevel(level)

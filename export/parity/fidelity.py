@@ -1,0 +1,228 @@
+"""Export fidelity: the compressed torch model against its own exported graphs, call by call.
+
+The two sides run one after the other on equal inputs, so that the models are never in memory together:
+`record` keeps the outputs of one side, `compare` judges two recordings and collects every failure.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from compressor.dims import Facts
+from compressor.plan import Plan
+from export.graphs import GraphSpec
+from export.sessions import Array, Session, no_visual
+
+IMAGE_COUNTS = (0, 1, 2)
+TEXT_ROWS = (9, 5)
+LATER_TEXT_ROWS = 3
+DECODE_STEPS = 16
+# Below it, a difference relative to the largest value says nothing.
+TINY = 1e-6
+
+
+class Limits(Facts):
+    """What every compared output must satisfy."""
+
+    max_abs: float
+    max_relative: float
+    min_cosine: float
+
+
+class Difference(Facts):
+    """Two recordings of one output compared.
+
+    Attributes:
+        call: e.g. `2 images, T=9: decode step 3`.
+        max_abs: largest absolute difference.
+        max_relative: the same, divided by the reference's largest absolute value.
+        cosine: least cosine similarity over the rows.
+    """
+
+    call: str
+    max_abs: float
+    max_relative: float
+    cosine: float
+
+
+class FidelityReport(Facts):
+    """The outcome: the worst of each measure, and every failure in words."""
+
+    calls: int
+    limits: Limits
+    worst_abs: Difference
+    worst_relative: Difference
+    worst_cosine: Difference
+    failures: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing failed."""
+        return not self.failures
+
+
+@dataclass
+class Recording:
+    """Outputs of one side by call, and the shapes of its caches."""
+
+    outputs: dict[str, Array] = field(default_factory=dict)
+    shapes: dict[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
+
+
+def record(session: Session, plan: Plan, seed: int = 0) -> Recording:
+    """Run the fixed set of calls and keep what comes out.
+
+    Images are seeded noise, tokens are seeded draws from the vocabulary: V = 0, N and 2N with two lengths
+    of T; each prompt is followed by a later turn on its cache and by decode steps.
+    """
+    recording = Recording()
+    rng = np.random.default_rng(seed)
+    facts = plan.model
+    size = facts.image_size
+    for images in IMAGE_COUNTS:
+        pixels = rng.standard_normal((images, 3, size, size)).astype(np.float32)
+        features = None
+        if images:
+            features = session.vision(pixels)
+            recording.outputs[f"vision, {images} images"] = features.astype(np.float32)
+        for rows in TEXT_ROWS:
+            ids = rng.integers(0, facts.decoder.vocab, rows + LATER_TEXT_ROWS + DECODE_STEPS)
+            _record_prompt(recording, session, features, ids, rows, f"{images} images, T={rows}")
+    return recording
+
+
+def _record_prompt(
+    recording: Recording,
+    session: Session,
+    features: Array | None,
+    ids: Array,
+    rows: int,
+    name: str,
+) -> None:
+    embedded = session.embed(ids[None])
+    recording.outputs[f"{name}: embed"] = embedded.astype(np.float32)
+    visual, visual_index = no_visual(embedded)
+    if features is not None:
+        visual = features.reshape(1, -1, features.shape[-1])
+    # One text row in front, the images behind it, the rest of the text after them.
+    place = visual.shape[1]
+    visual_index = np.arange(1, 1 + place, dtype=np.int64)[None]
+    past = session.empty_past(1)
+    start = 0
+    for label, count in _calls(rows):
+        text = embedded[:, start : start + count]
+        text_index = np.arange(start, start + count, dtype=np.int64)[None]
+        text_index += place * (text_index > 0)
+        if start:
+            visual, visual_index = no_visual(embedded)
+        logits, past = session.decode(visual, text, visual_index, text_index, past)
+        recording.outputs[f"{name}: {label}"] = logits
+        recording.shapes[f"{name}: {label}"] = session.past_shapes(past)
+        start += count
+
+
+def _calls(rows: int) -> Iterator[tuple[str, int]]:
+    yield "prefill", rows
+    yield "later turn", LATER_TEXT_ROWS
+    for step in range(DECODE_STEPS):
+        yield f"decode step {step + 1}", 1
+
+
+def compare(
+    reference: Recording,
+    found: Recording,
+    graphs: Sequence[GraphSpec],
+    declared: Sequence[str],
+    limits: Limits,
+) -> FidelityReport:
+    """Judge one recording against another.
+
+    Args:
+        reference: of the compressed torch model.
+        found: of the exported graphs.
+        graphs: the graphs that were run; named in the report.
+        declared: failures of names, axes and dtypes that `check_declared` found.
+        limits: what every output must satisfy.
+    """
+    failures = list(declared)
+    differences = []
+    for call, wanted in reference.outputs.items():
+        got = found.outputs[call]
+        if got.shape != wanted.shape:
+            failures.append(f"{call}: shape {got.shape}, torch gives {wanted.shape}")
+            continue
+        difference = _difference(call, wanted, got)
+        differences.append(difference)
+        failures += _misses(difference, limits)
+    for call, shapes in reference.shapes.items():
+        if found.shapes[call] != shapes:
+            failures.append(f"{call}: cache shapes {found.shapes[call]}, torch gives {shapes}")
+    if not differences:
+        raise ValueError(f"nothing to compare in {[g.name for g in graphs]}")
+    return FidelityReport(
+        calls=len(differences),
+        limits=limits,
+        worst_abs=max(differences, key=lambda d: d.max_abs),
+        worst_relative=max(differences, key=lambda d: d.max_relative),
+        worst_cosine=min(differences, key=lambda d: d.cosine),
+        failures=tuple(failures),
+    )
+
+
+def _difference(call: str, wanted: Array, got: Array) -> Difference:
+    a, b = wanted.astype(np.float64), got.astype(np.float64)
+    worst = float(np.abs(a - b).max())
+    lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    cosine = (a * b).sum(axis=-1) / np.maximum(lengths, TINY)
+    if not np.isfinite(worst):
+        worst, cosine = float("inf"), np.array([-1.0])
+    return Difference(
+        call=call,
+        max_abs=worst,
+        max_relative=worst / max(float(np.abs(a).max()), TINY),
+        cosine=float(cosine.min()),
+    )
+
+
+def _misses(difference: Difference, limits: Limits) -> list[str]:
+    d = difference
+    lines = []
+    if d.max_abs > limits.max_abs:
+        lines.append(f"{d.call}: differs by {d.max_abs:.3g}, allowed max_abs {limits.max_abs:g}")
+    if d.max_relative > limits.max_relative:
+        lines.append(
+            f"{d.call}: differs by {d.max_relative:.3g} of the largest value, "
+            f"allowed max_relative {limits.max_relative:g}"
+        )
+    if d.cosine < limits.min_cosine:
+        lines.append(f"{d.call}: cosine {d.cosine:.7f}, wanted min_cosine {limits.min_cosine:g}")
+    return lines
+
+
+def check_declared(
+    spec: GraphSpec, inputs: Sequence[object], outputs: Sequence[object]
+) -> list[str]:
+    """Return how a loaded graph's names, axes and dtypes differ from its declaration.
+
+    Args:
+        spec: the declaration.
+        inputs: ONNX Runtime's node arguments (`name`, `shape`, `type`).
+        outputs: likewise.
+    """
+    kinds = {"float32": "tensor(float)", "float16": "tensor(float16)", "int64": "tensor(int64)"}
+    lines = []
+    for side, declared, found in (
+        ("input", spec.inputs, inputs),
+        ("output", spec.outputs, outputs),
+    ):
+        actual = {a.name: (tuple(a.shape), a.type) for a in found}  # type: ignore[attr-defined]
+        wanted = {t.name: (t.axes, kinds[t.dtype]) for t in declared}
+        lines += [f"{spec.file}: {side} {n}: missing" for n in wanted.keys() - actual.keys()]
+        lines += [f"{spec.file}: {side} {n}: not declared" for n in actual.keys() - wanted.keys()]
+        lines += [
+            f"{spec.file}: {side} {n}: is {actual[n]}, declared {wanted[n]}"
+            for n in wanted.keys() & actual.keys()
+            if actual[n] != wanted[n]
+        ]
+    return sorted(lines)

@@ -1,0 +1,287 @@
+"""Compression loss: the original model against the artifact, from image file to text. Quality, not numerics.
+
+The original's side is measured once and stored in the artifact, so that the check runs later without it.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from compressor.calibration.data import Sample, data_digest, read_samples
+from compressor.dims import Facts
+from compressor.errors import ArtifactError
+from compressor.files import sha256_of
+from compressor.progress import SILENT, Progress
+from export.sessions import Array
+
+if TYPE_CHECKING:
+    from export.runtime import Runtime
+
+FOLDER = "validation"
+SAMPLES_FILE = f"{FOLDER}/samples.jsonl"
+ORIGINAL_FILE = f"{FOLDER}/original.json"
+COMPRESSED_FILE = f"{FOLDER}/compressed.json"
+LOGITS_FILE = f"{FOLDER}/original_logits.npy"
+
+
+class Answer(Facts):
+    """A greedy answer: its tokens, the ending one included, and its text without special tokens."""
+
+    token_ids: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Answers of one model to all samples.
+
+    Attributes:
+        answers: in sample order.
+        logits: [samples, vocab] float32 at the last prompt token.
+        max_new_tokens: length at which answers were cut.
+    """
+
+    answers: tuple[Answer, ...]
+    logits: Array
+    max_new_tokens: int
+
+
+class LossLimits(Facts):
+    """Limits over all samples; None is reported, not judged."""
+
+    max_kl: float | None = None
+    min_agreement: float | None = None
+    min_common_prefix: float | None = None
+    min_exact_match: float | None = None
+    min_exact_match_kept: float | None = None
+
+
+class LossFigures(Facts):
+    """Compression loss over some samples.
+
+    Attributes:
+        kind: group of the samples, `all` for all of them.
+        samples: how many.
+        kl: mean KL(original || compressed) of the next-token distributions, in nats.
+        kl_worst: the largest.
+        agreement: share of equal most likely next tokens.
+        common_prefix: mean share of the original's answer tokens before the first difference.
+        answered: samples that give a right answer; exact match is over them.
+        exact_match_original: share of right answers of the original; None without answers.
+        exact_match: of the artifact.
+    """
+
+    kind: str
+    samples: int
+    kl: float
+    kl_worst: float
+    agreement: float
+    common_prefix: float
+    answered: int
+    exact_match_original: float | None
+    exact_match: float | None
+
+    @property
+    def exact_match_kept(self) -> float | None:
+        """The artifact's exact match divided by the original's."""
+        if not self.exact_match_original or self.exact_match is None:
+            return None
+        return self.exact_match / self.exact_match_original
+
+
+class LossReport(Facts):
+    """The outcome over all samples and for each kind.
+
+    Attributes:
+        data: name of the data file.
+        data_digest: sha256 over its questions and pictures.
+    """
+
+    data: str
+    data_digest: str
+    overall: LossFigures
+    kinds: tuple[LossFigures, ...]
+    limits: LossLimits
+    failures: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing failed."""
+        return not self.failures
+
+
+def measure(
+    runtime: "Runtime", samples: Sequence[Sample], max_new_tokens: int, progress: Progress = SILENT
+) -> Answers:
+    """Let a runtime answer every sample."""
+    answers, logits = [], []
+    for sample in progress.track(samples, "artifact answers", len(samples)):
+        reply = runtime.answer(sample.question, sample.images, max_new_tokens=max_new_tokens)
+        answers.append(Answer(token_ids=reply.token_ids, text=reply.text))
+        logits.append(reply.first_logits)
+    return Answers(tuple(answers), np.stack(logits), max_new_tokens)
+
+
+def compare(
+    samples: Sequence[Sample],
+    original: Answers,
+    compressed: Answers,
+    limits: LossLimits,
+    data_name: str,
+) -> LossReport:
+    """Compare the two models' answers, overall and for each kind of sample."""
+    kl = kl_rows(original.logits, compressed.logits)
+    agree = original.logits.argmax(axis=1) == compressed.logits.argmax(axis=1)
+    prefix = np.array(
+        [
+            common_prefix(a.token_ids, b.token_ids) / max(len(a.token_ids), 1)
+            for a, b in zip(original.answers, compressed.answers, strict=True)
+        ]
+    )
+    right = [
+        None if s.answer is None else (exact(a.text, s.answer), exact(b.text, s.answer))
+        for s, a, b in zip(samples, original.answers, compressed.answers, strict=True)
+    ]
+
+    def figures(kind: str, rows: Sequence[int]) -> LossFigures:
+        judged = [pair for i in rows if (pair := right[i]) is not None]
+        count = len(judged)
+        picked = list(rows)
+        return LossFigures(
+            kind=kind,
+            samples=len(picked),
+            kl=float(kl[picked].mean()),
+            kl_worst=float(kl[picked].max()),
+            agreement=float(agree[picked].mean()),
+            common_prefix=float(prefix[picked].mean()),
+            answered=count,
+            exact_match_original=sum(a for a, _ in judged) / count if count else None,
+            exact_match=sum(b for _, b in judged) / count if count else None,
+        )
+
+    overall = figures("all", range(len(samples)))
+    names = sorted({s.kind for s in samples if s.kind})
+    kinds = [figures(k, [i for i, s in enumerate(samples) if s.kind == k]) for k in names]
+    return LossReport(
+        data=data_name,
+        data_digest=data_digest(samples),
+        overall=overall,
+        kinds=tuple(kinds),
+        limits=limits,
+        failures=tuple(_misses(overall, limits)),
+    )
+
+
+def kl_rows(original: Array, compressed: Array) -> Array:
+    """KL(softmax(original) || softmax(compressed)) of each row, in nats; both [n, vocab]."""
+
+    def log_softmax(x: Array) -> Array:
+        x = x.astype(np.float64)
+        x = x - x.max(axis=-1, keepdims=True)
+        normalised: Array = x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+        return normalised
+
+    p, q = log_softmax(original), log_softmax(compressed)
+    divergence: Array = np.maximum((np.exp(p) * (p - q)).sum(axis=-1), 0.0)
+    return divergence
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """Return how many leading tokens are equal."""
+    count = 0
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            break
+        count += 1
+    return count
+
+
+def exact(text: str, answer: str) -> bool:
+    """Whether an answer is the right one, surrounding white space aside."""
+    return text.strip() == answer.strip()
+
+
+def _misses(figures: LossFigures, limits: LossLimits) -> list[str]:
+    lines = []
+    if limits.max_kl is not None and figures.kl > limits.max_kl:
+        lines.append(f"mean KL is {figures.kl:.4g} nats, allowed max_kl {limits.max_kl:g}")
+    least = (
+        ("agreement of next tokens", figures.agreement, limits.min_agreement, "min_agreement"),
+        ("common prefix", figures.common_prefix, limits.min_common_prefix, "min_common_prefix"),
+        ("exact match", figures.exact_match, limits.min_exact_match, "min_exact_match"),
+        (
+            "exact match kept",
+            figures.exact_match_kept,
+            limits.min_exact_match_kept,
+            "min_exact_match_kept",
+        ),
+    )
+    for words, value, limit, key in least:
+        if limit is None:
+            continue
+        if value is None:
+            lines.append(f"{words} cannot be judged against {key}: the data has no answers")
+        elif value < limit:
+            lines.append(f"{words} is {value:.4f}, wanted {key} {limit:g}")
+    return lines
+
+
+def store_original(folder: Path, samples: Sequence[Sample], original: Answers) -> None:
+    """Write samples, their pictures and the original's answers into an artifact under construction."""
+    pictures = folder / FOLDER / "images"
+    pictures.mkdir(parents=True)
+    rows = []
+    for sample in samples:
+        names = []
+        for path in sample.images:
+            name = f"{sha256_of(path)[:16]}{path.suffix.lower()}"
+            if not (pictures / name).exists():
+                shutil.copyfile(path, pictures / name)
+            names.append(f"images/{name}")
+        row = {
+            "image": names,
+            "question": sample.question,
+            "answer": sample.answer,
+            "kind": sample.kind,
+        }
+        rows.append(json.dumps(row, ensure_ascii=False))
+    (folder / SAMPLES_FILE).write_text("\n".join(rows) + "\n", encoding="utf-8")
+    np.save(folder / LOGITS_FILE, original.logits.astype(np.float32), allow_pickle=False)
+    write_answers(folder / ORIGINAL_FILE, original)
+
+
+def write_answers(path: Path, answers: Answers) -> None:
+    """Write answers (without logits) as JSON."""
+    document = {
+        "max_new_tokens": answers.max_new_tokens,
+        "answers": [a.model_dump() for a in answers.answers],
+    }
+    path.write_text(json.dumps(document, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
+
+
+def stored_original(folder: Path) -> tuple[tuple[Sample, ...], Answers]:
+    """Return the samples and the original's answers that an artifact holds.
+
+    Raises:
+        ArtifactError: it holds none, or they are broken.
+    """
+    if not (folder / ORIGINAL_FILE).is_file():
+        raise ArtifactError(
+            [f"{folder}: holds no answers of the original; give --data and --model to measure them"]
+        )
+    try:
+        document = json.loads((folder / ORIGINAL_FILE).read_text(encoding="utf-8"))
+        answers = tuple(Answer.model_validate(a) for a in document["answers"])
+        logits = np.load(folder / LOGITS_FILE, allow_pickle=False)
+        cut = int(document["max_new_tokens"])
+    except (OSError, ValueError, KeyError, TypeError) as failure:
+        raise ArtifactError([f"{folder / FOLDER}: broken: {failure}"]) from None
+    samples = read_samples(folder / SAMPLES_FILE)
+    if not len(samples) == len(answers) == len(logits):
+        raise ArtifactError([f"{folder / FOLDER}: samples and answers differ in number"])
+    return samples, Answers(answers, logits, cut)

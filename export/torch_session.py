@@ -1,0 +1,44 @@
+"""The compressed torch model behind the session call; the reference of export fidelity."""
+
+import torch
+
+from compressor.compressed import CompressedModel
+from compressor.decoder import KeyValue
+from export.sessions import Array, Past
+
+
+class TorchSession:
+    """A compressed model in torch; see `export.sessions.Session`."""
+
+    def __init__(self, model: CompressedModel) -> None:
+        self.model = model
+
+    @torch.inference_mode()
+    def vision(self, pixel_values: Array) -> Array:
+        """See `Session.vision`."""
+        pixels = torch.from_numpy(pixel_values).to(self.model.embedding.dtype)
+        embeds: Array = self.model.vision(pixels).numpy()
+        return embeds
+
+    @torch.inference_mode()
+    def embed(self, input_ids: Array) -> Array:
+        """See `Session.embed`."""
+        embeds: Array = self.model.embed(torch.from_numpy(input_ids)).numpy()
+        return embeds
+
+    @torch.inference_mode()
+    def decode(
+        self, visual: Array, text: Array, visual_index: Array, text_index: Array, past: Past
+    ) -> tuple[Array, Past]:
+        """See `Session.decode`."""
+        rows = (torch.from_numpy(a) for a in (visual, text, visual_index, text_index))
+        logits, present = self.model.decoder(*rows, past)
+        return logits.numpy(), present
+
+    def empty_past(self, batch: int) -> Past:
+        """See `Session.empty_past`."""
+        return self.model.decoder.empty_past(batch)
+
+    def past_shapes(self, past: list[KeyValue]) -> tuple[tuple[int, ...], ...]:
+        """See `Session.past_shapes`."""
+        return tuple(tuple(tensor.shape) for pair in past for tensor in pair)

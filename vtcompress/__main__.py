@@ -1,0 +1,5 @@
+"""`python -m vtcompress` is the command line."""
+
+from vtcompress.cli import main
+
+main()

@@ -1,0 +1,482 @@
+"""The command line: reads options, calls one stage, prints what it returns.
+
+Exit codes: 0 done, 1 an error of input or environment, 2 wrong usage, 3 a check missed a threshold,
+130 interrupted.
+"""
+
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from compressor.errors import ProblemsError, VtcompressError
+from compressor.version import __version__
+from vtcompress.console import Output
+
+if TYPE_CHECKING:
+    from compressor.plan import Plan
+    from compressor.recipe import Recipe
+    from export.manifest import Manifest
+
+EXIT_ERROR, EXIT_USAGE, EXIT_MISSED, EXIT_INTERRUPTED = 1, 2, 3, 130
+
+Command = Callable[..., Any]
+FILE = click.Path(path_type=Path, dir_okay=False)
+FOLDER = click.Path(path_type=Path, file_okay=False)
+
+
+class ThresholdMissedError(Exception):
+    """A check ran and missed a threshold; what it is was printed already."""
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.version_option(__version__, prog_name="vtcompress")
+@click.option("-v", "--verbose", count=True, help="Say more; twice: the libraries' own logs too.")
+@click.option("-q", "--quiet", is_flag=True, help="Print results only.")
+@click.option("--json", "machine", is_flag=True, help="Print results as JSON on stdout.")
+@click.pass_context
+def cli(context: click.Context, verbose: int, quiet: bool, machine: bool) -> None:
+    """Compress the visual-token work of a multimodal LLM and export it, with proof of loss and gain.
+
+    The main job is `vtcompress export --recipe shortv --model MODEL --data QUESTIONS.jsonl --output DIR`;
+    the other commands are its stages, each starting from the file of the one before.
+    """
+    context.obj = Output(verbosity=-1 if quiet else verbose, machine=machine)
+    _set_logs(verbose)
+
+
+def _set_logs(verbose: int) -> None:
+    level = logging.WARNING if verbose < 1 else logging.INFO if verbose == 1 else logging.DEBUG
+    logging.basicConfig(stream=sys.stderr, level=level, format="%(name)s: %(message)s")
+
+
+def recipe_options(command: Command) -> Command:
+    """Options that name a recipe and override it."""
+    options = (
+        click.option("--recipe", required=True, help="Recipe file, or name of a shipped recipe."),
+        click.option("--model", help="Hub id or local folder; overrides the recipe."),
+        click.option("--revision", help="Revision of a hub model."),
+        click.option(
+            "--data", type=FILE, help="Calibration questions (jsonl); overrides the recipe."
+        ),
+        click.option("--samples", type=click.IntRange(min=1), help="How many of them."),
+        click.option("--seed", type=click.IntRange(min=0), help="Which of them are drawn."),
+        click.option(
+            "--set",
+            "settings",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="Override any key, e.g. --set export.logits=all; may be repeated.",
+        ),
+        click.option(
+            "--trust-remote-code",
+            is_flag=True,
+            help="Let the model's repository run its own Python code.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def read_recipe(options: Mapping[str, Any], more: Mapping[str, Any] | None = None) -> "Recipe":
+    """Load the recipe that the options name, and override it."""
+    from compressor.recipe_errors import parse_value
+    from vtcompress.stages import load_recipe
+
+    given = {
+        "model.id": options["model"],
+        "model.revision": options["revision"],
+        "model.trust_remote_code": options["trust_remote_code"] or None,
+        "calibrate.data": options["data"],
+        "calibrate.samples": options["samples"],
+        "calibrate.seed": options["seed"],
+        **(more or {}),
+    }
+    values = {key: value for key, value in given.items() if value is not None}
+    for setting in options["settings"]:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise click.BadParameter(f"{setting!r} is not KEY=VALUE", param_hint="--set")
+        values[key.strip()] = parse_value(text)
+    return load_recipe(options["recipe"]).override(values)
+
+
+@cli.command()
+@recipe_options
+@click.option("--output", type=FILE, default="profile.json", help="Profile to write or continue.")
+@click.pass_obj
+def calibrate(out: Output, /, output: Path, **options: Any) -> None:
+    """Measure how much each layer needs visual tokens to be updated."""
+    from compressor.passes.shortv import ranking
+    from vtcompress import stages
+
+    profile = stages.calibrate(read_recipe(options), output, progress=out)
+    contribution = profile.layer_contribution()
+    order = ranking(contribution)
+    rows = [
+        (str(i), f"{value:.3e}", str(order.index(i) + 1)) for i, value in enumerate(contribution)
+    ]
+    out.table("Layer contribution", ("layer", "KL, nats", "rank, lowest first"), rows)
+    out.line(
+        f"{len(profile.samples)} samples; written: {output}, its plot as .png and .svg beside it"
+    )
+    out.result(profile.model_dump(mode="json"))
+
+
+@cli.command()
+@recipe_options
+@click.option(
+    "--profile", type=FILE, help="What `calibrate` wrote; needed unless layers are listed."
+)
+@click.option("--output", type=FILE, default="plan.json", help="Plan to write.")
+@click.pass_obj
+def plan(out: Output, /, profile: Path | None, output: Path, **options: Any) -> None:
+    """Decide what visual tokens do in each layer; print the predicted costs."""
+    from compressor.calibration.profile import Profile
+    from vtcompress import stages
+
+    measured = None if profile is None else Profile.load(profile)
+    chosen = stages.plan(read_recipe(options), measured)
+    chosen.save(output)
+    _print_plan(out, chosen)
+    out.line(f"written: {output}")
+    out.result({"plan": chosen.model_dump(mode="json"), "predicted": _predicted(chosen)})
+
+
+def _predicted(chosen: "Plan") -> dict[str, Any]:
+    from vtcompress.stages import predicted
+
+    return predicted(chosen, chosen.model.dtype).model_dump(mode="json")
+
+
+def _print_plan(out: Output, chosen: "Plan") -> None:
+    from export.report import LAYER_COLUMNS, layer_rows
+
+    out.table(f"Plan for {chosen.model.name}", LAYER_COLUMNS, layer_rows(chosen))
+    p = _predicted(chosen)
+    out.line(f"prefill of {p['visual']} visual and {p['text']} text rows, predicted:")
+    out.line(
+        f"  FLOPs    {p['flops_original']:,} -> {p['flops']:,} ({p['speedup']:.2f} x less work)"
+    )
+    out.line(f"  KV bytes {p['kv_bytes_original']:,} -> {p['kv_bytes']:,} ({chosen.model.dtype})")
+
+
+@cli.command()
+@recipe_options
+@click.option("--plan", "plan_file", type=FILE, required=True, help="What `plan` wrote.")
+@click.option("--profile", type=FILE, help="What `calibrate` wrote; stored beside the plan.")
+@click.option("--output", type=FOLDER, required=True, help="Folder to write.")
+@click.option("--overwrite", is_flag=True, help="Replace what is at --output.")
+@click.pass_obj
+def compress(
+    out: Output,
+    /,
+    plan_file: Path,
+    profile: Path | None,
+    output: Path,
+    overwrite: bool,
+    **options: Any,
+) -> None:
+    """Apply a plan: write a folder of safetensors, configuration and plan."""
+    from compressor.calibration.profile import Profile
+    from compressor.plan import Plan
+    from vtcompress import stages
+
+    measured = None if profile is None else Profile.load(profile)
+    folder = stages.compress(
+        read_recipe(options),
+        Plan.load(plan_file),
+        output,
+        profile=measured,
+        overwrite=overwrite,
+        progress=out,
+    )
+    out.line(f"written: {folder}")
+    out.result({"output": str(folder)})
+
+
+@cli.command()
+@recipe_options
+@click.option("--profile", type=FILE, help="Use this calibration instead of measuring.")
+@click.option("--compressed", type=FOLDER, help="Start from the folder that `compress` wrote.")
+@click.option("--output", type=FOLDER, required=True, help="Folder of the artifact.")
+@click.option("--overwrite", is_flag=True, help="Replace what is at --output.")
+@click.option("--dtype", type=click.Choice(["float32", "float16"]), help="Of weights and graphs.")
+@click.option("--validate-data", type=FILE, help="Held-out questions (jsonl) for compression loss.")
+@click.option("--validate-samples", type=click.IntRange(min=1), help="How many of them.")
+@click.option("--bench-rounds", type=click.IntRange(min=0), default=15, help="0: no timing.")
+@click.option(
+    "--threads", type=click.IntRange(min=1), default=1, help="Of one operator, in timing."
+)
+@click.pass_obj
+def export(
+    out: Output,
+    /,
+    profile: Path | None,
+    compressed: Path | None,
+    output: Path,
+    overwrite: bool,
+    dtype: str | None,
+    validate_data: Path | None,
+    validate_samples: int | None,
+    bench_rounds: int,
+    threads: int,
+    **options: Any,
+) -> None:
+    """Run all stages: calibrate, plan, compress, export to ONNX, check against the original, time."""
+    from compressor.calibration.profile import Profile
+    from compressor.plan import Plan
+    from vtcompress import stages
+
+    recipe = read_recipe(
+        options,
+        {
+            "export.dtype": dtype,
+            "validate.data": validate_data,
+            "validate.samples": validate_samples,
+        },
+    )
+    manifest = stages.export(
+        recipe,
+        output,
+        profile=None if profile is None else Profile.load(profile),
+        compressed=compressed,
+        overwrite=overwrite,
+        bench_rounds=bench_rounds,
+        threads=threads,
+        progress=out,
+    )
+    _print_plan(out, Plan.load(output / stages.PLAN_FILE))
+    _print_checks(out, manifest)
+    out.line(f"written: {output} (report: {output / 'report.md'})")
+    out.result(manifest.model_dump(mode="json"))
+    failures = [line for c in (manifest.fidelity, manifest.loss) if c for line in c.failures]
+    _raise_if_missed(failures)
+
+
+def _print_checks(out: Output, manifest: "Manifest") -> None:
+    _print_bench(out, manifest.measured)
+    _print_fidelity(out, manifest.fidelity)
+    _print_loss(out, manifest.loss)
+
+
+def _print_bench(out: Output, report: Any) -> None:
+    from export.report import bench_rows
+
+    if report is None:
+        return
+    rows = [
+        (
+            name,
+            f"{t.original_ms:.2f}",
+            f"{t.compressed_ms:.2f}",
+            f"{t.ratio:.2f}",
+            f"{t.ratio_low:.2f} to {t.ratio_high:.2f}",
+        )
+        for name, t in bench_rows(report)
+    ]
+    title = (
+        f"Times: {report.visual} visual and {report.text} text rows, {report.rounds} rounds in turns, "
+        f"{report.threads} thread(s)"
+    )
+    columns = ("call", "original ms", "compressed ms", "original / compressed", "quartiles")
+    out.table(title, columns, rows)
+
+
+def _print_fidelity(out: Output, report: Any) -> None:
+    if report is None:
+        out.line("Export fidelity: not run")
+        return
+    out.line(
+        f"Export fidelity (compressed torch model against its graphs, {report.calls} outputs): "
+        f"max abs {report.worst_abs.max_abs:.2e}, max relative {report.worst_relative.max_relative:.2e}, "
+        f"cosine {report.worst_cosine.cosine:.7f}: {'passed' if report.passed else 'FAILED'}"
+    )
+
+
+def _print_loss(out: Output, report: Any) -> None:
+    from export.report import LOSS_COLUMNS, loss_row
+
+    if report is None:
+        out.line("Compression loss: not run, no validation data (--validate-data)")
+        return
+    rows = [loss_row(figures) for figures in (report.overall, *report.kinds)]
+    out.table("Compression loss (original model against the artifact)", LOSS_COLUMNS, rows)
+    out.line(f"Compression loss: {'passed' if report.passed else 'FAILED'}")
+
+
+def _raise_if_missed(failures: list[str] | tuple[str, ...]) -> None:
+    if failures:
+        for line in failures:
+            click.echo(f"missed: {line}", err=True)
+        raise ThresholdMissedError
+
+
+@cli.command()
+@click.argument("artifact", type=FOLDER)
+@click.option("--data", type=FILE, help="Other questions (jsonl); needs --model.")
+@click.option(
+    "--model", help="The original, hub id or folder: measure it and export fidelity anew."
+)
+@click.option("--threads", type=click.IntRange(min=1), help="Of one operator.")
+@click.pass_obj
+def validate(
+    out: Output, /, artifact: Path, data: Path | None, model: str | None, threads: int | None
+) -> None:
+    """Check an artifact against the original's stored answers, or against the original itself."""
+    from vtcompress import stages
+
+    outcome = stages.validate(artifact, data=data, model=model, threads=threads, progress=out)
+    _print_fidelity(out, outcome.fidelity)
+    _print_loss(out, outcome.loss)
+    out.result(
+        {
+            "fidelity": outcome.fidelity and outcome.fidelity.model_dump(mode="json"),
+            "loss": outcome.loss and outcome.loss.model_dump(mode="json"),
+        }
+    )
+    _raise_if_missed(outcome.failures)
+
+
+@cli.command()
+@click.argument("artifact", type=FOLDER)
+@click.option("--images", type=click.IntRange(min=1), default=1, help="In the prompt.")
+@click.option("--text", type=click.IntRange(min=1), help="Text rows; default: the plan's.")
+@click.option("--rounds", type=click.IntRange(min=1), default=15, help="How often each is timed.")
+@click.option("--threads", type=click.IntRange(min=1), default=1, help="Of one operator.")
+@click.pass_obj
+def bench(
+    out: Output, /, artifact: Path, images: int, text: int | None, rounds: int, threads: int
+) -> None:
+    """Time the compressed decoder beside the original one, in one process and in turns."""
+    from vtcompress import stages
+
+    report = stages.bench(
+        artifact, images=images, text=text, rounds=rounds, threads=threads, progress=out
+    )
+    _print_bench(out, report)
+    out.result(report.model_dump(mode="json"))
+
+
+@cli.command()
+@click.argument("artifact", type=FOLDER)
+@click.option("--image", "images", type=FILE, multiple=True, help="Picture; may be repeated.")
+@click.option("--prompt", required=True, help="The question.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, help="Longest answer.")
+@click.option("--threads", type=click.IntRange(min=1), help="Of one operator.")
+@click.option("--no-verify", is_flag=True, help="Do not compare the files' sha256 first.")
+@click.pass_obj
+def generate(
+    out: Output,
+    /,
+    artifact: Path,
+    images: tuple[Path, ...],
+    prompt: str,
+    max_new_tokens: int,
+    threads: int | None,
+    no_verify: bool,
+) -> None:
+    """Ask an artifact a question about pictures; needs neither torch nor transformers."""
+    from export.runtime import Runtime
+
+    if no_verify:
+        out.say("files are not verified")
+    runtime = Runtime.load(artifact, threads=threads, verify=not no_verify)
+    pieces = []
+    for piece in runtime.generate(prompt, images, max_new_tokens=max_new_tokens):
+        pieces.append(piece)
+        if not out.machine:
+            click.echo(piece, nl=False)
+            sys.stdout.flush()
+    out.line("")
+    out.result({"prompt": prompt, "images": [str(p) for p in images], "text": "".join(pieces)})
+
+
+@cli.command()
+@click.argument("path")
+@click.pass_obj
+def inspect(out: Output, /, path: str) -> None:
+    """Tell what a model folder, compressed folder, artifact, plan or profile is; loads no weights."""
+    from vtcompress import stages
+
+    facts = stages.inspect(path)
+    out.result(facts)
+    out.table(path, ("fact", "value"), _flat(facts))
+
+
+def _flat(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """One row a leaf; long lists are counted."""
+    rows = []
+    for key, value in facts.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and key != "files":
+            rows += _flat(value, f"{name}.")
+        elif isinstance(value, list | Mapping) and len(str(value)) > 60:
+            rows.append((name, f"{len(value)} entries"))
+        else:
+            rows.append((name, str(value)))
+    return rows
+
+
+@cli.command()
+@click.argument("name", required=False)
+@click.pass_obj
+def recipes(out: Output, /, name: str | None) -> None:
+    """List the shipped recipes, or explain and print one."""
+    from vtcompress.shipped import find_recipe, shipped_recipes
+
+    shipped = shipped_recipes()
+    if name is None:
+        out.table("Shipped recipes", ("name", "what it does"), [(r.name, r.title) for r in shipped])
+        out.line("`vtcompress recipes NAME` prints one with its explanation")
+        out.result([{"name": r.name, "title": r.title} for r in shipped])
+        return
+    text = find_recipe(name).read_text(encoding="utf-8")
+    out.line(text.rstrip("\n"))
+    out.result({"name": name, "text": text})
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print a shell's completion script, e.g. `vtcompress completion bash >> ~/.bashrc`."""
+    from click.shell_completion import get_completion_class
+
+    maker = get_completion_class(shell)
+    if maker is None:
+        raise VtcompressError(f"{shell}: no completion for this shell")
+    click.echo(maker(cli, {}, "vtcompress", "_VTCOMPRESS_COMPLETE").source())
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run the command line; return its exit code."""
+    try:
+        result = cli.main(arguments, prog_name="vtcompress", standalone_mode=False)
+    except ThresholdMissedError:
+        return EXIT_MISSED
+    except ProblemsError as error:
+        for problem in error.problems:
+            click.echo(f"error: {problem}", err=True)
+        return EXIT_ERROR
+    except VtcompressError as error:
+        click.echo(f"error: {error}", err=True)
+        return EXIT_ERROR
+    except click.UsageError as error:
+        error.show()
+        return EXIT_USAGE
+    except click.ClickException as error:
+        error.show()
+        return EXIT_ERROR
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        return EXIT_INTERRUPTED
+    return result if isinstance(result, int) else 0

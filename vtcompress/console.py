@@ -1,0 +1,100 @@
+"""What a person sees: tables, progress bars on a terminal and plain lines elsewhere; logs go to stderr."""
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import click
+
+Item = TypeVar("Item")
+
+# Shorter loops show nothing; longer ones tell every so many seconds when there is no terminal.
+SHOW_AFTER_SECONDS = 2.0
+LINE_EVERY_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class Output:
+    """How much is said, and in which form.
+
+    Attributes:
+        verbosity: -1 results only, 0 stages and progress, 1 details too.
+        machine: results as one JSON document on stdout, nothing else there.
+    """
+
+    verbosity: int = 0
+    machine: bool = False
+
+    def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        """Print a table for people."""
+        if self.machine:
+            return
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(title=title or None, title_justify="left")
+        for number, column in enumerate(columns):
+            table.add_column(column, justify="left" if number < 2 else "right")
+        for row in rows:
+            table.add_row(*row)
+        # Off a terminal a fixed width, so that what is piped into a file does not depend on where it ran.
+        Console(width=None if sys.stdout.isatty() else 140, highlight=False).print(table)
+
+    def line(self, text: str) -> None:
+        """Print a line for people."""
+        if not self.machine:
+            click.echo(text)
+
+    def result(self, document: Any) -> None:
+        """Print the result for machines."""
+        if self.machine:
+            click.echo(json.dumps(document, indent=1, ensure_ascii=False))
+
+    def say(self, line: str) -> None:
+        """Announce a stage on stderr."""
+        if self.verbosity >= 0:
+            click.echo(line, err=True)
+
+    def track(self, items: Iterable[Item], label: str, total: int) -> Iterator[Item]:
+        """Yield the items; show progress on stderr if it takes more than two seconds."""
+        if self.verbosity < 0:
+            yield from items
+        elif sys.stderr.isatty():
+            yield from self._bar(items, label, total)
+        else:
+            yield from self._lines(items, label, total)
+
+    def _bar(self, items: Iterable[Item], label: str, total: int) -> Iterator[Item]:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        started = time.monotonic()
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+            task = bars.add_task(label, total=total, visible=False)
+            for item in items:
+                yield item
+                visible = time.monotonic() - started > SHOW_AFTER_SECONDS
+                bars.update(task, advance=1, visible=visible)
+
+    def _lines(self, items: Iterable[Item], label: str, total: int) -> Iterator[Item]:
+        started = told = time.monotonic()
+        for done, item in enumerate(items, start=1):
+            yield item
+            now = time.monotonic()
+            if now - told > LINE_EVERY_SECONDS and done < total:
+                told = now
+                left = (now - started) / done * (total - done)
+                self.say(f"{label}: {done} of {total}, {left:.0f} s left")
+        taken = time.monotonic() - started
+        if taken > SHOW_AFTER_SECONDS:
+            self.say(f"{label}: {total} done in {taken:.0f} s")
