@@ -1,0 +1,180 @@
+"""Builds the decoder benchmark's graphs, all on one set of random weights.
+
+Runs in processes of its own, so that torch, its threads and its memory are gone before anything is
+timed.
+"""
+
+import contextlib
+import io
+import logging
+import math
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compressor.dims import DecoderDims, ModelFacts
+from compressor.plan import Plan, Workload
+from compressor.planner import freeze, identity_plan
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE = 896, 14, 2, 64, 4864
+VISUAL, TEXT = 729, 64
+ROPE_THETA = 10_000.0
+MAX_POSITIONS = 2048
+RMS_NORM_EPS = 1e-6
+FROZEN_SHARE = 14 / 24
+
+GENAI_FOLDER = "genai"
+GENAI_FILE = "model.onnx"
+
+
+def plans(layers: int, vocab: int) -> dict[str, Plan]:
+    """Return the plans to compare, by the name of their graph."""
+    identity = identity_plan(_facts(layers, vocab), "random", Workload(text=TEXT))
+    count = round(FROZEN_SHARE * layers)
+    return {
+        "identity": identity,
+        "naive": identity.naive(),
+        "frozen": freeze(identity, range(layers - count, layers), "shortv"),
+    }
+
+
+def build(folder: Path, layers: int, vocab: int) -> dict[str, Path]:
+    """Write all graphs into the folder and return their files by name; `genai` is the last one."""
+    files = {name: folder / f"{name}.onnx" for name in plans(layers, vocab)}
+    _in_own_process(_build_ours, folder, layers, vocab)
+    _in_own_process(_build_genai, folder)
+    return {**files, "genai": folder / GENAI_FOLDER / GENAI_FILE}
+
+
+def _in_own_process(work: Callable[..., None], *args: object) -> None:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        pool.submit(work, *args).result()
+
+
+def _facts(layers: int, vocab: int) -> ModelFacts:
+    return ModelFacts(
+        name="random",
+        family="none",
+        architecture="Llama",
+        decoder=DecoderDims(
+            layers=layers,
+            hidden=HIDDEN,
+            heads=HEADS,
+            kv_heads=KV_HEADS,
+            head_dim=HEAD_DIM,
+            intermediate=INTERMEDIATE,
+            vocab=vocab,
+            rms_norm_eps=RMS_NORM_EPS,
+            rope_inv_freq=tuple(ROPE_THETA ** (-2 * i / HEAD_DIM) for i in range(HEAD_DIM // 2)),
+            max_positions=MAX_POSITIONS,
+        ),
+        visual_tokens=VISUAL,
+        image_size=1,
+        image_token_id=0,
+        eos_token_ids=(),
+        dtype="float32",
+    )
+
+
+def _random_weights(dims: DecoderDims) -> "dict[str, Tensor]":
+    """Return weights [out, in] of unit gain: no layer's part in the logits is lost in rounding."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+
+    def matrix(rows: int, columns: int) -> "Tensor":
+        return torch.randn(rows, columns, generator=generator) / math.sqrt(columns)
+
+    def norm() -> "Tensor":
+        return 1 + 0.1 * torch.randn(dims.hidden, generator=generator)
+
+    weights = {
+        "embed_tokens.weight": matrix(dims.vocab, dims.hidden),
+        "norm.weight": norm(),
+        "lm_head.weight": matrix(dims.vocab, dims.hidden),
+    }
+    for i in range(dims.layers):
+        weights |= {
+            f"layers.{i}.input_layernorm.weight": norm(),
+            f"layers.{i}.self_attn.q_proj.weight": matrix(dims.query_width, dims.hidden),
+            f"layers.{i}.self_attn.k_proj.weight": matrix(dims.kv_width, dims.hidden),
+            f"layers.{i}.self_attn.v_proj.weight": matrix(dims.kv_width, dims.hidden),
+            f"layers.{i}.self_attn.o_proj.weight": matrix(dims.hidden, dims.query_width),
+            f"layers.{i}.post_attention_layernorm.weight": norm(),
+            f"layers.{i}.mlp.gate_proj.weight": matrix(dims.intermediate, dims.hidden),
+            f"layers.{i}.mlp.up_proj.weight": matrix(dims.intermediate, dims.hidden),
+            f"layers.{i}.mlp.down_proj.weight": matrix(dims.hidden, dims.intermediate),
+        }
+    return weights
+
+
+def _build_ours(folder: Path, layers: int, vocab: int) -> None:
+    from compressor.decoder import decoder_from
+    from export.graphs import decoder_graph
+    from export.onnx_graph import export_decoder, save_graph
+    from export.weights import SharedWeights
+
+    wanted = plans(layers, vocab)
+    dims = wanted["identity"].model.decoder
+    tensors = _random_weights(dims)
+    _save_hugging_face(folder / "hugging_face", dims, tensors)
+    with SharedWeights(folder) as weights:
+        for name, plan in wanted.items():
+            decoder = decoder_from(plan, tensors, logits="last")
+            spec = decoder_graph(plan, "float32", "last", name=name)
+            save_graph(export_decoder(decoder, spec), folder / spec.file, weights)
+
+
+def _save_hugging_face(folder: Path, dims: DecoderDims, tensors: "dict[str, Tensor]") -> None:
+    from safetensors.torch import save_file
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+    folder.mkdir()
+    config = LlamaConfig(
+        architectures=["LlamaForCausalLM"],
+        vocab_size=dims.vocab,
+        hidden_size=dims.hidden,
+        intermediate_size=dims.intermediate,
+        num_hidden_layers=dims.layers,
+        num_attention_heads=dims.heads,
+        num_key_value_heads=dims.kv_heads,
+        head_dim=dims.head_dim,
+        max_position_embeddings=dims.max_positions,
+        rms_norm_eps=dims.rms_norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
+        tie_word_embeddings=False,
+        dtype="float32",
+    )
+    config.save_pretrained(folder)
+    named = {
+        name if name.startswith("lm_head") else f"model.{name}": tensor
+        for name, tensor in tensors.items()
+    }
+    save_file(named, folder / "model.safetensors", metadata={"format": "pt"})
+    # genai's builder wants a tokenizer beside the weights; no text is ever tokenized.
+    words = Tokenizer(WordLevel({"<s>": 0, "</s>": 1, "<unk>": 2}, unk_token="<unk>"))
+    PreTrainedTokenizerFast(
+        tokenizer_object=words, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder)
+
+
+def _build_genai(folder: Path) -> None:
+    """Run onnxruntime-genai's model builder as its own users would, embeddings as input."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    from onnxruntime_genai.models.builder import create_model, parse_extra_options
+
+    logging.disable(logging.WARNING)
+    source, target, cache = (str(folder / name) for name in ("hugging_face", GENAI_FOLDER, "cache"))
+    # Like our graphs: embeddings in, logits of the last row out.
+    asked = ["exclude_embeds=true", "prune_lm_head=true", "hf_token=false"]
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        options = parse_extra_options("", source, target, "fp32", "cpu", cache, asked)
+        create_model("", source, target, "fp32", "cpu", cache, **options)

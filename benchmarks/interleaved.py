@@ -1,0 +1,83 @@
+"""Times several ONNX Runtime calls in one process, in turns, so that all see the same machine."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Clock = Literal["wall", "cpu"]
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one call, one entry a round; `cpu` counts all threads of the process."""
+
+    wall: tuple[float, ...]
+    cpu: tuple[float, ...]
+
+    def of(self, clock: Clock) -> tuple[float, ...]:
+        """Return the seconds by one clock."""
+        return self.wall if clock == "wall" else self.cpu
+
+    def least(self, clock: Clock) -> float:
+        """Return the shortest round."""
+        return min(self.of(clock))
+
+    def median(self, clock: Clock) -> float:
+        """Return the middle round."""
+        return statistics.median(self.of(clock))
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """One call's time divided by another's.
+
+    Attributes:
+        of_least: least time by least time.
+        low, middle, high: 10th, 50th and 90th percentile of the ratio inside one round.
+    """
+
+    of_least: float
+    low: float
+    middle: float
+    high: float
+
+
+def in_turns(
+    calls: Mapping[str, Callable[[], object]], *, repeats: int, warm_up: int = 1
+) -> dict[str, Times]:
+    """Time every call once a round; each round begins with the next one.
+
+    Args:
+        calls: what to time, by name.
+        repeats: rounds that count.
+        warm_up: rounds before them that do not.
+    """
+    names = list(calls)
+    wall: dict[str, list[float]] = {name: [] for name in names}
+    cpu: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(warm_up + repeats):
+        first = turn % len(names)
+        for name in (*names[first:], *names[:first]):
+            cpu_start, wall_start = time.process_time(), time.perf_counter()
+            calls[name]()
+            wall_spent, cpu_spent = (
+                time.perf_counter() - wall_start,
+                time.process_time() - cpu_start,
+            )
+            if turn >= warm_up:
+                wall[name].append(wall_spent)
+                cpu[name].append(cpu_spent)
+    return {name: Times(tuple(wall[name]), tuple(cpu[name])) for name in names}
+
+
+def ratio(slow: Times, fast: Times, clock: Clock) -> Ratio:
+    """Return how many times longer `slow` takes."""
+    by_round = [a / b for a, b in zip(slow.of(clock), fast.of(clock), strict=True)]
+    tenths = (
+        statistics.quantiles(by_round, n=10, method="inclusive")
+        if len(by_round) > 1
+        else by_round * 9
+    )
+    return Ratio(slow.least(clock) / fast.least(clock), tenths[0], tenths[4], tenths[8])
