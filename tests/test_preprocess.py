@@ -410,5 +410,5 @@ def test_a_broken_configuration_is_refused(content, tmp_path):
 
 
 def test_a_folder_without_a_processor_says_what_is_missing(tmp_path):
-    with pytest.raises(ModelError, match="preprocessor_config"):
+    with pytest.raises(ModelError, match="no image processor found"):
         ImageProcessor.from_folder(tmp_path)

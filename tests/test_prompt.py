@@ -463,7 +463,7 @@ TRICKS = [
     "{% for i in range(9) %}{% if i in [2, 3] %}{% continue %}{% endif %}{{ i }}{% endfor %}",
     "{% for i in range(9) %}{% if i > 4 %}{% break %}{% endif %}{{ i }}{% endfor %}",
     "{% set ns = namespace(n=1) %}{% for m in messages %}{% set ns.n = 7 %}{% endfor %}{{ ns.n }}",
-    "{{ dict(a=1) }}{{ dict.fromkeys(['x']) }}{{ strftime_now('%Y') }}",
+    "{{ dict(a=1) }}{{ dict.fromkeys(['x']) }}{{ dict.items is defined }}{{ strftime_now('%Y') }}",
     "  {% if tools is none and documents is none %}\n  y\n  {% endif %}\n z",
     "{% generation %}a{% endgeneration %}b{{ undefined_name }}",
 ]
