@@ -1,7 +1,6 @@
 """Prompts of the original model: its own processor, chat template and embeddings."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from compressor.calibration.data import Sample
 from compressor.errors import DataError
 from compressor.families import LoadedModel
 from compressor.layout import Layout, layout_of
+from compressor.pictures import load_image
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ def encode(model: LoadedModel, sample: Sample) -> EncodedPrompt:
         DataError: a picture cannot be read, or the template fails on this prompt.
     """
     content: list[dict[str, Any]] = [
-        {"type": "image", "image": _open(path)} for path in sample.images
+        {"type": "image", "image": load_image(path)} for path in sample.images
     ]
     content.append({"type": "text", "text": sample.question})
     try:
@@ -45,17 +45,6 @@ def encode(model: LoadedModel, sample: Sample) -> EncodedPrompt:
             [f"{sample.question[:60]!r}: the model's processor fails: {reason}"]
         ) from None
     return EncodedPrompt(encoded["input_ids"], encoded.get("pixel_values"))
-
-
-def _open(path: Path) -> Any:
-    from PIL import Image, UnidentifiedImageError
-    from transformers.image_utils import load_image
-
-    try:
-        return load_image(str(path))
-    except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as failure:
-        reason = str(failure).strip().splitlines()[0]
-        raise DataError([f"{path}: not a picture that can be read: {reason}"]) from None
 
 
 @dataclass(frozen=True)

@@ -71,10 +71,10 @@ def plan(recipe: Recipe, profile: Profile | None = None) -> Plan:
     from compressor.families.registry import describe, digest, local_folder
 
     model_id = _model_id(recipe)
+    facts = describe(model_id, recipe.model.revision, image_size=recipe.export.image_size)
     model_digest = digest(local_folder(model_id, recipe.model.revision))
     if profile is not None:
         profile.check_belongs(Path(PROFILE_FILE), model_digest=model_digest)
-    facts = describe(model_id, recipe.model.revision, image_size=recipe.export.image_size)
     return make_plan(facts, model_digest, recipe.methods, profile)
 
 

@@ -1,0 +1,43 @@
+# `make demo`: set-up, then the main job on the bundled model. `make test`: set-up, lint, types, tests.
+# Everything is installed into .venv with the versions of constraints.txt; torch's CPU build comes first.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := build/digits-shortv
+MODEL := examples/digits-llava
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: setup demo test clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit("vtcompress needs Python 3.11 or newer: make PYTHON=python3.11 ..." * (sys.version_info < (3, 11)))'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.python pyproject.toml constraints.txt
+	$(PIP) torch
+	$(PIP) --editable '.[compress,cpu]'
+	@touch $@
+
+$(VENV)/.tested: $(VENV)/.installed
+	$(PIP) --editable '.[compress,cpu,rtx,test]'
+	@touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/vtcompress export --recipe shortv --model $(MODEL)/model --data $(MODEL)/calibration.jsonl \
+		--validate-data $(MODEL)/heldout.jsonl --output $(DEMO) --overwrite
+	@echo
+	@echo 'A question about examples/digits-llava/heldout/0001.png:'
+	$(BIN)/vtcompress generate $(DEMO) --image $(MODEL)/heldout/0001.png --prompt 'read row 1'
+
+test: $(VENV)/.tested
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
+
+clean:
+	rm -rf build dist $(VENV)

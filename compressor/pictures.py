@@ -1,0 +1,102 @@
+"""Opens image files: 8-bit RGB, upright, first frame; the same for the original and for the runtime."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from compressor.errors import DataError
+
+MAX_PIXELS = 100_000_000
+"""Largest image that is decoded, and largest intermediate image, in pixels."""
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""File formats that are read; others of Pillow's (some start other programs) are not even tried."""
+
+
+def load_image(path: Path) -> Image.Image:
+    """Return the first frame of an image file as 8-bit RGB, upright by its EXIF orientation.
+
+    Transparent pixels lie on white, as in transformers' image processors. 16-bit grey is scaled to
+    8 bits (Pillow and transformers cut it off at 255).
+
+    Raises:
+        DataError: no such file, no image, damaged, of a format or mode that is not read, or larger
+            than `MAX_PIXELS`; names the file and the remedy.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError([f"{path}: no such file; check the path of the image"])
+    with _decoding(str(path)), _open(path) as image:
+        _check_pixels(image, str(path))
+        return to_rgb(ImageOps.exif_transpose(image), str(path))
+
+
+@contextmanager
+def _decoding(where: str) -> Iterator[None]:
+    """Turn whatever goes wrong inside into a DataError: Pillow's decoders have no closed set."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError([_unreadable(where, error)]) from error
+
+
+def _open(path: Path) -> Image.Image:
+    with warnings.catch_warnings():
+        # Pillow's limit is a global and only warns; `_check_pixels` is ours and refuses.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(path, formats=FORMATS)
+
+
+def _unreadable(where: str, error: Exception) -> str:
+    if isinstance(error, PermissionError):
+        return f"{where}: cannot be read (permission denied); make it readable"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"{where}: more pixels than the {MAX_PIXELS} allowed; make the image smaller"
+    if isinstance(error, UnidentifiedImageError):
+        kinds = ", ".join(FORMATS)
+        return f"{where}: is no image of a format that is read ({kinds}); convert it to PNG"
+    return f"{where}: the image is damaged or incomplete ({error}); save it again as PNG"
+
+
+def _check_pixels(image: Image.Image, where: str) -> None:
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise DataError([f"{where}: the image is {width} x {height} pixels, so it shows nothing"])
+    if width * height > MAX_PIXELS:
+        size = f"{width} x {height} pixels are more than the {MAX_PIXELS} allowed"
+        raise DataError([f"{where}: {size}; make the image smaller"])
+
+
+def to_rgb(image: Image.Image, where: str) -> Image.Image:
+    """Return an image as RGB, transparency on white; unchanged if it is opaque RGB already."""
+    _check_pixels(image, where)
+    if image.mode == "F":
+        problem = "floating-point pixels have no agreed range; save the image with 8 bits"
+        raise DataError([f"{where}: {problem}"])
+    with _decoding(where):  # a lazily opened image is only read here
+        if image.mode == "I" or image.mode.startswith("I;16"):
+            image = _eight_bit(image)
+        if "A" in image.getbands() or image.info.get("transparency") is not None:
+            image = image.convert("RGBA")
+            white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+            image = Image.alpha_composite(white, image)
+        return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Return 16-bit grey as 8-bit grey, 0..65535 to 0..255, rounded; a transparent level is white.
+
+    Pillow's 32-bit mode `I` is read as 16-bit grey too: its 16-bit PGM reader hands it out.
+    """
+    levels = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+    grey = ((levels + 128) // 257).astype(np.uint8)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey[levels == transparent] = 255
+    return Image.fromarray(grey)

@@ -1,0 +1,1 @@
+"""Golden cases: the methods' released code in numbers; `python -m tests.golden FOLDER`."""

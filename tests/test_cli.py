@@ -1,0 +1,305 @@
+"""The command line: every command, exit codes, JSON, one line an error, nothing half-written."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from compressor.version import __version__
+from vtcompress import cli as module
+from vtcompress.cli import run
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def vt(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Return a function that runs the command line and gives exit code, stdout and stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        code = run([str(a) for a in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def artifact(
+    llava: Callable[[str], Path], questions: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    output = tmp_path_factory.mktemp("cli") / "artifact"
+    arguments = [
+        "-q",
+        "export",
+        "--recipe",
+        "shortv",
+        "--model",
+        llava("clip+llama"),
+        "--data",
+        questions,
+    ]
+    arguments += ["--validate-data", questions, "--bench-rounds", "2", "--output", output]
+    assert run([str(a) for a in arguments]) == 0
+    return output
+
+
+def test_version_is_printed(vt: Run) -> None:
+    assert vt("--version") == (0, f"vtcompress, version {__version__}\n", "")
+
+
+def test_help_names_every_command(vt: Run) -> None:
+    code, out, _ = vt("--help")
+    assert code == 0
+    for name in (
+        "calibrate", "plan", "compress", "export", "validate", "bench", "generate", "inspect", "recipes",
+    ):  # fmt: skip
+        assert name in out
+        assert vt(name, "--help")[0] == 0
+
+
+def test_wrong_usage_is_exit_code_2(vt: Run) -> None:
+    code, _, err = vt("export", "--output", "x")
+    assert code == 2
+    assert "--recipe" in err
+    assert vt("no-such-command")[0] == 2
+    assert vt("plan", "--recipe", "identity", "--set", "novalue")[0] == 2
+
+
+def test_recipes_are_listed_and_explained(vt: Run) -> None:
+    code, out, _ = vt("recipes")
+    assert code == 0
+    assert "shortv-llava-1.5-7b" in out
+    code, out, _ = vt("recipes", "shortv")
+    assert code == 0
+    assert "compress:" in out
+    assert out.startswith("#")
+    code, out, _ = vt("--json", "recipes")
+    assert {"identity", "shortv"} <= {row["name"] for row in json.loads(out)}
+
+
+def test_an_unknown_recipe_is_one_line_and_exit_code_1(vt: Run) -> None:
+    code, out, err = vt("plan", "--recipe", "shrotv", "--model", "x")
+    assert (code, out) == (1, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert "did you mean 'shortv'" in err
+
+
+def test_a_missing_model_names_the_flag(vt: Run) -> None:
+    code, _, err = vt("plan", "--recipe", "identity")
+    assert code == 1
+    assert err == "error: model.id: the recipe names no model; give --model ID_OR_FOLDER\n"
+
+
+def test_a_folder_that_is_no_model_is_named(vt: Run, tmp_path: Path) -> None:
+    code, _, err = vt("plan", "--recipe", "identity", "--model", tmp_path)
+    assert code == 1
+    assert err == (
+        f"error: {tmp_path / 'config.json'}: no such file; {tmp_path} is no Hugging Face model folder\n"
+    )
+
+
+def test_missing_calibration_data_names_the_flag_before_the_model_is_loaded(
+    vt: Run, llava: Callable[[str], Path], tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    code, _, err = vt(
+        "export", "--recipe", "shortv", "--model", llava("clip+llama"), "--output", output
+    )
+    assert code == 1
+    assert "calibrate.data" in err
+    assert "--data FILE" in err
+    assert not output.exists()
+
+
+def test_the_stages_one_after_the_other(
+    vt: Run, llava: Callable[[str], Path], questions: Path, tmp_path: Path
+) -> None:
+    common = ("--recipe", "shortv", "--model", llava("clip+llama"), "--data", questions)
+    profile, plan, small = tmp_path / "profile.json", tmp_path / "plan.json", tmp_path / "small"
+    code, out, _ = vt("calibrate", *common, "--samples", 3, "--output", profile)
+    assert code == 0
+    assert "3 samples" in out
+    code, out, _ = vt("--json", "plan", *common, "--profile", profile, "--output", plan)
+    assert code == 0
+    document = json.loads(out)
+    assert len(document["plan"]["layers"]) == 4
+    assert document["predicted"]["speedup"] > 1
+    code, out, _ = vt("plan", *common, "--profile", profile, "--output", plan)
+    assert "frozen (shortv)" in out
+    code, _, _ = vt("compress", *common, "--plan", plan, "--profile", profile, "--output", small)
+    assert code == 0
+    code, out, _ = vt("inspect", small)
+    assert "compressed model" in out
+    code, _, err = vt("compress", *common, "--plan", plan, "--output", small)
+    assert code == 1
+    assert "add --overwrite" in err
+    code, _, _ = vt(
+        "-q", "export", "--recipe", "shortv", "--compressed", small, "--bench-rounds", 0,
+        "--output", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 0
+
+
+def test_planning_by_contribution_without_a_profile_says_what_to_run(
+    vt: Run, llava: Callable[[str], Path], tmp_path: Path
+) -> None:
+    code, _, err = vt(
+        "plan",
+        "--recipe",
+        "shortv",
+        "--model",
+        llava("clip+llama"),
+        "--output",
+        tmp_path / "p.json",
+    )
+    assert code == 1
+    assert "vtcompress calibrate" in err
+    assert not (tmp_path / "p.json").exists()
+
+
+def test_any_key_of_the_recipe_can_be_set(
+    vt: Run, llava: Callable[[str], Path], tmp_path: Path
+) -> None:
+    common = ("plan", "--recipe", "shortv", "--model", llava("clip+llama"))
+    methods = "compress=[{shortv: {layers: [0, 9, 11]}}]"
+    code, _, err = vt(*common, "--set", methods, "--output", tmp_path / "p.json")
+    assert code == 1
+    assert err == (
+        "error: compress[0].shortv.layers: 9, 11 are outside 0..3; the model has 4 layers\n"
+    )
+    code, _, err = vt(*common, "--set", "exprot.dtype=float16", "--output", tmp_path / "p.json")
+    assert code == 1
+    assert "did you mean 'export'" in err
+
+
+def test_generate_answers_in_text_and_json(vt: Run, artifact: Path, questions: Path) -> None:
+    picture = questions.parent / "0.png"
+    arguments = (
+        "generate",
+        artifact,
+        "--image",
+        picture,
+        "--prompt",
+        "what is it",
+        "--max-new-tokens",
+        5,
+    )
+    code, out, _ = vt(*arguments)
+    assert code == 0
+    code, document, _ = vt("--json", *arguments)
+    assert json.loads(document)["text"] == out.rstrip("\n")
+    code, _, err = vt("generate", artifact, "--image", "nowhere.png", "--prompt", "what")
+    assert code == 1
+    assert "nowhere.png" in err
+
+
+def test_bench_and_inspect_an_artifact(vt: Run, artifact: Path) -> None:
+    code, out, _ = vt("--json", "bench", artifact, "--rounds", 2)
+    assert code == 0
+    assert json.loads(out)["prefill"]["ratio"] > 0
+    code, out, _ = vt("bench", artifact, "--rounds", 2, "--text", 4)
+    assert code == 0
+    assert "first token with vision" in out
+    code, out, _ = vt("inspect", artifact)
+    assert code == 0
+    assert "predicted.speedup" in out
+
+
+def test_validate_prints_both_checks(vt: Run, artifact: Path) -> None:
+    code, out, _ = vt("validate", artifact)
+    assert code == 0
+    assert "Export fidelity" in out
+    assert "Compression loss: passed" in out
+
+
+def test_a_missed_threshold_is_exit_code_3_with_the_failing_lines(
+    vt: Run, tmp_path: Path, llava: Callable[[str], Path], questions: Path
+) -> None:
+    code, _, err = vt(
+        "-q", "export", "--recipe", "shortv", "--model", llava("clip+llama"), "--data", questions,
+        "--validate-data", questions, "--bench-rounds", 0, "--output", tmp_path / "out",
+        "--set", "validate.loss.min_agreement=1.0", "--set", "validate.loss.max_kl=0",
+    )  # fmt: skip
+    assert code == 3
+    assert "missed: mean KL" in err
+    code, _, err = vt("-q", "validate", tmp_path / "out")
+    assert code == 3
+    assert "allowed max_kl 0" in err
+
+
+def test_an_altered_artifact_is_refused(vt: Run, artifact: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(artifact, copy)
+    with (copy / "weights.bin").open("r+b") as stream:
+        stream.seek(100)
+        stream.write(b"\x13\x37")
+    code, _, err = vt("generate", copy, "--prompt", "what")
+    assert code == 1
+    assert "sha256" in err
+    code, _, err = vt("generate", copy, "--prompt", "what", "--no-verify", "--max-new-tokens", 1)
+    assert code == 0
+    assert "not verified" in err
+
+
+def test_completion_scripts_are_printed(vt: Run) -> None:
+    for shell in ("bash", "zsh", "fish"):
+        code, out, _ = vt("completion", shell)
+        assert code == 0
+        assert "_VTCOMPRESS_COMPLETE" in out
+
+
+def test_a_missing_extra_says_which_to_install(
+    vt: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    code, _, err = vt("plan", "--recipe", "identity", "--model", tmp_path)
+    assert code == 1
+    assert "pip install 'vtcompress[compress]'" in err
+
+
+def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(module, "_set_logs", broken)
+    with pytest.raises(ZeroDivisionError):
+        run(["recipes"])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
+def test_an_interrupt_is_exit_code_130_and_leaves_nothing(
+    llava: Callable[[str], Path], questions: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    command = [sys.executable, "-m", "vtcompress", "export", "--recipe", "shortv"]
+    command += [
+        "--model",
+        str(llava("clip+llama")),
+        "--data",
+        str(questions),
+        "--output",
+        str(output),
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    while not any(tmp_path.glob(".out.vtcompress-staging-*")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.rstrip().endswith("interrupted")
+    assert "Traceback" not in err
+    left = [p.name for p in tmp_path.iterdir() if "calibration.json" not in p.name]
+    assert left == []
