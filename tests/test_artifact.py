@@ -1,0 +1,471 @@
+"""Artifacts on disk: written whole or not at all, and every alteration found when opened."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from compressor.errors import ArtifactError, VtcompressError
+from export.artifact import (
+    STAGING_MARK,
+    Artifact,
+    check_room,
+    folder_bytes,
+    list_files,
+    peak_memory_bytes,
+    staged,
+    write_manifest,
+)
+from export.manifest import Manifest, tool_versions
+from tests import facts
+
+FILES = {
+    "decoder.onnx": b"graph" * 50,
+    "embed.onnx": b"table",
+    "vision.onnx": b"tower",
+    "weights.bin": bytes(range(256)) * 8,
+    "validation/images/1.png": b"picture",
+    "recipe.yaml": b"vtcompress: 1\n",
+}
+
+
+def fill(folder: Path) -> None:
+    for name, content in FILES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+@pytest.fixture
+def artifact(tmp_path):
+    folder = tmp_path / "artifact"
+    folder.mkdir()
+    fill(folder)
+    write_manifest(folder, **facts.manifest_fields(fidelity=facts.fidelity(), loss=facts.loss()))
+    return folder
+
+
+def edit(folder: Path, change) -> None:
+    """Apply a function to the manifest's JSON."""
+    path = folder / "manifest.json"
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+def problems(folder: Path, *, verify: bool = True) -> tuple[str, ...]:
+    with pytest.raises(ArtifactError) as caught:
+        Artifact.open(folder, verify=verify)
+    return caught.value.problems
+
+
+# Writing beside the place
+
+
+def test_a_new_folder_appears_only_when_the_writing_ends_well(tmp_path):
+    output = tmp_path / "deep" / "out"
+    with staged(output) as staging:
+        assert staging.parent == output.parent
+        assert not output.exists()
+        (staging / "a").write_text("new")
+    assert (output / "a").read_text() == "new"
+    assert list(output.parent.iterdir()) == [output]
+
+
+def test_a_relative_place_is_the_one_below_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with staged(Path("out")) as staging:
+        (staging / "a").write_text("new")
+    assert (tmp_path / "out" / "a").read_text() == "new"
+
+
+@pytest.mark.parametrize("failure", [ValueError("x"), KeyboardInterrupt(), SystemExit(1)])
+def test_a_failure_or_interrupt_leaves_the_old_artifact_and_nothing_else(tmp_path, failure):
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "a").write_text("old")
+
+    def write() -> None:
+        with staged(output, overwrite=True) as staging:
+            (staging / "a").write_text("new")
+            raise failure
+
+    with pytest.raises(type(failure)):
+        write()
+    assert (output / "a").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
+    output = tmp_path / "out"
+    with pytest.raises(VtcompressError) as caught, staged(output):
+        raise OSError(28, "No space left on device")
+    assert str(caught.value) == f"{output}: cannot write: No space left on device"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_overwriting_replaces_the_old_artifact_whole(tmp_path):
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "stale").write_text("old")
+    with staged(output, overwrite=True) as staging:
+        (staging / "a").write_text("new")
+        assert (output / "stale").read_text() == "old"
+    assert [p.name for p in output.iterdir()] == ["a"]
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_overwriting_replaces_a_file_too(tmp_path):
+    output = tmp_path / "out"
+    output.write_text("a file")
+    with staged(output, overwrite=True) as staging:
+        (staging / "a").write_text("new")
+    assert (output / "a").read_text() == "new"
+    assert list(tmp_path.iterdir()) == [output]
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_what_exists_is_not_overwritten_unless_asked(tmp_path, kind):
+    output = tmp_path / "out"
+    if kind == "folder":
+        output.mkdir()
+        (output / "a").write_text("old")
+    else:
+        output.write_text("old")
+    with pytest.raises(VtcompressError) as caught, staged(output):
+        pytest.fail("the block must not run")
+    assert str(caught.value) == f"{output}: exists; choose another --output or add --overwrite"
+    assert (output if kind == "file" else output / "a").read_text() == "old"
+
+
+def test_an_empty_folder_may_be_filled_without_asking(tmp_path):
+    output = tmp_path / "out"
+    output.mkdir()
+    with staged(output) as staging:
+        (staging / "a").write_text("new")
+    assert (output / "a").read_text() == "new"
+
+
+def test_what_killed_runs_left_is_removed_and_other_outputs_strays_are_not(tmp_path):
+    stray = tmp_path / f".out{STAGING_MARK}0a1b2c3d"
+    (stray / "big").mkdir(parents=True)
+    other = tmp_path / f".out2{STAGING_MARK}0a1b2c3d"
+    other.mkdir()
+    with staged(tmp_path / "out"):
+        assert not stray.exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([other.name, "out"])
+
+
+@pytest.mark.xfail(strict=True, reason="staged() globs for the name as a pattern; glob.escape it")
+@pytest.mark.parametrize("name", ["out[1]", "a*"])
+def test_a_name_with_wildcards_clears_its_own_strays_and_no_others(tmp_path, name):
+    own = tmp_path / f".{name}{STAGING_MARK}0a1b2c3d"
+    own.mkdir()
+    other = tmp_path / f".abc{STAGING_MARK}0a1b2c3d"
+    other.mkdir()
+    with staged(tmp_path / name):
+        assert not own.exists()
+        assert other.exists()
+
+
+@pytest.mark.xfail(strict=True, reason="_replace() does not rename the old one back")
+def test_an_old_artifact_is_put_back_when_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "a").write_text("old")
+    rename = Path.rename
+
+    def second_fails(self, target):
+        if Path(target) == output and not self.name.endswith("-old"):
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", second_fails)
+    with pytest.raises(VtcompressError), staged(output, overwrite=True) as staging:
+        (staging / "a").write_text("new")
+    assert (output / "a").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    output = tmp_path / "file" / "out"
+    with pytest.raises(VtcompressError) as caught, staged(output):
+        pytest.fail("the block must not run")
+    assert str(caught.value).startswith(f"{output.parent}: cannot write: ")
+
+
+def test_too_little_room_is_refused_with_the_figure_that_is_needed(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    asked = []
+
+    def disk_usage(folder):
+        asked.append(Path(folder))
+        return usage(10 * 2**30, 0, 1500 * 2**20)
+
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+    output = tmp_path / "out"
+    with pytest.raises(VtcompressError) as caught, staged(output, needed_bytes=3000 * 2**20):
+        pytest.fail("the block must not run")
+    assert str(caught.value) == (
+        f"{tmp_path}: 3,000 MiB are needed, 1,500 MiB are free; make room or choose another --output"
+    )
+    assert asked == [tmp_path]
+    assert list(tmp_path.iterdir()) == []
+    check_room(tmp_path, 1500 * 2**20)
+
+
+# What was written
+
+
+def test_the_manifest_of_a_folder_is_written_and_opened_again(artifact):
+    opened = Artifact.open(artifact)
+    assert opened.folder == artifact
+    expected = {
+        name: (hashlib.sha256(content).hexdigest(), len(content)) for name, content in FILES.items()
+    }
+    found = {name: (e.sha256, e.size) for name, e in opened.manifest.files.items()}
+    assert found == expected
+    assert opened.manifest.model == facts.facts()
+    assert [g.file for g in opened.manifest.graphs] == ["vision.onnx", "embed.onnx", "decoder.onnx"]
+    assert opened.manifest.fidelity == facts.fidelity()
+    assert opened.manifest.loss == facts.loss()
+
+
+def test_the_manifest_holds_no_absolute_path_and_an_artifact_opens_where_it_was_moved(
+    artifact, tmp_path
+):
+    text = (artifact / "manifest.json").read_text()
+    assert str(tmp_path) not in text
+    assert not any(Path(name).is_absolute() for name in json.loads(text)["files"])
+    moved = tmp_path / "elsewhere" / "renamed"
+    moved.parent.mkdir()
+    artifact.rename(moved)
+    assert Artifact.open(moved).folder == moved
+
+
+def test_names_of_files_are_in_order_and_the_manifest_is_not_its_own_file(artifact):
+    assert list(list_files(artifact)) == sorted(FILES)
+
+
+def test_the_size_of_a_folder_is_the_sum_of_its_files(artifact):
+    manifest = (artifact / "manifest.json").stat().st_size
+    assert folder_bytes(artifact) == sum(map(len, FILES.values())) + manifest
+
+
+def test_peak_memory_is_at_least_what_is_held_now():
+    page = os.sysconf("SC_PAGE_SIZE")
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * page
+    assert 0.5 * resident <= peak_memory_bytes() < 2**50
+
+
+@pytest.mark.parametrize(
+    ("fidelity", "loss", "passed"),
+    [
+        (None, None, True),
+        ((), (), True),
+        (("x",), (), False),
+        ((), ("x",), False),
+        (None, ("x",), False),
+    ],
+)
+def test_an_artifact_passed_if_no_check_that_ran_missed(fidelity, loss, passed):
+    manifest = Manifest(
+        files={},
+        **facts.manifest_fields(
+            fidelity=None if fidelity is None else facts.fidelity(fidelity),
+            loss=None if loss is None else facts.loss(loss),
+        ),
+    )
+    assert manifest.passed is passed
+
+
+def test_versions_of_what_is_installed_are_told_and_of_what_is_not_left_out(monkeypatch):
+    import numpy as np
+
+    monkeypatch.setattr("export.manifest.TOOLS", ("numpy", "no-such-package"))
+    versions = tool_versions()
+    assert set(versions) == {"vtcompress", "python", "numpy"}
+    assert versions["numpy"] == np.__version__
+
+
+# What was altered
+
+
+def test_a_folder_without_manifest_is_no_artifact(tmp_path):
+    assert problems(tmp_path) == (f"{tmp_path}: no artifact; it has no manifest.json",)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("place", [0, -1])
+def test_a_flipped_byte_is_found_in_any_file(artifact, name, place):
+    content = bytearray(FILES[name])
+    content[place] ^= 1
+    (artifact / name).write_bytes(content)
+    assert problems(artifact) == (
+        f"{artifact / name}: its sha256 is not the manifest's; copy the artifact anew",
+    )
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_truncated_file_is_found_also_without_verifying(artifact, verify):
+    (artifact / "weights.bin").write_bytes(FILES["weights.bin"][:-1])
+    assert problems(artifact, verify=verify) == (
+        f"{artifact / 'weights.bin'}: 2047 bytes, the manifest says 2048; copy the artifact anew",
+    )
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_missing_files_are_all_named_also_without_verifying(artifact, verify):
+    (artifact / "weights.bin").unlink()
+    shutil.rmtree(artifact / "validation")
+    said = "missing, or a link out of the artifact; copy the artifact anew"
+    assert sorted(problems(artifact, verify=verify)) == [
+        f"{artifact / 'validation/images/1.png'}: {said}",
+        f"{artifact / 'weights.bin'}: {said}",
+    ]
+
+
+def test_without_verifying_only_names_and_sizes_are_compared(artifact):
+    (artifact / "weights.bin").write_bytes(bytes(2048))
+    assert Artifact.open(artifact, verify=False).manifest.files["weights.bin"].size == 2048
+    assert len(problems(artifact)) == 1
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("of", ["file", "folder"])
+def test_a_link_out_of_the_artifact_is_refused_even_to_equal_bytes(artifact, tmp_path, of, verify):
+    outside = tmp_path / "outside"
+    shutil.copytree(artifact, outside)
+    if of == "file":
+        (artifact / "weights.bin").unlink()
+        (artifact / "weights.bin").symlink_to(outside / "weights.bin")
+    else:
+        shutil.rmtree(artifact / "validation")
+        (artifact / "validation").symlink_to(outside / "validation")
+    (line,) = problems(artifact, verify=verify)
+    assert "missing, or a link out of the artifact" in line
+
+
+def test_an_artifact_may_itself_be_reached_by_a_link(artifact, tmp_path):
+    link = tmp_path / "latest"
+    link.symlink_to(artifact)
+    assert Artifact.open(link).folder == link
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("name", ["../secret", "a/../../secret", "..\\secret", "{absolute}"])
+def test_a_manifest_that_names_files_outside_is_refused(artifact, tmp_path, name, verify):
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"secret")
+    name = name.format(absolute=secret)
+    entry = {"sha256": hashlib.sha256(b"secret").hexdigest(), "size": 6}
+    edit(artifact, lambda m: m["files"].update({name: entry}))
+    assert problems(artifact, verify=verify) == (
+        f"{artifact}: the manifest names {name!r}, which leaves the folder; do not use this artifact",
+    )
+
+
+@pytest.mark.parametrize("name", ["", ".", "validation", "a\0b"])
+def test_a_manifest_that_names_no_file_is_refused(artifact, name):
+    entry = {"sha256": "0" * 64, "size": 0}
+    edit(artifact, lambda m: m["files"].update({name: entry}))
+    assert len(problems(artifact)) == 1
+
+
+def test_all_alterations_are_named_at_once(artifact):
+    (artifact / "decoder.onnx").write_bytes(b"x" * 250)
+    (artifact / "weights.bin").unlink()
+    (artifact / "recipe.yaml").write_bytes(b"")
+    assert len(problems(artifact)) == 3
+
+
+def test_a_newer_format_is_refused_in_one_line_whatever_else_is_in_it(artifact):
+    edit(artifact, lambda m: m.update(manifest_format=2, brand_new={"x": 1}, tools=5))
+    assert problems(artifact) == (
+        f"{artifact / 'manifest.json'}: artifact format 2; this vtcompress reads 1: upgrade "
+        "vtcompress or export the model anew",
+    )
+
+
+def test_every_broken_field_of_a_manifest_is_named_at_once(artifact):
+    def break_it(document):
+        document["files"]["recipe.yaml"]["sha256"] = "short"
+        document["dtype"] = "int3"
+        document["colour"] = "red"
+        del document["model_digest"]
+
+    edit(artifact, break_it)
+    prefix = f"{artifact / 'manifest.json'}: "
+    named = {line.removeprefix(prefix).split(":")[0] for line in problems(artifact)}
+    assert named == {"files.recipe.yaml.sha256", "dtype", "colour", "model_digest"}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]"])
+def test_a_manifest_that_is_no_json_object_is_refused(artifact, text):
+    (artifact / "manifest.json").write_text(text)
+    (line,) = problems(artifact)
+    assert line.startswith(f"{artifact / 'manifest.json'}: manifest: ")
+
+
+@pytest.mark.xfail(strict=True, reason="Artifact.open() does not look at the graphs' files")
+def test_a_graph_whose_file_is_not_among_the_files_is_refused(tmp_path):
+    folder = tmp_path / "artifact"
+    folder.mkdir()
+    fill(folder)
+    fields = facts.manifest_fields()
+    write_manifest(folder, **fields)
+    edit(folder, lambda m: m["graphs"][0].update(file="../outside.onnx"))
+    with pytest.raises(ArtifactError, match=r"outside\.onnx"):
+        Artifact.open(folder)
+
+
+@pytest.mark.xfail(
+    strict=True, reason="infinity becomes null in JSON; Facts needs ser_json_inf_nan"
+)
+def test_an_artifact_whose_check_found_values_that_are_no_numbers_opens_again(tmp_path):
+    fields = facts.manifest_fields(
+        fidelity=facts.fidelity(["1 images, T=9: prefill: differs by inf, allowed max_abs 0.001"])
+    )
+    broken = fields["fidelity"].worst_abs.model_copy(update={"max_abs": float("inf")})
+    fields["fidelity"] = fields["fidelity"].model_copy(update={"worst_abs": broken})
+    fill(tmp_path)
+    write_manifest(tmp_path, **fields)
+    assert Artifact.open(tmp_path).manifest.fidelity.worst_abs.max_abs == float("inf")
+
+
+# What the graphs declare
+
+
+def test_a_tensors_shape_follows_the_named_axes():
+    decoder = facts.manifest_fields()["graphs"][2]
+    shapes = {
+        t.name: t.shape({"batch": 2, "visual": 24, "text": 5, "past": 7, "total": 36})
+        for t in (*decoder.inputs, *decoder.outputs)
+    }
+    assert shapes["visual_embeds"] == (2, 24, 16)
+    assert shapes["inputs_embeds"] == (2, 5, 16)
+    assert shapes["past_key_values.5.key"] == (2, 2, 7, 4)
+    assert shapes["present.0.value"] == (2, 2, 36, 4)
+    assert shapes["logits"] == (2, 1, 40)
+    assert len(decoder.inputs) == 4 + 2 * 6
+    assert len(decoder.outputs) == 1 + 2 * 6
+
+
+def test_logits_of_all_rows_have_the_text_axis():
+    from export.graphs import decoder_graph
+
+    graph = decoder_graph(facts.plan(), "float16", "all", name="baseline_decoder")
+    assert graph.outputs[0].axes == ("batch", "text", 40)
+    assert graph.outputs[0].dtype == "float32"
+    assert graph.file == "baseline_decoder.onnx"
+    assert {t.numpy.name for t in graph.inputs} == {"float16", "int64"}
+
+
+def test_a_graph_that_uses_a_name_twice_is_refused():
+    graph = facts.manifest_fields()["graphs"][0]
+    with pytest.raises(ValueError, match="a name is used twice"):
+        type(graph)(name="vision", file="v.onnx", inputs=graph.inputs, outputs=graph.inputs)

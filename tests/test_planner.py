@@ -1,0 +1,299 @@
+"""The planner: dead rows in every plan, ShortV by share, list and speed-up, refusals all at once."""
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from compressor.errors import PlanError
+from compressor.passes.dead_rows import freeze_dead_rows
+from compressor.passes.shortv import for_speedup, lowest, ranking
+from compressor.plan import LayerPlan, Workload
+from compressor.planner import freeze, identity_plan, make_plan, needs_profile
+from compressor.recipe import ShortV
+from tests import facts
+
+CONTRIBUTION = (0.9, 0.1, 0.5, 0.02, 0.3, 0.0)
+
+
+def work(plan):
+    """Multiply-adds of a plan's prefill, counted matrix by matrix; the second implementation."""
+    d, v, t = plan.model.decoder, plan.visual, plan.workload.text
+    total = d.hidden * d.vocab
+    for layer in plan.layers:
+        everything, busy = v + t, (t if layer.visual == "frozen" else v + t)
+        for rows, width_in, width_out in (
+            (busy, d.hidden, d.heads * d.head_dim),  # Q
+            (everything, d.hidden, d.kv_heads * d.head_dim),  # K
+            (everything, d.hidden, d.kv_heads * d.head_dim),  # V
+            (busy, d.heads * d.head_dim, d.hidden),  # O
+            (busy, d.hidden, d.intermediate),  # gate
+            (busy, d.hidden, d.intermediate),  # up
+            (busy, d.intermediate, d.hidden),  # down
+            (busy, d.heads * d.head_dim, everything),  # QK^T
+            (busy, d.heads * d.head_dim, everything),  # PV
+        ):
+            total += rows * width_in * width_out
+    return total
+
+
+def planned(*methods, contribution=CONTRIBUTION, model=None, **options):
+    model = model or facts.facts(facts.dims(layers=len(contribution)))
+    profile = facts.profile([contribution])
+    return make_plan(model, facts.DIGEST, methods, profile, **options)
+
+
+def problems(*methods, profile, **options):
+    with pytest.raises(PlanError) as caught:
+        make_plan(facts.facts(), facts.DIGEST, methods, profile, **options)
+    return caught.value.problems
+
+
+def what(plan):
+    return [(layer.visual, layer.reason) for layer in plan.layers]
+
+
+UPDATE, FROZEN, DEAD = ("update", ""), ("frozen", "shortv"), ("frozen", "dead")
+
+
+def test_the_identity_plan_freezes_the_dead_rows_of_the_last_layer_and_nothing_else():
+    assert what(identity_plan(facts.facts(), facts.DIGEST)) == [UPDATE] * 5 + [DEAD]
+    assert what(make_plan(facts.facts(), facts.DIGEST, [])) == [UPDATE] * 5 + [DEAD]
+
+
+def test_a_model_of_one_layer_has_only_dead_visual_rows():
+    model = facts.facts(facts.dims(layers=1))
+    assert what(identity_plan(model, facts.DIGEST)) == [DEAD]
+
+
+def test_a_plan_keeps_the_model_and_its_digest():
+    plan = planned(ShortV(frozen=0.5))
+    assert plan.model_digest == facts.DIGEST
+    assert plan.model == facts.facts()
+
+
+@pytest.mark.parametrize(
+    ("share", "frozen"),
+    [
+        (0.0, []),
+        (0.2, [5]),
+        (0.34, [3, 5]),
+        (0.5, [1, 3, 5]),
+        (0.6, [1, 3, 4, 5]),
+        (1.0, [0, 1, 2, 3, 4, 5]),
+    ],
+)
+def test_a_share_freezes_the_layers_that_contribute_least(share, frozen):
+    plan = planned(ShortV(frozen=share))
+    expected = [FROZEN if i in frozen else UPDATE for i in range(6)]
+    if 5 not in frozen:
+        expected[5] = DEAD
+    assert what(plan) == expected
+
+
+def test_a_share_that_falls_between_two_counts_is_rounded_half_up():
+    assert [len(lowest([0.0] * 5, share)) for share in (0.09, 0.1, 0.3, 0.5, 0.7, 0.9)] == [
+        0,
+        1,
+        2,
+        3,
+        4,
+        5,
+    ]
+
+
+def test_the_last_layer_keeps_its_dead_rows_where_shortv_does_not_choose_it():
+    plan = planned(ShortV(frozen=0.5), contribution=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5))
+    assert what(plan) == [FROZEN] * 3 + [UPDATE] * 2 + [DEAD]
+
+
+def test_listed_layers_are_frozen_without_a_profile():
+    plan = make_plan(facts.facts(), facts.DIGEST, [ShortV(layers=(4, 0))])
+    assert what(plan) == [FROZEN, UPDATE, UPDATE, UPDATE, FROZEN, DEAD]
+
+
+def test_of_equal_contributions_the_deeper_layer_is_frozen_first():
+    assert ranking([0.5, 0.0, 0.0, 0.5, 0.0]) == (4, 2, 1, 3, 0)
+
+
+@pytest.mark.parametrize("speedup", [1.01, 1.2, 1.5, 2.0, 3.0])
+def test_a_speedup_freezes_the_fewest_lowest_layers_that_reach_it(speedup):
+    plan = planned(ShortV(speedup=speedup), workload=Workload(text=3))
+    order = sorted(range(6), key=lambda i: CONTRIBUTION[i])
+    naive = work(plan.naive())
+    for count in range(7):
+        candidate = facts.plan(order[:count], text=3, dead=() if 5 in order[:count] else (5,))
+        if naive / work(candidate) >= speedup:
+            break
+    assert plan.layers == candidate.layers
+
+
+def test_a_speedup_that_dead_rows_alone_reach_freezes_nothing_more():
+    plan = planned(ShortV(speedup=1.01), contribution=(0.0, 1.0))
+    assert what(plan) == [UPDATE, DEAD]
+
+
+def test_no_layer_at_all_may_reach_the_speedup_but_all_together():
+    assert for_speedup([3.0, 1.0, 2.0], 2.0, len) == (1, 2)
+    assert for_speedup([3.0, 1.0, 2.0], 3.0, len) == (1, 2, 0)
+    assert for_speedup([3.0, 1.0, 2.0], 3.5, len) is None
+
+
+def test_several_methods_add_up():
+    plan = planned(ShortV(layers=(0,)), ShortV(frozen=0.34))
+    assert what(plan) == [FROZEN, UPDATE, UPDATE, FROZEN, UPDATE, FROZEN]
+
+
+def test_the_workload_is_the_profiles_median_and_can_be_overridden():
+    model, methods = facts.facts(), [ShortV(frozen=0.5)]
+    profile = facts.profile([CONTRIBUTION] * 3, text=(90, 7, 11))
+    assert make_plan(model, facts.DIGEST, methods, profile).workload == Workload(images=1, text=11)
+    wanted = Workload(images=2, text=5)
+    assert make_plan(model, facts.DIGEST, methods, profile, wanted).workload == wanted
+    assert make_plan(model, facts.DIGEST, []).workload == Workload(images=1, text=64)
+
+
+def test_layers_outside_the_model_are_refused_and_all_are_named():
+    assert problems(ShortV(layers=(2, 6, 40)), profile=None) == (
+        "compress[0].shortv.layers: 6, 40 are outside 0..5; the model has 6 layers",
+    )
+    assert problems(ShortV(layers=(6,)), profile=None) == (
+        "compress[0].shortv.layers: 6 is outside 0..5; the model has 6 layers",
+    )
+
+
+def test_a_speedup_out_of_reach_names_the_most_that_is_reachable():
+    most = work(facts.plan(text=10)) / work(facts.plan(range(6), text=10))
+    (line,) = problems(ShortV(speedup=50.0), profile=facts.profile([CONTRIBUTION]))
+    assert line == (
+        "compress[0].shortv.speedup: 50 is out of reach; freezing all 6 layers gives "
+        f"{most:.2f} on 12 visual and 10 text rows"
+    )
+
+
+@pytest.mark.parametrize("method", [ShortV(frozen=0.5), ShortV(speedup=1.5)])
+def test_a_choice_by_contribution_needs_a_profile_and_a_whole_one(method):
+    assert problems(method, profile=None) == (
+        "compress[0].shortv: chooses layers by contribution, but there is no profile; run "
+        "`vtcompress calibrate` first, or list the layers",
+    )
+    partial = facts.profile([CONTRIBUTION] * 2, total=5)
+    assert problems(method, profile=partial) == (
+        "compress[0].shortv: chooses layers by contribution, but there is a profile of 2 of 5 "
+        "samples; run `vtcompress calibrate` first, or list the layers",
+    )
+
+
+def test_the_reasons_of_all_methods_are_given_at_once():
+    lines = problems(
+        ShortV(layers=(9,)),
+        ShortV(layers=(0,)),
+        ShortV(frozen=0.5),
+        ShortV(layers=(7, 8)),
+        profile=None,
+    )
+    assert [line.split(":")[0] for line in lines] == [
+        "compress[0].shortv.layers",
+        "compress[2].shortv",
+        "compress[3].shortv.layers",
+    ]
+
+
+def test_a_profile_of_another_depth_is_refused():
+    assert problems(ShortV(frozen=0.5), profile=facts.profile([[0.1] * 4])) == (
+        "the profile has 4 layers, the model 6; calibrate anew",
+    )
+
+
+def test_a_profile_is_needed_unless_every_method_lists_its_layers():
+    assert not needs_profile([])
+    assert not needs_profile([ShortV(layers=(1,))])
+    assert needs_profile([ShortV(layers=(1,)), ShortV(frozen=0.5)])
+    assert needs_profile([ShortV(speedup=1.5)])
+
+
+def test_marking_dead_rows_twice_changes_nothing():
+    layers = tuple(LayerPlan(index=i) for i in range(3))
+    once = freeze_dead_rows(layers)
+    assert freeze_dead_rows(once) == once != layers
+
+
+@st.composite
+def models(draw):
+    kv_heads, group = draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    decoder = facts.dims(
+        layers=draw(st.integers(1, 10)),
+        hidden=draw(st.integers(1, 300)),
+        heads=kv_heads * group,
+        kv_heads=kv_heads,
+        head_dim=2 * draw(st.integers(1, 20)),
+        intermediate=draw(st.integers(1, 700)),
+        vocab=draw(st.integers(1, 2000)),
+    )
+    return facts.facts(decoder, visual_tokens=draw(st.integers(1, 800)))
+
+
+@st.composite
+def models_with_contribution(draw):
+    model = draw(models())
+    layers = model.decoder.layers
+    values = st.sampled_from([0.0, 1e-6, 0.5, 3.0]) | st.floats(0, 10)
+    return model, draw(st.lists(values, min_size=layers, max_size=layers))
+
+
+@settings(deadline=None)
+@given(models_with_contribution(), st.floats(0, 1), st.floats(0, 1))
+def test_a_larger_share_freezes_a_superset(case, one, other):
+    model, contribution = case
+    few, many = (
+        set(planned(ShortV(frozen=s), contribution=contribution, model=model).frozen_layers())
+        for s in sorted((one, other))
+    )
+    assert few <= many
+    assert model.decoder.layers - 1 in few
+    total = model.decoder.layers
+    assert abs(len(lowest(contribution, one)) - one * total) <= 0.5 + 1e-9
+
+
+@settings(deadline=None)
+@given(models(), st.data())
+def test_freezing_one_more_layer_never_costs_more_and_nothing_costs_more_than_the_original(
+    model, data
+):
+    layers = st.integers(0, model.decoder.layers - 1)
+    frozen = data.draw(st.sets(layers))
+    extra = data.draw(layers)
+    before = identity_plan(
+        model, facts.DIGEST, Workload(images=2, text=data.draw(st.integers(1, 99)))
+    )
+    before = freeze(before, sorted(frozen), "shortv")
+    after = freeze(before, [extra], "shortv")
+    assert set(after.frozen_layers()) == frozen | {extra, model.decoder.layers - 1}
+    assert work(after) <= work(before) <= work(before.naive())
+
+
+@settings(deadline=None)
+@given(models_with_contribution(), st.floats(1.001, 6), st.integers(1, 80))
+def test_a_wanted_speedup_is_reached_with_no_layer_to_spare_or_refused(case, wanted, text):
+    model, contribution = case
+    options = {"contribution": contribution, "model": model, "workload": Workload(text=text)}
+    layers = range(model.decoder.layers)
+    everything = facts.plan(layers, model=model, text=text)
+    original = work(everything.naive())
+    # The quotient of two integers; apart from where it is the wanted one to the last bit.
+    assume(abs(original / work(everything) - wanted) > 1e-9)
+    if original / work(everything) < wanted:
+        with pytest.raises(PlanError, match="out of reach"):
+            planned(ShortV(speedup=wanted), **options)
+        return
+    plan = planned(ShortV(speedup=wanted), **options)
+    assert original / work(plan) >= wanted - 1e-9
+    chosen = [layer.index for layer in plan.layers if layer.reason == "shortv"]
+    assert len(set(chosen)) == len(chosen)
+    left = [i for i in layers if i not in chosen]
+    if chosen:
+        highest = max(contribution[i] for i in chosen)
+        assert all(contribution[i] >= highest for i in left)
+        dropped = max(chosen, key=lambda i: (contribution[i], -i))
+        fewer = [i for i in chosen if i != dropped]
+        less = freeze(identity_plan(model, facts.DIGEST, Workload(text=text)), fewer, "shortv")
+        assert original / work(less) < wanted + 1e-9
