@@ -229,22 +229,32 @@ def test_logits_that_are_no_numbers_do_not_pass_a_limit():
     assert not report.passed
 
 
-def test_a_runtime_is_asked_every_question_with_its_pictures(tmp_path):
-    calls = []
+class FakeRuntime:
+    """Answers with the question's length; in `answers` the last question first, as batches may."""
 
-    def answer(question, images, *, max_new_tokens):
-        calls.append((question, images, max_new_tokens))
-        number = len(calls)
+    def __init__(self):
+        self.asked = []
+
+    def answer(self, question, images, *, max_new_tokens):
+        self.asked.append((question, tuple(images), max_new_tokens))
+        size = len(question)
         return SimpleNamespace(
-            token_ids=(number, 2), text=str(number), first_logits=np.ones(3) * number
+            token_ids=(size, 2), text=str(size), first_logits=np.full(3, size, np.float32)
         )
 
-    samples = [Sample((tmp_path / "a.png",), "q"), Sample((), "r")]
-    found = measure(SimpleNamespace(answer=answer), samples, 5)
-    assert calls == [("q", (tmp_path / "a.png",), 5), ("r", (), 5)]
-    assert [a.text for a in found.answers] == ["1", "2"]
-    assert found.answers[0].token_ids == (1, 2)
-    assert found.logits.tolist() == [[1.0] * 3, [2.0] * 3]
+    def answers(self, asked, *, max_new_tokens):
+        for place, (question, images) in reversed(list(enumerate(asked))):
+            yield place, self.answer(question, images, max_new_tokens=max_new_tokens)
+
+
+def test_a_runtime_is_asked_every_question_with_its_pictures_and_answers_keep_their_order(tmp_path):
+    samples = [Sample((tmp_path / "a.png",), "q"), Sample((), "rr"), Sample((), "sss")]
+    runtime = FakeRuntime()
+    found = measure(runtime, samples, 5)
+    assert sorted(runtime.asked) == [("q", (tmp_path / "a.png",), 5), ("rr", (), 5), ("sss", (), 5)]
+    assert [a.text for a in found.answers] == ["1", "2", "3"]
+    assert [a.token_ids for a in found.answers] == [(1, 2), (2, 2), (3, 2)]
+    assert found.logits.tolist() == [[1.0] * 3, [2.0] * 3, [3.0] * 3]
     assert found.max_new_tokens == 5
 
 
