@@ -61,7 +61,9 @@ def build_rtx_engine(
         raise MissingExtraError("building TensorRT-RTX engines", "rtx") from None
     if capability not in CAPABILITIES:
         known = ", ".join(CAPABILITIES)
-        raise VtcompressError(f"compute capability {capability!r} is unknown to the builder; known: {known}")
+        raise VtcompressError(
+            f"compute capability {capability!r} is unknown to the builder; known: {known}"
+        )
     log = _Log(trt)
     builder = trt.Builder(log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))

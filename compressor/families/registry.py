@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +140,8 @@ def load(
             ]
         )
     processor = load_processor(folder, trust_remote_code=trust_remote_code)
-    original = family.original(folder, config, dtype)
+    with _no_bars():
+        original = family.original(folder, config, dtype)
     if image_size is not None:
         family.resize_processor(processor, image_size)
     return LoadedModel(
@@ -162,6 +165,20 @@ def _ends(folder: Path, of_config: tuple[int, ...]) -> tuple[int, ...]:
     if ends is None:
         return of_config
     return (ends,) if isinstance(ends, int) else tuple(ends)
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Keep transformers' progress bars out of our own output while weights are read."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def model_name(model_id: str) -> str:

@@ -119,12 +119,15 @@ def measure(
     runtime: "Runtime", samples: Sequence[Sample], max_new_tokens: int, progress: Progress = SILENT
 ) -> Answers:
     """Let a runtime answer every sample."""
-    answers, logits = [], []
-    for sample in progress.track(samples, "artifact answers", len(samples)):
-        reply = runtime.answer(sample.question, sample.images, max_new_tokens=max_new_tokens)
-        answers.append(Answer(token_ids=reply.token_ids, text=reply.text))
-        logits.append(reply.first_logits)
-    return Answers(tuple(answers), np.stack(logits), max_new_tokens)
+    asked = [(sample.question, sample.images) for sample in samples]
+    running = runtime.answers(asked, max_new_tokens=max_new_tokens)
+    replies = dict(progress.track(running, "artifact answers", len(samples)))
+    ordered = [replies[place] for place in range(len(samples))]
+    return Answers(
+        tuple(Answer(token_ids=reply.token_ids, text=reply.text) for reply in ordered),
+        np.stack([reply.first_logits for reply in ordered]),
+        max_new_tokens,
+    )
 
 
 def compare(

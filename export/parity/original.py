@@ -9,11 +9,7 @@ from compressor.families import LoadedModel
 from compressor.progress import SILENT, Progress
 from compressor.prompts import EncodedPrompt, encode
 from export.parity.loss import Answer, Answers
-
-# Prompts of equal length and number of images are answered together; rows bound a batch's memory.
-BATCH_ROWS = 4096
-# Encoded prompts wait in memory for others like them, but no longer than this many prompts.
-WINDOW = 256
+from export.runtime import BATCH_ROWS, WINDOW, until_end
 
 Indexed = tuple[int, EncodedPrompt]
 
@@ -43,6 +39,7 @@ def measure_original(
 
 
 def _batches(model: LoadedModel, samples: Sequence[Sample]) -> Iterator[list[Indexed]]:
+    """Prompts of equal length and number of images are answered together."""
     for start in range(0, len(samples), WINDOW):
         groups: dict[tuple[int, int], list[Indexed]] = {}
         for index, sample in enumerate(samples[start : start + WINDOW], start):
@@ -76,14 +73,6 @@ def _answer(
         output_logits=True,
     )
     for row, (index, _) in enumerate(batch):
-        tokens = _until_end(out.sequences[row, ids.shape[1] :].tolist(), ends)
+        tokens = until_end(out.sequences[row, ids.shape[1] :].tolist(), ends)
         text = model.processor.decode(tokens, skip_special_tokens=True)
         yield index, Answer(token_ids=tokens, text=text), out.logits[0][row].float()
-
-
-def _until_end(tokens: list[int], ends: Sequence[int]) -> tuple[int, ...]:
-    """Cut what a batch pads after the end of an answer."""
-    for place, token in enumerate(tokens):
-        if token in ends:
-            return tuple(tokens[: place + 1])
-    return tuple(tokens)
