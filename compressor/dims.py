@@ -16,7 +16,7 @@ SourceDType = Literal["float32", "float16", "bfloat16"]
 class Facts(BaseModel):
     """Base of the immutable values that are stored as JSON; unknown keys are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
 class DecoderDims(Facts):

@@ -51,6 +51,11 @@ class Artifact:
         except ValidationError as error:
             raise ArtifactError(_explain(path, error)) from None
         problems = [
+            f"{path}: the graph {spec.name} is in {spec.file!r}, which is not among the files"
+            for spec in manifest.graphs
+            if spec.file not in manifest.files
+        ]
+        problems += [
             p for name, entry in manifest.files.items() for p in _check(folder, name, entry, verify)
         ]
         if problems:
@@ -122,8 +127,9 @@ def staged(output: Path, *, overwrite: bool = False, needed_bytes: int = 0) -> I
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         check_room(output.parent, needed_bytes)
-        for stray in output.parent.glob(f".{output.name}{STAGING_MARK}*"):
-            shutil.rmtree(stray, ignore_errors=True)
+        for entry in output.parent.iterdir():
+            if entry.name.startswith(f".{output.name}{STAGING_MARK}"):
+                shutil.rmtree(entry, ignore_errors=True)
         staging = output.parent / f".{output.name}{STAGING_MARK}{uuid.uuid4().hex[:8]}"
         staging.mkdir()
     except OSError as failure:
@@ -141,7 +147,11 @@ def _replace(staging: Path, output: Path) -> None:
     if output.exists():
         old = staging.with_name(staging.name + "-old")
         output.rename(old)
-        staging.rename(output)
+        try:
+            staging.rename(output)
+        except BaseException:
+            old.rename(output)
+            raise
         shutil.rmtree(old) if old.is_dir() else old.unlink()
     else:
         staging.rename(output)

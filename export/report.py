@@ -216,6 +216,8 @@ def _failures(failures: Sequence[str]) -> str:
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        return (
+            "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |"
+        )
 
     return "\n".join([line(columns), line(["---"] * len(columns)), *map(line, rows)])

@@ -159,7 +159,6 @@ def test_what_killed_runs_left_is_removed_and_other_outputs_strays_are_not(tmp_p
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([other.name, "out"])
 
 
-@pytest.mark.xfail(strict=True, reason="staged() globs for the name as a pattern; glob.escape it")
 @pytest.mark.parametrize("name", ["out[1]", "a*"])
 def test_a_name_with_wildcards_clears_its_own_strays_and_no_others(tmp_path, name):
     own = tmp_path / f".{name}{STAGING_MARK}0a1b2c3d"
@@ -171,7 +170,6 @@ def test_a_name_with_wildcards_clears_its_own_strays_and_no_others(tmp_path, nam
         assert other.exists()
 
 
-@pytest.mark.xfail(strict=True, reason="_replace() does not rename the old one back")
 def test_an_old_artifact_is_put_back_when_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
     output = tmp_path / "out"
     output.mkdir()
@@ -411,7 +409,6 @@ def test_a_manifest_that_is_no_json_object_is_refused(artifact, text):
     assert line.startswith(f"{artifact / 'manifest.json'}: manifest: ")
 
 
-@pytest.mark.xfail(strict=True, reason="Artifact.open() does not look at the graphs' files")
 def test_a_graph_whose_file_is_not_among_the_files_is_refused(tmp_path):
     folder = tmp_path / "artifact"
     folder.mkdir()
@@ -423,9 +420,6 @@ def test_a_graph_whose_file_is_not_among_the_files_is_refused(tmp_path):
         Artifact.open(folder)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="infinity becomes null in JSON; Facts needs ser_json_inf_nan"
-)
 def test_an_artifact_whose_check_found_values_that_are_no_numbers_opens_again(tmp_path):
     fields = facts.manifest_fields(
         fidelity=facts.fidelity(["1 images, T=9: prefill: differs by inf, allowed max_abs 0.001"])

@@ -135,7 +135,6 @@ def test_an_absurdly_large_file_is_refused_before_it_is_read(tmp_path, monkeypat
     assert line.startswith(f"{path}: larger than")
 
 
-@pytest.mark.xfail(strict=True, reason="read_samples() splits with splitlines()")
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"])
 def test_only_a_line_feed_ends_a_line(tmp_path, separator):
     row = json.dumps({"question": f"one{separator}two"}, ensure_ascii=False)

@@ -145,7 +145,6 @@ def test_a_pipe_in_a_name_does_not_break_the_table():
     table(section(text, "Check 2: compression loss"))
 
 
-@pytest.mark.xfail(strict=True, reason="_table() keeps line breaks in cells")
 def test_a_line_break_in_a_name_does_not_break_the_table():
     text = report(loss=facts.loss((), [facts.figures("a\nb")]))
     assert len(table(section(text, "Check 2: compression loss"))) == 2

@@ -39,7 +39,8 @@ def read_samples(path: Path) -> tuple[Sample, ...]:
         DataError: file or pictures missing, or lines that are no such questions; all are named.
     """
     samples, problems = [], []
-    for number, line in enumerate(read_text(path, DataError).splitlines(), start=1):
+    # Not splitlines(): a question may hold other line separators of Unicode.
+    for number, line in enumerate(read_text(path, DataError).split("\n"), start=1):
         if not line.strip():
             continue
         sample, found = _parse(line, f"{path}:{number}", path.parent)

@@ -173,10 +173,11 @@ def compare(
 def _difference(call: str, wanted: Array, got: Array) -> Difference:
     a, b = wanted.astype(np.float64), got.astype(np.float64)
     worst = float(np.abs(a - b).max())
-    lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
-    cosine = (a * b).sum(axis=-1) / np.maximum(lengths, TINY)
     if not np.isfinite(worst):
-        worst, cosine = float("inf"), np.array([-1.0])
+        return Difference(call=call, max_abs=np.inf, max_relative=np.inf, cosine=-1.0)
+    lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    same = (a == b).all(axis=-1)  # also rows of zeros, whose cosine is not defined
+    cosine = np.where(same, 1.0, (a * b).sum(axis=-1) / np.maximum(lengths, TINY))
     return Difference(
         call=call,
         max_abs=worst,

@@ -211,7 +211,8 @@ def exact(text: str, answer: str) -> bool:
 
 def _misses(figures: LossFigures, limits: LossLimits) -> list[str]:
     lines = []
-    if limits.max_kl is not None and figures.kl > limits.max_kl:
+    # Written so that a value that is no number misses its limit.
+    if limits.max_kl is not None and not figures.kl <= limits.max_kl:
         lines.append(f"mean KL is {figures.kl:.4g} nats, allowed max_kl {limits.max_kl:g}")
     least = (
         ("agreement of next tokens", figures.agreement, limits.min_agreement, "min_agreement"),
@@ -229,7 +230,7 @@ def _misses(figures: LossFigures, limits: LossLimits) -> list[str]:
             continue
         if value is None:
             lines.append(f"{words} cannot be judged against {key}: the data has no answers")
-        elif value < limit:
+        elif not value >= limit:
             lines.append(f"{words} is {value:.4f}, wanted {key} {limit:g}")
     return lines
 
@@ -282,7 +283,7 @@ def stored_original(folder: Path) -> tuple[tuple[Sample, ...], Answers]:
         answers = tuple(Answer.model_validate(a) for a in document["answers"])
         logits = np.load(folder / LOGITS_FILE, allow_pickle=False)
         cut = int(document["max_new_tokens"])
-    except (OSError, ValueError, KeyError, TypeError) as failure:
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as failure:
         raise ArtifactError([f"{folder / FOLDER}: broken: {failure}"]) from None
     samples = read_samples(folder / SAMPLES_FILE)
     if not len(samples) == len(answers) == len(logits):
