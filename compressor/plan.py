@@ -23,6 +23,14 @@ class LayerPlan(Facts):
     visual: VisualRows = "update"
     reason: Reason = ""
 
+    @model_validator(mode="after")
+    def _frozen_for_a_reason(self) -> "LayerPlan":
+        if self.frozen == (self.reason == ""):
+            raise ValueError(
+                f"layer {self.index} is {self.visual!r} for the reason {self.reason!r}"
+            )
+        return self
+
     @property
     def frozen(self) -> bool:
         """Whether visual rows pass through this layer unchanged."""

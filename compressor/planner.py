@@ -1,5 +1,6 @@
 """Turns a recipe's methods and a profile into a plan; refuses what makes no sense, all reasons at once."""
 
+import math
 from collections.abc import Sequence
 
 from compressor.calibration.profile import Profile
@@ -110,7 +111,8 @@ def _shortv_layers(
         contribution, wanted, lambda layers: predicted_speedup(freeze(plan, layers, "shortv"))
     )
     if chosen is None:
-        most = predicted_speedup(freeze(plan, range(count), "shortv"))
+        # Rounded down, so that the figure named is one that can be asked for.
+        most = math.floor(100 * predicted_speedup(freeze(plan, range(count), "shortv"))) / 100
         return (), [
             f"{where}.speedup: {wanted:g} is out of reach; freezing all {count} layers gives {most:.2f} "
             f"on {plan.visual} visual and {plan.workload.text} text rows"

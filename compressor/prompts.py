@@ -21,7 +21,7 @@ class EncodedPrompt:
     pixel_values: Tensor | None
 
 
-def encode(model: LoadedModel, sample: Sample) -> EncodedPrompt:
+def encode(processor: Any, sample: Sample) -> EncodedPrompt:
     """Encode a question by the model's own processor and chat template.
 
     Raises:
@@ -32,7 +32,7 @@ def encode(model: LoadedModel, sample: Sample) -> EncodedPrompt:
     ]
     content.append({"type": "text", "text": sample.question})
     try:
-        encoded = model.processor.apply_chat_template(
+        encoded = processor.apply_chat_template(
             [{"role": "user", "content": content}],
             add_generation_prompt=True,
             tokenize=True,

@@ -17,6 +17,7 @@ from compressor.files import read_text, sha256_of, write_text
 from export.manifest import MANIFEST_FILE, MANIFEST_FORMAT, FileEntry, Manifest
 
 STAGING_MARK = ".vtcompress-staging-"
+OLD_MARK = "-old"
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,11 @@ class Artifact:
         problems += [
             p for name, entry in manifest.files.items() for p in _check(folder, name, entry, verify)
         ]
+        if verify and not problems:
+            problems = [
+                f"{folder / name}: not named in the manifest; remove it, or copy the artifact anew"
+                for name in sorted(_names(folder) - manifest.files.keys())
+            ]
         if problems:
             raise ArtifactError(problems)
         return cls(folder, manifest)
@@ -81,7 +87,11 @@ def _check(folder: Path, name: str, entry: FileEntry, verify: bool) -> Iterator[
         yield f"{folder}: the manifest names {name!r}, which leaves the folder; do not use this artifact"
         return
     path = folder / name
-    if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
+    try:
+        inside = path.is_file() and path.resolve().is_relative_to(folder.resolve())
+    except OSError:  # a name that no file system takes
+        inside = False
+    if not inside:
         yield f"{path}: missing, or a link out of the artifact; copy the artifact anew"
     elif path.stat().st_size != entry.size:
         yield f"{path}: {path.stat().st_size} bytes, the manifest says {entry.size}; copy the artifact anew"
@@ -92,12 +102,14 @@ def _check(folder: Path, name: str, entry: FileEntry, verify: bool) -> Iterator[
 def list_files(folder: Path) -> dict[str, FileEntry]:
     """Return all files of a folder but the manifest, by relative name."""
     return {
-        path.relative_to(folder).as_posix(): FileEntry(
-            sha256=sha256_of(path), size=path.stat().st_size
-        )
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST_FILE
+        name: FileEntry(sha256=sha256_of(folder / name), size=(folder / name).stat().st_size)
+        for name in sorted(_names(folder))
     }
+
+
+def _names(folder: Path) -> set[str]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix() for path in files} - {MANIFEST_FILE}
 
 
 def write_manifest(folder: Path, **fields: Any) -> Manifest:
@@ -122,14 +134,13 @@ def staged(output: Path, *, overwrite: bool = False, needed_bytes: int = 0) -> I
         VtcompressError: `output` exists, its parent cannot be written, or the disk has too little room.
     """
     output = output.absolute()
+    if output.parent.is_dir():
+        _clear_strays(output)
     if output.exists() and not overwrite and (not output.is_dir() or any(output.iterdir())):
         raise VtcompressError(f"{output}: exists; choose another --output or add --overwrite")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         check_room(output.parent, needed_bytes)
-        for entry in output.parent.iterdir():
-            if entry.name.startswith(f".{output.name}{STAGING_MARK}"):
-                shutil.rmtree(entry, ignore_errors=True)
         staging = output.parent / f".{output.name}{STAGING_MARK}{uuid.uuid4().hex[:8]}"
         staging.mkdir()
     except OSError as failure:
@@ -143,9 +154,20 @@ def staged(output: Path, *, overwrite: bool = False, needed_bytes: int = 0) -> I
         shutil.rmtree(staging, ignore_errors=True)
 
 
+def _clear_strays(output: Path) -> None:
+    """Remove what killed runs left; an old artifact that was moved aside goes back to its place."""
+    mark = f".{output.name}{STAGING_MARK}"
+    strays = [entry for entry in output.parent.iterdir() if entry.name.startswith(mark)]
+    for entry in strays:
+        if entry.name.endswith(OLD_MARK) and not output.exists():
+            entry.rename(output)
+        else:
+            shutil.rmtree(entry, ignore_errors=True)
+
+
 def _replace(staging: Path, output: Path) -> None:
     if output.exists():
-        old = staging.with_name(staging.name + "-old")
+        old = staging.with_name(staging.name + OLD_MARK)
         output.rename(old)
         try:
             staging.rename(output)

@@ -73,7 +73,7 @@ def what_visual_rows_do(layer: LayerPlan) -> str:
 
 
 def layer_rows(plan: Plan) -> list[tuple[str, str, str, str]]:
-    """Return one row a layer: index, what visual rows do, GFLOPs original, GFLOPs of the plan."""
+    """Return one row a layer: index, what visual rows do, MFLOPs original, MFLOPs of the plan."""
     before, after = predict(plan.naive()), predict(plan)
     return [
         (str(layer.index), what_visual_rows_do(layer), _short(a), _short(b))

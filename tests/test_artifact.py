@@ -188,6 +188,23 @@ def test_an_old_artifact_is_put_back_when_the_new_one_cannot_take_its_place(tmp_
     assert list(tmp_path.iterdir()) == [output]
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_old_artifact_that_a_kill_left_aside_comes_back_before_anything_else(
+    tmp_path, overwrite
+):
+    output, aside = tmp_path / "out", tmp_path / f".out{STAGING_MARK}0a1b2c3d-old"
+    aside.mkdir()
+    (aside / "a").write_text("old")
+    if overwrite:
+        with pytest.raises(RuntimeError), staged(output, overwrite=True):
+            raise RuntimeError
+    else:
+        with pytest.raises(VtcompressError, match="add --overwrite"), staged(output):
+            pytest.fail("the block must not run")
+    assert (output / "a").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [output]
+
+
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("no folder")
     output = tmp_path / "file" / "out"
@@ -372,6 +389,23 @@ def test_a_manifest_that_names_no_file_is_refused(artifact, name):
     entry = {"sha256": "0" * 64, "size": 0}
     edit(artifact, lambda m: m["files"].update({name: entry}))
     assert len(problems(artifact)) == 1
+
+
+def test_files_that_the_manifest_does_not_name_are_refused(artifact):
+    (artifact / "chat_template.json").write_text("{}")
+    (artifact / "validation").mkdir(exist_ok=True)
+    (artifact / "validation" / "manifest.json").write_text("{}")
+    assert problems(artifact) == tuple(
+        f"{artifact / name}: not named in the manifest; remove it, or copy the artifact anew"
+        for name in ("chat_template.json", "validation/manifest.json")
+    )
+    Artifact.open(artifact, verify=False)
+
+
+def test_a_name_that_no_file_system_takes_is_missing(artifact):
+    entry = {"sha256": "0" * 64, "size": 1}
+    edit(artifact, lambda manifest: manifest["files"].update({"x" * 300: entry}))
+    assert any("missing" in line for line in problems(artifact))
 
 
 def test_all_alterations_are_named_at_once(artifact):

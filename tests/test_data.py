@@ -215,3 +215,16 @@ def test_the_digest_changes_with_pictures_words_and_order(tmp_path):
     (tmp_path / "a.png").write_bytes(b"picture A")
     digests.append(data_digest([first, second]))
     assert len(set(digests)) == len(digests)
+
+
+def test_halves_of_characters_are_refused_since_no_file_can_hold_them(tmp_path):
+    path = tmp_path / "q.jsonl"
+    path.write_text(
+        json.dumps({"question": "\ud800", "answer": "a\udfff"}) + "\n", encoding="utf-8"
+    )
+    with pytest.raises(DataError) as caught:
+        read_samples(path)
+    assert caught.value.problems == (
+        f"{path}:1: question: not valid Unicode",
+        f"{path}:1: answer: not valid Unicode",
+    )

@@ -283,9 +283,21 @@ def test_failures_of_the_declaration_alone_fail_the_check():
     assert not report.passed
 
 
-def test_nothing_to_compare_is_our_own_fault_and_not_a_pass():
-    with pytest.raises(ValueError, match="nothing to compare"):
-        compare(Recording(), Recording(), GRAPHS, (), LIMITS)
+def test_nothing_to_compare_is_no_pass():
+    report = compare(Recording(), Recording(), GRAPHS, (), LIMITS)
+    assert not report.passed
+    assert "nothing could be compared" in report.failures[-1]
+
+
+def test_outputs_that_are_missing_or_all_of_another_shape_are_failures_not_faults():
+    wanted = Recording(outputs={"a": np.ones((1, 2)), "b": np.ones((1, 2))}, shapes={"b": ((1,),)})
+    found = Recording(outputs={"a": np.ones((1, 3))})
+    report = compare(wanted, found, GRAPHS, (), LIMITS)
+    assert report.failures[:3] == (
+        "a: shape (1, 3), torch gives (1, 2)",
+        "b: missing",
+        "b: cache shapes None, torch gives ((1,),)",
+    )
 
 
 def test_rows_that_are_zero_on_both_sides_are_equal():

@@ -352,6 +352,7 @@ def test_stored_answers_that_are_broken_are_refused(stored, text):
     [
         b"",
         b"no numpy file",
+        b"PK\x03\x04 no archive",
         b"\x93NUMPY\x01\x00",
         None,
     ],

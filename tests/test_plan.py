@@ -121,3 +121,9 @@ def test_a_file_that_is_no_plan_is_refused_in_one_line(tmp_path, text):
 
 def test_a_missing_plan_is_refused(tmp_path):
     assert problems(tmp_path / "p.json") == (f"{tmp_path / 'p.json'}: no such file",)
+
+
+@pytest.mark.parametrize(("visual", "reason"), [("update", "shortv"), ("frozen", "")])
+def test_a_layer_that_contradicts_itself_is_refused(visual, reason):
+    with pytest.raises(ValidationError, match="for the reason"):
+        LayerPlan(index=0, visual=visual, reason=reason)

@@ -82,10 +82,24 @@ def _parse(line: str, where: str, folder: Path) -> tuple[Sample | None, list[str
         if row.get(key) is not None and not isinstance(row[key], str)
     ]
     files = tuple(folder / name for name in images)
+    problems += [
+        f"{where}: {key}: not valid Unicode"
+        for key in ("question", "answer", "kind")
+        if isinstance(row.get(key), str) and not _is_unicode(row[key])
+    ]
     problems += [f"{where}: image: {file}: no such file" for file in files if not _is_file(file)]
     if problems:
         return None, problems
     return Sample(files, row["question"], row.get("answer"), row.get("kind") or ""), []
+
+
+def _is_unicode(text: str) -> bool:
+    """JSON can spell halves of characters, which no file can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_file(path: Path) -> bool:

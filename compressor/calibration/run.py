@@ -49,7 +49,7 @@ def calibrate(
     saved = time.monotonic()
     remaining = samples[len(profile.samples) :]
     for sample in progress.track(remaining, "calibrating", len(remaining)):
-        rows = embed(model, encode(model, sample))
+        rows = embed(model, encode(model.processor, sample))
         scores = layer_contribution(
             decoder, rows.visual_embeds, rows.text_embeds, rows.visual_index, rows.text_index
         )

@@ -27,7 +27,8 @@ class LoadedModel:
         folder: local folder of configuration, weights and processor.
         digest: sha256 over configuration and weights.
         original: the unmodified transformers model, in float32 unless asked otherwise.
-        processor: the model's own processor (images, tokenizer, chat template).
+        processor: the model's processor (images, tokenizer, chat template), at the size of `facts`.
+        native_processor: the same as published; differs only where another image size was asked for.
         vision: vision tower and projector, sharing the original's weights.
         tensors: language model tensors, named as `compressor.decoder.weights.source_of` does.
     """
@@ -37,6 +38,7 @@ class LoadedModel:
     digest: str
     original: Any
     processor: Any
+    native_processor: Any
     vision: VisionEncoder
     tensors: Mapping[str, Tensor]
 

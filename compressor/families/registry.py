@@ -1,5 +1,6 @@
 """Finds the family of a model and loads it: a hub id or a local folder, safetensors only."""
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterator
@@ -142,7 +143,9 @@ def load(
     processor = load_processor(folder, trust_remote_code=trust_remote_code)
     with _no_bars():
         original = family.original(folder, config, dtype)
+    native = processor
     if image_size is not None:
+        processor = copy.deepcopy(processor)
         family.resize_processor(processor, image_size)
     return LoadedModel(
         facts=facts,
@@ -150,6 +153,7 @@ def load(
         digest=digest(folder),
         original=original,
         processor=processor,
+        native_processor=native,
         vision=family.vision(config, image_size=facts.image_size, source=original),
         tensors=family.tensors(original),
     )

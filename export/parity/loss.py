@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from zipfile import BadZipFile
 
 import numpy as np
 
 from compressor.calibration.data import Sample, data_digest, read_samples
 from compressor.dims import Facts
-from compressor.errors import ArtifactError
+from compressor.errors import ArtifactError, DataError
 from compressor.files import sha256_of
 from compressor.progress import SILENT, Progress
 from export.sessions import Array
@@ -229,7 +230,12 @@ def _misses(figures: LossFigures, limits: LossLimits) -> list[str]:
         if limit is None:
             continue
         if value is None:
-            lines.append(f"{words} cannot be judged against {key}: the data has no answers")
+            reason = (
+                "the original gives no right answer"
+                if figures.answered
+                else "the data has no answers"
+            )
+            lines.append(f"{words} cannot be judged against {key}: {reason}")
         elif not value >= limit:
             lines.append(f"{words} is {value:.4f}, wanted {key} {limit:g}")
     return lines
@@ -283,9 +289,10 @@ def stored_original(folder: Path) -> tuple[tuple[Sample, ...], Answers]:
         answers = tuple(Answer.model_validate(a) for a in document["answers"])
         logits = np.load(folder / LOGITS_FILE, allow_pickle=False)
         cut = int(document["max_new_tokens"])
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as failure:
-        raise ArtifactError([f"{folder / FOLDER}: broken: {failure}"]) from None
-    samples = read_samples(folder / SAMPLES_FILE)
-    if not len(samples) == len(answers) == len(logits):
+        samples = read_samples(folder / SAMPLES_FILE)
+    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, DataError) as failure:
+        reason = str(failure).splitlines()[0] if str(failure) else type(failure).__name__
+        raise ArtifactError([f"{folder / FOLDER}: broken: {reason}"]) from None
+    if logits.ndim != 2 or not len(samples) == len(answers) == len(logits):
         raise ArtifactError([f"{folder / FOLDER}: samples and answers differ in number"])
     return samples, Answers(answers, logits, cut)

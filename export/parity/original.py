@@ -17,7 +17,7 @@ Indexed = tuple[int, EncodedPrompt]
 def measure_original(
     model: LoadedModel, samples: Sequence[Sample], max_new_tokens: int, progress: Progress = SILENT
 ) -> Answers:
-    """Let the original model answer every sample greedily.
+    """Let the original model answer every sample greedily, at its own image size.
 
     Raises:
         DataError: a picture cannot be read.
@@ -43,7 +43,7 @@ def _batches(model: LoadedModel, samples: Sequence[Sample]) -> Iterator[list[Ind
     for start in range(0, len(samples), WINDOW):
         groups: dict[tuple[int, int], list[Indexed]] = {}
         for index, sample in enumerate(samples[start : start + WINDOW], start):
-            prompt = encode(model, sample)
+            prompt = encode(model.native_processor, sample)
             groups.setdefault((prompt.input_ids.shape[1], len(sample.images)), []).append(
                 (index, prompt)
             )

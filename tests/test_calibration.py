@@ -1,0 +1,142 @@
+"""Calibration: the contribution by its definition, resumed runs, foreign profiles, drawn profiles."""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from compressor.calibration.data import Sample, read_samples
+from compressor.calibration.plot import draw_profile
+from compressor.calibration.profile import Profile
+from compressor.calibration.run import calibrate
+from compressor.errors import DataError, ProfileError
+from compressor.families import LoadedModel, load
+from compressor.prompts import encode
+
+
+@pytest.fixture(scope="module")
+def model(llava: Callable[[str], Path]) -> LoadedModel:
+    return load(str(llava("clip+llama")))
+
+
+@pytest.fixture(scope="module")
+def samples(questions: Path) -> tuple[Sample, ...]:
+    return read_samples(questions)
+
+
+def by_definition(model: LoadedModel, sample: Sample) -> np.ndarray:
+    """KL(p_i || p) on the unmodified transformers model: hooks undo layer i's update of visual rows."""
+    prompt = encode(model.processor, sample)
+    visual = prompt.input_ids[0] == model.facts.image_token_id
+
+    def last_logits() -> torch.Tensor:
+        with torch.inference_mode():
+            out = model.original(input_ids=prompt.input_ids, pixel_values=prompt.pixel_values)
+        return torch.log_softmax(out.logits[0, -1].double(), dim=-1)
+
+    def undo(_: Any, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+        changed = output.clone()
+        changed[:, visual] = args[0][:, visual]
+        return changed
+
+    reference, scores = last_logits(), []
+    for layer in model.original.model.language_model.layers:
+        handle = layer.register_forward_hook(undo)
+        frozen = last_logits()
+        handle.remove()
+        scores.append(float((frozen.exp() * (frozen - reference)).sum()))
+    return np.array(scores)
+
+
+def test_layer_contribution_is_what_the_definition_gives_on_transformers_own_model(
+    model: LoadedModel, samples: tuple[Sample, ...], tmp_path: Path
+) -> None:
+    profile = calibrate(model, samples[:3], tmp_path / "p.json", data_name="q")
+    for sample, score in zip(samples, profile.samples, strict=False):
+        wanted = by_definition(model, sample)
+        found = np.array(score.layer_contribution)
+        assert np.all(np.abs(found - wanted) <= 1e-4 * np.abs(wanted) + 1e-6)
+        assert wanted[:-1].min() > 1e-3  # what is compared is not noise
+    assert profile.layer_contribution()[-1] == 0.0
+
+
+class StopAfter:
+    """A progress that stands for a kill: it stops the loop after some samples."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.seen = 0
+
+    def track(self, items: Iterable[Any], label: str, total: int) -> Iterator[Any]:
+        del label, total
+        for item in items:
+            if self.seen == self.count:
+                raise KeyboardInterrupt
+            self.seen += 1
+            yield item
+
+    def say(self, line: str) -> None:
+        del line
+
+
+def test_a_killed_run_resumes_to_the_same_profile_and_measures_no_sample_twice(
+    model: LoadedModel,
+    samples: tuple[Sample, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("compressor.calibration.run.SAVE_EVERY_SECONDS", 0.0)
+    whole = calibrate(model, samples, tmp_path / "whole.json", data_name="q")
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(model, samples, tmp_path / "p.json", data_name="q", progress=StopAfter(4))
+    assert len(Profile.load(tmp_path / "p.json").samples) == 4
+    rest = StopAfter(99)
+    assert calibrate(model, samples, tmp_path / "p.json", data_name="q", progress=rest) == whole
+    assert rest.seen == len(samples) - 4
+    assert (tmp_path / "p.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
+
+
+def test_a_profile_of_other_data_is_refused_and_kept(
+    model: LoadedModel, samples: tuple[Sample, ...], tmp_path: Path
+) -> None:
+    path = tmp_path / "p.json"
+    calibrate(model, samples[:1], path, data_name="q")
+    before = path.read_bytes()
+    with pytest.raises(ProfileError, match=r"measured on other data"):
+        calibrate(model, samples[1:2], path, data_name="q")
+    assert path.read_bytes() == before
+
+
+def test_a_profile_of_another_model_is_refused(
+    llava: Callable[[str], Path], model: LoadedModel, samples: tuple[Sample, ...], tmp_path: Path
+) -> None:
+    path = tmp_path / "p.json"
+    calibrate(model, samples[:1], path, data_name="q")
+    other = load(str(llava("clip+mistral, all heads")))
+    with pytest.raises(ProfileError, match=r"measured on another model"):
+        calibrate(other, samples[:1], path, data_name="q")
+
+
+def test_samples_without_a_picture_are_refused_before_any_work(
+    model: LoadedModel, samples: tuple[Sample, ...], tmp_path: Path
+) -> None:
+    blind = (*samples[:1], Sample((), "what is this"))
+    with pytest.raises(DataError, match=r"'what is this' has no image"):
+        calibrate(model, blind, tmp_path / "p.json", data_name="q")
+    assert not (tmp_path / "p.json").exists()
+
+
+def test_the_drawn_profile_marks_the_chosen_layers(
+    model: LoadedModel, samples: tuple[Sample, ...], tmp_path: Path
+) -> None:
+    profile = calibrate(model, samples[:1], tmp_path / "p.json", data_name="q")
+    png, svg = draw_profile(profile, (1, 3), tmp_path / "one")
+    again = draw_profile(profile, (1, 3), tmp_path / "two")[1]
+    other = draw_profile(profile, (2,), tmp_path / "three")[1]
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert svg.read_bytes() == again.read_bytes()
+    assert svg.read_bytes() != other.read_bytes()
+    assert "#e69138" in svg.read_text(encoding="utf-8")

@@ -1,0 +1,225 @@
+"""Loading models: what is supported works in every source dtype, what is not is refused by name."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import vtcompress
+from compressor.compressed import load_compressed, save_compressed
+from compressor.errors import ArtifactError, ModelError
+from compressor.families import LoadedModel, describe, load
+from compressor.families.registry import digest, local_folder
+from compressor.planner import identity_plan
+from tests.models import Variant, make_llava, make_questions
+
+
+@pytest.fixture
+def changed(llava: Callable[[str], Path], tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that copies the tiny model with keys of its config.json changed."""
+
+    def copy(**changes: Any) -> Path:
+        folder = tmp_path / "changed"
+        shutil.copytree(llava("clip+llama"), folder)
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        for dotted, value in changes.items():
+            *path, last = dotted.split("__")
+            section = config
+            for key in path:
+                section = section[key]
+            section[last] = value
+        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        return folder
+
+    return copy
+
+
+def problems(folder: Path) -> tuple[str, ...]:
+    with pytest.raises(ModelError) as caught:
+        describe(str(folder))
+    return caught.value.problems
+
+
+def test_facts_are_those_of_the_configuration(llava: Callable[[str], Path]) -> None:
+    facts = describe(str(llava("clip+llama3 rope, biases, head_dim")))
+    assert (facts.visual_tokens, facts.image_size, facts.image_token_id) == (16, 32, 4)
+    assert facts.eos_token_ids == (2,)
+    dims = facts.decoder
+    assert (dims.heads, dims.kv_heads, dims.head_dim, dims.hidden) == (4, 2, 8, 64)
+    assert dims.qkv_bias
+    assert dims.o_bias
+    assert dims.mlp_bias
+    assert not dims.tied_embeddings
+    siglip = describe(str(llava("siglip+qwen2, tied, biases")))
+    assert siglip.visual_tokens == 16
+    assert siglip.decoder.tied_embeddings
+    assert siglip.decoder.qkv_bias
+    assert not siglip.decoder.o_bias
+
+
+def test_an_unknown_model_type_lists_the_supported_ones(changed: Callable[..., Path]) -> None:
+    folder = changed(model_type="fuyu")
+    assert problems(folder) == (
+        f"{folder / 'config.json'}: model_type 'fuyu' is not supported; supported: llava",
+    )
+
+
+def test_a_sliding_window_that_can_bind_is_refused_by_name(tmp_path: Path) -> None:
+    for window, allowed in ((64, False), (512, True)):
+        variant = Variant(text="mistral", text_options={"sliding_window": window}, layers=1)
+        folder = make_llava(tmp_path / str(window), variant)
+        if allowed:
+            assert describe(str(folder)).decoder.layers == 1
+        else:
+            (line,) = problems(folder)
+            assert "text_config.sliding_window: a window of 64 can bind" in line
+            assert "512 positions" in line
+
+
+def test_unsupported_parts_are_named_all_at_once(changed: Callable[..., Path]) -> None:
+    folder = changed(
+        text_config__hidden_act="relu",
+        text_config__rope_parameters={
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 2.0,
+            "partial_rotary_factor": 0.5,
+        },
+    )
+    lines = problems(folder)
+    assert [line.split(": ")[2] for line in lines] == [
+        "'relu' is not supported; supported",
+        "'yarn' is not supported; supported",
+        "0.5 is not supported; only 1 is",
+    ] or len(lines) == 3
+    assert any("text_config.hidden_act: 'relu'" in line for line in lines)
+    assert any("rope_type: 'yarn'" in line for line in lines)
+
+
+def test_pickled_weights_are_never_loaded(llava: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = tmp_path / "pickled"
+    shutil.copytree(llava("clip+llama"), folder)
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04K*.")
+    with pytest.raises(
+        ModelError, match=r"no \*\.safetensors file; pickled weights are never loaded"
+    ):
+        load(str(folder))
+
+
+def test_a_broken_configuration_is_named(changed: Callable[..., Path]) -> None:
+    folder = changed()
+    (folder / "config.json").write_text("{", encoding="utf-8")
+    assert "not a Hugging Face configuration" in problems(folder)[0]
+
+
+def test_a_name_that_is_neither_folder_nor_hub_id_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no such folder, and no hub id"):
+        local_folder(str(tmp_path / "nowhere"))
+    with pytest.raises(ModelError, match="no such folder, and no hub id"):
+        local_folder("just-a-name")
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelError) as caught:
+        local_folder("owner/no-such-model-here")
+    (line,) = caught.value.problems
+    assert line.startswith("owner/no-such-model-here: cannot be fetched from the hub")
+    assert "\n" not in line
+
+
+def test_a_revision_of_a_local_folder_is_refused(llava: Callable[[str], Path]) -> None:
+    with pytest.raises(ModelError, match=r"model\.revision"):
+        local_folder(str(llava("clip+llama")), "main")
+
+
+def test_the_digest_changes_with_a_weight_and_with_the_configuration(
+    changed: Callable[..., Path],
+) -> None:
+    folder = changed()
+    before = digest(folder)
+    assert before == digest(folder)
+    weights = folder / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(bytes(data))
+    other = digest(folder)
+    assert other != before
+    (folder / "config.json").write_text("{}", encoding="utf-8")
+    assert digest(folder) not in {other, before}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_sources_load_and_are_stored_as_they_were(
+    dtype: str, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    source = make_llava(tmp_path / "source", Variant(dtype=dtype, layers=1))
+    model = load(str(source))
+    assert model.facts.dtype == dtype
+    assert model.tensors["norm.weight"].dtype == torch.float32
+    small = tmp_path / "small"
+    small.mkdir()
+    save_compressed(model, identity_plan(model.facts, model.digest), small)
+    stored = load_file(small / "model.safetensors")
+    original = load_file(source / "model.safetensors")
+    assert {t.dtype for t in stored.values()} == {getattr(torch, dtype)}
+    key = next(k for k in original if k.endswith("layers.0.mlp.up_proj.weight"))
+    assert torch.equal(stored["language_model.layers.0.mlp.up_proj.weight"], original[key])
+
+
+def test_a_compressed_folder_without_weights_is_refused(
+    llava: Callable[[str], Path], tmp_path: Path
+) -> None:
+    model: LoadedModel = load(str(llava("clip+llama")))
+    save_compressed(model, identity_plan(model.facts, model.digest), tmp_path)
+    weights = tmp_path / "model.safetensors"
+    data = weights.read_bytes()
+    weights.write_bytes(data[:1000])
+    with pytest.raises(ArtifactError, match="broken weights"):
+        load_compressed(tmp_path)
+    weights.unlink()
+    with pytest.raises(ArtifactError, match=r"no \*\.safetensors"):
+        load_compressed(tmp_path)
+
+
+def test_another_image_size_changes_the_number_of_visual_tokens_and_still_exports(
+    llava: Callable[[str], Path], tmp_path: Path
+) -> None:
+    data = make_questions(tmp_path / "q", count=2)
+    recipe = vtcompress.load_recipe("identity").override(
+        {"model.id": str(llava("clip+llama")), "export.image_size": 48, "validate.data": str(data)}
+    )
+    manifest = vtcompress.export(recipe, tmp_path / "out", bench_rounds=0)
+    assert manifest.model.visual_tokens == 36
+    assert manifest.passed
+    assert manifest.loss is not None
+    # The original is asked at its own 32 pixels, so the other size is part of the loss.
+    assert manifest.loss.overall.kl > 1e-6
+    runtime = vtcompress.Runtime.load(tmp_path / "out")
+    prompt = runtime.prepare("what is this", [data.parent / "0.png"])
+    assert prompt.pixels.shape == (1, 3, 48, 48)
+    assert len(prompt.layout.visual_index) == 36
+
+
+def test_an_image_size_that_no_patch_divides_is_refused(llava: Callable[[str], Path]) -> None:
+    with pytest.raises(ModelError, match="no multiple of the tower's patch size 8"):
+        describe(str(llava("clip+llama")), image_size=36)
+
+
+def test_noise_in_noise_out(llava: Callable[[str], Path]) -> None:
+    """The vision encoder is transformers' own, feature layers and class token included."""
+    for name in ("clip+llama", "siglip+qwen2, tied, biases", "clip+llama3 rope, biases, head_dim"):
+        model = load(str(llava(name)))
+        pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        with torch.inference_mode():
+            wanted = torch.stack(list(model.original.get_image_features(pixels).pooler_output))
+            found = model.vision(pixels)
+        assert np.abs((wanted - found).numpy()).max() <= 1e-5
