@@ -31,7 +31,7 @@ demo: $(VENV)/.installed
 		--validate-data $(MODEL)/heldout.jsonl --output $(DEMO) --overwrite
 	@echo
 	@echo 'A question about examples/digits-llava/heldout/0001.png:'
-	$(BIN)/vtcompress generate $(DEMO) --image $(MODEL)/heldout/0001.png --prompt 'read row 1'
+	$(BIN)/vtcompress generate $(DEMO) --image $(MODEL)/heldout/0001.png --prompt 'read row 1 .'
 
 test: $(VENV)/.tested
 	$(BIN)/ruff format --check .
