@@ -17,9 +17,7 @@ from compressor.version import __version__
 from vtcompress.console import Output
 
 if TYPE_CHECKING:
-    from compressor.plan import Plan
     from compressor.recipe import Recipe
-    from export.manifest import Manifest
 
 EXIT_ERROR, EXIT_USAGE, EXIT_MISSED, EXIT_INTERRUPTED = 1, 2, 3, 130
 
@@ -137,32 +135,19 @@ def calibrate(out: Output, /, output: Path, **options: Any) -> None:
 def plan(out: Output, /, profile: Path | None, output: Path, **options: Any) -> None:
     """Decide what visual tokens do in each layer; print the predicted costs."""
     from compressor.calibration.profile import Profile
-    from vtcompress import stages
+    from vtcompress import show, stages
 
     measured = None if profile is None else Profile.load(profile)
     chosen = stages.plan(read_recipe(options), measured)
     chosen.save(output)
-    _print_plan(out, chosen)
+    show.show_plan(out, chosen)
     out.line(f"written: {output}")
-    out.result({"plan": chosen.model_dump(mode="json"), "predicted": _predicted(chosen)})
-
-
-def _predicted(chosen: "Plan") -> dict[str, Any]:
-    from vtcompress.stages import predicted
-
-    return predicted(chosen, chosen.model.dtype).model_dump(mode="json")
-
-
-def _print_plan(out: Output, chosen: "Plan") -> None:
-    from export.report import LAYER_COLUMNS, layer_rows
-
-    out.table(f"Plan for {chosen.model.name}", LAYER_COLUMNS, layer_rows(chosen))
-    p = _predicted(chosen)
-    out.line(f"prefill of {p['visual']} visual and {p['text']} text rows, predicted:")
-    out.line(
-        f"  FLOPs    {p['flops_original']:,} -> {p['flops']:,} ({p['speedup']:.2f} x less work)"
+    out.result(
+        {
+            "plan": chosen.model_dump(mode="json"),
+            "predicted": stages.predicted(chosen, chosen.model.dtype).model_dump(mode="json"),
+        }
     )
-    out.line(f"  KV bytes {p['kv_bytes_original']:,} -> {p['kv_bytes']:,} ({chosen.model.dtype})")
 
 
 @cli.command()
@@ -230,7 +215,7 @@ def export(
     """Run all stages: calibrate, plan, compress, export to ONNX, check against the original, time."""
     from compressor.calibration.profile import Profile
     from compressor.plan import Plan
-    from vtcompress import stages
+    from vtcompress import show, stages
 
     recipe = read_recipe(
         options,
@@ -250,63 +235,12 @@ def export(
         threads=threads,
         progress=out,
     )
-    _print_plan(out, Plan.load(output / stages.PLAN_FILE))
-    _print_checks(out, manifest)
+    show.show_plan(out, Plan.load(output / "plan.json"))
+    show.show_checks(out, manifest)
     out.line(f"written: {output} (report: {output / 'report.md'})")
     out.result(manifest.model_dump(mode="json"))
     failures = [line for c in (manifest.fidelity, manifest.loss) if c for line in c.failures]
     _raise_if_missed(failures)
-
-
-def _print_checks(out: Output, manifest: "Manifest") -> None:
-    _print_bench(out, manifest.measured)
-    _print_fidelity(out, manifest.fidelity)
-    _print_loss(out, manifest.loss)
-
-
-def _print_bench(out: Output, report: Any) -> None:
-    from export.report import bench_rows
-
-    if report is None:
-        return
-    rows = [
-        (
-            name,
-            f"{t.original_ms:.2f}",
-            f"{t.compressed_ms:.2f}",
-            f"{t.ratio:.2f}",
-            f"{t.ratio_low:.2f} to {t.ratio_high:.2f}",
-        )
-        for name, t in bench_rows(report)
-    ]
-    title = (
-        f"Times: {report.visual} visual and {report.text} text rows, {report.rounds} rounds in turns, "
-        f"{report.threads} thread(s)"
-    )
-    columns = ("call", "original ms", "compressed ms", "original / compressed", "quartiles")
-    out.table(title, columns, rows)
-
-
-def _print_fidelity(out: Output, report: Any) -> None:
-    if report is None:
-        out.line("Export fidelity: not run")
-        return
-    out.line(
-        f"Export fidelity (compressed torch model against its graphs, {report.calls} outputs): "
-        f"max abs {report.worst_abs.max_abs:.2e}, max relative {report.worst_relative.max_relative:.2e}, "
-        f"cosine {report.worst_cosine.cosine:.7f}: {'passed' if report.passed else 'FAILED'}"
-    )
-
-
-def _print_loss(out: Output, report: Any) -> None:
-    from export.report import LOSS_COLUMNS, loss_row
-
-    if report is None:
-        out.line("Compression loss: not run, no validation data (--validate-data)")
-        return
-    rows = [loss_row(figures) for figures in (report.overall, *report.kinds)]
-    out.table("Compression loss (original model against the artifact)", LOSS_COLUMNS, rows)
-    out.line(f"Compression loss: {'passed' if report.passed else 'FAILED'}")
 
 
 def _raise_if_missed(failures: list[str] | tuple[str, ...]) -> None:
@@ -328,11 +262,11 @@ def validate(
     out: Output, /, artifact: Path, data: Path | None, model: str | None, threads: int | None
 ) -> None:
     """Check an artifact against the original's stored answers, or against the original itself."""
-    from vtcompress import stages
+    from vtcompress import show, stages
 
     outcome = stages.validate(artifact, data=data, model=model, threads=threads, progress=out)
-    _print_fidelity(out, outcome.fidelity)
-    _print_loss(out, outcome.loss)
+    show.show_fidelity(out, outcome.fidelity)
+    show.show_loss(out, outcome.loss)
     out.result(
         {
             "fidelity": outcome.fidelity and outcome.fidelity.model_dump(mode="json"),
@@ -353,12 +287,12 @@ def bench(
     out: Output, /, artifact: Path, images: int, text: int | None, rounds: int, threads: int
 ) -> None:
     """Time the compressed decoder beside the original one, in one process and in turns."""
-    from vtcompress import stages
+    from vtcompress import show, stages
 
     report = stages.bench(
         artifact, images=images, text=text, rounds=rounds, threads=threads, progress=out
     )
-    _print_bench(out, report)
+    show.show_bench(out, report)
     out.result(report.model_dump(mode="json"))
 
 
@@ -401,25 +335,11 @@ def generate(
 @click.pass_obj
 def inspect(out: Output, /, path: str) -> None:
     """Tell what a model folder, compressed folder, artifact, plan or profile is; loads no weights."""
-    from vtcompress import stages
+    from vtcompress import show, stages
 
     facts = stages.inspect(path)
     out.result(facts)
-    out.table(path, ("fact", "value"), _flat(facts))
-
-
-def _flat(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """One row a leaf; long lists are counted."""
-    rows = []
-    for key, value in facts.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and key != "files":
-            rows += _flat(value, f"{name}.")
-        elif isinstance(value, list | Mapping) and len(str(value)) > 60:
-            rows.append((name, f"{len(value)} entries"))
-        else:
-            rows.append((name, str(value)))
-    return rows
+    out.table(path, ("fact", "value"), show.flat_rows(facts))
 
 
 @cli.command()

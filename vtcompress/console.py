@@ -34,12 +34,13 @@ class Output:
             return
         from rich.console import Console
         from rich.table import Table
+        from rich.text import Text
 
         table = Table(title=title or None, title_justify="left")
         for number, column in enumerate(columns):
             table.add_column(column, justify="left" if number < 2 else "right")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*(Text(cell) for cell in row))  # a cell is text, not markup
         # Off a terminal a fixed width, so that what is piped into a file does not depend on where it ran.
         Console(width=None if sys.stdout.isatty() else 140, highlight=False).print(table)
 

@@ -106,13 +106,14 @@ def run(folder: Path) -> tuple[list[Line], tuple[int, ...], tuple[int, ...]]:
     decoder = decoder_from(plan, case.tensors(), logits="all")
     wanted = case.facts["kv_length_after_prefill"]
     lines = []
-    torch_side = _TorchSide(decoder)
+    batch = case.expected["inputs_embeds"].shape[0]
+    torch_side = _TorchSide(decoder, batch)
     lines += list(_compare("torch", case, torch_side))
     with tempfile.TemporaryDirectory() as name:
         spec = decoder_graph(plan, "float32", "all")
         with SharedWeights(Path(name)) as weights:
             save_graph(export_decoder(decoder, spec), Path(name) / spec.file, weights)
-        onnx_side = _OnnxSide(OnnxSession(Path(name), [spec], threads=1))
+        onnx_side = _OnnxSide(OnnxSession(Path(name), [spec], threads=1), batch)
         lines += list(_compare("onnx", case, onnx_side))
     for side, lengths in (("torch", torch_side.lengths), ("onnx", onnx_side.lengths)):
         lines.append(Line(f"{side} kv lengths", 0.0, list(lengths) == wanted))
@@ -171,9 +172,9 @@ def _line(name: str, found: torch.Tensor, wanted: torch.Tensor) -> Line:
 
 
 class _TorchSide:
-    def __init__(self, decoder: Decoder) -> None:
+    def __init__(self, decoder: Decoder, batch: int) -> None:
         self.decoder = decoder
-        self.past = decoder.empty_past(1)
+        self.past = decoder.empty_past(batch)
         self.lengths: tuple[int, ...] = ()
 
     @torch.inference_mode()
@@ -186,9 +187,9 @@ class _TorchSide:
 
 
 class _OnnxSide:
-    def __init__(self, session: OnnxSession) -> None:
+    def __init__(self, session: OnnxSession, batch: int) -> None:
         self.session = session
-        self.past = session.empty_past(1)
+        self.past = session.empty_past(batch)
         self.lengths: tuple[int, ...] = ()
 
     def call(self, *rows: torch.Tensor) -> torch.Tensor:

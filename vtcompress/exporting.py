@@ -1,0 +1,321 @@
+"""One run of `export`: the order in which models come and go, so that no two are in memory together."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compressor.calibration.data import data_digest
+from compressor.calibration.profile import Profile
+from compressor.cost import BYTES, predict, predicted_speedup
+from compressor.errors import ProfileError
+from compressor.plan import Plan
+from compressor.planner import make_plan, needs_profile
+from compressor.progress import Progress
+from compressor.recipe import Recipe, dump_recipe, fidelity_thresholds
+from export import artifact as artifacts
+from export import bench as timing
+from export.graphs import GraphSpec, decoder_graph, embed_graph, vision_graph
+from export.manifest import Manifest, Predicted, tool_versions
+from export.parity import fidelity, loss
+from export.report import REPORT_FILE, markdown_report
+from export.runtime import Runtime
+from export.sessions import OnnxSession
+from vtcompress.inputs import calibration_samples, load_model, validation_samples
+
+if TYPE_CHECKING:
+    from compressor.compressed import CompressedModel
+    from compressor.families import LoadedModel
+
+RECIPE_FILE, PLAN_FILE, PROFILE_FILE = "recipe.yaml", "plan.json", "profile.json"
+
+# Graphs without weights, tokenizer, plots and small pictures take less.
+SMALL_FILES_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Written:
+    """What the torch side leaves for the checks of the ONNX side.
+
+    Attributes:
+        plan: of the compressed model.
+        graphs: that were written.
+        reference: outputs of the compressed torch model.
+        original: answers of the original model; None without validation data.
+        image_token: text of the image token.
+    """
+
+    plan: Plan
+    graphs: tuple[GraphSpec, ...]
+    reference: fidelity.Recording
+    original: loss.Answers | None
+    image_token: str
+
+
+class ExportRun:
+    """Writes one artifact.
+
+    Args:
+        recipe: what to do.
+        output: final place of the artifact.
+        rounds: how often each call is timed; 0 for none.
+        threads: of one operator while timing.
+        progress: shows stages and loops.
+    """
+
+    def __init__(
+        self, recipe: Recipe, output: Path, rounds: int, threads: int, progress: Progress
+    ) -> None:
+        self.recipe, self.output = recipe, output
+        self.rounds, self.threads, self.progress = rounds, threads, progress
+        self.samples = validation_samples(recipe)
+
+    def from_original(self, profile: Profile | None, *, overwrite: bool) -> Manifest:
+        """Start from the recipe's model; calibrate unless a profile is given or none is needed."""
+        measure = profile is None and needs_profile(self.recipe.methods)
+        if measure:
+            calibration_samples(self.recipe)  # refused before the model is loaded
+        model = load_model(self.recipe, self.progress)
+        resume = self.output.absolute().with_name(f".{self.output.name}.calibration.json")
+        with self._staged(model.folder, model.facts.dtype, overwrite=overwrite) as folder:
+            if measure:
+                self._drop_foreign(resume, model)
+                profile = run_calibration(model, self.recipe, resume, self.progress)
+            plan = make_plan(model.facts, model.digest, self.recipe.methods, profile)
+            original = self._original_answers(model, folder)
+            # Handed over and not kept: the torch side ends before ONNX Runtime starts.
+            models = [compress_for_export(model, plan, self.recipe)]
+            del model
+            manifest = self._finish(models, profile, original, folder)
+        resume.unlink(missing_ok=True)
+        return manifest
+
+    def from_compressed(self, source: Path, *, overwrite: bool) -> Manifest:
+        """Start from a folder that `compress` wrote."""
+        from compressor.compressed import load_compressed
+
+        plan = Plan.load(source / PLAN_FILE)
+        profile_path = source / PROFILE_FILE
+        profile = Profile.load(profile_path) if profile_path.is_file() else None
+        with self._staged(source, plan.model.dtype, overwrite=overwrite) as folder:
+            original = None
+            if self.samples and self.recipe.model.id:
+                original = self._original_answers(load_model(self.recipe, self.progress), folder)
+            self.progress.say(f"loading {source.name}")
+            models = [load_compressed(source, logits=self.recipe.export.logits)]
+            return self._finish(models, profile, original, folder)
+
+    def _staged(
+        self, source: Path, source_dtype: str, *, overwrite: bool
+    ) -> AbstractContextManager[Path]:
+        weights = sum(path.stat().st_size for path in source.glob("*.safetensors"))
+        needed = weights * BYTES[self.recipe.export.dtype] // BYTES[source_dtype]
+        pictures = {path for sample in self.samples for path in sample.images}
+        needed += sum(path.stat().st_size for path in pictures) + SMALL_FILES_BYTES
+        return artifacts.staged(self.output, overwrite=overwrite, needed_bytes=needed)
+
+    def _drop_foreign(self, resume: Path, model: "LoadedModel") -> None:
+        """Remove a calibration that was left by a run on another model or other data."""
+        if not resume.exists():
+            return
+        digest = data_digest(calibration_samples(self.recipe))
+        try:
+            Profile.load(resume).check_belongs(
+                resume, model_digest=model.digest, data_digest=digest
+            )
+        except ProfileError:
+            resume.unlink()
+
+    def _original_answers(self, model: "LoadedModel", folder: Path) -> loss.Answers | None:
+        if not self.samples:
+            return None
+        from export.parity.original import measure_original
+
+        tokens = self.recipe.validation.max_new_tokens
+        original = measure_original(model, self.samples, tokens, self.progress)
+        loss.store_original(folder, self.samples, original)
+        return original
+
+    def _finish(
+        self,
+        models: "list[CompressedModel]",
+        profile: Profile | None,
+        original: loss.Answers | None,
+        folder: Path,
+    ) -> Manifest:
+        written = self._torch_side(models.pop(), profile, original, folder)
+        return self._onnx_side(written, folder)
+
+    def _torch_side(
+        self,
+        small: "CompressedModel",
+        profile: Profile | None,
+        original: loss.Answers | None,
+        folder: Path,
+    ) -> Written:
+        write_inputs(folder, self.recipe, small.plan, profile)
+        small.processor.save_pretrained(folder)
+        self.progress.say("running the compressed model in torch")
+        reference = record_torch(small)
+        graphs = self._write_graphs(small, folder)
+        return Written(small.plan, graphs, reference, original, small.processor.image_token)
+
+    def _write_graphs(self, small: "CompressedModel", folder: Path) -> tuple[GraphSpec, ...]:
+        import torch
+
+        from compressor.compressed import naive_decoder
+        from export.onnx_graph import export_decoder, export_embed, export_vision, save_graph
+        from export.weights import SharedWeights
+
+        dtype, logits = self.recipe.export.dtype, self.recipe.export.logits
+        plan = small.plan
+        small = small.to(getattr(torch, dtype))
+        specs = (
+            vision_graph(plan.model, dtype),
+            embed_graph(plan.model, dtype),
+            decoder_graph(plan, dtype, logits),
+            decoder_graph(plan.naive(), dtype, logits, name="baseline_decoder"),
+        )
+        makers = (
+            lambda spec: export_vision(small, spec),
+            lambda spec: export_embed(small, spec),
+            lambda spec: export_decoder(small.decoder, spec),
+            lambda spec: export_decoder(naive_decoder(small), spec),
+        )
+        with SharedWeights(folder) as weights:
+            pairs = list(zip(specs, makers, strict=True))
+            for spec, make in self.progress.track(pairs, "exporting graphs", len(pairs)):
+                save_graph(make(spec), folder / spec.file, weights)
+        return specs
+
+    def _onnx_side(self, written: Written, folder: Path) -> Manifest:
+        recipe, plan, graphs = self.recipe, written.plan, written.graphs
+        self.progress.say("checking export fidelity")
+        session = OnnxSession(folder, graphs)
+        first = check_fidelity(session, graphs, plan, written.reference, recipe)
+        second = None
+        if written.original is not None:
+            runtime = Runtime.on_session(session, folder, plan.model, written.image_token)
+            tokens = written.original.max_new_tokens
+            found = loss.measure(runtime, self.samples, tokens, self.progress)
+            loss.write_answers(folder / loss.COMPRESSED_FILE, found)
+            limits = loss_limits(recipe)
+            second = loss.compare(
+                self.samples, written.original, found, limits, validation_name(recipe)
+            )
+        del session
+        fields: dict[str, Any] = {
+            "tools": tool_versions(),
+            "model": plan.model,
+            "model_digest": plan.model_digest,
+            "image_token": written.image_token,
+            "dtype": recipe.export.dtype,
+            "logits": recipe.export.logits,
+            "graphs": graphs,
+            "predicted": predicted(plan, recipe.export.dtype),
+            "fidelity": first,
+            "loss": second,
+            "measured": self._times(folder, graphs, plan) if self.rounds else None,
+            "peak_memory_bytes": artifacts.peak_memory_bytes(),
+        }
+        report = markdown_report(Manifest(files={}, **fields), plan)
+        (folder / REPORT_FILE).write_text(report, encoding="utf-8")
+        return artifacts.write_manifest(folder, **fields)
+
+    def _times(self, folder: Path, graphs: Sequence[GraphSpec], plan: Plan) -> timing.BenchReport:
+        return timing.bench(
+            folder,
+            graphs,
+            plan.model,
+            text=plan.workload.text,
+            rounds=self.rounds,
+            threads=self.threads,
+            progress=self.progress,
+        )
+
+
+def compress_for_export(model: "LoadedModel", plan: Plan, recipe: Recipe) -> "CompressedModel":
+    """Apply a plan to a loaded model, with the logits that the recipe asks for."""
+    from compressor.compressed import compress
+
+    return compress(model, plan, logits=recipe.export.logits)
+
+
+def run_calibration(
+    model: "LoadedModel", recipe: Recipe, path: Path, progress: Progress
+) -> Profile:
+    """Calibrate a loaded model on the recipe's data; the profile grows at `path`."""
+    from compressor.calibration.run import calibrate
+
+    name = recipe.calibrate.data.name if recipe.calibrate.data else ""
+    samples = calibration_samples(recipe)
+    return calibrate(model, samples, path, data_name=name, progress=progress)
+
+
+def draw(profile: Profile, plan: Plan, base: Path) -> None:
+    """Draw a profile as PNG and SVG, with the layers marked that a method chose."""
+    from compressor.calibration.plot import draw_profile
+
+    chosen = [layer.index for layer in plan.layers if layer.reason not in ("", "dead")]
+    draw_profile(profile, chosen, base)
+
+
+def write_inputs(folder: Path, recipe: Recipe, plan: Plan, profile: Profile | None) -> None:
+    """Write what a result was made from: recipe, plan, and profile with its plots."""
+    (folder / RECIPE_FILE).write_text(dump_recipe(recipe, portable=True), encoding="utf-8")
+    plan.save(folder / PLAN_FILE)
+    if profile is not None:
+        profile.save(folder / PROFILE_FILE)
+        draw(profile, plan, folder / "profile")
+
+
+def record_torch(small: "CompressedModel") -> fidelity.Recording:
+    """Run the fidelity check's calls on a compressed torch model."""
+    from export.torch_session import TorchSession
+
+    return fidelity.record(TorchSession(small), small.plan)
+
+
+def check_fidelity(
+    session: OnnxSession,
+    graphs: Sequence[GraphSpec],
+    plan: Plan,
+    reference: fidelity.Recording,
+    recipe: Recipe,
+) -> fidelity.FidelityReport:
+    """Compare the graphs with what the compressed torch model gave."""
+    wanted = fidelity_thresholds(recipe)
+    declared = []
+    for spec in graphs:
+        loaded = session.graph(spec.name).session
+        declared += fidelity.check_declared(spec, loaded.get_inputs(), loaded.get_outputs())
+    limits = fidelity.Limits(
+        max_abs=wanted.max_abs, max_relative=wanted.max_relative, min_cosine=wanted.min_cosine
+    )
+    return fidelity.compare(reference, fidelity.record(session, plan), graphs, declared, limits)
+
+
+def loss_limits(recipe: Recipe) -> loss.LossLimits:
+    """Return the recipe's limits of compression loss."""
+    return loss.LossLimits(**recipe.validation.loss.model_dump())
+
+
+def validation_name(recipe: Recipe) -> str:
+    """Return the name of the recipe's validation data, without folders."""
+    return recipe.validation.data.name if recipe.validation.data else ""
+
+
+def predicted(plan: Plan, dtype: str) -> Predicted:
+    """Return the figures that a plan predicts for its workload."""
+    before, after = predict(plan.naive()), predict(plan)
+    return Predicted(
+        images=plan.workload.images,
+        visual=plan.visual,
+        text=plan.workload.text,
+        flops_original=before.flops,
+        flops=after.flops,
+        speedup=predicted_speedup(plan),
+        kv_bytes_original=before.kv_bytes(dtype),
+        kv_bytes=after.kv_bytes(dtype),
+    )

@@ -1,0 +1,90 @@
+"""What stages start from: the recipe's model and samples, and the packages that they need."""
+
+import importlib.util
+from typing import TYPE_CHECKING
+
+from compressor.calibration.data import Sample, choose, read_samples
+from compressor.errors import MissingExtraError, RecipeError
+from compressor.progress import Progress
+from compressor.recipe import Recipe
+
+if TYPE_CHECKING:
+    from compressor.families import LoadedModel
+
+COMPRESS_PACKAGES = ("torch", "transformers", "optimum", "onnx", "onnxscript", "safetensors")
+
+
+def require_compress(what: str) -> None:
+    """Refuse a stage whose packages are not installed.
+
+    Raises:
+        MissingExtraError: names the extra.
+    """
+    if any(importlib.util.find_spec(name) is None for name in COMPRESS_PACKAGES):
+        raise MissingExtraError(what, "compress")
+
+
+def require_runtime(what: str) -> None:
+    """Refuse a stage that runs graphs where ONNX Runtime is not installed.
+
+    Raises:
+        MissingExtraError: names the extra.
+    """
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise MissingExtraError(what, "cpu")
+
+
+def calibration_samples(recipe: Recipe) -> tuple[Sample, ...]:
+    """Return the samples that the recipe's calibration uses.
+
+    Raises:
+        RecipeError: no data is named.
+        DataError: the data cannot be used.
+    """
+    section = recipe.calibrate
+    if section.data is None:
+        problem = "calibrate.data: the recipe's methods need calibration data; give --data FILE"
+        raise RecipeError([problem])
+    return choose(read_samples(section.data), section.samples, section.seed)
+
+
+def validation_samples(recipe: Recipe) -> tuple[Sample, ...]:
+    """Return the samples of the second check, none if the recipe names no data.
+
+    Raises:
+        DataError: the data cannot be used.
+    """
+    section = recipe.validation
+    if section.data is None:
+        return ()
+    return choose(read_samples(section.data), section.samples, section.seed)
+
+
+def model_id(recipe: Recipe) -> str:
+    """Return the hub id or folder of the recipe's model.
+
+    Raises:
+        RecipeError: it names none.
+    """
+    if recipe.model.id is None:
+        raise RecipeError(["model.id: the recipe names no model; give --model ID_OR_FOLDER"])
+    return recipe.model.id
+
+
+def load_model(recipe: Recipe, progress: Progress) -> "LoadedModel":
+    """Load the recipe's model.
+
+    Raises:
+        VtcompressError: none is named, it cannot be loaded or is not supported.
+    """
+    require_compress("loading a model")
+    from compressor.families import load
+
+    name = model_id(recipe)
+    progress.say(f"loading {name}")
+    return load(
+        name,
+        revision=recipe.model.revision,
+        image_size=recipe.export.image_size,
+        trust_remote_code=recipe.model.trust_remote_code,
+    )

@@ -1,0 +1,90 @@
+"""How results look to a person on the command line."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from compressor.plan import Plan
+from export.bench import BenchReport
+from export.manifest import Manifest
+from export.parity.fidelity import FidelityReport
+from export.parity.loss import LossReport
+from export.report import LAYER_COLUMNS, LOSS_COLUMNS, bench_rows, layer_rows, loss_row
+from vtcompress.console import Output
+from vtcompress.exporting import predicted
+
+# Longer values are counted in the table of `inspect`; --json has them all.
+LONGEST_VALUE = 60
+
+
+def show_plan(out: Output, chosen: Plan) -> None:
+    """Print what visual rows do in each layer, and the predicted costs."""
+    out.table(f"Plan for {chosen.model.name}", LAYER_COLUMNS, layer_rows(chosen))
+    p = predicted(chosen, chosen.model.dtype)
+    out.line(f"prefill of {p.visual} visual and {p.text} text rows, predicted:")
+    out.line(f"  FLOPs    {p.flops_original:,} -> {p.flops:,} ({p.speedup:.2f} x less work)")
+    out.line(f"  KV bytes {p.kv_bytes_original:,} -> {p.kv_bytes:,} ({chosen.model.dtype})")
+
+
+def show_checks(out: Output, manifest: Manifest) -> None:
+    """Print times and both checks."""
+    show_bench(out, manifest.measured)
+    show_fidelity(out, manifest.fidelity)
+    show_loss(out, manifest.loss)
+
+
+def show_bench(out: Output, report: BenchReport | None) -> None:
+    """Print the times of original and compressed."""
+    if report is None:
+        return
+    rows = [
+        (
+            name,
+            f"{t.original_ms:.2f}",
+            f"{t.compressed_ms:.2f}",
+            f"{t.ratio:.2f}",
+            f"{t.ratio_low:.2f} to {t.ratio_high:.2f}",
+        )
+        for name, t in bench_rows(report)
+    ]
+    title = (
+        f"Times: {report.visual} visual and {report.text} text rows, {report.rounds} rounds in turns, "
+        f"{report.threads} thread(s)"
+    )
+    columns = ("call", "original ms", "compressed ms", "original / compressed", "quartiles")
+    out.table(title, columns, rows)
+
+
+def show_fidelity(out: Output, report: FidelityReport | None) -> None:
+    """Print the first check."""
+    if report is None:
+        out.line("Export fidelity: not run")
+        return
+    out.line(
+        f"Export fidelity (compressed torch model against its graphs, {report.calls} outputs): "
+        f"max abs {report.worst_abs.max_abs:.2e}, max relative {report.worst_relative.max_relative:.2e}, "
+        f"cosine {report.worst_cosine.cosine:.7f}: {'passed' if report.passed else 'FAILED'}"
+    )
+
+
+def show_loss(out: Output, report: LossReport | None) -> None:
+    """Print the second check."""
+    if report is None:
+        out.line("Compression loss: not run, no validation data (--validate-data)")
+        return
+    rows = [loss_row(figures) for figures in (report.overall, *report.kinds)]
+    out.table("Compression loss (original model against the artifact)", LOSS_COLUMNS, rows)
+    out.line(f"Compression loss: {'passed' if report.passed else 'FAILED'}")
+
+
+def flat_rows(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """One row a leaf; long lists are counted."""
+    rows = []
+    for key, value in facts.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and key != "files":
+            rows += flat_rows(value, f"{name}.")
+        elif isinstance(value, list | Mapping) and len(str(value)) > LONGEST_VALUE:
+            rows.append((name, f"{len(value)} entries"))
+        else:
+            rows.append((name, str(value)))
+    return rows
