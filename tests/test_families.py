@@ -223,3 +223,24 @@ def test_noise_in_noise_out(llava: Callable[[str], Path]) -> None:
             wanted = torch.stack(list(model.original.get_image_features(pixels).pooler_output))
             found = model.vision(pixels)
         assert np.abs((wanted - found).numpy()).max() <= 1e-5
+
+
+def test_a_hub_id_is_fetched_with_its_revision_and_keeps_its_name(
+    llava: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def snapshot(name: str, **options: Any) -> str:
+        asked.append((name, options["revision"], "*.safetensors" in options["allow_patterns"]))
+        return str(llava("clip+llama"))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    model = load("owner/name", revision="v1")
+    assert model.facts.name == "owner/name"
+    assert describe("owner/name").decoder == model.facts.decoder
+    # Facts are read without weights; only loading fetches them, and of the same revision.
+    assert sorted(set(asked), key=str) == [
+        ("owner/name", "v1", False),
+        ("owner/name", "v1", True),
+        ("owner/name", None, False),
+    ]
