@@ -17,7 +17,7 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """File formats that are read; others of Pillow's (some start other programs) are not even tried."""
 
 
-def load_image(path: Path) -> Image.Image:
+def load_image(path: str | Path) -> Image.Image:
     """Return the first frame of an image file as 8-bit RGB, upright by its EXIF orientation.
 
     Transparent pixels lie on white, as in transformers' image processors. 16-bit grey is scaled to

@@ -33,7 +33,7 @@ class Artifact:
     manifest: Manifest
 
     @classmethod
-    def open(cls, folder: Path, *, verify: bool = True) -> "Artifact":
+    def open(cls, folder: str | Path, *, verify: bool = True) -> "Artifact":
         """Read the manifest and check the files against it.
 
         Args:
@@ -43,6 +43,7 @@ class Artifact:
         Raises:
             ArtifactError: not an artifact, of a newer format, or files missing or altered; all are named.
         """
+        folder = Path(folder)
         path = folder / MANIFEST_FILE
         if not path.is_file():
             raise ArtifactError([f"{folder}: no artifact; it has no {MANIFEST_FILE}"])

@@ -151,7 +151,7 @@ class ImageProcessor:
         edge = self.resize or 0
         return edge, edge
 
-    def __call__(self, image: Image.Image | Path) -> NDArray[np.float32]:
+    def __call__(self, image: Image.Image | str | Path) -> NDArray[np.float32]:
         """Return the pixel values of one image, [C, H, W] float32, contiguous.
 
         A path goes through `load_image`. An image is taken as it is: the caller has turned it

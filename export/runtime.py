@@ -71,7 +71,9 @@ class Runtime:
         self.images = images
 
     @classmethod
-    def load(cls, path: Path, *, threads: int | None = None, verify: bool = True) -> "Runtime":
+    def load(
+        cls, path: str | Path, *, threads: int | None = None, verify: bool = True
+    ) -> "Runtime":
         """Load an artifact.
 
         Args:
@@ -84,9 +86,9 @@ class Runtime:
             MissingExtraError: ONNX Runtime is not installed.
         """
         artifact = Artifact.open(path, verify=verify)
-        manifest = artifact.manifest
-        session = OnnxSession(path, manifest.graphs, threads=threads)
-        return cls.on_session(session, path, manifest.model, manifest.image_token)
+        folder, manifest = artifact.folder, artifact.manifest
+        session = OnnxSession(folder, manifest.graphs, threads=threads)
+        return cls.on_session(session, folder, manifest.model, manifest.image_token)
 
     @classmethod
     def on_session(
@@ -99,7 +101,7 @@ class Runtime:
         return cls(session, facts, prompter, ImageProcessor.from_folder(folder))
 
     def generate(
-        self, question: str, images: Sequence[Path] = (), *, max_new_tokens: int = 64
+        self, question: str, images: Sequence[str | Path] = (), *, max_new_tokens: int = 64
     ) -> Iterator[str]:
         """Yield the greedy answer to a question about pictures, in pieces of text.
 
@@ -114,7 +116,7 @@ class Runtime:
             yield piece
 
     def answer(
-        self, question: str, images: Sequence[Path] = (), *, max_new_tokens: int = 64
+        self, question: str, images: Sequence[str | Path] = (), *, max_new_tokens: int = 64
     ) -> Reply:
         """Return the whole greedy answer with the logits of its first token.
 
@@ -124,7 +126,7 @@ class Runtime:
         return self._replies([self.prepare(question, images)], max_new_tokens)[0]
 
     def answers(
-        self, asked: Sequence[tuple[str, Sequence[Path]]], *, max_new_tokens: int = 64
+        self, asked: Sequence[tuple[str, Sequence[str | Path]]], *, max_new_tokens: int = 64
     ) -> Iterator[tuple[int, Reply]]:
         """Yield the place and the reply of every question; prompts of equal layout run as one batch.
 
@@ -147,7 +149,7 @@ class Runtime:
                     replies = self._replies([prompt for _, prompt in batch], max_new_tokens)
                     yield from zip((place for place, _ in batch), replies, strict=True)
 
-    def prepare(self, question: str, images: Sequence[Path]) -> Prompt:
+    def prepare(self, question: str, images: Sequence[str | Path]) -> Prompt:
         """Return a prompt ready to run: its rows and its pixels."""
         encoded = self.prompter.encode([user_message(question, len(images))])
         layout = layout_of(
