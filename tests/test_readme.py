@@ -1,0 +1,46 @@
+"""The README's example runs as written, and its commands and links exist."""
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vtcompress.cli import cli
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_python_example_runs_as_written(
+    llava: Callable[[str], Path],
+    questions: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    shutil.copytree(llava("clip+llama"), tmp_path / "my-llava")
+    shutil.copytree(questions.parent, tmp_path, dirs_exist_ok=True)
+    shutil.copy(questions, tmp_path / "heldout.jsonl")
+    shutil.copy(tmp_path / "0.png", tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "README.md", "exec"), {})
+    assert (tmp_path / "my-llava-shortv" / "manifest.json").is_file()
+    first_line = capsys.readouterr().out.splitlines()[0]
+    assert float(first_line.split()[0]) > 1
+
+
+def test_every_command_of_the_readme_exists() -> None:
+    named = set(re.findall(r"^(?:\| `|vtcompress )([a-z]+)", README, re.MULTILINE))
+    named |= set(re.findall(r"`([a-z]+)`, `bench`", README))
+    assert {"calibrate", "plan", "compress", "export", "generate", "inspect"} <= named
+    assert named <= set(cli.commands) | {"shortv"}
+
+
+def test_every_link_to_a_file_of_this_repository_leads_somewhere() -> None:
+    for document in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        text = document.read_text(encoding="utf-8")
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
