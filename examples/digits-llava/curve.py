@@ -16,7 +16,7 @@ def main() -> None:
     mpl.use("svg")
     from matplotlib import pyplot as plt
 
-    mpl.rcParams["svg.hashsalt"] = "digits-llava"
+    mpl.rcParams.update({"svg.hashsalt": "digits-llava", "svg.fonttype": "none"})
     lines = (HERE / "training-log.jsonl").read_text().splitlines()
     rows = [row for row in map(json.loads, lines) if any(row[kind] for kind in KINDS)]
     minutes = [row["minutes"] for row in rows]
