@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
+
 from compressor.calibration.data import Sample, read_samples
 from compressor.calibration.profile import Profile
 from compressor.calibration.run import calibrate
@@ -199,6 +201,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path, help="base path of .svg and .png")
     options = parser.parse_args()
+    # Two threads on two busy cores can be several times slower than one.
+    torch.set_num_threads(1)
     rows = sweep(options.rounds, options.heldout)
     print(markdown(rows))
     best = chosen(rows)
