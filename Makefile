@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 setup: $(VENV)/.installed
 
 $(VENV)/.python:
-	@$(PYTHON) -c 'import sys; sys.exit("vtcompress needs Python 3.11 or newer: make PYTHON=python3.11 ..." * (sys.version_info < (3, 11)))'
+	@$(PYTHON) -c 'import sys; sys.exit("vtcompress needs Python 3.11 or newer: make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
