@@ -244,3 +244,12 @@ def test_a_hub_id_is_fetched_with_its_revision_and_keeps_its_name(
         ("owner/name", "v1", True),
         ("owner/name", None, False),
     ]
+
+
+def test_a_folder_called_model_goes_by_the_name_of_the_folder_around_it(
+    llava: Callable[[str], Path], tmp_path: Path
+) -> None:
+    shutil.copytree(llava("clip+llama"), tmp_path / "digits" / "model")
+    shutil.copytree(llava("clip+llama"), tmp_path / "digits" / "tiny")
+    assert describe(str(tmp_path / "digits" / "model")).name == "digits"
+    assert describe(str(tmp_path / "digits" / "tiny")).name == "tiny"

@@ -186,9 +186,15 @@ def _no_bars() -> Iterator[None]:
 
 
 def model_name(model_id: str) -> str:
-    """Return a hub id as it is, and of a folder its last component: artifacts hold no paths."""
+    """Return a hub id as it is, and of a folder its own name: artifacts hold no paths.
+
+    A folder that is just called `model` goes by the name of the folder around it.
+    """
     folder = Path(model_id)
-    return folder.resolve().name if folder.is_dir() else model_id
+    if not folder.is_dir():
+        return model_id
+    folder = folder.resolve()
+    return folder.parent.name if folder.name == "model" else folder.name
 
 
 def digest(folder: Path) -> str:
