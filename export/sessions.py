@@ -1,8 +1,9 @@
 """One call for every backend: vision, embedding and decoder on numpy arrays, caches kept by the backend."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,10 @@ class Session(Protocol):
         """Return the shape of every cached tensor, in the order of the decoder's inputs."""
         ...
 
+    def past_bytes(self, past: Past) -> int:
+        """Return the size of a cache."""
+        ...
+
 
 def no_visual(text: Array) -> tuple[Array, Array]:
     """Return empty visual embeddings and indices for a call on text rows alone."""
@@ -47,20 +52,41 @@ def no_visual(text: Array) -> tuple[Array, Array]:
     return np.zeros((batch, 0, hidden), text.dtype), np.zeros((batch, 0), np.int64)
 
 
+class Graph(Protocol):
+    """One graph of an artifact in a backend."""
+
+    def __call__(self, feeds: Sequence[Any]) -> list[Any]:
+        """Run on inputs in declared order: arrays, or values that an earlier call returned."""
+        ...
+
+
+OneGraph = TypeVar("OneGraph", bound=Graph)
+
+
 class OnnxGraph:
-    """One graph in ONNX Runtime on the CPU.
+    """One graph in ONNX Runtime, by default on the CPU.
+
+    Weights are mapped from the artifact's weight file, not read; what ONNX Runtime packs anew for its
+    matrix kernels is memory of its own.
 
     Args:
         folder: the artifact.
         spec: the graph's declaration.
         threads: of one operator; None lets ONNX Runtime choose.
+        provider: ONNX Runtime's name of what runs it.
 
     Raises:
         MissingExtraError: ONNX Runtime is not installed.
         ArtifactError: the graph cannot be loaded.
     """
 
-    def __init__(self, folder: Path, spec: GraphSpec, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        spec: GraphSpec,
+        threads: int | None = None,
+        provider: str = "CPUExecutionProvider",
+    ) -> None:
         try:
             import onnxruntime
         except ImportError:
@@ -73,7 +99,7 @@ class OnnxGraph:
             options.intra_op_num_threads = threads
         try:
             self.session = onnxruntime.InferenceSession(
-                str(folder / spec.file), options, providers=["CPUExecutionProvider"]
+                str(folder / spec.file), options, providers=[provider]
             )
         except Exception as failure:
             # ONNX Runtime raises classes of its own that share no documented base but Exception.
@@ -94,13 +120,80 @@ class OnnxGraph:
         return list(self.session.run_with_ort_values(names, values))
 
 
-class OnnxSession:
-    """An artifact in ONNX Runtime; graphs are loaded when first used.
+class GraphSession(Generic[OneGraph]):
+    """An artifact's graphs in one backend behind the session call; loaded when first used.
+
+    Args:
+        graphs: declarations by name; needs `vision`, `embed` and the decoder.
+        open_graph: loads one of them.
+        decoder: name of the decoder graph, `decoder` or `baseline_decoder`.
+    """
+
+    def __init__(
+        self,
+        graphs: Sequence[GraphSpec],
+        open_graph: Callable[[GraphSpec], OneGraph],
+        decoder: str = "decoder",
+    ) -> None:
+        self._specs = {spec.name: spec for spec in graphs}
+        self._open_graph = open_graph
+        self._decoder = decoder
+        self._loaded: dict[str, OneGraph] = {}
+
+    def graph(self, name: str) -> OneGraph:
+        """Return a loaded graph."""
+        if name not in self._loaded:
+            self._loaded[name] = self._open_graph(self._specs[name])
+        return self._loaded[name]
+
+    def load(self) -> None:
+        """Load all graphs now, so that the first call is not slower than the next."""
+        for name in ("vision", "embed", self._decoder):
+            self.graph(name)
+
+    def vision(self, pixel_values: Array) -> Array:
+        """See `Session.vision`."""
+        return as_array(self.graph("vision")([pixel_values])[0])
+
+    def embed(self, input_ids: Array) -> Array:
+        """See `Session.embed`."""
+        return as_array(self.graph("embed")([input_ids])[0])
+
+    def decode(
+        self, visual: Array, text: Array, visual_index: Array, text_index: Array, past: Past
+    ) -> tuple[Array, Past]:
+        """See `Session.decode`."""
+        logits, *present = self.graph(self._decoder)(
+            [visual, text, visual_index, text_index, *past]
+        )
+        return as_array(logits), present
+
+    def empty_past(self, batch: int) -> Past:
+        """See `Session.empty_past`."""
+        sizes = {"batch": batch, "past": 0}
+        caches = self._specs[self._decoder].inputs[4:]
+        return [np.zeros(spec.shape(sizes), spec.numpy) for spec in caches]
+
+    def past_shapes(self, past: Past) -> tuple[tuple[int, ...], ...]:
+        """See `Session.past_shapes`."""
+        return tuple(tuple(v.shape if isinstance(v, np.ndarray) else v.shape()) for v in past)
+
+    def past_bytes(self, past: Past) -> int:
+        """See `Session.past_bytes`."""
+        specs = self._specs[self._decoder].inputs[4:]
+        return sum(
+            math.prod(shape) * spec.numpy.itemsize
+            for shape, spec in zip(self.past_shapes(past), specs, strict=True)
+        )
+
+
+class OnnxSession(GraphSession[OnnxGraph]):
+    """An artifact in ONNX Runtime on the CPU.
 
     Args:
         folder: the artifact.
-        graphs: declarations by name; needs `vision`, `embed` and the decoder.
-        decoder: name of the decoder graph, `decoder` or `baseline_decoder`.
+        graphs: see `GraphSession`.
+        decoder: see `GraphSession`.
         threads: of one operator; None lets ONNX Runtime choose.
     """
 
@@ -112,48 +205,10 @@ class OnnxSession:
         decoder: str = "decoder",
         threads: int | None = None,
     ) -> None:
-        self._folder = folder
-        self._specs = {spec.name: spec for spec in graphs}
-        self._decoder = decoder
-        self._threads = threads
-        self._loaded: dict[str, OnnxGraph] = {}
+        super().__init__(graphs, lambda spec: OnnxGraph(folder, spec, threads), decoder)
 
-    def graph(self, name: str) -> OnnxGraph:
-        """Return a loaded graph."""
-        if name not in self._loaded:
-            self._loaded[name] = OnnxGraph(self._folder, self._specs[name], self._threads)
-        return self._loaded[name]
 
-    def load(self) -> None:
-        """Load all graphs now, so that the first call is not slower than the next."""
-        for name in ("vision", "embed", self._decoder):
-            self.graph(name)
-
-    def vision(self, pixel_values: Array) -> Array:
-        """See `Session.vision`."""
-        features: Array = self.graph("vision")([pixel_values])[0].numpy()
-        return features
-
-    def embed(self, input_ids: Array) -> Array:
-        """See `Session.embed`."""
-        embeds: Array = self.graph("embed")([input_ids])[0].numpy()
-        return embeds
-
-    def decode(
-        self, visual: Array, text: Array, visual_index: Array, text_index: Array, past: Past
-    ) -> tuple[Array, Past]:
-        """See `Session.decode`."""
-        logits, *present = self.graph(self._decoder)(
-            [visual, text, visual_index, text_index, *past]
-        )
-        return logits.numpy(), present
-
-    def empty_past(self, batch: int) -> Past:
-        """See `Session.empty_past`."""
-        sizes = {"batch": batch, "past": 0}
-        caches = self._specs[self._decoder].inputs[4:]
-        return [np.zeros(spec.shape(sizes), spec.numpy) for spec in caches]
-
-    def past_shapes(self, past: Past) -> tuple[tuple[int, ...], ...]:
-        """See `Session.past_shapes`."""
-        return tuple(tuple(v.shape if isinstance(v, np.ndarray) else v.shape()) for v in past)
+def as_array(value: Any) -> Array:
+    """Return a backend's value as an array in this process's memory."""
+    array: Array = value if isinstance(value, np.ndarray) else value.numpy()
+    return array
