@@ -1,19 +1,21 @@
 """Opens an artifact in the backend that was asked for, or says why that cannot run."""
 
 import hashlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compressor.errors import BackendError
-from export.artifact import Artifact
-from export.sessions import OnnxSession, Session
+
+if TYPE_CHECKING:
+    from export.artifact import Artifact
+    from export.sessions import GraphSession
 
 BACKENDS = ("onnxruntime", "onnxruntime-cuda", "openvino")
 PRECISIONS = ("f32", "bf16")
 
 
 def open_session(
-    artifact: Artifact, backend: str, precision: str = "f32", threads: int | None = None
-) -> Session:
+    artifact: "Artifact", backend: str, precision: str = "f32", threads: int | None = None
+) -> "GraphSession[Any]":
     """Return a session on an artifact.
 
     Args:
@@ -43,10 +45,12 @@ def open_session(
         from export.cuda_session import CudaSession
 
         return CudaSession(artifact.folder, graphs, threads=threads)
+    from export.sessions import OnnxSession
+
     return OnnxSession(artifact.folder, graphs, threads=threads)
 
 
-def _digest(artifact: Artifact) -> str:
+def _digest(artifact: "Artifact") -> str:
     """Of all files: OpenVINO alone would not notice that only the weight file changed."""
     entries = sorted((name, entry.sha256) for name, entry in artifact.manifest.files.items())
     return hashlib.sha256(repr(entries).encode()).hexdigest()[:16]

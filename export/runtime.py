@@ -92,6 +92,7 @@ class Runtime:
         verify: bool = True,
         backend: str = "onnxruntime",
         precision: str = "f32",
+        preload: bool = False,
     ) -> "Runtime":
         """Load an artifact.
 
@@ -101,6 +102,7 @@ class Runtime:
             verify: compare every file's sha256 with the manifest first.
             backend: one of `export.backends.BACKENDS`.
             precision: `f32`, or `bf16` where backend and processor have it.
+            preload: load all graphs now instead of each when it is first needed.
 
         Raises:
             ArtifactError: not an artifact, altered, or of a newer format.
@@ -110,6 +112,8 @@ class Runtime:
         folder = Path(path)
         artifact = Artifact.open(folder, verify=verify)
         session = open_session(artifact, backend, precision, threads)
+        if preload:
+            session.load()
         manifest = artifact.manifest
         return cls.on_session(session, folder, manifest.model, manifest.image_token)
 
