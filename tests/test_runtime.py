@@ -12,6 +12,7 @@ import torch
 from compressor.errors import DataError
 from compressor.families import load
 from compressor.pictures import load_image
+from export.image_prefix import shared_end
 from export.runtime import Runtime
 from tests.models import WORDS, make_picture
 from tests.runtimes import exported, in_torch, spied, with_template
@@ -261,6 +262,26 @@ def test_a_question_that_changes_the_tokens_before_the_picture_runs_in_full(
         whole = runtime.answer(asked, pictures[:1], max_new_tokens=4)
         assert stream.token_ids == whole.token_ids
         assert prefix.answer(asked, max_new_tokens=4).token_ids == whole.token_ids
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "end"),
+    [
+        ([1, 9, 9, 5, 6], [1, 9, 9, 5, 7], 3),  # behind the picture, though one more is shared
+        ([1, 9, 9, 5], [1, 9, 9, 6, 7], 3),
+        ([1, 9, 9, 2, 9, 9, 5], [1, 9, 9, 2, 9, 9, 6], 6),  # behind the last picture
+        ([9, 9, 5, 6], [9, 9, 5, 7], 3),  # no text in front: the shared token behind it
+        ([9, 9, 5], [9, 9, 6], None),  # no text in front and none behind
+        ([9, 9], [9, 9], None),
+        ([1, 5, 9, 9, 3], [1, 6, 9, 9, 3], None),  # the question stands before the picture
+        ([1, 9, 9, 5, 9, 9], [1, 9, 9, 6, 9, 9], None),  # or between two
+        ([1, 9, 9], [1, 9, 9, 4], 3),
+    ],
+)
+def test_the_shared_rows_end_right_behind_the_last_picture(
+    first: list[int], second: list[int], end: int | None
+) -> None:
+    assert shared_end([tuple(first), tuple(second)], image_token_id=9) == end
 
 
 def test_keeping_no_picture_is_refused(identity: Runtime) -> None:
