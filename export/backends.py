@@ -14,7 +14,12 @@ PRECISIONS = ("f32", "bf16")
 
 
 def open_session(
-    artifact: "Artifact", backend: str, precision: str = "f32", threads: int | None = None
+    artifact: "Artifact",
+    backend: str,
+    precision: str = "f32",
+    threads: int | None = None,
+    *,
+    mapped: bool = False,
 ) -> "GraphSession[Any]":
     """Return a session on an artifact.
 
@@ -23,6 +28,7 @@ def open_session(
         backend: one of `BACKENDS`.
         precision: one of `PRECISIONS`; `f32` runs the graphs as they are.
         threads: of one operator; None lets the backend choose.
+        mapped: leave weights in the mapped file; `onnxruntime` only.
 
     Raises:
         MissingExtraError: the backend is not installed.
@@ -34,6 +40,8 @@ def open_session(
         raise BackendError(f"{precision}: no such precision; there are {', '.join(PRECISIONS)}")
     if precision != "f32" and backend != "openvino":
         raise BackendError(f"{backend}: has no {precision}; use --backend openvino")
+    if mapped and backend != "onnxruntime":
+        raise BackendError(f"{backend}: always packs weights; mapped weights need onnxruntime")
     graphs = artifact.manifest.graphs
     if backend == "openvino":
         from export.openvino_session import OpenVinoSession, cache_folder
@@ -47,7 +55,7 @@ def open_session(
         return CudaSession(artifact.folder, graphs, threads=threads)
     from export.sessions import OnnxSession
 
-    return OnnxSession(artifact.folder, graphs, threads=threads)
+    return OnnxSession(artifact.folder, graphs, threads=threads, mapped=mapped)
 
 
 def _digest(artifact: "Artifact") -> str:

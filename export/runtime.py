@@ -93,6 +93,7 @@ class Runtime:
         backend: str = "onnxruntime",
         precision: str = "f32",
         preload: bool = False,
+        mapped: bool = False,
     ) -> "Runtime":
         """Load an artifact.
 
@@ -103,6 +104,7 @@ class Runtime:
             backend: one of `export.backends.BACKENDS`.
             precision: `f32`, or `bf16` where backend and processor have it.
             preload: load all graphs now instead of each when it is first needed.
+            mapped: leave weights in the mapped file: less memory, a little slower; `onnxruntime` only.
 
         Raises:
             ArtifactError: not an artifact, altered, or of a newer format.
@@ -111,7 +113,7 @@ class Runtime:
         """
         folder = Path(path)
         artifact = Artifact.open(folder, verify=verify)
-        session = open_session(artifact, backend, precision, threads)
+        session = open_session(artifact, backend, precision, threads, mapped=mapped)
         if preload:
             session.load()
         manifest = artifact.manifest

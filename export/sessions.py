@@ -66,14 +66,15 @@ OneGraph = TypeVar("OneGraph", bound=Graph)
 class OnnxGraph:
     """One graph in ONNX Runtime, by default on the CPU.
 
-    Weights are mapped from the artifact's weight file, not read; what ONNX Runtime packs anew for its
-    matrix kernels is memory of its own.
+    Weights are mapped from the artifact's weight file. ONNX Runtime then packs those of matrix products
+    for its kernels into memory of its own and drops the mapping, unless it is told to leave them there.
 
     Args:
         folder: the artifact.
         spec: the graph's declaration.
         threads: of one operator; None lets ONNX Runtime choose.
         provider: ONNX Runtime's name of what runs it.
+        mapped: do not pack: weights stay pages of the file, which processes share and the system may drop.
 
     Raises:
         MissingExtraError: ONNX Runtime is not installed.
@@ -86,6 +87,8 @@ class OnnxGraph:
         spec: GraphSpec,
         threads: int | None = None,
         provider: str = "CPUExecutionProvider",
+        *,
+        mapped: bool = False,
     ) -> None:
         try:
             import onnxruntime
@@ -97,6 +100,8 @@ class OnnxGraph:
         options.log_severity_level = 3
         if threads is not None:
             options.intra_op_num_threads = threads
+        if mapped:
+            options.add_session_config_entry("session.disable_prepacking", "1")
         try:
             self.session = onnxruntime.InferenceSession(
                 str(folder / spec.file), options, providers=[provider]
@@ -195,6 +200,7 @@ class OnnxSession(GraphSession[OnnxGraph]):
         graphs: see `GraphSession`.
         decoder: see `GraphSession`.
         threads: of one operator; None lets ONNX Runtime choose.
+        mapped: see `OnnxGraph`.
     """
 
     def __init__(
@@ -204,8 +210,11 @@ class OnnxSession(GraphSession[OnnxGraph]):
         *,
         decoder: str = "decoder",
         threads: int | None = None,
+        mapped: bool = False,
     ) -> None:
-        super().__init__(graphs, lambda spec: OnnxGraph(folder, spec, threads), decoder)
+        super().__init__(
+            graphs, lambda spec: OnnxGraph(folder, spec, threads, mapped=mapped), decoder
+        )
 
 
 def as_array(value: Any) -> Array:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from export.cuda_session import CudaSession, check_active
 from export.openvino_session import cache_folder, check_precision
 from export.runtime import Runtime
 from export.sessions import no_visual
-from tests.models import WORDS, make_picture
+from tests.models import WORDS, Variant, make_llava, make_picture
 from tests.runtimes import exported
 from vtcompress.cli import run
 
@@ -267,6 +268,43 @@ def test_openvino_names_a_graph_that_it_cannot_read(artifact: Path, tmp_path: Pa
     (copy / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     with pytest.raises(ArtifactError, match=r"decoder\.onnx: OpenVINO cannot load it"):
         Runtime.load(copy, verify=False, backend="openvino", preload=True)
+
+
+def private_bytes(artifact: Path, options: str) -> int:
+    """Memory of a process with a loaded runtime that belongs to no file, less that of Python and packages."""
+    code = (
+        "import sys; from pathlib import Path; from export.runtime import Runtime\n"
+        "def anonymous():\n"
+        "    lines = open('/proc/self/status').read().splitlines()\n"
+        "    return next(1024 * int(x.split()[1]) for x in lines if x.startswith('RssAnon'))\n"
+        "before = anonymous()\n"
+        f"runtime = Runtime.load(Path(sys.argv[1]), threads=1, preload=True, {options})\n"
+        "print(anonymous() - before)\n"
+    )
+    root = Path(__file__).resolve().parent.parent
+    command = [sys.executable, "-c", code, str(artifact)]
+    done = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True)
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_mapped_weights_take_no_private_memory_and_change_no_answer(
+    tmp_path: Path, pictures: list[Path]
+) -> None:
+    wide = {"hidden_size": 512, "intermediate_size": 2048}
+    model = make_llava(tmp_path / "model", Variant(layers=2, text_options=wide))
+    artifact = exported(model, tmp_path / "artifact")
+    weights = (artifact / "weights.bin").stat().st_size
+    assert weights > 30e6
+    packed, mapped = (private_bytes(artifact, f"mapped={m}") for m in (False, True))
+    assert packed - mapped > 0.5 * weights
+    answers = [
+        Runtime.load(artifact, threads=1, mapped=m).answer("what", pictures[:1], max_new_tokens=5)
+        for m in (False, True)
+    ]
+    assert answers[0].token_ids == answers[1].token_ids
+    with pytest.raises(BackendError, match="need onnxruntime"):
+        open_session(Artifact.open(artifact), "openvino", mapped=True)
 
 
 def test_sessions_tell_the_size_of_a_cache(artifact: Path) -> None:

@@ -319,6 +319,9 @@ def bench(
 @click.option(
     "--precision", type=click.Choice(PRECISIONS), default=PRECISIONS[0], help="bf16: openvino only."
 )
+@click.option(
+    "--mapped", is_flag=True, help="Leave weights in the mapped file: less memory, slower."
+)
 @click.option("--threads", type=click.IntRange(min=1), help="Of one operator.")
 @click.option("--no-verify", is_flag=True, help="Do not compare the files' sha256 first.")
 @click.pass_obj
@@ -332,6 +335,7 @@ def generate(
     stats: bool,
     backend: str,
     precision: str,
+    mapped: bool,
     threads: int | None,
     no_verify: bool,
     **options: Any,
@@ -352,6 +356,7 @@ def generate(
         backend=backend,
         precision=precision,
         preload=stats,
+        mapped=mapped,
     )
     generation = Generation(out, runtime, options, stats, resident_bytes())
     if chat or prompt is None:
