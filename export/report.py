@@ -23,7 +23,9 @@ def markdown_report(manifest: Manifest, plan: Plan) -> str:
         "## Predicted",
         _predicted(manifest, plan),
         "## Measured",
-        _measured(manifest.measured) + "\n\n" + _memory(manifest.memory),
+        _measured(manifest.measured),
+        "## Memory",
+        _memory(manifest.memory),
         "## Check 1: export fidelity",
         "Compressed torch model (float32) against its own exported graphs; numerical, tight.",
         _fidelity(manifest.fidelity),
@@ -132,7 +134,7 @@ def _measured(report: BenchReport | None) -> str:
 
 def _memory(footprint: Footprint | None) -> str:
     if footprint is None:
-        return "Memory of a running artifact: not measured."
+        return "Not measured."
     empty, loaded, answered = (
         f"{count / 2**20:,.0f} MiB"
         for count in (footprint.empty_bytes, footprint.loaded_bytes, footprint.answered_bytes)

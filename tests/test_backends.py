@@ -15,10 +15,11 @@ from compressor.errors import ArtifactError, BackendError, MissingExtraError
 from export.artifact import Artifact
 from export.backends import BACKENDS, open_session
 from export.cuda_session import CudaSession, check_active
+from export.graphs import GraphSpec, TensorSpec
 from export.openvino_session import cache_folder, check_precision
 from export.runtime import Runtime
 from export.sessions import no_visual
-from tests.models import WORDS, Variant, make_llava, make_picture
+from tests.models import WORDS, make_picture
 from tests.runtimes import exported
 from vtcompress.cli import run
 
@@ -270,41 +271,66 @@ def test_openvino_names_a_graph_that_it_cannot_read(artifact: Path, tmp_path: Pa
         Runtime.load(copy, verify=False, backend="openvino", preload=True)
 
 
-def private_bytes(artifact: Path, options: str) -> int:
-    """Memory of a process with a loaded runtime that belongs to no file, less that of Python and packages."""
-    code = (
-        "import sys; from pathlib import Path; from export.runtime import Runtime\n"
-        "def anonymous():\n"
-        "    lines = open('/proc/self/status').read().splitlines()\n"
-        "    return next(1024 * int(x.split()[1]) for x in lines if x.startswith('RssAnon'))\n"
-        "before = anonymous()\n"
-        f"runtime = Runtime.load(Path(sys.argv[1]), threads=1, preload=True, {options})\n"
-        "print(anonymous() - before)\n"
-    )
-    root = Path(__file__).resolve().parent.parent
-    command = [sys.executable, "-c", code, str(artifact)]
-    done = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True)
-    return int(done.stdout)
+PRIVATE_BYTES = """
+import sys
+from pathlib import Path
+import numpy as np, onnxruntime
+from export.graphs import GraphSpec
+from export.sessions import OnnxGraph
+def private():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+folder, mapped = Path(sys.argv[1]), sys.argv[2] == "True"
+spec = GraphSpec.model_validate_json((folder / "spec.json").read_text())
+before = private()
+graph = OnnxGraph(folder, spec, 1, mapped=mapped)
+(found,) = graph([np.ones((1, 1024), np.float32)])
+print(private() - before, float(found.numpy().sum()))
+"""
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
-def test_mapped_weights_take_no_private_memory_and_change_no_answer(
-    tmp_path: Path, pictures: list[Path]
-) -> None:
-    wide = {"hidden_size": 512, "intermediate_size": 2048}
-    model = make_llava(tmp_path / "model", Variant(layers=2, text_options=wide))
-    artifact = exported(model, tmp_path / "artifact")
-    weights = (artifact / "weights.bin").stat().st_size
-    assert weights > 30e6
-    packed, mapped = (private_bytes(artifact, f"mapped={m}") for m in (False, True))
-    assert packed - mapped > 0.5 * weights
-    answers = [
-        Runtime.load(artifact, threads=1, mapped=m).answer("what", pictures[:1], max_new_tokens=5)
-        for m in (False, True)
-    ]
-    assert answers[0].token_ids == answers[1].token_ids
+def test_mapped_weights_take_no_private_memory_and_change_no_result(tmp_path: Path) -> None:
+    """One matrix product with 32 MiB of external weights, in a process of its own."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    weights = np.random.default_rng(0).standard_normal((1024, 8192)).astype(np.float32)
+    kinds = [("x", ["rows", 1024]), ("y", ["rows", 8192])]
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n, shape in kinds)
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    graph = helper.make_graph([node], "g", [x], [y], [numpy_helper.from_array(weights, "w")])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
+    file = tmp_path / "g.onnx"
+    onnx.save(proto, file, save_as_external_data=True, location="weights.bin")
+    tensors = [TensorSpec(name=n, dtype="float32", axes=tuple(shape)) for n, shape in kinds]
+    spec = GraphSpec(name="g", file=file.name, inputs=tensors[:1], outputs=tensors[1:])
+    (tmp_path / "spec.json").write_text(spec.model_dump_json(), encoding="utf-8")
+    taken, sums = {}, {}
+    for mapped in (False, True):
+        done = subprocess.run(
+            [sys.executable, "-c", PRIVATE_BYTES, str(tmp_path), str(mapped)],
+            cwd=Path(__file__).resolve().parent.parent,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        first, second = done.stdout.split()
+        taken[mapped], sums[mapped] = int(first), float(second)
+    assert taken[False] - taken[True] > 0.8 * weights.nbytes
+    assert sums[True] == pytest.approx(sums[False], rel=1e-4)
+    assert sums[True] == pytest.approx(float(weights.sum()), rel=1e-2)
+
+
+def test_mapped_weights_are_refused_where_a_backend_packs_always(artifact: Path) -> None:
     with pytest.raises(BackendError, match="need onnxruntime"):
         open_session(Artifact.open(artifact), "openvino", mapped=True)
+
+
+def test_mapped_weights_change_no_answer(artifact: Path, pictures: list[Path]) -> None:
+    one, other = (Runtime.load(artifact, threads=1, mapped=mapped) for mapped in (False, True))
+    found = one.answer("what", pictures[:1], max_new_tokens=5)
+    assert found.token_ids == other.answer("what", pictures[:1], max_new_tokens=5).token_ids
 
 
 def test_sessions_tell_the_size_of_a_cache(artifact: Path) -> None:

@@ -190,7 +190,7 @@ def test_a_manifest_from_before_memory_was_measured_still_loads(artifact: Path) 
     manifest = vtcompress.Manifest.model_validate_json(json.dumps(document))
     assert manifest.memory is None
     plan = vtcompress.Plan.load(artifact / "plan.json")
-    assert "Memory of a running artifact: not measured." in markdown_report(manifest, plan)
+    assert "## Memory\n\nNot measured." in markdown_report(manifest, plan)
 
 
 def test_a_measuring_process_that_fails_is_told_in_one_line(artifact: Path, tmp_path: Path) -> None:
