@@ -6,44 +6,8 @@ from dataclasses import dataclass
 from typing import Self
 
 from export.prompt import Prompter
-from export.sessions import Array, Past
-
-
-@dataclass(frozen=True)
-class Step:
-    """One decoding step.
-
-    Attributes:
-        tokens: [B] picked.
-        logits: [B, vocab] float32 that they were picked from.
-        past: cache of every row before these tokens.
-    """
-
-    tokens: Array
-    logits: Array
-    past: Past
-
-
-@dataclass(frozen=True)
-class Cached:
-    """Rows of one sequence that ran already.
-
-    Attributes:
-        ids: their tokens, images expanded.
-        images: among them.
-        past: their keys and values; None if nothing ran.
-    """
-
-    ids: tuple[int, ...] = ()
-    images: int = 0
-    past: Past = None
-
-    def begins(self, ids: tuple[int, ...]) -> bool:
-        """Whether a longer sequence starts with exactly these rows."""
-        return len(self.ids) < len(ids) and ids[: len(self.ids)] == self.ids
-
-
-NOTHING = Cached()
+from export.sequence import Step
+from export.sessions import Past
 
 
 @dataclass(frozen=True)

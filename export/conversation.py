@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from export.answering import NOTHING, Answering, Cached
+from export.answering import Answering
 from export.prompt import Message, user_message
 from export.sampling import Sampling
+from export.sequence import NOTHING, Cached
 from export.sessions import Past
 
 if TYPE_CHECKING:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compressor.errors import DataError
-from export.answering import NOTHING, Answering, Cached
+from export.answering import Answering
 from export.prompt import user_message
 from export.sampling import Sampling
+from export.sequence import NOTHING, Cached
 from export.sessions import Array
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import numpy as np
 
 from compressor.dims import ModelFacts
 from compressor.errors import DataError
-from compressor.layout import Layout, layout_of
-from export.answering import NOTHING, Answering, Cached, Step
+from compressor.layout import layout_of
+from export.answering import Answering
 from export.artifact import Artifact
 from export.backends import open_session
 from export.conversation import Conversation
@@ -18,36 +18,12 @@ from export.image_prefix import ImagePrefix, prefill_images
 from export.preprocess import ImageProcessor
 from export.prompt import Message, Prompter, user_message
 from export.sampling import GREEDY, Sampling
+from export.sequence import NOTHING, Cached, Prompt, Step
 from export.sessions import Array, Past, Session, no_visual
 
 # Rows of one batch bound its memory; encoded prompts wait for others of their layout, but not for ever.
 BATCH_ROWS = 4096
 WINDOW = 256
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt ready to run.
-
-    Attributes:
-        layout: its rows.
-        pixels: [I, 3, S, S] float32.
-    """
-
-    layout: Layout
-    pixels: Array
-
-    @property
-    def end(self) -> int:
-        """Place of the row after its last one, in the whole sequence."""
-        return (
-            int(max(self.layout.text_index[-1], self.layout.visual_index[-1:].max(initial=0))) + 1
-        )
-
-    @property
-    def layout_key(self) -> bytes:
-        """Equal for prompts that can run as one batch."""
-        return self.layout.visual_index.tobytes() + b"|" + self.layout.text_index.tobytes()
 
 
 @dataclass(frozen=True)
@@ -297,12 +273,14 @@ class Runtime:
         self, prompts: Sequence[Prompt], max_new_tokens: int, past: Past = None
     ) -> list[Reply]:
         """Return the greedy answers to prompts of equal layout."""
-        steps = [(s.tokens, s.logits) for s in self.steps(prompts, max_new_tokens, past=past)]
-        replies = []
-        for row in range(len(prompts)):
-            tokens = until_end([int(tokens[row]) for tokens, _ in steps], self.prompter.eos_ids)
-            replies.append(Reply(tokens, self.prompter.decode(tokens), steps[0][1][row]))
-        return replies
+        steps = self.steps(prompts, max_new_tokens, past=past)
+        first = next(steps)
+        rows = np.stack([first.tokens, *(step.tokens for step in steps)], axis=1).tolist()
+        answers = [until_end(row, self.prompter.eos_ids) for row in rows]
+        return [
+            Reply(tokens, self.prompter.decode(tokens), logits)
+            for tokens, logits in zip(answers, first.logits, strict=True)
+        ]
 
     def steps(
         self,
