@@ -46,6 +46,10 @@ class ArtifactError(ProblemsError):
     """An artifact that is incomplete, altered or of another format version."""
 
 
+class BackendError(VtcompressError):
+    """A backend that is installed and cannot run here, or not as asked."""
+
+
 class MissingExtraError(VtcompressError):
     """A command needs packages of an extra that is not installed."""
 

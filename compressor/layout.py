@@ -34,7 +34,12 @@ class Layout:
 
 
 def layout_of(
-    token_ids: Sequence[int], *, image_token_id: int, visual_tokens: int, start: int = 0
+    token_ids: Sequence[int],
+    *,
+    image_token_id: int,
+    visual_tokens: int,
+    start: int = 0,
+    unfinished: bool = False,
 ) -> Layout:
     """Split a prompt into visual and text rows.
 
@@ -43,6 +48,8 @@ def layout_of(
         image_token_id: token whose places are visual rows.
         visual_tokens: N.
         start: place of the first token; the length of the conversation so far in a later turn.
+        unfinished: more tokens follow later, so that this part may end with an image; one text row is
+            needed all the same.
 
     Raises:
         DataError: image tokens are no multiple of N, or the prompt does not end with text.
@@ -56,7 +63,7 @@ def layout_of(
             f"the prompt has {count} image tokens; an image takes {visual_tokens}: "
             "give whole images only, and write no image token into the text"
         )
-    if not len(ids) or visual[-1]:
+    if visual.all() or (visual[-1] and not unfinished):
         problems.append(
             "the prompt ends with an image; the next token is predicted from text: put a word after it"
         )

@@ -10,6 +10,7 @@ from compressor.dims import Facts, ModelFacts
 from compressor.version import __version__
 from export.bench import BenchReport
 from export.graphs import DType, GraphSpec
+from export.memory import Footprint
 from export.parity.fidelity import FidelityReport
 from export.parity.loss import LossReport
 
@@ -69,6 +70,7 @@ class Manifest(Facts):
         fidelity: outcome of the first check; None: not run.
         loss: outcome of the second check; None: not run.
         measured: times beside the naive original; None: not measured.
+        memory: resident memory of a process that runs the artifact; None: not measured.
         peak_memory_bytes: resident memory of the process that exported, at its highest.
     """
 
@@ -85,6 +87,7 @@ class Manifest(Facts):
     fidelity: FidelityReport | None = None
     loss: LossReport | None = None
     measured: BenchReport | None = None
+    memory: Footprint | None = None
     peak_memory_bytes: int
 
     @property

@@ -6,6 +6,7 @@ from compressor.cost import predict
 from compressor.plan import LayerPlan, Plan
 from export.bench import BenchReport, Timing
 from export.manifest import Manifest
+from export.memory import Footprint
 from export.parity.fidelity import Difference, FidelityReport
 from export.parity.loss import LossFigures, LossReport
 
@@ -23,6 +24,8 @@ def markdown_report(manifest: Manifest, plan: Plan) -> str:
         _predicted(manifest, plan),
         "## Measured",
         _measured(manifest.measured),
+        "## Memory",
+        _memory(manifest.memory),
         "## Check 1: export fidelity",
         "Compressed torch model (float32) against its own exported graphs; numerical, tight.",
         _fidelity(manifest.fidelity),
@@ -126,6 +129,19 @@ def _measured(report: BenchReport | None) -> str:
     )
     return (
         head + "\n\n" + _table(("", "original ms", "compressed ms", "original / compressed"), rows)
+    )
+
+
+def _memory(footprint: Footprint | None) -> str:
+    if footprint is None:
+        return "Not measured."
+    empty, loaded, answered = (
+        f"{count / 2**20:,.0f} MiB"
+        for count in (footprint.empty_bytes, footprint.loaded_bytes, footprint.answered_bytes)
+    )
+    return (
+        f"Resident memory of a process that runs the artifact (ONNX Runtime, CPU): {loaded} after load, "
+        f"{answered} after one picture and {footprint.tokens} tokens; {empty} of it are Python's own."
     )
 
 

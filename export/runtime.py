@@ -1,6 +1,7 @@
 """Runs an artifact from image files to text, with numpy and one backend; no torch, no transformers."""
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,33 +9,21 @@ import numpy as np
 
 from compressor.dims import ModelFacts
 from compressor.errors import DataError
-from compressor.layout import Layout, layout_of
+from compressor.layout import layout_of
+from export.answering import Answering
 from export.artifact import Artifact
+from export.backends import open_session
+from export.conversation import Conversation
+from export.image_prefix import ImagePrefix, prefill_images
 from export.preprocess import ImageProcessor
-from export.prompt import Prompter, user_message
-from export.sessions import Array, OnnxSession, Past, Session, no_visual
+from export.prompt import Message, Prompter, user_message
+from export.sampling import GREEDY, Sampling
+from export.sequence import NOTHING, Cached, Prompt, Step
+from export.sessions import Array, Past, Session, no_visual
 
 # Rows of one batch bound its memory; encoded prompts wait for others of their layout, but not for ever.
 BATCH_ROWS = 4096
 WINDOW = 256
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt ready to run.
-
-    Attributes:
-        layout: its rows.
-        pixels: [I, 3, S, S] float32.
-    """
-
-    layout: Layout
-    pixels: Array
-
-    @property
-    def layout_key(self) -> bytes:
-        """Equal for prompts that can run as one batch."""
-        return self.layout.visual_index.tobytes() + b"|" + self.layout.text_index.tobytes()
 
 
 @dataclass(frozen=True)
@@ -72,22 +61,37 @@ class Runtime:
 
     @classmethod
     def load(
-        cls, path: str | Path, *, threads: int | None = None, verify: bool = True
+        cls,
+        path: str | Path,
+        *,
+        threads: int | None = None,
+        verify: bool = True,
+        backend: str = "onnxruntime",
+        precision: str = "f32",
+        preload: bool = False,
+        mapped: bool = False,
     ) -> "Runtime":
         """Load an artifact.
 
         Args:
             path: its folder.
-            threads: of one operator; None lets ONNX Runtime choose.
+            threads: of one operator; None lets the backend choose.
             verify: compare every file's sha256 with the manifest first.
+            backend: one of `export.backends.BACKENDS`.
+            precision: `f32`, or `bf16` where backend and processor have it.
+            preload: load all graphs now instead of each when it is first needed.
+            mapped: leave weights in the mapped file: less memory, a little slower; `onnxruntime` only.
 
         Raises:
             ArtifactError: not an artifact, altered, or of a newer format.
-            MissingExtraError: ONNX Runtime is not installed.
+            MissingExtraError: the backend is not installed.
+            BackendError: the backend cannot run here, or not in this precision.
         """
         artifact = Artifact.open(path, verify=verify)
+        session = open_session(artifact, backend, precision, threads, mapped=mapped)
+        if preload:
+            session.load()
         folder, manifest = artifact.folder, artifact.manifest
-        session = OnnxSession(folder, manifest.graphs, threads=threads)
         return cls.on_session(session, folder, manifest.model, manifest.image_token)
 
     @classmethod
@@ -101,19 +105,44 @@ class Runtime:
         return cls(session, facts, prompter, ImageProcessor.from_folder(folder))
 
     def generate(
-        self, question: str, images: Sequence[str | Path] = (), *, max_new_tokens: int = 64
-    ) -> Iterator[str]:
-        """Yield the greedy answer to a question about pictures, in pieces of text.
+        self,
+        question: str,
+        images: Sequence[str | Path] = (),
+        *,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> Answering:
+        """Return the answer to a question about pictures as an iterator over pieces of text.
+
+        Args:
+            question: what is asked.
+            images: pictures, in front of the question.
+            max_new_tokens: longest answer.
+            temperature: 0 is greedy; see `export.sampling`.
+            top_p: share of the probability that tokens are drawn from.
+            seed: of the draws.
 
         Raises:
             DataError: a picture cannot be read, or the prompt does not fit the model.
         """
-        stream = self.prompter.stream()
-        for tokens, _ in self._greedy([self.prepare(question, images)], max_new_tokens):
-            if piece := stream.push(int(tokens[0])):
-                yield piece
-        if piece := stream.finish():
-            yield piece
+        started = time.perf_counter()
+        ids = self.encode([user_message(question, len(images))])
+        sampling = Sampling(temperature, top_p, seed)
+        return self.answering(ids, self.pixels(images), NOTHING, sampling, max_new_tokens, started)
+
+    def chat(self) -> Conversation:
+        """Return a conversation of several turns that keeps its cache between them."""
+        return Conversation(self)
+
+    def prefill_image(self, images: Sequence[str | Path]) -> ImagePrefix:
+        """Look at pictures once; return what answers many questions about them.
+
+        Raises:
+            DataError: a picture cannot be read, or none is given.
+        """
+        return prefill_images(self, images)
 
     def answer(
         self, question: str, images: Sequence[str | Path] = (), *, max_new_tokens: int = 64
@@ -123,7 +152,7 @@ class Runtime:
         Raises:
             DataError: as `generate`.
         """
-        return self._replies([self.prepare(question, images)], max_new_tokens)[0]
+        return self.replies([self.prepare(question, images)], max_new_tokens)[0]
 
     def answers(
         self, asked: Sequence[tuple[str, Sequence[str | Path]]], *, max_new_tokens: int = 64
@@ -146,25 +175,57 @@ class Runtime:
                 size = max(1, BATCH_ROWS // group[0][1].layout.rows)
                 for first in range(0, len(group), size):
                     batch = group[first : first + size]
-                    replies = self._replies([prompt for _, prompt in batch], max_new_tokens)
+                    replies = self.replies([prompt for _, prompt in batch], max_new_tokens)
                     yield from zip((place for place, _ in batch), replies, strict=True)
 
     def prepare(self, question: str, images: Sequence[str | Path]) -> Prompt:
         """Return a prompt ready to run: its rows and its pixels."""
-        encoded = self.prompter.encode([user_message(question, len(images))])
+        ids = self.encode([user_message(question, len(images))])
+        return self.prompt_of(ids, self.pixels(images))
+
+    def encode(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """Return a conversation as token ids, up to where the model's answer begins."""
+        return self.prompter.encode(messages).ids
+
+    def pixels(self, images: Sequence[str | Path]) -> Array:
+        """Return pictures as the vision tower takes them, [I, 3, S, S] float32."""
+        size = self.facts.image_size
+        if not images:
+            return np.zeros((0, 3, size, size), np.float32)
+        return np.stack([self.images(Path(path)) for path in images])
+
+    def prompt_of(
+        self,
+        ids: tuple[int, ...],
+        pixels: Array,
+        cached: Cached = NOTHING,
+        *,
+        unfinished: bool = False,
+    ) -> Prompt:
+        """Return what is left to run of a token sequence.
+
+        Args:
+            ids: the whole sequence.
+            pixels: of all its pictures.
+            cached: its rows that ran already.
+            unfinished: more of the sequence comes later; see `layout_of`.
+        """
         layout = layout_of(
-            encoded.ids,
+            ids[len(cached.ids) :],
             image_token_id=self.facts.image_token_id,
             visual_tokens=self.facts.visual_tokens,
+            start=len(cached.ids),
+            unfinished=unfinished,
         )
-        size = self.facts.image_size
-        pixels = np.zeros((0, 3, size, size), np.float32)
-        if images:
-            pixels = np.stack([self.images(path) for path in images])
-        return Prompt(layout, pixels)
+        return Prompt(layout, pixels[cached.images :])
 
-    def prefill(self, prompts: Sequence[Prompt]) -> tuple[Array, Past]:
-        """Run whole prompts of equal layout; return the logits [B, vocab] at their ends and the cache."""
+    def prefill(self, prompts: Sequence[Prompt], past: Past = None) -> tuple[Array, Past]:
+        """Run prompts of equal layout; return the logits [B, vocab] at their ends and the cache.
+
+        Args:
+            prompts: whole ones, or what is left of them after `past`.
+            past: cache of what ran before; None: nothing did.
+        """
         layout, batch = prompts[0].layout, len(prompts)
         text = self.session.embed(np.stack([p.layout.text_ids for p in prompts]))
         visual, _ = no_visual(text)
@@ -176,29 +237,66 @@ class Runtime:
             text,
             np.tile(layout.visual_index, (batch, 1)),
             np.tile(layout.text_index, (batch, 1)),
-            self.session.empty_past(batch),
+            self.session.empty_past(batch) if past is None else past,
         )
         return logits[:, -1], past
 
-    def _replies(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[Reply]:
-        steps = list(self._greedy(prompts, max_new_tokens))
-        replies = []
-        for row in range(len(prompts)):
-            tokens = until_end([int(tokens[row]) for tokens, _ in steps], self.prompter.eos_ids)
-            replies.append(Reply(tokens, self.prompter.decode(tokens), steps[0][1][row]))
-        return replies
+    def answering(
+        self,
+        ids: tuple[int, ...],
+        pixels: Array,
+        cached: Cached,
+        sampling: Sampling,
+        max_new_tokens: int,
+        started: float,
+        on_end: Callable[[tuple[int, ...], Past], None] | None = None,
+    ) -> Answering:
+        """Return the answer to a token sequence of which some rows ran already.
 
-    def _greedy(
-        self, prompts: Sequence[Prompt], max_new_tokens: int
-    ) -> Iterator[tuple[Array, Array]]:
-        """Yield each step's tokens [B] and the logits [B, vocab] they come from, until all have ended."""
-        place = prompts[0].layout.rows
-        self._check_room(place, max_new_tokens)
-        logits, past = self.prefill(prompts)
+        Raises:
+            DataError: the sequence does not fit the model.
+        """
+        prompt = self.prompt_of(ids, pixels, cached)
+        self._check_room(prompt, max_new_tokens)
+        return Answering(
+            self.steps([prompt], max_new_tokens, sampling, cached.past),
+            self.prompter,
+            prompt_rows=len(ids),
+            reused_rows=len(cached.ids),
+            prepared_s=time.perf_counter() - started,
+            cache_bytes=self.session.past_bytes,
+            on_end=on_end,
+        )
+
+    def replies(
+        self, prompts: Sequence[Prompt], max_new_tokens: int, past: Past = None
+    ) -> list[Reply]:
+        """Return the greedy answers to prompts of equal layout."""
+        steps = self.steps(prompts, max_new_tokens, past=past)
+        first = next(steps)
+        rows = np.stack([first.tokens, *(step.tokens for step in steps)], axis=1).tolist()
+        answers = [until_end(row, self.prompter.eos_ids) for row in rows]
+        return [
+            Reply(tokens, self.prompter.decode(tokens), logits)
+            for tokens, logits in zip(answers, first.logits, strict=True)
+        ]
+
+    def steps(
+        self,
+        prompts: Sequence[Prompt],
+        max_new_tokens: int,
+        sampling: Sampling = GREEDY,
+        past: Past = None,
+    ) -> Iterator[Step]:
+        """Yield decoding steps of prompts of equal layout until all have ended."""
+        place = prompts[0].end
+        self._check_room(prompts[0], max_new_tokens)
+        pick = sampling.picker()
+        logits, past = self.prefill(prompts, past)
         ended = np.zeros(len(prompts), dtype=bool)
         for number in range(max_new_tokens):
-            tokens = logits.argmax(axis=-1)
-            yield tokens, logits
+            tokens = pick(logits)
+            yield Step(tokens, logits, past)
             ended |= np.isin(tokens, self.prompter.eos_ids)
             if ended.all() or number + 1 == max_new_tokens:
                 return
@@ -208,8 +306,8 @@ class Runtime:
             rows, past = self.session.decode(visual, text, visual_index, index, past)
             logits, place = rows[:, -1], place + 1
 
-    def _check_room(self, rows: int, max_new_tokens: int) -> None:
-        positions = self.facts.decoder.max_positions
+    def _check_room(self, prompt: Prompt, max_new_tokens: int) -> None:
+        positions, rows = self.facts.decoder.max_positions, prompt.end
         if rows + max_new_tokens > positions:
             problem = (
                 f"the prompt takes {rows} of the model's {positions} positions; {max_new_tokens} new "

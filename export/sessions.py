@@ -1,8 +1,9 @@
 """One call for every backend: vision, embedding and decoder on numpy arrays, caches kept by the backend."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,10 @@ class Session(Protocol):
         """Return the shape of every cached tensor, in the order of the decoder's inputs."""
         ...
 
+    def past_bytes(self, past: Past) -> int:
+        """Return the size of a cache."""
+        ...
+
 
 def no_visual(text: Array) -> tuple[Array, Array]:
     """Return empty visual embeddings and indices for a call on text rows alone."""
@@ -47,20 +52,44 @@ def no_visual(text: Array) -> tuple[Array, Array]:
     return np.zeros((batch, 0, hidden), text.dtype), np.zeros((batch, 0), np.int64)
 
 
+class Graph(Protocol):
+    """One graph of an artifact in a backend."""
+
+    def __call__(self, feeds: Sequence[Any]) -> list[Any]:
+        """Run on inputs in declared order: arrays, or values that an earlier call returned."""
+        ...
+
+
+OneGraph = TypeVar("OneGraph", bound=Graph)
+
+
 class OnnxGraph:
-    """One graph in ONNX Runtime on the CPU.
+    """One graph in ONNX Runtime, by default on the CPU.
+
+    Weights are mapped from the artifact's weight file. ONNX Runtime then packs those of matrix products
+    for its kernels into memory of its own and drops the mapping, unless it is told to leave them there.
 
     Args:
         folder: the artifact.
         spec: the graph's declaration.
         threads: of one operator; None lets ONNX Runtime choose.
+        provider: ONNX Runtime's name of what runs it.
+        mapped: do not pack: weights stay pages of the file, which processes share and the system may drop.
 
     Raises:
         MissingExtraError: ONNX Runtime is not installed.
         ArtifactError: the graph cannot be loaded.
     """
 
-    def __init__(self, folder: Path, spec: GraphSpec, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        spec: GraphSpec,
+        threads: int | None = None,
+        provider: str = "CPUExecutionProvider",
+        *,
+        mapped: bool = False,
+    ) -> None:
         try:
             import onnxruntime
         except ImportError:
@@ -71,9 +100,11 @@ class OnnxGraph:
         options.log_severity_level = 3
         if threads is not None:
             options.intra_op_num_threads = threads
+        if mapped:
+            options.add_session_config_entry("session.disable_prepacking", "1")
         try:
             self.session = onnxruntime.InferenceSession(
-                str(folder / spec.file), options, providers=["CPUExecutionProvider"]
+                str(folder / spec.file), options, providers=[provider]
             )
         except Exception as failure:
             # ONNX Runtime raises classes of its own that share no documented base but Exception.
@@ -94,34 +125,30 @@ class OnnxGraph:
         return list(self.session.run_with_ort_values(names, values))
 
 
-class OnnxSession:
-    """An artifact in ONNX Runtime; graphs are loaded when first used.
+class GraphSession(Generic[OneGraph]):
+    """An artifact's graphs in one backend behind the session call; loaded when first used.
 
     Args:
-        folder: the artifact.
         graphs: declarations by name; needs `vision`, `embed` and the decoder.
+        open_graph: loads one of them.
         decoder: name of the decoder graph, `decoder` or `baseline_decoder`.
-        threads: of one operator; None lets ONNX Runtime choose.
     """
 
     def __init__(
         self,
-        folder: Path,
         graphs: Sequence[GraphSpec],
-        *,
+        open_graph: Callable[[GraphSpec], OneGraph],
         decoder: str = "decoder",
-        threads: int | None = None,
     ) -> None:
-        self._folder = folder
         self._specs = {spec.name: spec for spec in graphs}
+        self._open_graph = open_graph
         self._decoder = decoder
-        self._threads = threads
-        self._loaded: dict[str, OnnxGraph] = {}
+        self._loaded: dict[str, OneGraph] = {}
 
-    def graph(self, name: str) -> OnnxGraph:
+    def graph(self, name: str) -> OneGraph:
         """Return a loaded graph."""
         if name not in self._loaded:
-            self._loaded[name] = OnnxGraph(self._folder, self._specs[name], self._threads)
+            self._loaded[name] = self._open_graph(self._specs[name])
         return self._loaded[name]
 
     def load(self) -> None:
@@ -131,13 +158,11 @@ class OnnxSession:
 
     def vision(self, pixel_values: Array) -> Array:
         """See `Session.vision`."""
-        features: Array = self.graph("vision")([pixel_values])[0].numpy()
-        return features
+        return as_array(self.graph("vision")([pixel_values])[0])
 
     def embed(self, input_ids: Array) -> Array:
         """See `Session.embed`."""
-        embeds: Array = self.graph("embed")([input_ids])[0].numpy()
-        return embeds
+        return as_array(self.graph("embed")([input_ids])[0])
 
     def decode(
         self, visual: Array, text: Array, visual_index: Array, text_index: Array, past: Past
@@ -146,7 +171,7 @@ class OnnxSession:
         logits, *present = self.graph(self._decoder)(
             [visual, text, visual_index, text_index, *past]
         )
-        return logits.numpy(), present
+        return as_array(logits), present
 
     def empty_past(self, batch: int) -> Past:
         """See `Session.empty_past`."""
@@ -157,3 +182,42 @@ class OnnxSession:
     def past_shapes(self, past: Past) -> tuple[tuple[int, ...], ...]:
         """See `Session.past_shapes`."""
         return tuple(tuple(v.shape if isinstance(v, np.ndarray) else v.shape()) for v in past)
+
+    def past_bytes(self, past: Past) -> int:
+        """See `Session.past_bytes`."""
+        specs = self._specs[self._decoder].inputs[4:]
+        return sum(
+            math.prod(shape) * spec.numpy.itemsize
+            for shape, spec in zip(self.past_shapes(past), specs, strict=True)
+        )
+
+
+class OnnxSession(GraphSession[OnnxGraph]):
+    """An artifact in ONNX Runtime on the CPU.
+
+    Args:
+        folder: the artifact.
+        graphs: see `GraphSession`.
+        decoder: see `GraphSession`.
+        threads: of one operator; None lets ONNX Runtime choose.
+        mapped: see `OnnxGraph`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        graphs: Sequence[GraphSpec],
+        *,
+        decoder: str = "decoder",
+        threads: int | None = None,
+        mapped: bool = False,
+    ) -> None:
+        super().__init__(
+            graphs, lambda spec: OnnxGraph(folder, spec, threads, mapped=mapped), decoder
+        )
+
+
+def as_array(value: Any) -> Array:
+    """Return a backend's value as an array in this process's memory."""
+    array: Array = value if isinstance(value, np.ndarray) else value.numpy()
+    return array

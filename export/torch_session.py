@@ -42,3 +42,7 @@ class TorchSession:
     def past_shapes(self, past: list[KeyValue]) -> tuple[tuple[int, ...], ...]:
         """See `Session.past_shapes`."""
         return tuple(tuple(tensor.shape) for pair in past for tensor in pair)
+
+    def past_bytes(self, past: list[KeyValue]) -> int:
+        """See `Session.past_bytes`."""
+        return sum(tensor.nbytes for pair in past for tensor in pair)

@@ -19,6 +19,7 @@ HEAVY = (
     "onnx",
     "onnxscript",
     "onnxruntime",
+    "openvino",
     "safetensors",
     "matplotlib",
 )
@@ -142,9 +143,15 @@ LIGHT = (
     "export.prompt",
     "export.preprocess",
     "export.sessions",
+    "export.backends",
+    "export.cuda_session",
+    "export.openvino_session",
+    "export.memory",
+    "export.sampling",
     "export.parity.fidelity",
     "export.parity.loss",
     "vtcompress",
+    "vtcompress.generating",
     "vtcompress.stages",
 )
 

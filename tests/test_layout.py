@@ -87,3 +87,12 @@ def test_both_reasons_are_given_at_once():
         "the prompt has 1 image tokens",
         "the prompt ends with an image",
     ]
+
+
+def test_an_unfinished_part_may_end_with_an_image_but_needs_a_text_row():
+    layout = layout_of([5, *PICTURE], image_token_id=IMAGE, visual_tokens=3, unfinished=True)
+    assert layout.visual_index.tolist() == [1, 2, 3]
+    assert layout.text_index.tolist() == [0]
+    for ids in ([], PICTURE):
+        with pytest.raises(DataError, match="ends with an image"):
+            layout_of(ids, image_token_id=IMAGE, visual_tokens=3, unfinished=True)

@@ -76,8 +76,9 @@ def test_an_artifact_answers_validates_and_is_timed(
     )
     tool = ("-m", "vtcompress", "--json")
     asked = ("generate", str(artifact), "--image", picture, "--prompt", "what is it")
-    found = json.loads(installed(*tool, *asked, "--max-new-tokens", "6"))
+    found = json.loads(installed(*tool, *asked, "--max-new-tokens", "6", "--stats"))
     assert found["text"] == answer.text
+    assert found["stats"]["tokens"] == len(answer.token_ids)
     checked = json.loads(installed(*tool, "validate", str(artifact)))
     assert manifest.loss is not None
     assert checked["loss"]["overall"]["exact_match"] == manifest.loss.overall.exact_match

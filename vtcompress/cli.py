@@ -14,6 +14,7 @@ import click
 
 from compressor.errors import ProblemsError, VtcompressError
 from compressor.version import __version__
+from export.backends import BACKENDS, PRECISIONS
 from vtcompress.console import Output
 
 if TYPE_CHECKING:
@@ -299,8 +300,28 @@ def bench(
 @cli.command()
 @click.argument("artifact", type=FOLDER)
 @click.option("--image", "images", type=FILE, multiple=True, help="Picture; may be repeated.")
-@click.option("--prompt", required=True, help="The question.")
+@click.option("--prompt", help="The question; with --chat the first one.")
+@click.option(
+    "--chat", is_flag=True, help="Several turns, a line of stdin each; /image PATH, /quit."
+)
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, help="Longest answer.")
+@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, help="0: greedy.")
+@click.option(
+    "--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, help="Draw from this share."
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of the draws.")
+@click.option(
+    "--stats", is_flag=True, help="Times, KV bytes and memory: to stderr, or into the JSON."
+)
+@click.option(
+    "--backend", type=click.Choice(BACKENDS), default=BACKENDS[0], help="What runs the graphs."
+)
+@click.option(
+    "--precision", type=click.Choice(PRECISIONS), default=PRECISIONS[0], help="bf16: openvino only."
+)
+@click.option(
+    "--mapped", is_flag=True, help="Leave weights in the mapped file: less memory, slower."
+)
 @click.option("--threads", type=click.IntRange(min=1), help="Of one operator.")
 @click.option("--no-verify", is_flag=True, help="Do not compare the files' sha256 first.")
 @click.pass_obj
@@ -309,25 +330,39 @@ def generate(
     /,
     artifact: Path,
     images: tuple[Path, ...],
-    prompt: str,
-    max_new_tokens: int,
+    prompt: str | None,
+    chat: bool,
+    stats: bool,
+    backend: str,
+    precision: str,
+    mapped: bool,
     threads: int | None,
     no_verify: bool,
-) -> None:
-    """Ask an artifact a question about pictures; needs neither torch nor transformers."""
+    **options: Any,
+) -> int:
+    """Ask an artifact about pictures, once or in a chat; needs neither torch nor transformers."""
+    from export.memory import resident_bytes
     from export.runtime import Runtime
+    from vtcompress.generating import Generation
 
+    if prompt is None and not chat:
+        raise click.UsageError("give --prompt, or --chat")
     if no_verify:
         out.say("files are not verified")
-    runtime = Runtime.load(artifact, threads=threads, verify=not no_verify)
-    pieces = []
-    for piece in runtime.generate(prompt, images, max_new_tokens=max_new_tokens):
-        pieces.append(piece)
-        if not out.machine:
-            click.echo(piece, nl=False)
-            sys.stdout.flush()
-    out.line("")
-    out.result({"prompt": prompt, "images": [str(p) for p in images], "text": "".join(pieces)})
+    runtime = Runtime.load(
+        artifact,
+        threads=threads,
+        verify=not no_verify,
+        backend=backend,
+        precision=precision,
+        preload=stats,
+        mapped=mapped,
+    )
+    generation = Generation(out, runtime, options, stats, resident_bytes())
+    if chat or prompt is None:
+        return 0 if generation.chat(prompt, images) else EXIT_ERROR
+    generation.ask_once(prompt, images)
+    return 0
 
 
 @cli.command()

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 from compressor.calibration.data import data_digest
 from compressor.calibration.profile import Profile
 from compressor.cost import BYTES, predict, predicted_speedup
-from compressor.errors import ProfileError
+from compressor.errors import ProfileError, VtcompressError
 from compressor.plan import Plan
 from compressor.planner import make_plan, needs_profile
 from compressor.progress import Progress
 from compressor.recipe import Recipe, dump_recipe, fidelity_thresholds
 from export import artifact as artifacts
 from export import bench as timing
+from export import memory
 from export.graphs import GraphSpec, decoder_graph, embed_graph, vision_graph
 from export.manifest import Manifest, Predicted, tool_versions
 from export.parity import fidelity, loss
@@ -217,6 +218,7 @@ class ExportRun:
             "fidelity": first,
             "loss": second,
             "measured": self._times(folder, graphs, plan) if self.rounds else None,
+            "memory": self._footprint(folder, graphs, plan) if self.rounds else None,
             "peak_memory_bytes": artifacts.peak_memory_bytes(),
         }
         report = markdown_report(Manifest(files={}, **fields), plan)
@@ -233,6 +235,16 @@ class ExportRun:
             threads=self.threads,
             progress=self.progress,
         )
+
+    def _footprint(
+        self, folder: Path, graphs: Sequence[GraphSpec], plan: Plan
+    ) -> memory.Footprint | None:
+        self.progress.say("measuring memory")
+        try:
+            return memory.measure(folder, graphs, plan.model)
+        except VtcompressError as failure:  # a figure less is no reason to lose the artifact
+            self.progress.say(f"memory is not in the report: {failure}")
+            return None
 
 
 def compress_for_export(model: "LoadedModel", plan: Plan, recipe: Recipe) -> "CompressedModel":

@@ -1,0 +1,96 @@
+"""Runtimes of tiny models for tests: exported, or compressed in torch; and a session that tells what ran."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import vtcompress
+from compressor.compressed import compress
+from compressor.families import load
+from compressor.planner import make_plan
+from export.prompt import Prompter
+from export.runtime import Runtime
+from export.sessions import Array, Past, Session
+from export.torch_session import TorchSession
+
+
+@dataclass
+class Spy:
+    """Passes every call on and keeps what the decoder was given and gave.
+
+    Attributes:
+        rows: visual and text rows of each decoder call.
+        logits: what each gave at its last row.
+    """
+
+    inner: Session
+    rows: list[tuple[int, int]] = field(default_factory=list)
+    logits: list[Array] = field(default_factory=list)
+    pictures: int = 0
+
+    def vision(self, pixel_values: Array) -> Array:
+        self.pictures += len(pixel_values)
+        return self.inner.vision(pixel_values)
+
+    def embed(self, input_ids: Array) -> Array:
+        return self.inner.embed(input_ids)
+
+    def decode(
+        self, visual: Array, text: Array, visual_index: Array, text_index: Array, past: Past
+    ) -> tuple[Array, Past]:
+        logits, present = self.inner.decode(visual, text, visual_index, text_index, past)
+        self.rows.append((visual.shape[1], text.shape[1]))
+        self.logits.append(logits[0, -1])
+        return logits, present
+
+    def empty_past(self, batch: int) -> Past:
+        return self.inner.empty_past(batch)
+
+    def past_shapes(self, past: Past) -> tuple[tuple[int, ...], ...]:
+        return self.inner.past_shapes(past)
+
+    def past_bytes(self, past: Past) -> int:
+        return self.inner.past_bytes(past)
+
+    def clear(self) -> None:
+        self.rows.clear()
+        self.logits.clear()
+        self.pictures = 0
+
+
+def spied(runtime: Runtime) -> tuple[Runtime, Spy]:
+    """Return the runtime on a spy."""
+    spy = Spy(runtime.session)
+    return Runtime(spy, runtime.facts, runtime.prompter, runtime.images), spy
+
+
+def exported(model: Path, output: Path, dtype: str = "float32") -> Path:
+    """Export a model with the identity recipe."""
+    recipe = vtcompress.load_recipe("identity").override(
+        {"model.id": str(model), "export.dtype": dtype}
+    )
+    vtcompress.export(recipe, output, bench_rounds=0)
+    return output
+
+
+def in_torch(model_folder: Path, frozen: Sequence[int]) -> Runtime:
+    """Return a runtime on a model compressed in torch; the listed layers are frozen."""
+    recipe = vtcompress.load_recipe("shortv").override(
+        {"model.id": str(model_folder), "compress": [{"shortv": {"layers": list(frozen)}}]}
+    )
+    model = load(str(model_folder))
+    plan = make_plan(model.facts, model.digest, recipe.methods, None)
+    session = TorchSession(compress(model, plan))
+    return Runtime.on_session(session, model_folder, model.facts, model.processor.image_token)
+
+
+def with_template(runtime: Runtime, source: Path, template: str, folder: Path) -> Runtime:
+    """Return a runtime with another chat template, read as any other from its folder."""
+    folder.mkdir(parents=True)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(source / name, folder / name)
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    facts, image = runtime.facts, runtime.prompter.image_token
+    prompter = Prompter.from_folder(folder, image, facts.visual_tokens, facts.eos_token_ids)
+    return Runtime(runtime.session, facts, prompter, runtime.images)
