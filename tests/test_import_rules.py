@@ -139,6 +139,8 @@ LIGHT = (
     "export.runtime",
     "export.artifact",
     "export.report",
+    "export.html_report",
+    "export.charts",
     "export.prompt",
     "export.preprocess",
     "export.sessions",
@@ -146,6 +148,7 @@ LIGHT = (
     "export.parity.loss",
     "vtcompress",
     "vtcompress.stages",
+    "vtcompress.reporting",
 )
 
 

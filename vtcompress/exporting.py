@@ -16,19 +16,18 @@ from compressor.progress import Progress
 from compressor.recipe import Recipe, dump_recipe, fidelity_thresholds
 from export import artifact as artifacts
 from export import bench as timing
+from export.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE
 from export.graphs import GraphSpec, decoder_graph, embed_graph, vision_graph
 from export.manifest import Manifest, Predicted, tool_versions
 from export.parity import fidelity, loss
-from export.report import REPORT_FILE, markdown_report
 from export.runtime import Runtime
 from export.sessions import OnnxSession
 from vtcompress.inputs import calibration_samples, load_model, validation_samples
+from vtcompress.reporting import write_reports
 
 if TYPE_CHECKING:
     from compressor.compressed import CompressedModel
     from compressor.families import LoadedModel
-
-RECIPE_FILE, PLAN_FILE, PROFILE_FILE = "recipe.yaml", "plan.json", "profile.json"
 
 # Graphs without weights, tokenizer, plots and small pictures take less.
 SMALL_FILES_BYTES = 64 << 20
@@ -219,8 +218,7 @@ class ExportRun:
             "measured": self._times(folder, graphs, plan) if self.rounds else None,
             "peak_memory_bytes": artifacts.peak_memory_bytes(),
         }
-        report = markdown_report(Manifest(files={}, **fields), plan)
-        (folder / REPORT_FILE).write_text(report, encoding="utf-8")
+        write_reports(folder, Manifest(files={}, **fields))
         return artifacts.write_manifest(folder, **fields)
 
     def _times(self, folder: Path, graphs: Sequence[GraphSpec], plan: Plan) -> timing.BenchReport:

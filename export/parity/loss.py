@@ -61,6 +61,11 @@ class LossLimits(Facts):
     min_exact_match: float | None = None
     min_exact_match_kept: float | None = None
 
+    @property
+    def given(self) -> bool:
+        """Whether anything is judged."""
+        return any(limit is not None for _, limit in self)
+
 
 class LossFigures(Facts):
     """Compression loss over some samples.
