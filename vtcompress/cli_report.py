@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from compressor.errors import VtcompressError
 from compressor.files import write_text
 from vtcompress.console import Output
 
@@ -33,4 +34,43 @@ def report(out: Output, /, artifact: Path, html: Path | None, no_verify: bool) -
         out.say(f"written: {html}")
 
 
-COMMANDS = (report,)
+@click.command()
+@click.argument("artifacts", type=FOLDER, nargs=-1, required=True)
+@click.option("--html", type=FILE, help="Write table and plot as one self-contained HTML file.")
+@click.option(
+    "--plot",
+    type=FILE,
+    metavar="BASE",
+    help="Write the plot of accuracy against speed as BASE.svg.",
+)
+@click.pass_obj
+def compare(
+    out: Output, /, artifacts: tuple[Path, ...], html: Path | None, plot: Path | None
+) -> None:
+    """Put artifacts side by side: figures in one table, accuracy against speed in one plot."""
+    from export.compare import columns, compare_artifacts, comparison_figures, comparison_rows
+    from export.html_compare import html_comparison
+    from export.svg import standalone
+    from export.tradeoff_chart import tradeoff_chart
+
+    comparison = compare_artifacts(artifacts)
+    drawing = None if plot is None else tradeoff_chart(comparison)
+    if plot is not None and drawing is None:
+        raise VtcompressError(
+            f"{plot}: nothing to plot: compression loss was not run for all artifacts; export them "
+            "with --validate-data"
+        )
+    out.table("Artifacts", columns(comparison), comparison_rows(comparison))
+    for note in comparison.notes:
+        out.line(f"note: {note}")
+    out.result(comparison_figures(comparison))
+    if html is not None:
+        write_text(html, html_comparison(comparison))
+        out.say(f"written: {html}")
+    if plot is not None and drawing is not None:
+        path = plot.with_name(f"{plot.name.removesuffix('.svg')}.svg")
+        write_text(path, standalone(drawing))
+        out.say(f"written: {path}")
+
+
+COMMANDS = (report, compare)
