@@ -14,6 +14,9 @@ from markupsafe import Markup, escape
 NAMESPACE = "http://www.w3.org/2000/svg"
 CHARTS_CSS = Path(__file__).parent / "templates" / "charts.css"
 
+# A range that is this small beside its ends, or ends that are this near to zero, are one point.
+NO_SPAN, TINY = 1e-9, 1e-30
+
 # Characters that no XML document may hold.
 _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
@@ -119,13 +122,15 @@ def shortened(words: str, most: int) -> str:
 
 def nice_ticks(low: float, high: float, most: int = 6) -> tuple[float, ...]:
     """Return at most `most` + 1 round numbers from at or below `low` to at or above `high`."""
-    span = (high - low) or abs(high) or 1.0
+    span, size = high - low, max(abs(low), abs(high))
+    if span < NO_SPAN * size or size < TINY:
+        span = size if size >= TINY else 1.0
     rough = span / most
     base = 10.0 ** math.floor(math.log10(rough))
     step = next(m * base for m in (1, 2, 2.5, 5, 10, 20) if m * base >= rough * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     last = max(last, first + 1)
-    return tuple(round(i * step, 12) for i in range(first, last + 1))
+    return tuple(float(f"{i * step:.12g}") for i in range(first, last + 1))
 
 
 def decades(values: Sequence[float]) -> tuple[int, int]:
