@@ -51,7 +51,9 @@ def licence_of(folder: Path) -> dict[str, str | list[str]]:
 
 def _is_licence(value: Any) -> bool:
     values = value if isinstance(value, list) else [value]
-    return bool(values) and all(isinstance(v, str) and 0 < len(v) <= LONGEST_VALUE for v in values)
+    return bool(values) and all(
+        isinstance(v, str) and 0 < len(v) <= LONGEST_VALUE and v.isprintable() for v in values
+    )
 
 
 def model_card(data: ReportData, origin: Origin) -> str:
@@ -90,7 +92,7 @@ def _front_matter(data: ReportData, origin: Origin) -> str:
         front["base_model"] = origin.hub_id
     front |= origin.licence
     front |= {"library_name": "vtcompress", "pipeline_tag": "image-text-to-text", "tags": tags}
-    return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip()}\n---"
+    return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=1000).strip()}\n---"
 
 
 def _figures(data: ReportData) -> list[str]:
