@@ -7,13 +7,18 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
 from compressor.dims import Facts, ModelFacts
 from compressor.progress import SILENT, Progress
 from export.graphs import GraphSpec
 from export.sessions import Array, OnnxSession, Past, no_visual
+
+Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Ratio = Annotated[float, Field(gt=0, lt=1e9, allow_inf_nan=False)]
 
 
 class Timing(Facts):
@@ -27,11 +32,11 @@ class Timing(Facts):
         ratio_high: third quartile.
     """
 
-    original_ms: float
-    compressed_ms: float
-    ratio: float
-    ratio_low: float
-    ratio_high: float
+    original_ms: Milliseconds
+    compressed_ms: Milliseconds
+    ratio: Ratio
+    ratio_low: Ratio
+    ratio_high: Ratio
 
 
 class BenchReport(Facts):

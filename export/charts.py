@@ -75,7 +75,7 @@ def contribution_chart(profile: Profile, plan: Plan) -> Markup:
 def contribution_scale(values: Sequence[float]) -> Scale:
     """Return the axis of layer contributions, logarithmic where they differ much."""
     left, width = 28.0, 236.0
-    positive = [value for value in values if value > 0]
+    positive = [value for value in values if 0 < value < math.inf]
     if positive and max(positive) > LOG_FROM_RATIO * min(positive):
         low, high = decades(positive)
         step = math.ceil((high - low) / 4)
@@ -86,7 +86,7 @@ def contribution_scale(values: Sequence[float]) -> Scale:
 
 def _contribution_row(layer: LayerPlan, value: float, scale: Scale) -> list[Markup]:
     y = TOP + ROW * layer.index
-    width = max(scale.place(value) - scale.left, 1.0) if value > 0 else 0.0
+    width = max(scale.place(value) - scale.left, 1.0) if 0 < value < math.inf else 0.0
     hint = f"layer {layer.index}: {value:.3g} nats"
     bar = rect(scale.left, y + 2, width, 12, "updated", hint)
     if layer.frozen:

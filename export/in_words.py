@@ -62,7 +62,8 @@ def gained(manifest: Manifest) -> tuple[str, ...]:
     else:
         lines.append(
             f"Measured: {m.prefill.ratio:.2f} times faster. With the vision part, which is unchanged, the "
-            f"first token comes {m.first_token.ratio:.2f} times sooner."
+            f"first token comes {m.first_token.ratio:.2f} times sooner, and each further token "
+            f"{m.decode_step.ratio:.2f} times."
         )
     if p.kv_bytes == p.kv_bytes_original:
         lines.append("The memory for keys and values (KV cache) keeps its size.")
@@ -71,8 +72,8 @@ def gained(manifest: Manifest) -> tuple[str, ...]:
             f"The memory for keys and values (KV cache) shrinks to {p.kv_bytes / p.kv_bytes_original:.0%}."
         )
     lines.append(
-        "Further tokens of the answer come no faster, and the weight file does not shrink: text tokens "
-        "still use every weight."
+        "Nothing is saved on further tokens of the answer, and the weight file does not shrink: text "
+        "tokens still use every weight."
     )
     return tuple(lines)
 

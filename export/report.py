@@ -20,7 +20,7 @@ REPORT_FILE = "report.md"
 def markdown_report(data: ReportData) -> str:
     """Return the whole report."""
     manifest = data.manifest
-    version = manifest.tools["vtcompress"]
+    version = manifest.tools.get("vtcompress", "")
     parts = [f"# {escaped(manifest.model.name)}, compressed by vtcompress {escaped(version)}"]
     parts.append(_headline(manifest))
     sections: tuple[tuple[str, Callable[[], str]], ...] = (

@@ -14,6 +14,9 @@ from export.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE
 from export.manifest import Manifest
 from export.questions import Question, stored_questions
 
+READING = "reading of picture and question (prefill)"
+"""What gets faster, in words that need no explanation."""
+
 
 @dataclass(frozen=True)
 class ReportData:
@@ -40,11 +43,15 @@ def report_data(folder: Path, manifest: Manifest) -> ReportData:
     Raises:
         VtcompressError: a file is missing or broken.
     """
-    profile = folder / PROFILE_FILE
+    plan = Plan.load(folder / PLAN_FILE)
+    path = folder / PROFILE_FILE
+    profile = Profile.load(path) if path.is_file() else None
+    if profile is not None and (profile.layers != len(plan.layers) or not profile.samples):
+        raise ArtifactError([f"{path}: does not fit {PLAN_FILE}; copy the artifact anew"])
     return ReportData(
         manifest=manifest,
-        plan=Plan.load(folder / PLAN_FILE),
-        profile=Profile.load(profile) if profile.is_file() else None,
+        plan=plan,
+        profile=profile,
         recipe=read_text(folder / RECIPE_FILE, ArtifactError),
         methods=load_recipe(folder / RECIPE_FILE).methods,
         questions=stored_questions(folder),
@@ -78,22 +85,28 @@ def headline(manifest: Manifest) -> tuple[Figure, Figure, Figure]:
 def _faster(manifest: Manifest) -> Figure:
     measured, p = manifest.measured, manifest.predicted
     if measured is None:
-        return Figure(f"{p.speedup:.2f} x", "less prefill work predicted; no time was measured")
+        return Figure(
+            f"{p.speedup:.2f} x",
+            f"less work for {READING}, predicted; no time was measured",
+        )
     t = measured.prefill
     return Figure(
         f"{t.ratio:.2f} x",
-        f"faster prefill, measured (quartiles {t.ratio_low:.2f} to {t.ratio_high:.2f})",
+        f"faster {READING}, measured (quartiles {t.ratio_low:.2f} to {t.ratio_high:.2f})",
     )
 
 
 def _work(manifest: Manifest) -> Figure:
     p = manifest.predicted
-    return Figure(f"{p.flops / p.flops_original:.0%}", "of the original's prefill work (FLOPs)")
+    return Figure(
+        f"{p.flops / p.flops_original:.0%}",
+        "of the original's work in it (FLOPs)",
+    )
 
 
 def _kept(manifest: Manifest) -> Figure:
     if manifest.loss is None:
-        return Figure("-", "answers kept: not checked, there was no validation data")
+        return Figure("unknown", "answers kept: not checked, there was no validation data")
     overall = manifest.loss.overall
     if overall.exact_match_kept is None:
         meaning = "of first answer tokens equal to the original's; right answers are not known"

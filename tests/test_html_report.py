@@ -178,14 +178,20 @@ def test_pictures_have_sizes_and_say_what_they_are(full):
 
 def test_the_headline_says_faster_work_and_kept(full):
     text = Structure(full).text
-    assert "1.60 x faster prefill, measured (quartiles 1.55 to 1.65)" in text
-    assert "50% of the original's prefill work (FLOPs)" in text
+    assert (
+        "1.60 x faster reading of picture and question (prefill), measured (quartiles 1.55 to 1.65)"
+        in text
+    )
+    assert "50% of the original's work in it (FLOPs)" in text
     assert "75.0% of the original's right answers kept (100.0% right before, 75.0% now)" in text
 
 
 def test_without_timing_checks_and_calibration_the_page_says_so(tmp_path):
     found = Structure(page(tmp_path))
-    assert "2.00 x less prefill work predicted; no time was measured" in found.text
+    assert (
+        "2.00 x less work for reading of picture and question (prefill), predicted; no time was measured"
+        in found.text
+    )
     assert "answers kept: not checked, there was no validation data" in found.text
     assert len(re.findall(r"\): . not run", found.text)) == 2
     assert "Times were not measured." in found.text
@@ -321,6 +327,23 @@ def test_lost_answers_come_first_and_kinds_take_turns():
     assert chosen[1] is lost_b
     assert chosen[-2:] == (won, same)
     assert len(chosen_questions([same] * 30)) == 10
+
+
+@pytest.mark.parametrize("broken", [[], [[0.5, 0.1]]])
+def test_a_profile_that_does_not_fit_the_plan_is_one_error(tmp_path, broken):
+    profile = facts.profile(broken, layers=2 if broken else 6, total=1)
+    folder = make_artifact(tmp_path / "a", profile=profile)
+    with pytest.raises(ArtifactError, match="does not fit"):
+        read_report(folder)
+
+
+def test_contributions_that_are_no_numbers_are_told_and_draw_nothing(tmp_path):
+    nan, inf = float("nan"), float("inf")
+    text = page(tmp_path, profile=facts.profile([[nan, inf, 0.1, 0.2, 0.0, 0.3]]))
+    drawing = text.split("<svg")[2]
+    assert ">nan<" in drawing
+    assert ">inf<" in drawing
+    assert not re.search(r'(width|x|x1|x2)="(nan|inf)', text)
 
 
 def test_figures_for_dashboards_are_plain_json(tmp_path):

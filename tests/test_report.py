@@ -80,8 +80,9 @@ def test_the_number_of_frozen_layers_and_the_workload_are_said():
 def test_the_head_says_how_much_work_is_left_and_that_the_weights_do_not_shrink():
     head = report().split("\n## ")[0]
     assert head.startswith("# owner/little-model, compressed by vtcompress 0.0.1\n")
-    assert "- **2.00 x** less prefill work predicted; no time was measured\n" in head
-    assert "- **50%** of the original's prefill work (FLOPs)\n" in head
+    first = "- **2.00 x** less work for reading of picture and question (prefill), predicted"
+    assert f"{first}; no time was measured\n" in head
+    assert "- **50%** of the original's work in it (FLOPs)\n" in head
     assert "answers kept: not checked" in head
     assert "The weight file does not shrink" in head
 
@@ -175,7 +176,8 @@ def test_measured_ratios_stand_beside_their_spread_or_are_said_to_be_missing():
     assert rows[0] == ["prefill", "20.00", "12.50", "1.60 x (1.55 to 1.65)"]
     assert [r[0] for r in rows] == [name for name, _ in bench_rows(facts.measured())]
     assert "Measured: prefill 1.60 x (1.55 to 1.65)" in text
-    assert "- **1.60 x** faster prefill, measured (quartiles 1.55 to 1.65)\n" in text
+    first = "- **1.60 x** faster reading of picture and question (prefill), measured"
+    assert f"{first} (quartiles 1.55 to 1.65)\n" in text
     assert section(report(), "Measured").strip() == "Not measured."
 
 
