@@ -163,6 +163,15 @@ def _timing(original: list[float], compressed: list[float]) -> Timing:
     )
 
 
+def bench_rows(report: BenchReport) -> list[tuple[str, Timing]]:
+    """Return the timings under the names people read."""
+    return [
+        ("prefill", report.prefill),
+        ("decode step", report.decode_step),
+        ("first token with vision", report.first_token),
+    ]
+
+
 def processor_name() -> str:
     """Return the processor's name and the number of cores this process may use."""
     name = ""

@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from export import checks, in_words, report
+from export.bench import bench_rows
 from export.charts import contribution_chart, kinds_chart, speed_chart
 from export.decoder_picture import STATES, decoder_picture
 from export.questions import Question, Thumbnail, chosen_questions, thumbnail
@@ -42,7 +43,7 @@ def html_report(data: ReportData) -> str:
     """Return the whole report."""
     manifest, plan = data.manifest, data.plan
     measured, loss, fidelity = manifest.measured, manifest.loss, manifest.fidelity
-    timings = report.bench_rows(measured) if measured else []
+    timings = bench_rows(measured) if measured else []
     return render(
         "report.html.j2",
         manifest=manifest,

@@ -2,9 +2,13 @@
 
 from collections.abc import Iterable
 
+from export.bench import BenchReport, bench_rows
 from export.manifest import Manifest
 from export.parity.loss import LossReport
 from export.report_data import ReportData
+
+# Third quartile of the rounds' ratios over the first, on a busy machine; a quiet one gives 1.01 to 1.05.
+UNSTEADY_SPREAD = 1.2
 
 # What leaving out the work rests on, for every reason of a plan.
 WHY = {
@@ -49,6 +53,13 @@ def _layers(indices: Iterable[int]) -> str:
     return f"Layer{'s' if several else ''} {', '.join(words)}"
 
 
+def unsteady(report: BenchReport) -> tuple[str, ...]:
+    """Return the timings whose rounds differ so much that their ratios say little."""
+    return tuple(
+        name for name, t in bench_rows(report) if t.ratio_high > UNSTEADY_SPREAD * t.ratio_low
+    )
+
+
 def gained(manifest: Manifest) -> tuple[str, ...]:
     """Return what is faster, and what is not."""
     p, m = manifest.predicted, manifest.measured
@@ -62,9 +73,13 @@ def gained(manifest: Manifest) -> tuple[str, ...]:
     else:
         lines.append(
             f"Measured: {m.prefill.ratio:.2f} times faster. With the vision part, which is unchanged, the "
-            f"first token comes {m.first_token.ratio:.2f} times sooner, and each further token "
-            f"{m.decode_step.ratio:.2f} times."
+            f"first token comes {m.first_token.ratio:.2f} times sooner."
         )
+        if names := unsteady(m):
+            lines.append(
+                f"These times are not steady ({', '.join(names)}): the machine was busy. Measure again on a "
+                "quiet one with `vtcompress bench`."
+            )
     if p.kv_bytes == p.kv_bytes_original:
         lines.append("The memory for keys and values (KV cache) keeps its size.")
     else:

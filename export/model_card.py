@@ -9,10 +9,11 @@ import yaml
 
 from compressor.errors import ArtifactError
 from compressor.files import read_text
+from export.bench import bench_rows
 from export.checks import LOSS_COLUMNS, fidelity_rows, loss_row, verdict
 from export.in_words import done, gained, lost
 from export.markdown import escaped, fenced, table
-from export.report import bench_rows, predicted_rows, ratio_words
+from export.report import predicted_rows, ratio_words
 from export.report_data import ReportData, headline, method_words
 
 CARD_FILE = "README.md"

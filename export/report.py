@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from compressor.cost import BYTES, predict
 from compressor.plan import LayerPlan, Plan
-from export.bench import BenchReport, Timing
+from export.bench import BenchReport, Timing, bench_rows
 from export.checks import LOSS_COLUMNS, fidelity_rows, loss_limit_rows, loss_row, verdict
 from export.in_words import done, gained, lost
 from export.manifest import Manifest
@@ -168,15 +168,6 @@ def _measured(report: BenchReport | None) -> str:
         for name, t in bench_rows(report)
     ]
     return f"{escaped(bench_words(report))}\n\n{table(BENCH_COLUMNS, rows)}"
-
-
-def bench_rows(report: BenchReport) -> list[tuple[str, Timing]]:
-    """Return the timings under the names people read."""
-    return [
-        ("prefill", report.prefill),
-        ("decode step", report.decode_step),
-        ("first token with vision", report.first_token),
-    ]
 
 
 def _fidelity(report: FidelityReport | None) -> str:

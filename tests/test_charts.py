@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compressor.plan import LayerPlan
+from export.bench import bench_rows
 from export.charts import contribution_chart, contribution_scale, kinds_chart, speed_chart
 from export.decoder_picture import STATES, decoder_picture, lane
 from export.html_report import TEMPLATES
 from export.in_words import WHY
-from export.report import bench_rows
 from export.svg import decades, element, nice_ticks, standalone
 from tests import facts
 

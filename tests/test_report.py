@@ -4,10 +4,11 @@ import re
 
 import pytest
 
+from export.bench import bench_rows
 from export.checks import loss_row
 from export.manifest import Manifest
 from export.questions import Question
-from export.report import bench_rows, layer_rows, markdown_report, what_visual_rows_do
+from export.report import layer_rows, markdown_report, what_visual_rows_do
 from export.report_data import ReportData
 from tests import facts
 
@@ -260,3 +261,11 @@ def test_what_it_was_made_with_is_listed_by_name():
         [["model", f"`{facts.DIGEST}`"]],
     ]
     assert "Peak memory of the export: 300 MiB" in text
+
+
+def test_times_of_a_busy_machine_are_called_unsteady():
+    measured = facts.measured()
+    assert "not steady" not in report(measured=measured)
+    decode = measured.decode_step.model_copy(update={"ratio_low": 0.9, "ratio_high": 1.2})
+    text = section(report(measured=measured.model_copy(update={"decode_step": decode})), "In short")
+    assert "These times are not steady (decode step)" in text
