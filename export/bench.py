@@ -17,6 +17,9 @@ from compressor.progress import SILENT, Progress
 from export.graphs import GraphSpec
 from export.sessions import Array, OnnxSession, Past, no_visual
 
+# Third quartile of the rounds' ratios over the first, on a busy machine; a quiet one gives 1.01 to 1.05.
+UNSTEADY_SPREAD = 1.2
+
 Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Ratio = Annotated[float, Field(gt=0, lt=1e9, allow_inf_nan=False)]
 
@@ -37,6 +40,11 @@ class Timing(Facts):
     ratio: Ratio
     ratio_low: Ratio
     ratio_high: Ratio
+
+    @property
+    def steady(self) -> bool:
+        """Whether the rounds agree well enough for the ratio to mean something."""
+        return self.ratio_high <= UNSTEADY_SPREAD * self.ratio_low
 
 
 class BenchReport(Facts):

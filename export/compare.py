@@ -171,6 +171,13 @@ def _notes(entries: Sequence[Entry], manifests: Sequence[Manifest]) -> list[str]
         if len(groups) > 1:
             sets = " against ".join(", ".join(map(str, group)) for group in groups.values())
             notes.append(f"{title}: {sets}. Do not compare their figures.")
+    busy = [
+        str(entry.number)
+        for entry, manifest in zip(entries, manifests, strict=True)
+        if manifest.measured and not manifest.measured.prefill.steady
+    ]
+    if busy:
+        notes.append(f"Times are not steady, the machine was busy: {', '.join(busy)}.")
     without = [str(e.number) for e in entries if e.agreement is None]
     if without:
         notes.append(f"Compression loss was not run: {', '.join(without)}.")

@@ -7,9 +7,6 @@ from export.manifest import Manifest
 from export.parity.loss import LossReport
 from export.report_data import ReportData
 
-# Third quartile of the rounds' ratios over the first, on a busy machine; a quiet one gives 1.01 to 1.05.
-UNSTEADY_SPREAD = 1.2
-
 # What leaving out the work rests on, for every reason of a plan.
 WHY = {
     "shortv": (
@@ -55,9 +52,7 @@ def _layers(indices: Iterable[int]) -> str:
 
 def unsteady(report: BenchReport) -> tuple[str, ...]:
     """Return the timings whose rounds differ so much that their ratios say little."""
-    return tuple(
-        name for name, t in bench_rows(report) if t.ratio_high > UNSTEADY_SPREAD * t.ratio_low
-    )
+    return tuple(name for name, timing in bench_rows(report) if not timing.steady)
 
 
 def gained(manifest: Manifest) -> tuple[str, ...]:
@@ -78,7 +73,7 @@ def gained(manifest: Manifest) -> tuple[str, ...]:
         if names := unsteady(m):
             lines.append(
                 f"These times are not steady ({', '.join(names)}): the machine was busy. Measure again on a "
-                "quiet one with `vtcompress bench`."
+                "quiet one (command: vtcompress bench)."
             )
     if p.kv_bytes == p.kv_bytes_original:
         lines.append("The memory for keys and values (KV cache) keeps its size.")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Literal
 
 from compressor.calibration.data import Sample, read_samples
 from compressor.errors import ArtifactError, DataError
@@ -16,6 +17,17 @@ from export.parity.loss import COMPRESSED_FILE, ORIGINAL_FILE, SAMPLES_FILE, Ans
 
 # Longest side of a picture in a report, in pixels; smaller ones are embedded as they are.
 LARGEST_PICTURE = 320
+
+
+Outcome = Literal["same", "lost", "won", "different", "both wrong"]
+
+VERDICTS: dict[Outcome, str] = {
+    "same": "same answer",
+    "lost": "different: was right, is wrong",
+    "won": "different: was wrong, is right",
+    "different": "different",
+    "both wrong": "different: both wrong",
+}
 
 
 @dataclass(frozen=True)
@@ -54,15 +66,20 @@ class Question:
         return None if self.right is None else exact(self.compressed, self.right)
 
     @property
+    def outcome(self) -> Outcome:
+        """What became of the answer."""
+        if self.equal:
+            return "same"
+        if self.original_right:
+            return "lost"
+        if self.compressed_right:
+            return "won"
+        return "different" if self.right is None else "both wrong"
+
+    @property
     def verdict(self) -> str:
         """What became of the answer, in words."""
-        if self.equal:
-            return "same answer"
-        if self.original_right and not self.compressed_right:
-            return "different: was right, is wrong"
-        if self.compressed_right and not self.original_right:
-            return "different: was wrong, is right"
-        return "different" if self.right is None else "different: both wrong"
+        return VERDICTS[self.outcome]
 
 
 def stored_questions(folder: Path) -> tuple[Question, ...]:
@@ -117,7 +134,7 @@ def chosen_questions(questions: Sequence[Question], most: int = 10) -> tuple[Que
     seen: Counter[tuple[int, str]] = Counter()
     keyed = []
     for place, question in enumerate(questions):
-        rank = 2 if question.equal else int(not question.original_right)
+        rank = {"lost": 0, "same": 2}.get(question.outcome, 1)
         keyed.append(((rank, seen[rank, question.kind], place), question))
         seen[rank, question.kind] += 1
     return tuple(question for _, question in sorted(keyed, key=lambda pair: pair[0])[:most])

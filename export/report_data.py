@@ -92,7 +92,8 @@ def _faster(manifest: Manifest) -> Figure:
     t = measured.prefill
     return Figure(
         f"{t.ratio:.2f} x",
-        f"faster {READING}, measured (quartiles {t.ratio_low:.2f} to {t.ratio_high:.2f})",
+        f"faster {READING}, measured ({'' if t.steady else 'not steady: '}quartiles "
+        f"{t.ratio_low:.2f} to {t.ratio_high:.2f})",
     )
 
 

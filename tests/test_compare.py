@@ -125,6 +125,19 @@ def test_what_must_not_be_compared_is_said(tmp_path, three):
     assert all("1, 2, 3 against 4. Do not compare" in note for note in notes)
 
 
+def test_times_of_a_busy_machine_are_noted(tmp_path, three):
+    busy = with_speed(1.5)
+    prefill = busy.prefill.model_copy(update={"ratio_low": 1.0, "ratio_high": 3.0})
+    last = make_artifact(
+        tmp_path / "busy",
+        loss=with_kept(1.0),
+        measured=busy.model_copy(update={"prefill": prefill}),
+    )
+    assert compare_artifacts([*three, last]).notes == (
+        "Times are not steady, the machine was busy: 4.",
+    )
+
+
 def test_the_plot_marks_the_front_and_numbers_every_point(three):
     root = ET.fromstring(str(tradeoff_chart(compare_artifacts(three))))
     circles = [e.get("class") for e in root.iter() if e.tag.endswith("circle")]

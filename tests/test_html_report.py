@@ -232,7 +232,8 @@ def test_questions_come_differences_first_with_the_differing_words_marked(full):
     assert order == sorted(order)
     assert "<bdi>a red <mark>car</mark></bdi>" in cards
     assert "<bdi>a red <mark>bus</mark></bdi>" in cards
-    assert "different: was right, is wrong" in cards
+    assert '<dd class="bad">≠ different: was right, is wrong</dd>' in cards
+    assert '<dd class="changed">≠ different: both wrong</dd>' in cards
     assert "= same answer" in cards
     assert "2 of 3 answers differ. 3 are shown" in full
 

@@ -267,5 +267,8 @@ def test_times_of_a_busy_machine_are_called_unsteady():
     measured = facts.measured()
     assert "not steady" not in report(measured=measured)
     decode = measured.decode_step.model_copy(update={"ratio_low": 0.9, "ratio_high": 1.2})
-    text = section(report(measured=measured.model_copy(update={"decode_step": decode})), "In short")
-    assert "These times are not steady (decode step)" in text
+    prefill = measured.prefill.model_copy(update={"ratio_low": 1.0, "ratio_high": 2.0})
+    busy = measured.model_copy(update={"decode_step": decode, "prefill": prefill})
+    text = report(measured=busy)
+    assert "These times are not steady (prefill, decode step)" in section(text, "In short")
+    assert "measured (not steady: quartiles 1.00 to 2.00)" in text.split("\n## ")[0]
