@@ -15,6 +15,8 @@ BOX_TOP, BOX = 2.0, 12.0
 # Left edges and widths of: K and V, attention, MLP of visual rows; the same of text rows; work; KV cache.
 VISUAL = ((28.0, 30.0), (60.0, 56.0), (118.0, 46.0))
 WORDS = ((174.0, 20.0), (196.0, 36.0), (234.0, 26.0))
+# From here on there is no room for the word `tokens` over the text lane.
+LONG_COUNT = 1000
 WORK, CACHE = (270.0, 42.0), (318.0, 42.0)
 
 
@@ -88,11 +90,12 @@ def _words(plan: Plan) -> str:
 
 
 def _head(plan: Plan) -> list[Markup]:
-    visual, words = VISUAL[0][0], WORDS[0][0]
+    visual, words, count = VISUAL[0][0], WORDS[0][0], plan.workload.text
+    of_text = f"{count:,} text tokens" if count < LONG_COUNT else f"{count:,} text"
     parts = [
         text(0, 12, "layer", "small"),
         text(visual, 12, f"{plan.visual:,} visual tokens", "strong"),
-        text(words, 12, f"{plan.workload.text:,} text tokens", "strong"),
+        text(words, 12, of_text, "strong"),
         text(WORK[0], 12, "work", "strong"),
         text(WIDTH, 12, "KV cache", "strong", "end"),
         text(WORK[0], 26, "now / before", "small"),
