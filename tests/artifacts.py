@@ -13,6 +13,8 @@ from tests import facts
 Asked = tuple[str, str, str | None, str, str]
 """Question, kind, right answer, the original's answer, the artifact's answer."""
 
+# The least that is an ONNX graph: a version, and a graph with nothing in it.
+GRAPH = b"\x08\x0a\x3a\x00"
 RECIPE = "vtcompress: 1\ncompress:\n- shortv:\n    frozen: 0.5\n"
 
 
@@ -27,7 +29,7 @@ def make_artifact(
     asked: Sequence[Asked] = (),
     **changes: Any,
 ) -> Path:
-    """Write an artifact whose graphs are empty files; `changes` go into the manifest."""
+    """Write an artifact whose graphs are empty; `changes` go into the manifest."""
     plan = facts.plan(frozen, dead=dead, model=model)
     folder.mkdir(parents=True)
     plan.save(folder / PLAN_FILE)
@@ -38,7 +40,7 @@ def make_artifact(
         write_questions(folder, asked)
     fields = facts.manifest_fields(plan, **changes)
     for graph in fields["graphs"]:
-        (folder / graph.file).write_bytes(b"")
+        (folder / graph.file).write_bytes(GRAPH)
     write_manifest(folder, **fields)
     return folder
 
