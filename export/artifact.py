@@ -16,6 +16,7 @@ from compressor.errors import ArtifactError, VtcompressError
 from compressor.files import read_text, sha256_of, write_text
 from export.manifest import MANIFEST_FILE, MANIFEST_FORMAT, FileEntry, Manifest
 
+RECIPE_FILE, PLAN_FILE, PROFILE_FILE = "recipe.yaml", "plan.json", "profile.json"
 STAGING_MARK = ".vtcompress-staging-"
 OLD_MARK = "-old"
 

@@ -7,13 +7,21 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
 from compressor.dims import Facts, ModelFacts
 from compressor.progress import SILENT, Progress
 from export.graphs import GraphSpec
 from export.sessions import Array, OnnxSession, Past, no_visual
+
+# Third quartile of the rounds' ratios over the first, on a busy machine; a quiet one gives 1.01 to 1.05.
+UNSTEADY_SPREAD = 1.2
+
+Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Ratio = Annotated[float, Field(gt=0, lt=1e9, allow_inf_nan=False)]
 
 
 class Timing(Facts):
@@ -27,11 +35,16 @@ class Timing(Facts):
         ratio_high: third quartile.
     """
 
-    original_ms: float
-    compressed_ms: float
-    ratio: float
-    ratio_low: float
-    ratio_high: float
+    original_ms: Milliseconds
+    compressed_ms: Milliseconds
+    ratio: Ratio
+    ratio_low: Ratio
+    ratio_high: Ratio
+
+    @property
+    def steady(self) -> bool:
+        """Whether the rounds agree well enough for the ratio to mean something."""
+        return self.ratio_high <= UNSTEADY_SPREAD * self.ratio_low
 
 
 class BenchReport(Facts):
@@ -156,6 +169,15 @@ def _timing(original: list[float], compressed: list[float]) -> Timing:
         ratio_low=float(low),
         ratio_high=float(high),
     )
+
+
+def bench_rows(report: BenchReport) -> list[tuple[str, Timing]]:
+    """Return the timings under the names people read."""
+    return [
+        ("prefill", report.prefill),
+        ("decode step", report.decode_step),
+        ("first token with vision", report.first_token),
+    ]
 
 
 def processor_name() -> str:

@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from compressor.dims import Facts, ModelFacts
+from compressor.dims import Facts, ModelFacts, Positive
 from compressor.version import __version__
-from export.bench import BenchReport
-from export.graphs import DType, GraphSpec
+from export.bench import BenchReport, Ratio
+from export.graphs import GraphSpec
 from export.memory import Footprint
 from export.parity.fidelity import FidelityReport
 from export.parity.loss import LossReport
@@ -50,14 +50,14 @@ class Predicted(Facts):
         kv_bytes: of the plan.
     """
 
-    images: int
-    visual: int
-    text: int
-    flops_original: int
-    flops: int
-    speedup: float
-    kv_bytes_original: int
-    kv_bytes: int
+    images: Positive
+    visual: Positive
+    text: Positive
+    flops_original: Positive
+    flops: Positive
+    speedup: Ratio
+    kv_bytes_original: Positive
+    kv_bytes: Positive
 
 
 class Manifest(Facts):
@@ -79,7 +79,7 @@ class Manifest(Facts):
     model: ModelFacts
     model_digest: str
     image_token: str
-    dtype: DType
+    dtype: Literal["float32", "float16"]
     logits: Literal["last", "all"]
     graphs: tuple[GraphSpec, ...]
     files: dict[str, FileEntry]

@@ -1,71 +1,70 @@
-"""The report of an artifact: what was done, gained and lost, as Markdown from the manifest and plan alone."""
+"""The report of an artifact as Markdown, in the order of the HTML report."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 
-from compressor.cost import predict
+from compressor.cost import BYTES, predict
 from compressor.plan import LayerPlan, Plan
-from export.bench import BenchReport, Timing
+from export.bench import BenchReport, Timing, bench_rows
+from export.checks import LOSS_COLUMNS, fidelity_rows, loss_limit_rows, loss_row, verdict
+from export.in_words import done, gained, lost
 from export.manifest import Manifest
+from export.markdown import escaped, fenced, table
 from export.memory import Footprint
-from export.parity.fidelity import Difference, FidelityReport
+from export.parity.fidelity import FidelityReport
 from export.parity.loss import LossFigures, LossReport
+from export.questions import chosen_questions
+from export.report_data import ReportData, headline, method_words
 
 REPORT_FILE = "report.md"
 
 
-def markdown_report(manifest: Manifest, plan: Plan) -> str:
+def markdown_report(data: ReportData) -> str:
     """Return the whole report."""
-    parts = [
-        f"# {manifest.model.name}, compressed by vtcompress {manifest.tools['vtcompress']}",
-        _headline(manifest),
-        "## Layers",
-        _layers(plan),
-        "## Predicted",
-        _predicted(manifest, plan),
-        "## Measured",
-        _measured(manifest.measured),
-        "## Memory",
-        _memory(manifest.memory),
-        "## Check 1: export fidelity",
-        "Compressed torch model (float32) against its own exported graphs; numerical, tight.",
-        _fidelity(manifest.fidelity),
-        "## Check 2: compression loss",
-        "Original model against the artifact, from image file to text; quality.",
-        _loss(manifest.loss),
-        "## Made with",
-        _table(("tool", "version"), sorted(manifest.tools.items())),
-        f"Model digest `{manifest.model_digest}`. Peak memory of the export: "
-        f"{manifest.peak_memory_bytes / 2**20:,.0f} MiB.",
-    ]
+    manifest = data.manifest
+    version = manifest.tools.get("vtcompress", "")
+    parts = [f"# {escaped(manifest.model.name)}, compressed by vtcompress {escaped(version)}"]
+    parts.append(_headline(manifest))
+    sections: tuple[tuple[str, Callable[[], str]], ...] = (
+        ("In short", lambda: _in_short(data)),
+        ("Layers", lambda: _layers(data)),
+        ("Predicted", lambda: _predicted(data)),
+        ("Measured", lambda: _measured(manifest.measured)),
+        ("Memory", lambda: memory_words(manifest.memory)),
+        ("Check 1: export fidelity", lambda: _fidelity(manifest.fidelity)),
+        ("Check 2: compression loss", lambda: _loss(manifest.loss)),
+        ("Sample questions", lambda: _questions(data)),
+        ("Made with", lambda: _made_with(data)),
+        ("Recipe", lambda: fenced(data.recipe, "yaml") if data.recipe else "Not stored."),
+    )
+    for title, content in sections:
+        parts += [f"## {title}", content()]
     return "\n\n".join(parts) + "\n"
 
 
 def _headline(manifest: Manifest) -> str:
-    p = manifest.predicted
-    lines = [
-        f"- Decoder prefill needs **{p.flops / p.flops_original:.0%}** of the original's work "
-        f"(predicted speed-up {p.speedup:.2f} x).",
-    ]
+    lines = [f"- **{figure.value}** {figure.meaning}" for figure in headline(manifest)]
     if manifest.measured:
         m = manifest.measured
         lines.append(
-            f"- Measured: prefill **{_ratio(m.prefill)}**, first token with vision "
-            f"{_ratio(m.first_token)}, decode step {_ratio(m.decode_step)}."
+            f"- Measured: prefill {ratio_words(m.prefill)}, first token with vision "
+            f"{ratio_words(m.first_token)}, decode step {ratio_words(m.decode_step)}."
         )
-    if manifest.loss:
-        kept = manifest.loss.overall.exact_match_kept
-        if kept is not None:
-            lines.append(f"- Right answers kept: **{kept:.1%}** of the original's.")
-    fidelity = _verdict(manifest.fidelity)
-    lines.append(f"- Export fidelity: {fidelity}. Compression loss: {_verdict(manifest.loss)}.")
+    words = {"failed": "**FAILED**"}
+    found = [verdict(check) for check in (manifest.fidelity, manifest.loss)]
+    verdicts = [words.get(word, word) for word in found]
+    lines.append(f"- Export fidelity: {verdicts[0]}. Compression loss: {verdicts[1]}.")
     lines.append("- The weight file does not shrink: text rows still use every weight.")
     return "\n".join(lines)
 
 
-def _verdict(check: FidelityReport | LossReport | None) -> str:
-    if check is None:
-        return "not run"
-    return "passed" if check.passed else "**FAILED**"
+def _in_short(data: ReportData) -> str:
+    methods = ", ".join(map(method_words, data.methods)) or "none"
+    parts = [
+        f"**Done** (methods: {escaped(methods)}). {' '.join(done(data))}",
+        f"**Gained.** {' '.join(gained(data.manifest))}",
+        f"**Lost.** {' '.join(lost(data))}",
+    ]
+    return "\n\n".join(parts)
 
 
 def what_visual_rows_do(layer: LayerPlan) -> str:
@@ -75,30 +74,54 @@ def what_visual_rows_do(layer: LayerPlan) -> str:
     return "frozen (dead rows: exact)" if layer.reason == "dead" else f"frozen ({layer.reason})"
 
 
+LAYER_COLUMNS = ("layer", "visual rows", "MFLOPs original", "MFLOPs now")
+KV_COLUMNS = ("KV bytes original", "KV bytes now")
+
+
 def layer_rows(plan: Plan) -> list[tuple[str, str, str, str]]:
     """Return one row a layer: index, what visual rows do, MFLOPs original, MFLOPs of the plan."""
     before, after = predict(plan.naive()), predict(plan)
     return [
-        (str(layer.index), what_visual_rows_do(layer), _short(a), _short(b))
+        (str(layer.index), what_visual_rows_do(layer), mflops(a), mflops(b))
         for layer, a, b in zip(plan.layers, before.layer_flops, after.layer_flops, strict=True)
     ]
 
 
-LAYER_COLUMNS = ("layer", "visual rows", "MFLOPs original", "MFLOPs now")
+def kv_rows(plan: Plan, dtype: str) -> list[tuple[str, str]]:
+    """Return one row a layer: bytes of the KV cache after the prefill, original and of the plan."""
+    size = BYTES[dtype]
+    pairs = zip(predict(plan.naive()).layer_kv_values, predict(plan).layer_kv_values, strict=True)
+    return [(f"{before * size:,}", f"{after * size:,}") for before, after in pairs]
 
 
-def _short(flops: int) -> str:
+def contribution_rows(data: ReportData) -> list[tuple[str]]:
+    """Return one row a layer: its contribution in nats, or a dash where none was measured."""
+    if data.profile is None:
+        return [("-",)] * len(data.plan.layers)
+    return [(f"{value:.3g}",) for value in data.profile.layer_contribution()]
+
+
+def mflops(flops: int) -> str:
+    """Return a count of operations in millions."""
     return f"{flops / 1e6:,.1f}"
 
 
-def _layers(plan: Plan) -> str:
-    return _table(LAYER_COLUMNS, layer_rows(plan))
+def _layers(data: ReportData) -> str:
+    parts = (
+        layer_rows(data.plan),
+        contribution_rows(data),
+        kv_rows(data.plan, data.manifest.dtype),
+    )
+    rows = [(*work, *kl, *kv) for work, kl, kv in zip(*parts, strict=True)]
+    columns = (*LAYER_COLUMNS, "contribution (KL, nats)", *KV_COLUMNS)
+    return table(columns, rows)
 
 
-def _predicted(manifest: Manifest, plan: Plan) -> str:
+def predicted_rows(manifest: Manifest) -> list[tuple[str, str, str, str]]:
+    """Return the predicted figures: name, original, compressed, ratio."""
     p = manifest.predicted
-    rows = [
-        ("prefill MFLOPs", _short(p.flops_original), _short(p.flops), f"{p.speedup:.2f} x"),
+    return [
+        ("prefill MFLOPs", mflops(p.flops_original), mflops(p.flops), f"{p.speedup:.2f} x"),
         (
             f"KV cache bytes ({manifest.dtype})",
             f"{p.kv_bytes_original:,}",
@@ -106,33 +129,51 @@ def _predicted(manifest: Manifest, plan: Plan) -> str:
             f"{p.kv_bytes_original / p.kv_bytes:.2f} x",
         ),
     ]
-    head = f"For {p.images} image(s), {p.visual} visual and {p.text} text rows; "
-    head += f"{len(plan.frozen_layers())} of {len(plan.layers)} layers frozen for visual rows."
-    return head + "\n\n" + _table(("", "original", "compressed", "ratio"), rows)
 
 
-def _ratio(timing: Timing) -> str:
+def workload_words(data: ReportData) -> str:
+    """Return the prompt that predictions are for, and how many layers are frozen."""
+    p, plan = data.manifest.predicted, data.plan
+    return (
+        f"For {p.images} image(s), {p.visual} visual and {p.text} text rows; "
+        f"{len(plan.frozen_layers())} of {len(plan.layers)} layers frozen for visual rows."
+    )
+
+
+def _predicted(data: ReportData) -> str:
+    rows = predicted_rows(data.manifest)
+    return f"{workload_words(data)}\n\n{table(('', 'original', 'compressed', 'ratio'), rows)}"
+
+
+def ratio_words(timing: Timing) -> str:
+    """Return a ratio with its quartiles."""
     return f"{timing.ratio:.2f} x ({timing.ratio_low:.2f} to {timing.ratio_high:.2f})"
+
+
+def bench_words(report: BenchReport) -> str:
+    """Return how times were taken."""
+    return (
+        f"{report.visual} visual and {report.text} text rows, {report.rounds} rounds in turns, "
+        f"{report.threads} thread(s), {report.processor}. Times are the least of the rounds; the ratio is "
+        "the median of the rounds' ratios with its quartiles. Only ratios carry over to another machine."
+    )
+
+
+BENCH_COLUMNS = ("", "original ms", "compressed ms", "original / compressed")
 
 
 def _measured(report: BenchReport | None) -> str:
     if report is None:
         return "Not measured."
     rows = [
-        (name, f"{t.original_ms:.2f}", f"{t.compressed_ms:.2f}", _ratio(t))
+        (name, f"{t.original_ms:.2f}", f"{t.compressed_ms:.2f}", ratio_words(t))
         for name, t in bench_rows(report)
     ]
-    head = (
-        f"{report.visual} visual and {report.text} text rows, {report.rounds} rounds in turns, "
-        f"{report.threads} thread(s), {report.processor}. Times are the least of the rounds; the ratio is "
-        "the median of the rounds' ratios with its quartiles. Only ratios carry over to another machine."
-    )
-    return (
-        head + "\n\n" + _table(("", "original ms", "compressed ms", "original / compressed"), rows)
-    )
+    return f"{escaped(bench_words(report))}\n\n{table(BENCH_COLUMNS, rows)}"
 
 
-def _memory(footprint: Footprint | None) -> str:
+def memory_words(footprint: Footprint | None) -> str:
+    """Return what an artifact takes of memory while it runs."""
     if footprint is None:
         return "Not measured."
     empty, loaded, answered = (
@@ -145,95 +186,81 @@ def _memory(footprint: Footprint | None) -> str:
     )
 
 
-def bench_rows(report: BenchReport) -> list[tuple[str, Timing]]:
-    """Return the timings under the names people read."""
-    return [
-        ("prefill", report.prefill),
-        ("decode step", report.decode_step),
-        ("first token with vision", report.first_token),
-    ]
-
-
 def _fidelity(report: FidelityReport | None) -> str:
+    about = "Compressed torch model (float32) against its own exported graphs; numerical, tight."
     if report is None:
-        return "Not run."
-    rows = [
-        ("max abs", _scientific(report.worst_abs.max_abs), f"<= {report.limits.max_abs:g}"),
-        (
-            "max relative",
-            _scientific(report.worst_relative.max_relative),
-            f"<= {report.limits.max_relative:g}",
-        ),
-        ("cosine", f"{report.worst_cosine.cosine:.7f}", f">= {report.limits.min_cosine:g}"),
-    ]
-    calls = (report.worst_abs, report.worst_relative, report.worst_cosine)
-    table = _table(
-        ("measure", "worst", "limit", "in call"),
-        [(*row, _call(difference)) for row, difference in zip(rows, calls, strict=True)],
-    )
-    return f"{report.calls} outputs compared.\n\n{table}" + _failures(report.failures)
-
-
-def _call(difference: Difference) -> str:
-    return difference.call
-
-
-def _scientific(value: float) -> str:
-    return f"{value:.2e}"
+        return f"{about}\n\nNot run."
+    rows = [(*row, escaped(call)) for row, call in fidelity_rows(report)]
+    found = table(("measure", "worst", "limit", "verdict", "in call"), rows)
+    outcome = _outcome(verdict(report), report.failures)
+    return f"{about}\n\n{report.calls} outputs compared.\n\n{found}{outcome}"
 
 
 def _loss(report: LossReport | None) -> str:
+    about = "Original model against the artifact, from image file to text; quality."
     if report is None:
-        return "Not run: the recipe names no validation data."
-    rows = [loss_row(figures) for figures in (report.overall, *report.kinds)]
-    limits = {k: v for k, v in report.limits.model_dump().items() if v is not None}
-    judged = ", ".join(f"{k} {v:g}" for k, v in limits.items()) or "none, figures are reported only"
-    head = f"Data: {report.data}. Limits: {judged}."
-    return f"{head}\n\n{_table(LOSS_COLUMNS, rows)}" + _failures(report.failures)
-
-
-LOSS_COLUMNS = (
-    "kind",
-    "samples",
-    "KL mean",
-    "KL worst",
-    "next token equal",
-    "common prefix",
-    "exact match original",
-    "exact match",
-    "kept",
-)
-
-
-def loss_row(figures: LossFigures) -> tuple[str, ...]:
-    """Return one row of the compression-loss table."""
+        return f"{about}\n\nNot run: the recipe names no validation data."
+    limits = table(("measure", "found", "limit", "verdict"), loss_limit_rows(report))
+    kinds = [_loss_row(figures) for figures in (report.overall, *report.kinds)]
     return (
-        figures.kind,
-        str(figures.samples),
-        f"{figures.kl:.4f}",
-        f"{figures.kl_worst:.3f}",
-        f"{figures.agreement:.1%}",
-        f"{figures.common_prefix:.1%}",
-        _percent(figures.exact_match_original),
-        _percent(figures.exact_match),
-        _percent(figures.exact_match_kept),
+        f"{about} Data: {escaped(report.data)}.\n\n{limits}\n\n"
+        f"By kind of question:\n\n{table(LOSS_COLUMNS, kinds)}{_outcome(verdict(report), report.failures)}"
     )
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"
+def _loss_row(figures: LossFigures) -> tuple[str, ...]:
+    kind, *rest = loss_row(figures)
+    return (escaped(kind), *rest)
 
 
-def _failures(failures: Sequence[str]) -> str:
+def _outcome(found: str, failures: Sequence[str]) -> str:
     if not failures:
-        return "\n\nPassed."
-    return "\n\n**Failed:**\n\n" + "\n".join(f"- {line}" for line in failures)
+        return f"\n\n{found.capitalize()}."
+    return "\n\n**Failed:**\n\n" + "\n".join(f"- {escaped(line)}" for line in failures)
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return (
-            "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |"
+def questions_words(data: ReportData) -> str:
+    """Return how many answers differ, and which are shown."""
+    total = len(data.questions)
+    different = sum(not question.equal for question in data.questions)
+    shown = len(chosen_questions(data.questions))
+    if not different:
+        return f"All {total} answers are equal, word for word. {shown} are shown."
+    return f"{different} of {total} answers differ. {shown} are shown, lost answers first."
+
+
+def _questions(data: ReportData) -> str:
+    if not data.questions:
+        return "None: compression loss was not run."
+    rows = [
+        tuple(
+            escaped(words)
+            for words in (q.question, q.right or "-", q.original, q.compressed, q.verdict)
         )
+        for q in chosen_questions(data.questions)
+    ]
+    columns = ("question", "right answer", "original", "compressed", "")
+    return f"{questions_words(data)}\n\n{table(columns, rows)}"
 
-    return "\n".join([line(columns), line(["---"] * len(columns)), *map(line, rows)])
+
+def digest_rows(data: ReportData) -> list[tuple[str, str]]:
+    """Return the digests of what went in."""
+    rows = [("model", data.manifest.model_digest)]
+    if data.profile is not None:
+        rows.append((f"calibration data, {data.profile.data}", data.profile.data_digest))
+    if data.manifest.loss is not None:
+        rows.append((f"validation data, {data.manifest.loss.data}", data.manifest.loss.data_digest))
+    return rows
+
+
+def _made_with(data: ReportData) -> str:
+    manifest = data.manifest
+    tools = [(escaped(name), escaped(version)) for name, version in sorted(manifest.tools.items())]
+    digests = [(escaped(name), f"`{digest}`") for name, digest in digest_rows(data)]
+    return "\n\n".join(
+        [
+            table(("tool", "version"), tools),
+            table(("sha256 of", "digest"), digests),
+            f"Peak memory of the export: {manifest.peak_memory_bytes / 2**20:,.0f} MiB.",
+        ]
+    )

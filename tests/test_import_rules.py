@@ -140,6 +140,11 @@ LIGHT = (
     "export.runtime",
     "export.artifact",
     "export.report",
+    "export.html_report",
+    "export.charts",
+    "export.compare",
+    "export.html_compare",
+    "export.model_card",
     "export.prompt",
     "export.preprocess",
     "export.sessions",
@@ -153,6 +158,7 @@ LIGHT = (
     "vtcompress",
     "vtcompress.generating",
     "vtcompress.stages",
+    "vtcompress.reporting",
 )
 
 

@@ -1,16 +1,23 @@
 """The report of an artifact: what was frozen, both verdicts apart from each other, and nothing promised."""
 
+import re
+
 import pytest
 
+from export.bench import bench_rows
+from export.checks import loss_row
 from export.manifest import Manifest
-from export.report import bench_rows, layer_rows, loss_row, markdown_report, what_visual_rows_do
+from export.questions import Question
+from export.report import layer_rows, markdown_report, what_visual_rows_do
+from export.report_data import ReportData
 from tests import facts
 
 PLAN = facts.plan(frozen=(1, 4), dead=(5,))
 
 
-def report(**changes):
-    return markdown_report(Manifest(files={}, **facts.manifest_fields(PLAN, **changes)), PLAN)
+def report(*, profile=None, recipe="", questions=(), **changes):
+    manifest = Manifest(files={}, **facts.manifest_fields(PLAN, **changes))
+    return markdown_report(ReportData(manifest, PLAN, profile, recipe, (), tuple(questions)))
 
 
 def section(text, title):
@@ -18,7 +25,8 @@ def section(text, title):
 
 
 def cells(line):
-    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+    # A pipe ends a cell unless a backslash, itself not escaped, stands before it.
+    return [cell.strip() for cell in re.findall(r"((?:\\.|[^|\\])*)\|", line)[1:]]
 
 
 def table(text):
@@ -26,6 +34,18 @@ def table(text):
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
     return [cells(line) for line in lines[2:]]
+
+
+def tables(text):
+    """Return the rows of every table of a section, without their heads."""
+    blocks, inside = [], False
+    for line in text.splitlines():
+        if line.startswith("|") and not inside:
+            blocks.append([])
+        inside = line.startswith("|")
+        if inside:
+            blocks[-1].append(cells(line))
+    return [block[2:] for block in blocks]
 
 
 def test_every_layer_is_listed_with_what_visual_rows_do_in_it():
@@ -61,7 +81,10 @@ def test_the_number_of_frozen_layers_and_the_workload_are_said():
 def test_the_head_says_how_much_work_is_left_and_that_the_weights_do_not_shrink():
     head = report().split("\n## ")[0]
     assert head.startswith("# owner/little-model, compressed by vtcompress 0.0.1\n")
-    assert "**50%** of the original's work (predicted speed-up 2.00 x)" in head
+    first = "- **2.00 x** less work for reading of picture and question (prefill), predicted"
+    assert f"{first}; no time was measured\n" in head
+    assert "- **50%** of the original's work in it (FLOPs)\n" in head
+    assert "answers kept: not checked" in head
     assert "The weight file does not shrink" in head
 
 
@@ -78,7 +101,7 @@ def test_the_head_says_how_much_work_is_left_and_that_the_weights_do_not_shrink(
 def test_the_two_verdicts_are_told_apart(fidelity, loss, line):
     text = report(
         fidelity=None if fidelity is None else facts.fidelity(fidelity),
-        loss=None if loss is None else facts.loss(loss),
+        loss=None if loss is None else facts.loss(loss, max_kl=1),
     )
     assert f"- {line}\n" in text.split("\n## ")[0]
 
@@ -96,7 +119,7 @@ def test_the_failing_lines_of_each_check_stand_in_its_own_section():
 
 
 def test_checks_that_passed_and_checks_that_did_not_run_say_so():
-    passed, absent = report(fidelity=facts.fidelity(), loss=facts.loss()), report()
+    passed, absent = report(fidelity=facts.fidelity(), loss=facts.loss(max_kl=1)), report()
     for title in ("Check 1: export fidelity", "Check 2: compression loss"):
         assert "Passed." in section(passed, title)
         assert "Failed" not in section(passed, title)
@@ -107,27 +130,45 @@ def test_checks_that_passed_and_checks_that_did_not_run_say_so():
 def test_fidelity_is_shown_with_the_worst_call_of_each_measure_beside_its_limit():
     rows = table(section(report(fidelity=facts.fidelity()), "Check 1: export fidelity"))
     assert rows == [
-        ["max abs", "3.00e-06", "<= 0.001", "1 images, T=9: prefill"],
-        ["max relative", "2.00e-06", "<= 0.001", "2 images, T=5: decode step 3"],
-        ["cosine", "0.9999999", ">= 0.99999", "0 images, T=9: later turn"],
+        ["max abs", "3.00e-06", "<= 0.001", "kept", "1 images, T=9: prefill"],
+        ["max relative", "2.00e-06", "<= 0.001", "kept", "2 images, T=5: decode step 3"],
+        ["cosine", "0.9999999", ">= 0.99999", "kept", "0 images, T=9: later turn"],
+    ]
+
+
+def test_every_limit_stands_beside_what_was_found_and_is_judged_by_itself():
+    judged = facts.loss(("mean KL",), max_kl=0.01, min_agreement=0.8, min_exact_match_kept=0.7501)
+    rows = tables(section(report(loss=judged), "Check 2: compression loss"))[0]
+    assert rows == [
+        ["KL mean, nats", "0.0123", "<= 0.01", "missed"],
+        ["next token equal", "87.5%", ">= 80.0%", "kept"],
+        ["common prefix of the answers", "90.0%", "none", "reported only"],
+        ["right answers", "75.0%", "none", "reported only"],
+        ["right answers kept", "75.0%", ">= 75.0%", "missed"],
     ]
 
 
 def test_loss_is_shown_over_all_and_for_every_kind_with_its_limits():
     unknown = facts.figures("count", samples=3, exact_match_original=None, exact_match=None)
     text = report(loss=facts.loss((), [unknown], max_kl=0.5, min_agreement=0.8))
-    rows = table(section(text, "Check 2: compression loss"))
+    rows = tables(section(text, "Check 2: compression loss"))[1]
     assert rows == [
         ["all", "8", "0.0123", "0.400", "87.5%", "90.0%", "100.0%", "75.0%", "75.0%"],
         ["count", "3", "0.0123", "0.400", "87.5%", "90.0%", "-", "-", "-"],
     ]
-    assert "Data: heldout.jsonl. Limits: max_kl 0.5, min_agreement 0.8." in text
-    assert "Right answers kept: **75.0%** of the original's" in text
+    assert "Data: heldout.jsonl." in text
+    kept = "- **75.0%** of the original's right answers kept (100.0% right before, 75.0% now)\n"
+    assert kept in text.split("\n## ")[0]
     assert list(loss_row(unknown)) == rows[1]
 
 
-def test_without_limits_the_figures_are_said_to_be_reported_only():
-    assert "Limits: none, figures are reported only." in report(loss=facts.loss())
+def test_without_limits_nothing_is_said_to_have_passed():
+    text = report(loss=facts.loss())
+    assert "Compression loss: reported, no limits set." in text.split("\n## ")[0]
+    assert "The recipe sets no limits for this" in section(text, "In short")
+    second = section(text, "Check 2: compression loss")
+    assert {row[-1] for row in tables(second)[0]} == {"reported only"}
+    assert "Passed" not in second
 
 
 def test_measured_ratios_stand_beside_their_spread_or_are_said_to_be_missing():
@@ -135,23 +176,99 @@ def test_measured_ratios_stand_beside_their_spread_or_are_said_to_be_missing():
     rows = table(section(text, "Measured"))
     assert rows[0] == ["prefill", "20.00", "12.50", "1.60 x (1.55 to 1.65)"]
     assert [r[0] for r in rows] == [name for name, _ in bench_rows(facts.measured())]
-    assert "Measured: prefill **1.60 x (1.55 to 1.65)**" in text
+    assert "Measured: prefill 1.60 x (1.55 to 1.65)" in text
+    first = "- **1.60 x** faster reading of picture and question (prefill), measured"
+    assert f"{first} (quartiles 1.55 to 1.65)\n" in text
     assert section(report(), "Measured").strip() == "Not measured."
 
 
 def test_a_pipe_in_a_name_does_not_break_the_table():
-    text = report(loss=facts.loss((), [facts.figures("a|b")]))
-    assert "| a\\|b | 8 |" in section(text, "Check 2: compression loss")
-    table(section(text, "Check 2: compression loss"))
+    text = section(report(loss=facts.loss((), [facts.figures("a|b")])), "Check 2: compression loss")
+    assert "| a\\|b | 8 |" in text
 
 
-def test_a_line_break_in_a_name_does_not_break_the_table():
-    text = report(loss=facts.loss((), [facts.figures("a\nb")]))
-    assert len(table(section(text, "Check 2: compression loss"))) == 2
+@pytest.mark.parametrize("name", ["a\nb", "a\\|b", "`a", "<b>a", "[a](javascript:b)", "# a"])
+def test_a_hostile_name_breaks_neither_table_nor_page(name):
+    questions = [Question((), name, name, name, name, name)]
+    text = report(loss=facts.loss((name,), [facts.figures(name)]), questions=questions)
+    kinds = tables(section(text, "Check 2: compression loss"))[1]
+    assert [len(row) for row in kinds] == [9, 9]
+    assert len(tables(section(text, "Sample questions"))[0]) == 1
+    assert "<b>" not in text.replace("\\<b", "")
+    assert re.search(r"(?<!\\)\]\(", text) is None
+    assert [line for line in text.splitlines() if line.startswith("# ")] == [
+        "# owner/little-model, compressed by vtcompress 0.0.1"
+    ]
+
+
+def test_a_recipe_cannot_end_its_own_code_block():
+    text = section(report(recipe="a: 1\n```\n# not a title\n"), "Recipe")
+    assert text.strip().startswith("````yaml\n")
+    assert text.strip().endswith("\n````")
+
+
+def test_questions_show_both_answers_and_lost_ones_come_first():
+    def asked(number, right, original, compressed):
+        return Question((), f"question {number}", "k", right, original, compressed)
+
+    questions = [
+        asked(1, "a", "a", "a"), asked(2, "a", "b", "a"), asked(3, None, "c", "d"),
+        asked(4, "a", "a", "e"), asked(5, "a", "f", "g"),
+    ]  # fmt: skip
+    text = section(report(loss=facts.loss(), questions=questions), "Sample questions")
+    assert "4 of 5 answers differ. 5 are shown, lost answers first." in text
+    assert table(text) == [
+        ["question 4", "a", "a", "e", "different: was right, is wrong"],
+        ["question 2", "a", "b", "a", "different: was wrong, is right"],
+        ["question 3", "-", "c", "d", "different"],
+        ["question 5", "a", "f", "g", "different: both wrong"],
+        ["question 1", "a", "a", "a", "same answer"],
+    ]
+    assert "None: compression loss was not run." in section(report(), "Sample questions")
+
+
+def test_layers_show_their_contribution_and_cache():
+    measured = facts.profile([[0.5, 0.001, 0.25, 0.25, 0.0, 0.0]])
+    rows = table(section(report(profile=measured), "Layers"))
+    assert [row[4] for row in rows] == ["0.5", "0.001", "0.25", "0.25", "0", "0"]
+    # 76 rows, K and V of width 8, four bytes each.
+    assert {tuple(row[5:]) for row in rows} == {(f"{2 * 76 * 8 * 4:,}",) * 2}
+    assert {row[4] for row in table(section(report(), "Layers"))} == {"-"}
+
+
+def test_a_stranger_reads_what_was_done_gained_and_lost():
+    text = section(
+        report(
+            measured=facts.measured(),
+            loss=facts.loss(max_kl=1),
+            fidelity=facts.fidelity(["call: x"]),
+        ),
+        "In short",
+    )
+    assert "left out in 3 of the 6 layers" in text
+    assert "Layers 1, 4: updating the visual tokens there changes the answer least" in text
+    assert "Layer 5: nobody reads what visual tokens become there" in text
+    assert "Measured: 1.60 times faster" in text
+    assert "Right answers: 100.0% before, 75.0% now." in text
+    assert "Every limit of the recipe was kept." in text
+    assert "do NOT compute" in text
 
 
 def test_what_it_was_made_with_is_listed_by_name():
     text = section(report(), "Made with")
-    assert table(text) == [["python", "3.11.7"], ["vtcompress", "0.0.1"]]
-    assert f"Model digest `{facts.DIGEST}`" in text
+    assert tables(text) == [
+        [["python", "3.11.7"], ["vtcompress", "0.0.1"]],
+        [["model", f"`{facts.DIGEST}`"]],
+    ]
     assert "Peak memory of the export: 300 MiB" in text
+
+
+def test_times_of_a_busy_machine_are_called_unsteady():
+    measured = facts.measured()
+    assert "not steady" not in report(measured=measured)
+    decode = measured.decode_step.model_copy(update={"ratio_low": 0.9, "ratio_high": 1.2})
+    prefill = measured.prefill.model_copy(update={"ratio_low": 1.0, "ratio_high": 2.0})
+    busy = measured.model_copy(update={"decode_step": decode, "prefill": prefill})
+    text = report(measured=busy)
+    assert "These times are not steady (prefill, decode step)" in section(text, "In short")
+    assert "measured (not steady: quartiles 1.00 to 2.00)" in text.split("\n## ")[0]

@@ -84,6 +84,12 @@ def test_an_artifact_answers_validates_and_is_timed(
     assert checked["loss"]["overall"]["exact_match"] == manifest.loss.overall.exact_match
     assert json.loads(installed(*tool, "bench", str(artifact), "--rounds", "2"))["rounds"] == 2
     assert json.loads(installed(*tool, "inspect", str(artifact)))["kind"] == "artifact"
+    page = tmp_path / "report.html"
+    shown = json.loads(installed(*tool, "report", str(artifact), "--html", str(page)))
+    assert shown["model"] == manifest.model.name
+    assert page.read_text(encoding="utf-8") == (artifact / "report.html").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_a_stage_that_needs_torch_says_what_to_install(installed: Callable[..., str]) -> None:

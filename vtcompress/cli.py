@@ -15,6 +15,7 @@ import click
 from compressor.errors import ProblemsError, VtcompressError
 from compressor.version import __version__
 from export.backends import BACKENDS, PRECISIONS
+from vtcompress.cli_report import COMMANDS
 from vtcompress.console import Output
 
 if TYPE_CHECKING:
@@ -238,7 +239,7 @@ def export(
     )
     show.show_plan(out, Plan.load(output / "plan.json"))
     show.show_checks(out, manifest)
-    out.line(f"written: {output} (report: {output / 'report.md'})")
+    out.line(f"written: {output} (report: {output / 'report.html'})")
     out.result(manifest.model_dump(mode="json"))
     failures = [line for c in (manifest.fidelity, manifest.loss) if c for line in c.failures]
     _raise_if_missed(failures)
@@ -405,6 +406,10 @@ def completion(shell: str) -> None:
     if maker is None:
         raise VtcompressError(f"{shell}: no completion for this shell")
     click.echo(maker(cli, {}, "vtcompress", "_VTCOMPRESS_COMPLETE").source())
+
+
+for command in COMMANDS:
+    cli.add_command(command)
 
 
 def main(arguments: list[str] | None = None) -> None:

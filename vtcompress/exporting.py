@@ -17,19 +17,19 @@ from compressor.recipe import Recipe, dump_recipe, fidelity_thresholds
 from export import artifact as artifacts
 from export import bench as timing
 from export import memory
+from export.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE
 from export.graphs import GraphSpec, decoder_graph, embed_graph, vision_graph
 from export.manifest import Manifest, Predicted, tool_versions
+from export.model_card import Origin
 from export.parity import fidelity, loss
-from export.report import REPORT_FILE, markdown_report
 from export.runtime import Runtime
 from export.sessions import OnnxSession
 from vtcompress.inputs import calibration_samples, load_model, validation_samples
+from vtcompress.reporting import origin_of, write_reports
 
 if TYPE_CHECKING:
     from compressor.compressed import CompressedModel
     from compressor.families import LoadedModel
-
-RECIPE_FILE, PLAN_FILE, PROFILE_FILE = "recipe.yaml", "plan.json", "profile.json"
 
 # Graphs without weights, tokenizer, plots and small pictures take less.
 SMALL_FILES_BYTES = 64 << 20
@@ -71,6 +71,7 @@ class ExportRun:
         self.recipe, self.output = recipe, output
         self.rounds, self.threads, self.progress = rounds, threads, progress
         self.samples = validation_samples(recipe)
+        self.origin = Origin()
 
     def from_original(self, profile: Profile | None, *, overwrite: bool) -> Manifest:
         """Start from the recipe's model; calibrate unless a profile is given or none is needed."""
@@ -78,6 +79,7 @@ class ExportRun:
         if measure:
             calibration_samples(self.recipe)  # refused before the model is loaded
         model = load_model(self.recipe, self.progress)
+        self.origin = origin_of(self.recipe.model.id, model.folder)
         resume = self.output.absolute().with_name(f".{self.output.name}.calibration.json")
         with self._staged(model.folder, model.facts.dtype, overwrite=overwrite) as folder:
             if measure:
@@ -97,12 +99,16 @@ class ExportRun:
         from compressor.compressed import load_compressed
 
         plan = Plan.load(source / PLAN_FILE)
+        self.origin = origin_of(self.recipe.model.id, source)
         profile_path = source / PROFILE_FILE
         profile = Profile.load(profile_path) if profile_path.is_file() else None
         with self._staged(source, plan.model.dtype, overwrite=overwrite) as folder:
             original = None
             if self.samples and self.recipe.model.id:
-                original = self._original_answers(load_model(self.recipe, self.progress), folder)
+                model = load_model(self.recipe, self.progress)
+                self.origin = origin_of(self.recipe.model.id, model.folder)
+                original = self._original_answers(model, folder)
+                del model
             self.progress.say(f"loading {source.name}")
             models = [load_compressed(source, logits=self.recipe.export.logits)]
             return self._finish(models, profile, original, folder)
@@ -221,8 +227,7 @@ class ExportRun:
             "memory": self._footprint(folder, graphs, plan) if self.rounds else None,
             "peak_memory_bytes": artifacts.peak_memory_bytes(),
         }
-        report = markdown_report(Manifest(files={}, **fields), plan)
-        (folder / REPORT_FILE).write_text(report, encoding="utf-8")
+        write_reports(folder, Manifest(files={}, **fields), self.origin)
         return artifacts.write_manifest(folder, **fields)
 
     def _times(self, folder: Path, graphs: Sequence[GraphSpec], plan: Plan) -> timing.BenchReport:

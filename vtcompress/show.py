@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from compressor.plan import Plan
-from export.bench import BenchReport
+from export.bench import BenchReport, bench_rows
+from export.checks import LOSS_COLUMNS, loss_row
 from export.manifest import Manifest
 from export.parity.fidelity import FidelityReport
 from export.parity.loss import LossReport
-from export.report import LAYER_COLUMNS, LOSS_COLUMNS, bench_rows, layer_rows, loss_row
+from export.report import LAYER_COLUMNS, layer_rows
 from vtcompress.console import Output
 from vtcompress.exporting import predicted
 

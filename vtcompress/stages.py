@@ -16,15 +16,12 @@ from compressor.recipe import Recipe
 from compressor.recipe import load_recipe as read_recipe
 from export import artifact as artifacts
 from export import bench as timing
-from export.artifact import Artifact
+from export.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE, Artifact
 from export.manifest import Manifest
 from export.parity import fidelity, loss
 from export.runtime import Runtime
 from export.sessions import OnnxSession
 from vtcompress.exporting import (
-    PLAN_FILE,
-    PROFILE_FILE,
-    RECIPE_FILE,
     ExportRun,
     check_fidelity,
     compress_for_export,

@@ -17,7 +17,7 @@ from compressor.families.llava import LlavaFamily
 
 FAMILIES: tuple[Family, ...] = (LlavaFamily(),)
 
-HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
+HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "README.md")
 
 
 def supported() -> tuple[str, ...]:

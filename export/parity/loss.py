@@ -8,10 +8,11 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 from zipfile import BadZipFile
 
 import numpy as np
+from pydantic import Field
 
 from compressor.calibration.data import Sample, data_digest, read_samples
 from compressor.dims import Facts
@@ -61,6 +62,14 @@ class LossLimits(Facts):
     min_exact_match: float | None = None
     min_exact_match_kept: float | None = None
 
+    @property
+    def given(self) -> bool:
+        """Whether anything is judged."""
+        return any(limit is not None for _, limit in self)
+
+
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
 
 class LossFigures(Facts):
     """Compression loss over some samples.
@@ -81,11 +90,11 @@ class LossFigures(Facts):
     samples: int
     kl: float
     kl_worst: float
-    agreement: float
-    common_prefix: float
+    agreement: Share
+    common_prefix: Share
     answered: int
-    exact_match_original: float | None
-    exact_match: float | None
+    exact_match_original: Share | None
+    exact_match: Share | None
 
     @property
     def exact_match_kept(self) -> float | None:

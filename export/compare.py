@@ -1,0 +1,235 @@
+"""Several artifacts side by side: one table, accuracy against speed, and what forbids comparing them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from compressor.errors import ArtifactError
+from export.artifact import PLAN_FILE, RECIPE_FILE, Artifact
+from export.checks import percent, verdict
+from export.manifest import Manifest
+from export.report import ratio_words
+from export.report_data import method_words
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One artifact in a comparison.
+
+    Attributes:
+        number: its place in the comparison, from 1; marks its point in the plot.
+        name: of its folder.
+        layers: how many, and in how many of them visual rows are frozen.
+        predicted: speed-up of the prefill by FLOPs.
+        measured: median speed-up of the prefill; None if it was not timed.
+        kept: share of the original's right answers; None if unknown.
+        agreement: share of equal first tokens; None if compression loss did not run.
+        kl: mean, in nats; likewise.
+    """
+
+    number: int
+    name: str
+    model: str
+    methods: tuple[str, ...]
+    layers: int
+    frozen: int
+    predicted: float
+    measured: float | None
+    measured_words: str
+    fidelity: str
+    loss: str
+    kept: float | None
+    agreement: float | None
+    kl: float | None
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What one direction of the plot shows.
+
+    Attributes:
+        title: with the unit.
+        values: one for each artifact, in order; higher is better.
+    """
+
+    title: str
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Artifacts side by side.
+
+    Attributes:
+        notes: what makes figures of these artifacts not comparable, one sentence each.
+        speed: measured if all were timed, predicted otherwise.
+        accuracy: None if there is no figure that all artifacts have.
+        front: places, from 0, of the artifacts that no other beats in both; none without accuracy.
+    """
+
+    entries: tuple[Entry, ...]
+    notes: tuple[str, ...]
+    speed: Axis
+    accuracy: Axis | None
+    front: tuple[int, ...]
+
+
+def compare_artifacts(folders: Sequence[Path]) -> Comparison:
+    """Read artifacts and put them side by side; weights are neither read nor verified.
+
+    Raises:
+        ArtifactError: fewer than two, or not artifacts; all that are none are named.
+    """
+    if len(folders) < 2:
+        raise ArtifactError(["nothing to compare: give at least two artifacts"])
+    opened: list[tuple[Path, Manifest]] = []
+    problems: list[str] = []
+    for folder in folders:
+        try:
+            opened.append((folder, Artifact.open(folder, verify=False).manifest))
+        except ArtifactError as failure:
+            problems += failure.problems
+    if problems:
+        raise ArtifactError(problems)
+    entries = tuple(_entry(i, folder, m) for i, (folder, m) in enumerate(opened, start=1))
+    return compared(entries, [manifest for _, manifest in opened])
+
+
+def compared(entries: tuple[Entry, ...], manifests: Sequence[Manifest]) -> Comparison:
+    """Return the comparison of entries that were read already."""
+    speed, accuracy = _speed(entries), _accuracy(entries)
+    front: tuple[int, ...] = ()
+    if accuracy is not None:
+        front = pareto_front(tuple(zip(speed.values, accuracy.values, strict=True)))
+    return Comparison(entries, tuple(_notes(entries, manifests)), speed, accuracy, front)
+
+
+def _entry(number: int, folder: Path, manifest: Manifest) -> Entry:
+    from compressor.plan import Plan
+    from compressor.recipe import load_recipe
+
+    plan, measured, loss = Plan.load(folder / PLAN_FILE), manifest.measured, manifest.loss
+    return Entry(
+        number=number,
+        name=folder.resolve().name,
+        model=manifest.model.name,
+        methods=tuple(map(method_words, load_recipe(folder / RECIPE_FILE).methods)),
+        layers=len(plan.layers),
+        frozen=len(plan.frozen_layers()),
+        predicted=manifest.predicted.speedup,
+        measured=measured.prefill.ratio if measured else None,
+        measured_words=ratio_words(measured.prefill) if measured else "-",
+        fidelity=verdict(manifest.fidelity),
+        loss=verdict(loss),
+        kept=loss.overall.exact_match_kept if loss else None,
+        agreement=loss.overall.agreement if loss else None,
+        kl=loss.overall.kl if loss else None,
+    )
+
+
+def _speed(entries: Sequence[Entry]) -> Axis:
+    measured = [entry.measured for entry in entries if entry.measured is not None]
+    if len(measured) == len(entries):
+        return Axis("prefill, times faster, measured", tuple(measured))
+    return Axis("prefill, times less work, predicted", tuple(entry.predicted for entry in entries))
+
+
+def _accuracy(entries: Sequence[Entry]) -> Axis | None:
+    choices: tuple[tuple[str, Callable[[Entry], float | None]], ...] = (
+        ("right answers kept", lambda entry: entry.kept),
+        ("first tokens equal to the original's", lambda entry: entry.agreement),
+    )
+    for title, of in choices:
+        values = [value for entry in entries if (value := of(entry)) is not None]
+        if len(values) == len(entries):
+            return Axis(title, tuple(values))
+    return None
+
+
+def _notes(entries: Sequence[Entry], manifests: Sequence[Manifest]) -> list[str]:
+    """Return what differs that should not."""
+    facts: tuple[tuple[str, Callable[[Manifest], object]], ...] = (
+        ("Different models", lambda m: m.model_digest),
+        ("Different validation data", lambda m: m.loss and m.loss.data_digest),
+        (
+            "Different prompts predicted for",
+            lambda m: (m.predicted.images, m.predicted.visual, m.predicted.text),
+        ),
+        (
+            "Timed on different machines, threads or prompts",
+            lambda m: m.measured and (m.measured.processor, m.measured.threads, m.measured.text),
+        ),
+    )
+    notes = []
+    for title, of in facts:
+        groups: dict[object, list[int]] = {}
+        for entry, manifest in zip(entries, manifests, strict=True):
+            value = of(manifest)
+            if value is not None:
+                groups.setdefault(value, []).append(entry.number)
+        if len(groups) > 1:
+            sets = " against ".join(", ".join(map(str, group)) for group in groups.values())
+            notes.append(f"{title}: {sets}. Do not compare their figures.")
+    busy = [
+        str(entry.number)
+        for entry, manifest in zip(entries, manifests, strict=True)
+        if manifest.measured and not manifest.measured.prefill.steady
+    ]
+    if busy:
+        notes.append(f"Times are not steady, the machine was busy: {', '.join(busy)}.")
+    without = [str(e.number) for e in entries if e.agreement is None]
+    if without:
+        notes.append(f"Compression loss was not run: {', '.join(without)}.")
+    return notes
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> tuple[int, ...]:
+    """Return the indices of the points that no other point beats, higher being better in both.
+
+    A point beats another if it is nowhere lower and somewhere higher; equal points stay together.
+    """
+    return tuple(
+        i
+        for i, (x, y) in enumerate(points)
+        if not any(a >= x and b >= y and (a, b) != (x, y) for a, b in points)
+    )
+
+
+def columns(comparison: Comparison) -> tuple[str, ...]:
+    """Return the head of the table: one column an artifact."""
+    return ("", *(f"{entry.number}: {entry.name}" for entry in comparison.entries))
+
+
+def comparison_rows(comparison: Comparison) -> list[tuple[str, ...]]:
+    """Return the table: one row a figure, one column an artifact."""
+    figures: tuple[tuple[str, Callable[[Entry], str]], ...] = (
+        ("model", lambda entry: entry.model),
+        ("methods", lambda entry: ", ".join(entry.methods) or "none"),
+        ("frozen layers", lambda entry: f"{entry.frozen} of {entry.layers}"),
+        ("predicted prefill", lambda entry: f"{entry.predicted:.2f} x"),
+        ("measured prefill", lambda entry: entry.measured_words),
+        ("export fidelity", lambda entry: entry.fidelity),
+        ("compression loss", lambda entry: entry.loss),
+        ("right answers kept", lambda entry: percent(entry.kept)),
+        ("next token equal", lambda entry: percent(entry.agreement)),
+        ("KL mean, nats", lambda entry: "-" if entry.kl is None else f"{entry.kl:.4f}"),
+    )
+    rows = [(name, *(of(entry) for entry in comparison.entries)) for name, of in figures]
+    places = range(len(comparison.entries))
+    front = ("yes" if place in comparison.front else "no" for place in places)
+    return [*rows, ("on the Pareto front", *front)]
+
+
+def comparison_figures(comparison: Comparison) -> dict[str, Any]:
+    """Return the comparison for dashboards."""
+    accuracy = comparison.accuracy
+    return {
+        "artifacts": [
+            {**asdict(entry), "on_front": place in comparison.front}
+            for place, entry in enumerate(comparison.entries)
+        ],
+        "notes": list(comparison.notes),
+        "speed": comparison.speed.title,
+        "accuracy": accuracy and accuracy.title,
+    }

@@ -1,0 +1,19 @@
+"""A comparison of artifacts as one HTML file, in the style of the report."""
+
+from compressor.version import __version__
+from export.compare import Comparison, columns, comparison_rows
+from export.html_report import render
+from export.tradeoff_chart import tradeoff_chart
+
+
+def html_comparison(comparison: Comparison) -> str:
+    """Return the whole page."""
+    return render(
+        "compare.html.j2",
+        entries=comparison.entries,
+        notes=comparison.notes,
+        chart=tradeoff_chart(comparison),
+        columns=columns(comparison),
+        rows=comparison_rows(comparison),
+        version=__version__,
+    )

@@ -1,0 +1,126 @@
+"""The report of an artifact as one HTML file that needs nothing else: no network, no script, no fonts.
+
+Everything that comes from a recipe, data or a model is escaped by the template; charts are SVG inside.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from export import checks, in_words, report
+from export.bench import bench_rows
+from export.charts import contribution_chart, kinds_chart, speed_chart
+from export.decoder_picture import STATES, decoder_picture
+from export.questions import Question, Thumbnail, chosen_questions, thumbnail
+from export.report_data import ReportData, headline, method_words
+from export.svg import plain
+
+HTML_FILE = "report.html"
+TEMPLATES = Path(__file__).parent / "templates"
+# Longer answers are cut in the page; the artifact holds them whole.
+LONGEST_ANSWER = 1200
+
+
+def render(name: str, **values: Any) -> str:
+    """Return a template filled in; every value is escaped unless it is markup of ours."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=lambda value: (
+            plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+        ),
+    )
+    return environment.get_template(name).render(**values)
+
+
+def html_report(data: ReportData) -> str:
+    """Return the whole report."""
+    manifest, plan = data.manifest, data.plan
+    measured, loss, fidelity = manifest.measured, manifest.loss, manifest.fidelity
+    timings = bench_rows(measured) if measured else []
+    return render(
+        "report.html.j2",
+        manifest=manifest,
+        methods=[method_words(method) for method in data.methods],
+        figures=headline(manifest),
+        done=in_words.done(data),
+        gained=in_words.gained(manifest),
+        lost=in_words.lost(data),
+        verdicts=_verdicts(data),
+        decoder=decoder_picture(plan, manifest.dtype),
+        states=[
+            STATES[reason] for reason in STATES if any(p.reason == reason for p in plan.layers)
+        ],
+        contribution=contribution_chart(data.profile, plan) if data.profile else None,
+        calibrated=data.profile,
+        layer_columns=(*report.LAYER_COLUMNS, "contribution, nats", *report.KV_COLUMNS),
+        layer_rows=_layer_rows(data),
+        workload=report.workload_words(data),
+        predicted=report.predicted_rows(manifest),
+        speed=speed_chart(manifest.predicted.speedup, timings),
+        bench=report.bench_words(measured) if measured else None,
+        memory=report.memory_words(manifest.memory) if manifest.memory else None,
+        timings=[
+            (name, f"{t.original_ms:.2f}", f"{t.compressed_ms:.2f}", report.ratio_words(t))
+            for name, t in timings
+        ],
+        fidelity_rows=checks.fidelity_rows(fidelity) if fidelity else [],
+        loss_limits=checks.loss_limit_rows(loss) if loss else [],
+        kind_columns=checks.LOSS_COLUMNS,
+        kind_rows=[checks.loss_row(f) for f in (loss.overall, *loss.kinds)] if loss else [],
+        kinds=kinds_chart(loss.kinds) if loss else None,
+        questions=[_card(question) for question in chosen_questions(data.questions)],
+        questions_words=report.questions_words(data),
+        digests=report.digest_rows(data),
+        tools=sorted(manifest.tools.items()),
+        recipe=data.recipe,
+    )
+
+
+def _layer_rows(data: ReportData) -> list[tuple[str, ...]]:
+    parts = (
+        report.layer_rows(data.plan),
+        report.contribution_rows(data),
+        report.kv_rows(data.plan, data.manifest.dtype),
+    )
+    return [(*work, *kl, *kv) for work, kl, kv in zip(*parts, strict=True)]
+
+
+def _verdicts(data: ReportData) -> list[tuple[str, str, str]]:
+    """Return the two checks: name, what it compares, and the verdict."""
+    rows = (
+        ("Export fidelity", "compressed model and its files", data.manifest.fidelity),
+        ("Compression loss", "original and compressed answers", data.manifest.loss),
+    )
+    return [(name, what, checks.verdict(check)) for name, what, check in rows]
+
+
+def _card(question: Question) -> dict[str, Any]:
+    pictures: list[Thumbnail | None] = [thumbnail(path) for path in question.images]
+    same, original, compressed = _common(question.original, question.compressed)
+    return {
+        "question": question,
+        "pictures": pictures,
+        "same": same,
+        "original": original,
+        "compressed": compressed,
+    }
+
+
+def _common(original: str, compressed: str) -> tuple[str, str, str]:
+    """Return what two answers begin with, word by word, and the rests."""
+    a, b = original[:LONGEST_ANSWER], compressed[:LONGEST_ANSWER]
+    ends = ["…" if len(whole) > LONGEST_ANSWER else "" for whole in (original, compressed)]
+    if a == b:
+        return a + ends[0], "", ""
+    length = 0
+    while length < min(len(a), len(b)) and a[length] == b[length]:
+        length += 1
+    length = a.rfind(" ", 0, length) + 1
+    return a[:length], a[length:] + ends[0], b[length:] + ends[1]

@@ -1,0 +1,130 @@
+"""What was done, gained and lost, in sentences for people who never heard of the methods."""
+
+from collections.abc import Iterable
+
+from export.bench import BenchReport, bench_rows
+from export.manifest import Manifest
+from export.parity.loss import LossReport
+from export.report_data import ReportData
+
+# What leaving out the work rests on, for every reason of a plan.
+WHY = {
+    "shortv": (
+        "{layers}: updating the visual tokens there changes the answer least (method ShortV), so they "
+        "pass through unchanged. Text tokens still read them."
+    ),
+    "dead": (
+        "{layers}: nobody reads what visual tokens become there, so leaving it out changes nothing "
+        "(dead rows)."
+    ),
+}
+
+
+def done(data: ReportData) -> tuple[str, ...]:
+    """Return what was changed."""
+    plan = data.plan
+    layers = len(plan.layers)
+    first = (
+        f"The model turns a picture into {plan.model.visual_tokens:,} visual tokens, and works on each of "
+        f"them in all {layers} layers of its decoder. That work is now left out in "
+        f"{len(plan.frozen_layers())} of the {layers} layers."
+    )
+    reasons = [
+        words.format(layers=_layers(layer.index for layer in plan.layers if layer.reason == reason))
+        for reason, words in WHY.items()
+        if any(layer.reason == reason for layer in plan.layers)
+    ]
+    return (first, *reasons, "Text tokens do in every layer what they did before.")
+
+
+def _layers(indices: Iterable[int]) -> str:
+    """Return layers with runs drawn together: `Layers 2, 5 to 8`."""
+    runs: list[list[int]] = []
+    for index in indices:
+        if runs and index == runs[-1][-1] + 1:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    words = [f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs]
+    several = len(runs) > 1 or len(runs[0]) > 1
+    return f"Layer{'s' if several else ''} {', '.join(words)}"
+
+
+def unsteady(report: BenchReport) -> tuple[str, ...]:
+    """Return the timings whose rounds differ so much that their ratios say little."""
+    return tuple(name for name, timing in bench_rows(report) if not timing.steady)
+
+
+def gained(manifest: Manifest) -> tuple[str, ...]:
+    """Return what is faster, and what is not."""
+    p, m = manifest.predicted, manifest.measured
+    prompt = f"{p.images} picture{'s' if p.images > 1 else ''} and {p.text} text tokens"
+    lines = [
+        f"Reading a prompt of {prompt} (the prefill) takes {p.flops / p.flops_original:.0%} of the "
+        f"decoder's work: {p.speedup:.2f} times less, predicted."
+    ]
+    if m is None:
+        lines.append("No time was measured.")
+    else:
+        lines.append(
+            f"Measured: {m.prefill.ratio:.2f} times faster. With the vision part, which is unchanged, the "
+            f"first token comes {m.first_token.ratio:.2f} times sooner."
+        )
+        if names := unsteady(m):
+            lines.append(
+                f"These times are not steady ({', '.join(names)}): the machine was busy. Measure again on a "
+                "quiet one (command: vtcompress bench)."
+            )
+    if p.kv_bytes == p.kv_bytes_original:
+        lines.append("The memory for keys and values (KV cache) keeps its size.")
+    else:
+        lines.append(
+            f"The memory for keys and values (KV cache) shrinks to {p.kv_bytes / p.kv_bytes_original:.0%}."
+        )
+    lines.append(
+        "Nothing is saved on further tokens of the answer, and the weight file does not shrink: text "
+        "tokens still use every weight."
+    )
+    return tuple(lines)
+
+
+def _limits(loss: LossReport) -> str:
+    if not loss.passed:
+        return "A limit of the recipe was missed: see check 2."
+    return (
+        "Every limit of the recipe was kept."
+        if loss.limits.given
+        else "The recipe sets no limits for this, so the figures are reported and not judged."
+    )
+
+
+def lost(data: ReportData) -> tuple[str, ...]:
+    """Return what the answers lost, and whether the export is sound."""
+    loss, fidelity = data.manifest.loss, data.manifest.fidelity
+    if loss is None:
+        lines = ["What the answers lost is not known: there was no validation data."]
+    else:
+        overall = loss.overall
+        lines = [
+            f"On {overall.samples} held-out questions the most likely first token stayed the same in "
+            f"{overall.agreement:.1%}."
+        ]
+        if overall.exact_match is not None and overall.exact_match_original is not None:
+            lines.append(
+                f"Right answers: {overall.exact_match_original:.1%} before, {overall.exact_match:.1%} now."
+            )
+        different = sum(not question.equal for question in data.questions)
+        if data.questions:
+            lines.append(
+                f"{different} of {len(data.questions)} answers are worded differently."
+                if different
+                else f"All {len(data.questions)} answers are the same, word for word."
+            )
+        lines.append(_limits(loss))
+    if fidelity is not None:
+        lines.append(
+            "The exported files compute what the compressed model computes."
+            if fidelity.passed
+            else "The exported files do NOT compute what the compressed model computes: see check 1."
+        )
+    return tuple(lines)

@@ -1,0 +1,145 @@
+"""The model card of an artifact: `README.md` in the Hugging Face format, made from what was measured."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from compressor.errors import ArtifactError
+from compressor.files import read_text
+from export.bench import bench_rows
+from export.checks import LOSS_COLUMNS, fidelity_rows, loss_row, verdict
+from export.in_words import done, gained, lost
+from export.markdown import escaped, fenced, table
+from export.report import predicted_rows, ratio_words
+from export.report_data import ReportData, headline, method_words
+
+CARD_FILE = "README.md"
+LICENCE_KEYS = ("license", "license_name", "license_link")
+# Longer values are no licence.
+LONGEST_VALUE = 300
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model came from.
+
+    Attributes:
+        hub_id: None if it was a local folder.
+        licence: what its own card says of the licence, by the card's keys; empty if nothing.
+    """
+
+    hub_id: str | None = None
+    licence: Mapping[str, str | list[str]] = field(default_factory=dict)
+
+
+def licence_of(folder: Path) -> dict[str, str | list[str]]:
+    """Return the licence keys of a model folder's card; empty without a readable card."""
+    try:
+        lines = read_text(folder / CARD_FILE, ArtifactError).splitlines()
+        if not lines or lines[0].strip() != "---":
+            return {}
+        end = next((i for i, line in enumerate(lines[1:], 1) if line.strip() == "---"), 0)
+        front = yaml.safe_load("\n".join(lines[1:end]))
+    except (ArtifactError, yaml.YAMLError, ValueError, RecursionError):
+        return {}
+    if not isinstance(front, dict):
+        return {}
+    return {key: front[key] for key in LICENCE_KEYS if _is_licence(front.get(key))}
+
+
+def _is_licence(value: Any) -> bool:
+    values = value if isinstance(value, list) else [value]
+    return bool(values) and all(
+        isinstance(v, str) and 0 < len(v) <= LONGEST_VALUE and v.isprintable() for v in values
+    )
+
+
+def model_card(data: ReportData, origin: Origin) -> str:
+    """Return the whole card."""
+    manifest = data.manifest
+    methods = ", ".join(map(method_words, data.methods)) or "none"
+    base = f"`{origin.hub_id}`" if origin.hub_id else escaped(manifest.model.name)
+    parts = [
+        _front_matter(data, origin),
+        f"# {escaped(manifest.model.name)}, compressed",
+        f"{base} with less work on visual tokens, as ONNX graphs ({manifest.dtype}) for ONNX Runtime and "
+        f"OpenVINO, made by vtcompress {escaped(manifest.tools.get('vtcompress', ''))}. "
+        "`report.html` shows everything that was measured.",
+        "\n".join(f"- **{figure.value}** {figure.meaning}" for figure in headline(manifest)),
+        "## Method",
+        f"Methods of the recipe: {escaped(methods)}.",
+        " ".join(done(data)),
+        "## Measured",
+        f"{' '.join(gained(manifest))} {' '.join(lost(data))}",
+        *_figures(data),
+        "## How to run",
+        _how_to_run(),
+        "## Limits",
+        _limits(origin),
+        "## Recipe",
+        fenced(data.recipe, "yaml"),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(data: ReportData, origin: Origin) -> str:
+    tags = ["vtcompress", "onnx", "multimodal", "visual-token-compression"]
+    tags += [method.name for method in data.methods]
+    front: dict[str, Any] = {}
+    if origin.hub_id:
+        front["base_model"] = origin.hub_id
+    front |= origin.licence
+    front |= {"library_name": "vtcompress", "pipeline_tag": "image-text-to-text", "tags": tags}
+    return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=1000).strip()}\n---"
+
+
+def _figures(data: ReportData) -> list[str]:
+    manifest = data.manifest
+    rows = [(name, ratio, "predicted") for name, _, _, ratio in predicted_rows(manifest)]
+    if manifest.measured:
+        rows += [(name, ratio_words(t), "measured") for name, t in bench_rows(manifest.measured)]
+    parts = [table(("original / compressed", "ratio", ""), rows)]
+    if manifest.fidelity is not None:
+        words = ", ".join(
+            f"{row.measure} {row.found}" for row, _ in fidelity_rows(manifest.fidelity)
+        )
+        parts.append(f"Export fidelity: {verdict(manifest.fidelity)} ({words}).")
+    if manifest.loss is not None:
+        figures = (manifest.loss.overall, *manifest.loss.kinds)
+        kinds = [(escaped(kind), *rest) for kind, *rest in map(loss_row, figures)]
+        found = verdict(manifest.loss)
+        parts.append(f"Compression loss on {escaped(manifest.loss.data)}: {found}.")
+        parts.append(table(LOSS_COLUMNS, kinds))
+    return parts
+
+
+def _how_to_run() -> str:
+    shell = (
+        "pip install 'vtcompress[cpu]'\n"
+        'vtcompress generate . --image photo.jpg --prompt "What is this?"'
+    )
+    python = (
+        "import vtcompress\n\n"
+        'runtime = vtcompress.Runtime.load(".")\n'
+        'for piece in runtime.generate("What is this?", ["photo.jpg"]):\n'
+        '    print(piece, end="", flush=True)'
+    )
+    return f"{fenced(shell, 'console')}\n\n{fenced(python, 'python')}"
+
+
+def _limits(origin: Origin) -> str:
+    lines = [
+        "- The weight file does not shrink: text tokens still use every weight.",
+        "- Decode steps are not faster: they have no visual tokens.",
+        "- Never run on a GPU.",
+        "- Figures hold for the data and the machine that they were measured on; measure on your own with "
+        "`vtcompress validate` and `vtcompress bench`.",
+    ]
+    if not origin.licence:
+        lines.append(
+            "- The original's folder named no licence; look it up before you pass this on."
+        )
+    return "\n".join(lines)

@@ -1,0 +1,170 @@
+"""The validation questions of an artifact with both models' answers, and which of them a report shows."""
+
+import base64
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Literal
+
+from compressor.calibration.data import Sample, read_samples
+from compressor.errors import ArtifactError, DataError
+from compressor.files import read_text
+from compressor.pictures import load_image
+from export.parity.loss import COMPRESSED_FILE, ORIGINAL_FILE, SAMPLES_FILE, Answer, exact
+
+# Longest side of a picture in a report, in pixels; smaller ones are embedded as they are.
+LARGEST_PICTURE = 320
+
+
+Outcome = Literal["same", "lost", "won", "different", "both wrong"]
+
+VERDICTS: dict[Outcome, str] = {
+    "same": "same answer",
+    "lost": "different: was right, is wrong",
+    "won": "different: was wrong, is right",
+    "different": "different",
+    "both wrong": "different: both wrong",
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question and what both models answered.
+
+    Attributes:
+        images: files of its pictures.
+        question: the user's words.
+        kind: group of the question; may be empty.
+        right: the right answer, None if unknown.
+        original: answer of the original model.
+        compressed: answer of the artifact.
+    """
+
+    images: tuple[Path, ...]
+    question: str
+    kind: str
+    right: str | None
+    original: str
+    compressed: str
+
+    @property
+    def equal(self) -> bool:
+        """Whether both models say the same."""
+        return exact(self.original, self.compressed)
+
+    @property
+    def original_right(self) -> bool | None:
+        """Whether the original is right; None if nobody knows."""
+        return None if self.right is None else exact(self.original, self.right)
+
+    @property
+    def compressed_right(self) -> bool | None:
+        """Whether the artifact is right; None if nobody knows."""
+        return None if self.right is None else exact(self.compressed, self.right)
+
+    @property
+    def outcome(self) -> Outcome:
+        """What became of the answer."""
+        if self.equal:
+            return "same"
+        if self.original_right:
+            return "lost"
+        if self.compressed_right:
+            return "won"
+        return "different" if self.right is None else "both wrong"
+
+    @property
+    def verdict(self) -> str:
+        """What became of the answer, in words."""
+        return VERDICTS[self.outcome]
+
+
+def stored_questions(folder: Path) -> tuple[Question, ...]:
+    """Return the questions that an artifact was validated on; none if it was not.
+
+    Raises:
+        ArtifactError: what is stored is broken, or names pictures outside the artifact.
+    """
+    if not (folder / COMPRESSED_FILE).is_file():
+        return ()
+    try:
+        samples = read_samples(folder / SAMPLES_FILE)
+    except DataError as failure:
+        raise ArtifactError(failure.problems) from None
+    original, compressed = (_answers(folder / name) for name in (ORIGINAL_FILE, COMPRESSED_FILE))
+    if not len(samples) == len(original) == len(compressed):
+        raise ArtifactError([f"{folder / SAMPLES_FILE}: samples and answers differ in number"])
+    inside = folder.resolve()
+    outside = [
+        f"{folder / SAMPLES_FILE}: {image.name}: lies outside the artifact; do not use it"
+        for sample in samples
+        for image in sample.images
+        if not image.resolve().is_relative_to(inside)
+    ]
+    if outside:
+        raise ArtifactError(outside)
+    return tuple(
+        _question(sample, a.text, b.text)
+        for sample, a, b in zip(samples, original, compressed, strict=True)
+    )
+
+
+def _question(sample: Sample, original: str, compressed: str) -> Question:
+    return Question(
+        sample.images, sample.question, sample.kind, sample.answer, original, compressed
+    )
+
+
+def _answers(path: Path) -> tuple[Answer, ...]:
+    try:
+        document = json.loads(read_text(path, ArtifactError))
+        return tuple(Answer.model_validate(answer) for answer in document["answers"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ArtifactError([f"{path}: broken; validate or export the model anew"]) from None
+
+
+def chosen_questions(questions: Sequence[Question], most: int = 10) -> tuple[Question, ...]:
+    """Return at most `most` questions: lost answers first, then other differences, then equal answers.
+
+    Within each of the three, kinds take turns, so that no kind hides the others.
+    """
+    seen: Counter[tuple[int, str]] = Counter()
+    keyed = []
+    for place, question in enumerate(questions):
+        rank = {"lost": 0, "same": 2}.get(question.outcome, 1)
+        keyed.append(((rank, seen[rank, question.kind], place), question))
+        seen[rank, question.kind] += 1
+    return tuple(question for _, question in sorted(keyed, key=lambda pair: pair[0])[:most])
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A picture inside a page.
+
+    Attributes:
+        uri: its content; a `data:` address.
+        width: in pixels.
+        height: likewise.
+    """
+
+    uri: str
+    width: int
+    height: int
+
+
+def thumbnail(path: Path) -> Thumbnail | None:
+    """Return a picture for a page, made smaller if it is large; None if it cannot be read."""
+    try:
+        image = load_image(path)
+    except DataError:
+        return None
+    large = max(image.size) > LARGEST_PICTURE
+    if large:
+        image.thumbnail((LARGEST_PICTURE, LARGEST_PICTURE))
+    content, kind = BytesIO(), "jpeg" if large else "png"
+    image.save(content, kind.upper(), quality=85, optimize=True)
+    data = base64.b64encode(content.getvalue()).decode("ascii")
+    return Thumbnail(f"data:image/{kind};base64,{data}", *image.size)

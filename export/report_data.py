@@ -1,0 +1,160 @@
+"""What reports show of an artifact: read from its files once, with the figures of the headline."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compressor.calibration.profile import Profile
+from compressor.cost import BYTES, predict
+from compressor.errors import ArtifactError
+from compressor.files import read_text
+from compressor.plan import Plan
+from compressor.recipe import Method, load_recipe
+from export.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE
+from export.manifest import Manifest
+from export.questions import Question, stored_questions
+
+READING = "reading of picture and question (prefill)"
+"""What gets faster, in words that need no explanation."""
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything that a report is made from.
+
+    Attributes:
+        profile: None if the layers were not chosen by calibration.
+        recipe: text of the resolved recipe.
+        methods: of the recipe, in order.
+        questions: with both models' answers; none if compression loss did not run.
+    """
+
+    manifest: Manifest
+    plan: Plan
+    profile: Profile | None = None
+    recipe: str = ""
+    methods: tuple[Method, ...] = ()
+    questions: tuple[Question, ...] = ()
+
+
+def report_data(folder: Path, manifest: Manifest) -> ReportData:
+    """Read what an artifact's reports need; the manifest is given, because it is written last.
+
+    Raises:
+        VtcompressError: a file is missing or broken.
+    """
+    plan = Plan.load(folder / PLAN_FILE)
+    path = folder / PROFILE_FILE
+    profile = Profile.load(path) if path.is_file() else None
+    if profile is not None and (profile.layers != len(plan.layers) or not profile.samples):
+        raise ArtifactError([f"{path}: does not fit {PLAN_FILE}; copy the artifact anew"])
+    return ReportData(
+        manifest=manifest,
+        plan=plan,
+        profile=profile,
+        recipe=read_text(folder / RECIPE_FILE, ArtifactError),
+        methods=load_recipe(folder / RECIPE_FILE).methods,
+        questions=stored_questions(folder),
+    )
+
+
+def method_words(method: Method) -> str:
+    """Return a method with what was asked of it, e.g. `shortv (frozen: 0.5)`."""
+    given = ", ".join(f"{key}: {value}" for key, value in method.model_dump(mode="json").items())
+    return f"{method.name} ({given})"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of the headline.
+
+    Attributes:
+        value: e.g. `1.78 x`.
+        meaning: what it is the figure of, with the unit; says so if it was not measured.
+    """
+
+    value: str
+    meaning: str
+
+
+def headline(manifest: Manifest) -> tuple[Figure, Figure, Figure]:
+    """Return how much faster, how much of the work, and how many answers were kept."""
+    return _faster(manifest), _work(manifest), _kept(manifest)
+
+
+def _faster(manifest: Manifest) -> Figure:
+    measured, p = manifest.measured, manifest.predicted
+    if measured is None:
+        return Figure(
+            f"{p.speedup:.2f} x",
+            f"less work for {READING}, predicted; no time was measured",
+        )
+    t = measured.prefill
+    return Figure(
+        f"{t.ratio:.2f} x",
+        f"faster {READING}, measured ({'' if t.steady else 'not steady: '}quartiles "
+        f"{t.ratio_low:.2f} to {t.ratio_high:.2f})",
+    )
+
+
+def _work(manifest: Manifest) -> Figure:
+    p = manifest.predicted
+    return Figure(
+        f"{p.flops / p.flops_original:.0%}",
+        "of the original's work in it (FLOPs)",
+    )
+
+
+def _kept(manifest: Manifest) -> Figure:
+    if manifest.loss is None:
+        return Figure("unknown", "answers kept: not checked, there was no validation data")
+    overall = manifest.loss.overall
+    if overall.exact_match_kept is None:
+        meaning = "of first answer tokens equal to the original's; right answers are not known"
+        if overall.answered:
+            meaning = "of first answer tokens equal to the original's, which gave no right answer"
+        return Figure(f"{overall.agreement:.1%}", meaning)
+    return Figure(
+        f"{overall.exact_match_kept:.1%}",
+        f"of the original's right answers kept ({overall.exact_match_original:.1%} right before, "
+        f"{overall.exact_match:.1%} now)",
+    )
+
+
+def figures(data: ReportData) -> dict[str, Any]:
+    """Return the report for dashboards: plain values, without pictures, questions and file list."""
+    manifest, plan = data.manifest, data.plan
+    before, after = predict(plan.naive()), predict(plan)
+    size = BYTES[manifest.dtype]
+    contribution = data.profile.layer_contribution() if data.profile else (None,) * len(plan.layers)
+    overall = manifest.loss.overall if manifest.loss else None
+    layers = [
+        {
+            "index": layer.index,
+            "visual": layer.visual,
+            "reason": layer.reason,
+            "contribution": contribution[layer.index],
+            "flops_original": before.layer_flops[layer.index],
+            "flops": after.layer_flops[layer.index],
+            "kv_bytes_original": before.layer_kv_values[layer.index] * size,
+            "kv_bytes": after.layer_kv_values[layer.index] * size,
+        }
+        for layer in plan.layers
+    ]
+    return {
+        "model": manifest.model.name,
+        "model_digest": manifest.model_digest,
+        "methods": [{m.name: m.model_dump(mode="json")} for m in data.methods],
+        "dtype": manifest.dtype,
+        "passed": manifest.passed,
+        "exact_match_kept": overall.exact_match_kept if overall else None,
+        "predicted": manifest.predicted.model_dump(mode="json"),
+        "measured": manifest.measured and manifest.measured.model_dump(mode="json"),
+        "fidelity": manifest.fidelity and manifest.fidelity.model_dump(mode="json"),
+        "loss": manifest.loss and manifest.loss.model_dump(mode="json"),
+        "layers": layers,
+        "questions": len(data.questions),
+        "answers_equal": sum(question.equal for question in data.questions),
+        "tools": manifest.tools,
+        "peak_memory_bytes": manifest.peak_memory_bytes,
+    }

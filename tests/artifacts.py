@@ -1,0 +1,63 @@
+"""Artifacts with made-up figures, written without torch: what reports, cards and comparisons read."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from compressor.calibration.profile import Profile
+from export.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE, write_manifest
+from export.parity.loss import COMPRESSED_FILE, ORIGINAL_FILE, SAMPLES_FILE
+from tests import facts
+
+Asked = tuple[str, str, str | None, str, str]
+"""Question, kind, right answer, the original's answer, the artifact's answer."""
+
+# The least that is an ONNX graph: a version, and a graph with nothing in it.
+GRAPH = b"\x08\x0a\x3a\x00"
+RECIPE = "vtcompress: 1\ncompress:\n- shortv:\n    frozen: 0.5\n"
+
+
+def make_artifact(
+    folder: Path,
+    *,
+    frozen: Iterable[int] = (1, 4),
+    dead: Iterable[int] = (5,),
+    model: Any = None,
+    recipe: str = RECIPE,
+    profile: Profile | None = None,
+    asked: Sequence[Asked] = (),
+    **changes: Any,
+) -> Path:
+    """Write an artifact whose graphs are empty; `changes` go into the manifest."""
+    plan = facts.plan(frozen, dead=dead, model=model)
+    folder.mkdir(parents=True)
+    plan.save(folder / PLAN_FILE)
+    (folder / RECIPE_FILE).write_text(recipe, encoding="utf-8")
+    if profile is not None:
+        profile.save(folder / PROFILE_FILE)
+    if asked:
+        write_questions(folder, asked)
+    fields = facts.manifest_fields(plan, **changes)
+    for graph in fields["graphs"]:
+        (folder / graph.file).write_bytes(GRAPH)
+    write_manifest(folder, **fields)
+    return folder
+
+
+def write_questions(folder: Path, asked: Sequence[Asked]) -> None:
+    """Write `validation/` with one picture for all questions."""
+    from tests.models import make_picture
+
+    (folder / "validation" / "images").mkdir(parents=True)
+    make_picture(folder / "validation" / "images" / "a.png")
+    rows = [
+        {"image": ["images/a.png"], "question": q, "answer": right, "kind": kind}
+        for q, kind, right, _, _ in asked
+    ]
+    lines = "\n".join(map(json.dumps, rows)) + "\n"
+    (folder / SAMPLES_FILE).write_text(lines, encoding="utf-8")
+    for name, place in ((ORIGINAL_FILE, 3), (COMPRESSED_FILE, 4)):
+        answers = [{"token_ids": [1], "text": row[place]} for row in asked]
+        document = json.dumps({"max_new_tokens": 8, "answers": answers})
+        (folder / name).write_text(document, encoding="utf-8")

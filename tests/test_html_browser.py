@@ -1,0 +1,163 @@
+"""Report and comparison in a real headless browser: nothing refused, nothing cut off, everything readable.
+
+Needs an installed Chromium. `VTCOMPRESS_AXE` may name an axe.min.js, which is then run too. With
+`VTCOMPRESS_PICTURES` the pages are left in that folder as pictures for people to look at.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from export.compare import compare_artifacts
+from export.html_compare import html_comparison
+from export.html_report import html_report
+from tests import facts
+from tests.artifacts import make_artifact
+from tests.browser import browser_page, find_browser
+from tests.test_compare import with_kept, with_speed
+from tests.test_html_report import ASKED, HOSTILE, PROFILE
+from vtcompress.reporting import read_report
+
+BROWSER = find_browser()
+pytestmark = pytest.mark.skipif(
+    BROWSER is None, reason="no Chromium found; install one or name it in VTCOMPRESS_BROWSER"
+)
+VIEWS = [(width, dark) for width in (390, 1280) for dark in (False, True)]
+LONG = "a-very-long-word-without-a-place-to-break-it" * 6
+
+# Texts whose contrast with what is behind them is below 4.5, or which have no size.
+CONTRAST = """
+(() => {
+  const parse = c => c.match(/[\\d.]+/g).map(Number);
+  const luminance = c => {
+    const [r, g, b] = c.map(v => v / 255).map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
+    return .2126 * r + .7152 * g + .0722 * b;
+  };
+  const behind = e => {
+    for (; e; e = e.parentElement) {
+      const c = parse(getComputedStyle(e).backgroundColor);
+      if (c.length < 4 || c[3] > 0) return c.slice(0, 3);
+    }
+    return [255, 255, 255];
+  };
+  const found = [];
+  for (const e of document.querySelectorAll('body *')) {
+    const own = [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim());
+    if (!own || ['title', 'desc', 'STYLE'].includes(e.tagName)) continue;
+    const style = getComputedStyle(e);
+    if (e.closest('details:not([open])') && e.tagName !== 'SUMMARY') continue;
+    const ink = parse(e instanceof SVGElement ? style.fill : style.color).slice(0, 3);
+    const [a, b] = [luminance(ink), luminance(behind(e))].sort((x, y) => y - x);
+    const ratio = (a + .05) / (b + .05);
+    if (ratio < 4.5) found.push([ratio, e.textContent.slice(0, 40)]);
+  }
+  return found;
+})()
+"""
+
+# Words of drawings that leave their drawing.
+CUT_OFF = """
+[...document.querySelectorAll('svg text')].filter(t => {
+  const [a, b] = [t.getBoundingClientRect(), t.closest('svg').getBoundingClientRect()];
+  return a.left < b.left - 1 || a.right > b.right + 1 || a.bottom > b.bottom + 1 || a.top < b.top - 1;
+}).map(t => t.textContent)
+"""
+AXE = "axe.run().then(r => JSON.stringify(r.violations.map(v => [v.id, v.nodes.map(n => n.html)])))"
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("pages")
+    kinds = [facts.figures("count", exact_match=0.5), facts.figures(LONG)]
+    judged = facts.loss((), kinds, max_kl=0.5, min_agreement=0.8)
+    missed = facts.loss(("mean KL is 2",), kinds, max_kl=0.001)
+    everything = {
+        "profile": PROFILE,
+        "measured": facts.measured(),
+        "fidelity": facts.fidelity(),
+    }
+    hostile = [(HOSTILE, HOSTILE, LONG, LONG, HOSTILE), *ASKED]
+    artifacts = {
+        "report": make_artifact(folder / "a", asked=ASKED, loss=judged, **everything),
+        "bare": make_artifact(folder / "b"),
+        "hostile": make_artifact(
+            folder / "c", asked=hostile, loss=missed, model=facts.facts(name=LONG), **everything
+        ),
+    }
+    made = {name: html_report(read_report(path)) for name, path in artifacts.items()}
+    several = [
+        make_artifact(folder / name, measured=with_speed(speed), loss=with_kept(kept))
+        for name, speed, kept in (("slow", 1.2, 1.0), (LONG[:120], 1.1, 0.9), ("fast", 2.4, 0.8))
+    ]
+    made["compare"] = html_comparison(compare_artifacts([*several, artifacts["bare"]][:3]))
+    paths = {}
+    for name, text in made.items():
+        paths[name] = folder / f"{name}.html"
+        paths[name].write_text(text, encoding="utf-8")
+    return paths
+
+
+@pytest.mark.parametrize("name", ["report", "bare", "hostile", "compare"])
+def test_a_page_is_quiet_fits_and_can_be_read(
+    name: str, pages: dict[str, Path], tmp_path: Path
+) -> None:
+    assert BROWSER is not None
+    with browser_page(BROWSER, tmp_path / "profile") as page:
+        for width, dark in VIEWS:
+            page.open(pages[name], width=width, dark=dark)
+            view = f"{name} at {width} px, {'dark' if dark else 'light'}"
+            assert page.run("document.documentElement.scrollWidth") <= width, view
+            assert page.run(CONTRAST) == [], view
+            assert page.run(CUT_OFF) == [], view
+            assert page.run("document.scripts.length") == 0, view
+            pictures = page.run("[...document.images].map(i => i.naturalWidth)")
+            assert all(pictures), view
+            background = page.run("getComputedStyle(document.body).backgroundColor")
+            assert background == ("rgb(21, 24, 29)" if dark else "rgb(255, 255, 255)"), view
+            if axe := os.environ.get("VTCOMPRESS_AXE"):
+                page.run(Path(axe).read_text(encoding="utf-8") + "; 1")
+                assert json.loads(page.run(AXE)) == [], view
+            keep(page, f"{name}-{width}-{'dark' if dark else 'light'}")
+        assert page.messages == []
+
+
+def test_printed_pages_are_light_and_show_every_layers_figures(
+    pages: dict[str, Path], tmp_path: Path
+) -> None:
+    assert BROWSER is not None
+    with browser_page(BROWSER, tmp_path / "profile") as page:
+        page.open(pages["report"], dark=True)
+        page.call("Emulation.setEmulatedMedia", media="print")
+        assert page.run("getComputedStyle(document.body).color") == "rgb(27, 29, 34)"
+        assert page.run(CONTRAST) == []
+        assert page.run("getComputedStyle(document.querySelector('nav')).display") == "none"
+        page.pdf(tmp_path / "print.pdf")
+        content = (tmp_path / "print.pdf").read_bytes()
+        assert content.startswith(b"%PDF")
+        assert page.messages == []
+
+
+def test_requests_and_errors_would_be_seen(tmp_path: Path) -> None:
+    """The net catches: a page with an error, an outside picture and a pale word."""
+    assert BROWSER is not None
+    bad = tmp_path / "bad.html"
+    bad.write_text(
+        "<body><p style='color:#ccc'>pale</p><svg width=10><text x=50>out</text></svg>"
+        "<img src='http://127.0.0.1:9/x.png'><script>undefined_name()</script>",
+        encoding="utf-8",
+    )
+    with browser_page(BROWSER, tmp_path / "profile") as page:
+        page.open(bad)
+        assert [word for _, word in page.run(CONTRAST)] == ["pale"]
+        assert page.run(CUT_OFF) == ["out"]
+        assert any(m.startswith("exception") for m in page.messages)
+        assert any(m.startswith("request: http://127.0.0.1:9") for m in page.messages)
+
+
+def keep(page: "object", name: str) -> None:
+    """Leave a picture of the page where the environment asks for it."""
+    if folder := os.environ.get("VTCOMPRESS_PICTURES"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        page.picture(Path(folder) / f"{name}.png")  # type: ignore[attr-defined]
