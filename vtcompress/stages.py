@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from compressor.calibration.data import Sample, read_samples
 from compressor.calibration.profile import Profile
 from compressor.errors import ArtifactError, VtcompressError
+from compressor.files import read_text
 from compressor.locks import exclusive
 from compressor.plan import Plan
 from compressor.planner import make_plan
@@ -322,8 +323,8 @@ def inspect(path: PathLike) -> dict[str, Any]:
 
 def _inspect_file(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = json.loads(read_text(path, ArtifactError))
+    except (ArtifactError, ValueError, RecursionError):
         content = None
     if isinstance(content, Mapping) and "plan_format" in content:
         return {"kind": "plan", **Plan.load(path).model_dump(mode="json")}
