@@ -107,7 +107,12 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(tiny_model: Path, tiny_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
+def place(
+    killer: Killer,
+    tiny_model: Path,
+    tiny_artifact: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Place:
     from tests.models import make_questions
 
     base = tmp_path_factory.mktemp("kill")
