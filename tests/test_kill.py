@@ -221,7 +221,9 @@ def check_folder(killer: Killer, place: Place, stage: str, counted: Count) -> No
             seen["new"] += 1
             (output / "old").write_text("of the old artifact")
         for name in {path.name for path in place.work.iterdir()} - beside:
-            assert name.startswith(".out.")
+            assert name.startswith((".out.", "..out.")), (
+                name
+            )  # of the output and of its calibration
 
     killed(killer, place, stage, check, counted)
     killer.run(place.command(stage))
