@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from compressor.decoder import Decoder, decoder_from
-from compressor.errors import ArtifactError
+from compressor.errors import ArtifactError, ModelError
 from compressor.families import LoadedModel, VisionEncoder
 from compressor.families.registry import load_processor, read_config
 from compressor.plan import Plan
@@ -131,10 +131,17 @@ def load_compressed(
         vision = family.vision(config, image_size=plan.model.image_size)
     _fill_vision(vision, _below(VISION_PREFIX, tensors), folder)
     language = _below(LANGUAGE_PREFIX, tensors)
+    embedding, dims = language.get("embed_tokens.weight"), plan.model.decoder
+    if embedding is None or embedding.shape != (dims.vocab, dims.hidden):
+        raise ModelError(
+            [
+                f"{folder}: no token embedding of shape ({dims.vocab}, {dims.hidden}) among the weights"
+            ]
+        )
     return CompressedModel(
         plan=plan,
         decoder=decoder_from(plan, language, logits=logits),
-        embedding=language["embed_tokens.weight"],
+        embedding=embedding,
         vision=vision,
         processor=load_processor(folder),
         config=config,

@@ -1,13 +1,16 @@
 """Reading and writing small files: atomically, with errors that name the file and the remedy."""
 
+import contextlib
 import hashlib
 import os
 import tempfile
 from pathlib import Path
 
 from compressor.errors import ProblemsError, VtcompressError
+from compressor.locks import is_at, lock
 
 MAX_TEXT_BYTES = 256 * 1024 * 1024
+TEMPORARY = ".tmp"
 
 
 def read_text(path: Path, error: type[ProblemsError]) -> str:
@@ -31,27 +34,56 @@ def read_text(path: Path, error: type[ProblemsError]) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` so that a reader sees the old content or the new, never a part.
+    """Write `text` to `path` as UTF-8; see `write_bytes`."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` to `path` so that a reader sees the old content or the new, never a part.
+
+    What killed writers left beside `path` is removed; what living ones write there is not.
 
     Raises:
         VtcompressError: the folder is missing or not writable, or the disk is full.
     """
     try:
-        handle, temporary = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"
-        )
+        _clear_strays(path)
+        handle, temporary = _temporary(path)
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                stream.write(text)
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(content)
                 stream.flush()
                 os.fsync(stream.fileno())
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(path)
+                temporary.chmod(0o644)
+                # Still locked, so that nobody takes it for a stray.
+                temporary.replace(path)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
     except OSError as failure:
         raise VtcompressError(f"{path}: cannot write: {failure.strerror}") from None
+
+
+def _temporary(path: Path) -> tuple[int, Path]:
+    """Return a new file beside `path`, open and locked; the kernel drops the lock of a killed writer."""
+    while True:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
+        temporary = Path(name)
+        if lock(handle) and is_at(handle, temporary):
+            return handle, temporary
+        os.close(handle)  # another writer took it for a stray before it was locked
+
+
+def _clear_strays(path: Path) -> None:
+    for entry in path.parent.iterdir():
+        if entry.name.startswith(f".{path.name}.") and entry.name.endswith(TEMPORARY):
+            with contextlib.suppress(OSError):
+                handle = os.open(entry, os.O_RDWR | os.O_NOFOLLOW)
+                try:
+                    if lock(handle):
+                        entry.unlink()
+                finally:
+                    os.close(handle)
 
 
 def sha256_of(path: Path) -> str:

@@ -1,5 +1,7 @@
 """An artifact on disk: written beside its place and moved there when complete, verified when opened."""
 
+import os
+import re
 import resource
 import shutil
 import sys
@@ -14,11 +16,14 @@ from pydantic import ValidationError
 
 from compressor.errors import ArtifactError, VtcompressError
 from compressor.files import read_text, sha256_of, write_text
+from compressor.locks import exclusive
 from export.manifest import MANIFEST_FILE, MANIFEST_FORMAT, FileEntry, Manifest
+from export.onnx_header import check_graph
 
 RECIPE_FILE, PLAN_FILE, PROFILE_FILE = "recipe.yaml", "plan.json", "profile.json"
 STAGING_MARK = ".vtcompress-staging-"
 OLD_MARK = "-old"
+NEEDED_GRAPHS = ("vision", "embed", "decoder")
 
 
 @dataclass(frozen=True)
@@ -39,10 +44,11 @@ class Artifact:
 
         Args:
             folder: the artifact.
-            verify: compare sha256 as well as names and sizes.
+            verify: compare sha256 as well as names, sizes and where the graphs' tensors lie.
 
         Raises:
             ArtifactError: not an artifact, of a newer format, or files missing or altered; all are named.
+                Nothing but the manifest has been parsed by a library then.
         """
         folder = Path(folder)
         path = folder / MANIFEST_FILE
@@ -58,6 +64,12 @@ class Artifact:
             for spec in manifest.graphs
             if spec.file not in manifest.files
         ]
+        names = [spec.name for spec in manifest.graphs]
+        problems += [
+            f"{path}: has {names.count(name)} graphs named {name!r}; copy the artifact anew"
+            for name in NEEDED_GRAPHS
+            if names.count(name) != 1
+        ]
         problems += [
             p for name, entry in manifest.files.items() for p in _check(folder, name, entry, verify)
         ]
@@ -66,6 +78,10 @@ class Artifact:
                 f"{folder / name}: not named in the manifest; remove it, or copy the artifact anew"
                 for name in sorted(_names(folder) - manifest.files.keys())
             ]
+        if not problems:
+            sizes = {name: entry.size for name, entry in manifest.files.items()}
+            for file in sorted({spec.file for spec in manifest.graphs}):
+                problems += check_graph(folder, file, sizes)
         if problems:
             raise ArtifactError(problems)
         return cls(folder, manifest)
@@ -133,27 +149,43 @@ def staged(output: Path, *, overwrite: bool = False, needed_bytes: int = 0) -> I
         needed_bytes: free space that the writing will take.
 
     Raises:
-        VtcompressError: `output` exists, its parent cannot be written, or the disk has too little room.
+        VtcompressError: `output` exists or is being written by another run, its parent cannot be written,
+            or the disk has too little room.
     """
     output = output.absolute()
-    if output.parent.is_dir():
-        _clear_strays(output)
-    if output.exists() and not overwrite and (not output.is_dir() or any(output.iterdir())):
-        raise VtcompressError(f"{output}: exists; choose another --output or add --overwrite")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        check_room(output.parent, needed_bytes)
-        staging = output.parent / f".{output.name}{STAGING_MARK}{uuid.uuid4().hex[:8]}"
-        staging.mkdir()
     except OSError as failure:
         raise VtcompressError(f"{output.parent}: cannot write: {failure.strerror}") from None
-    try:
-        yield staging
-        _replace(staging, output)
-    except OSError as failure:
-        raise VtcompressError(f"{output}: cannot write: {failure.strerror or failure}") from failure
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    with exclusive(output):
+        _clear_strays(output)
+        if output.exists() and not overwrite and (not output.is_dir() or any(output.iterdir())):
+            raise VtcompressError(f"{output}: exists; choose another --output or add --overwrite")
+        try:
+            check_room(output.parent, needed_bytes)
+            staging = output.parent / f".{output.name}{STAGING_MARK}{uuid.uuid4().hex[:8]}"
+            staging.mkdir()
+        except OSError as failure:
+            raise VtcompressError(f"{output.parent}: cannot write: {failure.strerror}") from None
+        try:
+            yield staging
+            _replace(staging, output)
+        except VtcompressError:
+            raise
+        except Exception as failure:
+            if (reason := _system_error(failure)) is None:
+                raise
+            raise VtcompressError(f"{output}: cannot write: {reason}") from failure
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _system_error(failure: Exception) -> str | None:
+    """The system's words for a failed write, also from libraries in Rust: `... (os error 28)`."""
+    if isinstance(failure, OSError):
+        return failure.strerror or str(failure)
+    number = re.search(r"\(os error (\d+)\)", str(failure))
+    return os.strerror(int(number[1])) if number else None
 
 
 def _clear_strays(output: Path) -> None:

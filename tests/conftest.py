@@ -1,14 +1,18 @@
-"""Shared fixtures: tiny models are made once a session."""
+"""Shared fixtures: tiny models are made once a session. Counts of reliability tests are summed up."""
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 # One thread a process: the tests run side by side, and tiny matrices gain nothing from more.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+COUNT = "reliability count"
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +36,49 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.models import make_questions
 
     return make_questions(tmp_path_factory.mktemp("questions"))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a model folder with two decoder layers: the cheapest that has a layer to freeze."""
+    from tests.models import Variant, make_llava
+
+    return make_llava(tmp_path_factory.mktemp("tiny"), Variant(layers=2))
+
+
+@pytest.fixture(scope="session")
+def tiny_artifact(
+    tiny_model: Path, questions: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Return an artifact of the tiny model, identity recipe, with stored answers. Not to be changed."""
+    import vtcompress
+
+    recipe = vtcompress.load_recipe("identity").override(
+        {"model.id": str(tiny_model), "validate.data": questions, "validate.max_new_tokens": 4}
+    )
+    output = tmp_path_factory.mktemp("artifact") / "tiny"
+    vtcompress.export(recipe, output, bench_rounds=0)
+    return output
+
+
+@pytest.fixture
+def counted(request: pytest.FixtureRequest) -> Callable[[str, int], None]:
+    """Return a function that adds to a count of the summary line, such as `("kills", 50)`."""
+
+    def add(what: str, number: int) -> None:
+        # User properties travel with the report from pytest-xdist's workers.
+        request.node.user_properties.append((COUNT, (what, number)))
+
+    return add
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print what the reliability tests that passed have counted."""
+    total: Counter[str] = Counter()
+    for report in terminalreporter.getreports("passed"):
+        for key, value in getattr(report, "user_properties", ()):
+            if key == COUNT and report.when == "call":
+                total[value[0]] += value[1]
+    if total:
+        shown = ", ".join(f"{number:,} {what}" for what, number in sorted(total.items()))
+        terminalreporter.write_line(f"reliability: {shown}")

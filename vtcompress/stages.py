@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from compressor.calibration.data import Sample, read_samples
 from compressor.calibration.profile import Profile
 from compressor.errors import ArtifactError, VtcompressError
+from compressor.files import read_text
+from compressor.locks import exclusive
 from compressor.plan import Plan
 from compressor.planner import make_plan
 from compressor.progress import SILENT, Progress
@@ -71,12 +73,15 @@ def calibrate(recipe: Recipe, output: PathLike, *, progress: Progress = SILENT) 
     Also draws `output` without its suffix as PNG and SVG, with the layers that the recipe would freeze.
 
     Raises:
-        VtcompressError: model or data cannot be used, or `output` belongs to others.
+        VtcompressError: model or data cannot be used, or `output` belongs to others or is being written
+            by another run.
     """
-    model = load_model(recipe, progress)
-    profile = run_calibration(model, recipe, Path(output), progress)
-    chosen = make_plan(model.facts, model.digest, recipe.methods, profile)
-    draw(profile, chosen, Path(output).with_suffix(""))
+    output = Path(output)
+    with exclusive(output):
+        model = load_model(recipe, progress)
+        profile = run_calibration(model, recipe, output, progress)
+        chosen = make_plan(model.facts, model.digest, recipe.methods, profile)
+        draw(profile, chosen, output.with_suffix(""))
     return profile
 
 
@@ -315,8 +320,8 @@ def inspect(path: PathLike) -> dict[str, Any]:
 
 def _inspect_file(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = json.loads(read_text(path, ArtifactError))
+    except (ArtifactError, ValueError, RecursionError):
         content = None
     if isinstance(content, Mapping) and "plan_format" in content:
         return {"kind": "plan", **Plan.load(path).model_dump(mode="json")}

@@ -1,9 +1,11 @@
 """Draws a profile: the contribution of every layer, the chosen layers marked."""
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 from compressor.calibration.profile import Profile
+from compressor.files import write_bytes
 
 SUFFIXES = (".png", ".svg")
 # Distinguishable by colour-blind readers, and by brightness in print.
@@ -17,6 +19,9 @@ def draw_profile(profile: Profile, frozen: Sequence[int], base: Path) -> tuple[P
         profile: with at least one sample.
         frozen: layers to mark as frozen.
         base: path without suffix.
+
+    Raises:
+        VtcompressError: the plots cannot be written.
     """
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -42,5 +47,7 @@ def draw_profile(profile: Profile, frozen: Sequence[int], base: Path) -> tuple[P
     with mpl.rc_context({"svg.hashsalt": "vtcompress"}):
         for path in paths:
             metadata = {"Date": None} if path.suffix == ".svg" else {}
-            figure.savefig(path, dpi=120, metadata=metadata)
+            drawn = BytesIO()
+            figure.savefig(drawn, dpi=120, metadata=metadata, format=path.suffix[1:])
+            write_bytes(path, drawn.getvalue())
     return paths

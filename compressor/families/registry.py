@@ -82,7 +82,7 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> tuple[Famil
         raise ModelError(
             [f"{path}: no such file; {folder} is no Hugging Face model folder"]
         ) from None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise ModelError([f"{path}: not a Hugging Face configuration with a model_type"]) from None
     family = family_of(str(model_type), str(path))
     from transformers import AutoConfig
@@ -164,11 +164,10 @@ def _ends(folder: Path, of_config: tuple[int, ...]) -> tuple[int, ...]:
     try:
         ends = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
         ends = ends.get("eos_token_id")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         ends = None
-    if ends is None:
-        return of_config
-    return (ends,) if isinstance(ends, int) else tuple(ends)
+    tokens = ends if isinstance(ends, list) else [ends]
+    return tuple(tokens) if all(isinstance(token, int) for token in tokens) else of_config
 
 
 @contextmanager

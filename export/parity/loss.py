@@ -8,8 +8,8 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import TYPE_CHECKING, Annotated
-from zipfile import BadZipFile
 
 import numpy as np
 from pydantic import Field
@@ -17,7 +17,7 @@ from pydantic import Field
 from compressor.calibration.data import Sample, data_digest, read_samples
 from compressor.dims import Facts
 from compressor.errors import ArtifactError, DataError
-from compressor.files import sha256_of
+from compressor.files import read_text, sha256_of
 from compressor.progress import SILENT, Progress
 from export.sessions import Array
 
@@ -29,6 +29,20 @@ SAMPLES_FILE = f"{FOLDER}/samples.jsonl"
 ORIGINAL_FILE = f"{FOLDER}/original.json"
 COMPRESSED_FILE = f"{FOLDER}/compressed.json"
 LOGITS_FILE = f"{FOLDER}/original_logits.npy"
+# What reading damaged JSON and .npy files raises.
+_BROKEN = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    EOFError,
+    SyntaxError,
+    OverflowError,
+    RecursionError,
+    ArtifactError,
+    DataError,
+    TokenError,
+)
 
 
 class Answer(Facts):
@@ -294,14 +308,25 @@ def stored_original(folder: Path) -> tuple[tuple[Sample, ...], Answers]:
             [f"{folder}: holds no answers of the original; give --data and --model to measure them"]
         )
     try:
-        document = json.loads((folder / ORIGINAL_FILE).read_text(encoding="utf-8"))
+        document = json.loads(read_text(folder / ORIGINAL_FILE, ArtifactError))
         answers = tuple(Answer.model_validate(a) for a in document["answers"])
-        logits = np.load(folder / LOGITS_FILE, allow_pickle=False)
+        # Mapped first: a header that promises more than the file holds is refused, not allocated.
+        logits = np.lib.format.open_memmap(folder / LOGITS_FILE, mode="r")
         cut = int(document["max_new_tokens"])
         samples = read_samples(folder / SAMPLES_FILE)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, DataError) as failure:
+    except _BROKEN as failure:
         reason = str(failure).splitlines()[0] if str(failure) else type(failure).__name__
         raise ArtifactError([f"{folder / FOLDER}: broken: {reason}"]) from None
     if logits.ndim != 2 or not len(samples) == len(answers) == len(logits):
         raise ArtifactError([f"{folder / FOLDER}: samples and answers differ in number"])
-    return samples, Answers(answers, logits, cut)
+    if logits.dtype != np.float32 or cut < 1:
+        raise ArtifactError([f"{folder / FOLDER}: broken: logits or length of the answers"])
+    outside = {
+        f"{folder / FOLDER}: the picture {path} is not in the artifact; do not use this artifact"
+        for sample in samples
+        for path in sample.images
+        if not path.resolve().is_relative_to((folder / FOLDER).resolve())
+    }
+    if outside:
+        raise ArtifactError(sorted(outside))
+    return samples, Answers(answers, np.array(logits), cut)

@@ -1,0 +1,77 @@
+"""One run at a time on one place: locks that the kernel drops when their holder ends, however it ends."""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from compressor.errors import VtcompressError
+
+LOCK_MARK = ".vtcompress-lock"
+
+
+def lock(handle: int) -> bool:
+    """Lock an open file for this process alone, until it is closed; return whether that was possible.
+
+    On file systems that know no locks, every file counts as locked by whoever asks.
+    """
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def is_at(handle: int, path: Path) -> bool:
+    """Whether an open file is the one that lies at `path`."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(found, os.fstat(handle))
+
+
+@contextmanager
+def exclusive(target: Path) -> Iterator[None]:
+    """Keep other runs from writing `target` while the block runs.
+
+    The lock is on a file beside it, `.NAME.vtcompress-lock`, which goes when the block ends. A killed
+    run leaves the file but not the lock, so that the next run takes it over.
+
+    Raises:
+        VtcompressError: another run holds it, or the folder cannot be written.
+    """
+    path = target.absolute().with_name(f".{target.absolute().name}{LOCK_MARK}")
+    try:
+        handle = _locked(path, target)
+    except OSError as failure:
+        raise VtcompressError(f"{target}: cannot write: {failure.strerror}") from None
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # before it is unlocked: nobody else can have locked it yet
+        os.close(handle)
+
+
+def _locked(path: Path, target: Path) -> int:
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        taken = lock(handle)
+        if taken and is_at(handle, path):
+            with contextlib.suppress(OSError):  # on a full disk the lock does without the number
+                os.ftruncate(handle, 0)
+                os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+            return handle
+        holder = os.pread(handle, 20, 0).decode("ascii", "replace").strip()
+        os.close(handle)
+        if not taken:
+            pid = f" (pid {holder})" if holder.isdigit() else ""
+            raise VtcompressError(
+                f"{target}: is being written by another run{pid}; "
+                "wait for it or choose another --output"
+            )
+        # Else its holder removed it between our opening and our locking.
