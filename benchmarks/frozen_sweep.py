@@ -185,8 +185,9 @@ def plot(rows: Sequence[Row], base: Path) -> None:
         [r.measured[2] - r.measured[0] for r in rows],
     ]
     right.errorbar(frozen, middle, yerr=spread, fmt="o", label="measured", color="#0b5394")
-    right.set(xlabel="frozen layers", ylabel="prefill: original / compressed")
+    right.set(xlabel="frozen layers", ylabel="prefill: original / compressed", ylim=(0, None))
     for axes in (left, right):
+        axes.set_xticks(frozen[::2])
         axes.legend()
     with mpl.rc_context({"svg.hashsalt": "vtcompress"}):
         figure.savefig(base.with_suffix(".svg"), metadata={"Date": None})
