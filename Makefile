@@ -23,7 +23,7 @@ $(VENV)/.installed: $(VENV)/.python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.tested: $(VENV)/.installed
-	$(PIP) --editable '.[compress,cpu,rtx,test]'
+	$(PIP) --editable '.[compress,cpu,openvino,rtx,test]'
 	@touch $@
 
 demo: $(VENV)/.installed
