@@ -1,7 +1,10 @@
 """What a person sees: bars on a terminal, lines elsewhere, nothing when quiet or for machines."""
 
+import contextlib
 import io
+import signal
 import sys
+from typing import Any
 
 import pytest
 
@@ -70,3 +73,20 @@ def test_for_people_there_is_a_table_and_no_json(capsys: pytest.CaptureFixture[s
     assert "title" in printed
     assert "[bold]" in printed
     assert '"a"' not in printed
+
+
+def test_an_interrupt_that_a_library_swallowed_is_raised_at_the_next_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("signal.signal", lambda number, handler: handlers.update({number: handler}))
+    handlers: dict[int, Any] = {}
+    out = Output(verbosity=-1)
+    out.interrupts.listen()
+    steps = out.track(range(4), "measuring", 4)
+    assert next(steps) == 0
+    with contextlib.suppress(KeyboardInterrupt):  # the library
+        handlers[signal.SIGINT](signal.SIGINT, None)
+    with pytest.raises(KeyboardInterrupt):
+        next(steps)
+    with pytest.raises(KeyboardInterrupt):
+        out.say("checking")

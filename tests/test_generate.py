@@ -14,6 +14,7 @@ import vtcompress
 from compressor.errors import VtcompressError
 from export import memory
 from export.report import markdown_report
+from export.report_data import ReportData
 from export.runtime import Runtime
 from tests.models import make_picture
 from tests.runtimes import exported
@@ -190,7 +191,7 @@ def test_a_manifest_from_before_memory_was_measured_still_loads(artifact: Path) 
     manifest = vtcompress.Manifest.model_validate_json(json.dumps(document))
     assert manifest.memory is None
     plan = vtcompress.Plan.load(artifact / "plan.json")
-    assert "## Memory\n\nNot measured." in markdown_report(manifest, plan)
+    assert "## Memory\n\nNot measured." in markdown_report(ReportData(manifest, plan))
 
 
 def test_a_measuring_process_that_fails_is_told_in_one_line(artifact: Path, tmp_path: Path) -> None:

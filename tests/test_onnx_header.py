@@ -276,10 +276,10 @@ def test_an_artifact_with_such_a_graph_is_refused_before_onnx_runtime_sees_it(
     (tmp_path / "weights.bin").write_bytes(bytes(512))
     write_manifest(tmp_path, **facts.manifest_fields())
 
-    def loaded(*_: object) -> None:
+    def loaded(*_: object, **__: object) -> None:
         pytest.fail("ONNX Runtime was started")
 
-    monkeypatch.setattr("export.runtime.OnnxSession", loaded)
+    monkeypatch.setattr("export.sessions.OnnxSession", loaded)
     with pytest.raises(ArtifactError, match=r"decoder\.onnx"):
         Runtime.load(tmp_path, verify=verify)
     with pytest.raises(ArtifactError, match=r"decoder\.onnx"):

@@ -45,6 +45,7 @@ def cli(context: click.Context, verbose: int, quiet: bool, machine: bool) -> Non
     the other commands are its stages, each starting from the file of the one before.
     """
     context.obj = Output(verbosity=-1 if quiet else verbose, machine=machine)
+    context.obj.interrupts.listen()
     _set_logs(verbose)
 
 

@@ -4,10 +4,12 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import click
+
+from vtcompress.interrupts import Interrupts
 
 Item = TypeVar("Item")
 
@@ -23,10 +25,12 @@ class Output:
     Attributes:
         verbosity: -1 results only, 0 stages and progress, 1 details too.
         machine: results as one JSON document on stdout, nothing else there.
+        interrupts: asked at every step of progress.
     """
 
     verbosity: int = 0
     machine: bool = False
+    interrupts: Interrupts = field(default_factory=Interrupts)
 
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """Print a table for people."""
@@ -56,17 +60,19 @@ class Output:
 
     def say(self, line: str) -> None:
         """Announce a stage on stderr."""
+        self.interrupts.check()
         if self.verbosity >= 0:
             click.echo(line, err=True)
 
     def track(self, items: Iterable[Item], label: str, total: int) -> Iterator[Item]:
         """Yield the items; show progress on stderr if it takes more than two seconds."""
-        if self.verbosity < 0:
-            yield from items
-        elif sys.stderr.isatty():
-            yield from self._bar(items, label, total)
-        else:
-            yield from self._lines(items, label, total)
+        shown = items
+        if self.verbosity >= 0:
+            show = self._bar if sys.stderr.isatty() else self._lines
+            shown = show(items, label, total)
+        for item in shown:
+            self.interrupts.check()
+            yield item
 
     def _bar(self, items: Iterable[Item], label: str, total: int) -> Iterator[Item]:
         from rich.console import Console
