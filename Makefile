@@ -17,7 +17,7 @@ $(VENV)/.python:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/.installed: $(VENV)/.python pyproject.toml constraints.txt
+$(VENV)/.installed: $(VENV)/.python Makefile pyproject.toml constraints.txt
 	$(PIP) torch
 	$(PIP) --editable '.[compress,cpu]'
 	@touch $@
