@@ -254,3 +254,13 @@ def test_a_broken_export_is_caught_by_the_fidelity_check(
     assert outcome.fidelity is not None
     assert len(outcome.fidelity.failures) > 10
     assert any("prefill" in line for line in outcome.failures)
+
+
+def test_a_profile_of_another_model_is_refused_and_nothing_is_written(
+    artifact: Path, llava: Callable[[str], Path], questions: Path, tmp_path: Path
+) -> None:
+    foreign = vtcompress.Profile.load(artifact / "profile.json")
+    recipe = recipe_for(llava("clip+mistral, all heads"), questions)
+    with pytest.raises(VtcompressError, match="measured on another model"):
+        vtcompress.export(recipe, tmp_path / "out", profile=foreign, bench_rounds=0)
+    assert list(tmp_path.iterdir()) == []

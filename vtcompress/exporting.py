@@ -79,6 +79,8 @@ class ExportRun:
         if measure:
             calibration_samples(self.recipe)  # refused before the model is loaded
         model = load_model(self.recipe, self.progress)
+        if profile is not None:
+            profile.check_belongs(Path(PROFILE_FILE), model_digest=model.digest)
         self.origin = origin_of(self.recipe.model.id, model.folder)
         resume = self.output.absolute().with_name(f".{self.output.name}.calibration.json")
         with self._staged(model.folder, model.facts.dtype, overwrite=overwrite) as folder:
