@@ -1,5 +1,6 @@
 """One run of `export`: the order in which models come and go, so that no two are in memory together."""
 
+import gc
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -154,6 +155,8 @@ class ExportRun:
         folder: Path,
     ) -> Manifest:
         written = self._torch_side(models.pop(), profile, original, folder)
+        # Exported programs are cycles that hold the weights; without this they stay through the checks.
+        gc.collect()
         return self._onnx_side(written, folder)
 
     def _torch_side(
@@ -200,20 +203,8 @@ class ExportRun:
 
     def _onnx_side(self, written: Written, folder: Path) -> Manifest:
         recipe, plan, graphs = self.recipe, written.plan, written.graphs
-        self.progress.say("checking export fidelity")
-        session = OnnxSession(folder, graphs)
-        first = check_fidelity(session, graphs, plan, written.reference, recipe)
-        second = None
-        if written.original is not None:
-            runtime = Runtime.on_session(session, folder, plan.model, written.image_token)
-            tokens = written.original.max_new_tokens
-            found = loss.measure(runtime, self.samples, tokens, self.progress)
-            loss.write_answers(folder / loss.COMPRESSED_FILE, found)
-            limits = loss_limits(recipe)
-            second = loss.compare(
-                self.samples, written.original, found, limits, validation_name(recipe)
-            )
-        del session
+        # A method of its own: its session is gone before timing loads both decoders.
+        first, second = self._both_checks(written, folder)
         fields: dict[str, Any] = {
             "tools": tool_versions(),
             "model": plan.model,
@@ -231,6 +222,21 @@ class ExportRun:
         }
         write_reports(folder, Manifest(files={}, **fields), self.origin)
         return artifacts.write_manifest(folder, **fields)
+
+    def _both_checks(
+        self, written: Written, folder: Path
+    ) -> tuple[fidelity.FidelityReport, loss.LossReport | None]:
+        recipe, plan, original = self.recipe, written.plan, written.original
+        self.progress.say("checking export fidelity")
+        session = OnnxSession(folder, written.graphs)
+        first = check_fidelity(session, written.graphs, plan, written.reference, recipe)
+        if original is None:
+            return first, None
+        runtime = Runtime.on_session(session, folder, plan.model, written.image_token)
+        found = loss.measure(runtime, self.samples, original.max_new_tokens, self.progress)
+        loss.write_answers(folder / loss.COMPRESSED_FILE, found)
+        limits, name = loss_limits(recipe), validation_name(recipe)
+        return first, loss.compare(self.samples, original, found, limits, name)
 
     def _times(self, folder: Path, graphs: Sequence[GraphSpec], plan: Plan) -> timing.BenchReport:
         return timing.bench(
