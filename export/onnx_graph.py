@@ -62,14 +62,6 @@ def save_graph(model: ir.Model, path: Path, weights: SharedWeights) -> None:
     ir.save(model, path)
 
 
-def node_counts(path: Path) -> Counter[str]:
-    """Return how many nodes of each operator a graph has."""
-    import onnx
-
-    graph = onnx.load(path, load_external_data=False).graph
-    return Counter(node.op_type for node in graph.node)
-
-
 def _samples(spec: GraphSpec) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(0)
 
