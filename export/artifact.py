@@ -161,13 +161,9 @@ def staged(output: Path, *, overwrite: bool = False, needed_bytes: int = 0) -> I
         _clear_strays(output)
         if output.exists() and not overwrite and (not output.is_dir() or any(output.iterdir())):
             raise VtcompressError(f"{output}: exists; choose another --output or add --overwrite")
+        staging = output.parent / f".{output.name}{STAGING_MARK}{uuid.uuid4().hex[:8]}"
         try:
-            check_room(output.parent, needed_bytes)
-            staging = output.parent / f".{output.name}{STAGING_MARK}{uuid.uuid4().hex[:8]}"
-            staging.mkdir()
-        except OSError as failure:
-            raise VtcompressError(f"{output.parent}: cannot write: {failure.strerror}") from None
-        try:
+            _make_staging(staging, needed_bytes)
             yield staging
             _replace(staging, output)
         except VtcompressError:
@@ -178,6 +174,14 @@ def staged(output: Path, *, overwrite: bool = False, needed_bytes: int = 0) -> I
             raise VtcompressError(f"{output}: cannot write: {reason}") from failure
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+
+
+def _make_staging(staging: Path, needed_bytes: int) -> None:
+    try:
+        check_room(staging.parent, needed_bytes)
+        staging.mkdir()
+    except OSError as failure:
+        raise VtcompressError(f"{staging.parent}: cannot write: {failure.strerror}") from None
 
 
 def _system_error(failure: Exception) -> str | None:

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 an error of input or environment, 2 wrong usage, 3 a check
 """
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -415,7 +416,14 @@ for command in COMMANDS:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
-    sys.exit(run(arguments))
+    code = run(arguments)
+    if code == EXIT_INTERRUPTED:
+        # Under `python -m`, CPython kills itself by SIGINT when an interrupt, even a handled one, passed
+        # through exec() of a string (dataclasses do that); leaving without its shutdown keeps the code.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def run(arguments: list[str] | None = None) -> int:
