@@ -1,7 +1,9 @@
 """The plan: what visual tokens do in each layer. Pure data, JSON both ways, made without torch."""
 
+from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -9,11 +11,20 @@ from compressor.dims import Facts, ModelFacts, Positive
 from compressor.errors import PlanError
 from compressor.files import read_text, write_text
 
-VisualRows = Literal["update", "frozen"]
-"""`update`: visual rows are computed; `frozen`: they pass through, their K and V are still read."""
+NotNegative = Annotated[int, Field(ge=0)]
 
-Reason = Literal["", "shortv", "dead"]
+VisualRows = Literal["update", "frozen", "exited"]
+"""`update`: visual rows are computed; `frozen`: they pass through, their K and V are still read;
+`exited`: they left the decoder before this layer: no rows, no K and V."""
+
+Reason = Literal["", "shortv", "dead", "vtw", "dyvte"]
 """Why visual rows are not updated; `dead`: nobody reads their output, so freezing them is exact."""
+
+EXITS: Mapping[Reason, VisualRows] = {"vtw": "exited", "dyvte": "exited"}
+"""What a reason does to visual rows, where that is not `frozen`."""
+
+GateMode = Literal["dynamic", "staged"]
+"""`dynamic`: one graph that narrows the visual rows to none; `staged`: the decoder cut at the gates."""
 
 
 class LayerPlan(Facts):
@@ -23,9 +34,16 @@ class LayerPlan(Facts):
     visual: VisualRows = "update"
     reason: Reason = ""
 
+    @classmethod
+    def because(cls, index: int, reason: Reason) -> "LayerPlan":
+        """Return a layer in which visual rows do what the reason asks for."""
+        visual: VisualRows = EXITS.get(reason, "frozen") if reason else "update"
+        return cls(index=index, visual=visual, reason=reason)
+
     @model_validator(mode="after")
-    def _frozen_for_a_reason(self) -> "LayerPlan":
-        if self.frozen == (self.reason == ""):
+    def _state_fits_the_reason(self) -> "LayerPlan":
+        wanted = EXITS.get(self.reason, "frozen") if self.reason else "update"
+        if self.visual != wanted:
             raise ValueError(
                 f"layer {self.index} is {self.visual!r} for the reason {self.reason!r}"
             )
@@ -35,6 +53,41 @@ class LayerPlan(Facts):
     def frozen(self) -> bool:
         """Whether visual rows pass through this layer unchanged."""
         return self.visual == "frozen"
+
+    @property
+    def exited(self) -> bool:
+        """Whether visual rows have left the decoder before this layer."""
+        return self.visual == "exited"
+
+
+class Gates(Facts):
+    """DyVTE's gates: the visual rows leave after the first layer whose gate fires; decided in prefill.
+
+    Attributes:
+        candidates: layers that have a gate, ascending; the last layer has none.
+        mode: how they are deployed.
+        width: hidden width of a gate.
+        digest: sha256 over the gates' weights.
+        fired: calibration prompts whose first gate to fire is that of each candidate; empty: not measured.
+        unfired: calibration prompts in which no gate fires.
+    """
+
+    candidates: tuple[int, ...] = Field(min_length=1)
+    mode: GateMode
+    width: Positive
+    digest: str
+    fired: tuple[NotNegative, ...] = ()
+    unfired: NotNegative = 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Gates":
+        if list(self.candidates) != sorted(set(self.candidates)) or self.candidates[0] < 0:
+            raise ValueError(f"candidates {self.candidates} are not ascending layers")
+        if self.fired and len(self.fired) != len(self.candidates):
+            raise ValueError(
+                f"{len(self.fired)} counts of exits for {len(self.candidates)} candidates"
+            )
+        return self
 
 
 class Workload(Facts):
@@ -52,6 +105,7 @@ class Plan(Facts):
         model: the model the plan was made for.
         model_digest: sha256 over its configuration and weights.
         layers: one entry per decoder layer, in order.
+        gates: that decide on an exit for each prompt; None: all prompts do the same.
         workload: the prefill that predicted figures refer to.
     """
 
@@ -59,6 +113,7 @@ class Plan(Facts):
     model: ModelFacts
     model_digest: str
     layers: tuple[LayerPlan, ...]
+    gates: Gates | None = None
     workload: Workload = Workload()
 
     @model_validator(mode="after")
@@ -68,6 +123,15 @@ class Plan(Facts):
             raise ValueError(
                 f"layers are {indices}; the model has layers 0..{self.model.decoder.layers - 1}"
             )
+        exited = [layer.exited for layer in self.layers]
+        if exited != sorted(exited) or exited[0]:
+            raise ValueError("visual rows enter layer 0, and layers after an exit are exited too")
+        if self.gates is not None:
+            if exited[-1]:
+                raise ValueError("gates and a fixed exit exclude each other")
+            if self.gates.candidates[-1] >= len(self.layers) - 1:
+                last = len(self.layers) - 2
+                raise ValueError(f"candidates {self.gates.candidates} reach beyond layer {last}")
         return self
 
     @property
@@ -79,10 +143,35 @@ class Plan(Facts):
         """Indices of the layers that visual rows pass through unchanged."""
         return tuple(layer.index for layer in self.layers if layer.frozen)
 
+    @property
+    def exit_layer(self) -> int | None:
+        """First layer without visual rows; None if they stay, or gates decide."""
+        return next((layer.index for layer in self.layers if layer.exited), None)
+
+    def segments(self) -> tuple[range, ...]:
+        """Runs of layers whose caches have one length: cut at a fixed exit, and after each gate."""
+        cuts = [self.exit_layer] if self.exit_layer is not None else []
+        if self.gates is not None:
+            cuts = [candidate + 1 for candidate in self.gates.candidates]
+        return tuple(range(a, b) for a, b in pairwise([0, *cuts, len(self.layers)]))
+
     def naive(self) -> "Plan":
         """The original's own work: every row in every layer, dead rows included."""
         layers = tuple(LayerPlan(index=layer.index) for layer in self.layers)
-        return self.model_copy(update={"layers": layers})
+        return self.model_copy(update={"layers": layers, "gates": None})
+
+    def fired_after(self, layer: int | None) -> "Plan":
+        """What a plan with gates does with a prompt whose first gate to fire is behind `layer`.
+
+        None: no gate fires. Visual rows of that very layer ran already: they are not dead.
+        """
+        layers = tuple(
+            LayerPlan.because(entry.index, "dyvte")
+            if layer is not None and entry.index > layer
+            else entry
+            for entry in self.layers
+        )
+        return self.model_copy(update={"layers": layers, "gates": None})
 
     def save(self, path: Path) -> None:
         """Write the plan as JSON, atomically."""

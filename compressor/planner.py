@@ -72,8 +72,8 @@ def make_plan(
 def freeze(plan: Plan, layers: Sequence[int], reason: Reason) -> Plan:
     """Return the plan with visual rows frozen in the given layers, dead rows marked."""
     chosen = tuple(
-        LayerPlan(index=layer.index, visual="frozen", reason=reason)
-        if layer.index in layers
+        LayerPlan.because(layer.index, reason)
+        if layer.index in layers and not layer.exited
         else layer
         for layer in plan.layers
     )

@@ -17,13 +17,14 @@ from pydantic import ValidationError
 from compressor.errors import ArtifactError, VtcompressError
 from compressor.files import read_text, sha256_of, write_text
 from compressor.locks import exclusive
+from export.graphs import in_order
 from export.manifest import MANIFEST_FILE, MANIFEST_FORMAT, FileEntry, Manifest
 from export.onnx_header import check_graph
 
 RECIPE_FILE, PLAN_FILE, PROFILE_FILE = "recipe.yaml", "plan.json", "profile.json"
 STAGING_MARK = ".vtcompress-staging-"
 OLD_MARK = "-old"
-NEEDED_GRAPHS = ("vision", "embed", "decoder")
+NEEDED_GRAPHS = ("vision", "embed")
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,8 @@ class Artifact:
             for name in NEEDED_GRAPHS
             if names.count(name) != 1
         ]
+        if not in_order(manifest.graphs, "decoder"):
+            problems.append(f"{path}: has no decoder; copy the artifact anew")
         problems += [
             p for name, entry in manifest.files.items() for p in _check(folder, name, entry, verify)
         ]

@@ -1,8 +1,15 @@
 """Names and axes of every graph, declared once; export, sample inputs, runtime feeds and checks read them.
 
-Axes: `batch` B, `images` I, `visual` V, `text` T, `past` P, `total` P + V + T; numbers are fixed.
+Axes: `batch` B, `images` I, `visual` V, `text` T, `past` P, `total` P plus the rows of this call; numbers
+are fixed. Layers behind an exit or a gate have caches of another length: `past_12`, `total_12` from layer 12
+on. `asked` is min(V, 1).
+
+A plan with gates is of batch 1. `staged`, it has a decoder graph for each run of layers up to a gate; the
+caller passes states on, and no visual rows once `gate_logits` of a stage say so.
 """
 
+from collections.abc import Sequence
+from itertools import product
 from typing import Literal
 
 import numpy as np
@@ -23,8 +30,14 @@ class TensorSpec(Facts):
     axes: tuple[Axis, ...]
 
     def shape(self, sizes: dict[str, int]) -> tuple[int, ...]:
-        """Return the shape for the given sizes of the named axes."""
-        return tuple(axis if isinstance(axis, int) else sizes[axis] for axis in self.axes)
+        """Return the shape for the given sizes of the named axes.
+
+        An axis of later layers, such as `past_12`, has the size of `past` unless it is given.
+        """
+        return tuple(
+            axis if isinstance(axis, int) else sizes[axis if axis in sizes else axis.split("_")[0]]
+            for axis in self.axes
+        )
 
     @property
     def numpy(self) -> np.dtype:
@@ -36,7 +49,7 @@ class GraphSpec(Facts):
     """One ONNX graph.
 
     Attributes:
-        name: `vision`, `embed`, `decoder` or `baseline_decoder`.
+        name: `vision`, `embed`, `decoder`, `decoder_stage_0`.. or `baseline_decoder`.
         file: its file in the artifact.
     """
 
@@ -84,40 +97,78 @@ def embed_graph(facts: ModelFacts, dtype: DType) -> GraphSpec:
     )
 
 
+def decoder_graphs(plan: Plan, dtype: DType, logits: str) -> tuple[GraphSpec, ...]:
+    """Return the graphs that run the plan's decoder one after another: a single one, or its stages."""
+    if plan.gates is None or plan.gates.mode == "dynamic":
+        return (decoder_graph(plan, dtype, logits),)
+    last = len(plan.segments()) - 1
+    return tuple(
+        _decoder(plan, dtype, logits, f"{STAGE}{number}", (segment,), ends=number == last)
+        for number, segment in enumerate(plan.segments())
+    )
+
+
 def decoder_graph(plan: Plan, dtype: DType, logits: str, *, name: str = "decoder") -> GraphSpec:
     """Prefill and decode in one graph."""
+    return _decoder(plan, dtype, logits, name, plan.segments(), ends=True)
+
+
+STAGE = "decoder_stage_"
+# A decoder graph's inputs before its caches: two kinds of rows, and their places.
+ROWS = 4
+
+
+def in_order(graphs: Sequence[GraphSpec], decoder: str) -> tuple[GraphSpec, ...]:
+    """Return the graphs that run a decoder, `decoder` or `baseline_decoder`: one, or its stages in order."""
+    found = [g for g in graphs if g.name == decoder]
+    if not found and decoder == "decoder":
+        found = [g for g in graphs if g.name.startswith(STAGE)]
+        found.sort(key=lambda g: int(g.name.removeprefix(STAGE)))
+    return tuple(found)
+
+
+def _decoder(
+    plan: Plan,
+    dtype: DType,
+    logits: str,
+    name: str,
+    segments: tuple[range, ...],
+    *,
+    ends: bool,
+) -> GraphSpec:
     dims = plan.model.decoder
-    past, present = [], []
-    for layer in plan.layers:
-        for part in ("key", "value"):
-            cache = ("batch", dims.kv_heads)
-            past.append(
-                TensorSpec(
-                    name=f"past_key_values.{layer.index}.{part}",
-                    dtype=dtype,
-                    axes=(*cache, "past", dims.head_dim),
-                )
-            )
-            present.append(
-                TensorSpec(
-                    name=f"present.{layer.index}.{part}",
-                    dtype=dtype,
-                    axes=(*cache, "total", dims.head_dim),
-                )
-            )
-    rows = 1 if logits == "last" else "text"
+    batch: Axis = "batch" if plan.gates is None else 1
+    past: list[TensorSpec] = []
+    present: list[TensorSpec] = []
+    for segment in segments:
+        later = f"_{segment.start}" if segment.start else ""
+        for layer, part in product(segment, ("key", "value")):
+            for tensors, prefix, length in (
+                (past, "past_key_values", "past"),
+                (present, "present", "total"),
+            ):
+                axes = (batch, dims.kv_heads, length + later, dims.head_dim)
+                tensors.append(TensorSpec(name=f"{prefix}.{layer}.{part}", dtype=dtype, axes=axes))
+    found: tuple[TensorSpec, ...]
+    visual, text = (batch, "visual", dims.hidden), (batch, "text", dims.hidden)
+    if ends:
+        rows = 1 if logits == "last" else "text"
+        found = (TensorSpec(name="logits", dtype="float32", axes=(batch, rows, dims.vocab)),)
+    else:
+        found = (
+            TensorSpec(name="visual_states", dtype=dtype, axes=visual),
+            TensorSpec(name="text_states", dtype=dtype, axes=text),
+            TensorSpec(name="gate_logits", dtype=dtype, axes=("asked", 2)),
+        )
     return GraphSpec(
         name=name,
         file=f"{name}.onnx",
         inputs=(
-            TensorSpec(name="visual_embeds", dtype=dtype, axes=("batch", "visual", dims.hidden)),
-            TensorSpec(name="inputs_embeds", dtype=dtype, axes=("batch", "text", dims.hidden)),
-            TensorSpec(name="visual_index", dtype="int64", axes=("batch", "visual")),
-            TensorSpec(name="text_index", dtype="int64", axes=("batch", "text")),
+            TensorSpec(name="visual_embeds", dtype=dtype, axes=visual),
+            TensorSpec(name="inputs_embeds", dtype=dtype, axes=text),
+            TensorSpec(name="visual_index", dtype="int64", axes=(batch, "visual")),
+            TensorSpec(name="text_index", dtype="int64", axes=(batch, "text")),
             *past,
         ),
-        outputs=(
-            TensorSpec(name="logits", dtype="float32", axes=("batch", rows, dims.vocab)),
-            *present,
-        ),
+        outputs=(*found, *present),
     )

@@ -1,7 +1,8 @@
 """Pictures looked at once: their keys and values are kept, and of every question only its own tokens run.
 
 Exact, because attention is causal: a visual row never sees what follows it, so its keys and values do not
-depend on the question.
+depend on the question. Where gates decide how deep visual rows go they do: gates read the question, so
+nothing is kept and all rows run.
 """
 
 import logging
@@ -82,6 +83,9 @@ def prefill_images(runtime: "Runtime", images: Sequence[str | Path]) -> ImagePre
     if not images:
         raise DataError(["prefill_image: no picture; give at least one, or use generate"])
     pixels = runtime.pixels(images)
+    if runtime.session.gated:
+        log.info("gates read the question to decide on the exit: nothing can be kept")
+        return ImagePrefix(runtime, pixels, NOTHING)
     prompts = [runtime.encode([user_message(probe, len(images))]) for probe in PROBES]
     end = shared_end(prompts, runtime.facts.image_token_id)
     if end is None:

@@ -14,16 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from compressor.compressed import CompressedModel
-from compressor.decoder import Decoder, KeyValue
+from compressor.decoder import Decoder, KeyValue, Stage
 from compressor.errors import VtcompressError
 from compressor.version import __version__
-from export.graphs import GraphSpec, TensorSpec
+from export.graphs import ROWS, GraphSpec, TensorSpec
 from export.weights import SharedWeights
 
 OPSET = 23
 SCOPES = "pkg.torch.onnx.name_scopes"
 # Sizes of the sample call. All differ from each other and from 0 and 1, which torch.export would fix.
 SAMPLE_SIZES = {"batch": 2, "images": 2, "visual": 5, "text": 7, "past": 3}
+LATER_PAST = 11  # of layers behind an exit or a gate, and counting on
 LEAST_SIZES = {"batch": 1, "images": 1, "visual": 0, "text": 1, "past": 0}
 
 
@@ -49,9 +50,9 @@ def export_embed(model: CompressedModel, spec: GraphSpec) -> ir.Model:
     return _export(Embedding(model.embedding).eval(), _samples(spec), spec)
 
 
-def export_decoder(decoder: Decoder, spec: GraphSpec) -> ir.Model:
-    """Export a decoder, prefill and decode in one graph."""
-    *rows, past = (*_samples(spec)[:4], _samples(spec)[4:])
+def export_decoder(decoder: Decoder | Stage, spec: GraphSpec) -> ir.Model:
+    """Export a decoder or a stage of it, prefill and decode in one graph."""
+    rows, past = _samples(spec)[:ROWS], _samples(spec)[ROWS:]
     pairs = [KeyValue(k, v) for k, v in zip(past[::2], past[1::2], strict=True)]
     return _export(decoder, (*rows, pairs), spec)
 
@@ -65,8 +66,11 @@ def save_graph(model: ir.Model, path: Path, weights: SharedWeights) -> None:
 def _samples(spec: GraphSpec) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(0)
 
+    later = {str(a) for t in spec.inputs for a in t.axes if str(a).startswith("past_")}
+    sizes = SAMPLE_SIZES | {axis: LATER_PAST + i for i, axis in enumerate(sorted(later))}
+
     def sample(tensor: TensorSpec) -> Tensor:
-        shape = tensor.shape(SAMPLE_SIZES)
+        shape = tensor.shape(sizes)
         if tensor.dtype == "int64":
             return torch.zeros(shape, dtype=torch.int64)
         return torch.rand(shape, generator=generator).to(getattr(torch, tensor.dtype))
@@ -75,7 +79,8 @@ def _samples(spec: GraphSpec) -> tuple[Tensor, ...]:
 
 
 def _dynamic(spec: GraphSpec) -> list[dict[int, Any]]:
-    axes = {axis: torch.export.Dim(axis, min=least) for axis, least in LEAST_SIZES.items()}
+    named = {axis for tensor in spec.inputs for axis in tensor.axes if isinstance(axis, str)}
+    axes = {a: torch.export.Dim(a, min=LEAST_SIZES[a.split("_")[0]]) for a in named}
     return [
         {i: axes[axis] for i, axis in enumerate(tensor.axes) if isinstance(axis, str)}
         for tensor in spec.inputs
@@ -85,9 +90,9 @@ def _dynamic(spec: GraphSpec) -> list[dict[int, Any]]:
 def _export(module: nn.Module, args: tuple[Any, ...], spec: GraphSpec) -> ir.Model:
     dynamic: list[Any] = _dynamic(spec)
     if len(args) < len(spec.inputs):  # a decoder: the caches travel as one list of pairs
-        caches = dynamic[4:]
+        caches = dynamic[ROWS:]
         pairs = [KeyValue(k, v) for k, v in zip(caches[::2], caches[1::2], strict=True)]
-        dynamic = [*dynamic[:4], pairs]
+        dynamic = [*dynamic[:ROWS], pairs]
     with _quiet_exporter(), torch.inference_mode():
         program = torch.onnx.export(
             module,

@@ -172,7 +172,8 @@ class Runtime:
                 prompt = self.prepare(question, images)
                 groups.setdefault(prompt.layout_key, []).append((place, prompt))
             for group in groups.values():
-                size = max(1, BATCH_ROWS // group[0][1].layout.rows)
+                rows = group[0][1].layout.rows
+                size = 1 if self.session.gated else max(1, BATCH_ROWS // rows)
                 for first in range(0, len(group), size):
                     batch = group[first : first + size]
                     replies = self.replies([prompt for _, prompt in batch], max_new_tokens)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.errors import ArtifactError, MissingExtraError
-from export.graphs import GraphSpec
+from export.graphs import ROWS, GraphSpec, in_order
 
 Array = NDArray[Any]
 Past = Any
@@ -18,6 +19,11 @@ Past = Any
 
 class Session(Protocol):
     """A model that runs; B batch, I images, V visual rows, T text rows, P past."""
+
+    @property
+    def gated(self) -> bool:
+        """Whether gates read the text behind the images to decide on an exit; calls are then of batch 1."""
+        ...
 
     def vision(self, pixel_values: Array) -> Array:
         """Pixels [I, 3, S, S] float32 to visual embeddings [I, N, D]."""
@@ -129,7 +135,7 @@ class GraphSession(Generic[OneGraph]):
     """An artifact's graphs in one backend behind the session call; loaded when first used.
 
     Args:
-        graphs: declarations by name; needs `vision`, `embed` and the decoder.
+        graphs: declarations by name; needs `vision`, `embed` and the decoder or its stages.
         open_graph: loads one of them.
         decoder: name of the decoder graph, `decoder` or `baseline_decoder`.
     """
@@ -142,7 +148,8 @@ class GraphSession(Generic[OneGraph]):
     ) -> None:
         self._specs = {spec.name: spec for spec in graphs}
         self._open_graph = open_graph
-        self._decoder = decoder
+        self._decoders = in_order(graphs, decoder)
+        self._caches = [cache for spec in self._decoders for cache in spec.inputs[ROWS:]]
         self._loaded: dict[str, OneGraph] = {}
 
     def graph(self, name: str) -> OneGraph:
@@ -153,8 +160,13 @@ class GraphSession(Generic[OneGraph]):
 
     def load(self) -> None:
         """Load all graphs now, so that the first call is not slower than the next."""
-        for name in ("vision", "embed", self._decoder):
+        for name in ("vision", "embed", *(spec.name for spec in self._decoders)):
             self.graph(name)
+
+    @property
+    def gated(self) -> bool:
+        """See `Session.gated`."""
+        return self._decoders[0].inputs[0].axes[0] == 1
 
     def vision(self, pixel_values: Array) -> Array:
         """See `Session.vision`."""
@@ -168,16 +180,23 @@ class GraphSession(Generic[OneGraph]):
         self, visual: Array, text: Array, visual_index: Array, text_index: Array, past: Past
     ) -> tuple[Array, Past]:
         """See `Session.decode`."""
-        logits, *present = self.graph(self._decoder)(
-            [visual, text, visual_index, text_index, *past]
-        )
-        return as_array(logits), present
+        *stages, last = self._decoders
+        rest, present = iter(past), []
+        for spec in stages:
+            rows = [visual, text, visual_index, text_index]
+            caches = islice(rest, len(spec.inputs) - ROWS)
+            visual, text, gate_logits, *more = self.graph(spec.name)([*rows, *caches])
+            present += more
+            if fires(as_array(gate_logits)):
+                visual = np.zeros(spec.outputs[0].shape({"visual": 0}), spec.outputs[0].numpy)
+                visual_index = visual_index[:, :0]
+        logits, *more = self.graph(last.name)([visual, text, visual_index, text_index, *rest])
+        return as_array(logits), [*present, *more]
 
     def empty_past(self, batch: int) -> Past:
         """See `Session.empty_past`."""
         sizes = {"batch": batch, "past": 0}
-        caches = self._specs[self._decoder].inputs[4:]
-        return [np.zeros(spec.shape(sizes), spec.numpy) for spec in caches]
+        return [np.zeros(spec.shape(sizes), spec.numpy) for spec in self._caches]
 
     def past_shapes(self, past: Past) -> tuple[tuple[int, ...], ...]:
         """See `Session.past_shapes`."""
@@ -185,10 +204,9 @@ class GraphSession(Generic[OneGraph]):
 
     def past_bytes(self, past: Past) -> int:
         """See `Session.past_bytes`."""
-        specs = self._specs[self._decoder].inputs[4:]
         return sum(
             math.prod(shape) * spec.numpy.itemsize
-            for shape, spec in zip(self.past_shapes(past), specs, strict=True)
+            for shape, spec in zip(self.past_shapes(past), self._caches, strict=True)
         )
 
 
@@ -215,6 +233,11 @@ class OnnxSession(GraphSession[OnnxGraph]):
         super().__init__(
             graphs, lambda spec: OnnxGraph(folder, spec, threads, mapped=mapped), decoder
         )
+
+
+def fires(gate_logits: Array) -> bool:
+    """Return whether a gate's logits [min(V, 1), 2] make the visual rows leave."""
+    return bool((gate_logits[:, 1] > gate_logits[:, 0]).any())
 
 
 def as_array(value: Any) -> Array:

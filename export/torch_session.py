@@ -13,6 +13,11 @@ class TorchSession:
     def __init__(self, model: CompressedModel) -> None:
         self.model = model
 
+    @property
+    def gated(self) -> bool:
+        """See `Session.gated`."""
+        return len(self.model.decoder.gates) > 0
+
     @torch.inference_mode()
     def vision(self, pixel_values: Array) -> Array:
         """See `Session.vision`."""

@@ -1,9 +1,10 @@
 """One run of `export`: the order in which models come and go, so that no two are in memory together."""
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from export import artifact as artifacts
 from export import bench as timing
 from export import memory
 from export.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE
-from export.graphs import GraphSpec, decoder_graph, embed_graph, vision_graph
+from export.graphs import GraphSpec, decoder_graph, decoder_graphs, embed_graph, vision_graph
 from export.manifest import Manifest, Predicted, tool_versions
 from export.model_card import Origin
 from export.parity import fidelity, loss
@@ -30,6 +31,7 @@ from vtcompress.reporting import origin_of, write_reports
 
 if TYPE_CHECKING:
     from compressor.compressed import CompressedModel
+    from compressor.decoder import Decoder
     from compressor.families import LoadedModel
 
 # Graphs without weights, tokenizer, plots and small pictures take less.
@@ -186,13 +188,13 @@ class ExportRun:
         specs = (
             vision_graph(plan.model, dtype),
             embed_graph(plan.model, dtype),
-            decoder_graph(plan, dtype, logits),
+            *decoder_graphs(plan, dtype, logits),
             decoder_graph(plan.naive(), dtype, logits, name="baseline_decoder"),
         )
         makers = (
             lambda spec: export_vision(small, spec),
             lambda spec: export_embed(small, spec),
-            lambda spec: export_decoder(small.decoder, spec),
+            *decoder_makers(small.decoder, plan),
             lambda spec: export_decoder(naive_decoder(small), spec),
         )
         with SharedWeights(folder) as weights:
@@ -258,6 +260,17 @@ class ExportRun:
         except VtcompressError as failure:  # a figure less is no reason to lose the artifact
             self.progress.say(f"memory is not in the report: {failure}")
             return None
+
+
+def decoder_makers(decoder: "Decoder", plan: Plan) -> list[Callable[[GraphSpec], Any]]:
+    """Return what exports each of the plan's decoder graphs, in order."""
+    from compressor.decoder import Stage
+    from export.onnx_graph import export_decoder
+
+    if plan.gates is None or plan.gates.mode == "dynamic":
+        return [lambda spec: export_decoder(decoder, spec)]
+    stages = [Stage(decoder, number).eval() for number in range(len(plan.segments()))]
+    return [partial(export_decoder, stage) for stage in stages]
 
 
 def compress_for_export(model: "LoadedModel", plan: Plan, recipe: Recipe) -> "CompressedModel":

@@ -33,7 +33,7 @@ def layer_contribution(
         visual_index: [1, V] places in the prompt.
         text_index: [1, T] places in the prompt.
     """
-    call = decoder.prepare(visual_index, text_index, past_length=0, like=text)
+    call = decoder.places(visual_index, text_index, text.dtype).call(0, text.shape[1])
     empty = decoder.empty_past(1)
 
     def run(first: int, visual: Tensor, text: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:

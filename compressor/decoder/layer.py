@@ -28,15 +28,24 @@ class KeyValue(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """What attention must know of a group of query rows: mask and rotation, made once per call."""
+    """What attention must know of a group of query rows: mask and rotation."""
 
-    mask: Tensor  # [B, 1, rows, P + S] bool
+    mask: Tensor  # [B, 1, rows, P + keys] bool
     cos: Tensor  # [B, rows, d / 2]
     sin: Tensor  # [B, rows, d / 2]
 
+    def last(self, count: int) -> "Rows":
+        """Return what concerns the last rows alone."""
+        first = self.cos.shape[1] - count
+        return Rows(
+            self.mask.narrow(2, first, count),
+            self.cos.narrow(1, first, count),
+            self.sin.narrow(1, first, count),
+        )
+
 
 class Call(NamedTuple):
-    """One call's queries: all rows (visual, then text) and text rows alone."""
+    """One call's queries: all rows (visual, then text), and text rows alone, on the keys of all rows."""
 
     all: Rows
     text: Rows
@@ -92,12 +101,12 @@ class MLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Attention and MLP; visual rows are updated with the text rows, or frozen, as the plan says."""
+    """Attention and MLP; visual rows are updated with the text rows, frozen or gone, as the plan says."""
 
     def __init__(self, dims: DecoderDims, plan: LayerPlan) -> None:
         super().__init__()
         self.heads, self.kv_heads = dims.heads, dims.kv_heads
-        self.frozen = plan.frozen
+        self.frozen, self.exited = plan.frozen, plan.exited
         self.input_norm = RMSNorm(dims.hidden, dims.rms_norm_eps)
         self.query = Linear(dims.hidden, dims.query_width, bias=dims.qkv_bias)
         self.key = Linear(dims.hidden, dims.kv_width, bias=dims.qkv_bias)
@@ -112,14 +121,17 @@ class DecoderLayer(nn.Module):
         """Run the layer.
 
         Args:
-            visual: [B, V, D], V may be 0.
+            visual: [B, V, D], V may be 0; after an exit they come back unread.
             text: [B, T, D].
             call: masks and rotations of this call.
             past: keys and values of earlier calls, length P.
 
         Returns:
-            Visual rows, text rows, and the keys and values of length P + S.
+            Visual rows, text rows, and the keys and values of length P + S, after an exit P + T.
         """
+        if self.exited:
+            text, present = self.text_only(text, call.text, past)
+            return visual, text, present
         rows = torch.cat([visual, text], dim=1)  # [B, S, D]
         normed = self.input_norm(rows)
         present = self._keys_and_values(normed, call.all, past)
@@ -129,6 +141,12 @@ class DecoderLayer(nn.Module):
         rows = self._update(rows, normed, call.all, present)
         visual, text = rows.split([visual.shape[1], text.shape[1]], dim=1)
         return visual, text, present
+
+    def text_only(self, text: Tensor, rows: Rows, past: KeyValue) -> tuple[Tensor, KeyValue]:
+        """Run the layer on text rows [B, T, D] that read no visual key of this call."""
+        normed = self.input_norm(text)
+        present = self._keys_and_values(normed, rows, past)
+        return self._update(text, normed, rows, present), present
 
     def _keys_and_values(self, normed: Tensor, rows: Rows, past: KeyValue) -> KeyValue:
         key = rotate(split_heads(self.key(normed), self.kv_heads), rows.cos, rows.sin)

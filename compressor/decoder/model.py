@@ -1,19 +1,51 @@
 """The decoder on two row groups: visual rows and text rows travel as two tensors from layer to layer."""
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from compressor.decoder.gates import Gate, fires, gate_input, gate_selection
 from compressor.decoder.layer import Call, DecoderLayer, KeyValue, Linear, RMSNorm, Rows
 from compressor.decoder.ops import project_tied
 from compressor.plan import Plan
 
-__all__ = ["Decoder", "KeyValue"]
+__all__ = ["Decoder", "KeyValue", "Stage"]
+
+
+class Places(NamedTuple):
+    """Who may read whom among the rows of one call (visual, then text), and their rotations."""
+
+    visible: Tensor  # [B, S, S] bool
+    cos: Tensor  # [B, S, d / 2]
+    sin: Tensor  # [B, S, d / 2]
+
+    def call(self, past_length: int, text: int) -> Call:
+        """Return masks and rotations for layers whose past has this length; `text` is T."""
+        rows = Rows(with_past(self.visible, past_length), self.cos, self.sin)
+        return Call(rows, rows.last(text))
+
+    def last(self, count: int) -> "Places":
+        """Return the places of the last rows, when those before them are gone."""
+        first = self.cos.shape[1] - count
+        return Places(
+            self.visible.narrow(1, first, count).narrow(2, first, count),
+            self.cos.narrow(1, first, count),
+            self.sin.narrow(1, first, count),
+        )
+
+
+def with_past(visible: Tensor, past_length: int) -> Tensor:
+    """Return [B, rows, keys] as an attention mask [B, 1, rows, P + keys]; the whole past is visible."""
+    past = visible.new_ones((visible.shape[0], visible.shape[1], past_length))
+    return torch.cat([past, visible], dim=2)[:, None]
 
 
 class Decoder(nn.Module):
     """A Llama-like decoder whose layers do with visual rows what the plan says.
+
+    With gates a call must be of batch 1: each prompt has an exit of its own.
 
     Args:
         plan: decides every layer.
@@ -27,7 +59,12 @@ class Decoder(nn.Module):
         dims = plan.model.decoder
         self.dims = dims
         self.logits = logits
+        self.segments = plan.segments()
         self.layers = nn.ModuleList(DecoderLayer(dims, layer) for layer in plan.layers)
+        self.gates = nn.ModuleDict()
+        if plan.gates is not None:
+            width = plan.gates.width
+            self.gates.update({str(i): Gate(dims.hidden, width) for i in plan.gates.candidates})
         self.norm = RMSNorm(dims.hidden, dims.rms_norm_eps)
         if dims.tied_embeddings:
             self.tied_head = nn.Parameter(torch.empty(dims.vocab, dims.hidden))
@@ -56,35 +93,48 @@ class Decoder(nn.Module):
         Returns:
             Logits [B, 1 or T, vocab] in float32, and the keys and values to pass to the next call.
         """
-        call = self.prepare(
-            visual_index, text_index, past_length=past[0].key.shape[2], like=inputs_embeds
-        )
+        places = self.places(visual_index, text_index, inputs_embeds.dtype)
         visual, text, present = visual_embeds, inputs_embeds, []
-        for layer, layer_past in zip(self.layers, past, strict=True):
-            visual, text, layer_present = layer(visual, text, call, KeyValue(*layer_past))
-            present.append(layer_present)
+        selection, remaining = None, torch.ones_like(visual_index).sum()
+        if self.gates:
+            selection = gate_selection(visual_index, text_index, text.dtype)
+        for segment in self.segments:
+            if self.layers[segment.start].exited:
+                places = places.last(text.shape[1])
+            visual, text, more = self.run(segment, visual, text, places, past[segment.start :])
+            present += more
+            if selection is not None and segment.stop < len(self.layers):
+                logits = self.gates[str(segment[-1])](gate_input(selection, text))
+                remaining, kept = rows_kept(logits, remaining, visual.shape[1])
+                visual, places = visual.narrow(1, 0, kept), places.last(kept + text.shape[1])
+                selection = selection.narrow(0, 0, torch.sym_min(kept, 1))
         return self.next_token_logits(text), present
 
-    def prepare(
-        self, visual_index: Tensor, text_index: Tensor, *, past_length: int, like: Tensor
-    ) -> Call:
-        """Return masks and rotations of a call; `like` gives the dtype of the rotations."""
-        index = torch.cat([visual_index, text_index], dim=1)  # [B, S]
-        return Call(
-            all=self._rows(index, index, past_length, like.dtype),
-            text=self._rows(text_index, index, past_length, like.dtype),
-        )
+    def run(
+        self,
+        segment: range,
+        visual: Tensor,
+        text: Tensor,
+        places: Places,
+        past: Sequence[KeyValue],
+    ) -> tuple[Tensor, Tensor, list[KeyValue]]:
+        """Run layers whose pasts, given from the first of them on, have one length."""
+        call = places.call(past[0].key.shape[2], text.shape[1])
+        present = []
+        for layer, layer_past in zip(self.layers[segment.start : segment.stop], past, strict=False):
+            visual, text, layer_present = layer(visual, text, call, KeyValue(*layer_past))
+            present.append(layer_present)
+        return visual, text, present
 
-    def _rows(
-        self, query_index: Tensor, key_index: Tensor, past_length: int, dtype: torch.dtype
-    ) -> Rows:
-        # A key of this call is visible if its place is not after the query's; the whole past is.
-        visible = key_index[:, None, :] <= query_index[:, :, None]  # [B, rows, S]
-        past = visible.new_ones((visible.shape[0], visible.shape[1], past_length))
+    def places(self, visual_index: Tensor, text_index: Tensor, dtype: torch.dtype) -> Places:
+        """Return who reads whom among the rows of a call, and rotations in `dtype`."""
+        index = torch.cat([visual_index, text_index], dim=1)  # [B, S]
+        # A key of this call is visible if its place is not after the query's.
+        visible = index[:, None, :] <= index[:, :, None]
         # float32 whatever the model's dtype: float16 cannot tell positions above 2048 apart.
-        angle = query_index[..., None].to(torch.float32) * self.inv_freq  # [B, rows, d / 2]
-        cos, sin = angle.cos() * self.dims.rope_scale, angle.sin() * self.dims.rope_scale
-        return Rows(torch.cat([past, visible], dim=2)[:, None], cos.to(dtype), sin.to(dtype))
+        angle = index[..., None].to(torch.float32) * self.inv_freq  # [B, S, d / 2]
+        scale = self.dims.rope_scale
+        return Places(visible, (angle.cos() * scale).to(dtype), (angle.sin() * scale).to(dtype))
 
     def next_token_logits(self, text: Tensor) -> Tensor:
         """[B, T, D] -> [B, 1 or T, vocab] in float32."""
@@ -98,3 +148,53 @@ class Decoder(nn.Module):
         """Return caches of length 0 in the dtype of the weights."""
         empty = self.norm.weight.new_empty((batch, self.dims.kv_heads, 0, self.dims.head_dim))
         return [KeyValue(empty, empty) for _ in self.layers]
+
+
+class Stage(nn.Module):
+    """One run of a gated decoder's layers with the gate behind it; the last one ends in the logits.
+
+    Args:
+        decoder: the whole one; weights are shared with it.
+        number: of the stage, from 0.
+    """
+
+    def __init__(self, decoder: Decoder, number: int) -> None:
+        super().__init__()
+        self.segment = decoder.segments[number]
+        self.decoder = decoder
+
+    def forward(
+        self,
+        visual: Tensor,
+        text: Tensor,
+        visual_index: Tensor,
+        text_index: Tensor,
+        past: Sequence[KeyValue],
+    ) -> tuple[Any, ...]:
+        """Run one call; arguments as `Decoder.forward`, states of the stage before instead of embeddings.
+
+        Returns:
+            Visual states, text states, gate logits [min(V, 1), 2] and the stage's keys and values; the
+            last stage: logits and keys and values.
+        """
+        decoder = self.decoder
+        places = decoder.places(visual_index, text_index, text.dtype)
+        visual, text, present = decoder.run(self.segment, visual, text, places, past)
+        if self.segment.stop == len(decoder.layers):
+            return decoder.next_token_logits(text), present
+        selection = gate_selection(visual_index, text_index, text.dtype)
+        gate = decoder.gates[str(self.segment[-1])]
+        return visual, text, gate(gate_input(selection, text)), present
+
+
+def rows_kept(gate_logits: Tensor, remaining: Tensor, visual: int) -> tuple[Tensor, int]:
+    """Return how many visual rows go on behind a gate, none if it fires: as a tensor and as a size.
+
+    The tensor carries the count from gate to gate, so that every size is a fresh symbol to the exporter:
+    products of sizes would nest.
+    """
+    remaining = remaining * ~fires(gate_logits)
+    kept: int = remaining.item()  # type: ignore[assignment]
+    torch._check(kept >= 0)  # noqa: SLF001 - the documented way to bound a size for torch.export
+    torch._check(kept <= visual)  # noqa: SLF001
+    return remaining, kept

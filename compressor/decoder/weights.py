@@ -22,6 +22,9 @@ LAYER_SOURCES = {
     "mlp.down": "mlp.down_proj",
 }
 
+# Where DyVTE's released code keeps its gates, below the language model.
+GATES_SOURCE = "visual_gates_router"
+
 
 def source_of(name: str) -> tuple[str, bool]:
     """Return the source tensor of one decoder parameter, and whether it is stored transposed.
@@ -35,7 +38,9 @@ def source_of(name: str) -> tuple[str, bool]:
         return "lm_head.weight", True
     if name == "norm.weight":
         return name, False
-    _, index, rest = name.split(".", 2)
+    owner, index, rest = name.split(".", 2)
+    if owner == "gates":
+        return f"{GATES_SOURCE}.{index}.{rest}", True
     module, leaf = rest.rsplit(".", 1)
     matrix = leaf == "weight" and not module.endswith("norm")
     return f"layers.{index}.{LAYER_SOURCES[module]}.{leaf}", matrix
