@@ -44,7 +44,7 @@ class Scale:
 
 
 def contribution_chart(profile: Profile, plan: Plan) -> Markup:
-    """Return the contribution of every layer as bars, the layers that are not updated marked.
+    """Return the contribution of every layer as bars, frozen layers striped and exited ones hollow.
 
     Rows stand at the same heights as in `decoder_picture`.
     """
@@ -91,15 +91,17 @@ def _contribution_row(layer: LayerPlan, value: float, scale: Scale) -> list[Mark
     bar = rect(scale.left, y + 2, width, 12, "updated", hint)
     if layer.frozen:
         bar = striped("contribution", scale.left, y + 2, width, 12, hint)
+    elif layer.exited:
+        bar = rect(scale.left, y + 2, width, 12, "hollow", hint)
     figure = f"{value:.2g}" if value else "0"
     parts = [
         text(18, y + 11.5, str(layer.index), "small", "end"),
         bar,
         text(scale.left + width + 4, y + 11.5, figure, "small"),
     ]
-    if layer.frozen:
-        word = STATES[layer.reason][0]
-        parts.append(text(scale.left + width + 50, y + 11.5, word, "chosen-word"))
+    if layer.frozen or layer.exited:
+        word, class_ = STATES[layer.reason][0], "chosen-word" if layer.frozen else "exited-word"
+        parts.append(text(scale.left + width + 50, y + 11.5, word, class_))
     return parts
 
 
@@ -107,10 +109,12 @@ def _contribution_words(profile: Profile, plan: Plan) -> str:
     values = profile.layer_contribution()
     order = sorted(range(len(values)), key=lambda i: values[i], reverse=True)
     frozen = ", ".join(str(layer.index) for layer in plan.layers if layer.frozen)
+    exited = ", ".join(str(layer.index) for layer in plan.layers if layer.exited)
     return (
         f"Mean over {len(profile.samples)} questions. Largest in layer {order[0]} "
         f"({values[order[0]]:.3g} nats), smallest in layer {order[-1]} ({values[order[-1]]:.3g} nats). "
         f"Layers in which visual tokens are not updated: {frozen or 'none'}."
+        f"{f' Layers without visual tokens: {exited}.' if exited else ''}"
     )
 
 

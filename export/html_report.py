@@ -9,10 +9,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from export import checks, in_words, report
+from export import checks, exits, in_words, report
 from export.bench import bench_rows
 from export.charts import contribution_chart, kinds_chart, speed_chart
-from export.decoder_picture import STATES, decoder_picture
+from export.decoder_picture import decoder_picture, states
 from export.questions import Question, Thumbnail, chosen_questions, thumbnail
 from export.report_data import ReportData, headline, method_words
 from export.svg import plain
@@ -50,13 +50,15 @@ def html_report(data: ReportData) -> str:
         methods=[method_words(method) for method in data.methods],
         figures=headline(manifest),
         done=in_words.done(data),
-        gained=in_words.gained(manifest),
+        gained=in_words.gained(data),
         lost=in_words.lost(data),
         verdicts=_verdicts(data),
         decoder=decoder_picture(plan, manifest.dtype),
-        states=[
-            STATES[reason] for reason in STATES if any(p.reason == reason for p in plan.layers)
-        ],
+        states=states(plan),
+        exited=any(layer.exited for layer in plan.layers),
+        gates=[*exits.gates_words(plan.gates), exits.mean_words(plan)] if plan.gates else [],
+        exit_columns=exits.EXIT_COLUMNS,
+        exit_rows=exits.exit_rows(plan, loss),
         contribution=contribution_chart(data.profile, plan) if data.profile else None,
         calibrated=data.profile,
         layer_columns=(*report.LAYER_COLUMNS, "contribution, nats", *report.KV_COLUMNS),
@@ -65,6 +67,9 @@ def html_report(data: ReportData) -> str:
         predicted=report.predicted_rows(manifest),
         speed=speed_chart(manifest.predicted.speedup, timings),
         bench=report.bench_words(measured) if measured else None,
+        cache_columns=exits.CACHE_COLUMNS,
+        cache_rows=exits.cache_rows(plan, measured, manifest.dtype) if measured else [],
+        cache=exits.cache_words(plan, measured, manifest.dtype) if measured else None,
         memory=report.memory_words(manifest.memory) if manifest.memory else None,
         timings=[
             (name, f"{t.original_ms:.2f}", f"{t.compressed_ms:.2f}", report.ratio_words(t))

@@ -11,6 +11,7 @@ from compressor.files import read_text
 from compressor.plan import Plan
 from compressor.recipe import Method, load_recipe
 from export.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE
+from export.exits import cache_figures, staying
 from export.manifest import Manifest
 from export.questions import Question, stored_questions
 
@@ -99,9 +100,11 @@ def _faster(manifest: Manifest) -> Figure:
 
 def _work(manifest: Manifest) -> Figure:
     p = manifest.predicted
+    cache = p.kv_bytes / p.kv_bytes_original
+    kept = "" if p.kv_bytes == p.kv_bytes_original else f", {cache:.0%} of its KV cache"
     return Figure(
         f"{p.flops / p.flops_original:.0%}",
-        "of the original's work in it (FLOPs)",
+        f"of the original's work in it (FLOPs){kept}",
     )
 
 
@@ -128,11 +131,13 @@ def figures(data: ReportData) -> dict[str, Any]:
     size = BYTES[manifest.dtype]
     contribution = data.profile.layer_contribution() if data.profile else (None,) * len(plan.layers)
     overall = manifest.loss.overall if manifest.loss else None
+    stays = staying(plan)
     layers = [
         {
             "index": layer.index,
             "visual": layer.visual,
             "reason": layer.reason,
+            "visual_stays": stays[layer.index],
             "contribution": contribution[layer.index],
             "flops_original": before.layer_flops[layer.index],
             "flops": after.layer_flops[layer.index],
@@ -153,6 +158,10 @@ def figures(data: ReportData) -> dict[str, Any]:
         "fidelity": manifest.fidelity and manifest.fidelity.model_dump(mode="json"),
         "loss": manifest.loss and manifest.loss.model_dump(mode="json"),
         "layers": layers,
+        "frozen_layers": len(plan.frozen_layers()),
+        "exit_layer": plan.exit_layer,
+        "gates": plan.gates and plan.gates.model_dump(mode="json"),
+        "kv_cache": manifest.measured and cache_figures(plan, manifest.measured, manifest.dtype),
         "questions": len(data.questions),
         "answers_equal": sum(question.equal for question in data.questions),
         "tools": manifest.tools,
