@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from compressor.decoder import Decoder, decoder_from
+from compressor.decoder.weights import LoadedGates
 from compressor.errors import ArtifactError, ModelError
 from compressor.families import LoadedModel, VisionEncoder
 from compressor.families.registry import load_processor, read_config
@@ -63,11 +64,19 @@ class CompressedModel:
         )
 
 
-def compress(model: LoadedModel, plan: Plan, *, logits: str = "last") -> CompressedModel:
+def compress(
+    model: LoadedModel, plan: Plan, *, logits: str = "last", gates: LoadedGates | None = None
+) -> CompressedModel:
     """Apply a plan to an original model; the weights are shared with it, not copied.
 
+    Args:
+        model: the original.
+        plan: made for it.
+        logits: as in `Decoder`.
+        gates: of a plan that has gates.
+
     Raises:
-        ArtifactError: the plan was made for another model.
+        ArtifactError: the plan was made for another model or other gates.
         ModelError: the model lacks tensors that the plan needs.
     """
     if plan.model_digest != model.digest:
@@ -79,7 +88,7 @@ def compress(model: LoadedModel, plan: Plan, *, logits: str = "last") -> Compres
         )
     return CompressedModel(
         plan=plan,
-        decoder=decoder_from(plan, model.tensors, logits=logits),
+        decoder=decoder_from(plan, tensors_of(model, plan, gates), logits=logits),
         embedding=model.tensors["embed_tokens.weight"],
         vision=model.vision,
         processor=model.processor,
@@ -87,12 +96,33 @@ def compress(model: LoadedModel, plan: Plan, *, logits: str = "last") -> Compres
     )
 
 
-def save_compressed(model: LoadedModel, plan: Plan, folder: Path) -> None:
+def tensors_of(model: LoadedModel, plan: Plan, gates: LoadedGates | None) -> Mapping[str, Tensor]:
+    """Return the tensors that a plan's decoder is filled from: the original's, and the gates' if it has any.
+
+    Raises:
+        ArtifactError: the plan was made with other gates.
+    """
+    if plan.gates is None:
+        return model.tensors
+    if gates is None or gates.digest != plan.gates.digest:
+        found = f"digest {gates.digest[:12]}" if gates else "none"
+        raise ArtifactError(
+            [
+                f"the plan was made with gates of digest {plan.gates.digest[:12]}, given: {found}; give "
+                "these gates, or make the plan anew with `vtcompress plan`"
+            ]
+        )
+    return {**model.tensors, **gates.tensors}
+
+
+def save_compressed(
+    model: LoadedModel, plan: Plan, folder: Path, gates: LoadedGates | None = None
+) -> None:
     """Write a compressed model into an existing empty folder, weights in the source dtype."""
     from huggingface_hub import save_torch_state_dict
 
     dtype = getattr(torch, model.facts.dtype)
-    tensors = {LANGUAGE_PREFIX + k: v for k, v in model.tensors.items()}
+    tensors = {LANGUAGE_PREFIX + k: v for k, v in tensors_of(model, plan, gates).items()}
     tensors |= {VISION_PREFIX + k: v for k, v in model.vision.state_dict().items()}
     if model.facts.decoder.tied_embeddings:
         del tensors[LANGUAGE_PREFIX + "lm_head.weight"]

@@ -38,6 +38,10 @@ class PlanError(ProblemsError):
     """Methods that cannot be applied to this model as asked."""
 
 
+class GatesError(ProblemsError):
+    """A gate file that cannot be used, or belongs to another model."""
+
+
 class ProfileError(ProblemsError):
     """A profile that is broken or belongs to another model or other data."""
 

@@ -1,132 +1,50 @@
 """The recipe: what to compress, how, on which data, and what the result has to satisfy.
 
 A recipe is a YAML file and, once read, a frozen value; nothing here touches a model. Each section
-is one class below, each key one field. A new method is one class and one field of `CompressEntry`.
+is one class, each key one field; those of the methods are in `compressor.methods`.
 """
 
 import os
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    field_validator,
-    model_serializer,
-    model_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import Field, ValidationError
 
 from compressor.errors import RecipeError
+from compressor.methods import (
+    CompressEntry,
+    Cosine,
+    Count,
+    DataPath,
+    DyVTE,
+    Flag,
+    Method,
+    ModelId,
+    NotNegative,
+    Revision,
+    Section,
+    Seed,
+    Share,
+    each_once,
+    is_path,
+    methods_clash,
+)
 from compressor.recipe_errors import (
     allowed,
-    apply_rule,
     dump_yaml,
     error_lines,
-    key_names,
     read_yaml,
     rule,
-    show,
 )
 
 RECIPE_FORMAT: Final = 1
 """Version of the recipe format that this vtcompress writes, and the newest that it reads."""
 
-RESOLVED_HEADER = "# resolved recipe, written by vtcompress\n"
-
-
-def _is_path(value: object) -> bool:
-    """Whether a value can name a file here and in the UTF-8 text of a resolved recipe."""
-    text = str(value) if isinstance(value, str | Path) else ""
-    return bool(text.strip()) and "\0" not in text and _is_utf8(text)
-
-
-def _is_utf8(text: str) -> bool:
-    return text == text.encode(errors="ignore").decode()
-
-
-def _data_path(value: Any) -> Path:
-    if not _is_path(value):
-        raise PydanticCustomError("not_allowed", "the path of a .jsonl file, as text")
-    return Path(value)
-
-
-def _each_once(values: object) -> str | None:
-    if values == ():
-        return "the list is empty; give at least one"
-    plain = isinstance(values, tuple) and [v for v in values if type(v) in {int, str}]
-    twice = tuple(value for value, count in Counter(plain or ()).items() if count > 1)
-    return f"{show(twice)} listed more than once; list each once" if twice else None
-
-
-def _method_repeated(entries: object) -> str | None:
-    if not isinstance(entries, tuple):
-        return None
-    counts = Counter(name for entry in entries if isinstance(entry, dict) for name in entry)
-    twice = ", ".join(name for name in METHOD_NAMES if counts[name] > 1)
-    return f"more than one entry for: {twice}; a method may appear once" if twice else None
-
-
-Flag = Annotated[bool, allowed("true or false")]
 Format = Annotated[int, Field(ge=1, le=RECIPE_FORMAT), allowed("1, the format of recipes")]
-Seed = Annotated[int, Field(ge=0, lt=2**32), allowed("a whole number from 0 to 4294967295")]
-Count = Annotated[int, Field(ge=1), allowed("a whole number, 1 or more")]
-LayerIndex = Annotated[int, Field(ge=0), allowed("a whole number, 0 or more")]
-Layers = Annotated[tuple[LayerIndex, ...], rule(_each_once)]
-Share = Annotated[float, Field(ge=0, le=1), allowed("a number from 0 to 1")]
-Cosine = Annotated[float, Field(ge=-1, le=1), allowed("a number from -1 to 1")]
-NotNegative = Annotated[float, Field(ge=0), allowed("a number, 0 or more")]
-AboveOne = Annotated[float, Field(gt=1), allowed("a number above 1")]
-DataPath = Annotated[Path, BeforeValidator(_data_path)]
-_TEXT = r"^[^\x00-\x1f\x7f]+$"
-ModelId = Annotated[str, Field(pattern=_TEXT), allowed("a hub id or a folder, as text")]
-Revision = Annotated[
-    str,
-    Field(pattern=_TEXT),
-    allowed("a branch, tag or commit, in quotes if it looks like a number"),
-]
 
-
-class Section(BaseModel):
-    """A mapping of a recipe: values of exactly the declared types, no other keys, never changed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class ExactlyOne(Section):
-    """A section in which one key, and only one, is given."""
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _given(cls, value: object) -> object:
-        if value is None:
-            raise PydanticCustomError("not_allowed", "give it a value or leave the key out")
-        return value
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _one(cls, value: Any, handler: Callable[[Any], Self]) -> Self:
-        problem = None
-        if isinstance(value, dict):
-            given = [name for name in key_names(cls) if name in value]
-            choice = f"give exactly one of: {', '.join(key_names(cls))}"
-            if len(given) > 1:
-                problem = f"{' and '.join(given)} are given together; {choice}"
-            elif not value:
-                problem = f"nothing is given; {choice}"
-        result: Self = apply_rule(value, handler, problem)
-        return result
-
-    @model_serializer(mode="wrap")
-    def _without_the_others(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {name: value for name, value in handler(self).items() if value is not None}
+RESOLVED_HEADER = "# resolved recipe, written by vtcompress\n"
 
 
 class ModelSection(Section):
@@ -157,46 +75,6 @@ class CalibrateSection(Section):
     seed: Seed = 0
 
 
-class ShortV(ExactlyOne):
-    """ShortV: visual rows pass unchanged through the layers that contribute least.
-
-    Exactly one of the keys is given.
-
-    Attributes:
-        frozen: share of all decoder layers to freeze, 0 to 1.
-        layers: the layers to freeze, distinct, counted from 0; needs no calibration.
-        speedup: predicted speed-up of the prefill to reach, above 1, against the naive original.
-    """
-
-    name: ClassVar[Literal["shortv"]] = "shortv"
-
-    frozen: Share | None = None
-    layers: Layers | None = None
-    speedup: AboveOne | None = None
-
-
-Method = ShortV
-"""Any compression method; becomes a union with the second one."""
-
-
-class CompressEntry(ExactlyOne):
-    """One entry of `compress`: a method under its name. The fields are the registry of methods."""
-
-    key_word: ClassVar[str] = "method"
-
-    shortv: ShortV | None = None
-
-    @property
-    def method(self) -> Method:
-        """The one method of this entry."""
-        method: Method = next(m for name in METHOD_NAMES if (m := getattr(self, name)) is not None)
-        return method
-
-
-METHOD_NAMES: Final = key_names(CompressEntry)
-"""Names of the methods a recipe may list under `compress`."""
-
-
 class ExportSection(Section):
     """What is written.
 
@@ -208,7 +86,7 @@ class ExportSection(Section):
         logits: next-token logits of the last text row only, or of all text rows.
     """
 
-    targets: Annotated[tuple[Literal["onnx"], ...], rule(_each_once)] = ("onnx",)
+    targets: Annotated[tuple[Literal["onnx"], ...], rule(each_once)] = ("onnx",)
     dtype: Literal["float32", "float16"] = "float32"
     image_size: Count | None = None
     logits: Literal["last", "all"] = "last"
@@ -283,7 +161,7 @@ class Recipe(Section):
     vtcompress: Format
     model: ModelSection = ModelSection()
     calibrate: CalibrateSection = CalibrateSection()
-    compress: Annotated[tuple[CompressEntry, ...], rule(_method_repeated)] = ()
+    compress: Annotated[tuple[CompressEntry, ...], rule(methods_clash)] = ()
     export: ExportSection = ExportSection()
     # pydantic's BaseModel has a method called validate.
     validation: ValidateSection = Field(default=ValidateSection(), alias="validate")
@@ -318,6 +196,25 @@ class Recipe(Section):
                 change = {key: change}
             _merge(data, _anchored(change, folder or Path.cwd()))
         return parse_recipe(data, source)
+
+    @property
+    def dyvte(self) -> DyVTE | None:
+        """The entry that chooses exits by gates, if there is one."""
+        return next((method for method in self.methods if isinstance(method, DyVTE)), None)
+
+    def with_gates(self, path: Path) -> "Recipe":
+        """Returns the recipe with the gates of its `dyvte` entry read from another file.
+
+        Raises:
+            RecipeError: no entry uses gates.
+        """
+        if self.dyvte is None:
+            raise RecipeError(["compress: no entry is dyvte, so there is no use for gates"])
+        data = self.model_dump(by_alias=True)
+        for entry in data["compress"]:
+            if "dyvte" in entry:
+                entry["dyvte"]["gates"] = path
+        return parse_recipe(_anchored(data, Path.cwd()), "command line")
 
 
 @dataclass(frozen=True)
@@ -399,10 +296,10 @@ def dump_recipe(recipe: Recipe, *, portable: bool = False) -> str:
     """
     data = recipe.model_dump(mode="json", by_alias=True)
     if portable:
-        for section, key in _PATH_KEYS:
-            value = data[section][key]
-            if value is not None and (key == "data" or _is_folder(value)):
-                data[section][key] = Path(os.path.normpath(value)).name or None
+        for section, key in _paths_in(data):
+            value = section[key]
+            if value is not None and (key != "id" or _is_folder(value)):
+                section[key] = Path(os.path.normpath(value)).name or None
     return RESOLVED_HEADER + dump_yaml(data)
 
 
@@ -413,19 +310,38 @@ def _is_folder(model_id: str) -> bool:
     return model_id.startswith((".", "/"))
 
 
-def _anchored(data: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _paths_in(data: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield every place in a recipe's plain values that holds a path: the mapping and the key."""
+    for name, key in _PATH_KEYS:
+        part = data.get(name)
+        if isinstance(part, dict) and key in part:
+            yield part, key
+    entries = data.get("compress")
+    for entry in entries if isinstance(entries, list | tuple) else ():
+        method = entry.get("dyvte") if isinstance(entry, dict) else None
+        if isinstance(method, dict) and "gates" in method:
+            yield method, "gates"
+
+
+def _anchored(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Returns `data` with the paths in it made absolute, starting from `folder`."""
-    data = {name: dict(part) if isinstance(part, dict) else part for name, part in data.items()}
-    for section, key in _PATH_KEYS:
-        part = data.get(section)
-        value: Any = part.get(key) if isinstance(part, dict) else None
-        if not _is_path(value):
+    copied: dict[str, Any] = _copied(data)
+    for section, key in _paths_in(copied):
+        if not is_path(section[key]):
             continue
+        value = section[key]
         path = os.path.normpath(folder.absolute() / value)
         # os.path answers False for a name the system refuses; Path.is_dir raises for a long one.
-        if key == "data" or _is_folder(str(value)) or os.path.isdir(path):  # noqa: PTH112
-            data[section][key] = path
-    return data
+        if key != "id" or _is_folder(str(value)) or os.path.isdir(path):  # noqa: PTH112
+            section[key] = path
+    return copied
+
+
+def _copied(value: Any) -> Any:
+    """Returns a copy of nested mappings and tuples, so that values in it can be changed."""
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    return tuple(map(_copied, value)) if isinstance(value, tuple) else value
 
 
 def _merge(data: dict[str, Any], change: Mapping[str, Any]) -> None:

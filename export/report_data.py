@@ -8,8 +8,9 @@ from compressor.calibration.profile import Profile
 from compressor.cost import BYTES, predict
 from compressor.errors import ArtifactError
 from compressor.files import read_text
+from compressor.methods import Method
 from compressor.plan import Plan
-from compressor.recipe import Method, load_recipe
+from compressor.recipe import load_recipe
 from export.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE
 from export.exits import cache_figures, staying
 from export.manifest import Manifest

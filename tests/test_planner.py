@@ -7,11 +7,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from compressor.errors import PlanError
+from compressor.methods import ShortV
 from compressor.passes.dead_rows import freeze_dead_rows
 from compressor.passes.shortv import for_speedup, lowest, ranking
 from compressor.plan import LayerPlan, Workload
-from compressor.planner import freeze, identity_plan, make_plan, needs_profile
-from compressor.recipe import ShortV
+from compressor.planner import freeze, identity_plan, make_plan, measures_needed
 from tests import facts
 
 CONTRIBUTION = (0.9, 0.1, 0.5, 0.02, 0.3, 0.0)
@@ -210,10 +210,11 @@ def test_a_profile_of_another_depth_is_refused():
 
 
 def test_a_profile_is_needed_unless_every_method_lists_its_layers():
-    assert not needs_profile([])
-    assert not needs_profile([ShortV(layers=(1,))])
-    assert needs_profile([ShortV(layers=(1,)), ShortV(frozen=0.5)])
-    assert needs_profile([ShortV(speedup=1.5)])
+    assert measures_needed([]) == ()
+    assert measures_needed([ShortV(layers=(1,))]) == ()
+    chosen = ("layer_contribution",)
+    assert measures_needed([ShortV(layers=(1,)), ShortV(frozen=0.5)]) == chosen
+    assert measures_needed([ShortV(speedup=1.5)]) == chosen
 
 
 def test_marking_dead_rows_twice_changes_nothing():

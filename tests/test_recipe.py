@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from compressor.errors import RecipeError
+from compressor.methods import ShortV
 from compressor.recipe import (
     RECIPE_FORMAT,
     FidelityThresholds,
     Recipe,
-    ShortV,
     dump_recipe,
     fidelity_thresholds,
     load_recipe,
@@ -215,9 +215,12 @@ def test_reading_recipes_imports_no_torch():
         ),
         (
             "compress: [shortv]",
-            "compress[0]: 'shortv' is not allowed; a mapping with keys of: shortv",
+            "compress[0]: 'shortv' is not allowed; a mapping with keys of: shortv, visual_exit, dyvte",
         ),
-        ("compress: [{}]", "compress[0]: nothing is given; give exactly one of: shortv"),
+        (
+            "compress: [{}]",
+            "compress[0]: nothing is given; give exactly one of: shortv, visual_exit, dyvte",
+        ),
         (
             "compress: [{shortv: null}]",
             "compress[0].shortv: null is not allowed; give it a value or leave the key out",
@@ -239,7 +242,7 @@ def test_reading_recipes_imports_no_torch():
         ),
         (
             "compress: [{shrtv: {frozen: 0.1}}]",
-            "compress[0].shrtv: unknown method; did you mean 'shortv'? (known: shortv)",
+            "compress[0].shrtv: unknown method; did you mean 'shortv'? (known: shortv, visual_exit, dyvte)",
         ),
         (
             "compress: [{shortv: {frozn: 0.1}}]",

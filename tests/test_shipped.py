@@ -8,7 +8,8 @@ import pytest
 
 import vtcompress.shipped as shipped_module
 from compressor.errors import RecipeError
-from compressor.recipe import ShortV, load_recipe
+from compressor.methods import ShortV
+from compressor.recipe import load_recipe
 from vtcompress.shipped import find_recipe, recipes_folder, shipped_recipes
 
 NAMES = [

@@ -65,6 +65,11 @@ def recipe_options(command: Command) -> Command:
             "--data", type=FILE, help="Calibration questions (jsonl); overrides the recipe."
         ),
         click.option("--samples", type=click.IntRange(min=1), help="How many of them."),
+        click.option(
+            "--gates",
+            type=FILE,
+            help="Weights of DyVTE's gates (safetensors); overrides the recipe.",
+        ),
         click.option("--seed", type=click.IntRange(min=0), help="Which of them are drawn."),
         click.option(
             "--set",
@@ -104,7 +109,9 @@ def read_recipe(options: Mapping[str, Any], more: Mapping[str, Any] | None = Non
         if not equals:
             raise click.BadParameter(f"{setting!r} is not KEY=VALUE", param_hint="--set")
         values[key.strip()] = parse_value(text)
-    return load_recipe(options["recipe"]).override(values)
+    recipe = load_recipe(options["recipe"]).override(values)
+    gates = options["gates"]
+    return recipe if gates is None else recipe.with_gates(gates)
 
 
 @cli.command()
@@ -261,17 +268,26 @@ def _raise_if_missed(failures: list[str] | tuple[str, ...]) -> None:
 @click.option(
     "--model", help="The original, hub id or folder: measure it and export fidelity anew."
 )
+@click.option("--gates", type=FILE, help="The gates' weights, if the plan has gates; with --model.")
 @click.option("--threads", type=click.IntRange(min=1), help="Of one operator.")
 @click.pass_obj
 def validate(
-    out: Output, /, artifact: Path, data: Path | None, model: str | None, threads: int | None
+    out: Output,
+    /,
+    artifact: Path,
+    data: Path | None,
+    model: str | None,
+    gates: Path | None,
+    threads: int | None,
 ) -> None:
     """Check an artifact against the original's stored answers, or against the original itself."""
     from compressor.plan import Plan
     from export.artifact import PLAN_FILE
     from vtcompress import show, stages
 
-    outcome = stages.validate(artifact, data=data, model=model, threads=threads, progress=out)
+    outcome = stages.validate(
+        artifact, data=data, model=model, gates=gates, threads=threads, progress=out
+    )
     show.show_fidelity(out, outcome.fidelity)
     show.show_loss(out, outcome.loss)
     show.show_exits(out, Plan.load(artifact / PLAN_FILE), outcome.loss)

@@ -12,8 +12,16 @@ from compressor.calibration.data import data_digest
 from compressor.calibration.profile import Profile
 from compressor.cost import BYTES, predict, predicted_speedup
 from compressor.errors import ProfileError, VtcompressError
+from compressor.methods import DyVTE
 from compressor.plan import Plan
-from compressor.planner import make_plan, needs_profile
+from compressor.planner import (
+    check_methods,
+    gate_candidates,
+    gate_file,
+    make_plan,
+    measures_needed,
+    measures_of,
+)
 from compressor.progress import Progress
 from compressor.recipe import Recipe, dump_recipe, fidelity_thresholds
 from export import artifact as artifacts
@@ -26,12 +34,19 @@ from export.model_card import Origin
 from export.parity import fidelity, loss
 from export.runtime import Runtime
 from export.sessions import OnnxSession
-from vtcompress.inputs import calibration_samples, load_model, validation_samples
+from vtcompress.inputs import (
+    calibration_samples,
+    load_model,
+    model_id,
+    require_compress,
+    validation_samples,
+)
 from vtcompress.reporting import origin_of, write_reports
 
 if TYPE_CHECKING:
     from compressor.compressed import CompressedModel
     from compressor.decoder import Decoder
+    from compressor.decoder.weights import LoadedGates
     from compressor.families import LoadedModel
 
 # Graphs without weights, tokenizer, plots and small pictures take less.
@@ -78,12 +93,12 @@ class ExportRun:
 
     def from_original(self, profile: Profile | None, *, overwrite: bool) -> Manifest:
         """Start from the recipe's model; calibrate unless a profile is given or none is needed."""
-        measure = profile is None and needs_profile(self.recipe.methods)
+        measure = profile is None and wants_calibration(self.recipe)
+        # What can be refused is refused before weights are loaded.
         if measure:
-            calibration_samples(self.recipe)  # refused before the model is loaded
+            calibration_samples(self.recipe)
+        check_recipe(self.recipe, profile)
         model = load_model(self.recipe, self.progress)
-        if profile is not None:
-            profile.check_belongs(Path(PROFILE_FILE), model_digest=model.digest)
         self.origin = origin_of(self.recipe.model.id, model.folder)
         resume = self.output.absolute().with_name(f".{self.output.name}.calibration.json")
         with self._staged(model.folder, model.facts.dtype, overwrite=overwrite) as folder:
@@ -93,7 +108,8 @@ class ExportRun:
             plan = make_plan(model.facts, model.digest, self.recipe.methods, profile)
             original = self._original_answers(model, folder)
             # Handed over and not kept: the torch side ends before ONNX Runtime starts.
-            models = [compress_for_export(model, plan, self.recipe)]
+            gates = load_plan_gates(plan, self.recipe, model)
+            models = [compress_for_export(model, plan, self.recipe, gates)]
             del model
             manifest = self._finish(models, profile, original, folder)
         resume.unlink(missing_ok=True)
@@ -134,7 +150,10 @@ class ExportRun:
         digest = data_digest(calibration_samples(self.recipe))
         try:
             Profile.load(resume).check_belongs(
-                resume, model_digest=model.digest, data_digest=digest
+                resume,
+                model_digest=model.digest,
+                data_digest=digest,
+                measures=measures_of(self.recipe.methods),
             )
         except ProfileError:
             resume.unlink()
@@ -273,22 +292,44 @@ def decoder_makers(decoder: "Decoder", plan: Plan) -> list[Callable[[GraphSpec],
     return [partial(export_decoder, stage) for stage in stages]
 
 
-def compress_for_export(model: "LoadedModel", plan: Plan, recipe: Recipe) -> "CompressedModel":
+def compress_for_export(
+    model: "LoadedModel", plan: Plan, recipe: Recipe, gates: "LoadedGates | None" = None
+) -> "CompressedModel":
     """Apply a plan to a loaded model, with the logits that the recipe asks for."""
     from compressor.compressed import compress
 
-    return compress(model, plan, logits=recipe.export.logits)
+    return compress(model, plan, logits=recipe.export.logits, gates=gates)
+
+
+def load_plan_gates(plan: Plan, recipe: Recipe, model: "LoadedModel") -> "LoadedGates | None":
+    """Load the gates of the recipe that a plan asks for; None if it has no gates.
+
+    Raises:
+        GatesError: the recipe names none, or they do not fit the model.
+    """
+    from compressor.decoder.weights import load_gates
+
+    if plan.gates is None:
+        return None
+    method = recipe.dyvte or DyVTE()
+    return load_gates(gate_file(method, model.facts, model.digest), plan.gates.candidates)
 
 
 def run_calibration(
     model: "LoadedModel", recipe: Recipe, path: Path, progress: Progress
 ) -> Profile:
     """Calibrate a loaded model on the recipe's data; the profile grows at `path`."""
-    from compressor.calibration.run import calibrate
+    from compressor.calibration.run import Asked, calibrate
+    from compressor.decoder.weights import load_gates
 
     name = recipe.calibrate.data.name if recipe.calibrate.data else ""
     samples = calibration_samples(recipe)
-    return calibrate(model, samples, path, data_name=name, progress=progress)
+    gates = None
+    if recipe.dyvte is not None:
+        candidates = gate_candidates(recipe.dyvte, model.facts.decoder.layers)
+        gates = load_gates(gate_file(recipe.dyvte, model.facts, model.digest), candidates)
+    asked = Asked(measures_of(recipe.methods), gates)
+    return calibrate(model, samples, path, data_name=name, asked=asked, progress=progress)
 
 
 def draw(profile: Profile, plan: Plan, base: Path) -> None:
@@ -342,6 +383,29 @@ def loss_limits(recipe: Recipe) -> loss.LossLimits:
 def validation_name(recipe: Recipe) -> str:
     """Return the name of the recipe's validation data, without folders."""
     return recipe.validation.data.name if recipe.validation.data else ""
+
+
+def wants_calibration(recipe: Recipe) -> bool:
+    """Whether methods choose by calibration, or gates can be counted on data that is given."""
+    counted = recipe.dyvte is not None and recipe.calibrate.data is not None
+    return counted or bool(measures_needed(recipe.methods))
+
+
+def check_recipe(recipe: Recipe, profile: Profile | None = None) -> None:
+    """Refuse what the model's files alone rule out, without loading weights.
+
+    Raises:
+        VtcompressError: no such model, layers that it does not have, gates or a profile of another model.
+    """
+    require_compress("reading a model")
+    from compressor.families.registry import describe, digest, local_folder
+
+    name = model_id(recipe)
+    facts = describe(name, recipe.model.revision, image_size=recipe.export.image_size)
+    model_digest = digest(local_folder(name, recipe.model.revision))
+    if profile is not None:
+        profile.check_belongs(Path(PROFILE_FILE), model_digest=model_digest)
+    check_methods(facts, model_digest, recipe.methods)
 
 
 def predicted(plan: Plan, dtype: str) -> Predicted:

@@ -3,7 +3,7 @@
 import importlib.util
 from typing import TYPE_CHECKING
 
-from compressor.calibration.data import Sample, choose, read_samples
+from compressor.calibration.data import Sample, check_pictures, choose, read_samples
 from compressor.errors import MissingExtraError, RecipeError
 from compressor.progress import Progress
 from compressor.recipe import Recipe
@@ -39,13 +39,15 @@ def calibration_samples(recipe: Recipe) -> tuple[Sample, ...]:
 
     Raises:
         RecipeError: no data is named.
-        DataError: the data cannot be used.
+        DataError: the data cannot be used, or has questions without pictures.
     """
     section = recipe.calibrate
     if section.data is None:
         problem = "calibrate.data: the recipe's methods need calibration data; give --data FILE"
         raise RecipeError([problem])
-    return choose(read_samples(section.data), section.samples, section.seed)
+    samples = choose(read_samples(section.data), section.samples, section.seed)
+    check_pictures(samples, section.data.name)
+    return samples
 
 
 def validation_samples(recipe: Recipe) -> tuple[Sample, ...]:

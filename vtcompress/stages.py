@@ -26,8 +26,10 @@ from export.sessions import OnnxSession
 from vtcompress.exporting import (
     ExportRun,
     check_fidelity,
+    check_recipe,
     compress_for_export,
     draw,
+    load_plan_gates,
     loss_limits,
     predicted,
     record_torch,
@@ -35,7 +37,13 @@ from vtcompress.exporting import (
     validation_name,
     write_inputs,
 )
-from vtcompress.inputs import load_model, model_id, require_compress, require_runtime
+from vtcompress.inputs import (
+    calibration_samples,
+    load_model,
+    model_id,
+    require_compress,
+    require_runtime,
+)
 from vtcompress.shipped import find_recipe
 
 if TYPE_CHECKING:
@@ -78,6 +86,8 @@ def calibrate(recipe: Recipe, output: PathLike, *, progress: Progress = SILENT) 
     """
     output = Path(output)
     with exclusive(output):
+        calibration_samples(recipe)
+        check_recipe(recipe)
         model = load_model(recipe, progress)
         profile = run_calibration(model, recipe, output, progress)
         chosen = make_plan(model.facts, model.digest, recipe.methods, profile)
@@ -119,13 +129,13 @@ def compress(
     model = load_model(recipe, progress)
     from compressor.compressed import save_compressed
 
-    compress_for_export(
-        model, plan, recipe
-    )  # refuses a plan of another model before anything is written
+    gates = load_plan_gates(plan, recipe, model)
+    # Refuses a plan of another model before anything is written.
+    compress_for_export(model, plan, recipe, gates)
     output = Path(output)
     needed = sum(p.stat().st_size for p in model.folder.glob("*.safetensors"))
     with artifacts.staged(output, overwrite=overwrite, needed_bytes=needed) as folder:
-        save_compressed(model, plan, folder)
+        save_compressed(model, plan, folder, gates)
         write_inputs(folder, recipe, plan, profile)
     return output
 
@@ -204,6 +214,7 @@ def validate(
     *,
     data: PathLike | None = None,
     model: str | None = None,
+    gates: PathLike | None = None,
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> Validation:
@@ -213,6 +224,7 @@ def validate(
         path: the artifact.
         data: other samples than the artifact's own; their original answers must be measured.
         model: the original, hub id or folder; needed for other data and to measure fidelity anew.
+        gates: file of the gates' weights, where the artifact's plan has gates and `model` is given.
         threads: of one operator.
         progress: shows the samples.
 
@@ -222,6 +234,8 @@ def validate(
     path = Path(path)
     artifact = Artifact.open(path)
     recipe = read_recipe(path / RECIPE_FILE)
+    if gates is not None:
+        recipe = recipe.with_gates(Path(gates))
     if data is not None and model is None:
         raise ArtifactError(
             [
@@ -258,7 +272,8 @@ def _measure_again(
 
     changed = recipe.override({"model.id": original_id, "model.revision": None})
     model = load_model(changed, progress)
-    small = compress_for_export(model, Plan.load(artifact.folder / PLAN_FILE), recipe)
+    plan = Plan.load(artifact.folder / PLAN_FILE)
+    small = compress_for_export(model, plan, recipe, load_plan_gates(plan, recipe, model))
     samples: tuple[Sample, ...] = ()
     original = None
     if data is not None:

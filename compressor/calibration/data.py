@@ -117,6 +117,20 @@ def choose(samples: Sequence[Sample], count: int | None, seed: int) -> tuple[Sam
     return tuple(samples[i] for i in kept)
 
 
+def check_pictures(samples: Sequence[Sample], data_name: str) -> None:
+    """Refuse calibration samples without pictures.
+
+    Raises:
+        DataError: names up to 20 of them.
+    """
+    blind = [s for s in samples if not s.images]
+    if blind:
+        raise DataError(
+            f"{data_name}: {s.question[:60]!r} has no image; calibration needs one"
+            for s in blind[:20]
+        )
+
+
 def data_digest(samples: Sequence[Sample]) -> str:
     """Return the sha256 over the questions and the bytes of their pictures, in order."""
     total = hashlib.sha256()

@@ -1,20 +1,45 @@
 """Runs calibration over the samples; a killed run resumes from the profile it left."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from compressor.calibration.contribution import layer_contribution
-from compressor.calibration.data import Sample, data_digest
-from compressor.calibration.profile import Profile, SampleScore
+from compressor.calibration.data import Sample, check_pictures, data_digest
+from compressor.calibration.exit import exit_kl, gate_margins
+from compressor.calibration.full_pass import FullPass, full_pass
+from compressor.calibration.profile import Measure, Profile, SampleScore
 from compressor.decoder import decoder_from
-from compressor.errors import DataError
+from compressor.decoder.weights import LoadedGates
 from compressor.families import LoadedModel
+from compressor.plan import Gates
 from compressor.planner import identity_plan
 from compressor.progress import SILENT, Progress
 from compressor.prompts import embed, encode
 
 SAVE_EVERY_SECONDS = 2.0
+MEASURED: Mapping[Measure, Callable[[FullPass], Tensor]] = {
+    "layer_contribution": layer_contribution,
+    "exit_kl": exit_kl,
+    "gate_margin": gate_margins,
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What calibration is to measure.
+
+    Attributes:
+        measures: by name.
+        gates: that are asked on every sample; needed for `gate_margin`.
+    """
+
+    measures: tuple[Measure, ...] = ("layer_contribution",)
+    gates: LoadedGates | None = None
 
 
 def calibrate(
@@ -23,43 +48,47 @@ def calibrate(
     path: Path,
     *,
     data_name: str,
+    asked: Asked = Asked(),
     progress: Progress = SILENT,
 ) -> Profile:
-    """Measure the layer contribution on every sample and keep the profile at `path` as it grows.
+    """Measure every sample and keep the profile at `path` as it grows.
 
     Args:
         model: the original model.
         samples: questions, each with at least one picture.
         path: profile file; if it exists it must belong to this model and data, and is continued.
         data_name: named in the profile.
+        asked: what to measure.
         progress: shows the samples and the time left.
 
     Raises:
         DataError: samples without pictures, or pictures that cannot be read.
-        ProfileError: the file at `path` belongs to another model or other data.
+        ProfileError: the file at `path` belongs to another model or other data, or holds other measures.
     """
-    blind = [s for s in samples if not s.images]
-    if blind:
-        raise DataError(
-            f"{data_name}: {s.question[:60]!r} has no image; calibration needs one"
-            for s in blind[:20]
+    check_pictures(samples, data_name)
+    profile = _start(model, samples, path, data_name, asked)
+    plan, tensors = identity_plan(model.facts, model.digest), model.tensors
+    if asked.gates is not None:
+        gates = Gates(
+            candidates=asked.gates.layers,
+            mode="dynamic",
+            width=asked.gates.width,
+            digest=asked.gates.digest,
         )
-    profile = _start(model, samples, path, data_name)
-    decoder = decoder_from(identity_plan(model.facts, model.digest), model.tensors)
+        plan, tensors = plan.model_copy(update={"gates": gates}), {**tensors, **asked.gates.tensors}
+    decoder = decoder_from(plan, tensors)
     saved = time.monotonic()
     remaining = samples[len(profile.samples) :]
     for sample in progress.track(remaining, "calibrating", len(remaining)):
         rows = embed(model, encode(model.processor, sample))
-        scores = layer_contribution(
+        full = full_pass(
             decoder, rows.visual_embeds, rows.text_embeds, rows.visual_index, rows.text_index
         )
-        profile = profile.with_sample(
-            SampleScore(
-                visual=rows.visual_index.shape[1],
-                text=rows.text_index.shape[1],
-                layer_contribution=tuple(scores.tolist()),
-            )
+        scores: dict[str, Any] = {m: tuple(MEASURED[m](full).tolist()) for m in asked.measures}
+        score = SampleScore(
+            visual=rows.visual_index.shape[1], text=rows.text_index.shape[1], **scores
         )
+        profile = profile.with_sample(score)
         if time.monotonic() - saved > SAVE_EVERY_SECONDS:
             profile.save(path)
             saved = time.monotonic()
@@ -67,11 +96,20 @@ def calibrate(
     return profile
 
 
-def _start(model: LoadedModel, samples: Sequence[Sample], path: Path, data_name: str) -> Profile:
+def _start(
+    model: LoadedModel, samples: Sequence[Sample], path: Path, data_name: str, asked: Asked
+) -> Profile:
     digest = data_digest(samples)
+    gates_digest = asked.gates.digest if asked.gates else ""
     if path.exists():
         profile = Profile.load(path)
-        profile.check_belongs(path, model_digest=model.digest, data_digest=digest)
+        profile.check_belongs(
+            path,
+            model_digest=model.digest,
+            data_digest=digest,
+            measures=asked.measures,
+            gates_digest=gates_digest,
+        )
         return profile
     return Profile(
         model=model.facts.name,
@@ -80,4 +118,7 @@ def _start(model: LoadedModel, samples: Sequence[Sample], path: Path, data_name:
         data_digest=digest,
         layers=model.facts.decoder.layers,
         total=len(samples),
+        measures=asked.measures,
+        gate_layers=asked.gates.layers if asked.gates else (),
+        gates_digest=gates_digest,
     )

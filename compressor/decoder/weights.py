@@ -1,12 +1,14 @@
 """Fills the compressed decoder with the original's weights, sharing their memory."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from compressor.decoder.model import Decoder
 from compressor.errors import ModelError
+from compressor.gate_file import GateFile
 from compressor.plan import Plan
 
 # Our names of a layer's parameters -> names in a Hugging Face Llama-like decoder.
@@ -24,6 +26,40 @@ LAYER_SOURCES = {
 
 # Where DyVTE's released code keeps its gates, below the language model.
 GATES_SOURCE = "visual_gates_router"
+
+
+@dataclass(frozen=True)
+class LoadedGates:
+    """Gates read from a file.
+
+    Attributes:
+        layers: that have one, ascending.
+        width: hidden width W.
+        digest: sha256 of the file.
+        tensors: float32, named as in `source_of`.
+    """
+
+    layers: tuple[int, ...]
+    width: int
+    digest: str
+    tensors: dict[str, Tensor]
+
+
+def load_gates(file: GateFile, layers: Sequence[int]) -> LoadedGates:
+    """Load the gates of some layers, in float32.
+
+    Args:
+        file: that was checked for these layers.
+        layers: ascending.
+    """
+    from safetensors import safe_open
+
+    tensors = {}
+    with safe_open(file.path, framework="pt") as stored:
+        for (layer, part), name in file.names.items():
+            if layer in layers:
+                tensors[f"{GATES_SOURCE}.{layer}.{part}.weight"] = stored.get_tensor(name).float()
+    return LoadedGates(tuple(layers), file.width, file.digest, tensors)
 
 
 def source_of(name: str) -> tuple[str, bool]:

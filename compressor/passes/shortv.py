@@ -26,10 +26,18 @@ def ranking(contribution: Sequence[float]) -> tuple[int, ...]:
     return tuple(sorted(range(len(contribution)), key=lambda i: (contribution[i], -i)))
 
 
-def lowest(contribution: Sequence[float], share: float) -> tuple[int, ...]:
-    """Return the `share` (0..1) of layers with the lowest contribution, lowest first."""
+def lowest(
+    contribution: Sequence[float], share: float, layers: int | None = None
+) -> tuple[int, ...]:
+    """Return the layers with the lowest contribution, lowest first.
+
+    Args:
+        contribution: of the layers to choose from.
+        share: how many, as a share (0..1) of `layers`.
+        layers: of the whole decoder; None: there are no others.
+    """
     # Half up: round() would go to the even neighbour, so that a share of one half is no monotone rule.
-    count = math.floor(share * len(contribution) + 0.5)
+    count = math.floor(share * (layers or len(contribution)) + 0.5)
     return ranking(contribution)[:count]
 
 

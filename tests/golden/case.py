@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from compressor.calibration.contribution import layer_contribution
 from compressor.decoder import Decoder, decoder_from
 from compressor.dims import DecoderDims, ModelFacts
+from compressor.methods import ShortV
 from compressor.plan import Plan, Workload
 from compressor.planner import identity_plan, make_plan
-from compressor.recipe import ShortV
 from export.graphs import decoder_graph
 from export.onnx_graph import export_decoder, save_graph
 from export.sessions import OnnxSession

@@ -1,0 +1,243 @@
+"""The methods a recipe may list under `compress`, one class each, and the values that they are made of.
+
+A new method is one class, one field of `CompressEntry` and one member of `Method`.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from compressor.recipe_errors import allowed, apply_rule, key_names, rule, show
+
+
+def is_path(value: object) -> bool:
+    """Whether a value can name a file here and in the UTF-8 text of a resolved recipe."""
+    text = str(value) if isinstance(value, str | Path) else ""
+    return bool(text.strip()) and "\0" not in text and _is_utf8(text)
+
+
+def _is_utf8(text: str) -> bool:
+    return text == text.encode(errors="ignore").decode()
+
+
+def _path_of(kind: str) -> Callable[[Any], Path]:
+    def check(value: Any) -> Path:
+        if not is_path(value):
+            raise PydanticCustomError("not_allowed", f"the path of a {kind} file, as text")
+        return Path(value)
+
+    return check
+
+
+def each_once(values: object) -> str | None:
+    """Return what is wrong with a list whose items must be distinct and at least one, None if nothing is."""
+    if values == ():
+        return "the list is empty; give at least one"
+    plain = isinstance(values, tuple) and [v for v in values if type(v) in {int, str}]
+    twice = tuple(value for value, count in Counter(plain or ()).items() if count > 1)
+    return f"{show(twice)} listed more than once; list each once" if twice else None
+
+
+def _ascending(values: object) -> str | None:
+    plain = isinstance(values, tuple) and [v for v in values if type(v) is int]
+    return None if not plain or plain == sorted(plain) else "not in ascending order; sort them"
+
+
+Flag = Annotated[bool, allowed("true or false")]
+Seed = Annotated[int, Field(ge=0, lt=2**32), allowed("a whole number from 0 to 4294967295")]
+Count = Annotated[int, Field(ge=1), allowed("a whole number, 1 or more")]
+LayerIndex = Annotated[int, Field(ge=0), allowed("a whole number, 0 or more")]
+Layers = Annotated[tuple[LayerIndex, ...], rule(each_once)]
+Candidates = Annotated[tuple[LayerIndex, ...], rule(each_once), rule(_ascending)]
+Share = Annotated[float, Field(ge=0, le=1), allowed("a number from 0 to 1")]
+Cosine = Annotated[float, Field(ge=-1, le=1), allowed("a number from -1 to 1")]
+Quantile = Annotated[float, Field(gt=0, le=1), allowed("a number above 0, up to 1")]
+NotNegative = Annotated[float, Field(ge=0), allowed("a number, 0 or more")]
+AboveOne = Annotated[float, Field(gt=1), allowed("a number above 1")]
+Rate = Annotated[float, Field(gt=0), allowed("a number above 0")]
+DataPath = Annotated[Path, BeforeValidator(_path_of(".jsonl"))]
+GatesPath = Annotated[Path, BeforeValidator(_path_of(".safetensors"))]
+_TEXT = r"^[^\x00-\x1f\x7f]+$"
+ModelId = Annotated[str, Field(pattern=_TEXT), allowed("a hub id or a folder, as text")]
+Revision = Annotated[
+    str,
+    Field(pattern=_TEXT),
+    allowed("a branch, tag or commit, in quotes if it looks like a number"),
+]
+
+
+class Section(BaseModel):
+    """A mapping of a recipe: values of exactly the declared types, no other keys, never changed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class ExactlyOne(Section):
+    """A section in which one key, and only one, is given; `beside` names keys that go with one of them."""
+
+    beside: ClassVar[Mapping[str, str]] = {}
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _given(cls, value: object) -> object:
+        if value is None:
+            raise PydanticCustomError("not_allowed", "give it a value or leave the key out")
+        return value
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _one(cls, value: Any, handler: Callable[[Any], Self]) -> Self:
+        problem = None
+        if isinstance(value, dict):
+            names = [name for name in key_names(cls) if name not in cls.beside]
+            given = [name for name in names if name in value]
+            choice = f"give exactly one of: {', '.join(names)}"
+            idle = [n for n, owner in cls.beside.items() if n in value and owner not in value]
+            if len(given) > 1:
+                problem = f"{' and '.join(given)} are given together; {choice}"
+            elif not value:
+                problem = f"nothing is given; {choice}"
+            elif idle:
+                problem = f"{idle[0]} goes with {cls.beside[idle[0]]}; give both or neither"
+        result: Self = apply_rule(value, handler, problem)
+        return result
+
+    @model_serializer(mode="wrap")
+    def _without_the_others(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in handler(self).items() if value is not None}
+
+
+class ShortV(ExactlyOne):
+    """ShortV: visual rows pass unchanged through the layers that contribute least.
+
+    Exactly one of the keys is given.
+
+    Attributes:
+        frozen: share of all decoder layers to freeze, 0 to 1.
+        layers: the layers to freeze, distinct, counted from 0; needs no calibration.
+        speedup: predicted speed-up of the prefill to reach, above 1, against the naive original.
+    """
+
+    name: ClassVar[Literal["shortv"]] = "shortv"
+
+    frozen: Share | None = None
+    layers: Layers | None = None
+    speedup: AboveOne | None = None
+
+
+class VisualExit(ExactlyOne):
+    """Visual tokens leave the decoder at the input of one layer, the same for every prompt (VTW).
+
+    Exactly one of `layer`, `max_kl` and `speedup` is given.
+
+    Attributes:
+        layer: first layer without visual rows, 1 or more; needs no calibration.
+        max_kl: the smallest such layer whose mean KL at the last prompt token is within this, in nats.
+        first_layer: smallest layer that the search by `max_kl` may find; None: 5, as published.
+        speedup: the largest such layer whose predicted prefill speed-up reaches this, above 1.
+    """
+
+    name: ClassVar[Literal["visual_exit"]] = "visual_exit"
+    beside: ClassVar[Mapping[str, str]] = {"first_layer": "max_kl"}
+
+    layer: Count | None = None
+    max_kl: NotNegative | None = None
+    first_layer: Count | None = None
+    speedup: AboveOne | None = None
+
+
+class GateTraining(Section):
+    """How `train-gates` trains gates.
+
+    Attributes:
+        steps: updates of one gate each, 1 or more.
+        batch: prompts a step, 1 or more.
+        learning_rate: of AdamW, above 0.
+        seed: of initial weights and of the order of prompts and layers, 0 to 2**32 - 1.
+    """
+
+    steps: Count = 4000
+    batch: Count = 4
+    learning_rate: Rate = 1e-3
+    seed: Seed = 0
+
+
+class DyVTE(Section):
+    """DyVTE: a gate behind a layer looks at the prompt's text states and lets visual tokens leave.
+
+    Attributes:
+        gates: safetensors file of the gates' weights; None: given later, by flag.
+        exit: `dynamic`: one graph that decides for each prompt; `staged`: the decoder cut at the gates, for
+            backends that take no size from a computed value; `baked`: a fixed exit where most gates fire.
+        candidates: layers with a gate, ascending, counted from 0; None: all but the last.
+        quantile: share of calibration prompts that have exited by the baked exit, above 0, up to 1; None:
+            0.9.
+        gate_width: hidden width of a gate to train, 1 or more; 2048 is the paper's.
+        train: settings of `train-gates`.
+    """
+
+    name: ClassVar[Literal["dyvte"]] = "dyvte"
+
+    gates: GatesPath | None = None
+    exit: Literal["dynamic", "staged", "baked"] = "dynamic"
+    candidates: Candidates | None = None
+    quantile: Quantile | None = None
+    gate_width: Count = 2048
+    train: GateTraining = GateTraining()
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _quantile_is_used(cls, value: Any, handler: Callable[[Any], Self]) -> Self:
+        idle = isinstance(value, dict) and value.get("quantile") is not None
+        idle = idle and value.get("exit", "dynamic") != "baked"
+        problem = "quantile goes with exit: baked; leave it out" if idle else None
+        result: Self = apply_rule(value, handler, problem)
+        return result
+
+
+Method = ShortV | VisualExit | DyVTE
+"""Any compression method."""
+
+
+class CompressEntry(ExactlyOne):
+    """One entry of `compress`: a method under its name. The fields are the registry of methods."""
+
+    key_word: ClassVar[str] = "method"
+
+    shortv: ShortV | None = None
+    visual_exit: VisualExit | None = None
+    dyvte: DyVTE | None = None
+
+    @property
+    def method(self) -> Method:
+        """The one method of this entry."""
+        method: Method = next(m for name in METHOD_NAMES if (m := getattr(self, name)) is not None)
+        return method
+
+
+METHOD_NAMES: Final = key_names(CompressEntry)
+"""Names of the methods a recipe may list under `compress`."""
+
+
+def methods_clash(entries: object) -> str | None:
+    """Return what is wrong with a list of entries as a whole, None if nothing is."""
+    if not isinstance(entries, tuple):
+        return None
+    counts = Counter(name for entry in entries if isinstance(entry, dict) for name in entry)
+    if counts["visual_exit"] and counts["dyvte"]:
+        return "visual_exit and dyvte both choose where visual tokens leave; give one of them"
+    twice = ", ".join(name for name in METHOD_NAMES if counts[name] > 1)
+    return f"more than one entry for: {twice}; a method may appear once" if twice else None
