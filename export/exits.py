@@ -4,6 +4,8 @@ A fixed exit is a state of layers in the plan. Gates decide for each prompt, so 
 counted: over the calibration prompts, over the validation questions, and for the prompt that was timed.
 """
 
+from collections.abc import Iterable
+
 from compressor.cost import predict
 from compressor.plan import Gates, Plan, Workload
 from export.bench import BenchReport
@@ -50,10 +52,17 @@ def exits_words(plan: Plan) -> str:
     return f"{count} of {len(plan.layers)}, from layer {first} on"
 
 
-def listed(indices: tuple[int, ...]) -> str:
-    """Return layers as words: `layer 3`, `layers 3 and 7`, `layers 3, 7 and 11`."""
-    *most, last = map(str, indices)
-    return f"layers {', '.join(most)} and {last}" if most else f"layer {last}"
+def runs(indices: Iterable[int]) -> str:
+    """Return layers with runs drawn together: `layer 2`, `layers 2, 5 to 8`."""
+    found: list[list[int]] = []
+    for index in indices:
+        if found and index == found[-1][-1] + 1:
+            found[-1].append(index)
+        else:
+            found.append([index])
+    words = [f"{r[0]} to {r[-1]}" if len(r) > 2 else ", ".join(map(str, r)) for r in found]
+    several = len(found) > 1 or len(found[0]) > 1
+    return f"layer{'s' if several else ''} {', '.join(words)}"
 
 
 def gates_words(gates: Gates) -> tuple[str, ...]:
@@ -79,7 +88,7 @@ def gates_words(gates: Gates) -> tuple[str, ...]:
             f"({most})."
         )
     return (
-        f"{'A gate' if single else 'Gates'} behind {listed(gates.candidates)} (method DyVTE, hidden width "
+        f"{'A gate' if single else 'Gates'} behind {runs(gates.candidates)} (method DyVTE, hidden width "
         f"{gates.width}): a small network that looks at the text tokens there while the prompt is read. "
         "Behind the first one that fires there are no visual tokens: no rows, and no keys and values.",
         modes[gates.mode],
@@ -102,21 +111,32 @@ def mean_words(plan: Plan) -> str:
 def exit_rows(plan: Plan, loss: LossReport | None) -> list[tuple[str, str, str]]:
     """Return the histogram of exits: place, calibration prompts, validation questions.
 
-    Empty without gates. Counts that were not taken are a dash.
+    Gates behind which nothing left have no row; counts that were not taken are a dash. Empty without gates,
+    or if nothing was counted at all.
     """
     gates = plan.gates
-    if gates is None:
+    if gates is None or not (counted(gates) or loss):
         return []
-    measured = counted(gates) > 0
-    fired = [str(n) for n in gates.fired] if measured else [NOT_COUNTED] * len(gates.candidates)
-    unfired = str(gates.unfired) if measured else NOT_COUNTED
-    behind = {layer - 1: count for layer, count in loss.exits} if loss else {}
+    calibration: dict[int, int] = {}
+    if counted(gates):
+        calibration = dict(zip(gates.candidates, gates.fired, strict=True))
+    validation = {layer - 1: count for layer, count in loss.exits} if loss else {}
     rows = [
-        (f"behind layer {c}", n, str(behind.get(c, 0)) if loss else NOT_COUNTED)
-        for c, n in zip(gates.candidates, fired, strict=True)
+        (
+            f"behind layer {layer}",
+            str(calibration.get(layer, 0)) if calibration else NOT_COUNTED,
+            str(validation.get(layer, 0)) if loss else NOT_COUNTED,
+        )
+        for layer in gates.candidates
+        if calibration.get(layer) or validation.get(layer)
     ]
-    stayed = str(loss.overall.samples - sum(behind.values())) if loss else NOT_COUNTED
-    return [*rows, ("nowhere: no gate fires, or no picture", unfired, stayed)]
+    stayed = loss.overall.samples - sum(validation.values()) if loss else None
+    last = (
+        "nowhere: no gate fires, or no picture",
+        str(gates.unfired) if calibration else NOT_COUNTED,
+        NOT_COUNTED if stayed is None else str(stayed),
+    )
+    return [*rows, last]
 
 
 def timed_plan(plan: Plan, report: BenchReport) -> Plan:

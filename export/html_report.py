@@ -3,18 +3,20 @@
 Everything that comes from a recipe, data or a model is escaped by the template; charts are SVG inside.
 """
 
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from compressor.methods import VisualExit
 from export import checks, exits, in_words, report
 from export.bench import bench_rows
-from export.charts import contribution_chart, kinds_chart, speed_chart
+from export.charts import contribution_chart, exit_chart, kinds_chart, speed_chart
 from export.decoder_picture import decoder_picture, states
 from export.questions import Question, Thumbnail, chosen_questions, thumbnail
-from export.report_data import ReportData, headline, method_words
+from export.report_data import ReportData, exit_kl, headline, layer_contribution, method_words
 from export.svg import plain
 
 HTML_FILE = "report.html"
@@ -59,9 +61,15 @@ def html_report(data: ReportData) -> str:
         gates=[*exits.gates_words(plan.gates), exits.mean_words(plan)] if plan.gates else [],
         exit_columns=exits.EXIT_COLUMNS,
         exit_rows=exits.exit_rows(plan, loss),
-        contribution=contribution_chart(data.profile, plan) if data.profile else None,
+        contribution=_contribution(data),
+        exit=_exit(data),
         calibrated=data.profile,
-        layer_columns=(*report.LAYER_COLUMNS, "contribution, nats", *report.KV_COLUMNS),
+        layer_columns=(
+            *report.LAYER_COLUMNS,
+            "contribution, nats",
+            *report.exit_kl_columns(data),
+            *report.KV_COLUMNS,
+        ),
         layer_rows=_layer_rows(data),
         workload=report.workload_words(data),
         predicted=report.predicted_rows(manifest),
@@ -92,9 +100,26 @@ def _layer_rows(data: ReportData) -> list[tuple[str, ...]]:
     parts = (
         report.layer_rows(data.plan),
         report.contribution_rows(data),
+        report.exit_kl_rows(data),
         report.kv_rows(data.plan, data.manifest.dtype),
     )
-    return [(*work, *kl, *kv) for work, kl, kv in zip(*parts, strict=True)]
+    return [tuple(chain(*row)) for row in zip(*parts, strict=True)]
+
+
+def _contribution(data: ReportData) -> Markup | None:
+    values = layer_contribution(data.profile)
+    if values is None or data.profile is None:
+        return None
+    return contribution_chart(values, len(data.profile.samples), data.plan)
+
+
+def _exit(data: ReportData) -> Markup | None:
+    values = exit_kl(data.profile)
+    if values is None or data.profile is None:
+        return None
+    bounds = [m.max_kl for m in data.methods if isinstance(m, VisualExit)]
+    allowed = bounds[0] if bounds else None
+    return exit_chart(values, len(data.profile.samples), data.plan.exit_layer, allowed)
 
 
 def _verdicts(data: ReportData) -> list[tuple[str, str, str]]:

@@ -1,10 +1,8 @@
 """What was done, gained and lost, in sentences for people who never heard of the methods."""
 
-from collections.abc import Iterable
-
 from compressor.plan import Plan
 from export.bench import BenchReport, bench_rows
-from export.exits import counted, gates_words, may_exit, timed_words
+from export.exits import counted, gates_words, may_exit, runs, timed_words
 from export.parity.loss import LossReport
 from export.report_data import ReportData
 
@@ -43,7 +41,9 @@ def done(data: ReportData) -> tuple[str, ...]:
         f"layers{_for_all(plan)}."
     )
     reasons = [
-        words.format(layers=_layers(layer.index for layer in plan.layers if layer.reason == reason))
+        words.format(
+            layers=runs(layer.index for layer in plan.layers if layer.reason == reason).capitalize()
+        )
         for reason, words in WHY.items()
         if any(layer.reason == reason for layer in plan.layers)
     ]
@@ -57,19 +57,6 @@ def done(data: ReportData) -> tuple[str, ...]:
 def _for_all(plan: Plan) -> str:
     """Return what gates add to a number of layers: they decide on the others for each prompt."""
     return " for every prompt, and behind a gate that fires" if plan.gates else ""
-
-
-def _layers(indices: Iterable[int]) -> str:
-    """Return layers with runs drawn together: `Layers 2, 5 to 8`."""
-    runs: list[list[int]] = []
-    for index in indices:
-        if runs and index == runs[-1][-1] + 1:
-            runs[-1].append(index)
-        else:
-            runs.append([index])
-    words = [f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs]
-    several = len(runs) > 1 or len(runs[0]) > 1
-    return f"Layer{'s' if several else ''} {', '.join(words)}"
 
 
 def unsteady(report: BenchReport) -> tuple[str, ...]:

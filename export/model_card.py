@@ -108,7 +108,8 @@ def _figures(data: ReportData) -> list[str]:
     parts = [table(("original / compressed", "ratio", ""), rows)]
     if data.plan.gates is not None:
         parts.append(mean_words(data.plan))
-        parts.append(table(EXIT_COLUMNS, exit_rows(data.plan, manifest.loss)))
+        if exits := exit_rows(data.plan, manifest.loss):
+            parts.append(table(EXIT_COLUMNS, exits))
     if manifest.fidelity is not None:
         words = ", ".join(
             f"{row.measure} {row.found}" for row, _ in fidelity_rows(manifest.fidelity)

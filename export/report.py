@@ -1,6 +1,7 @@
 """The report of an artifact as Markdown, in the order of the HTML report."""
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 
 from compressor.cost import BYTES, predict
 from compressor.plan import LayerPlan, Plan
@@ -25,7 +26,7 @@ from export.memory import Footprint
 from export.parity.fidelity import FidelityReport
 from export.parity.loss import LossFigures, LossReport
 from export.questions import chosen_questions
-from export.report_data import ReportData, headline, method_words
+from export.report_data import ReportData, exit_kl, headline, layer_contribution, method_words
 
 REPORT_FILE = "report.md"
 
@@ -89,6 +90,7 @@ def what_visual_rows_do(layer: LayerPlan) -> str:
 
 
 LAYER_COLUMNS = ("layer", "visual rows", "MFLOPs original", "MFLOPs now")
+EXIT_KL_COLUMN = "exit before it, nats"
 KV_COLUMNS = ("KV bytes original", "KV bytes now")
 
 
@@ -120,9 +122,21 @@ def kv_rows(plan: Plan, dtype: str) -> list[tuple[str, str]]:
 
 def contribution_rows(data: ReportData) -> list[tuple[str]]:
     """Return one row a layer: its contribution in nats, or a dash where none was measured."""
-    if data.profile is None:
+    if (values := layer_contribution(data.profile)) is None:
         return [("-",)] * len(data.plan.layers)
-    return [(f"{value:.3g}",) for value in data.profile.layer_contribution()]
+    return [(f"{value:.3g}",) for value in values]
+
+
+def exit_kl_rows(data: ReportData) -> list[tuple[str, ...]]:
+    """Return one row a layer: the KL of an exit before it, in nats; empty rows where none was measured."""
+    if (values := exit_kl(data.profile)) is None:
+        return [()] * len(data.plan.layers)
+    return [(f"{value:.3g}",) for value in values]
+
+
+def exit_kl_columns(data: ReportData) -> tuple[str, ...]:
+    """Return the head of `exit_kl_rows`."""
+    return () if exit_kl(data.profile) is None else (EXIT_KL_COLUMN,)
 
 
 def mflops(flops: int) -> str:
@@ -134,15 +148,17 @@ def _layers(data: ReportData) -> str:
     parts = (
         layer_rows(data.plan),
         contribution_rows(data),
+        exit_kl_rows(data),
         kv_rows(data.plan, data.manifest.dtype),
     )
-    rows = [(*work, *kl, *kv) for work, kl, kv in zip(*parts, strict=True)]
-    columns = (*LAYER_COLUMNS, "contribution (KL, nats)", *KV_COLUMNS)
+    rows = [tuple(chain(*row)) for row in zip(*parts, strict=True)]
+    columns = (*LAYER_COLUMNS, "contribution (KL, nats)", *exit_kl_columns(data), *KV_COLUMNS)
     found = table(columns, rows)
     if data.plan.gates is None:
         return found
     words = " ".join((*gates_words(data.plan.gates), mean_words(data.plan)))
-    return f"{found}\n\n{words}\n\n{table(EXIT_COLUMNS, exit_rows(data.plan, data.manifest.loss))}"
+    exits = exit_rows(data.plan, data.manifest.loss)
+    return "\n\n".join([found, words, *([table(EXIT_COLUMNS, exits)] if exits else [])])
 
 
 def predicted_rows(manifest: Manifest) -> list[tuple[str, str, str, str]]:

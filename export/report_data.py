@@ -60,6 +60,20 @@ def report_data(folder: Path, manifest: Manifest) -> ReportData:
     )
 
 
+def layer_contribution(profile: Profile | None) -> tuple[float, ...] | None:
+    """Return the mean contribution of every layer, in nats; None if it was not measured."""
+    if profile is None or "layer_contribution" not in profile.measures:
+        return None
+    return profile.layer_contribution()
+
+
+def exit_kl(profile: Profile | None) -> tuple[float, ...] | None:
+    """Return the mean KL of an exit before every layer, in nats; None if it was not measured."""
+    if profile is None or "exit_kl" not in profile.measures:
+        return None
+    return profile.exit_kl()
+
+
 def method_words(method: Method) -> str:
     """Return a method with what was asked of it, e.g. `shortv (frozen: 0.5)`."""
     given = ", ".join(f"{key}: {value}" for key, value in method.model_dump(mode="json").items())
@@ -130,7 +144,11 @@ def figures(data: ReportData) -> dict[str, Any]:
     manifest, plan = data.manifest, data.plan
     before, after = predict(plan.naive()), predict(plan)
     size = BYTES[manifest.dtype]
-    contribution = data.profile.layer_contribution() if data.profile else (None,) * len(plan.layers)
+    unknown = (None,) * len(plan.layers)
+    contribution, left = (
+        layer_contribution(data.profile) or unknown,
+        exit_kl(data.profile) or unknown,
+    )
     overall = manifest.loss.overall if manifest.loss else None
     stays = staying(plan)
     layers = [
@@ -140,6 +158,7 @@ def figures(data: ReportData) -> dict[str, Any]:
             "reason": layer.reason,
             "visual_stays": stays[layer.index],
             "contribution": contribution[layer.index],
+            "exit_kl": left[layer.index],
             "flops_original": before.layer_flops[layer.index],
             "flops": after.layer_flops[layer.index],
             "kv_bytes_original": before.layer_kv_values[layer.index] * size,

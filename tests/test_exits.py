@@ -1,15 +1,17 @@
 """Exits in what people read: told from frozen layers, counted where gates decide, their bytes measured."""
 
 import json
+import re
 import xml.etree.ElementTree as ET
 
 import pytest
 
 import vtcompress
+from compressor.calibration.profile import SampleScore
 from compressor.cost import predict
 from compressor.passes.dead_rows import freeze_dead_rows
 from compressor.plan import LayerPlan
-from export.charts import contribution_chart
+from export.charts import contribution_chart, exit_chart
 from export.compare import compare_artifacts, comparison_rows
 from export.decoder_picture import GATE, STATES, decoder_picture
 from export.exits import (
@@ -141,11 +143,63 @@ def test_gates_are_marked_behind_their_layers_and_boxes_are_filled_by_shares():
 
 
 def test_contribution_draws_exited_layers_hollow_and_frozen_ones_striped():
-    root = drawn(contribution_chart(PROFILE, FIXED))
+    root = drawn(contribution_chart(PROFILE.layer_contribution(), 1, FIXED))
     assert len(of_class(root, "hollow")) == 2
     assert len([e for e in root.iter(f"{NAME}rect") if "url(#" in (e.get("fill") or "")]) == 2
     assert words(root).count("exited") == 2
     assert "not updated: 1, 3. Layers without visual tokens: 4, 5." in root[1].text
+
+
+def exits_profile(*measures):
+    """A profile of one sample; what is not measured is not in it."""
+    sample = SampleScore(
+        visual=12,
+        text=64,
+        layer_contribution=PROFILE.layer_contribution() if "layer_contribution" in measures else (),
+        exit_kl=(4.0, 2.0, 1.0, 0.5, 0.04, 0.002) if "exit_kl" in measures else (),
+    )
+    return PROFILE.model_copy(update={"measures": measures, "samples": (sample,)})
+
+
+def test_what_every_exit_changes_is_drawn_with_the_chosen_exit_and_the_bound():
+    root = drawn(exit_chart((4.0, 2.0, 1.0, 0.5, 0.04, 0.002), 8, 4, 0.05))
+    stripes = [e for e in root.iter(f"{NAME}rect") if "url(#" in (e.get("fill") or "")]
+    assert [e.find(f"{NAME}title").text for e in stripes] == ["layer 4: 0.04 nats"]
+    assert words(root).count("exit") == 1
+    assert "allowed: 0.05" in words(root)
+    (bound,) = of_class(root, "mark")
+    chosen = float(stripes[0].get("x")) + float(stripes[0].get("width"))
+    assert chosen < float(bound.get("x1"))
+    assert root[1].text.endswith("Chosen: layer 4 (0.04 nats). Allowed: 0.05 nats.")
+    # Gates have no exit to mark, and a bound outside the axis has no place on it.
+    bare = drawn(exit_chart((4.0, 2.0), 8, None, 100.0))
+    assert of_class(bare, "mark") == []
+    assert "exit" not in words(bare)
+
+
+@pytest.mark.parametrize(
+    ("measures", "drawings"),
+    [
+        (("layer_contribution",), ["decoder", "contribution", "speed"]),
+        (("exit_kl",), ["decoder", "exit", "speed"]),
+        (("layer_contribution", "exit_kl"), ["decoder", "contribution", "exit", "speed"]),
+        (("gate_margin",), ["decoder", "speed"]),
+    ],
+)
+def test_reports_show_what_calibration_measured_and_nothing_else(tmp_path, measures, drawings):
+    recipe = "vtcompress: 1\ncompress:\n- visual_exit: {max_kl: 0.05}\n"
+    data = exited(tmp_path / "a", profile=exits_profile(*measures), recipe=recipe)
+    page = html_report(data)
+    assert re.findall(r'aria-labelledby="(\w+)-title"', page) == drawings
+    assert "not chosen by calibration" not in page
+    assert ("Allowed: 0.05 nats." in page) is ("exit" in drawings)
+    rows = table(section(markdown_report(data), "Layers"))
+    contribution = "0.001" if "contribution" in drawings else "-"
+    exits = ["2"] if "exit" in drawings else []
+    assert rows[1][4:-2] == [contribution, *exits]
+    layer = figures(data)["layers"][1]
+    assert layer["exit_kl"] == (2.0 if exits else None)
+    assert layer["contribution"] == (0.001 if contribution != "-" else None)
 
 
 def test_in_short_tells_what_an_exit_does_saves_and_keeps(tmp_path):
@@ -162,7 +216,7 @@ def test_in_short_tells_what_an_exit_does_saves_and_keeps(tmp_path):
 
 def test_in_short_tells_what_gates_decide_and_what_predictions_are_means_of(tmp_path):
     text = section(markdown_report(gated(tmp_path / "a")), "In short")
-    assert "Gates behind layers 1 and 3 (method DyVTE, hidden width 8)" in text
+    assert "Gates behind layers 1, 3 (method DyVTE, hidden width 8)" in text
     assert "decided inside the one decoder graph" in text
     assert "In 9 of 10 calibration prompts a gate fired, most often behind layer 1 (6)." in text
     assert "2.00 times less, predicted on the mean of 10 calibration prompts." in text
@@ -203,7 +257,17 @@ def test_exits_are_counted_beside_each_other_for_calibration_and_validation(tmp_
         [nowhere, "1", "2"],
     ]
     assert tables(section(markdown_report(data), "Layers"))[1] == rows
-    assert exit_rows(UNCOUNTED, None)[-1] == (nowhere, "-", "-")
+    # Gates behind which nothing left are not listed, and nothing is where nothing was counted.
+    assert exit_rows(GATED.model_copy(update={"gates": facts.gates((0, 3), 7)}), None) == [
+        ("behind layer 3", "3", "-"),
+        (nowhere, "7", "-"),
+    ]
+    assert exit_rows(UNCOUNTED, data.manifest.loss) == [
+        ("behind layer 1", "-", "5"),
+        ("behind layer 3", "-", "1"),
+        (nowhere, "-", "2"),
+    ]
+    assert exit_rows(UNCOUNTED, None) == []
     assert exit_rows(FIXED, data.manifest.loss) == []
     found = Structure(html_report(data))
     assert "Where visual tokens leave" in found.text

@@ -93,8 +93,8 @@ def show_loss(out: Output, report: LossReport | None) -> None:
 
 def show_exits(out: Output, chosen: Plan, loss: LossReport | None) -> None:
     """Print behind which layers visual tokens left, if gates decide on it."""
-    if chosen.gates is not None:
-        out.table("Exits", EXIT_COLUMNS, exit_rows(chosen, loss))
+    if rows := exit_rows(chosen, loss):
+        out.table("Exits", EXIT_COLUMNS, rows)
 
 
 def flat_rows(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
