@@ -66,7 +66,7 @@ def runs(indices: Iterable[int]) -> str:
 
 
 def gates_words(gates: Gates) -> tuple[str, ...]:
-    """Return where gates sit, how they are deployed and what they did in calibration, as sentences."""
+    """Return in three parts where gates sit and what they do, how they are deployed, how often they fired."""
     single = len(gates.candidates) == 1
     modes = {
         "dynamic": "It is decided inside the one decoder graph.",

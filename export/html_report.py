@@ -58,7 +58,7 @@ def html_report(data: ReportData) -> str:
         decoder=decoder_picture(plan, manifest.dtype),
         states=states(plan),
         exited=any(layer.exited for layer in plan.layers),
-        gates=[*exits.gates_words(plan.gates), exits.mean_words(plan)] if plan.gates else [],
+        gates=[*exits.gates_words(plan.gates)[1:], exits.mean_words(plan)] if plan.gates else [],
         exit_columns=exits.EXIT_COLUMNS,
         exit_rows=exits.exit_rows(plan, loss),
         contribution=_contribution(data),

@@ -47,7 +47,7 @@ def done(data: ReportData) -> tuple[str, ...]:
         for reason, words in WHY.items()
         if any(layer.reason == reason for layer in plan.layers)
     ]
-    gates = gates_words(plan.gates) if plan.gates else ()
+    gates = gates_words(plan.gates)[:1] if plan.gates else ()
     text = "Text tokens do in every layer what they did before."
     if may_exit(plan):
         text = "Text tokens go through every layer, as before."
@@ -116,7 +116,7 @@ def _further_tokens(plan: Plan, measured: BenchReport | None) -> tuple[str, ...]
         further = f"E{cheaper} from layer {plan.exit_layer} on it reads text tokens only."
     else:
         further = f"Where a gate fired, e{cheaper} in the layers behind that gate it reads text tokens only."
-    if measured is not None:
+    if measured is not None and measured.exit_layer is not None:
         ratio = measured.decode_step.ratio
         further += f" Measured: {ratio:.2f} times the original's speed per token."
     return further, f"{weights[0].upper()}{weights[1:]}"

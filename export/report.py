@@ -156,7 +156,7 @@ def _layers(data: ReportData) -> str:
     found = table(columns, rows)
     if data.plan.gates is None:
         return found
-    words = " ".join((*gates_words(data.plan.gates), mean_words(data.plan)))
+    words = " ".join((*gates_words(data.plan.gates)[1:], mean_words(data.plan)))
     exits = exit_rows(data.plan, data.manifest.loss)
     return "\n\n".join([found, words, *([table(EXIT_COLUMNS, exits)] if exits else [])])
 

@@ -19,6 +19,9 @@ from export.questions import Question, stored_questions
 READING = "reading of picture and question (prefill)"
 """What gets faster, in words that need no explanation."""
 
+# Keys of methods that only the training of gates reads.
+TRAINING = {"gate_width", "train"}
+
 
 @dataclass(frozen=True)
 class ReportData:
@@ -74,10 +77,23 @@ def exit_kl(profile: Profile | None) -> tuple[float, ...] | None:
     return profile.exit_kl()
 
 
+def asked_of(method: Method) -> dict[str, Any]:
+    """Return what was asked of a method, without what says nothing of the artifact.
+
+    Files go by their names: folders are those of another machine.
+    """
+    given = method.model_dump(exclude_none=True, exclude=TRAINING)
+    return {key: value.name if isinstance(value, Path) else value for key, value in given.items()}
+
+
 def method_words(method: Method) -> str:
     """Return a method with what was asked of it, e.g. `shortv (frozen: 0.5)`."""
-    given = ", ".join(f"{key}: {value}" for key, value in method.model_dump(mode="json").items())
+    given = ", ".join(f"{key}: {_value(value)}" for key, value in asked_of(method).items())
     return f"{method.name} ({given})"
+
+
+def _value(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 @dataclass(frozen=True)
@@ -169,7 +185,7 @@ def figures(data: ReportData) -> dict[str, Any]:
     return {
         "model": manifest.model.name,
         "model_digest": manifest.model_digest,
-        "methods": [{m.name: m.model_dump(mode="json")} for m in data.methods],
+        "methods": [{m.name: asked_of(m)} for m in data.methods],
         "dtype": manifest.dtype,
         "passed": manifest.passed,
         "exact_match_kept": overall.exact_match_kept if overall else None,

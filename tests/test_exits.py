@@ -5,6 +5,8 @@ import re
 import xml.etree.ElementTree as ET
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import vtcompress
 from compressor.calibration.profile import SampleScore
@@ -217,11 +219,32 @@ def test_in_short_tells_what_an_exit_does_saves_and_keeps(tmp_path):
 def test_in_short_tells_what_gates_decide_and_what_predictions_are_means_of(tmp_path):
     text = section(markdown_report(gated(tmp_path / "a")), "In short")
     assert "Gates behind layers 1, 3 (method DyVTE, hidden width 8)" in text
-    assert "decided inside the one decoder graph" in text
-    assert "In 9 of 10 calibration prompts a gate fired, most often behind layer 1 (6)." in text
     assert "2.00 times less, predicted on the mean of 10 calibration prompts." in text
     assert "a gate fired behind layer 1." in text
     assert "Where a gate fired, every further token of the answer is cheaper too" in text
+
+
+def test_behind_the_layers_it_is_told_how_gates_decide_and_how_often_they_fired(tmp_path):
+    data = gated(tmp_path / "a")
+    page = Structure(html_report(data)).text.split("Where visual tokens leave")[1]
+    for text in (section(markdown_report(data), "Layers"), page):
+        assert "decided inside the one decoder graph" in text
+        assert "In 9 of 10 calibration prompts a gate fired, most often behind layer 1 (6)." in text
+        assert "Predicted figures are the mean over the exits of 10 calibration prompts." in text
+
+
+def test_a_method_is_named_without_folders_and_without_what_only_training_reads(tmp_path):
+    recipe = (
+        "vtcompress: 1\ncompress:\n- dyvte:\n    gates: /some/folder/g.safetensors\n"
+        "    exit: staged\n    candidates: [1, 3]\n    gate_width: 64\n    train: {steps: 9}\n"
+    )
+    data = gated(tmp_path / "a", recipe=recipe)
+    named = "dyvte (gates: g.safetensors, exit: staged, candidates: 1, 3)"
+    assert named in Structure(html_report(data)).text
+    for text in (html_report(data), markdown_report(data), model_card(data, Origin())):
+        assert "gate_width: 64" not in text.split("vtcompress: 1")[0]
+    method = {"gates": "g.safetensors", "exit": "staged", "candidates": [1, 3]}
+    assert json.loads(json.dumps(figures(data)))["methods"] == [{"dyvte": method}]
 
 
 @pytest.mark.parametrize(
@@ -403,15 +426,15 @@ def test_a_comparison_tells_exits_gates_cache_and_decode_apart(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def exit_artifact(llava, questions, tmp_path_factory):
-    """Return an artifact of a real little model whose visual rows leave before layer 2 of 4."""
+def exit_artifact(tiny_model, questions, tmp_path_factory):
+    """Return an artifact of a real little model whose visual rows leave before layer 1 of 2."""
     folder = tmp_path_factory.mktemp("exit")
     recipe = vtcompress.load_recipe("identity").override(
-        {"model.id": str(llava()), "validate.data": questions, "validate.max_new_tokens": 4}
+        {"model.id": str(tiny_model), "validate.data": questions, "validate.max_new_tokens": 4}
     )
     plan = vtcompress.plan(recipe)
-    layers = [LayerPlan.because(i, "vtw") if i >= 2 else LayerPlan(index=i) for i in range(4)]
-    plan = plan.model_copy(update={"layers": freeze_dead_rows(tuple(layers))})
+    layers = freeze_dead_rows((LayerPlan(index=0), LayerPlan.because(1, "vtw")))
+    plan = plan.model_copy(update={"layers": layers})
     vtcompress.compress(recipe, plan, folder / "small")
     vtcompress.export(recipe, folder / "artifact", compressed=folder / "small", bench_rounds=1)
     return folder / "artifact"
@@ -421,8 +444,8 @@ def test_the_bytes_of_an_exit_artifact_are_measured_and_exactly_those_predicted(
     manifest = read_report(exit_artifact).manifest
     measured, predicted = manifest.measured, manifest.predicted
     assert (measured.images, measured.text) == (predicted.images, predicted.text)
-    assert measured.exit_layer == 2
-    assert measured.kv_layers[0] - measured.kv_layers[2] == measured.visual == predicted.visual
+    assert measured.exit_layer == 1
+    assert measured.kv_layers[0] - measured.kv_layers[1] == measured.visual == predicted.visual
     assert measured.kv_bytes == predicted.kv_bytes < predicted.kv_bytes_original
     assert measured.kv_bytes_original == predicted.kv_bytes_original
     assert "are equal." in (exit_artifact / "report.md").read_text(encoding="utf-8")
@@ -431,10 +454,10 @@ def test_the_bytes_of_an_exit_artifact_are_measured_and_exactly_those_predicted(
 def test_bench_tells_bytes_and_exit_of_another_prompt_too(exit_artifact, capsys):
     assert run(["bench", str(exit_artifact), "--rounds", "1", "--text", "9", "--images", "2"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "From layer 2 on, caches hold text tokens only." in said
+    assert "From layer 1 on, caches hold text tokens only." in said
     assert "Measured and predicted KV bytes are equal." in said
-    # 41 rows in two layers, 9 in two; K and V of two heads of 16, four bytes each.
-    assert f"{2 * (41 + 9) * 2 * 2 * 16 * 4:,}" in said
+    # 41 rows in layer 0, 9 in layer 1; K and V of two heads of 16, four bytes each.
+    assert f"{(41 + 9) * 2 * 2 * 16 * 4:,}" in said
 
 
 def test_a_reply_tells_where_visual_rows_left_and_nothing_where_there_were_none(
@@ -442,7 +465,7 @@ def test_a_reply_tells_where_visual_rows_left_and_nothing_where_there_were_none(
 ):
     picture = next(questions.parent.rglob("*.png"))
     runtime = Runtime.load(exit_artifact)
-    assert runtime.answer("what is this", [picture], max_new_tokens=2).exit_layer == 2
+    assert runtime.answer("what is this", [picture], max_new_tokens=2).exit_layer == 1
     assert runtime.answer("what is this", max_new_tokens=2).exit_layer is None
     stays = Runtime.load(tiny_artifact).answer("what is this", [picture], max_new_tokens=2)
     assert stays.exit_layer is None
@@ -453,6 +476,49 @@ def test_the_loss_check_counts_the_exits_of_its_questions(exit_artifact):
     stored = json.loads((exit_artifact / "validation" / "compressed.json").read_text())["answers"]
     original = json.loads((exit_artifact / "validation" / "original.json").read_text())["answers"]
     with_picture = sum("exit_layer" in answer for answer in stored)
-    assert loss.exits == ((2, with_picture),)
+    assert loss.exits == ((1, with_picture),)
     assert 0 < with_picture <= len(stored)
     assert not any("exit_layer" in answer for answer in original)
+
+
+@pytest.fixture(scope="module", params=["dynamic", "staged"])
+def gated_artifact(request, tiny_model, questions, tmp_path_factory):
+    """Return an artifact of a real little model in which the gate behind layer 0 fires, not counted before."""
+    folder = tmp_path_factory.mktemp("gated")
+    generator = torch.Generator().manual_seed(0)
+    # The sum of GELUs of many values is positive: logit 1 is greater by its double.
+    gates = {
+        "visual_gates_router.0.w1.weight": torch.randn(64, 128, generator=generator),
+        "visual_gates_router.0.w2.weight": torch.stack([-torch.ones(64), torch.ones(64)]),
+    }
+    save_file(gates, folder / "g.safetensors")
+    (folder / "r.yaml").write_text(
+        "vtcompress: 1\ncompress:\n- dyvte:\n    gates: g.safetensors\n    candidates: [0]\n"
+        f"    exit: {request.param}\n"
+    )
+    recipe = vtcompress.load_recipe(folder / "r.yaml").override(
+        {"model.id": str(tiny_model), "validate.data": questions, "validate.max_new_tokens": 4}
+    )
+    vtcompress.export(recipe, folder / "artifact", bench_rounds=1)
+    return folder / "artifact"
+
+
+def test_the_exit_of_gates_is_measured_and_its_bytes_are_those_predicted_for_it(gated_artifact):
+    data = read_report(gated_artifact)
+    measured, loss = data.manifest.measured, data.manifest.loss
+    assert measured.exit_layer == 1
+    rows = 64 + measured.visual
+    assert measured.kv_layers == (rows, 64)
+    # K and V of two heads of 16, four bytes each; nothing fires in the prediction of the plan.
+    assert measured.kv_bytes == (rows + 64) * 2 * 2 * 16 * 4
+    assert measured.kv_bytes < data.manifest.predicted.kv_bytes == measured.kv_bytes_original
+    assert loss.exits[0][0] == 1
+    assert len(loss.exits) == 1
+    report = (gated_artifact / "report.md").read_text(encoding="utf-8")
+    assert (
+        "a gate fired behind layer 0. Measured and predicted KV bytes for this exit are equal."
+        in report
+    )
+    assert f"| behind layer 0 | - | {loss.exits[0][1]} |" in report
+    assert "g.safetensors" in report
+    assert str(gated_artifact.parent) not in report
