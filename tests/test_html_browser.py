@@ -17,8 +17,8 @@ from tests import facts
 from tests.artifacts import make_artifact
 from tests.browser import browser_page, find_browser
 from tests.test_compare import with_kept, with_speed
-from tests.test_exits import exits_profile
 from tests.test_html_report import ASKED, HOSTILE, PROFILE
+from tests.test_report_exits import exits_profile
 from vtcompress.reporting import read_report
 
 BROWSER = find_browser()

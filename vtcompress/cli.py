@@ -119,17 +119,11 @@ def read_recipe(options: Mapping[str, Any], more: Mapping[str, Any] | None = Non
 @click.option("--output", type=FILE, default="profile.json", help="Profile to write or continue.")
 @click.pass_obj
 def calibrate(out: Output, /, output: Path, **options: Any) -> None:
-    """Measure how much each layer needs visual tokens to be updated."""
-    from compressor.passes.shortv import ranking
-    from vtcompress import stages
+    """Measure what the recipe's methods choose by: how much each layer needs visual tokens."""
+    from vtcompress import show, stages
 
     profile = stages.calibrate(read_recipe(options), output, progress=out)
-    contribution = profile.layer_contribution()
-    order = ranking(contribution)
-    rows = [
-        (str(i), f"{value:.3e}", str(order.index(i) + 1)) for i, value in enumerate(contribution)
-    ]
-    out.table("Layer contribution", ("layer", "KL, nats", "rank, lowest first"), rows)
+    show.show_profile(out, profile)
     out.line(
         f"{len(profile.samples)} samples; written: {output}, its plot as .png and .svg beside it"
     )

@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from compressor.calibration.profile import Profile
+from compressor.passes.dyvte import first_to_fire, histogram
+from compressor.passes.shortv import ranking
 from compressor.plan import Plan
 from export.bench import BenchReport, bench_rows
 from export.checks import LOSS_COLUMNS, loss_row
@@ -36,6 +39,27 @@ def show_plan(out: Output, chosen: Plan) -> None:
     if chosen.gates is not None:
         for words in (*gates_words(chosen.gates), mean_words(chosen)):
             out.line(words)
+
+
+def show_profile(out: Output, profile: Profile) -> None:
+    """Print what calibration measured, one table a measure."""
+    if "layer_contribution" in profile.measures:
+        contribution = profile.layer_contribution()
+        order = ranking(contribution)
+        out.table(
+            "Layer contribution",
+            ("layer", "KL, nats", "rank, lowest first"),
+            [(str(i), f"{v:.3e}", str(order.index(i) + 1)) for i, v in enumerate(contribution)],
+        )
+    if "exit_kl" in profile.measures:
+        rows = [(str(k), f"{value:.3e}") for k, value in enumerate(profile.exit_kl())]
+        out.table("Visual exit", ("first layer without visual tokens", "KL, nats"), rows)
+    if "gate_margin" in profile.measures:
+        layers = profile.gate_layers
+        exits = [first_to_fire(sample.gate_margin, layers) for sample in profile.samples]
+        fired, unfired = histogram(exits, layers)
+        rows = [(str(i), str(count)) for i, count in zip(layers, fired, strict=True)]
+        out.table("Gates", ("fires first after layer", "prompts"), [*rows, ("never", str(unfired))])
 
 
 def show_checks(out: Output, manifest: Manifest, chosen: Plan) -> None:

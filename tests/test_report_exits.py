@@ -483,7 +483,7 @@ def test_the_loss_check_counts_the_exits_of_its_questions(exit_artifact):
 
 @pytest.fixture(scope="module", params=["dynamic", "staged"])
 def gated_artifact(request, tiny_model, questions, tmp_path_factory):
-    """Return an artifact of a real little model in which the gate behind layer 0 fires, not counted before."""
+    """Return an artifact of a real little model whose only gate, behind layer 0, always fires."""
     folder = tmp_path_factory.mktemp("gated")
     generator = torch.Generator().manual_seed(0)
     # The sum of GELUs of many values is positive: logit 1 is greater by its double.
