@@ -122,14 +122,15 @@ def _layer_chart(
     for value in scale.ticks:
         x = scale.place(value)
         parts += [line(x, TOP, x, bottom, "rule"), text(x, 39, f"{value:g}", "small", "middle")]
-    for layer, row in enumerate(rows):
-        parts += _layer_bar(key, layer, row, scale)
+    # Below the bars: figures must stay readable.
     if mark is not None and scale.ticks[0] <= mark <= scale.ticks[-1]:
         x = scale.place(mark)
         parts += [
             line(x, TOP, x, bottom, "mark"),
             text(x, bottom + 11, f"allowed: {mark:g}", "small", "middle"),
         ]
+    for layer, row in enumerate(rows):
+        parts += _layer_bar(key, layer, row, scale)
     return picture(key, WIDTH, bottom + 18, title, words, parts)
 
 

@@ -69,7 +69,7 @@ def gates_words(gates: Gates) -> tuple[str, ...]:
     """Return in three parts where gates sit and what they do, how they are deployed, how often they fired."""
     single = len(gates.candidates) == 1
     modes = {
-        "dynamic": "It is decided inside the one decoder graph.",
+        "dynamic": "The exit is decided inside the one decoder graph.",
         "staged": (
             f"The decoder is cut into {len(gates.candidates) + 1} graphs at the gates, and the runtime "
             "reads their decision between two of them."

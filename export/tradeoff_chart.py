@@ -90,7 +90,7 @@ def _legend(comparison: Comparison) -> list[Markup]:
     for kind, words in LEGEND.items():
         if kind in kinds:
             parts += [_point(kind, x, HEIGHT + 4, "point"), text(x + 9, HEIGHT + 7, words, "small")]
-            x += 92
+            x += 26 + 4.4 * len(words)
     return parts
 
 

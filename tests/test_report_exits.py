@@ -228,7 +228,7 @@ def test_behind_the_layers_it_is_told_how_gates_decide_and_how_often_they_fired(
     data = gated(tmp_path / "a")
     page = Structure(html_report(data)).text.split("Where visual tokens leave")[1]
     for text in (section(markdown_report(data), "Layers"), page):
-        assert "decided inside the one decoder graph" in text
+        assert "The exit is decided inside the one decoder graph." in text
         assert "In 9 of 10 calibration prompts a gate fired, most often behind layer 1 (6)." in text
         assert "Predicted figures are the mean over the exits of 10 calibration prompts." in text
 
