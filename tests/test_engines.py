@@ -75,6 +75,15 @@ def test_a_refused_node_is_named_with_its_layer_and_operator(tmp_path: Path) -> 
         build_rtx_engine(tmp_path, spec, decoder_profiles(4, 64, 256))
 
 
+def test_gates_that_compute_a_size_are_refused_and_the_staged_form_is_named(tmp_path: Path) -> None:
+    staged = plan_of("staged")
+    assert staged.gates is not None
+    gates = staged.gates.model_copy(update={"mode": "dynamic"})
+    (spec,) = write_decoder(tmp_path, staged.model_copy(update={"gates": gates}))
+    with pytest.raises(VtcompressError, match=r"decoder\.onnx.*`exit: staged`"):
+        build_rtx_engine(tmp_path, spec, decoder_profiles(4, 64, 256))
+
+
 def test_an_unknown_compute_capability_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     spec = decoder_graph(plan_of("identity"), "float16", "last")
     with pytest.raises(VtcompressError, match=r"SM87.*known: SM75"):
