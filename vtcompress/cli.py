@@ -240,8 +240,9 @@ def export(
         threads=threads,
         progress=out,
     )
-    show.show_plan(out, Plan.load(output / "plan.json"))
-    show.show_checks(out, manifest)
+    chosen = Plan.load(output / "plan.json")
+    show.show_plan(out, chosen)
+    show.show_checks(out, manifest, chosen)
     out.line(f"written: {output} (report: {output / 'report.html'})")
     out.result(manifest.model_dump(mode="json"))
     failures = [line for c in (manifest.fidelity, manifest.loss) if c for line in c.failures]
@@ -274,6 +275,8 @@ def validate(
     threads: int | None,
 ) -> None:
     """Check an artifact against the original's stored answers, or against the original itself."""
+    from compressor.plan import Plan
+    from export.artifact import PLAN_FILE
     from vtcompress import show, stages
 
     outcome = stages.validate(
@@ -281,6 +284,7 @@ def validate(
     )
     show.show_fidelity(out, outcome.fidelity)
     show.show_loss(out, outcome.loss)
+    show.show_exits(out, Plan.load(artifact / PLAN_FILE), outcome.loss)
     out.result(
         {
             "fidelity": outcome.fidelity and outcome.fidelity.model_dump(mode="json"),
@@ -301,12 +305,15 @@ def bench(
     out: Output, /, artifact: Path, images: int, text: int | None, rounds: int, threads: int
 ) -> None:
     """Time the compressed decoder beside the original one, in one process and in turns."""
+    from compressor.plan import Plan
+    from export.artifact import PLAN_FILE, Artifact
     from vtcompress import show, stages
 
     report = stages.bench(
         artifact, images=images, text=text, rounds=rounds, threads=threads, progress=out
     )
-    show.show_bench(out, report)
+    dtype = Artifact.open(artifact, verify=False).manifest.dtype
+    show.show_bench(out, report, Plan.load(artifact / PLAN_FILE), dtype)
     out.result(report.model_dump(mode="json"))
 
 

@@ -9,6 +9,15 @@ from compressor.passes.shortv import ranking
 from compressor.plan import Plan
 from export.bench import BenchReport, bench_rows
 from export.checks import LOSS_COLUMNS, loss_row
+from export.exits import (
+    CACHE_COLUMNS,
+    EXIT_COLUMNS,
+    cache_rows,
+    cache_words,
+    exit_rows,
+    gates_words,
+    mean_words,
+)
 from export.manifest import Manifest
 from export.parity.fidelity import FidelityReport
 from export.parity.loss import LossReport
@@ -27,6 +36,9 @@ def show_plan(out: Output, chosen: Plan) -> None:
     out.line(f"prefill of {p.visual} visual and {p.text} text rows, predicted:")
     out.line(f"  FLOPs    {p.flops_original:,} -> {p.flops:,} ({p.speedup:.2f} x less work)")
     out.line(f"  KV bytes {p.kv_bytes_original:,} -> {p.kv_bytes:,} ({chosen.model.dtype})")
+    if chosen.gates is not None:
+        for words in (*gates_words(chosen.gates), mean_words(chosen)):
+            out.line(words)
 
 
 def show_profile(out: Output, profile: Profile) -> None:
@@ -50,17 +62,17 @@ def show_profile(out: Output, profile: Profile) -> None:
         out.table("Gates", ("fires first after layer", "prompts"), [*rows, ("never", str(unfired))])
 
 
-def show_checks(out: Output, manifest: Manifest) -> None:
+def show_checks(out: Output, manifest: Manifest, chosen: Plan) -> None:
     """Print times and both checks."""
-    show_bench(out, manifest.measured)
+    if manifest.measured is not None:
+        show_bench(out, manifest.measured, chosen, manifest.dtype)
     show_fidelity(out, manifest.fidelity)
     show_loss(out, manifest.loss)
+    show_exits(out, chosen, manifest.loss)
 
 
-def show_bench(out: Output, report: BenchReport | None) -> None:
-    """Print the times of original and compressed."""
-    if report is None:
-        return
+def show_bench(out: Output, report: BenchReport, chosen: Plan, dtype: str) -> None:
+    """Print the times of original and compressed, and the KV caches beside what the plan predicts."""
     rows = [
         (
             name,
@@ -77,6 +89,8 @@ def show_bench(out: Output, report: BenchReport | None) -> None:
     )
     columns = ("call", "original ms", "compressed ms", "original / compressed", "quartiles")
     out.table(title, columns, rows)
+    out.table("KV cache", CACHE_COLUMNS, cache_rows(chosen, report, dtype))
+    out.line(cache_words(chosen, report, dtype))
 
 
 def show_fidelity(out: Output, report: FidelityReport | None) -> None:
@@ -99,6 +113,12 @@ def show_loss(out: Output, report: LossReport | None) -> None:
     rows = [loss_row(figures) for figures in (report.overall, *report.kinds)]
     out.table("Compression loss (original model against the artifact)", LOSS_COLUMNS, rows)
     out.line(f"Compression loss: {'passed' if report.passed else 'FAILED'}")
+
+
+def show_exits(out: Output, chosen: Plan, loss: LossReport | None) -> None:
+    """Print behind which layers visual tokens left, if gates decide on it."""
+    if rows := exit_rows(chosen, loss):
+        out.table("Exits", EXIT_COLUMNS, rows)
 
 
 def flat_rows(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
