@@ -5,13 +5,23 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from compressor.dims import Facts, ModelFacts, Positive
 from compressor.errors import PlanError
 from compressor.files import read_text, write_text
 
 NotNegative = Annotated[int, Field(ge=0)]
+
+
+def _odd(value: int) -> int:
+    if value % 2 == 0:
+        raise ValueError("a window has a middle, so its side is odd")
+    return value
+
+
+Window = Annotated[int, Field(ge=3), AfterValidator(_odd)]
+"""Side of a square of neighbours, odd."""
 
 VisualRows = Literal["update", "frozen", "exited"]
 """`update`: visual rows are computed; `frozen`: they pass through, their K and V are still read;
@@ -28,11 +38,32 @@ GateMode = Literal["dynamic", "staged"]
 
 
 class LayerPlan(Facts):
-    """What visual rows do in one decoder layer; text rows always do everything."""
+    """What visual rows do in one decoder layer; text rows always do everything.
+
+    Attributes:
+        index: of the layer.
+        visual: whether visual rows are updated, frozen or gone.
+        reason: why they are not updated.
+        groups: key/value heads, with their query heads, in which visual tokens take part; None: all. In the
+            others no row reads visual keys, and visual rows have no query.
+        window: side of the square of grid neighbours that a visual row reads among visual rows; None: all
+            before it.
+        window_causal: visual rows read neighbours before them only.
+        neurons: of the MLP that visual rows use, ascending; None: all.
+        masked: the released YOPO code's semantics: visual keys of pruned heads stay in the softmax's
+            denominator, and visual rows run on to feed it. A compatibility mode.
+        off: masked only: no row reads visual values in any head of this layer.
+    """
 
     index: int = Field(ge=0)
     visual: VisualRows = "update"
     reason: Reason = ""
+    groups: tuple[NotNegative, ...] | None = None
+    window: Window | None = None
+    window_causal: bool = False
+    neurons: tuple[NotNegative, ...] | None = None
+    masked: bool = False
+    off: bool = False
 
     @classmethod
     def because(cls, index: int, reason: Reason) -> "LayerPlan":
@@ -48,6 +79,29 @@ class LayerPlan(Facts):
                 f"layer {self.index} is {self.visual!r} for the reason {self.reason!r}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _cuts_make_sense(self) -> "LayerPlan":
+        problem = ""
+        if self.exited and self.cuts:
+            problem = "visual rows are gone, so nothing of them can be cut"
+        elif self.frozen and (self.window or self.neurons is not None):
+            problem = "visual rows are frozen: they have no queries and no MLP"
+        elif self.off and not self.masked:
+            problem = "off is a word of the masked semantics; otherwise it is an exit"
+        for name in ("groups", "neurons"):
+            chosen = getattr(self, name)
+            if chosen is not None and list(chosen) != sorted(set(chosen)):
+                problem = f"{name} are not ascending"
+        if problem:
+            raise ValueError(f"layer {self.index}: {problem}")
+        return self
+
+    @property
+    def cuts(self) -> bool:
+        """Whether visual rows do less here in one of YOPO's ways."""
+        parts = (self.groups, self.window, self.neurons)
+        return self.off or any(part is not None for part in parts)
 
     @property
     def frozen(self) -> bool:
@@ -106,6 +160,7 @@ class Plan(Facts):
         model_digest: sha256 over its configuration and weights.
         layers: one entry per decoder layer, in order.
         gates: that decide on an exit for each prompt; None: all prompts do the same.
+        notes: for people: what of a recipe makes no sense together, or is not done as asked.
         workload: the prefill that predicted figures refer to.
     """
 
@@ -114,6 +169,7 @@ class Plan(Facts):
     model_digest: str
     layers: tuple[LayerPlan, ...]
     gates: Gates | None = None
+    notes: tuple[str, ...] = ()
     workload: Workload = Workload()
 
     @model_validator(mode="after")
@@ -123,6 +179,7 @@ class Plan(Facts):
             raise ValueError(
                 f"layers are {indices}; the model has layers 0..{self.model.decoder.layers - 1}"
             )
+        self._check_cuts()
         exited = [layer.exited for layer in self.layers]
         if exited != sorted(exited) or exited[0]:
             raise ValueError("visual rows enter layer 0, and layers after an exit are exited too")
@@ -133,6 +190,28 @@ class Plan(Facts):
                 last = len(self.layers) - 2
                 raise ValueError(f"candidates {self.gates.candidates} reach beyond layer {last}")
         return self
+
+    def _check_cuts(self) -> None:
+        """Refuse cuts of what the model does not have.
+
+        Raises:
+            ValueError: heads or neurons that do not exist, a window without a grid or larger than it.
+        """
+        dims, grid = self.model.decoder, self.model.token_grid
+        for layer in self.layers:
+            beyond = {
+                "key/value heads": (layer.groups or (), dims.kv_heads),
+                "neurons": (layer.neurons or (), dims.intermediate),
+            }
+            for what, (chosen, count) in beyond.items():
+                if chosen and chosen[-1] >= count:
+                    raise ValueError(
+                        f"layer {layer.index}: {what} up to {chosen[-1]}; there are {count}"
+                    )
+            if layer.window is not None and (grid is None or layer.window > min(grid)):
+                raise ValueError(
+                    f"layer {layer.index}: a window of {layer.window} does not fit the token grid {grid}"
+                )
 
     @property
     def visual(self) -> int:

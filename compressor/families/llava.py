@@ -73,9 +73,11 @@ class LlavaFamily(Family):
             raise ModelError([*problems, *error.problems]) from None
         if problems:
             raise ModelError(problems)
-        patches = (size // vision.patch_size) ** 2
+        side = size // vision.patch_size
+        patches = side**2
         class_token = vision.model_type == "clip_vision_model"
         dropped = config.vision_feature_select_strategy == "default"
+        visual_tokens = patches + int(class_token) - int(dropped)
         eos = text.eos_token_id if text.eos_token_id is not None else ()
         return ModelFacts(
             name=name,
@@ -83,7 +85,9 @@ class LlavaFamily(Family):
             architecture=f"{config.architectures[0] if config.architectures else 'Llava'} "
             f"({vision.model_type}, {text.model_type})",
             decoder=dims,
-            visual_tokens=patches + int(class_token) - int(dropped),
+            visual_tokens=visual_tokens,
+            # With a class token among them, or a patch dropped, rows do not line up.
+            token_grid=(side, side) if visual_tokens == patches else None,
             image_size=size,
             image_token_id=config.image_token_id,
             eos_token_ids=(eos,) if isinstance(eos, int) else tuple(eos),
