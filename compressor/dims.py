@@ -65,7 +65,7 @@ class ModelFacts(Facts):
         visual_tokens: N, decoder positions of one image.
         image_size: side of the square input of the vision tower, in pixels.
         image_token_id: token whose positions are the visual tokens.
-        token_grid: rows and columns of the visual tokens of one image, in reading order; None: they form none.
+        token_grid: rows and columns of one image's visual tokens, in reading order; None: no grid.
         eos_token_ids: tokens that end an answer.
         dtype: of the source weights.
     """

@@ -3,9 +3,16 @@
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from compressor.dims import Facts, ModelFacts, Positive
 from compressor.errors import PlanError
@@ -64,6 +71,13 @@ class LayerPlan(Facts):
     neurons: tuple[NotNegative, ...] | None = None
     masked: bool = False
     off: bool = False
+
+    @model_serializer(mode="wrap")
+    def _without_cuts_that_are_not_made(
+        self, handler: SerializerFunctionWrapHandler
+    ) -> dict[str, Any]:
+        always = ("index", "visual", "reason")
+        return {k: v for k, v in handler(self).items() if k in always or v not in (None, False)}
 
     @classmethod
     def because(cls, index: int, reason: Reason) -> "LayerPlan":
