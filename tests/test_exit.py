@@ -396,6 +396,22 @@ def test_artifacts_with_gates_are_faithful_and_staged_ones_answer_as_dynamic_one
     assert len(answers["dynamic"]) == len(asked)
 
 
+@pytest.mark.parametrize("mode", ["dynamic", "staged"])
+def test_openvino_answers_as_onnx_runtime_does(
+    mode: str, artifacts: dict[str, Path], samples: tuple[Sample, ...]
+) -> None:
+    pytest.importorskip("openvino", reason="the extra openvino is not installed")
+    sides = [
+        Runtime.load(artifacts[mode], threads=1, backend=backend)
+        for backend in ("onnxruntime", "openvino")
+    ]
+    for sample in samples:
+        one, other = (
+            side.answer(sample.question, sample.images, max_new_tokens=6) for side in sides
+        )
+        assert one.token_ids == other.token_ids
+
+
 def test_stages_store_weights_once(artifacts: dict[str, Path]) -> None:
     sizes = {mode: (folder / "weights.bin").stat().st_size for mode, folder in artifacts.items()}
     assert sizes["dynamic"] == sizes["staged"]
