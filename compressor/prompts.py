@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 
 from compressor.calibration.data import Sample
@@ -64,7 +65,7 @@ def answer_ids(processor: Any, sample: Sample, ends: Sequence[int]) -> tuple[int
     # Some templates read a model's turn as parts, some as text, and leave out or refuse the other.
     for content in ([{"type": "text", "text": answer}], answer):
         said = {"role": "assistant", "content": content}
-        with suppress(ValueError, TypeError, KeyError):
+        with suppress(ValueError, TypeError, KeyError, TemplateError):
             text = processor.apply_chat_template([asked, said], tokenize=False)
             whole = processor.tokenizer(text.rstrip(), add_special_tokens=False)["input_ids"]
             if whole[: len(ids)] == ids and answer.strip() in text[len(prompt) :]:

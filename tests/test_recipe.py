@@ -531,6 +531,20 @@ def test_an_override_leaves_a_hub_id_alone_where_a_folder_has_its_name(tmp_path,
     assert recipe.override({"export.dtype": "float16"}).model.id == "org/name"
 
 
+def test_an_override_reaches_into_the_entry_of_a_method_by_its_name(tmp_path):
+    recipe = read(
+        tmp_path, "vtcompress: 1\ncompress: [{shortv: {frozen: 0.5}}, {dyvte: {gate_width: 8}}]\n"
+    )
+    changed = recipe.override({"compress.dyvte.train.steps": 3, "compress.shortv.frozen": 0.25})
+    assert changed.methods[0] == ShortV(frozen=0.25)
+    assert (changed.dyvte.train.steps, changed.dyvte.gate_width) == (3, 8)
+    assert recipe.dyvte.train.steps != 3
+    with pytest.raises(RecipeError, match=r"compress\[1\].dyvte.train.step: unknown key"):
+        recipe.override({"compress.dyvte.train.step": 3})
+    with pytest.raises(RecipeError, match="command line: compress: "):
+        recipe.override({"compress.visual_exit.layer": 3})
+
+
 def test_errors_of_overrides_name_the_dotted_key_all_at_once(tmp_path):
     recipe = read(tmp_path, "vtcompress: 1\n")
     with pytest.raises(RecipeError) as caught:
