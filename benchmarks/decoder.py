@@ -29,7 +29,15 @@ import numpy as np
 
 from benchmarks.decoder_models import HEAD_DIM, HIDDEN, KV_HEADS, TEXT, VISUAL, build, plans
 from benchmarks.decoder_sessions import Array, Call, Graph, Prompt
-from benchmarks.interleaved import Clock, Ratio, Times, in_turns, ratio
+from benchmarks.interleaved import (
+    Clock,
+    Ratio,
+    Times,
+    huge_pages,
+    in_turns,
+    on_huge_pages,
+    ratio,
+)
 from compressor.cost import predicted_speedup
 
 PAST = 800
@@ -37,7 +45,6 @@ TEXT_BEFORE_IMAGE = 35
 # A decode step is so short that it can be repeated more often.
 STEPS_PER_REPEAT = 10
 LOGITS_TOLERANCE = 1e-3
-HUGE_PAGES = "glibc.malloc.hugetlb=1"
 PACKAGES = ("onnxruntime", "onnxruntime-genai", "torch", "transformers", "numpy")
 
 
@@ -204,29 +211,8 @@ def _conditions(args: argparse.Namespace) -> str:
         f"{args.layers} layers, {VISUAL} visual + {TEXT} text rows, past {PAST} in decode, fp32\n"
         f"{versions}; threads: {args.threads} of {os.cpu_count()}; "
         f"load average before timing: {os.getloadavg()[0]:.1f}; "
-        f"memory on huge pages: {_huge_pages()}"
+        f"memory on huge pages: {huge_pages()}"
     )
-
-
-def _huge_pages() -> str:
-    """Return how much of this process's memory lies on huge pages."""
-    try:
-        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return "unknown"
-    kib = {line.split(":")[0]: int(line.split()[1]) for line in lines[1:]}
-    return f"{kib['AnonHugePages'] / kib['Anonymous']:.0%}"
-
-
-def _on_huge_pages() -> None:
-    """Start anew with a malloc that asks for huge pages, unless the caller has set that up.
-
-    On small pages a decode step, which reads every weight once, was up to 15% slower for whichever
-    graph was loaded first: more than the differences to be seen.
-    """
-    if "GLIBC_TUNABLES" not in os.environ:
-        again = [sys.executable, "-m", "benchmarks.decoder", *sys.argv[1:]]
-        os.execve(sys.executable, again, {**os.environ, "GLIBC_TUNABLES": HUGE_PAGES})
 
 
 def _figures(times: dict[str, Times]) -> dict[str, dict[str, object]]:
@@ -258,5 +244,5 @@ def _table(prefill: dict[str, Times], step: dict[str, Times]) -> str:
 
 
 if __name__ == "__main__":
-    _on_huge_pages()
+    on_huge_pages("benchmarks.decoder")
     sys.exit(main())

@@ -35,7 +35,7 @@ GENAI_FILE = "model.onnx"
 
 def plans(layers: int, vocab: int) -> dict[str, Plan]:
     """Return the plans to compare, by the name of their graph."""
-    identity = identity_plan(_facts(layers, vocab), "random", Workload(text=TEXT))
+    identity = identity_plan(facts(layers, vocab), "random", Workload(text=TEXT))
     count = round(FROZEN_SHARE * layers)
     return {
         "identity": identity,
@@ -47,17 +47,19 @@ def plans(layers: int, vocab: int) -> dict[str, Plan]:
 def build(folder: Path, layers: int, vocab: int) -> dict[str, Path]:
     """Write all graphs into the folder and return their files by name; `genai` is the last one."""
     files = {name: folder / f"{name}.onnx" for name in plans(layers, vocab)}
-    _in_own_process(_build_ours, folder, layers, vocab)
-    _in_own_process(_build_genai, folder)
+    in_own_process(_build_ours, folder, layers, vocab)
+    in_own_process(_build_genai, folder)
     return {**files, "genai": folder / GENAI_FOLDER / GENAI_FILE}
 
 
-def _in_own_process(work: Callable[..., None], *args: object) -> None:
+def in_own_process(work: Callable[..., None], *args: object) -> None:
+    """Run a function in a fresh process and wait for it."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         pool.submit(work, *args).result()
 
 
-def _facts(layers: int, vocab: int) -> ModelFacts:
+def facts(layers: int, vocab: int) -> ModelFacts:
+    """Return a model of the benchmark's widths."""
     return ModelFacts(
         name="random",
         family="none",
@@ -82,7 +84,7 @@ def _facts(layers: int, vocab: int) -> ModelFacts:
     )
 
 
-def _random_weights(dims: DecoderDims) -> "dict[str, Tensor]":
+def random_weights(dims: DecoderDims) -> "dict[str, Tensor]":
     """Return weights [out, in] of unit gain: no layer's part in the logits is lost in rounding."""
     import torch
 
@@ -122,7 +124,7 @@ def _build_ours(folder: Path, layers: int, vocab: int) -> None:
 
     wanted = plans(layers, vocab)
     dims = wanted["identity"].model.decoder
-    tensors = _random_weights(dims)
+    tensors = random_weights(dims)
     _save_hugging_face(folder / "hugging_face", dims, tensors)
     with SharedWeights(folder) as weights:
         for name, plan in wanted.items():

@@ -17,26 +17,17 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.sweep import EXAMPLE, exact_match, runtime_of, timed
 from compressor.calibration.data import Sample, read_samples
 from compressor.calibration.profile import Profile
 from compressor.calibration.run import calibrate
-from compressor.compressed import compress, naive_decoder
 from compressor.cost import predicted_speedup
 from compressor.families import LoadedModel, load
 from compressor.passes.shortv import ranking
-from compressor.plan import Plan, Workload
+from compressor.plan import Workload
 from compressor.planner import freeze, identity_plan
-from export.bench import bench
-from export.graphs import decoder_graph, embed_graph, vision_graph
-from export.onnx_graph import export_decoder, export_embed, export_vision, save_graph
-from export.parity.loss import exact, measure
-from export.runtime import Runtime
-from export.torch_session import TorchSession
-from export.weights import SharedWeights
 
-EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "digits-llava"
 KEPT = 0.97
-MAX_NEW_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -59,40 +50,6 @@ class Row:
     kinds: dict[str, float]
     predicted: float
     measured: tuple[float, float, float]
-
-
-def exact_match(runtime: Runtime, samples: Sequence[Sample]) -> tuple[float, dict[str, float]]:
-    """Return the share of right answers, overall and for each kind."""
-    answers = measure(runtime, samples, MAX_NEW_TOKENS).answers
-    right = [exact(a.text, s.answer or "") for a, s in zip(answers, samples, strict=True)]
-    kinds = {
-        kind: sum(r for r, s in zip(right, samples, strict=True) if s.kind == kind)
-        / sum(s.kind == kind for s in samples)
-        for kind in sorted({s.kind for s in samples})
-    }
-    return sum(right) / len(right), kinds
-
-
-def measured_ratio(model: LoadedModel, plan: Plan, rounds: int) -> tuple[float, float, float]:
-    """Return the measured prefill ratio of a plan: median and quartiles of the rounds."""
-    small = compress(model, plan)
-    specs = (
-        vision_graph(plan.model, "float32"),
-        embed_graph(plan.model, "float32"),
-        decoder_graph(plan, "float32", "last"),
-        decoder_graph(plan.naive(), "float32", "last", name="baseline_decoder"),
-    )
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        with SharedWeights(folder) as weights:
-            save_graph(export_vision(small, specs[0]), folder / specs[0].file, weights)
-            save_graph(export_embed(small, specs[1]), folder / specs[1].file, weights)
-            save_graph(export_decoder(small.decoder, specs[2]), folder / specs[2].file, weights)
-            save_graph(
-                export_decoder(naive_decoder(small), specs[3]), folder / specs[3].file, weights
-            )
-        report = bench(folder, specs, plan.model, text=plan.workload.text, rounds=rounds, threads=1)
-    return report.prefill.ratio, report.prefill.ratio_low, report.prefill.ratio_high
 
 
 def sweep(rounds: int, heldout_samples: int | None) -> list[Row]:
@@ -123,9 +80,9 @@ def _row(
     layers = ranking(profile.layer_contribution())[:count]
     workload = Workload(text=profile.typical_text_rows())
     plan = freeze(identity_plan(model.facts, model.digest, workload), layers, "shortv")
-    session = TorchSession(compress(model, plan))
-    runtime = Runtime.on_session(session, folder, model.facts, model.processor.image_token)
+    runtime = runtime_of(model, plan, folder)
     (on_calibration, _), (on_heldout, kinds) = (exact_match(runtime, samples) for samples in data)
+    prefill = timed(model, plan, rounds).prefill
     row = Row(
         frozen=count,
         layers=layers,
@@ -133,7 +90,7 @@ def _row(
         heldout=on_heldout,
         kinds=kinds,
         predicted=predicted_speedup(plan),
-        measured=measured_ratio(model, plan, rounds),
+        measured=(prefill.ratio, prefill.ratio_low, prefill.ratio_high),
     )
     print(markdown([row]).splitlines()[-1], flush=True)
     return row

@@ -7,15 +7,15 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from pydantic import Field
 
-from compressor.dims import Facts, ModelFacts
+from compressor.dims import Facts, ModelFacts, Positive
 from compressor.progress import SILENT, Progress
 from export.graphs import GraphSpec
-from export.sessions import Array, OnnxSession, Past, no_visual
+from export.sessions import Array, OnnxSession, Past, cached_rows, exit_of, no_visual
 
 # Third quartile of the rounds' ratios over the first, on a busy machine; a quiet one gives 1.01 to 1.05.
 UNSTEADY_SPREAD = 1.2
@@ -48,7 +48,7 @@ class Timing(Facts):
 
 
 class BenchReport(Facts):
-    """Times of one prompt, and what they were taken with.
+    """Times of one prompt, what they were taken with, and the caches that its prefill left.
 
     Attributes:
         images: of the prompt.
@@ -57,6 +57,9 @@ class BenchReport(Facts):
         rounds: how often each call was timed.
         threads: of one operator.
         processor: of the machine, if it tells.
+        kv_bytes_original: KV cache after the original's prefill.
+        kv_bytes: of the compressed one.
+        kv_layers: rows in each layer's cache after the compressed prefill.
         prefill: decoder alone.
         decode_step: one token after the prefill.
         first_token: from pixels to the first token: vision, embedding and prefill.
@@ -68,9 +71,17 @@ class BenchReport(Facts):
     rounds: int
     threads: int
     processor: str
+    kv_bytes_original: Positive
+    kv_bytes: Positive
+    kv_layers: tuple[int, ...]
     prefill: Timing
     decode_step: Timing
     first_token: Timing
+
+    @property
+    def exit_layer(self) -> int | None:
+        """First layer that had no visual rows of this prompt; None if they stayed."""
+        return exit_of(self.kv_layers)
 
 
 def bench(
@@ -101,16 +112,19 @@ def bench(
         for name in ("baseline_decoder", "decoder")
     ]
     prompt = _Prompt(facts, images, text)
-    calls = [_calls(side, prompt) for side in sides]
-    seconds: dict[str, list[list[float]]] = {name: [[], []] for name in calls[0]}
+    timed = [_timed(side, prompt) for side in sides]
+    seconds: dict[str, list[list[float]]] = {name: [[], []] for name in timed[0].calls}
     for number in progress.track(range(rounds + 1), "timing", rounds + 1):
         for name, taken in seconds.items():
-            for side, call in enumerate(calls):
+            for side, (calls, _) in enumerate(timed):
                 start = time.perf_counter()
-                call[name]()
+                calls[name]()
                 if number:  # the first round warms up
                     taken[side].append(time.perf_counter() - start)
     timings = {name: _timing(*taken) for name, taken in seconds.items()}
+    original, compressed = (
+        session.past_bytes(filled) for session, (_, filled) in zip(sides, timed, strict=True)
+    )
     return BenchReport(
         images=images,
         visual=images * facts.visual_tokens,
@@ -118,6 +132,9 @@ def bench(
         rounds=rounds,
         threads=threads,
         processor=processor_name(),
+        kv_bytes_original=original,
+        kv_bytes=compressed,
+        kv_layers=cached_rows(sides[1].past_shapes(timed[1].filled)),
         **timings,
     )
 
@@ -136,7 +153,14 @@ class _Prompt:
         self.next_index = np.array([[visual + text]], dtype=np.int64)
 
 
-def _calls(session: OnnxSession, prompt: _Prompt) -> dict[str, Callable[[], object]]:
+class _Timed(NamedTuple):
+    """What is timed of one decoder, and the cache that its prefill leaves."""
+
+    calls: dict[str, Callable[[], object]]
+    filled: Past
+
+
+def _timed(session: OnnxSession, prompt: _Prompt) -> _Timed:
     features = session.vision(prompt.pixels)
     visual = features.reshape(1, -1, features.shape[-1])
     text = session.embed(prompt.ids)
@@ -156,7 +180,8 @@ def _calls(session: OnnxSession, prompt: _Prompt) -> dict[str, Callable[[], obje
         seen = session.vision(prompt.pixels)
         return prefill(seen.reshape(visual.shape), session.embed(prompt.ids))
 
-    return {"prefill": prefill, "decode_step": decode_step, "first_token": first_token}
+    calls = {"prefill": prefill, "decode_step": decode_step, "first_token": first_token}
+    return _Timed(calls, filled)
 
 
 def _timing(original: list[float], compressed: list[float]) -> Timing:

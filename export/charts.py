@@ -3,11 +3,11 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from markupsafe import Markup
 
-from compressor.calibration.profile import Profile
-from compressor.plan import LayerPlan, Plan
+from compressor.plan import Plan
 from export.bench import Timing
 from export.decoder_picture import ROW, STATES, TOP, WIDTH
 from export.parity.loss import LossFigures
@@ -43,33 +43,95 @@ class Scale:
         return self.left + self.width * (value - low) / (high - low)
 
 
-def contribution_chart(profile: Profile, plan: Plan) -> Markup:
-    """Return the contribution of every layer as bars, the layers that are not updated marked.
+def contribution_chart(contribution: Sequence[float], samples: int, plan: Plan) -> Markup:
+    """Return the contribution of every layer as bars, frozen layers striped and exited ones hollow.
 
     Rows stand at the same heights as in `decoder_picture`.
+
+    Args:
+        contribution: in nats, one a layer.
+        samples: questions that it is the mean over.
+        plan: what was chosen by it.
     """
-    values = profile.layer_contribution()
-    scale = contribution_scale(values)
-    bottom = TOP + ROW * len(values)
+    marks = {p.index: p for p in plan.layers if p.frozen or p.exited}
+    rows = [
+        Bar(
+            value,
+            "" if i not in marks else STATES[marks[i].reason][0],
+            "updated" if i not in marks else "striped" if marks[i].frozen else "hollow",
+        )
+        for i, value in enumerate(contribution)
+    ]
+    frozen = ", ".join(str(layer.index) for layer in plan.layers if layer.frozen)
+    exited = ", ".join(str(layer.index) for layer in plan.layers if layer.exited)
+    words = (
+        f"{_extremes(contribution, samples)} Layers in which visual tokens are not updated: "
+        f"{frozen or 'none'}.{f' Layers without visual tokens: {exited}.' if exited else ''}"
+    )
+    title = "How much each layer's visual tokens contribute"
+    return _layer_chart("contribution", title, "change of the answer if left out", rows, words)
+
+
+def exit_chart(
+    values: Sequence[float], samples: int, chosen: int | None, allowed: float | None
+) -> Markup:
+    """Return what an exit before each layer changes, as bars; the chosen exit is striped.
+
+    Rows stand at the same heights as in `decoder_picture`.
+
+    Args:
+        values: KL in nats, by the first layer without visual tokens.
+        samples: questions that they are the mean over.
+        chosen: the plan's exit; None: it has no fixed one.
+        allowed: the KL that the recipe allows; None: it sets no bound.
+    """
+    rows = [
+        Bar(value, "exit", "striped") if layer == chosen else Bar(value)
+        for layer, value in enumerate(values)
+    ]
+    words = _extremes(values, samples)
+    if chosen is not None:
+        words += f" Chosen: layer {chosen} ({values[chosen]:.3g} nats)."
+    if allowed is not None:
+        words += f" Allowed: {allowed:g} nats."
+    title = "How much the answer changes if visual tokens leave before a layer"
+    heading = "change of the answer if they leave here"
+    return _layer_chart("exit", title, heading, rows, words, allowed)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One layer's value in nats, a word on it, and how the bar is filled."""
+
+    value: float
+    word: str = ""
+    fill: Literal["updated", "striped", "hollow"] = "updated"
+
+
+def _layer_chart(
+    key: str, title: str, heading: str, rows: Sequence[Bar], words: str, mark: float | None = None
+) -> Markup:
+    scale = contribution_scale([row.value for row in rows])
+    bottom = TOP + ROW * len(rows)
     unit = "KL in nats, logarithmic" if scale.logarithmic else "KL in nats"
     parts = [
         text(0, 12, "layer", "small"),
-        text(scale.left, 12, "change of the answer if left out", "strong"),
+        text(scale.left, 12, heading, "strong"),
         text(scale.left, 26, unit, "small"),
     ]
     for value in scale.ticks:
         x = scale.place(value)
         parts += [line(x, TOP, x, bottom, "rule"), text(x, 39, f"{value:g}", "small", "middle")]
-    for layer, value in zip(plan.layers, values, strict=True):
-        parts += _contribution_row(layer, value, scale)
-    return picture(
-        "contribution",
-        WIDTH,
-        bottom + 18,
-        "How much each layer's visual tokens contribute",
-        _contribution_words(profile, plan),
-        parts,
-    )
+    # Below the bars: figures must stay readable.
+    if mark is not None and scale.ticks[0] <= mark <= scale.ticks[-1]:
+        x = scale.place(mark)
+        parts += [
+            line(x, TOP, x, bottom, "mark"),
+            text(x, bottom + 11, f"allowed: {mark:g}", "small", "middle"),
+        ]
+    for layer, row in enumerate(rows):
+        parts += _layer_bar(key, layer, row, scale)
+    return picture(key, WIDTH, bottom + 18, title, words, parts)
 
 
 def contribution_scale(values: Sequence[float]) -> Scale:
@@ -84,33 +146,31 @@ def contribution_scale(values: Sequence[float]) -> Scale:
     return Scale(left, width, nice_ticks(0.0, max(positive, default=1.0), 3))
 
 
-def _contribution_row(layer: LayerPlan, value: float, scale: Scale) -> list[Markup]:
-    y = TOP + ROW * layer.index
+def _layer_bar(key: str, layer: int, row: Bar, scale: Scale) -> list[Markup]:
+    y, value = TOP + ROW * layer, row.value
     width = max(scale.place(value) - scale.left, 1.0) if 0 < value < math.inf else 0.0
-    hint = f"layer {layer.index}: {value:.3g} nats"
-    bar = rect(scale.left, y + 2, width, 12, "updated", hint)
-    if layer.frozen:
-        bar = striped("contribution", scale.left, y + 2, width, 12, hint)
+    hint = f"layer {layer}: {value:.3g} nats"
+    if row.fill == "striped":
+        bar = striped(key, scale.left, y + 2, width, 12, hint)
+    else:
+        bar = rect(scale.left, y + 2, width, 12, row.fill, hint)
     figure = f"{value:.2g}" if value else "0"
     parts = [
-        text(18, y + 11.5, str(layer.index), "small", "end"),
+        text(18, y + 11.5, str(layer), "small", "end"),
         bar,
-        text(scale.left + width + 4, y + 11.5, figure, "small"),
+        text(scale.left + width + 4, y + 11.5, figure, "small halo"),
     ]
-    if layer.frozen:
-        word = STATES[layer.reason][0]
-        parts.append(text(scale.left + width + 50, y + 11.5, word, "chosen-word"))
+    if row.word:
+        class_ = "exited-word" if row.fill == "hollow" else "chosen-word"
+        parts.append(text(scale.left + width + 50, y + 11.5, row.word, f"{class_} halo"))
     return parts
 
 
-def _contribution_words(profile: Profile, plan: Plan) -> str:
-    values = profile.layer_contribution()
+def _extremes(values: Sequence[float], samples: int) -> str:
     order = sorted(range(len(values)), key=lambda i: values[i], reverse=True)
-    frozen = ", ".join(str(layer.index) for layer in plan.layers if layer.frozen)
     return (
-        f"Mean over {len(profile.samples)} questions. Largest in layer {order[0]} "
-        f"({values[order[0]]:.3g} nats), smallest in layer {order[-1]} ({values[order[-1]]:.3g} nats). "
-        f"Layers in which visual tokens are not updated: {frozen or 'none'}."
+        f"Mean over {samples} questions. Largest in layer {order[0]} ({values[order[0]]:.3g} nats), "
+        f"smallest in layer {order[-1]} ({values[order[-1]]:.3g} nats)."
     )
 
 

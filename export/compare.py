@@ -3,14 +3,18 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from compressor.errors import ArtifactError
 from export.artifact import PLAN_FILE, RECIPE_FILE, Artifact
 from export.checks import percent, verdict
+from export.exits import exits_words
 from export.manifest import Manifest
 from export.report import ratio_words
 from export.report_data import method_words
+
+Kind = Literal["stay", "leave", "may leave"]
+"""Visual rows `stay` to the last layer, `leave` at a fixed exit, or `may leave` where gates decide."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +25,12 @@ class Entry:
         number: its place in the comparison, from 1; marks its point in the plot.
         name: of its folder.
         layers: how many, and in how many of them visual rows are frozen.
+        exits: where visual rows leave, in words.
+        visual: what is done to visual rows; chooses the shape of the point in the plot.
         predicted: speed-up of the prefill by FLOPs.
+        kv_cache: predicted share of the original's KV cache, after the prefill.
         measured: median speed-up of the prefill; None if it was not timed.
+        decode_words: measured speed-up of a decode step.
         kept: share of the original's right answers; None if unknown.
         agreement: share of equal first tokens; None if compression loss did not run.
         kl: mean, in nats; likewise.
@@ -34,9 +42,13 @@ class Entry:
     methods: tuple[str, ...]
     layers: int
     frozen: int
+    exits: str
+    visual: Kind
     predicted: float
+    kv_cache: float
     measured: float | None
     measured_words: str
+    decode_words: str
     fidelity: str
     loss: str
     kept: float | None
@@ -117,9 +129,13 @@ def _entry(number: int, folder: Path, manifest: Manifest) -> Entry:
         methods=tuple(map(method_words, load_recipe(folder / RECIPE_FILE).methods)),
         layers=len(plan.layers),
         frozen=len(plan.frozen_layers()),
+        exits=exits_words(plan),
+        visual="may leave" if plan.gates else "stay" if plan.exit_layer is None else "leave",
         predicted=manifest.predicted.speedup,
+        kv_cache=manifest.predicted.kv_bytes / manifest.predicted.kv_bytes_original,
         measured=measured.prefill.ratio if measured else None,
         measured_words=ratio_words(measured.prefill) if measured else "-",
+        decode_words=ratio_words(measured.decode_step) if measured else "-",
         fidelity=verdict(manifest.fidelity),
         loss=verdict(loss),
         kept=loss.overall.exact_match_kept if loss else None,
@@ -207,8 +223,11 @@ def comparison_rows(comparison: Comparison) -> list[tuple[str, ...]]:
         ("model", lambda entry: entry.model),
         ("methods", lambda entry: ", ".join(entry.methods) or "none"),
         ("frozen layers", lambda entry: f"{entry.frozen} of {entry.layers}"),
+        ("exited layers", lambda entry: entry.exits),
         ("predicted prefill", lambda entry: f"{entry.predicted:.2f} x"),
         ("measured prefill", lambda entry: entry.measured_words),
+        ("measured decode step", lambda entry: entry.decode_words),
+        ("KV cache, predicted", lambda entry: f"{entry.kv_cache:.0%}"),
         ("export fidelity", lambda entry: entry.fidelity),
         ("compression loss", lambda entry: entry.loss),
         ("right answers kept", lambda entry: percent(entry.kept)),

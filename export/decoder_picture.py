@@ -6,7 +6,8 @@ from markupsafe import Markup
 
 from compressor.cost import BYTES, Cost, predict
 from compressor.plan import LayerPlan, Plan
-from export.svg import line, picture, rect, text
+from export.exits import staying
+from export.svg import element, line, picture, rect, text
 
 WIDTH, TOP, ROW = 360.0, 44.0, 16.0
 """Shared with the contribution chart: beside each other, rows of both stand at the same height."""
@@ -14,6 +15,7 @@ WIDTH, TOP, ROW = 360.0, 44.0, 16.0
 BOX_TOP, BOX = 2.0, 12.0
 # Left edges and widths of: K and V, attention, MLP of visual rows; the same of text rows; work; KV cache.
 VISUAL = ((28.0, 30.0), (60.0, 56.0), (118.0, 46.0))
+LANE_END = VISUAL[-1][0] + VISUAL[-1][1]
 WORDS = ((174.0, 20.0), (196.0, 36.0), (234.0, 26.0))
 # From here on there is no room for the word `tokens` over the text lane.
 LONG_COUNT = 1000
@@ -22,7 +24,7 @@ WORK, CACHE = (270.0, 42.0), (318.0, 42.0)
 
 @dataclass(frozen=True)
 class Lane:
-    """What visual rows do in one layer, as shares of what they do in the original.
+    """Which parts of one layer visual rows take part in.
 
     Attributes:
         kv: their keys and values.
@@ -31,9 +33,9 @@ class Lane:
         note: the state in one word; empty if nothing is left out.
     """
 
-    kv: float
-    attention: float
-    mlp: float
+    kv: bool
+    attention: bool
+    mlp: bool
     note: str = ""
 
 
@@ -47,15 +49,37 @@ STATES = {
         "dead",
         "visual tokens pass unchanged, and nobody reads the result: this loses nothing",
     ),
+    "vtw": (
+        "exited",
+        "visual tokens are gone: no work, and no keys and values to read or to keep",
+    ),
+    "dyvte": (
+        "exited",
+        "visual tokens are gone, from a layer on that gates chose in calibration: no work, and no keys and "
+        "values to read or to keep",
+    ),
 }
 """For every reason of a plan: the word for its state, and what it means."""
+
+GATE = (
+    "gate",
+    "looks at the text tokens and decides for each prompt whether visual tokens leave here; boxes behind it "
+    "are filled by the share of calibration prompts that still have them",
+)
+"""The word for a place where visual tokens may leave, and what it means."""
+
+
+def states(plan: Plan) -> list[tuple[str, str]]:
+    """Return the words that a plan's picture uses, with what they mean."""
+    found = [STATES[r] for r in STATES if any(layer.reason == r for layer in plan.layers)]
+    return [*found, GATE] if plan.gates else found
 
 
 def lane(layer: LayerPlan) -> Lane:
     """Return what visual rows do in a layer."""
-    if not layer.frozen:
-        return Lane(1, 1, 1)
-    return Lane(1, 0, 0, STATES[layer.reason][0])
+    busy = not (layer.frozen or layer.exited)
+    note = "" if busy else STATES[layer.reason][0]
+    return Lane(not layer.exited, busy, busy, note)
 
 
 def decoder_picture(plan: Plan, dtype: str) -> Markup:
@@ -67,10 +91,17 @@ def decoder_picture(plan: Plan, dtype: str) -> Markup:
     """
     before, after = predict(plan.naive()), predict(plan)
     parts = list(_head(plan))
-    for layer in plan.layers:
-        parts += _row(layer, before, after, dtype)
+    for layer, share in zip(plan.layers, staying(plan), strict=True):
+        parts += _row(layer, share, before, after, dtype)
     y = TOP + ROW * len(plan.layers) + 12
     parts.append(text(28, y, "answer comes out of the last layer's text tokens", "small"))
+    if plan.exit_layer is not None:
+        parts += _exit(plan.exit_layer)
+    if plan.gates is not None:
+        y += 14
+        parts += [_diamond(23, y - 3), text(28, y, "gate: visual tokens may leave here", "small")]
+        for candidate in plan.gates.candidates:
+            parts += _gate(candidate)
     return picture(
         "decoder", WIDTH, y + 6, "What visual and text tokens do in each layer", _words(plan), parts
     )
@@ -86,7 +117,18 @@ def _words(plan: Plan) -> str:
         f"{STATES[reason][1]}"
         for reason, indices in groups.items()
     ]
-    return f"Visual tokens are {'; '.join(lines)}. Text tokens do everything in every layer."
+    return f"Visual tokens are {'; '.join(lines)}. {_gates(plan)}Text tokens do everything in every layer."
+
+
+def _gates(plan: Plan) -> str:
+    if plan.gates is None:
+        return ""
+    shares = ", ".join(f"{layer}: {share:.0%}" for layer, share in enumerate(staying(plan)))
+    places = ", ".join(map(str, plan.gates.candidates))
+    return (
+        f"Visual tokens may leave at gates behind layers {places}; share of prompts that have them in each "
+        f"layer: {shares}. "
+    )
 
 
 def _head(plan: Plan) -> list[Markup]:
@@ -107,16 +149,17 @@ def _head(plan: Plan) -> list[Markup]:
     return parts
 
 
-def _row(layer: LayerPlan, before: Cost, after: Cost, dtype: str) -> list[Markup]:
+def _row(layer: LayerPlan, share: float, before: Cost, after: Cost, dtype: str) -> list[Markup]:
     y = TOP + ROW * layer.index
     does = lane(layer)
     parts = [text(18, y + 11.5, str(layer.index), "small", "end")]
-    for (x, width), share in zip(VISUAL, (does.kv, does.attention, does.mlp), strict=True):
-        parts += _box(x, y, width, share, "updated")
+    for (x, width), part in zip(VISUAL, (does.kv, does.attention, does.mlp), strict=True):
+        if part:
+            parts += _box(x, y, width, share, "updated")
     if does.note:
         parts += _passing(does, y)
     for x, width in WORDS:
-        parts += _box(x, y, width, 1, "words")
+        parts += _box(x, y, width, 1.0, "words")
     i = layer.index
     parts += _bar(WORK, y, after.layer_flops[i], before.layer_flops[i], max(before.layer_flops))
     size = BYTES[dtype]
@@ -126,26 +169,44 @@ def _row(layer: LayerPlan, before: Cost, after: Cost, dtype: str) -> list[Markup
 
 
 def _box(x: float, y: float, width: float, share: float, class_: str) -> list[Markup]:
-    """Return a part of a layer, filled from below by its share."""
-    if share == 0:
-        return []
+    """Return a part of a layer, filled from below by the share of prompts that run it."""
     height = BOX * share
     full = [rect(x, y + BOX_TOP + BOX - height, width, height, class_)]
     return full if share == 1 else [rect(x, y + BOX_TOP, width, BOX, "outline"), *full]
 
 
 def _passing(does: Lane, y: float) -> list[Markup]:
-    """Return the line of visual tokens past what they do not take part in, with the reason on it."""
-    start = next(
-        x for (x, _), s in zip(VISUAL[1:], (does.attention, does.mlp), strict=True) if not s
+    """Return the line of visual tokens past what they do not take part in, with the state on it.
+
+    Frozen ones pass (dashed, from attention on); those that left are nowhere (dotted, the whole lane).
+    """
+    passes = VISUAL[1][0]
+    start, line_class, word_class = (
+        (passes, "pass", "chosen-word") if does.kv else (VISUAL[0][0], "gone", "exited-word")
     )
-    end = VISUAL[-1][0] + VISUAL[-1][1]
-    middle, wide = (start + end) / 2, 6.0 * len(does.note) + 8
+    middle, wide = (passes + LANE_END) / 2, 6.0 * len(does.note) + 8
     return [
-        line(start, y + 8, end, y + 8, "pass" if does.kv else "gone"),
+        line(start, y + 8, LANE_END, y + 8, line_class),
         rect(middle - wide / 2, y + 2, wide, BOX, "gap"),
-        text(middle, y + 11.5, does.note, "chosen-word", "middle"),
+        text(middle, y + 11.5, does.note, word_class, "middle"),
     ]
+
+
+def _exit(layer: int) -> list[Markup]:
+    """Return the bar that ends the visual lane above the first layer without visual tokens."""
+    y = TOP + ROW * layer
+    return [line(VISUAL[0][0], y, LANE_END, y, "exit")]
+
+
+def _gate(layer: int) -> list[Markup]:
+    """Return the mark behind a layer with a gate: a diamond, and a dashed line across the visual lane."""
+    y = TOP + ROW * (layer + 1)
+    return [line(VISUAL[0][0], y, LANE_END, y, "gate"), _diamond(23, y)]
+
+
+def _diamond(x: float, y: float) -> Markup:
+    points = f"{x - 3.5},{y} {x},{y - 3.5} {x + 3.5},{y} {x},{y + 3.5}"
+    return element("polygon", points=points, class_="gate-mark")
 
 
 def _bar(column: tuple[float, float], y: float, now: int, before: int, most: int) -> list[Markup]:

@@ -55,6 +55,11 @@ def build_rtx_engine(
         MissingExtraError: TensorRT-RTX is not installed.
         VtcompressError: a node is refused, or no engine can be built; says which and why.
     """
+    if spec.narrows:
+        raise VtcompressError(
+            f"{folder / spec.file}: its gates compute how many visual rows go on, and TensorRT takes no size "
+            "from a computed value; export it anew with `exit: staged`"
+        )
     try:
         import tensorrt_rtx as trt
     except ImportError:

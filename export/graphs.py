@@ -58,6 +58,11 @@ class GraphSpec(Facts):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
+    @property
+    def narrows(self) -> bool:
+        """Whether gates inside it compute how many visual rows go on."""
+        return self.name == "decoder" and self.inputs[0].axes[0] == 1
+
     @model_validator(mode="after")
     def _names_are_distinct(self) -> "GraphSpec":
         names = [t.name for t in (*self.inputs, *self.outputs)]

@@ -3,18 +3,20 @@
 Everything that comes from a recipe, data or a model is escaped by the template; charts are SVG inside.
 """
 
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from export import checks, in_words, report
+from compressor.methods import VisualExit
+from export import checks, exits, in_words, report
 from export.bench import bench_rows
-from export.charts import contribution_chart, kinds_chart, speed_chart
-from export.decoder_picture import STATES, decoder_picture
+from export.charts import contribution_chart, exit_chart, kinds_chart, speed_chart
+from export.decoder_picture import decoder_picture, states
 from export.questions import Question, Thumbnail, chosen_questions, thumbnail
-from export.report_data import ReportData, headline, method_words
+from export.report_data import ReportData, exit_kl, headline, layer_contribution, method_words
 from export.svg import plain
 
 HTML_FILE = "report.html"
@@ -50,21 +52,32 @@ def html_report(data: ReportData) -> str:
         methods=[method_words(method) for method in data.methods],
         figures=headline(manifest),
         done=in_words.done(data),
-        gained=in_words.gained(manifest),
+        gained=in_words.gained(data),
         lost=in_words.lost(data),
         verdicts=_verdicts(data),
         decoder=decoder_picture(plan, manifest.dtype),
-        states=[
-            STATES[reason] for reason in STATES if any(p.reason == reason for p in plan.layers)
-        ],
-        contribution=contribution_chart(data.profile, plan) if data.profile else None,
+        states=states(plan),
+        exited=any(layer.exited for layer in plan.layers),
+        gates=[*exits.gates_words(plan.gates)[1:], exits.mean_words(plan)] if plan.gates else [],
+        exit_columns=exits.EXIT_COLUMNS,
+        exit_rows=exits.exit_rows(plan, loss),
+        contribution=_contribution(data),
+        exit=_exit(data),
         calibrated=data.profile,
-        layer_columns=(*report.LAYER_COLUMNS, "contribution, nats", *report.KV_COLUMNS),
+        layer_columns=(
+            *report.LAYER_COLUMNS,
+            "contribution, nats",
+            *report.exit_kl_columns(data),
+            *report.KV_COLUMNS,
+        ),
         layer_rows=_layer_rows(data),
         workload=report.workload_words(data),
         predicted=report.predicted_rows(manifest),
         speed=speed_chart(manifest.predicted.speedup, timings),
         bench=report.bench_words(measured) if measured else None,
+        cache_columns=exits.CACHE_COLUMNS,
+        cache_rows=exits.cache_rows(plan, measured, manifest.dtype) if measured else [],
+        cache=exits.cache_words(plan, measured, manifest.dtype) if measured else None,
         memory=report.memory_words(manifest.memory) if manifest.memory else None,
         timings=[
             (name, f"{t.original_ms:.2f}", f"{t.compressed_ms:.2f}", report.ratio_words(t))
@@ -87,9 +100,26 @@ def _layer_rows(data: ReportData) -> list[tuple[str, ...]]:
     parts = (
         report.layer_rows(data.plan),
         report.contribution_rows(data),
+        report.exit_kl_rows(data),
         report.kv_rows(data.plan, data.manifest.dtype),
     )
-    return [(*work, *kl, *kv) for work, kl, kv in zip(*parts, strict=True)]
+    return [tuple(chain(*row)) for row in zip(*parts, strict=True)]
+
+
+def _contribution(data: ReportData) -> Markup | None:
+    values = layer_contribution(data.profile)
+    if values is None or data.profile is None:
+        return None
+    return contribution_chart(values, len(data.profile.samples), data.plan)
+
+
+def _exit(data: ReportData) -> Markup | None:
+    values = exit_kl(data.profile)
+    if values is None or data.profile is None:
+        return None
+    bounds = [m.max_kl for m in data.methods if isinstance(m, VisualExit)]
+    allowed = bounds[0] if bounds else None
+    return exit_chart(values, len(data.profile.samples), data.plan.exit_layer, allowed)
 
 
 def _verdicts(data: ReportData) -> list[tuple[str, str, str]]:

@@ -1,13 +1,14 @@
 """What was done, gained and lost, in sentences for people who never heard of the methods."""
 
-from collections.abc import Iterable
-
+from compressor.plan import Plan
 from export.bench import BenchReport, bench_rows
-from export.manifest import Manifest
+from export.exits import counted, gates_words, may_exit, runs, timed_words
 from export.parity.loss import LossReport
 from export.report_data import ReportData
 
-# What leaving out the work rests on, for every reason of a plan.
+# What leaving out the work rests on, for every reason of a plan. Sources: VTW, "Boosting Multimodal Large
+# Language Models with Visual Tokens Withdrawal for Rapid Inference" (arXiv 2405.05803); DyVTE, "Accelerating
+# Multimodal Large Language Models via Dynamic Visual-Token Exit and the Empirical Findings" (2411.19628).
 WHY = {
     "shortv": (
         "{layers}: updating the visual tokens there changes the answer least (method ShortV), so they "
@@ -17,6 +18,15 @@ WHY = {
         "{layers}: nobody reads what visual tokens become there, so leaving it out changes nothing "
         "(dead rows)."
     ),
+    "vtw": (
+        "{layers}: visual tokens have left the decoder by then (method VTW). There are no rows of them, and "
+        "no keys and values that text tokens could read."
+    ),
+    "dyvte": (
+        "{layers}: visual tokens have left the decoder by then, at an exit that gates chose on calibration "
+        "prompts and that is now the same for all (method DyVTE). There are no rows of them, and no keys "
+        "and values that text tokens could read."
+    ),
 }
 
 
@@ -24,30 +34,29 @@ def done(data: ReportData) -> tuple[str, ...]:
     """Return what was changed."""
     plan = data.plan
     layers = len(plan.layers)
+    out = sum(layer.frozen or layer.exited for layer in plan.layers)
     first = (
         f"The model turns a picture into {plan.model.visual_tokens:,} visual tokens, and works on each of "
-        f"them in all {layers} layers of its decoder. That work is now left out in "
-        f"{len(plan.frozen_layers())} of the {layers} layers."
+        f"them in all {layers} layers of its decoder. That work is now left out in {out} of the {layers} "
+        f"layers{_for_all(plan)}."
     )
     reasons = [
-        words.format(layers=_layers(layer.index for layer in plan.layers if layer.reason == reason))
+        words.format(
+            layers=runs(layer.index for layer in plan.layers if layer.reason == reason).capitalize()
+        )
         for reason, words in WHY.items()
         if any(layer.reason == reason for layer in plan.layers)
     ]
-    return (first, *reasons, "Text tokens do in every layer what they did before.")
+    gates = gates_words(plan.gates)[:1] if plan.gates else ()
+    text = "Text tokens do in every layer what they did before."
+    if may_exit(plan):
+        text = "Text tokens go through every layer, as before."
+    return (first, *reasons, *gates, text)
 
 
-def _layers(indices: Iterable[int]) -> str:
-    """Return layers with runs drawn together: `Layers 2, 5 to 8`."""
-    runs: list[list[int]] = []
-    for index in indices:
-        if runs and index == runs[-1][-1] + 1:
-            runs[-1].append(index)
-        else:
-            runs.append([index])
-    words = [f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs]
-    several = len(runs) > 1 or len(runs[0]) > 1
-    return f"Layer{'s' if several else ''} {', '.join(words)}"
+def _for_all(plan: Plan) -> str:
+    """Return what gates add to a number of layers: they decide on the others for each prompt."""
+    return " for every prompt, and behind a gate that fires" if plan.gates else ""
 
 
 def unsteady(report: BenchReport) -> tuple[str, ...]:
@@ -55,13 +64,13 @@ def unsteady(report: BenchReport) -> tuple[str, ...]:
     return tuple(name for name, timing in bench_rows(report) if not timing.steady)
 
 
-def gained(manifest: Manifest) -> tuple[str, ...]:
+def gained(data: ReportData) -> tuple[str, ...]:
     """Return what is faster, and what is not."""
-    p, m = manifest.predicted, manifest.measured
+    p, m = data.manifest.predicted, data.manifest.measured
     prompt = f"{p.images} picture{'s' if p.images > 1 else ''} and {p.text} text tokens"
     lines = [
         f"Reading a prompt of {prompt} (the prefill) takes {p.flops / p.flops_original:.0%} of the "
-        f"decoder's work: {p.speedup:.2f} times less, predicted."
+        f"decoder's work: {p.speedup:.2f} times less, predicted{_on_which(data.plan)}."
     ]
     if m is None:
         lines.append("No time was measured.")
@@ -70,22 +79,47 @@ def gained(manifest: Manifest) -> tuple[str, ...]:
             f"Measured: {m.prefill.ratio:.2f} times faster. With the vision part, which is unchanged, the "
             f"first token comes {m.first_token.ratio:.2f} times sooner."
         )
+        if data.plan.gates is not None:
+            lines.append(timed_words(data.plan, m))
         if names := unsteady(m):
             lines.append(
                 f"These times are not steady ({', '.join(names)}): the machine was busy. Measure again on a "
                 "quiet one (command: vtcompress bench)."
             )
     if p.kv_bytes == p.kv_bytes_original:
-        lines.append("The memory for keys and values (KV cache) keeps its size.")
+        kept = " where no gate fires" if data.plan.gates else ""
+        lines.append(f"The memory for keys and values (KV cache) keeps its size{kept}.")
     else:
         lines.append(
-            f"The memory for keys and values (KV cache) shrinks to {p.kv_bytes / p.kv_bytes_original:.0%}."
+            f"The memory for keys and values (KV cache) shrinks to {p.kv_bytes / p.kv_bytes_original:.0%}"
+            f"{_on_which(data.plan)}."
         )
-    lines.append(
-        "Nothing is saved on further tokens of the answer, and the weight file does not shrink: text "
-        "tokens still use every weight."
-    )
-    return tuple(lines)
+    return (*lines, *_further_tokens(data.plan, m))
+
+
+def _on_which(plan: Plan) -> str:
+    """Return what a predicted figure is taken over where gates decide."""
+    if plan.gates is None:
+        return ""
+    if prompts := counted(plan.gates):
+        return f" on the mean of {prompts} calibration prompts"
+    return " for a prompt in which no gate fires"
+
+
+def _further_tokens(plan: Plan, measured: BenchReport | None) -> tuple[str, ...]:
+    """Return what is saved on the tokens of the answer, and that the weights do not shrink."""
+    weights = "the weight file does not shrink: text tokens still use every weight."
+    if not may_exit(plan):
+        return (f"Nothing is saved on further tokens of the answer, and {weights}",)
+    cheaper = "very further token of the answer is cheaper too:"
+    if plan.gates is None:
+        further = f"E{cheaper} from layer {plan.exit_layer} on it reads text tokens only."
+    else:
+        further = f"Where a gate fired, e{cheaper} in the layers behind that gate it reads text tokens only."
+    if measured is not None and measured.exit_layer is not None:
+        ratio = measured.decode_step.ratio
+        further += f" Measured: {ratio:.2f} times the original's speed per token."
+    return further, f"{weights[0].upper()}{weights[1:]}"
 
 
 def _limits(loss: LossReport) -> str:

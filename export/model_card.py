@@ -11,6 +11,7 @@ from compressor.errors import ArtifactError
 from compressor.files import read_text
 from export.bench import bench_rows
 from export.checks import LOSS_COLUMNS, fidelity_rows, loss_row, verdict
+from export.exits import EXIT_COLUMNS, exit_rows, may_exit, mean_words
 from export.in_words import done, gained, lost
 from export.markdown import escaped, fenced, table
 from export.report import predicted_rows, ratio_words
@@ -73,12 +74,12 @@ def model_card(data: ReportData, origin: Origin) -> str:
         f"Methods of the recipe: {escaped(methods)}.",
         " ".join(done(data)),
         "## Measured",
-        f"{' '.join(gained(manifest))} {' '.join(lost(data))}",
+        f"{' '.join(gained(data))} {' '.join(lost(data))}",
         *_figures(data),
         "## How to run",
         _how_to_run(),
         "## Limits",
-        _limits(origin),
+        _limits(data, origin),
         "## Recipe",
         fenced(data.recipe, "yaml"),
     ]
@@ -100,8 +101,15 @@ def _figures(data: ReportData) -> list[str]:
     manifest = data.manifest
     rows = [(name, ratio, "predicted") for name, _, _, ratio in predicted_rows(manifest)]
     if manifest.measured:
-        rows += [(name, ratio_words(t), "measured") for name, t in bench_rows(manifest.measured)]
+        m = manifest.measured
+        rows += [(name, ratio_words(t), "measured") for name, t in bench_rows(m)]
+        cache = f"{m.kv_bytes_original / m.kv_bytes:.2f} x"
+        rows.append((f"KV cache bytes ({manifest.dtype})", cache, "measured"))
     parts = [table(("original / compressed", "ratio", ""), rows)]
+    if data.plan.gates is not None:
+        parts.append(mean_words(data.plan))
+        if exits := exit_rows(data.plan, manifest.loss):
+            parts.append(table(EXIT_COLUMNS, exits))
     if manifest.fidelity is not None:
         words = ", ".join(
             f"{row.measure} {row.found}" for row, _ in fidelity_rows(manifest.fidelity)
@@ -130,10 +138,16 @@ def _how_to_run() -> str:
     return f"{fenced(shell, 'console')}\n\n{fenced(python, 'python')}"
 
 
-def _limits(origin: Origin) -> str:
+def _limits(data: ReportData, origin: Origin) -> str:
+    decode = "- Decode steps are not faster: they have no visual tokens."
+    if may_exit(data.plan):
+        decode = (
+            "- Decode steps save only what they no longer read: keys and values of visual tokens "
+            "behind the exit."
+        )
     lines = [
         "- The weight file does not shrink: text tokens still use every weight.",
-        "- Decode steps are not faster: they have no visual tokens.",
+        decode,
         "- Never run on a GPU.",
         "- Figures hold for the data and the machine that they were measured on; measure on your own with "
         "`vtcompress validate` and `vtcompress bench`.",

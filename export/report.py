@@ -1,11 +1,24 @@
 """The report of an artifact as Markdown, in the order of the HTML report."""
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 
 from compressor.cost import BYTES, predict
 from compressor.plan import LayerPlan, Plan
 from export.bench import BenchReport, Timing, bench_rows
 from export.checks import LOSS_COLUMNS, fidelity_rows, loss_limit_rows, loss_row, verdict
+from export.exits import (
+    CACHE_COLUMNS,
+    EXIT_COLUMNS,
+    cache_rows,
+    cache_words,
+    exit_rows,
+    exits_words,
+    gates_words,
+    may_exit,
+    mean_words,
+    staying,
+)
 from export.in_words import done, gained, lost
 from export.manifest import Manifest
 from export.markdown import escaped, fenced, table
@@ -13,7 +26,7 @@ from export.memory import Footprint
 from export.parity.fidelity import FidelityReport
 from export.parity.loss import LossFigures, LossReport
 from export.questions import chosen_questions
-from export.report_data import ReportData, headline, method_words
+from export.report_data import ReportData, exit_kl, headline, layer_contribution, method_words
 
 REPORT_FILE = "report.md"
 
@@ -28,7 +41,7 @@ def markdown_report(data: ReportData) -> str:
         ("In short", lambda: _in_short(data)),
         ("Layers", lambda: _layers(data)),
         ("Predicted", lambda: _predicted(data)),
-        ("Measured", lambda: _measured(manifest.measured)),
+        ("Measured", lambda: _measured(data)),
         ("Memory", lambda: memory_words(manifest.memory)),
         ("Check 1: export fidelity", lambda: _fidelity(manifest.fidelity)),
         ("Check 2: compression loss", lambda: _loss(manifest.loss)),
@@ -61,30 +74,43 @@ def _in_short(data: ReportData) -> str:
     methods = ", ".join(map(method_words, data.methods)) or "none"
     parts = [
         f"**Done** (methods: {escaped(methods)}). {' '.join(done(data))}",
-        f"**Gained.** {' '.join(gained(data.manifest))}",
+        f"**Gained.** {' '.join(gained(data))}",
         f"**Lost.** {' '.join(lost(data))}",
     ]
     return "\n\n".join(parts)
 
 
 def what_visual_rows_do(layer: LayerPlan) -> str:
-    """Return in words what visual rows do in a layer."""
+    """Return in words what visual rows do in a layer; where gates decide, what they do if they are there."""
+    if layer.exited:
+        return f"exited ({layer.reason})"
     if not layer.frozen:
         return "updated"
     return "frozen (dead rows: exact)" if layer.reason == "dead" else f"frozen ({layer.reason})"
 
 
 LAYER_COLUMNS = ("layer", "visual rows", "MFLOPs original", "MFLOPs now")
+EXIT_KL_COLUMN = "exit before it, nats"
 KV_COLUMNS = ("KV bytes original", "KV bytes now")
 
 
 def layer_rows(plan: Plan) -> list[tuple[str, str, str, str]]:
     """Return one row a layer: index, what visual rows do, MFLOPs original, MFLOPs of the plan."""
     before, after = predict(plan.naive()), predict(plan)
+    gates = plan.gates.candidates if plan.gates else ()
+    rows = zip(plan.layers, staying(plan), before.layer_flops, after.layer_flops, strict=True)
     return [
-        (str(layer.index), what_visual_rows_do(layer), mflops(a), mflops(b))
-        for layer, a, b in zip(plan.layers, before.layer_flops, after.layer_flops, strict=True)
+        (str(layer.index), _state(layer, share, gate=layer.index in gates), mflops(a), mflops(b))
+        for layer, share, a, b in rows
     ]
+
+
+def _state(layer: LayerPlan, share: float, *, gate: bool) -> str:
+    """Return what visual rows do in a layer, in which share of prompts, and whether a gate follows."""
+    words = what_visual_rows_do(layer)
+    if share < 1 and not layer.exited:
+        words = f"{words} in {share:.0%} of prompts"
+    return f"{words}; gate behind it" if gate else words
 
 
 def kv_rows(plan: Plan, dtype: str) -> list[tuple[str, str]]:
@@ -96,9 +122,21 @@ def kv_rows(plan: Plan, dtype: str) -> list[tuple[str, str]]:
 
 def contribution_rows(data: ReportData) -> list[tuple[str]]:
     """Return one row a layer: its contribution in nats, or a dash where none was measured."""
-    if data.profile is None:
+    if (values := layer_contribution(data.profile)) is None:
         return [("-",)] * len(data.plan.layers)
-    return [(f"{value:.3g}",) for value in data.profile.layer_contribution()]
+    return [(f"{value:.3g}",) for value in values]
+
+
+def exit_kl_rows(data: ReportData) -> list[tuple[str, ...]]:
+    """Return one row a layer: the KL of an exit before it, in nats; empty rows where none was measured."""
+    if (values := exit_kl(data.profile)) is None:
+        return [()] * len(data.plan.layers)
+    return [(f"{value:.3g}",) for value in values]
+
+
+def exit_kl_columns(data: ReportData) -> tuple[str, ...]:
+    """Return the head of `exit_kl_rows`."""
+    return () if exit_kl(data.profile) is None else (EXIT_KL_COLUMN,)
 
 
 def mflops(flops: int) -> str:
@@ -110,11 +148,17 @@ def _layers(data: ReportData) -> str:
     parts = (
         layer_rows(data.plan),
         contribution_rows(data),
+        exit_kl_rows(data),
         kv_rows(data.plan, data.manifest.dtype),
     )
-    rows = [(*work, *kl, *kv) for work, kl, kv in zip(*parts, strict=True)]
-    columns = (*LAYER_COLUMNS, "contribution (KL, nats)", *KV_COLUMNS)
-    return table(columns, rows)
+    rows = [tuple(chain(*row)) for row in zip(*parts, strict=True)]
+    columns = (*LAYER_COLUMNS, "contribution (KL, nats)", *exit_kl_columns(data), *KV_COLUMNS)
+    found = table(columns, rows)
+    if data.plan.gates is None:
+        return found
+    words = " ".join((*gates_words(data.plan.gates)[1:], mean_words(data.plan)))
+    exits = exit_rows(data.plan, data.manifest.loss)
+    return "\n\n".join([found, words, *([table(EXIT_COLUMNS, exits)] if exits else [])])
 
 
 def predicted_rows(manifest: Manifest) -> list[tuple[str, str, str, str]]:
@@ -132,12 +176,15 @@ def predicted_rows(manifest: Manifest) -> list[tuple[str, str, str, str]]:
 
 
 def workload_words(data: ReportData) -> str:
-    """Return the prompt that predictions are for, and how many layers are frozen."""
+    """Return the prompt that predictions are for, and how many layers are frozen or exited."""
     p, plan = data.manifest.predicted, data.plan
-    return (
+    words = (
         f"For {p.images} image(s), {p.visual} visual and {p.text} text rows; "
-        f"{len(plan.frozen_layers())} of {len(plan.layers)} layers frozen for visual rows."
+        f"{len(plan.frozen_layers())} of {len(plan.layers)} layers frozen for visual rows"
     )
+    if may_exit(plan):
+        words += f"; exited: {exits_words(plan)}"
+    return f"{words}. {mean_words(plan)}".strip()
 
 
 def _predicted(data: ReportData) -> str:
@@ -162,14 +209,23 @@ def bench_words(report: BenchReport) -> str:
 BENCH_COLUMNS = ("", "original ms", "compressed ms", "original / compressed")
 
 
-def _measured(report: BenchReport | None) -> str:
+def _measured(data: ReportData) -> str:
+    report, dtype = data.manifest.measured, data.manifest.dtype
     if report is None:
         return "Not measured."
     rows = [
         (name, f"{t.original_ms:.2f}", f"{t.compressed_ms:.2f}", ratio_words(t))
         for name, t in bench_rows(report)
     ]
-    return f"{escaped(bench_words(report))}\n\n{table(BENCH_COLUMNS, rows)}"
+    cache = table(CACHE_COLUMNS, cache_rows(data.plan, report, dtype))
+    return "\n\n".join(
+        [
+            escaped(bench_words(report)),
+            table(BENCH_COLUMNS, rows),
+            cache,
+            cache_words(data.plan, report, dtype),
+        ]
+    )
 
 
 def memory_words(footprint: Footprint | None) -> str:

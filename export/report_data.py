@@ -12,11 +12,15 @@ from compressor.methods import Method
 from compressor.plan import Plan
 from compressor.recipe import load_recipe
 from export.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE
+from export.exits import cache_figures, staying
 from export.manifest import Manifest
 from export.questions import Question, stored_questions
 
 READING = "reading of picture and question (prefill)"
 """What gets faster, in words that need no explanation."""
+
+# Keys of methods that only the training of gates reads.
+TRAINING = {"gate_width", "train"}
 
 
 @dataclass(frozen=True)
@@ -59,10 +63,37 @@ def report_data(folder: Path, manifest: Manifest) -> ReportData:
     )
 
 
+def layer_contribution(profile: Profile | None) -> tuple[float, ...] | None:
+    """Return the mean contribution of every layer, in nats; None if it was not measured."""
+    if profile is None or "layer_contribution" not in profile.measures:
+        return None
+    return profile.layer_contribution()
+
+
+def exit_kl(profile: Profile | None) -> tuple[float, ...] | None:
+    """Return the mean KL of an exit before every layer, in nats; None if it was not measured."""
+    if profile is None or "exit_kl" not in profile.measures:
+        return None
+    return profile.exit_kl()
+
+
+def asked_of(method: Method) -> dict[str, Any]:
+    """Return what was asked of a method, without what says nothing of the artifact.
+
+    Files go by their names: folders are those of another machine.
+    """
+    given = method.model_dump(exclude_none=True, exclude=TRAINING)
+    return {key: value.name if isinstance(value, Path) else value for key, value in given.items()}
+
+
 def method_words(method: Method) -> str:
     """Return a method with what was asked of it, e.g. `shortv (frozen: 0.5)`."""
-    given = ", ".join(f"{key}: {value}" for key, value in method.model_dump(mode="json").items())
+    given = ", ".join(f"{key}: {_value(value)}" for key, value in asked_of(method).items())
     return f"{method.name} ({given})"
+
+
+def _value(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 @dataclass(frozen=True)
@@ -100,9 +131,11 @@ def _faster(manifest: Manifest) -> Figure:
 
 def _work(manifest: Manifest) -> Figure:
     p = manifest.predicted
+    cache = p.kv_bytes / p.kv_bytes_original
+    kept = "" if p.kv_bytes == p.kv_bytes_original else f", {cache:.0%} of its KV cache"
     return Figure(
         f"{p.flops / p.flops_original:.0%}",
-        "of the original's work in it (FLOPs)",
+        f"of the original's work in it (FLOPs){kept}",
     )
 
 
@@ -127,14 +160,21 @@ def figures(data: ReportData) -> dict[str, Any]:
     manifest, plan = data.manifest, data.plan
     before, after = predict(plan.naive()), predict(plan)
     size = BYTES[manifest.dtype]
-    contribution = data.profile.layer_contribution() if data.profile else (None,) * len(plan.layers)
+    unknown = (None,) * len(plan.layers)
+    contribution, left = (
+        layer_contribution(data.profile) or unknown,
+        exit_kl(data.profile) or unknown,
+    )
     overall = manifest.loss.overall if manifest.loss else None
+    stays = staying(plan)
     layers = [
         {
             "index": layer.index,
             "visual": layer.visual,
             "reason": layer.reason,
+            "visual_stays": stays[layer.index],
             "contribution": contribution[layer.index],
+            "exit_kl": left[layer.index],
             "flops_original": before.layer_flops[layer.index],
             "flops": after.layer_flops[layer.index],
             "kv_bytes_original": before.layer_kv_values[layer.index] * size,
@@ -145,7 +185,7 @@ def figures(data: ReportData) -> dict[str, Any]:
     return {
         "model": manifest.model.name,
         "model_digest": manifest.model_digest,
-        "methods": [{m.name: m.model_dump(mode="json")} for m in data.methods],
+        "methods": [{m.name: asked_of(m)} for m in data.methods],
         "dtype": manifest.dtype,
         "passed": manifest.passed,
         "exact_match_kept": overall.exact_match_kept if overall else None,
@@ -154,6 +194,10 @@ def figures(data: ReportData) -> dict[str, Any]:
         "fidelity": manifest.fidelity and manifest.fidelity.model_dump(mode="json"),
         "loss": manifest.loss and manifest.loss.model_dump(mode="json"),
         "layers": layers,
+        "frozen_layers": len(plan.frozen_layers()),
+        "exit_layer": plan.exit_layer,
+        "gates": plan.gates and plan.gates.model_dump(mode="json"),
+        "kv_cache": manifest.measured and cache_figures(plan, manifest.measured, manifest.dtype),
         "questions": len(data.questions),
         "answers_equal": sum(question.equal for question in data.questions),
         "tools": manifest.tools,

@@ -19,7 +19,7 @@ from export.preprocess import ImageProcessor
 from export.prompt import Message, Prompter, user_message
 from export.sampling import GREEDY, Sampling
 from export.sequence import NOTHING, Cached, Prompt, Step
-from export.sessions import Array, Past, Session, no_visual
+from export.sessions import Array, Past, Session, cached_rows, exit_of, no_visual
 
 # Rows of one batch bound its memory; encoded prompts wait for others of their layout, but not for ever.
 BATCH_ROWS = 4096
@@ -34,11 +34,13 @@ class Reply:
         token_ids: its tokens, the ending one included.
         text: without special tokens.
         first_logits: [vocab] float32 at the last prompt token.
+        exit_layer: first layer that had no visual rows of the prompt; None if they stayed.
     """
 
     token_ids: tuple[int, ...]
     text: str
     first_logits: Array
+    exit_layer: int | None = None
 
 
 class Runtime:
@@ -275,10 +277,11 @@ class Runtime:
         """Return the greedy answers to prompts of equal layout."""
         steps = self.steps(prompts, max_new_tokens, past=past)
         first = next(steps)
+        left = exit_of(cached_rows(self.session.past_shapes(first.past)))
         rows = np.stack([first.tokens, *(step.tokens for step in steps)], axis=1).tolist()
         answers = [until_end(row, self.prompter.eos_ids) for row in rows]
         return [
-            Reply(tokens, self.prompter.decode(tokens), logits)
+            Reply(tokens, self.prompter.decode(tokens), logits, left)
             for tokens, logits in zip(answers, first.logits, strict=True)
         ]
 

@@ -52,6 +52,20 @@ class Session(Protocol):
         ...
 
 
+def cached_rows(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """Return how many rows each layer's keys and values hold, from the shapes of a cache."""
+    return tuple(shape[2] for shape in shapes[::2])
+
+
+def exit_of(rows: Sequence[int]) -> int | None:
+    """Return the first layer without visual rows after a prefill; None if they reached the last one.
+
+    Args:
+        rows: of each layer's cache; where visual rows are gone, it is shorter than that of layer 0.
+    """
+    return next((layer for layer, count in enumerate(rows) if count < rows[0]), None)
+
+
 def no_visual(text: Array) -> tuple[Array, Array]:
     """Return empty visual embeddings and indices for a call on text rows alone."""
     batch, _, hidden = text.shape

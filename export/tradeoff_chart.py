@@ -2,12 +2,17 @@
 
 from markupsafe import Markup
 
-from export.compare import Axis, Comparison
+from export.compare import Axis, Comparison, Kind
 from export.decoder_picture import WIDTH
 from export.svg import element, line, nice_ticks, picture, text
 
 LEFT, RIGHT, TOP, BOTTOM = 40.0, 348.0, 30.0, 232.0
 HEIGHT = 272.0
+LEGEND: dict[Kind, str] = {
+    "stay": "stay",
+    "leave": "leave at an exit",
+    "may leave": "may leave at gates",
+}
 # Points nearer to each other than this share one label.
 NEAR = 9.0
 
@@ -51,16 +56,42 @@ def tradeoff_chart(comparison: Comparison) -> Markup | None:
     ]
     for place, (a, b) in enumerate(points):
         kind = "point-front" if place in comparison.front else "point"
-        parts.append(element("circle", cx=a, cy=b, r=5, class_=kind))
+        parts.append(_point(comparison.entries[place].visual, a, b, kind))
     parts += _labels(points)
+    legend = _legend(comparison)
     return picture(
         "tradeoff",
         WIDTH,
-        HEIGHT,
+        HEIGHT + 14 if legend else HEIGHT,
         "Accuracy against speed",
         _words(comparison, accuracy),
-        parts,
+        [*parts, *legend],
     )
+
+
+def _point(visual: Kind, x: float, y: float, class_: str) -> Markup:
+    """Return an artifact's point: round, square behind an exit, a diamond where gates decide."""
+    if visual == "stay":
+        return element("circle", cx=x, cy=y, r=5.0, class_=class_)
+    if visual == "leave":
+        corners = ((-4.5, -4.5), (4.5, -4.5), (4.5, 4.5), (-4.5, 4.5))
+    else:
+        corners = ((0.0, -6.5), (6.5, 0.0), (0.0, 6.5), (-6.5, 0.0))
+    points = " ".join(f"{x + a:.1f},{y + b:.1f}" for a, b in corners)
+    return element("polygon", points=points, class_=class_)
+
+
+def _legend(comparison: Comparison) -> list[Markup]:
+    """Return what the shapes of points mean; nothing if all artifacts are of one kind."""
+    kinds = {entry.visual for entry in comparison.entries}
+    if len(kinds) == 1:
+        return []
+    parts, x = [text(0, HEIGHT + 7, "visual tokens", "small")], 70.0
+    for kind, words in LEGEND.items():
+        if kind in kinds:
+            parts += [_point(kind, x, HEIGHT + 4, "point"), text(x + 9, HEIGHT + 7, words, "small")]
+            x += 26 + 4.4 * len(words)
+    return parts
 
 
 def _cross(x: float, y: float) -> list[Markup]:
@@ -90,7 +121,11 @@ def _labels(points: list[tuple[float, float]]) -> list[Markup]:
 
 def _words(comparison: Comparison, accuracy: Axis) -> str:
     rows = zip(comparison.entries, comparison.speed.values, accuracy.values, strict=True)
-    points = "; ".join(f"{e.number} {e.name}: {a:.2f} times, {b:.1%}" for e, a, b in rows)
+    points = "; ".join(
+        f"{e.number} {e.name}: {a:.2f} times, {b:.1%}"
+        f"{'' if e.visual == 'stay' else f', visual tokens {e.visual}'}"
+        for e, a, b in rows
+    )
     front = ", ".join(str(place + 1) for place in comparison.front)
     return f"{points}. Not beaten by any other: {front}."
 

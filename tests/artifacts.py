@@ -23,6 +23,8 @@ def make_artifact(
     *,
     frozen: Iterable[int] = (1, 4),
     dead: Iterable[int] = (5,),
+    exit_layer: int | None = None,
+    gates: Any = None,
     model: Any = None,
     recipe: str = RECIPE,
     profile: Profile | None = None,
@@ -30,7 +32,7 @@ def make_artifact(
     **changes: Any,
 ) -> Path:
     """Write an artifact whose graphs are empty; `changes` go into the manifest."""
-    plan = facts.plan(frozen, dead=dead, model=model)
+    plan = facts.plan(frozen, dead=dead, exit_layer=exit_layer, gates=gates, model=model)
     folder.mkdir(parents=True)
     plan.save(folder / PLAN_FILE)
     (folder / RECIPE_FILE).write_text(recipe, encoding="utf-8")

@@ -5,7 +5,7 @@ from typing import Any
 
 from compressor.calibration.profile import Profile, SampleScore
 from compressor.dims import DecoderDims, ModelFacts
-from compressor.plan import LayerPlan, Plan, Workload
+from compressor.plan import Gates, LayerPlan, Plan, Reason, Workload
 from export.bench import BenchReport, Timing
 from export.graphs import decoder_graph, embed_graph, vision_graph
 from export.manifest import Predicted
@@ -13,6 +13,8 @@ from export.parity.fidelity import Difference, FidelityReport, Limits
 from export.parity.loss import LossFigures, LossLimits, LossReport
 
 DIGEST = "0123456789abcdef" * 4
+# Bytes of one row in one layer's cache: K and V, two heads of four numbers, float32.
+CACHE_ROW = 2 * 2 * 4 * 4
 DATA_DIGEST = "fedcba9876543210" * 4
 
 
@@ -52,15 +54,20 @@ def plan(
     frozen: Iterable[int] = (),
     *,
     dead: Iterable[int] = (),
+    exit_layer: int | None = None,
+    reason: Reason = "vtw",
+    gates: Gates | None = None,
     model: ModelFacts | None = None,
     images: int = 1,
     text: int = 64,
 ) -> Plan:
-    """Return a plan with just these layers frozen; nothing is marked by itself."""
+    """Return a plan with just these layers frozen or exited; nothing is marked by itself."""
     model = model or facts()
     frozen, dead = set(frozen), set(dead)
 
     def layer(index: int) -> LayerPlan:
+        if exit_layer is not None and index >= exit_layer:
+            return LayerPlan.because(index, reason)
         if index in dead:
             return LayerPlan(index=index, visual="frozen", reason="dead")
         if index in frozen:
@@ -71,8 +78,22 @@ def plan(
         model=model,
         model_digest=DIGEST,
         layers=tuple(layer(i) for i in range(model.decoder.layers)),
+        gates=gates,
         workload=Workload(images=images, text=text),
     )
+
+
+def gates(fired: Sequence[int] = (6, 3), unfired: int = 1, **changes: Any) -> Gates:
+    """Return gates behind layers 1 and 3, counted on ten calibration prompts."""
+    values: dict[str, Any] = {
+        "candidates": (1, 3),
+        "mode": "dynamic",
+        "width": 8,
+        "digest": DIGEST,
+        "fired": tuple(fired),
+        "unfired": unfired,
+    } | changes
+    return Gates(**values)
 
 
 def profile(
@@ -140,7 +161,9 @@ def loss(
     )
 
 
-def measured() -> BenchReport:
+def measured(exit_layer: int | None = None, *, layers: int = 6) -> BenchReport:
+    """Return times and caches of a prompt of 12 visual and 64 text rows in the decoder of `dims`."""
+
     def timing(ratio: float) -> Timing:
         return Timing(
             original_ms=20.0,
@@ -150,6 +173,7 @@ def measured() -> BenchReport:
             ratio_high=ratio + 0.05,
         )
 
+    rows = tuple(76 if exit_layer is None or i < exit_layer else 64 for i in range(layers))
     return BenchReport(
         images=1,
         visual=12,
@@ -157,6 +181,9 @@ def measured() -> BenchReport:
         rounds=5,
         threads=1,
         processor="a processor, 2 cores",
+        kv_bytes_original=CACHE_ROW * 76 * layers,
+        kv_bytes=CACHE_ROW * sum(rows),
+        kv_layers=rows,
         prefill=timing(1.6),
         decode_step=timing(1.0),
         first_token=timing(1.4),

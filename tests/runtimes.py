@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import vtcompress
 from compressor.compressed import compress
@@ -28,6 +29,10 @@ class Spy:
     rows: list[tuple[int, int]] = field(default_factory=list)
     logits: list[Array] = field(default_factory=list)
     pictures: int = 0
+
+    @property
+    def gated(self) -> bool:
+        return self.inner.gated
 
     def vision(self, pixel_values: Array) -> Array:
         self.pictures += len(pixel_values)
@@ -65,10 +70,12 @@ def spied(runtime: Runtime) -> tuple[Runtime, Spy]:
     return Runtime(spy, runtime.facts, runtime.prompter, runtime.images), spy
 
 
-def exported(model: Path, output: Path, dtype: str = "float32") -> Path:
-    """Export a model with the identity recipe."""
+def exported(
+    model: Path, output: Path, dtype: str = "float32", compress: Sequence[dict[str, Any]] = ()
+) -> Path:
+    """Export a model with the identity recipe and the given methods."""
     recipe = vtcompress.load_recipe("identity").override(
-        {"model.id": str(model), "export.dtype": dtype}
+        {"model.id": str(model), "export.dtype": dtype, "compress": list(compress)}
     )
     vtcompress.export(recipe, output, bench_rounds=0)
     return output

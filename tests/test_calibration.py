@@ -14,6 +14,7 @@ from compressor.calibration.profile import Profile
 from compressor.calibration.run import calibrate
 from compressor.errors import DataError, ProfileError
 from compressor.families import LoadedModel, load
+from compressor.planner import freeze, identity_plan
 from compressor.prompts import encode
 
 
@@ -133,9 +134,11 @@ def test_the_drawn_profile_marks_the_chosen_layers(
     model: LoadedModel, samples: tuple[Sample, ...], tmp_path: Path
 ) -> None:
     profile = calibrate(model, samples[:1], tmp_path / "p.json", data_name="q")
-    png, svg = draw_profile(profile, (1, 3), tmp_path / "one")
-    again = draw_profile(profile, (1, 3), tmp_path / "two")[1]
-    other = draw_profile(profile, (2,), tmp_path / "three")[1]
+    plan = identity_plan(model.facts, model.digest)
+    frozen = freeze(plan, (1, 3), "shortv")
+    png, svg = draw_profile(profile, frozen, tmp_path / "one")
+    again = draw_profile(profile, frozen, tmp_path / "two")[1]
+    other = draw_profile(profile, freeze(plan, (2,), "shortv"), tmp_path / "three")[1]
     assert png.read_bytes().startswith(b"\x89PNG")
     assert svg.read_bytes() == again.read_bytes()
     assert svg.read_bytes() != other.read_bytes()

@@ -75,8 +75,7 @@ def test_every_reason_of_a_plan_has_its_word_and_its_sentence():
 
 
 def test_contribution_marks_layers_that_are_not_updated_by_stripes_and_a_word():
-    measured = facts.profile([[0.5, 0.001, 0.25, 0.25, 0.003, 0.0]])
-    root = drawn(contribution_chart(measured, PLAN))
+    root = drawn(contribution_chart((0.5, 0.001, 0.25, 0.25, 0.003, 0.0), 1, PLAN))
     stripes = [e for e in root.iter(f"{NAME}rect") if (e.get("fill") or "").startswith("url(#")]
     assert len(stripes) == 3
     assert len(of_class(root, "updated")) == 3

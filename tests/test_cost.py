@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compressor.cost import layer_flops, predict, predicted_speedup
-from compressor.plan import LayerPlan
+from compressor.plan import Gates, LayerPlan
+from compressor.planner import identity_plan, leave
 from tests import facts
 
 UPDATE, FROZEN = LayerPlan(index=0), LayerPlan(index=0, visual="frozen", reason="shortv")
@@ -36,6 +37,48 @@ def test_a_frozen_layer_costs_what_is_counted_by_hand():
     # attention 1 x 4: 2 * 2*1*2*4 = 32; MLP on one row 3 * 2*1*2*3 = 36.
     dims = facts.dims(hidden=2, heads=1, kv_heads=1, head_dim=2, intermediate=3)
     assert layer_flops(dims, FROZEN, visual=3, text=1) == 64 + 16 + 32 + 36
+
+
+def test_a_layer_behind_an_exit_costs_what_text_alone_costs():
+    dims = facts.dims(hidden=2, heads=1, kv_heads=1, head_dim=2, intermediate=3)
+    exited = LayerPlan.because(1, "vtw")
+    assert layer_flops(dims, exited, visual=3, text=1) == layer_flops(dims, UPDATE, 0, 1)
+
+
+def test_the_cache_behind_an_exit_holds_text_alone():
+    plan = leave(identity_plan(facts.facts(), facts.DIGEST), 2, "vtw")
+    dims, visual, text = plan.model.decoder, plan.visual, plan.workload.text
+    values = 2 * dims.kv_width
+    wanted = (2 * (visual + text) + 4 * text) * values
+    assert sum(predict(plan).layer_kv_values) == wanted
+
+
+def test_gates_cost_their_own_work_and_the_mean_of_the_exits_that_were_seen():
+    identity = identity_plan(facts.facts(), facts.DIGEST)
+    width, hidden = 8, identity.model.decoder.hidden
+    # Linear(2D, W) and Linear(W, 2) on one row.
+    gate = 2 * 2 * hidden * width + 2 * width * 2
+
+    def gated(fired, unfired=0):
+        gates = Gates(
+            candidates=(1, 3), mode="dynamic", width=width, digest="", fired=fired, unfired=unfired
+        )
+        return identity.model_copy(update={"gates": gates})
+
+    early = predict(identity.fired_after(1)).flops + gate
+    late = predict(identity.fired_after(3)).flops + 2 * gate
+    never = predict(identity).flops + 2 * gate
+    assert predict(gated((1, 0))).flops == early
+    assert predict(gated((0, 5))).flops == late
+    assert predict(gated((0, 0), unfired=2)).flops == never
+    # Layers are rounded one by one.
+    assert abs(predict(gated((2, 1), unfired=1)).flops - (2 * early + late + never) / 4) <= 6
+    # Without a calibration: the dearest prompt, in which no gate fires.
+    assert predict(gated(())).flops == never
+    assert (
+        predict(gated((1, 0))).layer_kv_values == predict(identity.fired_after(1)).layer_kv_values
+    )
+    assert early < late < never
 
 
 @given(

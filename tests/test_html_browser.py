@@ -18,6 +18,7 @@ from tests.artifacts import make_artifact
 from tests.browser import browser_page, find_browser
 from tests.test_compare import with_kept, with_speed
 from tests.test_html_report import ASKED, HOSTILE, PROFILE
+from tests.test_report_exits import exits_profile
 from vtcompress.reporting import read_report
 
 BROWSER = find_browser()
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.skipif(
     BROWSER is None, reason="no Chromium found; install one or name it in VTCOMPRESS_BROWSER"
 )
 VIEWS = [(width, dark) for width in (390, 1280) for dark in (False, True)]
+PROFILE_OF_EXITS = exits_profile("layer_contribution", "exit_kl")
 LONG = "a-very-long-word-without-a-place-to-break-it" * 6
 
 # Texts whose contrast with what is behind them is below 4.5, or which have no size.
@@ -82,6 +84,19 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     artifacts = {
         "report": make_artifact(folder / "a", asked=ASKED, loss=judged, **everything),
         "bare": make_artifact(folder / "b"),
+        "exit": make_artifact(
+            folder / "exit",
+            dead=(3,),
+            exit_layer=4,
+            recipe="vtcompress: 1\ncompress:\n- visual_exit: {max_kl: 0.05}\n",
+            **(everything | {"profile": PROFILE_OF_EXITS, "measured": facts.measured(4)}),
+        ),
+        "gates": make_artifact(
+            folder / "gates",
+            gates=facts.gates(),
+            loss=judged.model_copy(update={"exits": ((2, 5), (4, 1))}),
+            **(everything | {"measured": facts.measured(2)}),
+        ),
         "hostile": make_artifact(
             folder / "c", asked=hostile, loss=missed, model=facts.facts(name=LONG), **everything
         ),
@@ -91,7 +106,24 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         make_artifact(folder / name, measured=with_speed(speed), loss=with_kept(kept))
         for name, speed, kept in (("slow", 1.2, 1.0), (LONG[:120], 1.1, 0.9), ("fast", 2.4, 0.8))
     ]
-    made["compare"] = html_comparison(compare_artifacts([*several, artifacts["bare"]][:3]))
+    several.append(
+        make_artifact(
+            folder / "leaves",
+            dead=(3,),
+            exit_layer=4,
+            measured=with_speed(2.0),
+            loss=with_kept(0.95),
+        )
+    )
+    several.append(
+        make_artifact(
+            folder / "may leave",
+            gates=facts.gates(),
+            measured=with_speed(1.6),
+            loss=with_kept(0.97),
+        )
+    )
+    made["compare"] = html_comparison(compare_artifacts(several))
     paths = {}
     for name, text in made.items():
         paths[name] = folder / f"{name}.html"
@@ -99,7 +131,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return paths
 
 
-@pytest.mark.parametrize("name", ["report", "bare", "hostile", "compare"])
+@pytest.mark.parametrize("name", ["report", "bare", "exit", "gates", "hostile", "compare"])
 def test_a_page_is_quiet_fits_and_can_be_read(
     name: str, pages: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -23,6 +23,7 @@ from export.parity.loss import (
     measure,
     store_original,
     stored_original,
+    write_answers,
 )
 from tests import facts
 
@@ -149,6 +150,28 @@ def test_every_kind_has_figures_of_its_own_samples_alone():
     assert (read.exact_match_kept, read.kl, read.agreement) == (1.0, 0.0, 1.0)
 
 
+def test_exits_are_counted_by_layer_over_the_artifacts_answers_that_had_one():
+    same = answers("1", "2", "3", "4")
+    exits = (4, None, 2, 4)
+    left = [
+        a.model_copy(update={"exit_layer": e}) for a, e in zip(same.answers, exits, strict=True)
+    ]
+    found = Answers(tuple(left), same.logits, same.max_new_tokens)
+    samples = asked(*[(None, "")] * 4)
+    assert judged(same, found, samples).exits == ((2, 1), (4, 2))
+    assert judged(found, same, samples).exits == ()
+
+
+def test_an_exit_is_stored_with_the_answer_and_the_lack_of_one_is_not(tmp_path):
+    left, stayed = answers("1", "2").answers
+    left = left.model_copy(update={"exit_layer": 3})
+    write_answers(tmp_path / "answers.json", Answers((left, stayed), np.zeros((2, 4)), 8))
+    rows = json.loads((tmp_path / "answers.json").read_text())["answers"]
+    assert rows[0]["exit_layer"] == 3
+    assert "exit_layer" not in rows[1]
+    assert tuple(map(Answer.model_validate, rows)) == (left, stayed)
+
+
 def test_without_answers_there_is_no_exact_match():
     figures = judged(answers("1"), answers("1"), asked((None, "k"))).overall
     assert (figures.answered, figures.exact_match_original, figures.exact_match) == (0, None, None)
@@ -238,7 +261,10 @@ class FakeRuntime:
         self.asked.append((question, tuple(images), max_new_tokens))
         size = len(question)
         return SimpleNamespace(
-            token_ids=(size, 2), text=str(size), first_logits=np.full(3, size, np.float32)
+            token_ids=(size, 2),
+            text=str(size),
+            first_logits=np.full(3, size, np.float32),
+            exit_layer=size if images else None,
         )
 
     def answers(self, asked, *, max_new_tokens):
@@ -253,6 +279,7 @@ def test_a_runtime_is_asked_every_question_with_its_pictures_and_answers_keep_th
     assert sorted(runtime.asked) == [("q", (tmp_path / "a.png",), 5), ("rr", (), 5), ("sss", (), 5)]
     assert [a.text for a in found.answers] == ["1", "2", "3"]
     assert [a.token_ids for a in found.answers] == [(1, 2), (2, 2), (3, 2)]
+    assert [a.exit_layer for a in found.answers] == [1, None, None]
     assert found.logits.tolist() == [[1.0] * 3, [2.0] * 3, [3.0] * 3]
     assert found.max_new_tokens == 5
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from compressor.errors import PlanError
-from compressor.plan import LayerPlan, Plan, Workload
+from compressor.plan import Gates, LayerPlan, Plan, Workload
 from tests import facts
 
 ON_TMP = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -26,6 +26,17 @@ def plans(draw):
         eos_token_ids=tuple(draw(st.lists(st.integers(0, 99), max_size=3))),
         dtype=draw(st.sampled_from(["float32", "float16", "bfloat16"])),
     )
+    exit_layer = draw(st.none() | st.integers(1, len(kinds)))
+    if exit_layer is not None:
+        reason = draw(st.sampled_from(["vtw", "dyvte"]))
+        kinds[exit_layer:] = [("exited", reason)] * (len(kinds) - exit_layer)
+    gates = None
+    if kinds[-1][0] != "exited" and len(kinds) > 1 and draw(st.booleans()):
+        layers = st.sets(st.integers(0, len(kinds) - 2), min_size=1)
+        candidates = tuple(sorted(draw(layers)))
+        fired = draw(st.sampled_from([(), tuple(range(len(candidates)))]))
+        mode = draw(st.sampled_from(["dynamic", "staged"]))
+        gates = Gates(candidates=candidates, mode=mode, width=8, digest="d", fired=fired)
     return Plan(
         model=model,
         model_digest=facts.DIGEST,
@@ -33,6 +44,7 @@ def plans(draw):
             LayerPlan(index=i, visual=visual, reason=reason)
             for i, (visual, reason) in enumerate(kinds)
         ),
+        gates=gates,
         workload=Workload(images=draw(st.integers(1, 9)), text=draw(st.integers(1, 999))),
     )
 
@@ -123,7 +135,67 @@ def test_a_missing_plan_is_refused(tmp_path):
     assert problems(tmp_path / "p.json") == (f"{tmp_path / 'p.json'}: no such file",)
 
 
-@pytest.mark.parametrize(("visual", "reason"), [("update", "shortv"), ("frozen", "")])
+@given(plans())
+def test_segments_are_all_layers_cut_at_the_exit_and_behind_gates(plan):
+    segments = plan.segments()
+    assert [i for segment in segments for i in segment] == list(range(len(plan.layers)))
+    ends = [segment.stop for segment in segments[:-1]]
+    if plan.gates is not None:
+        assert ends == [candidate + 1 for candidate in plan.gates.candidates]
+    else:
+        assert ends == ([] if plan.exit_layer is None else [plan.exit_layer])
+    assert plan.naive().segments() == (range(len(plan.layers)),)
+
+
+@given(plans(), st.data())
+def test_a_prompt_that_left_behind_a_gate_has_visual_rows_up_to_it(plan, data):
+    if plan.gates is None:
+        return
+    layer = data.draw(st.sampled_from([*plan.gates.candidates, None]))
+    left = plan.fired_after(layer)
+    assert left.gates is None
+    assert left.exit_layer == (None if layer is None else layer + 1)
+    kept = len(plan.layers) if layer is None else layer + 1
+    assert left.layers[:kept] == plan.layers[:kept]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"candidates": (2, 1)}, "not ascending layers"),
+        ({"candidates": (1, 1)}, "not ascending layers"),
+        ({"candidates": (-1,)}, "not ascending layers"),
+        ({"candidates": (0, 1), "fired": (3,)}, "1 counts of exits for 2 candidates"),
+    ],
+)
+def test_gates_that_contradict_themselves_are_refused(changes, words):
+    with pytest.raises(ValidationError, match=words):
+        Gates(**{"mode": "dynamic", "width": 8, "digest": ""} | changes)
+
+
+def test_exits_that_no_decoder_can_have_are_refused():
+    def plan_of(*reasons, gates=None):
+        model = facts.facts(facts.dims(layers=len(reasons)))
+        layers = tuple(LayerPlan.because(i, reason) for i, reason in enumerate(reasons))
+        return Plan(model=model, model_digest=facts.DIGEST, layers=layers, gates=gates)
+
+    def behind(layer):
+        return Gates(candidates=(layer,), mode="staged", width=8, digest="")
+
+    assert plan_of("", "vtw").exit_layer == 1
+    for reasons in (("vtw", "vtw"), ("", "vtw", "")):
+        with pytest.raises(ValidationError, match="visual rows enter layer 0"):
+            plan_of(*reasons)
+    with pytest.raises(ValidationError, match="exclude each other"):
+        plan_of("", "vtw", gates=behind(0))
+    with pytest.raises(ValidationError, match="reach beyond layer 0"):
+        plan_of("", "", gates=behind(1))
+
+
+@pytest.mark.parametrize(
+    ("visual", "reason"),
+    [("update", "shortv"), ("frozen", ""), ("exited", "shortv"), ("frozen", "vtw")],
+)
 def test_a_layer_that_contradicts_itself_is_refused(visual, reason):
     with pytest.raises(ValidationError, match="for the reason"):
         LayerPlan(index=0, visual=visual, reason=reason)

@@ -7,11 +7,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from compressor.errors import PlanError
-from compressor.methods import ShortV
+from compressor.methods import ShortV, VisualExit
 from compressor.passes.dead_rows import freeze_dead_rows
 from compressor.passes.shortv import for_speedup, lowest, ranking
 from compressor.plan import LayerPlan, Workload
-from compressor.planner import freeze, identity_plan, make_plan, measures_needed
+from compressor.planner import freeze, identity_plan, leave, make_plan, measures_needed
 from tests import facts
 
 CONTRIBUTION = (0.9, 0.1, 0.5, 0.02, 0.3, 0.0)
@@ -22,7 +22,8 @@ def work(plan):
     d, v, t = plan.model.decoder, plan.visual, plan.workload.text
     total = d.hidden * d.vocab
     for layer in plan.layers:
-        everything, busy = v + t, (t if layer.visual == "frozen" else v + t)
+        everything = t if layer.visual == "exited" else v + t
+        busy = t if layer.visual == "frozen" else everything
         for rows, width_in, width_out in (
             (busy, d.hidden, d.heads * d.head_dim),  # Q
             (everything, d.hidden, d.kv_heads * d.head_dim),  # K
@@ -258,6 +259,38 @@ def test_a_larger_share_freezes_a_superset(case, one, other):
     assert model.decoder.layers - 1 in few
     total = model.decoder.layers
     assert abs(len(lowest(contribution, one)) - one * total) <= 0.5 + 1e-9
+
+
+@settings(deadline=None)
+@given(models(), st.data())
+def test_an_earlier_exit_never_costs_more_and_the_largest_that_is_fast_enough_is_found(model, data):
+    layers = model.decoder.layers
+    if layers < 2:
+        return
+    before = identity_plan(model, facts.DIGEST, Workload(text=data.draw(st.integers(1, 99))))
+    costs = [work(leave(before, layer, "vtw")) for layer in range(1, layers)]
+    assert costs == sorted(costs)
+    assert costs[-1] <= work(before)
+    wanted = data.draw(st.floats(1.001, 4))
+    fast = [k for k, cost in enumerate(costs, 1) if work(before.naive()) / cost >= wanted]
+    method = VisualExit(speedup=wanted)
+    if not fast:
+        with pytest.raises(PlanError, match="out of reach"):
+            make_plan(model, facts.DIGEST, [method], workload=before.workload)
+        return
+    plan = make_plan(model, facts.DIGEST, [method], workload=before.workload)
+    assert plan.exit_layer == max(fast)
+
+
+def test_methods_are_applied_in_order_and_shortv_chooses_among_layers_with_visual_rows():
+    plan = planned(VisualExit(layer=4), ShortV(frozen=0.5))
+    # Half of six layers; the lowest contributions among layers 0 to 3 are those of 3, 1 and 2.
+    assert [layer.reason for layer in plan.layers] == ["", *["shortv"] * 3, "vtw", "vtw"]
+    plan = planned(ShortV(frozen=0.5), VisualExit(layer=4))
+    # 5, 3 and 1 are chosen first; 5 is then behind the exit.
+    assert [layer.reason for layer in plan.layers] == ["", "shortv", "", "shortv", "vtw", "vtw"]
+    plan = planned(ShortV(layers=(1,)), VisualExit(layer=3))
+    assert [layer.reason for layer in plan.layers] == ["", "shortv", "dead", *["vtw"] * 3]
 
 
 @settings(deadline=None)

@@ -173,12 +173,18 @@ def test_without_limits_nothing_is_said_to_have_passed():
 
 def test_measured_ratios_stand_beside_their_spread_or_are_said_to_be_missing():
     text = report(measured=facts.measured())
-    rows = table(section(text, "Measured"))
+    rows, cache = tables(section(text, "Measured"))
     assert rows[0] == ["prefill", "20.00", "12.50", "1.60 x (1.55 to 1.65)"]
     assert [r[0] for r in rows] == [name for name, _ in bench_rows(facts.measured())]
     assert "Measured: prefill 1.60 x (1.55 to 1.65)" in text
     first = "- **1.60 x** faster reading of picture and question (prefill), measured"
     assert f"{first} (quartiles 1.55 to 1.65)\n" in text
+    # 76 rows in each of 6 layers, K and V of width 8, four bytes each.
+    size = f"{6 * 76 * 8 * 2 * 4:,}"
+    assert cache == [
+        ["predicted for this prompt", size, size, "1.00 x"],
+        ["measured", size, size, "1.00 x"],
+    ]
     assert section(report(), "Measured").strip() == "Not measured."
 
 

@@ -46,9 +46,24 @@ def identity(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Runtime:
     return Runtime.load(folder, threads=1)
 
 
-@pytest.fixture(scope="module", params=["exported", "frozen layers in torch"])
-def runtime(request: pytest.FixtureRequest, model: Path, identity: Runtime) -> Runtime:
-    return identity if request.param == "exported" else in_torch(model, [1, 2])
+@pytest.fixture(scope="module")
+def leaving(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Runtime:
+    methods = [{"visual_exit": {"layer": 2}}, {"shortv": {"layers": [0]}}]
+    folder = exported(model, tmp_path_factory.mktemp("runtime") / "exit", compress=methods)
+    return Runtime.load(folder, threads=1)
+
+
+@pytest.fixture(
+    scope="module", params=["exported", "frozen layers in torch", "frozen, then exit, exported"]
+)
+def runtime(
+    request: pytest.FixtureRequest, model: Path, identity: Runtime, leaving: Runtime
+) -> Runtime:
+    return {
+        "exported": identity,
+        "frozen layers in torch": in_torch(model, [1, 2]),
+        "frozen, then exit, exported": leaving,
+    }[request.param]
 
 
 def question(seed: int) -> str:

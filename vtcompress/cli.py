@@ -56,17 +56,11 @@ def _set_logs(verbose: int) -> None:
 @click.option("--output", type=FILE, default="profile.json", help="Profile to write or continue.")
 @click.pass_obj
 def calibrate(out: Output, /, output: Path, **options: Any) -> None:
-    """Measure how much each layer needs visual tokens to be updated."""
-    from compressor.passes.shortv import ranking
-    from vtcompress import stages
+    """Measure what the recipe's methods choose by: how much each layer needs visual tokens."""
+    from vtcompress import show, stages
 
     profile = stages.calibrate(read_recipe(options), output, progress=out)
-    contribution = profile.layer_contribution()
-    order = ranking(contribution)
-    rows = [
-        (str(i), f"{value:.3e}", str(order.index(i) + 1)) for i, value in enumerate(contribution)
-    ]
-    out.table("Layer contribution", ("layer", "KL, nats", "rank, lowest first"), rows)
+    show.show_profile(out, profile)
     out.line(
         f"{len(profile.samples)} samples; written: {output}, its plot as .png and .svg beside it"
     )
@@ -183,8 +177,9 @@ def export(
         threads=threads,
         progress=out,
     )
-    show.show_plan(out, Plan.load(output / "plan.json"))
-    show.show_checks(out, manifest)
+    chosen = Plan.load(output / "plan.json")
+    show.show_plan(out, chosen)
+    show.show_checks(out, manifest, chosen)
     out.line(f"written: {output} (report: {output / 'report.html'})")
     out.result(manifest.model_dump(mode="json"))
     failures = [line for c in (manifest.fidelity, manifest.loss) if c for line in c.failures]
@@ -217,6 +212,8 @@ def validate(
     threads: int | None,
 ) -> None:
     """Check an artifact against the original's stored answers, or against the original itself."""
+    from compressor.plan import Plan
+    from export.artifact import PLAN_FILE
     from vtcompress import show, stages
 
     outcome = stages.validate(
@@ -224,6 +221,7 @@ def validate(
     )
     show.show_fidelity(out, outcome.fidelity)
     show.show_loss(out, outcome.loss)
+    show.show_exits(out, Plan.load(artifact / PLAN_FILE), outcome.loss)
     out.result(
         {
             "fidelity": outcome.fidelity and outcome.fidelity.model_dump(mode="json"),
@@ -244,12 +242,15 @@ def bench(
     out: Output, /, artifact: Path, images: int, text: int | None, rounds: int, threads: int
 ) -> None:
     """Time the compressed decoder beside the original one, in one process and in turns."""
+    from compressor.plan import Plan
+    from export.artifact import PLAN_FILE, Artifact
     from vtcompress import show, stages
 
     report = stages.bench(
         artifact, images=images, text=text, rounds=rounds, threads=threads, progress=out
     )
-    show.show_bench(out, report)
+    dtype = Artifact.open(artifact, verify=False).manifest.dtype
+    show.show_bench(out, report, Plan.load(artifact / PLAN_FILE), dtype)
     out.result(report.model_dump(mode="json"))
 
 

@@ -336,8 +336,7 @@ def draw(profile: Profile, plan: Plan, base: Path) -> None:
     """Draw a profile as PNG and SVG, with the layers marked that a method chose."""
     from compressor.calibration.plot import draw_profile
 
-    chosen = [layer.index for layer in plan.layers if layer.reason not in ("", "dead")]
-    draw_profile(profile, chosen, base)
+    draw_profile(profile, plan, base)
 
 
 def write_inputs(folder: Path, recipe: Recipe, plan: Plan, profile: Profile | None) -> None:

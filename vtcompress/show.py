@@ -3,9 +3,21 @@
 from collections.abc import Mapping
 from typing import Any
 
+from compressor.calibration.profile import Profile
+from compressor.passes.dyvte import first_to_fire, histogram
+from compressor.passes.shortv import ranking
 from compressor.plan import Plan
 from export.bench import BenchReport, bench_rows
 from export.checks import LOSS_COLUMNS, loss_row
+from export.exits import (
+    CACHE_COLUMNS,
+    EXIT_COLUMNS,
+    cache_rows,
+    cache_words,
+    exit_rows,
+    gates_words,
+    mean_words,
+)
 from export.manifest import Manifest
 from export.parity.fidelity import FidelityReport
 from export.parity.loss import LossReport
@@ -24,19 +36,43 @@ def show_plan(out: Output, chosen: Plan) -> None:
     out.line(f"prefill of {p.visual} visual and {p.text} text rows, predicted:")
     out.line(f"  FLOPs    {p.flops_original:,} -> {p.flops:,} ({p.speedup:.2f} x less work)")
     out.line(f"  KV bytes {p.kv_bytes_original:,} -> {p.kv_bytes:,} ({chosen.model.dtype})")
+    if chosen.gates is not None:
+        for words in (*gates_words(chosen.gates), mean_words(chosen)):
+            out.line(words)
 
 
-def show_checks(out: Output, manifest: Manifest) -> None:
+def show_profile(out: Output, profile: Profile) -> None:
+    """Print what calibration measured, one table a measure."""
+    if "layer_contribution" in profile.measures:
+        contribution = profile.layer_contribution()
+        order = ranking(contribution)
+        out.table(
+            "Layer contribution",
+            ("layer", "KL, nats", "rank, lowest first"),
+            [(str(i), f"{v:.3e}", str(order.index(i) + 1)) for i, v in enumerate(contribution)],
+        )
+    if "exit_kl" in profile.measures:
+        rows = [(str(k), f"{value:.3e}") for k, value in enumerate(profile.exit_kl())]
+        out.table("Visual exit", ("first layer without visual tokens", "KL, nats"), rows)
+    if "gate_margin" in profile.measures:
+        layers = profile.gate_layers
+        exits = [first_to_fire(sample.gate_margin, layers) for sample in profile.samples]
+        fired, unfired = histogram(exits, layers)
+        rows = [(str(i), str(count)) for i, count in zip(layers, fired, strict=True)]
+        out.table("Gates", ("fires first after layer", "prompts"), [*rows, ("never", str(unfired))])
+
+
+def show_checks(out: Output, manifest: Manifest, chosen: Plan) -> None:
     """Print times and both checks."""
-    show_bench(out, manifest.measured)
+    if manifest.measured is not None:
+        show_bench(out, manifest.measured, chosen, manifest.dtype)
     show_fidelity(out, manifest.fidelity)
     show_loss(out, manifest.loss)
+    show_exits(out, chosen, manifest.loss)
 
 
-def show_bench(out: Output, report: BenchReport | None) -> None:
-    """Print the times of original and compressed."""
-    if report is None:
-        return
+def show_bench(out: Output, report: BenchReport, chosen: Plan, dtype: str) -> None:
+    """Print the times of original and compressed, and the KV caches beside what the plan predicts."""
     rows = [
         (
             name,
@@ -53,6 +89,8 @@ def show_bench(out: Output, report: BenchReport | None) -> None:
     )
     columns = ("call", "original ms", "compressed ms", "original / compressed", "quartiles")
     out.table(title, columns, rows)
+    out.table("KV cache", CACHE_COLUMNS, cache_rows(chosen, report, dtype))
+    out.line(cache_words(chosen, report, dtype))
 
 
 def show_fidelity(out: Output, report: FidelityReport | None) -> None:
@@ -75,6 +113,12 @@ def show_loss(out: Output, report: LossReport | None) -> None:
     rows = [loss_row(figures) for figures in (report.overall, *report.kinds)]
     out.table("Compression loss (original model against the artifact)", LOSS_COLUMNS, rows)
     out.line(f"Compression loss: {'passed' if report.passed else 'FAILED'}")
+
+
+def show_exits(out: Output, chosen: Plan, loss: LossReport | None) -> None:
+    """Print behind which layers visual tokens left, if gates decide on it."""
+    if rows := exit_rows(chosen, loss):
+        out.table("Exits", EXIT_COLUMNS, rows)
 
 
 def flat_rows(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

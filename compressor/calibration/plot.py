@@ -1,23 +1,30 @@
-"""Draws a profile: the contribution of every layer, the chosen layers marked."""
+"""Draws a profile: what was measured of every layer, the layers that the plan chose marked."""
 
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from compressor.calibration.profile import Profile
+from compressor.calibration.profile import Measure, Profile
 from compressor.files import write_bytes
+from compressor.passes.dyvte import first_to_fire
+from compressor.plan import Plan
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 SUFFIXES = (".png", ".svg")
 # Distinguishable by colour-blind readers, and by brightness in print.
-UPDATED, FROZEN = "#0b5394", "#e69138"
+KEPT, CHOSEN = "#0b5394", "#e69138"
+ONE_PLOT = (8.0, 3.5)  # inches
 
 
-def draw_profile(profile: Profile, frozen: Sequence[int], base: Path) -> tuple[Path, ...]:
-    """Write `base`.png and `base`.svg; return their paths.
+def draw_profile(profile: Profile, plan: Plan, base: Path) -> tuple[Path, ...]:
+    """Write `base`.png and `base`.svg, one plot for each measure; return their paths.
 
     Args:
         profile: with at least one sample.
-        frozen: layers to mark as frozen.
+        plan: whose layers are marked: those that ShortV froze, those behind an exit.
         base: path without suffix.
 
     Raises:
@@ -27,21 +34,13 @@ def draw_profile(profile: Profile, frozen: Sequence[int], base: Path) -> tuple[P
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    contribution = profile.layer_contribution()
-    figure = Figure(figsize=(8, 3.5), layout="constrained")
+    width, height = ONE_PLOT
+    figure = Figure(figsize=(width, height * len(profile.measures)), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for chosen, colour, label in ((False, UPDATED, "updated"), (True, FROZEN, "frozen")):
-        layers = [i for i in range(profile.layers) if (i in frozen) is chosen]
-        if layers:
-            axes.bar(layers, [contribution[i] for i in layers], color=colour, label=label)
-    positive = [c for c in contribution if c > 0]
-    if positive and max(contribution) > 20 * min(positive):
-        axes.set_yscale("log")
-    axes.set_xlabel("decoder layer")
-    axes.set_ylabel("layer contribution (KL, nats)")
-    axes.set_title(f"{profile.model}: {len(profile.samples)} samples of {profile.data}")
-    axes.legend()
+    axes = figure.subplots(len(profile.measures), squeeze=False)[:, 0]
+    for measure, place in zip(profile.measures, axes, strict=True):
+        _draw(place, measure, profile, plan)
+    axes[0].set_title(f"{profile.model}: {len(profile.samples)} samples of {profile.data}")
     paths = tuple(base.with_name(base.name + suffix) for suffix in SUFFIXES)
     # A fixed salt and no date: the same profile gives the same files.
     with mpl.rc_context({"svg.hashsalt": "vtcompress"}):
@@ -51,3 +50,38 @@ def draw_profile(profile: Profile, frozen: Sequence[int], base: Path) -> tuple[P
             figure.savefig(drawn, dpi=120, metadata=metadata, format=path.suffix[1:])
             write_bytes(path, drawn.getvalue())
     return paths
+
+
+def _draw(axes: "Axes", measure: Measure, profile: Profile, plan: Plan) -> None:
+    exited = [layer.index for layer in plan.layers if layer.exited]
+    match measure:
+        case "layer_contribution":
+            frozen = [layer.index for layer in plan.layers if layer.reason == "shortv"]
+            _bars(axes, profile.layer_contribution(), frozen, "updated", "frozen")
+            axes.set_xlabel("decoder layer")
+            axes.set_ylabel("layer contribution (KL, nats)")
+        case "exit_kl":
+            _bars(axes, profile.exit_kl(), exited, "visual tokens stay", "visual tokens are gone")
+            axes.set_xlabel("first layer without visual tokens")
+            axes.set_ylabel("KL at the last prompt token (nats)")
+        case "gate_margin":
+            layers = profile.gate_layers
+            found = [first_to_fire(sample.gate_margin, layers) for sample in profile.samples]
+            names = [str(layer) for layer in layers] + ["never"]
+            counts = [found.count(layer) for layer in layers] + [found.count(None)]
+            axes.bar(names, counts, color=KEPT)
+            axes.set_xlabel("layer whose gate fires first")
+            axes.set_ylabel("prompts")
+
+
+def _bars(
+    axes: "Axes", values: Sequence[float], chosen: Sequence[int], kept_word: str, chosen_word: str
+) -> None:
+    for mark, colour, label in ((False, KEPT, kept_word), (True, CHOSEN, chosen_word)):
+        layers = [i for i in range(len(values)) if (i in chosen) is mark]
+        if layers:
+            axes.bar(layers, [values[i] for i in layers], color=colour, label=label)
+    positive = [value for value in values if value > 0]
+    if positive and max(values) > 20 * min(positive):
+        axes.set_yscale("log")
+    axes.legend()

@@ -45,7 +45,7 @@ def gate_selection(visual_index: Tensor, text_index: Tensor, dtype: torch.dtype)
         dtype: of the weights.
     """
     visual = visual_index.shape[1]
-    asked = torch.sym_min(visual, 1)
+    asked = rows_asked(torch.scalar_tensor(visual, dtype=torch.int64))
     last_image_row = visual_index.narrow(1, visual - asked, asked).T  # [m, 1]
     behind = text_index > last_image_row  # [m, T]
     final = (text_index == text_index[:, -1:]).expand_as(behind)
@@ -53,6 +53,18 @@ def gate_selection(visual_index: Tensor, text_index: Tensor, dtype: torch.dtype)
     averaged = between | (final & ~between.any(dim=1, keepdim=True))
     weights = averaged / averaged.sum(dim=1, keepdim=True)
     return torch.stack([weights, final.to(weights.dtype)], dim=1).to(dtype)
+
+
+def rows_asked(visual: Tensor) -> int:
+    """Return min(V, 1) for a count of visual rows that is a tensor.
+
+    Through a tensor, because torch.export takes a size for at least 2 and makes 1 of `min(size, 1)`; ONNX
+    Runtime then plans memory for a row that is not there in decode.
+    """
+    asked: int = torch.minimum(visual, torch.ones_like(visual)).item()  # type: ignore[assignment]
+    torch._check(asked >= 0)  # noqa: SLF001 - the documented way to bound a size for torch.export
+    torch._check(asked <= 1)  # noqa: SLF001
+    return asked
 
 
 def gate_input(selection: Tensor, text: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from compressor.decoder.gates import Gate, fires, gate_input, gate_selection
+from compressor.decoder.gates import Gate, fires, gate_input, gate_selection, rows_asked
 from compressor.decoder.layer import Call, DecoderLayer, KeyValue, Linear, RMSNorm, Rows
 from compressor.decoder.ops import project_tied
 from compressor.plan import Plan
@@ -95,7 +95,8 @@ class Decoder(nn.Module):
         """
         places = self.places(visual_index, text_index, inputs_embeds.dtype)
         visual, text, present = visual_embeds, inputs_embeds, []
-        selection, remaining = None, torch.ones_like(visual_index).sum()
+        selection = None
+        remaining = torch.scalar_tensor(visual_index.shape[1], dtype=torch.int64)
         if self.gates:
             selection = gate_selection(visual_index, text_index, text.dtype)
         for segment in self.segments:
@@ -107,7 +108,7 @@ class Decoder(nn.Module):
                 logits = self.gates[str(segment[-1])](gate_input(selection, text))
                 remaining, kept = rows_kept(logits, remaining, visual.shape[1])
                 visual, places = visual.narrow(1, 0, kept), places.last(kept + text.shape[1])
-                selection = selection.narrow(0, 0, torch.sym_min(kept, 1))
+                selection = selection.narrow(0, 0, rows_asked(remaining))
         return self.next_token_logits(text), present
 
     def run(

@@ -5,6 +5,7 @@ The original's side is measured once and stored in the artifact, so that the che
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,10 +47,17 @@ _BROKEN = (
 
 
 class Answer(Facts):
-    """A greedy answer: its tokens, the ending one included, and its text without special tokens."""
+    """A greedy answer.
+
+    Attributes:
+        token_ids: its tokens, the ending one included.
+        text: without special tokens.
+        exit_layer: first layer that had no visual rows of the prompt; None if they stayed.
+    """
 
     token_ids: tuple[int, ...]
     text: str
+    exit_layer: int | None = None
 
 
 @dataclass(frozen=True)
@@ -124,6 +132,8 @@ class LossReport(Facts):
     Attributes:
         data: name of the data file.
         data_digest: sha256 over its questions and pictures.
+        exits: first layer without visual rows and number of samples, ascending; samples whose visual rows
+            reached the last layer are not among them.
     """
 
     data: str
@@ -132,6 +142,7 @@ class LossReport(Facts):
     kinds: tuple[LossFigures, ...]
     limits: LossLimits
     failures: tuple[str, ...]
+    exits: tuple[tuple[int, int], ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -152,7 +163,10 @@ def measure(
     replies = dict(progress.track(running, label, len(samples)))
     ordered = [replies[place] for place in range(len(samples))]
     return Answers(
-        tuple(Answer(token_ids=reply.token_ids, text=reply.text) for reply in ordered),
+        tuple(
+            Answer(token_ids=reply.token_ids, text=reply.text, exit_layer=reply.exit_layer)
+            for reply in ordered
+        ),
         np.stack([reply.first_logits for reply in ordered]),
         max_new_tokens,
     )
@@ -195,6 +209,7 @@ def compare(
             exact_match=sum(b for _, b in judged) / count if count else None,
         )
 
+    exits = Counter(a.exit_layer for a in compressed.answers if a.exit_layer is not None)
     overall = figures("all", range(len(samples)))
     names = sorted({s.kind for s in samples if s.kind})
     kinds = [figures(k, [i for i, s in enumerate(samples) if s.kind == k]) for k in names]
@@ -205,6 +220,7 @@ def compare(
         kinds=tuple(kinds),
         limits=limits,
         failures=tuple(_misses(overall, limits)),
+        exits=tuple(sorted(exits.items())),
     )
 
 
@@ -296,7 +312,7 @@ def write_answers(path: Path, answers: Answers) -> None:
     """Write answers (without logits) as JSON."""
     document = {
         "max_new_tokens": answers.max_new_tokens,
-        "answers": [a.model_dump() for a in answers.answers],
+        "answers": [a.model_dump(exclude_none=True) for a in answers.answers],
     }
     path.write_text(json.dumps(document, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
 

@@ -13,12 +13,13 @@ def main(folders: list[str]) -> int:
         return 2
     failed = False
     for folder in folders:
-        lines, torch_lengths, onnx_lengths = run(Path(folder))
+        lines, lengths = run(Path(folder))
         print(f"{folder}")
         for line in lines:
             print(f"  {'ok  ' if line.passed else 'FAIL'} {line.name}: {line.difference:.2e}")
             failed |= not line.passed
-        print(f"  KV lengths after prefill: torch {torch_lengths}, onnx {onnx_lengths}")
+        for name, found in lengths.items():
+            print(f"  KV lengths after prefill: {name} {', '.join(map(str, found))}")
     return 1 if failed else 0
 
 

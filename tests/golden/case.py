@@ -12,15 +12,17 @@ import torch
 from safetensors.torch import load_file
 
 from compressor.calibration.contribution import layer_contribution
-from compressor.decoder import Decoder, decoder_from
+from compressor.calibration.full_pass import full_pass
+from compressor.decoder import Decoder, KeyValue, decoder_from
 from compressor.dims import DecoderDims, ModelFacts
-from compressor.methods import ShortV
+from compressor.methods import DyVTE, Method, ShortV, VisualExit
 from compressor.plan import Plan, Workload
 from compressor.planner import identity_plan, make_plan
-from export.graphs import decoder_graph
-from export.onnx_graph import export_decoder, save_graph
+from export.graphs import decoder_graphs
+from export.onnx_graph import save_graph
 from export.sessions import OnnxSession
 from export.weights import SharedWeights
+from vtcompress.exporting import decoder_makers
 
 TOLERANCE = 1e-4
 # Contributions are means of tiny numbers: |a - b| <= RELATIVE |b| + ABSOLUTE, and the same ranking.
@@ -76,14 +78,29 @@ class Case:
             dtype="float32",
         )
 
-    def plan(self) -> Plan:
-        """The plan that applies the case's method as published."""
-        spans = self.facts["spans"]
+    def plan(self, form: str = "dynamic") -> Plan:
+        """The plan that applies the case's method as published; gates in one of their two forms."""
+        spans, params = self.facts["spans"], self.facts["params"]
         workload = Workload(text=spans["prefix"] + spans["suffix"])
-        if self.facts["method"] != "shortv":
-            raise ValueError(f"{self.folder}: method {self.facts['method']!r} is not supported")
-        layers = tuple(self.facts["params"]["frozen_layers"])
-        return make_plan(self.model, "golden", [ShortV(layers=layers)], workload=workload)
+        method: Method
+        match self.facts["method"]:
+            case "shortv":
+                method = ShortV(layers=tuple(params["frozen_layers"]))
+            case "vtw":
+                method = VisualExit(layer=params["exit_layer_input"])
+            case "dyvte":
+                method = DyVTE.model_validate(
+                    {"gates": self.folder / "model.safetensors", "exit": form}
+                )
+            case other:
+                raise ValueError(f"{self.folder}: method {other!r} is not supported")
+        return make_plan(self.model, "golden", [method], workload=workload)
+
+    def prompts(self) -> list[slice]:
+        """Which prompts of the case's arrays run together: all, but one by one where gates decide."""
+        batch = self.expected["inputs_embeds"].shape[0]
+        alone = self.facts["method"] == "dyvte"
+        return [slice(i, i + 1) for i in range(batch)] if alone else [slice(0, batch)]
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Weights under the names that the decoder is filled from."""
@@ -99,33 +116,47 @@ class Line:
     passed: bool
 
 
-def run(folder: Path) -> tuple[list[Line], tuple[int, ...], tuple[int, ...]]:
-    """Run a case in torch and ONNX Runtime; return the lines, and KV lengths after prefill of both."""
+def run(folder: Path) -> tuple[list[Line], dict[str, list[tuple[int, ...]]]]:
+    """Run a case in every form; return the lines, and KV lengths after each prefill by form."""
     case = Case.read(folder)
-    plan = case.plan()
-    decoder = decoder_from(plan, case.tensors(), logits="all")
+    lines: list[Line] = []
+    lengths: dict[str, list[tuple[int, ...]]] = {}
     wanted = case.facts["kv_length_after_prefill"]
-    lines = []
-    batch = case.expected["inputs_embeds"].shape[0]
-    torch_side = _TorchSide(decoder, batch)
-    lines += list(_compare("torch", case, torch_side))
-    with tempfile.TemporaryDirectory() as name:
-        spec = decoder_graph(plan, "float32", "all")
-        with SharedWeights(Path(name)) as weights:
-            save_graph(export_decoder(decoder, spec), Path(name) / spec.file, weights)
-        onnx_side = _OnnxSide(OnnxSession(Path(name), [spec], threads=1), batch)
-        lines += list(_compare("onnx", case, onnx_side))
-    for side, lengths in (("torch", torch_side.lengths), ("onnx", onnx_side.lengths)):
-        lines.append(Line(f"{side} kv lengths", 0.0, list(lengths) == wanted))
+    wanted = wanted if isinstance(wanted[0], list) else [wanted]
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, side in _sides(case, Path(scratch)):
+            lines += _compare(name, case, side)
+            lengths[name] = side.lengths
+            same = [list(found) for found in side.lengths] == wanted
+            lines.append(Line(f"{name} kv lengths", 0.0, same))
     if "layer_contribution" in case.expected:
         lines += _contribution(case)
-    return lines, torch_side.lengths, onnx_side.lengths
+    return lines, lengths
+
+
+def _sides(case: Case, scratch: Path) -> Iterator[tuple[str, "_TorchSide | _OnnxSide"]]:
+    plan = case.plan()
+    decoder = decoder_from(plan, case.tensors(), logits="all")
+    yield "torch", _TorchSide(decoder)
+    yield "onnx", _OnnxSide(_exported(decoder, plan, scratch / "onnx"))
+    if plan.gates is not None:
+        yield "staged", _OnnxSide(_exported(decoder, case.plan("staged"), scratch / "staged"))
+
+
+def _exported(decoder: Decoder, plan: Plan, folder: Path) -> OnnxSession:
+    folder.mkdir()
+    specs = decoder_graphs(plan, "float32", "all")
+    with SharedWeights(folder) as weights:
+        for spec, make in zip(specs, decoder_makers(decoder, plan), strict=True):
+            save_graph(make(spec), folder / spec.file, weights)
+    return OnnxSession(folder, specs, threads=1)
 
 
 def _contribution(case: Case) -> list[Line]:
     visual, text, visual_index, text_index = _rows(case)
     decoder = decoder_from(identity_plan(case.model, "golden"), case.tensors())
-    found = layer_contribution(decoder, visual, text, visual_index, text_index).numpy()
+    full = full_pass(decoder, visual, text, visual_index, text_index)
+    found = layer_contribution(full).numpy()
     wanted = case.expected["layer_contribution"].double().numpy()
     difference = np.abs(found - wanted)
     close = bool((difference <= RELATIVE * np.abs(wanted) + ABSOLUTE).all())
@@ -146,10 +177,22 @@ def _rows(case: Case) -> tuple[torch.Tensor, ...]:
 
 
 def _compare(name: str, case: Case, side: "_TorchSide | _OnnxSide") -> Iterator[Line]:
-    suffix = case.facts["spans"]["suffix"]
-    visual, text, visual_index, text_index = _rows(case)
-    logits = side.call(visual, text, visual_index, text_index)[:, -suffix:]
-    yield _line(f"{name} prefill_logits", logits, case.expected["prefill_logits"])
+    prefills, decodes = [], []
+    for chosen in case.prompts():
+        prefill, decode = _answers(case, side, [rows[chosen] for rows in _rows(case)])
+        prefills.append(prefill)
+        decodes.append(decode)
+    yield _line(f"{name} prefill_logits", torch.cat(prefills), case.expected["prefill_logits"])
+    yield _line(f"{name} decode_logits", torch.cat(decodes), case.expected["decode_logits"])
+
+
+def _answers(
+    case: Case, side: "_TorchSide | _OnnxSide", rows: list[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the logits of the prompt's last rows, and those of each decode step."""
+    visual, text, visual_index, text_index = rows
+    side.start(batch=len(visual))
+    logits = side.call(visual, text, visual_index, text_index)
     side.note_lengths()
     place = text_index.max().item() + 1
     table = case.weights["model.embed_tokens.weight"]
@@ -159,7 +202,7 @@ def _compare(name: str, case: Case, side: "_TorchSide | _OnnxSide") -> Iterator[
         index = torch.full((visual.shape[0], 1), place)
         steps.append(side.call(visual[:, :0], embedded, visual_index[:, :0], index))
         place += 1
-    yield _line(f"{name} decode_logits", torch.cat(steps, dim=1), case.expected["decode_logits"])
+    return logits[:, -case.facts["spans"]["suffix"] :], torch.cat(steps, dim=1)
 
 
 def _line(name: str, found: torch.Tensor, wanted: torch.Tensor) -> Line:
@@ -172,10 +215,13 @@ def _line(name: str, found: torch.Tensor, wanted: torch.Tensor) -> Line:
 
 
 class _TorchSide:
-    def __init__(self, decoder: Decoder, batch: int) -> None:
+    def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
-        self.past = decoder.empty_past(batch)
-        self.lengths: tuple[int, ...] = ()
+        self.past: list[KeyValue] = []
+        self.lengths: list[tuple[int, ...]] = []
+
+    def start(self, batch: int) -> None:
+        self.past = self.decoder.empty_past(batch)
 
     @torch.inference_mode()
     def call(self, *rows: torch.Tensor) -> torch.Tensor:
@@ -183,18 +229,21 @@ class _TorchSide:
         return logits
 
     def note_lengths(self) -> None:
-        self.lengths = tuple(pair.key.shape[2] for pair in self.past)
+        self.lengths.append(tuple(pair.key.shape[2] for pair in self.past))
 
 
 class _OnnxSide:
-    def __init__(self, session: OnnxSession, batch: int) -> None:
+    def __init__(self, session: OnnxSession) -> None:
         self.session = session
-        self.past = session.empty_past(batch)
-        self.lengths: tuple[int, ...] = ()
+        self.past: Any = None
+        self.lengths: list[tuple[int, ...]] = []
+
+    def start(self, batch: int) -> None:
+        self.past = self.session.empty_past(batch)
 
     def call(self, *rows: torch.Tensor) -> torch.Tensor:
         logits, self.past = self.session.decode(*(r.contiguous().numpy() for r in rows), self.past)
         return torch.from_numpy(logits)
 
     def note_lengths(self) -> None:
-        self.lengths = tuple(shape[2] for shape in self.session.past_shapes(self.past)[::2])
+        self.lengths.append(tuple(shape[2] for shape in self.session.past_shapes(self.past)[::2]))

@@ -1,0 +1,150 @@
+"""Sweeps the layer at which visual tokens leave the bundled model: right answers against speed and cache.
+
+    python -m benchmarks.exit_sweep [--json FILE]
+
+For every exit layer K, and without an exit: mean KL on the calibration questions, exact match on them and on
+the held-out ones for each kind, the prefill ratio predicted and measured in ONNX Runtime beside the naive
+original, in turns, the same for a decode step, and KV bytes, measured from the caches. Held-out questions
+have no part in any choice.
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.sweep import EXAMPLE, exact_match, ratio_cell, runtime_of, timed
+from compressor.calibration.data import read_samples
+from compressor.calibration.run import Asked, calibrate
+from compressor.cost import predict, predicted_speedup
+from compressor.families import load
+from compressor.methods import VisualExit
+from compressor.plan import Workload
+from compressor.planner import identity_plan, leave, make_plan
+from export.bench import Timing
+from vtcompress.stages import load_recipe
+
+
+@dataclass(frozen=True)
+class Row:
+    """One exit layer.
+
+    Attributes:
+        layer: first layer without visual rows; None: no exit.
+        kl: mean KL at the last prompt token on the calibration questions, in nats.
+        calibration: exact match on the calibration questions.
+        heldout: exact match on the held-out questions.
+        kinds: the same for each kind.
+        predicted: prefill FLOPs of the naive original divided by the plan's.
+        prefill: measured ratio.
+        decode_step: measured ratio.
+        kv_predicted: KV bytes of the naive original after the prefill, divided by the plan's.
+        kv_measured: the same, from the caches that the graphs returned.
+    """
+
+    layer: int | None
+    kl: float
+    calibration: float
+    heldout: float
+    kinds: dict[str, float]
+    predicted: float
+    prefill: Timing
+    decode_step: Timing
+    kv_predicted: float
+    kv_measured: float
+
+
+def sweep(rounds: int, heldout_samples: int | None) -> tuple[list[Row], int | None]:
+    """Measure every exit layer; return the rows, and the layer that the shipped recipe finds."""
+    model = load(str(EXAMPLE / "model"))
+    calibration = read_samples(EXAMPLE / "calibration.jsonl")
+    heldout = read_samples(EXAMPLE / "heldout.jsonl")[:heldout_samples]
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        asked = Asked(("exit_kl",))
+        path = folder / "profile.json"
+        profile = calibrate(model, calibration, path, data_name="calibration.jsonl", asked=asked)
+        model.processor.save_pretrained(folder)
+        layers = model.facts.decoder.layers
+        original = identity_plan(
+            model.facts, model.digest, Workload(text=profile.typical_text_rows())
+        )
+        for layer in [*range(1, layers), None]:
+            plan = original if layer is None else leave(original, layer, "vtw")
+            runtime = runtime_of(model, plan, folder)
+            (on_calibration, _), (on_heldout, kinds) = (
+                exact_match(runtime, samples) for samples in (calibration, heldout)
+            )
+            report = timed(model, plan, rounds)
+            row = Row(
+                layer=layer,
+                kl=0.0 if layer is None else profile.exit_kl()[layer],
+                calibration=on_calibration,
+                heldout=on_heldout,
+                kinds=kinds,
+                predicted=predicted_speedup(plan),
+                prefill=report.prefill,
+                decode_step=report.decode_step,
+                kv_predicted=predict(plan.naive()).kv_bytes("float32")
+                / predict(plan).kv_bytes("float32"),
+                kv_measured=report.kv_bytes_original / report.kv_bytes,
+            )
+            rows.append(row)
+            print(markdown([row]).splitlines()[-1], flush=True)
+        (method,) = (m for m in load_recipe("vtw").methods if isinstance(m, VisualExit))
+        shipped = make_plan(model.facts, model.digest, [method], profile)
+    return rows, shipped.exit_layer
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Return the sweep as a Markdown table."""
+    kinds = list(rows[0].kinds)
+    head = ["K", "KL", "calibration", "held-out", *kinds, "prefill predicted", "prefill measured"]
+    head += ["decode step", "KV predicted", "KV measured"]
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for row in rows:
+        cells = [
+            "no exit" if row.layer is None else f"{row.layer}",
+            f"{row.kl:.2g}",
+            f"{row.calibration:.1%}",
+            f"{row.heldout:.1%}",
+            *(f"{row.kinds[kind]:.1%}" for kind in kinds),
+            f"{row.predicted:.2f} x",
+            ratio_cell(row.prefill),
+            ratio_cell(row.decode_step),
+            f"{row.kv_predicted:.2f} x",
+            f"{row.kv_measured:.2f} x",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run the sweep and print the table and the shipped recipe's row."""
+    parser = argparse.ArgumentParser(description="sweep the layer at which visual tokens leave")
+    parser.add_argument("--rounds", type=int, default=41)
+    parser.add_argument("--heldout", type=int, default=None, help="how many held-out questions")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    # Two threads on two busy cores can be several times slower than one.
+    torch.set_num_threads(1)
+    rows, shipped = sweep(options.rounds, options.heldout)
+    print(markdown(rows))
+    kept = next(row for row in rows if row.layer == shipped).heldout / rows[-1].heldout
+    print(f"the shipped recipe leaves at layer {shipped} and keeps {kept:.1%} of the right answers")
+    if options.json:
+        plain = [
+            asdict(r)
+            | {"prefill": r.prefill.model_dump(), "decode_step": r.decode_step.model_dump()}
+            for r in rows
+        ]
+        options.json.write_text(json.dumps(plain, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""What sweeps on the bundled model share: data, right answers of a plan, times beside the original."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from compressor.calibration.data import Sample
+from compressor.compressed import compress, naive_decoder
+from compressor.families import LoadedModel
+from compressor.plan import Plan
+from export.bench import BenchReport, Timing, bench
+from export.graphs import decoder_graph, embed_graph, vision_graph
+from export.onnx_graph import export_decoder, export_embed, export_vision, save_graph
+from export.parity.loss import exact, measure
+from export.runtime import Runtime
+from export.torch_session import TorchSession
+from export.weights import SharedWeights
+
+EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "digits-llava"
+MAX_NEW_TOKENS = 16
+
+
+def runtime_of(model: LoadedModel, plan: Plan, folder: Path) -> Runtime:
+    """Return a runtime on the plan's decoder in torch; `folder` holds the saved processor."""
+    session = TorchSession(compress(model, plan))
+    return Runtime.on_session(session, folder, model.facts, model.processor.image_token)
+
+
+def exact_match(runtime: Runtime, samples: Sequence[Sample]) -> tuple[float, dict[str, float]]:
+    """Return the share of right answers, overall and for each kind."""
+    answers = measure(runtime, samples, MAX_NEW_TOKENS).answers
+    right = [exact(a.text, s.answer or "") for a, s in zip(answers, samples, strict=True)]
+    kinds = {
+        kind: sum(r for r, s in zip(right, samples, strict=True) if s.kind == kind)
+        / sum(s.kind == kind for s in samples)
+        for kind in sorted({s.kind for s in samples})
+    }
+    return sum(right) / len(right), kinds
+
+
+def timed(model: LoadedModel, plan: Plan, rounds: int) -> BenchReport:
+    """Time a plan's decoder beside the naive original, in turns, on the plan's workload."""
+    small = compress(model, plan)
+    specs = (
+        vision_graph(plan.model, "float32"),
+        embed_graph(plan.model, "float32"),
+        decoder_graph(plan, "float32", "last"),
+        decoder_graph(plan.naive(), "float32", "last", name="baseline_decoder"),
+    )
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with SharedWeights(folder) as weights:
+            save_graph(export_vision(small, specs[0]), folder / specs[0].file, weights)
+            save_graph(export_embed(small, specs[1]), folder / specs[1].file, weights)
+            save_graph(export_decoder(small.decoder, specs[2]), folder / specs[2].file, weights)
+            save_graph(
+                export_decoder(naive_decoder(small), specs[3]), folder / specs[3].file, weights
+            )
+        return bench(folder, specs, plan.model, text=plan.workload.text, rounds=rounds, threads=1)
+
+
+def ratio_cell(timing: Timing) -> str:
+    """Return a ratio with its quartiles for a table."""
+    return f"{timing.ratio:.2f} x ({timing.ratio_low:.2f} to {timing.ratio_high:.2f})"
