@@ -5,6 +5,7 @@ Names are those of the released code: `model.visual_gates_router.{i}.w1.weight`,
 shapes alone are compared.
 """
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -106,3 +107,15 @@ class GateFile:
                     )
         if problems:
             raise GatesError(problems)
+
+
+def stable_header(content: bytes) -> bytes:
+    """Return the bytes of a safetensors file with its header in one order.
+
+    The library writes metadata in another order every run; equal content shall give equal files.
+    """
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[8 + length :]

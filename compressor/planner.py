@@ -81,7 +81,18 @@ def check_methods(facts: ModelFacts, model_digest: str, methods: Sequence[Method
         PlanError: layers that do not exist; all of them.
         GatesError: as `gate_file`.
     """
-    layers = facts.decoder.layers
+    check_layers(facts.decoder.layers, methods)
+    for method in methods:
+        if isinstance(method, DyVTE):
+            gate_file(method, facts, model_digest)
+
+
+def check_layers(layers: int, methods: Sequence[Method]) -> None:
+    """Refuse methods that name layers which a decoder of so many layers does not have.
+
+    Raises:
+        PlanError: all of them.
+    """
     problems = [
         problem
         for number, method in enumerate(methods)
@@ -89,9 +100,6 @@ def check_methods(facts: ModelFacts, model_digest: str, methods: Sequence[Method
     ]
     if problems:
         raise PlanError(problems)
-    for method in methods:
-        if isinstance(method, DyVTE):
-            gate_file(method, facts, model_digest)
 
 
 def _beyond(method: Method, layers: int, where: str) -> list[str]:

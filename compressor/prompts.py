@@ -1,9 +1,12 @@
 """Prompts of the original model: its own processor, chat template and embeddings."""
 
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 
 from compressor.calibration.data import Sample
@@ -27,24 +30,65 @@ def encode(processor: Any, sample: Sample) -> EncodedPrompt:
     Raises:
         DataError: a picture cannot be read, or the template fails on this prompt.
     """
-    content: list[dict[str, Any]] = [
-        {"type": "image", "image": load_image(path)} for path in sample.images
-    ]
-    content.append({"type": "text", "text": sample.question})
-    try:
+    images = [{"type": "image", "image": load_image(path)} for path in sample.images]
+    with _named(sample):
         encoded = processor.apply_chat_template(
-            [{"role": "user", "content": content}],
+            [_user(sample, images)],
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
         )
+    return EncodedPrompt(encoded["input_ids"], encoded.get("pixel_values"))
+
+
+def answer_ids(processor: Any, sample: Sample, ends: Sequence[int]) -> tuple[int, ...]:
+    """Return the tokens of a sample's right answer as the model would go on with, an ending one last.
+
+    They are those that the chat template puts behind the prompt for a turn of the model's, up to where the
+    turn ends. A template that writes the prompt of a finished turn otherwise has the answer tokenized alone.
+
+    Args:
+        processor: the model's own.
+        sample: with an answer.
+        ends: tokens that end an answer; the first is added where the template writes none.
+
+    Raises:
+        DataError: the template fails on this prompt.
+    """
+    asked = _user(sample, [{"type": "image"} for _ in sample.images])
+    with _named(sample):
+        prompt = processor.apply_chat_template([asked], add_generation_prompt=True, tokenize=False)
+    ids = processor.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    answer = sample.answer or ""
+    found = processor.tokenizer(answer, add_special_tokens=False)["input_ids"]
+    # Some templates read a model's turn as parts, some as text, and leave out or refuse the other.
+    for content in ([{"type": "text", "text": answer}], answer):
+        said = {"role": "assistant", "content": content}
+        with suppress(ValueError, TypeError, KeyError, TemplateError):
+            text = processor.apply_chat_template([asked, said], tokenize=False)
+            whole = processor.tokenizer(text.rstrip(), add_special_tokens=False)["input_ids"]
+            if whole[: len(ids)] == ids and answer.strip() in text[len(prompt) :]:
+                found = whole[len(ids) :]
+                break
+    ended = next((place for place, token in enumerate(found) if token in ends), len(found))
+    return (*found[:ended], *ends[:1]) if ended == len(found) else tuple(found[: ended + 1])
+
+
+def _user(sample: Sample, images: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {"role": "user", "content": [*images, {"type": "text", "text": sample.question}]}
+
+
+@contextmanager
+def _named(sample: Sample) -> Iterator[None]:
+    """Turn a processor's failure into one line that names the question."""
+    try:
+        yield
     except (ValueError, TypeError, KeyError) as failure:
         reason = str(failure).strip().splitlines()[0]
         raise DataError(
             [f"{sample.question[:60]!r}: the model's processor fails: {reason}"]
         ) from None
-    return EncodedPrompt(encoded["input_ids"], encoded.get("pixel_values"))
 
 
 @dataclass(frozen=True)

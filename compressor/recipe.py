@@ -182,7 +182,8 @@ class Recipe(Section):
 
         Args:
             values: new values by dotted key, such as `{"export.dtype": "float16"}`; a mapping
-                changes the keys in it, None sets null.
+                changes the keys in it, None sets null. An entry of `compress` goes by its method's
+                name: `compress.dyvte.exit`.
             source: what error lines start with.
             folder: where relative paths among the values start; None: the working folder.
 
@@ -346,10 +347,19 @@ def _copied(value: Any) -> Any:
 
 def _merge(data: dict[str, Any], change: Mapping[str, Any]) -> None:
     for key, value in change.items():
-        if isinstance(value, dict) and isinstance(data.get(key), dict):
-            _merge(data[key], value)
+        there = data.get(key)
+        if isinstance(value, dict) and isinstance(there, dict):
+            _merge(there, value)
+        elif isinstance(value, dict) and isinstance(there, tuple) and _entries(there, value):
+            for entry in _entries(there, value):
+                _merge(entry, value)
         else:
             data[key] = value
+
+
+def _entries(listed: Sequence[Any], change: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns the entries of a list that a change is about: those with its one key."""
+    return [entry for entry in listed if isinstance(entry, dict) and entry.keys() == change.keys()]
 
 
 def _with_tuples(value: Any) -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from compressor.methods import METHOD_NAMES
 from vtcompress.cli import cli
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,10 +34,10 @@ def test_the_python_example_runs_as_written(
 
 
 def test_every_command_of_the_readme_exists() -> None:
-    named = set(re.findall(r"^(?:\| `|vtcompress )([a-z]+)", README, re.MULTILINE))
+    named = set(re.findall(r"^(?:\| `|vtcompress )([a-z_-]+)", README, re.MULTILINE))
     named |= set(re.findall(r"`([a-z]+)`, `bench`", README))
     assert {"calibrate", "plan", "compress", "export", "generate", "inspect"} <= named
-    assert named <= set(cli.commands) | {"shortv"}
+    assert named <= set(cli.commands) | set(METHOD_NAMES)
 
 
 def test_every_link_to_a_file_of_this_repository_leads_somewhere() -> None:

@@ -94,7 +94,7 @@ def test_shortv_takes_a_share_a_list_or_a_speedup(tmp_path, body, method):
 
 def test_every_shipped_recipe_loads():
     paths = sorted(RECIPES.glob("*.yaml"))
-    assert len(paths) == 6
+    assert len(paths) == 9
     for path in paths:
         assert load_recipe(path).vtcompress == 1
 
@@ -529,6 +529,20 @@ def test_an_override_leaves_a_hub_id_alone_where_a_folder_has_its_name(tmp_path,
     (tmp_path / "elsewhere" / "org" / "name").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert recipe.override({"export.dtype": "float16"}).model.id == "org/name"
+
+
+def test_an_override_reaches_into_the_entry_of_a_method_by_its_name(tmp_path):
+    recipe = read(
+        tmp_path, "vtcompress: 1\ncompress: [{shortv: {frozen: 0.5}}, {dyvte: {gate_width: 8}}]\n"
+    )
+    changed = recipe.override({"compress.dyvte.train.steps": 3, "compress.shortv.frozen": 0.25})
+    assert changed.methods[0] == ShortV(frozen=0.25)
+    assert (changed.dyvte.train.steps, changed.dyvte.gate_width) == (3, 8)
+    assert recipe.dyvte.train.steps != 3
+    with pytest.raises(RecipeError, match=r"compress\[1\].dyvte.train.step: unknown key"):
+        recipe.override({"compress.dyvte.train.step": 3})
+    with pytest.raises(RecipeError, match="command line: compress: "):
+        recipe.override({"compress.visual_exit.layer": 3})
 
 
 def test_errors_of_overrides_name_the_dotted_key_all_at_once(tmp_path):

@@ -208,7 +208,7 @@ def test_in_short_tells_what_an_exit_does_saves_and_keeps(tmp_path):
     text = section(markdown_report(exited(tmp_path / "a")), "In short")
     assert "left out in 4 of the 6 layers." in text
     assert "Layers 4, 5: visual tokens have left the decoder by then (method VTW)." in text
-    assert "from layer 4 on it reads text tokens only. Measured: 1.00 times" in text
+    assert "from layer 4 on text tokens only. Measured: 1.00 times" in text
     assert "Nothing is saved on further tokens" not in text
     assert "weight file does not shrink" in text
     frozen = section(markdown_report(exited(tmp_path / "b", exit_layer=None)), "In short")
@@ -216,12 +216,22 @@ def test_in_short_tells_what_an_exit_does_saves_and_keeps(tmp_path):
     assert "left the decoder" not in frozen
 
 
+def test_a_token_that_takes_longer_is_not_sold_as_a_gain(tmp_path):
+    measured = facts.measured(4)
+    step = measured.decode_step.model_copy(
+        update={"ratio": 0.35, "ratio_low": 0.3, "ratio_high": 0.4}
+    )
+    slow = exited(tmp_path / "a", measured=measured.model_copy(update={"decode_step": step}))
+    text = section(markdown_report(slow), "In short")
+    assert "Measured, it is slower all the same: 0.35 times the original's speed per token." in text
+
+
 def test_in_short_tells_what_gates_decide_and_what_predictions_are_means_of(tmp_path):
     text = section(markdown_report(gated(tmp_path / "a")), "In short")
     assert "Gates behind layers 1, 3 (method DyVTE, hidden width 8)" in text
     assert "2.00 times less, predicted on the mean of 10 calibration prompts." in text
     assert "a gate fired behind layer 1." in text
-    assert "Where a gate fired, every further token of the answer is cheaper too" in text
+    assert "Where a gate fired, every further token of the answer has less to read too" in text
 
 
 def test_behind_the_layers_it_is_told_how_gates_decide_and_how_often_they_fired(tmp_path):

@@ -8,22 +8,33 @@ import pytest
 
 import vtcompress.shipped as shipped_module
 from compressor.errors import RecipeError
+from compressor.families.registry import describe, digest
+from compressor.gate_file import GateFile
 from compressor.methods import ShortV
+from compressor.planner import gate_candidates, gate_file
 from compressor.recipe import load_recipe
+from vtcompress.gates_report import GatesReport
 from vtcompress.shipped import find_recipe, recipes_folder, shipped_recipes
 
+ROOT = Path(__file__).parent.parent
 NAMES = [
+    "dyvte",
     "identity",
     "shortv",
+    "shortv+vtw",
     "shortv-llava-1.5-13b",
     "shortv-llava-1.5-7b",
     "shortv-llava-next-13b",
     "shortv-llava-next-7b",
+    "vtw",
 ]
-PAPER = (
-    "ShortV: Efficient Multimodal Large Language Models "
-    "by Freezing Visual Tokens in Ineffective Layers"
-)
+PAPERS = {
+    "shortv": "ShortV: Efficient Multimodal Large Language Models "
+    "by Freezing Visual Tokens in Ineffective Layers",
+    "vtw": "Boosting Multimodal Large Language Models with Visual Tokens Withdrawal for Rapid Inference",
+    "dyvte": "Accelerating Multimodal Large Language Models via Dynamic Visual-Token Exit "
+    "and the Empirical Findings",
+}
 
 
 def test_the_shipped_recipes_are_listed_by_name():
@@ -44,8 +55,40 @@ def test_every_shipped_recipe_says_what_it_is_in_one_line_and_how_to_call_it():
         assert 20 < len(recipe.title) < 100
         assert recipe.title.endswith(".")
         assert f"vtcompress export --recipe {recipe.name}" in recipe.explanation
-        if recipe.name != "identity":
-            assert PAPER in " ".join(recipe.explanation.split())
+        said = " ".join(recipe.explanation.split())
+        if recipe.name == "shortv+vtw":
+            assert "See vtw.yaml and shortv.yaml" in said
+        elif recipe.name != "identity":
+            assert PAPERS[recipe.name.partition("-")[0]] in said
+
+
+def test_gates_belong_to_a_model_so_the_recipe_names_none_and_says_how_to_get_some():
+    recipe = load_recipe(find_recipe("dyvte"))
+    assert recipe.dyvte is not None
+    assert (recipe.dyvte.gates, recipe.dyvte.exit) == (None, "dynamic")
+    (shipped,) = (r for r in shipped_recipes() if r.name == "dyvte")
+    assert "vtcompress train-gates --recipe dyvte" in shipped.explanation
+    assert "--gates gates.safetensors" in shipped.explanation
+
+
+def test_the_bundled_models_gates_are_those_of_the_shipped_recipe():
+    method = load_recipe(find_recipe("dyvte")).dyvte
+    folder = "examples/digits-llava"
+    file = GateFile.read(ROOT / folder / "gates.safetensors")
+    assert file.path.stat().st_size < 500_000
+    facts = describe(str(ROOT / folder / "model"))
+    model_digest = digest(ROOT / folder / "model")
+    gate_file(method.model_copy(update={"gates": file.path}), facts, model_digest)
+    assert file.model_digest == model_digest
+    assert file.width == method.gate_width
+    report = GatesReport.model_validate_json((ROOT / folder / "gates.json").read_bytes())
+    assert (report.gates_digest, report.model_digest) == (file.digest, model_digest)
+    assert report.train == method.train
+    assert report.candidates == gate_candidates(method, facts.decoder.layers)
+    held = report.held_out
+    assert held.answers.overall.samples == 1800
+    assert sum(held.fired) > 0.5 * 1800
+    assert held.answers.overall.exact_match_kept >= 0.98
 
 
 def test_identity_compresses_nothing_and_shortv_takes_a_share():

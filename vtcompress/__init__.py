@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         load_compressed,
         load_recipe,
         plan,
+        train_gates,
         validate,
     )
 
@@ -56,6 +57,7 @@ _HOMES = {
     "load_compressed": "vtcompress.stages",
     "load_recipe": "vtcompress.stages",
     "plan": "vtcompress.stages",
+    "train_gates": "vtcompress.stages",
     "validate": "vtcompress.stages",
 }
 
@@ -76,6 +78,7 @@ __all__ = [
     "load_compressed",
     "load_recipe",
     "plan",
+    "train_gates",
     "validate",
 ]
 

@@ -7,25 +7,21 @@ Exit codes: 0 done, 1 an error of input or environment, 2 wrong usage, 3 a check
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from compressor.errors import ProblemsError, VtcompressError
 from compressor.version import __version__
 from export.backends import BACKENDS, PRECISIONS
+from vtcompress.cli_gates import train_gates
+from vtcompress.cli_recipe import FILE, read_recipe, recipe_options
 from vtcompress.cli_report import COMMANDS
 from vtcompress.console import Output
 
-if TYPE_CHECKING:
-    from compressor.recipe import Recipe
-
 EXIT_ERROR, EXIT_USAGE, EXIT_MISSED, EXIT_INTERRUPTED = 1, 2, 3, 130
 
-Command = Callable[..., Any]
-FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
@@ -53,65 +49,6 @@ def cli(context: click.Context, verbose: int, quiet: bool, machine: bool) -> Non
 def _set_logs(verbose: int) -> None:
     level = logging.WARNING if verbose < 1 else logging.INFO if verbose == 1 else logging.DEBUG
     logging.basicConfig(stream=sys.stderr, level=level, format="%(name)s: %(message)s")
-
-
-def recipe_options(command: Command) -> Command:
-    """Options that name a recipe and override it."""
-    options = (
-        click.option("--recipe", required=True, help="Recipe file, or name of a shipped recipe."),
-        click.option("--model", help="Hub id or local folder; overrides the recipe."),
-        click.option("--revision", help="Revision of a hub model."),
-        click.option(
-            "--data", type=FILE, help="Calibration questions (jsonl); overrides the recipe."
-        ),
-        click.option("--samples", type=click.IntRange(min=1), help="How many of them."),
-        click.option(
-            "--gates",
-            type=FILE,
-            help="Weights of DyVTE's gates (safetensors); overrides the recipe.",
-        ),
-        click.option("--seed", type=click.IntRange(min=0), help="Which of them are drawn."),
-        click.option(
-            "--set",
-            "settings",
-            multiple=True,
-            metavar="KEY=VALUE",
-            help="Override any key, e.g. --set export.logits=all; may be repeated.",
-        ),
-        click.option(
-            "--trust-remote-code",
-            is_flag=True,
-            help="Let the model's repository run its own Python code.",
-        ),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def read_recipe(options: Mapping[str, Any], more: Mapping[str, Any] | None = None) -> "Recipe":
-    """Load the recipe that the options name, and override it."""
-    from compressor.recipe_errors import parse_value
-    from vtcompress.stages import load_recipe
-
-    given = {
-        "model.id": options["model"],
-        "model.revision": options["revision"],
-        "model.trust_remote_code": options["trust_remote_code"] or None,
-        "calibrate.data": options["data"],
-        "calibrate.samples": options["samples"],
-        "calibrate.seed": options["seed"],
-        **(more or {}),
-    }
-    values = {key: value for key, value in given.items() if value is not None}
-    for setting in options["settings"]:
-        key, equals, text = setting.partition("=")
-        if not equals:
-            raise click.BadParameter(f"{setting!r} is not KEY=VALUE", param_hint="--set")
-        values[key.strip()] = parse_value(text)
-    recipe = load_recipe(options["recipe"]).override(values)
-    gates = options["gates"]
-    return recipe if gates is None else recipe.with_gates(gates)
 
 
 @cli.command()
@@ -427,7 +364,7 @@ def completion(shell: str) -> None:
     click.echo(maker(cli, {}, "vtcompress", "_VTCOMPRESS_COMPLETE").source())
 
 
-for command in COMMANDS:
+for command in (train_gates, *COMMANDS):
     cli.add_command(command)
 
 

@@ -37,6 +37,7 @@ from vtcompress.exporting import (
     validation_name,
     write_inputs,
 )
+from vtcompress.gates_training import train_gates
 from vtcompress.inputs import (
     calibration_samples,
     load_model,
@@ -62,6 +63,7 @@ __all__ = [
     "load_recipe",
     "plan",
     "predicted",
+    "train_gates",
     "validate",
 ]
 

@@ -131,6 +131,25 @@ def check_pictures(samples: Sequence[Sample], data_name: str) -> None:
         )
 
 
+def check_answered(samples: Sequence[Sample], data_name: str) -> None:
+    """Refuse samples that nothing about answers can be learned from: without a picture or without an answer.
+
+    Raises:
+        DataError: names up to 20 of them.
+    """
+    problems = []
+    for number, sample in enumerate(samples, start=1):
+        missing = [] if sample.images else ["image"]
+        missing += [] if (sample.answer or "").strip() else ["answer"]
+        if missing:
+            asked = f"question {number}, {sample.question[:60]!r}"
+            problems.append(f"{data_name}: {asked}: has no {' and no '.join(missing)}")
+    if problems:
+        more = len(problems) - MAX_PROBLEMS
+        shown = problems[:MAX_PROBLEMS]
+        raise DataError(shown + ([f"{data_name}: and {more} more"] if more > 0 else []))
+
+
 def data_digest(samples: Sequence[Sample]) -> str:
     """Return the sha256 over the questions and the bytes of their pictures, in order."""
     total = hashlib.sha256()

@@ -151,12 +151,16 @@ class LossReport(Facts):
 
 
 def measure(
-    runtime: "Runtime", samples: Sequence[Sample], max_new_tokens: int, progress: Progress = SILENT
+    runtime: "Runtime",
+    samples: Sequence[Sample],
+    max_new_tokens: int,
+    progress: Progress = SILENT,
+    label: str = "artifact answers",
 ) -> Answers:
-    """Let a runtime answer every sample."""
+    """Let a runtime answer every sample; progress is shown under the label."""
     asked = [(sample.question, sample.images) for sample in samples]
     running = runtime.answers(asked, max_new_tokens=max_new_tokens)
-    replies = dict(progress.track(running, "artifact answers", len(samples)))
+    replies = dict(progress.track(running, label, len(samples)))
     ordered = [replies[place] for place in range(len(samples))]
     return Answers(
         tuple(

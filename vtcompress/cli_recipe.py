@@ -1,0 +1,84 @@
+"""Options that the commands share: which recipe, and what overrides it."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from compressor.recipe import Recipe
+
+Command = Callable[..., Any]
+FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+def model_options(command: Command) -> Command:
+    """Options that name a recipe and its model, and override any key."""
+    return _with(
+        command,
+        click.option("--recipe", required=True, help="Recipe file, or name of a shipped recipe."),
+        click.option("--model", help="Hub id or local folder; overrides the recipe."),
+        click.option("--revision", help="Revision of a hub model."),
+        click.option(
+            "--set",
+            "settings",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="Override any key, e.g. --set export.logits=all; may be repeated.",
+        ),
+        click.option(
+            "--trust-remote-code",
+            is_flag=True,
+            help="Let the model's repository run its own Python code.",
+        ),
+    )
+
+
+def recipe_options(command: Command) -> Command:
+    """Options that name a recipe and override it, calibration and gates too."""
+    command = _with(
+        command,
+        click.option(
+            "--data", type=FILE, help="Calibration questions (jsonl); overrides the recipe."
+        ),
+        click.option("--samples", type=click.IntRange(min=1), help="How many of them."),
+        click.option(
+            "--gates",
+            type=FILE,
+            help="Weights of DyVTE's gates (safetensors); overrides the recipe.",
+        ),
+        click.option("--seed", type=click.IntRange(min=0), help="Which of them are drawn."),
+    )
+    return model_options(command)
+
+
+def _with(command: Command, *options: Callable[[Command], Command]) -> Command:
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def read_recipe(options: Mapping[str, Any], more: Mapping[str, Any] | None = None) -> "Recipe":
+    """Load the recipe that the options name, and override it."""
+    from compressor.recipe_errors import parse_value
+    from vtcompress.stages import load_recipe
+
+    given = {
+        "model.id": options["model"],
+        "model.revision": options["revision"],
+        "model.trust_remote_code": options["trust_remote_code"] or None,
+        "calibrate.data": options.get("data"),
+        "calibrate.samples": options.get("samples"),
+        "calibrate.seed": options.get("seed"),
+        **(more or {}),
+    }
+    values = {key: value for key, value in given.items() if value is not None}
+    for setting in options["settings"]:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise click.BadParameter(f"{setting!r} is not KEY=VALUE", param_hint="--set")
+        values[key.strip()] = parse_value(text)
+    recipe = load_recipe(options["recipe"]).override(values)
+    gates = options.get("gates")
+    return recipe if gates is None else recipe.with_gates(gates)

@@ -1,0 +1,157 @@
+"""The stage that trains gates and reports on them."""
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compressor.calibration.data import Sample, check_answered, read_samples
+from compressor.errors import RecipeError, VtcompressError
+from compressor.files import write_bytes
+from compressor.gate_file import MODEL_DIGEST, stable_header
+from compressor.locks import exclusive
+from compressor.planner import check_layers
+from compressor.progress import SILENT, Progress
+from compressor.recipe import Recipe
+from vtcompress.exporting import validation_name
+from vtcompress.gates_report import GatesReport
+from vtcompress.inputs import load_model, model_id, require_compress, validation_samples
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from compressor.calibration.gate_training import TrainedGates
+    from compressor.decoder.weights import LoadedGates
+
+SUFFIX = ".safetensors"
+
+
+def train_gates(
+    recipe: Recipe,
+    data: str | Path,
+    output: str | Path,
+    *,
+    held_out: str | Path | None = None,
+    overwrite: bool = False,
+    progress: Progress = SILENT,
+) -> GatesReport:
+    """Train the gates of the recipe's `dyvte` entry; write them, and a report as JSON beside them.
+
+    A run that was stopped goes on from its checkpoint, a hidden file beside `output`.
+
+    Args:
+        recipe: names the model, and in its `dyvte` entry candidates, width and settings.
+        data: jsonl file of questions with pictures and answers; all are used.
+        output: safetensors file of the gates.
+        held_out: questions to report on; None: those of the recipe's `validate` section, if any.
+        overwrite: replace what is at `output`.
+        progress: shows prompts and steps.
+
+    Raises:
+        VtcompressError: model, data or recipe cannot be used, or `output` exists, is being written by
+            another run, or holds the checkpoint of another training.
+    """
+    method = recipe.dyvte
+    if method is None:
+        raise RecipeError(["compress: no entry is dyvte, so there are no gates to train; add one"])
+    if held_out is not None:
+        recipe = recipe.override({"validate.data": Path(held_out)})
+    data, output = Path(data), Path(output)
+    report_file = output.with_suffix(".json")
+    if output.suffix != SUFFIX:
+        raise VtcompressError(f"{output}: gates are a {SUFFIX} file; give --output such a name")
+    with exclusive(output):
+        for path in (output, report_file):
+            if path.is_dir() or (path.exists() and not overwrite):
+                raise VtcompressError(f"{path}: exists; choose another --output or add --overwrite")
+        samples, others = _questions(data), _held_out(recipe)
+        _check_model(recipe, output)
+        model = load_model(recipe, progress)
+        checkpoint = output.with_name(f".{output.name}.training{SUFFIX}")
+        from compressor.calibration.gate_training import train_gates as train
+        from vtcompress.gates_judged import judge_held_out, judge_training
+
+        trained = train(model, samples, method, checkpoint, progress=progress)
+        content = gate_bytes(trained)
+        gates = loaded_gates(trained, content)
+        held = None
+        if others:
+            held = judge_held_out(model, trained, gates, others, recipe.validation, progress)
+        report = GatesReport(
+            model=model.facts.name,
+            model_digest=model.digest,
+            gates_digest=gates.digest,
+            candidates=gates.layers,
+            gate_width=gates.width,
+            train=method.train,
+            data=data.name,
+            data_digest=trained.task.data_digest,
+            samples=len(samples),
+            training=judge_training(trained),
+            held_out=held,
+        )
+        # The gates last: where they are, the report is too.
+        report.save(report_file)
+        write_bytes(output, content)
+        checkpoint.unlink(missing_ok=True)
+    return report
+
+
+def _questions(path: Path) -> tuple[Sample, ...]:
+    samples = read_samples(path)
+    check_answered(samples, path.name)
+    return samples
+
+
+def _held_out(recipe: Recipe) -> tuple[Sample, ...]:
+    samples = validation_samples(recipe)
+    check_answered(samples, validation_name(recipe))
+    return samples
+
+
+def _check_model(recipe: Recipe, output: Path) -> None:
+    """Refuse what the model's files alone rule out, without loading weights."""
+    require_compress("training gates")
+    from compressor.families.registry import describe, local_folder
+
+    name = model_id(recipe)
+    facts = describe(name, recipe.model.revision, image_size=recipe.export.image_size)
+    check_layers(facts.decoder.layers, recipe.methods)
+    if local_folder(name, recipe.model.revision).resolve() == output.absolute().parent.resolve():
+        problem = (
+            "lies in the model's folder, where weights are the model's; choose another --output"
+        )
+        raise VtcompressError(f"{output}: {problem}")
+
+
+def gate_bytes(trained: "TrainedGates") -> bytes:
+    """Return the safetensors file of trained gates: float32, named as in the released code."""
+    from safetensors.torch import save
+
+    task = trained.task
+    metadata = {
+        MODEL_DIGEST: task.model_digest,
+        "data_digest": task.data_digest,
+        "steps": str(task.train.steps),
+        "seed": str(task.train.seed),
+    }
+    return stable_header(save({f"model.{k}": v for k, v in tensors_of(trained).items()}, metadata))
+
+
+def tensors_of(trained: "TrainedGates") -> "dict[str, Tensor]":
+    """Return the gates' weights [out, in] by their names below the language model."""
+    from compressor.decoder.weights import GATES_SOURCE
+
+    return {
+        f"{GATES_SOURCE}.{layer}.{part}.weight": linear.weight.detach().T.contiguous()
+        for layer, gate in trained.gates.items()
+        for part, linear in (("w1", gate.w1), ("w2", gate.w2))
+    }
+
+
+def loaded_gates(trained: "TrainedGates", content: bytes) -> "LoadedGates":
+    """Return trained gates as if they had been read from their file."""
+    from compressor.decoder.weights import LoadedGates
+
+    digest = hashlib.sha256(content).hexdigest()
+    task = trained.task
+    return LoadedGates(task.candidates, task.width, digest, tensors_of(trained))
