@@ -1,8 +1,8 @@
 """Names and axes of every graph, declared once; export, sample inputs, runtime feeds and checks read them.
 
 Axes: `batch` B, `images` I, `visual` V, `text` T, `past` P, `total` P plus the rows of this call; numbers
-are fixed. Layers behind an exit or a gate have caches of another length: `past_12`, `total_12` from layer 12
-on. `asked` is min(V, 1).
+are fixed. Caches have other lengths where they hold text alone (`past_text`, `total_text`) and behind a gate
+(`past_12`, `total_12` from layer 12 on). `asked` is min(V, 1).
 
 A plan with gates is of batch 1. `staged`, it has a decoder graph for each run of layers up to a gate; the
 caller passes states on, and no visual rows once `gate_logits` of a stage say so.
@@ -15,10 +15,10 @@ from typing import Literal
 import numpy as np
 from pydantic import model_validator
 
-from compressor.dims import Facts, ModelFacts
+from compressor.dims import Facts, ModelFacts, Positive
 from compressor.plan import Plan
 
-DType = Literal["float32", "float16", "int64"]
+DType = Literal["float32", "float16", "int64", "bool"]
 Axis = str | int
 
 
@@ -51,12 +51,14 @@ class GraphSpec(Facts):
     Attributes:
         name: `vision`, `embed`, `decoder`, `decoder_stage_0`.. or `baseline_decoder`.
         file: its file in the artifact.
+        visual_multiple: what V is a multiple of: N where visual rows are laid out on a grid, else 1.
     """
 
     name: str
     file: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    visual_multiple: Positive = 1
 
     @property
     def narrows(self) -> bool:
@@ -121,6 +123,8 @@ def decoder_graph(plan: Plan, dtype: DType, logits: str, *, name: str = "decoder
 STAGE = "decoder_stage_"
 # A decoder graph's inputs before its caches: two kinds of rows, and their places.
 ROWS = 4
+# Which rows of the past are visual; kept beside the caches where the plan asks.
+PAST_VISUAL = "past_visual"
 
 
 def in_order(graphs: Sequence[GraphSpec], decoder: str) -> tuple[GraphSpec, ...]:
@@ -143,17 +147,23 @@ def _decoder(
 ) -> GraphSpec:
     dims = plan.model.decoder
     batch: Axis = "batch" if plan.gates is None else 1
+    layers = {layer for segment in segments for layer in segment}
     past: list[TensorSpec] = []
     present: list[TensorSpec] = []
-    for segment in segments:
-        later = f"_{segment.start}" if segment.start else ""
-        for layer, part in product(segment, ("key", "value")):
-            for tensors, prefix, length in (
-                (past, "past_key_values", "past"),
-                (present, "present", "total"),
-            ):
-                axes = (batch, dims.kv_heads, length + later, dims.head_dim)
-                tensors.append(TensorSpec(name=f"{prefix}.{layer}.{part}", dtype=dtype, axes=axes))
+    for cache, part in product(plan.caches(), ("key", "value")):
+        if cache.layer not in layers:
+            continue
+        for tensors, prefix, length in (
+            (past, "past_key_values", cache.length),
+            (present, "present", cache.length.replace("past", "total", 1)),
+        ):
+            axes = (batch, cache.groups, length, dims.head_dim)
+            name_of = f"{prefix}.{cache.layer}.{cache.part}{part}"
+            tensors.append(TensorSpec(name=name_of, dtype=dtype, axes=axes))
+    if plan.tells_rows:
+        past.append(TensorSpec(name=PAST_VISUAL, dtype="bool", axes=(batch, "past")))
+        present.append(TensorSpec(name="present_visual", dtype="bool", axes=(batch, "total")))
+    windows = any(layer.window is not None for layer in plan.layers)
     found: tuple[TensorSpec, ...]
     visual, text = (batch, "visual", dims.hidden), (batch, "text", dims.hidden)
     if ends:
@@ -176,4 +186,5 @@ def _decoder(
             *past,
         ),
         outputs=(*found, *present),
+        visual_multiple=plan.model.visual_tokens if windows else 1,
     )

@@ -53,8 +53,7 @@ def export_embed(model: CompressedModel, spec: GraphSpec) -> ir.Model:
 def export_decoder(decoder: Decoder | Stage, spec: GraphSpec) -> ir.Model:
     """Export a decoder or a stage of it, prefill and decode in one graph."""
     rows, past = _samples(spec)[:ROWS], _samples(spec)[ROWS:]
-    pairs = [KeyValue(k, v) for k, v in zip(past[::2], past[1::2], strict=True)]
-    return _export(decoder, (*rows, pairs), spec)
+    return _export(decoder, (*rows, _past(past)), spec)
 
 
 def save_graph(model: ir.Model, path: Path, weights: SharedWeights) -> None:
@@ -67,12 +66,17 @@ def _samples(spec: GraphSpec) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(0)
 
     later = {str(a) for t in spec.inputs for a in t.axes if str(a).startswith("past_")}
-    sizes = SAMPLE_SIZES | {axis: LATER_PAST + i for i, axis in enumerate(sorted(later))}
+    visual = SAMPLE_SIZES["visual"] if spec.visual_multiple == 1 else 2 * spec.visual_multiple
+    sizes = (
+        SAMPLE_SIZES
+        | {"visual": visual}
+        | {axis: LATER_PAST + i for i, axis in enumerate(sorted(later))}
+    )
 
     def sample(tensor: TensorSpec) -> Tensor:
         shape = tensor.shape(sizes)
-        if tensor.dtype == "int64":
-            return torch.zeros(shape, dtype=torch.int64)
+        if tensor.dtype in ("int64", "bool"):
+            return torch.zeros(shape, dtype=getattr(torch, tensor.dtype))
         return torch.rand(shape, generator=generator).to(getattr(torch, tensor.dtype))
 
     return tuple(sample(tensor) for tensor in spec.inputs)
@@ -80,19 +84,25 @@ def _samples(spec: GraphSpec) -> tuple[Tensor, ...]:
 
 def _dynamic(spec: GraphSpec) -> list[dict[int, Any]]:
     named = {axis for tensor in spec.inputs for axis in tensor.axes if isinstance(axis, str)}
-    axes = {a: torch.export.Dim(a, min=LEAST_SIZES[a.split("_")[0]]) for a in named}
+    axes: dict[str, Any] = {a: torch.export.Dim(a, min=LEAST_SIZES[a.split("_")[0]]) for a in named}
+    if spec.visual_multiple > 1:
+        axes["visual"] = spec.visual_multiple * torch.export.Dim("grids", min=0)
     return [
         {i: axes[axis] for i, axis in enumerate(tensor.axes) if isinstance(axis, str)}
         for tensor in spec.inputs
     ]
 
 
+def _past(items: Sequence[Any]) -> list[Any]:
+    """Return what stands for the past's tensors in pairs; an odd one at the end tells visual rows."""
+    pairs = [KeyValue(k, v) for k, v in zip(items[::2], items[1::2], strict=False)]
+    return [*pairs, *items[2 * len(pairs) :]]
+
+
 def _export(module: nn.Module, args: tuple[Any, ...], spec: GraphSpec) -> ir.Model:
     dynamic: list[Any] = _dynamic(spec)
-    if len(args) < len(spec.inputs):  # a decoder: the caches travel as one list of pairs
-        caches = dynamic[ROWS:]
-        pairs = [KeyValue(k, v) for k, v in zip(caches[::2], caches[1::2], strict=True)]
-        dynamic = [*dynamic[:ROWS], pairs]
+    if len(args) < len(spec.inputs):  # a decoder: the past travels as one list
+        dynamic = [*dynamic[:ROWS], _past(dynamic[ROWS:])]
     with _quiet_exporter(), torch.inference_mode():
         program = torch.onnx.export(
             module,
@@ -156,7 +166,7 @@ def _declare(values: Sequence[ir.Value], specs: Sequence[TensorSpec]) -> None:
         value.shape = ir.Shape(spec.axes)
 
 
-DTYPE_NAMES = {"float32": "FLOAT", "float16": "FLOAT16", "int64": "INT64"}
+DTYPE_NAMES = {"float32": "FLOAT", "float16": "FLOAT16", "int64": "INT64", "bool": "BOOL"}
 
 
 def _check_standard(model: ir.Model, spec: GraphSpec) -> None:

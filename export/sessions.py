@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.errors import ArtifactError, MissingExtraError
-from export.graphs import ROWS, GraphSpec, in_order
+from export.graphs import PAST_VISUAL, ROWS, GraphSpec, in_order
 
 Array = NDArray[Any]
 Past = Any
@@ -221,6 +221,7 @@ class GraphSession(Generic[OneGraph]):
         return sum(
             math.prod(shape) * spec.numpy.itemsize
             for shape, spec in zip(self.past_shapes(past), self._caches, strict=True)
+            if spec.name != PAST_VISUAL
         )
 
 

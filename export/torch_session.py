@@ -44,10 +44,16 @@ class TorchSession:
         """See `Session.empty_past`."""
         return self.model.decoder.empty_past(batch)
 
-    def past_shapes(self, past: list[KeyValue]) -> tuple[tuple[int, ...], ...]:
+    def past_shapes(self, past: list[KeyValue | torch.Tensor]) -> tuple[tuple[int, ...], ...]:
         """See `Session.past_shapes`."""
-        return tuple(tuple(tensor.shape) for pair in past for tensor in pair)
+        return tuple(tuple(tensor.shape) for item in past for tensor in _tensors(item))
 
-    def past_bytes(self, past: list[KeyValue]) -> int:
+    def past_bytes(self, past: list[KeyValue | torch.Tensor]) -> int:
         """See `Session.past_bytes`."""
-        return sum(tensor.nbytes for pair in past for tensor in pair)
+        pairs = (item for item in past if isinstance(item, tuple))
+        return sum(tensor.nbytes for pair in pairs for tensor in pair)
+
+
+def _tensors(item: KeyValue | torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return a cache's tensors; what tells visual rows is one by itself."""
+    return item if isinstance(item, tuple) else (item,)

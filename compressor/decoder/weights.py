@@ -134,7 +134,7 @@ def slice_of(name: str, plan: Plan) -> Slice | None:
         kept = layer.neurons or ()
         return Slice(axis, _either(part == "mlp.first.", kept, dims.intermediate, 1))
     width = dims.head_dim * (dims.heads // dims.kv_heads if module in ("query", "output") else 1)
-    kept = range(dims.kv_heads) if layer.groups is None else layer.groups
+    kept = tuple(range(dims.kv_heads)) if layer.groups is None else layer.groups
     return Slice(axis, _either(part == "seen.", kept, dims.kv_heads, width))
 
 

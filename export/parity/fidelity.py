@@ -219,7 +219,12 @@ def check_declared(
         inputs: ONNX Runtime's node arguments (`name`, `shape`, `type`).
         outputs: likewise.
     """
-    kinds = {"float32": "tensor(float)", "float16": "tensor(float16)", "int64": "tensor(int64)"}
+    kinds = {
+        "float32": "tensor(float)",
+        "float16": "tensor(float16)",
+        "int64": "tensor(int64)",
+        "bool": "tensor(bool)",
+    }
     lines = []
     for side, declared, found in (
         ("input", spec.inputs, inputs),
