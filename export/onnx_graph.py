@@ -5,10 +5,11 @@ import contextlib
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
@@ -50,10 +51,42 @@ def export_embed(model: CompressedModel, spec: GraphSpec) -> ir.Model:
     return _export(Embedding(model.embedding).eval(), _samples(spec), spec)
 
 
-def export_decoder(decoder: Decoder | Stage, spec: GraphSpec) -> ir.Model:
-    """Export a decoder or a stage of it, prefill and decode in one graph."""
+def export_decoder(
+    decoder: Decoder | Stage,
+    spec: GraphSpec,
+    joined: Mapping[str, tuple[int, tuple[int, ...]]] | None = None,
+) -> ir.Model:
+    """Export a decoder or a stage of it, prefill and decode in one graph.
+
+    Args:
+        decoder: what to export.
+        spec: its declaration.
+        joined: parameters that the graph joins of parts, because another graph of the artifact reads the
+            parts: axis and lengths, by name.
+    """
     rows, past = _samples(spec)[:ROWS], _samples(spec)[ROWS:]
-    return _export(decoder, (*rows, _past(past)), spec)
+    model = _export(decoder, (*rows, _past(past)), spec)
+    for name, (axis, lengths) in (joined or {}).items():
+        _join(model.graph, name, axis, lengths)
+    return model
+
+
+def _join(graph: ir.Graph, name: str, axis: int, lengths: Sequence[int]) -> None:
+    """Replace an initializer by a Concat of its parts; a runtime folds it into one matrix when it loads."""
+    whole = graph.initializers.pop(name)
+    array = whole.const_value.numpy()  # type: ignore[union-attr]
+    parts = []
+    for number, part in enumerate(np.split(array, np.cumsum(lengths)[:-1], axis=axis)):
+        part_name = f"{name}.{number}"
+        value = ir.Value(name=part_name, const_value=ir.tensor(part, name=part_name))
+        value.shape, value.dtype = ir.Shape(part.shape), whole.dtype
+        graph.register_initializer(value)
+        parts.append(value)
+    node = ir.node("Concat", parts, {"axis": axis}, name=f"{name}.Concat")
+    node.outputs[0].name = f"{name}.whole"
+    node.outputs[0].shape, node.outputs[0].dtype = whole.shape, whole.dtype
+    ir.convenience.replace_all_uses_with(whole, node.outputs[0])
+    graph.insert_before(graph[0], node)
 
 
 def save_graph(model: ir.Model, path: Path, weights: SharedWeights) -> None:

@@ -198,6 +198,7 @@ class ExportRun:
         import torch
 
         from compressor.compressed import naive_decoder
+        from compressor.decoder.weights import joined_parts
         from export.onnx_graph import export_decoder, export_embed, export_vision, save_graph
         from export.weights import SharedWeights
 
@@ -214,7 +215,9 @@ class ExportRun:
             lambda spec: export_vision(small, spec),
             lambda spec: export_embed(small, spec),
             *decoder_makers(small.decoder, plan),
-            lambda spec: export_decoder(naive_decoder(small), spec),
+            lambda spec: export_decoder(
+                naive_decoder(small), spec, joined_parts(small.decoder, plan)
+            ),
         )
         with SharedWeights(folder) as weights:
             pairs = list(zip(specs, makers, strict=True))
