@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from compressor.decoder import Decoder, decoder_from
-from compressor.decoder.weights import LoadedGates
+from compressor.decoder.weights import LoadedGates, parts_by_source
 from compressor.errors import ArtifactError, ModelError
 from compressor.families import LoadedModel, VisionEncoder
 from compressor.families.registry import load_processor, read_config
@@ -199,11 +199,16 @@ def _fill_vision(vision: VisionEncoder, tensors: Mapping[str, Tensor], folder: P
 
 
 def naive_decoder(model: CompressedModel) -> Decoder:
-    """Return the original's own decoder, nothing frozen, on the same weights."""
-    from compressor.decoder.weights import source_of
+    """Return the original's own decoder, nothing frozen, on the same weights.
 
+    Where the plan stores heads or neurons in two parts, they are joined in that order: it changes nothing.
+    """
     tensors: dict[str, Tensor] = {"embed_tokens.weight": model.embedding}
-    for name, parameter in model.decoder.named_parameters():
-        source, transposed = source_of(name)
-        tensors[source] = parameter.T if transposed else parameter
+    for source, parts in parts_by_source(model.decoder, model.plan).items():
+        whole = (
+            parts[0].tensor
+            if len(parts) == 1
+            else torch.cat([part.tensor for part in parts], dim=parts[0].axis)
+        )
+        tensors[source] = whole.T if parts[0].transposed else whole
     return decoder_from(model.plan.naive(), tensors, logits=model.decoder.logits)

@@ -129,6 +129,16 @@ class LayerPlan(Facts):
         return self.off or any(part is not None for part in parts)
 
     @property
+    def split(self) -> bool:
+        """Whether heads are stored in two parts: those with visual tokens, and those without."""
+        return self.groups is not None and not self.masked
+
+    @property
+    def tells_rows(self) -> bool:
+        """Whether the layer must know which rows of the past are visual."""
+        return self.window is not None or (self.masked and (self.groups is not None or self.off))
+
+    @property
     def frozen(self) -> bool:
         """Whether visual rows pass through this layer unchanged."""
         return self.visual == "frozen"
@@ -137,6 +147,25 @@ class LayerPlan(Facts):
     def exited(self) -> bool:
         """Whether visual rows have left the decoder before this layer."""
         return self.visual == "exited"
+
+
+class Cache(Facts):
+    """Keys and values of some heads of a layer.
+
+    Attributes:
+        layer: whose they are.
+        part: `` for heads in which visual tokens take part, `text_` for the others of a split layer.
+        groups: how many key/value heads.
+        length: name of its length: `past`, `past_12` behind a gate, `past_text` for text rows alone.
+    """
+
+    layer: int
+    part: Literal["", "text_"]
+    groups: int
+    length: str
+
+
+TEXT_PAST = "past_text"
 
 
 class Gates(Facts):
@@ -209,6 +238,8 @@ class Plan(Facts):
         if exited != sorted(exited) or exited[0]:
             raise ValueError("visual rows enter layer 0, and layers after an exit are exited too")
         if self.gates is not None:
+            if self.tells_rows:
+                raise ValueError("gates exclude windows and the masked semantics")
             if exited[-1]:
                 raise ValueError("gates and a fixed exit exclude each other")
             if self.gates.candidates[-1] >= len(self.layers) - 1:
@@ -258,6 +289,30 @@ class Plan(Facts):
         if self.gates is not None:
             cuts = [candidate + 1 for candidate in self.gates.candidates]
         return tuple(range(a, b) for a, b in pairwise([0, *cuts, len(self.layers)]))
+
+    def caches(self) -> tuple[Cache, ...]:
+        """Every pair of cached tensors, in the order in which the decoder takes them."""
+        lengths = {
+            layer: f"past_{segment.start}" if segment.start else "past"
+            for segment in self.segments()
+            for layer in segment
+        }
+        everything = self.model.decoder.kv_heads
+        found = []
+        for layer in self.layers:
+            i, own = layer.index, TEXT_PAST if layer.exited else lengths[layer.index]
+            seen = len(layer.groups or ()) if layer.split else everything
+            if seen:
+                found.append(Cache(layer=i, part="", groups=seen, length=own))
+            if seen < everything:
+                rest = everything - seen
+                found.append(Cache(layer=i, part="text_", groups=rest, length=TEXT_PAST))
+        return tuple(found)
+
+    @property
+    def tells_rows(self) -> bool:
+        """Whether the decoder keeps, beside the caches, which of their rows are visual."""
+        return any(layer.tells_rows for layer in self.layers)
 
     def naive(self) -> "Plan":
         """The original's own work: every row in every layer, dead rows included."""

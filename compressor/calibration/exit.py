@@ -24,7 +24,7 @@ def exit_kl(full: FullPass) -> Tensor:
     """
     decoder = full.decoder
     rows = decoder.places(full.visual_index[:, :0], full.text_index, full.text[0].dtype)
-    text_rows = rows.call(0, full.text_index.shape[1]).text
+    text_rows = rows.call(0, full.text_index.shape[1]).alone
     tails = full.text[0][:0]
     for index, layer in enumerate(decoder.layers):
         tails = torch.cat([tails, full.text[index]])

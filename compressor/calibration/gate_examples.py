@@ -126,7 +126,7 @@ def exit_logits(forced: Forced, layers: Sequence[int]) -> Tensor:
     """Return the logits [C, A, vocab] at the answer tokens with the visual rows gone after each layer."""
     full, decoder = forced.full, forced.full.decoder
     rows = decoder.places(full.visual_index[:, :0], full.text_index, full.text[0].dtype)
-    text_rows = rows.call(0, full.text_index.shape[1]).text
+    text_rows = rows.call(0, full.text_index.shape[1]).alone
     tails = full.text[0][:0]  # [tails so far, T, D]
     for index, layer in enumerate(decoder.layers):
         if index - 1 in layers:

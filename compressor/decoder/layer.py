@@ -45,10 +45,35 @@ class Rows(NamedTuple):
 
 
 class Call(NamedTuple):
-    """One call's queries: all rows (visual, then text), and text rows alone, on the keys of all rows."""
+    """One call's queries and what they may read.
+
+    Attributes:
+        all: all rows (visual, then text), on the keys of all rows.
+        text: text rows, on the keys of all rows.
+        alone: text rows, on the keys of text rows.
+        past_visual: [B, P] bool, which rows of the past are visual; empty where no layer asks.
+    """
 
     all: Rows
     text: Rows
+    alone: Rows
+    past_visual: Tensor
+
+    def beside(self, visual: int) -> Tensor:
+        """Return [B, 1, V, P + T]: which rows of the past, and which text rows, a visual row reads."""
+        past, mask = self.past_visual.shape[1], self.all.mask.narrow(2, 0, visual)
+        before = mask.narrow(3, 0, past) & ~self.past_visual[:, None, None]
+        text = self.text.cos.shape[1]
+        return torch.cat([before, mask.narrow(3, past + visual, text)], dim=3)
+
+    def keys_visual(self, visual: int) -> Tensor:
+        """Return [B, P + S] bool: which keys are visual; `visual` is V."""
+        batch, text = self.past_visual.shape[0], self.text.cos.shape[1]
+        here = [
+            self.past_visual.new_ones((batch, visual)),
+            self.past_visual.new_zeros((batch, text)),
+        ]
+        return torch.cat([self.past_visual, *here], dim=1)
 
 
 class Linear(nn.Module):
@@ -86,13 +111,22 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class MLP(nn.Module):
-    """y = (act(x W_gate) * x W_up) W_down."""
+    """y = (act(x W_gate) * x W_up) W_down, of all neurons or of some.
 
-    def __init__(self, dims: DecoderDims) -> None:
+    Args:
+        dims: of the decoder.
+        neurons: how many; None: all.
+        down_bias: whether the output's bias, if the decoder has one, is added here.
+    """
+
+    def __init__(
+        self, dims: DecoderDims, neurons: int | None = None, *, down_bias: bool = True
+    ) -> None:
         super().__init__()
-        self.gate = Linear(dims.hidden, dims.intermediate, bias=dims.mlp_bias)
-        self.up = Linear(dims.hidden, dims.intermediate, bias=dims.mlp_bias)
-        self.down = Linear(dims.intermediate, dims.hidden, bias=dims.mlp_bias)
+        width = dims.intermediate if neurons is None else neurons
+        self.gate = Linear(dims.hidden, width, bias=dims.mlp_bias)
+        self.up = Linear(dims.hidden, width, bias=dims.mlp_bias)
+        self.down = Linear(width, dims.hidden, bias=dims.mlp_bias and down_bias)
         self.activation = ACTIVATIONS[dims.activation]
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -130,7 +164,7 @@ class DecoderLayer(nn.Module):
             Visual rows, text rows, and the keys and values of length P + S, after an exit P + T.
         """
         if self.exited:
-            text, present = self.text_only(text, call.text, past)
+            text, present = self.text_only(text, call.alone, past)
             return visual, text, present
         rows = torch.cat([visual, text], dim=1)  # [B, S, D]
         normed = self.input_norm(rows)

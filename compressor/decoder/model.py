@@ -1,17 +1,23 @@
 """The decoder on two row groups: visual rows and text rows travel as two tensors from layer to layer."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from compressor.decoder.cut_layer import CutLayer, MaskedLayer
 from compressor.decoder.gates import Gate, fires, gate_input, gate_selection, rows_asked
 from compressor.decoder.layer import Call, DecoderLayer, KeyValue, Linear, RMSNorm, Rows
 from compressor.decoder.ops import project_tied
-from compressor.plan import Plan
+from compressor.dims import DecoderDims
+from compressor.plan import TEXT_PAST, LayerPlan, Plan
 
 __all__ = ["Decoder", "KeyValue", "Stage"]
+
+
+Past = Sequence[KeyValue | Tensor]
+"""Keys and values of every cache of the plan, and which rows of the past are visual if it asks."""
 
 
 class Places(NamedTuple):
@@ -21,10 +27,27 @@ class Places(NamedTuple):
     cos: Tensor  # [B, S, d / 2]
     sin: Tensor  # [B, S, d / 2]
 
-    def call(self, past_length: int, text: int) -> Call:
-        """Return masks and rotations for layers whose past has this length; `text` is T."""
+    def call(
+        self,
+        past_length: int,
+        text: int,
+        text_past_length: int = 0,
+        past_visual: Tensor | None = None,
+    ) -> Call:
+        """Return masks and rotations of layers for one call.
+
+        Args:
+            past_length: P of heads with visual tokens.
+            text: T.
+            text_past_length: P of caches that hold text alone.
+            past_visual: [B, P] bool, which rows of the past are visual; None: no layer asks.
+        """
         rows = Rows(with_past(self.visible, past_length), self.cos, self.sin)
-        return Call(rows, rows.last(text))
+        own = self.last(text)
+        alone = Rows(with_past(own.visible, text_past_length), own.cos, own.sin)
+        if past_visual is None:
+            past_visual = self.visible.new_zeros((self.visible.shape[0], 0))
+        return Call(rows, rows.last(text), alone, past_visual)
 
     def last(self, count: int) -> "Places":
         """Return the places of the last rows, when those before them are gone."""
@@ -52,15 +75,17 @@ class Decoder(nn.Module):
         logits: `last` for the logits of the last text row, `all` for those of every text row.
     """
 
-    rope_inv_freq: Tensor
-
     def __init__(self, plan: Plan, *, logits: str = "last") -> None:
         super().__init__()
         dims = plan.model.decoder
         self.dims = dims
         self.logits = logits
         self.segments = plan.segments()
-        self.layers = nn.ModuleList(DecoderLayer(dims, layer) for layer in plan.layers)
+        self.caches = plan.caches()
+        self.tells_rows = plan.tells_rows
+        self.layers = nn.ModuleList(
+            _layer(dims, layer, plan.model.token_grid) for layer in plan.layers
+        )
         self.gates = nn.ModuleDict()
         if plan.gates is not None:
             width = plan.gates.width
@@ -79,8 +104,8 @@ class Decoder(nn.Module):
         inputs_embeds: Tensor,
         visual_index: Tensor,
         text_index: Tensor,
-        past: Sequence[KeyValue],
-    ) -> tuple[Tensor, list[KeyValue]]:
+        past: Past,
+    ) -> tuple[Tensor, list[KeyValue | Tensor]]:
         """Run one call, a prefill or a decode step.
 
         Args:
@@ -88,27 +113,33 @@ class Decoder(nn.Module):
             inputs_embeds: [B, T, D], T >= 1.
             visual_index: [B, V] int64, place of each row in the whole prompt.
             text_index: [B, T] int64, likewise.
-            past: keys and values of earlier calls, one per layer.
+            past: keys and values of earlier calls, in the order of `Plan.caches`; behind them [B, P] bool,
+                which rows of the past are visual, if the plan `tells_rows`.
 
         Returns:
-            Logits [B, 1 or T, vocab] in float32, and the keys and values to pass to the next call.
+            Logits [B, 1 or T, vocab] in float32, and the past to pass to the next call.
         """
         places = self.places(visual_index, text_index, inputs_embeds.dtype)
         visual, text, present = visual_embeds, inputs_embeds, []
+        past_visual = cast("Tensor", past[-1]) if self.tells_rows else None
         selection = None
         remaining = torch.scalar_tensor(visual_index.shape[1], dtype=torch.int64)
         if self.gates:
             selection = gate_selection(visual_index, text_index, text.dtype)
         for segment in self.segments:
-            if self.layers[segment.start].exited:
-                places = places.last(text.shape[1])
-            visual, text, more = self.run(segment, visual, text, places, past[segment.start :])
+            mine = [
+                p for p, cache in zip(past, self.caches, strict=False) if cache.layer in segment
+            ]
+            visual, text, more = self.run(segment, visual, text, places, mine, past_visual)
             present += more
             if selection is not None and segment.stop < len(self.layers):
                 logits = self.gates[str(segment[-1])](gate_input(selection, text))
                 remaining, kept = rows_kept(logits, remaining, visual.shape[1])
                 visual, places = visual.narrow(1, 0, kept), places.last(kept + text.shape[1])
                 selection = selection.narrow(0, 0, rows_asked(remaining))
+        if past_visual is not None:
+            rows = [past_visual, torch.ones_like(visual_index), torch.zeros_like(text_index)]
+            present.append(torch.cat([r.bool() for r in rows], dim=1))
         return self.next_token_logits(text), present
 
     def run(
@@ -117,14 +148,22 @@ class Decoder(nn.Module):
         visual: Tensor,
         text: Tensor,
         places: Places,
-        past: Sequence[KeyValue],
-    ) -> tuple[Tensor, Tensor, list[KeyValue]]:
-        """Run layers whose pasts, given from the first of them on, have one length."""
-        call = places.call(past[0].key.shape[2], text.shape[1])
-        present = []
-        for layer, layer_past in zip(self.layers[segment.start : segment.stop], past, strict=False):
-            visual, text, layer_present = layer(visual, text, call, KeyValue(*layer_past))
-            present.append(layer_present)
+        past: Past,
+        past_visual: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, list[KeyValue | Tensor]]:
+        """Run a segment of layers on their own pasts."""
+        caches = [cache for cache in self.caches if cache.layer in segment]
+        pairs = [KeyValue(*pair) for pair in past]
+        lengths = {
+            cache.length == TEXT_PAST: pair.key.shape[2]
+            for cache, pair in reversed(list(zip(caches, pairs, strict=True)))
+        }
+        call = places.call(lengths.get(False, 0), text.shape[1], lengths.get(True, 0), past_visual)
+        present: list[KeyValue | Tensor] = []
+        for i in segment:
+            own = [pair for cache, pair in zip(caches, pairs, strict=True) if cache.layer == i]
+            visual, text, *more = self.layers[i](visual, text, call, *own)
+            present += more
         return visual, text, present
 
     def places(self, visual_index: Tensor, text_index: Tensor, dtype: torch.dtype) -> Places:
@@ -145,10 +184,13 @@ class Decoder(nn.Module):
         tied = self.dims.tied_embeddings
         return (project_tied(text, self.tied_head) if tied else self.head(text)).float()
 
-    def empty_past(self, batch: int) -> list[KeyValue]:
-        """Return caches of length 0 in the dtype of the weights."""
-        empty = self.norm.weight.new_empty((batch, self.dims.kv_heads, 0, self.dims.head_dim))
-        return [KeyValue(empty, empty) for _ in self.layers]
+    def empty_past(self, batch: int) -> list[Any]:
+        """Return the past before the first call, in the dtype of the weights; see `forward`."""
+        size, new = self.dims.head_dim, self.norm.weight.new_empty
+        empty = {c.groups: new((batch, c.groups, 0, size)) for c in self.caches}
+        pairs = [KeyValue(empty[cache.groups], empty[cache.groups]) for cache in self.caches]
+        told = [torch.zeros((batch, 0), dtype=torch.bool)] if self.tells_rows else []
+        return [*pairs, *told]
 
 
 class Stage(nn.Module):
@@ -170,7 +212,7 @@ class Stage(nn.Module):
         text: Tensor,
         visual_index: Tensor,
         text_index: Tensor,
-        past: Sequence[KeyValue],
+        past: Past,
     ) -> tuple[Any, ...]:
         """Run one call; arguments as `Decoder.forward`, states of the stage before instead of embeddings.
 
@@ -186,6 +228,12 @@ class Stage(nn.Module):
         selection = gate_selection(visual_index, text_index, text.dtype)
         gate = decoder.gates[str(self.segment[-1])]
         return visual, text, gate(gate_input(selection, text)), present
+
+
+def _layer(dims: DecoderDims, plan: LayerPlan, grid: tuple[int, int] | None) -> nn.Module:
+    if plan.masked:
+        return MaskedLayer(dims, plan, grid)
+    return CutLayer(dims, plan, grid) if plan.cuts else DecoderLayer(dims, plan)
 
 
 def rows_kept(gate_logits: Tensor, remaining: Tensor, visual: int) -> tuple[Tensor, int]:

@@ -4,9 +4,18 @@ While a graph is being exported they call torch's ONNX operators; otherwise torc
 eager form of the ONNX operators also computes outputs that nobody asks for.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from compressor.decoder.layer import KeyValue
+    from compressor.decoder.window import Window
+
+# Below every score; float16 has no larger negative number that survives a sum.
+LEAST = -3e4
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
@@ -27,6 +36,85 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
     else:
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
     return mixed.transpose(1, 2).flatten(2)
+
+
+def attend_near(
+    query: Tensor, near: "KeyValue", rest: "KeyValue", rest_mask: Tensor, window: "Window"
+) -> Tensor:
+    """Attention of visual rows to grid neighbours and to rows beside the images, in one softmax.
+
+    Built of products and a softmax, which run on no rows as well (V = 0); an Attention node does not.
+
+    Args:
+        query: [B, H, V, d].
+        near: keys and values [B, G, V, d] of the same rows.
+        rest: keys and values [B, G, R, d] of the past and of text rows.
+        rest_mask: [B, 1, V, R] bool.
+        window: of the grid; V is a multiple of its size.
+
+    Returns:
+        [B, V, H * d].
+    """
+    groups, size = near.key.shape[1], query.shape[3]
+    grid = (window.rows, window.columns)
+    # [B, G, H / G, images, gh, gw, d]
+    query = query.unflatten(1, (groups, -1)) * size**-0.5
+    tiles = query.unflatten(3, (-1, *grid))
+
+    def bands(states: Tensor) -> Tensor:
+        """[B, G, V, d] to [B, G, 1, images, gh, w * gw, d]: the grid rows around each grid row."""
+        chosen = states.unflatten(2, (-1, *grid))[:, :, :, window.bands]
+        return chosen.flatten(4, 5)[:, :, None]
+
+    near_scores = tiles @ bands(near.key).transpose(-1, -2)  # [.., gh, gw, w * gw]
+    near_scores = near_scores.masked_fill(~window.mask, LEAST)
+    near_scores = near_scores.flatten(3, 5)  # [B, G, H / G, V, w * gw]
+    rest_scores = query @ rest.key[:, :, None].transpose(-1, -2)  # [B, G, H / G, V, R]
+    rest_scores = rest_scores.masked_fill(~rest_mask[:, None], LEAST)
+    scores = torch.cat([near_scores, rest_scores], dim=-1).softmax(dim=-1)
+    width = window.side * window.columns
+    of_near = scores.narrow(4, 0, width).unflatten(3, (-1, *grid)) @ bands(near.value)
+    of_rest = scores.narrow(4, width, rest.key.shape[2]) @ rest.value[:, :, None]
+    mixed = of_near.flatten(3, 5) + of_rest  # [B, G, H / G, V, d]
+    return mixed.flatten(1, 2).transpose(1, 2).flatten(2)
+
+
+def attend_masked(
+    query: Tensor,
+    present: "KeyValue",
+    mask: Tensor,
+    *,
+    keys_cut: Tensor,
+    rows_cut: int,
+    pruned: Tensor,
+    off: bool,
+) -> Tensor:
+    """Attention whose weights on visual keys are zeroed behind the softmax, as YOPO's released code does.
+
+    Args:
+        query: [B, H, rows, d].
+        present: keys and values [B, G, keys, d].
+        mask: [B, 1, rows, keys] bool, before the softmax.
+        keys_cut: [B, keys] bool, visual keys.
+        rows_cut: how many of the first rows are visual; in pruned heads they get zeros.
+        pruned: [G] bool, key/value heads without visual tokens.
+        off: whether no head reads visual values.
+
+    Returns:
+        [B, rows, H * d].
+    """
+    groups, size = present.key.shape[1], query.shape[3]
+    query = query.unflatten(1, (groups, -1)) * size**-0.5  # [B, G, H / G, rows, d]
+    scores = query @ present.key[:, :, None].transpose(-1, -2)
+    weights = scores.masked_fill(~mask[:, None], LEAST).softmax(dim=-1)
+    gone = pruned[:, None, None, None]  # [G, 1, 1, 1]
+    cut = keys_cut[:, None, None, None]  # [B, 1, 1, 1, keys]
+    weights = weights.masked_fill(cut if off else cut & gone, 0.0)
+    mixed = weights @ present.value[:, :, None]
+    rows = mixed.shape[3]
+    silent = torch.arange(rows, device=mixed.device)[:, None] < rows_cut  # [rows, 1]
+    mixed = mixed.masked_fill(silent & gone, 0.0)
+    return mixed.flatten(1, 2).transpose(1, 2).flatten(2)
 
 
 def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

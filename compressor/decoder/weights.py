@@ -77,13 +77,114 @@ def source_of(name: str) -> tuple[str, bool]:
     owner, index, rest = name.split(".", 2)
     if owner == "gates":
         return f"{GATES_SOURCE}.{index}.{rest}", True
-    module, leaf = rest.rsplit(".", 1)
+    if rest == "output_bias":
+        return f"layers.{index}.{LAYER_SOURCES['output']}.bias", False
+    module, leaf = whole_module(rest).rsplit(".", 1)
     matrix = leaf == "weight" and not module.endswith("norm")
     return f"layers.{index}.{LAYER_SOURCES[module]}.{leaf}", matrix
 
 
+PARTS = {
+    "seen.": "",
+    "unseen.": "",
+    "heads.": "",
+    "mlp.first.": "mlp.",
+    "mlp.rest.": "mlp.",
+}
+"""Beginnings of the names of a cut layer's parameters, and those of the whole that they are part of."""
+
+
+def whole_module(name: str) -> str:
+    """Return the name of a layer's parameter without the part it belongs to: `seen.query` is `query`."""
+    part = next((p for p in PARTS if name.startswith(p)), None)
+    return name if part is None else PARTS[part] + name.removeprefix(part)
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The part of a source tensor that a parameter holds, in the parameter's layout.
+
+    Attributes:
+        axis: that is cut.
+        chosen: places along it, in order.
+    """
+
+    axis: int
+    chosen: tuple[int, ...]
+
+
+def slice_of(name: str, plan: Plan) -> Slice | None:
+    """Return which part of its source a decoder parameter holds; None: all of it.
+
+    Decided from the plan alone, before any weight is loaded.
+    """
+    if not name.startswith("layers."):
+        return None
+    _, index, rest = name.split(".", 2)
+    layer, dims = plan.layers[int(index)], plan.model.decoder
+    part = next((p for p in PARTS if rest.startswith(p)), None)
+    if part in (None, "heads."):
+        return None
+    module, leaf = whole_module(rest).rsplit(".", 1)
+    out = module in ("output", "mlp.down")
+    if out and leaf == "bias":
+        return None
+    axis = 0 if out or leaf == "bias" else 1
+    if part.startswith("mlp"):
+        kept = layer.neurons or ()
+        return Slice(axis, _either(part == "mlp.first.", kept, dims.intermediate, 1))
+    width = dims.head_dim * (dims.heads // dims.kv_heads if module in ("query", "output") else 1)
+    kept = range(dims.kv_heads) if layer.groups is None else layer.groups
+    return Slice(axis, _either(part == "seen.", kept, dims.kv_heads, width))
+
+
+@dataclass(frozen=True)
+class Part:
+    """A parameter as a part of its source tensor.
+
+    Attributes:
+        tensor: in the parameter's layout.
+        axis: along which parts are joined.
+        transposed: whether the source is stored the other way round.
+    """
+
+    tensor: Tensor
+    axis: int
+    transposed: bool
+
+
+def parts_by_source(decoder: Decoder, plan: Plan) -> dict[str, list[Part]]:
+    """Return a decoder's parameters by the source tensor they come from, parts in their stored order."""
+    found: dict[str, list[Part]] = {}
+    for name, parameter in decoder.named_parameters():
+        source, transposed = source_of(name)
+        part = slice_of(name, plan)
+        found.setdefault(source, []).append(
+            Part(parameter.detach(), 0 if part is None else part.axis, transposed)
+        )
+    return found
+
+
+def joined_parts(decoder: Decoder, plan: Plan) -> dict[str, tuple[int, tuple[int, ...]]]:
+    """Return how the naive decoder's parameters are joined of the plan's: axis and lengths, by name."""
+    sources = {
+        source: (parts[0].axis, tuple(part.tensor.shape[part.axis] for part in parts))
+        for source, parts in parts_by_source(decoder, plan).items()
+        if len(parts) > 1
+    }
+    with torch.device("meta"):
+        names = [name for name, _ in Decoder(plan.naive()).named_parameters()]
+    return {name: sources[s] for name in names if (s := source_of(name)[0]) in sources}
+
+
+def _either(chosen: bool, kept: Sequence[int], count: int, width: int) -> tuple[int, ...]:
+    """Return the places of the kept blocks, or of the others, `width` places each."""
+    blocks = kept if chosen else [i for i in range(count) if i not in set(kept)]
+    return tuple(place for block in blocks for place in range(block * width, (block + 1) * width))
+
+
 def decoder_from(plan: Plan, tensors: Mapping[str, Tensor], *, logits: str = "last") -> Decoder:
-    """Build the plan's decoder on the original's tensors, without copying them.
+    """Build the plan's decoder on the original's tensors; only what a plan cuts in parts is copied.
 
     Args:
         plan: decides every layer.
@@ -104,6 +205,9 @@ def decoder_from(plan: Plan, tensors: Mapping[str, Tensor], *, logits: str = "la
             continue
         tensor = tensors[source].detach()
         tensor = tensor.T if transposed else tensor
+        part = slice_of(name, plan)
+        if part is not None and max(part.chosen, default=-1) < tensor.shape[part.axis]:
+            tensor = tensor.index_select(part.axis, torch.tensor(part.chosen))
         if tensor.shape != parameter.shape:
             problems.append(
                 f"{source}: shape {tuple(tensor.shape)}, expected {tuple(parameter.shape)}"

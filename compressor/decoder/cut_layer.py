@@ -1,0 +1,250 @@
+"""A decoder layer in which visual rows do less, in YOPO's ways: fewer heads, near neighbours, a narrow MLP.
+
+Source: "Treat Visual Tokens as Text? But Your MLLM Only Needs Fewer Efforts to See" (YOPO, 2024).
+
+Two semantics. `CutLayer` removes: heads are stored in two groups; the pruned one runs on text rows alone and
+its cache holds text, the softmax is over what is left. `MaskedLayer` does what the released code does: what is
+cut stays in the softmax's denominator and is zeroed behind it. Windows are the same in both: rows outside are
+masked before the softmax.
+
+Letters as in `compressor.decoder.layer`; G key/value heads of a group, m neurons that visual rows use.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from compressor.decoder.layer import (
+    MLP,
+    Call,
+    KeyValue,
+    Linear,
+    RMSNorm,
+    Rows,
+    split_heads,
+)
+from compressor.decoder.ops import attend, attend_masked, attend_near, rotate
+from compressor.decoder.window import Window
+from compressor.dims import DecoderDims
+from compressor.plan import LayerPlan
+
+
+class HeadGroup(nn.Module):
+    """Some heads of a layer with their parts of the projections.
+
+    Args:
+        dims: of the decoder.
+        groups: how many key/value heads; their query heads come with them.
+    """
+
+    def __init__(self, dims: DecoderDims, groups: int) -> None:
+        super().__init__()
+        self.kv_heads, self.heads = groups, groups * (dims.heads // dims.kv_heads)
+        width, kv_width = self.heads * dims.head_dim, groups * dims.head_dim
+        self.query = Linear(dims.hidden, width, bias=dims.qkv_bias)
+        self.key = Linear(dims.hidden, kv_width, bias=dims.qkv_bias)
+        self.value = Linear(dims.hidden, kv_width, bias=dims.qkv_bias)
+        self.output = Linear(width, dims.hidden, bias=False)
+
+    def queries(self, normed: Tensor, rows: Rows) -> Tensor:
+        """[B, rows, D] to rotated queries [B, heads, rows, d]."""
+        return rotate(split_heads(self.query(normed), self.heads), rows.cos, rows.sin)
+
+    def keys_and_values(self, normed: Tensor, rows: Rows) -> KeyValue:
+        """[B, rows, D] to rotated keys and to values [B, G, rows, d]."""
+        key = rotate(split_heads(self.key(normed), self.kv_heads), rows.cos, rows.sin)
+        return KeyValue(key, split_heads(self.value(normed), self.kv_heads))
+
+    def mixed(self, normed: Tensor, rows: Rows, present: KeyValue) -> Tensor:
+        """Attend from rows [B, rows, D] to all of `present`; return [B, rows, D]."""
+        query = self.queries(normed, rows)
+        return self.output(attend(query, present.key, present.value, rows.mask))
+
+
+class NarrowMLP(nn.Module):
+    """An MLP whose first neurons serve all rows, the others text rows alone."""
+
+    def __init__(self, dims: DecoderDims, narrow: int) -> None:
+        super().__init__()
+        self.first = MLP(dims, narrow)
+        self.rest = MLP(dims, dims.intermediate - narrow, down_bias=False)
+
+    def forward(self, visual: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Map normed visual [B, V, D] and text rows [B, T, D] to their updates."""
+        rows = self.first(torch.cat([visual, text], dim=1))
+        visual, first = rows.split([visual.shape[1], text.shape[1]], dim=1)
+        return visual, first + self.rest(text)
+
+    def text_only(self, text: Tensor) -> Tensor:
+        """Map normed text rows [B, T, D] to their update."""
+        return self.first(text) + self.rest(text)
+
+
+class WideMLP(MLP):
+    """The whole MLP for both kinds of rows, with the calls of `NarrowMLP`."""
+
+    def forward(self, visual: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """See `NarrowMLP.forward`."""
+        rows = super().forward(torch.cat([visual, text], dim=1))
+        visual, text = rows.split([visual.shape[1], text.shape[1]], dim=1)
+        return visual, text
+
+    def text_only(self, text: Tensor) -> Tensor:
+        """See `NarrowMLP.text_only`."""
+        return super().forward(text)
+
+
+class CutLayer(nn.Module):
+    """A layer with cuts that are real: nothing of what was cut is computed.
+
+    Args:
+        dims: of the decoder.
+        plan: of the layer.
+        grid: rows and columns of an image's visual tokens; needed for a window.
+    """
+
+    def __init__(self, dims: DecoderDims, plan: LayerPlan, grid: tuple[int, int] | None) -> None:
+        super().__init__()
+        self.frozen, self.exited = plan.frozen, False
+        seen = len(plan.groups) if plan.groups is not None else dims.kv_heads
+        self.input_norm = RMSNorm(dims.hidden, dims.rms_norm_eps)
+        self.seen = HeadGroup(dims, seen) if seen else None
+        self.unseen = HeadGroup(dims, dims.kv_heads - seen) if seen < dims.kv_heads else None
+        self.output_bias = nn.Parameter(torch.empty(dims.hidden)) if dims.o_bias else None
+        self.mlp_norm = RMSNorm(dims.hidden, dims.rms_norm_eps)
+        self.mlp: NarrowMLP | WideMLP = WideMLP(dims)
+        if plan.neurons is not None:
+            self.mlp = NarrowMLP(dims, len(plan.neurons))
+        self.window = None
+        if plan.window is not None and grid is not None:
+            self.window = Window(grid, plan.window, causal=plan.window_causal)
+
+    def forward(
+        self, visual: Tensor, text: Tensor, call: Call, *pasts: KeyValue
+    ) -> tuple[Tensor | KeyValue, ...]:
+        """Run the layer.
+
+        Args:
+            visual: [B, V, D], V a multiple of N, or 0.
+            text: [B, T, D].
+            call: masks and rotations of this call.
+            pasts: of the heads with visual tokens, length P, then of those without, text rows alone.
+
+        Returns:
+            Visual rows, text rows, and the extended keys and values in the order of `pasts`.
+        """
+        rest = iter(pasts)
+        normed = self.input_norm(torch.cat([visual, text], dim=1))
+        normed_text = normed.narrow(1, visual.shape[1], text.shape[1])
+        present: list[KeyValue] = []
+        visual_updates, text_updates = [], []
+        if self.seen is not None:
+            new, past = self.seen.keys_and_values(normed, call.all), next(rest)
+            present.append(past.extended(*new))
+            if self.frozen:
+                text_updates.append(self.seen.mixed(normed_text, call.text, present[0]))
+            else:
+                mixed = self._seen(self.seen, normed, call, past, new, present[0])
+                of_visual, of_text = mixed.split([visual.shape[1], text.shape[1]], dim=1)
+                visual_updates.append(of_visual)
+                text_updates.append(of_text)
+        if self.unseen is not None:
+            new = self.unseen.keys_and_values(normed_text, call.alone)
+            present.append(next(rest).extended(*new))
+            text_updates.append(self.unseen.mixed(normed_text, call.alone, present[-1]))
+        if self.output_bias is not None:
+            text_updates.append(self.output_bias)
+            visual_updates.append(self.output_bias)
+        text = text + sum(text_updates[1:], text_updates[0])
+        if self.frozen:
+            return visual, text + self.mlp.text_only(self.mlp_norm(text)), *present
+        if visual_updates:
+            visual = visual + sum(visual_updates[1:], visual_updates[0])
+        more_visual, more_text = self.mlp(self.mlp_norm(visual), self.mlp_norm(text))
+        return visual + more_visual, text + more_text, *present
+
+    def _seen(
+        self,
+        heads: HeadGroup,
+        normed: Tensor,
+        call: Call,
+        past: KeyValue,
+        new: KeyValue,
+        present: KeyValue,
+    ) -> Tensor:
+        """Attend from all rows in the heads with visual tokens; return [B, S, D]."""
+        if self.window is None:
+            return heads.mixed(normed, call.all, present)
+        query = heads.queries(normed, call.all)
+        text = call.text.cos.shape[1]
+        visual = query.shape[2] - text
+        near = attend_near(
+            query.narrow(2, 0, visual),
+            KeyValue(new.key.narrow(2, 0, visual), new.value.narrow(2, 0, visual)),
+            past.extended(new.key.narrow(2, visual, text), new.value.narrow(2, visual, text)),
+            call.beside(visual),
+            self.window,
+        )
+        of_text = attend(query.narrow(2, visual, text), present.key, present.value, call.text.mask)
+        return heads.output(torch.cat([near, of_text], dim=1))
+
+
+class MaskedLayer(nn.Module):
+    """A layer with the numbers of YOPO's released code; saves nothing but neurons.
+
+    Args:
+        dims: of the decoder.
+        plan: of the layer, with `masked`.
+        grid: rows and columns of an image's visual tokens; needed for a window.
+    """
+
+    def __init__(self, dims: DecoderDims, plan: LayerPlan, grid: tuple[int, int] | None) -> None:
+        super().__init__()
+        self.frozen, self.exited = plan.frozen, False
+        self.input_norm = RMSNorm(dims.hidden, dims.rms_norm_eps)
+        self.heads = HeadGroup(dims, dims.kv_heads)
+        self.output_bias = nn.Parameter(torch.empty(dims.hidden)) if dims.o_bias else None
+        self.mlp_norm = RMSNorm(dims.hidden, dims.rms_norm_eps)
+        self.mlp: NarrowMLP | WideMLP = WideMLP(dims)
+        if plan.neurons is not None:
+            self.mlp = NarrowMLP(dims, len(plan.neurons))
+        self.window = None
+        if plan.window is not None and grid is not None:
+            self.window = Window(grid, plan.window, causal=plan.window_causal)
+        self.off = plan.off
+        kept = plan.groups if plan.groups is not None else range(dims.kv_heads)
+        # A plain attribute on the CPU, also while a decoder is laid out on the meta device.
+        flags = [i not in kept for i in range(dims.kv_heads)]
+        self.pruned = torch.tensor(flags, device=torch.device("cpu"))
+
+    def forward(
+        self, visual: Tensor, text: Tensor, call: Call, past: KeyValue
+    ) -> tuple[Tensor, Tensor, KeyValue]:
+        """Run the layer; see `CutLayer.forward`. Caches stay whole."""
+        count = visual.shape[1]
+        normed = self.input_norm(torch.cat([visual, text], dim=1))
+        present = past.extended(*self.heads.keys_and_values(normed, call.all))
+        rows, states = (call.text, text) if self.frozen else (call.all, None)
+        if states is None:
+            states = torch.cat([visual, text], dim=1)
+        else:
+            normed = normed.narrow(1, count, text.shape[1])
+        visual_rows = 0 if self.frozen else count
+        mask = rows.mask
+        if self.window is not None and not self.frozen:
+            mask = self.window.masked(mask, call.past_visual, visual_rows)
+        mixed = attend_masked(
+            self.heads.queries(normed, rows),
+            present,
+            mask,
+            keys_cut=call.keys_visual(count),
+            rows_cut=visual_rows,
+            pruned=self.pruned,
+            off=self.off,
+        )
+        update = self.heads.output(mixed)
+        states = states + (update if self.output_bias is None else update + self.output_bias)
+        if self.frozen:
+            return visual, states + self.mlp.text_only(self.mlp_norm(states)), present
+        visual, text = states.split([count, text.shape[1]], dim=1)
+        more_visual, more_text = self.mlp(self.mlp_norm(visual), self.mlp_norm(text))
+        return visual + more_visual, text + more_text, present

@@ -1,0 +1,65 @@
+"""A window of grid neighbours: which visual rows a visual row reads.
+
+An image's visual tokens form a grid of gh rows and gw columns. A token reads those at most w // 2 rows and
+columns away. Band by band: the tokens of a grid row read the w grid rows around it, so that work and memory
+grow with V x w x gw, not with V x V. Bands of all rows and images run as one batch.
+"""
+
+import torch
+from torch import Tensor
+
+
+class Window:
+    """Static facts of a window on a grid.
+
+    Args:
+        grid: gh, gw.
+        side: w, odd, at most the smaller side of the grid.
+        causal: read neighbours that come before, and oneself, only.
+    """
+
+    def __init__(self, grid: tuple[int, int], side: int, *, causal: bool) -> None:
+        self.rows, self.columns, self.side = *grid, side
+        half = side // 2
+        # On the CPU also while a decoder is laid out on the meta device.
+        cpu = torch.device("cpu")
+        row = torch.arange(self.rows, device=cpu)
+        around = row[:, None] + torch.arange(-half, half + 1, device=cpu)  # [gh, w]
+        inside = (around >= 0) & (around < self.rows)
+        # Rows beyond the grid are read somewhere inside it, and masked.
+        self.bands = around.clamp(0, self.rows - 1)  # [gh, w]
+        column = torch.arange(self.columns, device=cpu)
+        near = (column[:, None] - column).abs() <= half  # [gw, gw']
+        # [gh, gw, w, gw']: token (row, column) reads (band, column').
+        mask = inside[:, None, :, None] & near[None, :, None, :]
+        if causal:
+            own = row[:, None] * self.columns + column  # [gh, gw]
+            other = around[:, :, None] * self.columns + column  # [gh, w, gw']
+            mask = mask & (other[:, None] <= own[:, :, None, None])
+        self.mask = mask.flatten(2)  # [gh, gw, w * gw']
+
+    def masked(self, mask: Tensor, past_visual: Tensor, visual: int) -> Tensor:
+        """Return a dense mask [B, 1, S, P + S] in which visual rows read their window among visual rows.
+
+        Args:
+            mask: of all rows, visual first.
+            past_visual: [B, P] which rows of the past are visual; other images are no neighbours.
+            visual: V.
+        """
+        past, rows = past_visual.shape[1], mask.shape[2]
+        place = torch.arange(visual, device=mask.device)
+        image, within = place // (self.rows * self.columns), place % (self.rows * self.columns)
+        row, column = within // self.columns, within % self.columns
+        near = (image[:, None] == image) & self.mask_of(row, column)
+        causal = mask.narrow(2, 0, visual)
+        before = causal.narrow(3, 0, past) & ~past_visual[:, None, None]
+        behind = causal.narrow(3, past + visual, rows - visual)
+        of_visual = torch.cat(
+            [before, near.expand_as(causal.narrow(3, past, visual)), behind], dim=3
+        )
+        return torch.cat([of_visual, mask.narrow(2, visual, rows - visual)], dim=2)
+
+    def mask_of(self, row: Tensor, column: Tensor) -> Tensor:
+        """Return [V, V] of the rows' and columns' distance."""
+        half = self.side // 2
+        return ((row[:, None] - row).abs() <= half) & ((column[:, None] - column).abs() <= half)
