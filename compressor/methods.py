@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -51,6 +52,16 @@ def each_once(values: object) -> str | None:
     return f"{show(twice)} listed more than once; list each once" if twice else None
 
 
+def _each_at_most_once(values: object) -> str | None:
+    return None if values == () else each_once(values)
+
+
+def _odd(value: int) -> int:
+    if value % 2 == 0:
+        raise PydanticCustomError("not_allowed", "odd, because a window has a middle")
+    return value
+
+
 def _ascending(values: object) -> str | None:
     plain = isinstance(values, tuple) and [v for v in values if type(v) is int]
     return None if not plain or plain == sorted(plain) else "not in ascending order; sort them"
@@ -61,6 +72,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32), allowed("a whole number from 0 to 4
 Count = Annotated[int, Field(ge=1), allowed("a whole number, 1 or more")]
 LayerIndex = Annotated[int, Field(ge=0), allowed("a whole number, 0 or more")]
 Layers = Annotated[tuple[LayerIndex, ...], rule(each_once)]
+KeptLayers = Annotated[tuple[LayerIndex, ...], rule(_each_at_most_once)]
 Candidates = Annotated[tuple[LayerIndex, ...], rule(each_once), rule(_ascending)]
 Share = Annotated[float, Field(ge=0, le=1), allowed("a number from 0 to 1")]
 Cosine = Annotated[float, Field(ge=-1, le=1), allowed("a number from -1 to 1")]
@@ -68,8 +80,12 @@ Quantile = Annotated[float, Field(gt=0, le=1), allowed("a number above 0, up to 
 NotNegative = Annotated[float, Field(ge=0), allowed("a number, 0 or more")]
 AboveOne = Annotated[float, Field(gt=1), allowed("a number above 1")]
 Rate = Annotated[float, Field(gt=0), allowed("a number above 0")]
+Ratio = Annotated[int, Field(ge=2), allowed("a whole number, 2 or more")]
+_Side = Annotated[int, Field(ge=3), AfterValidator(_odd)]
+Window = Annotated[_Side | Literal["auto"], allowed("an odd whole number, 3 or more, or auto")]
 DataPath = Annotated[Path, BeforeValidator(_path_of(".jsonl"))]
 GatesPath = Annotated[Path, BeforeValidator(_path_of(".safetensors"))]
+MaskPath = Annotated[Path, BeforeValidator(_path_of(".npy or .safetensors"))]
 _TEXT = r"^[^\x00-\x1f\x7f]+$"
 ModelId = Annotated[str, Field(pattern=_TEXT), allowed("a hub id or a folder, as text")]
 Revision = Annotated[
@@ -208,7 +224,86 @@ class DyVTE(Section):
         return result
 
 
-Method = ShortV | VisualExit | DyVTE
+class Heads(ExactlyOne):
+    """Which visual heads stay: those in which visual tokens take part.
+
+    Exactly one of `keep`, `threshold` and `mask` is given.
+
+    Attributes:
+        keep: share of all heads that may be pruned, over all layers, 0 to 1; those with the highest scores.
+        threshold: a head stays if its score exceeds this in enough calibration samples, 0 or more.
+        votes: what is enough, as a share of the samples, above 0, up to 1; None: 0.4, the authors'.
+        mask: .npy or .safetensors file of one bool array [L, H], True: the head stays; needs no calibration.
+    """
+
+    beside: ClassVar[Mapping[str, str]] = {"votes": "threshold"}
+
+    keep: Share | None = None
+    threshold: NotNegative | None = None
+    votes: Quantile | None = None
+    mask: MaskPath | None = None
+
+
+class Yopo(Section):
+    """YOPO: four cuts of the work on visual tokens; at least one is given.
+
+    Attributes:
+        heads: which visual heads stay; None: all.
+        keep_layers: layers whose heads all stay and do not count in a share, distinct, counted from 0;
+            None: 0 and 1, as published, or none where a mask says it all.
+        window: side of the square of grid neighbours that a visual row reads among visual rows, odd;
+            `auto`: 5 where that is predicted to be faster; None: all of them.
+        causal: neighbours before the row only; released: both sides.
+        mlp_ratio: visual rows use one in so many MLP neurons; None: all.
+        select: which ones: the `first`, as released, or those with the highest mean `activation`.
+        off_from: first layer in which no row reads visual tokens, 1 or more; None: none.
+        semantics: `removed`: what is cut is gone, which makes `off_from` an exit; `masked`: the released
+            code's numbers, in which pruned keys stay in the softmax's denominator: saves little.
+    """
+
+    name: ClassVar[Literal["yopo"]] = "yopo"
+    cuts: ClassVar[tuple[str, ...]] = ("heads", "window", "mlp_ratio", "off_from")
+
+    heads: Heads | None = None
+    keep_layers: KeptLayers | None = None
+    window: Window | None = None
+    causal: Flag = False
+    mlp_ratio: Ratio | None = None
+    select: Literal["first", "activation"] = "first"
+    off_from: Count | None = None
+    semantics: Literal["removed", "masked"] = "removed"
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _every_key_has_an_effect(cls, value: Any, handler: Callable[[Any], Self]) -> Self:
+        result: Self = apply_rule(value, handler, _yopo_problem(value))
+        return result
+
+
+def _yopo_problem(value: object) -> str | None:
+    """Return what is wrong with YOPO's keys as a whole, None if nothing is."""
+    if not isinstance(value, dict):
+        return None
+    given = {key for key, item in value.items() if item is not None}
+    if not given & set(Yopo.cuts):
+        return f"nothing is cut; give at least one of: {', '.join(Yopo.cuts)}"
+    idle = {
+        "keep_layers": ("keep_layers" in given, "heads"),
+        "causal": (value.get("causal") is True, "window"),
+        "select": (value.get("select") == "activation", "mlp_ratio"),
+    }
+    for key, (asked, owner) in idle.items():
+        if asked and owner not in given:
+            return f"{key} goes with {owner}; give both or neither"
+    if value.get("semantics") == "masked" and value.get("window") == "auto":
+        return (
+            "masked gives the released numbers, and a window is part of them; "
+            "give window a number, or leave it out"
+        )
+    return None
+
+
+Method = ShortV | VisualExit | DyVTE | Yopo
 """Any compression method."""
 
 
@@ -220,6 +315,7 @@ class CompressEntry(ExactlyOne):
     shortv: ShortV | None = None
     visual_exit: VisualExit | None = None
     dyvte: DyVTE | None = None
+    yopo: Yopo | None = None
 
     @property
     def method(self) -> Method:
@@ -237,7 +333,25 @@ def methods_clash(entries: object) -> str | None:
     if not isinstance(entries, tuple):
         return None
     counts = Counter(name for entry in entries if isinstance(entry, dict) for name in entry)
-    if counts["visual_exit"] and counts["dyvte"]:
-        return "visual_exit and dyvte both choose where visual tokens leave; give one of them"
+    dyvte, yopo = _keys_of(entries, "dyvte"), _keys_of(entries, "yopo")
+    exits = [name for name in ("visual_exit", "dyvte") if counts[name]]
+    exits += ["yopo.off_from"] if yopo.get("off_from") is not None else []
+    if len(exits) > 1:
+        return f"{_both(exits)} choose where visual tokens leave; give one of them"
+    told = ["yopo.window"] if yopo.get("window") is not None else []
+    told += ["yopo.semantics: masked"] if yopo.get("semantics") == "masked" else []
+    if told and counts["dyvte"] and dyvte.get("exit") != "baked":
+        rest = "gates that decide for each prompt; take dyvte.exit: baked, or leave one of them out"
+        return f"{' and '.join(told)} cannot go with {rest}"
     twice = ", ".join(name for name in METHOD_NAMES if counts[name] > 1)
     return f"more than one entry for: {twice}; a method may appear once" if twice else None
+
+
+def _keys_of(entries: tuple[Any, ...], name: str) -> Mapping[str, Any]:
+    """Return what an entry of a method says, as it was written."""
+    found = [entry.get(name) for entry in entries if isinstance(entry, dict)]
+    return next((keys for keys in found if isinstance(keys, dict)), {})
+
+
+def _both(names: list[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]} {'both' if len(names) == 2 else 'all'}"

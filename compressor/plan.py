@@ -34,10 +34,10 @@ VisualRows = Literal["update", "frozen", "exited"]
 """`update`: visual rows are computed; `frozen`: they pass through, their K and V are still read;
 `exited`: they left the decoder before this layer: no rows, no K and V."""
 
-Reason = Literal["", "shortv", "dead", "vtw", "dyvte"]
+Reason = Literal["", "shortv", "dead", "vtw", "dyvte", "yopo"]
 """Why visual rows are not updated; `dead`: nobody reads their output, so freezing them is exact."""
 
-EXITS: Mapping[Reason, VisualRows] = {"vtw": "exited", "dyvte": "exited"}
+EXITS: Mapping[Reason, VisualRows] = {"vtw": "exited", "dyvte": "exited", "yopo": "exited"}
 """What a reason does to visual rows, where that is not `frozen`."""
 
 GateMode = Literal["dynamic", "staged"]
@@ -84,6 +84,17 @@ class LayerPlan(Facts):
         """Return a layer in which visual rows do what the reason asks for."""
         visual: VisualRows = EXITS.get(reason, "frozen") if reason else "update"
         return cls(index=index, visual=visual, reason=reason)
+
+    def turned(self, reason: Reason) -> "LayerPlan":
+        """Return this layer with visual rows doing what the reason asks for.
+
+        Frozen rows still have keys and values: they keep their heads, and lose window and neurons.
+        """
+        layer = LayerPlan.because(self.index, reason)
+        if not layer.frozen:
+            return layer
+        kept = {"groups": self.groups, "masked": self.masked, "off": self.off}
+        return layer.model_copy(update=kept)
 
     @model_validator(mode="after")
     def _state_fits_the_reason(self) -> "LayerPlan":

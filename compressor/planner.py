@@ -9,10 +9,11 @@ from compressor.cost import predicted_speedup
 from compressor.dims import ModelFacts
 from compressor.errors import GatesError, PlanError
 from compressor.gate_file import GateFile
-from compressor.methods import DyVTE, Method, ShortV, VisualExit
+from compressor.methods import DyVTE, Method, ShortV, VisualExit, Yopo
 from compressor.passes import dyvte, shortv, vtw
 from compressor.passes.dead_rows import freeze_dead_rows
 from compressor.plan import Gates, LayerPlan, Plan, Reason, Workload
+from compressor.yopo_planner import cut, measures_for, notes, unfit
 
 QUANTILE = 0.9
 
@@ -38,6 +39,8 @@ def measures_needed(methods: Sequence[Method]) -> tuple[Measure, ...]:
             needed.append("exit_kl")
         if isinstance(method, DyVTE) and method.exit == "baked":
             needed.append("gate_margin")
+        if isinstance(method, Yopo):
+            needed += measures_for(method)
     return tuple(needed)
 
 
@@ -48,7 +51,10 @@ def measures_of(methods: Sequence[Method]) -> tuple[Measure, ...]:
         VisualExit: "exit_kl",
         DyVTE: "gate_margin",
     }
-    return tuple(kinds[type(method)] for method in methods) or ("layer_contribution", "exit_kl")
+    measures: list[Measure] = []
+    for method in methods:
+        measures += measures_for(method) if isinstance(method, Yopo) else [kinds[type(method)]]
+    return tuple(measures) or ("layer_contribution", "exit_kl")
 
 
 def gate_candidates(method: DyVTE, layers: int) -> tuple[int, ...]:
@@ -78,10 +84,16 @@ def check_methods(facts: ModelFacts, model_digest: str, methods: Sequence[Method
     """Refuse methods that no calibration can make possible: before any weights are loaded.
 
     Raises:
-        PlanError: layers that do not exist; all of them.
+        PlanError: layers that do not exist, or heads, windows and ratios that do not fit; all of them.
         GatesError: as `gate_file`.
     """
-    check_layers(facts.decoder.layers, methods)
+    problems = [
+        problem
+        for number, method in enumerate(methods)
+        for problem in _unfit(method, facts, f"compress[{number}].{method.name}")
+    ]
+    if problems:
+        raise PlanError(problems)
     for method in methods:
         if isinstance(method, DyVTE):
             gate_file(method, facts, model_digest)
@@ -102,6 +114,12 @@ def check_layers(layers: int, methods: Sequence[Method]) -> None:
         raise PlanError(problems)
 
 
+def _unfit(method: Method, facts: ModelFacts, where: str) -> list[str]:
+    """Return what of a method the model rules out."""
+    problems = _beyond(method, facts.decoder.layers, where)
+    return problems + unfit(method, facts, where) if isinstance(method, Yopo) else problems
+
+
 def _beyond(method: Method, layers: int, where: str) -> list[str]:
     """Return the problems of layer numbers that a method gives and the model does not have."""
     last = layers - 1
@@ -110,6 +128,10 @@ def _beyond(method: Method, layers: int, where: str) -> list[str]:
     if isinstance(method, DyVTE):
         # Behind the last layer there is nothing to save.
         return _outside(method.candidates or (), layers, f"{where}.candidates", 0, last - 1)
+    if isinstance(method, Yopo):
+        kept = _outside(method.keep_layers or (), layers, f"{where}.keep_layers", 0, last)
+        off = () if method.off_from is None else (method.off_from,)
+        return kept + _outside(off, layers, f"{where}.off_from", 1, last)
     given = {"layer": method.layer, "first_layer": method.first_layer}
     return [
         problem
@@ -161,8 +183,8 @@ def make_plan(
     problems: list[str] = []
     for number, method in enumerate(methods):
         where = f"compress[{number}].{method.name}"
-        if beyond := _beyond(method, len(plan.layers), where):
-            problems += beyond
+        if wrong := _unfit(method, facts, where):
+            problems += wrong
             continue
         step = _Step(where, plan, profile)
         try:
@@ -170,17 +192,22 @@ def make_plan(
                 plan = freeze(plan, step.shortv(method), "shortv")
             elif isinstance(method, VisualExit):
                 plan = leave(plan, step.visual_exit(method), "vtw")
-            else:
+            elif isinstance(method, DyVTE):
                 plan = step.dyvte(method)
+            else:
+                plan = step.yopo(method)
         except _CannotError as reason:
-            problems.append(str(reason))
+            problems += reason.args
     if problems:
         raise PlanError(problems)
-    return plan
+    return Plan.model_validate({**dict(plan), "notes": notes(plan, methods)})
 
 
 def freeze(plan: Plan, layers: Sequence[int], reason: Reason) -> Plan:
-    """Return the plan with visual rows frozen in those of the layers that have any, dead rows marked."""
+    """Return the plan with visual rows frozen in those of the layers that have any, dead rows marked.
+
+    Heads stay cut: frozen rows still have keys and values.
+    """
     return _changed(plan, lambda layer: layer.index in layers and not layer.exited, reason)
 
 
@@ -190,14 +217,12 @@ def leave(plan: Plan, layer: int, reason: Reason) -> Plan:
 
 
 def _changed(plan: Plan, chosen: Callable[[LayerPlan], bool], reason: Reason) -> Plan:
-    layers = tuple(
-        LayerPlan.because(layer.index, reason) if chosen(layer) else layer for layer in plan.layers
-    )
+    layers = tuple(layer.turned(reason) if chosen(layer) else layer for layer in plan.layers)
     return plan.model_copy(update={"layers": freeze_dead_rows(layers)})
 
 
 class _CannotError(Exception):
-    """A method that cannot be applied; the message is a problem of the plan."""
+    """A method that cannot be applied; each argument is a problem of the plan."""
 
 
 @dataclass(frozen=True)
@@ -256,6 +281,21 @@ class _Step:
         if found is None:
             raise self._out_of_reach(wanted, "leaving before layer 1", speedup_of(1))
         return found
+
+    def yopo(self, method: Yopo) -> Plan:
+        """Return the plan with visual tokens doing less."""
+        missing = []
+        for measure in measures_for(method):
+            try:
+                self._measured(measure)
+            except _CannotError as reason:
+                missing.append(str(reason))
+        if missing:
+            raise _CannotError(*missing)
+        plan = self.plan
+        if method.off_from is not None and method.semantics == "removed":
+            plan = leave(plan, method.off_from, "yopo")
+        return cut(plan, method, self._measured)
 
     def dyvte(self, method: DyVTE) -> Plan:
         """Return the plan with gates, or with the fixed exit that they give."""
@@ -320,6 +360,8 @@ class _Step:
             "layer_contribution": ("layers by contribution", ", or list the layers"),
             "exit_kl": ("the exit by its KL", ", or give the layer"),
             "gate_margin": ("the exit by where gates fire", ""),
+            "head_score": ("heads by score", ", or give a mask"),
+            "neuron_activity": ("neurons by activation", ", or take the first ones"),
         }
         by, otherwise = words[measure]
         raise _CannotError(

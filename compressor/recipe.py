@@ -306,6 +306,8 @@ def dump_recipe(recipe: Recipe, *, portable: bool = False) -> str:
 
 _PATH_KEYS: Final = (("model", "id"), ("calibrate", "data"), ("validate", "data"))
 
+_METHOD_PATH_KEYS: Final = ((("dyvte",), "gates"), (("yopo", "heads"), "mask"))
+
 
 def _is_folder(model_id: str) -> bool:
     return model_id.startswith((".", "/"))
@@ -319,9 +321,12 @@ def _paths_in(data: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
             yield part, key
     entries = data.get("compress")
     for entry in entries if isinstance(entries, list | tuple) else ():
-        method = entry.get("dyvte") if isinstance(entry, dict) else None
-        if isinstance(method, dict) and "gates" in method:
-            yield method, "gates"
+        for place, key in _METHOD_PATH_KEYS:
+            method: Any = entry
+            for name in place:
+                method = method.get(name) if isinstance(method, dict) else None
+            if isinstance(method, dict) and key in method:
+                yield method, key
 
 
 def _anchored(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -215,11 +215,11 @@ def test_reading_recipes_imports_no_torch():
         ),
         (
             "compress: [shortv]",
-            "compress[0]: 'shortv' is not allowed; a mapping with keys of: shortv, visual_exit, dyvte",
+            "compress[0]: 'shortv' is not allowed; a mapping with keys of: shortv, visual_exit, dyvte, yopo",
         ),
         (
             "compress: [{}]",
-            "compress[0]: nothing is given; give exactly one of: shortv, visual_exit, dyvte",
+            "compress[0]: nothing is given; give exactly one of: shortv, visual_exit, dyvte, yopo",
         ),
         (
             "compress: [{shortv: null}]",
@@ -242,7 +242,7 @@ def test_reading_recipes_imports_no_torch():
         ),
         (
             "compress: [{shrtv: {frozen: 0.1}}]",
-            "compress[0].shrtv: unknown method; did you mean 'shortv'? (known: shortv, visual_exit, dyvte)",
+            "compress[0].shrtv: unknown method; did you mean 'shortv'? (known: shortv, visual_exit, dyvte, yopo)",
         ),
         (
             "compress: [{shortv: {frozn: 0.1}}]",

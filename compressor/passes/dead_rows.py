@@ -15,5 +15,5 @@ def freeze_dead_rows(layers: tuple[LayerPlan, ...]) -> tuple[LayerPlan, ...]:
     last = [layer for layer in layers if not layer.exited][-1]
     if last.frozen:
         return layers
-    dead = LayerPlan.because(last.index, "dead")
+    dead = last.turned("dead")
     return (*layers[: last.index], dead, *layers[last.index + 1 :])
