@@ -114,6 +114,8 @@ class LayerPlan(Facts):
             problem = "visual rows are frozen: they have no queries and no MLP"
         elif self.off and not self.masked:
             problem = "off is a word of the masked semantics; otherwise it is an exit"
+        elif self.neurons is not None and not self.neurons:
+            problem = "visual rows need a neuron at least"
         for name in ("groups", "neurons"):
             chosen = getattr(self, name)
             if chosen is not None and list(chosen) != sorted(set(chosen)):

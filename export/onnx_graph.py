@@ -74,7 +74,9 @@ def export_decoder(
 def _join(graph: ir.Graph, name: str, axis: int, lengths: Sequence[int]) -> None:
     """Replace an initializer by a Concat of its parts; a runtime folds it into one matrix when it loads."""
     whole = graph.initializers.pop(name)
-    array = whole.const_value.numpy()  # type: ignore[union-attr]
+    if whole.const_value is None or whole.dtype is None:
+        raise RuntimeError(f"{name} has no values")
+    array = whole.const_value.numpy()
     parts = []
     for number, part in enumerate(np.split(array, np.cumsum(lengths)[:-1], axis=axis)):
         part_name = f"{name}.{number}"

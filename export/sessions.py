@@ -52,9 +52,14 @@ class Session(Protocol):
         ...
 
 
+# Batch, heads, rows, head size; what tells visual rows has fewer.
+CACHE_AXES = 4
+
+
 def cached_rows(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """Return how many rows each layer's keys and values hold, from the shapes of a cache."""
-    return tuple(shape[2] for shape in shapes[::2])
+    """Return how many rows each pair of keys and values holds, from the shapes of a past."""
+    keys = (shape for shape in shapes[::2] if len(shape) == CACHE_AXES)
+    return tuple(shape[2] for shape in keys)
 
 
 def exit_of(rows: Sequence[int]) -> int | None:

@@ -2,10 +2,10 @@
 
 Source: "Treat Visual Tokens as Text? But Your MLLM Only Needs Fewer Efforts to See" (YOPO, 2024).
 
-Two semantics. `CutLayer` removes: heads are stored in two groups; the pruned one runs on text rows alone and
-its cache holds text, the softmax is over what is left. `MaskedLayer` does what the released code does: what is
-cut stays in the softmax's denominator and is zeroed behind it. Windows are the same in both: rows outside are
-masked before the softmax.
+Two semantics. `CutLayer` removes: heads are stored in two groups; the pruned one runs on text rows alone, its
+cache holds text, and the softmax is over what is left. `MaskedLayer` does what the released code does: what
+is cut stays in the softmax's denominator and is zeroed behind it. Windows are the same in both: rows outside
+are masked before the softmax.
 
 Letters as in `compressor.decoder.layer`; G key/value heads of a group, m neurons that visual rows use.
 """

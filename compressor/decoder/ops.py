@@ -57,8 +57,8 @@ def attend_near(
     """
     groups, size = near.key.shape[1], query.shape[3]
     grid = (window.rows, window.columns)
-    # [B, G, H / G, images, gh, gw, d]
     query = query.unflatten(1, (groups, -1)) * size**-0.5
+    # Seven axes: B, G, H / G, images, gh, gw, d.
     tiles = query.unflatten(3, (-1, *grid))
 
     def bands(states: Tensor) -> Tensor:

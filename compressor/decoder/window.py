@@ -19,7 +19,7 @@ class Window:
     """
 
     def __init__(self, grid: tuple[int, int], side: int, *, causal: bool) -> None:
-        self.rows, self.columns, self.side = *grid, side
+        self.rows, self.columns, self.side, self.causal = *grid, side, causal
         half = side // 2
         # On the CPU also while a decoder is laid out on the meta device.
         cpu = torch.device("cpu")
@@ -51,12 +51,12 @@ class Window:
         image, within = place // (self.rows * self.columns), place % (self.rows * self.columns)
         row, column = within // self.columns, within % self.columns
         near = (image[:, None] == image) & self.mask_of(row, column)
-        causal = mask.narrow(2, 0, visual)
-        before = causal.narrow(3, 0, past) & ~past_visual[:, None, None]
-        behind = causal.narrow(3, past + visual, rows - visual)
-        of_visual = torch.cat(
-            [before, near.expand_as(causal.narrow(3, past, visual)), behind], dim=3
-        )
+        earlier = mask.narrow(2, 0, visual)
+        before = earlier.narrow(3, 0, past) & ~past_visual[:, None, None]
+        here = earlier.narrow(3, past, visual)
+        here = here & near if self.causal else near.expand_as(here)
+        behind = earlier.narrow(3, past + visual, rows - visual)
+        of_visual = torch.cat([before, here, behind], dim=3)
         return torch.cat([of_visual, mask.narrow(2, visual, rows - visual)], dim=2)
 
     def mask_of(self, row: Tensor, column: Tensor) -> Tensor:

@@ -15,12 +15,12 @@ from compressor.calibration.contribution import layer_contribution
 from compressor.calibration.full_pass import full_pass
 from compressor.decoder import Decoder, KeyValue, decoder_from
 from compressor.dims import DecoderDims, ModelFacts
-from compressor.methods import DyVTE, Method, ShortV, VisualExit
+from compressor.methods import DyVTE, Method, ShortV, VisualExit, Yopo
 from compressor.plan import Plan, Workload
 from compressor.planner import identity_plan, make_plan
 from export.graphs import decoder_graphs
 from export.onnx_graph import save_graph
-from export.sessions import OnnxSession
+from export.sessions import OnnxSession, cached_rows
 from export.weights import SharedWeights
 from vtcompress.exporting import decoder_makers
 
@@ -72,6 +72,7 @@ class Case:
             architecture="LlamaForCausalLM",
             decoder=dims,
             visual_tokens=self.facts["spans"]["visual"],
+            token_grid=self.facts["params"].get("grid"),
             image_size=1,
             image_token_id=0,
             eos_token_ids=(),
@@ -92,9 +93,26 @@ class Case:
                 method = DyVTE.model_validate(
                     {"gates": self.folder / "model.safetensors", "exit": form}
                 )
+            case "yopo":
+                method = self._yopo()
             case other:
                 raise ValueError(f"{self.folder}: method {other!r} is not supported")
         return make_plan(self.model, "golden", [method], workload=workload)
+
+    def _yopo(self) -> Yopo:
+        params = self.facts["params"]
+        # Kept until the process ends: a recipe names the file.
+        mask = Path(tempfile.mkdtemp()) / "head_keep.npy"
+        np.save(mask, self.expected["head_keep"].numpy())
+        return Yopo.model_validate(
+            {
+                "semantics": "masked",
+                "heads": {"mask": mask},
+                "window": params["window"],
+                "mlp_ratio": params["mlp_ratio"],
+                "off_from": params["visual_off_from_layer"],
+            }
+        )
 
     def prompts(self) -> list[slice]:
         """Which prompts of the case's arrays run together: all, but one by one where gates decide."""
@@ -217,7 +235,7 @@ def _line(name: str, found: torch.Tensor, wanted: torch.Tensor) -> Line:
 class _TorchSide:
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
-        self.past: list[KeyValue] = []
+        self.past: list[KeyValue | torch.Tensor] = []
         self.lengths: list[tuple[int, ...]] = []
 
     def start(self, batch: int) -> None:
@@ -229,7 +247,8 @@ class _TorchSide:
         return logits
 
     def note_lengths(self) -> None:
-        self.lengths.append(tuple(pair.key.shape[2] for pair in self.past))
+        pairs = (item for item in self.past if isinstance(item, KeyValue))
+        self.lengths.append(tuple(pair.key.shape[2] for pair in pairs))
 
 
 class _OnnxSide:
@@ -246,4 +265,4 @@ class _OnnxSide:
         return torch.from_numpy(logits)
 
     def note_lengths(self) -> None:
-        self.lengths.append(tuple(shape[2] for shape in self.session.past_shapes(self.past)[::2]))
+        self.lengths.append(cached_rows(self.session.past_shapes(self.past)))

@@ -1,0 +1,115 @@
+"""An independent decoder with YOPO's cuts: all rows of a conversation at once, dense masks, numpy.
+
+It follows the definitions, not the code under test: what a row may not read is masked before the softmax
+(`removed`) or zeroed behind it (`masked`), visual rows without a part in a head get zeros from it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from compressor.plan import LayerPlan, Plan
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """All rows in the order of their places.
+
+    Attributes:
+        embeds: [S, D].
+        visual: [S] bool.
+        image: [S] number of the image a visual row belongs to.
+        cell: [S] place of a visual row inside its image.
+    """
+
+    embeds: Array
+    visual: NDArray[np.bool_]
+    image: NDArray[np.int64]
+    cell: NDArray[np.int64]
+
+
+def text_logits(plan: Plan, tensors: dict[str, torch.Tensor], rows: Conversation) -> Array:
+    """Return the logits [T, vocab] of all text rows."""
+    weights = {name: tensor.double().numpy() for name, tensor in tensors.items()}
+    states = rows.embeds
+    for layer in plan.layers:
+        states = _layer(plan, layer, weights, states, rows)
+    states = _norm(states, weights["norm.weight"], plan.model.decoder.rms_norm_eps)
+    return (states @ weights["lm_head.weight"].T)[~rows.visual]
+
+
+def _layer(
+    plan: Plan, layer: LayerPlan, weights: dict[str, Array], states: Array, rows: Conversation
+) -> Array:
+    dims = plan.model.decoder
+
+    def part(name: str) -> Array:
+        return weights[f"layers.{layer.index}.{name}.weight"]
+
+    normed = _norm(states, part("input_layernorm"), dims.rms_norm_eps)
+    count, size, group = len(states), dims.head_dim, dims.heads // dims.kv_heads
+    query = _rotated((normed @ part("self_attn.q_proj").T).reshape(count, dims.heads, size), plan)
+    key = _rotated((normed @ part("self_attn.k_proj").T).reshape(count, dims.kv_heads, size), plan)
+    value = (normed @ part("self_attn.v_proj").T).reshape(count, dims.kv_heads, size)
+    mixed = np.zeros((count, dims.heads, size))
+    visual = rows.visual
+    for head in range(dims.heads):
+        kept = layer.groups is None or head // group in layer.groups
+        may_read = _visible(plan, layer, rows)
+        if not layer.masked and (layer.exited or not kept):
+            may_read = may_read & ~visual[None]
+        scores = query[:, head] @ key[:, head // group].T / np.sqrt(size)
+        scores = np.where(may_read, scores, -np.inf)
+        # A visual row in a pruned head may read nothing; its output is thrown away below.
+        scores[~may_read.any(axis=1)] = 0.0
+        share = np.exp(scores - scores.max(axis=1, keepdims=True))
+        share /= share.sum(axis=1, keepdims=True)
+        if layer.masked and (layer.off or not kept):
+            share[:, visual] = 0.0
+        mixed[:, head] = share @ value[:, head // group]
+        if not kept:
+            mixed[visual, head] = 0.0
+    after = states + mixed.reshape(count, -1) @ part("self_attn.o_proj").T
+    normed = _norm(after, part("post_attention_layernorm"), dims.rms_norm_eps)
+    gate, up = normed @ part("mlp.gate_proj").T, normed @ part("mlp.up_proj").T
+    active = gate / (1 + np.exp(-gate)) * up
+    if layer.neurons is not None:
+        others = [i for i in range(dims.intermediate) if i not in layer.neurons]
+        active[np.ix_(visual, others)] = 0.0
+    after = after + active @ part("mlp.down_proj").T
+    stay = visual & (layer.visual != "update")
+    return np.where(stay[:, None], states, after)
+
+
+def _visible(plan: Plan, layer: LayerPlan, rows: Conversation) -> NDArray[np.bool_]:
+    """Return [S, S]: who may read whom before any head is cut."""
+    count = len(rows.embeds)
+    visible = np.tril(np.ones((count, count), bool))
+    if layer.window is None or plan.model.token_grid is None:
+        return visible
+    columns, half = plan.model.token_grid[1], layer.window // 2
+    row, column = rows.cell // columns, rows.cell % columns
+    near = np.abs(row[:, None] - row) <= half
+    near &= np.abs(column[:, None] - column) <= half
+    near &= rows.image[:, None] == rows.image
+    if layer.window_causal:
+        near &= visible
+    both = rows.visual[:, None] & rows.visual
+    return np.where(both, near, visible)
+
+
+def _norm(states: Array, weight: Array, eps: float) -> Array:
+    scale: Array = np.sqrt((states**2).mean(axis=-1, keepdims=True) + eps)
+    return states / scale * weight
+
+
+def _rotated(heads: Array, plan: Plan) -> Array:
+    """Rotate [S, heads, d] by the rows' places."""
+    angle = np.arange(len(heads))[:, None] * np.array(plan.model.decoder.rope_inv_freq)
+    cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
+    first, second = np.split(heads, 2, axis=-1)
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

@@ -1,0 +1,259 @@
+"""Decoders with YOPO's cuts against an independent dense reference, in torch and ONNX Runtime."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from compressor.compressed import CompressedModel, naive_decoder
+from compressor.cost import predict
+from compressor.decoder import Decoder, decoder_from
+from compressor.decoder.weights import joined_parts, source_of
+from compressor.dims import ModelFacts
+from compressor.plan import LayerPlan, Plan
+from compressor.planner import identity_plan
+from export.graphs import GraphSpec, decoder_graph
+from export.onnx_graph import export_decoder, layer_nodes, save_graph
+from export.sessions import OnnxSession
+from export.torch_session import TorchSession
+from export.weights import SharedWeights
+from tests.facts import dims, facts
+from tests.reference import Conversation, text_logits
+
+TOLERANCE = 1e-4
+LAYERS, HIDDEN, NEURONS, GRID = 4, 32, 24, (3, 4)
+IMAGE = GRID[0] * GRID[1]
+MOST_NODES_OF_A_LAYER = 60
+EVERY_OTHER, FIRST = tuple(range(0, NEURONS, 2)), tuple(range(NEURONS // 2))
+
+
+def model(kv_heads: int) -> ModelFacts:
+    shape = dims(
+        layers=LAYERS,
+        hidden=HIDDEN,
+        heads=4,
+        kv_heads=kv_heads,
+        head_dim=8,
+        intermediate=NEURONS,
+        vocab=40,
+    )
+    return facts(shape, visual_tokens=IMAGE, token_grid=GRID)
+
+
+def cut(index: int, **parts: Any) -> LayerPlan:
+    return LayerPlan(index=index, **parts)
+
+
+def frozen(index: int, **parts: Any) -> LayerPlan:
+    return LayerPlan(index=index, visual="frozen", reason="shortv", **parts)
+
+
+def dead(index: int, **parts: Any) -> LayerPlan:
+    return LayerPlan(index=index, visual="frozen", reason="dead", **parts)
+
+
+def gone(index: int) -> LayerPlan:
+    return LayerPlan.because(index, "vtw")
+
+
+CUTS: dict[str, Sequence[LayerPlan]] = {
+    "heads": [cut(0, groups=(1,)), cut(1, groups=()), cut(2, groups=(0,)), dead(3, groups=(0,))],
+    "no visual head at all": [cut(i, groups=()) for i in range(LAYERS)],
+    "neurons": [cut(0, neurons=EVERY_OTHER), cut(1, neurons=FIRST), cut(2, neurons=(5,)), dead(3)],
+    "window": [cut(0, window=3), cut(1, window=3, window_causal=True), cut(2, window=3), dead(3)],
+    "window and heads": [
+        cut(0, window=3, groups=(1,)),
+        cut(1, window=3, groups=()),
+        cut(2),
+        dead(3),
+    ],
+    "everything, frozen, then exit": [
+        cut(0, window=3, groups=(1,), neurons=FIRST),
+        frozen(1, groups=(0,)),
+        gone(2),
+        gone(3),
+    ],
+    "masked": [
+        cut(0, window=3, groups=(1,), neurons=FIRST, masked=True),
+        cut(1, masked=True, groups=()),
+        cut(2, masked=True, off=True),
+        dead(3, masked=True, off=True, groups=(0,)),
+    ],
+    "masked, causal window": [
+        cut(0, window=3, window_causal=True, masked=True, groups=(0,)),
+        frozen(1, masked=True, groups=(1,)),
+        cut(2),
+        dead(3),
+    ],
+}
+CASES = [(name, kv_heads) for name in CUTS for kv_heads in (2, 4)]
+
+
+def plan_of(name: str, kv_heads: int) -> Plan:
+    return Plan(model=model(kv_heads), model_digest="0" * 64, layers=tuple(CUTS[name]))
+
+
+def tensors_of(plan: Plan) -> dict[str, torch.Tensor]:
+    """Random weights of the original, large enough for what a cut does to show."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.device("meta"):
+        shapes = {n: p.shape for n, p in Decoder(plan.naive()).named_parameters()}
+    tensors = {}
+    for name, shape in sorted(shapes.items()):
+        source, transposed = source_of(name)
+        tensor = torch.randn(*shape, generator=generator) * 0.3
+        tensors[source] = tensor.T.contiguous() if transposed else tensor
+    return tensors
+
+
+# One text row, the images, the other text rows; a later turn brings another image.
+CALLS = ((2, 6), (0, 3), (1, 4), (0, 1))
+
+
+def conversation() -> tuple[Conversation, list[list[torch.Tensor]]]:
+    """Return all rows for the reference, and the same rows call by call."""
+    generator = torch.Generator().manual_seed(1)
+    embeds, visual, image, calls = [], [], [], []
+    images = start = 0
+    for count, text in CALLS:
+        rows = count * IMAGE + text
+        call = torch.randn(1, rows, HIDDEN, generator=generator)
+        is_visual = torch.zeros(rows, dtype=torch.bool)
+        is_visual[1 : 1 + count * IMAGE] = True
+        places = torch.arange(start, start + rows)[None]
+        calls.append(
+            [call[:, is_visual], call[:, ~is_visual], places[:, is_visual], places[:, ~is_visual]]
+        )
+        owner = torch.zeros(rows, dtype=torch.int64)
+        owner[is_visual] = images + torch.arange(count * IMAGE) // IMAGE
+        embeds.append(call[0])
+        visual.append(is_visual)
+        image.append(owner)
+        images, start = images + count, start + rows
+    is_visual = torch.cat(visual).numpy()
+    cell = np.zeros(len(is_visual), np.int64)
+    cell[is_visual] = np.arange(is_visual.sum()) % IMAGE
+    rows = Conversation(
+        torch.cat(embeds).double().numpy(), is_visual, torch.cat(image).numpy(), cell
+    )
+    return rows, calls
+
+
+def exported(decoder: Decoder, plan: Plan, folder: Path) -> tuple[OnnxSession, GraphSpec]:
+    spec = decoder_graph(plan, "float32", "all")
+    with SharedWeights(folder) as weights:
+        save_graph(export_decoder(decoder, spec), folder / spec.file, weights)
+    return OnnxSession(folder, [spec], threads=1), spec
+
+
+@pytest.mark.parametrize(("name", "kv_heads"), CASES)
+def test_a_cut_decoder_equals_the_dense_reference_call_by_call(name: str, kv_heads: int) -> None:
+    plan = plan_of(name, kv_heads)
+    tensors = tensors_of(plan)
+    rows, calls = conversation()
+    decoder = decoder_from(plan, tensors, logits="all")
+    past, found = decoder.empty_past(1), []
+    with torch.inference_mode():
+        for call in calls:
+            logits, past = decoder(*call, past)
+            found.append(logits[0].numpy())
+    wanted = text_logits(plan, tensors, rows)
+    np.testing.assert_allclose(np.concatenate(found), wanted, atol=TOLERANCE, rtol=0)
+    uncut = text_logits(plan.naive(), tensors, rows)
+    assert np.abs(wanted - uncut).max() > 100 * TOLERANCE, "the cut changes nothing: says nothing"
+
+
+@pytest.mark.parametrize(("name", "kv_heads"), CASES)
+def test_the_graph_of_a_cut_decoder_equals_it_and_its_caches_are_as_predicted(
+    name: str, kv_heads: int, tmp_path: Path
+) -> None:
+    plan = plan_of(name, kv_heads)
+    decoder = decoder_from(plan, tensors_of(plan), logits="all")
+    session, _ = exported(decoder, plan, tmp_path)
+    past, graph_past = decoder.empty_past(1), session.empty_past(1)
+    told = TorchSession(CompressedModel(plan, decoder, None, None, None, None))  # type: ignore[arg-type]
+    for call in conversation()[1]:
+        with torch.inference_mode():
+            logits, past = decoder(*call, past)
+        found, graph_past = session.decode(*(t.contiguous().numpy() for t in call), graph_past)
+        np.testing.assert_allclose(found, logits.numpy(), atol=TOLERANCE, rtol=0)
+        assert session.past_shapes(graph_past) == told.past_shapes(past)
+        assert session.past_bytes(graph_past) == told.past_bytes(past)
+    text = plan.workload.text
+    prompt = [
+        torch.randn(1, IMAGE, HIDDEN),
+        torch.randn(1, text, HIDDEN),
+        torch.arange(1, 1 + IMAGE)[None],
+        torch.cat([torch.zeros(1, dtype=torch.int64), torch.arange(1 + IMAGE, IMAGE + text)])[None],
+    ]
+    _, filled = session.decode(*(t.numpy() for t in prompt), session.empty_past(1))
+    assert session.past_bytes(filled) == predict(plan).kv_bytes("float32")
+    counts = layer_nodes(tmp_path / "decoder.onnx")
+    # Layer 0 also gets what is made once for all layers.
+    assert max(count for layer, count in counts.items() if layer) <= 2 * MOST_NODES_OF_A_LAYER
+
+
+@pytest.mark.parametrize(("name", "kv_heads"), [c for c in CASES if not c[0].startswith("masked")])
+def test_text_alone_gives_the_originals_logits(name: str, kv_heads: int) -> None:
+    plan = plan_of(name, kv_heads)
+    tensors = tensors_of(plan)
+    text = [torch.zeros(1, 0, HIDDEN), torch.randn(1, 9, HIDDEN)]
+    text += [torch.zeros(1, 0, dtype=torch.int64), torch.arange(9)[None]]
+    with torch.inference_mode():
+        cut_one, original = (
+            decoder_from(p, tensors, logits="all") for p in (plan, identity_plan(plan.model, ""))
+        )
+        one, _ = cut_one(*text, cut_one.empty_past(1))
+        other, _ = original(*text, original.empty_past(1))
+    np.testing.assert_allclose(one.numpy(), other.numpy(), atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["heads", "neurons", "everything, frozen, then exit"])
+def test_parts_hold_the_originals_bytes_once_and_the_baseline_graph_joins_them(
+    name: str, tmp_path: Path
+) -> None:
+    plan = plan_of(name, 2)
+    tensors = tensors_of(plan)
+    decoder = decoder_from(plan, tensors, logits="all")
+    stored = sum(p.numel() for p in decoder.parameters())
+    assert stored == sum(
+        tensors[s].numel() for s in {source_of(n)[0] for n, _ in decoder.named_parameters()}
+    )
+    small = CompressedModel(plan, decoder, None, None, None, None)  # type: ignore[arg-type]
+    naive = naive_decoder(small)
+    specs = [decoder_graph(plan, "float32", "all")]
+    specs.append(decoder_graph(plan.naive(), "float32", "all", name="baseline_decoder"))
+    with SharedWeights(tmp_path) as weights:
+        save_graph(export_decoder(decoder, specs[0]), tmp_path / specs[0].file, weights)
+        before = (tmp_path / "weights.bin").stat().st_size
+        joined = joined_parts(decoder, plan)
+        save_graph(export_decoder(naive, specs[1], joined), tmp_path / specs[1].file, weights)
+    assert (tmp_path / "weights.bin").stat().st_size == before
+    onnx.checker.check_model(tmp_path / specs[1].file, full_check=True)
+    session = OnnxSession(tmp_path, specs, decoder="baseline_decoder", threads=1)
+    original = decoder_from(plan.naive(), tensors, logits="all")
+    call = conversation()[1][0]
+    with torch.inference_mode():
+        wanted, _ = original(*call, original.empty_past(1))
+    found, _ = session.decode(*(t.contiguous().numpy() for t in call), session.empty_past(1))
+    np.testing.assert_allclose(found, wanted.numpy(), atol=TOLERANCE, rtol=0)
+
+
+def test_no_dense_mask_of_visual_rows_is_in_the_graph_of_a_window(tmp_path: Path) -> None:
+    """Scores of visual rows have w * gw + P + T columns; none has V."""
+    plan = plan_of("window", 2)
+    _, spec = exported(decoder_from(plan, tensors_of(plan)), plan, tmp_path)
+    graph = onnx.load(tmp_path / spec.file, load_external_data=False).graph
+    attention = [node for node in graph.node if node.op_type == "Attention"]
+    assert len(attention) == LAYERS
+    # Only text rows go through Attention nodes in layers with a window: queries [B, H, T, d].
+    shapes = {
+        v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim]
+        for v in graph.value_info
+    }
+    for node in attention:
+        assert "visual" not in str(shapes.get(node.input[0], "")), node.name
