@@ -62,8 +62,9 @@ def answer_ids(processor: Any, sample: Sample, ends: Sequence[int]) -> tuple[int
     ids = processor.tokenizer(prompt, add_special_tokens=False)["input_ids"]
     answer = sample.answer or ""
     found = processor.tokenizer(answer, add_special_tokens=False)["input_ids"]
-    # Some templates read a model's turn as parts, some as text, and leave out or refuse the other.
-    for content in ([{"type": "text", "text": answer}], answer):
+    # Some templates read a model's turn as text, some as parts. Text first: one that reads parts leaves it
+    # out or fails, while one that reads text would write parts as a list of Python's.
+    for content in (answer, [{"type": "text", "text": answer}]):
         said = {"role": "assistant", "content": content}
         with suppress(ValueError, TypeError, KeyError, TemplateError):
             text = processor.apply_chat_template([asked, said], tokenize=False)

@@ -112,6 +112,17 @@ def test_templates_that_read_turns_otherwise_or_not_at_all_give_the_same_tokens(
     assert answer_ids(model.processor, sample, wanted[-1:]) == wanted
 
 
+@pytest.mark.parametrize("content", ["{{ m['content'] }}", "{{ m['content'][0].text }}"])
+def test_what_a_template_writes_in_front_of_an_answer_belongs_to_it(model, monkeypatch, content):
+    # Of the two forms of a turn, a template that reads one writes the other as something else.
+    monkeypatch.setattr(
+        model.processor, "chat_template", f"{OF_USER}ASSISTANT: w30 {content} </s>{PROMPT}"
+    )
+    sample = Sample((Path("x"),), "what is this", "red blue")
+    wanted = (30, *(WORDS.index(word) for word in ("red", "blue", "</s>")))
+    assert answer_ids(model.processor, sample, wanted[-1:]) == wanted
+
+
 # The label
 
 
@@ -405,6 +416,14 @@ def test_a_broken_checkpoint_is_refused_in_one_line(model, samples, tmp_path, ke
     a_training(model, samples[:2], tmp_path)
     path = tmp_path / "checkpoint"
     path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(GatesError, match="broken, or of another version of vtcompress; remove"):
+        a_training(model, samples[:2], tmp_path)
+
+
+def test_a_file_that_is_no_checkpoint_is_refused_in_one_line(model, samples, tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"labels": torch.zeros(2)}, tmp_path / "checkpoint")
     with pytest.raises(GatesError, match="broken, or of another version of vtcompress; remove"):
         a_training(model, samples[:2], tmp_path)
 
