@@ -242,7 +242,8 @@ def test_reading_recipes_imports_no_torch():
         ),
         (
             "compress: [{shrtv: {frozen: 0.1}}]",
-            "compress[0].shrtv: unknown method; did you mean 'shortv'? (known: shortv, visual_exit, dyvte, yopo)",
+            "compress[0].shrtv: unknown method; did you mean 'shortv'? "
+            "(known: shortv, visual_exit, dyvte, yopo)",
         ),
         (
             "compress: [{shortv: {frozn: 0.1}}]",
