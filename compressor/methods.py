@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -21,6 +20,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from compressor.plan import Window
 from compressor.recipe_errors import allowed, apply_rule, key_names, rule, show
 
 
@@ -56,12 +56,6 @@ def _each_at_most_once(values: object) -> str | None:
     return None if values == () else each_once(values)
 
 
-def _odd(value: int) -> int:
-    if value % 2 == 0:
-        raise PydanticCustomError("not_allowed", "odd, because a window has a middle")
-    return value
-
-
 def _ascending(values: object) -> str | None:
     plain = isinstance(values, tuple) and [v for v in values if type(v) is int]
     return None if not plain or plain == sorted(plain) else "not in ascending order; sort them"
@@ -81,8 +75,9 @@ NotNegative = Annotated[float, Field(ge=0), allowed("a number, 0 or more")]
 AboveOne = Annotated[float, Field(gt=1), allowed("a number above 1")]
 Rate = Annotated[float, Field(gt=0), allowed("a number above 0")]
 Ratio = Annotated[int, Field(ge=2), allowed("a whole number, 2 or more")]
-_Side = Annotated[int, Field(ge=3), AfterValidator(_odd)]
-Window = Annotated[_Side | Literal["auto"], allowed("an odd whole number, 3 or more, or auto")]
+WindowOrAuto = Annotated[
+    Window | Literal["auto"], allowed("an odd whole number, 3 or more, or auto")
+]
 DataPath = Annotated[Path, BeforeValidator(_path_of(".jsonl"))]
 GatesPath = Annotated[Path, BeforeValidator(_path_of(".safetensors"))]
 MaskPath = Annotated[Path, BeforeValidator(_path_of(".npy or .safetensors"))]
@@ -266,7 +261,7 @@ class Yopo(Section):
 
     heads: Heads | None = None
     keep_layers: KeptLayers | None = None
-    window: Window | None = None
+    window: WindowOrAuto | None = None
     causal: Flag = False
     mlp_ratio: Ratio | None = None
     select: Literal["first", "activation"] = "first"

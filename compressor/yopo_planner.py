@@ -235,7 +235,7 @@ def _mask_notes(plan: Plan, method: Yopo, where: str) -> list[str]:
         )
     if asked:
         found.append(
-            f"{where}.keep_layers: {_layers(asked)} keep all heads though the mask prunes some"
+            f"{where}.keep_layers: all heads stay in {_layers(asked)}, though the mask prunes some"
         )
     if gone:
         found.append(

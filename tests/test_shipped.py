@@ -10,7 +10,7 @@ import vtcompress.shipped as shipped_module
 from compressor.errors import RecipeError
 from compressor.families.registry import describe, digest
 from compressor.gate_file import GateFile
-from compressor.methods import ShortV
+from compressor.methods import ShortV, Yopo
 from compressor.planner import gate_candidates, gate_file
 from compressor.recipe import load_recipe
 from vtcompress.gates_report import GatesReport
@@ -27,6 +27,8 @@ NAMES = [
     "shortv-llava-next-13b",
     "shortv-llava-next-7b",
     "vtw",
+    "yopo",
+    "yopo-heads",
 ]
 PAPERS = {
     "shortv": "ShortV: Efficient Multimodal Large Language Models "
@@ -34,6 +36,7 @@ PAPERS = {
     "vtw": "Boosting Multimodal Large Language Models with Visual Tokens Withdrawal for Rapid Inference",
     "dyvte": "Accelerating Multimodal Large Language Models via Dynamic Visual-Token Exit "
     "and the Empirical Findings",
+    "yopo": "Treat Visual Tokens as Text? But Your MLLM Only Needs Fewer Efforts to See",
 }
 
 
@@ -95,6 +98,14 @@ def test_identity_compresses_nothing_and_shortv_takes_a_share():
     assert load_recipe(find_recipe("identity")).methods == ()
     (method,) = load_recipe(find_recipe("shortv")).methods
     assert method.frozen is not None
+
+
+def test_yopo_is_the_published_example_and_its_heads_alone_are_the_mildest_cut():
+    (whole,) = load_recipe(find_recipe("yopo")).methods
+    assert (whole.window, whole.off_from, whole.mlp_ratio) == (5, 20, 2)
+    assert (whole.causal, whole.select, whole.semantics) == (False, "first", "removed")
+    (heads,) = load_recipe(find_recipe("yopo-heads")).methods
+    assert heads == Yopo(heads=whole.heads)
 
 
 # The lists as the authors published them, in their order.

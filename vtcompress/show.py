@@ -36,6 +36,8 @@ def show_plan(out: Output, chosen: Plan) -> None:
     out.line(f"prefill of {p.visual} visual and {p.text} text rows, predicted:")
     out.line(f"  FLOPs    {p.flops_original:,} -> {p.flops:,} ({p.speedup:.2f} x less work)")
     out.line(f"  KV bytes {p.kv_bytes_original:,} -> {p.kv_bytes:,} ({chosen.model.dtype})")
+    for note in chosen.notes:
+        out.line(f"note: {note}")
     if chosen.gates is not None:
         for words in (*gates_words(chosen.gates), mean_words(chosen)):
             out.line(words)
@@ -54,6 +56,12 @@ def show_profile(out: Output, profile: Profile) -> None:
     if "exit_kl" in profile.measures:
         rows = [(str(k), f"{value:.3e}") for k, value in enumerate(profile.exit_kl())]
         out.table("Visual exit", ("first layer without visual tokens", "KL, nats"), rows)
+    if "head_score" in profile.measures:
+        heads = [
+            (str(i), f"{min(row):.3g}", f"{sum(row) / len(row):.3g}", f"{max(row):.3g}")
+            for i, row in enumerate(profile.head_score())
+        ]
+        out.table("Visual heads", ("layer", "lowest score", "mean", "highest"), heads)
     if "gate_margin" in profile.measures:
         layers = profile.gate_layers
         exits = [first_to_fire(sample.gate_margin, layers) for sample in profile.samples]

@@ -72,6 +72,42 @@ def _draw(axes: "Axes", measure: Measure, profile: Profile, plan: Plan) -> None:
             axes.bar(names, counts, color=KEPT)
             axes.set_xlabel("layer whose gate fires first")
             axes.set_ylabel("prompts")
+        case "head_score":
+            _heads(axes, profile, plan)
+        case "neuron_activity":
+            rows = zip(profile.neuron_activity, plan.layers, strict=True)
+            shares = [_share(row, layer.neurons) for row, layer in rows]
+            axes.bar(range(len(shares)), shares, color=KEPT)
+            axes.set_xlabel("decoder layer")
+            axes.set_ylabel("share of activation in kept neurons")
+
+
+def _heads(axes: "Axes", profile: Profile, plan: Plan) -> None:
+    """Draw one dot a query head, those in which visual tokens take part apart from the others."""
+    group = plan.model.decoder.heads // plan.model.decoder.kv_heads
+    dots = [
+        (
+            layer.index,
+            score,
+            not layer.exited and (layer.groups is None or head // group in layer.groups),
+        )
+        for layer, row in zip(plan.layers, profile.head_score(), strict=True)
+        for head, score in enumerate(row)
+    ]
+    for mark, colour, label in ((True, KEPT, "kept"), (False, CHOSEN, "without visual tokens")):
+        chosen = [(x, y) for x, y, stays in dots if stays is mark]
+        if chosen:
+            layers, scores = zip(*chosen, strict=True)
+            axes.scatter(layers, scores, s=9, color=colour, label=label)
+    axes.set_xlabel("decoder layer")
+    axes.set_ylabel("head score (visual / text attention)")
+    axes.legend()
+
+
+def _share(activity: Sequence[float], neurons: Sequence[int] | None) -> float:
+    """Return what share of all activation the given neurons have; None: all of them."""
+    kept = activity if neurons is None else [activity[n] for n in neurons]
+    return sum(kept) / (sum(activity) or 1.0)
 
 
 def _bars(

@@ -12,6 +12,8 @@ from compressor.calibration.contribution import layer_contribution
 from compressor.calibration.data import Sample, check_pictures, data_digest
 from compressor.calibration.exit import exit_kl, gate_margins
 from compressor.calibration.full_pass import FullPass, full_pass
+from compressor.calibration.heads import head_score
+from compressor.calibration.neurons import neuron_activity
 from compressor.calibration.profile import Measure, Profile, SampleScore
 from compressor.decoder import decoder_from
 from compressor.decoder.weights import LoadedGates
@@ -26,7 +28,9 @@ MEASURED: Mapping[Measure, Callable[[FullPass], Tensor]] = {
     "layer_contribution": layer_contribution,
     "exit_kl": exit_kl,
     "gate_margin": gate_margins,
+    "head_score": head_score,
 }
+"""What is kept of every sample; of `neuron_activity` the profile keeps the mean alone."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +88,16 @@ def calibrate(
         full = full_pass(
             decoder, rows.visual_embeds, rows.text_embeds, rows.visual_index, rows.text_index
         )
-        scores: dict[str, Any] = {m: tuple(MEASURED[m](full).tolist()) for m in asked.measures}
+        scores: dict[str, Any] = {
+            name: measure(full).tolist()
+            for name, measure in MEASURED.items()
+            if name in asked.measures
+        }
         score = SampleScore(
             visual=rows.visual_index.shape[1], text=rows.text_index.shape[1], **scores
         )
-        profile = profile.with_sample(score)
+        active = "neuron_activity" in asked.measures
+        profile = profile.with_sample(score, neuron_activity(full).tolist() if active else None)
         if time.monotonic() - saved > SAVE_EVERY_SECONDS:
             profile.save(path)
             saved = time.monotonic()
