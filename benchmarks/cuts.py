@@ -1,9 +1,9 @@
 """Times decoders with YOPO's cuts beside the naive original: what of the predicted saving comes out.
 
 Run from the repository: `python -m benchmarks.cuts`. Needs the extras `compress` and `cpu`. Random weights,
-fp32, 8 layers, hidden 1024, 16 heads, MLP 2752, vocabulary 1000, 64 text rows; 576 visual rows (24 x 24), and 2,916
-(54 x 54) for windows. Each plan is timed in turns with the naive original on the same weights. A decode step
-runs behind the prompt, on each graph's own caches.
+fp32, 8 layers, hidden 1024, 16 heads, MLP 2752, vocabulary 1000, 64 text rows; 576 visual rows (24 x 24), and
+2,916 (54 x 54) for windows. Each plan is timed in turns with the naive original on the same weights. A decode
+step runs behind the prompt, on each graph's own caches.
 
 Exit code 0 if all wanted bounds hold, 1 if one is missed.
 """

@@ -177,7 +177,7 @@ class CutLayer(nn.Module):
         query = heads.queries(normed, call.all)
         text = call.text.cos.shape[1]
         visual = query.shape[2] - text
-        before, behind = call.beside(visual)
+        before, behind = call.beside
         near = attend_near(
             query.narrow(2, 0, visual),
             KeyValue(new.key.narrow(2, 0, visual), new.value.narrow(2, 0, visual)),

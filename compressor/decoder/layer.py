@@ -52,18 +52,14 @@ class Call(NamedTuple):
         text: text rows, on the keys of all rows.
         alone: text rows, on the keys of text rows.
         past_visual: [B, P] bool, which rows of the past are visual; empty where no layer asks.
+        beside: which rows of the past [B, 1, V, P], and which text rows [B, 1, V, T], visual rows read.
     """
 
     all: Rows
     text: Rows
     alone: Rows
     past_visual: Tensor
-
-    def beside(self, visual: int) -> tuple[Tensor, Tensor]:
-        """Return which rows of the past [B, 1, V, P], and which text rows [B, 1, V, T], a visual row reads."""
-        past, mask = self.past_visual.shape[1], self.all.mask.narrow(2, 0, visual)
-        before = mask.narrow(3, 0, past) & ~self.past_visual[:, None, None]
-        return before, mask.narrow(3, past + visual, self.text.cos.shape[1])
+    beside: tuple[Tensor, Tensor]
 
     def keys_visual(self, visual: int) -> Tensor:
         """Return [B, P + S] bool: which keys are visual; `visual` is V."""

@@ -45,9 +45,13 @@ class Places(NamedTuple):
         rows = Rows(with_past(self.visible, past_length), self.cos, self.sin)
         own = self.last(text)
         alone = Rows(with_past(own.visible, text_past_length), own.cos, own.sin)
+        batch, visual = self.visible.shape[0], self.cos.shape[1] - text
         if past_visual is None:
-            past_visual = self.visible.new_zeros((self.visible.shape[0], 0))
-        return Call(rows, rows.last(text), alone, past_visual)
+            past_visual = self.visible.new_zeros((batch, 0))
+        past = past_visual.shape[1]
+        before = ~past_visual[:, None, None].expand(batch, 1, visual, past)
+        behind = self.visible.narrow(1, 0, visual).narrow(2, visual, text)[:, None]
+        return Call(rows, rows.last(text), alone, past_visual, (before, behind))
 
     def last(self, count: int) -> "Places":
         """Return the places of the last rows, when those before them are gone."""

@@ -44,8 +44,8 @@ def attend_near(
 ) -> Tensor:
     """Attention of visual rows to grid neighbours and to rows beside the images, in one softmax.
 
-    Built of products and a softmax, which run on no rows as well (V = 0); an Attention node does not. Keys are
-    not joined, only scores: a decode step, in which V is 0, then copies no cache.
+    Built of products and a softmax, which run on no rows as well (V = 0); an Attention node does not. Scores
+    are joined, not keys: a decode step, in which V is 0, then copies no cache.
 
     Args:
         query: [B, H, V, d].
@@ -71,7 +71,8 @@ def attend_near(
     near_scores = near_scores.masked_fill(~window.mask, LEAST)
     parts = [near_scores.flatten(3, 5)]  # [B, G, H / G, V, w * gw]
     for other, mask in beside:
-        scores = query @ other.key[:, :, None].transpose(-1, -2)  # [B, G, H / G, V, R]
+        # The query is turned, not the key: in decode it is empty, and the key is the whole cache.
+        scores = (other.key[:, :, None] @ query.transpose(-1, -2)).transpose(-1, -2)
         parts.append(scores.masked_fill(~mask[:, None], LEAST))
     share = torch.cat(parts, dim=-1).softmax(dim=-1)
     at = window.side * window.columns
