@@ -77,7 +77,7 @@ def sweep(rounds: int, heldout_samples: int | None) -> list[Row]:
         path = folder / "profile.json"
         profile = calibrate(model, calibration, path, data_name="calibration.jsonl", asked=asked)
         model.processor.save_pretrained(folder)
-        for name, entry in CHOICES.items():
+        for choice, entry in CHOICES.items():
             methods = [Yopo.model_validate(entry)] if entry else []
             plan = make_plan(model.facts, model.digest, methods, profile)
             if not methods:
@@ -87,7 +87,7 @@ def sweep(rounds: int, heldout_samples: int | None) -> list[Row]:
                 exact_match(runtime, samples) for samples in (calibration, heldout)
             )
             row = Row(
-                name=name,
+                name=choice,
                 calibration=on_calibration,
                 heldout=on_heldout,
                 kinds=kinds,
