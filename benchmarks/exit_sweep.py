@@ -1,6 +1,6 @@
 """Sweeps the layer at which visual tokens leave the bundled model: right answers against speed and cache.
 
-    python -m benchmarks.exit_sweep [--json FILE]
+    python -m benchmarks.exit_sweep [--json FILE] [--plot BASE]
 
 For every exit layer K, and without an exit: mean KL on the calibration questions, exact match on them and on
 the held-out ones for each kind, the prefill ratio predicted and measured in ONNX Runtime beside the naive
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.sweep import EXAMPLE, exact_match, ratio_cell, runtime_of, timed
+from benchmarks.sweep import EXAMPLE, Curves, exact_match, plot, ratio_cell, runtime_of, timed
 from compressor.calibration.data import read_samples
 from compressor.calibration.run import Asked, calibrate
 from compressor.cost import predict, predicted_speedup
@@ -130,6 +130,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=41)
     parser.add_argument("--heldout", type=int, default=None, help="how many held-out questions")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path, help="base path of .svg and .png")
     options = parser.parse_args()
     # Two threads on two busy cores can be several times slower than one.
     torch.set_num_threads(1)
@@ -137,6 +138,18 @@ def main() -> None:
     print(markdown(rows))
     kept = next(row for row in rows if row.layer == shipped).heldout / rows[-1].heldout
     print(f"the shipped recipe leaves at layer {shipped} and keeps {kept:.1%} of the right answers")
+    if options.plot:
+        layers = len(rows)  # the last row, without an exit, stands where an exit would be of no use
+        curves = Curves(
+            "first layer without visual tokens",
+            [layers if row.layer is None else row.layer for row in rows],
+            [row.heldout for row in rows],
+            [row.calibration for row in rows],
+            [row.predicted for row in rows],
+            [(r.prefill.ratio, r.prefill.ratio_low, r.prefill.ratio_high) for r in rows],
+            shipped,
+        )
+        plot(curves, options.plot)
     if options.json:
         plain = [
             asdict(r)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.sweep import EXAMPLE, exact_match, runtime_of, timed
+from benchmarks.sweep import EXAMPLE, Curves, exact_match, plot, runtime_of, timed
 from compressor.calibration.data import Sample, read_samples
 from compressor.calibration.profile import Profile
 from compressor.calibration.run import calibrate
@@ -121,36 +121,6 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def plot(rows: Sequence[Row], base: Path) -> None:
-    """Draw right answers and prefill ratios over the number of frozen layers."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    frozen = [row.frozen for row in rows]
-    left.plot(frozen, [100 * r.heldout for r in rows], "o-", label="held-out", color="#0b5394")
-    left.plot(
-        frozen, [100 * r.calibration for r in rows], "x--", label="calibration", color="#e69138"
-    )
-    left.axvline(chosen(rows).frozen, color="#666666", linestyle=":", label="shipped recipe")
-    left.set(xlabel="frozen layers", ylabel="exact match, %", ylim=(0, 101))
-    right.plot(frozen, [r.predicted for r in rows], "k-", label="predicted")
-    middle = [r.measured[0] for r in rows]
-    spread = [
-        [r.measured[0] - r.measured[1] for r in rows],
-        [r.measured[2] - r.measured[0] for r in rows],
-    ]
-    right.errorbar(frozen, middle, yerr=spread, fmt="o", label="measured", color="#0b5394")
-    right.set(xlabel="frozen layers", ylabel="prefill: original / compressed", ylim=(0, None))
-    for axes in (left, right):
-        axes.set_xticks(frozen[::2])
-        axes.legend()
-    with mpl.rc_context({"svg.hashsalt": "vtcompress"}):
-        figure.savefig(base.with_suffix(".svg"), metadata={"Date": None})
-        figure.savefig(base.with_suffix(".png"), dpi=120)
-
-
 def main() -> None:
     """Run the sweep and print the table and the chosen row."""
     parser = argparse.ArgumentParser(description="sweep the share of frozen layers")
@@ -171,7 +141,16 @@ def main() -> None:
     if options.json:
         options.json.write_text(json.dumps([asdict(r) for r in rows], indent=1), encoding="utf-8")
     if options.plot:
-        plot(rows, options.plot)
+        curves = Curves(
+            "frozen layers",
+            [row.frozen for row in rows],
+            [row.heldout for row in rows],
+            [row.calibration for row in rows],
+            [row.predicted for row in rows],
+            [row.measured for row in rows],
+            best.frozen,
+        )
+        plot(curves, options.plot)
 
 
 if __name__ == "__main__":

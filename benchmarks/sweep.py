@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from compressor.calibration.data import Sample
@@ -62,3 +63,54 @@ def timed(model: LoadedModel, plan: Plan, rounds: int) -> BenchReport:
 def ratio_cell(timing: Timing) -> str:
     """Return a ratio with its quartiles for a table."""
     return f"{timing.ratio:.2f} x ({timing.ratio_low:.2f} to {timing.ratio_high:.2f})"
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What a sweep draws over one setting.
+
+    Attributes:
+        name: of the setting.
+        values: of the setting.
+        heldout, calibration: shares of right answers.
+        predicted: prefill ratio original / compressed.
+        measured: the same, median and quartiles.
+        shipped: the setting of the shipped recipe; None: none.
+    """
+
+    name: str
+    values: Sequence[int]
+    heldout: Sequence[float]
+    calibration: Sequence[float]
+    predicted: Sequence[float]
+    measured: Sequence[tuple[float, float, float]]
+    shipped: int | None
+
+
+def plot(curves: Curves, base: Path) -> None:
+    """Draw right answers and prefill ratios over a setting, as `base`.svg and `base`.png."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    x = curves.values
+    left.plot(x, [100 * v for v in curves.heldout], "o-", label="held-out", color="#0b5394")
+    left.plot(x, [100 * v for v in curves.calibration], "x--", label="calibration", color="#e69138")
+    if curves.shipped is not None:
+        left.axvline(curves.shipped, color="#666666", linestyle=":", label="shipped recipe")
+    left.set(xlabel=curves.name, ylabel="exact match, %", ylim=(0, 101))
+    right.plot(x, curves.predicted, "k-", label="predicted")
+    middle = [ratio for ratio, _, _ in curves.measured]
+    spread = [
+        [m - low for m, low, _ in curves.measured],
+        [high - m for m, _, high in curves.measured],
+    ]
+    right.errorbar(x, middle, yerr=spread, fmt="o", label="measured", color="#0b5394")
+    right.set(xlabel=curves.name, ylabel="prefill: original / compressed", ylim=(0, None))
+    for axes in (left, right):
+        axes.set_xticks(x[::2])
+        axes.legend()
+    with mpl.rc_context({"svg.hashsalt": "vtcompress"}):
+        figure.savefig(base.with_suffix(".svg"), metadata={"Date": None})
+        figure.savefig(base.with_suffix(".png"), dpi=120)
