@@ -4,8 +4,8 @@
 
 For every choice of kept heads, window and MLP ratio: exact match on the calibration questions and on the
 held-out ones for each kind, the prefill ratio predicted and measured in ONNX Runtime beside the naive
-original, in turns, and KV bytes. Heads and neurons are chosen on the calibration questions; held-out questions
-have no part in any choice. Semantics: removed.
+original, in turns, and KV bytes. Heads and neurons are chosen on the calibration questions; held-out
+questions have no part in any choice. Semantics: removed.
 """
 
 import argparse
