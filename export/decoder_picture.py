@@ -58,6 +58,11 @@ STATES = {
         "visual tokens are gone, from a layer on that gates chose in calibration: no work, and no keys and "
         "values to read or to keep",
     ),
+    "yopo": (
+        "exited",
+        "visual tokens are gone (YOPO's off_from, semantics removed): no work, and no keys and values to read "
+        "or to keep",
+    ),
 }
 """For every reason of a plan: the word for its state, and what it means."""
 

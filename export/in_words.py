@@ -27,6 +27,10 @@ WHY = {
         "prompts and that is now the same for all (method DyVTE). There are no rows of them, and no keys "
         "and values that text tokens could read."
     ),
+    "yopo": (
+        "{layers}: visual tokens have left the decoder by then (method YOPO, off_from). There are no rows of "
+        "them, and no keys and values that text tokens could read."
+    ),
 }
 
 
