@@ -60,8 +60,8 @@ STATES = {
     ),
     "yopo": (
         "exited",
-        "visual tokens are gone (YOPO's off_from, semantics removed): no work, and no keys and values to read "
-        "or to keep",
+        "visual tokens are gone (YOPO's off_from, semantics removed): no work, and no keys and values to "
+        "read or to keep",
     ),
 }
 """For every reason of a plan: the word for its state, and what it means."""

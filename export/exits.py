@@ -4,6 +4,7 @@ A fixed exit is a state of layers in the plan. Gates decide for each prompt, so 
 counted: over the calibration prompts, over the validation questions, and for the prompt that was timed.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 
 from compressor.cost import predict
@@ -120,15 +121,17 @@ def exit_rows(plan: Plan, loss: LossReport | None) -> list[tuple[str, str, str]]
     calibration: dict[int, int] = {}
     if counted(gates):
         calibration = dict(zip(gates.candidates, gates.fired, strict=True))
-    validation = {layer - 1: count for layer, count in loss.exits} if loss else {}
+    validation: Counter[int] = Counter()
+    for layer, count in loss.exits if loss else ():
+        validation[gate_before(gates, layer)] += count
     rows = [
         (
             f"behind layer {layer}",
             str(calibration.get(layer, 0)) if calibration else NOT_COUNTED,
-            str(validation.get(layer, 0)) if loss else NOT_COUNTED,
+            str(validation[layer]) if loss else NOT_COUNTED,
         )
         for layer in gates.candidates
-        if calibration.get(layer) or validation.get(layer)
+        if calibration.get(layer) or validation[layer]
     ]
     stayed = loss.overall.samples - sum(validation.values()) if loss else None
     last = (
@@ -139,13 +142,22 @@ def exit_rows(plan: Plan, loss: LossReport | None) -> list[tuple[str, str, str]]
     return [*rows, last]
 
 
+def gate_before(gates: Gates, exit_layer: int) -> int:
+    """Return the last gate before the first layer that was found without visual rows.
+
+    Layers whose heads are all pruned for visual tokens may lie between them: their caches tell nothing.
+    """
+    return max(c for c in gates.candidates if c < exit_layer)
+
+
 def timed_plan(plan: Plan, report: BenchReport) -> Plan:
     """Return what was done with the timed prompt: that workload, and its own exit where gates decided."""
     workload = Workload(images=report.images, text=report.text)
     plan = plan.model_copy(update={"workload": workload})
     if plan.gates is None:
         return plan
-    return plan.fired_after(None if report.exit_layer is None else report.exit_layer - 1)
+    exit_layer = report.exit_layer
+    return plan.fired_after(None if exit_layer is None else gate_before(plan.gates, exit_layer))
 
 
 def cache_rows(plan: Plan, report: BenchReport, dtype: str) -> list[tuple[str, str, str, str]]:
@@ -188,7 +200,7 @@ def timed_words(plan: Plan, report: BenchReport) -> str:
     prompt = "In the timed prompt, which is made of random pixels and tokens,"
     if first is None:
         return f"{prompt} no gate fired."
-    return f"{prompt} a gate fired behind layer {first - 1}."
+    return f"{prompt} a gate fired behind layer {gate_before(plan.gates, first)}."
 
 
 def cache_words(plan: Plan, report: BenchReport, dtype: str) -> str:
