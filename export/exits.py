@@ -55,15 +55,19 @@ def exits_words(plan: Plan) -> str:
 
 def runs(indices: Iterable[int]) -> str:
     """Return layers with runs drawn together: `layer 2`, `layers 2, 5 to 8`."""
+    numbers = tuple(indices)
+    return f"layer{'s' if len(numbers) > 1 else ''} {listed(numbers)}"
+
+
+def listed(indices: Iterable[int]) -> str:
+    """Return ascending numbers with runs drawn together: `2, 5 to 8`."""
     found: list[list[int]] = []
     for index in indices:
         if found and index == found[-1][-1] + 1:
             found[-1].append(index)
         else:
             found.append([index])
-    words = [f"{r[0]} to {r[-1]}" if len(r) > 2 else ", ".join(map(str, r)) for r in found]
-    several = len(found) > 1 or len(found[0]) > 1
-    return f"layer{'s' if several else ''} {', '.join(words)}"
+    return ", ".join(f"{r[0]} to {r[-1]}" if len(r) > 2 else ", ".join(map(str, r)) for r in found)
 
 
 def gates_words(gates: Gates) -> tuple[str, ...]:
@@ -193,14 +197,16 @@ def cache_figures(plan: Plan, report: BenchReport, dtype: str) -> dict[str, int 
 def timed_words(plan: Plan, report: BenchReport) -> str:
     """Return which layers had visual tokens of the timed prompt, read off its caches."""
     first = report.exit_layer
+    split = [layer.index for layer in plan.layers if layer.split]
+    heads = f" In {runs(split)} pruned heads hold text tokens only." if split else ""
     if plan.gates is None:
-        if first is None:
-            return "Every layer's cache holds the visual tokens."
-        return f"From layer {first} on, caches hold text tokens only."
+        if first is not None:
+            return f"From layer {first} on, caches hold text tokens only.{heads}"
+        return heads[1:] or "Every layer's cache holds the visual tokens."
     prompt = "In the timed prompt, which is made of random pixels and tokens,"
     if first is None:
-        return f"{prompt} no gate fired."
-    return f"{prompt} a gate fired behind layer {gate_before(plan.gates, first)}."
+        return f"{prompt} no gate fired.{heads}"
+    return f"{prompt} a gate fired behind layer {gate_before(plan.gates, first)}.{heads}"
 
 
 def cache_words(plan: Plan, report: BenchReport, dtype: str) -> str:
