@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from compressor.cost import BYTES, Cost, predict
 from compressor.dims import DecoderDims
-from compressor.plan import LayerPlan, Plan
+from compressor.plan import LayerPlan, Plan, Reason
 from export.cuts import cut_sentences, heads_kept, neurons_kept, text_alone_values
 from export.exits import staying
 from export.svg import element, line, picture, rect, text
@@ -44,7 +44,7 @@ class Lane:
     label: str = ""
 
 
-STATES = {
+STATES: dict[Reason, tuple[str, str]] = {
     "": ("updated", "attention and MLP run on visual tokens, as in the original"),
     "shortv": (
         "frozen",
@@ -117,9 +117,17 @@ CUTS: tuple[tuple[Callable[[LayerPlan], bool], tuple[str, str]], ...] = (
 
 def states(plan: Plan) -> list[tuple[str, str]]:
     """Return the words that a plan's picture uses, with what they mean."""
-    found = [STATES[r] for r in STATES if any(layer.reason == r for layer in plan.layers)]
+    found = [_state(plan, r) for r in STATES if any(layer.reason == r for layer in plan.layers)]
     found += [words for drawn, words in CUTS if any(drawn(layer) for layer in plan.layers)]
     return [*found, GATE] if plan.gates else found
+
+
+def _state(plan: Plan, reason: Reason) -> tuple[str, str]:
+    """Return the word for a reason's state and what it means in this plan."""
+    word, meaning = STATES[reason]
+    if not reason and any(layer.cuts for layer in plan.layers):
+        meaning = "attention and MLP run on visual tokens, in full or in part"
+    return word, meaning
 
 
 def lane(layer: LayerPlan, dims: DecoderDims) -> Lane:
@@ -163,13 +171,12 @@ def decoder_picture(plan: Plan, dtype: str) -> Markup:
 
 def _words(plan: Plan) -> str:
     """Return the picture in words."""
-    groups: dict[str, list[str]] = {}
+    groups: dict[Reason, list[str]] = {}
     for layer in plan.layers:
         groups.setdefault(layer.reason, []).append(str(layer.index))
     lines = [
-        f"{STATES[reason][0]} in {len(indices)} of {len(plan.layers)} layers ({', '.join(indices)}): "
-        f"{STATES[reason][1]}"
-        for reason, indices in groups.items()
+        f"{word} in {len(indices)} of {len(plan.layers)} layers ({', '.join(indices)}): {meaning}"
+        for (word, meaning), indices in ((_state(plan, r), i) for r, i in groups.items())
     ]
     cuts = "".join(f"{words} " for words in cut_sentences(plan))
     everywhere = "Text tokens do everything in every layer."
