@@ -22,6 +22,7 @@ from export.sessions import OnnxSession
 from export.torch_session import TorchSession
 from export.weights import SharedWeights
 from tests.facts import dims, facts
+from tests.flops import graph_flops
 from tests.reference import Conversation, text_logits
 
 TOLERANCE = 1e-4
@@ -257,3 +258,15 @@ def test_no_dense_mask_of_visual_rows_is_in_the_graph_of_a_window(tmp_path: Path
     }
     for node in attention:
         assert "visual" not in str(shapes.get(node.input[0], "")), node.name
+
+
+@pytest.mark.parametrize("name", ["identity", *CUTS])
+def test_the_graphs_own_flops_are_those_that_the_plan_predicts(name: str, tmp_path: Path) -> None:
+    plan = identity_plan(model(2), "") if name == "identity" else plan_of(name, 2)
+    decoder = decoder_from(plan, tensors_of(plan))
+    spec = decoder_graph(plan, "float32", "last")
+    with SharedWeights(tmp_path) as weights:
+        save_graph(export_decoder(decoder, spec), tmp_path / spec.file, weights)
+    sizes = {"batch": 1, "visual": plan.visual, "text": plan.workload.text, "past": 0}
+    counted, predicted = graph_flops(tmp_path, spec, sizes), predict(plan).flops
+    assert abs(counted - predicted) <= 0.02 * predicted

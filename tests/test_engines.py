@@ -9,7 +9,7 @@ import torch
 from compressor.decoder import Decoder, decoder_from
 from compressor.decoder.weights import source_of
 from compressor.errors import VtcompressError
-from compressor.plan import Gates, Plan
+from compressor.plan import Gates, LayerPlan, Plan
 from compressor.planner import freeze, identity_plan, leave
 from export.engines import build_rtx_engine, decoder_profiles
 from export.graphs import GraphSpec, decoder_graph, decoder_graphs
@@ -24,9 +24,10 @@ pytest.importorskip("tensorrt_rtx", reason="the extra rtx is not installed")
 def write_decoder(folder: Path, plan: Plan) -> tuple[GraphSpec, ...]:
     torch.manual_seed(0)
     with torch.device("meta"):
-        shapes = {n: p.shape for n, p in Decoder(plan).named_parameters()}
+        whole = {n: p.shape for n, p in Decoder(plan.naive()).named_parameters()}
+        gates = {n: p.shape for n, p in Decoder(plan).named_parameters() if n.startswith("gates")}
     tensors = {}
-    for name, shape in shapes.items():
+    for name, shape in (whole | gates).items():
         source, transposed = source_of(name)
         tensor = torch.randn(*shape) * 0.2
         tensors[source] = tensor.T if transposed else tensor
@@ -40,11 +41,21 @@ def write_decoder(folder: Path, plan: Plan) -> tuple[GraphSpec, ...]:
 
 def plan_of(kind: str) -> Plan:
     model = facts(
-        dims(layers=3, hidden=64, heads=4, kv_heads=2, head_dim=16, intermediate=96, vocab=48)
+        dims(layers=3, hidden=64, heads=4, kv_heads=2, head_dim=16, intermediate=96, vocab=48),
+        token_grid=(3, 4),
     )
     plan = identity_plan(model, "0" * 64)
     gates = Gates(candidates=(0, 1), mode="staged", width=16, digest="")
+    heads, neurons = {"groups": (1,)}, {"neurons": tuple(range(48))}
+    dead = LayerPlan(index=2, visual="frozen", reason="dead", **heads)
+    cut = [LayerPlan(index=0, **heads, **neurons), LayerPlan(index=1, groups=()), dead]
+    near = [LayerPlan(index=0, window=3, **heads), LayerPlan(index=1, window=3, **neurons), dead]
     return {
+        "heads+neurons": plan.model_copy(update={"layers": tuple(cut)}),
+        "window": plan.model_copy(update={"layers": tuple(near)}),
+        "heads+frozen+exit": leave(
+            freeze(plan.model_copy(update={"layers": tuple(cut)}), (1,), "shortv"), 2, "vtw"
+        ),
         "identity": plan,
         "frozen": freeze(plan, (0, 1), "shortv"),
         "exit": leave(plan, 1, "vtw"),
@@ -53,7 +64,19 @@ def plan_of(kind: str) -> Plan:
     }[kind]
 
 
-@pytest.mark.parametrize("kind", ["identity", "frozen", "exit", "frozen+exit", "staged"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "identity",
+        "frozen",
+        "exit",
+        "frozen+exit",
+        "staged",
+        "heads+neurons",
+        "window",
+        "heads+frozen+exit",
+    ],
+)
 def test_rtx_builds_an_engine_with_a_prefill_and_a_decode_profile(
     kind: str, tmp_path: Path
 ) -> None:
