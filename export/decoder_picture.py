@@ -93,7 +93,8 @@ CUTS: tuple[tuple[Callable[[LayerPlan], bool], tuple[str, str]], ...] = (
         ("none", "visual tokens take part in no head of the layer, but in its MLP"),
     ),
     (
-        lambda layer: layer.window is not None,
+        # Masked layers compute attention in full, whatever window they have.
+        lambda layer: layer.window is not None and not layer.masked,
         (
             "3x3 or so on attention",
             "a visual token reads that square of its neighbours instead of all visual tokens before it",

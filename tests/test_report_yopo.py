@@ -163,6 +163,8 @@ def test_masked_layers_say_what_is_not_read_and_not_that_it_is_gone(tmp_path):
 def test_every_report_names_the_semantics(tmp_path, plan, recipe, word, sentence):
     data = report_of(tmp_path / "a", plan, recipe)
     page = Structure(html_report(data)).text
+    # In short, and under the picture of the layers.
+    assert page.count(f"Semantics: {word}") == 2
     said = [page, markdown_report(data), model_card(data, Origin())]
     for text in said:
         assert f"Semantics: {word}" in text
@@ -303,7 +305,11 @@ def test_the_legend_explains_the_cuts_that_are_drawn_and_no_other():
     ]
     assert "in full or in part" in dict(states(CUT))["updated"]
     assert "as in the original" in dict(states(facts.plan()))["updated"]
-    assert {"masked", "off"} <= {word for word, _ in states(MASKED)}
+    masked = [word for word, _ in states(MASKED)]
+    assert masked == ["updated", "frozen", "dead", "part of MLP", "masked", "off"]
+    drawn_words = words(drawn(decoder_picture(MASKED, "float32")))
+    assert {"masked", "off"} <= set(drawn_words)
+    assert "3x3" not in drawn_words
 
 
 def test_the_decoder_with_cuts_is_told_in_words():
@@ -392,15 +398,22 @@ def test_a_comparison_has_a_row_for_the_cuts(tmp_path):
     made = [
         make_artifact(tmp_path / "cut", plan=CUT, recipe=RECIPE, loss=with_kept(1.0)),
         make_artifact(tmp_path / "masked", plan=MASKED, recipe=RECIPE_MASKED, loss=with_kept(1.0)),
+        make_artifact(
+            tmp_path / "window",
+            plan=plan_of(*(LayerPlan(index=i, window=3) for i in range(6))),
+            recipe="vtcompress: 1\ncompress:\n- yopo: {window: 3, semantics: masked}\n",
+            loss=with_kept(1.0),
+        ),
         make_artifact(tmp_path / "frozen", loss=with_kept(1.0)),
     ]
     rows = {name: cells for name, *cells in comparison_rows(compare_artifacts(made))}
     assert rows["YOPO's cuts"] == [
         "8 of 16 visual heads; window 3 x 3; 6 of 24 MLP neurons; 12 of 24 MLP neurons; removed",
         "8 of 24 visual heads; window 3 x 3, causal; 12 of 24 MLP neurons; masked",
+        "window 3 x 3; masked",
         "none",
     ]
-    assert rows["exited layers"] == ["2 of 6, from layer 4 on", "none", "none"]
+    assert rows["exited layers"] == ["2 of 6, from layer 4 on", "none", "none", "none"]
 
 
 def test_a_card_says_what_decode_steps_save(tmp_path):
