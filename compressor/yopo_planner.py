@@ -205,8 +205,8 @@ def _auto_note(plan: Plan, method: Yopo, where: str) -> list[str]:
     return [
         f"{where}.window: auto: {WINDOW if ratio < 1 else 'none'}; on {plan.visual} visual and "
         f"{plan.workload.text} text rows attention in bands of a {WINDOW} x {WINDOW} window is predicted to "
-        f"take {ratio:.2f} of the time of full attention (a FLOP in bands takes {BAND_OVERHEAD:g} times as "
-        "long, measured on ONNX Runtime's CPU)"
+        f"take {ratio:.2f} times as long as full attention (a FLOP in bands {BAND_OVERHEAD:g} times; "
+        "measured on ONNX Runtime's CPU)"
     ]
 
 

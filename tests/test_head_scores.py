@@ -200,9 +200,11 @@ def test_a_profile_of_heads_and_neurons_makes_a_plan_and_is_drawn(
         left = set(range(96)) - set(layer.neurons or ())
         assert len(left) == 48
         assert min(row[n] for n in layer.neurons or ()) >= max(row[n] for n in left)
-    paths = draw_profile(profile, plan, tmp_path / "drawn")
-    other = draw_profile(profile, identity_plan(one_model.facts, ""), tmp_path / "other")
-    assert paths[1].read_bytes() != other[1].read_bytes()
+    for measure in YOPO.measures:
+        one = profile.model_copy(update={"measures": (measure,)})
+        paths = draw_profile(one, plan, tmp_path / "drawn")
+        other = draw_profile(one, identity_plan(one_model.facts, ""), tmp_path / "other")
+        assert paths[1].read_bytes() != other[1].read_bytes()
 
 
 def yopo_profile(**changes: Any) -> dict[str, Any]:

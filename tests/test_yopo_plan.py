@@ -346,6 +346,8 @@ def test_rules_on_plain_numbers():
     assert groups_of_mask([[True, False, False, False], [False] * 4], 2) == ((0,), ())
     assert voted([[[1.0, 0.0]], [[1.0, 1.0]]], 0.5, 1.0, (0,)) == ((0,),)
     assert voted([[[1.0, 0.0]], [[1.0, 1.0]]], 0.5, 1.0, ()) == ((0, 1),)
+    # 0.28 * 25 is a little above 7 in binary.
+    assert voted([[[1.0]]] * 7 + [[[0.0]]] * 18, 0.5, 0.28, (0,)) == ((0,),)
     assert most_active([0.1, 0.9, 0.5, 0.9], 2) == (1, 3)
     assert most_active([0.5] * 4, 2) == (0, 1)
 
@@ -395,7 +397,7 @@ def test_an_automatic_window_is_used_where_bands_are_cheaper_and_the_plan_says_w
     assert note.startswith(
         f"compress[0].yopo.window: auto: {window or 'none'}; on {side * side} visual and 64 text rows"
     )
-    assert f"is predicted to take {ratio} of the time of full attention" in note
+    assert f"is predicted to take {ratio} times as long as full attention" in note
 
 
 def test_the_overhead_of_bands_is_what_the_measurements_give():
@@ -658,7 +660,7 @@ def cut_plans(draw):
 
     def layer(index):
         chosen = draw(st.none() | st.sets(st.integers(0, kv_heads - 1)))
-        neurons = draw(st.none() | st.sets(st.integers(0, shape.intermediate - 1)))
+        neurons = draw(st.none() | st.sets(st.integers(0, shape.intermediate - 1), min_size=1))
         off = masked and draw(st.booleans())
         return LayerPlan(
             index=index,

@@ -177,11 +177,17 @@ class CutLayer(nn.Module):
         query = heads.queries(normed, call.all)
         text = call.text.cos.shape[1]
         visual = query.shape[2] - text
+        before, behind = call.beside(visual)
         near = attend_near(
             query.narrow(2, 0, visual),
             KeyValue(new.key.narrow(2, 0, visual), new.value.narrow(2, 0, visual)),
-            past.extended(new.key.narrow(2, visual, text), new.value.narrow(2, visual, text)),
-            call.beside(visual),
+            (
+                (past, before),
+                (
+                    KeyValue(new.key.narrow(2, visual, text), new.value.narrow(2, visual, text)),
+                    behind,
+                ),
+            ),
             self.window,
         )
         of_text = attend(query.narrow(2, visual, text), present.key, present.value, call.text.mask)

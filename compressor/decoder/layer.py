@@ -59,12 +59,11 @@ class Call(NamedTuple):
     alone: Rows
     past_visual: Tensor
 
-    def beside(self, visual: int) -> Tensor:
-        """Return [B, 1, V, P + T]: which rows of the past, and which text rows, a visual row reads."""
+    def beside(self, visual: int) -> tuple[Tensor, Tensor]:
+        """Return which rows of the past [B, 1, V, P], and which text rows [B, 1, V, T], a visual row reads."""
         past, mask = self.past_visual.shape[1], self.all.mask.narrow(2, 0, visual)
         before = mask.narrow(3, 0, past) & ~self.past_visual[:, None, None]
-        text = self.text.cos.shape[1]
-        return torch.cat([before, mask.narrow(3, past + visual, text)], dim=3)
+        return before, mask.narrow(3, past + visual, self.text.cos.shape[1])
 
     def keys_visual(self, visual: int) -> Tensor:
         """Return [B, P + S] bool: which keys are visual; `visual` is V."""

@@ -4,6 +4,7 @@ While a graph is being exported they call torch's ONNX operators; otherwise torc
 eager form of the ONNX operators also computes outputs that nobody asks for.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,17 +40,17 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
 
 
 def attend_near(
-    query: Tensor, near: "KeyValue", rest: "KeyValue", rest_mask: Tensor, window: "Window"
+    query: Tensor, near: "KeyValue", beside: Sequence["tuple[KeyValue, Tensor]"], window: "Window"
 ) -> Tensor:
     """Attention of visual rows to grid neighbours and to rows beside the images, in one softmax.
 
-    Built of products and a softmax, which run on no rows as well (V = 0); an Attention node does not.
+    Built of products and a softmax, which run on no rows as well (V = 0); an Attention node does not. Keys are
+    not joined, only scores: a decode step, in which V is 0, then copies no cache.
 
     Args:
         query: [B, H, V, d].
         near: keys and values [B, G, V, d] of the same rows.
-        rest: keys and values [B, G, R, d] of the past and of text rows.
-        rest_mask: [B, 1, V, R] bool.
+        beside: other keys and values [B, G, R, d], each with its mask [B, 1, V, R] bool.
         window: of the grid; V is a multiple of its size.
 
     Returns:
@@ -68,14 +69,18 @@ def attend_near(
 
     near_scores = tiles @ bands(near.key).transpose(-1, -2)  # [.., gh, gw, w * gw]
     near_scores = near_scores.masked_fill(~window.mask, LEAST)
-    near_scores = near_scores.flatten(3, 5)  # [B, G, H / G, V, w * gw]
-    rest_scores = query @ rest.key[:, :, None].transpose(-1, -2)  # [B, G, H / G, V, R]
-    rest_scores = rest_scores.masked_fill(~rest_mask[:, None], LEAST)
-    scores = torch.cat([near_scores, rest_scores], dim=-1).softmax(dim=-1)
-    width = window.side * window.columns
-    of_near = scores.narrow(4, 0, width).unflatten(3, (-1, *grid)) @ bands(near.value)
-    of_rest = scores.narrow(4, width, rest.key.shape[2]) @ rest.value[:, :, None]
-    mixed = of_near.flatten(3, 5) + of_rest  # [B, G, H / G, V, d]
+    parts = [near_scores.flatten(3, 5)]  # [B, G, H / G, V, w * gw]
+    for other, mask in beside:
+        scores = query @ other.key[:, :, None].transpose(-1, -2)  # [B, G, H / G, V, R]
+        parts.append(scores.masked_fill(~mask[:, None], LEAST))
+    share = torch.cat(parts, dim=-1).softmax(dim=-1)
+    at = window.side * window.columns
+    of_near = share.narrow(4, 0, at).unflatten(3, (-1, *grid)) @ bands(near.value)
+    mixed = of_near.flatten(3, 5)  # [B, G, H / G, V, d]
+    for other, _ in beside:
+        rows = other.key.shape[2]
+        mixed = mixed + share.narrow(4, at, rows) @ other.value[:, :, None]
+        at = at + rows
     return mixed.flatten(1, 2).transpose(1, 2).flatten(2)
 
 

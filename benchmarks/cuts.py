@@ -1,0 +1,218 @@
+"""Times decoders with YOPO's cuts beside the naive original: what of the predicted saving comes out.
+
+Run from the repository: `python -m benchmarks.cuts`. Needs the extras `compress` and `cpu`. Random weights,
+fp32, 8 layers, hidden 1024, 16 heads, MLP 2752, vocabulary 1000, 64 text rows; 576 visual rows (24 x 24), and 2,916
+(54 x 54) for windows. Each plan is timed in turns with the naive original on the same weights. A decode step
+runs behind the prompt, on each graph's own caches.
+
+Exit code 0 if all wanted bounds hold, 1 if one is missed.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+
+from benchmarks.decoder_models import in_own_process, random_weights
+from benchmarks.interleaved import Clock, huge_pages, in_turns, on_huge_pages, ratio
+from compressor.cost import predict, predicted_speedup
+from compressor.dims import DecoderDims, ModelFacts
+from compressor.methods import Yopo
+from compressor.plan import Plan, Workload
+from compressor.planner import make_plan
+from export.graphs import GraphSpec, decoder_graph
+from export.sessions import Array, OnnxSession, no_visual
+
+LAYERS, HIDDEN, HEADS, HEAD_DIM, NEURONS, VOCAB, TEXT = 8, 1024, 16, 64, 2752, 1000, 64
+STEPS_PER_REPEAT = 10
+
+
+@dataclass(frozen=True)
+class Case:
+    """One plan.
+
+    Attributes:
+        name: of it.
+        side: of the square grid of visual tokens.
+        yopo: the recipe's entry; `heads` stands for half of the heads in every layer.
+        at_least: share of the predicted prefill ratio that must be measured; None: for information.
+    """
+
+    name: str
+    side: int
+    yopo: dict[str, object]
+    at_least: float | None = None
+
+
+CASES = (
+    Case("half the visual heads", 24, {"heads": True}, 0.95),
+    Case("MLP ratio 2", 24, {"mlp_ratio": 2}, 0.93),
+    Case(
+        "heads, MLP ratio 4, off from layer 4",
+        24,
+        {"heads": True, "mlp_ratio": 4, "off_from": 4},
+        0.82,
+    ),
+    Case("window 5", 24, {"window": 5}),
+    Case("window 5, 54 x 54", 54, {"window": 5}, 1.0),
+    Case("window 5 and half the heads, 54 x 54", 54, {"window": 5, "heads": True}, 0.95),
+)
+
+
+def facts(side: int) -> ModelFacts:
+    """Return the benchmark's model with a square grid of visual tokens."""
+    frequencies = tuple(10_000.0 ** (-2 * i / HEAD_DIM) for i in range(HEAD_DIM // 2))
+    return ModelFacts(
+        name="random",
+        family="none",
+        architecture="Llama",
+        decoder=DecoderDims(
+            layers=LAYERS,
+            hidden=HIDDEN,
+            heads=HEADS,
+            kv_heads=HEADS,
+            head_dim=HEAD_DIM,
+            intermediate=NEURONS,
+            vocab=VOCAB,
+            rms_norm_eps=1e-6,
+            rope_inv_freq=frequencies,
+            max_positions=4096,
+        ),
+        visual_tokens=side**2,
+        image_size=1,
+        image_token_id=0,
+        token_grid=(side, side),
+        eos_token_ids=(),
+        dtype="float32",
+    )
+
+
+def plan_of(case: Case, scratch: Path) -> Plan:
+    """Return the plan of a case; head masks lie in `scratch`."""
+    entry = dict(case.yopo)
+    if entry.pop("heads", False):
+        # Every other head, so that none of the parts lies in one piece.
+        mask = scratch / "mask.npy"
+        np.save(mask, np.tile(np.arange(HEADS) % 2 == 0, (LAYERS, 1)))
+        entry["heads"] = {"mask": mask}
+    method = Yopo.model_validate(entry)
+    return make_plan(facts(case.side), "random", [method], workload=Workload(text=TEXT))
+
+
+def specs_of(plan: Plan) -> dict[str, GraphSpec]:
+    """Return the declarations of a plan's graph and of the naive one."""
+    return {
+        "naive": decoder_graph(plan.naive(), "float32", "last", name="naive"),
+        "cut": decoder_graph(plan, "float32", "last", name="cut"),
+    }
+
+
+def build(folder: Path, number: int) -> None:
+    """Write both graphs of a case; runs in a process of its own, so that torch is gone before timing."""
+    from compressor.decoder import decoder_from
+    from export.onnx_graph import export_decoder, save_graph
+    from export.weights import SharedWeights
+
+    plan = plan_of(CASES[number], folder)
+    tensors = random_weights(plan.model.decoder)
+    with SharedWeights(folder) as weights:
+        for name, spec in specs_of(plan).items():
+            decoder = decoder_from(plan if name == "cut" else plan.naive(), tensors)
+            save_graph(export_decoder(decoder, spec), folder / spec.file, weights)
+
+
+class Calls:
+    """A prefill and a decode step of one graph, on seeded rows."""
+
+    def __init__(self, session: OnnxSession, visual: int) -> None:
+        rng = np.random.default_rng(0)
+        self.session, self.visual_rows = session, visual
+        self.visual = rng.standard_normal((1, visual, HIDDEN), dtype=np.float32)
+        self.text = rng.standard_normal((1, TEXT, HIDDEN), dtype=np.float32)
+        self.visual_index = np.arange(1, 1 + visual)[None]
+        places = np.arange(TEXT)
+        self.text_index = (places + visual * (places > 0))[None]
+        self.past = self.prefill()[1]
+
+    def prefill(self) -> tuple[Array, list[object]]:
+        """Run the prompt."""
+        empty = self.session.empty_past(1)
+        return self.session.decode(
+            self.visual, self.text, self.visual_index, self.text_index, empty
+        )
+
+    def step(self) -> Array:
+        """Run one decode step behind the prompt."""
+        row = self.text[:, :1]
+        index = np.array([[self.visual_rows + TEXT]])
+        return self.session.decode(no_visual(row)[0], row, no_visual(row)[1], index, self.past)[0]
+
+
+def main() -> int:
+    """Build, time and print every case; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cuts", description=__doc__)
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--clock", choices=get_args(Clock), default="wall")
+    parser.add_argument(
+        "--case", type=int, action="append", help="number of a case; may be repeated"
+    )
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    print(f"huge pages: {huge_pages()}")
+    head = f"{'case':<40} predicted measured  share wanted    (10% 50% 90%)  decode step  KV bytes"
+    print(head)
+    rows = [
+        _run(number, options.repeats, options.clock) for number in options.case or range(len(CASES))
+    ]
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    return 0 if all(row["met"] for row in rows) else 1
+
+
+def _run(number: int, repeats: int, clock: Clock) -> dict[str, object]:
+    case = CASES[number]
+    with tempfile.TemporaryDirectory(prefix="vtcompress-bench-") as name:
+        folder = Path(name)
+        in_own_process(build, folder, number)
+        plan = plan_of(case, folder)
+        calls = {
+            key: Calls(OnnxSession(folder, [spec], decoder=key, threads=1), plan.visual)
+            for key, spec in specs_of(plan).items()
+        }
+    prefill = in_turns({n: c.prefill for n, c in calls.items()}, repeats=repeats)
+    steps = {n: c.step for n, c in calls.items()}
+    decode = in_turns(steps, repeats=repeats * STEPS_PER_REPEAT, warm_up=3)
+    found = ratio(prefill["naive"], prefill["cut"], clock)
+    step = ratio(decode["naive"], decode["cut"], clock)
+    predicted = predicted_speedup(plan)
+    share = found.of_least / predicted
+    kv = calls["cut"].session.past_bytes(calls["cut"].past)
+    met = (case.at_least is None or share >= case.at_least) and step.of_least >= 1.0
+    met = met and kv == predict(plan).kv_bytes("float32")
+    bound = "" if case.at_least is None else f">= {case.at_least:.2f}"
+    print(
+        f"{case.name:<40} {predicted:8.2f} {found.of_least:8.2f} {share:7.3f} {bound:<8} "
+        f"({found.low:.2f} {found.middle:.2f} {found.high:.2f}) {step.of_least:6.2f} {kv:>14,} "
+        f"{'met' if met else 'MISSED'}",
+        flush=True,
+    )
+    return {
+        "case": case.name,
+        "predicted": predicted,
+        "measured": found.of_least,
+        "share": share,
+        "rounds": [found.low, found.middle, found.high],
+        "decode_step": step.of_least,
+        "kv_bytes": kv,
+        "met": met,
+    }
+
+
+if __name__ == "__main__":
+    on_huge_pages("benchmarks.cuts")
+    sys.exit(main())
