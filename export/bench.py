@@ -59,7 +59,8 @@ class BenchReport(Facts):
         processor: of the machine, if it tells.
         kv_bytes_original: KV cache after the original's prefill.
         kv_bytes: of the compressed one.
-        kv_layers: rows in each layer's cache after the compressed prefill.
+        kv_layers: rows that each layer's heads with visual tokens hold after the compressed prefill; 0 where
+            a layer has no such heads.
         prefill: decoder alone.
         decode_step: one token after the prefill.
         first_token: from pixels to the first token: vision, embedding and prefill.
@@ -80,8 +81,8 @@ class BenchReport(Facts):
 
     @property
     def exit_layer(self) -> int | None:
-        """First layer that had no visual rows of this prompt; None if they stayed."""
-        return exit_of(self.kv_layers)
+        """First layer whose heads held no visual rows of this prompt; None if they stayed."""
+        return exit_of(self.kv_layers, self.visual + self.text)
 
 
 def bench(
@@ -134,7 +135,7 @@ def bench(
         processor=processor_name(),
         kv_bytes_original=original,
         kv_bytes=compressed,
-        kv_layers=cached_rows(sides[1].past_shapes(timed[1].filled)),
+        kv_layers=cached_rows(sides[1].caches, sides[1].past_shapes(timed[1].filled)),
         **timings,
     )
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from compressor.errors import ArtifactError
 from export.artifact import PLAN_FILE, RECIPE_FILE, Artifact
 from export.checks import percent, verdict
+from export.cuts import cuts_words
 from export.exits import exits_words
 from export.manifest import Manifest
 from export.report import ratio_words
@@ -26,6 +27,7 @@ class Entry:
         name: of its folder.
         layers: how many, and in how many of them visual rows are frozen.
         exits: where visual rows leave, in words.
+        cuts: what else visual rows do less of, in words; with the semantics.
         visual: what is done to visual rows; chooses the shape of the point in the plot.
         predicted: speed-up of the prefill by FLOPs.
         kv_cache: predicted share of the original's KV cache, after the prefill.
@@ -43,6 +45,7 @@ class Entry:
     layers: int
     frozen: int
     exits: str
+    cuts: str
     visual: Kind
     predicted: float
     kv_cache: float
@@ -122,14 +125,16 @@ def _entry(number: int, folder: Path, manifest: Manifest) -> Entry:
     from compressor.recipe import load_recipe
 
     plan, measured, loss = Plan.load(folder / PLAN_FILE), manifest.measured, manifest.loss
+    methods = load_recipe(folder / RECIPE_FILE).methods
     return Entry(
         number=number,
         name=folder.resolve().name,
         model=manifest.model.name,
-        methods=tuple(map(method_words, load_recipe(folder / RECIPE_FILE).methods)),
+        methods=tuple(map(method_words, methods)),
         layers=len(plan.layers),
         frozen=len(plan.frozen_layers()),
         exits=exits_words(plan),
+        cuts=cuts_words(plan, methods),
         visual="may leave" if plan.gates else "stay" if plan.exit_layer is None else "leave",
         predicted=manifest.predicted.speedup,
         kv_cache=manifest.predicted.kv_bytes / manifest.predicted.kv_bytes_original,
@@ -224,6 +229,7 @@ def comparison_rows(comparison: Comparison) -> list[tuple[str, ...]]:
         ("methods", lambda entry: ", ".join(entry.methods) or "none"),
         ("frozen layers", lambda entry: f"{entry.frozen} of {entry.layers}"),
         ("exited layers", lambda entry: entry.exits),
+        ("YOPO's cuts", lambda entry: entry.cuts),
         ("predicted prefill", lambda entry: f"{entry.predicted:.2f} x"),
         ("measured prefill", lambda entry: entry.measured_words),
         ("measured decode step", lambda entry: entry.decode_words),

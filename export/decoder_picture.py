@@ -1,11 +1,14 @@
 """Draws a plan: one row a layer, and in it what visual and text tokens do, the work and the KV cache."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
 from compressor.cost import BYTES, Cost, predict
-from compressor.plan import LayerPlan, Plan
+from compressor.dims import DecoderDims
+from compressor.plan import LayerPlan, Plan, Reason
+from export.cuts import cut_sentences, heads_kept, neurons_kept, text_alone_values
 from export.exits import staying
 from export.svg import element, line, picture, rect, text
 
@@ -24,22 +27,24 @@ WORK, CACHE = (270.0, 42.0), (318.0, 42.0)
 
 @dataclass(frozen=True)
 class Lane:
-    """Which parts of one layer visual rows take part in.
+    """Which share of each part of one layer is computed for visual rows, from 0 to 1.
 
     Attributes:
         kv: their keys and values.
         attention: queries, attention and output projection.
         mlp: the feed-forward part.
-        note: the state in one word; empty if nothing is left out.
+        note: the state in one word; empty if visual rows are updated.
+        label: what a share does not tell of attention, in one word: a window, or masked; may be empty.
     """
 
-    kv: bool
-    attention: bool
-    mlp: bool
+    kv: float
+    attention: float
+    mlp: float
     note: str = ""
+    label: str = ""
 
 
-STATES = {
+STATES: dict[Reason, tuple[str, str]] = {
     "": ("updated", "attention and MLP run on visual tokens, as in the original"),
     "shortv": (
         "frozen",
@@ -58,6 +63,11 @@ STATES = {
         "visual tokens are gone, from a layer on that gates chose in calibration: no work, and no keys and "
         "values to read or to keep",
     ),
+    "yopo": (
+        "exited",
+        "visual tokens are gone (YOPO's off_from, semantics removed): no work, and no keys and values to "
+        "read or to keep",
+    ),
 }
 """For every reason of a plan: the word for its state, and what it means."""
 
@@ -69,17 +79,70 @@ GATE = (
 """The word for a place where visual tokens may leave, and what it means."""
 
 
+CUTS: tuple[tuple[Callable[[LayerPlan], bool], tuple[str, str]], ...] = (
+    (
+        lambda layer: layer.split,
+        (
+            "part of K V and attention",
+            "visual tokens take part in that share of the heads; in the others text tokens are alone, and "
+            "the hollow rest of the KV cache's bar is what these still hold, text alone",
+        ),
+    ),
+    (
+        lambda layer: layer.split and layer.groups == (),
+        ("none", "visual tokens take part in no head of the layer, but in its MLP"),
+    ),
+    (
+        # Masked layers compute attention in full, whatever window they have.
+        lambda layer: layer.window is not None and not layer.masked,
+        (
+            "3x3 or so on attention",
+            "a visual token reads that square of its neighbours instead of all visual tokens before it",
+        ),
+    ),
+    (
+        lambda layer: layer.neurons is not None,
+        ("part of MLP", "visual tokens use that share of its neurons"),
+    ),
+    (
+        lambda layer: layer.masked and not layer.off,
+        ("masked", "some heads do not read visual tokens, and compute them all the same"),
+    ),
+    (
+        lambda layer: layer.off,
+        ("off", "no head reads visual tokens, and they are computed all the same"),
+    ),
+)
+"""What is drawn where visual tokens do a part of a layer, and what it means."""
+
+
 def states(plan: Plan) -> list[tuple[str, str]]:
     """Return the words that a plan's picture uses, with what they mean."""
-    found = [STATES[r] for r in STATES if any(layer.reason == r for layer in plan.layers)]
+    found = [_state(plan, r) for r in STATES if any(layer.reason == r for layer in plan.layers)]
+    found += [words for drawn, words in CUTS if any(drawn(layer) for layer in plan.layers)]
     return [*found, GATE] if plan.gates else found
 
 
-def lane(layer: LayerPlan) -> Lane:
-    """Return what visual rows do in a layer."""
-    busy = not (layer.frozen or layer.exited)
-    note = "" if busy else STATES[layer.reason][0]
-    return Lane(not layer.exited, busy, busy, note)
+def _state(plan: Plan, reason: Reason) -> tuple[str, str]:
+    """Return the word for a reason's state and what it means in this plan."""
+    word, meaning = STATES[reason]
+    if not reason and any(layer.cuts for layer in plan.layers):
+        meaning = "attention and MLP run on visual tokens, in full or in part"
+    return word, meaning
+
+
+def lane(layer: LayerPlan, dims: DecoderDims) -> Lane:
+    """Return what visual rows do in a layer; masked heads are computed, so they count in full."""
+    if layer.exited:
+        return Lane(0, 0, 0, STATES[layer.reason][0])
+    heads = heads_kept(layer, dims) / dims.heads if layer.split else 1.0
+    masked = "off" if layer.off else "masked" if layer.masked else ""
+    if layer.frozen:
+        note = STATES[layer.reason][0]
+        return Lane(heads, 0, 0, f"{note}, {masked}" if masked else note)
+    window = f"{layer.window}x{layer.window}" if layer.window else ""
+    label = masked or ("none" if not heads else window)
+    return Lane(heads, heads, neurons_kept(layer, dims) / dims.intermediate, "", label)
 
 
 def decoder_picture(plan: Plan, dtype: str) -> Markup:
@@ -92,7 +155,7 @@ def decoder_picture(plan: Plan, dtype: str) -> Markup:
     before, after = predict(plan.naive()), predict(plan)
     parts = list(_head(plan))
     for layer, share in zip(plan.layers, staying(plan), strict=True):
-        parts += _row(layer, share, before, after, dtype)
+        parts += _row(plan, layer, share, before, after, dtype)
     y = TOP + ROW * len(plan.layers) + 12
     parts.append(text(28, y, "answer comes out of the last layer's text tokens", "small"))
     if plan.exit_layer is not None:
@@ -109,15 +172,18 @@ def decoder_picture(plan: Plan, dtype: str) -> Markup:
 
 def _words(plan: Plan) -> str:
     """Return the picture in words."""
-    groups: dict[str, list[str]] = {}
+    groups: dict[Reason, list[str]] = {}
     for layer in plan.layers:
         groups.setdefault(layer.reason, []).append(str(layer.index))
     lines = [
-        f"{STATES[reason][0]} in {len(indices)} of {len(plan.layers)} layers ({', '.join(indices)}): "
-        f"{STATES[reason][1]}"
-        for reason, indices in groups.items()
+        f"{word} in {len(indices)} of {len(plan.layers)} layers ({', '.join(indices)}): {meaning}"
+        for (word, meaning), indices in ((_state(plan, r), i) for r, i in groups.items())
     ]
-    return f"Visual tokens are {'; '.join(lines)}. {_gates(plan)}Text tokens do everything in every layer."
+    cuts = "".join(f"{words} " for words in cut_sentences(plan))
+    everywhere = "Text tokens do everything in every layer."
+    if cuts:
+        everywhere = "Text tokens use every weight in every layer."
+    return f"Visual tokens are {'; '.join(lines)}. {cuts}{_gates(plan)}{everywhere}"
 
 
 def _gates(plan: Plan) -> str:
@@ -149,46 +215,69 @@ def _head(plan: Plan) -> list[Markup]:
     return parts
 
 
-def _row(layer: LayerPlan, share: float, before: Cost, after: Cost, dtype: str) -> list[Markup]:
+def _row(
+    plan: Plan, layer: LayerPlan, share: float, before: Cost, after: Cost, dtype: str
+) -> list[Markup]:
+    dims = plan.model.decoder
     y = TOP + ROW * layer.index
-    does = lane(layer)
+    does = lane(layer, dims)
     parts = [text(18, y + 11.5, str(layer.index), "small", "end")]
-    for (x, width), part in zip(VISUAL, (does.kv, does.attention, does.mlp), strict=True):
-        if part:
-            parts += _box(x, y, width, share, "updated")
+    drawn = VISUAL[:0] if layer.exited else VISUAL[:1] if layer.frozen else VISUAL
+    shares = (does.kv, does.attention, does.mlp)
+    for (x, width), part in zip(drawn, shares, strict=False):
+        parts += _box(x, y, width, share, "updated", part)
+    if does.label:
+        parts += _label(does, y)
     if does.note:
-        parts += _passing(does, y)
+        parts += _passing(does.note, y, exited=layer.exited)
     for x, width in WORDS:
         parts += _box(x, y, width, 1.0, "words")
     i = layer.index
     parts += _bar(WORK, y, after.layer_flops[i], before.layer_flops[i], max(before.layer_flops))
     size = BYTES[dtype]
     kept, original = after.layer_kv_values, before.layer_kv_values
-    parts += _bar(CACHE, y, kept[i] * size, original[i] * size, max(original) * size)
+    alone = text_alone_values(plan)[i] * size
+    parts += _bar(CACHE, y, kept[i] * size, original[i] * size, max(original) * size, alone)
     return parts
 
 
-def _box(x: float, y: float, width: float, share: float, class_: str) -> list[Markup]:
-    """Return a part of a layer, filled from below by the share of prompts that run it."""
+def _box(
+    x: float, y: float, width: float, share: float, class_: str, part: float = 1.0
+) -> list[Markup]:
+    """Return a part of a layer, filled from below by the share of prompts that run it.
+
+    Filled from the left by the share of it that is run.
+    """
     height = BOX * share
-    full = [rect(x, y + BOX_TOP + BOX - height, width, height, class_)]
-    return full if share == 1 else [rect(x, y + BOX_TOP, width, BOX, "outline"), *full]
+    outline = [rect(x, y + BOX_TOP, width, BOX, "outline")] if share * part < 1 else []
+    filled = [rect(x, y + BOX_TOP + BOX - height, width * part, height, class_)] if part else []
+    return [*outline, *filled]
 
 
-def _passing(does: Lane, y: float) -> list[Markup]:
+def _label(does: Lane, y: float) -> list[Markup]:
+    """Return the word on attention's box: in the middle of what is filled, or of the rest."""
+    (x, width), wide = VISUAL[1], 5.0 * len(does.label) + 6
+    filled = width * does.attention
+    inside = filled >= wide + 4
+    middle = x + filled / 2 if inside else x + filled + (width - filled) / 2
+    gap = [rect(middle - wide / 2, y + 3, wide, BOX - 2, "gap")] if inside else []
+    return [*gap, text(middle, y + 11.3, does.label, "small", "middle")]
+
+
+def _passing(note: str, y: float, *, exited: bool) -> list[Markup]:
     """Return the line of visual tokens past what they do not take part in, with the state on it.
 
     Frozen ones pass (dashed, from attention on); those that left are nowhere (dotted, the whole lane).
     """
     passes = VISUAL[1][0]
     start, line_class, word_class = (
-        (passes, "pass", "chosen-word") if does.kv else (VISUAL[0][0], "gone", "exited-word")
+        (VISUAL[0][0], "gone", "exited-word") if exited else (passes, "pass", "chosen-word")
     )
-    middle, wide = (passes + LANE_END) / 2, 6.0 * len(does.note) + 8
+    middle, wide = (passes + LANE_END) / 2, 6.0 * len(note) + 8
     return [
         line(start, y + 8, LANE_END, y + 8, line_class),
         rect(middle - wide / 2, y + 2, wide, BOX, "gap"),
-        text(middle, y + 11.5, does.note, word_class, "middle"),
+        text(middle, y + 11.5, note, word_class, "middle"),
     ]
 
 
@@ -209,10 +298,16 @@ def _diamond(x: float, y: float) -> Markup:
     return element("polygon", points=points, class_="gate-mark")
 
 
-def _bar(column: tuple[float, float], y: float, now: int, before: int, most: int) -> list[Markup]:
+def _bar(
+    column: tuple[float, float], y: float, now: int, before: int, most: int, alone: int = 0
+) -> list[Markup]:
+    """Return a bar: now inside before; `alone` of a cache is held in heads without visual tokens."""
     x, width = column
     scale = width / most
+    hint = f"{now:,} of {before:,}{f', {alone:,} in heads of text alone' if alone else ''}"
+    rest = [rect(x + (now - alone) * scale, y + 5, alone * scale, 6, "text-alone")] if alone else []
     return [
-        rect(x, y + 4, now * scale, 8, "updated", f"{now:,} of {before:,}"),
+        rect(x, y + 4, (now - alone) * scale, 8, "updated", hint),
+        *rest,
         rect(x, y + 4, before * scale, 8, "outline"),
     ]

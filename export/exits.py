@@ -4,6 +4,7 @@ A fixed exit is a state of layers in the plan. Gates decide for each prompt, so 
 counted: over the calibration prompts, over the validation questions, and for the prompt that was timed.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 
 from compressor.cost import predict
@@ -54,15 +55,19 @@ def exits_words(plan: Plan) -> str:
 
 def runs(indices: Iterable[int]) -> str:
     """Return layers with runs drawn together: `layer 2`, `layers 2, 5 to 8`."""
+    numbers = tuple(indices)
+    return f"layer{'s' if len(numbers) > 1 else ''} {listed(numbers)}"
+
+
+def listed(indices: Iterable[int]) -> str:
+    """Return ascending numbers with runs drawn together: `2, 5 to 8`."""
     found: list[list[int]] = []
     for index in indices:
         if found and index == found[-1][-1] + 1:
             found[-1].append(index)
         else:
             found.append([index])
-    words = [f"{r[0]} to {r[-1]}" if len(r) > 2 else ", ".join(map(str, r)) for r in found]
-    several = len(found) > 1 or len(found[0]) > 1
-    return f"layer{'s' if several else ''} {', '.join(words)}"
+    return ", ".join(f"{r[0]} to {r[-1]}" if len(r) > 2 else ", ".join(map(str, r)) for r in found)
 
 
 def gates_words(gates: Gates) -> tuple[str, ...]:
@@ -120,15 +125,17 @@ def exit_rows(plan: Plan, loss: LossReport | None) -> list[tuple[str, str, str]]
     calibration: dict[int, int] = {}
     if counted(gates):
         calibration = dict(zip(gates.candidates, gates.fired, strict=True))
-    validation = {layer - 1: count for layer, count in loss.exits} if loss else {}
+    validation: Counter[int] = Counter()
+    for layer, count in loss.exits if loss else ():
+        validation[gate_before(gates, layer)] += count
     rows = [
         (
             f"behind layer {layer}",
             str(calibration.get(layer, 0)) if calibration else NOT_COUNTED,
-            str(validation.get(layer, 0)) if loss else NOT_COUNTED,
+            str(validation[layer]) if loss else NOT_COUNTED,
         )
         for layer in gates.candidates
-        if calibration.get(layer) or validation.get(layer)
+        if calibration.get(layer) or validation[layer]
     ]
     stayed = loss.overall.samples - sum(validation.values()) if loss else None
     last = (
@@ -139,13 +146,22 @@ def exit_rows(plan: Plan, loss: LossReport | None) -> list[tuple[str, str, str]]
     return [*rows, last]
 
 
+def gate_before(gates: Gates, exit_layer: int) -> int:
+    """Return the last gate before the first layer that was found without visual rows.
+
+    Layers whose heads are all pruned for visual tokens may lie between them: their caches tell nothing.
+    """
+    return max(c for c in gates.candidates if c < exit_layer)
+
+
 def timed_plan(plan: Plan, report: BenchReport) -> Plan:
     """Return what was done with the timed prompt: that workload, and its own exit where gates decided."""
     workload = Workload(images=report.images, text=report.text)
     plan = plan.model_copy(update={"workload": workload})
     if plan.gates is None:
         return plan
-    return plan.fired_after(None if report.exit_layer is None else report.exit_layer - 1)
+    exit_layer = report.exit_layer
+    return plan.fired_after(None if exit_layer is None else gate_before(plan.gates, exit_layer))
 
 
 def cache_rows(plan: Plan, report: BenchReport, dtype: str) -> list[tuple[str, str, str, str]]:
@@ -181,14 +197,16 @@ def cache_figures(plan: Plan, report: BenchReport, dtype: str) -> dict[str, int 
 def timed_words(plan: Plan, report: BenchReport) -> str:
     """Return which layers had visual tokens of the timed prompt, read off its caches."""
     first = report.exit_layer
+    split = [layer.index for layer in plan.layers if layer.split]
+    heads = f" In {runs(split)} pruned heads hold text tokens only." if split else ""
     if plan.gates is None:
-        if first is None:
-            return "Every layer's cache holds the visual tokens."
-        return f"From layer {first} on, caches hold text tokens only."
+        if first is not None:
+            return f"From layer {first} on, caches hold text tokens only.{heads}"
+        return heads[1:] or "Every layer's cache holds the visual tokens."
     prompt = "In the timed prompt, which is made of random pixels and tokens,"
     if first is None:
-        return f"{prompt} no gate fired."
-    return f"{prompt} a gate fired behind layer {first - 1}."
+        return f"{prompt} no gate fired.{heads}"
+    return f"{prompt} a gate fired behind layer {gate_before(plan.gates, first)}.{heads}"
 
 
 def cache_words(plan: Plan, report: BenchReport, dtype: str) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import model_validator
 
 from compressor.dims import Facts, ModelFacts, Positive
-from compressor.plan import Plan
+from compressor.plan import Cache, Plan
 
 DType = Literal["float32", "float16", "int64", "bool"]
 Axis = str | int
@@ -120,9 +120,25 @@ def decoder_graph(plan: Plan, dtype: DType, logits: str, *, name: str = "decoder
     return _decoder(plan, dtype, logits, name, plan.segments(), ends=True)
 
 
+def caches_of(inputs: Sequence[TensorSpec]) -> tuple[Cache, ...]:
+    """Return the pairs of keys and values among a decoder graph's inputs, in their order."""
+    found = []
+    for spec in inputs:
+        prefix, *place = spec.name.split(".")
+        if prefix == PAST and place[-1].endswith("key"):
+            part: Literal["", "text_"] = "text_" if place[-1] == "text_key" else ""
+            _, groups, length, _ = spec.axes
+            found.append(
+                Cache(layer=int(place[0]), part=part, groups=int(groups), length=str(length))
+            )
+    return tuple(found)
+
+
 STAGE = "decoder_stage_"
 # A decoder graph's inputs before its caches: two kinds of rows, and their places.
 ROWS = 4
+# Start of the names of keys and values in the past.
+PAST = "past_key_values"
 # Which rows of the past are visual; kept beside the caches where the plan asks.
 PAST_VISUAL = "past_visual"
 
@@ -154,7 +170,7 @@ def _decoder(
         if cache.layer not in layers:
             continue
         for tensors, prefix, length in (
-            (past, "past_key_values", cache.length),
+            (past, PAST, cache.length),
             (present, "present", cache.length.replace("past", "total", 1)),
         ):
             axes = (batch, cache.groups, length, dims.head_dim)

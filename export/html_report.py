@@ -14,9 +14,18 @@ from compressor.methods import VisualExit
 from export import checks, exits, in_words, report
 from export.bench import bench_rows
 from export.charts import contribution_chart, exit_chart, kinds_chart, speed_chart
+from export.cuts import semantics_words
 from export.decoder_picture import decoder_picture, states
+from export.head_chart import HEAD_COLUMNS, head_chart, head_rows
 from export.questions import Question, Thumbnail, chosen_questions, thumbnail
-from export.report_data import ReportData, exit_kl, headline, layer_contribution, method_words
+from export.report_data import (
+    ReportData,
+    exit_kl,
+    head_score,
+    headline,
+    layer_contribution,
+    method_words,
+)
 from export.svg import plain
 
 HTML_FILE = "report.html"
@@ -46,6 +55,7 @@ def html_report(data: ReportData) -> str:
     manifest, plan = data.manifest, data.plan
     measured, loss, fidelity = manifest.measured, manifest.loss, manifest.fidelity
     timings = bench_rows(measured) if measured else []
+    scores = head_score(data.profile)
     return render(
         "report.html.j2",
         manifest=manifest,
@@ -63,12 +73,18 @@ def html_report(data: ReportData) -> str:
         exit_rows=exits.exit_rows(plan, loss),
         contribution=_contribution(data),
         exit=_exit(data),
+        heads=_heads(data),
+        head_words=report.HEAD_WORDS,
+        head_columns=HEAD_COLUMNS,
+        head_rows=head_rows(scores, plan) if scores else [],
+        semantics=semantics_words(plan, data.methods),
+        notes=plan.notes,
         calibrated=data.profile,
         layer_columns=(
-            *report.LAYER_COLUMNS,
+            *report.layer_columns(plan),
             "contribution, nats",
             *report.exit_kl_columns(data),
-            *report.KV_COLUMNS,
+            *report.kv_columns(plan),
         ),
         layer_rows=_layer_rows(data),
         workload=report.workload_words(data),
@@ -120,6 +136,13 @@ def _exit(data: ReportData) -> Markup | None:
     bounds = [m.max_kl for m in data.methods if isinstance(m, VisualExit)]
     allowed = bounds[0] if bounds else None
     return exit_chart(values, len(data.profile.samples), data.plan.exit_layer, allowed)
+
+
+def _heads(data: ReportData) -> Markup | None:
+    scores = head_score(data.profile)
+    if scores is None or data.profile is None:
+        return None
+    return head_chart(scores, len(data.profile.samples), data.plan)
 
 
 def _verdicts(data: ReportData) -> list[tuple[str, str, str]]:

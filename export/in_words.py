@@ -2,13 +2,15 @@
 
 from compressor.plan import Plan
 from export.bench import BenchReport, bench_rows
+from export.cuts import cut_sentences, semantics_words, splits
 from export.exits import counted, gates_words, may_exit, runs, timed_words
 from export.parity.loss import LossReport
 from export.report_data import ReportData
 
 # What leaving out the work rests on, for every reason of a plan. Sources: VTW, "Boosting Multimodal Large
 # Language Models with Visual Tokens Withdrawal for Rapid Inference" (arXiv 2405.05803); DyVTE, "Accelerating
-# Multimodal Large Language Models via Dynamic Visual-Token Exit and the Empirical Findings" (2411.19628).
+# Multimodal Large Language Models via Dynamic Visual-Token Exit and the Empirical Findings" (2411.19628);
+# YOPO, "Treat Visual Tokens as Text? But Your MLLM Only Needs Fewer Efforts to See" (2410.06169).
 WHY = {
     "shortv": (
         "{layers}: updating the visual tokens there changes the answer least (method ShortV), so they "
@@ -27,6 +29,10 @@ WHY = {
         "prompts and that is now the same for all (method DyVTE). There are no rows of them, and no keys "
         "and values that text tokens could read."
     ),
+    "yopo": (
+        "{layers}: visual tokens have left the decoder by then (method YOPO, off_from). There are no rows of "
+        "them, and no keys and values that text tokens could read."
+    ),
 }
 
 
@@ -35,10 +41,11 @@ def done(data: ReportData) -> tuple[str, ...]:
     plan = data.plan
     layers = len(plan.layers)
     out = sum(layer.frozen or layer.exited for layer in plan.layers)
+    cut = sum(layer.cuts and not layer.frozen for layer in plan.layers)
     first = (
         f"The model turns a picture into {plan.model.visual_tokens:,} visual tokens, and works on each of "
         f"them in all {layers} layers of its decoder. That work is now left out in {out} of the {layers} "
-        f"layers{_for_all(plan)}."
+        f"layers{_for_all(plan)}{f', and cut down in {cut}' if cut else ''}."
     )
     reasons = [
         words.format(
@@ -49,9 +56,10 @@ def done(data: ReportData) -> tuple[str, ...]:
     ]
     gates = gates_words(plan.gates)[:1] if plan.gates else ()
     text = "Text tokens do in every layer what they did before."
-    if may_exit(plan):
-        text = "Text tokens go through every layer, as before."
-    return (first, *reasons, *gates, text)
+    if may_exit(plan) or any(layer.cuts for layer in plan.layers):
+        text = "Text tokens go through every layer and use every weight, as before."
+    cuts = (*cut_sentences(plan), *semantics_words(plan, data.methods))
+    return (first, *reasons, *gates, *cuts, text)
 
 
 def _for_all(plan: Plan) -> str:
@@ -109,14 +117,22 @@ def _on_which(plan: Plan) -> str:
 def _further_tokens(plan: Plan, measured: BenchReport | None) -> tuple[str, ...]:
     """Return what is saved on the tokens of the answer, and that the weights do not shrink."""
     weights = "the weight file does not shrink: text tokens still use every weight."
-    if not may_exit(plan):
+    if not (may_exit(plan) or splits(plan)):
         return (f"Nothing is saved on further tokens of the answer, and {weights}",)
     less = "very further token of the answer has less to read too:"
-    if plan.gates is None:
-        further = f"E{less} from layer {plan.exit_layer} on text tokens only."
+    heads = "text tokens only in the pruned heads"
+    if plan.exit_layer is not None:
+        more = f", {heads} before" if splits(plan) else ""
+        further = f"E{less} from layer {plan.exit_layer} on text tokens only{more}."
+    elif plan.gates is None:
+        further = f"E{less} {heads}."
     else:
         further = f"Where a gate fired, e{less} in the layers behind that gate text tokens only."
-    if measured is not None and measured.exit_layer is not None:
+        if splits(plan):
+            further = (
+                f"E{less} {heads}, and where a gate fired, in all heads of the layers behind it."
+            )
+    if measured is not None and (measured.exit_layer is not None or splits(plan)):
         step = measured.decode_step
         # Stages cost a call each: on a small model that can be more than the exit saves.
         found = "Measured, it is slower all the same" if step.ratio_high < 1 else "Measured"

@@ -11,6 +11,7 @@ from compressor.errors import ArtifactError
 from compressor.files import read_text
 from export.bench import bench_rows
 from export.checks import LOSS_COLUMNS, fidelity_rows, loss_row, verdict
+from export.cuts import splits
 from export.exits import EXIT_COLUMNS, exit_rows, may_exit, mean_words
 from export.in_words import done, gained, lost
 from export.markdown import escaped, fenced, table
@@ -18,6 +19,21 @@ from export.report import predicted_rows, ratio_words
 from export.report_data import ReportData, headline, method_words
 
 CARD_FILE = "README.md"
+PAPERS = {
+    "visual_exit": (
+        "VTW: Boosting Multimodal Large Language Models with Visual Tokens Withdrawal for Rapid Inference, "
+        "arXiv 2405.05803"
+    ),
+    "dyvte": (
+        "DyVTE: Accelerating Multimodal Large Language Models via Dynamic Visual-Token Exit and the "
+        "Empirical Findings, arXiv 2411.19628"
+    ),
+    "yopo": (
+        "YOPO: Treat Visual Tokens as Text? But Your MLLM Only Needs Fewer Efforts to See, arXiv 2410.06169"
+    ),
+}
+"""Where methods come from, by the name of the method."""
+
 LICENCE_KEYS = ("license", "license_name", "license_link")
 # Longer values are no licence.
 LONGEST_VALUE = 300
@@ -73,6 +89,7 @@ def model_card(data: ReportData, origin: Origin) -> str:
         "## Method",
         f"Methods of the recipe: {escaped(methods)}.",
         " ".join(done(data)),
+        *_papers(data),
         "## Measured",
         f"{' '.join(gained(data))} {' '.join(lost(data))}",
         *_figures(data),
@@ -95,6 +112,11 @@ def _front_matter(data: ReportData, origin: Origin) -> str:
     front |= origin.licence
     front |= {"library_name": "vtcompress", "pipeline_tag": "image-text-to-text", "tags": tags}
     return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=1000).strip()}\n---"
+
+
+def _papers(data: ReportData) -> list[str]:
+    lines = [f"- {PAPERS[method.name]}" for method in data.methods if method.name in PAPERS]
+    return ["\n".join(["Papers:", "", *lines])] if lines else []
 
 
 def _figures(data: ReportData) -> list[str]:
@@ -140,7 +162,12 @@ def _how_to_run() -> str:
 
 def _limits(data: ReportData, origin: Origin) -> str:
     decode = "- Decode steps are not faster: they have no visual tokens."
-    if may_exit(data.plan):
+    if splits(data.plan):
+        decode = (
+            "- Decode steps save only what they no longer read: keys and values of visual tokens in pruned "
+            "heads and behind an exit."
+        )
+    elif may_exit(data.plan):
         decode = (
             "- Decode steps save only what they no longer read: keys and values of visual tokens "
             "behind the exit."

@@ -7,6 +7,14 @@ from compressor.cost import BYTES, predict
 from compressor.plan import LayerPlan, Plan
 from export.bench import BenchReport, Timing, bench_rows
 from export.checks import LOSS_COLUMNS, fidelity_rows, loss_limit_rows, loss_row, verdict
+from export.cuts import (
+    cut_columns,
+    cut_rows,
+    cuts_words,
+    kv_text_columns,
+    kv_text_rows,
+    semantics_words,
+)
 from export.exits import (
     CACHE_COLUMNS,
     EXIT_COLUMNS,
@@ -19,6 +27,7 @@ from export.exits import (
     mean_words,
     staying,
 )
+from export.head_chart import HEAD_COLUMNS, head_rows
 from export.in_words import done, gained, lost
 from export.manifest import Manifest
 from export.markdown import escaped, fenced, table
@@ -26,7 +35,14 @@ from export.memory import Footprint
 from export.parity.fidelity import FidelityReport
 from export.parity.loss import LossFigures, LossReport
 from export.questions import chosen_questions
-from export.report_data import ReportData, exit_kl, headline, layer_contribution, method_words
+from export.report_data import (
+    ReportData,
+    exit_kl,
+    head_score,
+    headline,
+    layer_contribution,
+    method_words,
+)
 
 REPORT_FILE = "report.md"
 
@@ -85,7 +101,7 @@ def what_visual_rows_do(layer: LayerPlan) -> str:
     if layer.exited:
         return f"exited ({layer.reason})"
     if not layer.frozen:
-        return "updated"
+        return "updated, read by no head (off)" if layer.off else "updated"
     return "frozen (dead rows: exact)" if layer.reason == "dead" else f"frozen ({layer.reason})"
 
 
@@ -94,14 +110,30 @@ EXIT_KL_COLUMN = "exit before it, nats"
 KV_COLUMNS = ("KV bytes original", "KV bytes now")
 
 
-def layer_rows(plan: Plan) -> list[tuple[str, str, str, str]]:
-    """Return one row a layer: index, what visual rows do, MFLOPs original, MFLOPs of the plan."""
+def layer_columns(plan: Plan) -> tuple[str, ...]:
+    """Return the head of `layer_rows`."""
+    return (*LAYER_COLUMNS[:2], *cut_columns(plan), *LAYER_COLUMNS[2:])
+
+
+def kv_columns(plan: Plan) -> tuple[str, ...]:
+    """Return the head of `kv_rows`."""
+    return (*KV_COLUMNS, *kv_text_columns(plan))
+
+
+def layer_rows(plan: Plan) -> list[tuple[str, ...]]:
+    """Return one row a layer: index, what visual rows do, what is cut, MFLOPs original and of the plan."""
     before, after = predict(plan.naive()), predict(plan)
     gates = plan.gates.candidates if plan.gates else ()
-    rows = zip(plan.layers, staying(plan), before.layer_flops, after.layer_flops, strict=True)
+    flops = zip(before.layer_flops, after.layer_flops, strict=True)
+    rows = zip(plan.layers, staying(plan), cut_rows(plan), flops, strict=True)
     return [
-        (str(layer.index), _state(layer, share, gate=layer.index in gates), mflops(a), mflops(b))
-        for layer, share, a, b in rows
+        (
+            str(layer.index),
+            _state(layer, share, gate=layer.index in gates),
+            *cuts,
+            *map(mflops, pair),
+        )
+        for layer, share, cuts, pair in rows
     ]
 
 
@@ -113,11 +145,17 @@ def _state(layer: LayerPlan, share: float, *, gate: bool) -> str:
     return f"{words}; gate behind it" if gate else words
 
 
-def kv_rows(plan: Plan, dtype: str) -> list[tuple[str, str]]:
-    """Return one row a layer: bytes of the KV cache after the prefill, original and of the plan."""
+def kv_rows(plan: Plan, dtype: str) -> list[tuple[str, ...]]:
+    """Return one row a layer: bytes of the KV cache after the prefill, original and of the plan.
+
+    Where heads were pruned, a third figure: what of the latter is held by heads without visual tokens.
+    """
     size = BYTES[dtype]
     pairs = zip(predict(plan.naive()).layer_kv_values, predict(plan).layer_kv_values, strict=True)
-    return [(f"{before * size:,}", f"{after * size:,}") for before, after in pairs]
+    return [
+        (f"{before * size:,}", f"{after * size:,}", *alone)
+        for (before, after), alone in zip(pairs, kv_text_rows(plan, dtype), strict=True)
+    ]
 
 
 def contribution_rows(data: ReportData) -> list[tuple[str]]:
@@ -152,13 +190,30 @@ def _layers(data: ReportData) -> str:
         kv_rows(data.plan, data.manifest.dtype),
     )
     rows = [tuple(chain(*row)) for row in zip(*parts, strict=True)]
-    columns = (*LAYER_COLUMNS, "contribution (KL, nats)", *exit_kl_columns(data), *KV_COLUMNS)
-    found = table(columns, rows)
-    if data.plan.gates is None:
-        return found
-    words = " ".join((*gates_words(data.plan.gates)[1:], mean_words(data.plan)))
-    exits = exit_rows(data.plan, data.manifest.loss)
-    return "\n\n".join([found, words, *([table(EXIT_COLUMNS, exits)] if exits else [])])
+    plan = data.plan
+    contribution = ("contribution (KL, nats)", *exit_kl_columns(data))
+    columns = (*layer_columns(plan), *contribution, *kv_columns(plan))
+    found = [table(columns, rows), *semantics_words(plan, data.methods)]
+    if plan.notes:
+        found.append("\n".join(["Notes of the planner:", "", *notes_lines(plan)]))
+    if (scores := head_score(data.profile)) is not None:
+        found += [HEAD_WORDS, table(HEAD_COLUMNS, head_rows(scores, plan))]
+    if plan.gates is not None:
+        found.append(" ".join((*gates_words(plan.gates)[1:], mean_words(plan))))
+        if exits := exit_rows(plan, data.manifest.loss):
+            found.append(table(EXIT_COLUMNS, exits))
+    return "\n\n".join(found)
+
+
+HEAD_WORDS = (
+    "Head scores: the attention that text tokens pay to visual tokens, divided by what they pay to text "
+    "tokens."
+)
+
+
+def notes_lines(plan: Plan) -> list[str]:
+    """Return the planner's notes as lines of a Markdown list."""
+    return [f"- {escaped(note)}" for note in plan.notes]
 
 
 def predicted_rows(manifest: Manifest) -> list[tuple[str, str, str, str]]:
@@ -184,6 +239,8 @@ def workload_words(data: ReportData) -> str:
     )
     if may_exit(plan):
         words += f"; exited: {exits_words(plan)}"
+    if (cuts := cuts_words(plan, data.methods)) != "none":
+        words += f"; YOPO: {cuts}"
     return f"{words}. {mean_words(plan)}".strip()
 
 

@@ -8,10 +8,11 @@ from compressor.calibration.profile import Profile
 from compressor.cost import BYTES, predict
 from compressor.errors import ArtifactError
 from compressor.files import read_text
-from compressor.methods import Method
+from compressor.methods import Method, Yopo
 from compressor.plan import Plan
 from compressor.recipe import load_recipe
 from export.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE
+from export.cuts import heads_kept, neurons_kept, semantics, text_alone_values
 from export.exits import cache_figures, staying
 from export.manifest import Manifest
 from export.questions import Question, stored_questions
@@ -77,13 +78,30 @@ def exit_kl(profile: Profile | None) -> tuple[float, ...] | None:
     return profile.exit_kl()
 
 
+def head_score(profile: Profile | None) -> tuple[tuple[float, ...], ...] | None:
+    """Return the mean score of every head, [L][H]; None if it was not measured."""
+    if profile is None or "head_score" not in profile.measures:
+        return None
+    return profile.head_score()
+
+
 def asked_of(method: Method) -> dict[str, Any]:
     """Return what was asked of a method, without what says nothing of the artifact.
 
     Files go by their names: folders are those of another machine.
     """
     given = method.model_dump(exclude_none=True, exclude=TRAINING)
-    return {key: value.name if isinstance(value, Path) else value for key, value in given.items()}
+    if isinstance(method, Yopo):
+        # Two switches that stand where the paper has them say nothing.
+        usual = {"causal": False, "select": "first"}
+        given = {key: value for key, value in given.items() if usual.get(key) != value}
+    return {key: _named(value) for key, value in given.items()}
+
+
+def _named(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _named(inner) for key, inner in value.items()}
+    return value.name if isinstance(value, Path) else value
 
 
 def method_words(method: Method) -> str:
@@ -93,6 +111,10 @@ def method_words(method: Method) -> str:
 
 
 def _value(value: object) -> str:
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_value(inner)}' for key, inner in value.items())}}}"
+    if isinstance(value, bool):
+        return str(value).lower()
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
@@ -166,19 +188,26 @@ def figures(data: ReportData) -> dict[str, Any]:
         exit_kl(data.profile) or unknown,
     )
     overall = manifest.loss.overall if manifest.loss else None
-    stays = staying(plan)
+    stays, dims, alone = staying(plan), plan.model.decoder, text_alone_values(plan)
+    scores = head_score(data.profile) or unknown
     layers = [
         {
             "index": layer.index,
             "visual": layer.visual,
             "reason": layer.reason,
             "visual_stays": stays[layer.index],
+            "heads": heads_kept(layer, dims),
+            "window": layer.window,
+            "neurons": neurons_kept(layer, dims),
+            "masked": layer.masked,
+            "head_score": scores[layer.index],
             "contribution": contribution[layer.index],
             "exit_kl": left[layer.index],
             "flops_original": before.layer_flops[layer.index],
             "flops": after.layer_flops[layer.index],
             "kv_bytes_original": before.layer_kv_values[layer.index] * size,
             "kv_bytes": after.layer_kv_values[layer.index] * size,
+            "kv_bytes_text_heads": alone[layer.index] * size,
         }
         for layer in plan.layers
     ]
@@ -196,6 +225,8 @@ def figures(data: ReportData) -> dict[str, Any]:
         "layers": layers,
         "frozen_layers": len(plan.frozen_layers()),
         "exit_layer": plan.exit_layer,
+        "semantics": semantics(plan, data.methods),
+        "notes": list(plan.notes),
         "gates": plan.gates and plan.gates.model_dump(mode="json"),
         "kv_cache": manifest.measured and cache_figures(plan, manifest.measured, manifest.dtype),
         "questions": len(data.questions),

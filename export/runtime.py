@@ -277,7 +277,8 @@ class Runtime:
         """Return the greedy answers to prompts of equal layout."""
         steps = self.steps(prompts, max_new_tokens, past=past)
         first = next(steps)
-        left = exit_of(cached_rows(self.session.past_shapes(first.past)))
+        held = cached_rows(self.session.caches, self.session.past_shapes(first.past))
+        left = exit_of(held, prompts[0].end)
         rows = np.stack([first.tokens, *(step.tokens for step in steps)], axis=1).tolist()
         answers = [until_end(row, self.prompter.eos_ids) for row in rows]
         return [

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.errors import ArtifactError, MissingExtraError
-from export.graphs import PAST_VISUAL, ROWS, GraphSpec, in_order
+from compressor.plan import Cache
+from export.graphs import PAST_VISUAL, ROWS, GraphSpec, caches_of, in_order
 
 Array = NDArray[Any]
 Past = Any
@@ -23,6 +24,11 @@ class Session(Protocol):
     @property
     def gated(self) -> bool:
         """Whether gates read the text behind the images to decide on an exit; calls are then of batch 1."""
+        ...
+
+    @property
+    def caches(self) -> tuple[Cache, ...]:
+        """Whose keys and values a past holds, pair by pair, in its order."""
         ...
 
     def vision(self, pixel_values: Array) -> Array:
@@ -52,23 +58,34 @@ class Session(Protocol):
         ...
 
 
-# Batch, heads, rows, head size; what tells visual rows has fewer.
-CACHE_AXES = 4
+def cached_rows(caches: Sequence[Cache], shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """Return how many rows each layer's heads with visual tokens hold; 0 where a layer has no such heads.
 
-
-def cached_rows(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """Return how many rows each pair of keys and values holds, from the shapes of a past."""
-    keys = (shape for shape in shapes[::2] if len(shape) == CACHE_AXES)
-    return tuple(shape[2] for shape in keys)
-
-
-def exit_of(rows: Sequence[int]) -> int | None:
-    """Return the first layer without visual rows after a prefill; None if they reached the last one.
+    Caches of heads that were made for text alone say nothing of where visual rows left.
 
     Args:
-        rows: of each layer's cache; where visual rows are gone, it is shorter than that of layer 0.
+        caches: whose keys and values a past holds.
+        shapes: of its tensors; behind the pairs there may be one that tells visual rows.
     """
-    return next((layer for layer, count in enumerate(rows) if count < rows[0]), None)
+    rows = [0] * (1 + max((cache.layer for cache in caches), default=-1))
+    keys = shapes[: 2 * len(caches) : 2]
+    for cache, shape in zip(caches, keys, strict=True):
+        if not cache.part:
+            rows[cache.layer] = shape[2]
+    return tuple(rows)
+
+
+def exit_of(rows: Sequence[int], everything: int) -> int | None:
+    """Return the first layer whose heads hold text alone after a prefill; None if there is none.
+
+    A layer without visual heads looks the same before and behind an exit. It is not taken for one, so an
+    exit that a gate chose right before such layers is found behind them.
+
+    Args:
+        rows: of each layer, as `cached_rows` counts them.
+        everything: visual and text rows so far.
+    """
+    return next((layer for layer, count in enumerate(rows) if 0 < count < everything), None)
 
 
 def no_visual(text: Array) -> tuple[Array, Array]:
@@ -186,6 +203,11 @@ class GraphSession(Generic[OneGraph]):
     def gated(self) -> bool:
         """See `Session.gated`."""
         return self._decoders[0].inputs[0].axes[0] == 1
+
+    @property
+    def caches(self) -> tuple[Cache, ...]:
+        """See `Session.caches`."""
+        return caches_of(self._caches)
 
     def vision(self, pixel_values: Array) -> Array:
         """See `Session.vision`."""

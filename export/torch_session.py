@@ -4,6 +4,7 @@ import torch
 
 from compressor.compressed import CompressedModel
 from compressor.decoder import KeyValue
+from compressor.plan import Cache
 from export.sessions import Array, Past
 
 
@@ -17,6 +18,11 @@ class TorchSession:
     def gated(self) -> bool:
         """See `Session.gated`."""
         return len(self.model.decoder.gates) > 0
+
+    @property
+    def caches(self) -> tuple[Cache, ...]:
+        """See `Session.caches`."""
+        return self.model.decoder.caches
 
     @torch.inference_mode()
     def vision(self, pixel_values: Array) -> Array:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.calibration.profile import Profile
+from compressor.plan import Plan
 from export.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE, write_manifest
 from export.parity.loss import COMPRESSED_FILE, ORIGINAL_FILE, SAMPLES_FILE
 from tests import facts
@@ -26,13 +27,17 @@ def make_artifact(
     exit_layer: int | None = None,
     gates: Any = None,
     model: Any = None,
+    plan: Plan | None = None,
     recipe: str = RECIPE,
     profile: Profile | None = None,
     asked: Sequence[Asked] = (),
     **changes: Any,
 ) -> Path:
-    """Write an artifact whose graphs are empty; `changes` go into the manifest."""
-    plan = facts.plan(frozen, dead=dead, exit_layer=exit_layer, gates=gates, model=model)
+    """Write an artifact whose graphs are empty; `changes` go into the manifest.
+
+    A plan may be given instead of what it is made of.
+    """
+    plan = plan or facts.plan(frozen, dead=dead, exit_layer=exit_layer, gates=gates, model=model)
     folder.mkdir(parents=True)
     plan.save(folder / PLAN_FILE)
     (folder / RECIPE_FILE).write_text(recipe, encoding="utf-8")

@@ -9,6 +9,7 @@ from typing import Any
 import vtcompress
 from compressor.compressed import compress
 from compressor.families import load
+from compressor.plan import Cache
 from compressor.planner import make_plan
 from export.prompt import Prompter
 from export.runtime import Runtime
@@ -33,6 +34,10 @@ class Spy:
     @property
     def gated(self) -> bool:
         return self.inner.gated
+
+    @property
+    def caches(self) -> tuple[Cache, ...]:
+        return self.inner.caches
 
     def vision(self, pixel_values: Array) -> Array:
         self.pictures += len(pixel_values)

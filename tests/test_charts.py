@@ -63,8 +63,9 @@ def test_bars_of_work_shrink_where_a_layer_is_frozen_and_the_cache_does_not():
 
 
 def test_what_visual_rows_do_is_a_share_of_each_part():
-    assert lane(PLAN.layers[0]).note == ""
-    frozen = lane(PLAN.layers[1])
+    dims = PLAN.model.decoder
+    assert lane(PLAN.layers[0], dims).note == ""
+    frozen = lane(PLAN.layers[1], dims)
     assert (frozen.kv, frozen.attention, frozen.mlp, frozen.note) == (1, 0, 0, "frozen")
 
 

@@ -19,12 +19,14 @@ from tests.browser import browser_page, find_browser
 from tests.test_compare import with_kept, with_speed
 from tests.test_html_report import ASKED, HOSTILE, PROFILE
 from tests.test_report_exits import exits_profile
+from tests.test_report_yopo import CUT, MASKED, RECIPE, RECIPE_MASKED, SCORED, measured_of
 from vtcompress.reporting import read_report
 
 BROWSER = find_browser()
 pytestmark = pytest.mark.skipif(
     BROWSER is None, reason="no Chromium found; install one or name it in VTCOMPRESS_BROWSER"
 )
+NAMES = ["report", "bare", "exit", "gates", "yopo", "masked", "hostile", "compare"]
 VIEWS = [(width, dark) for width in (390, 1280) for dark in (False, True)]
 PROFILE_OF_EXITS = exits_profile("layer_contribution", "exit_kl")
 LONG = "a-very-long-word-without-a-place-to-break-it" * 6
@@ -97,6 +99,13 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             loss=judged.model_copy(update={"exits": ((2, 5), (4, 1))}),
             **(everything | {"measured": facts.measured(2)}),
         ),
+        "yopo": make_artifact(
+            folder / "yopo",
+            plan=CUT,
+            recipe=RECIPE,
+            **(everything | {"profile": SCORED, "measured": measured_of(CUT)}),
+        ),
+        "masked": make_artifact(folder / "masked", plan=MASKED, recipe=RECIPE_MASKED),
         "hostile": make_artifact(
             folder / "c", asked=hostile, loss=missed, model=facts.facts(name=LONG), **everything
         ),
@@ -131,7 +140,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return paths
 
 
-@pytest.mark.parametrize("name", ["report", "bare", "exit", "gates", "hostile", "compare"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_page_is_quiet_fits_and_can_be_read(
     name: str, pages: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -66,10 +66,12 @@ def gated(folder, **changes):
 
 
 def test_an_exit_is_read_off_the_lengths_of_the_caches():
-    assert exit_of((76, 76, 64, 64)) == 2
-    assert exit_of((64, 64, 64)) is None
-    assert exit_of(()) is None
-    assert cached_rows(((1, 2, 76, 4), (1, 2, 76, 4), (1, 2, 64, 4), (1, 2, 64, 4))) == (76, 64)
+    assert exit_of((76, 76, 64, 64), 76) == 2
+    assert exit_of((64, 64, 64), 64) is None
+    assert exit_of((), 64) is None
+    caches = facts.plan(exit_layer=1).caches()
+    shapes = [(1, 2, rows, 4) for rows in (76, 64, 64, 64, 64, 64) for _ in "kv"]
+    assert cached_rows(caches, shapes) == (76, 64, 64, 64, 64, 64)
 
 
 def test_visual_tokens_stay_up_to_the_exit_or_in_the_share_of_prompts_whose_gates_did_not_fire():

@@ -9,6 +9,7 @@ from compressor.passes.shortv import ranking
 from compressor.plan import Plan
 from export.bench import BenchReport, bench_rows
 from export.checks import LOSS_COLUMNS, loss_row
+from export.cuts import semantics_words
 from export.exits import (
     CACHE_COLUMNS,
     EXIT_COLUMNS,
@@ -21,7 +22,7 @@ from export.exits import (
 from export.manifest import Manifest
 from export.parity.fidelity import FidelityReport
 from export.parity.loss import LossReport
-from export.report import LAYER_COLUMNS, layer_rows
+from export.report import layer_columns, layer_rows
 from vtcompress.console import Output
 from vtcompress.exporting import predicted
 
@@ -31,11 +32,13 @@ LONGEST_VALUE = 60
 
 def show_plan(out: Output, chosen: Plan) -> None:
     """Print what visual rows do in each layer, and the predicted costs."""
-    out.table(f"Plan for {chosen.model.name}", LAYER_COLUMNS, layer_rows(chosen))
+    out.table(f"Plan for {chosen.model.name}", layer_columns(chosen), layer_rows(chosen))
     p = predicted(chosen, chosen.model.dtype)
     out.line(f"prefill of {p.visual} visual and {p.text} text rows, predicted:")
     out.line(f"  FLOPs    {p.flops_original:,} -> {p.flops:,} ({p.speedup:.2f} x less work)")
     out.line(f"  KV bytes {p.kv_bytes_original:,} -> {p.kv_bytes:,} ({chosen.model.dtype})")
+    for words in semantics_words(chosen):
+        out.line(words)
     for note in chosen.notes:
         out.line(f"note: {note}")
     if chosen.gates is not None:
@@ -62,12 +65,28 @@ def show_profile(out: Output, profile: Profile) -> None:
             for i, row in enumerate(profile.head_score())
         ]
         out.table("Visual heads", ("layer", "lowest score", "mean", "highest"), heads)
+    if "neuron_activity" in profile.measures:
+        out.line(activity_words(profile))
     if "gate_margin" in profile.measures:
         layers = profile.gate_layers
         exits = [first_to_fire(sample.gate_margin, layers) for sample in profile.samples]
         fired, unfired = histogram(exits, layers)
         rows = [(str(i), str(count)) for i, count in zip(layers, fired, strict=True)]
         out.table("Gates", ("fires first after layer", "prompts"), [*rows, ("never", str(unfired))])
+
+
+def activity_words(profile: Profile) -> str:
+    """Return how the activity of MLP neurons was measured, and how unevenly it is spread."""
+    rows = profile.neuron_activity
+    shares = [sum(sorted(row)[len(row) // 2 :]) / sum(row) for row in rows if sum(row) > 0]
+    found = (
+        f"Neuron activity: mean magnitude of what enters the MLP's last projection, over visual rows and "
+        f"{len(profile.samples)} samples, for {len(rows[0]):,} neurons in each of {len(rows)} layers."
+    )
+    if shares:
+        spread = f"{min(shares):.0%} to {max(shares):.0%}"
+        found += f" The more active half of a layer's neurons carries {spread} of it."
+    return found
 
 
 def show_checks(out: Output, manifest: Manifest, chosen: Plan) -> None:

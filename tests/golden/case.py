@@ -265,4 +265,4 @@ class _OnnxSide:
         return torch.from_numpy(logits)
 
     def note_lengths(self) -> None:
-        self.lengths.append(cached_rows(self.session.past_shapes(self.past)))
+        self.lengths.append(cached_rows(self.session.caches, self.session.past_shapes(self.past)))
