@@ -1,6 +1,6 @@
 """Visual exits: fixed or by gates, in torch and ONNX Runtime; what calibration measures of them."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +99,10 @@ def run_onnx(session: OnnxSession, calls: Sequence[list[torch.Tensor]]) -> list[
     return found
 
 
-def session_of(plan: Plan, folder: Path) -> OnnxSession:
-    decoder = decoder_from(plan, WEIGHTS, logits="all")
+def session_of(
+    plan: Plan, folder: Path, weights_of: Mapping[str, torch.Tensor] = WEIGHTS
+) -> OnnxSession:
+    decoder = decoder_from(plan, weights_of, logits="all")
     specs = decoder_graphs(plan, "float32", "all")
     with SharedWeights(folder) as weights:
         for spec, make in zip(specs, decoder_makers(decoder, plan), strict=True):
@@ -147,6 +149,28 @@ def test_gates_that_fire_first_at_a_layer_equal_the_fixed_exit_behind_it_in_torc
     by_gates = decoder_from(gated(), WEIGHTS | gates_firing_first_at(layer), logits="all")
     for wanted, found in zip(fixed, run_torch(by_gates, calls), strict=True):
         np.testing.assert_allclose(found, wanted, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("mode", ["dynamic", "staged"])
+def test_gates_go_with_pruned_heads(mode: str, tmp_path: Path) -> None:
+    """Heads without visual tokens keep a text cache of one length, whichever gate fires."""
+    layers = tuple(
+        layer.model_copy(update={"groups": (1,) if layer.index != 2 else ()})
+        for layer in identity().layers
+    )
+    base = identity().model_copy(update={"layers": layers})
+    plan = Plan.model_validate({**dict(base), "gates": gated(mode).gates})
+    weights = WEIGHTS | gates_firing_first_at(1)
+    fixed = decoder_from(leave(base, 2, "vtw"), WEIGHTS, logits="all")
+    session = session_of(plan, tmp_path, weights)
+    for calls in (PROMPT, WITH_LATER_IMAGE):
+        wanted = run_torch(fixed, calls)
+        if mode == "dynamic":
+            found = run_torch(decoder_from(plan, weights, logits="all"), calls)
+            for one, other in zip(wanted, found, strict=True):
+                np.testing.assert_allclose(other, one, atol=TOLERANCE, rtol=0)
+        for one, other in zip(wanted, run_onnx(session, calls), strict=True):
+            np.testing.assert_allclose(other, one, atol=TOLERANCE, rtol=0)
 
 
 def test_every_exit_gives_other_logits() -> None:

@@ -158,6 +158,7 @@ class Decoder(nn.Module):
         """Run a segment of layers on their own pasts."""
         caches = [cache for cache in self.caches if cache.layer in segment]
         pairs = [KeyValue(*pair) for pair in past]
+        # The first cache of each kind tells the length of all.
         lengths = {
             cache.length == TEXT_PAST: pair.key.shape[2]
             for cache, pair in reversed(list(zip(caches, pairs, strict=True)))
