@@ -1,0 +1,107 @@
+"""What YOPO's cuts save of LLaVA-1.5-7B's prefill, predicted: 576 visual and 64 text rows.
+
+    python -m benchmarks.cuts_7b
+
+Nothing is run. `of visual work`: of the FLOPs that the picture adds to those of the text alone.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compressor.cost import predict
+from compressor.dims import DecoderDims, ModelFacts
+from compressor.methods import Yopo
+from compressor.plan import Plan, Workload
+from compressor.planner import leave, make_plan
+
+LAYERS, HEADS, HEAD_DIM, TEXT = 32, 32, 128, 64
+KEPT_LAYERS = 2  # the first ones keep all heads, as published
+CUTS: dict[str, dict[str, Any]] = {
+    "window 5": {"window": 5},
+    "half the heads": {"heads": 0.5},
+    "MLP ratio 2": {"mlp_ratio": 2},
+    "MLP ratio 4": {"mlp_ratio": 4},
+    "off from layer 16": {"off_from": 16},
+    "window 5, ratio 2, off from 16, half the heads": {
+        "window": 5,
+        "mlp_ratio": 2,
+        "off_from": 16,
+        "heads": 0.5,
+    },
+    "window 5, ratio 4, off from 16, a quarter of the heads": {
+        "window": 5,
+        "mlp_ratio": 4,
+        "off_from": 16,
+        "heads": 0.25,
+    },
+    "window 5, ratio 4, off from 8, a quarter of the heads": {
+        "window": 5,
+        "mlp_ratio": 4,
+        "off_from": 8,
+        "heads": 0.25,
+    },
+}
+
+
+def facts() -> ModelFacts:
+    """Return LLaVA-1.5-7B's true dimensions."""
+    frequencies = tuple(10_000.0 ** (-2 * i / HEAD_DIM) for i in range(HEAD_DIM // 2))
+    return ModelFacts(
+        name="llava-1.5-7b",
+        family="llava",
+        architecture="LlavaForConditionalGeneration (clip_vision_model, llama)",
+        decoder=DecoderDims(
+            layers=LAYERS,
+            hidden=HEADS * HEAD_DIM,
+            heads=HEADS,
+            kv_heads=HEADS,
+            head_dim=HEAD_DIM,
+            intermediate=11008,
+            vocab=32064,
+            rms_norm_eps=1e-5,
+            rope_inv_freq=frequencies,
+            max_positions=4096,
+        ),
+        visual_tokens=576,
+        image_size=336,
+        image_token_id=32000,
+        token_grid=(24, 24),
+        eos_token_ids=(2,),
+        dtype="float16",
+    )
+
+
+def plan_of(cuts: dict[str, Any], scratch: Path) -> Plan:
+    """Return the plan of some cuts; which heads stay does not matter to the figures."""
+    entry = dict(cuts)
+    if share := entry.pop("heads", None):
+        keep = np.zeros((LAYERS, HEADS), bool)
+        keep[:, : round(share * HEADS)] = True
+        keep[:KEPT_LAYERS] = True
+        np.save(scratch / "keep.npy", keep)
+        entry["heads"] = {"mask": scratch / "keep.npy"}
+    return make_plan(facts(), "none", [Yopo.model_validate(entry)], workload=Workload(text=TEXT))
+
+
+def main() -> None:
+    """Print the table."""
+    print("| cuts | prefill FLOPs cut | of visual work | KV bytes left |\n|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as name:
+        for title, cuts in CUTS.items():
+            plan = plan_of(cuts, Path(name))
+            before, after = predict(plan.naive()), predict(plan)
+            # An exit at layer 1 leaves layer 0 alone with visual rows: 31 layers cost what text costs.
+            text_alone = predict(leave(plan.naive(), 1, "vtw")).layer_flops[-1] * LAYERS
+            text_alone += before.head_flops
+            saved = before.flops - after.flops
+            print(
+                f"| {title} | {saved / before.flops:.1%} | {saved / (before.flops - text_alone):.1%} | "
+                f"{after.kv_bytes('float16') / before.kv_bytes('float16'):.0%} |"
+            )
+
+
+if __name__ == "__main__":
+    main()
