@@ -64,8 +64,10 @@ def attend_near(
 
     def bands(states: Tensor) -> Tensor:
         """[B, G, V, d] to [B, G, 1, images, gh, w * gw, d]: the grid rows around each grid row."""
-        chosen = states.unflatten(2, (-1, *grid))[:, :, :, window.bands]
-        return chosen.flatten(4, 5)[:, :, None]
+        # Indexed along one axis: with brackets the exporter transposes around a GatherND.
+        rows = states.unflatten(2, (-1, *grid)).index_select(3, window.bands.flatten())
+        band = window.side * window.columns
+        return rows.reshape(rows.shape[0], groups, 1, -1, window.rows, band, size)
 
     near_scores = tiles @ bands(near.key).transpose(-1, -2)  # [.., gh, gw, w * gw]
     near_scores = near_scores.masked_fill(~window.mask, LEAST)
