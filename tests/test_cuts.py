@@ -262,3 +262,19 @@ def test_no_dense_mask_of_visual_rows_is_in_the_graph_of_a_window(tmp_path: Path
     }
     for node in attention:
         assert "visual" not in str(shapes.get(node.input[0], "")), node.name
+
+
+@pytest.mark.parametrize("name", ["window", "everything, frozen, then exit"])
+def test_openvino_runs_cut_decoders_as_onnx_runtime_does(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="the extra openvino is not installed")
+    from export.openvino_session import OpenVinoSession
+
+    plan = plan_of(name, 2)
+    session, spec = exported(decoder_from(plan, tensors_of(plan), logits="all"), plan, tmp_path)
+    other = OpenVinoSession(tmp_path, [spec], threads=1)
+    past, other_past = session.empty_past(1), other.empty_past(1)
+    for call in conversation()[1]:
+        rows = [tensor.contiguous().numpy() for tensor in call]
+        wanted, past = session.decode(*rows, past)
+        found, other_past = other.decode(*rows, other_past)
+        np.testing.assert_allclose(found, wanted, atol=TOLERANCE, rtol=0)

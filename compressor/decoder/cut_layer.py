@@ -227,30 +227,41 @@ class MaskedLayer(nn.Module):
     ) -> tuple[Tensor, Tensor, KeyValue]:
         """Run the layer; see `CutLayer.forward`. Caches stay whole."""
         count = visual.shape[1]
-        normed = self.input_norm(torch.cat([visual, text], dim=1))
+        states = torch.cat([visual, text], dim=1)
+        normed = self.input_norm(states)
         present = past.extended(*self.heads.keys_and_values(normed, call.all))
-        rows, states = (call.text, text) if self.frozen else (call.all, None)
-        if states is None:
-            states = torch.cat([visual, text], dim=1)
-        else:
+        keys_cut = call.keys_visual(count)
+        if self.frozen:
             normed = normed.narrow(1, count, text.shape[1])
-        visual_rows = 0 if self.frozen else count
-        mask = rows.mask
-        if self.window is not None and not self.frozen:
-            mask = self.window.masked(mask, call.past_visual, visual_rows)
+            text = self._attended(text, normed, call.text, present, keys_cut, visual=0)
+            return visual, text + self.mlp.text_only(self.mlp_norm(text)), present
+        rows = call.all
+        if self.window is not None:
+            rows = rows._replace(mask=self.window.masked(rows.mask, call.past_visual, count))
+        states = self._attended(states, normed, rows, present, keys_cut, visual=count)
+        visual, text = states.split([count, text.shape[1]], dim=1)
+        more_visual, more_text = self.mlp(self.mlp_norm(visual), self.mlp_norm(text))
+        return visual + more_visual, text + more_text, present
+
+    def _attended(
+        self,
+        states: Tensor,
+        normed: Tensor,
+        rows: Rows,
+        present: KeyValue,
+        keys_cut: Tensor,
+        *,
+        visual: int,
+    ) -> Tensor:
+        """Return rows [B, rows, D], the first of them visual, with what attention adds to them."""
         mixed = attend_masked(
             self.heads.queries(normed, rows),
             present,
-            mask,
-            keys_cut=call.keys_visual(count),
-            rows_cut=visual_rows,
+            rows.mask,
+            keys_cut=keys_cut,
+            rows_cut=visual,
             pruned=self.pruned,
             off=self.off,
         )
         update = self.heads.output(mixed)
-        states = states + (update if self.output_bias is None else update + self.output_bias)
-        if self.frozen:
-            return visual, states + self.mlp.text_only(self.mlp_norm(states)), present
-        visual, text = states.split([count, text.shape[1]], dim=1)
-        more_visual, more_text = self.mlp(self.mlp_norm(visual), self.mlp_norm(text))
-        return visual + more_visual, text + more_text, present
+        return states + (update if self.output_bias is None else update + self.output_bias)
