@@ -29,6 +29,7 @@ def command(*folders: Path) -> subprocess.CompletedProcess[str]:
             ["ok   layer contribution", "ok   layer ranking", "onnx (60, 60, 60, 60, 60, 60)"],
         ),
         ("vtw", ("torch", "onnx"), ["onnx (60, 60, 60, 44, 44, 44)"]),
+        ("yopo", ("torch", "onnx"), ["onnx (620, 620, 620, 620, 620, 620)"]),
         (
             "dyvte",
             ("torch", "onnx", "staged"),
@@ -57,6 +58,7 @@ def test_a_public_case_agrees_within_1e_4_in_every_form(
     [
         ("shortv", "frozen_layers", [0, 4, 5], "prefill_logits"),
         ("vtw", "exit_layer_input", 2, "kv lengths"),
+        ("yopo", "window", 3, "prefill_logits"),
     ],
 )
 def test_another_choice_does_not_agree(
