@@ -248,22 +248,6 @@ def test_parts_hold_the_originals_bytes_once_and_the_baseline_graph_joins_them(
     np.testing.assert_allclose(found, wanted.numpy(), atol=TOLERANCE, rtol=0)
 
 
-def test_no_dense_mask_of_visual_rows_is_in_the_graph_of_a_window(tmp_path: Path) -> None:
-    """Scores of visual rows have w * gw + P + T columns; none has V."""
-    plan = plan_of("window", 2)
-    _, spec = exported(decoder_from(plan, tensors_of(plan)), plan, tmp_path)
-    graph = onnx.load(tmp_path / spec.file, load_external_data=False).graph
-    attention = [node for node in graph.node if node.op_type == "Attention"]
-    assert len(attention) == LAYERS
-    # Only text rows go through Attention nodes in layers with a window: queries [B, H, T, d].
-    shapes = {
-        v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim]
-        for v in graph.value_info
-    }
-    for node in attention:
-        assert "visual" not in str(shapes.get(node.input[0], "")), node.name
-
-
 @pytest.mark.parametrize("name", ["window", "everything, frozen, then exit"])
 def test_openvino_runs_cut_decoders_as_onnx_runtime_does(name: str, tmp_path: Path) -> None:
     pytest.importorskip("openvino", reason="the extra openvino is not installed")
