@@ -37,8 +37,8 @@ from export.sessions import OnnxSession
 from vtcompress.inputs import (
     calibration_samples,
     load_model,
-    model_id,
-    require_compress,
+    model_digest,
+    model_facts,
     validation_samples,
 )
 from vtcompress.reporting import origin_of, write_reports
@@ -97,8 +97,8 @@ class ExportRun:
         # What can be refused is refused before weights are loaded.
         if measure:
             calibration_samples(self.recipe)
-        check_recipe(self.recipe, profile)
-        model = load_model(self.recipe, self.progress)
+        digest = check_recipe(self.recipe, profile)
+        model = load_model(self.recipe, self.progress, digest)
         self.origin = origin_of(self.recipe.model.id, model.folder)
         resume = self.output.absolute().with_name(f".{self.output.name}.calibration.json")
         with self._staged(model.folder, model.facts.dtype, overwrite=overwrite) as folder:
@@ -393,21 +393,17 @@ def wants_calibration(recipe: Recipe) -> bool:
     return counted or bool(measures_needed(recipe.methods))
 
 
-def check_recipe(recipe: Recipe, profile: Profile | None = None) -> None:
-    """Refuse what the model's files alone rule out, without loading weights.
+def check_recipe(recipe: Recipe, profile: Profile | None = None) -> str:
+    """Refuse what the model's files alone rule out, without loading weights; return the model's digest.
 
     Raises:
         VtcompressError: no such model, layers that it does not have, gates or a profile of another model.
     """
-    require_compress("reading a model")
-    from compressor.families.registry import describe, digest, local_folder
-
-    name = model_id(recipe)
-    facts = describe(name, recipe.model.revision, image_size=recipe.export.image_size)
-    model_digest = digest(local_folder(name, recipe.model.revision))
+    facts, digest = model_facts(recipe), model_digest(recipe)
     if profile is not None:
-        profile.check_belongs(Path(PROFILE_FILE), model_digest=model_digest)
-    check_methods(facts, model_digest, recipe.methods)
+        profile.check_belongs(Path(PROFILE_FILE), model_digest=digest)
+    check_methods(facts, digest, recipe.methods)
+    return digest
 
 
 def predicted(plan: Plan, dtype: str) -> Predicted:

@@ -14,7 +14,13 @@ from compressor.progress import SILENT, Progress
 from compressor.recipe import Recipe
 from vtcompress.exporting import validation_name
 from vtcompress.gates_report import GatesReport
-from vtcompress.inputs import load_model, model_id, require_compress, validation_samples
+from vtcompress.inputs import (
+    load_model,
+    model_facts,
+    model_id,
+    require_compress,
+    validation_samples,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -111,12 +117,11 @@ def _held_out(recipe: Recipe) -> tuple[Sample, ...]:
 def _check_model(recipe: Recipe, output: Path) -> None:
     """Refuse what the model's files alone rule out, without loading weights."""
     require_compress("training gates")
-    from compressor.families.registry import describe, local_folder
+    from compressor.families.registry import local_folder
 
-    name = model_id(recipe)
-    facts = describe(name, recipe.model.revision, image_size=recipe.export.image_size)
-    check_layers(facts.decoder.layers, recipe.methods)
-    if local_folder(name, recipe.model.revision).resolve() == output.absolute().parent.resolve():
+    check_layers(model_facts(recipe).decoder.layers, recipe.methods)
+    folder = local_folder(model_id(recipe), recipe.model.revision)
+    if folder.resolve() == output.absolute().parent.resolve():
         problem = (
             "lies in the model's folder, where weights are the model's; choose another --output"
         )

@@ -4,6 +4,7 @@ import importlib.util
 from typing import TYPE_CHECKING
 
 from compressor.calibration.data import Sample, check_pictures, choose, read_samples
+from compressor.dims import ModelFacts
 from compressor.errors import MissingExtraError, RecipeError
 from compressor.progress import Progress
 from compressor.recipe import Recipe
@@ -73,8 +74,39 @@ def model_id(recipe: Recipe) -> str:
     return recipe.model.id
 
 
-def load_model(recipe: Recipe, progress: Progress) -> "LoadedModel":
+def model_facts(recipe: Recipe) -> ModelFacts:
+    """Return the facts of the recipe's model, without loading weights.
+
+    Raises:
+        VtcompressError: none is named, it cannot be read or is not supported.
+    """
+    require_compress("reading a model")
+    from compressor.families.registry import describe
+
+    return describe(model_id(recipe), recipe.model.revision, image_size=recipe.export.image_size)
+
+
+def model_digest(recipe: Recipe) -> str:
+    """Return the digest of the recipe's model; every weight file is read for it.
+
+    Raises:
+        VtcompressError: no model is named, or it cannot be found.
+    """
+    require_compress("reading a model")
+    from compressor.families.registry import digest, local_folder
+
+    return digest(local_folder(model_id(recipe), recipe.model.revision))
+
+
+def load_model(
+    recipe: Recipe, progress: Progress, known_digest: str | None = None
+) -> "LoadedModel":
     """Load the recipe's model.
+
+    Args:
+        recipe: names it.
+        progress: announces it.
+        known_digest: what `model_digest` gave just before; None: it is taken here.
 
     Raises:
         VtcompressError: none is named, it cannot be loaded or is not supported.
@@ -89,4 +121,5 @@ def load_model(recipe: Recipe, progress: Progress) -> "LoadedModel":
         revision=recipe.model.revision,
         image_size=recipe.export.image_size,
         trust_remote_code=recipe.model.trust_remote_code,
+        known_digest=known_digest,
     )

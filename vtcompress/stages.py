@@ -41,7 +41,8 @@ from vtcompress.gates_training import train_gates
 from vtcompress.inputs import (
     calibration_samples,
     load_model,
-    model_id,
+    model_digest,
+    model_facts,
     require_compress,
     require_runtime,
 )
@@ -89,8 +90,7 @@ def calibrate(recipe: Recipe, output: PathLike, *, progress: Progress = SILENT) 
     output = Path(output)
     with exclusive(output):
         calibration_samples(recipe)
-        check_recipe(recipe)
-        model = load_model(recipe, progress)
+        model = load_model(recipe, progress, check_recipe(recipe))
         profile = run_calibration(model, recipe, output, progress)
         chosen = make_plan(model.facts, model.digest, recipe.methods, profile)
         draw(profile, chosen, output.with_suffix(""))
@@ -104,14 +104,10 @@ def plan(recipe: Recipe, profile: Profile | None = None) -> Plan:
         VtcompressError: the model is not supported, or the methods cannot be applied; all reasons.
     """
     require_compress("planning")
-    from compressor.families.registry import describe, digest, local_folder
-
-    name = model_id(recipe)
-    facts = describe(name, recipe.model.revision, image_size=recipe.export.image_size)
-    model_digest = digest(local_folder(name, recipe.model.revision))
+    facts, digest = model_facts(recipe), model_digest(recipe)
     if profile is not None:
-        profile.check_belongs(Path(PROFILE_FILE), model_digest=model_digest)
-    return make_plan(facts, model_digest, recipe.methods, profile)
+        profile.check_belongs(Path(PROFILE_FILE), model_digest=digest)
+    return make_plan(facts, digest, recipe.methods, profile)
 
 
 def compress(

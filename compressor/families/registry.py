@@ -117,6 +117,7 @@ def load(
     image_size: int | None = None,
     trust_remote_code: bool = False,
     dtype: torch.dtype = torch.float32,
+    known_digest: str | None = None,
 ) -> LoadedModel:
     """Load an original model with its processor.
 
@@ -126,6 +127,7 @@ def load(
         image_size: side of the square input in pixels; None for the tower's own.
         trust_remote_code: let the model's repository run code of its own.
         dtype: of the loaded weights.
+        known_digest: what `digest` gave for its folder; None: it is taken here.
 
     Raises:
         ModelError: not found, not supported, or without safetensors weights.
@@ -150,7 +152,7 @@ def load(
     return LoadedModel(
         facts=facts,
         folder=folder,
-        digest=digest(folder),
+        digest=known_digest or digest(folder),
         original=original,
         processor=processor,
         native_processor=native,
