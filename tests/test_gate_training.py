@@ -24,7 +24,7 @@ from compressor.calibration.gate_examples import (
     labels,
 )
 from compressor.calibration.gate_training import (
-    margins,
+    margins_of,
     original_decoder,
     steps_of,
     train_gates,
@@ -289,7 +289,7 @@ def test_the_loss_falls_and_gates_learn_what_depends_on_the_layer_alone(
     before = gate_training.new_gates(after.task, model.facts.decoder.hidden)
     assert loss(after.gates, after) < 0.1 * loss(before, after)
     for layer, gate in after.gates.items():
-        fired = margins(gate, after.inputs[after.layers == layer]) > 0
+        fired = margins_of(gate, after.inputs[after.layers == layer]) > 0
         assert fired.tolist() == [layer != 1] * len(fired)
 
 

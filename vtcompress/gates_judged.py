@@ -10,7 +10,7 @@ from torch import Tensor
 
 from compressor.calibration.data import Sample
 from compressor.calibration.gate_examples import force_answer, gate_inputs, labels
-from compressor.calibration.gate_training import TrainedGates, margins, original_decoder
+from compressor.calibration.gate_training import TrainedGates, margins_of, original_decoder
 from compressor.compressed import compress
 from compressor.cost import predicted_speedup
 from compressor.decoder.weights import LoadedGates
@@ -31,7 +31,7 @@ def judge_training(trained: TrainedGates) -> Judged:
     fires, may_leave = [], []
     for layer, gate in trained.gates.items():
         rows = trained.layers == layer
-        fires.append(margins(gate, trained.inputs[rows]) > 0)
+        fires.append(margins_of(gate, trained.inputs[rows]) > 0)
         may_leave.append(trained.labels[rows] == 1)
     return _judged(fires, may_leave)
 
@@ -64,7 +64,10 @@ def judge_held_out(
         inputs = gate_inputs(forced, candidates).clone()
         found.append(
             torch.cat(
-                [margins(g, x[None]) for g, x in zip(trained.gates.values(), inputs, strict=True)]
+                [
+                    margins_of(g, x[None])
+                    for g, x in zip(trained.gates.values(), inputs, strict=True)
+                ]
             )
         )
         allowed.append(labels(forced, candidates) == 1)

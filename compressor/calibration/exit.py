@@ -4,13 +4,14 @@ Both start from the states of one full pass: until an exit nothing differs from 
 layer K then costs a tail of text rows alone, and the tails of all K run through a layer as one batch.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
 from compressor.calibration.full_pass import FullPass, kl_divergence
-from compressor.decoder.gates import gate_input, gate_selection
+from compressor.decoder.gates import gate_input, gate_selection, margins
 
 if TYPE_CHECKING:
     from compressor.decoder.layer import DecoderLayer
@@ -22,24 +23,37 @@ def exit_kl(full: FullPass) -> Tensor:
 
     K is the first layer without visual rows, from 0.
     """
+    tails = text_tails(full, range(len(full.decoder.layers)))
+    return kl_divergence(full.decoder.next_token_logits(tails)[:, -1], full.logits)
+
+
+@torch.inference_mode()
+def text_tails(full: FullPass, exits: Sequence[int]) -> Tensor:
+    """Return the text rows [C, T, D] behind the last layer for exits at C layers.
+
+    Args:
+        full: of the prompt.
+        exits: first layers without visual rows, ascending.
+    """
     decoder = full.decoder
     rows = decoder.places(full.visual_index[:, :0], full.text_index, full.text[0].dtype)
     text_rows = rows.call(0, full.text_index.shape[1]).alone
-    tails = full.text[0][:0]
+    tails = full.text[0][:0]  # [tails so far, T, D]
     for index, layer in enumerate(decoder.layers):
-        tails = torch.cat([tails, full.text[index]])
-        past = decoder.empty_past(len(tails))[index]
-        tails, _ = cast("DecoderLayer", layer).text_only(tails, text_rows, past)
-    return kl_divergence(decoder.next_token_logits(tails)[:, -1], full.logits)
+        if index in exits:
+            tails = torch.cat([tails, full.text[index]])
+        if len(tails):
+            past = decoder.empty_past(len(tails))[index]
+            tails, _ = cast("DecoderLayer", layer).text_only(tails, text_rows, past)
+    return tails
 
 
 @torch.inference_mode()
 def gate_margins(full: FullPass) -> Tensor:
-    """Return logit 1 minus logit 0 of each of the decoder's gates, in the order of their layers."""
+    """Return the margin of each of the decoder's gates, in the order of their layers; above 0 it fires."""
     selection = gate_selection(full.visual_index, full.text_index, full.text[0].dtype)
-    logits = [
-        gate(gate_input(selection, full.text[int(index) + 1]))[0]
+    found = [
+        margins(gate(gate_input(selection, full.text[int(index) + 1])))
         for index, gate in full.decoder.gates.items()
     ]
-    both = torch.stack(logits)
-    return both[:, 1] - both[:, 0]
+    return torch.cat(found)

@@ -14,21 +14,18 @@ the tails of all layers run as one batch.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from compressor.calibration.data import Sample
+from compressor.calibration.exit import text_tails
 from compressor.calibration.full_pass import FullPass, full_pass
 from compressor.decoder import Decoder
 from compressor.decoder.gates import gate_input, gate_selection
 from compressor.families import LoadedModel
 from compressor.prompts import EncodedPrompt, answer_ids, embed, encode
-
-if TYPE_CHECKING:
-    from compressor.decoder.layer import DecoderLayer
 
 LEAST_AGREEMENT = 0.99
 MOST_LOSS = 1.03
@@ -124,14 +121,5 @@ def answer_loss(logits: Tensor, target: Tensor) -> Tensor:
 @torch.inference_mode()
 def exit_logits(forced: Forced, layers: Sequence[int]) -> Tensor:
     """Return the logits [C, A, vocab] at the answer tokens with the visual rows gone after each layer."""
-    full, decoder = forced.full, forced.full.decoder
-    rows = decoder.places(full.visual_index[:, :0], full.text_index, full.text[0].dtype)
-    text_rows = rows.call(0, full.text_index.shape[1]).alone
-    tails = full.text[0][:0]  # [tails so far, T, D]
-    for index, layer in enumerate(decoder.layers):
-        if index - 1 in layers:
-            tails = torch.cat([tails, full.text[index]])
-        if len(tails):
-            past = decoder.empty_past(len(tails))[index]
-            tails, _ = cast("DecoderLayer", layer).text_only(tails, text_rows, past)
-    return decoder.next_token_logits(tails[:, -len(forced.answer) :])
+    tails = text_tails(forced.full, [layer + 1 for layer in layers])
+    return forced.full.decoder.next_token_logits(tails[:, -len(forced.answer) :])

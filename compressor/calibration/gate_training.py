@@ -21,7 +21,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +30,7 @@ from compressor.calibration.data import Sample, data_digest
 from compressor.calibration.gate_checkpoint import Checkpoint, GateTask
 from compressor.calibration.gate_examples import examples_of
 from compressor.decoder import Decoder, decoder_from
-from compressor.decoder.gates import Gate
+from compressor.decoder.gates import Gate, margins
 from compressor.families import LoadedModel
 from compressor.methods import DyVTE, GateTraining
 from compressor.planner import gate_candidates, identity_plan
@@ -230,7 +229,6 @@ def new_gates(task: GateTask, hidden: int) -> dict[int, Gate]:
 
 
 @torch.no_grad()
-def margins(gate: Gate, inputs: Tensor) -> Tensor:
-    """Return logit 1 minus logit 0 [n] of a gate on inputs [n, 2D]; above 0 it fires."""
-    logits = cast("Tensor", gate(inputs))
-    return logits[:, 1] - logits[:, 0]
+def margins_of(gate: Gate, inputs: Tensor) -> Tensor:
+    """Return the margins [n] of a gate on inputs [n, 2D]; above 0 it fires."""
+    return margins(gate(inputs))

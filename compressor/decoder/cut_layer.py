@@ -93,6 +93,16 @@ class WideMLP(MLP):
         return super().forward(text)
 
 
+def _mlp(dims: DecoderDims, plan: LayerPlan) -> NarrowMLP | WideMLP:
+    return WideMLP(dims) if plan.neurons is None else NarrowMLP(dims, len(plan.neurons))
+
+
+def _window(plan: LayerPlan, grid: tuple[int, int] | None) -> Window | None:
+    if plan.window is None or grid is None:
+        return None
+    return Window(grid, plan.window, causal=plan.window_causal)
+
+
 class CutLayer(nn.Module):
     """A layer with cuts that are real: nothing of what was cut is computed.
 
@@ -111,12 +121,8 @@ class CutLayer(nn.Module):
         self.unseen = HeadGroup(dims, dims.kv_heads - seen) if seen < dims.kv_heads else None
         self.output_bias = nn.Parameter(torch.empty(dims.hidden)) if dims.o_bias else None
         self.mlp_norm = RMSNorm(dims.hidden, dims.rms_norm_eps)
-        self.mlp: NarrowMLP | WideMLP = WideMLP(dims)
-        if plan.neurons is not None:
-            self.mlp = NarrowMLP(dims, len(plan.neurons))
-        self.window = None
-        if plan.window is not None and grid is not None:
-            self.window = Window(grid, plan.window, causal=plan.window_causal)
+        self.mlp = _mlp(dims, plan)
+        self.window = _window(plan, grid)
 
     def forward(
         self, visual: Tensor, text: Tensor, call: Call, *pasts: KeyValue
@@ -210,12 +216,8 @@ class MaskedLayer(nn.Module):
         self.heads = HeadGroup(dims, dims.kv_heads)
         self.output_bias = nn.Parameter(torch.empty(dims.hidden)) if dims.o_bias else None
         self.mlp_norm = RMSNorm(dims.hidden, dims.rms_norm_eps)
-        self.mlp: NarrowMLP | WideMLP = WideMLP(dims)
-        if plan.neurons is not None:
-            self.mlp = NarrowMLP(dims, len(plan.neurons))
-        self.window = None
-        if plan.window is not None and grid is not None:
-            self.window = Window(grid, plan.window, causal=plan.window_causal)
+        self.mlp = _mlp(dims, plan)
+        self.window = _window(plan, grid)
         self.off = plan.off
         kept = plan.groups if plan.groups is not None else range(dims.kv_heads)
         # A plain attribute on the CPU, also while a decoder is laid out on the meta device.

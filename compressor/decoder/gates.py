@@ -72,6 +72,11 @@ def gate_input(selection: Tensor, text: Tensor) -> Tensor:
     return (selection @ text).flatten(1)
 
 
+def margins(logits: Tensor) -> Tensor:
+    """Return logit 1 minus logit 0 [n] of gates' logits [n, 2]; above 0 a gate fires."""
+    return logits[:, 1] - logits[:, 0]
+
+
 def fires(logits: Tensor) -> Tensor:
     """Return whether a gate's logits [m, 2] make the visual rows leave, a bool; with m = 0 they stay."""
     return (logits[:, 1] > logits[:, 0]).any()
