@@ -18,17 +18,18 @@ from typing import get_args
 
 import numpy as np
 
-from benchmarks.decoder_models import in_own_process, random_weights
+from benchmarks.decoder_calls import Calls
+from benchmarks.decoder_models import in_own_process, random_model, random_weights
 from benchmarks.interleaved import Clock, huge_pages, in_turns, on_huge_pages, ratio
 from compressor.cost import predict, predicted_speedup
-from compressor.dims import DecoderDims, ModelFacts
+from compressor.dims import ModelFacts
 from compressor.methods import Yopo
 from compressor.plan import Plan, Workload
 from compressor.planner import make_plan
 from export.graphs import GraphSpec, decoder_graph
-from export.sessions import Array, OnnxSession, no_visual
+from export.sessions import OnnxSession
 
-LAYERS, HIDDEN, HEADS, HEAD_DIM, NEURONS, VOCAB, TEXT = 8, 1024, 16, 64, 2752, 1000, 64
+LAYERS, HIDDEN, HEADS, NEURONS, VOCAB, TEXT = 8, 1024, 16, 2752, 1000, 64
 STEPS_PER_REPEAT = 10
 
 
@@ -66,30 +67,8 @@ CASES = (
 
 def facts(side: int) -> ModelFacts:
     """Return the benchmark's model with a square grid of visual tokens."""
-    frequencies = tuple(10_000.0 ** (-2 * i / HEAD_DIM) for i in range(HEAD_DIM // 2))
-    return ModelFacts(
-        name="random",
-        family="none",
-        architecture="Llama",
-        decoder=DecoderDims(
-            layers=LAYERS,
-            hidden=HIDDEN,
-            heads=HEADS,
-            kv_heads=HEADS,
-            head_dim=HEAD_DIM,
-            intermediate=NEURONS,
-            vocab=VOCAB,
-            rms_norm_eps=1e-6,
-            rope_inv_freq=frequencies,
-            max_positions=4096,
-        ),
-        visual_tokens=side**2,
-        image_size=1,
-        image_token_id=0,
-        token_grid=(side, side),
-        eos_token_ids=(),
-        dtype="float32",
-    )
+    grid = (side, side)
+    return random_model(LAYERS, HIDDEN, HEADS, HEADS, NEURONS, VOCAB, visual=side**2, grid=grid)
 
 
 def plan_of(case: Case, scratch: Path) -> Plan:
@@ -126,33 +105,6 @@ def build(folder: Path, number: int) -> None:
             save_graph(export_decoder(decoder, spec), folder / spec.file, weights)
 
 
-class Calls:
-    """A prefill and a decode step of one graph, on seeded rows."""
-
-    def __init__(self, session: OnnxSession, visual: int) -> None:
-        rng = np.random.default_rng(0)
-        self.session, self.visual_rows = session, visual
-        self.visual = rng.standard_normal((1, visual, HIDDEN), dtype=np.float32)
-        self.text = rng.standard_normal((1, TEXT, HIDDEN), dtype=np.float32)
-        self.visual_index = np.arange(1, 1 + visual)[None]
-        places = np.arange(TEXT)
-        self.text_index = (places + visual * (places > 0))[None]
-        self.past = self.prefill()[1]
-
-    def prefill(self) -> tuple[Array, list[object]]:
-        """Run the prompt."""
-        empty = self.session.empty_past(1)
-        return self.session.decode(
-            self.visual, self.text, self.visual_index, self.text_index, empty
-        )
-
-    def step(self) -> Array:
-        """Run one decode step behind the prompt."""
-        row = self.text[:, :1]
-        index = np.array([[self.visual_rows + TEXT]])
-        return self.session.decode(no_visual(row)[0], row, no_visual(row)[1], index, self.past)[0]
-
-
 def main() -> int:
     """Build, time and print every case; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cuts", description=__doc__)
@@ -181,7 +133,9 @@ def _run(number: int, repeats: int, clock: Clock) -> dict[str, object]:
         in_own_process(build, folder, number)
         plan = plan_of(case, folder)
         calls = {
-            key: Calls(OnnxSession(folder, [spec], decoder=key, threads=1), plan.visual)
+            key: Calls(
+                OnnxSession(folder, [spec], decoder=key, threads=1), plan.visual, TEXT, HIDDEN
+            )
             for key, spec in specs_of(plan).items()
         }
     prefill = in_turns({n: c.prefill for n, c in calls.items()}, repeats=repeats)

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.decoder_models import random_model
 from compressor.cost import predict
-from compressor.dims import DecoderDims, ModelFacts
+from compressor.dims import ModelFacts
 from compressor.methods import Yopo
 from compressor.plan import Plan, Workload
 from compressor.planner import leave, make_plan
@@ -48,29 +49,8 @@ CUTS: dict[str, dict[str, Any]] = {
 
 def facts() -> ModelFacts:
     """Return LLaVA-1.5-7B's true dimensions."""
-    frequencies = tuple(10_000.0 ** (-2 * i / HEAD_DIM) for i in range(HEAD_DIM // 2))
-    return ModelFacts(
-        name="llava-1.5-7b",
-        family="llava",
-        architecture="LlavaForConditionalGeneration (clip_vision_model, llama)",
-        decoder=DecoderDims(
-            layers=LAYERS,
-            hidden=HEADS * HEAD_DIM,
-            heads=HEADS,
-            kv_heads=HEADS,
-            head_dim=HEAD_DIM,
-            intermediate=11008,
-            vocab=32064,
-            rms_norm_eps=1e-5,
-            rope_inv_freq=frequencies,
-            max_positions=4096,
-        ),
-        visual_tokens=576,
-        image_size=336,
-        image_token_id=32000,
-        token_grid=(24, 24),
-        eos_token_ids=(2,),
-        dtype="float16",
+    return random_model(
+        LAYERS, HEADS * HEAD_DIM, HEADS, HEADS, 11008, 32064, visual=576, grid=(24, 24)
     )
 
 

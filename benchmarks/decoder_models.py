@@ -60,25 +60,42 @@ def in_own_process(work: Callable[..., None], *args: object) -> None:
 
 def facts(layers: int, vocab: int) -> ModelFacts:
     """Return a model of the benchmark's widths."""
+    return random_model(layers, HIDDEN, HEADS, KV_HEADS, INTERMEDIATE, vocab, visual=VISUAL)
+
+
+def random_model(
+    layers: int,
+    hidden: int,
+    heads: int,
+    kv_heads: int,
+    intermediate: int,
+    vocab: int,
+    *,
+    visual: int,
+    grid: tuple[int, int] | None = None,
+) -> ModelFacts:
+    """Return the facts of a Llama-like decoder that random weights are made for."""
+    size = hidden // heads
     return ModelFacts(
         name="random",
         family="none",
         architecture="Llama",
         decoder=DecoderDims(
             layers=layers,
-            hidden=HIDDEN,
-            heads=HEADS,
-            kv_heads=KV_HEADS,
-            head_dim=HEAD_DIM,
-            intermediate=INTERMEDIATE,
+            hidden=hidden,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=size,
+            intermediate=intermediate,
             vocab=vocab,
             rms_norm_eps=RMS_NORM_EPS,
-            rope_inv_freq=tuple(ROPE_THETA ** (-2 * i / HEAD_DIM) for i in range(HEAD_DIM // 2)),
+            rope_inv_freq=tuple(ROPE_THETA ** (-2 * i / size) for i in range(size // 2)),
             max_positions=MAX_POSITIONS,
         ),
-        visual_tokens=VISUAL,
+        visual_tokens=visual,
         image_size=1,
         image_token_id=0,
+        token_grid=grid,
         eos_token_ids=(),
         dtype="float32",
     )

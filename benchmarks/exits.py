@@ -21,6 +21,7 @@ from typing import get_args
 
 import numpy as np
 
+from benchmarks.decoder_calls import Calls
 from benchmarks.decoder_models import HIDDEN, TEXT, VISUAL, facts, in_own_process, random_weights
 from benchmarks.interleaved import (
     Clock,
@@ -35,7 +36,7 @@ from compressor.cost import predicted_speedup
 from compressor.plan import Gates, Plan, Workload
 from compressor.planner import identity_plan, leave
 from export.graphs import GraphSpec, decoder_graph
-from export.sessions import Array, OnnxSession, no_visual
+from export.sessions import Array, OnnxSession
 
 GATE_WIDTH = 2048
 TEXT_BEFORE_IMAGE = 35
@@ -110,40 +111,6 @@ def build(folder: Path, layers: int, vocab: int) -> None:
             save_graph(export_decoder(decoder, spec), folder / spec.file, weights)
 
 
-class Calls:
-    """The calls of one graph on seeded rows.
-
-    Args:
-        session: runs the graph.
-    """
-
-    def __init__(self, session: OnnxSession) -> None:
-        rng = np.random.default_rng(0)
-        self.session = session
-        self.visual = rng.standard_normal((1, VISUAL, HIDDEN), dtype=np.float32)
-        self.text = rng.standard_normal((1, TEXT, HIDDEN), dtype=np.float32)
-        first, last = TEXT_BEFORE_IMAGE, TEXT_BEFORE_IMAGE + VISUAL
-        places = np.arange(VISUAL + TEXT)[None]
-        self.visual_index = places[:, first:last]
-        self.text_index = np.concatenate([places[:, :first], places[:, last:]], axis=1)
-        self.past = self.prefill()[1]
-
-    def prefill(self) -> tuple[Array, list[object]]:
-        """Run the prompt."""
-        empty = self.session.empty_past(1)
-        return self.session.decode(
-            self.visual, self.text, self.visual_index, self.text_index, empty
-        )
-
-    def step(self, past: list[object] | None = None) -> Array:
-        """Run one decode step behind the prompt, on its own caches or on given ones."""
-        row = self.text[:, :1]
-        visual, visual_index = no_visual(row)
-        index = np.array([[VISUAL + TEXT]])
-        used = self.past if past is None else past
-        return self.session.decode(visual, row, visual_index, index, used)[0]
-
-
 def main() -> int:
     """Build, compare, time, print; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.exits", description=__doc__)
@@ -156,7 +123,13 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="vtcompress-bench-") as folder:
         in_own_process(build, Path(folder), options.layers, options.vocab)
         calls = {
-            name: Calls(OnnxSession(Path(folder), [spec], decoder=name, threads=1))
+            name: Calls(
+                OnnxSession(Path(folder), [spec], decoder=name, threads=1),
+                VISUAL,
+                TEXT,
+                HIDDEN,
+                TEXT_BEFORE_IMAGE,
+            )
             for name, spec in specs(options.layers, options.vocab).items()
         }
     if not _agree(calls):
