@@ -75,19 +75,44 @@ class CalibrateSection(Section):
     seed: Seed = 0
 
 
+class ProfilesSection(Section):
+    """Sizes that engines and fixed caches are made for; None: what fits the model, see `export.limits`.
+
+    Attributes:
+        max_batch: sequences of one call, 1 or more.
+        max_images: images of one call, 1 or more.
+        max_text: text rows of one call, 1 or more.
+        max_context: visual and text rows of a whole conversation, 1 or more.
+        compute_capabilities: what engines are built for, such as `SM86`; None: the target's default.
+    """
+
+    max_batch: Count = 1
+    max_images: Count = 1
+    max_text: Count | None = None
+    max_context: Count | None = None
+    compute_capabilities: tuple[str, ...] | None = None
+
+
 class ExportSection(Section):
     """What is written.
 
     Attributes:
-        targets: formats to write.
+        targets: formats to write; engines are built from the ONNX graphs, which are always written.
         dtype: type of weights and activations in the graphs.
+        kv_cache: `growing`: every call returns longer caches; `fixed`: calls write into buffers of
+            `profiles.max_context` rows.
+        profiles: sizes that engines and fixed caches are made for.
         image_size: side of the square image the vision graph takes, in pixels; None: the
             processor's own.
         logits: next-token logits of the last text row only, or of all text rows.
     """
 
-    targets: Annotated[tuple[Literal["onnx"], ...], rule(each_once)] = ("onnx",)
-    dtype: Literal["float32", "float16"] = "float32"
+    targets: Annotated[tuple[Literal["onnx", "tensorrt-rtx", "tensorrt"], ...], rule(each_once)] = (
+        "onnx",
+    )
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    kv_cache: Literal["growing", "fixed"] = "growing"
+    profiles: ProfilesSection = ProfilesSection()
     image_size: Count | None = None
     logits: Literal["last", "all"] = "last"
 
@@ -230,6 +255,7 @@ class FidelityThresholds:
 _FIDELITY: Final[Mapping[str, FidelityThresholds]] = {
     "float32": FidelityThresholds(max_abs=1e-3, max_relative=1e-3, min_cosine=0.99999),
     "float16": FidelityThresholds(max_abs=0.25, max_relative=0.05, min_cosine=0.999),
+    "bfloat16": FidelityThresholds(max_abs=2.0, max_relative=0.4, min_cosine=0.99),
 }
 
 

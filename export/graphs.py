@@ -18,7 +18,7 @@ from pydantic import model_validator
 from compressor.dims import Facts, ModelFacts, Positive
 from compressor.plan import Cache, Plan
 
-DType = Literal["float32", "float16", "int64", "bool"]
+DType = Literal["float32", "float16", "bfloat16", "int64", "bool"]
 Axis = str | int
 
 

@@ -79,7 +79,7 @@ class Manifest(Facts):
     model: ModelFacts
     model_digest: str
     image_token: str
-    dtype: Literal["float32", "float16"]
+    dtype: Literal["float32", "float16", "bfloat16"]
     logits: Literal["last", "all"]
     graphs: tuple[GraphSpec, ...]
     files: dict[str, FileEntry]

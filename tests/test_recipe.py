@@ -67,6 +67,14 @@ def test_the_shortest_recipe_is_identity_with_every_default(tmp_path):
     assert recipe.export.model_dump() == {
         "targets": ("onnx",),
         "dtype": "float32",
+        "kv_cache": "growing",
+        "profiles": {
+            "max_batch": 1,
+            "max_images": 1,
+            "max_text": None,
+            "max_context": None,
+            "compute_capabilities": None,
+        },
         "image_size": None,
         "logits": "last",
     }
@@ -296,9 +304,15 @@ def test_reading_recipes_imports_no_torch():
             "compress: [{shortv: {layers: [4, 2, 4, 2, 1]}}]",
             "compress[0].shortv.layers: [4, 2] listed more than once; list each once",
         ),
-        ("export: {targets: [onx]}", "export.targets[0]: 'onx' is not allowed; 'onnx'"),
+        (
+            "export: {targets: [onx]}",
+            "export.targets[0]: 'onx' is not allowed; 'onnx', 'tensorrt-rtx' or 'tensorrt'",
+        ),
         ("export: {targets: []}", "export.targets: the list is empty; give at least one"),
-        ("export: {dtype: fp16}", "export.dtype: 'fp16' is not allowed; 'float32' or 'float16'"),
+        (
+            "export: {dtype: fp16}",
+            "export.dtype: 'fp16' is not allowed; 'float32', 'float16' or 'bfloat16'",
+        ),
         ("export: {logits: 1}", "export.logits: 1 is not allowed; 'last' or 'all'"),
         (
             "export: {image_size: 0}",
@@ -392,7 +406,9 @@ def test_all_problems_are_reported_at_once(tmp_path):
 
 def test_a_long_value_is_shown_shortened_to_sixty_characters(tmp_path):
     (line,) = refusal(tmp_path, f"vtcompress: 1\nexport: {{dtype: {'x' * 500}}}\n")
-    assert line == f"export.dtype: '{'x' * 56}... is not allowed; 'float32' or 'float16'"
+    assert (
+        line == f"export.dtype: '{'x' * 56}... is not allowed; 'float32', 'float16' or 'bfloat16'"
+    )
 
 
 # What is refused: the file.
@@ -565,7 +581,7 @@ def test_errors_of_overrides_name_the_dotted_key_all_at_once(tmp_path):
         "command line: compress[0].shortv.frozen: 2 is not allowed; a number from 0 to 1",
         (
             "command line: export.dtyp: unknown key; did you mean 'dtype'? "
-            "(known: targets, dtype, image_size, logits)"
+            "(known: targets, dtype, kv_cache, profiles, image_size, logits)"
         ),
         "command line: validate.data: 'a\\x00b' is not allowed; the path of a .jsonl file, as text",
         f"command line: foo: unknown key (known: {TOP_KEYS})",

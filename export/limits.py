@@ -1,0 +1,54 @@
+"""How many rows engines and fixed caches are made for."""
+
+from compressor.dims import Facts, ModelFacts, Positive
+from compressor.plan import TEXT_PAST
+from compressor.recipe import ProfilesSection
+
+# Text rows of one call, and text rows of a conversation beside its images, where the recipe is silent.
+USUAL_TEXT, USUAL_CONVERSATION = 512, 2048
+
+
+class Limits(Facts):
+    """The largest sizes of one artifact's calls.
+
+    Attributes:
+        max_batch: sequences of one call.
+        max_images: images of one call.
+        max_text: text rows of one call.
+        max_context: visual and text rows of a conversation.
+        visual_tokens: N.
+    """
+
+    max_batch: Positive
+    max_images: Positive
+    max_text: Positive
+    max_context: Positive
+    visual_tokens: Positive
+
+    @property
+    def max_visual(self) -> int:
+        """Visual rows of one call."""
+        return self.max_images * self.visual_tokens
+
+    def cached_rows(self, length: str) -> int:
+        """Return how many rows a cache with this name of its length holds at most.
+
+        Caches of text alone hold the context less one image: a conversation that fills the context has one.
+        Behind a gate a cache may hold everything.
+        """
+        return self.max_context - self.visual_tokens if length == TEXT_PAST else self.max_context
+
+
+def limits_of(profiles: ProfilesSection, facts: ModelFacts) -> Limits:
+    """Return a recipe's limits, with defaults that fit the model where it has none."""
+    positions = facts.decoder.max_positions
+    visual = profiles.max_images * facts.visual_tokens
+    context = profiles.max_context or min(positions, visual + USUAL_CONVERSATION)
+    text = profiles.max_text or max(1, min(USUAL_TEXT, context - visual))
+    return Limits(
+        max_batch=profiles.max_batch,
+        max_images=profiles.max_images,
+        max_text=text,
+        max_context=context,
+        visual_tokens=facts.visual_tokens,
+    )
