@@ -2,8 +2,12 @@
 
 Run from the repository: `python -m benchmarks.cuts`. Needs the extras `compress` and `cpu`. Random weights,
 fp32, 8 layers, hidden 1024, 16 heads, MLP 2752, vocabulary 1000, 64 text rows; 576 visual rows (24 x 24), and
-2,916 (54 x 54) for windows. Each plan is timed in turns with the naive original on the same weights. A decode
-step runs behind the prompt, on each graph's own caches.
+2,916 (54 x 54) for windows. Each plan is timed in turns with the naive original on the same weights.
+
+A decode step runs behind the prompt, on each graph's own caches. A session that is loaded later finds better
+places in memory and is up to 8% faster at steps of the same graph. So one session is loaded for nothing, then
+naive, cut, cut, naive, and the means of each pair's least times are compared. How far the two naive ones are
+apart is what that can resolve; a step counts as not slower if it is not slower by more.
 
 Exit code 0 if all wanted bounds hold, 1 if one is missed.
 """
@@ -12,6 +16,7 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -20,7 +25,7 @@ import numpy as np
 
 from benchmarks.decoder_calls import Calls
 from benchmarks.decoder_models import in_own_process, random_model, random_weights
-from benchmarks.interleaved import Clock, huge_pages, in_turns, on_huge_pages, ratio
+from benchmarks.interleaved import Clock, Ratio, huge_pages, in_turns, on_huge_pages, ratio
 from compressor.cost import predict, predicted_speedup
 from compressor.dims import ModelFacts
 from compressor.methods import Yopo
@@ -116,8 +121,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     print(f"huge pages: {huge_pages()}")
-    head = f"{'case':<40} predicted measured  share wanted    (10% 50% 90%)  decode step  KV bytes"
-    print(head)
+    print(f"{'case':<40} predicted measured  share wanted    (10% 50% 90%)  decode step  KV bytes")
     rows = [
         _run(number, options.repeats, options.clock) for number in options.case or range(len(CASES))
     ]
@@ -126,32 +130,51 @@ def main() -> int:
     return 0 if all(row["met"] for row in rows) else 1
 
 
+def _calls(folder: Path, plan: Plan, spec: GraphSpec) -> Calls:
+    session = OnnxSession(folder, [spec], decoder=spec.name, threads=1)
+    return Calls(session, plan.visual, TEXT, HIDDEN)
+
+
+def _prefill_ratio(calls: Mapping[str, Calls], repeats: int, clock: Clock) -> Ratio:
+    prefill = in_turns({n: c.prefill for n, c in calls.items()}, repeats=repeats)
+    return ratio(prefill["naive"], prefill["cut"], clock)
+
+
+def _step_ratio(
+    folder: Path, plan: Plan, specs: Mapping[str, GraphSpec], repeats: int, clock: Clock
+) -> tuple[float, float]:
+    """Return the ratio of decode steps, naive to cut, and what such a ratio can resolve."""
+    loaded = [
+        _calls(folder, plan, specs[name]) for name in ("naive", "naive", "cut", "cut", "naive")
+    ]
+    steps = {str(place): calls.step for place, calls in enumerate(loaded) if place}
+    times = in_turns(steps, repeats=repeats * STEPS_PER_REPEAT, warm_up=3)
+    first, *cut, last = (times[place].least(clock) for place in sorted(times))
+    return (first + last) / sum(cut), abs(first - last) / (first + last)
+
+
 def _run(number: int, repeats: int, clock: Clock) -> dict[str, object]:
     case = CASES[number]
     with tempfile.TemporaryDirectory(prefix="vtcompress-bench-") as name:
         folder = Path(name)
         in_own_process(build, folder, number)
         plan = plan_of(case, folder)
-        calls = {
-            key: Calls(
-                OnnxSession(folder, [spec], decoder=key, threads=1), plan.visual, TEXT, HIDDEN
-            )
-            for key, spec in specs_of(plan).items()
-        }
-    prefill = in_turns({n: c.prefill for n, c in calls.items()}, repeats=repeats)
-    steps = {n: c.step for n, c in calls.items()}
-    decode = in_turns(steps, repeats=repeats * STEPS_PER_REPEAT, warm_up=3)
-    found = ratio(prefill["naive"], prefill["cut"], clock)
-    step = ratio(decode["naive"], decode["cut"], clock)
+        specs = specs_of(plan)
+        calls = {key: _calls(folder, plan, spec) for key, spec in specs.items()}
+        found = _prefill_ratio(calls, repeats, clock)
+        kv = calls["cut"].session.past_bytes(calls["cut"].past)
+        calls.clear()
+        step, resolution = _step_ratio(folder, plan, specs, repeats, clock)
     predicted = predicted_speedup(plan)
     share = found.of_least / predicted
-    kv = calls["cut"].session.past_bytes(calls["cut"].past)
-    met = (case.at_least is None or share >= case.at_least) and step.of_least >= 1.0
+    met = case.at_least is None or share >= case.at_least
+    met = met and step >= 1 - resolution
     met = met and kv == predict(plan).kv_bytes("float32")
     bound = "" if case.at_least is None else f">= {case.at_least:.2f}"
     print(
         f"{case.name:<40} {predicted:8.2f} {found.of_least:8.2f} {share:7.3f} {bound:<8} "
-        f"({found.low:.2f} {found.middle:.2f} {found.high:.2f}) {step.of_least:6.2f} {kv:>14,} "
+        f"({found.low:.2f} {found.middle:.2f} {found.high:.2f}) {step:6.3f} "
+        f"(+-{resolution:.3f}) {kv:>14,} "
         f"{'met' if met else 'MISSED'}",
         flush=True,
     )
@@ -161,7 +184,8 @@ def _run(number: int, repeats: int, clock: Clock) -> dict[str, object]:
         "measured": found.of_least,
         "share": share,
         "rounds": [found.low, found.middle, found.high],
-        "decode_step": step.of_least,
+        "decode_step": step,
+        "decode_step_resolution": resolution,
         "kv_bytes": kv,
         "met": met,
     }

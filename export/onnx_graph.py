@@ -18,6 +18,7 @@ from compressor.compressed import CompressedModel
 from compressor.decoder import Decoder, KeyValue, Stage
 from compressor.errors import VtcompressError
 from compressor.version import __version__
+from export.branches import branch_on_images
 from export.graphs import ROWS, GraphSpec, TensorSpec
 from export.weights import SharedWeights
 
@@ -66,6 +67,8 @@ def export_decoder(
     """
     rows, past = _samples(spec)[:ROWS], _samples(spec)[ROWS:]
     model = _export(decoder, (*rows, _past(past)), spec)
+    if spec.inputs[0].dtype == "float32":
+        branch_on_images(model)
     for name, (axis, lengths) in (joined or {}).items():
         _join(model.graph, name, axis, lengths)
     return model
@@ -183,11 +186,9 @@ def _name_nodes(model: ir.Model) -> None:
 
 
 def layer_nodes(path: Path) -> Counter[int]:
-    """Return how many nodes each decoder layer has in a graph."""
-    import onnx
-
-    graph = onnx.load(path, load_external_data=False).graph
-    places = (node.name.split(".") for node in graph.node)
+    """Return how many nodes each decoder layer has in a graph, those under branches included."""
+    model = ir.load(path)
+    places = ((node.name or "").split(".") for node in model.graph.all_nodes())
     return Counter(int(parts[1]) for parts in places if parts[0] == "layers")
 
 
@@ -205,7 +206,9 @@ DTYPE_NAMES = {"float32": "FLOAT", "float16": "FLOAT16", "int64": "INT64", "bool
 
 
 def _check_standard(model: ir.Model, spec: GraphSpec) -> None:
-    foreign = sorted({node.op_type for node in model.graph if node.domain not in ("", "ai.onnx")})
+    foreign = sorted(
+        {node.op_type for node in model.graph.all_nodes() if node.domain not in ("", "ai.onnx")}
+    )
     if foreign or model.opset_imports.get("") != OPSET:
         raise VtcompressError(
             f"{spec.file}: operators outside standard opset {OPSET}: {', '.join(foreign) or 'version'}; "

@@ -2,8 +2,8 @@
 
 ONNX Runtime maps whatever file, offset and length a graph names. So a graph is walked here first, as
 plain protobuf (https://protobuf.dev/programming-guides/encoding), within bounds, and refused unless all
-its tensors lie in the artifact. What our graphs never have is refused, not judged: subgraphs,
-functions, training information, sparse tensors and texts, fields given twice, groups.
+its tensors lie in the artifact. What our graphs never have is refused, not judged: subgraphs
+within subgraphs, functions, training information, sparse tensors and texts, fields given twice, groups.
 
 Field numbers are those of onnx.proto: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto.
 """
@@ -126,12 +126,7 @@ def read_tensors(data: bytes) -> tuple[TensorHeader, ...]:
     )
     if not model.get(1) or not model.get(7):
         raise MalformedError("no version or no graph")
-    graph = walker.message(_bytes(model[7][0]), "the graph", refused={15: "sparse initializers"})
-    found = [walker.tensor(_bytes(value)) for value in graph.get(5, ())]
-    for node in graph.get(1, ()):
-        for attribute in walker.message(_bytes(node), "a node").get(5, ()):
-            found += walker.tensors_of_attribute(_bytes(attribute))
-    return tuple(found)
+    return tuple(walker.tensors_of_graph(_bytes(model[7][0]), "the graph", branches=1))
 
 
 class _Walker:
@@ -165,10 +160,30 @@ class _Walker:
             fields.setdefault(number, []).append(value)
         return fields
 
-    def tensors_of_attribute(self, data: memoryview) -> Iterator[TensorHeader]:
-        """Yield the tensors of a node's attribute."""
-        refused = {6: "a subgraph", 11: "subgraphs", 22: "a sparse tensor", 23: "sparse tensors"}
-        fields = self.message(data, "an attribute", once=(5,), refused=refused)
+    def tensors_of_graph(
+        self, data: memoryview, what: str, *, branches: int
+    ) -> Iterator[TensorHeader]:
+        """Yield the tensors of a graph.
+
+        Args:
+            data: the graph.
+            what: it is, for errors.
+            branches: how deep graphs may lie in attributes of its nodes, as those of an `If` do.
+        """
+        graph = self.message(data, what, refused={15: "sparse initializers"})
+        for value in graph.get(5, ()):
+            yield self.tensor(_bytes(value))
+        for node in graph.get(1, ()):
+            for attribute in self.message(_bytes(node), "a node").get(5, ()):
+                yield from self._tensors_of_attribute(_bytes(attribute), branches)
+
+    def _tensors_of_attribute(self, data: memoryview, branches: int) -> Iterator[TensorHeader]:
+        refused = {11: "subgraphs", 22: "a sparse tensor", 23: "sparse tensors"}
+        if not branches:
+            refused[6] = "a subgraph within a subgraph"
+        fields = self.message(data, "an attribute", once=(5, 6), refused=refused)
+        for value in fields.get(6, ()):
+            yield from self.tensors_of_graph(_bytes(value), "a subgraph", branches=branches - 1)
         for value in (*fields.get(5, ()), *fields.get(10, ())):
             yield self.tensor(_bytes(value))
 

@@ -22,6 +22,7 @@ def graph_flops(folder: Path, spec: GraphSpec, sizes: Mapping[str, int]) -> int:
         sizes: of its axes.
     """
     model = onnx.load(folder / spec.file)
+    _take_branches(model.graph, images=sizes["visual"] > 0)
     products = [n for n in model.graph.node if n.op_type in ("MatMul", "Gemm", "Attention")]
     constants = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     inputs = {value.name for value in model.graph.input}
@@ -51,3 +52,19 @@ def graph_flops(folder: Path, spec: GraphSpec, sizes: Mapping[str, int]) -> int:
             batch = np.broadcast_shapes(first[:-2], second[:-2])
             total += 2 * math.prod(batch) * first[-2] * first[-1] * second[-1]
     return total
+
+
+def _take_branches(graph: onnx.GraphProto, *, images: bool) -> None:
+    """Replace every If by the branch that a call takes."""
+    nodes = list(graph.node)
+    del graph.node[:]
+    for node in nodes:
+        if node.op_type != "If":
+            graph.node.append(node)
+            continue
+        branch = next(
+            a.g for a in node.attribute if a.name == ("then_branch" if images else "else_branch")
+        )
+        graph.node.extend(branch.node)
+        (given,) = branch.output
+        graph.node.append(onnx.helper.make_node("Identity", [given.name], list(node.output)))

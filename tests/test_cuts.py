@@ -202,6 +202,21 @@ def test_the_graph_of_a_cut_decoder_equals_it_and_costs_what_is_predicted(
     assert max(count for layer, count in counts.items() if layer) <= 2 * MOST_NODES_OF_A_LAYER
 
 
+def test_a_call_without_an_image_runs_none_of_a_windows_nodes(tmp_path: Path) -> None:
+    plan = plan_of("window", 2)
+    exported(decoder_from(plan, tensors_of(plan), logits="all"), plan, tmp_path)
+    graph = onnx.load(tmp_path / "decoder.onnx", load_external_data=False).graph
+    branches = {n.name: n.attribute for n in graph.node if n.op_type == "If"}
+    assert set(branches) == {f"layers.{i}.near.If" for i in range(3)}
+    for name, attributes in branches.items():
+        nodes = {a.name: [n.op_type for n in a.g.node] for a in attributes}
+        assert nodes["else_branch"] == ["ConstantOfShape"]
+        assert "Softmax" in nodes["then_branch"], name
+    # Sizes that several layers share stay outside.
+    outside = {n.op_type for n in graph.node if ".near." in n.name}
+    assert outside <= {"If", "Concat", "Reshape", "Add"}
+
+
 @pytest.mark.parametrize(("name", "kv_heads"), [c for c in CASES if not c[0].startswith("masked")])
 def test_text_alone_gives_the_originals_logits(name: str, kv_heads: int) -> None:
     plan = plan_of(name, kv_heads)

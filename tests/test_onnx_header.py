@@ -38,16 +38,19 @@ def model(*tensors, nodes=()) -> ModelProto:
     return ModelProto(ir_version=10, graph=GraphProto(name="g", initializer=tensors, node=nodes))
 
 
+def tensors_of(graph: GraphProto) -> list[TensorProto]:
+    tensors = list(graph.initializer)
+    for attribute in (a for node in graph.node for a in node.attribute):
+        tensors += tensors_of(attribute.g)
+        tensors += [attribute.t] if attribute.HasField("t") else []
+        tensors += attribute.tensors
+    return tensors
+
+
 def by_onnx(content: bytes) -> list[TensorHeader]:
     """The same findings by the library's own parser."""
-    graph = onnx.load_model_from_string(content).graph
-    tensors = list(graph.initializer)
-    for node in graph.node:
-        for attribute in node.attribute:
-            tensors += [attribute.t] if attribute.HasField("t") else []
-            tensors += attribute.tensors
     found = []
-    for tensor in tensors:
+    for tensor in tensors_of(onnx.load_model_from_string(content).graph):
         pairs = {entry.key: entry.value for entry in tensor.external_data}
         here = tensor.data_location != TensorProto.EXTERNAL
         length = pairs.get("length")
@@ -102,6 +105,18 @@ def test_every_tensor_is_found_as_onnx_finds_it(initializers, constants):
     ]
     content = model(*initializers, nodes=nodes).SerializeToString()
     assert list(read_tensors(content)) == by_onnx(content)
+    branch = AttributeProto(name="then_branch", type=5, g=model(*initializers, nodes=nodes).graph)
+    nodes.append(NodeProto(op_type="If", attribute=[branch]))
+    content = model(*initializers, nodes=nodes).SerializeToString()
+    assert list(read_tensors(content)) == by_onnx(content)
+
+
+def test_a_branch_may_not_reach_out_of_the_artifact(tmp_path):
+    outside = model(external(location="../secret")).graph
+    branch = AttributeProto(name="then_branch", type=5, g=outside)
+    nodes = [NodeProto(op_type="If", attribute=[branch])]
+    (line,) = problems(tmp_path, model(nodes=nodes).SerializeToString())
+    assert "'../secret', which is not among the files" in line
 
 
 def test_real_graphs_read_as_onnx_reads_them_and_lie_in_their_artifact(tiny_artifact):
@@ -204,6 +219,8 @@ def hidden() -> dict[str, bytes]:
     """Graphs that hide a tensor where this reader would not look, or that protobuf would merge."""
     nested = NodeProto(op_type="If")
     nested.attribute.add(name="then_branch", type=5, g=model(external()).graph)
+    deeper = NodeProto(op_type="If")
+    deeper.attribute.add(name="then_branch", type=5, g=model(nodes=[nested]).graph)
     many = NodeProto(op_type="Scan")
     many.attribute.add(name="bodies", type=10, graphs=[model(external()).graph])
     function, training, sparse = model(), model(), model()
@@ -218,7 +235,7 @@ def hidden() -> dict[str, bytes]:
     twice = external()
     twice.external_data.add(key="location", value="/etc/passwd")
     return {
-        "a subgraph": model(nodes=[nested]).SerializeToString(),
+        "a subgraph within a subgraph": model(nodes=[deeper]).SerializeToString(),
         "subgraphs": model(nodes=[many]).SerializeToString(),
         "functions": function.SerializeToString(),
         "training": training.SerializeToString(),

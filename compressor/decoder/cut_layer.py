@@ -10,6 +10,8 @@ are masked before the softmax.
 Letters as in `compressor.decoder.layer`; G key/value heads of a group, m neurons that visual rows use.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -68,25 +70,23 @@ class NarrowMLP(nn.Module):
         self.first = MLP(dims, narrow)
         self.rest = MLP(dims, dims.intermediate - narrow, down_bias=False)
 
-    def forward(self, visual: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Map normed visual [B, V, D] and text rows [B, T, D] to their updates."""
-        rows = self.first(torch.cat([visual, text], dim=1))
-        visual, first = rows.split([visual.shape[1], text.shape[1]], dim=1)
-        return visual, first + self.rest(text)
+    def forward(self, rows: Tensor, visual: int) -> Tensor:
+        """Map normed rows [B, V + T, D], `visual` of them V, to their updates."""
+        text = rows.shape[1] - visual
+        of_visual, of_text = self.first(rows).split([visual, text], dim=1)
+        return torch.cat([of_visual, of_text + self.rest(rows.narrow(1, visual, text))], dim=1)
 
     def text_only(self, text: Tensor) -> Tensor:
-        """Map normed text rows [B, T, D] to their update."""
+        """Map normed text rows [B, T, D] to their updates."""
         return self.first(text) + self.rest(text)
 
 
 class WideMLP(MLP):
     """The whole MLP for both kinds of rows, with the calls of `NarrowMLP`."""
 
-    def forward(self, visual: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(self, rows: Tensor, visual: int) -> Tensor:  # type: ignore[override]  # noqa: ARG002
         """See `NarrowMLP.forward`."""
-        rows = super().forward(torch.cat([visual, text], dim=1))
-        visual, text = rows.split([visual.shape[1], text.shape[1]], dim=1)
-        return visual, text
+        return super().forward(rows)
 
     def text_only(self, text: Tensor) -> Tensor:
         """See `NarrowMLP.text_only`."""
@@ -101,6 +101,23 @@ def _window(plan: LayerPlan, grid: tuple[int, int] | None) -> Window | None:
     if plan.window is None or grid is None:
         return None
     return Window(grid, plan.window, causal=plan.window_causal)
+
+
+class Near(nn.Module):
+    """Attention of visual rows to their window; a module, so that its nodes in a graph carry its name.
+
+    `export.branches` puts them under a branch that calls without an image skip.
+    """
+
+    def __init__(self, window: Window) -> None:
+        super().__init__()
+        self.window = window
+
+    def forward(
+        self, query: Tensor, near: KeyValue, beside: Sequence[tuple[KeyValue, Tensor]]
+    ) -> Tensor:
+        """See `ops.attend_near`."""
+        return attend_near(query, near, beside, self.window)
 
 
 class CutLayer(nn.Module):
@@ -122,7 +139,8 @@ class CutLayer(nn.Module):
         self.output_bias = nn.Parameter(torch.empty(dims.hidden)) if dims.o_bias else None
         self.mlp_norm = RMSNorm(dims.hidden, dims.rms_norm_eps)
         self.mlp = _mlp(dims, plan)
-        self.window = _window(plan, grid)
+        window = _window(plan, grid)
+        self.near = None if window is None else Near(window)
 
     def forward(
         self, visual: Tensor, text: Tensor, call: Call, *pasts: KeyValue
@@ -139,34 +157,35 @@ class CutLayer(nn.Module):
             Visual rows, text rows, and the extended keys and values in the order of `pasts`.
         """
         rest = iter(pasts)
-        normed = self.input_norm(torch.cat([visual, text], dim=1))
-        normed_text = normed.narrow(1, visual.shape[1], text.shape[1])
+        count = visual.shape[1]
+        states = torch.cat([visual, text], dim=1)
+        normed = self.input_norm(states)
+        normed_text = normed.narrow(1, count, text.shape[1])
         present: list[KeyValue] = []
-        visual_updates, text_updates = [], []
+        updates, text_updates = [], []
         if self.seen is not None:
             new, past = self.seen.keys_and_values(normed, call.all), next(rest)
             present.append(past.extended(*new))
             if self.frozen:
                 text_updates.append(self.seen.mixed(normed_text, call.text, present[0]))
             else:
-                mixed = self._seen(self.seen, normed, call, past, new, present[0])
-                of_visual, of_text = mixed.split([visual.shape[1], text.shape[1]], dim=1)
-                visual_updates.append(of_visual)
-                text_updates.append(of_text)
+                updates.append(self._seen(self.seen, normed, call, past, new, present[0]))
         if self.unseen is not None:
             new = self.unseen.keys_and_values(normed_text, call.alone)
             present.append(next(rest).extended(*new))
             text_updates.append(self.unseen.mixed(normed_text, call.alone, present[-1]))
         if self.output_bias is not None:
-            text_updates.append(self.output_bias)
-            visual_updates.append(self.output_bias)
-        text = text + sum(text_updates[1:], text_updates[0])
+            (text_updates if self.frozen else updates).append(self.output_bias)
         if self.frozen:
+            text = sum(text_updates, text)
             return visual, text + self.mlp.text_only(self.mlp_norm(text)), *present
-        if visual_updates:
-            visual = visual + sum(visual_updates[1:], visual_updates[0])
-        more_visual, more_text = self.mlp(self.mlp_norm(visual), self.mlp_norm(text))
-        return visual + more_visual, text + more_text, *present
+        states = sum(updates, states)
+        if text_updates:
+            visual, text = states.split([count, text.shape[1]], dim=1)
+            states = torch.cat([visual, sum(text_updates, text)], dim=1)
+        states = states + self.mlp(self.mlp_norm(states), count)
+        visual, text = states.split([count, text.shape[1]], dim=1)
+        return visual, text, *present
 
     def _seen(
         self,
@@ -178,13 +197,13 @@ class CutLayer(nn.Module):
         present: KeyValue,
     ) -> Tensor:
         """Attend from all rows in the heads with visual tokens; return [B, S, D]."""
-        if self.window is None:
+        if self.near is None:
             return heads.mixed(normed, call.all, present)
         query = heads.queries(normed, call.all)
         text = call.text.cos.shape[1]
         visual = query.shape[2] - text
         before, behind = call.beside
-        near = attend_near(
+        near = self.near(
             query.narrow(2, 0, visual),
             KeyValue(new.key.narrow(2, 0, visual), new.value.narrow(2, 0, visual)),
             (
@@ -194,7 +213,6 @@ class CutLayer(nn.Module):
                     behind,
                 ),
             ),
-            self.window,
         )
         of_text = attend(query.narrow(2, visual, text), present.key, present.value, call.text.mask)
         return heads.output(torch.cat([near, of_text], dim=1))
@@ -241,9 +259,9 @@ class MaskedLayer(nn.Module):
         if self.window is not None:
             rows = rows._replace(mask=self.window.masked(rows.mask, call.past_visual, count))
         states = self._attended(states, normed, rows, present, keys_cut, visual=count)
+        states = states + self.mlp(self.mlp_norm(states), count)
         visual, text = states.split([count, text.shape[1]], dim=1)
-        more_visual, more_text = self.mlp(self.mlp_norm(visual), self.mlp_norm(text))
-        return visual + more_visual, text + more_text, present
+        return visual, text, present
 
     def _attended(
         self,

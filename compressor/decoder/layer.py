@@ -52,7 +52,8 @@ class Call(NamedTuple):
         text: text rows, on the keys of all rows.
         alone: text rows, on the keys of text rows.
         past_visual: [B, P] bool, which rows of the past are visual; empty where no layer asks.
-        beside: which rows of the past [B, 1, V, P], and which text rows [B, 1, V, T], visual rows read.
+        beside: which rows of the past [B, 1, 1, V, P], and which text rows [B, 1, 1, V, T], are hidden from
+            visual rows in a window.
     """
 
     all: Rows

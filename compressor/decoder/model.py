@@ -49,8 +49,9 @@ class Places(NamedTuple):
         if past_visual is None:
             past_visual = self.visible.new_zeros((batch, 0))
         past = past_visual.shape[1]
-        before = ~past_visual[:, None, None].expand(batch, 1, visual, past)
-        behind = self.visible.narrow(1, 0, visual).narrow(2, visual, text)[:, None]
+        # Hidden, not visible: turned round once for all layers.
+        before = past_visual[:, None, None, None].expand(batch, 1, 1, visual, past)
+        behind = ~self.visible.narrow(1, 0, visual).narrow(2, visual, text)[:, None, None]
         return Call(rows, rows.last(text), alone, past_visual, (before, behind))
 
     def last(self, count: int) -> "Places":

@@ -50,7 +50,7 @@ def attend_near(
     Args:
         query: [B, H, V, d].
         near: keys and values [B, G, V, d] of the same rows.
-        beside: other keys and values [B, G, R, d], each with its mask [B, 1, V, R] bool.
+        beside: other keys and values [B, G, R, d], each with what is hidden of it [B, 1, 1, V, R] bool.
         window: of the grid; V is a multiple of its size.
 
     Returns:
@@ -72,10 +72,10 @@ def attend_near(
     near_scores = tiles @ bands(near.key).transpose(-1, -2)  # [.., gh, gw, w * gw]
     near_scores = near_scores.masked_fill(~window.mask, LEAST)
     parts = [near_scores.flatten(3, 5)]  # [B, G, H / G, V, w * gw]
-    for other, mask in beside:
+    for other, hidden in beside:
         # The query is turned, not the key: in decode it is empty, and the key is the whole cache.
         scores = (other.key[:, :, None] @ query.transpose(-1, -2)).transpose(-1, -2)
-        parts.append(scores.masked_fill(~mask[:, None], LEAST))
+        parts.append(scores.masked_fill(hidden, LEAST))
     share = torch.cat(parts, dim=-1).softmax(dim=-1)
     at = window.side * window.columns
     of_near = share.narrow(4, 0, at).unflatten(3, (-1, *grid)) @ bands(near.value)
