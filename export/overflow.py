@@ -37,9 +37,6 @@ FLOAT16_MAX = 65504.0
 WIDE = FLOAT16_MAX / 2
 """Values above it are not left to float16: other prompts may give up to twice as much."""
 
-MOST_PROMPTS = 8
-"""Samples of the recipe's data that are run."""
-
 # Each round puts nodes in float32 that overflowed in the one before.
 MOST_ROUNDS = 8
 

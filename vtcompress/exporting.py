@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compressor.calibration.data import Sample, data_digest
+from compressor.calibration.data import data_digest
 from compressor.calibration.profile import Profile
 from compressor.cost import BYTES, predict, predicted_speedup
 from compressor.errors import ProfileError, VtcompressError
@@ -26,7 +26,7 @@ from compressor.progress import Progress
 from compressor.recipe import Recipe, dump_recipe, fidelity_thresholds
 from export import artifact as artifacts
 from export import bench as timing
-from export import memory, overflow
+from export import memory
 from export.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE
 from export.bfloat16 import ShadowSession, missing_kernels, open_for_checks
 from export.graphs import GraphSpec, decoder_graph, decoder_graphs, embed_graph, vision_graph
@@ -34,7 +34,8 @@ from export.manifest import Manifest, Predicted, tool_versions
 from export.model_card import Origin
 from export.parity import fidelity, loss
 from export.runtime import Runtime
-from export.sessions import OnnxSession, Session
+from export.sessions import OnnxSession
+from vtcompress.float16 import keep_wide_nodes, range_samples
 from vtcompress.inputs import (
     calibration_samples,
     load_model,
@@ -91,7 +92,7 @@ class ExportRun:
         self.rounds, self.threads, self.progress = rounds, threads, progress
         self.samples = validation_samples(recipe)
         # Read now: data that cannot be used is refused before anything runs.
-        self.first_samples = overflow_samples(recipe, self.samples)
+        self.range_samples = range_samples(recipe, self.samples)
         self.origin = Origin()
 
     def from_original(self, profile: Profile | None, *, overwrite: bool) -> Manifest:
@@ -230,7 +231,11 @@ class ExportRun:
 
     def _onnx_side(self, written: Written, folder: Path) -> Manifest:
         recipe, plan, graphs = self.recipe, written.plan, written.graphs
-        ranges = self._keep_wide(written, folder)
+        if recipe.export.dtype == "float16":
+            self.progress.say("looking for values that float16 cannot hold")
+        ranges = keep_wide_nodes(
+            recipe, self.range_samples, folder, graphs, plan, written.image_token
+        )
         # A method of its own: its session is gone before timing loads both decoders.
         first, second = self._both_checks(written, folder)
         missing = missing_kernels(folder, graphs) if recipe.export.dtype == "bfloat16" else ()
@@ -269,28 +274,6 @@ class ExportRun:
         loss.write_answers(folder / loss.COMPRESSED_FILE, found)
         limits, name = loss_limits(recipe), validation_name(recipe)
         return first, loss.compare(self.samples, original, found, limits, name)
-
-    def _keep_wide(self, written: Written, folder: Path) -> overflow.Float16Ranges | None:
-        """Put nodes of float16 graphs in float32 where prompts show values that float16 does not hold."""
-        if self.recipe.export.dtype != "float16":
-            return None
-        self.progress.say("looking for values that float16 cannot hold")
-        plan, samples = written.plan, self.first_samples
-
-        def ask(session: Session) -> None:
-            runtime = Runtime.on_session(session, folder, plan.model, written.image_token)
-            asked = [(sample.question, sample.images) for sample in samples]
-            for _ in runtime.answers(asked, max_new_tokens=1):
-                pass
-
-        def check(session: Session) -> None:
-            fidelity.record(session, plan)
-
-        prompts = overflow.Prompts(check, fidelity.PROMPTS, "made-up prompts of the fidelity check")
-        if samples:
-            data = self.recipe.calibrate.data or self.recipe.validation.data
-            prompts = overflow.Prompts(ask, len(samples), f"prompts of {data.name if data else ''}")
-        return overflow.keep_wide(folder, written.graphs, prompts)
 
     def _times(self, folder: Path, graphs: Sequence[GraphSpec], plan: Plan) -> timing.BenchReport:
         return timing.bench(
@@ -332,18 +315,6 @@ def compress_for_export(
     from compressor.compressed import compress
 
     return compress(model, plan, logits=recipe.export.logits, gates=gates)
-
-
-def overflow_samples(recipe: Recipe, validation: Sequence[Sample]) -> tuple[Sample, ...]:
-    """Return the samples that float16 graphs are run on to see how large values get, none without data.
-
-    Raises:
-        DataError: the calibration data cannot be used.
-    """
-    if recipe.export.dtype != "float16":
-        return ()
-    found = calibration_samples(recipe) if recipe.calibrate.data else validation
-    return tuple(found[: overflow.MOST_PROMPTS])
 
 
 def load_plan_gates(plan: Plan, recipe: Recipe, model: "LoadedModel") -> "LoadedGates | None":

@@ -19,6 +19,7 @@ from compressor.recipe import load_recipe as read_recipe
 from export import artifact as artifacts
 from export import bench as timing
 from export.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE, Artifact
+from export.backends import check_dtype
 from export.bfloat16 import open_for_checks
 from export.manifest import Manifest
 from export.parity import fidelity, loss
@@ -292,10 +293,11 @@ def bench(
     """Time an artifact beside the naive original; see `export.bench.bench`.
 
     Raises:
-        VtcompressError: the artifact is broken.
+        VtcompressError: the artifact is broken, or ONNX Runtime cannot run its dtype.
     """
     artifact = Artifact.open(Path(path))
     manifest = artifact.manifest
+    check_dtype("onnxruntime", manifest.dtype)
     return timing.bench(
         artifact.folder,
         manifest.graphs,
