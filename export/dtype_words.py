@@ -32,7 +32,7 @@ def shadow_words(missing: Sequence[str]) -> str:
     none = f": it has none for {', '.join(missing)}" if missing else ""
     return (
         "Both checks ran the graphs' arithmetic in float32 on the bfloat16 weights. bfloat16 kernels were "
-        f"not run here; ONNX Runtime's CPU cannot run these graphs{none}. So rounding of the weights is in the "
+        f"not run here; ONNX Runtime's CPU cannot run these graphs{none}. Rounding of the weights is in the "
         "figures, and rounding between the operators is not."
     )
 
