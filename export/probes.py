@@ -77,8 +77,8 @@ def _probe(graph: "ir.Graph") -> "list[tuple[Probe, ir.Value]]":
         name = node.name or ""
         values = [value for value in node.outputs if value.name]
         if branches := list(subgraphs(node)):
-            for branch in branches:
-                branch.outputs.append(_worst(branch))
+            for place, branch in enumerate(branches):
+                branch.outputs.append(_worst(branch, f"probe.{name}.{place}"))
             node.resize_outputs(len(node.outputs) + 1)
             inside = node.outputs[-1]
             inside.name = f"probe.{name}.inside"
@@ -88,20 +88,18 @@ def _probe(graph: "ir.Graph") -> "list[tuple[Probe, ir.Value]]":
                 raise RuntimeError(f"{graph.name}: {value.name} has no dtype")
             if value.dtype.is_floating_point():
                 number = _largest(node, value)
-                number.name = f"probe.{value.name}"
-                found.append((Probe(number.name, name, value.name or ""), number))
+                found.append((Probe(f"probe.{value.name}", name, value.name or ""), number))
     return found
 
 
-def _worst(branch: "ir.Graph") -> "ir.Value":
+def _worst(branch: "ir.Graph", name: str) -> "ir.Value":
     """Return the largest of all probes in a branch, which hears of what its caller has not."""
     import onnx_ir as ir
 
     zero = ir.node("Constant", [], {"value_float": 0.0})
     worst = ir.node("Max", [zero.outputs[0], *(number for _, number in _probe(branch))])
     branch.extend([zero, worst])
-    _is_number(worst.outputs[0])
-    return worst.outputs[0]
+    return _number([zero, worst], name)
 
 
 def _largest(node: "ir.Node", value: "ir.Value") -> "ir.Value":
@@ -125,12 +123,17 @@ def _largest(node: "ir.Node", value: "ir.Value") -> "ir.Value":
     size = ir.node("Abs", [read])
     told = ir.node("Where", [nan.outputs[0], inf.outputs[0], size.outputs[0]])
     largest = ir.node("ReduceMax", [told.outputs[0]], {"keepdims": 0})
-    node.append([*made, nan, inf, size, told, largest])
-    _is_number(largest.outputs[0])
-    return largest.outputs[0]
+    made += [nan, inf, size, told, largest]
+    node.append(made)
+    return _number(made, f"probe.{value.name}")
 
 
-def _is_number(value: "ir.Value") -> None:
+def _number(made: "Sequence[ir.Node]", name: str) -> "ir.Value":
+    """Name what new nodes make, in branches too, where names must not be those of the graph around them."""
     import onnx_ir as ir
 
-    value.dtype, value.shape = ir.DataType.FLOAT, ir.Shape(())
+    for place, node in enumerate(made):
+        node.outputs[0].name = f"{name}.{place}"
+    number = made[-1].outputs[0]
+    number.name, number.dtype, number.shape = name, ir.DataType.FLOAT, ir.Shape(())
+    return number
