@@ -81,7 +81,9 @@ def test_shadows_compute_what_torch_computes_in_float32_on_rounded_weights(
     wanted = in_float32_on_rounded_weights(tiny_model, artifact)
     assert found.shapes == wanted.shapes
     for call, values in wanted.outputs.items():
-        assert np.abs(found.outputs[call] - values).max() < 1e-4, call
+        # The graph also holds a constant of the tower's activation in bfloat16: 1.702 is 1.703 there.
+        allowed = 1e-4 if call.startswith("0 images") else 2e-3 * np.abs(values).max()
+        assert np.abs(found.outputs[call] - values).max() < allowed, call
 
 
 def test_validate_runs_in_the_shadow_too(artifact: Path) -> None:
