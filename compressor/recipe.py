@@ -98,7 +98,9 @@ class ExportSection(Section):
 
     Attributes:
         targets: formats to write; engines are built from the ONNX graphs, which are always written.
-        dtype: type of weights and activations in the graphs.
+        dtype: type of weights and activations in the graphs. In float16 graphs nodes stay float32 whose
+            values float16 cannot hold, as runs on calibration prompts show. ONNX Runtime's CPU cannot run
+            bfloat16 graphs; OpenVINO and TensorRT-RTX read them.
         kv_cache: `growing`: every call returns longer caches; `fixed`: calls write into buffers of
             `profiles.max_context` rows.
         profiles: sizes that engines and fixed caches are made for.

@@ -42,6 +42,7 @@ def open_session(
         raise BackendError(f"{backend}: has no {precision}; use --backend openvino")
     if mapped and backend != "onnxruntime":
         raise BackendError(f"{backend}: always packs weights; mapped weights need onnxruntime")
+    check_dtype(backend, artifact.manifest.dtype)
     graphs = artifact.manifest.graphs
     if backend == "openvino":
         from export.openvino_session import OpenVinoSession, cache_folder
@@ -56,6 +57,19 @@ def open_session(
     from export.sessions import OnnxSession
 
     return OnnxSession(artifact.folder, graphs, threads=threads, mapped=mapped)
+
+
+def check_dtype(backend: str, dtype: str) -> None:
+    """Refuse graphs in a dtype that a backend cannot run.
+
+    Raises:
+        BackendError: ONNX Runtime takes no bfloat16 arrays, and its CPU has no kernels for them.
+    """
+    if dtype == "bfloat16" and backend.startswith("onnxruntime"):
+        raise BackendError(
+            f"{backend}: cannot run bfloat16 graphs (its CPU has no bfloat16 MatMul or Attention, and it "
+            "passes no bfloat16 arrays); use --backend openvino, or export with dtype float32 or float16"
+        )
 
 
 def _digest(artifact: "Artifact") -> str:

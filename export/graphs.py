@@ -42,6 +42,11 @@ class TensorSpec(Facts):
     @property
     def numpy(self) -> np.dtype:
         """The numpy dtype of its values."""
+        if self.dtype == "bfloat16":  # numpy has none of its own
+            import ml_dtypes
+
+            found: np.dtype = np.dtype(ml_dtypes.bfloat16)
+            return found
         return np.dtype(self.dtype)
 
 

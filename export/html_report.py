@@ -16,6 +16,7 @@ from export.bench import bench_rows
 from export.charts import contribution_chart, exit_chart, kinds_chart, speed_chart
 from export.cuts import semantics_words
 from export.decoder_picture import decoder_picture, states
+from export.dtype_words import dtype_words, not_timed_words, reference_words
 from export.head_chart import HEAD_COLUMNS, head_chart, head_rows
 from export.questions import Question, Thumbnail, chosen_questions, thumbnail
 from export.report_data import (
@@ -99,6 +100,9 @@ def html_report(data: ReportData) -> str:
             (name, f"{t.original_ms:.2f}", f"{t.compressed_ms:.2f}", report.ratio_words(t))
             for name, t in timings
         ],
+        reference=reference_words(manifest.dtype),
+        dtype_lines=dtype_words(manifest),
+        not_timed=not_timed_words(manifest),
         fidelity_rows=checks.fidelity_rows(fidelity) if fidelity else [],
         loss_limits=checks.loss_limit_rows(loss) if loss else [],
         kind_columns=checks.LOSS_COLUMNS,

@@ -11,6 +11,7 @@ from compressor.version import __version__
 from export.bench import BenchReport, Ratio
 from export.graphs import GraphSpec
 from export.memory import Footprint
+from export.overflow import Float16Ranges
 from export.parity.fidelity import FidelityReport
 from export.parity.loss import LossReport
 
@@ -69,6 +70,9 @@ class Manifest(Facts):
         files: every other file of the artifact by its relative name.
         fidelity: outcome of the first check; None: not run.
         loss: outcome of the second check; None: not run.
+        ranges: how large values of float16 graphs get, and which nodes stay in float32; None: not float16.
+        missing_kernels: operators of bfloat16 graphs that the CPU of the export could not run; the checks
+            then ran on the graphs' float32 shadows, see `export.bfloat16`.
         measured: times beside the naive original; None: not measured.
         memory: resident memory of a process that runs the artifact; None: not measured.
         peak_memory_bytes: resident memory of the process that exported, at its highest.
@@ -86,6 +90,8 @@ class Manifest(Facts):
     predicted: Predicted
     fidelity: FidelityReport | None = None
     loss: LossReport | None = None
+    ranges: Float16Ranges | None = None
+    missing_kernels: tuple[str, ...] = ()
     measured: BenchReport | None = None
     memory: Footprint | None = None
     peak_memory_bytes: int

@@ -12,6 +12,7 @@ from compressor.files import read_text
 from export.bench import bench_rows
 from export.checks import LOSS_COLUMNS, fidelity_rows, loss_row, verdict
 from export.cuts import splits
+from export.dtype_words import dtype_words
 from export.exits import EXIT_COLUMNS, exit_rows, may_exit, mean_words
 from export.in_words import done, gained, lost
 from export.markdown import escaped, fenced, table
@@ -82,8 +83,8 @@ def model_card(data: ReportData, origin: Origin) -> str:
     parts = [
         _front_matter(data, origin),
         f"# {escaped(manifest.model.name)}, compressed",
-        f"{base} with less work on visual tokens, as ONNX graphs ({manifest.dtype}) for ONNX Runtime and "
-        f"OpenVINO, made by vtcompress {escaped(manifest.tools.get('vtcompress', ''))}. "
+        f"{base} with less work on visual tokens, as ONNX graphs ({manifest.dtype}) for "
+        f"{_runs_in(manifest.dtype)}, made by vtcompress {escaped(manifest.tools.get('vtcompress', ''))}. "
         "`report.html` shows everything that was measured.",
         "\n".join(f"- **{figure.value}** {figure.meaning}" for figure in headline(manifest)),
         "## Method",
@@ -94,7 +95,7 @@ def model_card(data: ReportData, origin: Origin) -> str:
         f"{' '.join(gained(data))} {' '.join(lost(data))}",
         *_figures(data),
         "## How to run",
-        _how_to_run(),
+        _how_to_run(manifest.dtype),
         "## Limits",
         _limits(data, origin),
         "## Recipe",
@@ -137,6 +138,7 @@ def _figures(data: ReportData) -> list[str]:
             f"{row.measure} {row.found}" for row, _ in fidelity_rows(manifest.fidelity)
         )
         parts.append(f"Export fidelity: {verdict(manifest.fidelity)} ({words}).")
+        parts += map(escaped, dtype_words(manifest))
     if manifest.loss is not None:
         figures = (manifest.loss.overall, *manifest.loss.kinds)
         kinds = [(escaped(kind), *rest) for kind, *rest in map(loss_row, figures)]
@@ -146,14 +148,22 @@ def _figures(data: ReportData) -> list[str]:
     return parts
 
 
-def _how_to_run() -> str:
+def _runs_in(dtype: str) -> str:
+    return "OpenVINO" if dtype == "bfloat16" else "ONNX Runtime and OpenVINO"
+
+
+def _how_to_run(dtype: str) -> str:
+    # ONNX Runtime's CPU cannot run bfloat16 graphs.
+    extra, flag, argument = "cpu", "", ""
+    if dtype == "bfloat16":
+        extra, flag, argument = "openvino", " --backend openvino", ', backend="openvino"'
     shell = (
-        "pip install 'vtcompress[cpu]'\n"
-        'vtcompress generate . --image photo.jpg --prompt "What is this?"'
+        f"pip install 'vtcompress[{extra}]'\n"
+        f'vtcompress generate .{flag} --image photo.jpg --prompt "What is this?"'
     )
     python = (
         "import vtcompress\n\n"
-        'runtime = vtcompress.Runtime.load(".")\n'
+        f'runtime = vtcompress.Runtime.load("."{argument})\n'
         'for piece in runtime.generate("What is this?", ["photo.jpg"]):\n'
         '    print(piece, end="", flush=True)'
     )

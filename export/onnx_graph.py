@@ -202,7 +202,13 @@ def _declare(values: Sequence[ir.Value], specs: Sequence[TensorSpec]) -> None:
         value.shape = ir.Shape(spec.axes)
 
 
-DTYPE_NAMES = {"float32": "FLOAT", "float16": "FLOAT16", "int64": "INT64", "bool": "BOOL"}
+DTYPE_NAMES = {
+    "float32": "FLOAT",
+    "float16": "FLOAT16",
+    "bfloat16": "BFLOAT16",
+    "int64": "INT64",
+    "bool": "BOOL",
+}
 
 
 def _check_standard(model: ir.Model, spec: GraphSpec) -> None:

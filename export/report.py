@@ -15,6 +15,7 @@ from export.cuts import (
     kv_text_rows,
     semantics_words,
 )
+from export.dtype_words import dtype_words, not_timed_words, reference_words
 from export.exits import (
     CACHE_COLUMNS,
     EXIT_COLUMNS,
@@ -32,7 +33,6 @@ from export.in_words import done, gained, lost
 from export.manifest import Manifest
 from export.markdown import escaped, fenced, table
 from export.memory import Footprint
-from export.parity.fidelity import FidelityReport
 from export.parity.loss import LossFigures, LossReport
 from export.questions import chosen_questions
 from export.report_data import (
@@ -59,7 +59,7 @@ def markdown_report(data: ReportData) -> str:
         ("Predicted", lambda: _predicted(data)),
         ("Measured", lambda: _measured(data)),
         ("Memory", lambda: memory_words(manifest.memory)),
-        ("Check 1: export fidelity", lambda: _fidelity(manifest.fidelity)),
+        ("Check 1: export fidelity", lambda: _fidelity(manifest)),
         ("Check 2: compression loss", lambda: _loss(manifest.loss)),
         ("Sample questions", lambda: _questions(data)),
         ("Made with", lambda: _made_with(data)),
@@ -269,7 +269,7 @@ BENCH_COLUMNS = ("", "original ms", "compressed ms", "original / compressed")
 def _measured(data: ReportData) -> str:
     report, dtype = data.manifest.measured, data.manifest.dtype
     if report is None:
-        return "Not measured."
+        return not_timed_words(data.manifest)
     rows = [
         (name, f"{t.original_ms:.2f}", f"{t.compressed_ms:.2f}", ratio_words(t))
         for name, t in bench_rows(report)
@@ -299,8 +299,10 @@ def memory_words(footprint: Footprint | None) -> str:
     )
 
 
-def _fidelity(report: FidelityReport | None) -> str:
-    about = "Compressed torch model (float32) against its own exported graphs; numerical, tight."
+def _fidelity(manifest: Manifest) -> str:
+    report = manifest.fidelity
+    lines = (reference_words(manifest.dtype), *map(escaped, dtype_words(manifest)))
+    about = "\n\n".join(lines)
     if report is None:
         return f"{about}\n\nNot run."
     rows = [(*row, escaped(call)) for row, call in fidelity_rows(report)]

@@ -216,6 +216,8 @@ def figures(data: ReportData) -> dict[str, Any]:
         "model_digest": manifest.model_digest,
         "methods": [{m.name: asked_of(m)} for m in data.methods],
         "dtype": manifest.dtype,
+        "ranges": manifest.ranges and manifest.ranges.model_dump(mode="json"),
+        "missing_kernels": list(manifest.missing_kernels),
         "passed": manifest.passed,
         "exact_match_kept": overall.exact_match_kept if overall else None,
         "predicted": manifest.predicted.model_dump(mode="json"),

@@ -14,6 +14,8 @@ from compressor.plan import Cache
 from export.graphs import PAST_VISUAL, ROWS, GraphSpec, caches_of, in_order
 
 Array = NDArray[Any]
+# ONNX Runtime's option for graphs that come from memory.
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 Past = Any
 """Keys and values in the backend's own form; passed back to the session that returned them."""
 
@@ -117,6 +119,8 @@ class OnnxGraph:
         threads: of one operator; None lets ONNX Runtime choose.
         provider: ONNX Runtime's name of what runs it.
         mapped: do not pack: weights stay pages of the file, which processes share and the system may drop.
+        content: the graph itself where it is not that of the file; its weights are still the folder's.
+        optimized: let ONNX Runtime fold and join nodes.
 
     Raises:
         MissingExtraError: ONNX Runtime is not installed.
@@ -131,6 +135,8 @@ class OnnxGraph:
         provider: str = "CPUExecutionProvider",
         *,
         mapped: bool = False,
+        content: bytes | None = None,
+        optimized: bool = True,
     ) -> None:
         try:
             import onnxruntime
@@ -144,9 +150,15 @@ class OnnxGraph:
             options.intra_op_num_threads = threads
         if mapped:
             options.add_session_config_entry("session.disable_prepacking", "1")
+        if not optimized:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            # The default order runs all casts of weights first, and then holds all that they made.
+            options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+        if content is not None:
+            options.add_session_config_entry(WEIGHTS_FOLDER, str(folder))
         try:
             self.session = onnxruntime.InferenceSession(
-                str(folder / spec.file), options, providers=[provider]
+                content or str(folder / spec.file), options, providers=[provider]
             )
         except Exception as failure:
             # ONNX Runtime raises classes of its own that share no documented base but Exception.
@@ -157,6 +169,10 @@ class OnnxGraph:
 
     def __call__(self, feeds: Sequence[Any]) -> list[Any]:
         """Run on inputs in declared order (arrays, or values that an earlier call returned)."""
+        return self.run(feeds)
+
+    def run(self, feeds: Sequence[Any], more: Sequence[str] = ()) -> list[Any]:
+        """Run as a call does; outputs that are not declared come behind the others."""
         values = {
             spec.name: self._values.ortvalue_from_numpy(np.ascontiguousarray(feed, spec.numpy))
             if isinstance(feed, np.ndarray)
@@ -164,7 +180,7 @@ class OnnxGraph:
             for spec, feed in zip(self.spec.inputs, feeds, strict=True)
         }
         names = [spec.name for spec in self.spec.outputs]
-        return list(self.session.run_with_ort_values(names, values))
+        return list(self.session.run_with_ort_values([*names, *more], values))
 
 
 class GraphSession(Generic[OneGraph]):
@@ -275,6 +291,11 @@ class OnnxSession(GraphSession[OnnxGraph]):
         super().__init__(
             graphs, lambda spec: OnnxGraph(folder, spec, threads, mapped=mapped), decoder
         )
+
+    def declared(self, spec: GraphSpec) -> tuple[Sequence[Any], Sequence[Any]]:
+        """Return the inputs and outputs that a graph file has, each with `name`, `shape` and `type`."""
+        loaded = self.graph(spec.name).session
+        return loaded.get_inputs(), loaded.get_outputs()
 
 
 def fires(gate_logits: Array) -> bool:

@@ -132,7 +132,9 @@ def compress(
 @click.option("--compressed", type=FOLDER, help="Start from the folder that `compress` wrote.")
 @click.option("--output", type=FOLDER, required=True, help="Folder of the artifact.")
 @click.option("--overwrite", is_flag=True, help="Replace what is at --output.")
-@click.option("--dtype", type=click.Choice(["float32", "float16"]), help="Of weights and graphs.")
+@click.option(
+    "--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Of weights and graphs."
+)
 @click.option("--validate-data", type=FILE, help="Held-out questions (jsonl) for compression loss.")
 @click.option("--validate-samples", type=click.IntRange(min=1), help="How many of them.")
 @click.option("--bench-rounds", type=click.IntRange(min=0), default=15, help="0: no timing.")

@@ -28,12 +28,14 @@ from export import artifact as artifacts
 from export import bench as timing
 from export import memory
 from export.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE
+from export.bfloat16 import ShadowSession, missing_kernels, open_for_checks
 from export.graphs import GraphSpec, decoder_graph, decoder_graphs, embed_graph, vision_graph
 from export.manifest import Manifest, Predicted, tool_versions
 from export.model_card import Origin
 from export.parity import fidelity, loss
 from export.runtime import Runtime
 from export.sessions import OnnxSession
+from vtcompress.float16 import keep_wide_nodes, range_samples
 from vtcompress.inputs import (
     calibration_samples,
     load_model,
@@ -89,6 +91,8 @@ class ExportRun:
         self.recipe, self.output = recipe, output
         self.rounds, self.threads, self.progress = rounds, threads, progress
         self.samples = validation_samples(recipe)
+        # Read now: data that cannot be used is refused before anything runs.
+        self.range_samples = range_samples(recipe, self.samples)
         self.origin = Origin()
 
     def from_original(self, profile: Profile | None, *, overwrite: bool) -> Manifest:
@@ -227,8 +231,15 @@ class ExportRun:
 
     def _onnx_side(self, written: Written, folder: Path) -> Manifest:
         recipe, plan, graphs = self.recipe, written.plan, written.graphs
+        if recipe.export.dtype == "float16":
+            self.progress.say("looking for values that float16 cannot hold")
+        ranges = keep_wide_nodes(
+            recipe, self.range_samples, folder, graphs, plan, written.image_token
+        )
         # A method of its own: its session is gone before timing loads both decoders.
         first, second = self._both_checks(written, folder)
+        missing = missing_kernels(folder, graphs) if recipe.export.dtype == "bfloat16" else ()
+        timed = self.rounds and recipe.export.dtype != "bfloat16"
         fields: dict[str, Any] = {
             "tools": tool_versions(),
             "model": plan.model,
@@ -240,8 +251,10 @@ class ExportRun:
             "predicted": predicted(plan, recipe.export.dtype),
             "fidelity": first,
             "loss": second,
-            "measured": self._times(folder, graphs, plan) if self.rounds else None,
-            "memory": self._footprint(folder, graphs, plan) if self.rounds else None,
+            "ranges": ranges,
+            "missing_kernels": missing,
+            "measured": self._times(folder, graphs, plan) if timed else None,
+            "memory": self._footprint(folder, graphs, plan) if timed else None,
             "peak_memory_bytes": artifacts.peak_memory_bytes(),
         }
         write_reports(folder, Manifest(files={}, **fields), self.origin)
@@ -252,7 +265,7 @@ class ExportRun:
     ) -> tuple[fidelity.FidelityReport, loss.LossReport | None]:
         recipe, plan, original = self.recipe, written.plan, written.original
         self.progress.say("checking export fidelity")
-        session = OnnxSession(folder, written.graphs)
+        session = open_for_checks(folder, written.graphs, recipe.export.dtype)
         first = check_fidelity(session, written.graphs, plan, written.reference, recipe)
         if original is None:
             return first, None
@@ -359,7 +372,7 @@ def record_torch(small: "CompressedModel") -> fidelity.Recording:
 
 
 def check_fidelity(
-    session: OnnxSession,
+    session: OnnxSession | ShadowSession,
     graphs: Sequence[GraphSpec],
     plan: Plan,
     reference: fidelity.Recording,
@@ -369,8 +382,7 @@ def check_fidelity(
     wanted = fidelity_thresholds(recipe)
     declared = []
     for spec in graphs:
-        loaded = session.graph(spec.name).session
-        declared += fidelity.check_declared(spec, loaded.get_inputs(), loaded.get_outputs())
+        declared += fidelity.check_declared(spec, *session.declared(spec))
     limits = fidelity.Limits(
         max_abs=wanted.max_abs, max_relative=wanted.max_relative, min_cosine=wanted.min_cosine
     )

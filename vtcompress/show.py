@@ -10,6 +10,7 @@ from compressor.plan import Plan
 from export.bench import BenchReport, bench_rows
 from export.checks import LOSS_COLUMNS, loss_row
 from export.cuts import semantics_words
+from export.dtype_words import dtype_words
 from export.exits import (
     CACHE_COLUMNS,
     EXIT_COLUMNS,
@@ -94,6 +95,8 @@ def show_checks(out: Output, manifest: Manifest, chosen: Plan) -> None:
     if manifest.measured is not None:
         show_bench(out, manifest.measured, chosen, manifest.dtype)
     show_fidelity(out, manifest.fidelity)
+    for line in dtype_words(manifest):
+        out.line(line)
     show_loss(out, manifest.loss)
     show_exits(out, chosen, manifest.loss)
 

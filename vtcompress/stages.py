@@ -19,10 +19,11 @@ from compressor.recipe import load_recipe as read_recipe
 from export import artifact as artifacts
 from export import bench as timing
 from export.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE, Artifact
+from export.backends import check_dtype
+from export.bfloat16 import open_for_checks
 from export.manifest import Manifest
 from export.parity import fidelity, loss
 from export.runtime import Runtime
-from export.sessions import OnnxSession
 from vtcompress.exporting import (
     ExportRun,
     check_fidelity,
@@ -243,7 +244,8 @@ def validate(
     first: fidelity.FidelityReport | None = artifact.manifest.fidelity
     original: loss.Answers | None = None
     samples: tuple[Sample, ...] = ()
-    session = OnnxSession(path, artifact.manifest.graphs, threads=threads)
+    manifest = artifact.manifest
+    session = open_for_checks(path, manifest.graphs, manifest.dtype, threads=threads)
     if model is not None:
         reference, original, samples = _measure_again(artifact, recipe, model, data, progress)
         first = check_fidelity(
@@ -255,7 +257,6 @@ def validate(
         name = validation_name(recipe)
     second = None
     if original is not None:
-        manifest = artifact.manifest
         runtime = Runtime.on_session(session, path, manifest.model, manifest.image_token)
         found = loss.measure(runtime, samples, original.max_new_tokens, progress)
         second = loss.compare(samples, original, found, loss_limits(recipe), name)
@@ -292,10 +293,11 @@ def bench(
     """Time an artifact beside the naive original; see `export.bench.bench`.
 
     Raises:
-        VtcompressError: the artifact is broken.
+        VtcompressError: the artifact is broken, or ONNX Runtime cannot run its dtype.
     """
     artifact = Artifact.open(Path(path))
     manifest = artifact.manifest
+    check_dtype("onnxruntime", manifest.dtype)
     return timing.bench(
         artifact.folder,
         manifest.graphs,

@@ -16,6 +16,7 @@ from export.sessions import Array, Session, no_visual
 
 IMAGE_COUNTS = (0, 1, 2)
 TEXT_ROWS = (9, 5)
+PROMPTS = len(IMAGE_COUNTS) * len(TEXT_ROWS)
 LATER_TEXT_ROWS = 3
 DECODE_STEPS = 16
 # Below it, a difference relative to the largest value says nothing.
@@ -222,6 +223,7 @@ def check_declared(
     kinds = {
         "float32": "tensor(float)",
         "float16": "tensor(float16)",
+        "bfloat16": "tensor(bfloat16)",
         "int64": "tensor(int64)",
         "bool": "tensor(bool)",
     }
