@@ -22,6 +22,8 @@ from export.targets import Target, load
 _LAYER = re.compile(r"\blayers\.(\d+)\b")
 # Of a failed build; the first say why, the rest is what followed from them.
 SHOWN_ERRORS, SHOWN_NODES = 4, 2
+# How the parser notes in a layer's metadata which node it was read from.
+_READ_FROM = re.compile(r"\[ONNX Layer: (.+?)\]")
 # How the builder names what it finds no kernel for, if it names no node: "Attention operation was not ...".
 _OPERATION = re.compile(r"\b(\w+) operation\b")
 
@@ -133,7 +135,8 @@ class Maker:
 
     def _failure(self, graph: Path, network: Any, errors: Sequence[str]) -> str:
         said = "; ".join(errors[:SHOWN_ERRORS]) or "no reason given"
-        names = [network.get_layer(i).name for i in range(network.num_layers)]
+        read = (network.get_layer(i).metadata for i in range(network.num_layers))
+        names = [found[1] for text in read if (found := _READ_FROM.search(text))]
         named = [_node(name, "") for name in blamed(names, said)]
         more = f" and {len(named) - SHOWN_NODES} more" if len(named) > SHOWN_NODES else ""
         where = f" at {', '.join(named[:SHOWN_NODES])}{more}" if named else ""
@@ -157,7 +160,7 @@ def blamed(names: Sequence[str], said: str) -> tuple[str, ...]:
     """Return the nodes that a builder's errors speak of: by name, else all of the operator that they name.
 
     Args:
-        names: of the network's layers, which are those of the nodes they came from.
+        names: of the graph's nodes that the network's layers were read from.
         said: the errors.
     """
     exactly = tuple(dict.fromkeys(name for name in names if name and name in said))
