@@ -281,6 +281,7 @@ def bench(
     "--mapped", is_flag=True, help="Leave weights in the mapped file: less memory, slower."
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Of one operator.")
+@click.option("--device", type=click.IntRange(min=0), default=0, help="GPU, where one is used.")
 @click.option("--no-verify", is_flag=True, help="Do not compare the files' sha256 first.")
 @click.pass_obj
 def generate(
@@ -295,6 +296,7 @@ def generate(
     precision: str,
     mapped: bool,
     threads: int | None,
+    device: int,
     no_verify: bool,
     **options: Any,
 ) -> int:
@@ -315,6 +317,7 @@ def generate(
         precision=precision,
         preload=stats,
         mapped=mapped,
+        device=device,
     )
     generation = Generation(out, runtime, options, stats, resident_bytes())
     if chat or prompt is None:

@@ -144,7 +144,9 @@ class ExportRun:
         weights = sum(path.stat().st_size for path in source.glob("*.safetensors"))
         needed = weights * BYTES[self.recipe.export.dtype] // BYTES[source_dtype]
         pictures = {path for sample in self.samples for path in sample.images}
-        needed *= 1 + len(set(self.recipe.export.targets) & TARGETS.keys())  # engines hold weights too
+        needed *= 1 + len(
+            set(self.recipe.export.targets) & TARGETS.keys()
+        )  # engines hold weights too
         needed += sum(path.stat().st_size for path in pictures) + SMALL_FILES_BYTES
         return artifacts.staged(self.output, overwrite=overwrite, needed_bytes=needed)
 
