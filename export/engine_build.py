@@ -30,7 +30,7 @@ from export.graphs import GraphSpec, in_order
 from export.limits import Limits, limits_of
 from export.manifest import FileEntry, Manifest
 from export.profiles import Profile, profiles_of
-from export.targets import TARGETS, Target, check_capabilities
+from export.targets import Target, check_capabilities, find_target
 from export.trtexec import build_command
 
 
@@ -110,9 +110,7 @@ def plan_engines(
         VtcompressError: the artifact cannot be built, the target is not installed, a capability is unknown,
             there is no GPU where one is needed, or the limits make no sense; nothing is written.
     """
-    if target_name not in TARGETS:
-        raise VtcompressError(f"{target_name}: no such target; there are {', '.join(TARGETS)}")
-    target, manifest = TARGETS[target_name], artifact.manifest
+    target, manifest = find_target(target_name), artifact.manifest
     specs = engine_graphs(manifest, baseline=baseline)
     check_buildable(specs, manifest.dtype, str(artifact.folder))
     limits = limits or artifact_limits(artifact, {})

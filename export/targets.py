@@ -86,6 +86,17 @@ DEFAULT_CAPABILITY = "SM86"
 _PREFIX = "SM"
 
 
+def find_target(name: str) -> Target:
+    """Return a target by its name.
+
+    Raises:
+        VtcompressError: there is none of this name.
+    """
+    if name not in TARGETS:
+        raise VtcompressError(f"{name}: no such target; there are {', '.join(TARGETS)}")
+    return TARGETS[name]
+
+
 def load(target: Target, what: str) -> Any:
     """Import a target's package.
 

@@ -1,4 +1,4 @@
-"""Engines behind the session call, on a device that is made of numpy and ONNX Runtime. Nothing ran on a GPU."""
+"""Engines behind the session call, on a device made of numpy and ONNX Runtime; nothing ran on a GPU."""
 
 import hashlib
 import sys
@@ -73,11 +73,11 @@ class NumpyDevice:
         return self.memory[address // ADDRESSES - 1]
 
 
-def engine_set(artifact: Artifact, folder: Path, **changes: Any) -> OpenedSet:
+def engine_set(of: Artifact, folder: Path, **changes: Any) -> OpenedSet:
     """Write a set whose engines are a few bytes each."""
-    limits = limits_of(ProfilesSection(max_images=2, max_text=40), artifact.manifest.model)
+    limits = limits_of(ProfilesSection(max_images=2, max_text=40), of.manifest.model)
     entries = []
-    for spec in artifact.manifest.graphs:
+    for spec in of.manifest.graphs:
         path = folder / f"{spec.name}.engine"
         folder.mkdir(parents=True, exist_ok=True)
         path.write_bytes(spec.name.encode())
@@ -97,7 +97,7 @@ def engine_set(artifact: Artifact, folder: Path, **changes: Any) -> OpenedSet:
         "compute_capabilities": ("SM86",),
         "platform": "Linux x86_64",
         "limits": limits,
-        "artifact": artifact_digest(artifact.manifest),
+        "artifact": artifact_digest(of.manifest),
         "engines": tuple(entries),
     } | changes
     facts = EngineSet(**values)
@@ -159,10 +159,9 @@ def test_a_cache_that_is_kept_is_not_overwritten_by_later_calls(
     assert prefix.answer("what is it", max_new_tokens=6).token_ids == first.token_ids
 
 
-def test_memory_is_allocated_once_and_used_again(
-    runtime: Runtime, device: NumpyDevice, pictures: list[Path]
-) -> None:
-    session, text = runtime.session, runtime.session.embed(np.array([[5]]))
+def test_memory_is_allocated_once_and_used_again(runtime: Runtime, device: NumpyDevice) -> None:
+    session = runtime.session
+    text = session.embed(np.array([[5]]))
     none, index = no_visual(text)
     past = session.empty_past(1)
     counts = []
@@ -182,7 +181,7 @@ def test_a_prompt_beyond_the_engine_s_profiles_is_refused_with_the_remedy(
 
 
 def test_a_batch_is_not_larger_than_the_engines_were_built_for(
-    runtime: Runtime, device: NumpyDevice, pictures: list[Path]
+    runtime: Runtime, pictures: list[Path]
 ) -> None:
     asked = [("what is this", [picture]) for picture in pictures]
     assert runtime.session.max_batch == 1
@@ -279,11 +278,9 @@ def test_a_backend_opens_engines_of_this_gpu_and_says_how_to_make_them_where_the
         __version__ = "1.7.1"
 
     loaded = []
-    monkeypatch.setattr(backends, "load", lambda target, what: Package)
+    monkeypatch.setattr(backends, "load", lambda *_: Package)
     monkeypatch.setattr(gpus, "find_gpu", lambda device: Gpu(device, "a GPU", "SM86"))
-    monkeypatch.setattr(
-        cuda_engines, "CudaEngines", lambda trt, files, device: loaded.append((files, device))
-    )
+    monkeypatch.setattr(cuda_engines, "CudaEngines", lambda _, *given: loaded.append(given))
     mine = Artifact(tmp_path, opened.manifest)
     with pytest.raises(ArtifactError, match=f"has no engines for {backend}; make them with"):
         backends.open_session(mine, backend)
@@ -303,7 +300,7 @@ def test_without_a_driver_the_backend_says_so(opened: Artifact) -> None:
     try:
         gpus.find_gpus()
     except BackendError:
-        with pytest.raises(BackendError, match="no GPU to run on.*nvidia-smi"):
+        with pytest.raises(BackendError, match=r"no GPU to run on.*nvidia-smi"):
             backends.open_session(opened, "tensorrt-rtx")
     else:
         pytest.skip("this machine has a GPU")

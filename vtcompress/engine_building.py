@@ -12,7 +12,7 @@ from export.artifact import RECIPE_FILE, Artifact
 from export.engine_build import EnginePlan, artifact_limits, build_engines, plan_engines
 from export.engine_set import OpenedSet
 from export.limits import limits_of
-from export.targets import TARGETS, check_capabilities, load
+from export.targets import TARGETS, check_capabilities, find_target, load
 from export.trtexec import command_line
 
 
@@ -131,4 +131,4 @@ def artifact_capabilities(artifact: Artifact, target: str) -> tuple[str, ...] | 
 
 def recipe_capabilities(recipe: Recipe, target: str) -> tuple[str, ...] | None:
     """Return the compute capabilities that a recipe names, where the target takes any."""
-    return recipe.export.profiles.compute_capabilities if TARGETS[target].ahead else None
+    return recipe.export.profiles.compute_capabilities if find_target(target).ahead else None
