@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from compressor.errors import ArtifactError, VtcompressError
 from compressor.files import read_text, sha256_of, write_text
 from compressor.locks import exclusive
+from export.engine_set import ENGINES_FOLDER, unnamed_files
 from export.graphs import in_order
 from export.manifest import MANIFEST_FILE, MANIFEST_FORMAT, FileEntry, Manifest
 from export.onnx_header import check_graph
@@ -77,9 +78,10 @@ class Artifact:
             p for name, entry in manifest.files.items() for p in _check(folder, name, entry, verify)
         ]
         if verify and not problems:
+            unnamed = [folder / name for name in sorted(_names(folder) - manifest.files.keys())]
             problems = [
-                f"{folder / name}: not named in the manifest; remove it, or copy the artifact anew"
-                for name in sorted(_names(folder) - manifest.files.keys())
+                f"{path}: not named in the manifest; remove it, or copy the artifact anew"
+                for path in (*unnamed, *unnamed_files(folder))
             ]
         if not problems:
             sizes = {name: entry.size for name, entry in manifest.files.items()}
@@ -121,7 +123,7 @@ def _check(folder: Path, name: str, entry: FileEntry, verify: bool) -> Iterator[
 
 
 def list_files(folder: Path) -> dict[str, FileEntry]:
-    """Return all files of a folder but the manifest, by relative name."""
+    """Return all files of a folder by relative name, but the manifest and engines, which have their own."""
     return {
         name: FileEntry(sha256=sha256_of(folder / name), size=(folder / name).stat().st_size)
         for name in sorted(_names(folder))
@@ -129,8 +131,9 @@ def list_files(folder: Path) -> dict[str, FileEntry]:
 
 
 def _names(folder: Path) -> set[str]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix() for path in files} - {MANIFEST_FILE}
+    files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    names = {path.as_posix() for path in files if path.parts[0] != ENGINES_FOLDER}
+    return names - {MANIFEST_FILE}
 
 
 def write_manifest(folder: Path, **fields: Any) -> Manifest:

@@ -4,12 +4,13 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 from compressor.errors import BackendError
+from export.targets import TARGETS, load
 
 if TYPE_CHECKING:
     from export.artifact import Artifact
     from export.sessions import GraphSession
 
-BACKENDS = ("onnxruntime", "onnxruntime-cuda", "openvino")
+BACKENDS = ("onnxruntime", "onnxruntime-cuda", "openvino", "tensorrt-rtx", "tensorrt")
 PRECISIONS = ("f32", "bf16")
 
 
@@ -20,6 +21,7 @@ def open_session(
     threads: int | None = None,
     *,
     mapped: bool = False,
+    device: int = 0,
 ) -> "GraphSession[Any]":
     """Return a session on an artifact.
 
@@ -29,10 +31,12 @@ def open_session(
         precision: one of `PRECISIONS`; `f32` runs the graphs as they are.
         threads: of one operator; None lets the backend choose.
         mapped: leave weights in the mapped file; `onnxruntime` only.
+        device: number of the GPU, for backends that run on one.
 
     Raises:
         MissingExtraError: the backend is not installed.
         BackendError: it is, and cannot run here, or not in this precision.
+        ArtifactError: there are no engines for this GPU, or they must not be loaded.
     """
     if backend not in BACKENDS:
         raise BackendError(f"{backend}: no such backend; there are {', '.join(BACKENDS)}")
@@ -43,6 +47,10 @@ def open_session(
     if mapped and backend != "onnxruntime":
         raise BackendError(f"{backend}: always packs weights; mapped weights need onnxruntime")
     check_dtype(backend, artifact.manifest.dtype)
+    if device and not _on_gpu(backend):
+        raise BackendError(f"{backend}: runs on no GPU; leave out the device")
+    if backend in TARGETS:
+        return _open_engines(artifact, backend, device)
     graphs = artifact.manifest.graphs
     if backend == "openvino":
         from export.openvino_session import OpenVinoSession, cache_folder
@@ -53,7 +61,7 @@ def open_session(
     if backend == "onnxruntime-cuda":
         from export.cuda_session import CudaSession
 
-        return CudaSession(artifact.folder, graphs, threads=threads)
+        return CudaSession(artifact.folder, graphs, threads=threads, device=device)
     from export.sessions import OnnxSession
 
     return OnnxSession(artifact.folder, graphs, threads=threads, mapped=mapped)
@@ -70,6 +78,25 @@ def check_dtype(backend: str, dtype: str) -> None:
             f"{backend}: cannot run bfloat16 graphs (its CPU has no bfloat16 MatMul or Attention, and it "
             "passes no bfloat16 arrays); use --backend openvino, or export with dtype float32 or float16"
         )
+
+
+def _on_gpu(backend: str) -> bool:
+    return backend in TARGETS or backend == "onnxruntime-cuda"
+
+
+def _open_engines(artifact: "Artifact", backend: str, device: int) -> "GraphSession[Any]":
+    """Return a session on the artifact's engines; nothing is loaded before it was checked."""
+    from export.cuda_engines import CudaEngines
+    from export.engine_session import EngineSession
+    from export.engine_set import Machine, find_set
+    from export.gpus import find_gpu
+
+    target = TARGETS[backend]
+    trt = load(target, f"running {target.title} engines")
+    gpu = find_gpu(device)
+    engines = find_set(artifact, backend, Machine(trt.__version__, gpu.capability, gpu.name))
+    files = {entry.graph: engines.folder / entry.file for entry in engines.facts.engines}
+    return EngineSession(artifact.manifest.graphs, engines, CudaEngines(trt, files, device))
 
 
 def _digest(artifact: "Artifact") -> str:

@@ -22,9 +22,12 @@ class CudaGraph(OnnxGraph):
         ArtifactError: the graph cannot be loaded.
     """
 
-    def __init__(self, folder: Path, spec: GraphSpec, threads: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, spec: GraphSpec, threads: int | None = None, device: int = 0
+    ) -> None:
         check_offered()
-        super().__init__(folder, spec, threads, PROVIDER)
+        self._device = device
+        super().__init__(folder, spec, threads, PROVIDER, provider_options={"device_id": device})
         check_active(self.session.get_providers())
 
     def __call__(self, feeds: Sequence[Any]) -> list[Any]:
@@ -34,21 +37,26 @@ class CudaGraph(OnnxGraph):
             value = feed
             if isinstance(feed, np.ndarray):
                 array = np.ascontiguousarray(feed, spec.numpy)
-                value = self._values.ortvalue_from_numpy(array, "cuda", 0)
+                value = self._values.ortvalue_from_numpy(array, "cuda", self._device)
             binding.bind_ortvalue_input(spec.name, value)
         for spec in self.spec.outputs:
-            binding.bind_output(spec.name, "cuda", 0)
+            binding.bind_output(spec.name, "cuda", self._device)
         self.session.run_with_iobinding(binding)
         return list(binding.get_outputs())
 
 
 class CudaSession(GraphSession[CudaGraph]):
-    """An artifact in ONNX Runtime on the first CUDA device; see `GraphSession`."""
+    """An artifact in ONNX Runtime on a CUDA device; see `GraphSession`."""
 
     def __init__(
-        self, folder: Path, graphs: Sequence[GraphSpec], *, threads: int | None = None
+        self,
+        folder: Path,
+        graphs: Sequence[GraphSpec],
+        *,
+        threads: int | None = None,
+        device: int = 0,
     ) -> None:
-        super().__init__(graphs, lambda spec: CudaGraph(folder, spec, threads))
+        super().__init__(graphs, lambda spec: CudaGraph(folder, spec, threads, device))
 
 
 def check_offered() -> None:

@@ -38,6 +38,29 @@ class Limits(Facts):
         """
         return self.max_context - self.visual_tokens if length == TEXT_PAST else self.max_context
 
+    def problems(self, positions: int) -> tuple[str, ...]:
+        """Return what makes no sense together, a line each; none: the limits can be built for.
+
+        Args:
+            positions: of the model.
+        """
+        found = []
+        if self.max_context > positions:
+            found.append(
+                f"max_context: {self.max_context} is more than the model's {positions} positions"
+            )
+        if self.max_context <= self.max_visual:
+            found.append(
+                f"max_context: {self.max_context} has no room for {self.max_images} image(s) of "
+                f"{self.visual_tokens} rows and a text row; give {self.max_visual + 1} or more"
+            )
+        if self.max_text > self.max_context:
+            found.append(
+                f"max_text: {self.max_text} is more than max_context, {self.max_context}; "
+                "give a smaller max_text or a larger max_context"
+            )
+        return tuple(found)
+
 
 def limits_of(profiles: ProfilesSection, facts: ModelFacts) -> Limits:
     """Return a recipe's limits, with defaults that fit the model where it has none."""

@@ -72,6 +72,7 @@ class Runtime:
         precision: str = "f32",
         preload: bool = False,
         mapped: bool = False,
+        device: int = 0,
     ) -> "Runtime":
         """Load an artifact.
 
@@ -83,6 +84,7 @@ class Runtime:
             precision: `f32`, or `bf16` where backend and processor have it.
             preload: load all graphs now instead of each when it is first needed.
             mapped: leave weights in the mapped file: less memory, a little slower; `onnxruntime` only.
+            device: number of the GPU, for backends that run on one.
 
         Raises:
             ArtifactError: not an artifact, altered, or of a newer format.
@@ -90,7 +92,7 @@ class Runtime:
             BackendError: the backend cannot run here, or not in this precision.
         """
         artifact = Artifact.open(path, verify=verify)
-        session = open_session(artifact, backend, precision, threads, mapped=mapped)
+        session = open_session(artifact, backend, precision, threads, mapped=mapped, device=device)
         if preload:
             session.load()
         folder, manifest = artifact.folder, artifact.manifest
@@ -175,7 +177,7 @@ class Runtime:
                 groups.setdefault(prompt.layout_key, []).append((place, prompt))
             for group in groups.values():
                 rows = group[0][1].layout.rows
-                size = 1 if self.session.gated else max(1, BATCH_ROWS // rows)
+                size = min(max(1, BATCH_ROWS // rows), self.session.max_batch or len(group))
                 for first in range(0, len(group), size):
                     batch = group[first : first + size]
                     replies = self.replies([prompt for _, prompt in batch], max_new_tokens)

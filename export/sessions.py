@@ -29,6 +29,11 @@ class Session(Protocol):
         ...
 
     @property
+    def max_batch(self) -> int | None:
+        """Prompts of one call at most; None: as many as memory holds."""
+        ...
+
+    @property
     def caches(self) -> tuple[Cache, ...]:
         """Whose keys and values a past holds, pair by pair, in its order."""
         ...
@@ -118,6 +123,7 @@ class OnnxGraph:
         spec: the graph's declaration.
         threads: of one operator; None lets ONNX Runtime choose.
         provider: ONNX Runtime's name of what runs it.
+        provider_options: of the provider, such as the number of its device.
         mapped: do not pack: weights stay pages of the file, which processes share and the system may drop.
         content: the graph itself where it is not that of the file; its weights are still the folder's.
         optimized: let ONNX Runtime fold and join nodes.
@@ -137,6 +143,7 @@ class OnnxGraph:
         mapped: bool = False,
         content: bytes | None = None,
         optimized: bool = True,
+        provider_options: dict[str, Any] | None = None,
     ) -> None:
         try:
             import onnxruntime
@@ -158,7 +165,9 @@ class OnnxGraph:
             options.add_session_config_entry(WEIGHTS_FOLDER, str(folder))
         try:
             self.session = onnxruntime.InferenceSession(
-                content or str(folder / spec.file), options, providers=[provider]
+                content or str(folder / spec.file),
+                options,
+                providers=[(provider, provider_options or {})],
             )
         except Exception as failure:
             # ONNX Runtime raises classes of its own that share no documented base but Exception.
@@ -219,6 +228,11 @@ class GraphSession(Generic[OneGraph]):
     def gated(self) -> bool:
         """See `Session.gated`."""
         return self._decoders[0].inputs[0].axes[0] == 1
+
+    @property
+    def max_batch(self) -> int | None:
+        """See `Session.max_batch`."""
+        return 1 if self.gated else None
 
     @property
     def caches(self) -> tuple[Cache, ...]:

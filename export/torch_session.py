@@ -15,6 +15,11 @@ class TorchSession:
         self.model = model
 
     @property
+    def max_batch(self) -> int | None:
+        """See `Session.max_batch`."""
+        return 1 if self.gated else None
+
+    @property
     def gated(self) -> bool:
         """See `Session.gated`."""
         return len(self.model.decoder.gates) > 0

@@ -36,6 +36,10 @@ class Spy:
         return self.inner.gated
 
     @property
+    def max_batch(self) -> int | None:
+        return self.inner.max_batch
+
+    @property
     def caches(self) -> tuple[Cache, ...]:
         return self.inner.caches
 

@@ -15,6 +15,7 @@ import click
 from compressor.errors import ProblemsError, VtcompressError
 from compressor.version import __version__
 from export.backends import BACKENDS, PRECISIONS
+from vtcompress.cli_build import build
 from vtcompress.cli_gates import train_gates
 from vtcompress.cli_recipe import FILE, read_recipe, recipe_options
 from vtcompress.cli_report import COMMANDS
@@ -282,6 +283,7 @@ def bench(
     "--mapped", is_flag=True, help="Leave weights in the mapped file: less memory, slower."
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Of one operator.")
+@click.option("--device", type=click.IntRange(min=0), default=0, help="GPU, where one is used.")
 @click.option("--no-verify", is_flag=True, help="Do not compare the files' sha256 first.")
 @click.pass_obj
 def generate(
@@ -296,6 +298,7 @@ def generate(
     precision: str,
     mapped: bool,
     threads: int | None,
+    device: int,
     no_verify: bool,
     **options: Any,
 ) -> int:
@@ -316,6 +319,7 @@ def generate(
         precision=precision,
         preload=stats,
         mapped=mapped,
+        device=device,
     )
     generation = Generation(out, runtime, options, stats, resident_bytes())
     if chat or prompt is None:
@@ -366,7 +370,7 @@ def completion(shell: str) -> None:
     click.echo(maker(cli, {}, "vtcompress", "_VTCOMPRESS_COMPLETE").source())
 
 
-for command in (train_gates, *COMMANDS):
+for command in (build, train_gates, *COMMANDS):
     cli.add_command(command)
 
 

@@ -35,6 +35,8 @@ from export.model_card import Origin
 from export.parity import fidelity, loss
 from export.runtime import Runtime
 from export.sessions import OnnxSession
+from export.targets import TARGETS
+from vtcompress.engine_building import build_targets, check_targets
 from vtcompress.float16 import keep_wide_nodes, range_samples
 from vtcompress.inputs import (
     calibration_samples,
@@ -101,6 +103,7 @@ class ExportRun:
         # What can be refused is refused before weights are loaded.
         if measure:
             calibration_samples(self.recipe)
+        check_targets(self.recipe, model_facts(self.recipe))
         digest = check_recipe(self.recipe, profile)
         model = load_model(self.recipe, self.progress, digest)
         self.origin = origin_of(self.recipe.model.id, model.folder)
@@ -124,6 +127,7 @@ class ExportRun:
         from compressor.compressed import load_compressed
 
         plan = Plan.load(source / PLAN_FILE)
+        check_targets(self.recipe, plan.model)
         self.origin = origin_of(self.recipe.model.id, source)
         profile_path = source / PROFILE_FILE
         profile = Profile.load(profile_path) if profile_path.is_file() else None
@@ -144,6 +148,9 @@ class ExportRun:
         weights = sum(path.stat().st_size for path in source.glob("*.safetensors"))
         needed = weights * BYTES[self.recipe.export.dtype] // BYTES[source_dtype]
         pictures = {path for sample in self.samples for path in sample.images}
+        needed *= 1 + len(
+            set(self.recipe.export.targets) & TARGETS.keys()
+        )  # engines hold weights too
         needed += sum(path.stat().st_size for path in pictures) + SMALL_FILES_BYTES
         return artifacts.staged(self.output, overwrite=overwrite, needed_bytes=needed)
 
@@ -182,7 +189,9 @@ class ExportRun:
         written = self._torch_side(models.pop(), profile, original, folder)
         # Exported programs are cycles that hold the weights; without this they stay through the checks.
         gc.collect()
-        return self._onnx_side(written, folder)
+        manifest = self._onnx_side(written, folder)
+        build_targets(folder, self.recipe, self.progress)
+        return manifest
 
     def _torch_side(
         self,

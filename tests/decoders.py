@@ -1,0 +1,80 @@
+"""Decoder graphs with random weights and no vision tower, written for what builds engines of them."""
+
+from pathlib import Path
+
+import torch
+
+from compressor.decoder import Decoder, decoder_from
+from compressor.decoder.weights import source_of
+from compressor.plan import Gates, LayerPlan, Plan
+from compressor.planner import freeze, identity_plan, leave
+from export.graphs import GraphSpec, decoder_graphs
+from export.onnx_graph import save_graph
+from export.weights import SharedWeights
+from tests.facts import dims, facts
+from vtcompress.exporting import decoder_makers
+
+
+def write_decoder(folder: Path, plan: Plan) -> tuple[GraphSpec, ...]:
+    """Write a plan's decoder in float16, seeded."""
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        whole = {n: p.shape for n, p in Decoder(plan.naive()).named_parameters()}
+        gates = {n: p.shape for n, p in Decoder(plan).named_parameters() if n.startswith("gates")}
+    tensors = {}
+    for name, shape in (whole | gates).items():
+        source, transposed = source_of(name)
+        tensor = torch.randn(*shape) * 0.2
+        tensors[source] = tensor.T if transposed else tensor
+    decoder = decoder_from(plan, tensors).half()
+    specs = decoder_graphs(plan, "float16", "last")
+    with SharedWeights(folder) as weights:
+        for spec, make in zip(specs, decoder_makers(decoder, plan), strict=True):
+            save_graph(make(spec), folder / spec.file, weights)
+    return specs
+
+
+def plan_of(kind: str) -> Plan:
+    """Return one of the kinds of plans that engines are built of."""
+    model = facts(
+        dims(layers=3, hidden=64, heads=4, kv_heads=2, head_dim=16, intermediate=96, vocab=48),
+        token_grid=(3, 4),
+    )
+    plan = identity_plan(model, "0" * 64)
+    gates = Gates(candidates=(0, 1), mode="staged", width=16, digest="")
+    heads, neurons = {"groups": (1,)}, {"neurons": tuple(range(48))}
+    dead = LayerPlan(index=2, visual="frozen", reason="dead", **heads)
+    cut = [LayerPlan(index=0, **heads, **neurons), LayerPlan(index=1, groups=()), dead]
+    near = [LayerPlan(index=0, window=3, **heads), LayerPlan(index=1, window=3, **neurons), dead]
+    return {
+        "heads+neurons": plan.model_copy(update={"layers": tuple(cut)}),
+        "window": plan.model_copy(update={"layers": tuple(near)}),
+        "heads+frozen+exit": leave(
+            freeze(plan.model_copy(update={"layers": tuple(cut)}), (1,), "shortv"), 2, "vtw"
+        ),
+        "identity": plan,
+        "frozen": freeze(plan, (0, 1), "shortv"),
+        "exit": leave(plan, 1, "vtw"),
+        "frozen+exit": leave(freeze(plan, (0,), "shortv"), 2, "vtw"),
+        "staged": plan.model_copy(update={"gates": gates}),
+    }[kind]
+
+
+KINDS = ("identity", "frozen", "exit", "frozen+exit", "staged", "heads+neurons", "window",
+         "heads+frozen+exit")  # fmt: skip
+
+
+def real_plan() -> Plan:
+    """Return a plan with the dimensions of a model of half a billion weights, but for its vocabulary."""
+    decoder = dims(
+        layers=24,
+        hidden=896,
+        heads=14,
+        kv_heads=2,
+        head_dim=64,
+        intermediate=4864,
+        vocab=512,
+        max_positions=4096,
+    )
+    model = facts(decoder, visual_tokens=729, token_grid=(27, 27))
+    return freeze(identity_plan(model, "0" * 64), tuple(range(8, 22)), "shortv")
