@@ -1,0 +1,163 @@
+"""How a call extends caches, and where its keys then lie.
+
+Growing caches come back longer. A fixed cache is a buffer of C rows. The first of them are filled, how many a tensor tells; a call writes its
+rows behind them. Rows beyond are masked, whatever finite numbers they hold.
+
+Letters as in `compressor.decoder.layer`; C rows that a buffer has room for; `keys` is P + S, or C.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from compressor.decoder.ops import write_rows
+from compressor.plan import Cache, length_names
+
+FAR = 2**31 - 1
+"""Place of a key that no row reads: behind every row."""
+
+
+class Grown(NamedTuple):
+    """Keys of growing caches: P rows of the past, then the call's.
+
+    Attributes:
+        past: P.
+    """
+
+    past: int
+
+    def numbers(self, index: Tensor) -> Tensor:
+        """Return which of the call's rows [B, S] each key is, [1, P + S]; the past is negative."""
+        keys = self.past + index.shape[1]
+        return (torch.arange(keys, device=index.device) - self.past)[None]
+
+    def places(self, index: Tensor) -> Tensor:
+        """Return the places of the keys, [B, P + S], from those of the call's rows [B, S]; the past is -1."""
+        past = index.new_full((index.shape[0], self.past), -1)
+        return torch.cat([past, index], dim=1)
+
+    def extended(self, flags: Tensor, more: Tensor) -> Tensor:
+        """Return what is known of the past's rows [B, P], followed by the same of the call's [B, S]."""
+        return torch.cat([flags, more], dim=1)
+
+    def past_only(self, flags: Tensor) -> Tensor:
+        """Return those of the flags [B, P] that concern the past: all."""
+        return flags
+
+
+NO_PAST = Grown(0)
+
+
+class Filled(NamedTuple):
+    """Keys of fixed caches: the past's rows, the call's, and rows that nothing was written to.
+
+    Attributes:
+        filled: [B] int64, how many rows the past has.
+        capacity: C.
+    """
+
+    filled: Tensor
+    capacity: int
+
+    def numbers(self, index: Tensor) -> Tensor:
+        """As `Grown.numbers`, [B, C]; S and more is nothing."""
+        return torch.arange(self.capacity, device=index.device) - self.filled[:, None]
+
+    def places(self, index: Tensor) -> Tensor:
+        """As `Grown.places`, [B, C]; nothing is `FAR`."""
+        return self._laid(index, index.new_tensor(-1)).where(self._written(index), FAR)
+
+    def extended(self, flags: Tensor, more: Tensor) -> Tensor:
+        """As `Grown.extended`, with flags [B, C] written in place; what nothing was written to is False."""
+        return self._laid(more, flags) & self._written(more)
+
+    def past_only(self, flags: Tensor) -> Tensor:
+        """As `Grown.past_only`, of flags [B, C] those in front of the call's rows."""
+        return flags & (self.numbers(flags) < 0)
+
+    def _laid(self, rows: Tensor, past: Tensor) -> Tensor:
+        """Return the call's rows [B, S] laid where their keys are, behind the past; [B, C].
+
+        By gathering, not by a scatter: TensorRT scatters into caches alone.
+        """
+        numbers = self.numbers(rows)
+        here = rows.gather(1, numbers.clamp(0, rows.shape[1] - 1))
+        return torch.where(numbers < 0, past, here)
+
+    def _written(self, rows: Tensor) -> Tensor:
+        return self.numbers(rows) < rows.shape[1]
+
+
+class KeyValue(NamedTuple):
+    """Keys and values of one layer, [B, H_kv, length, d] each, rotated, in order of arrival."""
+
+    key: Tensor
+    value: Tensor
+
+    def extended(self, key: Tensor, value: Tensor) -> "KeyValue":
+        """Return these followed by the new ones along the length."""
+        return KeyValue(torch.cat([self.key, key], dim=2), torch.cat([self.value, value], dim=2))
+
+    def within(self, present: "KeyValue") -> "KeyValue":  # noqa: ARG002 - where `Buffer` differs
+        """Return the past alone."""
+        return self
+
+    def keys(self) -> Grown | Filled:
+        """Return how the keys of a call behind this past lie."""
+        return Grown(self.key.shape[2])
+
+
+class Buffer(NamedTuple):
+    """A fixed cache: keys and values [B, H_kv, C, d], of which the first `filled` [B] rows count."""
+
+    key: Tensor
+    value: Tensor
+    filled: Tensor
+
+    def extended(self, key: Tensor, value: Tensor) -> KeyValue:
+        """Return the buffers with the new ones written behind the filled rows; in a graph, in place."""
+        return KeyValue(
+            write_rows(self.key, key, self.filled), write_rows(self.value, value, self.filled)
+        )
+
+    def within(self, present: KeyValue) -> KeyValue:
+        """Return the past where it still is once `present` was written: in front of the new rows."""
+        return present
+
+    def keys(self) -> Grown | Filled:
+        """See `KeyValue.keys`."""
+        return Filled(self.filled, self.key.shape[2])
+
+
+Past = Sequence[tuple[Tensor, ...] | Tensor]
+"""Keys and values of every cache of the plan; [B, P] bool, which rows of the past are visual, if it asks; with
+fixed caches [B] int64 for each of `length_names`, how many rows of them are filled."""
+
+
+class Opened(NamedTuple):
+    """A past taken apart.
+
+    Attributes:
+        pairs: keys and values, in the order of the caches.
+        visual: which rows of the past are visual [B, P]; None: no layer asks.
+        keys: how the keys lie that `visual` speaks of.
+    """
+
+    pairs: list[KeyValue | Buffer]
+    visual: Tensor | None
+    keys: Grown | Filled
+
+
+def opened(past: Past, caches: Sequence[Cache], *, tells_rows: bool) -> Opened:
+    """Take a past apart: whether its caches grow or are fixed is told by the lengths behind them."""
+    pairs = [KeyValue(*pair) for pair in past[: len(caches)]]
+    rest = cast("list[Tensor]", list(past[len(caches) :]))
+    visual = rest.pop(0) if tells_rows else None
+    told = 0 if visual is None else visual.shape[1]
+    if not rest:
+        return Opened([*pairs], visual, Grown(told))
+    filled = dict(zip(length_names(caches, tells_rows=tells_rows), rest, strict=True))
+    buffers = [Buffer(*p, filled[c.length]) for p, c in zip(pairs, caches, strict=True)]
+    return Opened([*buffers], visual, Filled(filled.get("past", rest[0]), told))
