@@ -43,6 +43,11 @@ def open_session(
     if mapped and backend != "onnxruntime":
         raise BackendError(f"{backend}: always packs weights; mapped weights need onnxruntime")
     graphs = artifact.manifest.graphs
+    if backend != "onnxruntime" and any(spec.fixed for spec in graphs):
+        raise BackendError(
+            f"{backend}: does not run graphs that write into caches of fixed size (TensorScatter); use "
+            "--backend onnxruntime, or export with export.kv_cache: growing"
+        )
     if backend == "openvino":
         from export.openvino_session import OpenVinoSession, cache_folder
 

@@ -1,7 +1,7 @@
 """How a call extends caches, and where its keys then lie.
 
-Growing caches come back longer. A fixed cache is a buffer of C rows. The first of them are filled, how many a tensor tells; a call writes its
-rows behind them. Rows beyond are masked, whatever finite numbers they hold.
+Growing caches come back longer. A fixed cache is a buffer of C rows. The first of them are filled, how many a
+tensor tells; a call writes its rows behind them. Rows beyond are masked, whatever finite numbers they hold.
 
 Letters as in `compressor.decoder.layer`; C rows that a buffer has room for; `keys` is P + S, or C.
 """
@@ -54,7 +54,7 @@ class Filled(NamedTuple):
     """Keys of fixed caches: the past's rows, the call's, and rows that nothing was written to.
 
     Attributes:
-        filled: [B] int64, how many rows the past has.
+        filled: [B] int64, how many rows the past has; a batch shares one layout, so all are equal.
         capacity: C.
     """
 
@@ -62,8 +62,8 @@ class Filled(NamedTuple):
     capacity: int
 
     def numbers(self, index: Tensor) -> Tensor:
-        """As `Grown.numbers`, [B, C]; S and more is nothing."""
-        return torch.arange(self.capacity, device=index.device) - self.filled[:, None]
+        """As `Grown.numbers`, [1, C]; S and more is nothing."""
+        return torch.arange(self.capacity, device=index.device) - self.filled[:1, None]
 
     def places(self, index: Tensor) -> Tensor:
         """As `Grown.places`, [B, C]; nothing is `FAR`."""
@@ -83,7 +83,7 @@ class Filled(NamedTuple):
         By gathering, not by a scatter: TensorRT scatters into caches alone.
         """
         numbers = self.numbers(rows)
-        here = rows.gather(1, numbers.clamp(0, rows.shape[1] - 1))
+        here = rows.index_select(1, numbers[0].clamp(0, rows.shape[1] - 1))
         return torch.where(numbers < 0, past, here)
 
     def _written(self, rows: Tensor) -> Tensor:
@@ -132,8 +132,8 @@ class Buffer(NamedTuple):
 
 
 Past = Sequence[tuple[Tensor, ...] | Tensor]
-"""Keys and values of every cache of the plan; [B, P] bool, which rows of the past are visual, if it asks; with
-fixed caches [B] int64 for each of `length_names`, how many rows of them are filled."""
+"""Keys and values of every cache of the plan; if it asks, [B, P] bool, which rows of the past are visual;
+with fixed caches, [B] int64 for each of `length_names`, how many rows of them are filled."""
 
 
 class Opened(NamedTuple):
