@@ -267,12 +267,22 @@ class ExportRun:
         limits, name = loss_limits(recipe), validation_name(recipe)
         return first, loss.compare(self.samples, original, found, limits, name)
 
-    def _times(self, folder: Path, graphs: Sequence[GraphSpec], plan: Plan) -> timing.BenchReport:
+    def _times(
+        self, folder: Path, graphs: Sequence[GraphSpec], plan: Plan
+    ) -> timing.BenchReport | None:
+        limits, text = cache_limits(self.recipe.export, plan.model), plan.workload.text
+        if limits is not None:  # the prompt and a decode step must fit
+            text = min(text, limits.max_context - plan.model.visual_tokens - 1)
+        if text < 1:
+            self.progress.say(
+                "times are not in the report: no room for a decode step in max_context"
+            )
+            return None
         return timing.bench(
             folder,
             graphs,
             plan.model,
-            text=plan.workload.text,
+            text=text,
             rounds=self.rounds,
             threads=self.threads,
             progress=self.progress,
@@ -357,7 +367,7 @@ def write_inputs(folder: Path, recipe: Recipe, plan: Plan, profile: Profile | No
 
 
 def record_torch(small: "CompressedModel", limits: Limits | None = None) -> fidelity.Recording:
-    """Run the fidelity check's calls on a compressed torch model, those that fit the limits if there are any."""
+    """Run the fidelity check's calls on a compressed torch model, those that fit the limits."""
     from export.torch_session import TorchSession
 
     return fidelity.record(

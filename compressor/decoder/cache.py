@@ -38,6 +38,10 @@ class Grown(NamedTuple):
         past = index.new_full((index.shape[0], self.past), -1)
         return torch.cat([past, index], dim=1)
 
+    def mask(self, visible: Tensor, dtype: torch.dtype) -> Tensor:  # noqa: ARG002 - where `Filled` differs
+        """Return which keys rows read, [B, S, keys], as attention takes it."""
+        return visible
+
     def extended(self, flags: Tensor, more: Tensor) -> Tensor:
         """Return what is known of the past's rows [B, P], followed by the same of the call's [B, S]."""
         return torch.cat([flags, more], dim=1)
@@ -67,27 +71,35 @@ class Filled(NamedTuple):
 
     def places(self, index: Tensor) -> Tensor:
         """As `Grown.places`, [B, C]; nothing is `FAR`."""
-        return self._laid(index, index.new_tensor(-1)).where(self._written(index), FAR)
+        numbers = self.numbers(index)
+        places = torch.where(numbers < 0, -1, self._laid(index))
+        return torch.where(numbers < index.shape[1], places, FAR)
+
+    def mask(self, visible: Tensor, dtype: torch.dtype) -> Tensor:
+        """As `Grown.mask`, as 0 and -inf to be added to scores.
+
+        TensorRT-RTX 1.7 fails to build Attention nodes that share a bool mask of this kind. Minus infinity,
+        because what lies in rows that nothing was written to may give any score.
+        """
+        nothing = torch.zeros((), dtype=dtype, device=visible.device)
+        return nothing.where(visible, float("-inf"))
 
     def extended(self, flags: Tensor, more: Tensor) -> Tensor:
         """As `Grown.extended`, with flags [B, C] written in place; what nothing was written to is False."""
-        return self._laid(more, flags) & self._written(more)
+        numbers = self.numbers(more)
+        here = (numbers >= 0) & (numbers < more.shape[1])
+        return self.past_only(flags) | (self._laid(more) & here)
 
     def past_only(self, flags: Tensor) -> Tensor:
         """As `Grown.past_only`, of flags [B, C] those in front of the call's rows."""
         return flags & (self.numbers(flags) < 0)
 
-    def _laid(self, rows: Tensor, past: Tensor) -> Tensor:
-        """Return the call's rows [B, S] laid where their keys are, behind the past; [B, C].
+    def _laid(self, rows: Tensor) -> Tensor:
+        """Return the call's rows [B, S] laid where their keys are, [B, C]; elsewhere anything.
 
         By gathering, not by a scatter: TensorRT scatters into caches alone.
         """
-        numbers = self.numbers(rows)
-        here = rows.index_select(1, numbers[0].clamp(0, rows.shape[1] - 1))
-        return torch.where(numbers < 0, past, here)
-
-    def _written(self, rows: Tensor) -> Tensor:
-        return self.numbers(rows) < rows.shape[1]
+        return rows.index_select(1, self.numbers(rows)[0].clamp(0, rows.shape[1] - 1))
 
 
 class KeyValue(NamedTuple):

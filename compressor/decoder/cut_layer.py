@@ -253,7 +253,7 @@ class MaskedLayer(nn.Module):
         rows = call.all
         if self.window is not None:
             rows = rows._replace(
-                mask=self.window.masked(rows.mask, kinds.visual, kinds.numbers, count)
+                mask=self.window.masked(rows.visible(), kinds.visual, kinds.numbers, count)
             )
         states = self._attended(states, normed, rows, present, kinds.visual, visual=count)
         visual, text = states.split([count, text.shape[1]], dim=1)
@@ -274,7 +274,7 @@ class MaskedLayer(nn.Module):
         mixed = attend_masked(
             self.heads.queries(normed, rows),
             present,
-            rows.mask,
+            rows.visible(),
             keys_cut=keys_cut,
             rows_cut=visual,
             pruned=self.pruned,

@@ -20,9 +20,13 @@ from compressor.plan import LayerPlan
 class Rows(NamedTuple):
     """What attention must know of a group of query rows: mask and rotation."""
 
-    mask: Tensor  # [B, 1, rows, keys] bool
+    mask: Tensor  # [B, 1, rows, keys] bool; or 0 and -inf, to be added to scores
     cos: Tensor  # [B, rows, d / 2]
     sin: Tensor  # [B, rows, d / 2]
+
+    def visible(self) -> Tensor:
+        """Return the mask as bool."""
+        return self.mask if self.mask.dtype == torch.bool else self.mask == 0
 
     def last(self, count: int) -> "Rows":
         """Return what concerns the last rows alone."""

@@ -70,7 +70,8 @@ class Places(NamedTuple):
 
     def mask(self, keys: Grown | Filled) -> Tensor:
         """Return [B, 1, S, keys]: a key is visible if its place is not after the query's."""
-        return (keys.places(self.order)[:, None, :] <= self.order[:, :, None])[:, None]
+        visible = keys.places(self.order)[:, None, :] <= self.order[:, :, None]
+        return keys.mask(visible, self.cos.dtype)[:, None]
 
 
 class Decoder(nn.Module):

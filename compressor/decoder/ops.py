@@ -26,7 +26,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
         query: [B, H, S, d].
         key: [B, H_kv, P + S', d]; query head h reads key head h // (H / H_kv).
         value: as `key`.
-        mask: [B, 1, S, P + S'] bool, True where the query may read the key.
+        mask: [B, 1, S, P + S'] bool, True where the query may read the key; or numbers to add to the scores.
 
     Returns:
         [B, S, H * d].
