@@ -23,7 +23,7 @@ Array = NDArray[Any]
 class Bound(Protocol):
     """A graph bound to buffers."""
 
-    def __call__(self, feeds: Sequence[Array]) -> list[Any]:
+    def __call__(self, feeds: Sequence[Any]) -> list[Any]:
         """Run on rows and lengths, in declared order; return the outputs without keys and values."""
         ...
 
@@ -131,15 +131,15 @@ class FixedCall:
         self._past, self._caches = past, caches
         self._lengths = dict(past.lengths)
 
-    def run(self, graph: Any, rows: Sequence[Array]) -> list[Any]:
+    def run(self, graph: Any, rows: Sequence[Any]) -> list[Any]:
         """Run a graph on its rows; return its outputs without keys and values.
 
         Raises:
             DataError: the rows do not fit.
         """
         spec: GraphSpec = graph.spec
-        batch, visual = rows[0].shape[:2]
-        text = rows[1].shape[1]
+        # States of a stage before are the backend's own values; indices are arrays.
+        (batch, visual), (_, text) = rows[2].shape, rows[3].shape
         self._caches.check_room(self._past, visual, text)
         buffers = self._past.buffers
         if spec.name not in buffers.bound:

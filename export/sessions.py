@@ -179,13 +179,13 @@ class OnnxGraph:
     def __call__(self, feeds: Sequence[Any]) -> list[Any]:
         """Run on inputs in declared order (arrays, or values that an earlier call returned)."""
         values = {
-            spec.name: self._value(spec, feed) if isinstance(feed, np.ndarray) else feed
+            spec.name: self._value(spec, feed)
             for spec, feed in zip(self.spec.inputs, feeds, strict=True)
         }
         names = [spec.name for spec in self.spec.outputs]
         return list(self.session.run_with_ort_values(names, values))
 
-    def bound(self, buffers: Mapping[str, Array]) -> Callable[[Sequence[Array]], list[Any]]:
+    def bound(self, buffers: Mapping[str, Array]) -> Callable[[Sequence[Any]], list[Any]]:
         """Return what runs a graph with fixed caches in these buffers.
 
         Input and output of a cache are one memory, so that new rows are written in place. Buffers are bound
@@ -205,7 +205,7 @@ class OnnxGraph:
         names = {spec.name for spec in cached}
         fed = [spec for spec in self.spec.inputs if spec.name not in names]
 
-        def run(feeds: Sequence[Array]) -> list[Any]:
+        def run(feeds: Sequence[Any]) -> list[Any]:
             for spec, feed in zip(fed, feeds, strict=True):
                 binding.bind_ortvalue_input(spec.name, self._value(spec, feed))
             for spec in found:
@@ -215,9 +215,11 @@ class OnnxGraph:
 
         return run
 
-    def _value(self, spec: TensorSpec, array: Array) -> Any:
-        """Return an array as ONNX Runtime takes it; the memory stays the same if the array is fit."""
-        return self._values.ortvalue_from_numpy(np.ascontiguousarray(array, spec.numpy))
+    def _value(self, spec: TensorSpec, feed: Any) -> Any:
+        """Return what ONNX Runtime takes: for an array a value on the same memory if it is fit."""
+        if not isinstance(feed, np.ndarray):
+            return feed
+        return self._values.ortvalue_from_numpy(np.ascontiguousarray(feed, spec.numpy))
 
 
 class GraphSession(Generic[OneGraph]):

@@ -180,7 +180,8 @@ def test_a_past_stays_what_it_is_whatever_runs_behind_it(both: Callable[[str], B
     assert past_of_first.buffers is fixed.buffers
     *second, past_of_second = run(pair.fixed, fixed, other_steps)
     assert past_of_second.buffers is not fixed.buffers, "two sequences write into the same rows"
-    (again, _) = run(pair.fixed, past_of_first, [sequence([(1, 5)], 4)[-1]])
+    again, _ = pair.fixed.decode(*sequence([(1, 5)], 4)[-1], past_of_first)
+    del _
     wanted_first = run(pair.growing, growing, sequence([(1, 5)], 4)[1:])[:-1]
     wanted_second = run(pair.growing, growing, other_steps)[:-1]
     np.testing.assert_allclose([*first, again], wanted_first, atol=TOLERANCE, rtol=0)
