@@ -1,6 +1,6 @@
 """The plan: what visual tokens do in each layer. Pure data, JSON both ways, made without torch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -168,6 +168,17 @@ class Cache(Facts):
 
 
 TEXT_PAST = "past_text"
+
+
+def length_names(caches: Sequence[Cache], *, tells_rows: bool) -> tuple[str, ...]:
+    """Return the distinct names of caches' lengths, in order of appearance.
+
+    Args:
+        caches: of a decoder or a part of it.
+        tells_rows: which rows of the past are visual is kept beside them; that has the length `past`.
+    """
+    told = ("past",) if tells_rows else ()
+    return tuple(dict.fromkeys((*(cache.length for cache in caches), *told)))
 
 
 class Gates(Facts):

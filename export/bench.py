@@ -59,6 +59,8 @@ class BenchReport(Facts):
         processor: of the machine, if it tells.
         kv_bytes_original: KV cache after the original's prefill.
         kv_bytes: of the compressed one.
+        kv_buffer_bytes_original: what caches of fixed size occupy in the original; None: they grow.
+        kv_buffer_bytes: of the compressed one, likewise.
         kv_layers: rows that each layer's heads with visual tokens hold after the compressed prefill; 0 where
             a layer has no such heads.
         prefill: decoder alone.
@@ -74,6 +76,8 @@ class BenchReport(Facts):
     processor: str
     kv_bytes_original: Positive
     kv_bytes: Positive
+    kv_buffer_bytes_original: Positive | None = None
+    kv_buffer_bytes: Positive | None = None
     kv_layers: tuple[int, ...]
     prefill: Timing
     decode_step: Timing
@@ -123,9 +127,9 @@ def bench(
                 if number:  # the first round warms up
                     taken[side].append(time.perf_counter() - start)
     timings = {name: _timing(*taken) for name, taken in seconds.items()}
-    original, compressed = (
-        session.past_bytes(filled) for session, (_, filled) in zip(sides, timed, strict=True)
-    )
+    pasts = [(session, filled) for session, (_, filled) in zip(sides, timed, strict=True)]
+    original, compressed = (session.past_bytes(filled) for session, filled in pasts)
+    buffers = [session.buffer_bytes(filled) for session, filled in pasts]
     return BenchReport(
         images=images,
         visual=images * facts.visual_tokens,
@@ -135,6 +139,8 @@ def bench(
         processor=processor_name(),
         kv_bytes_original=original,
         kv_bytes=compressed,
+        kv_buffer_bytes_original=buffers[0],
+        kv_buffer_bytes=buffers[1],
         kv_layers=cached_rows(sides[1].caches, sides[1].past_shapes(timed[1].filled)),
         **timings,
     )

@@ -166,10 +166,13 @@ def timed_plan(plan: Plan, report: BenchReport) -> Plan:
 
 def cache_rows(plan: Plan, report: BenchReport, dtype: str) -> list[tuple[str, str, str, str]]:
     """Return KV bytes of the timed prompt: predicted for it, and measured; original, compressed, ratio."""
-    pairs = (
+    pairs = [
         ("predicted for this prompt", *_predicted(plan, report, dtype)),
         ("measured", report.kv_bytes_original, report.kv_bytes),
-    )
+    ]
+    if report.kv_buffer_bytes is not None and report.kv_buffer_bytes_original is not None:
+        buffers = (report.kv_buffer_bytes_original, report.kv_buffer_bytes)
+        pairs.append(("buffers of fixed size, measured", *buffers))
     return [
         (name, f"{before:,}", f"{after:,}", f"{before / after:.2f} x")
         for name, before, after in pairs

@@ -4,30 +4,46 @@ Axes: `batch` B, `images` I, `visual` V, `text` T, `past` P, `total` P plus the 
 are fixed. Caches have other lengths where they hold text alone (`past_text`, `total_text`) and behind a gate
 (`past_12`, `total_12` from layer 12 on). `asked` is min(V, 1).
 
+Caches of fixed size have a number instead: the rows of their buffer, the same in the past and in the present.
+How many of them are filled is an input for each name of a length: `past_length`, `past_text_length` [B].
+
 A plan with gates is of batch 1. `staged`, it has a decoder graph for each run of layers up to a gate; the
 caller passes states on, and no visual rows once `gate_logits` of a stage say so.
 """
 
 from collections.abc import Sequence
 from itertools import product
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-from pydantic import model_validator
+from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from compressor.dims import Facts, ModelFacts, Positive
-from compressor.plan import Cache, Plan
+from compressor.plan import Cache, Plan, length_names
+from export.limits import Limits
 
 DType = Literal["float32", "float16", "bfloat16", "int64", "bool"]
 Axis = str | int
 
 
 class TensorSpec(Facts):
-    """One input or output."""
+    """One input or output.
+
+    Attributes:
+        name: of it.
+        dtype: of its values.
+        axes: names or sizes.
+        filled: of a fixed cache, the name of its length: how many of its rows count; else empty.
+    """
 
     name: str
     dtype: DType
     axes: tuple[Axis, ...]
+    filled: str = ""
+
+    @model_serializer(mode="wrap")
+    def _without_what_it_has_not(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {k: v for k, v in handler(self).items() if k != "filled" or v}
 
     def shape(self, sizes: dict[str, int]) -> tuple[int, ...]:
         """Return the shape for the given sizes of the named axes.
@@ -70,6 +86,22 @@ class GraphSpec(Facts):
         """Whether gates inside it compute how many visual rows go on."""
         return self.name == "decoder" and self.inputs[0].axes[0] == 1
 
+    @property
+    def fixed(self) -> bool:
+        """Whether it writes into caches of fixed size."""
+        return any(tensor.filled for tensor in self.inputs)
+
+    @property
+    def cached(self) -> tuple[TensorSpec, ...]:
+        """Those of a decoder's inputs that an earlier call returned."""
+        return tuple(t for t in self.inputs[ROWS:] if not t.name.endswith(LENGTH))
+
+    @property
+    def lengths(self) -> tuple[str, ...]:
+        """Names of the lengths of its fixed caches, in the order of the inputs that tell them."""
+        told = (t.name for t in self.inputs if t.name.endswith(LENGTH))
+        return tuple(name.removesuffix(LENGTH) for name in told)
+
     @model_validator(mode="after")
     def _names_are_distinct(self) -> "GraphSpec":
         names = [t.name for t in (*self.inputs, *self.outputs)]
@@ -109,20 +141,36 @@ def embed_graph(facts: ModelFacts, dtype: DType) -> GraphSpec:
     )
 
 
-def decoder_graphs(plan: Plan, dtype: DType, logits: str) -> tuple[GraphSpec, ...]:
-    """Return the graphs that run the plan's decoder one after another: a single one, or its stages."""
+def decoder_graphs(
+    plan: Plan, dtype: DType, logits: str, limits: Limits | None = None
+) -> tuple[GraphSpec, ...]:
+    """Return the graphs that run the plan's decoder one after another: a single one, or its stages.
+
+    Args:
+        plan: of the decoder.
+        dtype: of weights and activations.
+        logits: as in `Decoder`.
+        limits: with them caches are of fixed size; None: they grow.
+    """
     if plan.gates is None or plan.gates.mode == "dynamic":
-        return (decoder_graph(plan, dtype, logits),)
+        return (decoder_graph(plan, dtype, logits, limits=limits),)
     last = len(plan.segments()) - 1
     return tuple(
-        _decoder(plan, dtype, logits, f"{STAGE}{number}", (segment,), ends=number == last)
+        _decoder(plan, dtype, logits, f"{STAGE}{number}", (segment,), limits, ends=number == last)
         for number, segment in enumerate(plan.segments())
     )
 
 
-def decoder_graph(plan: Plan, dtype: DType, logits: str, *, name: str = "decoder") -> GraphSpec:
-    """Prefill and decode in one graph."""
-    return _decoder(plan, dtype, logits, name, plan.segments(), ends=True)
+def decoder_graph(
+    plan: Plan,
+    dtype: DType,
+    logits: str,
+    *,
+    name: str = "decoder",
+    limits: Limits | None = None,
+) -> GraphSpec:
+    """Prefill and decode in one graph; see `decoder_graphs`."""
+    return _decoder(plan, dtype, logits, name, plan.segments(), limits, ends=True)
 
 
 def caches_of(inputs: Sequence[TensorSpec]) -> tuple[Cache, ...]:
@@ -132,10 +180,9 @@ def caches_of(inputs: Sequence[TensorSpec]) -> tuple[Cache, ...]:
         prefix, *place = spec.name.split(".")
         if prefix == PAST and place[-1].endswith("key"):
             part: Literal["", "text_"] = "text_" if place[-1] == "text_key" else ""
-            _, groups, length, _ = spec.axes
-            found.append(
-                Cache(layer=int(place[0]), part=part, groups=int(groups), length=str(length))
-            )
+            _, groups, axis, _ = spec.axes
+            length = spec.filled or str(axis)
+            found.append(Cache(layer=int(place[0]), part=part, groups=int(groups), length=length))
     return tuple(found)
 
 
@@ -146,6 +193,8 @@ ROWS = 4
 PAST = "past_key_values"
 # Which rows of the past are visual; kept beside the caches where the plan asks.
 PAST_VISUAL = "past_visual"
+# End of the names of inputs that tell how many rows of fixed caches are filled.
+LENGTH = "_length"
 
 
 def in_order(graphs: Sequence[GraphSpec], decoder: str) -> tuple[GraphSpec, ...]:
@@ -163,27 +212,45 @@ def _decoder(
     logits: str,
     name: str,
     segments: tuple[range, ...],
+    limits: Limits | None,
     *,
     ends: bool,
 ) -> GraphSpec:
     dims = plan.model.decoder
     batch: Axis = "batch" if plan.gates is None else 1
     layers = {layer for segment in segments for layer in segment}
-    past: list[TensorSpec] = []
-    present: list[TensorSpec] = []
-    for cache, part in product(plan.caches(), ("key", "value")):
-        if cache.layer not in layers:
-            continue
-        for tensors, prefix, length in (
-            (past, PAST, cache.length),
-            (present, "present", cache.length.replace("past", "total", 1)),
-        ):
-            axes = (batch, cache.groups, length, dims.head_dim)
-            name_of = f"{prefix}.{cache.layer}.{cache.part}{part}"
-            tensors.append(TensorSpec(name=name_of, dtype=dtype, axes=axes))
+    caches = [cache for cache in plan.caches() if cache.layer in layers]
+
+    def cached(names: tuple[str, str], dtype: DType, length: str, *more: int) -> list[TensorSpec]:
+        """Return what is given and what comes back; `more` are sizes in front of and behind the rows."""
+        if limits is not None:
+            axes: list[Axis] = [limits.cached_rows(length)] * 2
+        else:
+            axes = [length, length.replace("past", "total", 1)]
+        filled = (length, "") if limits is not None else ("", "")
+        return [
+            TensorSpec(name=n, dtype=dtype, axes=(batch, *more[:1], a, *more[1:]), filled=f)
+            for n, a, f in zip(names, axes, filled, strict=True)
+        ]
+
+    pairs = [
+        cached(
+            (f"{PAST}.{c.layer}.{c.part}{part}", f"present.{c.layer}.{c.part}{part}"),
+            dtype,
+            c.length,
+            c.groups,
+            dims.head_dim,
+        )
+        for c, part in product(caches, ("key", "value"))
+    ]
     if plan.tells_rows:
-        past.append(TensorSpec(name=PAST_VISUAL, dtype="bool", axes=(batch, "past")))
-        present.append(TensorSpec(name="present_visual", dtype="bool", axes=(batch, "total")))
+        pairs.append(cached((PAST_VISUAL, "present_visual"), "bool", "past"))
+    past, present = ([pair[side] for pair in pairs] for side in (0, 1))
+    if limits is not None:
+        past += [
+            TensorSpec(name=f"{name}{LENGTH}", dtype="int64", axes=(batch,))
+            for name in length_names(caches, tells_rows=plan.tells_rows)
+        ]
     windows = any(layer.window is not None for layer in plan.layers)
     found: tuple[TensorSpec, ...]
     visual, text = (batch, "visual", dims.hidden), (batch, "text", dims.hidden)

@@ -1,8 +1,9 @@
 """How many rows engines and fixed caches are made for."""
 
 from compressor.dims import Facts, ModelFacts, Positive
-from compressor.plan import TEXT_PAST
-from compressor.recipe import ProfilesSection
+from compressor.errors import RecipeError
+from compressor.plan import TEXT_PAST, Plan
+from compressor.recipe import ExportSection, ProfilesSection
 
 # Text rows of one call, and text rows of a conversation beside its images, where the recipe is silent.
 USUAL_TEXT, USUAL_CONVERSATION = 512, 2048
@@ -75,3 +76,46 @@ def limits_of(profiles: ProfilesSection, facts: ModelFacts) -> Limits:
         max_context=context,
         visual_tokens=facts.visual_tokens,
     )
+
+
+def cache_limits(export: ExportSection, facts: ModelFacts) -> Limits | None:
+    """Return the limits of fixed caches; None: the recipe lets them grow."""
+    return limits_of(export.profiles, facts) if export.kv_cache == "fixed" else None
+
+
+def check_fixed(export: ExportSection, facts: ModelFacts, exit_by: str | None) -> None:
+    """Refuse fixed caches that the model or its gates rule out.
+
+    Args:
+        export: of the recipe.
+        facts: of the model.
+        exit_by: how gates are deployed (`dynamic`, `staged`, `baked`); None: there are none.
+
+    Raises:
+        RecipeError: no room for an image and a question, more than the model has places for, or gates that
+            decide inside one graph.
+    """
+    limits = cache_limits(export, facts)
+    if limits is None:
+        return
+    problems = []
+    least, most = facts.visual_tokens + 1, facts.decoder.max_positions
+    if not least <= limits.max_context <= most:
+        problems.append(
+            f"export.profiles.max_context: {limits.max_context} is outside {least}..{most}: a fixed KV cache "
+            f"holds an image's {facts.visual_tokens} rows and text, and {facts.name} has {most} places; "
+            "choose a number in between, or export.kv_cache: growing"
+        )
+    if exit_by == "dynamic":
+        problems.append(
+            "export.kv_cache: fixed does not go with dyvte's exit: dynamic, where a graph computes how many "
+            "rows it keeps; use exit: staged, or export.kv_cache: growing"
+        )
+    if problems:
+        raise RecipeError(problems)
+
+
+def buffer_bytes(plan: Plan, limits: Limits, bytes_per_value: int) -> int:
+    """Return what a plan's fixed caches occupy for one sequence, keys and values together."""
+    rows = sum(cache.groups * limits.cached_rows(cache.length) for cache in plan.caches())
+    return 2 * rows * plan.model.decoder.head_dim * bytes_per_value

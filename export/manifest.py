@@ -49,6 +49,8 @@ class Predicted(Facts):
         speedup: their ratio.
         kv_bytes_original: KV cache after the prefill.
         kv_bytes: of the plan.
+        kv_buffer_bytes_original: what caches of fixed size occupy in the original; None: they grow.
+        kv_buffer_bytes: of the plan, likewise.
     """
 
     images: Positive
@@ -59,6 +61,8 @@ class Predicted(Facts):
     speedup: Ratio
     kv_bytes_original: Positive
     kv_bytes: Positive
+    kv_buffer_bytes_original: Positive | None = None
+    kv_buffer_bytes: Positive | None = None
 
 
 class Manifest(Facts):

@@ -19,10 +19,11 @@ from compressor.decoder import Decoder, KeyValue, Stage
 from compressor.errors import VtcompressError
 from compressor.version import __version__
 from export.branches import branch_on_images
-from export.graphs import ROWS, GraphSpec, TensorSpec
+from export.graphs import ROWS, GraphSpec, TensorSpec, caches_of
 from export.weights import SharedWeights
 
 OPSET = 23
+FIXED_OPSET = 24  # has TensorScatter
 SCOPES = "pkg.torch.onnx.name_scopes"
 # Sizes of the sample call. All differ from each other and from 0 and 1, which torch.export would fix.
 SAMPLE_SIZES = {"batch": 2, "images": 2, "visual": 5, "text": 7, "past": 3}
@@ -40,6 +41,11 @@ class Embedding(nn.Module):
     def forward(self, input_ids: Tensor) -> Tensor:
         """Map token ids [B, T] to embeddings [B, T, D]."""
         return nn.functional.embedding(input_ids, self.weight)
+
+
+def opset_of(spec: GraphSpec) -> int:
+    """Return the version of the standard operators that a graph is made of: the later one only if it must."""
+    return FIXED_OPSET if spec.fixed else OPSET
 
 
 def export_vision(model: CompressedModel, spec: GraphSpec) -> ir.Model:
@@ -66,7 +72,7 @@ def export_decoder(
             parts: axis and lengths, by name.
     """
     rows, past = _samples(spec)[:ROWS], _samples(spec)[ROWS:]
-    model = _export(decoder, (*rows, _past(past)), spec)
+    model = _export(decoder, (*rows, _past(past, spec)), spec)
     if spec.inputs[0].dtype == "float32":
         branch_on_images(model)
     for name, (axis, lengths) in (joined or {}).items():
@@ -131,22 +137,23 @@ def _dynamic(spec: GraphSpec) -> list[dict[int, Any]]:
     ]
 
 
-def _past(items: Sequence[Any]) -> list[Any]:
-    """Return what stands for the past's tensors in pairs; an odd one at the end tells visual rows."""
-    pairs = [KeyValue(k, v) for k, v in zip(items[::2], items[1::2], strict=False)]
-    return [*pairs, *items[2 * len(pairs) :]]
+def _past(items: Sequence[Any], spec: GraphSpec) -> list[Any]:
+    """Return what stands for a decoder's past as its module takes it: keys and values in pairs."""
+    count = 2 * len(caches_of(spec.inputs))
+    pairs = [KeyValue(*items[i : i + 2]) for i in range(0, count, 2)]
+    return [*pairs, *items[count:]]
 
 
 def _export(module: nn.Module, args: tuple[Any, ...], spec: GraphSpec) -> ir.Model:
     dynamic: list[Any] = _dynamic(spec)
     if len(args) < len(spec.inputs):  # a decoder: the past travels as one list
-        dynamic = [*dynamic[:ROWS], _past(dynamic[ROWS:])]
+        dynamic = [*dynamic[:ROWS], _past(dynamic[ROWS:], spec)]
     with _quiet_exporter(), torch.inference_mode():
         program = torch.onnx.export(
             module,
             args,
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=opset_of(spec),
             dynamic_shapes=tuple(dynamic),
             input_names=[t.name for t in spec.inputs],
             output_names=[t.name for t in spec.outputs],
@@ -215,9 +222,10 @@ def _check_standard(model: ir.Model, spec: GraphSpec) -> None:
     foreign = sorted(
         {node.op_type for node in model.graph.all_nodes() if node.domain not in ("", "ai.onnx")}
     )
-    if foreign or model.opset_imports.get("") != OPSET:
+    opset = opset_of(spec)
+    if foreign or model.opset_imports.get("") != opset:
         raise VtcompressError(
-            f"{spec.file}: operators outside standard opset {OPSET}: {', '.join(foreign) or 'version'}; "
+            f"{spec.file}: operators outside standard opset {opset}: {', '.join(foreign) or 'version'}; "
             "the torch version differs from what the tool was tested with"
         )
 

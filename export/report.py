@@ -219,6 +219,16 @@ def notes_lines(plan: Plan) -> list[str]:
 def predicted_rows(manifest: Manifest) -> list[tuple[str, str, str, str]]:
     """Return the predicted figures: name, original, compressed, ratio."""
     p = manifest.predicted
+    buffers = []
+    if p.kv_buffer_bytes is not None and p.kv_buffer_bytes_original is not None:
+        buffers = [
+            (
+                f"KV buffers of fixed size, bytes ({manifest.dtype})",
+                f"{p.kv_buffer_bytes_original:,}",
+                f"{p.kv_buffer_bytes:,}",
+                f"{p.kv_buffer_bytes_original / p.kv_buffer_bytes:.2f} x",
+            )
+        ]
     return [
         ("prefill MFLOPs", mflops(p.flops_original), mflops(p.flops), f"{p.speedup:.2f} x"),
         (
@@ -227,6 +237,7 @@ def predicted_rows(manifest: Manifest) -> list[tuple[str, str, str, str]]:
             f"{p.kv_bytes:,}",
             f"{p.kv_bytes_original / p.kv_bytes:.2f} x",
         ),
+        *buffers,
     ]
 
 

@@ -262,7 +262,7 @@ class Runtime:
             DataError: the sequence does not fit the model.
         """
         prompt = self.prompt_of(ids, pixels, cached)
-        self._check_room(prompt, max_new_tokens)
+        self._check_room(prompt, max_new_tokens, cached.past)
         return Answering(
             self.steps([prompt], max_new_tokens, sampling, cached.past),
             self.prompter,
@@ -297,7 +297,7 @@ class Runtime:
     ) -> Iterator[Step]:
         """Yield decoding steps of prompts of equal layout until all have ended."""
         place = prompts[0].end
-        self._check_room(prompts[0], max_new_tokens)
+        self._check_room(prompts[0], max_new_tokens, past)
         pick = sampling.picker()
         logits, past = self.prefill(prompts, past)
         ended = np.zeros(len(prompts), dtype=bool)
@@ -313,7 +313,7 @@ class Runtime:
             rows, past = self.session.decode(visual, text, visual_index, index, past)
             logits, place = rows[:, -1], place + 1
 
-    def _check_room(self, prompt: Prompt, max_new_tokens: int) -> None:
+    def _check_room(self, prompt: Prompt, max_new_tokens: int, past: Past) -> None:
         positions, rows = self.facts.decoder.max_positions, prompt.end
         if rows + max_new_tokens > positions:
             problem = (
@@ -321,6 +321,9 @@ class Runtime:
                 f"tokens do not fit: shorten it or ask for at most {max(positions - rows, 0)}"
             )
             raise DataError([problem])
+        # The last token is picked and does not run.
+        text = prompt.layout.text_ids.size + max(0, max_new_tokens - 1)
+        self.session.check_room(past, prompt.layout.visual_index.size, text)
 
 
 def until_end(tokens: Sequence[int], ends: Sequence[int]) -> tuple[int, ...]:

@@ -1,8 +1,6 @@
 """One call for every backend: vision, embedding and decoder on numpy arrays, caches kept by the backend."""
 
-import math
-from collections.abc import Callable, Sequence
-from itertools import islice
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -11,13 +9,16 @@ from numpy.typing import NDArray
 
 from compressor.errors import ArtifactError, MissingExtraError
 from compressor.plan import Cache
-from export.graphs import PAST_VISUAL, ROWS, GraphSpec, caches_of, in_order
+from export.fixed_cache import FixedCaches
+from export.graphs import GraphSpec, TensorSpec, caches_of, in_order
+from export.growing_cache import GrowingCaches
 
 Array = NDArray[Any]
 # ONNX Runtime's option for graphs that come from memory.
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 Past = Any
-"""Keys and values in the backend's own form; passed back to the session that returned them."""
+"""Keys and values in the backend's own form; passed back to the session that returned them. A value: no call
+changes it."""
 
 
 class Session(Protocol):
@@ -56,12 +57,32 @@ class Session(Protocol):
         """Return the cache before the first call."""
         ...
 
+    def check_room(self, past: Past, visual: int, text: int) -> None:
+        """Refuse V visual and T text rows that caches of fixed size have no room for.
+
+        Args:
+            past: that they come behind; None: nothing ran.
+            visual: V, of all calls to come.
+            text: T, likewise.
+
+        Raises:
+            DataError: names the rows, the room and the limit.
+        """
+        ...
+
     def past_shapes(self, past: Past) -> tuple[tuple[int, ...], ...]:
-        """Return the shape of every cached tensor, in the order of the decoder's inputs."""
+        """Return the shape of every cached tensor, in the order of the decoder's inputs.
+
+        Of caches of fixed size filled rows count, not the buffers'.
+        """
         ...
 
     def past_bytes(self, past: Past) -> int:
-        """Return the size of a cache."""
+        """Return the size of the keys and values that a past holds; of fixed caches, of the filled rows."""
+        ...
+
+    def buffer_bytes(self, past: Past) -> int | None:
+        """Return what the buffers of fixed caches occupy; None: caches grow."""
         ...
 
 
@@ -183,13 +204,47 @@ class OnnxGraph:
     def run(self, feeds: Sequence[Any], more: Sequence[str] = ()) -> list[Any]:
         """Run as a call does; outputs that are not declared come behind the others."""
         values = {
-            spec.name: self._values.ortvalue_from_numpy(np.ascontiguousarray(feed, spec.numpy))
-            if isinstance(feed, np.ndarray)
-            else feed
+            spec.name: self._value(spec, feed)
             for spec, feed in zip(self.spec.inputs, feeds, strict=True)
         }
         names = [spec.name for spec in self.spec.outputs]
         return list(self.session.run_with_ort_values([*names, *more], values))
+
+    def bound(self, buffers: Mapping[str, Array]) -> Callable[[Sequence[Any]], list[Any]]:
+        """Return what runs a graph with fixed caches in these buffers.
+
+        Input and output of a cache are one memory, so that new rows are written in place. Buffers are bound
+        once; a call binds its rows, and outputs of its own.
+
+        Args:
+            buffers: by the names of the inputs.
+        """
+        cached = self.spec.cached
+        binding, found = self.session.io_binding(), self.spec.outputs[: -len(cached)]
+        for spec in found:
+            binding.bind_output(spec.name)
+        for given, left in zip(cached, self.spec.outputs[len(found) :], strict=True):
+            value = self._value(given, buffers[given.name])
+            binding.bind_ortvalue_input(given.name, value)
+            binding.bind_ortvalue_output(left.name, value)
+        names = {spec.name for spec in cached}
+        fed = [spec for spec in self.spec.inputs if spec.name not in names]
+
+        def run(feeds: Sequence[Any]) -> list[Any]:
+            for spec, feed in zip(fed, feeds, strict=True):
+                binding.bind_ortvalue_input(spec.name, self._value(spec, feed))
+            for spec in found:
+                binding.bind_output(spec.name)
+            self.session.run_with_iobinding(binding)
+            return list(binding.get_outputs()[: len(found)])
+
+        return run
+
+    def _value(self, spec: TensorSpec, feed: Any) -> Any:
+        """Return what ONNX Runtime takes: for an array a value on the same memory if it is fit."""
+        if not isinstance(feed, np.ndarray):
+            return feed
+        return self._values.ortvalue_from_numpy(np.ascontiguousarray(feed, spec.numpy))
 
 
 class GraphSession(Generic[OneGraph]):
@@ -210,7 +265,9 @@ class GraphSession(Generic[OneGraph]):
         self._specs = {spec.name: spec for spec in graphs}
         self._open_graph = open_graph
         self._decoders = in_order(graphs, decoder)
-        self._caches = [cache for spec in self._decoders for cache in spec.inputs[ROWS:]]
+        fixed = any(spec.fixed for spec in self._decoders)
+        kept: type[FixedCaches | GrowingCaches] = FixedCaches if fixed else GrowingCaches
+        self._pasts: FixedCaches | GrowingCaches = kept(self._decoders)
         self._loaded: dict[str, OneGraph] = {}
 
     def graph(self, name: str) -> OneGraph:
@@ -237,7 +294,7 @@ class GraphSession(Generic[OneGraph]):
     @property
     def caches(self) -> tuple[Cache, ...]:
         """See `Session.caches`."""
-        return caches_of(self._caches)
+        return caches_of([cached for spec in self._decoders for cached in spec.cached])
 
     def vision(self, pixel_values: Array) -> Array:
         """See `Session.vision`."""
@@ -252,34 +309,35 @@ class GraphSession(Generic[OneGraph]):
     ) -> tuple[Array, Past]:
         """See `Session.decode`."""
         *stages, last = self._decoders
-        rest, present = iter(past), []
+        call = self._pasts.call(past)
         for spec in stages:
             rows = [visual, text, visual_index, text_index]
-            caches = islice(rest, len(spec.inputs) - ROWS)
-            visual, text, gate_logits, *more = self.graph(spec.name)([*rows, *caches])
-            present += more
+            visual, text, gate_logits = call.run(self.graph(spec.name), rows)
             if fires(as_array(gate_logits)):
                 visual = np.zeros(spec.outputs[0].shape({"visual": 0}), spec.outputs[0].numpy)
                 visual_index = visual_index[:, :0]
-        logits, *more = self.graph(last.name)([visual, text, visual_index, text_index, *rest])
-        return as_array(logits), [*present, *more]
+        (logits,) = call.run(self.graph(last.name), [visual, text, visual_index, text_index])
+        return as_array(logits), call.present
 
     def empty_past(self, batch: int) -> Past:
         """See `Session.empty_past`."""
-        sizes = {"batch": batch, "past": 0}
-        return [np.zeros(spec.shape(sizes), spec.numpy) for spec in self._caches]
+        return self._pasts.empty(batch)
+
+    def check_room(self, past: Past, visual: int, text: int) -> None:
+        """See `Session.check_room`."""
+        self._pasts.check_room(past, visual, text)
 
     def past_shapes(self, past: Past) -> tuple[tuple[int, ...], ...]:
         """See `Session.past_shapes`."""
-        return tuple(tuple(v.shape if isinstance(v, np.ndarray) else v.shape()) for v in past)
+        return self._pasts.shapes(past)
 
     def past_bytes(self, past: Past) -> int:
         """See `Session.past_bytes`."""
-        return sum(
-            math.prod(shape) * spec.numpy.itemsize
-            for shape, spec in zip(self.past_shapes(past), self._caches, strict=True)
-            if spec.name != PAST_VISUAL
-        )
+        return self._pasts.filled_bytes(past)
+
+    def buffer_bytes(self, past: Past) -> int | None:
+        """See `Session.buffer_bytes`."""
+        return self._pasts.buffer_bytes(past)
 
 
 class OnnxSession(GraphSession[OnnxGraph]):

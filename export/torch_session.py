@@ -55,6 +55,9 @@ class TorchSession:
         """See `Session.empty_past`."""
         return self.model.decoder.empty_past(batch)
 
+    def check_room(self, past: Past, visual: int, text: int) -> None:
+        """See `Session.check_room`; caches grow."""
+
     def past_shapes(self, past: list[KeyValue | torch.Tensor]) -> tuple[tuple[int, ...], ...]:
         """See `Session.past_shapes`."""
         return tuple(tuple(tensor.shape) for item in past for tensor in _tensors(item))
@@ -63,6 +66,10 @@ class TorchSession:
         """See `Session.past_bytes`."""
         pairs = (item for item in past if isinstance(item, tuple))
         return sum(tensor.nbytes for pair in pairs for tensor in pair)
+
+    def buffer_bytes(self, past: Past) -> int | None:  # noqa: ARG002 - see `Session.buffer_bytes`
+        """See `Session.buffer_bytes`; caches grow."""
+        return None
 
 
 def _tensors(item: KeyValue | torch.Tensor) -> tuple[torch.Tensor, ...]:

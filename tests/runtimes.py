@@ -61,11 +61,17 @@ class Spy:
     def empty_past(self, batch: int) -> Past:
         return self.inner.empty_past(batch)
 
+    def check_room(self, past: Past, visual: int, text: int) -> None:
+        self.inner.check_room(past, visual, text)
+
     def past_shapes(self, past: Past) -> tuple[tuple[int, ...], ...]:
         return self.inner.past_shapes(past)
 
     def past_bytes(self, past: Past) -> int:
         return self.inner.past_bytes(past)
+
+    def buffer_bytes(self, past: Past) -> int | None:
+        return self.inner.buffer_bytes(past)
 
     def clear(self) -> None:
         self.rows.clear()

@@ -30,6 +30,7 @@ from export import memory
 from export.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE
 from export.bfloat16 import ShadowSession, missing_kernels, open_for_checks
 from export.graphs import GraphSpec, decoder_graph, decoder_graphs, embed_graph, vision_graph
+from export.limits import Limits, buffer_bytes, cache_limits, check_fixed
 from export.manifest import Manifest, Predicted, tool_versions
 from export.model_card import Origin
 from export.parity import fidelity, loss
@@ -128,6 +129,7 @@ class ExportRun:
 
         plan = Plan.load(source / PLAN_FILE)
         check_targets(self.recipe, plan.model)
+        check_fixed(self.recipe.export, plan.model, plan.gates.mode if plan.gates else None)
         self.origin = origin_of(self.recipe.model.id, source)
         profile_path = source / PROFILE_FILE
         profile = Profile.load(profile_path) if profile_path.is_file() else None
@@ -203,7 +205,7 @@ class ExportRun:
         write_inputs(folder, self.recipe, small.plan, profile)
         small.processor.save_pretrained(folder)
         self.progress.say("running the compressed model in torch")
-        reference = record_torch(small)
+        reference = record_torch(small, cache_limits(self.recipe.export, small.plan.model))
         graphs = self._write_graphs(small, folder)
         return Written(small.plan, graphs, reference, original, small.processor.image_token)
 
@@ -217,12 +219,13 @@ class ExportRun:
 
         dtype, logits = self.recipe.export.dtype, self.recipe.export.logits
         plan = small.plan
+        limits = cache_limits(self.recipe.export, plan.model)
         small = small.to(getattr(torch, dtype))
         specs = (
             vision_graph(plan.model, dtype),
             embed_graph(plan.model, dtype),
-            *decoder_graphs(plan, dtype, logits),
-            decoder_graph(plan.naive(), dtype, logits, name="baseline_decoder"),
+            *decoder_graphs(plan, dtype, logits, limits),
+            decoder_graph(plan.naive(), dtype, logits, name="baseline_decoder", limits=limits),
         )
         makers = (
             lambda spec: export_vision(small, spec),
@@ -257,7 +260,9 @@ class ExportRun:
             "dtype": recipe.export.dtype,
             "logits": recipe.export.logits,
             "graphs": graphs,
-            "predicted": predicted(plan, recipe.export.dtype),
+            "predicted": predicted(
+                plan, recipe.export.dtype, cache_limits(recipe.export, plan.model)
+            ),
             "fidelity": first,
             "loss": second,
             "ranges": ranges,
@@ -284,12 +289,22 @@ class ExportRun:
         limits, name = loss_limits(recipe), validation_name(recipe)
         return first, loss.compare(self.samples, original, found, limits, name)
 
-    def _times(self, folder: Path, graphs: Sequence[GraphSpec], plan: Plan) -> timing.BenchReport:
+    def _times(
+        self, folder: Path, graphs: Sequence[GraphSpec], plan: Plan
+    ) -> timing.BenchReport | None:
+        limits, text = cache_limits(self.recipe.export, plan.model), plan.workload.text
+        if limits is not None:  # the prompt and a decode step must fit
+            text = min(text, limits.max_context - plan.model.visual_tokens - 1)
+        if text < 1:
+            self.progress.say(
+                "times are not in the report: no room for a decode step in max_context"
+            )
+            return None
         return timing.bench(
             folder,
             graphs,
             plan.model,
-            text=plan.workload.text,
+            text=text,
             rounds=self.rounds,
             threads=self.threads,
             progress=self.progress,
@@ -373,11 +388,13 @@ def write_inputs(folder: Path, recipe: Recipe, plan: Plan, profile: Profile | No
         draw(profile, plan, folder / "profile")
 
 
-def record_torch(small: "CompressedModel") -> fidelity.Recording:
-    """Run the fidelity check's calls on a compressed torch model."""
+def record_torch(small: "CompressedModel", limits: Limits | None = None) -> fidelity.Recording:
+    """Run the fidelity check's calls on a compressed torch model, those that fit the limits."""
     from export.torch_session import TorchSession
 
-    return fidelity.record(TorchSession(small), small.plan)
+    return fidelity.record(
+        TorchSession(small), small.plan, room=limits.max_context if limits else None
+    )
 
 
 def check_fidelity(
@@ -395,7 +412,9 @@ def check_fidelity(
     limits = fidelity.Limits(
         max_abs=wanted.max_abs, max_relative=wanted.max_relative, min_cosine=wanted.min_cosine
     )
-    return fidelity.compare(reference, fidelity.record(session, plan), graphs, declared, limits)
+    caches = cache_limits(recipe.export, plan.model)
+    found = fidelity.record(session, plan, room=caches.max_context if caches else None)
+    return fidelity.compare(reference, found, graphs, declared, limits)
 
 
 def loss_limits(recipe: Recipe) -> loss.LossLimits:
@@ -424,11 +443,17 @@ def check_recipe(recipe: Recipe, profile: Profile | None = None) -> str:
     if profile is not None:
         profile.check_belongs(Path(PROFILE_FILE), model_digest=digest)
     check_methods(facts, digest, recipe.methods)
+    check_fixed(recipe.export, facts, recipe.dyvte.exit if recipe.dyvte else None)
     return digest
 
 
-def predicted(plan: Plan, dtype: str) -> Predicted:
-    """Return the figures that a plan predicts for its workload."""
+def predicted(plan: Plan, dtype: str, limits: Limits | None = None) -> Predicted:
+    """Return the figures that a plan predicts for its workload; `limits` are those of fixed caches."""
+    buffers = {}
+    if limits is not None:
+        size = BYTES[dtype]
+        buffers["kv_buffer_bytes_original"] = buffer_bytes(plan.naive(), limits, size)
+        buffers["kv_buffer_bytes"] = buffer_bytes(plan, limits, size)
     before, after = predict(plan.naive()), predict(plan)
     return Predicted(
         images=plan.workload.images,
@@ -439,4 +464,5 @@ def predicted(plan: Plan, dtype: str) -> Predicted:
         speedup=predicted_speedup(plan),
         kv_bytes_original=before.kv_bytes(dtype),
         kv_bytes=after.kv_bytes(dtype),
+        **buffers,
     )

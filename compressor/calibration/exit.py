@@ -37,7 +37,7 @@ def text_tails(full: FullPass, exits: Sequence[int]) -> Tensor:
     """
     decoder = full.decoder
     rows = decoder.places(full.visual_index[:, :0], full.text_index, full.text[0].dtype)
-    text_rows = rows.call(0, full.text_index.shape[1]).alone
+    text_rows = rows.call(full.text_index.shape[1]).alone
     tails = full.text[0][:0]  # [tails so far, T, D]
     for index, layer in enumerate(decoder.layers):
         if index in exits:

@@ -52,7 +52,7 @@ def full_pass(
         visual_index: [1, V] places in the prompt.
         text_index: [1, T] places in the prompt.
     """
-    call = decoder.places(visual_index, text_index, text.dtype).call(0, text.shape[1])
+    call = decoder.places(visual_index, text_index, text.dtype).call(text.shape[1])
     visual_rows, text_rows = [visual], [text]
     for layer, past in zip(decoder.layers, decoder.empty_past(1), strict=True):
         visual, text, _ = layer(visual, text, call, past)

@@ -11,14 +11,16 @@ Letters as in `compressor.decoder.layer`; G key/value heads of a group, m neuron
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from compressor.decoder.cache import Buffer, KeyValue
 from compressor.decoder.layer import (
     MLP,
     Call,
-    KeyValue,
+    Kinds,
     Linear,
     RMSNorm,
     Rows,
@@ -143,7 +145,7 @@ class CutLayer(nn.Module):
         self.near = None if window is None else Near(window)
 
     def forward(
-        self, visual: Tensor, text: Tensor, call: Call, *pasts: KeyValue
+        self, visual: Tensor, text: Tensor, call: Call, *pasts: KeyValue | Buffer
     ) -> tuple[Tensor | KeyValue, ...]:
         """Run the layer.
 
@@ -151,7 +153,7 @@ class CutLayer(nn.Module):
             visual: [B, V, D], V a multiple of N, or 0.
             text: [B, T, D].
             call: masks and rotations of this call.
-            pasts: of the heads with visual tokens, length P, then of those without, text rows alone.
+            pasts: of the heads with visual tokens, then of those without, text rows alone.
 
         Returns:
             Visual rows, text rows, and the extended keys and values in the order of `pasts`.
@@ -169,7 +171,8 @@ class CutLayer(nn.Module):
             if self.frozen:
                 text_updates.append(self.seen.mixed(normed_text, call.text, present[0]))
             else:
-                updates.append(self._seen(self.seen, normed, call, past, new, present[0]))
+                earlier = past.within(present[0])
+                updates.append(self._seen(self.seen, normed, call, earlier, new, present[0]))
         if self.unseen is not None:
             new = self.unseen.keys_and_values(normed_text, call.alone)
             present.append(next(rest).extended(*new))
@@ -192,25 +195,34 @@ class CutLayer(nn.Module):
         heads: HeadGroup,
         normed: Tensor,
         call: Call,
-        past: KeyValue,
+        earlier: KeyValue,
         new: KeyValue,
         present: KeyValue,
     ) -> Tensor:
-        """Attend from all rows in the heads with visual tokens; return [B, S, D]."""
+        """Attend from all rows in the heads with visual tokens; return [B, S, D].
+
+        Args:
+            heads: with visual tokens.
+            normed: [B, S, D].
+            call: of these rows.
+            earlier: where the past's keys and values are.
+            new: keys and values of these rows.
+            present: of the past and of these rows.
+        """
         if self.near is None:
             return heads.mixed(normed, call.all, present)
         query = heads.queries(normed, call.all)
         text = call.text.cos.shape[1]
         visual = query.shape[2] - text
-        before, behind = call.beside
+        kinds = cast("Kinds", call.kinds)
         near = self.near(
             query.narrow(2, 0, visual),
             KeyValue(new.key.narrow(2, 0, visual), new.value.narrow(2, 0, visual)),
             (
-                (past, before),
+                (earlier, kinds.before),
                 (
                     KeyValue(new.key.narrow(2, visual, text), new.value.narrow(2, visual, text)),
-                    behind,
+                    kinds.behind,
                 ),
             ),
         )
@@ -243,22 +255,24 @@ class MaskedLayer(nn.Module):
         self.pruned = torch.tensor(flags, device=torch.device("cpu"))
 
     def forward(
-        self, visual: Tensor, text: Tensor, call: Call, past: KeyValue
+        self, visual: Tensor, text: Tensor, call: Call, past: KeyValue | Buffer
     ) -> tuple[Tensor, Tensor, KeyValue]:
         """Run the layer; see `CutLayer.forward`. Caches stay whole."""
         count = visual.shape[1]
         states = torch.cat([visual, text], dim=1)
         normed = self.input_norm(states)
         present = past.extended(*self.heads.keys_and_values(normed, call.all))
-        keys_cut = call.keys_visual(count)
+        kinds = cast("Kinds", call.kinds)
         if self.frozen:
             normed = normed.narrow(1, count, text.shape[1])
-            text = self._attended(text, normed, call.text, present, keys_cut, visual=0)
+            text = self._attended(text, normed, call.text, present, kinds.visual, visual=0)
             return visual, text + self.mlp.text_only(self.mlp_norm(text)), present
         rows = call.all
         if self.window is not None:
-            rows = rows._replace(mask=self.window.masked(rows.mask, call.past_visual, count))
-        states = self._attended(states, normed, rows, present, keys_cut, visual=count)
+            rows = rows._replace(
+                mask=self.window.masked(rows.visible(), kinds.visual, kinds.numbers, count)
+            )
+        states = self._attended(states, normed, rows, present, kinds.visual, visual=count)
         states = states + self.mlp(self.mlp_norm(states), count)
         visual, text = states.split([count, text.shape[1]], dim=1)
         return visual, text, present
@@ -277,7 +291,7 @@ class MaskedLayer(nn.Module):
         mixed = attend_masked(
             self.heads.queries(normed, rows),
             present,
-            rows.mask,
+            rows.visible(),
             keys_cut=keys_cut,
             rows_cut=visual,
             pruned=self.pruned,

@@ -11,28 +11,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from compressor.decoder.cache import Buffer, KeyValue
 from compressor.decoder.ops import attend, rotate
 from compressor.dims import DecoderDims
 from compressor.plan import LayerPlan
 
 
-class KeyValue(NamedTuple):
-    """Keys and values of one layer, [B, H_kv, length, d] each, rotated, in order of arrival."""
-
-    key: Tensor
-    value: Tensor
-
-    def extended(self, key: Tensor, value: Tensor) -> "KeyValue":
-        """Return these followed by the new ones along the length."""
-        return KeyValue(torch.cat([self.key, key], dim=2), torch.cat([self.value, value], dim=2))
-
-
 class Rows(NamedTuple):
     """What attention must know of a group of query rows: mask and rotation."""
 
-    mask: Tensor  # [B, 1, rows, P + keys] bool
+    mask: Tensor  # [B, 1, rows, keys] bool; or 0 and -inf, to be added to scores
     cos: Tensor  # [B, rows, d / 2]
     sin: Tensor  # [B, rows, d / 2]
+
+    def visible(self) -> Tensor:
+        """Return the mask as bool."""
+        return self.mask if self.mask.dtype == torch.bool else self.mask == 0
 
     def last(self, count: int) -> "Rows":
         """Return what concerns the last rows alone."""
@@ -44,6 +38,22 @@ class Rows(NamedTuple):
         )
 
 
+class Kinds(NamedTuple):
+    """Which keys are visual, for layers in which rows read keys of both kinds differently.
+
+    Attributes:
+        visual: [B, keys] bool.
+        numbers: [B or 1, keys] int64, which row of this call a key is; the past is negative.
+        before: [B, 1, 1, V, P or C] bool, which rows of the past are hidden from visual rows in a window.
+        behind: [B, 1, 1, V, T] bool, which text rows of this call are hidden from them.
+    """
+
+    visual: Tensor
+    numbers: Tensor
+    before: Tensor
+    behind: Tensor
+
+
 class Call(NamedTuple):
     """One call's queries and what they may read.
 
@@ -51,25 +61,13 @@ class Call(NamedTuple):
         all: all rows (visual, then text), on the keys of all rows.
         text: text rows, on the keys of all rows.
         alone: text rows, on the keys of text rows.
-        past_visual: [B, P] bool, which rows of the past are visual; empty where no layer asks.
-        beside: which rows of the past [B, 1, 1, V, P], and which text rows [B, 1, 1, V, T], are hidden from
-            visual rows in a window.
+        kinds: which keys are visual; None: no layer asks.
     """
 
     all: Rows
     text: Rows
     alone: Rows
-    past_visual: Tensor
-    beside: tuple[Tensor, Tensor]
-
-    def keys_visual(self, visual: int) -> Tensor:
-        """Return [B, P + S] bool: which keys are visual; `visual` is V."""
-        batch, text = self.past_visual.shape[0], self.text.cos.shape[1]
-        here = [
-            self.past_visual.new_ones((batch, visual)),
-            self.past_visual.new_zeros((batch, text)),
-        ]
-        return torch.cat([self.past_visual, *here], dim=1)
+    kinds: Kinds | None = None
 
 
 class Linear(nn.Module):
@@ -146,7 +144,7 @@ class DecoderLayer(nn.Module):
         self.mlp = MLP(dims)
 
     def forward(
-        self, visual: Tensor, text: Tensor, call: Call, past: KeyValue
+        self, visual: Tensor, text: Tensor, call: Call, past: KeyValue | Buffer
     ) -> tuple[Tensor, Tensor, KeyValue]:
         """Run the layer.
 
@@ -154,10 +152,10 @@ class DecoderLayer(nn.Module):
             visual: [B, V, D], V may be 0; after an exit they come back unread.
             text: [B, T, D].
             call: masks and rotations of this call.
-            past: keys and values of earlier calls, length P.
+            past: keys and values of earlier calls.
 
         Returns:
-            Visual rows, text rows, and the keys and values of length P + S, after an exit P + T.
+            Visual rows, text rows, and the keys and values of all calls, after an exit of their text rows.
         """
         if self.exited:
             text, present = self.text_only(text, call.alone, past)
@@ -172,13 +170,15 @@ class DecoderLayer(nn.Module):
         visual, text = rows.split([visual.shape[1], text.shape[1]], dim=1)
         return visual, text, present
 
-    def text_only(self, text: Tensor, rows: Rows, past: KeyValue) -> tuple[Tensor, KeyValue]:
+    def text_only(
+        self, text: Tensor, rows: Rows, past: KeyValue | Buffer
+    ) -> tuple[Tensor, KeyValue]:
         """Run the layer on text rows [B, T, D] that read no visual key of this call."""
         normed = self.input_norm(text)
         present = self._keys_and_values(normed, rows, past)
         return self._update(text, normed, rows, present), present
 
-    def _keys_and_values(self, normed: Tensor, rows: Rows, past: KeyValue) -> KeyValue:
+    def _keys_and_values(self, normed: Tensor, rows: Rows, past: KeyValue | Buffer) -> KeyValue:
         key = rotate(split_heads(self.key(normed), self.kv_heads), rows.cos, rows.sin)
         return past.extended(key, split_heads(self.value(normed), self.kv_heads))
 

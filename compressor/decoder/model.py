@@ -1,14 +1,15 @@
 """The decoder on two row groups: visual rows and text rows travel as two tensors from layer to layer."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from compressor.decoder.cache import NO_PAST, Buffer, Filled, Grown, KeyValue, Past, opened
 from compressor.decoder.cut_layer import CutLayer, MaskedLayer
 from compressor.decoder.gates import Gate, fires, gate_input, gate_selection, rows_asked
-from compressor.decoder.layer import Call, DecoderLayer, KeyValue, Linear, RMSNorm, Rows
+from compressor.decoder.layer import Call, DecoderLayer, Kinds, Linear, RMSNorm, Rows
 from compressor.decoder.ops import project_tied
 from compressor.dims import DecoderDims
 from compressor.plan import TEXT_PAST, LayerPlan, Plan
@@ -16,58 +17,62 @@ from compressor.plan import TEXT_PAST, LayerPlan, Plan
 __all__ = ["Decoder", "KeyValue", "Stage"]
 
 
-Past = Sequence[KeyValue | Tensor]
-"""Keys and values of every cache of the plan, and which rows of the past are visual if it asks."""
-
-
 class Places(NamedTuple):
-    """Who may read whom among the rows of one call (visual, then text), and their rotations."""
+    """Places of the rows of one call (visual, then text) in the whole prompt, and their rotations."""
 
-    visible: Tensor  # [B, S, S] bool
+    order: Tensor  # [B, S] int64
     cos: Tensor  # [B, S, d / 2]
     sin: Tensor  # [B, S, d / 2]
 
     def call(
         self,
-        past_length: int,
         text: int,
-        text_past_length: int = 0,
-        past_visual: Tensor | None = None,
+        keys: Grown | Filled = NO_PAST,
+        text_keys: Grown | Filled = NO_PAST,
+        kinds: Kinds | None = None,
     ) -> Call:
         """Return masks and rotations of layers for one call.
 
         Args:
-            past_length: P of heads with visual tokens.
             text: T.
-            text_past_length: P of caches that hold text alone.
-            past_visual: [B, P] bool, which rows of the past are visual; None: no layer asks.
+            keys: how the keys of heads with visual tokens lie.
+            text_keys: how those of caches that hold text alone lie.
+            kinds: which keys are visual; None: no layer asks.
         """
-        rows = Rows(with_past(self.visible, past_length), self.cos, self.sin)
         own = self.last(text)
-        alone = Rows(with_past(own.visible, text_past_length), own.cos, own.sin)
-        batch, visual = self.visible.shape[0], self.cos.shape[1] - text
-        if past_visual is None:
-            past_visual = self.visible.new_zeros((batch, 0))
-        past = past_visual.shape[1]
+        rows = Rows(self.mask(keys), self.cos, self.sin)
+        alone = Rows(own.mask(text_keys), own.cos, own.sin)
+        return Call(rows, rows.last(text), alone, kinds)
+
+    def kinds(self, text: int, past_visual: Tensor, keys: Grown | Filled) -> Kinds:
+        """Return which keys are visual, and which of the others are hidden from visual rows.
+
+        Args:
+            text: T.
+            past_visual: [B, P or C], which rows of the past are visual.
+            keys: how the keys lie.
+        """
+        visual = self.order.shape[1] - text
+        flags = torch.arange(visual + text, device=self.order.device) < visual
         # Hidden, not visible: turned round once for all layers.
-        before = past_visual[:, None, None, None].expand(batch, 1, 1, visual, past)
-        behind = ~self.visible.narrow(1, 0, visual).narrow(2, visual, text)[:, None, None]
-        return Call(rows, rows.last(text), alone, past_visual, (before, behind))
+        before = ~keys.past_only(~past_visual)[:, None, None, None]
+        of_visual, of_text = self.order.split([visual, text], dim=1)
+        return Kinds(
+            visual=keys.extended(past_visual, flags.expand_as(self.order)),
+            numbers=keys.numbers(self.order),
+            before=before.expand(-1, 1, 1, visual, -1),
+            behind=(of_text[:, None, :] > of_visual[:, :, None])[:, None, None],
+        )
 
     def last(self, count: int) -> "Places":
         """Return the places of the last rows, when those before them are gone."""
         first = self.cos.shape[1] - count
-        return Places(
-            self.visible.narrow(1, first, count).narrow(2, first, count),
-            self.cos.narrow(1, first, count),
-            self.sin.narrow(1, first, count),
-        )
+        return Places(*(part.narrow(1, first, count) for part in self))
 
-
-def with_past(visible: Tensor, past_length: int) -> Tensor:
-    """Return [B, rows, keys] as an attention mask [B, 1, rows, P + keys]; the whole past is visible."""
-    past = visible.new_ones((visible.shape[0], visible.shape[1], past_length))
-    return torch.cat([past, visible], dim=2)[:, None]
+    def mask(self, keys: Grown | Filled) -> Tensor:
+        """Return [B, 1, S, keys]: a key is visible if its place is not after the query's."""
+        visible = keys.places(self.order)[:, None, :] <= self.order[:, :, None]
+        return keys.mask(visible, self.cos.dtype)[:, None]
 
 
 class Decoder(nn.Module):
@@ -119,32 +124,36 @@ class Decoder(nn.Module):
             visual_index: [B, V] int64, place of each row in the whole prompt.
             text_index: [B, T] int64, likewise.
             past: keys and values of earlier calls, in the order of `Plan.caches`; behind them [B, P] bool,
-                which rows of the past are visual, if the plan `tells_rows`.
+                which rows of the past are visual, if the plan `tells_rows`. With fixed caches: buffers
+                [B, H_kv, C, d] and [B, C], and behind them [B] int64 for each of `length_names`, how many
+                rows are filled.
 
         Returns:
-            Logits [B, 1 or T, vocab] in float32, and the past to pass to the next call.
+            Logits [B, 1 or T, vocab] in float32, and the past to pass to the next call; with fixed caches
+            the buffers alone: the caller counts their rows.
         """
         places = self.places(visual_index, text_index, inputs_embeds.dtype)
-        visual, text, present = visual_embeds, inputs_embeds, []
-        past_visual = cast("Tensor", past[-1]) if self.tells_rows else None
+        visual, text = visual_embeds, inputs_embeds
+        present: list[KeyValue | Tensor] = []
+        pairs, past_visual, keys = opened(past, self.caches, tells_rows=self.tells_rows)
+        kinds = None
+        if past_visual is not None:
+            kinds = places.kinds(text.shape[1], past_visual, keys)
         selection = None
         remaining = torch.scalar_tensor(visual_index.shape[1], dtype=torch.int64)
         if self.gates:
             selection = gate_selection(visual_index, text_index, text.dtype)
         for segment in self.segments:
-            mine = [
-                p for p, cache in zip(past, self.caches, strict=False) if cache.layer in segment
-            ]
-            visual, text, more = self.run(segment, visual, text, places, mine, past_visual)
+            mine = [p for p, c in zip(pairs, self.caches, strict=True) if c.layer in segment]
+            visual, text, more = self.run(segment, visual, text, places, mine, kinds)
             present += more
             if selection is not None and segment.stop < len(self.layers):
                 logits = self.gates[str(segment[-1])](gate_input(selection, text))
                 remaining, kept = rows_kept(logits, remaining, visual.shape[1])
                 visual, places = visual.narrow(1, 0, kept), places.last(kept + text.shape[1])
                 selection = selection.narrow(0, 0, rows_asked(remaining))
-        if past_visual is not None:
-            rows = [past_visual, torch.ones_like(visual_index), torch.zeros_like(text_index)]
-            present.append(torch.cat([r.bool() for r in rows], dim=1))
+        if kinds is not None:
+            present.append(kinds.visual)
         return self.next_token_logits(text), present
 
     def run(
@@ -153,18 +162,17 @@ class Decoder(nn.Module):
         visual: Tensor,
         text: Tensor,
         places: Places,
-        past: Past,
-        past_visual: Tensor | None = None,
+        pairs: Sequence[KeyValue | Buffer],
+        kinds: Kinds | None = None,
     ) -> tuple[Tensor, Tensor, list[KeyValue | Tensor]]:
-        """Run a segment of layers on their own pasts."""
+        """Run a segment of layers on their own caches."""
         caches = [cache for cache in self.caches if cache.layer in segment]
-        pairs = [KeyValue(*pair) for pair in past]
-        # The first cache of each kind tells the length of all.
-        lengths = {
-            cache.length == TEXT_PAST: pair.key.shape[2]
+        # The first cache of each kind tells how the keys of all lie.
+        lie = {
+            cache.length == TEXT_PAST: pair.keys()
             for cache, pair in reversed(list(zip(caches, pairs, strict=True)))
         }
-        call = places.call(lengths.get(False, 0), text.shape[1], lengths.get(True, 0), past_visual)
+        call = places.call(text.shape[1], lie.get(False, NO_PAST), lie.get(True, NO_PAST), kinds)
         present: list[KeyValue | Tensor] = []
         for i in segment:
             own = [pair for cache, pair in zip(caches, pairs, strict=True) if cache.layer == i]
@@ -173,14 +181,12 @@ class Decoder(nn.Module):
         return visual, text, present
 
     def places(self, visual_index: Tensor, text_index: Tensor, dtype: torch.dtype) -> Places:
-        """Return who reads whom among the rows of a call, and rotations in `dtype`."""
+        """Return the places of a call's rows, and their rotations in `dtype`."""
         index = torch.cat([visual_index, text_index], dim=1)  # [B, S]
-        # A key of this call is visible if its place is not after the query's.
-        visible = index[:, None, :] <= index[:, :, None]
         # float32 whatever the model's dtype: float16 cannot tell positions above 2048 apart.
         angle = index[..., None].to(torch.float32) * self.inv_freq  # [B, S, d / 2]
         scale = self.dims.rope_scale
-        return Places(visible, (angle.cos() * scale).to(dtype), (angle.sin() * scale).to(dtype))
+        return Places(index, (angle.cos() * scale).to(dtype), (angle.sin() * scale).to(dtype))
 
     def next_token_logits(self, text: Tensor) -> Tensor:
         """[B, T, D] -> [B, 1 or T, vocab] in float32."""
@@ -191,7 +197,7 @@ class Decoder(nn.Module):
         return (project_tied(text, self.tied_head) if tied else self.head(text)).float()
 
     def empty_past(self, batch: int) -> list[Any]:
-        """Return the past before the first call, in the dtype of the weights; see `forward`."""
+        """Return the growing past before the first call, in the dtype of the weights; see `forward`."""
         size, new = self.dims.head_dim, self.norm.weight.new_empty
         empty = {c.groups: new((batch, c.groups, 0, size)) for c in self.caches}
         pairs = [KeyValue(empty[cache.groups], empty[cache.groups]) for cache in self.caches]
@@ -210,6 +216,7 @@ class Stage(nn.Module):
     def __init__(self, decoder: Decoder, number: int) -> None:
         super().__init__()
         self.segment = decoder.segments[number]
+        self.caches = tuple(cache for cache in decoder.caches if cache.layer in self.segment)
         self.decoder = decoder
 
     def forward(
@@ -228,7 +235,8 @@ class Stage(nn.Module):
         """
         decoder = self.decoder
         places = decoder.places(visual_index, text_index, text.dtype)
-        visual, text, present = decoder.run(self.segment, visual, text, places, past)
+        pairs, *_ = opened(past, self.caches, tells_rows=False)
+        visual, text, present = decoder.run(self.segment, visual, text, places, pairs)
         if self.segment.stop == len(decoder.layers):
             return decoder.next_token_logits(text), present
         selection = gate_selection(visual_index, text_index, text.dtype)

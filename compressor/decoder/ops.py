@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from compressor.decoder.layer import KeyValue
+    from compressor.decoder.cache import KeyValue
     from compressor.decoder.window import Window
 
 # Below every score; float16 has no larger negative number that survives a sum.
@@ -26,7 +26,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
         query: [B, H, S, d].
         key: [B, H_kv, P + S', d]; query head h reads key head h // (H / H_kv).
         value: as `key`.
-        mask: [B, 1, S, P + S'] bool, True where the query may read the key.
+        mask: [B, 1, S, P + S'] bool, True where the query may read the key; or numbers to add to the scores.
 
     Returns:
         [B, S, H * d].
@@ -123,6 +123,28 @@ def attend_masked(
     silent = torch.arange(rows, device=mixed.device)[:, None] < rows_cut  # [rows, 1]
     mixed = mixed.masked_fill(silent & gone, 0.0)
     return mixed.flatten(1, 2).transpose(1, 2).flatten(2)
+
+
+def write_rows(buffer: Tensor, rows: Tensor, filled: Tensor) -> Tensor:
+    """Return a buffer with rows written behind those that are filled; the buffer given stays as it is.
+
+    In a graph this is TensorScatter, which a runtime does in place where input and output are one memory.
+
+    Args:
+        buffer: [B, G, C, d].
+        rows: [B, G, S, d], filled + S <= C.
+        filled: [B] int64.
+    """
+    if torch.onnx.is_in_onnx_export():
+        return torch.onnx.ops.symbolic(
+            "TensorScatter",
+            [buffer, rows, filled],
+            {"axis": -2, "mode": "linear"},
+            dtype=buffer.dtype,
+            shape=buffer.shape,
+        )
+    places = filled[:, None] + torch.arange(rows.shape[2], device=rows.device)  # [B, S]
+    return buffer.scatter(2, places[:, None, :, None].expand_as(rows), rows)
 
 
 def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

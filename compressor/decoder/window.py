@@ -38,28 +38,27 @@ class Window:
             mask = mask & (other[:, None] <= own[:, :, None, None])
         self.mask = mask.flatten(2)  # [gh, gw, w * gw']
 
-    def masked(self, mask: Tensor, past_visual: Tensor, visual: int) -> Tensor:
-        """Return a dense mask [B, 1, S, P + S] in which visual rows read their window among visual rows.
+    def masked(self, mask: Tensor, visual_keys: Tensor, numbers: Tensor, visual: int) -> Tensor:
+        """Return a dense mask [B, 1, S, keys] in which visual rows read their window among visual rows.
 
         Args:
             mask: of all rows, visual first.
-            past_visual: [B, P] which rows of the past are visual; other images are no neighbours.
+            visual_keys: [B, keys] which keys are visual; other images are no neighbours.
+            numbers: [B or 1, keys] which row of this call a key is; the past is negative.
             visual: V.
         """
-        past, rows = past_visual.shape[1], mask.shape[2]
-        place = torch.arange(visual, device=mask.device)
-        image, within = place // (self.rows * self.columns), place % (self.rows * self.columns)
-        row, column = within // self.columns, within % self.columns
-        near = (image[:, None] == image) & self.mask_of(row, column)
         earlier = mask.narrow(2, 0, visual)
-        before = earlier.narrow(3, 0, past) & ~past_visual[:, None, None]
-        here = earlier.narrow(3, past, visual)
-        here = here & near if self.causal else near.expand_as(here)
-        behind = earlier.narrow(3, past + visual, rows - visual)
-        of_visual = torch.cat([before, here, behind], dim=3)
-        return torch.cat([of_visual, mask.narrow(2, visual, rows - visual)], dim=2)
+        row = torch.arange(visual, device=mask.device)[:, None]
+        near = self._near(row, numbers[:, None]) & ((numbers >= 0) & (numbers < visual))[:, None]
+        near = near[:, None]  # [B or 1, 1, V, keys]
+        here = earlier & near if self.causal else near.expand_as(earlier)
+        of_visual = (earlier & ~visual_keys[:, None, None]) | here
+        rest = mask.narrow(2, visual, mask.shape[2] - visual)
+        return torch.cat([of_visual, rest], dim=2)
 
-    def mask_of(self, row: Tensor, column: Tensor) -> Tensor:
-        """Return [V, V] of the rows' and columns' distance."""
-        half = self.side // 2
-        return ((row[:, None] - row).abs() <= half) & ((column[:, None] - column).abs() <= half)
+    def _near(self, row: Tensor, key: Tensor) -> Tensor:
+        """Return whether rows and keys, numbered through a call's images, are of one image and near in it."""
+        size, half = self.rows * self.columns, self.side // 2
+        down = (row % size // self.columns - key % size // self.columns).abs() <= half
+        across = (row % self.columns - key % self.columns).abs() <= half
+        return (row // size == key // size) & down & across

@@ -71,11 +71,17 @@ class Recording:
     shapes: dict[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
 
 
-def record(session: Session, plan: Plan, seed: int = 0) -> Recording:
+def record(session: Session, plan: Plan, seed: int = 0, room: int | None = None) -> Recording:
     """Run the fixed set of calls and keep what comes out.
 
     Images are seeded noise, tokens are seeded draws from the vocabulary: V = 0, N and 2N with two lengths
     of T; each prompt is followed by a later turn on its cache and by decode steps.
+
+    Args:
+        session: runs them.
+        plan: of the decoder.
+        seed: of the draws.
+        room: rows of one conversation in caches of fixed size; what does not fit is shortened or left out.
     """
     recording = Recording()
     rng = np.random.default_rng(seed)
@@ -89,7 +95,13 @@ def record(session: Session, plan: Plan, seed: int = 0) -> Recording:
             recording.outputs[f"vision, {images} images"] = features.astype(np.float32)
         for rows in TEXT_ROWS:
             ids = rng.integers(0, facts.decoder.vocab, rows + LATER_TEXT_ROWS + DECODE_STEPS)
-            _record_prompt(recording, session, features, ids, rows, f"{images} images, T={rows}")
+            if room is not None:
+                # Caches of text alone have room for the text beside one image.
+                ids = ids[: max(0, room - max(images, 1) * facts.visual_tokens)]
+            if len(ids):
+                _record_prompt(
+                    recording, session, features, ids, rows, f"{images} images, T={rows}"
+                )
     return recording
 
 
@@ -111,7 +123,10 @@ def _record_prompt(
     visual_index = np.arange(1, 1 + place, dtype=np.int64)[None]
     past = session.empty_past(1)
     start = 0
-    for label, count in _calls(rows):
+    for label, wanted in _calls(rows):
+        count = min(wanted, len(ids) - start)
+        if not count:
+            return
         text = embedded[:, start : start + count]
         text_index = np.arange(start, start + count, dtype=np.int64)[None]
         text_index += place * (text_index > 0)
