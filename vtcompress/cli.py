@@ -15,6 +15,7 @@ import click
 from compressor.errors import ProblemsError, VtcompressError
 from compressor.version import __version__
 from export.backends import BACKENDS, PRECISIONS
+from vtcompress.cli_doctor import doctor
 from vtcompress.cli_gates import train_gates
 from vtcompress.cli_recipe import FILE, read_recipe, recipe_options
 from vtcompress.cli_report import COMMANDS
@@ -364,7 +365,7 @@ def completion(shell: str) -> None:
     click.echo(maker(cli, {}, "vtcompress", "_VTCOMPRESS_COMPLETE").source())
 
 
-for command in (train_gates, *COMMANDS):
+for command in (train_gates, doctor, *COMMANDS):
     cli.add_command(command)
 
 
