@@ -11,6 +11,7 @@ from compressor.version import __version__
 from export.bench import BenchReport, Ratio
 from export.graphs import GraphSpec
 from export.memory import Footprint
+from export.onnx_check import CheckerReport
 from export.parity.fidelity import FidelityReport
 from export.parity.loss import LossReport
 
@@ -67,6 +68,7 @@ class Manifest(Facts):
         tools: versions of what made it.
         image_token: text of the image token in a rendered prompt.
         files: every other file of the artifact by its relative name.
+        checker: outcome of the ONNX package's own checker; None: not run.
         fidelity: outcome of the first check; None: not run.
         loss: outcome of the second check; None: not run.
         measured: times beside the naive original; None: not measured.
@@ -84,6 +86,7 @@ class Manifest(Facts):
     graphs: tuple[GraphSpec, ...]
     files: dict[str, FileEntry]
     predicted: Predicted
+    checker: CheckerReport | None = None
     fidelity: FidelityReport | None = None
     loss: LossReport | None = None
     measured: BenchReport | None = None
@@ -93,7 +96,14 @@ class Manifest(Facts):
     @property
     def passed(self) -> bool:
         """Whether no check that ran missed a threshold."""
-        return all(check is None or check.passed for check in (self.fidelity, self.loss))
+        checks = (self.checker, self.fidelity, self.loss)
+        return all(check is None or check.passed for check in checks)
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """What the checks that ran have missed."""
+        checks = (self.checker, self.fidelity, self.loss)
+        return tuple(line for check in checks if check is not None for line in check.failures)
 
 
 def tool_versions() -> dict[str, str]:

@@ -183,11 +183,10 @@ def export(
     show.show_checks(out, manifest, chosen)
     out.line(f"written: {output} (report: {output / 'report.html'})")
     out.result(manifest.model_dump(mode="json"))
-    failures = [line for c in (manifest.fidelity, manifest.loss) if c for line in c.failures]
-    _raise_if_missed(failures)
+    _raise_if_missed(manifest.failures)
 
 
-def _raise_if_missed(failures: list[str] | tuple[str, ...]) -> None:
+def _raise_if_missed(failures: tuple[str, ...]) -> None:
     if failures:
         for line in failures:
             click.echo(f"missed: {line}", err=True)
@@ -201,6 +200,14 @@ def _raise_if_missed(failures: list[str] | tuple[str, ...]) -> None:
     "--model", help="The original, hub id or folder: measure it and export fidelity anew."
 )
 @click.option("--gates", type=FILE, help="The gates' weights, if the plan has gates; with --model.")
+@click.option(
+    "--backend",
+    type=click.Choice(BACKENDS),
+    help="Compare this backend with ONNX Runtime on the CPU instead; without --data, --model, --gates.",
+)
+@click.option(
+    "--precision", type=click.Choice(PRECISIONS), default=PRECISIONS[0], help="bf16: openvino only."
+)
 @click.option("--threads", type=click.IntRange(min=1), help="Of one operator.")
 @click.pass_obj
 def validate(
@@ -210,13 +217,28 @@ def validate(
     data: Path | None,
     model: str | None,
     gates: Path | None,
+    backend: str | None,
+    precision: str,
     threads: int | None,
 ) -> None:
     """Check an artifact against the original's stored answers, or against the original itself."""
     from compressor.plan import Plan
     from export.artifact import PLAN_FILE
     from vtcompress import show, stages
+    from vtcompress.backend_check import validate_backend
 
+    if backend is not None:
+        if data is not None or model is not None or gates is not None:
+            raise click.UsageError(
+                "--backend needs no original: leave out --data, --model, --gates"
+            )
+        parity = validate_backend(
+            artifact, backend, precision=precision, threads=threads, progress=out
+        )
+        show.show_parity(out, parity)
+        out.result(parity.model_dump(mode="json"))
+        _raise_if_missed(parity.failures)
+        return
     outcome = stages.validate(
         artifact, data=data, model=model, gates=gates, threads=threads, progress=out
     )

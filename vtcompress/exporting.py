@@ -31,6 +31,7 @@ from export.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE
 from export.graphs import GraphSpec, decoder_graph, decoder_graphs, embed_graph, vision_graph
 from export.manifest import Manifest, Predicted, tool_versions
 from export.model_card import Origin
+from export.onnx_check import CheckerReport, check_graphs
 from export.parity import fidelity, loss
 from export.runtime import Runtime
 from export.sessions import OnnxSession
@@ -63,6 +64,7 @@ class Written:
         reference: outputs of the compressed torch model.
         original: answers of the original model; None without validation data.
         image_token: text of the image token.
+        checker: what the ONNX package's checker says of the graphs.
     """
 
     plan: Plan
@@ -70,6 +72,7 @@ class Written:
     reference: fidelity.Recording
     original: loss.Answers | None
     image_token: str
+    checker: CheckerReport
 
 
 class ExportRun:
@@ -192,7 +195,9 @@ class ExportRun:
         self.progress.say("running the compressed model in torch")
         reference = record_torch(small)
         graphs = self._write_graphs(small, folder)
-        return Written(small.plan, graphs, reference, original, small.processor.image_token)
+        checker = check_graphs(folder, graphs)
+        token = small.processor.image_token
+        return Written(small.plan, graphs, reference, original, token, checker)
 
     def _write_graphs(self, small: "CompressedModel", folder: Path) -> tuple[GraphSpec, ...]:
         import torch
@@ -238,6 +243,7 @@ class ExportRun:
             "logits": recipe.export.logits,
             "graphs": graphs,
             "predicted": predicted(plan, recipe.export.dtype),
+            "checker": written.checker,
             "fidelity": first,
             "loss": second,
             "measured": self._times(folder, graphs, plan) if self.rounds else None,

@@ -70,25 +70,33 @@ class Recording:
     shapes: dict[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
 
 
-def record(session: Session, plan: Plan, seed: int = 0) -> Recording:
+def record(
+    session: Session, plan: Plan, seed: int = 0, images: Sequence[int] = IMAGE_COUNTS
+) -> Recording:
     """Run the fixed set of calls and keep what comes out.
 
     Images are seeded noise, tokens are seeded draws from the vocabulary: V = 0, N and 2N with two lengths
     of T; each prompt is followed by a later turn on its cache and by decode steps.
+
+    Args:
+        session: runs them.
+        plan: of the model.
+        seed: of the draws.
+        images: of the prompts.
     """
     recording = Recording()
     rng = np.random.default_rng(seed)
     facts = plan.model
     size = facts.image_size
-    for images in IMAGE_COUNTS:
-        pixels = rng.standard_normal((images, 3, size, size)).astype(np.float32)
+    for count in images:
+        pixels = rng.standard_normal((count, 3, size, size)).astype(np.float32)
         features = None
-        if images:
+        if count:
             features = session.vision(pixels)
-            recording.outputs[f"vision, {images} images"] = features.astype(np.float32)
+            recording.outputs[f"vision, {count} images"] = features.astype(np.float32)
         for rows in TEXT_ROWS:
             ids = rng.integers(0, facts.decoder.vocab, rows + LATER_TEXT_ROWS + DECODE_STEPS)
-            _record_prompt(recording, session, features, ids, rows, f"{images} images, T={rows}")
+            _record_prompt(recording, session, features, ids, rows, f"{count} images, T={rows}")
     return recording
 
 
@@ -135,15 +143,18 @@ def compare(
     graphs: Sequence[GraphSpec],
     declared: Sequence[str],
     limits: Limits,
+    *,
+    beside: str = "torch",
 ) -> FidelityReport:
     """Judge one recording against another.
 
     Args:
-        reference: of the compressed torch model.
+        reference: of the compressed torch model, or of another backend.
         found: of the exported graphs.
         graphs: the graphs that were run; named in the report.
         declared: failures of names, axes and dtypes that `check_declared` found.
         limits: what every output must satisfy.
+        beside: what gave the reference, in words.
     """
     failures = list(declared)
     differences = []
@@ -153,14 +164,16 @@ def compare(
             failures.append(f"{call}: missing")
             continue
         if got.shape != wanted.shape:
-            failures.append(f"{call}: shape {got.shape}, torch gives {wanted.shape}")
+            failures.append(f"{call}: shape {got.shape}, {beside} gives {wanted.shape}")
             continue
         difference = _difference(call, wanted, got)
         differences.append(difference)
         failures += _misses(difference, limits)
     for call, shapes in reference.shapes.items():
         if found.shapes.get(call) != shapes:
-            failures.append(f"{call}: cache shapes {found.shapes.get(call)}, torch gives {shapes}")
+            failures.append(
+                f"{call}: cache shapes {found.shapes.get(call)}, {beside} gives {shapes}"
+            )
     if not differences:
         nothing = Difference(
             call="nothing compared", max_abs=np.inf, max_relative=np.inf, cosine=-1.0
