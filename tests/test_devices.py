@@ -12,6 +12,8 @@ from compressor.decoder import Decoder, decoder_from
 from tests.fake_gpu import PLANS, weights_of
 from tests.test_cuts import plan_of, tensors_of
 
+TIMED = tuple(f"timed {name}" for name in ("original", "shortv", "vtw", "yopo"))
+
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, str]:
@@ -27,7 +29,7 @@ def found() -> dict[str, str]:
     return outcomes
 
 
-@pytest.mark.parametrize("name", [*PLANS, "stages"])
+@pytest.mark.parametrize("name", [*PLANS, "stages", *TIMED])
 def test_a_decoder_on_weights_of_another_device_runs_there_alone(
     found: dict[str, str], name: str
 ) -> None:

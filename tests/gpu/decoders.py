@@ -132,9 +132,9 @@ class Prompt:
         generator = torch.Generator().manual_seed(seed)
         rows = torch.randn(1, visual + TEXT, weight.shape[0], generator=generator).to(weight)
         places = torch.arange(visual + TEXT, device=weight.device)[None]
-        seen = (places[0] > 0) & (places[0] <= visual)  # one text row in front
         self.decoder = decoder
-        self.rows = (rows[:, seen], rows[:, ~seen], places[:, seen], places[:, ~seen])
+        (seen, text), (seen_at, text_at) = apart(rows, visual), apart(places, visual)
+        self.rows = (seen, text, seen_at, text_at)
         self.step_rows = (rows[:, :0], rows[:, :1], places[:, :0], places[:, -1:] + 1)
         self.past: list[Any] = []
         self.logits = self.prefill()
@@ -156,6 +156,12 @@ class Prompt:
         """Bytes of keys and values behind the prompt."""
         pairs = (item for item in self.past if isinstance(item, tuple))
         return sum(tensor.nbytes for pair in pairs for tensor in pair)
+
+
+def apart(rows: Tensor, visual: int) -> tuple[Tensor, Tensor]:
+    """Return the visual rows [1, V, ...] and the text rows of a prompt: one text row stands in front."""
+    text = torch.cat([rows[:, :1], rows[:, 1 + visual :]], dim=1)
+    return rows[:, 1 : 1 + visual].contiguous(), text
 
 
 def in_turns(
