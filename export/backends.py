@@ -47,7 +47,7 @@ def open_session(
     if mapped and backend != "onnxruntime":
         raise BackendError(f"{backend}: always packs weights; mapped weights need onnxruntime")
     check_dtype(backend, artifact.manifest.dtype)
-    if device and not _on_gpu(backend):
+    if device and not on_gpu(backend):
         raise BackendError(f"{backend}: runs on no GPU; leave out the device")
     if backend in TARGETS:
         return _open_engines(artifact, backend, device)
@@ -85,7 +85,8 @@ def check_dtype(backend: str, dtype: str) -> None:
         )
 
 
-def _on_gpu(backend: str) -> bool:
+def on_gpu(backend: str) -> bool:
+    """Return whether a backend runs on a GPU."""
     return backend in TARGETS or backend == "onnxruntime-cuda"
 
 

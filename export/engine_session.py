@@ -193,6 +193,7 @@ class EngineSession(GraphSession[EngineGraph]):
         *,
         decoder: str = "decoder",
     ) -> None:
+        self.engines = engines
         pool, facts = Pool(device), engines.facts
         entries = {entry.graph: entry for entry in facts.engines}
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from export.artifact import Artifact
 
 ENGINES_FOLDER, ENGINES_FILE, TIMING_FILE = "engines", "engines.json", "timing.cache"
+# How the engines ran, where they ran; `export.parity.backend` writes it.
+PARITY_FILE = "parity.json"
 ENGINES_FORMAT = 1
 # The one file that all graphs' tensors lie in.
 WEIGHTS_FILE = "weights.bin"
@@ -261,7 +263,8 @@ def _named(folder: Path) -> set[tuple[str, ...]]:
         facts = OpenedSet.read(folder).facts
     except ArtifactError:
         return set()
-    return {(name,) for name in (ENGINES_FILE, TIMING_FILE, *(e.file for e in facts.engines))}
+    files = (entry.file for entry in facts.engines)
+    return {(name,) for name in (ENGINES_FILE, TIMING_FILE, PARITY_FILE, *files)}
 
 
 def _hidden(path: Path) -> bool:

@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from compressor.methods import VisualExit
-from export import checks, exits, in_words, report
+from export import checks, exits, in_words, ladder, report
 from export.bench import bench_rows
 from export.charts import contribution_chart, exit_chart, kinds_chart, speed_chart
 from export.cuts import semantics_words
@@ -108,6 +108,10 @@ def html_report(data: ReportData) -> str:
         kind_columns=checks.LOSS_COLUMNS,
         kind_rows=[checks.loss_row(f) for f in (loss.overall, *loss.kinds)] if loss else [],
         kinds=kinds_chart(loss.kinds) if loss else None,
+        ladder_words=report.LADDER_WORDS,
+        rungs=data.rungs,
+        claim=ladder.claim(data.rungs),
+        on_gpu=ladder.ran_on_gpu(data.rungs),
         questions=[_card(question) for question in chosen_questions(data.questions)],
         questions_words=report.questions_words(data),
         digests=report.digest_rows(data),

@@ -11,6 +11,7 @@ from compressor.version import __version__
 from export.bench import BenchReport, Ratio
 from export.graphs import GraphSpec
 from export.memory import Footprint
+from export.onnx_check import CheckerReport
 from export.overflow import Float16Ranges
 from export.parity.fidelity import FidelityReport
 from export.parity.loss import LossReport
@@ -72,6 +73,7 @@ class Manifest(Facts):
         tools: versions of what made it.
         image_token: text of the image token in a rendered prompt.
         files: every other file of the artifact by its relative name.
+        checker: outcome of the ONNX package's own checker; None: not run.
         fidelity: outcome of the first check; None: not run.
         loss: outcome of the second check; None: not run.
         ranges: how large values of float16 graphs get, and which nodes stay in float32; None: not float16.
@@ -92,6 +94,7 @@ class Manifest(Facts):
     graphs: tuple[GraphSpec, ...]
     files: dict[str, FileEntry]
     predicted: Predicted
+    checker: CheckerReport | None = None
     fidelity: FidelityReport | None = None
     loss: LossReport | None = None
     ranges: Float16Ranges | None = None
@@ -103,7 +106,14 @@ class Manifest(Facts):
     @property
     def passed(self) -> bool:
         """Whether no check that ran missed a threshold."""
-        return all(check is None or check.passed for check in (self.fidelity, self.loss))
+        checks = (self.checker, self.fidelity, self.loss)
+        return all(check is None or check.passed for check in checks)
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """What the checks that ran have missed."""
+        checks = (self.checker, self.fidelity, self.loss)
+        return tuple(line for check in checks if check is not None for line in check.failures)
 
 
 def tool_versions() -> dict[str, str]:

@@ -15,11 +15,13 @@ from export.cuts import splits
 from export.dtype_words import dtype_words
 from export.exits import EXIT_COLUMNS, exit_rows, may_exit, mean_words
 from export.in_words import done, gained, lost
+from export.ladder import claim, ran_on_gpu
 from export.markdown import escaped, fenced, table
 from export.report import predicted_rows, ratio_words
 from export.report_data import ReportData, headline, method_words
 
 CARD_FILE = "README.md"
+CHECKED_COLUMNS = ("check", "outcome", "what it proves")
 PAPERS = {
     "visual_exit": (
         "VTW: Boosting Multimodal Large Language Models with Visual Tokens Withdrawal for Rapid Inference, "
@@ -94,6 +96,9 @@ def model_card(data: ReportData, origin: Origin) -> str:
         "## Measured",
         f"{' '.join(gained(data))} {' '.join(lost(data))}",
         *_figures(data),
+        "## How far it was checked",
+        table(CHECKED_COLUMNS, [(r.name, r.outcome, escaped(r.proves)) for r in data.rungs]),
+        escaped(claim(data.rungs)),
         "## How to run",
         _how_to_run(manifest.dtype),
         "## Limits",
@@ -185,7 +190,9 @@ def _limits(data: ReportData, origin: Origin) -> str:
     lines = [
         "- The weight file does not shrink: text tokens still use every weight.",
         decode,
-        "- Never run on a GPU.",
+        "- Never run on a GPU."
+        if not ran_on_gpu(data.rungs)
+        else "- Run on the GPUs named above alone.",
         "- Figures hold for the data and the machine that they were measured on; measure on your own with "
         "`vtcompress validate` and `vtcompress bench`.",
     ]

@@ -30,6 +30,7 @@ from export.exits import (
 )
 from export.head_chart import HEAD_COLUMNS, head_rows
 from export.in_words import done, gained, lost
+from export.ladder import COLUMNS, claim, rows
 from export.manifest import Manifest
 from export.markdown import escaped, fenced, table
 from export.memory import Footprint
@@ -61,6 +62,7 @@ def markdown_report(data: ReportData) -> str:
         ("Memory", lambda: memory_words(manifest.memory)),
         ("Check 1: export fidelity", lambda: _fidelity(manifest)),
         ("Check 2: compression loss", lambda: _loss(manifest.loss)),
+        ("Ladder of checks", lambda: _ladder(data)),
         ("Sample questions", lambda: _questions(data)),
         ("Made with", lambda: _made_with(data)),
         ("Recipe", lambda: fenced(data.recipe, "yaml") if data.recipe else "Not stored."),
@@ -343,6 +345,17 @@ def _outcome(found: str, failures: Sequence[str]) -> str:
     if not failures:
         return f"\n\n{found.capitalize()}."
     return "\n\n**Failed:**\n\n" + "\n".join(f"- {escaped(line)}" for line in failures)
+
+
+LADDER_WORDS = (
+    "How far the artifact was checked. A claim reaches as far as the last check that ran. Engines may have "
+    "been built since this page was written: `vtcompress report ARTIFACT` shows the ladder as it is now."
+)
+
+
+def _ladder(data: ReportData) -> str:
+    found = [tuple(escaped(cell) for cell in row) for row in rows(data.rungs)]
+    return f"{LADDER_WORDS}\n\n{table(COLUMNS, found)}\n\n{escaped(claim(data.rungs))}"
 
 
 def questions_words(data: ReportData) -> str:

@@ -1,6 +1,6 @@
 """What reports show of an artifact: read from its files once, with the figures of the headline."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ from compressor.plan import Plan
 from compressor.recipe import load_recipe
 from export.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE
 from export.cuts import heads_kept, neurons_kept, semantics, text_alone_values
+from export.engine_facts import engine_facts
 from export.exits import cache_figures, staying
+from export.ladder import EngineFacts, Rung, claim, ladder
 from export.manifest import Manifest
 from export.questions import Question, stored_questions
 
@@ -33,6 +35,7 @@ class ReportData:
         recipe: text of the resolved recipe.
         methods: of the recipe, in order.
         questions: with both models' answers; none if compression loss did not run.
+        engines: sets of engines that belong to the artifact as it is.
     """
 
     manifest: Manifest
@@ -41,6 +44,12 @@ class ReportData:
     recipe: str = ""
     methods: tuple[Method, ...] = ()
     questions: tuple[Question, ...] = ()
+    engines: tuple[EngineFacts, ...] = ()
+
+    @property
+    def rungs(self) -> tuple[Rung, ...]:
+        """The ladder of checks."""
+        return ladder(self.manifest, self.engines)
 
 
 def report_data(folder: Path, manifest: Manifest) -> ReportData:
@@ -61,6 +70,7 @@ def report_data(folder: Path, manifest: Manifest) -> ReportData:
         recipe=read_text(folder / RECIPE_FILE, ArtifactError),
         methods=load_recipe(folder / RECIPE_FILE).methods,
         questions=stored_questions(folder),
+        engines=engine_facts(folder, manifest),
     )
 
 
@@ -224,6 +234,8 @@ def figures(data: ReportData) -> dict[str, Any]:
         "measured": manifest.measured and manifest.measured.model_dump(mode="json"),
         "fidelity": manifest.fidelity and manifest.fidelity.model_dump(mode="json"),
         "loss": manifest.loss and manifest.loss.model_dump(mode="json"),
+        "ladder": [asdict(rung) for rung in data.rungs],
+        "claim": claim(data.rungs),
         "layers": layers,
         "frozen_layers": len(plan.frozen_layers()),
         "exit_layer": plan.exit_layer,

@@ -124,6 +124,7 @@ def test_headings_come_in_order_and_lead_from_what_was_done_to_the_recipe(full):
         "Speed: predicted and measured",
         "Check 1: export fidelity",
         "Check 2: compression loss",
+        "Ladder of checks",
         "Sample questions",
         "Made with",
         "Recipe",
@@ -223,7 +224,9 @@ def test_failures_stand_in_their_own_check(tmp_path):
     assert "mean KL" not in first
     assert "<li>mean KL</li>" in second
     assert "prefill: shape" not in second
-    assert text.count("✗ failed") == 4
+    # Twice in the head, once in each check, and once on the ladder: its rung is export fidelity.
+    assert text.count("✗ failed") == 5
+    assert "✗ failed" in text.split('id="ladder"')[1].split('id="questions"')[0]
 
 
 def test_questions_come_differences_first_with_the_differing_words_marked(full):

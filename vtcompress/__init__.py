@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from export.artifact import Artifact
     from export.manifest import Manifest
     from export.runtime import Runtime
+    from vtcompress.backend_check import validate_backend
     from vtcompress.stages import (
         bench,
         calibrate,
@@ -59,6 +60,7 @@ _HOMES = {
     "plan": "vtcompress.stages",
     "train_gates": "vtcompress.stages",
     "validate": "vtcompress.stages",
+    "validate_backend": "vtcompress.backend_check",
 }
 
 __all__ = [
@@ -80,6 +82,7 @@ __all__ = [
     "plan",
     "train_gates",
     "validate",
+    "validate_backend",
 ]
 
 

@@ -16,6 +16,7 @@ from compressor.errors import ProblemsError, VtcompressError
 from compressor.version import __version__
 from export.backends import BACKENDS, PRECISIONS
 from vtcompress.cli_build import build
+from vtcompress.cli_doctor import doctor
 from vtcompress.cli_gates import train_gates
 from vtcompress.cli_recipe import FILE, read_recipe, recipe_options
 from vtcompress.cli_report import COMMANDS
@@ -160,6 +161,7 @@ def export(
     """Run all stages: calibrate, plan, compress, export to ONNX, check against the original, time."""
     from compressor.calibration.profile import Profile
     from compressor.plan import Plan
+    from export.engine_facts import engine_facts
     from vtcompress import show, stages
 
     recipe = read_recipe(
@@ -182,14 +184,13 @@ def export(
     )
     chosen = Plan.load(output / "plan.json")
     show.show_plan(out, chosen)
-    show.show_checks(out, manifest, chosen)
+    show.show_checks(out, manifest, chosen, engine_facts(output, manifest))
     out.line(f"written: {output} (report: {output / 'report.html'})")
     out.result(manifest.model_dump(mode="json"))
-    failures = [line for c in (manifest.fidelity, manifest.loss) if c for line in c.failures]
-    _raise_if_missed(failures)
+    _raise_if_missed(manifest.failures)
 
 
-def _raise_if_missed(failures: list[str] | tuple[str, ...]) -> None:
+def _raise_if_missed(failures: tuple[str, ...]) -> None:
     if failures:
         for line in failures:
             click.echo(f"missed: {line}", err=True)
@@ -203,6 +204,17 @@ def _raise_if_missed(failures: list[str] | tuple[str, ...]) -> None:
     "--model", help="The original, hub id or folder: measure it and export fidelity anew."
 )
 @click.option("--gates", type=FILE, help="The gates' weights, if the plan has gates; with --model.")
+@click.option(
+    "--backend",
+    type=click.Choice(BACKENDS),
+    help="Compare this backend with ONNX Runtime on the CPU instead; without --data, --model, --gates.",
+)
+@click.option(
+    "--precision", type=click.Choice(PRECISIONS), default=PRECISIONS[0], help="bf16: openvino only."
+)
+@click.option(
+    "--device", type=click.IntRange(min=0), default=0, help="Number of the GPU; with --backend."
+)
 @click.option("--threads", type=click.IntRange(min=1), help="Of one operator.")
 @click.pass_obj
 def validate(
@@ -212,13 +224,34 @@ def validate(
     data: Path | None,
     model: str | None,
     gates: Path | None,
+    backend: str | None,
+    precision: str,
+    device: int,
     threads: int | None,
 ) -> None:
     """Check an artifact against the original's stored answers, or against the original itself."""
     from compressor.plan import Plan
     from export.artifact import PLAN_FILE
     from vtcompress import show, stages
+    from vtcompress.backend_check import validate_backend
 
+    if backend is not None:
+        if data is not None or model is not None or gates is not None:
+            raise click.UsageError(
+                "--backend needs no original: leave out --data, --model, --gates"
+            )
+        parity = validate_backend(
+            artifact,
+            backend,
+            precision=precision,
+            threads=threads,
+            device=device,
+            progress=out,
+        )
+        show.show_parity(out, parity)
+        out.result(parity.model_dump(mode="json"))
+        _raise_if_missed(parity.failures)
+        return
     outcome = stages.validate(
         artifact, data=data, model=model, gates=gates, threads=threads, progress=out
     )
@@ -370,7 +403,7 @@ def completion(shell: str) -> None:
     click.echo(maker(cli, {}, "vtcompress", "_VTCOMPRESS_COMPLETE").source())
 
 
-for command in (build, train_gates, *COMMANDS):
+for command in (build, train_gates, doctor, *COMMANDS):
     cli.add_command(command)
 
 

@@ -33,6 +33,7 @@ from export.graphs import GraphSpec, decoder_graph, decoder_graphs, embed_graph,
 from export.limits import Limits, buffer_bytes, cache_limits, check_fixed
 from export.manifest import Manifest, Predicted, tool_versions
 from export.model_card import Origin
+from export.onnx_check import check_graphs
 from export.parity import fidelity, loss
 from export.runtime import Runtime
 from export.sessions import OnnxSession
@@ -192,8 +193,12 @@ class ExportRun:
         # Exported programs are cycles that hold the weights; without this they stay through the checks.
         gc.collect()
         manifest = self._onnx_side(written, folder)
-        build_targets(folder, self.recipe, self.progress)
-        return manifest
+        if not build_targets(folder, self.recipe, self.progress):
+            return manifest
+        # The ladder of checks now reaches further.
+        write_reports(folder, manifest, self.origin)
+        fields = {name: value for name, value in manifest if name != "files"}
+        return artifacts.write_manifest(folder, **fields)
 
     def _torch_side(
         self,
@@ -248,6 +253,7 @@ class ExportRun:
         ranges = keep_wide_nodes(
             recipe, self.range_samples, folder, graphs, plan, written.image_token
         )
+        checker = check_graphs(folder, graphs)
         # A method of its own: its session is gone before timing loads both decoders.
         first, second = self._both_checks(written, folder)
         missing = missing_kernels(folder, graphs) if recipe.export.dtype == "bfloat16" else ()
@@ -263,6 +269,7 @@ class ExportRun:
             "predicted": predicted(
                 plan, recipe.export.dtype, cache_limits(recipe.export, plan.model)
             ),
+            "checker": checker,
             "fidelity": first,
             "loss": second,
             "ranges": ranges,

@@ -1,6 +1,6 @@
 """How results look to a person on the command line."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compressor.calibration.profile import Profile
@@ -20,7 +20,10 @@ from export.exits import (
     gates_words,
     mean_words,
 )
+from export.ladder import COLUMNS as LADDER_COLUMNS
+from export.ladder import EngineFacts, Rung, claim, ladder, rows
 from export.manifest import Manifest
+from export.parity.backend import REFERENCE, BackendParity
 from export.parity.fidelity import FidelityReport
 from export.parity.loss import LossReport
 from export.report import layer_columns, layer_rows
@@ -90,7 +93,9 @@ def activity_words(profile: Profile) -> str:
     return found
 
 
-def show_checks(out: Output, manifest: Manifest, chosen: Plan) -> None:
+def show_checks(
+    out: Output, manifest: Manifest, chosen: Plan, engines: Sequence[EngineFacts] = ()
+) -> None:
     """Print times and both checks."""
     if manifest.measured is not None:
         show_bench(out, manifest.measured, chosen, manifest.dtype)
@@ -99,6 +104,13 @@ def show_checks(out: Output, manifest: Manifest, chosen: Plan) -> None:
         out.line(line)
     show_loss(out, manifest.loss)
     show_exits(out, chosen, manifest.loss)
+    show_ladder(out, ladder(manifest, engines))
+
+
+def show_ladder(out: Output, rungs: Sequence[Rung]) -> None:
+    """Print how far an artifact was checked, and what that proves."""
+    out.table("Ladder of checks", LADDER_COLUMNS, rows(rungs))
+    out.line(claim(rungs))
 
 
 def show_bench(out: Output, report: BenchReport, chosen: Plan, dtype: str) -> None:
@@ -133,6 +145,18 @@ def show_fidelity(out: Output, report: FidelityReport | None) -> None:
         f"max abs {report.worst_abs.max_abs:.2e}, max relative {report.worst_relative.max_relative:.2e}, "
         f"cosine {report.worst_cosine.cosine:.7f}: {'passed' if report.passed else 'FAILED'}"
     )
+
+
+def show_parity(out: Output, parity: BackendParity) -> None:
+    """Print how a backend compares with ONNX Runtime on the CPU, and what its answers lose."""
+    o = parity.outputs
+    what = ", ".join(filter(None, (parity.backend, parity.precision, parity.device)))
+    out.line(
+        f"Backend parity ({what} against {REFERENCE}, {o.calls} outputs): max abs {o.worst_abs.max_abs:.2e}, "
+        f"max relative {o.worst_relative.max_relative:.2e}, cosine {o.worst_cosine.cosine:.7f}: "
+        f"{'passed' if o.passed else 'FAILED'}"
+    )
+    show_loss(out, parity.loss)
 
 
 def show_loss(out: Output, report: LossReport | None) -> None:

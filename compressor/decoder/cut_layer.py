@@ -250,9 +250,10 @@ class MaskedLayer(nn.Module):
         self.window = _window(plan, grid)
         self.off = plan.off
         kept = plan.groups if plan.groups is not None else range(dims.kv_heads)
-        # A plain attribute on the CPU, also while a decoder is laid out on the meta device.
-        flags = [i not in kept for i in range(dims.kv_heads)]
-        self.pruned = torch.tensor(flags, device=torch.device("cpu"))
+        # Real flags also while a decoder is laid out on the meta device; they follow its weights later.
+        flags = torch.tensor([i not in kept for i in range(dims.kv_heads)], device="cpu")
+        self.pruned: Tensor
+        self.register_buffer("pruned", flags, persistent=False)
 
     def forward(
         self, visual: Tensor, text: Tensor, call: Call, past: KeyValue | Buffer

@@ -1,7 +1,7 @@
 """The decoder on two row groups: visual rows and text rows travel as two tensors from layer to layer."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -105,8 +105,17 @@ class Decoder(nn.Module):
             self.tied_head = nn.Parameter(torch.empty(dims.vocab, dims.hidden))
         else:
             self.head = Linear(dims.hidden, dims.vocab, bias=False)
-        # A plain attribute, no buffer: `half()` must not round it.
-        self.inv_freq = torch.tensor(dims.rope_inv_freq, dtype=torch.float32)
+        self.inv_freq: Tensor
+        # Real numbers also while a decoder is laid out on the meta device; they follow its weights later.
+        inv_freq = torch.tensor(dims.rope_inv_freq, dtype=torch.float32, device="cpu")
+        self.register_buffer("inv_freq", inv_freq, persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move the decoder to a device or to another dtype; rotary frequencies stay float32."""
+        exact = self.inv_freq
+        super()._apply(fn, recurse)
+        self.inv_freq = exact.to(self.inv_freq.device)
+        return self
 
     def forward(
         self,
@@ -201,7 +210,7 @@ class Decoder(nn.Module):
         size, new = self.dims.head_dim, self.norm.weight.new_empty
         empty = {c.groups: new((batch, c.groups, 0, size)) for c in self.caches}
         pairs = [KeyValue(empty[cache.groups], empty[cache.groups]) for cache in self.caches]
-        told = [torch.zeros((batch, 0), dtype=torch.bool)] if self.tells_rows else []
+        told = [new((batch, 0), dtype=torch.bool)] if self.tells_rows else []
         return [*pairs, *told]
 
 

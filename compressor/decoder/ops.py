@@ -35,7 +35,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
         # One output only: TensorRT refuses Attention nodes with more.
         mixed, *_ = torch.onnx.ops.attention(query, key, value, attn_mask=mask)
     else:
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
+        grouped = query.shape[1] != key.shape[1]
+        mixed = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, enable_gqa=grouped
+        )
     return mixed.transpose(1, 2).flatten(2)
 
 

@@ -112,6 +112,13 @@ class Slice:
     axis: int
     chosen: tuple[int, ...]
 
+    def of(self, tensor: Tensor) -> Tensor:
+        """Return the part: a view where the places follow each other, otherwise a copy."""
+        first, count = min(self.chosen, default=0), len(self.chosen)
+        if self.chosen == tuple(range(first, first + count)):
+            return tensor.narrow(self.axis, first, count)
+        return tensor.index_select(self.axis, torch.tensor(self.chosen).to(tensor.device))
+
 
 def slice_of(name: str, plan: Plan) -> Slice | None:
     """Return which part of its source a decoder parameter holds; None: all of it.
@@ -184,7 +191,7 @@ def _either(chosen: bool, kept: Sequence[int], count: int, width: int) -> tuple[
 
 
 def decoder_from(plan: Plan, tensors: Mapping[str, Tensor], *, logits: str = "last") -> Decoder:
-    """Build the plan's decoder on the original's tensors; only what a plan cuts in parts is copied.
+    """Build the plan's decoder on the original's tensors and their device; only scattered parts are copied.
 
     Args:
         plan: decides every layer.
@@ -196,7 +203,6 @@ def decoder_from(plan: Plan, tensors: Mapping[str, Tensor], *, logits: str = "la
     """
     with torch.device("meta"):
         decoder = Decoder(plan, logits=logits)
-    decoder.inv_freq = torch.tensor(plan.model.decoder.rope_inv_freq, dtype=torch.float32)
     problems, filled = [], {}
     for name, parameter in decoder.named_parameters():
         source, transposed = source_of(name)
@@ -207,7 +213,7 @@ def decoder_from(plan: Plan, tensors: Mapping[str, Tensor], *, logits: str = "la
         tensor = tensor.T if transposed else tensor
         part = slice_of(name, plan)
         if part is not None and max(part.chosen, default=-1) < tensor.shape[part.axis]:
-            tensor = tensor.index_select(part.axis, torch.tensor(part.chosen))
+            tensor = part.of(tensor)
         if tensor.shape != parameter.shape:
             problems.append(
                 f"{source}: shape {tuple(tensor.shape)}, expected {tuple(parameter.shape)}"
@@ -218,4 +224,7 @@ def decoder_from(plan: Plan, tensors: Mapping[str, Tensor], *, logits: str = "la
     for name, tensor in filled.items():
         owner, leaf = decoder.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
         setattr(owner, leaf, nn.Parameter(tensor, requires_grad=False))
+    for name, table in list(decoder.named_buffers()):
+        owner, leaf = decoder.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
+        setattr(owner, leaf, table.to(decoder.norm.weight.device))
     return decoder.eval()

@@ -6,10 +6,10 @@ grow with V x w x gw, not with V x V. Bands of all rows and images run as one ba
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
-class Window:
+class Window(nn.Module):
     """Static facts of a window on a grid.
 
     Args:
@@ -19,15 +19,17 @@ class Window:
     """
 
     def __init__(self, grid: tuple[int, int], side: int, *, causal: bool) -> None:
+        super().__init__()
         self.rows, self.columns, self.side, self.causal = *grid, side, causal
         half = side // 2
-        # On the CPU also while a decoder is laid out on the meta device.
+        # Real numbers also while a decoder is laid out on the meta device; they follow its weights later.
         cpu = torch.device("cpu")
         row = torch.arange(self.rows, device=cpu)
         around = row[:, None] + torch.arange(-half, half + 1, device=cpu)  # [gh, w]
         inside = (around >= 0) & (around < self.rows)
         # Rows beyond the grid are read somewhere inside it, and masked.
-        self.bands = around.clamp(0, self.rows - 1)  # [gh, w]
+        self.bands: Tensor
+        self.register_buffer("bands", around.clamp(0, self.rows - 1), persistent=False)  # [gh, w]
         column = torch.arange(self.columns, device=cpu)
         near = (column[:, None] - column).abs() <= half  # [gw, gw']
         # [gh, gw, w, gw']: token (row, column) reads (band, column').
@@ -36,7 +38,8 @@ class Window:
             own = row[:, None] * self.columns + column  # [gh, gw]
             other = around[:, :, None] * self.columns + column  # [gh, w, gw']
             mask = mask & (other[:, None] <= own[:, :, None, None])
-        self.mask = mask.flatten(2)  # [gh, gw, w * gw']
+        self.mask: Tensor
+        self.register_buffer("mask", mask.flatten(2), persistent=False)  # [gh, gw, w * gw']
 
     def masked(self, mask: Tensor, visual_keys: Tensor, numbers: Tensor, visual: int) -> Tensor:
         """Return a dense mask [B, 1, S, keys] in which visual rows read their window among visual rows.

@@ -71,7 +71,13 @@ class Recording:
     shapes: dict[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
 
 
-def record(session: Session, plan: Plan, seed: int = 0, room: int | None = None) -> Recording:
+def record(
+    session: Session,
+    plan: Plan,
+    seed: int = 0,
+    images: Sequence[int] = IMAGE_COUNTS,
+    room: int | None = None,
+) -> Recording:
     """Run the fixed set of calls and keep what comes out.
 
     Images are seeded noise, tokens are seeded draws from the vocabulary: V = 0, N and 2N with two lengths
@@ -81,27 +87,26 @@ def record(session: Session, plan: Plan, seed: int = 0, room: int | None = None)
         session: runs them.
         plan: of the decoder.
         seed: of the draws.
+        images: of the prompts.
         room: rows of one conversation in caches of fixed size; what does not fit is shortened or left out.
     """
     recording = Recording()
     rng = np.random.default_rng(seed)
     facts = plan.model
     size = facts.image_size
-    for images in IMAGE_COUNTS:
-        pixels = rng.standard_normal((images, 3, size, size)).astype(np.float32)
+    for count in images:
+        pixels = rng.standard_normal((count, 3, size, size)).astype(np.float32)
         features = None
-        if images:
+        if count:
             features = session.vision(pixels)
-            recording.outputs[f"vision, {images} images"] = features.astype(np.float32)
+            recording.outputs[f"vision, {count} images"] = features.astype(np.float32)
         for rows in TEXT_ROWS:
             ids = rng.integers(0, facts.decoder.vocab, rows + LATER_TEXT_ROWS + DECODE_STEPS)
             if room is not None:
                 # Caches of text alone have room for the text beside one image.
-                ids = ids[: max(0, room - max(images, 1) * facts.visual_tokens)]
+                ids = ids[: max(0, room - max(count, 1) * facts.visual_tokens)]
             if len(ids):
-                _record_prompt(
-                    recording, session, features, ids, rows, f"{images} images, T={rows}"
-                )
+                _record_prompt(recording, session, features, ids, rows, f"{count} count, T={rows}")
     return recording
 
 
@@ -151,15 +156,18 @@ def compare(
     graphs: Sequence[GraphSpec],
     declared: Sequence[str],
     limits: Limits,
+    *,
+    beside: str = "torch",
 ) -> FidelityReport:
     """Judge one recording against another.
 
     Args:
-        reference: of the compressed torch model.
+        reference: of the compressed torch model, or of another backend.
         found: of the exported graphs.
         graphs: the graphs that were run; named in the report.
         declared: failures of names, axes and dtypes that `check_declared` found.
         limits: what every output must satisfy.
+        beside: what gave the reference, in words.
     """
     failures = list(declared)
     differences = []
@@ -169,14 +177,16 @@ def compare(
             failures.append(f"{call}: missing")
             continue
         if got.shape != wanted.shape:
-            failures.append(f"{call}: shape {got.shape}, torch gives {wanted.shape}")
+            failures.append(f"{call}: shape {got.shape}, {beside} gives {wanted.shape}")
             continue
         difference = _difference(call, wanted, got)
         differences.append(difference)
         failures += _misses(difference, limits)
     for call, shapes in reference.shapes.items():
         if found.shapes.get(call) != shapes:
-            failures.append(f"{call}: cache shapes {found.shapes.get(call)}, torch gives {shapes}")
+            failures.append(
+                f"{call}: cache shapes {found.shapes.get(call)}, {beside} gives {shapes}"
+            )
     if not differences:
         nothing = Difference(
             call="nothing compared", max_abs=np.inf, max_relative=np.inf, cosine=-1.0

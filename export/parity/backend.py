@@ -1,0 +1,131 @@
+"""Backend parity: one backend's numbers beside ONNX Runtime's on the CPU, both on the artifact's own graphs.
+
+Needs neither torch nor the original. The reference is not torch: that ONNX Runtime computes what the
+compressed model does is export fidelity, checked when the artifact was made. The original's stored answers
+are compared with the backend's as well, from image file to text.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from compressor.dims import Facts
+from compressor.errors import ArtifactError
+from compressor.files import read_text, write_text
+from compressor.plan import Plan
+from compressor.progress import SILENT, Progress
+from export.artifact import Artifact
+from export.engine_set import PARITY_FILE
+from export.parity import fidelity
+from export.parity import loss as answers
+from export.runtime import Runtime
+from export.sessions import OnnxSession, Session
+
+REFERENCE = "ONNX Runtime on the CPU"
+
+
+class BackendParity(Facts):
+    """The outcome; beside an engine set it is stored as `parity.json`.
+
+    Attributes:
+        backend: that was compared.
+        precision: it ran in.
+        device: it ran on, as the backend names it; empty: the CPU.
+        outputs: its numbers beside the reference's.
+        loss: the original's stored answers beside its own; None: the artifact holds none.
+    """
+
+    parity_format: Literal[1] = 1
+    backend: str
+    precision: str
+    device: str = ""
+    outputs: fidelity.FidelityReport
+    loss: answers.LossReport | None = None
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """Every missed threshold."""
+        return (*self.outputs.failures, *(self.loss.failures if self.loss else ()))
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing failed."""
+        return not self.failures
+
+    def save(self, folder: Path) -> Path:
+        """Write it into an engine set, at once or not at all; return the file."""
+        path = folder / PARITY_FILE
+        write_text(path, self.model_dump_json(indent=1) + "\n")
+        return path
+
+    @classmethod
+    def load(cls, folder: Path) -> "BackendParity | None":
+        """Read an engine set's; None: its engines were not compared.
+
+        Raises:
+            ArtifactError: the file is broken.
+        """
+        path = folder / PARITY_FILE
+        if not path.is_file():
+            return None
+        try:
+            return cls.model_validate_json(read_text(path, ArtifactError))
+        except ValidationError as error:
+            raise ArtifactError(
+                f"{path}: {'.'.join(map(str, e['loc'])) or 'parity'}: {e['msg']}; run `vtcompress validate "
+                "ARTIFACT --backend BACKEND` anew"
+                for e in error.errors()
+            ) from None
+
+
+def reference_outputs(
+    artifact: Artifact,
+    plan: Plan,
+    threads: int | None = None,
+    images: Sequence[int] = fidelity.IMAGE_COUNTS,
+) -> fidelity.Recording:
+    """Run the fidelity check's calls in ONNX Runtime on the CPU; its session is gone afterwards."""
+    session = OnnxSession(artifact.folder, artifact.manifest.graphs, threads=threads)
+    return fidelity.record(session, plan, images=images)
+
+
+def compare_outputs(
+    artifact: Artifact,
+    plan: Plan,
+    session: Session,
+    reference: fidelity.Recording,
+    limits: fidelity.Limits,
+    images: Sequence[int] = fidelity.IMAGE_COUNTS,
+) -> fidelity.FidelityReport:
+    """Run the same calls in a backend and judge what comes out.
+
+    Args:
+        artifact: what runs.
+        plan: of the artifact.
+        session: the backend's.
+        reference: of `reference_outputs`, with the same `images`.
+        limits: of every output.
+        images: of the prompts; a backend whose engines take fewer is compared with fewer.
+    """
+    found = fidelity.record(session, plan, images=images)
+    graphs = artifact.manifest.graphs
+    return fidelity.compare(reference, found, graphs, (), limits, beside=REFERENCE)
+
+
+def compare_answers(
+    artifact: Artifact,
+    session: Session,
+    limits: answers.LossLimits,
+    name: str,
+    progress: Progress = SILENT,
+) -> answers.LossReport | None:
+    """Compare the original's stored answers with the backend's; None if the artifact holds none."""
+    folder, manifest = artifact.folder, artifact.manifest
+    if not (folder / answers.ORIGINAL_FILE).is_file():
+        return None
+    samples, original = answers.stored_original(folder)
+    runtime = Runtime.on_session(session, folder, manifest.model, manifest.image_token)
+    found = answers.measure(runtime, samples, original.max_new_tokens, progress)
+    return answers.compare(samples, original, found, limits, name)

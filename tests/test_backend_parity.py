@@ -1,0 +1,102 @@
+"""`vtcompress validate --backend`: another backend beside ONNX Runtime on the CPU, without torch."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from compressor.errors import ArtifactError, BackendError
+from export.parity.backend import PARITY_FILE, BackendParity
+from tests import facts
+from vtcompress import backend_check, validate_backend
+from vtcompress.cli import EXIT_MISSED, EXIT_USAGE, run
+
+
+class Off:
+    """A backend whose logits are a little wrong."""
+
+    def __init__(self, inner: Any, by: float) -> None:
+        self.inner, self.by = inner, by
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def decode(self, *rows: Any) -> tuple[Any, Any]:
+        logits, past = self.inner.decode(*rows)
+        return logits + self.by * np.arange(logits.shape[-1], dtype=logits.dtype), past
+
+
+def test_openvino_is_compared_with_onnx_runtime_and_with_the_originals_answers_without_torch(
+    tiny_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino", reason="openvino is not installed: vtcompress[openvino]")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    asked = ["--json", "validate", str(tiny_artifact), "--backend", "openvino", "--threads", "1"]
+    code = (
+        "import sys; from vtcompress.cli import run\n"
+        f"code = run({asked!r})\n"
+        "sys.exit(code or 'torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = BackendParity.model_validate_json(done.stdout)
+    assert (found.backend, found.precision, found.passed) == ("openvino", "f32", True)
+    # Three numbers of images, two lengths: vision of two, and embed, prefill, a later turn and 16 steps.
+    assert found.outputs.calls == 2 + 3 * 2 * (1 + 1 + 1 + 16)
+    assert 0 < found.outputs.worst_abs.max_abs < found.outputs.limits.max_abs
+    assert found.loss is not None
+    assert found.loss.overall.samples == 6
+
+
+def test_a_backend_that_is_wrong_misses_the_recipes_limits_and_ends_with_three(
+    tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from export.sessions import OnnxSession
+
+    def wrong(artifact: Any, *_: Any) -> Off:
+        return Off(OnnxSession(artifact.folder, artifact.manifest.graphs, threads=1), 1e-2)
+
+    monkeypatch.setattr(backend_check, "open_session", wrong)
+    assert run(["validate", str(tiny_artifact), "--backend", "openvino"]) == EXIT_MISSED
+    shown = capsys.readouterr()
+    assert (
+        "Backend parity (openvino, f32 against ONNX Runtime on the CPU, 116 outputs)" in shown.out
+    )
+    assert "FAILED" in shown.out
+    assert "missed: 0 images, T=9: prefill: differs by" in shown.err
+
+
+def test_the_reference_is_no_backend_to_compare_and_the_original_is_not_needed(
+    tiny_artifact: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(BackendError, match=r"is what other backends are compared with.*openvino"):
+        validate_backend(tiny_artifact, "onnxruntime")
+    asked = ["validate", str(tiny_artifact), "--backend", "openvino", "--model", "x"]
+    assert run(asked) == EXIT_USAGE
+    assert "leave out --data, --model, --gates" in capsys.readouterr().err
+
+
+def test_a_parity_is_stored_beside_engines_and_read_again_and_a_broken_one_is_named(
+    tmp_path: Path,
+) -> None:
+    assert BackendParity.load(tmp_path) is None
+    wanted = BackendParity(
+        backend="tensorrt-rtx",
+        precision="f32",
+        device="A GPU",
+        outputs=facts.fidelity(["prefill: differs"]),
+        loss=facts.loss(["mean KL"]),
+    )
+    assert wanted.failures == ("prefill: differs", "mean KL")
+    assert not wanted.passed
+    path = wanted.save(tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == [PARITY_FILE]
+    assert BackendParity.load(tmp_path) == wanted
+    document = json.loads(path.read_text()) | {"backend": 3}
+    path.write_text(json.dumps(document))
+    with pytest.raises(ArtifactError, match=r"parity.json: backend: .*--backend BACKEND` anew"):
+        BackendParity.load(tmp_path)

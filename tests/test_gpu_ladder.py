@@ -1,0 +1,79 @@
+"""The GPU script rehearsed on the CPU: every step is there, and those that cannot run say why."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.gpu import decoders
+from tests.gpu.decoders import Ratio, in_turns, plans, ratios, scale
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_rehearsal_reports_ratios_and_why_steps_were_skipped(
+    tiny_artifact: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "tests.gpu.ladder", "--device=cpu", "--scale=tiny"]
+    more = ["--rounds=3", "--seconds=1", f"--artifact={tiny_artifact}", f"--output={tmp_path}"]
+    done = subprocess.run([*command, *more], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    document = json.loads((tmp_path / "ladder.json").read_text())
+    steps = {step["name"]: step for step in document["steps"]}
+    assert "needs a GPU" in steps["build tensorrt-rtx"]["detail"]
+    assert steps["parity tensorrt"]["outcome"] == "skipped"
+    assert "pip install" in steps["parity onnxruntime-cuda"]["detail"]
+    assert {name for name, step in steps.items() if step["outcome"] == "passed"} >= {
+        "device",
+        "export",
+        "torch parity",
+        "times",
+    }
+    assert all(step["proves"] for step in document["steps"])
+    page = (tmp_path / "ladder.md").read_text()
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith(("| 64 ", "| 128 "))]
+    assert [row[1] for row in rows] == ["original", "shortv", "vtw", "yopo"] * 2
+    assert float(rows[2][4]) == pytest.approx(document["times"][2]["predicted"], abs=0.01)
+    assert "these times say nothing of a GPU" in page
+    assert "TensorRT" not in page.split("| step |")[0]
+
+
+def test_the_7b_plans_are_those_that_the_papers_publish() -> None:
+    of = scale("7b")
+    assert of.facts.decoder.hidden == 4096
+    assert [images * of.facts.visual_tokens for images in of.images] == [576, 2880]
+    made = plans(of, 1)
+    assert len(set(made["shortv"].frozen_layers()) & set(of.frozen)) == len(of.frozen) == 19
+    assert made["vtw"].exit_layer == 16
+    yopo = made["yopo"]
+    assert yopo.exit_layer == 20
+    assert yopo.layers[5].window == 5
+    assert len(yopo.layers[5].neurons or ()) == 11008 // 2
+    assert len(yopo.layers[5].groups or ()) == 16
+    assert made["original"].frozen_layers() == ()
+
+
+def test_decoders_of_all_plans_lie_on_one_set_of_weights() -> None:
+    of = scale("tiny")
+    tensors = decoders.weights(of.facts, torch.device("cpu"), torch.float32)
+    owned = {tensor.untyped_storage().data_ptr() for tensor in tensors.values()}
+    for plan in plans(of, 1).values():
+        decoder = decoders.decoder_from(plan, tensors)
+        assert {p.untyped_storage().data_ptr() for p in decoder.parameters()} <= owned
+
+
+def test_rounds_begin_with_each_call_in_turn_and_end_when_time_is_up() -> None:
+    order: list[str] = []
+    calls = {name: (lambda name=name: order.append(name)) for name in "abc"}
+    taken = in_turns(calls, torch.device("cpu"), rounds=20, seconds=0)
+    assert [len(spent) for spent in taken.values()] == [3, 3, 3]
+    assert order == ["a", "b", "c", "b", "c", "a", "c", "a", "b", "a", "b", "c"]
+
+
+def test_ratios_are_of_the_first_call_round_by_round() -> None:
+    found = ratios({"original": [4.0, 8.0, 6.0], "half": [2.0, 4.0, 2.0]})
+    assert found["original"] == Ratio(6.0, 1.0, 1.0, 1.0)
+    assert found["half"] == Ratio(2.0, 2.0, 2.0, 2.5)

@@ -1,0 +1,84 @@
+"""`vtcompress validate --backend`: another backend beside ONNX Runtime on the CPU, without torch."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from compressor.errors import BackendError
+from compressor.plan import Plan
+from compressor.progress import SILENT, Progress
+from compressor.recipe import fidelity_thresholds, load_recipe
+from export.artifact import PLAN_FILE, RECIPE_FILE, Artifact
+from export.backends import BACKENDS, on_gpu, open_session
+from export.engine_session import EngineSession
+from export.gpus import find_gpu
+from export.parity import fidelity
+from export.parity.backend import (
+    BackendParity,
+    compare_answers,
+    compare_outputs,
+    reference_outputs,
+)
+from vtcompress.exporting import loss_limits, validation_name
+from vtcompress.inputs import require_runtime
+
+
+def validate_backend(
+    path: str | Path,
+    backend: str,
+    *,
+    precision: str = "f32",
+    threads: int | None = None,
+    device: int = 0,
+    progress: Progress = SILENT,
+) -> BackendParity:
+    """Compare a backend's numbers with ONNX Runtime's on the CPU, and its answers with the original's.
+
+    Both are judged by the thresholds of the artifact's recipe. How engines ran is stored beside them;
+    nothing else in the artifact is changed.
+
+    Args:
+        path: the artifact.
+        backend: one of `export.backends.BACKENDS`, but the reference itself.
+        precision: see `export.backends.open_session`.
+        threads: of one operator.
+        device: number of the GPU, for backends that run on one.
+        progress: shows stages and samples.
+
+    Raises:
+        VtcompressError: the artifact is broken, or the backend cannot run here.
+    """
+    if backend == BACKENDS[0]:
+        raise BackendError(
+            f"{backend}: is what other backends are compared with; leave --backend out to check the artifact "
+            f"itself, or give one of {', '.join(BACKENDS[1:])}"
+        )
+    require_runtime("comparing a backend with ONNX Runtime")
+    path = Path(path)
+    artifact = Artifact.open(path)
+    recipe, plan = load_recipe(path / RECIPE_FILE), Plan.load(path / PLAN_FILE)
+    session = open_session(artifact, backend, precision, threads, device=device)
+    engines = session.engines if isinstance(session, EngineSession) else None
+    images: Sequence[int] = fidelity.IMAGE_COUNTS
+    if engines is not None:
+        images = tuple(n for n in images if n <= engines.facts.limits.max_images)
+    progress.say("running ONNX Runtime on the CPU")
+    reference = reference_outputs(artifact, plan, threads, images)
+    progress.say(f"running {backend}")
+    limits = fidelity.Limits(**asdict(fidelity_thresholds(recipe)))
+    found = BackendParity(
+        backend=backend,
+        precision=precision,
+        device=_device_name(backend, device),
+        outputs=compare_outputs(artifact, plan, session, reference, limits, images),
+        loss=compare_answers(
+            artifact, session, loss_limits(recipe), validation_name(recipe), progress
+        ),
+    )
+    if engines is not None:
+        found.save(engines.folder)
+    return found
+
+
+def _device_name(backend: str, device: int) -> str:
+    return find_gpu(device).name if on_gpu(backend) else ""
