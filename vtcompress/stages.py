@@ -19,6 +19,7 @@ from compressor.recipe import load_recipe as read_recipe
 from export import artifact as artifacts
 from export import bench as timing
 from export.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE, Artifact
+from export.limits import cache_limits
 from export.manifest import Manifest
 from export.parity import fidelity, loss
 from export.runtime import Runtime
@@ -277,7 +278,8 @@ def _measure_again(
     if data is not None:
         samples = read_samples(Path(data))
         original = measure_original(model, samples, recipe.validation.max_new_tokens, progress)
-    return record_torch(small), original, samples
+    limits = cache_limits(recipe.export, plan.model)
+    return record_torch(small, limits), original, samples
 
 
 def bench(
