@@ -1,11 +1,12 @@
 """Times a decode step and a prefill with caches of fixed size beside growing ones: one process, in turns.
 
 Run from the repository: `python -m benchmarks.fixed_cache`. Needs the extras `compress` and `cpu`. Random
-weights, fp32, 8 layers, hidden 1024, 16 heads, MLP 2752, vocabulary 1000, 576 visual rows; identity, and an exit
-at layer 4. A decode step runs behind a prompt of 640 and of 960 rows; buffers have room for 1,024 and for 2,048.
+weights, fp32, 8 layers, hidden 1024, 16 heads, MLP 2752, vocabulary 1000, 576 visual rows; identity, and an
+exit at layer 4. A decode step runs behind a prompt of 640 and of 960 rows; buffers have room for 1,024 and
+for 2,048.
 
-A ratio is growing / fixed: above 1 the fixed cache is faster. Exit code 0 if buffers take what is planned and no
-decode step behind 960 rows is slower with the smaller buffer, 1 otherwise.
+A ratio is growing / fixed: above 1 the fixed cache is faster. Exit code 0 if buffers take what is planned and
+no decode step behind 960 rows is slower with the smaller buffer, 1 otherwise.
 """
 
 import argparse

@@ -57,7 +57,7 @@ def test_a_backend_that_is_wrong_misses_the_recipes_limits_and_ends_with_three(
 ) -> None:
     from export.sessions import OnnxSession
 
-    def wrong(artifact: Any, *_: Any) -> Off:
+    def wrong(artifact: Any, *_: Any, **_options: Any) -> Off:
         return Off(OnnxSession(artifact.folder, artifact.manifest.graphs, threads=1), 1e-2)
 
     monkeypatch.setattr(backend_check, "open_session", wrong)

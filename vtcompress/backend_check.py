@@ -1,6 +1,5 @@
 """`vtcompress validate --backend`: another backend beside ONNX Runtime on the CPU, without torch."""
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -59,9 +58,8 @@ def validate_backend(
     recipe, plan = load_recipe(path / RECIPE_FILE), Plan.load(path / PLAN_FILE)
     session = open_session(artifact, backend, precision, threads, device=device)
     engines = session.engines if isinstance(session, EngineSession) else None
-    images: Sequence[int] = fidelity.IMAGE_COUNTS
-    if engines is not None:
-        images = tuple(n for n in images if n <= engines.facts.limits.max_images)
+    most = None if engines is None else engines.facts.limits.max_images
+    images = [n for n in fidelity.IMAGE_COUNTS if most is None or n <= most]
     progress.say("running ONNX Runtime on the CPU")
     reference = reference_outputs(artifact, plan, threads, images)
     progress.say(f"running {backend}")

@@ -21,6 +21,7 @@ from export import bench as timing
 from export.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE, Artifact
 from export.backends import check_dtype
 from export.bfloat16 import open_for_checks
+from export.limits import cache_limits
 from export.manifest import Manifest
 from export.parity import fidelity, loss
 from export.runtime import Runtime
@@ -278,7 +279,8 @@ def _measure_again(
     if data is not None:
         samples = read_samples(Path(data))
         original = measure_original(model, samples, recipe.validation.max_new_tokens, progress)
-    return record_torch(small), original, samples
+    limits = cache_limits(recipe.export, plan.model)
+    return record_torch(small, limits), original, samples
 
 
 def bench(
