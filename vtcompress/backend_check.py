@@ -11,6 +11,7 @@ from export.artifact import PLAN_FILE, RECIPE_FILE, Artifact
 from export.backends import BACKENDS, on_gpu, open_session
 from export.engine_session import EngineSession
 from export.gpus import find_gpu
+from export.limits import cache_limits
 from export.parity import fidelity
 from export.parity.backend import (
     BackendParity,
@@ -61,14 +62,16 @@ def validate_backend(
     most = None if engines is None else engines.facts.limits.max_images
     images = [n for n in fidelity.IMAGE_COUNTS if most is None or n <= most]
     progress.say("running ONNX Runtime on the CPU")
-    reference = reference_outputs(artifact, plan, threads, images)
+    caches = cache_limits(recipe.export, plan.model)
+    room = None if caches is None else caches.max_context
+    reference = reference_outputs(artifact, plan, threads, images, room)
     progress.say(f"running {backend}")
     limits = fidelity.Limits(**asdict(fidelity_thresholds(recipe)))
     found = BackendParity(
         backend=backend,
         precision=precision,
         device=_device_name(backend, device),
-        outputs=compare_outputs(artifact, plan, session, reference, limits, images),
+        outputs=compare_outputs(artifact, plan, session, reference, limits, images, room),
         loss=compare_answers(
             artifact, session, loss_limits(recipe), validation_name(recipe), progress
         ),

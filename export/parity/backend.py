@@ -85,10 +85,14 @@ def reference_outputs(
     plan: Plan,
     threads: int | None = None,
     images: Sequence[int] = fidelity.IMAGE_COUNTS,
+    room: int | None = None,
 ) -> fidelity.Recording:
-    """Run the fidelity check's calls in ONNX Runtime on the CPU; its session is gone afterwards."""
+    """Run the fidelity check's calls in ONNX Runtime on the CPU; its session is gone afterwards.
+
+    `images` and `room` as in `compare_outputs`.
+    """
     session = OnnxSession(artifact.folder, artifact.manifest.graphs, threads=threads)
-    return fidelity.record(session, plan, images=images)
+    return fidelity.record(session, plan, images=images, room=room)
 
 
 def compare_outputs(
@@ -98,6 +102,7 @@ def compare_outputs(
     reference: fidelity.Recording,
     limits: fidelity.Limits,
     images: Sequence[int] = fidelity.IMAGE_COUNTS,
+    room: int | None = None,
 ) -> fidelity.FidelityReport:
     """Run the same calls in a backend and judge what comes out.
 
@@ -108,8 +113,9 @@ def compare_outputs(
         reference: of `reference_outputs`, with the same `images`.
         limits: of every output.
         images: of the prompts; a backend whose engines take fewer is compared with fewer.
+        room: rows of a conversation in caches of fixed size; see `fidelity.record`.
     """
-    found = fidelity.record(session, plan, images=images)
+    found = fidelity.record(session, plan, images=images, room=room)
     graphs = artifact.manifest.graphs
     return fidelity.compare(reference, found, graphs, (), limits, beside=REFERENCE)
 

@@ -106,7 +106,7 @@ def record(
                 # Caches of text alone have room for the text beside one image.
                 ids = ids[: max(0, room - max(count, 1) * facts.visual_tokens)]
             if len(ids):
-                _record_prompt(recording, session, features, ids, rows, f"{count} count, T={rows}")
+                _record_prompt(recording, session, features, ids, rows, f"{count} images, T={rows}")
     return recording
 
 
