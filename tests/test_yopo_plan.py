@@ -1,5 +1,7 @@
 """YOPO without the decoder: its recipe, what the planner makes of it, and what it is predicted to cost."""
 
+import json
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -574,6 +576,21 @@ def test_a_mask_of_another_shape_or_type_is_refused(tmp_path, name):
     )
 
 
+def header(descr="'|b1'", shape="(6, 4)"):
+    return f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}"
+
+
+def npy(head):
+    """A .npy file of format 1.0 with this header, and 24 bytes of values."""
+    return b"\x93NUMPY\1\0" + struct.pack("<H", len(head)) + head.encode() + bytes(24)
+
+
+def safetensors(dtype):
+    """A file of one tensor [6, 4] of one-byte numbers."""
+    head = json.dumps({"keep": {"dtype": dtype, "shape": [6, 4], "data_offsets": [0, 24]}}).encode()
+    return struct.pack("<Q", len(head)) + head + bytes(24)
+
+
 def test_a_file_that_is_no_mask_is_refused_and_nothing_in_it_is_run(tmp_path):
     class Bomb:
         def __reduce__(self):
@@ -593,6 +610,23 @@ def test_a_file_that_is_no_mask_is_refused_and_nothing_in_it_is_run(tmp_path):
         "text.safetensors": "no readable .safetensors file",
         "two.safetensors": "2 tensors (a, b); one is needed",
     }
+    headers = {
+        "cut off": "{'descr': '|b1', 'fortran_order': False, 'shape': (6, 4",
+        "too large": header(shape="(99999999999999999999, 4)"),
+        "no number": header(shape="(True, 4)"),
+        "no name": "{1: 2, 'shape': (6, 4)}",
+        "no type": header(descr="('b1',)"),
+        "too deep": header(shape="(" * 3000),
+    }
+    for name, head in headers.items():
+        (tmp_path / f"{name}.npy").write_bytes(npy(head))
+        wanted[f"{name}.npy"] = "no readable .npy file"
+    for number in ("F8_E4M3", "F8_E5M2"):
+        (tmp_path / f"{number}.safetensors").write_bytes(safetensors(number))
+        wanted[f"{number}.safetensors"] = "no readable .safetensors file"
+    for name in ("x" * 300 + ".npy", "sub"):
+        wanted[name] = "no such file"
+    (tmp_path / "sub").mkdir()
     for name, words in wanted.items():
         (line,) = refused(Yopo(heads=Heads(mask=tmp_path / name)))
         assert line.startswith(f"compress[0].yopo.heads.mask: {tmp_path / name}: {words}")
