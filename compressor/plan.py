@@ -58,7 +58,7 @@ class LayerPlan(Facts):
         window_causal: visual rows read neighbours before them only.
         neurons: of the MLP that visual rows use, ascending; None: all.
         masked: the released YOPO code's semantics: visual keys of pruned heads stay in the softmax's
-            denominator, and visual rows run on to feed it. A compatibility mode, of layers with groups or off.
+            denominator, and visual rows run on to feed it. A compatibility mode; goes with groups or off.
         off: masked only: no row reads visual values in any head of this layer.
     """
 

@@ -13,7 +13,8 @@ from compressor.methods import DyVTE, Method, ShortV, VisualExit, Yopo
 from compressor.passes import dyvte, shortv, vtw
 from compressor.passes.dead_rows import freeze_dead_rows
 from compressor.plan import Gates, LayerPlan, Plan, Reason, Workload
-from compressor.yopo_planner import cut, measures_for, notes, unfit
+from compressor.yopo_notes import notes
+from compressor.yopo_planner import cut, measures_for, unfit
 
 QUANTILE = 0.9
 

@@ -498,11 +498,76 @@ def test_a_share_in_front_of_an_exit_of_a_later_entry_is_pointed_out():
     row = [[1.0] * 4] * 6
     yopo, exit_at = Yopo(heads=Heads(keep=0.5)), VisualExit(layer=4)
     assert planned(exit_at, yopo, measured=profile([row])).notes == ()
-    (note,) = planned(yopo, exit_at, measured=profile([row])).notes
-    assert note == (
+    assert planned(yopo, exit_at, measured=profile([row])).notes == (
+        # The earlier of equal heads stay, so that all which go are behind the exit.
+        "compress[0].yopo.heads: no head is pruned: those of layers 0, 1 stay by keep_layers; those of "
+        "layers 2, 3 were all chosen to stay; visual tokens are gone from layer 4 on",
         "compress[0].yopo.heads.keep: the share counts heads of layers 4, 5 too, where visual tokens have "
-        "left by then; list yopo behind visual_exit to count the others alone"
+        "left by then; list yopo behind visual_exit to count the others alone",
     )
+
+
+EVEN = profile([[[1.0] * 4] * 6])
+DEAD = "visual rows of layer 0 are not updated, as nobody reads what comes out"
+LEFT = "visual tokens are gone from layer 1 on"
+
+
+@pytest.mark.parametrize(
+    ("methods", "notes"),
+    [
+        (
+            [Yopo(window=3, mlp_ratio=2), VisualExit(layer=1)],
+            [
+                f"window: no layer has one: {DEAD}; {LEFT}",
+                f"mlp_ratio: no MLP is narrower: {DEAD}; {LEFT}",
+            ],
+        ),
+        ([Yopo(window=3, off_from=1)], [f"window: no layer has one: {DEAD}; {LEFT}"]),
+        (
+            [Yopo(heads=Heads(keep=0.5), off_from=2)],
+            [
+                "heads: no head is pruned: those of layers 0, 1 stay by keep_layers; visual tokens are gone "
+                "from layer 2 on"
+            ],
+        ),
+        (
+            [Yopo(window=3, heads=Heads(keep=0.0), keep_layers=())],
+            [
+                "window: no layer has one: visual rows of layers 0, 1, 2, 3, 4 are in no head; visual rows "
+                "of layer 5 are not updated, as nobody reads what comes out"
+            ],
+        ),
+        (
+            [VisualExit(layer=1), Yopo(heads=Heads(threshold=2.0), keep_layers=(0, 5))],
+            [
+                f"heads: no head is pruned: those of layer 0 stay by keep_layers; {LEFT}",
+                "keep_layers: visual tokens have left by layer 5: there is nothing to keep",
+            ],
+        ),
+        (
+            [Yopo(heads=Heads(threshold=0.07), keep_layers=(5,)), VisualExit(layer=1)],
+            [
+                f"heads: no head is pruned: those of layer 0 were all chosen to stay; {LEFT}",
+                "keep_layers: visual tokens have left by layer 5: there is nothing to keep",
+            ],
+        ),
+        (
+            [Yopo(heads=Heads(keep=1.0), keep_layers=())],
+            ["heads: no head is pruned: those of layers 0, 1, 2, 3, 4, 5 were all chosen to stay"],
+        ),
+        (
+            [Yopo(mlp_ratio=2), ShortV(layers=(0, 1, 2, 3, 4))],
+            [
+                "mlp_ratio: no MLP is narrower: visual rows of layer 5 are not updated, as nobody reads what "
+                "comes out; visual rows of layers 0, 1, 2, 3, 4 are frozen by shortv"
+            ],
+        ),
+    ],
+)
+def test_a_cut_that_no_layer_has_in_the_end_is_named_with_the_reason(methods, notes):
+    plan = planned(*methods, measured=EVEN)
+    number = next(i for i, method in enumerate(methods) if isinstance(method, Yopo))
+    assert plan.notes == tuple(f"compress[{number}].yopo.{note}" for note in notes)
 
 
 def test_a_search_by_speed_counts_what_yopo_saves_already():
