@@ -1,5 +1,6 @@
 """Decoders with YOPO's cuts against an independent dense reference, in torch and ONNX Runtime."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from compressor.compressed import CompressedModel, naive_decoder
 from compressor.cost import predict
 from compressor.decoder import Decoder, decoder_from
-from compressor.decoder.weights import joined_parts, source_of
+from compressor.decoder.weights import Slice, joined_parts, slice_of, source_of
 from compressor.dims import ModelFacts
 from compressor.plan import LayerPlan, Plan
 from compressor.planner import identity_plan
@@ -261,6 +262,43 @@ def test_parts_hold_the_originals_bytes_once_and_the_baseline_graph_joins_them(
         wanted, _ = original(*call, original.empty_past(1))
     found, _ = session.decode(*(t.contiguous().numpy() for t in call), session.empty_past(1))
     np.testing.assert_allclose(found, wanted.numpy(), atol=TOLERANCE, rtol=0)
+
+
+def test_only_what_is_cut_in_parts_is_copied_from_the_original() -> None:
+    everything = tuple(range(NEURONS))
+    layers = [
+        cut(0, window=3),
+        cut(1, neurons=EVERY_OTHER),
+        cut(2, groups=(1,), neurons=everything),
+        dead(3, groups=(0, 1)),
+    ]
+    plan = Plan(model=model(2), model_digest="0" * 64, layers=tuple(layers))
+    tensors = tensors_of(plan)
+    decoder = decoder_from(plan, tensors, logits="all")
+    ours = {tensor.data_ptr() for tensor in tensors.values()}
+    parts = {n for n, p in decoder.named_parameters() if p.numel() and p.data_ptr() not in ours}
+    mlp = [f"mlp.{part}.{name}" for part in ("first", "rest") for name in ("gate", "up", "down")]
+    heads = [
+        f"{part}.{name}"
+        for part in ("seen", "unseen")
+        for name in ("query", "key", "value", "output")
+    ]
+    wanted = {1: mlp, 2: heads}
+    assert parts == {f"layers.{i}.{name}.weight" for i, names in wanted.items() for name in names}
+
+
+def test_the_places_of_a_wide_mlps_parts_are_found_at_once() -> None:
+    wide = 30_000
+    plan = Plan(
+        model=facts(dims(layers=1, intermediate=wide)),
+        model_digest="",
+        layers=(cut(0, neurons=tuple(range(0, wide, 2))),),
+    )
+    start = time.process_time()
+    part = slice_of("layers.0.mlp.rest.up.weight", plan)
+    assert part == Slice(1, tuple(range(1, wide, 2)))
+    # Milliseconds; what grows with the square of the width takes many seconds.
+    assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize("name", ["window", "everything, frozen, then exit"])

@@ -112,6 +112,13 @@ class Slice:
     axis: int
     chosen: tuple[int, ...]
 
+    def of(self, tensor: Tensor) -> Tensor:
+        """Return the part of a tensor: the tensor itself if that is all of it, or if it lacks a place."""
+        size = tensor.shape[self.axis]
+        if len(self.chosen) >= size or max(self.chosen, default=-1) >= size:
+            return tensor
+        return tensor.index_select(self.axis, torch.tensor(self.chosen, dtype=torch.int64))
+
 
 def slice_of(name: str, plan: Plan) -> Slice | None:
     """Return which part of its source a decoder parameter holds; None: all of it.
@@ -179,7 +186,8 @@ def joined_parts(decoder: Decoder, plan: Plan) -> dict[str, tuple[int, tuple[int
 
 def _either(chosen: bool, kept: Sequence[int], count: int, width: int) -> tuple[int, ...]:
     """Return the places of the kept blocks, or of the others, `width` places each."""
-    blocks = kept if chosen else [i for i in range(count) if i not in set(kept)]
+    inside = set(kept)
+    blocks = kept if chosen else [i for i in range(count) if i not in inside]
     return tuple(place for block in blocks for place in range(block * width, (block + 1) * width))
 
 
@@ -206,8 +214,8 @@ def decoder_from(plan: Plan, tensors: Mapping[str, Tensor], *, logits: str = "la
         tensor = tensors[source].detach()
         tensor = tensor.T if transposed else tensor
         part = slice_of(name, plan)
-        if part is not None and max(part.chosen, default=-1) < tensor.shape[part.axis]:
-            tensor = tensor.index_select(part.axis, torch.tensor(part.chosen))
+        if part is not None:
+            tensor = part.of(tensor)
         if tensor.shape != parameter.shape:
             problems.append(
                 f"{source}: shape {tuple(tensor.shape)}, expected {tuple(parameter.shape)}"
