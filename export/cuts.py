@@ -187,7 +187,8 @@ def cut_sentences(plan: Plan) -> tuple[str, ...]:
             f"{layers}: no head reads visual tokens (method YOPO, off_from), and they are computed all the "
             "same."
         )
-    for words, layers in _grouped(plan, lambda x: x.window, window_words):
+    # Where no head reads visual tokens, a visual token reads no neighbours either.
+    for words, layers in _grouped(plan, lambda x: None if x.off else x.window, window_words):
         found.append(
             f"{layers}: a visual token reads only its neighbours in the picture (window {words}) among "
             "visual tokens, and the text before it (method YOPO)."

@@ -13,6 +13,7 @@ from compressor.calibration.profile import Profile, SampleScore
 from compressor.cost import predict
 from compressor.methods import Yopo
 from compressor.plan import LayerPlan, Plan
+from compressor.planner import make_plan
 from export.charts import contribution_chart
 from export.compare import compare_artifacts, comparison_rows
 from export.cuts import cut_sentences, cuts_words, kept_heads, semantics
@@ -151,6 +152,15 @@ def test_masked_layers_say_what_is_not_read_and_not_that_it_is_gone(tmp_path):
     assert "have no queries" not in said
     assert "KV cache) keeps its size" in markdown_report(data)
     assert "Nothing is saved on further tokens" in markdown_report(data)
+
+
+def test_a_layer_that_reads_no_visual_tokens_is_not_said_to_read_neighbours():
+    method = Yopo.model_validate({"window": 3, "off_from": 3, "semantics": "masked"})
+    plan = make_plan(MODEL, facts.DIGEST, [method])
+    assert [bool(layer.window) for layer in plan.layers] == [True] * 5 + [False]
+    near, off = sorted(cut_sentences(plan))
+    assert near.startswith("Layers 0 to 2: a visual token reads only its neighbours")
+    assert off.startswith("Layers 3 to 5: no head reads visual tokens")
 
 
 @pytest.mark.parametrize(
