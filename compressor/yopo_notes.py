@@ -104,6 +104,10 @@ def _idle_notes(plan: Plan, method: Yopo, where: str) -> list[str]:
         found.append(f"{where}.window: no layer has one: {_why_no_rows(plan)}")
     if method.mlp_ratio is not None and all(layer.neurons is None for layer in plan.layers):
         found.append(f"{where}.mlp_ratio: no MLP is narrower: {_why_no_rows(plan)}")
+    if method.semantics == "masked" and not any(layer.masked for layer in plan.layers):
+        found.append(
+            f"{where}.semantics: masked changes nothing: no heads are cut and no layer is switched off"
+        )
     if gone := [i for i in method.keep_layers or () if plan.layers[i].exited]:
         found.append(
             f"{where}.keep_layers: visual tokens have left by {_layers(gone)}: there is nothing to keep"

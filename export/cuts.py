@@ -30,6 +30,12 @@ SEMANTICS = {
 }
 """Both ways to cut heads and to switch visual tokens off, in words."""
 
+MASKED_IN_VAIN = (
+    "Semantics: masked, which changes nothing here: no heads are cut and no layer is switched off. A window "
+    "and MLP neurons are cut alike in both semantics."
+)
+"""What to say if a recipe asks for `masked` and no layer of its plan is."""
+
 
 def semantics(plan: Plan, methods: Sequence[Method] = ()) -> str | None:
     """Return `removed` or `masked`; None without YOPO, or if a plan alone does not tell.
@@ -50,6 +56,8 @@ def semantics(plan: Plan, methods: Sequence[Method] = ()) -> str | None:
 def semantics_words(plan: Plan, methods: Sequence[Method] = ()) -> tuple[str, ...]:
     """Return what the semantics are and mean, as one sentence or none."""
     found = semantics(plan, methods)
+    if found == "masked" and not any(layer.masked for layer in plan.layers):
+        return (MASKED_IN_VAIN,)
     return () if found is None else (SEMANTICS[found],)
 
 

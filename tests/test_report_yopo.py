@@ -198,6 +198,19 @@ def test_a_recipe_knows_the_semantics_where_its_plan_does_not_tell():
     )
 
 
+def test_masked_semantics_that_change_nothing_are_said_to_and_not_to_keep_keys(tmp_path):
+    alone = plan_of(*(LayerPlan(index=i, window=3, neurons=FIRST) for i in range(6)))
+    recipe = "vtcompress: 1\ncompress:\n- yopo: {window: 3, mlp_ratio: 2, semantics: masked}\n"
+    data = report_of(tmp_path / "a", alone, recipe)
+    for text in (
+        Structure(html_report(data)).text,
+        markdown_report(data),
+        model_card(data, Origin()),
+    ):
+        assert "Semantics: masked, which changes nothing here" in text
+        assert "visual tokens run on" not in text
+
+
 def test_what_was_asked_is_said_with_file_names_and_without_folders():
     method = Yopo.model_validate(YOPO)
     assert method_words(method) == (

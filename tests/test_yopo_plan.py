@@ -552,6 +552,10 @@ LEFT = "visual tokens are gone from layer 1 on"
             ],
         ),
         (
+            [Yopo(window=3, mlp_ratio=2, semantics="masked")],
+            ["semantics: masked changes nothing: no heads are cut and no layer is switched off"],
+        ),
+        (
             [Yopo(heads=Heads(keep=1.0), keep_layers=())],
             ["heads: no head is pruned: those of layers 0, 1, 2, 3, 4, 5 were all chosen to stay"],
         ),
