@@ -33,7 +33,7 @@ MOST_NODES_OF_A_LAYER = 60
 EVERY_OTHER, FIRST = tuple(range(0, NEURONS, 2)), tuple(range(NEURONS // 2))
 
 
-def model(kv_heads: int) -> ModelFacts:
+def model(kv_heads: int, **changes: Any) -> ModelFacts:
     shape = dims(
         layers=LAYERS,
         hidden=HIDDEN,
@@ -42,6 +42,7 @@ def model(kv_heads: int) -> ModelFacts:
         head_dim=8,
         intermediate=NEURONS,
         vocab=40,
+        **changes,
     )
     return facts(shape, visual_tokens=IMAGE, token_grid=GRID)
 
@@ -95,8 +96,8 @@ CUTS: dict[str, Sequence[LayerPlan]] = {
 CASES = [(name, kv_heads) for name in CUTS for kv_heads in (2, 4)]
 
 
-def plan_of(name: str, kv_heads: int) -> Plan:
-    return Plan(model=model(kv_heads), model_digest="0" * 64, layers=tuple(CUTS[name]))
+def plan_of(name: str, kv_heads: int, **changes: Any) -> Plan:
+    return Plan(model=model(kv_heads, **changes), model_digest="0" * 64, layers=tuple(CUTS[name]))
 
 
 def tensors_of(plan: Plan) -> dict[str, torch.Tensor]:
@@ -152,10 +153,14 @@ def exported(decoder: Decoder, plan: Plan, folder: Path) -> tuple[OnnxSession, G
     return OnnxSession(folder, [spec], threads=1), spec
 
 
+@pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize(("name", "kv_heads"), CASES)
-def test_a_cut_decoder_equals_the_dense_reference_call_by_call(name: str, kv_heads: int) -> None:
-    plan = plan_of(name, kv_heads)
+def test_a_cut_decoder_equals_the_dense_reference_call_by_call(
+    name: str, kv_heads: int, biased: bool
+) -> None:
+    plan = plan_of(name, kv_heads, qkv_bias=biased, o_bias=biased, mlp_bias=biased)
     tensors = tensors_of(plan)
+    assert any(source.endswith(".bias") for source in tensors) is biased
     rows, calls = conversation()
     decoder = decoder_from(plan, tensors, logits="all")
     past, found = decoder.empty_past(1), []
