@@ -3,26 +3,27 @@
 from collections.abc import Iterable, Sequence
 
 from compressor.cost import BAND_OVERHEAD, band_ratio
-from compressor.head_mask import read_head_mask
+from compressor.head_mask import MaskReader
 from compressor.methods import DyVTE, Method, VisualExit, Yopo
 from compressor.passes.yopo import WINDOW
 from compressor.plan import Plan
 from compressor.yopo_planner import kept_whole, prunable, window_of
 
 
-def notes(plan: Plan, methods: Sequence[Method]) -> tuple[str, ...]:
+def notes(plan: Plan, methods: Sequence[Method], masks: MaskReader) -> tuple[str, ...]:
     """Return what of the `yopo` entries is not done as asked, or has nothing to cut, one sentence each.
 
     Args:
         plan: with all methods applied.
         methods: the recipe's.
+        masks: reads a mask for the plan's decoder.
     """
     found: list[str] = []
     for number, method in enumerate(methods):
         if isinstance(method, Yopo):
             where = f"compress[{number}].yopo"
             found += _auto_note(plan, method, where)
-            found += _mask_notes(plan, method, where)
+            found += _mask_notes(plan, method, where, masks)
             found += _frozen_notes(plan, where)
             found += _idle_notes(plan, method, where)
             found += _order_notes(plan, method, methods[number + 1 :], where)
@@ -47,11 +48,11 @@ def _auto_note(plan: Plan, method: Yopo, where: str) -> list[str]:
     ]
 
 
-def _mask_notes(plan: Plan, method: Yopo, where: str) -> list[str]:
+def _mask_notes(plan: Plan, method: Yopo, where: str, masks: MaskReader) -> list[str]:
     if method.heads is None or method.heads.mask is None:
         return []
     dims = plan.model.decoder
-    mask = read_head_mask(method.heads.mask, dims)
+    mask = masks(method.heads.mask)
     size = dims.heads // dims.kv_heads
     kept = method.keep_layers or ()
     whole, asked, gone = [], [], []

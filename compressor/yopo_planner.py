@@ -11,7 +11,7 @@ from compressor.calibration.profile import Measure, Profile
 from compressor.cost import band_ratio
 from compressor.dims import ModelFacts
 from compressor.errors import PlanError
-from compressor.head_mask import read_head_mask
+from compressor.head_mask import MaskReader
 from compressor.methods import Yopo
 from compressor.passes.yopo import (
     KEEP_LAYERS,
@@ -37,18 +37,19 @@ def measures_for(method: Yopo) -> tuple[Measure, ...]:
     return tuple(measures)
 
 
-def unfit(method: Yopo, facts: ModelFacts, where: str) -> list[str]:
+def unfit(method: Yopo, facts: ModelFacts, where: str, masks: MaskReader) -> list[str]:
     """Return what of a method does not fit a model: mask, window and ratio.
 
     Args:
         method: the recipe's entry.
         facts: of the model.
         where: the method's place in the recipe; starts every problem.
+        masks: reads a mask for the model's decoder.
     """
     problems = []
     if method.heads is not None and method.heads.mask is not None:
         try:
-            read_head_mask(method.heads.mask, facts.decoder)
+            masks(method.heads.mask)
         except PlanError as error:
             problems += [f"{where}.heads.mask: {problem}" for problem in error.problems]
     if method.window is not None:
@@ -76,15 +77,18 @@ def _unfit_window(window: int | str, facts: ModelFacts, where: str) -> list[str]
     return []
 
 
-def cut(plan: Plan, method: Yopo, measured: Callable[[Measure], Profile]) -> Plan:
+def cut(
+    plan: Plan, method: Yopo, measured: Callable[[Measure], Profile], masks: MaskReader
+) -> Plan:
     """Return the plan with heads, window and neurons cut, and what masked semantics switches off.
 
     Args:
         plan: what the methods before made; an exit of this method is in it already.
         method: that fits the model.
         measured: returns a whole profile with a measure, or raises.
+        masks: reads a mask for the plan's decoder.
     """
-    groups, window = _groups(plan, method, measured), window_of(plan, method)
+    groups, window = _groups(plan, method, measured, masks), window_of(plan, method)
     neurons = _neurons(plan, method, measured)
     layers = tuple(
         layer
@@ -134,7 +138,7 @@ def prunable(plan: Plan, method: Yopo) -> tuple[int, ...]:
 
 
 def _groups(
-    plan: Plan, method: Yopo, measured: Callable[[Measure], Profile]
+    plan: Plan, method: Yopo, measured: Callable[[Measure], Profile], masks: MaskReader
 ) -> tuple[tuple[int, ...] | None, ...]:
     """Return the key/value heads that stay in each layer; None: all."""
     dims, heads = plan.model.decoder, method.heads
@@ -143,7 +147,7 @@ def _groups(
     layers, everything = prunable(plan, method), tuple(range(dims.kv_heads))
     chosen: Groups
     if heads.mask is not None:
-        chosen = groups_of_mask(read_head_mask(heads.mask, dims), dims.kv_heads)
+        chosen = groups_of_mask(masks(heads.mask), dims.kv_heads)
     elif heads.keep is not None:
         scores = group_means(measured("head_score").head_score(), dims.kv_heads)
         chosen = top_share(scores, heads.keep, layers)

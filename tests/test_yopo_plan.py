@@ -324,6 +324,20 @@ def test_a_mask_keeps_a_group_if_any_of_its_heads_stays_and_the_plan_says_where(
     )
 
 
+def test_a_mask_is_read_once_for_a_plan(tmp_path, monkeypatch):
+    from compressor import head_mask
+
+    reads, read = [], head_mask.read_head_mask
+    monkeypatch.setattr(
+        head_mask, "read_head_mask", lambda *args: reads.append(args[0]) or read(*args)
+    )
+    mask = whole_mask()
+    mask[2, 0] = False
+    plan = planned(by_mask(tmp_path, mask))
+    assert "layer 2: 0" in plan.notes[0], "read for the notes too"
+    assert reads == [tmp_path / "mask.npy"]
+
+
 def test_a_mask_without_grouped_queries_is_taken_as_it_is(tmp_path):
     model = facts.facts(facts.dims(kv_heads=4), visual_tokens=20)
     mask = np.random.default_rng(0).random((LAYERS, HEADS)) < 0.5
