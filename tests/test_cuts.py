@@ -22,7 +22,7 @@ from export.graphs import GraphSpec, decoder_graph
 from export.onnx_graph import export_decoder, layer_nodes, save_graph
 from export.sessions import OnnxSession
 from export.torch_session import TorchSession
-from export.weights import SharedWeights
+from export.weights import INLINE_BELOW, SharedWeights
 from tests.facts import dims, facts
 from tests.flops import graph_flops
 from tests.reference import Conversation, text_logits
@@ -253,16 +253,13 @@ def test_parts_hold_every_number_of_the_original_once(name: str) -> None:
 
 
 def stored_contents(graph: Path) -> list[str]:
-    """Return the sha256 of every tensor that a graph keeps in its weight file."""
-    tensors = onnx.load(graph, load_external_data=False).graph.initializer
-    found = []
-    for tensor in tensors:
-        place = {entry.key: entry.value for entry in tensor.external_data}
-        if place:
-            with (graph.parent / place["location"]).open("rb") as stream:
-                stream.seek(int(place["offset"]))
-                found.append(hashlib.sha256(stream.read(int(place["length"]))).hexdigest())
-    return found
+    """Return the sha256 of every tensor that a graph keeps in its weight file, sorted."""
+    places = set()
+    for tensor in onnx.load(graph, load_external_data=False).graph.initializer:
+        if found := {entry.key: entry.value for entry in tensor.external_data}:
+            places.add((int(found["offset"]), int(found["length"])))
+    content = (graph.parent / "weights.bin").read_bytes()
+    return sorted(hashlib.sha256(content[at : at + size]).hexdigest() for at, size in places)
 
 
 @pytest.mark.parametrize("name", ["neurons", "everything, frozen, then exit"])
@@ -282,8 +279,12 @@ def test_parts_hold_the_originals_bytes_once_and_the_baseline_graph_joins_them(
         joined = joined_parts(decoder, plan)
         save_graph(export_decoder(naive, specs[1], joined), tmp_path / specs[1].file, weights)
     assert (tmp_path / "weights.bin").stat().st_size == before
-    stored = stored_contents(tmp_path / specs[0].file)
-    assert len(stored) == len(set(stored)) > LAYERS
+    large = [p.detach().contiguous().numpy() for p in decoder.parameters()]
+    wanted_contents = [
+        hashlib.sha256(part.tobytes()).hexdigest() for part in large if part.nbytes >= INLINE_BELOW
+    ]
+    assert stored_contents(tmp_path / specs[0].file) == sorted(wanted_contents)
+    assert len(set(wanted_contents)) == len(wanted_contents)
     onnx.checker.check_model(tmp_path / specs[1].file, full_check=True)
     session = OnnxSession(tmp_path, specs, decoder="baseline_decoder", threads=1)
     original = decoder_from(plan.naive(), tensors, logits="all")
