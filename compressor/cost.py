@@ -93,7 +93,7 @@ def layer_flops(
     query_rows = group * (seen * busy + unseen * text)  # summed over heads, as all that follow
     key_rows = seen * rows + unseen * text
     pairs = busy * rows
-    if layer.window is not None and not _masks(layer):
+    if layer.window is not None and not layer.masked:
         if grid is None:
             raise ValueError("a window needs a token grid")
         pairs = _band_pairs(layer.window, grid, visual, text)
@@ -111,15 +111,9 @@ def layer_kv_values(dims: DecoderDims, layer: LayerPlan, visual: int, text: int)
     return 2 * dims.head_dim * (seen * rows + (dims.kv_heads - seen) * text)
 
 
-def _masks(layer: LayerPlan) -> bool:
-    """Whether a layer only masks heads, so that its attention runs in full."""
-    return layer.masked and (layer.groups is not None or layer.off)
-
-
 def _seen_groups(dims: DecoderDims, layer: LayerPlan) -> int:
-    """Return in how many key/value heads visual rows are computed."""
-    all_of_them = layer.groups is None or _masks(layer)
-    return dims.kv_heads if all_of_them else len(layer.groups or ())
+    """Return in how many key/value heads visual rows are computed; masked ones are."""
+    return len(layer.groups) if layer.groups is not None and not layer.masked else dims.kv_heads
 
 
 def _band_pairs(window: int, grid: tuple[int, int], visual: int, text: int) -> int:

@@ -33,6 +33,14 @@ def read_text(path: Path, error: type[ProblemsError]) -> str:
         raise error([f"{path}: {failure.strerror}"]) from None
 
 
+def is_file(path: Path) -> bool:
+    """Return whether there is such a file; a name that no file can have is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long, or with a null character
+        return False
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` as UTF-8; see `write_bytes`."""
     write_bytes(path, text.encode())

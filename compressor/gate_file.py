@@ -13,7 +13,7 @@ from pathlib import Path
 
 from compressor.dims import ModelFacts
 from compressor.errors import GatesError
-from compressor.files import sha256_of
+from compressor.files import is_file, sha256_of
 
 NAME = re.compile(r"^(?:model\.)?visual_gates_router\.(\d+)\.(w[12])\.weight$")
 MODEL_DIGEST = "model_digest"
@@ -51,7 +51,7 @@ class GateFile:
         """
         from safetensors import SafetensorError, safe_open
 
-        if not path.is_file():
+        if not is_file(path):
             raise GatesError([f"{path}: no such file; train gates with `vtcompress train-gates`"])
         try:
             with safe_open(path, framework="numpy") as file:

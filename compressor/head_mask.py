@@ -1,13 +1,24 @@
 """A file that says which visual heads stay: one bool array [L, H], True: visual tokens take part."""
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from compressor.dims import DecoderDims
 from compressor.errors import PlanError
+from compressor.files import is_file
 
 HeadMask = tuple[tuple[bool, ...], ...]
 """[L][H], True: the head stays."""
+
+
+MaskReader = Callable[[Path], HeadMask]
+
+
+def mask_reader(dims: DecoderDims) -> MaskReader:
+    """Return `read_head_mask` for a decoder; a file is read once, so that a plan sees one content of it."""
+    return cache(lambda path: read_head_mask(path, dims))
 
 
 def read_head_mask(path: Path, dims: DecoderDims) -> HeadMask:
@@ -20,7 +31,7 @@ def read_head_mask(path: Path, dims: DecoderDims) -> HeadMask:
     Raises:
         PlanError: missing, not readable, of another shape or not bool; shape and type are both named.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise PlanError([f"{path}: no such file"])
     array = _safetensors(path) if path.suffix == ".safetensors" else _npy(path)
     problems = []
@@ -39,25 +50,35 @@ def read_head_mask(path: Path, dims: DecoderDims) -> HeadMask:
     return tuple(tuple(row) for row in array.tolist())
 
 
+# A damaged header may raise nearly anything in the two parsers; that of a .npy file is in Python's syntax.
+
+
 def _npy(path: Path) -> Any:
     from numpy.lib.format import open_memmap
 
     try:
         # Mapped, so that a file of another kind and size is not loaded; it never unpickles.
         return open_memmap(path, mode="r")
-    except (ValueError, OSError, EOFError) as failure:
-        raise PlanError([f"{path}: no readable .npy file: {failure}"]) from None
+    except Exception as failure:  # noqa: BLE001 - see above
+        raise _unreadable(path, ".npy", failure) from None
 
 
 def _safetensors(path: Path) -> Any:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     try:
         with safe_open(path, framework="numpy") as file:
             names = list(file.keys())
-            if len(names) != 1:
-                listed = ", ".join(names[:4]) or "none"
-                raise PlanError([f"{path}: {len(names)} tensors ({listed}); one is needed"])
-            return file.get_tensor(names[0])
-    except (SafetensorError, OSError, TypeError) as failure:
-        raise PlanError([f"{path}: no readable .safetensors file: {failure}"]) from None
+            tensor = file.get_tensor(names[0]) if len(names) == 1 else None
+    except Exception as failure:  # noqa: BLE001 - see above
+        raise _unreadable(path, ".safetensors", failure) from None
+    if tensor is None:
+        listed = ", ".join(names[:4]) or "none"
+        raise PlanError([f"{path}: {len(names)} tensors ({listed}); one is needed"])
+    return tensor
+
+
+def _unreadable(path: Path, kind: str, failure: Exception) -> PlanError:
+    # Some parsers' messages have several lines; a problem is one.
+    reason = " ".join(f"{type(failure).__name__}: {failure}".split())
+    return PlanError([f"{path}: no readable {kind} file: {reason}"])

@@ -225,7 +225,7 @@ class Heads(ExactlyOne):
     Exactly one of `keep`, `threshold` and `mask` is given.
 
     Attributes:
-        keep: share of all heads that may be pruned, over all layers, 0 to 1; those with the highest scores.
+        keep: share that stays of the heads that may be pruned, over all layers, 0 to 1; the highest scores.
         threshold: a head stays if its score exceeds this in enough calibration samples, 0 or more.
         votes: what is enough, as a share of the samples, above 0, up to 1; None: 0.4, the authors'.
         mask: .npy or .safetensors file of one bool array [L, H], True: the head stays; needs no calibration.

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from compressor.errors import DataError
+from compressor.files import is_file
 
 MAX_PIXELS = 100_000_000
 """Largest image that is decoded, and largest intermediate image, in pixels."""
@@ -28,7 +29,7 @@ def load_image(path: str | Path) -> Image.Image:
             than `MAX_PIXELS`; names the file and the remedy.
     """
     path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         raise DataError([f"{path}: no such file; check the path of the image"])
     with _decoding(str(path)), _open(path) as image:
         _check_pixels(image, str(path))

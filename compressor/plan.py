@@ -58,7 +58,7 @@ class LayerPlan(Facts):
         window_causal: visual rows read neighbours before them only.
         neurons: of the MLP that visual rows use, ascending; None: all.
         masked: the released YOPO code's semantics: visual keys of pruned heads stay in the softmax's
-            denominator, and visual rows run on to feed it. A compatibility mode.
+            denominator, and visual rows run on to feed it. A compatibility mode; goes with groups or off.
         off: masked only: no row reads visual values in any head of this layer.
     """
 
@@ -114,6 +114,10 @@ class LayerPlan(Facts):
             problem = "visual rows are frozen: they have no queries and no MLP"
         elif self.off and not self.masked:
             problem = "off is a word of the masked semantics; otherwise it is an exit"
+        elif self.masked and self.groups is None and not self.off:
+            problem = "masked says how heads are cut, and no heads are; groups or off go with it"
+        elif self.window_causal and self.window is None:
+            problem = "window_causal goes with window"
         elif self.neurons is not None and not self.neurons:
             problem = "visual rows need a neuron at least"
         for name in ("groups", "neurons"):
@@ -138,7 +142,7 @@ class LayerPlan(Facts):
     @property
     def tells_rows(self) -> bool:
         """Whether the layer must know which rows of the past are visual."""
-        return self.window is not None or (self.masked and (self.groups is not None or self.off))
+        return self.window is not None or self.masked
 
     @property
     def frozen(self) -> bool:

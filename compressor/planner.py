@@ -9,11 +9,13 @@ from compressor.cost import predicted_speedup
 from compressor.dims import ModelFacts
 from compressor.errors import GatesError, PlanError
 from compressor.gate_file import GateFile
+from compressor.head_mask import MaskReader, mask_reader
 from compressor.methods import DyVTE, Method, ShortV, VisualExit, Yopo
 from compressor.passes import dyvte, shortv, vtw
 from compressor.passes.dead_rows import freeze_dead_rows
 from compressor.plan import Gates, LayerPlan, Plan, Reason, Workload
-from compressor.yopo_planner import cut, measures_for, notes, unfit
+from compressor.yopo_notes import notes
+from compressor.yopo_planner import cut, measures_for, unfit
 
 QUANTILE = 0.9
 
@@ -87,10 +89,11 @@ def check_methods(facts: ModelFacts, model_digest: str, methods: Sequence[Method
         PlanError: layers that do not exist, or heads, windows and ratios that do not fit; all of them.
         GatesError: as `gate_file`.
     """
+    masks = mask_reader(facts.decoder)
     problems = [
         problem
         for number, method in enumerate(methods)
-        for problem in _unfit(method, facts, f"compress[{number}].{method.name}")
+        for problem in _unfit(method, facts, f"compress[{number}].{method.name}", masks)
     ]
     if problems:
         raise PlanError(problems)
@@ -114,10 +117,10 @@ def check_layers(layers: int, methods: Sequence[Method]) -> None:
         raise PlanError(problems)
 
 
-def _unfit(method: Method, facts: ModelFacts, where: str) -> list[str]:
+def _unfit(method: Method, facts: ModelFacts, where: str, masks: MaskReader) -> list[str]:
     """Return what of a method the model rules out."""
     problems = _beyond(method, facts.decoder.layers, where)
-    return problems + unfit(method, facts, where) if isinstance(method, Yopo) else problems
+    return problems + unfit(method, facts, where, masks) if isinstance(method, Yopo) else problems
 
 
 def _beyond(method: Method, layers: int, where: str) -> list[str]:
@@ -181,12 +184,13 @@ def make_plan(
             ]
         )
     problems: list[str] = []
+    masks = mask_reader(facts.decoder)
     for number, method in enumerate(methods):
         where = f"compress[{number}].{method.name}"
-        if wrong := _unfit(method, facts, where):
+        if wrong := _unfit(method, facts, where, masks):
             problems += wrong
             continue
-        step = _Step(where, plan, profile)
+        step = _Step(where, plan, profile, masks)
         try:
             if isinstance(method, ShortV):
                 plan = freeze(plan, step.shortv(method), "shortv")
@@ -200,7 +204,7 @@ def make_plan(
             problems += reason.args
     if problems:
         raise PlanError(problems)
-    return Plan.model_validate({**dict(plan), "notes": notes(plan, methods)})
+    return Plan.model_validate({**dict(plan), "notes": notes(plan, methods, masks)})
 
 
 def freeze(plan: Plan, layers: Sequence[int], reason: Reason) -> Plan:
@@ -233,11 +237,13 @@ class _Step:
         where: the method's place in the recipe.
         plan: what the methods before it made.
         profile: of the calibration.
+        masks: reads a head mask.
     """
 
     where: str
     plan: Plan
     profile: Profile | None
+    masks: MaskReader
 
     def shortv(self, method: ShortV) -> tuple[int, ...]:
         """Return the layers to freeze: a share of all layers, among those that have visual rows."""
@@ -295,7 +301,7 @@ class _Step:
         plan = self.plan
         if method.off_from is not None and method.semantics == "removed":
             plan = leave(plan, method.off_from, "yopo")
-        return cut(plan, method, self._measured)
+        return cut(plan, method, self._measured, self.masks)
 
     def dyvte(self, method: DyVTE) -> Plan:
         """Return the plan with gates, or with the fixed exit that they give."""

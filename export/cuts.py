@@ -30,6 +30,12 @@ SEMANTICS = {
 }
 """Both ways to cut heads and to switch visual tokens off, in words."""
 
+MASKED_IN_VAIN = (
+    "Semantics: masked, which changes nothing here: no heads are cut and no layer is switched off. A window "
+    "and MLP neurons are cut alike in both semantics."
+)
+"""What to say if a recipe asks for `masked` and no layer of its plan is."""
+
 
 def semantics(plan: Plan, methods: Sequence[Method] = ()) -> str | None:
     """Return `removed` or `masked`; None without YOPO, or if a plan alone does not tell.
@@ -50,18 +56,13 @@ def semantics(plan: Plan, methods: Sequence[Method] = ()) -> str | None:
 def semantics_words(plan: Plan, methods: Sequence[Method] = ()) -> tuple[str, ...]:
     """Return what the semantics are and mean, as one sentence or none."""
     found = semantics(plan, methods)
+    if found == "masked" and not any(layer.masked for layer in plan.layers):
+        return (MASKED_IN_VAIN,)
     return () if found is None else (SEMANTICS[found],)
 
 
-def heads_kept(layer: LayerPlan, dims: DecoderDims) -> int:
-    """Return in how many heads of a layer anything of visual tokens is read."""
-    if layer.exited or layer.off:
-        return 0
-    return dims.heads if layer.groups is None else len(layer.groups) * dims.heads // dims.kv_heads
-
-
 def kept_heads(layer: LayerPlan, dims: DecoderDims) -> tuple[int, ...]:
-    """Return those heads, ascending."""
+    """Return the heads of a layer in which anything of visual tokens is read, ascending."""
     group = dims.heads // dims.kv_heads
     groups = range(dims.kv_heads) if layer.groups is None else layer.groups
     if layer.exited or layer.off:
@@ -80,11 +81,11 @@ def _heads(layer: LayerPlan, dims: DecoderDims) -> str:
     if layer.exited:
         return NOTHING
     masked = ", masked" if layer.masked else ""
-    return f"{heads_kept(layer, dims)} of {dims.heads}{masked}"
+    return f"{len(kept_heads(layer, dims))} of {dims.heads}{masked}"
 
 
 def _window(layer: LayerPlan, dims: DecoderDims) -> str:
-    if layer.frozen or not heads_kept(layer, dims):
+    if layer.frozen or not kept_heads(layer, dims):
         return NOTHING
     return EVERYTHING if layer.window is None else window_words(layer)
 
@@ -156,7 +157,7 @@ def cuts_words(plan: Plan, methods: Sequence[Method] = ()) -> str:
     parts = []
     inside = [layer for layer in plan.layers if not layer.exited]
     if _cut_at_all(plan)[0]:
-        kept = sum(heads_kept(layer, dims) for layer in inside)
+        kept = sum(len(kept_heads(layer, dims)) for layer in inside)
         parts.append(f"{kept} of {dims.heads * len(inside)} visual heads")
     windows = dict.fromkeys(window_words(layer) for layer in inside if layer.window)
     parts += [f"window {words}" for words in windows]
@@ -187,7 +188,8 @@ def cut_sentences(plan: Plan) -> tuple[str, ...]:
             f"{layers}: no head reads visual tokens (method YOPO, off_from), and they are computed all the "
             "same."
         )
-    for words, layers in _grouped(plan, lambda x: x.window, window_words):
+    # Where no head reads visual tokens, a visual token reads no neighbours either.
+    for words, layers in _grouped(plan, lambda x: None if x.off else x.window, window_words):
         found.append(
             f"{layers}: a visual token reads only its neighbours in the picture (window {words}) among "
             "visual tokens, and the text before it (method YOPO)."
@@ -207,9 +209,9 @@ def _only_masked(layer: LayerPlan) -> bool:
 def _counts(plan: Plan, asks: Callable[[LayerPlan], bool]) -> str:
     """Return in how many heads of these layers visual tokens are, e.g. `2 of 4 heads of layers 0, 1`."""
     dims = plan.model.decoder
-    groups = _grouped(plan, lambda x: asks(x) or None, lambda x: heads_kept(x, dims))
+    groups = _grouped(plan, lambda x: asks(x) or None, lambda x: len(kept_heads(x, dims)))
     if len(groups) > MOST_COUNTS:
-        kept = sorted(heads_kept(layer, dims) for layer in plan.layers if asks(layer))
+        kept = sorted(len(kept_heads(layer, dims)) for layer in plan.layers if asks(layer))
         layers = runs(layer.index for layer in plan.layers if asks(layer))
         return f"{kept[0]} to {kept[-1]} of {dims.heads} heads of {layers}"
     return "; ".join(

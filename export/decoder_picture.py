@@ -8,7 +8,7 @@ from markupsafe import Markup
 from compressor.cost import BYTES, Cost, predict
 from compressor.dims import DecoderDims
 from compressor.plan import LayerPlan, Plan, Reason
-from export.cuts import cut_sentences, heads_kept, neurons_kept, text_alone_values
+from export.cuts import cut_sentences, kept_heads, neurons_kept, text_alone_values
 from export.exits import staying
 from export.svg import element, line, picture, rect, text
 
@@ -135,7 +135,7 @@ def lane(layer: LayerPlan, dims: DecoderDims) -> Lane:
     """Return what visual rows do in a layer; masked heads are computed, so they count in full."""
     if layer.exited:
         return Lane(0, 0, 0, STATES[layer.reason][0])
-    heads = heads_kept(layer, dims) / dims.heads if layer.split else 1.0
+    heads = len(kept_heads(layer, dims)) / dims.heads if layer.split else 1.0
     masked = "off" if layer.off else "masked" if layer.masked else ""
     if layer.frozen:
         note = STATES[layer.reason][0]

@@ -34,7 +34,7 @@ PACKAGES = (
     "openvino",
     "tensorrt",
     "tensorrt-rtx",
-    "cuda-python",
+    "cuda-bindings",
 )
 # They all install one and the same package folder.
 ONE_OF = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")

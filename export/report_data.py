@@ -12,7 +12,7 @@ from compressor.methods import Method, Yopo
 from compressor.plan import Plan
 from compressor.recipe import load_recipe
 from export.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE
-from export.cuts import heads_kept, neurons_kept, semantics, text_alone_values
+from export.cuts import kept_heads, neurons_kept, semantics, text_alone_values
 from export.engine_facts import engine_facts
 from export.exits import cache_figures, staying
 from export.ladder import EngineFacts, Rung, claim, ladder
@@ -206,7 +206,7 @@ def figures(data: ReportData) -> dict[str, Any]:
             "visual": layer.visual,
             "reason": layer.reason,
             "visual_stays": stays[layer.index],
-            "heads": heads_kept(layer, dims),
+            "heads": len(kept_heads(layer, dims)),
             "window": layer.window,
             "neurons": neurons_kept(layer, dims),
             "masked": layer.masked,

@@ -50,11 +50,15 @@ def _layer(
     def part(name: str) -> Array:
         return weights[f"layers.{layer.index}.{name}.weight"]
 
+    def linear(name: str, rows: Array) -> Array:
+        product: Array = rows @ part(name).T
+        return product + weights.get(f"layers.{layer.index}.{name}.bias", np.float64(0.0))
+
     normed = _norm(states, part("input_layernorm"), dims.rms_norm_eps)
     count, size, group = len(states), dims.head_dim, dims.heads // dims.kv_heads
-    query = _rotated((normed @ part("self_attn.q_proj").T).reshape(count, dims.heads, size), plan)
-    key = _rotated((normed @ part("self_attn.k_proj").T).reshape(count, dims.kv_heads, size), plan)
-    value = (normed @ part("self_attn.v_proj").T).reshape(count, dims.kv_heads, size)
+    query = _rotated(linear("self_attn.q_proj", normed).reshape(count, dims.heads, size), plan)
+    key = _rotated(linear("self_attn.k_proj", normed).reshape(count, dims.kv_heads, size), plan)
+    value = linear("self_attn.v_proj", normed).reshape(count, dims.kv_heads, size)
     mixed = np.zeros((count, dims.heads, size))
     visual = rows.visual
     for head in range(dims.heads):
@@ -73,14 +77,14 @@ def _layer(
         mixed[:, head] = share @ value[:, head // group]
         if not kept:
             mixed[visual, head] = 0.0
-    after = states + mixed.reshape(count, -1) @ part("self_attn.o_proj").T
+    after = states + linear("self_attn.o_proj", mixed.reshape(count, -1))
     normed = _norm(after, part("post_attention_layernorm"), dims.rms_norm_eps)
-    gate, up = normed @ part("mlp.gate_proj").T, normed @ part("mlp.up_proj").T
+    gate, up = linear("mlp.gate_proj", normed), linear("mlp.up_proj", normed)
     active = gate / (1 + np.exp(-gate)) * up
     if layer.neurons is not None:
         others = [i for i in range(dims.intermediate) if i not in layer.neurons]
         active[np.ix_(visual, others)] = 0.0
-    after = after + active @ part("mlp.down_proj").T
+    after = after + linear("mlp.down_proj", active)
     stay = visual & (layer.visual != "update")
     return np.where(stay[:, None], states, after)
 

@@ -1,5 +1,7 @@
 """Decoders with YOPO's cuts against an independent dense reference, in torch and ONNX Runtime."""
 
+import hashlib
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import torch
 from compressor.compressed import CompressedModel, naive_decoder
 from compressor.cost import predict
 from compressor.decoder import Decoder, decoder_from
-from compressor.decoder.weights import joined_parts, source_of
+from compressor.decoder.weights import Slice, joined_parts, slice_of, source_of
 from compressor.dims import ModelFacts
 from compressor.plan import LayerPlan, Plan
 from compressor.planner import identity_plan
@@ -20,7 +22,7 @@ from export.graphs import GraphSpec, decoder_graph
 from export.onnx_graph import export_decoder, layer_nodes, save_graph
 from export.sessions import OnnxSession
 from export.torch_session import TorchSession
-from export.weights import SharedWeights
+from export.weights import INLINE_BELOW, SharedWeights
 from tests.facts import dims, facts
 from tests.flops import graph_flops
 from tests.reference import Conversation, text_logits
@@ -32,7 +34,7 @@ MOST_NODES_OF_A_LAYER = 60
 EVERY_OTHER, FIRST = tuple(range(0, NEURONS, 2)), tuple(range(NEURONS // 2))
 
 
-def model(kv_heads: int) -> ModelFacts:
+def model(kv_heads: int, **changes: Any) -> ModelFacts:
     shape = dims(
         layers=LAYERS,
         hidden=HIDDEN,
@@ -41,6 +43,7 @@ def model(kv_heads: int) -> ModelFacts:
         head_dim=8,
         intermediate=NEURONS,
         vocab=40,
+        **changes,
     )
     return facts(shape, visual_tokens=IMAGE, token_grid=GRID)
 
@@ -94,8 +97,8 @@ CUTS: dict[str, Sequence[LayerPlan]] = {
 CASES = [(name, kv_heads) for name in CUTS for kv_heads in (2, 4)]
 
 
-def plan_of(name: str, kv_heads: int) -> Plan:
-    return Plan(model=model(kv_heads), model_digest="0" * 64, layers=tuple(CUTS[name]))
+def plan_of(name: str, kv_heads: int, **changes: Any) -> Plan:
+    return Plan(model=model(kv_heads, **changes), model_digest="0" * 64, layers=tuple(CUTS[name]))
 
 
 def tensors_of(plan: Plan) -> dict[str, torch.Tensor]:
@@ -151,10 +154,14 @@ def exported(decoder: Decoder, plan: Plan, folder: Path) -> tuple[OnnxSession, G
     return OnnxSession(folder, [spec], threads=1), spec
 
 
+@pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize(("name", "kv_heads"), CASES)
-def test_a_cut_decoder_equals_the_dense_reference_call_by_call(name: str, kv_heads: int) -> None:
-    plan = plan_of(name, kv_heads)
+def test_a_cut_decoder_equals_the_dense_reference_call_by_call(
+    name: str, kv_heads: int, biased: bool
+) -> None:
+    plan = plan_of(name, kv_heads, qkv_bias=biased, o_bias=biased, mlp_bias=biased)
     tensors = tensors_of(plan)
+    assert any(source.endswith(".bias") for source in tensors) is biased
     rows, calls = conversation()
     decoder = decoder_from(plan, tensors, logits="all")
     past, found = decoder.empty_past(1), []
@@ -217,7 +224,7 @@ def test_a_call_without_an_image_runs_none_of_a_windows_nodes(tmp_path: Path) ->
     assert outside <= {"If", "Concat", "Reshape", "Add"}
 
 
-@pytest.mark.parametrize(("name", "kv_heads"), [c for c in CASES if not c[0].startswith("masked")])
+@pytest.mark.parametrize(("name", "kv_heads"), CASES)
 def test_text_alone_gives_the_originals_logits(name: str, kv_heads: int) -> None:
     plan = plan_of(name, kv_heads)
     tensors = tensors_of(plan)
@@ -232,6 +239,29 @@ def test_text_alone_gives_the_originals_logits(name: str, kv_heads: int) -> None
     np.testing.assert_allclose(one.numpy(), other.numpy(), atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.parametrize("name", CUTS)
+def test_parts_hold_every_number_of_the_original_once(name: str) -> None:
+    plan = plan_of(name, 2, qkv_bias=True, o_bias=True, mlp_bias=True)
+    tensors = tensors_of(plan)
+    parts: dict[str, list[torch.Tensor]] = {}
+    for parameter, tensor in decoder_from(plan, tensors).named_parameters():
+        parts.setdefault(source_of(parameter)[0], []).append(tensor.detach().flatten())
+    assert parts.keys() == tensors.keys()
+    for source, held in parts.items():
+        # Random numbers tell which place they come from.
+        assert torch.cat(held).sort().values.equal(tensors[source].flatten().sort().values), source
+
+
+def stored_contents(graph: Path) -> list[str]:
+    """Return the sha256 of every tensor that a graph keeps in its weight file, sorted."""
+    places = set()
+    for tensor in onnx.load(graph, load_external_data=False).graph.initializer:
+        if found := {entry.key: entry.value for entry in tensor.external_data}:
+            places.add((int(found["offset"]), int(found["length"])))
+    content = (graph.parent / "weights.bin").read_bytes()
+    return sorted(hashlib.sha256(content[at : at + size]).hexdigest() for at, size in places)
+
+
 @pytest.mark.parametrize("name", ["neurons", "everything, frozen, then exit"])
 def test_parts_hold_the_originals_bytes_once_and_the_baseline_graph_joins_them(
     name: str, tmp_path: Path
@@ -239,10 +269,6 @@ def test_parts_hold_the_originals_bytes_once_and_the_baseline_graph_joins_them(
     plan = plan_of(name, 2)
     tensors = tensors_of(plan)
     decoder = decoder_from(plan, tensors, logits="all")
-    stored = sum(p.numel() for p in decoder.parameters())
-    assert stored == sum(
-        tensors[s].numel() for s in {source_of(n)[0] for n, _ in decoder.named_parameters()}
-    )
     small = CompressedModel(plan, decoder, None, None, None, None)  # type: ignore[arg-type]
     naive = naive_decoder(small)
     specs = [decoder_graph(plan, "float32", "all")]
@@ -253,6 +279,12 @@ def test_parts_hold_the_originals_bytes_once_and_the_baseline_graph_joins_them(
         joined = joined_parts(decoder, plan)
         save_graph(export_decoder(naive, specs[1], joined), tmp_path / specs[1].file, weights)
     assert (tmp_path / "weights.bin").stat().st_size == before
+    large = [p.detach().contiguous().numpy() for p in decoder.parameters()]
+    wanted_contents = [
+        hashlib.sha256(part.tobytes()).hexdigest() for part in large if part.nbytes >= INLINE_BELOW
+    ]
+    assert stored_contents(tmp_path / specs[0].file) == sorted(wanted_contents)
+    assert len(set(wanted_contents)) == len(wanted_contents)
     onnx.checker.check_model(tmp_path / specs[1].file, full_check=True)
     session = OnnxSession(tmp_path, specs, decoder="baseline_decoder", threads=1)
     original = decoder_from(plan.naive(), tensors, logits="all")
@@ -261,6 +293,43 @@ def test_parts_hold_the_originals_bytes_once_and_the_baseline_graph_joins_them(
         wanted, _ = original(*call, original.empty_past(1))
     found, _ = session.decode(*(t.contiguous().numpy() for t in call), session.empty_past(1))
     np.testing.assert_allclose(found, wanted.numpy(), atol=TOLERANCE, rtol=0)
+
+
+def test_only_what_is_cut_in_parts_is_copied_from_the_original() -> None:
+    everything = tuple(range(NEURONS))
+    layers = [
+        cut(0, window=3),
+        cut(1, neurons=EVERY_OTHER),
+        cut(2, groups=(1,), neurons=everything),
+        dead(3, groups=(0, 1)),
+    ]
+    plan = Plan(model=model(2), model_digest="0" * 64, layers=tuple(layers))
+    tensors = tensors_of(plan)
+    decoder = decoder_from(plan, tensors, logits="all")
+    ours = {tensor.data_ptr() for tensor in tensors.values()}
+    parts = {n for n, p in decoder.named_parameters() if p.numel() and p.data_ptr() not in ours}
+    mlp = [f"mlp.{part}.{name}" for part in ("first", "rest") for name in ("gate", "up", "down")]
+    heads = [
+        f"{part}.{name}"
+        for part in ("seen", "unseen")
+        for name in ("query", "key", "value", "output")
+    ]
+    wanted = {1: mlp, 2: heads}
+    assert parts == {f"layers.{i}.{name}.weight" for i, names in wanted.items() for name in names}
+
+
+def test_the_places_of_a_wide_mlps_parts_are_found_at_once() -> None:
+    wide = 30_000
+    plan = Plan(
+        model=facts(dims(layers=1, intermediate=wide)),
+        model_digest="",
+        layers=(cut(0, neurons=tuple(range(0, wide, 2))),),
+    )
+    start = time.process_time()
+    part = slice_of("layers.0.mlp.rest.up.weight", plan)
+    assert part == Slice(1, tuple(range(1, wide, 2)))
+    # Milliseconds; what grows with the square of the width takes many seconds.
+    assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize("name", ["window", "everything, frozen, then exit"])

@@ -301,7 +301,7 @@ def test_the_command_shows_everything_and_fails_only_for_what_is_asked_for(
     monkeypatch.setattr(doctor, "examine", lambda _: here)
     assert run(["doctor"]) == 0
     shown = capsys.readouterr().out
-    assert all(name in shown for name in (*BACKENDS, "torch", "cuda-python", "GPU: "))
+    assert all(name in shown for name in (*BACKENDS, "torch", "cuda-bindings", "GPU: "))
     assert run(["--json", "doctor"]) == 0
     assert Diagnosis.model_validate_json(capsys.readouterr().out) == here
     assert run(["doctor", "--need", "onnxruntime"]) == 0

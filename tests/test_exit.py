@@ -555,6 +555,7 @@ def test_gates_that_do_not_fit_are_refused_before_weights_are_loaded(
     for path, words in (
         (None, "names no gates; give --gates FILE"),
         (tmp_path / "absent.safetensors", "no such file"),
+        (tmp_path / ("x" * 300), "no such file"),
         (model_folder / "config.json", "no readable safetensors file"),
         (model_folder / "model.safetensors", "no gate in it"),
     ):

@@ -199,3 +199,30 @@ def test_exits_that_no_decoder_can_have_are_refused():
 def test_a_layer_that_contradicts_itself_is_refused(visual, reason):
     with pytest.raises(ValidationError, match="for the reason"):
         LayerPlan(index=0, visual=visual, reason=reason)
+
+
+EXITED = {"visual": "exited", "reason": "vtw"}
+FROZEN = {"visual": "frozen", "reason": "dead"}
+
+
+@pytest.mark.parametrize(
+    ("cuts", "words"),
+    [
+        (EXITED | {"groups": (0,)}, "nothing of them can be cut"),
+        (EXITED | {"off": True, "masked": True}, "nothing of them can be cut"),
+        (EXITED | {"masked": True}, "masked says how heads are cut"),
+        (EXITED | {"window_causal": True}, "window_causal goes with window"),
+        (FROZEN | {"window": 3}, "no queries and no MLP"),
+        (FROZEN | {"neurons": (0,)}, "no queries and no MLP"),
+        ({"masked": True}, "masked says how heads are cut"),
+        ({"masked": True, "window": 3, "neurons": (0,)}, "masked says how heads are cut"),
+        ({"window_causal": True}, "window_causal goes with window"),
+        ({"off": True}, "off is a word of the masked semantics"),
+        ({"neurons": ()}, "need a neuron at least"),
+        ({"groups": (1, 0)}, "groups are not ascending"),
+        ({"window": 4}, "its side is odd"),
+    ],
+)
+def test_cuts_that_contradict_themselves_are_refused(cuts, words):
+    with pytest.raises(ValidationError, match=words):
+        LayerPlan(index=1, **cuts)

@@ -13,6 +13,7 @@ from compressor.calibration.profile import Profile, SampleScore
 from compressor.cost import predict
 from compressor.methods import Yopo
 from compressor.plan import LayerPlan, Plan
+from compressor.planner import make_plan
 from export.charts import contribution_chart
 from export.compare import compare_artifacts, comparison_rows
 from export.cuts import cut_sentences, cuts_words, kept_heads, semantics
@@ -153,6 +154,15 @@ def test_masked_layers_say_what_is_not_read_and_not_that_it_is_gone(tmp_path):
     assert "Nothing is saved on further tokens" in markdown_report(data)
 
 
+def test_a_layer_that_reads_no_visual_tokens_is_not_said_to_read_neighbours():
+    method = Yopo.model_validate({"window": 3, "off_from": 3, "semantics": "masked"})
+    plan = make_plan(MODEL, facts.DIGEST, [method])
+    assert [bool(layer.window) for layer in plan.layers] == [True] * 5 + [False]
+    near, off = sorted(cut_sentences(plan))
+    assert near.startswith("Layers 0 to 2: a visual token reads only its neighbours")
+    assert off.startswith("Layers 3 to 5: no head reads visual tokens")
+
+
 @pytest.mark.parametrize(
     ("plan", "recipe", "word", "sentence"),
     [
@@ -186,6 +196,19 @@ def test_a_recipe_knows_the_semantics_where_its_plan_does_not_tell():
         "masked",
         None,
     )
+
+
+def test_masked_semantics_that_change_nothing_are_said_to_and_not_to_keep_keys(tmp_path):
+    alone = plan_of(*(LayerPlan(index=i, window=3, neurons=FIRST) for i in range(6)))
+    recipe = "vtcompress: 1\ncompress:\n- yopo: {window: 3, mlp_ratio: 2, semantics: masked}\n"
+    data = report_of(tmp_path / "a", alone, recipe)
+    for text in (
+        Structure(html_report(data)).text,
+        markdown_report(data),
+        model_card(data, Origin()),
+    ):
+        assert "Semantics: masked, which changes nothing here" in text
+        assert "visual tokens run on" not in text
 
 
 def test_what_was_asked_is_said_with_file_names_and_without_folders():

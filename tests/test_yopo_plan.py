@@ -1,5 +1,7 @@
 """YOPO without the decoder: its recipe, what the planner makes of it, and what it is predicted to cost."""
 
+import json
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -322,6 +324,20 @@ def test_a_mask_keeps_a_group_if_any_of_its_heads_stays_and_the_plan_says_where(
     )
 
 
+def test_a_mask_is_read_once_for_a_plan(tmp_path, monkeypatch):
+    from compressor import head_mask
+
+    reads, read = [], head_mask.read_head_mask
+    monkeypatch.setattr(
+        head_mask, "read_head_mask", lambda *args: reads.append(args[0]) or read(*args)
+    )
+    mask = whole_mask()
+    mask[2, 0] = False
+    plan = planned(by_mask(tmp_path, mask))
+    assert "layer 2: 0" in plan.notes[0], "read for the notes too"
+    assert reads == [tmp_path / "mask.npy"]
+
+
 def test_a_mask_without_grouped_queries_is_taken_as_it_is(tmp_path):
     model = facts.facts(facts.dims(kv_heads=4), visual_tokens=20)
     mask = np.random.default_rng(0).random((LAYERS, HEADS)) < 0.5
@@ -496,11 +512,80 @@ def test_a_share_in_front_of_an_exit_of_a_later_entry_is_pointed_out():
     row = [[1.0] * 4] * 6
     yopo, exit_at = Yopo(heads=Heads(keep=0.5)), VisualExit(layer=4)
     assert planned(exit_at, yopo, measured=profile([row])).notes == ()
-    (note,) = planned(yopo, exit_at, measured=profile([row])).notes
-    assert note == (
+    assert planned(yopo, exit_at, measured=profile([row])).notes == (
+        # The earlier of equal heads stay, so that all which go are behind the exit.
+        "compress[0].yopo.heads: no head is pruned: those of layers 0, 1 stay by keep_layers; those of "
+        "layers 2, 3 were all chosen to stay; visual tokens are gone from layer 4 on",
         "compress[0].yopo.heads.keep: the share counts heads of layers 4, 5 too, where visual tokens have "
-        "left by then; list yopo behind visual_exit to count the others alone"
+        "left by then; list yopo behind visual_exit to count the others alone",
     )
+
+
+EVEN = profile([[[1.0] * 4] * 6])
+DEAD = "visual rows of layer 0 are not updated, as nobody reads what comes out"
+LEFT = "visual tokens are gone from layer 1 on"
+
+
+@pytest.mark.parametrize(
+    ("methods", "notes"),
+    [
+        (
+            [Yopo(window=3, mlp_ratio=2), VisualExit(layer=1)],
+            [
+                f"window: no layer has one: {DEAD}; {LEFT}",
+                f"mlp_ratio: no MLP is narrower: {DEAD}; {LEFT}",
+            ],
+        ),
+        ([Yopo(window=3, off_from=1)], [f"window: no layer has one: {DEAD}; {LEFT}"]),
+        (
+            [Yopo(heads=Heads(keep=0.5), off_from=2)],
+            [
+                "heads: no head is pruned: those of layers 0, 1 stay by keep_layers; visual tokens are gone "
+                "from layer 2 on"
+            ],
+        ),
+        (
+            [Yopo(window=3, heads=Heads(keep=0.0), keep_layers=())],
+            [
+                "window: no layer has one: visual rows of layers 0, 1, 2, 3, 4 are in no head; visual rows "
+                "of layer 5 are not updated, as nobody reads what comes out"
+            ],
+        ),
+        (
+            [VisualExit(layer=1), Yopo(heads=Heads(threshold=2.0), keep_layers=(0, 5))],
+            [
+                f"heads: no head is pruned: those of layer 0 stay by keep_layers; {LEFT}",
+                "keep_layers: visual tokens have left by layer 5: there is nothing to keep",
+            ],
+        ),
+        (
+            [Yopo(heads=Heads(threshold=0.07), keep_layers=(5,)), VisualExit(layer=1)],
+            [
+                f"heads: no head is pruned: those of layer 0 were all chosen to stay; {LEFT}",
+                "keep_layers: visual tokens have left by layer 5: there is nothing to keep",
+            ],
+        ),
+        (
+            [Yopo(window=3, mlp_ratio=2, semantics="masked")],
+            ["semantics: masked changes nothing: no heads are cut and no layer is switched off"],
+        ),
+        (
+            [Yopo(heads=Heads(keep=1.0), keep_layers=())],
+            ["heads: no head is pruned: those of layers 0, 1, 2, 3, 4, 5 were all chosen to stay"],
+        ),
+        (
+            [Yopo(mlp_ratio=2), ShortV(layers=(0, 1, 2, 3, 4))],
+            [
+                "mlp_ratio: no MLP is narrower: visual rows of layer 5 are not updated, as nobody reads what "
+                "comes out; visual rows of layers 0, 1, 2, 3, 4 are frozen by shortv"
+            ],
+        ),
+    ],
+)
+def test_a_cut_that_no_layer_has_in_the_end_is_named_with_the_reason(methods, notes):
+    plan = planned(*methods, measured=EVEN)
+    number = next(i for i, method in enumerate(methods) if isinstance(method, Yopo))
+    assert plan.notes == tuple(f"compress[{number}].yopo.{note}" for note in notes)
 
 
 def test_a_search_by_speed_counts_what_yopo_saves_already():
@@ -574,6 +659,21 @@ def test_a_mask_of_another_shape_or_type_is_refused(tmp_path, name):
     )
 
 
+def header(descr="'|b1'", shape="(6, 4)"):
+    return f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}"
+
+
+def npy(head):
+    """A .npy file of format 1.0 with this header, and 24 bytes of values."""
+    return b"\x93NUMPY\1\0" + struct.pack("<H", len(head)) + head.encode() + bytes(24)
+
+
+def safetensors(dtype):
+    """A file of one tensor [6, 4] of one-byte numbers."""
+    head = json.dumps({"keep": {"dtype": dtype, "shape": [6, 4], "data_offsets": [0, 24]}}).encode()
+    return struct.pack("<Q", len(head)) + head + bytes(24)
+
+
 def test_a_file_that_is_no_mask_is_refused_and_nothing_in_it_is_run(tmp_path):
     class Bomb:
         def __reduce__(self):
@@ -593,6 +693,23 @@ def test_a_file_that_is_no_mask_is_refused_and_nothing_in_it_is_run(tmp_path):
         "text.safetensors": "no readable .safetensors file",
         "two.safetensors": "2 tensors (a, b); one is needed",
     }
+    headers = {
+        "cut off": "{'descr': '|b1', 'fortran_order': False, 'shape': (6, 4",
+        "too large": header(shape="(99999999999999999999, 4)"),
+        "no number": header(shape="(True, 4)"),
+        "no name": "{1: 2, 'shape': (6, 4)}",
+        "no type": header(descr="('b1',)"),
+        "too deep": header(shape="(" * 3000),
+    }
+    for name, head in headers.items():
+        (tmp_path / f"{name}.npy").write_bytes(npy(head))
+        wanted[f"{name}.npy"] = "no readable .npy file"
+    for number in ("F8_E4M3", "F8_E5M2"):
+        (tmp_path / f"{number}.safetensors").write_bytes(safetensors(number))
+        wanted[f"{number}.safetensors"] = "no readable .safetensors file"
+    for name in ("x" * 300 + ".npy", "sub"):
+        wanted[name] = "no such file"
+    (tmp_path / "sub").mkdir()
     for name, words in wanted.items():
         (line,) = refused(Yopo(heads=Heads(mask=tmp_path / name)))
         assert line.startswith(f"compress[0].yopo.heads.mask: {tmp_path / name}: {words}")

@@ -19,6 +19,10 @@ LINE_EVERY_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
+# What a cell begins with that holds a figure, or none.
+FIGURE_STARTS = ("", *"0123456789-")
+
+
 class Output:
     """How much is said, and in which form.
 
@@ -41,9 +45,11 @@ class Output:
         from rich.text import Text
 
         table = Table(title=title or None, title_justify="left")
+        shown = [tuple(row) for row in rows]
         for number, column in enumerate(columns):
-            table.add_column(column, justify="left" if number < 2 else "right")
-        for row in rows:
+            figures = number > 1 and all(row[number][:1] in FIGURE_STARTS for row in shown)
+            table.add_column(column, justify="right" if figures else "left")
+        for row in shown:
             table.add_row(*(Text(cell) for cell in row))  # a cell is text, not markup
         # Off a terminal a fixed width, so that what is piped into a file does not depend on where it ran.
         Console(width=None if sys.stdout.isatty() else 140, highlight=False).print(table)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import DataError
-from compressor.files import read_text, sha256_of
+from compressor.files import is_file, read_text, sha256_of
 
 KNOWN_KEYS = ("image", "question", "answer", "kind")
 MAX_PROBLEMS = 20
@@ -87,7 +87,7 @@ def _parse(line: str, where: str, folder: Path) -> tuple[Sample | None, list[str
         for key in ("question", "answer", "kind")
         if isinstance(row.get(key), str) and not _is_unicode(row[key])
     ]
-    problems += [f"{where}: image: {file}: no such file" for file in files if not _is_file(file)]
+    problems += [f"{where}: image: {file}: no such file" for file in files if not is_file(file)]
     if problems:
         return None, problems
     return Sample(files, row["question"], row.get("answer"), row.get("kind") or ""), []
@@ -100,13 +100,6 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # names too long, or with a null character
-        return False
 
 
 def choose(samples: Sequence[Sample], count: int | None, seed: int) -> tuple[Sample, ...]:

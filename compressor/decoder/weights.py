@@ -113,8 +113,13 @@ class Slice:
     chosen: tuple[int, ...]
 
     def of(self, tensor: Tensor) -> Tensor:
-        """Return the part: a view where the places follow each other, otherwise a copy."""
+        """Return the part: a view where the places follow each other, otherwise a copy.
+
+        A tensor that lacks a place comes back as it is; its shape then tells.
+        """
         first, count = min(self.chosen, default=0), len(self.chosen)
+        if max(self.chosen, default=-1) >= tensor.shape[self.axis]:
+            return tensor
         if self.chosen == tuple(range(first, first + count)):
             return tensor.narrow(self.axis, first, count)
         return tensor.index_select(self.axis, torch.tensor(self.chosen).to(tensor.device))
@@ -186,7 +191,8 @@ def joined_parts(decoder: Decoder, plan: Plan) -> dict[str, tuple[int, tuple[int
 
 def _either(chosen: bool, kept: Sequence[int], count: int, width: int) -> tuple[int, ...]:
     """Return the places of the kept blocks, or of the others, `width` places each."""
-    blocks = kept if chosen else [i for i in range(count) if i not in set(kept)]
+    inside = set(kept)
+    blocks = kept if chosen else [i for i in range(count) if i not in inside]
     return tuple(place for block in blocks for place in range(block * width, (block + 1) * width))
 
 
@@ -212,7 +218,7 @@ def decoder_from(plan: Plan, tensors: Mapping[str, Tensor], *, logits: str = "la
         tensor = tensors[source].detach()
         tensor = tensor.T if transposed else tensor
         part = slice_of(name, plan)
-        if part is not None and max(part.chosen, default=-1) < tensor.shape[part.axis]:
+        if part is not None:
             tensor = part.of(tensor)
         if tensor.shape != parameter.shape:
             problems.append(

@@ -1,0 +1,163 @@
+"""Says what of a recipe's `yopo` entries a plan does not do as asked, or where there is nothing to cut."""
+
+from collections.abc import Iterable, Sequence
+
+from compressor.cost import BAND_OVERHEAD, band_ratio
+from compressor.head_mask import MaskReader
+from compressor.methods import DyVTE, Method, VisualExit, Yopo
+from compressor.passes.yopo import WINDOW
+from compressor.plan import Plan
+from compressor.yopo_planner import kept_whole, prunable, window_of
+
+
+def notes(plan: Plan, methods: Sequence[Method], masks: MaskReader) -> tuple[str, ...]:
+    """Return what of the `yopo` entries is not done as asked, or has nothing to cut, one sentence each.
+
+    Args:
+        plan: with all methods applied.
+        methods: the recipe's.
+        masks: reads a mask for the plan's decoder.
+    """
+    found: list[str] = []
+    for number, method in enumerate(methods):
+        if isinstance(method, Yopo):
+            where = f"compress[{number}].yopo"
+            found += _auto_note(plan, method, where)
+            found += _mask_notes(plan, method, where, masks)
+            found += _frozen_notes(plan, where)
+            found += _idle_notes(plan, method, where)
+            found += _order_notes(plan, method, methods[number + 1 :], where)
+    return tuple(found)
+
+
+def _auto_note(plan: Plan, method: Yopo, where: str) -> list[str]:
+    grid = plan.model.token_grid
+    if method.window != "auto" or grid is None:
+        return []
+    rows, columns = grid
+    if min(grid) < WINDOW:
+        return [
+            f"{where}.window: auto: none, as {WINDOW} is larger than the grid of {rows} x {columns}"
+        ]
+    ratio = band_ratio(WINDOW, grid, plan.visual, plan.workload.text)
+    return [
+        f"{where}.window: auto: {WINDOW if ratio < 1 else 'none'}; on {plan.visual} visual and "
+        f"{plan.workload.text} text rows attention in bands of a {WINDOW} x {WINDOW} window is predicted to "
+        f"take {ratio:.2f} times as long as full attention (a FLOP in bands {BAND_OVERHEAD:g} times; "
+        "measured on ONNX Runtime's CPU)"
+    ]
+
+
+def _mask_notes(plan: Plan, method: Yopo, where: str, masks: MaskReader) -> list[str]:
+    if method.heads is None or method.heads.mask is None:
+        return []
+    dims = plan.model.decoder
+    mask = masks(method.heads.mask)
+    size = dims.heads // dims.kv_heads
+    kept = method.keep_layers or ()
+    whole, asked, gone = [], [], []
+    for layer, row in zip(plan.layers, mask, strict=True):
+        pruned = [h for h, stays in enumerate(row) if not stays]
+        stay = [h for h in pruned if layer.groups is None or h // size in layer.groups]
+        if layer.exited:
+            gone += [layer.index] if pruned else []
+        elif layer.index in kept:
+            asked += [layer.index] if pruned else []
+        elif stay:
+            whole.append(f"layer {layer.index}: {_listed(stay)}")
+    found = []
+    if whole:
+        found.append(
+            f"{where}.heads.mask: a key/value head goes only with all its query heads, so these heads stay "
+            f"though the mask prunes them: {'; '.join(whole)}"
+        )
+    if asked:
+        found.append(
+            f"{where}.keep_layers: all heads stay in {_layers(asked)}, though the mask prunes some"
+        )
+    if gone:
+        found.append(
+            f"{where}.heads.mask: prunes heads in {_layers(gone)}, where visual tokens have left by then: "
+            "there is nothing to prune"
+        )
+    return found
+
+
+def _frozen_notes(plan: Plan, where: str) -> list[str]:
+    frozen = [layer.index for layer in plan.layers if layer.reason == "shortv"]
+    if not frozen:
+        return []
+    frozen_words = f"visual rows of {_layers(frozen)} are frozen by shortv"
+    found = []
+    if any(layer.window for layer in plan.layers):
+        found.append(f"{where}.window: {frozen_words}: they read nothing, so there is no window")
+    if any(layer.neurons for layer in plan.layers):
+        found.append(f"{where}.mlp_ratio: {frozen_words}: they have no MLP that could be narrower")
+    return found
+
+
+def _idle_notes(plan: Plan, method: Yopo, where: str) -> list[str]:
+    """Return which of the cuts asked for no layer has in the end, and why."""
+    found = []
+    if method.heads is not None and all(layer.groups is None for layer in plan.layers):
+        found.append(f"{where}.heads: no head is pruned: {_why_no_heads(plan, method)}")
+    if window_of(plan, method) is not None and all(x.window is None for x in plan.layers):
+        found.append(f"{where}.window: no layer has one: {_why_no_rows(plan)}")
+    if method.mlp_ratio is not None and all(layer.neurons is None for layer in plan.layers):
+        found.append(f"{where}.mlp_ratio: no MLP is narrower: {_why_no_rows(plan)}")
+    if method.semantics == "masked" and not any(layer.masked for layer in plan.layers):
+        found.append(
+            f"{where}.semantics: masked changes nothing: no heads are cut and no layer is switched off"
+        )
+    if gone := [i for i in method.keep_layers or () if plan.layers[i].exited]:
+        found.append(
+            f"{where}.keep_layers: visual tokens have left by {_layers(gone)}: there is nothing to keep"
+        )
+    return found
+
+
+def _why_no_heads(plan: Plan, method: Yopo) -> str:
+    there = [layer.index for layer in plan.layers if not layer.exited]
+    kept = [i for i in kept_whole(method) if i in there]
+    reasons = [f"those of {_layers(kept)} stay by keep_layers"] if kept else []
+    if chosen := prunable(plan, method):
+        reasons.append(f"those of {_layers(chosen)} were all chosen to stay")
+    return "; ".join([*reasons, *_gone(plan)])
+
+
+def _why_no_rows(plan: Plan) -> str:
+    """Return why visual rows of no layer can have a window or fewer neurons."""
+    words = {
+        "": "are in no head",
+        "dead": "are not updated, as nobody reads what comes out",
+        "shortv": "are frozen by shortv",
+    }
+    reasons = []
+    for reason, state in words.items():
+        if layers := [layer.index for layer in plan.layers if layer.reason == reason]:
+            reasons.append(f"visual rows of {_layers(layers)} {state}")
+    return "; ".join([*reasons, *_gone(plan)])
+
+
+def _gone(plan: Plan) -> list[str]:
+    left = plan.exit_layer
+    return [] if left is None else [f"visual tokens are gone from layer {left} on"]
+
+
+def _order_notes(plan: Plan, method: Yopo, later: Sequence[Method], where: str) -> list[str]:
+    exits = [m.name for m in later if isinstance(m, VisualExit | DyVTE)]
+    if plan.exit_layer is None or not exits or method.heads is None or method.heads.keep is None:
+        return []
+    return [
+        f"{where}.heads.keep: the share counts heads of {_layers(range(plan.exit_layer, len(plan.layers)))} "
+        f"too, where visual tokens have left by then; list yopo behind {exits[0]} to count the others alone"
+    ]
+
+
+def _layers(indices: Iterable[int]) -> str:
+    numbers = list(indices)
+    return f"layer{'s' if len(numbers) > 1 else ''} {_listed(numbers)}"
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return ", ".join(map(str, numbers))
