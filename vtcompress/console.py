@@ -18,11 +18,11 @@ SHOW_AFTER_SECONDS = 2.0
 LINE_EVERY_SECONDS = 15.0
 
 
-@dataclass(frozen=True)
 # What a cell begins with that holds a figure, or none.
 FIGURE_STARTS = ("", *"0123456789-")
 
 
+@dataclass(frozen=True)
 class Output:
     """How much is said, and in which form.
 
