@@ -47,18 +47,25 @@ class Cost:
         return sum(self.layer_kv_values) * BYTES[dtype]
 
 
-BAND_OVERHEAD = 3.5
+BAND_OVERHEAD = 2.75
 """Time of one FLOP of attention in bands divided by that of one of full attention.
 
-Measured on ONNX Runtime's CPU in float32 (8 layers, hidden 1024, 16 heads, MLP 2752, 64 text rows): a 5 x 5
-window alone made the prefill 0.93 times as fast at 576 visual tokens (24 x 24), and 1.54 times at 2,916
-(54 x 54). Let a FLOP outside attention cost 1, one of full attention a, one of bands b: the two measurements
-give a = 3.9 and b = 13.6. Another backend may differ; predicted FLOPs do not contain it.
+Measured on ONNX Runtime's CPU in float32 (`benchmarks.cuts`: 8 layers, hidden 1024, 16 heads, MLP 2752, 64
+text rows): a 5 x 5 window alone, and the dead rows of the last layer, made the prefill 1.11 times as fast at
+576 visual tokens (24 x 24), and 1.64 times at 2,916 (54 x 54). Let a FLOP outside attention cost 1, one of
+full attention a, one of bands b: the two measurements give a = 2.05 and b = 5.64. Other runs gave from 1.9
+to 2.9 for b / a. Another backend may differ; predicted FLOPs do not contain it.
+"""
+
+PAYS_BELOW = 0.9
+"""Share of full attention's predicted time below which a window pays.
+
+Less than 1, because runs differ in the overhead, and a window costs accuracy and some of each decode step.
 """
 
 
 def band_ratio(window: int, grid: tuple[int, int], visual: int, text: int) -> float:
-    """Return the predicted time of attention in bands divided by full attention's; below 1 a window pays.
+    """Return the predicted time of attention in bands divided by full attention's; see `PAYS_BELOW`.
 
     Args:
         window: side of the square of neighbours.

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from compressor.cost import BAND_OVERHEAD, band_ratio
+from compressor.cost import BAND_OVERHEAD, PAYS_BELOW, band_ratio
 from compressor.head_mask import MaskReader
 from compressor.methods import DyVTE, Method, VisualExit, Yopo
 from compressor.passes.yopo import WINDOW
@@ -41,10 +41,10 @@ def _auto_note(plan: Plan, method: Yopo, where: str) -> list[str]:
         ]
     ratio = band_ratio(WINDOW, grid, plan.visual, plan.workload.text)
     return [
-        f"{where}.window: auto: {WINDOW if ratio < 1 else 'none'}; on {plan.visual} visual and "
+        f"{where}.window: auto: {WINDOW if ratio < PAYS_BELOW else 'none'}; on {plan.visual} visual and "
         f"{plan.workload.text} text rows attention in bands of a {WINDOW} x {WINDOW} window is predicted to "
         f"take {ratio:.2f} times as long as full attention (a FLOP in bands {BAND_OVERHEAD:g} times; "
-        "measured on ONNX Runtime's CPU)"
+        f"measured on ONNX Runtime's CPU); below {PAYS_BELOW:g} it is used"
     ]
 
 

@@ -8,7 +8,7 @@ updated, fewer heads where there are any visual rows.
 from collections.abc import Callable
 
 from compressor.calibration.profile import Measure, Profile
-from compressor.cost import band_ratio
+from compressor.cost import PAYS_BELOW, band_ratio
 from compressor.dims import ModelFacts
 from compressor.errors import PlanError
 from compressor.head_mask import MaskReader
@@ -167,7 +167,7 @@ def window_of(plan: Plan, method: Yopo) -> int | None:
     grid = plan.model.token_grid
     if grid is None or min(grid) < WINDOW:
         return None
-    pays = band_ratio(WINDOW, grid, plan.visual, plan.workload.text) < 1
+    pays = band_ratio(WINDOW, grid, plan.visual, plan.workload.text) < PAYS_BELOW
     return WINDOW if pays else None
 
 
