@@ -198,6 +198,7 @@ class Recorder:
                 self.calls.append((spec, sizes_of(spec.inputs, shapes)))
                 return graph(feeds)
 
+            run.spec = spec  # type: ignore[attr-defined]
             return run
 
         session._open_graph = open_graph  # type: ignore[method-assign, assignment]
