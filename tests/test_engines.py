@@ -60,6 +60,18 @@ def test_rtx_builds_engines_with_a_prefill_and_a_decode_profile_for_two_kinds_of
 
 
 @rtx
+@pytest.mark.parametrize("kind", ["identity", "window", "heads+frozen+exit"])
+def test_rtx_builds_engines_that_write_into_caches_of_fixed_size(kind: str, tmp_path: Path) -> None:
+    plan = plan_of(kind)
+    limits = limits_for(plan)
+    (spec,) = write_decoder(tmp_path, plan, limits)
+    graph = onnx.load(tmp_path / spec.file, load_external_data=False).graph
+    assert sum(node.op_type == "TensorScatter" for node in graph.node) == 2 * len(plan.caches())
+    engine, _ = build(tmp_path, spec, limits, "SM86")
+    assert engine.stat().st_size > 10_000
+
+
+@rtx
 def test_engines_for_each_kind_of_gpu_are_no_smaller_than_one_for_both(tmp_path: Path) -> None:
     plan = plan_of("identity")
     (spec,) = write_decoder(tmp_path, plan)
