@@ -49,14 +49,14 @@ def open_session(
     check_dtype(backend, artifact.manifest.dtype)
     if device and not on_gpu(backend):
         raise BackendError(f"{backend}: runs on no GPU; leave out the device")
-    if backend in TARGETS:
-        return _open_engines(artifact, backend, device)
     graphs = artifact.manifest.graphs
     if backend != "onnxruntime" and any(spec.fixed for spec in graphs):
         raise BackendError(
             f"{backend}: does not run graphs that write into caches of fixed size (TensorScatter); use "
             "--backend onnxruntime, or export with export.kv_cache: growing"
         )
+    if backend in TARGETS:
+        return _open_engines(artifact, backend, device)
     if backend == "openvino":
         from export.openvino_session import OpenVinoSession, cache_folder
 

@@ -30,8 +30,11 @@ from export.graphs import GraphSpec, in_order
 from export.limits import Limits, limits_of
 from export.manifest import FileEntry, Manifest
 from export.profiles import Profile, profiles_of
-from export.targets import Target, check_capabilities, find_target
+from export.targets import DEFAULT_CAPABILITY, Target, check_capabilities, find_target
 from export.trtexec import build_command
+
+# In place of the compute capability where it is the GPU's own, and no GPU was asked.
+THIS_GPU = "GPU"
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,7 @@ def plan_engines(
     capabilities: tuple[str, ...] | None = None,
     baseline: bool = False,
     device: int = 0,
+    dry: bool = False,
     progress: Progress = SILENT,
 ) -> EnginePlan:
     """Settle what a build will do.
@@ -104,6 +108,8 @@ def plan_engines(
             default.
         baseline: build the original decoder too, to time it beside the compressed one.
         device: GPU that `tensorrt` builds on.
+        dry: ask neither a builder nor a GPU, for a plan that is shown and not built; capabilities are then
+            taken as they are given.
         progress: shows the builder's phases.
 
     Raises:
@@ -117,6 +123,10 @@ def plan_engines(
     problems = limits.problems(manifest.model.decoder.max_positions)
     if problems:
         raise ArtifactError(f"{artifact.folder}: engines: {line}" for line in problems)
+    if dry:
+        named = capabilities or (DEFAULT_CAPABILITY if target.ahead else THIS_GPU,)
+        maker = Maker(target, None, named if target.ahead else (), progress)
+        return EnginePlan(artifact, target, maker, named, "", limits, baseline)
     maker = Maker.of(target, progress=progress)
     chosen = check_capabilities(target, capabilities, maker.trt)
     if target.ahead:

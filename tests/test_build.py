@@ -126,6 +126,19 @@ def test_a_dry_run_prints_sizes_and_the_vendors_commands_and_builds_nothing(
     assert not (artifact / "engines").exists()
 
 
+def test_a_dry_run_for_another_machine_needs_neither_the_package_nor_a_gpu(
+    artifact: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    assert run(["build", str(artifact), "--target", "tensorrt", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("trtexec --onnx=") == 3
+    assert f"--saveEngine={artifact}/engines/tensorrt-GPU/decoder.engine" in said
+    assert "computeCapabilities" not in said
+    assert run(["build", str(artifact), "--target", "tensorrt"]) == 1
+    assert "vtcompress[tensorrt]" in capsys.readouterr().err
+
+
 def refuse(artifact: Path, capsys: pytest.CaptureFixture[str], *more: str) -> str:
     assert run(["build", str(artifact), "--target", "tensorrt-rtx", *more]) == 1
     assert not list((artifact / "engines").glob(".*"))

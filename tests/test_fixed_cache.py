@@ -359,6 +359,6 @@ def test_an_artifact_with_fixed_caches_answers_as_one_whose_caches_grow(
     assert manifest.measured.kv_buffer_bytes_original == manifest.measured.kv_buffer_bytes
     assert f"{manifest.predicted.kv_buffer_bytes:,}" in (folders["fixed"] / "report.md").read_text()
     assert "buffers of fixed size" not in (folders["growing"] / "report.md").read_text()
-    for backend in ("openvino", "onnxruntime-cuda"):
+    for backend in ("openvino", "onnxruntime-cuda", "tensorrt-rtx", "tensorrt"):
         with pytest.raises(BackendError, match=r"--backend onnxruntime.*kv_cache: growing"):
             open_session(artifact, backend)

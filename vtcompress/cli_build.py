@@ -63,6 +63,7 @@ def build(
         capabilities=capabilities,
         baseline=with_baseline,
         device=device,
+        dry=dry_run,
         progress=out,
     )
     _show_plan(out, plan)

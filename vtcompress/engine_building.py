@@ -24,6 +24,7 @@ def settle(
     capabilities: tuple[str, ...] | None = None,
     baseline: bool = False,
     device: int = 0,
+    dry: bool = False,
     progress: Progress = SILENT,
 ) -> EnginePlan:
     """Open an artifact and settle what a build of its engines will do; see `plan_engines`.
@@ -35,6 +36,7 @@ def settle(
         capabilities: GPUs that the engines serve; none: those of the recipe, else the target's default.
         baseline: build the original decoder too.
         device: GPU that `tensorrt` builds on.
+        dry: the plan will be shown and not built; see `plan_engines`.
         progress: shows the builder's phases.
 
     Raises:
@@ -48,6 +50,7 @@ def settle(
         capabilities=capabilities or artifact_capabilities(artifact, target),
         baseline=baseline,
         device=device,
+        dry=dry,
         progress=progress,
     )
 
