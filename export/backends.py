@@ -101,7 +101,9 @@ def _open_engines(artifact: "Artifact", backend: str, device: int) -> "GraphSess
     trt = load(target, f"running {target.title} engines")
     gpu = find_gpu(device)
     engines = find_set(artifact, backend, Machine(trt.__version__, gpu.capability, gpu.name))
-    files = {entry.graph: engines.folder / entry.file for entry in engines.facts.engines}
+    files = {
+        entry.graph: (engines.folder / entry.file, entry.sha256) for entry in engines.facts.engines
+    }
     return EngineSession(artifact.manifest.graphs, engines, CudaEngines(trt, files, device))
 
 

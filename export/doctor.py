@@ -21,8 +21,11 @@ from compressor.dims import Facts
 from compressor.errors import BackendError
 from export import doctor_probes
 from export.doctor_probes import CUDA, MARK, PROBES
+from export.gpus import find_gpus
 
 PROBE_SECONDS = 60.0
+# What the backends that run engines need beside TensorRT.
+CUDA_PACKAGE = "cuda-bindings"
 PACKAGES = (
     "torch",
     "transformers",
@@ -34,7 +37,7 @@ PACKAGES = (
     "openvino",
     "tensorrt",
     "tensorrt-rtx",
-    "cuda-bindings",
+    CUDA_PACKAGE,
 )
 # They all install one and the same package folder.
 ONE_OF = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
@@ -169,7 +172,7 @@ def examine(seconds: float = PROBE_SECONDS) -> Diagnosis:
         asked = {name: pool.submit(probe, name, seconds) for name in PROBES}
         found = {name: future.result() for name, future in asked.items()}
     driver, gpus = nvidia_smi()
-    gpus = gpus or tuple(Gpu(**gpu) for gpu in found["cuda"].facts.get("gpus", ()))
+    gpus = gpus or _driver_gpus()
     ort = found["onnxruntime"].facts
     active = (*ort.get("active", ()), *ort.get("active_cuda", ()))
     return Diagnosis(
@@ -189,6 +192,14 @@ def examine(seconds: float = PROBE_SECONDS) -> Diagnosis:
         ),
         gaps=tuple(_gaps(found["onnxruntime"])),
     )
+
+
+def _driver_gpus() -> tuple[Gpu, ...]:
+    """Return what the driver itself tells, as `build` and `Runtime` ask it; a Jetson has no nvidia-smi."""
+    try:
+        return tuple(Gpu(name=gpu.name, capability=gpu.capability) for gpu in find_gpus())
+    except BackendError:
+        return ()
 
 
 def probe(name: str, seconds: float = PROBE_SECONDS) -> Probed:
@@ -362,8 +373,9 @@ def _tensorrt(probed: Probed, gpus: Sequence[Gpu]) -> Ability:
         return Ability(backend="tensorrt", builds=False, runs=False, **failed._asdict())
     builder, runtime = (_made(probed, key) for key in ("builder", "runtime"))
     said = _device_words(probed, builder or runtime, gpus)
-    works = not said.remedy
-    return Ability(backend="tensorrt", builds=works, runs=works, **said._asdict())
+    builds = not said.remedy
+    said = _with_cuda(said)
+    return Ability(backend="tensorrt", builds=builds, runs=not said.remedy, **said._asdict())
 
 
 def _tensorrt_rtx(probed: Probed, gpus: Sequence[Gpu]) -> Ability:
@@ -379,12 +391,22 @@ def _tensorrt_rtx(probed: Probed, gpus: Sequence[Gpu]) -> Ability:
             f"{probed.facts['version']} knows {', '.join(known)}; this GPU is {', '.join(others)}",
             "use full TensorRT here: vtcompress build ARTIFACT --target tensorrt",
         )
+    said = _with_cuda(said)
     builds = not builder
     words = said.words
     if builds and said.remedy:
         words += "; engines can be built ahead of time"
     return Ability(
         backend="tensorrt-rtx", builds=builds, runs=not said.remedy, words=words, remedy=said.remedy
+    )
+
+
+def _with_cuda(said: Said) -> Said:
+    """Add that running engines needs CUDA for Python, where that is the only gap."""
+    if said.remedy or _version(CUDA_PACKAGE):
+        return said
+    return Said(
+        f"{said.words}; running engines needs CUDA for Python", f"pip install {CUDA_PACKAGE}"
     )
 
 

@@ -73,32 +73,11 @@ def tensorrt_rtx() -> Iterator[Facts]:
     return tensorrt("tensorrt_rtx")
 
 
-def cuda() -> Iterator[Facts]:
-    """GPUs by NVIDIA's own bindings. Never run on a GPU."""
-    yield {"step": "importing cuda.bindings"}
-    driver = import_module("cuda.bindings.driver")
-    yield {"step": "asking the driver"}
-    (code,) = driver.cuInit(0)
-    if int(code):
-        yield {"gpus": [], "reason": f"cuInit: {code}"}
-        return
-    attribute = driver.CUdevice_attribute
-    axes = ("MAJOR", "MINOR")
-    wanted = [getattr(attribute, f"CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_{axis}") for axis in axes]
-    gpus = []
-    for index in range(driver.cuDeviceGetCount()[1]):
-        name = driver.cuDeviceGetName(128, index)[1].split(b"\0")[0].decode(errors="replace")
-        major, minor = (driver.cuDeviceGetAttribute(key, index)[1] for key in wanted)
-        gpus.append({"name": name, "capability": f"SM{major}{minor}"})
-    yield {"gpus": gpus}
-
-
 PROBES: dict[str, Callable[[], Iterator[Facts]]] = {
     "onnxruntime": onnxruntime,
     "openvino": openvino,
     "tensorrt": tensorrt,
     "tensorrt_rtx": tensorrt_rtx,
-    "cuda": cuda,
 }
 
 

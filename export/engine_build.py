@@ -72,15 +72,18 @@ class EnginePlan:
         return tuple((spec, profiles_of(spec, self.limits)) for spec in specs)
 
     def commands(self) -> dict[str, tuple[str, ...]]:
-        """Return by graph the vendor's command that builds the same engine."""
+        """Return by graph the vendor's command that builds the same engine.
+
+        It writes into the working folder: engines in the artifact must be those that its manifest names.
+        """
         return {
             spec.name: build_command(
                 self.target,
                 self.artifact.folder / spec.file,
                 spec,
                 profiles,
-                self.folder / engine_file(spec),
-                self.folder / TIMING_FILE,
+                Path(f"{self.folder.name}-{engine_file(spec)}"),
+                Path(f"{self.folder.name}-{TIMING_FILE}"),
                 self.maker.capabilities,
             )
             for spec, profiles in self.profiles
@@ -124,6 +127,8 @@ def plan_engines(
     if problems:
         raise ArtifactError(f"{artifact.folder}: engines: {line}" for line in problems)
     if dry:
+        if not target.ahead:
+            check_capabilities(target, capabilities, None)
         named = capabilities or (DEFAULT_CAPABILITY if target.ahead else THIS_GPU,)
         maker = Maker(target, None, named if target.ahead else (), progress)
         return EnginePlan(artifact, target, maker, named, "", limits, baseline)

@@ -12,12 +12,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from compressor.errors import BackendError
+from compressor.errors import BackendError, DataError
 from export.engine_set import EngineEntry, OpenedSet
 from export.graphs import GraphSpec, TensorSpec
 from export.limits import Limits
 from export.profiles import profile_for, sizes_of
-from export.sessions import Array, GraphSession
+from export.sessions import Array, GraphSession, Past
 
 Shape = tuple[int, ...]
 # An input without rows still needs an address.
@@ -206,6 +206,22 @@ class EngineSession(GraphSession[EngineGraph]):
 
         super().__init__(graphs, open_graph, decoder)
         self._limits = facts.limits
+
+    def check_room(self, past: Past, visual: int, text: int) -> None:
+        """See `Session.check_room`; engines are built for a context too.
+
+        Raises:
+            DataError: the rows are more than it.
+        """
+        shapes = () if past is None else self.past_shapes(past)
+        filled = max((shape[2] for shape in shapes if len(shape) > 2), default=0)
+        rows = filled + visual + text
+        if rows > self._limits.max_context:
+            raise DataError(
+                f"{rows} rows with the tokens to come; the engines were built for "
+                f"{self._limits.max_context}: ask for fewer tokens or a shorter prompt, or build them anew "
+                f"with --max-context {rows}"
+            )
 
     @property
     def max_batch(self) -> int | None:

@@ -225,7 +225,11 @@ def engine_sets(folder: Path) -> tuple[OpenedSet, ...]:
         ArtifactError: a manifest is broken.
     """
     places = sorted(folder.glob(f"{ENGINES_FOLDER}/*/{ENGINES_FILE}"))
-    return tuple(OpenedSet.read(path.parent) for path in places if not _hidden(path.parent))
+    return tuple(
+        OpenedSet.read(path.parent)
+        for path in places
+        if not _hidden(path.parent) and not _linked(path.parent)
+    )
 
 
 def find_set(artifact: "Artifact", target: str, here: Machine) -> OpenedSet:
@@ -250,10 +254,14 @@ def find_set(artifact: "Artifact", target: str, here: Machine) -> OpenedSet:
 
 def unnamed_files(folder: Path) -> tuple[Path, ...]:
     """Return files among an artifact's engines that no set names; what a running build writes is none."""
+    root = folder / ENGINES_FOLDER
+    if root.is_symlink():
+        return (root,)
     found = []
-    for path in sorted((folder / ENGINES_FOLDER).rglob("*")):
-        parts = path.relative_to(folder / ENGINES_FOLDER).parts
-        if path.is_file() and not _hidden(Path(parts[0])) and parts[1:] not in _named(path.parent):
+    for path in sorted(root.rglob("*")):
+        parts = path.relative_to(root).parts
+        named = _hidden(Path(parts[0])) or parts[1:] in _named(path.parent)
+        if path.is_symlink() or (path.is_file() and not named):
             found.append(path)
     return tuple(found)
 
@@ -265,6 +273,11 @@ def _named(folder: Path) -> set[tuple[str, ...]]:
         return set()
     files = (entry.file for entry in facts.engines)
     return {(name,) for name in (ENGINES_FILE, TIMING_FILE, PARITY_FILE, *files)}
+
+
+def _linked(folder: Path) -> bool:
+    """Return whether a set lies elsewhere, behind a link."""
+    return folder.is_symlink() or folder.parent.is_symlink()
 
 
 def _hidden(path: Path) -> bool:

@@ -33,7 +33,7 @@ def find_gpus() -> tuple[Gpu, ...]:
     Raises:
         BackendError: there is no driver, or it fails.
     """
-    command = [sys.executable, str(Path(gpu_probe.__file__))]
+    command = [sys.executable, "-P", str(Path(gpu_probe.__file__))]
     try:
         done = subprocess.run(  # noqa: S603 - this Python, and a file of this package
             command, capture_output=True, text=True, timeout=PROBE_SECONDS, check=False

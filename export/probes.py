@@ -6,12 +6,12 @@ its dtype.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from export.graphs import GraphSpec
-from export.sessions import OnnxGraph, as_array
+from export.sessions import Array, OnnxGraph, as_array
 from export.shadow import is_low, subgraphs
 
 if TYPE_CHECKING:
@@ -62,6 +62,24 @@ class ProbedGraph(OnnxGraph):
             # Of no rows it is -inf.
             self.largest[probe] = max(self.largest[probe], math.inf if math.isnan(value) else value)
         return found[:count]
+
+    def bound(self, buffers: Mapping[str, Array]) -> Callable[[Sequence[Any]], list[Any]]:
+        """See `OnnxGraph.bound`; what the probes give is kept, and caches are copied into their buffers."""
+        cached = self.spec.cached
+        names = {spec.name for spec in cached}
+
+        def run(feeds: Sequence[Any]) -> list[Any]:
+            rest = iter(feeds)
+            given = [
+                buffers[spec.name] if spec.name in names else next(rest)
+                for spec in self.spec.inputs
+            ]
+            found = self(given)
+            for spec, value in zip(cached, found[-len(cached) :], strict=True):
+                buffers[spec.name][...] = as_array(value)
+            return found[: -len(cached)]
+
+        return run
 
 
 def add_probes(graph: "ir.Graph") -> tuple[Probe, ...]:

@@ -133,10 +133,12 @@ def test_a_dry_run_for_another_machine_needs_neither_the_package_nor_a_gpu(
     assert run(["build", str(artifact), "--target", "tensorrt", "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert said.count("trtexec --onnx=") == 3
-    assert f"--saveEngine={artifact}/engines/tensorrt-GPU/decoder.engine" in said
+    assert "--saveEngine=tensorrt-GPU-decoder.engine" in said
     assert "computeCapabilities" not in said
     assert run(["build", str(artifact), "--target", "tensorrt"]) == 1
     assert "vtcompress[tensorrt]" in capsys.readouterr().err
+    chosen = ["--compute-capability", "SM86", "--dry-run"]
+    assert run(["build", str(artifact), "--target", "tensorrt", *chosen]) == 1
 
 
 def refuse(artifact: Path, capsys: pytest.CaptureFixture[str], *more: str) -> str:

@@ -15,7 +15,7 @@ import onnx
 import pytest
 
 from compressor.errors import BackendError
-from export import doctor
+from export import doctor, gpus
 from export.doctor import BACKENDS, Diagnosis, Gpu, examine, nvidia_smi, probe
 from export.doctor_probes import IDENTITY
 from tests.test_import_rules import HEAVY
@@ -168,6 +168,23 @@ def test_a_builder_that_finds_no_gpu_says_so(fake: Fake) -> None:
     assert "driver" in found.remedy
 
 
+@pytest.fixture
+def cuda_for_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        doctor, "_version", lambda name: "13.0" if name == "cuda-bindings" else None
+    )
+
+
+def test_engines_build_and_do_not_run_without_cuda_for_python(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "_version", lambda _: None)
+    fake("tensorrt", WORKING_TRT)
+    found = doctor._tensorrt(probe("tensorrt", 30), (Gpu(name="Orin", capability="SM87"),))
+    assert (found.builds, found.runs, found.remedy) == (True, False, "pip install cuda-bindings")
+
+
+@pytest.mark.usefixtures("cuda_for_python")
 def test_tensorrt_with_a_gpu_builds_and_runs_and_without_one_does_neither(fake: Fake) -> None:
     fake("tensorrt", WORKING_TRT)
     probed = probe("tensorrt", 30)
@@ -178,6 +195,7 @@ def test_tensorrt_with_a_gpu_builds_and_runs_and_without_one_does_neither(fake: 
     assert "no GPU was found" in without.words
 
 
+@pytest.mark.usefixtures("cuda_for_python")
 def test_rtx_builds_without_a_gpu_and_sends_gpus_that_it_does_not_know_to_full_tensorrt(
     fake: Fake,
 ) -> None:
@@ -253,20 +271,12 @@ def test_an_nvidia_smi_that_fails_is_no_gpu(smi: Callable[..., None], code: int)
     assert nvidia_smi() == (None, ())
 
 
-def test_without_nvidia_smi_the_bindings_are_asked(
-    fake: Fake, monkeypatch: pytest.MonkeyPatch
+def test_without_nvidia_smi_the_driver_is_asked_as_build_asks_it(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    driver = """
-class CUdevice_attribute:
-    CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR = 75
-    CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR = 76
-def cuInit(flags): return (0,)
-def cuDeviceGetCount(): return 0, 1
-def cuDeviceGetName(length, index): return 0, b"Thor" + bytes(length - 4)
-def cuDeviceGetAttribute(key, index): return 0, {75: 11, 76: 0}[key]
-"""
-    fake("cuda", "", **{"bindings.__init__": "", "bindings.driver": driver})
+    thor = gpus.Gpu(index=0, name="Thor", capability="SM110")
     monkeypatch.setattr(doctor, "nvidia_smi", lambda: (None, ()))
+    monkeypatch.setattr(doctor, "find_gpus", lambda: (thor,))
     assert examine(30).gpus == (Gpu(name="Thor", capability="SM110"),)
 
 

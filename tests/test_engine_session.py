@@ -288,7 +288,10 @@ def test_a_backend_opens_engines_of_this_gpu_and_says_how_to_make_them_where_the
     session = backends.open_session(mine, backend, device=1)
     assert isinstance(session, EngineSession)
     assert loaded[0][1] == 1
-    assert loaded[0][0]["decoder"] == folder / "decoder.engine"
+    assert loaded[0][0]["decoder"] == (
+        folder / "decoder.engine",
+        hashlib.sha256(b"decoder").hexdigest(),
+    )
     altered(folder)
     with pytest.raises(ArtifactError, match="sha256"):
         backends.open_session(mine, backend)

@@ -78,6 +78,24 @@ def test_the_artifact_passes_both_checks_with_its_wide_nodes_in_float32(exported
     assert vtcompress.Artifact.open(exported.folder).manifest == manifest
 
 
+def test_caches_of_fixed_size_hide_no_wide_value(exported: Exported, tmp_path: Path) -> None:
+    """Room for one prompt of the fidelity check, which are run for want of data."""
+    recipe = vtcompress.load_recipe("identity").override(
+        {
+            "model.id": str(exported.model),
+            "export.dtype": "float16",
+            "export.kv_cache": "fixed",
+            "export.profiles.max_context": 40,
+        }
+    )
+    manifest = vtcompress.export(recipe, tmp_path / "fixed", bench_rounds=0)
+    assert manifest.ranges is not None
+    assert manifest.ranges.float32_nodes.keys() == {"decoder", "baseline_decoder"}
+    assert manifest.ranges.graphs["decoder"].largest > 1e5
+    assert manifest.fidelity is not None
+    assert manifest.fidelity.passed, manifest.fidelity
+
+
 def test_fidelity_is_judged_by_torch_in_float32_not_in_float16(exported: Exported) -> None:
     """The source is float16 here; its weights are computed with in float32 all the same."""
     small = compress(load(str(exported.model)), vtcompress.Plan.load(exported.folder / "plan.json"))

@@ -63,7 +63,8 @@ def validate_backend(
     images = [n for n in fidelity.IMAGE_COUNTS if most is None or n <= most]
     progress.say("running ONNX Runtime on the CPU")
     caches = cache_limits(recipe.export, plan.model)
-    room = None if caches is None else caches.max_context
+    limits_of_caches = caches if engines is None else engines.facts.limits
+    room = None if limits_of_caches is None else limits_of_caches.max_context
     reference = reference_outputs(artifact, plan, threads, images, room)
     progress.say(f"running {backend}")
     limits = fidelity.Limits(**asdict(fidelity_thresholds(recipe)))

@@ -11,6 +11,7 @@ from compressor.recipe import Recipe, load_recipe
 from export.artifact import RECIPE_FILE, Artifact
 from export.engine_build import EnginePlan, artifact_limits, build_engines, plan_engines
 from export.engine_set import OpenedSet
+from export.gpus import find_gpu
 from export.limits import limits_of
 from export.targets import TARGETS, check_capabilities, find_target, load
 from export.trtexec import command_line
@@ -104,6 +105,8 @@ def check_targets(recipe: Recipe, facts: ModelFacts) -> None:
             trt = load(target, f"export.targets: {target.name}: building engines")
             wanted = section.profiles.compute_capabilities
             check_capabilities(target, wanted if target.ahead else None, trt)
+            if not target.ahead:
+                find_gpu(0)
         except VtcompressError as failure:
             problems.append(str(failure))
     if problems:

@@ -7,6 +7,7 @@ from compressor.calibration.data import Sample
 from compressor.plan import Plan
 from compressor.recipe import Recipe
 from export.graphs import GraphSpec
+from export.limits import cache_limits
 from export.overflow import Float16Ranges, Prompts, keep_wide
 from export.parity import fidelity
 from export.runtime import Runtime
@@ -56,7 +57,8 @@ def keep_wide_nodes(
             pass
 
     def check(session: Session) -> None:
-        fidelity.record(session, plan)
+        caches = cache_limits(recipe.export, plan.model)
+        fidelity.record(session, plan, room=caches.max_context if caches else None)
 
     data = recipe.calibrate.data or recipe.validation.data
     prompts = Prompts(check, fidelity.PROMPTS, "made-up prompts of the fidelity check")

@@ -12,7 +12,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from compressor.decoder.ops import write_rows
+from compressor.decoder.ops import LEAST, write_rows
 from compressor.plan import Cache, length_names
 
 FAR = 2**31 - 1
@@ -76,13 +76,16 @@ class Filled(NamedTuple):
         return torch.where(numbers < index.shape[1], places, FAR)
 
     def mask(self, visible: Tensor, dtype: torch.dtype) -> Tensor:
-        """As `Grown.mask`, as 0 and -inf to be added to scores.
+        """As `Grown.mask`, as 0 and a least score to be added to scores.
 
         TensorRT-RTX 1.7 fails to build Attention nodes that share a bool mask of this kind. Minus infinity,
-        because what lies in rows that nothing was written to may give any score.
+        because what lies in rows that nothing was written to may give any score; in float16, where every
+        infinity in a graph counts as an overflow, the least score of other masks: earlier calls left rows
+        there whose scores are like others'.
         """
+        least = LEAST if dtype == torch.float16 else float("-inf")
         nothing = torch.zeros((), dtype=dtype, device=visible.device)
-        return nothing.where(visible, float("-inf"))
+        return nothing.where(visible, least)
 
     def extended(self, flags: Tensor, more: Tensor) -> Tensor:
         """As `Grown.extended`, with flags [B, C] written in place; what nothing was written to is False."""
