@@ -5,12 +5,17 @@ import hashlib
 import os
 import tempfile
 from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from compressor.errors import ProblemsError, VtcompressError
 from compressor.locks import is_at, lock
 
 MAX_TEXT_BYTES = 256 * 1024 * 1024
 TEMPORARY = ".tmp"
+
+Value = TypeVar("Value", bound=BaseModel)
 
 
 def read_text(path: Path, error: type[ProblemsError]) -> str:
@@ -31,6 +36,30 @@ def read_text(path: Path, error: type[ProblemsError]) -> str:
         raise error([f"{path}: not UTF-8 text"]) from None
     except OSError as failure:
         raise error([f"{path}: {failure.strerror}"]) from None
+
+
+def read_json(
+    path: Path, kind: type[Value], error: type[ProblemsError], what: str, remedy: str
+) -> Value:
+    """Return a value that was stored as JSON.
+
+    Args:
+        path: its file.
+        kind: class of the value.
+        error: to raise.
+        what: the value is, for problems that concern no key of it.
+        remedy: what each problem ends with.
+
+    Raises:
+        error: as `read_text`, or no such value; every problem.
+    """
+    try:
+        return kind.model_validate_json(read_text(path, error))
+    except ValidationError as failure:
+        raise error(
+            f"{path}: {'.'.join(map(str, e['loc'])) or what}: {e['msg']}; {remedy}"
+            for e in failure.errors()
+        ) from None
 
 
 def is_file(path: Path) -> bool:

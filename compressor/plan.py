@@ -9,14 +9,13 @@ from pydantic import (
     AfterValidator,
     Field,
     SerializerFunctionWrapHandler,
-    ValidationError,
     model_serializer,
     model_validator,
 )
 
 from compressor.dims import Facts, ModelFacts, Positive
 from compressor.errors import PlanError
-from compressor.files import read_text, write_text
+from compressor.files import read_json, write_text
 
 NotNegative = Annotated[int, Field(ge=0)]
 
@@ -360,11 +359,4 @@ class Plan(Facts):
         Raises:
             PlanError: the file is missing, no JSON, of a newer format or inconsistent.
         """
-        try:
-            return cls.model_validate_json(read_text(path, PlanError))
-        except ValidationError as error:
-            raise PlanError(
-                f"{path}: {'.'.join(map(str, e['loc'])) or 'plan'}: {e['msg']}; "
-                "make it anew with `vtcompress plan`"
-                for e in error.errors()
-            ) from None
+        return read_json(path, cls, PlanError, "plan", "make it anew with `vtcompress plan`")

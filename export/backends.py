@@ -1,7 +1,7 @@
 """Opens an artifact in the backend that was asked for, or says why that cannot run."""
 
 import hashlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from compressor.errors import BackendError
 from export.targets import TARGETS, load
@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from export.artifact import Artifact
     from export.sessions import GraphSession
 
-BACKENDS = ("onnxruntime", "onnxruntime-cuda", "openvino", "tensorrt-rtx", "tensorrt")
+Backend = Literal["onnxruntime", "onnxruntime-cuda", "openvino", "tensorrt-rtx", "tensorrt"]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
 PRECISIONS = ("f32", "bf16")
 
 

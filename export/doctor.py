@@ -15,11 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from compressor.dims import Facts
 from compressor.errors import BackendError
 from export import doctor_probes
+from export.backends import Backend
 from export.doctor_probes import CUDA, MARK, PROBES
 from export.gpus import find_gpus
 
@@ -46,14 +47,6 @@ TO_EXPORT = ("torch", "transformers", "optimum", "onnx", "onnxscript", "safetens
 DRIVER_LIBRARIES = ("libcuda.so", "nvcuda.dll", "libnvcuda", "libnvidia-ml")
 SHARED_LIBRARY = re.compile(r"[\w.+-]+\.(?:so[\w.]*|dll|dylib)")
 
-Backend = Literal["onnxruntime", "onnxruntime-cuda", "openvino", "tensorrt", "tensorrt-rtx"]
-BACKENDS: tuple[Backend, ...] = (
-    "onnxruntime",
-    "onnxruntime-cuda",
-    "openvino",
-    "tensorrt",
-    "tensorrt-rtx",
-)
 INSTALL_DRIVER = "install NVIDIA's driver and see that `nvidia-smi` lists the GPU"
 
 

@@ -17,7 +17,6 @@ from export.engine_set import (
     ENGINES_FILE,
     ENGINES_FOLDER,
     TIMING_FILE,
-    WEIGHTS_FILE,
     EngineEntry,
     EngineSet,
     OpenedSet,
@@ -26,7 +25,7 @@ from export.engine_set import (
 )
 from export.engines import Maker, check_buildable
 from export.gpus import find_gpu
-from export.graphs import GraphSpec, in_order
+from export.graphs import WEIGHTS_FILE, GraphSpec, in_order
 from export.limits import Limits, limits_of
 from export.manifest import FileEntry, Manifest
 from export.profiles import Profile, profiles_of

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from compressor.dims import Facts
 from compressor.errors import ArtifactError
-from compressor.files import read_text, sha256_of
-from export.graphs import in_order
+from compressor.files import read_json, sha256_of
+from export.graphs import WEIGHTS_FILE, in_order
 from export.limits import Limits
 from export.manifest import FileEntry, Manifest
 from export.profiles import Profile
@@ -30,8 +30,6 @@ ENGINES_FOLDER, ENGINES_FILE, TIMING_FILE = "engines", "engines.json", "timing.c
 # How the engines ran, where they ran; `export.parity.backend` writes it.
 PARITY_FILE = "parity.json"
 ENGINES_FORMAT = 1
-# The one file that all graphs' tensors lie in.
-WEIGHTS_FILE = "weights.bin"
 BASELINE = "baseline_decoder"
 
 
@@ -153,14 +151,9 @@ class OpenedSet:
         Raises:
             ArtifactError: there is none, or it is broken or of another format.
         """
-        path = folder / ENGINES_FILE
-        try:
-            return cls(folder, EngineSet.model_validate_json(read_text(path, ArtifactError)))
-        except ValidationError as error:
-            raise ArtifactError(
-                f"{path}: {'.'.join(map(str, e['loc'])) or 'engines'}: {e['msg']}; build the engines anew"
-                for e in error.errors()
-            ) from None
+        remedy = "build the engines anew"
+        facts = read_json(folder / ENGINES_FILE, EngineSet, ArtifactError, "engines", remedy)
+        return cls(folder, facts)
 
     @classmethod
     def open(cls, folder: Path, artifact: "Artifact", here: Machine) -> "OpenedSet":

@@ -186,6 +186,8 @@ def caches_of(inputs: Sequence[TensorSpec]) -> tuple[Cache, ...]:
     return tuple(found)
 
 
+# The one file that all graphs' tensors lie in.
+WEIGHTS_FILE = "weights.bin"
 STAGE = "decoder_stage_"
 # A decoder graph's inputs before its caches: two kinds of rows, and their places.
 ROWS = 4

@@ -9,7 +9,8 @@ from typing import Self
 import numpy as np
 import onnx_ir as ir
 
-WEIGHTS_FILE = "weights.bin"
+from export.graphs import WEIGHTS_FILE
+
 # Offsets that are multiples of the page size can be mapped without copying.
 PAGE = 4096
 # Smaller ones stay in the graph: shape inference reads them, and a page each would waste more.

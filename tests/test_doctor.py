@@ -16,7 +16,8 @@ import pytest
 
 from compressor.errors import BackendError
 from export import doctor, gpus
-from export.doctor import BACKENDS, Diagnosis, Gpu, examine, nvidia_smi, probe
+from export.backends import BACKENDS
+from export.doctor import Diagnosis, Gpu, examine, nvidia_smi, probe
 from export.doctor_probes import IDENTITY
 from tests.test_import_rules import HEAVY
 from vtcompress.cli import run

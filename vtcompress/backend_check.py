@@ -62,9 +62,8 @@ def validate_backend(
     most = None if engines is None else engines.facts.limits.max_images
     images = [n for n in fidelity.IMAGE_COUNTS if most is None or n <= most]
     progress.say("running ONNX Runtime on the CPU")
-    caches = cache_limits(recipe.export, plan.model)
-    limits_of_caches = caches if engines is None else engines.facts.limits
-    room = None if limits_of_caches is None else limits_of_caches.max_context
+    sizes = cache_limits(recipe.export, plan.model) if engines is None else engines.facts.limits
+    room = None if sizes is None else sizes.max_context
     reference = reference_outputs(artifact, plan, threads, images, room)
     progress.say(f"running {backend}")
     limits = fidelity.Limits(**asdict(fidelity_thresholds(recipe)))

@@ -5,20 +5,20 @@ from typing import TYPE_CHECKING
 
 import click
 
+from export.targets import TARGETS
 from vtcompress.console import Output
 
 if TYPE_CHECKING:
     from export.engine_build import EnginePlan
     from export.engine_set import OpenedSet
 
-TARGET_NAMES = ("tensorrt-rtx", "tensorrt")
 FOLDER = click.Path(path_type=Path, file_okay=False)
 COUNT = click.IntRange(min=1)
 
 
 @click.command()
 @click.argument("artifact", type=FOLDER)
-@click.option("--target", type=click.Choice(TARGET_NAMES), required=True, help="Which TensorRT.")
+@click.option("--target", type=click.Choice(tuple(TARGETS)), required=True, help="Which TensorRT.")
 @click.option(
     "--compute-capability",
     "capabilities",

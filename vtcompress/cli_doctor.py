@@ -2,7 +2,7 @@
 
 import click
 
-from export.doctor import BACKENDS
+from export.backends import BACKENDS
 from vtcompress.console import Output
 
 

@@ -105,8 +105,7 @@ class ExportRun:
         # What can be refused is refused before weights are loaded.
         if measure:
             calibration_samples(self.recipe)
-        check_targets(self.recipe, model_facts(self.recipe))
-        digest = check_recipe(self.recipe, profile)
+        digest = check_recipe(self.recipe, profile, building=True)
         model = load_model(self.recipe, self.progress, digest)
         self.origin = origin_of(self.recipe.model.id, model.folder)
         resume = self.output.absolute().with_name(f".{self.output.name}.calibration.json")
@@ -151,9 +150,8 @@ class ExportRun:
         weights = sum(path.stat().st_size for path in source.glob("*.safetensors"))
         needed = weights * BYTES[self.recipe.export.dtype] // BYTES[source_dtype]
         pictures = {path for sample in self.samples for path in sample.images}
-        needed *= 1 + len(
-            set(self.recipe.export.targets) & TARGETS.keys()
-        )  # engines hold weights too
+        # Engines hold the weights too.
+        needed *= 1 + len(set(self.recipe.export.targets) & TARGETS.keys())
         needed += sum(path.stat().st_size for path in pictures) + SMALL_FILES_BYTES
         return artifacts.staged(self.output, overwrite=overwrite, needed_bytes=needed)
 
@@ -440,13 +438,22 @@ def wants_calibration(recipe: Recipe) -> bool:
     return counted or bool(measures_needed(recipe.methods))
 
 
-def check_recipe(recipe: Recipe, profile: Profile | None = None) -> str:
+def check_recipe(recipe: Recipe, profile: Profile | None = None, *, building: bool = False) -> str:
     """Refuse what the model's files alone rule out, without loading weights; return the model's digest.
 
+    Args:
+        recipe: what will be done.
+        profile: of an earlier calibration.
+        building: engines that the recipe asks for will be built.
+
     Raises:
-        VtcompressError: no such model, layers that it does not have, gates or a profile of another model.
+        VtcompressError: no such model, layers that it does not have, gates or a profile of another model,
+            engines that cannot be built.
     """
-    facts, digest = model_facts(recipe), model_digest(recipe)
+    facts = model_facts(recipe)
+    if building:
+        check_targets(recipe, facts)
+    digest = model_digest(recipe)
     if profile is not None:
         profile.check_belongs(Path(PROFILE_FILE), model_digest=digest)
     check_methods(facts, digest, recipe.methods)

@@ -6,11 +6,11 @@ from pathlib import Path
 from statistics import median_low
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from compressor.dims import Facts
 from compressor.errors import ProfileError
-from compressor.files import read_text, write_text
+from compressor.files import read_json, write_text
 
 Measure = Literal["layer_contribution", "exit_kl", "gate_margin", "head_score", "neuron_activity"]
 """What calibration can measure, by the name of the field that holds it."""
@@ -188,16 +188,10 @@ class Profile(Facts):
         Raises:
             ProfileError: missing, no JSON, of a newer format or inconsistent.
         """
-        try:
-            profile = cls.model_validate_json(read_text(path, ProfileError))
-        except ValidationError as error:
-            raise ProfileError(
-                f"{path}: {'.'.join(map(str, e['loc'])) or 'profile'}: {e['msg']}; "
-                "make it anew with `vtcompress calibrate`"
-                for e in error.errors()
-            ) from None
+        remedy = "make it anew with `vtcompress calibrate`"
+        profile = read_json(path, cls, ProfileError, "profile", remedy)
         if not profile.consistent:
-            raise ProfileError([f"{path}: inconsistent; make it anew with `vtcompress calibrate`"])
+            raise ProfileError([f"{path}: inconsistent; {remedy}"])
         return profile
 
 

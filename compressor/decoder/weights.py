@@ -228,9 +228,12 @@ def decoder_from(plan: Plan, tensors: Mapping[str, Tensor], *, logits: str = "la
     if problems:
         raise ModelError(problems)
     for name, tensor in filled.items():
-        owner, leaf = decoder.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
-        setattr(owner, leaf, nn.Parameter(tensor, requires_grad=False))
+        _put(decoder, name, nn.Parameter(tensor, requires_grad=False))
     for name, table in list(decoder.named_buffers()):
-        owner, leaf = decoder.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
-        setattr(owner, leaf, table.to(decoder.norm.weight.device))
+        _put(decoder, name, table.to(decoder.norm.weight.device))
     return decoder.eval()
+
+
+def _put(decoder: Decoder, name: str, tensor: Tensor) -> None:
+    owner, _, leaf = name.rpartition(".")
+    setattr(decoder.get_submodule(owner), leaf, tensor)

@@ -9,11 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
-
 from compressor.dims import Facts
 from compressor.errors import ArtifactError
-from compressor.files import read_text, write_text
+from compressor.files import read_json, write_text
 from compressor.plan import Plan
 from compressor.progress import SILENT, Progress
 from export.artifact import Artifact
@@ -70,14 +68,8 @@ class BackendParity(Facts):
         path = folder / PARITY_FILE
         if not path.is_file():
             return None
-        try:
-            return cls.model_validate_json(read_text(path, ArtifactError))
-        except ValidationError as error:
-            raise ArtifactError(
-                f"{path}: {'.'.join(map(str, e['loc'])) or 'parity'}: {e['msg']}; run `vtcompress validate "
-                "ARTIFACT --backend BACKEND` anew"
-                for e in error.errors()
-            ) from None
+        remedy = "run `vtcompress validate ARTIFACT --backend BACKEND` anew"
+        return read_json(path, cls, ArtifactError, "parity", remedy)
 
 
 def reference_outputs(
