@@ -37,8 +37,11 @@ class Calls:
 
     def step(self, past: list[object] | None = None) -> Array:
         """Run one decode step behind the prompt, on its own caches or on given ones."""
+        return self.step_at(0, self.past if past is None else past)[0]
+
+    def step_at(self, number: int, past: list[object]) -> tuple[Array, list[object]]:
+        """Run one decode step behind the prompt and so many steps before it."""
         row = self.text[:, :1]
         visual, visual_index = no_visual(row)
-        index = np.array([[self.visual.shape[1] + self.text.shape[1]]])
-        used = self.past if past is None else past
-        return self.session.decode(visual, row, visual_index, index, used)[0]
+        index = np.array([[self.visual.shape[1] + self.text.shape[1] + number]])
+        return self.session.decode(visual, row, visual_index, index, past)

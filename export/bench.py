@@ -59,7 +59,7 @@ class BenchReport(Facts):
         processor: of the machine, if it tells.
         kv_bytes_original: KV cache after the original's prefill.
         kv_bytes: of the compressed one.
-        kv_buffer_bytes_original: what caches of fixed size occupy in the original; None: they grow.
+        kv_buffer_bytes_original: what buffers of fixed caches occupied in the original; None: caches grow.
         kv_buffer_bytes: of the compressed one, likewise.
         kv_layers: rows that each layer's heads with visual tokens hold after the compressed prefill; 0 where
             a layer has no such heads.

@@ -2,7 +2,7 @@
 
 import contextlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -122,7 +122,7 @@ def plan_engines(
     specs = engine_graphs(manifest, baseline=baseline)
     check_buildable(specs, manifest.dtype, str(artifact.folder))
     limits = limits or artifact_limits(artifact, {})
-    problems = limits.problems(manifest.model.decoder.max_positions)
+    problems = (*limits.problems(manifest.model.decoder.max_positions), *_short(specs, limits))
     if problems:
         raise ArtifactError(f"{artifact.folder}: engines: {line}" for line in problems)
     if dry:
@@ -188,6 +188,20 @@ def engine_graphs(manifest: Manifest, *, baseline: bool = False) -> tuple[GraphS
             raise ArtifactError([f"the artifact has no {BASELINE}; leave out --with-baseline"])
         specs.append(by_name[BASELINE])
     return tuple(specs)
+
+
+def _short(specs: Sequence[GraphSpec], limits: Limits) -> tuple[str, ...]:
+    """Return what is wrong with limits that graphs with fixed caches have no room for."""
+    rooms = {(t.filled, t.rows) for spec in specs for t in spec.cached if t.filled}
+    short = [(length, rows) for length, rows in rooms if limits.cached_rows(length) > rows]
+    if not short:
+        return ()
+    # Caches of text alone have room for an image less than the context.
+    most = min(limits.max_context - limits.cached_rows(length) + rows for length, rows in short)
+    return (
+        f"max_context: {limits.max_context} is more than {most}, for which the artifact's KV cache of fixed "
+        f"size was exported; give {most} or less, or export it with a larger export.profiles.max_context",
+    )
 
 
 def engine_file(spec: GraphSpec) -> str:

@@ -16,7 +16,8 @@ from compressor.errors import VtcompressError
 from compressor.progress import SILENT, Progress
 from export.build_monitor import Monitored
 from export.graphs import GraphSpec
-from export.profiles import Profile
+from export.onnx_pinned import pinned
+from export.profiles import Profile, rooms_of
 from export.targets import Target, load
 
 _LAYER = re.compile(r"\blayers\.(\d+)\b")
@@ -98,11 +99,12 @@ class Maker:
         started = time.perf_counter()
         trt, log = self.trt, _log(self.trt)
         builder = trt.Builder(log)
-        self._check_nodes(builder, graph, log)
+        content = pinned(graph.read_bytes(), rooms_of(profiles))
+        self._check_nodes(builder, graph, content, log)
         network = self._network(builder)
         # Both are kept: the network refers to weights that the parser holds.
         parser = trt.OnnxParser(network, log)
-        if not parser.parse_from_file(str(graph)):
+        if not parser.parse(content, str(graph)):
             raise VtcompressError(self._refusal(graph, parser))
         config = self._config(builder, profiles, spec)
         if self.target.timing:
@@ -121,11 +123,11 @@ class Maker:
         strongly_typed = self.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
         return builder.create_network(1 << int(strongly_typed))
 
-    def _check_nodes(self, builder: Any, graph: Path, log: Any) -> None:
+    def _check_nodes(self, builder: Any, graph: Path, content: bytes, log: Any) -> None:
         """Ask for every node whether it is taken; a network of its own, because asking fills it."""
         network = self._network(builder)  # kept: the parser does not hold it, and crashes without
         parser = self.trt.OnnxParser(network, log)
-        if not parser.supports_model_v2(graph.read_bytes(), str(graph)):
+        if not parser.supports_model_v2(content, str(graph)):
             raise VtcompressError(self._refusal(graph, parser))
 
     def _refusal(self, graph: Path, parser: Any) -> str:

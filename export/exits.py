@@ -172,7 +172,7 @@ def cache_rows(plan: Plan, report: BenchReport, dtype: str) -> list[tuple[str, s
     ]
     if report.kv_buffer_bytes is not None and report.kv_buffer_bytes_original is not None:
         buffers = (report.kv_buffer_bytes_original, report.kv_buffer_bytes)
-        pairs.append(("buffers of fixed size, measured", *buffers))
+        pairs.append(("buffers of fixed size, occupied", *buffers))
     return [
         (name, f"{before:,}", f"{after:,}", f"{before / after:.2f} x")
         for name, before, after in pairs

@@ -1,8 +1,14 @@
 """Caches of fixed size: buffers that calls write into, behind pasts that stay values.
 
 A past is some buffers and how many of their rows are its own. A call behind it writes in place if no other
-past that is still alive has more rows in the same buffers; else it copies the filled rows first. So plain
-generation never copies, and a past that is kept (`ImagePrefix`, `Conversation`) can begin many sequences.
+past that is still alive has more rows in the same buffers; else it copies the filled rows first. So a past
+that is kept (`ImagePrefix`, `Conversation`) can begin many sequences, and plain generation copies only where
+buffers get more room.
+
+Attention reads a whole buffer, filled or not. So buffers begin with room for the first call and get more in
+blocks, up to the most that the artifact allows. Every past in them has its rows at the front, so one buffer
+after the other is replaced by another with the same rows: all pasts stay valid, and memory holds one buffer
+twice, not all of them.
 """
 
 import weakref
@@ -14,10 +20,18 @@ from numpy.typing import NDArray
 
 from compressor.errors import DataError
 from compressor.plan import TEXT_PAST
-from export.graphs import GraphSpec, TensorSpec
+from export.graphs import GraphSpec, TensorSpec, room_of
 from export.growing_cache import bytes_of
 
 Array = NDArray[Any]
+
+BLOCK = 64
+"""Rows that a buffer gets more room by. Measured with 32 to 256 (docs/performance.md): fewer rows are copied
+more often, more rows are read in vain."""
+
+MOST_SPARE = 1.25
+"""A past that goes on in buffers with so many times the room that it needs gets shorter ones: an earlier
+sequence behind the same past, now gone, was longer."""
 
 
 class Bound(Protocol):
@@ -65,27 +79,58 @@ class FixedCaches:
 
     Args:
         decoders: the decoder graph, or its stages in order.
+        block: rows that buffers get more room by.
     """
 
-    def __init__(self, decoders: Sequence[GraphSpec]) -> None:
+    def __init__(self, decoders: Sequence[GraphSpec], block: int = BLOCK) -> None:
         self._specs = [spec for graph in decoders for spec in graph.cached]
-        self._capacities = {spec.filled: _rows(spec) for spec in self._specs}
+        self._most = {spec.filled: spec.rows for spec in self._specs}
+        self._block = block
 
     def empty(self, batch: int) -> FixedPast:
-        """Return the past before the first call, in buffers of its own."""
-        arrays = {s.name: np.zeros(s.shape({"batch": batch}), s.numpy) for s in self._specs}
-        return FixedPast(Buffers(arrays), dict.fromkeys(self._capacities, 0))
+        """Return the past before the first call, in buffers of its own that have no room yet."""
+        none = dict.fromkeys((room_of(name) for name in self._most), 0)
+        arrays = {s.name: np.zeros(s.shape({"batch": batch, **none}), s.numpy) for s in self._specs}
+        return FixedPast(Buffers(arrays), dict.fromkeys(self._most, 0))
 
     def call(self, past: FixedPast) -> "FixedCall":
         """Return what runs one call behind a past, in its buffers or in a copy of them."""
         return FixedCall(self._copy(past) if past.overtaken else past, self)
 
+    def make_room(self, past: FixedPast, graph: GraphSpec, rows: Mapping[str, int]) -> None:
+        """Give a graph's buffers room for rows: others with the same filled rows, one after the other.
+
+        Args:
+            past: that no other past in the same buffers has more rows than.
+            graph: whose buffers.
+            rows: by the names of their lengths.
+        """
+        arrays = past.buffers.arrays
+        for name, asked in rows.items():
+            specs = [spec for spec in graph.cached if spec.filled == name]
+            has = {arrays[spec.name].shape[_place(spec)] for spec in specs}
+            room = self._rounded(name, asked)
+            # They differ if memory ran out while they were replaced.
+            if len(has) == 1 and asked <= min(has) <= MOST_SPARE * room:
+                continue
+            past.buffers.bound.pop(graph.name, None)  # it holds the old ones
+            for spec in specs:
+                arrays[spec.name] = _with_room(spec, arrays[spec.name], past.lengths[name], room)
+
+    def _rounded(self, name: str, rows: int) -> int:
+        return min(-(-rows // self._block) * self._block, self._most[name])
+
     def _copy(self, past: FixedPast) -> FixedPast:
-        copied = self.empty(len(next(iter(past.buffers.arrays.values()))))
-        for spec in self._specs:
-            filled = (slice(None),) * _place(spec) + (slice(past.lengths[spec.filled]),)
-            copied.buffers.arrays[spec.name][filled] = past.buffers.arrays[spec.name][filled]
-        return FixedPast(copied.buffers, past.lengths)
+        arrays = {
+            spec.name: _with_room(
+                spec,
+                past.buffers.arrays[spec.name],
+                past.lengths[spec.filled],
+                self._rounded(spec.filled, past.lengths[spec.filled]),
+            )
+            for spec in self._specs
+        }
+        return FixedPast(Buffers(arrays), past.lengths)
 
     def check_room(self, past: FixedPast | None, visual: int, text: int) -> None:
         """Refuse rows that do not fit behind a past; None: nothing ran.
@@ -93,14 +138,14 @@ class FixedCaches:
         Raises:
             DataError: names the rows, the room and the limit.
         """
-        before = past.lengths if past is not None else dict.fromkeys(self._capacities, 0)
+        before = past.lengths if past is not None else dict.fromkeys(self._most, 0)
         after = longer(before, visual, text)
         problems = [
             f"{after[name]} {'text rows' if name == TEXT_PAST else 'rows'} with the tokens to come are asked "
             f"for; the artifact's KV cache has room for {room} (export.profiles.max_context"
             f"{' less one image' if name == TEXT_PAST else ''}): shorten the prompt or the conversation, ask "
             "for fewer tokens, or export it with a larger export.profiles.max_context"
-            for name, room in self._capacities.items()
+            for name, room in self._most.items()
             if after[name] > room
         ]
         if problems:
@@ -120,7 +165,7 @@ class FixedCaches:
         return bytes_of(self._specs, self.shapes(past))
 
     def buffer_bytes(self, past: FixedPast) -> int:
-        """Return the bytes that keys and values occupy, filled or not."""
+        """Return the bytes that keys and values occupy now, filled or not."""
         return bytes_of(self._specs, [past.buffers.arrays[s.name].shape for s in self._specs])
 
 
@@ -141,13 +186,15 @@ class FixedCall:
         # States of a stage before are the backend's own values; indices are arrays.
         (batch, visual), (_, text) = rows[2].shape, rows[3].shape
         self._caches.check_room(self._past, visual, text)
+        before = {name: self._past.lengths[name] for name in spec.lengths}
+        after = longer(before, visual, text)
+        filled = [np.full(batch, count, np.int64) for count in before.values()]
+        self._caches.make_room(self._past, spec, after)
         buffers = self._past.buffers
         if spec.name not in buffers.bound:
             buffers.bound[spec.name] = graph.bound(buffers.arrays)
-        before = self._past.lengths
-        filled = [np.full(batch, before[name], np.int64) for name in spec.lengths]
         found = buffers.bound[spec.name]([*rows, *filled])
-        self._lengths |= longer({name: before[name] for name in spec.lengths}, visual, text)
+        self._lengths |= after
         return found
 
     @property
@@ -166,5 +213,12 @@ def _place(spec: TensorSpec) -> int:
     return 2 if len(spec.axes) > 2 else 1
 
 
-def _rows(spec: TensorSpec) -> int:
-    return int(spec.axes[_place(spec)])
+def _with_room(spec: TensorSpec, array: Array, filled: int, room: int) -> Array:
+    """Return a copy of a buffer's filled rows with another room; what is not filled is finite: zero."""
+    place = _place(spec)
+    shape = list(array.shape)
+    shape[place] = room
+    found = np.zeros(shape, spec.numpy)
+    rows = (slice(None),) * place + (slice(filled),)
+    found[rows] = array[rows]
+    return found

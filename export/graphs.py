@@ -4,8 +4,9 @@ Axes: `batch` B, `images` I, `visual` V, `text` T, `past` P, `total` P plus the 
 are fixed. Caches have other lengths where they hold text alone (`past_text`, `total_text`) and behind a gate
 (`past_12`, `total_12` from layer 12 on). `asked` is min(V, 1).
 
-Caches of fixed size have a number instead: the rows of their buffer, the same in the past and in the present.
-How many of them are filled is an input for each name of a length: `past_length`, `past_text_length` [B].
+Caches of fixed size have the rows of their buffer instead, as many in the present as in the past: `room`,
+`room_text`, `room_12`. How many of them are filled is an input for each name of a length: `past_length`,
+`past_text_length` [B].
 
 A plan with gates is of batch 1. `staged`, it has a decoder graph for each run of layers up to a gate; the
 caller passes states on, and no visual rows once `gate_logits` of a stage say so.
@@ -16,7 +17,7 @@ from itertools import product
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from compressor.dims import Facts, ModelFacts, Positive
 from compressor.plan import Cache, Plan, length_names
@@ -34,16 +35,24 @@ class TensorSpec(Facts):
         dtype: of its values.
         axes: names or sizes.
         filled: of a fixed cache, the name of its length: how many of its rows count; else empty.
+        rows: of a fixed cache, the most that its buffer may ever have; else 0.
     """
 
     name: str
     dtype: DType
     axes: tuple[Axis, ...]
     filled: str = ""
+    rows: int = Field(default=0, ge=0)
 
     @model_serializer(mode="wrap")
     def _without_what_it_has_not(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {k: v for k, v in handler(self).items() if k != "filled" or v}
+        return {k: v for k, v in handler(self).items() if k not in ("filled", "rows") or v}
+
+    @model_validator(mode="after")
+    def _fixed_caches_have_a_most(self) -> "TensorSpec":
+        if bool(self.filled) != bool(self.rows):
+            raise ValueError("a cache of fixed size needs both `filled` and `rows`; export it anew")
+        return self
 
     def shape(self, sizes: dict[str, int]) -> tuple[int, ...]:
         """Return the shape for the given sizes of the named axes.
@@ -186,6 +195,16 @@ def caches_of(inputs: Sequence[TensorSpec]) -> tuple[Cache, ...]:
     return tuple(found)
 
 
+def room_of(length: str) -> str:
+    """Return the axis of fixed caches whose length has this name: `room_text` of `past_text`."""
+    return length.replace("past", ROOM, 1)
+
+
+def length_of(room: str) -> str:
+    """Return the name of the length of fixed caches with this axis: `past_text` of `room_text`."""
+    return room.replace(ROOM, "past", 1)
+
+
 # The one file that all graphs' tensors lie in.
 WEIGHTS_FILE = "weights.bin"
 STAGE = "decoder_stage_"
@@ -195,6 +214,8 @@ ROWS = 4
 PAST = "past_key_values"
 # Which rows of the past are visual; kept beside the caches where the plan asks.
 PAST_VISUAL = "past_visual"
+# Start of the names of axes that are rows of fixed caches, filled or not.
+ROOM = "room"
 # End of the names of inputs that tell how many rows of fixed caches are filled.
 LENGTH = "_length"
 
@@ -225,14 +246,14 @@ def _decoder(
 
     def cached(names: tuple[str, str], dtype: DType, length: str, *more: int) -> list[TensorSpec]:
         """Return what is given and what comes back; `more` are sizes in front of and behind the rows."""
+        axes = [length, length.replace("past", "total", 1)]
+        told: dict[str, Any] = {}
         if limits is not None:
-            axes: list[Axis] = [limits.cached_rows(length)] * 2
-        else:
-            axes = [length, length.replace("past", "total", 1)]
-        filled = (length, "") if limits is not None else ("", "")
+            axes = [room_of(length)] * 2
+            told = {"filled": length, "rows": limits.cached_rows(length)}
         return [
-            TensorSpec(name=n, dtype=dtype, axes=(batch, *more[:1], a, *more[1:]), filled=f)
-            for n, a, f in zip(names, axes, filled, strict=True)
+            TensorSpec(name=n, dtype=dtype, axes=(batch, *more[:1], a, *more[1:]), **t)
+            for n, a, t in zip(names, axes, (told, {}), strict=True)
         ]
 
     pairs = [

@@ -116,6 +116,6 @@ def check_fixed(export: ExportSection, facts: ModelFacts, exit_by: str | None) -
 
 
 def buffer_bytes(plan: Plan, limits: Limits, bytes_per_value: int) -> int:
-    """Return what a plan's fixed caches occupy for one sequence, keys and values together."""
+    """Return what a plan's fixed caches occupy at most for one sequence, keys and values together."""
     rows = sum(cache.groups * limits.cached_rows(cache.length) for cache in plan.caches())
     return 2 * rows * plan.model.decoder.head_dim * bytes_per_value

@@ -50,7 +50,8 @@ class Predicted(Facts):
         speedup: their ratio.
         kv_bytes_original: KV cache after the prefill.
         kv_bytes: of the plan.
-        kv_buffer_bytes_original: what caches of fixed size occupy in the original; None: they grow.
+        kv_buffer_bytes_original: what buffers of fixed caches occupy at most, in the original; None:
+            caches grow.
         kv_buffer_bytes: of the plan, likewise.
     """
 

@@ -26,9 +26,9 @@ OPSET = 23
 FIXED_OPSET = 24  # has TensorScatter
 SCOPES = "pkg.torch.onnx.name_scopes"
 # Sizes of the sample call. All differ from each other and from 0 and 1, which torch.export would fix.
-SAMPLE_SIZES = {"batch": 2, "images": 2, "visual": 5, "text": 7, "past": 3}
+SAMPLE_SIZES = {"batch": 2, "images": 2, "visual": 5, "text": 7, "past": 3, "room": 9}
 LATER_PAST = 11  # of layers behind an exit or a gate, and counting on
-LEAST_SIZES = {"batch": 1, "images": 1, "visual": 0, "text": 1, "past": 0}
+LEAST_SIZES = {"batch": 1, "images": 1, "visual": 0, "text": 1, "past": 0, "room": 1}
 
 
 class Embedding(nn.Module):
@@ -109,7 +109,7 @@ def save_graph(model: ir.Model, path: Path, weights: SharedWeights) -> None:
 def _samples(spec: GraphSpec) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(0)
 
-    later = {str(a) for t in spec.inputs for a in t.axes if str(a).startswith("past_")}
+    later = {str(a) for t in spec.inputs for a in t.axes if str(a).startswith(("past_", "room_"))}
     visual = SAMPLE_SIZES["visual"] if spec.visual_multiple == 1 else 2 * spec.visual_multiple
     sizes = (
         SAMPLE_SIZES

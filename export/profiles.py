@@ -1,11 +1,11 @@
 """Optimization profiles: which sizes of the named axes an engine is built for, and which one a call fits.
 
 Pure: nothing here knows TensorRT. Letters: B batch, I images, N visual tokens of one image, V visual rows
-and T text rows of a call, P past.
+and T text rows of a call, P past, C rows of a fixed cache's buffer.
 
 The decoder has two profiles in one engine. Prefill takes every call: V from 0, so that text-only prompts
 fit, and a past from nothing to the whole context, so that later turns of a conversation fit. Decode is
-narrow: no visual rows, a past that is not empty.
+narrow: no visual rows, a past that is not empty. Buffers of fixed caches have room for the whole context.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from compressor.dims import Facts
 from compressor.errors import BackendError
 from compressor.plan import TEXT_PAST
-from export.graphs import GraphSpec, TensorSpec
+from export.graphs import ROOM, GraphSpec, TensorSpec, length_of
 from export.limits import Limits
 
 # T of the prompt that a prefill is tuned for: a question about a picture.
@@ -58,6 +58,11 @@ def profiles_of(spec: GraphSpec, limits: Limits) -> tuple[Profile, ...]:
     prefill = {axis: _prefill_range(axis, limits) for axis in axes}
     decode = {axis: _decode_range(axis, limits) for axis in axes}
     return _profile("prefill", prefill), _profile("decode", decode)
+
+
+def rooms_of(profiles: Sequence[Profile]) -> dict[str, int]:
+    """Return the rows of fixed caches' buffers by the names of their axes, the same in all profiles."""
+    return {axis: rows for axis, rows in profiles[0].most.items() if axis.startswith(ROOM)}
 
 
 def named_axes(tensors: Iterable[TensorSpec]) -> tuple[str, ...]:
@@ -125,6 +130,9 @@ def _flags(axes: Sequence[str], sizes: Mapping[str, int], limits: Limits) -> Ite
             needed["--max-images"] = -(-sizes[axis] // limits.max_batch)
         elif axis == "visual":
             needed["--max-images"] = -(-sizes[axis] // limits.visual_tokens)
+        elif axis.startswith(ROOM):  # text alone has room for an image less
+            image = limits.visual_tokens if length_of(axis) == TEXT_PAST else 0
+            needed["--max-context"] = sizes[axis] + image
         elif not axis.startswith(PAST_AXIS):
             needed[f"--max-{axis}"] = sizes[axis]
     # What lies in the caches and what this call adds; caches of text alone have room for an image less.
@@ -155,7 +163,15 @@ def _plain_range(axis: str, limits: Limits) -> _Range:
     return 1, min(USUAL_PROMPT, most) if axis == "text" else 1, most
 
 
+def _room_range(axis: str, limits: Limits) -> _Range:
+    # One size: buffers are made and bound once, and TensorRT wants a number; see `export.onnx_pinned`.
+    rows = limits.cached_rows(length_of(axis))
+    return rows, rows, rows
+
+
 def _prefill_range(axis: str, limits: Limits) -> _Range:
+    if axis.startswith(ROOM):
+        return _room_range(axis, limits)
     if axis.startswith(PAST_AXIS):
         return 0, 0, limits.cached_rows(axis)
     if axis == "visual":
@@ -164,6 +180,8 @@ def _prefill_range(axis: str, limits: Limits) -> _Range:
 
 
 def _decode_range(axis: str, limits: Limits) -> _Range:
+    if axis.startswith(ROOM):
+        return _room_range(axis, limits)
     if axis.startswith(PAST_AXIS):
         most = limits.cached_rows(axis)
         prompt = min(USUAL_PROMPT, limits.max_text)

@@ -225,7 +225,7 @@ def predicted_rows(manifest: Manifest) -> list[tuple[str, str, str, str]]:
     if p.kv_buffer_bytes is not None and p.kv_buffer_bytes_original is not None:
         buffers = [
             (
-                f"KV buffers of fixed size, bytes ({manifest.dtype})",
+                f"KV buffers of fixed size, at most, bytes ({manifest.dtype})",
                 f"{p.kv_buffer_bytes_original:,}",
                 f"{p.kv_buffer_bytes:,}",
                 f"{p.kv_buffer_bytes_original / p.kv_buffer_bytes:.2f} x",

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from compressor.errors import ArtifactError, MissingExtraError
 from compressor.plan import Cache
-from export.fixed_cache import FixedCaches
+from export.fixed_cache import BLOCK, FixedCaches
 from export.graphs import GraphSpec, TensorSpec, caches_of, in_order
 from export.growing_cache import GrowingCaches
 
@@ -82,7 +82,7 @@ class Session(Protocol):
         ...
 
     def buffer_bytes(self, past: Past) -> int | None:
-        """Return what the buffers of fixed caches occupy; None: caches grow."""
+        """Return what the buffers of fixed caches occupy now; None: caches grow."""
         ...
 
 
@@ -254,6 +254,7 @@ class GraphSession(Generic[OneGraph]):
         graphs: declarations by name; needs `vision`, `embed` and the decoder or its stages.
         open_graph: loads one of them.
         decoder: name of the decoder graph, `decoder` or `baseline_decoder`.
+        block: rows that buffers of fixed caches get more room by.
     """
 
     def __init__(
@@ -261,13 +262,15 @@ class GraphSession(Generic[OneGraph]):
         graphs: Sequence[GraphSpec],
         open_graph: Callable[[GraphSpec], OneGraph],
         decoder: str = "decoder",
+        block: int = BLOCK,
     ) -> None:
         self._specs = {spec.name: spec for spec in graphs}
         self._open_graph = open_graph
         self._decoders = in_order(graphs, decoder)
         fixed = any(spec.fixed for spec in self._decoders)
-        kept: type[FixedCaches | GrowingCaches] = FixedCaches if fixed else GrowingCaches
-        self._pasts: FixedCaches | GrowingCaches = kept(self._decoders)
+        self._pasts: FixedCaches | GrowingCaches = (
+            FixedCaches(self._decoders, block) if fixed else GrowingCaches(self._decoders)
+        )
         self._loaded: dict[str, OneGraph] = {}
 
     def graph(self, name: str) -> OneGraph:
@@ -349,6 +352,7 @@ class OnnxSession(GraphSession[OnnxGraph]):
         decoder: see `GraphSession`.
         threads: of one operator; None lets ONNX Runtime choose.
         mapped: see `OnnxGraph`.
+        block: see `GraphSession`.
     """
 
     def __init__(
@@ -359,10 +363,12 @@ class OnnxSession(GraphSession[OnnxGraph]):
         decoder: str = "decoder",
         threads: int | None = None,
         mapped: bool = False,
+        block: int = BLOCK,
     ) -> None:
-        super().__init__(
-            graphs, lambda spec: OnnxGraph(folder, spec, threads, mapped=mapped), decoder
-        )
+        def open_graph(spec: GraphSpec) -> OnnxGraph:
+            return OnnxGraph(folder, spec, threads, mapped=mapped)
+
+        super().__init__(graphs, open_graph, decoder, block)
 
     def declared(self, spec: GraphSpec) -> tuple[Sequence[Any], Sequence[Any]]:
         """Return the inputs and outputs that a graph file has, each with `name`, `shape` and `type`."""

@@ -16,6 +16,7 @@ from compressor.errors import BackendError, DataError, RecipeError
 from compressor.plan import Gates, LayerPlan, Plan, length_names
 from export.artifact import Artifact
 from export.backends import open_session
+from export.fixed_cache import BLOCK as DEFAULT_BLOCK
 from export.graphs import caches_of, decoder_graph, decoder_graphs
 from export.limits import Limits, buffer_bytes, check_fixed
 from export.onnx_graph import save_graph
@@ -30,6 +31,8 @@ from vtcompress.exporting import decoder_makers
 
 TOLERANCE = 1e-5
 TOKENS = 64
+# Small, so that 64 tokens need more room several times.
+BLOCK = 16
 CONTEXT = 4 * IMAGE + 100
 LIMITS = Limits(max_batch=2, max_images=2, max_text=64, max_context=CONTEXT, visual_tokens=IMAGE)
 
@@ -79,7 +82,7 @@ def written(plan: Plan, folder: Path, limits: Limits | None) -> OnnxSession:
     with SharedWeights(folder) as weights:
         for spec, make in zip(specs, decoder_makers(decoder, plan), strict=True):
             save_graph(make(spec), folder / spec.file, weights)
-    return OnnxSession(folder, specs, threads=1)
+    return OnnxSession(folder, specs, threads=1, block=BLOCK)
 
 
 def weights_of(plan: Plan) -> dict[str, torch.Tensor]:
@@ -163,12 +166,15 @@ def test_64_tokens_are_decoded_as_with_growing_caches(
 ) -> None:
     pair = both(name)
     past, fixed_past = pair.growing.empty_past(1), pair.fixed.empty_past(1)
-    buffers = fixed_past.buffers
+    buffers, rooms = fixed_past.buffers, set()
     for number, rows in enumerate(sequence(turns, TOKENS)):
         wanted, past = pair.growing.decode(*rows, past)
         found, fixed_past = pair.fixed.decode(*rows, fixed_past)
         np.testing.assert_allclose(found, wanted, atol=TOLERANCE, rtol=0, err_msg=str(number))
         assert pair.fixed.past_shapes(fixed_past) == pair.growing.past_shapes(past)
+        rooms.add(buffers.arrays["past_key_values.0.key"].shape[2])
+    assert len(rooms) > TOKENS // BLOCK
+    assert all(room % BLOCK == 0 for room in rooms)
     assert pair.fixed.past_bytes(fixed_past) == pair.growing.past_bytes(past)
     assert fixed_past.buffers is buffers, "a sequence that nobody shares was copied"
 
@@ -209,38 +215,52 @@ def test_what_lies_in_rows_that_are_not_filled_changes_nothing(
     name: str, both: Callable[[str], Both]
 ) -> None:
     pair = both(name)
-    clean, dirty = pair.fixed.empty_past(2), pair.fixed.empty_past(2)
-    for array in dirty.buffers.arrays.values():
-        array[...] = True if array.dtype == bool else 1e6
+    clean, dirty, spoilt = pair.fixed.empty_past(2), pair.fixed.empty_past(2), 0
     for rows in sequence([(1, 5), (1, 3)], 2, batch=2):
         wanted, clean = pair.fixed.decode(*rows, clean)
         found, dirty = pair.fixed.decode(*rows, dirty)
         assert np.array_equal(found, wanted)
+        arrays = dirty.buffers.arrays.values()
+        for array, shape in zip(arrays, pair.fixed.past_shapes(dirty), strict=True):
+            place = 2 if array.ndim == 4 else 1
+            beyond = np.moveaxis(array, place, 0)[shape[place] :]
+            spoilt += beyond.size
+            beyond[...] = True if array.dtype == bool else 1e6
+    assert spoilt
 
 
 @pytest.mark.parametrize("name", [name for name in PLANS if name != "staged"])
-def test_buffers_take_what_the_plan_says_and_text_alone_takes_less(
+def test_buffers_take_at_most_what_the_plan_says_and_text_alone_takes_less(
     name: str, both: Callable[[str], Both]
 ) -> None:
     pair = both(name)
-    past = pair.fixed.empty_past(1)
-    assert pair.fixed.buffer_bytes(past) == buffer_bytes(pair.plan, LIMITS, 4)
     assert pair.growing.buffer_bytes(pair.growing.empty_past(1)) is None
     # By hand: two key/value heads of eight numbers in float32, keys and values.
     row = 2 * 2 * 8 * 4
-    whole, text = CONTEXT * row, (CONTEXT - IMAGE) * row
-    by_hand = {
-        "identity": 2 * whole,
-        "exit": whole + text,
-        "split heads": whole + 2 * text,
-        "window": 3 * whole,
-        "composed": whole + 2 * text,
-        "masked": 3 * whole,
-    }
-    assert pair.fixed.buffer_bytes(past) == by_hand[name]
+
+    def by_hand(whole: int, text: int) -> int:
+        return row * {
+            "identity": 2 * whole,
+            "exit": whole + text,
+            "split heads": whole + 2 * text,
+            "window": 3 * whole,
+            "composed": whole + 2 * text,
+            "masked": 3 * whole,
+        }[name]  # fmt: skip
+
+    assert buffer_bytes(pair.plan, LIMITS, 4) == by_hand(CONTEXT, CONTEXT - IMAGE)
+    past = pair.fixed.empty_past(1)
+    assert pair.fixed.buffer_bytes(past) == 0
+    _, past = pair.fixed.decode(*call(1, 5, 0), past)
+    whole = -(-(IMAGE + 5) // BLOCK) * BLOCK
+    assert pair.fixed.buffer_bytes(past) == by_hand(whole, BLOCK)
+    # To the last row: the last block is cut off there.
+    _, past = pair.fixed.decode(*call(0, CONTEXT - IMAGE - 5, IMAGE + 5), past)
+    assert pair.fixed.buffer_bytes(past) == buffer_bytes(pair.plan, LIMITS, 4)
 
 
 def test_only_graphs_with_fixed_caches_declare_opset_24(both: Callable[[str], Both]) -> None:
+    """And only theirs have rooms."""
     pair = both("composed")
     for kind, opset in (("growing", 23), ("fixed", 24)):
         path = pair.folder / kind / "decoder.onnx"
@@ -248,25 +268,38 @@ def test_only_graphs_with_fixed_caches_declare_opset_24(both: Callable[[str], Bo
         graph = onnx.load(path, load_external_data=False)
         assert [(o.domain, o.version) for o in graph.opset_import] == [("", opset)]
         assert any(n.op_type == "TensorScatter" for n in graph.graph.node) == (kind == "fixed")
+        values = (*graph.graph.input, *graph.graph.output)
+        axes = {d.dim_param for v in values for d in v.type.tensor_type.shape.dim}
+        rooms = {"room", "room_text"}
+        assert axes & rooms == (rooms if kind == "fixed" else set())
+        assert ("past" in axes) == ("total_text" in axes) == (kind == "growing")
 
 
 def test_the_declaration_of_fixed_caches_tells_sizes_and_lengths() -> None:
     plan = plan_of("composed")
     spec = decoder_graph(plan, "float32", "last", limits=LIMITS)
     shapes = {t.name: t.axes for t in (*spec.inputs, *spec.outputs)}
-    assert shapes["past_key_values.0.key"] == shapes["present.0.key"] == ("batch", 1, CONTEXT, 8)
-    text = CONTEXT - IMAGE
-    assert shapes["past_key_values.0.text_key"] == ("batch", 1, text, 8)
-    assert shapes["past_key_values.2.value"] == ("batch", 2, text, 8)
-    assert shapes["past_visual"] == shapes["present_visual"] == ("batch", CONTEXT)
+    assert shapes["past_key_values.0.key"] == shapes["present.0.key"] == ("batch", 1, "room", 8)
+    assert shapes["past_key_values.0.text_key"] == ("batch", 1, "room_text", 8)
+    assert shapes["past_key_values.2.value"] == ("batch", 2, "room_text", 8)
+    assert shapes["past_visual"] == shapes["present_visual"] == ("batch", "room")
+    most = {t.axes[-2 if len(t.axes) == 4 else 1]: t.rows for t in spec.cached}
+    assert most == {"room": CONTEXT, "room_text": CONTEXT - IMAGE}
     assert shapes["past_length"] == shapes["past_text_length"] == ("batch",)
     assert spec.lengths == ("past", "past_text")
     growing = decoder_graph(plan, "float32", "last")
     assert caches_of(spec.inputs) == caches_of(growing.inputs) == plan.caches()
     assert spec.fixed
     assert not growing.fixed
-    assert "filled" not in growing.model_dump_json()
+    told = growing.model_dump_json()
+    assert "filled" not in told
+    assert '"rows"' not in told
     assert type(spec).model_validate_json(spec.model_dump_json()) == spec
+    # As artifacts had it before buffers could grow.
+    document = spec.model_dump(mode="json")
+    del document["inputs"][4]["rows"]
+    with pytest.raises(ValueError, match=r"needs both `filled` and `rows`; export it anew"):
+        type(spec).model_validate(document)
 
 
 def test_rows_that_do_not_fit_are_refused_before_anything_runs(both: Callable[[str], Both]) -> None:
@@ -355,9 +388,18 @@ def test_an_artifact_with_fixed_caches_answers_as_one_whose_caches_grow(
     assert manifest.fidelity is not None
     assert manifest.fidelity.passed
     assert manifest.measured is not None
-    assert manifest.measured.kv_buffer_bytes == manifest.predicted.kv_buffer_bytes
-    assert manifest.measured.kv_buffer_bytes_original == manifest.measured.kv_buffer_bytes
-    assert f"{manifest.predicted.kv_buffer_bytes:,}" in (folders["fixed"] / "report.md").read_text()
+    predicted, measured = manifest.predicted, manifest.measured
+    # Of the prompt that was timed: whole blocks, up to the limit.
+    rows = measured.visual + measured.text + 1
+    room = min(-(-rows // DEFAULT_BLOCK) * DEFAULT_BLOCK, 128)
+    assert measured.kv_buffer_bytes == predicted.kv_buffer_bytes * room // 128
+    assert measured.kv_buffer_bytes_original == measured.kv_buffer_bytes
+    report = (folders["fixed"] / "report.md").read_text()
+    assert (
+        f"| KV buffers of fixed size, at most, bytes (float32) | {predicted.kv_buffer_bytes:,} "
+        in report
+    )
+    assert f"| buffers of fixed size, occupied | {measured.kv_buffer_bytes:,} |" in report
     assert "buffers of fixed size" not in (folders["growing"] / "report.md").read_text()
     for backend in ("openvino", "onnxruntime-cuda", "tensorrt-rtx", "tensorrt"):
         with pytest.raises(BackendError, match=r"--backend onnxruntime.*kv_cache: growing"):
