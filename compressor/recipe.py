@@ -101,8 +101,8 @@ class ExportSection(Section):
         dtype: type of weights and activations in the graphs. In float16 graphs nodes stay float32 whose
             values float16 cannot hold, as runs on calibration prompts show. ONNX Runtime's CPU cannot run
             bfloat16 graphs; OpenVINO and TensorRT-RTX read them.
-        kv_cache: `growing`: every call returns longer caches; `fixed`: calls write into buffers of
-            `profiles.max_context` rows.
+        kv_cache: `growing`: every call returns longer caches; `fixed`: calls write into buffers in
+            place, which get more room in blocks, up to `profiles.max_context` rows.
         profiles: sizes that engines and fixed caches are made for.
         image_size: side of the square image the vision graph takes, in pixels; None: the
             processor's own.

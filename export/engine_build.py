@@ -71,7 +71,7 @@ class EnginePlan:
         return tuple((spec, profiles_of(spec, self.limits)) for spec in specs)
 
     def commands(self) -> dict[str, tuple[str, ...]]:
-        """Return by graph the vendor's command that builds the same engine.
+        """Return by graph the vendor's command that builds the same engine, if it has one.
 
         It writes into the working folder: engines in the artifact must be those that its manifest names.
         """
@@ -86,7 +86,20 @@ class EnginePlan:
                 self.maker.capabilities,
             )
             for spec, profiles in self.profiles
+            if not spec.fixed
         }
+
+    def without_command(self) -> tuple[str, ...]:
+        """Return why graphs have no command of the vendor's, a line each.
+
+        Buffers of fixed caches have a named room in the file, which TensorRT refuses; `export.onnx_pinned`.
+        """
+        return tuple(
+            f"{spec.file}: none, because it names the room of its KV cache and TensorRT wants a number; "
+            "`vtcompress build` hands it the graph with one"
+            for spec, _ in self.profiles
+            if spec.fixed
+        )
 
 
 def plan_engines(

@@ -11,9 +11,10 @@ import pytest
 
 import vtcompress
 from compressor.errors import ArtifactError, RecipeError, VtcompressError
-from export.artifact import Artifact
+from compressor.plan import Plan
+from export.artifact import PLAN_FILE, Artifact
 from export.engine_set import OpenedSet, engine_sets
-from export.graphs import vision_graph
+from export.graphs import decoder_graph, vision_graph
 from export.limits import Limits
 from export.profiles import profiles_of
 from export.targets import TARGETS
@@ -278,3 +279,28 @@ def test_the_vendors_command_has_the_shapes_of_every_profile() -> None:
         "--skipInference",
     )
     assert "'--onnx=a b/vision.onnx'" in command_line(rtx)
+
+
+def test_engines_of_fixed_caches_have_buffers_of_the_context_that_is_asked_for(
+    artifact: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Up to that of the artifact; the vendor's own tool does not take such a graph."""
+    plan = Plan.load(artifact / PLAN_FILE)
+    visual = plan.model.visual_tokens
+    limits = Limits(max_batch=1, max_images=1, max_text=48, max_context=64, visual_tokens=visual)
+    fixed = decoder_graph(plan, "float16", "last", limits=limits).model_dump(mode="json")
+    manifest = json.loads((artifact / "manifest.json").read_text())
+    graphs = [fixed if g["name"] == "decoder" else g for g in manifest["graphs"]]
+    (artifact / "manifest.json").write_text(json.dumps(manifest | {"graphs": graphs}))
+    refused = refuse(artifact, capsys, "--max-context", "65")
+    assert "max_context: 65 is more than 64, for which the artifact's KV cache" in refused
+    assert "give 64 or less, or export it with a larger" in refused
+    arguments = ["build", str(artifact), "--target", "tensorrt-rtx", "--max-context", "60"]
+    assert run([*arguments, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("tensorrt_rtx --onnx=") == 2
+    assert "decoder.onnx: none, because it names the room" in said
+    settled = engine_building.settle(artifact, "tensorrt-rtx", limits={"max_context": 60})
+    spec, profiles = settled.profiles[-1]
+    assert spec.name == "decoder"
+    assert [{p.least["room"], p.most["room"]} for p in profiles] == [{60}, {60}]

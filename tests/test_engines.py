@@ -11,6 +11,7 @@ import pytest
 from compressor.errors import BackendError, MissingExtraError, VtcompressError
 from compressor.plan import Plan
 from compressor.planner import identity_plan
+from export import engines
 from export.engines import Maker, blamed, check_buildable
 from export.graphs import GraphSpec, decoder_graph
 from export.limits import Limits
@@ -61,14 +62,24 @@ def test_rtx_builds_engines_with_a_prefill_and_a_decode_profile_for_two_kinds_of
 
 @rtx
 @pytest.mark.parametrize("kind", ["identity", "window", "heads+frozen+exit"])
-def test_rtx_builds_engines_that_write_into_caches_of_fixed_size(kind: str, tmp_path: Path) -> None:
+def test_rtx_builds_engines_that_write_into_caches_of_fixed_size(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the size that the engine is for; the graph's own has a name, which the parser refuses."""
     plan = plan_of(kind)
     limits = limits_for(plan)
     (spec,) = write_decoder(tmp_path, plan, limits)
     graph = onnx.load(tmp_path / spec.file, load_external_data=False).graph
     assert sum(node.op_type == "TensorScatter" for node in graph.node) == 2 * len(plan.caches())
-    engine, _ = build(tmp_path, spec, limits, "SM86")
-    assert engine.stat().st_size > 10_000
+    for context in (limits.max_context, limits.max_context // 2):
+        shorter = limits.model_copy(update={"max_context": context})
+        engine, _ = build(tmp_path, spec, shorter, "SM86")
+        assert engine.stat().st_size > 10_000
+    monkeypatch.setattr(engines, "pinned", lambda content, _: content)
+    with pytest.raises(
+        VtcompressError, match=r"TensorScatter.*must have a static sequence length dimension"
+    ):
+        build(tmp_path, spec, limits, "SM86")
 
 
 @rtx

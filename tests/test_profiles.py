@@ -15,7 +15,7 @@ from export.artifact import PLAN_FILE, Artifact
 from export.graphs import GraphSpec, TensorSpec, decoder_graphs, embed_graph, vision_graph
 from export.limits import Limits, limits_of
 from export.parity import fidelity
-from export.profiles import Profile, profile_for, profiles_of, sizes_of
+from export.profiles import Profile, profile_for, profiles_of, rooms_of, sizes_of
 from export.runtime import Runtime
 from export.sessions import OnnxSession
 from tests.decoders import plan_of
@@ -67,7 +67,7 @@ def test_a_window_s_visual_rows_stay_multiples_of_its_grid() -> None:
 
 
 def test_axes_that_are_numbers_are_taken_as_they_are() -> None:
-    """Caches of a fixed size: their capacity is in the declaration, and lengths are small inputs."""
+    """An engine of a static shape, beside small inputs that tell lengths."""
     (plain,) = decoder_graphs(plan_of("identity"), "float16", "last")
     inputs = (
         *plain.inputs[:4],
@@ -78,6 +78,35 @@ def test_axes_that_are_numbers_are_taken_as_they_are() -> None:
     assert prefill.most == {"batch": 4, "visual": 24, "text": 64}
     assert decode.most == {"batch": 4, "visual": 0, "text": 2}
     assert prefill.shapes(inputs[4]) == ((1, 2, 256, 16), (1, 2, 256, 16), (4, 2, 256, 16))
+
+
+def test_buffers_of_fixed_caches_have_one_size_in_every_profile_that_of_the_limits() -> None:
+    """Whatever the artifact would allow: here 256 rows, and the engine is for 128."""
+    (spec,) = decoder_graphs(plan_of("exit"), "float16", "last", LIMITS)
+    smaller = LIMITS.model_copy(update={"max_context": 128})
+    profiles = profiles_of(spec, smaller)
+    assert [profile.name for profile in profiles] == ["prefill", "decode"]
+    for profile in profiles:
+        for sizes in (profile.least, profile.typical, profile.most):
+            assert sizes.keys() == {"batch", "visual", "text", "room", "room_text"}
+            assert (sizes["room"], sizes["room_text"]) == (128, 128 - 12)
+    assert rooms_of(profiles) == {"room": 128, "room_text": 116}
+    stages = decoder_graphs(plan_of("staged"), "float16", "last", LIMITS)
+    assert [rooms_of(profiles_of(s, LIMITS)) for s in stages] == [
+        {"room": 256},
+        {"room_1": 256},
+        {"room_2": 256},
+    ]
+
+
+def test_buffers_of_another_size_are_refused_with_the_context_that_they_are_for() -> None:
+    (spec,) = decoder_graphs(plan_of("exit"), "float16", "last", LIMITS)
+    profiles = profiles_of(spec, LIMITS)
+    sizes = {"batch": 1, "visual": 0, "text": 1, "room": 256, "room_text": 232}
+    with pytest.raises(
+        BackendError, match=r"room_text is 232 in .* for 244 to 244: .*context 244 "
+    ):
+        profile_for(profiles, sizes, LIMITS)
 
 
 def test_typical_sizes_lie_in_their_range_however_small_the_limits_are() -> None:
