@@ -1,5 +1,6 @@
 """Caches of fixed size: they give what growing ones give, stay values, and take the planned memory."""
 
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -33,6 +34,7 @@ TOLERANCE = 1e-5
 TOKENS = 64
 # Small, so that 64 tokens need more room several times.
 BLOCK = 16
+FIRST = "past_key_values.0.key"
 CONTEXT = 4 * IMAGE + 100
 LIMITS = Limits(max_batch=2, max_images=2, max_text=64, max_context=CONTEXT, visual_tokens=IMAGE)
 
@@ -172,7 +174,10 @@ def test_64_tokens_are_decoded_as_with_growing_caches(
         found, fixed_past = pair.fixed.decode(*rows, fixed_past)
         np.testing.assert_allclose(found, wanted, atol=TOLERANCE, rtol=0, err_msg=str(number))
         assert pair.fixed.past_shapes(fixed_past) == pair.growing.past_shapes(past)
-        rooms.add(buffers.arrays["past_key_values.0.key"].shape[2])
+        if not number:
+            first = weakref.ref(buffers.arrays[FIRST])
+        rooms.add(buffers.arrays[FIRST].shape[2])
+    assert first() is None, "a buffer that was replaced is still in memory"
     assert len(rooms) > TOKENS // BLOCK
     assert all(room % BLOCK == 0 for room in rooms)
     assert pair.fixed.past_bytes(fixed_past) == pair.growing.past_bytes(past)
