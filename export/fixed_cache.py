@@ -25,11 +25,11 @@ from export.growing_cache import bytes_of
 
 Array = NDArray[Any]
 
-BLOCK = 64
-"""Rows that a buffer gets more room by. Measured with 32 to 256 (docs/performance.md): fewer rows are copied
-more often, more rows are read in vain."""
+BLOCK = 32
+"""Rows that a buffer gets more room by. Fewer would be copied too often, more are read in vain: see
+docs/performance.md for 32 to 256."""
 
-MOST_SPARE = 1.25
+MOST_SPARE = 1.1
 """A past that goes on in buffers with so many times the room that it needs gets shorter ones: an earlier
 sequence behind the same past, now gone, was longer."""
 
@@ -218,7 +218,9 @@ def _with_room(spec: TensorSpec, array: Array, filled: int, room: int) -> Array:
     place = _place(spec)
     shape = list(array.shape)
     shape[place] = room
-    found = np.zeros(shape, spec.numpy)
-    rows = (slice(None),) * place + (slice(filled),)
-    found[rows] = array[rows]
+    # Not zeros: that would write every row twice where memory is used again.
+    found = np.empty(shape, spec.numpy)
+    before = (slice(None),) * place
+    found[(*before, slice(filled))] = array[(*before, slice(filled))]
+    found[(*before, slice(filled, None))] = 0
     return found

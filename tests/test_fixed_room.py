@@ -204,17 +204,17 @@ def test_buffers_between_which_memory_ran_out_are_made_equal_by_the_next_call(
     decoder = Decoder("identity")
     past = decoder.run(decoder.caches.empty(1), 5, N)
     kept = content(past)
-    zeros, made = np.zeros, 0
+    empty, made = np.empty, 0
 
     def failing(*arguments: object, **options: object) -> np.ndarray:
         nonlocal made
         made += 1
         if made == 4:
             raise MemoryError
-        return zeros(*arguments, **options)  # type: ignore[call-overload, no-any-return]
+        return empty(*arguments, **options)  # type: ignore[call-overload, no-any-return]
 
     with monkeypatch.context() as patch:
-        patch.setattr("export.fixed_cache.np.zeros", failing)
+        patch.setattr("export.fixed_cache.np.empty", failing)
         with pytest.raises(MemoryError):
             decoder.run(past, 60)
     assert len(set(rooms(past).values())) == 2
