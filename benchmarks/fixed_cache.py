@@ -10,7 +10,8 @@ copies for more room are in it; of three runs the least time of every step count
 
 A session that is loaded later finds better places in memory and is up to 8% faster at steps of the same
 graph. So one session is loaded for nothing, then growing, fixed, fixed, growing, and the sums of each pair
-are compared. How far the two growing ones are apart is what that can resolve.
+are compared. How far the two of a pair are apart, which compute the same, is what that can resolve: the larger
+of the two pairs' figures.
 
 A ratio is growing / fixed: above 1 the fixed cache is faster. Exit code 0 if no ratio of steps is below 1 by
 more than can be resolved, and buffers take no more than is planned; 1 otherwise.
@@ -112,8 +113,7 @@ class Beside:
     @property
     def resolution(self) -> float:
         """What a ratio can resolve."""
-        first, last = self.growing
-        return abs(first - last) / (first + last)
+        return max(abs(one - other) / (one + other) for one, other in (self.growing, self.fixed))
 
     @property
     def met(self) -> bool:
