@@ -10,8 +10,8 @@ copies for more room are in it; of three runs the least time of every step count
 
 A session that is loaded later finds better places in memory and is up to 8% faster at steps of the same
 graph. So one session is loaded for nothing, then growing, fixed, fixed, growing, and the sums of each pair
-are compared. How far the two of a pair are apart, which compute the same, is what that can resolve: the larger
-of the two pairs' figures.
+are compared. The two of a pair compute the same: how far they are apart, in the pair that is further apart,
+is what that can resolve.
 
 A ratio is growing / fixed: above 1 the fixed cache is faster. Exit code 0 if no ratio of steps is below 1 by
 more than can be resolved, and buffers take no more than is planned; 1 otherwise.
