@@ -217,11 +217,20 @@ def test_a_call_without_an_image_runs_none_of_a_windows_nodes(tmp_path: Path) ->
     assert set(branches) == {f"layers.{i}.near.If" for i in range(3)}
     for name, attributes in branches.items():
         nodes = {a.name: [n.op_type for n in a.g.node] for a in attributes}
-        assert nodes["else_branch"] == ["ConstantOfShape"]
+        assert nodes["else_branch"] == ["Attention"]
         assert "Softmax" in nodes["then_branch"], name
-    # Sizes that several layers share stay outside.
-    outside = {n.op_type for n in graph.node if ".near." in n.name}
-    assert outside <= {"If", "Concat", "Reshape", "Add"}
+    # The numbers of rows of both kinds, by which states are split behind every layer.
+    assert {n.op_type for n in graph.node if ".near." in n.name} <= {"If", "Concat"}
+
+
+def test_the_result_of_a_branch_is_copied_by_the_next_node(tmp_path: Path) -> None:
+    # OpenVINO 2026.4.1 gives wrong numbers where it is looked at in another shape; see export/branches.py.
+    plan = plan_of("window", 2)
+    exported(decoder_from(plan, tensors_of(plan), logits="all"), plan, tmp_path)
+    nodes = onnx.load(tmp_path / "decoder.onnx", load_external_data=False).graph.node
+    results = {n.output[0] for n in nodes if n.op_type == "If"}
+    assert results
+    assert {n.op_type for n in nodes if results.intersection(n.input)} == {"Transpose"}
 
 
 @pytest.mark.parametrize(("name", "kv_heads"), CASES)

@@ -10,7 +10,6 @@ are masked before the softmax.
 Letters as in `compressor.decoder.layer`; G key/value heads of a group, m neurons that visual rows use.
 """
 
-from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -26,7 +25,7 @@ from compressor.decoder.layer import (
     Rows,
     split_heads,
 )
-from compressor.decoder.ops import attend, attend_masked, attend_near, rotate
+from compressor.decoder.ops import attend, attend_masked, attend_near, join_heads, rotate
 from compressor.decoder.window import Window
 from compressor.dims import DecoderDims
 from compressor.plan import LayerPlan
@@ -61,7 +60,7 @@ class HeadGroup(nn.Module):
     def mixed(self, normed: Tensor, rows: Rows, present: KeyValue) -> Tensor:
         """Attend from rows [B, rows, D] to all of `present`; return [B, rows, D]."""
         query = self.queries(normed, rows)
-        return self.output(attend(query, present.key, present.value, rows.mask))
+        return self.output(join_heads(attend(query, present.key, present.value, rows.mask)))
 
 
 class NarrowMLP(nn.Module):
@@ -72,11 +71,11 @@ class NarrowMLP(nn.Module):
         self.first = MLP(dims, narrow)
         self.rest = MLP(dims, dims.intermediate - narrow, down_bias=False)
 
-    def forward(self, rows: Tensor, visual: int) -> Tensor:
-        """Map normed rows [B, V + T, D], `visual` of them V, to their updates."""
-        text = rows.shape[1] - visual
-        of_visual, of_text = self.first(rows).split([visual, text], dim=1)
-        return torch.cat([of_visual, of_text + self.rest(rows.narrow(1, visual, text))], dim=1)
+    def forward(self, states: Tensor, normed: Tensor, visual: int) -> tuple[Tensor, Tensor]:
+        """Update states [B, V + T, D], `visual` of them V; return visual rows and text rows."""
+        sizes = [visual, states.shape[1] - visual]
+        of_visual, of_text = (states + self.first(normed)).split(sizes, dim=1)
+        return of_visual, of_text + self.rest(normed.narrow(1, *sizes))
 
     def text_only(self, text: Tensor) -> Tensor:
         """Map normed text rows [B, T, D] to their updates."""
@@ -86,9 +85,13 @@ class NarrowMLP(nn.Module):
 class WideMLP(MLP):
     """The whole MLP for both kinds of rows, with the calls of `NarrowMLP`."""
 
-    def forward(self, rows: Tensor, visual: int) -> Tensor:  # type: ignore[override]  # noqa: ARG002
+    def forward(  # type: ignore[override]
+        self, states: Tensor, normed: Tensor, visual: int
+    ) -> tuple[Tensor, Tensor]:
         """See `NarrowMLP.forward`."""
-        return super().forward(rows)
+        rows = states + super().forward(normed)
+        of_visual, of_text = rows.split([visual, rows.shape[1] - visual], dim=1)
+        return of_visual, of_text
 
     def text_only(self, text: Tensor) -> Tensor:
         """See `NarrowMLP.text_only`."""
@@ -106,7 +109,7 @@ def _window(plan: LayerPlan, grid: tuple[int, int] | None) -> Window | None:
 
 
 class Near(nn.Module):
-    """Attention of visual rows to their window; a module, so that its nodes in a graph carry its name.
+    """Attention in which visual rows read their window; a module, for its nodes in a graph to carry its name.
 
     `export.branches` puts them under a branch that calls without an image skip.
     """
@@ -116,10 +119,27 @@ class Near(nn.Module):
         self.window = window
 
     def forward(
-        self, query: Tensor, near: KeyValue, beside: Sequence[tuple[KeyValue, Tensor]]
+        self, query: Tensor, new: KeyValue, earlier: KeyValue, present: KeyValue, call: Call
     ) -> Tensor:
-        """See `ops.attend_near`."""
-        return attend_near(query, near, beside, self.window)
+        """Attend from all rows; return [B, H, S, d].
+
+        Args:
+            query: [B, H, S, d].
+            new: keys and values of these rows.
+            earlier: where the past's keys and values are.
+            present: of the past and of these rows.
+            call: of these rows.
+        """
+        text = call.text.cos.shape[1]
+        visual = query.shape[2] - text
+        near = KeyValue(new.key.narrow(2, 0, visual), new.value.narrow(2, 0, visual))
+        behind = KeyValue(new.key.narrow(2, visual, text), new.value.narrow(2, visual, text))
+        kinds = cast("Kinds", call.kinds)
+        beside = ((earlier, kinds.before), (behind, kinds.behind))
+        of_visual = attend_near(query.narrow(2, 0, visual), near, beside, self.window)
+        text_query = query.narrow(2, visual, text)
+        of_text = attend(text_query, present.key, present.value, call.text.mask)
+        return torch.cat([of_visual, of_text], dim=2)
 
 
 class CutLayer(nn.Module):
@@ -171,8 +191,9 @@ class CutLayer(nn.Module):
             if self.frozen:
                 text_updates.append(self.seen.mixed(normed_text, call.text, present[0]))
             else:
-                earlier = past.within(present[0])
-                updates.append(self._seen(self.seen, normed, call, earlier, new, present[0]))
+                query = self.seen.queries(normed, call.all)
+                mixed = self._attended(query, new, past, present[0], call)
+                updates.append(self.seen.output(join_heads(mixed)))
         if self.unseen is not None:
             new = self.unseen.keys_and_values(normed_text, call.alone)
             present.append(next(rest).extended(*new))
@@ -186,48 +207,16 @@ class CutLayer(nn.Module):
         if text_updates:
             visual, text = states.split([count, text.shape[1]], dim=1)
             states = torch.cat([visual, sum(text_updates, text)], dim=1)
-        states = states + self.mlp(self.mlp_norm(states), count)
-        visual, text = states.split([count, text.shape[1]], dim=1)
+        visual, text = self.mlp(states, self.mlp_norm(states), count)
         return visual, text, *present
 
-    def _seen(
-        self,
-        heads: HeadGroup,
-        normed: Tensor,
-        call: Call,
-        earlier: KeyValue,
-        new: KeyValue,
-        present: KeyValue,
+    def _attended(
+        self, query: Tensor, new: KeyValue, past: KeyValue | Buffer, present: KeyValue, call: Call
     ) -> Tensor:
-        """Attend from all rows in the heads with visual tokens; return [B, S, D].
-
-        Args:
-            heads: with visual tokens.
-            normed: [B, S, D].
-            call: of these rows.
-            earlier: where the past's keys and values are.
-            new: keys and values of these rows.
-            present: of the past and of these rows.
-        """
+        """Attend from all rows in the heads with visual tokens; return [B, H, S, d]."""
         if self.near is None:
-            return heads.mixed(normed, call.all, present)
-        query = heads.queries(normed, call.all)
-        text = call.text.cos.shape[1]
-        visual = query.shape[2] - text
-        kinds = cast("Kinds", call.kinds)
-        near = self.near(
-            query.narrow(2, 0, visual),
-            KeyValue(new.key.narrow(2, 0, visual), new.value.narrow(2, 0, visual)),
-            (
-                (earlier, kinds.before),
-                (
-                    KeyValue(new.key.narrow(2, visual, text), new.value.narrow(2, visual, text)),
-                    kinds.behind,
-                ),
-            ),
-        )
-        of_text = attend(query.narrow(2, visual, text), present.key, present.value, call.text.mask)
-        return heads.output(torch.cat([near, of_text], dim=1))
+            return attend(query, present.key, present.value, call.all.mask)
+        return self.near(query, new, past.within(present), present, call)
 
 
 class MaskedLayer(nn.Module):
@@ -274,8 +263,7 @@ class MaskedLayer(nn.Module):
                 mask=self.window.masked(rows.visible(), kinds.visual, kinds.numbers, count)
             )
         states = self._attended(states, normed, rows, present, kinds.visual, visual=count)
-        states = states + self.mlp(self.mlp_norm(states), count)
-        visual, text = states.split([count, text.shape[1]], dim=1)
+        visual, text = self.mlp(states, self.mlp_norm(states), count)
         return visual, text, present
 
     def _attended(

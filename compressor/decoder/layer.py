@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressor.decoder.cache import Buffer, KeyValue
-from compressor.decoder.ops import attend, rotate
+from compressor.decoder.ops import attend, join_heads, rotate
 from compressor.dims import DecoderDims
 from compressor.plan import LayerPlan
 
@@ -184,7 +184,8 @@ class DecoderLayer(nn.Module):
 
     def _update(self, states: Tensor, normed: Tensor, rows: Rows, present: KeyValue) -> Tensor:
         query = rotate(split_heads(self.query(normed), self.heads), rows.cos, rows.sin)
-        states = states + self.output(attend(query, present.key, present.value, rows.mask))
+        mixed = attend(query, present.key, present.value, rows.mask)
+        states = states + self.output(join_heads(mixed))
         return states + self.mlp(self.mlp_norm(states))
 
 

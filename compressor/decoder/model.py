@@ -44,24 +44,26 @@ class Places(NamedTuple):
         alone = Rows(own.mask(text_keys), own.cos, own.sin)
         return Call(rows, rows.last(text), alone, kinds)
 
-    def kinds(self, text: int, past_visual: Tensor, keys: Grown | Filled) -> Kinds:
+    def kinds(
+        self, visual_index: Tensor, text_index: Tensor, past_visual: Tensor, keys: Grown | Filled
+    ) -> Kinds:
         """Return which keys are visual, and which of the others are hidden from visual rows.
 
         Args:
-            text: T.
+            visual_index: [B, V], places of the call's visual rows.
+            text_index: [B, T], places of its text rows.
             past_visual: [B, P or C], which rows of the past are visual.
             keys: how the keys lie.
         """
-        visual = self.order.shape[1] - text
-        flags = torch.arange(visual + text, device=self.order.device) < visual
+        # No place is negative: two comparisons make fewer nodes than counting rows does.
+        flags = torch.cat([visual_index >= 0, text_index < 0], dim=1)
         # Hidden, not visible: turned round once for all layers.
         before = ~keys.past_only(~past_visual)[:, None, None, None]
-        of_visual, of_text = self.order.split([visual, text], dim=1)
         return Kinds(
-            visual=keys.extended(past_visual, flags.expand_as(self.order)),
+            visual=keys.extended(past_visual, flags),
             numbers=keys.numbers(self.order),
-            before=before.expand(-1, 1, 1, visual, -1),
-            behind=(of_text[:, None, :] > of_visual[:, :, None])[:, None, None],
+            before=before.expand(-1, 1, 1, visual_index.shape[1], -1),
+            behind=(text_index[:, None, :] > visual_index[:, :, None])[:, None, None],
         )
 
     def last(self, count: int) -> "Places":
@@ -147,7 +149,7 @@ class Decoder(nn.Module):
         pairs, past_visual, keys = opened(past, self.caches, tells_rows=self.tells_rows)
         kinds = None
         if past_visual is not None:
-            kinds = places.kinds(text.shape[1], past_visual, keys)
+            kinds = places.kinds(visual_index, text_index, past_visual, keys)
         selection = None
         remaining = torch.scalar_tensor(visual_index.shape[1], dtype=torch.int64)
         if self.gates:

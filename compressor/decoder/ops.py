@@ -29,16 +29,18 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
         mask: [B, 1, S, P + S'] bool, True where the query may read the key; or numbers to add to the scores.
 
     Returns:
-        [B, S, H * d].
+        [B, H, S, d].
     """
     if torch.onnx.is_in_onnx_export():
         # One output only: TensorRT refuses Attention nodes with more.
         mixed, *_ = torch.onnx.ops.attention(query, key, value, attn_mask=mask)
-    else:
-        grouped = query.shape[1] != key.shape[1]
-        mixed = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, enable_gqa=grouped
-        )
+        return mixed
+    grouped = query.shape[1] != key.shape[1]
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=grouped)
+
+
+def join_heads(mixed: Tensor) -> Tensor:
+    """[B, H, S, d] -> [B, S, H * d]."""
     return mixed.transpose(1, 2).flatten(2)
 
 
@@ -57,7 +59,7 @@ def attend_near(
         window: of the grid; V is a multiple of its size.
 
     Returns:
-        [B, V, H * d].
+        [B, H, V, d].
     """
     groups, size = near.key.shape[1], query.shape[3]
     grid = (window.rows, window.columns)
@@ -87,7 +89,7 @@ def attend_near(
         rows = other.key.shape[2]
         mixed = mixed + share.narrow(4, at, rows) @ other.value[:, :, None]
         at = at + rows
-    return mixed.flatten(1, 2).transpose(1, 2).flatten(2)
+    return mixed.flatten(1, 2)
 
 
 def attend_masked(
@@ -125,7 +127,7 @@ def attend_masked(
     rows = mixed.shape[3]
     silent = torch.arange(rows, device=mixed.device)[:, None] < rows_cut  # [rows, 1]
     mixed = mixed.masked_fill(silent & gone, 0.0)
-    return mixed.flatten(1, 2).transpose(1, 2).flatten(2)
+    return join_heads(mixed.flatten(1, 2))
 
 
 def write_rows(buffer: Tensor, rows: Tensor, filled: Tensor) -> Tensor:
