@@ -8,12 +8,8 @@ Two kinds of steps. `step` runs again and again behind the prompt's past. `run` 
 the buffers have no room for more), each behind the one before, from buffers that a prefill made, so that the
 copies for more room are in it; of three runs the least time of every step counts, and their sum is the run's.
 
-A session that is loaded later finds better places in memory and is up to 8% faster at steps of the same
-graph. So one session is loaded for nothing, then growing, fixed, fixed, growing, and the sums of each pair
-are compared. The two of a pair compute the same: how far they are apart, in the pair that is further apart,
-is what that can resolve.
-
-A ratio is growing / fixed: above 1 the fixed cache is faster. Exit code 0 if no ratio of steps is below 1 by
+A ratio is growing / fixed: above 1 the fixed cache is faster; `interleaved.Beside` says how sessions are
+compared and what that can resolve. Exit code 0 if no ratio of steps is below 1 by
 more than can be resolved, and buffers take no more than is planned; 1 otherwise.
 """
 
@@ -22,13 +18,12 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
 from benchmarks.decoder_calls import Calls
 from benchmarks.decoder_models import in_own_process, random_model, random_weights
-from benchmarks.interleaved import Clock, Times, huge_pages, in_turns, on_huge_pages
+from benchmarks.interleaved import Beside, Clock, Times, huge_pages, in_turns, on_huge_pages
 from compressor.dims import ModelFacts
 from compressor.plan import Plan
 from compressor.planner import identity_plan, leave
@@ -44,7 +39,7 @@ CAPACITIES = (1024, 2048)
 PLANS = ("identity", "exit at layer 4")
 STEPS_PER_REPEAT = 10
 RUN_STEPS, RUNS = 128, 3
-# The first is loaded for nothing.
+# See `Beside`.
 ORDER = ("growing", "growing", "fixed", "fixed", "growing")
 
 
@@ -93,34 +88,6 @@ def build(folder: Path, name: str) -> None:
             save_graph(export_decoder(decoder, spec), folder / spec.file, weights)
 
 
-@dataclass(frozen=True)
-class Beside:
-    """Seconds of growing and of fixed caches, each by two sessions.
-
-    Attributes:
-        growing: of the session that was loaded first of all that count, and of the last.
-        fixed: of those between.
-    """
-
-    growing: tuple[float, float]
-    fixed: tuple[float, float]
-
-    @property
-    def ratio(self) -> float:
-        """Growing to fixed."""
-        return sum(self.growing) / sum(self.fixed)
-
-    @property
-    def resolution(self) -> float:
-        """What a ratio can resolve."""
-        return max(abs(one - other) / (one + other) for one, other in (self.growing, self.fixed))
-
-    @property
-    def met(self) -> bool:
-        """Whether fixed caches are not slower."""
-        return self.ratio >= 1 - self.resolution
-
-
 def main() -> int:
     """Build, time and print every plan; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fixed_cache", description=__doc__)
@@ -164,10 +131,10 @@ def _timed(
         clock = options.clock
         again = {str(i): c.step for i, c in enumerate(calls)}
         steps = in_turns(again, repeats=options.repeats * STEPS_PER_REPEAT, warm_up=3)
-        step = _beside([steps[str(i)].least(clock) for i in range(len(calls))])
+        step = Beside.of([steps[str(i)].least(clock) for i in range(len(calls))])
         whole = {str(i): c.prefill for i, c in enumerate(calls)}
         filled = in_turns(whole, repeats=options.repeats)
-        prefill = _beside([filled[str(i)].least(clock) for i in range(len(calls))])
+        prefill = Beside.of([filled[str(i)].least(clock) for i in range(len(calls))])
         run, held = _runs(calls, min(RUN_STEPS, capacity - past), options.runs, clock)
         most = buffer_bytes(plan, limits_of(capacity), 4)
         met = step.met and run.met and held <= most
@@ -206,7 +173,7 @@ def _runs(calls: Sequence[Calls], steps: int, runs: int, clock: Clock) -> tuple[
         sum(min(taken) for taken in zip(*(t[str(i)].of(clock) for t in times), strict=True))
         for i in range(len(calls))
     ]
-    return _beside(least), held
+    return Beside.of(least), held
 
 
 class _Run:
@@ -222,20 +189,15 @@ class _Run:
         self.number += 1
 
 
-def _beside(seconds: Sequence[float]) -> Beside:
-    first, one, other, last = seconds
-    return Beside((first, last), (one, other))
-
-
 def _words(times: Beside) -> str:
-    growing, fixed = (500 * sum(pair) for pair in (times.growing, times.fixed))
+    growing, fixed = (500 * sum(pair) for pair in (times.usual, times.other))
     return f"{growing:15.2f} {fixed:7.2f}  {times.ratio:6.3f} (+-{times.resolution:.3f})"
 
 
 def _figures(times: Beside) -> dict[str, object]:
     return {
-        "growing_ms": [1e3 * t for t in times.growing],
-        "fixed_ms": [1e3 * t for t in times.fixed],
+        "growing_ms": [1e3 * t for t in times.usual],
+        "fixed_ms": [1e3 * t for t in times.other],
         "ratio": times.ratio,
         "resolution": times.resolution,
     }
