@@ -6,10 +6,10 @@ exit at layer 4. The prompt has 640 and 960 rows; buffers may have up to 1,024 a
 
 Two kinds of steps. `step` runs again and again behind the prompt's past. `run` goes on: 128 steps (64 where
 the buffers have no room for more), each behind the one before, from buffers that a prefill made, so that the
-copies for more room are in it; of three runs the least time of every step counts, and their sum is the run's.
+copies for more room are in it.
 
-A ratio is growing / fixed: above 1 the fixed cache is faster; `interleaved.Beside` says how sessions are
-compared and what that can resolve. Exit code 0 if no ratio of steps is below 1 by
+A ratio is growing / fixed: above 1 the fixed cache is faster; `interleaved.Beside` and `Loads` say how
+sessions are compared and what that can resolve. Exit code 0 if no ratio of steps is below 1 by
 more than can be resolved, and buffers take no more than is planned; 1 otherwise.
 """
 
@@ -18,12 +18,13 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
 from benchmarks.decoder_calls import Calls
 from benchmarks.decoder_models import in_own_process, random_model, random_weights
-from benchmarks.interleaved import Beside, Clock, Times, huge_pages, in_turns, on_huge_pages
+from benchmarks.interleaved import Beside, Clock, Loads, huge_pages, in_turns, loads, on_huge_pages
 from compressor.dims import ModelFacts
 from compressor.plan import Plan
 from compressor.planner import identity_plan, leave
@@ -37,8 +38,7 @@ VISUAL = SIDE**2
 PASTS = (640, 960)
 CAPACITIES = (1024, 2048)
 PLANS = ("identity", "exit at layer 4")
-STEPS_PER_REPEAT = 10
-RUN_STEPS, RUNS = 128, 3
+STEPS_PER_LOAD, RUN_STEPS, PREFILLS = 50, 128, 3
 # See `Beside`.
 ORDER = ("growing", "growing", "fixed", "fixed", "growing")
 
@@ -91,8 +91,7 @@ def build(folder: Path, name: str) -> None:
 def main() -> int:
     """Build, time and print every plan; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fixed_cache", description=__doc__)
-    parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--runs", type=int, default=RUNS)
+    parser.add_argument("--loads", type=loads, default=4, help="of sessions")
     parser.add_argument("--block", type=int, default=BLOCK, help="rows that buffers grow by")
     parser.add_argument("--clock", choices=get_args(Clock), default="wall")
     parser.add_argument("--plan", choices=PLANS, action="append", help="may be repeated")
@@ -114,66 +113,91 @@ def main() -> int:
     return 0 if all(row["met"] for row in rows) else 1
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What one load of sessions gives behind one prompt.
+
+    Attributes:
+        step: again and again behind the prompt's past.
+        run: steps that go on.
+        prefill: of the prompt.
+        held: bytes of the buffers at the end of the run.
+    """
+
+    step: Beside
+    run: Beside
+    prefill: Beside
+    held: int
+
+
 def _timed(
     folder: Path, name: str, capacity: int, options: argparse.Namespace
 ) -> list[dict[str, object]]:
-    plan = plan_of(name)
-    specs = specs_of(plan, capacity)
+    loaded = [_load(folder, name, capacity, options) for _ in range(options.loads)]
+    return [
+        _row(name, past, capacity, options.block, [each[past] for each in loaded]) for past in PASTS
+    ]
+
+
+def _load(
+    folder: Path, name: str, capacity: int, options: argparse.Namespace
+) -> dict[int, Measured]:
+    specs = specs_of(plan_of(name), capacity)
     sessions = [
         OnnxSession(folder, [specs[kind]], decoder=kind, threads=1, block=options.block)
         for kind in ORDER
     ]
     for kind, session in zip(ORDER, sessions, strict=True):
         session.graph(kind)
-    rows = []
-    for past in PASTS:
-        calls = [Calls(s, VISUAL, past - VISUAL, HIDDEN) for s in sessions[1:]]
-        clock = options.clock
-        again = {str(i): c.step for i, c in enumerate(calls)}
-        steps = in_turns(again, repeats=options.repeats * STEPS_PER_REPEAT, warm_up=3)
-        step = Beside.of([steps[str(i)].least(clock) for i in range(len(calls))])
-        whole = {str(i): c.prefill for i, c in enumerate(calls)}
-        filled = in_turns(whole, repeats=options.repeats)
-        prefill = Beside.of([filled[str(i)].least(clock) for i in range(len(calls))])
-        run, held = _runs(calls, min(RUN_STEPS, capacity - past), options.runs, clock)
-        most = buffer_bytes(plan, limits_of(capacity), 4)
-        met = step.met and run.met and held <= most
-        print(
-            f"{name:<16} {past:>4} {capacity:>7} {_words(step)} {_words(run)} {prefill.ratio:8.2f}  "
-            f"{held:,} ({most:,}) {'met' if met else 'MISSED'}",
-            flush=True,
-        )
-        rows.append(
-            {
-                "plan": name,
-                "past": past,
-                "most_rows": capacity,
-                "block": options.block,
-                "decode_step": _figures(step),
-                "run": _figures(run) | {"steps": min(RUN_STEPS, capacity - past)},
-                "prefill": prefill.ratio,
-                "buffer_bytes": held,
-                "most_bytes": most,
-                "met": met,
-            }
-        )
-    return rows
+    return {past: _measured(sessions[1:], past, capacity, options.clock) for past in PASTS}
 
 
-def _runs(calls: Sequence[Calls], steps: int, runs: int, clock: Clock) -> tuple[Beside, int]:
-    """Return the times of runs of steps, and what buffers occupied at their end."""
-    times: list[Mapping[str, Times]] = []
-    held = 0
-    for _ in range(runs):
-        going = [_Run(c) for c in calls]
-        on: dict[str, Callable[[], object]] = {str(i): run.step for i, run in enumerate(going)}
-        times.append(in_turns(on, repeats=steps, warm_up=0))
-        held = calls[1].session.buffer_bytes(going[1].past) or 0
-    least = [
-        sum(min(taken) for taken in zip(*(t[str(i)].of(clock) for t in times), strict=True))
-        for i in range(len(calls))
-    ]
-    return Beside.of(least), held
+def _row(
+    name: str, past: int, capacity: int, block: int, measured: Sequence[Measured]
+) -> dict[str, object]:
+    step, run, prefill = (
+        Loads(tuple(getattr(each, part) for each in measured))
+        for part in ("step", "run", "prefill")
+    )
+    held = max(each.held for each in measured)
+    most = buffer_bytes(plan_of(name), limits_of(capacity), 4)
+    met = step.met and run.met and held <= most
+    print(
+        f"{name:<16} {past:>4} {capacity:>7} {_words(step)} {_words(run)} {prefill.ratio:8.2f}  "
+        f"{held:,} ({most:,}) {'met' if met else 'MISSED'}",
+        flush=True,
+    )
+    return {
+        "plan": name,
+        "past": past,
+        "most_rows": capacity,
+        "block": block,
+        "decode_step": _figures(step),
+        "run": _figures(run) | {"steps": min(RUN_STEPS, capacity - past)},
+        "prefill": prefill.ratio,
+        "buffer_bytes": held,
+        "most_bytes": most,
+        "met": met,
+    }
+
+
+def _measured(sessions: Sequence[OnnxSession], past: int, capacity: int, clock: Clock) -> Measured:
+    calls = [Calls(session, VISUAL, past - VISUAL, HIDDEN) for session in sessions]
+    steps = in_turns(_by_place([c.step for c in calls]), repeats=STEPS_PER_LOAD, warm_up=3)
+    whole = in_turns(_by_place([c.prefill for c in calls]), repeats=PREFILLS)
+    going = [_Run(c) for c in calls]
+    number = min(RUN_STEPS, capacity - past)
+    run = in_turns(_by_place([r.step for r in going]), repeats=number, warm_up=0)
+    return Measured(
+        step=Beside.of([times.least(clock) for times in steps.values()]),
+        run=Beside.of([sum(times.of(clock)) for times in run.values()]),
+        prefill=Beside.of([times.least(clock) for times in whole.values()]),
+        held=calls[1].session.buffer_bytes(going[1].past) or 0,
+    )
+
+
+def _by_place(calls: Sequence[Callable[[], object]]) -> dict[str, Callable[[], object]]:
+    return {str(place): call for place, call in enumerate(calls)}
 
 
 class _Run:
@@ -189,15 +213,16 @@ class _Run:
         self.number += 1
 
 
-def _words(times: Beside) -> str:
-    growing, fixed = (500 * sum(pair) for pair in (times.usual, times.other))
+def _words(times: Loads) -> str:
+    growing, fixed = times.milliseconds()
     return f"{growing:15.2f} {fixed:7.2f}  {times.ratio:6.3f} (+-{times.resolution:.3f})"
 
 
-def _figures(times: Beside) -> dict[str, object]:
+def _figures(times: Loads) -> dict[str, object]:
+    growing, fixed = times.milliseconds()
     return {
-        "growing_ms": [1e3 * t for t in times.usual],
-        "fixed_ms": [1e3 * t for t in times.other],
+        "growing_ms": growing,
+        "fixed_ms": fixed,
         "ratio": times.ratio,
         "resolution": times.resolution,
     }

@@ -1,5 +1,6 @@
 """Times several ONNX Runtime calls in one process, in turns, so that all see the same machine."""
 
+import argparse
 import os
 import statistics
 import sys
@@ -75,15 +76,46 @@ class Beside:
         """Usual to other: above 1 the other graph is faster."""
         return sum(self.usual) / sum(self.other)
 
+
+@dataclass(frozen=True)
+class Loads:
+    """The same comparison with sessions loaded anew each time.
+
+    Where weights and caches come to lie moves a step by some percent, so one comparison says little.
+    """
+
+    all: tuple[Beside, ...]
+
+    @property
+    def ratio(self) -> float:
+        """Mean ratio, usual to other."""
+        return statistics.mean(each.ratio for each in self.all)
+
     @property
     def resolution(self) -> float:
-        """What the ratio can resolve: how far two sessions of one graph are apart, in the worse pair."""
-        return max(abs(one - other) / (one + other) for one, other in (self.usual, self.other))
+        """What the ratio can resolve: twice its standard error."""
+        return 2 * statistics.stdev(each.ratio for each in self.all) / len(self.all) ** 0.5
 
     @property
     def met(self) -> bool:
         """Whether the other graph is not slower by more than can be resolved."""
         return self.ratio >= 1 - self.resolution
+
+    def milliseconds(self) -> tuple[float, float]:
+        """Return the mean times of the usual and of the other graph."""
+        sums = [(sum(each.usual), sum(each.other)) for each in self.all]
+        usual, other = (500 * statistics.mean(times) for times in zip(*sums, strict=True))
+        return usual, other
+
+
+def loads(text: str) -> int:
+    """Read the argument of `--loads`."""
+    number = int(text)
+    if number < 2:
+        raise argparse.ArgumentTypeError(
+            "give 2 or more: one says nothing of how far they are apart"
+        )
+    return number
 
 
 def in_turns(

@@ -1,8 +1,8 @@
 """Puts a window's attention under a branch, so that calls without an image run what the original runs.
 
-A window's attention is some 45 small nodes (`compressor.decoder.ops.attend_near`). In a decode step they all
-run on no rows; calling them made a step 3 to 6% slower than the original's (docs/performance.md). So a `near`
-module becomes an ONNX `If` on V > 0. The other branch is plain attention: every row is a text row.
+A window's attention is dozens of small nodes (`compressor.decoder.ops.attend_near`). In a decode step all of
+them run on no rows, and calling them costs time (docs/performance.md). So a `near` module becomes an ONNX
+`If` on V > 0. The other branch is plain attention: every row is a text row.
 
 Limitations:
     - float32 graphs only: TensorRT-RTX 1.7.1 parses such an `If` and then fails in its compiler ("ssa.cpp:
@@ -25,8 +25,8 @@ SCOPE = "near"
 def branch_on_images(model: ir.Model) -> None:
     """Put what only the results of `near` modules need under an `If` on V > 0 for each of them.
 
-    What several of them need, such as a mask, is made in every branch anew: small work with an image, and
-    without one it would be most of what is left.
+    What several of them need, such as a mask, is made in every branch anew, so that calls without an image
+    do not make it.
 
     Args:
         model: a decoder's float32 graph, its nodes named after modules; changed in place.
@@ -36,9 +36,9 @@ def branch_on_images(model: ir.Model) -> None:
     if not ends:
         return
     condition = _any_visual(graph)
+    # Before anything is moved: what the other branches read is then used by them too, and stays.
     text_alone = {module: _of_text_alone(end, module) for module, end in ends.items()}
-    read = {v.producer() for nodes in text_alone.values() for n in nodes for v in n.inputs if v}
-    movable = _needed_only_by(graph, ends.values(), read)
+    movable = _needed_only_by(graph, ends.values())
     for module, end in ends.items():
         images = _copied(_ancestors(end, movable), module, "images", {})
         _branch(graph, module, end, condition, images, text_alone[module])
@@ -110,22 +110,13 @@ def _producer(node: ir.Node, value: ir.Value | None, op: str) -> ir.Node:
     return found
 
 
-def _needed_only_by(
-    graph: ir.Graph, ends: Collection[ir.Node], others: Collection[ir.Node | None]
-) -> list[ir.Node]:
-    """Return the nodes whose results nothing but `ends` needs, in their order, `ends` included.
-
-    Args:
-        graph: of the nodes.
-        ends: that need them.
-        others: nodes whose results something else needs too.
-    """
+def _needed_only_by(graph: ir.Graph, ends: Collection[ir.Node]) -> list[ir.Node]:
+    """Return the nodes whose results nothing but `ends` needs, in their order, `ends` included."""
     found = set(ends)
     told = set(graph.outputs)
     for node in reversed(list(graph)):
         uses = [use.node for value in node.outputs for use in value.uses()]
-        free = node not in others and not told.intersection(node.outputs)
-        if free and uses and all(user in found for user in uses):
+        if uses and not told.intersection(node.outputs) and all(user in found for user in uses):
             found.add(node)
     return [node for node in graph if node in found]
 

@@ -89,17 +89,17 @@ class EnginePlan:
             if not spec.fixed
         }
 
-    def without_command(self) -> tuple[str, ...]:
-        """Return why graphs have no command of the vendor's, a line each.
+    def without_command(self) -> dict[str, str]:
+        """Return by graph why it has no command of the vendor's.
 
         Buffers of fixed caches have a named room in the file, which TensorRT refuses; `export.onnx_pinned`.
         """
-        return tuple(
-            f"{spec.file}: none, because it names the room of its KV cache and TensorRT wants a number; "
-            "`vtcompress build` hands it the graph with one"
+        return {
+            spec.name: "it names the room of its KV cache and TensorRT wants a number; `vtcompress build` "
+            "hands it the graph with one"
             for spec, _ in self.profiles
             if spec.fixed
-        )
+        }
 
 
 def plan_engines(

@@ -95,7 +95,7 @@ class FixedCaches:
 
     def call(self, past: FixedPast) -> "FixedCall":
         """Return what runs one call behind a past, in its buffers or in a copy of them."""
-        return FixedCall(self._copy(past) if past.overtaken else past, self)
+        return FixedCall(past, self)
 
     def make_room(self, past: FixedPast, graph: GraphSpec, rows: Mapping[str, int]) -> None:
         """Give a graph's buffers room for rows: others with the same filled rows, one after the other.
@@ -120,13 +120,14 @@ class FixedCaches:
     def _rounded(self, name: str, rows: int) -> int:
         return min(-(-rows // self._block) * self._block, self._most[name])
 
-    def _copy(self, past: FixedPast) -> FixedPast:
+    def copied(self, past: FixedPast, rows: Mapping[str, int]) -> FixedPast:
+        """Return a past in buffers of its own, with room for rows by the names of their lengths."""
         arrays = {
             spec.name: _with_room(
                 spec,
                 past.buffers.arrays[spec.name],
                 past.lengths[spec.filled],
-                self._rounded(spec.filled, past.lengths[spec.filled]),
+                self._rounded(spec.filled, rows[spec.filled]),
             )
             for spec in self._specs
         }
@@ -186,6 +187,8 @@ class FixedCall:
         # States of a stage before are the backend's own values; indices are arrays.
         (batch, visual), (_, text) = rows[2].shape, rows[3].shape
         self._caches.check_room(self._past, visual, text)
+        if self._past.overtaken:
+            self._past = self._caches.copied(self._past, longer(self._past.lengths, visual, text))
         before = {name: self._past.lengths[name] for name in spec.lengths}
         after = longer(before, visual, text)
         filled = [np.full(batch, count, np.int64) for count in before.values()]

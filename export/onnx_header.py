@@ -1,7 +1,7 @@
 """Reads of an ONNX file which bytes of which files it wants, before any library parses it.
 
 ONNX Runtime maps whatever file, offset and length a graph names. So a graph is walked here first, as
-plain protobuf (https://protobuf.dev/programming-guides/encoding), within bounds, and refused unless all
+plain protobuf (`export.protobuf_wire`), within bounds, and refused unless all
 its tensors lie in the artifact. What our graphs never have is refused, not judged: subgraphs
 within subgraphs, functions, training information, sparse tensors and texts, fields given twice, groups.
 
@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from compressor.errors import ArtifactError
+from export.protobuf_wire import MalformedError, Value, fields, varint
 
 MAX_GRAPH_BYTES: Final = 64 << 20
 """Largest graph file read: graphs without their weights are below 2 MiB."""
@@ -30,16 +31,8 @@ BITS: Final[Mapping[int, int]] = {
 }  # fmt: skip
 """Size of one element by TensorProto.DataType; texts (8) have none and are refused."""
 
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _EXTERNAL: Final = 1
 _KNOWN_KEYS: Final = frozenset({"location", "offset", "length", "checksum"})
-
-Value = int | memoryview | float
-"""A number, bytes, or (always 0.0) a number of fixed size, which none of the fields read here is."""
-
-
-class MalformedError(ValueError):
-    """Bytes that are no ONNX graph of the form that this tool writes."""
 
 
 @dataclass(frozen=True)
@@ -151,14 +144,15 @@ class _Walker:
             once: fields that may not be repeated; protobuf would merge them.
             refused: fields that may not be there, with what they are.
         """
-        fields: dict[int, list[Value]] = {}
-        for number, value in self._fields(memoryview(data)):
+        found: dict[int, list[Value]] = {}
+        for number, value, *_ in fields(memoryview(data)):
+            self._count()
             if refused and number in refused:
                 raise MalformedError(f"{what} has {refused[number]}")
-            if number in once and number in fields:
+            if number in once and number in found:
                 raise MalformedError(f"{what} has field {number} twice")
-            fields.setdefault(number, []).append(value)
-        return fields
+            found.setdefault(number, []).append(value)
+        return found
 
     def tensors_of_graph(
         self, data: memoryview, what: str, *, branches: int
@@ -181,33 +175,33 @@ class _Walker:
         refused = {11: "subgraphs", 22: "a sparse tensor", 23: "sparse tensors"}
         if not branches:
             refused[6] = "a subgraph within a subgraph"
-        fields = self.message(data, "an attribute", once=(5, 6), refused=refused)
-        for value in fields.get(6, ()):
+        held = self.message(data, "an attribute", once=(5, 6), refused=refused)
+        for value in held.get(6, ()):
             yield from self.tensors_of_graph(_bytes(value), "a subgraph", branches=branches - 1)
-        for value in (*fields.get(5, ()), *fields.get(10, ())):
+        for value in (*held.get(5, ()), *held.get(10, ())):
             yield self.tensor(_bytes(value))
 
     def tensor(self, data: memoryview) -> TensorHeader:
         """Return what a TensorProto says of itself."""
         refused = {3: "segments", 6: "texts"}
-        fields = self.message(data, "a tensor", once=(2, 8, 9, 14), refused=refused)
-        name = _text(fields.get(8, [memoryview(b"")])[0])
-        dims = tuple(self._numbers(fields.get(1, ())))
+        held = self.message(data, "a tensor", once=(2, 8, 9, 14), refused=refused)
+        name = _text(held.get(8, [memoryview(b"")])[0])
+        dims = tuple(self._numbers(held.get(1, ())))
         if len(dims) > MAX_DIMS or any(dim >= 1 << 63 for dim in dims):
             raise MalformedError(f"{name!r} has no shape that a tensor can have")
-        data_type = _number(fields.get(2, [0])[0])
-        external = _number(fields.get(14, [0])[0]) == _EXTERNAL
-        if external != bool(fields.get(13)):
+        data_type = _number(held.get(2, [0])[0])
+        external = _number(held.get(14, [0])[0]) == _EXTERNAL
+        if external != bool(held.get(13)):
             raise MalformedError(f"{name!r} says neither where it lies nor holds its values")
         if not external:
-            raw = fields.get(9)
+            raw = held.get(9)
             header = TensorHeader(name, data_type, dims, inline=len(data))
             if raw is not None and len(_bytes(raw[0])) != header.nbytes:
                 raise MalformedError(f"{name!r} holds other than the bytes of its shape")
             return header
-        if any(number in fields for number in (4, 5, 7, 9, 10, 11)):
+        if any(number in held for number in (4, 5, 7, 9, 10, 11)):
             raise MalformedError(f"{name!r} holds values and lies elsewhere too")
-        entries = self._entries(fields[13], name)
+        entries = self._entries(held[13], name)
         if "location" not in entries:
             raise MalformedError(f"{name!r} names no file")
         length = entries.get("length")
@@ -240,52 +234,14 @@ class _Walker:
                 continue
             packed, at = _bytes(value), 0
             while at < len(packed):
-                number, at = _varint(packed, at)
+                number, at = varint(packed, at)
                 self._count()
                 yield number
-
-    def _fields(self, data: memoryview) -> Iterator[tuple[int, Value]]:
-        at = 0
-        while at < len(data):
-            self._count()
-            tag, at = _varint(data, at)
-            number, kind = tag >> 3, tag & 7
-            if not 0 < number < 1 << 29:
-                raise MalformedError(f"field number {number}")
-            value: Value
-            if kind == _VARINT:
-                value, at = _varint(data, at)
-            else:
-                if kind == _BYTES:
-                    size, at = _varint(data, at)
-                elif kind in (_FIXED64, _FIXED32):
-                    size = 8 if kind == _FIXED64 else 4
-                else:
-                    raise MalformedError(f"wire type {kind}")
-                if size > len(data) - at:
-                    raise MalformedError("truncated")
-                value = data[at : at + size] if kind == _BYTES else 0.0
-                at += size
-            yield number, value
 
     def _count(self) -> None:
         self._left -= 1
         if self._left < 0:
             raise MalformedError(f"more than {MAX_FIELDS} fields")
-
-
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    """Return the number that begins at a byte, and where it ends."""
-    number = 0
-    for shift in range(0, 70, 7):
-        if at >= len(data):
-            raise MalformedError("truncated")
-        byte = data[at]
-        at += 1
-        number |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return number & (1 << 64) - 1, at
-    raise MalformedError("a number of more than ten bytes")
 
 
 def _bytes(value: Value) -> memoryview:

@@ -130,9 +130,6 @@ def _flags(axes: Sequence[str], sizes: Mapping[str, int], limits: Limits) -> Ite
             needed["--max-images"] = -(-sizes[axis] // limits.max_batch)
         elif axis == "visual":
             needed["--max-images"] = -(-sizes[axis] // limits.visual_tokens)
-        elif axis.startswith(ROOM):  # text alone has room for an image less
-            image = limits.visual_tokens if length_of(axis) == TEXT_PAST else 0
-            needed["--max-context"] = sizes[axis] + image
         elif not axis.startswith(PAST_AXIS):
             needed[f"--max-{axis}"] = sizes[axis]
     # What lies in the caches and what this call adds; caches of text alone have room for an image less.
@@ -160,11 +157,16 @@ def _plain_range(axis: str, limits: Limits) -> _Range:
         "batch": limits.max_batch,
         "text": limits.max_text,
     }[axis]
-    return 1, min(USUAL_PROMPT, most) if axis == "text" else 1, most
+    return 1, _usual_prompt(limits) if axis == "text" else 1, most
+
+
+def _usual_prompt(limits: Limits) -> int:
+    # Beside an image it fits into the context: TensorRT compares typical sizes with a fixed cache's rows.
+    return min(USUAL_PROMPT, limits.max_text, limits.max_context - limits.visual_tokens)
 
 
 def _room_range(axis: str, limits: Limits) -> _Range:
-    # One size: buffers are made and bound once, and TensorRT wants a number; see `export.onnx_pinned`.
+    # One size: TensorRT wants a number; see `export.onnx_pinned`.
     rows = limits.cached_rows(length_of(axis))
     return rows, rows, rows
 
@@ -184,7 +186,7 @@ def _decode_range(axis: str, limits: Limits) -> _Range:
         return _room_range(axis, limits)
     if axis.startswith(PAST_AXIS):
         most = limits.cached_rows(axis)
-        prompt = min(USUAL_PROMPT, limits.max_text)
+        prompt = _usual_prompt(limits)
         filled = prompt if axis == TEXT_PAST else limits.visual_tokens + prompt
         return 1, min(filled, most), most
     if axis == "visual":

@@ -213,8 +213,8 @@ class OnnxGraph:
     def bound(self, buffers: Mapping[str, Array]) -> Callable[[Sequence[Any]], list[Any]]:
         """Return what runs a graph with fixed caches in these buffers.
 
-        Input and output of a cache are one memory, so that new rows are written in place. Buffers are bound
-        once; a call binds its rows, and outputs of its own.
+        Input and output of a cache are one memory, so that new rows are written in place. Buffers
+        stay bound; a call binds its rows, and outputs of its own.
 
         Args:
             buffers: by the names of the inputs.

@@ -299,7 +299,11 @@ def test_engines_of_fixed_caches_have_buffers_of_the_context_that_is_asked_for(
     assert run([*arguments, "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert said.count("tensorrt_rtx --onnx=") == 2
-    assert "decoder.onnx: none, because it names the room" in said
+    assert "decoder: none, because it names the room" in said
+    assert run(["--json", *arguments, "--dry-run"]) == 0
+    told = json.loads(capsys.readouterr().out)["plan"]
+    assert list(told["without_command"]) == ["decoder"]
+    assert "decoder" not in told["commands"]
     settled = engine_building.settle(artifact, "tensorrt-rtx", limits={"max_context": 60})
     spec, profiles = settled.profiles[-1]
     assert spec.name == "decoder"

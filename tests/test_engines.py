@@ -71,7 +71,7 @@ def test_rtx_builds_engines_that_write_into_caches_of_fixed_size(
     (spec,) = write_decoder(tmp_path, plan, limits)
     graph = onnx.load(tmp_path / spec.file, load_external_data=False).graph
     assert sum(node.op_type == "TensorScatter" for node in graph.node) == 2 * len(plan.caches())
-    for context in (limits.max_context, limits.max_context // 2):
+    for context in (limits.max_context, limits.max_text):
         shorter = limits.model_copy(update={"max_context": context})
         engine, _ = build(tmp_path, spec, shorter, "SM86")
         assert engine.stat().st_size > 10_000

@@ -16,11 +16,11 @@ from export.artifact import Artifact, write_manifest
 from export.onnx_header import (
     MAX_FIELDS,
     MAX_GRAPH_BYTES,
-    MalformedError,
     TensorHeader,
     check_graph,
     read_tensors,
 )
+from export.protobuf_wire import MalformedError
 from tests import facts
 
 SIZES = {"weights.bin": 4096}

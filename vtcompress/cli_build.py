@@ -98,8 +98,8 @@ def _show_plan(out: Output, plan: "EnginePlan") -> None:
     out.line(f"the same with {plan.target.tool}, which comes with the vendor's archive:")
     for arguments in plan.commands().values():
         out.line(f"  {command_line(arguments)}")
-    for line in plan.without_command():
-        out.line(f"  {line}")
+    for graph, reason in plan.without_command().items():
+        out.line(f"  {graph}: none, because {reason}")
 
 
 def _show_set(out: Output, built: "OpenedSet") -> None:

@@ -62,7 +62,7 @@ def build(plan: EnginePlan, *, overwrite: bool = False) -> OpenedSet:
 
 
 def as_json(plan: EnginePlan) -> dict[str, Any]:
-    """Return a plan for machines: sizes, profiles and the vendor's commands."""
+    """Return a plan for machines: sizes, profiles, and the vendor's commands or why there is none."""
     return {
         "target": plan.target.name,
         "compute_capabilities": list(plan.capabilities),
@@ -73,6 +73,7 @@ def as_json(plan: EnginePlan) -> dict[str, Any]:
             for spec, profiles in plan.profiles
         },
         "commands": {name: command_line(words) for name, words in plan.commands().items()},
+        "without_command": plan.without_command(),
     }
 
 
