@@ -130,7 +130,7 @@ def _flags(axes: Sequence[str], sizes: Mapping[str, int], limits: Limits) -> Ite
             needed["--max-images"] = -(-sizes[axis] // limits.max_batch)
         elif axis == "visual":
             needed["--max-images"] = -(-sizes[axis] // limits.visual_tokens)
-        elif not axis.startswith(PAST_AXIS):
+        elif not axis.startswith((PAST_AXIS, ROOM)):
             needed[f"--max-{axis}"] = sizes[axis]
     # What lies in the caches and what this call adds; caches of text alone have room for an image less.
     past = max((size for axis, size in sizes.items() if axis.startswith(PAST_AXIS)), default=0)
