@@ -1,8 +1,11 @@
 """Times decoders with YOPO's cuts beside the naive original: what of the predicted saving comes out.
 
 Run from the repository: `python -m benchmarks.cuts`. Needs the extras `compress` and `cpu`. Random weights,
-fp32, 8 layers, hidden 1024, 16 heads, MLP 2752, vocabulary 1000, 64 text rows; 576 visual rows (24 x 24), and
-2,916 (54 x 54) for windows. Each plan is timed in turns with the naive original on the same weights.
+fp32, vocabulary 1000, 64 text rows; 576 visual rows (24 x 24), and 2,916 (54 x 54) for windows. Each plan is
+timed in turns with the naive original on the same weights. `--size`:
+
+- `small`: 8 layers, hidden 1024, 16 heads, MLP 2752.
+- `7b`: 3 layers as wide as LLaVA-1.5-7B's: hidden 4096, 32 heads, MLP 11008. Takes 14 GB and half an hour.
 
 A decode step runs behind the prompt, on each graph's own caches; `interleaved.Beside` and `Loads` say how
 sessions are compared and what that can resolve. A step counts as not slower if it is not slower by more.
@@ -42,8 +45,34 @@ from compressor.planner import make_plan
 from export.graphs import GraphSpec, decoder_graph
 from export.sessions import OnnxSession
 
-LAYERS, HIDDEN, HEADS, NEURONS, VOCAB, TEXT = 8, 1024, 16, 2752, 1000, 64
-STEPS_PER_LOAD = 50
+VOCAB, TEXT = 1000, 64
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of the model: how many layers, how wide, and how many decode steps and prefills are timed.
+
+    Attributes:
+        layers: how many.
+        hidden: D.
+        heads: H.
+        neurons: m.
+        steps: decode steps that count in one load of the sessions.
+        prefills: rounds of prefills that count.
+    """
+
+    layers: int
+    hidden: int
+    heads: int
+    neurons: int
+    steps: int
+    prefills: int
+
+
+SIZES = {
+    "small": Size(8, 1024, 16, 2752, steps=50, prefills=10),
+    "7b": Size(3, 4096, 32, 11008, steps=20, prefills=4),
+}
 
 
 @dataclass(frozen=True)
@@ -53,7 +82,8 @@ class Case:
     Attributes:
         name: of it.
         side: of the square grid of visual tokens.
-        yopo: the recipe's entry; `heads` stands for half of the heads in every layer.
+        yopo: the recipe's entry; `heads` stands for half of the heads in every layer, `off_from` for the
+            middle layer.
         at_least: share of the predicted prefill ratio that must be measured; None: for information.
     """
 
@@ -67,9 +97,9 @@ CASES = (
     Case("half the visual heads", 24, {"heads": True}, 0.95),
     Case("MLP ratio 2", 24, {"mlp_ratio": 2}, 0.93),
     Case(
-        "heads, MLP ratio 4, off from layer 4",
+        "heads, MLP ratio 4, off from the middle",
         24,
-        {"heads": True, "mlp_ratio": 4, "off_from": 4},
+        {"heads": True, "mlp_ratio": 4, "off_from": True},
         0.82,
     ),
     Case("window 5", 24, {"window": 5}),
@@ -78,22 +108,33 @@ CASES = (
 )
 
 
-def facts(side: int) -> ModelFacts:
+def facts(size: Size, side: int) -> ModelFacts:
     """Return the benchmark's model with a square grid of visual tokens."""
-    grid = (side, side)
-    return random_model(LAYERS, HIDDEN, HEADS, HEADS, NEURONS, VOCAB, visual=side**2, grid=grid)
+    heads, grid = size.heads, (side, side)
+    return random_model(
+        size.layers,
+        size.hidden,
+        heads,
+        heads,
+        size.neurons,
+        VOCAB,
+        visual=side**2,
+        grid=grid,
+    )
 
 
-def plan_of(case: Case, scratch: Path) -> Plan:
+def plan_of(size: Size, case: Case, scratch: Path) -> Plan:
     """Return the plan of a case; head masks lie in `scratch`."""
     entry = dict(case.yopo)
     if entry.pop("heads", False):
         # Every other head, so that none of the parts lies in one piece.
         mask = scratch / "mask.npy"
-        np.save(mask, np.tile(np.arange(HEADS) % 2 == 0, (LAYERS, 1)))
+        np.save(mask, np.tile(np.arange(size.heads) % 2 == 0, (size.layers, 1)))
         entry["heads"] = {"mask": mask}
+    if entry.pop("off_from", False):
+        entry["off_from"] = size.layers // 2
     method = Yopo.model_validate(entry)
-    return make_plan(facts(case.side), "random", [method], workload=Workload(text=TEXT))
+    return make_plan(facts(size, case.side), "random", [method], workload=Workload(text=TEXT))
 
 
 def specs_of(plan: Plan) -> dict[str, GraphSpec]:
@@ -104,13 +145,13 @@ def specs_of(plan: Plan) -> dict[str, GraphSpec]:
     }
 
 
-def build(folder: Path, number: int) -> None:
+def build(folder: Path, size: Size, case: Case) -> None:
     """Write both graphs of a case; runs in a process of its own, so that torch is gone before timing."""
     from compressor.decoder import decoder_from
     from export.onnx_graph import export_decoder, save_graph
     from export.weights import SharedWeights
 
-    plan = plan_of(CASES[number], folder)
+    plan = plan_of(size, case, folder)
     tensors = random_weights(plan.model.decoder)
     with SharedWeights(folder) as weights:
         for name, spec in specs_of(plan).items():
@@ -121,7 +162,8 @@ def build(folder: Path, number: int) -> None:
 def main() -> int:
     """Build, time and print every case; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cuts", description=__doc__)
-    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--size", choices=SIZES, default="small", help="of the model")
+    parser.add_argument("--repeats", type=int, help="prefills that count; default: by size")
     parser.add_argument("--clock", choices=get_args(Clock), default="wall")
     parser.add_argument(
         "--case", type=int, action="append", help="number of a case; may be repeated"
@@ -133,7 +175,8 @@ def main() -> int:
     options = parser.parse_args()
     print(f"huge pages: {huge_pages()}")
     print(f"{'case':<40} predicted measured  share wanted    (10% 50% 90%)  decode step  KV bytes")
-    rows = [_run(number, options) for number in options.case or range(len(CASES))]
+    chosen = [CASES[number] for number in options.case] if options.case else CASES
+    rows = [_run(case, options) for case in chosen]
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
     return 0 if all(row["met"] for row in rows) else 1
@@ -141,7 +184,7 @@ def main() -> int:
 
 def _calls(folder: Path, plan: Plan, spec: GraphSpec) -> Calls:
     session = OnnxSession(folder, [spec], decoder=spec.name, threads=1)
-    return Calls(session, plan.visual, TEXT, HIDDEN)
+    return Calls(session, plan.visual, TEXT, plan.model.decoder.hidden)
 
 
 def _prefill_ratio(calls: Mapping[str, Calls], repeats: int, clock: Clock) -> Ratio:
@@ -156,19 +199,19 @@ def _steps(
         _calls(folder, plan, specs[name]) for name in ("naive", "naive", "cut", "cut", "naive")
     ]
     steps = {str(place): calls.step for place, calls in enumerate(loaded) if place}
-    times = in_turns(steps, repeats=STEPS_PER_LOAD, warm_up=3)
+    times = in_turns(steps, repeats=SIZES[options.size].steps, warm_up=3)
     return Beside.of([times[place].least(options.clock) for place in sorted(times)])
 
 
-def _run(number: int, options: argparse.Namespace) -> dict[str, object]:
-    case = CASES[number]
+def _run(case: Case, options: argparse.Namespace) -> dict[str, object]:
+    size = SIZES[options.size]
     with tempfile.TemporaryDirectory(prefix="vtcompress-bench-") as name:
         folder = Path(name)
-        in_own_process(build, folder, number)
-        plan = plan_of(case, folder)
+        in_own_process(build, folder, size, case)
+        plan = plan_of(size, case, folder)
         specs = specs_of(plan)
         calls = {key: _calls(folder, plan, spec) for key, spec in specs.items()}
-        found = _prefill_ratio(calls, options.repeats, options.clock)
+        found = _prefill_ratio(calls, options.repeats or size.prefills, options.clock)
         kv = calls["cut"].session.past_bytes(calls["cut"].past)
         calls.clear()
         step = Loads(tuple(_steps(folder, plan, specs, options) for _ in range(options.loads)))
