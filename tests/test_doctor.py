@@ -15,10 +15,12 @@ import onnx
 import pytest
 
 from compressor.errors import BackendError
-from export import doctor, gpus
+from export import doctor, doctor_backends, gpus
 from export.backends import BACKENDS
-from export.doctor import Diagnosis, Gpu, examine, nvidia_smi, probe
+from export.diagnosis import Diagnosis, Gpu
+from export.doctor import examine, nvidia_smi
 from export.doctor_probes import IDENTITY
+from export.doctor_probing import probe
 from tests.test_import_rules import HEAVY
 from vtcompress.cli import run
 
@@ -139,7 +141,7 @@ def test_each_way_in_which_an_import_fails_has_its_words_and_its_remedy(
 ) -> None:
     code, words, remedy = FAILURES[name]
     fake("tensorrt", code)
-    found = doctor._tensorrt(probe("tensorrt", 3 if name == "hangs" else 30), ())
+    found = doctor_backends._tensorrt(probe("tensorrt", 3 if name == "hangs" else 30), ())
     assert found.words.startswith(words)
     assert remedy in found.remedy
     assert not found.runs
@@ -153,7 +155,7 @@ def test_what_was_said_before_a_crash_is_kept_and_the_step_is_named(fake: Fake) 
     probed = probe("tensorrt", 30)
     assert probed.facts["version"] == "10.13.0"
     assert probed.facts["builder"] == ""
-    found = doctor._tensorrt(probed, (Gpu(name="A GPU", capability="SM86"),))
+    found = doctor_backends._tensorrt(probed, (Gpu(name="A GPU", capability="SM86"),))
     assert "crashed (SIGABRT) while creating its runtime" in found.words
     assert not found.runs
 
@@ -164,7 +166,7 @@ def test_a_builder_that_finds_no_gpu_says_so(fake: Fake) -> None:
     )
     working = "class Builder:\n    def __init__(self, log): pass"
     fake("tensorrt", WORKING_TRT.replace(working, broken))
-    found = doctor._tensorrt(probe("tensorrt", 30), ())
+    found = doctor_backends._tensorrt(probe("tensorrt", 30), ())
     assert found.words == "10.13.0 is installed; factory returned nullptr"
     assert "driver" in found.remedy
 
@@ -172,16 +174,18 @@ def test_a_builder_that_finds_no_gpu_says_so(fake: Fake) -> None:
 @pytest.fixture
 def cuda_for_python(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        doctor, "_version", lambda name: "13.0" if name == "cuda-bindings" else None
+        doctor_backends,
+        "installed_version",
+        lambda name: "13.0" if name == "cuda-bindings" else None,
     )
 
 
 def test_engines_build_and_do_not_run_without_cuda_for_python(
     fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "_version", lambda _: None)
+    monkeypatch.setattr(doctor_backends, "installed_version", lambda _: None)
     fake("tensorrt", WORKING_TRT)
-    found = doctor._tensorrt(probe("tensorrt", 30), (Gpu(name="Orin", capability="SM87"),))
+    found = doctor_backends._tensorrt(probe("tensorrt", 30), (Gpu(name="Orin", capability="SM87"),))
     assert (found.builds, found.runs, found.remedy) == (True, False, "pip install cuda-bindings")
 
 
@@ -189,9 +193,9 @@ def test_engines_build_and_do_not_run_without_cuda_for_python(
 def test_tensorrt_with_a_gpu_builds_and_runs_and_without_one_does_neither(fake: Fake) -> None:
     fake("tensorrt", WORKING_TRT)
     probed = probe("tensorrt", 30)
-    with_gpu = doctor._tensorrt(probed, (Gpu(name="Orin", capability="SM87"),))
+    with_gpu = doctor_backends._tensorrt(probed, (Gpu(name="Orin", capability="SM87"),))
     assert (with_gpu.builds, with_gpu.runs, with_gpu.remedy) == (True, True, "")
-    without = doctor._tensorrt(probed, ())
+    without = doctor_backends._tensorrt(probed, ())
     assert (without.builds, without.runs) == (False, False)
     assert "no GPU was found" in without.words
 
@@ -203,11 +207,11 @@ def test_rtx_builds_without_a_gpu_and_sends_gpus_that_it_does_not_know_to_full_t
     names = "class ComputeCapability:\n    __members__ = {'NONE': 0, 'SM86': 1, 'SM120': 2}\n"
     fake("tensorrt-rtx", WORKING_TRT + names)
     probed = probe("tensorrt_rtx", 30)
-    alone = doctor._tensorrt_rtx(probed, ())
+    alone = doctor_backends._tensorrt_rtx(probed, ())
     assert (alone.builds, alone.runs) == (True, False)
-    known = doctor._tensorrt_rtx(probed, (Gpu(name="A card", capability="SM120"),))
+    known = doctor_backends._tensorrt_rtx(probed, (Gpu(name="A card", capability="SM120"),))
     assert (known.builds, known.runs, known.remedy) == (True, True, "")
-    jetson = doctor._tensorrt_rtx(probed, (Gpu(name="Orin", capability="SM87"),))
+    jetson = doctor_backends._tensorrt_rtx(probed, (Gpu(name="Orin", capability="SM87"),))
     assert "knows SM86, SM120; this GPU is SM87" in jetson.words
     assert "--target tensorrt" in jetson.remedy
     assert not jetson.runs
@@ -216,16 +220,16 @@ def test_rtx_builds_without_a_gpu_and_sends_gpus_that_it_does_not_know_to_full_t
 def test_a_provider_that_is_listed_and_not_given_is_not_believed(fake: Fake) -> None:
     cuda, cpu = "CUDAExecutionProvider", "CPUExecutionProvider"
     fake_ort(fake, [cuda, cpu], [])
-    found = doctor._onnxruntime_cuda(probe("onnxruntime", 30))
+    found = doctor_backends._onnxruntime_cuda(probe("onnxruntime", 30))
     assert not found.runs
     assert f"CUDA is listed, and a session that asks for it runs on {cpu}" in found.words
-    assert doctor._onnxruntime(probe("onnxruntime", 30)).runs
+    assert doctor_backends._onnxruntime(probe("onnxruntime", 30)).runs
 
 
 def test_a_provider_that_a_session_gets_is_believed(fake: Fake) -> None:
     cuda, cpu = "CUDAExecutionProvider", "CPUExecutionProvider"
     fake_ort(fake, [cuda, cpu], [cuda])
-    found = doctor._onnxruntime_cuda(probe("onnxruntime", 30))
+    found = doctor_backends._onnxruntime_cuda(probe("onnxruntime", 30))
     assert found.runs
     assert found.words == "onnxruntime-gpu 1.31.0, a session runs on CUDA"
 
@@ -238,8 +242,8 @@ def test_a_crash_of_cuda_leaves_what_is_known_of_the_cpu(fake: Fake) -> None:
     build = 'package_name = "onnxruntime-gpu"\n'
     fake("onnxruntime", crashing, **{"capi.build_and_package_info": build, "capi.__init__": ""})
     probed = probe("onnxruntime", 30)
-    assert doctor._onnxruntime(probed).runs
-    found = doctor._onnxruntime_cuda(probed)
+    assert doctor_backends._onnxruntime(probed).runs
+    found = doctor_backends._onnxruntime_cuda(probed)
     assert found.words == "crashed (SIGABRT) while creating a session on CUDA"
     assert not found.runs
 

@@ -1,6 +1,6 @@
 """How `vtcompress doctor` looks to a person."""
 
-from export.doctor import Diagnosis
+from export.diagnosis import Diagnosis
 from vtcompress.console import Output
 
 PACKAGE_COLUMNS = ("package", "version")
