@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from export.answering import Answering
-from export.prompt import Message, user_message
+from export.messages import Message, user_message
 from export.sampling import Sampling
 from export.sequence import NOTHING, Cached
 from export.sessions import Past

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from compressor.errors import DataError
 from export.answering import Answering
-from export.prompt import user_message
+from export.messages import user_message
 from export.sampling import Sampling
 from export.sequence import NOTHING, Cached
 from export.sessions import Array

@@ -8,7 +8,6 @@ equal bit for bit, except for 16-bit grey and for images whose resized form is o
 Letters: C = 3 channels (red, green, blue); H, W = height and width of the model's input, in pixels.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,8 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from compressor.errors import DataError, ModelError
-from compressor.files import read_text
 from compressor.pictures import MAX_PIXELS, load_image, to_rgb
+from export.model_json import read_json_object
 
 MAX_SIDE = 4096
 """Largest height or width of a model's input, in pixels."""
@@ -56,22 +55,6 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "LlavaImageProcessor": _CLIP_DEFAULTS,
 }
 _PADS_TO_SQUARE = "LlavaImageProcessor"
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file.
-
-    Raises:
-        ModelError: the file cannot be read, is not JSON, or is JSON of another kind.
-    """
-    text = read_text(path, ModelError)
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ModelError([f"{path}: is not valid JSON ({error}); save the model again"]) from error
-    if not isinstance(value, dict):
-        raise ModelError([f"{path}: holds a JSON {type(value).__name__}, not an object"])
-    return value
 
 
 @dataclass(frozen=True)

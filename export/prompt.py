@@ -8,31 +8,18 @@ the older tokenizer.json of a repository says.
 Letters: N = visual tokens of one image.
 """
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
 import jinja2
-import jinja2.exceptions
-import jinja2.ext
-import jinja2.nodes
-import jinja2.parser
-import jinja2.sandbox
-import jinja2.utils
 from tokenizers import Tokenizer, models
 
 from compressor.errors import DataError, ModelError
-from compressor.files import read_text
-from export.preprocess import read_json_object
-
-Message = Mapping[str, Any]
-"""`{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "..."}]}`.
-
-The content may be plain text instead of a list, where the model's template takes that.
-"""
+from export.chat_template import compile_template, find_template
+from export.messages import Message, check_text, checked, image_count, texts
+from export.model_json import optional_json
 
 _NAMED_TOKENS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
@@ -54,12 +41,6 @@ _CLEAN_UP_REACH = sum(len(old) - 1 for old, _ in _CLEAN_UP)
 
 _INCOMPLETE = "\ufffd"
 """What a decoder writes for bytes that are no UTF-8 (yet)."""
-
-
-def user_message(question: str, images: int = 1) -> dict[str, Any]:
-    """Return a user's turn: `images` pictures, then the question."""
-    pictures: list[dict[str, str]] = [{"type": "image"} for _ in range(images)]
-    return {"role": "user", "content": [*pictures, {"type": "text", "text": question}]}
 
 
 @dataclass(frozen=True)
@@ -123,13 +104,13 @@ class Prompter:
             DataError: there is no chat template, or it cannot be compiled.
         """
         tokenizer = _load_tokenizer(path)
-        config = _optional_json(path / "tokenizer_config.json")
+        config = optional_json(path / "tokenizer_config.json")
         special_tokens = _special_tokens(path, config)
         if eos_ids is None:
             eos_ids = _eos_ids(path, tokenizer, special_tokens)
         return cls(
             tokenizer=tokenizer,
-            template=_compile(*_find_template(path, config)),
+            template=compile_template(*find_template(path, config)),
             special_tokens=special_tokens,
             image_token=image_token,
             image_token_id=_image_token_id(path, tokenizer, image_token),
@@ -149,7 +130,7 @@ class Prompter:
             DataError: a message is not of the form `Message`, a text contains the image token, or
                 the template fails, loses a user's text or writes another number of images.
         """
-        turns = _checked(messages, self.image_token)
+        turns = checked(messages, self.image_token)
         try:
             prompt = self.template.render(
                 messages=turns,
@@ -196,7 +177,7 @@ class Prompter:
         Raises:
             DataError: the text contains the image token or is no valid Unicode.
         """
-        _check_text(text, "text", self.image_token)
+        check_text(text, "text", self.image_token)
         return tuple(self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
@@ -212,7 +193,7 @@ class Prompter:
         return TextStream(self, skip_special_tokens)
 
     def _check_rendered(self, turns: Sequence[dict[str, Any]], prompt: str) -> None:
-        wanted = sum(_images(turn) for turn in turns)
+        wanted = sum(image_count(turn) for turn in turns)
         found = prompt.count(self.image_token)
         if found != wanted:
             problem = (
@@ -227,7 +208,7 @@ class Prompter:
             "as a list: [{'type': 'text', 'text': ...}]"
             for at, turn in enumerate(turns)
             if turn["role"] == "user"
-            for text in _texts(turn)
+            for text in texts(turn)
             if "".join(text.split()) not in squeezed
         ]
         if problems:
@@ -306,15 +287,11 @@ def _load_tokenizer(path: Path) -> Tokenizer:
     return tokenizer
 
 
-def _optional_json(path: Path) -> dict[str, Any]:
-    return read_json_object(path) if path.is_file() else {}
-
-
 def _special_tokens(path: Path, config: Mapping[str, Any]) -> dict[str, str]:
     """Names and texts of special tokens as transformers 5 collects them for its templates."""
     sources: list[Mapping[str, Any]] = [config]
     if "added_tokens_decoder" not in config:
-        sources.append(_optional_json(path / "special_tokens_map.json"))
+        sources.append(optional_json(path / "special_tokens_map.json"))
     named = {f"{name}_token" for name in _NAMED_TOKENS}
     tokens: dict[str, str] = {}
     for source in sources:
@@ -330,40 +307,12 @@ def _special_tokens(path: Path, config: Mapping[str, Any]) -> dict[str, str]:
     return tokens
 
 
-def _find_template(path: Path, config: Mapping[str, Any]) -> tuple[str, Path]:
-    """Text of the chat template and the file it stands in, looked for in transformers' order."""
-    older, newer = path / "chat_template.json", path / "chat_template.jinja"
-    for file in (path / "processor_config.json", older):
-        found = _default_template(_optional_json(file).get("chat_template"))
-        if found is not None:
-            return found, file
-    if newer.is_file():
-        return read_text(newer, DataError), newer
-    found = _default_template(config.get("chat_template"))
-    if found is not None:
-        return found, path / "tokenizer_config.json"
-    problem = (
-        f"{path}: no chat template (chat_template.jinja, chat_template.json or a key chat_template "
-        "in processor_config.json or tokenizer_config.json); add the one of the model's authors"
-    )
-    raise DataError([problem])
-
-
-def _default_template(value: Any) -> str | None:
-    """The template itself, or the one named default of several."""
-    if isinstance(value, list):
-        value = {item.get("name"): item.get("template") for item in value if isinstance(item, dict)}
-    if isinstance(value, dict):
-        value = value.get("default")
-    return value if isinstance(value, str) else None
-
-
 def _eos_ids(
     path: Path, tokenizer: Tokenizer, special_tokens: Mapping[str, str]
 ) -> tuple[int, ...]:
-    config = _optional_json(path / "config.json")
+    config = optional_json(path / "config.json")
     text_config = config.get("text_config")
-    sources = [_optional_json(path / "generation_config.json"), config]
+    sources = [optional_json(path / "generation_config.json"), config]
     if isinstance(text_config, dict):
         sources.append(text_config)
     for source in sources:
@@ -393,154 +342,3 @@ def _cleans_up(tokenizer: Tokenizer, config: Mapping[str, Any]) -> bool:
     if not config.get("clean_up_tokenization_spaces"):
         return False
     return not isinstance(tokenizer.model, models.BPE) or bool(config.get(despite_bpe))
-
-
-def _checked(messages: Sequence[Message], image_token: str) -> list[dict[str, Any]]:
-    """Copy the messages as plain dicts, lists and strings, all a template may touch."""
-    if not messages:
-        raise DataError(["messages: is empty; give at least one turn"])
-    turns = []
-    for at, message in enumerate(messages):
-        where = f"messages[{at}]"
-        if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
-            raise DataError([f"{where}: must have a role and a content, and nothing else"])
-        if not isinstance(message["role"], str):
-            raise DataError([f"{where}.role: {message['role']!r} is not text, such as 'user'"])
-        content = message["content"]
-        if isinstance(content, str):
-            _check_text(content, f"{where}.content", image_token)
-            copied: Any = str(content)
-        elif isinstance(content, Sequence):
-            copied = [
-                _checked_block(block, f"{where}.content[{number}]", image_token)
-                for number, block in enumerate(content)
-            ]
-        else:
-            raise DataError([f"{where}.content: must be text or a list of blocks"])
-        turns.append({"role": str(message["role"]), "content": copied})
-    return turns
-
-
-def _checked_block(block: Any, where: str, image_token: str) -> dict[str, str]:
-    kind = block.get("type") if isinstance(block, Mapping) else None
-    if kind == "image":
-        return {"type": "image"}
-    if kind == "text" and isinstance(block.get("text"), str):
-        _check_text(block["text"], f"{where}.text", image_token)
-        return {"type": "text", "text": str(block["text"])}
-    allowed = "{'type': 'image'} or {'type': 'text', 'text': ...}"
-    raise DataError([f"{where}: must be {allowed}, found {block!r:.80}"])
-
-
-def _check_text(text: str, where: str, image_token: str) -> None:
-    count = text.count(image_token)
-    if count:
-        problem = (
-            f"{where}: contains {image_token!r} {count} times, which the model would take for "
-            "images; write it otherwise, and give images as {'type': 'image'}"
-        )
-        raise DataError([problem])
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise DataError([f"{where}: is no valid Unicode ({error.reason}); remove it"]) from error
-
-
-def _images(turn: Mapping[str, Any]) -> int:
-    content = turn["content"]
-    return 0 if isinstance(content, str) else sum(block["type"] == "image" for block in content)
-
-
-def _texts(turn: Mapping[str, Any]) -> list[str]:
-    content = turn["content"]
-    if isinstance(content, str):
-        return [content]
-    return [block["text"] for block in content if block["type"] == "text"]
-
-
-class _Generation(jinja2.ext.Extension):
-    """`{% generation %}` marks the assistant's words for training; here it just writes them."""
-
-    tags = {"generation"}  # noqa: RUF012 - jinja2's own declaration
-
-    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return jinja2.nodes.CallBlock(self.call_method("_write"), [], [], body).set_lineno(line)
-
-    def _write(self, caller: Callable[[], str]) -> str:
-        return caller()
-
-
-class _Namespace(jinja2.utils.Namespace):
-    """jinja2's namespace without names that begin with an underscore, as in transformers."""
-
-    def __init__(*args: Any, **kwargs: Any) -> None:
-        # `self` is taken from args, so that a template may write namespace(self=...).
-        attributes = dict(*args[1:], **kwargs)
-        for name in attributes:
-            _Namespace._check_name(name)
-        jinja2.utils.Namespace.__init__(args[0], attributes)
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        # By the class: an attribute of the instance is one of the template's own.
-        _Namespace._check_name(name)
-        super().__setitem__(name, value)
-
-    @staticmethod
-    def _check_name(name: Any) -> None:
-        if isinstance(name, str) and name.startswith("_"):
-            raise jinja2.exceptions.SecurityError(f"a namespace may not hold {name!r}")
-
-
-class _Dict:
-    """The `dict` a template sees: makes dictionaries and gives no way to Python's own type."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
-        return dict(*args, **kwargs)
-
-    def fromkeys(self, keys: Iterable[Any], value: Any = None) -> dict[Any, Any]:
-        return dict.fromkeys(keys, value)
-
-
-def _compile(source: str, file: Path) -> jinja2.Template:
-    """Compile a chat template in the sandbox and with the names that transformers gives it."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals.update(
-        raise_exception=_raise_exception,
-        strftime_now=_strftime_now,
-        dict=_Dict(),
-        namespace=_Namespace,
-    )
-    try:
-        return environment.from_string(source)
-    except (jinja2.TemplateError, RecursionError) as error:
-        line = getattr(error, "lineno", None)
-        problem = (
-            f"{file}: line {line or '?'}: the chat template cannot be compiled: {error}; replace it"
-        )
-        raise DataError([problem]) from error
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(format: str) -> str:  # noqa: A002 - the name that templates may use
-    return datetime.now().strftime(format)
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """JSON without jinja2's HTML escapes."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )

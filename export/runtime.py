@@ -15,8 +15,9 @@ from export.artifact import Artifact
 from export.backends import open_session
 from export.conversation import Conversation
 from export.image_prefix import ImagePrefix, prefill_images
+from export.messages import Message, user_message
 from export.preprocess import ImageProcessor
-from export.prompt import Message, Prompter, user_message
+from export.prompt import Prompter
 from export.sampling import GREEDY, Sampling
 from export.sequence import NOTHING, Cached, Prompt, Step
 from export.sessions import Array, Past, Session, cached_rows, exit_of, no_visual

@@ -22,8 +22,9 @@ import pytest
 from transformers import AutoProcessor, LlavaConfig
 
 from compressor.pictures import load_image
+from export.messages import user_message
 from export.preprocess import ImageProcessor
-from export.prompt import Prompter, user_message
+from export.prompt import Prompter
 from export.weights import INLINE_BELOW, PAGE
 from tests.llava_7b import (
     IMAGE_ID,
