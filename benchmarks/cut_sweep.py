@@ -8,17 +8,21 @@ original, in turns, and KV bytes. Heads and neurons are chosen on the calibratio
 questions have no part in any choice. Semantics: removed.
 """
 
-import argparse
-import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks.sweep import EXAMPLE, exact_match, ratio_cell, runtime_of, timed
+from benchmarks.sweep import (
+    EXAMPLE,
+    exact_match,
+    ratio_cell,
+    runtime_of,
+    sweep_options,
+    timed,
+    write_json,
+)
 from compressor.calibration.data import read_samples
 from compressor.calibration.run import Asked, calibrate
 from compressor.cost import predict, predicted_speedup
@@ -149,19 +153,11 @@ def plot(rows: Sequence[Row], base: Path) -> None:
 
 def main() -> None:
     """Run the sweep and print the table."""
-    parser = argparse.ArgumentParser(description="sweep YOPO's cuts")
-    parser.add_argument("--rounds", type=int, default=25)
-    parser.add_argument("--heldout", type=int, default=None, help="how many held-out questions")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--plot", type=Path, help="base path of the .svg")
-    options = parser.parse_args()
-    # Two threads on two busy cores can be several times slower than one.
-    torch.set_num_threads(1)
+    options = sweep_options("sweep YOPO's cuts", rounds=25)
     rows = sweep(options.rounds, options.heldout)
     print(markdown(rows))
     if options.json:
-        plain = [asdict(r) | {"prefill": r.prefill.model_dump()} for r in rows]
-        options.json.write_text(json.dumps(plain, indent=1), encoding="utf-8")
+        write_json(rows, options.json)
     if options.plot:
         plot(rows, options.plot)
 

@@ -8,16 +8,22 @@ original, in turns, the same for a decode step, and KV bytes, measured from the 
 have no part in any choice.
 """
 
-import argparse
-import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from benchmarks.sweep import EXAMPLE, Curves, exact_match, plot, ratio_cell, runtime_of, timed
+from benchmarks.sweep import (
+    EXAMPLE,
+    Curves,
+    exact_match,
+    plot,
+    ratio_cell,
+    runtime_of,
+    sweep_options,
+    timed,
+    write_json,
+)
 from compressor.calibration.data import read_samples
 from compressor.calibration.run import Asked, calibrate
 from compressor.cost import predict, predicted_speedup
@@ -126,14 +132,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def main() -> None:
     """Run the sweep and print the table and the shipped recipe's row."""
-    parser = argparse.ArgumentParser(description="sweep the layer at which visual tokens leave")
-    parser.add_argument("--rounds", type=int, default=41)
-    parser.add_argument("--heldout", type=int, default=None, help="how many held-out questions")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--plot", type=Path, help="base path of .svg and .png")
-    options = parser.parse_args()
-    # Two threads on two busy cores can be several times slower than one.
-    torch.set_num_threads(1)
+    options = sweep_options("sweep the layer at which visual tokens leave", rounds=41)
     rows, shipped = sweep(options.rounds, options.heldout)
     print(markdown(rows))
     kept = next(row for row in rows if row.layer == shipped).heldout / rows[-1].heldout
@@ -151,12 +150,7 @@ def main() -> None:
         )
         plot(curves, options.plot)
     if options.json:
-        plain = [
-            asdict(r)
-            | {"prefill": r.prefill.model_dump(), "decode_step": r.decode_step.model_dump()}
-            for r in rows
-        ]
-        options.json.write_text(json.dumps(plain, indent=1), encoding="utf-8")
+        write_json(rows, options.json)
 
 
 if __name__ == "__main__":

@@ -8,16 +8,21 @@ ONNX Runtime beside the naive original, in turns. The rule for the shipped recip
 column alone: the largest share that keeps 97% of the original's exact match there.
 """
 
-import argparse
-import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from benchmarks.sweep import EXAMPLE, Curves, exact_match, plot, runtime_of, timed
+from benchmarks.sweep import (
+    EXAMPLE,
+    Curves,
+    exact_match,
+    plot,
+    runtime_of,
+    sweep_options,
+    timed,
+    write_json,
+)
 from compressor.calibration.data import Sample, read_samples
 from compressor.calibration.profile import Profile
 from compressor.calibration.run import calibrate
@@ -123,14 +128,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def main() -> None:
     """Run the sweep and print the table and the chosen row."""
-    parser = argparse.ArgumentParser(description="sweep the share of frozen layers")
-    parser.add_argument("--rounds", type=int, default=41)
-    parser.add_argument("--heldout", type=int, default=None, help="how many held-out questions")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--plot", type=Path, help="base path of .svg and .png")
-    options = parser.parse_args()
-    # Two threads on two busy cores can be several times slower than one.
-    torch.set_num_threads(1)
+    options = sweep_options("sweep the share of frozen layers", rounds=41)
     rows = sweep(options.rounds, options.heldout)
     print(markdown(rows))
     best = chosen(rows)
@@ -139,7 +137,7 @@ def main() -> None:
         f"chosen on the calibration questions: {best.frozen} of {layers} layers, {best.frozen / layers:g}"
     )
     if options.json:
-        options.json.write_text(json.dumps([asdict(r) for r in rows], indent=1), encoding="utf-8")
+        write_json(rows, options.json)
     if options.plot:
         curves = Curves(
             "frozen layers",

@@ -1,9 +1,14 @@
 """What sweeps on the bundled model share: data, right answers of a plan, times beside the original."""
 
+import argparse
+import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
+from pydantic import BaseModel
 
 from compressor.calibration.data import Sample
 from compressor.compressed import compress, naive_decoder
@@ -19,6 +24,35 @@ from export.weights import SharedWeights
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "digits-llava"
 MAX_NEW_TOKENS = 16
+
+
+def sweep_options(description: str, rounds: int) -> argparse.Namespace:
+    """Read a sweep's command line, and let torch use one thread.
+
+    Args:
+        description: of the sweep.
+        rounds: of a timing, by default.
+
+    Returns:
+        `rounds`; `heldout`: how many held-out questions, None: all; `json`, `plot`: paths, or None.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--heldout", type=int, default=None, help="how many held-out questions")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path, help="base path of the figure")
+    # Two threads on two busy cores can be several times slower than one.
+    torch.set_num_threads(1)
+    return parser.parse_args()
+
+
+def write_json(rows: Sequence[object], path: Path) -> None:
+    """Write rows, dataclasses that may hold timings, as JSON."""
+
+    def plain(value: object) -> dict[str, object]:
+        return value.model_dump() if isinstance(value, BaseModel) else vars(value)
+
+    path.write_text(json.dumps(rows, indent=1, default=plain), encoding="utf-8")
 
 
 def runtime_of(model: LoadedModel, plan: Plan, folder: Path) -> Runtime:

@@ -21,6 +21,7 @@ class Figures:
         first_token_s: from the question to the first token: pictures, vision and prefill included.
         tokens_per_s: of the later tokens; None if there are none.
         kv_bytes: of the cache at the end.
+        exit_layer: first layer whose cache holds no visual rows behind the prompt; None: there is none.
     """
 
     prompt_rows: int
@@ -29,6 +30,7 @@ class Figures:
     first_token_s: float
     tokens_per_s: float | None
     kv_bytes: int
+    exit_layer: int | None
 
 
 class Answering:
@@ -41,6 +43,7 @@ class Answering:
         reused_rows: of them, not run.
         prepared_s: what preparing the prompt took.
         cache_bytes: tells the size of a cache.
+        exit_layer: tells from the prompt's cache where visual rows left.
         on_end: called once with the tokens and the last cache when the answer ends, is closed or is
             cut off by an error, if it has a token.
     """
@@ -54,12 +57,15 @@ class Answering:
         reused_rows: int,
         prepared_s: float,
         cache_bytes: Callable[[Past], int],
+        exit_layer: Callable[[Past], int | None],
         on_end: Callable[[tuple[int, ...], Past], None] | None = None,
     ) -> None:
         self._steps, self._prompter = steps, prompter
         self._prompt_rows, self._reused_rows = prompt_rows, reused_rows
         self._first_s, self._later_s = prepared_s, 0.0
         self._cache_bytes, self._kv_bytes = cache_bytes, 0
+        self._find_exit = exit_layer
+        self._exit_layer: int | None = None
         self._on_end = on_end
         self._tokens: list[int] = []
         self._pieces = self._run()
@@ -90,6 +96,7 @@ class Answering:
             first_token_s=self._first_s,
             tokens_per_s=later / self._later_s if later > 0 and self._later_s > 0 else None,
             kv_bytes=self._kv_bytes,
+            exit_layer=self._exit_layer,
         )
 
     def _run(self) -> Generator[str]:
@@ -99,6 +106,8 @@ class Answering:
             while (step := self._timed()) is not None:
                 past = step.past
                 self._kv_bytes = self._cache_bytes(past)
+                if not self._tokens:
+                    self._exit_layer = self._find_exit(past)
                 self._tokens.append(int(step.tokens[0]))
                 if piece := stream.push(self._tokens[-1]):
                     yield piece

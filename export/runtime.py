@@ -271,6 +271,7 @@ class Runtime:
             reused_rows=len(cached.ids),
             prepared_s=time.perf_counter() - started,
             cache_bytes=self.session.past_bytes,
+            exit_layer=lambda past: self._exit_layer(past, len(ids)),
             on_end=on_end,
         )
 
@@ -280,8 +281,7 @@ class Runtime:
         """Return the greedy answers to prompts of equal layout."""
         steps = self.steps(prompts, max_new_tokens, past=past)
         first = next(steps)
-        held = cached_rows(self.session.caches, self.session.past_shapes(first.past))
-        left = exit_of(held, prompts[0].end)
+        left = self._exit_layer(first.past, prompts[0].end)
         rows = np.stack([first.tokens, *(step.tokens for step in steps)], axis=1).tolist()
         answers = [until_end(row, self.prompter.eos_ids) for row in rows]
         return [
@@ -313,6 +313,11 @@ class Runtime:
             index = np.full((len(prompts), 1), place, np.int64)
             rows, past = self.session.decode(visual, text, visual_index, index, past)
             logits, place = rows[:, -1], place + 1
+
+    def _exit_layer(self, past: Past, rows: int) -> int | None:
+        """Return where visual rows left, from the cache behind a prompt of so many rows."""
+        held = cached_rows(self.session.caches, self.session.past_shapes(past))
+        return exit_of(held, rows)
 
     def _check_room(self, prompt: Prompt, max_new_tokens: int, past: Past) -> None:
         positions, rows = self.facts.decoder.max_positions, prompt.end

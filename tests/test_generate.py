@@ -114,6 +114,7 @@ def test_figures_of_an_answer_go_to_stderr_or_into_the_document(
     assert stats["tokens"] == 5
     assert stats["kv_bytes"] == (stats["prompt_rows"] + 4) * 4 * 2 * 2 * 16 * 4
     assert stats["first_token_s"] > 0
+    assert stats["exit_layer"] is None
     assert 1e6 < document["memory"]["loaded_bytes"] <= 2 * document["memory"]["end_bytes"]
 
 
@@ -124,6 +125,20 @@ def test_figures_of_a_chat_tell_how_many_rows_were_kept(vt: Chat, artifact: Path
     assert first["reused_rows"] == 0
     assert second["reused_rows"] == first["prompt_rows"]
     assert document["memory"]["end_bytes"]
+
+
+def test_figures_tell_where_visual_tokens_left(
+    vt: Chat, llava: Callable[[str], Path], pictures: list[Path], tmp_path: Path
+) -> None:
+    artifact = exported(
+        llava("clip+llama"), tmp_path / "exit", compress=[{"visual_exit": {"layer": 2}}]
+    )
+    chat = ("generate", artifact, "--chat", "--stats", "--max-new-tokens", 2)
+    lines = ("what is", f"/image {pictures[0]}", "it", "b c")
+    document = json.loads(vt("--json", *chat, lines=lines)[1])
+    assert [turn["stats"]["exit_layer"] for turn in document["turns"]] == [None, 2, 2]
+    told = vt(*chat, lines=lines)[2].splitlines()
+    assert sum("; visual tokens left at layer 2" in line for line in told) == 2
 
 
 def test_sampling_options_reach_the_runtime(vt: Chat, artifact: Path, pictures: list[Path]) -> None:

@@ -304,7 +304,9 @@ def bench(
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Of the draws.")
 @click.option(
-    "--stats", is_flag=True, help="Times, KV bytes and memory: to stderr, or into the JSON."
+    "--stats",
+    is_flag=True,
+    help="Times, KV bytes, exit layer and memory: to stderr, or into the JSON.",
 )
 @click.option(
     "--backend", type=click.Choice(BACKENDS), default=BACKENDS[0], help="What runs the graphs."

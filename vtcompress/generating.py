@@ -112,10 +112,12 @@ class Generation:
             figures = answer.figures
             turn["stats"] = dataclasses.asdict(figures)
             pace = "-" if figures.tokens_per_s is None else f"{figures.tokens_per_s:,.1f}"
+            left = figures.exit_layer
+            exited = "" if left is None else f"; visual tokens left at layer {left}"
             self._say_figures(
                 f"first token {figures.first_token_s:.3f} s, then {pace} tokens/s; "
                 f"{figures.tokens} tokens; prompt {figures.prompt_rows} rows, {figures.reused_rows} of them "
-                f"kept from before; KV cache {figures.kv_bytes:,} bytes"
+                f"kept from before; KV cache {figures.kv_bytes:,} bytes{exited}"
             )
         self.turns.append(turn)
 
