@@ -28,7 +28,7 @@ from compressor.calibration.run import Asked, calibrate
 from compressor.cost import predict, predicted_speedup
 from compressor.families import load
 from compressor.methods import Yopo
-from compressor.planner import identity_plan, make_plan
+from compressor.planner import make_plan
 from export.bench import Timing
 
 CHOICES: dict[str, dict[str, Any]] = {
@@ -44,8 +44,21 @@ CHOICES: dict[str, dict[str, Any]] = {
     "MLP 1/2, active": {"mlp_ratio": 2, "select": "activation"},
     "MLP 1/4, first": {"mlp_ratio": 4},
     "MLP 1/4, active": {"mlp_ratio": 4, "select": "activation"},
+    "window 5, MLP 1/4 active": {"window": 5, "mlp_ratio": 4, "select": "activation"},
+    "window 5, MLP 1/4 active, off from 18": {
+        "window": 5,
+        "mlp_ratio": 4,
+        "select": "activation",
+        "off_from": 18,
+    },
     "heads 0.5, window 5": {"heads": {"keep": 0.5}, "window": 5},
     "heads 0.5, MLP 1/2 active": {"heads": {"keep": 0.5}, "mlp_ratio": 2, "select": "activation"},
+    "heads 0.5, window 5, MLP 1/2 active": {
+        "heads": {"keep": 0.5},
+        "window": 5,
+        "mlp_ratio": 2,
+        "select": "activation",
+    },
     "heads 0.5, MLP 1/2 active, window 5, off from 18": {
         "heads": {"keep": 0.5},
         "mlp_ratio": 2,
@@ -84,8 +97,6 @@ def sweep(rounds: int, heldout_samples: int | None) -> list[Row]:
         for choice, entry in CHOICES.items():
             methods = [Yopo.model_validate(entry)] if entry else []
             plan = make_plan(model.facts, model.digest, methods, profile)
-            if not methods:
-                plan = identity_plan(model.facts, model.digest, plan.workload)
             runtime = runtime_of(model, plan, folder)
             (on_calibration, _), (on_heldout, kinds) = (
                 exact_match(runtime, samples) for samples in (calibration, heldout)

@@ -8,9 +8,11 @@ timed in turns with the naive original on the same weights. `--size`:
 - `7b`: 3 layers as wide as LLaVA-1.5-7B's: hidden 4096, 32 heads, MLP 11008. Takes 14 GB and half an hour.
 
 A decode step runs behind the prompt, on each graph's own caches; `interleaved.Beside` and `Loads` say how
-sessions are compared and what that can resolve. A step counts as not slower if it is not slower by more.
+sessions are compared and how small a difference that can resolve. A step is met if no loss can be resolved.
 
-Exit code 0 if all wanted bounds hold, 1 if one is missed.
+Without a cut, what is saved are the dead rows of the last layer; every other row contains them too.
+
+Exit code 0 if all wanted bounds hold, 1 if one is missed. The bounds were set for `small`.
 """
 
 import argparse
@@ -94,6 +96,7 @@ class Case:
 
 
 CASES = (
+    Case("no cut", 24, {}),
     Case("half the visual heads", 24, {"heads": True}, 0.95),
     Case("MLP ratio 2", 24, {"mlp_ratio": 2}, 0.93),
     Case(
@@ -133,8 +136,8 @@ def plan_of(size: Size, case: Case, scratch: Path) -> Plan:
         entry["heads"] = {"mask": mask}
     if entry.pop("off_from", False):
         entry["off_from"] = size.layers // 2
-    method = Yopo.model_validate(entry)
-    return make_plan(facts(size, case.side), "random", [method], workload=Workload(text=TEXT))
+    methods = [Yopo.model_validate(entry)] if entry else []
+    return make_plan(facts(size, case.side), "random", methods, workload=Workload(text=TEXT))
 
 
 def specs_of(plan: Plan) -> dict[str, GraphSpec]:
@@ -169,7 +172,7 @@ def main() -> int:
         "--case", type=int, action="append", help="number of a case; may be repeated"
     )
     parser.add_argument(
-        "--loads", type=loads, default=4, help="how often sessions are loaded for steps"
+        "--loads", type=loads, default=12, help="how often sessions are loaded for steps"
     )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Literal
 
 Clock = Literal["wall", "cpu"]
-HUGE_PAGES = "glibc.malloc.hugetlb=1"
+HUGE_PAGES = (
+    "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432"
+    ":glibc.malloc.trim_threshold=17179869184"
+)
 
 
 @dataclass(frozen=True)
@@ -171,7 +174,9 @@ def on_huge_pages(module: str) -> None:
     """Start anew with a malloc that asks for huge pages, unless the caller has set that up.
 
     On small pages a decode step, which reads every weight once, was up to 15% slower for whichever
-    graph was loaded first: more than the differences to be seen.
+    graph was loaded first: more than the differences to be seen. Weights of up to 32 MiB are kept in one
+    heap: mapped one by one, each would begin and end on small pages, and a graph with more and smaller
+    weights would have more of them.
     """
     if "GLIBC_TUNABLES" not in os.environ:
         again = [sys.executable, "-m", module, *sys.argv[1:]]

@@ -74,19 +74,19 @@ class GateFile:
             digest=sha256_of(path),
         )
 
-    def check(self, facts: ModelFacts, model_digest: str, candidates: Sequence[int]) -> None:
+    def check(self, facts: ModelFacts, model_digest: str | None, candidates: Sequence[int]) -> None:
         """Refuse gates that do not fit.
 
         Args:
             facts: of the model.
-            model_digest: of the model.
+            model_digest: of the model; None: not taken yet, so only shapes are looked at.
             candidates: layers whose gates are needed.
 
         Raises:
             GatesError: of another model, of other shapes, or missing; all are named.
         """
         problems = []
-        if self.model_digest not in (None, model_digest):
+        if model_digest is not None and self.model_digest not in (None, model_digest):
             problems.append(
                 f"{self.path}: trained on another model (digest {str(self.model_digest)[:12]}, this one is "
                 f"{model_digest[:12]}); train gates for this one with `vtcompress train-gates`"

@@ -144,6 +144,11 @@ class LayerPlan(Facts):
         return self.window is not None or self.masked
 
     @property
+    def reads_visual(self) -> bool:
+        """Whether any row reads visual keys or values; masked ones are read."""
+        return not self.exited and (self.masked or self.groups != ())
+
+    @property
     def frozen(self) -> bool:
         """Whether visual rows pass through this layer unchanged."""
         return self.visual == "frozen"

@@ -64,8 +64,8 @@ def gate_candidates(method: DyVTE, layers: int) -> tuple[int, ...]:
     return method.candidates or tuple(range(layers - 1))
 
 
-def gate_file(method: DyVTE, facts: ModelFacts, model_digest: str) -> GateFile:
-    """Return the gate file of a method, checked against the model.
+def gate_file(method: DyVTE, facts: ModelFacts, model_digest: str | None) -> GateFile:
+    """Return the gate file of a method, checked against the model; see `GateFile.check`.
 
     Raises:
         GatesError: none is named, it is missing, or it does not fit the model and the candidates.
@@ -82,8 +82,8 @@ def gate_file(method: DyVTE, facts: ModelFacts, model_digest: str) -> GateFile:
     return file
 
 
-def check_methods(facts: ModelFacts, model_digest: str, methods: Sequence[Method]) -> None:
-    """Refuse methods that no calibration can make possible: before any weights are loaded.
+def check_methods(facts: ModelFacts, methods: Sequence[Method]) -> None:
+    """Refuse methods that no calibration can make possible: before any weights are read.
 
     Raises:
         PlanError: layers that do not exist, or heads, windows and ratios that do not fit; all of them.
@@ -99,7 +99,7 @@ def check_methods(facts: ModelFacts, model_digest: str, methods: Sequence[Method
         raise PlanError(problems)
     for method in methods:
         if isinstance(method, DyVTE):
-            gate_file(method, facts, model_digest)
+            gate_file(method, facts, None)
 
 
 def check_layers(layers: int, methods: Sequence[Method]) -> None:

@@ -13,6 +13,7 @@ from compressor.dims import ModelFacts
 from compressor.errors import PlanError
 from compressor.head_mask import MaskReader
 from compressor.methods import Yopo
+from compressor.passes.dead_rows import freeze_dead_rows
 from compressor.passes.yopo import (
     KEEP_LAYERS,
     VOTES,
@@ -82,6 +83,8 @@ def cut(
 ) -> Plan:
     """Return the plan with heads, window and neurons cut, and what masked semantics switches off.
 
+    Rows that are dead without the pruned heads are marked.
+
     Args:
         plan: what the methods before made; an exit of this method is in it already.
         method: that fits the model.
@@ -96,7 +99,7 @@ def cut(
         else _cut(layer, method, groups[layer.index], window, neurons[layer.index])
         for layer in plan.layers
     )
-    return plan.model_copy(update={"layers": layers})
+    return plan.model_copy(update={"layers": freeze_dead_rows(layers)})
 
 
 def _cut(

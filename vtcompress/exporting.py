@@ -450,14 +450,17 @@ def check_recipe(recipe: Recipe, profile: Profile | None = None, *, building: bo
         VtcompressError: no such model, layers that it does not have, gates or a profile of another model,
             engines that cannot be built.
     """
-    facts = model_facts(recipe)
+    facts, gates = model_facts(recipe), recipe.dyvte
+    # All that small files tell comes first: for the digest every weight file is read.
+    check_methods(facts, recipe.methods)
+    check_fixed(recipe.export, facts, gates.exit if gates else None)
     if building:
         check_targets(recipe, facts)
     digest = model_digest(recipe)
     if profile is not None:
         profile.check_belongs(Path(PROFILE_FILE), model_digest=digest)
-    check_methods(facts, digest, recipe.methods)
-    check_fixed(recipe.export, facts, recipe.dyvte.exit if recipe.dyvte else None)
+    if gates is not None:
+        gate_file(gates, facts, digest)
     return digest
 
 

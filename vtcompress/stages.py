@@ -12,7 +12,7 @@ from compressor.errors import ArtifactError, VtcompressError
 from compressor.files import read_text
 from compressor.locks import exclusive
 from compressor.plan import Plan
-from compressor.planner import make_plan
+from compressor.planner import check_methods, make_plan
 from compressor.progress import SILENT, Progress
 from compressor.recipe import Recipe
 from compressor.recipe import load_recipe as read_recipe
@@ -106,7 +106,9 @@ def plan(recipe: Recipe, profile: Profile | None = None) -> Plan:
         VtcompressError: the model is not supported, or the methods cannot be applied; all reasons.
     """
     require_compress("planning")
-    facts, digest = model_facts(recipe), model_digest(recipe)
+    facts = model_facts(recipe)
+    check_methods(facts, recipe.methods)
+    digest = model_digest(recipe)
     if profile is not None:
         profile.check_belongs(Path(PROFILE_FILE), model_digest=digest)
     return make_plan(facts, digest, recipe.methods, profile)

@@ -1,19 +1,23 @@
 """Dead visual rows: rows whose output nobody reads. Freezing them is exact, so every plan does.
 
-Rule: in the last layer the logits read text rows only, so visual rows need no Q, O and MLP there; their
-K and V are read by the text rows and stay. Before a fixed exit at layer K the same holds for layer K - 1.
+Rule: what a layer makes of visual rows is read by later layers in whose heads visual tokens take part, and
+by nothing else: the logits are of text rows. Where no such layer follows, visual rows need no Q, O and MLP;
+their K and V are read by the text rows and stay. So rows are dead in the last layer, in layer K - 1 before a
+fixed exit at layer K, and in front of last layers that have no visual head.
 
 Limitations: holds while logits are asked of text rows, which the decoder's contract fixes. Where gates
-decide on the exit, only the last layer is known beforehand.
+decide on the exit, what they make dead is not known beforehand.
 """
 
 from compressor.plan import LayerPlan
 
 
 def freeze_dead_rows(layers: tuple[LayerPlan, ...]) -> tuple[LayerPlan, ...]:
-    """Return the layers with the dead visual rows of the last layer that has any frozen."""
-    last = [layer for layer in layers if not layer.exited][-1]
-    if last.frozen:
-        return layers
-    dead = last.turned("dead")
-    return (*layers[: last.index], dead, *layers[last.index + 1 :])
+    """Return the layers with dead visual rows frozen where they were updated."""
+    marked: list[LayerPlan] = []
+    read_later = False
+    for layer in reversed(layers):
+        dead = layer.visual == "update" and not read_later
+        marked.append(layer.turned("dead") if dead else layer)
+        read_later = read_later or layer.reads_visual
+    return tuple(reversed(marked))
