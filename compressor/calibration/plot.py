@@ -115,10 +115,10 @@ def _neurons(axes: "Axes", profile: Profile, plan: Plan) -> None:
             [0.0] * len(others),
             marker="x",
             color=CHOSEN,
-            clip_on=False,
             label="no visual tokens in the MLP",
         )
-    axes.set_ylim(0, 1.2)  # room for the legend above full bars
+    # Room for whole crosses below, and for the legend above full bars.
+    axes.set_ylim(-0.04, 1.2)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
     axes.set_xlabel("decoder layer")
     axes.set_ylabel("share of activation in kept neurons")
