@@ -7,7 +7,10 @@ from compressor.head_mask import MaskReader
 from compressor.methods import DyVTE, Method, VisualExit, Yopo
 from compressor.passes.yopo import WINDOW
 from compressor.plan import Plan
-from compressor.yopo_planner import kept_whole, prunable, window_of
+from compressor.yopo_planner import automatic_window, kept_whole, prunable, window_of
+
+MEASURED_ON = "measured with ONNX Runtime on a CPU, other targets may differ"
+"""What `BAND_OVERHEAD` stands for; a recipe's `export.targets` may name others."""
 
 
 def notes(plan: Plan, methods: Sequence[Method], masks: MaskReader) -> tuple[str, ...]:
@@ -22,29 +25,47 @@ def notes(plan: Plan, methods: Sequence[Method], masks: MaskReader) -> tuple[str
     for number, method in enumerate(methods):
         if isinstance(method, Yopo):
             where = f"compress[{number}].yopo"
-            found += _auto_note(plan, method, where)
+            found += _window_note(plan, method, where)
             found += _mask_notes(plan, method, where, masks)
+            found += _vote_note(plan, method, where)
             found += _frozen_notes(plan, where)
             found += _idle_notes(plan, method, where)
             found += _order_notes(plan, method, methods[number + 1 :], where)
     return tuple(found)
 
 
-def _auto_note(plan: Plan, method: Yopo, where: str) -> list[str]:
+def _window_note(plan: Plan, method: Yopo, where: str) -> list[str]:
+    """Return what `auto` decided, or that a window which was given is predicted not to pay."""
     grid = plan.model.token_grid
-    if method.window != "auto" or grid is None:
+    if grid is None or method.window is None:
         return []
-    rows, columns = grid
-    if min(grid) < WINDOW:
+    rows = f"on {plan.visual} visual and {plan.workload.text} text rows"
+    factor = f"a FLOP in bands {BAND_OVERHEAD:g} times; {MEASURED_ON}"
+    auto = automatic_window(plan) or "none"
+    if method.window == "auto":
+        if min(grid) < WINDOW:
+            too_small = f"as {WINDOW} is larger than the grid of {grid[0]} x {grid[1]}"
+            return [f"{where}.window: auto: none, {too_small}"]
+        ratio = band_ratio(WINDOW, grid, plan.visual, plan.workload.text)
         return [
-            f"{where}.window: auto: none, as {WINDOW} is larger than the grid of {rows} x {columns}"
+            f"{where}.window: auto: {auto}; {rows} attention in bands of a {WINDOW} x {WINDOW} window is "
+            f"predicted to take {ratio:.2f} times as long as full attention ({factor}); below "
+            f"{PAYS_BELOW:g} it is used"
         ]
-    ratio = band_ratio(WINDOW, grid, plan.visual, plan.workload.text)
+    side = method.window
+    ratio = band_ratio(side, grid, plan.visual, plan.workload.text)
+    # Masked layers run attention in full, whatever window they have.
+    in_bands = any(layer.window and not layer.masked for layer in plan.layers)
+    if ratio < PAYS_BELOW or not in_bands:
+        return []
+    remedy = f"take window: auto, which uses {auto} here, or leave the window out"
+    if method.semantics == "masked":
+        remedy = "leave the window out if you do not need the released numbers"
     return [
-        f"{where}.window: auto: {WINDOW if ratio < PAYS_BELOW else 'none'}; on {plan.visual} visual and "
-        f"{plan.workload.text} text rows attention in bands of a {WINDOW} x {WINDOW} window is predicted to "
-        f"take {ratio:.2f} times as long as full attention (a FLOP in bands {BAND_OVERHEAD:g} times; "
-        f"measured on ONNX Runtime's CPU); below {PAYS_BELOW:g} it is used"
+        f"{where}.window: {side} is predicted not to pay: {rows} attention in bands of a {side} x {side} "
+        f"window takes {ratio:.2f} times as long as full attention ({factor}), and pays below "
+        f"{PAYS_BELOW:g}; the plan counts FLOPs all the same, {ratio / BAND_OVERHEAD:.0%} of full "
+        f"attention's; {remedy}"
     ]
 
 
@@ -81,6 +102,26 @@ def _mask_notes(plan: Plan, method: Yopo, where: str, masks: MaskReader) -> list
             "there is nothing to prune"
         )
     return found
+
+
+def _vote_note(plan: Plan, method: Yopo, where: str) -> list[str]:
+    """Return where a threshold, which holds for every layer, has no visual heads to choose from."""
+    if method.heads is None or method.heads.threshold is None:
+        return []
+    gone = _losable_behind_exit(plan, method)
+    # Where no head is pruned at all, `_idle_notes` says so, the exit included.
+    if not gone or all(layer.groups is None for layer in plan.layers):
+        return []
+    return [
+        f"{where}.heads.threshold: prunes no heads in {_layers(gone)}, where visual tokens have left by "
+        "then: there is nothing to prune"
+    ]
+
+
+def _losable_behind_exit(plan: Plan, method: Yopo) -> list[int]:
+    """Return the layers behind an exit whose heads could have been pruned before there was one."""
+    kept = kept_whole(method)
+    return [layer.index for layer in plan.layers if layer.exited and layer.index not in kept]
 
 
 def _frozen_notes(plan: Plan, where: str) -> list[str]:
@@ -146,11 +187,12 @@ def _gone(plan: Plan) -> list[str]:
 
 def _order_notes(plan: Plan, method: Yopo, later: Sequence[Method], where: str) -> list[str]:
     exits = [m.name for m in later if isinstance(m, VisualExit | DyVTE)]
-    if plan.exit_layer is None or not exits or method.heads is None or method.heads.keep is None:
+    gone = _losable_behind_exit(plan, method)
+    if not gone or not exits or method.heads is None or method.heads.keep is None:
         return []
     return [
-        f"{where}.heads.keep: the share counts heads of {_layers(range(plan.exit_layer, len(plan.layers)))} "
-        f"too, where visual tokens have left by then; list yopo behind {exits[0]} to count the others alone"
+        f"{where}.heads.keep: the share counts heads of {_layers(gone)} too, where visual tokens have left "
+        f"by then; list yopo behind {exits[0]} to count the others alone"
     ]
 
 

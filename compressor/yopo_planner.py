@@ -165,8 +165,11 @@ def _groups(
 
 def window_of(plan: Plan, method: Yopo) -> int | None:
     """Return the window's side; `auto`: only where it is predicted to pay."""
-    if method.window != "auto":
-        return method.window
+    return automatic_window(plan) if method.window == "auto" else method.window
+
+
+def automatic_window(plan: Plan) -> int | None:
+    """Return the side that `auto` takes, None where that window does not fit or is not predicted to pay."""
     grid = plan.model.token_grid
     if grid is None or min(grid) < WINDOW:
         return None

@@ -9,8 +9,9 @@ from markupsafe import Markup
 
 from compressor.plan import Plan
 from export.bench import Timing
-from export.decoder_picture import ROW, STATES, TOP, WIDTH
+from export.decoder_picture import ROW, TOP, WIDTH
 from export.parity.loss import LossFigures
+from export.states import STATES
 from export.svg import decades, line, nice_ticks, picture, rect, shortened, striped, text
 
 # Smaller contributions beside larger ones are seen only on a logarithmic scale.

@@ -1,15 +1,21 @@
 """Draws a plan: one row a layer, and in it what visual and text tokens do, the work and the KV cache."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
 from compressor.cost import BYTES, Cost, predict
 from compressor.dims import DecoderDims
-from compressor.plan import LayerPlan, Plan, Reason
-from export.cuts import cut_sentences, kept_heads, neurons_kept, text_alone_values
+from compressor.plan import LayerPlan, Plan
+from export.cuts import (
+    cut_sentences,
+    kept_heads,
+    neurons_kept,
+    read_by_no_head,
+    text_alone_values,
+)
 from export.exits import staying
+from export.states import state_of, word_of
 from export.svg import element, line, picture, rect, text
 
 WIDTH, TOP, ROW = 360.0, 44.0, 16.0
@@ -44,102 +50,16 @@ class Lane:
     label: str = ""
 
 
-STATES: dict[Reason, tuple[str, str]] = {
-    "": ("updated", "attention and MLP run on visual tokens, as in the original"),
-    "shortv": (
-        "frozen",
-        "visual tokens pass unchanged; text tokens still read their keys and values",
-    ),
-    "dead": (
-        "dead",
-        "visual tokens pass unchanged, and nobody reads the result: this loses nothing",
-    ),
-    "vtw": (
-        "exited",
-        "visual tokens are gone: no work, and no keys and values to read or to keep",
-    ),
-    "dyvte": (
-        "exited",
-        "visual tokens are gone, from a layer on that gates chose in calibration: no work, and no keys and "
-        "values to read or to keep",
-    ),
-    "yopo": (
-        "exited",
-        "visual tokens are gone (YOPO's off_from, semantics removed): no work, and no keys and values to "
-        "read or to keep",
-    ),
-}
-"""For every reason of a plan: the word for its state, and what it means."""
-
-GATE = (
-    "gate",
-    "looks at the text tokens and decides for each prompt whether visual tokens leave here; boxes behind it "
-    "are filled by the share of calibration prompts that still have them",
-)
-"""The word for a place where visual tokens may leave, and what it means."""
-
-
-CUTS: tuple[tuple[Callable[[LayerPlan], bool], tuple[str, str]], ...] = (
-    (
-        lambda layer: layer.split,
-        (
-            "part of K V and attention",
-            "visual tokens take part in that share of the heads; in the others text tokens are alone, and "
-            "the hollow rest of the KV cache's bar is what these still hold, text alone",
-        ),
-    ),
-    (
-        lambda layer: layer.split and layer.groups == (),
-        ("none", "visual tokens take part in no head of the layer, but in its MLP"),
-    ),
-    (
-        # Masked layers compute attention in full, whatever window they have.
-        lambda layer: layer.window is not None and not layer.masked,
-        (
-            "3x3 or so on attention",
-            "a visual token reads that square of its neighbours instead of all visual tokens before it",
-        ),
-    ),
-    (
-        lambda layer: layer.neurons is not None,
-        ("part of MLP", "visual tokens use that share of its neurons"),
-    ),
-    (
-        lambda layer: layer.masked and not layer.off,
-        ("masked", "some heads do not read visual tokens, and compute them all the same"),
-    ),
-    (
-        lambda layer: layer.off,
-        ("off", "no head reads visual tokens, and they are computed all the same"),
-    ),
-)
-"""What is drawn where visual tokens do a part of a layer, and what it means."""
-
-
-def states(plan: Plan) -> list[tuple[str, str]]:
-    """Return the words that a plan's picture uses, with what they mean."""
-    found = [_state(plan, r) for r in STATES if any(layer.reason == r for layer in plan.layers)]
-    found += [words for drawn, words in CUTS if any(drawn(layer) for layer in plan.layers)]
-    return [*found, GATE] if plan.gates else found
-
-
-def _state(plan: Plan, reason: Reason) -> tuple[str, str]:
-    """Return the word for a reason's state and what it means in this plan."""
-    word, meaning = STATES[reason]
-    if not reason and any(layer.cuts for layer in plan.layers):
-        meaning = "attention and MLP run on visual tokens, in full or in part"
-    return word, meaning
-
-
 def lane(layer: LayerPlan, dims: DecoderDims) -> Lane:
     """Return what visual rows do in a layer; masked heads are computed, so they count in full."""
     if layer.exited:
-        return Lane(0, 0, 0, STATES[layer.reason][0])
+        return Lane(0, 0, 0, word_of(layer))
     heads = len(kept_heads(layer, dims)) / dims.heads if layer.split else 1.0
     masked = "off" if layer.off else "masked" if layer.masked else ""
     if layer.frozen:
-        note = STATES[layer.reason][0]
-        return Lane(heads, 0, 0, f"{note}, {masked}" if masked else note)
+        note = word_of(layer)
+        partly = layer.masked and not read_by_no_head(layer)
+        return Lane(heads, 0, 0, f"{note}, masked" if partly else note)
     window = f"{layer.window}x{layer.window}" if layer.window else ""
     label = masked or ("none" if not heads else window)
     return Lane(heads, heads, neurons_kept(layer, dims) / dims.intermediate, "", label)
@@ -172,12 +92,12 @@ def decoder_picture(plan: Plan, dtype: str) -> Markup:
 
 def _words(plan: Plan) -> str:
     """Return the picture in words."""
-    groups: dict[Reason, list[str]] = {}
+    groups: dict[tuple[str, str], list[str]] = {}
     for layer in plan.layers:
-        groups.setdefault(layer.reason, []).append(str(layer.index))
+        groups.setdefault(state_of(layer, plan), []).append(str(layer.index))
     lines = [
         f"{word} in {len(indices)} of {len(plan.layers)} layers ({', '.join(indices)}): {meaning}"
-        for (word, meaning), indices in ((_state(plan, r), i) for r, i in groups.items())
+        for (word, meaning), indices in groups.items()
     ]
     cuts = "".join(f"{words} " for words in cut_sentences(plan))
     everywhere = "Text tokens do everything in every layer."

@@ -15,7 +15,7 @@ from export import checks, exits, in_words, ladder, report
 from export.bench import bench_rows
 from export.charts import contribution_chart, exit_chart, kinds_chart, speed_chart
 from export.cuts import semantics_words
-from export.decoder_picture import decoder_picture, states
+from export.decoder_picture import decoder_picture
 from export.dtype_words import dtype_words, not_timed_words, reference_words
 from export.head_chart import HEAD_COLUMNS, head_chart, head_rows
 from export.questions import Question, Thumbnail, chosen_questions, thumbnail
@@ -27,6 +27,7 @@ from export.report_data import (
     layer_contribution,
     method_words,
 )
+from export.states import states
 from export.svg import plain
 
 HTML_FILE = "report.html"

@@ -1,8 +1,8 @@
 """What was done, gained and lost, in sentences for people who never heard of the methods."""
 
-from compressor.plan import Plan
+from compressor.plan import LayerPlan, Plan, Reason
 from export.bench import BenchReport, bench_rows
-from export.cuts import cut_sentences, semantics_words, splits
+from export.cuts import cut_sentences, in_no_head, read_by_no_head, semantics_words, splits
 from export.exits import counted, gates_words, may_exit, runs, timed_words
 from export.parity.loss import LossReport
 from export.report_data import ReportData
@@ -11,7 +11,7 @@ from export.report_data import ReportData
 # Language Models with Visual Tokens Withdrawal for Rapid Inference" (arXiv 2405.05803); DyVTE, "Accelerating
 # Multimodal Large Language Models via Dynamic Visual-Token Exit and the Empirical Findings" (2411.19628);
 # YOPO, "Treat Visual Tokens as Text? But Your MLLM Only Needs Fewer Efforts to See" (2410.06169).
-WHY = {
+WHY: dict[Reason, str] = {
     "shortv": (
         "{layers}: updating the visual tokens there changes the answer least (method ShortV), so they "
         "pass through unchanged. Text tokens still read them."
@@ -35,6 +35,26 @@ WHY = {
     ),
 }
 
+# The same where visual tokens take part in no head of a frozen layer: there is nothing to read.
+WHY_IN_NO_HEAD: dict[Reason, str] = {
+    "shortv": (
+        "{layers}: updating the visual tokens there changes the answer least (method ShortV), so they "
+        "pass through unchanged. They take part in no head there (method YOPO, heads), so that no keys and "
+        "values of them are computed, kept or read."
+    ),
+    "dead": (
+        "{layers}: nobody reads what visual tokens become there, so leaving it out changes nothing "
+        "(dead rows). They take part in no head there (method YOPO, heads), so that no keys and values of "
+        "them are computed, kept or read."
+    ),
+}
+
+# And where no head reads them, but the masked semantics keeps their keys.
+FROZEN_AND_MASKED = (
+    "{layers}: updating the visual tokens there changes the answer least (method ShortV), so they pass "
+    "through unchanged. No head reads them (method YOPO), but their keys stay in the softmax's denominator."
+)
+
 
 def done(data: ReportData) -> tuple[str, ...]:
     """Return what was changed."""
@@ -47,19 +67,27 @@ def done(data: ReportData) -> tuple[str, ...]:
         f"them in all {layers} layers of its decoder. That work is now left out in {out} of the {layers} "
         f"layers{_for_all(plan)}{f', and cut down in {cut}' if cut else ''}."
     )
-    reasons = [
-        words.format(
-            layers=runs(layer.index for layer in plan.layers if layer.reason == reason).capitalize()
-        )
-        for reason, words in WHY.items()
-        if any(layer.reason == reason for layer in plan.layers)
-    ]
+    reasons: dict[str, list[int]] = {}
+    for reason in WHY:
+        for layer in plan.layers:
+            if layer.reason == reason:
+                reasons.setdefault(_why(layer), []).append(layer.index)
+    whys = (words.format(layers=runs(i).capitalize()) for words, i in reasons.items())
     gates = gates_words(plan.gates)[:1] if plan.gates else ()
     text = "Text tokens do in every layer what they did before."
     if may_exit(plan) or any(layer.cuts for layer in plan.layers):
         text = "Text tokens go through every layer and use every weight, as before."
     cuts = (*cut_sentences(plan), *semantics_words(plan, data.methods))
-    return (first, *reasons, *gates, *cuts, text)
+    return (first, *whys, *gates, *cuts, text)
+
+
+def _why(layer: LayerPlan) -> str:
+    """Return what leaving out the work in a layer rests on, to be filled in with its `layers`."""
+    if layer.frozen and in_no_head(layer):
+        return WHY_IN_NO_HEAD[layer.reason]
+    if layer.reason == "shortv" and read_by_no_head(layer):
+        return FROZEN_AND_MASKED
+    return WHY[layer.reason]
 
 
 def _for_all(plan: Plan) -> str:

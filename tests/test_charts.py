@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from compressor.plan import LayerPlan
 from export.bench import bench_rows
 from export.charts import contribution_chart, contribution_scale, kinds_chart, speed_chart
-from export.decoder_picture import STATES, decoder_picture, lane
+from export.decoder_picture import decoder_picture, lane
 from export.html_report import TEMPLATES
-from export.in_words import WHY
+from export.in_words import WHY, WHY_IN_NO_HEAD
+from export.states import IN_NO_HEAD, READ_BY_NO_HEAD, STATES
 from export.svg import decades, element, nice_ticks, standalone
 from tests import facts
 
@@ -73,6 +74,8 @@ def test_every_reason_of_a_plan_has_its_word_and_its_sentence():
     reasons = set(LayerPlan.model_fields["reason"].annotation.__args__)
     assert set(STATES) == reasons
     assert set(WHY) == reasons - {""}
+    frozen = {reason for reason in reasons if LayerPlan.because(0, reason).frozen}
+    assert set(IN_NO_HEAD) == set(READ_BY_NO_HEAD) == set(WHY_IN_NO_HEAD) == frozen
 
 
 def test_contribution_marks_layers_that_are_not_updated_by_stripes_and_a_word():

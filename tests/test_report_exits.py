@@ -15,7 +15,7 @@ from compressor.passes.dead_rows import freeze_dead_rows
 from compressor.plan import LayerPlan
 from export.charts import contribution_chart, exit_chart
 from export.compare import compare_artifacts, comparison_rows
-from export.decoder_picture import GATE, STATES, decoder_picture
+from export.decoder_picture import decoder_picture
 from export.exits import (
     cache_rows,
     cache_words,
@@ -32,6 +32,7 @@ from export.report import layer_rows, markdown_report
 from export.report_data import figures
 from export.runtime import Runtime
 from export.sessions import cached_rows, exit_of
+from export.states import GATE, STATES
 from export.tradeoff_chart import tradeoff_chart
 from tests import facts
 from tests.artifacts import make_artifact

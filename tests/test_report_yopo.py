@@ -3,7 +3,9 @@
 import contextlib
 import io
 import json
+import re
 from itertools import pairwise, product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from compressor.planner import make_plan
 from export.charts import contribution_chart
 from export.compare import compare_artifacts, comparison_rows
 from export.cuts import cut_sentences, cuts_words, kept_heads, semantics
-from export.decoder_picture import VISUAL, decoder_picture, lane, states
+from export.decoder_picture import VISUAL, decoder_picture, lane
 from export.exits import cache_words, exit_rows, gate_before, timed_plan, timed_words
 from export.graphs import caches_of, decoder_graph
 from export.head_chart import head_chart, head_rows
@@ -28,6 +30,7 @@ from export.report import markdown_report
 from export.report_data import figures, method_words
 from export.runtime import Runtime
 from export.sessions import cached_rows, exit_of
+from export.states import states
 from tests import facts
 from tests.artifacts import make_artifact
 from tests.models import Variant, make_llava
@@ -298,6 +301,78 @@ def test_a_frozen_layer_without_visual_heads_is_not_drawn_as_left():
     assert of_class(root, "gone") == []
 
 
+# Frozen layers in no head: 2 by the recipe, 5 by the dead rows' rule; 1 and 3 are frozen and read.
+BARE = plan_of(
+    LayerPlan(index=0),
+    LayerPlan(index=1, visual="frozen", reason="shortv"),
+    LayerPlan(index=2, visual="frozen", reason="shortv", groups=()),
+    LayerPlan(index=3, visual="frozen", reason="shortv", groups=(0,)),
+    LayerPlan(index=4),
+    LayerPlan(index=5, visual="frozen", reason="dead", groups=()),
+)
+
+
+def test_frozen_layers_in_no_head_have_words_of_their_own_and_are_not_said_to_be_read(tmp_path):
+    data = report_of(tmp_path / "a", BARE)
+    for text in (markdown_report(data), Structure(html_report(data)).text):
+        (read,) = re.findall(r"Layers 1, 3: updating[^:]*through unchanged\.([^:]*)", text)
+        assert read.startswith(" Text tokens still read them.")
+        (bare,) = re.findall(r"Layer 2: updating[^:]*through unchanged\.([^:]*)", text)
+        (dead,) = re.findall(r"Layer 5: nobody reads[^:]*\(dead rows\)\.([^:]*)", text)
+        for said in (bare, dead):
+            assert said.startswith(
+                " They take part in no head there (method YOPO, heads), so that no keys"
+            )
+            assert "still read them" not in said
+    # What is said of keys and values is what is counted: two key/value heads of width 4, K and V.
+    assert predict(BARE).layer_kv_values == tuple(
+        16 * rows // 2 for rows in (152, 152, 128, 140, 152, 128)
+    )
+
+
+def test_frozen_layers_in_no_head_are_drawn_and_explained_apart():
+    meanings = dict(states(BARE))
+    assert list(meanings) == [
+        "updated", "frozen", "frozen, none", "dead, none", "part of K V and attention",
+    ]  # fmt: skip
+    assert "text tokens still read their keys and values" in meanings["frozen"]
+    for word in ("frozen, none", "dead, none"):
+        assert "take part in no head" in meanings[word]
+        assert "no keys and values to read or to keep" in meanings[word]
+        assert "still read" not in meanings[word]
+    root = drawn(decoder_picture(BARE, "float32"))
+    assert [w for w in words(root) if w in meanings or w in ("dead", "none")] == [
+        "frozen", "frozen, none", "frozen", "dead, none",
+    ]  # fmt: skip
+    description = root[1].text
+    assert "frozen in 2 of 6 layers (1, 3): visual tokens pass unchanged; text" in description
+    assert "frozen, none in 1 of 6 layers (2): visual tokens pass unchanged and take" in description
+    assert "dead, none in 1 of 6 layers (5): visual tokens take part in no head" in description
+    docs = (Path(__file__).parents[1] / "docs" / "report.md").read_text(encoding="utf-8")
+    for word in ("frozen, none", "dead, none", "frozen, off", "dead, off"):
+        assert re.search(rf"^\|[^|]*{word}[;| ]", docs, re.M), word
+
+
+def test_masked_frozen_layers_that_no_head_reads_are_not_said_to_be_read(tmp_path):
+    kept = {"visual": "frozen", "reason": "shortv", "masked": True}
+    layers = (
+        LayerPlan(index=0, groups=(0,), **kept),
+        LayerPlan(index=1, groups=(), **kept),
+        LayerPlan(index=2, off=True, **kept),
+    )
+    plan = plan_of(*layers, *(LayerPlan(index=i) for i in range(3, 6)))
+    text = markdown_report(report_of(tmp_path / "a", plan, RECIPE_MASKED))
+    assert re.search(r"Layer 0: [^:]* unchanged\. Text tokens still read them\.", text)
+    assert re.search(
+        r"Layers 1, 2: [^:]* unchanged\. No head reads them \(method YOPO\), but", text
+    )
+    meanings = dict(states(plan))
+    assert "no head reads their values" in meanings["frozen, off"]
+    assert "still read" not in meanings["frozen, off"]
+    notes = [lane(layer, MODEL.decoder).note for layer in plan.layers[:3]]
+    assert notes == ["frozen, masked", "frozen, off", "frozen, off"]
+
+
 def test_masked_heads_are_drawn_as_work_that_is_done():
     dims = MODEL.decoder
     found = [lane(layer, dims) for layer in MASKED.layers]
@@ -329,7 +404,7 @@ def test_the_legend_explains_the_cuts_that_are_drawn_and_no_other():
     assert "in full or in part" in dict(states(CUT))["updated"]
     assert "as in the original" in dict(states(facts.plan()))["updated"]
     masked = [word for word, _ in states(MASKED)]
-    assert masked == ["updated", "frozen", "dead", "part of MLP", "masked", "off"]
+    assert masked == ["updated", "frozen", "dead, off", "part of MLP", "masked", "off"]
     drawn_words = words(drawn(decoder_picture(MASKED, "float32")))
     assert {"masked", "off"} <= set(drawn_words)
     assert "3x3" not in drawn_words

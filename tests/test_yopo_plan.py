@@ -32,6 +32,8 @@ from tests.test_planner import work
 
 LAYERS, HEADS, GROUPS, NEURONS = 6, 4, 2, 24
 MODEL = facts.facts(visual_tokens=20, token_grid=(4, 5))
+# So many pictures that a window pays: of 200 visual rows each reads 20 at most.
+MANY = Workload(images=10, text=1)
 
 
 def profile(scores=None, activity=None, *, total=None):
@@ -372,7 +374,7 @@ def test_rules_on_plain_numbers():
 
 
 def test_a_window_is_in_every_layer_whose_visual_rows_are_updated():
-    plan = planned(Yopo(window=3, causal=True))
+    plan = planned(Yopo(window=3, causal=True), workload=MANY)
     assert [layer.window for layer in plan.layers] == [3] * 5 + [None]
     assert [layer.window_causal for layer in plan.layers] == [True] * 5 + [False]
     assert plan.layers[5].reason == "dead"
@@ -414,6 +416,43 @@ def test_an_automatic_window_is_used_where_bands_are_cheaper_and_the_plan_says_w
         f"compress[0].yopo.window: auto: {window or 'none'}; on {side * side} visual and 64 text rows"
     )
     assert f"is predicted to take {ratio} times as long as full attention" in note
+    assert "measured with ONNX Runtime on a CPU, other targets may differ" in note
+
+
+@pytest.mark.parametrize(
+    ("side", "window", "ratio", "flops", "auto"),
+    [(24, 5, "0.99", "36%", "none"), (54, 17, "0.95", "34%", "5")],
+)
+def test_a_window_that_is_given_and_does_not_pay_is_taken_and_the_plan_says_so(
+    side, window, ratio, flops, auto
+):
+    plan = planned(Yopo(window=window), model=measured_with(side))
+    assert [layer.window for layer in plan.layers[:-1]] == [window] * 7
+    assert plan.notes == (
+        f"compress[0].yopo.window: {window} is predicted not to pay: on {side * side} visual and 64 text "
+        f"rows attention in bands of a {window} x {window} window takes {ratio} times as long as full "
+        "attention (a FLOP in bands 2.75 times; measured with ONNX Runtime on a CPU, other targets may "
+        f"differ), and pays below 0.9; the plan counts FLOPs all the same, {flops} of full attention's; "
+        f"take window: auto, which uses {auto} here, or leave the window out",
+    )
+    # That share, pair by pair of rows: a band for visual rows, everything for text rows.
+    v, t = side * side, 64
+    share = (v * (window * side + t) + t * (v + t)) / (v + t) ** 2
+    assert f"{share:.0%}" == flops
+
+
+def test_nothing_is_said_of_a_window_that_pays_or_of_bands_that_no_layer_has(tmp_path):
+    assert planned(Yopo(window=5), model=measured_with(54)).notes == ()
+    frozen = planned(Yopo(window=5), ShortV(layers=(*range(7),)), model=measured_with(24))
+    assert not any("not to pay" in note for note in frozen.notes)
+    # Masked layers run attention in full.
+    mask = whole_mask()
+    mask[:, :2] = False
+    masked = by_mask(tmp_path, mask, window=3, semantics="masked")
+    assert planned(masked).notes == ()
+    some = planned(by_mask(tmp_path, whole_mask(), window=3, off_from=4, semantics="masked")).notes
+    assert "is predicted not to pay" in some[0]
+    assert some[0].endswith("; leave the window out if you do not need the released numbers")
 
 
 def test_the_overhead_of_bands_is_what_the_measurements_give():
@@ -446,7 +485,7 @@ def test_an_automatic_window_larger_than_the_grid_is_none_and_said_so():
 
 
 def test_off_is_an_exit_where_what_is_cut_is_removed():
-    plan = planned(Yopo(off_from=4, window=3))
+    plan = planned(Yopo(off_from=4, window=3), workload=MANY)
     assert [layer.reason for layer in plan.layers] == ["", "", "", "dead", "yopo", "yopo"]
     assert [layer.window for layer in plan.layers] == [3, 3, 3, None, None, None]
     assert plan.exit_layer == 4
@@ -480,7 +519,7 @@ def test_frozen_layers_keep_their_pruned_heads_and_lose_window_and_neurons_in_an
     mask = whole_mask()
     mask[1, :2] = mask[3, :2] = False
     yopo, frozen = by_mask(tmp_path, mask, window=3, mlp_ratio=2), ShortV(layers=(1, 2))
-    one, other = planned(yopo, frozen), planned(frozen, yopo)
+    one, other = planned(yopo, frozen, workload=MANY), planned(frozen, yopo, workload=MANY)
     assert one.layers == other.layers
     assert groups(one) == [None, (1,), None, (1,), None, None]
     assert [layer.window for layer in one.layers] == [3, None, None, 3, 3, None]
@@ -521,6 +560,30 @@ def test_a_share_in_front_of_an_exit_of_a_later_entry_is_pointed_out():
         "compress[0].yopo.heads.keep: the share counts heads of layers 4, 5 too, where visual tokens have "
         "left by then; list yopo behind visual_exit to count the others alone",
     )
+
+
+def test_a_share_is_not_said_to_count_heads_that_all_stay_anyway():
+    measured = profile([[[1.0] * 4] * 6])
+    method = Yopo(heads=Heads(keep=0.5), keep_layers=(0, 1, 4, 5))
+    notes = planned(method, VisualExit(layer=4), measured=measured).notes
+    assert not any("the share counts" in note for note in notes)
+
+
+def test_what_a_threshold_prunes_behind_an_exit_is_said_to_be_nothing_in_any_order():
+    # Heads of layers 2 to 5 are all below; those of layers 4 and 5 are behind the exit.
+    measured = profile([[[1.0] * 4] * 2 + [[0.1] * 4] * 4])
+    vote, exit_at = Yopo(heads=Heads(threshold=0.5)), VisualExit(layer=4)
+    own = Yopo(heads=Heads(threshold=0.5), off_from=4)
+    for number, methods in ((0, (vote, exit_at)), (1, (exit_at, vote)), (0, (own,))):
+        plan = planned(*methods, measured=measured)
+        assert groups(plan) == [None, None, (), (), None, None]
+        assert plan.notes == (
+            f"compress[{number}].yopo.heads.threshold: prunes no heads in layers 4, 5, where visual tokens "
+            "have left by then: there is nothing to prune",
+        )
+    kept = Yopo(heads=Heads(threshold=0.5), keep_layers=(4, 5))
+    (note,) = planned(kept, exit_at, measured=measured).notes
+    assert note.startswith("compress[0].yopo.keep_layers: visual tokens have left by layers 4, 5")
 
 
 EVEN = profile([[[1.0] * 4] * 6])
@@ -592,7 +655,7 @@ LEFT = "visual tokens are gone from layer 1 on"
     ],
 )
 def test_a_cut_that_no_layer_has_in_the_end_is_named_with_the_reason(methods, notes):
-    plan = planned(*methods, measured=EVEN)
+    plan = planned(*methods, measured=EVEN, workload=MANY)
     number = next(i for i, method in enumerate(methods) if isinstance(method, Yopo))
     assert plan.notes == tuple(f"compress[{number}].yopo.{note}" for note in notes)
 
@@ -755,8 +818,9 @@ def counted(plan):
                     total += 2 * (visual_rows + t * n) * dims.head_dim
                 else:
                     total += 2 * queries * keys * dims.head_dim  # QK^T, PV
+        kept = set(range(dims.intermediate) if layer.neurons is None else layer.neurons)
         for neuron in range(dims.intermediate):
-            used = layer.neurons is None or neuron in layer.neurons
+            used = neuron in kept
             total += 3 * (busy if used else t) * dims.hidden  # gate, up, down
     return total, cached
 

@@ -24,7 +24,8 @@ def draw_profile(profile: Profile, plan: Plan, base: Path) -> tuple[Path, ...]:
 
     Args:
         profile: with at least one sample.
-        plan: whose layers are marked: those that ShortV froze, those behind an exit.
+        plan: whose layers are marked: those that ShortV froze, those behind an exit, those without an MLP on
+            visual tokens.
         base: path without suffix.
 
     Raises:
@@ -75,11 +76,7 @@ def _draw(axes: "Axes", measure: Measure, profile: Profile, plan: Plan) -> None:
         case "head_score":
             _heads(axes, profile, plan)
         case "neuron_activity":
-            rows = zip(profile.neuron_activity, plan.layers, strict=True)
-            shares = [_share(row, layer.neurons) for row, layer in rows]
-            axes.bar(range(len(shares)), shares, color=KEPT)
-            axes.set_xlabel("decoder layer")
-            axes.set_ylabel("share of activation in kept neurons")
+            _neurons(axes, profile, plan)
 
 
 def _heads(axes: "Axes", profile: Profile, plan: Plan) -> None:
@@ -102,6 +99,30 @@ def _heads(axes: "Axes", profile: Profile, plan: Plan) -> None:
     axes.set_xlabel("decoder layer")
     axes.set_ylabel("head score (visual / text attention)")
     axes.legend()
+
+
+def _neurons(axes: "Axes", profile: Profile, plan: Plan) -> None:
+    """Draw one bar a layer in which visual tokens run the MLP, and a cross where they do not."""
+    running = [layer for layer in plan.layers if not (layer.frozen or layer.exited)]
+    others = [layer.index for layer in plan.layers if layer.frozen or layer.exited]
+    if running:
+        shares = [_share(profile.neuron_activity[x.index], x.neurons) for x in running]
+        axes.bar([x.index for x in running], shares, color=KEPT, label="visual tokens run the MLP")
+    if others:
+        # A gap alone would look like a share of 0.
+        axes.scatter(
+            others,
+            [0.0] * len(others),
+            marker="x",
+            color=CHOSEN,
+            label="no visual tokens in the MLP",
+        )
+    # Room for whole crosses below, and for the legend above full bars.
+    axes.set_ylim(-0.04, 1.2)
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    axes.set_xlabel("decoder layer")
+    axes.set_ylabel("share of activation in kept neurons")
+    axes.legend(loc="upper center", ncols=2)
 
 
 def _share(activity: Sequence[float], neurons: Sequence[int] | None) -> float:
