@@ -15,8 +15,8 @@ from export.shadow import read_graph
 from export.weights import SharedWeights
 from tests.cuts import WIDE_GRID, conversation, plan_of, tensors_of
 
-# A float16 number is off by 2^-11 of itself at most. From its embedding to its logits a row is rounded some ten
-# times in each of four layers; errors of either sign add up as the square root of that: some six of them.
+# A float16 number is off by 2^-11 of itself at most. From its embedding to its logits a row is rounded some
+# ten times in each of four layers; errors of either sign add up as the square root of that: some six of them.
 # Measured, against the largest logit: 1.9 as the graphs are, 3.2 with every value rounded.
 TOLERANCE = 6 * 2.0**-11
 
