@@ -47,9 +47,15 @@ def plan_of(kind: str) -> Plan:
     dead = LayerPlan(index=2, visual="frozen", reason="dead", **heads)
     cut = [LayerPlan(index=0, **heads, **neurons), LayerPlan(index=1, groups=()), dead]
     near = [LayerPlan(index=0, window=3, **heads), LayerPlan(index=1, window=3, **neurons), dead]
+    masked = [
+        LayerPlan(index=0, masked=True, window=3, **heads, **neurons),
+        LayerPlan(index=1, masked=True, groups=()),
+        LayerPlan(index=2, visual="frozen", reason="dead", masked=True, off=True, groups=(0,)),
+    ]
     return {
         "heads+neurons": plan.model_copy(update={"layers": tuple(cut)}),
         "window": plan.model_copy(update={"layers": tuple(near)}),
+        "masked": plan.model_copy(update={"layers": tuple(masked)}),
         "heads+frozen+exit": leave(
             freeze(plan.model_copy(update={"layers": tuple(cut)}), (1,), "shortv"), 2, "vtw"
         ),
@@ -60,7 +66,7 @@ def plan_of(kind: str) -> Plan:
     }[kind]
 
 
-KINDS = ("identity", "frozen", "exit", "staged", "heads+neurons", "window",
+KINDS = ("identity", "frozen", "exit", "staged", "heads+neurons", "window", "masked",
          "heads+frozen+exit")  # fmt: skip
 
 

@@ -22,8 +22,8 @@ from compressor.decoder import Decoder, Stage, decoder_from
 from compressor.decoder.weights import GATES_SOURCE
 from compressor.plan import Plan
 from tests import facts
+from tests.cuts import CUTS, plan_of, tensors_of
 from tests.gpu.decoders import Prompt, plans, scale, weights
-from tests.test_cuts import CUTS, plan_of, tensors_of
 
 GPU = "gpu:0"
 V, T, HIDDEN = 24, 5, 32

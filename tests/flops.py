@@ -1,35 +1,69 @@
 """Counts the multiply-adds, times two, of a graph's matrix products at given sizes, by walking the graph."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
+from numpy.typing import NDArray
 
 from export.graphs import GraphSpec
 
 
 def graph_flops(folder: Path, spec: GraphSpec, sizes: Mapping[str, int]) -> int:
-    """Return the FLOPs of MatMul, Gemm and Attention nodes of one run.
+    """Return the FLOPs of MatMul, Gemm and Attention nodes of one run; see `flops_by_layer`."""
+    return flops_by_layer(folder, spec, sizes).total()
 
-    Shapes are those that ONNX Runtime really has: every operand of a product is made an output.
+
+def flops_by_layer(folder: Path, spec: GraphSpec, sizes: Mapping[str, int]) -> Counter[int | None]:
+    """Return the FLOPs of one run's MatMul, Gemm and Attention nodes by layer; None: outside layers.
 
     Args:
         folder: of the graph.
         spec: its declaration.
         sizes: of its axes.
     """
+    graph, values = ran(folder, spec, sizes)
+    flops: Counter[int | None] = Counter()
+    for node in graph.node:
+        if node.op_type not in ("MatMul", "Gemm", "Attention"):
+            continue
+        first, second = (values[name].shape for name in node.input[:2])
+        path = node.name.split(".")
+        layer = int(path[1]) if path[0] == "layers" else None
+        if node.op_type == "Attention":
+            batch, heads, rows, size = first
+            flops[layer] += 4 * batch * heads * rows * second[2] * size
+        elif node.op_type == "Gemm":
+            flops[layer] += 2 * first[0] * first[1] * second[0]  # transB
+        else:
+            together = np.broadcast_shapes(first[:-2], second[:-2])
+            flops[layer] += 2 * math.prod(together) * first[-2] * first[-1] * second[-1]
+    return flops
+
+
+def ran(
+    folder: Path, spec: GraphSpec, sizes: Mapping[str, int]
+) -> tuple[onnx.GraphProto, dict[str, NDArray[Any]]]:
+    """Return a graph without branches and all that it holds, reads and makes in one run on zeros, by name.
+
+    Values are those that ONNX Runtime really has: each is made an output. Nothing is folded or joined.
+
+    Args:
+        folder: of the graph.
+        spec: its declaration.
+        sizes: of its axes; by them the branch is chosen that such a call takes.
+    """
     model = onnx.load(folder / spec.file)
     _take_branches(model.graph, images=sizes["visual"] > 0)
-    products = [n for n in model.graph.node if n.op_type in ("MatMul", "Gemm", "Attention")]
-    constants = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
-    inputs = {value.name for value in model.graph.input}
-    wanted = {name for node in products for name in node.input if name}
     told = {value.name for value in model.graph.output}
-    for name in sorted(wanted - constants.keys() - inputs - told):
-        model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
+    for name in (name for node in model.graph.node for name in node.output if name):
+        if name not in told:
+            model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
@@ -39,19 +73,8 @@ def graph_flops(folder: Path, spec: GraphSpec, sizes: Mapping[str, int]) -> int:
     feeds = {t.name: np.zeros(t.shape(dict(sizes)), t.numpy) for t in spec.inputs}
     names = [output.name for output in session.get_outputs()]
     found = dict(zip(names, session.run(names, feeds), strict=True))
-    shapes = constants | {name: value.shape for name, value in (feeds | found).items()}
-    total = 0
-    for node in products:
-        first, second = shapes[node.input[0]], shapes[node.input[1]]
-        if node.op_type == "Attention":
-            batch, heads, rows, size = first
-            total += 4 * batch * heads * rows * second[2] * size
-        elif node.op_type == "Gemm":
-            total += 2 * first[0] * first[1] * second[0]  # transB
-        else:
-            batch = np.broadcast_shapes(first[:-2], second[:-2])
-            total += 2 * math.prod(batch) * first[-2] * first[-1] * second[-1]
-    return total
+    held = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+    return model.graph, held | feeds | found
 
 
 def _take_branches(graph: onnx.GraphProto, *, images: bool) -> None:

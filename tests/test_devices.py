@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from compressor.decoder import Decoder, decoder_from
+from tests.cuts import plan_of, tensors_of
 from tests.fake_gpu import PLANS, weights_of
-from tests.test_cuts import plan_of, tensors_of
 
 TIMED = tuple(f"timed {name}" for name in ("original", "shortv", "vtw", "yopo"))
 

@@ -25,9 +25,9 @@ from export.runtime import Runtime
 from export.sessions import OnnxSession, Session
 from export.torch_session import TorchSession
 from export.weights import SharedWeights
+from tests.cuts import GRID, HIDDEN, IMAGE, NEURONS, cut, dead, frozen, gone, tensors_of
 from tests.facts import dims, facts
 from tests.models import make_picture
-from tests.test_cuts import GRID, HIDDEN, IMAGE, NEURONS, cut, dead, frozen, gone, tensors_of
 from vtcompress.exporting import decoder_makers
 
 TOLERANCE = 1e-5

@@ -1,0 +1,148 @@
+"""Tiny plans with YOPO's cuts, their weights, and a conversation to run on them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from compressor.decoder import Decoder
+from compressor.decoder.weights import source_of
+from compressor.dims import ModelFacts
+from compressor.plan import LayerPlan, Plan
+from tests.facts import dims, facts
+from tests.reference import Conversation
+
+TOLERANCE = 1e-4
+LAYERS, HIDDEN, NEURONS, GRID = 4, 32, 24, (3, 4)
+IMAGE = GRID[0] * GRID[1]
+# In GRID a window of 3 reads every visual token of its image; in these it leaves most of them out.
+WIDE_GRID, REAL_GRID = (8, 6), (24, 24)
+EVERY_OTHER, FIRST = tuple(range(0, NEURONS, 2)), tuple(range(NEURONS // 2))
+
+
+def model(kv_heads: int, grid: tuple[int, int] = GRID, **changes: Any) -> ModelFacts:
+    shape = dims(
+        layers=LAYERS,
+        hidden=HIDDEN,
+        heads=4,
+        kv_heads=kv_heads,
+        head_dim=8,
+        intermediate=NEURONS,
+        vocab=40,
+        **changes,
+    )
+    return facts(shape, visual_tokens=grid[0] * grid[1], token_grid=grid)
+
+
+def cut(index: int, **parts: Any) -> LayerPlan:
+    return LayerPlan(index=index, **parts)
+
+
+def frozen(index: int, **parts: Any) -> LayerPlan:
+    return LayerPlan(index=index, visual="frozen", reason="shortv", **parts)
+
+
+def dead(index: int, **parts: Any) -> LayerPlan:
+    return LayerPlan(index=index, visual="frozen", reason="dead", **parts)
+
+
+def gone(index: int) -> LayerPlan:
+    return LayerPlan.because(index, "vtw")
+
+
+CUTS: dict[str, Sequence[LayerPlan]] = {
+    "heads": [cut(0, groups=(1,)), cut(1, groups=()), cut(2, groups=(0,)), dead(3, groups=(0,))],
+    "no visual head at all": [cut(i, groups=()) for i in range(LAYERS)],
+    "neurons": [cut(0, neurons=EVERY_OTHER), cut(1, neurons=FIRST), cut(2, neurons=(5,)), dead(3)],
+    "window": [cut(0, window=3), cut(1, window=3, window_causal=True), cut(2, window=3), dead(3)],
+    "window and heads": [
+        cut(0, window=3, groups=(1,)),
+        cut(1, window=3, groups=()),
+        cut(2),
+        dead(3),
+    ],
+    "everything, frozen, then exit": [
+        cut(0, window=3, groups=(1,), neurons=FIRST),
+        frozen(1, groups=(0,)),
+        gone(2),
+        gone(3),
+    ],
+    "masked": [
+        cut(0, window=3, groups=(1,), neurons=FIRST, masked=True),
+        cut(1, masked=True, groups=()),
+        cut(2, masked=True, off=True),
+        dead(3, masked=True, off=True, groups=(0,)),
+    ],
+    "masked, causal window": [
+        cut(0, window=3, window_causal=True, masked=True, groups=(0,)),
+        frozen(1, masked=True, groups=(1,)),
+        cut(2),
+        dead(3),
+    ],
+}
+CASES = [(name, kv_heads) for name in CUTS for kv_heads in (2, 4)]
+
+
+def plan_of(name: str, kv_heads: int, grid: tuple[int, int] = GRID, **changes: Any) -> Plan:
+    return Plan(
+        model=model(kv_heads, grid, **changes), model_digest="0" * 64, layers=tuple(CUTS[name])
+    )
+
+
+def tensors_of(plan: Plan) -> dict[str, torch.Tensor]:
+    """Random weights of the original, large enough for what a cut does to show."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.device("meta"):
+        shapes = {n: p.shape for n, p in Decoder(plan.naive()).named_parameters()}
+    tensors = {}
+    for name, shape in sorted(shapes.items()):
+        source, transposed = source_of(name)
+        tensor = torch.randn(*shape, generator=generator) * 0.3
+        tensors[source] = tensor.T.contiguous() if transposed else tensor
+    return tensors
+
+
+# One text row, the images, the other text rows; a later turn brings another image.
+CALLS = ((2, 6), (0, 3), (1, 4), (0, 1))
+
+
+def conversation(
+    seed: int = 1, grid: tuple[int, int] = GRID
+) -> tuple[Conversation, list[list[torch.Tensor]]]:
+    """Return all rows for the reference, and the same rows call by call, a batch of one."""
+    generator = torch.Generator().manual_seed(seed)
+    size = grid[0] * grid[1]
+    embeds, visual, image, calls = [], [], [], []
+    images = start = 0
+    for count, text in CALLS:
+        rows = count * size + text
+        call = torch.randn(1, rows, HIDDEN, generator=generator)
+        is_visual = torch.zeros(rows, dtype=torch.bool)
+        is_visual[1 : 1 + count * size] = True
+        places = torch.arange(start, start + rows)[None]
+        calls.append(
+            [call[:, is_visual], call[:, ~is_visual], places[:, is_visual], places[:, ~is_visual]]
+        )
+        owner = torch.zeros(rows, dtype=torch.int64)
+        owner[is_visual] = images + torch.arange(count * size) // size
+        embeds.append(call[0])
+        visual.append(is_visual)
+        image.append(owner)
+        images, start = images + count, start + rows
+    is_visual = torch.cat(visual).numpy()
+    cell = np.zeros(len(is_visual), np.int64)
+    cell[is_visual] = np.arange(is_visual.sum()) % size
+    rows = Conversation(
+        torch.cat(embeds).double().numpy(), is_visual, torch.cat(image).numpy(), cell
+    )
+    return rows, calls
+
+
+def batch_of_two(
+    grid: tuple[int, int] = GRID,
+) -> tuple[tuple[Conversation, Conversation], list[list[torch.Tensor]]]:
+    """Return two conversations of other embeddings in the same places, and both as one batch call by call."""
+    (one, calls), (other, more) = (conversation(seed, grid) for seed in (1, 2))
+    pairs = zip(calls, more, strict=True)
+    return (one, other), [[torch.cat(both) for both in zip(a, b, strict=True)] for a, b in pairs]
