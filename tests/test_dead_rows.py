@@ -15,7 +15,7 @@ from compressor.methods import Yopo
 from compressor.passes.dead_rows import freeze_dead_rows
 from compressor.plan import LayerPlan, Plan
 from compressor.planner import identity_plan, leave, make_plan
-from tests.test_cuts import LAYERS, conversation, cut, dead, frozen, gone, model, tensors_of
+from tests.cuts import LAYERS, conversation, cut, dead, frozen, gone, model, tensors_of
 
 MODEL = model(2)
 TENSORS = tensors_of(identity_plan(MODEL, ""))
