@@ -28,15 +28,6 @@ class Rows(NamedTuple):
         """Return the mask as bool."""
         return self.mask if self.mask.dtype == torch.bool else self.mask == 0
 
-    def last(self, count: int) -> "Rows":
-        """Return what concerns the last rows alone."""
-        first = self.cos.shape[1] - count
-        return Rows(
-            self.mask.narrow(2, first, count),
-            self.cos.narrow(1, first, count),
-            self.sin.narrow(1, first, count),
-        )
-
 
 class Kinds(NamedTuple):
     """Which keys are visual, for layers in which rows read keys of both kinds differently.

@@ -39,10 +39,13 @@ class Places(NamedTuple):
             text_keys: how those of caches that hold text alone lie.
             kinds: which keys are visual; None: no layer asks.
         """
-        own = self.last(text)
-        rows = Rows(self.mask(keys), self.cos, self.sin)
-        alone = Rows(own.mask(text_keys), own.cos, own.sin)
-        return Call(rows, rows.last(text), alone, kinds)
+        own, places = self.last(text), keys.places(self.order)
+        every = Rows(self.mask(keys, places), self.cos, self.sin)
+        # Not a part of that mask, S x S: graphs in which no layer reads it do not make it.
+        of_text = Rows(own.mask(keys, places), own.cos, own.sin)
+        text_places = text_keys.places(own.order)
+        alone = Rows(own.mask(text_keys, text_places), own.cos, own.sin)
+        return Call(every, of_text, alone, kinds)
 
     def kinds(
         self, visual_index: Tensor, text_index: Tensor, past_visual: Tensor, keys: Grown | Filled
@@ -71,9 +74,9 @@ class Places(NamedTuple):
         first = self.cos.shape[1] - count
         return Places(*(part.narrow(1, first, count) for part in self))
 
-    def mask(self, keys: Grown | Filled) -> Tensor:
-        """Return [B, 1, S, keys]: a key is visible if its place is not after the query's."""
-        visible = keys.places(self.order)[:, None, :] <= self.order[:, :, None]
+    def mask(self, keys: Grown | Filled, places: Tensor) -> Tensor:
+        """Return [B, 1, S, keys]: a key is visible if its place [B, keys] is not after the query's."""
+        visible = places[:, None, :] <= self.order[:, :, None]
         return keys.mask(visible, self.cos.dtype)[:, None]
 
 

@@ -75,7 +75,7 @@ def attend_near(
         return rows.reshape(rows.shape[0], groups, 1, -1, window.rows, band, size)
 
     near_scores = tiles @ bands(near.key).transpose(-1, -2)  # [.., gh, gw, w * gw]
-    near_scores = near_scores.masked_fill(~window.mask, LEAST)
+    near_scores = near_scores.masked_fill(window.hidden, LEAST)
     parts = [near_scores.flatten(3, 5)]  # [B, G, H / G, V, w * gw]
     for other, hidden in beside:
         # The query is turned, not the key: in decode it is empty, and the key is the whole cache.

@@ -38,8 +38,9 @@ class Window(nn.Module):
             own = row[:, None] * self.columns + column  # [gh, gw]
             other = around[:, :, None] * self.columns + column  # [gh, w, gw']
             mask = mask & (other[:, None] <= own[:, :, None, None])
-        self.mask: Tensor
-        self.register_buffer("mask", mask.flatten(2), persistent=False)  # [gh, gw, w * gw']
+        # Turned round here, so that graphs do not turn it in every layer.
+        self.hidden: Tensor
+        self.register_buffer("hidden", ~mask.flatten(2), persistent=False)  # [gh, gw, w * gw']
 
     def masked(self, mask: Tensor, visual_keys: Tensor, numbers: Tensor, visual: int) -> Tensor:
         """Return a dense mask [B, 1, S, keys] in which visual rows read their window among visual rows.
