@@ -172,7 +172,7 @@ def main() -> int:
         "--case", type=int, action="append", help="number of a case; may be repeated"
     )
     parser.add_argument(
-        "--loads", type=loads, default=12, help="how often sessions are loaded for steps"
+        "--loads", type=loads, default=8, help="how often sessions are loaded for steps"
     )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
