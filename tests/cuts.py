@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from compressor.decoder import Decoder
 from compressor.decoder.weights import source_of
@@ -91,10 +92,15 @@ def plan_of(name: str, kv_heads: int, grid: tuple[int, int] = GRID, **changes: A
 
 
 def tensors_of(plan: Plan) -> dict[str, torch.Tensor]:
-    """Random weights of the original, large enough for what a cut does to show."""
+    """Random weights of the original."""
+    return drawn(plan.naive())
+
+
+def drawn(plan: Plan) -> dict[str, torch.Tensor]:
+    """Random weights of a plan's decoder, large enough for what a method does to show."""
     generator = torch.Generator().manual_seed(0)
     with torch.device("meta"):
-        shapes = {n: p.shape for n, p in Decoder(plan.naive()).named_parameters()}
+        shapes = {name: p.shape for name, p in Decoder(plan).named_parameters()}
     tensors = {}
     for name, shape in sorted(shapes.items()):
         source, transposed = source_of(name)
@@ -146,3 +152,13 @@ def batch_of_two(
     (one, calls), (other, more) = (conversation(seed, grid) for seed in (1, 2))
     pairs = zip(calls, more, strict=True)
     return (one, other), [[torch.cat(both) for both in zip(a, b, strict=True)] for a, b in pairs]
+
+
+def logits_of(decoder: Decoder, calls: Sequence[list[torch.Tensor]]) -> NDArray[Any]:
+    """Return the logits [B, text rows, vocab] that a decoder gives in calls behind each other."""
+    past, found = decoder.empty_past(calls[0][0].shape[0]), []
+    with torch.inference_mode():
+        for call in calls:
+            logits, past = decoder(*call, past)
+            found.append(logits.numpy())
+    return np.concatenate(found, axis=1)

@@ -22,6 +22,7 @@ from tests.cuts import (
     conversation,
     cut,
     dead,
+    logits_of,
     model,
     plan_of,
     tensors_of,
@@ -39,14 +40,9 @@ def test_a_cut_decoder_equals_the_dense_reference_call_by_call(
     tensors = tensors_of(plan)
     assert any(source.endswith(".bias") for source in tensors) is biased
     rows, calls = conversation()
-    decoder = decoder_from(plan, tensors, logits="all")
-    past, found = decoder.empty_past(1), []
-    with torch.inference_mode():
-        for call in calls:
-            logits, past = decoder(*call, past)
-            found.append(logits[0].numpy())
+    found = logits_of(decoder_from(plan, tensors, logits="all"), calls)[0]
     wanted = text_logits(plan, tensors, rows)
-    np.testing.assert_allclose(np.concatenate(found), wanted, atol=TOLERANCE, rtol=0)
+    np.testing.assert_allclose(found, wanted, atol=TOLERANCE, rtol=0)
     uncut = text_logits(plan.naive(), tensors, rows)
     assert np.abs(wanted - uncut).max() > 100 * TOLERANCE, "the cut changes nothing: says nothing"
 
@@ -58,14 +54,9 @@ def test_two_conversations_in_one_batch_give_each_its_own_reference_on_a_grid_wi
     plan = plan_of(name, kv_heads, WIDE_GRID)
     tensors = tensors_of(plan)
     both, calls = batch_of_two(WIDE_GRID)
-    decoder = decoder_from(plan, tensors, logits="all")
-    past, found = decoder.empty_past(2), []
-    with torch.inference_mode():
-        for call in calls:
-            logits, past = decoder(*call, past)
-            found.append(logits.numpy())
+    found = logits_of(decoder_from(plan, tensors, logits="all"), calls)
     wanted = [text_logits(plan, tensors, rows) for rows in both]
-    np.testing.assert_allclose(np.concatenate(found, axis=1), wanted, atol=TOLERANCE, rtol=0)
+    np.testing.assert_allclose(found, wanted, atol=TOLERANCE, rtol=0)
     assert np.abs(wanted[0] - wanted[1]).max() > 100 * TOLERANCE
 
 

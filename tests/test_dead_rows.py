@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +14,17 @@ from compressor.methods import Yopo
 from compressor.passes.dead_rows import freeze_dead_rows
 from compressor.plan import LayerPlan, Plan
 from compressor.planner import identity_plan, leave, make_plan
-from tests.cuts import LAYERS, conversation, cut, dead, frozen, gone, model, tensors_of
+from tests.cuts import (
+    LAYERS,
+    conversation,
+    cut,
+    dead,
+    frozen,
+    gone,
+    logits_of,
+    model,
+    tensors_of,
+)
 
 MODEL = model(2)
 TENSORS = tensors_of(identity_plan(MODEL, ""))
@@ -58,17 +67,14 @@ def layer_of(index: int, kind: str, groups: tuple[int, ...] | None) -> LayerPlan
 def test_freezing_dead_rows_is_exact(parts: list[tuple[str, tuple[int, ...] | None]]) -> None:
     layers = tuple(layer_of(i, *each) for i, each in enumerate(parts))
     _, calls = conversation()
-    logits = []
-    for chosen in (layers, freeze_dead_rows(layers)):
-        plan = Plan(model=MODEL, model_digest="", layers=chosen)
-        decoder = decoder_from(plan, TENSORS, logits="all")
-        past, said = decoder.empty_past(1), []
-        with torch.inference_mode():
-            for call in calls:
-                rows, past = decoder(*call, past)
-                said.append(rows.numpy())
-        logits.append(np.concatenate(said, axis=1))
-    np.testing.assert_allclose(logits[1], logits[0], atol=1e-5, rtol=0)
+    wanted, found = (
+        logits_of(decoder_from(plan, TENSORS, logits="all"), calls)
+        for plan in (
+            Plan(model=MODEL, model_digest="", layers=chosen)
+            for chosen in (layers, freeze_dead_rows(layers))
+        )
+    )
+    np.testing.assert_allclose(found, wanted, atol=1e-5, rtol=0)
 
 
 def test_last_layers_without_visual_heads_cost_what_an_exit_costs(tmp_path: Path) -> None:

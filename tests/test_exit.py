@@ -15,13 +15,13 @@ from compressor.calibration.full_pass import full_pass, kl_divergence
 from compressor.cost import predict
 from compressor.decoder import Decoder, decoder_from
 from compressor.decoder.gates import gate_selection
-from compressor.decoder.weights import source_of
 from compressor.plan import Gates, Plan
 from compressor.planner import freeze, identity_plan, leave
 from export.graphs import decoder_graphs
 from export.onnx_graph import save_graph
 from export.sessions import OnnxSession
 from export.weights import SharedWeights
+from tests.cuts import drawn
 from tests.facts import dims, facts
 from vtcompress.exporting import decoder_makers
 
@@ -40,20 +40,7 @@ def gated(mode: str = "dynamic", candidates: Sequence[int] = CANDIDATES) -> Plan
     return Plan.model_validate({**dict(identity()), "gates": gates})
 
 
-def tensors_of(plan: Plan) -> dict[str, torch.Tensor]:
-    """Random weights of a plan's decoder, large enough for what a method does to show."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.device("meta"):
-        shapes = {name: p.shape for name, p in Decoder(plan).named_parameters()}
-    tensors = {}
-    for name, shape in sorted(shapes.items()):
-        source, transposed = source_of(name)
-        tensor = torch.randn(*shape, generator=generator) * 0.3
-        tensors[source] = tensor.T.contiguous() if transposed else tensor
-    return tensors
-
-
-WEIGHTS = tensors_of(gated())
+WEIGHTS = drawn(gated())
 
 
 def rows(images: int = 1, text: int = 6, start: int = 0, seed: int = 0) -> list[torch.Tensor]:
