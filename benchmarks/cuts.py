@@ -5,7 +5,8 @@ fp32, vocabulary 1000, 64 text rows; 576 visual rows (24 x 24), and 2,916 (54 x 
 timed in turns with the naive original on the same weights. `--size`:
 
 - `small`: 8 layers, hidden 1024, 16 heads, MLP 2752.
-- `7b`: 3 layers as wide as LLaVA-1.5-7B's: hidden 4096, 32 heads, MLP 11008. Takes 14 GB and half an hour.
+- `7b`: 3 layers as wide as LLaVA-1.5-7B's: hidden 4096, 32 heads, MLP 11008. Five sessions of
+  2.4 GB at a time, and some minutes a case.
 
 A decode step runs behind the prompt, on each graph's own caches; `interleaved.Beside` and `Loads` say how
 sessions are compared and how small a difference that can resolve. A step is met if no loss can be resolved.
@@ -113,16 +114,15 @@ CASES = (
 
 def facts(size: Size, side: int) -> ModelFacts:
     """Return the benchmark's model with a square grid of visual tokens."""
-    heads, grid = size.heads, (side, side)
     return random_model(
         size.layers,
         size.hidden,
-        heads,
-        heads,
+        size.heads,
+        size.heads,
         size.neurons,
         VOCAB,
         visual=side**2,
-        grid=grid,
+        grid=(side, side),
     )
 
 

@@ -144,9 +144,14 @@ class LayerPlan(Facts):
         return self.window is not None or self.masked
 
     @property
+    def in_no_head(self) -> bool:
+        """Whether visual tokens are in the layer and in none of its heads: no keys and values of them."""
+        return self.split and not self.groups
+
+    @property
     def reads_visual(self) -> bool:
         """Whether any row reads visual keys or values; masked ones are read."""
-        return not self.exited and (self.masked or self.groups != ())
+        return not (self.exited or self.in_no_head)
 
     @property
     def frozen(self) -> bool:

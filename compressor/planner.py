@@ -82,8 +82,11 @@ def gate_file(method: DyVTE, facts: ModelFacts, model_digest: str | None) -> Gat
     return file
 
 
-def check_methods(facts: ModelFacts, methods: Sequence[Method]) -> None:
+def check_methods(facts: ModelFacts, methods: Sequence[Method]) -> GateFile | None:
     """Refuse methods that no calibration can make possible: before any weights are read.
+
+    Returns:
+        The gates that a method names, of whatever model; None: no method has any.
 
     Raises:
         PlanError: layers that do not exist, or heads, windows and ratios that do not fit; all of them.
@@ -97,9 +100,8 @@ def check_methods(facts: ModelFacts, methods: Sequence[Method]) -> None:
     ]
     if problems:
         raise PlanError(problems)
-    for method in methods:
-        if isinstance(method, DyVTE):
-            gate_file(method, facts, None)
+    gates = [gate_file(method, facts, None) for method in methods if isinstance(method, DyVTE)]
+    return gates[0] if gates else None
 
 
 def check_layers(layers: int, methods: Sequence[Method]) -> None:

@@ -70,11 +70,6 @@ def kept_heads(layer: LayerPlan, dims: DecoderDims) -> tuple[int, ...]:
     return tuple(g * group + h for g in groups for h in range(group))
 
 
-def in_no_head(layer: LayerPlan) -> bool:
-    """Whether visual tokens are in the layer and in none of its heads: no keys and values of them."""
-    return layer.split and not layer.groups
-
-
 def read_by_no_head(layer: LayerPlan) -> bool:
     """Whether no head reads what visual tokens have there, though they stay in the softmax: masked."""
     return layer.masked and (layer.off or layer.groups == ())

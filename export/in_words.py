@@ -2,7 +2,7 @@
 
 from compressor.plan import LayerPlan, Plan, Reason
 from export.bench import BenchReport, bench_rows
-from export.cuts import cut_sentences, in_no_head, read_by_no_head, semantics_words, splits
+from export.cuts import cut_sentences, read_by_no_head, semantics_words, splits
 from export.exits import counted, gates_words, may_exit, runs, timed_words
 from export.parity.loss import LossReport
 from export.report_data import ReportData
@@ -83,7 +83,7 @@ def done(data: ReportData) -> tuple[str, ...]:
 
 def _why(layer: LayerPlan) -> str:
     """Return what leaving out the work in a layer rests on, to be filled in with its `layers`."""
-    if layer.frozen and in_no_head(layer):
+    if layer.frozen and layer.in_no_head:
         return WHY_IN_NO_HEAD[layer.reason]
     if layer.reason == "shortv" and read_by_no_head(layer):
         return FROZEN_AND_MASKED

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from compressor.plan import LayerPlan, Plan, Reason
-from export.cuts import in_no_head, read_by_no_head
+from export.cuts import read_by_no_head
 
 STATES: dict[Reason, tuple[str, str]] = {
     "": ("updated", "attention and MLP run on visual tokens, as in the original"),
@@ -78,7 +78,7 @@ CUTS: tuple[tuple[Callable[[LayerPlan], bool], tuple[str, str]], ...] = (
         ),
     ),
     (
-        lambda layer: in_no_head(layer) and not layer.frozen,
+        lambda layer: layer.in_no_head and not layer.frozen,
         ("none", "visual tokens take part in no head of the layer, but in its MLP"),
     ),
     (
@@ -131,7 +131,7 @@ def word_of(layer: LayerPlan) -> str:
 
 
 def _state(layer: LayerPlan) -> tuple[str, str]:
-    if layer.frozen and in_no_head(layer):
+    if layer.frozen and layer.in_no_head:
         return IN_NO_HEAD[layer.reason]
     if layer.frozen and read_by_no_head(layer):
         return READ_BY_NO_HEAD[layer.reason]

@@ -450,17 +450,17 @@ def check_recipe(recipe: Recipe, profile: Profile | None = None, *, building: bo
         VtcompressError: no such model, layers that it does not have, gates or a profile of another model,
             engines that cannot be built.
     """
-    facts, gates = model_facts(recipe), recipe.dyvte
+    facts, dyvte = model_facts(recipe), recipe.dyvte
     # All that small files tell comes first: for the digest every weight file is read.
-    check_methods(facts, recipe.methods)
-    check_fixed(recipe.export, facts, gates.exit if gates else None)
+    gates = check_methods(facts, recipe.methods)
+    check_fixed(recipe.export, facts, dyvte.exit if dyvte else None)
     if building:
         check_targets(recipe, facts)
     digest = model_digest(recipe)
     if profile is not None:
         profile.check_belongs(Path(PROFILE_FILE), model_digest=digest)
-    if gates is not None:
-        gate_file(gates, facts, digest)
+    if dyvte is not None and gates is not None:
+        gates.check(facts, digest, gate_candidates(dyvte, facts.decoder.layers))
     return digest
 
 
