@@ -1,6 +1,5 @@
 """Finds the family of a model and loads it: a hub id or a local folder, safetensors only."""
 
-import copy
 import hashlib
 import json
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from compressor.dims import ModelFacts
 from compressor.errors import ModelError
 from compressor.families.base import Family, LoadedModel
 from compressor.families.llava import LlavaFamily
+from compressor.families.processor import check_processor, load_processor, resized
 
 FAMILIES: tuple[Family, ...] = (LlavaFamily(),)
 
@@ -130,11 +130,15 @@ def load(
         known_digest: what `digest` gave for its folder; None: it is taken here.
 
     Raises:
-        ModelError: not found, not supported, or without safetensors weights.
+        ModelError: not found, not supported, without safetensors weights, or with a processor that does not
+            fit it.
     """
     folder = local_folder(model_id, revision)
     family, config = read_config(folder, trust_remote_code=trust_remote_code)
-    facts = describe(model_id, revision, image_size=image_size)
+    native_facts = describe(model_id, revision)
+    facts = native_facts
+    if image_size is not None:
+        facts = describe(model_id, revision, image_size=image_size)
     if not list(folder.glob("*.safetensors")):
         raise ModelError(
             [
@@ -142,15 +146,17 @@ def load(
                 "with transformers' save_pretrained"
             ]
         )
-    processor = load_processor(folder, trust_remote_code=trust_remote_code)
+    native = load_processor(folder, family, config, trust_remote_code=trust_remote_code)
+    check_processor(native, native_facts, folder)
+    processor = native
+    if image_size is not None:
+        processor = resized(native, family, image_size)
+        check_processor(processor, facts, folder)
     with _no_bars():
         original = family.original(folder, config, dtype)
-    native = processor
-    if image_size is not None:
-        processor = copy.deepcopy(processor)
-        family.resize_processor(processor, image_size)
     return LoadedModel(
         facts=facts,
+        native_facts=native_facts,
         folder=folder,
         digest=known_digest or digest(folder),
         original=original,
@@ -206,20 +212,3 @@ def digest(folder: Path) -> str:
         with path.open("rb") as stream:
             total.update(hashlib.file_digest(stream, "sha256").digest())
     return total.hexdigest()
-
-
-def load_processor(folder: Path, *, trust_remote_code: bool = False) -> Any:
-    """Return the processor of a model folder.
-
-    Raises:
-        ModelError: there is none, or it cannot be loaded.
-    """
-    from transformers import AutoProcessor
-
-    try:
-        return AutoProcessor.from_pretrained(
-            folder, trust_remote_code=trust_remote_code, local_files_only=True
-        )
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as failure:
-        reason = str(failure).strip().splitlines()[0]
-        raise ModelError([f"{folder}: the model's processor cannot be loaded: {reason}"]) from None
