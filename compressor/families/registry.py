@@ -1,7 +1,6 @@
 """Finds the family of a model and loads it: a hub id or a local folder, safetensors only."""
 
 import copy
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,8 @@ import torch
 from compressor.dims import ModelFacts
 from compressor.errors import ModelError
 from compressor.families.base import Family, LoadedModel
+from compressor.families.folder import digest, weight_files
+from compressor.families.guard import broken_texts, broken_weight_files, first_line, reading
 from compressor.families.llava import LlavaFamily
 
 FAMILIES: tuple[Family, ...] = (LlavaFamily(),)
@@ -63,10 +64,12 @@ def local_folder(model_id: str, revision: str | None = None, *, weights: bool = 
     try:
         return Path(snapshot_download(model_id, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as failure:
-        reason = str(failure).strip().splitlines()[0]
         raise ModelError(
-            [f"{model_id}: cannot be fetched from the hub and is no local folder: {reason}"]
-        ) from None
+            [
+                f"{model_id}: cannot be fetched from the hub and is no local folder: "
+                f"{first_line(failure)}"
+            ]
+        ) from failure
 
 
 def read_config(folder: Path, *, trust_remote_code: bool = False) -> tuple[Family, Any]:
@@ -76,6 +79,9 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> tuple[Famil
         ModelError: no readable `config.json`, or a model type that no family reads.
     """
     path = folder / "config.json"
+    problems = broken_texts(folder)
+    if problems:
+        raise ModelError(problems)
     try:
         model_type = json.loads(path.read_text(encoding="utf-8"))["model_type"]
     except FileNotFoundError:
@@ -87,12 +93,10 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> tuple[Famil
     family = family_of(str(model_type), str(path))
     from transformers import AutoConfig
 
-    try:
+    with reading(folder, "config.json"):
         config = AutoConfig.from_pretrained(
             folder, trust_remote_code=trust_remote_code, local_files_only=True
         )
-    except (OSError, ValueError, KeyError, TypeError) as failure:
-        raise ModelError([f"{path}: {str(failure).strip().splitlines()[0]}"]) from None
     return family, config
 
 
@@ -135,15 +139,11 @@ def load(
     folder = local_folder(model_id, revision)
     family, config = read_config(folder, trust_remote_code=trust_remote_code)
     facts = describe(model_id, revision, image_size=image_size)
-    if not list(folder.glob("*.safetensors")):
-        raise ModelError(
-            [
-                f"{folder}: no *.safetensors file; pickled weights are never loaded: convert them "
-                "with transformers' save_pretrained"
-            ]
-        )
+    weight_files(folder)
+    if problems := broken_weight_files(folder):
+        raise ModelError(problems)
     processor = load_processor(folder, trust_remote_code=trust_remote_code)
-    with _no_bars():
+    with _no_bars(), reading(folder, "the weights"):
         original = family.original(folder, config, dtype)
     native = processor
     if image_size is not None:
@@ -198,16 +198,6 @@ def model_name(model_id: str) -> str:
     return folder.parent.name if folder.name == "model" else folder.name
 
 
-def digest(folder: Path) -> str:
-    """Return the sha256 over `config.json` and all safetensors files of a folder, by name."""
-    total = hashlib.sha256()
-    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
-        total.update(path.name.encode())
-        with path.open("rb") as stream:
-            total.update(hashlib.file_digest(stream, "sha256").digest())
-    return total.hexdigest()
-
-
 def load_processor(folder: Path, *, trust_remote_code: bool = False) -> Any:
     """Return the processor of a model folder.
 
@@ -216,10 +206,7 @@ def load_processor(folder: Path, *, trust_remote_code: bool = False) -> Any:
     """
     from transformers import AutoProcessor
 
-    try:
+    with reading(folder, "the processor (images, tokenizer, chat template)"):
         return AutoProcessor.from_pretrained(
             folder, trust_remote_code=trust_remote_code, local_files_only=True
         )
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as failure:
-        reason = str(failure).strip().splitlines()[0]
-        raise ModelError([f"{folder}: the model's processor cannot be loaded: {reason}"]) from None
