@@ -4,7 +4,6 @@ Letters: N = visual tokens of one image; S = side of the vision tower's square i
 """
 
 import copy
-import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from PIL import Image
 from compressor.dims import ModelFacts
 from compressor.errors import ModelError
 from compressor.families.base import Family
+from compressor.families.guard import reading
 
 PROBE = (48, 36)
 """Width and height of the blank picture that a processor is tried on; neither square nor of any tower's size."""
@@ -33,14 +33,10 @@ def load_processor(
     """
     from transformers import AutoProcessor
 
-    _check_tokenizer_files(folder)
-    try:
+    with reading(folder, "the processor (images, tokenizer, chat template)"):
         processor = AutoProcessor.from_pretrained(
             folder, trust_remote_code=trust_remote_code, local_files_only=True
         )
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as failure:
-        reason = str(failure).strip().splitlines()[0]
-        raise ModelError([f"{folder}: the model's processor cannot be loaded: {reason}"]) from None
     missing = [
         what
         for what, part in (("tokenizer", "tokenizer"), ("image processor", "image_processor"))
@@ -86,20 +82,6 @@ def check_processor(processor: Any, facts: ModelFacts, folder: Path) -> None:
         raise ModelError(problems)
 
 
-def _check_tokenizer_files(folder: Path) -> None:
-    """Refuse a tokenizer that only a missing package can read; transformers names another package."""
-    pieces = folder / "tokenizer.model"
-    if not pieces.is_file() or (folder / "tokenizer.json").is_file():
-        return
-    if importlib.util.find_spec("sentencepiece") is None:
-        problem = (
-            f"{pieces}: is a sentencepiece model, there is no tokenizer.json beside it, and the package "
-            "sentencepiece is not installed: pip install sentencepiece, or save the processor anew "
-            "(processor.save_pretrained) where it is installed"
-        )
-        raise ModelError([problem])
-
-
 def _saved(path: Path) -> Mapping[str, Any]:
     """What was saved with a processor; nothing if there is no such file."""
     try:
@@ -138,15 +120,12 @@ def _picture_problems(processor: Any, facts: ModelFacts, folder: Path) -> list[s
     """Try the processor on a blank picture."""
     side, wanted = facts.image_size, facts.visual_tokens
     file = folder / "processor_config.json"
-    try:
+    with reading(folder, "a blank picture, by the model's processor,"):
         tried = processor(
             images=[Image.new("RGB", PROBE)], text=[f"{processor.image_token} "], return_tensors="np"
         )
         pixels, ids = tried["pixel_values"], tried["input_ids"][0].tolist()
         height, width = pixels.shape[-2:]
-    except Exception as failure:  # noqa: BLE001 - a processor is the model's and raises what it likes
-        reason = next(iter(str(failure).strip().splitlines()), type(failure).__name__)
-        return [f"{folder}: the model's processor fails on a blank picture: {reason}"]
     if pixels.ndim != 4 or len(pixels) != 1 or (height, width) != (side, side):
         images = file if "image_processor" in _saved(file) else folder / "preprocessor_config.json"
         return [
