@@ -17,7 +17,7 @@ from compressor.families.base import Family
 from compressor.families.guard import reading
 
 PROBE = (48, 36)
-"""Width and height of the blank picture that a processor is tried on; neither square nor of any tower's size."""
+"""Width and height of the blank picture that a processor is tried on; not square, and no tower's size."""
 
 
 def load_processor(
@@ -72,8 +72,8 @@ def check_processor(processor: Any, facts: ModelFacts, folder: Path) -> None:
         folder: of both, for errors.
 
     Raises:
-        ModelError: another image token than the configuration's, pictures of another size than the tower's, or
-            another number of image tokens than the tower gives; all that is found.
+        ModelError: its image token is not the configuration's, its pictures are not of the tower's size, or
+            it writes another number of image tokens than the tower gives.
     """
     problems = [*_token_problems(processor, facts, folder)]
     if not problems:
@@ -122,7 +122,9 @@ def _picture_problems(processor: Any, facts: ModelFacts, folder: Path) -> list[s
     file = folder / "processor_config.json"
     with reading(folder, "a blank picture, by the model's processor,"):
         tried = processor(
-            images=[Image.new("RGB", PROBE)], text=[f"{processor.image_token} "], return_tensors="np"
+            images=[Image.new("RGB", PROBE)],
+            text=[f"{processor.image_token} "],
+            return_tensors="np",
         )
         pixels, ids = tried["pixel_values"], tried["input_ids"][0].tolist()
         height, width = pixels.shape[-2:]
