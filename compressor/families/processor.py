@@ -4,6 +4,7 @@ Letters: N = visual tokens of one image; S = side of the vision tower's square i
 """
 
 import copy
+import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,6 +34,7 @@ def load_processor(
     """
     from transformers import AutoProcessor
 
+    _check_tokenizer_files(folder)
     with reading(folder, "the processor (images, tokenizer, chat template)"):
         processor = AutoProcessor.from_pretrained(
             folder, trust_remote_code=trust_remote_code, local_files_only=True
@@ -80,6 +82,20 @@ def check_processor(processor: Any, facts: ModelFacts, folder: Path) -> None:
         problems += _picture_problems(processor, facts, folder)
     if problems:
         raise ModelError(problems)
+
+
+def _check_tokenizer_files(folder: Path) -> None:
+    """Refuse a tokenizer that only a missing package can read; transformers names another package."""
+    pieces = folder / "tokenizer.model"
+    if not pieces.is_file() or (folder / "tokenizer.json").is_file():
+        return
+    if importlib.util.find_spec("sentencepiece") is None:
+        problem = (
+            f"{pieces}: is a SentencePiece file without a tokenizer.json beside it, and the package "
+            "sentencepiece is not installed: pip install sentencepiece, or save the processor anew "
+            "(processor.save_pretrained) where it is installed"
+        )
+        raise ModelError([problem])
 
 
 def _saved(path: Path) -> Mapping[str, Any]:
