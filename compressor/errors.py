@@ -1,6 +1,6 @@
 """Errors that are the user's to mend: one line that says where, what was found, what to do.
 
-Anything that is not a `VtcompressError` is a fault of ours and keeps its traceback.
+Anything that is not a `VtcompressError` was not foreseen: the command line writes its traceback into a file.
 """
 
 from collections.abc import Iterable
