@@ -5,6 +5,8 @@ Anything that is not a `VtcompressError` was not foreseen: the command line writ
 
 from collections.abc import Iterable
 
+from compressor.installing import how_to_install
+
 
 class VtcompressError(Exception):
     """An error of input or environment; the message names the place and the remedy."""
@@ -59,6 +61,4 @@ class MissingExtraError(VtcompressError):
 
     def __init__(self, what: str, extra: str) -> None:
         self.extra = extra
-        super().__init__(
-            f"{what} needs packages that are not installed: pip install 'vtcompress[{extra}]'"
-        )
+        super().__init__(f"{what} needs packages that are not installed: {how_to_install(extra)}")

@@ -264,7 +264,7 @@ def test_a_missing_extra_says_which_to_install(
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     code, _, err = vt("plan", "--recipe", "identity", "--model", tmp_path)
     assert code == 1
-    assert "pip install 'vtcompress[compress]'" in err
+    assert "pip install '.[compress]'" in err
 
 
 def test_an_interrupt_inside_exec_of_a_string_is_exit_code_130_too(tmp_path: Path) -> None:
