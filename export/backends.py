@@ -53,8 +53,8 @@ def open_session(
     graphs = artifact.manifest.graphs
     if backend != "onnxruntime" and any(spec.fixed for spec in graphs):
         raise BackendError(
-            f"{backend}: does not run graphs that write into caches of fixed size (TensorScatter); the backend "
-            "onnxruntime does, or export with export.kv_cache: growing"
+            f"{backend}: does not run graphs that write into caches of fixed size (TensorScatter); the "
+            "backend onnxruntime does, or export with export.kv_cache: growing"
         )
     if backend in TARGETS:
         return _open_engines(artifact, backend, device)
