@@ -98,11 +98,9 @@ def calibrate(out: Output, /, output: Path, **options: Any) -> None:
 @click.pass_obj
 def plan(out: Output, /, profile: Path | None, output: Path, **options: Any) -> None:
     """Decide what visual tokens do in each layer; print the predicted costs."""
-    from compressor.calibration.profile import Profile
     from vtcompress import show, stages
 
-    measured = None if profile is None else Profile.load(profile)
-    chosen = stages.plan(read_recipe(options), measured, progress=out)
+    chosen = stages.plan(read_recipe(options), profile, progress=out)
     chosen.save(output)
     show.show_plan(out, chosen)
     out.line(f"written: {output}")
@@ -131,16 +129,14 @@ def compress(
     **options: Any,
 ) -> None:
     """Apply a plan: write a folder of safetensors, configuration and plan."""
-    from compressor.calibration.profile import Profile
     from compressor.plan import Plan
     from vtcompress import stages
 
-    measured = None if profile is None else Profile.load(profile)
     folder = stages.compress(
         read_recipe(options),
         Plan.load(plan_file),
         output,
-        profile=measured,
+        profile=profile,
         overwrite=overwrite,
         progress=out,
     )
@@ -179,7 +175,6 @@ def export(
     **options: Any,
 ) -> None:
     """Run all stages: calibrate, plan, compress, export to ONNX, check against the original, time."""
-    from compressor.calibration.profile import Profile
     from compressor.plan import Plan
     from export.engine_facts import engine_facts
     from vtcompress import show, stages
@@ -195,7 +190,7 @@ def export(
     manifest = stages.export(
         recipe,
         output,
-        profile=None if profile is None else Profile.load(profile),
+        profile=profile,
         compressed=compressed,
         overwrite=overwrite,
         bench_rounds=bench_rounds,
@@ -458,17 +453,22 @@ def run(arguments: list[str] | None = None) -> int:
     return EXIT_ERROR if doing.failed and code == 0 else code
 
 
+def spoken(problem: str, command: str | None) -> str:
+    """Return a problem in the words of a command: some write something and have no `--output`."""
+    found = cli.commands.get(command or "")
+    if found is None or any("--output" in option.opts for option in found.params):
+        return problem
+    return problem.replace("another --output", "another place")
+
+
 def _run(arguments: list[str] | None, doing: Doing) -> int:
     try:
         result = cli.main(arguments, prog_name="vtcompress", standalone_mode=False, obj=doing)
     except ThresholdMissedError:
         return EXIT_MISSED
-    except ProblemsError as error:
-        for problem in error.problems:
-            click.echo(f"error: {problem}", err=True)
-        return EXIT_ERROR
     except VtcompressError as error:
-        click.echo(f"error: {error}", err=True)
+        for problem in error.problems if isinstance(error, ProblemsError) else (str(error),):
+            click.echo(f"error: {spoken(problem, doing.command)}", err=True)
         return EXIT_ERROR
     except click.UsageError as error:
         error.show()

@@ -22,7 +22,7 @@ from compressor.recipe import Recipe
 from compressor.recipe import load_recipe as read_recipe
 from export import artifact as artifacts
 from export import bench as timing
-from export.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE, Artifact
+from export.artifact import PLAN_FILE, RECIPE_FILE, Artifact
 from export.backends import check_dtype
 from export.bfloat16 import open_for_checks
 from export.limits import cache_limits
@@ -50,6 +50,8 @@ from vtcompress.inputs import (
     load_model,
     model_digest,
     model_facts,
+    note_unread_data,
+    open_profile,
     require_compress,
     require_runtime,
 )
@@ -108,9 +110,14 @@ def calibrate(recipe: Recipe, output: PathLike, *, progress: Progress | None = N
 
 
 def plan(
-    recipe: Recipe, profile: Profile | None = None, *, progress: Progress | None = None
+    recipe: Recipe, profile: Profile | PathLike | None = None, *, progress: Progress | None = None
 ) -> Plan:
     """Decide what visual rows do in each layer; loads no weights.
+
+    Args:
+        recipe: names the model and the methods.
+        profile: of an earlier calibration, or its file; needed where methods choose by it.
+        progress: is told what is read.
 
     Raises:
         VtcompressError: the model is not supported, or the methods cannot be applied; all reasons.
@@ -119,12 +126,14 @@ def plan(
     facts = model_facts(recipe)
     check_methods(facts, recipe.methods)
     progress = shown(progress)
+    measured, name = open_profile(profile)
+    note_unread_data(recipe, "a plan is made from a profile", progress)
     check_recipe_prompts(recipe, (), progress)
-    progress.say(f\"reading the weights of {recipe.model.id} for their digest\")
+    progress.say(f"reading the weights of {recipe.model.id} for their digest")
     digest = model_digest(recipe)
-    if profile is not None:
-        profile.check_belongs(Path(PROFILE_FILE), model_digest=digest)
-    return make_plan(facts, digest, recipe.methods, profile)
+    if measured is not None:
+        measured.check_belongs(name, model_digest=digest)
+    return make_plan(facts, digest, recipe.methods, measured)
 
 
 def compress(
@@ -132,18 +141,22 @@ def compress(
     plan: Plan,
     output: PathLike,
     *,
-    profile: Profile | None = None,
+    profile: Profile | PathLike | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """Write the compressed model as a folder that `load_compressed` and `export` read.
 
     Raises:
-        VtcompressError: the plan is for another model, or the folder cannot be written.
+        VtcompressError: plan or profile are of another model, or the folder cannot be written.
     """
     progress = shown(progress)
+    measured, name = open_profile(profile)
+    note_unread_data(recipe, "the plan is made already", progress)
     check_recipe_prompts(recipe, (), progress)
     model = load_model(recipe, progress)
+    if measured is not None:
+        measured.check_belongs(name, model_digest=model.digest)
     from compressor.compressed import save_compressed
 
     gates = load_plan_gates(plan, recipe, model)
@@ -153,7 +166,7 @@ def compress(
     needed = sum(p.stat().st_size for p in model.folder.glob("*.safetensors"))
     with artifacts.staged(output, overwrite=overwrite, needed_bytes=needed) as folder:
         save_compressed(model, plan, folder, gates)
-        write_inputs(folder, recipe, plan, profile)
+        write_inputs(folder, recipe, plan, measured)
     return output
 
 
@@ -174,7 +187,7 @@ def export(
     recipe: Recipe,
     output: PathLike,
     *,
-    profile: Profile | None = None,
+    profile: Profile | PathLike | None = None,
     compressed: PathLike | None = None,
     overwrite: bool = False,
     bench_rounds: int = 15,
@@ -186,7 +199,7 @@ def export(
     Args:
         recipe: names the model and, where methods need it, calibration data.
         output: folder of the artifact; appears when complete.
-        profile: of an earlier calibration, instead of measuring.
+        profile: of an earlier calibration, or its file, instead of measuring.
         compressed: start from the folder that `compress` wrote instead of the original. Compression loss
             then needs the recipe's model as well.
         overwrite: replace what is at `output`.
@@ -204,8 +217,12 @@ def export(
     require_runtime("checking the exported graphs")
     run = ExportRun(recipe, Path(output), bench_rounds, threads, shown(progress))
     if compressed is not None:
+        if profile is not None:
+            raise VtcompressError(
+                f"{compressed}: holds plan and profile already, so another profile is not read; leave it out"
+            )
         return run.from_compressed(Path(compressed), overwrite=overwrite)
-    return run.from_original(profile, overwrite=overwrite)
+    return run.from_original(*open_profile(profile), overwrite=overwrite)
 
 
 @dataclass(frozen=True)
