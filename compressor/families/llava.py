@@ -78,7 +78,6 @@ class LlavaFamily(Family):
         class_token = _has_class_token(vision)
         dropped = config.vision_feature_select_strategy == "default"
         visual_tokens = patches + int(class_token) - int(dropped)
-        eos = text.eos_token_id if text.eos_token_id is not None else ()
         return ModelFacts(
             name=name,
             family=self.name,
@@ -90,7 +89,7 @@ class LlavaFamily(Family):
             token_grid=(side, side) if visual_tokens == patches else None,
             image_size=size,
             image_token_id=config.image_token_id,
-            eos_token_ids=(eos,) if isinstance(eos, int) else tuple(eos),
+            eos_token_ids=(),  # what `describe` reads: more files than this configuration decide
             dtype=cast("SourceDType", str(config.dtype or "float32").removeprefix("torch.")),
         )
 

@@ -15,6 +15,7 @@ from compressor.families.folder import digest, weight_files
 from compressor.families.guard import broken_texts, broken_weight_files, first_line, reading
 from compressor.families.llava import LlavaFamily
 from compressor.families.processor import check_processor, load_processor, resized
+from compressor.generation import model_settings
 
 FAMILIES: tuple[Family, ...] = (LlavaFamily(),)
 
@@ -111,7 +112,7 @@ def describe(
     folder = local_folder(model_id, revision, weights=False)
     family, config = read_config(folder)
     facts = family.facts(config, model_name(model_id), image_size=image_size)
-    return facts.model_copy(update={"eos_token_ids": _ends(folder, facts.eos_token_ids)})
+    return facts.model_copy(update={"eos_token_ids": model_settings(folder).ends})
 
 
 def load(
@@ -165,17 +166,6 @@ def load(
         vision=family.vision(config, image_size=facts.image_size, source=original),
         tensors=family.tensors(original),
     )
-
-
-def _ends(folder: Path, of_config: tuple[int, ...]) -> tuple[int, ...]:
-    """Where answers end: the generation configuration's tokens, else the model configuration's."""
-    try:
-        ends = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
-        ends = ends.get("eos_token_id")
-    except (OSError, ValueError, AttributeError, RecursionError):
-        ends = None
-    tokens = ends if isinstance(ends, list) else [ends]
-    return tuple(tokens) if all(isinstance(token, int) for token in tokens) else of_config
 
 
 @contextmanager
