@@ -39,10 +39,16 @@ from compressor.recipe_errors import (
     rule,
 )
 
-RECIPE_FORMAT: Final = 1
-"""Version of the recipe format that this vtcompress writes, and the newest that it reads."""
+RECIPE_FORMAT: Final = 2
+"""Newest version of the recipe format that this vtcompress reads.
 
-Format = Annotated[int, Field(ge=1, le=RECIPE_FORMAT), allowed("1, the format of recipes")]
+Format 1 has the same keys. What is planned from it is what was planned then: methods are applied in the
+order of the list, and ShortV's share is one of all layers. A recipe keeps its format when it is changed.
+"""
+
+Format = Annotated[
+    int, Field(ge=1, le=RECIPE_FORMAT), allowed("1 or 2, the format of recipes; 2 is today's")
+]
 
 RESOLVED_HEADER = "# resolved recipe, written by vtcompress\n"
 
@@ -180,7 +186,7 @@ class Recipe(Section):
         vtcompress: version of the recipe format.
         model: the model to compress.
         calibrate: the measurement.
-        compress: the methods in order, one each; empty: nothing is compressed (identity).
+        compress: the methods, one each, in any order; empty: nothing is compressed (identity).
         export: what is written.
         validation: the checks; `validate` in YAML and as keyword.
     """

@@ -97,10 +97,10 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
             [f"{path}: not valid YAML: a number or character code too large"]
         ) from None
     if root is None or (isinstance(root, yaml.ScalarNode) and root.value == ""):
-        raise RecipeError([f"{path}: the file is empty; start it with 'vtcompress: 1'"])
+        raise RecipeError([f"{path}: the file is empty; start it with 'vtcompress: 2'"])
     if not isinstance(root, yaml.MappingNode):
         line = root.start_mark.line + 1
-        raise RecipeError([f"{path}: line {line}: a recipe is a mapping, such as 'vtcompress: 1'"])
+        raise RecipeError([f"{path}: line {line}: a recipe is a mapping, such as 'vtcompress: 2'"])
     problems: list[str] = []
     data = _value(root, problems)
     return data, tuple(f"{path}: {problem}" for problem in problems)

@@ -54,8 +54,8 @@ def refusal(folder: Path, content: str | bytes) -> list[str]:
 
 
 def test_the_shortest_recipe_is_identity_with_every_default(tmp_path):
-    recipe = read(tmp_path, "vtcompress: 1\n")
-    assert recipe.vtcompress == RECIPE_FORMAT == 1
+    recipe = read(tmp_path, "vtcompress: 2\n")
+    assert recipe.vtcompress == RECIPE_FORMAT == 2
     assert (recipe.model.id, recipe.model.revision, recipe.model.trust_remote_code) == (
         None,
         None,
@@ -104,7 +104,7 @@ def test_every_shipped_recipe_loads():
     paths = sorted(RECIPES.glob("*.yaml"))
     assert len(paths) == 11
     for path in paths:
-        assert load_recipe(path).vtcompress == 1
+        assert load_recipe(path).vtcompress == RECIPE_FORMAT
 
 
 def test_numbers_in_scientific_notation_are_numbers_and_words_stay_words(tmp_path):
@@ -353,24 +353,31 @@ def test_a_value_that_is_not_allowed_is_named_with_its_place_and_what_is(tmp_pat
 
 
 @pytest.mark.parametrize("value", ["true", "1.0", "'1'", "0", "-1", "null"])
-def test_a_format_version_is_the_whole_number_one(tmp_path, value):
+def test_a_format_version_is_one_of_two_whole_numbers(tmp_path, value):
     shown = value
     assert refusal(tmp_path, f"vtcompress: {value}\n") == [
-        f"vtcompress: {shown} is not allowed; 1, the format of recipes"
+        f"vtcompress: {shown} is not allowed; 1 or 2, the format of recipes; 2 is today's"
     ]
+
+
+def test_a_recipe_keeps_its_format_when_it_is_changed_and_written(tmp_path):
+    for number in (1, 2):
+        recipe = read(tmp_path, f"vtcompress: {number}\ncompress: [{{shortv: {{frozen: 0.5}}}}]\n")
+        changed = recipe.override({"compress.shortv.frozen": 0.6})
+        assert read(tmp_path, dump_recipe(changed)).vtcompress == changed.vtcompress == number
 
 
 def test_a_missing_format_version_is_asked_for(tmp_path):
     assert refusal(tmp_path, "model: {}\n") == [
-        "vtcompress: missing; start the recipe with 'vtcompress: 1'"
+        "vtcompress: missing; start the recipe with 'vtcompress: 2'"
     ]
 
 
 def test_a_newer_format_asks_for_an_upgrade_and_judges_nothing_else(tmp_path):
-    assert refusal(tmp_path, "vtcompress: 2\nfuture: 1\nmodel: 3\n") == [
+    assert refusal(tmp_path, "vtcompress: 3\nfuture: 1\nmodel: 3\n") == [
         (
-            "vtcompress: written for a newer vtcompress (format 2); "
-            "this one reads up to 1: upgrade vtcompress"
+            "vtcompress: written for a newer vtcompress (format 3); "
+            "this one reads up to 2: upgrade vtcompress"
         )
     ]
 
@@ -387,7 +394,7 @@ def test_all_problems_are_reported_at_once(tmp_path):
     )
     assert lines == [
         "line 6: the key 'calibrate' is given twice (first on line 1); keep one",
-        "vtcompress: missing; start the recipe with 'vtcompress: 1'",
+        "vtcompress: missing; start the recipe with 'vtcompress: 2'",
         "calibrate.samples: 0 is not allowed; a whole number, 1 or more",
         "calibrate.seed: -1 is not allowed; a whole number from 0 to 4294967295",
         "compress[0].shortv.frozen: 1.5 is not allowed; a number from 0 to 1",
@@ -417,10 +424,10 @@ def test_a_long_value_is_shown_shortened_to_sixty_characters(tmp_path):
 @pytest.mark.parametrize(
     ("content", "line"),
     [
-        (b"", "the file is empty; start it with 'vtcompress: 1'"),
-        (b"# only a comment\n", "the file is empty; start it with 'vtcompress: 1'"),
-        (b"# list\n- shortv\n", "line 2: a recipe is a mapping, such as 'vtcompress: 1'"),
-        (b"vtcompress\n", "line 1: a recipe is a mapping, such as 'vtcompress: 1'"),
+        (b"", "the file is empty; start it with 'vtcompress: 2'"),
+        (b"# only a comment\n", "the file is empty; start it with 'vtcompress: 2'"),
+        (b"# list\n- shortv\n", "line 2: a recipe is a mapping, such as 'vtcompress: 2'"),
+        (b"vtcompress\n", "line 1: a recipe is a mapping, such as 'vtcompress: 2'"),
         (b"vtcompress: 1\n# caf\xe9\n", "line 2: not UTF-8 text; save the file as UTF-8"),
         (b"vtcompress: 1\nmodel: \x01\n", "line 2: not a character of YAML text"),
         (

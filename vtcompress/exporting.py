@@ -18,9 +18,9 @@ from compressor.planner import (
     check_methods,
     gate_candidates,
     gate_file,
-    make_plan,
     measures_needed,
     measures_of,
+    plan_recipe,
 )
 from compressor.progress import Progress
 from compressor.recipe import Recipe, dump_recipe, fidelity_thresholds
@@ -113,7 +113,7 @@ class ExportRun:
             if measure:
                 self._drop_foreign(resume, model)
                 profile = run_calibration(model, self.recipe, resume, self.progress)
-            plan = make_plan(model.facts, model.digest, self.recipe.methods, profile)
+            plan = plan_recipe(self.recipe, model.facts, model.digest, profile)
             original = self._original_answers(model, folder)
             # Handed over and not kept: the torch side ends before ONNX Runtime starts.
             gates = load_plan_gates(plan, self.recipe, model)

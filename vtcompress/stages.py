@@ -12,7 +12,7 @@ from compressor.errors import ArtifactError, VtcompressError
 from compressor.files import read_text
 from compressor.locks import exclusive
 from compressor.plan import Plan
-from compressor.planner import check_methods, make_plan
+from compressor.planner import check_methods, plan_recipe
 from compressor.progress import SILENT, Progress
 from compressor.recipe import Recipe
 from compressor.recipe import load_recipe as read_recipe
@@ -94,7 +94,7 @@ def calibrate(recipe: Recipe, output: PathLike, *, progress: Progress = SILENT) 
         calibration_samples(recipe)
         model = load_model(recipe, progress, check_recipe(recipe))
         profile = run_calibration(model, recipe, output, progress)
-        chosen = make_plan(model.facts, model.digest, recipe.methods, profile)
+        chosen = plan_recipe(recipe, model.facts, model.digest, profile)
         draw(profile, chosen, output.with_suffix(""))
     return profile
 
@@ -111,7 +111,7 @@ def plan(recipe: Recipe, profile: Profile | None = None) -> Plan:
     digest = model_digest(recipe)
     if profile is not None:
         profile.check_belongs(Path(PROFILE_FILE), model_digest=digest)
-    return make_plan(facts, digest, recipe.methods, profile)
+    return plan_recipe(recipe, facts, digest, profile)
 
 
 def compress(

@@ -49,6 +49,7 @@ class Profile(Facts):
         measures: what was measured on each sample.
         gate_layers: layers whose gates were asked.
         gates_digest: sha256 of their file; empty: no gates.
+        gates_under: `Plan.gates_see` of the decoder whose states they were asked on; empty: the original's.
         samples: those measured so far, in order.
         neuron_activity: [L][M] mean magnitude of the MLP's activations on visual rows, mean over the
             samples so far. Not kept for each sample: with 32 layers of 11,008 neurons one takes 3 MB. A
@@ -65,6 +66,7 @@ class Profile(Facts):
     measures: tuple[Measure, ...] = ("layer_contribution",)
     gate_layers: tuple[int, ...] = ()
     gates_digest: str = ""
+    gates_under: str = ""
     samples: tuple[SampleScore, ...] = ()
     neuron_activity: tuple[tuple[float, ...], ...] = ()
 
