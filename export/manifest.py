@@ -82,7 +82,7 @@ class Manifest(Facts):
             then ran on the graphs' float32 shadows, see `export.bfloat16`.
         measured: times beside the naive original; None: not measured.
         memory: resident memory of a process that runs the artifact; None: not measured.
-        peak_memory_bytes: resident memory of the process that exported, at its highest.
+        peak_memory_bytes: resident memory of the process that exported, at its highest; 0: unknown.
     """
 
     manifest_format: Literal[1] = 1

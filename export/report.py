@@ -396,10 +396,7 @@ def _made_with(data: ReportData) -> str:
     manifest = data.manifest
     tools = [(escaped(name), escaped(version)) for name, version in sorted(manifest.tools.items())]
     digests = [(escaped(name), f"`{digest}`") for name, digest in digest_rows(data)]
-    return "\n\n".join(
-        [
-            table(("tool", "version"), tools),
-            table(("sha256 of", "digest"), digests),
-            f"Peak memory of the export: {manifest.peak_memory_bytes / 2**20:,.0f} MiB.",
-        ]
-    )
+    parts = [table(("tool", "version"), tools), table(("sha256 of", "digest"), digests)]
+    if peak := manifest.peak_memory_bytes:  # 0 where the system does not tell
+        parts.append(f"Peak memory of the export: {peak / 2**20:,.0f} MiB.")
+    return "\n\n".join(parts)

@@ -18,7 +18,7 @@ from export.backends import BACKENDS, PRECISIONS
 from vtcompress.cli_build import build
 from vtcompress.cli_doctor import doctor
 from vtcompress.cli_gates import train_gates
-from vtcompress.cli_recipe import FILE, read_recipe, recipe_options
+from vtcompress.cli_recipe import FILE, files_read, read_recipe, recipe_options
 from vtcompress.cli_report import COMMANDS
 from vtcompress.console import Output
 from vtcompress.last_resort import Doing, discard_output, watched_threads
@@ -76,12 +76,18 @@ def _set_logs(verbose: int) -> None:
 @cli.command()
 @recipe_options
 @click.option("--output", type=FILE, default="profile.json", help="Profile to write or continue.")
+@click.option(
+    "--overwrite", is_flag=True, help="Start anew, whatever the profile at --output holds."
+)
 @click.pass_obj
-def calibrate(out: Output, /, output: Path, **options: Any) -> None:
-    """Measure what the recipe's methods choose by: how much each layer needs visual tokens."""
+def calibrate(out: Output, /, output: Path, overwrite: bool, **options: Any) -> None:
+    """Measure what the recipe's methods choose by: how much each layer needs visual tokens.
+
+    A profile of the same model and data is continued, also with more --samples.
+    """
     from vtcompress import show, stages
 
-    profile = stages.calibrate(read_recipe(options), output, progress=out)
+    profile = stages.calibrate(read_recipe(options), output, overwrite=overwrite, progress=out)
     show.show_profile(out, profile)
     out.line(
         f"{len(profile.samples)} samples; written: {output}, its plot as .png and .svg beside it"
@@ -99,8 +105,10 @@ def calibrate(out: Output, /, output: Path, **options: Any) -> None:
 def plan(out: Output, /, profile: Path | None, output: Path, **options: Any) -> None:
     """Decide what visual tokens do in each layer; print the predicted costs."""
     from compressor.calibration.profile import Profile
+    from export.places import check_file
     from vtcompress import show, stages
 
+    check_file(output, "plan")
     measured = None if profile is None else Profile.load(profile)
     chosen = stages.plan(read_recipe(options), measured)
     chosen.save(output)
@@ -119,7 +127,7 @@ def plan(out: Output, /, profile: Path | None, output: Path, **options: Any) -> 
 @click.option("--plan", "plan_file", type=FILE, required=True, help="What `plan` wrote.")
 @click.option("--profile", type=FILE, help="What `calibrate` wrote; stored beside the plan.")
 @click.option("--output", type=FOLDER, required=True, help="Folder to write.")
-@click.option("--overwrite", is_flag=True, help="Replace what is at --output.")
+@click.option("--overwrite", is_flag=True, help="Replace what vtcompress wrote at --output.")
 @click.pass_obj
 def compress(
     out: Output,
@@ -142,6 +150,7 @@ def compress(
         output,
         profile=measured,
         overwrite=overwrite,
+        sources=files_read(options, plan_file, profile),
         progress=out,
     )
     out.line(f"written: {folder}")
@@ -153,7 +162,7 @@ def compress(
 @click.option("--profile", type=FILE, help="Use this calibration instead of measuring.")
 @click.option("--compressed", type=FOLDER, help="Start from the folder that `compress` wrote.")
 @click.option("--output", type=FOLDER, required=True, help="Folder of the artifact.")
-@click.option("--overwrite", is_flag=True, help="Replace what is at --output.")
+@click.option("--overwrite", is_flag=True, help="Replace what vtcompress wrote at --output.")
 @click.option(
     "--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Of weights and graphs."
 )
@@ -198,6 +207,7 @@ def export(
         profile=None if profile is None else Profile.load(profile),
         compressed=compressed,
         overwrite=overwrite,
+        sources=files_read(options, profile),
         bench_rounds=bench_rounds,
         threads=threads,
         progress=out,

@@ -59,6 +59,12 @@ def _with(command: Command, *options: Callable[[Command], Command]) -> Command:
     return command
 
 
+def files_read(options: Mapping[str, Any], *others: Path | None) -> list[Path]:
+    """Return the files that a command reads beside those that its recipe names: the recipe and others."""
+    named = [Path(options["recipe"]), *others]
+    return [path for path in named if path is not None and path.exists()]
+
+
 def read_recipe(options: Mapping[str, Any], more: Mapping[str, Any] | None = None) -> "Recipe":
     """Load the recipe that the options name, and override it."""
     from compressor.recipe_errors import parse_value

@@ -2,15 +2,15 @@
 
 import gc
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compressor.calibration.data import data_digest
 from compressor.calibration.profile import Profile
+from compressor.calibration.resume import Task
 from compressor.cost import BYTES, predict, predicted_speedup
+from compressor.dims import ModelFacts
 from compressor.errors import ProfileError, VtcompressError
 from compressor.methods import DyVTE
 from compressor.plan import Plan
@@ -26,7 +26,7 @@ from compressor.progress import Progress
 from compressor.recipe import Recipe, dump_recipe, fidelity_thresholds
 from export import artifact as artifacts
 from export import bench as timing
-from export import memory
+from export import memory, staging
 from export.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE
 from export.bfloat16 import ShadowSession, missing_kernels, open_for_checks
 from export.graphs import GraphSpec, decoder_graph, decoder_graphs, embed_graph, vision_graph
@@ -45,6 +45,8 @@ from vtcompress.inputs import (
     load_model,
     model_digest,
     model_facts,
+    model_folder,
+    source_paths,
     validation_samples,
 )
 from vtcompress.reporting import origin_of, write_reports
@@ -87,16 +89,25 @@ class ExportRun:
         rounds: how often each call is timed; 0 for none.
         threads: of one operator while timing.
         progress: shows stages and loops.
+        sources: files and folders that the run reads, beside those that the recipe names.
     """
 
     def __init__(
-        self, recipe: Recipe, output: Path, rounds: int, threads: int, progress: Progress
+        self,
+        recipe: Recipe,
+        output: Path,
+        rounds: int,
+        threads: int,
+        progress: Progress,
+        sources: Sequence[Path] = (),
     ) -> None:
         self.recipe, self.output = recipe, output
         self.rounds, self.threads, self.progress = rounds, threads, progress
         self.samples = validation_samples(recipe)
         # Read now: data that cannot be used is refused before anything runs.
         self.range_samples = range_samples(recipe, self.samples)
+        pictures = {path for sample in self.samples for path in sample.images}
+        self.sources = (*source_paths(recipe), *sources, *pictures)
         self.origin = Origin()
 
     def from_original(self, profile: Profile | None, *, overwrite: bool) -> Manifest:
@@ -105,13 +116,16 @@ class ExportRun:
         # What can be refused is refused before weights are loaded.
         if measure:
             calibration_samples(self.recipe)
+        facts, source = model_facts(self.recipe), model_folder(self.recipe)
+        staging.check_place(self.output, **self._needs(source, facts.dtype, overwrite))
         digest = check_recipe(self.recipe, profile, building=True)
         model = load_model(self.recipe, self.progress, digest)
         self.origin = origin_of(self.recipe.model.id, model.folder)
-        resume = self.output.absolute().with_name(f".{self.output.name}.calibration.json")
-        with self._staged(model.folder, model.facts.dtype, overwrite=overwrite) as folder:
+        resume = staging.calibration_file(self.output)
+        needs = self._needs(model.folder, model.facts.dtype, overwrite)
+        with staging.staged(self.output, **needs) as folder:
             if measure:
-                self._drop_foreign(resume, model)
+                drop_foreign(resume, calibration_task(self.recipe, model.facts, model.digest))
                 profile = run_calibration(model, self.recipe, resume, self.progress)
             plan = plan_recipe(self.recipe, model.facts, model.digest, profile)
             original = self._original_answers(model, folder)
@@ -133,7 +147,9 @@ class ExportRun:
         self.origin = origin_of(self.recipe.model.id, source)
         profile_path = source / PROFILE_FILE
         profile = Profile.load(profile_path) if profile_path.is_file() else None
-        with self._staged(source, plan.model.dtype, overwrite=overwrite) as folder:
+        self.sources += (source,)
+        needs = self._needs(source, plan.model.dtype, overwrite)
+        with staging.staged(self.output, **needs) as folder:
             original = None
             if self.samples and self.recipe.model.id:
                 model = load_model(self.recipe, self.progress)
@@ -144,31 +160,15 @@ class ExportRun:
             models = [load_compressed(source, logits=self.recipe.export.logits)]
             return self._finish(models, profile, original, folder)
 
-    def _staged(
-        self, source: Path, source_dtype: str, *, overwrite: bool
-    ) -> AbstractContextManager[Path]:
+    def _needs(self, source: Path, source_dtype: str, overwrite: bool) -> dict[str, Any]:
+        """Return what the place of the artifact must allow; see `staging.staged`."""
         weights = sum(path.stat().st_size for path in source.glob("*.safetensors"))
         needed = weights * BYTES[self.recipe.export.dtype] // BYTES[source_dtype]
         pictures = {path for sample in self.samples for path in sample.images}
         # Engines hold the weights too.
         needed *= 1 + len(set(self.recipe.export.targets) & TARGETS.keys())
         needed += sum(path.stat().st_size for path in pictures) + SMALL_FILES_BYTES
-        return artifacts.staged(self.output, overwrite=overwrite, needed_bytes=needed)
-
-    def _drop_foreign(self, resume: Path, model: "LoadedModel") -> None:
-        """Remove a calibration that was left by a run on another model or other data."""
-        if not resume.exists():
-            return
-        digest = data_digest(calibration_samples(self.recipe))
-        try:
-            Profile.load(resume).check_belongs(
-                resume,
-                model_digest=model.digest,
-                data_digest=digest,
-                measures=measures_of(self.recipe.methods),
-            )
-        except ProfileError:
-            resume.unlink()
+        return {"overwrite": overwrite, "needed_bytes": needed, "sources": self.sources}
 
     def _original_answers(self, model: "LoadedModel", folder: Path) -> loss.Answers | None:
         if not self.samples:
@@ -360,10 +360,41 @@ def load_plan_gates(plan: Plan, recipe: Recipe, model: "LoadedModel") -> "Loaded
     return load_gates(gate_file(method, model.facts, model.digest), plan.gates.candidates)
 
 
+def calibration_task(recipe: Recipe, facts: ModelFacts, model_digest: str) -> Task:
+    """Return what a calibration of the recipe's data measures; loads no weights."""
+    dyvte = recipe.dyvte
+    return Task(
+        model=facts.name,
+        model_digest=model_digest,
+        layers=facts.decoder.layers,
+        data=recipe.calibrate.data.name if recipe.calibrate.data else "",
+        samples=calibration_samples(recipe),
+        measures=measures_of(recipe.methods),
+        gate_layers=gate_candidates(dyvte, facts.decoder.layers) if dyvte else (),
+        gates_digest=gate_file(dyvte, facts, model_digest).digest if dyvte else "",
+    )
+
+
+def drop_foreign(path: Path, task: Task) -> None:
+    """Remove a calibration that was left by a run on another model or other data."""
+    try:
+        task.go_on(path)
+    except ProfileError:
+        path.unlink()
+
+
 def run_calibration(
-    model: "LoadedModel", recipe: Recipe, path: Path, progress: Progress
+    model: "LoadedModel", recipe: Recipe, path: Path, progress: Progress, *, anew: bool = False
 ) -> Profile:
-    """Calibrate a loaded model on the recipe's data; the profile grows at `path`."""
+    """Calibrate a loaded model on the recipe's data; the profile grows at `path`.
+
+    Args:
+        model: the original.
+        recipe: names the data.
+        path: of the profile, which is continued.
+        progress: shows the samples.
+        anew: replace the profile instead.
+    """
     from compressor.calibration.run import Asked, calibrate
     from compressor.decoder.weights import load_gates
 
@@ -374,7 +405,9 @@ def run_calibration(
         candidates = gate_candidates(recipe.dyvte, model.facts.decoder.layers)
         gates = load_gates(gate_file(recipe.dyvte, model.facts, model.digest), candidates)
     asked = Asked(measures_of(recipe.methods), gates)
-    return calibrate(model, samples, path, data_name=name, asked=asked, progress=progress)
+    return calibrate(
+        model, samples, path, data_name=name, asked=asked, anew=anew, progress=progress
+    )
 
 
 def draw(profile: Profile, plan: Plan, base: Path) -> None:

@@ -1,7 +1,7 @@
 """The stages of the tool as functions; the command line is a thin layer over them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,24 +9,26 @@ from typing import TYPE_CHECKING, Any
 from compressor.calibration.data import Sample, read_samples
 from compressor.calibration.profile import Profile
 from compressor.errors import ArtifactError, VtcompressError
-from compressor.files import read_text
+from compressor.files import make_parent, read_text
 from compressor.locks import exclusive
 from compressor.plan import Plan
 from compressor.planner import check_methods, plan_recipe
 from compressor.progress import SILENT, Progress
 from compressor.recipe import Recipe
 from compressor.recipe import load_recipe as read_recipe
-from export import artifact as artifacts
 from export import bench as timing
-from export.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE, Artifact
+from export import staging
+from export.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE, Artifact, write_file_list
 from export.backends import check_dtype
 from export.bfloat16 import open_for_checks
 from export.limits import cache_limits
 from export.manifest import Manifest
 from export.parity import fidelity, loss
+from export.places import check_file
 from export.runtime import Runtime
 from vtcompress.exporting import (
     ExportRun,
+    calibration_task,
     check_fidelity,
     check_recipe,
     compress_for_export,
@@ -45,8 +47,10 @@ from vtcompress.inputs import (
     load_model,
     model_digest,
     model_facts,
+    model_folder,
     require_compress,
     require_runtime,
+    source_paths,
 )
 from vtcompress.shipped import find_recipe
 
@@ -80,22 +84,43 @@ def load_recipe(name_or_path: PathLike) -> Recipe:
     return read_recipe(find_recipe(str(name_or_path)))
 
 
-def calibrate(recipe: Recipe, output: PathLike, *, progress: Progress = SILENT) -> Profile:
+def calibrate(
+    recipe: Recipe, output: PathLike, *, overwrite: bool = False, progress: Progress = SILENT
+) -> Profile:
     """Measure the recipe's model on its calibration data; a profile at `output` is continued.
 
     Also draws `output` without its suffix as PNG and SVG, with the layers that the recipe would freeze.
 
+    Args:
+        recipe: names model and data.
+        output: file of the profile. One of the same model, with these samples or some of them, is continued.
+        overwrite: start anew, whatever the profile there holds.
+        progress: shows the samples.
+
     Raises:
-        VtcompressError: model or data cannot be used, or `output` belongs to others or is being written
-            by another run.
+        VtcompressError: model or data cannot be used, or `output` holds another profile, was not written by
+            this tool, or is being written by another run.
     """
     output = Path(output)
+    base = output.with_suffix("")
+    drawings = tuple(base.with_name(base.name + suffix) for suffix in (".png", ".svg"))
+    if output in drawings:
+        raise VtcompressError(
+            f"{output}: is where the profile is drawn; give --output {base.name}.json"
+        )
+    make_parent(output)
     with exclusive(output):
+        check_file(output, "profile")
+        for path in drawings:
+            check_file(path, "drawing")
         calibration_samples(recipe)
-        model = load_model(recipe, progress, check_recipe(recipe))
-        profile = run_calibration(model, recipe, output, progress)
+        digest = check_recipe(recipe)
+        if not overwrite:
+            calibration_task(recipe, model_facts(recipe), digest).go_on(output)
+        model = load_model(recipe, progress, digest)
+        profile = run_calibration(model, recipe, output, progress, anew=overwrite)
         chosen = plan_recipe(recipe, model.facts, model.digest, profile)
-        draw(profile, chosen, output.with_suffix(""))
+        draw(profile, chosen, base)
     return profile
 
 
@@ -121,24 +146,42 @@ def compress(
     *,
     profile: Profile | None = None,
     overwrite: bool = False,
+    sources: Iterable[PathLike] = (),
     progress: Progress = SILENT,
 ) -> Path:
     """Write the compressed model as a folder that `load_compressed` and `export` read.
 
+    Args:
+        recipe: names the model.
+        plan: made for it.
+        output: folder to write.
+        profile: stored beside the plan.
+        overwrite: replace what this tool wrote at `output`.
+        sources: files that recipe, plan and profile were read from; no folder that holds one is replaced.
+        progress: shows stages.
+
     Raises:
         VtcompressError: the plan is for another model, or the folder cannot be written.
     """
+    output = Path(output)
+    needs: dict[str, Any] = {
+        "overwrite": overwrite,
+        "needed_bytes": sum(
+            path.stat().st_size for path in model_folder(recipe).glob("*.safetensors")
+        ),
+        "sources": (*source_paths(recipe), *map(Path, sources)),
+    }
+    staging.check_place(output, **needs)
     model = load_model(recipe, progress)
     from compressor.compressed import save_compressed
 
     gates = load_plan_gates(plan, recipe, model)
     # Refuses a plan of another model before anything is written.
     compress_for_export(model, plan, recipe, gates)
-    output = Path(output)
-    needed = sum(p.stat().st_size for p in model.folder.glob("*.safetensors"))
-    with artifacts.staged(output, overwrite=overwrite, needed_bytes=needed) as folder:
+    with staging.staged(output, **needs) as folder:
         save_compressed(model, plan, folder, gates)
         write_inputs(folder, recipe, plan, profile)
+        write_file_list(folder)
     return output
 
 
@@ -161,6 +204,7 @@ def export(
     profile: Profile | None = None,
     compressed: PathLike | None = None,
     overwrite: bool = False,
+    sources: Iterable[PathLike] = (),
     bench_rounds: int = 15,
     threads: int = 1,
     progress: Progress = SILENT,
@@ -173,7 +217,8 @@ def export(
         profile: of an earlier calibration, instead of measuring.
         compressed: start from the folder that `compress` wrote instead of the original. Compression loss
             then needs the recipe's model as well.
-        overwrite: replace what is at `output`.
+        overwrite: replace what this tool wrote at `output`; nothing else is ever replaced.
+        sources: files that recipe and profile were read from; no folder that holds one is replaced.
         bench_rounds: how often each call is timed; 0 for none.
         threads: of one operator while timing.
         progress: shows stages and loops.
@@ -186,7 +231,8 @@ def export(
     """
     require_compress("export")
     require_runtime("checking the exported graphs")
-    run = ExportRun(recipe, Path(output), bench_rounds, threads, progress)
+    read = tuple(map(Path, sources))
+    run = ExportRun(recipe, Path(output), bench_rounds, threads, progress, read)
     if compressed is not None:
         return run.from_compressed(Path(compressed), overwrite=overwrite)
     return run.from_original(profile, overwrite=overwrite)
