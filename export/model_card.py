@@ -170,8 +170,9 @@ def _how_to_run(dtype: str) -> str:
     python = (
         "import vtcompress\n\n"
         f'runtime = vtcompress.Runtime.load("."{argument})\n'
-        'for piece in runtime.generate("What is this?", ["photo.jpg"]):\n'
-        '    print(piece, end="", flush=True)'
+        'for piece in runtime.generate("What is this?", "photo.jpg"):\n'
+        '    print(piece, end="", flush=True)\n'
+        "print()"
     )
     return f"{fenced(shell, 'console')}\n\n{fenced(python, 'python')}"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from compressor.errors import BackendError
 from compressor.plan import Plan
-from compressor.progress import SILENT, Progress
+from compressor.progress import Progress
 from compressor.recipe import fidelity_thresholds, load_recipe
 from export.artifact import PLAN_FILE, RECIPE_FILE, Artifact
 from export.backends import BACKENDS, on_gpu, open_session
@@ -19,6 +19,7 @@ from export.parity.backend import (
     compare_outputs,
     reference_outputs,
 )
+from vtcompress.console import shown
 from vtcompress.exporting import loss_limits, validation_name
 from vtcompress.inputs import require_runtime
 
@@ -30,7 +31,7 @@ def validate_backend(
     precision: str = "f32",
     threads: int | None = None,
     device: int = 0,
-    progress: Progress = SILENT,
+    progress: Progress | None = None,
 ) -> BackendParity:
     """Compare a backend's numbers with ONNX Runtime's on the CPU, and its answers with the original's.
 
@@ -43,7 +44,7 @@ def validate_backend(
         precision: see `export.backends.open_session`.
         threads: of one operator.
         device: number of the GPU, for backends that run on one.
-        progress: shows stages and samples.
+        progress: shows stages and samples; None: on a terminal alone.
 
     Raises:
         VtcompressError: the artifact is broken, or the backend cannot run here.
@@ -54,7 +55,7 @@ def validate_backend(
             f"itself, or give one of {', '.join(BACKENDS[1:])}"
         )
     require_runtime("comparing a backend with ONNX Runtime")
-    path = Path(path)
+    path, progress = Path(path), shown(progress)
     artifact = Artifact.open(path)
     recipe, plan = load_recipe(path / RECIPE_FILE), Plan.load(path / PLAN_FILE)
     session = open_session(artifact, backend, precision, threads, device=device)

@@ -110,7 +110,7 @@ def plan(out: Output, /, profile: Path | None, output: Path, **options: Any) -> 
 
     check_file(output, "plan")
     measured = None if profile is None else Profile.load(profile)
-    chosen = stages.plan(read_recipe(options), measured)
+    chosen = stages.plan(read_recipe(options), measured, progress=out)
     chosen.save(output)
     show.show_plan(out, chosen)
     out.line(f"written: {output}")

@@ -162,7 +162,9 @@ def show_parity(out: Output, parity: BackendParity) -> None:
 def show_loss(out: Output, report: LossReport | None) -> None:
     """Print the second check."""
     if report is None:
-        out.line("Compression loss: not run, no validation data (--validate-data)")
+        out.line(
+            "Compression loss: not run, no held-out questions (`vtcompress export --validate-data FILE`)"
+        )
         return
     rows = [loss_row(figures) for figures in (report.overall, *report.kinds)]
     out.table("Compression loss (original model against the artifact)", LOSS_COLUMNS, rows)

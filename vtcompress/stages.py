@@ -1,4 +1,8 @@
-"""The stages of the tool as functions; the command line is a thin layer over them."""
+"""The stages of the tool as functions; the command line is a thin layer over them.
+
+Stages that take long have an argument `progress`: bars and stages on stderr where that is a terminal, nothing
+elsewhere; an object of your own (`compressor.progress.Progress`) gets both, and `SILENT` of that module none.
+"""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -13,7 +17,7 @@ from compressor.files import make_parent, read_text
 from compressor.locks import exclusive
 from compressor.plan import Plan
 from compressor.planner import check_methods, plan_recipe
-from compressor.progress import SILENT, Progress
+from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.recipe import load_recipe as read_recipe
 from export import bench as timing
@@ -26,6 +30,7 @@ from export.manifest import Manifest
 from export.parity import fidelity, loss
 from export.places import check_file
 from export.runtime import Runtime
+from vtcompress.console import shown
 from vtcompress.exporting import (
     ExportRun,
     calibration_task,
@@ -52,6 +57,7 @@ from vtcompress.inputs import (
     require_runtime,
     source_paths,
 )
+from vtcompress.prompt_check import Asked, check_recipe_prompts
 from vtcompress.shipped import find_recipe
 
 if TYPE_CHECKING:
@@ -85,7 +91,11 @@ def load_recipe(name_or_path: PathLike) -> Recipe:
 
 
 def calibrate(
-    recipe: Recipe, output: PathLike, *, overwrite: bool = False, progress: Progress = SILENT
+    recipe: Recipe,
+    output: PathLike,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
 ) -> Profile:
     """Measure the recipe's model on its calibration data; a profile at `output` is continued.
 
@@ -101,6 +111,7 @@ def calibrate(
         VtcompressError: model or data cannot be used, or `output` holds another profile, was not written by
             this tool, or is being written by another run.
     """
+    progress = shown(progress)
     output = Path(output)
     base = output.with_suffix("")
     drawings = tuple(base.with_name(base.name + suffix) for suffix in (".png", ".svg"))
@@ -113,8 +124,8 @@ def calibrate(
         check_file(output, "profile")
         for path in drawings:
             check_file(path, "drawing")
-        calibration_samples(recipe)
-        digest = check_recipe(recipe)
+        asked = [Asked(calibration_samples(recipe))]
+        digest = check_recipe(recipe, asked=asked, progress=progress)
         if not overwrite:
             calibration_task(recipe, model_facts(recipe), digest).go_on(output)
         model = load_model(recipe, progress, digest)
@@ -124,7 +135,9 @@ def calibrate(
     return profile
 
 
-def plan(recipe: Recipe, profile: Profile | None = None) -> Plan:
+def plan(
+    recipe: Recipe, profile: Profile | None = None, *, progress: Progress | None = None
+) -> Plan:
     """Decide what visual rows do in each layer; loads no weights.
 
     Raises:
@@ -133,6 +146,9 @@ def plan(recipe: Recipe, profile: Profile | None = None) -> Plan:
     require_compress("planning")
     facts = model_facts(recipe)
     check_methods(facts, recipe.methods)
+    progress = shown(progress)
+    check_recipe_prompts(recipe, (), progress)
+    progress.say(f"reading the weights of {recipe.model.id} for their digest")
     digest = model_digest(recipe)
     if profile is not None:
         profile.check_belongs(Path(PROFILE_FILE), model_digest=digest)
@@ -147,7 +163,7 @@ def compress(
     profile: Profile | None = None,
     overwrite: bool = False,
     sources: Iterable[PathLike] = (),
-    progress: Progress = SILENT,
+    progress: Progress | None = None,
 ) -> Path:
     """Write the compressed model as a folder that `load_compressed` and `export` read.
 
@@ -163,6 +179,7 @@ def compress(
     Raises:
         VtcompressError: the plan is for another model, or the folder cannot be written.
     """
+    progress = shown(progress)
     output = Path(output)
     needs: dict[str, Any] = {
         "overwrite": overwrite,
@@ -172,6 +189,7 @@ def compress(
         "sources": (*source_paths(recipe), *map(Path, sources)),
     }
     staging.check_place(output, **needs)
+    check_recipe_prompts(recipe, (), progress)
     model = load_model(recipe, progress)
     from compressor.compressed import save_compressed
 
@@ -185,7 +203,7 @@ def compress(
     return output
 
 
-def load_compressed(folder: PathLike) -> "CompressedModel":
+def load_compressed(folder: PathLike, *, progress: Progress | None = None) -> "CompressedModel":
     """Load what `compress` wrote, in float32.
 
     Raises:
@@ -194,6 +212,7 @@ def load_compressed(folder: PathLike) -> "CompressedModel":
     require_compress("loading a compressed model")
     from compressor.compressed import load_compressed as load
 
+    shown(progress).say(f"loading {folder}")
     return load(Path(folder))
 
 
@@ -207,7 +226,7 @@ def export(
     sources: Iterable[PathLike] = (),
     bench_rounds: int = 15,
     threads: int = 1,
-    progress: Progress = SILENT,
+    progress: Progress | None = None,
 ) -> Manifest:
     """Run all stages and write the artifact: calibrate, plan, compress, export, validate, time.
 
@@ -221,7 +240,7 @@ def export(
         sources: files that recipe and profile were read from; no folder that holds one is replaced.
         bench_rounds: how often each call is timed; 0 for none.
         threads: of one operator while timing.
-        progress: shows stages and loops.
+        progress: shows stages and loops; see the module.
 
     Returns:
         The manifest; `passed` tells whether both checks did.
@@ -232,7 +251,7 @@ def export(
     require_compress("export")
     require_runtime("checking the exported graphs")
     read = tuple(map(Path, sources))
-    run = ExportRun(recipe, Path(output), bench_rounds, threads, progress, read)
+    run = ExportRun(recipe, Path(output), bench_rounds, threads, shown(progress), read)
     if compressed is not None:
         return run.from_compressed(Path(compressed), overwrite=overwrite)
     return run.from_original(profile, overwrite=overwrite)
@@ -264,7 +283,7 @@ def validate(
     model: str | None = None,
     gates: PathLike | None = None,
     threads: int | None = None,
-    progress: Progress = SILENT,
+    progress: Progress | None = None,
 ) -> Validation:
     """Check an artifact again; nothing in it is changed.
 
@@ -274,12 +293,12 @@ def validate(
         model: the original, hub id or folder; needed for other data and to measure fidelity anew.
         gates: file of the gates' weights, where the artifact's plan has gates and `model` is given.
         threads: of one operator.
-        progress: shows the samples.
+        progress: shows the samples; see the module.
 
     Raises:
         VtcompressError: the artifact is broken, or other data is given without the original.
     """
-    path = Path(path)
+    path, progress = Path(path), shown(progress)
     artifact = Artifact.open(path)
     recipe = read_recipe(path / RECIPE_FILE)
     if gates is not None:
@@ -319,14 +338,15 @@ def _measure_again(
     from export.parity.original import measure_original
 
     changed = recipe.override({"model.id": original_id, "model.revision": None})
+    samples = () if data is None else read_samples(Path(data))
+    tokens = recipe.validation.max_new_tokens
+    check_recipe_prompts(changed, [Asked(samples, tokens)], progress)
     model = load_model(changed, progress)
     plan = Plan.load(artifact.folder / PLAN_FILE)
     small = compress_for_export(model, plan, recipe, load_plan_gates(plan, recipe, model))
-    samples: tuple[Sample, ...] = ()
     original = None
-    if data is not None:
-        samples = read_samples(Path(data))
-        original = measure_original(model, samples, recipe.validation.max_new_tokens, progress)
+    if samples:
+        original = measure_original(model, samples, tokens, progress)
     limits = cache_limits(recipe.export, plan.model)
     return record_torch(small, limits), original, samples
 
@@ -338,7 +358,7 @@ def bench(
     text: int | None = None,
     rounds: int = 15,
     threads: int = 1,
-    progress: Progress = SILENT,
+    progress: Progress | None = None,
 ) -> timing.BenchReport:
     """Time an artifact beside the naive original; see `export.bench.bench`.
 
@@ -356,7 +376,7 @@ def bench(
         text=text or manifest.predicted.text,
         rounds=rounds,
         threads=threads,
-        progress=progress,
+        progress=shown(progress),
     )
 
 
