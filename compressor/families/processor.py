@@ -122,7 +122,9 @@ def _picture_problems(processor: Any, facts: ModelFacts, folder: Path) -> list[s
     file = folder / "processor_config.json"
     with reading(folder, "a blank picture, by the model's processor,"):
         tried = processor(
-            images=[Image.new("RGB", PROBE)], text=[f"{processor.image_token} "], return_tensors="np"
+            images=[Image.new("RGB", PROBE)],
+            text=[f"{processor.image_token} "],
+            return_tensors="np",
         )
         pixels, ids = tried["pixel_values"], tried["input_ids"][0].tolist()
         height, width = pixels.shape[-2:]
