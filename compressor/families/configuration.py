@@ -51,9 +51,10 @@ def raw_config(folder: Path) -> Mapping[str, Any]:
     if problems := broken_texts(folder):
         raise ModelError(problems)
     raw = json.loads(path.read_text(encoding="utf-8"))
-    if isinstance(raw, dict):
-        if problem := _compressed(folder, raw) or _authors_layout(raw, path):
-            raise ModelError([problem])
+    if isinstance(raw, dict) and (
+        foreign := _compressed(folder, raw) or _authors_layout(raw, path)
+    ):
+        raise ModelError([foreign])
     if not isinstance(raw, dict) or not isinstance(raw.get("model_type"), str):
         raise ModelError([f"{path}: not a Hugging Face configuration with a model_type"])
     return raw
