@@ -1,8 +1,8 @@
 """A compressed model: vision encoder, embedding and compressed decoder, in memory and as a folder.
 
 Folder: `compressed*.safetensors` (the original's tensors under their common names, in the source dtype),
-`original_config.json`, generation settings and processor files of the original, `plan.json`, and what else led
-to it. Its `config.json` and the names of its weights are no model's, because transformers would take such a
+`original_config.json`, generation settings and processor files of the original, `plan.json`, and what else
+led to it. Its `config.json` and the names of its weights are no model's, as transformers would take such a
 folder for the original and draw at random what it does not find. Older folders, which have
 `model*.safetensors` and the original's `config.json`, are read too.
 """
@@ -20,11 +20,11 @@ from torch.nn import functional as F
 from compressor.decoder import Decoder, decoder_from
 from compressor.decoder.weights import LoadedGates, parts_by_source
 from compressor.errors import ArtifactError, ModelError
-from compressor.families import LoadedModel, VisionEncoder
+from compressor.families import Family, LoadedModel, VisionEncoder
 from compressor.families.configuration import COMPRESSED_TYPE
 from compressor.families.folder import CONFIG
 from compressor.families.guard import broken, reading
-from compressor.families.processor import load_processor
+from compressor.families.processor import check_processor, load_processor
 from compressor.families.registry import saved_config
 from compressor.files import write_text
 from compressor.generation import model_keys, write_keys
@@ -156,6 +156,17 @@ def save_compressed(
     plan.save(folder / PLAN_FILE)
 
 
+def read_processor(folder: Path, plan: Plan) -> Any:
+    """Return the processor of a folder that `save_compressed` wrote.
+
+    Raises:
+        ModelError: it cannot be read, or does not fit the plan's model.
+    """
+    processor = load_processor(folder, *_original(folder))
+    check_processor(processor, plan.model, folder)
+    return processor
+
+
 def load_compressed(
     folder: Path, *, dtype: torch.dtype = torch.float32, logits: str = "last"
 ) -> CompressedModel:
@@ -169,8 +180,7 @@ def load_compressed(
     from safetensors.torch import load_file
 
     plan = Plan.load(folder / PLAN_FILE)
-    new = (folder / ORIGINAL_CONFIG).is_file()
-    family, config = saved_config(folder, ORIGINAL_CONFIG if new else CONFIG)
+    family, config = _original(folder)
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ArtifactError([f"{folder}: no *.safetensors file; compress the model anew"])
@@ -197,9 +207,15 @@ def load_compressed(
         decoder=decoder_from(plan, language, logits=logits),
         embedding=embedding,
         vision=vision,
-        processor=load_processor(folder, family, config),
+        processor=read_processor(folder, plan),
         config=config,
     )
+
+
+def _original(folder: Path) -> tuple[Family, Any]:
+    """Return family and configuration of the original that a compressed folder was made from."""
+    new = (folder / ORIGINAL_CONFIG).is_file()
+    return saved_config(folder, ORIGINAL_CONFIG if new else CONFIG)
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
