@@ -5,7 +5,7 @@ Folder: `model*.safetensors` (the original's tensors under their common names, i
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from compressor.decoder.weights import LoadedGates, parts_by_source
 from compressor.errors import ArtifactError, ModelError
 from compressor.families import LoadedModel, VisionEncoder
 from compressor.families.registry import load_processor, read_config
+from compressor.generation import model_keys, write_keys
 from compressor.plan import Plan
 
 LANGUAGE_PREFIX = "language_model."
@@ -37,6 +38,7 @@ class CompressedModel:
         vision: pixels [I, 3, S, S] to visual embeddings [I, N, D].
         processor: the original's processor.
         config: the original's transformers configuration.
+        generation: what its files say about generating, see `compressor.generation.model_keys`.
     """
 
     plan: Plan
@@ -45,6 +47,7 @@ class CompressedModel:
     vision: VisionEncoder
     processor: Any
     config: Any
+    generation: Mapping[str, Any] = field(default_factory=dict)
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """[B, T] int64 to [B, T, D]."""
@@ -61,6 +64,7 @@ class CompressedModel:
             self.vision,
             self.processor,
             self.config,
+            self.generation,
         )
 
 
@@ -93,6 +97,7 @@ def compress(
         vision=model.vision,
         processor=model.processor,
         config=model.original.config,
+        generation=model_keys(model.folder),
     )
 
 
@@ -130,6 +135,7 @@ def save_compressed(
     save_torch_state_dict(cast, folder, safe_serialization=True)
     model.original.config.save_pretrained(folder)
     model.processor.save_pretrained(folder)
+    write_keys(folder, model_keys(model.folder))
     plan.save(folder / PLAN_FILE)
 
 
@@ -175,6 +181,7 @@ def load_compressed(
         vision=vision,
         processor=load_processor(folder),
         config=config,
+        generation=model_keys(folder),
     )
 
 
