@@ -267,7 +267,8 @@ class FakeRuntime:
             exit_layer=size if images else None,
         )
 
-    def answers(self, asked, *, max_new_tokens):
+    def answers(self, asked, *, max_new_tokens, generation_config):
+        assert not generation_config, "both sides are plain"
         for place, (question, images) in reversed(list(enumerate(asked))):
             yield place, self.answer(question, images, max_new_tokens=max_new_tokens)
 

@@ -334,6 +334,11 @@ def bench(
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Of the draws.")
 @click.option(
+    "--generation-config/--no-generation-config",
+    default=True,
+    help="Bar and punish tokens (repetition_penalty ...) as the model's generation_config.json asks for.",
+)
+@click.option(
     "--stats",
     is_flag=True,
     help="Times, KV bytes, exit layer and memory: to stderr, or into the JSON.",

@@ -12,6 +12,7 @@ from compressor.calibration.resume import Task
 from compressor.cost import BYTES, predict, predicted_speedup
 from compressor.dims import ModelFacts
 from compressor.errors import ProfileError, VtcompressError
+from compressor.generation import write_keys
 from compressor.methods import DyVTE
 from compressor.plan import Plan
 from compressor.planner import (
@@ -219,6 +220,7 @@ class ExportRun:
     ) -> Written:
         write_inputs(folder, self.recipe, small.plan, profile)
         small.processor.save_pretrained(folder)
+        write_keys(folder, small.generation)
         self.progress.say("running the compressed model in torch")
         reference = record_torch(small, cache_limits(self.recipe.export, small.plan.model))
         graphs = self._write_graphs(small, folder)

@@ -157,9 +157,12 @@ def measure(
     progress: Progress = SILENT,
     label: str = "artifact answers",
 ) -> Answers:
-    """Let a runtime answer every sample; progress is shown under the label."""
+    """Let a runtime answer every sample with the likeliest tokens; progress is shown under the label.
+
+    The model's generation configuration is left aside, as on the original's side.
+    """
     asked = [(sample.question, sample.images) for sample in samples]
-    running = runtime.answers(asked, max_new_tokens=max_new_tokens)
+    running = runtime.answers(asked, max_new_tokens=max_new_tokens, generation_config=False)
     replies = dict(progress.track(running, label, len(samples)))
     ordered = [replies[place] for place in range(len(samples))]
     return Answers(
