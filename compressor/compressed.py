@@ -17,7 +17,8 @@ from compressor.decoder import Decoder, decoder_from
 from compressor.decoder.weights import LoadedGates, parts_by_source
 from compressor.errors import ArtifactError, ModelError
 from compressor.families import LoadedModel, VisionEncoder
-from compressor.families.registry import load_processor, read_config
+from compressor.families.processor import load_processor
+from compressor.families.registry import read_config
 from compressor.plan import Plan
 
 LANGUAGE_PREFIX = "language_model."
@@ -173,7 +174,7 @@ def load_compressed(
         decoder=decoder_from(plan, language, logits=logits),
         embedding=embedding,
         vision=vision,
-        processor=load_processor(folder),
+        processor=load_processor(folder, family, config),
         config=config,
     )
 

@@ -9,6 +9,7 @@ import yaml
 
 from compressor.errors import ArtifactError
 from compressor.files import read_text
+from compressor.installing import wheel_command
 from export.bench import bench_rows
 from export.checks import LOSS_COLUMNS, fidelity_rows, loss_row, verdict
 from export.cuts import splits
@@ -163,7 +164,7 @@ def _how_to_run(dtype: str) -> str:
     if dtype == "bfloat16":
         extra, flag, argument = "openvino", " --backend openvino", ', backend="openvino"'
     shell = (
-        f"pip install 'vtcompress[{extra}]'\n"
+        f"{wheel_command(extra)}   # or '.[{extra}]' in a clone of vtcompress\n"
         f'vtcompress generate .{flag} --image photo.jpg --prompt "What is this?"'
     )
     python = (

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from compressor.dims import ModelFacts
-from compressor.errors import DataError
+from compressor.errors import DataError, ModelError
 from compressor.layout import layout_of
 from export.answering import Answering
 from export.artifact import Artifact
@@ -103,10 +103,21 @@ class Runtime:
     def on_session(
         cls, session: Session, folder: Path, facts: ModelFacts, image_token: str
     ) -> "Runtime":
-        """Return a runtime that uses any session with the tokenizer and processor files of a folder."""
+        """Return a runtime that uses any session with the tokenizer and processor files of a folder.
+
+        Raises:
+            ModelError: these files cannot be read, or have another image token than the model.
+        """
         prompter = Prompter.from_folder(
             folder, image_token, facts.visual_tokens, eos_ids=facts.eos_token_ids
         )
+        if prompter.image_token_id != facts.image_token_id:
+            problem = (
+                f"{folder / 'tokenizer.json'}: {image_token!r} has the id {prompter.image_token_id}, but the "
+                f"model looks for pictures at the id {facts.image_token_id}: mend the model's folder and "
+                "export it anew"
+            )
+            raise ModelError([problem])
         return cls(session, facts, prompter, ImageProcessor.from_folder(folder))
 
     def generate(
@@ -215,11 +226,17 @@ class Runtime:
             pixels: of all its pictures.
             cached: its rows that ran already.
             unfinished: more of the sequence comes later; see `layout_of`.
+
+        Raises:
+            DataError: the pictures are not those of the sequence, or it cannot run; see `layout_of`.
         """
         layout = layout_of(
             ids[len(cached.ids) :],
             image_token_id=self.facts.image_token_id,
             visual_tokens=self.facts.visual_tokens,
+            images=len(pixels) - cached.images,
+            vocab=self.facts.decoder.vocab,
+            spell=self.prompter.tokenizer.id_to_token,
             start=len(cached.ids),
             unfinished=unfinished,
         )

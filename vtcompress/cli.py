@@ -21,6 +21,7 @@ from vtcompress.cli_gates import train_gates
 from vtcompress.cli_recipe import FILE, read_recipe, recipe_options
 from vtcompress.cli_report import COMMANDS
 from vtcompress.console import Output
+from vtcompress.last_resort import Doing, discard_output, watched_threads
 
 EXIT_ERROR, EXIT_USAGE, EXIT_MISSED, EXIT_INTERRUPTED = 1, 2, 3, 130
 
@@ -31,7 +32,24 @@ class ThresholdMissedError(Exception):
     """A check ran and missed a threshold; what it is was printed already."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+class UnforeseenError(Exception):
+    """Carries an error through click, which would take it for the user's interrupt; see its cause."""
+
+
+class Commands(click.Group):
+    """The commands; an error inside is handed on as it is."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except EOFError as error:  # of a truncated file, say: nothing here asks the user for lines
+            raise UnforeseenError from error
+
+
+@click.group(
+    cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True}
+)
 @click.version_option(__version__, prog_name="vtcompress")
 @click.option("-v", "--verbose", count=True, help="Say more; twice: the libraries' own logs too.")
 @click.option("-q", "--quiet", is_flag=True, help="Print results only.")
@@ -43,7 +61,9 @@ def cli(context: click.Context, verbose: int, quiet: bool, machine: bool) -> Non
     The main job is `vtcompress export --recipe shortv --model MODEL --data QUESTIONS.jsonl --output DIR`;
     the other commands are its stages, each starting from the file of the one before.
     """
-    context.obj = Output(verbosity=-1 if quiet else verbose, machine=machine)
+    doing = context.obj if isinstance(context.obj, Doing) else Doing()
+    doing.command, doing.verbose = context.invoked_subcommand, verbose > 0
+    context.obj = Output(verbosity=-1 if quiet else verbose, machine=machine, doing=doing)
     context.obj.interrupts.listen()
     _set_logs(verbose)
 
@@ -422,9 +442,25 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Run the command line; return its exit code."""
+    """Run the command line; return its exit code. Errors that nobody foresaw end in one line as well."""
+    doing = Doing()
     try:
-        result = cli.main(arguments, prog_name="vtcompress", standalone_mode=False)
+        with watched_threads(doing):
+            code = _run(arguments, doing)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read what we print has left
+        discard_output()
+        return EXIT_ERROR
+    except Exception as error:  # noqa: BLE001 - the last resort
+        cause = error.__cause__ if isinstance(error, UnforeseenError) else None
+        doing.tell(error if cause is None else cause)
+        return EXIT_ERROR
+    return EXIT_ERROR if doing.failed and code == 0 else code
+
+
+def _run(arguments: list[str] | None, doing: Doing) -> int:
+    try:
+        result = cli.main(arguments, prog_name="vtcompress", standalone_mode=False, obj=doing)
     except ThresholdMissedError:
         return EXIT_MISSED
     except ProblemsError as error:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from vtcompress.interrupts import Interrupts
+from vtcompress.last_resort import Doing
 
 Item = TypeVar("Item")
 
@@ -30,11 +31,13 @@ class Output:
         verbosity: -1 results only, 0 stages and progress, 1 details too.
         machine: results as one JSON document on stdout, nothing else there.
         interrupts: asked at every step of progress.
+        doing: told of every stage, for what is said of an error.
     """
 
     verbosity: int = 0
     machine: bool = False
     interrupts: Interrupts = field(default_factory=Interrupts)
+    doing: Doing = field(default_factory=Doing)
 
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """Print a table for people."""
@@ -67,11 +70,13 @@ class Output:
     def say(self, line: str) -> None:
         """Announce a stage on stderr."""
         self.interrupts.check()
+        self.doing.stage = line
         if self.verbosity >= 0:
             click.echo(line, err=True)
 
     def track(self, items: Iterable[Item], label: str, total: int) -> Iterator[Item]:
         """Yield the items; show progress on stderr if it takes more than two seconds."""
+        self.doing.stage = label
         shown = items
         if self.verbosity >= 0:
             show = self._bar if sys.stderr.isatty() else self._lines

@@ -93,7 +93,8 @@ def model_digest(recipe: Recipe) -> str:
         VtcompressError: no model is named, or it cannot be found.
     """
     require_compress("reading a model")
-    from compressor.families.registry import digest, local_folder
+    from compressor.families.folder import digest
+    from compressor.families.registry import local_folder
 
     return digest(local_folder(model_id(recipe), recipe.model.revision))
 

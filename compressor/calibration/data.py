@@ -4,7 +4,7 @@ import hashlib
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,19 @@ class Sample:
         question: the user's words.
         answer: the right answer, None if unknown.
         kind: group that accuracy is reported for, e.g. `counting`.
+        where: file and line that it was read from; empty if from none.
     """
 
     images: tuple[Path, ...]
     question: str
     answer: str | None = None
     kind: str = ""
+    where: str = field(default="", compare=False)
+
+    @property
+    def place(self) -> str:
+        """What an error calls it: file and line, else its words."""
+        return self.where or repr(self.question[:60])
 
 
 def read_samples(path: Path) -> tuple[Sample, ...]:
@@ -90,7 +97,7 @@ def _parse(line: str, where: str, folder: Path) -> tuple[Sample | None, list[str
     problems += [f"{where}: image: {file}: no such file" for file in files if not is_file(file)]
     if problems:
         return None, problems
-    return Sample(files, row["question"], row.get("answer"), row.get("kind") or ""), []
+    return Sample(files, row["question"], row.get("answer"), row.get("kind") or "", where), []
 
 
 def _is_unicode(text: str) -> bool:

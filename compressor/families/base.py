@@ -27,6 +27,7 @@ class LoadedModel:
         folder: local folder of configuration, weights and processor.
         digest: sha256 over configuration and weights.
         original: the unmodified transformers model, in float32 unless asked otherwise.
+        native_facts: the same at the tower's own image size; they differ where another was asked for.
         processor: the model's processor (images, tokenizer, chat template), at the size of `facts`.
         native_processor: the same as published; differs only where another image size was asked for.
         vision: vision tower and projector, sharing the original's weights.
@@ -34,6 +35,7 @@ class LoadedModel:
     """
 
     facts: ModelFacts
+    native_facts: ModelFacts
     folder: Path
     digest: str
     original: Any
@@ -68,6 +70,16 @@ class Family(ABC):
     @abstractmethod
     def tensors(self, original: Any) -> Mapping[str, Tensor]:
         """Return the language model's tensors under their common names."""
+
+    @abstractmethod
+    def complete_processor(self, processor: Any, config: Any, saved: Mapping[str, Any]) -> None:
+        """Set what older versions did not save with a processor to what the model's configuration says.
+
+        Args:
+            processor: as loaded.
+            config: the model's transformers configuration.
+            saved: what its file holds.
+        """
 
     @abstractmethod
     def resize_processor(self, processor: Any, image_size: int) -> None:

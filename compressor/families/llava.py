@@ -75,10 +75,9 @@ class LlavaFamily(Family):
             raise ModelError(problems)
         side = size // vision.patch_size
         patches = side**2
-        class_token = vision.model_type == "clip_vision_model"
+        class_token = _has_class_token(vision)
         dropped = config.vision_feature_select_strategy == "default"
         visual_tokens = patches + int(class_token) - int(dropped)
-        eos = text.eos_token_id if text.eos_token_id is not None else ()
         return ModelFacts(
             name=name,
             family=self.name,
@@ -90,7 +89,7 @@ class LlavaFamily(Family):
             token_grid=(side, side) if visual_tokens == patches else None,
             image_size=size,
             image_token_id=config.image_token_id,
-            eos_token_ids=(eos,) if isinstance(eos, int) else tuple(eos),
+            eos_token_ids=(),  # what `describe` reads: more files than this configuration decide
             dtype=cast("SourceDType", str(config.dtype or "float32").removeprefix("torch.")),
         )
 
@@ -120,6 +119,17 @@ class LlavaFamily(Family):
         tensors["lm_head.weight"] = original.lm_head.weight.detach()
         return tensors
 
+    def complete_processor(self, processor: Any, config: Any, saved: Mapping[str, Any]) -> None:
+        """See `Family.complete_processor`."""
+        of_model = {
+            "patch_size": config.vision_config.patch_size,
+            "vision_feature_select_strategy": config.vision_feature_select_strategy,
+            "num_additional_image_tokens": int(_has_class_token(config.vision_config)),
+        }
+        for key, value in of_model.items():
+            if saved.get(key) is None:
+                setattr(processor, key, value)
+
     def resize_processor(self, processor: Any, image_size: int) -> None:
         """See `Family.resize_processor`."""
         images = processor.image_processor
@@ -128,3 +138,8 @@ class LlavaFamily(Family):
         images.size = {"shortest_edge": image_size} if keeps_aspect else square
         if getattr(images, "crop_size", None):
             images.crop_size = square
+
+
+def _has_class_token(vision: Any) -> bool:
+    """Whether a tower has one state more than patches, in front of them."""
+    return bool(vision.model_type == "clip_vision_model")

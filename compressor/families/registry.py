@@ -1,7 +1,5 @@
 """Finds the family of a model and loads it: a hub id or a local folder, safetensors only."""
 
-import copy
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +11,11 @@ import torch
 from compressor.dims import ModelFacts
 from compressor.errors import ModelError
 from compressor.families.base import Family, LoadedModel
+from compressor.families.folder import digest, weight_files
+from compressor.families.guard import broken_texts, broken_weight_files, first_line, reading
 from compressor.families.llava import LlavaFamily
+from compressor.families.processor import check_processor, load_processor, resized
+from compressor.generation import model_settings
 
 FAMILIES: tuple[Family, ...] = (LlavaFamily(),)
 
@@ -63,10 +65,12 @@ def local_folder(model_id: str, revision: str | None = None, *, weights: bool = 
     try:
         return Path(snapshot_download(model_id, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as failure:
-        reason = str(failure).strip().splitlines()[0]
         raise ModelError(
-            [f"{model_id}: cannot be fetched from the hub and is no local folder: {reason}"]
-        ) from None
+            [
+                f"{model_id}: cannot be fetched from the hub and is no local folder: "
+                f"{first_line(failure)}"
+            ]
+        ) from failure
 
 
 def read_config(folder: Path, *, trust_remote_code: bool = False) -> tuple[Family, Any]:
@@ -76,6 +80,9 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> tuple[Famil
         ModelError: no readable `config.json`, or a model type that no family reads.
     """
     path = folder / "config.json"
+    problems = broken_texts(folder)
+    if problems:
+        raise ModelError(problems)
     try:
         model_type = json.loads(path.read_text(encoding="utf-8"))["model_type"]
     except FileNotFoundError:
@@ -87,12 +94,10 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> tuple[Famil
     family = family_of(str(model_type), str(path))
     from transformers import AutoConfig
 
-    try:
+    with reading(folder, "config.json"):
         config = AutoConfig.from_pretrained(
             folder, trust_remote_code=trust_remote_code, local_files_only=True
         )
-    except (OSError, ValueError, KeyError, TypeError) as failure:
-        raise ModelError([f"{path}: {str(failure).strip().splitlines()[0]}"]) from None
     return family, config
 
 
@@ -107,7 +112,7 @@ def describe(
     folder = local_folder(model_id, revision, weights=False)
     family, config = read_config(folder)
     facts = family.facts(config, model_name(model_id), image_size=image_size)
-    return facts.model_copy(update={"eos_token_ids": _ends(folder, facts.eos_token_ids)})
+    return facts.model_copy(update={"eos_token_ids": model_settings(folder).ends})
 
 
 def load(
@@ -130,27 +135,29 @@ def load(
         known_digest: what `digest` gave for its folder; None: it is taken here.
 
     Raises:
-        ModelError: not found, not supported, or without safetensors weights.
+        ModelError: not found, not supported, without safetensors weights, or with a processor that does not
+            fit it.
     """
     folder = local_folder(model_id, revision)
     family, config = read_config(folder, trust_remote_code=trust_remote_code)
-    facts = describe(model_id, revision, image_size=image_size)
-    if not list(folder.glob("*.safetensors")):
-        raise ModelError(
-            [
-                f"{folder}: no *.safetensors file; pickled weights are never loaded: convert them "
-                "with transformers' save_pretrained"
-            ]
-        )
-    processor = load_processor(folder, trust_remote_code=trust_remote_code)
-    with _no_bars():
-        original = family.original(folder, config, dtype)
-    native = processor
+    native_facts = describe(model_id, revision)
+    facts = native_facts
     if image_size is not None:
-        processor = copy.deepcopy(processor)
-        family.resize_processor(processor, image_size)
+        facts = describe(model_id, revision, image_size=image_size)
+    weight_files(folder)
+    if problems := broken_weight_files(folder):
+        raise ModelError(problems)
+    native = load_processor(folder, family, config, trust_remote_code=trust_remote_code)
+    check_processor(native, native_facts, folder)
+    processor = native
+    if image_size is not None:
+        processor = resized(native, family, image_size)
+        check_processor(processor, facts, folder)
+    with _no_bars(), reading(folder, "the weights"):
+        original = family.original(folder, config, dtype)
     return LoadedModel(
         facts=facts,
+        native_facts=native_facts,
         folder=folder,
         digest=known_digest or digest(folder),
         original=original,
@@ -159,17 +166,6 @@ def load(
         vision=family.vision(config, image_size=facts.image_size, source=original),
         tensors=family.tensors(original),
     )
-
-
-def _ends(folder: Path, of_config: tuple[int, ...]) -> tuple[int, ...]:
-    """Where answers end: the generation configuration's tokens, else the model configuration's."""
-    try:
-        ends = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
-        ends = ends.get("eos_token_id")
-    except (OSError, ValueError, AttributeError, RecursionError):
-        ends = None
-    tokens = ends if isinstance(ends, list) else [ends]
-    return tuple(tokens) if all(isinstance(token, int) for token in tokens) else of_config
 
 
 @contextmanager
@@ -196,30 +192,3 @@ def model_name(model_id: str) -> str:
         return model_id
     folder = folder.resolve()
     return folder.parent.name if folder.name == "model" else folder.name
-
-
-def digest(folder: Path) -> str:
-    """Return the sha256 over `config.json` and all safetensors files of a folder, by name."""
-    total = hashlib.sha256()
-    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
-        total.update(path.name.encode())
-        with path.open("rb") as stream:
-            total.update(hashlib.file_digest(stream, "sha256").digest())
-    return total.hexdigest()
-
-
-def load_processor(folder: Path, *, trust_remote_code: bool = False) -> Any:
-    """Return the processor of a model folder.
-
-    Raises:
-        ModelError: there is none, or it cannot be loaded.
-    """
-    from transformers import AutoProcessor
-
-    try:
-        return AutoProcessor.from_pretrained(
-            folder, trust_remote_code=trust_remote_code, local_files_only=True
-        )
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as failure:
-        reason = str(failure).strip().splitlines()[0]
-        raise ModelError([f"{folder}: the model's processor cannot be loaded: {reason}"]) from None
