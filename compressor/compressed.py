@@ -17,7 +17,7 @@ from compressor.decoder import Decoder, decoder_from
 from compressor.decoder.weights import LoadedGates, parts_by_source
 from compressor.errors import ArtifactError, ModelError
 from compressor.families import LoadedModel, VisionEncoder
-from compressor.families.processor import load_processor
+from compressor.families.processor import check_processor, load_processor
 from compressor.families.registry import read_config
 from compressor.plan import Plan
 
@@ -134,6 +134,17 @@ def save_compressed(
     plan.save(folder / PLAN_FILE)
 
 
+def read_processor(folder: Path, plan: Plan) -> Any:
+    """Return the processor of a folder that `save_compressed` wrote.
+
+    Raises:
+        ModelError: it cannot be read, or does not fit the plan's model.
+    """
+    processor = load_processor(folder, *read_config(folder))
+    check_processor(processor, plan.model, folder)
+    return processor
+
+
 def load_compressed(
     folder: Path, *, dtype: torch.dtype = torch.float32, logits: str = "last"
 ) -> CompressedModel:
@@ -174,7 +185,7 @@ def load_compressed(
         decoder=decoder_from(plan, language, logits=logits),
         embedding=embedding,
         vision=vision,
-        processor=load_processor(folder, family, config),
+        processor=read_processor(folder, plan),
         config=config,
     )
 

@@ -22,7 +22,7 @@ from compressor.planner import (
     measures_of,
     plan_recipe,
 )
-from compressor.progress import Progress
+from compressor.progress import SILENT, Progress
 from compressor.recipe import Recipe, dump_recipe, fidelity_thresholds
 from export import artifact as artifacts
 from export import bench as timing
@@ -47,6 +47,7 @@ from vtcompress.inputs import (
     model_facts,
     validation_samples,
 )
+from vtcompress.prompt_check import Asked, check_prompts, check_recipe_prompts
 from vtcompress.reporting import origin_of, write_reports
 
 if TYPE_CHECKING:
@@ -103,9 +104,12 @@ class ExportRun:
         """Start from the recipe's model; calibrate unless a profile is given or none is needed."""
         measure = profile is None and wants_calibration(self.recipe)
         # What can be refused is refused before weights are loaded.
+        asked = self._asked()
         if measure:
-            calibration_samples(self.recipe)
-        digest = check_recipe(self.recipe, profile, building=True)
+            asked.append(Asked(calibration_samples(self.recipe)))
+        digest = check_recipe(
+            self.recipe, profile, asked=asked, building=True, progress=self.progress
+        )
         model = load_model(self.recipe, self.progress, digest)
         self.origin = origin_of(self.recipe.model.id, model.folder)
         resume = self.output.absolute().with_name(f".{self.output.name}.calibration.json")
@@ -123,13 +127,21 @@ class ExportRun:
         resume.unlink(missing_ok=True)
         return manifest
 
+    def _asked(self) -> list[Asked]:
+        """What the artifact will be asked."""
+        tokens = self.recipe.validation.max_new_tokens
+        return [Asked(self.samples, tokens), Asked(self.range_samples)]
+
     def from_compressed(self, source: Path, *, overwrite: bool) -> Manifest:
         """Start from a folder that `compress` wrote."""
-        from compressor.compressed import load_compressed
+        from compressor.compressed import load_compressed, read_processor
 
         plan = Plan.load(source / PLAN_FILE)
         check_targets(self.recipe, plan.model)
         check_fixed(self.recipe.export, plan.model, plan.gates.mode if plan.gates else None)
+        limits = cache_limits(self.recipe.export, plan.model)
+        processor = read_processor(source, plan)
+        check_prompts(processor, source, plan.model, self._asked(), limits, self.progress)
         self.origin = origin_of(self.recipe.model.id, source)
         profile_path = source / PROFILE_FILE
         profile = Profile.load(profile_path) if profile_path.is_file() else None
@@ -438,17 +450,26 @@ def wants_calibration(recipe: Recipe) -> bool:
     return counted or bool(measures_needed(recipe.methods))
 
 
-def check_recipe(recipe: Recipe, profile: Profile | None = None, *, building: bool = False) -> str:
+def check_recipe(
+    recipe: Recipe,
+    profile: Profile | None = None,
+    *,
+    asked: Sequence[Asked] = (),
+    building: bool = False,
+    progress: Progress = SILENT,
+) -> str:
     """Refuse what the model's files alone rule out, without loading weights; return the model's digest.
 
     Args:
         recipe: what will be done.
         profile: of an earlier calibration.
+        asked: questions that will be asked.
         building: engines that the recipe asks for will be built.
+        progress: is told what need not stop the run.
 
     Raises:
-        VtcompressError: no such model, layers that it does not have, gates or a profile of another model,
-            engines that cannot be built.
+        VtcompressError: no such model, a processor or questions that cannot be used, layers that it does not
+            have, gates or a profile of another model, engines that cannot be built.
     """
     facts, dyvte = model_facts(recipe), recipe.dyvte
     # All that small files tell comes first: for the digest every weight file is read.
@@ -456,6 +477,7 @@ def check_recipe(recipe: Recipe, profile: Profile | None = None, *, building: bo
     check_fixed(recipe.export, facts, dyvte.exit if dyvte else None)
     if building:
         check_targets(recipe, facts)
+    check_recipe_prompts(recipe, asked, progress)
     digest = model_digest(recipe)
     if profile is not None:
         profile.check_belongs(Path(PROFILE_FILE), model_digest=digest)

@@ -21,6 +21,7 @@ from vtcompress.inputs import (
     require_compress,
     validation_samples,
 )
+from vtcompress.prompt_check import Asked, check_recipe_prompts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,6 +72,9 @@ def train_gates(
                 raise VtcompressError(f"{path}: exists; choose another --output or add --overwrite")
         samples, others = _questions(data), _held_out(recipe)
         _check_model(recipe, output)
+        tokens = recipe.validation.max_new_tokens
+        asked = [Asked(samples, forced=True), Asked(others, tokens, forced=True)]
+        check_recipe_prompts(recipe, asked, progress)
         model = load_model(recipe, progress)
         checkpoint = output.with_name(f".{output.name}.training{SUFFIX}")
         from compressor.calibration.gate_training import train_gates as train

@@ -48,6 +48,7 @@ from vtcompress.inputs import (
     require_compress,
     require_runtime,
 )
+from vtcompress.prompt_check import Asked, check_recipe_prompts
 from vtcompress.shipped import find_recipe
 
 if TYPE_CHECKING:
@@ -91,8 +92,9 @@ def calibrate(recipe: Recipe, output: PathLike, *, progress: Progress = SILENT) 
     """
     output = Path(output)
     with exclusive(output):
-        calibration_samples(recipe)
-        model = load_model(recipe, progress, check_recipe(recipe))
+        asked = [Asked(calibration_samples(recipe))]
+        digest = check_recipe(recipe, asked=asked, progress=progress)
+        model = load_model(recipe, progress, digest)
         profile = run_calibration(model, recipe, output, progress)
         chosen = plan_recipe(recipe, model.facts, model.digest, profile)
         draw(profile, chosen, output.with_suffix(""))
@@ -108,6 +110,7 @@ def plan(recipe: Recipe, profile: Profile | None = None) -> Plan:
     require_compress("planning")
     facts = model_facts(recipe)
     check_methods(facts, recipe.methods)
+    check_recipe_prompts(recipe, ())
     digest = model_digest(recipe)
     if profile is not None:
         profile.check_belongs(Path(PROFILE_FILE), model_digest=digest)
@@ -128,6 +131,7 @@ def compress(
     Raises:
         VtcompressError: the plan is for another model, or the folder cannot be written.
     """
+    check_recipe_prompts(recipe, (), progress)
     model = load_model(recipe, progress)
     from compressor.compressed import save_compressed
 
@@ -273,14 +277,15 @@ def _measure_again(
     from export.parity.original import measure_original
 
     changed = recipe.override({"model.id": original_id, "model.revision": None})
+    samples = () if data is None else read_samples(Path(data))
+    tokens = recipe.validation.max_new_tokens
+    check_recipe_prompts(changed, [Asked(samples, tokens)], progress)
     model = load_model(changed, progress)
     plan = Plan.load(artifact.folder / PLAN_FILE)
     small = compress_for_export(model, plan, recipe, load_plan_gates(plan, recipe, model))
-    samples: tuple[Sample, ...] = ()
     original = None
-    if data is not None:
-        samples = read_samples(Path(data))
-        original = measure_original(model, samples, recipe.validation.max_new_tokens, progress)
+    if samples:
+        original = measure_original(model, samples, tokens, progress)
     limits = cache_limits(recipe.export, plan.model)
     return record_torch(small, limits), original, samples
 

@@ -7,6 +7,7 @@ Only the library's call stands inside it, so that faults of our own keep their t
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 from compressor.errors import ModelError, VtcompressError
@@ -120,6 +121,11 @@ def reason(failure: BaseException, folder: Path) -> str:
     text = str(failure)
     if "tiktoken" in text and (folder / "tokenizer.model").is_file():
         # transformers tries its second reader when the first one's package is missing, and names that one.
+        if find_spec("sentencepiece") is not None:
+            return (
+                "tokenizer.model is no SentencePiece file that can be read: copy or download it again, or "
+                "put the model's tokenizer.json beside it"
+            )
         return (
             "tokenizer.model is a SentencePiece file, and the package `sentencepiece` is not installed: "
             "pip install sentencepiece protobuf, or put the model's tokenizer.json beside it"

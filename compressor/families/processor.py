@@ -4,6 +4,7 @@ Letters: N = visual tokens of one image; S = side of the vision tower's square i
 """
 
 import copy
+import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from compressor.families.base import Family
 from compressor.families.guard import reading
 
 PROBE = (48, 36)
-"""Width and height of the blank picture that a processor is tried on; neither square nor of any tower's size."""
+"""Width and height of the blank picture that a processor is tried on; not square, and no tower's size."""
 
 
 def load_processor(
@@ -33,6 +34,7 @@ def load_processor(
     """
     from transformers import AutoProcessor
 
+    _check_tokenizer_files(folder)
     with reading(folder, "the processor (images, tokenizer, chat template)"):
         processor = AutoProcessor.from_pretrained(
             folder, trust_remote_code=trust_remote_code, local_files_only=True
@@ -72,14 +74,28 @@ def check_processor(processor: Any, facts: ModelFacts, folder: Path) -> None:
         folder: of both, for errors.
 
     Raises:
-        ModelError: another image token than the configuration's, pictures of another size than the tower's, or
-            another number of image tokens than the tower gives; all that is found.
+        ModelError: its image token is not the configuration's, its pictures are not of the tower's size, or
+            it writes another number of image tokens than the tower gives.
     """
     problems = [*_token_problems(processor, facts, folder)]
     if not problems:
         problems += _picture_problems(processor, facts, folder)
     if problems:
         raise ModelError(problems)
+
+
+def _check_tokenizer_files(folder: Path) -> None:
+    """Refuse a tokenizer that only a missing package can read; transformers names another package."""
+    pieces = folder / "tokenizer.model"
+    if not pieces.is_file() or (folder / "tokenizer.json").is_file():
+        return
+    if importlib.util.find_spec("sentencepiece") is None:
+        problem = (
+            f"{pieces}: is a SentencePiece file without a tokenizer.json beside it, and the package "
+            "sentencepiece is not installed: pip install sentencepiece, or save the processor anew "
+            "(processor.save_pretrained) where it is installed"
+        )
+        raise ModelError([problem])
 
 
 def _saved(path: Path) -> Mapping[str, Any]:
@@ -122,7 +138,9 @@ def _picture_problems(processor: Any, facts: ModelFacts, folder: Path) -> list[s
     file = folder / "processor_config.json"
     with reading(folder, "a blank picture, by the model's processor,"):
         tried = processor(
-            images=[Image.new("RGB", PROBE)], text=[f"{processor.image_token} "], return_tensors="np"
+            images=[Image.new("RGB", PROBE)],
+            text=[f"{processor.image_token} "],
+            return_tensors="np",
         )
         pixels, ids = tried["pixel_values"], tried["input_ids"][0].tolist()
         height, width = pixels.shape[-2:]

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,50 @@ def describe(
     return facts.model_copy(update={"eos_token_ids": model_settings(folder).ends})
 
 
+@dataclass(frozen=True)
+class ReadProcessor:
+    """A model's processor without its weights.
+
+    Attributes:
+        folder: of the model.
+        facts: of the model, at the image size that was asked for.
+        native_facts: of the model as published.
+        processor: fits `facts`.
+        native: fits `native_facts`; the same object if no image size was asked for.
+    """
+
+    folder: Path
+    facts: ModelFacts
+    native_facts: ModelFacts
+    processor: Any
+    native: Any
+
+
+def read_processor(
+    model_id: str,
+    revision: str | None = None,
+    *,
+    image_size: int | None = None,
+    trust_remote_code: bool = False,
+) -> ReadProcessor:
+    """Return a model's processor; no weights are read.
+
+    Raises:
+        ModelError: the model is not supported, or its processor cannot be read or does not fit it.
+    """
+    folder = local_folder(model_id, revision, weights=False)
+    family, config = read_config(folder, trust_remote_code=trust_remote_code)
+    native_facts = describe(model_id, revision)
+    native = load_processor(folder, family, config, trust_remote_code=trust_remote_code)
+    check_processor(native, native_facts, folder)
+    if image_size is None:
+        return ReadProcessor(folder, native_facts, native_facts, native, native)
+    facts = describe(model_id, revision, image_size=image_size)
+    processor = resized(native, family, image_size)
+    check_processor(processor, facts, folder)
+    return ReadProcessor(folder, facts, native_facts, processor, native)
+
+
 def load(
     model_id: str,
     *,
@@ -140,30 +185,23 @@ def load(
     """
     folder = local_folder(model_id, revision)
     family, config = read_config(folder, trust_remote_code=trust_remote_code)
-    native_facts = describe(model_id, revision)
-    facts = native_facts
-    if image_size is not None:
-        facts = describe(model_id, revision, image_size=image_size)
     weight_files(folder)
     if problems := broken_weight_files(folder):
         raise ModelError(problems)
-    native = load_processor(folder, family, config, trust_remote_code=trust_remote_code)
-    check_processor(native, native_facts, folder)
-    processor = native
-    if image_size is not None:
-        processor = resized(native, family, image_size)
-        check_processor(processor, facts, folder)
+    read = read_processor(
+        model_id, revision, image_size=image_size, trust_remote_code=trust_remote_code
+    )
     with _no_bars(), reading(folder, "the weights"):
         original = family.original(folder, config, dtype)
     return LoadedModel(
-        facts=facts,
-        native_facts=native_facts,
+        facts=read.facts,
+        native_facts=read.native_facts,
         folder=folder,
         digest=known_digest or digest(folder),
         original=original,
-        processor=processor,
-        native_processor=native,
-        vision=family.vision(config, image_size=facts.image_size, source=original),
+        processor=read.processor,
+        native_processor=read.native,
+        vision=family.vision(config, image_size=read.facts.image_size, source=original),
         tensors=family.tensors(original),
     )
 
