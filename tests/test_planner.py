@@ -104,8 +104,8 @@ def test_a_share_that_falls_between_two_counts_is_rounded_half_up():
 
 def test_where_a_share_falls_between_two_counts_the_plan_says_so():
     assert planned(ShortV(frozen=0.7), contribution=range(8)).notes == (
-        "compress[0].shortv.frozen: 0.7 of the 7 layers that can be frozen (without layer 7, whose rows are dead) "
-        "is 4.9, rounded to 5",
+        "compress[0].shortv.frozen: 0.7 of the 7 layers that can be frozen (without layer 7, whose rows are "
+        "dead) is 4.9, rounded to 5",
     )
     assert planned(ShortV(frozen=0.4)).notes == ()
     assert planned(ShortV(frozen=0.5), VisualExit(layer=4)).notes == (
