@@ -36,8 +36,9 @@ def read_text(path: Path, error: type[ProblemsError]) -> str:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise error([f"{path}: no such file"]) from None
-    except UnicodeDecodeError:
-        raise error([f"{path}: not UTF-8 text"]) from None
+    except UnicodeDecodeError as failure:
+        line = failure.object.count(b"\n", 0, failure.start) + 1
+        raise error([f"{path}:{line}: not UTF-8 text; save the file as UTF-8"]) from None
     except OSError as failure:
         raise error([f"{path}: {failure.strerror}"]) from None
 

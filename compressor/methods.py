@@ -163,6 +163,11 @@ class ShortV(ExactlyOne):
     """
 
     name: ClassVar[Literal["shortv"]] = "shortv"
+    other_names: ClassVar[Mapping[str, str]] = {
+        "share": "frozen",
+        "ratio": "frozen",
+        "keep": "frozen",
+    }
 
     frozen: Share | None = None
     layers: Layers | None = None
@@ -184,6 +189,12 @@ class VisualExit(ExactlyOne):
     """
 
     name: ClassVar[Literal["visual_exit"]] = "visual_exit"
+    other_names: ClassVar[Mapping[str, str]] = {
+        "k": "layer",
+        "exit_layer": "layer",
+        "off_from": "layer",
+        "kl": "max_kl",
+    }
     beside: ClassVar[Mapping[str, str]] = {"first_layer": "max_kl"}
 
     layer: LayerOrDepth | None = None
@@ -329,6 +340,13 @@ class CompressEntry(ExactlyOne):
     """One entry of `compress`: a method under its name. The fields are the registry of methods."""
 
     key_word: ClassVar[str] = "method"
+    other_names: ClassVar[Mapping[str, str]] = {
+        "vtw": "visual_exit",
+        "exit": "visual_exit",
+        "withdrawal": "visual_exit",
+        "gates": "dyvte",
+        "heads": "yopo",
+    }
 
     shortv: ShortV | None = None
     visual_exit: VisualExit | None = None

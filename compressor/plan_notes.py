@@ -5,13 +5,16 @@ from collections.abc import Sequence
 from compressor.calibration.profile import Profile
 from compressor.head_mask import MaskReader
 from compressor.methods import DyVTE, Method, ShortV
-from compressor.passes.shortv import rounded
 from compressor.plan import Plan
 from compressor.yopo_notes import gone_words, layers_words, yopo_notes
 
 
 def notes(
-    plan: Plan, methods: Sequence[Method], masks: MaskReader, profile: Profile | None = None
+    plan: Plan,
+    methods: Sequence[Method],
+    masks: MaskReader,
+    profile: Profile | None,
+    recipe_format: int,
 ) -> tuple[str, ...]:
     """Return what people should know of a plan, one sentence each.
 
@@ -20,13 +23,15 @@ def notes(
         methods: the recipe's, in the order of its list.
         masks: reads a mask for the plan's decoder.
         profile: of the calibration.
+        recipe_format: of the recipe; in format 1 shares are counted otherwise.
     """
     found: list[str] = []
     for number, method in enumerate(methods):
         where = f"compress[{number}].{method.name}"
         if isinstance(method, ShortV):
             found += _behind_exit_note(plan, method, where)
-            found += _rounding_note(plan, method, where) or _idle_note(plan, method, where)
+            rounds = _rounding_note(plan, method, where) if recipe_format > 1 else []
+            found += rounds or _idle_note(plan, method, where)
         elif isinstance(method, DyVTE):
             found += _gates_note(plan, method, where, profile)
     found += yopo_notes(plan, methods, masks)
@@ -51,15 +56,14 @@ def _rounding_note(plan: Plan, method: ShortV, where: str) -> list[str]:
     """Return what number of layers a share came to, where it is not a whole one."""
     frozen = [layer.index for layer in plan.layers if layer.reason == "shortv"]
     able = len(frozen) + sum(layer.visual == "update" for layer in plan.layers)
-    if method.frozen is None or rounded(method.frozen, able) != len(frozen):
-        return []  # the last: a share of all layers, as recipes of format 1 count it
-    share = method.frozen * able
-    if abs(share - len(frozen)) < 1e-6:
+    share = (method.frozen or 0.0) * able
+    if method.frozen is None or abs(share - len(frozen)) < 1e-6:
         return []
-    out = [layer.index for layer in plan.layers if layer.reason not in ("", "shortv")]
-    without = f" (all but {layers_words(out)})" if out else ""
+    parts = [] if plan.exit_layer is None else [f"in front of layer {plan.exit_layer}"]
+    if dead := [layer.index for layer in plan.layers if layer.reason == "dead"]:
+        parts.append(f"without {layers_words(dead)}, whose rows are dead")
     return [
-        f"{where}.frozen: {method.frozen:g} of the {able} layers that can be frozen{without} is "
+        f"{where}.frozen: {method.frozen:g} of the {able} layers that can be frozen ({', '.join(parts)}) is "
         f"{share:.4g}, rounded to {len(frozen)}"
     ]
 

@@ -190,7 +190,7 @@ def make_plan(
     masks = mask_reader(facts.decoder)
     numbered = [(f"compress[{n}].{method.name}", method) for n, method in enumerate(methods)]
     made = _applied(plan, numbered, profile, masks, recipe_format)
-    said = notes(made, methods, masks, profile)
+    said = notes(made, methods, masks, profile, recipe_format)
     if recipe_format == 1:
         with suppress(PlanError):  # what is refused today cannot be compared with
             today = _applied(plan, numbered, profile, masks, RECIPE_FORMAT)

@@ -38,6 +38,7 @@ from compressor.recipe_errors import (
     read_yaml,
     rule,
 )
+from compressor.recipe_override import changed
 
 RECIPE_FORMAT: Final = 2
 """Newest version of the recipe format that this vtcompress reads.
@@ -216,7 +217,8 @@ class Recipe(Section):
         Args:
             values: new values by dotted key, such as `{"export.dtype": "float16"}`; a mapping
                 changes the keys in it, None sets null. An entry of `compress` goes by its method's
-                name: `compress.dyvte.exit`.
+                name, `compress.dyvte.exit`, or as error lines have it, `compress[0].dyvte.exit`. Of keys
+                that exclude each other the one that is given takes the others away.
             source: what error lines start with.
             folder: where relative paths among the values start; None: the working folder.
 
@@ -224,12 +226,9 @@ class Recipe(Section):
             RecipeError: keys that do not exist or values that are not allowed, all of them.
         """
         data: dict[str, Any] = self.model_dump(by_alias=True)
-        for dotted, value in values.items():
-            change: Any = _with_tuples(value)
-            for key in reversed(dotted.split(".")):
-                change = {key: change}
-            _merge(data, _anchored(change, folder or Path.cwd()))
-        return parse_recipe(data, source)
+        start = folder or Path.cwd()
+        new, problems = changed(Recipe, data, values, source, lambda part: _anchored(part, start))
+        return parse_recipe(new, source, problems)
 
     @property
     def dyvte(self) -> DyVTE | None:
@@ -382,26 +381,3 @@ def _copied(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _copied(item) for key, item in value.items()}
     return tuple(map(_copied, value)) if isinstance(value, tuple) else value
-
-
-def _merge(data: dict[str, Any], change: Mapping[str, Any]) -> None:
-    for key, value in change.items():
-        there = data.get(key)
-        if isinstance(value, dict) and isinstance(there, dict):
-            _merge(there, value)
-        elif isinstance(value, dict) and isinstance(there, tuple) and _entries(there, value):
-            for entry in _entries(there, value):
-                _merge(entry, value)
-        else:
-            data[key] = value
-
-
-def _entries(listed: Sequence[Any], change: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Returns the entries of a list that a change is about: those with its one key."""
-    return [entry for entry in listed if isinstance(entry, dict) and entry.keys() == change.keys()]
-
-
-def _with_tuples(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _with_tuples(item) for key, item in value.items()}
-    return tuple(map(_with_tuples, value)) if isinstance(value, list | tuple) else value

@@ -104,10 +104,14 @@ def test_a_share_that_falls_between_two_counts_is_rounded_half_up():
 
 def test_where_a_share_falls_between_two_counts_the_plan_says_so():
     assert planned(ShortV(frozen=0.7), contribution=range(8)).notes == (
-        "compress[0].shortv.frozen: 0.7 of the 7 layers that can be frozen (all but layer 7) is 4.9, rounded "
-        "to 5",
+        "compress[0].shortv.frozen: 0.7 of the 7 layers that can be frozen (without layer 7, whose rows are "
+        "dead) is 4.9, rounded to 5",
     )
     assert planned(ShortV(frozen=0.4)).notes == ()
+    assert planned(ShortV(frozen=0.5), VisualExit(layer=4)).notes == (
+        "compress[0].shortv.frozen: 0.5 of the 3 layers that can be frozen (in front of layer 4, without "
+        "layer 3, whose rows are dead) is 1.5, rounded to 2",
+    )
 
 
 def test_the_last_layer_keeps_its_dead_rows_where_shortv_does_not_choose_it():
@@ -411,8 +415,8 @@ IN_EVERY_PLAN = "visual rows of layer 5 are frozen in every plan, as nobody read
         (
             [ShortV(frozen=0.05)],
             [
-                "compress[0].shortv.frozen: 0.05 of the 5 layers that can be frozen (all but layer 5) is "
-                "0.25, rounded to 0"
+                "compress[0].shortv.frozen: 0.05 of the 5 layers that can be frozen (without layer 5, "
+                "whose rows are dead) is 0.25, rounded to 0"
             ],
         ),
         (

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from compressor.errors import RecipeError
-from compressor.methods import ShortV
+from compressor.methods import Heads, ShortV, VisualExit, Yopo
 from compressor.recipe import (
     RECIPE_FORMAT,
     FidelityThresholds,
@@ -565,8 +565,114 @@ def test_an_override_reaches_into_the_entry_of_a_method_by_its_name(tmp_path):
     assert recipe.dyvte.train.steps != 3
     with pytest.raises(RecipeError, match=r"compress\[1\].dyvte.train.step: unknown key"):
         recipe.override({"compress.dyvte.train.step": 3})
-    with pytest.raises(RecipeError, match="command line: compress: "):
-        recipe.override({"compress.visual_exit.layer": 3})
+
+
+CHOICES = (
+    "vtcompress: 2\ncompress: [{shortv: {frozen: 0.5}}, {visual_exit: {max_kl: 0.1, first_layer: 3}}, "
+    "{yopo: {heads: {threshold: 0.1, votes: 0.3}}}]\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("values", "place", "method"),
+    [
+        ({"compress.shortv.speedup": 1.5}, 0, ShortV(speedup=1.5)),
+        ({"compress.shortv": {"layers": [1]}}, 0, ShortV(layers=(1,))),
+        ({"compress": {"shortv": {"layers": [1]}}}, 0, ShortV(layers=(1,))),
+        ({"compress[0].shortv.frozen": 0.25}, 0, ShortV(frozen=0.25)),
+        ({"compress[0]": {"shortv": {"speedup": 2}}}, 0, ShortV(speedup=2.0)),
+        (
+            {"compress.shortv.frozen": None, "compress[0].shortv.speedup": 1.5},
+            0,
+            ShortV(speedup=1.5),
+        ),
+        ({"compress[1].visual_exit.layer": 4}, 1, VisualExit(layer=4)),
+        ({"compress.visual_exit.max_kl": 0.2}, 1, VisualExit(max_kl=0.2, first_layer=3)),
+        ({"compress.visual_exit.first_layer": None}, 1, VisualExit(max_kl=0.1)),
+        ({"compress.yopo.heads.keep": 0.5}, 2, Yopo(heads=Heads(keep=0.5))),
+        ({"compress.yopo.heads.votes": 0.5}, 2, Yopo(heads=Heads(threshold=0.1, votes=0.5))),
+        ({"compress.yopo": {"heads": None, "window": 3}}, 2, Yopo(window=3)),
+    ],
+)
+def test_of_keys_that_exclude_each_other_the_one_that_is_set_takes_the_others_away(
+    tmp_path, values, place, method
+):
+    recipe = read(tmp_path, CHOICES)
+    changed = recipe.override(values)
+    assert changed.methods[place] == method
+    rest = [m for i, m in enumerate(recipe.methods) if i != place]
+    assert [m for i, m in enumerate(changed.methods) if i != place] == rest
+
+
+@pytest.mark.parametrize(
+    ("values", "lines"),
+    [
+        (
+            {"compress.shortv.frozen": 0.1, "compress[0].shortv.layers": [1]},
+            [
+                "compress[0].shortv: frozen and layers are given together; give exactly one of: frozen, "
+                "layers, speedup"
+            ],
+        ),
+        (
+            {"compress.shortv.frozen": None},
+            ["compress[0].shortv: nothing is given; give exactly one of: frozen, layers, speedup"],
+        ),
+        (
+            {
+                "compress[3].shortv.frozen": 0.1,
+                "compress[1].shortv.frozen": 0.1,
+                "export.dtype": "x",
+            },
+            [
+                "compress[3].shortv.frozen: the recipe has 3 entries under compress (shortv, visual_exit, "
+                "yopo)",
+                "compress[1].shortv.frozen: compress[1] has no shortv (under compress: shortv, visual_exit, "
+                "yopo); add it to a copy of the recipe",
+                "export.dtype: 'x' is not allowed; 'float32', 'float16' or 'bfloat16'",
+            ],
+        ),
+        (
+            {"compress.vtw.layer": 3, "compress.dyvte.exit": "baked", "compress[0]": None},
+            [
+                "compress.vtw.layer: unknown method; did you mean 'visual_exit'? (known: shortv, "
+                "visual_exit, dyvte, yopo)",
+                "compress.dyvte.exit: the recipe has no dyvte (under compress: shortv, visual_exit, yopo); "
+                "add it to a copy of the recipe",
+                "compress[0]: name the key too, such as compress[0].shortv. ...",
+            ],
+        ),
+    ],
+)
+def test_overrides_that_fit_no_entry_or_say_two_things_are_named_all_at_once(
+    tmp_path, values, lines
+):
+    with pytest.raises(RecipeError) as caught:
+        read(tmp_path, CHOICES).override(values)
+    assert caught.value.problems == tuple(f"command line: {line}" for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("body", "line"),
+    [
+        (
+            "compress: [{vtw: {layer: 3}}]",
+            "compress[0].vtw: unknown method; did you mean 'visual_exit'? (known: shortv, visual_exit, "
+            "dyvte, yopo)",
+        ),
+        (
+            "compress: [{shortv: {ratio: 0.5}}]",
+            "compress[0].shortv.ratio: unknown key; did you mean 'frozen'? (known: frozen, layers, speedup)",
+        ),
+        (
+            "model:\n\tid: x",
+            "line 3: not valid YAML: while scanning for the next token, found character '\\t' that cannot "
+            "start any token; indent with spaces, not with tabs",
+        ),
+    ],
+)
+def test_other_names_and_tabs_get_a_hint(tmp_path, body, line):
+    assert line in refusal(tmp_path, f"vtcompress: 2\n{body}\n")
 
 
 def test_errors_of_overrides_name_the_dotted_key_all_at_once(tmp_path):

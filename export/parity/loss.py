@@ -192,7 +192,7 @@ def compare(
         ]
     )
     right = [
-        None if s.answer is None else (exact(a.text, s.answer), exact(b.text, s.answer))
+        (right_one(a.text, s.answers), right_one(b.text, s.answers)) if s.answers else None
         for s, a, b in zip(samples, original.answers, compressed.answers, strict=True)
     ]
 
@@ -256,6 +256,11 @@ def exact(text: str, answer: str) -> bool:
     return text.strip() == answer.strip()
 
 
+def right_one(text: str, answers: Sequence[str]) -> bool:
+    """Whether an answer is one of the right ones."""
+    return any(exact(text, answer) for answer in answers)
+
+
 def _misses(figures: LossFigures, limits: LossLimits) -> list[str]:
     lines = []
     # Written so that a value that is no number misses its limit.
@@ -302,7 +307,7 @@ def store_original(folder: Path, samples: Sequence[Sample], original: Answers) -
         row = {
             "image": names,
             "question": sample.question,
-            "answer": sample.answer,
+            "answer": list(sample.answers) if sample.others else sample.answer,
             "kind": sample.kind,
         }
         rows.append(json.dumps(row, ensure_ascii=False))
