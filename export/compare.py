@@ -165,9 +165,9 @@ def _entry(number: int, folder: Path, manifest: Manifest) -> Entry:
 def _speed(entries: Sequence[Entry]) -> Axis:
     measured = [entry.measured for entry in entries if entry.measured is not None]
     if len(measured) == len(entries):
-        return Axis("speed of the prefill, measured; 1 x: the original", tuple(measured))
+        return Axis("prefill time, original / compressed, measured", tuple(measured))
     return Axis(
-        "original's work / work of the prefill, predicted",
+        "prefill work, original / compressed, predicted",
         tuple(entry.predicted for entry in entries),
     )
 
