@@ -53,6 +53,7 @@ class Conversation:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
+        generation_config: bool = True,
     ) -> Answering:
         """Return the answer of the next turn as an iterator over pieces of text.
 
@@ -66,6 +67,7 @@ class Conversation:
             temperature: 0 is greedy; see `export.sampling`.
             top_p: share of the probability that tokens are drawn from.
             seed: of the draws of this turn.
+            generation_config: as in `Runtime.generate`; the whole conversation counts as the prompt.
 
         Raises:
             DataError: a picture cannot be read, or the conversation does not fit the model any more;
@@ -99,6 +101,13 @@ class Conversation:
             self._open = None
 
         self._open = self._runtime.answering(
-            ids, pixels, cached, sampling, max_new_tokens, started, keep
+            ids,
+            pixels,
+            cached,
+            sampling,
+            max_new_tokens,
+            started,
+            keep,
+            generation_config=generation_config,
         )
         return self._open

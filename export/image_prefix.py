@@ -53,18 +53,31 @@ class ImagePrefix:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
+        generation_config: bool = True,
     ) -> Answering:
         """Return the answer to a question about the pictures; see `Runtime.generate`."""
         started = time.perf_counter()
         ids, cached = self._ids_and_cached(question)
         sampling = Sampling(temperature, top_p, seed)
-        return self._runtime.answering(ids, self._pixels, cached, sampling, max_new_tokens, started)
+        return self._runtime.answering(
+            ids,
+            self._pixels,
+            cached,
+            sampling,
+            max_new_tokens,
+            started,
+            generation_config=generation_config,
+        )
 
-    def answer(self, question: str, *, max_new_tokens: int = 64) -> "Reply":
+    def answer(
+        self, question: str, *, max_new_tokens: int = 64, generation_config: bool = True
+    ) -> "Reply":
         """Return the whole greedy answer to a question about the pictures; see `Runtime.answer`."""
         ids, cached = self._ids_and_cached(question)
         prompt = self._runtime.prompt_of(ids, self._pixels, cached)
-        return self._runtime.replies([prompt], max_new_tokens, cached.past)[0]
+        return self._runtime.replies(
+            [prompt], max_new_tokens, cached.past, generation_config=generation_config
+        )[0]
 
     def _ids_and_cached(self, question: str) -> tuple[tuple[int, ...], Cached]:
         ids = self._runtime.encode([user_message(question, len(self._pixels))])

@@ -83,6 +83,8 @@ def unsaid(node: ast.AST) -> Iterable[ast.AST]:
         case ast.Module() | ast.ClassDef() | ast.FunctionDef():
             first = node.body[0] if node.body else None
             return [first.value] if isinstance(first, ast.Expr) else []
+        case ast.Expr(value=ast.Constant()):  # a docstring of a constant
+            return [node.value]
         case ast.JoinedStr():
             return node.values
         case ast.Call(func=ast.Attribute(attr="option" | "argument" | "group")) | ast.Compare():

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 from compressor.calibration.data import Sample, check_answered, read_samples
 from compressor.errors import RecipeError, VtcompressError
-from compressor.files import write_bytes
+from compressor.files import make_parent, write_bytes
 from compressor.gate_file import MODEL_DIGEST, stable_header
 from compressor.locks import exclusive
 from compressor.planner import check_layers
 from compressor.progress import Progress
 from compressor.recipe import Recipe
+from export.places import check_file
 from vtcompress.console import shown
 from vtcompress.exporting import validation_name
 from vtcompress.gates_report import GatesReport
@@ -51,7 +52,7 @@ def train_gates(
         data: jsonl file of questions with pictures and answers; all are used.
         output: safetensors file of the gates.
         held_out: questions to report on; None: those of the recipe's `validate` section, if any.
-        overwrite: replace what is at `output`.
+        overwrite: replace gates that this tool wrote at `output`.
         progress: shows prompts and steps; None: on a terminal alone.
 
     Raises:
@@ -67,10 +68,10 @@ def train_gates(
     report_file = output.with_suffix(".json")
     if output.suffix != SUFFIX:
         raise VtcompressError(f"{output}: gates are a {SUFFIX} file; give --output such a name")
+    make_parent(output)
     with exclusive(output):
-        for path in (output, report_file):
-            if path.is_dir() or (path.exists() and not overwrite):
-                raise VtcompressError(f"{path}: exists; choose another --output or add --overwrite")
+        check_file(output, "gates", overwrite=overwrite)
+        check_file(report_file, "gates report", overwrite=overwrite)
         samples, others = _questions(data), _held_out(recipe)
         _check_model(recipe, output)
         tokens = recipe.validation.max_new_tokens

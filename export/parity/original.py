@@ -1,8 +1,14 @@
-"""The original's side of compression loss: transformers' own model, processor and generation."""
+"""The original's side of compression loss: transformers' own model and processor, and the likeliest tokens.
+
+Both sides pick the likeliest token, whatever the model's generation configuration asks for: loss is what
+compression changed, and a penalty or a beam would be counted as that. So nothing of `generate` is used here.
+"""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from compressor.calibration.data import Sample
 from compressor.families import LoadedModel
@@ -61,19 +67,41 @@ def _answer(
     ids = torch.cat([prompt.input_ids for _, prompt in batch])
     pixels = [prompt.pixel_values for _, prompt in batch if prompt.pixel_values is not None]
     ends = model.facts.eos_token_ids
-    out = model.original.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        pixel_values=torch.cat(pixels).to(model.original.dtype) if pixels else None,
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        eos_token_id=list(ends) or None,
-        pad_token_id=ends[0] if ends else 0,
-        return_dict_in_generate=True,
-        output_logits=True,
+    steps = _likeliest(
+        model.original, ids, torch.cat(pixels) if pixels else None, max_new_tokens, ends
     )
+    first, rows = next(steps)
+    tokens = torch.stack([first, *(token for token, _ in steps)], dim=1).tolist()
     for row, (index, _) in enumerate(batch):
-        tokens = until_end(out.sequences[row, ids.shape[1] :].tolist(), ends)
-        text = model.processor.decode(tokens, skip_special_tokens=True)
-        yield index, Answer(token_ids=tokens, text=text), out.logits[0][row].float()
+        found = until_end(tokens[row], ends)
+        text = model.processor.decode(found, skip_special_tokens=True)
+        yield index, Answer(token_ids=found, text=text), rows[row]
+
+
+def _likeliest(
+    original: Any, ids: Tensor, pixels: Tensor | None, max_new_tokens: int, ends: Sequence[int]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the likeliest tokens [B] and their logits [B, vocab] float32 until all rows have ended.
+
+    Args:
+        original: the transformers model.
+        ids: [B, S] prompts of equal length.
+        pixels: [I, 3, S, S] of all their pictures; None without.
+        max_new_tokens: longest answer.
+        ends: tokens that end one.
+    """
+    pictures = {} if pixels is None else {"pixel_values": pixels.to(original.dtype)}
+    asked, past = ids, None
+    ended = torch.zeros(len(ids), dtype=torch.bool)
+    for number in range(max_new_tokens):
+        # The cache is asked for by name: a configuration may have it off.
+        out = original(
+            input_ids=asked, past_key_values=past, use_cache=True, logits_to_keep=1, **pictures
+        )
+        logits = out.logits[:, -1].float()
+        tokens = logits.argmax(dim=-1)
+        yield tokens, logits
+        ended |= torch.isin(tokens, torch.tensor(ends, dtype=tokens.dtype))
+        if ended.all() or number + 1 == max_new_tokens:
+            return
+        asked, past, pictures = tokens[:, None], out.past_key_values, {}
