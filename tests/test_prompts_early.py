@@ -14,6 +14,7 @@ from compressor.progress import SILENT
 from compressor.recipe import Recipe
 from tests.models import make_picture
 from vtcompress import stages
+from vtcompress.cli import run as run_cli
 
 Fault = Callable[[Path], None]
 STAGES = ("export", "calibrate", "plan", "compress", "train-gates")
@@ -329,3 +330,16 @@ def test_other_data_is_read_before_the_original_is_measured_on_it(
     recipe = vtcompress.load_recipe("identity")
     with pytest.raises(DataError, match=r"asked\.jsonl:3: its prompt takes"):
         stages._measure_again(None, recipe, str(folder), data, SILENT)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_inspect_tells_what_is_wrong_with_a_processor(
+    folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config(image_token_index=7)(folder)
+    assert run_cli(["inspect", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "image_token_id" in out
+    assert f"problem: {folder / 'config.json'}: image_token_index: 7 is not the image token" in out
+    assert len(vtcompress.inspect(folder)["problems"]) == 1
+    assert "problems" not in vtcompress.inspect(tiny_model)

@@ -427,7 +427,10 @@ def inspect(out: Output, /, path: str) -> None:
 
     facts = stages.inspect(path)
     out.result(facts)
+    problems = facts.pop("problems", ())
     out.table(path, ("fact", "value"), show.flat_rows(facts))
+    for problem in problems:
+        out.line(f"problem: {problem}")
 
 
 @cli.command()

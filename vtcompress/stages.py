@@ -62,7 +62,7 @@ from vtcompress.inputs import (
     require_runtime,
     source_paths,
 )
-from vtcompress.prompt_check import Asked, check_recipe_prompts
+from vtcompress.prompt_check import Asked, check_recipe_prompts, processor_problems
 from vtcompress.shipped import find_recipe
 
 if TYPE_CHECKING:
@@ -412,7 +412,8 @@ def inspect(path: PathLike) -> dict[str, Any]:
     """Tell what a model folder, compressed folder, artifact, plan or profile is, without loading weights.
 
     Returns:
-        A JSON-like mapping; `kind` says which of them it is.
+        A JSON-like mapping; `kind` says which of them it is. Of a model `problems` holds what is wrong with
+        its processor, if anything is.
 
     Raises:
         VtcompressError: none of them.
@@ -428,7 +429,9 @@ def inspect(path: PathLike) -> dict[str, Any]:
     require_compress("inspecting a model")
     from compressor.families import describe
 
-    return {"kind": "model", **describe(str(path)).model_dump(mode="json")}
+    found: dict[str, Any] = {"kind": "model", **describe(str(path)).model_dump(mode="json")}
+    problems = processor_problems(str(path))
+    return found | ({"problems": list(problems)} if problems else {})
 
 
 def _inspect_file(path: Path) -> dict[str, Any]:
