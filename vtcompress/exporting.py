@@ -376,7 +376,7 @@ def run_calibration(
     model: "LoadedModel", recipe: Recipe, path: Path, progress: Progress
 ) -> Profile:
     """Calibrate a loaded model on the recipe's data; the profile grows at `path`."""
-    from compressor.calibration.run import Asked, calibrate
+    from compressor.calibration.run import Asked, ask_gates_again, calibrate
     from compressor.decoder.weights import load_gates
 
     name = recipe.calibrate.data.name if recipe.calibrate.data else ""
@@ -386,7 +386,15 @@ def run_calibration(
         candidates = gate_candidates(recipe.dyvte, model.facts.decoder.layers)
         gates = load_gates(gate_file(recipe.dyvte, model.facts, model.digest), candidates)
     asked = Asked(measures_of(recipe.methods), gates)
-    return calibrate(model, samples, path, data_name=name, asked=asked, progress=progress)
+    profile = calibrate(model, samples, path, data_name=name, asked=asked, progress=progress)
+    if gates is None:
+        return profile
+    # Only now is known what the gates will read: the states that the other methods leave.
+    chosen = plan_recipe(recipe, model.facts, model.digest, profile)
+    if chosen.gates is not None and chosen.gates_see() != profile.gates_under:
+        profile = ask_gates_again(model, samples, profile, chosen, gates, progress)
+        profile.save(path)
+    return profile
 
 
 def draw(profile: Profile, plan: Plan, base: Path) -> None:
