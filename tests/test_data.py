@@ -376,3 +376,15 @@ def test_halves_of_characters_are_refused_since_no_file_can_hold_them(tmp_path):
         f"{path}:1: question: not valid Unicode",
         f"{path}:1: answer: not valid Unicode",
     )
+
+
+@pytest.mark.parametrize("size", [7, 64, 100, 256, 300])
+def test_more_samples_of_a_seed_hold_the_fewer_ones(size):
+    samples = [Sample((), f"question {number}") for number in range(size)]
+    before: set[Sample] = set()
+    for count in (1, 3, 6, 24, 64, 128, 512):
+        drawn = choose(samples, count, seed=5)
+        assert len(drawn) == min(count, size)
+        assert before <= set(drawn)
+        assert list(drawn) == [sample for sample in samples if sample in set(drawn)]
+        before = set(drawn)

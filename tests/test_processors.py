@@ -13,7 +13,7 @@ import torch
 from transformers import AutoProcessor
 
 from compressor.calibration.data import read_samples
-from compressor.errors import DataError, ModelError
+from compressor.errors import ModelError
 from compressor.families import load
 from compressor.families.registry import read_processor
 from compressor.pictures import load_image
@@ -166,15 +166,41 @@ def test_a_missing_package_is_called_by_its_name(
     assert "tiktoken" not in line.lower() + capfd.readouterr().err.lower()
 
 
-@pytest.mark.parametrize("missing", ["tokenizer", "image processor"])
-def test_half_a_processor_is_refused(missing: str, older: Path) -> None:
-    if missing == "image processor":
-        unset(older, "image_processor", "processor_class")
-    else:
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            (older / name).unlink()
-    with pytest.raises((ModelError, DataError)) as caught:
+def no_images(folder: Path) -> None:
+    unset(folder, "image_processor")
+
+
+def no_tokenizer(folder: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+
+
+def neither(folder: Path) -> None:
+    no_images(folder)
+    no_tokenizer(folder)
+
+
+def another(folder: Path) -> None:
+    path = folder / "processor_config.json"
+    write(path, {**read(path), "processor_class": "CLIPProcessor"})
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (no_images, ["no image processor: neither processor_config.json"]),
+        (no_tokenizer, ["older: no tokenizer.json; save the processor"]),
+        (neither, ["no tokenizer.json", "no image processor"]),
+        (another, ["its processor is a CLIPProcessor, which has no image_token"]),
+    ],
+)
+def test_half_a_processor_and_anothers_are_called_so(
+    fault: Callable[[Path], None], words: list[str], older: Path
+) -> None:
+    fault(older)
+    with pytest.raises(ModelError) as caught:
         read_processor(str(older))
-    (line,) = caught.value.problems
-    assert str(older) in line
-    assert "\n" not in line
+    for line, word in zip(caught.value.problems, words, strict=True):
+        assert word in line
+        assert str(older) in line
+        assert "processor.save_pretrained" in line

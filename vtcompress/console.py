@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from compressor.progress import SILENT, Progress
 from vtcompress.interrupts import Interrupts
 from vtcompress.last_resort import Doing
 
@@ -74,6 +75,10 @@ class Output:
         if self.verbosity >= 0:
             click.echo(line, err=True)
 
+    def warn(self, line: str) -> None:
+        """Say on stderr what must not be overlooked, however quiet the output is."""
+        click.echo(f"WARNING: {line}", err=True)
+
     def track(self, items: Iterable[Item], label: str, total: int) -> Iterator[Item]:
         """Yield the items; show progress on stderr if it takes more than two seconds."""
         self.doing.stage = label
@@ -116,3 +121,10 @@ class Output:
         taken = time.monotonic() - started
         if taken > SHOW_AFTER_SECONDS:
             self.say(f"{label}: {total} done in {taken:.0f} s")
+
+
+def shown(progress: Progress | None) -> Progress:
+    """Return how a stage that Python calls reports; None: as a command on a terminal, else not at all."""
+    if progress is not None:
+        return progress
+    return Output() if sys.stderr is not None and sys.stderr.isatty() else SILENT

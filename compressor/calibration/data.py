@@ -110,11 +110,16 @@ def notes_on(samples: Iterable[Sample]) -> tuple[str, ...]:
 
 
 def choose(samples: Sequence[Sample], count: int | None, seed: int) -> tuple[Sample, ...]:
-    """Return `count` samples drawn by `seed`, in file order; all of them if there are no more."""
+    """Return `count` samples drawn by `seed`, in file order; all of them if there are no more.
+
+    A larger count draws the same samples and more, so that a calibration can be extended.
+    """
     if count is None or count >= len(samples):
         return tuple(samples)
-    kept = sorted(random.Random(seed).sample(range(len(samples)), count))  # noqa: S311
-    return tuple(samples[i] for i in kept)
+    drawn, kept = random.Random(seed), set[int]()  # noqa: S311
+    while len(kept) < count:
+        kept.add(drawn.randrange(len(samples)))
+    return tuple(samples[i] for i in sorted(kept))
 
 
 def check_pictures(samples: Sequence[Sample], data_name: str) -> None:
@@ -154,7 +159,16 @@ def data_digest(samples: Sequence[Sample]) -> str:
     """Return the sha256 over the questions and the bytes of their pictures, in order."""
     total = hashlib.sha256()
     for sample in samples:
-        pictures = [sha256_of(path) for path in sample.images]
-        row = [pictures, sample.question, sample.answer, sample.kind, *sample.others]
-        total.update(json.dumps(row, ensure_ascii=True).encode() + b"\n")
+        total.update(_digested(sample))
     return total.hexdigest()
+
+
+def sample_digest(sample: Sample) -> str:
+    """Return 16 hexadecimal digits by which a profile knows a sample again."""
+    return hashlib.sha256(_digested(sample)).hexdigest()[:16]
+
+
+def _digested(sample: Sample) -> bytes:
+    pictures = [sha256_of(path) for path in sample.images]
+    row = [pictures, sample.question, sample.answer, sample.kind, *sample.others]
+    return json.dumps(row, ensure_ascii=True).encode() + b"\n"

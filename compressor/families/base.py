@@ -52,8 +52,20 @@ class Family(ABC):
     model_types: ClassVar[tuple[str, ...]]
 
     @abstractmethod
-    def facts(self, config: Any, name: str, *, image_size: int | None = None) -> ModelFacts:
+    def problems(self, raw: Mapping[str, Any], where: str) -> list[str]:
+        """Return what cannot be read of a `config.json` as it is written; transformers need not take it."""
+
+    @abstractmethod
+    def facts(
+        self, config: Any, name: str, *, image_size: int | None = None, tied: bool | None = None
+    ) -> ModelFacts:
         """Return the facts that a transformers configuration tells.
+
+        Args:
+            config: transformers' configuration.
+            name: of the model.
+            image_size: as in `load`.
+            tied: whether the token embedding is the head too; None: what the configuration says.
 
         Raises:
             ModelError: the configuration asks for something that is not supported; all such are named.
@@ -61,7 +73,11 @@ class Family(ABC):
 
     @abstractmethod
     def original(self, folder: Path, config: Any, dtype: Any) -> Any:
-        """Load the unmodified transformers model."""
+        """Load the unmodified transformers model.
+
+        Raises:
+            ModelError: weights are missing, left over, of another shape or no numbers.
+        """
 
     @abstractmethod
     def vision(self, config: Any, *, image_size: int, source: Any = None) -> VisionEncoder:

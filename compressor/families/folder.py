@@ -7,6 +7,7 @@ named so; an index can name files outside the folder. Neither is followed.
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from compressor.errors import ModelError
 
@@ -60,16 +61,9 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     index = folder / WEIGHTS_INDEX
     if not index.exists():
         raise ModelError([_no_weights(folder)])
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise ModelError(
-            [f"{index}: no index of weight files; copy or download the file again"]
-        ) from None
+    names = set(_weight_map(index).values())
     outside = sorted(
-        str(name)
-        for name in names
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors")
+        name for name in names if Path(name).name != name or not name.endswith(".safetensors")
     )
     if outside:
         raise ModelError(
@@ -89,6 +83,26 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
             ]
         )
     return files
+
+
+def indexed(folder: Path) -> tuple[str, ...]:
+    """Return the tensors that a model folder's index names, also of files that are not here.
+
+    Raises:
+        ModelError: the index is broken.
+    """
+    index = folder / WEIGHTS_INDEX
+    return tuple(_weight_map(index)) if index.exists() else ()
+
+
+def _weight_map(index: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
+        raise ModelError([f"{index}: no index of weight files; copy or download the file again"])
+    return found
 
 
 def _no_weights(folder: Path) -> str:

@@ -144,7 +144,9 @@ def reason(failure: BaseException, folder: Path) -> str:
 
 
 def first_line(failure: BaseException) -> str:
-    """Return the first line of what an exception says, cut at a length that fits a message."""
+    """Return the first line that an exception says something in, cut at a length that fits a message."""
     lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
     line = lines[0] if lines else type(failure).__name__
+    if line.endswith(":") and len(lines) > 1:  # a heading: what is wrong stands below it
+        line = f"{line} {lines[1]}"
     return line if len(line) <= LONGEST else line[:LONGEST] + " ..."

@@ -17,6 +17,12 @@ from compressor.errors import ModelError
 from compressor.families.base import Family
 from compressor.families.guard import reading
 
+SAVED = "processor_config.json"
+PIECES = "tokenizer.model"
+TOKENIZER_FILES = ("tokenizer.json", PIECES, "vocab.*", "*.model")
+PARTS = ("tokenizer", "image_processor", "image_token")
+SAVE = "save the processor with the model (processor.save_pretrained)"
+
 PROBE = (48, 36)
 """Width and height of the blank picture that a processor is tried on; not square, and no tower's size."""
 
@@ -34,24 +40,19 @@ def load_processor(
     """
     from transformers import AutoProcessor
 
-    _check_tokenizer_files(folder)
+    _check_files(folder)
     with reading(folder, "the processor (images, tokenizer, chat template)"):
         processor = AutoProcessor.from_pretrained(
             folder, trust_remote_code=trust_remote_code, local_files_only=True
         )
-    missing = [
-        what
-        for what, part in (("tokenizer", "tokenizer"), ("image processor", "image_processor"))
-        if getattr(processor, part, None) is None
-    ]
+    missing = [part for part in PARTS if getattr(processor, part, None) is None]
     if missing:
         problem = (
-            f"{folder}: the model's processor has no {' and no '.join(missing)}; add the files that "
-            "processor.save_pretrained writes: processor_config.json or preprocessor_config.json, and "
-            "those of the tokenizer"
+            f"{folder}: its processor is a {type(processor).__name__}, which has no {', no '.join(missing)}; "
+            f"save the one that belongs to the model type {config.model_type!r} (processor.save_pretrained)"
         )
         raise ModelError([problem])
-    family.complete_processor(processor, config, _saved(folder / "processor_config.json"))
+    family.complete_processor(processor, config, _saved(folder / SAVED))
     if processor.chat_template is None:
         found = processor.tokenizer.chat_template
         processor.chat_template = found.get("default") if isinstance(found, Mapping) else found
@@ -84,18 +85,29 @@ def check_processor(processor: Any, facts: ModelFacts, folder: Path) -> None:
         raise ModelError(problems)
 
 
-def _check_tokenizer_files(folder: Path) -> None:
-    """Refuse a tokenizer that only a missing package can read; transformers names another package."""
-    pieces = folder / "tokenizer.model"
-    if not pieces.is_file() or (folder / "tokenizer.json").is_file():
-        return
-    if importlib.util.find_spec("sentencepiece") is None:
-        problem = (
-            f"{pieces}: is a SentencePiece file without a tokenizer.json beside it, and the package "
+def _check_files(folder: Path) -> None:
+    """Refuse what transformers would give another reason for: files that are absent, or a package."""
+    problems = []
+    if not any(any(folder.glob(name)) for name in TOKENIZER_FILES):
+        problems.append(f"{folder}: no tokenizer.json; {SAVE}")
+    elif (
+        (folder / PIECES).is_file()
+        and not (folder / "tokenizer.json").is_file()
+        and importlib.util.find_spec("sentencepiece") is None
+    ):
+        problems.append(
+            f"{folder / PIECES}: is a SentencePiece file without a tokenizer.json beside it, and the package "
             "sentencepiece is not installed: pip install sentencepiece, or save the processor anew "
             "(processor.save_pretrained) where it is installed"
         )
-        raise ModelError([problem])
+    named = "image_processor" in _saved(folder / SAVED)
+    if not named and not (folder / "preprocessor_config.json").is_file():
+        problems.append(
+            f"{folder}: no image processor: neither {SAVED} with a section image_processor nor "
+            f"preprocessor_config.json; {SAVE}"
+        )
+    if problems:
+        raise ModelError(problems)
 
 
 def _saved(path: Path) -> Mapping[str, Any]:
@@ -135,7 +147,7 @@ def _token_problems(processor: Any, facts: ModelFacts, folder: Path) -> list[str
 def _picture_problems(processor: Any, facts: ModelFacts, folder: Path) -> list[str]:
     """Try the processor on a blank picture."""
     side, wanted = facts.image_size, facts.visual_tokens
-    file = folder / "processor_config.json"
+    file = folder / SAVED
     with reading(folder, "a blank picture, by the model's processor,"):
         tried = processor(
             images=[Image.new("RGB", PROBE)],

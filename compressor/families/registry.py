@@ -1,6 +1,5 @@
 """Finds the family of a model and loads it: a hub id or a local folder, safetensors only."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,14 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from compressor.dims import ModelFacts
 from compressor.errors import ModelError
 from compressor.families.base import Family, LoadedModel
-from compressor.families.folder import digest, weight_files
-from compressor.families.guard import broken_texts, broken_weight_files, first_line, reading
+from compressor.families.checkpoint import equal, headers, source_dtype
+from compressor.families.configuration import plain_attention, problems_of, raw_config
+from compressor.families.folder import CONFIG, digest, indexed, weight_files
+from compressor.families.guard import broken_weight_files, first_line, reading
 from compressor.families.llava import LlavaFamily
 from compressor.families.processor import check_processor, load_processor, resized
+from compressor.families.text import EMBEDDING, HEAD, is_tied
 from compressor.generation import model_settings
 
 FAMILIES: tuple[Family, ...] = (LlavaFamily(),)
@@ -80,26 +83,48 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> tuple[Famil
     Raises:
         ModelError: no readable `config.json`, or a model type that no family reads.
     """
-    path = folder / "config.json"
-    problems = broken_texts(folder)
-    if problems:
-        raise ModelError(problems)
+    raw = raw_config(folder)
+    where = str(folder / CONFIG)
+    family = family_of(raw["model_type"], where)
+    problems = [*problems_of(raw, folder), *family.problems(raw, where)]
     try:
-        model_type = json.loads(path.read_text(encoding="utf-8"))["model_type"]
-    except FileNotFoundError:
-        raise ModelError(
-            [f"{path}: no such file; {folder} is no Hugging Face model folder"]
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise ModelError([f"{path}: not a Hugging Face configuration with a model_type"]) from None
-    family = family_of(str(model_type), str(path))
+        config = _config(folder, CONFIG, trust_remote_code=trust_remote_code)
+    except ModelError as error:
+        raise ModelError(problems or error.problems) from error.__cause__
+    if problems:
+        try:
+            family.facts(config, model_name(str(folder)))
+        except (ModelError, ValidationError) as error:
+            problems += getattr(error, "problems", ())
+        raise ModelError(problems)
+    plain_attention(config)
+    return family, config
+
+
+def saved_config(folder: Path, name: str) -> tuple[Family, Any]:
+    """Return the family and the configuration that this tool kept of an original model.
+
+    Args:
+        folder: that it wrote.
+        name: of the configuration's file in it.
+
+    Raises:
+        ModelError: the file cannot be read.
+    """
+    config = _config(folder, name)
+    plain_attention(config)
+    return family_of(config.model_type, str(folder / name)), config
+
+
+def _config(folder: Path, name: str, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoConfig
 
-    with reading(folder, "config.json"):
-        config = AutoConfig.from_pretrained(
-            folder, trust_remote_code=trust_remote_code, local_files_only=True
+    with reading(folder, name):
+        return AutoConfig.from_pretrained(
+            folder if name == CONFIG else folder / name,
+            trust_remote_code=trust_remote_code,
+            local_files_only=True,
         )
-    return family, config
 
 
 def describe(
@@ -112,7 +137,26 @@ def describe(
     """
     folder = local_folder(model_id, revision, weights=False)
     family, config = read_config(folder)
-    facts = family.facts(config, model_name(model_id), image_size=image_size)
+    return _facts(folder, family, config, model_name(model_id), image_size)
+
+
+def _facts(
+    folder: Path, family: Family, config: Any, name: str, image_size: int | None
+) -> ModelFacts:
+    stored = headers(folder)
+    tied = is_tied(
+        bool(config.tie_word_embeddings),
+        stored or indexed(folder),
+        (lambda first, second: equal(folder, first, second)) if stored else None,
+    )
+    if config.dtype is None and stored:
+        config.dtype = source_dtype(stored)
+    try:
+        facts = family.facts(config, name, image_size=image_size, tied=tied)
+    except ValidationError as failure:
+        raise ModelError(
+            f"{name}/{CONFIG}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in failure.errors()
+        ) from failure
     return facts.model_copy(update={"eos_token_ids": model_settings(folder).ends})
 
 
@@ -191,31 +235,42 @@ def load(
     read = read_processor(
         model_id, revision, image_size=image_size, trust_remote_code=trust_remote_code
     )
-    with _no_bars(), reading(folder, "the weights"):
+    with _quiet():
         original = family.original(folder, config, dtype)
+    tensors = family.tensors(original)
+    tied = tensors[HEAD].data_ptr() == tensors[EMBEDDING].data_ptr()
     return LoadedModel(
-        facts=read.facts,
-        native_facts=read.native_facts,
+        facts=_as_loaded(read.facts, tied),
+        native_facts=_as_loaded(read.native_facts, tied),
         folder=folder,
         digest=known_digest or digest(folder),
         original=original,
         processor=read.processor,
         native_processor=read.native,
         vision=family.vision(config, image_size=read.facts.image_size, source=original),
-        tensors=family.tensors(original),
+        tensors=tensors,
+    )
+
+
+def _as_loaded(facts: ModelFacts, tied: bool) -> ModelFacts:
+    """Return facts as loaded weights tell them: before, the files may not all have been here."""
+    return facts.model_copy(
+        update={"decoder": facts.decoder.model_copy(update={"tied_embeddings": tied})}
     )
 
 
 @contextmanager
-def _no_bars() -> Iterator[None]:
-    """Keep transformers' progress bars out of our own output while weights are read."""
+def _quiet() -> Iterator[None]:
+    """Keep transformers' progress bars and tables out of our own output while weights are read."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()
 
