@@ -173,7 +173,8 @@ def test_any_key_of_the_recipe_can_be_set(
     code, _, err = vt(*common, "--set", methods, "--output", tmp_path / "p.json")
     assert code == 1
     assert err == (
-        "error: compress[0].shortv.layers: 9, 11 are outside 0..3; the model has 4 layers\n"
+        "error: compress[0].shortv.layers: 9, 11 are outside 0..3; the model has 4 layers: give layers of "
+        "this model, or a share (frozen), which calibration chooses by\n"
     )
     code, _, err = vt(*common, "--set", "exprot.dtype=float16", "--output", tmp_path / "p.json")
     assert code == 1

@@ -444,9 +444,10 @@ def recipes(out: Output, /, name: str | None) -> None:
 
     shipped = shipped_recipes()
     if name is None:
-        out.table("Shipped recipes", ("name", "what it does"), [(r.name, r.title) for r in shipped])
+        rows = [(r.name, r.title, r.model) for r in shipped]
+        out.table("Shipped recipes", ("name", "what it does", "model"), rows)
         out.line("`vtcompress recipes NAME` prints one with its explanation")
-        out.result([{"name": r.name, "title": r.title} for r in shipped])
+        out.result([{"name": r.name, "title": r.title, "model": r.model} for r in shipped])
         return
     text = find_recipe(name).read_text(encoding="utf-8")
     out.line(text.rstrip("\n"))
