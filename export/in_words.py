@@ -16,7 +16,7 @@ from export.verdict import Verdict
 # YOPO, "Treat Visual Tokens as Text? But Your MLLM Only Needs Fewer Efforts to See" (2410.06169).
 WHY: dict[Reason, str] = {
     "shortv": (
-        "{layers}: {chosen} (method ShortV). Visual tokens pass through unchanged there. Text tokens still "
+        "{layers}: {chosen} (method ShortV). There visual tokens pass through unchanged. Text tokens still "
         "read them."
     ),
     "dead": (
@@ -41,8 +41,8 @@ WHY: dict[Reason, str] = {
 # The same where visual tokens take part in no head of a frozen layer: there is nothing to read.
 WHY_IN_NO_HEAD: dict[Reason, str] = {
     "shortv": (
-        "{layers}: {chosen} (method ShortV). Visual tokens pass through unchanged there, and take part in "
-        "no head (method YOPO, heads), so that no keys and values of them are computed, kept or read."
+        "{layers}: {chosen} (method ShortV). There visual tokens pass through unchanged. They take part in "
+        "no head there (method YOPO, heads), so that no keys and values of them are computed, kept or read."
     ),
     "dead": (
         "{layers}: nobody reads what visual tokens become there, so leaving it out changes nothing but "
@@ -53,7 +53,7 @@ WHY_IN_NO_HEAD: dict[Reason, str] = {
 
 # And where no head reads them, but the masked semantics keeps their keys.
 FROZEN_AND_MASKED = (
-    "{layers}: {chosen} (method ShortV). Visual tokens pass through unchanged there. No head reads them "
+    "{layers}: {chosen} (method ShortV). There visual tokens pass through unchanged. No head reads them "
     "(method YOPO), but their keys stay in the softmax's denominator."
 )
 
