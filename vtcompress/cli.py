@@ -105,14 +105,12 @@ def calibrate(out: Output, /, output: Path, overwrite: bool, **options: Any) -> 
 @click.pass_obj
 def plan(out: Output, /, profile: Path | None, output: Path, **options: Any) -> None:
     """Decide what visual tokens do in each layer; print the predicted costs."""
-    from compressor.calibration.profile import Profile
     from export.places import check_file
     from vtcompress import show, stages
 
     check_file(output, "plan")
-    measured = None if profile is None else Profile.load(profile)
     recipe = read_recipe(options)
-    chosen = stages.plan(recipe, measured, progress=out)
+    chosen = stages.plan(recipe, profile, progress=out)
     chosen.save(output)
     dtype = recipe.export.dtype
     show.show_plan(out, chosen, dtype)
@@ -142,16 +140,14 @@ def compress(
     **options: Any,
 ) -> None:
     """Apply a plan: write a folder of safetensors, configuration and plan."""
-    from compressor.calibration.profile import Profile
     from compressor.plan import Plan
     from vtcompress import stages
 
-    measured = None if profile is None else Profile.load(profile)
     folder = stages.compress(
         read_recipe(options),
         Plan.load(plan_file),
         output,
-        profile=measured,
+        profile=profile,
         overwrite=overwrite,
         sources=files_read(options, plan_file, profile),
         progress=out,
@@ -191,7 +187,6 @@ def export(
     **options: Any,
 ) -> None:
     """Run all stages: calibrate, plan, compress, export to ONNX, check against the original, time."""
-    from compressor.calibration.profile import Profile
     from compressor.plan import Plan
     from export.engine_facts import engine_facts
     from vtcompress import show, stages
@@ -207,7 +202,7 @@ def export(
     manifest = stages.export(
         recipe,
         output,
-        profile=None if profile is None else Profile.load(profile),
+        profile=profile,
         compressed=compressed,
         overwrite=overwrite,
         sources=files_read(options, profile),
@@ -432,7 +427,10 @@ def inspect(out: Output, /, path: str) -> None:
 
     facts = stages.inspect(path)
     out.result(facts)
+    problems = facts.pop("problems", ())
     out.table(path, ("fact", "value"), show.flat_rows(facts))
+    for problem in problems:
+        out.line(f"problem: {problem}")
 
 
 @cli.command()
@@ -499,17 +497,22 @@ def run(arguments: list[str] | None = None) -> int:
     return EXIT_ERROR if doing.failed and code == 0 else code
 
 
+def spoken(problem: str, command: str | None) -> str:
+    """Return a problem in the words of a command: some write something and have no `--output`."""
+    found = cli.commands.get(command or "")
+    if found is None or any("--output" in option.opts for option in found.params):
+        return problem
+    return problem.replace("another --output", "another place")
+
+
 def _run(arguments: list[str] | None, doing: Doing) -> int:
     try:
         result = cli.main(arguments, prog_name="vtcompress", standalone_mode=False, obj=doing)
     except ThresholdMissedError:
         return EXIT_MISSED
-    except ProblemsError as error:
-        for problem in error.problems:
-            click.echo(f"error: {problem}", err=True)
-        return EXIT_ERROR
     except VtcompressError as error:
-        click.echo(f"error: {error}", err=True)
+        for problem in error.problems if isinstance(error, ProblemsError) else (str(error),):
+            click.echo(f"error: {spoken(problem, doing.command)}", err=True)
         return EXIT_ERROR
     except click.UsageError as error:
         error.show()

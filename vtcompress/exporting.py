@@ -48,6 +48,7 @@ from vtcompress.inputs import (
     model_digest,
     model_facts,
     model_folder,
+    note_unread_data,
     source_paths,
     validation_samples,
 )
@@ -115,17 +116,34 @@ class ExportRun:
         self.sources = (*source_paths(recipe), *sources, *pictures)
         self.origin = Origin()
 
-    def from_original(self, profile: Profile | None, *, overwrite: bool) -> Manifest:
-        """Start from the recipe's model; calibrate unless a profile is given or none is needed."""
+    def from_original(
+        self, profile: Profile | None, profile_file: Path, *, overwrite: bool
+    ) -> Manifest:
+        """Start from the recipe's model; calibrate unless a profile is given or none is needed.
+
+        Args:
+            profile: of an earlier calibration.
+            profile_file: what errors call it.
+            overwrite: replace what is at the output.
+        """
         measure = profile is None and wants_calibration(self.recipe)
         # What can be refused is refused before weights are loaded.
         asked = self._asked()
         if measure:
             asked.append(Asked(calibration_samples(self.recipe)))
+        elif self.recipe.export.dtype != "float16":
+            why = (
+                "no method chooses by it" if profile is None else f"{profile_file} is used instead"
+            )
+            note_unread_data(self.recipe, why, self.progress)
         facts, source = model_facts(self.recipe), model_folder(self.recipe)
         staging.check_place(self.output, **self._needs(source, facts.dtype, overwrite))
         digest = check_recipe(
-            self.recipe, profile, asked=asked, building=True, progress=self.progress
+            self.recipe,
+            (profile, profile_file),
+            asked=asked,
+            building=True,
+            progress=self.progress,
         )
         model = load_model(self.recipe, self.progress, digest)
         self.origin = origin_of(self.recipe.model.id, model.folder)
@@ -158,6 +176,8 @@ class ExportRun:
         check_targets(self.recipe, plan.model)
         check_fixed(self.recipe.export, plan.model, plan.gates.mode if plan.gates else None)
         limits = cache_limits(self.recipe.export, plan.model)
+        if self.recipe.export.dtype != "float16":
+            note_unread_data(self.recipe, f"{source} has its plan", self.progress)
         processor = read_processor(source, plan)
         check_prompts(processor, source, plan.model, self._asked(), limits, self.progress)
         self.origin = origin_of(self.recipe.model.id, source)
@@ -525,7 +545,7 @@ def wants_calibration(recipe: Recipe) -> bool:
 
 def check_recipe(
     recipe: Recipe,
-    profile: Profile | None = None,
+    profile: tuple[Profile | None, Path] = (None, Path(PROFILE_FILE)),
     *,
     asked: Sequence[Asked] = (),
     building: bool = False,
@@ -535,7 +555,7 @@ def check_recipe(
 
     Args:
         recipe: what will be done.
-        profile: of an earlier calibration.
+        profile: of an earlier calibration, and what errors call it.
         asked: questions that will be asked.
         building: engines that the recipe asks for will be built.
         progress: is told what need not stop the run.
@@ -552,8 +572,9 @@ def check_recipe(
         check_targets(recipe, facts)
     check_recipe_prompts(recipe, asked, progress)
     digest = model_digest(recipe)
-    if profile is not None:
-        profile.check_belongs(Path(PROFILE_FILE), model_digest=digest)
+    measured, name = profile
+    if measured is not None:
+        measured.check_belongs(name, model_digest=digest)
     if dyvte is not None and gates is not None:
         gates.check(facts, digest, gate_candidates(dyvte, facts.decoder.layers))
     return digest

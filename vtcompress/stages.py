@@ -22,7 +22,7 @@ from compressor.recipe import Recipe
 from compressor.recipe import load_recipe as read_recipe
 from export import bench as timing
 from export import staging
-from export.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE, Artifact, write_file_list
+from export.artifact import PLAN_FILE, RECIPE_FILE, Artifact, write_file_list
 from export.backends import check_dtype
 from export.bfloat16 import open_for_checks
 from export.limits import cache_limits
@@ -56,11 +56,13 @@ from vtcompress.inputs import (
     model_digest,
     model_facts,
     model_folder,
+    note_unread_data,
+    open_profile,
     require_compress,
     require_runtime,
     source_paths,
 )
-from vtcompress.prompt_check import Asked, check_recipe_prompts
+from vtcompress.prompt_check import Asked, check_recipe_prompts, processor_problems
 from vtcompress.shipped import find_recipe
 
 if TYPE_CHECKING:
@@ -139,9 +141,14 @@ def calibrate(
 
 
 def plan(
-    recipe: Recipe, profile: Profile | None = None, *, progress: Progress | None = None
+    recipe: Recipe, profile: Profile | PathLike | None = None, *, progress: Progress | None = None
 ) -> Plan:
     """Decide what visual rows do in each layer; loads no weights.
+
+    Args:
+        recipe: names the model and the methods.
+        profile: of an earlier calibration, or its file; needed where methods choose by it.
+        progress: is told what is read.
 
     Raises:
         VtcompressError: the model is not supported, or the methods cannot be applied; all reasons.
@@ -150,12 +157,14 @@ def plan(
     facts = model_facts(recipe)
     check_methods(facts, recipe.methods)
     progress = shown(progress)
+    measured, name = open_profile(profile)
+    note_unread_data(recipe, "a plan is made from a profile", progress)
     check_recipe_prompts(recipe, (), progress)
     progress.say(f"reading the weights of {recipe.model.id} for their digest")
     digest = model_digest(recipe)
-    if profile is not None:
-        profile.check_belongs(Path(PROFILE_FILE), model_digest=digest)
-    return plan_recipe(recipe, facts, digest, profile)
+    if measured is not None:
+        measured.check_belongs(name, model_digest=digest)
+    return plan_recipe(recipe, facts, digest, measured)
 
 
 def compress(
@@ -163,7 +172,7 @@ def compress(
     plan: Plan,
     output: PathLike,
     *,
-    profile: Profile | None = None,
+    profile: Profile | PathLike | None = None,
     overwrite: bool = False,
     sources: Iterable[PathLike] = (),
     progress: Progress | None = None,
@@ -180,9 +189,11 @@ def compress(
         progress: shows stages.
 
     Raises:
-        VtcompressError: the plan is for another model, or the folder cannot be written.
+        VtcompressError: plan or profile are of another model, or the folder cannot be written.
     """
     progress = shown(progress)
+    measured, name = open_profile(profile)
+    note_unread_data(recipe, "the plan is made already", progress)
     output = Path(output)
     needs: dict[str, Any] = {
         "overwrite": overwrite,
@@ -194,6 +205,8 @@ def compress(
     staging.check_place(output, **needs)
     check_recipe_prompts(recipe, (), progress)
     model = load_model(recipe, progress)
+    if measured is not None:
+        measured.check_belongs(name, model_digest=model.digest)
     from compressor.compressed import save_compressed
 
     gates = load_plan_gates(plan, recipe, model)
@@ -201,7 +214,7 @@ def compress(
     compress_for_export(model, plan, recipe, gates)
     with staging.staged(output, **needs) as folder:
         save_compressed(model, plan, folder, gates)
-        write_inputs(folder, recipe, plan, profile)
+        write_inputs(folder, recipe, plan, measured)
         write_file_list(folder)
     return output
 
@@ -223,7 +236,7 @@ def export(
     recipe: Recipe,
     output: PathLike,
     *,
-    profile: Profile | None = None,
+    profile: Profile | PathLike | None = None,
     compressed: PathLike | None = None,
     overwrite: bool = False,
     sources: Iterable[PathLike] = (),
@@ -236,7 +249,7 @@ def export(
     Args:
         recipe: names the model and, where methods need it, calibration data.
         output: folder of the artifact; appears when complete.
-        profile: of an earlier calibration, instead of measuring.
+        profile: of an earlier calibration, or its file, instead of measuring.
         compressed: start from the folder that `compress` wrote instead of the original. Compression loss
             then needs the recipe's model as well.
         overwrite: replace what this tool wrote at `output`; nothing else is ever replaced.
@@ -256,8 +269,12 @@ def export(
     read = tuple(map(Path, sources))
     run = ExportRun(recipe, Path(output), bench_rounds, threads, shown(progress), read)
     if compressed is not None:
+        if profile is not None:
+            raise VtcompressError(
+                f"{compressed}: holds plan and profile already, so another profile is not read; leave it out"
+            )
         return run.from_compressed(Path(compressed), overwrite=overwrite)
-    return run.from_original(profile, overwrite=overwrite)
+    return run.from_original(*open_profile(profile), overwrite=overwrite)
 
 
 @dataclass(frozen=True)
@@ -395,7 +412,8 @@ def inspect(path: PathLike) -> dict[str, Any]:
     """Tell what a model folder, compressed folder, artifact, plan or profile is, without loading weights.
 
     Returns:
-        A JSON-like mapping; `kind` says which of them it is.
+        A JSON-like mapping; `kind` says which of them it is. Of a model `problems` holds what is wrong with
+        its processor, if anything is.
 
     Raises:
         VtcompressError: none of them.
@@ -411,7 +429,9 @@ def inspect(path: PathLike) -> dict[str, Any]:
     require_compress("inspecting a model")
     from compressor.families import describe
 
-    return {"kind": "model", **describe(str(path)).model_dump(mode="json")}
+    found: dict[str, Any] = {"kind": "model", **describe(str(path)).model_dump(mode="json")}
+    problems = processor_problems(str(path))
+    return found | ({"problems": list(problems)} if problems else {})
 
 
 def _inspect_file(path: Path) -> dict[str, Any]:
