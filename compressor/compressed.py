@@ -1,9 +1,13 @@
 """A compressed model: vision encoder, embedding and compressed decoder, in memory and as a folder.
 
-Folder: `model*.safetensors` (the original's tensors under their common names, in the source dtype),
-`config.json` and processor files of the original, `plan.json`, and what else led to it.
+Folder: `compressed*.safetensors` (the original's tensors under their common names, in the source dtype),
+`original_config.json`, generation settings and processor files of the original, `plan.json`, and what else
+led to it. Its `config.json` and the names of its weights are no model's, as transformers would take such a
+folder for the original and draw at random what it does not find. Older folders, which have
+`model*.safetensors` and the original's `config.json`, are read too.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,15 +20,21 @@ from torch.nn import functional as F
 from compressor.decoder import Decoder, decoder_from
 from compressor.decoder.weights import LoadedGates, parts_by_source
 from compressor.errors import ArtifactError, ModelError
-from compressor.families import LoadedModel, VisionEncoder
-from compressor.families.registry import load_processor, read_config
+from compressor.families import Family, LoadedModel, VisionEncoder
+from compressor.families.configuration import COMPRESSED_TYPE
+from compressor.families.folder import CONFIG
+from compressor.families.guard import broken, reading
+from compressor.families.processor import check_processor, load_processor
+from compressor.families.registry import saved_config
+from compressor.files import write_text
 from compressor.generation import model_keys, write_keys
 from compressor.plan import Plan
 from compressor.planner import make_plan
 
 LANGUAGE_PREFIX = "language_model."
 VISION_PREFIX = "vision."
-WEIGHTS_INDEX = "model.safetensors.index.json"
+WEIGHTS_PATTERN = "compressed{suffix}.safetensors"
+ORIGINAL_CONFIG = "original_config.json"
 PLAN_FILE = "plan.json"
 
 
@@ -91,6 +101,13 @@ def compress(
                 f"{model.facts.name} (digest {model.digest[:12]}); make it anew with `vtcompress plan`"
             ]
         )
+    if plan.model.decoder.tied_embeddings and not model.facts.decoder.tied_embeddings:
+        raise ArtifactError(
+            [
+                f"the plan takes the token embedding of {plan.model.name} for its head, but the weights have "
+                "a head of their own; make it anew with `vtcompress plan`"
+            ]
+        )
     return CompressedModel(
         plan=plan,
         decoder=decoder_from(plan, tensors_of(model, plan, gates), logits=logits),
@@ -140,14 +157,29 @@ def save_compressed(
     dtype = getattr(torch, model.facts.dtype)
     tensors = {LANGUAGE_PREFIX + k: v for k, v in tensors_of(model, plan, gates).items()}
     tensors |= {VISION_PREFIX + k: v for k, v in model.vision.state_dict().items()}
-    if model.facts.decoder.tied_embeddings:
+    if plan.model.decoder.tied_embeddings:
         del tensors[LANGUAGE_PREFIX + "lm_head.weight"]
     cast = {k: v.detach().to(dtype).contiguous() for k, v in tensors.items()}
-    save_torch_state_dict(cast, folder, safe_serialization=True)
-    model.original.config.save_pretrained(folder)
+    save_torch_state_dict(cast, folder, filename_pattern=WEIGHTS_PATTERN, safe_serialization=True)
+    model.original.config.to_json_file(folder / ORIGINAL_CONFIG)
+    write_text(
+        folder / CONFIG,
+        json.dumps({"model_type": COMPRESSED_TYPE, "original": ORIGINAL_CONFIG}, indent=2) + "\n",
+    )
     model.processor.save_pretrained(folder)
     write_keys(folder, model_keys(model.folder))
     plan.save(folder / PLAN_FILE)
+
+
+def read_processor(folder: Path, plan: Plan) -> Any:
+    """Return the processor of a folder that `save_compressed` wrote.
+
+    Raises:
+        ModelError: it cannot be read, or does not fit the plan's model.
+    """
+    processor = load_processor(folder, *_original(folder))
+    check_processor(processor, plan.model, folder)
+    return processor
 
 
 def load_compressed(
@@ -160,20 +192,20 @@ def load_compressed(
         PlanError: the plan cannot be read.
         ModelError: tensors are missing or of another shape.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     plan = Plan.load(folder / PLAN_FILE)
-    family, config = read_config(folder)
+    family, config = _original(folder)
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ArtifactError([f"{folder}: no *.safetensors file; compress the model anew"])
     tensors: dict[str, Tensor] = {}
     for path in files:
-        try:
-            tensors |= {k: v.to(dtype) for k, v in load_file(path).items()}
-        except (SafetensorError, OSError) as failure:
-            raise ArtifactError([f"{path}: broken weights: {failure}"]) from None
+        if problem := broken(path):
+            raise ArtifactError([problem])
+        with reading(folder, path.name):
+            stored = load_file(path)
+        tensors |= {k: v.to(dtype) for k, v in stored.items()}
     with torch.device("meta"):
         vision = family.vision(config, image_size=plan.model.image_size)
     _fill_vision(vision, _below(VISION_PREFIX, tensors), folder)
@@ -190,10 +222,16 @@ def load_compressed(
         decoder=decoder_from(plan, language, logits=logits),
         embedding=embedding,
         vision=vision,
-        processor=load_processor(folder),
+        processor=read_processor(folder, plan),
         config=config,
         generation=model_keys(folder),
     )
+
+
+def _original(folder: Path) -> tuple[Family, Any]:
+    """Return family and configuration of the original that a compressed folder was made from."""
+    new = (folder / ORIGINAL_CONFIG).is_file()
+    return saved_config(folder, ORIGINAL_CONFIG if new else CONFIG)
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from compressor.dims import ModelFacts
-from compressor.errors import DataError
+from compressor.errors import ArtifactWarning, DataError, ModelError
 from compressor.generation import PLAIN, SAMPLES, GenerationSettings, model_settings
 from compressor.layout import layout_of
+from compressor.pictures import Pictures, pictures_of, read_picture
 from export.answering import Answering
 from export.artifact import Artifact
 from export.backends import open_session
+from export.checks import shortcoming
 from export.constraints import constraints
 from export.conversation import Conversation
 from export.image_prefix import ImagePrefix, prefill_images
@@ -104,8 +107,13 @@ class Runtime:
             ArtifactError: not an artifact, altered, or of a newer format.
             MissingExtraError: the backend is not installed.
             BackendError: the backend cannot run here, or not in this precision.
+
+        Warns:
+            ArtifactWarning: its checks failed, were not judged or did not run.
         """
         artifact = Artifact.open(path, verify=verify)
+        if (words := shortcoming(artifact.manifest)) is not None:
+            warnings.warn(words, ArtifactWarning, stacklevel=2)
         session = open_session(artifact, backend, precision, threads, mapped=mapped, device=device)
         if preload:
             session.load()
@@ -116,17 +124,28 @@ class Runtime:
     def on_session(
         cls, session: Session, folder: Path, facts: ModelFacts, image_token: str
     ) -> "Runtime":
-        """Return a runtime that uses any session with the tokenizer and processor files of a folder."""
+        """Return a runtime that uses any session with the tokenizer and processor files of a folder.
+
+        Raises:
+            ModelError: these files cannot be read, or have another image token than the model.
+        """
         prompter = Prompter.from_folder(
             folder, image_token, facts.visual_tokens, eos_ids=facts.eos_token_ids
         )
+        if prompter.image_token_id != facts.image_token_id:
+            problem = (
+                f"{folder / 'tokenizer.json'}: {image_token!r} has the id {prompter.image_token_id}, but the "
+                f"model looks for pictures at the id {facts.image_token_id}: mend the model's folder and "
+                "export it anew"
+            )
+            raise ModelError([problem])
         images = ImageProcessor.from_folder(folder)
         return cls(session, facts, prompter, images, model_settings(folder))
 
     def generate(
         self,
         question: str,
-        images: Sequence[str | Path] = (),
+        images: Pictures = (),
         *,
         max_new_tokens: int = 64,
         temperature: float = 0.0,
@@ -138,7 +157,8 @@ class Runtime:
 
         Args:
             question: what is asked.
-            images: pictures, in front of the question.
+            images: one picture or several, in front of the question: paths, PIL images, arrays [H, W, 3] of
+                uint8, or bytes of image files.
             max_new_tokens: longest answer.
             temperature: 0 is greedy; see `export.sampling`.
             top_p: share of the probability that tokens are drawn from.
@@ -150,11 +170,12 @@ class Runtime:
             DataError: a picture cannot be read, or the prompt does not fit the model.
         """
         started = time.perf_counter()
-        ids = self.encode([user_message(question, len(images))])
+        pictures = pictures_of(images)
+        ids = self.encode([user_message(question, len(pictures))])
         sampling = Sampling(temperature, top_p, seed)
         return self.answering(
             ids,
-            self.pixels(images),
+            self.pixels(pictures),
             NOTHING,
             sampling,
             max_new_tokens,
@@ -166,8 +187,8 @@ class Runtime:
         """Return a conversation of several turns that keeps its cache between them."""
         return Conversation(self)
 
-    def prefill_image(self, images: Sequence[str | Path]) -> ImagePrefix:
-        """Look at pictures once; return what answers many questions about them.
+    def prefill_image(self, images: Pictures) -> ImagePrefix:
+        """Look at pictures once, as `generate` takes them; return what answers many questions about them.
 
         Raises:
             DataError: a picture cannot be read, or none is given.
@@ -177,7 +198,7 @@ class Runtime:
     def answer(
         self,
         question: str,
-        images: Sequence[str | Path] = (),
+        images: Pictures = (),
         *,
         max_new_tokens: int = 64,
         generation_config: bool = True,
@@ -192,7 +213,7 @@ class Runtime:
 
     def answers(
         self,
-        asked: Sequence[tuple[str, Sequence[str | Path]]],
+        asked: Sequence[tuple[str, Pictures]],
         *,
         max_new_tokens: int = 64,
         generation_config: bool = True,
@@ -200,7 +221,7 @@ class Runtime:
         """Yield the place and the reply of every question; prompts of equal layout run as one batch.
 
         Args:
-            asked: questions with their pictures.
+            asked: questions with their pictures, as `generate` takes them.
             max_new_tokens: longest answer.
             generation_config: as in `generate`.
 
@@ -224,21 +245,24 @@ class Runtime:
                     )
                     yield from zip((place for place, _ in batch), replies, strict=True)
 
-    def prepare(self, question: str, images: Sequence[str | Path]) -> Prompt:
+    def prepare(self, question: str, images: Pictures) -> Prompt:
         """Return a prompt ready to run: its rows and its pixels."""
-        ids = self.encode([user_message(question, len(images))])
-        return self.prompt_of(ids, self.pixels(images))
+        pictures = pictures_of(images)
+        ids = self.encode([user_message(question, len(pictures))])
+        return self.prompt_of(ids, self.pixels(pictures))
 
     def encode(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Return a conversation as token ids, up to where the model's answer begins."""
         return self.prompter.encode(messages).ids
 
-    def pixels(self, images: Sequence[str | Path]) -> Array:
+    def pixels(self, images: Pictures) -> Array:
         """Return pictures as the vision tower takes them, [I, 3, S, S] float32."""
         size = self.facts.image_size
-        if not images:
+        pictures = pictures_of(images)
+        if not pictures:
             return np.zeros((0, 3, size, size), np.float32)
-        return np.stack([self.images(Path(path)) for path in images])
+        opened = (read_picture(one, f"images[{i}]") for i, one in enumerate(pictures))
+        return np.stack([self.images(image) for image in opened])
 
     def prompt_of(
         self,
@@ -255,11 +279,17 @@ class Runtime:
             pixels: of all its pictures.
             cached: its rows that ran already.
             unfinished: more of the sequence comes later; see `layout_of`.
+
+        Raises:
+            DataError: the pictures are not those of the sequence, or it cannot run; see `layout_of`.
         """
         layout = layout_of(
             ids[len(cached.ids) :],
             image_token_id=self.facts.image_token_id,
             visual_tokens=self.facts.visual_tokens,
+            images=len(pixels) - cached.images,
+            vocab=self.facts.decoder.vocab,
+            spell=self.prompter.tokenizer.id_to_token,
             start=len(cached.ids),
             unfinished=unfinished,
         )

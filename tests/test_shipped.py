@@ -8,7 +8,8 @@ import pytest
 
 import vtcompress.shipped as shipped_module
 from compressor.errors import RecipeError
-from compressor.families.registry import describe, digest
+from compressor.families.folder import digest
+from compressor.families.registry import describe
 from compressor.gate_file import GateFile
 from compressor.methods import ShortV, Yopo
 from compressor.planner import gate_candidates, gate_file

@@ -1,17 +1,17 @@
 """One run of `export`: the order in which models come and go, so that no two are in memory together."""
 
 import gc
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compressor.calibration.data import data_digest
 from compressor.calibration.profile import Profile
+from compressor.calibration.resume import Task
 from compressor.cost import BYTES, predict, predicted_speedup
-from compressor.errors import ProfileError, VtcompressError
+from compressor.dims import ModelFacts
+from compressor.errors import ProfileError, RecipeError, VtcompressError
 from compressor.generation import write_keys
 from compressor.methods import DyVTE
 from compressor.plan import Plan
@@ -19,15 +19,15 @@ from compressor.planner import (
     check_methods,
     gate_candidates,
     gate_file,
-    make_plan,
     measures_needed,
     measures_of,
+    plan_recipe,
 )
-from compressor.progress import Progress
+from compressor.progress import SILENT, Progress
 from compressor.recipe import Recipe, dump_recipe, fidelity_thresholds
 from export import artifact as artifacts
 from export import bench as timing
-from export import memory
+from export import memory, staging
 from export.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE
 from export.bfloat16 import ShadowSession, missing_kernels, open_for_checks
 from export.graphs import GraphSpec, decoder_graph, decoder_graphs, embed_graph, vision_graph
@@ -36,6 +36,7 @@ from export.manifest import Manifest, Predicted, tool_versions
 from export.model_card import Origin
 from export.onnx_check import check_graphs
 from export.parity import fidelity, loss
+from export.parity.loss_report import LossLimits, LossReport
 from export.runtime import Runtime
 from export.sessions import OnnxSession
 from export.targets import TARGETS
@@ -46,8 +47,11 @@ from vtcompress.inputs import (
     load_model,
     model_digest,
     model_facts,
+    model_folder,
+    source_paths,
     validation_samples,
 )
+from vtcompress.prompt_check import Asked, check_prompts, check_recipe_prompts
 from vtcompress.reporting import origin_of, write_reports
 
 if TYPE_CHECKING:
@@ -58,6 +62,8 @@ if TYPE_CHECKING:
 
 # Graphs without weights, tokenizer, plots and small pictures take less.
 SMALL_FILES_BYTES = 64 << 20
+
+LOSS_KEYS, FIDELITY_KEYS = "validate.loss.", "validate.fidelity."
 
 
 @dataclass(frozen=True)
@@ -88,33 +94,48 @@ class ExportRun:
         rounds: how often each call is timed; 0 for none.
         threads: of one operator while timing.
         progress: shows stages and loops.
+        sources: files and folders that the run reads, beside those that the recipe names.
     """
 
     def __init__(
-        self, recipe: Recipe, output: Path, rounds: int, threads: int, progress: Progress
+        self,
+        recipe: Recipe,
+        output: Path,
+        rounds: int,
+        threads: int,
+        progress: Progress,
+        sources: Sequence[Path] = (),
     ) -> None:
         self.recipe, self.output = recipe, output
         self.rounds, self.threads, self.progress = rounds, threads, progress
         self.samples = validation_samples(recipe)
         # Read now: data that cannot be used is refused before anything runs.
         self.range_samples = range_samples(recipe, self.samples)
+        pictures = {path for sample in self.samples for path in sample.images}
+        self.sources = (*source_paths(recipe), *sources, *pictures)
         self.origin = Origin()
 
     def from_original(self, profile: Profile | None, *, overwrite: bool) -> Manifest:
         """Start from the recipe's model; calibrate unless a profile is given or none is needed."""
         measure = profile is None and wants_calibration(self.recipe)
         # What can be refused is refused before weights are loaded.
+        asked = self._asked()
         if measure:
-            calibration_samples(self.recipe)
-        digest = check_recipe(self.recipe, profile, building=True)
+            asked.append(Asked(calibration_samples(self.recipe)))
+        facts, source = model_facts(self.recipe), model_folder(self.recipe)
+        staging.check_place(self.output, **self._needs(source, facts.dtype, overwrite))
+        digest = check_recipe(
+            self.recipe, profile, asked=asked, building=True, progress=self.progress
+        )
         model = load_model(self.recipe, self.progress, digest)
         self.origin = origin_of(self.recipe.model.id, model.folder)
-        resume = self.output.absolute().with_name(f".{self.output.name}.calibration.json")
-        with self._staged(model.folder, model.facts.dtype, overwrite=overwrite) as folder:
+        resume = staging.calibration_file(self.output)
+        needs = self._needs(model.folder, model.facts.dtype, overwrite)
+        with staging.staged(self.output, **needs) as folder:
             if measure:
-                self._drop_foreign(resume, model)
+                drop_foreign(resume, calibration_task(self.recipe, model.facts, model.digest))
                 profile = run_calibration(model, self.recipe, resume, self.progress)
-            plan = make_plan(model.facts, model.digest, self.recipe.methods, profile)
+            plan = plan_recipe(self.recipe, model.facts, model.digest, profile)
             original = self._original_answers(model, folder)
             # Handed over and not kept: the torch side ends before ONNX Runtime starts.
             gates = load_plan_gates(plan, self.recipe, model)
@@ -124,17 +145,27 @@ class ExportRun:
         resume.unlink(missing_ok=True)
         return manifest
 
+    def _asked(self) -> list[Asked]:
+        """What the artifact will be asked."""
+        tokens = self.recipe.validation.max_new_tokens
+        return [Asked(self.samples, tokens), Asked(self.range_samples)]
+
     def from_compressed(self, source: Path, *, overwrite: bool) -> Manifest:
         """Start from a folder that `compress` wrote."""
-        from compressor.compressed import load_compressed
+        from compressor.compressed import load_compressed, read_processor
 
         plan = Plan.load(source / PLAN_FILE)
         check_targets(self.recipe, plan.model)
         check_fixed(self.recipe.export, plan.model, plan.gates.mode if plan.gates else None)
+        limits = cache_limits(self.recipe.export, plan.model)
+        processor = read_processor(source, plan)
+        check_prompts(processor, source, plan.model, self._asked(), limits, self.progress)
         self.origin = origin_of(self.recipe.model.id, source)
         profile_path = source / PROFILE_FILE
         profile = Profile.load(profile_path) if profile_path.is_file() else None
-        with self._staged(source, plan.model.dtype, overwrite=overwrite) as folder:
+        self.sources += (source,)
+        needs = self._needs(source, plan.model.dtype, overwrite)
+        with staging.staged(self.output, **needs) as folder:
             original = None
             if self.samples and self.recipe.model.id:
                 model = load_model(self.recipe, self.progress)
@@ -145,31 +176,15 @@ class ExportRun:
             models = [load_compressed(source, logits=self.recipe.export.logits)]
             return self._finish(models, profile, original, folder)
 
-    def _staged(
-        self, source: Path, source_dtype: str, *, overwrite: bool
-    ) -> AbstractContextManager[Path]:
+    def _needs(self, source: Path, source_dtype: str, overwrite: bool) -> dict[str, Any]:
+        """Return what the place of the artifact must allow; see `staging.staged`."""
         weights = sum(path.stat().st_size for path in source.glob("*.safetensors"))
         needed = weights * BYTES[self.recipe.export.dtype] // BYTES[source_dtype]
         pictures = {path for sample in self.samples for path in sample.images}
         # Engines hold the weights too.
         needed *= 1 + len(set(self.recipe.export.targets) & TARGETS.keys())
         needed += sum(path.stat().st_size for path in pictures) + SMALL_FILES_BYTES
-        return artifacts.staged(self.output, overwrite=overwrite, needed_bytes=needed)
-
-    def _drop_foreign(self, resume: Path, model: "LoadedModel") -> None:
-        """Remove a calibration that was left by a run on another model or other data."""
-        if not resume.exists():
-            return
-        digest = data_digest(calibration_samples(self.recipe))
-        try:
-            Profile.load(resume).check_belongs(
-                resume,
-                model_digest=model.digest,
-                data_digest=digest,
-                measures=measures_of(self.recipe.methods),
-            )
-        except ProfileError:
-            resume.unlink()
+        return {"overwrite": overwrite, "needed_bytes": needed, "sources": self.sources}
 
     def _original_answers(self, model: "LoadedModel", folder: Path) -> loss.Answers | None:
         if not self.samples:
@@ -283,7 +298,7 @@ class ExportRun:
 
     def _both_checks(
         self, written: Written, folder: Path
-    ) -> tuple[fidelity.FidelityReport, loss.LossReport | None]:
+    ) -> tuple[fidelity.FidelityReport, LossReport | None]:
         recipe, plan, original = self.recipe, written.plan, written.original
         self.progress.say("checking export fidelity")
         session = open_for_checks(folder, written.graphs, recipe.export.dtype)
@@ -362,10 +377,41 @@ def load_plan_gates(plan: Plan, recipe: Recipe, model: "LoadedModel") -> "Loaded
     return load_gates(gate_file(method, model.facts, model.digest), plan.gates.candidates)
 
 
+def calibration_task(recipe: Recipe, facts: ModelFacts, model_digest: str) -> Task:
+    """Return what a calibration of the recipe's data measures; loads no weights."""
+    dyvte = recipe.dyvte
+    return Task(
+        model=facts.name,
+        model_digest=model_digest,
+        layers=facts.decoder.layers,
+        data=recipe.calibrate.data.name if recipe.calibrate.data else "",
+        samples=calibration_samples(recipe),
+        measures=measures_of(recipe.methods),
+        gate_layers=gate_candidates(dyvte, facts.decoder.layers) if dyvte else (),
+        gates_digest=gate_file(dyvte, facts, model_digest).digest if dyvte else "",
+    )
+
+
+def drop_foreign(path: Path, task: Task) -> None:
+    """Remove a calibration that was left by a run on another model or other data."""
+    try:
+        task.go_on(path)
+    except ProfileError:
+        path.unlink()
+
+
 def run_calibration(
-    model: "LoadedModel", recipe: Recipe, path: Path, progress: Progress
+    model: "LoadedModel", recipe: Recipe, path: Path, progress: Progress, *, anew: bool = False
 ) -> Profile:
-    """Calibrate a loaded model on the recipe's data; the profile grows at `path`."""
+    """Calibrate a loaded model on the recipe's data; the profile grows at `path`.
+
+    Args:
+        model: the original.
+        recipe: names the data.
+        path: of the profile, which is continued.
+        progress: shows the samples.
+        anew: replace the profile instead.
+    """
     from compressor.calibration.run import Asked, calibrate
     from compressor.decoder.weights import load_gates
 
@@ -376,7 +422,9 @@ def run_calibration(
         candidates = gate_candidates(recipe.dyvte, model.facts.decoder.layers)
         gates = load_gates(gate_file(recipe.dyvte, model.facts, model.digest), candidates)
     asked = Asked(measures_of(recipe.methods), gates)
-    return calibrate(model, samples, path, data_name=name, asked=asked, progress=progress)
+    return calibrate(
+        model, samples, path, data_name=name, asked=asked, anew=anew, progress=progress
+    )
 
 
 def draw(profile: Profile, plan: Plan, base: Path) -> None:
@@ -424,9 +472,36 @@ def check_fidelity(
     return fidelity.compare(reference, found, graphs, declared, limits)
 
 
-def loss_limits(recipe: Recipe) -> loss.LossLimits:
+def loss_limits(recipe: Recipe) -> LossLimits:
     """Return the recipe's limits of compression loss."""
-    return loss.LossLimits(**recipe.validation.loss.model_dump())
+    return LossLimits(**recipe.validation.loss.model_dump())
+
+
+def with_limits(recipe: Recipe, limits: Mapping[str, Any], *, anew: bool) -> Recipe:
+    """Return an artifact's recipe with other limits.
+
+    Args:
+        recipe: of the artifact.
+        limits: by dotted key.
+        anew: export fidelity is measured again, so that its limits mean something.
+
+    Raises:
+        RecipeError: keys that are no limits, or have nothing to judge; all of them.
+    """
+    problems = [
+        f"command line: {key}: is no limit, and the artifact was exported already; only keys of "
+        f"{LOSS_KEYS}* and {FIDELITY_KEYS}* can be set"
+        for key in limits
+        if not key.startswith((LOSS_KEYS, FIDELITY_KEYS))
+    ]
+    problems += [
+        f"command line: {key}: export fidelity is not measured anew; add --model ORIGINAL or --backend"
+        for key in limits
+        if key.startswith(FIDELITY_KEYS) and not anew
+    ]
+    if problems:
+        raise RecipeError(problems)
+    return recipe.override(limits)
 
 
 def validation_name(recipe: Recipe) -> str:
@@ -440,17 +515,26 @@ def wants_calibration(recipe: Recipe) -> bool:
     return counted or bool(measures_needed(recipe.methods))
 
 
-def check_recipe(recipe: Recipe, profile: Profile | None = None, *, building: bool = False) -> str:
+def check_recipe(
+    recipe: Recipe,
+    profile: Profile | None = None,
+    *,
+    asked: Sequence[Asked] = (),
+    building: bool = False,
+    progress: Progress = SILENT,
+) -> str:
     """Refuse what the model's files alone rule out, without loading weights; return the model's digest.
 
     Args:
         recipe: what will be done.
         profile: of an earlier calibration.
+        asked: questions that will be asked.
         building: engines that the recipe asks for will be built.
+        progress: is told what need not stop the run.
 
     Raises:
-        VtcompressError: no such model, layers that it does not have, gates or a profile of another model,
-            engines that cannot be built.
+        VtcompressError: no such model, a processor or questions that cannot be used, layers that it does not
+            have, gates or a profile of another model, engines that cannot be built.
     """
     facts, dyvte = model_facts(recipe), recipe.dyvte
     # All that small files tell comes first: for the digest every weight file is read.
@@ -458,6 +542,7 @@ def check_recipe(recipe: Recipe, profile: Profile | None = None, *, building: bo
     check_fixed(recipe.export, facts, dyvte.exit if dyvte else None)
     if building:
         check_targets(recipe, facts)
+    check_recipe_prompts(recipe, asked, progress)
     digest = model_digest(recipe)
     if profile is not None:
         profile.check_belongs(Path(PROFILE_FILE), model_digest=digest)

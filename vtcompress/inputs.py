@@ -1,11 +1,14 @@
 """What stages start from: the recipe's model and samples, and the packages that they need."""
 
 import importlib.util
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compressor.calibration.data import Sample, check_pictures, choose, read_samples
 from compressor.dims import ModelFacts
 from compressor.errors import MissingExtraError, RecipeError
+from compressor.methods import Yopo
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 
@@ -63,6 +66,21 @@ def validation_samples(recipe: Recipe) -> tuple[Sample, ...]:
     return choose(read_samples(section.data), section.samples, section.seed)
 
 
+def source_paths(recipe: Recipe) -> tuple[Path, ...]:
+    """Return the files and folders that a recipe names and a run reads."""
+    yopo = next((method for method in recipe.methods if isinstance(method, Yopo)), None)
+    named = [
+        recipe.calibrate.data,
+        recipe.validation.data,
+        recipe.dyvte.gates if recipe.dyvte else None,
+        yopo.heads.mask if yopo and yopo.heads else None,
+    ]
+    # os.path answers False for a name the system refuses; Path.is_dir raises for a long one.
+    if recipe.model.id is not None and os.path.isdir(recipe.model.id):  # noqa: PTH112
+        named.append(Path(recipe.model.id))
+    return tuple(path for path in named if path is not None)
+
+
 def model_id(recipe: Recipe) -> str:
     """Return the hub id or folder of the recipe's model.
 
@@ -86,16 +104,28 @@ def model_facts(recipe: Recipe) -> ModelFacts:
     return describe(model_id(recipe), recipe.model.revision, image_size=recipe.export.image_size)
 
 
+def model_folder(recipe: Recipe) -> Path:
+    """Return the folder of the recipe's model; a hub id is fetched.
+
+    Raises:
+        VtcompressError: no model is named, or it cannot be found.
+    """
+    require_compress("reading a model")
+    from compressor.families.registry import local_folder
+
+    return local_folder(model_id(recipe), recipe.model.revision)
+
+
 def model_digest(recipe: Recipe) -> str:
     """Return the digest of the recipe's model; every weight file is read for it.
 
     Raises:
         VtcompressError: no model is named, or it cannot be found.
     """
-    require_compress("reading a model")
-    from compressor.families.registry import digest, local_folder
+    folder = model_folder(recipe)
+    from compressor.families.folder import digest
 
-    return digest(local_folder(model_id(recipe), recipe.model.revision))
+    return digest(folder)
 
 
 def load_model(

@@ -14,7 +14,7 @@ from compressor.calibration.data import Sample
 from compressor.errors import ModelError
 from compressor.families import LoadedModel
 from compressor.progress import SILENT, Progress
-from compressor.prompts import EncodedPrompt, encode
+from compressor.prompts import EncodedPrompt, encode, layout
 from export.parity.loss import Answer, Answers
 from export.parity.rewrite import Reading
 from export.runtime import BATCH_ROWS, WINDOW, until_end
@@ -28,7 +28,7 @@ def measure_original(
     """Let the original model answer every sample greedily, at its own image size.
 
     Raises:
-        DataError: a picture cannot be read.
+        DataError: a picture cannot be read, or a prompt does not fit the model.
     """
     answers: dict[int, tuple[Answer, torch.Tensor]] = {}
     replies = (
@@ -84,6 +84,7 @@ def _batches(model: LoadedModel, samples: Sequence[Sample]) -> Iterator[list[Ind
         groups: dict[tuple[int, int], list[Indexed]] = {}
         for index, sample in enumerate(samples[start : start + WINDOW], start):
             prompt = encode(model.native_processor, sample)
+            layout(model, prompt, native=True)  # refuses pictures that have no place in it
             groups.setdefault((prompt.input_ids.shape[1], len(sample.images)), []).append(
                 (index, prompt)
             )
