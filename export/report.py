@@ -45,6 +45,7 @@ from export.manifest import Manifest
 from export.markdown import escaped, fenced, table
 from export.memory import Footprint
 from export.parity.loss_report import LossReport
+from export.parity.rewrite import rewrite_words
 from export.questions import chosen_questions
 from export.report_data import (
     ReportData,
@@ -351,7 +352,8 @@ def memory_words(footprint: Footprint | None) -> str:
 
 def _fidelity(manifest: Manifest) -> str:
     report = manifest.fidelity
-    lines = (reference_words(manifest.dtype), *map(escaped, dtype_words(manifest)))
+    dtype = map(escaped, dtype_words(manifest))
+    lines = (reference_words(manifest.dtype), rewrite_words(manifest.rewrite), *dtype)
     about = "\n\n".join(lines)
     if report is None:
         return f"{about}\n\nNot run."

@@ -299,6 +299,8 @@ def validate(
         threads=threads,
         progress=out,
     )
+    if outcome.rewrite is not None:
+        show.show_rewrite(out, outcome.rewrite)
     show.show_fidelity(out, outcome.fidelity)
     show.show_loss(out, outcome.loss)
     show.show_exits(out, Plan.load(artifact / PLAN_FILE), outcome.loss)
@@ -306,6 +308,7 @@ def validate(
         {
             "fidelity": outcome.fidelity and outcome.fidelity.model_dump(mode="json"),
             "loss": outcome.loss and outcome.loss.model_dump(mode="json"),
+            "rewrite": outcome.rewrite and outcome.rewrite.model_dump(mode="json"),
             "verdict": outcome.verdict,
         }
     )

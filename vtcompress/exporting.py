@@ -37,6 +37,7 @@ from export.model_card import Origin
 from export.onnx_check import check_graphs
 from export.parity import fidelity, loss
 from export.parity.loss_report import LossLimits, LossReport
+from export.parity.rewrite import RewriteReport, refuse, rewrite_words
 from export.runtime import Runtime
 from export.sessions import OnnxSession
 from export.targets import TARGETS
@@ -54,6 +55,7 @@ from vtcompress.inputs import (
 )
 from vtcompress.prompt_check import Asked, check_prompts, check_recipe_prompts
 from vtcompress.reporting import origin_of, write_reports
+from vtcompress.rewrite_check import check_rewrite, rewrite_prompt
 
 if TYPE_CHECKING:
     from compressor.compressed import CompressedModel
@@ -115,6 +117,7 @@ class ExportRun:
         pictures = {path for sample in self.samples for path in sample.images}
         self.sources = (*source_paths(recipe), *sources, *pictures)
         self.origin = Origin()
+        self.rewrite: RewriteReport | None = None
 
     def from_original(
         self, profile: Profile | None, profile_file: Path, *, overwrite: bool
@@ -150,6 +153,8 @@ class ExportRun:
         resume = staging.calibration_file(self.output)
         needs = self._needs(model.folder, model.facts.dtype, overwrite)
         with staging.staged(self.output, **needs) as folder:
+            self.progress.say("comparing the rewritten model with the original")
+            self.rewrite = check_rewrite(model, self.recipe, self.samples)
             if measure:
                 drop_foreign(resume, calibration_task(self.recipe, model.facts, model.digest))
                 profile = run_calibration(model, self.recipe, resume, self.progress)
@@ -170,7 +175,7 @@ class ExportRun:
 
     def from_compressed(self, source: Path, *, overwrite: bool) -> Manifest:
         """Start from a folder that `compress` wrote."""
-        from compressor.compressed import load_compressed, read_processor
+        from compressor.compressed import load_compressed, plain_of, read_processor
 
         plan = Plan.load(source / PLAN_FILE)
         check_targets(self.recipe, plan.model)
@@ -186,15 +191,30 @@ class ExportRun:
         self.sources += (source,)
         needs = self._needs(source, plan.model.dtype, overwrite)
         with staging.staged(self.output, **needs) as folder:
-            original = None
-            if self.samples and self.recipe.model.id:
-                model = load_model(self.recipe, self.progress)
-                self.origin = origin_of(self.recipe.model.id, model.folder)
-                original = self._original_answers(model, folder)
-                del model
-            self.progress.say(f"loading {source.name}")
-            models = [load_compressed(source, logits=self.recipe.export.logits)]
+            original, models = None, []
+            with rewrite_prompt(self.recipe, self.samples) as prompt:
+                reading = None
+                if self._wants_original():
+                    # At the image size that the folder was made for.
+                    size = {"export.image_size": plan.model.image_size}
+                    model = load_model(self.recipe.override(size), self.progress)
+                    self.origin = origin_of(self.recipe.model.id, model.folder)
+                    original = self._original_answers(model, folder)
+                    reading = prompt.read(model)
+                    del model
+                self.progress.say(f"loading {source.name}")
+                models.append(load_compressed(source, logits=self.recipe.export.logits))
+                if reading is None:
+                    self.progress.say(rewrite_words(None))
+                else:
+                    self.rewrite = prompt.compare(reading, plain_of(models[0]))
+                    refuse(self.rewrite, source.name)
             return self._finish(models, profile, original, folder)
+
+    def _wants_original(self) -> bool:
+        """Whether an export from a folder loads the original as well: for its answers, or if it is here."""
+        name = self.recipe.model.id
+        return name is not None and bool(self.samples or Path(name).is_dir())
 
     def _needs(self, source: Path, source_dtype: str, overwrite: bool) -> dict[str, Any]:
         """Return what the place of the artifact must allow; see `staging.staged`."""
@@ -307,6 +327,7 @@ class ExportRun:
             "checker": checker,
             "fidelity": first,
             "loss": second,
+            "rewrite": self.rewrite,
             "ranges": ranges,
             "missing_kernels": missing,
             "measured": self._times(folder, graphs, plan) if timed else None,

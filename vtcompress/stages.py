@@ -29,6 +29,7 @@ from export.limits import cache_limits
 from export.manifest import Manifest
 from export.parity import fidelity, loss
 from export.parity.loss_report import LossReport
+from export.parity.rewrite import RewriteReport
 from export.places import check_file
 from export.runtime import Runtime
 from export.verdict import Verdict, verdict_of, worst
@@ -63,6 +64,7 @@ from vtcompress.inputs import (
     source_paths,
 )
 from vtcompress.prompt_check import Asked, check_recipe_prompts, processor_problems
+from vtcompress.rewrite_check import check_rewrite, rewrite_prompt
 from vtcompress.shipped import find_recipe
 
 if TYPE_CHECKING:
@@ -134,6 +136,7 @@ def calibrate(
         if not overwrite:
             calibration_task(recipe, model_facts(recipe), digest).go_on(output)
         model = load_model(recipe, progress, digest)
+        check_rewrite(model, recipe)
         profile = run_calibration(model, recipe, output, progress, anew=overwrite)
         chosen = plan_recipe(recipe, model.facts, model.digest, profile)
         draw(profile, chosen, base)
@@ -284,21 +287,25 @@ class Validation:
     Attributes:
         fidelity: of the export; measured anew only if the original model was given.
         loss: on the data that was asked for; None if nothing could be compared.
+        rewrite: how far the rewritten model, nothing cut, is from the original, as this artifact's tokenizer
+            and processor files are read; None: the original was not given.
     """
 
     fidelity: fidelity.FidelityReport | None
     loss: LossReport | None
+    rewrite: RewriteReport | None = None
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """Every missed threshold of both checks."""
-        checks = (self.fidelity, self.loss)
+        """Every missed threshold of both checks, and what of the rewritten model is not the original's."""
+        checks = (self.rewrite, self.fidelity, self.loss)
         return tuple(line for check in checks if check is not None for line in check.failures)
 
     @property
     def verdict(self) -> Verdict:
         """What became of both checks together."""
-        return worst(verdict_of(check) for check in (self.fidelity, self.loss))
+        checks = [verdict_of(check) for check in (self.fidelity, self.loss)]
+        return worst(checks if self.rewrite is None else [self.rewrite.verdict, *checks])
 
 
 def validate(
@@ -338,12 +345,15 @@ def validate(
             ]
         )
     first: fidelity.FidelityReport | None = artifact.manifest.fidelity
+    rewritten: RewriteReport | None = None
     original: loss.Answers | None = None
     samples: tuple[Sample, ...] = ()
     manifest = artifact.manifest
     session = open_for_checks(path, manifest.graphs, manifest.dtype, threads=threads)
     if model is not None:
-        reference, original, samples = _measure_again(artifact, recipe, model, data, progress)
+        reference, original, samples, rewritten = _measure_again(
+            artifact, recipe, model, data, progress
+        )
         first = check_fidelity(
             session, artifact.manifest.graphs, Plan.load(path / PLAN_FILE), reference, recipe
         )
@@ -356,13 +366,14 @@ def validate(
         runtime = Runtime.on_session(session, path, manifest.model, manifest.image_token)
         found = loss.measure(runtime, samples, original.max_new_tokens, progress)
         second = loss.compare(samples, original, found, loss_limits(recipe), name)
-    return Validation(first, second)
+    return Validation(first, second, rewritten)
 
 
 def _measure_again(
     artifact: Artifact, recipe: Recipe, original_id: str, data: PathLike | None, progress: Progress
-) -> tuple[fidelity.Recording, loss.Answers | None, tuple[Sample, ...]]:
+) -> tuple[fidelity.Recording, loss.Answers | None, tuple[Sample, ...], RewriteReport]:
     require_compress("measuring the original")
+    from compressor.compressed import plain
     from export.parity.original import measure_original
 
     changed = recipe.override({"model.id": original_id, "model.revision": None})
@@ -371,12 +382,14 @@ def _measure_again(
     check_recipe_prompts(changed, [Asked(samples, tokens)], progress)
     model = load_model(changed, progress)
     plan = Plan.load(artifact.folder / PLAN_FILE)
+    with rewrite_prompt(changed, samples) as prompt:
+        rewritten = prompt.compare(prompt.read(model), plain(model), artifact.folder)
     small = compress_for_export(model, plan, recipe, load_plan_gates(plan, recipe, model))
     original = None
     if samples:
         original = measure_original(model, samples, tokens, progress)
     limits = cache_limits(recipe.export, plan.model)
-    return record_torch(small, limits), original, samples
+    return record_torch(small, limits), original, samples, rewritten
 
 
 def bench(
