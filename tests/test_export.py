@@ -15,9 +15,9 @@ from compressor.compressed import compress
 from compressor.decoder.weights import source_of
 from compressor.errors import VtcompressError
 from compressor.families import load
-from export.onnx_graph import layer_nodes
 from export.torch_session import TorchSession
 from export.weights import PAGE
+from tests.flops import layer_nodes
 
 GRAPHS = ("vision.onnx", "embed.onnx", "decoder.onnx", "baseline_decoder.onnx")
 LARGE = 1024
