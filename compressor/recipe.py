@@ -150,7 +150,8 @@ class LossSection(Section):
         min_agreement: share of equal most likely next tokens, 0 to 1.
         min_common_prefix: mean length of the common greedy prefix as a share of the answer, 0 to 1.
         min_exact_match: share of the artifact's answers that are right, 0 to 1.
-        min_exact_match_kept: the same, divided by the original's share, 0 or more.
+        min_exact_match_kept: the same, divided by the original's share, 0 or more. Where no right answers
+            are known, `agreement` must reach it, unless that has a limit of its own.
     """
 
     max_kl: NotNegative | None = None
@@ -168,6 +169,8 @@ class ValidateSection(Section):
         samples: how many of them, 1 or more; None: all.
         seed: seed of the draw, 0 to 2**32 - 1.
         max_new_tokens: length of greedy answers, in tokens, 1 or more.
+        keep_pictures: which pictures of the data the artifact holds: `all`, as they are, so that it can be
+            checked again without the data; `samples`: small copies of those that the report shows; `none`.
         fidelity: limits of export fidelity.
         loss: limits of compression loss.
     """
@@ -176,6 +179,7 @@ class ValidateSection(Section):
     samples: Count | None = None
     seed: Seed = 0
     max_new_tokens: Count = 32
+    keep_pictures: Literal["none", "samples", "all"] = "samples"
     fidelity: FidelitySection = FidelitySection()
     loss: LossSection = LossSection()
 

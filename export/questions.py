@@ -137,7 +137,7 @@ def _answers(path: Path) -> tuple[Answer, ...]:
 
 
 def chosen_places(questions: Sequence[Question], most: int = 10) -> tuple[int, ...]:
-    """Return the places of at most `most` questions: lost answers first, then other differences, then equal ones.
+    """Return the places of at most `most` questions: lost answers first, other differences, then equal ones.
 
     Within each of the three, kinds take turns, so that no kind hides the others.
     """

@@ -2,6 +2,7 @@
 
 import logging
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from compressor.dims import ModelFacts
-from compressor.errors import DataError, ModelError
+from compressor.errors import ArtifactWarning, DataError, ModelError
 from compressor.generation import PLAIN, SAMPLES, GenerationSettings, model_settings
 from compressor.layout import layout_of
 from compressor.pictures import Pictures, pictures_of, read_picture
 from export.answering import Answering
 from export.artifact import Artifact
 from export.backends import open_session
+from export.checks import shortcoming
 from export.constraints import constraints
 from export.conversation import Conversation
 from export.image_prefix import ImagePrefix, prefill_images
@@ -105,8 +107,13 @@ class Runtime:
             ArtifactError: not an artifact, altered, or of a newer format.
             MissingExtraError: the backend is not installed.
             BackendError: the backend cannot run here, or not in this precision.
+
+        Warns:
+            ArtifactWarning: its checks failed, were not judged or did not run.
         """
         artifact = Artifact.open(path, verify=verify)
+        if (words := shortcoming(artifact.manifest)) is not None:
+            warnings.warn(words, ArtifactWarning, stacklevel=2)
         session = open_session(artifact, backend, precision, threads, mapped=mapped, device=device)
         if preload:
             session.load()

@@ -31,7 +31,7 @@ class SmallPicture:
 
 
 def small_picture(path: Path) -> SmallPicture | None:
-    """Return a picture made small, its pixels alone: no place, camera or comment; None if it cannot be read."""
+    """Return a picture made small, its pixels alone: no place, camera or comment; None: it cannot be read."""
     try:
         image = load_image(path)
     except DataError:

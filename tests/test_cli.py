@@ -45,6 +45,7 @@ def artifact(
         questions,
     ]
     arguments += ["--validate-data", questions, "--bench-rounds", "2", "--output", output]
+    arguments += ["--set", "validate.keep_pictures=all"]
     assert run([str(a) for a in arguments]) == 0
     return output
 
@@ -227,6 +228,7 @@ def test_a_missed_threshold_is_exit_code_3_with_the_failing_lines(
         "-q", "export", "--recipe", "shortv", "--model", llava("clip+llama"), "--data", questions,
         "--validate-data", questions, "--bench-rounds", 0, "--output", tmp_path / "out",
         "--set", "validate.loss.min_agreement=1.0", "--set", "validate.loss.max_kl=0",
+        "--set", "validate.keep_pictures=all",
     )  # fmt: skip
     assert code == 3
     assert "missed: mean KL" in err

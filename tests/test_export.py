@@ -29,6 +29,7 @@ def recipe_for(model: Path, questions: Path, **more: object) -> vtcompress.Recip
         "calibrate.data": str(questions),
         "validate.data": str(questions),
         "validate.max_new_tokens": 6,
+        "validate.keep_pictures": "all",
         **more,
     }
     return vtcompress.load_recipe("shortv").override(values)

@@ -7,18 +7,19 @@ Exit codes: 0 done, 1 an error of input or environment, 2 wrong usage, 3 a check
 import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import click
 
-from compressor.errors import ProblemsError, VtcompressError
+from compressor.errors import ArtifactWarning, ProblemsError, VtcompressError
 from compressor.version import __version__
 from export.backends import BACKENDS, PRECISIONS
 from vtcompress.cli_build import build
 from vtcompress.cli_doctor import doctor
 from vtcompress.cli_gates import train_gates
-from vtcompress.cli_recipe import FILE, files_read, read_recipe, recipe_options
+from vtcompress.cli_recipe import FILE, files_read, read_recipe, read_settings, recipe_options
 from vtcompress.cli_report import COMMANDS
 from vtcompress.console import Output
 from vtcompress.last_resort import Doing, discard_output, watched_threads
@@ -110,14 +111,16 @@ def plan(out: Output, /, profile: Path | None, output: Path, **options: Any) -> 
 
     check_file(output, "plan")
     measured = None if profile is None else Profile.load(profile)
-    chosen = stages.plan(read_recipe(options), measured, progress=out)
+    recipe = read_recipe(options)
+    chosen = stages.plan(recipe, measured, progress=out)
     chosen.save(output)
-    show.show_plan(out, chosen)
+    dtype = recipe.export.dtype
+    show.show_plan(out, chosen, dtype)
     out.line(f"written: {output}")
     out.result(
         {
             "plan": chosen.model_dump(mode="json"),
-            "predicted": stages.predicted(chosen, chosen.model.dtype).model_dump(mode="json"),
+            "predicted": stages.predicted(chosen, dtype).model_dump(mode="json"),
         }
     )
 
@@ -213,7 +216,7 @@ def export(
         progress=out,
     )
     chosen = Plan.load(output / "plan.json")
-    show.show_plan(out, chosen)
+    show.show_plan(out, chosen, manifest.dtype)
     show.show_checks(out, manifest, chosen, engine_facts(output, manifest))
     out.line(f"written: {output} (report: {output / 'report.html'})")
     out.result(manifest.model_dump(mode="json"))
@@ -229,15 +232,26 @@ def _raise_if_missed(failures: tuple[str, ...]) -> None:
 
 @cli.command()
 @click.argument("artifact", type=FOLDER)
-@click.option("--data", type=FILE, help="Other questions (jsonl); needs --model.")
+@click.option(
+    "--data",
+    type=FILE,
+    help="The artifact's own questions (jsonl), for their pictures; others need --model.",
+)
 @click.option(
     "--model", help="The original, hub id or folder: measure it and export fidelity anew."
 )
 @click.option("--gates", type=FILE, help="The gates' weights, if the plan has gates; with --model.")
 @click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Judge by another limit, e.g. --set validate.loss.min_agreement=0.9; may be repeated.",
+)
+@click.option(
     "--backend",
     type=click.Choice(BACKENDS),
-    help="Compare this backend with ONNX Runtime on the CPU instead; without --data, --model, --gates.",
+    help="Compare this backend with ONNX Runtime on the CPU instead; without --model, --gates.",
 )
 @click.option(
     "--precision", type=click.Choice(PRECISIONS), default=PRECISIONS[0], help="bf16: openvino only."
@@ -254,6 +268,7 @@ def validate(
     data: Path | None,
     model: str | None,
     gates: Path | None,
+    settings: tuple[str, ...],
     backend: str | None,
     precision: str,
     device: int,
@@ -265,17 +280,18 @@ def validate(
     from vtcompress import show, stages
     from vtcompress.backend_check import validate_backend
 
+    limits = read_settings(settings)
     if backend is not None:
-        if data is not None or model is not None or gates is not None:
-            raise click.UsageError(
-                "--backend needs no original: leave out --data, --model, --gates"
-            )
+        if model is not None or gates is not None:
+            raise click.UsageError("--backend needs no original: leave out --model, --gates")
         parity = validate_backend(
             artifact,
             backend,
+            data=data,
             precision=precision,
             threads=threads,
             device=device,
+            limits=limits,
             progress=out,
         )
         show.show_parity(out, parity)
@@ -283,7 +299,13 @@ def validate(
         _raise_if_missed(parity.failures)
         return
     outcome = stages.validate(
-        artifact, data=data, model=model, gates=gates, threads=threads, progress=out
+        artifact,
+        data=data,
+        model=model,
+        gates=gates,
+        limits=limits,
+        threads=threads,
+        progress=out,
     )
     show.show_fidelity(out, outcome.fidelity)
     show.show_loss(out, outcome.loss)
@@ -292,6 +314,7 @@ def validate(
         {
             "fidelity": outcome.fidelity and outcome.fidelity.model_dump(mode="json"),
             "loss": outcome.loss and outcome.loss.model_dump(mode="json"),
+            "verdict": outcome.verdict,
         }
     )
     _raise_if_missed(outcome.failures)
@@ -373,24 +396,29 @@ def generate(
     **options: Any,
 ) -> int:
     """Ask an artifact about pictures, once or in a chat; needs neither torch nor transformers."""
+    from export.artifact import Artifact
     from export.memory import resident_bytes
     from export.runtime import Runtime
-    from vtcompress.generating import Generation
+    from vtcompress.generating import Generation, say_shortcoming
 
     if prompt is None and not chat:
         raise click.UsageError("give --prompt, or --chat")
     if no_verify:
         out.say("files are not verified")
-    runtime = Runtime.load(
-        artifact,
-        threads=threads,
-        verify=not no_verify,
-        backend=backend,
-        precision=precision,
-        preload=stats,
-        mapped=mapped,
-        device=device,
-    )
+    with warnings.catch_warnings():
+        # Said below, in a line of our own.
+        warnings.simplefilter("ignore", ArtifactWarning)
+        runtime = Runtime.load(
+            artifact,
+            threads=threads,
+            verify=not no_verify,
+            backend=backend,
+            precision=precision,
+            preload=stats,
+            mapped=mapped,
+            device=device,
+        )
+    say_shortcoming(out, Artifact.open(artifact, verify=False).manifest)
     generation = Generation(out, runtime, options, stats, resident_bytes())
     if chat or prompt is None:
         return 0 if generation.chat(prompt, images) else EXIT_ERROR

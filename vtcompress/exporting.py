@@ -1,7 +1,7 @@
 """One run of `export`: the order in which models come and go, so that no two are in memory together."""
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from compressor.calibration.profile import Profile
 from compressor.calibration.resume import Task
 from compressor.cost import BYTES, predict, predicted_speedup
 from compressor.dims import ModelFacts
-from compressor.errors import ProfileError, VtcompressError
+from compressor.errors import ProfileError, RecipeError, VtcompressError
 from compressor.generation import write_keys
 from compressor.methods import DyVTE
 from compressor.plan import Plan
@@ -35,7 +35,9 @@ from export.limits import Limits, buffer_bytes, cache_limits, check_fixed
 from export.manifest import Manifest, Predicted, tool_versions
 from export.model_card import Origin
 from export.onnx_check import check_graphs
-from export.parity import fidelity, loss
+from export.parity import fidelity, loss, stored
+from export.parity.loss_report import LossLimits, LossReport
+from export.questions import chosen_places, question_of
 from export.runtime import Runtime
 from export.sessions import OnnxSession
 from export.targets import TARGETS
@@ -61,6 +63,8 @@ if TYPE_CHECKING:
 
 # Graphs without weights, tokenizer, plots and small pictures take less.
 SMALL_FILES_BYTES = 64 << 20
+
+LOSS_KEYS, FIDELITY_KEYS = "validate.loss.", "validate.fidelity."
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,7 @@ class ExportRun:
                 drop_foreign(resume, calibration_task(self.recipe, model.facts, model.digest))
                 profile = run_calibration(model, self.recipe, resume, self.progress)
             plan = plan_recipe(self.recipe, model.facts, model.digest, profile)
-            original = self._original_answers(model, folder)
+            original = self._original_answers(model)
             # Handed over and not kept: the torch side ends before ONNX Runtime starts.
             gates = load_plan_gates(plan, self.recipe, model)
             models = [compress_for_export(model, plan, self.recipe, gates)]
@@ -167,7 +171,7 @@ class ExportRun:
             if self.samples and self.recipe.model.id:
                 model = load_model(self.recipe, self.progress)
                 self.origin = origin_of(self.recipe.model.id, model.folder)
-                original = self._original_answers(model, folder)
+                original = self._original_answers(model)
                 del model
             self.progress.say(f"loading {source.name}")
             models = [load_compressed(source, logits=self.recipe.export.logits)]
@@ -177,21 +181,20 @@ class ExportRun:
         """Return what the place of the artifact must allow; see `staging.staged`."""
         weights = sum(path.stat().st_size for path in source.glob("*.safetensors"))
         needed = weights * BYTES[self.recipe.export.dtype] // BYTES[source_dtype]
-        pictures = {path for sample in self.samples for path in sample.images}
+        keep = self.recipe.validation.keep_pictures == "all"
+        pictures = {path for sample in self.samples if keep for path in sample.images}
         # Engines hold the weights too.
         needed *= 1 + len(set(self.recipe.export.targets) & TARGETS.keys())
         needed += sum(path.stat().st_size for path in pictures) + SMALL_FILES_BYTES
         return {"overwrite": overwrite, "needed_bytes": needed, "sources": self.sources}
 
-    def _original_answers(self, model: "LoadedModel", folder: Path) -> loss.Answers | None:
+    def _original_answers(self, model: "LoadedModel") -> loss.Answers | None:
         if not self.samples:
             return None
         from export.parity.original import measure_original
 
         tokens = self.recipe.validation.max_new_tokens
-        original = measure_original(model, self.samples, tokens, self.progress)
-        loss.store_original(folder, self.samples, original)
-        return original
+        return measure_original(model, self.samples, tokens, self.progress)
 
     def _finish(
         self,
@@ -295,7 +298,7 @@ class ExportRun:
 
     def _both_checks(
         self, written: Written, folder: Path
-    ) -> tuple[fidelity.FidelityReport, loss.LossReport | None]:
+    ) -> tuple[fidelity.FidelityReport, LossReport | None]:
         recipe, plan, original = self.recipe, written.plan, written.original
         self.progress.say("checking export fidelity")
         session = open_for_checks(folder, written.graphs, recipe.export.dtype)
@@ -304,9 +307,17 @@ class ExportRun:
             return first, None
         runtime = Runtime.on_session(session, folder, plan.model, written.image_token)
         found = loss.measure(runtime, self.samples, original.max_new_tokens, self.progress)
-        loss.write_answers(folder / loss.COMPRESSED_FILE, found)
+        self._store(folder, original, found)
         limits, name = loss_limits(recipe), validation_name(recipe)
         return first, loss.compare(self.samples, original, found, limits, name)
+
+    def _store(self, folder: Path, original: loss.Answers, found: loss.Answers) -> None:
+        """Write samples and answers, and pictures as far as the recipe keeps them."""
+        pairs = zip(self.samples, original.answers, found.answers, strict=True)
+        shown = chosen_places([question_of(*row) for row in pairs])
+        keep = self.recipe.validation.keep_pictures
+        stored.store_original(folder, self.samples, original, keep, shown)
+        stored.write_answers(folder / stored.COMPRESSED_FILE, found)
 
     def _times(
         self, folder: Path, graphs: Sequence[GraphSpec], plan: Plan
@@ -469,9 +480,36 @@ def check_fidelity(
     return fidelity.compare(reference, found, graphs, declared, limits)
 
 
-def loss_limits(recipe: Recipe) -> loss.LossLimits:
+def loss_limits(recipe: Recipe) -> LossLimits:
     """Return the recipe's limits of compression loss."""
-    return loss.LossLimits(**recipe.validation.loss.model_dump())
+    return LossLimits(**recipe.validation.loss.model_dump())
+
+
+def with_limits(recipe: Recipe, limits: Mapping[str, Any], *, anew: bool) -> Recipe:
+    """Return an artifact's recipe with other limits.
+
+    Args:
+        recipe: of the artifact.
+        limits: by dotted key.
+        anew: export fidelity is measured again, so that its limits mean something.
+
+    Raises:
+        RecipeError: keys that are no limits, or have nothing to judge; all of them.
+    """
+    problems = [
+        f"command line: {key}: is no limit, and the artifact was exported already; only keys of "
+        f"{LOSS_KEYS}* and {FIDELITY_KEYS}* can be set"
+        for key in limits
+        if not key.startswith((LOSS_KEYS, FIDELITY_KEYS))
+    ]
+    problems += [
+        f"command line: {key}: export fidelity is not measured anew; add --model ORIGINAL or --backend"
+        for key in limits
+        if key.startswith(FIDELITY_KEYS) and not anew
+    ]
+    if problems:
+        raise RecipeError(problems)
+    return recipe.override(limits)
 
 
 def validation_name(recipe: Recipe) -> str:

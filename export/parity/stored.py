@@ -1,11 +1,11 @@
-"""What an artifact holds of its validation: questions, both models' answers, and pictures as far as they are kept.
+"""What an artifact holds of its validation: questions, both models' answers, pictures as far as kept.
 
-    validation/samples.jsonl        a question a line; `image`: its pictures as they were; `not_kept`: how many are
-                                    not there; `small`: smaller copies of these, for reports alone
+    validation/samples.jsonl        a question a line; `image`: its pictures as they were; `not_kept`: how
+                                    many are not there; `small`: smaller copies of these, for reports alone
     validation/original.json        answers of the original; compressed.json: of the artifact
     validation/original_logits.npy  [questions, vocab] float32 at the last prompt token
 
-Only pictures as they were are measured on. Where they are not kept, the same data given again takes their place.
+Only pictures as they were are measured on. Where they are not kept, the same data given again stands in.
 """
 
 import hashlib
@@ -23,7 +23,8 @@ from compressor.calibration.data import Sample, choose, data_digest, read_sample
 from compressor.errors import ArtifactError, DataError
 from compressor.files import read_text, sha256_of
 from compressor.recipe import ValidateSection
-from export.parity.loss import Answer, Answers, LossReport
+from export.parity.loss import Answer, Answers
+from export.parity.loss_report import LossReport
 from export.small_pictures import small_picture
 
 FOLDER = "validation"
@@ -32,6 +33,11 @@ ORIGINAL_FILE = f"{FOLDER}/original.json"
 COMPRESSED_FILE = f"{FOLDER}/compressed.json"
 LOGITS_FILE = f"{FOLDER}/original_logits.npy"
 IMAGES, SMALL = "images", "small"
+
+NOT_KEPT = (
+    "the artifact does not hold the pictures of its questions as they were (validate.keep_pictures); give "
+    "--data FILE, the data that it was validated on"
+)
 
 Keep = Literal["none", "samples", "all"]
 
@@ -192,12 +198,7 @@ def stored_original(folder: Path) -> tuple[tuple[Sample, ...], Answers]:
         )
     stored, answers = _read(folder)
     if any(row.missing for row in stored):
-        raise ArtifactError(
-            [
-                f"{folder}: does not hold the pictures of its questions as they were "
-                "(validate.keep_pictures); give --data FILE, the data that it was validated on"
-            ]
-        )
+        raise ArtifactError([f"{folder}: {NOT_KEPT}"])
     return tuple(row.sample for row in stored), answers
 
 
