@@ -48,6 +48,7 @@ def artifact(
     # Nobody trained this model: freezing its layers changes its answers.
     for limit in ("min_exact_match_kept=null", "max_kl=100"):
         arguments += ["--set", f"validate.loss.{limit}"]
+    arguments += ["--set", "validate.keep_pictures=all"]
     assert run([str(a) for a in arguments]) == 0
     return output
 
@@ -231,6 +232,7 @@ def test_a_missed_threshold_is_exit_code_3_with_the_failing_lines(
         "-q", "export", "--recipe", "shortv", "--model", llava("clip+llama"), "--data", questions,
         "--validate-data", questions, "--bench-rounds", 0, "--output", tmp_path / "out",
         "--set", "validate.loss.max_kl=0",
+        "--set", "validate.keep_pictures=all",
     )  # fmt: skip
     assert code == 3
     assert "missed: mean KL" in err

@@ -32,6 +32,7 @@ def recipe_for(model: Path, questions: Path, **more: object) -> vtcompress.Recip
         # Nobody trained these models: freezing their layers changes their answers.
         "validate.loss.min_exact_match_kept": None,
         "validate.loss.max_kl": 100.0,
+        "validate.keep_pictures": "all",
         **more,
     }
     return vtcompress.load_recipe("shortv").override(values)

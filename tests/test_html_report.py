@@ -12,7 +12,6 @@ import pytest
 from compressor.errors import ArtifactError
 from export.html_report import html_report
 from export.questions import (
-    LARGEST_PICTURE,
     Question,
     chosen_questions,
     stored_questions,
@@ -20,6 +19,7 @@ from export.questions import (
 )
 from export.report import markdown_report
 from export.report_data import figures
+from export.small_pictures import LARGEST_PICTURE
 from tests import facts
 from tests.artifacts import make_artifact
 from tests.models import make_picture
@@ -298,7 +298,7 @@ def test_a_picture_outside_the_artifact_is_refused(tmp_path):
     samples = folder / "validation" / "samples.jsonl"
     row = json.loads(samples.read_text()) | {"image": ["../../secret.png"]}
     samples.write_text(json.dumps(row))
-    with pytest.raises(ArtifactError, match="lies outside the artifact"):
+    with pytest.raises(ArtifactError, match="is not in the artifact; do not use"):
         stored_questions(folder)
 
 

@@ -227,7 +227,11 @@ def _raise_if_missed(failures: tuple[str, ...]) -> None:
 
 @cli.command()
 @click.argument("artifact", type=FOLDER)
-@click.option("--data", type=FILE, help="Other questions (jsonl); needs --model.")
+@click.option(
+    "--data",
+    type=FILE,
+    help="The artifact's own questions (jsonl), for their pictures; others need --model.",
+)
 @click.option(
     "--model", help="The original, hub id or folder: measure it and export fidelity anew."
 )
@@ -242,7 +246,7 @@ def _raise_if_missed(failures: tuple[str, ...]) -> None:
 @click.option(
     "--backend",
     type=click.Choice(BACKENDS),
-    help="Compare this backend with ONNX Runtime on the CPU instead; without --data, --model, --gates.",
+    help="Compare this backend with ONNX Runtime on the CPU instead; without --model, --gates.",
 )
 @click.option(
     "--precision", type=click.Choice(PRECISIONS), default=PRECISIONS[0], help="bf16: openvino only."
@@ -273,13 +277,12 @@ def validate(
 
     limits = read_settings(settings)
     if backend is not None:
-        if data is not None or model is not None or gates is not None:
-            raise click.UsageError(
-                "--backend needs no original: leave out --data, --model, --gates"
-            )
+        if model is not None or gates is not None:
+            raise click.UsageError("--backend needs no original: leave out --model, --gates")
         parity = validate_backend(
             artifact,
             backend,
+            data=data,
             precision=precision,
             threads=threads,
             device=device,

@@ -35,9 +35,10 @@ from export.limits import Limits, buffer_bytes, cache_limits, check_fixed
 from export.manifest import Manifest, Predicted, tool_versions
 from export.model_card import Origin
 from export.onnx_check import check_graphs
-from export.parity import fidelity, loss
+from export.parity import fidelity, loss, stored
 from export.parity.loss_report import LossLimits, LossReport
 from export.parity.rewrite import RewriteReport, refuse, rewrite_words
+from export.questions import chosen_places, question_of
 from export.runtime import Runtime
 from export.sessions import OnnxSession
 from export.targets import TARGETS
@@ -159,7 +160,7 @@ class ExportRun:
                 drop_foreign(resume, calibration_task(self.recipe, model.facts, model.digest))
                 profile = run_calibration(model, self.recipe, resume, self.progress)
             plan = plan_recipe(self.recipe, model.facts, model.digest, profile)
-            original = self._original_answers(model, folder)
+            original = self._original_answers(model)
             # Handed over and not kept: the torch side ends before ONNX Runtime starts.
             gates = load_plan_gates(plan, self.recipe, model)
             models = [compress_for_export(model, plan, self.recipe, gates)]
@@ -199,7 +200,7 @@ class ExportRun:
                     size = {"export.image_size": plan.model.image_size}
                     model = load_model(self.recipe.override(size), self.progress)
                     self.origin = origin_of(self.recipe.model.id, model.folder)
-                    original = self._original_answers(model, folder)
+                    original = self._original_answers(model)
                     reading = prompt.read(model)
                     del model
                 self.progress.say(f"loading {source.name}")
@@ -220,21 +221,20 @@ class ExportRun:
         """Return what the place of the artifact must allow; see `staging.staged`."""
         weights = sum(path.stat().st_size for path in source.glob("*.safetensors"))
         needed = weights * BYTES[self.recipe.export.dtype] // BYTES[source_dtype]
-        pictures = {path for sample in self.samples for path in sample.images}
+        keep = self.recipe.validation.keep_pictures == "all"
+        pictures = {path for sample in self.samples if keep for path in sample.images}
         # Engines hold the weights too.
         needed *= 1 + len(set(self.recipe.export.targets) & TARGETS.keys())
         needed += sum(path.stat().st_size for path in pictures) + SMALL_FILES_BYTES
         return {"overwrite": overwrite, "needed_bytes": needed, "sources": self.sources}
 
-    def _original_answers(self, model: "LoadedModel", folder: Path) -> loss.Answers | None:
+    def _original_answers(self, model: "LoadedModel") -> loss.Answers | None:
         if not self.samples:
             return None
         from export.parity.original import measure_original
 
         tokens = self.recipe.validation.max_new_tokens
-        original = measure_original(model, self.samples, tokens, self.progress)
-        loss.store_original(folder, self.samples, original)
-        return original
+        return measure_original(model, self.samples, tokens, self.progress)
 
     def _finish(
         self,
@@ -348,9 +348,17 @@ class ExportRun:
             return first, None
         runtime = Runtime.on_session(session, folder, plan.model, written.image_token)
         found = loss.measure(runtime, self.samples, original.max_new_tokens, self.progress)
-        loss.write_answers(folder / loss.COMPRESSED_FILE, found)
+        self._store(folder, original, found)
         limits, name = loss_limits(recipe), validation_name(recipe)
         return first, loss.compare(self.samples, original, found, limits, name)
+
+    def _store(self, folder: Path, original: loss.Answers, found: loss.Answers) -> None:
+        """Write samples and answers, and pictures as far as the recipe keeps them."""
+        pairs = zip(self.samples, original.answers, found.answers, strict=True)
+        shown = chosen_places([question_of(*row) for row in pairs])
+        keep = self.recipe.validation.keep_pictures
+        stored.store_original(folder, self.samples, original, keep, shown)
+        stored.write_answers(folder / stored.COMPRESSED_FILE, found)
 
     def _times(
         self, folder: Path, graphs: Sequence[GraphSpec], plan: Plan

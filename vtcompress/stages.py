@@ -27,7 +27,7 @@ from export.backends import check_dtype
 from export.bfloat16 import open_for_checks
 from export.limits import cache_limits
 from export.manifest import Manifest
-from export.parity import fidelity, loss
+from export.parity import fidelity, loss, stored
 from export.parity.loss_report import LossReport
 from export.parity.rewrite import RewriteReport
 from export.places import check_file
@@ -322,7 +322,8 @@ def validate(
 
     Args:
         path: the artifact.
-        data: other samples than the artifact's own; their original answers must be measured.
+        data: the data that the artifact was validated on, needed where it does not hold the pictures; or
+            other data, for which the original is needed as well.
         model: the original, hub id or folder; needed for other data and to measure fidelity anew.
         gates: file of the gates' weights, where the artifact's plan has gates and `model` is given.
         limits: other limits than the artifact's recipe sets, such as `{"validate.loss.min_agreement": 0.9}`.
@@ -330,7 +331,8 @@ def validate(
         progress: shows the samples; see the module.
 
     Raises:
-        VtcompressError: the artifact is broken, other data is given without the original, or `limits` sets
+        VtcompressError: the artifact is broken or holds no pictures and no data is given, other data is given
+            without the original, or `limits` sets
             what is no limit, or one that nothing is measured for.
     """
     path, progress = Path(path), shown(progress)
@@ -338,31 +340,28 @@ def validate(
     recipe = with_limits(read_recipe(path / RECIPE_FILE), limits or {}, anew=model is not None)
     if gates is not None:
         recipe = recipe.with_gates(Path(gates))
-    if data is not None and model is None:
-        raise ArtifactError(
-            [
-                f"{data}: the original's answers to this data are not stored; give --model ORIGINAL as well"
-            ]
-        )
-    first: fidelity.FidelityReport | None = artifact.manifest.fidelity
     rewritten: RewriteReport | None = None
-    original: loss.Answers | None = None
-    samples: tuple[Sample, ...] = ()
     manifest = artifact.manifest
+    given = None if data is None else Path(data)
+    asked = None
+    if model is None or (given is None and stored.keeps_pictures(path)):
+        asked = stored.original_for(path, manifest.loss, recipe.validation, given)
+    elif given is None:
+        progress.say(f"compression loss is not measured: {stored.NOT_KEPT}")
+    first: fidelity.FidelityReport | None = manifest.fidelity
     session = open_for_checks(path, manifest.graphs, manifest.dtype, threads=threads)
     if model is not None:
         reference, original, samples, rewritten = _measure_again(
             artifact, recipe, model, data, progress
         )
-        first = check_fidelity(
-            session, artifact.manifest.graphs, Plan.load(path / PLAN_FILE), reference, recipe
-        )
-        name = Path(data).name if data is not None else validation_name(recipe)
-    if original is None and (path / loss.ORIGINAL_FILE).is_file():
-        samples, original = loss.stored_original(path)
-        name = validation_name(recipe)
+        plan = Plan.load(path / PLAN_FILE)
+        first = check_fidelity(session, manifest.graphs, plan, reference, recipe)
+        if original is not None:
+            asked = samples, original
     second = None
-    if original is not None:
+    if asked is not None:
+        samples, original = asked
+        name = validation_name(recipe) if given is None else given.name
         runtime = Runtime.on_session(session, path, manifest.model, manifest.image_token)
         found = loss.measure(runtime, samples, original.max_new_tokens, progress)
         second = loss.compare(samples, original, found, loss_limits(recipe), name)
