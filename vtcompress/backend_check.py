@@ -56,7 +56,7 @@ def validate_backend(
     require_runtime("comparing a backend with ONNX Runtime")
     path = Path(path)
     artifact = Artifact.open(path)
-    recipe, plan = load_recipe(path / RECIPE_FILE), Plan.load(path / PLAN_FILE)
+    recipe, plan = load_recipe(path / RECIPE_FILE, stored=True), Plan.load(path / PLAN_FILE)
     session = open_session(artifact, backend, precision, threads, device=device)
     engines = session.engines if isinstance(session, EngineSession) else None
     most = None if engines is None else engines.facts.limits.max_images

@@ -205,6 +205,11 @@ def _raise_if_missed(failures: tuple[str, ...]) -> None:
 )
 @click.option("--gates", type=FILE, help="The gates' weights, if the plan has gates; with --model.")
 @click.option(
+    "--trust-remote-code",
+    is_flag=True,
+    help="Let the repository of --model run its own Python code.",
+)
+@click.option(
     "--backend",
     type=click.Choice(BACKENDS),
     help="Compare this backend with ONNX Runtime on the CPU instead; without --data, --model, --gates.",
@@ -224,6 +229,7 @@ def validate(
     data: Path | None,
     model: str | None,
     gates: Path | None,
+    trust_remote_code: bool,
     backend: str | None,
     precision: str,
     device: int,
@@ -253,7 +259,13 @@ def validate(
         _raise_if_missed(parity.failures)
         return
     outcome = stages.validate(
-        artifact, data=data, model=model, gates=gates, threads=threads, progress=out
+        artifact,
+        data=data,
+        model=model,
+        gates=gates,
+        threads=threads,
+        trust_remote_code=trust_remote_code,
+        progress=out,
     )
     show.show_fidelity(out, outcome.fidelity)
     show.show_loss(out, outcome.loss)

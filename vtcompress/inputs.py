@@ -83,7 +83,12 @@ def model_facts(recipe: Recipe) -> ModelFacts:
     require_compress("reading a model")
     from compressor.families.registry import describe
 
-    return describe(model_id(recipe), recipe.model.revision, image_size=recipe.export.image_size)
+    return describe(
+        model_id(recipe),
+        recipe.model.revision,
+        image_size=recipe.export.image_size,
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
 
 
 def model_digest(recipe: Recipe) -> str:
@@ -96,7 +101,8 @@ def model_digest(recipe: Recipe) -> str:
     from compressor.families.folder import digest
     from compressor.families.registry import local_folder
 
-    return digest(local_folder(model_id(recipe), recipe.model.revision))
+    code = recipe.model.trust_remote_code
+    return digest(local_folder(model_id(recipe), recipe.model.revision, code=code), code=code)
 
 
 def load_model(

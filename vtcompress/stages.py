@@ -222,6 +222,7 @@ def validate(
     model: str | None = None,
     gates: PathLike | None = None,
     threads: int | None = None,
+    trust_remote_code: bool = False,
     progress: Progress = SILENT,
 ) -> Validation:
     """Check an artifact again; nothing in it is changed.
@@ -232,6 +233,7 @@ def validate(
         model: the original, hub id or folder; needed for other data and to measure fidelity anew.
         gates: file of the gates' weights, where the artifact's plan has gates and `model` is given.
         threads: of one operator.
+        trust_remote_code: let the repository of `model` run code of its own; what the artifact says does not.
         progress: shows the samples.
 
     Raises:
@@ -239,7 +241,9 @@ def validate(
     """
     path = Path(path)
     artifact = Artifact.open(path)
-    recipe = read_recipe(path / RECIPE_FILE)
+    recipe = read_recipe(path / RECIPE_FILE, stored=True).override(
+        {"model.trust_remote_code": trust_remote_code}
+    )
     if gates is not None:
         recipe = recipe.with_gates(Path(gates))
     if data is not None and model is None:

@@ -11,6 +11,7 @@ from pydantic import Field
 from compressor.dims import Facts
 from compressor.errors import ProfileError
 from compressor.files import read_json, write_text
+from compressor.model_digest import difference, same_model
 
 Measure = Literal["layer_contribution", "exit_kl", "gate_margin", "head_score", "neuron_activity"]
 """What calibration can measure, by the name of the field that holds it."""
@@ -141,10 +142,10 @@ class Profile(Facts):
             ProfileError: a digest differs or a measure is missing; all differences are named.
         """
         problems = []
-        if self.model_digest != model_digest:
+        if not same_model(self.model_digest, model_digest):
             problems.append(
-                f"{path}: measured on another model (named {self.model}, digest "
-                f"{self.model_digest[:12]}, not {model_digest[:12]}); remove it or calibrate anew"
+                f"{path}: measured on another model (named {self.model}, "
+                f"{difference(self.model_digest, model_digest)}); remove it or calibrate anew"
             )
         if data_digest is not None and self.data_digest != data_digest:
             problems.append(
