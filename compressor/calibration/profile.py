@@ -39,6 +39,22 @@ class SampleScore(Facts):
     gate_margin: tuple[float, ...] = ()
     head_score: tuple[tuple[float, ...], ...] = ()
 
+    @property
+    def no_numbers(self) -> tuple[Measure, ...]:
+        """Measures in which values are none, so that nothing can be ranked by them.
+
+        A head score may be infinite: that of a head in which text reads pictures alone.
+        """
+        rows: dict[Measure, Iterable[float]] = {
+            "layer_contribution": self.layer_contribution,
+            "exit_kl": self.exit_kl,
+            "gate_margin": self.gate_margin,
+        }
+        found = [name for name, values in rows.items() if not all(map(math.isfinite, values))]
+        if any(math.isnan(value) for row in self.head_score for value in row):
+            found.append("head_score")
+        return tuple(found)
+
 
 class Profile(Facts):
     """Measurements of one model on one set of samples.
@@ -193,6 +209,12 @@ class Profile(Facts):
         profile = read_json(path, cls, ProfileError, "profile", remedy)
         if not profile.consistent:
             raise ProfileError([f"{path}: inconsistent; {remedy}"])
+        for number, sample in enumerate(profile.samples):
+            if names := sample.no_numbers:
+                problem = f"sample {number}: {', '.join(names)}: NaN or infinite"
+                raise ProfileError(
+                    [f"{path}: {problem}; {remedy}, with a model whose outputs are numbers"]
+                )
         return profile
 
 
