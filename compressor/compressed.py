@@ -9,7 +9,7 @@ folder for the original and draw at random what it does not find. Older folders,
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ class CompressedModel:
         vision: pixels [I, 3, S, S] to visual embeddings [I, N, D].
         processor: the original's processor.
         config: the original's transformers configuration.
+        generation: what its files say about generating, see `compressor.generation.model_keys`.
     """
 
     plan: Plan
@@ -57,6 +58,7 @@ class CompressedModel:
     vision: VisionEncoder
     processor: Any
     config: Any
+    generation: Mapping[str, Any] = field(default_factory=dict)
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """[B, T] int64 to [B, T, D]."""
@@ -73,6 +75,7 @@ class CompressedModel:
             self.vision,
             self.processor,
             self.config,
+            self.generation,
         )
 
 
@@ -112,6 +115,7 @@ def compress(
         vision=model.vision,
         processor=model.processor,
         config=model.original.config,
+        generation=model_keys(model.folder),
     )
 
 
@@ -152,8 +156,8 @@ def save_compressed(
         folder / CONFIG,
         json.dumps({"model_type": COMPRESSED_TYPE, "original": ORIGINAL_CONFIG}, indent=2) + "\n",
     )
-    write_keys(folder, model_keys(model.folder))
     model.processor.save_pretrained(folder)
+    write_keys(folder, model_keys(model.folder))
     plan.save(folder / PLAN_FILE)
 
 
@@ -210,6 +214,7 @@ def load_compressed(
         vision=vision,
         processor=read_processor(folder, plan),
         config=config,
+        generation=model_keys(folder),
     )
 
 

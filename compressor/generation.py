@@ -20,9 +20,12 @@ CONFIG_FILE = "config.json"
 # Of a model, the section that transformers takes where the top of config.json has no value.
 TEXT_SECTION = "text_config"
 
+SAMPLES = "do_sample"
+"""Key that asks for drawn tokens; who asks a question decides that here."""
+
 # What changes the tokens that `generate` picks and is not applied here, with the value that changes nothing.
 _LEFT_OUT: Mapping[str, Any] = {
-    "do_sample": False,
+    SAMPLES: False,
     "num_beams": 1,
     "num_beam_groups": 1,
     "constraints": None,
@@ -134,7 +137,7 @@ def settings_of(keys: Mapping[str, Any], where: str) -> GenerationSettings:
         suppress_tokens=read("suppress_tokens", TOKENS, ()),
         begin_suppress_tokens=read("begin_suppress_tokens", TOKENS, ()),
         left_out=tuple(
-            f"{key}: {_short(keys[key])}"
+            f"{key}: {_short(keys[key])}{' (give a temperature)' if key == SAMPLES else ''}"
             for key, neutral in _LEFT_OUT.items()
             if keys.get(key) not in (None, neutral, [], {})
         ),

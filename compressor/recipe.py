@@ -38,11 +38,18 @@ from compressor.recipe_errors import (
     read_yaml,
     rule,
 )
+from compressor.recipe_override import changed
 
-RECIPE_FORMAT: Final = 1
-"""Version of the recipe format that this vtcompress writes, and the newest that it reads."""
+RECIPE_FORMAT: Final = 2
+"""Newest version of the recipe format that this vtcompress reads.
 
-Format = Annotated[int, Field(ge=1, le=RECIPE_FORMAT), allowed("1, the format of recipes")]
+Format 1 has the same keys. What is planned from it is what was planned then: methods are applied in the
+order of the list, and ShortV's share is one of all layers. A recipe keeps its format when it is changed.
+"""
+
+Format = Annotated[
+    int, Field(ge=1, le=RECIPE_FORMAT), allowed("1 or 2, the format of recipes; 2 is today's")
+]
 
 TRUST: Final = "trust_remote_code"
 
@@ -146,7 +153,8 @@ class LossSection(Section):
         min_agreement: share of equal most likely next tokens, 0 to 1.
         min_common_prefix: mean length of the common greedy prefix as a share of the answer, 0 to 1.
         min_exact_match: share of the artifact's answers that are right, 0 to 1.
-        min_exact_match_kept: the same, divided by the original's share, 0 or more.
+        min_exact_match_kept: the same, divided by the original's share, 0 or more. Where no right answers
+            are known, `agreement` must reach it, unless that has a limit of its own.
     """
 
     max_kl: NotNegative | None = None
@@ -183,7 +191,7 @@ class Recipe(Section):
         vtcompress: version of the recipe format.
         model: the model to compress.
         calibrate: the measurement.
-        compress: the methods in order, one each; empty: nothing is compressed (identity).
+        compress: the methods, one each, in any order; empty: nothing is compressed (identity).
         export: what is written.
         validation: the checks; `validate` in YAML and as keyword.
     """
@@ -213,7 +221,8 @@ class Recipe(Section):
         Args:
             values: new values by dotted key, such as `{"export.dtype": "float16"}`; a mapping
                 changes the keys in it, None sets null. An entry of `compress` goes by its method's
-                name: `compress.dyvte.exit`.
+                name, `compress.dyvte.exit`, or as error lines have it, `compress[0].dyvte.exit`. Of keys
+                that exclude each other the one that is given takes the others away.
             source: what error lines start with.
             folder: where relative paths among the values start; None: the working folder.
 
@@ -221,12 +230,9 @@ class Recipe(Section):
             RecipeError: keys that do not exist or values that are not allowed, all of them.
         """
         data: dict[str, Any] = self.model_dump(by_alias=True)
-        for dotted, value in values.items():
-            change: Any = _with_tuples(value)
-            for key in reversed(dotted.split(".")):
-                change = {key: change}
-            _merge(data, _anchored(change, folder or Path.cwd()))
-        return parse_recipe(data, source)
+        start = folder or Path.cwd()
+        new, problems = changed(Recipe, data, values, source, lambda part: _anchored(part, start))
+        return parse_recipe(new, source, problems)
 
     @property
     def dyvte(self) -> DyVTE | None:
@@ -396,26 +402,3 @@ def _copied(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _copied(item) for key, item in value.items()}
     return tuple(map(_copied, value)) if isinstance(value, tuple) else value
-
-
-def _merge(data: dict[str, Any], change: Mapping[str, Any]) -> None:
-    for key, value in change.items():
-        there = data.get(key)
-        if isinstance(value, dict) and isinstance(there, dict):
-            _merge(there, value)
-        elif isinstance(value, dict) and isinstance(there, tuple) and _entries(there, value):
-            for entry in _entries(there, value):
-                _merge(entry, value)
-        else:
-            data[key] = value
-
-
-def _entries(listed: Sequence[Any], change: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Returns the entries of a list that a change is about: those with its one key."""
-    return [entry for entry in listed if isinstance(entry, dict) and entry.keys() == change.keys()]
-
-
-def _with_tuples(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _with_tuples(item) for key, item in value.items()}
-    return tuple(map(_with_tuples, value)) if isinstance(value, list | tuple) else value

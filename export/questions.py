@@ -13,7 +13,14 @@ from compressor.calibration.data import Sample, read_samples
 from compressor.errors import ArtifactError, DataError
 from compressor.files import read_text
 from compressor.pictures import load_image
-from export.parity.loss import COMPRESSED_FILE, ORIGINAL_FILE, SAMPLES_FILE, Answer, exact
+from export.parity.loss import (
+    COMPRESSED_FILE,
+    ORIGINAL_FILE,
+    SAMPLES_FILE,
+    Answer,
+    exact,
+    right_one,
+)
 
 # Longest side of a picture in a report, in pixels; smaller ones are embedded as they are.
 LARGEST_PICTURE = 320
@@ -38,9 +45,10 @@ class Question:
         images: files of its pictures.
         question: the user's words.
         kind: group of the question; may be empty.
-        right: the right answer, None if unknown.
+        right: the right answer in words, None if unknown; any of several.
         original: answer of the original model.
         compressed: answer of the artifact.
+        answers: the right answers, where there are several.
     """
 
     images: tuple[Path, ...]
@@ -49,6 +57,7 @@ class Question:
     right: str | None
     original: str
     compressed: str
+    answers: tuple[str, ...] = ()
 
     @property
     def equal(self) -> bool:
@@ -58,12 +67,15 @@ class Question:
     @property
     def original_right(self) -> bool | None:
         """Whether the original is right; None if nobody knows."""
-        return None if self.right is None else exact(self.original, self.right)
+        return self._is_right(self.original)
 
     @property
     def compressed_right(self) -> bool | None:
         """Whether the artifact is right; None if nobody knows."""
-        return None if self.right is None else exact(self.compressed, self.right)
+        return self._is_right(self.compressed)
+
+    def _is_right(self, said: str) -> bool | None:
+        return None if self.right is None else right_one(said, self.answers or (self.right,))
 
     @property
     def outcome(self) -> Outcome:
@@ -113,8 +125,9 @@ def stored_questions(folder: Path) -> tuple[Question, ...]:
 
 
 def _question(sample: Sample, original: str, compressed: str) -> Question:
+    right = " or ".join(sample.answers) if sample.answers else None
     return Question(
-        sample.images, sample.question, sample.kind, sample.answer, original, compressed
+        sample.images, sample.question, sample.kind, right, original, compressed, sample.answers
     )
 
 

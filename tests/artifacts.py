@@ -52,6 +52,17 @@ def make_artifact(
     return folder
 
 
+def write_result(folder: Path, **files: str) -> Path:
+    """Write a folder that this tool knows as its own, with made-up files."""
+    from export.artifact import write_file_list
+
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        (folder / name).write_text(content, encoding="utf-8")
+    write_file_list(folder)
+    return folder
+
+
 def write_questions(folder: Path, asked: Sequence[Asked]) -> None:
     """Write `validation/` with one picture for all questions."""
     from tests.models import make_picture

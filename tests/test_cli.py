@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from compressor.version import __version__
-from vtcompress import cli as module
 from vtcompress.cli import run
 
 Run = Callable[..., tuple[int, str, str]]
@@ -265,16 +264,7 @@ def test_a_missing_extra_says_which_to_install(
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     code, _, err = vt("plan", "--recipe", "identity", "--model", tmp_path)
     assert code == 1
-    assert "pip install 'vtcompress[compress]'" in err
-
-
-def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object, **__: object) -> None:
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(module, "_set_logs", broken)
-    with pytest.raises(ZeroDivisionError):
-        run(["recipes"])
+    assert "pip install '.[compress]'" in err
 
 
 def test_an_interrupt_inside_exec_of_a_string_is_exit_code_130_too(tmp_path: Path) -> None:

@@ -196,7 +196,8 @@ def test_stage_by_stage_gives_the_same_graphs_as_all_at_once(
     plan = vtcompress.plan(recipe, profile)
     vtcompress.compress(recipe, plan, tmp_path / "small", profile=profile)
     vtcompress.export(recipe, tmp_path / "out", compressed=tmp_path / "small", bench_rounds=0)
-    for name in (*GRAPHS, "weights.bin", "plan.json", "profile.json"):
+    kept = (*GRAPHS, "weights.bin", "plan.json", "profile.json", "generation_config.json")
+    for name in kept:
         assert (tmp_path / "out" / name).read_bytes() == (artifact / name).read_bytes(), name
     assert vtcompress.inspect(tmp_path / "small")["kind"] == "compressed model"
     assert vtcompress.inspect(tmp_path / "profile.json")["kind"] == "profile"

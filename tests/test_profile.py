@@ -132,10 +132,21 @@ def test_a_profile_that_contradicts_itself_is_refused(tmp_path, changes):
 
 
 def test_a_profile_that_cannot_be_written_is_an_error_that_names_the_file(tmp_path):
-    path = tmp_path / "no such folder" / "p.json"
+    path = tmp_path / "p.json"
+    path.mkdir()
     with pytest.raises(VtcompressError) as caught:
         facts.profile(ROWS).save(path)
-    assert str(caught.value) == f"{path}: cannot write: No such file or directory"
+    assert str(caught.value) == f"{path}: cannot write: Is a directory"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_folders_around_a_file_are_made_and_a_file_among_them_is_named(tmp_path):
+    path = tmp_path / "new" / "folder" / "p.json"
+    facts.profile(ROWS).save(path)
+    assert Profile.load(path) == facts.profile(ROWS)
+    with pytest.raises(VtcompressError) as caught:
+        facts.profile(ROWS).save(path / "p.json")
+    assert str(caught.value) == f"{path}: cannot write: File exists"
 
 
 def test_an_interrupted_save_leaves_the_old_profile_and_nothing_else(tmp_path, monkeypatch):

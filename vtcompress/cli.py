@@ -7,20 +7,22 @@ Exit codes: 0 done, 1 an error of input or environment, 2 wrong usage, 3 a check
 import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import click
 
-from compressor.errors import ProblemsError, VtcompressError
+from compressor.errors import ArtifactWarning, ProblemsError, VtcompressError
 from compressor.version import __version__
 from export.backends import BACKENDS, PRECISIONS
 from vtcompress.cli_build import build
 from vtcompress.cli_doctor import doctor
 from vtcompress.cli_gates import train_gates
-from vtcompress.cli_recipe import FILE, read_recipe, recipe_options
+from vtcompress.cli_recipe import FILE, files_read, read_recipe, read_settings, recipe_options
 from vtcompress.cli_report import COMMANDS
 from vtcompress.console import Output
+from vtcompress.last_resort import Doing, discard_output, watched_threads
 
 EXIT_ERROR, EXIT_USAGE, EXIT_MISSED, EXIT_INTERRUPTED = 1, 2, 3, 130
 
@@ -31,7 +33,24 @@ class ThresholdMissedError(Exception):
     """A check ran and missed a threshold; what it is was printed already."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+class UnforeseenError(Exception):
+    """Carries an error through click, which would take it for the user's interrupt; see its cause."""
+
+
+class Commands(click.Group):
+    """The commands; an error inside is handed on as it is."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except EOFError as error:  # of a truncated file, say: nothing here asks the user for lines
+            raise UnforeseenError from error
+
+
+@click.group(
+    cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True}
+)
 @click.version_option(__version__, prog_name="vtcompress")
 @click.option("-v", "--verbose", count=True, help="Say more; twice: the libraries' own logs too.")
 @click.option("-q", "--quiet", is_flag=True, help="Print results only.")
@@ -43,7 +62,9 @@ def cli(context: click.Context, verbose: int, quiet: bool, machine: bool) -> Non
     The main job is `vtcompress export --recipe shortv --model MODEL --data QUESTIONS.jsonl --output DIR`;
     the other commands are its stages, each starting from the file of the one before.
     """
-    context.obj = Output(verbosity=-1 if quiet else verbose, machine=machine)
+    doing = context.obj if isinstance(context.obj, Doing) else Doing()
+    doing.command, doing.verbose = context.invoked_subcommand, verbose > 0
+    context.obj = Output(verbosity=-1 if quiet else verbose, machine=machine, doing=doing)
     context.obj.interrupts.listen()
     _set_logs(verbose)
 
@@ -56,12 +77,18 @@ def _set_logs(verbose: int) -> None:
 @cli.command()
 @recipe_options
 @click.option("--output", type=FILE, default="profile.json", help="Profile to write or continue.")
+@click.option(
+    "--overwrite", is_flag=True, help="Start anew, whatever the profile at --output holds."
+)
 @click.pass_obj
-def calibrate(out: Output, /, output: Path, **options: Any) -> None:
-    """Measure what the recipe's methods choose by: how much each layer needs visual tokens."""
+def calibrate(out: Output, /, output: Path, overwrite: bool, **options: Any) -> None:
+    """Measure what the recipe's methods choose by: how much each layer needs visual tokens.
+
+    A profile of the same model and data is continued, also with more --samples.
+    """
     from vtcompress import show, stages
 
-    profile = stages.calibrate(read_recipe(options), output, progress=out)
+    profile = stages.calibrate(read_recipe(options), output, overwrite=overwrite, progress=out)
     show.show_profile(out, profile)
     out.line(
         f"{len(profile.samples)} samples; written: {output}, its plot as .png and .svg beside it"
@@ -79,17 +106,21 @@ def calibrate(out: Output, /, output: Path, **options: Any) -> None:
 def plan(out: Output, /, profile: Path | None, output: Path, **options: Any) -> None:
     """Decide what visual tokens do in each layer; print the predicted costs."""
     from compressor.calibration.profile import Profile
+    from export.places import check_file
     from vtcompress import show, stages
 
+    check_file(output, "plan")
     measured = None if profile is None else Profile.load(profile)
-    chosen = stages.plan(read_recipe(options), measured)
+    recipe = read_recipe(options)
+    chosen = stages.plan(recipe, measured, progress=out)
     chosen.save(output)
-    show.show_plan(out, chosen)
+    dtype = recipe.export.dtype
+    show.show_plan(out, chosen, dtype)
     out.line(f"written: {output}")
     out.result(
         {
             "plan": chosen.model_dump(mode="json"),
-            "predicted": stages.predicted(chosen, chosen.model.dtype).model_dump(mode="json"),
+            "predicted": stages.predicted(chosen, dtype).model_dump(mode="json"),
         }
     )
 
@@ -99,7 +130,7 @@ def plan(out: Output, /, profile: Path | None, output: Path, **options: Any) -> 
 @click.option("--plan", "plan_file", type=FILE, required=True, help="What `plan` wrote.")
 @click.option("--profile", type=FILE, help="What `calibrate` wrote; stored beside the plan.")
 @click.option("--output", type=FOLDER, required=True, help="Folder to write.")
-@click.option("--overwrite", is_flag=True, help="Replace what is at --output.")
+@click.option("--overwrite", is_flag=True, help="Replace what vtcompress wrote at --output.")
 @click.pass_obj
 def compress(
     out: Output,
@@ -122,6 +153,7 @@ def compress(
         output,
         profile=measured,
         overwrite=overwrite,
+        sources=files_read(options, plan_file, profile),
         progress=out,
     )
     out.line(f"written: {folder}")
@@ -133,7 +165,7 @@ def compress(
 @click.option("--profile", type=FILE, help="Use this calibration instead of measuring.")
 @click.option("--compressed", type=FOLDER, help="Start from the folder that `compress` wrote.")
 @click.option("--output", type=FOLDER, required=True, help="Folder of the artifact.")
-@click.option("--overwrite", is_flag=True, help="Replace what is at --output.")
+@click.option("--overwrite", is_flag=True, help="Replace what vtcompress wrote at --output.")
 @click.option(
     "--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Of weights and graphs."
 )
@@ -178,12 +210,13 @@ def export(
         profile=None if profile is None else Profile.load(profile),
         compressed=compressed,
         overwrite=overwrite,
+        sources=files_read(options, profile),
         bench_rounds=bench_rounds,
         threads=threads,
         progress=out,
     )
     chosen = Plan.load(output / "plan.json")
-    show.show_plan(out, chosen)
+    show.show_plan(out, chosen, manifest.dtype)
     show.show_checks(out, manifest, chosen, engine_facts(output, manifest))
     out.line(f"written: {output} (report: {output / 'report.html'})")
     out.result(manifest.model_dump(mode="json"))
@@ -210,6 +243,13 @@ def _raise_if_missed(failures: tuple[str, ...]) -> None:
     help="Let the repository of --model run its own Python code.",
 )
 @click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Judge by another limit, e.g. --set validate.loss.min_agreement=0.9; may be repeated.",
+)
+@click.option(
     "--backend",
     type=click.Choice(BACKENDS),
     help="Compare this backend with ONNX Runtime on the CPU instead; without --data, --model, --gates.",
@@ -230,6 +270,7 @@ def validate(
     model: str | None,
     gates: Path | None,
     trust_remote_code: bool,
+    settings: tuple[str, ...],
     backend: str | None,
     precision: str,
     device: int,
@@ -241,6 +282,7 @@ def validate(
     from vtcompress import show, stages
     from vtcompress.backend_check import validate_backend
 
+    limits = read_settings(settings)
     if backend is not None:
         if data is not None or model is not None or gates is not None:
             raise click.UsageError(
@@ -252,6 +294,7 @@ def validate(
             precision=precision,
             threads=threads,
             device=device,
+            limits=limits,
             progress=out,
         )
         show.show_parity(out, parity)
@@ -263,6 +306,7 @@ def validate(
         data=data,
         model=model,
         gates=gates,
+        limits=limits,
         threads=threads,
         trust_remote_code=trust_remote_code,
         progress=out,
@@ -274,6 +318,7 @@ def validate(
         {
             "fidelity": outcome.fidelity and outcome.fidelity.model_dump(mode="json"),
             "loss": outcome.loss and outcome.loss.model_dump(mode="json"),
+            "verdict": outcome.verdict,
         }
     )
     _raise_if_missed(outcome.failures)
@@ -316,6 +361,11 @@ def bench(
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Of the draws.")
 @click.option(
+    "--generation-config/--no-generation-config",
+    default=True,
+    help="Bar and punish tokens (repetition_penalty ...) as the model's generation_config.json asks for.",
+)
+@click.option(
     "--stats",
     is_flag=True,
     help="Times, KV bytes, exit layer and memory: to stderr, or into the JSON.",
@@ -350,24 +400,29 @@ def generate(
     **options: Any,
 ) -> int:
     """Ask an artifact about pictures, once or in a chat; needs neither torch nor transformers."""
+    from export.artifact import Artifact
     from export.memory import resident_bytes
     from export.runtime import Runtime
-    from vtcompress.generating import Generation
+    from vtcompress.generating import Generation, say_shortcoming
 
     if prompt is None and not chat:
         raise click.UsageError("give --prompt, or --chat")
     if no_verify:
         out.say("files are not verified")
-    runtime = Runtime.load(
-        artifact,
-        threads=threads,
-        verify=not no_verify,
-        backend=backend,
-        precision=precision,
-        preload=stats,
-        mapped=mapped,
-        device=device,
-    )
+    with warnings.catch_warnings():
+        # Said below, in a line of our own.
+        warnings.simplefilter("ignore", ArtifactWarning)
+        runtime = Runtime.load(
+            artifact,
+            threads=threads,
+            verify=not no_verify,
+            backend=backend,
+            precision=precision,
+            preload=stats,
+            mapped=mapped,
+            device=device,
+        )
+    say_shortcoming(out, Artifact.open(artifact, verify=False).manifest)
     generation = Generation(out, runtime, options, stats, resident_bytes())
     if chat or prompt is None:
         return 0 if generation.chat(prompt, images) else EXIT_ERROR
@@ -434,9 +489,25 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Run the command line; return its exit code."""
+    """Run the command line; return its exit code. Errors that nobody foresaw end in one line as well."""
+    doing = Doing()
     try:
-        result = cli.main(arguments, prog_name="vtcompress", standalone_mode=False)
+        with watched_threads(doing):
+            code = _run(arguments, doing)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read what we print has left
+        discard_output()
+        return EXIT_ERROR
+    except Exception as error:  # noqa: BLE001 - the last resort
+        cause = error.__cause__ if isinstance(error, UnforeseenError) else None
+        doing.tell(error if cause is None else cause)
+        return EXIT_ERROR
+    return EXIT_ERROR if doing.failed and code == 0 else code
+
+
+def _run(arguments: list[str] | None, doing: Doing) -> int:
+    try:
+        result = cli.main(arguments, prog_name="vtcompress", standalone_mode=False, obj=doing)
     except ThresholdMissedError:
         return EXIT_MISSED
     except ProblemsError as error:

@@ -1,32 +1,33 @@
 """One run of `export`: the order in which models come and go, so that no two are in memory together."""
 
 import gc
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compressor.calibration.data import data_digest
 from compressor.calibration.profile import Profile
+from compressor.calibration.resume import Task
 from compressor.cost import BYTES, predict, predicted_speedup
-from compressor.errors import ProfileError, VtcompressError
+from compressor.dims import ModelFacts
+from compressor.errors import ProfileError, RecipeError, VtcompressError
+from compressor.generation import write_keys
 from compressor.methods import DyVTE
 from compressor.plan import Plan
 from compressor.planner import (
     check_methods,
     gate_candidates,
     gate_file,
-    make_plan,
     measures_needed,
     measures_of,
+    plan_recipe,
 )
 from compressor.progress import SILENT, Progress
 from compressor.recipe import Recipe, dump_recipe, fidelity_thresholds
 from export import artifact as artifacts
 from export import bench as timing
-from export import memory
+from export import memory, staging
 from export.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE
 from export.bfloat16 import ShadowSession, missing_kernels, open_for_checks
 from export.graphs import GraphSpec, decoder_graph, decoder_graphs, embed_graph, vision_graph
@@ -35,6 +36,7 @@ from export.manifest import Manifest, Predicted, tool_versions
 from export.model_card import Origin
 from export.onnx_check import check_graphs
 from export.parity import fidelity, loss
+from export.parity.loss_report import LossLimits, LossReport
 from export.runtime import Runtime
 from export.sessions import OnnxSession
 from export.targets import TARGETS
@@ -45,6 +47,8 @@ from vtcompress.inputs import (
     load_model,
     model_digest,
     model_facts,
+    model_folder,
+    source_paths,
     validation_samples,
 )
 from vtcompress.prompt_check import Asked, check_prompts, check_recipe_prompts
@@ -58,6 +62,8 @@ if TYPE_CHECKING:
 
 # Graphs without weights, tokenizer, plots and small pictures take less.
 SMALL_FILES_BYTES = 64 << 20
+
+LOSS_KEYS, FIDELITY_KEYS = "validate.loss.", "validate.fidelity."
 
 
 @dataclass(frozen=True)
@@ -88,16 +94,25 @@ class ExportRun:
         rounds: how often each call is timed; 0 for none.
         threads: of one operator while timing.
         progress: shows stages and loops.
+        sources: files and folders that the run reads, beside those that the recipe names.
     """
 
     def __init__(
-        self, recipe: Recipe, output: Path, rounds: int, threads: int, progress: Progress
+        self,
+        recipe: Recipe,
+        output: Path,
+        rounds: int,
+        threads: int,
+        progress: Progress,
+        sources: Sequence[Path] = (),
     ) -> None:
         self.recipe, self.output = recipe, output
         self.rounds, self.threads, self.progress = rounds, threads, progress
         self.samples = validation_samples(recipe)
         # Read now: data that cannot be used is refused before anything runs.
         self.range_samples = range_samples(recipe, self.samples)
+        pictures = {path for sample in self.samples for path in sample.images}
+        self.sources = (*source_paths(recipe), *sources, *pictures)
         self.origin = Origin()
 
     def from_original(self, profile: Profile | None, *, overwrite: bool) -> Manifest:
@@ -107,17 +122,20 @@ class ExportRun:
         asked = self._asked()
         if measure:
             asked.append(Asked(calibration_samples(self.recipe)))
+        facts, source = model_facts(self.recipe), model_folder(self.recipe)
+        staging.check_place(self.output, **self._needs(source, facts.dtype, overwrite))
         digest = check_recipe(
             self.recipe, profile, asked=asked, building=True, progress=self.progress
         )
         model = load_model(self.recipe, self.progress, digest)
         self.origin = origin_of(self.recipe.model.id, model.folder)
-        resume = self.output.absolute().with_name(f".{self.output.name}.calibration.json")
-        with self._staged(model.folder, model.facts.dtype, overwrite=overwrite) as folder:
+        resume = staging.calibration_file(self.output)
+        needs = self._needs(model.folder, model.facts.dtype, overwrite)
+        with staging.staged(self.output, **needs) as folder:
             if measure:
-                self._drop_foreign(resume, model)
+                drop_foreign(resume, calibration_task(self.recipe, model.facts, model.digest))
                 profile = run_calibration(model, self.recipe, resume, self.progress)
-            plan = make_plan(model.facts, model.digest, self.recipe.methods, profile)
+            plan = plan_recipe(self.recipe, model.facts, model.digest, profile)
             original = self._original_answers(model, folder)
             # Handed over and not kept: the torch side ends before ONNX Runtime starts.
             gates = load_plan_gates(plan, self.recipe, model)
@@ -145,7 +163,9 @@ class ExportRun:
         self.origin = origin_of(self.recipe.model.id, source)
         profile_path = source / PROFILE_FILE
         profile = Profile.load(profile_path) if profile_path.is_file() else None
-        with self._staged(source, plan.model.dtype, overwrite=overwrite) as folder:
+        self.sources += (source,)
+        needs = self._needs(source, plan.model.dtype, overwrite)
+        with staging.staged(self.output, **needs) as folder:
             original = None
             if self.samples and self.recipe.model.id:
                 model = load_model(self.recipe, self.progress)
@@ -156,31 +176,15 @@ class ExportRun:
             models = [load_compressed(source, logits=self.recipe.export.logits)]
             return self._finish(models, profile, original, folder)
 
-    def _staged(
-        self, source: Path, source_dtype: str, *, overwrite: bool
-    ) -> AbstractContextManager[Path]:
+    def _needs(self, source: Path, source_dtype: str, overwrite: bool) -> dict[str, Any]:
+        """Return what the place of the artifact must allow; see `staging.staged`."""
         weights = sum(path.stat().st_size for path in source.glob("*.safetensors"))
         needed = weights * BYTES[self.recipe.export.dtype] // BYTES[source_dtype]
         pictures = {path for sample in self.samples for path in sample.images}
         # Engines hold the weights too.
         needed *= 1 + len(set(self.recipe.export.targets) & TARGETS.keys())
         needed += sum(path.stat().st_size for path in pictures) + SMALL_FILES_BYTES
-        return artifacts.staged(self.output, overwrite=overwrite, needed_bytes=needed)
-
-    def _drop_foreign(self, resume: Path, model: "LoadedModel") -> None:
-        """Remove a calibration that was left by a run on another model or other data."""
-        if not resume.exists():
-            return
-        digest = data_digest(calibration_samples(self.recipe))
-        try:
-            Profile.load(resume).check_belongs(
-                resume,
-                model_digest=model.digest,
-                data_digest=digest,
-                measures=measures_of(self.recipe.methods),
-            )
-        except ProfileError:
-            resume.unlink()
+        return {"overwrite": overwrite, "needed_bytes": needed, "sources": self.sources}
 
     def _original_answers(self, model: "LoadedModel", folder: Path) -> loss.Answers | None:
         if not self.samples:
@@ -219,6 +223,7 @@ class ExportRun:
     ) -> Written:
         write_inputs(folder, self.recipe, small.plan, profile)
         small.processor.save_pretrained(folder)
+        write_keys(folder, small.generation)
         self.progress.say("running the compressed model in torch")
         reference = record_torch(small, cache_limits(self.recipe.export, small.plan.model))
         graphs = self._write_graphs(small, folder)
@@ -293,7 +298,7 @@ class ExportRun:
 
     def _both_checks(
         self, written: Written, folder: Path
-    ) -> tuple[fidelity.FidelityReport, loss.LossReport | None]:
+    ) -> tuple[fidelity.FidelityReport, LossReport | None]:
         recipe, plan, original = self.recipe, written.plan, written.original
         self.progress.say("checking export fidelity")
         session = open_for_checks(folder, written.graphs, recipe.export.dtype)
@@ -372,10 +377,41 @@ def load_plan_gates(plan: Plan, recipe: Recipe, model: "LoadedModel") -> "Loaded
     return load_gates(gate_file(method, model.facts, model.digest), plan.gates.candidates)
 
 
+def calibration_task(recipe: Recipe, facts: ModelFacts, model_digest: str) -> Task:
+    """Return what a calibration of the recipe's data measures; loads no weights."""
+    dyvte = recipe.dyvte
+    return Task(
+        model=facts.name,
+        model_digest=model_digest,
+        layers=facts.decoder.layers,
+        data=recipe.calibrate.data.name if recipe.calibrate.data else "",
+        samples=calibration_samples(recipe),
+        measures=measures_of(recipe.methods),
+        gate_layers=gate_candidates(dyvte, facts.decoder.layers) if dyvte else (),
+        gates_digest=gate_file(dyvte, facts, model_digest).digest if dyvte else "",
+    )
+
+
+def drop_foreign(path: Path, task: Task) -> None:
+    """Remove a calibration that was left by a run on another model or other data."""
+    try:
+        task.go_on(path)
+    except ProfileError:
+        path.unlink()
+
+
 def run_calibration(
-    model: "LoadedModel", recipe: Recipe, path: Path, progress: Progress
+    model: "LoadedModel", recipe: Recipe, path: Path, progress: Progress, *, anew: bool = False
 ) -> Profile:
-    """Calibrate a loaded model on the recipe's data; the profile grows at `path`."""
+    """Calibrate a loaded model on the recipe's data; the profile grows at `path`.
+
+    Args:
+        model: the original.
+        recipe: names the data.
+        path: of the profile, which is continued.
+        progress: shows the samples.
+        anew: replace the profile instead.
+    """
     from compressor.calibration.run import Asked, calibrate
     from compressor.decoder.weights import load_gates
 
@@ -386,7 +422,9 @@ def run_calibration(
         candidates = gate_candidates(recipe.dyvte, model.facts.decoder.layers)
         gates = load_gates(gate_file(recipe.dyvte, model.facts, model.digest), candidates)
     asked = Asked(measures_of(recipe.methods), gates)
-    return calibrate(model, samples, path, data_name=name, asked=asked, progress=progress)
+    return calibrate(
+        model, samples, path, data_name=name, asked=asked, anew=anew, progress=progress
+    )
 
 
 def draw(profile: Profile, plan: Plan, base: Path) -> None:
@@ -434,9 +472,36 @@ def check_fidelity(
     return fidelity.compare(reference, found, graphs, declared, limits)
 
 
-def loss_limits(recipe: Recipe) -> loss.LossLimits:
+def loss_limits(recipe: Recipe) -> LossLimits:
     """Return the recipe's limits of compression loss."""
-    return loss.LossLimits(**recipe.validation.loss.model_dump())
+    return LossLimits(**recipe.validation.loss.model_dump())
+
+
+def with_limits(recipe: Recipe, limits: Mapping[str, Any], *, anew: bool) -> Recipe:
+    """Return an artifact's recipe with other limits.
+
+    Args:
+        recipe: of the artifact.
+        limits: by dotted key.
+        anew: export fidelity is measured again, so that its limits mean something.
+
+    Raises:
+        RecipeError: keys that are no limits, or have nothing to judge; all of them.
+    """
+    problems = [
+        f"command line: {key}: is no limit, and the artifact was exported already; only keys of "
+        f"{LOSS_KEYS}* and {FIDELITY_KEYS}* can be set"
+        for key in limits
+        if not key.startswith((LOSS_KEYS, FIDELITY_KEYS))
+    ]
+    problems += [
+        f"command line: {key}: export fidelity is not measured anew; add --model ORIGINAL or --backend"
+        for key in limits
+        if key.startswith(FIDELITY_KEYS) and not anew
+    ]
+    if problems:
+        raise RecipeError(problems)
+    return recipe.override(limits)
 
 
 def validation_name(recipe: Recipe) -> str:

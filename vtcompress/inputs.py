@@ -1,11 +1,14 @@
 """What stages start from: the recipe's model and samples, and the packages that they need."""
 
 import importlib.util
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compressor.calibration.data import Sample, check_pictures, choose, read_samples
 from compressor.dims import ModelFacts
 from compressor.errors import MissingExtraError, RecipeError
+from compressor.methods import Yopo
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 
@@ -63,6 +66,21 @@ def validation_samples(recipe: Recipe) -> tuple[Sample, ...]:
     return choose(read_samples(section.data), section.samples, section.seed)
 
 
+def source_paths(recipe: Recipe) -> tuple[Path, ...]:
+    """Return the files and folders that a recipe names and a run reads."""
+    yopo = next((method for method in recipe.methods if isinstance(method, Yopo)), None)
+    named = [
+        recipe.calibrate.data,
+        recipe.validation.data,
+        recipe.dyvte.gates if recipe.dyvte else None,
+        yopo.heads.mask if yopo and yopo.heads else None,
+    ]
+    # os.path answers False for a name the system refuses; Path.is_dir raises for a long one.
+    if recipe.model.id is not None and os.path.isdir(recipe.model.id):  # noqa: PTH112
+        named.append(Path(recipe.model.id))
+    return tuple(path for path in named if path is not None)
+
+
 def model_id(recipe: Recipe) -> str:
     """Return the hub id or folder of the recipe's model.
 
@@ -91,18 +109,29 @@ def model_facts(recipe: Recipe) -> ModelFacts:
     )
 
 
+def model_folder(recipe: Recipe) -> Path:
+    """Return the folder of the recipe's model; a hub id is fetched.
+
+    Raises:
+        VtcompressError: no model is named, or it cannot be found.
+    """
+    require_compress("reading a model")
+    from compressor.families.registry import local_folder
+
+    section = recipe.model
+    return local_folder(model_id(recipe), section.revision, code=section.trust_remote_code)
+
+
 def model_digest(recipe: Recipe) -> str:
     """Return the digest of the recipe's model; every weight file is read for it.
 
     Raises:
         VtcompressError: no model is named, or it cannot be found.
     """
-    require_compress("reading a model")
+    folder = model_folder(recipe)
     from compressor.families.folder import digest
-    from compressor.families.registry import local_folder
 
-    code = recipe.model.trust_remote_code
-    return digest(local_folder(model_id(recipe), recipe.model.revision, code=code), code=code)
+    return digest(folder, code=recipe.model.trust_remote_code)
 
 
 def load_model(

@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from compressor.calibration.data import Sample
+from compressor.calibration.data import Sample, notes_on
 from compressor.dims import ModelFacts
 from compressor.errors import DataError, ModelError, ProblemsError
 from compressor.layout import layout_of
@@ -105,6 +105,8 @@ def check_prompts(
     note = _unknown_tokens(readable, folder)
     if note:
         progress.say(note)
+    for words in notes_on(sample for group in asked for sample in group.samples):
+        progress.say(f"note: {words}")
     problems = [
         f"{sample.place}: {problem}"
         for group in asked

@@ -1,7 +1,11 @@
-"""The stages of the tool as functions; the command line is a thin layer over them."""
+"""The stages of the tool as functions; the command line is a thin layer over them.
+
+Stages that take long have an argument `progress`: bars and stages on stderr where that is a terminal, nothing
+elsewhere; an object of your own (`compressor.progress.Progress`) gets both, and `SILENT` of that module none.
+"""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,24 +13,29 @@ from typing import TYPE_CHECKING, Any
 from compressor.calibration.data import Sample, read_samples
 from compressor.calibration.profile import Profile
 from compressor.errors import ArtifactError, VtcompressError
-from compressor.files import read_text
+from compressor.files import make_parent, read_text
 from compressor.locks import exclusive
 from compressor.plan import Plan
-from compressor.planner import check_methods, make_plan
-from compressor.progress import SILENT, Progress
+from compressor.planner import check_methods, plan_recipe
+from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.recipe import load_recipe as read_recipe
-from export import artifact as artifacts
 from export import bench as timing
-from export.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE, Artifact
+from export import staging
+from export.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE, Artifact, write_file_list
 from export.backends import check_dtype
 from export.bfloat16 import open_for_checks
 from export.limits import cache_limits
 from export.manifest import Manifest
 from export.parity import fidelity, loss
+from export.parity.loss_report import LossReport
+from export.places import check_file
 from export.runtime import Runtime
+from export.verdict import Verdict, verdict_of, worst
+from vtcompress.console import shown
 from vtcompress.exporting import (
     ExportRun,
+    calibration_task,
     check_fidelity,
     check_recipe,
     compress_for_export,
@@ -37,6 +46,7 @@ from vtcompress.exporting import (
     record_torch,
     run_calibration,
     validation_name,
+    with_limits,
     write_inputs,
 )
 from vtcompress.gates_training import train_gates
@@ -45,8 +55,10 @@ from vtcompress.inputs import (
     load_model,
     model_digest,
     model_facts,
+    model_folder,
     require_compress,
     require_runtime,
+    source_paths,
 )
 from vtcompress.prompt_check import Asked, check_recipe_prompts
 from vtcompress.shipped import find_recipe
@@ -81,27 +93,54 @@ def load_recipe(name_or_path: PathLike) -> Recipe:
     return read_recipe(find_recipe(str(name_or_path)))
 
 
-def calibrate(recipe: Recipe, output: PathLike, *, progress: Progress = SILENT) -> Profile:
+def calibrate(
+    recipe: Recipe,
+    output: PathLike,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Profile:
     """Measure the recipe's model on its calibration data; a profile at `output` is continued.
 
     Also draws `output` without its suffix as PNG and SVG, with the layers that the recipe would freeze.
 
+    Args:
+        recipe: names model and data.
+        output: file of the profile. One of the same model, with these samples or some of them, is continued.
+        overwrite: start anew, whatever the profile there holds.
+        progress: shows the samples.
+
     Raises:
-        VtcompressError: model or data cannot be used, or `output` belongs to others or is being written
-            by another run.
+        VtcompressError: model or data cannot be used, or `output` holds another profile, was not written by
+            this tool, or is being written by another run.
     """
+    progress = shown(progress)
     output = Path(output)
+    base = output.with_suffix("")
+    drawings = tuple(base.with_name(base.name + suffix) for suffix in (".png", ".svg"))
+    if output in drawings:
+        raise VtcompressError(
+            f"{output}: is where the profile is drawn; give --output {base.name}.json"
+        )
+    make_parent(output)
     with exclusive(output):
+        check_file(output, "profile")
+        for path in drawings:
+            check_file(path, "drawing")
         asked = [Asked(calibration_samples(recipe))]
         digest = check_recipe(recipe, asked=asked, progress=progress)
+        if not overwrite:
+            calibration_task(recipe, model_facts(recipe), digest).go_on(output)
         model = load_model(recipe, progress, digest)
-        profile = run_calibration(model, recipe, output, progress)
-        chosen = make_plan(model.facts, model.digest, recipe.methods, profile)
-        draw(profile, chosen, output.with_suffix(""))
+        profile = run_calibration(model, recipe, output, progress, anew=overwrite)
+        chosen = plan_recipe(recipe, model.facts, model.digest, profile)
+        draw(profile, chosen, base)
     return profile
 
 
-def plan(recipe: Recipe, profile: Profile | None = None) -> Plan:
+def plan(
+    recipe: Recipe, profile: Profile | None = None, *, progress: Progress | None = None
+) -> Plan:
     """Decide what visual rows do in each layer; loads no weights.
 
     Raises:
@@ -110,11 +149,13 @@ def plan(recipe: Recipe, profile: Profile | None = None) -> Plan:
     require_compress("planning")
     facts = model_facts(recipe)
     check_methods(facts, recipe.methods)
-    check_recipe_prompts(recipe, ())
+    progress = shown(progress)
+    check_recipe_prompts(recipe, (), progress)
+    progress.say(f"reading the weights of {recipe.model.id} for their digest")
     digest = model_digest(recipe)
     if profile is not None:
         profile.check_belongs(Path(PROFILE_FILE), model_digest=digest)
-    return make_plan(facts, digest, recipe.methods, profile)
+    return plan_recipe(recipe, facts, digest, profile)
 
 
 def compress(
@@ -124,13 +165,33 @@ def compress(
     *,
     profile: Profile | None = None,
     overwrite: bool = False,
-    progress: Progress = SILENT,
+    sources: Iterable[PathLike] = (),
+    progress: Progress | None = None,
 ) -> Path:
     """Write the compressed model as a folder that `load_compressed` and `export` read.
+
+    Args:
+        recipe: names the model.
+        plan: made for it.
+        output: folder to write.
+        profile: stored beside the plan.
+        overwrite: replace what this tool wrote at `output`.
+        sources: files that recipe, plan and profile were read from; no folder that holds one is replaced.
+        progress: shows stages.
 
     Raises:
         VtcompressError: the plan is for another model, or the folder cannot be written.
     """
+    progress = shown(progress)
+    output = Path(output)
+    needs: dict[str, Any] = {
+        "overwrite": overwrite,
+        "needed_bytes": sum(
+            path.stat().st_size for path in model_folder(recipe).glob("*.safetensors")
+        ),
+        "sources": (*source_paths(recipe), *map(Path, sources)),
+    }
+    staging.check_place(output, **needs)
     check_recipe_prompts(recipe, (), progress)
     model = load_model(recipe, progress)
     from compressor.compressed import save_compressed
@@ -138,15 +199,14 @@ def compress(
     gates = load_plan_gates(plan, recipe, model)
     # Refuses a plan of another model before anything is written.
     compress_for_export(model, plan, recipe, gates)
-    output = Path(output)
-    needed = sum(p.stat().st_size for p in model.folder.glob("*.safetensors"))
-    with artifacts.staged(output, overwrite=overwrite, needed_bytes=needed) as folder:
+    with staging.staged(output, **needs) as folder:
         save_compressed(model, plan, folder, gates)
         write_inputs(folder, recipe, plan, profile)
+        write_file_list(folder)
     return output
 
 
-def load_compressed(folder: PathLike) -> "CompressedModel":
+def load_compressed(folder: PathLike, *, progress: Progress | None = None) -> "CompressedModel":
     """Load what `compress` wrote, in float32.
 
     Raises:
@@ -155,6 +215,7 @@ def load_compressed(folder: PathLike) -> "CompressedModel":
     require_compress("loading a compressed model")
     from compressor.compressed import load_compressed as load
 
+    shown(progress).say(f"loading {folder}")
     return load(Path(folder))
 
 
@@ -165,9 +226,10 @@ def export(
     profile: Profile | None = None,
     compressed: PathLike | None = None,
     overwrite: bool = False,
+    sources: Iterable[PathLike] = (),
     bench_rounds: int = 15,
     threads: int = 1,
-    progress: Progress = SILENT,
+    progress: Progress | None = None,
 ) -> Manifest:
     """Run all stages and write the artifact: calibrate, plan, compress, export, validate, time.
 
@@ -177,20 +239,22 @@ def export(
         profile: of an earlier calibration, instead of measuring.
         compressed: start from the folder that `compress` wrote instead of the original. Compression loss
             then needs the recipe's model as well.
-        overwrite: replace what is at `output`.
+        overwrite: replace what this tool wrote at `output`; nothing else is ever replaced.
+        sources: files that recipe and profile were read from; no folder that holds one is replaced.
         bench_rounds: how often each call is timed; 0 for none.
         threads: of one operator while timing.
-        progress: shows stages and loops.
+        progress: shows stages and loops; see the module.
 
     Returns:
-        The manifest; `passed` tells whether both checks did.
+        The manifest; `verdict` tells what became of both checks, `failures` which limits were missed.
 
     Raises:
         VtcompressError: input or environment; nothing is left half-written.
     """
     require_compress("export")
     require_runtime("checking the exported graphs")
-    run = ExportRun(recipe, Path(output), bench_rounds, threads, progress)
+    read = tuple(map(Path, sources))
+    run = ExportRun(recipe, Path(output), bench_rounds, threads, shown(progress), read)
     if compressed is not None:
         return run.from_compressed(Path(compressed), overwrite=overwrite)
     return run.from_original(profile, overwrite=overwrite)
@@ -206,13 +270,18 @@ class Validation:
     """
 
     fidelity: fidelity.FidelityReport | None
-    loss: loss.LossReport | None
+    loss: LossReport | None
 
     @property
     def failures(self) -> tuple[str, ...]:
         """Every missed threshold of both checks."""
         checks = (self.fidelity, self.loss)
         return tuple(line for check in checks if check is not None for line in check.failures)
+
+    @property
+    def verdict(self) -> Verdict:
+        """What became of both checks together."""
+        return worst(verdict_of(check) for check in (self.fidelity, self.loss))
 
 
 def validate(
@@ -221,9 +290,10 @@ def validate(
     data: PathLike | None = None,
     model: str | None = None,
     gates: PathLike | None = None,
+    limits: Mapping[str, Any] | None = None,
     threads: int | None = None,
     trust_remote_code: bool = False,
-    progress: Progress = SILENT,
+    progress: Progress | None = None,
 ) -> Validation:
     """Check an artifact again; nothing in it is changed.
 
@@ -232,18 +302,21 @@ def validate(
         data: other samples than the artifact's own; their original answers must be measured.
         model: the original, hub id or folder; needed for other data and to measure fidelity anew.
         gates: file of the gates' weights, where the artifact's plan has gates and `model` is given.
+        limits: other limits than the artifact's recipe sets, such as `{"validate.loss.min_agreement": 0.9}`.
         threads: of one operator.
         trust_remote_code: let the repository of `model` run code of its own; what the artifact says does not.
-        progress: shows the samples.
+        progress: shows the samples; see the module.
 
     Raises:
-        VtcompressError: the artifact is broken, or other data is given without the original.
+        VtcompressError: the artifact is broken, other data is given without the original, or `limits` sets
+            what is no limit, or one that nothing is measured for.
     """
-    path = Path(path)
+    path, progress = Path(path), shown(progress)
     artifact = Artifact.open(path)
     recipe = read_recipe(path / RECIPE_FILE, stored=True).override(
         {"model.trust_remote_code": trust_remote_code}
     )
+    recipe = with_limits(recipe, limits or {}, anew=model is not None)
     if gates is not None:
         recipe = recipe.with_gates(Path(gates))
     if data is not None and model is None:
@@ -301,7 +374,7 @@ def bench(
     text: int | None = None,
     rounds: int = 15,
     threads: int = 1,
-    progress: Progress = SILENT,
+    progress: Progress | None = None,
 ) -> timing.BenchReport:
     """Time an artifact beside the naive original; see `export.bench.bench`.
 
@@ -319,7 +392,7 @@ def bench(
         text=text or manifest.predicted.text,
         rounds=rounds,
         threads=threads,
-        progress=progress,
+        progress=shown(progress),
     )
 
 

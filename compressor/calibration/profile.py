@@ -26,6 +26,7 @@ class SampleScore(Facts):
     Attributes:
         visual: V of its prompt.
         text: T of its prompt.
+        sample: its digest, see `compressor.calibration.data.sample_digest`; empty in older profiles.
         layer_contribution: [L] KL(p_i || p) in nats, by ShortV's definition.
         exit_kl: [L] KL(p_K || p) in nats by the first layer K without visual rows, by VTW's definition.
         gate_margin: logit 1 minus logit 0 of the gate behind each of the profile's `gate_layers`.
@@ -34,6 +35,7 @@ class SampleScore(Facts):
 
     visual: int = Field(ge=1)
     text: int = Field(ge=1)
+    sample: str = ""
     layer_contribution: tuple[float, ...] = ()
     exit_kl: tuple[float, ...] = ()
     gate_margin: tuple[float, ...] = ()
@@ -66,6 +68,7 @@ class Profile(Facts):
         measures: what was measured on each sample.
         gate_layers: layers whose gates were asked.
         gates_digest: sha256 of their file; empty: no gates.
+        gates_under: `Plan.gates_see` of the decoder whose states they were asked on; empty: the original's.
         samples: those measured so far, in order.
         neuron_activity: [L][M] mean magnitude of the MLP's activations on visual rows, mean over the
             samples so far. Not kept for each sample: with 32 layers of 11,008 neurons one takes 3 MB. A
@@ -82,6 +85,7 @@ class Profile(Facts):
     measures: tuple[Measure, ...] = ("layer_contribution",)
     gate_layers: tuple[int, ...] = ()
     gates_digest: str = ""
+    gates_under: str = ""
     samples: tuple[SampleScore, ...] = ()
     neuron_activity: tuple[tuple[float, ...], ...] = ()
 
