@@ -237,6 +237,11 @@ def _raise_if_missed(failures: tuple[str, ...]) -> None:
 )
 @click.option("--gates", type=FILE, help="The gates' weights, if the plan has gates; with --model.")
 @click.option(
+    "--trust-remote-code",
+    is_flag=True,
+    help="Let the repository of --model run its own Python code.",
+)
+@click.option(
     "--set",
     "settings",
     multiple=True,
@@ -263,6 +268,7 @@ def validate(
     data: Path | None,
     model: str | None,
     gates: Path | None,
+    trust_remote_code: bool,
     settings: tuple[str, ...],
     backend: str | None,
     precision: str,
@@ -300,6 +306,7 @@ def validate(
         gates=gates,
         limits=limits,
         threads=threads,
+        trust_remote_code=trust_remote_code,
         progress=out,
     )
     if outcome.rewrite is not None:

@@ -316,6 +316,7 @@ def validate(
     gates: PathLike | None = None,
     limits: Mapping[str, Any] | None = None,
     threads: int | None = None,
+    trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> Validation:
     """Check an artifact again; nothing in it is changed.
@@ -328,6 +329,7 @@ def validate(
         gates: file of the gates' weights, where the artifact's plan has gates and `model` is given.
         limits: other limits than the artifact's recipe sets, such as `{"validate.loss.min_agreement": 0.9}`.
         threads: of one operator.
+        trust_remote_code: let the repository of `model` run code of its own; what the artifact says does not.
         progress: shows the samples; see the module.
 
     Raises:
@@ -337,7 +339,10 @@ def validate(
     """
     path, progress = Path(path), shown(progress)
     artifact = Artifact.open(path)
-    recipe = with_limits(read_recipe(path / RECIPE_FILE), limits or {}, anew=model is not None)
+    recipe = read_recipe(path / RECIPE_FILE, stored=True).override(
+        {"model.trust_remote_code": trust_remote_code}
+    )
+    recipe = with_limits(recipe, limits or {}, anew=model is not None)
     if gates is not None:
         recipe = recipe.with_gates(Path(gates))
     rewritten: RewriteReport | None = None
