@@ -52,6 +52,10 @@ class ArtifactError(ProblemsError):
     """An artifact that is incomplete, altered or of another format version."""
 
 
+class ArtifactWarning(UserWarning):
+    """An artifact that runs, and whose checks failed, were not judged or did not run."""
+
+
 class BackendError(VtcompressError):
     """A backend that is installed and cannot run here, or not as asked."""
 

@@ -7,12 +7,14 @@ from typing import Any, Literal
 
 from compressor.errors import ArtifactError
 from export.artifact import PLAN_FILE, RECIPE_FILE, Artifact
-from export.checks import percent, verdict
+from export.bench import bench_rows, ratio_words
+from export.checks import share, verdict_words
 from export.cuts import cuts_words
 from export.exits import exits_words
 from export.manifest import Manifest
-from export.report import ratio_words
+from export.parity.intervals import Interval
 from export.report_data import method_words
+from export.verdict import Verdict, verdict_of
 
 Kind = Literal["stay", "leave", "may leave"]
 """Visual rows `stay` to the last layer, `leave` at a fixed exit, or `may leave` where gates decide."""
@@ -33,8 +35,13 @@ class Entry:
         kv_cache: predicted share of the original's KV cache, after the prefill.
         measured: median speed-up of the prefill; None if it was not timed.
         decode_words: measured speed-up of a decode step.
+        fidelity: what became of the check.
+        loss: likewise.
+        loss_words: the same, and why if it was not judged.
         kept: share of the original's right answers; None if unknown.
+        kept_interval: of 95%; None if unknown.
         agreement: share of equal first tokens; None if compression loss did not run.
+        agreement_interval: likewise.
         kl: mean, in nats; likewise.
     """
 
@@ -52,10 +59,13 @@ class Entry:
     measured: float | None
     measured_words: str
     decode_words: str
-    fidelity: str
-    loss: str
+    fidelity: Verdict
+    loss: Verdict
+    loss_words: str
     kept: float | None
+    kept_interval: Interval | None
     agreement: float | None
+    agreement_interval: Interval | None
     kl: float | None
 
 
@@ -181,10 +191,13 @@ def _entry(number: int, folder: Path, manifest: Manifest) -> Entry:
         measured=measured.prefill.ratio if measured else None,
         measured_words=ratio_words(measured.prefill) if measured else "-",
         decode_words=ratio_words(measured.decode_step) if measured else "-",
-        fidelity=verdict(manifest.fidelity),
-        loss=verdict(loss),
+        fidelity=verdict_of(manifest.fidelity),
+        loss=verdict_of(loss),
+        loss_words=verdict_words(loss),
         kept=loss.overall.exact_match_kept if loss else None,
+        kept_interval=loss.overall.exact_match_kept_interval if loss else None,
         agreement=loss.overall.agreement if loss else None,
+        agreement_interval=loss.overall.agreement_interval if loss else None,
         kl=loss.overall.kl if loss else None,
     )
 
@@ -192,8 +205,11 @@ def _entry(number: int, folder: Path, manifest: Manifest) -> Entry:
 def _speed(entries: Sequence[Entry]) -> Axis:
     measured = [entry.measured for entry in entries if entry.measured is not None]
     if len(measured) == len(entries):
-        return Axis("prefill, times faster, measured", tuple(measured))
-    return Axis("prefill, times less work, predicted", tuple(entry.predicted for entry in entries))
+        return Axis("prefill time, original / compressed, measured", tuple(measured))
+    return Axis(
+        "prefill work, original / compressed, predicted",
+        tuple(entry.predicted for entry in entries),
+    )
 
 
 def _accuracy(entries: Sequence[Entry]) -> Axis | None:
@@ -229,10 +245,19 @@ def _notes(entries: Sequence[Entry], manifests: Sequence[Manifest]) -> list[str]
     busy = [
         str(entry.number)
         for entry, manifest in zip(entries, manifests, strict=True)
-        if manifest.measured and not manifest.measured.prefill.steady
+        if manifest.measured
+        and not all(timing.steady for _, timing in bench_rows(manifest.measured))
     ]
     if busy:
         notes.append(f"Times are not steady, the machine was busy: {', '.join(busy)}.")
+    notes += [
+        f"{entry.number}: {line}."
+        for entry, manifest in zip(entries, manifests, strict=True)
+        for line in (manifest.loss.warnings if manifest.loss else ())
+    ]
+    unjudged = [str(e.number) for e in entries if e.loss is Verdict.NOT_JUDGED]
+    if unjudged:
+        notes.append(f"Compression loss was not judged: {', '.join(unjudged)}.")
     without = [str(e.number) for e in entries if e.agreement is None]
     if without:
         notes.append(f"Compression loss was not run: {', '.join(without)}.")
@@ -269,9 +294,9 @@ def comparison_rows(comparison: Comparison) -> list[tuple[str, ...]]:
         ("measured decode step", lambda entry: entry.decode_words),
         ("KV cache, predicted", lambda entry: f"{entry.kv_cache:.0%}"),
         ("export fidelity", lambda entry: entry.fidelity),
-        ("compression loss", lambda entry: entry.loss),
-        ("right answers kept", lambda entry: percent(entry.kept)),
-        ("next token equal", lambda entry: percent(entry.agreement)),
+        ("compression loss", lambda entry: entry.loss_words),
+        ("right answers kept", lambda entry: share(entry.kept, entry.kept_interval)),
+        ("next token equal", lambda entry: share(entry.agreement, entry.agreement_interval)),
         ("KL mean, nats", lambda entry: "-" if entry.kl is None else f"{entry.kl:.4f}"),
     )
     rows = [(name, *(of(entry) for entry in comparison.entries)) for name, of in figures]

@@ -1,6 +1,7 @@
 """Runs an artifact from image files to text, with numpy and one backend; no torch, no transformers."""
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,12 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from compressor.dims import ModelFacts
-from compressor.errors import DataError
+from compressor.errors import ArtifactWarning, DataError
 from compressor.layout import layout_of
 from compressor.pictures import Pictures, pictures_of, read_picture
 from export.answering import Answering
 from export.artifact import Artifact
 from export.backends import open_session
+from export.checks import shortcoming
 from export.conversation import Conversation
 from export.image_prefix import ImagePrefix, prefill_images
 from export.messages import Message, user_message
@@ -92,8 +94,13 @@ class Runtime:
             ArtifactError: not an artifact, altered, or of a newer format.
             MissingExtraError: the backend is not installed.
             BackendError: the backend cannot run here, or not in this precision.
+
+        Warns:
+            ArtifactWarning: its checks failed, were not judged or did not run.
         """
         artifact = Artifact.open(path, verify=verify)
+        if (words := shortcoming(artifact.manifest)) is not None:
+            warnings.warn(words, ArtifactWarning, stacklevel=2)
         session = open_session(artifact, backend, precision, threads, mapped=mapped, device=device)
         if preload:
             session.load()

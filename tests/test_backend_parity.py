@@ -92,7 +92,9 @@ def test_a_parity_is_stored_beside_engines_and_read_again_and_a_broken_one_is_na
         loss=facts.loss(["mean KL"]),
     )
     assert wanted.failures == ("prefill: differs", "mean KL")
-    assert not wanted.passed
+    assert wanted.verdict == "failed"
+    unjudged = wanted.model_copy(update={"outputs": facts.fidelity(), "loss": facts.loss()})
+    assert (unjudged.verdict, unjudged.failures) == ("not judged", ())
     path = wanted.save(tmp_path)
     assert [entry.name for entry in tmp_path.iterdir()] == [PARITY_FILE]
     assert BackendParity.load(tmp_path) == wanted

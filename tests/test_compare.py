@@ -48,14 +48,20 @@ def test_the_front_does_not_depend_on_the_order(points, random):
 
 
 def with_kept(kept):
-    overall = facts.figures(exact_match_original=1.0, exact_match=kept)
-    return facts.loss().model_copy(update={"overall": overall})
+    lost = round(100 * (1 - kept))
+    overall = facts.figures(
+        samples=100, answered=100, exact_match=kept, right_to_wrong=lost, agreement=0.95
+    )
+    return facts.loss(max_kl=1).model_copy(update={"overall": overall})
 
 
 def with_speed(ratio):
     return facts.measured().model_copy(
         update={"prefill": facts.measured().prefill.model_copy(update={"ratio": ratio})}
     )
+
+
+LITTLE_KEPT = "3: only 80.0% of the original's right answers were kept."
 
 
 @pytest.fixture
@@ -69,12 +75,12 @@ def three(tmp_path):
 
 def test_speed_and_accuracy_are_the_measured_ones(three):
     comparison = compare_artifacts(three)
-    assert comparison.speed.title == "prefill, times faster, measured"
+    assert comparison.speed.title == "prefill time, original / compressed, measured"
     assert comparison.speed.values == (1.2, 1.1, 2.0)
     assert comparison.accuracy.title == "right answers kept"
     assert comparison.accuracy.values == (0.99, 0.9, 0.8)
     assert comparison.front == (0, 2)
-    assert comparison.notes == ()
+    assert comparison.notes == (LITTLE_KEPT,)
 
 
 def test_the_table_has_a_column_for_every_artifact(three):
@@ -83,7 +89,11 @@ def test_the_table_has_a_column_for_every_artifact(three):
     rows = {name: cells for name, *cells in comparison_rows(comparison)}
     assert rows["methods"] == ["shortv (frozen: 0.5)"] * 3
     assert rows["frozen layers"] == ["3 of 6"] * 3
-    assert rows["right answers kept"] == ["99.0%", "90.0%", "80.0%"]
+    assert rows["right answers kept"] == [
+        "99.0% (96.3 to 101.7)",
+        "90.0% (84.2 to 96.2)",
+        "80.0% (72.5 to 88.3)",
+    ]
     assert rows["on the Pareto front"] == ["yes", "no", "yes"]
     assert rows["measured prefill"][2] == "2.00 x (1.55 to 1.65)"
 
@@ -91,7 +101,7 @@ def test_the_table_has_a_column_for_every_artifact(three):
 def test_without_all_times_the_predicted_ones_are_plotted(tmp_path, three):
     untimed = make_artifact(tmp_path / "untimed", loss=with_kept(1.0))
     comparison = compare_artifacts([*three, untimed])
-    assert comparison.speed.title == "prefill, times less work, predicted"
+    assert comparison.speed.title == "prefill work, original / compressed, predicted"
     assert comparison.speed.values == (2.0,) * 4
 
 
@@ -121,8 +131,9 @@ def test_what_must_not_be_compared_is_said(tmp_path, three):
         "Different models",
         "Different validation data",
         "Timed on different machines, threads or prompts",
+        "3",
     ]
-    assert all("1, 2, 3 against 4. Do not compare" in note for note in notes)
+    assert all("1, 2, 3 against 4. Do not compare" in note for note in notes[:3])
 
 
 def test_times_of_a_busy_machine_are_noted(tmp_path, three):
@@ -135,6 +146,7 @@ def test_times_of_a_busy_machine_are_noted(tmp_path, three):
     )
     assert compare_artifacts([*three, last]).notes == (
         "Times are not steady, the machine was busy: 4.",
+        LITTLE_KEPT,
     )
 
 

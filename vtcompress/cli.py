@@ -7,18 +7,19 @@ Exit codes: 0 done, 1 an error of input or environment, 2 wrong usage, 3 a check
 import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import click
 
-from compressor.errors import ProblemsError, VtcompressError
+from compressor.errors import ArtifactWarning, ProblemsError, VtcompressError
 from compressor.version import __version__
 from export.backends import BACKENDS, PRECISIONS
 from vtcompress.cli_build import build
 from vtcompress.cli_doctor import doctor
 from vtcompress.cli_gates import train_gates
-from vtcompress.cli_recipe import FILE, read_recipe, recipe_options
+from vtcompress.cli_recipe import FILE, read_recipe, read_settings, recipe_options
 from vtcompress.cli_report import COMMANDS
 from vtcompress.console import Output
 from vtcompress.last_resort import Doing, discard_output, watched_threads
@@ -102,14 +103,16 @@ def plan(out: Output, /, profile: Path | None, output: Path, **options: Any) -> 
     from vtcompress import show, stages
 
     measured = None if profile is None else Profile.load(profile)
-    chosen = stages.plan(read_recipe(options), measured, progress=out)
+    recipe = read_recipe(options)
+    chosen = stages.plan(recipe, measured, progress=out)
     chosen.save(output)
-    show.show_plan(out, chosen)
+    dtype = recipe.export.dtype
+    show.show_plan(out, chosen, dtype)
     out.line(f"written: {output}")
     out.result(
         {
             "plan": chosen.model_dump(mode="json"),
-            "predicted": stages.predicted(chosen, chosen.model.dtype).model_dump(mode="json"),
+            "predicted": stages.predicted(chosen, dtype).model_dump(mode="json"),
         }
     )
 
@@ -203,7 +206,7 @@ def export(
         progress=out,
     )
     chosen = Plan.load(output / "plan.json")
-    show.show_plan(out, chosen)
+    show.show_plan(out, chosen, manifest.dtype)
     show.show_checks(out, manifest, chosen, engine_facts(output, manifest))
     out.line(f"written: {output} (report: {output / 'report.html'})")
     out.result(manifest.model_dump(mode="json"))
@@ -225,6 +228,13 @@ def _raise_if_missed(failures: tuple[str, ...]) -> None:
 )
 @click.option("--gates", type=FILE, help="The gates' weights, if the plan has gates; with --model.")
 @click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Judge by another limit, e.g. --set validate.loss.min_agreement=0.9; may be repeated.",
+)
+@click.option(
     "--backend",
     type=click.Choice(BACKENDS),
     help="Compare this backend with ONNX Runtime on the CPU instead; without --data, --model, --gates.",
@@ -244,6 +254,7 @@ def validate(
     data: Path | None,
     model: str | None,
     gates: Path | None,
+    settings: tuple[str, ...],
     backend: str | None,
     precision: str,
     device: int,
@@ -255,6 +266,7 @@ def validate(
     from vtcompress import show, stages
     from vtcompress.backend_check import validate_backend
 
+    limits = read_settings(settings)
     if backend is not None:
         if data is not None or model is not None or gates is not None:
             raise click.UsageError(
@@ -266,6 +278,7 @@ def validate(
             precision=precision,
             threads=threads,
             device=device,
+            limits=limits,
             progress=out,
         )
         show.show_parity(out, parity)
@@ -273,7 +286,13 @@ def validate(
         _raise_if_missed(parity.failures)
         return
     outcome = stages.validate(
-        artifact, data=data, model=model, gates=gates, threads=threads, progress=out
+        artifact,
+        data=data,
+        model=model,
+        gates=gates,
+        limits=limits,
+        threads=threads,
+        progress=out,
     )
     show.show_fidelity(out, outcome.fidelity)
     show.show_loss(out, outcome.loss)
@@ -282,6 +301,7 @@ def validate(
         {
             "fidelity": outcome.fidelity and outcome.fidelity.model_dump(mode="json"),
             "loss": outcome.loss and outcome.loss.model_dump(mode="json"),
+            "verdict": outcome.verdict,
         }
     )
     _raise_if_missed(outcome.failures)
@@ -358,24 +378,29 @@ def generate(
     **options: Any,
 ) -> int:
     """Ask an artifact about pictures, once or in a chat; needs neither torch nor transformers."""
+    from export.artifact import Artifact
     from export.memory import resident_bytes
     from export.runtime import Runtime
-    from vtcompress.generating import Generation
+    from vtcompress.generating import Generation, say_shortcoming
 
     if prompt is None and not chat:
         raise click.UsageError("give --prompt, or --chat")
     if no_verify:
         out.say("files are not verified")
-    runtime = Runtime.load(
-        artifact,
-        threads=threads,
-        verify=not no_verify,
-        backend=backend,
-        precision=precision,
-        preload=stats,
-        mapped=mapped,
-        device=device,
-    )
+    with warnings.catch_warnings():
+        # Said below, in a line of our own.
+        warnings.simplefilter("ignore", ArtifactWarning)
+        runtime = Runtime.load(
+            artifact,
+            threads=threads,
+            verify=not no_verify,
+            backend=backend,
+            precision=precision,
+            preload=stats,
+            mapped=mapped,
+            device=device,
+        )
+    say_shortcoming(out, Artifact.open(artifact, verify=False).manifest)
     generation = Generation(out, runtime, options, stats, resident_bytes())
     if chat or prompt is None:
         return 0 if generation.chat(prompt, images) else EXIT_ERROR

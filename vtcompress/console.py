@@ -75,6 +75,10 @@ class Output:
         if self.verbosity >= 0:
             click.echo(line, err=True)
 
+    def warn(self, line: str) -> None:
+        """Say on stderr what must not be overlooked, however quiet the output is."""
+        click.echo(f"WARNING: {line}", err=True)
+
     def track(self, items: Iterable[Item], label: str, total: int) -> Iterator[Item]:
         """Yield the items; show progress on stderr if it takes more than two seconds."""
         self.doing.stage = label

@@ -28,7 +28,9 @@ from export.bfloat16 import open_for_checks
 from export.limits import cache_limits
 from export.manifest import Manifest
 from export.parity import fidelity, loss
+from export.parity.loss_report import LossReport
 from export.runtime import Runtime
+from export.verdict import Verdict, verdict_of, worst
 from vtcompress.console import shown
 from vtcompress.exporting import (
     ExportRun,
@@ -42,6 +44,7 @@ from vtcompress.exporting import (
     record_torch,
     run_calibration,
     validation_name,
+    with_limits,
     write_inputs,
 )
 from vtcompress.gates_training import train_gates
@@ -189,7 +192,7 @@ def export(
         progress: shows stages and loops; see the module.
 
     Returns:
-        The manifest; `passed` tells whether both checks did.
+        The manifest; `verdict` tells what became of both checks, `failures` which limits were missed.
 
     Raises:
         VtcompressError: input or environment; nothing is left half-written.
@@ -212,13 +215,18 @@ class Validation:
     """
 
     fidelity: fidelity.FidelityReport | None
-    loss: loss.LossReport | None
+    loss: LossReport | None
 
     @property
     def failures(self) -> tuple[str, ...]:
         """Every missed threshold of both checks."""
         checks = (self.fidelity, self.loss)
         return tuple(line for check in checks if check is not None for line in check.failures)
+
+    @property
+    def verdict(self) -> Verdict:
+        """What became of both checks together."""
+        return worst(verdict_of(check) for check in (self.fidelity, self.loss))
 
 
 def validate(
@@ -227,6 +235,7 @@ def validate(
     data: PathLike | None = None,
     model: str | None = None,
     gates: PathLike | None = None,
+    limits: Mapping[str, Any] | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Validation:
@@ -237,15 +246,17 @@ def validate(
         data: other samples than the artifact's own; their original answers must be measured.
         model: the original, hub id or folder; needed for other data and to measure fidelity anew.
         gates: file of the gates' weights, where the artifact's plan has gates and `model` is given.
+        limits: other limits than the artifact's recipe sets, such as `{"validate.loss.min_agreement": 0.9}`.
         threads: of one operator.
         progress: shows the samples; see the module.
 
     Raises:
-        VtcompressError: the artifact is broken, or other data is given without the original.
+        VtcompressError: the artifact is broken, other data is given without the original, or `limits` sets
+            what is no limit, or one that nothing is measured for.
     """
     path, progress = Path(path), shown(progress)
     artifact = Artifact.open(path)
-    recipe = read_recipe(path / RECIPE_FILE)
+    recipe = with_limits(read_recipe(path / RECIPE_FILE), limits or {}, anew=model is not None)
     if gates is not None:
         recipe = recipe.with_gates(Path(gates))
     if data is not None and model is None:
