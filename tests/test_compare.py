@@ -189,7 +189,10 @@ def test_names_beside_points_stay_inside_and_cover_each_other_nowhere(tmp_path):
         for i in range(5)
     ]
     found = labels_of(compare_artifacts(made))
-    assert found
+    assert all(words.startswith("llava-1.5-7") for *_, words in found)
+    assert (
+        sum(words.count("llava") for *_, words in found) + sum("more" in w for *_, w in found) >= 3
+    )
     for left, right, _, _ in found:
         assert left >= 0
         assert right <= 360

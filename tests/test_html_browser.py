@@ -135,7 +135,17 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         )
     )
     made["compare"] = html_comparison(compare_artifacts(several))
-    made["three"] = html_comparison(compare_artifacts(several[:3]))
+    cut = [
+        make_artifact(
+            folder / f"llava-1.5-7b-yopo-{name}",
+            plan=CUT,
+            recipe=RECIPE,
+            loss=with_kept(0.9),
+            **(everything | {"profile": SCORED, "measured": measured_of(CUT)}),
+        )
+        for name in ("float32", "float16", "bfloat16")
+    ]
+    made["three"] = html_comparison(compare_artifacts(cut))
     paths = {}
     for name, text in made.items():
         paths[name] = folder / f"{name}.html"

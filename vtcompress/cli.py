@@ -80,13 +80,14 @@ def _set_logs(verbose: int) -> None:
 @click.pass_obj
 def calibrate(out: Output, /, output: Path, **options: Any) -> None:
     """Measure what the recipe's methods choose by: how much each layer needs visual tokens."""
-    from vtcompress import show, stages
+    from vtcompress import brief, show, stages
 
     profile = stages.calibrate(read_recipe(options), output, progress=out)
     show.show_profile(out, profile)
     out.line(
         f"{len(profile.samples)} samples; written: {output}, its plot as .png and .svg beside it"
     )
+    brief.written(out, output)
     out.result(profile.model_dump(mode="json"))
 
 
@@ -100,7 +101,7 @@ def calibrate(out: Output, /, output: Path, **options: Any) -> None:
 def plan(out: Output, /, profile: Path | None, output: Path, **options: Any) -> None:
     """Decide what visual tokens do in each layer; print the predicted costs."""
     from compressor.calibration.profile import Profile
-    from vtcompress import show, stages
+    from vtcompress import brief, show, stages
 
     measured = None if profile is None else Profile.load(profile)
     recipe = read_recipe(options)
@@ -108,7 +109,8 @@ def plan(out: Output, /, profile: Path | None, output: Path, **options: Any) -> 
     chosen.save(output)
     dtype = recipe.export.dtype
     show.show_plan(out, chosen, dtype)
-    out.line(f"written: {output}")
+    brief.planned(out, chosen, dtype)
+    out.always(f"written: {output}")
     out.result(
         {
             "plan": chosen.model_dump(mode="json"),
@@ -147,7 +149,7 @@ def compress(
         overwrite=overwrite,
         progress=out,
     )
-    out.line(f"written: {folder}")
+    out.always(f"written: {folder}")
     out.result({"output": str(folder)})
 
 
@@ -185,7 +187,7 @@ def export(
     from compressor.calibration.profile import Profile
     from compressor.plan import Plan
     from export.engine_facts import engine_facts
-    from vtcompress import show, stages
+    from vtcompress import brief, show, stages
 
     recipe = read_recipe(
         options,
@@ -208,7 +210,9 @@ def export(
     chosen = Plan.load(output / "plan.json")
     show.show_plan(out, chosen, manifest.dtype)
     show.show_checks(out, manifest, chosen, engine_facts(output, manifest))
-    out.line(f"written: {output} (report: {output / 'report.html'})")
+    brief.timed(out, manifest.measured)
+    brief.checked(out, manifest.fidelity, manifest.loss)
+    out.always(f"written: {output} (report: {output / 'report.html'})")
     out.result(manifest.model_dump(mode="json"))
     _raise_if_missed(manifest.failures)
 
@@ -263,7 +267,7 @@ def validate(
     """Check an artifact against the original's stored answers, or against the original itself."""
     from compressor.plan import Plan
     from export.artifact import PLAN_FILE
-    from vtcompress import show, stages
+    from vtcompress import brief, show, stages
     from vtcompress.backend_check import validate_backend
 
     limits = read_settings(settings)
@@ -282,6 +286,7 @@ def validate(
             progress=out,
         )
         show.show_parity(out, parity)
+        brief.compared_backend(out, parity)
         out.result(parity.model_dump(mode="json"))
         _raise_if_missed(parity.failures)
         return
@@ -297,6 +302,7 @@ def validate(
     show.show_fidelity(out, outcome.fidelity)
     show.show_loss(out, outcome.loss)
     show.show_exits(out, Plan.load(artifact / PLAN_FILE), outcome.loss)
+    brief.checked(out, outcome.fidelity, outcome.loss)
     out.result(
         {
             "fidelity": outcome.fidelity and outcome.fidelity.model_dump(mode="json"),
@@ -320,13 +326,14 @@ def bench(
     """Time the compressed decoder beside the original one, in one process and in turns."""
     from compressor.plan import Plan
     from export.artifact import PLAN_FILE, Artifact
-    from vtcompress import show, stages
+    from vtcompress import brief, show, stages
 
     report = stages.bench(
         artifact, images=images, text=text, rounds=rounds, threads=threads, progress=out
     )
     dtype = Artifact.open(artifact, verify=False).manifest.dtype
     show.show_bench(out, report, Plan.load(artifact / PLAN_FILE), dtype)
+    brief.timed(out, report)
     out.result(report.model_dump(mode="json"))
 
 
@@ -413,11 +420,12 @@ def generate(
 @click.pass_obj
 def inspect(out: Output, /, path: str) -> None:
     """Tell what a model folder, compressed folder, artifact, plan or profile is; loads no weights."""
-    from vtcompress import show, stages
+    from vtcompress import brief, show, stages
 
     facts = stages.inspect(path)
     out.result(facts)
     out.table(path, ("fact", "value"), show.flat_rows(facts))
+    brief.facts(out, show.flat_rows(facts))
 
 
 @cli.command()
@@ -430,11 +438,12 @@ def recipes(out: Output, /, name: str | None) -> None:
     shipped = shipped_recipes()
     if name is None:
         out.table("Shipped recipes", ("name", "what it does"), [(r.name, r.title) for r in shipped])
+        out.brief("\n".join(r.name for r in shipped))
         out.line("`vtcompress recipes NAME` prints one with its explanation")
         out.result([{"name": r.name, "title": r.title} for r in shipped])
         return
     text = find_recipe(name).read_text(encoding="utf-8")
-    out.line(text.rstrip("\n"))
+    out.always(text.rstrip("\n"))
     out.result({"name": name, "text": text})
 
 
