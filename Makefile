@@ -1,14 +1,16 @@
 # `make demo`: set-up, then the main job on the bundled model. `make test`: set-up, lint, types, tests.
+# `make wheel`: dist/vtcompress-VERSION-py3-none-any.whl, to install the tool where there is no clone.
 # Everything is installed into .venv with the versions of constraints.txt; torch's CPU build comes first.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := build/digits-shortv
+DIST := dist
 MODEL := examples/digits-llava
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup demo test coverage clean
+.PHONY: setup demo test wheel coverage clean
 
 setup: $(VENV)/.installed
 
@@ -38,6 +40,10 @@ test: $(VENV)/.tested
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope
+
+wheel: $(VENV)/.python
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(DIST) .
+	@echo "install it with an extra, for example: pip install '$$(ls -t $(DIST)/vtcompress-*.whl | head -1)[cpu]'"
 
 # Not in `make test`: on Python 3.11 tracing doubles the time of every export.
 coverage: $(VENV)/.tested

@@ -1,11 +1,15 @@
 """A compressed model: vision encoder, embedding and compressed decoder, in memory and as a folder.
 
-Folder: `model*.safetensors` (the original's tensors under their common names, in the source dtype),
-`config.json` and processor files of the original, `plan.json`, and what else led to it.
+Folder: `compressed*.safetensors` (the original's tensors under their common names, in the source dtype),
+`original_config.json`, generation settings and processor files of the original, `plan.json`, and what else
+led to it. Its `config.json` and the names of its weights are no model's, as transformers would take such a
+folder for the original and draw at random what it does not find. Older folders, which have
+`model*.safetensors` and the original's `config.json`, are read too.
 """
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +20,22 @@ from torch.nn import functional as F
 from compressor.decoder import Decoder, decoder_from
 from compressor.decoder.weights import LoadedGates, parts_by_source
 from compressor.errors import ArtifactError, ModelError
-from compressor.families import LoadedModel, VisionEncoder
-from compressor.families.registry import load_processor, read_config
+from compressor.families import Family, LoadedModel, VisionEncoder
+from compressor.families.configuration import COMPRESSED_TYPE
+from compressor.families.folder import CONFIG
+from compressor.families.guard import broken, reading
+from compressor.families.processor import check_processor, load_processor
+from compressor.families.registry import saved_config
+from compressor.files import write_text
+from compressor.generation import model_keys, write_keys
+from compressor.model_digest import difference, same_model
 from compressor.plan import Plan
+from compressor.planner import make_plan
 
 LANGUAGE_PREFIX = "language_model."
 VISION_PREFIX = "vision."
-WEIGHTS_INDEX = "model.safetensors.index.json"
+WEIGHTS_PATTERN = "compressed{suffix}.safetensors"
+ORIGINAL_CONFIG = "original_config.json"
 PLAN_FILE = "plan.json"
 
 
@@ -37,6 +50,7 @@ class CompressedModel:
         vision: pixels [I, 3, S, S] to visual embeddings [I, N, D].
         processor: the original's processor.
         config: the original's transformers configuration.
+        generation: what its files say about generating, see `compressor.generation.model_keys`.
     """
 
     plan: Plan
@@ -45,6 +59,7 @@ class CompressedModel:
     vision: VisionEncoder
     processor: Any
     config: Any
+    generation: Mapping[str, Any] = field(default_factory=dict)
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """[B, T] int64 to [B, T, D]."""
@@ -61,6 +76,7 @@ class CompressedModel:
             self.vision,
             self.processor,
             self.config,
+            self.generation,
         )
 
 
@@ -79,11 +95,18 @@ def compress(
         ArtifactError: the plan was made for another model or other gates.
         ModelError: the model lacks tensors that the plan needs.
     """
-    if plan.model_digest != model.digest:
+    if not same_model(plan.model_digest, model.digest):
         raise ArtifactError(
             [
-                f"the plan was made for {plan.model.name} (digest {plan.model_digest[:12]}), not for "
-                f"{model.facts.name} (digest {model.digest[:12]}); make it anew with `vtcompress plan`"
+                f"the plan was made for {plan.model.name}, not for {model.facts.name} "
+                f"({difference(plan.model_digest, model.digest)}); make it anew with `vtcompress plan`"
+            ]
+        )
+    if plan.model.decoder.tied_embeddings and not model.facts.decoder.tied_embeddings:
+        raise ArtifactError(
+            [
+                f"the plan takes the token embedding of {plan.model.name} for its head, but the weights have "
+                "a head of their own; make it anew with `vtcompress plan`"
             ]
         )
     return CompressedModel(
@@ -93,7 +116,18 @@ def compress(
         vision=model.vision,
         processor=model.processor,
         config=model.original.config,
+        generation=model_keys(model.folder),
     )
+
+
+def plain(model: LoadedModel) -> CompressedModel:
+    """Return an original model rewritten, nothing frozen; the weights are shared with it, not copied."""
+    return compress(model, make_plan(model.facts, model.digest, (), None).naive())
+
+
+def plain_of(small: CompressedModel) -> CompressedModel:
+    """Return a compressed model as `plain` gives it, on the compressed model's weights."""
+    return replace(small, plan=small.plan.naive(), decoder=naive_decoder(small))
 
 
 def tensors_of(model: LoadedModel, plan: Plan, gates: LoadedGates | None) -> Mapping[str, Tensor]:
@@ -124,13 +158,29 @@ def save_compressed(
     dtype = getattr(torch, model.facts.dtype)
     tensors = {LANGUAGE_PREFIX + k: v for k, v in tensors_of(model, plan, gates).items()}
     tensors |= {VISION_PREFIX + k: v for k, v in model.vision.state_dict().items()}
-    if model.facts.decoder.tied_embeddings:
+    if plan.model.decoder.tied_embeddings:
         del tensors[LANGUAGE_PREFIX + "lm_head.weight"]
     cast = {k: v.detach().to(dtype).contiguous() for k, v in tensors.items()}
-    save_torch_state_dict(cast, folder, safe_serialization=True)
-    model.original.config.save_pretrained(folder)
+    save_torch_state_dict(cast, folder, filename_pattern=WEIGHTS_PATTERN, safe_serialization=True)
+    model.original.config.to_json_file(folder / ORIGINAL_CONFIG)
+    write_text(
+        folder / CONFIG,
+        json.dumps({"model_type": COMPRESSED_TYPE, "original": ORIGINAL_CONFIG}, indent=2) + "\n",
+    )
     model.processor.save_pretrained(folder)
+    write_keys(folder, model_keys(model.folder))
     plan.save(folder / PLAN_FILE)
+
+
+def read_processor(folder: Path, plan: Plan) -> Any:
+    """Return the processor of a folder that `save_compressed` wrote.
+
+    Raises:
+        ModelError: it cannot be read, or does not fit the plan's model.
+    """
+    processor = load_processor(folder, *_original(folder))
+    check_processor(processor, plan.model, folder)
+    return processor
 
 
 def load_compressed(
@@ -143,20 +193,20 @@ def load_compressed(
         PlanError: the plan cannot be read.
         ModelError: tensors are missing or of another shape.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     plan = Plan.load(folder / PLAN_FILE)
-    family, config = read_config(folder)
+    family, config = _original(folder)
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ArtifactError([f"{folder}: no *.safetensors file; compress the model anew"])
     tensors: dict[str, Tensor] = {}
     for path in files:
-        try:
-            tensors |= {k: v.to(dtype) for k, v in load_file(path).items()}
-        except (SafetensorError, OSError) as failure:
-            raise ArtifactError([f"{path}: broken weights: {failure}"]) from None
+        if problem := broken(path):
+            raise ArtifactError([problem])
+        with reading(folder, path.name):
+            stored = load_file(path)
+        tensors |= {k: v.to(dtype) for k, v in stored.items()}
     with torch.device("meta"):
         vision = family.vision(config, image_size=plan.model.image_size)
     _fill_vision(vision, _below(VISION_PREFIX, tensors), folder)
@@ -173,9 +223,16 @@ def load_compressed(
         decoder=decoder_from(plan, language, logits=logits),
         embedding=embedding,
         vision=vision,
-        processor=load_processor(folder),
+        processor=read_processor(folder, plan),
         config=config,
+        generation=model_keys(folder),
     )
+
+
+def _original(folder: Path) -> tuple[Family, Any]:
+    """Return family and configuration of the original that a compressed folder was made from."""
+    new = (folder / ORIGINAL_CONFIG).is_file()
+    return saved_config(folder, ORIGINAL_CONFIG if new else CONFIG)
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -20,7 +20,14 @@ from dataclasses import dataclass, replace
 from compressor.dims import DecoderDims
 from compressor.plan import Gates, LayerPlan, Plan
 
-BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+BYTES = {
+    "float64": 8,
+    "float32": 4,
+    "float16": 2,
+    "bfloat16": 2,
+    "float8_e4m3fn": 1,
+    "float8_e5m2": 1,
+}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Positive = Annotated[int, Field(ge=1)]
 Activation = Literal["silu", "gelu", "gelu_pytorch_tanh"]
-SourceDType = Literal["float32", "float16", "bfloat16"]
+SourceDType = Literal["float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"]
 
 
 class Facts(BaseModel):

@@ -3,17 +3,21 @@
 import contextlib
 import hashlib
 import os
-import tempfile
+import uuid
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from compressor.errors import ProblemsError, VtcompressError
-from compressor.locks import is_at, lock
+from compressor.locks import LOCKS, is_at, lock
 
 MAX_TEXT_BYTES = 256 * 1024 * 1024
 TEMPORARY = ".tmp"
+# Stands in every drawing of this tool, so that it is known as its own and may be drawn again.
+DRAWING_MARK = "drawn by vtcompress"
+# Windows changes line ends in files that were not opened so.
+_BINARY = getattr(os, "O_BINARY", 0)
 
 Value = TypeVar("Value", bound=BaseModel)
 
@@ -32,8 +36,9 @@ def read_text(path: Path, error: type[ProblemsError]) -> str:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise error([f"{path}: no such file"]) from None
-    except UnicodeDecodeError:
-        raise error([f"{path}: not UTF-8 text"]) from None
+    except UnicodeDecodeError as failure:
+        line = failure.object.count(b"\n", 0, failure.start) + 1
+        raise error([f"{path}:{line}: not UTF-8 text; save the file as UTF-8"]) from None
     except OSError as failure:
         raise error([f"{path}: {failure.strerror}"]) from None
 
@@ -70,6 +75,18 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def make_parent(path: Path) -> None:
+    """Make the folder that `path` will lie in, and those above it.
+
+    Raises:
+        VtcompressError: it cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as failure:
+        raise VtcompressError(f"{path.parent}: cannot write: {failure.strerror}") from None
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` as UTF-8; see `write_bytes`."""
     write_bytes(path, text.encode())
@@ -78,12 +95,15 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path` so that a reader sees the old content or the new, never a part.
 
-    What killed writers left beside `path` is removed; what living ones write there is not.
+    Folders that are missing are made; of a link, the target is written. What killed writers left beside
+    `path` is removed; what living ones write there is not.
 
     Raises:
-        VtcompressError: the folder is missing or not writable, or the disk is full.
+        VtcompressError: the folder is not writable, or the disk is full.
     """
+    make_parent(path)
     try:
+        path = path.resolve() if path.is_symlink() else path
         _clear_strays(path)
         handle, temporary = _temporary(path)
         try:
@@ -91,8 +111,10 @@ def write_bytes(path: Path, content: bytes) -> None:
                 stream.write(content)
                 stream.flush()
                 os.fsync(stream.fileno())
-                temporary.chmod(0o644)
-                # Still locked, so that nobody takes it for a stray.
+                if LOCKS:
+                    # Still locked, so that nobody takes it for a stray.
+                    temporary.replace(path)
+            if not LOCKS:  # such systems do not rename what is open
                 temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -104,14 +126,17 @@ def write_bytes(path: Path, content: bytes) -> None:
 def _temporary(path: Path) -> tuple[int, Path]:
     """Return a new file beside `path`, open and locked; the kernel drops the lock of a killed writer."""
     while True:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
-        temporary = Path(name)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{TEMPORARY}")
+        # Unlike the files of `tempfile`, its mode is what the umask leaves of 666, as that of any file.
+        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
         if lock(handle) and is_at(handle, temporary):
             return handle, temporary
         os.close(handle)  # another writer took it for a stray before it was locked
 
 
 def _clear_strays(path: Path) -> None:
+    if not LOCKS:  # nothing tells living writers from killed ones
+        return
     for entry in path.parent.iterdir():
         if entry.name.startswith(f".{path.name}.") and entry.name.endswith(TEMPORARY):
             with contextlib.suppress(OSError):

@@ -1,7 +1,10 @@
-"""One run at a time on one place: locks that the kernel drops when their holder ends, however it ends."""
+"""One run at a time on one place: locks that the kernel drops when their holder ends, however it ends.
+
+Where the system has no such locks (Windows) nothing is locked: it is then up to the user that no two runs
+write one place.
+"""
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,14 +12,22 @@ from pathlib import Path
 
 from compressor.errors import VtcompressError
 
+try:
+    import fcntl
+except ImportError:
+    fcntl = None  # type: ignore[assignment]
+
+LOCKS = fcntl is not None
 LOCK_MARK = ".vtcompress-lock"
 
 
 def lock(handle: int) -> bool:
     """Lock an open file for this process alone, until it is closed; return whether that was possible.
 
-    On file systems that know no locks, every file counts as locked by whoever asks.
+    On systems and file systems that know no locks, every file counts as locked by whoever asks.
     """
+    if not LOCKS:
+        return True
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -36,16 +47,24 @@ def is_at(handle: int, path: Path) -> bool:
 
 
 @contextmanager
-def exclusive(target: Path) -> Iterator[None]:
+def exclusive(target: Path, path: Path | None = None) -> Iterator[None]:
     """Keep other runs from writing `target` while the block runs.
 
-    The lock is on a file beside it, `.NAME.vtcompress-lock`, which goes when the block ends. A killed
-    run leaves the file but not the lock, so that the next run takes it over.
+    The lock is on a file, which goes when the block ends. A killed run leaves the file but not the lock, so
+    that the next run takes it over.
+
+    Args:
+        target: what will be written.
+        path: of the lock file; None: `.NAME.vtcompress-lock` beside the target.
 
     Raises:
         VtcompressError: another run holds it, or the folder cannot be written.
     """
-    path = target.absolute().with_name(f".{target.absolute().name}{LOCK_MARK}")
+    if not LOCKS:
+        yield
+        return
+    target = target.absolute()
+    path = path or target.with_name(f".{target.name}{LOCK_MARK}")
     try:
         handle = _locked(path, target)
     except OSError as failure:

@@ -3,6 +3,7 @@
 A new method is one class, one field of `CompressEntry` and one member of `Method`.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -78,6 +79,11 @@ Ratio = Annotated[int, Field(ge=2), allowed("a whole number, 2 or more")]
 WindowOrAuto = Annotated[
     Window | Literal["auto"], allowed("an odd whole number, 3 or more, or auto")
 ]
+LayerOrDepth = Annotated[
+    Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)],
+    allowed("a whole number, 1 or more, or a share of the depth, above 0 and below 1"),
+]
+"""A layer, or a share of the decoder's depth, see `layer_at`."""
 DataPath = Annotated[Path, BeforeValidator(_path_of(".jsonl"))]
 GatesPath = Annotated[Path, BeforeValidator(_path_of(".safetensors"))]
 MaskPath = Annotated[Path, BeforeValidator(_path_of(".npy or .safetensors"))]
@@ -88,6 +94,18 @@ Revision = Annotated[
     Field(pattern=_TEXT),
     allowed("a branch, tag or commit, in quotes if it looks like a number"),
 ]
+
+
+def layer_at(value: float, layers: int) -> int:
+    """Return a layer number: a whole number is one; of a share of the depth it is the nearest, 1 at least.
+
+    Args:
+        value: whole number, or share above 0 and below 1; a half counts up.
+        layers: of the decoder.
+    """
+    if isinstance(value, int):
+        return value
+    return max(1, math.floor(value * layers + 0.5 + 1e-9))
 
 
 class Section(BaseModel):
@@ -137,12 +155,19 @@ class ShortV(ExactlyOne):
     Exactly one of the keys is given.
 
     Attributes:
-        frozen: share of all decoder layers to freeze, 0 to 1.
+        frozen: share to freeze of the layers that can be frozen, 0 to 1: those in front of an exit whose
+            visual rows somebody reads. Rounded to the nearest number of layers, a half up.
         layers: the layers to freeze, distinct, counted from 0; needs no calibration.
-        speedup: predicted speed-up of the prefill to reach, above 1, against the naive original.
+        speedup: predicted speed-up of the prefill to reach by the whole recipe, above 1, against the naive
+            original.
     """
 
     name: ClassVar[Literal["shortv"]] = "shortv"
+    other_names: ClassVar[Mapping[str, str]] = {
+        "share": "frozen",
+        "ratio": "frozen",
+        "keep": "frozen",
+    }
 
     frozen: Share | None = None
     layers: Layers | None = None
@@ -155,16 +180,24 @@ class VisualExit(ExactlyOne):
     Exactly one of `layer`, `max_kl` and `speedup` is given.
 
     Attributes:
-        layer: first layer without visual rows, 1 or more; needs no calibration.
+        layer: first layer without visual rows, 1 or more, or as a share of the depth, above 0 and below 1
+            (0.5: layer 16 of 32); needs no calibration.
         max_kl: the smallest such layer whose mean KL at the last prompt token is within this, in nats.
         first_layer: smallest layer that the search by `max_kl` may find; None: 5, as published.
-        speedup: the largest such layer whose predicted prefill speed-up reaches this, above 1.
+        speedup: the largest such layer with which the predicted prefill speed-up of the whole recipe
+            reaches this, above 1.
     """
 
     name: ClassVar[Literal["visual_exit"]] = "visual_exit"
+    other_names: ClassVar[Mapping[str, str]] = {
+        "k": "layer",
+        "exit_layer": "layer",
+        "off_from": "layer",
+        "kl": "max_kl",
+    }
     beside: ClassVar[Mapping[str, str]] = {"first_layer": "max_kl"}
 
-    layer: Count | None = None
+    layer: LayerOrDepth | None = None
     max_kl: NotNegative | None = None
     first_layer: Count | None = None
     speedup: AboveOne | None = None
@@ -251,7 +284,8 @@ class Yopo(Section):
         causal: neighbours before the row only; released: both sides.
         mlp_ratio: visual rows use one in so many MLP neurons; None: all.
         select: which ones: the `first`, as released, or those with the highest mean `activation`.
-        off_from: first layer in which no row reads visual tokens, 1 or more; None: none.
+        off_from: first layer in which no row reads visual tokens, 1 or more, or as a share of the depth,
+            above 0 and below 1 (0.5: layer 20 of 40); None: none.
         semantics: `removed`: what is cut is gone, which makes `off_from` an exit; `masked`: the released
             code's numbers, in which pruned keys stay in the softmax's denominator: saves little.
     """
@@ -265,7 +299,7 @@ class Yopo(Section):
     causal: Flag = False
     mlp_ratio: Ratio | None = None
     select: Literal["first", "activation"] = "first"
-    off_from: Count | None = None
+    off_from: LayerOrDepth | None = None
     semantics: Literal["removed", "masked"] = "removed"
 
     @model_validator(mode="wrap")
@@ -306,6 +340,13 @@ class CompressEntry(ExactlyOne):
     """One entry of `compress`: a method under its name. The fields are the registry of methods."""
 
     key_word: ClassVar[str] = "method"
+    other_names: ClassVar[Mapping[str, str]] = {
+        "vtw": "visual_exit",
+        "exit": "visual_exit",
+        "withdrawal": "visual_exit",
+        "gates": "dyvte",
+        "heads": "yopo",
+    }
 
     shortv: ShortV | None = None
     visual_exit: VisualExit | None = None

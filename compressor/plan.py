@@ -1,5 +1,7 @@
 """The plan: what visual tokens do in each layer. Pure data, JSON both ways, made without torch."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -339,6 +341,15 @@ class Plan(Facts):
     def tells_rows(self) -> bool:
         """Whether the decoder keeps, beside the caches, which of their rows are visual."""
         return any(layer.tells_rows for layer in self.layers)
+
+    def gates_see(self) -> str:
+        """Digest of what changes the states that gates read; empty: they are the original's.
+
+        Dead rows change nothing, and behind an exit no gate is asked.
+        """
+        cut = [layer for layer in self.layers if layer.cuts or layer.reason == "shortv"]
+        text = json.dumps([layer.model_dump(mode="json") for layer in cut], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest() if cut else ""
 
     def naive(self) -> "Plan":
         """The original's own work: every row in every layer, dead rows included."""

@@ -18,10 +18,19 @@ from compressor.pictures import load_image
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """A prompt as the original model takes it: ids [1, S] and pixels [I, 3, S, S] (None without image)."""
+    """A prompt as the original model takes it.
+
+    Attributes:
+        input_ids: [1, S].
+        pixel_values: [I, 3, S, S]; None without image.
+        images: I, how many pictures the question came with.
+        place: of the question, for errors.
+    """
 
     input_ids: Tensor
     pixel_values: Tensor | None
+    images: int
+    place: str
 
 
 def encode(processor: Any, sample: Sample) -> EncodedPrompt:
@@ -39,7 +48,34 @@ def encode(processor: Any, sample: Sample) -> EncodedPrompt:
             return_dict=True,
             return_tensors="pt",
         )
-    return EncodedPrompt(encoded["input_ids"], encoded.get("pixel_values"))
+    pixels = encoded.get("pixel_values")
+    return EncodedPrompt(encoded["input_ids"], pixels, len(images), sample.place)
+
+
+def layout(model: LoadedModel, prompt: EncodedPrompt, *, native: bool = False) -> Layout:
+    """Return where the rows of a prompt are.
+
+    Args:
+        model: that will run it.
+        prompt: encoded by its processor.
+        native: the prompt is for the original at its own image size.
+
+    Raises:
+        DataError: its image tokens are not those of its pictures, it has tokens without an embedding, or
+            does not end with text.
+    """
+    facts = model.native_facts if native else model.facts
+    try:
+        return layout_of(
+            prompt.input_ids[0].tolist(),
+            image_token_id=facts.image_token_id,
+            visual_tokens=facts.visual_tokens,
+            images=prompt.images,
+            vocab=facts.decoder.vocab,
+            spell=model.processor.tokenizer.convert_ids_to_tokens,
+        )
+    except DataError as error:
+        raise DataError(f"{prompt.place}: {problem}" for problem in error.problems) from None
 
 
 def answer_ids(processor: Any, sample: Sample, ends: Sequence[int]) -> tuple[int, ...]:
@@ -87,9 +123,7 @@ def _named(sample: Sample) -> Iterator[None]:
         yield
     except (ValueError, TypeError, KeyError) as failure:
         reason = str(failure).strip().splitlines()[0]
-        raise DataError(
-            [f"{sample.question[:60]!r}: the model's processor fails: {reason}"]
-        ) from None
+        raise DataError([f"{sample.place}: the model's processor fails: {reason}"]) from None
 
 
 @dataclass(frozen=True)
@@ -105,21 +139,21 @@ class PromptRows:
 
 @torch.inference_mode()
 def embed(model: LoadedModel, prompt: EncodedPrompt) -> PromptRows:
-    """Turn a prompt into the decoder's two row groups."""
+    """Turn a prompt into the decoder's two row groups.
+
+    Raises:
+        DataError: as `layout`.
+    """
     table = model.tensors["embed_tokens.weight"]
-    layout = layout_of(
-        prompt.input_ids[0].tolist(),
-        image_token_id=model.facts.image_token_id,
-        visual_tokens=model.facts.visual_tokens,
-    )
-    text = torch.nn.functional.embedding(torch.from_numpy(layout.text_ids)[None], table)
+    rows = layout(model, prompt)
+    text = torch.nn.functional.embedding(torch.from_numpy(rows.text_ids)[None], table)
     visual = text.new_empty((1, 0, text.shape[-1]))
     if prompt.pixel_values is not None:
         visual = model.vision(prompt.pixel_values.to(table.dtype)).flatten(0, 1)[None]
     return PromptRows(
-        layout,
+        rows,
         visual,
         text,
-        torch.from_numpy(layout.visual_index)[None],
-        torch.from_numpy(layout.text_index)[None],
+        torch.from_numpy(rows.visual_index)[None],
+        torch.from_numpy(rows.text_index)[None],
     )

@@ -38,11 +38,20 @@ from compressor.recipe_errors import (
     read_yaml,
     rule,
 )
+from compressor.recipe_override import changed
 
-RECIPE_FORMAT: Final = 1
-"""Version of the recipe format that this vtcompress writes, and the newest that it reads."""
+RECIPE_FORMAT: Final = 2
+"""Newest version of the recipe format that this vtcompress reads.
 
-Format = Annotated[int, Field(ge=1, le=RECIPE_FORMAT), allowed("1, the format of recipes")]
+Format 1 has the same keys. What is planned from it is what was planned then: methods are applied in the
+order of the list, and ShortV's share is one of all layers. A recipe keeps its format when it is changed.
+"""
+
+Format = Annotated[
+    int, Field(ge=1, le=RECIPE_FORMAT), allowed("1 or 2, the format of recipes; 2 is today's")
+]
+
+TRUST: Final = "trust_remote_code"
 
 RESOLVED_HEADER = "# resolved recipe, written by vtcompress\n"
 
@@ -53,7 +62,8 @@ class ModelSection(Section):
     Attributes:
         id: hub id, or local folder (absolute once a recipe is read); None: given later, by flag.
         revision: branch, tag or commit on the hub; None: the default branch.
-        trust_remote_code: whether Python code that comes with the model may run.
+        trust_remote_code: whether Python code that comes with the model may run; never taken from a file, and
+            not written into one.
     """
 
     id: ModelId | None = None
@@ -162,6 +172,8 @@ class ValidateSection(Section):
         samples: how many of them, 1 or more; None: all.
         seed: seed of the draw, 0 to 2**32 - 1.
         max_new_tokens: length of greedy answers, in tokens, 1 or more.
+        keep_pictures: which pictures of the data the artifact holds: `all`, as they are, so that it can be
+            checked again without the data; `samples`: small copies of those that the report shows; `none`.
         fidelity: limits of export fidelity.
         loss: limits of compression loss.
     """
@@ -170,6 +182,7 @@ class ValidateSection(Section):
     samples: Count | None = None
     seed: Seed = 0
     max_new_tokens: Count = 32
+    keep_pictures: Literal["none", "samples", "all"] = "samples"
     fidelity: FidelitySection = FidelitySection()
     loss: LossSection = LossSection()
 
@@ -181,7 +194,7 @@ class Recipe(Section):
         vtcompress: version of the recipe format.
         model: the model to compress.
         calibrate: the measurement.
-        compress: the methods in order, one each; empty: nothing is compressed (identity).
+        compress: the methods, one each, in any order; empty: nothing is compressed (identity).
         export: what is written.
         validation: the checks; `validate` in YAML and as keyword.
     """
@@ -211,7 +224,8 @@ class Recipe(Section):
         Args:
             values: new values by dotted key, such as `{"export.dtype": "float16"}`; a mapping
                 changes the keys in it, None sets null. An entry of `compress` goes by its method's
-                name: `compress.dyvte.exit`.
+                name, `compress.dyvte.exit`, or as error lines have it, `compress[0].dyvte.exit`. Of keys
+                that exclude each other the one that is given takes the others away.
             source: what error lines start with.
             folder: where relative paths among the values start; None: the working folder.
 
@@ -219,12 +233,9 @@ class Recipe(Section):
             RecipeError: keys that do not exist or values that are not allowed, all of them.
         """
         data: dict[str, Any] = self.model_dump(by_alias=True)
-        for dotted, value in values.items():
-            change: Any = _with_tuples(value)
-            for key in reversed(dotted.split(".")):
-                change = {key: change}
-            _merge(data, _anchored(change, folder or Path.cwd()))
-        return parse_recipe(data, source)
+        start = folder or Path.cwd()
+        new, problems = changed(Recipe, data, values, source, lambda part: _anchored(part, start))
+        return parse_recipe(new, source, problems)
 
     @property
     def dyvte(self) -> DyVTE | None:
@@ -272,16 +283,30 @@ def fidelity_thresholds(recipe: Recipe) -> FidelityThresholds:
     )
 
 
-def load_recipe(path: Path) -> Recipe:
+def load_recipe(path: Path, *, stored: bool = False) -> Recipe:
     """Reads a recipe file.
 
     `data`, and a `model.id` that is a local folder (it starts with `.` or `/`, or such a folder
     exists beside the file), are taken from the file's folder and come back absolute.
 
+    Args:
+        path: its file.
+        stored: this tool wrote it, into an artifact: that the model's own code was let run then is dropped.
+
     Raises:
-        RecipeError: the file is no readable recipe; one line for each problem, all of them.
+        RecipeError: the file is no readable recipe, or has a model's own code run; one line for each problem.
     """
     data, problems = read_yaml(path)
+    model = data.get("model")
+    if isinstance(model, Mapping) and model.get(TRUST) is True:
+        data = {**data, "model": {key: value for key, value in model.items() if key != TRUST}}
+        if not stored:
+            problems = (
+                *problems,
+                f"{path}: model.{TRUST}: true is not taken from a file, whose writer would decide what "
+                "runs here; remove it, and if you trust the model's own Python code give "
+                f"--trust-remote-code to the command (in Python: override({{'model.{TRUST}': True}}))",
+            )
     return parse_recipe(_anchored(data, path.parent), str(path), problems)
 
 
@@ -319,12 +344,15 @@ def parse_recipe(data: Mapping[str, Any], source: str, problems: Sequence[str] =
 def dump_recipe(recipe: Recipe, *, portable: bool = False) -> str:
     """Returns YAML that `load_recipe` reads back to an equal recipe, every key written out.
 
+    Only that the model's own code may run is not kept: each command is told anew.
+
     Args:
         recipe: the recipe; its paths are absolute when it was loaded.
         portable: keep of every `data` file and local model folder the last name alone, so that
             the text names no folder of this machine; read back, they are looked for beside it.
     """
     data = recipe.model_dump(mode="json", by_alias=True)
+    data["model"][TRUST] = False
     if portable:
         for section, key in _paths_in(data):
             value = section[key]
@@ -377,26 +405,3 @@ def _copied(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _copied(item) for key, item in value.items()}
     return tuple(map(_copied, value)) if isinstance(value, tuple) else value
-
-
-def _merge(data: dict[str, Any], change: Mapping[str, Any]) -> None:
-    for key, value in change.items():
-        there = data.get(key)
-        if isinstance(value, dict) and isinstance(there, dict):
-            _merge(there, value)
-        elif isinstance(value, dict) and isinstance(there, tuple) and _entries(there, value):
-            for entry in _entries(there, value):
-                _merge(entry, value)
-        else:
-            data[key] = value
-
-
-def _entries(listed: Sequence[Any], change: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Returns the entries of a list that a change is about: those with its one key."""
-    return [entry for entry in listed if isinstance(entry, dict) and entry.keys() == change.keys()]
-
-
-def _with_tuples(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _with_tuples(item) for key, item in value.items()}
-    return tuple(map(_with_tuples, value)) if isinstance(value, list | tuple) else value

@@ -90,20 +90,27 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}: " if mark else ""
         said = ", ".join(" ".join(part.split()) for part in (error.context, error.problem) if part)
-        raise RecipeError([f"{path}: {place}not valid YAML: {said}"]) from None
+        tabs = mark is not None and "\t" in _indent(text.split("\n")[mark.line : mark.line + 1])
+        remedy = "; indent with spaces, not with tabs" if tabs else ""
+        raise RecipeError([f"{path}: {place}not valid YAML: {said}{remedy}"]) from None
     except (ValueError, OverflowError):
         # PyYAML lets these out of its scanner for escapes such as "\UFFFFFFFF".
         raise RecipeError(
             [f"{path}: not valid YAML: a number or character code too large"]
         ) from None
     if root is None or (isinstance(root, yaml.ScalarNode) and root.value == ""):
-        raise RecipeError([f"{path}: the file is empty; start it with 'vtcompress: 1'"])
+        raise RecipeError([f"{path}: the file is empty; start it with 'vtcompress: 2'"])
     if not isinstance(root, yaml.MappingNode):
         line = root.start_mark.line + 1
-        raise RecipeError([f"{path}: line {line}: a recipe is a mapping, such as 'vtcompress: 1'"])
+        raise RecipeError([f"{path}: line {line}: a recipe is a mapping, such as 'vtcompress: 2'"])
     problems: list[str] = []
     data = _value(root, problems)
     return data, tuple(f"{path}: {problem}" for problem in problems)
+
+
+def _indent(lines: list[str]) -> str:
+    line = lines[0] if lines else ""
+    return line[: len(line) - len(line.lstrip())]
 
 
 def parse_value(text: str) -> Any:
@@ -287,8 +294,7 @@ def _line(item: dict[str, Any], model: type[BaseModel]) -> str:
             owner = _model_at(model, loc[:-1])
             known = key_names(owner)
             word = getattr(owner, "key_word", "key")
-            hint = nearest(str(loc[-1]), known)
-            return f"{where}: unknown {word}{hint} (known: {', '.join(known)})"
+            return f"{where}: unknown {word}{hint(str(loc[-1]), owner)} (known: {', '.join(known)})"
         case "model_type":
             keys = ", ".join(key_names(_model_at(model, loc)))
             return f"{where}: {value} is not allowed; a mapping with keys of: {keys}"
@@ -315,6 +321,22 @@ def _where(loc: tuple[str | int, ...]) -> str:
 def key_names(model: type[BaseModel]) -> tuple[str, ...]:
     """Returns the keys a section accepts, as written in the file, in the order of declaration."""
     return tuple(field.alias or name for name, field in model.model_fields.items())
+
+
+def hint(name: str, section: type[BaseModel]) -> str:
+    """Returns `; did you mean 'x'?` for the key of a section that a name stands for elsewhere, or is near."""
+    others: Mapping[str, str] = getattr(section, "other_names", {})
+    if key := others.get(name.lower()):
+        return f"; did you mean '{key}'?"
+    return nearest(name, key_names(section))
+
+
+def section_at(model: type[BaseModel] | None, key: str) -> type[BaseModel] | None:
+    """Returns the class of the section under a key, None where there is none."""
+    if model is None or key not in key_names(model):
+        return None
+    fields = dict(zip(key_names(model), model.model_fields.values(), strict=True))
+    return next(_models_in(fields[key].annotation), None)
 
 
 def _model_at(model: type[BaseModel], loc: tuple[str | int, ...]) -> type[BaseModel]:

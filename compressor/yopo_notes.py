@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from compressor.cost import BAND_OVERHEAD, PAYS_BELOW, band_ratio
 from compressor.head_mask import MaskReader
-from compressor.methods import DyVTE, Method, VisualExit, Yopo
+from compressor.methods import Method, Yopo
 from compressor.passes.yopo import WINDOW
 from compressor.plan import Plan
 from compressor.yopo_planner import automatic_window, kept_whole, prunable, window_of
@@ -13,7 +13,7 @@ MEASURED_ON = "measured with ONNX Runtime on a CPU, other targets may differ"
 """What `BAND_OVERHEAD` stands for; a recipe's `export.targets` may name others."""
 
 
-def notes(plan: Plan, methods: Sequence[Method], masks: MaskReader) -> tuple[str, ...]:
+def yopo_notes(plan: Plan, methods: Sequence[Method], masks: MaskReader) -> tuple[str, ...]:
     """Return what of the `yopo` entries is not done as asked, or has nothing to cut, one sentence each.
 
     Args:
@@ -30,7 +30,6 @@ def notes(plan: Plan, methods: Sequence[Method], masks: MaskReader) -> tuple[str
             found += _vote_note(plan, method, where)
             found += _frozen_notes(plan, where)
             found += _idle_notes(plan, method, where)
-            found += _order_notes(plan, method, methods[number + 1 :], where)
     return tuple(found)
 
 
@@ -94,12 +93,12 @@ def _mask_notes(plan: Plan, method: Yopo, where: str, masks: MaskReader) -> list
         )
     if asked:
         found.append(
-            f"{where}.keep_layers: all heads stay in {_layers(asked)}, though the mask prunes some"
+            f"{where}.keep_layers: all heads stay in {layers_words(asked)}, though the mask prunes some"
         )
     if gone:
         found.append(
-            f"{where}.heads.mask: prunes heads in {_layers(gone)}, where visual tokens have left by then: "
-            "there is nothing to prune"
+            f"{where}.heads.mask: prunes heads in {layers_words(gone)}, where visual tokens have left by "
+            "then: there is nothing to prune"
         )
     return found
 
@@ -113,7 +112,7 @@ def _vote_note(plan: Plan, method: Yopo, where: str) -> list[str]:
     if not gone or all(layer.groups is None for layer in plan.layers):
         return []
     return [
-        f"{where}.heads.threshold: prunes no heads in {_layers(gone)}, where visual tokens have left by "
+        f"{where}.heads.threshold: prunes no heads in {layers_words(gone)}, where visual tokens have left by "
         "then: there is nothing to prune"
     ]
 
@@ -128,7 +127,7 @@ def _frozen_notes(plan: Plan, where: str) -> list[str]:
     frozen = [layer.index for layer in plan.layers if layer.reason == "shortv"]
     if not frozen:
         return []
-    frozen_words = f"visual rows of {_layers(frozen)} are frozen by shortv"
+    frozen_words = f"visual rows of {layers_words(frozen)} are frozen by shortv"
     found = []
     if any(layer.window for layer in plan.layers):
         found.append(f"{where}.window: {frozen_words}: they read nothing, so there is no window")
@@ -152,7 +151,7 @@ def _idle_notes(plan: Plan, method: Yopo, where: str) -> list[str]:
         )
     if gone := [i for i in method.keep_layers or () if plan.layers[i].exited]:
         found.append(
-            f"{where}.keep_layers: visual tokens have left by {_layers(gone)}: there is nothing to keep"
+            f"{where}.keep_layers: visual tokens have left by {layers_words(gone)}: there is nothing to keep"
         )
     return found
 
@@ -160,10 +159,10 @@ def _idle_notes(plan: Plan, method: Yopo, where: str) -> list[str]:
 def _why_no_heads(plan: Plan, method: Yopo) -> str:
     there = [layer.index for layer in plan.layers if not layer.exited]
     kept = [i for i in kept_whole(method) if i in there]
-    reasons = [f"those of {_layers(kept)} stay by keep_layers"] if kept else []
+    reasons = [f"those of {layers_words(kept)} stay by keep_layers"] if kept else []
     if chosen := prunable(plan, method):
-        reasons.append(f"those of {_layers(chosen)} were all chosen to stay")
-    return "; ".join([*reasons, *_gone(plan)])
+        reasons.append(f"those of {layers_words(chosen)} were all chosen to stay")
+    return "; ".join([*reasons, *gone_words(plan)])
 
 
 def _why_no_rows(plan: Plan) -> str:
@@ -176,27 +175,18 @@ def _why_no_rows(plan: Plan) -> str:
     reasons = []
     for reason, state in words.items():
         if layers := [layer.index for layer in plan.layers if layer.reason == reason]:
-            reasons.append(f"visual rows of {_layers(layers)} {state}")
-    return "; ".join([*reasons, *_gone(plan)])
+            reasons.append(f"visual rows of {layers_words(layers)} {state}")
+    return "; ".join([*reasons, *gone_words(plan)])
 
 
-def _gone(plan: Plan) -> list[str]:
+def gone_words(plan: Plan) -> list[str]:
+    """Return where a plan's visual tokens leave, as one reason or none."""
     left = plan.exit_layer
     return [] if left is None else [f"visual tokens are gone from layer {left} on"]
 
 
-def _order_notes(plan: Plan, method: Yopo, later: Sequence[Method], where: str) -> list[str]:
-    exits = [m.name for m in later if isinstance(m, VisualExit | DyVTE)]
-    gone = _losable_behind_exit(plan, method)
-    if not gone or not exits or method.heads is None or method.heads.keep is None:
-        return []
-    return [
-        f"{where}.heads.keep: the share counts heads of {_layers(gone)} too, where visual tokens have left "
-        f"by then; list yopo behind {exits[0]} to count the others alone"
-    ]
-
-
-def _layers(indices: Iterable[int]) -> str:
+def layers_words(indices: Iterable[int]) -> str:
+    """Return layers by their numbers: `layer 2`, `layers 2, 5`."""
     numbers = list(indices)
     return f"layer{'s' if len(numbers) > 1 else ''} {_listed(numbers)}"
 

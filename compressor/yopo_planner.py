@@ -12,7 +12,7 @@ from compressor.cost import PAYS_BELOW, band_ratio
 from compressor.dims import ModelFacts
 from compressor.errors import PlanError
 from compressor.head_mask import MaskReader
-from compressor.methods import Yopo
+from compressor.methods import Yopo, layer_at
 from compressor.passes.dead_rows import freeze_dead_rows
 from compressor.passes.yopo import (
     KEEP_LAYERS,
@@ -93,10 +93,11 @@ def cut(
     """
     groups, window = _groups(plan, method, measured, masks), window_of(plan, method)
     neurons = _neurons(plan, method, measured)
+    off_from = layer_at(method.off_from, len(plan.layers)) if method.off_from else None
     layers = tuple(
         layer
         if layer.exited
-        else _cut(layer, method, groups[layer.index], window, neurons[layer.index])
+        else _cut(layer, method, groups[layer.index], window, neurons[layer.index], off_from)
         for layer in plan.layers
     )
     return plan.model_copy(update={"layers": freeze_dead_rows(layers)})
@@ -108,13 +109,14 @@ def _cut(
     groups: tuple[int, ...] | None,
     window: int | None,
     neurons: tuple[int, ...] | None,
+    off_from: int | None,
 ) -> LayerPlan:
     """Return a layer with the cuts that have something to cut in it."""
     updated = layer.visual == "update"
     # Without visual heads no visual row reads anything.
     window = window if updated and groups != () else None
     masked = method.semantics == "masked"
-    off = masked and method.off_from is not None and layer.index >= method.off_from
+    off = masked and off_from is not None and layer.index >= off_from
     changes = {
         "groups": groups,
         "window": window,

@@ -1,30 +1,29 @@
-"""An artifact on disk: written beside its place and moved there when complete, verified when opened."""
+"""An artifact on disk: its manifest written, and verified with all files when it is opened."""
 
-import os
-import re
-import resource
-import shutil
+import json
 import sys
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pydantic import ValidationError
 
-from compressor.errors import ArtifactError, VtcompressError
+from compressor.errors import ArtifactError
 from compressor.files import read_text, sha256_of, write_text
-from compressor.locks import exclusive
 from export.engine_set import ENGINES_FOLDER, unnamed_files
 from export.graphs import in_order
 from export.manifest import MANIFEST_FILE, MANIFEST_FORMAT, FileEntry, Manifest
 from export.onnx_header import check_graph
+from export.places import FILES_FILE, FILES_FORMAT
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+KNOWS_PEAK = resource is not None
 
 RECIPE_FILE, PLAN_FILE, PROFILE_FILE = "recipe.yaml", "plan.json", "profile.json"
-STAGING_MARK = ".vtcompress-staging-"
-OLD_MARK = "-old"
 NEEDED_GRAPHS = ("vision", "embed")
 
 
@@ -143,106 +142,17 @@ def write_manifest(folder: Path, **fields: Any) -> Manifest:
     return manifest
 
 
-@contextmanager
-def staged(output: Path, *, overwrite: bool = False, needed_bytes: int = 0) -> Iterator[Path]:
-    """Yield a fresh folder beside `output` that takes its place when the block ends well.
-
-    On an error or interrupt nothing is left and `output` is as it was.
-
-    Args:
-        output: final place.
-        overwrite: replace what is there.
-        needed_bytes: free space that the writing will take.
-
-    Raises:
-        VtcompressError: `output` exists or is being written by another run, its parent cannot be written,
-            or the disk has too little room.
-    """
-    output = output.absolute()
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as failure:
-        raise VtcompressError(f"{output.parent}: cannot write: {failure.strerror}") from None
-    with exclusive(output):
-        _clear_strays(output)
-        if output.exists() and not overwrite and (not output.is_dir() or any(output.iterdir())):
-            raise VtcompressError(f"{output}: exists; choose another --output or add --overwrite")
-        staging = output.parent / f".{output.name}{STAGING_MARK}{uuid.uuid4().hex[:8]}"
-        try:
-            _make_staging(staging, needed_bytes)
-            yield staging
-            _replace(staging, output)
-        except VtcompressError:
-            raise
-        except Exception as failure:
-            if (reason := _system_error(failure)) is None:
-                raise
-            raise VtcompressError(f"{output}: cannot write: {reason}") from failure
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-
-
-def _make_staging(staging: Path, needed_bytes: int) -> None:
-    try:
-        check_room(staging.parent, needed_bytes)
-        staging.mkdir()
-    except OSError as failure:
-        raise VtcompressError(f"{staging.parent}: cannot write: {failure.strerror}") from None
-
-
-def _system_error(failure: Exception) -> str | None:
-    """The system's words for a failed write, also from libraries in Rust: `... (os error 28)`."""
-    if isinstance(failure, OSError):
-        return failure.strerror or str(failure)
-    number = re.search(r"\(os error (\d+)\)", str(failure))
-    return os.strerror(int(number[1])) if number else None
-
-
-def _clear_strays(output: Path) -> None:
-    """Remove what killed runs left; an old artifact that was moved aside goes back to its place."""
-    mark = f".{output.name}{STAGING_MARK}"
-    strays = [entry for entry in output.parent.iterdir() if entry.name.startswith(mark)]
-    for entry in strays:
-        if entry.name.endswith(OLD_MARK) and not output.exists():
-            entry.rename(output)
-        else:
-            shutil.rmtree(entry, ignore_errors=True)
-
-
-def _replace(staging: Path, output: Path) -> None:
-    if output.exists():
-        old = staging.with_name(staging.name + OLD_MARK)
-        output.rename(old)
-        try:
-            staging.rename(output)
-        except BaseException:
-            old.rename(output)
-            raise
-        shutil.rmtree(old) if old.is_dir() else old.unlink()
-    else:
-        staging.rename(output)
-
-
-def check_room(folder: Path, needed_bytes: int) -> None:
-    """Refuse to start what the disk cannot hold.
-
-    Raises:
-        VtcompressError: fewer than `needed_bytes` are free.
-    """
-    free = shutil.disk_usage(folder).free
-    if free < needed_bytes:
-        raise VtcompressError(
-            f"{folder}: {_mebibytes(needed_bytes)} are needed, {_mebibytes(free)} are free; "
-            "make room or choose another --output"
-        )
-
-
-def _mebibytes(count: int) -> str:
-    return f"{count / 2**20:,.0f} MiB"
+def write_file_list(folder: Path) -> None:
+    """Write the list of all files of a folder that has no manifest, by which it is known as this tool's."""
+    files = {name: entry.model_dump() for name, entry in list_files(folder).items()}
+    document = {FILES_FORMAT: 1, "files": files}
+    write_text(folder / FILES_FILE, json.dumps(document, ensure_ascii=False, indent=1) + "\n")
 
 
 def peak_memory_bytes() -> int:
-    """Return the highest resident memory of this process so far."""
+    """Return the highest resident memory of this process so far; 0 where the system does not tell."""
+    if not KNOWS_PEAK:
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -254,10 +164,9 @@ def folder_bytes(folder: Path) -> int:
 
 __all__ = [
     "Artifact",
-    "check_room",
     "folder_bytes",
     "list_files",
     "peak_memory_bytes",
-    "staged",
+    "write_file_list",
     "write_manifest",
 ]

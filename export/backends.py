@@ -53,8 +53,8 @@ def open_session(
     graphs = artifact.manifest.graphs
     if backend != "onnxruntime" and any(spec.fixed for spec in graphs):
         raise BackendError(
-            f"{backend}: does not run graphs that write into caches of fixed size (TensorScatter); use "
-            "--backend onnxruntime, or export with export.kv_cache: growing"
+            f"{backend}: does not run graphs that write into caches of fixed size (TensorScatter); the "
+            "backend onnxruntime does, or export with export.kv_cache: growing"
         )
     if backend in TARGETS:
         return _open_engines(artifact, backend, device)
@@ -82,7 +82,7 @@ def check_dtype(backend: str, dtype: str) -> None:
     if dtype == "bfloat16" and backend.startswith("onnxruntime"):
         raise BackendError(
             f"{backend}: cannot run bfloat16 graphs (its CPU has no bfloat16 MatMul or Attention, and it "
-            "passes no bfloat16 arrays); use --backend openvino, or export with dtype float32 or float16"
+            "passes no bfloat16 arrays); the backend openvino can, or export with dtype float32 or float16"
         )
 
 

@@ -2,12 +2,11 @@
 
 import logging
 import time
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from compressor.pictures import Pictures, pictures_of
 from export.answering import Answering
 from export.messages import Message, user_message
 from export.sampling import Sampling
@@ -48,12 +47,13 @@ class Conversation:
     def ask(
         self,
         question: str,
-        images: Sequence[str | Path] = (),
+        images: Pictures = (),
         *,
         max_new_tokens: int = 64,
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
+        generation_config: bool = True,
     ) -> Answering:
         """Return the answer of the next turn as an iterator over pieces of text.
 
@@ -62,11 +62,12 @@ class Conversation:
 
         Args:
             question: what is asked.
-            images: new pictures of this turn.
+            images: new pictures of this turn, as `Runtime.generate` takes them.
             max_new_tokens: longest answer.
             temperature: 0 is greedy; see `export.sampling`.
             top_p: share of the probability that tokens are drawn from.
             seed: of the draws of this turn.
+            generation_config: as in `Runtime.generate`; the whole conversation counts as the prompt.
 
         Raises:
             DataError: a picture cannot be read, or the conversation does not fit the model any more;
@@ -75,10 +76,11 @@ class Conversation:
         if self._open is not None:
             self._open.close()
         started = time.perf_counter()
+        pictures = pictures_of(images)
         sampling = Sampling(temperature, top_p, seed)
-        messages = [*self._messages, user_message(question, len(images))]
+        messages = [*self._messages, user_message(question, len(pictures))]
         ids = self._runtime.encode(messages)
-        pixels = np.concatenate([self._pixels, self._runtime.pixels(images)])
+        pixels = np.concatenate([self._pixels, self._runtime.pixels(pictures)])
         cached = self._cached
         if not cached.begins(ids):
             log.info(
@@ -99,6 +101,13 @@ class Conversation:
             self._open = None
 
         self._open = self._runtime.answering(
-            ids, pixels, cached, sampling, max_new_tokens, started, keep
+            ids,
+            pixels,
+            cached,
+            sampling,
+            max_new_tokens,
+            started,
+            keep,
+            generation_config=generation_config,
         )
         return self._open

@@ -11,7 +11,7 @@ from compressor.errors import ArtifactError, VtcompressError
 from compressor.files import sha256_of, write_text
 from compressor.progress import SILENT, Progress
 from compressor.recipe import load_recipe
-from export.artifact import RECIPE_FILE, Artifact, staged
+from export.artifact import RECIPE_FILE, Artifact
 from export.engine_set import (
     BASELINE,
     ENGINES_FILE,
@@ -29,6 +29,7 @@ from export.graphs import WEIGHTS_FILE, GraphSpec, in_order
 from export.limits import Limits, limits_of
 from export.manifest import FileEntry, Manifest
 from export.profiles import Profile, profiles_of
+from export.staging import staged
 from export.targets import DEFAULT_CAPABILITY, Target, check_capabilities, find_target
 from export.trtexec import build_command
 
@@ -159,7 +160,7 @@ def artifact_limits(artifact: Artifact, changes: Mapping[str, int]) -> Limits:
     Raises:
         VtcompressError: the artifact has no readable recipe.
     """
-    profiles = load_recipe(artifact.folder / RECIPE_FILE).export.profiles
+    profiles = load_recipe(artifact.folder / RECIPE_FILE, stored=True).export.profiles
     return limits_of(profiles.model_copy(update=dict(changes)), artifact.manifest.model)
 
 

@@ -200,7 +200,8 @@ class EngineSession(GraphSession[EngineGraph]):
         def open_graph(spec: GraphSpec) -> EngineGraph:
             if spec.name not in entries:
                 raise BackendError(
-                    f"{engines.folder}: has no engine of {spec.name}; build it with --with-baseline"
+                    f"{engines.folder}: has no engine of {spec.name}; build it with "
+                    f"`vtcompress build ARTIFACT --target {engines.facts.target} --with-baseline`"
                 )
             return EngineGraph(pool, spec, entries[spec.name], facts.limits, facts.target)
 
@@ -220,10 +221,10 @@ class EngineSession(GraphSession[EngineGraph]):
             raise DataError(
                 f"{rows} rows with the tokens to come; the engines were built for "
                 f"{self._limits.max_context}: ask for fewer tokens or a shorter prompt, or build them anew "
-                f"with --max-context {rows}"
+                f"with `vtcompress build ARTIFACT --target {self.engines.facts.target} --max-context {rows}`"
             )
 
     @property
     def max_batch(self) -> int | None:
         """See `Session.max_batch`."""
-        return 1 if self.gated else self._limits.max_batch
+        return self._decoders[0].batch or self._limits.max_batch

@@ -62,7 +62,7 @@ def read_probe(code: int, said: str) -> tuple[Gpu, ...]:
     if "error" in found:
         raise BackendError(
             f"no GPU to run on: {found['error']}; install NVIDIA's driver (nvidia-smi shows whether it "
-            "works), or use --backend onnxruntime"
+            "works), or use the backend onnxruntime, which needs none"
         )
     return tuple(Gpu(index, *facts) for index, facts in enumerate(found["gpus"]))
 

@@ -9,10 +9,10 @@ import logging
 import time
 from collections.abc import Sequence
 from itertools import takewhile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compressor.errors import DataError
+from compressor.pictures import Pictures, pictures_of
 from export.answering import Answering
 from export.messages import user_message
 from export.sampling import Sampling
@@ -53,18 +53,31 @@ class ImagePrefix:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
+        generation_config: bool = True,
     ) -> Answering:
         """Return the answer to a question about the pictures; see `Runtime.generate`."""
         started = time.perf_counter()
         ids, cached = self._ids_and_cached(question)
         sampling = Sampling(temperature, top_p, seed)
-        return self._runtime.answering(ids, self._pixels, cached, sampling, max_new_tokens, started)
+        return self._runtime.answering(
+            ids,
+            self._pixels,
+            cached,
+            sampling,
+            max_new_tokens,
+            started,
+            generation_config=generation_config,
+        )
 
-    def answer(self, question: str, *, max_new_tokens: int = 64) -> "Reply":
+    def answer(
+        self, question: str, *, max_new_tokens: int = 64, generation_config: bool = True
+    ) -> "Reply":
         """Return the whole greedy answer to a question about the pictures; see `Runtime.answer`."""
         ids, cached = self._ids_and_cached(question)
         prompt = self._runtime.prompt_of(ids, self._pixels, cached)
-        return self._runtime.replies([prompt], max_new_tokens, cached.past)[0]
+        return self._runtime.replies(
+            [prompt], max_new_tokens, cached.past, generation_config=generation_config
+        )[0]
 
     def _ids_and_cached(self, question: str) -> tuple[tuple[int, ...], Cached]:
         ids = self._runtime.encode([user_message(question, len(self._pixels))])
@@ -74,19 +87,20 @@ class ImagePrefix:
         return ids, NOTHING
 
 
-def prefill_images(runtime: "Runtime", images: Sequence[str | Path]) -> ImagePrefix:
+def prefill_images(runtime: "Runtime", images: Pictures) -> ImagePrefix:
     """Run what every question about these pictures begins with.
 
     Raises:
         DataError: a picture cannot be read, or none is given.
     """
-    if not images:
+    pictures = pictures_of(images)
+    if not pictures:
         raise DataError(["prefill_image: no picture; give at least one, or use generate"])
-    pixels = runtime.pixels(images)
+    pixels = runtime.pixels(pictures)
     if runtime.session.gated:
         log.info("gates read the question to decide on the exit: nothing can be kept")
         return ImagePrefix(runtime, pixels, NOTHING)
-    prompts = [runtime.encode([user_message(probe, len(images))]) for probe in PROBES]
+    prompts = [runtime.encode([user_message(probe, len(pictures))]) for probe in PROBES]
     end = shared_end(prompts, runtime.facts.image_token_id)
     if end is None:
         log.info("the chat template puts the question before the pictures: nothing can be kept")

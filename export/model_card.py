@@ -9,6 +9,7 @@ import yaml
 
 from compressor.errors import ArtifactError
 from compressor.files import read_text
+from compressor.installing import wheel_command
 from export.bench import bench_rows, ratio_words
 from export.checks import INTERVAL_WORDS, fidelity_rows, verdict_words
 from export.cuts import splits
@@ -23,6 +24,10 @@ from export.report_data import ReportData, headline, method_words
 CARD_FILE = "README.md"
 CHECKED_COLUMNS = ("check", "outcome", "what it proves")
 PAPERS = {
+    "shortv": (
+        "ShortV: Efficient Multimodal Large Language Models by Freezing Visual Tokens in Ineffective "
+        "Layers, arXiv 2504.00502"
+    ),
     "visual_exit": (
         "VTW: Boosting Multimodal Large Language Models with Visual Tokens Withdrawal for Rapid Inference, "
         "arXiv 2405.05803"
@@ -165,14 +170,15 @@ def _how_to_run(dtype: str) -> str:
     if dtype == "bfloat16":
         extra, flag, argument = "openvino", " --backend openvino", ', backend="openvino"'
     shell = (
-        f"pip install 'vtcompress[{extra}]'\n"
+        f"{wheel_command(extra)}   # or '.[{extra}]' in a clone of vtcompress\n"
         f'vtcompress generate .{flag} --image photo.jpg --prompt "What is this?"'
     )
     python = (
         "import vtcompress\n\n"
         f'runtime = vtcompress.Runtime.load("."{argument})\n'
-        'for piece in runtime.generate("What is this?", ["photo.jpg"]):\n'
-        '    print(piece, end="", flush=True)'
+        'for piece in runtime.generate("What is this?", "photo.jpg"):\n'
+        '    print(piece, end="", flush=True)\n'
+        "print()"
     )
     return f"{fenced(shell, 'console')}\n\n{fenced(python, 'python')}"
 

@@ -17,6 +17,7 @@ import jinja2
 from tokenizers import Tokenizer, models
 
 from compressor.errors import DataError, ModelError
+from compressor.generation import model_settings
 from export.chat_template import compile_template, find_template
 from export.messages import Message, check_text, checked, image_count, texts
 from export.model_json import optional_json
@@ -90,8 +91,8 @@ class Prompter:
     ) -> Self:
         """Return the prompter of a model folder or artifact.
 
-        Reads tokenizer.json, tokenizer_config.json and the chat template; for the end of an answer
-        generation_config.json, else config.json, else the tokenizer's end token.
+        Reads tokenizer.json, tokenizer_config.json and the chat template; where answers end as
+        `compressor.generation` reads it.
 
         Args:
             path: the folder.
@@ -107,7 +108,7 @@ class Prompter:
         config = optional_json(path / "tokenizer_config.json")
         special_tokens = _special_tokens(path, config)
         if eos_ids is None:
-            eos_ids = _eos_ids(path, tokenizer, special_tokens)
+            eos_ids = model_settings(path).ends
         return cls(
             tokenizer=tokenizer,
             template=compile_template(*find_template(path, config)),
@@ -305,23 +306,6 @@ def _special_tokens(path: Path, config: Mapping[str, Any]) -> dict[str, str]:
                 elif section is plain and name in named:
                     tokens.pop(name, None)
     return tokens
-
-
-def _eos_ids(
-    path: Path, tokenizer: Tokenizer, special_tokens: Mapping[str, str]
-) -> tuple[int, ...]:
-    config = optional_json(path / "config.json")
-    text_config = config.get("text_config")
-    sources = [optional_json(path / "generation_config.json"), config]
-    if isinstance(text_config, dict):
-        sources.append(text_config)
-    for source in sources:
-        value = source.get("eos_token_id")
-        ids = value if isinstance(value, list) else [value]
-        if ids and all(isinstance(item, int) for item in ids):
-            return tuple(ids)
-    end = tokenizer.token_to_id(special_tokens.get("eos_token", ""))
-    return () if end is None else (end,)
 
 
 def _image_token_id(path: Path, tokenizer: Tokenizer, image_token: str) -> int:

@@ -1,5 +1,6 @@
 """Runs an artifact from image files to text, with numpy and one backend; no torch, no transformers."""
 
+import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -9,12 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from compressor.dims import ModelFacts
-from compressor.errors import ArtifactWarning, DataError
+from compressor.errors import ArtifactWarning, DataError, ModelError
+from compressor.generation import PLAIN, SAMPLES, GenerationSettings, model_settings
 from compressor.layout import layout_of
+from compressor.pictures import Pictures, pictures_of, read_picture
 from export.answering import Answering
 from export.artifact import Artifact
 from export.backends import open_session
 from export.checks import shortcoming
+from export.constraints import constraints
 from export.conversation import Conversation
 from export.image_prefix import ImagePrefix, prefill_images
 from export.messages import Message, user_message
@@ -23,6 +27,8 @@ from export.prompt import Prompter
 from export.sampling import GREEDY, Sampling
 from export.sequence import NOTHING, Cached, Prompt, Step
 from export.sessions import Array, Past, Session, cached_rows, exit_of, no_visual
+
+log = logging.getLogger(__name__)
 
 # Rows of one batch bound its memory; encoded prompts wait for others of their layout, but not for ever.
 BATCH_ROWS = 4096
@@ -54,15 +60,23 @@ class Runtime:
         facts: of the model.
         prompter: writes and reads tokens.
         images: turns pictures into pixels.
+        settings: what the model's generation configuration asks for.
     """
 
     def __init__(
-        self, session: Session, facts: ModelFacts, prompter: Prompter, images: ImageProcessor
+        self,
+        session: Session,
+        facts: ModelFacts,
+        prompter: Prompter,
+        images: ImageProcessor,
+        settings: GenerationSettings = PLAIN,
     ) -> None:
         self.session = session
         self.facts = facts
         self.prompter = prompter
         self.images = images
+        self.settings = settings
+        self._told = False
 
     @classmethod
     def load(
@@ -110,46 +124,71 @@ class Runtime:
     def on_session(
         cls, session: Session, folder: Path, facts: ModelFacts, image_token: str
     ) -> "Runtime":
-        """Return a runtime that uses any session with the tokenizer and processor files of a folder."""
+        """Return a runtime that uses any session with the tokenizer and processor files of a folder.
+
+        Raises:
+            ModelError: these files cannot be read, or have another image token than the model.
+        """
         prompter = Prompter.from_folder(
             folder, image_token, facts.visual_tokens, eos_ids=facts.eos_token_ids
         )
-        return cls(session, facts, prompter, ImageProcessor.from_folder(folder))
+        if prompter.image_token_id != facts.image_token_id:
+            problem = (
+                f"{folder / 'tokenizer.json'}: {image_token!r} has the id {prompter.image_token_id}, but the "
+                f"model looks for pictures at the id {facts.image_token_id}: mend the model's folder and "
+                "export it anew"
+            )
+            raise ModelError([problem])
+        images = ImageProcessor.from_folder(folder)
+        return cls(session, facts, prompter, images, model_settings(folder))
 
     def generate(
         self,
         question: str,
-        images: Sequence[str | Path] = (),
+        images: Pictures = (),
         *,
         max_new_tokens: int = 64,
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
+        generation_config: bool = True,
     ) -> Answering:
         """Return the answer to a question about pictures as an iterator over pieces of text.
 
         Args:
             question: what is asked.
-            images: pictures, in front of the question.
+            images: one picture or several, in front of the question: paths, PIL images, arrays [H, W, 3] of
+                uint8, or bytes of image files.
             max_new_tokens: longest answer.
             temperature: 0 is greedy; see `export.sampling`.
             top_p: share of the probability that tokens are drawn from.
             seed: of the draws.
+            generation_config: bar and punish tokens as the model's own generation configuration asks for
+                (`compressor.generation`), as transformers' `generate` does; False: the model's logits alone.
 
         Raises:
             DataError: a picture cannot be read, or the prompt does not fit the model.
         """
         started = time.perf_counter()
-        ids = self.encode([user_message(question, len(images))])
+        pictures = pictures_of(images)
+        ids = self.encode([user_message(question, len(pictures))])
         sampling = Sampling(temperature, top_p, seed)
-        return self.answering(ids, self.pixels(images), NOTHING, sampling, max_new_tokens, started)
+        return self.answering(
+            ids,
+            self.pixels(pictures),
+            NOTHING,
+            sampling,
+            max_new_tokens,
+            started,
+            generation_config=generation_config,
+        )
 
     def chat(self) -> Conversation:
         """Return a conversation of several turns that keeps its cache between them."""
         return Conversation(self)
 
-    def prefill_image(self, images: Sequence[str | Path]) -> ImagePrefix:
-        """Look at pictures once; return what answers many questions about them.
+    def prefill_image(self, images: Pictures) -> ImagePrefix:
+        """Look at pictures once, as `generate` takes them; return what answers many questions about them.
 
         Raises:
             DataError: a picture cannot be read, or none is given.
@@ -157,23 +196,34 @@ class Runtime:
         return prefill_images(self, images)
 
     def answer(
-        self, question: str, images: Sequence[str | Path] = (), *, max_new_tokens: int = 64
+        self,
+        question: str,
+        images: Pictures = (),
+        *,
+        max_new_tokens: int = 64,
+        generation_config: bool = True,
     ) -> Reply:
-        """Return the whole greedy answer with the logits of its first token.
+        """Return the whole greedy answer with the logits of its first token; options as in `generate`.
 
         Raises:
             DataError: as `generate`.
         """
-        return self.replies([self.prepare(question, images)], max_new_tokens)[0]
+        prompt = self.prepare(question, images)
+        return self.replies([prompt], max_new_tokens, generation_config=generation_config)[0]
 
     def answers(
-        self, asked: Sequence[tuple[str, Sequence[str | Path]]], *, max_new_tokens: int = 64
+        self,
+        asked: Sequence[tuple[str, Pictures]],
+        *,
+        max_new_tokens: int = 64,
+        generation_config: bool = True,
     ) -> Iterator[tuple[int, Reply]]:
         """Yield the place and the reply of every question; prompts of equal layout run as one batch.
 
         Args:
-            asked: questions with their pictures.
+            asked: questions with their pictures, as `generate` takes them.
             max_new_tokens: longest answer.
+            generation_config: as in `generate`.
 
         Raises:
             DataError: as `generate`.
@@ -188,24 +238,31 @@ class Runtime:
                 size = min(max(1, BATCH_ROWS // rows), self.session.max_batch or len(group))
                 for first in range(0, len(group), size):
                     batch = group[first : first + size]
-                    replies = self.replies([prompt for _, prompt in batch], max_new_tokens)
+                    replies = self.replies(
+                        [prompt for _, prompt in batch],
+                        max_new_tokens,
+                        generation_config=generation_config,
+                    )
                     yield from zip((place for place, _ in batch), replies, strict=True)
 
-    def prepare(self, question: str, images: Sequence[str | Path]) -> Prompt:
+    def prepare(self, question: str, images: Pictures) -> Prompt:
         """Return a prompt ready to run: its rows and its pixels."""
-        ids = self.encode([user_message(question, len(images))])
-        return self.prompt_of(ids, self.pixels(images))
+        pictures = pictures_of(images)
+        ids = self.encode([user_message(question, len(pictures))])
+        return self.prompt_of(ids, self.pixels(pictures))
 
     def encode(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Return a conversation as token ids, up to where the model's answer begins."""
         return self.prompter.encode(messages).ids
 
-    def pixels(self, images: Sequence[str | Path]) -> Array:
+    def pixels(self, images: Pictures) -> Array:
         """Return pictures as the vision tower takes them, [I, 3, S, S] float32."""
         size = self.facts.image_size
-        if not images:
+        pictures = pictures_of(images)
+        if not pictures:
             return np.zeros((0, 3, size, size), np.float32)
-        return np.stack([self.images(Path(path)) for path in images])
+        opened = (read_picture(one, f"images[{i}]") for i, one in enumerate(pictures))
+        return np.stack([self.images(image) for image in opened])
 
     def prompt_of(
         self,
@@ -222,15 +279,21 @@ class Runtime:
             pixels: of all its pictures.
             cached: its rows that ran already.
             unfinished: more of the sequence comes later; see `layout_of`.
+
+        Raises:
+            DataError: the pictures are not those of the sequence, or it cannot run; see `layout_of`.
         """
         layout = layout_of(
             ids[len(cached.ids) :],
             image_token_id=self.facts.image_token_id,
             visual_tokens=self.facts.visual_tokens,
+            images=len(pixels) - cached.images,
+            vocab=self.facts.decoder.vocab,
+            spell=self.prompter.tokenizer.id_to_token,
             start=len(cached.ids),
             unfinished=unfinished,
         )
-        return Prompt(layout, pixels[cached.images :])
+        return Prompt(layout, pixels[cached.images :], ids)
 
     def prefill(self, prompts: Sequence[Prompt], past: Past = None) -> tuple[Array, Past]:
         """Run prompts of equal layout; return the logits [B, vocab] at their ends and the cache.
@@ -263,6 +326,8 @@ class Runtime:
         max_new_tokens: int,
         started: float,
         on_end: Callable[[tuple[int, ...], Past], None] | None = None,
+        *,
+        generation_config: bool = True,
     ) -> Answering:
         """Return the answer to a token sequence of which some rows ran already.
 
@@ -272,7 +337,13 @@ class Runtime:
         prompt = self.prompt_of(ids, pixels, cached)
         self._check_room(prompt, max_new_tokens, cached.past)
         return Answering(
-            self.steps([prompt], max_new_tokens, sampling, cached.past),
+            self.steps(
+                [prompt],
+                max_new_tokens,
+                sampling,
+                cached.past,
+                generation_config=generation_config,
+            ),
             self.prompter,
             prompt_rows=len(ids),
             reused_rows=len(cached.ids),
@@ -283,10 +354,15 @@ class Runtime:
         )
 
     def replies(
-        self, prompts: Sequence[Prompt], max_new_tokens: int, past: Past = None
+        self,
+        prompts: Sequence[Prompt],
+        max_new_tokens: int,
+        past: Past = None,
+        *,
+        generation_config: bool = True,
     ) -> list[Reply]:
         """Return the greedy answers to prompts of equal layout."""
-        steps = self.steps(prompts, max_new_tokens, past=past)
+        steps = self.steps(prompts, max_new_tokens, past=past, generation_config=generation_config)
         first = next(steps)
         left = self._exit_layer(first.past, prompts[0].end)
         rows = np.stack([first.tokens, *(step.tokens for step in steps)], axis=1).tolist()
@@ -302,15 +378,28 @@ class Runtime:
         max_new_tokens: int,
         sampling: Sampling = GREEDY,
         past: Past = None,
+        *,
+        generation_config: bool = True,
     ) -> Iterator[Step]:
-        """Yield decoding steps of prompts of equal layout until all have ended."""
+        """Yield decoding steps of prompts of equal layout until all have ended.
+
+        Their logits are the model's own; the generation configuration changes what is picked.
+        """
         place = prompts[0].end
         self._check_room(prompts[0], max_new_tokens, past)
         pick = sampling.picker()
+        settings = self._asked(sampling) if generation_config else PLAIN
+        rules = constraints(settings, self.prompter.eos_ids)
+        sequences = np.array([prompt.ids for prompt in prompts])
         logits, past = self.prefill(prompts, past)
         ended = np.zeros(len(prompts), dtype=bool)
         for number in range(max_new_tokens):
-            tokens = pick(logits)
+            allowed = logits
+            for rule in rules:
+                allowed = rule(allowed, sequences, number)
+            tokens = pick(allowed)
+            if rules:
+                sequences = np.concatenate([sequences, tokens[:, None]], axis=1)
             yield Step(tokens, logits, past)
             ended |= np.isin(tokens, self.prompter.eos_ids)
             if ended.all() or number + 1 == max_new_tokens:
@@ -320,6 +409,19 @@ class Runtime:
             index = np.full((len(prompts), 1), place, np.int64)
             rows, past = self.session.decode(visual, text, visual_index, index, past)
             logits, place = rows[:, -1], place + 1
+
+    def _asked(self, sampling: Sampling) -> GenerationSettings:
+        """Return what the model asks for; tell once what of it is not applied."""
+        left_out = [
+            line for line in self.settings.left_out if sampling == GREEDY or SAMPLES not in line
+        ]
+        if left_out and not self._told:
+            self._told = True
+            log.warning(
+                "the model's generation_config.json asks for what is not applied here: %s",
+                "; ".join(left_out),
+            )
+        return self.settings
 
     def _exit_layer(self, past: Past, rows: int) -> int | None:
         """Return where visual rows left, from the cache behind a prompt of so many rows."""

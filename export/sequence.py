@@ -16,10 +16,12 @@ class Prompt:
     Attributes:
         layout: its rows.
         pixels: [I, 3, S, S] float32.
+        ids: tokens of the whole sequence, those that ran before included.
     """
 
     layout: Layout
     pixels: Array
+    ids: tuple[int, ...]
 
     @property
     def end(self) -> int:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from markupsafe import Markup, escape
 
+from compressor.files import DRAWING_MARK
+
 NAMESPACE = "http://www.w3.org/2000/svg"
 CHARTS_CSS = Path(__file__).parent / "templates" / "charts.css"
 
@@ -112,7 +114,8 @@ def standalone(drawing: Markup) -> str:
     # A file of ours, not of a user.
     style = element("style", Markup(CHARTS_CSS.read_text(encoding="utf-8")))  # noqa: S704
     head, mark, rest = str(drawing).partition(">")
-    return f'<?xml version="1.0" encoding="UTF-8"?>\n{head}{mark}{style}{rest}\n'
+    first = f'<?xml version="1.0" encoding="UTF-8"?>\n<!-- {DRAWING_MARK} -->\n'
+    return f"{first}{head}{mark}{style}{rest}\n"
 
 
 def shortened(words: str, most: int) -> str:

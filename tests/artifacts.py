@@ -8,7 +8,7 @@ from typing import Any
 from compressor.calibration.profile import Profile
 from compressor.plan import Plan
 from export.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE, write_manifest
-from export.parity.loss import COMPRESSED_FILE, ORIGINAL_FILE, SAMPLES_FILE
+from export.parity.stored import COMPRESSED_FILE, ORIGINAL_FILE, SAMPLES_FILE
 from tests import facts
 
 Asked = tuple[str, str, str | None, str, str]
@@ -49,6 +49,17 @@ def make_artifact(
     for graph in fields["graphs"]:
         (folder / graph.file).write_bytes(GRAPH)
     write_manifest(folder, **fields)
+    return folder
+
+
+def write_result(folder: Path, **files: str) -> Path:
+    """Write a folder that this tool knows as its own, with made-up files."""
+    from export.artifact import write_file_list
+
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        (folder / name).write_text(content, encoding="utf-8")
+    write_file_list(folder)
     return folder
 
 

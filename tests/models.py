@@ -48,6 +48,7 @@ class Variant:
     dtype: str = "float32"
     feature_layer: Any = -2
     strategy: str = "default"
+    side: int = SIDE
     text_options: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
 
@@ -81,7 +82,7 @@ def make_llava(folder: Path, variant: Variant = Variant()) -> Path:
         vision_config=_vision(variant),
         text_config=_text(variant),
         image_token_index=WORDS.index("<image>"),
-        image_seq_length=(SIDE // PATCH) ** 2,
+        image_seq_length=(variant.side // PATCH) ** 2,
         vision_feature_layer=variant.feature_layer,
         vision_feature_select_strategy=variant.strategy,
         tie_word_embeddings=variant.tied,
@@ -109,7 +110,7 @@ def _vision(variant: Variant) -> Any:
         intermediate_size=64,
         num_hidden_layers=3,
         num_attention_heads=2,
-        image_size=SIDE,
+        image_size=variant.side,
         patch_size=PATCH,
     )
 
@@ -151,9 +152,9 @@ def _processor(variant: Variant) -> Any:
         unk_token="<unk>",
         additional_special_tokens=["<image>"],
     )
-    square = {"height": SIDE, "width": SIDE}
+    square = {"height": variant.side, "width": variant.side}
     if variant.tower == "clip":
-        images: Any = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=square)
+        images: Any = CLIPImageProcessorPil(size={"shortest_edge": variant.side}, crop_size=square)
     else:
         images = SiglipImageProcessorPil(size=square)
     return LlavaProcessor(

@@ -82,7 +82,7 @@ class Spy:
 def spied(runtime: Runtime) -> tuple[Runtime, Spy]:
     """Return the runtime on a spy."""
     spy = Spy(runtime.session)
-    return Runtime(spy, runtime.facts, runtime.prompter, runtime.images), spy
+    return Runtime(spy, runtime.facts, runtime.prompter, runtime.images, runtime.settings), spy
 
 
 def exported(

@@ -33,7 +33,7 @@ class Off:
 def test_openvino_is_compared_with_onnx_runtime_and_with_the_originals_answers_without_torch(
     tiny_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("openvino", reason="openvino is not installed: vtcompress[openvino]")
+    pytest.importorskip("openvino", reason="openvino is not installed: extra openvino")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     asked = ["--json", "validate", str(tiny_artifact), "--backend", "openvino", "--threads", "1"]
     code = (

@@ -30,6 +30,7 @@ def artifact(tiny_model: Path, questions: Path, tmp_path_factory: pytest.TempPat
             "export.dtype": "bfloat16",
             "validate.data": str(questions),
             "validate.max_new_tokens": 4,
+            "validate.keep_pictures": "all",
         }
     )
     output = tmp_path_factory.mktemp("bfloat16") / "out"

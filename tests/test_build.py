@@ -137,7 +137,7 @@ def test_a_dry_run_for_another_machine_needs_neither_the_package_nor_a_gpu(
     assert "--saveEngine=tensorrt-GPU-decoder.engine" in said
     assert "computeCapabilities" not in said
     assert run(["build", str(artifact), "--target", "tensorrt"]) == 1
-    assert "vtcompress[tensorrt]" in capsys.readouterr().err
+    assert "'.[tensorrt]'" in capsys.readouterr().err
     chosen = ["--compute-capability", "SM86", "--dry-run"]
     assert run(["build", str(artifact), "--target", "tensorrt", *chosen]) == 1
 
@@ -242,7 +242,7 @@ def test_a_target_that_is_not_installed_and_gates_that_compute_a_size_are_refuse
         engine_building.check_targets(recipe, plan_of("identity").model)
     gates, *missing = caught.value.problems
     assert "compress.dyvte.exit: dynamic" in gates
-    assert [("vtcompress[rtx]" in m, "vtcompress[tensorrt]" in m) for m in missing] == [
+    assert [("'.[rtx]'" in m, "'.[tensorrt]'" in m) for m in missing] == [
         (True, False),
         (False, True),
     ]

@@ -1,5 +1,6 @@
 """Calibration: the contribution by its definition, resumed runs, foreign profiles, drawn profiles."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from compressor.calibration.data import Sample, read_samples
 from compressor.calibration.plot import draw_profile
 from compressor.calibration.profile import Profile
 from compressor.calibration.run import calibrate
-from compressor.errors import DataError, ProfileError
+from compressor.errors import DataError, ModelError, ProfileError
 from compressor.families import LoadedModel, load
 from compressor.planner import freeze, identity_plan
 from compressor.prompts import encode
@@ -111,6 +112,79 @@ def test_a_profile_of_other_data_is_refused_and_kept(
     assert path.read_bytes() == before
 
 
+def test_more_samples_go_on_with_the_profile_and_end_as_if_measured_at_once(
+    model: LoadedModel, samples: tuple[Sample, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed on the way too; samples that occur twice are measured twice."""
+    monkeypatch.setattr("compressor.calibration.run.SAVE_EVERY_SECONDS", 0.0)
+    more = (samples[0], samples[1], samples[1], samples[2], samples[3])
+    whole = calibrate(model, more, tmp_path / "whole.json", data_name="q")
+    path = tmp_path / "p.json"
+    calibrate(model, (samples[1], samples[3]), path, data_name="q")
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(model, more, path, data_name="q", progress=StopAfter(1))
+    rest = StopAfter(99)
+    assert calibrate(model, more, path, data_name="q", progress=rest) == whole
+    assert rest.seen == 2
+    assert path.read_bytes() == (tmp_path / "whole.json").read_bytes()
+
+
+def test_a_profile_of_an_earlier_version_is_continued_by_the_order_of_its_samples(
+    model: LoadedModel, samples: tuple[Sample, ...], tmp_path: Path
+) -> None:
+    path = tmp_path / "p.json"
+    whole = calibrate(model, samples[:3], path, data_name="q")
+    nameless = [score.model_copy(update={"sample": ""}) for score in whole.samples]
+    whole.model_copy(update={"samples": tuple(nameless[:2])}).save(path)
+    rest = StopAfter(99)
+    found = calibrate(model, samples[:3], path, data_name="q", progress=rest)
+    assert rest.seen == 1
+    assert found.layer_contribution() == whole.layer_contribution()
+
+
+def test_starting_anew_replaces_a_profile_of_other_data(
+    model: LoadedModel, samples: tuple[Sample, ...], tmp_path: Path
+) -> None:
+    path = tmp_path / "p.json"
+    calibrate(model, samples[:1], path, data_name="q")
+    found = calibrate(model, samples[1:2], path, data_name="r", anew=True)
+    assert found == Profile.load(path)
+    assert found == calibrate(model, samples[1:2], tmp_path / "new.json", data_name="r")
+
+
+def test_the_command_says_what_a_profile_holds_before_the_model_is_loaded(
+    tiny_model: Path,
+    questions: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from vtcompress.cli import run
+
+    path, other = tmp_path / "new" / "p.json", tmp_path / "other.jsonl"
+    (tmp_path / "0.png").write_bytes((questions.parent / "0.png").read_bytes())
+    other.write_text('{"image": "0.png", "question": "what else"}\n')
+    common = ["calibrate", "--recipe", "shortv", "--model", str(tiny_model), "--output", str(path)]
+    assert run([*common, "--data", str(questions), "--samples", "2"]) == 0
+    before = path.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr("compressor.families.load", lambda *_, **__: pytest.fail("loaded"))
+        capsys.readouterr()
+        assert run([*common, "--data", str(other)]) == 1
+        assert capsys.readouterr().err == (
+            f"error: {path}: measured on other data than the 1 samples of other.jsonl (seed counts too): it "
+            f"holds 2 of 2 samples of {questions.name}, on {tiny_model.name}; add --overwrite to start anew, "
+            "or choose another --output\n"
+        )
+        assert run([*common, "--data", str(questions), "--samples", "1"]) == 1
+        assert "it holds 2 of 2 samples" in capsys.readouterr().err
+    assert path.read_bytes() == before
+    assert run([*common, "--data", str(questions), "--samples", "4"]) == 0
+    assert Profile.load(path).total == 4
+    assert run([*common, "--data", str(other), "--overwrite"]) == 0
+    assert (Profile.load(path).data, len(Profile.load(path).samples)) == ("other.jsonl", 1)
+
+
 def test_a_profile_of_another_model_is_refused(
     llava: Callable[[str], Path], model: LoadedModel, samples: tuple[Sample, ...], tmp_path: Path
 ) -> None:
@@ -119,6 +193,22 @@ def test_a_profile_of_another_model_is_refused(
     other = load(str(llava("clip+mistral, all heads")))
     with pytest.raises(ProfileError, match=r"measured on another model"):
         calibrate(other, samples[:1], path, data_name="q")
+
+
+def test_scores_that_are_no_numbers_are_refused_and_not_ranked(
+    model: LoadedModel, samples: tuple[Sample, ...], tmp_path: Path
+) -> None:
+    """Weights that are finite can still overflow."""
+    name = "layers.2.self_attn.v_proj.weight"
+    tensors = {**model.tensors, name: model.tensors[name] * 1e38}
+    with pytest.raises(ModelError, match="layer_contribution: NaN or infinite for 'what is it'"):
+        calibrate(
+            dataclasses.replace(model, tensors=tensors),
+            samples[:1],
+            tmp_path / "p.json",
+            data_name="q",
+        )
+    assert not (tmp_path / "p.json").exists()
 
 
 def test_samples_without_a_picture_are_refused_before_any_work(

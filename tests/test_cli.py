@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from compressor.version import __version__
-from vtcompress import cli as module
 from vtcompress.cli import run
 
 Run = Callable[..., tuple[int, str, str]]
@@ -49,6 +48,7 @@ def artifact(
     # Nobody trained this model: freezing its layers changes its answers.
     for limit in ("min_exact_match_kept=null", "max_kl=100"):
         arguments += ["--set", f"validate.loss.{limit}"]
+    arguments += ["--set", "validate.keep_pictures=all"]
     assert run([str(a) for a in arguments]) == 0
     return output
 
@@ -177,7 +177,8 @@ def test_any_key_of_the_recipe_can_be_set(
     code, _, err = vt(*common, "--set", methods, "--output", tmp_path / "p.json")
     assert code == 1
     assert err == (
-        "error: compress[0].shortv.layers: 9, 11 are outside 0..3; the model has 4 layers\n"
+        "error: compress[0].shortv.layers: 9, 11 are outside 0..3; the model has 4 layers: give layers of "
+        "this model, or a share (frozen), which calibration chooses by\n"
     )
     code, _, err = vt(*common, "--set", "exprot.dtype=float16", "--output", tmp_path / "p.json")
     assert code == 1
@@ -231,6 +232,7 @@ def test_a_missed_threshold_is_exit_code_3_with_the_failing_lines(
         "-q", "export", "--recipe", "shortv", "--model", llava("clip+llama"), "--data", questions,
         "--validate-data", questions, "--bench-rounds", 0, "--output", tmp_path / "out",
         "--set", "validate.loss.max_kl=0",
+        "--set", "validate.keep_pictures=all",
     )  # fmt: skip
     assert code == 3
     assert "missed: mean KL" in err
@@ -274,16 +276,7 @@ def test_a_missing_extra_says_which_to_install(
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     code, _, err = vt("plan", "--recipe", "identity", "--model", tmp_path)
     assert code == 1
-    assert "pip install 'vtcompress[compress]'" in err
-
-
-def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object, **__: object) -> None:
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(module, "_set_logs", broken)
-    with pytest.raises(ZeroDivisionError):
-        run(["recipes"])
+    assert "pip install '.[compress]'" in err
 
 
 def test_an_interrupt_inside_exec_of_a_string_is_exit_code_130_too(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compressor.calibration.data import Sample, choose, data_digest, read_samples
+from compressor.calibration.data import Sample, choose, data_digest, notes_on, read_samples
 from compressor.errors import DataError
 
 
@@ -69,17 +69,16 @@ def test_all_problems_of_all_lines_are_named_at_once_with_their_line_numbers(tmp
     path = written(
         tmp_path,
         {"image": "a.png", "question": "fine"},
-        {"image": "gone.png", "question": " ", "answer": 7, "kind": ["x"], "img": 1},
+        {"image": "gone.png", "question": " ", "answer": {"a": 7}, "kind": ["x"], "img": 1},
         "[1, 2]",
         {"image": {"file": "a.png"}, "question": "q"},
         {"image": ["a.png", 5], "question": None},
     )
     assert problems(path) == (
-        f"{path}:2: img: unknown key; known: image, question, answer, kind",
-        f"{path}:2: question: must be a text",
-        f"{path}:2: answer: must be a text",
-        f"{path}:2: kind: must be a text",
         f"{path}:2: image: {tmp_path / 'gone.png'}: no such file",
+        f"{path}:2: question: must be a text",
+        f"{path}:2: answer: must be a text, a number, true or false, or a list of these",
+        f"{path}:2: kind: must be a text",
         f"{path}:3: not a JSON object",
         f"{path}:4: image: must be a file name or a list of file names",
         f"{path}:5: image: must be a file name or a list of file names",
@@ -98,10 +97,159 @@ def test_no_more_than_twenty_problems_are_listed_and_the_rest_counted(tmp_path, 
     assert lines[-1].endswith(f": {last}")
 
 
-@pytest.mark.parametrize("name", ["a\0.png", "x" * 5000, "sub", ""])
+@pytest.mark.parametrize("name", ["a\0.png", "x.png" * 1000])
 def test_a_name_that_cannot_be_a_picture_is_a_missing_file(tmp_path, name):
     (line,) = problems(written(tmp_path, {"image": name, "question": "q"}))
     assert line.endswith(": no such file")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("", "is empty; leave it out, or null, for a question without a picture"),
+        ("sub", "{folder}/sub: is a folder; name a picture in it"),
+        (
+            "https://a.org/7.jpg",
+            "'https://a.org/7.jpg' is an address: download the picture and name the file",
+        ),
+        (
+            "file:///a/7.jpg",
+            "'file:///a/7.jpg' is an address: download the picture and name the file",
+        ),
+        (
+            "data:image/png;base64,iVBORw0KGgo=",
+            "is a picture's content, not a file's name: save it as a file",
+        ),
+        (
+            "iVBORw0KGgo" * 40,
+            "is a picture's content, not a file's name: save it as a file and name that",
+        ),
+        ("sub\\b.png", "{folder}/sub\\b.png: no such file; write / instead of \\"),
+        ("~nobody-has-this-name/a.png", "{folder}/~nobody-has-this-name/a.png: no such file"),
+    ],
+)
+def test_what_is_no_file_of_a_picture_is_said_for_what_it_is(tmp_path, name, said):
+    (line,) = problems(written(tmp_path, {"image": name, "question": "q"}))
+    assert line.startswith(f"{tmp_path}/data.jsonl:1: image: ")
+    assert said.format(folder=tmp_path) in line
+    assert len(line) < 300
+
+
+def test_a_tilde_is_the_home_folder_and_null_is_no_picture(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "sub"))
+    path = written(
+        tmp_path, {"image": "~/b.png", "question": "q"}, {"image": None, "question": "r"}
+    )
+    one, other = read_samples(path)
+    assert one.images == (tmp_path / "sub" / "b.png",)
+    assert other.images == ()
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        (7, ("7",)),
+        (0.50, ("0.5",)),
+        (True, ("yes", "Yes", "true", "True")),
+        (False, ("no", "No", "false", "False")),
+        (["two", 2, "two", " "], ("two", "2")),
+        ([], ()),
+        (None, ()),
+        ("x", ("x",)),
+    ],
+)
+def test_numbers_truth_and_lists_are_read_as_answers(tmp_path, answer, right):
+    (sample,) = read_samples(written(tmp_path, {"question": "q", "answer": answer}))
+    assert sample.answers == right
+    assert sample.answer == (right[0] if right else None)
+
+
+def test_a_number_stays_as_it_was_written(tmp_path):
+    path = written(tmp_path, '{"question": "q", "answer": 0.50, "kind": 3}')
+    (sample,) = read_samples(path)
+    assert (sample.answer, sample.kind) == ("0.50", "3")
+    assert problems(written(tmp_path, '{"question": 3, "image": 4}')) == (
+        f"{path}:1: image: must be a file name or a list of file names",
+        f"{path}:1: question: must be a text",
+    )
+
+
+@pytest.mark.parametrize("answer", [{"answer": "x"}, [["x"]], [{"answer": "x"}]])
+def test_an_answer_of_another_form_is_refused(tmp_path, answer):
+    (line,) = problems(written(tmp_path, {"question": "q", "answer": answer}))
+    assert line.endswith(": answer: must be a text, a number, true or false, or a list of these")
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (
+            {"images": ["a.png"], "question": "q"},
+            ["image: missing; this line has 'images': call it 'image'"],
+        ),
+        (
+            {"image": "a.png", "prompt": "q"},
+            ["question: missing; this line has 'prompt': call it 'question'"],
+        ),
+        (
+            {"image_path": "a.png", "Query": "q"},
+            [
+                "image: missing; this line has 'image_path': call it 'image'",
+                "question: missing; this line has 'Query': call it 'question'",
+            ],
+        ),
+        (
+            {"imgae": "a.png", "question": "q"},
+            ["image: missing; this line has 'imgae': call it 'image'"],
+        ),
+        ({"image": "a.png"}, ["question: must be a text"]),
+    ],
+)
+def test_a_key_of_another_data_set_is_told_what_it_is_called_here(tmp_path, row, said):
+    path = written(tmp_path, row)
+    assert problems(path) == tuple(f"{path}:1: {line}" for line in said)
+
+
+def test_keys_that_are_not_read_are_noted_once_with_their_count_and_what_is_near_them(tmp_path):
+    rows = [{"id": i, "image": "a.png", "question": f"q{i}", "label": "x"} for i in range(3)]
+    path = written(tmp_path, *rows, {"question": "r", "images": []} | {"image": "a.png"})
+    samples = read_samples(path)
+    assert [len(sample.images) for sample in samples] == [1] * 4
+    assert notes_on([*samples, *samples]) == (
+        f"{path}: keys that are not read: 'id' (3), 'label' (3; did you mean 'answer'?), 'images' (1) "
+        "(read: image, question, answer, kind)",
+    )
+    answered = written(tmp_path, *({**row, "answer": "y"} for row in rows))
+    assert "did you mean" not in notes_on(read_samples(answered))[0]
+    assert notes_on(read_samples(written(tmp_path, {"question": "q"}))) == ()
+
+
+def test_questions_that_are_there_twice_are_noted_and_keys_that_are_given_twice_refused(tmp_path):
+    path = written(tmp_path, {"question": "q"}, {"question": "r"}, {"question": "q", "answer": "x"})
+    assert notes_on(read_samples(path)) == (f"{path}: 1 of 3 questions are there more than once",)
+    path = written(tmp_path, '{"question": "q", "answer": "x", "answer": "y"}')
+    assert problems(path) == (f"{path}:1: answer: given 2 times; keep one",)
+
+
+def test_a_mark_of_byte_order_is_no_part_of_the_first_line(tmp_path):
+    path = tmp_path / "bom.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + b'{"question": "q"}\n')
+    assert [s.question for s in read_samples(path)] == ["q"]
+
+
+def test_a_json_list_is_called_one(tmp_path):
+    path = written(tmp_path, '[\n {"question": "q"},\n {"question": "r"}\n]')
+    assert problems(path) == (
+        f"{path}: a JSON list; write one JSON object a line, without [ ] and commas",
+    )
+
+
+def test_the_digest_knows_every_right_answer_and_that_of_one_is_what_it_was(tmp_path):
+    one, two, three = (
+        data_digest(read_samples(written(tmp_path, {"question": "q", "answer": answer})))
+        for answer in ("x", ["x"], ["x", "y"])
+    )
+    assert one == two != three
 
 
 def test_deeply_nested_json_is_no_json_rather_than_a_crash(tmp_path):
@@ -111,8 +259,8 @@ def test_deeply_nested_json_is_no_json_rather_than_a_crash(tmp_path):
 
 def test_a_file_that_is_not_utf8_is_refused(tmp_path):
     path = tmp_path / "latin.jsonl"
-    path.write_bytes('{"question": "größer?"}'.encode("latin-1"))
-    assert problems(path) == (f"{path}: not UTF-8 text",)
+    path.write_bytes('{"question": "q"}\n{"question": "größer?"}'.encode("latin-1"))
+    assert problems(path) == (f"{path}:2: not UTF-8 text; save the file as UTF-8",)
 
 
 @pytest.mark.parametrize("text", ["", "\n \n"])
@@ -191,7 +339,7 @@ def test_the_digest_is_the_same_for_the_same_data_in_another_folder(tmp_path):
     first = data_digest(two_samples(tmp_path / "one"))
     assert first == data_digest(two_samples(tmp_path / "two"))
     assert len(first) == 64
-    assert int(first, 16) >= 0
+    assert set(first) <= set("0123456789abcdef")
 
 
 def test_the_digest_changes_with_pictures_words_and_order(tmp_path):
@@ -228,3 +376,15 @@ def test_halves_of_characters_are_refused_since_no_file_can_hold_them(tmp_path):
         f"{path}:1: question: not valid Unicode",
         f"{path}:1: answer: not valid Unicode",
     )
+
+
+@pytest.mark.parametrize("size", [7, 64, 100, 256, 300])
+def test_more_samples_of_a_seed_hold_the_fewer_ones(size):
+    samples = [Sample((), f"question {number}") for number in range(size)]
+    before: set[Sample] = set()
+    for count in (1, 3, 6, 24, 64, 128, 512):
+        drawn = choose(samples, count, seed=5)
+        assert len(drawn) == min(count, size)
+        assert before <= set(drawn)
+        assert list(drawn) == [sample for sample in samples if sample in set(drawn)]
+        before = set(drawn)

@@ -15,9 +15,9 @@ from compressor.compressed import compress
 from compressor.decoder.weights import source_of
 from compressor.errors import VtcompressError
 from compressor.families import load
-from export.onnx_graph import layer_nodes
 from export.torch_session import TorchSession
 from export.weights import PAGE
+from tests.flops import layer_nodes
 
 GRAPHS = ("vision.onnx", "embed.onnx", "decoder.onnx", "baseline_decoder.onnx")
 LARGE = 1024
@@ -32,6 +32,7 @@ def recipe_for(model: Path, questions: Path, **more: object) -> vtcompress.Recip
         # Nobody trained these models: freezing their layers changes their answers.
         "validate.loss.min_exact_match_kept": None,
         "validate.loss.max_kl": 100.0,
+        "validate.keep_pictures": "all",
         **more,
     }
     return vtcompress.load_recipe("shortv").override(values)
@@ -199,7 +200,8 @@ def test_stage_by_stage_gives_the_same_graphs_as_all_at_once(
     plan = vtcompress.plan(recipe, profile)
     vtcompress.compress(recipe, plan, tmp_path / "small", profile=profile)
     vtcompress.export(recipe, tmp_path / "out", compressed=tmp_path / "small", bench_rounds=0)
-    for name in (*GRAPHS, "weights.bin", "plan.json", "profile.json"):
+    kept = (*GRAPHS, "weights.bin", "plan.json", "profile.json", "generation_config.json")
+    for name in kept:
         assert (tmp_path / "out" / name).read_bytes() == (artifact / name).read_bytes(), name
     assert vtcompress.inspect(tmp_path / "small")["kind"] == "compressed model"
     assert vtcompress.inspect(tmp_path / "profile.json")["kind"] == "profile"

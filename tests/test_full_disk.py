@@ -18,7 +18,9 @@ import pytest
 from compressor.errors import VtcompressError
 from compressor.files import write_text
 from compressor.locks import exclusive
-from export.artifact import STAGING_MARK, staged
+from export.places import STAGING_MARK
+from export.staging import staged
+from tests.artifacts import write_result
 
 ROOT = Path(__file__).parent.parent
 SIZE = 3 << 20
@@ -46,10 +48,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def old(small_disk: Path) -> Path:
     """An old artifact on the small disk."""
-    output = small_disk / "out"
-    output.mkdir()
-    (output / "a").write_text("old")
-    return output
+    return write_result(small_disk / "out", a="old")
 
 
 def as_it_was(output: Path) -> bool:
@@ -133,9 +132,7 @@ def vtcompress(*arguments: object) -> tuple[int, str]:
 
 def test_a_limit_on_the_size_of_files_is_one_line_too(tmp_path):
     """Where no small disk can be mounted: the system's refusal comes while a file is written."""
-    output = tmp_path / "out"
-    output.mkdir()
-    (output / "a").write_text("old")
+    output = write_result(tmp_path / "out", a="old")
     pid = os.fork()
     if pid == 0:
         code = 1

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from compressor.methods import DyVTE, GateTraining
 from compressor.plan import Plan
 from compressor.planner import identity_plan, leave
 from compressor.progress import SILENT, Silent
-from compressor.prompts import EncodedPrompt, answer_ids, embed, encode
+from compressor.prompts import answer_ids, embed, encode
 from compressor.recipe import parse_recipe
 from tests.models import WORDS, make_picture, make_questions
 from vtcompress import gates_training
@@ -142,9 +143,7 @@ def exited_logits(model: LoadedModel, sample: Sample, layer: int) -> np.ndarray:
     decoder = decoder_from(plan, model.tensors, logits="all")
     prompt = encode(model.processor, sample)
     answer = torch.tensor([answer_ids(model.processor, sample, model.facts.eos_token_ids)])
-    rows = embed(
-        model, EncodedPrompt(torch.cat([prompt.input_ids, answer], dim=1), prompt.pixel_values)
-    )
+    rows = embed(model, replace(prompt, input_ids=torch.cat([prompt.input_ids, answer], dim=1)))
     with torch.inference_mode():
         logits, _ = decoder(
             rows.visual_embeds, rows.text_embeds, rows.visual_index, rows.text_index,

@@ -89,7 +89,13 @@ def test_logits_of_prefill_and_decode_are_the_originals(
     session: Session = getattr(pair, side)
     facts = pair.original.facts
     ids = prompt(layout, facts.visual_tokens)
-    rows = layout_of(ids, image_token_id=IMAGE, visual_tokens=facts.visual_tokens)
+    rows = layout_of(
+        ids,
+        image_token_id=IMAGE,
+        visual_tokens=facts.visual_tokens,
+        images=layout.count("i"),
+        vocab=facts.decoder.vocab,
+    )
     images = [pixels(layout.count("i"), seed) for seed in range(batch)]
     texts = np.stack([(rows.text_ids + 3 * b) % 20 + 5 for b in range(batch)])
     full = np.tile(np.array(ids), (batch, 1))
@@ -146,7 +152,11 @@ def test_a_compressed_folder_loads_back_to_the_same_model(pair: Pair, tmp_path: 
     facts = pair.original.facts
     assert np.array_equal(session.vision(pixels(1)), pair.torch.vision(pixels(1)))
     rows = layout_of(
-        prompt("tit", facts.visual_tokens), image_token_id=IMAGE, visual_tokens=facts.visual_tokens
+        prompt("tit", facts.visual_tokens),
+        image_token_id=IMAGE,
+        visual_tokens=facts.visual_tokens,
+        images=1,
+        vocab=facts.decoder.vocab,
     )
     outputs = []
     for one in (session, pair.torch):

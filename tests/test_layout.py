@@ -12,13 +12,15 @@ IMAGE = 99
 PICTURE = [IMAGE] * 3
 
 
-def laid_out(ids, start=0):
-    return layout_of(ids, image_token_id=IMAGE, visual_tokens=3, start=start)
+def laid_out(ids, images, start=0, **more):
+    return layout_of(
+        ids, image_token_id=IMAGE, visual_tokens=3, images=images, vocab=100, start=start, **more
+    )
 
 
-def problems(ids):
+def problems(ids, images=0, **more):
     with pytest.raises(DataError) as caught:
-        laid_out(ids)
+        laid_out(ids, images, **more)
     return caught.value.problems
 
 
@@ -35,7 +37,7 @@ def problems(ids):
 def test_rows_are_found_with_the_image_first_in_the_middle_several_times_and_not_at_all(
     ids, visual, text, images
 ):
-    layout = laid_out(ids)
+    layout = laid_out(ids, images)
     assert layout.visual_index.tolist() == visual
     assert layout.text_index.tolist() == text
     assert layout.text_ids.tolist() == [i for i in ids if i != IMAGE]
@@ -45,7 +47,7 @@ def test_rows_are_found_with_the_image_first_in_the_middle_several_times_and_not
 
 
 def test_a_later_turn_starts_where_the_conversation_ends():
-    layout = laid_out([5, *PICTURE, 7], start=40)
+    layout = laid_out([5, *PICTURE, 7], 1, start=40)
     assert layout.visual_index.tolist() == [41, 42, 43]
     assert layout.text_index.tolist() == [40, 44]
 
@@ -59,7 +61,7 @@ def test_every_place_is_one_row_of_one_kind_and_the_prompt_can_be_put_together_a
     parts, last, start
 ):
     ids = [i for part in parts for i in part] + [last]
-    layout = laid_out(ids, start)
+    layout = laid_out(ids, parts.count(PICTURE), start)
     again = dict.fromkeys(layout.visual_index.tolist(), IMAGE)
     again |= dict(zip(layout.text_index.tolist(), layout.text_ids.tolist(), strict=True))
     assert [again[place] for place in range(start, start + len(ids))] == ids
@@ -68,15 +70,35 @@ def test_every_place_is_one_row_of_one_kind_and_the_prompt_can_be_put_together_a
 
 
 def test_a_part_of_an_image_is_refused():
-    assert problems([IMAGE, IMAGE, 5]) == (
-        "the prompt has 2 image tokens; an image takes 3: give whole images only, and write no "
-        "image token into the text",
+    assert problems([IMAGE, IMAGE, 5], 1) == (
+        "the prompt has 2 image tokens (id 99), but 1 picture(s) of 3 rows come with it: give each "
+        "picture its place in the prompt, and write no image token into the text",
     )
+
+
+@pytest.mark.parametrize(
+    ("ids", "images"),
+    [([5, 7], 1), ([5, *PICTURE, 7], 0), ([5, *PICTURE, 7], 2), ([*PICTURE, *PICTURE, 7], 1)],
+    ids=["dropped", "none given", "one dropped", "one too many places"],
+)
+def test_a_picture_without_a_place_and_a_place_without_a_picture_are_refused(ids, images):
+    (line,) = problems(ids, images)
+    assert f"has {ids.count(IMAGE)} image tokens (id 99), but {images} picture(s) of 3" in line
+
+
+def test_tokens_without_a_row_in_the_embedding_table_are_refused_by_text_and_id():
+    words = {100: "<new>", 104: "<other>"}
+    (line,) = problems([5, 100, *PICTURE, 104, 100, 99 + 1, 7], 1, spell=words.get)
+    assert "tokens without an embedding: '<new>' (id 100), '<other>' (id 104); " in line
+    assert "ids 0 to 99" in line
+    assert laid_out([98, 7], 0).text_ids.tolist() == [98, 7]
+    # The image token's own row is never read.
+    assert layout_of([200, 7], image_token_id=200, visual_tokens=1, images=1, vocab=100).images == 1
 
 
 @pytest.mark.parametrize("ids", [[5, *PICTURE], [], PICTURE])
 def test_a_prompt_that_does_not_end_with_text_is_refused(ids):
-    assert problems(ids) == (
+    assert problems(ids, ids.count(IMAGE) // 3) == (
         "the prompt ends with an image; the next token is predicted from text: put a word after it",
     )
 
@@ -84,15 +106,16 @@ def test_a_prompt_that_does_not_end_with_text_is_refused(ids):
 def test_both_reasons_are_given_at_once():
     lines = problems([5, IMAGE])
     assert [line.split(";")[0] for line in lines] == [
-        "the prompt has 1 image tokens",
+        "the prompt has 1 image tokens (id 99), but 0 picture(s) of 3 rows come with it: give each picture "
+        "its place in the prompt, and write no image token into the text",
         "the prompt ends with an image",
     ]
 
 
 def test_an_unfinished_part_may_end_with_an_image_but_needs_a_text_row():
-    layout = layout_of([5, *PICTURE], image_token_id=IMAGE, visual_tokens=3, unfinished=True)
+    layout = laid_out([5, *PICTURE], 1, unfinished=True)
     assert layout.visual_index.tolist() == [1, 2, 3]
     assert layout.text_index.tolist() == [0]
     for ids in ([], PICTURE):
         with pytest.raises(DataError, match="ends with an image"):
-            layout_of(ids, image_token_id=IMAGE, visual_tokens=3, unfinished=True)
+            laid_out(ids, len(ids) // 3, unfinished=True)

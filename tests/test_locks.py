@@ -13,7 +13,7 @@ import pytest
 from compressor.errors import VtcompressError
 from compressor.files import write_text
 from compressor.locks import LOCK_MARK, exclusive
-from export.artifact import staged
+from export.staging import staged
 from vtcompress.cli import run
 
 ROOT = Path(__file__).parent.parent
@@ -49,7 +49,7 @@ def refusal(target: Path, taking=exclusive) -> str:
 
 def test_a_second_run_is_refused_in_one_line_that_names_the_first(tmp_path):
     target = tmp_path / "out"
-    process = holder(target, "export.artifact", "staged")
+    process = holder(target, "export.staging", "staged")
     said = (
         f"{target}: is being written by another run (pid {process.pid}); "
         "wait for it or choose another --output"

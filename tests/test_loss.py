@@ -20,11 +20,9 @@ from export.parity.loss import (
     exact,
     kl_rows,
     measure,
-    store_original,
-    stored_original,
-    write_answers,
 )
 from export.parity.loss_report import LossLimits, LossReport
+from export.parity.stored import store_original, stored_original, write_answers
 from tests import facts
 
 
@@ -342,7 +340,8 @@ class FakeRuntime:
             exit_layer=size if images else None,
         )
 
-    def answers(self, asked, *, max_new_tokens):
+    def answers(self, asked, *, max_new_tokens, generation_config):
+        assert not generation_config, "both sides are plain"
         for place, (question, images) in reversed(list(enumerate(asked))):
             yield place, self.answer(question, images, max_new_tokens=max_new_tokens)
 

@@ -1,15 +1,17 @@
 """The planner: dead rows in every plan, ShortV by share, list and speed-up, refusals all at once."""
 
 import math
+from itertools import permutations
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from compressor.calibration.profile import SampleScore
 from compressor.errors import PlanError
-from compressor.methods import ShortV, VisualExit
+from compressor.methods import Heads, ShortV, VisualExit, Yopo
 from compressor.passes.dead_rows import freeze_dead_rows
-from compressor.passes.shortv import for_speedup, lowest, ranking
+from compressor.passes.shortv import for_speedup, ranking, rounded
 from compressor.plan import LayerPlan, Workload
 from compressor.planner import freeze, identity_plan, leave, make_plan, measures_needed
 from tests import facts
@@ -78,30 +80,38 @@ def test_a_plan_keeps_the_model_and_its_digest():
     ("share", "frozen"),
     [
         (0.0, []),
-        (0.2, [5]),
-        (0.34, [3, 5]),
-        (0.5, [1, 3, 5]),
-        (0.6, [1, 3, 4, 5]),
-        (1.0, [0, 1, 2, 3, 4, 5]),
+        (0.2, [3]),
+        (0.34, [1, 3]),
+        (0.5, [1, 3, 4]),
+        (0.8, [1, 2, 3, 4]),
+        (1.0, [0, 1, 2, 3, 4]),
     ],
 )
-def test_a_share_freezes_the_layers_that_contribute_least(share, frozen):
+def test_a_share_freezes_those_that_contribute_least_of_the_layers_that_can_be_frozen(
+    share, frozen
+):
     plan = planned(ShortV(frozen=share))
-    expected = [FROZEN if i in frozen else UPDATE for i in range(6)]
-    if 5 not in frozen:
-        expected[5] = DEAD
-    assert what(plan) == expected
+    # Layer 5 contributes least of all: nobody reads what its visual rows become, so every plan freezes it.
+    assert what(plan) == [FROZEN if i in frozen else UPDATE for i in range(5)] + [DEAD]
 
 
 def test_a_share_that_falls_between_two_counts_is_rounded_half_up():
-    assert [len(lowest([0.0] * 5, share)) for share in (0.09, 0.1, 0.3, 0.5, 0.7, 0.9)] == [
-        0,
-        1,
-        2,
-        3,
-        4,
-        5,
-    ]
+    shares = (0.09, 0.1, 0.3, 0.5, 0.7, 0.9)
+    assert [rounded(share, 5) for share in shares] == [0, 1, 2, 3, 4, 5]
+    # 0.29 * 50 is a hair below 14.5 in floating point.
+    assert (rounded(0.29, 50), rounded(0.0, 7), rounded(1.0, 7)) == (15, 0, 7)
+
+
+def test_where_a_share_falls_between_two_counts_the_plan_says_so():
+    assert planned(ShortV(frozen=0.7), contribution=range(8)).notes == (
+        "compress[0].shortv.frozen: 0.7 of the 7 layers that can be frozen (without layer 7, whose rows are "
+        "dead) is 4.9, rounded to 5",
+    )
+    assert planned(ShortV(frozen=0.4)).notes == ()
+    assert planned(ShortV(frozen=0.5), VisualExit(layer=4)).notes == (
+        "compress[0].shortv.frozen: 0.5 of the 3 layers that can be frozen (in front of layer 4, without "
+        "layer 3, whose rows are dead) is 1.5, rounded to 2",
+    )
 
 
 def test_the_last_layer_keeps_its_dead_rows_where_shortv_does_not_choose_it():
@@ -121,10 +131,10 @@ def test_of_equal_contributions_the_deeper_layer_is_frozen_first():
 @pytest.mark.parametrize("speedup", [1.01, 1.2, 1.5, 2.0, 3.0])
 def test_a_speedup_freezes_the_fewest_lowest_layers_that_reach_it(speedup):
     plan = planned(ShortV(speedup=speedup), workload=Workload(text=3))
-    order = sorted(range(6), key=lambda i: CONTRIBUTION[i])
+    order = sorted(range(5), key=lambda i: CONTRIBUTION[i])
     naive = work(plan.naive())
     for count in range(7):
-        candidate = facts.plan(order[:count], text=3, dead=() if 5 in order[:count] else (5,))
+        candidate = facts.plan(order[:count], text=3, dead=(5,))
         if naive / work(candidate) >= speedup:
             break
     assert plan.layers == candidate.layers
@@ -136,14 +146,16 @@ def test_a_speedup_that_dead_rows_alone_reach_freezes_nothing_more():
 
 
 def test_no_layer_at_all_may_reach_the_speedup_but_all_together():
-    assert for_speedup([3.0, 1.0, 2.0], 2.0, len) == (1, 2)
-    assert for_speedup([3.0, 1.0, 2.0], 3.0, len) == (1, 2, 0)
-    assert for_speedup([3.0, 1.0, 2.0], 3.5, len) is None
+    order = ranking([3.0, 1.0, 2.0])
+    assert for_speedup(order, 2.0, len) == (1, 2)
+    assert for_speedup(order, 3.0, len) == (1, 2, 0)
+    assert for_speedup(order, 3.5, len) is None
 
 
 def test_several_methods_add_up():
     plan = planned(ShortV(layers=(0,)), ShortV(frozen=0.34))
-    assert what(plan) == [FROZEN, UPDATE, UPDATE, FROZEN, UPDATE, FROZEN]
+    # A share counts the layers that are left to be frozen, 1 to 4: 1.36 of them is 1.
+    assert what(plan) == [FROZEN, UPDATE, UPDATE, FROZEN, UPDATE, DEAD]
 
 
 def test_the_workload_is_the_profiles_median_and_can_be_overridden():
@@ -155,23 +167,26 @@ def test_the_workload_is_the_profiles_median_and_can_be_overridden():
     assert make_plan(model, facts.DIGEST, []).workload == Workload(images=1, text=64)
 
 
+THIS_MODEL = "give layers of this model, or a share (frozen), which calibration chooses by"
+
+
 def test_layers_outside_the_model_are_refused_and_all_are_named():
     assert problems(ShortV(layers=(2, 6, 40)), profile=None) == (
-        "compress[0].shortv.layers: 6, 40 are outside 0..5; the model has 6 layers",
+        f"compress[0].shortv.layers: 6, 40 are outside 0..5; the model has 6 layers: {THIS_MODEL}",
     )
     assert problems(ShortV(layers=(6,)), profile=None) == (
-        "compress[0].shortv.layers: 6 is outside 0..5; the model has 6 layers",
+        f"compress[0].shortv.layers: 6 is outside 0..5; the model has 6 layers: {THIS_MODEL}",
     )
 
 
 def test_a_speedup_out_of_reach_names_the_most_that_is_reachable():
-    most = work(facts.plan(text=10)) / work(facts.plan(range(6), text=10))
+    most = work(facts.plan(text=10)) / work(facts.plan(range(5), dead=(5,), text=10))
     down = math.floor(100 * most) / 100  # what is named can be asked for
     assert f"{most:.2f}" != f"{down:.2f}"
     (line,) = problems(ShortV(speedup=50.0), profile=facts.profile([CONTRIBUTION]))
     assert line == (
-        "compress[0].shortv.speedup: 50 is out of reach; freezing all 6 layers gives "
-        f"{down:.2f} on 12 visual and 10 text rows"
+        "compress[0].shortv.speedup: 50 is out of reach; freezing all 5 layers that can be frozen "
+        f"gives {down:.2f} on 12 visual and 10 text rows"
     )
     assert planned(ShortV(speedup=down))
 
@@ -257,8 +272,10 @@ def test_a_larger_share_freezes_a_superset(case, one, other):
     )
     assert few <= many
     assert model.decoder.layers - 1 in few
-    total = model.decoder.layers
-    assert abs(len(lowest(contribution, one)) - one * total) <= 0.5 + 1e-9
+    able = model.decoder.layers - 1
+    chosen = planned(ShortV(frozen=one), contribution=contribution, model=model).layers
+    frozen = sum(layer.reason == "shortv" for layer in chosen)
+    assert abs(frozen - one * able) <= 0.5 + 1e-6
 
 
 @settings(deadline=None)
@@ -282,15 +299,166 @@ def test_an_earlier_exit_never_costs_more_and_the_largest_that_is_fast_enough_is
     assert plan.exit_layer == max(fast)
 
 
-def test_methods_are_applied_in_order_and_shortv_chooses_among_layers_with_visual_rows():
-    plan = planned(VisualExit(layer=4), ShortV(frozen=0.5))
-    # Half of six layers; the lowest contributions among layers 0 to 3 are those of 3, 1 and 2.
-    assert [layer.reason for layer in plan.layers] == ["", *["shortv"] * 3, "vtw", "vtw"]
-    plan = planned(ShortV(frozen=0.5), VisualExit(layer=4))
-    # 5, 3 and 1 are chosen first; 5 is then behind the exit.
-    assert [layer.reason for layer in plan.layers] == ["", "shortv", "", "shortv", "vtw", "vtw"]
+ROWS = [[0.9, 0.2, 0.7, 0.1], [0.3, 0.8, 0.6, 0.5], [0.4, 0.1, 0.2, 0.9]] * 2
+BOTH = facts.profile([CONTRIBUTION]).model_copy(
+    update={
+        "measures": ("layer_contribution", "exit_kl", "head_score"),
+        "samples": (
+            SampleScore(
+                visual=12,
+                text=10,
+                layer_contribution=CONTRIBUTION,
+                exit_kl=(2.0, 1.0, 0.5, 0.25, 0.1, 0.0),
+                head_score=tuple(map(tuple, ROWS)),
+            ),
+        ),
+    }
+)
+HEADS = Heads(keep=0.5)
+
+
+@pytest.mark.parametrize(
+    "methods",
+    [
+        (ShortV(frozen=0.5), VisualExit(layer=4)),
+        (ShortV(frozen=0.5), VisualExit(max_kl=0.3, first_layer=1)),
+        (ShortV(frozen=0.5), VisualExit(speedup=1.8)),
+        (ShortV(layers=(1, 2)), VisualExit(speedup=1.8)),
+        (ShortV(speedup=1.8), VisualExit(layer=4)),
+        (ShortV(frozen=0.5), Yopo(heads=HEADS, keep_layers=(), mlp_ratio=2)),
+        (ShortV(speedup=1.8), Yopo(heads=HEADS, keep_layers=(), mlp_ratio=2)),
+        (ShortV(frozen=0.5), Yopo(heads=HEADS, keep_layers=(), off_from=3)),
+        (VisualExit(layer=4), Yopo(heads=HEADS, keep_layers=(), window=3)),
+        (VisualExit(speedup=1.8), Yopo(heads=HEADS, keep_layers=(), mlp_ratio=2)),
+        (ShortV(frozen=0.5), VisualExit(layer=5), Yopo(heads=HEADS, keep_layers=(0,), mlp_ratio=2)),
+    ],
+)
+def test_the_order_of_the_list_decides_nothing(methods):
+    model = facts.facts(token_grid=(3, 4))
+
+    def plan_of(order):
+        return make_plan(model, facts.DIGEST, order, BOTH)
+
+    first = plan_of(methods)
+    assert any(layer.reason not in ("", "dead") or layer.cuts for layer in first.layers)
+    for order in permutations(methods):
+        assert plan_of(order).layers == first.layers
+
+
+def test_shortv_chooses_among_the_layers_that_others_leave_to_be_frozen():
+    plan = planned(ShortV(frozen=0.7), VisualExit(layer=4))
+    # Layers 0, 1 and 2 can be frozen: 3 is dead in front of the exit.
+    assert [layer.reason for layer in plan.layers] == ["", "shortv", "shortv", "dead", "vtw", "vtw"]
     plan = planned(ShortV(layers=(1,)), VisualExit(layer=3))
     assert [layer.reason for layer in plan.layers] == ["", "shortv", "dead", *["vtw"] * 3]
+
+
+def test_a_speedup_is_that_of_the_whole_recipe():
+    # Few text rows, so that cuts of visual ones count for much.
+    options = {"workload": Workload(text=3)}
+    alone = planned(VisualExit(speedup=2.0), **options)
+    both = planned(ShortV(frozen=0.4), VisualExit(speedup=2.0), **options)
+    assert both.exit_layer > alone.exit_layer
+    assert work(both.naive()) / work(both) >= 2.0
+    later = leave(
+        identity_plan(facts.facts(), facts.DIGEST, Workload(text=3)), both.exit_layer + 1, "vtw"
+    )
+    more = freeze(later, (3, 1), "shortv")
+    assert work(more.naive()) / work(more) < 2.0
+    frozen = planned(ShortV(speedup=2.0), VisualExit(layer=4), **options)
+    assert sum(layer.reason == "shortv" for layer in frozen.layers) < sum(
+        layer.reason == "shortv" for layer in planned(ShortV(speedup=2.0), **options).layers
+    )
+
+
+def test_a_recipe_of_format_1_is_planned_as_it_was_then_and_says_what_it_would_be_now():
+    def older(*methods):
+        return planned(*methods, recipe_format=1)
+
+    plan = older(VisualExit(layer=4), ShortV(frozen=0.5))
+    # Half of six layers; the lowest contributions among layers 0 to 3 are those of 3, 1 and 2.
+    assert [layer.reason for layer in plan.layers] == ["", "shortv", "shortv", "dead", "vtw", "vtw"]
+    plan = older(ShortV(frozen=0.5), VisualExit(layer=4))
+    # 5, 3 and 1 are chosen first; 5 is then behind the exit.
+    assert [layer.reason for layer in plan.layers] == ["", "shortv", "", "shortv", "vtw", "vtw"]
+    (note,) = plan.notes
+    assert note.startswith(
+        "vtcompress: 1: methods are applied in the order of the list, and shortv.frozen"
+    )
+    today = planned(ShortV(frozen=0.5), VisualExit(layer=4))
+    ratios = [f"{work(p.naive()) / work(p):.2f} x" for p in (today, plan)]
+    assert note.endswith(f"a prefill predicted {ratios[0]} instead of {ratios[1]}")
+    assert older(VisualExit(layer=4)).notes == ()
+
+
+BEHIND = "visual tokens have left by layers 4, 5: there is nothing to freeze"
+IN_EVERY_PLAN = "visual rows of layer 5 are frozen in every plan, as nobody reads what comes out"
+
+
+@pytest.mark.parametrize(
+    ("methods", "notes"),
+    [
+        (
+            [ShortV(layers=(1, 4, 5)), VisualExit(layer=4)],
+            [f"compress[0].shortv.layers: {BEHIND}"],
+        ),
+        (
+            [VisualExit(layer=3), ShortV(layers=(4, 5))],
+            [
+                f"compress[1].shortv.layers: {BEHIND}",
+                "compress[1].shortv: freezes no layer: visual tokens are gone from layer 3 on",
+            ],
+        ),
+        (
+            [ShortV(layers=(5,))],
+            [
+                f"compress[0].shortv: freezes no layer: {IN_EVERY_PLAN}",
+            ],
+        ),
+        (
+            [ShortV(frozen=0.05)],
+            [
+                "compress[0].shortv.frozen: 0.05 of the 5 layers that can be frozen (without layer 5, "
+                "whose rows are dead) is 0.25, rounded to 0"
+            ],
+        ),
+        (
+            [ShortV(frozen=0.0)],
+            [
+                f"compress[0].shortv: freezes no layer: the share is 0; {IN_EVERY_PLAN}",
+            ],
+        ),
+        (
+            [ShortV(speedup=1.0001)],
+            ["compress[0].shortv.speedup: freezes no layer: 1.0001 x is reached without"],
+        ),
+        (
+            [ShortV(layers=(0, 1, 2)), VisualExit(layer=4)],
+            [
+                "compress: no layer updates visual rows: whatever the picture is, text tokens read it as the "
+                "projector gave it, in front of the first layer"
+            ],
+        ),
+    ],
+)
+def test_what_is_asked_for_and_not_done_or_done_to_every_layer_is_noted(methods, notes):
+    assert list(planned(*methods).notes) == notes
+
+
+@pytest.mark.parametrize("methods", [(), (ShortV(layers=(1, 2)),), (VisualExit(layer=3),)])
+def test_what_is_done_as_asked_needs_no_note(methods):
+    assert planned(*methods).notes == ()
+
+
+def test_a_layer_may_be_given_as_a_share_of_the_depth():
+    for share, layer in ((0.5, 3), (0.01, 1), (0.75, 5), (0.58, 3), (0.59, 4)):
+        assert planned(VisualExit(layer=share)).exit_layer == layer
+        assert planned(Yopo(off_from=share)).exit_layer == layer
+    masked = planned(Yopo(off_from=0.5, semantics="masked"))
+    assert [layer.off for layer in masked.layers] == [False] * 3 + [True] * 3
+    assert problems(VisualExit(layer=0.99), profile=None) == (
+        "compress[0].visual_exit.layer: 6 is outside 1..5; the model has 6 layers",
+    )
 
 
 @settings(deadline=None)
@@ -328,7 +496,7 @@ def test_a_wanted_speedup_is_reached_with_no_layer_to_spare_or_refused(case, wan
     assert original / work(plan) >= wanted - 1e-9
     chosen = [layer.index for layer in plan.layers if layer.reason == "shortv"]
     assert len(set(chosen)) == len(chosen)
-    left = [i for i in layers if i not in chosen]
+    left = [i for i in layers[:-1] if i not in chosen]  # the last one's rows are dead
     if chosen:
         highest = max(contribution[i] for i in chosen)
         assert all(contribution[i] >= highest for i in left)

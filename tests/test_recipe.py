@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from compressor.errors import RecipeError
-from compressor.methods import ShortV
+from compressor.methods import Heads, ShortV, VisualExit, Yopo
 from compressor.recipe import (
     RECIPE_FORMAT,
     FidelityThresholds,
@@ -54,8 +54,8 @@ def refusal(folder: Path, content: str | bytes) -> list[str]:
 
 
 def test_the_shortest_recipe_is_identity_with_every_default(tmp_path):
-    recipe = read(tmp_path, "vtcompress: 1\n")
-    assert recipe.vtcompress == RECIPE_FORMAT == 1
+    recipe = read(tmp_path, "vtcompress: 2\n")
+    assert recipe.vtcompress == RECIPE_FORMAT == 2
     assert (recipe.model.id, recipe.model.revision, recipe.model.trust_remote_code) == (
         None,
         None,
@@ -104,7 +104,7 @@ def test_every_shipped_recipe_loads():
     paths = sorted(RECIPES.glob("*.yaml"))
     assert len(paths) == 11
     for path in paths:
-        assert load_recipe(path).vtcompress == 1
+        assert load_recipe(path).vtcompress == RECIPE_FORMAT
 
 
 def test_numbers_in_scientific_notation_are_numbers_and_words_stay_words(tmp_path):
@@ -353,24 +353,31 @@ def test_a_value_that_is_not_allowed_is_named_with_its_place_and_what_is(tmp_pat
 
 
 @pytest.mark.parametrize("value", ["true", "1.0", "'1'", "0", "-1", "null"])
-def test_a_format_version_is_the_whole_number_one(tmp_path, value):
+def test_a_format_version_is_one_of_two_whole_numbers(tmp_path, value):
     shown = value
     assert refusal(tmp_path, f"vtcompress: {value}\n") == [
-        f"vtcompress: {shown} is not allowed; 1, the format of recipes"
+        f"vtcompress: {shown} is not allowed; 1 or 2, the format of recipes; 2 is today's"
     ]
+
+
+def test_a_recipe_keeps_its_format_when_it_is_changed_and_written(tmp_path):
+    for number in (1, 2):
+        recipe = read(tmp_path, f"vtcompress: {number}\ncompress: [{{shortv: {{frozen: 0.5}}}}]\n")
+        changed = recipe.override({"compress.shortv.frozen": 0.6})
+        assert read(tmp_path, dump_recipe(changed)).vtcompress == changed.vtcompress == number
 
 
 def test_a_missing_format_version_is_asked_for(tmp_path):
     assert refusal(tmp_path, "model: {}\n") == [
-        "vtcompress: missing; start the recipe with 'vtcompress: 1'"
+        "vtcompress: missing; start the recipe with 'vtcompress: 2'"
     ]
 
 
 def test_a_newer_format_asks_for_an_upgrade_and_judges_nothing_else(tmp_path):
-    assert refusal(tmp_path, "vtcompress: 2\nfuture: 1\nmodel: 3\n") == [
+    assert refusal(tmp_path, "vtcompress: 3\nfuture: 1\nmodel: 3\n") == [
         (
-            "vtcompress: written for a newer vtcompress (format 2); "
-            "this one reads up to 1: upgrade vtcompress"
+            "vtcompress: written for a newer vtcompress (format 3); "
+            "this one reads up to 2: upgrade vtcompress"
         )
     ]
 
@@ -387,7 +394,7 @@ def test_all_problems_are_reported_at_once(tmp_path):
     )
     assert lines == [
         "line 6: the key 'calibrate' is given twice (first on line 1); keep one",
-        "vtcompress: missing; start the recipe with 'vtcompress: 1'",
+        "vtcompress: missing; start the recipe with 'vtcompress: 2'",
         "calibrate.samples: 0 is not allowed; a whole number, 1 or more",
         "calibrate.seed: -1 is not allowed; a whole number from 0 to 4294967295",
         "compress[0].shortv.frozen: 1.5 is not allowed; a number from 0 to 1",
@@ -417,10 +424,10 @@ def test_a_long_value_is_shown_shortened_to_sixty_characters(tmp_path):
 @pytest.mark.parametrize(
     ("content", "line"),
     [
-        (b"", "the file is empty; start it with 'vtcompress: 1'"),
-        (b"# only a comment\n", "the file is empty; start it with 'vtcompress: 1'"),
-        (b"# list\n- shortv\n", "line 2: a recipe is a mapping, such as 'vtcompress: 1'"),
-        (b"vtcompress\n", "line 1: a recipe is a mapping, such as 'vtcompress: 1'"),
+        (b"", "the file is empty; start it with 'vtcompress: 2'"),
+        (b"# only a comment\n", "the file is empty; start it with 'vtcompress: 2'"),
+        (b"# list\n- shortv\n", "line 2: a recipe is a mapping, such as 'vtcompress: 2'"),
+        (b"vtcompress\n", "line 1: a recipe is a mapping, such as 'vtcompress: 2'"),
         (b"vtcompress: 1\n# caf\xe9\n", "line 2: not UTF-8 text; save the file as UTF-8"),
         (b"vtcompress: 1\nmodel: \x01\n", "line 2: not a character of YAML text"),
         (
@@ -558,8 +565,114 @@ def test_an_override_reaches_into_the_entry_of_a_method_by_its_name(tmp_path):
     assert recipe.dyvte.train.steps != 3
     with pytest.raises(RecipeError, match=r"compress\[1\].dyvte.train.step: unknown key"):
         recipe.override({"compress.dyvte.train.step": 3})
-    with pytest.raises(RecipeError, match="command line: compress: "):
-        recipe.override({"compress.visual_exit.layer": 3})
+
+
+CHOICES = (
+    "vtcompress: 2\ncompress: [{shortv: {frozen: 0.5}}, {visual_exit: {max_kl: 0.1, first_layer: 3}}, "
+    "{yopo: {heads: {threshold: 0.1, votes: 0.3}}}]\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("values", "place", "method"),
+    [
+        ({"compress.shortv.speedup": 1.5}, 0, ShortV(speedup=1.5)),
+        ({"compress.shortv": {"layers": [1]}}, 0, ShortV(layers=(1,))),
+        ({"compress": {"shortv": {"layers": [1]}}}, 0, ShortV(layers=(1,))),
+        ({"compress[0].shortv.frozen": 0.25}, 0, ShortV(frozen=0.25)),
+        ({"compress[0]": {"shortv": {"speedup": 2}}}, 0, ShortV(speedup=2.0)),
+        (
+            {"compress.shortv.frozen": None, "compress[0].shortv.speedup": 1.5},
+            0,
+            ShortV(speedup=1.5),
+        ),
+        ({"compress[1].visual_exit.layer": 4}, 1, VisualExit(layer=4)),
+        ({"compress.visual_exit.max_kl": 0.2}, 1, VisualExit(max_kl=0.2, first_layer=3)),
+        ({"compress.visual_exit.first_layer": None}, 1, VisualExit(max_kl=0.1)),
+        ({"compress.yopo.heads.keep": 0.5}, 2, Yopo(heads=Heads(keep=0.5))),
+        ({"compress.yopo.heads.votes": 0.5}, 2, Yopo(heads=Heads(threshold=0.1, votes=0.5))),
+        ({"compress.yopo": {"heads": None, "window": 3}}, 2, Yopo(window=3)),
+    ],
+)
+def test_of_keys_that_exclude_each_other_the_one_that_is_set_takes_the_others_away(
+    tmp_path, values, place, method
+):
+    recipe = read(tmp_path, CHOICES)
+    changed = recipe.override(values)
+    assert changed.methods[place] == method
+    rest = [m for i, m in enumerate(recipe.methods) if i != place]
+    assert [m for i, m in enumerate(changed.methods) if i != place] == rest
+
+
+@pytest.mark.parametrize(
+    ("values", "lines"),
+    [
+        (
+            {"compress.shortv.frozen": 0.1, "compress[0].shortv.layers": [1]},
+            [
+                "compress[0].shortv: frozen and layers are given together; give exactly one of: frozen, "
+                "layers, speedup"
+            ],
+        ),
+        (
+            {"compress.shortv.frozen": None},
+            ["compress[0].shortv: nothing is given; give exactly one of: frozen, layers, speedup"],
+        ),
+        (
+            {
+                "compress[3].shortv.frozen": 0.1,
+                "compress[1].shortv.frozen": 0.1,
+                "export.dtype": "x",
+            },
+            [
+                "compress[3].shortv.frozen: the recipe has 3 entries under compress (shortv, visual_exit, "
+                "yopo)",
+                "compress[1].shortv.frozen: compress[1] has no shortv (under compress: shortv, visual_exit, "
+                "yopo); add it to a copy of the recipe",
+                "export.dtype: 'x' is not allowed; 'float32', 'float16' or 'bfloat16'",
+            ],
+        ),
+        (
+            {"compress.vtw.layer": 3, "compress.dyvte.exit": "baked", "compress[0]": None},
+            [
+                "compress.vtw.layer: unknown method; did you mean 'visual_exit'? (known: shortv, "
+                "visual_exit, dyvte, yopo)",
+                "compress.dyvte.exit: the recipe has no dyvte (under compress: shortv, visual_exit, yopo); "
+                "add it to a copy of the recipe",
+                "compress[0]: name the key too, such as compress[0].shortv. ...",
+            ],
+        ),
+    ],
+)
+def test_overrides_that_fit_no_entry_or_say_two_things_are_named_all_at_once(
+    tmp_path, values, lines
+):
+    with pytest.raises(RecipeError) as caught:
+        read(tmp_path, CHOICES).override(values)
+    assert caught.value.problems == tuple(f"command line: {line}" for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("body", "line"),
+    [
+        (
+            "compress: [{vtw: {layer: 3}}]",
+            "compress[0].vtw: unknown method; did you mean 'visual_exit'? (known: shortv, visual_exit, "
+            "dyvte, yopo)",
+        ),
+        (
+            "compress: [{shortv: {ratio: 0.5}}]",
+            "compress[0].shortv.ratio: unknown key; did you mean 'frozen'? (known: frozen, layers, speedup)",
+        ),
+        (
+            "model:\n\tid: x",
+            "line 3: not valid YAML: while scanning for the next token, found character '\\t' that cannot "
+            "start any token; indent with spaces, not with tabs",
+        ),
+    ],
+)
+def test_other_names_and_tabs_get_a_hint(tmp_path, body, line):
+    assert line in refusal(tmp_path, f"vtcompress: 2\n{body}\n")
 
 
 def test_errors_of_overrides_name_the_dotted_key_all_at_once(tmp_path):
@@ -669,7 +782,7 @@ _RECIPE = st.fixed_dictionaries(
                 "revision": _maybe(
                     _printable() | st.sampled_from(["1e3", "yes", "null", "0x1", "-", "1:2"])
                 ),
-                "trust_remote_code": st.booleans(),
+                "trust_remote_code": st.just(False),
             },
         ),
         "calibrate": st.fixed_dictionaries(

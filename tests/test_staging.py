@@ -1,17 +1,41 @@
 """Artifacts are written beside their place and moved into it: whole or not at all, whatever happens."""
 
+import errno
+import os
 import shutil
+import subprocess
 from collections import namedtuple
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from compressor.errors import VtcompressError
-from export.artifact import (
-    STAGING_MARK,
-    check_room,
-    staged,
-)
+from export.places import STAGING_MARK
+from export.staging import check_place, check_room, staged
+from tests.artifacts import write_result
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """An old result at `out`."""
+    return write_result(tmp_path / "out", a="old")
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def write(output: Path, content: str = "new", **asked: object) -> None:
+    """Write one file `a` into a place."""
+    with staged(output, **asked) as staging:  # type: ignore[arg-type]
+        (staging / "a").write_text(content)
+
+
+def refusal(output: Path, **asked: object) -> str:
+    with pytest.raises(VtcompressError) as caught, staged(output, **asked):  # type: ignore[arg-type]
+        pytest.fail("the block must not run")
+    return str(caught.value)
 
 
 def test_a_new_folder_appears_only_when_the_writing_ends_well(tmp_path):
@@ -32,20 +56,16 @@ def test_a_relative_place_is_the_one_below_the_working_folder(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("failure", [ValueError("x"), KeyboardInterrupt(), SystemExit(1)])
-def test_a_failure_or_interrupt_leaves_the_old_artifact_and_nothing_else(tmp_path, failure):
-    output = tmp_path / "out"
-    output.mkdir()
-    (output / "a").write_text("old")
-
-    def write() -> None:
-        with staged(output, overwrite=True) as staging:
+def test_a_failure_or_interrupt_leaves_the_old_artifact_and_nothing_else(tmp_path, old, failure):
+    def work() -> None:
+        with staged(old, overwrite=True) as staging:
             (staging / "a").write_text("new")
             raise failure
 
     with pytest.raises(type(failure)):
-        write()
-    assert (output / "a").read_text() == "old"
-    assert list(tmp_path.iterdir()) == [output]
+        work()
+    assert (old / "a").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [old]
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
@@ -57,9 +77,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
 
 
 def test_overwriting_replaces_the_old_artifact_whole(tmp_path):
-    output = tmp_path / "out"
-    output.mkdir()
-    (output / "stale").write_text("old")
+    output = write_result(tmp_path / "out", stale="old")
     with staged(output, overwrite=True) as staging:
         (staging / "a").write_text("new")
         assert (output / "stale").read_text() == "old"
@@ -67,35 +85,215 @@ def test_overwriting_replaces_the_old_artifact_whole(tmp_path):
     assert list(tmp_path.iterdir()) == [output]
 
 
-def test_overwriting_replaces_a_file_too(tmp_path):
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_file_is_never_replaced_by_a_folder(tmp_path, overwrite):
     output = tmp_path / "out"
     output.write_text("a file")
-    with staged(output, overwrite=True) as staging:
-        (staging / "a").write_text("new")
-    assert (output / "a").read_text() == "new"
+    said = refusal(output, overwrite=overwrite)
+    assert said == f"{output}: is a file, not a folder; choose another --output"
+    assert output.read_text() == "a file"
     assert list(tmp_path.iterdir()) == [output]
 
 
-@pytest.mark.parametrize("kind", ["folder", "file"])
-def test_what_exists_is_not_overwritten_unless_asked(tmp_path, kind):
-    output = tmp_path / "out"
-    if kind == "folder":
-        output.mkdir()
-        (output / "a").write_text("old")
-    else:
-        output.write_text("old")
-    with pytest.raises(VtcompressError) as caught, staged(output):
-        pytest.fail("the block must not run")
-    assert str(caught.value) == f"{output}: exists; choose another --output or add --overwrite"
-    assert (output if kind == "file" else output / "a").read_text() == "old"
+def test_what_exists_is_not_overwritten_unless_asked(old):
+    assert refusal(old) == (
+        f"{old}: holds a compressed model; choose another --output or add --overwrite to replace it"
+    )
+    assert (old / "a").read_text() == "old"
 
 
-def test_an_empty_folder_may_be_filled_without_asking(tmp_path):
+# A folder that is there is written into
+
+
+def test_an_empty_folder_is_filled_and_stays_the_folder_that_it_was(tmp_path):
     output = tmp_path / "out"
-    output.mkdir()
+    output.mkdir(mode=0o750)
+    before = output.stat()
     with staged(output) as staging:
         (staging / "a").write_text("new")
+        assert staging.is_relative_to(output)
     assert (output / "a").read_text() == "new"
+    assert (output.stat().st_ino, output.stat().st_mode) == (before.st_ino, before.st_mode)
+    assert names(output) == ["a"]
+    assert names(tmp_path) == ["out"]
+
+
+def test_the_empty_working_folder_is_filled(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(Path())
+    assert names(Path()) == ["a"]
+    assert names(tmp_path) == ["a"]
+
+
+def test_an_empty_folder_is_empty_again_after_a_failure(tmp_path):
+    output = tmp_path / "out"
+    output.mkdir()
+    with pytest.raises(RuntimeError), staged(output):
+        raise RuntimeError
+    assert names(output) == []
+
+
+@pytest.mark.parametrize("there", ["nothing", "empty", "old"])
+def test_of_a_link_its_target_is_written_and_the_link_stays(tmp_path, there):
+    target, link = tmp_path / "disk" / "target", tmp_path / "out"
+    target.parent.mkdir()
+    if there == "empty":
+        target.mkdir()
+    elif there == "old":
+        write_result(target, a="old")
+    link.symlink_to(Path("disk") / "target")
+    write(link, overwrite=there == "old")
+    assert link.readlink() == Path("disk/target")
+    assert (target / "a").read_text() == "new"
+    assert names(tmp_path) == ["disk", "out"]
+    assert names(target.parent) == ["target"]
+
+
+def test_links_that_point_at_each_other_are_one_line(tmp_path):
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    assert "cannot write" in refusal(tmp_path / "a")
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Return a function that mounts a tmpfs, or the folder of another one, at `tmp_path / "mount"`."""
+    folder = tmp_path / "mount"
+    folder.mkdir()
+
+    def at(*options: str) -> Path:
+        command = ["mount", *options, str(folder)]
+        if (
+            not shutil.which("mount")
+            or subprocess.run(command, capture_output=True, check=False).returncode
+        ):
+            pytest.skip(
+                "nothing may be mounted here; the test of folders that cannot be moved stands in"
+            )
+        return folder
+
+    yield at
+    subprocess.run(["umount", "--lazy", str(folder)], check=False, capture_output=True)
+
+
+@pytest.mark.parametrize("kind", ["tmpfs", "bind"])
+def test_a_mount_point_is_filled_and_later_replaced_in_place(tmp_path, mount, kind):
+    (tmp_path / "source").mkdir()
+    how = ("-t", "tmpfs", "tmpfs") if kind == "tmpfs" else ("--bind", str(tmp_path / "source"))
+    output = mount(*how)
+    (output / "lost+found").mkdir()
+    write(output)
+    assert names(output) == ["a", "lost+found"]
+    write_result(output / "made", a="old")
+    for name in ("a", "files.json"):
+        (output / "made" / name).replace(output / name)
+    (output / "made").rmdir()
+    assert "holds a compressed model" in refusal(output)
+    write(output, overwrite=True)
+    assert (output / "a").read_text() == "new"
+    assert names(output) == ["a", "lost+found"]
+    assert names(tmp_path) == ["mount", "source"]
+
+
+def test_room_is_asked_of_the_disk_that_is_written(tmp_path, mount):
+    output = mount("-t", "tmpfs", "-o", "size=1m", "tmpfs")
+    assert refusal(output, needed_bytes=2 << 20).startswith(f"{output}: 2 MiB are needed, 1 MiB ")
+    (tmp_path / "link").symlink_to(output / "deep")
+    assert refusal(tmp_path / "link", needed_bytes=2 << 20).startswith(
+        f"{output}: 2 MiB are needed"
+    )
+
+
+@pytest.mark.parametrize("number", [errno.EBUSY, errno.EXDEV, errno.EACCES])
+def test_where_a_folder_cannot_be_moved_its_content_is_replaced(tmp_path, old, monkeypatch, number):
+    rename = Path.rename
+
+    def stuck(self, target):
+        if old in (self, Path(target)):
+            raise OSError(number, os.strerror(number))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", stuck)
+    inode = old.stat().st_ino
+    write(old, overwrite=True)
+    assert (old / "a").read_text() == "new"
+    assert old.stat().st_ino == inode
+    assert names(old) == ["a"]
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_folder_whose_parent_may_not_be_written_is_filled(tmp_path, monkeypatch):
+    parent = tmp_path / "fixed"
+    output = write_result(parent / "out", a="old")
+    access = os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: Path(path) != parent and access(path, mode)
+    )
+    with staged(output, overwrite=True) as staging:
+        (staging / "a").write_text("new")
+        assert names(parent) == ["out"], "a file was made in the folder around"
+    assert (output / "a").read_text() == "new"
+    assert names(output) == ["a"]
+
+
+def test_everything_is_tried_before_the_work_and_leaves_nothing(tmp_path, old):
+    check_place(tmp_path / "new")
+    (tmp_path / "empty").mkdir()
+    check_place(tmp_path / "empty")
+    check_place(old, overwrite=True)
+    assert names(tmp_path) == ["empty", "out"]
+    assert names(tmp_path / "empty") == []
+    for output, asked in ((old, {}), (tmp_path / "x", {"needed_bytes": 1 << 60})):
+        with pytest.raises(VtcompressError):
+            check_place(output, **asked)
+
+
+# What could not be put in place
+
+
+def test_what_appeared_meanwhile_is_not_replaced_and_the_result_is_kept(tmp_path):
+    output = tmp_path / "out"
+
+    def work() -> None:
+        with staged(output) as staging:
+            (staging / "a").write_text("new")
+            output.mkdir()
+            (output / "thesis.tex").write_text("years of work")
+
+    with pytest.raises(VtcompressError) as caught:
+        work()
+    assert str(caught.value) == (
+        f"{output}: cannot be put in place: {output}: holds 1 file that vtcompress did not write, such as "
+        f"thesis.tex; choose another --output; the result is complete and lies in {output}-new-1"
+    )
+    assert (output / "thesis.tex").read_text() == "years of work"
+    assert (tmp_path / "out-new-1" / "a").read_text() == "new"
+    assert names(tmp_path) == ["out", "out-new-1"]
+
+
+@pytest.mark.parametrize("step", range(1, 9))
+def test_an_error_in_any_move_inside_a_folder_loses_neither_result(tmp_path, monkeypatch, step):
+    output = write_result(tmp_path / "out", a="old", b="old")
+    monkeypatch.setattr("export.staging.is_mount", lambda _: True)
+    rename, count = Path.rename, 0
+
+    def fails_once(self, target):
+        nonlocal count
+        count += 1
+        if count == step:
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails_once)
+    try:
+        write(output, overwrite=True)
+    except VtcompressError as error:
+        kept = Path(str(error).rpartition(" ")[2])
+        assert (output / "a").read_text() == (output / "b").read_text() == "old"
+        assert (kept / "a").read_text() == "new"
+    else:
+        assert (output / "a").read_text() == "new"
+    assert not [name for name in names(output) if name.startswith(".")]
 
 
 def test_what_killed_runs_left_is_removed_and_other_outputs_strays_are_not(tmp_path):
@@ -119,10 +317,10 @@ def test_a_name_with_wildcards_clears_its_own_strays_and_no_others(tmp_path, nam
         assert other.exists()
 
 
-def test_an_old_artifact_is_put_back_when_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
-    output = tmp_path / "out"
-    output.mkdir()
-    (output / "a").write_text("old")
+def test_an_old_artifact_is_put_back_when_the_new_one_cannot_take_its_place(
+    tmp_path, old, monkeypatch
+):
+    output = old
     rename = Path.rename
 
     def second_fails(self, target):
@@ -131,10 +329,12 @@ def test_an_old_artifact_is_put_back_when_the_new_one_cannot_take_its_place(tmp_
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", second_fails)
-    with pytest.raises(VtcompressError), staged(output, overwrite=True) as staging:
-        (staging / "a").write_text("new")
+    with pytest.raises(VtcompressError, match="Input/output error") as caught:
+        write(output, overwrite=True)
     assert (output / "a").read_text() == "old"
-    assert list(tmp_path.iterdir()) == [output]
+    assert str(caught.value).endswith(f"; the result is complete and lies in {output}-new-1")
+    assert (tmp_path / "out-new-1" / "a").read_text() == "new"
+    assert names(tmp_path) == ["out", "out-new-1"]
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -142,8 +342,7 @@ def test_an_old_artifact_that_a_kill_left_aside_comes_back_before_anything_else(
     tmp_path, overwrite
 ):
     output, aside = tmp_path / "out", tmp_path / f".out{STAGING_MARK}0a1b2c3d-old"
-    aside.mkdir()
-    (aside / "a").write_text("old")
+    write_result(aside, a="old")
     if overwrite:
         with pytest.raises(RuntimeError), staged(output, overwrite=True):
             raise RuntimeError

@@ -7,20 +7,21 @@ from typing import Any
 
 from compressor.errors import BackendError
 from compressor.plan import Plan
-from compressor.progress import SILENT, Progress
+from compressor.progress import Progress
 from compressor.recipe import fidelity_thresholds, load_recipe
 from export.artifact import PLAN_FILE, RECIPE_FILE, Artifact
 from export.backends import BACKENDS, on_gpu, open_session
 from export.engine_session import EngineSession
 from export.gpus import find_gpu
 from export.limits import cache_limits
-from export.parity import fidelity
+from export.parity import fidelity, stored
 from export.parity.backend import (
     BackendParity,
     compare_answers,
     compare_outputs,
     reference_outputs,
 )
+from vtcompress.console import shown
 from vtcompress.exporting import loss_limits, validation_name, with_limits
 from vtcompress.inputs import require_runtime
 
@@ -29,11 +30,12 @@ def validate_backend(
     path: str | Path,
     backend: str,
     *,
+    data: str | Path | None = None,
     precision: str = "f32",
     threads: int | None = None,
     device: int = 0,
     limits: Mapping[str, Any] | None = None,
-    progress: Progress = SILENT,
+    progress: Progress | None = None,
 ) -> BackendParity:
     """Compare a backend's numbers with ONNX Runtime's on the CPU, and its answers with the original's.
 
@@ -43,11 +45,13 @@ def validate_backend(
     Args:
         path: the artifact.
         backend: one of `export.backends.BACKENDS`, but the reference itself.
+        data: the data that the artifact was validated on, for its pictures; None: answers are compared only
+            where the artifact holds them.
         precision: see `export.backends.open_session`.
         threads: of one operator.
         device: number of the GPU, for backends that run on one.
         limits: other limits than the artifact's recipe sets; see `vtcompress.stages.validate`.
-        progress: shows stages and samples.
+        progress: shows stages and samples; None: on a terminal alone.
 
     Raises:
         VtcompressError: the artifact is broken, or the backend cannot run here.
@@ -58,10 +62,16 @@ def validate_backend(
             f"itself, or give one of {', '.join(BACKENDS[1:])}"
         )
     require_runtime("comparing a backend with ONNX Runtime")
-    path = Path(path)
+    path, progress = Path(path), shown(progress)
     artifact = Artifact.open(path)
-    recipe = with_limits(load_recipe(path / RECIPE_FILE), limits or {}, anew=True)
+    recipe = with_limits(load_recipe(path / RECIPE_FILE, stored=True), limits or {}, anew=True)
     plan = Plan.load(path / PLAN_FILE)
+    given = None if data is None else Path(data)
+    asked = None
+    if given is not None or stored.keeps_pictures(path):
+        asked = stored.original_for(path, artifact.manifest.loss, recipe.validation, given)
+    else:
+        progress.say(f"answers are not compared: {stored.NOT_KEPT}")
     session = open_session(artifact, backend, precision, threads, device=device)
     engines = session.engines if isinstance(session, EngineSession) else None
     most = None if engines is None else engines.facts.limits.max_images
@@ -77,8 +87,10 @@ def validate_backend(
         precision=precision,
         device=_device_name(backend, device),
         outputs=compare_outputs(artifact, plan, session, reference, numeric, images, room),
-        loss=compare_answers(
-            artifact, session, loss_limits(recipe), validation_name(recipe), progress
+        loss=None
+        if asked is None
+        else compare_answers(
+            artifact, session, asked, loss_limits(recipe), validation_name(recipe), progress
         ),
     )
     if engines is not None:

@@ -19,9 +19,10 @@ from export.backends import BACKENDS, PRECISIONS
 from vtcompress.cli_build import build
 from vtcompress.cli_doctor import doctor
 from vtcompress.cli_gates import train_gates
-from vtcompress.cli_recipe import FILE, read_recipe, read_settings, recipe_options
+from vtcompress.cli_recipe import FILE, files_read, read_recipe, read_settings, recipe_options
 from vtcompress.cli_report import COMMANDS
 from vtcompress.console import Output
+from vtcompress.last_resort import Doing, discard_output, watched_threads
 
 EXIT_ERROR, EXIT_USAGE, EXIT_MISSED, EXIT_INTERRUPTED = 1, 2, 3, 130
 
@@ -32,7 +33,24 @@ class ThresholdMissedError(Exception):
     """A check ran and missed a threshold; what it is was printed already."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+class UnforeseenError(Exception):
+    """Carries an error through click, which would take it for the user's interrupt; see its cause."""
+
+
+class Commands(click.Group):
+    """The commands; an error inside is handed on as it is."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except EOFError as error:  # of a truncated file, say: nothing here asks the user for lines
+            raise UnforeseenError from error
+
+
+@click.group(
+    cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True}
+)
 @click.version_option(__version__, prog_name="vtcompress")
 @click.option("-v", "--verbose", count=True, help="Say more; twice: the libraries' own logs too.")
 @click.option("-q", "--quiet", is_flag=True, help="Print results only.")
@@ -44,7 +62,9 @@ def cli(context: click.Context, verbose: int, quiet: bool, machine: bool) -> Non
     The main job is `vtcompress export --recipe shortv --model MODEL --data QUESTIONS.jsonl --output DIR`;
     the other commands are its stages, each starting from the file of the one before.
     """
-    context.obj = Output(verbosity=-1 if quiet else verbose, machine=machine)
+    doing = context.obj if isinstance(context.obj, Doing) else Doing()
+    doing.command, doing.verbose = context.invoked_subcommand, verbose > 0
+    context.obj = Output(verbosity=-1 if quiet else verbose, machine=machine, doing=doing)
     context.obj.interrupts.listen()
     _set_logs(verbose)
 
@@ -57,12 +77,18 @@ def _set_logs(verbose: int) -> None:
 @cli.command()
 @recipe_options
 @click.option("--output", type=FILE, default="profile.json", help="Profile to write or continue.")
+@click.option(
+    "--overwrite", is_flag=True, help="Start anew, whatever the profile at --output holds."
+)
 @click.pass_obj
-def calibrate(out: Output, /, output: Path, **options: Any) -> None:
-    """Measure what the recipe's methods choose by: how much each layer needs visual tokens."""
+def calibrate(out: Output, /, output: Path, overwrite: bool, **options: Any) -> None:
+    """Measure what the recipe's methods choose by: how much each layer needs visual tokens.
+
+    A profile of the same model and data is continued, also with more --samples.
+    """
     from vtcompress import show, stages
 
-    profile = stages.calibrate(read_recipe(options), output, progress=out)
+    profile = stages.calibrate(read_recipe(options), output, overwrite=overwrite, progress=out)
     show.show_profile(out, profile)
     out.line(
         f"{len(profile.samples)} samples; written: {output}, its plot as .png and .svg beside it"
@@ -79,12 +105,12 @@ def calibrate(out: Output, /, output: Path, **options: Any) -> None:
 @click.pass_obj
 def plan(out: Output, /, profile: Path | None, output: Path, **options: Any) -> None:
     """Decide what visual tokens do in each layer; print the predicted costs."""
-    from compressor.calibration.profile import Profile
+    from export.places import check_file
     from vtcompress import show, stages
 
-    measured = None if profile is None else Profile.load(profile)
+    check_file(output, "plan")
     recipe = read_recipe(options)
-    chosen = stages.plan(recipe, measured)
+    chosen = stages.plan(recipe, profile, progress=out)
     chosen.save(output)
     dtype = recipe.export.dtype
     show.show_plan(out, chosen, dtype)
@@ -102,7 +128,7 @@ def plan(out: Output, /, profile: Path | None, output: Path, **options: Any) -> 
 @click.option("--plan", "plan_file", type=FILE, required=True, help="What `plan` wrote.")
 @click.option("--profile", type=FILE, help="What `calibrate` wrote; stored beside the plan.")
 @click.option("--output", type=FOLDER, required=True, help="Folder to write.")
-@click.option("--overwrite", is_flag=True, help="Replace what is at --output.")
+@click.option("--overwrite", is_flag=True, help="Replace what vtcompress wrote at --output.")
 @click.pass_obj
 def compress(
     out: Output,
@@ -114,17 +140,16 @@ def compress(
     **options: Any,
 ) -> None:
     """Apply a plan: write a folder of safetensors, configuration and plan."""
-    from compressor.calibration.profile import Profile
     from compressor.plan import Plan
     from vtcompress import stages
 
-    measured = None if profile is None else Profile.load(profile)
     folder = stages.compress(
         read_recipe(options),
         Plan.load(plan_file),
         output,
-        profile=measured,
+        profile=profile,
         overwrite=overwrite,
+        sources=files_read(options, plan_file, profile),
         progress=out,
     )
     out.line(f"written: {folder}")
@@ -136,7 +161,7 @@ def compress(
 @click.option("--profile", type=FILE, help="Use this calibration instead of measuring.")
 @click.option("--compressed", type=FOLDER, help="Start from the folder that `compress` wrote.")
 @click.option("--output", type=FOLDER, required=True, help="Folder of the artifact.")
-@click.option("--overwrite", is_flag=True, help="Replace what is at --output.")
+@click.option("--overwrite", is_flag=True, help="Replace what vtcompress wrote at --output.")
 @click.option(
     "--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Of weights and graphs."
 )
@@ -162,7 +187,6 @@ def export(
     **options: Any,
 ) -> None:
     """Run all stages: calibrate, plan, compress, export to ONNX, check against the original, time."""
-    from compressor.calibration.profile import Profile
     from compressor.plan import Plan
     from export.engine_facts import engine_facts
     from vtcompress import show, stages
@@ -178,9 +202,10 @@ def export(
     manifest = stages.export(
         recipe,
         output,
-        profile=None if profile is None else Profile.load(profile),
+        profile=profile,
         compressed=compressed,
         overwrite=overwrite,
+        sources=files_read(options, profile),
         bench_rounds=bench_rounds,
         threads=threads,
         progress=out,
@@ -202,11 +227,20 @@ def _raise_if_missed(failures: tuple[str, ...]) -> None:
 
 @cli.command()
 @click.argument("artifact", type=FOLDER)
-@click.option("--data", type=FILE, help="Other questions (jsonl); needs --model.")
+@click.option(
+    "--data",
+    type=FILE,
+    help="The artifact's own questions (jsonl), for their pictures; others need --model.",
+)
 @click.option(
     "--model", help="The original, hub id or folder: measure it and export fidelity anew."
 )
 @click.option("--gates", type=FILE, help="The gates' weights, if the plan has gates; with --model.")
+@click.option(
+    "--trust-remote-code",
+    is_flag=True,
+    help="Let the repository of --model run its own Python code.",
+)
 @click.option(
     "--set",
     "settings",
@@ -217,7 +251,7 @@ def _raise_if_missed(failures: tuple[str, ...]) -> None:
 @click.option(
     "--backend",
     type=click.Choice(BACKENDS),
-    help="Compare this backend with ONNX Runtime on the CPU instead; without --data, --model, --gates.",
+    help="Compare this backend with ONNX Runtime on the CPU instead; without --model, --gates.",
 )
 @click.option(
     "--precision", type=click.Choice(PRECISIONS), default=PRECISIONS[0], help="bf16: openvino only."
@@ -234,6 +268,7 @@ def validate(
     data: Path | None,
     model: str | None,
     gates: Path | None,
+    trust_remote_code: bool,
     settings: tuple[str, ...],
     backend: str | None,
     precision: str,
@@ -248,13 +283,12 @@ def validate(
 
     limits = read_settings(settings)
     if backend is not None:
-        if data is not None or model is not None or gates is not None:
-            raise click.UsageError(
-                "--backend needs no original: leave out --data, --model, --gates"
-            )
+        if model is not None or gates is not None:
+            raise click.UsageError("--backend needs no original: leave out --model, --gates")
         parity = validate_backend(
             artifact,
             backend,
+            data=data,
             precision=precision,
             threads=threads,
             device=device,
@@ -272,8 +306,11 @@ def validate(
         gates=gates,
         limits=limits,
         threads=threads,
+        trust_remote_code=trust_remote_code,
         progress=out,
     )
+    if outcome.rewrite is not None:
+        show.show_rewrite(out, outcome.rewrite)
     show.show_fidelity(out, outcome.fidelity)
     show.show_loss(out, outcome.loss)
     show.show_exits(out, Plan.load(artifact / PLAN_FILE), outcome.loss)
@@ -281,6 +318,7 @@ def validate(
         {
             "fidelity": outcome.fidelity and outcome.fidelity.model_dump(mode="json"),
             "loss": outcome.loss and outcome.loss.model_dump(mode="json"),
+            "rewrite": outcome.rewrite and outcome.rewrite.model_dump(mode="json"),
             "verdict": outcome.verdict,
         }
     )
@@ -323,6 +361,11 @@ def bench(
     "--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, help="Draw from this share."
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Of the draws.")
+@click.option(
+    "--generation-config/--no-generation-config",
+    default=True,
+    help="Bar and punish tokens (repetition_penalty ...) as the model's generation_config.json asks for.",
+)
 @click.option(
     "--stats",
     is_flag=True,
@@ -397,7 +440,10 @@ def inspect(out: Output, /, path: str) -> None:
 
     facts = stages.inspect(path)
     out.result(facts)
+    problems = facts.pop("problems", ())
     out.table(path, ("fact", "value"), show.flat_rows(facts))
+    for problem in problems:
+        out.line(f"problem: {problem}")
 
 
 @cli.command()
@@ -409,9 +455,10 @@ def recipes(out: Output, /, name: str | None) -> None:
 
     shipped = shipped_recipes()
     if name is None:
-        out.table("Shipped recipes", ("name", "what it does"), [(r.name, r.title) for r in shipped])
+        rows = [(r.name, r.title, r.model) for r in shipped]
+        out.table("Shipped recipes", ("name", "what it does", "model"), rows)
         out.line("`vtcompress recipes NAME` prints one with its explanation")
-        out.result([{"name": r.name, "title": r.title} for r in shipped])
+        out.result([{"name": r.name, "title": r.title, "model": r.model} for r in shipped])
         return
     text = find_recipe(name).read_text(encoding="utf-8")
     out.line(text.rstrip("\n"))
@@ -447,17 +494,38 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Run the command line; return its exit code."""
+    """Run the command line; return its exit code. Errors that nobody foresaw end in one line as well."""
+    doing = Doing()
     try:
-        result = cli.main(arguments, prog_name="vtcompress", standalone_mode=False)
+        with watched_threads(doing):
+            code = _run(arguments, doing)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read what we print has left
+        discard_output()
+        return EXIT_ERROR
+    except Exception as error:  # noqa: BLE001 - the last resort
+        cause = error.__cause__ if isinstance(error, UnforeseenError) else None
+        doing.tell(error if cause is None else cause)
+        return EXIT_ERROR
+    return EXIT_ERROR if doing.failed and code == 0 else code
+
+
+def spoken(problem: str, command: str | None) -> str:
+    """Return a problem in the words of a command: some write something and have no `--output`."""
+    found = cli.commands.get(command or "")
+    if found is None or any("--output" in option.opts for option in found.params):
+        return problem
+    return problem.replace("another --output", "another place")
+
+
+def _run(arguments: list[str] | None, doing: Doing) -> int:
+    try:
+        result = cli.main(arguments, prog_name="vtcompress", standalone_mode=False, obj=doing)
     except ThresholdMissedError:
         return EXIT_MISSED
-    except ProblemsError as error:
-        for problem in error.problems:
-            click.echo(f"error: {problem}", err=True)
-        return EXIT_ERROR
     except VtcompressError as error:
-        click.echo(f"error: {error}", err=True)
+        for problem in error.problems if isinstance(error, ProblemsError) else (str(error),):
+            click.echo(f"error: {spoken(problem, doing.command)}", err=True)
         return EXIT_ERROR
     except click.UsageError as error:
         error.show()

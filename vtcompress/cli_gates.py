@@ -25,7 +25,7 @@ from vtcompress.console import Output
     default="gates.safetensors",
     help="Gates to write; the report beside them.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace what is at --output.")
+@click.option("--overwrite", is_flag=True, help="Replace what vtcompress wrote at --output.")
 @click.pass_obj
 def train_gates(
     out: Output,

@@ -59,6 +59,12 @@ def _with(command: Command, *options: Callable[[Command], Command]) -> Command:
     return command
 
 
+def files_read(options: Mapping[str, Any], *others: Path | None) -> list[Path]:
+    """Return the files that a command reads beside those that its recipe names: the recipe and others."""
+    named = [Path(options["recipe"]), *others]
+    return [path for path in named if path is not None and path.exists()]
+
+
 def read_settings(settings: Sequence[str]) -> dict[str, Any]:
     """Return the values that `--set` gives, by dotted key."""
     from compressor.recipe_errors import parse_value

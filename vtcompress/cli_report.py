@@ -20,10 +20,13 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 def report(out: Output, /, artifact: Path, html: Path | None, no_verify: bool) -> None:
     """Show what was done to a model, gained and lost; as Markdown, HTML, or figures with --json."""
     from export.html_report import html_report
+    from export.places import check_file
     from export.report import markdown_report
     from export.report_data import figures
     from vtcompress.reporting import read_report
 
+    if html is not None:
+        check_file(html, "page")
     if no_verify:
         out.say("files are not verified")
     data = read_report(artifact, verify=not no_verify)
@@ -50,9 +53,15 @@ def compare(
     """Put artifacts side by side: figures in one table, accuracy against speed in one plot."""
     from export.compare import columns, compare_artifacts, comparison_figures, comparison_rows
     from export.html_compare import html_comparison
+    from export.places import check_file
     from export.svg import standalone
     from export.tradeoff_chart import tradeoff_chart
 
+    path = None if plot is None else plot.with_name(f"{plot.name.removesuffix('.svg')}.svg")
+    if html is not None:
+        check_file(html, "page")
+    if path is not None:
+        check_file(path, "drawing")
     comparison = compare_artifacts(artifacts)
     drawing = None if plot is None else tradeoff_chart(comparison)
     if plot is not None and drawing is None:
@@ -67,8 +76,7 @@ def compare(
     if html is not None:
         write_text(html, html_comparison(comparison))
         out.say(f"written: {html}")
-    if plot is not None and drawing is not None:
-        path = plot.with_name(f"{plot.name.removesuffix('.svg')}.svg")
+    if path is not None and drawing is not None:
         write_text(path, standalone(drawing))
         out.say(f"written: {path}")
 

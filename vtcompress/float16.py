@@ -53,7 +53,7 @@ def keep_wide_nodes(
     def ask(session: Session) -> None:
         runtime = Runtime.on_session(session, folder, plan.model, image_token)
         asked = [(sample.question, sample.images) for sample in samples]
-        for _ in runtime.answers(asked, max_new_tokens=1):
+        for _ in runtime.answers(asked, max_new_tokens=1, generation_config=False):
             pass
 
     def check(session: Session) -> None:

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 
 from compressor.calibration.data import Sample, check_answered, read_samples
 from compressor.errors import RecipeError, VtcompressError
-from compressor.files import write_bytes
+from compressor.files import make_parent, write_bytes
 from compressor.gate_file import MODEL_DIGEST, stable_header
 from compressor.locks import exclusive
 from compressor.planner import check_layers
-from compressor.progress import SILENT, Progress
+from compressor.progress import Progress
 from compressor.recipe import Recipe
+from export.places import check_file
+from vtcompress.console import shown
 from vtcompress.exporting import validation_name
 from vtcompress.gates_report import GatesReport
 from vtcompress.inputs import (
@@ -21,6 +23,7 @@ from vtcompress.inputs import (
     require_compress,
     validation_samples,
 )
+from vtcompress.prompt_check import Asked, check_recipe_prompts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +41,7 @@ def train_gates(
     *,
     held_out: str | Path | None = None,
     overwrite: bool = False,
-    progress: Progress = SILENT,
+    progress: Progress | None = None,
 ) -> GatesReport:
     """Train the gates of the recipe's `dyvte` entry; write them, and a report as JSON beside them.
 
@@ -49,8 +52,8 @@ def train_gates(
         data: jsonl file of questions with pictures and answers; all are used.
         output: safetensors file of the gates.
         held_out: questions to report on; None: those of the recipe's `validate` section, if any.
-        overwrite: replace what is at `output`.
-        progress: shows prompts and steps.
+        overwrite: replace gates that this tool wrote at `output`.
+        progress: shows prompts and steps; None: on a terminal alone.
 
     Raises:
         VtcompressError: model, data or recipe cannot be used, or `output` exists, is being written by
@@ -61,16 +64,19 @@ def train_gates(
         raise RecipeError(["compress: no entry is dyvte, so there are no gates to train; add one"])
     if held_out is not None:
         recipe = recipe.override({"validate.data": Path(held_out)})
-    data, output = Path(data), Path(output)
+    data, output, progress = Path(data), Path(output), shown(progress)
     report_file = output.with_suffix(".json")
     if output.suffix != SUFFIX:
         raise VtcompressError(f"{output}: gates are a {SUFFIX} file; give --output such a name")
+    make_parent(output)
     with exclusive(output):
-        for path in (output, report_file):
-            if path.is_dir() or (path.exists() and not overwrite):
-                raise VtcompressError(f"{path}: exists; choose another --output or add --overwrite")
+        check_file(output, "gates", overwrite=overwrite)
+        check_file(report_file, "gates report", overwrite=overwrite)
         samples, others = _questions(data), _held_out(recipe)
         _check_model(recipe, output)
+        tokens = recipe.validation.max_new_tokens
+        asked = [Asked(samples, forced=True), Asked(others, tokens, forced=True)]
+        check_recipe_prompts(recipe, asked, progress)
         model = load_model(recipe, progress)
         checkpoint = output.with_name(f".{output.name}.training{SUFFIX}")
         from compressor.calibration.gate_training import train_gates as train

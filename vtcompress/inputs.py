@@ -1,13 +1,18 @@
 """What stages start from: the recipe's model and samples, and the packages that they need."""
 
 import importlib.util
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compressor.calibration.data import Sample, check_pictures, choose, read_samples
+from compressor.calibration.profile import Profile
 from compressor.dims import ModelFacts
 from compressor.errors import MissingExtraError, RecipeError
+from compressor.methods import Yopo
 from compressor.progress import Progress
 from compressor.recipe import Recipe
+from export.artifact import PROFILE_FILE
 
 if TYPE_CHECKING:
     from compressor.families import LoadedModel
@@ -63,6 +68,38 @@ def validation_samples(recipe: Recipe) -> tuple[Sample, ...]:
     return choose(read_samples(section.data), section.samples, section.seed)
 
 
+def open_profile(profile: Profile | str | Path | None) -> tuple[Profile | None, Path]:
+    """Return a profile that was given as it is or by its file, and what errors call it.
+
+    Raises:
+        ProfileError: the file cannot be read.
+    """
+    if profile is None or isinstance(profile, Profile):
+        return profile, Path(PROFILE_FILE)
+    return Profile.load(Path(profile)), Path(profile)
+
+
+def note_unread_data(recipe: Recipe, why: str, progress: Progress) -> None:
+    """Say that the recipe's calibration data is not read, if it names any."""
+    if recipe.calibrate.data is not None:
+        progress.say(f"note: {recipe.calibrate.data}: calibration data that is not read: {why}")
+
+
+def source_paths(recipe: Recipe) -> tuple[Path, ...]:
+    """Return the files and folders that a recipe names and a run reads."""
+    yopo = next((method for method in recipe.methods if isinstance(method, Yopo)), None)
+    named = [
+        recipe.calibrate.data,
+        recipe.validation.data,
+        recipe.dyvte.gates if recipe.dyvte else None,
+        yopo.heads.mask if yopo and yopo.heads else None,
+    ]
+    # os.path answers False for a name the system refuses; Path.is_dir raises for a long one.
+    if recipe.model.id is not None and os.path.isdir(recipe.model.id):  # noqa: PTH112
+        named.append(Path(recipe.model.id))
+    return tuple(path for path in named if path is not None)
+
+
 def model_id(recipe: Recipe) -> str:
     """Return the hub id or folder of the recipe's model.
 
@@ -83,7 +120,25 @@ def model_facts(recipe: Recipe) -> ModelFacts:
     require_compress("reading a model")
     from compressor.families.registry import describe
 
-    return describe(model_id(recipe), recipe.model.revision, image_size=recipe.export.image_size)
+    return describe(
+        model_id(recipe),
+        recipe.model.revision,
+        image_size=recipe.export.image_size,
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
+
+
+def model_folder(recipe: Recipe) -> Path:
+    """Return the folder of the recipe's model; a hub id is fetched.
+
+    Raises:
+        VtcompressError: no model is named, or it cannot be found.
+    """
+    require_compress("reading a model")
+    from compressor.families.registry import local_folder
+
+    section = recipe.model
+    return local_folder(model_id(recipe), section.revision, code=section.trust_remote_code)
 
 
 def model_digest(recipe: Recipe) -> str:
@@ -92,10 +147,10 @@ def model_digest(recipe: Recipe) -> str:
     Raises:
         VtcompressError: no model is named, or it cannot be found.
     """
-    require_compress("reading a model")
-    from compressor.families.registry import digest, local_folder
+    folder = model_folder(recipe)
+    from compressor.families.folder import digest
 
-    return digest(local_folder(model_id(recipe), recipe.model.revision))
+    return digest(folder, code=recipe.model.trust_remote_code)
 
 
 def load_model(

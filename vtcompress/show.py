@@ -34,6 +34,7 @@ from export.manifest import Manifest
 from export.parity.backend import REFERENCE, BackendParity
 from export.parity.fidelity import FidelityReport
 from export.parity.loss_report import LossReport
+from export.parity.rewrite import RewriteReport, rewrite_words
 from export.report import BENCH_COLUMNS, STATISTICS, layer_columns, layer_rows
 from vtcompress.console import Output
 from vtcompress.exporting import predicted
@@ -109,6 +110,7 @@ def show_checks(
     """Print times and both checks."""
     if manifest.measured is not None:
         show_bench(out, manifest.measured, chosen, manifest.dtype)
+    show_rewrite(out, manifest.rewrite)
     show_fidelity(out, manifest.fidelity)
     for line in dtype_words(manifest):
         out.line(line)
@@ -139,6 +141,11 @@ def show_bench(out: Output, report: BenchReport, chosen: Plan, dtype: str) -> No
     out.line(cache_words(chosen, report, dtype))
 
 
+def show_rewrite(out: Output, report: RewriteReport | None) -> None:
+    """Print how far the rewritten model, nothing cut, is from the original."""
+    out.line(rewrite_words(report))
+
+
 def show_fidelity(out: Output, report: FidelityReport | None) -> None:
     """Print the first check."""
     if report is None:
@@ -166,7 +173,9 @@ def show_parity(out: Output, parity: BackendParity) -> None:
 def show_loss(out: Output, report: LossReport | None) -> None:
     """Print the second check."""
     if report is None:
-        out.line("Compression loss: not run, no validation data (--validate-data)")
+        out.line(
+            "Compression loss: not run, no held-out questions (`vtcompress export --validate-data FILE`)"
+        )
         return
     title = "Compression loss (original model against the artifact)"
     out.table(title, TOKEN_COLUMNS, token_rows(report))

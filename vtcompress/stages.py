@@ -1,7 +1,11 @@
-"""The stages of the tool as functions; the command line is a thin layer over them."""
+"""The stages of the tool as functions; the command line is a thin layer over them.
+
+Stages that take long have an argument `progress`: bars and stages on stderr where that is a terminal, nothing
+elsewhere; an object of your own (`compressor.progress.Progress`) gets both, and `SILENT` of that module none.
+"""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,26 +13,30 @@ from typing import TYPE_CHECKING, Any
 from compressor.calibration.data import Sample, read_samples
 from compressor.calibration.profile import Profile
 from compressor.errors import ArtifactError, VtcompressError
-from compressor.files import read_text
+from compressor.files import make_parent, read_text
 from compressor.locks import exclusive
 from compressor.plan import Plan
-from compressor.planner import check_methods, make_plan
-from compressor.progress import SILENT, Progress
+from compressor.planner import check_methods, plan_recipe
+from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.recipe import load_recipe as read_recipe
-from export import artifact as artifacts
 from export import bench as timing
-from export.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE, Artifact
+from export import staging
+from export.artifact import PLAN_FILE, RECIPE_FILE, Artifact, write_file_list
 from export.backends import check_dtype
 from export.bfloat16 import open_for_checks
 from export.limits import cache_limits
 from export.manifest import Manifest
-from export.parity import fidelity, loss
+from export.parity import fidelity, loss, stored
 from export.parity.loss_report import LossReport
+from export.parity.rewrite import RewriteReport
+from export.places import check_file
 from export.runtime import Runtime
 from export.verdict import Verdict, verdict_of, worst
+from vtcompress.console import shown
 from vtcompress.exporting import (
     ExportRun,
+    calibration_task,
     check_fidelity,
     check_recipe,
     compress_for_export,
@@ -48,9 +56,15 @@ from vtcompress.inputs import (
     load_model,
     model_digest,
     model_facts,
+    model_folder,
+    note_unread_data,
+    open_profile,
     require_compress,
     require_runtime,
+    source_paths,
 )
+from vtcompress.prompt_check import Asked, check_recipe_prompts, processor_problems
+from vtcompress.rewrite_check import check_rewrite, rewrite_prompt
 from vtcompress.shipped import find_recipe
 
 if TYPE_CHECKING:
@@ -83,27 +97,61 @@ def load_recipe(name_or_path: PathLike) -> Recipe:
     return read_recipe(find_recipe(str(name_or_path)))
 
 
-def calibrate(recipe: Recipe, output: PathLike, *, progress: Progress = SILENT) -> Profile:
+def calibrate(
+    recipe: Recipe,
+    output: PathLike,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Profile:
     """Measure the recipe's model on its calibration data; a profile at `output` is continued.
 
     Also draws `output` without its suffix as PNG and SVG, with the layers that the recipe would freeze.
 
+    Args:
+        recipe: names model and data.
+        output: file of the profile. One of the same model, with these samples or some of them, is continued.
+        overwrite: start anew, whatever the profile there holds.
+        progress: shows the samples.
+
     Raises:
-        VtcompressError: model or data cannot be used, or `output` belongs to others or is being written
-            by another run.
+        VtcompressError: model or data cannot be used, or `output` holds another profile, was not written by
+            this tool, or is being written by another run.
     """
+    progress = shown(progress)
     output = Path(output)
+    base = output.with_suffix("")
+    drawings = tuple(base.with_name(base.name + suffix) for suffix in (".png", ".svg"))
+    if output in drawings:
+        raise VtcompressError(
+            f"{output}: is where the profile is drawn; give --output {base.name}.json"
+        )
+    make_parent(output)
     with exclusive(output):
-        calibration_samples(recipe)
-        model = load_model(recipe, progress, check_recipe(recipe))
-        profile = run_calibration(model, recipe, output, progress)
-        chosen = make_plan(model.facts, model.digest, recipe.methods, profile)
-        draw(profile, chosen, output.with_suffix(""))
+        check_file(output, "profile")
+        for path in drawings:
+            check_file(path, "drawing")
+        asked = [Asked(calibration_samples(recipe))]
+        digest = check_recipe(recipe, asked=asked, progress=progress)
+        if not overwrite:
+            calibration_task(recipe, model_facts(recipe), digest).go_on(output)
+        model = load_model(recipe, progress, digest)
+        check_rewrite(model, recipe)
+        profile = run_calibration(model, recipe, output, progress, anew=overwrite)
+        chosen = plan_recipe(recipe, model.facts, model.digest, profile)
+        draw(profile, chosen, base)
     return profile
 
 
-def plan(recipe: Recipe, profile: Profile | None = None) -> Plan:
+def plan(
+    recipe: Recipe, profile: Profile | PathLike | None = None, *, progress: Progress | None = None
+) -> Plan:
     """Decide what visual rows do in each layer; loads no weights.
+
+    Args:
+        recipe: names the model and the methods.
+        profile: of an earlier calibration, or its file; needed where methods choose by it.
+        progress: is told what is read.
 
     Raises:
         VtcompressError: the model is not supported, or the methods cannot be applied; all reasons.
@@ -111,10 +159,15 @@ def plan(recipe: Recipe, profile: Profile | None = None) -> Plan:
     require_compress("planning")
     facts = model_facts(recipe)
     check_methods(facts, recipe.methods)
+    progress = shown(progress)
+    measured, name = open_profile(profile)
+    note_unread_data(recipe, "a plan is made from a profile", progress)
+    check_recipe_prompts(recipe, (), progress)
+    progress.say(f"reading the weights of {recipe.model.id} for their digest")
     digest = model_digest(recipe)
-    if profile is not None:
-        profile.check_belongs(Path(PROFILE_FILE), model_digest=digest)
-    return make_plan(facts, digest, recipe.methods, profile)
+    if measured is not None:
+        measured.check_belongs(name, model_digest=digest)
+    return plan_recipe(recipe, facts, digest, measured)
 
 
 def compress(
@@ -122,30 +175,54 @@ def compress(
     plan: Plan,
     output: PathLike,
     *,
-    profile: Profile | None = None,
+    profile: Profile | PathLike | None = None,
     overwrite: bool = False,
-    progress: Progress = SILENT,
+    sources: Iterable[PathLike] = (),
+    progress: Progress | None = None,
 ) -> Path:
     """Write the compressed model as a folder that `load_compressed` and `export` read.
 
+    Args:
+        recipe: names the model.
+        plan: made for it.
+        output: folder to write.
+        profile: stored beside the plan.
+        overwrite: replace what this tool wrote at `output`.
+        sources: files that recipe, plan and profile were read from; no folder that holds one is replaced.
+        progress: shows stages.
+
     Raises:
-        VtcompressError: the plan is for another model, or the folder cannot be written.
+        VtcompressError: plan or profile are of another model, or the folder cannot be written.
     """
+    progress = shown(progress)
+    measured, name = open_profile(profile)
+    note_unread_data(recipe, "the plan is made already", progress)
+    output = Path(output)
+    needs: dict[str, Any] = {
+        "overwrite": overwrite,
+        "needed_bytes": sum(
+            path.stat().st_size for path in model_folder(recipe).glob("*.safetensors")
+        ),
+        "sources": (*source_paths(recipe), *map(Path, sources)),
+    }
+    staging.check_place(output, **needs)
+    check_recipe_prompts(recipe, (), progress)
     model = load_model(recipe, progress)
+    if measured is not None:
+        measured.check_belongs(name, model_digest=model.digest)
     from compressor.compressed import save_compressed
 
     gates = load_plan_gates(plan, recipe, model)
     # Refuses a plan of another model before anything is written.
     compress_for_export(model, plan, recipe, gates)
-    output = Path(output)
-    needed = sum(p.stat().st_size for p in model.folder.glob("*.safetensors"))
-    with artifacts.staged(output, overwrite=overwrite, needed_bytes=needed) as folder:
+    with staging.staged(output, **needs) as folder:
         save_compressed(model, plan, folder, gates)
-        write_inputs(folder, recipe, plan, profile)
+        write_inputs(folder, recipe, plan, measured)
+        write_file_list(folder)
     return output
 
 
-def load_compressed(folder: PathLike) -> "CompressedModel":
+def load_compressed(folder: PathLike, *, progress: Progress | None = None) -> "CompressedModel":
     """Load what `compress` wrote, in float32.
 
     Raises:
@@ -154,6 +231,7 @@ def load_compressed(folder: PathLike) -> "CompressedModel":
     require_compress("loading a compressed model")
     from compressor.compressed import load_compressed as load
 
+    shown(progress).say(f"loading {folder}")
     return load(Path(folder))
 
 
@@ -161,25 +239,27 @@ def export(
     recipe: Recipe,
     output: PathLike,
     *,
-    profile: Profile | None = None,
+    profile: Profile | PathLike | None = None,
     compressed: PathLike | None = None,
     overwrite: bool = False,
+    sources: Iterable[PathLike] = (),
     bench_rounds: int = 15,
     threads: int = 1,
-    progress: Progress = SILENT,
+    progress: Progress | None = None,
 ) -> Manifest:
     """Run all stages and write the artifact: calibrate, plan, compress, export, validate, time.
 
     Args:
         recipe: names the model and, where methods need it, calibration data.
         output: folder of the artifact; appears when complete.
-        profile: of an earlier calibration, instead of measuring.
+        profile: of an earlier calibration, or its file, instead of measuring.
         compressed: start from the folder that `compress` wrote instead of the original. Compression loss
             then needs the recipe's model as well.
-        overwrite: replace what is at `output`.
+        overwrite: replace what this tool wrote at `output`; nothing else is ever replaced.
+        sources: files that recipe and profile were read from; no folder that holds one is replaced.
         bench_rounds: how often each call is timed; 0 for none.
         threads: of one operator while timing.
-        progress: shows stages and loops.
+        progress: shows stages and loops; see the module.
 
     Returns:
         The manifest; `verdict` tells what became of both checks, `failures` which limits were missed.
@@ -189,10 +269,15 @@ def export(
     """
     require_compress("export")
     require_runtime("checking the exported graphs")
-    run = ExportRun(recipe, Path(output), bench_rounds, threads, progress)
+    read = tuple(map(Path, sources))
+    run = ExportRun(recipe, Path(output), bench_rounds, threads, shown(progress), read)
     if compressed is not None:
+        if profile is not None:
+            raise VtcompressError(
+                f"{compressed}: holds plan and profile already, so another profile is not read; leave it out"
+            )
         return run.from_compressed(Path(compressed), overwrite=overwrite)
-    return run.from_original(profile, overwrite=overwrite)
+    return run.from_original(*open_profile(profile), overwrite=overwrite)
 
 
 @dataclass(frozen=True)
@@ -202,21 +287,25 @@ class Validation:
     Attributes:
         fidelity: of the export; measured anew only if the original model was given.
         loss: on the data that was asked for; None if nothing could be compared.
+        rewrite: how far the rewritten model, nothing cut, is from the original, as this artifact's tokenizer
+            and processor files are read; None: the original was not given.
     """
 
     fidelity: fidelity.FidelityReport | None
     loss: LossReport | None
+    rewrite: RewriteReport | None = None
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """Every missed threshold of both checks."""
-        checks = (self.fidelity, self.loss)
+        """Every missed threshold of both checks, and what of the rewritten model is not the original's."""
+        checks = (self.rewrite, self.fidelity, self.loss)
         return tuple(line for check in checks if check is not None for line in check.failures)
 
     @property
     def verdict(self) -> Verdict:
         """What became of both checks together."""
-        return worst(verdict_of(check) for check in (self.fidelity, self.loss))
+        checks = [verdict_of(check) for check in (self.fidelity, self.loss)]
+        return worst(checks if self.rewrite is None else [self.rewrite.verdict, *checks])
 
 
 def validate(
@@ -227,73 +316,84 @@ def validate(
     gates: PathLike | None = None,
     limits: Mapping[str, Any] | None = None,
     threads: int | None = None,
-    progress: Progress = SILENT,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
 ) -> Validation:
     """Check an artifact again; nothing in it is changed.
 
     Args:
         path: the artifact.
-        data: other samples than the artifact's own; their original answers must be measured.
+        data: the data that the artifact was validated on, needed where it does not hold the pictures; or
+            other data, for which the original is needed as well.
         model: the original, hub id or folder; needed for other data and to measure fidelity anew.
         gates: file of the gates' weights, where the artifact's plan has gates and `model` is given.
         limits: other limits than the artifact's recipe sets, such as `{"validate.loss.min_agreement": 0.9}`.
         threads: of one operator.
-        progress: shows the samples.
+        trust_remote_code: let the repository of `model` run code of its own; what the artifact says does not.
+        progress: shows the samples; see the module.
 
     Raises:
-        VtcompressError: the artifact is broken, other data is given without the original, or `limits` sets
+        VtcompressError: the artifact is broken or holds no pictures and no data is given, other data is given
+            without the original, or `limits` sets
             what is no limit, or one that nothing is measured for.
     """
-    path = Path(path)
+    path, progress = Path(path), shown(progress)
     artifact = Artifact.open(path)
-    recipe = with_limits(read_recipe(path / RECIPE_FILE), limits or {}, anew=model is not None)
+    recipe = read_recipe(path / RECIPE_FILE, stored=True).override(
+        {"model.trust_remote_code": trust_remote_code}
+    )
+    recipe = with_limits(recipe, limits or {}, anew=model is not None)
     if gates is not None:
         recipe = recipe.with_gates(Path(gates))
-    if data is not None and model is None:
-        raise ArtifactError(
-            [
-                f"{data}: the original's answers to this data are not stored; give --model ORIGINAL as well"
-            ]
-        )
-    first: fidelity.FidelityReport | None = artifact.manifest.fidelity
-    original: loss.Answers | None = None
-    samples: tuple[Sample, ...] = ()
+    rewritten: RewriteReport | None = None
     manifest = artifact.manifest
+    given = None if data is None else Path(data)
+    asked = None
+    if model is None or (given is None and stored.keeps_pictures(path)):
+        asked = stored.original_for(path, manifest.loss, recipe.validation, given)
+    elif given is None:
+        progress.say(f"compression loss is not measured: {stored.NOT_KEPT}")
+    first: fidelity.FidelityReport | None = manifest.fidelity
     session = open_for_checks(path, manifest.graphs, manifest.dtype, threads=threads)
     if model is not None:
-        reference, original, samples = _measure_again(artifact, recipe, model, data, progress)
-        first = check_fidelity(
-            session, artifact.manifest.graphs, Plan.load(path / PLAN_FILE), reference, recipe
+        reference, original, samples, rewritten = _measure_again(
+            artifact, recipe, model, data, progress
         )
-        name = Path(data).name if data is not None else validation_name(recipe)
-    if original is None and (path / loss.ORIGINAL_FILE).is_file():
-        samples, original = loss.stored_original(path)
-        name = validation_name(recipe)
+        plan = Plan.load(path / PLAN_FILE)
+        first = check_fidelity(session, manifest.graphs, plan, reference, recipe)
+        if original is not None:
+            asked = samples, original
     second = None
-    if original is not None:
+    if asked is not None:
+        samples, original = asked
+        name = validation_name(recipe) if given is None else given.name
         runtime = Runtime.on_session(session, path, manifest.model, manifest.image_token)
         found = loss.measure(runtime, samples, original.max_new_tokens, progress)
         second = loss.compare(samples, original, found, loss_limits(recipe), name)
-    return Validation(first, second)
+    return Validation(first, second, rewritten)
 
 
 def _measure_again(
     artifact: Artifact, recipe: Recipe, original_id: str, data: PathLike | None, progress: Progress
-) -> tuple[fidelity.Recording, loss.Answers | None, tuple[Sample, ...]]:
+) -> tuple[fidelity.Recording, loss.Answers | None, tuple[Sample, ...], RewriteReport]:
     require_compress("measuring the original")
+    from compressor.compressed import plain
     from export.parity.original import measure_original
 
     changed = recipe.override({"model.id": original_id, "model.revision": None})
+    samples = () if data is None else read_samples(Path(data))
+    tokens = recipe.validation.max_new_tokens
+    check_recipe_prompts(changed, [Asked(samples, tokens)], progress)
     model = load_model(changed, progress)
     plan = Plan.load(artifact.folder / PLAN_FILE)
+    with rewrite_prompt(changed, samples) as prompt:
+        rewritten = prompt.compare(prompt.read(model), plain(model), artifact.folder)
     small = compress_for_export(model, plan, recipe, load_plan_gates(plan, recipe, model))
-    samples: tuple[Sample, ...] = ()
     original = None
-    if data is not None:
-        samples = read_samples(Path(data))
-        original = measure_original(model, samples, recipe.validation.max_new_tokens, progress)
+    if samples:
+        original = measure_original(model, samples, tokens, progress)
     limits = cache_limits(recipe.export, plan.model)
-    return record_torch(small, limits), original, samples
+    return record_torch(small, limits), original, samples, rewritten
 
 
 def bench(
@@ -303,7 +403,7 @@ def bench(
     text: int | None = None,
     rounds: int = 15,
     threads: int = 1,
-    progress: Progress = SILENT,
+    progress: Progress | None = None,
 ) -> timing.BenchReport:
     """Time an artifact beside the naive original; see `export.bench.bench`.
 
@@ -321,7 +421,7 @@ def bench(
         text=text or manifest.predicted.text,
         rounds=rounds,
         threads=threads,
-        progress=progress,
+        progress=shown(progress),
     )
 
 
@@ -329,7 +429,8 @@ def inspect(path: PathLike) -> dict[str, Any]:
     """Tell what a model folder, compressed folder, artifact, plan or profile is, without loading weights.
 
     Returns:
-        A JSON-like mapping; `kind` says which of them it is.
+        A JSON-like mapping; `kind` says which of them it is. Of a model `problems` holds what is wrong with
+        its processor, if anything is.
 
     Raises:
         VtcompressError: none of them.
@@ -345,7 +446,9 @@ def inspect(path: PathLike) -> dict[str, Any]:
     require_compress("inspecting a model")
     from compressor.families import describe
 
-    return {"kind": "model", **describe(str(path)).model_dump(mode="json")}
+    found: dict[str, Any] = {"kind": "model", **describe(str(path)).model_dump(mode="json")}
+    problems = processor_problems(str(path))
+    return found | ({"problems": list(problems)} if problems else {})
 
 
 def _inspect_file(path: Path) -> dict[str, Any]:

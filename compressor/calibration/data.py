@@ -1,17 +1,20 @@
-"""Questions about pictures from a jsonl file: `image`, `question`, optional `answer` and `kind`."""
+"""Questions about pictures from a jsonl file: `image`, `question`, optional `answer` and `kind`.
+
+An answer may be a list: each of them is right alone. Other keys are not read.
+"""
 
 import hashlib
 import json
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from compressor.calibration.rows import read_row, unread_words
 from compressor.errors import DataError
-from compressor.files import is_file, read_text, sha256_of
+from compressor.files import read_text, sha256_of
 
-KNOWN_KEYS = ("image", "question", "answer", "kind")
 MAX_PROBLEMS = 20
 
 
@@ -22,14 +25,30 @@ class Sample:
     Attributes:
         images: files of its pictures, in prompt order; empty for a text-only question.
         question: the user's words.
-        answer: the right answer, None if unknown.
+        answer: the right answer, the first if several are; None if unknown.
         kind: group that accuracy is reported for, e.g. `counting`.
+        others: further answers that are right too.
+        where: file and line that it was read from; empty if from none.
+        unread: keys beside it that say nothing here.
     """
 
     images: tuple[Path, ...]
     question: str
     answer: str | None = None
     kind: str = ""
+    others: tuple[str, ...] = ()
+    where: str = field(default="", compare=False)
+    unread: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Every right answer; none if unknown."""
+        return () if self.answer is None else (self.answer, *self.others)
+
+    @property
+    def place(self) -> str:
+        """What an error calls it: file and line, else its words."""
+        return self.where or repr(self.question[:60])
 
 
 def read_samples(path: Path) -> tuple[Sample, ...]:
@@ -40,13 +59,23 @@ def read_samples(path: Path) -> tuple[Sample, ...]:
     """
     samples, problems = [], []
     # Not splitlines(): a question may hold other line separators of Unicode.
-    for number, line in enumerate(read_text(path, DataError).split("\n"), start=1):
+    # A mark of byte order, which some editors write, is no part of the first line.
+    text = read_text(path, DataError).removeprefix("\ufeff")
+    if text.lstrip().startswith("[") and _is_list(text):
+        raise DataError(
+            [f"{path}: a JSON list; write one JSON object a line, without [ ] and commas"]
+        )
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        sample, found = _parse(line, f"{path}:{number}", path.parent)
-        problems += found
-        if sample is not None:
-            samples.append(sample)
+        row, found = read_row(line, path.parent)
+        problems += [f"{path}:{number}: {problem}" for problem in found]
+        if row is not None:
+            first, others = (row.answers[0], row.answers[1:]) if row.answers else (None, ())
+            place = f"{path}:{number}"
+            samples.append(
+                Sample(row.images, row.question, first, row.kind, others, place, row.unread)
+            )
     if problems:
         more = len(problems) - MAX_PROBLEMS
         raise DataError(
@@ -57,57 +86,40 @@ def read_samples(path: Path) -> tuple[Sample, ...]:
     return tuple(samples)
 
 
-def _parse(line: str, where: str, folder: Path) -> tuple[Sample | None, list[str]]:
+def _is_list(text: str) -> bool:
     try:
-        row: Any = json.loads(line)
+        return isinstance(json.loads(text), list)
     except (ValueError, RecursionError):
-        return None, [f"{where}: not JSON"]
-    if not isinstance(row, dict):
-        return None, [f"{where}: not a JSON object"]
-    problems = [
-        f"{where}: {key}: unknown key; known: {', '.join(KNOWN_KEYS)}"
-        for key in row
-        if key not in KNOWN_KEYS
-    ]
-    images = row.get("image", [])
-    images = [images] if isinstance(images, str) else images
-    if not isinstance(images, list) or not all(isinstance(name, str) for name in images):
-        problems.append(f"{where}: image: must be a file name or a list of file names")
-        images = []
-    if not isinstance(row.get("question"), str) or not row["question"].strip():
-        problems.append(f"{where}: question: must be a text")
-    problems += [
-        f"{where}: {key}: must be a text"
-        for key in ("answer", "kind")
-        if row.get(key) is not None and not isinstance(row[key], str)
-    ]
-    files = tuple(folder / name for name in images)
-    problems += [
-        f"{where}: {key}: not valid Unicode"
-        for key in ("question", "answer", "kind")
-        if isinstance(row.get(key), str) and not _is_unicode(row[key])
-    ]
-    problems += [f"{where}: image: {file}: no such file" for file in files if not is_file(file)]
-    if problems:
-        return None, problems
-    return Sample(files, row["question"], row.get("answer"), row.get("kind") or ""), []
-
-
-def _is_unicode(text: str) -> bool:
-    """JSON can spell halves of characters, which no file can hold."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
         return False
-    return True
+
+
+def notes_on(samples: Iterable[Sample]) -> tuple[str, ...]:
+    """Return what people should know of questions that were read, one sentence each, with their file."""
+    files: dict[str, dict[str, Sample]] = {}
+    for sample in samples:
+        files.setdefault(sample.where.rpartition(":")[0], {})[sample.where] = sample
+    found = []
+    for file, read in files.items():
+        known = any(sample.answers for sample in read.values())
+        if words := unread_words([sample.unread for sample in read.values()], known=known):
+            found.append(f"{file}: {words}")
+        counts = Counter((sample.images, sample.question) for sample in read.values())
+        if again := sum(count - 1 for count in counts.values()):
+            found.append(f"{file}: {again} of {len(read)} questions are there more than once")
+    return tuple(found)
 
 
 def choose(samples: Sequence[Sample], count: int | None, seed: int) -> tuple[Sample, ...]:
-    """Return `count` samples drawn by `seed`, in file order; all of them if there are no more."""
+    """Return `count` samples drawn by `seed`, in file order; all of them if there are no more.
+
+    A larger count draws the same samples and more, so that a calibration can be extended.
+    """
     if count is None or count >= len(samples):
         return tuple(samples)
-    kept = sorted(random.Random(seed).sample(range(len(samples)), count))  # noqa: S311
-    return tuple(samples[i] for i in kept)
+    drawn, kept = random.Random(seed), set[int]()  # noqa: S311
+    while len(kept) < count:
+        kept.add(drawn.randrange(len(samples)))
+    return tuple(samples[i] for i in sorted(kept))
 
 
 def check_pictures(samples: Sequence[Sample], data_name: str) -> None:
@@ -119,7 +131,7 @@ def check_pictures(samples: Sequence[Sample], data_name: str) -> None:
     blind = [s for s in samples if not s.images]
     if blind:
         raise DataError(
-            f"{data_name}: {s.question[:60]!r} has no image; calibration needs one"
+            f"{s.where or data_name}: {s.question[:60]!r} has no image; calibration needs one"
             for s in blind[:20]
         )
 
@@ -147,7 +159,16 @@ def data_digest(samples: Sequence[Sample]) -> str:
     """Return the sha256 over the questions and the bytes of their pictures, in order."""
     total = hashlib.sha256()
     for sample in samples:
-        pictures = [sha256_of(path) for path in sample.images]
-        row = [pictures, sample.question, sample.answer, sample.kind]
-        total.update(json.dumps(row, ensure_ascii=True).encode() + b"\n")
+        total.update(_digested(sample))
     return total.hexdigest()
+
+
+def sample_digest(sample: Sample) -> str:
+    """Return 16 hexadecimal digits by which a profile knows a sample again."""
+    return hashlib.sha256(_digested(sample)).hexdigest()[:16]
+
+
+def _digested(sample: Sample) -> bytes:
+    pictures = [sha256_of(path) for path in sample.images]
+    row = [pictures, sample.question, sample.answer, sample.kind, *sample.others]
+    return json.dumps(row, ensure_ascii=True).encode() + b"\n"

@@ -13,7 +13,7 @@ the tails of all layers run as one batch.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from compressor.calibration.full_pass import FullPass, full_pass
 from compressor.decoder import Decoder
 from compressor.decoder.gates import gate_input, gate_selection
 from compressor.families import LoadedModel
-from compressor.prompts import EncodedPrompt, answer_ids, embed, encode
+from compressor.prompts import answer_ids, embed, encode
 
 LEAST_AGREEMENT = 0.99
 MOST_LOSS = 1.03
@@ -81,7 +81,7 @@ def force_answer(model: LoadedModel, decoder: Decoder, sample: Sample) -> Forced
     prompt = encode(model.processor, sample)
     answer = torch.tensor(answer_ids(model.processor, sample, model.facts.eos_token_ids))
     ids = torch.cat([prompt.input_ids[0], answer[:-1]])[None]
-    rows = embed(model, EncodedPrompt(ids, prompt.pixel_values))
+    rows = embed(model, replace(prompt, input_ids=ids))
     full = full_pass(
         decoder, rows.visual_embeds, rows.text_embeds, rows.visual_index, rows.text_index
     )

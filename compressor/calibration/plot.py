@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compressor.calibration.profile import Measure, Profile
-from compressor.files import write_bytes
+from compressor.files import DRAWING_MARK, write_bytes
 from compressor.passes.dyvte import first_to_fire
 from compressor.plan import Plan
 
@@ -46,7 +46,8 @@ def draw_profile(profile: Profile, plan: Plan, base: Path) -> tuple[Path, ...]:
     # A fixed salt and no date: the same profile gives the same files.
     with mpl.rc_context({"svg.hashsalt": "vtcompress"}):
         for path in paths:
-            metadata = {"Date": None} if path.suffix == ".svg" else {}
+            svg = {"Date": None, "Creator": DRAWING_MARK}
+            metadata = svg if path.suffix == ".svg" else {"Software": DRAWING_MARK}
             drawn = BytesIO()
             figure.savefig(drawn, dpi=120, metadata=metadata, format=path.suffix[1:])
             write_bytes(path, drawn.getvalue())

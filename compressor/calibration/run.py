@@ -9,16 +9,18 @@ from typing import Any
 from torch import Tensor
 
 from compressor.calibration.contribution import layer_contribution
-from compressor.calibration.data import Sample, check_pictures, data_digest
-from compressor.calibration.exit import exit_kl, gate_margins
+from compressor.calibration.data import Sample, check_pictures
+from compressor.calibration.exit import exit_kl, gate_margins, margins_behind_cuts
 from compressor.calibration.full_pass import FullPass, full_pass
 from compressor.calibration.heads import head_score
 from compressor.calibration.neurons import neuron_activity
 from compressor.calibration.profile import Measure, Profile, SampleScore
+from compressor.calibration.resume import Task
 from compressor.decoder import decoder_from
 from compressor.decoder.weights import LoadedGates
+from compressor.errors import ModelError
 from compressor.families import LoadedModel
-from compressor.plan import Gates
+from compressor.plan import Gates, Plan
 from compressor.planner import identity_plan
 from compressor.progress import SILENT, Progress
 from compressor.prompts import embed, encode
@@ -53,6 +55,7 @@ def calibrate(
     *,
     data_name: str,
     asked: Asked = Asked(),
+    anew: bool = False,
     progress: Progress = SILENT,
 ) -> Profile:
     """Measure every sample and keep the profile at `path` as it grows.
@@ -60,9 +63,11 @@ def calibrate(
     Args:
         model: the original model.
         samples: questions, each with at least one picture.
-        path: profile file; if it exists it must belong to this model and data, and is continued.
+        path: profile file; if it exists it must belong to this model and data, and is continued, also where
+            it has fewer of the samples.
         data_name: named in the profile.
         asked: what to measure.
+        anew: replace the profile at `path` instead.
         progress: shows the samples and the time left.
 
     Raises:
@@ -70,7 +75,8 @@ def calibrate(
         ProfileError: the file at `path` belongs to another model or other data, or holds other measures.
     """
     check_pictures(samples, data_name)
-    profile = _start(model, samples, path, data_name, asked)
+    task = _task(model, samples, data_name, asked)
+    profile = task.new() if anew else task.go_on(path)
     plan, tensors = identity_plan(model.facts, model.digest), model.tensors
     if asked.gates is not None:
         gates = Gates(
@@ -82,8 +88,11 @@ def calibrate(
         plan, tensors = plan.model_copy(update={"gates": gates}), {**tensors, **asked.gates.tensors}
     decoder = decoder_from(plan, tensors)
     saved = time.monotonic()
-    remaining = samples[len(profile.samples) :]
-    for sample in progress.track(remaining, "calibrating", len(remaining)):
+    remaining = task.left(profile)
+    if remaining and profile.gates_under:
+        # Asked behind cuts before, and of the original now: nobody may take them for either.
+        profile = profile.model_copy(update={"gates_under": "in part"})
+    for digest, sample in progress.track(remaining, "calibrating", len(remaining)):
         rows = embed(model, encode(model.processor, sample))
         full = full_pass(
             decoder, rows.visual_embeds, rows.text_embeds, rows.visual_index, rows.text_index
@@ -93,41 +102,61 @@ def calibrate(
             for name, measure in MEASURED.items()
             if name in asked.measures
         }
-        score = SampleScore(
-            visual=rows.visual_index.shape[1], text=rows.text_index.shape[1], **scores
-        )
+        visual, text = rows.visual_index.shape[1], rows.text_index.shape[1]
+        score = SampleScore(visual=visual, text=text, sample=digest, **scores)
+        if names := score.no_numbers:
+            problem = (
+                f"{model.facts.name}: {', '.join(names)}: NaN or infinite for {sample.question!r}, so no "
+                "layer can be ranked: the model's own outputs are no numbers there; check its weights, or "
+                "leave the question out"
+            )
+            raise ModelError([problem])
         active = "neuron_activity" in asked.measures
         profile = profile.with_sample(score, neuron_activity(full).tolist() if active else None)
         if time.monotonic() - saved > SAVE_EVERY_SECONDS:
             profile.save(path)
             saved = time.monotonic()
+    profile = task.ordered(profile)
     profile.save(path)
     return profile
 
 
-def _start(
-    model: LoadedModel, samples: Sequence[Sample], path: Path, data_name: str, asked: Asked
+def ask_gates_again(
+    model: LoadedModel,
+    samples: Sequence[Sample],
+    profile: Profile,
+    plan: Plan,
+    gates: LoadedGates,
+    progress: Progress = SILENT,
 ) -> Profile:
-    digest = data_digest(samples)
-    gates_digest = asked.gates.digest if asked.gates else ""
-    if path.exists():
-        profile = Profile.load(path)
-        profile.check_belongs(
-            path,
-            model_digest=model.digest,
-            data_digest=digest,
-            measures=asked.measures,
-            gates_digest=gates_digest,
-        )
-        return profile
-    return Profile(
+    """Return a whole profile with the gates' margins on the states that a plan's other cuts leave.
+
+    Args:
+        model: the original model.
+        samples: those of the profile, in their order.
+        profile: its margins are replaced.
+        plan: with these gates.
+        gates: their weights.
+        progress: shows the samples.
+    """
+    decoder = decoder_from(plan, {**model.tensors, **gates.tensors})
+    found = []
+    asked = list(zip(samples, profile.samples, strict=True))
+    for sample, score in progress.track(asked, "asking gates behind the other cuts", len(asked)):
+        rows = embed(model, encode(model.processor, sample))
+        margin = tuple(margins_behind_cuts(decoder, rows).tolist())
+        found.append(score.model_copy(update={"gate_margin": margin}))
+    return profile.model_copy(update={"samples": tuple(found), "gates_under": plan.gates_see()})
+
+
+def _task(model: LoadedModel, samples: Sequence[Sample], data_name: str, asked: Asked) -> Task:
+    return Task(
         model=model.facts.name,
         model_digest=model.digest,
-        data=data_name,
-        data_digest=digest,
         layers=model.facts.decoder.layers,
-        total=len(samples),
+        data=data_name,
+        samples=tuple(samples),
         measures=asked.measures,
         gate_layers=asked.gates.layers if asked.gates else (),
-        gates_digest=gates_digest,
+        gates_digest=asked.gates.digest if asked.gates else "",
     )

@@ -27,6 +27,7 @@ class LoadedModel:
         folder: local folder of configuration, weights and processor.
         digest: sha256 over configuration and weights.
         original: the unmodified transformers model, in float32 unless asked otherwise.
+        native_facts: the same at the tower's own image size; they differ where another was asked for.
         processor: the model's processor (images, tokenizer, chat template), at the size of `facts`.
         native_processor: the same as published; differs only where another image size was asked for.
         vision: vision tower and projector, sharing the original's weights.
@@ -34,6 +35,7 @@ class LoadedModel:
     """
 
     facts: ModelFacts
+    native_facts: ModelFacts
     folder: Path
     digest: str
     original: Any
@@ -50,8 +52,20 @@ class Family(ABC):
     model_types: ClassVar[tuple[str, ...]]
 
     @abstractmethod
-    def facts(self, config: Any, name: str, *, image_size: int | None = None) -> ModelFacts:
+    def problems(self, raw: Mapping[str, Any], where: str) -> list[str]:
+        """Return what cannot be read of a `config.json` as it is written; transformers need not take it."""
+
+    @abstractmethod
+    def facts(
+        self, config: Any, name: str, *, image_size: int | None = None, tied: bool | None = None
+    ) -> ModelFacts:
         """Return the facts that a transformers configuration tells.
+
+        Args:
+            config: transformers' configuration.
+            name: of the model.
+            image_size: as in `load`.
+            tied: whether the token embedding is the head too; None: what the configuration says.
 
         Raises:
             ModelError: the configuration asks for something that is not supported; all such are named.
@@ -59,7 +73,11 @@ class Family(ABC):
 
     @abstractmethod
     def original(self, folder: Path, config: Any, dtype: Any) -> Any:
-        """Load the unmodified transformers model."""
+        """Load the unmodified transformers model.
+
+        Raises:
+            ModelError: weights are missing, left over, of another shape or no numbers.
+        """
 
     @abstractmethod
     def vision(self, config: Any, *, image_size: int, source: Any = None) -> VisionEncoder:
@@ -68,6 +86,16 @@ class Family(ABC):
     @abstractmethod
     def tensors(self, original: Any) -> Mapping[str, Tensor]:
         """Return the language model's tensors under their common names."""
+
+    @abstractmethod
+    def complete_processor(self, processor: Any, config: Any, saved: Mapping[str, Any]) -> None:
+        """Set what older versions did not save with a processor to what the model's configuration says.
+
+        Args:
+            processor: as loaded.
+            config: the model's transformers configuration.
+            saved: what its file holds.
+        """
 
     @abstractmethod
     def resize_processor(self, processor: Any, image_size: int) -> None:

@@ -4,9 +4,11 @@ Limitations: one fixed square image size; image features are inserted at the ima
 tokens an image.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor
@@ -14,9 +16,37 @@ from torch import Tensor
 from compressor.dims import ModelFacts, SourceDType
 from compressor.errors import ModelError
 from compressor.families.base import Family, VisionEncoder
+from compressor.families.checkpoint import check_complete, check_finite, opened
+from compressor.families.configuration import CONVERTED
+from compressor.families.guard import reading
 from compressor.families.text import decoder_dims
 
-TOWERS = ("clip_vision_model", "siglip_vision_model")
+ARCHITECTURE = "LlavaForConditionalGeneration"
+STRATEGIES = ("default", "full")
+
+
+@dataclass(frozen=True)
+class Tower:
+    """What a kind of vision tower is like.
+
+    Attributes:
+        class_token: whether it has one state more than patches, in front of them.
+        unread: modules that no feature layer runs through, as its tensors' names begin.
+    """
+
+    class_token: bool
+    unread: tuple[str, ...]
+
+
+TOWERS: Mapping[str, Tower] = {
+    "clip_vision_model": Tower(class_token=True, unread=("post_layernorm",)),
+    "siglip_vision_model": Tower(class_token=False, unread=("post_layernorm", "head")),
+}
+
+# Tables that transformers computes; older versions saved them.
+COMPUTED = r"(rotary_emb\.inv_freq|position_ids)$"
+TOWER_TENSOR = r"(?:^|\.)vision_tower\.(?:vision_model\.)?"
+DTYPES = get_args(SourceDType)
 
 
 class LlavaVisionEncoder(VisionEncoder):
@@ -26,8 +56,7 @@ class LlavaVisionEncoder(VisionEncoder):
         super().__init__()
         self.vision_tower = tower
         self.multi_modal_projector = projector
-        layers = config.vision_feature_layer
-        self.feature_layers = (layers,) if isinstance(layers, int) else tuple(layers)
+        self.feature_layers = _feature_layers(config)
         self.first = 1 if config.vision_feature_select_strategy == "default" else 0
         # Only away from the native size: interpolation of position embeddings costs accuracy.
         self.interpolate = image_size != config.vision_config.image_size
@@ -50,57 +79,80 @@ class LlavaFamily(Family):
     name = "llava"
     model_types = ("llava",)
 
-    def facts(self, config: Any, name: str, *, image_size: int | None = None) -> ModelFacts:
+    def problems(self, raw: Mapping[str, Any], where: str) -> list[str]:
+        """See `Family.problems`."""
+        found = []
+        named = raw.get("architectures")
+        if named and ARCHITECTURE not in named:
+            found.append(
+                f"{where}: architectures: {named!r} is not supported; only {ARCHITECTURE} is: {CONVERTED}"
+            )
+        strategy = raw.get("vision_feature_select_strategy", STRATEGIES[0])
+        if strategy not in STRATEGIES:
+            found.append(
+                f"{where}: vision_feature_select_strategy: {strategy!r} is not supported; supported: "
+                f"{', '.join(STRATEGIES)}"
+            )
+        return found
+
+    def facts(
+        self, config: Any, name: str, *, image_size: int | None = None, tied: bool | None = None
+    ) -> ModelFacts:
         """See `Family.facts`."""
         where = f"{name}/config.json"
         vision, text = config.vision_config, config.text_config
-        problems = []
-        if vision.model_type not in TOWERS:
+        problems = _vision_problems(config, image_size, where)
+        tied = bool(config.tie_word_embeddings) if tied is None else tied
+        dtype = str(config.dtype or "float32").removeprefix("torch.")
+        if dtype not in DTYPES:
             problems.append(
-                f"{where}: vision_config.model_type: {vision.model_type!r} is not supported; "
-                f"supported towers: {', '.join(TOWERS)}"
+                f"{where}: dtype: {dtype!r} is not supported; supported: {', '.join(DTYPES)}"
             )
-        size = image_size or vision.image_size
-        if size % vision.patch_size:
-            problems.append(
-                f"{where}: an image size of {size} is no multiple of the tower's patch size "
-                f"{vision.patch_size}; the tower's own size is {vision.image_size}"
-            )
-        tied = bool(config.tie_word_embeddings)
         try:
             dims = decoder_dims(text, tied=tied, where=f"{where}: text_config")
         except ModelError as error:
             raise ModelError([*problems, *error.problems]) from None
         if problems:
             raise ModelError(problems)
+        size = image_size or vision.image_size
+        # The patches that fit: what is left at the right and below is not looked at, as the tower does it.
         side = size // vision.patch_size
         patches = side**2
-        class_token = vision.model_type == "clip_vision_model"
         dropped = config.vision_feature_select_strategy == "default"
-        visual_tokens = patches + int(class_token) - int(dropped)
-        eos = text.eos_token_id if text.eos_token_id is not None else ()
+        visual_tokens = patches + int(_has_class_token(vision)) - int(dropped)
         return ModelFacts(
             name=name,
             family=self.name,
-            architecture=f"{config.architectures[0] if config.architectures else 'Llava'} "
-            f"({vision.model_type}, {text.model_type})",
+            architecture=f"{ARCHITECTURE} ({vision.model_type}, {text.model_type})",
             decoder=dims,
             visual_tokens=visual_tokens,
             # With a class token among them, or a patch dropped, rows do not line up.
             token_grid=(side, side) if visual_tokens == patches else None,
             image_size=size,
             image_token_id=config.image_token_id,
-            eos_token_ids=(eos,) if isinstance(eos, int) else tuple(eos),
-            dtype=cast("SourceDType", str(config.dtype or "float32").removeprefix("torch.")),
+            eos_token_ids=(),  # what `describe` reads: more files than this configuration decide
+            dtype=cast("SourceDType", dtype),
         )
 
     def original(self, folder: Path, config: Any, dtype: Any) -> Any:
         """See `Family.original`."""
         from transformers import LlavaForConditionalGeneration
 
-        return LlavaForConditionalGeneration.from_pretrained(
-            folder, config=config, dtype=dtype, use_safetensors=True, local_files_only=True
-        ).eval()
+        unread = _unread(config)
+        # The files are opened here and not by transformers, which a configuration can lead elsewhere.
+        with opened(folder) as stored, reading(folder, "the weights"):
+            loaded: Any = LlavaForConditionalGeneration.from_pretrained(
+                None,
+                config=config,
+                state_dict=stored,
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # told below, with all that is wrong
+            )
+        model, info = loaded
+        check_complete(info, folder, unread)
+        check_finite(model.state_dict(), folder, unread)
+        return model.eval()
 
     def vision(self, config: Any, *, image_size: int, source: Any = None) -> VisionEncoder:
         """See `Family.vision`."""
@@ -120,6 +172,17 @@ class LlavaFamily(Family):
         tensors["lm_head.weight"] = original.lm_head.weight.detach()
         return tensors
 
+    def complete_processor(self, processor: Any, config: Any, saved: Mapping[str, Any]) -> None:
+        """See `Family.complete_processor`."""
+        of_model = {
+            "patch_size": config.vision_config.patch_size,
+            "vision_feature_select_strategy": config.vision_feature_select_strategy,
+            "num_additional_image_tokens": int(_has_class_token(config.vision_config)),
+        }
+        for key, value in of_model.items():
+            if saved.get(key) is None:
+                setattr(processor, key, value)
+
     def resize_processor(self, processor: Any, image_size: int) -> None:
         """See `Family.resize_processor`."""
         images = processor.image_processor
@@ -128,3 +191,67 @@ class LlavaFamily(Family):
         images.size = {"shortest_edge": image_size} if keeps_aspect else square
         if getattr(images, "crop_size", None):
             images.crop_size = square
+
+
+def _has_class_token(vision: Any) -> bool:
+    """Whether a tower has one state more than patches, in front of them."""
+    return TOWERS[vision.model_type].class_token
+
+
+def _feature_layers(config: Any) -> tuple[int, ...]:
+    layers = config.vision_feature_layer
+    return (layers,) if isinstance(layers, int) else tuple(layers)
+
+
+def _vision_problems(config: Any, image_size: int | None, where: str) -> list[str]:
+    vision = config.vision_config
+    if vision.model_type not in TOWERS:
+        whole = hasattr(vision, "vision_config") and hasattr(vision, "text_config")
+        remedy = "; it is a model of pictures and text: put its own vision_config here"
+        return [
+            f"{where}: vision_config.model_type: {vision.model_type!r} is not supported; "
+            f"supported towers: {', '.join(TOWERS)}{remedy if whole else ''}"
+        ]
+    problems = []
+    for key in ("image_size", "patch_size", "num_hidden_layers"):
+        value = getattr(vision, key)
+        if not isinstance(value, int) or value < 1:
+            problems.append(
+                f"{where}: vision_config.{key}: {value!r} is not supported; one number, 1 or more"
+            )
+    if problems:
+        return problems
+    size, patch, states = vision.image_size, vision.patch_size, vision.num_hidden_layers + 1
+    if image_size not in (None, size) and image_size % patch:
+        problems.append(
+            f"{where}: an image size of {image_size} is no multiple of the tower's patch size "
+            f"{patch}; the tower's own size is {size}"
+        )
+    elif size < patch:
+        problems.append(
+            f"{where}: vision_config.image_size: {size} is less than one patch of {patch}"
+        )
+    layers = _feature_layers(config)
+    # A layer 0 by itself, the embeddings, is taken by transformers for none being asked for.
+    if not layers or layers == (0,) or any(not -states <= layer < states for layer in layers):
+        problems.append(
+            f"{where}: vision_feature_layer: {config.vision_feature_layer!r} is not allowed; the tower "
+            f"has {vision.num_hidden_layers} layers: 1 to {states - 1}, or {-states} to -1"
+        )
+    return problems
+
+
+def _unread(config: Any) -> Callable[[str], bool]:
+    """Return whether the features, the projector and the decoder can be computed without a tensor."""
+    vision = config.vision_config
+    states = vision.num_hidden_layers + 1
+    last = max(layer % states for layer in _feature_layers(config))
+    behind = "|".join(TOWERS[vision.model_type].unread)
+    modules = re.compile(rf"{COMPUTED}|{TOWER_TENSOR}({behind})\.")
+    layers = re.compile(rf"{TOWER_TENSOR}encoder\.layers\.(\d+)\.")
+
+    def unread(name: str) -> bool:
+        layer = layers.search(name)
+        return bool(modules.search(name) or (layer and int(layer[1]) >= last))
+
+    return unread

@@ -1,23 +1,30 @@
 """Finds the family of a model and loads it: a hub id or a local folder, safetensors only."""
 
-import copy
-import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from compressor.dims import ModelFacts
 from compressor.errors import ModelError
 from compressor.families.base import Family, LoadedModel
+from compressor.families.checkpoint import equal, headers, source_dtype
+from compressor.families.configuration import plain_attention, problems_of, raw_config
+from compressor.families.folder import CONFIG, digest, indexed, weight_files
+from compressor.families.guard import broken_weight_files, first_line, reading
 from compressor.families.llava import LlavaFamily
+from compressor.families.processor import check_processor, load_processor, resized
+from compressor.families.text import EMBEDDING, HEAD, is_tied
+from compressor.generation import model_settings
 
 FAMILIES: tuple[Family, ...] = (LlavaFamily(),)
 
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "README.md")
+HUB_CODE = "*.py"
 
 
 def supported() -> tuple[str, ...]:
@@ -41,8 +48,16 @@ def family_of(model_type: str, where: str) -> Family:
     )
 
 
-def local_folder(model_id: str, revision: str | None = None, *, weights: bool = True) -> Path:
+def local_folder(
+    model_id: str, revision: str | None = None, *, weights: bool = True, code: bool = False
+) -> Path:
     """Return the local folder of a model; a hub id is fetched into the hub's cache.
+
+    Args:
+        model_id: hub id or local folder.
+        revision: of a hub id.
+        weights: fetch them too.
+        code: fetch Python files too.
 
     Raises:
         ModelError: there is no such folder or hub model, or the hub cannot be reached.
@@ -59,14 +74,16 @@ def local_folder(model_id: str, revision: str | None = None, *, weights: bool = 
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = [p for p in HUB_FILES if weights or p != "*.safetensors"]
+    patterns = [p for p in HUB_FILES if weights or p != "*.safetensors"] + [HUB_CODE] * code
     try:
         return Path(snapshot_download(model_id, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as failure:
-        reason = str(failure).strip().splitlines()[0]
         raise ModelError(
-            [f"{model_id}: cannot be fetched from the hub and is no local folder: {reason}"]
-        ) from None
+            [
+                f"{model_id}: cannot be fetched from the hub and is no local folder: "
+                f"{first_line(failure)}"
+            ]
+        ) from failure
 
 
 def read_config(folder: Path, *, trust_remote_code: bool = False) -> tuple[Family, Any]:
@@ -75,39 +92,135 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> tuple[Famil
     Raises:
         ModelError: no readable `config.json`, or a model type that no family reads.
     """
-    path = folder / "config.json"
+    raw = raw_config(folder)
+    where = str(folder / CONFIG)
+    family = family_of(raw["model_type"], where)
+    problems = [*problems_of(raw, folder), *family.problems(raw, where)]
     try:
-        model_type = json.loads(path.read_text(encoding="utf-8"))["model_type"]
-    except FileNotFoundError:
-        raise ModelError(
-            [f"{path}: no such file; {folder} is no Hugging Face model folder"]
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise ModelError([f"{path}: not a Hugging Face configuration with a model_type"]) from None
-    family = family_of(str(model_type), str(path))
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(
-            folder, trust_remote_code=trust_remote_code, local_files_only=True
-        )
-    except (OSError, ValueError, KeyError, TypeError) as failure:
-        raise ModelError([f"{path}: {str(failure).strip().splitlines()[0]}"]) from None
+        config = _config(folder, CONFIG, trust_remote_code=trust_remote_code)
+    except ModelError as error:
+        raise ModelError(problems or error.problems) from error.__cause__
+    if problems:
+        try:
+            family.facts(config, model_name(str(folder)))
+        except (ModelError, ValidationError) as error:
+            problems += getattr(error, "problems", ())
+        raise ModelError(problems)
+    plain_attention(config)
     return family, config
 
 
+def saved_config(folder: Path, name: str) -> tuple[Family, Any]:
+    """Return the family and the configuration that this tool kept of an original model.
+
+    Args:
+        folder: that it wrote.
+        name: of the configuration's file in it.
+
+    Raises:
+        ModelError: the file cannot be read.
+    """
+    config = _config(folder, name)
+    plain_attention(config)
+    return family_of(config.model_type, str(folder / name)), config
+
+
+def _config(folder: Path, name: str, *, trust_remote_code: bool = False) -> Any:
+    from transformers import AutoConfig
+
+    with reading(folder, name):
+        return AutoConfig.from_pretrained(
+            folder if name == CONFIG else folder / name,
+            trust_remote_code=trust_remote_code,
+            local_files_only=True,
+        )
+
+
 def describe(
-    model_id: str, revision: str | None = None, *, image_size: int | None = None
+    model_id: str,
+    revision: str | None = None,
+    *,
+    image_size: int | None = None,
+    trust_remote_code: bool = False,
 ) -> ModelFacts:
     """Return the facts of a model without loading its weights.
+
+    Args:
+        model_id: hub id or local folder.
+        revision: of a hub id.
+        image_size: as in `load`.
+        trust_remote_code: as in `load`.
 
     Raises:
         ModelError: as `load`.
     """
-    folder = local_folder(model_id, revision, weights=False)
-    family, config = read_config(folder)
-    facts = family.facts(config, model_name(model_id), image_size=image_size)
-    return facts.model_copy(update={"eos_token_ids": _ends(folder, facts.eos_token_ids)})
+    folder = local_folder(model_id, revision, weights=False, code=trust_remote_code)
+    family, config = read_config(folder, trust_remote_code=trust_remote_code)
+    return _facts(folder, family, config, model_name(model_id), image_size)
+
+
+def _facts(
+    folder: Path, family: Family, config: Any, name: str, image_size: int | None
+) -> ModelFacts:
+    stored = headers(folder)
+    tied = is_tied(
+        bool(config.tie_word_embeddings),
+        stored or indexed(folder),
+        (lambda first, second: equal(folder, first, second)) if stored else None,
+    )
+    if config.dtype is None and stored:
+        config.dtype = source_dtype(stored)
+    try:
+        facts = family.facts(config, name, image_size=image_size, tied=tied)
+    except ValidationError as failure:
+        raise ModelError(
+            f"{name}/{CONFIG}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in failure.errors()
+        ) from failure
+    return facts.model_copy(update={"eos_token_ids": model_settings(folder).ends})
+
+
+@dataclass(frozen=True)
+class ReadProcessor:
+    """A model's processor without its weights.
+
+    Attributes:
+        folder: of the model.
+        facts: of the model, at the image size that was asked for.
+        native_facts: of the model as published.
+        processor: fits `facts`.
+        native: fits `native_facts`; the same object if no image size was asked for.
+    """
+
+    folder: Path
+    facts: ModelFacts
+    native_facts: ModelFacts
+    processor: Any
+    native: Any
+
+
+def read_processor(
+    model_id: str,
+    revision: str | None = None,
+    *,
+    image_size: int | None = None,
+    trust_remote_code: bool = False,
+) -> ReadProcessor:
+    """Return a model's processor; no weights are read.
+
+    Raises:
+        ModelError: the model is not supported, or its processor cannot be read or does not fit it.
+    """
+    folder = local_folder(model_id, revision, weights=False, code=trust_remote_code)
+    family, config = read_config(folder, trust_remote_code=trust_remote_code)
+    native_facts = _facts(folder, family, config, model_name(model_id), None)
+    native = load_processor(folder, family, config, trust_remote_code=trust_remote_code)
+    check_processor(native, native_facts, folder)
+    if image_size is None:
+        return ReadProcessor(folder, native_facts, native_facts, native, native)
+    facts = _facts(folder, family, config, model_name(model_id), image_size)
+    processor = resized(native, family, image_size)
+    check_processor(processor, facts, folder)
+    return ReadProcessor(folder, facts, native_facts, processor, native)
 
 
 def load(
@@ -130,58 +243,53 @@ def load(
         known_digest: what `digest` gave for its folder; None: it is taken here.
 
     Raises:
-        ModelError: not found, not supported, or without safetensors weights.
+        ModelError: not found, not supported, without safetensors weights, or with a processor that does not
+            fit it.
     """
-    folder = local_folder(model_id, revision)
+    folder = local_folder(model_id, revision, code=trust_remote_code)
     family, config = read_config(folder, trust_remote_code=trust_remote_code)
-    facts = describe(model_id, revision, image_size=image_size)
-    if not list(folder.glob("*.safetensors")):
-        raise ModelError(
-            [
-                f"{folder}: no *.safetensors file; pickled weights are never loaded: convert them "
-                "with transformers' save_pretrained"
-            ]
-        )
-    processor = load_processor(folder, trust_remote_code=trust_remote_code)
-    with _no_bars():
+    weight_files(folder)
+    if problems := broken_weight_files(folder):
+        raise ModelError(problems)
+    read = read_processor(
+        model_id, revision, image_size=image_size, trust_remote_code=trust_remote_code
+    )
+    with _quiet():
         original = family.original(folder, config, dtype)
-    native = processor
-    if image_size is not None:
-        processor = copy.deepcopy(processor)
-        family.resize_processor(processor, image_size)
+    tensors = family.tensors(original)
+    tied = tensors[HEAD].data_ptr() == tensors[EMBEDDING].data_ptr()
     return LoadedModel(
-        facts=facts,
+        facts=_as_loaded(read.facts, tied),
+        native_facts=_as_loaded(read.native_facts, tied),
         folder=folder,
-        digest=known_digest or digest(folder),
+        digest=known_digest or digest(folder, code=trust_remote_code),
         original=original,
-        processor=processor,
-        native_processor=native,
-        vision=family.vision(config, image_size=facts.image_size, source=original),
-        tensors=family.tensors(original),
+        processor=read.processor,
+        native_processor=read.native,
+        vision=family.vision(config, image_size=read.facts.image_size, source=original),
+        tensors=tensors,
     )
 
 
-def _ends(folder: Path, of_config: tuple[int, ...]) -> tuple[int, ...]:
-    """Where answers end: the generation configuration's tokens, else the model configuration's."""
-    try:
-        ends = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
-        ends = ends.get("eos_token_id")
-    except (OSError, ValueError, AttributeError, RecursionError):
-        ends = None
-    tokens = ends if isinstance(ends, list) else [ends]
-    return tuple(tokens) if all(isinstance(token, int) for token in tokens) else of_config
+def _as_loaded(facts: ModelFacts, tied: bool) -> ModelFacts:
+    """Return facts as loaded weights tell them: before, the files may not all have been here."""
+    return facts.model_copy(
+        update={"decoder": facts.decoder.model_copy(update={"tied_embeddings": tied})}
+    )
 
 
 @contextmanager
-def _no_bars() -> Iterator[None]:
-    """Keep transformers' progress bars out of our own output while weights are read."""
+def _quiet() -> Iterator[None]:
+    """Keep transformers' progress bars and tables out of our own output while weights are read."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()
 
@@ -196,30 +304,3 @@ def model_name(model_id: str) -> str:
         return model_id
     folder = folder.resolve()
     return folder.parent.name if folder.name == "model" else folder.name
-
-
-def digest(folder: Path) -> str:
-    """Return the sha256 over `config.json` and all safetensors files of a folder, by name."""
-    total = hashlib.sha256()
-    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
-        total.update(path.name.encode())
-        with path.open("rb") as stream:
-            total.update(hashlib.file_digest(stream, "sha256").digest())
-    return total.hexdigest()
-
-
-def load_processor(folder: Path, *, trust_remote_code: bool = False) -> Any:
-    """Return the processor of a model folder.
-
-    Raises:
-        ModelError: there is none, or it cannot be loaded.
-    """
-    from transformers import AutoProcessor
-
-    try:
-        return AutoProcessor.from_pretrained(
-            folder, trust_remote_code=trust_remote_code, local_files_only=True
-        )
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as failure:
-        reason = str(failure).strip().splitlines()[0]
-        raise ModelError([f"{folder}: the model's processor cannot be loaded: {reason}"]) from None

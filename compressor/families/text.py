@@ -1,6 +1,6 @@
 """Facts of Llama-like text decoders (Llama, Mistral, Qwen2), shared by the families that use them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from compressor.dims import Activation, DecoderDims
@@ -15,6 +15,37 @@ ACTIVATION_NAMES: Mapping[str, Activation] = {
     "gelu_pytorch_tanh": "gelu_pytorch_tanh",
     "gelu_new": "gelu_pytorch_tanh",
 }
+
+
+COUNTS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+    "vocab_size",
+    "max_position_embeddings",
+)
+
+# How the names of two tensors end, in every layout that transformers reads.
+HEAD = "lm_head.weight"
+EMBEDDING = "embed_tokens.weight"
+
+
+def is_tied(asked: bool, stored: Collection[str], equal: Callable[[str, str], bool] | None) -> bool:
+    """Return whether the token embedding is the head too, by transformers' rule: the files decide.
+
+    Args:
+        asked: what the configuration says.
+        stored: names of the tensors in the files; empty: they are not here.
+        equal: whether two of them have the same values; None: they cannot be compared here. Then they are
+            taken for two tensors, which gives the right logits either way.
+    """
+    head = next((name for name in stored if name.endswith(HEAD)), None)
+    embedding = next((name for name in stored if name.endswith(EMBEDDING)), None)
+    if not asked or head is None or embedding is None:
+        return asked
+    return equal is not None and equal(head, embedding)
 
 
 def decoder_dims(config: Any, *, tied: bool, where: str) -> DecoderDims:
@@ -38,6 +69,7 @@ def decoder_dims(config: Any, *, tied: bool, where: str) -> DecoderDims:
                 f"supported decoders: {', '.join(TEXT_MODEL_TYPES)}"
             ]
         )
+    problems += _count_problems(config, where)
     problems += _attention_problems(config, where)
     if config.hidden_act not in ACTIVATION_NAMES:
         problems.append(
@@ -81,6 +113,21 @@ def decoder_dims(config: Any, *, tied: bool, where: str) -> DecoderDims:
         rope_scale=scale,
         max_positions=config.max_position_embeddings,
     )
+
+
+def _count_problems(config: Any, where: str) -> list[str]:
+    """Counts and widths that no decoder has."""
+    found = [
+        f"{where}.{name}: {getattr(config, name)!r} is not allowed; 1 or more"
+        for name in COUNTS
+        if not isinstance(getattr(config, name), int) or getattr(config, name) < 1
+    ]
+    heads, groups = config.num_attention_heads, config.num_key_value_heads
+    if not found and heads % groups:
+        found.append(
+            f"{where}.num_key_value_heads: {heads} query heads are no multiple of {groups}"
+        )
+    return found
 
 
 def _attention_problems(config: Any, where: str) -> list[str]:

@@ -5,7 +5,8 @@ Layers" (2025), training-free.
 
 Rule: the layer contribution of layer i is KL(p_i || p) at the last prompt token, where p is the original
 next-token distribution and p_i the one with layer i's attention and MLP deltas zeroed on visual rows, mean
-over samples. Layers are sorted by it, ascending; the lowest are frozen, in one pass, not greedily.
+over samples. Layers are sorted by it, ascending; the lowest are frozen, in one pass, not greedily. A share
+counts the layers that can be frozen: visual rows are there, and somebody reads what becomes of them.
 The layers are scored in `compressor.calibration.contribution`; this file holds the choice.
 
 Limitations:
@@ -15,44 +16,39 @@ Limitations:
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 
-def ranking(contribution: Sequence[float]) -> tuple[int, ...]:
+def ranking(contribution: Sequence[float], among: Collection[int] | None = None) -> tuple[int, ...]:
     """Return layer indices by ascending contribution; of equals the deeper layer comes first.
 
     Deeper first, because the contribution of dead visual rows is exactly 0 in the last layer.
-    """
-    return tuple(sorted(range(len(contribution)), key=lambda i: (contribution[i], -i)))
-
-
-def lowest(
-    contribution: Sequence[float], share: float, layers: int | None = None
-) -> tuple[int, ...]:
-    """Return the layers with the lowest contribution, lowest first.
 
     Args:
-        contribution: of the layers to choose from.
-        share: how many, as a share (0..1) of `layers`.
-        layers: of the whole decoder; None: there are no others.
+        contribution: layer contribution [L].
+        among: the layers to rank; None: all.
     """
-    # Half up: round() would go to the even neighbour, so that a share of one half is no monotone rule.
-    count = math.floor(share * (layers or len(contribution)) + 0.5)
-    return ranking(contribution)[:count]
+    layers = range(len(contribution)) if among is None else among
+    return tuple(sorted(layers, key=lambda i: (contribution[i], -i)))
+
+
+def rounded(share: float, layers: int) -> int:
+    """Return how many layers a share (0..1) of so many is: the nearest number, a half counts up."""
+    # Not round(), which goes to the even neighbour; a hair more, so that 0.29 of 50 is 14.5.
+    return math.floor(share * layers + 0.5 + 1e-9)
 
 
 def for_speedup(
-    contribution: Sequence[float], wanted: float, speedup_of: Callable[[tuple[int, ...]], float]
+    order: Sequence[int], wanted: float, speedup_of: Callable[[tuple[int, ...]], float]
 ) -> tuple[int, ...] | None:
     """Return the fewest lowest layers whose predicted speed-up reaches `wanted`, None if none does.
 
     Args:
-        contribution: layer contribution [L].
+        order: layers by ascending contribution.
         wanted: prefill speed-up, above 1.
         speedup_of: predicted speed-up of a plan that freezes the given layers.
     """
-    order = ranking(contribution)
     for count in range(len(order) + 1):
-        if speedup_of(order[:count]) >= wanted:
-            return order[:count]
+        if speedup_of(tuple(order[:count])) >= wanted:
+            return tuple(order[:count])
     return None

@@ -1,0 +1,122 @@
+"""Which profile a calibration goes on with: what it holds of this model and data is not measured again."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from compressor.calibration.data import Sample, data_digest, sample_digest
+from compressor.calibration.profile import Measure, Profile, SampleScore
+from compressor.errors import ProfileError
+from compressor.model_digest import same_model
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a calibration measures.
+
+    Attributes:
+        model: hub id or folder name; for people.
+        model_digest: of the model.
+        layers: L of its decoder.
+        data: name of the data file; for people.
+        samples: in the order of the complete profile.
+        measures: by name.
+        gate_layers: layers whose gates are asked.
+        gates_digest: sha256 of their file; empty: no gates.
+    """
+
+    model: str
+    model_digest: str
+    layers: int
+    data: str
+    samples: tuple[Sample, ...]
+    measures: tuple[Measure, ...]
+    gate_layers: tuple[int, ...] = ()
+    gates_digest: str = ""
+
+    def new(self) -> Profile:
+        """Return a profile without samples."""
+        return Profile(
+            model=self.model,
+            model_digest=self.model_digest,
+            data=self.data,
+            data_digest=data_digest(self.samples),
+            layers=self.layers,
+            total=len(self.samples),
+            measures=self.measures,
+            gate_layers=self.gate_layers,
+            gates_digest=self.gates_digest,
+        )
+
+    def go_on(self, path: Path) -> Profile:
+        """Return the profile at `path` to go on with; a new one if there is none.
+
+        A profile whose samples are all among the task's is extended.
+
+        Raises:
+            ProfileError: it cannot be read, or was measured on another model, on samples that the task does
+                not have, without one of its measures, or with other gates; one line with what it holds.
+        """
+        if not path.exists():
+            return self.new()
+        profile, digest = Profile.load(path), data_digest(self.samples)
+        same = profile.data_digest == digest
+        without = [name for name in self.measures if name not in profile.measures]
+        differences = [
+            words
+            for differs, words in (
+                (
+                    not same_model(profile.model_digest, self.model_digest),
+                    f"on another model than {self.model}",
+                ),
+                (
+                    not same and not self._holds(profile),
+                    f"on other data than the {len(self.samples)} samples of {self.data} (seed counts too)",
+                ),
+                (bool(without), f"without {', '.join(without)}"),
+                (not without and profile.gates_digest != self.gates_digest, "with other gates"),
+            )
+            if differs
+        ]
+        if differences:
+            held = f"{len(profile.samples)} of {profile.total} samples of {profile.data}"
+            raise ProfileError(
+                [
+                    f"{path}: measured {', '.join(differences)}: it holds {held}, on {profile.model}; "
+                    "add --overwrite to start anew, or choose another --output"
+                ]
+            )
+        if same:
+            return profile
+        changes = {"data": self.data, "data_digest": digest, "total": len(self.samples)}
+        return profile.model_copy(update=changes)
+
+    def _holds(self, profile: Profile) -> bool:
+        """Whether all samples of a profile are among the task's."""
+        return not Counter(score.sample for score in profile.samples) - Counter(
+            map(sample_digest, self.samples)
+        )
+
+    def left(self, profile: Profile) -> list[tuple[str, Sample]]:
+        """Return the samples that a profile lacks, with their digests."""
+        known = [(sample_digest(sample), sample) for sample in self.samples]
+        if not all(score.sample for score in profile.samples):  # an older profile: by their order
+            return known[len(profile.samples) :]
+        measured = Counter(score.sample for score in profile.samples)
+        missing = []
+        for digest, sample in known:
+            if measured[digest]:
+                measured[digest] -= 1
+            else:
+                missing.append((digest, sample))
+        return missing
+
+    def ordered(self, profile: Profile) -> Profile:
+        """Return a complete profile with its samples in the task's order, as if it never was extended."""
+        if not all(score.sample for score in profile.samples):
+            return profile
+        scores: dict[str, list[SampleScore]] = {}
+        for score in profile.samples:
+            scores.setdefault(score.sample, []).append(score)
+        found = tuple(scores[sample_digest(sample)].pop(0) for sample in self.samples)
+        return profile.model_copy(update={"samples": found})

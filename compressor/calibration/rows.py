@@ -1,0 +1,213 @@
+"""One line of a jsonl file of questions: which keys are read, what they may hold, what is near a key."""
+
+import difflib
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeGuard
+
+from compressor.files import is_file
+
+KNOWN_KEYS: Final = ("image", "question", "answer", "kind")
+
+OTHER_NAMES: Final[Mapping[str, str]] = {
+    name: key
+    for key, names in {
+        "image": "images image_path image_paths image_file image_name image_url img imgs picture pictures "
+        "photo photos file file_name filename path",
+        "question": "questions prompt prompts query text instruction input q user conversations messages",
+        "answer": "answers label labels target targets ground_truth gt gold response output completion "
+        "reference references solution a multiple_choice_answer",
+        "kind": "category type task question_type group",
+    }.items()
+    for name in names.split()
+}
+"""What other data sets call our keys."""
+
+YES: Final = ("yes", "Yes", "true", "True")
+NO: Final = ("no", "No", "false", "False")
+"""What answers `true` and `false` in the data: any of them is right."""
+
+MOST_SHOWN = 60
+ANSWER_WORDS = "must be a text, a number, true or false, or a list of these"
+
+
+class _Number(str):
+    """A number as it was written: `0.50` stays `0.50`."""
+
+    __slots__ = ()
+
+
+class _TwiceError(ValueError):
+    """A key that one object has twice."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a line says.
+
+    Attributes:
+        images: files of pictures, in order.
+        question: the user's words.
+        answers: the right answers, each of them right alone; none: unknown.
+        kind: group of the question; may be empty.
+        unread: keys that say nothing here.
+    """
+
+    images: tuple[Path, ...]
+    question: str
+    answers: tuple[str, ...]
+    kind: str
+    unread: tuple[str, ...]
+
+
+def read_row(line: str, folder: Path) -> tuple[Row | None, list[str]]:
+    """Return what a line says, or what is wrong with it: all of it.
+
+    Args:
+        line: one JSON object.
+        folder: where relative picture paths start.
+    """
+    try:
+        row: Any = json.loads(line, parse_int=_Number, parse_float=_Number, object_pairs_hook=_once)
+    except _TwiceError as twice:
+        return None, [str(twice)]
+    except (ValueError, RecursionError):
+        return None, ["not JSON"]
+    if not isinstance(row, dict):
+        return None, ["not a JSON object"]
+    problems = [
+        f"{key}: missing; this line has {_shown(other)}: call it '{key}'"
+        for key in ("image", "question")
+        if key not in row
+        for other in list(row)
+        if other not in KNOWN_KEYS and meant(other) == key
+    ]
+    misnamed = any(problem.startswith("question") for problem in problems)
+    images = _images(row.get("image"), folder, problems)
+    question, kind = row.get("question"), row.get("kind")
+    if not misnamed and not (_is_text(question) and question.strip()):
+        problems.append("question: must be a text")
+    answers = _answers(row.get("answer"))
+    if answers is None:
+        problems.append(f"answer: {ANSWER_WORDS}")
+    if kind is not None and not isinstance(kind, str):
+        problems.append("kind: must be a text")
+    texts = {"question": [question], "answer": answers or (), "kind": [kind]}
+    problems += [
+        f"{key}: not valid Unicode"
+        for key, values in texts.items()
+        if any(isinstance(value, str) and not _is_unicode(value) for value in values)
+    ]
+    if problems or answers is None:
+        return None, problems
+    unread = tuple(key for key in row if key not in KNOWN_KEYS)
+    return Row(images, str(question), answers, str(kind or ""), unread), []
+
+
+def meant(key: str) -> str | None:
+    """Return which of our keys another name probably stands for, None if it looks like none."""
+    name = key.strip().lower()
+    if name in OTHER_NAMES:
+        return OTHER_NAMES[name]
+    close = difflib.get_close_matches(name[:MOST_SHOWN], KNOWN_KEYS, n=1, cutoff=0.75)
+    return close[0] if close else None
+
+
+def unread_words(unread: Sequence[tuple[str, ...]], *, known: bool) -> str | None:
+    """Return which keys were not read and in how many questions, None if all were.
+
+    Args:
+        unread: of each question.
+        known: whether any has a right answer.
+    """
+    counts = Counter(key for keys in unread for key in keys)
+    if not counts:
+        return None
+    words = []
+    for key, count in counts.items():
+        hint = meant(key)
+        # Only a key that is missed: beside an answer, a label is something else.
+        asked = hint == "kind" or (hint == "answer" and not known)
+        words.append(f"{_shown(key)} ({count}{f'; did you mean {hint!r}?' if asked else ''})")
+    return f"keys that are not read: {', '.join(words)} (read: {', '.join(KNOWN_KEYS)})"
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    counts = Counter(key for key, _ in pairs)
+    for key, count in counts.items():
+        if count > 1:
+            raise _TwiceError(f"{key[:MOST_SHOWN]}: given {count} times; keep one")
+    return dict(pairs)
+
+
+def _is_text(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and not isinstance(value, _Number)
+
+
+def _answers(value: object) -> tuple[str, ...] | None:
+    """Return the right answers, None if the value is none; a blank one in a list is left out."""
+    if value is None:
+        return ()
+    if isinstance(value, bool):
+        return YES if value else NO
+    if isinstance(value, str):
+        return (str(value),)
+    if not isinstance(value, list) or any(isinstance(item, list) for item in value):
+        return None
+    found = [_answers(item) for item in value]
+    if any(item is None for item in found):
+        return None
+    each = (answer for item in found if item is not None for answer in item if answer.strip())
+    return tuple(dict.fromkeys(each))
+
+
+def _images(value: object, folder: Path, problems: list[str]) -> tuple[Path, ...]:
+    """Return the files of pictures; add what is wrong with them to the problems."""
+    names = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(_is_text(name) for name in names):
+        problems.append("image: must be a file name or a list of file names")
+        return ()
+    files = []
+    for name in names:
+        path, problem = _picture(name, folder)
+        files.append(path)
+        problems += [f"image: {problem}"] if problem else []
+    return tuple(files)
+
+
+def _picture(name: str, folder: Path) -> tuple[Path, str | None]:
+    """Return the file that a picture's name stands for, and what is wrong with it."""
+    if not name.strip():
+        return folder, "is empty; leave it out, or null, for a question without a picture"
+    if re.match(r"data:|[A-Za-z0-9+/=\s]{300,}$", name):
+        remedy = "is a picture's content, not a file's name: save it as a file and name that"
+        return folder, f"{_shown(name)} {remedy}"
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", name):
+        return folder, f"{_shown(name)} is an address: download the picture and name the file"
+    # expanduser leaves a user that does not exist as it is.
+    path = folder / os.path.expanduser(name)  # noqa: PTH111
+    if is_file(path):
+        return path, None
+    if "\0" not in name and os.path.isdir(path):  # noqa: PTH112
+        return path, f"{path}: is a folder; name a picture in it"
+    if "\\" in name and is_file(folder / name.replace("\\", "/")):
+        return path, f"{path}: no such file; write / instead of \\"
+    return path, f"{path}: no such file"
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= MOST_SHOWN else text[: MOST_SHOWN - 3] + "...")
+
+
+def _is_unicode(text: str) -> bool:
+    """JSON can spell halves of characters, which no file can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,136 @@
+"""What of a model's configuration no family can read: refused when `config.json` is read, all at once."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from compressor.errors import ModelError
+from compressor.families.checkpoint import headers
+from compressor.families.folder import ADAPTER, CONFIG
+from compressor.families.guard import broken_texts
+
+COMPRESSED_TYPE = "vtcompress"
+"""`model_type` of folders that `compress` wrote: transformers refuses it, and so does `--model`."""
+
+PLAN = "plan.json"
+MANIFEST = "manifest.json"
+# How the tensors of a compressed folder begin, also where it was written before it had a type of its own.
+COMPRESSED_TENSORS = "vision."
+
+ATTENTIONS = ("sdpa", "eager")
+"""Implementations of attention that need no package of their own and no GPU."""
+
+REDIRECTS = ("transformers_weights", "fusion_config")
+"""Keys by which a configuration has other files read, or other modules built, than those of the folder."""
+
+QUANTIZED = ("quantization_config", "compression_config")
+
+AUTHORS_LAYOUT = "mm_"
+CONVERTED = (
+    "give a checkpoint that was converted to the Hugging Face format, such as those of "
+    "https://huggingface.co/llava-hf"
+)
+
+
+def raw_config(folder: Path) -> Mapping[str, Any]:
+    """Return `config.json` of a model folder as it is written.
+
+    Raises:
+        ModelError: it is not there, not JSON, without a model type, or of a folder that holds no model.
+    """
+    path = folder / CONFIG
+    if (folder / MANIFEST).is_file() and (folder / PLAN).is_file():
+        problem = "an artifact of vtcompress, not a model; give the original that it was made from"
+        raise ModelError([f"{folder}: {problem}"])
+    if not path.exists() and not path.is_symlink():
+        alone = _adapter(folder)
+        raise ModelError(
+            alone or [f"{path}: no such file; {folder} is no Hugging Face model folder"]
+        )
+    if problems := broken_texts(folder):
+        raise ModelError(problems)
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(raw, dict) and (
+        foreign := _compressed(folder, raw) or _authors_layout(raw, path)
+    ):
+        raise ModelError([foreign])
+    if not isinstance(raw, dict) or not isinstance(raw.get("model_type"), str):
+        raise ModelError([f"{path}: not a Hugging Face configuration with a model_type"])
+    return raw
+
+
+def problems_of(raw: Mapping[str, Any], folder: Path) -> list[str]:
+    """Return a line for each thing that no family can read."""
+    where = folder / CONFIG
+    found = _adapter(folder)
+    for place, section in _sections(raw):
+        for key in QUANTIZED:
+            if section.get(key):
+                found.append(
+                    f"{where}: {place}{key}: weights quantized by {_method(section[key])} cannot be read; "
+                    "give the model that they were made from, or save it dequantized and without this key"
+                )
+        found += [
+            f"{where}: {place}{key}: {section[key]!r} would have other files read than the folder's own; "
+            "remove the key"
+            for key in REDIRECTS
+            if section.get(key)
+        ]
+    return found
+
+
+def plain_attention(config: Any) -> None:
+    """Have attention computed by torch: what a configuration may ask for computes the same on a GPU."""
+    if config._attn_implementation not in (None, *ATTENTIONS):  # noqa: SLF001 - transformers' name of the key
+        config._attn_implementation = "sdpa"  # noqa: SLF001
+
+
+def _sections(raw: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The configuration and the sections in it, with what their keys begin with."""
+    yield "", raw
+    for key, value in raw.items():
+        if isinstance(value, dict) and key not in QUANTIZED:
+            yield f"{key}.", value
+
+
+def _method(value: Any) -> str:
+    if not isinstance(value, dict):
+        return repr(value)
+    named = value.get("quant_method") or value.get("quantization_status")
+    if named is None and any(key.startswith(("load_in_", "_load_in_", "bnb_")) for key in value):
+        named = "bitsandbytes"
+    return repr(named) if named else "a method that is not named"
+
+
+def _adapter(folder: Path) -> list[str]:
+    path = folder / ADAPTER
+    if not path.exists():
+        return []
+    return [
+        f"{path}: an adapter, which is not applied; merge it into its model (peft's merge_and_unload, then "
+        "save_pretrained into a new folder) and give that folder, or remove the adapter's files"
+    ]
+
+
+def _compressed(folder: Path, raw: Mapping[str, Any]) -> str | None:
+    """What is said of a folder that `compress` wrote."""
+    ours = raw.get("model_type") == COMPRESSED_TYPE
+    if not ours and (folder / PLAN).is_file():
+        ours = any(name.startswith(COMPRESSED_TENSORS) for name in headers(folder))
+    if not ours:
+        return None
+    return (
+        f"{folder}: a folder that `vtcompress compress` wrote, not a model; start "
+        "`vtcompress export --compressed` from it, or give the original as --model"
+    )
+
+
+def _authors_layout(raw: Mapping[str, Any], where: Path) -> str | None:
+    keys = [key for key in raw if key.startswith(AUTHORS_LAYOUT)]
+    if not keys:
+        return None
+    return (
+        f"{where}: {', '.join(keys[:3])}: the layout of the authors' own code, whose tensors have "
+        f"other names; {CONVERTED}"
+    )

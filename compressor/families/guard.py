@@ -1,0 +1,152 @@
+"""The one guard around every call into a library on a user's model folder.
+
+Whatever transformers, safetensors or the hub's client raise there becomes a `ModelError`, a line a problem.
+Only the library's call stands inside it, so that faults of our own keep their traceback.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+from compressor.errors import ModelError, VtcompressError
+from compressor.families.folder import texts, weight_files
+
+LFS_HEADER = b"version https://git-lfs.github.com/spec/"
+"""What a file begins with that stands for another one that Git LFS has not fetched."""
+
+# Packages that a tokenizer may need, by what a message or a file in the folder says.
+PACKAGES = ("sentencepiece", "protobuf", "tiktoken", "torchvision", "accelerate")
+
+LONGEST = 300
+
+
+@contextmanager
+def reading(folder: Path, what: str) -> Iterator[None]:
+    """Turn whatever a library raises over `folder` into a `ModelError`; the original is its cause.
+
+    Args:
+        folder: the user's model folder, named in the message.
+        what: is being read, e.g. `the weights`.
+
+    Raises:
+        ModelError: names the file at fault where one is found, otherwise the library's reason.
+    """
+    try:
+        yield
+    except VtcompressError:
+        raise
+    except Exception as failure:
+        broken = broken_files(folder)
+        raise ModelError(
+            broken or [f"{folder}: {what} cannot be read: {reason(failure, folder)}"]
+        ) from failure
+
+
+def broken_files(folder: Path) -> list[str]:
+    """Return a line for each file that is read of a model folder and cannot be what its name says; cheap.
+
+    Git LFS pointers, JSON and templates that are no text, safetensors files whose header or length is wrong,
+    files without permission. Weights that are not there are not missed: facts are read without them.
+    """
+    return broken_texts(folder) + broken_weight_files(folder)
+
+
+def broken_texts(folder: Path) -> list[str]:
+    """Return the lines of `broken_files` on configuration, processor and tokenizer."""
+    try:
+        return [line for path in texts(folder) if (line := broken(path))]
+    except OSError as failure:
+        return [f"{folder}: {failure.strerror}; make the folder readable"]
+
+
+def broken_weight_files(folder: Path) -> list[str]:
+    """Return the lines of `broken_files` on weights."""
+    try:
+        return [line for path in weight_files(folder) if (line := broken(path))]
+    except (ModelError, OSError):
+        return []
+
+
+def broken(path: Path) -> str | None:
+    """Return what is wrong with one file of a model folder, None if nothing is seen."""
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(len(LFS_HEADER))
+    except FileNotFoundError:
+        return f"{path}: a link to a file that is gone; fetch or copy the model again"
+    except OSError as failure:
+        return f"{path}: {failure.strerror}; make the file readable"
+    if head == LFS_HEADER:
+        return (
+            f"{path}: a Git LFS pointer, not the file itself; fetch it with `git lfs pull` in the model's "
+            "folder, or download the model again"
+        )
+    if path.suffix == ".safetensors":
+        return broken_weights(path)
+    if path.suffix in {".json", ".jinja"}:
+        return _broken_text(path)
+    return None
+
+
+def broken_weights(path: Path) -> str | None:
+    """Return what is wrong with a safetensors file, as its header and length tell; None: nothing."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt"):
+            return None
+    except (SafetensorError, OSError, ValueError) as failure:
+        return (
+            f"{path}: broken or cut off ({path.stat().st_size:,} bytes): {first_line(failure)}; copy or "
+            "download the file again"
+        )
+
+
+def _broken_text(path: Path) -> str | None:
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".json":
+            json.loads(text)
+    except UnicodeDecodeError:
+        return f"{path}: not UTF-8 text; copy or download the file again"
+    except (ValueError, RecursionError) as failure:
+        return f"{path}: not JSON: {first_line(failure)}; mend it, or copy or download it again"
+    return None
+
+
+def reason(failure: BaseException, folder: Path) -> str:
+    """Return one line: what a library's exception says, and what to do where that is known."""
+    text = str(failure)
+    if "tiktoken" in text and (folder / "tokenizer.model").is_file():
+        # transformers tries its second reader when the first one's package is missing, and names that one.
+        if find_spec("sentencepiece") is not None:
+            return (
+                "tokenizer.model is no SentencePiece file that can be read: copy or download it again, or "
+                "put the model's tokenizer.json beside it"
+            )
+        return (
+            "tokenizer.model is a SentencePiece file, and the package `sentencepiece` is not installed: "
+            "pip install sentencepiece protobuf, or put the model's tokenizer.json beside it"
+        )
+    package = next((p for p in PACKAGES if p in text.lower()), None)
+    if package is not None and (isinstance(failure, ImportError) or "install" in text):
+        return f"the package `{package}` is not installed: pip install {package}"
+    if isinstance(failure, MemoryError):
+        return "there is not enough memory for it"
+    if isinstance(failure, RecursionError):
+        return "it is nested too deeply to be read"
+    if isinstance(failure, KeyError):
+        return f"the key {text} is missing"
+    named = "" if isinstance(failure, (OSError, ValueError)) else f"{type(failure).__name__}: "
+    return named + first_line(failure)
+
+
+def first_line(failure: BaseException) -> str:
+    """Return the first line that an exception says something in, cut at a length that fits a message."""
+    lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
+    line = lines[0] if lines else type(failure).__name__
+    if line.endswith(":") and len(lines) > 1:  # a heading: what is wrong stands below it
+        line = f"{line} {lines[1]}"
+    return line if len(line) <= LONGEST else line[:LONGEST] + " ..."

@@ -1,0 +1,178 @@
+"""A model's processor as this tool uses it: complete, and of one mind with the model's configuration.
+
+Letters: N = visual tokens of one image; S = side of the vision tower's square input in pixels.
+"""
+
+import copy
+import importlib.util
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from compressor.dims import ModelFacts
+from compressor.errors import ModelError
+from compressor.families.base import Family
+from compressor.families.guard import reading
+
+SAVED = "processor_config.json"
+PIECES = "tokenizer.model"
+TOKENIZER_FILES = ("tokenizer.json", PIECES, "vocab.*", "*.model")
+PARTS = ("tokenizer", "image_processor", "image_token")
+SAVE = "save the processor with the model (processor.save_pretrained)"
+
+PROBE = (48, 36)
+"""Width and height of the blank picture that a processor is tried on; not square, and no tower's size."""
+
+
+def load_processor(
+    folder: Path, family: Family, config: Any, *, trust_remote_code: bool = False
+) -> Any:
+    """Return the processor of a model folder.
+
+    What older versions did not save with it is taken from the model's configuration, and a chat template that
+    stands in the tokenizer's files alone is the processor's too.
+
+    Raises:
+        ModelError: there is none, or it cannot be loaded.
+    """
+    from transformers import AutoProcessor
+
+    _check_files(folder)
+    with reading(folder, "the processor (images, tokenizer, chat template)"):
+        processor = AutoProcessor.from_pretrained(
+            folder, trust_remote_code=trust_remote_code, local_files_only=True
+        )
+    missing = [part for part in PARTS if getattr(processor, part, None) is None]
+    if missing:
+        problem = (
+            f"{folder}: its processor is a {type(processor).__name__}, which has no {', no '.join(missing)}; "
+            f"save the one that belongs to the model type {config.model_type!r} (processor.save_pretrained)"
+        )
+        raise ModelError([problem])
+    family.complete_processor(processor, config, _saved(folder / SAVED))
+    if processor.chat_template is None:
+        found = processor.tokenizer.chat_template
+        processor.chat_template = found.get("default") if isinstance(found, Mapping) else found
+    return processor
+
+
+def resized(processor: Any, family: Family, image_size: int) -> Any:
+    """Return a copy of a processor that makes square pictures of so many pixels."""
+    changed = copy.deepcopy(processor)
+    family.resize_processor(changed, image_size)
+    return changed
+
+
+def check_processor(processor: Any, facts: ModelFacts, folder: Path) -> None:
+    """Refuse a processor that the model cannot be used with.
+
+    Args:
+        processor: complete, at the image size of the facts.
+        facts: of the model.
+        folder: of both, for errors.
+
+    Raises:
+        ModelError: its image token is not the configuration's, its pictures are not of the tower's size, or
+            it writes another number of image tokens than the tower gives.
+    """
+    problems = [*_token_problems(processor, facts, folder)]
+    if not problems:
+        problems += _picture_problems(processor, facts, folder)
+    if problems:
+        raise ModelError(problems)
+
+
+def _check_files(folder: Path) -> None:
+    """Refuse what transformers would give another reason for: files that are absent, or a package."""
+    problems = []
+    if not any(any(folder.glob(name)) for name in TOKENIZER_FILES):
+        problems.append(f"{folder}: no tokenizer.json; {SAVE}")
+    elif (
+        (folder / PIECES).is_file()
+        and not (folder / "tokenizer.json").is_file()
+        and importlib.util.find_spec("sentencepiece") is None
+    ):
+        problems.append(
+            f"{folder / PIECES}: is a SentencePiece file without a tokenizer.json beside it, and the package "
+            "sentencepiece is not installed: pip install sentencepiece, or save the processor anew "
+            "(processor.save_pretrained) where it is installed"
+        )
+    named = "image_processor" in _saved(folder / SAVED)
+    if not named and not (folder / "preprocessor_config.json").is_file():
+        problems.append(
+            f"{folder}: no image processor: neither {SAVED} with a section image_processor nor "
+            f"preprocessor_config.json; {SAVE}"
+        )
+    if problems:
+        raise ModelError(problems)
+
+
+def _saved(path: Path) -> Mapping[str, Any]:
+    """What was saved with a processor; nothing if there is no such file."""
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return saved if isinstance(saved, dict) else {}
+
+
+def _token_problems(processor: Any, facts: ModelFacts, folder: Path) -> list[str]:
+    config, tokenizer = folder / "config.json", _tokenizer_file(folder)
+    token, wanted = processor.image_token, facts.image_token_id
+    found = processor.tokenizer(token * 2, add_special_tokens=False)["input_ids"]
+    if len(found) != 2 or found[0] != found[1]:
+        return [
+            f"{tokenizer}: the image token {token!r} is not one of its tokens, so it cannot stand for "
+            "images; add it as a special token and save the processor again"
+        ]
+    if found[0] != wanted:
+        holds = processor.tokenizer.convert_ids_to_tokens(wanted)
+        return [
+            f"{config}: image_token_index: {wanted} is not the image token of the tokenizer: in {tokenizer} "
+            f"{token!r} has the id {found[0]}, and {wanted} is {holds!r}; pictures would be dropped: correct "
+            "the one that is wrong"
+        ]
+    if not 0 <= wanted < facts.decoder.vocab:
+        return [
+            f"{config}: image_token_index: {wanted} has no row in the embedding table of "
+            f"{facts.decoder.vocab}, which transformers needs: give the model the missing rows "
+            "(model.resize_token_embeddings) and save it again"
+        ]
+    return []
+
+
+def _picture_problems(processor: Any, facts: ModelFacts, folder: Path) -> list[str]:
+    """Try the processor on a blank picture."""
+    side, wanted = facts.image_size, facts.visual_tokens
+    file = folder / SAVED
+    with reading(folder, "a blank picture, by the model's processor,"):
+        tried = processor(
+            images=[Image.new("RGB", PROBE)],
+            text=[f"{processor.image_token} "],
+            return_tensors="np",
+        )
+        pixels, ids = tried["pixel_values"], tried["input_ids"][0].tolist()
+        height, width = pixels.shape[-2:]
+    if pixels.ndim != 4 or len(pixels) != 1 or (height, width) != (side, side):
+        images = file if "image_processor" in _saved(file) else folder / "preprocessor_config.json"
+        return [
+            f"{images}: gives pictures of {height} x {width} pixels, but the vision tower takes {side} x "
+            f"{side}: correct size and crop_size"
+        ]
+    found = ids.count(facts.image_token_id)
+    if found != wanted:
+        return [
+            f"{file}: gives {found} image tokens for a picture, but the vision tower and the projector of "
+            f"{folder / 'config.json'} give {wanted}: correct patch_size, vision_feature_select_strategy or "
+            "num_additional_image_tokens"
+        ]
+    return []
+
+
+def _tokenizer_file(folder: Path) -> Path:
+    """The file that tells a token's id, for errors."""
+    fast = folder / "tokenizer.json"
+    return fast if fast.is_file() else folder / "tokenizer_config.json"

@@ -1,0 +1,427 @@
+"""Wrong and half-written model folders: one line that names the file and the remedy, never a traceback."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from compressor.errors import ModelError
+from compressor.families import describe, load
+from compressor.families.folder import WEIGHTS, WEIGHTS_INDEX
+from compressor.families.guard import LFS_HEADER, reading
+from tests.models import Variant, make_llava
+
+
+@pytest.fixture
+def folder(tiny_model: Path, tmp_path: Path) -> Path:
+    """Return a copy of the tiny model that a test may break."""
+    return Path(shutil.copytree(tiny_model, tmp_path / "broken"))
+
+
+def pointer(path: Path) -> None:
+    path.write_bytes(LFS_HEADER + b"v1\noid sha256:" + b"0" * 64 + b"\nsize 123\n")
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def no_text(path: Path) -> None:
+    path.write_bytes(b"\xff\xfe{}")
+
+
+def half(path: Path) -> None:
+    path.write_text(path.read_text()[:-20])
+
+
+def nested(path: Path) -> None:
+    path.write_text("[" * 100_000)
+
+
+@pytest.mark.parametrize(
+    ("name", "breaks", "says"),
+    [
+        ("model.safetensors", pointer, "git lfs pull"),
+        ("model.safetensors", cut, "broken or cut off"),
+        ("model.safetensors", lambda p: p.write_bytes(b""), "broken or cut off"),
+        ("config.json", pointer, "git lfs pull"),
+        ("config.json", half, "not JSON"),
+        ("config.json", nested, "not JSON"),
+        ("config.json", no_text, "not UTF-8"),
+        ("tokenizer.json", pointer, "git lfs pull"),
+        ("tokenizer.json", half, "not JSON"),
+        ("tokenizer.json", nested, "not JSON"),
+        ("tokenizer_config.json", no_text, "not UTF-8"),
+        ("processor_config.json", half, "not JSON"),
+        ("chat_template.jinja", no_text, "not UTF-8"),
+        ("generation_config.json", half, "not JSON"),
+    ],
+)
+def test_a_broken_file_is_named_with_its_remedy(
+    folder: Path, name: str, breaks: Callable[[Path], None], says: str
+) -> None:
+    breaks(folder / name)
+    with pytest.raises(ModelError) as caught:
+        load(str(folder))
+    (line,) = caught.value.problems
+    assert line.startswith(f"{folder / name}: ")
+    assert says in line
+    assert "\n" not in line
+
+
+def test_a_sentencepiece_tokenizer_without_its_package_names_that_package(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.model").write_bytes(b"\x0a\x0e\x0a\x05<unk>")
+    with pytest.raises(ModelError, match="pip install sentencepiece protobuf"):
+        load(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("failure", "says"),
+    [
+        (KeyError("hidden"), "the key 'hidden' is missing"),
+        (RecursionError("maximum"), "nested too deeply"),
+        (MemoryError(), "not enough memory"),
+        (RuntimeError("size mismatch\nfor x"), "RuntimeError: size mismatch"),
+        (ImportError("\nX requires the SentencePiece library"), "pip install sentencepiece"),
+        (ValueError(), "ValueError"),
+    ],
+)
+def test_whatever_a_library_raises_is_one_line_and_stays_the_cause(
+    folder: Path, failure: Exception, says: str
+) -> None:
+    with pytest.raises(ModelError) as caught, reading(folder, "the weights"):
+        raise failure
+    assert caught.value.__cause__ is failure
+    (line,) = caught.value.problems
+    assert line.startswith(f"{folder}: the weights cannot be read: ")
+    assert says in line
+
+
+def test_an_interrupt_passes_the_guard(folder: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), reading(folder, "the weights"):
+        raise KeyboardInterrupt
+
+
+def weights(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change the weights of a folder in place."""
+    tensors = {name: tensor.clone() for name, tensor in load_file(folder / WEIGHTS).items()}
+    change(tensors)
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def configuration(folder: Path, **changes: Any) -> None:
+    """Change keys of config.json in place; `a__b` is b in a, None takes the key away."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for dotted, value in changes.items():
+        *sections, last = dotted.split("__") if not dotted.startswith("_") else [dotted]
+        section = config
+        for key in sections:
+            section = section[key]
+        section[last] = value
+        if value is None:
+            del section[last]
+    path.write_text(json.dumps(config), encoding="utf-8")
+
+
+def refused(folder: Path) -> tuple[str, ...]:
+    with pytest.raises(ModelError) as caught:
+        load(str(folder))
+    assert all("\n" not in line for line in caught.value.problems)
+    return caught.value.problems
+
+
+def without(part: str) -> Callable[[dict[str, Any]], Any]:
+    def change(tensors: dict[str, Any]) -> None:
+        names = [name for name in tensors if part in name]
+        assert names
+        for name in names:
+            del tensors[name]
+
+    return change
+
+
+LOST = {
+    "the vision tower": "vision_tower",
+    "one layer of it": "vision_tower.encoder.layers.0.",
+    "the projector": "multi_modal_projector",
+    "a layer": "model.layers.1.",
+    "the head": "lm_head",
+    "the token embedding": "embed_tokens",
+    "the last norm": "model.norm",
+}
+
+
+@pytest.mark.parametrize("part", LOST.values(), ids=LOST)
+def test_weights_that_are_not_in_the_file_are_refused_and_never_drawn(
+    folder: Path, part: str
+) -> None:
+    weights(folder, without(part))
+    (line,) = refused(folder)
+    assert "weights are missing that config.json asks for: " in line
+    assert part.removeprefix("model.") in line
+
+
+def test_a_long_list_of_lost_weights_is_its_first_names_and_a_count(folder: Path) -> None:
+    names = [name for name in load_file(folder / WEIGHTS) if "vision_tower" in name]
+    needed = [n for n in names if "post_layernorm" not in n and "encoder.layers.2." not in n]
+    weights(folder, without("vision_tower"))
+    (line,) = refused(folder)
+    assert "embeddings.class_embedding" in line
+    assert f"and {len(needed) - 3} more" in line
+
+
+def test_weights_of_another_shape_and_of_another_model_are_refused_by_name(folder: Path) -> None:
+    def change(tensors: dict[str, Any]) -> None:
+        name = next(n for n in tensors if n.endswith("layers.0.mlp.up_proj.weight"))
+        tensors[name] = tensors[name][:-1].clone()
+        tensors["image_newline"] = torch.zeros(3)
+
+    weights(folder, change)
+    first, second = refused(folder)
+    assert "no place for: image_newline; it is another model's" in first
+    assert "layers.0.mlp.up_proj.weight (shape [95, 64], expected [96, 64])" in second
+
+
+@pytest.mark.parametrize("tower", ["clip", "siglip"])
+@pytest.mark.parametrize("layer", [-1, -2, [0, 1]])
+def test_weights_that_no_graph_reads_may_be_missing_left_over_or_broken(
+    tower: str, layer: Any, tmp_path: Path
+) -> None:
+    """The families' list of them is checked on transformers' own features."""
+    variant = Variant(
+        tower=tower,
+        layers=1,
+        feature_layer=layer,
+        strategy="default" if tower == "clip" else "full",
+    )
+    folder = make_llava(tmp_path / "model", variant)
+    pixels = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        wanted = load(str(folder)).original.get_image_features(pixels).pooler_output[0]
+    unread = ["post_layernorm"] + (["vision_tower.head."] if tower == "siglip" else [])
+    if layer == -2:
+        unread.append("vision_tower.encoder.layers.2.")
+    if layer == [0, 1]:
+        unread += ["vision_tower.encoder.layers.1.", "vision_tower.encoder.layers.2."]
+
+    def ruin(tensors: dict[str, Any]) -> None:
+        for name, tensor in tensors.items():
+            if any(part in name for part in unread):
+                tensor.fill_(float("nan"))
+        tensors["vision_tower.embeddings.position_ids"] = torch.arange(17)[None]
+        tensors["language_model.model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
+
+    def drop(tensors: dict[str, Any]) -> None:
+        for part in unread:
+            without(part)(tensors)
+
+    for change in (ruin, drop):
+        weights(folder, change)
+        model = load(str(folder))
+        with torch.inference_mode():
+            found = model.original.get_image_features(pixels).pooler_output[0]
+            assert torch.equal(found, wanted)
+            assert torch.allclose(model.vision(pixels)[0], wanted, atol=1e-5)
+
+
+AUTHORS = {"mm_vision_tower": "openai/clip-vit-large-patch14-336", "mm_hidden_size": 1024}
+
+
+@pytest.mark.parametrize("kind", ["llava", "llava_llama"])
+def test_the_authors_own_layout_is_refused_when_the_configuration_is_read(
+    folder: Path, kind: str
+) -> None:
+    (folder / WEIGHTS).unlink()
+    configuration(folder, model_type=kind, **AUTHORS)
+    with pytest.raises(ModelError) as caught:
+        describe(str(folder))
+    (line,) = caught.value.problems
+    assert "mm_vision_tower, mm_hidden_size: the layout of the authors' own code" in line
+    assert "llava-hf" in line
+
+
+def test_a_foreign_architecture_is_refused_by_name(folder: Path) -> None:
+    configuration(folder, architectures=["LlavaLlamaForCausalLM"])
+    (line,) = refused(folder)
+    assert "architectures: ['LlavaLlamaForCausalLM'] is not supported" in line
+
+
+def test_adapters_are_refused_with_or_without_their_model(folder: Path, tmp_path: Path) -> None:
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "a/b"}')
+    (line,) = refused(folder)
+    assert line.startswith(
+        f"{folder / 'adapter_config.json'}: an adapter, which is not applied; merge"
+    )
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(folder / "adapter_config.json", alone)
+    (alone / "adapter_model.safetensors").write_bytes(b"")
+    assert "merge" in refused(alone)[0]
+
+
+def test_an_artifact_is_no_model(tiny_artifact: Path) -> None:
+    with pytest.raises(ModelError, match="an artifact of vtcompress, not a model"):
+        describe(str(tiny_artifact))
+
+
+def shard(folder: Path) -> tuple[Path, Path]:
+    """Split the weights in two files with an index."""
+    tensors = load_file(folder / WEIGHTS)
+    names = sorted(tensors)
+    parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, own in parts.items():
+        save_file({n: tensors[n] for n in own}, folder / file, metadata={"format": "pt"})
+    (folder / WEIGHTS).unlink()
+    index = {"weight_map": {name: file for file, own in parts.items() for name in own}}
+    (folder / WEIGHTS_INDEX).write_text(json.dumps(index))
+    return folder / "a.safetensors", folder / "b.safetensors"
+
+
+def test_a_lost_shard_is_named(folder: Path) -> None:
+    first, second = shard(folder)
+    load(str(folder))
+    second.unlink()
+    assert refused(folder)[0].startswith(f"{second}: no such file, and {WEIGHTS_INDEX} names it")
+    (folder / WEIGHTS_INDEX).unlink()
+    (line,) = refused(folder)
+    assert f"neither {WEIGHTS} nor {WEIGHTS_INDEX}; found a.safetensors" in line
+    assert first.exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["../b.safetensors", "sub/b.safetensors", "/b.safetensors", "b.bin"]
+)
+def test_an_index_that_names_files_elsewhere_is_refused(folder: Path, name: str) -> None:
+    shard(folder)
+    path = folder / WEIGHTS_INDEX
+    path.write_text(path.read_text().replace('"b.safetensors"', json.dumps(name)))
+    (line,) = refused(folder)
+    assert f"names {name!r}; only *.safetensors files beside it are read" in line
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"weight_map": [1]}', '{"weight_map": {"a": 1}}'])
+def test_an_index_that_is_none_is_refused(folder: Path, content: str) -> None:
+    shard(folder)
+    (folder / WEIGHTS_INDEX).write_text(content)
+    (line,) = refused(folder)
+    assert "no index of weight files" in line
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_weights_that_are_no_numbers_are_refused_by_name(
+    folder: Path, dtype: str, value: str
+) -> None:
+    def change(tensors: dict[str, Any]) -> None:
+        for name, tensor in tensors.items():
+            tensors[name] = tensor.to(getattr(torch, dtype))
+        tensors["language_model.model.layers.1.mlp.down_proj.weight"][3, 5] = float(value)
+
+    configuration(folder, dtype=dtype)
+    weights(folder, change)
+    (line,) = refused(folder)
+    assert "NaN or infinite values in model.language_model.layers.1.mlp.down_proj.weight" in line
+
+
+CONFIGURATIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "bitsandbytes": (
+        {"quantization_config": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}},
+        "quantization_config: weights quantized by 'bitsandbytes' cannot be read",
+    ),
+    "awq": ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "'awq'"),
+    "gptq": ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "'gptq'"),
+    "compressed-tensors": (
+        {"text_config__quantization_config": {"quant_method": "compressed-tensors"}},
+        "text_config.quantization_config: weights quantized by 'compressed-tensors'",
+    ),
+    "fp8": ({"quantization_config": {"quant_method": "fp8"}}, "'fp8'"),
+    "strategy": (
+        {"vision_feature_select_strategy": "cls"},
+        "vision_feature_select_strategy: 'cls' is not supported; supported: default, full",
+    ),
+    "a layer too deep": ({"vision_feature_layer": 4}, "vision_feature_layer: 4 is not allowed"),
+    "a layer too early": ({"vision_feature_layer": -5}, "1 to 3, or -4 to -1"),
+    "the embeddings alone": ({"vision_feature_layer": 0}, "vision_feature_layer: 0 is not allowed"),
+    "one of several": ({"vision_feature_layer": [-1, 9]}, "vision_feature_layer: [-1, 9]"),
+    "no layer": ({"vision_feature_layer": []}, "vision_feature_layer: [] is not allowed"),
+    "a layer that is text": ({"vision_feature_layer": "last"}, "vision_feature_layer"),
+    "a whole CLIP": (
+        {"vision_config": {"model_type": "clip", "vision_config": {}, "text_config": {}}},
+        "'clip' is not supported; supported towers: clip_vision_model, siglip_vision_model; it is a "
+        "model of pictures and text: put its own vision_config here",
+    ),
+    "a whole SigLIP": (
+        {"vision_config": {"model_type": "siglip"}},
+        "put its own vision_config here",
+    ),
+    "an oblong tower": ({"vision_config__image_size": [32, 24]}, "vision_config.image_size"),
+    "no patch": ({"vision_config__patch_size": 0}, "vision_config.patch_size: 0"),
+    "less than a patch": ({"vision_config__image_size": 7}, "less than one patch of 8"),
+    "no heads": ({"text_config__num_attention_heads": 0}, "config.json cannot be read"),
+    "heads that do not divide": ({"text_config__num_key_value_heads": 3}, "num_key_value_heads"),
+    "no layers": ({"text_config__num_hidden_layers": 0}, "num_hidden_layers"),
+    "a dtype of numbers": ({"dtype": "int8"}, "dtype: 'int8' is not supported"),
+    "no dtype": ({"dtype": "bogus"}, "bogus"),
+    "a pickle": (
+        {"transformers_weights": "adapter_model.bin"},
+        "transformers_weights: 'adapter_model.bin' would have other files read",
+    ),
+    "fusions": ({"fusion_config": {"a": 1}}, "fusion_config"),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_a_configuration_that_cannot_be_read_is_refused_without_weights(
+    folder: Path, name: str
+) -> None:
+    changes, says = CONFIGURATIONS[name]
+    configuration(folder, **changes)
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(ModelError) as caught:
+        describe(str(folder))
+    (line,) = caught.value.problems
+    assert says in line
+    assert "config.json" in line
+    assert "\n" not in line
+
+
+def test_all_that_is_wrong_with_a_configuration_is_told_at_once(folder: Path) -> None:
+    configuration(
+        folder,
+        quantization_config={"quant_method": "awq"},
+        vision_feature_select_strategy="cls",
+        text_config__hidden_act="relu",
+    )
+    with pytest.raises(ModelError) as caught:
+        describe(str(folder))
+    assert len(caught.value.problems) >= 2
+    configuration(folder, vision_feature_select_strategy="default")
+    with pytest.raises(ModelError) as caught:
+        describe(str(folder))
+    assert [line.split(": ")[1] for line in caught.value.problems] == [
+        "quantization_config",
+        "text_config.hidden_act",
+    ]
+
+
+@pytest.mark.parametrize("key", ["_attn_implementation", "attn_implementation"])
+@pytest.mark.parametrize("place", ["", "text_config__", "vision_config__"])
+def test_an_attention_of_another_package_is_not_asked_for(
+    folder: Path, key: str, place: str
+) -> None:
+    wanted = load(str(folder)).tensors["norm.weight"]
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    section = config[place.removesuffix("__")] if place else config
+    section[key] = "flash_attention_2"
+    path.write_text(json.dumps(config))
+    model = load(str(folder))
+    assert torch.equal(model.tensors["norm.weight"], wanted)
+    assert model.original.config.text_config._attn_implementation == "sdpa"
