@@ -16,7 +16,7 @@ from compressor.families.folder import texts, weight_files
 LFS_HEADER = b"version https://git-lfs.github.com/spec/"
 """What a file begins with that stands for another one that Git LFS has not fetched."""
 
-# Packages that a tokenizer may need, by what a message or a file in the folder says.
+# Packages that a processor may need, by what a message says.
 PACKAGES = ("sentencepiece", "protobuf", "tiktoken", "torchvision", "accelerate")
 
 LONGEST = 300
@@ -40,8 +40,29 @@ def reading(folder: Path, what: str) -> Iterator[None]:
     except Exception as failure:
         broken = broken_files(folder)
         raise ModelError(
-            broken or [f"{folder}: {what} cannot be read: {reason(failure, folder)}"]
+            broken or [f"{folder}: {what} cannot be read: {reason(failure)}"]
         ) from failure
+
+
+@contextmanager
+def using(where: str) -> Iterator[None]:
+    """Turn whatever a library raises over a part of a configuration into a `ModelError`; as `reading`.
+
+    Args:
+        where: the part, as in other lines on it.
+
+    Raises:
+        ModelError: the part and the library's reason.
+    """
+    try:
+        yield
+    except VtcompressError:
+        raise
+    except Exception as failure:
+        problem = (
+            f"{where}: transformers cannot use it: {type(failure).__name__}: {first_line(failure)}"
+        )
+        raise ModelError([problem]) from failure
 
 
 def broken_files(folder: Path) -> list[str]:
@@ -116,20 +137,9 @@ def _broken_text(path: Path) -> str | None:
     return None
 
 
-def reason(failure: BaseException, folder: Path) -> str:
+def reason(failure: BaseException) -> str:
     """Return one line: what a library's exception says, and what to do where that is known."""
     text = str(failure)
-    if "tiktoken" in text and (folder / "tokenizer.model").is_file():
-        # transformers tries its second reader when the first one's package is missing, and names that one.
-        if find_spec("sentencepiece") is not None:
-            return (
-                "tokenizer.model is no SentencePiece file that can be read: copy or download it again, or "
-                "put the model's tokenizer.json beside it"
-            )
-        return (
-            "tokenizer.model is a SentencePiece file, and the package `sentencepiece` is not installed: "
-            "pip install sentencepiece protobuf, or put the model's tokenizer.json beside it"
-        )
     package = next((p for p in PACKAGES if p in text.lower()), None)
     if package is not None and (isinstance(failure, ImportError) or "install" in text):
         return f"the package `{package}` is not installed: pip install {package}"
