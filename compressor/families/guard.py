@@ -16,7 +16,7 @@ from compressor.families.folder import texts, weight_files
 LFS_HEADER = b"version https://git-lfs.github.com/spec/"
 """What a file begins with that stands for another one that Git LFS has not fetched."""
 
-# Packages that a processor may need, by what a message says.
+# Packages that a tokenizer may need, by what a message or a file in the folder says.
 PACKAGES = ("sentencepiece", "protobuf", "tiktoken", "torchvision", "accelerate")
 
 LONGEST = 300
@@ -40,7 +40,7 @@ def reading(folder: Path, what: str) -> Iterator[None]:
     except Exception as failure:
         broken = broken_files(folder)
         raise ModelError(
-            broken or [f"{folder}: {what} cannot be read: {reason(failure)}"]
+            broken or [f"{folder}: {what} cannot be read: {reason(failure, folder)}"]
         ) from failure
 
 
@@ -137,9 +137,20 @@ def _broken_text(path: Path) -> str | None:
     return None
 
 
-def reason(failure: BaseException) -> str:
+def reason(failure: BaseException, folder: Path) -> str:
     """Return one line: what a library's exception says, and what to do where that is known."""
     text = str(failure)
+    if "tiktoken" in text and (folder / "tokenizer.model").is_file():
+        # transformers tries its second reader when the first one's package is missing, and names that one.
+        if find_spec("sentencepiece") is not None:
+            return (
+                "tokenizer.model is no SentencePiece file that can be read: copy or download it again, or "
+                "put the model's tokenizer.json beside it"
+            )
+        return (
+            "tokenizer.model is a SentencePiece file, and the package `sentencepiece` is not installed: "
+            "pip install sentencepiece protobuf, or put the model's tokenizer.json beside it"
+        )
     package = next((p for p in PACKAGES if p in text.lower()), None)
     if package is not None and (isinstance(failure, ImportError) or "install" in text):
         return f"the package `{package}` is not installed: pip install {package}"
