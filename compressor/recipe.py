@@ -172,6 +172,8 @@ class ValidateSection(Section):
         samples: how many of them, 1 or more; None: all.
         seed: seed of the draw, 0 to 2**32 - 1.
         max_new_tokens: length of greedy answers, in tokens, 1 or more.
+        keep_pictures: which pictures of the data the artifact holds: `all`, as they are, so that it can be
+            checked again without the data; `samples`: small copies of those that the report shows; `none`.
         fidelity: limits of export fidelity.
         loss: limits of compression loss.
     """
@@ -180,6 +182,7 @@ class ValidateSection(Section):
     samples: Count | None = None
     seed: Seed = 0
     max_new_tokens: Count = 32
+    keep_pictures: Literal["none", "samples", "all"] = "samples"
     fidelity: FidelitySection = FidelitySection()
     loss: LossSection = LossSection()
 
