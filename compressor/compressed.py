@@ -9,7 +9,7 @@ folder for the original and draw at random what it does not find. Older folders,
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from compressor.families.registry import saved_config
 from compressor.files import write_text
 from compressor.generation import model_keys, write_keys
 from compressor.plan import Plan
+from compressor.planner import make_plan
 
 LANGUAGE_PREFIX = "language_model."
 VISION_PREFIX = "vision."
@@ -116,6 +117,16 @@ def compress(
         config=model.original.config,
         generation=model_keys(model.folder),
     )
+
+
+def plain(model: LoadedModel) -> CompressedModel:
+    """Return an original model rewritten, nothing frozen; the weights are shared with it, not copied."""
+    return compress(model, make_plan(model.facts, model.digest, (), None).naive())
+
+
+def plain_of(small: CompressedModel) -> CompressedModel:
+    """Return a compressed model as `plain` gives it, on the compressed model's weights."""
+    return replace(small, plan=small.plan.naive(), decoder=naive_decoder(small))
 
 
 def tensors_of(model: LoadedModel, plan: Plan, gates: LoadedGates | None) -> Mapping[str, Tensor]:

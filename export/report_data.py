@@ -247,6 +247,7 @@ def figures(data: ReportData) -> dict[str, Any]:
         "predicted": manifest.predicted.model_dump(mode="json"),
         "measured": manifest.measured and manifest.measured.model_dump(mode="json"),
         "fidelity": manifest.fidelity and manifest.fidelity.model_dump(mode="json"),
+        "rewrite": manifest.rewrite and manifest.rewrite.model_dump(mode="json"),
         "loss": manifest.loss and manifest.loss.model_dump(mode="json"),
         "ladder": [asdict(rung) for rung in data.rungs],
         "claim": claim(data.rungs),

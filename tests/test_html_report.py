@@ -17,6 +17,7 @@ from export.questions import (
     stored_questions,
     thumbnail,
 )
+from export.report import markdown_report
 from export.report_data import figures
 from export.small_pictures import LARGEST_PICTURE
 from tests import facts
@@ -367,3 +368,18 @@ def test_figures_for_dashboards_are_plain_json(tmp_path):
     assert document["layers"][1]["flops"] < document["layers"][1]["flops_original"]
     assert (document["questions"], document["answers_equal"]) == (3, 1)
     assert figures(read_report(make_artifact(Path(tmp_path / "b"))))["loss"] is None
+
+
+def test_columns_have_the_same_headings_in_both_reports(tmp_path, full):
+    """Of tables that both hold, found by their first two headings."""
+    markdown = markdown_report(read_report(tmp_path / "artifact"))
+    tables = re.findall(r"^\| (.+) \|\n\| ---", markdown, re.MULTILINE)
+    heads = [re.findall(r'<th scope="col"[^>]*>([^<]*)</th>', t) for t in full.split("<thead>")[1:]]
+    shared = 0
+    for line in tables:
+        names = line.split(" | ")
+        for head in heads:
+            if head[:2] == names[:2]:
+                shared += 1
+                assert head == names
+    assert shared >= 3

@@ -105,14 +105,12 @@ def calibrate(out: Output, /, output: Path, overwrite: bool, **options: Any) -> 
 @click.pass_obj
 def plan(out: Output, /, profile: Path | None, output: Path, **options: Any) -> None:
     """Decide what visual tokens do in each layer; print the predicted costs."""
-    from compressor.calibration.profile import Profile
     from export.places import check_file
     from vtcompress import show, stages
 
     check_file(output, "plan")
-    measured = None if profile is None else Profile.load(profile)
     recipe = read_recipe(options)
-    chosen = stages.plan(recipe, measured, progress=out)
+    chosen = stages.plan(recipe, profile, progress=out)
     chosen.save(output)
     dtype = recipe.export.dtype
     show.show_plan(out, chosen, dtype)
@@ -142,16 +140,14 @@ def compress(
     **options: Any,
 ) -> None:
     """Apply a plan: write a folder of safetensors, configuration and plan."""
-    from compressor.calibration.profile import Profile
     from compressor.plan import Plan
     from vtcompress import stages
 
-    measured = None if profile is None else Profile.load(profile)
     folder = stages.compress(
         read_recipe(options),
         Plan.load(plan_file),
         output,
-        profile=measured,
+        profile=profile,
         overwrite=overwrite,
         sources=files_read(options, plan_file, profile),
         progress=out,
@@ -191,7 +187,6 @@ def export(
     **options: Any,
 ) -> None:
     """Run all stages: calibrate, plan, compress, export to ONNX, check against the original, time."""
-    from compressor.calibration.profile import Profile
     from compressor.plan import Plan
     from export.engine_facts import engine_facts
     from vtcompress import show, stages
@@ -207,7 +202,7 @@ def export(
     manifest = stages.export(
         recipe,
         output,
-        profile=None if profile is None else Profile.load(profile),
+        profile=profile,
         compressed=compressed,
         overwrite=overwrite,
         sources=files_read(options, profile),
@@ -307,6 +302,8 @@ def validate(
         threads=threads,
         progress=out,
     )
+    if outcome.rewrite is not None:
+        show.show_rewrite(out, outcome.rewrite)
     show.show_fidelity(out, outcome.fidelity)
     show.show_loss(out, outcome.loss)
     show.show_exits(out, Plan.load(artifact / PLAN_FILE), outcome.loss)
@@ -314,6 +311,7 @@ def validate(
         {
             "fidelity": outcome.fidelity and outcome.fidelity.model_dump(mode="json"),
             "loss": outcome.loss and outcome.loss.model_dump(mode="json"),
+            "rewrite": outcome.rewrite and outcome.rewrite.model_dump(mode="json"),
             "verdict": outcome.verdict,
         }
     )
@@ -435,7 +433,10 @@ def inspect(out: Output, /, path: str) -> None:
 
     facts = stages.inspect(path)
     out.result(facts)
+    problems = facts.pop("problems", ())
     out.table(path, ("fact", "value"), show.flat_rows(facts))
+    for problem in problems:
+        out.line(f"problem: {problem}")
 
 
 @cli.command()
@@ -447,9 +448,10 @@ def recipes(out: Output, /, name: str | None) -> None:
 
     shipped = shipped_recipes()
     if name is None:
-        out.table("Shipped recipes", ("name", "what it does"), [(r.name, r.title) for r in shipped])
+        rows = [(r.name, r.title, r.model) for r in shipped]
+        out.table("Shipped recipes", ("name", "what it does", "model"), rows)
         out.line("`vtcompress recipes NAME` prints one with its explanation")
-        out.result([{"name": r.name, "title": r.title} for r in shipped])
+        out.result([{"name": r.name, "title": r.title, "model": r.model} for r in shipped])
         return
     text = find_recipe(name).read_text(encoding="utf-8")
     out.line(text.rstrip("\n"))
@@ -501,17 +503,22 @@ def run(arguments: list[str] | None = None) -> int:
     return EXIT_ERROR if doing.failed and code == 0 else code
 
 
+def spoken(problem: str, command: str | None) -> str:
+    """Return a problem in the words of a command: some write something and have no `--output`."""
+    found = cli.commands.get(command or "")
+    if found is None or any("--output" in option.opts for option in found.params):
+        return problem
+    return problem.replace("another --output", "another place")
+
+
 def _run(arguments: list[str] | None, doing: Doing) -> int:
     try:
         result = cli.main(arguments, prog_name="vtcompress", standalone_mode=False, obj=doing)
     except ThresholdMissedError:
         return EXIT_MISSED
-    except ProblemsError as error:
-        for problem in error.problems:
-            click.echo(f"error: {problem}", err=True)
-        return EXIT_ERROR
     except VtcompressError as error:
-        click.echo(f"error: {error}", err=True)
+        for problem in error.problems if isinstance(error, ProblemsError) else (str(error),):
+            click.echo(f"error: {spoken(problem, doing.command)}", err=True)
         return EXIT_ERROR
     except click.UsageError as error:
         error.show()

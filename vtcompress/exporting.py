@@ -37,6 +37,7 @@ from export.model_card import Origin
 from export.onnx_check import check_graphs
 from export.parity import fidelity, loss, stored
 from export.parity.loss_report import LossLimits, LossReport
+from export.parity.rewrite import RewriteReport, refuse, rewrite_words
 from export.questions import chosen_places, question_of
 from export.runtime import Runtime
 from export.sessions import OnnxSession
@@ -49,11 +50,13 @@ from vtcompress.inputs import (
     model_digest,
     model_facts,
     model_folder,
+    note_unread_data,
     source_paths,
     validation_samples,
 )
 from vtcompress.prompt_check import Asked, check_prompts, check_recipe_prompts
 from vtcompress.reporting import origin_of, write_reports
+from vtcompress.rewrite_check import check_rewrite, rewrite_prompt
 
 if TYPE_CHECKING:
     from compressor.compressed import CompressedModel
@@ -115,24 +118,44 @@ class ExportRun:
         pictures = {path for sample in self.samples for path in sample.images}
         self.sources = (*source_paths(recipe), *sources, *pictures)
         self.origin = Origin()
+        self.rewrite: RewriteReport | None = None
 
-    def from_original(self, profile: Profile | None, *, overwrite: bool) -> Manifest:
-        """Start from the recipe's model; calibrate unless a profile is given or none is needed."""
+    def from_original(
+        self, profile: Profile | None, profile_file: Path, *, overwrite: bool
+    ) -> Manifest:
+        """Start from the recipe's model; calibrate unless a profile is given or none is needed.
+
+        Args:
+            profile: of an earlier calibration.
+            profile_file: what errors call it.
+            overwrite: replace what is at the output.
+        """
         measure = profile is None and wants_calibration(self.recipe)
         # What can be refused is refused before weights are loaded.
         asked = self._asked()
         if measure:
             asked.append(Asked(calibration_samples(self.recipe)))
+        elif self.recipe.export.dtype != "float16":
+            why = (
+                "no method chooses by it" if profile is None else f"{profile_file} is used instead"
+            )
+            note_unread_data(self.recipe, why, self.progress)
         facts, source = model_facts(self.recipe), model_folder(self.recipe)
         staging.check_place(self.output, **self._needs(source, facts.dtype, overwrite))
         digest = check_recipe(
-            self.recipe, profile, asked=asked, building=True, progress=self.progress
+            self.recipe,
+            (profile, profile_file),
+            asked=asked,
+            building=True,
+            progress=self.progress,
         )
         model = load_model(self.recipe, self.progress, digest)
         self.origin = origin_of(self.recipe.model.id, model.folder)
         resume = staging.calibration_file(self.output)
         needs = self._needs(model.folder, model.facts.dtype, overwrite)
         with staging.staged(self.output, **needs) as folder:
+            self.progress.say("comparing the rewritten model with the original")
+            self.rewrite = check_rewrite(model, self.recipe, self.samples)
             if measure:
                 drop_foreign(resume, calibration_task(self.recipe, model.facts, model.digest))
                 profile = run_calibration(model, self.recipe, resume, self.progress)
@@ -153,12 +176,14 @@ class ExportRun:
 
     def from_compressed(self, source: Path, *, overwrite: bool) -> Manifest:
         """Start from a folder that `compress` wrote."""
-        from compressor.compressed import load_compressed, read_processor
+        from compressor.compressed import load_compressed, plain_of, read_processor
 
         plan = Plan.load(source / PLAN_FILE)
         check_targets(self.recipe, plan.model)
         check_fixed(self.recipe.export, plan.model, plan.gates.mode if plan.gates else None)
         limits = cache_limits(self.recipe.export, plan.model)
+        if self.recipe.export.dtype != "float16":
+            note_unread_data(self.recipe, f"{source} has its plan", self.progress)
         processor = read_processor(source, plan)
         check_prompts(processor, source, plan.model, self._asked(), limits, self.progress)
         self.origin = origin_of(self.recipe.model.id, source)
@@ -167,15 +192,30 @@ class ExportRun:
         self.sources += (source,)
         needs = self._needs(source, plan.model.dtype, overwrite)
         with staging.staged(self.output, **needs) as folder:
-            original = None
-            if self.samples and self.recipe.model.id:
-                model = load_model(self.recipe, self.progress)
-                self.origin = origin_of(self.recipe.model.id, model.folder)
-                original = self._original_answers(model)
-                del model
-            self.progress.say(f"loading {source.name}")
-            models = [load_compressed(source, logits=self.recipe.export.logits)]
+            original, models = None, []
+            with rewrite_prompt(self.recipe, self.samples) as prompt:
+                reading = None
+                if self._wants_original():
+                    # At the image size that the folder was made for.
+                    size = {"export.image_size": plan.model.image_size}
+                    model = load_model(self.recipe.override(size), self.progress)
+                    self.origin = origin_of(self.recipe.model.id, model.folder)
+                    original = self._original_answers(model)
+                    reading = prompt.read(model)
+                    del model
+                self.progress.say(f"loading {source.name}")
+                models.append(load_compressed(source, logits=self.recipe.export.logits))
+                if reading is None:
+                    self.progress.say(rewrite_words(None))
+                else:
+                    self.rewrite = prompt.compare(reading, plain_of(models[0]))
+                    refuse(self.rewrite, source.name)
             return self._finish(models, profile, original, folder)
+
+    def _wants_original(self) -> bool:
+        """Whether an export from a folder loads the original as well: for its answers, or if it is here."""
+        name = self.recipe.model.id
+        return name is not None and bool(self.samples or Path(name).is_dir())
 
     def _needs(self, source: Path, source_dtype: str, overwrite: bool) -> dict[str, Any]:
         """Return what the place of the artifact must allow; see `staging.staged`."""
@@ -287,6 +327,7 @@ class ExportRun:
             "checker": checker,
             "fidelity": first,
             "loss": second,
+            "rewrite": self.rewrite,
             "ranges": ranges,
             "missing_kernels": missing,
             "measured": self._times(folder, graphs, plan) if timed else None,
@@ -420,7 +461,7 @@ def run_calibration(
         progress: shows the samples.
         anew: replace the profile instead.
     """
-    from compressor.calibration.run import Asked, calibrate
+    from compressor.calibration.run import Asked, ask_gates_again, calibrate
     from compressor.decoder.weights import load_gates
 
     name = recipe.calibrate.data.name if recipe.calibrate.data else ""
@@ -430,9 +471,17 @@ def run_calibration(
         candidates = gate_candidates(recipe.dyvte, model.facts.decoder.layers)
         gates = load_gates(gate_file(recipe.dyvte, model.facts, model.digest), candidates)
     asked = Asked(measures_of(recipe.methods), gates)
-    return calibrate(
+    profile = calibrate(
         model, samples, path, data_name=name, asked=asked, anew=anew, progress=progress
     )
+    if gates is None:
+        return profile
+    # Only now is known what the gates will read: the states that the other methods leave.
+    chosen = plan_recipe(recipe, model.facts, model.digest, profile)
+    if chosen.gates is not None and chosen.gates_see() != profile.gates_under:
+        profile = ask_gates_again(model, samples, profile, chosen, gates, progress)
+        profile.save(path)
+    return profile
 
 
 def draw(profile: Profile, plan: Plan, base: Path) -> None:
@@ -525,7 +574,7 @@ def wants_calibration(recipe: Recipe) -> bool:
 
 def check_recipe(
     recipe: Recipe,
-    profile: Profile | None = None,
+    profile: tuple[Profile | None, Path] = (None, Path(PROFILE_FILE)),
     *,
     asked: Sequence[Asked] = (),
     building: bool = False,
@@ -535,7 +584,7 @@ def check_recipe(
 
     Args:
         recipe: what will be done.
-        profile: of an earlier calibration.
+        profile: of an earlier calibration, and what errors call it.
         asked: questions that will be asked.
         building: engines that the recipe asks for will be built.
         progress: is told what need not stop the run.
@@ -552,8 +601,9 @@ def check_recipe(
         check_targets(recipe, facts)
     check_recipe_prompts(recipe, asked, progress)
     digest = model_digest(recipe)
-    if profile is not None:
-        profile.check_belongs(Path(PROFILE_FILE), model_digest=digest)
+    measured, name = profile
+    if measured is not None:
+        measured.check_belongs(name, model_digest=digest)
     if dyvte is not None and gates is not None:
         gates.check(facts, digest, gate_candidates(dyvte, facts.decoder.layers))
     return digest

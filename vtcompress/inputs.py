@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compressor.calibration.data import Sample, check_pictures, choose, read_samples
+from compressor.calibration.profile import Profile
 from compressor.dims import ModelFacts
 from compressor.errors import MissingExtraError, RecipeError
 from compressor.methods import Yopo
 from compressor.progress import Progress
 from compressor.recipe import Recipe
+from export.artifact import PROFILE_FILE
 
 if TYPE_CHECKING:
     from compressor.families import LoadedModel
@@ -64,6 +66,23 @@ def validation_samples(recipe: Recipe) -> tuple[Sample, ...]:
     if section.data is None:
         return ()
     return choose(read_samples(section.data), section.samples, section.seed)
+
+
+def open_profile(profile: Profile | str | Path | None) -> tuple[Profile | None, Path]:
+    """Return a profile that was given as it is or by its file, and what errors call it.
+
+    Raises:
+        ProfileError: the file cannot be read.
+    """
+    if profile is None or isinstance(profile, Profile):
+        return profile, Path(PROFILE_FILE)
+    return Profile.load(Path(profile)), Path(profile)
+
+
+def note_unread_data(recipe: Recipe, why: str, progress: Progress) -> None:
+    """Say that the recipe's calibration data is not read, if it names any."""
+    if recipe.calibrate.data is not None:
+        progress.say(f"note: {recipe.calibrate.data}: calibration data that is not read: {why}")
 
 
 def source_paths(recipe: Recipe) -> tuple[Path, ...]:

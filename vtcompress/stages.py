@@ -22,13 +22,14 @@ from compressor.recipe import Recipe
 from compressor.recipe import load_recipe as read_recipe
 from export import bench as timing
 from export import staging
-from export.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE, Artifact, write_file_list
+from export.artifact import PLAN_FILE, RECIPE_FILE, Artifact, write_file_list
 from export.backends import check_dtype
 from export.bfloat16 import open_for_checks
 from export.limits import cache_limits
 from export.manifest import Manifest
 from export.parity import fidelity, loss, stored
 from export.parity.loss_report import LossReport
+from export.parity.rewrite import RewriteReport
 from export.places import check_file
 from export.runtime import Runtime
 from export.verdict import Verdict, verdict_of, worst
@@ -56,11 +57,14 @@ from vtcompress.inputs import (
     model_digest,
     model_facts,
     model_folder,
+    note_unread_data,
+    open_profile,
     require_compress,
     require_runtime,
     source_paths,
 )
-from vtcompress.prompt_check import Asked, check_recipe_prompts
+from vtcompress.prompt_check import Asked, check_recipe_prompts, processor_problems
+from vtcompress.rewrite_check import check_rewrite, rewrite_prompt
 from vtcompress.shipped import find_recipe
 
 if TYPE_CHECKING:
@@ -132,6 +136,7 @@ def calibrate(
         if not overwrite:
             calibration_task(recipe, model_facts(recipe), digest).go_on(output)
         model = load_model(recipe, progress, digest)
+        check_rewrite(model, recipe)
         profile = run_calibration(model, recipe, output, progress, anew=overwrite)
         chosen = plan_recipe(recipe, model.facts, model.digest, profile)
         draw(profile, chosen, base)
@@ -139,9 +144,14 @@ def calibrate(
 
 
 def plan(
-    recipe: Recipe, profile: Profile | None = None, *, progress: Progress | None = None
+    recipe: Recipe, profile: Profile | PathLike | None = None, *, progress: Progress | None = None
 ) -> Plan:
     """Decide what visual rows do in each layer; loads no weights.
+
+    Args:
+        recipe: names the model and the methods.
+        profile: of an earlier calibration, or its file; needed where methods choose by it.
+        progress: is told what is read.
 
     Raises:
         VtcompressError: the model is not supported, or the methods cannot be applied; all reasons.
@@ -150,12 +160,14 @@ def plan(
     facts = model_facts(recipe)
     check_methods(facts, recipe.methods)
     progress = shown(progress)
+    measured, name = open_profile(profile)
+    note_unread_data(recipe, "a plan is made from a profile", progress)
     check_recipe_prompts(recipe, (), progress)
     progress.say(f"reading the weights of {recipe.model.id} for their digest")
     digest = model_digest(recipe)
-    if profile is not None:
-        profile.check_belongs(Path(PROFILE_FILE), model_digest=digest)
-    return plan_recipe(recipe, facts, digest, profile)
+    if measured is not None:
+        measured.check_belongs(name, model_digest=digest)
+    return plan_recipe(recipe, facts, digest, measured)
 
 
 def compress(
@@ -163,7 +175,7 @@ def compress(
     plan: Plan,
     output: PathLike,
     *,
-    profile: Profile | None = None,
+    profile: Profile | PathLike | None = None,
     overwrite: bool = False,
     sources: Iterable[PathLike] = (),
     progress: Progress | None = None,
@@ -180,9 +192,11 @@ def compress(
         progress: shows stages.
 
     Raises:
-        VtcompressError: the plan is for another model, or the folder cannot be written.
+        VtcompressError: plan or profile are of another model, or the folder cannot be written.
     """
     progress = shown(progress)
+    measured, name = open_profile(profile)
+    note_unread_data(recipe, "the plan is made already", progress)
     output = Path(output)
     needs: dict[str, Any] = {
         "overwrite": overwrite,
@@ -194,6 +208,8 @@ def compress(
     staging.check_place(output, **needs)
     check_recipe_prompts(recipe, (), progress)
     model = load_model(recipe, progress)
+    if measured is not None:
+        measured.check_belongs(name, model_digest=model.digest)
     from compressor.compressed import save_compressed
 
     gates = load_plan_gates(plan, recipe, model)
@@ -201,7 +217,7 @@ def compress(
     compress_for_export(model, plan, recipe, gates)
     with staging.staged(output, **needs) as folder:
         save_compressed(model, plan, folder, gates)
-        write_inputs(folder, recipe, plan, profile)
+        write_inputs(folder, recipe, plan, measured)
         write_file_list(folder)
     return output
 
@@ -223,7 +239,7 @@ def export(
     recipe: Recipe,
     output: PathLike,
     *,
-    profile: Profile | None = None,
+    profile: Profile | PathLike | None = None,
     compressed: PathLike | None = None,
     overwrite: bool = False,
     sources: Iterable[PathLike] = (),
@@ -236,7 +252,7 @@ def export(
     Args:
         recipe: names the model and, where methods need it, calibration data.
         output: folder of the artifact; appears when complete.
-        profile: of an earlier calibration, instead of measuring.
+        profile: of an earlier calibration, or its file, instead of measuring.
         compressed: start from the folder that `compress` wrote instead of the original. Compression loss
             then needs the recipe's model as well.
         overwrite: replace what this tool wrote at `output`; nothing else is ever replaced.
@@ -256,8 +272,12 @@ def export(
     read = tuple(map(Path, sources))
     run = ExportRun(recipe, Path(output), bench_rounds, threads, shown(progress), read)
     if compressed is not None:
+        if profile is not None:
+            raise VtcompressError(
+                f"{compressed}: holds plan and profile already, so another profile is not read; leave it out"
+            )
         return run.from_compressed(Path(compressed), overwrite=overwrite)
-    return run.from_original(profile, overwrite=overwrite)
+    return run.from_original(*open_profile(profile), overwrite=overwrite)
 
 
 @dataclass(frozen=True)
@@ -267,21 +287,25 @@ class Validation:
     Attributes:
         fidelity: of the export; measured anew only if the original model was given.
         loss: on the data that was asked for; None if nothing could be compared.
+        rewrite: how far the rewritten model, nothing cut, is from the original, as this artifact's tokenizer
+            and processor files are read; None: the original was not given.
     """
 
     fidelity: fidelity.FidelityReport | None
     loss: LossReport | None
+    rewrite: RewriteReport | None = None
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """Every missed threshold of both checks."""
-        checks = (self.fidelity, self.loss)
+        """Every missed threshold of both checks, and what of the rewritten model is not the original's."""
+        checks = (self.rewrite, self.fidelity, self.loss)
         return tuple(line for check in checks if check is not None for line in check.failures)
 
     @property
     def verdict(self) -> Verdict:
         """What became of both checks together."""
-        return worst(verdict_of(check) for check in (self.fidelity, self.loss))
+        checks = [verdict_of(check) for check in (self.fidelity, self.loss)]
+        return worst(checks if self.rewrite is None else [self.rewrite.verdict, *checks])
 
 
 def validate(
@@ -316,6 +340,7 @@ def validate(
     recipe = with_limits(read_recipe(path / RECIPE_FILE), limits or {}, anew=model is not None)
     if gates is not None:
         recipe = recipe.with_gates(Path(gates))
+    rewritten: RewriteReport | None = None
     manifest = artifact.manifest
     given = None if data is None else Path(data)
     asked = None
@@ -326,7 +351,9 @@ def validate(
     first: fidelity.FidelityReport | None = manifest.fidelity
     session = open_for_checks(path, manifest.graphs, manifest.dtype, threads=threads)
     if model is not None:
-        reference, original, samples = _measure_again(artifact, recipe, model, data, progress)
+        reference, original, samples, rewritten = _measure_again(
+            artifact, recipe, model, data, progress
+        )
         plan = Plan.load(path / PLAN_FILE)
         first = check_fidelity(session, manifest.graphs, plan, reference, recipe)
         if original is not None:
@@ -338,13 +365,14 @@ def validate(
         runtime = Runtime.on_session(session, path, manifest.model, manifest.image_token)
         found = loss.measure(runtime, samples, original.max_new_tokens, progress)
         second = loss.compare(samples, original, found, loss_limits(recipe), name)
-    return Validation(first, second)
+    return Validation(first, second, rewritten)
 
 
 def _measure_again(
     artifact: Artifact, recipe: Recipe, original_id: str, data: PathLike | None, progress: Progress
-) -> tuple[fidelity.Recording, loss.Answers | None, tuple[Sample, ...]]:
+) -> tuple[fidelity.Recording, loss.Answers | None, tuple[Sample, ...], RewriteReport]:
     require_compress("measuring the original")
+    from compressor.compressed import plain
     from export.parity.original import measure_original
 
     changed = recipe.override({"model.id": original_id, "model.revision": None})
@@ -353,12 +381,14 @@ def _measure_again(
     check_recipe_prompts(changed, [Asked(samples, tokens)], progress)
     model = load_model(changed, progress)
     plan = Plan.load(artifact.folder / PLAN_FILE)
+    with rewrite_prompt(changed, samples) as prompt:
+        rewritten = prompt.compare(prompt.read(model), plain(model), artifact.folder)
     small = compress_for_export(model, plan, recipe, load_plan_gates(plan, recipe, model))
     original = None
     if samples:
         original = measure_original(model, samples, tokens, progress)
     limits = cache_limits(recipe.export, plan.model)
-    return record_torch(small, limits), original, samples
+    return record_torch(small, limits), original, samples, rewritten
 
 
 def bench(
@@ -394,7 +424,8 @@ def inspect(path: PathLike) -> dict[str, Any]:
     """Tell what a model folder, compressed folder, artifact, plan or profile is, without loading weights.
 
     Returns:
-        A JSON-like mapping; `kind` says which of them it is.
+        A JSON-like mapping; `kind` says which of them it is. Of a model `problems` holds what is wrong with
+        its processor, if anything is.
 
     Raises:
         VtcompressError: none of them.
@@ -410,7 +441,9 @@ def inspect(path: PathLike) -> dict[str, Any]:
     require_compress("inspecting a model")
     from compressor.families import describe
 
-    return {"kind": "model", **describe(str(path)).model_dump(mode="json")}
+    found: dict[str, Any] = {"kind": "model", **describe(str(path)).model_dump(mode="json")}
+    problems = processor_problems(str(path))
+    return found | ({"problems": list(problems)} if problems else {})
 
 
 def _inspect_file(path: Path) -> dict[str, Any]:

@@ -51,7 +51,8 @@ class Profile(Facts):
         measures: what was measured on each sample.
         gate_layers: layers whose gates were asked.
         gates_digest: sha256 of their file; empty: no gates.
-        gates_under: `Plan.gates_see` of the decoder whose states they were asked on; empty: the original's.
+        gates_under: `Plan.gates_see` of the decoder whose states they were asked on; empty: the original's;
+            `in part`: of some samples the one, of some the other.
         samples: those measured so far, in order.
         neuron_activity: [L][M] mean magnitude of the MLP's activations on visual rows, mean over the
             samples so far. Not kept for each sample: with 32 layers of 11,008 neurons one takes 3 MB. A
