@@ -197,6 +197,7 @@ def compress(
     staging.check_place(output, **needs)
     check_recipe_prompts(recipe, (), progress)
     model = load_model(recipe, progress)
+    check_rewrite(model, recipe)
     from compressor.compressed import save_compressed
 
     gates = load_plan_gates(plan, recipe, model)
