@@ -135,7 +135,7 @@ def _entry(number: int, folder: Path, manifest: Manifest) -> Entry:
     from compressor.recipe import load_recipe
 
     plan, measured, loss = Plan.load(folder / PLAN_FILE), manifest.measured, manifest.loss
-    methods = load_recipe(folder / RECIPE_FILE).methods
+    methods = load_recipe(folder / RECIPE_FILE, stored=True).methods
     return Entry(
         number=number,
         name=folder.resolve().name,

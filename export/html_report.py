@@ -86,7 +86,7 @@ def html_report(data: ReportData) -> str:
         calibrated=data.profile,
         layer_columns=(
             *report.layer_columns(plan),
-            "contribution, nats",
+            report.CONTRIBUTION_COLUMN,
             *report.exit_kl_columns(data),
             *report.kv_columns(plan),
         ),

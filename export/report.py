@@ -138,6 +138,7 @@ def what_visual_rows_do(layer: LayerPlan) -> str:
 
 
 LAYER_COLUMNS = ("layer", "visual rows", "MFLOPs original", "MFLOPs now")
+CONTRIBUTION_COLUMN = "contribution (KL, nats)"
 EXIT_KL_COLUMN = "exit before it, nats"
 KV_COLUMNS = ("KV bytes original", "KV bytes now")
 
@@ -223,7 +224,7 @@ def _layers(data: ReportData) -> str:
     )
     rows = [tuple(chain(*row)) for row in zip(*parts, strict=True)]
     plan = data.plan
-    contribution = ("contribution (KL, nats)", *exit_kl_columns(data))
+    contribution = (CONTRIBUTION_COLUMN, *exit_kl_columns(data))
     columns = (*layer_columns(plan), *contribution, *kv_columns(plan))
     found = [table(columns, rows), *semantics_words(plan, data.methods)]
     if plan.notes:

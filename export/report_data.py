@@ -70,7 +70,7 @@ def report_data(folder: Path, manifest: Manifest) -> ReportData:
         plan=plan,
         profile=profile,
         recipe=read_text(folder / RECIPE_FILE, ArtifactError),
-        methods=load_recipe(folder / RECIPE_FILE).methods,
+        methods=load_recipe(folder / RECIPE_FILE, stored=True).methods,
         questions=stored_questions(folder),
         engines=engine_facts(folder, manifest),
     )

@@ -54,7 +54,12 @@ def tiny_artifact(
     import vtcompress
 
     recipe = vtcompress.load_recipe("identity").override(
-        {"model.id": str(tiny_model), "validate.data": questions, "validate.max_new_tokens": 4}
+        {
+            "model.id": str(tiny_model),
+            "validate.data": questions,
+            "validate.max_new_tokens": 4,
+            "validate.keep_pictures": "all",
+        }
     )
     output = tmp_path_factory.mktemp("artifact") / "tiny"
     vtcompress.export(recipe, output, bench_rounds=0)

@@ -232,7 +232,9 @@ def test_a_compressed_folder_is_no_model_to_this_tool_nor_to_transformers(
     with pytest.raises(ModelError) as caught:
         load(str(folder))
     (line,) = caught.value.problems
-    assert "`vtcompress compress` wrote, not a model; give it as --compressed" in line
+    assert (
+        "`vtcompress compress` wrote, not a model; start `vtcompress export --compressed`" in line
+    )
     with pytest.raises(ValueError, match="vtcompress"):
         AutoConfig.from_pretrained(folder)
     with pytest.raises(OSError, match="no file named model"):

@@ -10,8 +10,11 @@ import pytest
 
 import vtcompress
 from compressor.errors import DataError, ModelError, VtcompressError
+from compressor.progress import SILENT
 from compressor.recipe import Recipe
 from tests.models import make_picture
+from vtcompress import stages
+from vtcompress.cli import run as run_cli
 
 Fault = Callable[[Path], None]
 STAGES = ("export", "calibrate", "plan", "compress", "train-gates")
@@ -300,3 +303,43 @@ def test_tokens_beyond_the_table_that_no_question_uses_are_told_and_stop_nothing
         vtcompress.export(recipe, tmp_path / "out", progress=said)
     (note,) = [line for line in said.lines if line.startswith("note:")]
     assert "1 tokens without a row in the embedding table of 48: '<new>' (id 48)" in note
+
+
+def test_an_export_of_a_compressed_model_reads_its_questions_first(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = vtcompress.load_recipe("identity").override({"model.id": str(tiny_model)})
+    small = vtcompress.compress(recipe, vtcompress.plan(recipe), tmp_path / "small")
+    monkeypatch.setattr(
+        "compressor.compressed.load_compressed", lambda *_, **__: pytest.fail("weights were read")
+    )
+    data = with_rows(tmp_path / "asked.jsonl", {3: {"question": "what " * 600}})
+    asked = recipe.override({"validate.data": data})
+    with pytest.raises(DataError, match=r"asked\.jsonl:3: its prompt takes .* of the model's 512"):
+        vtcompress.export(asked, tmp_path / "out", compressed=small)
+    edit(small / "processor_config.json", lambda c: c.update(patch_size=16))
+    with pytest.raises(ModelError, match="gives 4 image tokens for a picture"):
+        vtcompress.export(asked, tmp_path / "out", compressed=small)
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_other_data_is_read_before_the_original_is_measured_on_it(
+    folder: Path, tmp_path: Path
+) -> None:
+    data = with_rows(tmp_path / "asked.jsonl", {3: {"question": "what " * 600}})
+    recipe = vtcompress.load_recipe("identity")
+    with pytest.raises(DataError, match=r"asked\.jsonl:3: its prompt takes"):
+        stages._measure_again(None, recipe, str(folder), data, SILENT)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_inspect_tells_what_is_wrong_with_a_processor(
+    folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config(image_token_index=7)(folder)
+    assert run_cli(["inspect", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "image_token_id" in out
+    assert f"problem: {folder / 'config.json'}: image_token_index: 7 is not the image token" in out
+    assert len(vtcompress.inspect(folder)["problems"]) == 1
+    assert "problems" not in vtcompress.inspect(tiny_model)

@@ -266,7 +266,7 @@ def test_a_stranger_reads_what_was_done_gained_and_lost():
         "In short",
     )
     assert "left out in 3 of the 6 layers" in text
-    assert "Layers 1, 4: updating the visual tokens there changes the answer least" in text
+    assert "Layers 1, 4: chosen by the recipe (method ShortV). There visual tokens pass" in text
     assert "Layer 5: nobody reads what visual tokens become there" in text
     assert "Measured: 1.60 times faster" in text
     assert "Right answers: 100.0% before, 75.0% now." in text

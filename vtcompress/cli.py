@@ -105,14 +105,12 @@ def calibrate(out: Output, /, output: Path, overwrite: bool, **options: Any) -> 
 @click.pass_obj
 def plan(out: Output, /, profile: Path | None, output: Path, **options: Any) -> None:
     """Decide what visual tokens do in each layer; print the predicted costs."""
-    from compressor.calibration.profile import Profile
     from export.places import check_file
     from vtcompress import show, stages
 
     check_file(output, "plan")
-    measured = None if profile is None else Profile.load(profile)
     recipe = read_recipe(options)
-    chosen = stages.plan(recipe, measured, progress=out)
+    chosen = stages.plan(recipe, profile, progress=out)
     chosen.save(output)
     dtype = recipe.export.dtype
     show.show_plan(out, chosen, dtype)
@@ -142,16 +140,14 @@ def compress(
     **options: Any,
 ) -> None:
     """Apply a plan: write a folder of safetensors, configuration and plan."""
-    from compressor.calibration.profile import Profile
     from compressor.plan import Plan
     from vtcompress import stages
 
-    measured = None if profile is None else Profile.load(profile)
     folder = stages.compress(
         read_recipe(options),
         Plan.load(plan_file),
         output,
-        profile=measured,
+        profile=profile,
         overwrite=overwrite,
         sources=files_read(options, plan_file, profile),
         progress=out,
@@ -191,7 +187,6 @@ def export(
     **options: Any,
 ) -> None:
     """Run all stages: calibrate, plan, compress, export to ONNX, check against the original, time."""
-    from compressor.calibration.profile import Profile
     from compressor.plan import Plan
     from export.engine_facts import engine_facts
     from vtcompress import show, stages
@@ -207,7 +202,7 @@ def export(
     manifest = stages.export(
         recipe,
         output,
-        profile=None if profile is None else Profile.load(profile),
+        profile=profile,
         compressed=compressed,
         overwrite=overwrite,
         sources=files_read(options, profile),
@@ -232,11 +227,20 @@ def _raise_if_missed(failures: tuple[str, ...]) -> None:
 
 @cli.command()
 @click.argument("artifact", type=FOLDER)
-@click.option("--data", type=FILE, help="Other questions (jsonl); needs --model.")
+@click.option(
+    "--data",
+    type=FILE,
+    help="The artifact's own questions (jsonl), for their pictures; others need --model.",
+)
 @click.option(
     "--model", help="The original, hub id or folder: measure it and export fidelity anew."
 )
 @click.option("--gates", type=FILE, help="The gates' weights, if the plan has gates; with --model.")
+@click.option(
+    "--trust-remote-code",
+    is_flag=True,
+    help="Let the repository of --model run its own Python code.",
+)
 @click.option(
     "--set",
     "settings",
@@ -247,7 +251,7 @@ def _raise_if_missed(failures: tuple[str, ...]) -> None:
 @click.option(
     "--backend",
     type=click.Choice(BACKENDS),
-    help="Compare this backend with ONNX Runtime on the CPU instead; without --data, --model, --gates.",
+    help="Compare this backend with ONNX Runtime on the CPU instead; without --model, --gates.",
 )
 @click.option(
     "--precision", type=click.Choice(PRECISIONS), default=PRECISIONS[0], help="bf16: openvino only."
@@ -264,6 +268,7 @@ def validate(
     data: Path | None,
     model: str | None,
     gates: Path | None,
+    trust_remote_code: bool,
     settings: tuple[str, ...],
     backend: str | None,
     precision: str,
@@ -278,13 +283,12 @@ def validate(
 
     limits = read_settings(settings)
     if backend is not None:
-        if data is not None or model is not None or gates is not None:
-            raise click.UsageError(
-                "--backend needs no original: leave out --data, --model, --gates"
-            )
+        if model is not None or gates is not None:
+            raise click.UsageError("--backend needs no original: leave out --model, --gates")
         parity = validate_backend(
             artifact,
             backend,
+            data=data,
             precision=precision,
             threads=threads,
             device=device,
@@ -302,6 +306,7 @@ def validate(
         gates=gates,
         limits=limits,
         threads=threads,
+        trust_remote_code=trust_remote_code,
         progress=out,
     )
     if outcome.rewrite is not None:
@@ -435,7 +440,10 @@ def inspect(out: Output, /, path: str) -> None:
 
     facts = stages.inspect(path)
     out.result(facts)
+    problems = facts.pop("problems", ())
     out.table(path, ("fact", "value"), show.flat_rows(facts))
+    for problem in problems:
+        out.line(f"problem: {problem}")
 
 
 @cli.command()
@@ -447,9 +455,10 @@ def recipes(out: Output, /, name: str | None) -> None:
 
     shipped = shipped_recipes()
     if name is None:
-        out.table("Shipped recipes", ("name", "what it does"), [(r.name, r.title) for r in shipped])
+        rows = [(r.name, r.title, r.model) for r in shipped]
+        out.table("Shipped recipes", ("name", "what it does", "model"), rows)
         out.line("`vtcompress recipes NAME` prints one with its explanation")
-        out.result([{"name": r.name, "title": r.title} for r in shipped])
+        out.result([{"name": r.name, "title": r.title, "model": r.model} for r in shipped])
         return
     text = find_recipe(name).read_text(encoding="utf-8")
     out.line(text.rstrip("\n"))
@@ -501,17 +510,22 @@ def run(arguments: list[str] | None = None) -> int:
     return EXIT_ERROR if doing.failed and code == 0 else code
 
 
+def spoken(problem: str, command: str | None) -> str:
+    """Return a problem in the words of a command: some write something and have no `--output`."""
+    found = cli.commands.get(command or "")
+    if found is None or any("--output" in option.opts for option in found.params):
+        return problem
+    return problem.replace("another --output", "another place")
+
+
 def _run(arguments: list[str] | None, doing: Doing) -> int:
     try:
         result = cli.main(arguments, prog_name="vtcompress", standalone_mode=False, obj=doing)
     except ThresholdMissedError:
         return EXIT_MISSED
-    except ProblemsError as error:
-        for problem in error.problems:
-            click.echo(f"error: {problem}", err=True)
-        return EXIT_ERROR
     except VtcompressError as error:
-        click.echo(f"error: {error}", err=True)
+        for problem in error.problems if isinstance(error, ProblemsError) else (str(error),):
+            click.echo(f"error: {spoken(problem, doing.command)}", err=True)
         return EXIT_ERROR
     except click.UsageError as error:
         error.show()

@@ -35,9 +35,10 @@ from export.limits import Limits, buffer_bytes, cache_limits, check_fixed
 from export.manifest import Manifest, Predicted, tool_versions
 from export.model_card import Origin
 from export.onnx_check import check_graphs
-from export.parity import fidelity, loss
+from export.parity import fidelity, loss, stored
 from export.parity.loss_report import LossLimits, LossReport
 from export.parity.rewrite import RewriteReport, refuse, rewrite_words
+from export.questions import chosen_places, question_of
 from export.runtime import Runtime
 from export.sessions import OnnxSession
 from export.targets import TARGETS
@@ -49,6 +50,7 @@ from vtcompress.inputs import (
     model_digest,
     model_facts,
     model_folder,
+    note_unread_data,
     source_paths,
     validation_samples,
 )
@@ -118,17 +120,34 @@ class ExportRun:
         self.origin = Origin()
         self.rewrite: RewriteReport | None = None
 
-    def from_original(self, profile: Profile | None, *, overwrite: bool) -> Manifest:
-        """Start from the recipe's model; calibrate unless a profile is given or none is needed."""
+    def from_original(
+        self, profile: Profile | None, profile_file: Path, *, overwrite: bool
+    ) -> Manifest:
+        """Start from the recipe's model; calibrate unless a profile is given or none is needed.
+
+        Args:
+            profile: of an earlier calibration.
+            profile_file: what errors call it.
+            overwrite: replace what is at the output.
+        """
         measure = profile is None and wants_calibration(self.recipe)
         # What can be refused is refused before weights are loaded.
         asked = self._asked()
         if measure:
             asked.append(Asked(calibration_samples(self.recipe)))
+        elif self.recipe.export.dtype != "float16":
+            why = (
+                "no method chooses by it" if profile is None else f"{profile_file} is used instead"
+            )
+            note_unread_data(self.recipe, why, self.progress)
         facts, source = model_facts(self.recipe), model_folder(self.recipe)
         staging.check_place(self.output, **self._needs(source, facts.dtype, overwrite))
         digest = check_recipe(
-            self.recipe, profile, asked=asked, building=True, progress=self.progress
+            self.recipe,
+            (profile, profile_file),
+            asked=asked,
+            building=True,
+            progress=self.progress,
         )
         model = load_model(self.recipe, self.progress, digest)
         self.origin = origin_of(self.recipe.model.id, model.folder)
@@ -141,7 +160,7 @@ class ExportRun:
                 drop_foreign(resume, calibration_task(self.recipe, model.facts, model.digest))
                 profile = run_calibration(model, self.recipe, resume, self.progress)
             plan = plan_recipe(self.recipe, model.facts, model.digest, profile)
-            original = self._original_answers(model, folder)
+            original = self._original_answers(model)
             # Handed over and not kept: the torch side ends before ONNX Runtime starts.
             gates = load_plan_gates(plan, self.recipe, model)
             models = [compress_for_export(model, plan, self.recipe, gates)]
@@ -163,6 +182,8 @@ class ExportRun:
         check_targets(self.recipe, plan.model)
         check_fixed(self.recipe.export, plan.model, plan.gates.mode if plan.gates else None)
         limits = cache_limits(self.recipe.export, plan.model)
+        if self.recipe.export.dtype != "float16":
+            note_unread_data(self.recipe, f"{source} has its plan", self.progress)
         processor = read_processor(source, plan)
         check_prompts(processor, source, plan.model, self._asked(), limits, self.progress)
         self.origin = origin_of(self.recipe.model.id, source)
@@ -179,7 +200,7 @@ class ExportRun:
                     size = {"export.image_size": plan.model.image_size}
                     model = load_model(self.recipe.override(size), self.progress)
                     self.origin = origin_of(self.recipe.model.id, model.folder)
-                    original = self._original_answers(model, folder)
+                    original = self._original_answers(model)
                     reading = prompt.read(model)
                     del model
                 self.progress.say(f"loading {source.name}")
@@ -200,21 +221,20 @@ class ExportRun:
         """Return what the place of the artifact must allow; see `staging.staged`."""
         weights = sum(path.stat().st_size for path in source.glob("*.safetensors"))
         needed = weights * BYTES[self.recipe.export.dtype] // BYTES[source_dtype]
-        pictures = {path for sample in self.samples for path in sample.images}
+        keep = self.recipe.validation.keep_pictures == "all"
+        pictures = {path for sample in self.samples if keep for path in sample.images}
         # Engines hold the weights too.
         needed *= 1 + len(set(self.recipe.export.targets) & TARGETS.keys())
         needed += sum(path.stat().st_size for path in pictures) + SMALL_FILES_BYTES
         return {"overwrite": overwrite, "needed_bytes": needed, "sources": self.sources}
 
-    def _original_answers(self, model: "LoadedModel", folder: Path) -> loss.Answers | None:
+    def _original_answers(self, model: "LoadedModel") -> loss.Answers | None:
         if not self.samples:
             return None
         from export.parity.original import measure_original
 
         tokens = self.recipe.validation.max_new_tokens
-        original = measure_original(model, self.samples, tokens, self.progress)
-        loss.store_original(folder, self.samples, original)
-        return original
+        return measure_original(model, self.samples, tokens, self.progress)
 
     def _finish(
         self,
@@ -328,9 +348,17 @@ class ExportRun:
             return first, None
         runtime = Runtime.on_session(session, folder, plan.model, written.image_token)
         found = loss.measure(runtime, self.samples, original.max_new_tokens, self.progress)
-        loss.write_answers(folder / loss.COMPRESSED_FILE, found)
+        self._store(folder, original, found)
         limits, name = loss_limits(recipe), validation_name(recipe)
         return first, loss.compare(self.samples, original, found, limits, name)
+
+    def _store(self, folder: Path, original: loss.Answers, found: loss.Answers) -> None:
+        """Write samples and answers, and pictures as far as the recipe keeps them."""
+        pairs = zip(self.samples, original.answers, found.answers, strict=True)
+        shown = chosen_places([question_of(*row) for row in pairs])
+        keep = self.recipe.validation.keep_pictures
+        stored.store_original(folder, self.samples, original, keep, shown)
+        stored.write_answers(folder / stored.COMPRESSED_FILE, found)
 
     def _times(
         self, folder: Path, graphs: Sequence[GraphSpec], plan: Plan
@@ -433,7 +461,7 @@ def run_calibration(
         progress: shows the samples.
         anew: replace the profile instead.
     """
-    from compressor.calibration.run import Asked, calibrate
+    from compressor.calibration.run import Asked, ask_gates_again, calibrate
     from compressor.decoder.weights import load_gates
 
     name = recipe.calibrate.data.name if recipe.calibrate.data else ""
@@ -443,9 +471,17 @@ def run_calibration(
         candidates = gate_candidates(recipe.dyvte, model.facts.decoder.layers)
         gates = load_gates(gate_file(recipe.dyvte, model.facts, model.digest), candidates)
     asked = Asked(measures_of(recipe.methods), gates)
-    return calibrate(
+    profile = calibrate(
         model, samples, path, data_name=name, asked=asked, anew=anew, progress=progress
     )
+    if gates is None:
+        return profile
+    # Only now is known what the gates will read: the states that the other methods leave.
+    chosen = plan_recipe(recipe, model.facts, model.digest, profile)
+    if chosen.gates is not None and chosen.gates_see() != profile.gates_under:
+        profile = ask_gates_again(model, samples, profile, chosen, gates, progress)
+        profile.save(path)
+    return profile
 
 
 def draw(profile: Profile, plan: Plan, base: Path) -> None:
@@ -538,7 +574,7 @@ def wants_calibration(recipe: Recipe) -> bool:
 
 def check_recipe(
     recipe: Recipe,
-    profile: Profile | None = None,
+    profile: tuple[Profile | None, Path] = (None, Path(PROFILE_FILE)),
     *,
     asked: Sequence[Asked] = (),
     building: bool = False,
@@ -548,7 +584,7 @@ def check_recipe(
 
     Args:
         recipe: what will be done.
-        profile: of an earlier calibration.
+        profile: of an earlier calibration, and what errors call it.
         asked: questions that will be asked.
         building: engines that the recipe asks for will be built.
         progress: is told what need not stop the run.
@@ -565,8 +601,9 @@ def check_recipe(
         check_targets(recipe, facts)
     check_recipe_prompts(recipe, asked, progress)
     digest = model_digest(recipe)
-    if profile is not None:
-        profile.check_belongs(Path(PROFILE_FILE), model_digest=digest)
+    measured, name = profile
+    if measured is not None:
+        measured.check_belongs(name, model_digest=digest)
     if dyvte is not None and gates is not None:
         gates.check(facts, digest, gate_candidates(dyvte, facts.decoder.layers))
     return digest

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compressor.calibration.data import Sample, check_pictures, choose, read_samples
+from compressor.calibration.profile import Profile
 from compressor.dims import ModelFacts
 from compressor.errors import MissingExtraError, RecipeError
 from compressor.methods import Yopo
 from compressor.progress import Progress
 from compressor.recipe import Recipe
+from export.artifact import PROFILE_FILE
 
 if TYPE_CHECKING:
     from compressor.families import LoadedModel
@@ -66,6 +68,23 @@ def validation_samples(recipe: Recipe) -> tuple[Sample, ...]:
     return choose(read_samples(section.data), section.samples, section.seed)
 
 
+def open_profile(profile: Profile | str | Path | None) -> tuple[Profile | None, Path]:
+    """Return a profile that was given as it is or by its file, and what errors call it.
+
+    Raises:
+        ProfileError: the file cannot be read.
+    """
+    if profile is None or isinstance(profile, Profile):
+        return profile, Path(PROFILE_FILE)
+    return Profile.load(Path(profile)), Path(profile)
+
+
+def note_unread_data(recipe: Recipe, why: str, progress: Progress) -> None:
+    """Say that the recipe's calibration data is not read, if it names any."""
+    if recipe.calibrate.data is not None:
+        progress.say(f"note: {recipe.calibrate.data}: calibration data that is not read: {why}")
+
+
 def source_paths(recipe: Recipe) -> tuple[Path, ...]:
     """Return the files and folders that a recipe names and a run reads."""
     yopo = next((method for method in recipe.methods if isinstance(method, Yopo)), None)
@@ -101,7 +120,12 @@ def model_facts(recipe: Recipe) -> ModelFacts:
     require_compress("reading a model")
     from compressor.families.registry import describe
 
-    return describe(model_id(recipe), recipe.model.revision, image_size=recipe.export.image_size)
+    return describe(
+        model_id(recipe),
+        recipe.model.revision,
+        image_size=recipe.export.image_size,
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
 
 
 def model_folder(recipe: Recipe) -> Path:
@@ -113,7 +137,8 @@ def model_folder(recipe: Recipe) -> Path:
     require_compress("reading a model")
     from compressor.families.registry import local_folder
 
-    return local_folder(model_id(recipe), recipe.model.revision)
+    section = recipe.model
+    return local_folder(model_id(recipe), section.revision, code=section.trust_remote_code)
 
 
 def model_digest(recipe: Recipe) -> str:
@@ -125,7 +150,7 @@ def model_digest(recipe: Recipe) -> str:
     folder = model_folder(recipe)
     from compressor.families.folder import digest
 
-    return digest(folder)
+    return digest(folder, code=recipe.model.trust_remote_code)
 
 
 def load_model(

@@ -83,6 +83,22 @@ def check_recipe_prompts(
     check_prompts(read.processor, read.folder, read.facts, asked, limits, progress)
 
 
+def processor_problems(model: str) -> tuple[str, ...]:
+    """Return what is wrong with a model's processor; nothing: it can be used.
+
+    Args:
+        model: hub id or folder of a model that is supported.
+    """
+    from compressor.families.registry import read_processor
+
+    try:
+        read = read_processor(model)
+        check_prompts(read.processor, read.folder, read.facts, ())
+    except (ModelError, DataError) as error:
+        return error.problems
+    return ()
+
+
 def check_prompts(
     processor: Any,
     folder: Path,

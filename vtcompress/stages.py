@@ -22,12 +22,12 @@ from compressor.recipe import Recipe
 from compressor.recipe import load_recipe as read_recipe
 from export import bench as timing
 from export import staging
-from export.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE, Artifact, write_file_list
+from export.artifact import PLAN_FILE, RECIPE_FILE, Artifact, write_file_list
 from export.backends import check_dtype
 from export.bfloat16 import open_for_checks
 from export.limits import cache_limits
 from export.manifest import Manifest
-from export.parity import fidelity, loss
+from export.parity import fidelity, loss, stored
 from export.parity.loss_report import LossReport
 from export.parity.rewrite import RewriteReport
 from export.places import check_file
@@ -57,11 +57,13 @@ from vtcompress.inputs import (
     model_digest,
     model_facts,
     model_folder,
+    note_unread_data,
+    open_profile,
     require_compress,
     require_runtime,
     source_paths,
 )
-from vtcompress.prompt_check import Asked, check_recipe_prompts
+from vtcompress.prompt_check import Asked, check_recipe_prompts, processor_problems
 from vtcompress.rewrite_check import check_rewrite, rewrite_prompt
 from vtcompress.shipped import find_recipe
 
@@ -142,9 +144,14 @@ def calibrate(
 
 
 def plan(
-    recipe: Recipe, profile: Profile | None = None, *, progress: Progress | None = None
+    recipe: Recipe, profile: Profile | PathLike | None = None, *, progress: Progress | None = None
 ) -> Plan:
     """Decide what visual rows do in each layer; loads no weights.
+
+    Args:
+        recipe: names the model and the methods.
+        profile: of an earlier calibration, or its file; needed where methods choose by it.
+        progress: is told what is read.
 
     Raises:
         VtcompressError: the model is not supported, or the methods cannot be applied; all reasons.
@@ -153,12 +160,14 @@ def plan(
     facts = model_facts(recipe)
     check_methods(facts, recipe.methods)
     progress = shown(progress)
+    measured, name = open_profile(profile)
+    note_unread_data(recipe, "a plan is made from a profile", progress)
     check_recipe_prompts(recipe, (), progress)
     progress.say(f"reading the weights of {recipe.model.id} for their digest")
     digest = model_digest(recipe)
-    if profile is not None:
-        profile.check_belongs(Path(PROFILE_FILE), model_digest=digest)
-    return plan_recipe(recipe, facts, digest, profile)
+    if measured is not None:
+        measured.check_belongs(name, model_digest=digest)
+    return plan_recipe(recipe, facts, digest, measured)
 
 
 def compress(
@@ -166,7 +175,7 @@ def compress(
     plan: Plan,
     output: PathLike,
     *,
-    profile: Profile | None = None,
+    profile: Profile | PathLike | None = None,
     overwrite: bool = False,
     sources: Iterable[PathLike] = (),
     progress: Progress | None = None,
@@ -183,9 +192,11 @@ def compress(
         progress: shows stages.
 
     Raises:
-        VtcompressError: the plan is for another model, or the folder cannot be written.
+        VtcompressError: plan or profile are of another model, or the folder cannot be written.
     """
     progress = shown(progress)
+    measured, name = open_profile(profile)
+    note_unread_data(recipe, "the plan is made already", progress)
     output = Path(output)
     needs: dict[str, Any] = {
         "overwrite": overwrite,
@@ -197,15 +208,17 @@ def compress(
     staging.check_place(output, **needs)
     check_recipe_prompts(recipe, (), progress)
     model = load_model(recipe, progress)
-    check_rewrite(model, recipe)
+    if measured is not None:
+        measured.check_belongs(name, model_digest=model.digest)
     from compressor.compressed import save_compressed
 
     gates = load_plan_gates(plan, recipe, model)
     # Refuses a plan of another model before anything is written.
     compress_for_export(model, plan, recipe, gates)
+    check_rewrite(model, recipe)
     with staging.staged(output, **needs) as folder:
         save_compressed(model, plan, folder, gates)
-        write_inputs(folder, recipe, plan, profile)
+        write_inputs(folder, recipe, plan, measured)
         write_file_list(folder)
     return output
 
@@ -227,7 +240,7 @@ def export(
     recipe: Recipe,
     output: PathLike,
     *,
-    profile: Profile | None = None,
+    profile: Profile | PathLike | None = None,
     compressed: PathLike | None = None,
     overwrite: bool = False,
     sources: Iterable[PathLike] = (),
@@ -240,7 +253,7 @@ def export(
     Args:
         recipe: names the model and, where methods need it, calibration data.
         output: folder of the artifact; appears when complete.
-        profile: of an earlier calibration, instead of measuring.
+        profile: of an earlier calibration, or its file, instead of measuring.
         compressed: start from the folder that `compress` wrote instead of the original. Compression loss
             then needs the recipe's model as well.
         overwrite: replace what this tool wrote at `output`; nothing else is ever replaced.
@@ -260,8 +273,12 @@ def export(
     read = tuple(map(Path, sources))
     run = ExportRun(recipe, Path(output), bench_rounds, threads, shown(progress), read)
     if compressed is not None:
+        if profile is not None:
+            raise VtcompressError(
+                f"{compressed}: holds plan and profile already, so another profile is not read; leave it out"
+            )
         return run.from_compressed(Path(compressed), overwrite=overwrite)
-    return run.from_original(profile, overwrite=overwrite)
+    return run.from_original(*open_profile(profile), overwrite=overwrite)
 
 
 @dataclass(frozen=True)
@@ -300,53 +317,57 @@ def validate(
     gates: PathLike | None = None,
     limits: Mapping[str, Any] | None = None,
     threads: int | None = None,
+    trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> Validation:
     """Check an artifact again; nothing in it is changed.
 
     Args:
         path: the artifact.
-        data: other samples than the artifact's own; their original answers must be measured.
+        data: the data that the artifact was validated on, needed where it does not hold the pictures; or
+            other data, for which the original is needed as well.
         model: the original, hub id or folder; needed for other data and to measure fidelity anew.
         gates: file of the gates' weights, where the artifact's plan has gates and `model` is given.
         limits: other limits than the artifact's recipe sets, such as `{"validate.loss.min_agreement": 0.9}`.
         threads: of one operator.
+        trust_remote_code: let the repository of `model` run code of its own; what the artifact says does not.
         progress: shows the samples; see the module.
 
     Raises:
-        VtcompressError: the artifact is broken, other data is given without the original, or `limits` sets
+        VtcompressError: the artifact is broken or holds no pictures and no data is given, other data is given
+            without the original, or `limits` sets
             what is no limit, or one that nothing is measured for.
     """
     path, progress = Path(path), shown(progress)
     artifact = Artifact.open(path)
-    recipe = with_limits(read_recipe(path / RECIPE_FILE), limits or {}, anew=model is not None)
+    recipe = read_recipe(path / RECIPE_FILE, stored=True).override(
+        {"model.trust_remote_code": trust_remote_code}
+    )
+    recipe = with_limits(recipe, limits or {}, anew=model is not None)
     if gates is not None:
         recipe = recipe.with_gates(Path(gates))
-    if data is not None and model is None:
-        raise ArtifactError(
-            [
-                f"{data}: the original's answers to this data are not stored; give --model ORIGINAL as well"
-            ]
-        )
-    first: fidelity.FidelityReport | None = artifact.manifest.fidelity
     rewritten: RewriteReport | None = None
-    original: loss.Answers | None = None
-    samples: tuple[Sample, ...] = ()
     manifest = artifact.manifest
+    given = None if data is None else Path(data)
+    asked = None
+    if model is None or (given is None and stored.keeps_pictures(path)):
+        asked = stored.original_for(path, manifest.loss, recipe.validation, given)
+    elif given is None:
+        progress.say(f"compression loss is not measured: {stored.NOT_KEPT}")
+    first: fidelity.FidelityReport | None = manifest.fidelity
     session = open_for_checks(path, manifest.graphs, manifest.dtype, threads=threads)
     if model is not None:
         reference, original, samples, rewritten = _measure_again(
             artifact, recipe, model, data, progress
         )
-        first = check_fidelity(
-            session, artifact.manifest.graphs, Plan.load(path / PLAN_FILE), reference, recipe
-        )
-        name = Path(data).name if data is not None else validation_name(recipe)
-    if original is None and (path / loss.ORIGINAL_FILE).is_file():
-        samples, original = loss.stored_original(path)
-        name = validation_name(recipe)
+        plan = Plan.load(path / PLAN_FILE)
+        first = check_fidelity(session, manifest.graphs, plan, reference, recipe)
+        if original is not None:
+            asked = samples, original
     second = None
-    if original is not None:
+    if asked is not None:
+        samples, original = asked
+        name = validation_name(recipe) if given is None else given.name
         runtime = Runtime.on_session(session, path, manifest.model, manifest.image_token)
         found = loss.measure(runtime, samples, original.max_new_tokens, progress)
         second = loss.compare(samples, original, found, loss_limits(recipe), name)
@@ -409,7 +430,8 @@ def inspect(path: PathLike) -> dict[str, Any]:
     """Tell what a model folder, compressed folder, artifact, plan or profile is, without loading weights.
 
     Returns:
-        A JSON-like mapping; `kind` says which of them it is.
+        A JSON-like mapping; `kind` says which of them it is. Of a model `problems` holds what is wrong with
+        its processor, if anything is.
 
     Raises:
         VtcompressError: none of them.
@@ -425,7 +447,9 @@ def inspect(path: PathLike) -> dict[str, Any]:
     require_compress("inspecting a model")
     from compressor.families import describe
 
-    return {"kind": "model", **describe(str(path)).model_dump(mode="json")}
+    found: dict[str, Any] = {"kind": "model", **describe(str(path)).model_dump(mode="json")}
+    problems = processor_problems(str(path))
+    return found | ({"problems": list(problems)} if problems else {})
 
 
 def _inspect_file(path: Path) -> dict[str, Any]:

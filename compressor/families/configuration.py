@@ -121,8 +121,8 @@ def _compressed(folder: Path, raw: Mapping[str, Any]) -> str | None:
     if not ours:
         return None
     return (
-        f"{folder}: a folder that `vtcompress compress` wrote, not a model; give it as --compressed to "
-        "`vtcompress export`, or give the original as --model"
+        f"{folder}: a folder that `vtcompress compress` wrote, not a model; start "
+        "`vtcompress export --compressed` from it, or give the original as --model"
     )
 
 

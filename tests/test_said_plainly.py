@@ -1,0 +1,262 @@
+"""What the command line says can be done: flags that the command has, files by their names."""
+
+import ast
+import contextlib
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import vtcompress
+from compressor.calibration.profile import Profile
+from compressor.errors import BackendError, ProfileError, VtcompressError
+from compressor.recipe import Recipe
+from export.backends import check_dtype
+from tests import facts
+from tests.test_prompts_early import Said
+from vtcompress.cli import cli, run, spoken
+
+ROOT = Path(vtcompress.__file__).parents[1]
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]")
+COMMAND = re.compile(r"vtcompress ([a-z][a-z-]*)(?![\w.])")
+OTHERS = re.compile(r"pip install [^;,`]*|python -m \w+ [^;,`]*")
+"""Words of other programs, whose flags are theirs."""
+
+WRITERS = ("calibrate", "plan", "compress", "export", "train-gates", "build", "report", "compare")
+MODEL = ("calibrate", "plan", "compress", "export", "train-gates")
+OVERWRITERS = ("compress", "export", "train-gates")
+RUNNERS = ("generate", "validate")
+
+# Which commands may print what a module says with a flag, where the sentence names no command itself.
+SPEAKERS: dict[str, dict[str, tuple[str, ...]]] = {
+    "compressor/calibration/resume.py": dict.fromkeys(("--output", "--overwrite"), ("calibrate",)),
+    "compressor/locks.py": {"--output": (*OVERWRITERS, "calibrate", "build")},
+    "compressor/planner.py": {"--gates": ("calibrate", "plan", "compress", "export", "validate")},
+    "compressor/steps.py": {"--gates": ("calibrate", "plan", "compress", "export", "validate")},
+    "export/artifact.py": {"--output": (*OVERWRITERS, "build"), "--overwrite": (*OVERWRITERS, "build")},
+    "export/backends.py": {"--backend": RUNNERS},
+    "export/cuda_session.py": {"--backend": RUNNERS},
+    "export/engine_build.py": dict.fromkeys(("--overwrite", "--with-baseline"), ("build",)),
+    "export/engines.py": {"--dtype": ("export",)},
+    "export/model_card.py": {"--backend": ("generate",)},
+    "export/openvino_session.py": {"--precision": RUNNERS},
+    "export/parity/loss.py": dict.fromkeys(("--data", "--model"), ("validate",)),
+    "export/places.py": {"--output": WRITERS, "--overwrite": OVERWRITERS},
+    "export/profiles.py": dict.fromkeys(("--max-context", "--max-images", "--max"), ("build",)),
+    "export/staging.py": {"--output": (*OVERWRITERS, "build")},
+    "vtcompress/backend_check.py": {"--backend": ("validate",)},
+    "vtcompress/cli.py": {
+        **dict.fromkeys(("--prompt", "--chat"), ("generate",)),
+        **dict.fromkeys(("--backend", "--data", "--model", "--gates"), ("validate",)),
+        "--output": ("export",),
+    },
+    "vtcompress/cli_recipe.py": {"--set": MODEL},
+    "vtcompress/cli_report.py": {"--validate-data": ("export",)},
+    "vtcompress/exporting.py": dict.fromkeys(("--model", "--backend"), ("validate",)),
+    "vtcompress/gates_report.py": {"--validate-data": ("train-gates",)},
+    "vtcompress/gates_training.py": dict.fromkeys(("--output", "--overwrite"), ("train-gates",)),
+    "vtcompress/inputs.py": {"--data": ("calibrate", "export"), "--model": MODEL},
+    "vtcompress/stages.py": {"--model": ("validate",), "--output": ("calibrate",)},
+}  # fmt: skip
+# Options of programs that are started, not ours.
+STARTED = ("export/trtexec.py", "export/doctor.py")
+
+
+def texts(path: Path) -> Iterator[str]:
+    """Yield what a module may say: its strings, but for docstrings and the declaration of options."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    passed = {id(inner) for node in ast.walk(tree) for inner in unsaid(node)}
+    for node in ast.walk(tree):
+        if id(node) in passed:
+            continue
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(v.value if isinstance(v, ast.Constant) else "{}" for v in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def unsaid(node: ast.AST) -> Iterable[ast.AST]:
+    """Return the nodes inside one that are no messages of their own."""
+    match node:
+        case ast.Module() | ast.ClassDef() | ast.FunctionDef():
+            first = node.body[0] if node.body else None
+            return [first.value] if isinstance(first, ast.Expr) else []
+        case ast.Expr(value=ast.Constant()):  # a docstring of a constant
+            return [node.value]
+        case ast.JoinedStr():
+            return node.values
+        case ast.Call(func=ast.Attribute(attr="option" | "argument" | "group")) | ast.Compare():
+            return ast.walk(node)
+        case ast.Call(func=ast.Attribute(attr="replace")):
+            return node.args
+    return []
+
+
+def options(command: str) -> set[str]:
+    return {"--help", *(name for option in cli.commands[command].params for name in option.opts)}
+
+
+def has(command: str, flag: str) -> bool:
+    return any(option == flag or option.startswith(f"{flag}-") for option in options(command))
+
+
+def said() -> Iterator[tuple[str, str]]:
+    for package in ("compressor", "export", "vtcompress"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            name = path.relative_to(ROOT).as_posix()
+            if name not in STARTED:
+                yield from ((name, text) for text in texts(path))
+
+
+def test_messages_name_commands_that_there_are_and_flags_that_these_commands_have() -> None:
+    wrong = []
+    for module, whole in said():
+        text, *others = COMMAND.split(OTHERS.sub("", whole))
+        for name, rest in zip(others[::2], others[1::2], strict=True):
+            if name in cli.commands:
+                wrong += [(module, f, whole) for f in FLAG.findall(rest) if not has(name, f)]
+            else:
+                text += rest
+        for flag in FLAG.findall(text):
+            speakers = SPEAKERS.get(module, {}).get(flag)
+            if speakers is None:
+                wrong.append((module, flag, "say in SPEAKERS which commands print it"))
+                continue
+            wrong += [
+                (module, flag, f"printed by `{command}`, which has no such option: {text}")
+                for command in speakers
+                if flag in FLAG.findall(spoken(text, command)) and not has(command, flag)
+            ]
+    assert wrong == []
+
+
+def test_a_command_in_backticks_is_one_of_ours() -> None:
+    unknown = [
+        (module, name)
+        for module, text in said()
+        for name in re.findall(r"`vtcompress ([a-z][a-z-]*)", text)
+        if name not in cli.commands
+    ]
+    assert unknown == []
+
+
+def test_a_command_without_output_advises_another_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def locked(*_: Any, **__: Any) -> None:
+        raise VtcompressError(
+            "x: is being written by another run; wait for it or choose another --output"
+        )
+
+    monkeypatch.setattr("vtcompress.engine_building.settle", locked)
+    monkeypatch.setattr("vtcompress.stages.plan", locked)
+    assert run(["build", str(tmp_path), "--target", "tensorrt-rtx"]) == 1
+    assert capsys.readouterr().err == (
+        "error: x: is being written by another run; wait for it or choose another place\n"
+    )
+    assert run(["plan", "--recipe", "identity", "--model", "x"]) == 1
+    assert "choose another --output" in capsys.readouterr().err
+
+
+def test_bench_is_told_of_no_option_that_it_lacks() -> None:
+    # What `bench` and `generate` both say of graphs that ONNX Runtime cannot run.
+    with pytest.raises(BackendError) as caught:
+        check_dtype("onnxruntime", "bfloat16")
+    assert all(has("bench", flag) for flag in FLAG.findall(str(caught.value)))
+
+
+def test_loss_that_was_not_run_is_remedied_where_it_can_be(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from vtcompress.console import Output
+    from vtcompress.show import show_loss
+
+    show_loss(Output(), None)
+    out = capsys.readouterr().out
+    assert "`vtcompress export --validate-data" in out
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> Path:
+    """Return a profile of another model, under a name of its own."""
+    path = tmp_path / "q.json"
+    facts.profile([[0.1, 0.2]]).save(path)
+    return path
+
+
+def test_a_profile_of_another_model_is_called_by_its_file(
+    tiny_model: Path, foreign: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--recipe", "identity", "--model", str(tiny_model), "--profile", str(foreign)]
+    plan = tmp_path / "plan.json"
+    assert run(["plan", *common[:-2], "--output", str(plan)]) == 0
+    capsys.readouterr()
+    for command in (
+        ["plan", "--output", str(tmp_path / "other.json")],
+        ["export", "--output", str(tmp_path / "out")],
+        ["compress", "--plan", str(plan), "--output", str(tmp_path / "out")],
+    ):
+        assert run([*command, *common]) == 1
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert said.startswith(f"error: {foreign}: measured on another model")
+        assert not (tmp_path / "out").exists()
+    # A profile that was made in this process has no file, and the usual name.
+    recipe = vtcompress.load_recipe("identity").override({"model.id": str(tiny_model)})
+    with pytest.raises(ProfileError, match=r"^profile\.json: measured on another model"):
+        vtcompress.plan(recipe, Profile.load(foreign))
+
+
+def its_own(recipe: Recipe, path: Path) -> Path:
+    """Write a profile that belongs to the recipe's model."""
+    digest = vtcompress.plan(recipe).model_digest
+    profile = facts.profile([[0.1, 0.2]]).model_copy(update={"model_digest": digest})
+    profile.save(path)
+    return path
+
+
+def test_calibration_data_that_is_not_read_is_told(
+    tiny_model: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = vtcompress.load_recipe("identity").override({"model.id": str(tiny_model)})
+    profile = its_own(bare, tmp_path / "own.json")
+    recipe = bare.override({"calibrate.data": questions})
+    stop = pytest.fail.Exception
+    monkeypatch.setattr(
+        "compressor.families.llava.LlavaFamily.original",
+        lambda *_: pytest.fail("weights were read"),
+    )
+    out = tmp_path / "out"
+    plan = vtcompress.plan(bare)
+
+    def notes(recipe: Recipe, stage: Any) -> list[str]:
+        said = Said()
+        with contextlib.suppress(stop, VtcompressError):
+            stage(recipe, said)
+        return [line for line in said.lines if line.startswith("note: ")]
+
+    stages: dict[str, Any] = {
+        "a plan is made from a profile": lambda r, s: vtcompress.plan(r, profile, progress=s),
+        f"{profile} is used instead": lambda r, s: vtcompress.export(
+            r, out, profile=profile, progress=s
+        ),
+        "no method chooses by it": lambda r, s: vtcompress.export(r, out, progress=s),
+        "the plan is made already": lambda r, s: vtcompress.compress(r, plan, out, progress=s),
+    }
+    for why, stage in stages.items():
+        assert notes(bare, stage) == []
+        assert notes(recipe, stage) == [
+            f"note: {questions}: calibration data that is not read: {why}"
+        ]
+    # float16 graphs are run on it, so there it is read.
+    export = stages["no method chooses by it"]
+    assert notes(recipe.override({"export.dtype": "float16"}), export) == []
+
+
+def test_a_profile_beside_a_compressed_model_is_refused(
+    tiny_model: Path, foreign: Path, tmp_path: Path
+) -> None:
+    recipe = vtcompress.load_recipe("identity").override({"model.id": str(tiny_model)})
+    with pytest.raises(VtcompressError, match="holds plan and profile already"):
+        vtcompress.export(recipe, tmp_path / "out", profile=foreign, compressed=tmp_path / "small")
