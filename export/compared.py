@@ -19,7 +19,9 @@ REFERENCE = "onnxruntime"
 """The backend that artifacts are checked on when they are made."""
 
 
-def uncompared(artifact: "Artifact", session: "GraphSession[Any]", backend: str, precision: str) -> str | None:
+def uncompared(
+    artifact: "Artifact", session: "GraphSession[Any]", backend: str, precision: str
+) -> str | None:
     """Return in one line that a backend's numbers are not known to be right here; None: they are.
 
     Args:
@@ -37,11 +39,15 @@ def uncompared(artifact: "Artifact", session: "GraphSession[Any]", backend: str,
             return None
         return f"these engines were never compared with ONNX Runtime; run {command}"
     name = f"{backend} ({precision})"
-    found = [c for c in artifact.manifest.compared if (c.backend, c.precision) == (backend, precision)]
+    found = [
+        c for c in artifact.manifest.compared if (c.backend, c.precision) == (backend, precision)
+    ]
     if not found:
         return f"{name} was never compared with ONNX Runtime on this artifact; run {command}"
     if not found[0].passed:
-        return f"{name} failed when it was compared with ONNX Runtime on this artifact: see {command}"
+        return (
+            f"{name} failed when it was compared with ONNX Runtime on this artifact: see {command}"
+        )
     return None
 
 
