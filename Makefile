@@ -30,8 +30,7 @@ $(VENV)/.tested: $(VENV)/.installed
 
 demo: $(VENV)/.installed
 	$(BIN)/vtcompress export --recipe shortv --model $(MODEL)/model --data $(MODEL)/calibration.jsonl \
-		--validate-data $(MODEL)/heldout.jsonl --set validate.loss.min_exact_match_kept=0.95 \
-		--output $(DEMO) --overwrite
+		--validate-data $(MODEL)/heldout.jsonl --output $(DEMO) --overwrite
 	@echo
 	@echo 'A question about examples/digits-llava/heldout/0001.png:'
 	$(BIN)/vtcompress generate $(DEMO) --image $(MODEL)/heldout/0001.png --prompt 'read row 1 .'

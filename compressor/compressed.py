@@ -9,7 +9,7 @@ folder for the original and draw at random what it does not find. Older folders,
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,9 @@ from compressor.families.processor import check_processor, load_processor
 from compressor.families.registry import saved_config
 from compressor.files import write_text
 from compressor.generation import model_keys, write_keys
+from compressor.model_digest import difference, same_model
 from compressor.plan import Plan
+from compressor.planner import make_plan
 
 LANGUAGE_PREFIX = "language_model."
 VISION_PREFIX = "vision."
@@ -93,11 +95,11 @@ def compress(
         ArtifactError: the plan was made for another model or other gates.
         ModelError: the model lacks tensors that the plan needs.
     """
-    if plan.model_digest != model.digest:
+    if not same_model(plan.model_digest, model.digest):
         raise ArtifactError(
             [
-                f"the plan was made for {plan.model.name} (digest {plan.model_digest[:12]}), not for "
-                f"{model.facts.name} (digest {model.digest[:12]}); make it anew with `vtcompress plan`"
+                f"the plan was made for {plan.model.name}, not for {model.facts.name} "
+                f"({difference(plan.model_digest, model.digest)}); make it anew with `vtcompress plan`"
             ]
         )
     if plan.model.decoder.tied_embeddings and not model.facts.decoder.tied_embeddings:
@@ -116,6 +118,16 @@ def compress(
         config=model.original.config,
         generation=model_keys(model.folder),
     )
+
+
+def plain(model: LoadedModel) -> CompressedModel:
+    """Return an original model rewritten, nothing frozen; the weights are shared with it, not copied."""
+    return compress(model, make_plan(model.facts, model.digest, (), None).naive())
+
+
+def plain_of(small: CompressedModel) -> CompressedModel:
+    """Return a compressed model as `plain` gives it, on the compressed model's weights."""
+    return replace(small, plan=small.plan.naive(), decoder=naive_decoder(small))
 
 
 def tensors_of(model: LoadedModel, plan: Plan, gates: LoadedGates | None) -> Mapping[str, Tensor]:

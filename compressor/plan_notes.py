@@ -93,8 +93,12 @@ def _gates_note(plan: Plan, method: DyVTE, where: str, profile: Profile | None) 
     counted = method.exit == "baked" or (plan.gates is not None and bool(plan.gates.fired))
     if not counted or profile is None or profile.gates_under == plan.gates_see():
         return []
-    what = "predicted exits and costs are" if method.exit != "baked" else "the exit is"
+    seen = "states behind other cuts" if profile.gates_under else "the original's states"
+    what, remedy = "the exit rests", ""
+    if method.exit != "baked":
+        what = "predicted exits and costs rest"
+        remedy = "; calibrate or export with this recipe to count them anew"
     return [
-        f"{where}: gates were asked on the original's states, not on those that the other methods of this "
-        f"recipe leave, so {what} those of the original: behind the cuts gates may fire elsewhere"
+        f"{where}: {what} on gates that were asked on {seen}, not on those that the other methods of this "
+        f"recipe leave, on which they may fire elsewhere{remedy}"
     ]

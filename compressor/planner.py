@@ -126,7 +126,9 @@ def _beyond(method: Method, layers: int, where: str) -> list[str]:
     """Return the problems of layer numbers that a method gives and the model does not have."""
     last = layers - 1
     if isinstance(method, ShortV):
-        return _outside(method.layers or (), layers, f"{where}.layers", 0, last)
+        wrong = _outside(method.layers or (), layers, f"{where}.layers", 0, last)
+        remedy = "give layers of this model, or a share (frozen), which calibration chooses by"
+        return [f"{problem}: {remedy}" for problem in wrong]
     if isinstance(method, DyVTE):
         # Behind the last layer there is nothing to save.
         return _outside(method.candidates or (), layers, f"{where}.candidates", 0, last - 1)

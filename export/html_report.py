@@ -18,6 +18,7 @@ from export.cuts import semantics_words
 from export.decoder_picture import decoder_picture
 from export.dtype_words import dtype_words, not_timed_words, reference_words
 from export.head_chart import HEAD_COLUMNS, head_chart, head_rows
+from export.parity.rewrite import rewrite_words
 from export.questions import Question, Thumbnail, chosen_questions, thumbnail
 from export.report_data import (
     ReportData,
@@ -85,7 +86,7 @@ def html_report(data: ReportData) -> str:
         calibrated=data.profile,
         layer_columns=(
             *report.layer_columns(plan),
-            "contribution, nats",
+            report.CONTRIBUTION_COLUMN,
             *report.exit_kl_columns(data),
             *report.kv_columns(plan),
         ),
@@ -99,13 +100,12 @@ def html_report(data: ReportData) -> str:
         cache_rows=exits.cache_rows(plan, measured, manifest.dtype) if measured else [],
         cache=exits.cache_words(plan, measured, manifest.dtype) if measured else None,
         memory=report.memory_words(manifest.memory) if manifest.memory else None,
-        bench_columns=report.BENCH_COLUMNS,
         timings=[
             (name, ms_words(t.original_ms), ms_words(t.compressed_ms), ratio_words(t))
             for name, t in timings
         ],
         reference=reference_words(manifest.dtype),
-        dtype_lines=dtype_words(manifest),
+        dtype_lines=(rewrite_words(manifest.rewrite), *dtype_words(manifest)),
         not_timed=not_timed_words(manifest),
         fidelity_rows=checks.fidelity_rows(fidelity) if fidelity else [],
         loss_limits=checks.loss_limit_rows(loss) if loss else [],

@@ -1,5 +1,6 @@
 """What was done, gained and lost, in sentences for people who never heard of the methods."""
 
+from compressor.methods import ShortV
 from compressor.plan import LayerPlan, Plan, Reason
 from export.bench import BenchReport, bench_rows, speed_words, work_words
 from export.checks import share, verdict_words
@@ -15,8 +16,8 @@ from export.verdict import Verdict
 # YOPO, "Treat Visual Tokens as Text? But Your MLLM Only Needs Fewer Efforts to See" (2410.06169).
 WHY: dict[Reason, str] = {
     "shortv": (
-        "{layers}: updating the visual tokens there changes the answer least (method ShortV), so they "
-        "pass through unchanged. Text tokens still read them."
+        "{layers}: {chosen} (method ShortV). There visual tokens pass through unchanged. Text tokens still "
+        "read them."
     ),
     "dead": (
         "{layers}: nobody reads what visual tokens become there, so leaving it out changes nothing but "
@@ -40,9 +41,8 @@ WHY: dict[Reason, str] = {
 # The same where visual tokens take part in no head of a frozen layer: there is nothing to read.
 WHY_IN_NO_HEAD: dict[Reason, str] = {
     "shortv": (
-        "{layers}: updating the visual tokens there changes the answer least (method ShortV), so they "
-        "pass through unchanged. They take part in no head there (method YOPO, heads), so that no keys and "
-        "values of them are computed, kept or read."
+        "{layers}: {chosen} (method ShortV). There visual tokens pass through unchanged. They take part in "
+        "no head there (method YOPO, heads), so that no keys and values of them are computed, kept or read."
     ),
     "dead": (
         "{layers}: nobody reads what visual tokens become there, so leaving it out changes nothing but "
@@ -53,8 +53,8 @@ WHY_IN_NO_HEAD: dict[Reason, str] = {
 
 # And where no head reads them, but the masked semantics keeps their keys.
 FROZEN_AND_MASKED = (
-    "{layers}: updating the visual tokens there changes the answer least (method ShortV), so they pass "
-    "through unchanged. No head reads them (method YOPO), but their keys stay in the softmax's denominator."
+    "{layers}: {chosen} (method ShortV). There visual tokens pass through unchanged. No head reads them "
+    "(method YOPO), but their keys stay in the softmax's denominator."
 )
 
 
@@ -74,7 +74,10 @@ def done(data: ReportData) -> tuple[str, ...]:
         for layer in plan.layers:
             if layer.reason == reason:
                 reasons.setdefault(_why(layer), []).append(layer.index)
-    whys = (words.format(layers=runs(i).capitalize()) for words, i in reasons.items())
+    chosen = _chosen(data)
+    whys = (
+        words.format(layers=runs(i).capitalize(), chosen=chosen) for words, i in reasons.items()
+    )
     gates = gates_words(plan.gates)[:1] if plan.gates else ()
     text = "Text tokens do in every layer what they did before."
     if may_exit(plan) or any(layer.cuts for layer in plan.layers):
@@ -90,6 +93,22 @@ def _why(layer: LayerPlan) -> str:
     if layer.reason == "shortv" and read_by_no_head(layer):
         return FROZEN_AND_MASKED
     return WHY[layer.reason]
+
+
+def _chosen(data: ReportData) -> str:
+    """Return what speaks for the layers that ShortV froze: a measurement, or the recipe alone."""
+    method = next((method for method in data.methods if isinstance(method, ShortV)), None)
+    if method is None:  # a plan whose recipe is not at hand
+        return "chosen by the recipe"
+    if method.layers is not None:
+        return "named in the recipe, and not measured"
+    if all(layer.visual != "update" for layer in data.plan.layers):
+        return "all layers that can be frozen, as the recipe asks for so many"
+    prompts = f"{len(data.profile.samples)} " if data.profile else ""
+    return (
+        "of the layers that can be frozen those where leaving out the update of visual tokens, in one layer "
+        f"alone, changed the prediction of the next token least on {prompts}calibration questions"
+    )
 
 
 def _for_all(plan: Plan) -> str:
@@ -212,7 +231,6 @@ def lost(data: ReportData) -> tuple[str, ...]:
                 f"Right answers: {overall.exact_match_original:.1%} before, {overall.exact_match:.1%} now."
             )
         lines += _changed(data, loss)
-        lines += [f"WARNING: {line}." for line in loss.warnings]
         lines.append(_limits(loss))
     if fidelity is not None:
         lines.append(

@@ -15,6 +15,7 @@ from export.onnx_check import CheckerReport
 from export.overflow import Float16Ranges
 from export.parity.fidelity import FidelityReport
 from export.parity.loss_report import LossReport
+from export.parity.rewrite import RewriteReport
 from export.verdict import Judged, Verdict, verdict_of, worst
 
 # Format 1 is read too: there, losses count no answers and times are the least of the rounds.
@@ -79,6 +80,8 @@ class Manifest(Judged):
         checker: outcome of the ONNX package's own checker; None: not run.
         fidelity: outcome of the first check; None: not run.
         loss: outcome of the second check; None: not run.
+        rewrite: how far the rewritten model, nothing cut, is from the original; None: not compared. An export
+            stops where it is not the original.
         ranges: how large values of float16 graphs get, and which nodes stay in float32; None: not float16.
         missing_kernels: operators of bfloat16 graphs that the CPU of the export could not run; the checks
             then ran on the graphs' float32 shadows, see `export.bfloat16`.
@@ -100,6 +103,7 @@ class Manifest(Judged):
     checker: CheckerReport | None = None
     fidelity: FidelityReport | None = None
     loss: LossReport | None = None
+    rewrite: RewriteReport | None = None
     ranges: Float16Ranges | None = None
     missing_kernels: tuple[str, ...] = ()
     measured: BenchReport | None = None

@@ -24,6 +24,10 @@ from export.report_data import ReportData, headline, method_words
 CARD_FILE = "README.md"
 CHECKED_COLUMNS = ("check", "outcome", "what it proves")
 PAPERS = {
+    "shortv": (
+        "ShortV: Efficient Multimodal Large Language Models by Freezing Visual Tokens in Ineffective "
+        "Layers, arXiv 2504.00502"
+    ),
     "visual_exit": (
         "VTW: Boosting Multimodal Large Language Models with Visual Tokens Withdrawal for Rapid Inference, "
         "arXiv 2405.05803"

@@ -5,26 +5,15 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Literal
 
-from compressor.calibration.data import Sample, read_samples
+from compressor.calibration.data import Sample
 from compressor.errors import ArtifactError, DataError
 from compressor.files import read_text
-from compressor.pictures import load_image
-from export.parity.loss import (
-    COMPRESSED_FILE,
-    ORIGINAL_FILE,
-    SAMPLES_FILE,
-    Answer,
-    exact,
-    right_one,
-)
-
-# Longest side of a picture in a report, in pixels; smaller ones are embedded as they are.
-LARGEST_PICTURE = 320
-
+from export.parity.loss import Answer, exact, right_one
+from export.parity.stored import COMPRESSED_FILE, ORIGINAL_FILE, SAMPLES_FILE, stored_samples
+from export.small_pictures import small_picture
 
 Outcome = Literal["same", "lost", "won", "different", "both wrong"]
 
@@ -42,13 +31,14 @@ class Question:
     """One question and what both models answered.
 
     Attributes:
-        images: files of its pictures.
+        images: files of its pictures, or of smaller copies.
         question: the user's words.
         kind: group of the question; may be empty.
         right: the right answer in words, None if unknown; any of several.
         original: answer of the original model.
         compressed: answer of the artifact.
         answers: the right answers, where there are several.
+        missing: how many of its pictures the artifact does not hold as they were.
     """
 
     images: tuple[Path, ...]
@@ -58,6 +48,7 @@ class Question:
     original: str
     compressed: str
     answers: tuple[str, ...] = ()
+    missing: int = 0
 
     @property
     def equal(self) -> bool:
@@ -103,31 +94,37 @@ def stored_questions(folder: Path) -> tuple[Question, ...]:
     if not (folder / COMPRESSED_FILE).is_file():
         return ()
     try:
-        samples = read_samples(folder / SAMPLES_FILE)
+        stored = stored_samples(folder)
     except DataError as failure:
         raise ArtifactError(failure.problems) from None
     original, compressed = (_answers(folder / name) for name in (ORIGINAL_FILE, COMPRESSED_FILE))
-    if not len(samples) == len(original) == len(compressed):
+    if not len(stored) == len(original) == len(compressed):
         raise ArtifactError([f"{folder / SAMPLES_FILE}: samples and answers differ in number"])
-    inside = folder.resolve()
-    outside = [
-        f"{folder / SAMPLES_FILE}: {image.name}: lies outside the artifact; do not use it"
-        for sample in samples
-        for image in sample.images
-        if not image.resolve().is_relative_to(inside)
-    ]
-    if outside:
-        raise ArtifactError(outside)
     return tuple(
-        _question(sample, a.text, b.text)
-        for sample, a, b in zip(samples, original, compressed, strict=True)
+        question_of(row.sample, a, b, images=row.shown, missing=row.missing)
+        for row, a, b in zip(stored, original, compressed, strict=True)
     )
 
 
-def _question(sample: Sample, original: str, compressed: str) -> Question:
+def question_of(
+    sample: Sample,
+    original: Answer,
+    compressed: Answer,
+    *,
+    images: tuple[Path, ...] = (),
+    missing: int = 0,
+) -> Question:
+    """Return a sample with what both models answered."""
     right = " or ".join(sample.answers) if sample.answers else None
     return Question(
-        sample.images, sample.question, sample.kind, right, original, compressed, sample.answers
+        images,
+        sample.question,
+        sample.kind,
+        right,
+        original.text,
+        compressed.text,
+        sample.answers,
+        missing,
     )
 
 
@@ -139,8 +136,8 @@ def _answers(path: Path) -> tuple[Answer, ...]:
         raise ArtifactError([f"{path}: broken; validate or export the model anew"]) from None
 
 
-def chosen_questions(questions: Sequence[Question], most: int = 10) -> tuple[Question, ...]:
-    """Return at most `most` questions: lost answers first, then other differences, then equal answers.
+def chosen_places(questions: Sequence[Question], most: int = 10) -> tuple[int, ...]:
+    """Return the places of at most `most` questions: lost answers first, other differences, then equal ones.
 
     Within each of the three, kinds take turns, so that no kind hides the others.
     """
@@ -148,9 +145,14 @@ def chosen_questions(questions: Sequence[Question], most: int = 10) -> tuple[Que
     keyed = []
     for place, question in enumerate(questions):
         rank = {"lost": 0, "same": 2}.get(question.outcome, 1)
-        keyed.append(((rank, seen[rank, question.kind], place), question))
+        keyed.append((rank, seen[rank, question.kind], place))
         seen[rank, question.kind] += 1
-    return tuple(question for _, question in sorted(keyed, key=lambda pair: pair[0])[:most])
+    return tuple(place for _, _, place in sorted(keyed)[:most])
+
+
+def chosen_questions(questions: Sequence[Question], most: int = 10) -> tuple[Question, ...]:
+    """Return the questions that a report shows; see `chosen_places`."""
+    return tuple(questions[place] for place in chosen_places(questions, most))
 
 
 @dataclass(frozen=True)
@@ -170,14 +172,8 @@ class Thumbnail:
 
 def thumbnail(path: Path) -> Thumbnail | None:
     """Return a picture for a page, made smaller if it is large; None if it cannot be read."""
-    try:
-        image = load_image(path)
-    except DataError:
+    small = small_picture(path)
+    if small is None:
         return None
-    large = max(image.size) > LARGEST_PICTURE
-    if large:
-        image.thumbnail((LARGEST_PICTURE, LARGEST_PICTURE))
-    content, kind = BytesIO(), "jpeg" if large else "png"
-    image.save(content, kind.upper(), quality=85, optimize=True)
-    data = base64.b64encode(content.getvalue()).decode("ascii")
-    return Thumbnail(f"data:image/{kind};base64,{data}", *image.size)
+    data = base64.b64encode(small.content).decode("ascii")
+    return Thumbnail(f"data:image/{small.kind};base64,{data}", small.width, small.height)

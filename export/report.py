@@ -45,6 +45,7 @@ from export.manifest import Manifest
 from export.markdown import escaped, fenced, table
 from export.memory import Footprint
 from export.parity.loss_report import LossReport
+from export.parity.rewrite import rewrite_words
 from export.questions import chosen_questions
 from export.report_data import (
     ReportData,
@@ -76,8 +77,8 @@ def markdown_report(data: ReportData) -> str:
         ("Memory", lambda: memory_words(manifest.memory)),
         ("Check 1: export fidelity", lambda: _fidelity(manifest)),
         ("Check 2: compression loss", lambda: _loss(manifest.loss)),
-        ("Ladder of checks", lambda: _ladder(data)),
         ("Sample questions", lambda: _questions(data)),
+        ("Ladder of checks", lambda: _ladder(data)),
         ("Made with", lambda: _made_with(data)),
         ("Recipe", lambda: fenced(data.recipe, "yaml") if data.recipe else "Not stored."),
     )
@@ -137,6 +138,7 @@ def what_visual_rows_do(layer: LayerPlan) -> str:
 
 
 LAYER_COLUMNS = ("layer", "visual rows", "MFLOPs original", "MFLOPs now")
+CONTRIBUTION_COLUMN = "contribution (KL, nats)"
 EXIT_KL_COLUMN = "exit before it, nats"
 KV_COLUMNS = ("KV bytes original", "KV bytes now")
 
@@ -222,7 +224,7 @@ def _layers(data: ReportData) -> str:
     )
     rows = [tuple(chain(*row)) for row in zip(*parts, strict=True)]
     plan = data.plan
-    contribution = ("contribution (KL, nats)", *exit_kl_columns(data))
+    contribution = (CONTRIBUTION_COLUMN, *exit_kl_columns(data))
     columns = (*layer_columns(plan), *contribution, *kv_columns(plan))
     found = [table(columns, rows), *semantics_words(plan, data.methods)]
     if plan.notes:
@@ -351,7 +353,8 @@ def memory_words(footprint: Footprint | None) -> str:
 
 def _fidelity(manifest: Manifest) -> str:
     report = manifest.fidelity
-    lines = (reference_words(manifest.dtype), *map(escaped, dtype_words(manifest)))
+    dtype = map(escaped, dtype_words(manifest))
+    lines = (reference_words(manifest.dtype), rewrite_words(manifest.rewrite), *dtype)
     about = "\n\n".join(lines)
     if report is None:
         return f"{about}\n\nNot run."

@@ -70,7 +70,7 @@ def report_data(folder: Path, manifest: Manifest) -> ReportData:
         plan=plan,
         profile=profile,
         recipe=read_text(folder / RECIPE_FILE, ArtifactError),
-        methods=load_recipe(folder / RECIPE_FILE).methods,
+        methods=load_recipe(folder / RECIPE_FILE, stored=True).methods,
         questions=stored_questions(folder),
         engines=engine_facts(folder, manifest),
     )
@@ -173,7 +173,7 @@ def _work(manifest: Manifest) -> Figure:
     kept = "" if p.kv_bytes == p.kv_bytes_original else f", {cache:.0%} of its KV cache"
     return Figure(
         f"{p.flops / p.flops_original:.0%}",
-        f"of the original's work in it (FLOPs){kept}",
+        f"of the original's work for that reading is left (FLOPs){kept}",
     )
 
 
@@ -247,6 +247,7 @@ def figures(data: ReportData) -> dict[str, Any]:
         "predicted": manifest.predicted.model_dump(mode="json"),
         "measured": manifest.measured and manifest.measured.model_dump(mode="json"),
         "fidelity": manifest.fidelity and manifest.fidelity.model_dump(mode="json"),
+        "rewrite": manifest.rewrite and manifest.rewrite.model_dump(mode="json"),
         "loss": manifest.loss and manifest.loss.model_dump(mode="json"),
         "ladder": [asdict(rung) for rung in data.rungs],
         "claim": claim(data.rungs),

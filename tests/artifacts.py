@@ -8,7 +8,7 @@ from typing import Any
 from compressor.calibration.profile import Profile
 from compressor.plan import Plan
 from export.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE, write_manifest
-from export.parity.loss import COMPRESSED_FILE, ORIGINAL_FILE, SAMPLES_FILE
+from export.parity.stored import COMPRESSED_FILE, ORIGINAL_FILE, SAMPLES_FILE
 from tests import facts
 
 Asked = tuple[str, str, str | None, str, str]

@@ -1,6 +1,7 @@
 """Shared fixtures: tiny models are made once a session. Counts of reliability tests are summed up."""
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 # One thread a process: the tests run side by side, and tiny matrices gain nothing from more.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment] # tests import openvino themselves
 
 COUNT = "reliability count"
 
@@ -54,7 +56,12 @@ def tiny_artifact(
     import vtcompress
 
     recipe = vtcompress.load_recipe("identity").override(
-        {"model.id": str(tiny_model), "validate.data": questions, "validate.max_new_tokens": 4}
+        {
+            "model.id": str(tiny_model),
+            "validate.data": questions,
+            "validate.max_new_tokens": 4,
+            "validate.keep_pictures": "all",
+        }
     )
     output = tmp_path_factory.mktemp("artifact") / "tiny"
     vtcompress.export(recipe, output, bench_rounds=0)

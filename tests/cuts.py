@@ -57,6 +57,13 @@ CUTS: dict[str, Sequence[LayerPlan]] = {
     "no visual head at all": [cut(i, groups=()) for i in range(LAYERS)],
     "neurons": [cut(0, neurons=EVERY_OTHER), cut(1, neurons=FIRST), cut(2, neurons=(5,)), dead(3)],
     "window": [cut(0, window=3), cut(1, window=3, window_causal=True), cut(2, window=3), dead(3)],
+    "window behind a plain layer": [
+        cut(0),
+        cut(1, window=3),
+        cut(2, window=3, window_causal=True, groups=(0,)),
+        dead(3),
+    ],
+    "window behind a frozen layer": [frozen(0), cut(1, window=3, neurons=FIRST), cut(2), dead(3)],
     "window and heads": [
         cut(0, window=3, groups=(1,)),
         cut(1, window=3, groups=()),

@@ -4,18 +4,9 @@ import numpy as np
 
 from compressor.calibration.data import Sample, read_samples
 from compressor.families import load
-from export.parity.loss import (
-    COMPRESSED_FILE,
-    SAMPLES_FILE,
-    Answer,
-    Answers,
-    LossLimits,
-    compare,
-    measure,
-    store_original,
-    write_answers,
-)
+from export.parity.loss import Answer, Answers, LossLimits, compare, measure
 from export.parity.original import measure_original
+from export.parity.stored import COMPRESSED_FILE, SAMPLES_FILE, store_original, write_answers
 from export.questions import stored_questions
 from export.runtime import Runtime
 

@@ -18,7 +18,7 @@ from compressor.decoder import Decoder, decoder_from
 from compressor.decoder.weights import joined_parts
 from compressor.plan import Plan, Workload
 from export.graphs import GraphSpec, decoder_graph
-from export.onnx_graph import export_decoder, layer_nodes, save_graph
+from export.onnx_graph import export_decoder, save_graph
 from export.sessions import OnnxSession
 from export.torch_session import TorchSession
 from export.weights import INLINE_BELOW, SharedWeights
@@ -33,7 +33,7 @@ from tests.cuts import (
     plan_of,
     tensors_of,
 )
-from tests.flops import flops_by_layer, ran
+from tests.flops import flops_by_layer, layer_nodes, ran
 from tests.reference import text_logits
 
 COMPOSED = "everything, frozen, then exit"
@@ -325,18 +325,3 @@ def test_the_weight_file_holds_the_originals_bytes_once_and_one_table_for_each_k
     assert {t.name for t in held if t.name in parts} == {n for n, p in parts.items() if p.size}
     others = [onnx.numpy_helper.to_array(t) for t in held if t.name not in parts]
     assert sum(a.nbytes for a in others if a.nbytes < INLINE_BELOW) < INLINE_BELOW
-
-
-@pytest.mark.parametrize("name", ["window", COMPOSED])
-def test_openvino_runs_cut_decoders_as_onnx_runtime_does(name: str, graphs: Graphs) -> None:
-    pytest.importorskip("openvino", reason="the extra openvino is not installed")
-    from export.openvino_session import OpenVinoSession
-
-    one = graphs(name, GRID)
-    session, other = one.session(), OpenVinoSession(one.folder, [one.spec], threads=1)
-    past, other_past = session.empty_past(1), other.empty_past(1)
-    for call in conversation()[1]:
-        rows = [tensor.contiguous().numpy() for tensor in call]
-        wanted, past = session.decode(*rows, past)
-        found, other_past = other.decode(*rows, other_past)
-        np.testing.assert_allclose(found, wanted, atol=TOLERANCE, rtol=0)

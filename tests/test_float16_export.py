@@ -15,7 +15,7 @@ from compressor.families import load
 from export import model_card, report, report_data
 from export.manifest import Manifest
 from export.model_card import Origin
-from export.parity import fidelity, loss
+from export.parity import fidelity, stored
 from export.torch_session import TorchSession
 from tests.models import Variant, make_llava
 from vtcompress import show
@@ -46,6 +46,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, questions: Path) -> Expor
             "model.id": str(model),
             "export.dtype": "float16",
             "validate.data": str(questions),
+            "validate.keep_pictures": "all",
             "validate.max_new_tokens": 4,
         }
     )
@@ -113,7 +114,7 @@ def test_loss_compares_with_the_original_in_float32(exported: Exported, question
     from PIL import Image
     from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-    samples, original = loss.stored_original(exported.folder)
+    samples, original = stored.stored_original(exported.folder)
     model = LlavaForConditionalGeneration.from_pretrained(exported.model, dtype=torch.float32)
     processor = AutoProcessor.from_pretrained(exported.model)
     sample = read_samples(questions)[0]

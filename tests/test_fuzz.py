@@ -22,7 +22,7 @@ from compressor.plan import Plan
 from compressor.recipe import dump_recipe, load_recipe
 from export.artifact import Artifact, write_manifest
 from export.onnx_header import check_graph
-from export.parity import loss
+from export.parity import stored
 from export.preprocess import ImageProcessor
 from export.prompt import Prompter
 from tests import facts
@@ -324,7 +324,7 @@ def test_damaged_stored_answers(watch, case, counted, tiny_artifact, name):
     shutil.copytree(tiny_artifact / "validation", case / "validation")
     path = case / "validation" / name
     cases = mutants([path.read_bytes()], 300, 8)
-    run_bytes(watch, path, cases, lambda: loss.stored_original(case), counted)
+    run_bytes(watch, path, cases, lambda: stored.stored_original(case), counted)
 
 
 @pytest.mark.parametrize(

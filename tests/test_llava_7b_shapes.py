@@ -117,6 +117,8 @@ def run_all(work: Path) -> Done:
     exported = command(
         *("--json", "export", "--recipe", "shortv", "--dtype", "float16", "--bench-rounds", "1"),
         *("--set", freeze, "--set", "validate.max_new_tokens=4"),
+        # Made such that it shows: the shipped limit would be missed.
+        *("--set", "validate.loss.min_exact_match_kept=null", "--set", "validate.loss.max_kl=1"),
         *("--model", model, "--data", calibration, "--validate-data", validation),
         *("--output", artifact),
     )
@@ -131,7 +133,7 @@ def test_the_published_layers_are_refused_in_one_line(done: Done) -> None:
     assert done.refused.stdout == ""
     (line,) = done.refused.stderr.splitlines()
     assert line.startswith("error: compress[0].shortv.layers: 31, 29, 30, 28, 26, ")
-    assert line.endswith(" are outside 0..1; the model has 2 layers")
+    assert " are outside 0..1; the model has 2 layers: give layers of this model" in line
 
 
 def test_the_command_ends_well_and_both_checks_pass(done: Done) -> None:

@@ -20,11 +20,9 @@ from export.parity.loss import (
     exact,
     kl_rows,
     measure,
-    store_original,
-    stored_original,
-    write_answers,
 )
 from export.parity.loss_report import LossLimits, LossReport
+from export.parity.stored import store_original, stored_original, write_answers
 from tests import facts
 
 

@@ -167,12 +167,15 @@ def test_the_workload_is_the_profiles_median_and_can_be_overridden():
     assert make_plan(model, facts.DIGEST, []).workload == Workload(images=1, text=64)
 
 
+THIS_MODEL = "give layers of this model, or a share (frozen), which calibration chooses by"
+
+
 def test_layers_outside_the_model_are_refused_and_all_are_named():
     assert problems(ShortV(layers=(2, 6, 40)), profile=None) == (
-        "compress[0].shortv.layers: 6, 40 are outside 0..5; the model has 6 layers",
+        f"compress[0].shortv.layers: 6, 40 are outside 0..5; the model has 6 layers: {THIS_MODEL}",
     )
     assert problems(ShortV(layers=(6,)), profile=None) == (
-        "compress[0].shortv.layers: 6 is outside 0..5; the model has 6 layers",
+        f"compress[0].shortv.layers: 6 is outside 0..5; the model has 6 layers: {THIS_MODEL}",
     )
 
 

@@ -82,7 +82,7 @@ def test_the_head_says_how_much_work_is_left_and_that_the_weights_do_not_shrink(
     assert head.startswith("# owner/little-model, compressed by vtcompress 0.0.1\n")
     first = "- **2.00 x** less work for reading of picture and question (prefill), predicted"
     assert f"{first}; no time was measured\n" in head
-    assert "- **50%** of the original's work in it (FLOPs)\n" in head
+    assert "- **50%** of the original's work for that reading is left (FLOPs)\n" in head
     assert "answers kept: not checked" in head
     assert "The weight file does not shrink" in head
 
@@ -266,7 +266,7 @@ def test_a_stranger_reads_what_was_done_gained_and_lost():
         "In short",
     )
     assert "left out in 3 of the 6 layers" in text
-    assert "Layers 1, 4: updating the visual tokens there changes the answer least" in text
+    assert "Layers 1, 4: chosen by the recipe (method ShortV). There visual tokens pass" in text
     assert "Layer 5: nobody reads what visual tokens become there" in text
     assert "Measured: 1.60 times faster" in text
     assert "Right answers: 100.0% before, 75.0% now." in text

@@ -315,9 +315,9 @@ BARE = plan_of(
 def test_frozen_layers_in_no_head_have_words_of_their_own_and_are_not_said_to_be_read(tmp_path):
     data = report_of(tmp_path / "a", BARE)
     for text in (markdown_report(data), Structure(html_report(data)).text):
-        (read,) = re.findall(r"Layers 1, 3: updating[^:]*through unchanged\.([^:]*)", text)
+        (read,) = re.findall(r"Layers 1, 3: [^:]*through unchanged\.([^:]*)", text)
         assert read.startswith(" Text tokens still read them.")
-        (bare,) = re.findall(r"Layer 2: updating[^:]*through unchanged\.([^:]*)", text)
+        (bare,) = re.findall(r"Layer 2: [^:]*through unchanged\.([^:]*)", text)
         (dead,) = re.findall(r"Layer 5: nobody reads[^:]*\(dead rows\)\.([^:]*)", text)
         for said in (bare, dead):
             assert said.startswith(

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 
 import vtcompress.shipped as shipped_module
-from compressor.errors import RecipeError
+from compressor.calibration.profile import Profile, SampleScore
+from compressor.errors import GatesError, PlanError, RecipeError
 from compressor.families.folder import digest
 from compressor.families.registry import describe
 from compressor.gate_file import GateFile
-from compressor.methods import ShortV, Yopo
-from compressor.planner import gate_candidates, gate_file
+from compressor.methods import ShortV, Yopo, layer_at
+from compressor.model_digest import same_model
+from compressor.planner import check_methods, gate_candidates, gate_file, plan_recipe
 from compressor.recipe import load_recipe
 from vtcompress.gates_report import GatesReport
 from vtcompress.shipped import find_recipe, recipes_folder, shipped_recipes
@@ -50,8 +52,10 @@ def test_the_title_is_the_first_comment_line_and_the_explanation_the_whole_block
     assert identity.title == "Identity: the model exported as it is, nothing compressed."
     assert identity.explanation.startswith(identity.title + "\n\nThe baseline")
     assert identity.explanation.endswith(
-        "vtcompress export --recipe identity --model ID_OR_FOLDER --data questions.jsonl"
+        "vtcompress export --recipe identity --model ID_OR_FOLDER --data questions.jsonl\n\n"
+        "Model: any of a supported family"
     )
+    assert identity.model == "any of a supported family"
 
 
 def test_every_shipped_recipe_says_what_it_is_in_one_line_and_how_to_call_it():
@@ -83,10 +87,10 @@ def test_the_bundled_models_gates_are_those_of_the_shipped_recipe():
     facts = describe(str(ROOT / folder / "model"))
     model_digest = digest(ROOT / folder / "model")
     gate_file(method.model_copy(update={"gates": file.path}), facts, model_digest)
-    assert file.model_digest == model_digest
+    assert same_model(file.model_digest, model_digest)
     assert file.width == method.gate_width
     report = GatesReport.model_validate_json((ROOT / folder / "gates.json").read_bytes())
-    assert (report.gates_digest, report.model_digest) == (file.digest, model_digest)
+    assert (report.gates_digest, report.model_digest) == (file.digest, file.model_digest)
     assert report.train == method.train
     assert report.candidates == gate_candidates(method, facts.decoder.layers)
     held = report.held_out
@@ -103,7 +107,8 @@ def test_identity_compresses_nothing_and_shortv_takes_a_share():
 
 def test_yopo_is_the_published_example_and_its_heads_alone_are_the_mildest_cut():
     (whole,) = load_recipe(find_recipe("yopo")).methods
-    assert (whole.window, whole.off_from, whole.mlp_ratio) == (5, 20, 2)
+    assert (whole.window, whole.off_from, whole.mlp_ratio) == (5, 0.5, 2)
+    assert layer_at(whole.off_from, 40) == 20, "as published for a model of 40 layers"
     assert (whole.causal, whole.select, whole.semantics) == (False, "first", "removed")
     (heads,) = load_recipe(find_recipe("yopo-heads")).methods
     assert heads == Yopo(heads=whole.heads)
@@ -147,6 +152,74 @@ def test_the_published_lists_are_the_published_ones(name, model, layers):
 def test_a_recipe_for_a_family_that_is_not_supported_yet_says_so():
     for recipe in shipped_recipes():
         assert ("Not usable yet" in recipe.explanation) == ("next" in recipe.name)
+
+
+def test_the_list_says_which_models_a_recipe_is_for():
+    for recipe in shipped_recipes():
+        named = load_recipe(recipe.path).model.id
+        if "next" in recipe.name:
+            assert recipe.model == f"none that is supported yet ({named})"
+        else:
+            assert recipe.model.startswith(named or "any of a supported family")
+            assert ("gates" in recipe.model) == (recipe.name == "dyvte")
+
+
+REFUSED = {
+    "dyvte": "compress[0].dyvte: dyvte.gates: the recipe names no gates; give --gates FILE, or train them",
+    "shortv-llava-1.5-7b": "the model has 20 layers: give layers of this model, or a share (frozen)",
+}
+REFUSED |= {
+    f"shortv-llava-{name}": REFUSED["shortv-llava-1.5-7b"]
+    for name in ("1.5-13b", "next-7b", "next-13b")
+}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """Facts of the bundled model, and a made-up profile of it with every measure."""
+    facts = describe(str(ROOT / "examples/digits-llava/model"))
+    layers, heads = facts.decoder.layers, facts.decoder.heads
+    sample = SampleScore(
+        visual=64,
+        text=8,
+        layer_contribution=tuple(float(layers - i) for i in range(layers)),
+        exit_kl=tuple(2.0 ** -(2 * i) for i in range(layers)),
+        head_score=tuple(tuple(float(h) for h in range(heads)) for _ in range(layers)),
+    )
+    profile = Profile(
+        model=facts.name,
+        model_digest="0" * 64,
+        data="x.jsonl",
+        data_digest="0" * 64,
+        layers=layers,
+        total=1,
+        measures=("layer_contribution", "exit_kl", "head_score"),
+        samples=(sample,),
+    )
+    return facts, profile
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_shipped_recipe_runs_on_the_bundled_model_or_says_what_to_do(name, digits):
+    facts, profile = digits
+    recipe = load_recipe(find_recipe(name))
+    if name not in REFUSED:
+        plan = plan_recipe(recipe, facts, "0" * 64, profile)
+        assert name == "identity" or any(
+            layer.reason not in ("", "dead") or layer.cuts for layer in plan.layers
+        )
+        return
+    with pytest.raises((PlanError, GatesError)) as caught:
+        check_methods(facts, recipe.methods)
+    (line,) = caught.value.problems
+    assert REFUSED[name].removeprefix("compress[0].dyvte: ") in line
+
+
+def test_the_share_of_the_shipped_shortv_is_that_of_its_documentation(digits):
+    facts, profile = digits
+    plan = plan_recipe(load_recipe(find_recipe("shortv")), facts, "0" * 64, profile)
+    assert len(plan.frozen_layers()) == 14
+    assert [layer.reason for layer in plan.layers].count("shortv") == 13
 
 
 def test_a_name_is_found_with_and_without_its_ending():

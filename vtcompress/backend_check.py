@@ -14,7 +14,7 @@ from export.backends import BACKENDS, on_gpu, open_session
 from export.engine_session import EngineSession
 from export.gpus import find_gpu
 from export.limits import cache_limits
-from export.parity import fidelity
+from export.parity import fidelity, stored
 from export.parity.backend import (
     BackendParity,
     compare_answers,
@@ -30,6 +30,7 @@ def validate_backend(
     path: str | Path,
     backend: str,
     *,
+    data: str | Path | None = None,
     precision: str = "f32",
     threads: int | None = None,
     device: int = 0,
@@ -44,6 +45,8 @@ def validate_backend(
     Args:
         path: the artifact.
         backend: one of `export.backends.BACKENDS`, but the reference itself.
+        data: the data that the artifact was validated on, for its pictures; None: answers are compared only
+            where the artifact holds them.
         precision: see `export.backends.open_session`.
         threads: of one operator.
         device: number of the GPU, for backends that run on one.
@@ -61,8 +64,14 @@ def validate_backend(
     require_runtime("comparing a backend with ONNX Runtime")
     path, progress = Path(path), shown(progress)
     artifact = Artifact.open(path)
-    recipe = with_limits(load_recipe(path / RECIPE_FILE), limits or {}, anew=True)
+    recipe = with_limits(load_recipe(path / RECIPE_FILE, stored=True), limits or {}, anew=True)
     plan = Plan.load(path / PLAN_FILE)
+    given = None if data is None else Path(data)
+    asked = None
+    if given is not None or stored.keeps_pictures(path):
+        asked = stored.original_for(path, artifact.manifest.loss, recipe.validation, given)
+    else:
+        progress.say(f"answers are not compared: {stored.NOT_KEPT}")
     session = open_session(artifact, backend, precision, threads, device=device)
     engines = session.engines if isinstance(session, EngineSession) else None
     most = None if engines is None else engines.facts.limits.max_images
@@ -78,8 +87,10 @@ def validate_backend(
         precision=precision,
         device=_device_name(backend, device),
         outputs=compare_outputs(artifact, plan, session, reference, numeric, images, room),
-        loss=compare_answers(
-            artifact, session, loss_limits(recipe), validation_name(recipe), progress
+        loss=None
+        if asked is None
+        else compare_answers(
+            artifact, session, asked, loss_limits(recipe), validation_name(recipe), progress
         ),
     )
     if engines is not None:

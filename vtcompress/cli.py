@@ -86,13 +86,14 @@ def calibrate(out: Output, /, output: Path, overwrite: bool, **options: Any) -> 
 
     A profile of the same model and data is continued, also with more --samples.
     """
-    from vtcompress import show, stages
+    from vtcompress import brief, show, stages
 
     profile = stages.calibrate(read_recipe(options), output, overwrite=overwrite, progress=out)
     show.show_profile(out, profile)
     out.line(
         f"{len(profile.samples)} samples; written: {output}, its plot as .png and .svg beside it"
     )
+    brief.written(out, output)
     out.result(profile.model_dump(mode="json"))
 
 
@@ -106,7 +107,7 @@ def calibrate(out: Output, /, output: Path, overwrite: bool, **options: Any) -> 
 def plan(out: Output, /, profile: Path | None, output: Path, **options: Any) -> None:
     """Decide what visual tokens do in each layer; print the predicted costs."""
     from export.places import check_file
-    from vtcompress import show, stages
+    from vtcompress import brief, show, stages
 
     check_file(output, "plan")
     recipe = read_recipe(options)
@@ -114,7 +115,8 @@ def plan(out: Output, /, profile: Path | None, output: Path, **options: Any) -> 
     chosen.save(output)
     dtype = recipe.export.dtype
     show.show_plan(out, chosen, dtype)
-    out.line(f"written: {output}")
+    brief.planned(out, chosen, dtype)
+    out.always(f"written: {output}")
     out.result(
         {
             "plan": chosen.model_dump(mode="json"),
@@ -152,7 +154,7 @@ def compress(
         sources=files_read(options, plan_file, profile),
         progress=out,
     )
-    out.line(f"written: {folder}")
+    out.always(f"written: {folder}")
     out.result({"output": str(folder)})
 
 
@@ -189,7 +191,7 @@ def export(
     """Run all stages: calibrate, plan, compress, export to ONNX, check against the original, time."""
     from compressor.plan import Plan
     from export.engine_facts import engine_facts
-    from vtcompress import show, stages
+    from vtcompress import brief, show, stages
 
     recipe = read_recipe(
         options,
@@ -213,7 +215,9 @@ def export(
     chosen = Plan.load(output / "plan.json")
     show.show_plan(out, chosen, manifest.dtype)
     show.show_checks(out, manifest, chosen, engine_facts(output, manifest))
-    out.line(f"written: {output} (report: {output / 'report.html'})")
+    brief.timed(out, manifest.measured)
+    brief.checked(out, manifest.fidelity, manifest.loss)
+    out.always(f"written: {output} (report: {output / 'report.html'})")
     out.result(manifest.model_dump(mode="json"))
     _raise_if_missed(manifest.failures)
 
@@ -227,11 +231,20 @@ def _raise_if_missed(failures: tuple[str, ...]) -> None:
 
 @cli.command()
 @click.argument("artifact", type=FOLDER)
-@click.option("--data", type=FILE, help="Other questions (jsonl); needs --model.")
+@click.option(
+    "--data",
+    type=FILE,
+    help="The artifact's own questions (jsonl), for their pictures; others need --model.",
+)
 @click.option(
     "--model", help="The original, hub id or folder: measure it and export fidelity anew."
 )
 @click.option("--gates", type=FILE, help="The gates' weights, if the plan has gates; with --model.")
+@click.option(
+    "--trust-remote-code",
+    is_flag=True,
+    help="Let the repository of --model run its own Python code.",
+)
 @click.option(
     "--set",
     "settings",
@@ -242,7 +255,7 @@ def _raise_if_missed(failures: tuple[str, ...]) -> None:
 @click.option(
     "--backend",
     type=click.Choice(BACKENDS),
-    help="Compare this backend with ONNX Runtime on the CPU instead; without --data, --model, --gates.",
+    help="Compare this backend with ONNX Runtime on the CPU instead; without --model, --gates.",
 )
 @click.option(
     "--precision", type=click.Choice(PRECISIONS), default=PRECISIONS[0], help="bf16: openvino only."
@@ -259,6 +272,7 @@ def validate(
     data: Path | None,
     model: str | None,
     gates: Path | None,
+    trust_remote_code: bool,
     settings: tuple[str, ...],
     backend: str | None,
     precision: str,
@@ -268,18 +282,17 @@ def validate(
     """Check an artifact against the original's stored answers, or against the original itself."""
     from compressor.plan import Plan
     from export.artifact import PLAN_FILE
-    from vtcompress import show, stages
+    from vtcompress import brief, show, stages
     from vtcompress.backend_check import validate_backend
 
     limits = read_settings(settings)
     if backend is not None:
-        if data is not None or model is not None or gates is not None:
-            raise click.UsageError(
-                "--backend needs no original: leave out --data, --model, --gates"
-            )
+        if model is not None or gates is not None:
+            raise click.UsageError("--backend needs no original: leave out --model, --gates")
         parity = validate_backend(
             artifact,
             backend,
+            data=data,
             precision=precision,
             threads=threads,
             device=device,
@@ -287,6 +300,7 @@ def validate(
             progress=out,
         )
         show.show_parity(out, parity)
+        brief.compared_backend(out, parity)
         out.result(parity.model_dump(mode="json"))
         _raise_if_missed(parity.failures)
         return
@@ -297,15 +311,20 @@ def validate(
         gates=gates,
         limits=limits,
         threads=threads,
+        trust_remote_code=trust_remote_code,
         progress=out,
     )
+    if outcome.rewrite is not None:
+        show.show_rewrite(out, outcome.rewrite)
     show.show_fidelity(out, outcome.fidelity)
     show.show_loss(out, outcome.loss)
     show.show_exits(out, Plan.load(artifact / PLAN_FILE), outcome.loss)
+    brief.checked(out, outcome.fidelity, outcome.loss)
     out.result(
         {
             "fidelity": outcome.fidelity and outcome.fidelity.model_dump(mode="json"),
             "loss": outcome.loss and outcome.loss.model_dump(mode="json"),
+            "rewrite": outcome.rewrite and outcome.rewrite.model_dump(mode="json"),
             "verdict": outcome.verdict,
         }
     )
@@ -325,13 +344,14 @@ def bench(
     """Time the compressed decoder beside the original one, in one process and in turns."""
     from compressor.plan import Plan
     from export.artifact import PLAN_FILE, Artifact
-    from vtcompress import show, stages
+    from vtcompress import brief, show, stages
 
     report = stages.bench(
         artifact, images=images, text=text, rounds=rounds, threads=threads, progress=out
     )
     dtype = Artifact.open(artifact, verify=False).manifest.dtype
     show.show_bench(out, report, Plan.load(artifact / PLAN_FILE), dtype)
+    brief.timed(out, report)
     out.result(report.model_dump(mode="json"))
 
 
@@ -423,14 +443,15 @@ def generate(
 @click.pass_obj
 def inspect(out: Output, /, path: str) -> None:
     """Tell what a model folder, compressed folder, artifact, plan or profile is; loads no weights."""
-    from vtcompress import show, stages
+    from vtcompress import brief, show, stages
 
     facts = stages.inspect(path)
     out.result(facts)
     problems = facts.pop("problems", ())
     out.table(path, ("fact", "value"), show.flat_rows(facts))
+    brief.facts(out, show.flat_rows(facts))
     for problem in problems:
-        out.line(f"problem: {problem}")
+        out.always(f"problem: {problem}")
 
 
 @cli.command()
@@ -442,12 +463,14 @@ def recipes(out: Output, /, name: str | None) -> None:
 
     shipped = shipped_recipes()
     if name is None:
-        out.table("Shipped recipes", ("name", "what it does"), [(r.name, r.title) for r in shipped])
+        rows = [(r.name, r.title, r.model) for r in shipped]
+        out.table("Shipped recipes", ("name", "what it does", "model"), rows)
+        out.brief("\n".join(r.name for r in shipped))
         out.line("`vtcompress recipes NAME` prints one with its explanation")
-        out.result([{"name": r.name, "title": r.title} for r in shipped])
+        out.result([{"name": r.name, "title": r.title, "model": r.model} for r in shipped])
         return
     text = find_recipe(name).read_text(encoding="utf-8")
-    out.line(text.rstrip("\n"))
+    out.always(text.rstrip("\n"))
     out.result({"name": name, "text": text})
 
 

@@ -35,8 +35,10 @@ from export.limits import Limits, buffer_bytes, cache_limits, check_fixed
 from export.manifest import Manifest, Predicted, tool_versions
 from export.model_card import Origin
 from export.onnx_check import check_graphs
-from export.parity import fidelity, loss
+from export.parity import fidelity, loss, stored
 from export.parity.loss_report import LossLimits, LossReport
+from export.parity.rewrite import RewriteReport, refuse, rewrite_words
+from export.questions import chosen_places, question_of
 from export.runtime import Runtime
 from export.sessions import OnnxSession
 from export.targets import TARGETS
@@ -54,6 +56,7 @@ from vtcompress.inputs import (
 )
 from vtcompress.prompt_check import Asked, check_prompts, check_recipe_prompts
 from vtcompress.reporting import origin_of, write_reports
+from vtcompress.rewrite_check import check_rewrite, rewrite_prompt
 
 if TYPE_CHECKING:
     from compressor.compressed import CompressedModel
@@ -115,6 +118,7 @@ class ExportRun:
         pictures = {path for sample in self.samples for path in sample.images}
         self.sources = (*source_paths(recipe), *sources, *pictures)
         self.origin = Origin()
+        self.rewrite: RewriteReport | None = None
 
     def from_original(
         self, profile: Profile | None, profile_file: Path, *, overwrite: bool
@@ -150,11 +154,13 @@ class ExportRun:
         resume = staging.calibration_file(self.output)
         needs = self._needs(model.folder, model.facts.dtype, overwrite)
         with staging.staged(self.output, **needs) as folder:
+            self.progress.say("comparing the rewritten model with the original")
+            self.rewrite = check_rewrite(model, self.recipe, self.samples)
             if measure:
                 drop_foreign(resume, calibration_task(self.recipe, model.facts, model.digest))
                 profile = run_calibration(model, self.recipe, resume, self.progress)
             plan = plan_recipe(self.recipe, model.facts, model.digest, profile)
-            original = self._original_answers(model, folder)
+            original = self._original_answers(model)
             # Handed over and not kept: the torch side ends before ONNX Runtime starts.
             gates = load_plan_gates(plan, self.recipe, model)
             models = [compress_for_export(model, plan, self.recipe, gates)]
@@ -170,7 +176,7 @@ class ExportRun:
 
     def from_compressed(self, source: Path, *, overwrite: bool) -> Manifest:
         """Start from a folder that `compress` wrote."""
-        from compressor.compressed import load_compressed, read_processor
+        from compressor.compressed import load_compressed, plain_of, read_processor
 
         plan = Plan.load(source / PLAN_FILE)
         check_targets(self.recipe, plan.model)
@@ -186,35 +192,49 @@ class ExportRun:
         self.sources += (source,)
         needs = self._needs(source, plan.model.dtype, overwrite)
         with staging.staged(self.output, **needs) as folder:
-            original = None
-            if self.samples and self.recipe.model.id:
-                model = load_model(self.recipe, self.progress)
-                self.origin = origin_of(self.recipe.model.id, model.folder)
-                original = self._original_answers(model, folder)
-                del model
-            self.progress.say(f"loading {source.name}")
-            models = [load_compressed(source, logits=self.recipe.export.logits)]
+            original, models = None, []
+            with rewrite_prompt(self.recipe, self.samples) as prompt:
+                reading = None
+                if self._wants_original():
+                    # At the image size that the folder was made for.
+                    size = {"export.image_size": plan.model.image_size}
+                    model = load_model(self.recipe.override(size), self.progress)
+                    self.origin = origin_of(self.recipe.model.id, model.folder)
+                    original = self._original_answers(model)
+                    reading = prompt.read(model)
+                    del model
+                self.progress.say(f"loading {source.name}")
+                models.append(load_compressed(source, logits=self.recipe.export.logits))
+                if reading is None:
+                    self.progress.say(rewrite_words(None))
+                else:
+                    self.rewrite = prompt.compare(reading, plain_of(models[0]))
+                    refuse(self.rewrite, source.name)
             return self._finish(models, profile, original, folder)
+
+    def _wants_original(self) -> bool:
+        """Whether an export from a folder loads the original as well: for its answers, or if it is here."""
+        name = self.recipe.model.id
+        return name is not None and bool(self.samples or Path(name).is_dir())
 
     def _needs(self, source: Path, source_dtype: str, overwrite: bool) -> dict[str, Any]:
         """Return what the place of the artifact must allow; see `staging.staged`."""
         weights = sum(path.stat().st_size for path in source.glob("*.safetensors"))
         needed = weights * BYTES[self.recipe.export.dtype] // BYTES[source_dtype]
-        pictures = {path for sample in self.samples for path in sample.images}
+        keep = self.recipe.validation.keep_pictures == "all"
+        pictures = {path for sample in self.samples if keep for path in sample.images}
         # Engines hold the weights too.
         needed *= 1 + len(set(self.recipe.export.targets) & TARGETS.keys())
         needed += sum(path.stat().st_size for path in pictures) + SMALL_FILES_BYTES
         return {"overwrite": overwrite, "needed_bytes": needed, "sources": self.sources}
 
-    def _original_answers(self, model: "LoadedModel", folder: Path) -> loss.Answers | None:
+    def _original_answers(self, model: "LoadedModel") -> loss.Answers | None:
         if not self.samples:
             return None
         from export.parity.original import measure_original
 
         tokens = self.recipe.validation.max_new_tokens
-        original = measure_original(model, self.samples, tokens, self.progress)
-        loss.store_original(folder, self.samples, original)
-        return original
+        return measure_original(model, self.samples, tokens, self.progress)
 
     def _finish(
         self,
@@ -307,6 +327,7 @@ class ExportRun:
             "checker": checker,
             "fidelity": first,
             "loss": second,
+            "rewrite": self.rewrite,
             "ranges": ranges,
             "missing_kernels": missing,
             "measured": self._times(folder, graphs, plan) if timed else None,
@@ -327,9 +348,17 @@ class ExportRun:
             return first, None
         runtime = Runtime.on_session(session, folder, plan.model, written.image_token)
         found = loss.measure(runtime, self.samples, original.max_new_tokens, self.progress)
-        loss.write_answers(folder / loss.COMPRESSED_FILE, found)
+        self._store(folder, original, found)
         limits, name = loss_limits(recipe), validation_name(recipe)
         return first, loss.compare(self.samples, original, found, limits, name)
+
+    def _store(self, folder: Path, original: loss.Answers, found: loss.Answers) -> None:
+        """Write samples and answers, and pictures as far as the recipe keeps them."""
+        pairs = zip(self.samples, original.answers, found.answers, strict=True)
+        shown = chosen_places([question_of(*row) for row in pairs])
+        keep = self.recipe.validation.keep_pictures
+        stored.store_original(folder, self.samples, original, keep, shown)
+        stored.write_answers(folder / stored.COMPRESSED_FILE, found)
 
     def _times(
         self, folder: Path, graphs: Sequence[GraphSpec], plan: Plan
@@ -432,7 +461,7 @@ def run_calibration(
         progress: shows the samples.
         anew: replace the profile instead.
     """
-    from compressor.calibration.run import Asked, calibrate
+    from compressor.calibration.run import Asked, ask_gates_again, calibrate
     from compressor.decoder.weights import load_gates
 
     name = recipe.calibrate.data.name if recipe.calibrate.data else ""
@@ -442,9 +471,17 @@ def run_calibration(
         candidates = gate_candidates(recipe.dyvte, model.facts.decoder.layers)
         gates = load_gates(gate_file(recipe.dyvte, model.facts, model.digest), candidates)
     asked = Asked(measures_of(recipe.methods), gates)
-    return calibrate(
+    profile = calibrate(
         model, samples, path, data_name=name, asked=asked, anew=anew, progress=progress
     )
+    if gates is None:
+        return profile
+    # Only now is known what the gates will read: the states that the other methods leave.
+    chosen = plan_recipe(recipe, model.facts, model.digest, profile)
+    if chosen.gates is not None and chosen.gates_see() != profile.gates_under:
+        profile = ask_gates_again(model, samples, profile, chosen, gates, progress)
+        profile.save(path)
+    return profile
 
 
 def draw(profile: Profile, plan: Plan, base: Path) -> None:

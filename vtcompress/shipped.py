@@ -7,6 +7,8 @@ from pathlib import Path
 from compressor.errors import RecipeError
 from compressor.recipe_errors import nearest, show
 
+MODEL_LINE = "Model: "
+
 
 @dataclass(frozen=True)
 class ShippedRecipe:
@@ -17,12 +19,14 @@ class ShippedRecipe:
         path: its file.
         title: first line of the file's leading comment.
         explanation: the whole leading comment, title included, without the comment signs.
+        model: which models it is for, from the comment's line `Model: ...`.
     """
 
     name: str
     path: Path
     title: str
     explanation: str
+    model: str
 
 
 def recipes_folder() -> Path:
@@ -68,4 +72,5 @@ def _described(path: Path) -> ShippedRecipe:
             break
         lines.append(line.removeprefix("#").removeprefix(" ").rstrip())
     explanation = "\n".join(lines).strip()
-    return ShippedRecipe(path.stem, path, explanation.partition("\n")[0], explanation)
+    models = [line.removeprefix(MODEL_LINE) for line in lines if line.startswith(MODEL_LINE)]
+    return ShippedRecipe(path.stem, path, lines[0], explanation, " ".join(models))

@@ -34,6 +34,7 @@ from export.manifest import Manifest
 from export.parity.backend import REFERENCE, BackendParity
 from export.parity.fidelity import FidelityReport
 from export.parity.loss_report import LossReport
+from export.parity.rewrite import RewriteReport, rewrite_words
 from export.report import BENCH_COLUMNS, STATISTICS, layer_columns, layer_rows
 from vtcompress.console import Output
 from vtcompress.exporting import predicted
@@ -109,6 +110,7 @@ def show_checks(
     """Print times and both checks."""
     if manifest.measured is not None:
         show_bench(out, manifest.measured, chosen, manifest.dtype)
+    show_rewrite(out, manifest.rewrite)
     show_fidelity(out, manifest.fidelity)
     for line in dtype_words(manifest):
         out.line(line)
@@ -137,6 +139,11 @@ def show_bench(out: Output, report: BenchReport, chosen: Plan, dtype: str) -> No
     out.line(STATISTICS[report.statistic])
     out.table("KV cache", CACHE_COLUMNS, cache_rows(chosen, report, dtype))
     out.line(cache_words(chosen, report, dtype))
+
+
+def show_rewrite(out: Output, report: RewriteReport | None) -> None:
+    """Print how far the rewritten model, nothing cut, is from the original."""
+    out.line(rewrite_words(report))
 
 
 def show_fidelity(out: Output, report: FidelityReport | None) -> None:

@@ -27,8 +27,9 @@ from export.backends import check_dtype
 from export.bfloat16 import open_for_checks
 from export.limits import cache_limits
 from export.manifest import Manifest
-from export.parity import fidelity, loss
+from export.parity import fidelity, loss, stored
 from export.parity.loss_report import LossReport
+from export.parity.rewrite import RewriteReport
 from export.places import check_file
 from export.runtime import Runtime
 from export.verdict import Verdict, verdict_of, worst
@@ -63,6 +64,7 @@ from vtcompress.inputs import (
     source_paths,
 )
 from vtcompress.prompt_check import Asked, check_recipe_prompts, processor_problems
+from vtcompress.rewrite_check import check_rewrite, rewrite_prompt
 from vtcompress.shipped import find_recipe
 
 if TYPE_CHECKING:
@@ -134,6 +136,7 @@ def calibrate(
         if not overwrite:
             calibration_task(recipe, model_facts(recipe), digest).go_on(output)
         model = load_model(recipe, progress, digest)
+        check_rewrite(model, recipe)
         profile = run_calibration(model, recipe, output, progress, anew=overwrite)
         chosen = plan_recipe(recipe, model.facts, model.digest, profile)
         draw(profile, chosen, base)
@@ -212,6 +215,7 @@ def compress(
     gates = load_plan_gates(plan, recipe, model)
     # Refuses a plan of another model before anything is written.
     compress_for_export(model, plan, recipe, gates)
+    check_rewrite(model, recipe)
     with staging.staged(output, **needs) as folder:
         save_compressed(model, plan, folder, gates)
         write_inputs(folder, recipe, plan, measured)
@@ -284,21 +288,25 @@ class Validation:
     Attributes:
         fidelity: of the export; measured anew only if the original model was given.
         loss: on the data that was asked for; None if nothing could be compared.
+        rewrite: how far the rewritten model, nothing cut, is from the original, as this artifact's tokenizer
+            and processor files are read; None: the original was not given.
     """
 
     fidelity: fidelity.FidelityReport | None
     loss: LossReport | None
+    rewrite: RewriteReport | None = None
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """Every missed threshold of both checks."""
-        checks = (self.fidelity, self.loss)
+        """Every missed threshold of both checks, and what of the rewritten model is not the original's."""
+        checks = (self.rewrite, self.fidelity, self.loss)
         return tuple(line for check in checks if check is not None for line in check.failures)
 
     @property
     def verdict(self) -> Verdict:
         """What became of both checks together."""
-        return worst(verdict_of(check) for check in (self.fidelity, self.loss))
+        checks = [verdict_of(check) for check in (self.fidelity, self.loss)]
+        return worst(checks if self.rewrite is None else [self.rewrite.verdict, *checks])
 
 
 def validate(
@@ -309,60 +317,68 @@ def validate(
     gates: PathLike | None = None,
     limits: Mapping[str, Any] | None = None,
     threads: int | None = None,
+    trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> Validation:
     """Check an artifact again; nothing in it is changed.
 
     Args:
         path: the artifact.
-        data: other samples than the artifact's own; their original answers must be measured.
+        data: the data that the artifact was validated on, needed where it does not hold the pictures; or
+            other data, for which the original is needed as well.
         model: the original, hub id or folder; needed for other data and to measure fidelity anew.
         gates: file of the gates' weights, where the artifact's plan has gates and `model` is given.
         limits: other limits than the artifact's recipe sets, such as `{"validate.loss.min_agreement": 0.9}`.
         threads: of one operator.
+        trust_remote_code: let the repository of `model` run code of its own; what the artifact says does not.
         progress: shows the samples; see the module.
 
     Raises:
-        VtcompressError: the artifact is broken, other data is given without the original, or `limits` sets
+        VtcompressError: the artifact is broken or holds no pictures and no data is given, other data is given
+            without the original, or `limits` sets
             what is no limit, or one that nothing is measured for.
     """
     path, progress = Path(path), shown(progress)
     artifact = Artifact.open(path)
-    recipe = with_limits(read_recipe(path / RECIPE_FILE), limits or {}, anew=model is not None)
+    recipe = read_recipe(path / RECIPE_FILE, stored=True).override(
+        {"model.trust_remote_code": trust_remote_code}
+    )
+    recipe = with_limits(recipe, limits or {}, anew=model is not None)
     if gates is not None:
         recipe = recipe.with_gates(Path(gates))
-    if data is not None and model is None:
-        raise ArtifactError(
-            [
-                f"{data}: the original's answers to this data are not stored; give --model ORIGINAL as well"
-            ]
-        )
-    first: fidelity.FidelityReport | None = artifact.manifest.fidelity
-    original: loss.Answers | None = None
-    samples: tuple[Sample, ...] = ()
+    rewritten: RewriteReport | None = None
     manifest = artifact.manifest
+    given = None if data is None else Path(data)
+    asked = None
+    if model is None or (given is None and stored.keeps_pictures(path)):
+        asked = stored.original_for(path, manifest.loss, recipe.validation, given)
+    elif given is None:
+        progress.say(f"compression loss is not measured: {stored.NOT_KEPT}")
+    first: fidelity.FidelityReport | None = manifest.fidelity
     session = open_for_checks(path, manifest.graphs, manifest.dtype, threads=threads)
     if model is not None:
-        reference, original, samples = _measure_again(artifact, recipe, model, data, progress)
-        first = check_fidelity(
-            session, artifact.manifest.graphs, Plan.load(path / PLAN_FILE), reference, recipe
+        reference, original, samples, rewritten = _measure_again(
+            artifact, recipe, model, data, progress
         )
-        name = Path(data).name if data is not None else validation_name(recipe)
-    if original is None and (path / loss.ORIGINAL_FILE).is_file():
-        samples, original = loss.stored_original(path)
-        name = validation_name(recipe)
+        plan = Plan.load(path / PLAN_FILE)
+        first = check_fidelity(session, manifest.graphs, plan, reference, recipe)
+        if original is not None:
+            asked = samples, original
     second = None
-    if original is not None:
+    if asked is not None:
+        samples, original = asked
+        name = validation_name(recipe) if given is None else given.name
         runtime = Runtime.on_session(session, path, manifest.model, manifest.image_token)
         found = loss.measure(runtime, samples, original.max_new_tokens, progress)
         second = loss.compare(samples, original, found, loss_limits(recipe), name)
-    return Validation(first, second)
+    return Validation(first, second, rewritten)
 
 
 def _measure_again(
     artifact: Artifact, recipe: Recipe, original_id: str, data: PathLike | None, progress: Progress
-) -> tuple[fidelity.Recording, loss.Answers | None, tuple[Sample, ...]]:
+) -> tuple[fidelity.Recording, loss.Answers | None, tuple[Sample, ...], RewriteReport]:
     require_compress("measuring the original")
+    from compressor.compressed import plain
     from export.parity.original import measure_original
 
     changed = recipe.override({"model.id": original_id, "model.revision": None})
@@ -371,12 +387,14 @@ def _measure_again(
     check_recipe_prompts(changed, [Asked(samples, tokens)], progress)
     model = load_model(changed, progress)
     plan = Plan.load(artifact.folder / PLAN_FILE)
+    with rewrite_prompt(changed, samples) as prompt:
+        rewritten = prompt.compare(prompt.read(model), plain(model), artifact.folder)
     small = compress_for_export(model, plan, recipe, load_plan_gates(plan, recipe, model))
     original = None
     if samples:
         original = measure_original(model, samples, tokens, progress)
     limits = cache_limits(recipe.export, plan.model)
-    return record_torch(small, limits), original, samples
+    return record_torch(small, limits), original, samples, rewritten
 
 
 def bench(

@@ -131,7 +131,7 @@ def check_pictures(samples: Sequence[Sample], data_name: str) -> None:
     blind = [s for s in samples if not s.images]
     if blind:
         raise DataError(
-            f"{s.where or f'{data_name}: {s.question[:60]!r}'}: has no image; calibration needs one"
+            f"{s.where or data_name}: {s.question[:60]!r} has no image; calibration needs one"
             for s in blind[:20]
         )
 

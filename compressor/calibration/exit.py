@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 
 from compressor.calibration.full_pass import FullPass, kl_divergence
+from compressor.decoder import Decoder
+from compressor.decoder.cache import opened
 from compressor.decoder.gates import gate_input, gate_selection, margins
+from compressor.prompts import PromptRows
 
 if TYPE_CHECKING:
     from compressor.decoder.layer import DecoderLayer
@@ -56,4 +59,24 @@ def gate_margins(full: FullPass) -> Tensor:
         margins(gate(gate_input(selection, full.text[int(index) + 1])))
         for index, gate in full.decoder.gates.items()
     ]
+    return torch.cat(found)
+
+
+@torch.inference_mode()
+def margins_behind_cuts(decoder: Decoder, rows: PromptRows) -> Tensor:
+    """Return the margin of each gate of a compressed decoder on a prompt, as if none before it had fired.
+
+    Args:
+        decoder: with gates, and with whatever its plan cuts or freezes beside them.
+        rows: of the prompt.
+    """
+    visual, text = rows.visual_embeds, rows.text_embeds
+    places = decoder.places(rows.visual_index, rows.text_index, text.dtype)
+    selection = gate_selection(rows.visual_index, rows.text_index, text.dtype)
+    pairs, *_ = opened(decoder.empty_past(1), decoder.caches, tells_rows=False)
+    found = []
+    for segment in decoder.segments[:-1]:
+        mine = [p for p, c in zip(pairs, decoder.caches, strict=True) if c.layer in segment]
+        visual, text, _ = decoder.run(segment, visual, text, places, mine)
+        found.append(margins(decoder.gates[str(segment[-1])](gate_input(selection, text))))
     return torch.cat(found)

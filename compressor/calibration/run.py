@@ -10,7 +10,7 @@ from torch import Tensor
 
 from compressor.calibration.contribution import layer_contribution
 from compressor.calibration.data import Sample, check_pictures
-from compressor.calibration.exit import exit_kl, gate_margins
+from compressor.calibration.exit import exit_kl, gate_margins, margins_behind_cuts
 from compressor.calibration.full_pass import FullPass, full_pass
 from compressor.calibration.heads import head_score
 from compressor.calibration.neurons import neuron_activity
@@ -18,8 +18,9 @@ from compressor.calibration.profile import Measure, Profile, SampleScore
 from compressor.calibration.resume import Task
 from compressor.decoder import decoder_from
 from compressor.decoder.weights import LoadedGates
+from compressor.errors import ModelError
 from compressor.families import LoadedModel
-from compressor.plan import Gates
+from compressor.plan import Gates, Plan
 from compressor.planner import identity_plan
 from compressor.progress import SILENT, Progress
 from compressor.prompts import embed, encode
@@ -88,6 +89,9 @@ def calibrate(
     decoder = decoder_from(plan, tensors)
     saved = time.monotonic()
     remaining = task.left(profile)
+    if remaining and profile.gates_under:
+        # Asked behind cuts before, and of the original now: nobody may take them for either.
+        profile = profile.model_copy(update={"gates_under": "in part"})
     for digest, sample in progress.track(remaining, "calibrating", len(remaining)):
         rows = embed(model, encode(model.processor, sample))
         full = full_pass(
@@ -100,6 +104,13 @@ def calibrate(
         }
         visual, text = rows.visual_index.shape[1], rows.text_index.shape[1]
         score = SampleScore(visual=visual, text=text, sample=digest, **scores)
+        if names := score.no_numbers:
+            problem = (
+                f"{model.facts.name}: {', '.join(names)}: NaN or infinite for {sample.question!r}, so no "
+                "layer can be ranked: the model's own outputs are no numbers there; check its weights, or "
+                "leave the question out"
+            )
+            raise ModelError([problem])
         active = "neuron_activity" in asked.measures
         profile = profile.with_sample(score, neuron_activity(full).tolist() if active else None)
         if time.monotonic() - saved > SAVE_EVERY_SECONDS:
@@ -108,6 +119,34 @@ def calibrate(
     profile = task.ordered(profile)
     profile.save(path)
     return profile
+
+
+def ask_gates_again(
+    model: LoadedModel,
+    samples: Sequence[Sample],
+    profile: Profile,
+    plan: Plan,
+    gates: LoadedGates,
+    progress: Progress = SILENT,
+) -> Profile:
+    """Return a whole profile with the gates' margins on the states that a plan's other cuts leave.
+
+    Args:
+        model: the original model.
+        samples: those of the profile, in their order.
+        profile: its margins are replaced.
+        plan: with these gates.
+        gates: their weights.
+        progress: shows the samples.
+    """
+    decoder = decoder_from(plan, {**model.tensors, **gates.tensors})
+    found = []
+    asked = list(zip(samples, profile.samples, strict=True))
+    for sample, score in progress.track(asked, "asking gates behind the other cuts", len(asked)):
+        rows = embed(model, encode(model.processor, sample))
+        margin = tuple(margins_behind_cuts(decoder, rows).tolist())
+        found.append(score.model_copy(update={"gate_margin": margin}))
+    return profile.model_copy(update={"samples": tuple(found), "gates_under": plan.gates_see()})
 
 
 def _task(model: LoadedModel, samples: Sequence[Sample], data_name: str, asked: Asked) -> Task:

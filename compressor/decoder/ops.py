@@ -62,7 +62,7 @@ def attend_near(
         [B, H, V, d].
     """
     groups, size = near.key.shape[1], query.shape[3]
-    grid = (window.rows, window.columns)
+    grid, band = (window.rows, window.columns), window.side * window.columns
     query = query.unflatten(1, (groups, -1)) * size**-0.5
     # Seven axes: B, G, H / G, images, gh, gw, d.
     tiles = query.unflatten(3, (-1, *grid))
@@ -71,18 +71,18 @@ def attend_near(
         """[B, G, V, d] to [B, G, 1, images, gh, w * gw, d]: the grid rows around each grid row."""
         # Indexed along one axis: with brackets the exporter transposes around a GatherND.
         rows = states.unflatten(2, (-1, *grid)).index_select(3, window.bands.flatten())
-        band = window.side * window.columns
         return rows.reshape(rows.shape[0], groups, 1, -1, window.rows, band, size)
 
     near_scores = tiles @ bands(near.key).transpose(-1, -2)  # [.., gh, gw, w * gw]
-    near_scores = near_scores.masked_fill(window.hidden, LEAST)
-    parts = [near_scores.flatten(3, 5)]  # [B, G, H / G, V, w * gw]
+    # Masked on four axes: on seven OpenVINO 2026.4 hides other scores, but for a decoder's first layer.
+    near_scores = near_scores.reshape(-1, *grid, band).masked_fill(window.hidden, LEAST)
+    parts = [near_scores.reshape(*query.shape[:4], band)]  # [B, G, H / G, V, w * gw]
     for other, hidden in beside:
         # The query is turned, not the key: in decode it is empty, and the key is the whole cache.
         scores = (other.key[:, :, None] @ query.transpose(-1, -2)).transpose(-1, -2)
         parts.append(scores.masked_fill(hidden, LEAST))
     share = torch.cat(parts, dim=-1).softmax(dim=-1)
-    at = window.side * window.columns
+    at = band
     of_near = share.narrow(4, 0, at).unflatten(3, (-1, *grid)) @ bands(near.value)
     mixed = of_near.flatten(3, 5)  # [B, G, H / G, V, d]
     for other, _ in beside:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from compressor.calibration.data import Sample
 from compressor.errors import ArtifactError
 from compressor.files import read_json, write_text
 from compressor.plan import Plan
@@ -33,7 +34,8 @@ class BackendParity(Judged):
         precision: it ran in.
         device: it ran on, as the backend names it; empty: the CPU.
         outputs: its numbers beside the reference's.
-        loss: the original's stored answers beside its own; None: the artifact holds none.
+        loss: the original's stored answers beside its own; None: the artifact holds none, or its pictures
+            were not at hand.
     """
 
     parity_format: Literal[1, 2] = 2
@@ -115,15 +117,14 @@ def compare_outputs(
 def compare_answers(
     artifact: Artifact,
     session: Session,
+    asked: tuple[tuple[Sample, ...], answers.Answers],
     limits: LossLimits,
     name: str,
     progress: Progress = SILENT,
-) -> LossReport | None:
-    """Compare the original's stored answers with the backend's; None if the artifact holds none."""
+) -> LossReport:
+    """Compare the original's stored answers, and the samples that they answer, with the backend's."""
     folder, manifest = artifact.folder, artifact.manifest
-    if not (folder / answers.ORIGINAL_FILE).is_file():
-        return None
-    samples, original = answers.stored_original(folder)
+    samples, original = asked
     runtime = Runtime.on_session(session, folder, manifest.model, manifest.image_token)
     found = answers.measure(runtime, samples, original.max_new_tokens, progress)
     return answers.compare(samples, original, found, limits, name)

@@ -3,47 +3,21 @@
 The original's side is measured once and stored in the artifact, so that the check runs later without it.
 """
 
-import json
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from tokenize import TokenError
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from compressor.calibration.data import Sample, data_digest, read_samples
+from compressor.calibration.data import Sample, data_digest
 from compressor.dims import Facts
-from compressor.errors import ArtifactError, DataError
-from compressor.files import read_text, sha256_of
 from compressor.progress import SILENT, Progress
 from export.parity.loss_report import LossFigures, LossLimits, LossReport, misses
 from export.sessions import Array
 
 if TYPE_CHECKING:
     from export.runtime import Runtime
-
-FOLDER = "validation"
-SAMPLES_FILE = f"{FOLDER}/samples.jsonl"
-ORIGINAL_FILE = f"{FOLDER}/original.json"
-COMPRESSED_FILE = f"{FOLDER}/compressed.json"
-LOGITS_FILE = f"{FOLDER}/original_logits.npy"
-# What reading damaged JSON and .npy files raises.
-_BROKEN = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    EOFError,
-    SyntaxError,
-    OverflowError,
-    RecursionError,
-    ArtifactError,
-    DataError,
-    TokenError,
-)
 
 
 class Answer(Facts):
@@ -193,71 +167,3 @@ def exact(text: str, answer: str) -> bool:
 def right_one(text: str, answers: Sequence[str]) -> bool:
     """Whether an answer is one of the right ones."""
     return any(exact(text, answer) for answer in answers)
-
-
-def store_original(folder: Path, samples: Sequence[Sample], original: Answers) -> None:
-    """Write samples, their pictures and the original's answers into an artifact under construction."""
-    pictures = folder / FOLDER / "images"
-    pictures.mkdir(parents=True)
-    rows = []
-    for sample in samples:
-        names = []
-        for path in sample.images:
-            name = f"{sha256_of(path)[:16]}{path.suffix.lower()}"
-            if not (pictures / name).exists():
-                shutil.copyfile(path, pictures / name)
-            names.append(f"images/{name}")
-        row = {
-            "image": names,
-            "question": sample.question,
-            "answer": list(sample.answers) if sample.others else sample.answer,
-            "kind": sample.kind,
-        }
-        rows.append(json.dumps(row, ensure_ascii=False))
-    (folder / SAMPLES_FILE).write_text("\n".join(rows) + "\n", encoding="utf-8")
-    np.save(folder / LOGITS_FILE, original.logits.astype(np.float32), allow_pickle=False)
-    write_answers(folder / ORIGINAL_FILE, original)
-
-
-def write_answers(path: Path, answers: Answers) -> None:
-    """Write answers (without logits) as JSON."""
-    document = {
-        "max_new_tokens": answers.max_new_tokens,
-        "answers": [a.model_dump(exclude_none=True) for a in answers.answers],
-    }
-    path.write_text(json.dumps(document, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
-
-
-def stored_original(folder: Path) -> tuple[tuple[Sample, ...], Answers]:
-    """Return the samples and the original's answers that an artifact holds.
-
-    Raises:
-        ArtifactError: it holds none, or they are broken.
-    """
-    if not (folder / ORIGINAL_FILE).is_file():
-        raise ArtifactError(
-            [f"{folder}: holds no answers of the original; give --data and --model to measure them"]
-        )
-    try:
-        document = json.loads(read_text(folder / ORIGINAL_FILE, ArtifactError))
-        answers = tuple(Answer.model_validate(a) for a in document["answers"])
-        # Mapped first: a header that promises more than the file holds is refused, not allocated.
-        logits = np.lib.format.open_memmap(folder / LOGITS_FILE, mode="r")
-        cut = int(document["max_new_tokens"])
-        samples = read_samples(folder / SAMPLES_FILE)
-    except _BROKEN as failure:
-        reason = str(failure).splitlines()[0] if str(failure) else type(failure).__name__
-        raise ArtifactError([f"{folder / FOLDER}: broken: {reason}"]) from None
-    if logits.ndim != 2 or not len(samples) == len(answers) == len(logits):
-        raise ArtifactError([f"{folder / FOLDER}: samples and answers differ in number"])
-    if logits.dtype != np.float32 or cut < 1:
-        raise ArtifactError([f"{folder / FOLDER}: broken: logits or length of the answers"])
-    outside = {
-        f"{folder / FOLDER}: the picture {path} is not in the artifact; do not use this artifact"
-        for sample in samples
-        for path in sample.images
-        if not path.resolve().is_relative_to((folder / FOLDER).resolve())
-    }
-    if outside:
-        raise ArtifactError(sorted(outside))
-    return samples, Answers(answers, np.array(logits), cut)

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from compressor.calibration.data import Sample
+from compressor.errors import ModelError
 from compressor.families import LoadedModel
 from compressor.progress import SILENT, Progress
 from compressor.prompts import EncodedPrompt, encode, layout
 from export.parity.loss import Answer, Answers
+from export.parity.rewrite import Reading
 from export.runtime import BATCH_ROWS, WINDOW, until_end
 
 Indexed = tuple[int, EncodedPrompt]
@@ -41,6 +43,38 @@ def measure_original(
         tuple(answer for answer, _ in rows),
         torch.stack([logits for _, logits in rows]).numpy(),
         max_new_tokens,
+    )
+
+
+@torch.inference_mode()
+def read_original(model: LoadedModel, sample: Sample) -> Reading:
+    """Return what the original makes of one prompt with pictures, at the image size of `model.facts`.
+
+    Raises:
+        DataError: a picture cannot be read, or the processor fails.
+        ModelError: the original fails on its own processor's prompt.
+    """
+    prompt = encode(model.processor, sample)
+    pixels = prompt.pixel_values
+    if pixels is None:
+        raise ModelError([f"{model.facts.name}: its processor makes no pixels of a picture"])
+    original = model.original
+    try:
+        pictures: dict[str, Any] = {"pixel_values": pixels.to(original.dtype)}
+        if model.processor is not model.native_processor:  # asked for another image size
+            seen = original.get_image_features(**pictures, interpolate_pos_encoding=True)
+            pictures = {"mm_encoder_outputs": {"image": seen}}
+        out = original(input_ids=prompt.input_ids, use_cache=False, logits_to_keep=1, **pictures)
+    except (ValueError, RuntimeError, IndexError, TypeError) as failure:
+        reason = str(failure).strip().splitlines()[0]
+        raise ModelError(
+            [f"{model.facts.name}: the original itself fails on a prompt with a picture: {reason}"]
+        ) from None
+    return Reading(
+        ids=tuple(prompt.input_ids[0].tolist()),
+        pixels=pixels.float().numpy(),
+        embeds=out.image_hidden_states.float().flatten(0, -2).numpy(),
+        logits=out.logits[0, -1].float().numpy(),
     )
 
 
