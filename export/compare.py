@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from compressor.errors import ArtifactError
+from compressor.model_digest import alike
 from export.artifact import PLAN_FILE, RECIPE_FILE, Artifact
 from export.bench import bench_rows, ratio_words
 from export.checks import share, verdict_words
@@ -186,8 +187,10 @@ def _accuracy(entries: Sequence[Entry]) -> Axis | None:
 
 def _notes(entries: Sequence[Entry], manifests: Sequence[Manifest]) -> list[str]:
     """Return what differs that should not."""
+    given = [manifest.model_digest for manifest in manifests]
+    models = dict(zip(given, alike(given), strict=True))
     facts: tuple[tuple[str, Callable[[Manifest], object]], ...] = (
-        ("Different models", lambda m: m.model_digest),
+        ("Different models", lambda m: models[m.model_digest]),
         ("Different validation data", lambda m: m.loss and m.loss.data_digest),
         (
             "Different prompts predicted for",
