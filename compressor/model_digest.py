@@ -5,6 +5,8 @@ the folder (processor, tokenizer, chat template, generation settings, index of s
 the first alone.
 """
 
+from collections.abc import Sequence
+
 
 def same_model(stored: str, found: str) -> bool:
     """Return whether a digest that a file holds is that of the model at hand.
@@ -25,3 +27,9 @@ def difference(stored: str, found: str) -> str:
             f"{rest[:12]}, not {others[:12]}"
         )
     return f"digest {first[:12]}, not {wanted[:12]}"
+
+
+def alike(digests: Sequence[str]) -> tuple[str, ...]:
+    """Return digests such that those of one model are equal: the first sums alone if one has no other."""
+    short = any("." not in digest for digest in digests)
+    return tuple(digest.partition(".")[0] if short else digest for digest in digests)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from compressor.errors import ArtifactError
+from compressor.model_digest import alike
 from export.artifact import PLAN_FILE, RECIPE_FILE, Artifact
 from export.bench import bench_rows, ratio_words
 from export.checks import share, verdict_words
@@ -131,6 +132,11 @@ def compare_artifacts(folders: Sequence[Path]) -> Comparison:
 
 def compared(entries: tuple[Entry, ...], manifests: Sequence[Manifest]) -> Comparison:
     """Return the comparison of entries that were read already."""
+    digests = alike([manifest.model_digest for manifest in manifests])
+    manifests = [
+        manifest.model_copy(update={"model_digest": digest})
+        for manifest, digest in zip(manifests, digests, strict=True)
+    ]
     speed, accuracy = _speed(entries), _accuracy(entries)
     groups = _groups(manifests, timed=all(entry.measured is not None for entry in entries))
     fronts: list[tuple[int, ...]] = []

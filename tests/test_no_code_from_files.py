@@ -13,7 +13,7 @@ import vtcompress
 from compressor.errors import VtcompressError
 from compressor.families import load
 from compressor.families.folder import digest
-from compressor.model_digest import difference, same_model
+from compressor.model_digest import alike, difference, same_model
 from compressor.recipe import dump_recipe, load_recipe
 from tests.test_import_rules import ROOT, SOURCES, imported, parsed, relative
 from vtcompress.cli import read_recipe
@@ -277,6 +277,8 @@ def test_a_digest_of_before_is_that_of_the_same_model(tiny_model):
         total.update(name.encode() + hashlib.sha256((tiny_model / name).read_bytes()).digest())
     assert same_model(total.hexdigest(), now)
     assert same_model(now, now)
+    assert len(set(alike([total.hexdigest(), now]))) == 1
+    assert len(set(alike([now, f"{total.hexdigest()}.{'0' * 64}"]))) == 2
     assert not same_model("0" * 64, now)
     other = f"{total.hexdigest()}.{'0' * 64}"
     assert not same_model(other, now)
