@@ -28,6 +28,7 @@ from compressor.families.processor import check_processor, load_processor
 from compressor.families.registry import saved_config
 from compressor.files import write_text
 from compressor.generation import model_keys, write_keys
+from compressor.model_digest import difference, same_model
 from compressor.plan import Plan
 from compressor.planner import make_plan
 
@@ -94,11 +95,11 @@ def compress(
         ArtifactError: the plan was made for another model or other gates.
         ModelError: the model lacks tensors that the plan needs.
     """
-    if plan.model_digest != model.digest:
+    if not same_model(plan.model_digest, model.digest):
         raise ArtifactError(
             [
-                f"the plan was made for {plan.model.name} (digest {plan.model_digest[:12]}), not for "
-                f"{model.facts.name} (digest {model.digest[:12]}); make it anew with `vtcompress plan`"
+                f"the plan was made for {plan.model.name}, not for {model.facts.name} "
+                f"({difference(plan.model_digest, model.digest)}); make it anew with `vtcompress plan`"
             ]
         )
     if plan.model.decoder.tied_embeddings and not model.facts.decoder.tied_embeddings:

@@ -14,6 +14,7 @@ from pathlib import Path
 from compressor.dims import ModelFacts
 from compressor.errors import GatesError
 from compressor.files import is_file, sha256_of
+from compressor.model_digest import difference, same_model
 
 NAME = re.compile(r"^(?:model\.)?visual_gates_router\.(\d+)\.(w[12])\.weight$")
 MODEL_DIGEST = "model_digest"
@@ -86,10 +87,11 @@ class GateFile:
             GatesError: of another model, of other shapes, or missing; all are named.
         """
         problems = []
-        if model_digest is not None and self.model_digest not in (None, model_digest):
+        own = self.model_digest
+        if None not in (own, model_digest) and not same_model(str(own), str(model_digest)):
             problems.append(
-                f"{self.path}: trained on another model (digest {str(self.model_digest)[:12]}, this one is "
-                f"{model_digest[:12]}); train gates for this one with `vtcompress train-gates`"
+                f"{self.path}: trained on another model ({difference(str(own), str(model_digest))}); train "
+                "gates for this one with `vtcompress train-gates`"
             )
         hidden, width = facts.decoder.hidden, self.width
         for layer in candidates:

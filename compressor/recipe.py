@@ -51,6 +51,8 @@ Format = Annotated[
     int, Field(ge=1, le=RECIPE_FORMAT), allowed("1 or 2, the format of recipes; 2 is today's")
 ]
 
+TRUST: Final = "trust_remote_code"
+
 RESOLVED_HEADER = "# resolved recipe, written by vtcompress\n"
 
 
@@ -60,7 +62,8 @@ class ModelSection(Section):
     Attributes:
         id: hub id, or local folder (absolute once a recipe is read); None: given later, by flag.
         revision: branch, tag or commit on the hub; None: the default branch.
-        trust_remote_code: whether Python code that comes with the model may run.
+        trust_remote_code: whether Python code that comes with the model may run; never taken from a file, and
+            not written into one.
     """
 
     id: ModelId | None = None
@@ -280,16 +283,30 @@ def fidelity_thresholds(recipe: Recipe) -> FidelityThresholds:
     )
 
 
-def load_recipe(path: Path) -> Recipe:
+def load_recipe(path: Path, *, stored: bool = False) -> Recipe:
     """Reads a recipe file.
 
     `data`, and a `model.id` that is a local folder (it starts with `.` or `/`, or such a folder
     exists beside the file), are taken from the file's folder and come back absolute.
 
+    Args:
+        path: its file.
+        stored: this tool wrote it, into an artifact: that the model's own code was let run then is dropped.
+
     Raises:
-        RecipeError: the file is no readable recipe; one line for each problem, all of them.
+        RecipeError: the file is no readable recipe, or has a model's own code run; one line for each problem.
     """
     data, problems = read_yaml(path)
+    model = data.get("model")
+    if isinstance(model, Mapping) and model.get(TRUST) is True:
+        data = {**data, "model": {key: value for key, value in model.items() if key != TRUST}}
+        if not stored:
+            problems = (
+                *problems,
+                f"{path}: model.{TRUST}: true is not taken from a file, whose writer would decide what "
+                "runs here; remove it, and if you trust the model's own Python code give "
+                f"--trust-remote-code to the command (in Python: override({{'model.{TRUST}': True}}))",
+            )
     return parse_recipe(_anchored(data, path.parent), str(path), problems)
 
 
@@ -327,12 +344,15 @@ def parse_recipe(data: Mapping[str, Any], source: str, problems: Sequence[str] =
 def dump_recipe(recipe: Recipe, *, portable: bool = False) -> str:
     """Returns YAML that `load_recipe` reads back to an equal recipe, every key written out.
 
+    Only that the model's own code may run is not kept: each command is told anew.
+
     Args:
         recipe: the recipe; its paths are absolute when it was loaded.
         portable: keep of every `data` file and local model folder the last name alone, so that
             the text names no folder of this machine; read back, they are looked for beside it.
     """
     data = recipe.model_dump(mode="json", by_alias=True)
+    data["model"][TRUST] = False
     if portable:
         for section, key in _paths_in(data):
             value = section[key]

@@ -160,7 +160,7 @@ def artifact_limits(artifact: Artifact, changes: Mapping[str, int]) -> Limits:
     Raises:
         VtcompressError: the artifact has no readable recipe.
     """
-    profiles = load_recipe(artifact.folder / RECIPE_FILE).export.profiles
+    profiles = load_recipe(artifact.folder / RECIPE_FILE, stored=True).export.profiles
     return limits_of(profiles.model_copy(update=dict(changes)), artifact.manifest.model)
 
 

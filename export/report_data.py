@@ -70,7 +70,7 @@ def report_data(folder: Path, manifest: Manifest) -> ReportData:
         plan=plan,
         profile=profile,
         recipe=read_text(folder / RECIPE_FILE, ArtifactError),
-        methods=load_recipe(folder / RECIPE_FILE).methods,
+        methods=load_recipe(folder / RECIPE_FILE, stored=True).methods,
         questions=stored_questions(folder),
         engines=engine_facts(folder, manifest),
     )
@@ -173,7 +173,7 @@ def _work(manifest: Manifest) -> Figure:
     kept = "" if p.kv_bytes == p.kv_bytes_original else f", {cache:.0%} of its KV cache"
     return Figure(
         f"{p.flops / p.flops_original:.0%}",
-        f"of the original's work in it (FLOPs){kept}",
+        f"of the original's work for that reading is left (FLOPs){kept}",
     )
 
 

@@ -1,5 +1,6 @@
 """Calibration: the contribution by its definition, resumed runs, foreign profiles, drawn profiles."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from compressor.calibration.data import Sample, read_samples
 from compressor.calibration.plot import draw_profile
 from compressor.calibration.profile import Profile
 from compressor.calibration.run import calibrate
-from compressor.errors import DataError, ProfileError
+from compressor.errors import DataError, ModelError, ProfileError
 from compressor.families import LoadedModel, load
 from compressor.planner import freeze, identity_plan
 from compressor.prompts import encode
@@ -192,6 +193,22 @@ def test_a_profile_of_another_model_is_refused(
     other = load(str(llava("clip+mistral, all heads")))
     with pytest.raises(ProfileError, match=r"measured on another model"):
         calibrate(other, samples[:1], path, data_name="q")
+
+
+def test_scores_that_are_no_numbers_are_refused_and_not_ranked(
+    model: LoadedModel, samples: tuple[Sample, ...], tmp_path: Path
+) -> None:
+    """Weights that are finite can still overflow."""
+    name = "layers.2.self_attn.v_proj.weight"
+    tensors = {**model.tensors, name: model.tensors[name] * 1e38}
+    with pytest.raises(ModelError, match="layer_contribution: NaN or infinite for 'what is it'"):
+        calibrate(
+            dataclasses.replace(model, tensors=tensors),
+            samples[:1],
+            tmp_path / "p.json",
+            data_name="q",
+        )
+    assert not (tmp_path / "p.json").exists()
 
 
 def test_samples_without_a_picture_are_refused_before_any_work(

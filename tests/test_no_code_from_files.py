@@ -2,15 +2,19 @@
 
 import ast
 import contextlib
+import hashlib
 import json
 import shutil
+import sys
 
 import pytest
-import transformers
 
+import vtcompress
 from compressor.errors import VtcompressError
 from compressor.families import load
-from compressor.recipe import load_recipe
+from compressor.families.folder import digest
+from compressor.model_digest import difference, same_model
+from compressor.recipe import dump_recipe, load_recipe
 from tests.test_import_rules import ROOT, SOURCES, imported, parsed, relative
 from vtcompress.cli import read_recipe
 
@@ -27,6 +31,10 @@ FORBIDDEN_MODULES = {
 FORBIDDEN_CALLS = {"eval", "exec", "torch.load", "pickle.load", "pickle.loads", "yaml.load",
                    "yaml.full_load", "yaml.unsafe_load", "yaml.load_all",
                    "torch.hub.load", "os.system", "os.popen"}  # fmt: skip
+
+
+SEEN = []
+sys.addaudithook(lambda event, arguments: [see(event, arguments) for see in SEEN])
 
 
 def breaches(tree: ast.Module) -> list[str]:
@@ -89,7 +97,9 @@ def model_with_code(tiny_model, tmp_path):
     mark = tmp_path / "mark"
     (folder / "own.py").write_text(
         f"open({str(mark)!r}, 'w').close()\n"
-        "from transformers import LlavaConfig as OwnConfig, LlavaProcessor as OwnProcessor\n"
+        "from transformers import LlavaConfig, LlavaProcessor\n"
+        "class OwnConfig(LlavaConfig):\n    pass\n"
+        "class OwnProcessor(LlavaProcessor):\n    pass\n"
     )
     for name, entries in (
         ("config.json", {"AutoConfig": "own.OwnConfig", "AutoProcessor": "own.OwnProcessor"}),
@@ -101,18 +111,176 @@ def model_with_code(tiny_model, tmp_path):
     return folder, mark
 
 
-def test_a_models_own_code_runs_only_by_flag(model_with_code, monkeypatch, tmp_path):
+@pytest.fixture
+def ran(model_with_code, monkeypatch, tmp_path):
+    """Return the model folder and a function that says whether its code ran since it was last called."""
     folder, mark = model_with_code
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "own"))
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked at the terminal"))
-    for kind in (transformers.LlavaConfig, transformers.LlavaProcessor):
-        # Loading a model's own code marks these classes for the whole process; undone at the end.
-        monkeypatch.setattr(kind, "_auto_class", None)
+
+    def since():
+        there = mark.exists()
+        mark.unlink(missing_ok=True)
+        for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
+            del sys.modules[name]  # a module that was imported does not run again
+        return there
+
+    return folder, since
+
+
+def test_a_models_own_code_runs_only_by_flag(ran):
+    folder, since = ran
     with contextlib.suppress(VtcompressError):
         load(str(folder))
-    assert not mark.exists(), "the model's code ran without the flag"
+    assert not since(), "the model's code ran without the flag"
     load(str(folder), trust_remote_code=True)
-    assert mark.exists(), "the flag has no effect, so the test above proves nothing"
+    assert since(), "the flag has no effect, so the test above proves nothing"
+
+
+def lines_of_recipe(path, model):
+    path.write_text(f"vtcompress: 1\nmodel: {{id: {model}, trust_remote_code: true}}\n")
+    return path
+
+
+def test_no_recipe_lets_a_models_own_code_run(ran, tmp_path):
+    folder, since = ran
+    path = lines_of_recipe(tmp_path / "own.yaml", folder)
+    with pytest.raises(VtcompressError) as caught:
+        vtcompress.load_recipe(path)
+    assert str(caught.value).startswith(f"{path}: model.trust_remote_code: true is not taken from")
+    assert "--trust-remote-code" in str(caught.value)
+    path.write_text(path.read_text().replace("true", "false"))
+    recipe = vtcompress.load_recipe(path)
+    vtcompress.plan(recipe)
+    assert not since()
+    vtcompress.plan(recipe.override({"model.trust_remote_code": True}))
+    assert since()
+
+
+def test_no_artifact_lets_a_models_own_code_run(ran, tiny_artifact, tmp_path):
+    """Older ones hold the key as their recipe had it; the model that they were made from is not this one."""
+    folder, since = ran
+    artifact = tmp_path / "artifact"
+    shutil.copytree(tiny_artifact, artifact)
+    recipe = artifact / "recipe.yaml"
+    text = recipe.read_text()
+    assert "trust_remote_code: false" in text
+    allow(artifact, recipe, text.replace("trust_remote_code: false", "trust_remote_code: true"))
+    assert vtcompress.validate(artifact).loss is not None
+    with pytest.raises(VtcompressError, match="the plan was made for"):
+        vtcompress.validate(artifact, model=str(folder))
+    assert not since()
+    with pytest.raises(VtcompressError, match="the plan was made for"):
+        vtcompress.validate(artifact, model=str(folder), trust_remote_code=True)
+    assert since()
+
+
+def allow(artifact, path, text):
+    """Change a file of an artifact and the manifest's sum of it, as whoever made the artifact can."""
+    manifest = artifact / "manifest.json"
+    old = hashlib.sha256(path.read_bytes()).hexdigest()
+    size = path.stat().st_size
+    path.write_text(text)
+    found = manifest.read_text()
+    assert old in found
+    found = found.replace(old, hashlib.sha256(path.read_bytes()).hexdigest())
+    manifest.write_text(found.replace(f": {size}", f": {path.stat().st_size}"))
+
+
+def test_that_code_may_run_is_written_into_no_file(tmp_path):
+    recipe = load_recipe(lines_of_recipe(tmp_path / "a.yaml", "a/b"), stored=True)
+    assert not recipe.model.trust_remote_code
+    trusting = recipe.override({"model.trust_remote_code": True})
+    assert trusting.model.trust_remote_code
+    (tmp_path / "b.yaml").write_text(dump_recipe(trusting))
+    assert not load_recipe(tmp_path / "b.yaml").model.trust_remote_code
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_a_hub_models_own_code_is_fetched_only_by_flag(ran, trusted, monkeypatch):
+    folder, since = ran
+    asked = set()
+
+    def snapshot(_, **options):
+        asked.update(options["allow_patterns"])
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    load("owner/name", trust_remote_code=trusted)
+    assert ("*.py" in asked) is trusted
+    assert since() is trusted
+
+
+@pytest.mark.parametrize("name", ["adapter_model.bin", "pytorch_model.bin", "other.safetensors"])
+def test_a_configuration_names_no_weight_file(tiny_model, tmp_path, name):
+    """transformers exempts one name from its own rule and reads the pickle."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    mark = tmp_path / "mark"
+    (folder / name).write_bytes(b"cos\nmkdir\n(S'" + str(mark).encode() + b"'\ntR.")
+    config = json.loads((folder / "config.json").read_text())
+    for place in (config, config["text_config"]):
+        changed = folder / "config.json"
+        place["transformers_weights"] = name
+        changed.write_text(json.dumps(config))
+        with pytest.raises(
+            VtcompressError, match=f"transformers_weights: '{name}' would have other"
+        ):
+            load(str(folder))
+        del place["transformers_weights"]
+    assert not mark.exists()
+
+
+READ = ("chat_template.jinja", "config.json", "generation_config.json", "model.safetensors",
+        "processor_config.json", "tokenizer.json", "tokenizer_config.json")  # fmt: skip
+
+
+def test_the_digest_covers_every_file_that_is_read_and_no_other(tiny_model, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    assert sorted(p.name for p in folder.iterdir()) == sorted(READ)
+    opened = set()
+
+    def see(event, arguments):
+        if (
+            event == "open"
+            and isinstance(arguments[0], str)
+            and arguments[0].startswith(str(folder))
+        ):
+            opened.add(arguments[0].removeprefix(f"{folder}/"))
+
+    before = digest(folder)
+    SEEN.append(see)
+    try:
+        load(str(folder), known_digest=before)
+    finally:
+        SEEN.remove(see)
+    assert opened >= set(READ) - {"model.safetensors", "tokenizer.json"}  # these are opened by Rust
+    assert opened <= set(READ), "a file that the digest does not cover"
+    for name in READ:
+        path = folder / name
+        kept = path.read_bytes()
+        path.write_bytes(kept[:-1] + b" ")
+        assert digest(folder) != before, name
+        path.write_bytes(kept)
+    for name in ("training_args.bin", "other.safetensors", "notes.txt", "own.py"):
+        (folder / name).write_bytes(b"x")
+    assert digest(folder) == before
+    assert digest(folder, code=True) != before
+
+
+def test_a_digest_of_before_is_that_of_the_same_model(tiny_model):
+    """It covered configuration and weights; profiles, plans and gates of before hold it."""
+    now = digest(tiny_model)
+    total = hashlib.sha256()
+    for name in ("config.json", "model.safetensors"):
+        total.update(name.encode() + hashlib.sha256((tiny_model / name).read_bytes()).digest())
+    assert same_model(total.hexdigest(), now)
+    assert same_model(now, now)
+    assert not same_model("0" * 64, now)
+    other = f"{total.hexdigest()}.{'0' * 64}"
+    assert not same_model(other, now)
+    assert "same weights and config.json, but other files of processor" in difference(other, now)
 
 
 def test_the_flag_is_off_unless_it_is_given():

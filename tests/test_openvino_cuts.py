@@ -68,9 +68,7 @@ def run(session: Any, dtype: Any) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize(("name", "dtype"), CASES)
-def test_openvino_computes_what_onnx_runtime_does(
-    name: str, dtype: DType, tmp_path: Path
-) -> None:
+def test_openvino_computes_what_onnx_runtime_does(name: str, dtype: DType, tmp_path: Path) -> None:
     pytest.importorskip("openvino", reason="the extra openvino is not installed")
     from export.openvino_session import OpenVinoSession
 

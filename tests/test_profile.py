@@ -162,3 +162,19 @@ def test_an_interrupted_save_leaves_the_old_profile_and_nothing_else(tmp_path, m
         facts.profile(ROWS).save(path)
     assert Profile.load(path) == old
     assert [p.name for p in tmp_path.iterdir()] == ["p.json"]
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_profile_whose_values_are_no_numbers_is_refused(tmp_path, value):
+    """Nothing can be ranked by them; versions of before ranked them."""
+    facts.profile((ROWS[0], (0.5, float(value), 0.0))).save(tmp_path / "p.json")
+    (line,) = problems(lambda: Profile.load(tmp_path / "p.json"))
+    assert "sample 1: layer_contribution: NaN or infinite; make it anew" in line
+
+
+def test_a_head_through_which_text_reads_pictures_alone_has_an_infinite_score():
+    score = SampleScore(visual=1, text=1, head_score=((1.0, float("inf")),))
+    assert score.no_numbers == ()
+    assert SampleScore(visual=1, text=1, head_score=((float("nan"),),)).no_numbers == (
+        "head_score",
+    )

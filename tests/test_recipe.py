@@ -782,7 +782,7 @@ _RECIPE = st.fixed_dictionaries(
                 "revision": _maybe(
                     _printable() | st.sampled_from(["1e3", "yes", "null", "0x1", "-", "1:2"])
                 ),
-                "trust_remote_code": st.booleans(),
+                "trust_remote_code": st.just(False),
             },
         ),
         "calibrate": st.fixed_dictionaries(

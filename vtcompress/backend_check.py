@@ -64,7 +64,7 @@ def validate_backend(
     require_runtime("comparing a backend with ONNX Runtime")
     path, progress = Path(path), shown(progress)
     artifact = Artifact.open(path)
-    recipe = with_limits(load_recipe(path / RECIPE_FILE), limits or {}, anew=True)
+    recipe = with_limits(load_recipe(path / RECIPE_FILE, stored=True), limits or {}, anew=True)
     plan = Plan.load(path / PLAN_FILE)
     given = None if data is None else Path(data)
     asked = None

@@ -133,7 +133,7 @@ def build_targets(folder: Path, recipe: Recipe, progress: Progress) -> tuple[Ope
 
 def artifact_capabilities(artifact: Artifact, target: str) -> tuple[str, ...] | None:
     """Return the compute capabilities that an artifact's recipe names, where the target takes any."""
-    return recipe_capabilities(load_recipe(artifact.folder / RECIPE_FILE), target)
+    return recipe_capabilities(load_recipe(artifact.folder / RECIPE_FILE, stored=True), target)
 
 
 def recipe_capabilities(recipe: Recipe, target: str) -> tuple[str, ...] | None:

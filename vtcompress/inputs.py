@@ -120,7 +120,12 @@ def model_facts(recipe: Recipe) -> ModelFacts:
     require_compress("reading a model")
     from compressor.families.registry import describe
 
-    return describe(model_id(recipe), recipe.model.revision, image_size=recipe.export.image_size)
+    return describe(
+        model_id(recipe),
+        recipe.model.revision,
+        image_size=recipe.export.image_size,
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
 
 
 def model_folder(recipe: Recipe) -> Path:
@@ -132,7 +137,8 @@ def model_folder(recipe: Recipe) -> Path:
     require_compress("reading a model")
     from compressor.families.registry import local_folder
 
-    return local_folder(model_id(recipe), recipe.model.revision)
+    section = recipe.model
+    return local_folder(model_id(recipe), section.revision, code=section.trust_remote_code)
 
 
 def model_digest(recipe: Recipe) -> str:
@@ -144,7 +150,7 @@ def model_digest(recipe: Recipe) -> str:
     folder = model_folder(recipe)
     from compressor.families.folder import digest
 
-    return digest(folder)
+    return digest(folder, code=recipe.model.trust_remote_code)
 
 
 def load_model(

@@ -215,6 +215,7 @@ def compress(
     gates = load_plan_gates(plan, recipe, model)
     # Refuses a plan of another model before anything is written.
     compress_for_export(model, plan, recipe, gates)
+    check_rewrite(model, recipe)
     with staging.staged(output, **needs) as folder:
         save_compressed(model, plan, folder, gates)
         write_inputs(folder, recipe, plan, measured)
@@ -316,6 +317,7 @@ def validate(
     gates: PathLike | None = None,
     limits: Mapping[str, Any] | None = None,
     threads: int | None = None,
+    trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> Validation:
     """Check an artifact again; nothing in it is changed.
@@ -328,6 +330,7 @@ def validate(
         gates: file of the gates' weights, where the artifact's plan has gates and `model` is given.
         limits: other limits than the artifact's recipe sets, such as `{"validate.loss.min_agreement": 0.9}`.
         threads: of one operator.
+        trust_remote_code: let the repository of `model` run code of its own; what the artifact says does not.
         progress: shows the samples; see the module.
 
     Raises:
@@ -337,7 +340,10 @@ def validate(
     """
     path, progress = Path(path), shown(progress)
     artifact = Artifact.open(path)
-    recipe = with_limits(read_recipe(path / RECIPE_FILE), limits or {}, anew=model is not None)
+    recipe = read_recipe(path / RECIPE_FILE, stored=True).override(
+        {"model.trust_remote_code": trust_remote_code}
+    )
+    recipe = with_limits(recipe, limits or {}, anew=model is not None)
     if gates is not None:
         recipe = recipe.with_gates(Path(gates))
     rewritten: RewriteReport | None = None

@@ -12,6 +12,7 @@ from compressor.errors import GatesError
 from compressor.files import write_bytes
 from compressor.gate_file import stable_header
 from compressor.methods import GateTraining
+from compressor.model_digest import same_model
 
 FORMAT = "1"
 
@@ -42,7 +43,12 @@ class GateTask(Facts):
             "width": "another gate_width",
             "train": "other settings of train",
         }
-        return [text for key, text in words.items() if getattr(self, key) != getattr(other, key)]
+        same = {"model_digest": same_model(other.model_digest, self.model_digest)}
+        return [
+            text
+            for key, text in words.items()
+            if not same.get(key, getattr(self, key) == getattr(other, key))
+        ]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from pydantic import Field
 from compressor.dims import Facts
 from compressor.errors import ProfileError
 from compressor.files import read_json, write_text
+from compressor.model_digest import difference, same_model
 
 Measure = Literal["layer_contribution", "exit_kl", "gate_margin", "head_score", "neuron_activity"]
 """What calibration can measure, by the name of the field that holds it."""
@@ -39,6 +40,22 @@ class SampleScore(Facts):
     exit_kl: tuple[float, ...] = ()
     gate_margin: tuple[float, ...] = ()
     head_score: tuple[tuple[float, ...], ...] = ()
+
+    @property
+    def no_numbers(self) -> tuple[Measure, ...]:
+        """Measures in which values are none, so that nothing can be ranked by them.
+
+        A head score may be infinite: that of a head in which text reads pictures alone.
+        """
+        rows: dict[Measure, Iterable[float]] = {
+            "layer_contribution": self.layer_contribution,
+            "exit_kl": self.exit_kl,
+            "gate_margin": self.gate_margin,
+        }
+        found = [name for name, values in rows.items() if not all(map(math.isfinite, values))]
+        if any(math.isnan(value) for row in self.head_score for value in row):
+            found.append("head_score")
+        return tuple(found)
 
 
 class Profile(Facts):
@@ -146,10 +163,10 @@ class Profile(Facts):
             ProfileError: a digest differs or a measure is missing; all differences are named.
         """
         problems = []
-        if self.model_digest != model_digest:
+        if not same_model(self.model_digest, model_digest):
             problems.append(
-                f"{path}: measured on another model (named {self.model}, digest "
-                f"{self.model_digest[:12]}, not {model_digest[:12]}); remove it or calibrate anew"
+                f"{path}: measured on another model (named {self.model}, "
+                f"{difference(self.model_digest, model_digest)}); remove it or calibrate anew"
             )
         if data_digest is not None and self.data_digest != data_digest:
             problems.append(
@@ -197,6 +214,12 @@ class Profile(Facts):
         profile = read_json(path, cls, ProfileError, "profile", remedy)
         if not profile.consistent:
             raise ProfileError([f"{path}: inconsistent; {remedy}"])
+        for number, sample in enumerate(profile.samples):
+            if names := sample.no_numbers:
+                problem = f"sample {number}: {', '.join(names)}: NaN or infinite"
+                raise ProfileError(
+                    [f"{path}: {problem}; {remedy}, with a model whose outputs are numbers"]
+                )
         return profile
 
 

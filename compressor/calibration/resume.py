@@ -7,6 +7,7 @@ from pathlib import Path
 from compressor.calibration.data import Sample, data_digest, sample_digest
 from compressor.calibration.profile import Measure, Profile, SampleScore
 from compressor.errors import ProfileError
+from compressor.model_digest import same_model
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,10 @@ class Task:
         differences = [
             words
             for differs, words in (
-                (profile.model_digest != self.model_digest, f"on another model than {self.model}"),
+                (
+                    not same_model(profile.model_digest, self.model_digest),
+                    f"on another model than {self.model}",
+                ),
                 (
                     not same and not self._holds(profile),
                     f"on other data than the {len(self.samples)} samples of {self.data} (seed counts too)",

@@ -18,6 +18,7 @@ from compressor.calibration.profile import Measure, Profile, SampleScore
 from compressor.calibration.resume import Task
 from compressor.decoder import decoder_from
 from compressor.decoder.weights import LoadedGates
+from compressor.errors import ModelError
 from compressor.families import LoadedModel
 from compressor.plan import Gates, Plan
 from compressor.planner import identity_plan
@@ -103,6 +104,13 @@ def calibrate(
         }
         visual, text = rows.visual_index.shape[1], rows.text_index.shape[1]
         score = SampleScore(visual=visual, text=text, sample=digest, **scores)
+        if names := score.no_numbers:
+            problem = (
+                f"{model.facts.name}: {', '.join(names)}: NaN or infinite for {sample.question!r}, so no "
+                "layer can be ranked: the model's own outputs are no numbers there; check its weights, or "
+                "leave the question out"
+            )
+            raise ModelError([problem])
         active = "neuron_activity" in asked.measures
         profile = profile.with_sample(score, neuron_activity(full).tolist() if active else None)
         if time.monotonic() - saved > SAVE_EVERY_SECONDS:

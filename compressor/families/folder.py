@@ -118,14 +118,23 @@ def _no_weights(folder: Path) -> str:
     )
 
 
-def digest(folder: Path) -> str:
-    """Return the sha256 over configuration and weights of a model folder.
+def digest(folder: Path, *, code: bool = False) -> str:
+    """Return the digest of all that is read of a model folder; see `compressor.model_digest`.
+
+    Args:
+        folder: of the model.
+        code: as in `texts`.
 
     Raises:
         ModelError: no weights, or a file that cannot be read.
     """
+    weights = weight_files(folder)
+    rest = [path for path in texts(folder, code=code) if path.name != CONFIG]
+    if folder / WEIGHTS not in weights:
+        rest.append(folder / WEIGHTS_INDEX)
     try:
-        return _sha256(folder, sorted([folder / CONFIG, *weight_files(folder)]))
+        first = _sha256(folder, sorted([folder / CONFIG, *weights]))
+        return f"{first}.{_sha256(folder, sorted(rest))}"
     except OSError as failure:
         raise ModelError([f"{failure.filename}: {failure.strerror}"]) from failure
 

@@ -24,6 +24,7 @@ from compressor.generation import model_settings
 FAMILIES: tuple[Family, ...] = (LlavaFamily(),)
 
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "README.md")
+HUB_CODE = "*.py"
 
 
 def supported() -> tuple[str, ...]:
@@ -47,8 +48,16 @@ def family_of(model_type: str, where: str) -> Family:
     )
 
 
-def local_folder(model_id: str, revision: str | None = None, *, weights: bool = True) -> Path:
+def local_folder(
+    model_id: str, revision: str | None = None, *, weights: bool = True, code: bool = False
+) -> Path:
     """Return the local folder of a model; a hub id is fetched into the hub's cache.
+
+    Args:
+        model_id: hub id or local folder.
+        revision: of a hub id.
+        weights: fetch them too.
+        code: fetch Python files too.
 
     Raises:
         ModelError: there is no such folder or hub model, or the hub cannot be reached.
@@ -63,12 +72,11 @@ def local_folder(model_id: str, revision: str | None = None, *, weights: bool = 
     if model_id.startswith((".", "/", "~")) or model_id.count("/") != 1:
         raise ModelError([f"{model_id}: no such folder, and no hub id of the form owner/name"])
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = [p for p in HUB_FILES if weights or p != "*.safetensors"]
+    patterns = [p for p in HUB_FILES if weights or p != "*.safetensors"] + [HUB_CODE] * code
     try:
         return Path(snapshot_download(model_id, revision=revision, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as failure:
+    except Exception as failure:
         raise ModelError(
             [
                 f"{model_id}: cannot be fetched from the hub and is no local folder: "
@@ -128,15 +136,25 @@ def _config(folder: Path, name: str, *, trust_remote_code: bool = False) -> Any:
 
 
 def describe(
-    model_id: str, revision: str | None = None, *, image_size: int | None = None
+    model_id: str,
+    revision: str | None = None,
+    *,
+    image_size: int | None = None,
+    trust_remote_code: bool = False,
 ) -> ModelFacts:
     """Return the facts of a model without loading its weights.
+
+    Args:
+        model_id: hub id or local folder.
+        revision: of a hub id.
+        image_size: as in `load`.
+        trust_remote_code: as in `load`.
 
     Raises:
         ModelError: as `load`.
     """
-    folder = local_folder(model_id, revision, weights=False)
-    family, config = read_config(folder)
+    folder = local_folder(model_id, revision, weights=False, code=trust_remote_code)
+    family, config = read_config(folder, trust_remote_code=trust_remote_code)
     return _facts(folder, family, config, model_name(model_id), image_size)
 
 
@@ -191,14 +209,14 @@ def read_processor(
     Raises:
         ModelError: the model is not supported, or its processor cannot be read or does not fit it.
     """
-    folder = local_folder(model_id, revision, weights=False)
+    folder = local_folder(model_id, revision, weights=False, code=trust_remote_code)
     family, config = read_config(folder, trust_remote_code=trust_remote_code)
-    native_facts = describe(model_id, revision)
+    native_facts = _facts(folder, family, config, model_name(model_id), None)
     native = load_processor(folder, family, config, trust_remote_code=trust_remote_code)
     check_processor(native, native_facts, folder)
     if image_size is None:
         return ReadProcessor(folder, native_facts, native_facts, native, native)
-    facts = describe(model_id, revision, image_size=image_size)
+    facts = _facts(folder, family, config, model_name(model_id), image_size)
     processor = resized(native, family, image_size)
     check_processor(processor, facts, folder)
     return ReadProcessor(folder, facts, native_facts, processor, native)
@@ -227,7 +245,7 @@ def load(
         ModelError: not found, not supported, without safetensors weights, or with a processor that does not
             fit it.
     """
-    folder = local_folder(model_id, revision)
+    folder = local_folder(model_id, revision, code=trust_remote_code)
     family, config = read_config(folder, trust_remote_code=trust_remote_code)
     weight_files(folder)
     if problems := broken_weight_files(folder):
@@ -243,7 +261,7 @@ def load(
         facts=_as_loaded(read.facts, tied),
         native_facts=_as_loaded(read.native_facts, tied),
         folder=folder,
-        digest=known_digest or digest(folder),
+        digest=known_digest or digest(folder, code=trust_remote_code),
         original=original,
         processor=read.processor,
         native_processor=read.native,

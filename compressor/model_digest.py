@@ -1,0 +1,27 @@
+"""Whether two digests of a model's files are of one model.
+
+A digest is two sums with a dot between them: over configuration and weights, and over what else is read of
+the folder (processor, tokenizer, chat template, generation settings, index of shards). Older files hold
+the first alone.
+"""
+
+
+def same_model(stored: str, found: str) -> bool:
+    """Return whether a digest that a file holds is that of the model at hand.
+
+    Args:
+        stored: in the file, perhaps of before.
+        found: taken now.
+    """
+    return stored == found or ("." not in stored and stored == found.partition(".")[0])
+
+
+def difference(stored: str, found: str) -> str:
+    """Return in words how two digests of different models differ, in brackets of an error line."""
+    (first, _, rest), (wanted, _, others) = stored.partition("."), found.partition(".")
+    if first == wanted:
+        return (
+            "same weights and config.json, but other files of processor, tokenizer or generation: digest "
+            f"{rest[:12]}, not {others[:12]}"
+        )
+    return f"digest {first[:12]}, not {wanted[:12]}"
