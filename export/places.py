@@ -111,9 +111,14 @@ def check_file(path: Path, kind: FileKind, *, overwrite: bool = True) -> None:
         raise VtcompressError(f"{path}: is a folder, not a file; choose another --output")
     found = kind_of_file(path)
     if found != kind:
-        what = "was not written by vtcompress" if found is None else f"holds {FILE_WORDS[found]}"
+        what = (
+            "is no file that vtcompress knows as its own"
+            if found is None
+            else f"holds {FILE_WORDS[found]}"
+        )
         raise VtcompressError(
-            f"{path}: {what}, so that {FILE_WORDS[kind]} does not replace it; choose another name"
+            f"{path}: {what}, so that {FILE_WORDS[kind]} does not replace it; choose another name, or "
+            "remove it"
         )
     if not overwrite:
         raise VtcompressError(f"{path}: exists; choose another --output or add --overwrite")

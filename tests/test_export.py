@@ -171,9 +171,11 @@ def test_validate_needs_neither_torch_nor_the_original(artifact: Path) -> None:
     assert outcome.loss.overall.kl == pytest.approx(manifest.loss.overall.kl, abs=1e-6)
 
 
-def test_validate_on_other_data_asks_for_the_original(artifact: Path, questions: Path) -> None:
+def test_validate_on_other_data_asks_for_the_original(artifact: Path, tmp_path: Path) -> None:
+    from tests.models import make_questions
+
     with pytest.raises(VtcompressError, match="give --model ORIGINAL"):
-        vtcompress.validate(artifact, data=questions)
+        vtcompress.validate(artifact, data=make_questions(tmp_path, count=3, answers=False))
 
 
 def test_validate_with_the_original_measures_both_checks_anew(

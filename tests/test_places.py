@@ -1,12 +1,15 @@
 """What lies at a place decides whether it may be replaced: this tool's own, and never what a run reads."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from compressor.errors import VtcompressError
 from export.artifact import Artifact
+from export.places import check_folder
 from tests import facts
 from tests.artifacts import make_artifact
 from vtcompress.cli import run
@@ -23,9 +26,9 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Asking:
         code = run([str(argument) for argument in arguments])
         said = capsys.readouterr().err
         assert code == 1, said
-        assert said.count("\n") == 1, said
-        assert said.startswith("error: ")
-        return said.removeprefix("error: ").rstrip("\n")
+        (line,) = [line for line in said.splitlines() if not line.startswith("note: ")]
+        assert line.startswith("error: ")
+        return line.removeprefix("error: ")
 
     return ask
 
@@ -205,6 +208,30 @@ def test_a_compressed_folder_of_an_earlier_version_is_not_called_somebody_elses(
     assert "holds a plan, but no list of what vtcompress wrote" in said
 
 
+def test_engines_and_what_lies_beside_them_are_told_apart(tmp_path: Path) -> None:
+    folder = tmp_path / "engines" / "tensorrt-rtx-SM86"
+    folder.mkdir(parents=True)
+    document = {"engines_format": 1, "engines": [{"file": "vision.engine"}, 5, {"file": 7}]}
+    (folder / "engines.json").write_text(json.dumps(document))
+    (folder / "vision.engine").write_bytes(b"x")
+    check_folder(folder, overwrite=True)
+    with pytest.raises(VtcompressError, match="holds engines; choose"):
+        check_folder(folder, overwrite=False)
+    (folder / "measured.csv").write_text("mine")
+    with pytest.raises(VtcompressError, match=r"what it did not write: measured\.csv"):
+        check_folder(folder, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"files": 5}', '{"manifest_format": 1, "files": [1]}']
+)
+def test_a_list_that_cannot_be_read_makes_no_folder_this_tools(tmp_path: Path, text: str) -> None:
+    folder = thesis(tmp_path / "thesis")
+    (folder / "manifest.json").write_text(text)
+    with pytest.raises(VtcompressError, match="did not write"):
+        check_folder(folder, overwrite=True)
+
+
 # Files
 
 
@@ -252,7 +279,7 @@ def test_no_command_writes_over_a_file_of_somebody_elses(
     path.write_bytes(FILES[content])
     output = {"calibrate": "x.json", "train-gates": "x.safetensors"}.get(command[0], name)
     said = refused(*[part.format(**given) for part in command], path.with_name(output))
-    assert said.startswith(f"{path}: was not written by vtcompress, so that ")
+    assert said.startswith(f"{path}: is no file that vtcompress knows as its own, so that ")
     assert path.read_bytes() == FILES[content]
     assert list(path.parent.iterdir()) == [path]
 

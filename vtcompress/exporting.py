@@ -179,6 +179,9 @@ class ExportRun:
         from compressor.compressed import load_compressed, plain_of, read_processor
 
         plan = Plan.load(source / PLAN_FILE)
+        self.sources += (source,)
+        needs = self._needs(source, plan.model.dtype, overwrite)
+        staging.check_place(self.output, **needs)
         check_targets(self.recipe, plan.model)
         check_fixed(self.recipe.export, plan.model, plan.gates.mode if plan.gates else None)
         limits = cache_limits(self.recipe.export, plan.model)
@@ -189,8 +192,6 @@ class ExportRun:
         self.origin = origin_of(self.recipe.model.id, source)
         profile_path = source / PROFILE_FILE
         profile = Profile.load(profile_path) if profile_path.is_file() else None
-        self.sources += (source,)
-        needs = self._needs(source, plan.model.dtype, overwrite)
         with staging.staged(self.output, **needs) as folder:
             original, models = None, []
             with rewrite_prompt(self.recipe, self.samples) as prompt:
