@@ -17,6 +17,7 @@ from compressor.errors import ModelError
 from compressor.families import LoadedModel, load
 from export.parity import rewrite
 from export.parity.rewrite import MAX_PIXELS, MAX_RELATIVE, RewriteReport, rewrite_words
+from export.runtime import Runtime
 from tests.models import VARIANTS
 from vtcompress import exporting, rewrite_check
 from vtcompress.rewrite_check import rewrite_prompt
@@ -180,6 +181,23 @@ def test_another_image_token_than_the_tokenizers_stops_it_too(llava):
         compared(llava("clip+llama"), image_token)
 
 
+def test_pixels_that_are_almost_equal_are_run_too(llava, monkeypatch):
+    asked = []
+
+    def seen(runtime: Runtime, pictures: Any) -> Any:
+        asked.append(pictures)
+        return make_pixels(runtime, pictures) + np.float32(4e-6)
+
+    make_pixels = Runtime.pixels
+    monkeypatch.setattr(Runtime, "pixels", seen)
+    report = compared(llava("clip+llama"))
+    assert asked
+    assert report.passed, report.failures
+    assert report.pixels == pytest.approx(4e-6, rel=0.1)
+    assert report.logits < NOISE
+    assert report.runtime != report.logits
+
+
 def test_a_value_that_is_no_number_is_no_agreement(llava):
     report = compared(llava("clip+llama"), dims(rms_norm_eps=lambda _: float("nan")))
     assert not report.passed
@@ -233,6 +251,14 @@ def test_an_export_stops_before_any_graph_is_written(tiny_model, tmp_path, monke
     recipe = identity().override({"model.id": str(tiny_model)})
     with pytest.raises(ModelError, match="the rewritten model is not the original: logits of the "):
         vtcompress.export(recipe, tmp_path / "out", bench_rounds=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("misread")
+def test_a_compression_stops_too(tiny_model, tmp_path):
+    recipe = identity().override({"model.id": str(tiny_model)})
+    with pytest.raises(ModelError, match="the rewritten model is not the original"):
+        vtcompress.compress(recipe, vtcompress.plan(recipe), tmp_path / "small")
     assert list(tmp_path.iterdir()) == []
 
 

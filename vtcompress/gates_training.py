@@ -24,6 +24,7 @@ from vtcompress.inputs import (
     validation_samples,
 )
 from vtcompress.prompt_check import Asked, check_recipe_prompts
+from vtcompress.rewrite_check import check_rewrite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,6 +79,7 @@ def train_gates(
         asked = [Asked(samples, forced=True), Asked(others, tokens, forced=True)]
         check_recipe_prompts(recipe, asked, progress)
         model = load_model(recipe, progress)
+        check_rewrite(model, recipe)
         checkpoint = output.with_name(f".{output.name}.training{SUFFIX}")
         from compressor.calibration.gate_training import train_gates as train
         from vtcompress.gates_judged import judge_held_out, judge_training

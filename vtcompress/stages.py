@@ -215,6 +215,7 @@ def compress(
     gates = load_plan_gates(plan, recipe, model)
     # Refuses a plan of another model before anything is written.
     compress_for_export(model, plan, recipe, gates)
+    check_rewrite(model, recipe)
     with staging.staged(output, **needs) as folder:
         save_compressed(model, plan, folder, gates)
         write_inputs(folder, recipe, plan, measured)

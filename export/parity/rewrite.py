@@ -131,7 +131,9 @@ def compare(reading: Reading, runtime: "Runtime", sample: Sample, prompt: Source
     logits = read = None
     if embeds is not None:
         logits = found.logits("logits of the plain decoder", reading.ids, reading.pixels)
-    if logits is not None and same and off is not None:
+    if same and off == 0.0:
+        read = logits  # of the very same tokens and pixels
+    elif logits is not None and same and off is not None:
         read = found.logits("logits of the runtime's own reading", ids, pixels)
     visual = reading.ids.count(runtime.facts.image_token_id)
     return RewriteReport(
