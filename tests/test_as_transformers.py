@@ -120,6 +120,37 @@ def test_the_head_is_the_files_in_every_form_of_the_model(
         assert np.abs(found - wanted).max() <= TOLERANCE
 
 
+LAYOUTS: dict[str, dict[str, str]] = {
+    "tower of before": {"vision_tower.": "vision_tower.vision_model."},
+    "of transformers 4.52": {
+        "language_model.lm_head": "lm_head",
+        "language_model.model.": "model.language_model.",
+        "vision_tower.": "model.vision_tower.vision_model.",
+        "multi_modal_projector": "model.multi_modal_projector",
+    },
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_names_of_older_layouts_are_neither_missing_nor_foreign(
+    layout: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "older"))
+
+    def renamed(name: str) -> str:
+        for old, new in LAYOUTS[layout].items():
+            if name.startswith(old):
+                return new + name.removeprefix(old)
+        return name
+
+    tensors = {renamed(name): tensor for name, tensor in load_file(folder / WEIGHTS).items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    found, wanted = load(str(folder)), load(str(tiny_model))
+    assert found.facts.decoder == wanted.facts.decoder
+    names = found.original.state_dict()
+    assert all(torch.equal(t, names[n]) for n, t in wanted.original.state_dict().items())
+
+
 def test_a_plan_that_takes_the_embedding_for_the_head_is_refused_where_it_is_not(
     tiny_model: Path,
 ) -> None:

@@ -355,7 +355,7 @@ def test_damaged_weights_of_a_compressed_model(watch, case, counted, tiny_model)
     loaded = load(str(tiny_model))
     save_compressed(loaded, identity_plan(loaded.facts, loaded.digest), case)
     load_compressed(case)
-    path = case / "model.safetensors"
+    path = case / "compressed.safetensors"
     whole = path.read_bytes()
     end = 8 + int.from_bytes(whole[:8], "little")
     # The header is what is parsed; the values behind it may be anything.
