@@ -90,14 +90,22 @@ class Comparison:
         notes: what makes figures of these artifacts not comparable, one sentence each.
         speed: measured if all were timed, predicted otherwise.
         accuracy: None if there is no figure that all artifacts have.
-        front: places, from 0, of the artifacts that no other beats in both; none without accuracy.
+        groups: places, from 0, of artifacts whose figures can be compared: of one model and one data, on one
+            machine where times are plotted.
+        fronts: of each group, the places of those that no other of it beats in both; none without accuracy.
     """
 
     entries: tuple[Entry, ...]
     notes: tuple[str, ...]
     speed: Axis
     accuracy: Axis | None
-    front: tuple[int, ...]
+    groups: tuple[tuple[int, ...], ...]
+    fronts: tuple[tuple[int, ...], ...]
+
+    @property
+    def front(self) -> tuple[int, ...]:
+        """The places on the front of their group."""
+        return tuple(sorted(place for front in self.fronts for place in front))
 
 
 def compare_artifacts(folders: Sequence[Path]) -> Comparison:
@@ -124,10 +132,42 @@ def compare_artifacts(folders: Sequence[Path]) -> Comparison:
 def compared(entries: tuple[Entry, ...], manifests: Sequence[Manifest]) -> Comparison:
     """Return the comparison of entries that were read already."""
     speed, accuracy = _speed(entries), _accuracy(entries)
-    front: tuple[int, ...] = ()
+    groups = _groups(manifests, timed=all(entry.measured is not None for entry in entries))
+    fronts: list[tuple[int, ...]] = []
     if accuracy is not None:
-        front = pareto_front(tuple(zip(speed.values, accuracy.values, strict=True)))
-    return Comparison(entries, tuple(_notes(entries, manifests)), speed, accuracy, front)
+        points = tuple(zip(speed.values, accuracy.values, strict=True))
+        for group in groups:
+            found = pareto_front([points[place] for place in group])
+            fronts.append(tuple(group[place] for place in found))
+    notes = tuple(_notes(entries, manifests))
+    return Comparison(entries, notes, speed, accuracy, groups, tuple(fronts))
+
+
+def _groups(manifests: Sequence[Manifest], *, timed: bool) -> tuple[tuple[int, ...], ...]:
+    """Return the places of artifacts whose accuracy and speed are figures of the same kind."""
+    found: dict[object, list[int]] = {}
+    for place, manifest in enumerate(manifests):
+        told = (_model, _data, _machine if timed else _workload)
+        found.setdefault(tuple(of(manifest) for of in told), []).append(place)
+    return tuple(map(tuple, found.values()))
+
+
+def _model(manifest: Manifest) -> object:
+    return manifest.model_digest
+
+
+def _data(manifest: Manifest) -> object:
+    return manifest.loss and manifest.loss.data_digest
+
+
+def _workload(manifest: Manifest) -> object:
+    p = manifest.predicted
+    return p.images, p.visual, p.text
+
+
+def _machine(manifest: Manifest) -> object:
+    m = manifest.measured
+    return m and (m.processor, m.threads, m.text)
 
 
 def _entry(number: int, folder: Path, manifest: Manifest) -> Entry:
@@ -187,16 +227,10 @@ def _accuracy(entries: Sequence[Entry]) -> Axis | None:
 def _notes(entries: Sequence[Entry], manifests: Sequence[Manifest]) -> list[str]:
     """Return what differs that should not."""
     facts: tuple[tuple[str, Callable[[Manifest], object]], ...] = (
-        ("Different models", lambda m: m.model_digest),
-        ("Different validation data", lambda m: m.loss and m.loss.data_digest),
-        (
-            "Different prompts predicted for",
-            lambda m: (m.predicted.images, m.predicted.visual, m.predicted.text),
-        ),
-        (
-            "Timed on different machines, threads or prompts",
-            lambda m: m.measured and (m.measured.processor, m.measured.threads, m.measured.text),
-        ),
+        ("Different models", _model),
+        ("Different validation data", _data),
+        ("Different prompts predicted for", _workload),
+        ("Timed on different machines, threads or prompts", _machine),
     )
     notes = []
     for title, of in facts:
@@ -267,8 +301,18 @@ def comparison_rows(comparison: Comparison) -> list[tuple[str, ...]]:
     )
     rows = [(name, *(of(entry) for entry in comparison.entries)) for name, of in figures]
     places = range(len(comparison.entries))
-    front = ("yes" if place in comparison.front else "no" for place in places)
-    return [*rows, ("on the Pareto front", *front)]
+    return [*rows, ("on the Pareto front", *(_on_front(comparison, place) for place in places))]
+
+
+def _on_front(comparison: Comparison, place: int) -> str:
+    """Return whether an artifact is on its group's front, and of whom that is the front."""
+    (group,) = (group for group in comparison.groups if place in group)
+    if not comparison.fronts or len(group) == 1:
+        return "-" if not comparison.fronts else "nothing to compare it with"
+    found = "yes" if place in comparison.front else "no"
+    if len(comparison.groups) == 1:
+        return found
+    return f"{found}, of {', '.join(comparison.entries[other].name for other in group)}"
 
 
 def comparison_figures(comparison: Comparison) -> dict[str, Any]:
@@ -276,7 +320,11 @@ def comparison_figures(comparison: Comparison) -> dict[str, Any]:
     accuracy = comparison.accuracy
     return {
         "artifacts": [
-            {**asdict(entry), "on_front": place in comparison.front}
+            {
+                **asdict(entry),
+                "on_front": place in comparison.front,
+                "group": next(i for i, g in enumerate(comparison.groups, 1) if place in g),
+            }
             for place, entry in enumerate(comparison.entries)
         ],
         "notes": list(comparison.notes),

@@ -231,7 +231,6 @@ def lost(data: ReportData) -> tuple[str, ...]:
                 f"Right answers: {overall.exact_match_original:.1%} before, {overall.exact_match:.1%} now."
             )
         lines += _changed(data, loss)
-        lines += [f"WARNING: {line}." for line in loss.warnings]
         lines.append(_limits(loss))
     if fidelity is not None:
         lines.append(

@@ -74,7 +74,7 @@ def check_text(text: str, where: str, image_token: str) -> None:
     if count:
         problem = (
             f"{where}: contains {image_token!r} {count} times, which the model would take for "
-            "images; write it otherwise, and give images as {'type': 'image'}"
+            "images: remove it or write it otherwise; pictures are given beside the text"
         )
         raise DataError([problem])
     try:

@@ -20,6 +20,7 @@ from compressor.errors import VtcompressError
 from compressor.version import __version__
 from export.branches import branch_on_images
 from export.graphs import ROWS, GraphSpec, TensorSpec, caches_of
+from export.scalars import keep_exact
 from export.weights import SharedWeights
 
 OPSET = 23
@@ -164,10 +165,18 @@ def _export(module: nn.Module, args: tuple[Any, ...], spec: GraphSpec) -> ir.Mod
     model = program.model
     model.graph.name = spec.name
     _name_nodes(model)
+    keep_exact(model.graph, _numbers(program))
     _declare(model.graph.inputs, spec.inputs)
     _declare(model.graph.outputs, spec.outputs)
     _check_standard(model, spec)
     return model
+
+
+def _numbers(program: torch.onnx.ONNXProgram) -> dict[str, float]:
+    """Return the numbers of the code that became constants, by the constants' names."""
+    made = torch.ops.aten.scalar_tensor.default
+    nodes = program.exported_program.graph.nodes if program.exported_program else ()
+    return {n.name: float(n.args[0]) for n in nodes if n.target is made}
 
 
 def _name_nodes(model: ir.Model) -> None:

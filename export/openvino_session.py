@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from compressor.errors import ArtifactError, BackendError, MissingExtraError
+from compressor.telemetry import unreported
 from export.graphs import GraphSpec
 from export.sessions import GraphSession
 
@@ -85,7 +86,8 @@ class OpenVinoSession(GraphSession[OpenVinoGraph]):
         cache: Path | None = None,
     ) -> None:
         try:
-            import openvino
+            with unreported():
+                import openvino
         except ImportError:
             raise MissingExtraError("running an artifact in OpenVINO", "openvino") from None
         core = openvino.Core()

@@ -77,8 +77,8 @@ def markdown_report(data: ReportData) -> str:
         ("Memory", lambda: memory_words(manifest.memory)),
         ("Check 1: export fidelity", lambda: _fidelity(manifest)),
         ("Check 2: compression loss", lambda: _loss(manifest.loss)),
-        ("Ladder of checks", lambda: _ladder(data)),
         ("Sample questions", lambda: _questions(data)),
+        ("Ladder of checks", lambda: _ladder(data)),
         ("Made with", lambda: _made_with(data)),
         ("Recipe", lambda: fenced(data.recipe, "yaml") if data.recipe else "Not stored."),
     )

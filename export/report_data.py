@@ -173,7 +173,7 @@ def _work(manifest: Manifest) -> Figure:
     kept = "" if p.kv_bytes == p.kv_bytes_original else f", {cache:.0%} of its KV cache"
     return Figure(
         f"{p.flops / p.flops_original:.0%}",
-        f"of the original's work in it (FLOPs){kept}",
+        f"of the original's work for that reading is left (FLOPs){kept}",
     )
 
 

@@ -1,6 +1,7 @@
 """Shared fixtures: tiny models are made once a session. Counts of reliability tests are summed up."""
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 # One thread a process: the tests run side by side, and tiny matrices gain nothing from more.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment] # tests import openvino themselves
 
 COUNT = "reliability count"
 

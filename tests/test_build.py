@@ -127,6 +127,24 @@ def test_a_dry_run_prints_sizes_and_the_vendors_commands_and_builds_nothing(
     assert not (artifact / "engines").exists()
 
 
+@pytest.mark.parametrize(("flags", "lines"), [((), 0), (("-v",), 3), (("-q",), 0)])
+def test_a_build_shows_the_vendors_commands_to_whoever_asks_for_more(
+    flags: tuple[str, ...],
+    lines: int,
+    exported: Path,
+    artifact: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (built,) = engine_sets(exported)
+    monkeypatch.setattr(engine_building, "build", lambda *_, **__: built)
+    assert run([*flags, "build", str(artifact), "--target", "tensorrt-rtx"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("tensorrt_rtx --onnx=") == lines
+    assert said.splitlines()[-1] == f"written: {built.folder}"
+    assert (len(said.splitlines()) == 1) == (flags == ("-q",))
+
+
 def test_a_dry_run_for_another_machine_needs_neither_the_package_nor_a_gpu(
     artifact: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

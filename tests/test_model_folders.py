@@ -77,7 +77,7 @@ def test_a_broken_file_is_named_with_its_remedy(
 def test_a_sentencepiece_tokenizer_without_its_package_names_that_package(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer.model").write_bytes(b"\x0a\x0e\x0a\x05<unk>")
-    with pytest.raises(ModelError, match="pip install sentencepiece protobuf"):
+    with pytest.raises(ModelError, match="pip install sentencepiece"):
         load(str(folder))
 
 
@@ -101,6 +101,48 @@ def test_whatever_a_library_raises_is_one_line_and_stays_the_cause(
     (line,) = caught.value.problems
     assert line.startswith(f"{folder}: the weights cannot be read: ")
     assert says in line
+
+
+def test_a_folder_and_a_file_without_permission_are_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever runs the tests may be allowed to read everything, so the refusal is made here."""
+    real = Path.open
+    for name in ("processor_config.json", WEIGHTS):
+        with monkeypatch.context() as patch:
+
+            def denied(self: Path, *options: Any, closed: str = name, **more: Any) -> Any:
+                if self.name == closed:
+                    raise PermissionError(13, "Permission denied", str(self))
+                return real(self, *options, **more)
+
+            patch.setattr(Path, "open", denied)
+            assert refused(folder) == (
+                f"{folder / name}: Permission denied; make the file readable",
+            )
+    stat = Path.stat
+
+    def closed_folder(self: Path, **options: Any) -> Any:
+        if self.parent == folder:
+            raise PermissionError(13, "Permission denied", str(self))
+        return stat(self, **options)
+
+    monkeypatch.setattr(Path, "stat", closed_folder)
+    assert refused(folder) == (f"{folder}: Permission denied; make the folder readable",)
+
+
+def test_links_to_files_that_are_gone_and_folders_in_a_files_place_are_named(folder: Path) -> None:
+    for name in (WEIGHTS, "config.json", "tokenizer.json"):
+        path = folder / name
+        kept = path.read_bytes()
+        path.unlink()
+        path.symlink_to(folder / "gone")
+        assert refused(folder)[0].startswith(f"{path}: a link to a file that is gone")
+        path.unlink()
+        path.mkdir()
+        assert refused(folder)[0].startswith(f"{path}: Is a directory")
+        path.rmdir()
+        path.write_bytes(kept)
 
 
 def test_an_interrupt_passes_the_guard(folder: Path) -> None:
@@ -366,6 +408,11 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], str]] = {
     "less than a patch": ({"vision_config__image_size": 7}, "less than one patch of 8"),
     "no heads": ({"text_config__num_attention_heads": 0}, "config.json cannot be read"),
     "heads that do not divide": ({"text_config__num_key_value_heads": 3}, "num_key_value_heads"),
+    "an architecture that is a number": ({"architectures": 1}, "architectures: 1 is not supported"),
+    "a rope of no number": (
+        {"text_config__rope_parameters__rope_theta": {}},
+        "text_config.rope_parameters: transformers cannot use it: TypeError",
+    ),
     "no layers": ({"text_config__num_hidden_layers": 0}, "num_hidden_layers"),
     "a dtype of numbers": ({"dtype": "int8"}, "dtype: 'int8' is not supported"),
     "no dtype": ({"dtype": "bogus"}, "bogus"),

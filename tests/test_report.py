@@ -82,7 +82,7 @@ def test_the_head_says_how_much_work_is_left_and_that_the_weights_do_not_shrink(
     assert head.startswith("# owner/little-model, compressed by vtcompress 0.0.1\n")
     first = "- **2.00 x** less work for reading of picture and question (prefill), predicted"
     assert f"{first}; no time was measured\n" in head
-    assert "- **50%** of the original's work in it (FLOPs)\n" in head
+    assert "- **50%** of the original's work for that reading is left (FLOPs)\n" in head
     assert "answers kept: not checked" in head
     assert "The weight file does not shrink" in head
 

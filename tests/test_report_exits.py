@@ -373,10 +373,10 @@ def test_the_prediction_is_for_the_prompt_that_was_timed_not_for_the_plans():
 
 def test_the_headline_names_the_cache_only_where_it_shrinks(tmp_path):
     page = markdown_report(exited(tmp_path / "a"))
-    assert "of the original's work in it (FLOPs)\n" in page
+    assert "of the original's work for that reading is left (FLOPs)\n" in page
     predicted = facts.manifest_fields()["predicted"].model_copy(update={"kv_bytes": 1024})
     page = markdown_report(exited(tmp_path / "b", predicted=predicted))
-    assert "of the original's work in it (FLOPs), 25% of its KV cache\n" in page
+    assert "of the original's work for that reading is left (FLOPs), 25% of its KV cache\n" in page
 
 
 def test_the_workload_line_tells_frozen_and_exited_layers(tmp_path):

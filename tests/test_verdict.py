@@ -206,6 +206,35 @@ def test_of_an_artifact_that_passed_nothing_is_said(tiny_artifact: Path, vt: Run
     assert "WARNING" not in err
 
 
+def test_an_artifact_of_format_1_is_read_and_a_stored_verdict_is_not_believed(
+    tiny_artifact: Path, tmp_path: Path
+) -> None:
+    def older(document: dict) -> None:
+        document["manifest_format"] = 1
+        for check in (document, document["loss"], document["fidelity"], document["checker"]):
+            del check["verdict"]
+        for found in (document["loss"]["overall"], *document["loss"]["kinds"]):
+            for key in list(found):
+                if (
+                    key in ("equal_answers", "right_to_wrong", "wrong_to_right")
+                    or "interval" in key
+                ):
+                    del found[key]
+
+    folder = changed(tiny_artifact, tmp_path / "a", older)
+    data = read_report(folder)
+    assert (data.manifest.manifest_format, data.manifest.verdict) == (1, "passed")
+    assert " | - | - |" in markdown_report(data)
+    assert vtcompress.validate(folder).verdict == "passed"
+
+    def lying(document: dict) -> None:
+        missed(document)
+        document["verdict"] = document["loss"]["verdict"] = "passed"
+
+    lied = changed(tiny_artifact, tmp_path / "b", lying)
+    assert vtcompress.Artifact.open(lied).manifest.verdict == "failed"
+
+
 def test_validate_judges_by_the_limits_of_its_own_command_line(
     tiny_artifact: Path, vt: Run
 ) -> None:

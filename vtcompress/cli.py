@@ -86,13 +86,14 @@ def calibrate(out: Output, /, output: Path, overwrite: bool, **options: Any) -> 
 
     A profile of the same model and data is continued, also with more --samples.
     """
-    from vtcompress import show, stages
+    from vtcompress import brief, show, stages
 
     profile = stages.calibrate(read_recipe(options), output, overwrite=overwrite, progress=out)
     show.show_profile(out, profile)
     out.line(
         f"{len(profile.samples)} samples; written: {output}, its plot as .png and .svg beside it"
     )
+    brief.written(out, output)
     out.result(profile.model_dump(mode="json"))
 
 
@@ -106,7 +107,7 @@ def calibrate(out: Output, /, output: Path, overwrite: bool, **options: Any) -> 
 def plan(out: Output, /, profile: Path | None, output: Path, **options: Any) -> None:
     """Decide what visual tokens do in each layer; print the predicted costs."""
     from export.places import check_file
-    from vtcompress import show, stages
+    from vtcompress import brief, show, stages
 
     check_file(output, "plan")
     recipe = read_recipe(options)
@@ -114,7 +115,8 @@ def plan(out: Output, /, profile: Path | None, output: Path, **options: Any) -> 
     chosen.save(output)
     dtype = recipe.export.dtype
     show.show_plan(out, chosen, dtype)
-    out.line(f"written: {output}")
+    brief.planned(out, chosen, dtype)
+    out.always(f"written: {output}")
     out.result(
         {
             "plan": chosen.model_dump(mode="json"),
@@ -152,7 +154,7 @@ def compress(
         sources=files_read(options, plan_file, profile),
         progress=out,
     )
-    out.line(f"written: {folder}")
+    out.always(f"written: {folder}")
     out.result({"output": str(folder)})
 
 
@@ -189,7 +191,7 @@ def export(
     """Run all stages: calibrate, plan, compress, export to ONNX, check against the original, time."""
     from compressor.plan import Plan
     from export.engine_facts import engine_facts
-    from vtcompress import show, stages
+    from vtcompress import brief, show, stages
 
     recipe = read_recipe(
         options,
@@ -213,7 +215,9 @@ def export(
     chosen = Plan.load(output / "plan.json")
     show.show_plan(out, chosen, manifest.dtype)
     show.show_checks(out, manifest, chosen, engine_facts(output, manifest))
-    out.line(f"written: {output} (report: {output / 'report.html'})")
+    brief.timed(out, manifest.measured)
+    brief.checked(out, manifest.fidelity, manifest.loss)
+    out.always(f"written: {output} (report: {output / 'report.html'})")
     out.result(manifest.model_dump(mode="json"))
     _raise_if_missed(manifest.failures)
 
@@ -278,7 +282,7 @@ def validate(
     """Check an artifact against the original's stored answers, or against the original itself."""
     from compressor.plan import Plan
     from export.artifact import PLAN_FILE
-    from vtcompress import show, stages
+    from vtcompress import brief, show, stages
     from vtcompress.backend_check import validate_backend
 
     limits = read_settings(settings)
@@ -296,6 +300,7 @@ def validate(
             progress=out,
         )
         show.show_parity(out, parity)
+        brief.compared_backend(out, parity)
         out.result(parity.model_dump(mode="json"))
         _raise_if_missed(parity.failures)
         return
@@ -314,6 +319,7 @@ def validate(
     show.show_fidelity(out, outcome.fidelity)
     show.show_loss(out, outcome.loss)
     show.show_exits(out, Plan.load(artifact / PLAN_FILE), outcome.loss)
+    brief.checked(out, outcome.fidelity, outcome.loss)
     out.result(
         {
             "fidelity": outcome.fidelity and outcome.fidelity.model_dump(mode="json"),
@@ -338,13 +344,14 @@ def bench(
     """Time the compressed decoder beside the original one, in one process and in turns."""
     from compressor.plan import Plan
     from export.artifact import PLAN_FILE, Artifact
-    from vtcompress import show, stages
+    from vtcompress import brief, show, stages
 
     report = stages.bench(
         artifact, images=images, text=text, rounds=rounds, threads=threads, progress=out
     )
     dtype = Artifact.open(artifact, verify=False).manifest.dtype
     show.show_bench(out, report, Plan.load(artifact / PLAN_FILE), dtype)
+    brief.timed(out, report)
     out.result(report.model_dump(mode="json"))
 
 
@@ -436,14 +443,15 @@ def generate(
 @click.pass_obj
 def inspect(out: Output, /, path: str) -> None:
     """Tell what a model folder, compressed folder, artifact, plan or profile is; loads no weights."""
-    from vtcompress import show, stages
+    from vtcompress import brief, show, stages
 
     facts = stages.inspect(path)
     out.result(facts)
     problems = facts.pop("problems", ())
     out.table(path, ("fact", "value"), show.flat_rows(facts))
+    brief.facts(out, show.flat_rows(facts))
     for problem in problems:
-        out.line(f"problem: {problem}")
+        out.always(f"problem: {problem}")
 
 
 @cli.command()
@@ -457,11 +465,12 @@ def recipes(out: Output, /, name: str | None) -> None:
     if name is None:
         rows = [(r.name, r.title, r.model) for r in shipped]
         out.table("Shipped recipes", ("name", "what it does", "model"), rows)
+        out.brief("\n".join(r.name for r in shipped))
         out.line("`vtcompress recipes NAME` prints one with its explanation")
         out.result([{"name": r.name, "title": r.title, "model": r.model} for r in shipped])
         return
     text = find_recipe(name).read_text(encoding="utf-8")
-    out.line(text.rstrip("\n"))
+    out.always(text.rstrip("\n"))
     out.result({"name": name, "text": text})
 
 

@@ -30,7 +30,7 @@ def report(out: Output, /, artifact: Path, html: Path | None, no_verify: bool) -
     if no_verify:
         out.say("files are not verified")
     data = read_report(artifact, verify=not no_verify)
-    out.line(markdown_report(data).rstrip("\n"))
+    out.always(markdown_report(data).rstrip("\n"))
     out.result(figures(data))
     if html is not None:
         write_text(html, html_report(data))
@@ -56,6 +56,7 @@ def compare(
     from export.places import check_file
     from export.svg import standalone
     from export.tradeoff_chart import tradeoff_chart
+    from vtcompress import brief
 
     path = None if plot is None else plot.with_name(f"{plot.name.removesuffix('.svg')}.svg")
     if html is not None:
@@ -72,6 +73,7 @@ def compare(
     out.table("Artifacts", columns(comparison), comparison_rows(comparison))
     for note in comparison.notes:
         out.line(f"note: {note}")
+    brief.compared(out, comparison)
     out.result(comparison_figures(comparison))
     if html is not None:
         write_text(html, html_comparison(comparison))

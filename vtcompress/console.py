@@ -40,9 +40,13 @@ class Output:
     interrupts: Interrupts = field(default_factory=Interrupts)
     doing: Doing = field(default_factory=Doing)
 
+    @property
+    def _tells(self) -> bool:
+        return not self.machine and self.verbosity >= 0
+
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-        """Print a table for people."""
-        if self.machine:
+        """Print a table for people, unless quiet."""
+        if not self._tells:
             return
         from rich.console import Console
         from rich.table import Table
@@ -59,7 +63,17 @@ class Output:
         Console(width=None if sys.stdout.isatty() else 140, highlight=False).print(table)
 
     def line(self, text: str) -> None:
-        """Print a line for people."""
+        """Print a line for people, unless quiet."""
+        if self._tells:
+            click.echo(text)
+
+    def brief(self, text: str) -> None:
+        """Print a result for people where quiet leaves out the tables and lines that told it."""
+        if not self.machine and not self._tells:
+            click.echo(text)
+
+    def always(self, text: str) -> None:
+        """Print a result for people, quiet or not."""
         if not self.machine:
             click.echo(text)
 

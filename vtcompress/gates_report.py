@@ -116,6 +116,8 @@ def show_gates(out: Output, report: GatesReport) -> None:
     out.table(f"Answers {title}", TOKEN_COLUMNS, token_rows(held.answers))
     if rows := right_rows(held.answers):
         out.table(f"Right answers {title}", RIGHT_COLUMNS, rows)
+    for line in held.answers.warnings:
+        out.warn(line)
     out.line(f"predicted prefill speed-up, mean over these exits: {held.speedup:.2f} x")
 
 

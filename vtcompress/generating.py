@@ -114,7 +114,7 @@ class Generation:
             if not self.out.machine:
                 click.echo(piece, nl=False)
                 sys.stdout.flush()
-        self.out.line("")
+        self.out.always("")
         turn: dict[str, Any] = {
             "prompt": prompt,
             "images": [str(path) for path in images],

@@ -40,6 +40,10 @@ def raw_config(folder: Path) -> Mapping[str, Any]:
         ModelError: it is not there, not JSON, without a model type, or of a folder that holds no model.
     """
     path = folder / CONFIG
+    try:
+        path.exists()
+    except OSError as failure:
+        raise ModelError([f"{folder}: {failure.strerror}; make the folder readable"]) from failure
     if (folder / MANIFEST).is_file() and (folder / PLAN).is_file():
         problem = "an artifact of vtcompress, not a model; give the original that it was made from"
         raise ModelError([f"{folder}: {problem}"])

@@ -44,6 +44,27 @@ def reading(folder: Path, what: str) -> Iterator[None]:
         ) from failure
 
 
+@contextmanager
+def using(where: str) -> Iterator[None]:
+    """Turn whatever a library raises over a part of a configuration into a `ModelError`; as `reading`.
+
+    Args:
+        where: the part, as in other lines on it.
+
+    Raises:
+        ModelError: the part and the library's reason.
+    """
+    try:
+        yield
+    except VtcompressError:
+        raise
+    except Exception as failure:
+        problem = (
+            f"{where}: transformers cannot use it: {type(failure).__name__}: {first_line(failure)}"
+        )
+        raise ModelError([problem]) from failure
+
+
 def broken_files(folder: Path) -> list[str]:
     """Return a line for each file that is read of a model folder and cannot be what its name says; cheap.
 

@@ -83,7 +83,7 @@ class LlavaFamily(Family):
         """See `Family.problems`."""
         found = []
         named = raw.get("architectures")
-        if named and ARCHITECTURE not in named:
+        if named and not (isinstance(named, list) and ARCHITECTURE in named):
             found.append(
                 f"{where}: architectures: {named!r} is not supported; only {ARCHITECTURE} is: {CONVERTED}"
             )

@@ -72,12 +72,11 @@ def local_folder(
     if model_id.startswith((".", "/", "~")) or model_id.count("/") != 1:
         raise ModelError([f"{model_id}: no such folder, and no hub id of the form owner/name"])
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     patterns = [p for p in HUB_FILES if weights or p != "*.safetensors"] + [HUB_CODE] * code
     try:
         return Path(snapshot_download(model_id, revision=revision, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as failure:
+    except Exception as failure:
         raise ModelError(
             [
                 f"{model_id}: cannot be fetched from the hub and is no local folder: "

@@ -5,6 +5,7 @@ from typing import Any
 
 from compressor.dims import Activation, DecoderDims
 from compressor.errors import ModelError
+from compressor.families.guard import using
 
 TEXT_MODEL_TYPES = ("llama", "mistral", "qwen2")
 ROPE_KINDS = ("default", "linear", "llama3")
@@ -94,7 +95,8 @@ def decoder_dims(config: Any, *, tied: bool, where: str) -> DecoderDims:
     heads = normalized.num_attention_heads
     qwen2 = config.model_type == "qwen2"
     bias = qwen2 or bool(getattr(config, "attention_bias", False))
-    inv_freq, scale = _rope(config, kind)
+    with using(f"{where}.rope_parameters"):
+        inv_freq, scale = _rope(config, kind)
     return DecoderDims(
         layers=normalized.num_layers,
         hidden=normalized.hidden_size,
