@@ -195,7 +195,9 @@ def pair(folder: Path) -> Pair:
     runtime = Runtime.on_session(
         TorchSession(small), folder, model.facts, model.processor.image_token
     )
-    return Pair(model.original, model.processor, runtime)
+    # Loaded by transformers alone: with all that the folder says about generating.
+    theirs = transformers.LlavaForConditionalGeneration.from_pretrained(folder).eval()
+    return Pair(theirs, model.processor, runtime)
 
 
 def asking(source: Path, folder: Path, keys: dict[str, Any], *, keep: bool = True) -> Path:
