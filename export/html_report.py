@@ -100,6 +100,7 @@ def html_report(data: ReportData) -> str:
         cache_rows=exits.cache_rows(plan, measured, manifest.dtype) if measured else [],
         cache=exits.cache_words(plan, measured, manifest.dtype) if measured else None,
         memory=report.memory_words(manifest.memory) if manifest.memory else None,
+        bench_columns=report.BENCH_COLUMNS,
         timings=[
             (name, ms_words(t.original_ms), ms_words(t.compressed_ms), ratio_words(t))
             for name, t in timings
