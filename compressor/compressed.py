@@ -22,7 +22,6 @@ from compressor.plan import Plan
 
 LANGUAGE_PREFIX = "language_model."
 VISION_PREFIX = "vision."
-WEIGHTS_INDEX = "model.safetensors.index.json"
 PLAN_FILE = "plan.json"
 
 

@@ -1,9 +1,11 @@
 """Errors that are the user's to mend: one line that says where, what was found, what to do.
 
-Anything that is not a `VtcompressError` is a fault of ours and keeps its traceback.
+Anything that is not a `VtcompressError` was not foreseen: the command line writes its traceback into a file.
 """
 
 from collections.abc import Iterable
+
+from compressor.installing import how_to_install
 
 
 class VtcompressError(Exception):
@@ -50,6 +52,10 @@ class ArtifactError(ProblemsError):
     """An artifact that is incomplete, altered or of another format version."""
 
 
+class ArtifactWarning(UserWarning):
+    """An artifact that runs, and whose checks failed, were not judged or did not run."""
+
+
 class BackendError(VtcompressError):
     """A backend that is installed and cannot run here, or not as asked."""
 
@@ -59,6 +65,4 @@ class MissingExtraError(VtcompressError):
 
     def __init__(self, what: str, extra: str) -> None:
         self.extra = extra
-        super().__init__(
-            f"{what} needs packages that are not installed: pip install 'vtcompress[{extra}]'"
-        )
+        super().__init__(f"{what} needs packages that are not installed: {how_to_install(extra)}")

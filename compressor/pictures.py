@@ -1,11 +1,15 @@
 """Opens image files: 8-bit RGB, upright, first frame; the same for the original and for the runtime."""
 
+import io
+import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from compressor.errors import DataError
@@ -16,6 +20,71 @@ MAX_PIXELS = 100_000_000
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """File formats that are read; others of Pillow's (some start other programs) are not even tried."""
+
+
+Picture: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
+"""A path, the bytes of an image file, a PIL image, or an array [H, W, 3] of red, green and blue."""
+
+Pictures: TypeAlias = Picture | Iterable[Picture]
+"""One picture, or several in their order."""
+
+_KINDS = (str, os.PathLike, bytes, Image.Image, np.ndarray)
+_FORMS = "a path, a PIL image, an array [H, W, 3] of uint8 or the bytes of an image file"
+
+
+def pictures_of(given: Pictures) -> tuple[Picture, ...]:
+    """Return what a caller gave as pictures, one or several of them.
+
+    Raises:
+        DataError: something is no picture.
+    """
+    if isinstance(given, _KINDS):
+        pictures: tuple[Picture, ...] = (given,)
+    elif isinstance(given, Iterable) and not isinstance(given, Mapping | Set):
+        pictures = tuple(given)
+    else:
+        raise DataError([f"images: {_what(given)} is no picture; give {_FORMS}, or a list of them"])
+    problems = [p for i, one in enumerate(pictures) if (p := _problem(one, f"images[{i}]"))]
+    if problems:
+        raise DataError(problems)
+    return pictures
+
+
+def read_picture(picture: Picture, where: str) -> Image.Image:
+    """Return a picture as an image: a file upright and its first frame, all else as it is.
+
+    Args:
+        picture: one of what `pictures_of` returns.
+        where: names it in errors, unless it is a path.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    if isinstance(picture, Image.Image):
+        return to_rgb(picture, where)
+    if isinstance(picture, np.ndarray):
+        return Image.fromarray(np.ascontiguousarray(picture))
+    if isinstance(picture, bytes):
+        return _load(io.BytesIO(picture), where)
+    return load_image(Path(picture))
+
+
+def _problem(picture: Any, where: str) -> str | None:
+    if not isinstance(picture, _KINDS):
+        return f"{where}: {_what(picture)} is no picture; give {_FORMS}"
+    if isinstance(picture, np.ndarray):
+        shape = picture.shape
+        if picture.dtype != np.uint8 or picture.ndim != 3 or shape[2] != 3 or not all(shape):
+            return f"{where}: {_what(picture)}; a picture is [H, W, 3] of uint8, red, green, blue"
+    return None
+
+
+def _what(given: Any) -> str:
+    """Name a value's kind; its content may be long."""
+    kind = type(given).__name__
+    if isinstance(given, np.ndarray):
+        return f"an array {list(given.shape)} of {given.dtype}"
+    return "None" if given is None else f"a {kind}"
 
 
 def load_image(path: str | Path) -> Image.Image:
@@ -31,9 +100,13 @@ def load_image(path: str | Path) -> Image.Image:
     path = Path(path)
     if not is_file(path):
         raise DataError([f"{path}: no such file; check the path of the image"])
-    with _decoding(str(path)), _open(path) as image:
-        _check_pixels(image, str(path))
-        return to_rgb(ImageOps.exif_transpose(image), str(path))
+    return _load(path, str(path))
+
+
+def _load(source: Path | io.BytesIO, where: str) -> Image.Image:
+    with _decoding(where), _open(source) as image:
+        _check_pixels(image, where)
+        return to_rgb(ImageOps.exif_transpose(image), where)
 
 
 @contextmanager
@@ -47,11 +120,11 @@ def _decoding(where: str) -> Iterator[None]:
         raise DataError([_unreadable(where, error)]) from error
 
 
-def _open(path: Path) -> Image.Image:
+def _open(source: Path | io.BytesIO) -> Image.Image:
     with warnings.catch_warnings():
         # Pillow's limit is a global and only warns; `_check_pixels` is ours and refuses.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(path, formats=FORMATS)
+        return Image.open(source, formats=FORMATS)
 
 
 def _unreadable(where: str, error: Exception) -> str:

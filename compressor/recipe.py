@@ -143,7 +143,8 @@ class LossSection(Section):
         min_agreement: share of equal most likely next tokens, 0 to 1.
         min_common_prefix: mean length of the common greedy prefix as a share of the answer, 0 to 1.
         min_exact_match: share of the artifact's answers that are right, 0 to 1.
-        min_exact_match_kept: the same, divided by the original's share, 0 or more.
+        min_exact_match_kept: the same, divided by the original's share, 0 or more. Where no right answers
+            are known, `agreement` must reach it, unless that has a limit of its own.
     """
 
     max_kl: NotNegative | None = None

@@ -96,7 +96,7 @@ def _explain(path: Path, error: ValidationError) -> list[str]:
     for item in error.errors():
         if item["loc"] == ("manifest_format",) and isinstance(item["input"], int):
             return [
-                f"{path}: artifact format {item['input']}; this vtcompress reads {MANIFEST_FORMAT}: "
+                f"{path}: artifact format {item['input']}; this vtcompress reads up to {MANIFEST_FORMAT}: "
                 "upgrade vtcompress or export the model anew"
             ]
     return [

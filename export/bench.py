@@ -1,13 +1,14 @@
 """Times the compressed decoder beside the naive original: one process, interleaved, ratios with their spread.
 
-Absolute times hold for this machine at this moment only; the ratios are what counts.
+Absolute times hold for this machine at this moment only; the ratios are what counts. What is told of the
+rounds is one of them, the one in the middle: the round whose ratio is the median.
 """
 
 import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -25,12 +26,12 @@ Ratio = Annotated[float, Field(gt=0, lt=1e9, allow_inf_nan=False)]
 
 
 class Timing(Facts):
-    """One kind of call, original against compressed.
+    """One kind of call, original against compressed; for `statistic` see `BenchReport`.
 
     Attributes:
-        original_ms: least wall time of the naive original.
-        compressed_ms: least wall time of the compressed graph.
-        ratio: median over the rounds of original / compressed; above 1 is faster.
+        original_ms: wall time of the naive original in the round in the middle.
+        compressed_ms: wall time of the compressed graph in the same round.
+        ratio: original_ms / compressed_ms, the median of the rounds' ratios; above 1 is faster.
         ratio_low: first quartile of the rounds' ratios.
         ratio_high: third quartile.
     """
@@ -57,6 +58,8 @@ class BenchReport(Facts):
         rounds: how often each call was timed.
         threads: of one operator.
         processor: of the machine, if it tells.
+        statistic: what the times are: of the round whose ratio is the median, or, in artifacts of format 1,
+            the least of the rounds, of which the ratio is not the ratio.
         kv_bytes_original: KV cache after the original's prefill.
         kv_bytes: of the compressed one.
         kv_buffer_bytes_original: what buffers of fixed caches occupied in the original; None: caches grow.
@@ -74,6 +77,7 @@ class BenchReport(Facts):
     rounds: int
     threads: int
     processor: str
+    statistic: Literal["least", "middle round"] = "least"
     kv_bytes_original: Positive
     kv_bytes: Positive
     kv_buffer_bytes_original: Positive | None = None
@@ -137,6 +141,7 @@ def bench(
         rounds=rounds,
         threads=threads,
         processor=processor_name(),
+        statistic="middle round",
         kv_bytes_original=original,
         kv_bytes=compressed,
         kv_buffer_bytes_original=buffers[0],
@@ -193,12 +198,15 @@ def _timed(session: OnnxSession, prompt: _Prompt) -> _Timed:
 
 def _timing(original: list[float], compressed: list[float]) -> Timing:
     ratios = np.array(original) / np.array(compressed)
-    low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
+    middle = np.argsort(ratios, kind="stable")[(len(ratios) - 1) // 2]
+    ratio = float(ratios[middle])
+    low, high = np.quantile(ratios, [0.25, 0.75])
     return Timing(
-        original_ms=1e3 * min(original),
-        compressed_ms=1e3 * min(compressed),
-        ratio=float(middle),
-        ratio_low=float(low),
+        original_ms=1e3 * original[middle],
+        compressed_ms=1e3 * compressed[middle],
+        ratio=ratio,
+        # Of two rounds the middle one is an end.
+        ratio_low=min(float(low), ratio),
         ratio_high=float(high),
     )
 
@@ -210,6 +218,39 @@ def bench_rows(report: BenchReport) -> list[tuple[str, Timing]]:
         ("decode step", report.decode_step),
         ("first token with vision", report.first_token),
     ]
+
+
+def ms_words(milliseconds: float) -> str:
+    """Return a time with four digits or more, so that a ratio can be worked out from what is read."""
+    places = next((n for n, least in enumerate((1000, 100, 10, 1)) if milliseconds >= least), 4)
+    return f"{milliseconds:,.{places}f}"
+
+
+def slower(ratio: float) -> bool:
+    """Return whether a ratio original / compressed, as it is shown, is that of a slow-down."""
+    return round(ratio, 2) < 1
+
+
+def ratio_words(timing: Timing) -> str:
+    """Return a ratio with its quartiles, and what must be known of it: `0.87 x (0.86 to 0.90; slower)`."""
+    marks = (("slower", slower(timing.ratio)), ("not steady", not timing.steady))
+    spread = f"{timing.ratio_low:.2f} to {timing.ratio_high:.2f}"
+    said = "; ".join((spread, *(word for word, holds in marks if holds)))
+    return f"{timing.ratio:.2f} x ({said})"
+
+
+def speed_words(ratio: float) -> str:
+    """Return a ratio original / compressed as a phrase: a slow-down is never called faster."""
+    if slower(ratio):
+        return f"slower, {1 / ratio:.2f} times the original's time"
+    return "as fast as the original" if round(ratio, 2) == 1 else f"{ratio:.2f} times faster"
+
+
+def work_words(ratio: float) -> str:
+    """Return a ratio of work, original / compressed, as a phrase."""
+    if slower(ratio):
+        return f"{1 / ratio:.2f} times the original's, more than before"
+    return "as much as before" if round(ratio, 2) == 1 else f"{ratio:.2f} times less"
 
 
 def processor_name() -> str:

@@ -8,9 +8,9 @@ from typing import Literal
 from markupsafe import Markup
 
 from compressor.plan import Plan
-from export.bench import Timing
+from export.bench import Timing, slower
 from export.decoder_picture import ROW, TOP, WIDTH
-from export.parity.loss import LossFigures
+from export.parity.loss_report import LossFigures
 from export.states import STATES
 from export.svg import decades, line, nice_ticks, picture, rect, shortened, striped, text
 
@@ -176,7 +176,7 @@ def _extremes(values: Sequence[float], samples: int) -> str:
 
 
 def speed_chart(predicted: float, timings: Sequence[tuple[str, Timing]]) -> Markup:
-    """Return speed-ups as bars from 1 x on: the predicted one, and measured ones with their quartiles.
+    """Return ratios original / compressed as bars: the predicted one, and measured ones with quartiles.
 
     Args:
         predicted: ratio of the prefill's FLOPs.
@@ -188,7 +188,7 @@ def speed_chart(predicted: float, timings: Sequence[tuple[str, Timing]]) -> Mark
     top, step = 16.0, 34.0
     rows: list[tuple[str, float, Timing | None]]
     rows = [("prefill, predicted from FLOPs", predicted, None)]
-    rows += [(f"{name}, measured", t.ratio, t) for name, t in timings]
+    rows += [(f"{name}, measured{_marks(t)}", t.ratio, t) for name, t in timings]
     bottom = top + step * len(rows)
     one = scale.place(1.0)
     parts = [line(one, top - 4, one, bottom, "mark"), text(one, 9, "original", "small", "middle")]
@@ -215,15 +215,22 @@ def speed_chart(predicted: float, timings: Sequence[tuple[str, Timing]]) -> Mark
             parts += [line(x, y + 17, x, y + 24, "whisker") for x in (low, high)]
             end = max(width, high)
         parts.append(text(end + 5, y + 24.5, f"{ratio:.2f} x", "strong"))
-    words = "; ".join(f"{name}: {ratio:.2f} times" for name, ratio, _ in rows)
+    words = "; ".join(f"{name}: {ratio:.2f} times the original's speed" for name, ratio, _ in rows)
     return picture(
         "speed",
         WIDTH,
         bottom + 18,
-        "Speed-up against the original, predicted and measured",
+        "Speed beside the original's, predicted and measured",
         f"{words}. Whiskers are the quartiles of the measured ratios.",
         parts,
     )
+
+
+def _marks(timing: Timing) -> str:
+    """Return what must be known of a measured ratio."""
+    marks = (("slower", slower(timing.ratio)), ("not steady", not timing.steady))
+    found = ", ".join(word for word, holds in marks if holds)
+    return f": {found}" if found else ""
 
 
 def kinds_chart(kinds: Sequence[LossFigures]) -> Markup | None:

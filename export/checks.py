@@ -1,18 +1,21 @@
-"""The two checks as rows of words: what was found, what was allowed, and whether it was kept."""
+"""The two checks as rows of words: what was found, what was allowed, and what became of it."""
 
 from typing import NamedTuple
 
+from export.manifest import Manifest
 from export.parity.fidelity import FidelityReport
-from export.parity.loss import LossFigures, LossReport
+from export.parity.intervals import Interval
+from export.parity.loss_report import LossFigures, LossReport
+from export.verdict import Check, Verdict, verdict_of
 
 
 class Row(NamedTuple):
-    """One judged measure."""
+    """One measure."""
 
     measure: str
     found: str
     limit: str
-    verdict: str
+    verdict: Verdict
 
 
 def fidelity_rows(report: FidelityReport) -> list[tuple[Row, str]]:
@@ -50,71 +53,144 @@ def fidelity_rows(report: FidelityReport) -> list[tuple[Row, str]]:
     ]
 
 
+def _kept(kept: bool) -> Verdict:
+    return Verdict.PASSED if kept else Verdict.FAILED
+
+
 def loss_limit_rows(report: LossReport) -> list[Row]:
-    """Return every measure over all samples beside its limit."""
-    found, limits = report.overall, report.limits
-    least = (
-        ("next token equal", found.agreement, limits.min_agreement),
-        ("common prefix of the answers", found.common_prefix, limits.min_common_prefix),
-        ("right answers", found.exact_match, limits.min_exact_match),
-        ("right answers kept", found.exact_match_kept, limits.min_exact_match_kept),
-    )
-    first = Row("KL mean, nats", f"{found.kl:.4f}", "none", "reported only")
-    if limits.max_kl is not None:
-        kept = _kept(found.kl <= limits.max_kl)
-        first = first._replace(limit=f"<= {limits.max_kl:g}", verdict=kept)
-    rows = [first]
-    for name, value, limit in least:
-        row = Row(name, percent(value), "none", "reported only")
-        if limit is not None:
-            kept = _kept(value is not None and value >= limit)
-            row = row._replace(limit=f">= {limit:.1%}", verdict=kept)
-        rows.append(row)
+    """Return every measure over all samples beside its limit; shares with their 95% interval."""
+    found = report.overall
+    names = {
+        "mean KL": ("KL mean, nats", f"{found.kl:.4f}"),
+        "agreement of next tokens": (
+            "next token equal",
+            share(found.agreement, found.agreement_interval),
+        ),
+        "common prefix": ("common prefix of the answers", percent(found.common_prefix)),
+        "exact match": ("right answers", share(found.exact_match, found.exact_match_interval)),
+        "exact match kept": (
+            "right answers kept",
+            share(found.exact_match_kept, found.exact_match_kept_interval),
+        ),
+    }
+    rows = []
+    for measure in report.measures:
+        name, value = names[measure.words]
+        limit = "none"
+        if measure.limit is not None:
+            limit = f"<= {measure.limit:g}" if measure.at_most else f">= {measure.limit:.1%}"
+        why = measure.in_place or (measure.limit is not None and measure.cannot)
+        rows.append(Row(name, value, f"{limit} ({why})" if why else limit, measure.verdict))
     return rows
 
 
-def verdict(check: FidelityReport | LossReport | None) -> str:
-    """Return `passed`, `failed`, `not run`, or that there was nothing to pass."""
-    if check is None:
-        return "not run"
-    if not check.passed:
-        return "failed"
-    judged = isinstance(check, FidelityReport) or check.limits.given
-    return "passed" if judged else "reported, no limits set"
+def verdict_words(check: Check | None) -> str:
+    """Return what became of a check, and why if nothing could be judged."""
+    verdict = verdict_of(check)
+    if check is None or verdict is not Verdict.NOT_JUDGED:
+        return verdict
+    return f"{verdict}: {', '.join(check.not_judged)}"
 
 
-def _kept(kept: bool) -> str:
-    return "kept" if kept else "missed"
+def loud(words: str) -> str:
+    """Return a verdict's words for plain text, where nothing but letters can warn."""
+    return words.upper() if words == Verdict.FAILED else words
 
 
-LOSS_COLUMNS = (
+def shortcoming(manifest: Manifest) -> str | None:
+    """Return in one line why an artifact's answers are not to be relied on; None if both checks passed."""
+    if manifest.verdict is Verdict.PASSED:
+        return None
+    if manifest.verdict is Verdict.FAILED:
+        more = len(manifest.failures) - 1
+        also = f", and {more} more" if more else ""
+        return f"this artifact failed its checks: {manifest.failures[0]}{also}"
+    checks: tuple[tuple[str, Check | None], ...] = (
+        ("export fidelity", manifest.fidelity),
+        ("compression loss", manifest.loss),
+    )
+    open_ = "; ".join(
+        f"{name}: {verdict_words(check)}"
+        for name, check in checks
+        if verdict_of(check) is not Verdict.PASSED
+    )
+    warned = manifest.loss.warnings if manifest.loss else ()
+    changed = f" ({'; '.join(warned)})" if warned else ""
+    return f"how far this artifact's answers can be relied on is not known: {open_}{changed}"
+
+
+TOKEN_COLUMNS = (
     "kind",
-    "samples",
+    "questions",
     "KL mean",
     "KL worst",
-    "next token equal",
+    "next token equal (95%)",
     "common prefix",
-    "exact match original",
-    "exact match",
-    "kept",
+    "same answer",
+)
+RIGHT_COLUMNS = (
+    "kind",
+    "with an answer",
+    "right before (95%)",
+    "right now (95%)",
+    "kept (95%)",
+    "right to wrong",
+    "wrong to right",
+)
+INTERVAL_WORDS = (
+    "An answer is right, or the same, if it is equal character for character but for white space around it. "
+    "In brackets: 95% intervals, how far as many other questions of this sort might give other figures; "
+    "Wilson's for shares, Bonett and Price's for the ratio of the two on the same questions."
 )
 
 
-def loss_row(figures: LossFigures) -> tuple[str, ...]:
-    """Return one row of the compression-loss table."""
+def _token_row(figures: LossFigures) -> tuple[str, ...]:
     return (
         figures.kind,
         str(figures.samples),
         f"{figures.kl:.4f}",
         f"{figures.kl_worst:.3f}",
-        f"{figures.agreement:.1%}",
-        f"{figures.common_prefix:.1%}",
-        percent(figures.exact_match_original),
-        percent(figures.exact_match),
-        percent(figures.exact_match_kept),
+        share(figures.agreement, figures.agreement_interval),
+        percent(figures.common_prefix),
+        count(figures.equal_answers),
+    )
+
+
+def right_rows(report: LossReport) -> list[tuple[str, ...]]:
+    """Return the rows of `RIGHT_COLUMNS`, all samples first; none if no right answers are known."""
+    rows = (report.overall, *report.kinds)
+    return [_right_row(figures) for figures in rows] if report.overall.answered else []
+
+
+def token_rows(report: LossReport) -> list[tuple[str, ...]]:
+    """Return the rows of `TOKEN_COLUMNS`, all samples first."""
+    return [_token_row(figures) for figures in (report.overall, *report.kinds)]
+
+
+def _right_row(figures: LossFigures) -> tuple[str, ...]:
+    return (
+        figures.kind,
+        str(figures.answered),
+        share(figures.exact_match_original, figures.exact_match_original_interval),
+        share(figures.exact_match, figures.exact_match_interval),
+        share(figures.exact_match_kept, figures.exact_match_kept_interval),
+        count(figures.right_to_wrong),
+        count(figures.wrong_to_right),
     )
 
 
 def percent(value: float | None) -> str:
     """Return a share in percent, a dash where there is none."""
     return "-" if value is None else f"{value:.1%}"
+
+
+def share(value: float | None, interval: Interval | None) -> str:
+    """Return a share in percent with its interval, such as `87.5% (52.9 to 97.8)`."""
+    if interval is None:
+        return percent(value)
+    return f"{percent(value)} ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
+
+
+def count(value: int | None) -> str:
+    """Return a number, a dash where nobody counted."""
+    return "-" if value is None else f"{value:,}"

@@ -7,12 +7,14 @@ from typing import Any, Literal
 
 from compressor.errors import ArtifactError
 from export.artifact import PLAN_FILE, RECIPE_FILE, Artifact
-from export.checks import percent, verdict
+from export.bench import bench_rows, ratio_words
+from export.checks import share, verdict_words
 from export.cuts import cuts_words
 from export.exits import exits_words
 from export.manifest import Manifest
-from export.report import ratio_words
+from export.parity.intervals import Interval
 from export.report_data import method_words
+from export.verdict import Verdict, verdict_of
 
 Kind = Literal["stay", "leave", "may leave"]
 """Visual rows `stay` to the last layer, `leave` at a fixed exit, or `may leave` where gates decide."""
@@ -33,8 +35,13 @@ class Entry:
         kv_cache: predicted share of the original's KV cache, after the prefill.
         measured: median speed-up of the prefill; None if it was not timed.
         decode_words: measured speed-up of a decode step.
+        fidelity: what became of the check.
+        loss: likewise.
+        loss_words: the same, and why if it was not judged.
         kept: share of the original's right answers; None if unknown.
+        kept_interval: of 95%; None if unknown.
         agreement: share of equal first tokens; None if compression loss did not run.
+        agreement_interval: likewise.
         kl: mean, in nats; likewise.
     """
 
@@ -52,10 +59,13 @@ class Entry:
     measured: float | None
     measured_words: str
     decode_words: str
-    fidelity: str
-    loss: str
+    fidelity: Verdict
+    loss: Verdict
+    loss_words: str
     kept: float | None
+    kept_interval: Interval | None
     agreement: float | None
+    agreement_interval: Interval | None
     kl: float | None
 
 
@@ -80,14 +90,22 @@ class Comparison:
         notes: what makes figures of these artifacts not comparable, one sentence each.
         speed: measured if all were timed, predicted otherwise.
         accuracy: None if there is no figure that all artifacts have.
-        front: places, from 0, of the artifacts that no other beats in both; none without accuracy.
+        groups: places, from 0, of artifacts whose figures can be compared: of one model and one data, on one
+            machine where times are plotted.
+        fronts: of each group, the places of those that no other of it beats in both; none without accuracy.
     """
 
     entries: tuple[Entry, ...]
     notes: tuple[str, ...]
     speed: Axis
     accuracy: Axis | None
-    front: tuple[int, ...]
+    groups: tuple[tuple[int, ...], ...]
+    fronts: tuple[tuple[int, ...], ...]
+
+    @property
+    def front(self) -> tuple[int, ...]:
+        """The places on the front of their group."""
+        return tuple(sorted(place for front in self.fronts for place in front))
 
 
 def compare_artifacts(folders: Sequence[Path]) -> Comparison:
@@ -114,10 +132,42 @@ def compare_artifacts(folders: Sequence[Path]) -> Comparison:
 def compared(entries: tuple[Entry, ...], manifests: Sequence[Manifest]) -> Comparison:
     """Return the comparison of entries that were read already."""
     speed, accuracy = _speed(entries), _accuracy(entries)
-    front: tuple[int, ...] = ()
+    groups = _groups(manifests, timed=all(entry.measured is not None for entry in entries))
+    fronts: list[tuple[int, ...]] = []
     if accuracy is not None:
-        front = pareto_front(tuple(zip(speed.values, accuracy.values, strict=True)))
-    return Comparison(entries, tuple(_notes(entries, manifests)), speed, accuracy, front)
+        points = tuple(zip(speed.values, accuracy.values, strict=True))
+        for group in groups:
+            found = pareto_front([points[place] for place in group])
+            fronts.append(tuple(group[place] for place in found))
+    notes = tuple(_notes(entries, manifests))
+    return Comparison(entries, notes, speed, accuracy, groups, tuple(fronts))
+
+
+def _groups(manifests: Sequence[Manifest], *, timed: bool) -> tuple[tuple[int, ...], ...]:
+    """Return the places of artifacts whose accuracy and speed are figures of the same kind."""
+    found: dict[object, list[int]] = {}
+    for place, manifest in enumerate(manifests):
+        told = (_model, _data, _machine if timed else _workload)
+        found.setdefault(tuple(of(manifest) for of in told), []).append(place)
+    return tuple(map(tuple, found.values()))
+
+
+def _model(manifest: Manifest) -> object:
+    return manifest.model_digest
+
+
+def _data(manifest: Manifest) -> object:
+    return manifest.loss and manifest.loss.data_digest
+
+
+def _workload(manifest: Manifest) -> object:
+    p = manifest.predicted
+    return p.images, p.visual, p.text
+
+
+def _machine(manifest: Manifest) -> object:
+    m = manifest.measured
+    return m and (m.processor, m.threads, m.text)
 
 
 def _entry(number: int, folder: Path, manifest: Manifest) -> Entry:
@@ -141,10 +191,13 @@ def _entry(number: int, folder: Path, manifest: Manifest) -> Entry:
         measured=measured.prefill.ratio if measured else None,
         measured_words=ratio_words(measured.prefill) if measured else "-",
         decode_words=ratio_words(measured.decode_step) if measured else "-",
-        fidelity=verdict(manifest.fidelity),
-        loss=verdict(loss),
+        fidelity=verdict_of(manifest.fidelity),
+        loss=verdict_of(loss),
+        loss_words=verdict_words(loss),
         kept=loss.overall.exact_match_kept if loss else None,
+        kept_interval=loss.overall.exact_match_kept_interval if loss else None,
         agreement=loss.overall.agreement if loss else None,
+        agreement_interval=loss.overall.agreement_interval if loss else None,
         kl=loss.overall.kl if loss else None,
     )
 
@@ -152,8 +205,11 @@ def _entry(number: int, folder: Path, manifest: Manifest) -> Entry:
 def _speed(entries: Sequence[Entry]) -> Axis:
     measured = [entry.measured for entry in entries if entry.measured is not None]
     if len(measured) == len(entries):
-        return Axis("prefill, times faster, measured", tuple(measured))
-    return Axis("prefill, times less work, predicted", tuple(entry.predicted for entry in entries))
+        return Axis("prefill time, original / compressed, measured", tuple(measured))
+    return Axis(
+        "prefill work, original / compressed, predicted",
+        tuple(entry.predicted for entry in entries),
+    )
 
 
 def _accuracy(entries: Sequence[Entry]) -> Axis | None:
@@ -171,16 +227,10 @@ def _accuracy(entries: Sequence[Entry]) -> Axis | None:
 def _notes(entries: Sequence[Entry], manifests: Sequence[Manifest]) -> list[str]:
     """Return what differs that should not."""
     facts: tuple[tuple[str, Callable[[Manifest], object]], ...] = (
-        ("Different models", lambda m: m.model_digest),
-        ("Different validation data", lambda m: m.loss and m.loss.data_digest),
-        (
-            "Different prompts predicted for",
-            lambda m: (m.predicted.images, m.predicted.visual, m.predicted.text),
-        ),
-        (
-            "Timed on different machines, threads or prompts",
-            lambda m: m.measured and (m.measured.processor, m.measured.threads, m.measured.text),
-        ),
+        ("Different models", _model),
+        ("Different validation data", _data),
+        ("Different prompts predicted for", _workload),
+        ("Timed on different machines, threads or prompts", _machine),
     )
     notes = []
     for title, of in facts:
@@ -195,10 +245,19 @@ def _notes(entries: Sequence[Entry], manifests: Sequence[Manifest]) -> list[str]
     busy = [
         str(entry.number)
         for entry, manifest in zip(entries, manifests, strict=True)
-        if manifest.measured and not manifest.measured.prefill.steady
+        if manifest.measured
+        and not all(timing.steady for _, timing in bench_rows(manifest.measured))
     ]
     if busy:
         notes.append(f"Times are not steady, the machine was busy: {', '.join(busy)}.")
+    notes += [
+        f"{entry.number}: {line}."
+        for entry, manifest in zip(entries, manifests, strict=True)
+        for line in (manifest.loss.warnings if manifest.loss else ())
+    ]
+    unjudged = [str(e.number) for e in entries if e.loss is Verdict.NOT_JUDGED]
+    if unjudged:
+        notes.append(f"Compression loss was not judged: {', '.join(unjudged)}.")
     without = [str(e.number) for e in entries if e.agreement is None]
     if without:
         notes.append(f"Compression loss was not run: {', '.join(without)}.")
@@ -235,15 +294,25 @@ def comparison_rows(comparison: Comparison) -> list[tuple[str, ...]]:
         ("measured decode step", lambda entry: entry.decode_words),
         ("KV cache, predicted", lambda entry: f"{entry.kv_cache:.0%}"),
         ("export fidelity", lambda entry: entry.fidelity),
-        ("compression loss", lambda entry: entry.loss),
-        ("right answers kept", lambda entry: percent(entry.kept)),
-        ("next token equal", lambda entry: percent(entry.agreement)),
+        ("compression loss", lambda entry: entry.loss_words),
+        ("right answers kept", lambda entry: share(entry.kept, entry.kept_interval)),
+        ("next token equal", lambda entry: share(entry.agreement, entry.agreement_interval)),
         ("KL mean, nats", lambda entry: "-" if entry.kl is None else f"{entry.kl:.4f}"),
     )
     rows = [(name, *(of(entry) for entry in comparison.entries)) for name, of in figures]
     places = range(len(comparison.entries))
-    front = ("yes" if place in comparison.front else "no" for place in places)
-    return [*rows, ("on the Pareto front", *front)]
+    return [*rows, ("on the Pareto front", *(_on_front(comparison, place) for place in places))]
+
+
+def _on_front(comparison: Comparison, place: int) -> str:
+    """Return whether an artifact is on its group's front, and of whom that is the front."""
+    (group,) = (group for group in comparison.groups if place in group)
+    if not comparison.fronts or len(group) == 1:
+        return "-" if not comparison.fronts else "nothing to compare it with"
+    found = "yes" if place in comparison.front else "no"
+    if len(comparison.groups) == 1:
+        return found
+    return f"{found}, of {', '.join(comparison.entries[other].name for other in group)}"
 
 
 def comparison_figures(comparison: Comparison) -> dict[str, Any]:
@@ -251,7 +320,11 @@ def comparison_figures(comparison: Comparison) -> dict[str, Any]:
     accuracy = comparison.accuracy
     return {
         "artifacts": [
-            {**asdict(entry), "on_front": place in comparison.front}
+            {
+                **asdict(entry),
+                "on_front": place in comparison.front,
+                "group": next(i for i, g in enumerate(comparison.groups, 1) if place in g),
+            }
             for place, entry in enumerate(comparison.entries)
         ],
         "notes": list(comparison.notes),

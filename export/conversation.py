@@ -2,12 +2,11 @@
 
 import logging
 import time
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from compressor.pictures import Pictures, pictures_of
 from export.answering import Answering
 from export.messages import Message, user_message
 from export.sampling import Sampling
@@ -48,7 +47,7 @@ class Conversation:
     def ask(
         self,
         question: str,
-        images: Sequence[str | Path] = (),
+        images: Pictures = (),
         *,
         max_new_tokens: int = 64,
         temperature: float = 0.0,
@@ -62,7 +61,7 @@ class Conversation:
 
         Args:
             question: what is asked.
-            images: new pictures of this turn.
+            images: new pictures of this turn, as `Runtime.generate` takes them.
             max_new_tokens: longest answer.
             temperature: 0 is greedy; see `export.sampling`.
             top_p: share of the probability that tokens are drawn from.
@@ -75,10 +74,11 @@ class Conversation:
         if self._open is not None:
             self._open.close()
         started = time.perf_counter()
+        pictures = pictures_of(images)
         sampling = Sampling(temperature, top_p, seed)
-        messages = [*self._messages, user_message(question, len(images))]
+        messages = [*self._messages, user_message(question, len(pictures))]
         ids = self._runtime.encode(messages)
-        pixels = np.concatenate([self._pixels, self._runtime.pixels(images)])
+        pixels = np.concatenate([self._pixels, self._runtime.pixels(pictures)])
         cached = self._cached
         if not cached.begins(ids):
             log.info(

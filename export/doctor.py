@@ -13,6 +13,7 @@ from importlib import util
 from pathlib import Path
 
 from compressor.errors import BackendError
+from compressor.installing import how_to_install
 from export.diagnosis import Diagnosis, Gap, Gpu, Package
 from export.doctor_backends import CUDA_PACKAGE, abilities, installed_version
 from export.doctor_probes import PROBES
@@ -118,10 +119,10 @@ def _gaps(ort: Probed) -> Iterator[Gap]:
         yield Gap(
             problem=f"{' and '.join(there)} are installed and overwrite each other; {active}",
             remedy=f"pip uninstall -y {' '.join(there)}, then install the one that you want: "
-            "pip install 'vtcompress[gpu]' with an NVIDIA GPU, otherwise 'vtcompress[cpu]'",
+            f"{how_to_install('gpu')} with an NVIDIA GPU, otherwise with cpu for gpu",
         )
     if missing := [name for name in TO_EXPORT if not installed_version(name)]:
         yield Gap(
             problem=f"models cannot be compressed and exported here: no {', '.join(missing)}",
-            remedy="pip install 'vtcompress[compress]'; running artifacts needs none of them",
+            remedy=f"{how_to_install('compress')}; running artifacts needs none of them",
         )

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import NamedTuple
 
+from compressor.installing import how_to_install
 from export.diagnosis import Ability, Gpu
 from export.doctor_probes import CUDA
 from export.doctor_probing import Probed
@@ -51,14 +52,13 @@ def _failed(probed: Probed, title: str, package: str, extra: str) -> Said | None
     """Return why a package cannot be imported, and the remedy; None if it was imported."""
     facts = probed.facts
     again = f"pip install --force-reinstall {package}"
-    install = f"pip install 'vtcompress[{extra}]'"
     words = str(facts.get("words", ""))
     if probed.cut_short and "version" not in facts:
         return Said(f"{title} is installed and {probed.cut_short}", again)
     if "error" not in facts or "version" in facts:
         return None
     if facts["error"] == "missing" and facts["missing"] == package.replace("-", "_"):
-        return Said("not installed", install)
+        return Said("not installed", how_to_install(extra))
     if facts["error"] == "missing":
         return Said(
             f"{title} is installed without a part of it: no module {facts['missing']}", again
@@ -85,7 +85,7 @@ def _onnxruntime(probed: Probed) -> Ability:
 
 
 def _onnxruntime_cuda(probed: Probed) -> Ability:
-    facts, remedy = probed.facts, "pip install 'vtcompress[gpu]'"
+    facts, remedy = probed.facts, how_to_install("gpu")
     failed = _failed(probed, "ONNX Runtime", "onnxruntime", "gpu")
     if failed is None and CUDA not in facts.get("offered", ()):
         failed = Said(
@@ -123,7 +123,7 @@ def _unfinished(probed: Probed, key: str) -> str:
 
 
 def _tensorrt(probed: Probed, gpus: Sequence[Gpu]) -> Ability:
-    remedy = "pip install 'vtcompress[tensorrt]'"
+    remedy = how_to_install("tensorrt")
     if platform.machine() == "aarch64":
         remedy += "; on a Jetson it comes with JetPack: python -m venv --system-site-packages"
     failed = _failed(probed, "TensorRT", "tensorrt", "tensorrt")

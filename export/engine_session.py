@@ -226,4 +226,4 @@ class EngineSession(GraphSession[EngineGraph]):
     @property
     def max_batch(self) -> int | None:
         """See `Session.max_batch`."""
-        return 1 if self.gated else self._limits.max_batch
+        return self._decoders[0].batch or self._limits.max_batch

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 ENGINES_FOLDER, ENGINES_FILE, TIMING_FILE = "engines", "engines.json", "timing.cache"
 # How the engines ran, where they ran; `export.parity.backend` writes it.
 PARITY_FILE = "parity.json"
-ENGINES_FORMAT = 1
 BASELINE = "baseline_decoder"
 
 

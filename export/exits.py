@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from compressor.cost import predict
 from compressor.plan import Gates, Plan, Workload
 from export.bench import BenchReport
-from export.parity.loss import LossReport
+from export.parity.loss_report import LossReport
 
 EXIT_COLUMNS = ("visual tokens leave", "calibration prompts", "validation questions")
 CACHE_COLUMNS = ("KV cache after the prefill, bytes", "original", "compressed", "ratio")

@@ -82,6 +82,7 @@ class GraphSpec(Facts):
         name: `vision`, `embed`, `decoder`, `decoder_stage_0`.. or `baseline_decoder`.
         file: its file in the artifact.
         visual_multiple: what V is a multiple of: N where visual rows are laid out on a grid, else 1.
+        gated: gates of the prompt decide on its exit; None, as in older artifacts: it is not told.
     """
 
     name: str
@@ -89,11 +90,24 @@ class GraphSpec(Facts):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     visual_multiple: Positive = 1
+    gated: bool | None = None
+
+    @property
+    def batch(self) -> int | None:
+        """Prompts of every call, if the graph is for a fixed number of them."""
+        size = self.inputs[0].axes[0]
+        return size if isinstance(size, int) else None
+
+    @property
+    def reads_gates(self) -> bool:
+        """Whether it is a part of a decoder with gates."""
+        # Until graphs told it, those with gates were the only ones of a fixed batch.
+        return self.batch == 1 if self.gated is None else self.gated
 
     @property
     def narrows(self) -> bool:
         """Whether gates inside it compute how many visual rows go on."""
-        return self.name == "decoder" and self.inputs[0].axes[0] == 1
+        return self.name == "decoder" and self.reads_gates
 
     @property
     def fixed(self) -> bool:
@@ -298,4 +312,5 @@ def _decoder(
         ),
         outputs=(*found, *present),
         visual_multiple=plan.model.visual_tokens if windows else 1,
+        gated=plan.gates is not None,
     )

@@ -11,6 +11,7 @@ def html_comparison(comparison: Comparison) -> str:
     return render(
         "compare.html.j2",
         entries=comparison.entries,
+        groups=len(comparison.groups),
         notes=comparison.notes,
         chart=tradeoff_chart(comparison),
         columns=columns(comparison),

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from compressor.methods import VisualExit
 from export import checks, exits, in_words, ladder, report
-from export.bench import bench_rows
+from export.bench import bench_rows, ms_words, ratio_words
 from export.charts import contribution_chart, exit_chart, kinds_chart, speed_chart
 from export.cuts import semantics_words
 from export.decoder_picture import decoder_picture
@@ -29,6 +29,7 @@ from export.report_data import (
 )
 from export.states import states
 from export.svg import plain
+from export.verdict import Verdict, verdict_of
 
 HTML_FILE = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -84,7 +85,7 @@ def html_report(data: ReportData) -> str:
         calibrated=data.profile,
         layer_columns=(
             *report.layer_columns(plan),
-            "contribution, nats",
+            report.CONTRIBUTION_COLUMN,
             *report.exit_kl_columns(data),
             *report.kv_columns(plan),
         ),
@@ -92,13 +93,15 @@ def html_report(data: ReportData) -> str:
         workload=report.workload_words(data),
         predicted=report.predicted_rows(manifest),
         speed=speed_chart(manifest.predicted.speedup, timings),
+        warnings=report.warnings(manifest),
         bench=report.bench_words(measured) if measured else None,
         cache_columns=exits.CACHE_COLUMNS,
         cache_rows=exits.cache_rows(plan, measured, manifest.dtype) if measured else [],
         cache=exits.cache_words(plan, measured, manifest.dtype) if measured else None,
         memory=report.memory_words(manifest.memory) if manifest.memory else None,
+        bench_columns=report.BENCH_COLUMNS,
         timings=[
-            (name, f"{t.original_ms:.2f}", f"{t.compressed_ms:.2f}", report.ratio_words(t))
+            (name, ms_words(t.original_ms), ms_words(t.compressed_ms), ratio_words(t))
             for name, t in timings
         ],
         reference=reference_words(manifest.dtype),
@@ -106,8 +109,11 @@ def html_report(data: ReportData) -> str:
         not_timed=not_timed_words(manifest),
         fidelity_rows=checks.fidelity_rows(fidelity) if fidelity else [],
         loss_limits=checks.loss_limit_rows(loss) if loss else [],
-        kind_columns=checks.LOSS_COLUMNS,
-        kind_rows=[checks.loss_row(f) for f in (loss.overall, *loss.kinds)] if loss else [],
+        token_columns=checks.TOKEN_COLUMNS,
+        token_rows=checks.token_rows(loss) if loss else [],
+        right_columns=checks.RIGHT_COLUMNS,
+        right_rows=checks.right_rows(loss) if loss else [],
+        interval_words=checks.INTERVAL_WORDS,
         kinds=kinds_chart(loss.kinds) if loss else None,
         ladder_words=report.LADDER_WORDS,
         rungs=data.rungs,
@@ -154,13 +160,15 @@ def _heads(data: ReportData) -> Markup | None:
     return head_chart(scores, len(data.profile.samples), data.plan)
 
 
-def _verdicts(data: ReportData) -> list[tuple[str, str, str]]:
-    """Return the two checks: name, what it compares, and the verdict."""
+def _verdicts(data: ReportData) -> list[tuple[str, str, Verdict, str]]:
+    """Return the two checks: name, what it compares, the verdict, and its words."""
     rows = (
         ("Export fidelity", "compressed model and its files", data.manifest.fidelity),
         ("Compression loss", "original and compressed answers", data.manifest.loss),
     )
-    return [(name, what, checks.verdict(check)) for name, what, check in rows]
+    return [
+        (name, what, verdict_of(check), checks.verdict_words(check)) for name, what, check in rows
+    ]
 
 
 def _card(question: Question) -> dict[str, Any]:

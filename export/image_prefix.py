@@ -9,10 +9,10 @@ import logging
 import time
 from collections.abc import Sequence
 from itertools import takewhile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compressor.errors import DataError
+from compressor.pictures import Pictures, pictures_of
 from export.answering import Answering
 from export.messages import user_message
 from export.sampling import Sampling
@@ -74,19 +74,20 @@ class ImagePrefix:
         return ids, NOTHING
 
 
-def prefill_images(runtime: "Runtime", images: Sequence[str | Path]) -> ImagePrefix:
+def prefill_images(runtime: "Runtime", images: Pictures) -> ImagePrefix:
     """Run what every question about these pictures begins with.
 
     Raises:
         DataError: a picture cannot be read, or none is given.
     """
-    if not images:
+    pictures = pictures_of(images)
+    if not pictures:
         raise DataError(["prefill_image: no picture; give at least one, or use generate"])
-    pixels = runtime.pixels(images)
+    pixels = runtime.pixels(pictures)
     if runtime.session.gated:
         log.info("gates read the question to decide on the exit: nothing can be kept")
         return ImagePrefix(runtime, pixels, NOTHING)
-    prompts = [runtime.encode([user_message(probe, len(images))]) for probe in PROBES]
+    prompts = [runtime.encode([user_message(probe, len(pictures))]) for probe in PROBES]
     end = shared_end(prompts, runtime.facts.image_token_id)
     if end is None:
         log.info("the chat template puts the question before the pictures: nothing can be kept")

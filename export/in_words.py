@@ -1,11 +1,13 @@
 """What was done, gained and lost, in sentences for people who never heard of the methods."""
 
 from compressor.plan import LayerPlan, Plan, Reason
-from export.bench import BenchReport, bench_rows
+from export.bench import BenchReport, bench_rows, speed_words, work_words
+from export.checks import share, verdict_words
 from export.cuts import cut_sentences, read_by_no_head, semantics_words, splits
 from export.exits import counted, gates_words, may_exit, runs, timed_words
-from export.parity.loss import LossReport
+from export.parity.loss_report import LossReport
 from export.report_data import ReportData
+from export.verdict import Verdict
 
 # What leaving out the work rests on, for every reason of a plan. Sources: VTW, "Boosting Multimodal Large
 # Language Models with Visual Tokens Withdrawal for Rapid Inference" (arXiv 2405.05803); DyVTE, "Accelerating
@@ -17,8 +19,8 @@ WHY: dict[Reason, str] = {
         "pass through unchanged. Text tokens still read them."
     ),
     "dead": (
-        "{layers}: nobody reads what visual tokens become there, so leaving it out changes nothing "
-        "(dead rows)."
+        "{layers}: nobody reads what visual tokens become there, so leaving it out changes nothing but "
+        "rounding (dead rows)."
     ),
     "vtw": (
         "{layers}: visual tokens have left the decoder by then (method VTW). There are no rows of them, and "
@@ -43,9 +45,9 @@ WHY_IN_NO_HEAD: dict[Reason, str] = {
         "values of them are computed, kept or read."
     ),
     "dead": (
-        "{layers}: nobody reads what visual tokens become there, so leaving it out changes nothing "
-        "(dead rows). They take part in no head there (method YOPO, heads), so that no keys and values of "
-        "them are computed, kept or read."
+        "{layers}: nobody reads what visual tokens become there, so leaving it out changes nothing but "
+        "rounding (dead rows). They take part in no head there (method YOPO, heads), so that no keys and "
+        "values of them are computed, kept or read."
     ),
 }
 
@@ -106,14 +108,14 @@ def gained(data: ReportData) -> tuple[str, ...]:
     prompt = f"{p.images} picture{'s' if p.images > 1 else ''} and {p.text} text tokens"
     lines = [
         f"Reading a prompt of {prompt} (the prefill) takes {p.flops / p.flops_original:.0%} of the "
-        f"decoder's work: {p.speedup:.2f} times less, predicted{_on_which(data.plan)}."
+        f"decoder's work: {work_words(p.speedup)}, predicted{_on_which(data.plan)}."
     ]
     if m is None:
         lines.append("No time was measured.")
     else:
         lines.append(
-            f"Measured: {m.prefill.ratio:.2f} times faster. With the vision part, which is unchanged, the "
-            f"first token comes {m.first_token.ratio:.2f} times sooner."
+            f"Measured: {speed_words(m.prefill.ratio)}. The first token, with the vision part, which is "
+            f"unchanged: {speed_words(m.first_token.ratio)}."
         )
         if data.plan.gates is not None:
             lines.append(timed_words(data.plan, m))
@@ -163,19 +165,35 @@ def _further_tokens(plan: Plan, measured: BenchReport | None) -> tuple[str, ...]
     if measured is not None and (measured.exit_layer is not None or splits(plan)):
         step = measured.decode_step
         # Stages cost a call each: on a small model that can be more than the exit saves.
-        found = "Measured, it is slower all the same" if step.ratio_high < 1 else "Measured"
-        further += f" {found}: {step.ratio:.2f} times the original's speed per token."
+        further += f" Measured per token: {speed_words(step.ratio)}."
     return further, f"{weights[0].upper()}{weights[1:]}"
 
 
 def _limits(loss: LossReport) -> str:
-    if not loss.passed:
+    if loss.verdict is Verdict.FAILED:
         return "A limit of the recipe was missed: see check 2."
-    return (
-        "Every limit of the recipe was kept."
-        if loss.limits.given
-        else "The recipe sets no limits for this, so the figures are reported and not judged."
-    )
+    if loss.verdict is Verdict.PASSED:
+        return "Every limit of the recipe was kept."
+    return f"Whether that is good enough was {verdict_words(loss)}."
+
+
+def _changed(data: ReportData, loss: LossReport) -> tuple[str, ...]:
+    """Return how many answers became other ones, and which way."""
+    found = loss.overall
+    same, total = found.equal_answers, found.samples
+    if same is None:  # not counted by older versions
+        same, total = sum(question.equal for question in data.questions), len(data.questions)
+    if not total:
+        return ()
+    if same == total:
+        return (f"All {total} answers are the same, word for word.",)
+    lines = [f"{total - same} of {total} answers are not the original's."]
+    if found.right_to_wrong is not None and found.wrong_to_right is not None:
+        lines.append(
+            f"Of those with a right answer {found.right_to_wrong} went from right to wrong and "
+            f"{found.wrong_to_right} from wrong to right."
+        )
+    return tuple(lines)
 
 
 def lost(data: ReportData) -> tuple[str, ...]:
@@ -187,19 +205,14 @@ def lost(data: ReportData) -> tuple[str, ...]:
         overall = loss.overall
         lines = [
             f"On {overall.samples} held-out questions the most likely first token stayed the same in "
-            f"{overall.agreement:.1%}."
+            f"{share(overall.agreement, overall.agreement_interval)}."
         ]
         if overall.exact_match is not None and overall.exact_match_original is not None:
             lines.append(
                 f"Right answers: {overall.exact_match_original:.1%} before, {overall.exact_match:.1%} now."
             )
-        different = sum(not question.equal for question in data.questions)
-        if data.questions:
-            lines.append(
-                f"{different} of {len(data.questions)} answers are worded differently."
-                if different
-                else f"All {len(data.questions)} answers are the same, word for word."
-            )
+        lines += _changed(data, loss)
+        lines += [f"WARNING: {line}." for line in loss.warnings]
         lines.append(_limits(loss))
     if fidelity is not None:
         lines.append(

@@ -7,12 +7,10 @@ other.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from export.manifest import Manifest
 from export.parity.backend import BackendParity
-
-Outcome = Literal["passed", "failed", "not run"]
+from export.verdict import Verdict
 
 RTX, FULL = "tensorrt-rtx", "tensorrt"
 
@@ -24,13 +22,13 @@ class Rung:
     Attributes:
         name: of it.
         proves: what follows if it passed, and what does not.
-        outcome: passed, failed or not run.
+        outcome: what became of it; a rung is always judged.
         detail: figures, or why it did not run.
     """
 
     name: str
     proves: str
-    outcome: Outcome
+    outcome: Verdict
     detail: str
 
 
@@ -101,44 +99,46 @@ def ladder(manifest: Manifest, engines: Sequence[EngineFacts] = ()) -> tuple[Run
     rungs = [_checker(manifest), _numerics(manifest), *_built_ahead(rtx)]
     if full:
         words = "; ".join(facts.words for facts in full)
-        rungs.append(_rung("TensorRT engine built on the device", "passed", words))
+        rungs.append(_rung("TensorRT engine built on the device", Verdict.PASSED, words))
     return (*rungs, _run(engines))
 
 
-def _rung(name: str, outcome: Outcome, detail: str) -> Rung:
+def _rung(name: str, outcome: Verdict, detail: str) -> Rung:
     return Rung(name, PROVES[name], outcome, detail)
 
 
 def _checker(manifest: Manifest) -> Rung:
     name, report = "ONNX checker", manifest.checker
     if report is None:
-        return _rung(name, "not run", "the artifact was made before this check was; export it anew")
+        return _rung(
+            name, Verdict.NOT_RUN, "the artifact was made before this check was; export it anew"
+        )
     if report.failures:
-        return _rung(name, "failed", "; ".join(report.failures))
-    return _rung(name, "passed", f"{', '.join(report.files)} (onnx {report.version})")
+        return _rung(name, report.verdict, "; ".join(report.failures))
+    return _rung(name, report.verdict, f"{', '.join(report.files)} (onnx {report.version})")
 
 
 def _numerics(manifest: Manifest) -> Rung:
     name, report = "ONNX Runtime numerics", manifest.fidelity
     if report is None:
-        return _rung(name, "not run", "export fidelity was not measured")
+        return _rung(name, Verdict.NOT_RUN, "export fidelity was not measured")
     worst = report.worst_abs.max_abs
     detail = f"{report.calls} outputs, largest difference {worst:.2e} ({manifest.dtype})"
-    return _rung(name, "passed" if report.passed else "failed", detail)
+    return _rung(name, report.verdict, detail)
 
 
 def _built_ahead(sets: Sequence[EngineFacts]) -> tuple[Rung, Rung]:
     names = ("TensorRT-RTX parser", "TensorRT-RTX engine built ahead of time")
     if not sets:
         why = f"no engine set; `vtcompress build ARTIFACT --target {RTX}`"
-        first, second = (_rung(name, "not run", why) for name in names)
+        first, second = (_rung(name, Verdict.NOT_RUN, why) for name in names)
         return first, second
     parsed = ", ".join(dict.fromkeys(name for facts in sets for name in facts.engines))
     versions = ", ".join(dict.fromkeys(facts.version for facts in sets))
     built = "; ".join(facts.words for facts in sets)
     return (
-        _rung(names[0], "passed", f"{parsed} (TensorRT-RTX {versions})"),
-        _rung(names[1], "passed", built),
+        _rung(names[0], Verdict.PASSED, f"{parsed} (TensorRT-RTX {versions})"),
+        _rung(names[1], Verdict.PASSED, built),
     )
 
 
@@ -149,10 +149,11 @@ def _run(engines: Sequence[EngineFacts]) -> Rung:
         why = (
             "needs a GPU: `vtcompress validate ARTIFACT --backend tensorrt-rtx` (or tensorrt) on it"
         )
-        return _rung(name, "not run", why if engines else f"no engine set; {why}")
+        return _rung(name, Verdict.NOT_RUN, why if engines else f"no engine set; {why}")
     details = [_parity_words(facts, parity) for facts, parity in ran]
-    passed = all(parity.passed for _, parity in ran)
-    return _rung(name, "passed" if passed else "failed", "; ".join(details))
+    # The rung proves numbers; what answers lose is judged where limits for it are set.
+    failed = any(parity.failures for _, parity in ran)
+    return _rung(name, Verdict.FAILED if failed else Verdict.PASSED, "; ".join(details))
 
 
 def _parity_words(facts: EngineFacts, parity: BackendParity) -> str:
@@ -160,7 +161,7 @@ def _parity_words(facts: EngineFacts, parity: BackendParity) -> str:
     place = parity.device or facts.device or ", ".join(facts.compute_capabilities)
     words = f"{facts.target} on {place}: {outputs.calls} outputs, largest difference "
     words += f"{outputs.worst_abs.max_abs:.2e} from ONNX Runtime on the CPU"
-    return words if parity.passed else f"{words}; missed: {'; '.join(parity.failures)}"
+    return words if not parity.failures else f"{words}; missed: {'; '.join(parity.failures)}"
 
 
 def rows(rungs: Sequence[Rung]) -> list[tuple[str, str, str, str]]:
@@ -170,11 +171,11 @@ def rows(rungs: Sequence[Rung]) -> list[tuple[str, str, str, str]]:
 
 def claim(rungs: Sequence[Rung]) -> str:
     """Return in a sentence how far the artifact was checked, and no further."""
-    highest = next((rung for rung in reversed(rungs) if rung.outcome != "not run"), None)
+    highest = next((rung for rung in reversed(rungs) if rung.outcome is not Verdict.NOT_RUN), None)
     if highest is None:
         return "Nothing was checked."
-    if any(rung.outcome == "failed" for rung in rungs):
-        failed = ", ".join(rung.name for rung in rungs if rung.outcome == "failed")
+    if any(rung.outcome is Verdict.FAILED for rung in rungs):
+        failed = ", ".join(rung.name for rung in rungs if rung.outcome is Verdict.FAILED)
         return f"Failed: {failed}."
     if not ran_on_gpu(rungs):
         return f"Checked up to: {highest.name}. Nothing was run on a GPU."
@@ -183,4 +184,4 @@ def claim(rungs: Sequence[Rung]) -> str:
 
 def ran_on_gpu(rungs: Sequence[Rung]) -> bool:
     """Whether engines ran on a GPU, well or not."""
-    return rungs[-1].outcome != "not run"
+    return rungs[-1].outcome is not Verdict.NOT_RUN

@@ -14,9 +14,11 @@ from export.memory import Footprint
 from export.onnx_check import CheckerReport
 from export.overflow import Float16Ranges
 from export.parity.fidelity import FidelityReport
-from export.parity.loss import LossReport
+from export.parity.loss_report import LossReport
+from export.verdict import Judged, Verdict, verdict_of, worst
 
-MANIFEST_FORMAT = 1
+# Format 1 is read too: there, losses count no answers and times are the least of the rounds.
+MANIFEST_FORMAT = 2
 MANIFEST_FILE = "manifest.json"
 
 TOOLS = (
@@ -67,7 +69,21 @@ class Predicted(Facts):
     kv_buffer_bytes: Positive | None = None
 
 
-class Manifest(Facts):
+class Compared(Facts):
+    """What came of comparing a backend's numbers with ONNX Runtime's on the CPU; see `export.compared`.
+
+    Attributes:
+        backend: that was compared.
+        precision: it ran in.
+        passed: whether its numbers and answers were within the limits.
+    """
+
+    backend: str
+    precision: str
+    passed: bool
+
+
+class Manifest(Judged):
     """Everything a reader must know of an artifact; stored as `manifest.json`.
 
     Attributes:
@@ -85,7 +101,7 @@ class Manifest(Facts):
         peak_memory_bytes: resident memory of the process that exported, at its highest.
     """
 
-    manifest_format: Literal[1] = 1
+    manifest_format: Literal[1, 2] = 2
     tools: dict[str, str]
     model: ModelFacts
     model_digest: str
@@ -104,11 +120,10 @@ class Manifest(Facts):
     memory: Footprint | None = None
     peak_memory_bytes: int
 
-    @property
-    def passed(self) -> bool:
-        """Whether no check that ran missed a threshold."""
-        checks = (self.checker, self.fidelity, self.loss)
-        return all(check is None or check.passed for check in checks)
+    def _judge(self) -> Verdict:
+        checks = [verdict_of(check) for check in (self.fidelity, self.loss)]
+        # The checker is younger than the other two: where it is missing, nothing is missing.
+        return worst(checks if self.checker is None else [self.checker.verdict, *checks])
 
     @property
     def failures(self) -> tuple[str, ...]:

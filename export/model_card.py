@@ -9,20 +9,25 @@ import yaml
 
 from compressor.errors import ArtifactError
 from compressor.files import read_text
-from export.bench import bench_rows
-from export.checks import LOSS_COLUMNS, fidelity_rows, loss_row, verdict
+from compressor.installing import wheel_command
+from export.bench import bench_rows, ratio_words
+from export.checks import INTERVAL_WORDS, fidelity_rows, verdict_words
 from export.cuts import splits
 from export.dtype_words import dtype_words
 from export.exits import EXIT_COLUMNS, exit_rows, may_exit, mean_words
 from export.in_words import done, gained, lost
 from export.ladder import claim, ran_on_gpu
 from export.markdown import escaped, fenced, table
-from export.report import predicted_rows, ratio_words
+from export.report import kinds_tables, predicted_rows, warnings
 from export.report_data import ReportData, headline, method_words
 
 CARD_FILE = "README.md"
 CHECKED_COLUMNS = ("check", "outcome", "what it proves")
 PAPERS = {
+    "shortv": (
+        "ShortV: Efficient Multimodal Large Language Models by Freezing Visual Tokens in Ineffective "
+        "Layers, arXiv 2504.00502"
+    ),
     "visual_exit": (
         "VTW: Boosting Multimodal Large Language Models with Visual Tokens Withdrawal for Rapid Inference, "
         "arXiv 2405.05803"
@@ -89,6 +94,7 @@ def model_card(data: ReportData, origin: Origin) -> str:
         f"{_runs_in(manifest.dtype)}, made by vtcompress {escaped(manifest.tools.get('vtcompress', ''))}. "
         "`report.html` shows everything that was measured.",
         "\n".join(f"- **{figure.value}** {figure.meaning}" for figure in headline(manifest)),
+        *(f"**WARNING: {line}.**" for line in warnings(manifest)),
         "## Method",
         f"Methods of the recipe: {escaped(methods)}.",
         " ".join(done(data)),
@@ -142,14 +148,15 @@ def _figures(data: ReportData) -> list[str]:
         words = ", ".join(
             f"{row.measure} {row.found}" for row, _ in fidelity_rows(manifest.fidelity)
         )
-        parts.append(f"Export fidelity: {verdict(manifest.fidelity)} ({words}).")
+        parts.append(f"Export fidelity: {verdict_words(manifest.fidelity)} ({words}).")
         parts += map(escaped, dtype_words(manifest))
     if manifest.loss is not None:
-        figures = (manifest.loss.overall, *manifest.loss.kinds)
-        kinds = [(escaped(kind), *rest) for kind, *rest in map(loss_row, figures)]
-        found = verdict(manifest.loss)
+        found = verdict_words(manifest.loss)
         parts.append(f"Compression loss on {escaped(manifest.loss.data)}: {found}.")
-        parts.append(table(LOSS_COLUMNS, kinds))
+        parts += [f"- {escaped(line)}" for line in manifest.loss.failures]
+        parts += [*kinds_tables(manifest.loss), INTERVAL_WORDS]
+    else:
+        parts.append("Compression loss: not run, there was no validation data.")
     return parts
 
 
@@ -163,14 +170,15 @@ def _how_to_run(dtype: str) -> str:
     if dtype == "bfloat16":
         extra, flag, argument = "openvino", " --backend openvino", ', backend="openvino"'
     shell = (
-        f"pip install 'vtcompress[{extra}]'\n"
+        f"{wheel_command(extra)}   # or '.[{extra}]' in a clone of vtcompress\n"
         f'vtcompress generate .{flag} --image photo.jpg --prompt "What is this?"'
     )
     python = (
         "import vtcompress\n\n"
         f'runtime = vtcompress.Runtime.load("."{argument})\n'
-        'for piece in runtime.generate("What is this?", ["photo.jpg"]):\n'
-        '    print(piece, end="", flush=True)'
+        'for piece in runtime.generate("What is this?", "photo.jpg"):\n'
+        '    print(piece, end="", flush=True)\n'
+        "print()"
     )
     return f"{fenced(shell, 'console')}\n\n{fenced(python, 'python')}"
 

@@ -3,27 +3,20 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from compressor.dims import Facts
 from export.graphs import GraphSpec
+from export.verdict import Check
 
 
-class CheckerReport(Facts):
+class CheckerReport(Check):
     """The outcome.
 
     Attributes:
         version: of the ONNX package.
         files: that were checked.
-        failures: a line for each graph that is refused.
     """
 
     version: str
     files: tuple[str, ...]
-    failures: tuple[str, ...]
-
-    @property
-    def passed(self) -> bool:
-        """Whether every graph is valid."""
-        return not self.failures
 
 
 def check_graphs(folder: Path, graphs: Sequence[GraphSpec]) -> CheckerReport:

@@ -201,13 +201,6 @@ def _name_nodes(model: ir.Model) -> None:
     model.graph.metadata_props.clear()
 
 
-def layer_nodes(path: Path) -> Counter[int]:
-    """Return how many nodes each decoder layer has in a graph, those under branches included."""
-    model = ir.load(path)
-    places = ((node.name or "").split(".") for node in model.graph.all_nodes())
-    return Counter(int(parts[1]) for parts in places if parts[0] == "layers")
-
-
 def _declare(values: Sequence[ir.Value], specs: Sequence[TensorSpec]) -> None:
     """Write the declared axes into the graph; the exporter writes sums of symbols."""
     for value, spec in zip(values, specs, strict=True):

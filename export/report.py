@@ -1,12 +1,22 @@
 """The report of an artifact as Markdown, in the order of the HTML report."""
 
-from collections.abc import Callable, Sequence
 from itertools import chain
+from typing import TYPE_CHECKING
 
 from compressor.cost import BYTES, predict
 from compressor.plan import LayerPlan, Plan
-from export.bench import BenchReport, Timing, bench_rows
-from export.checks import LOSS_COLUMNS, fidelity_rows, loss_limit_rows, loss_row, verdict
+from export.bench import BenchReport, bench_rows, ms_words, ratio_words
+from export.checks import (
+    INTERVAL_WORDS,
+    RIGHT_COLUMNS,
+    TOKEN_COLUMNS,
+    fidelity_rows,
+    loss_limit_rows,
+    loud,
+    right_rows,
+    token_rows,
+    verdict_words,
+)
 from export.cuts import (
     cut_columns,
     cut_rows,
@@ -34,7 +44,7 @@ from export.ladder import COLUMNS, claim, rows
 from export.manifest import Manifest
 from export.markdown import escaped, fenced, table
 from export.memory import Footprint
-from export.parity.loss import LossFigures, LossReport
+from export.parity.loss_report import LossReport
 from export.questions import chosen_questions
 from export.report_data import (
     ReportData,
@@ -44,6 +54,10 @@ from export.report_data import (
     layer_contribution,
     method_words,
 )
+from export.verdict import Check, Verdict, verdict_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 REPORT_FILE = "report.md"
 
@@ -62,8 +76,8 @@ def markdown_report(data: ReportData) -> str:
         ("Memory", lambda: memory_words(manifest.memory)),
         ("Check 1: export fidelity", lambda: _fidelity(manifest)),
         ("Check 2: compression loss", lambda: _loss(manifest.loss)),
-        ("Ladder of checks", lambda: _ladder(data)),
         ("Sample questions", lambda: _questions(data)),
+        ("Ladder of checks", lambda: _ladder(data)),
         ("Made with", lambda: _made_with(data)),
         ("Recipe", lambda: fenced(data.recipe, "yaml") if data.recipe else "Not stored."),
     )
@@ -80,12 +94,23 @@ def _headline(manifest: Manifest) -> str:
             f"- Measured: prefill {ratio_words(m.prefill)}, first token with vision "
             f"{ratio_words(m.first_token)}, decode step {ratio_words(m.decode_step)}."
         )
-    words = {"failed": "**FAILED**"}
-    found = [verdict(check) for check in (manifest.fidelity, manifest.loss)]
-    verdicts = [words.get(word, word) for word in found]
-    lines.append(f"- Export fidelity: {verdicts[0]}. Compression loss: {verdicts[1]}.")
+    lines.append(
+        f"- Export fidelity: {_verdict(manifest.fidelity)}. "
+        f"Compression loss: {_verdict(manifest.loss)}."
+    )
+    lines += [f"- **WARNING: {line}.**" for line in warnings(manifest)]
     lines.append("- The weight file does not shrink: text rows still use every weight.")
     return "\n".join(lines)
+
+
+def _verdict(check: Check | None) -> str:
+    words = loud(verdict_words(check))
+    return f"**{words}**" if verdict_of(check) is Verdict.FAILED else words
+
+
+def warnings(manifest: Manifest) -> tuple[str, ...]:
+    """Return what has changed so much that it must be said whatever the limits are."""
+    return manifest.loss.warnings if manifest.loss else ()
 
 
 def _in_short(data: ReportData) -> str:
@@ -104,10 +129,15 @@ def what_visual_rows_do(layer: LayerPlan) -> str:
         return f"exited ({layer.reason})"
     if not layer.frozen:
         return "updated, read by no head (off)" if layer.off else "updated"
-    return "frozen (dead rows: exact)" if layer.reason == "dead" else f"frozen ({layer.reason})"
+    return (
+        "frozen (dead rows: nobody reads them)"
+        if layer.reason == "dead"
+        else f"frozen ({layer.reason})"
+    )
 
 
 LAYER_COLUMNS = ("layer", "visual rows", "MFLOPs original", "MFLOPs now")
+CONTRIBUTION_COLUMN = "contribution (KL, nats)"
 EXIT_KL_COLUMN = "exit before it, nats"
 KV_COLUMNS = ("KV bytes original", "KV bytes now")
 
@@ -193,7 +223,7 @@ def _layers(data: ReportData) -> str:
     )
     rows = [tuple(chain(*row)) for row in zip(*parts, strict=True)]
     plan = data.plan
-    contribution = ("contribution (KL, nats)", *exit_kl_columns(data))
+    contribution = (CONTRIBUTION_COLUMN, *exit_kl_columns(data))
     columns = (*layer_columns(plan), *contribution, *kv_columns(plan))
     found = [table(columns, rows), *semantics_words(plan, data.methods)]
     if plan.notes:
@@ -262,21 +292,29 @@ def _predicted(data: ReportData) -> str:
     return f"{workload_words(data)}\n\n{table(('', 'original', 'compressed', 'ratio'), rows)}"
 
 
-def ratio_words(timing: Timing) -> str:
-    """Return a ratio with its quartiles."""
-    return f"{timing.ratio:.2f} x ({timing.ratio_low:.2f} to {timing.ratio_high:.2f})"
+STATISTICS = {
+    "middle round": (
+        "Times and ratio are those of the round in the middle, whose ratio is the median; in brackets the "
+        "quartiles of the rounds' ratios."
+    ),
+    "least": (
+        "Times are the least of the rounds, so that the ratio, the median of the rounds' ratios with its "
+        "quartiles, is not the ratio of these times (an older vtcompress wrote this)."
+    ),
+}
+"""What the times of a report are, by its statistic."""
 
 
 def bench_words(report: BenchReport) -> str:
     """Return how times were taken."""
     return (
         f"{report.visual} visual and {report.text} text rows, {report.rounds} rounds in turns, "
-        f"{report.threads} thread(s), {report.processor}. Times are the least of the rounds; the ratio is "
-        "the median of the rounds' ratios with its quartiles. Only ratios carry over to another machine."
+        f"{report.threads} thread(s), {report.processor}. {STATISTICS[report.statistic]} Only ratios carry "
+        "over to another machine."
     )
 
 
-BENCH_COLUMNS = ("", "original ms", "compressed ms", "original / compressed")
+BENCH_COLUMNS = ("call", "original ms", "compressed ms", "original / compressed")
 
 
 def _measured(data: ReportData) -> str:
@@ -284,7 +322,7 @@ def _measured(data: ReportData) -> str:
     if report is None:
         return not_timed_words(data.manifest)
     rows = [
-        (name, f"{t.original_ms:.2f}", f"{t.compressed_ms:.2f}", ratio_words(t))
+        (name, ms_words(t.original_ms), ms_words(t.compressed_ms), ratio_words(t))
         for name, t in bench_rows(report)
     ]
     cache = table(CACHE_COLUMNS, cache_rows(data.plan, report, dtype))
@@ -320,8 +358,7 @@ def _fidelity(manifest: Manifest) -> str:
         return f"{about}\n\nNot run."
     rows = [(*row, escaped(call)) for row, call in fidelity_rows(report)]
     found = table(("measure", "worst", "limit", "verdict", "in call"), rows)
-    outcome = _outcome(verdict(report), report.failures)
-    return f"{about}\n\n{report.calls} outputs compared.\n\n{found}{outcome}"
+    return f"{about}\n\n{report.calls} outputs compared.\n\n{found}{_outcome(report)}"
 
 
 def _loss(report: LossReport | None) -> str:
@@ -329,22 +366,28 @@ def _loss(report: LossReport | None) -> str:
     if report is None:
         return f"{about}\n\nNot run: the recipe names no validation data."
     limits = table(("measure", "found", "limit", "verdict"), loss_limit_rows(report))
-    kinds = [_loss_row(figures) for figures in (report.overall, *report.kinds)]
+    tables = "\n\n".join(kinds_tables(report))
     return (
-        f"{about} Data: {escaped(report.data)}.\n\n{limits}\n\n"
-        f"By kind of question:\n\n{table(LOSS_COLUMNS, kinds)}{_outcome(verdict(report), report.failures)}"
+        f"{about} Data: {escaped(report.data)}. {INTERVAL_WORDS}\n\n{limits}{_outcome(report)}\n\n"
+        f"By kind of question:\n\n{tables}"
     )
 
 
-def _loss_row(figures: LossFigures) -> tuple[str, ...]:
-    kind, *rest = loss_row(figures)
-    return (escaped(kind), *rest)
+def kinds_tables(report: LossReport) -> list[str]:
+    """Return the tables of all kinds of questions: next tokens, and right answers if some are known."""
+    pairs = ((TOKEN_COLUMNS, token_rows(report)), (RIGHT_COLUMNS, right_rows(report)))
+    return [
+        table(columns, [(escaped(kind), *rest) for kind, *rest in found])
+        for columns, found in pairs
+        if found
+    ]
 
 
-def _outcome(found: str, failures: Sequence[str]) -> str:
-    if not failures:
-        return f"\n\n{found.capitalize()}."
-    return "\n\n**Failed:**\n\n" + "\n".join(f"- {escaped(line)}" for line in failures)
+def _outcome(check: Check) -> str:
+    if not check.failures:
+        words = verdict_words(check)
+        return f"\n\n{words[0].upper()}{words[1:]}."
+    return "\n\n**Failed:**\n\n" + "\n".join(f"- {escaped(line)}" for line in check.failures)
 
 
 LADDER_WORDS = (

@@ -12,11 +12,13 @@ from compressor.methods import Method, Yopo
 from compressor.plan import Plan
 from compressor.recipe import load_recipe
 from export.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE
+from export.bench import slower
 from export.cuts import kept_heads, neurons_kept, semantics, text_alone_values
 from export.engine_facts import engine_facts
 from export.exits import cache_figures, staying
 from export.ladder import EngineFacts, Rung, claim, ladder
 from export.manifest import Manifest
+from export.parity.intervals import Interval
 from export.questions import Question, stored_questions
 
 READING = "reading of picture and question (prefill)"
@@ -149,16 +151,20 @@ def headline(manifest: Manifest) -> tuple[Figure, Figure, Figure]:
 def _faster(manifest: Manifest) -> Figure:
     measured, p = manifest.measured, manifest.predicted
     if measured is None:
+        more = slower(p.speedup)
         return Figure(
-            f"{p.speedup:.2f} x",
-            f"less work for {READING}, predicted; no time was measured",
+            f"{1 / p.speedup if more else p.speedup:.2f} x",
+            f"{'the' if more else 'less'} work for {READING}, predicted; no time was measured",
         )
     t = measured.prefill
-    return Figure(
-        f"{t.ratio:.2f} x",
-        f"faster {READING}, measured ({'' if t.steady else 'not steady: '}quartiles "
-        f"{t.ratio_low:.2f} to {t.ratio_high:.2f})",
+    spread = (
+        f"measured ({'' if t.steady else 'not steady: '}quartiles "
+        f"{t.ratio_low:.2f} to {t.ratio_high:.2f}"
     )
+    if slower(t.ratio):
+        figure = f"the original's time for {READING}: slower, {spread} of original / compressed)"
+        return Figure(f"{1 / t.ratio:.2f} x", figure)
+    return Figure(f"{t.ratio:.2f} x", f"faster {READING}, {spread})")
 
 
 def _work(manifest: Manifest) -> Figure:
@@ -167,7 +173,7 @@ def _work(manifest: Manifest) -> Figure:
     kept = "" if p.kv_bytes == p.kv_bytes_original else f", {cache:.0%} of its KV cache"
     return Figure(
         f"{p.flops / p.flops_original:.0%}",
-        f"of the original's work in it (FLOPs){kept}",
+        f"of the original's work for that reading is left (FLOPs){kept}",
     )
 
 
@@ -179,12 +185,18 @@ def _kept(manifest: Manifest) -> Figure:
         meaning = "of first answer tokens equal to the original's; right answers are not known"
         if overall.answered:
             meaning = "of first answer tokens equal to the original's, which gave no right answer"
-        return Figure(f"{overall.agreement:.1%}", meaning)
+        return Figure(f"{overall.agreement:.1%}", f"{meaning}{_within(overall.agreement_interval)}")
     return Figure(
         f"{overall.exact_match_kept:.1%}",
         f"of the original's right answers kept ({overall.exact_match_original:.1%} right before, "
-        f"{overall.exact_match:.1%} now)",
+        f"{overall.exact_match:.1%} now){_within(overall.exact_match_kept_interval)}",
     )
+
+
+def _within(interval: Interval | None) -> str:
+    if interval is None:
+        return ""
+    return f"; 95% interval {100 * interval[0]:.1f} to {100 * interval[1]:.1f}%"
 
 
 def figures(data: ReportData) -> dict[str, Any]:
@@ -228,7 +240,9 @@ def figures(data: ReportData) -> dict[str, Any]:
         "dtype": manifest.dtype,
         "ranges": manifest.ranges and manifest.ranges.model_dump(mode="json"),
         "missing_kernels": list(manifest.missing_kernels),
+        "verdict": manifest.verdict,
         "passed": manifest.passed,
+        "warnings": list(manifest.loss.warnings) if manifest.loss else [],
         "exact_match_kept": overall.exact_match_kept if overall else None,
         "predicted": manifest.predicted.model_dump(mode="json"),
         "measured": manifest.measured and manifest.measured.model_dump(mode="json"),

@@ -1,6 +1,7 @@
 """Runs an artifact from image files to text, with numpy and one backend; no torch, no transformers."""
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from compressor.dims import ModelFacts
-from compressor.errors import DataError
+from compressor.errors import ArtifactWarning, DataError
 from compressor.layout import layout_of
+from compressor.pictures import Pictures, pictures_of, read_picture
 from export.answering import Answering
 from export.artifact import Artifact
 from export.backends import open_session
+from export.checks import shortcoming
 from export.conversation import Conversation
 from export.image_prefix import ImagePrefix, prefill_images
 from export.messages import Message, user_message
@@ -91,8 +94,13 @@ class Runtime:
             ArtifactError: not an artifact, altered, or of a newer format.
             MissingExtraError: the backend is not installed.
             BackendError: the backend cannot run here, or not in this precision.
+
+        Warns:
+            ArtifactWarning: its checks failed, were not judged or did not run.
         """
         artifact = Artifact.open(path, verify=verify)
+        if (words := shortcoming(artifact.manifest)) is not None:
+            warnings.warn(words, ArtifactWarning, stacklevel=2)
         session = open_session(artifact, backend, precision, threads, mapped=mapped, device=device)
         if preload:
             session.load()
@@ -112,7 +120,7 @@ class Runtime:
     def generate(
         self,
         question: str,
-        images: Sequence[str | Path] = (),
+        images: Pictures = (),
         *,
         max_new_tokens: int = 64,
         temperature: float = 0.0,
@@ -123,7 +131,8 @@ class Runtime:
 
         Args:
             question: what is asked.
-            images: pictures, in front of the question.
+            images: one picture or several, in front of the question: paths, PIL images, arrays [H, W, 3] of
+                uint8, or bytes of image files.
             max_new_tokens: longest answer.
             temperature: 0 is greedy; see `export.sampling`.
             top_p: share of the probability that tokens are drawn from.
@@ -133,25 +142,26 @@ class Runtime:
             DataError: a picture cannot be read, or the prompt does not fit the model.
         """
         started = time.perf_counter()
-        ids = self.encode([user_message(question, len(images))])
+        pictures = pictures_of(images)
+        ids = self.encode([user_message(question, len(pictures))])
         sampling = Sampling(temperature, top_p, seed)
-        return self.answering(ids, self.pixels(images), NOTHING, sampling, max_new_tokens, started)
+        return self.answering(
+            ids, self.pixels(pictures), NOTHING, sampling, max_new_tokens, started
+        )
 
     def chat(self) -> Conversation:
         """Return a conversation of several turns that keeps its cache between them."""
         return Conversation(self)
 
-    def prefill_image(self, images: Sequence[str | Path]) -> ImagePrefix:
-        """Look at pictures once; return what answers many questions about them.
+    def prefill_image(self, images: Pictures) -> ImagePrefix:
+        """Look at pictures once, as `generate` takes them; return what answers many questions about them.
 
         Raises:
             DataError: a picture cannot be read, or none is given.
         """
         return prefill_images(self, images)
 
-    def answer(
-        self, question: str, images: Sequence[str | Path] = (), *, max_new_tokens: int = 64
-    ) -> Reply:
+    def answer(self, question: str, images: Pictures = (), *, max_new_tokens: int = 64) -> Reply:
         """Return the whole greedy answer with the logits of its first token.
 
         Raises:
@@ -160,12 +170,12 @@ class Runtime:
         return self.replies([self.prepare(question, images)], max_new_tokens)[0]
 
     def answers(
-        self, asked: Sequence[tuple[str, Sequence[str | Path]]], *, max_new_tokens: int = 64
+        self, asked: Sequence[tuple[str, Pictures]], *, max_new_tokens: int = 64
     ) -> Iterator[tuple[int, Reply]]:
         """Yield the place and the reply of every question; prompts of equal layout run as one batch.
 
         Args:
-            asked: questions with their pictures.
+            asked: questions with their pictures, as `generate` takes them.
             max_new_tokens: longest answer.
 
         Raises:
@@ -184,21 +194,24 @@ class Runtime:
                     replies = self.replies([prompt for _, prompt in batch], max_new_tokens)
                     yield from zip((place for place, _ in batch), replies, strict=True)
 
-    def prepare(self, question: str, images: Sequence[str | Path]) -> Prompt:
+    def prepare(self, question: str, images: Pictures) -> Prompt:
         """Return a prompt ready to run: its rows and its pixels."""
-        ids = self.encode([user_message(question, len(images))])
-        return self.prompt_of(ids, self.pixels(images))
+        pictures = pictures_of(images)
+        ids = self.encode([user_message(question, len(pictures))])
+        return self.prompt_of(ids, self.pixels(pictures))
 
     def encode(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Return a conversation as token ids, up to where the model's answer begins."""
         return self.prompter.encode(messages).ids
 
-    def pixels(self, images: Sequence[str | Path]) -> Array:
+    def pixels(self, images: Pictures) -> Array:
         """Return pictures as the vision tower takes them, [I, 3, S, S] float32."""
         size = self.facts.image_size
-        if not images:
+        pictures = pictures_of(images)
+        if not pictures:
             return np.zeros((0, 3, size, size), np.float32)
-        return np.stack([self.images(Path(path)) for path in images])
+        opened = (read_picture(one, f"images[{i}]") for i, one in enumerate(pictures))
+        return np.stack([self.images(image) for image in opened])
 
     def prompt_of(
         self,

@@ -287,12 +287,12 @@ class GraphSession(Generic[OneGraph]):
     @property
     def gated(self) -> bool:
         """See `Session.gated`."""
-        return self._decoders[0].inputs[0].axes[0] == 1
+        return self._decoders[0].reads_gates
 
     @property
     def max_batch(self) -> int | None:
         """See `Session.max_batch`."""
-        return 1 if self.gated else None
+        return self._decoders[0].batch
 
     @property
     def caches(self) -> tuple[Cache, ...]:

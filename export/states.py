@@ -13,7 +13,7 @@ STATES: dict[Reason, tuple[str, str]] = {
     ),
     "dead": (
         "dead",
-        "visual tokens pass unchanged, and nobody reads the result: this loses nothing",
+        "visual tokens pass unchanged, and nobody reads the result: this changes nothing but rounding",
     ),
     "vtw": (
         "exited",
@@ -54,8 +54,8 @@ READ_BY_NO_HEAD: dict[Reason, tuple[str, str]] = {
     ),
     "dead": (
         "dead, off",
-        "visual tokens pass unchanged, and nobody reads the result, which loses nothing; no head reads "
-        "their values, and their keys stay in the softmax's denominator",
+        "visual tokens pass unchanged, and nobody reads the result, which changes nothing but rounding; no "
+        "head reads their values, and their keys stay in the softmax's denominator",
     ),
 }
 """The same for frozen layers of the masked semantics in which no head reads visual tokens."""

@@ -1,4 +1,4 @@
-"""Draws a comparison: accuracy against speed, one point an artifact, the Pareto front marked."""
+"""Draws a comparison: accuracy against speed, one named point an artifact, Pareto fronts marked."""
 
 from markupsafe import Markup
 
@@ -15,6 +15,11 @@ LEGEND: dict[Kind, str] = {
 }
 # Points nearer to each other than this share one label.
 NEAR = 9.0
+# A longer name is cut in its middle; a letter of a label takes about so much.
+LONGEST_NAME, LETTER = 24, 5.9
+# Base lines of labels that are tried, from the point's height; those further off are tied to it by a line.
+DOWN = (3, *(3 + side * 11 * step for step in range(1, 9) for side in (1, -1)))
+NEAR_LINE = 15.0
 
 
 def tradeoff_chart(comparison: Comparison) -> Markup | None:
@@ -44,20 +49,13 @@ def tradeoff_chart(comparison: Comparison) -> Markup | None:
             text(LEFT - 4, y(value) + 3, _share(value), "small", "end"),
         ]
     points = [(x(a), y(b)) for a, b in zip(comparison.speed.values, accuracy.values, strict=True)]
-    # Down and then right: between two points of the front nothing is known to be reachable.
-    corners: list[tuple[float, float]] = []
-    for a, b in sorted(points[i] for i in comparison.front):
-        corners += [(corners[-1][0], b), (a, b)] if corners else [(a, b)]
-    steps = " ".join(f"{a:.1f},{b:.1f}" for a, b in corners)
-    parts += [
-        text(RIGHT, BOTTOM + 27, comparison.speed.title, "strong", "end"),
-        element("polyline", points=steps, class_="front"),
-        *_cross(x(1.0), y(1.0)),
-    ]
+    parts.append(text(RIGHT, BOTTOM + 27, comparison.speed.title, "strong", "end"))
+    parts += [_steps([points[place] for place in front]) for front in comparison.fronts]
+    parts += _cross(x(1.0), y(1.0))
     for place, (a, b) in enumerate(points):
         kind = "point-front" if place in comparison.front else "point"
         parts.append(_point(comparison.entries[place].visual, a, b, kind))
-    parts += _labels(points)
+    parts += _labels(points, [entry.name for entry in comparison.entries], (x(1.0), y(1.0)))
     legend = _legend(comparison)
     return picture(
         "tradeoff",
@@ -67,6 +65,15 @@ def tradeoff_chart(comparison: Comparison) -> Markup | None:
         _words(comparison, accuracy),
         [*parts, *legend],
     )
+
+
+def _steps(front: list[tuple[float, float]]) -> Markup:
+    """Return a front's line, down and then right: between two points nothing is known to be reachable."""
+    corners: list[tuple[float, float]] = []
+    for a, b in sorted(front):
+        corners += [(corners[-1][0], b), (a, b)] if corners else [(a, b)]
+    steps = " ".join(f"{a:.1f},{b:.1f}" for a, b in corners)
+    return element("polyline", points=steps, class_="front")
 
 
 def _point(visual: Kind, x: float, y: float, class_: str) -> Markup:
@@ -102,32 +109,70 @@ def _cross(x: float, y: float) -> list[Markup]:
     ]
 
 
-def _labels(points: list[tuple[float, float]]) -> list[Markup]:
-    """Return the artifacts' numbers beside their points; neighbours share one label."""
+def _labels(
+    points: list[tuple[float, float]], names: list[str], original: tuple[float, float]
+) -> list[Markup]:
+    """Return the artifacts' names beside their points, each where it covers nothing that is there already."""
     groups: list[tuple[float, float, list[str]]] = []
-    for number, (x, y) in enumerate(points, start=1):
+    for (x, y), name in zip(points, names, strict=True):
         near = (g for g in groups if abs(g[0] - x) < NEAR and abs(g[1] - y) < NEAR)
         group = next(near, None)
         if group is None:
-            groups.append((x, y, [str(number)]))
+            groups.append((x, y, [_short(name)]))
         else:
-            group[2].append(str(number))
-    return [
-        text(x - 8 if x > RIGHT - 20 else x + 8, y + 13, ", ".join(n), "halo strong",
-             "end" if x > RIGHT - 20 else "start")
-        for x, y, n in groups
-    ]  # fmt: skip
+            group[2].append(_short(name))
+    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in points]
+    taken.append((original[0] - 4, original[1] - 14, original[0] + 45, original[1] + 4))
+    parts = []
+    for x, y, found in groups:
+        words = ", ".join(found)
+        if len(found) > 1 and len(words) > 2 * LONGEST_NAME:
+            words = f"{found[0]} and {len(found) - 1} more"
+        width = LETTER * len(words)
+        places = [
+            (x + side * 8, y + down, side, _box(x + side * 8, y + down, width, side))
+            for down in DOWN
+            for side in (1, -1)
+        ]
+        fits = [p for p in places if p[3][0] >= 0 and p[3][2] <= WIDTH and TOP < p[1] < BOTTOM]
+        free = (p for p in fits if not any(_meet(p[3], other) for other in taken))
+        a, b, side, box = next(free, (fits or places)[0])
+        taken.append(box)
+        if abs(b - y) > NEAR_LINE:
+            parts.append(line(x, y, a, b - 3, "whisker-thin"))
+        parts.append(text(a, b, words, "halo strong", "start" if side > 0 else "end"))
+    return parts
+
+
+def _short(name: str) -> str:
+    """Return a name that fits beside a point; the table has it whole."""
+    half = (LONGEST_NAME - 1) // 2
+    return name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[-half:]}"
+
+
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom."""
+
+
+def _box(x: float, y: float, width: float, side: int) -> Box:
+    return (x if side > 0 else x - width, y - 9, x + width if side > 0 else x, y + 2)
+
+
+def _meet(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _words(comparison: Comparison, accuracy: Axis) -> str:
     rows = zip(comparison.entries, comparison.speed.values, accuracy.values, strict=True)
     points = "; ".join(
-        f"{e.number} {e.name}: {a:.2f} times, {b:.1%}"
+        f"{e.name}: {a:.2f} times, {b:.1%}"
         f"{'' if e.visual == 'stay' else f', visual tokens {e.visual}'}"
         for e, a, b in rows
     )
-    front = ", ".join(str(place + 1) for place in comparison.front)
-    return f"{points}. Not beaten by any other: {front}."
+    fronts = "; ".join(
+        ", ".join(comparison.entries[place].name for place in front) for front in comparison.fronts
+    )
+    return f"{points}. Not beaten by any other of their model, data and machine: {fronts}."
 
 
 def _share(value: float) -> str:

@@ -10,7 +10,7 @@ from export.bench import BenchReport, Timing
 from export.graphs import decoder_graph, embed_graph, vision_graph
 from export.manifest import Predicted
 from export.parity.fidelity import Difference, FidelityReport, Limits
-from export.parity.loss import LossFigures, LossLimits, LossReport
+from export.parity.loss_report import LossFigures, LossLimits, LossReport
 
 DIGEST = "0123456789abcdef" * 4
 # Bytes of one row in one layer's cache: K and V, two heads of four numbers, float32.
@@ -144,6 +144,9 @@ def figures(kind: str = "all", **changes: Any) -> LossFigures:
         "answered": 8,
         "exact_match_original": 1.0,
         "exact_match": 0.75,
+        "equal_answers": 6,
+        "right_to_wrong": 2,
+        "wrong_to_right": 0,
     } | changes
     return LossFigures(**values)
 
@@ -181,6 +184,7 @@ def measured(exit_layer: int | None = None, *, layers: int = 6) -> BenchReport:
         rounds=5,
         threads=1,
         processor="a processor, 2 cores",
+        statistic="middle round",
         kv_bytes_original=CACHE_ROW * 76 * layers,
         kv_bytes=CACHE_ROW * sum(rows),
         kv_layers=rows,

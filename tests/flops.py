@@ -8,15 +8,18 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from export.graphs import GraphSpec
 
 
-def graph_flops(folder: Path, spec: GraphSpec, sizes: Mapping[str, int]) -> int:
-    """Return the FLOPs of MatMul, Gemm and Attention nodes of one run; see `flops_by_layer`."""
-    return flops_by_layer(folder, spec, sizes).total()
+def layer_nodes(path: Path) -> Counter[int]:
+    """Return how many nodes each decoder layer has in a graph, those under branches included."""
+    model = ir.load(path)
+    places = ((node.name or "").split(".") for node in model.graph.all_nodes())
+    return Counter(int(parts[1]) for parts in places if parts[0] == "layers")
 
 
 def flops_by_layer(folder: Path, spec: GraphSpec, sizes: Mapping[str, int]) -> Counter[int | None]:

@@ -105,24 +105,33 @@ def test_peak_memory_is_at_least_what_is_held_now():
 
 
 @pytest.mark.parametrize(
-    ("fidelity", "loss", "passed"),
+    ("fidelity", "loss", "limits", "verdict"),
     [
-        (None, None, True),
-        ((), (), True),
-        (("x",), (), False),
-        ((), ("x",), False),
-        (None, ("x",), False),
+        ((), (), {"max_kl": 1}, "passed"),
+        ((), (), {}, "not judged"),
+        ((), None, {}, "not run"),
+        (None, (), {"max_kl": 1}, "not run"),
+        (None, None, {}, "not run"),
+        (("x",), (), {"max_kl": 1}, "failed"),
+        ((), ("x",), {"max_kl": 1}, "failed"),
+        (None, ("x",), {"max_kl": 1}, "failed"),
     ],
 )
-def test_an_artifact_passed_if_no_check_that_ran_missed(fidelity, loss, passed):
+def test_an_artifact_passed_only_if_both_checks_ran_were_judged_and_missed_nothing(
+    fidelity, loss, limits, verdict
+):
     manifest = Manifest(
         files={},
         **facts.manifest_fields(
             fidelity=None if fidelity is None else facts.fidelity(fidelity),
-            loss=None if loss is None else facts.loss(loss),
+            loss=None if loss is None else facts.loss(loss, **limits),
         ),
     )
-    assert manifest.passed is passed
+    assert manifest.verdict == verdict
+    assert manifest.passed is (verdict == "passed")
+    stored = json.loads(manifest.model_dump_json())
+    assert (stored["verdict"], stored["manifest_format"]) == (verdict, 2)
+    assert Manifest.model_validate(stored) == manifest
 
 
 def test_versions_of_what_is_installed_are_told_and_of_what_is_not_left_out(monkeypatch):
@@ -243,9 +252,9 @@ def test_all_alterations_are_named_at_once(artifact):
 
 
 def test_a_newer_format_is_refused_in_one_line_whatever_else_is_in_it(artifact):
-    edit(artifact, lambda m: m.update(manifest_format=2, brand_new={"x": 1}, tools=5))
+    edit(artifact, lambda m: m.update(manifest_format=3, brand_new={"x": 1}, tools=5))
     assert problems(artifact) == (
-        f"{artifact / 'manifest.json'}: artifact format 2; this vtcompress reads 1: upgrade "
+        f"{artifact / 'manifest.json'}: artifact format 3; this vtcompress reads up to 2: upgrade "
         "vtcompress or export the model anew",
     )
 

@@ -38,9 +38,7 @@ def artifact(llava: Callable[[str], Path], tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def openvino(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    module = pytest.importorskip(
-        "openvino", reason="openvino is not installed: vtcompress[openvino]"
-    )
+    module = pytest.importorskip("openvino", reason="openvino is not installed: extra openvino")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return module
 
@@ -69,7 +67,7 @@ def test_a_backend_that_is_not_installed_names_its_extra(
     artifact: Path, monkeypatch: pytest.MonkeyPatch, backend: str, package: str, extra: str
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(MissingExtraError, match=rf"pip install 'vtcompress\[{extra}\]'"):
+    with pytest.raises(MissingExtraError, match=rf"pip install '\.\[{extra}\]'"):
         open_session(Artifact.open(artifact), backend).load()
 
 

@@ -127,6 +127,24 @@ def test_a_dry_run_prints_sizes_and_the_vendors_commands_and_builds_nothing(
     assert not (artifact / "engines").exists()
 
 
+@pytest.mark.parametrize(("flags", "lines"), [((), 0), (("-v",), 3), (("-q",), 0)])
+def test_a_build_shows_the_vendors_commands_to_whoever_asks_for_more(
+    flags: tuple[str, ...],
+    lines: int,
+    exported: Path,
+    artifact: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (built,) = engine_sets(exported)
+    monkeypatch.setattr(engine_building, "build", lambda *_, **__: built)
+    assert run([*flags, "build", str(artifact), "--target", "tensorrt-rtx"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("tensorrt_rtx --onnx=") == lines
+    assert said.splitlines()[-1] == f"written: {built.folder}"
+    assert (len(said.splitlines()) == 1) == (flags == ("-q",))
+
+
 def test_a_dry_run_for_another_machine_needs_neither_the_package_nor_a_gpu(
     artifact: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,7 +155,7 @@ def test_a_dry_run_for_another_machine_needs_neither_the_package_nor_a_gpu(
     assert "--saveEngine=tensorrt-GPU-decoder.engine" in said
     assert "computeCapabilities" not in said
     assert run(["build", str(artifact), "--target", "tensorrt"]) == 1
-    assert "vtcompress[tensorrt]" in capsys.readouterr().err
+    assert "'.[tensorrt]'" in capsys.readouterr().err
     chosen = ["--compute-capability", "SM86", "--dry-run"]
     assert run(["build", str(artifact), "--target", "tensorrt", *chosen]) == 1
 
@@ -242,7 +260,7 @@ def test_a_target_that_is_not_installed_and_gates_that_compute_a_size_are_refuse
         engine_building.check_targets(recipe, plan_of("identity").model)
     gates, *missing = caught.value.problems
     assert "compress.dyvte.exit: dynamic" in gates
-    assert [("vtcompress[rtx]" in m, "vtcompress[tensorrt]" in m) for m in missing] == [
+    assert [("'.[rtx]'" in m, "'.[tensorrt]'" in m) for m in missing] == [
         (True, False),
         (False, True),
     ]

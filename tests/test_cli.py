@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from compressor.version import __version__
-from vtcompress import cli as module
 from vtcompress.cli import run
 
 Run = Callable[..., tuple[int, str, str]]
@@ -46,6 +45,9 @@ def artifact(
         questions,
     ]
     arguments += ["--validate-data", questions, "--bench-rounds", "2", "--output", output]
+    # Nobody trained this model: freezing its layers changes its answers.
+    for limit in ("min_exact_match_kept=null", "max_kl=100"):
+        arguments += ["--set", f"validate.loss.{limit}"]
     assert run([str(a) for a in arguments]) == 0
     return output
 
@@ -227,10 +229,16 @@ def test_a_missed_threshold_is_exit_code_3_with_the_failing_lines(
     code, _, err = vt(
         "-q", "export", "--recipe", "shortv", "--model", llava("clip+llama"), "--data", questions,
         "--validate-data", questions, "--bench-rounds", 0, "--output", tmp_path / "out",
-        "--set", "validate.loss.min_agreement=1.0", "--set", "validate.loss.max_kl=0",
+        "--set", "validate.loss.max_kl=0",
     )  # fmt: skip
     assert code == 3
     assert "missed: mean KL" in err
+    # The shipped recipe has a limit of its own.
+    assert (
+        "wanted min_exact_match_kept 0.95 (in place of right answers kept: the original gives"
+        in err
+    )
+    assert "WARNING: only " in err
     code, _, err = vt("-q", "validate", tmp_path / "out")
     assert code == 3
     assert "allowed max_kl 0" in err
@@ -265,16 +273,7 @@ def test_a_missing_extra_says_which_to_install(
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     code, _, err = vt("plan", "--recipe", "identity", "--model", tmp_path)
     assert code == 1
-    assert "pip install 'vtcompress[compress]'" in err
-
-
-def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object, **__: object) -> None:
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(module, "_set_logs", broken)
-    with pytest.raises(ZeroDivisionError):
-        run(["recipes"])
+    assert "pip install '.[compress]'" in err
 
 
 def test_an_interrupt_inside_exec_of_a_string_is_exit_code_130_too(tmp_path: Path) -> None:

@@ -48,14 +48,20 @@ def test_the_front_does_not_depend_on_the_order(points, random):
 
 
 def with_kept(kept):
-    overall = facts.figures(exact_match_original=1.0, exact_match=kept)
-    return facts.loss().model_copy(update={"overall": overall})
+    lost = round(100 * (1 - kept))
+    overall = facts.figures(
+        samples=100, answered=100, exact_match=kept, right_to_wrong=lost, agreement=0.95
+    )
+    return facts.loss(max_kl=1).model_copy(update={"overall": overall})
 
 
 def with_speed(ratio):
     return facts.measured().model_copy(
         update={"prefill": facts.measured().prefill.model_copy(update={"ratio": ratio})}
     )
+
+
+LITTLE_KEPT = "3: only 80.0% of the original's right answers were kept."
 
 
 @pytest.fixture
@@ -69,12 +75,12 @@ def three(tmp_path):
 
 def test_speed_and_accuracy_are_the_measured_ones(three):
     comparison = compare_artifacts(three)
-    assert comparison.speed.title == "prefill, times faster, measured"
+    assert comparison.speed.title == "prefill time, original / compressed, measured"
     assert comparison.speed.values == (1.2, 1.1, 2.0)
     assert comparison.accuracy.title == "right answers kept"
     assert comparison.accuracy.values == (0.99, 0.9, 0.8)
     assert comparison.front == (0, 2)
-    assert comparison.notes == ()
+    assert comparison.notes == (LITTLE_KEPT,)
 
 
 def test_the_table_has_a_column_for_every_artifact(three):
@@ -83,7 +89,11 @@ def test_the_table_has_a_column_for_every_artifact(three):
     rows = {name: cells for name, *cells in comparison_rows(comparison)}
     assert rows["methods"] == ["shortv (frozen: 0.5)"] * 3
     assert rows["frozen layers"] == ["3 of 6"] * 3
-    assert rows["right answers kept"] == ["99.0%", "90.0%", "80.0%"]
+    assert rows["right answers kept"] == [
+        "99.0% (96.3 to 101.7)",
+        "90.0% (84.2 to 96.2)",
+        "80.0% (72.5 to 88.3)",
+    ]
     assert rows["on the Pareto front"] == ["yes", "no", "yes"]
     assert rows["measured prefill"][2] == "2.00 x (1.55 to 1.65)"
 
@@ -91,7 +101,7 @@ def test_the_table_has_a_column_for_every_artifact(three):
 def test_without_all_times_the_predicted_ones_are_plotted(tmp_path, three):
     untimed = make_artifact(tmp_path / "untimed", loss=with_kept(1.0))
     comparison = compare_artifacts([*three, untimed])
-    assert comparison.speed.title == "prefill, times less work, predicted"
+    assert comparison.speed.title == "prefill work, original / compressed, predicted"
     assert comparison.speed.values == (2.0,) * 4
 
 
@@ -121,8 +131,9 @@ def test_what_must_not_be_compared_is_said(tmp_path, three):
         "Different models",
         "Different validation data",
         "Timed on different machines, threads or prompts",
+        "3",
     ]
-    assert all("1, 2, 3 against 4. Do not compare" in note for note in notes)
+    assert all("1, 2, 3 against 4. Do not compare" in note for note in notes[:3])
 
 
 def test_times_of_a_busy_machine_are_noted(tmp_path, three):
@@ -135,24 +146,111 @@ def test_times_of_a_busy_machine_are_noted(tmp_path, three):
     )
     assert compare_artifacts([*three, last]).notes == (
         "Times are not steady, the machine was busy: 4.",
+        LITTLE_KEPT,
     )
 
 
-def test_the_plot_marks_the_front_and_numbers_every_point(three):
+def test_the_plot_marks_the_front_and_names_every_point(three):
     root = ET.fromstring(str(tradeoff_chart(compare_artifacts(three))))
     circles = [e.get("class") for e in root.iter() if e.tag.endswith("circle")]
     assert circles == ["point-front", "point", "point-front"]
     labels = [e.text for e in root.iter() if e.tag.endswith("text")]
-    assert {"1", "2", "3", "original"} <= set(labels)
-    assert "Not beaten by any other: 1, 3." in root[1].text
-    assert "2 beaten: 1.10 times, 90.0%" in root[1].text
+    assert {"slow", "beaten", "fast", "original"} <= set(labels)
+    assert "Not beaten by any other of their model, data and machine: slow, fast." in root[1].text
+    assert "beaten: 1.10 times, 90.0%" in root[1].text
 
 
 def test_points_at_one_place_share_a_label(tmp_path):
     same = {"measured": with_speed(1.5), "loss": with_kept(1.0)}
     made = [make_artifact(tmp_path / name, **same) for name in "ab"]
     root = ET.fromstring(str(tradeoff_chart(compare_artifacts(made))))
-    assert "1, 2" in [e.text for e in root.iter() if e.tag.endswith("text")]
+    assert "a, b" in [e.text for e in root.iter() if e.tag.endswith("text")]
+
+
+def labels_of(comparison):
+    """Where the names of points stand: left, right, base line, words."""
+    root = ET.fromstring(str(tradeoff_chart(comparison)))
+    found = []
+    for e in root.iter():
+        if e.tag.endswith("text") and e.get("class") == "halo strong":
+            x, width = float(e.get("x")), 5.5 * len(e.text)
+            left = x - width if e.get("text-anchor") == "end" else x
+            found.append((left, left + width, float(e.get("y")), e.text))
+    return found
+
+
+def test_names_beside_points_stay_inside_and_cover_each_other_nowhere(tmp_path):
+    made = [
+        make_artifact(
+            tmp_path / f"llava-1.5-7b-{'shortv' * 4}-{i}",
+            measured=with_speed(1.5 + 0.02 * i),
+            loss=with_kept(0.9 - 0.005 * i),
+        )
+        for i in range(5)
+    ]
+    found = labels_of(compare_artifacts(made))
+    assert all(words.startswith("llava-1.5-7") for *_, words in found)
+    assert (
+        sum(words.count("llava") for *_, words in found) + sum("more" in w for *_, w in found) >= 3
+    )
+    for left, right, _, _ in found:
+        assert left >= 0
+        assert right <= 360
+    for i, (left, right, y, _) in enumerate(found):
+        for other_left, other_right, other_y, _ in found[:i]:
+            assert right <= other_left or other_right <= left or abs(y - other_y) >= 9
+
+
+def of_another_model(folder, speed, kept):
+    return make_artifact(
+        folder, measured=with_speed(speed), loss=with_kept(kept), model_digest="f" * 64
+    )
+
+
+def test_every_model_has_a_front_of_its_own(tmp_path, three):
+    """The other model's artifacts beat all three, which says nothing about them."""
+    others = [
+        of_another_model(tmp_path / "x", 3.0, 1.0),
+        of_another_model(tmp_path / "y", 2.9, 0.9),
+    ]
+    comparison = compare_artifacts([*three, *others])
+    assert comparison.groups == ((0, 1, 2), (3, 4))
+    assert comparison.fronts == ((0, 2), (3,))
+    rows = {name: cells for name, *cells in comparison_rows(comparison)}
+    assert rows["on the Pareto front"] == [
+        "yes, of slow, beaten, fast",
+        "no, of slow, beaten, fast",
+        "yes, of slow, beaten, fast",
+        "yes, of x, y",
+        "no, of x, y",
+    ]
+    root = ET.fromstring(str(tradeoff_chart(comparison)))
+    assert sum(e.tag.endswith("polyline") for e in root.iter()) == 2
+    assert "one for each of 2 groups" in html_comparison(comparison)
+    figures = comparison_figures(comparison)["artifacts"]
+    assert [a["group"] for a in figures] == [1, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("what", ["data", "machine"])
+def test_other_data_and_other_machines_are_no_rivals_either(what, tmp_path, three):
+    loss, measured = with_kept(1.0), with_speed(9.0)
+    if what == "data":
+        loss = loss.model_copy(update={"data_digest": "e" * 64})
+    else:
+        measured = measured.model_copy(update={"processor": "another"})
+    last = make_artifact(tmp_path / "last", loss=loss, measured=measured)
+    comparison = compare_artifacts([*three, last])
+    assert comparison.fronts == ((0, 2), (3,))
+    rows = {name: cells for name, *cells in comparison_rows(comparison)}
+    assert rows["on the Pareto front"][-1] == "nothing to compare it with"
+
+
+def test_another_machine_matters_only_where_times_are_compared(tmp_path, three):
+    machine = with_speed(1.0).model_copy(update={"processor": "another"})
+    fields = {"measured": machine, "loss": with_kept(1.0)}
+    untimed = make_artifact(tmp_path / "untimed", loss=with_kept(1.0))
+    last = make_artifact(tmp_path / "last", **fields)
+    assert compare_artifacts([*three, untimed, last]).groups == ((0, 1, 2, 3, 4),)
 
 
 def test_the_page_is_whole_and_hostile_names_stay_words(tmp_path, three):

@@ -18,7 +18,7 @@ from compressor.decoder import Decoder, decoder_from
 from compressor.decoder.weights import joined_parts
 from compressor.plan import Plan, Workload
 from export.graphs import GraphSpec, decoder_graph
-from export.onnx_graph import export_decoder, layer_nodes, save_graph
+from export.onnx_graph import export_decoder, save_graph
 from export.sessions import OnnxSession
 from export.torch_session import TorchSession
 from export.weights import INLINE_BELOW, SharedWeights
@@ -33,7 +33,7 @@ from tests.cuts import (
     plan_of,
     tensors_of,
 )
-from tests.flops import flops_by_layer, ran
+from tests.flops import flops_by_layer, layer_nodes, ran
 from tests.reference import text_logits
 
 COMPOSED = "everything, frozen, then exit"

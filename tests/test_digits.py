@@ -74,7 +74,7 @@ def test_identity_gives_the_originals_tokens_on_100_held_out_questions_in_onnx_r
 ) -> None:
     recipe = vtcompress.load_recipe("identity").override({"model.id": str(EXAMPLE / "model")})
     manifest = vtcompress.export(recipe, tmp_path / "out", bench_rounds=0)
-    assert manifest.passed
+    assert (manifest.verdict, manifest.failures) == ("not run", ())  # no validation data
     runtime = Runtime.load(tmp_path / "out", threads=1)
     assert_same(measure(runtime, heldout, NEW_TOKENS), original)
 

@@ -95,7 +95,7 @@ FAILURES = {
     "not there": (
         "raise ModuleNotFoundError('No module', name='tensorrt')",
         "not installed",
-        "pip install 'vtcompress[tensorrt]'",
+        "pip install '.[tensorrt]'",
     ),
     "a part is missing": (
         "import tensorrt_bindings",

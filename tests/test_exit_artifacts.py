@@ -109,9 +109,14 @@ def test_gated_runtimes_keep_no_picture_and_converse(
     assert prefix.rows == 0
     asked = "what is this"
     assert prefix.answer(asked).token_ids == runtime.answer(asked, pictures).token_ids
-    conversation = runtime.chat()
-    assert "".join(conversation.ask(asked, pictures, max_new_tokens=3)) is not None
-    assert "".join(conversation.ask("is it red", pictures, max_new_tokens=3)) is not None
+    conversation, seen = runtime.chat(), []
+    for question in (asked, "is it red"):
+        seen += pictures
+        answer = conversation.ask(question, pictures, max_new_tokens=3)
+        text = "".join(answer)
+        ids = runtime.encode(conversation.messages[:-1])
+        whole = runtime.replies([runtime.prompt_of(ids, runtime.pixels(seen))], 3)[0]
+        assert (answer.token_ids, text) == (whole.token_ids, whole.text)
 
 
 def test_a_baked_exit_is_the_quantile_of_where_gates_fire(

@@ -15,9 +15,9 @@ from compressor.compressed import compress
 from compressor.decoder.weights import source_of
 from compressor.errors import VtcompressError
 from compressor.families import load
-from export.onnx_graph import layer_nodes
 from export.torch_session import TorchSession
 from export.weights import PAGE
+from tests.flops import layer_nodes
 
 GRAPHS = ("vision.onnx", "embed.onnx", "decoder.onnx", "baseline_decoder.onnx")
 LARGE = 1024
@@ -29,6 +29,9 @@ def recipe_for(model: Path, questions: Path, **more: object) -> vtcompress.Recip
         "calibrate.data": str(questions),
         "validate.data": str(questions),
         "validate.max_new_tokens": 6,
+        # Nobody trained these models: freezing their layers changes their answers.
+        "validate.loss.min_exact_match_kept": None,
+        "validate.loss.max_kl": 100.0,
         **more,
     }
     return vtcompress.load_recipe("shortv").override(values)

@@ -205,7 +205,7 @@ def test_keys_that_float16_cannot_hold_are_an_error_that_names_them(
     assert "export with dtype bfloat16 or float32" in first
 
 
-F16, F32 = TensorProto.FLOAT16, TensorProto.FLOAT
+F16 = TensorProto.FLOAT16
 
 
 def by_hand(

@@ -106,7 +106,7 @@ def test_figures_of_an_answer_go_to_stderr_or_into_the_document(
     assert out == plain
     for word in ("first token", "tokens/s", "KV cache", "resident memory"):
         assert word in err
-    code, out, err = vt("--json", *asked)
+    code, out, err = vt("-q", "--json", *asked)
     document = json.loads(out)
     assert (code, err) == (0, "")
     assert document["text"] == plain.rstrip("\n")

@@ -8,7 +8,9 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from export.compare import compare_artifacts
 from export.html_compare import html_comparison
@@ -133,6 +135,17 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         )
     )
     made["compare"] = html_comparison(compare_artifacts(several))
+    cut = [
+        make_artifact(
+            folder / f"llava-1.5-7b-yopo-{name}",
+            plan=CUT,
+            recipe=RECIPE,
+            loss=with_kept(0.9),
+            **(everything | {"profile": SCORED, "measured": measured_of(CUT)}),
+        )
+        for name in ("float32", "float16", "bfloat16")
+    ]
+    made["three"] = html_comparison(compare_artifacts(cut))
     paths = {}
     for name, text in made.items():
         paths[name] = folder / f"{name}.html"
@@ -162,6 +175,58 @@ def test_a_page_is_quiet_fits_and_can_be_read(
                 assert json.loads(page.run(AXE)) == [], view
             keep(page, f"{name}-{width}-{'dark' if dark else 'light'}")
         assert page.messages == []
+
+
+# Tables that are wider than their place.
+WIDER = """
+[...document.querySelectorAll('.scroll')].filter(e => e.clientWidth && e.scrollWidth > e.clientWidth + 1)
+  .map(e => e.getAttribute('aria-label'))
+"""
+# Where one that is too wide for a phone stands in the page, scrolled to a share of its width.
+PLACE = """
+(() => {
+  const e = document.querySelector('.scroll[aria-label="Export fidelity"]');
+  e.scrollLeft = %s * e.scrollWidth;
+  const b = e.getBoundingClientRect();
+  return [b.left + scrollX, b.top + scrollY, b.right + scrollX, b.bottom + scrollY];
+})()
+"""
+
+
+def test_three_artifacts_stand_side_by_side_at_1280_pixels(
+    pages: dict[str, Path], tmp_path: Path
+) -> None:
+    assert BROWSER is not None
+    with browser_page(BROWSER, tmp_path / "profile") as page:
+        page.open(pages["three"], width=1280)
+        assert page.run(WIDER) == []
+        page.open(pages["compare"], width=390)
+        assert page.run(WIDER) == ["Artifacts"]
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_a_table_that_scrolls_shows_a_shadow_where_there_is_more(
+    dark: bool, pages: dict[str, Path], tmp_path: Path
+) -> None:
+    assert BROWSER is not None
+    page_ink = 24 if dark else 255
+
+    def edges(share: float) -> tuple[int, int]:
+        """How much the strip at the left and at the right edge differs from the page."""
+        left, top, right, bottom = page.run(PLACE % share)
+        page.picture(tmp_path / "page.png")
+        with Image.open(tmp_path / "page.png") as image:
+            grey = np.asarray(image.convert("L")).astype(int)
+        rows = slice(int(top) + 2, int(bottom) - 2)
+        strips = grey[rows, int(left) + 1], grey[rows, int(right) - 2]
+        return tuple(int(abs(np.median(strip) - page_ink)) for strip in strips)
+
+    with browser_page(BROWSER, tmp_path / "profile") as page:
+        page.open(pages["report"], width=390, dark=dark)
+        at_start, between, at_end = edges(0), edges(0.2), edges(1)
+        assert (at_start[0] < 8, at_start[1] > 20) == (True, True), at_start
+        assert min(between) > 20, between
+        assert (at_end[0] > 20, at_end[1] < 8) == (True, True), at_end
 
 
 def test_printed_pages_are_light_and_show_every_layers_figures(

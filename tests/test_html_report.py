@@ -18,6 +18,7 @@ from export.questions import (
     stored_questions,
     thumbnail,
 )
+from export.report import markdown_report
 from export.report_data import figures
 from tests import facts
 from tests.artifacts import make_artifact
@@ -124,8 +125,8 @@ def test_headings_come_in_order_and_lead_from_what_was_done_to_the_recipe(full):
         "Speed: predicted and measured",
         "Check 1: export fidelity",
         "Check 2: compression loss",
-        "Ladder of checks",
         "Sample questions",
+        "Ladder of checks",
         "Made with",
         "Recipe",
     ]
@@ -183,7 +184,7 @@ def test_the_headline_says_faster_work_and_kept(full):
         "1.60 x faster reading of picture and question (prefill), measured (quartiles 1.55 to 1.65)"
         in text
     )
-    assert "50% of the original's work in it (FLOPs)" in text
+    assert "50% of the original's work for that reading is left (FLOPs)" in text
     assert "75.0% of the original's right answers kept (100.0% right before, 75.0% now)" in text
 
 
@@ -367,3 +368,18 @@ def test_figures_for_dashboards_are_plain_json(tmp_path):
     assert document["layers"][1]["flops"] < document["layers"][1]["flops_original"]
     assert (document["questions"], document["answers_equal"]) == (3, 1)
     assert figures(read_report(make_artifact(Path(tmp_path / "b"))))["loss"] is None
+
+
+def test_columns_have_the_same_headings_in_both_reports(tmp_path, full):
+    """Of tables that both hold, found by their first two headings."""
+    markdown = markdown_report(read_report(tmp_path / "artifact"))
+    tables = re.findall(r"^\| (.+) \|\n\| ---", markdown, re.MULTILINE)
+    heads = [re.findall(r'<th scope="col"[^>]*>([^<]*)</th>', t) for t in full.split("<thead>")[1:]]
+    shared = 0
+    for line in tables:
+        names = line.split(" | ")
+        for head in heads:
+            if head[:2] == names[:2]:
+                shared += 1
+                assert head == names
+    assert shared >= 3

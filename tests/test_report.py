@@ -5,7 +5,6 @@ import re
 import pytest
 
 from export.bench import bench_rows
-from export.checks import loss_row
 from export.manifest import Manifest
 from export.questions import Question
 from export.report import layer_rows, markdown_report, what_visual_rows_do
@@ -56,7 +55,7 @@ def test_every_layer_is_listed_with_what_visual_rows_do_in_it():
         ("2", "updated"),
         ("3", "updated"),
         ("4", "frozen (shortv)"),
-        ("5", "frozen (dead rows: exact)"),
+        ("5", "frozen (dead rows: nobody reads them)"),
     ]
     assert [what_visual_rows_do(layer) for layer in PLAN.layers] == [r[1] for r in rows]
 
@@ -83,7 +82,7 @@ def test_the_head_says_how_much_work_is_left_and_that_the_weights_do_not_shrink(
     assert head.startswith("# owner/little-model, compressed by vtcompress 0.0.1\n")
     first = "- **2.00 x** less work for reading of picture and question (prefill), predicted"
     assert f"{first}; no time was measured\n" in head
-    assert "- **50%** of the original's work in it (FLOPs)\n" in head
+    assert "- **50%** of the original's work for that reading is left (FLOPs)\n" in head
     assert "answers kept: not checked" in head
     assert "The weight file does not shrink" in head
 
@@ -130,9 +129,9 @@ def test_checks_that_passed_and_checks_that_did_not_run_say_so():
 def test_fidelity_is_shown_with_the_worst_call_of_each_measure_beside_its_limit():
     rows = table(section(report(fidelity=facts.fidelity()), "Check 1: export fidelity"))
     assert rows == [
-        ["max abs", "3.00e-06", "<= 0.001", "kept", "1 images, T=9: prefill"],
-        ["max relative", "2.00e-06", "<= 0.001", "kept", "2 images, T=5: decode step 3"],
-        ["cosine", "0.9999999", ">= 0.99999", "kept", "0 images, T=9: later turn"],
+        ["max abs", "3.00e-06", "<= 0.001", "passed", "1 images, T=9: prefill"],
+        ["max relative", "2.00e-06", "<= 0.001", "passed", "2 images, T=5: decode step 3"],
+        ["cosine", "0.9999999", ">= 0.99999", "passed", "0 images, T=9: later turn"],
     ]
 
 
@@ -140,35 +139,50 @@ def test_every_limit_stands_beside_what_was_found_and_is_judged_by_itself():
     judged = facts.loss(("mean KL",), max_kl=0.01, min_agreement=0.8, min_exact_match_kept=0.7501)
     rows = tables(section(report(loss=judged), "Check 2: compression loss"))[0]
     assert rows == [
-        ["KL mean, nats", "0.0123", "<= 0.01", "missed"],
-        ["next token equal", "87.5%", ">= 80.0%", "kept"],
-        ["common prefix of the answers", "90.0%", "none", "reported only"],
-        ["right answers", "75.0%", "none", "reported only"],
-        ["right answers kept", "75.0%", ">= 75.0%", "missed"],
+        ["KL mean, nats", "0.0123", "<= 0.01", "failed"],
+        ["next token equal", "87.5% (52.9 to 97.8)", ">= 80.0%", "passed"],
+        ["common prefix of the answers", "90.0%", "none", "not judged"],
+        ["right answers", "75.0% (40.9 to 92.9)", "none", "not judged"],
+        ["right answers kept", "75.0% (47.1 to 119.4)", ">= 75.0%", "failed"],
     ]
 
 
 def test_loss_is_shown_over_all_and_for_every_kind_with_its_limits():
-    unknown = facts.figures("count", samples=3, exact_match_original=None, exact_match=None)
+    unknown = facts.figures(
+        "count", samples=3, agreement=2 / 3, answered=0, exact_match_original=None, exact_match=None,
+        equal_answers=None, right_to_wrong=None, wrong_to_right=None,
+    )  # fmt: skip
     text = report(loss=facts.loss((), [unknown], max_kl=0.5, min_agreement=0.8))
-    rows = tables(section(text, "Check 2: compression loss"))[1]
-    assert rows == [
-        ["all", "8", "0.0123", "0.400", "87.5%", "90.0%", "100.0%", "75.0%", "75.0%"],
-        ["count", "3", "0.0123", "0.400", "87.5%", "90.0%", "-", "-", "-"],
+    tokens, right = tables(section(text, "Check 2: compression loss"))[1:]
+    assert tokens == [
+        ["all", "8", "0.0123", "0.400", "87.5% (52.9 to 97.8)", "90.0%", "6"],
+        ["count", "3", "0.0123", "0.400", "66.7% (20.8 to 93.9)", "90.0%", "-"],
+    ]
+    assert right == [
+        [
+            "all",
+            "8",
+            "100.0% (67.6 to 100.0)",
+            "75.0% (40.9 to 92.9)",
+            "75.0% (47.1 to 119.4)",
+            "2",
+            "0",
+        ],
+        ["count", "0", "-", "-", "-", "-", "-"],
     ]
     assert "Data: heldout.jsonl." in text
-    kept = "- **75.0%** of the original's right answers kept (100.0% right before, 75.0% now)\n"
-    assert kept in text.split("\n## ")[0]
-    assert list(loss_row(unknown)) == rows[1]
+    kept = "- **75.0%** of the original's right answers kept (100.0% right before, 75.0% now); 95% "
+    assert f"{kept}interval 47.1 to 119.4%\n" in text.split("\n## ")[0]
 
 
 def test_without_limits_nothing_is_said_to_have_passed():
     text = report(loss=facts.loss())
-    assert "Compression loss: reported, no limits set." in text.split("\n## ")[0]
-    assert "The recipe sets no limits for this" in section(text, "In short")
+    assert "Compression loss: not judged: no limit set." in text.split("\n## ")[0]
+    assert "good enough was not judged: no limit set." in section(text, "In short")
     second = section(text, "Check 2: compression loss")
-    assert {row[-1] for row in tables(second)[0]} == {"reported only"}
-    assert "Passed" not in second
+    assert {row[-1] for row in tables(second)[0]} == {"not judged"}
+    assert "\nNot judged: no limit set.\n" in second
+    assert "assed" not in second
 
 
 def test_measured_ratios_stand_beside_their_spread_or_are_said_to_be_missing():
@@ -198,7 +212,7 @@ def test_a_hostile_name_breaks_neither_table_nor_page(name):
     questions = [Question((), name, name, name, name, name)]
     text = report(loss=facts.loss((name,), [facts.figures(name)]), questions=questions)
     kinds = tables(section(text, "Check 2: compression loss"))[1]
-    assert [len(row) for row in kinds] == [9, 9]
+    assert [len(row) for row in kinds] == [7, 7]
     assert len(tables(section(text, "Sample questions"))[0]) == 1
     assert "<b>" not in text.replace("\\<b", "")
     assert re.search(r"(?<!\\)\]\(", text) is None

@@ -94,7 +94,7 @@ def test_a_table_of_layers_tells_exited_frozen_dead_and_gates_apart():
         "updated",
         "frozen (shortv)",
         "updated",
-        "frozen (dead rows: exact)",
+        "frozen (dead rows: nobody reads them)",
         "exited (vtw)",
         "exited (vtw)",
     ]
@@ -104,7 +104,7 @@ def test_a_table_of_layers_tells_exited_frozen_dead_and_gates_apart():
         "updated in 40% of prompts",
         "updated in 40% of prompts; gate behind it",
         "updated in 10% of prompts",
-        "frozen (dead rows: exact) in 10% of prompts",
+        "frozen (dead rows: nobody reads them) in 10% of prompts",
     ]
     baked = facts.plan(exit_layer=5, reason="dyvte")
     assert layer_rows(baked)[5][1] == "exited (dyvte)"
@@ -211,7 +211,7 @@ def test_in_short_tells_what_an_exit_does_saves_and_keeps(tmp_path):
     text = section(markdown_report(exited(tmp_path / "a")), "In short")
     assert "left out in 4 of the 6 layers." in text
     assert "Layers 4, 5: visual tokens have left the decoder by then (method VTW)." in text
-    assert "from layer 4 on text tokens only. Measured: 1.00 times" in text
+    assert "from layer 4 on text tokens only. Measured per token: as fast as the original." in text
     assert "Nothing is saved on further tokens" not in text
     assert "weight file does not shrink" in text
     frozen = section(markdown_report(exited(tmp_path / "b", exit_layer=None)), "In short")
@@ -226,7 +226,7 @@ def test_a_token_that_takes_longer_is_not_sold_as_a_gain(tmp_path):
     )
     slow = exited(tmp_path / "a", measured=measured.model_copy(update={"decode_step": step}))
     text = section(markdown_report(slow), "In short")
-    assert "Measured, it is slower all the same: 0.35 times the original's speed per token." in text
+    assert "Measured per token: slower, 2.86 times the original's time." in text
 
 
 def test_in_short_tells_what_gates_decide_and_what_predictions_are_means_of(tmp_path):
@@ -373,10 +373,10 @@ def test_the_prediction_is_for_the_prompt_that_was_timed_not_for_the_plans():
 
 def test_the_headline_names_the_cache_only_where_it_shrinks(tmp_path):
     page = markdown_report(exited(tmp_path / "a"))
-    assert "of the original's work in it (FLOPs)\n" in page
+    assert "of the original's work for that reading is left (FLOPs)\n" in page
     predicted = facts.manifest_fields()["predicted"].model_copy(update={"kv_bytes": 1024})
     page = markdown_report(exited(tmp_path / "b", predicted=predicted))
-    assert "of the original's work in it (FLOPs), 25% of its KV cache\n" in page
+    assert "of the original's work for that reading is left (FLOPs), 25% of its KV cache\n" in page
 
 
 def test_the_workload_line_tells_frozen_and_exited_layers(tmp_path):

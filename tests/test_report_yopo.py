@@ -147,7 +147,7 @@ def test_masked_layers_say_what_is_not_read_and_not_that_it_is_gone(tmp_path):
         ["frozen (shortv)", "2 of 4, masked", "-"],
         ["updated, read by no head (off)", "0 of 4, masked", "-"],
         ["updated, read by no head (off)", "0 of 4, masked", "-"],
-        ["frozen (dead rows: exact)", "0 of 4, masked", "-"],
+        ["frozen (dead rows: nobody reads them)", "0 of 4, masked", "-"],
     ]
     said = " ".join(cut_sentences(MASKED))
     assert "read in 2 of 4 heads of layers 1, 2 (method YOPO, heads), and computed in all" in said
@@ -256,7 +256,7 @@ def test_the_planners_notes_are_in_every_report_and_in_the_printed_plan(tmp_path
     assert NOTE in page.text
     assert "Notes of the planner" in [title for _, title in page.headings]
     assert figures(data)["notes"] == [NOTE]
-    printed = said(lambda out: show_plan(out, CUT))
+    printed = said(lambda out: show_plan(out, CUT, "float32"))
     assert "heads <3> stay" in printed
     assert "visual heads" in printed
     assert "Semantics: removed" in printed

@@ -4,13 +4,13 @@ import json
 import os
 import subprocess
 import sys
-import venv
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import vtcompress
+from compressor.installing import WHEEL, how_to_install
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -19,10 +19,12 @@ ROOT = Path(__file__).resolve().parent.parent
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     """Return a function that runs the installed environment's Python."""
     folder = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(ROOT)]
-    subprocess.run(build, check=True, capture_output=True, text=True)
-    (wheel,) = folder.glob("vtcompress-*.whl")
-    venv.create(folder / "env", with_pip=True)
+    # `make wheel` makes the environment too.
+    make = ["make", "-C", str(ROOT), "wheel", f"PYTHON={sys.executable}"]
+    make += [f"VENV={folder / 'env'}", f"DIST={folder}"]
+    made = subprocess.run(make, check=True, capture_output=True, text=True)
+    wheel = folder / WHEEL
+    assert f"pip install '{wheel}[cpu]'" in made.stdout
     python = folder / "env" / "bin" / "python"
     pip = [
         str(python),
@@ -97,5 +99,5 @@ def test_a_stage_that_needs_torch_says_what_to_install(installed: Callable[..., 
         installed("-m", "vtcompress", "plan", "--recipe", "identity", "--model", "x")
     assert failure.value.returncode == 1
     assert failure.value.stderr == (
-        "error: planning needs packages that are not installed: pip install 'vtcompress[compress]'\n"
+        f"error: planning needs packages that are not installed: {how_to_install('compress')}\n"
     )

@@ -9,13 +9,12 @@ Example:
     >>> recipe = recipe.override({"model.id": "my-llava", "calibrate.data": "calibration.jsonl"})
     >>> manifest = vtcompress.export(recipe, "my-llava-shortv")  # doctest: +SKIP
     >>> runtime = vtcompress.Runtime.load("my-llava-shortv")  # doctest: +SKIP
-    >>> print("".join(runtime.generate("What is this?", ["photo.jpg"])))  # doctest: +SKIP
+    >>> print("".join(runtime.generate("What is this?", "photo.jpg")))  # doctest: +SKIP
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from compressor.version import __version__
 from vtcompress.ownership import check_ownership
 
 if TYPE_CHECKING:
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from compressor.errors import VtcompressError
     from compressor.plan import Plan
     from compressor.recipe import Recipe
+    from compressor.version import __version__
     from export.artifact import Artifact
     from export.manifest import Manifest
     from export.runtime import Runtime
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         validate,
     )
 
+# Before anything of the packages that it looks at is imported: nothing of another's file may run.
 check_ownership()
 
 _HOMES = {
@@ -50,6 +51,7 @@ _HOMES = {
     "Recipe": "compressor.recipe",
     "Runtime": "export.runtime",
     "VtcompressError": "compressor.errors",
+    "__version__": "compressor.version",
     "bench": "vtcompress.stages",
     "calibrate": "vtcompress.stages",
     "compress": "vtcompress.stages",

@@ -1,11 +1,13 @@
 """`vtcompress validate --backend`: another backend beside ONNX Runtime on the CPU, without torch."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from compressor.errors import BackendError
 from compressor.plan import Plan
-from compressor.progress import SILENT, Progress
+from compressor.progress import Progress
 from compressor.recipe import fidelity_thresholds, load_recipe
 from export.artifact import PLAN_FILE, RECIPE_FILE, Artifact
 from export.backends import BACKENDS, on_gpu, open_session
@@ -19,7 +21,8 @@ from export.parity.backend import (
     compare_outputs,
     reference_outputs,
 )
-from vtcompress.exporting import loss_limits, validation_name
+from vtcompress.console import shown
+from vtcompress.exporting import loss_limits, validation_name, with_limits
 from vtcompress.inputs import require_runtime
 
 
@@ -30,7 +33,8 @@ def validate_backend(
     precision: str = "f32",
     threads: int | None = None,
     device: int = 0,
-    progress: Progress = SILENT,
+    limits: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
 ) -> BackendParity:
     """Compare a backend's numbers with ONNX Runtime's on the CPU, and its answers with the original's.
 
@@ -43,7 +47,8 @@ def validate_backend(
         precision: see `export.backends.open_session`.
         threads: of one operator.
         device: number of the GPU, for backends that run on one.
-        progress: shows stages and samples.
+        limits: other limits than the artifact's recipe sets; see `vtcompress.stages.validate`.
+        progress: shows stages and samples; None: on a terminal alone.
 
     Raises:
         VtcompressError: the artifact is broken, or the backend cannot run here.
@@ -54,9 +59,10 @@ def validate_backend(
             f"itself, or give one of {', '.join(BACKENDS[1:])}"
         )
     require_runtime("comparing a backend with ONNX Runtime")
-    path = Path(path)
+    path, progress = Path(path), shown(progress)
     artifact = Artifact.open(path)
-    recipe, plan = load_recipe(path / RECIPE_FILE), Plan.load(path / PLAN_FILE)
+    recipe = with_limits(load_recipe(path / RECIPE_FILE), limits or {}, anew=True)
+    plan = Plan.load(path / PLAN_FILE)
     session = open_session(artifact, backend, precision, threads, device=device)
     engines = session.engines if isinstance(session, EngineSession) else None
     most = None if engines is None else engines.facts.limits.max_images
@@ -66,12 +72,12 @@ def validate_backend(
     room = None if sizes is None else sizes.max_context
     reference = reference_outputs(artifact, plan, threads, images, room)
     progress.say(f"running {backend}")
-    limits = fidelity.Limits(**asdict(fidelity_thresholds(recipe)))
+    numeric = fidelity.Limits(**asdict(fidelity_thresholds(recipe)))
     found = BackendParity(
         backend=backend,
         precision=precision,
         device=_device_name(backend, device),
-        outputs=compare_outputs(artifact, plan, session, reference, limits, images, room),
+        outputs=compare_outputs(artifact, plan, session, reference, numeric, images, room),
         loss=compare_answers(
             artifact, session, loss_limits(recipe), validation_name(recipe), progress
         ),

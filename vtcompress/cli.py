@@ -7,20 +7,22 @@ Exit codes: 0 done, 1 an error of input or environment, 2 wrong usage, 3 a check
 import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import click
 
-from compressor.errors import ProblemsError, VtcompressError
+from compressor.errors import ArtifactWarning, ProblemsError, VtcompressError
 from compressor.version import __version__
 from export.backends import BACKENDS, PRECISIONS
 from vtcompress.cli_build import build
 from vtcompress.cli_doctor import doctor
 from vtcompress.cli_gates import train_gates
-from vtcompress.cli_recipe import FILE, read_recipe, recipe_options
+from vtcompress.cli_recipe import FILE, read_recipe, read_settings, recipe_options
 from vtcompress.cli_report import COMMANDS
 from vtcompress.console import Output
+from vtcompress.last_resort import Doing, discard_output, watched_threads
 
 EXIT_ERROR, EXIT_USAGE, EXIT_MISSED, EXIT_INTERRUPTED = 1, 2, 3, 130
 
@@ -31,7 +33,24 @@ class ThresholdMissedError(Exception):
     """A check ran and missed a threshold; what it is was printed already."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+class UnforeseenError(Exception):
+    """Carries an error through click, which would take it for the user's interrupt; see its cause."""
+
+
+class Commands(click.Group):
+    """The commands; an error inside is handed on as it is."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except EOFError as error:  # of a truncated file, say: nothing here asks the user for lines
+            raise UnforeseenError from error
+
+
+@click.group(
+    cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True}
+)
 @click.version_option(__version__, prog_name="vtcompress")
 @click.option("-v", "--verbose", count=True, help="Say more; twice: the libraries' own logs too.")
 @click.option("-q", "--quiet", is_flag=True, help="Print results only.")
@@ -43,7 +62,9 @@ def cli(context: click.Context, verbose: int, quiet: bool, machine: bool) -> Non
     The main job is `vtcompress export --recipe shortv --model MODEL --data QUESTIONS.jsonl --output DIR`;
     the other commands are its stages, each starting from the file of the one before.
     """
-    context.obj = Output(verbosity=-1 if quiet else verbose, machine=machine)
+    doing = context.obj if isinstance(context.obj, Doing) else Doing()
+    doing.command, doing.verbose = context.invoked_subcommand, verbose > 0
+    context.obj = Output(verbosity=-1 if quiet else verbose, machine=machine, doing=doing)
     context.obj.interrupts.listen()
     _set_logs(verbose)
 
@@ -59,13 +80,14 @@ def _set_logs(verbose: int) -> None:
 @click.pass_obj
 def calibrate(out: Output, /, output: Path, **options: Any) -> None:
     """Measure what the recipe's methods choose by: how much each layer needs visual tokens."""
-    from vtcompress import show, stages
+    from vtcompress import brief, show, stages
 
     profile = stages.calibrate(read_recipe(options), output, progress=out)
     show.show_profile(out, profile)
     out.line(
         f"{len(profile.samples)} samples; written: {output}, its plot as .png and .svg beside it"
     )
+    brief.written(out, output)
     out.result(profile.model_dump(mode="json"))
 
 
@@ -79,17 +101,20 @@ def calibrate(out: Output, /, output: Path, **options: Any) -> None:
 def plan(out: Output, /, profile: Path | None, output: Path, **options: Any) -> None:
     """Decide what visual tokens do in each layer; print the predicted costs."""
     from compressor.calibration.profile import Profile
-    from vtcompress import show, stages
+    from vtcompress import brief, show, stages
 
     measured = None if profile is None else Profile.load(profile)
-    chosen = stages.plan(read_recipe(options), measured)
+    recipe = read_recipe(options)
+    chosen = stages.plan(recipe, measured, progress=out)
     chosen.save(output)
-    show.show_plan(out, chosen)
-    out.line(f"written: {output}")
+    dtype = recipe.export.dtype
+    show.show_plan(out, chosen, dtype)
+    brief.planned(out, chosen, dtype)
+    out.always(f"written: {output}")
     out.result(
         {
             "plan": chosen.model_dump(mode="json"),
-            "predicted": stages.predicted(chosen, chosen.model.dtype).model_dump(mode="json"),
+            "predicted": stages.predicted(chosen, dtype).model_dump(mode="json"),
         }
     )
 
@@ -124,7 +149,7 @@ def compress(
         overwrite=overwrite,
         progress=out,
     )
-    out.line(f"written: {folder}")
+    out.always(f"written: {folder}")
     out.result({"output": str(folder)})
 
 
@@ -162,7 +187,7 @@ def export(
     from compressor.calibration.profile import Profile
     from compressor.plan import Plan
     from export.engine_facts import engine_facts
-    from vtcompress import show, stages
+    from vtcompress import brief, show, stages
 
     recipe = read_recipe(
         options,
@@ -183,9 +208,11 @@ def export(
         progress=out,
     )
     chosen = Plan.load(output / "plan.json")
-    show.show_plan(out, chosen)
+    show.show_plan(out, chosen, manifest.dtype)
     show.show_checks(out, manifest, chosen, engine_facts(output, manifest))
-    out.line(f"written: {output} (report: {output / 'report.html'})")
+    brief.timed(out, manifest.measured)
+    brief.checked(out, manifest.fidelity, manifest.loss)
+    out.always(f"written: {output} (report: {output / 'report.html'})")
     out.result(manifest.model_dump(mode="json"))
     _raise_if_missed(manifest.failures)
 
@@ -204,6 +231,13 @@ def _raise_if_missed(failures: tuple[str, ...]) -> None:
     "--model", help="The original, hub id or folder: measure it and export fidelity anew."
 )
 @click.option("--gates", type=FILE, help="The gates' weights, if the plan has gates; with --model.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Judge by another limit, e.g. --set validate.loss.min_agreement=0.9; may be repeated.",
+)
 @click.option(
     "--backend",
     type=click.Choice(BACKENDS),
@@ -224,6 +258,7 @@ def validate(
     data: Path | None,
     model: str | None,
     gates: Path | None,
+    settings: tuple[str, ...],
     backend: str | None,
     precision: str,
     device: int,
@@ -232,9 +267,10 @@ def validate(
     """Check an artifact against the original's stored answers, or against the original itself."""
     from compressor.plan import Plan
     from export.artifact import PLAN_FILE
-    from vtcompress import show, stages
+    from vtcompress import brief, show, stages
     from vtcompress.backend_check import validate_backend
 
+    limits = read_settings(settings)
     if backend is not None:
         if data is not None or model is not None or gates is not None:
             raise click.UsageError(
@@ -246,22 +282,32 @@ def validate(
             precision=precision,
             threads=threads,
             device=device,
+            limits=limits,
             progress=out,
         )
         show.show_parity(out, parity)
+        brief.compared_backend(out, parity)
         out.result(parity.model_dump(mode="json"))
         _raise_if_missed(parity.failures)
         return
     outcome = stages.validate(
-        artifact, data=data, model=model, gates=gates, threads=threads, progress=out
+        artifact,
+        data=data,
+        model=model,
+        gates=gates,
+        limits=limits,
+        threads=threads,
+        progress=out,
     )
     show.show_fidelity(out, outcome.fidelity)
     show.show_loss(out, outcome.loss)
     show.show_exits(out, Plan.load(artifact / PLAN_FILE), outcome.loss)
+    brief.checked(out, outcome.fidelity, outcome.loss)
     out.result(
         {
             "fidelity": outcome.fidelity and outcome.fidelity.model_dump(mode="json"),
             "loss": outcome.loss and outcome.loss.model_dump(mode="json"),
+            "verdict": outcome.verdict,
         }
     )
     _raise_if_missed(outcome.failures)
@@ -280,13 +326,14 @@ def bench(
     """Time the compressed decoder beside the original one, in one process and in turns."""
     from compressor.plan import Plan
     from export.artifact import PLAN_FILE, Artifact
-    from vtcompress import show, stages
+    from vtcompress import brief, show, stages
 
     report = stages.bench(
         artifact, images=images, text=text, rounds=rounds, threads=threads, progress=out
     )
     dtype = Artifact.open(artifact, verify=False).manifest.dtype
     show.show_bench(out, report, Plan.load(artifact / PLAN_FILE), dtype)
+    brief.timed(out, report)
     out.result(report.model_dump(mode="json"))
 
 
@@ -338,24 +385,29 @@ def generate(
     **options: Any,
 ) -> int:
     """Ask an artifact about pictures, once or in a chat; needs neither torch nor transformers."""
+    from export.artifact import Artifact
     from export.memory import resident_bytes
     from export.runtime import Runtime
-    from vtcompress.generating import Generation
+    from vtcompress.generating import Generation, say_shortcoming
 
     if prompt is None and not chat:
         raise click.UsageError("give --prompt, or --chat")
     if no_verify:
         out.say("files are not verified")
-    runtime = Runtime.load(
-        artifact,
-        threads=threads,
-        verify=not no_verify,
-        backend=backend,
-        precision=precision,
-        preload=stats,
-        mapped=mapped,
-        device=device,
-    )
+    with warnings.catch_warnings():
+        # Said below, in a line of our own.
+        warnings.simplefilter("ignore", ArtifactWarning)
+        runtime = Runtime.load(
+            artifact,
+            threads=threads,
+            verify=not no_verify,
+            backend=backend,
+            precision=precision,
+            preload=stats,
+            mapped=mapped,
+            device=device,
+        )
+    say_shortcoming(out, Artifact.open(artifact, verify=False).manifest)
     generation = Generation(out, runtime, options, stats, resident_bytes())
     if chat or prompt is None:
         return 0 if generation.chat(prompt, images) else EXIT_ERROR
@@ -368,11 +420,12 @@ def generate(
 @click.pass_obj
 def inspect(out: Output, /, path: str) -> None:
     """Tell what a model folder, compressed folder, artifact, plan or profile is; loads no weights."""
-    from vtcompress import show, stages
+    from vtcompress import brief, show, stages
 
     facts = stages.inspect(path)
     out.result(facts)
     out.table(path, ("fact", "value"), show.flat_rows(facts))
+    brief.facts(out, show.flat_rows(facts))
 
 
 @cli.command()
@@ -385,11 +438,12 @@ def recipes(out: Output, /, name: str | None) -> None:
     shipped = shipped_recipes()
     if name is None:
         out.table("Shipped recipes", ("name", "what it does"), [(r.name, r.title) for r in shipped])
+        out.brief("\n".join(r.name for r in shipped))
         out.line("`vtcompress recipes NAME` prints one with its explanation")
         out.result([{"name": r.name, "title": r.title} for r in shipped])
         return
     text = find_recipe(name).read_text(encoding="utf-8")
-    out.line(text.rstrip("\n"))
+    out.always(text.rstrip("\n"))
     out.result({"name": name, "text": text})
 
 
@@ -422,9 +476,25 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Run the command line; return its exit code."""
+    """Run the command line; return its exit code. Errors that nobody foresaw end in one line as well."""
+    doing = Doing()
     try:
-        result = cli.main(arguments, prog_name="vtcompress", standalone_mode=False)
+        with watched_threads(doing):
+            code = _run(arguments, doing)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read what we print has left
+        discard_output()
+        return EXIT_ERROR
+    except Exception as error:  # noqa: BLE001 - the last resort
+        cause = error.__cause__ if isinstance(error, UnforeseenError) else None
+        doing.tell(error if cause is None else cause)
+        return EXIT_ERROR
+    return EXIT_ERROR if doing.failed and code == 0 else code
+
+
+def _run(arguments: list[str] | None, doing: Doing) -> int:
+    try:
+        result = cli.main(arguments, prog_name="vtcompress", standalone_mode=False, obj=doing)
     except ThresholdMissedError:
         return EXIT_MISSED
     except ProblemsError as error:

@@ -66,7 +66,8 @@ def build(
         dry=dry_run,
         progress=out,
     )
-    _show_plan(out, plan)
+    # The vendor's commands are what a dry run is for; else whoever asks for more sees them.
+    _show_plan(out, plan, commands=dry_run or out.verbosity > 0)
     if dry_run:
         out.line("nothing was built")
         out.result({"plan": engine_building.as_json(plan), "engines": None})
@@ -77,7 +78,7 @@ def build(
     out.result({"plan": engine_building.as_json(plan), "engines": document})
 
 
-def _show_plan(out: Output, plan: "EnginePlan") -> None:
+def _show_plan(out: Output, plan: "EnginePlan", *, commands: bool) -> None:
     from export.trtexec import command_line
 
     rows = [
@@ -95,9 +96,12 @@ def _show_plan(out: Output, plan: "EnginePlan") -> None:
     ]
     columns = ("engine", "profile", "axis", "least", "typical", "most")
     out.table(f"Engines for {', '.join(plan.capabilities)}", columns, rows)
+    if not commands:
+        return
     out.line(f"the same with {plan.target.tool}, which comes with the vendor's archive:")
     for arguments in plan.commands().values():
         out.line(f"  {command_line(arguments)}")
+        out.brief(command_line(arguments))
     for graph, reason in plan.without_command().items():
         out.line(f"  {graph}: none, because {reason}")
 
@@ -109,4 +113,4 @@ def _show_set(out: Output, built: "OpenedSet") -> None:
     ]
     out.table("Built", ("engine", "MiB", "seconds"), rows)
     out.line(built.facts.proof)
-    out.line(f"written: {built.folder}")
+    out.always(f"written: {built.folder}")

@@ -20,10 +20,12 @@ from vtcompress.console import Output
 def doctor(out: Output, /, need: str | None, seconds: float) -> None:
     """Tell what is installed, what can build engines and run here, and what closes each gap."""
     from export.doctor import examine
+    from vtcompress import brief
     from vtcompress.doctor import show_diagnosis
 
     found = examine(seconds)
     show_diagnosis(out, found)
+    brief.diagnosed(out, found)
     out.result(found.model_dump(mode="json"))
     if need is not None:
         found.require(need)

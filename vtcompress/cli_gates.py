@@ -49,5 +49,5 @@ def train_gates(
         read_recipe(options, more), data, output, overwrite=overwrite, progress=out
     )
     show_gates(out, report)
-    out.line(f"written: {output}, its report as .json beside it")
+    out.always(f"written: {output}, its report as .json beside it")
     out.result(report.model_dump(mode="json"))

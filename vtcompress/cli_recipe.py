@@ -1,6 +1,6 @@
 """Options that the commands share: which recipe, and what overrides it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,9 +59,21 @@ def _with(command: Command, *options: Callable[[Command], Command]) -> Command:
     return command
 
 
+def read_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """Return the values that `--set` gives, by dotted key."""
+    from compressor.recipe_errors import parse_value
+
+    values = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise click.BadParameter(f"{setting!r} is not KEY=VALUE", param_hint="--set")
+        values[key.strip()] = parse_value(text)
+    return values
+
+
 def read_recipe(options: Mapping[str, Any], more: Mapping[str, Any] | None = None) -> "Recipe":
     """Load the recipe that the options name, and override it."""
-    from compressor.recipe_errors import parse_value
     from vtcompress.stages import load_recipe
 
     given = {
@@ -74,11 +86,7 @@ def read_recipe(options: Mapping[str, Any], more: Mapping[str, Any] | None = Non
         **(more or {}),
     }
     values = {key: value for key, value in given.items() if value is not None}
-    for setting in options["settings"]:
-        key, equals, text = setting.partition("=")
-        if not equals:
-            raise click.BadParameter(f"{setting!r} is not KEY=VALUE", param_hint="--set")
-        values[key.strip()] = parse_value(text)
+    values |= read_settings(options["settings"])
     recipe = load_recipe(options["recipe"]).override(values)
     gates = options.get("gates")
     return recipe if gates is None else recipe.with_gates(gates)

@@ -27,7 +27,7 @@ def report(out: Output, /, artifact: Path, html: Path | None, no_verify: bool) -
     if no_verify:
         out.say("files are not verified")
     data = read_report(artifact, verify=not no_verify)
-    out.line(markdown_report(data).rstrip("\n"))
+    out.always(markdown_report(data).rstrip("\n"))
     out.result(figures(data))
     if html is not None:
         write_text(html, html_report(data))
@@ -52,6 +52,7 @@ def compare(
     from export.html_compare import html_comparison
     from export.svg import standalone
     from export.tradeoff_chart import tradeoff_chart
+    from vtcompress import brief
 
     comparison = compare_artifacts(artifacts)
     drawing = None if plot is None else tradeoff_chart(comparison)
@@ -63,6 +64,7 @@ def compare(
     out.table("Artifacts", columns(comparison), comparison_rows(comparison))
     for note in comparison.notes:
         out.line(f"note: {note}")
+    brief.compared(out, comparison)
     out.result(comparison_figures(comparison))
     if html is not None:
         write_text(html, html_comparison(comparison))

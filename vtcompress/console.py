@@ -9,7 +9,9 @@ from typing import Any, TypeVar
 
 import click
 
+from compressor.progress import SILENT, Progress
 from vtcompress.interrupts import Interrupts
+from vtcompress.last_resort import Doing
 
 Item = TypeVar("Item")
 
@@ -30,15 +32,21 @@ class Output:
         verbosity: -1 results only, 0 stages and progress, 1 details too.
         machine: results as one JSON document on stdout, nothing else there.
         interrupts: asked at every step of progress.
+        doing: told of every stage, for what is said of an error.
     """
 
     verbosity: int = 0
     machine: bool = False
     interrupts: Interrupts = field(default_factory=Interrupts)
+    doing: Doing = field(default_factory=Doing)
+
+    @property
+    def _tells(self) -> bool:
+        return not self.machine and self.verbosity >= 0
 
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-        """Print a table for people."""
-        if self.machine:
+        """Print a table for people, unless quiet."""
+        if not self._tells:
             return
         from rich.console import Console
         from rich.table import Table
@@ -55,7 +63,17 @@ class Output:
         Console(width=None if sys.stdout.isatty() else 140, highlight=False).print(table)
 
     def line(self, text: str) -> None:
-        """Print a line for people."""
+        """Print a line for people, unless quiet."""
+        if self._tells:
+            click.echo(text)
+
+    def brief(self, text: str) -> None:
+        """Print a result for people where quiet leaves out the tables and lines that told it."""
+        if not self.machine and not self._tells:
+            click.echo(text)
+
+    def always(self, text: str) -> None:
+        """Print a result for people, quiet or not."""
         if not self.machine:
             click.echo(text)
 
@@ -67,11 +85,17 @@ class Output:
     def say(self, line: str) -> None:
         """Announce a stage on stderr."""
         self.interrupts.check()
+        self.doing.stage = line
         if self.verbosity >= 0:
             click.echo(line, err=True)
 
+    def warn(self, line: str) -> None:
+        """Say on stderr what must not be overlooked, however quiet the output is."""
+        click.echo(f"WARNING: {line}", err=True)
+
     def track(self, items: Iterable[Item], label: str, total: int) -> Iterator[Item]:
         """Yield the items; show progress on stderr if it takes more than two seconds."""
+        self.doing.stage = label
         shown = items
         if self.verbosity >= 0:
             show = self._bar if sys.stderr.isatty() else self._lines
@@ -111,3 +135,10 @@ class Output:
         taken = time.monotonic() - started
         if taken > SHOW_AFTER_SECONDS:
             self.say(f"{label}: {total} done in {taken:.0f} s")
+
+
+def shown(progress: Progress | None) -> Progress:
+    """Return how a stage that Python calls reports; None: as a command on a terminal, else not at all."""
+    if progress is not None:
+        return progress
+    return Output() if sys.stderr is not None and sys.stderr.isatty() else SILENT

@@ -1,7 +1,7 @@
 """One run of `export`: the order in which models come and go, so that no two are in memory together."""
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from compressor.calibration.data import data_digest
 from compressor.calibration.profile import Profile
 from compressor.cost import BYTES, predict, predicted_speedup
-from compressor.errors import ProfileError, VtcompressError
+from compressor.errors import ProfileError, RecipeError, VtcompressError
 from compressor.methods import DyVTE
 from compressor.plan import Plan
 from compressor.planner import (
@@ -35,6 +35,7 @@ from export.manifest import Manifest, Predicted, tool_versions
 from export.model_card import Origin
 from export.onnx_check import check_graphs
 from export.parity import fidelity, loss
+from export.parity.loss_report import LossLimits, LossReport
 from export.runtime import Runtime
 from export.sessions import OnnxSession
 from export.targets import TARGETS
@@ -57,6 +58,8 @@ if TYPE_CHECKING:
 
 # Graphs without weights, tokenizer, plots and small pictures take less.
 SMALL_FILES_BYTES = 64 << 20
+
+LOSS_KEYS, FIDELITY_KEYS = "validate.loss.", "validate.fidelity."
 
 
 @dataclass(frozen=True)
@@ -281,7 +284,7 @@ class ExportRun:
 
     def _both_checks(
         self, written: Written, folder: Path
-    ) -> tuple[fidelity.FidelityReport, loss.LossReport | None]:
+    ) -> tuple[fidelity.FidelityReport, LossReport | None]:
         recipe, plan, original = self.recipe, written.plan, written.original
         self.progress.say("checking export fidelity")
         session = open_for_checks(folder, written.graphs, recipe.export.dtype)
@@ -422,9 +425,36 @@ def check_fidelity(
     return fidelity.compare(reference, found, graphs, declared, limits)
 
 
-def loss_limits(recipe: Recipe) -> loss.LossLimits:
+def loss_limits(recipe: Recipe) -> LossLimits:
     """Return the recipe's limits of compression loss."""
-    return loss.LossLimits(**recipe.validation.loss.model_dump())
+    return LossLimits(**recipe.validation.loss.model_dump())
+
+
+def with_limits(recipe: Recipe, limits: Mapping[str, Any], *, anew: bool) -> Recipe:
+    """Return an artifact's recipe with other limits.
+
+    Args:
+        recipe: of the artifact.
+        limits: by dotted key.
+        anew: export fidelity is measured again, so that its limits mean something.
+
+    Raises:
+        RecipeError: keys that are no limits, or have nothing to judge; all of them.
+    """
+    problems = [
+        f"command line: {key}: is no limit, and the artifact was exported already; only keys of "
+        f"{LOSS_KEYS}* and {FIDELITY_KEYS}* can be set"
+        for key in limits
+        if not key.startswith((LOSS_KEYS, FIDELITY_KEYS))
+    ]
+    problems += [
+        f"command line: {key}: export fidelity is not measured anew; add --model ORIGINAL or --backend"
+        for key in limits
+        if key.startswith(FIDELITY_KEYS) and not anew
+    ]
+    if problems:
+        raise RecipeError(problems)
+    return recipe.override(limits)
 
 
 def validation_name(recipe: Recipe) -> str:

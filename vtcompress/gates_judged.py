@@ -21,6 +21,7 @@ from compressor.planner import identity_plan
 from compressor.progress import Progress
 from compressor.recipe import ValidateSection
 from export.parity import loss
+from export.parity.loss_report import LossLimits
 from export.runtime import Runtime
 from export.torch_session import TorchSession
 from vtcompress.gates_report import GateFigures, HeldOut, Judged
@@ -95,7 +96,7 @@ def judge_held_out(
         unfired=unfired,
         speedup=predicted_speedup(with_exit),
         gates=_judged(list((torch.stack(found) > 0).T), list(torch.stack(allowed).T)),
-        answers=loss.compare(samples, stay, leave, loss.LossLimits(), name),
+        answers=loss.compare(samples, stay, leave, LossLimits(), name),
     )
 
 

@@ -8,8 +8,8 @@ from pydantic import Field
 from compressor.dims import Facts
 from compressor.files import write_text
 from compressor.methods import GateTraining
-from export.checks import LOSS_COLUMNS, loss_row
-from export.parity.loss import LossReport
+from export.checks import RIGHT_COLUMNS, TOKEN_COLUMNS, right_rows, token_rows
+from export.parity.loss_report import LossReport
 from vtcompress.console import Output
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -112,8 +112,10 @@ def show_gates(out: Output, report: GatesReport) -> None:
     if held is None:
         out.line("training part only: exits and answers need held-out questions (--validate-data)")
         return
-    figures = [loss_row(row) for row in (held.answers.overall, *held.answers.kinds)]
-    out.table("Answers without exit (original) and with exit", LOSS_COLUMNS, figures)
+    title = "without exit (original) and with exit"
+    out.table(f"Answers {title}", TOKEN_COLUMNS, token_rows(held.answers))
+    if rows := right_rows(held.answers):
+        out.table(f"Right answers {title}", RIGHT_COLUMNS, rows)
     out.line(f"predicted prefill speed-up, mean over these exits: {held.speedup:.2f} x")
 
 

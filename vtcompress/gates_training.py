@@ -10,8 +10,9 @@ from compressor.files import write_bytes
 from compressor.gate_file import MODEL_DIGEST, stable_header
 from compressor.locks import exclusive
 from compressor.planner import check_layers
-from compressor.progress import SILENT, Progress
+from compressor.progress import Progress
 from compressor.recipe import Recipe
+from vtcompress.console import shown
 from vtcompress.exporting import validation_name
 from vtcompress.gates_report import GatesReport
 from vtcompress.inputs import (
@@ -38,7 +39,7 @@ def train_gates(
     *,
     held_out: str | Path | None = None,
     overwrite: bool = False,
-    progress: Progress = SILENT,
+    progress: Progress | None = None,
 ) -> GatesReport:
     """Train the gates of the recipe's `dyvte` entry; write them, and a report as JSON beside them.
 
@@ -50,7 +51,7 @@ def train_gates(
         output: safetensors file of the gates.
         held_out: questions to report on; None: those of the recipe's `validate` section, if any.
         overwrite: replace what is at `output`.
-        progress: shows prompts and steps.
+        progress: shows prompts and steps; None: on a terminal alone.
 
     Raises:
         VtcompressError: model, data or recipe cannot be used, or `output` exists, is being written by
@@ -61,7 +62,7 @@ def train_gates(
         raise RecipeError(["compress: no entry is dyvte, so there are no gates to train; add one"])
     if held_out is not None:
         recipe = recipe.override({"validate.data": Path(held_out)})
-    data, output = Path(data), Path(output)
+    data, output, progress = Path(data), Path(output), shown(progress)
     report_file = output.with_suffix(".json")
     if output.suffix != SUFFIX:
         raise VtcompressError(f"{output}: gates are a {SUFFIX} file; give --output such a name")

@@ -11,7 +11,10 @@ import click
 
 from compressor.errors import DataError
 from export.answering import Answering
+from export.checks import shortcoming
+from export.manifest import Manifest
 from export.memory import resident_bytes
+from export.verdict import Verdict
 from vtcompress.console import Output
 
 if TYPE_CHECKING:
@@ -19,6 +22,15 @@ if TYPE_CHECKING:
 
 HELP = "/image PATH adds a picture to the next question, /quit ends"
 PROMPT = "> "
+
+
+def say_shortcoming(out: Output, manifest: Manifest) -> None:
+    """Say once on stderr if an artifact's checks do not speak for its answers; failures also if quiet."""
+    words = shortcoming(manifest)
+    if words is not None and manifest.verdict is Verdict.FAILED:
+        out.warn(f"{words}; see report.html in the artifact")
+    elif words is not None:
+        out.say(f"note: {words}")
 
 
 @dataclass
@@ -102,7 +114,7 @@ class Generation:
             if not self.out.machine:
                 click.echo(piece, nl=False)
                 sys.stdout.flush()
-        self.out.line("")
+        self.out.always("")
         turn: dict[str, Any] = {
             "prompt": prompt,
             "images": [str(path) for path in images],

@@ -7,8 +7,16 @@ from compressor.calibration.profile import Profile
 from compressor.passes.dyvte import first_to_fire, histogram
 from compressor.passes.shortv import ranking
 from compressor.plan import Plan
-from export.bench import BenchReport, bench_rows
-from export.checks import LOSS_COLUMNS, loss_row
+from export.bench import BenchReport, bench_rows, ms_words, ratio_words, work_words
+from export.checks import (
+    INTERVAL_WORDS,
+    RIGHT_COLUMNS,
+    TOKEN_COLUMNS,
+    loud,
+    right_rows,
+    token_rows,
+    verdict_words,
+)
 from export.cuts import semantics_words
 from export.dtype_words import dtype_words
 from export.exits import (
@@ -25,8 +33,8 @@ from export.ladder import EngineFacts, Rung, claim, ladder, rows
 from export.manifest import Manifest
 from export.parity.backend import REFERENCE, BackendParity
 from export.parity.fidelity import FidelityReport
-from export.parity.loss import LossReport
-from export.report import layer_columns, layer_rows
+from export.parity.loss_report import LossReport
+from export.report import BENCH_COLUMNS, STATISTICS, layer_columns, layer_rows
 from vtcompress.console import Output
 from vtcompress.exporting import predicted
 
@@ -34,13 +42,15 @@ from vtcompress.exporting import predicted
 LONGEST_VALUE = 60
 
 
-def show_plan(out: Output, chosen: Plan) -> None:
-    """Print what visual rows do in each layer, and the predicted costs."""
+def show_plan(out: Output, chosen: Plan, dtype: str) -> None:
+    """Print what visual rows do in each layer, and the predicted costs, with caches in a dtype."""
     out.table(f"Plan for {chosen.model.name}", layer_columns(chosen), layer_rows(chosen))
-    p = predicted(chosen, chosen.model.dtype)
+    p = predicted(chosen, dtype)
     out.line(f"prefill of {p.visual} visual and {p.text} text rows, predicted:")
-    out.line(f"  FLOPs    {p.flops_original:,} -> {p.flops:,} ({p.speedup:.2f} x less work)")
-    out.line(f"  KV bytes {p.kv_bytes_original:,} -> {p.kv_bytes:,} ({chosen.model.dtype})")
+    out.line(f"  FLOPs    {p.flops_original:,} -> {p.flops:,} ({work_words(p.speedup)})")
+    out.line(
+        f"  KV bytes {p.kv_bytes_original:,} -> {p.kv_bytes:,} ({dtype}, the dtype of the export)"
+    )
     for words in semantics_words(chosen):
         out.line(words)
     for note in chosen.notes:
@@ -116,21 +126,15 @@ def show_ladder(out: Output, rungs: Sequence[Rung]) -> None:
 def show_bench(out: Output, report: BenchReport, chosen: Plan, dtype: str) -> None:
     """Print the times of original and compressed, and the KV caches beside what the plan predicts."""
     rows = [
-        (
-            name,
-            f"{t.original_ms:.2f}",
-            f"{t.compressed_ms:.2f}",
-            f"{t.ratio:.2f}",
-            f"{t.ratio_low:.2f} to {t.ratio_high:.2f}",
-        )
+        (name, ms_words(t.original_ms), ms_words(t.compressed_ms), ratio_words(t))
         for name, t in bench_rows(report)
     ]
     title = (
         f"Times: {report.visual} visual and {report.text} text rows, {report.rounds} rounds in turns, "
         f"{report.threads} thread(s)"
     )
-    columns = ("call", "original ms", "compressed ms", "original / compressed", "quartiles")
-    out.table(title, columns, rows)
+    out.table(title, BENCH_COLUMNS, rows)
+    out.line(STATISTICS[report.statistic])
     out.table("KV cache", CACHE_COLUMNS, cache_rows(chosen, report, dtype))
     out.line(cache_words(chosen, report, dtype))
 
@@ -143,7 +147,7 @@ def show_fidelity(out: Output, report: FidelityReport | None) -> None:
     out.line(
         f"Export fidelity (compressed torch model against its graphs, {report.calls} outputs): "
         f"max abs {report.worst_abs.max_abs:.2e}, max relative {report.worst_relative.max_relative:.2e}, "
-        f"cosine {report.worst_cosine.cosine:.7f}: {'passed' if report.passed else 'FAILED'}"
+        f"cosine {report.worst_cosine.cosine:.7f}: {loud(verdict_words(report))}"
     )
 
 
@@ -154,7 +158,7 @@ def show_parity(out: Output, parity: BackendParity) -> None:
     out.line(
         f"Backend parity ({what} against {REFERENCE}, {o.calls} outputs): max abs {o.worst_abs.max_abs:.2e}, "
         f"max relative {o.worst_relative.max_relative:.2e}, cosine {o.worst_cosine.cosine:.7f}: "
-        f"{'passed' if o.passed else 'FAILED'}"
+        f"{loud(verdict_words(o))}"
     )
     show_loss(out, parity.loss)
 
@@ -164,9 +168,14 @@ def show_loss(out: Output, report: LossReport | None) -> None:
     if report is None:
         out.line("Compression loss: not run, no validation data (--validate-data)")
         return
-    rows = [loss_row(figures) for figures in (report.overall, *report.kinds)]
-    out.table("Compression loss (original model against the artifact)", LOSS_COLUMNS, rows)
-    out.line(f"Compression loss: {'passed' if report.passed else 'FAILED'}")
+    title = "Compression loss (original model against the artifact)"
+    out.table(title, TOKEN_COLUMNS, token_rows(report))
+    if rows := right_rows(report):
+        out.table("Right answers", RIGHT_COLUMNS, rows)
+    out.line(INTERVAL_WORDS)
+    out.line(f"Compression loss: {loud(verdict_words(report))}")
+    for line in report.warnings:
+        out.warn(line)
 
 
 def show_exits(out: Output, chosen: Plan, loss: LossReport | None) -> None:

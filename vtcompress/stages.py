@@ -1,4 +1,8 @@
-"""The stages of the tool as functions; the command line is a thin layer over them."""
+"""The stages of the tool as functions; the command line is a thin layer over them.
+
+Stages that take long have an argument `progress`: bars and stages on stderr where that is a terminal, nothing
+elsewhere; an object of your own (`compressor.progress.Progress`) gets both, and `SILENT` of that module none.
+"""
 
 import json
 from collections.abc import Mapping
@@ -13,7 +17,7 @@ from compressor.files import read_text
 from compressor.locks import exclusive
 from compressor.plan import Plan
 from compressor.planner import check_methods, make_plan
-from compressor.progress import SILENT, Progress
+from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.recipe import load_recipe as read_recipe
 from export import artifact as artifacts
@@ -24,7 +28,10 @@ from export.bfloat16 import open_for_checks
 from export.limits import cache_limits
 from export.manifest import Manifest
 from export.parity import fidelity, loss
+from export.parity.loss_report import LossReport
 from export.runtime import Runtime
+from export.verdict import Verdict, verdict_of, worst
+from vtcompress.console import shown
 from vtcompress.exporting import (
     ExportRun,
     check_fidelity,
@@ -37,6 +44,7 @@ from vtcompress.exporting import (
     record_torch,
     run_calibration,
     validation_name,
+    with_limits,
     write_inputs,
 )
 from vtcompress.gates_training import train_gates
@@ -80,7 +88,7 @@ def load_recipe(name_or_path: PathLike) -> Recipe:
     return read_recipe(find_recipe(str(name_or_path)))
 
 
-def calibrate(recipe: Recipe, output: PathLike, *, progress: Progress = SILENT) -> Profile:
+def calibrate(recipe: Recipe, output: PathLike, *, progress: Progress | None = None) -> Profile:
     """Measure the recipe's model on its calibration data; a profile at `output` is continued.
 
     Also draws `output` without its suffix as PNG and SVG, with the layers that the recipe would freeze.
@@ -89,6 +97,7 @@ def calibrate(recipe: Recipe, output: PathLike, *, progress: Progress = SILENT) 
         VtcompressError: model or data cannot be used, or `output` belongs to others or is being written
             by another run.
     """
+    progress = shown(progress)
     output = Path(output)
     with exclusive(output):
         calibration_samples(recipe)
@@ -99,7 +108,9 @@ def calibrate(recipe: Recipe, output: PathLike, *, progress: Progress = SILENT) 
     return profile
 
 
-def plan(recipe: Recipe, profile: Profile | None = None) -> Plan:
+def plan(
+    recipe: Recipe, profile: Profile | None = None, *, progress: Progress | None = None
+) -> Plan:
     """Decide what visual rows do in each layer; loads no weights.
 
     Raises:
@@ -108,6 +119,7 @@ def plan(recipe: Recipe, profile: Profile | None = None) -> Plan:
     require_compress("planning")
     facts = model_facts(recipe)
     check_methods(facts, recipe.methods)
+    shown(progress).say(f"reading the weights of {recipe.model.id} for their digest")
     digest = model_digest(recipe)
     if profile is not None:
         profile.check_belongs(Path(PROFILE_FILE), model_digest=digest)
@@ -121,14 +133,14 @@ def compress(
     *,
     profile: Profile | None = None,
     overwrite: bool = False,
-    progress: Progress = SILENT,
+    progress: Progress | None = None,
 ) -> Path:
     """Write the compressed model as a folder that `load_compressed` and `export` read.
 
     Raises:
         VtcompressError: the plan is for another model, or the folder cannot be written.
     """
-    model = load_model(recipe, progress)
+    model = load_model(recipe, shown(progress))
     from compressor.compressed import save_compressed
 
     gates = load_plan_gates(plan, recipe, model)
@@ -142,7 +154,7 @@ def compress(
     return output
 
 
-def load_compressed(folder: PathLike) -> "CompressedModel":
+def load_compressed(folder: PathLike, *, progress: Progress | None = None) -> "CompressedModel":
     """Load what `compress` wrote, in float32.
 
     Raises:
@@ -151,6 +163,7 @@ def load_compressed(folder: PathLike) -> "CompressedModel":
     require_compress("loading a compressed model")
     from compressor.compressed import load_compressed as load
 
+    shown(progress).say(f"loading {folder}")
     return load(Path(folder))
 
 
@@ -163,7 +176,7 @@ def export(
     overwrite: bool = False,
     bench_rounds: int = 15,
     threads: int = 1,
-    progress: Progress = SILENT,
+    progress: Progress | None = None,
 ) -> Manifest:
     """Run all stages and write the artifact: calibrate, plan, compress, export, validate, time.
 
@@ -176,17 +189,17 @@ def export(
         overwrite: replace what is at `output`.
         bench_rounds: how often each call is timed; 0 for none.
         threads: of one operator while timing.
-        progress: shows stages and loops.
+        progress: shows stages and loops; see the module.
 
     Returns:
-        The manifest; `passed` tells whether both checks did.
+        The manifest; `verdict` tells what became of both checks, `failures` which limits were missed.
 
     Raises:
         VtcompressError: input or environment; nothing is left half-written.
     """
     require_compress("export")
     require_runtime("checking the exported graphs")
-    run = ExportRun(recipe, Path(output), bench_rounds, threads, progress)
+    run = ExportRun(recipe, Path(output), bench_rounds, threads, shown(progress))
     if compressed is not None:
         return run.from_compressed(Path(compressed), overwrite=overwrite)
     return run.from_original(profile, overwrite=overwrite)
@@ -202,13 +215,18 @@ class Validation:
     """
 
     fidelity: fidelity.FidelityReport | None
-    loss: loss.LossReport | None
+    loss: LossReport | None
 
     @property
     def failures(self) -> tuple[str, ...]:
         """Every missed threshold of both checks."""
         checks = (self.fidelity, self.loss)
         return tuple(line for check in checks if check is not None for line in check.failures)
+
+    @property
+    def verdict(self) -> Verdict:
+        """What became of both checks together."""
+        return worst(verdict_of(check) for check in (self.fidelity, self.loss))
 
 
 def validate(
@@ -217,8 +235,9 @@ def validate(
     data: PathLike | None = None,
     model: str | None = None,
     gates: PathLike | None = None,
+    limits: Mapping[str, Any] | None = None,
     threads: int | None = None,
-    progress: Progress = SILENT,
+    progress: Progress | None = None,
 ) -> Validation:
     """Check an artifact again; nothing in it is changed.
 
@@ -227,15 +246,17 @@ def validate(
         data: other samples than the artifact's own; their original answers must be measured.
         model: the original, hub id or folder; needed for other data and to measure fidelity anew.
         gates: file of the gates' weights, where the artifact's plan has gates and `model` is given.
+        limits: other limits than the artifact's recipe sets, such as `{"validate.loss.min_agreement": 0.9}`.
         threads: of one operator.
-        progress: shows the samples.
+        progress: shows the samples; see the module.
 
     Raises:
-        VtcompressError: the artifact is broken, or other data is given without the original.
+        VtcompressError: the artifact is broken, other data is given without the original, or `limits` sets
+            what is no limit, or one that nothing is measured for.
     """
-    path = Path(path)
+    path, progress = Path(path), shown(progress)
     artifact = Artifact.open(path)
-    recipe = read_recipe(path / RECIPE_FILE)
+    recipe = with_limits(read_recipe(path / RECIPE_FILE), limits or {}, anew=model is not None)
     if gates is not None:
         recipe = recipe.with_gates(Path(gates))
     if data is not None and model is None:
@@ -292,7 +313,7 @@ def bench(
     text: int | None = None,
     rounds: int = 15,
     threads: int = 1,
-    progress: Progress = SILENT,
+    progress: Progress | None = None,
 ) -> timing.BenchReport:
     """Time an artifact beside the naive original; see `export.bench.bench`.
 
@@ -310,7 +331,7 @@ def bench(
         text=text or manifest.predicted.text,
         rounds=rounds,
         threads=threads,
-        progress=progress,
+        progress=shown(progress),
     )
 
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from compressor.dims import Facts
 from compressor.errors import ArtifactError
 from compressor.files import read_json, write_text
 from compressor.plan import Plan
@@ -18,13 +17,15 @@ from export.artifact import Artifact
 from export.engine_set import PARITY_FILE
 from export.parity import fidelity
 from export.parity import loss as answers
+from export.parity.loss_report import LossLimits, LossReport
 from export.runtime import Runtime
 from export.sessions import OnnxSession, Session
+from export.verdict import Judged, Verdict, worst
 
 REFERENCE = "ONNX Runtime on the CPU"
 
 
-class BackendParity(Facts):
+class BackendParity(Judged):
     """The outcome; beside an engine set it is stored as `parity.json`.
 
     Attributes:
@@ -35,22 +36,21 @@ class BackendParity(Facts):
         loss: the original's stored answers beside its own; None: the artifact holds none.
     """
 
-    parity_format: Literal[1] = 1
+    parity_format: Literal[1, 2] = 2
     backend: str
     precision: str
     device: str = ""
     outputs: fidelity.FidelityReport
-    loss: answers.LossReport | None = None
+    loss: LossReport | None = None
 
     @property
     def failures(self) -> tuple[str, ...]:
         """Every missed threshold."""
         return (*self.outputs.failures, *(self.loss.failures if self.loss else ()))
 
-    @property
-    def passed(self) -> bool:
-        """Whether nothing failed."""
-        return not self.failures
+    def _judge(self) -> Verdict:
+        # Without stored answers of the original there is nothing to compare answers with.
+        return worst(check.verdict for check in (self.outputs, self.loss) if check is not None)
 
     def save(self, folder: Path) -> Path:
         """Write it into an engine set, at once or not at all; return the file."""
@@ -115,10 +115,10 @@ def compare_outputs(
 def compare_answers(
     artifact: Artifact,
     session: Session,
-    limits: answers.LossLimits,
+    limits: LossLimits,
     name: str,
     progress: Progress = SILENT,
-) -> answers.LossReport | None:
+) -> LossReport | None:
     """Compare the original's stored answers with the backend's; None if the artifact holds none."""
     folder, manifest = artifact.folder, artifact.manifest
     if not (folder / answers.ORIGINAL_FILE).is_file():

@@ -13,6 +13,7 @@ from compressor.dims import Facts
 from compressor.plan import Plan
 from export.graphs import GraphSpec
 from export.sessions import Array, Session, no_visual
+from export.verdict import Check
 
 IMAGE_COUNTS = (0, 1, 2)
 TEXT_ROWS = (9, 5)
@@ -47,20 +48,14 @@ class Difference(Facts):
     cosine: float
 
 
-class FidelityReport(Facts):
-    """The outcome: the worst of each measure, and every failure in words."""
+class FidelityReport(Check):
+    """The outcome: the worst of each measure, and every failure in words; its limits are always set."""
 
     calls: int
     limits: Limits
     worst_abs: Difference
     worst_relative: Difference
     worst_cosine: Difference
-    failures: tuple[str, ...]
-
-    @property
-    def passed(self) -> bool:
-        """Whether nothing failed."""
-        return not self.failures
 
 
 @dataclass

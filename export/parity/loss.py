@@ -10,16 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tokenize import TokenError
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic import Field
 
 from compressor.calibration.data import Sample, data_digest, read_samples
 from compressor.dims import Facts
 from compressor.errors import ArtifactError, DataError
 from compressor.files import read_text, sha256_of
 from compressor.progress import SILENT, Progress
+from export.parity.loss_report import LossFigures, LossLimits, LossReport, misses
 from export.sessions import Array
 
 if TYPE_CHECKING:
@@ -75,81 +75,6 @@ class Answers:
     max_new_tokens: int
 
 
-class LossLimits(Facts):
-    """Limits over all samples; None is reported, not judged."""
-
-    max_kl: float | None = None
-    min_agreement: float | None = None
-    min_common_prefix: float | None = None
-    min_exact_match: float | None = None
-    min_exact_match_kept: float | None = None
-
-    @property
-    def given(self) -> bool:
-        """Whether anything is judged."""
-        return any(limit is not None for _, limit in self)
-
-
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-
-
-class LossFigures(Facts):
-    """Compression loss over some samples.
-
-    Attributes:
-        kind: group of the samples, `all` for all of them.
-        samples: how many.
-        kl: mean KL(original || compressed) of the next-token distributions, in nats.
-        kl_worst: the largest.
-        agreement: share of equal most likely next tokens.
-        common_prefix: mean share of the original's answer tokens before the first difference.
-        answered: samples that give a right answer; exact match is over them.
-        exact_match_original: share of right answers of the original; None without answers.
-        exact_match: of the artifact.
-    """
-
-    kind: str
-    samples: int
-    kl: float
-    kl_worst: float
-    agreement: Share
-    common_prefix: Share
-    answered: int
-    exact_match_original: Share | None
-    exact_match: Share | None
-
-    @property
-    def exact_match_kept(self) -> float | None:
-        """The artifact's exact match divided by the original's."""
-        if not self.exact_match_original or self.exact_match is None:
-            return None
-        return self.exact_match / self.exact_match_original
-
-
-class LossReport(Facts):
-    """The outcome over all samples and for each kind.
-
-    Attributes:
-        data: name of the data file.
-        data_digest: sha256 over its questions and pictures.
-        exits: first layer without visual rows and number of samples, ascending; samples whose visual rows
-            reached the last layer are not among them.
-    """
-
-    data: str
-    data_digest: str
-    overall: LossFigures
-    kinds: tuple[LossFigures, ...]
-    limits: LossLimits
-    failures: tuple[str, ...]
-    exits: tuple[tuple[int, int], ...] = ()
-
-    @property
-    def passed(self) -> bool:
-        """Whether nothing failed."""
-        return not self.failures
-
-
 def measure(
     runtime: "Runtime",
     samples: Sequence[Sample],
@@ -188,14 +113,17 @@ def compare(
             for a, b in zip(original.answers, compressed.answers, strict=True)
         ]
     )
+    same = [
+        exact(a.text, b.text) for a, b in zip(original.answers, compressed.answers, strict=True)
+    ]
     right = [
         None if s.answer is None else (exact(a.text, s.answer), exact(b.text, s.answer))
         for s, a, b in zip(samples, original.answers, compressed.answers, strict=True)
     ]
 
     def figures(kind: str, rows: Sequence[int]) -> LossFigures:
-        judged = [pair for i in rows if (pair := right[i]) is not None]
-        count = len(judged)
+        known = [pair for i in rows if (pair := right[i]) is not None]
+        count = len(known)
         picked = list(rows)
         return LossFigures(
             kind=kind,
@@ -205,8 +133,11 @@ def compare(
             agreement=float(agree[picked].mean()),
             common_prefix=float(prefix[picked].mean()),
             answered=count,
-            exact_match_original=sum(a for a, _ in judged) / count if count else None,
-            exact_match=sum(b for _, b in judged) / count if count else None,
+            exact_match_original=sum(a for a, _ in known) / count if count else None,
+            exact_match=sum(b for _, b in known) / count if count else None,
+            equal_answers=sum(same[i] for i in rows),
+            right_to_wrong=sum(a and not b for a, b in known) if count else None,
+            wrong_to_right=sum(b and not a for a, b in known) if count else None,
         )
 
     exits = Counter(a.exit_layer for a in compressed.answers if a.exit_layer is not None)
@@ -219,7 +150,7 @@ def compare(
         overall=overall,
         kinds=tuple(kinds),
         limits=limits,
-        failures=tuple(_misses(overall, limits)),
+        failures=misses(overall, limits),
         exits=tuple(sorted(exits.items())),
     )
 
@@ -249,39 +180,11 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def exact(text: str, answer: str) -> bool:
-    """Whether an answer is the right one, surrounding white space aside."""
+    """Whether two answers are equal, character for character, white space around them aside.
+
+    This alone is called right: upper case, a full stop or other words make an answer wrong.
+    """
     return text.strip() == answer.strip()
-
-
-def _misses(figures: LossFigures, limits: LossLimits) -> list[str]:
-    lines = []
-    # Written so that a value that is no number misses its limit.
-    if limits.max_kl is not None and not figures.kl <= limits.max_kl:
-        lines.append(f"mean KL is {figures.kl:.4g} nats, allowed max_kl {limits.max_kl:g}")
-    least = (
-        ("agreement of next tokens", figures.agreement, limits.min_agreement, "min_agreement"),
-        ("common prefix", figures.common_prefix, limits.min_common_prefix, "min_common_prefix"),
-        ("exact match", figures.exact_match, limits.min_exact_match, "min_exact_match"),
-        (
-            "exact match kept",
-            figures.exact_match_kept,
-            limits.min_exact_match_kept,
-            "min_exact_match_kept",
-        ),
-    )
-    for words, value, limit, key in least:
-        if limit is None:
-            continue
-        if value is None:
-            reason = (
-                "the original gives no right answer"
-                if figures.answered
-                else "the data has no answers"
-            )
-            lines.append(f"{words} cannot be judged against {key}: {reason}")
-        elif not value >= limit:
-            lines.append(f"{words} is {value:.4f}, wanted {key} {limit:g}")
-    return lines
 
 
 def store_original(folder: Path, samples: Sequence[Sample], original: Answers) -> None:

@@ -1,0 +1,127 @@
+"""What the runtime takes as pictures: paths, PIL images, arrays and bytes, one or several; nothing else."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from compressor.errors import DataError
+from compressor.pictures import pictures_of, read_picture
+from export.runtime import Runtime
+from tests.models import make_picture
+from tests.runtimes import in_torch
+
+FORMS: dict[str, Callable[[Path], Any]] = {
+    "str": str,
+    "Path": Path,
+    "bytes": Path.read_bytes,
+    "PIL image": Image.open,
+    "array": lambda path: np.asarray(Image.open(path).convert("RGB")),
+}
+
+
+@pytest.fixture(scope="module")
+def runtime(llava: Callable[[str], Path]) -> Runtime:
+    return in_torch(llava("clip+llama"), [1])
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("given")
+    return [make_picture(folder / f"{i}.png", seed=i) for i in range(2)]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("several", [False, True], ids=["one", "a list"])
+def test_every_form_of_a_picture_gives_the_same_answer_in_every_call(
+    form: str, several: bool, runtime: Runtime, paths: list[Path]
+) -> None:
+    made = [FORMS[form](path) for path in paths[: 1 + several]]
+    given = made if several else made[0]
+    listed = paths[: 1 + several]
+    expected = runtime.answer("what is it", listed, max_new_tokens=3)
+    answers = [
+        runtime.answer("what is it", given, max_new_tokens=3).text,
+        "".join(runtime.generate("what is it", given, max_new_tokens=3)),
+        "".join(runtime.chat().ask("what is it", given, max_new_tokens=3)),
+        runtime.prefill_image(given).answer("what is it", max_new_tokens=3).text,
+        next(runtime.answers([("what is it", given)], max_new_tokens=3))[1].text,
+    ]
+    assert set(answers) == {expected.text}
+    assert np.array_equal(runtime.pixels(given), runtime.pixels(listed))
+
+
+def test_the_second_turn_of_a_chat_takes_one_picture_as_well(
+    runtime: Runtime, paths: list[Path]
+) -> None:
+    turns = [("what is it", paths[0]), ("and this", paths[1])]
+    alone, listed = runtime.chat(), runtime.chat()
+    for asked, path in turns:
+        one = "".join(alone.ask(asked, str(path), max_new_tokens=3))
+        assert one == "".join(listed.ask(asked, [path], max_new_tokens=3))
+
+
+def test_an_iterator_of_pictures_is_read_once(runtime: Runtime, paths: list[Path]) -> None:
+    given = runtime.answer("what", iter(paths), max_new_tokens=2)
+    assert given.text == runtime.answer("what", paths, max_new_tokens=2).text
+
+
+def test_bytes_of_a_photograph_are_turned_upright_as_its_file_is(tmp_path: Path) -> None:
+    path = tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (8, 4), "red").save(path, exif=exif)
+    assert read_picture(path.read_bytes(), "x").size == read_picture(path, "x").size == (4, 8)
+
+
+def test_a_lone_name_is_a_file_not_letters(runtime: Runtime) -> None:
+    with pytest.raises(DataError, match=r"^photo\.jpg: no such file"):
+        runtime.answer("hi", "photo.jpg")
+
+
+REFUSED: dict[str, tuple[Any, str]] = {
+    "none": (None, "images: None is no picture; give a path"),
+    "a number": (7, "images: a int is no picture"),
+    "a mapping": ({"image": "x.png"}, "images: a dict is no picture"),
+    "a set, which has no order": ({"x.png"}, "images: a set is no picture"),
+    "none in a list": (["x.png", None], "images[1]: None is no picture"),
+    "floats": (np.zeros((4, 4, 3)), "images[0]: an array [4, 4, 3] of float64; a picture is [H, W, 3]"),
+    "grey": (np.zeros((4, 4), np.uint8), "images[0]: an array [4, 4] of uint8"),
+    "transparency": (np.zeros((4, 4, 4), np.uint8), "images[0]: an array [4, 4, 4] of uint8"),
+    "channels first": (np.zeros((3, 4, 4), np.uint8), "images[0]: an array [3, 4, 4] of uint8"),
+    "a batch": (np.zeros((2, 4, 4, 3), np.uint8), "images[0]: an array [2, 4, 4, 3] of uint8"),
+    "no rows": (np.zeros((0, 4, 3), np.uint8), "images[0]: an array [0, 4, 3] of uint8"),
+    "a list of lists": ([["x.png"]], "images[0]: a list is no picture"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_picture_is_refused_by_place_and_kind(name: str, runtime: Runtime) -> None:
+    given, words = REFUSED[name]
+    for ask in (runtime.answer, runtime.generate, runtime.chat().ask):
+        with pytest.raises(DataError) as caught:
+            ask("what", given)
+        assert str(caught.value).startswith(words)
+    with pytest.raises(DataError):
+        runtime.prefill_image(given)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"", "images[0]: "), (b"hello", "images[0]: is no image"), (b"\x89PNG\r\n", "images[0]: ")],
+)
+def test_bytes_that_are_no_image_are_named_by_place(
+    content: bytes, words: str, runtime: Runtime
+) -> None:
+    with pytest.raises(DataError) as caught:
+        runtime.answer("what", content)
+    assert str(caught.value).startswith(words)
+
+
+def test_all_that_is_no_picture_is_named_at_once() -> None:
+    with pytest.raises(DataError) as caught:
+        pictures_of(["x.png", 3, None])  # type: ignore[list-item]
+    assert [line.partition(":")[0] for line in caught.value.problems] == ["images[1]", "images[2]"]
