@@ -4,7 +4,7 @@ Export fidelity compares ONNX Runtime on the CPU with torch, so that backend nee
 `vtcompress validate --backend` finds for another is kept in the manifest, or beside engines.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from compressor.files import write_text
 from export.engine_session import EngineSession
@@ -13,13 +13,15 @@ from export.manifest import MANIFEST_FILE, Compared
 
 if TYPE_CHECKING:
     from export.artifact import Artifact
-    from export.sessions import GraphSession
+    from export.sessions import Session
 
 REFERENCE = "onnxruntime"
 """The backend that artifacts are checked on when they are made."""
 
 
-def uncompared(artifact: "Artifact", session: "GraphSession[Any]", backend: str, precision: str) -> str | None:
+def uncompared(
+    artifact: "Artifact", session: "Session", backend: str, precision: str
+) -> str | None:
     """Return in one line that a backend's numbers are not known to be right here; None: they are.
 
     Args:
@@ -37,11 +39,15 @@ def uncompared(artifact: "Artifact", session: "GraphSession[Any]", backend: str,
             return None
         return f"these engines were never compared with ONNX Runtime; run {command}"
     name = f"{backend} ({precision})"
-    found = [c for c in artifact.manifest.compared if (c.backend, c.precision) == (backend, precision)]
+    found = [
+        c for c in artifact.manifest.compared if (c.backend, c.precision) == (backend, precision)
+    ]
     if not found:
         return f"{name} was never compared with ONNX Runtime on this artifact; run {command}"
     if not found[0].passed:
-        return f"{name} failed when it was compared with ONNX Runtime on this artifact: see {command}"
+        return (
+            f"{name} failed when it was compared with ONNX Runtime on this artifact: see {command}"
+        )
     return None
 
 

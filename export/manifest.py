@@ -98,6 +98,7 @@ class Manifest(Judged):
             then ran on the graphs' float32 shadows, see `export.bfloat16`.
         measured: times beside the naive original; None: not measured.
         memory: resident memory of a process that runs the artifact; None: not measured.
+        compared: other backends that were compared with ONNX Runtime since the export.
         peak_memory_bytes: resident memory of the process that exported, at its highest.
     """
 
@@ -118,6 +119,7 @@ class Manifest(Judged):
     missing_kernels: tuple[str, ...] = ()
     measured: BenchReport | None = None
     memory: Footprint | None = None
+    compared: tuple[Compared, ...] = ()
     peak_memory_bytes: int
 
     def _judge(self) -> Verdict:

@@ -8,7 +8,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 # Files of this repository; `python -m` names modules with dots.
-FILES = re.compile(r"(?<![\w/$])((?:tests|benchmarks|compressor|export|vtcompress|recipes|examples|docs)/[\w./-]+)")
+FILES = re.compile(
+    r"(?<![\w/$])((?:tests|benchmarks|compressor|export|vtcompress|recipes|examples|docs)/[\w./-]+)"
+)
 MODULES = re.compile(r"python -m ((?:tests|benchmarks)(?:\.\w+)+)")
 
 

@@ -1,4 +1,4 @@
-"""OpenVINO computes what ONNX Runtime does in a decoder of every kind of cut, in every dtype that it reads."""
+"""OpenVINO computes what ONNX Runtime does in decoders of every kind of cut, in the dtypes that it reads."""
 
 from pathlib import Path
 from typing import Any
@@ -68,9 +68,7 @@ def run(session: Any, dtype: Any) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize(("name", "dtype"), CASES)
-def test_openvino_computes_what_onnx_runtime_does(
-    name: str, dtype: DType, tmp_path: Path
-) -> None:
+def test_openvino_computes_what_onnx_runtime_does(name: str, dtype: DType, tmp_path: Path) -> None:
     pytest.importorskip("openvino", reason="the extra openvino is not installed")
     from export.openvino_session import OpenVinoSession
 
