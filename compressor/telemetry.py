@@ -1,9 +1,9 @@
 """Nothing is reported to anybody: switches of the packages that would, set before any of them is imported.
 
-ONNX Runtime writes a device id and an event database below the home folder and sends events some seconds after
-a session was made; its own function that stops it comes too late, because that much is done on import. OpenVINO
-writes an id and reports every import; it has no variable, but does without where the package that reports is
-missing (`unreported`).
+ONNX Runtime writes a device id and an event database below the home folder and sends events some seconds
+after a session was made; its own function that stops it comes too late, because that much is done on import.
+OpenVINO writes an id and reports every import; it has no variable, but does without where the package that
+reports is missing (`unreported`).
 """
 
 import os

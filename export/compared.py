@@ -4,7 +4,7 @@ Export fidelity compares ONNX Runtime on the CPU with torch, so that backend nee
 `vtcompress validate --backend` finds for another is kept in the manifest, or beside engines.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from compressor.files import write_text
 from export.engine_session import EngineSession
@@ -13,14 +13,14 @@ from export.manifest import MANIFEST_FILE, Compared
 
 if TYPE_CHECKING:
     from export.artifact import Artifact
-    from export.sessions import GraphSession
+    from export.sessions import Session
 
 REFERENCE = "onnxruntime"
 """The backend that artifacts are checked on when they are made."""
 
 
 def uncompared(
-    artifact: "Artifact", session: "GraphSession[Any]", backend: str, precision: str
+    artifact: "Artifact", session: "Session", backend: str, precision: str
 ) -> str | None:
     """Return in one line that a backend's numbers are not known to be right here; None: they are.
 

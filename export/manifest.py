@@ -70,6 +70,20 @@ class Predicted(Facts):
     kv_buffer_bytes: Positive | None = None
 
 
+class Compared(Facts):
+    """What came of comparing a backend's numbers with ONNX Runtime's on the CPU; see `export.compared`.
+
+    Attributes:
+        backend: that was compared.
+        precision: it ran in.
+        passed: whether its numbers and answers were within the limits.
+    """
+
+    backend: str
+    precision: str
+    passed: bool
+
+
 class Manifest(Judged):
     """Everything a reader must know of an artifact; stored as `manifest.json`.
 
@@ -87,6 +101,7 @@ class Manifest(Judged):
             then ran on the graphs' float32 shadows, see `export.bfloat16`.
         measured: times beside the naive original; None: not measured.
         memory: resident memory of a process that runs the artifact; None: not measured.
+            compared: other backends that were compared with ONNX Runtime since the export.
         peak_memory_bytes: resident memory of the process that exported, at its highest; 0: unknown.
     """
 
@@ -108,6 +123,7 @@ class Manifest(Judged):
     missing_kernels: tuple[str, ...] = ()
     measured: BenchReport | None = None
     memory: Footprint | None = None
+    compared: tuple[Compared, ...] = ()
     peak_memory_bytes: int
 
     def _judge(self) -> Verdict:

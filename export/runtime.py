@@ -18,6 +18,7 @@ from export.answering import Answering
 from export.artifact import Artifact
 from export.backends import open_session
 from export.checks import shortcoming
+from export.compared import uncompared
 from export.constraints import constraints
 from export.conversation import Conversation
 from export.image_prefix import ImagePrefix, prefill_images
@@ -109,12 +110,15 @@ class Runtime:
             BackendError: the backend cannot run here, or not in this precision.
 
         Warns:
-            ArtifactWarning: its checks failed, were not judged or did not run.
+            ArtifactWarning: its checks failed, were not judged or did not run; or this backend was never
+                compared with ONNX Runtime on it.
         """
         artifact = Artifact.open(path, verify=verify)
         if (words := shortcoming(artifact.manifest)) is not None:
             warnings.warn(words, ArtifactWarning, stacklevel=2)
         session = open_session(artifact, backend, precision, threads, mapped=mapped, device=device)
+        if (words := uncompared(artifact, session, backend, precision)) is not None:
+            warnings.warn(words, ArtifactWarning, stacklevel=2)
         if preload:
             session.load()
         folder, manifest = artifact.folder, artifact.manifest

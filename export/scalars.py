@@ -1,8 +1,8 @@
 """Numbers that a bfloat16 graph computes with are exact, as in torch.
 
-The exporter stores a number of the code in the dtype of the tensor beside it. In bfloat16 1.702 is 1.703125, and
-all that it is multiplied with comes out too large by 0.07 %. torch computes such a product in float32 from the
-exact number and rounds once; so do the nodes that read one.
+The exporter stores a number of the code in the dtype of the tensor beside it. In bfloat16 1.702 is 1.703125,
+and all that it is multiplied with comes out too large by 0.07 %. torch computes such a product in float32
+from the exact number and rounds once; so do the nodes that read one.
 
 Limitations:
     - bfloat16 only. In float16 a number is off by 2^-12 of itself at most, less than what each node rounds.

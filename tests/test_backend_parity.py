@@ -1,16 +1,22 @@
 """`vtcompress validate --backend`: another backend beside ONNX Runtime on the CPU, without torch."""
 
 import json
+import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from compressor.errors import ArtifactError, BackendError
+from compressor.errors import ArtifactError, ArtifactWarning, BackendError
+from export.artifact import Artifact
+from export.compared import keep
+from export.manifest import Compared
 from export.parity.backend import PARITY_FILE, BackendParity
+from export.runtime import Runtime
 from tests import facts
 from vtcompress import backend_check, validate_backend
 from vtcompress.cli import EXIT_MISSED, EXIT_USAGE, run
@@ -30,12 +36,18 @@ class Off:
         return logits + self.by * np.arange(logits.shape[-1], dtype=logits.dtype), past
 
 
+@pytest.fixture
+def artifact(tiny_artifact: Path, tmp_path: Path) -> Path:
+    """Return a copy: what a comparison finds is kept in it."""
+    return Path(shutil.copytree(tiny_artifact, tmp_path / "artifact"))
+
+
 def test_openvino_is_compared_with_onnx_runtime_and_with_the_originals_answers_without_torch(
-    tiny_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("openvino", reason="openvino is not installed: extra openvino")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    asked = ["--json", "validate", str(tiny_artifact), "--backend", "openvino", "--threads", "1"]
+    asked = ["--json", "validate", str(artifact), "--backend", "openvino", "--threads", "1"]
     code = (
         "import sys; from vtcompress.cli import run\n"
         f"code = run({asked!r})\n"
@@ -50,10 +62,42 @@ def test_openvino_is_compared_with_onnx_runtime_and_with_the_originals_answers_w
     assert 0 < found.outputs.worst_abs.max_abs < found.outputs.limits.max_abs
     assert found.loss is not None
     assert found.loss.overall.samples == 6
+    # It is kept, the artifact is still whole, and nothing is said any more.
+    kept = Artifact.open(artifact).manifest.compared
+    assert kept == (Compared(backend="openvino", precision="f32", passed=True),)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Runtime.load(artifact, backend="openvino")
+
+
+def test_a_backend_that_an_artifact_was_never_compared_on_says_so_once(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino", reason="openvino is not installed: vtcompress[openvino]")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    remedy = rf"`vtcompress validate {artifact} --backend openvino`"
+    with pytest.warns(ArtifactWarning, match=rf"openvino \(f32\) was never compared.*{remedy}"):
+        Runtime.load(artifact, backend="openvino")
+    asked = ["generate", str(artifact), "--prompt", "what", "--max-new-tokens", "1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "vtcompress", "--json", *asked, "--backend", "openvino"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr.count("was never compared with ONNX Runtime on this artifact") == 1
+    assert json.loads(done.stdout)["prompt"] == "what"
+    opened = Artifact.open(artifact)
+    keep(opened, Compared(backend="openvino", precision="f32", passed=False))
+    with pytest.warns(ArtifactWarning, match="failed when it was compared"):
+        Runtime.load(artifact, backend="openvino")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Runtime.load(artifact)
 
 
 def test_a_backend_that_is_wrong_misses_the_recipes_limits_and_ends_with_three(
-    tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    artifact: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from export.sessions import OnnxSession
 
@@ -61,7 +105,7 @@ def test_a_backend_that_is_wrong_misses_the_recipes_limits_and_ends_with_three(
         return Off(OnnxSession(artifact.folder, artifact.manifest.graphs, threads=1), 1e-2)
 
     monkeypatch.setattr(backend_check, "open_session", wrong)
-    assert run(["validate", str(tiny_artifact), "--backend", "openvino"]) == EXIT_MISSED
+    assert run(["validate", str(artifact), "--backend", "openvino"]) == EXIT_MISSED
     shown = capsys.readouterr()
     assert (
         "Backend parity (openvino, f32 against ONNX Runtime on the CPU, 116 outputs)" in shown.out

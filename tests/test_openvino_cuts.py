@@ -1,4 +1,4 @@
-"""OpenVINO computes what ONNX Runtime does in a decoder of every kind of cut, in every dtype that it reads."""
+"""OpenVINO computes what ONNX Runtime does in decoders of every kind of cut, in the dtypes that it reads."""
 
 from pathlib import Path
 from typing import Any

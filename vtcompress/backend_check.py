@@ -5,15 +5,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from compressor.errors import BackendError
+from compressor.errors import BackendError, VtcompressError
 from compressor.plan import Plan
 from compressor.progress import Progress
 from compressor.recipe import fidelity_thresholds, load_recipe
 from export.artifact import PLAN_FILE, RECIPE_FILE, Artifact
 from export.backends import BACKENDS, on_gpu, open_session
+from export.compared import keep
 from export.engine_session import EngineSession
 from export.gpus import find_gpu
 from export.limits import cache_limits
+from export.manifest import Compared
 from export.parity import fidelity, stored
 from export.parity.backend import (
     BackendParity,
@@ -39,8 +41,8 @@ def validate_backend(
 ) -> BackendParity:
     """Compare a backend's numbers with ONNX Runtime's on the CPU, and its answers with the original's.
 
-    Both are judged by the thresholds of the artifact's recipe. How engines ran is stored beside them;
-    nothing else in the artifact is changed.
+    Both are judged by the thresholds of the artifact's recipe. How engines ran is stored beside them; of
+    other backends the manifest keeps whether they passed. Nothing else in the artifact is changed.
 
     Args:
         path: the artifact.
@@ -95,6 +97,12 @@ def validate_backend(
     )
     if engines is not None:
         found.save(engines.folder)
+        return found
+    outcome = Compared(backend=backend, precision=precision, passed=found.outputs.passed)
+    try:
+        keep(artifact, outcome)
+    except VtcompressError as failure:  # the outcome is told all the same
+        progress.say(f"not noted in the artifact: {failure}")
     return found
 
 

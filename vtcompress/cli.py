@@ -409,6 +409,7 @@ def generate(
 ) -> int:
     """Ask an artifact about pictures, once or in a chat; needs neither torch nor transformers."""
     from export.artifact import Artifact
+    from export.compared import uncompared
     from export.memory import resident_bytes
     from export.runtime import Runtime
     from vtcompress.generating import Generation, say_shortcoming
@@ -430,7 +431,10 @@ def generate(
             mapped=mapped,
             device=device,
         )
-    say_shortcoming(out, Artifact.open(artifact, verify=False).manifest)
+    opened = Artifact.open(artifact, verify=False)
+    say_shortcoming(out, opened.manifest)
+    if (words := uncompared(opened, runtime.session, backend, precision)) is not None:
+        out.warn(words)
     generation = Generation(out, runtime, options, stats, resident_bytes())
     if chat or prompt is None:
         return 0 if generation.chat(prompt, images) else EXIT_ERROR
