@@ -433,7 +433,7 @@ def test_a_comparison_tells_exits_gates_cache_and_decode_apart(tmp_path):
     shapes = [len(e.get("points").split()) for e in root.iter(f"{NAME}polygon")]
     assert shapes == [4] * 4
     assert {"stay", "leave at an exit", "may leave at gates"} <= set(words(root))
-    assert "2 exit: 2.50 times, 100.0%, visual tokens leave" in root[1].text
+    assert "exit: 2.50 times, 100.0%, visual tokens leave" in root[1].text
     alone = ET.fromstring(str(tradeoff_chart(compare_artifacts([made[0]] * 2))))
     assert "visual tokens" not in words(alone)
 
