@@ -1,5 +1,6 @@
 """bfloat16 artifacts: what is in them, what was checked, and which backends run them."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,14 @@ def test_openvino_runs_the_artifact_within_what_bfloat16_rounds(
     assert runtime.session.empty_past(1)[0].dtype == ml_dtypes.bfloat16
     picture = make_picture(tmp_path / "picture.png")
     assert runtime.answer("what is this", [picture], max_new_tokens=4).token_ids
+
+
+@pytest.mark.usefixtures("openvino")
+def test_openvino_is_compared_with_the_shadows(artifact: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(artifact, tmp_path / "copy"))
+    found = vtcompress.validate_backend(copy, "openvino")
+    assert found.outputs.passed, found.failures
+    assert found.outputs.worst_abs.max_abs > 1e-3, "nothing was rounded"
 
 
 def test_the_command_line_takes_bfloat16(capsys: pytest.CaptureFixture[str]) -> None:

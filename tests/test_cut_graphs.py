@@ -325,3 +325,17 @@ def test_the_weight_file_holds_the_originals_bytes_once_and_one_table_for_each_k
     assert {t.name for t in held if t.name in parts} == {n for n, p in parts.items() if p.size}
     others = [onnx.numpy_helper.to_array(t) for t in held if t.name not in parts]
     assert sum(a.nbytes for a in others if a.nbytes < INLINE_BELOW) < INLINE_BELOW
+
+
+@pytest.mark.parametrize("name", CUTS)
+def test_openvino_runs_cut_decoders_as_onnx_runtime_does(name: str, graphs: Graphs) -> None:
+    pytest.importorskip("openvino", reason="the extra openvino is not installed")
+    from export.openvino_session import OpenVinoSession
+
+    one = graphs(name, GRID)
+    session, other = one.session(), OpenVinoSession(one.folder, [one.spec], threads=1)
+    past, other_past = session.empty_past(1), other.empty_past(1)
+    for call in conversation()[1]:  # two images, a later turn, a third image, a step
+        wanted, past = session.decode(*arrays(call), past)
+        found, other_past = other.decode(*arrays(call), other_past)
+        np.testing.assert_allclose(found, wanted, atol=1e-5, rtol=0)

@@ -15,12 +15,13 @@ from compressor.files import read_json, write_text
 from compressor.plan import Plan
 from compressor.progress import SILENT, Progress
 from export.artifact import Artifact
+from export.bfloat16 import open_for_checks
 from export.engine_set import PARITY_FILE
 from export.parity import fidelity
 from export.parity import loss as answers
 from export.parity.loss_report import LossLimits, LossReport
 from export.runtime import Runtime
-from export.sessions import OnnxSession, Session
+from export.sessions import Session
 from export.verdict import Judged, Verdict, worst
 
 REFERENCE = "ONNX Runtime on the CPU"
@@ -83,9 +84,11 @@ def reference_outputs(
 ) -> fidelity.Recording:
     """Run the fidelity check's calls in ONNX Runtime on the CPU; its session is gone afterwards.
 
+    For bfloat16 in the graphs' float32 shadows, as the artifact was checked.
     `images` and `room` as in `compare_outputs`.
     """
-    session = OnnxSession(artifact.folder, artifact.manifest.graphs, threads=threads)
+    manifest = artifact.manifest
+    session = open_for_checks(artifact.folder, manifest.graphs, manifest.dtype, threads=threads)
     return fidelity.record(session, plan, images=images, room=room)
 
 
