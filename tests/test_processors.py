@@ -204,3 +204,23 @@ def test_half_a_processor_and_anothers_are_called_so(
         assert word in line
         assert str(older) in line
         assert "processor.save_pretrained" in line
+
+
+def test_pixels_are_pillows_also_where_torchvision_is_installed(
+    older: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # torchvision cannot be installed beside the tests' torch: what transformers is asked for tells.
+    from transformers import AutoImageProcessor
+
+    asked = []
+    whole = AutoImageProcessor.from_pretrained
+
+    def remember(folder: Path, **options: Any) -> Any:
+        asked.append(options.get("backend"))
+        return whole(folder, **options)
+
+    monkeypatch.setattr(AutoImageProcessor, "from_pretrained", remember)
+    processor = read_processor(str(older)).processor
+    assert asked[-1:] == ["pil"]
+    assert type(processor.image_processor).__name__.endswith("Pil")
+    assert processor.tokenizer.init_kwargs.get("backend") != "pil"

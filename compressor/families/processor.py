@@ -38,13 +38,18 @@ def load_processor(
     Raises:
         ModelError: there is none, or it cannot be loaded.
     """
-    from transformers import AutoProcessor
+    from transformers import AutoImageProcessor, AutoProcessor
 
     _check_files(folder)
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": True}
     with reading(folder, "the processor (images, tokenizer, chat template)"):
-        processor = AutoProcessor.from_pretrained(
-            folder, trust_remote_code=trust_remote_code, local_files_only=True
-        )
+        processor = AutoProcessor.from_pretrained(folder, **options)
+        if getattr(processor, "image_processor", None) is not None:
+            # Where torchvision is installed, transformers takes it, and its pixels are not Pillow's, which
+            # the runtime computes. The option would also go into the tokenizer, if it were given above.
+            processor.image_processor = AutoImageProcessor.from_pretrained(
+                folder, backend="pil", **options
+            )
     missing = [part for part in PARTS if getattr(processor, part, None) is None]
     if missing:
         problem = (
