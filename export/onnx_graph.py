@@ -176,7 +176,8 @@ def _numbers(program: torch.onnx.ONNXProgram) -> dict[str, float]:
     """Return the numbers of the code that became constants, by the constants' names."""
     made = torch.ops.aten.scalar_tensor.default
     nodes = program.exported_program.graph.nodes if program.exported_program else ()
-    return {n.name: float(n.args[0]) for n in nodes if n.target is made}
+    given = {n.name: n.args[0] for n in nodes if n.target is made}  # sizes are nodes themselves
+    return {name: float(x) for name, x in given.items() if isinstance(x, int | float)}
 
 
 def _name_nodes(model: ir.Model) -> None:
