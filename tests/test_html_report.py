@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from compressor.errors import ArtifactError
+from compressor.errors import ArtifactError, ProfileError
 from export.html_report import html_report
 from export.questions import (
     Question,
@@ -342,13 +342,9 @@ def test_a_profile_that_does_not_fit_the_plan_is_one_error(tmp_path, broken):
         read_report(folder)
 
 
-def test_contributions_that_are_no_numbers_are_told_and_draw_nothing(tmp_path):
-    nan, inf = float("nan"), float("inf")
-    text = page(tmp_path, profile=facts.profile([[nan, inf, 0.1, 0.2, 0.0, 0.3]]))
-    drawing = text.split("<svg")[2]
-    assert ">nan<" in drawing
-    assert ">inf<" in drawing
-    assert not re.search(r'(width|x|x1|x2)="(nan|inf)', text)
+def test_contributions_that_are_no_numbers_are_refused_and_not_drawn(tmp_path):
+    with pytest.raises(ProfileError, match="sample 0: layer_contribution: NaN or infinite"):
+        page(tmp_path, profile=facts.profile([[float("nan"), float("inf"), 0.1, 0.2, 0.0, 0.3]]))
 
 
 def test_figures_for_dashboards_are_plain_json(tmp_path):
