@@ -5,7 +5,7 @@ from typing import NamedTuple
 from export.manifest import Manifest
 from export.parity.fidelity import FidelityReport
 from export.parity.intervals import Interval
-from export.parity.loss_report import LossFigures, LossReport
+from export.parity.loss_report import LossFigures, LossReport, nats
 from export.verdict import Check, Verdict, verdict_of
 
 
@@ -61,7 +61,7 @@ def loss_limit_rows(report: LossReport) -> list[Row]:
     """Return every measure over all samples beside its limit; shares with their 95% interval."""
     found = report.overall
     names = {
-        "mean KL": ("KL mean, nats", f"{found.kl:.4f}"),
+        "mean KL": ("KL mean, nats", nats(found.kl)),
         "agreement of next tokens": (
             "next token equal",
             share(found.agreement, found.agreement_interval),
@@ -148,8 +148,8 @@ def _token_row(figures: LossFigures) -> tuple[str, ...]:
     return (
         figures.kind,
         str(figures.samples),
-        f"{figures.kl:.4f}",
-        f"{figures.kl_worst:.3f}",
+        nats(figures.kl),
+        nats(figures.kl_worst),
         share(figures.agreement, figures.agreement_interval),
         percent(figures.common_prefix),
         count(figures.equal_answers),

@@ -14,6 +14,7 @@ from export.cuts import cuts_words
 from export.exits import exits_words
 from export.manifest import Manifest
 from export.parity.intervals import Interval
+from export.parity.loss_report import nats
 from export.report_data import method_words
 from export.verdict import Verdict, verdict_of
 
@@ -303,7 +304,7 @@ def comparison_rows(comparison: Comparison) -> list[tuple[str, ...]]:
         ("compression loss", lambda entry: entry.loss_words),
         ("right answers kept", lambda entry: share(entry.kept, entry.kept_interval)),
         ("next token equal", lambda entry: share(entry.agreement, entry.agreement_interval)),
-        ("KL mean, nats", lambda entry: "-" if entry.kl is None else f"{entry.kl:.4f}"),
+        ("KL mean, nats", lambda entry: nats(entry.kl)),
     )
     rows = [(name, *(of(entry) for entry in comparison.entries)) for name, of in figures]
     places = range(len(comparison.entries))

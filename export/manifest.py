@@ -101,7 +101,7 @@ class Manifest(Judged):
             then ran on the graphs' float32 shadows, see `export.bfloat16`.
         measured: times beside the naive original; None: not measured.
         memory: resident memory of a process that runs the artifact; None: not measured.
-            compared: other backends that were compared with ONNX Runtime since the export.
+        compared: other backends that were compared with ONNX Runtime since the export.
         peak_memory_bytes: resident memory of the process that exported, at its highest; 0: unknown.
     """
 

@@ -15,6 +15,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment] # tests import openvino themselves
 
 COUNT = "reliability count"
+Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="session")
@@ -66,6 +67,19 @@ def tiny_artifact(
     output = tmp_path_factory.mktemp("artifact") / "tiny"
     vtcompress.export(recipe, output, bench_rounds=0)
     return output
+
+
+@pytest.fixture
+def vt(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Return a function that runs the command line and gives exit code, stdout and stderr."""
+    from vtcompress.cli import run
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        code = run([str(a) for a in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
 
 
 @pytest.fixture

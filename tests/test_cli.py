@@ -12,21 +12,8 @@ from pathlib import Path
 import pytest
 
 from compressor.version import __version__
+from tests.conftest import Run
 from vtcompress.cli import run
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def vt(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Return a function that runs the command line and gives exit code, stdout and stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        code = run([str(a) for a in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture(scope="module")

@@ -9,22 +9,8 @@ import pytest
 import vtcompress
 from tests import facts
 from tests.artifacts import make_artifact
+from tests.conftest import Run
 from tests.test_html_report import ASKED, Structure
-from vtcompress.cli import run
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def vt(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Return a function that runs the command line and gives exit code, stdout and stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        code = run([str(a) for a in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """With -q a command prints its results alone: lines, no tables; errors and missed limits are told always."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,11 +7,11 @@ import pytest
 from export.artifact import Artifact
 from tests import facts
 from tests.artifacts import make_artifact
+from tests.conftest import Run
 from tests.test_html_report import PROFILE
-from vtcompress.cli import cli, run
+from vtcompress.cli import cli
 from vtcompress.stages import Validation
 
-Run = Callable[..., tuple[int, str, str]]
 BORDERS = "┏┃│└─━"
 KEPT = facts.figures(agreement=1.0, exact_match=1.0, equal_answers=8, right_to_wrong=0)
 EVERYTHING = {
@@ -21,16 +20,6 @@ EVERYTHING = {
     "fidelity": facts.fidelity(),
     "loss": facts.loss((), max_kl=0.5).model_copy(update={"overall": KEPT}),
 }
-
-
-@pytest.fixture
-def vt(capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        code = run([str(a) for a in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture

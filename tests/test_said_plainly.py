@@ -170,17 +170,6 @@ def test_bench_is_told_of_no_option_that_it_lacks() -> None:
     assert all(has("bench", flag) for flag in FLAG.findall(str(caught.value)))
 
 
-def test_loss_that_was_not_run_is_remedied_where_it_can_be(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    from vtcompress.console import Output
-    from vtcompress.show import show_loss
-
-    show_loss(Output(), None)
-    out = capsys.readouterr().out
-    assert "`vtcompress export --validate-data" in out
-
-
 @pytest.fixture
 def foreign(tmp_path: Path) -> Path:
     """Return a profile of another model, under a name of its own."""

@@ -32,27 +32,14 @@ from export.report_data import figures
 from export.runtime import Runtime
 from tests import facts
 from tests.artifacts import make_artifact
+from tests.conftest import Run
 from tests.test_html_report import Structure
-from vtcompress.cli import EXIT_ERROR, EXIT_MISSED, run
+from vtcompress.cli import EXIT_ERROR, EXIT_MISSED
 from vtcompress.console import Output
 from vtcompress.exporting import loss_limits
 from vtcompress.reporting import read_report
 from vtcompress.shipped import shipped_recipes
 from vtcompress.show import show_bench, show_checks, show_loss, show_plan
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def vt(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Return a function that runs the command line and gives exit code, stdout and stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        code = run([str(a) for a in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 def said(show: Callable[[Output], None]) -> str:
@@ -261,6 +248,38 @@ def test_validate_refuses_to_set_what_is_no_limit_or_judges_nothing_all_at_once(
     assert "max_abs: export fidelity is not measured anew; add --model" in err
     with pytest.raises(RecipeError, match="min_agrement"):
         vtcompress.validate(tiny_artifact, limits={"validate.loss.min_agrement": 1})
+
+
+@pytest.mark.parametrize("backend", [(), ("--backend", "openvino")])
+def test_a_limit_of_answers_that_nobody_compares_is_refused_before_anything_runs(
+    backend: tuple[str, ...], tmp_path: Path, vt: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = make_artifact(tmp_path / "a")
+    for opener in ("stages.open_for_checks", "backend_check.open_session"):
+        monkeypatch.setattr(f"vtcompress.{opener}", lambda *_, **__: pytest.fail("opened"))
+    keys = ("validate.loss.min_agreement=1.0", "validate.loss.max_kl=0.1", "export.dtype=float16")
+    code, out, err = vt(
+        "validate", artifact, *backend, *(w for key in keys for w in ("--set", key))
+    )
+    assert (code, out, len(err.splitlines())) == (EXIT_ERROR, "", 3)
+    for key in ("min_agreement", "max_kl"):
+        assert f"{key}: compression loss is not measured: no held-out questions" in err
+    assert "`vtcompress export --validate-data FILE`" in err
+
+
+def test_a_worst_kl_is_never_shown_below_its_mean(tmp_path: Path) -> None:
+    kl = {"kl": 0.0003, "kl_worst": 0.0004}
+    found = facts.loss((), max_kl=0.5)
+    found = found.model_copy(update={"overall": found.overall.model_copy(update=kl), "kinds": ()})
+    folder = make_artifact(tmp_path / "a", loss=found)
+    data = read_report(folder)
+    for page in (
+        said(lambda out: show_loss(out, found)), markdown_report(data),
+        Structure(html_report(data)).text,
+    ):  # fmt: skip
+        assert "0.0003" in page
+        assert "0.0004" in page
+        assert "0.000 " not in page
 
 
 MS = st.lists(

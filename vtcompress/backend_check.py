@@ -56,7 +56,8 @@ def validate_backend(
         progress: shows stages and samples; None: on a terminal alone.
 
     Raises:
-        VtcompressError: the artifact is broken, or the backend cannot run here.
+        VtcompressError: the artifact is broken, the backend cannot run here, or `limits` sets what is no
+            limit, or one that nothing is measured for.
     """
     if backend == BACKENDS[0]:
         raise BackendError(
@@ -66,7 +67,7 @@ def validate_backend(
     require_runtime("comparing a backend with ONNX Runtime")
     path, progress = Path(path), shown(progress)
     artifact = Artifact.open(path)
-    recipe = with_limits(load_recipe(path / RECIPE_FILE, stored=True), limits or {}, anew=True)
+    recipe = load_recipe(path / RECIPE_FILE, stored=True)
     plan = Plan.load(path / PLAN_FILE)
     given = None if data is None else Path(data)
     asked = None
@@ -74,6 +75,8 @@ def validate_backend(
         asked = stored.original_for(path, artifact.manifest.loss, recipe.validation, given)
     else:
         progress.say(f"answers are not compared: {stored.NOT_KEPT}")
+    why = stored.why_unmeasured(path) if asked is None else ""
+    recipe = with_limits(recipe, limits or {}, anew=True, unmeasured=why)
     session = open_session(artifact, backend, precision, threads, device=device)
     engines = session.engines if isinstance(session, EngineSession) else None
     most = None if engines is None else engines.facts.limits.max_images

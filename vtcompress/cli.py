@@ -282,6 +282,7 @@ def validate(
     """Check an artifact against the original's stored answers, or against the original itself."""
     from compressor.plan import Plan
     from export.artifact import PLAN_FILE
+    from export.parity.stored import why_unmeasured
     from vtcompress import brief, show, stages
     from vtcompress.backend_check import validate_backend
 
@@ -299,7 +300,7 @@ def validate(
             limits=limits,
             progress=out,
         )
-        show.show_parity(out, parity)
+        show.show_parity(out, parity, "" if parity.loss else why_unmeasured(artifact))
         brief.compared_backend(out, parity)
         out.result(parity.model_dump(mode="json"))
         _raise_if_missed(parity.failures)
@@ -317,7 +318,7 @@ def validate(
     if outcome.rewrite is not None:
         show.show_rewrite(out, outcome.rewrite)
     show.show_fidelity(out, outcome.fidelity)
-    show.show_loss(out, outcome.loss)
+    show.show_loss(out, outcome.loss, "" if outcome.loss else why_unmeasured(artifact))
     show.show_exits(out, Plan.load(artifact / PLAN_FILE), outcome.loss)
     brief.checked(out, outcome.fidelity, outcome.loss)
     out.result(

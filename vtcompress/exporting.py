@@ -535,13 +535,16 @@ def loss_limits(recipe: Recipe) -> LossLimits:
     return LossLimits(**recipe.validation.loss.model_dump())
 
 
-def with_limits(recipe: Recipe, limits: Mapping[str, Any], *, anew: bool) -> Recipe:
+def with_limits(
+    recipe: Recipe, limits: Mapping[str, Any], *, anew: bool, unmeasured: str = ""
+) -> Recipe:
     """Return an artifact's recipe with other limits.
 
     Args:
         recipe: of the artifact.
         limits: by dotted key.
         anew: export fidelity is measured again, so that its limits mean something.
+        unmeasured: why compression loss will not be measured; empty if it will.
 
     Raises:
         RecipeError: keys that are no limits, or have nothing to judge; all of them.
@@ -556,6 +559,11 @@ def with_limits(recipe: Recipe, limits: Mapping[str, Any], *, anew: bool) -> Rec
         f"command line: {key}: export fidelity is not measured anew; add --model ORIGINAL or --backend"
         for key in limits
         if key.startswith(FIDELITY_KEYS) and not anew
+    ]
+    problems += [
+        f"command line: {key}: compression loss is not measured: {unmeasured}"
+        for key in limits
+        if key.startswith(LOSS_KEYS) and unmeasured
     ]
     if problems:
         raise RecipeError(problems)

@@ -35,6 +35,7 @@ from export.parity.backend import REFERENCE, BackendParity
 from export.parity.fidelity import FidelityReport
 from export.parity.loss_report import LossReport
 from export.parity.rewrite import RewriteReport, rewrite_words
+from export.parity.stored import NO_ANSWERS
 from export.report import BENCH_COLUMNS, STATISTICS, layer_columns, layer_rows
 from vtcompress.console import Output
 from vtcompress.exporting import predicted
@@ -158,7 +159,7 @@ def show_fidelity(out: Output, report: FidelityReport | None) -> None:
     )
 
 
-def show_parity(out: Output, parity: BackendParity) -> None:
+def show_parity(out: Output, parity: BackendParity, unmeasured: str = NO_ANSWERS) -> None:
     """Print how a backend compares with ONNX Runtime on the CPU, and what its answers lose."""
     o = parity.outputs
     what = ", ".join(filter(None, (parity.backend, parity.precision, parity.device)))
@@ -167,15 +168,13 @@ def show_parity(out: Output, parity: BackendParity) -> None:
         f"max relative {o.worst_relative.max_relative:.2e}, cosine {o.worst_cosine.cosine:.7f}: "
         f"{loud(verdict_words(o))}"
     )
-    show_loss(out, parity.loss)
+    show_loss(out, parity.loss, unmeasured)
 
 
-def show_loss(out: Output, report: LossReport | None) -> None:
-    """Print the second check."""
+def show_loss(out: Output, report: LossReport | None, unmeasured: str = NO_ANSWERS) -> None:
+    """Print the second check, or why it was not run."""
     if report is None:
-        out.line(
-            "Compression loss: not run, no held-out questions (`vtcompress export --validate-data FILE`)"
-        )
+        out.line(f"Compression loss: not run, {unmeasured}")
         return
     title = "Compression loss (original model against the artifact)"
     out.table(title, TOKEN_COLUMNS, token_rows(report))

@@ -334,16 +334,15 @@ def validate(
         progress: shows the samples; see the module.
 
     Raises:
-        VtcompressError: the artifact is broken or holds no pictures and no data is given, other data is given
-            without the original, or `limits` sets
-            what is no limit, or one that nothing is measured for.
+        VtcompressError: the artifact is broken, or does not hold its pictures and neither data nor the
+            original is given; other data is given without the original; `limits` sets what is no limit, or
+            one that nothing is measured for.
     """
     path, progress = Path(path), shown(progress)
     artifact = Artifact.open(path)
     recipe = read_recipe(path / RECIPE_FILE, stored=True).override(
         {"model.trust_remote_code": trust_remote_code}
     )
-    recipe = with_limits(recipe, limits or {}, anew=model is not None)
     if gates is not None:
         recipe = recipe.with_gates(Path(gates))
     rewritten: RewriteReport | None = None
@@ -354,6 +353,9 @@ def validate(
         asked = stored.original_for(path, manifest.loss, recipe.validation, given)
     elif given is None:
         progress.say(f"compression loss is not measured: {stored.NOT_KEPT}")
+    measured = asked is not None or (model is not None and given is not None)
+    why = "" if measured else stored.why_unmeasured(path)
+    recipe = with_limits(recipe, limits or {}, anew=model is not None, unmeasured=why)
     first: fidelity.FidelityReport | None = manifest.fidelity
     session = open_for_checks(path, manifest.graphs, manifest.dtype, threads=threads)
     if model is not None:

@@ -105,6 +105,11 @@ class LossFigures(Derived):
         return kept_interval(max(before - lost, 0), lost, won) if before else None
 
 
+def nats(value: float | None) -> str:
+    """Return a KL in nats as it is shown everywhere: digits that count, so that means and worsts compare."""
+    return "-" if value is None else f"{value:.4g}"
+
+
 def _interval(share: float | None, total: int) -> Interval | None:
     # Stored as a share; the count comes back whole.
     return None if share is None or total < 1 else share_interval(round(share * total), total)
@@ -144,7 +149,7 @@ class Measure(Facts):
     def miss(self) -> str:
         """Return what was found and what was wanted, in words."""
         if self.at_most:
-            return f"{self.words} is {self.found:.4g} nats, allowed {self.key} {self.limit:g}"
+            return f"{self.words} is {nats(self.found)} nats, allowed {self.key} {self.limit:g}"
         why = f" ({self.in_place})" if self.in_place else ""
         return f"{self.words} is {self.found:.4f}, wanted {self.key} {self.limit:g}{why}"
 

@@ -39,6 +39,8 @@ NOT_KEPT = (
     "--data FILE, the data that it was validated on"
 )
 
+NO_ANSWERS = "no held-out questions (`vtcompress export --validate-data FILE`)"
+
 Keep = Literal["none", "samples", "all"]
 
 # What reading damaged JSON and .npy files raises.
@@ -240,6 +242,15 @@ def keeps_pictures(folder: Path) -> bool:
     if not (folder / ORIGINAL_FILE).is_file():
         return True
     return not any(stored.missing for stored in _read(folder)[0])
+
+
+def why_unmeasured(folder: Path) -> str:
+    """Return why compression loss was not measured on what an artifact holds, with the remedy.
+
+    Raises:
+        ArtifactError: what is stored is broken.
+    """
+    return NO_ANSWERS if keeps_pictures(folder) else NOT_KEPT
 
 
 def _other(data: Path, loss: LossReport | None) -> str:
