@@ -163,8 +163,9 @@ class ExportRun:
             self.progress.say("comparing the rewritten model with the original")
             self.rewrite = check_rewrite(model, self.samples, measured_on)
             if measure:
-                drop_foreign(resume, calibration_task(self.recipe, model.facts, model.digest))
-                profile = run_calibration(model, self.recipe, resume, self.progress)
+                task = calibration_task(self.recipe, model.facts, model.digest)
+                drop_foreign(resume, task)
+                profile = run_calibration(model, self.recipe, task, resume, self.progress)
             plan = plan_recipe(self.recipe, model.facts, model.digest, profile)
             original = self._original_answers(model)
             # Handed over and not kept: the torch side ends before ONNX Runtime starts.
@@ -444,13 +445,12 @@ def load_plan_gates(plan: Plan, recipe: Recipe, model: "LoadedModel") -> "Loaded
 def calibration_task(recipe: Recipe, facts: ModelFacts, model_digest: str) -> Task:
     """Return what a calibration of the recipe's data measures; loads no weights."""
     dyvte = recipe.dyvte
-    return Task(
-        model=facts.name,
-        model_digest=model_digest,
-        layers=facts.decoder.layers,
-        data=recipe.calibrate.data.name if recipe.calibrate.data else "",
-        samples=calibration_samples(recipe),
-        measures=measures_of(recipe.methods),
+    return Task.of(
+        facts,
+        model_digest,
+        calibration_samples(recipe),
+        recipe.calibrate.data.name if recipe.calibrate.data else "",
+        measures_of(recipe.methods),
         gate_layers=gate_candidates(dyvte, facts.decoder.layers) if dyvte else (),
         gates_digest=gate_file(dyvte, facts, model_digest).digest if dyvte else "",
     )
@@ -465,36 +465,37 @@ def drop_foreign(path: Path, task: Task) -> None:
 
 
 def run_calibration(
-    model: "LoadedModel", recipe: Recipe, path: Path, progress: Progress, *, anew: bool = False
+    model: "LoadedModel",
+    recipe: Recipe,
+    task: Task,
+    path: Path,
+    progress: Progress,
+    *,
+    anew: bool = False,
 ) -> Profile:
     """Calibrate a loaded model on the recipe's data; the profile grows at `path`.
 
     Args:
         model: the original.
-        recipe: names the data.
+        recipe: names methods and gates.
+        task: the recipe's `calibration_task`.
         path: of the profile, which is continued.
         progress: shows the samples.
         anew: replace the profile instead.
     """
-    from compressor.calibration.run import Asked, ask_gates_again, calibrate
+    from compressor.calibration.run import ask_gates_again, calibrate
     from compressor.decoder.weights import load_gates
 
-    name = recipe.calibrate.data.name if recipe.calibrate.data else ""
-    samples = calibration_samples(recipe)
     gates = None
     if recipe.dyvte is not None:
-        candidates = gate_candidates(recipe.dyvte, model.facts.decoder.layers)
-        gates = load_gates(gate_file(recipe.dyvte, model.facts, model.digest), candidates)
-    asked = Asked(measures_of(recipe.methods), gates)
-    profile = calibrate(
-        model, samples, path, data_name=name, asked=asked, anew=anew, progress=progress
-    )
+        gates = load_gates(gate_file(recipe.dyvte, model.facts, model.digest), task.gate_layers)
+    profile = calibrate(model, task, path, gates=gates, anew=anew, progress=progress)
     if gates is None:
         return profile
     # Only now is known what the gates will read: the states that the other methods leave.
     chosen = plan_recipe(recipe, model.facts, model.digest, profile)
     if chosen.gates is not None and chosen.gates_see() != profile.gates_under:
-        profile = ask_gates_again(model, samples, profile, chosen, gates, progress)
+        profile = ask_gates_again(model, task.samples, profile, chosen, gates, progress)
         profile.save(path)
     return profile
 

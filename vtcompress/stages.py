@@ -131,14 +131,15 @@ def calibrate(
         check_file(output, "profile")
         for path in drawings:
             check_file(path, "drawing")
-        samples = calibration_samples(recipe)
-        facts = check_recipe(recipe, asked=[Asked(samples)], progress=progress)
+        asked = [Asked(calibration_samples(recipe))]
+        facts = check_recipe(recipe, asked=asked, progress=progress)
         digest = check_digest(recipe, facts)
+        task = calibration_task(recipe, facts, digest)
         if not overwrite:
-            calibration_task(recipe, facts, digest).go_on(output)
+            task.go_on(output)
         model = load_model(recipe, progress, digest)
-        check_rewrite(model, calibration=samples)
-        profile = run_calibration(model, recipe, output, progress, anew=overwrite)
+        check_rewrite(model, calibration=task.samples)
+        profile = run_calibration(model, recipe, task, output, progress, anew=overwrite)
         chosen = plan_recipe(recipe, model.facts, model.digest, profile)
         draw(profile, chosen, base)
     return profile
