@@ -24,7 +24,8 @@ from benchmarks.sweep import (
     write_json,
 )
 from compressor.calibration.data import read_samples
-from compressor.calibration.run import Asked, calibrate
+from compressor.calibration.resume import Task
+from compressor.calibration.run import calibrate
 from compressor.cost import predict, predicted_speedup
 from compressor.families import load
 from compressor.methods import Yopo
@@ -90,9 +91,13 @@ def sweep(rounds: int, heldout_samples: int | None) -> list[Row]:
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        asked = Asked(("head_score", "neuron_activity"))
+        measures = ("head_score", "neuron_activity")
         path = folder / "profile.json"
-        profile = calibrate(model, calibration, path, data_name="calibration.jsonl", asked=asked)
+        profile = calibrate(
+            model,
+            Task.of(model.facts, model.digest, calibration, "calibration.jsonl", measures),
+            path,
+        )
         model.processor.save_pretrained(folder)
         for choice, entry in CHOICES.items():
             methods = [Yopo.model_validate(entry)] if entry else []

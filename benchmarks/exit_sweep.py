@@ -25,7 +25,8 @@ from benchmarks.sweep import (
     write_json,
 )
 from compressor.calibration.data import read_samples
-from compressor.calibration.run import Asked, calibrate
+from compressor.calibration.resume import Task
+from compressor.calibration.run import calibrate
 from compressor.cost import predict, predicted_speedup
 from compressor.families import load
 from compressor.methods import VisualExit
@@ -72,9 +73,13 @@ def sweep(rounds: int, heldout_samples: int | None) -> tuple[list[Row], int | No
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        asked = Asked(("exit_kl",))
+        measures = ("exit_kl",)
         path = folder / "profile.json"
-        profile = calibrate(model, calibration, path, data_name="calibration.jsonl", asked=asked)
+        profile = calibrate(
+            model,
+            Task.of(model.facts, model.digest, calibration, "calibration.jsonl", measures),
+            path,
+        )
         model.processor.save_pretrained(folder)
         layers = model.facts.decoder.layers
         original = identity_plan(

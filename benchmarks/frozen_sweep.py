@@ -25,6 +25,7 @@ from benchmarks.sweep import (
 )
 from compressor.calibration.data import Sample, read_samples
 from compressor.calibration.profile import Profile
+from compressor.calibration.resume import Task
 from compressor.calibration.run import calibrate
 from compressor.cost import predicted_speedup
 from compressor.families import LoadedModel, load
@@ -65,7 +66,9 @@ def sweep(rounds: int, heldout_samples: int | None) -> list[Row]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         profile = calibrate(
-            model, calibration, folder / "profile.json", data_name="calibration.jsonl"
+            model,
+            Task.of(model.facts, model.digest, calibration, "calibration.jsonl"),
+            folder / "profile.json",
         )
         model.processor.save_pretrained(folder)
         return [

@@ -28,7 +28,6 @@ from compressor.families.processor import check_processor, load_processor
 from compressor.families.registry import saved_config
 from compressor.files import write_text
 from compressor.generation import model_keys, write_keys
-from compressor.model_digest import difference, same_model
 from compressor.plan import Plan
 from compressor.planner import make_plan
 
@@ -95,13 +94,7 @@ def compress(
         ArtifactError: the plan was made for another model or other gates.
         ModelError: the model lacks tensors that the plan needs.
     """
-    if not same_model(plan.model_digest, model.digest):
-        raise ArtifactError(
-            [
-                f"the plan was made for {plan.model.name}, not for {model.facts.name} "
-                f"({difference(plan.model_digest, model.digest)}); make it anew with `vtcompress plan`"
-            ]
-        )
+    plan.check_belongs(model.facts.name, model.digest)
     if plan.model.decoder.tied_embeddings and not model.facts.decoder.tied_embeddings:
         raise ArtifactError(
             [
@@ -136,17 +129,8 @@ def tensors_of(model: LoadedModel, plan: Plan, gates: LoadedGates | None) -> Map
     Raises:
         ArtifactError: the plan was made with other gates.
     """
-    if plan.gates is None:
-        return model.tensors
-    if gates is None or gates.digest != plan.gates.digest:
-        found = f"digest {gates.digest[:12]}" if gates else "none"
-        raise ArtifactError(
-            [
-                f"the plan was made with gates of digest {plan.gates.digest[:12]}, given: {found}; give "
-                "these gates, or make the plan anew with `vtcompress plan`"
-            ]
-        )
-    return {**model.tensors, **gates.tensors}
+    plan.check_gates(gates.digest if gates else None)
+    return {**model.tensors, **gates.tensors} if plan.gates and gates else model.tensors
 
 
 def save_compressed(

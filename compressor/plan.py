@@ -16,8 +16,9 @@ from pydantic import (
 )
 
 from compressor.dims import Facts, ModelFacts, Positive
-from compressor.errors import PlanError
+from compressor.errors import ArtifactError, PlanError
 from compressor.files import read_json, write_text
+from compressor.model_digest import difference, same_model
 
 NotNegative = Annotated[int, Field(ge=0)]
 
@@ -372,6 +373,49 @@ class Plan(Facts):
     def save(self, path: Path) -> None:
         """Write the plan as JSON, atomically."""
         write_text(path, self.model_dump_json(indent=1) + "\n")
+
+    def check_belongs(
+        self,
+        model: str,
+        model_digest: str,
+        *,
+        what: str = "the plan",
+        remedy: str = "make it anew with `vtcompress plan`",
+    ) -> None:
+        """Refuse to be used for another model.
+
+        Args:
+            model: hub id or folder name of the model at hand.
+            model_digest: of that model.
+            what: starts the problem.
+            remedy: ends it.
+
+        Raises:
+            ArtifactError: the plan was made for another model.
+        """
+        if not same_model(self.model_digest, model_digest):
+            differs = difference(self.model_digest, model_digest)
+            raise ArtifactError(
+                [f"{what} was made for {self.model.name}, not for {model} ({differs}); {remedy}"]
+            )
+
+    def check_gates(self, digest: str | None) -> None:
+        """Refuse to be used with other gates, where it has any.
+
+        Args:
+            digest: sha256 of the file of the gates at hand; None: there are none.
+
+        Raises:
+            ArtifactError: the plan was made with other gates.
+        """
+        if self.gates is not None and digest != self.gates.digest:
+            found = f"digest {digest[:12]}" if digest else "none"
+            raise ArtifactError(
+                [
+                    f"the plan was made with gates of digest {self.gates.digest[:12]}, given: {found}; give "
+                    "these gates, or make the plan anew with `vtcompress plan`"
+                ]
+            )
 
     @classmethod
     def load(cls, path: Path) -> "Plan":

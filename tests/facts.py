@@ -3,7 +3,9 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from compressor.calibration.profile import Profile, SampleScore
+from compressor.calibration.data import Sample
+from compressor.calibration.profile import Measure, Profile, SampleScore
+from compressor.calibration.resume import Task
 from compressor.dims import DecoderDims, ModelFacts
 from compressor.plan import Gates, LayerPlan, Plan, Reason, Workload
 from export.bench import BenchReport, Timing
@@ -117,6 +119,18 @@ def profile(
             for t, row in zip(rows, contributions, strict=True)
         ),
     )
+
+
+def task(
+    model: Any,
+    samples: Sequence[Sample],
+    measures: tuple[Measure, ...] = ("layer_contribution",),
+    *,
+    data: str = "q",
+    **gates: Any,
+) -> Task:
+    """Return what a calibration of a loaded model measures."""
+    return Task.of(model.facts, model.digest, samples, data, measures, **gates)
 
 
 def fidelity(failures: Sequence[str] = ()) -> FidelityReport:

@@ -114,6 +114,21 @@ def test_a_backend_that_is_wrong_misses_the_recipes_limits_and_ends_with_three(
     assert "missed: 0 images, T=9: prefill: differs by" in shown.err
 
 
+def test_the_data_that_is_given_gives_its_name(
+    artifact: Path, questions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from export.sessions import OnnxSession
+
+    def right(artifact: Any, *_: Any, **_options: Any) -> OnnxSession:
+        return OnnxSession(artifact.folder, artifact.manifest.graphs, threads=1)
+
+    monkeypatch.setattr(backend_check, "open_session", right)
+    data = Path(shutil.copyfile(questions, questions.with_name("the-same.jsonl")))
+    found = validate_backend(artifact, "openvino", data=data)
+    assert found.loss is not None
+    assert found.loss.data == "the-same.jsonl"
+
+
 def test_the_reference_is_no_backend_to_compare_and_the_original_is_not_needed(
     tiny_artifact: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

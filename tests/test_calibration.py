@@ -17,6 +17,7 @@ from compressor.errors import DataError, ModelError, ProfileError
 from compressor.families import LoadedModel, load
 from compressor.planner import freeze, identity_plan
 from compressor.prompts import encode
+from tests.facts import task
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def by_definition(model: LoadedModel, sample: Sample) -> np.ndarray:
 def test_layer_contribution_is_what_the_definition_gives_on_transformers_own_model(
     model: LoadedModel, samples: tuple[Sample, ...], tmp_path: Path
 ) -> None:
-    profile = calibrate(model, samples[:3], tmp_path / "p.json", data_name="q")
+    profile = calibrate(model, task(model, samples[:3]), tmp_path / "p.json")
     for sample, score in zip(samples, profile.samples, strict=False):
         wanted = by_definition(model, sample)
         found = np.array(score.layer_contribution)
@@ -91,12 +92,12 @@ def test_a_killed_run_resumes_to_the_same_profile_and_measures_no_sample_twice(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("compressor.calibration.run.SAVE_EVERY_SECONDS", 0.0)
-    whole = calibrate(model, samples, tmp_path / "whole.json", data_name="q")
+    whole = calibrate(model, task(model, samples), tmp_path / "whole.json")
     with pytest.raises(KeyboardInterrupt):
-        calibrate(model, samples, tmp_path / "p.json", data_name="q", progress=StopAfter(4))
+        calibrate(model, task(model, samples), tmp_path / "p.json", progress=StopAfter(4))
     assert len(Profile.load(tmp_path / "p.json").samples) == 4
     rest = StopAfter(99)
-    assert calibrate(model, samples, tmp_path / "p.json", data_name="q", progress=rest) == whole
+    assert calibrate(model, task(model, samples), tmp_path / "p.json", progress=rest) == whole
     assert rest.seen == len(samples) - 4
     assert (tmp_path / "p.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
 
@@ -105,10 +106,10 @@ def test_a_profile_of_other_data_is_refused_and_kept(
     model: LoadedModel, samples: tuple[Sample, ...], tmp_path: Path
 ) -> None:
     path = tmp_path / "p.json"
-    calibrate(model, samples[:1], path, data_name="q")
+    calibrate(model, task(model, samples[:1]), path)
     before = path.read_bytes()
     with pytest.raises(ProfileError, match=r"measured on other data"):
-        calibrate(model, samples[1:2], path, data_name="q")
+        calibrate(model, task(model, samples[1:2]), path)
     assert path.read_bytes() == before
 
 
@@ -118,13 +119,13 @@ def test_more_samples_go_on_with_the_profile_and_end_as_if_measured_at_once(
     """Killed on the way too; samples that occur twice are measured twice."""
     monkeypatch.setattr("compressor.calibration.run.SAVE_EVERY_SECONDS", 0.0)
     more = (samples[0], samples[1], samples[1], samples[2], samples[3])
-    whole = calibrate(model, more, tmp_path / "whole.json", data_name="q")
+    whole = calibrate(model, task(model, more), tmp_path / "whole.json")
     path = tmp_path / "p.json"
-    calibrate(model, (samples[1], samples[3]), path, data_name="q")
+    calibrate(model, task(model, (samples[1], samples[3])), path)
     with pytest.raises(KeyboardInterrupt):
-        calibrate(model, more, path, data_name="q", progress=StopAfter(1))
+        calibrate(model, task(model, more), path, progress=StopAfter(1))
     rest = StopAfter(99)
-    assert calibrate(model, more, path, data_name="q", progress=rest) == whole
+    assert calibrate(model, task(model, more), path, progress=rest) == whole
     assert rest.seen == 2
     assert path.read_bytes() == (tmp_path / "whole.json").read_bytes()
 
@@ -133,11 +134,11 @@ def test_a_profile_of_an_earlier_version_is_continued_by_the_order_of_its_sample
     model: LoadedModel, samples: tuple[Sample, ...], tmp_path: Path
 ) -> None:
     path = tmp_path / "p.json"
-    whole = calibrate(model, samples[:3], path, data_name="q")
+    whole = calibrate(model, task(model, samples[:3]), path)
     nameless = [score.model_copy(update={"sample": ""}) for score in whole.samples]
     whole.model_copy(update={"samples": tuple(nameless[:2])}).save(path)
     rest = StopAfter(99)
-    found = calibrate(model, samples[:3], path, data_name="q", progress=rest)
+    found = calibrate(model, task(model, samples[:3]), path, progress=rest)
     assert rest.seen == 1
     assert found.layer_contribution() == whole.layer_contribution()
 
@@ -146,10 +147,10 @@ def test_starting_anew_replaces_a_profile_of_other_data(
     model: LoadedModel, samples: tuple[Sample, ...], tmp_path: Path
 ) -> None:
     path = tmp_path / "p.json"
-    calibrate(model, samples[:1], path, data_name="q")
-    found = calibrate(model, samples[1:2], path, data_name="r", anew=True)
+    calibrate(model, task(model, samples[:1]), path)
+    found = calibrate(model, task(model, samples[1:2], data="r"), path, anew=True)
     assert found == Profile.load(path)
-    assert found == calibrate(model, samples[1:2], tmp_path / "new.json", data_name="r")
+    assert found == calibrate(model, task(model, samples[1:2], data="r"), tmp_path / "new.json")
 
 
 def test_the_command_says_what_a_profile_holds_before_the_model_is_loaded(
@@ -189,10 +190,10 @@ def test_a_profile_of_another_model_is_refused(
     llava: Callable[[str], Path], model: LoadedModel, samples: tuple[Sample, ...], tmp_path: Path
 ) -> None:
     path = tmp_path / "p.json"
-    calibrate(model, samples[:1], path, data_name="q")
+    calibrate(model, task(model, samples[:1]), path)
     other = load(str(llava("clip+mistral, all heads")))
     with pytest.raises(ProfileError, match=r"measured on another model"):
-        calibrate(other, samples[:1], path, data_name="q")
+        calibrate(other, task(other, samples[:1]), path)
 
 
 def test_scores_that_are_no_numbers_are_refused_and_not_ranked(
@@ -204,9 +205,8 @@ def test_scores_that_are_no_numbers_are_refused_and_not_ranked(
     with pytest.raises(ModelError, match="layer_contribution: NaN or infinite for 'what is it'"):
         calibrate(
             dataclasses.replace(model, tensors=tensors),
-            samples[:1],
+            task(dataclasses.replace(model, tensors=tensors), samples[:1]),
             tmp_path / "p.json",
-            data_name="q",
         )
     assert not (tmp_path / "p.json").exists()
 
@@ -216,14 +216,14 @@ def test_samples_without_a_picture_are_refused_before_any_work(
 ) -> None:
     blind = (*samples[:1], Sample((), "what is this"))
     with pytest.raises(DataError, match=r"'what is this' has no image"):
-        calibrate(model, blind, tmp_path / "p.json", data_name="q")
+        calibrate(model, task(model, blind), tmp_path / "p.json")
     assert not (tmp_path / "p.json").exists()
 
 
 def test_the_drawn_profile_marks_the_chosen_layers(
     model: LoadedModel, samples: tuple[Sample, ...], tmp_path: Path
 ) -> None:
-    profile = calibrate(model, samples[:1], tmp_path / "p.json", data_name="q")
+    profile = calibrate(model, task(model, samples[:1]), tmp_path / "p.json")
     plan = identity_plan(model.facts, model.digest)
     frozen = freeze(plan, (1, 3), "shortv")
     png, svg = draw_profile(profile, frozen, tmp_path / "one")

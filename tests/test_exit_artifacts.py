@@ -11,13 +11,14 @@ from safetensors.torch import save_file
 
 import vtcompress
 from compressor.calibration.data import Sample, read_samples
-from compressor.calibration.run import Asked, calibrate
+from compressor.calibration.run import calibrate
 from compressor.decoder.weights import load_gates
 from compressor.errors import DataError, GatesError, PlanError, ProfileError
 from compressor.families import load
 from compressor.gate_file import GateFile
 from export.artifact import Artifact
 from export.runtime import Runtime
+from tests.facts import task
 from tests.runtimes import exported
 
 
@@ -128,8 +129,10 @@ def test_a_baked_exit_is_the_quantile_of_where_gates_fire(
 ) -> None:
     model = load(str(model_folder))
     gates = load_gates(GateFile.read(gate_path), (0, 1, 2))
-    asked = Asked(("gate_margin",), gates)
-    profile = calibrate(model, samples, tmp_path / "p.json", data_name="q", asked=asked)
+    asked = task(
+        model, samples, ("gate_margin",), gate_layers=gates.layers, gates_digest=gates.digest
+    )
+    profile = calibrate(model, asked, tmp_path / "p.json", gates=gates)
     firsts = sorted(
         next((i for i, m in enumerate(s.gate_margin) if m > 0), 3) for s in profile.samples
     )

@@ -16,7 +16,7 @@ from compressor.calibration.heads import head_score
 from compressor.calibration.neurons import neuron_activity
 from compressor.calibration.plot import draw_profile
 from compressor.calibration.profile import Profile, SampleScore
-from compressor.calibration.run import Asked, calibrate
+from compressor.calibration.run import calibrate
 from compressor.decoder import decoder_from
 from compressor.errors import ProfileError
 from compressor.families import LoadedModel, load
@@ -24,9 +24,10 @@ from compressor.methods import Heads, Yopo
 from compressor.planner import identity_plan, make_plan
 from compressor.prompts import embed, encode
 from tests import facts
+from tests.facts import task
 from tests.models import VARIANTS
 
-YOPO = Asked(("head_score", "neuron_activity"))
+YOPO = ("head_score", "neuron_activity")
 
 
 @pytest.fixture(scope="module", params=sorted(VARIANTS))
@@ -167,20 +168,15 @@ def test_calibration_measures_both_and_resumes_to_the_same_file(
     from tests.test_calibration import StopAfter
 
     monkeypatch.setattr("compressor.calibration.run.SAVE_EVERY_SECONDS", 0.0)
-    whole = calibrate(one_model, samples, tmp_path / "whole.json", data_name="q", asked=YOPO)
+    whole = calibrate(one_model, task(one_model, samples, YOPO), tmp_path / "whole.json")
     with pytest.raises(KeyboardInterrupt):
         calibrate(
-            one_model,
-            samples,
-            tmp_path / "p.json",
-            data_name="q",
-            asked=YOPO,
-            progress=StopAfter(4),
+            one_model, task(one_model, samples, YOPO), tmp_path / "p.json", progress=StopAfter(4)
         )
     part = Profile.load(tmp_path / "p.json")
     assert len(part.samples) == 4
     assert part.neuron_activity != whole.neuron_activity
-    calibrate(one_model, samples, tmp_path / "p.json", data_name="q", asked=YOPO)
+    calibrate(one_model, task(one_model, samples, YOPO), tmp_path / "p.json")
     assert (tmp_path / "p.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
     passes = [full_pass_of(one_model, sample) for sample in samples]
     activity = torch.stack([neuron_activity(full) for full in passes]).mean(0).numpy()
@@ -192,7 +188,7 @@ def test_calibration_measures_both_and_resumes_to_the_same_file(
 def test_a_profile_of_heads_and_neurons_makes_a_plan_and_is_drawn(
     one_model: LoadedModel, samples: tuple[Sample, ...], tmp_path: Path
 ) -> None:
-    profile = calibrate(one_model, samples[:2], tmp_path / "p.json", data_name="q", asked=YOPO)
+    profile = calibrate(one_model, task(one_model, samples[:2], YOPO), tmp_path / "p.json")
     method = Yopo(heads=Heads(keep=0.5), mlp_ratio=2, select="activation", keep_layers=(0,))
     plan = make_plan(one_model.facts, one_model.digest, [method], profile)
     assert sum(len(layer.groups or (0, 1)) for layer in plan.layers[1:]) == 3

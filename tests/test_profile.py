@@ -67,30 +67,17 @@ def test_typical_text_rows_is_a_t_that_occurred(text, median):
     assert profile.typical_text_rows() == median
 
 
-def test_a_profile_of_the_same_model_and_data_belongs(tmp_path):
-    profile = facts.profile(ROWS)
-    profile.check_belongs(tmp_path, model_digest=facts.DIGEST)
-    profile.check_belongs(tmp_path, model_digest=facts.DIGEST, data_digest=facts.DATA_DIGEST)
+def test_a_profile_of_the_same_model_belongs(tmp_path):
+    facts.profile(ROWS).check_belongs(tmp_path, model_digest=facts.DIGEST)
 
 
-def test_a_profile_of_another_model_and_other_data_is_refused_with_both_reasons(tmp_path):
+def test_a_profile_of_another_model_is_refused_in_one_line(tmp_path):
     path = tmp_path / "p.json"
-    lines = problems(
-        lambda: facts.profile(ROWS).check_belongs(path, model_digest="a" * 64, data_digest="b" * 64)
-    )
+    lines = problems(lambda: facts.profile(ROWS).check_belongs(path, model_digest="a" * 64))
     assert lines == (
         f"{path}: measured on another model (named owner/little-model, digest 0123456789ab, not "
         "aaaaaaaaaaaa); remove it or calibrate anew",
-        f"{path}: measured on other data (named calibration.jsonl, digest fedcba987654, not "
-        "bbbbbbbbbbbb; samples and seed count too); remove it or calibrate anew",
     )
-
-
-def test_the_data_is_not_judged_where_only_the_model_is_given(tmp_path):
-    lines = problems(
-        lambda: facts.profile(ROWS).check_belongs(tmp_path / "p.json", model_digest="a" * 64)
-    )
-    assert len(lines) == 1
 
 
 def test_a_missing_profile_is_refused(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 
 import vtcompress
 from compressor.errors import DataError, ModelError, VtcompressError
+from compressor.families import registry
 from compressor.progress import SILENT
 from compressor.recipe import Recipe
 from tests.models import make_picture
@@ -22,17 +23,24 @@ STAGES = ("export", "calibrate", "plan", "compress", "train-gates")
 
 @pytest.fixture
 def folder(tiny_model: Path, tmp_path: Path) -> Path:
-    """Return a copy of the tiny model that a test may change."""
-    return Path(shutil.copytree(tiny_model, tmp_path / "changed"))
+    """Return a copy of the tiny model that a test may change; like a hub id's, its weights are not here."""
+    weights = shutil.ignore_patterns("*.safetensors")
+    return Path(shutil.copytree(tiny_model, tmp_path / "changed", ignore=weights))
 
 
 @pytest.fixture
 def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fail where weights are read, be it for a digest alone."""
+    """Fail where weights are fetched or read, be it for a digest alone."""
+    find = registry.local_folder
 
-    def read(*_: Any, **__: Any) -> None:
+    def read(*_: Any, **__: Any) -> Any:
         pytest.fail("weights were read")
 
+    def found(*place: Any, weights: bool = True, **options: Any) -> Path:
+        return find(*place, weights=weights, **options) if not weights else read()
+
+    monkeypatch.setattr("compressor.families.registry.local_folder", found)
+    monkeypatch.setattr("compressor.families.registry.equal", read)
     monkeypatch.setattr("compressor.families.folder.digest", read)
     monkeypatch.setattr("compressor.families.registry.digest", read)
     monkeypatch.setattr("compressor.families.llava.LlavaFamily.original", read)

@@ -37,7 +37,7 @@ def compared(
 ) -> RewriteReport:
     """Compare a model folder's rewrite with its original; `change` injects a fault into the rewrite."""
     model = load(str(folder), image_size=size)
-    with rewrite_prompt(identity(), samples) as prompt:
+    with rewrite_prompt(samples) as prompt:
         reading, small = prompt.read(model), plain(model)
         small.processor.save_pretrained(prompt.folder)
         if change is not None:
@@ -206,18 +206,25 @@ def test_a_value_that_is_no_number_is_no_agreement(llava):
 def test_the_prompt_is_of_the_validation_data_else_of_the_calibration_data_else_built_in(questions):
     with_picture = read_samples(questions)
     text = Sample((), "no picture")
-    recipe = identity().override({"calibrate.data": questions})
-    with rewrite_prompt(recipe, [text, *with_picture]) as prompt:
+    with rewrite_prompt([text, *with_picture], with_picture[1:]) as prompt:
         assert (prompt.source, prompt.sample) == ("validation data", with_picture[0])
-    with rewrite_prompt(recipe, [text]) as prompt:
-        assert (prompt.source, prompt.sample) == ("calibration data", with_picture[0])
-    with rewrite_prompt(identity(), [text]) as prompt:
+    with rewrite_prompt([text], with_picture[1:]) as prompt:
+        assert (prompt.source, prompt.sample) == ("calibration data", with_picture[1])
+    with rewrite_prompt([text]) as prompt:
         assert prompt.source == "built in"
         assert prompt.sample.images[0].is_file()
     assert not prompt.folder.exists()
-    missing = identity().override({"calibrate.data": "nowhere.jsonl"})
-    with rewrite_prompt(missing) as prompt:
-        assert prompt.source == "built in"
+
+
+def test_the_net_reads_no_data_that_the_run_says_is_not_read(tiny_model, tmp_path, monkeypatch):
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    data = tmp_path / "bad.jsonl"
+    data.write_text('{"image": "bad.png", "question": "what"}\n')
+    recipe = identity().override({"model.id": str(tiny_model), "calibrate.data": data})
+    small = vtcompress.compress(recipe, vtcompress.plan(recipe), tmp_path / "small")
+    for options in ({}, {"compressed": small}):
+        run = stopped(monkeypatch, recipe, tmp_path / "out", **options)
+        assert run.rewrite.prompt == "built in"
 
 
 def test_the_rewrite_shares_the_originals_weights(llava):

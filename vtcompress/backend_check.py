@@ -77,6 +77,7 @@ def validate_backend(
         progress.say(f"answers are not compared: {stored.NOT_KEPT}")
     why = stored.why_unmeasured(path) if asked is None else ""
     recipe = with_limits(recipe, limits or {}, anew=True, unmeasured=why)
+    name = validation_name(recipe) if given is None else given.name
     session = open_session(artifact, backend, precision, threads, device=device)
     engines = session.engines if isinstance(session, EngineSession) else None
     most = None if engines is None else engines.facts.limits.max_images
@@ -94,9 +95,7 @@ def validate_backend(
         outputs=compare_outputs(artifact, plan, session, reference, numeric, images, room),
         loss=None
         if asked is None
-        else compare_answers(
-            artifact, session, asked, loss_limits(recipe), validation_name(recipe), progress
-        ),
+        else compare_answers(artifact, session, asked, loss_limits(recipe), name, progress),
     )
     if engines is not None:
         found.save(engines.folder)

@@ -16,14 +16,13 @@ from compressor.generation import write_keys
 from compressor.methods import DyVTE
 from compressor.plan import Plan
 from compressor.planner import (
-    check_methods,
     gate_candidates,
     gate_file,
     measures_needed,
     measures_of,
     plan_recipe,
 )
-from compressor.progress import SILENT, Progress
+from compressor.progress import Progress
 from compressor.recipe import Recipe, dump_recipe, fidelity_thresholds
 from export import artifact as artifacts
 from export import bench as timing
@@ -54,11 +53,13 @@ from vtcompress.inputs import (
     source_paths,
     validation_samples,
 )
-from vtcompress.prompt_check import Asked, check_prompts, check_recipe_prompts
+from vtcompress.prompt_check import Asked, check_prompts
+from vtcompress.recipe_check import check_digest, check_recipe
 from vtcompress.reporting import origin_of, write_reports
 from vtcompress.rewrite_check import check_rewrite, rewrite_prompt
 
 if TYPE_CHECKING:
+    from compressor.calibration.data import Sample
     from compressor.compressed import CompressedModel
     from compressor.decoder import Decoder
     from compressor.decoder.weights import LoadedGates
@@ -131,34 +132,40 @@ class ExportRun:
             overwrite: replace what is at the output.
         """
         measure = profile is None and wants_calibration(self.recipe)
+        measured_on: tuple[Sample, ...] = ()
         # What can be refused is refused before weights are loaded.
         asked = self._asked()
         if measure:
-            asked.append(Asked(calibration_samples(self.recipe)))
+            measured_on = calibration_samples(self.recipe)
+            asked.append(Asked(measured_on))
         elif self.recipe.export.dtype != "float16":
             why = (
                 "no method chooses by it" if profile is None else f"{profile_file} is used instead"
             )
             note_unread_data(self.recipe, why, self.progress)
-        facts, source = model_facts(self.recipe), model_folder(self.recipe)
-        staging.check_place(self.output, **self._needs(source, facts.dtype, overwrite))
-        digest = check_recipe(
+        staging.check_place(self.output, overwrite=overwrite, sources=self.sources)
+        facts = check_recipe(
             self.recipe,
-            (profile, profile_file),
+            profile,
+            planned=not measure,
             asked=asked,
             building=True,
             progress=self.progress,
         )
+        needs = self._needs(model_folder(self.recipe), facts.dtype, overwrite)
+        staging.check_place(self.output, **needs)
+        digest = check_digest(self.recipe, facts, profile, profile_file)
         model = load_model(self.recipe, self.progress, digest)
         self.origin = origin_of(self.recipe.model.id, model.folder)
         resume = staging.calibration_file(self.output)
         needs = self._needs(model.folder, model.facts.dtype, overwrite)
         with staging.staged(self.output, **needs) as folder:
             self.progress.say("comparing the rewritten model with the original")
-            self.rewrite = check_rewrite(model, self.recipe, self.samples)
+            self.rewrite = check_rewrite(model, self.samples, measured_on)
             if measure:
-                drop_foreign(resume, calibration_task(self.recipe, model.facts, model.digest))
-                profile = run_calibration(model, self.recipe, resume, self.progress)
+                task = calibration_task(self.recipe, model.facts, model.digest)
+                drop_foreign(resume, task)
+                profile = run_calibration(model, self.recipe, task, resume, self.progress)
             plan = plan_recipe(self.recipe, model.facts, model.digest, profile)
             original = self._original_answers(model)
             # Handed over and not kept: the torch side ends before ONNX Runtime starts.
@@ -192,14 +199,15 @@ class ExportRun:
         self.origin = origin_of(self.recipe.model.id, source)
         profile_path = source / PROFILE_FILE
         profile = Profile.load(profile_path) if profile_path.is_file() else None
+        digest = self._original_digest(plan, source) if self._wants_original() else None
         with staging.staged(self.output, **needs) as folder:
             original, models = None, []
-            with rewrite_prompt(self.recipe, self.samples) as prompt:
+            with rewrite_prompt(self.samples) as prompt:
                 reading = None
-                if self._wants_original():
+                if digest is not None:
                     # At the image size that the folder was made for.
                     size = {"export.image_size": plan.model.image_size}
-                    model = load_model(self.recipe.override(size), self.progress)
+                    model = load_model(self.recipe.override(size), self.progress, digest)
                     self.origin = origin_of(self.recipe.model.id, model.folder)
                     original = self._original_answers(model)
                     reading = prompt.read(model)
@@ -217,6 +225,13 @@ class ExportRun:
         """Whether an export from a folder loads the original as well: for its answers, or if it is here."""
         name = self.recipe.model.id
         return name is not None and bool(self.samples or Path(name).is_dir())
+
+    def _original_digest(self, plan: Plan, source: Path) -> str:
+        """Return the digest of the recipe's model; refuse one that a folder was not made from."""
+        name, digest = model_facts(self.recipe).name, model_digest(self.recipe)
+        remedy = "give the model that the folder was made from"
+        plan.check_belongs(name, digest, what=f"{source}: the plan", remedy=remedy)
+        return digest
 
     def _needs(self, source: Path, source_dtype: str, overwrite: bool) -> dict[str, Any]:
         """Return what the place of the artifact must allow; see `staging.staged`."""
@@ -430,13 +445,12 @@ def load_plan_gates(plan: Plan, recipe: Recipe, model: "LoadedModel") -> "Loaded
 def calibration_task(recipe: Recipe, facts: ModelFacts, model_digest: str) -> Task:
     """Return what a calibration of the recipe's data measures; loads no weights."""
     dyvte = recipe.dyvte
-    return Task(
-        model=facts.name,
-        model_digest=model_digest,
-        layers=facts.decoder.layers,
-        data=recipe.calibrate.data.name if recipe.calibrate.data else "",
-        samples=calibration_samples(recipe),
-        measures=measures_of(recipe.methods),
+    return Task.of(
+        facts,
+        model_digest,
+        calibration_samples(recipe),
+        recipe.calibrate.data.name if recipe.calibrate.data else "",
+        measures_of(recipe.methods),
         gate_layers=gate_candidates(dyvte, facts.decoder.layers) if dyvte else (),
         gates_digest=gate_file(dyvte, facts, model_digest).digest if dyvte else "",
     )
@@ -451,36 +465,37 @@ def drop_foreign(path: Path, task: Task) -> None:
 
 
 def run_calibration(
-    model: "LoadedModel", recipe: Recipe, path: Path, progress: Progress, *, anew: bool = False
+    model: "LoadedModel",
+    recipe: Recipe,
+    task: Task,
+    path: Path,
+    progress: Progress,
+    *,
+    anew: bool = False,
 ) -> Profile:
     """Calibrate a loaded model on the recipe's data; the profile grows at `path`.
 
     Args:
         model: the original.
-        recipe: names the data.
+        recipe: names methods and gates.
+        task: the recipe's `calibration_task`.
         path: of the profile, which is continued.
         progress: shows the samples.
         anew: replace the profile instead.
     """
-    from compressor.calibration.run import Asked, ask_gates_again, calibrate
+    from compressor.calibration.run import ask_gates_again, calibrate
     from compressor.decoder.weights import load_gates
 
-    name = recipe.calibrate.data.name if recipe.calibrate.data else ""
-    samples = calibration_samples(recipe)
     gates = None
     if recipe.dyvte is not None:
-        candidates = gate_candidates(recipe.dyvte, model.facts.decoder.layers)
-        gates = load_gates(gate_file(recipe.dyvte, model.facts, model.digest), candidates)
-    asked = Asked(measures_of(recipe.methods), gates)
-    profile = calibrate(
-        model, samples, path, data_name=name, asked=asked, anew=anew, progress=progress
-    )
+        gates = load_gates(gate_file(recipe.dyvte, model.facts, model.digest), task.gate_layers)
+    profile = calibrate(model, task, path, gates=gates, anew=anew, progress=progress)
     if gates is None:
         return profile
     # Only now is known what the gates will read: the states that the other methods leave.
     chosen = plan_recipe(recipe, model.facts, model.digest, profile)
     if chosen.gates is not None and chosen.gates_see() != profile.gates_under:
-        profile = ask_gates_again(model, samples, profile, chosen, gates, progress)
+        profile = ask_gates_again(model, task.samples, profile, chosen, gates, progress)
         profile.save(path)
     return profile
 
@@ -579,43 +594,6 @@ def wants_calibration(recipe: Recipe) -> bool:
     """Whether methods choose by calibration, or gates can be counted on data that is given."""
     counted = recipe.dyvte is not None and recipe.calibrate.data is not None
     return counted or bool(measures_needed(recipe.methods))
-
-
-def check_recipe(
-    recipe: Recipe,
-    profile: tuple[Profile | None, Path] = (None, Path(PROFILE_FILE)),
-    *,
-    asked: Sequence[Asked] = (),
-    building: bool = False,
-    progress: Progress = SILENT,
-) -> str:
-    """Refuse what the model's files alone rule out, without loading weights; return the model's digest.
-
-    Args:
-        recipe: what will be done.
-        profile: of an earlier calibration, and what errors call it.
-        asked: questions that will be asked.
-        building: engines that the recipe asks for will be built.
-        progress: is told what need not stop the run.
-
-    Raises:
-        VtcompressError: no such model, a processor or questions that cannot be used, layers that it does not
-            have, gates or a profile of another model, engines that cannot be built.
-    """
-    facts, dyvte = model_facts(recipe), recipe.dyvte
-    # All that small files tell comes first: for the digest every weight file is read.
-    gates = check_methods(facts, recipe.methods)
-    check_fixed(recipe.export, facts, dyvte.exit if dyvte else None)
-    if building:
-        check_targets(recipe, facts)
-    check_recipe_prompts(recipe, asked, progress)
-    digest = model_digest(recipe)
-    measured, name = profile
-    if measured is not None:
-        measured.check_belongs(name, model_digest=digest)
-    if dyvte is not None and gates is not None:
-        gates.check(facts, digest, gate_candidates(dyvte, facts.decoder.layers))
-    return digest
 
 
 def predicted(plan: Plan, dtype: str, limits: Limits | None = None) -> Predicted:

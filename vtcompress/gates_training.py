@@ -19,7 +19,7 @@ from vtcompress.gates_report import GatesReport
 from vtcompress.inputs import (
     load_model,
     model_facts,
-    model_id,
+    model_folder,
     require_compress,
     validation_samples,
 )
@@ -79,7 +79,7 @@ def train_gates(
         asked = [Asked(samples, forced=True), Asked(others, tokens, forced=True)]
         check_recipe_prompts(recipe, asked, progress)
         model = load_model(recipe, progress)
-        check_rewrite(model, recipe)
+        check_rewrite(model, others)
         checkpoint = output.with_name(f".{output.name}.training{SUFFIX}")
         from compressor.calibration.gate_training import train_gates as train
         from vtcompress.gates_judged import judge_held_out, judge_training
@@ -125,10 +125,8 @@ def _held_out(recipe: Recipe) -> tuple[Sample, ...]:
 def _check_model(recipe: Recipe, output: Path) -> None:
     """Refuse what the model's files alone rule out, without loading weights."""
     require_compress("training gates")
-    from compressor.families.registry import local_folder
-
     check_layers(model_facts(recipe).decoder.layers, recipe.methods)
-    folder = local_folder(model_id(recipe), recipe.model.revision)
+    folder = model_folder(recipe, weights=False)
     if folder.resolve() == output.absolute().parent.resolve():
         problem = (
             "lies in the model's folder, where weights are the model's; choose another --output"

@@ -128,8 +128,8 @@ def model_facts(recipe: Recipe) -> ModelFacts:
     )
 
 
-def model_folder(recipe: Recipe) -> Path:
-    """Return the folder of the recipe's model; a hub id is fetched.
+def model_folder(recipe: Recipe, *, weights: bool = True) -> Path:
+    """Return the folder of the recipe's model; a hub id is fetched, with its weights or without.
 
     Raises:
         VtcompressError: no model is named, or it cannot be found.
@@ -138,7 +138,9 @@ def model_folder(recipe: Recipe) -> Path:
     from compressor.families.registry import local_folder
 
     section = recipe.model
-    return local_folder(model_id(recipe), section.revision, code=section.trust_remote_code)
+    return local_folder(
+        model_id(recipe), section.revision, weights=weights, code=section.trust_remote_code
+    )
 
 
 def model_digest(recipe: Recipe) -> str:

@@ -5,15 +5,13 @@ the rewrite is loaded; where both are there, they share their weights.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from compressor.calibration.data import Sample, read_samples
-from compressor.errors import DataError
-from compressor.recipe import Recipe
+from compressor.calibration.data import Sample
 from export.parity import rewrite
 from export.parity.rewrite import Reading, RewriteReport
 from export.runtime import Runtime
@@ -58,30 +56,30 @@ class RewritePrompt:
 
 
 @contextmanager
-def rewrite_prompt(recipe: Recipe, samples: Sequence[Sample] = ()) -> Iterator[RewritePrompt]:
-    """Give the first sample with a picture: of validation data, of calibration data, else a built-in one."""
-    sources: list[tuple[rewrite.Source, Sequence[Sample]]] = [("validation data", samples)]
-    if not any(sample.images for sample in samples) and recipe.calibrate.data is not None:
-        with suppress(DataError):  # data that no stage needs may be missing
-            sources.append(("calibration data", read_samples(recipe.calibrate.data)))
+def rewrite_prompt(
+    validation: Sequence[Sample] = (), calibration: Sequence[Sample] = ()
+) -> Iterator[RewritePrompt]:
+    """Give the first sample with a picture of those that a run has read and checked, else a built-in one."""
     with (
-        TemporaryDirectory() as folder,
-        rewrite.asked(Path(folder), *sources) as (source, sample),
+        TemporaryDirectory() as name,
+        rewrite.asked(
+            Path(name), ("validation data", validation), ("calibration data", calibration)
+        ) as (source, sample),
     ):
-        yield RewritePrompt(source, sample, Path(folder))
+        yield RewritePrompt(source, sample, Path(name))
 
 
 def check_rewrite(
-    model: "LoadedModel", recipe: Recipe, samples: Sequence[Sample] = ()
+    model: "LoadedModel", validation: Sequence[Sample] = (), calibration: Sequence[Sample] = ()
 ) -> RewriteReport:
-    """Compare a loaded original with its rewrite.
+    """Compare a loaded original with its rewrite, on the data that this run has read.
 
     Raises:
         ModelError: they are not the same; one line that says what differs.
     """
     from compressor.compressed import plain
 
-    with rewrite_prompt(recipe, samples) as prompt:
+    with rewrite_prompt(validation, calibration) as prompt:
         report = prompt.compare(prompt.read(model), plain(model))
     rewrite.refuse(report, model.facts.name)
     return report

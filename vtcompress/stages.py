@@ -16,7 +16,7 @@ from compressor.errors import ArtifactError, VtcompressError
 from compressor.files import make_parent, read_text
 from compressor.locks import exclusive
 from compressor.plan import Plan
-from compressor.planner import check_methods, plan_recipe
+from compressor.planner import plan_recipe
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.recipe import load_recipe as read_recipe
@@ -38,7 +38,6 @@ from vtcompress.exporting import (
     ExportRun,
     calibration_task,
     check_fidelity,
-    check_recipe,
     compress_for_export,
     draw,
     load_plan_gates,
@@ -64,6 +63,7 @@ from vtcompress.inputs import (
     source_paths,
 )
 from vtcompress.prompt_check import Asked, check_recipe_prompts, processor_problems
+from vtcompress.recipe_check import check_digest, check_plan_gates, check_recipe
 from vtcompress.rewrite_check import check_rewrite, rewrite_prompt
 from vtcompress.shipped import find_recipe
 
@@ -132,12 +132,14 @@ def calibrate(
         for path in drawings:
             check_file(path, "drawing")
         asked = [Asked(calibration_samples(recipe))]
-        digest = check_recipe(recipe, asked=asked, progress=progress)
+        facts = check_recipe(recipe, asked=asked, progress=progress)
+        digest = check_digest(recipe, facts)
+        task = calibration_task(recipe, facts, digest)
         if not overwrite:
-            calibration_task(recipe, model_facts(recipe), digest).go_on(output)
+            task.go_on(output)
         model = load_model(recipe, progress, digest)
-        check_rewrite(model, recipe)
-        profile = run_calibration(model, recipe, output, progress, anew=overwrite)
+        check_rewrite(model, calibration=task.samples)
+        profile = run_calibration(model, recipe, task, output, progress, anew=overwrite)
         chosen = plan_recipe(recipe, model.facts, model.digest, profile)
         draw(profile, chosen, base)
     return profile
@@ -157,17 +159,14 @@ def plan(
         VtcompressError: the model is not supported, or the methods cannot be applied; all reasons.
     """
     require_compress("planning")
-    facts = model_facts(recipe)
-    check_methods(facts, recipe.methods)
     progress = shown(progress)
     measured, name = open_profile(profile)
     note_unread_data(recipe, "a plan is made from a profile", progress)
-    check_recipe_prompts(recipe, (), progress)
+    facts = check_recipe(recipe, measured, planned=True, progress=progress)
     progress.say(f"reading the weights of {recipe.model.id} for their digest")
-    digest = model_digest(recipe)
-    if measured is not None:
-        measured.check_belongs(name, model_digest=digest)
-    return plan_recipe(recipe, facts, digest, measured)
+    digest = check_digest(recipe, facts, measured, name)
+    # Read again: the weights of a hub id are here now, and tell whether embedding and head are one.
+    return plan_recipe(recipe, model_facts(recipe), digest, measured)
 
 
 def compress(
@@ -200,27 +199,48 @@ def compress(
     output = Path(output)
     needs: dict[str, Any] = {
         "overwrite": overwrite,
-        "needed_bytes": sum(
-            path.stat().st_size for path in model_folder(recipe).glob("*.safetensors")
-        ),
-        "sources": (*source_paths(recipe), *map(Path, sources)),
+        "sources": (*source_paths(recipe), *_read_files(sources, profile)),
     }
     staging.check_place(output, **needs)
     check_recipe_prompts(recipe, (), progress)
-    model = load_model(recipe, progress)
+    check_plan_gates(plan, recipe, model_facts(recipe), None)
+    weights = model_folder(recipe).glob("*.safetensors")
+    needs["needed_bytes"] = sum(path.stat().st_size for path in weights)
+    staging.check_place(output, **needs)
+    digest = _digest_of_plan(plan, recipe)
     if measured is not None:
-        measured.check_belongs(name, model_digest=model.digest)
+        measured.check_belongs(name, model_digest=digest)
+    model = load_model(recipe, progress, digest)
     from compressor.compressed import save_compressed
 
     gates = load_plan_gates(plan, recipe, model)
-    # Refuses a plan of another model before anything is written.
+    # Refuses what weights alone tell before anything is written.
     compress_for_export(model, plan, recipe, gates)
-    check_rewrite(model, recipe)
+    check_rewrite(model)
     with staging.staged(output, **needs) as folder:
         save_compressed(model, plan, folder, gates)
         write_inputs(folder, recipe, plan, measured)
         write_file_list(folder)
     return output
+
+
+def _digest_of_plan(plan: Plan, recipe: Recipe, **words: str) -> str:
+    """Return the digest of the recipe's model; refuse a plan or gates of another.
+
+    `words` are those of `Plan.check_belongs`.
+    """
+    facts, digest = model_facts(recipe), model_digest(recipe)
+    plan.check_belongs(facts.name, digest, **words)
+    check_plan_gates(plan, recipe, facts, digest)
+    return digest
+
+
+def _read_files(
+    sources: Iterable[PathLike], profile: Profile | PathLike | None
+) -> tuple[Path, ...]:
+    """Return what a stage reads beside what its recipe names."""
+    given = () if profile is None or isinstance(profile, Profile) else (profile,)
+    return tuple(map(Path, (*sources, *given)))
 
 
 def load_compressed(folder: PathLike, *, progress: Progress | None = None) -> "CompressedModel":
@@ -270,7 +290,7 @@ def export(
     """
     require_compress("export")
     require_runtime("checking the exported graphs")
-    read = tuple(map(Path, sources))
+    read = _read_files(sources, profile)
     run = ExportRun(recipe, Path(output), bench_rounds, threads, shown(progress), read)
     if compressed is not None:
         if profile is not None:
@@ -387,9 +407,12 @@ def _measure_again(
     samples = () if data is None else read_samples(Path(data))
     tokens = recipe.validation.max_new_tokens
     check_recipe_prompts(changed, [Asked(samples, tokens)], progress)
-    model = load_model(changed, progress)
     plan = Plan.load(artifact.folder / PLAN_FILE)
-    with rewrite_prompt(changed, samples) as prompt:
+    check_plan_gates(plan, changed, model_facts(changed), None)
+    what, remedy = f"{artifact.folder}: the plan", "give the model that it was exported from"
+    digest = _digest_of_plan(plan, changed, what=what, remedy=remedy)
+    model = load_model(changed, progress, digest)
+    with rewrite_prompt(samples) as prompt:
         rewritten = prompt.compare(prompt.read(model), plain(model), artifact.folder)
     small = compress_for_export(model, plan, recipe, load_plan_gates(plan, recipe, model))
     original = None

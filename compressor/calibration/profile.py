@@ -141,47 +141,23 @@ class Profile(Facts):
             )
         return self.model_copy(update=changes)
 
-    def check_belongs(
-        self,
-        path: Path,
-        *,
-        model_digest: str,
-        data_digest: str | None = None,
-        measures: Iterable[Measure] = (),
-        gates_digest: str | None = None,
-    ) -> None:
-        """Refuse to be used for another model, other data or other gates, or for what it does not hold.
+    def check_belongs(self, path: Path, *, model_digest: str) -> None:
+        """Refuse to be used for another model.
 
         Args:
-            path: of the profile; starts every problem.
+            path: of the profile; starts the problem.
             model_digest: of the model at hand.
-            data_digest: of the data at hand; None: any.
-            measures: that are needed.
-            gates_digest: of the gates at hand; None: any.
 
         Raises:
-            ProfileError: a digest differs or a measure is missing; all differences are named.
+            ProfileError: it was measured on another.
         """
-        problems = []
         if not same_model(self.model_digest, model_digest):
-            problems.append(
-                f"{path}: measured on another model (named {self.model}, "
-                f"{difference(self.model_digest, model_digest)}); remove it or calibrate anew"
+            raise ProfileError(
+                [
+                    f"{path}: measured on another model (named {self.model}, "
+                    f"{difference(self.model_digest, model_digest)}); remove it or calibrate anew"
+                ]
             )
-        if data_digest is not None and self.data_digest != data_digest:
-            problems.append(
-                f"{path}: measured on other data (named {self.data}, digest "
-                f"{self.data_digest[:12]}, not {data_digest[:12]}; samples and seed count too); "
-                "remove it or calibrate anew"
-            )
-        if missing := [name for name in measures if name not in self.measures]:
-            problems.append(
-                f"{path}: has no {', '.join(missing)}, which the recipe needs; remove it or calibrate anew"
-            )
-        elif gates_digest not in (None, self.gates_digest):
-            problems.append(f"{path}: measured with other gates; remove it or calibrate anew")
-        if problems:
-            raise ProfileError(problems)
 
     def save(self, path: Path) -> None:
         """Write the profile as JSON, atomically."""

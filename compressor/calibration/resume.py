@@ -1,11 +1,14 @@
 """Which profile a calibration goes on with: what it holds of this model and data is not measured again."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from compressor.calibration.data import Sample, data_digest, sample_digest
 from compressor.calibration.profile import Measure, Profile, SampleScore
+from compressor.dims import ModelFacts
 from compressor.errors import ProfileError
 from compressor.model_digest import same_model
 
@@ -33,6 +36,21 @@ class Task:
     measures: tuple[Measure, ...]
     gate_layers: tuple[int, ...] = ()
     gates_digest: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        facts: ModelFacts,
+        model_digest: str,
+        samples: Sequence[Sample],
+        data: str,
+        measures: tuple[Measure, ...] = ("layer_contribution",),
+        **gates: Any,
+    ) -> "Task":
+        """Return the task of a model; `gates` are the fields of its gates, if any are asked."""
+        return cls(
+            facts.name, model_digest, facts.decoder.layers, data, tuple(samples), measures, **gates
+        )
 
     def new(self) -> Profile:
         """Return a profile without samples."""

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,26 +34,12 @@ MEASURED: Mapping[Measure, Callable[[FullPass], Tensor]] = {
 """What is kept of every sample; of `neuron_activity` the profile keeps the mean alone."""
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What calibration is to measure.
-
-    Attributes:
-        measures: by name.
-        gates: that are asked on every sample; needed for `gate_margin`.
-    """
-
-    measures: tuple[Measure, ...] = ("layer_contribution",)
-    gates: LoadedGates | None = None
-
-
 def calibrate(
     model: LoadedModel,
-    samples: Sequence[Sample],
+    task: Task,
     path: Path,
     *,
-    data_name: str,
-    asked: Asked = Asked(),
+    gates: LoadedGates | None = None,
     anew: bool = False,
     progress: Progress = SILENT,
 ) -> Profile:
@@ -62,11 +47,10 @@ def calibrate(
 
     Args:
         model: the original model.
-        samples: questions, each with at least one picture.
+        task: what to measure on it, on which samples; each has at least one picture.
         path: profile file; if it exists it must belong to this model and data, and is continued, also where
             it has fewer of the samples.
-        data_name: named in the profile.
-        asked: what to measure.
+        gates: of the task, where it asks any.
         anew: replace the profile at `path` instead.
         progress: shows the samples and the time left.
 
@@ -74,18 +58,14 @@ def calibrate(
         DataError: samples without pictures, or pictures that cannot be read.
         ProfileError: the file at `path` belongs to another model or other data, or holds other measures.
     """
-    check_pictures(samples, data_name)
-    task = _task(model, samples, data_name, asked)
+    check_pictures(task.samples, task.data)
     profile = task.new() if anew else task.go_on(path)
     plan, tensors = identity_plan(model.facts, model.digest), model.tensors
-    if asked.gates is not None:
-        gates = Gates(
-            candidates=asked.gates.layers,
-            mode="dynamic",
-            width=asked.gates.width,
-            digest=asked.gates.digest,
+    if gates is not None:
+        asked = Gates(
+            candidates=gates.layers, mode="dynamic", width=gates.width, digest=gates.digest
         )
-        plan, tensors = plan.model_copy(update={"gates": gates}), {**tensors, **asked.gates.tensors}
+        plan, tensors = plan.model_copy(update={"gates": asked}), {**tensors, **gates.tensors}
     decoder = decoder_from(plan, tensors)
     saved = time.monotonic()
     remaining = task.left(profile)
@@ -100,7 +80,7 @@ def calibrate(
         scores: dict[str, Any] = {
             name: measure(full).tolist()
             for name, measure in MEASURED.items()
-            if name in asked.measures
+            if name in task.measures
         }
         visual, text = rows.visual_index.shape[1], rows.text_index.shape[1]
         score = SampleScore(visual=visual, text=text, sample=digest, **scores)
@@ -111,7 +91,7 @@ def calibrate(
                 "leave the question out"
             )
             raise ModelError([problem])
-        active = "neuron_activity" in asked.measures
+        active = "neuron_activity" in task.measures
         profile = profile.with_sample(score, neuron_activity(full).tolist() if active else None)
         if time.monotonic() - saved > SAVE_EVERY_SECONDS:
             profile.save(path)
@@ -147,16 +127,3 @@ def ask_gates_again(
         margin = tuple(margins_behind_cuts(decoder, rows).tolist())
         found.append(score.model_copy(update={"gate_margin": margin}))
     return profile.model_copy(update={"samples": tuple(found), "gates_under": plan.gates_see()})
-
-
-def _task(model: LoadedModel, samples: Sequence[Sample], data_name: str, asked: Asked) -> Task:
-    return Task(
-        model=model.facts.name,
-        model_digest=model.digest,
-        layers=model.facts.decoder.layers,
-        data=data_name,
-        samples=tuple(samples),
-        measures=asked.measures,
-        gate_layers=asked.gates.layers if asked.gates else (),
-        gates_digest=asked.gates.digest if asked.gates else "",
-    )
