@@ -196,7 +196,7 @@ def test_a_profile_of_heads_and_neurons_makes_a_plan_and_is_drawn(
         left = set(range(96)) - set(layer.neurons or ())
         assert len(left) == 48
         assert min(row[n] for n in layer.neurons or ()) >= max(row[n] for n in left)
-    for measure in YOPO.measures:
+    for measure in YOPO:
         one = profile.model_copy(update={"measures": (measure,)})
         paths = draw_profile(one, plan, tmp_path / "drawn")
         other = draw_profile(one, identity_plan(one_model.facts, ""), tmp_path / "other")
