@@ -34,7 +34,7 @@ class _Block:
     def __init__(self) -> None:
         self.lock = Lock()
         self.users = 0
-        self.before: dict[str, "ModuleType"] = {}
+        self.before: dict[str, ModuleType] = {}
 
     def enter(self) -> None:
         """Set it, unless somebody has."""
