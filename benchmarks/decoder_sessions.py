@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
 
 Array = NDArray[Any]
 
@@ -64,7 +66,7 @@ class Prompt:
 class Call:
     """One run of a graph: inputs are bound without a copy, outputs stay where they are made."""
 
-    def __init__(self, session: ort.InferenceSession, binding: ort.IOBinding) -> None:
+    def __init__(self, session: "ort.InferenceSession", binding: "ort.IOBinding") -> None:
         self._session = session
         self._binding = binding
 
@@ -83,6 +85,8 @@ class Graph:
     """One decoder graph, loaded."""
 
     def __init__(self, file: Path, *, threads: int) -> None:
+        import onnxruntime as ort  # when our own packages have switched off what it reports
+
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -99,16 +103,18 @@ class Graph:
             in_place: new keys and values go into the past's own buffers, which onnxruntime-genai's
                 runtime does; its graph alone can.
         """
+        from onnxruntime import OrtValue
+
         binding = self._session.io_binding()
         places = {}
         for name, array in self._feeds(prompt).items():
             if in_place and name.startswith("past_key_values."):
                 # One row more than the past, for the row to come.
                 room = np.pad(array, ((0, 0), (0, 0), (0, len(prompt.rows)), (0, 0)))
-                value = ort.OrtValue.ortvalue_from_numpy(room)
+                value = OrtValue.ortvalue_from_numpy(room)
                 places[name.replace("past_key_values", "present")] = value
             else:
-                value = ort.OrtValue.ortvalue_from_numpy(array)
+                value = OrtValue.ortvalue_from_numpy(array)
             binding.bind_ortvalue_input(name, value)
         for output in self._session.get_outputs():
             if output.name in places:

@@ -7,6 +7,9 @@ from collections.abc import Iterable
 
 from compressor.installing import how_to_install
 
+LONGEST = 300
+"""Characters of another's message that one of ours repeats."""
+
 
 class VtcompressError(Exception):
     """An error of input or environment; the message names the place and the remedy."""
@@ -66,3 +69,12 @@ class MissingExtraError(VtcompressError):
     def __init__(self, what: str, extra: str) -> None:
         self.extra = extra
         super().__init__(f"{what} needs packages that are not installed: {how_to_install(extra)}")
+
+
+def first_line(failure: BaseException) -> str:
+    """Return the first line that an exception says something in, cut at a length that fits a message."""
+    lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
+    line = lines[0] if lines else type(failure).__name__
+    if line.endswith(":") and len(lines) > 1:  # a heading: what is wrong stands below it
+        line = f"{line} {lines[1]}"
+    return line if len(line) <= LONGEST else line[:LONGEST] + " ..."

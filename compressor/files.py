@@ -75,6 +75,14 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def is_folder(path: Path) -> bool:
+    """Return whether there is such a folder; a name that no folder can have is none."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # as above
+        return False
+
+
 def make_parent(path: Path) -> None:
     """Make the folder that `path` will lie in, and those above it.
 

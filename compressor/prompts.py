@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 
 from compressor.calibration.data import Sample
-from compressor.errors import DataError
+from compressor.errors import DataError, VtcompressError, first_line
 from compressor.families import LoadedModel
 from compressor.layout import Layout, layout_of
 from compressor.pictures import load_image
@@ -102,7 +101,7 @@ def answer_ids(processor: Any, sample: Sample, ends: Sequence[int]) -> tuple[int
     # out or fails, while one that reads text would write parts as a list of Python's.
     for content in (answer, [{"type": "text", "text": answer}]):
         said = {"role": "assistant", "content": content}
-        with suppress(ValueError, TypeError, KeyError, TemplateError):
+        with suppress(Exception):
             text = processor.apply_chat_template([asked, said], tokenize=False)
             whole = processor.tokenizer(text.rstrip(), add_special_tokens=False)["input_ids"]
             if whole[: len(ids)] == ids and answer.strip() in text[len(prompt) :]:
@@ -121,9 +120,11 @@ def _named(sample: Sample) -> Iterator[None]:
     """Turn a processor's failure into one line that names the question."""
     try:
         yield
-    except (ValueError, TypeError, KeyError) as failure:
-        reason = str(failure).strip().splitlines()[0]
-        raise DataError([f"{sample.place}: the model's processor fails: {reason}"]) from None
+    except VtcompressError:
+        raise
+    except Exception as failure:  # a processor and a template of the user's raise what they like
+        reason = first_line(failure)
+        raise DataError([f"{sample.place}: the model's processor fails: {reason}"]) from failure
 
 
 @dataclass(frozen=True)

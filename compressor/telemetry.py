@@ -10,6 +10,11 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 SWITCHES = {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 """Environment variables by which packages report nothing. One that is set already is left alone."""
@@ -23,16 +28,40 @@ def switch_off() -> None:
         os.environ.setdefault(name, value)
 
 
+class _Block:
+    """The block on packages that report, shared by all who import meanwhile."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self.users = 0
+        self.before: dict[str, ModuleType] = {}
+
+    def enter(self) -> None:
+        """Set it, unless somebody has."""
+        with self.lock:
+            if not self.users:
+                self.before = {name: sys.modules[name] for name in REPORTERS if name in sys.modules}
+                sys.modules.update(dict.fromkeys(REPORTERS))  # type: ignore[arg-type] # no import finds them
+            self.users += 1
+
+    def leave(self) -> None:
+        """Take it away after the last; a block of somebody else's, who has put None there, stays."""
+        with self.lock:
+            self.users -= 1
+            if not self.users:
+                for name in REPORTERS:
+                    sys.modules.pop(name, None)
+                sys.modules.update(self.before)
+
+
+_BLOCK = _Block()
+
+
 @contextmanager
 def unreported() -> Iterator[None]:
-    """Let imports within find no package that reports; afterwards all is as it was."""
-    before = {name: sys.modules.get(name) for name in REPORTERS}
-    sys.modules.update(dict.fromkeys(REPORTERS))  # type: ignore[arg-type] # None: cannot be imported
+    """Let imports within find no package that reports; after the last such block all is as it was."""
+    _BLOCK.enter()
     try:
         yield
     finally:
-        for name, module in before.items():
-            if module is None:
-                del sys.modules[name]
-            else:
-                sys.modules[name] = module
+        _BLOCK.leave()

@@ -4,18 +4,20 @@ Export fidelity compares ONNX Runtime on the CPU with torch, so that backend nee
 `vtcompress validate --backend` finds for another is kept in the manifest, or beside engines.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from compressor.errors import ArtifactError
 from compressor.files import write_text
 from export.engine_session import EngineSession
-from export.engine_set import PARITY_FILE
-from export.manifest import MANIFEST_FILE, Compared
+from export.manifest import MANIFEST_FILE, MANIFEST_FORMAT, Compared
+from export.staging import exclusively
 
 if TYPE_CHECKING:
     from export.artifact import Artifact
     from export.sessions import Session
 
-REFERENCE = "onnxruntime"
+CHECKED_ON = "onnxruntime"
 """The backend that artifacts are checked on when they are made."""
 
 
@@ -30,14 +32,12 @@ def uncompared(
         backend: its name.
         precision: it runs in.
     """
-    if backend == REFERENCE:
+    if backend == CHECKED_ON:
         return None
     more = "" if precision == "f32" else f" --precision {precision}"
     command = f"`vtcompress validate {artifact.folder} --backend {backend}{more}`"
     if isinstance(session, EngineSession):
-        if (session.engines.folder / PARITY_FILE).is_file():
-            return None
-        return f"these engines were never compared with ONNX Runtime; run {command}"
+        return _of_engines(session.engines.folder, command)
     name = f"{backend} ({precision})"
     found = [
         c for c in artifact.manifest.compared if (c.backend, c.precision) == (backend, precision)
@@ -51,16 +51,41 @@ def uncompared(
     return None
 
 
+def _of_engines(folder: Path, command: str) -> str | None:
+    from export.parity.backend import (
+        BackendParity,
+    )  # which needs the runtime, which needs this module
+
+    try:
+        parity = BackendParity.load(folder)
+    except ArtifactError as error:
+        return str(error)
+    if parity is None:
+        return f"these engines were never compared with ONNX Runtime; run {command}"
+    if parity.failures:
+        return f"these engines failed when they were compared with ONNX Runtime: see {command}"
+    return None
+
+
 def keep(artifact: "Artifact", outcome: Compared) -> None:
     """Write into the manifest what a comparison found, instead of an earlier one of the same backend.
 
-    The manifest is replaced as a whole; no other file changes.
+    The manifest is replaced as a whole; no other file changes. It is read again first: what another
+    comparison has noted since the artifact was opened stays.
 
     Raises:
-        VtcompressError: the artifact cannot be written.
+        VtcompressError: the artifact cannot be written, is being written, or is another one by now.
     """
-    key = (outcome.backend, outcome.precision)
-    others = [c for c in artifact.manifest.compared if (c.backend, c.precision) != key]
-    compared = tuple(sorted([*others, outcome], key=lambda c: (c.backend, c.precision)))
-    manifest = artifact.manifest.model_copy(update={"compared": compared})
-    write_text(artifact.folder / MANIFEST_FILE, manifest.model_dump_json(indent=1) + "\n")
+    with exclusively(artifact.folder):
+        manifest = type(artifact).open(artifact.folder, verify=False).manifest
+        if manifest.files != artifact.manifest.files:
+            raise ArtifactError(
+                [f"{artifact.folder}: was written anew while it was compared; compare it again"]
+            )
+        key = (outcome.backend, outcome.precision)
+        others = [c for c in manifest.compared if (c.backend, c.precision) != key]
+        compared = tuple(sorted([*others, outcome], key=lambda c: (c.backend, c.precision)))
+        # What is written has the keys of the newest format, which older versions refuse by its number.
+        changed = {"compared": compared, "manifest_format": MANIFEST_FORMAT}
+        text = manifest.model_copy(update=changed).model_dump_json(indent=1)
+        write_text(artifact.folder / MANIFEST_FILE, text + "\n")

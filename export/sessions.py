@@ -7,7 +7,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.errors import ArtifactError, MissingExtraError
+from compressor.errors import ArtifactError, MissingExtraError, first_line
 from compressor.plan import Cache
 from export.fixed_cache import BLOCK, FixedCaches
 from export.graphs import GraphSpec, TensorSpec, caches_of, in_order
@@ -192,7 +192,7 @@ class OnnxGraph:
             )
         except Exception as failure:
             # ONNX Runtime raises classes of its own that share no documented base but Exception.
-            reason = str(failure).strip().splitlines()[0]
+            reason = first_line(failure)
             raise ArtifactError(
                 [f"{folder / spec.file}: ONNX Runtime cannot load it: {reason}"]
             ) from failure

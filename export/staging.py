@@ -17,7 +17,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,8 +106,11 @@ def staged(
             reason = str(failure) if isinstance(failure, VtcompressError) else _words(failure)
             kept = _keep(staging, place)
             _recover(_Place.of(output))
+            where = (
+                f"is complete and lies in {kept}" if kept else "was removed meanwhile; run again"
+            )
             raise VtcompressError(
-                f"{output}: cannot be put in place: {reason}; the result is complete and lies in {kept}"
+                f"{output}: cannot be put in place: {reason}; the result {where}"
             ) from failure
 
 
@@ -117,6 +120,21 @@ def check_place(
     """Try all that `staged` would refuse, before the work begins; arguments and errors are its own."""
     with _opened(_Place.of(output), overwrite, needed_bytes, tuple(sources)):
         pass
+
+
+@contextmanager
+def exclusively(output: Path) -> Iterator[None]:
+    """Keep runs from replacing a folder while one file in it changes.
+
+    Raises:
+        VtcompressError: one is writing it, or no lock can be put there.
+    """
+    with _lock(_Place.of(output)):
+        yield
+
+
+def _lock(place: _Place) -> AbstractContextManager[None]:
+    return exclusive(place.output, place.work / f".{place.target.name}{LOCK_MARK}")
 
 
 def calibration_file(output: Path) -> Path:
@@ -130,7 +148,7 @@ def _opened(
     place: _Place, overwrite: bool, needed_bytes: int, sources: tuple[Path, ...]
 ) -> Iterator[Path]:
     make_parent(place.target)
-    with exclusive(place.output, place.work / f".{place.target.name}{LOCK_MARK}"):
+    with _lock(place):
         _recover(place)
         check_folder(place.output, overwrite=overwrite, sources=sources)
         staging = place.work / f".{place.target.name}{STAGING_MARK}{uuid.uuid4().hex[:8]}"
@@ -222,7 +240,7 @@ def _swap(staging: Path, target: Path) -> None:
     except BaseException:
         old.rename(target)
         raise
-    shutil.rmtree(old)
+    shutil.rmtree(old, ignore_errors=True)  # the result lies in its place; the next run tries again
 
 
 def _exchange(staging: Path, target: Path) -> None:
@@ -247,7 +265,8 @@ def _exchange(staging: Path, target: Path) -> None:
 def _finish(full: Path, old: Path, target: Path) -> None:
     _move_up(full, target)
     shutil.rmtree(old, ignore_errors=True)
-    full.rmdir()
+    with contextlib.suppress(OSError):
+        full.rmdir()
 
 
 def _move_up(folder: Path, target: Path) -> None:
@@ -275,14 +294,16 @@ def _move(paths: list[Path], folder: Path) -> None:
         raise
 
 
-def _keep(staging: Path, place: _Place) -> Path:
-    """Move a complete result that has no place where its user finds it."""
+def _keep(staging: Path, place: _Place) -> Path | None:
+    """Move a complete result that has no place where its user finds it; None: it is gone."""
     number = 1
     while os.path.lexists(kept := place.work / f"{place.target.name}-new-{number}"):
         number += 1
     full = place.target / (staging.name + FULL_MARK)
     inner = place.target / staging.name
-    found = next((path for path in (staging, inner, full) if path.is_dir()), staging)
+    found = next((path for path in (staging, inner, full) if path.is_dir()), None)
+    if found is None:
+        return None
     found.rename(kept)
     return kept
 

@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
+from compressor.telemetry import switch_off
+
 # One thread a process: the tests run side by side, and tiny matrices gain nothing from more.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+switch_off()  # tests import onnxruntime themselves
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment] # tests import openvino themselves
 
 COUNT = "reliability count"

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from export.graphs import GraphSpec
@@ -61,6 +60,8 @@ def ran(
         spec: its declaration.
         sizes: of its axes; by them the branch is chosen that such a call takes.
     """
+    import onnxruntime as ort
+
     model = onnx.load(folder / spec.file)
     _take_branches(model.graph, images=sizes["visual"] > 0)
     told = {value.name for value in model.graph.output}

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 # Before anything of the packages that it looks at is imported: nothing of another's file may run.
 check_ownership()
+# Its import stops what reports: now, as a program may import onnxruntime next, before a stage is asked for.
+import_module("compressor")
 
 _HOMES = {
     "Artifact": "export.artifact",

@@ -100,7 +100,7 @@ def validate_backend(
     if engines is not None:
         found.save(engines.folder)
         return found
-    outcome = Compared(backend=backend, precision=precision, passed=found.outputs.passed)
+    outcome = Compared(backend=backend, precision=precision, passed=not found.failures)
     try:
         keep(artifact, outcome)
     except VtcompressError as failure:  # the outcome is told all the same

@@ -288,8 +288,10 @@ def validate(
 
     limits = read_settings(settings)
     if backend is not None:
-        if model is not None or gates is not None:
-            raise click.UsageError("--backend needs no original: leave out --model, --gates")
+        if model is not None or gates is not None or trust_remote_code:
+            raise click.UsageError(
+                "--backend needs no original: leave out --model, --gates, --trust-remote-code"
+            )
         parity = validate_backend(
             artifact,
             backend,

@@ -12,6 +12,7 @@ from compressor.calibration.resume import Task
 from compressor.cost import BYTES, predict, predicted_speedup
 from compressor.dims import ModelFacts
 from compressor.errors import ProfileError, RecipeError, VtcompressError
+from compressor.files import is_folder
 from compressor.generation import write_keys
 from compressor.methods import DyVTE
 from compressor.plan import Plan
@@ -224,7 +225,7 @@ class ExportRun:
     def _wants_original(self) -> bool:
         """Whether an export from a folder loads the original as well: for its answers, or if it is here."""
         name = self.recipe.model.id
-        return name is not None and bool(self.samples or Path(name).is_dir())
+        return name is not None and bool(self.samples or is_folder(Path(name)))
 
     def _original_digest(self, plan: Plan, source: Path) -> str:
         """Return the digest of the recipe's model; refuse one that a folder was not made from."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from compressor.calibration.data import Sample, read_samples
 from compressor.calibration.profile import Profile
 from compressor.errors import ArtifactError, VtcompressError
-from compressor.files import make_parent, read_text
+from compressor.files import is_file, is_folder, make_parent, read_text
 from compressor.locks import exclusive
 from compressor.plan import Plan
 from compressor.planner import plan_recipe
@@ -462,12 +462,12 @@ def inspect(path: PathLike) -> dict[str, Any]:
         VtcompressError: none of them.
     """
     path = Path(path)
-    if path.is_dir() and (path / "manifest.json").is_file():
+    if is_folder(path) and (path / "manifest.json").is_file():
         manifest = Artifact.open(path, verify=False).manifest
         return {"kind": "artifact", **manifest.model_dump(mode="json")}
-    if path.is_dir() and (path / PLAN_FILE).is_file():
+    if is_folder(path) and (path / PLAN_FILE).is_file():
         return {"kind": "compressed model", **Plan.load(path / PLAN_FILE).model_dump(mode="json")}
-    if path.is_file():
+    if is_file(path):
         return _inspect_file(path)
     require_compress("inspecting a model")
     from compressor.families import describe

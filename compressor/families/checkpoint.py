@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -93,11 +94,21 @@ def source_dtype(stored: Mapping[str, Header]) -> str | None:
 
 
 def equal(folder: Path, first: str, second: str) -> bool:
-    """Return whether two tensors of a model folder have the same values; both are read, row by row.
+    """Return whether two tensors of a model folder have the same values; both are read once, row by row.
 
     Raises:
         ModelError: as `opened`.
     """
+    files = tuple(
+        (path, path.stat().st_mtime_ns, path.stat().st_size) for path in weight_files(folder)
+    )
+    return _equal(folder, first, second, files)
+
+
+@lru_cache(maxsize=8)
+def _equal(
+    folder: Path, first: str, second: str, _files: tuple[tuple[Path, int, int], ...]
+) -> bool:
     with opened(folder) as stored:
         a, b = stored[first], stored[second]
         if a.get_shape() != b.get_shape():

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-from compressor.errors import ModelError, VtcompressError
+from compressor.errors import ModelError, VtcompressError, first_line
 from compressor.families.folder import texts, weight_files
 
 LFS_HEADER = b"version https://git-lfs.github.com/spec/"
@@ -18,8 +18,6 @@ LFS_HEADER = b"version https://git-lfs.github.com/spec/"
 
 # Packages that a tokenizer may need, by what a message or a file in the folder says.
 PACKAGES = ("sentencepiece", "protobuf", "tiktoken", "torchvision", "accelerate")
-
-LONGEST = 300
 
 
 @contextmanager
@@ -63,6 +61,22 @@ def using(where: str) -> Iterator[None]:
             f"{where}: transformers cannot use it: {type(failure).__name__}: {first_line(failure)}"
         )
         raise ModelError([problem]) from failure
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' progress bars, tables and warnings out of our own output."""
+    from transformers.utils import logging
+
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()
 
 
 def broken_files(folder: Path) -> list[str]:
@@ -162,12 +176,3 @@ def reason(failure: BaseException, folder: Path) -> str:
         return f"the key {text} is missing"
     named = "" if isinstance(failure, (OSError, ValueError)) else f"{type(failure).__name__}: "
     return named + first_line(failure)
-
-
-def first_line(failure: BaseException) -> str:
-    """Return the first line that an exception says something in, cut at a length that fits a message."""
-    lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
-    line = lines[0] if lines else type(failure).__name__
-    if line.endswith(":") and len(lines) > 1:  # a heading: what is wrong stands below it
-        line = f"{line} {lines[1]}"
-    return line if len(line) <= LONGEST else line[:LONGEST] + " ..."

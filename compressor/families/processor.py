@@ -15,7 +15,7 @@ from PIL import Image
 from compressor.dims import ModelFacts
 from compressor.errors import ModelError
 from compressor.families.base import Family
-from compressor.families.guard import reading
+from compressor.families.guard import quiet, reading
 
 SAVED = "processor_config.json"
 PIECES = "tokenizer.model"
@@ -42,7 +42,8 @@ def load_processor(
 
     _check_files(folder)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": True}
-    with reading(folder, "the processor (images, tokenizer, chat template)"):
+    # It would warn of the `config.json` of a compressed folder, which is no model's on purpose.
+    with quiet(), reading(folder, "the processor (images, tokenizer, chat template)"):
         processor = AutoProcessor.from_pretrained(folder, **options)
         if getattr(processor, "image_processor", None) is not None:
             # Where torchvision is installed, transformers takes it, and its pixels are not Pillow's, which

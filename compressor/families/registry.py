@@ -1,7 +1,5 @@
 """Finds the family of a model and loads it: a hub id or a local folder, safetensors only."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,15 +8,16 @@ import torch
 from pydantic import ValidationError
 
 from compressor.dims import ModelFacts
-from compressor.errors import ModelError
+from compressor.errors import ModelError, first_line
 from compressor.families.base import Family, LoadedModel
 from compressor.families.checkpoint import equal, headers, source_dtype
 from compressor.families.configuration import plain_attention, problems_of, raw_config
 from compressor.families.folder import CONFIG, digest, indexed, weight_files
-from compressor.families.guard import broken_weight_files, first_line, reading
+from compressor.families.guard import broken_weight_files, quiet, reading
 from compressor.families.llava import LlavaFamily
 from compressor.families.processor import check_processor, load_processor, resized
 from compressor.families.text import EMBEDDING, HEAD, is_tied
+from compressor.files import is_folder
 from compressor.generation import model_settings
 
 FAMILIES: tuple[Family, ...] = (LlavaFamily(),)
@@ -63,7 +62,7 @@ def local_folder(
         ModelError: there is no such folder or hub model, or the hub cannot be reached.
     """
     folder = Path(model_id)
-    if folder.is_dir():
+    if is_folder(folder):
         if revision is not None:
             raise ModelError(
                 [f"model.revision: {revision!r} given for the local folder {folder}; remove it"]
@@ -253,7 +252,7 @@ def load(
     read = read_processor(
         model_id, revision, image_size=image_size, trust_remote_code=trust_remote_code
     )
-    with _quiet():
+    with quiet():
         original = family.original(folder, config, dtype)
     tensors = family.tensors(original)
     tied = tensors[HEAD].data_ptr() == tensors[EMBEDDING].data_ptr()
@@ -277,29 +276,13 @@ def _as_loaded(facts: ModelFacts, tied: bool) -> ModelFacts:
     )
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' progress bars and tables out of our own output while weights are read."""
-    from transformers.utils import logging
-
-    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if shown:
-            logging.enable_progress_bar()
-
-
 def model_name(model_id: str) -> str:
     """Return a hub id as it is, and of a folder its own name: artifacts hold no paths.
 
     A folder that is just called `model` goes by the name of the folder around it.
     """
     folder = Path(model_id)
-    if not folder.is_dir():
+    if not is_folder(folder):
         return model_id
     folder = folder.resolve()
     return folder.parent.name if folder.name == "model" else folder.name

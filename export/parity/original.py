@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from compressor.calibration.data import Sample
-from compressor.errors import ModelError
+from compressor.errors import ModelError, first_line
 from compressor.families import LoadedModel
 from compressor.progress import SILENT, Progress
 from compressor.prompts import EncodedPrompt, encode, layout
@@ -65,11 +65,11 @@ def read_original(model: LoadedModel, sample: Sample) -> Reading:
             seen = original.get_image_features(**pictures, interpolate_pos_encoding=True)
             pictures = {"mm_encoder_outputs": {"image": seen}}
         out = original(input_ids=prompt.input_ids, use_cache=False, logits_to_keep=1, **pictures)
-    except (ValueError, RuntimeError, IndexError, TypeError) as failure:
-        reason = str(failure).strip().splitlines()[0]
+    except Exception as failure:
+        reason = first_line(failure)
         raise ModelError(
             [f"{model.facts.name}: the original itself fails on a prompt with a picture: {reason}"]
-        ) from None
+        ) from failure
     return Reading(
         ids=tuple(prompt.input_ids[0].tolist()),
         pixels=pixels.float().numpy(),

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from compressor.calibration.data import Sample, choose, data_digest, read_samples
-from compressor.errors import ArtifactError, DataError
+from compressor.errors import ArtifactError, DataError, first_line
 from compressor.files import read_text, sha256_of
 from compressor.recipe import ValidateSection
 from export.parity.loss import Answer, Answers
@@ -270,7 +270,7 @@ def _read(folder: Path) -> tuple[tuple[StoredSample, ...], Answers]:
         cut = int(document["max_new_tokens"])
         stored = _parsed(folder)
     except _BROKEN as failure:
-        reason = str(failure).splitlines()[0] if str(failure) else type(failure).__name__
+        reason = first_line(failure)
         raise ArtifactError([f"{folder / FOLDER}: broken: {reason}"]) from None
     if logits.ndim != 2 or not len(stored) == len(answers) == len(logits):
         raise ArtifactError([f"{folder / FOLDER}: samples and answers differ in number"])
