@@ -1,5 +1,6 @@
 """Finds the family of a model and loads it: a hub id or a local folder, safetensors only."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -63,7 +64,8 @@ def local_folder(
         ModelError: there is no such folder or hub model, or the hub cannot be reached.
     """
     folder = Path(model_id)
-    if folder.is_dir():
+    # os.path answers False for a name the system refuses; Path.is_dir raises for a long one.
+    if os.path.isdir(folder):  # noqa: PTH112
         if revision is not None:
             raise ModelError(
                 [f"model.revision: {revision!r} given for the local folder {folder}; remove it"]
