@@ -238,7 +238,9 @@ def is_working_file(path: Path, folder: Path) -> bool:
     own = f".{working_stem(folder.name)}"
     marks = (STAGING_MARK, LOCK_MARK, CALIBRATION_MARK)
     # The second: a file that is being written, see `compressor.files`.
-    return path.name.startswith((*(own + mark for mark in marks), f".{own}{CALIBRATION_MARK}"))
+    return path.name.startswith(
+        (*(own + mark for mark in marks), f".{working_stem(own + CALIBRATION_MARK)}.")
+    )
 
 
 def _entries(folder: Path) -> Iterator[str]:

@@ -87,7 +87,13 @@ class _Place:
         if not self.work.is_dir():
             return []
         name = re.compile(re.escape(self.beside(STAGING_MARK).name) + "[0-9a-f]{8}" + ending)
-        return [path for path in self.work.iterdir() if name.fullmatch(path.name)]
+        try:
+            return [path for path in self.work.iterdir() if name.fullmatch(path.name)]
+        except OSError as failure:
+            raise VtcompressError(
+                f"{self.work}: cannot be read: {_words(failure)}, so that what killed runs left is "
+                "unknown; make it readable or choose another --output"
+            ) from None
 
 
 @contextmanager
@@ -143,10 +149,11 @@ def calibration_file(output: Path) -> Path:
 def _opened(
     place: _Place, overwrite: bool, needed_bytes: int, sources: tuple[Path, ...]
 ) -> Iterator[Path]:
-    # Judged before anything is made, and again when nobody else writes there. What a killed run left half
-    # moved is nobody else's: that is finished first.
+    # Judged before anything is made, and again when nobody else writes there. What a run has left there, half
+    # moved or a lock, is not what its user has there: that is finished and removed first.
     check_where(place.output, sources)
-    if not any(map(place.left, ("", OLD_MARK, FULL_MARK))):
+    leftovers = any(map(place.left, ("", OLD_MARK, FULL_MARK)))
+    if not leftovers and not os.path.lexists(place.beside(LOCK_MARK)):
         check_folder(place.output, overwrite=overwrite, sources=sources)
     with (
         made_parent(place.target),

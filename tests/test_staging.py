@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from compressor.errors import VtcompressError
+from compressor.files import _temporary
 from compressor.locks import LOCK_MARK, exclusive
 from export.places import STAGING_MARK, is_working_file
-from export.staging import check_place, check_room, staged
+from export.staging import calibration_file, check_place, check_room, staged
 from tests.artifacts import write_result
 
 
@@ -264,6 +265,20 @@ def test_a_refused_place_is_named_also_while_somebody_writes_it_and_leaves_no_ne
     assert names(model) == []
 
 
+def test_a_folder_that_may_be_written_and_not_read_is_one_line(tmp_path, monkeypatch):
+    listdir = os.listdir
+
+    def refuse(path="."):
+        if Path(path) == tmp_path:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listdir(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", refuse)
+        assert refusal(tmp_path / "out").startswith(f"{tmp_path}: cannot be read: Permission den")
+    assert names(tmp_path) == []
+
+
 # Names as long as the file system takes
 
 
@@ -303,6 +318,18 @@ def test_what_a_killed_run_on_a_long_name_left_is_found_again(tmp_path, monkeypa
     assert (output / "a").read_text() == "old"
     assert names(output) == ["a", "files.json"]
     assert names(tmp_path) == [LONG]
+
+
+@pytest.mark.parametrize("name", ["out", "x" * 185, LONG])
+def test_a_half_written_calibration_inside_a_folder_is_known_as_our_own(tmp_path, name):
+    output = tmp_path / name
+    output.mkdir()
+    handle, temporary = _temporary(calibration_file(output))
+    os.close(handle)
+    assert temporary.parent == output
+    assert is_working_file(temporary, output)
+    assert not is_working_file(output / f".{name[:30]}.txt", output)
+    write(output)
 
 
 def test_a_complete_result_of_a_long_name_is_kept(tmp_path):
