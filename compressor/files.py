@@ -4,6 +4,8 @@ import contextlib
 import hashlib
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from compressor.errors import ProblemsError, VtcompressError
 from compressor.locks import LOCKS, is_at, lock
+from compressor.paths import check_path, shown, unusable, working_stem
 
 MAX_TEXT_BYTES = 256 * 1024 * 1024
 TEMPORARY = ".tmp"
@@ -28,6 +31,8 @@ def read_text(path: Path, error: type[ProblemsError]) -> str:
     Raises:
         error: there is no such file, it cannot be read, is no UTF-8 or absurdly large.
     """
+    if (reason := unusable(path)) is not None:
+        raise error([f"{shown(path)}: {reason}"])
     try:
         if path.stat().st_size > MAX_TEXT_BYTES:
             raise error(
@@ -95,6 +100,23 @@ def make_parent(path: Path) -> None:
         raise VtcompressError(f"{path.parent}: cannot write: {failure.strerror}") from None
 
 
+@contextmanager
+def made_parent(path: Path) -> Iterator[None]:
+    """Make the folders that `path` will lie in; those of them that are empty in the end go again.
+
+    Raises:
+        VtcompressError: they cannot be made.
+    """
+    missing = [folder for folder in path.absolute().parents if not os.path.lexists(folder)]
+    try:
+        make_parent(path)
+        yield
+    finally:
+        for folder in missing:  # the innermost comes first
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` as UTF-8; see `write_bytes`."""
     write_bytes(path, text.encode())
@@ -109,6 +131,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         VtcompressError: the folder is not writable, or the disk is full.
     """
+    check_path(path)
     make_parent(path)
     try:
         path = path.resolve() if path.is_symlink() else path
@@ -134,7 +157,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 def _temporary(path: Path) -> tuple[int, Path]:
     """Return a new file beside `path`, open and locked; the kernel drops the lock of a killed writer."""
     while True:
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{TEMPORARY}")
+        temporary = path.with_name(f".{working_stem(path.name)}.{uuid.uuid4().hex[:8]}{TEMPORARY}")
         # Unlike the files of `tempfile`, its mode is what the umask leaves of 666, as that of any file.
         handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
         if lock(handle) and is_at(handle, temporary):
@@ -145,8 +168,9 @@ def _temporary(path: Path) -> tuple[int, Path]:
 def _clear_strays(path: Path) -> None:
     if not LOCKS:  # nothing tells living writers from killed ones
         return
+    start = f".{working_stem(path.name)}."
     for entry in path.parent.iterdir():
-        if entry.name.startswith(f".{path.name}.") and entry.name.endswith(TEMPORARY):
+        if entry.name.startswith(start) and entry.name.endswith(TEMPORARY):
             with contextlib.suppress(OSError):
                 handle = os.open(entry, os.O_RDWR | os.O_NOFOLLOW)
                 try:

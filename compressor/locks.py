@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from compressor.errors import VtcompressError
+from compressor.paths import working_stem
 
 try:
     import fcntl
@@ -64,7 +65,7 @@ def exclusive(target: Path, path: Path | None = None) -> Iterator[None]:
         yield
         return
     target = target.absolute()
-    path = path or target.with_name(f".{target.name}{LOCK_MARK}")
+    path = path or target.with_name(f".{working_stem(target.name)}{LOCK_MARK}")
     try:
         handle = _locked(path, target)
     except OSError as failure:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from compressor.errors import ArtifactError
 from compressor.files import read_text, sha256_of, write_text
+from compressor.paths import shown, unusable
 from export.engine_set import ENGINES_FOLDER, unnamed_files
 from export.graphs import in_order
 from export.manifest import MANIFEST_FILE, MANIFEST_FORMAT, FileEntry, Manifest
@@ -53,6 +54,8 @@ class Artifact:
         """
         folder = Path(folder)
         path = folder / MANIFEST_FILE
+        if (reason := unusable(folder)) is not None:
+            raise ArtifactError([f"{shown(folder)}: {reason}"])
         if not path.is_file():
             raise ArtifactError([f"{folder}: no artifact; it has no {MANIFEST_FILE}"])
         text = read_text(path, ArtifactError)

@@ -16,6 +16,7 @@ from compressor.errors import ArtifactError, VtcompressError
 from compressor.files import DRAWING_MARK, read_text, sha256_of
 from compressor.gate_file import MODEL_DIGEST
 from compressor.locks import LOCK_MARK
+from compressor.paths import check_path, working_stem
 from export.engine_set import ENGINES_FILE, ENGINES_FOLDER, PARITY_FILE, TIMING_FILE
 from export.manifest import MANIFEST_FILE
 
@@ -52,20 +53,52 @@ def check_folder(output: Path, *, overwrite: bool, sources: Iterable[Path] = ())
     """Refuse a folder that cannot be written without losing something.
 
     Args:
-        output: folder that a result is to fill; nothing there, or an empty folder, is always fine.
+        output: folder that a result is to fill; nothing there, or an empty folder, is fine in itself.
         overwrite: replace what this tool wrote there.
-        sources: files and folders that the run reads; a folder that holds one of them is not replaced, nor
-            one that lies in a folder among them.
+        sources: files and folders that the run reads; neither a folder that is or holds one is replaced, nor
+            is anything written into a folder among them.
 
     Raises:
         VtcompressError: what lies there, and what to do.
     """
+    sources = tuple(sources)
+    check_where(output, sources)
     place = resolved(output)
-    _refuse_inside(output, place)
     if not os.path.lexists(place):
         return
     if not place.is_dir():
         raise VtcompressError(f"{output}: is a file, not a folder; choose another --output")
+    try:
+        _check_content(output, place, overwrite, sources)
+    except OSError as failure:
+        raise VtcompressError(
+            f"{failure.filename or output}: cannot be read: {failure.strerror}, so that nobody knows what "
+            "would be replaced; choose another --output"
+        ) from None
+
+
+def check_where(output: Path, sources: Iterable[Path] = ()) -> None:
+    """Refuse a place by where it is, whatever lies there.
+
+    Args:
+        output: file or folder that will be written.
+        sources: files and folders that the run reads; nothing is written into a folder among them.
+
+    Raises:
+        VtcompressError: where it is, and what to do.
+    """
+    place = resolved(output)
+    _refuse_inside(output, place)
+    for source in sources:
+        read = resolved(source)
+        if read.is_dir() and read in place.parents:
+            raise VtcompressError(
+                f"{output}: lies in {source}, which this run reads, and nothing is written there; "
+                "choose another --output"
+            )
+
+
+def _check_content(output: Path, place: Path, overwrite: bool, sources: tuple[Path, ...]) -> None:
     if is_empty(place):
         return
     if reason := _never_replaced(place, sources):
@@ -93,18 +126,21 @@ def check_folder(output: Path, *, overwrite: bool, sources: Iterable[Path] = ())
         )
 
 
-def check_file(path: Path, kind: FileKind, *, overwrite: bool = True) -> None:
+def check_file(
+    path: Path, kind: FileKind, *, overwrite: bool = True, sources: Iterable[Path] = ()
+) -> None:
     """Refuse a file that cannot be written without losing something.
 
     Args:
         path: file that a result is to be written to; nothing there is always fine.
         kind: of the result; a file of another kind is not replaced.
         overwrite: replace a file of this kind.
+        sources: files and folders that the run reads; nothing is written into such a folder.
 
     Raises:
         VtcompressError: what lies there, and what to do.
     """
-    _refuse_inside(path, resolved(path))
+    check_where(path, sources)
     if not os.path.lexists(path):
         return
     if path.is_dir():
@@ -160,8 +196,9 @@ def resolved(output: Path) -> Path:
     """Return the place behind a path: where a link points to, absolute.
 
     Raises:
-        VtcompressError: links that lead nowhere, or no working folder.
+        VtcompressError: no file can have such a path, links that lead nowhere, or no working folder.
     """
+    check_path(output)
     try:
         return output.absolute().resolve()
     except (OSError, RuntimeError) as failure:
@@ -198,10 +235,12 @@ def is_mount(folder: Path) -> bool:
 
 def is_working_file(path: Path, folder: Path) -> bool:
     """Whether this tool keeps such an entry in a folder only while it writes it."""
-    own = f".{folder.name}"
+    own = f".{working_stem(folder.name)}"
     marks = (STAGING_MARK, LOCK_MARK, CALIBRATION_MARK)
     # The second: a file that is being written, see `compressor.files`.
-    return path.name.startswith((*(own + mark for mark in marks), f".{own}{CALIBRATION_MARK}"))
+    return path.name.startswith(
+        (*(own + mark for mark in marks), f".{working_stem(own + CALIBRATION_MARK)}.")
+    )
 
 
 def _entries(folder: Path) -> Iterator[str]:
@@ -210,13 +249,17 @@ def _entries(folder: Path) -> Iterator[str]:
         if top.is_symlink() or not top.is_dir():
             yield top.name
             continue
-        for root, folders, files in os.walk(top):
+        for root, folders, files in os.walk(top, onerror=_raise):
             here = Path(root)
             links = [name for name in folders if (here / name).is_symlink()]
             for name in sorted(files + links):
                 yield (here / name).relative_to(folder).as_posix()
             if not folders and not files:
                 yield here.relative_to(folder).as_posix() + "/"
+
+
+def _raise(failure: OSError) -> None:
+    raise failure  # a folder that cannot be looked into may hold anything
 
 
 def _count(folder: Path) -> str:
@@ -239,12 +282,10 @@ def _never_replaced(place: Path, sources: Iterable[Path]) -> str | None:
     if place == working or place in working.parents:
         return "is the working folder or holds it, and is never replaced"
     for source in sources:
-        read = source.absolute().resolve()
+        read = resolved(source)
         if place == read or place in read.parents:
             what = "is" if place == read else "holds"
             return f"{what} {source}, which this run reads, and is not replaced"
-        if read.is_dir() and read in place.parents:
-            return f"lies in {source}, which this run reads, and is not replaced"
     return None
 
 

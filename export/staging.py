@@ -3,7 +3,8 @@
 A place where nothing lies yet, or an old result of this tool, is written beside and renamed, so that whoever
 looks sees the old result, the new one, or none. Where a folder must stay what it is, because it is empty and
 somebody made it, a mount point, or in a folder that we may not write, the result is written inside it and its
-parts are moved up one by one. Names, all starting with `.NAME.vtcompress-staging-XXXXXXXX`:
+parts are moved up one by one. Names, all starting with `.NAME.vtcompress-staging-XXXXXXXX`
+(of a long NAME `compressor.paths.working_stem`):
 
     (no ending)  being written; a run that finds it unlocked removes it
     -old         what was there before; a run that finds it without -full beside it puts it back
@@ -22,13 +23,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compressor.errors import VtcompressError
-from compressor.files import make_parent
+from compressor.files import made_parent
 from compressor.locks import LOCK_MARK, exclusive
+from compressor.paths import working_stem
 from export.manifest import MANIFEST_FILE
 from export.places import (
     CALIBRATION_MARK,
     STAGING_MARK,
     check_folder,
+    check_where,
     entries,
     is_empty,
     is_mount,
@@ -58,22 +61,39 @@ class _Place:
     @classmethod
     def of(cls, output: Path) -> "_Place":
         target = resolved(output)
-        inside = target.is_dir() and (
-            is_empty(target)
-            or is_mount(target)
-            or any(is_working_file(path, target) for path in target.iterdir())
-            or not os.access(target.parent, os.W_OK | os.X_OK)
-        )
+        try:
+            inside = target.is_dir() and (
+                is_empty(target)
+                or is_mount(target)
+                or any(is_working_file(path, target) for path in target.iterdir())
+                or not os.access(target.parent, os.W_OK | os.X_OK)
+            )
+        except OSError as failure:
+            raise VtcompressError(
+                f"{failure.filename or output}: cannot be read: {_words(failure)}; choose another --output"
+            ) from None
         return cls(output, target, target if inside else target.parent)
 
     @property
     def inside(self) -> bool:
         return self.work == self.target
 
+    def beside(self, mark: str) -> Path:
+        """Return a name that this place's runs keep for themselves."""
+        return self.work / f".{working_stem(self.target.name)}{mark}"
+
     def left(self, ending: str) -> list[Path]:
         """Return what runs left here, by the ending of its name."""
-        name = re.compile(re.escape(f".{self.target.name}{STAGING_MARK}") + "[0-9a-f]{8}" + ending)
-        return [path for path in self.work.iterdir() if name.fullmatch(path.name)]
+        if not self.work.is_dir():
+            return []
+        name = re.compile(re.escape(self.beside(STAGING_MARK).name) + "[0-9a-f]{8}" + ending)
+        try:
+            return [path for path in self.work.iterdir() if name.fullmatch(path.name)]
+        except OSError as failure:
+            raise VtcompressError(
+                f"{self.work}: cannot be read: {_words(failure)}, so that what killed runs left is "
+                "unknown; make it readable or choose another --output"
+            ) from None
 
 
 @contextmanager
@@ -134,24 +154,29 @@ def exclusively(output: Path) -> Iterator[None]:
 
 
 def _lock(place: _Place) -> AbstractContextManager[None]:
-    return exclusive(place.output, place.work / f".{place.target.name}{LOCK_MARK}")
+    return exclusive(place.output, place.beside(LOCK_MARK))
 
 
 def calibration_file(output: Path) -> Path:
     """Return where a calibration is kept while `output` is being written, for a run that goes on with it."""
     place = _Place.of(output)
-    return place.work / f".{place.target.name}{CALIBRATION_MARK}"
+    return place.beside(CALIBRATION_MARK)
 
 
 @contextmanager
 def _opened(
     place: _Place, overwrite: bool, needed_bytes: int, sources: tuple[Path, ...]
 ) -> Iterator[Path]:
-    make_parent(place.target)
-    with _lock(place):
+    # Judged before anything is made, and again when nobody else writes there. What a run has left there, half
+    # moved or a lock, is not what its user has there: that is finished and removed first.
+    check_where(place.output, sources)
+    leftovers = any(map(place.left, ("", OLD_MARK, FULL_MARK)))
+    if not leftovers and not os.path.lexists(place.beside(LOCK_MARK)):
+        check_folder(place.output, overwrite=overwrite, sources=sources)
+    with made_parent(place.target), _lock(place):
         _recover(place)
         check_folder(place.output, overwrite=overwrite, sources=sources)
-        staging = place.work / f".{place.target.name}{STAGING_MARK}{uuid.uuid4().hex[:8]}"
+        staging = place.beside(f"{STAGING_MARK}{uuid.uuid4().hex[:8]}")
         try:
             _make_staging(staging, needed_bytes)
             yield staging
@@ -297,7 +322,7 @@ def _move(paths: list[Path], folder: Path) -> None:
 def _keep(staging: Path, place: _Place) -> Path | None:
     """Move a complete result that has no place where its user finds it; None: it is gone."""
     number = 1
-    while os.path.lexists(kept := place.work / f"{place.target.name}-new-{number}"):
+    while os.path.lexists(kept := place.work / f"{working_stem(place.target.name)}-new-{number}"):
         number += 1
     full = place.target / (staging.name + FULL_MARK)
     inner = place.target / staging.name

@@ -1,6 +1,7 @@
 """What lies at a place decides whether it may be replaced: this tool's own, and never what a run reads."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from compressor.errors import VtcompressError
 from export.artifact import Artifact
 from export.places import check_folder
+from export.staging import check_place
 from tests import facts
 from tests.artifacts import make_artifact
 from vtcompress.cli import run
@@ -94,7 +96,7 @@ def test_the_original_model_is_never_replaced(
         *command, "--output", model.parent, "--overwrite"
     )
     made = make_artifact(model / "out")
-    assert "which this run reads, and is not replaced" in refused(
+    assert f"lies in {model}, which this run reads" in refused(
         *command, "--output", made, "--overwrite"
     )
     shutil.rmtree(made)
@@ -127,6 +129,75 @@ def test_the_working_folder_home_and_root_are_never_replaced(
             "/: is the root of the file system, which is never replaced; choose another --output"
         )
     assert Artifact.open(folder).folder == folder
+
+
+@pytest.mark.parametrize("there", ["nothing", "an empty folder", "a link"])
+def test_nothing_is_written_into_the_model_also_where_nothing_lies(
+    refused: Asking, writing: list[object], tiny_model: Path, tmp_path: Path, there: str
+) -> None:
+    model = tmp_path / "mymodel"
+    shutil.copytree(tiny_model, model)
+    output = model / "deep" / "out"
+    if there == "an empty folder":
+        output.mkdir(parents=True)
+    elif there == "a link":
+        output = tmp_path / "link"
+        output.symlink_to(model / "deep" / "out")
+    before = sorted(model.rglob("*"))
+    command = [model if part == tiny_model else part for part in writing]
+    assert refused(*command, "--output", output) == (
+        f"{output}: lies in {model}, which this run reads, and nothing is written there; "
+        "choose another --output"
+    )
+    assert sorted(model.rglob("*")) == before
+
+
+def test_nothing_is_written_into_the_compressed_source(refused: Asking, tmp_path: Path) -> None:
+    """Nor into one of an earlier version, which has no list of its files."""
+    folder = tmp_path / "small"
+    facts.plan().save(folder / "plan.json")
+    said = refused(
+        "export", "--recipe", "identity", "--compressed", folder, "--output", folder / "out"
+    )
+    assert f"lies in {folder}, which this run reads" in said
+    assert [path.name for path in folder.iterdir()] == ["plan.json"]
+
+
+@pytest.mark.parametrize("command", ["calibrate", "plan", "train-gates"])
+def test_no_file_is_written_into_the_models_folder(
+    refused: Asking, tiny_model: Path, questions: Path, tmp_path: Path, command: str
+) -> None:
+    """A `plan.json` there would make it read as a compressed model, gates as its weights."""
+    model, gates = tmp_path / "mymodel", tmp_path / "gates.yaml"
+    shutil.copytree(tiny_model, model)
+    gates.write_text("vtcompress: 1\ncompress: [{dyvte: {gates: g.safetensors}}]\n")
+    recipe = gates if command == "train-gates" else "identity"
+    name = "g.safetensors" if command == "train-gates" else "x.json"
+    before = sorted(model.rglob("*"))
+    for output in (model / name, model / "deep" / name):
+        said = refused(command, "--recipe", recipe, "--data", questions, "--model", model,
+                       "--output", output)  # fmt: skip
+        assert said.startswith(f"{output}: lies in {model}, which this run reads"), said
+    assert sorted(model.rglob("*")) == before
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_with_what_may_not_be_read_is_not_taken_for_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool
+) -> None:
+    closed = tmp_path / "out" / "closed"
+    closed.mkdir(parents=True)
+    scandir = os.scandir
+
+    def refuse(path: object = ".") -> object:
+        if str(path) == str(closed):
+            raise PermissionError(13, "Permission denied", str(closed))
+        return scandir(path)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    for check in (check_folder, check_place):
+        with pytest.raises(VtcompressError, match="closed: cannot be read: Permission denied"):
+            check(tmp_path / "out", overwrite=overwrite)
 
 
 def test_files_that_the_user_put_into_an_artifact_are_named_and_kept(

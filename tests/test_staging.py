@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from compressor.errors import VtcompressError
-from export.places import STAGING_MARK
-from export.staging import check_place, check_room, staged
+from compressor.files import _temporary
+from compressor.locks import LOCK_MARK, exclusive
+from export.places import STAGING_MARK, is_working_file
+from export.staging import calibration_file, check_place, check_room, staged
 from tests.artifacts import write_result
 
 
@@ -246,6 +248,103 @@ def test_everything_is_tried_before_the_work_and_leaves_nothing(tmp_path, old):
     for output, asked in ((old, {}), (tmp_path / "x", {"needed_bytes": 1 << 60})):
         with pytest.raises(VtcompressError):
             check_place(output, **asked)
+
+
+def test_a_refused_place_is_named_also_while_somebody_writes_it_and_leaves_no_new_folders(tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    held = exclusive(tmp_path / "x", model / f".out{LOCK_MARK}")
+    with held, pytest.raises(VtcompressError, match="which this run reads"):
+        check_place(model / "out", sources=[model])
+    output = tmp_path / "deep" / "deeper" / "out"
+    assert "are needed" in refusal(output, needed_bytes=1 << 60)
+    check_place(output)
+    with pytest.raises(RuntimeError), staged(output):
+        raise RuntimeError
+    assert names(tmp_path) == ["model"]
+    assert names(model) == []
+
+
+def test_a_folder_that_may_be_written_and_not_read_is_one_line(tmp_path, monkeypatch):
+    listdir = os.listdir
+
+    def refuse(path="."):
+        if Path(path) == tmp_path:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listdir(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", refuse)
+        assert refusal(tmp_path / "out").startswith(f"{tmp_path}: cannot be read: Permission den")
+    assert names(tmp_path) == []
+
+
+# Names as long as the file system takes
+
+
+LONG = "å" * 120 + "x" * 10  # 250 bytes
+
+
+def test_a_long_name_is_written_and_replaced(tmp_path):
+    output = tmp_path / LONG
+    write(output)
+    shutil.rmtree(output)
+    write_result(output, a="old")
+    write(output, overwrite=True)
+    assert (output / "a").read_text() == "new"
+    output_2 = tmp_path / ("x" * 250)
+    output_2.mkdir()
+    write(output_2)
+    assert names(output_2) == ["a"]
+    assert names(tmp_path) == sorted([LONG, output_2.name])
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_what_a_killed_run_on_a_long_name_left_is_found_again(tmp_path, monkeypatch, inside):
+    monkeypatch.setattr("export.staging.is_mount", lambda _: inside)
+    output = write_result(tmp_path / LONG, a="old")
+    with staged(output, overwrite=True) as staging:
+        own = staging.with_name(staging.name + "-old")
+        if inside:
+            assert is_working_file(staging, output)
+    shutil.rmtree(output)
+    if inside:
+        output.mkdir()
+        own = output / own.name
+    write_result(own, a="old")
+    stray = own.with_name(own.name.removesuffix("-old")[:-8] + "0a1b2c3d")
+    stray.mkdir()
+    assert "holds a compressed model" in refusal(output)
+    assert (output / "a").read_text() == "old"
+    assert names(output) == ["a", "files.json"]
+    assert names(tmp_path) == [LONG]
+
+
+@pytest.mark.parametrize("name", ["out", "x" * 185, LONG])
+def test_a_half_written_calibration_inside_a_folder_is_known_as_our_own(tmp_path, name):
+    output = tmp_path / name
+    output.mkdir()
+    handle, temporary = _temporary(calibration_file(output))
+    os.close(handle)
+    assert temporary.parent == output
+    assert is_working_file(temporary, output)
+    assert not is_working_file(output / f".{name[:30]}.txt", output)
+    write(output)
+
+
+def test_a_complete_result_of_a_long_name_is_kept(tmp_path):
+    output = tmp_path / LONG
+
+    def work() -> None:
+        with staged(output) as staging:
+            (staging / "a").write_text("new")
+            output.mkdir()
+            (output / "thesis.tex").write_text("mine")
+
+    with pytest.raises(VtcompressError, match="the result is complete") as caught:
+        work()
+    kept = Path(str(caught.value).rpartition(" lies in ")[2])
+    assert (kept / "a").read_text() == "new"
 
 
 # What could not be put in place

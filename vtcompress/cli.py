@@ -19,14 +19,13 @@ from export.backends import BACKENDS, PRECISIONS
 from vtcompress.cli_build import build
 from vtcompress.cli_doctor import doctor
 from vtcompress.cli_gates import train_gates
-from vtcompress.cli_recipe import FILE, files_read, read_recipe, read_settings, recipe_options
+from vtcompress.cli_paths import FILE, FOLDER
+from vtcompress.cli_recipe import files_read, read_recipe, read_settings, recipe_options
 from vtcompress.cli_report import COMMANDS
 from vtcompress.console import Output
 from vtcompress.last_resort import Doing, discard_output, watched_threads
 
 EXIT_ERROR, EXIT_USAGE, EXIT_MISSED, EXIT_INTERRUPTED = 1, 2, 3, 130
-
-FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
 class ThresholdMissedError(Exception):
@@ -108,9 +107,10 @@ def plan(out: Output, /, profile: Path | None, output: Path, **options: Any) -> 
     """Decide what visual tokens do in each layer; print the predicted costs."""
     from export.places import check_file
     from vtcompress import brief, show, stages
+    from vtcompress.inputs import source_paths
 
-    check_file(output, "plan")
     recipe = read_recipe(options)
+    check_file(output, "plan", sources=source_paths(recipe))
     chosen = stages.plan(recipe, profile, progress=out)
     chosen.save(output)
     dtype = recipe.export.dtype

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 import click
 
 from export.targets import TARGETS
+from vtcompress.cli_paths import FOLDER
 from vtcompress.console import Output
 
 if TYPE_CHECKING:
     from export.engine_build import EnginePlan
     from export.engine_set import OpenedSet
 
-FOLDER = click.Path(path_type=Path, file_okay=False)
 COUNT = click.IntRange(min=1)
 
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import click
 
-from vtcompress.cli_recipe import FILE, model_options, read_recipe
+from vtcompress.cli_paths import FILE
+from vtcompress.cli_recipe import model_options, read_recipe
 from vtcompress.console import Output
 
 

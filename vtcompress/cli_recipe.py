@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vtcompress.cli_paths import FILE
+
 if TYPE_CHECKING:
     from compressor.recipe import Recipe
 
 Command = Callable[..., Any]
-FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 def model_options(command: Command) -> Command:

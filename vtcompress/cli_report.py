@@ -6,10 +6,8 @@ import click
 
 from compressor.errors import VtcompressError
 from compressor.files import write_text
+from vtcompress.cli_paths import FILE, FOLDER
 from vtcompress.console import Output
-
-FILE = click.Path(path_type=Path, dir_okay=False)
-FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
 @click.command()

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from compressor.calibration.data import Sample, check_answered, read_samples
 from compressor.errors import RecipeError, VtcompressError
-from compressor.files import make_parent, write_bytes
+from compressor.files import made_parent, write_bytes
 from compressor.gate_file import MODEL_DIGEST, stable_header
 from compressor.locks import exclusive
+from compressor.paths import working_stem
 from compressor.planner import check_layers
 from compressor.progress import Progress
 from compressor.recipe import Recipe
@@ -21,6 +22,7 @@ from vtcompress.inputs import (
     model_facts,
     model_folder,
     require_compress,
+    source_paths,
     validation_samples,
 )
 from vtcompress.prompt_check import Asked, check_recipe_prompts
@@ -69,10 +71,14 @@ def train_gates(
     report_file = output.with_suffix(".json")
     if output.suffix != SUFFIX:
         raise VtcompressError(f"{output}: gates are a {SUFFIX} file; give --output such a name")
-    make_parent(output)
-    with exclusive(output):
-        check_file(output, "gates", overwrite=overwrite)
+
+    def check() -> None:
+        check_file(output, "gates", overwrite=overwrite, sources=source_paths(recipe))
         check_file(report_file, "gates report", overwrite=overwrite)
+
+    check()
+    with made_parent(output), exclusive(output):
+        check()
         samples, others = _questions(data), _held_out(recipe)
         _check_model(recipe, output)
         tokens = recipe.validation.max_new_tokens
@@ -80,7 +86,7 @@ def train_gates(
         check_recipe_prompts(recipe, asked, progress)
         model = load_model(recipe, progress)
         check_rewrite(model, others)
-        checkpoint = output.with_name(f".{output.name}.training{SUFFIX}")
+        checkpoint = output.with_name(f".{working_stem(output.name)}.training{SUFFIX}")
         from compressor.calibration.gate_training import train_gates as train
         from vtcompress.gates_judged import judge_held_out, judge_training
 

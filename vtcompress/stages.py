@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from compressor.calibration.data import Sample, read_samples
 from compressor.calibration.profile import Profile
 from compressor.errors import ArtifactError, VtcompressError
-from compressor.files import is_file, is_folder, make_parent, read_text
+from compressor.files import is_file, is_folder, made_parent, read_text
 from compressor.locks import exclusive
+from compressor.paths import check_path
 from compressor.plan import Plan
 from compressor.planner import plan_recipe
 from compressor.progress import Progress
@@ -126,11 +127,15 @@ def calibrate(
         raise VtcompressError(
             f"{output}: is where the profile is drawn; give --output {base.name}.json"
         )
-    make_parent(output)
-    with exclusive(output):
-        check_file(output, "profile")
+
+    def check() -> None:
+        check_file(output, "profile", sources=source_paths(recipe))
         for path in drawings:
             check_file(path, "drawing")
+
+    check()
+    with made_parent(output), exclusive(output):
+        check()
         asked = [Asked(calibration_samples(recipe))]
         facts = check_recipe(recipe, asked=asked, progress=progress)
         digest = check_digest(recipe, facts)
@@ -462,6 +467,7 @@ def inspect(path: PathLike) -> dict[str, Any]:
         VtcompressError: none of them.
     """
     path = Path(path)
+    check_path(path)
     if is_folder(path) and (path / "manifest.json").is_file():
         manifest = Artifact.open(path, verify=False).manifest
         return {"kind": "artifact", **manifest.model_dump(mode="json")}
@@ -469,12 +475,28 @@ def inspect(path: PathLike) -> dict[str, Any]:
         return {"kind": "compressed model", **Plan.load(path / PLAN_FILE).model_dump(mode="json")}
     if is_file(path):
         return _inspect_file(path)
+    if is_folder(path):
+        _check_known(path)
     require_compress("inspecting a model")
     from compressor.families import describe
 
     found: dict[str, Any] = {"kind": "model", **describe(str(path)).model_dump(mode="json")}
     problems = processor_problems(str(path))
     return found | ({"problems": list(problems)} if problems else {})
+
+
+def _check_known(folder: Path) -> None:
+    """Refuse a folder of which nothing shows what it could be, and say what would."""
+    try:
+        names = {entry.name for entry in folder.iterdir()}
+    except OSError as failure:
+        raise VtcompressError(f"{folder}: {failure.strerror}; make the folder readable") from None
+    if not names & {"config.json", "adapter_config.json"}:
+        what = "is nothing that is known here" if names else "is empty"
+        raise VtcompressError(
+            f"{folder}: {what}; give the folder of a model (it holds config.json), an artifact "
+            f"(manifest.json), what `compress` wrote ({PLAN_FILE}), or the file of a plan or profile"
+        )
 
 
 def _inspect_file(path: Path) -> dict[str, Any]:

@@ -1,0 +1,58 @@
+"""Names that a file system takes, and the names of what a run keeps beside its result while it works."""
+
+import errno
+import hashlib
+import os
+from pathlib import Path
+
+from compressor.errors import VtcompressError
+
+MOST_NAME_BYTES = 255
+# What is put around a name, such as `..NAME.calibration.json.0a1b2c3d.tmp`, takes less than the rest.
+MOST_WORKING_BYTES = 190
+SHOWN_CHARACTERS = 24
+
+
+def unusable(path: Path) -> str | None:
+    """Return why no file can have this path, with the remedy; None: one can."""
+    try:
+        longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
+        if longest > MOST_NAME_BYTES:
+            return (
+                f"a name of {longest} bytes, and a file system takes {MOST_NAME_BYTES} at most; "
+                "choose a shorter one"
+            )
+        path.lstat()
+    except ValueError as failure:  # a null character, or half a character of UTF-16
+        return f"no file can have this name ({failure}); choose another one"
+    except OSError as failure:
+        if failure.errno == errno.ENAMETOOLONG:
+            return "the path is too long for the system; choose a shorter one"
+    return None
+
+
+def check_path(path: Path) -> None:
+    """Refuse a path that no file can have, whether something is to be read or written there.
+
+    Raises:
+        VtcompressError: why, and what to do.
+    """
+    if (reason := unusable(path)) is not None:
+        raise VtcompressError(f"{shown(path)}: {reason}")
+
+
+def shown(path: Path) -> str:
+    """Return a path for people: in one line that ends, and of characters that can be printed."""
+    text = str(path).encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
+    return text if len(text) <= MOST_NAME_BYTES else f"{text[:60]}...{text[-20:]}"
+
+
+def working_stem(name: str) -> str:
+    """Return what stands for a name in those of working files: the name, or of a long one its digest.
+
+    A legal name may leave no room for what the others have around it.
+    """
+    encoded = os.fsencode(name)
+    if len(encoded) <= MOST_WORKING_BYTES:
+        return name
+    return f"{name[:SHOWN_CHARACTERS]}~{hashlib.sha256(encoded).hexdigest()[:16]}"

@@ -1,0 +1,131 @@
+"""Paths that no file can have end in one line with the remedy; those of legal length are used."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from compressor.errors import ProfileError, VtcompressError
+from compressor.files import read_text, write_text
+from compressor.paths import MOST_NAME_BYTES, check_path, unusable, working_stem
+from tests import facts
+from tests.artifacts import make_artifact
+from vtcompress.cli import run
+from vtcompress.stages import inspect
+
+LONG = "x" * 300
+COMMANDS = {
+    "calibrate": ["--recipe", "identity", "--model", "{model}", "--data", "{data}"],
+    "plan": ["--recipe", "identity", "--model", "{model}", "--profile", "{profile}"],
+    "compress": ["--recipe", "identity", "--model", "{model}", "--plan", "{plan}"],
+    "export": ["--recipe", "identity", "--model", "{model}", "--validate-data", "{data}"],
+    "train-gates": ["--recipe", "{gates}", "--model", "{model}", "--data", "{data}"],
+    "validate": ["{artifact}", "--data", "{data}"],
+    "bench": ["{artifact}"],
+    "generate": ["{artifact}", "--image", "{data}", "--prompt", "x"],
+    "inspect": ["{artifact}"],
+    "report": ["{artifact}", "--html", "{page}"],
+    "compare": ["{artifact}", "--html", "{page}", "--plot", "{page}"],
+    "build": ["{artifact}", "--target", "tensorrt-rtx", "--dry-run"],
+}
+WRITERS = ("calibrate", "plan", "compress", "export", "train-gates")
+CASES = [
+    (command, place)
+    for command, given in COMMANDS.items()
+    for place in [word for word in given if word.startswith("{")]
+    + ["--output"] * (command in WRITERS)
+]
+
+
+@pytest.fixture
+def filled(tmp_path: Path, tiny_model: Path, questions: Path) -> Callable[[str], str]:
+    """Return a function that fills in a word of a command."""
+    gates = tmp_path / "gates.yaml"
+    gates.write_text("vtcompress: 1\ncompress: [{dyvte: {gates: g.safetensors}}]\n")
+    facts.plan().save(tmp_path / "plan.json")
+    facts.profile([(0.1,) * 6]).save(tmp_path / "profile.json")
+    given = {
+        "model": tiny_model,
+        "data": questions,
+        "gates": gates,
+        "artifact": make_artifact(tmp_path / "artifact"),
+        "page": tmp_path / "page",
+        "plan": tmp_path / "plan.json",
+        "profile": tmp_path / "profile.json",
+    }
+    return lambda word: word.format(**given)
+
+
+@pytest.mark.parametrize("where", [LONG, f"missing/{LONG}", "/".join(["x" * 200] * 30)])
+@pytest.mark.parametrize(("command", "place"), CASES)
+def test_a_path_that_is_too_long_is_one_line(
+    filled: Callable[[str], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    place: str,
+    where: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("compressor.families.load", lambda *_, **__: pytest.fail("model loaded"))
+    if command == "train-gates" and place == "--output":
+        where += ".safetensors"
+    words = [where if word == place else filled(word) for word in COMMANDS[command]]
+    if command in WRITERS:
+        words += ["--output", where if place == "--output" else "out"]
+    before = sorted(tmp_path.rglob("*"))
+    assert run([command, *words]) == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("note: ")]
+    assert len(said) == 1, said
+    assert said[0].startswith("error: ")
+    assert "unexpected" not in said[0]
+    if place not in ("{model}", "{gates}"):  # a hub id or a shipped recipe could be meant
+        assert "choose a shorter one" in said[0]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", LONG])
+def test_a_name_that_no_file_can_have_is_refused_by_all_who_read_and_write(
+    tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / name
+    assert unusable(path)
+    for attempt in (
+        lambda: check_path(path),
+        lambda: read_text(path, ProfileError),
+        lambda: write_text(path, "x"),
+        lambda: inspect(path),
+    ):
+        with pytest.raises(VtcompressError) as caught:
+            attempt()
+        said = str(caught.value)
+        assert "; choose a" in said
+        assert "\n" not in said.encode("utf-8").decode()  # and it can be printed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_longest_name_is_written_and_working_names_fit_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * MOST_NAME_BYTES)
+    for text in ("old", "new"):
+        write_text(path, text)
+    assert path.read_text() == "new"
+    assert [found.name for found in tmp_path.iterdir()] == [path.name]
+    assert working_stem("out") == "out"
+    assert working_stem("x" * 191) != working_stem("x" * 192)
+    for long in ("x" * 250, "\U0001f600" * 60, "\udcff" * 250):
+        assert len(working_stem(long).encode("utf-8", "surrogateescape")) < 130
+
+
+@pytest.mark.parametrize("holds", [(), ("notes.txt",)])
+def test_inspect_says_what_it_reads_where_a_folder_is_none_of_it(
+    tmp_path: Path, holds: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in holds:
+        (tmp_path / name).write_text("mine")
+    assert run(["inspect", str(tmp_path)]) == 1
+    what = "is nothing that is known here" if holds else "is empty"
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path}: {what}; give the folder of a model (it holds config.json), an artifact "
+        "(manifest.json), what `compress` wrote (plan.json), or the file of a plan or profile\n"
+    )
