@@ -162,7 +162,7 @@ class Runtime:
         Args:
             question: what is asked.
             images: one picture or several, in front of the question: paths, PIL images, arrays [H, W, 3] of
-                uint8, or bytes of image files.
+                uint8, or bytes or open binary files of image files. None is no picture.
             max_new_tokens: longest answer.
             temperature: 0 is greedy; see `export.sampling`.
             top_p: share of the probability that tokens are drawn from.

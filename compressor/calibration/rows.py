@@ -2,15 +2,13 @@
 
 import difflib
 import json
-import os
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeGuard
 
-from compressor.files import is_file
+from compressor.picture_names import MOST_SHOWN, picture_file, shown
 
 KNOWN_KEYS: Final = ("image", "question", "answer", "kind")
 
@@ -32,7 +30,6 @@ YES: Final = ("yes", "Yes", "true", "True")
 NO: Final = ("no", "No", "false", "False")
 """What answers `true` and `false` in the data: any of them is right."""
 
-MOST_SHOWN = 60
 ANSWER_WORDS = "must be a text, a number, true or false, or a list of these"
 
 
@@ -81,7 +78,7 @@ def read_row(line: str, folder: Path) -> tuple[Row | None, list[str]]:
     if not isinstance(row, dict):
         return None, ["not a JSON object"]
     problems = [
-        f"{key}: missing; this line has {_shown(other)}: call it '{key}'"
+        f"{key}: missing; this line has {shown(other)}: call it '{key}'"
         for key in ("image", "question")
         if key not in row
         for other in list(row)
@@ -133,7 +130,7 @@ def unread_words(unread: Sequence[tuple[str, ...]], *, known: bool) -> str | Non
         hint = meant(key)
         # Only a key that is missed: beside an answer, a label is something else.
         asked = hint == "kind" or (hint == "answer" and not known)
-        words.append(f"{_shown(key)} ({count}{f'; did you mean {hint!r}?' if asked else ''})")
+        words.append(f"{shown(key)} ({count}{f'; did you mean {hint!r}?' if asked else ''})")
     return f"keys that are not read: {', '.join(words)} (read: {', '.join(KNOWN_KEYS)})"
 
 
@@ -174,34 +171,10 @@ def _images(value: object, folder: Path, problems: list[str]) -> tuple[Path, ...
         return ()
     files = []
     for name in names:
-        path, problem = _picture(name, folder)
+        path, problem = picture_file(name, folder)
         files.append(path)
         problems += [f"image: {problem}"] if problem else []
     return tuple(files)
-
-
-def _picture(name: str, folder: Path) -> tuple[Path, str | None]:
-    """Return the file that a picture's name stands for, and what is wrong with it."""
-    if not name.strip():
-        return folder, "is empty; leave it out, or null, for a question without a picture"
-    if re.match(r"data:|[A-Za-z0-9+/=\s]{300,}$", name):
-        remedy = "is a picture's content, not a file's name: save it as a file and name that"
-        return folder, f"{_shown(name)} {remedy}"
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", name):
-        return folder, f"{_shown(name)} is an address: download the picture and name the file"
-    # expanduser leaves a user that does not exist as it is.
-    path = folder / os.path.expanduser(name)  # noqa: PTH111
-    if is_file(path):
-        return path, None
-    if "\0" not in name and os.path.isdir(path):  # noqa: PTH112
-        return path, f"{path}: is a folder; name a picture in it"
-    if "\\" in name and is_file(folder / name.replace("\\", "/")):
-        return path, f"{path}: no such file; write / instead of \\"
-    return path, f"{path}: no such file"
-
-
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= MOST_SHOWN else text[: MOST_SHOWN - 3] + "...")
 
 
 def _is_unicode(text: str) -> bool:
