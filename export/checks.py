@@ -147,7 +147,7 @@ INTERVAL_WORDS = (
 def _token_row(figures: LossFigures) -> tuple[str, ...]:
     return (
         figures.kind,
-        str(figures.samples),
+        figures.counted,
         f"{figures.kl:.4f}",
         f"{figures.kl_worst:.3f}",
         share(figures.agreement, figures.agreement_interval),

@@ -222,8 +222,10 @@ def lost(data: ReportData) -> tuple[str, ...]:
         lines = ["What the answers lost is not known: there was no validation data."]
     else:
         overall = loss.overall
+        some = overall.pictured not in (None, overall.samples)
+        pictured = f" ({overall.pictured} with a picture)" if some else ""
         lines = [
-            f"On {overall.samples} held-out questions the most likely first token stayed the same in "
+            f"On {overall.samples} held-out questions{pictured} the most likely first token stayed the same in "
             f"{share(overall.agreement, overall.agreement_interval)}."
         ]
         if overall.exact_match is not None and overall.exact_match_original is not None:
