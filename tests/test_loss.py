@@ -377,7 +377,7 @@ def stored(tmp_path):
     samples = [
         Sample((source / "a.PNG", source / "c.jpg"), "größer?", "ja", "kind"),
         Sample((source / "b.png",), "q"),
-        Sample((), "no picture", ""),
+        Sample((), "no picture"),
     ]
     logits = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
     original = answers("日本", "2", "", logits=logits, cut=9)

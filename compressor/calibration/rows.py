@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -53,6 +54,7 @@ class Row:
         answers: the right answers, each of them right alone; none: unknown.
         kind: group of the question; may be empty.
         unread: keys that say nothing here.
+        blank: an answer, or one of a list, is blank or null and counts as none.
     """
 
     images: tuple[Path, ...]
@@ -60,6 +62,7 @@ class Row:
     answers: tuple[str, ...]
     kind: str
     unread: tuple[str, ...]
+    blank: bool
 
 
 def read_row(line: str, folder: Path) -> tuple[Row | None, list[str]]:
@@ -78,18 +81,19 @@ def read_row(line: str, folder: Path) -> tuple[Row | None, list[str]]:
     if not isinstance(row, dict):
         return None, ["not a JSON object"]
     problems = [
-        f"{key}: missing; this line has {shown(other)}: call it '{key}'"
+        f"{key}: missing; this line has {shown(other)}{_remedy(key, row[other])}"
         for key in ("image", "question")
         if key not in row
         for other in list(row)
-        if other not in KNOWN_KEYS and meant(other) == key
+        if other not in KNOWN_KEYS and meant(other, row[other]) == key
     ]
     misnamed = any(problem.startswith("question") for problem in problems)
     images = _images(row.get("image"), folder, problems)
     question, kind = row.get("question"), row.get("kind")
     if not misnamed and not (_is_text(question) and question.strip()):
-        problems.append("question: must be a text")
-    answers = _answers(row.get("answer"))
+        problems.append(f"question: {'is empty' if _is_text(question) else 'must be a text'}")
+    given = row.get("answer")
+    answers = _answers(given)
     if answers is None:
         problems.append(f"answer: {ANSWER_WORDS}")
     if kind is not None and not isinstance(kind, str):
@@ -103,14 +107,24 @@ def read_row(line: str, folder: Path) -> tuple[Row | None, list[str]]:
     if problems or answers is None:
         return None, problems
     unread = tuple(key for key in row if key not in KNOWN_KEYS)
-    return Row(images, str(question), answers, str(kind or ""), unread), []
+    parts = given if isinstance(given, list) else [given] if isinstance(given, str) else []
+    blank = any(part is None or (isinstance(part, str) and not part.strip()) for part in parts)
+    return Row(images, str(question), answers, str(kind or ""), unread, blank), []
 
 
-def meant(key: str) -> str | None:
-    """Return which of our keys another name probably stands for, None if it looks like none."""
+def meant(key: str, value: object = "") -> str | None:
+    """Return which of our keys another name probably stands for, None if it looks like none.
+
+    Args:
+        key: the other name.
+        value: what it has; a text if that is not known.
+    """
     name = key.strip().lower()
     if name in OTHER_NAMES:
-        return OTHER_NAMES[name]
+        found = OTHER_NAMES[name]
+        return found if found != "question" or _is_text(value) or _is_turns(value) else None
+    if re.search(r"(_|^)(id|ids|idx|index)$", name) or not _is_text(value):
+        return None
     close = difflib.get_close_matches(name[:MOST_SHOWN], KNOWN_KEYS, n=1, cutoff=0.75)
     return close[0] if close else None
 
@@ -134,6 +148,16 @@ def unread_words(unread: Sequence[tuple[str, ...]], *, known: bool) -> str | Non
     return f"keys that are not read: {', '.join(words)} (read: {', '.join(KNOWN_KEYS)})"
 
 
+def _remedy(key: str, value: object) -> str:
+    if key == "question" and _is_turns(value):
+        return ", a list of turns: give the user's words as 'question' and the reply as 'answer'"
+    return f": call it '{key}'"
+
+
+def _is_turns(value: object) -> bool:
+    return isinstance(value, list) and any(isinstance(turn, dict) for turn in value)
+
+
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     counts = Counter(key for key, _ in pairs)
     for key, count in counts.items():
@@ -147,19 +171,19 @@ def _is_text(value: object) -> TypeGuard[str]:
 
 
 def _answers(value: object) -> tuple[str, ...] | None:
-    """Return the right answers, None if the value is none; a blank one in a list is left out."""
+    """Return the right answers, None if the value is none; a blank one is left out."""
     if value is None:
         return ()
     if isinstance(value, bool):
         return YES if value else NO
     if isinstance(value, str):
-        return (str(value),)
+        return (str(value),) if value.strip() else ()
     if not isinstance(value, list) or any(isinstance(item, list) for item in value):
         return None
     found = [_answers(item) for item in value]
     if any(item is None for item in found):
         return None
-    each = (answer for item in found if item is not None for answer in item if answer.strip())
+    each = (answer for item in found if item is not None for answer in item)
     return tuple(dict.fromkeys(each))
 
 
