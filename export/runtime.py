@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from compressor.dims import ModelFacts
-from compressor.errors import ArtifactWarning, DataError, ModelError
+from compressor.errors import ArtifactWarning, BackendError, DataError, ModelError
 from compressor.generation import PLAIN, SAMPLES, GenerationSettings, model_settings
 from compressor.layout import layout_of
 from compressor.pictures import Pictures, pictures_of, read_picture
@@ -113,6 +113,8 @@ class Runtime:
             ArtifactWarning: its checks failed, were not judged or did not run; or this backend was never
                 compared with ONNX Runtime on it.
         """
+        if threads is not None and threads < 1:
+            raise BackendError(f"threads: {threads} is not allowed; 1 or more, or None")
         artifact = Artifact.open(path, verify=verify)
         if (words := shortcoming(artifact.manifest)) is not None:
             warnings.warn(words, ArtifactWarning, stacklevel=2)

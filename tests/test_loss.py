@@ -522,7 +522,11 @@ def test_questions_with_pictures_are_counted_and_said_where_some_have_none():
     report = judged(kept, kept, samples, max_kl=0.1)
     assert report.verdict == "passed"
     assert [f.pictured for f in (report.overall, *report.kinds)] == [2, 1, 1]
-    assert [row[1] for row in token_rows(report)] == ["3, 2 with a picture", "1", "2, 1 with a picture"]
+    assert [row[1] for row in token_rows(report)] == [
+        "3, 2 with a picture",
+        "1",
+        "2, 1 with a picture",
+    ]
 
 
 def test_figures_of_older_artifacts_say_nothing_of_pictures():

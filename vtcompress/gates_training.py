@@ -21,6 +21,7 @@ from vtcompress.inputs import (
     model_facts,
     model_id,
     require_compress,
+    require_recipe,
     validation_samples,
 )
 from vtcompress.prompt_check import Asked, check_recipe_prompts
@@ -60,6 +61,7 @@ def train_gates(
         VtcompressError: model, data or recipe cannot be used, or `output` exists, is being written by
             another run, or holds the checkpoint of another training.
     """
+    require_recipe(recipe)
     method = recipe.dyvte
     if method is None:
         raise RecipeError(["compress: no entry is dyvte, so there are no gates to train; add one"])

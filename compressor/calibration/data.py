@@ -117,7 +117,8 @@ def _other_kind(text: str) -> str | None:
         return "looks like a table (CSV)" if table and lines[0][0] not in "{[" else None
     # One line with an object is a question, if perhaps a broken one.
     nested = isinstance(document, dict) and any(
-        isinstance(value, list) and any(isinstance(item, dict) and "question" in item for item in value)
+        isinstance(value, list)
+        and any(isinstance(item, dict) and "question" in item for item in value)
         for value in document.values()
     )
     return "one JSON document" if nested or "\n" in text.strip() else None
