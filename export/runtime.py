@@ -22,7 +22,7 @@ from export.compared import uncompared
 from export.constraints import constraints
 from export.conversation import Conversation
 from export.image_prefix import ImagePrefix, prefill_images
-from export.messages import Message, user_message
+from export.messages import Message, check_text, user_message
 from export.preprocess import ImageProcessor
 from export.prompt import Prompter
 from export.sampling import GREEDY, Sampling
@@ -177,6 +177,7 @@ class Runtime:
         """
         started = time.perf_counter()
         pictures = pictures_of(images)
+        self.check_question(question)
         ids = self.encode([user_message(question, len(pictures))])
         sampling = Sampling(temperature, top_p, seed)
         return self.answering(
@@ -254,8 +255,18 @@ class Runtime:
     def prepare(self, question: str, images: Pictures) -> Prompt:
         """Return a prompt ready to run: its rows and its pixels."""
         pictures = pictures_of(images)
+        self.check_question(question)
         ids = self.encode([user_message(question, len(pictures))])
         return self.prompt_of(ids, self.pixels(pictures))
+
+    def check_question(self, question: str) -> None:
+        """Refuse a question that contains the image token, by that name; all else `encode` refuses.
+
+        Raises:
+            DataError: says what to change.
+        """
+        if isinstance(question, str):
+            check_text(question, "question", self.prompter.image_token)
 
     def encode(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Return a conversation as token ids, up to where the model's answer begins."""

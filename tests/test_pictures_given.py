@@ -179,3 +179,11 @@ def test_a_name_that_is_no_file_is_judged_as_in_data(name: str, runtime: Runtime
         runtime.answer("what", given)
     (line,) = caught.value.problems
     assert line.startswith(words)
+
+
+def test_an_image_token_in_a_question_is_told_of_the_question(runtime: Runtime) -> None:
+    asks = (runtime.answer, runtime.generate, runtime.chat().ask)
+    for ask in asks:
+        with pytest.raises(DataError) as caught:
+            ask(f"what {runtime.prompter.image_token}")
+        assert str(caught.value).startswith("question: contains '")
