@@ -70,6 +70,13 @@ Layers = Annotated[tuple[LayerIndex, ...], rule(each_once)]
 KeptLayers = Annotated[tuple[LayerIndex, ...], rule(_each_at_most_once)]
 Candidates = Annotated[tuple[LayerIndex, ...], rule(each_once), rule(_ascending)]
 Share = Annotated[float, Field(ge=0, le=1), allowed("a number from 0 to 1")]
+Frozen = Annotated[
+    float,
+    Field(ge=0, le=1),
+    allowed(
+        "a number from 0 to 1, the share of layers; 'layers' names them, 'speedup' asks for a gain"
+    ),
+]
 Cosine = Annotated[float, Field(ge=-1, le=1), allowed("a number from -1 to 1")]
 Quantile = Annotated[float, Field(gt=0, le=1), allowed("a number above 0, up to 1")]
 NotNegative = Annotated[float, Field(ge=0), allowed("a number, 0 or more")]
@@ -169,7 +176,7 @@ class ShortV(ExactlyOne):
         "keep": "frozen",
     }
 
-    frozen: Share | None = None
+    frozen: Frozen | None = None
     layers: Layers | None = None
     speedup: AboveOne | None = None
 

@@ -6,14 +6,14 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from compressor.errors import DataError
-from compressor.files import is_file
+from compressor.picture_names import picture_file
 
 MAX_PIXELS = 100_000_000
 """Largest image that is decoded, and largest intermediate image, in pixels."""
@@ -22,32 +22,66 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """File formats that are read; others of Pillow's (some start other programs) are not even tried."""
 
 
-Picture: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
-"""A path, the bytes of an image file, a PIL image, or an array [H, W, 3] of red, green and blue."""
+MAX_PROBLEMS = 20
+"""Most problems of one call that are named."""
 
-Pictures: TypeAlias = Picture | Iterable[Picture]
-"""One picture, or several in their order."""
+Picture: TypeAlias = (
+    str
+    | os.PathLike[str]
+    | bytes
+    | bytearray
+    | memoryview
+    | BinaryIO
+    | Image.Image
+    | NDArray[np.uint8]
+)
+"""A path, an image file's bytes or its open file, a PIL image, or an array [H, W, 3] of red, green, blue."""
 
-_KINDS = (str, os.PathLike, bytes, Image.Image, np.ndarray)
-_FORMS = "a path, a PIL image, an array [H, W, 3] of uint8 or the bytes of an image file"
+Pictures: TypeAlias = Picture | Iterable[Picture] | None
+"""One picture, or several in their order; None is no picture."""
+
+_BYTES = (bytes, bytearray, memoryview)
+_KINDS = (str, os.PathLike, *_BYTES, Image.Image, np.ndarray)
+_FORMS = (
+    "a path, a PIL image, an array [H, W, 3] of uint8, or an image file's bytes or open binary file"
+)
 
 
 def pictures_of(given: Pictures) -> tuple[Picture, ...]:
     """Return what a caller gave as pictures, one or several of them.
 
+    Files are read here, so that what is returned can be looked at more than once.
+
     Raises:
-        DataError: something is no picture.
+        DataError: something is no picture; up to `MAX_PROBLEMS` are named.
     """
-    if isinstance(given, _KINDS):
-        pictures: tuple[Picture, ...] = (given,)
+    if given is None:
+        return ()
+    if isinstance(given, _KINDS) or _is_file_object(given):
+        several: tuple[Any, ...] = (given,)
     elif isinstance(given, Iterable) and not isinstance(given, Mapping | Set):
-        pictures = tuple(given)
+        several = tuple(given)
     else:
+        several = ()
+    listed = isinstance(given, (*_KINDS, list, tuple, Iterator)) or _is_file_object(given)
+    if not (listed or any(_problem(one, "") is None for one in several)):
+        # What merely can be walked through, such as a tensor, is one wrong thing and not many.
         raise DataError([f"images: {_what(given)} is no picture; give {_FORMS}, or a list of them"])
-    problems = [p for i, one in enumerate(pictures) if (p := _problem(one, f"images[{i}]"))]
+    problems, pictures = [], []
+    for i, one in enumerate(several):
+        problem = _problem(one, f"images[{i}]")
+        if problem is None:
+            try:
+                pictures.append(_held(one, f"images[{i}]"))
+            except DataError as error:
+                problem = error.problems[0]
+        problems += [problem] if problem else []
     if problems:
-        raise DataError(problems)
-    return pictures
+        more = len(problems) - MAX_PROBLEMS
+        raise DataError(
+            problems[:MAX_PROBLEMS] + ([f"images: and {more} more"] if more > 0 else [])
+        )
+    return tuple(pictures)
 
 
 def read_picture(picture: Picture, where: str) -> Image.Image:
@@ -64,13 +98,43 @@ def read_picture(picture: Picture, where: str) -> Image.Image:
         return to_rgb(picture, where)
     if isinstance(picture, np.ndarray):
         return Image.fromarray(np.ascontiguousarray(picture))
-    if isinstance(picture, bytes):
-        return _load(io.BytesIO(picture), where)
-    return load_image(Path(picture))
+    if isinstance(picture, str | os.PathLike):
+        return load_image(picture)
+    return _load(io.BytesIO(_content(picture, where)), where)
+
+
+def _is_file_object(given: object) -> bool:
+    return callable(getattr(given, "read", None)) and not isinstance(given, _KINDS)
+
+
+def _held(picture: Picture, where: str) -> Picture:
+    """Return a picture that stays: of an open file its bytes, else the picture itself."""
+    return picture if isinstance(picture, _KINDS) else _content(picture, where)
+
+
+def _content(source: bytes | bytearray | memoryview | BinaryIO, where: str) -> bytes:
+    """Return the bytes of an image file, of an open file from its beginning.
+
+    Raises:
+        DataError: the file cannot be read, or is open as text.
+    """
+    if isinstance(source, _BYTES):
+        return bytes(source)
+    try:
+        if getattr(source, "seekable", bool)():
+            source.seek(0)
+        read: object = source.read()
+    except (OSError, ValueError) as error:
+        raise DataError([f"{where}: {_what(source)} cannot be read ({error})"]) from error
+    if not isinstance(read, _BYTES):
+        remedy = "open the file with mode 'rb'" if isinstance(read, str) else "bytes are needed"
+        what = "text" if isinstance(read, str) else _what(read)
+        raise DataError([f"{where}: {_what(source)} gives {what}; {remedy}"])
+    return bytes(read)
 
 
 def _problem(picture: Any, where: str) -> str | None:
-    if not isinstance(picture, _KINDS):
+    if not isinstance(picture, _KINDS) and not _is_file_object(picture):
         return f"{where}: {_what(picture)} is no picture; give {_FORMS}"
     if isinstance(picture, np.ndarray):
         shape = picture.shape
@@ -87,7 +151,7 @@ def _what(given: Any) -> str:
     return "None" if given is None else f"a {kind}"
 
 
-def load_image(path: str | Path) -> Image.Image:
+def load_image(path: str | os.PathLike[str]) -> Image.Image:
     """Return the first frame of an image file as 8-bit RGB, upright by its EXIF orientation.
 
     Transparent pixels lie on white, as in transformers' image processors. 16-bit grey is scaled to
@@ -97,10 +161,10 @@ def load_image(path: str | Path) -> Image.Image:
         DataError: no such file, no image, damaged, of a format or mode that is not read, or larger
             than `MAX_PIXELS`; names the file and the remedy.
     """
-    path = Path(path)
-    if not is_file(path):
-        raise DataError([f"{path}: no such file; check the path of the image"])
-    return _load(path, str(path))
+    file, problem = picture_file(os.fspath(path), Path())
+    if problem:
+        raise DataError([problem])
+    return _load(file, str(file))
 
 
 def _load(source: Path | io.BytesIO, where: str) -> Image.Image:

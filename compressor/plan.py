@@ -228,10 +228,22 @@ class Gates(Facts):
 
 
 class Workload(Facts):
-    """The prefill that costs are predicted for."""
+    """The prefill that costs are predicted for.
+
+    Attributes:
+        images: of the prompt.
+        text: T of the prompt.
+        assumed: T stands for prompts that nobody measured.
+    """
 
     images: Positive = 1
     text: Positive = 64
+    assumed: bool = False
+
+    @property
+    def assumed_words(self) -> str:
+        """What stands behind the number of text rows."""
+        return " (assumed: no calibration measured prompts)" if self.assumed else ""
 
 
 class Plan(Facts):

@@ -171,7 +171,8 @@ def make_plan(
         model_digest: sha256 that the plan is bound to.
         methods: the recipe's `compress` section.
         profile: needed by methods that choose by what calibration measures.
-        workload: prefill that predictions refer to; by default one image and the profile's median T.
+        workload: prefill that predictions refer to; by default one image and the profile's median T,
+            without samples an assumed one.
         recipe_format: of the recipe; 1: methods are applied in the order of the list, and ShortV's share is
             one of all layers.
 
@@ -180,8 +181,10 @@ def make_plan(
         GatesError: gates that are missing or do not fit.
     """
     if workload is None:
-        text = profile.typical_text_rows() if profile and profile.samples else Workload().text
-        workload = Workload(text=text)
+        if profile is not None and profile.samples:
+            workload = Workload(text=profile.typical_text_rows())
+        else:
+            workload = Workload(assumed=True)
     plan = identity_plan(facts, model_digest, workload)
     if profile is not None and profile.layers != facts.decoder.layers:
         raise PlanError(

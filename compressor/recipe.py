@@ -216,7 +216,7 @@ class Recipe(Section):
         self,
         values: Mapping[str, Any],
         *,
-        source: str = "command line",
+        source: str = "override",
         folder: Path | None = None,
     ) -> "Recipe":
         """Returns a new recipe with some values replaced.
@@ -254,7 +254,7 @@ class Recipe(Section):
         for entry in data["compress"]:
             if "dyvte" in entry:
                 entry["dyvte"]["gates"] = path
-        return parse_recipe(_anchored(data, Path.cwd()), "command line")
+        return parse_recipe(_anchored(data, Path.cwd()), "gates")
 
 
 @dataclass(frozen=True)

@@ -301,11 +301,20 @@ def _line(item: dict[str, Any], model: type[BaseModel]) -> str:
         case "literal_error":
             return f"{where}: {value} is not allowed; {context['expected']}"
         case "tuple_type":
-            return f"{where}: {value} is not allowed; a list"
+            return f"{where}: {value} is not allowed; a list{_as_list(item['input'])}"
         case "missing":
             return f"{where}: missing; it has to be given"
         case _:
             return f"{where}: {value} is not allowed"
+
+
+def _as_list(value: object) -> str:
+    """Returns how what is nearly a list is written as one, nothing for all else."""
+    if isinstance(value, Mapping) and value:
+        return f": write '- {next(iter(value))}:' with a dash in front"
+    if isinstance(value, str) and re.fullmatch(r"\d{1,4}(\s*,\s*\d{1,4})*,?", value.strip()):
+        return f": write [{value.strip().rstrip(',')}]"
+    return ""
 
 
 def _where(loc: tuple[str | int, ...]) -> str:

@@ -38,6 +38,12 @@ def changed(
     for dotted, value in values.items():
         inner = _tupled(value)
         keys = dotted.split(".")
+        if keys[0] in METHOD_NAMES or (keys[0] == "compress" and keys[1:2] and keys[1].isdigit()):
+            named = keys[0] in METHOD_NAMES
+            meant = ".".join(["compress", *(keys if named else keys[2:] or ["METHOD"])])
+            said = f"unknown key; did you mean '{meant}'?" if named else f"write {meant}"
+            problems.append(f"{source}: {dotted}: {said}")
+            continue
         found = re.fullmatch(r"compress(?:\[(\d+)\])?", keys[0])
         if found is None or (len(keys) == 1 and not found[1] and not isinstance(inner, dict)):
             _join(change, keys, inner)

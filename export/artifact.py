@@ -1,6 +1,7 @@
 """An artifact on disk: its manifest written, and verified with all files when it is opened."""
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -52,6 +53,8 @@ class Artifact:
             ArtifactError: not an artifact, of a newer format, or files missing or altered; all are named.
                 Nothing but the manifest has been parsed by a library then.
         """
+        if not isinstance(folder, str | os.PathLike):
+            raise TypeError(f"path: {folder!r:.60} is no path of an artifact's folder")
         folder = Path(folder)
         path = folder / MANIFEST_FILE
         if (reason := unusable(folder)) is not None:

@@ -147,7 +147,7 @@ INTERVAL_WORDS = (
 def _token_row(figures: LossFigures) -> tuple[str, ...]:
     return (
         figures.kind,
-        str(figures.samples),
+        figures.counted,
         nats(figures.kl),
         nats(figures.kl_worst),
         share(figures.agreement, figures.agreement_interval),

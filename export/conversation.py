@@ -77,6 +77,7 @@ class Conversation:
             self._open.close()
         started = time.perf_counter()
         pictures = pictures_of(images)
+        self._runtime.check_question(question)
         sampling = Sampling(temperature, top_p, seed)
         messages = [*self._messages, user_message(question, len(pictures))]
         ids = self._runtime.encode(messages)

@@ -80,6 +80,7 @@ class ImagePrefix:
         )[0]
 
     def _ids_and_cached(self, question: str) -> tuple[tuple[int, ...], Cached]:
+        self._runtime.check_question(question)
         ids = self._runtime.encode([user_message(question, len(self._pixels))])
         if self._cached.begins(ids):
             return ids, self._cached

@@ -125,6 +125,7 @@ def gained(data: ReportData) -> tuple[str, ...]:
     """Return what is faster, and what is not."""
     p, m = data.manifest.predicted, data.manifest.measured
     prompt = f"{p.images} picture{'s' if p.images > 1 else ''} and {p.text} text tokens"
+    prompt += data.plan.workload.assumed_words
     lines = [
         f"Reading a prompt of {prompt} (the prefill) takes {p.flops / p.flops_original:.0%} of the "
         f"decoder's work: {work_words(p.speedup)}, predicted{_on_which(data.plan)}."
@@ -222,9 +223,11 @@ def lost(data: ReportData) -> tuple[str, ...]:
         lines = ["What the answers lost is not known: there was no validation data."]
     else:
         overall = loss.overall
+        some = overall.pictured not in (None, overall.samples)
+        pictured = f" ({overall.pictured} with a picture)" if some else ""
         lines = [
-            f"On {overall.samples} held-out questions the most likely first token stayed the same in "
-            f"{share(overall.agreement, overall.agreement_interval)}."
+            f"On {overall.samples} held-out questions{pictured} the most likely first token stayed the same "
+            f"in {share(overall.agreement, overall.agreement_interval)}."
         ]
         if overall.exact_match is not None and overall.exact_match_original is not None:
             lines.append(

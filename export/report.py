@@ -278,7 +278,7 @@ def workload_words(data: ReportData) -> str:
     """Return the prompt that predictions are for, and how many layers are frozen or exited."""
     p, plan = data.manifest.predicted, data.plan
     words = (
-        f"For {p.images} image(s), {p.visual} visual and {p.text} text rows; "
+        f"For {p.images} image(s), {p.visual} visual and {p.text} text rows{plan.workload.assumed_words}; "
         f"{len(plan.frozen_layers())} of {len(plan.layers)} layers frozen for visual rows"
     )
     if may_exit(plan):

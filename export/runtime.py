@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from compressor.dims import ModelFacts
-from compressor.errors import ArtifactWarning, DataError, ModelError
+from compressor.errors import ArtifactWarning, BackendError, DataError, ModelError
 from compressor.generation import PLAIN, SAMPLES, GenerationSettings, model_settings
 from compressor.layout import layout_of
 from compressor.pictures import Pictures, pictures_of, read_picture
@@ -22,7 +22,7 @@ from export.compared import uncompared
 from export.constraints import constraints
 from export.conversation import Conversation
 from export.image_prefix import ImagePrefix, prefill_images
-from export.messages import Message, user_message
+from export.messages import Message, check_text, user_message
 from export.preprocess import ImageProcessor
 from export.prompt import Prompter
 from export.sampling import GREEDY, Sampling
@@ -113,6 +113,8 @@ class Runtime:
             ArtifactWarning: its checks failed, were not judged or did not run; or this backend was never
                 compared with ONNX Runtime on it.
         """
+        if threads is not None and threads < 1:
+            raise BackendError(f"threads: {threads} is not allowed; 1 or more, or None")
         artifact = Artifact.open(path, verify=verify)
         if (words := shortcoming(artifact.manifest)) is not None:
             warnings.warn(words, ArtifactWarning, stacklevel=2)
@@ -162,7 +164,7 @@ class Runtime:
         Args:
             question: what is asked.
             images: one picture or several, in front of the question: paths, PIL images, arrays [H, W, 3] of
-                uint8, or bytes of image files.
+                uint8, or bytes or open binary files of image files. None is no picture.
             max_new_tokens: longest answer.
             temperature: 0 is greedy; see `export.sampling`.
             top_p: share of the probability that tokens are drawn from.
@@ -175,6 +177,7 @@ class Runtime:
         """
         started = time.perf_counter()
         pictures = pictures_of(images)
+        self.check_question(question)
         ids = self.encode([user_message(question, len(pictures))])
         sampling = Sampling(temperature, top_p, seed)
         return self.answering(
@@ -252,8 +255,18 @@ class Runtime:
     def prepare(self, question: str, images: Pictures) -> Prompt:
         """Return a prompt ready to run: its rows and its pixels."""
         pictures = pictures_of(images)
+        self.check_question(question)
         ids = self.encode([user_message(question, len(pictures))])
         return self.prompt_of(ids, self.pixels(pictures))
+
+    def check_question(self, question: str) -> None:
+        """Refuse a question that contains the image token, by that name; all else `encode` refuses.
+
+        Raises:
+            DataError: says what to change.
+        """
+        if isinstance(question, str):
+            check_text(question, "question", self.prompter.image_token)
 
     def encode(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Return a conversation as token ids, up to where the model's answer begins."""

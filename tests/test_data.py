@@ -76,7 +76,7 @@ def test_all_problems_of_all_lines_are_named_at_once_with_their_line_numbers(tmp
     )
     assert problems(path) == (
         f"{path}:2: image: {tmp_path / 'gone.png'}: no such file",
-        f"{path}:2: question: must be a text",
+        f"{path}:2: question: is empty",
         f"{path}:2: answer: must be a text, a number, true or false, or a list of these",
         f"{path}:2: kind: must be a text",
         f"{path}:3: not a JSON object",
@@ -388,3 +388,66 @@ def test_more_samples_of_a_seed_hold_the_fewer_ones(size):
         assert before <= set(drawn)
         assert list(drawn) == [sample for sample in samples if sample in set(drawn)]
         before = set(drawn)
+
+
+TURNS = [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "a cat"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"question_id": 7, "text": "q"}, "question: missing; this line has 'text': call it 'question'"),
+        ({"question_id": "7"}, "question: must be a text"),
+        ({"questions": 3}, "question: must be a text"),
+        *(
+            (
+                {name: TURNS},
+                f"question: missing; this line has {name!r}, a list of turns: give the user's words as "
+                "'question' and the reply as 'answer'",
+            )
+            for name in ("conversations", "messages")
+        ),
+        ({"question": ""}, "question: is empty"),
+        ({"question": " \n"}, "question: is empty"),
+    ],
+)  # fmt: skip
+def test_a_hint_at_another_name_works_if_it_is_followed(tmp_path, row, said):
+    assert problems(written(tmp_path, row)) == (f"{tmp_path}/data.jsonl:1: {said}",)
+
+
+@pytest.mark.parametrize(
+    ("answer", "read", "noted"),
+    [
+        ("", (), True),
+        ("   ", (), True),
+        ([""], (), True),
+        ([None], (), True),
+        ([None, "1"], ("1",), True),
+        (["1", " "], ("1",), True),
+        (None, (), False),
+        ([], (), False),
+        ("1", ("1",), False),
+    ],
+)
+def test_a_blank_answer_is_none_everywhere_and_is_counted(tmp_path, answer, read, noted):
+    samples = read_samples(written(tmp_path, {"question": "q", "answer": answer}))
+    assert samples[0].answers == read
+    words = "answers that are blank or null count as none, in 1 of 1 questions"
+    assert notes_on(samples) == ((f"{tmp_path}/data.jsonl: {words}",) if noted else ())
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"image,question\na.png,what?\nb.png,who?\n", "looks like a table (CSV); write one JSON object a"),
+        (b"image\tquestion\na.png\twhat?\n", "looks like a table (CSV); write one JSON object a line"),
+        (b'{\n  "image": null,\n  "question": "q"\n}\n', "one JSON document; write one JSON object a line"),
+        (b'{"data": [{"question": "q"}]}\n', "one JSON document; write one JSON object a line"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0", "is no text file; a .jsonl file of questions is needed"),
+    ],
+)  # fmt: skip
+def test_a_file_of_another_kind_is_told_in_one_line(tmp_path, content, said):
+    path = tmp_path / "data.x"
+    path.write_bytes(content)
+    (line,) = problems(path)
+    assert line.startswith(f"{path}: {said}")

@@ -221,3 +221,18 @@ def test_memory_is_that_of_the_process() -> None:
     found = memory.resident_bytes()
     assert found is not None
     assert abs(found - psutil.Process().memory_info().rss) < 64 << 20
+
+
+def test_a_folder_an_address_and_a_broken_picture_end_in_one_line_alike(
+    vt: Chat, artifact: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "broken.png").write_bytes(b"x")
+    for given, words in (
+        (tmp_path, f"{tmp_path}: is a folder; name a picture in it"),
+        ("https://x.org/y.png", "'https://x.org/y.png' is an address: download the picture"),
+        (tmp_path / "broken.png", f"{tmp_path / 'broken.png'}: is no image of a format"),
+    ):
+        code, out, err = vt("-q", "generate", artifact, "--prompt", "it", "--image", given)
+        assert (code, out) == (1, "")
+        (line,) = [line for line in err.splitlines() if "rror" in line]
+        assert line.startswith(f"error: {words}")

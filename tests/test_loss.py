@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis.extra import numpy as arrays
 
 from compressor.calibration.data import Sample, data_digest
 from compressor.errors import ArtifactError, VtcompressError
+from export.checks import token_rows
 from export.parity.loss import (
     Answer,
     Answers,
@@ -42,8 +44,14 @@ def answers(*texts, logits=None, tokens=None, cut=16):
     return Answers(made, np.asarray(logits, np.float32), cut)
 
 
+# Of a picture only its bytes count here.
+PICTURE = Path(__file__)
+
+
 def asked(*pairs):
-    return [Sample((), f"question {i}", answer, kind) for i, (answer, kind) in enumerate(pairs)]
+    return [
+        Sample((PICTURE,), f"question {i}", answer, kind) for i, (answer, kind) in enumerate(pairs)
+    ]
 
 
 def judged(original, compressed, samples, **limits):
@@ -369,7 +377,7 @@ def stored(tmp_path):
     samples = [
         Sample((source / "a.PNG", source / "c.jpg"), "größer?", "ja", "kind"),
         Sample((source / "b.png",), "q"),
-        Sample((), "no picture", ""),
+        Sample((), "no picture"),
     ]
     logits = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
     original = answers("日本", "2", "", logits=logits, cut=9)
@@ -493,3 +501,39 @@ def test_stored_samples_whose_picture_is_gone_are_refused(stored):
 def test_the_report_of_a_loss_is_plain_data():
     report = facts.loss(["x"], [facts.figures("count")], max_kl=0.5)
     assert type(report).model_validate_json(report.model_dump_json()) == report
+
+
+@pytest.mark.parametrize("answer", ["a", None])
+def test_without_a_picture_nothing_is_passed_and_what_is_missed_is_still_failed(answer):
+    samples = [Sample((), f"question {i}", answer) for i in range(2)]
+    kept = answers("a", "a")
+    limits = {"max_kl": 0.1, "min_exact_match_kept": 0.9}
+    report = judged(kept, kept, samples, **limits)
+    assert (report.verdict, report.not_judged) == ("not judged", ("no question has a picture",))
+    assert {m.verdict for m in report.measures if m.limit is not None} == {"not judged"}
+    assert report.overall.pictured == 0
+    other = answers("b", "b", logits=np.tile(np.arange(4.0)[::-1], (2, 1)))
+    assert judged(kept, other, samples, **limits).verdict == "failed"
+
+
+def test_questions_with_pictures_are_counted_and_said_where_some_have_none():
+    samples = [*asked(("a", "x"), ("a", "y")), Sample((), "text", "a", "y")]
+    kept = answers("a", "a", "a")
+    report = judged(kept, kept, samples, max_kl=0.1)
+    assert report.verdict == "passed"
+    assert [f.pictured for f in (report.overall, *report.kinds)] == [2, 1, 1]
+    assert [row[1] for row in token_rows(report)] == [
+        "3, 2 with a picture",
+        "1",
+        "2, 1 with a picture",
+    ]
+
+
+def test_figures_of_older_artifacts_say_nothing_of_pictures():
+    samples = asked(("a", ""))
+    report = judged(answers("a"), answers("a"), samples, max_kl=0.1)
+    stored = report.model_dump(mode="json")
+    del stored["overall"]["pictured"]
+    older = LossReport.model_validate(stored)
+    assert (older.overall.pictured, older.verdict) == (None, "passed")
+    assert [row[1] for row in token_rows(older)] == ["1"]

@@ -1,5 +1,6 @@
 """What the runtime takes as pictures: paths, PIL images, arrays and bytes, one or several; nothing else."""
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,10 @@ FORMS: dict[str, Callable[[Path], Any]] = {
     "Path": Path,
     "bytes": Path.read_bytes,
     "PIL image": Image.open,
+    "bytearray": lambda path: bytearray(path.read_bytes()),
+    "memoryview": lambda path: memoryview(path.read_bytes()),
+    "BytesIO": lambda path: io.BytesIO(path.read_bytes()),
+    "open file": lambda path: path.open("rb"),
     "array": lambda path: np.asarray(Image.open(path).convert("RGB")),
 }
 
@@ -83,7 +88,6 @@ def test_a_lone_name_is_a_file_not_letters(runtime: Runtime) -> None:
 
 
 REFUSED: dict[str, tuple[Any, str]] = {
-    "none": (None, "images: None is no picture; give a path"),
     "a number": (7, "images: a int is no picture"),
     "a mapping": ({"image": "x.png"}, "images: a dict is no picture"),
     "a set, which has no order": ({"x.png"}, "images: a set is no picture"),
@@ -94,6 +98,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "channels first": (np.zeros((3, 4, 4), np.uint8), "images[0]: an array [3, 4, 4] of uint8"),
     "a batch": (np.zeros((2, 4, 4, 3), np.uint8), "images[0]: an array [2, 4, 4, 3] of uint8"),
     "no rows": (np.zeros((0, 4, 3), np.uint8), "images[0]: an array [0, 4, 3] of uint8"),
+    "a row of numbers": (range(9), "images: a range is no picture; give a path"),
+    "a text file": (io.StringIO("x"), "images[0]: a StringIO gives text; open the file with mode 'rb'"),
     "a list of lists": ([["x.png"]], "images[0]: a list is no picture"),
 }  # fmt: skip
 
@@ -125,3 +131,59 @@ def test_all_that_is_no_picture_is_named_at_once() -> None:
     with pytest.raises(DataError) as caught:
         pictures_of(["x.png", 3, None])  # type: ignore[list-item]
     assert [line.partition(":")[0] for line in caught.value.problems] == ["images[1]", "images[2]"]
+
+
+def test_none_is_no_picture(runtime: Runtime) -> None:
+    assert pictures_of(None) == ()
+    asked = runtime.answer("what", None, max_new_tokens=2)
+    assert asked.text == runtime.answer("what", max_new_tokens=2).text
+
+
+def test_a_file_object_is_read_from_its_beginning_as_often_as_it_is_given(
+    paths: list[Path],
+) -> None:
+    written = io.BytesIO()
+    Image.open(paths[0]).save(written, "PNG")  # and stands at its end
+    for _ in range(2):
+        (one,) = pictures_of(written)
+        assert np.array_equal(read_picture(one, "x"), Image.open(paths[0]).convert("RGB"))
+
+
+def test_a_file_object_that_cannot_be_read_is_named_by_place(tmp_path: Path) -> None:
+    with (tmp_path / "w").open("wb") as file, pytest.raises(DataError) as caught:
+        pictures_of(["x.png", file])
+    (line,) = caught.value.problems
+    assert line.startswith("images[1]: a BufferedWriter cannot be read")
+
+
+def test_a_long_list_of_what_is_no_picture_is_cut_off() -> None:
+    with pytest.raises(DataError) as caught:
+        pictures_of([3] * 1000)  # type: ignore[list-item]
+    assert len(caught.value.problems) == 21
+    assert caught.value.problems[-1] == "images: and 980 more"
+
+
+NO_FILES: dict[str, tuple[str | Path, str]] = {
+    "an address": ("https://x.org/y.png", "'https://x.org/y.png' is an address: download the picture"),
+    "a path of an address": (Path("https://x.org/y.png"), "'https:/x.org/y.png' is an address: download"),
+    "base64": ("data:image/png;base64,iVBO", "'data:image/png;base64,iVBO' is a picture's content"),
+    "an empty name": (" ", "the name of a picture is empty"),
+    "a folder": ("/", "/: is a folder; name a picture in it"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NO_FILES)
+def test_a_name_that_is_no_file_is_judged_as_in_data(name: str, runtime: Runtime) -> None:
+    given, words = NO_FILES[name]
+    with pytest.raises(DataError) as caught:
+        runtime.answer("what", given)
+    (line,) = caught.value.problems
+    assert line.startswith(words)
+
+
+def test_an_image_token_in_a_question_is_told_of_the_question(runtime: Runtime) -> None:
+    asks = (runtime.answer, runtime.generate, runtime.chat().ask)
+    for ask in asks:
+        with pytest.raises(DataError) as caught:
+            ask(f"what {runtime.prompter.image_token}")
+        assert str(caught.value).startswith("question: contains '")

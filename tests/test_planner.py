@@ -164,7 +164,10 @@ def test_the_workload_is_the_profiles_median_and_can_be_overridden():
     assert make_plan(model, facts.DIGEST, methods, profile).workload == Workload(images=1, text=11)
     wanted = Workload(images=2, text=5)
     assert make_plan(model, facts.DIGEST, methods, profile, wanted).workload == wanted
-    assert make_plan(model, facts.DIGEST, []).workload == Workload(images=1, text=64)
+    assert make_plan(model, facts.DIGEST, []).workload == Workload(text=64, assumed=True)
+    words = " (assumed: no calibration measured prompts)"
+    assert make_plan(model, facts.DIGEST, []).workload.assumed_words == words
+    assert make_plan(model, facts.DIGEST, methods, profile).workload.assumed_words == ""
 
 
 THIS_MODEL = "give layers of this model, or a share (frozen), which calibration chooses by"

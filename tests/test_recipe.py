@@ -25,6 +25,7 @@ from compressor.recipe import (
 from compressor.recipe_errors import MAX_BYTES, error_lines
 
 RECIPES = Path(__file__).parent.parent / "recipes"
+FROZEN = ", the share of layers; 'layers' names them, 'speedup' asks for a gain"
 TOP_KEYS = "vtcompress, model, calibrate, compress, export, validate"
 ON_TMP = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 
@@ -219,7 +220,7 @@ def test_reading_recipes_imports_no_torch():
         ("compress: null", "compress: null is not allowed; a list"),
         (
             "compress: {shortv: {frozen: 1}}",
-            "compress: {shortv: {frozen: 1}} is not allowed; a list",
+            "compress: {shortv: {frozen: 1}} is not allowed; a list: write '- shortv:' with a dash in front",
         ),
         (
             "compress: [shortv]",
@@ -262,23 +263,24 @@ def test_reading_recipes_imports_no_torch():
         ),
         (
             "compress: [{shortv: {frozen: 1.5}}]",
-            "compress[0].shortv.frozen: 1.5 is not allowed; a number from 0 to 1",
+            "compress[0].shortv.frozen: 1.5 is not allowed; a number from 0 to 1" + FROZEN,
         ),
         (
             'compress: [{shortv: {frozen: "0.6"}}]',
-            "compress[0].shortv.frozen: '0.6' is not allowed; a number from 0 to 1",
+            "compress[0].shortv.frozen: '0.6' is not allowed; a number from 0 to 1" + FROZEN,
         ),
         (
             "compress: [{shortv: {frozen: true}}]",
-            "compress[0].shortv.frozen: true is not allowed; a number from 0 to 1",
+            "compress[0].shortv.frozen: true is not allowed; a number from 0 to 1" + FROZEN,
         ),
         (
             "compress: [{shortv: {frozen: .nan}}]",
-            "compress[0].shortv.frozen: nan is not allowed; a number from 0 to 1",
+            "compress[0].shortv.frozen: nan is not allowed; a number from 0 to 1" + FROZEN,
         ),
         (
             f"compress: [{{shortv: {{frozen: {'9' * 400}}}}}]",
-            f"compress[0].shortv.frozen: {'9' * 57}... is not allowed; a number from 0 to 1",
+            f"compress[0].shortv.frozen: {'9' * 57}... is not allowed; a number from 0 to 1"
+            + FROZEN,
         ),
         (
             "compress: [{shortv: {speedup: 1}}]",
@@ -397,7 +399,7 @@ def test_all_problems_are_reported_at_once(tmp_path):
         "vtcompress: missing; start the recipe with 'vtcompress: 2'",
         "calibrate.samples: 0 is not allowed; a whole number, 1 or more",
         "calibrate.seed: -1 is not allowed; a whole number from 0 to 4294967295",
-        "compress[0].shortv.frozen: 1.5 is not allowed; a number from 0 to 1",
+        "compress[0].shortv.frozen: 1.5 is not allowed; a number from 0 to 1" + FROZEN,
         "compress[0].shortv.layers[2]: true is not allowed; a whole number, 0 or more",
         # The rules on a whole value come after the errors of its parts.
         "compress[0].shortv.layers: [1] listed more than once; list each once",
@@ -649,7 +651,7 @@ def test_overrides_that_fit_no_entry_or_say_two_things_are_named_all_at_once(
 ):
     with pytest.raises(RecipeError) as caught:
         read(tmp_path, CHOICES).override(values)
-    assert caught.value.problems == tuple(f"command line: {line}" for line in lines)
+    assert caught.value.problems == tuple(f"override: {line}" for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -689,15 +691,15 @@ def test_errors_of_overrides_name_the_dotted_key_all_at_once(tmp_path):
             }
         )
     assert caught.value.problems == (
-        "command line: calibrate.data: {x: 3} is not allowed; the path of a .jsonl file, as text",
-        "command line: calibrate.samples: 0 is not allowed; a whole number, 1 or more",
-        "command line: compress[0].shortv.frozen: 2 is not allowed; a number from 0 to 1",
+        "override: calibrate.data: {x: 3} is not allowed; the path of a .jsonl file, as text",
+        "override: calibrate.samples: 0 is not allowed; a whole number, 1 or more",
+        "override: compress[0].shortv.frozen: 2 is not allowed; a number from 0 to 1" + FROZEN,
         (
-            "command line: export.dtyp: unknown key; did you mean 'dtype'? "
+            "override: export.dtyp: unknown key; did you mean 'dtype'? "
             "(known: targets, dtype, kv_cache, profiles, image_size, logits)"
         ),
-        "command line: validate.data: 'a\\x00b' is not allowed; the path of a .jsonl file, as text",
-        f"command line: foo: unknown key (known: {TOP_KEYS})",
+        "override: validate.data: 'a\\x00b' is not allowed; the path of a .jsonl file, as text",
+        f"override: foo: unknown key (known: {TOP_KEYS})",
     )
 
 
@@ -956,3 +958,34 @@ _ANY = st.recursive(
 def test_any_values_under_the_right_keys_give_a_recipe_error_or_a_recipe(tmp_path, data):
     text = yaml.safe_dump({"vtcompress": 1, **data}, allow_unicode=True)
     _never_anything_but_recipe_error(tmp_path, text.encode("utf-8", "replace"))
+
+
+@pytest.mark.parametrize(
+    ("body", "line"),
+    [
+        (
+            "compress: {shortv: {frozen: 0.3}}",
+            "compress: {shortv: {frozen: 0.3}} is not allowed; a list: write '- shortv:' with a dash in "
+            "front",
+        ),
+        (
+            "compress: [{shortv: {layers: '1,2'}}]",
+            "compress[0].shortv.layers: '1,2' is not allowed; a list: write [1,2]",
+        ),
+    ],
+)
+def test_what_is_nearly_a_list_is_shown_as_one(tmp_path, body, line):
+    assert refusal(tmp_path, f"vtcompress: 2\n{body}\n") == [line]
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("shortv.frozen", "shortv.frozen: unknown key; did you mean 'compress.shortv.frozen'?"),
+        ("compress.0.shortv.frozen", "compress.0.shortv.frozen: write compress.shortv.frozen"),
+    ],
+)
+def test_a_key_of_an_entry_written_otherwise_is_told_how_to_write_it(tmp_path, key, said):
+    with pytest.raises(RecipeError) as caught:
+        read(tmp_path, CHOICES).override({key: 0.3})
+    assert caught.value.problems == (f"override: {said}",)

@@ -122,7 +122,7 @@ def test_a_ruined_model_is_warned_of_loudly_on_every_page_though_nothing_was_jud
 def test_every_shipped_recipe_judges_a_ruined_model_with_answers_and_without(
     answer: str | None,
 ) -> None:
-    samples = [Sample((), f"q{i}", answer) for i in range(10)]
+    samples = [Sample((Path(__file__),), f"q{i}", answer) for i in range(10)]
     logits = np.eye(10, dtype=np.float32)
 
     def answers(text: str, rows: np.ndarray) -> loss.Answers:

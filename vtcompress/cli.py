@@ -360,7 +360,7 @@ def bench(
 
 @cli.command()
 @click.argument("artifact", type=FOLDER)
-@click.option("--image", "images", type=FILE, multiple=True, help="Picture; may be repeated.")
+@click.option("--image", "images", metavar="FILE", multiple=True, help="Picture; may be repeated.")
 @click.option("--prompt", help="The question; with --chat the first one.")
 @click.option(
     "--chat", is_flag=True, help="Several turns, a line of stdin each; /image PATH, /quit."
@@ -398,7 +398,7 @@ def generate(
     out: Output,
     /,
     artifact: Path,
-    images: tuple[Path, ...],
+    images: tuple[str, ...],
     prompt: str | None,
     chat: bool,
     stats: bool,

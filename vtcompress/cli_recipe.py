@@ -94,6 +94,6 @@ def read_recipe(options: Mapping[str, Any], more: Mapping[str, Any] | None = Non
     }
     values = {key: value for key, value in given.items() if value is not None}
     values |= read_settings(options["settings"])
-    recipe = load_recipe(options["recipe"]).override(values)
+    recipe = load_recipe(options["recipe"]).override(values, source="command line")
     gates = options.get("gates")
     return recipe if gates is None else recipe.with_gates(gates)

@@ -566,13 +566,13 @@ def with_limits(
         RecipeError: keys that are no limits, or have nothing to judge; all of them.
     """
     problems = [
-        f"command line: {key}: is no limit, and the artifact was exported already; only keys of "
+        f"limits: {key}: is no limit, and the artifact was exported already; only keys of "
         f"{LOSS_KEYS}* and {FIDELITY_KEYS}* can be set"
         for key in limits
         if not key.startswith((LOSS_KEYS, FIDELITY_KEYS))
     ]
     problems += [
-        f"command line: {key}: export fidelity is not measured anew; add --model ORIGINAL or --backend"
+        f"limits: {key}: export fidelity is not measured anew; add --model ORIGINAL or --backend"
         for key in limits
         if key.startswith(FIDELITY_KEYS) and not anew
     ]
@@ -583,7 +583,7 @@ def with_limits(
     ]
     if problems:
         raise RecipeError(problems)
-    return recipe.override(limits)
+    return recipe.override(limits, source="limits")
 
 
 def validation_name(recipe: Recipe) -> str:

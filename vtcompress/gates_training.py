@@ -22,6 +22,7 @@ from vtcompress.inputs import (
     model_facts,
     model_folder,
     require_compress,
+    require_recipe,
     source_paths,
     validation_samples,
 )
@@ -62,6 +63,7 @@ def train_gates(
         VtcompressError: model, data or recipe cannot be used, or `output` exists, is being written by
             another run, or holds the checkpoint of another training.
     """
+    require_recipe(recipe)
     method = recipe.dyvte
     if method is None:
         raise RecipeError(["compress: no entry is dyvte, so there are no gates to train; add one"])

@@ -4,7 +4,6 @@ import dataclasses
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -53,13 +52,13 @@ class Generation:
     loaded_bytes: int | None
     turns: list[dict[str, Any]] = field(default_factory=list)
 
-    def ask_once(self, prompt: str, images: tuple[Path, ...]) -> None:
+    def ask_once(self, prompt: str, images: tuple[str, ...]) -> None:
         """Answer one question."""
         answer = self.runtime.generate(prompt, images, **self.options)
         self._show(answer, prompt, images)
         self._finish(self.turns[0])
 
-    def chat(self, prompt: str | None, images: tuple[Path, ...]) -> bool:
+    def chat(self, prompt: str | None, images: tuple[str, ...]) -> bool:
         """Hold a conversation: a first question if one is given, then lines of stdin to its end or /quit.
 
         A turn that fails is told on stderr and the conversation goes on without it.
@@ -75,7 +74,7 @@ class Generation:
             if command == "/quit":
                 break
             if command == "/image" and rest.strip():
-                waiting.append(Path(rest.strip()))
+                waiting.append(rest.strip())
                 continue
             if command.startswith("/"):
                 self._tell(f"{line}: no such command; {HELP}")
@@ -107,7 +106,7 @@ class Generation:
     def _tell(self, problem: str) -> None:
         click.echo(f"error: {problem}", err=True)
 
-    def _show(self, answer: Answering, prompt: str, images: tuple[Path, ...]) -> None:
+    def _show(self, answer: Answering, prompt: str, images: tuple[str, ...]) -> None:
         pieces = []
         for piece in answer:
             pieces.append(piece)
@@ -117,7 +116,7 @@ class Generation:
         self.out.always("")
         turn: dict[str, Any] = {
             "prompt": prompt,
-            "images": [str(path) for path in images],
+            "images": list(images),
             "text": "".join(pieces),
         }
         if self.stats:

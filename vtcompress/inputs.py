@@ -30,6 +30,18 @@ def require_compress(what: str) -> None:
         raise MissingExtraError(what, "compress")
 
 
+def require_recipe(recipe: object) -> None:
+    """Refuse what is no recipe, such as the name of one.
+
+    Raises:
+        TypeError: says what it is and how a recipe is made.
+    """
+    if not isinstance(recipe, Recipe):
+        kind = type(recipe).__name__
+        remedy = "give load_recipe(...) of a name or a file"
+        raise TypeError(f"recipe: {recipe!r:.60} is a {kind}, not a recipe; {remedy}")
+
+
 def require_runtime(what: str) -> None:
     """Refuse a stage that runs graphs where ONNX Runtime is not installed.
 

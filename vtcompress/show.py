@@ -48,7 +48,9 @@ def show_plan(out: Output, chosen: Plan, dtype: str) -> None:
     """Print what visual rows do in each layer, and the predicted costs, with caches in a dtype."""
     out.table(f"Plan for {chosen.model.name}", layer_columns(chosen), layer_rows(chosen))
     p = predicted(chosen, dtype)
-    out.line(f"prefill of {p.visual} visual and {p.text} text rows, predicted:")
+    out.line(
+        f"prefill of {p.visual} visual and {p.text} text rows{chosen.workload.assumed_words}, predicted:"
+    )
     out.line(f"  FLOPs    {p.flops_original:,} -> {p.flops:,} ({work_words(p.speedup)})")
     out.line(
         f"  KV bytes {p.kv_bytes_original:,} -> {p.kv_bytes:,} ({dtype}, the dtype of the export)"

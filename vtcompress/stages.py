@@ -60,6 +60,7 @@ from vtcompress.inputs import (
     note_unread_data,
     open_profile,
     require_compress,
+    require_recipe,
     require_runtime,
     source_paths,
 )
@@ -119,6 +120,7 @@ def calibrate(
         VtcompressError: model or data cannot be used, or `output` holds another profile, was not written by
             this tool, or is being written by another run.
     """
+    require_recipe(recipe)
     progress = shown(progress)
     output = Path(output)
     base = output.with_suffix("")
@@ -163,6 +165,7 @@ def plan(
     Raises:
         VtcompressError: the model is not supported, or the methods cannot be applied; all reasons.
     """
+    require_recipe(recipe)
     require_compress("planning")
     progress = shown(progress)
     measured, name = open_profile(profile)
@@ -198,6 +201,7 @@ def compress(
     Raises:
         VtcompressError: plan or profile are of another model, or the folder cannot be written.
     """
+    require_recipe(recipe)
     progress = shown(progress)
     measured, name = open_profile(profile)
     note_unread_data(recipe, "the plan is made already", progress)
@@ -293,6 +297,7 @@ def export(
     Raises:
         VtcompressError: input or environment; nothing is left half-written.
     """
+    require_recipe(recipe)
     require_compress("export")
     require_runtime("checking the exported graphs")
     read = _read_files(sources, profile)

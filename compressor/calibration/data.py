@@ -3,6 +3,7 @@
 An answer may be a list: each of them is right alone. Other keys are not read.
 """
 
+import contextlib
 import hashlib
 import json
 import random
@@ -30,6 +31,7 @@ class Sample:
         others: further answers that are right too.
         where: file and line that it was read from; empty if from none.
         unread: keys beside it that say nothing here.
+        blank: an answer, or one of a list, was blank or null and counts as none.
     """
 
     images: tuple[Path, ...]
@@ -39,6 +41,7 @@ class Sample:
     others: tuple[str, ...] = ()
     where: str = field(default="", compare=False)
     unread: tuple[str, ...] = field(default=(), compare=False)
+    blank: bool = field(default=False, compare=False)
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -58,6 +61,7 @@ def read_samples(path: Path) -> tuple[Sample, ...]:
         DataError: file or pictures missing, or lines that are no such questions; all are named.
     """
     samples, problems = [], []
+    _check_kind(path)
     # Not splitlines(): a question may hold other line separators of Unicode.
     # A mark of byte order, which some editors write, is no part of the first line.
     text = read_text(path, DataError).removeprefix("\ufeff")
@@ -73,10 +77,11 @@ def read_samples(path: Path) -> tuple[Sample, ...]:
         if row is not None:
             first, others = (row.answers[0], row.answers[1:]) if row.answers else (None, ())
             place = f"{path}:{number}"
-            samples.append(
-                Sample(row.images, row.question, first, row.kind, others, place, row.unread)
-            )
+            words = (row.question, first, row.kind, others, place, row.unread, row.blank)
+            samples.append(Sample(row.images, *words))
     if problems:
+        if other := _other_kind(text):
+            raise DataError([f"{path}: {other}; write one JSON object a line, with its 'question'"])
         more = len(problems) - MAX_PROBLEMS
         raise DataError(
             problems[:MAX_PROBLEMS] + ([f"{path}: and {more} more"] if more > 0 else [])
@@ -93,6 +98,32 @@ def _is_list(text: str) -> bool:
         return False
 
 
+def _check_kind(path: Path) -> None:
+    """Refuse what is no text at all, such as a picture; what cannot be opened is told when it is read."""
+    with contextlib.suppress(OSError, ValueError), path.open("rb") as file:
+        if b"\0" in file.read(1024):
+            raise DataError([f"{path}: is no text file; a .jsonl file of questions is needed"])
+
+
+def _other_kind(text: str) -> str | None:
+    """Return what a file looks like that holds no questions, None if it may be meant to."""
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        lines = [line for line in text.split("\n") if line.strip()]
+        table = len(lines) > 1 and any(
+            mark in lines[0] and all(mark in line for line in lines) for mark in ",\t;"
+        )
+        return "looks like a table (CSV)" if table and lines[0][0] not in "{[" else None
+    # One line with an object is a question, if perhaps a broken one.
+    nested = isinstance(document, dict) and any(
+        isinstance(value, list)
+        and any(isinstance(item, dict) and "question" in item for item in value)
+        for value in document.values()
+    )
+    return "one JSON document" if nested or "\n" in text.strip() else None
+
+
 def notes_on(samples: Iterable[Sample]) -> tuple[str, ...]:
     """Return what people should know of questions that were read, one sentence each, with their file."""
     files: dict[str, dict[str, Sample]] = {}
@@ -103,6 +134,9 @@ def notes_on(samples: Iterable[Sample]) -> tuple[str, ...]:
         known = any(sample.answers for sample in read.values())
         if words := unread_words([sample.unread for sample in read.values()], known=known):
             found.append(f"{file}: {words}")
+        if blank := sum(sample.blank for sample in read.values()):
+            words = "answers that are blank or null count as none"
+            found.append(f"{file}: {words}, in {blank} of {len(read)} questions")
         counts = Counter((sample.images, sample.question) for sample in read.values())
         if again := sum(count - 1 for count in counts.values()):
             found.append(f"{file}: {again} of {len(read)} questions are there more than once")

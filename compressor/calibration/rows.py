@@ -2,7 +2,6 @@
 
 import difflib
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeGuard
 
-from compressor.files import is_file
+from compressor.picture_names import MOST_SHOWN, picture_file, shown
 
 KNOWN_KEYS: Final = ("image", "question", "answer", "kind")
 
@@ -32,7 +31,6 @@ YES: Final = ("yes", "Yes", "true", "True")
 NO: Final = ("no", "No", "false", "False")
 """What answers `true` and `false` in the data: any of them is right."""
 
-MOST_SHOWN = 60
 ANSWER_WORDS = "must be a text, a number, true or false, or a list of these"
 
 
@@ -56,6 +54,7 @@ class Row:
         answers: the right answers, each of them right alone; none: unknown.
         kind: group of the question; may be empty.
         unread: keys that say nothing here.
+        blank: an answer, or one of a list, is blank or null and counts as none.
     """
 
     images: tuple[Path, ...]
@@ -63,6 +62,7 @@ class Row:
     answers: tuple[str, ...]
     kind: str
     unread: tuple[str, ...]
+    blank: bool
 
 
 def read_row(line: str, folder: Path) -> tuple[Row | None, list[str]]:
@@ -81,18 +81,19 @@ def read_row(line: str, folder: Path) -> tuple[Row | None, list[str]]:
     if not isinstance(row, dict):
         return None, ["not a JSON object"]
     problems = [
-        f"{key}: missing; this line has {_shown(other)}: call it '{key}'"
+        f"{key}: missing; this line has {shown(other)}{_remedy(key, row[other])}"
         for key in ("image", "question")
         if key not in row
         for other in list(row)
-        if other not in KNOWN_KEYS and meant(other) == key
+        if other not in KNOWN_KEYS and meant(other, row[other]) == key
     ]
     misnamed = any(problem.startswith("question") for problem in problems)
     images = _images(row.get("image"), folder, problems)
     question, kind = row.get("question"), row.get("kind")
     if not misnamed and not (_is_text(question) and question.strip()):
-        problems.append("question: must be a text")
-    answers = _answers(row.get("answer"))
+        problems.append(f"question: {'is empty' if _is_text(question) else 'must be a text'}")
+    given = row.get("answer")
+    answers = _answers(given)
     if answers is None:
         problems.append(f"answer: {ANSWER_WORDS}")
     if kind is not None and not isinstance(kind, str):
@@ -106,14 +107,24 @@ def read_row(line: str, folder: Path) -> tuple[Row | None, list[str]]:
     if problems or answers is None:
         return None, problems
     unread = tuple(key for key in row if key not in KNOWN_KEYS)
-    return Row(images, str(question), answers, str(kind or ""), unread), []
+    parts = given if isinstance(given, list) else [given] if isinstance(given, str) else []
+    blank = any(part is None or (isinstance(part, str) and not part.strip()) for part in parts)
+    return Row(images, str(question), answers, str(kind or ""), unread, blank), []
 
 
-def meant(key: str) -> str | None:
-    """Return which of our keys another name probably stands for, None if it looks like none."""
+def meant(key: str, value: object = "") -> str | None:
+    """Return which of our keys another name probably stands for, None if it looks like none.
+
+    Args:
+        key: the other name.
+        value: what it has; a text if that is not known.
+    """
     name = key.strip().lower()
     if name in OTHER_NAMES:
-        return OTHER_NAMES[name]
+        found = OTHER_NAMES[name]
+        return found if found != "question" or _is_text(value) or _is_turns(value) else None
+    if re.search(r"(_|^)(id|ids|idx|index)$", name) or not _is_text(value):
+        return None
     close = difflib.get_close_matches(name[:MOST_SHOWN], KNOWN_KEYS, n=1, cutoff=0.75)
     return close[0] if close else None
 
@@ -133,8 +144,18 @@ def unread_words(unread: Sequence[tuple[str, ...]], *, known: bool) -> str | Non
         hint = meant(key)
         # Only a key that is missed: beside an answer, a label is something else.
         asked = hint == "kind" or (hint == "answer" and not known)
-        words.append(f"{_shown(key)} ({count}{f'; did you mean {hint!r}?' if asked else ''})")
+        words.append(f"{shown(key)} ({count}{f'; did you mean {hint!r}?' if asked else ''})")
     return f"keys that are not read: {', '.join(words)} (read: {', '.join(KNOWN_KEYS)})"
+
+
+def _remedy(key: str, value: object) -> str:
+    if key == "question" and _is_turns(value):
+        return ", a list of turns: give the user's words as 'question' and the reply as 'answer'"
+    return f": call it '{key}'"
+
+
+def _is_turns(value: object) -> bool:
+    return isinstance(value, list) and any(isinstance(turn, dict) for turn in value)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -150,19 +171,19 @@ def _is_text(value: object) -> TypeGuard[str]:
 
 
 def _answers(value: object) -> tuple[str, ...] | None:
-    """Return the right answers, None if the value is none; a blank one in a list is left out."""
+    """Return the right answers, None if the value is none; a blank one is left out."""
     if value is None:
         return ()
     if isinstance(value, bool):
         return YES if value else NO
     if isinstance(value, str):
-        return (str(value),)
+        return (str(value),) if value.strip() else ()
     if not isinstance(value, list) or any(isinstance(item, list) for item in value):
         return None
     found = [_answers(item) for item in value]
     if any(item is None for item in found):
         return None
-    each = (answer for item in found if item is not None for answer in item if answer.strip())
+    each = (answer for item in found if item is not None for answer in item)
     return tuple(dict.fromkeys(each))
 
 
@@ -174,34 +195,10 @@ def _images(value: object, folder: Path, problems: list[str]) -> tuple[Path, ...
         return ()
     files = []
     for name in names:
-        path, problem = _picture(name, folder)
+        path, problem = picture_file(name, folder)
         files.append(path)
         problems += [f"image: {problem}"] if problem else []
     return tuple(files)
-
-
-def _picture(name: str, folder: Path) -> tuple[Path, str | None]:
-    """Return the file that a picture's name stands for, and what is wrong with it."""
-    if not name.strip():
-        return folder, "is empty; leave it out, or null, for a question without a picture"
-    if re.match(r"data:|[A-Za-z0-9+/=\s]{300,}$", name):
-        remedy = "is a picture's content, not a file's name: save it as a file and name that"
-        return folder, f"{_shown(name)} {remedy}"
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", name):
-        return folder, f"{_shown(name)} is an address: download the picture and name the file"
-    # expanduser leaves a user that does not exist as it is.
-    path = folder / os.path.expanduser(name)  # noqa: PTH111
-    if is_file(path):
-        return path, None
-    if "\0" not in name and os.path.isdir(path):  # noqa: PTH112
-        return path, f"{path}: is a folder; name a picture in it"
-    if "\\" in name and is_file(folder / name.replace("\\", "/")):
-        return path, f"{path}: no such file; write / instead of \\"
-    return path, f"{path}: no such file"
-
-
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= MOST_SHOWN else text[: MOST_SHOWN - 3] + "...")
 
 
 def _is_unicode(text: str) -> bool:

@@ -105,6 +105,7 @@ def compare(
         return LossFigures(
             kind=kind,
             samples=len(picked),
+            pictured=sum(bool(samples[i].images) for i in rows),
             kl=float(kl[picked].mean()),
             kl_worst=float(kl[picked].max()),
             agreement=float(agree[picked].mean()),

@@ -10,6 +10,8 @@ from export.verdict import Check, Derived, Verdict
 
 # Below this share a model is called changed whatever the recipe's limits are, or if it has none.
 CHANGED_BELOW = 0.9
+# Compression concerns visual rows: without any, equal answers say nothing of it.
+NO_PICTURE = "no question has a picture"
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
@@ -45,6 +47,7 @@ class LossFigures(Derived):
             of format 1.
         right_to_wrong: samples that the original alone answers right; None without answers, or not counted.
         wrong_to_right: samples that the artifact alone answers right; likewise.
+        pictured: samples with a picture; None: not counted, as by older versions.
     """
 
     kind: str
@@ -59,6 +62,14 @@ class LossFigures(Derived):
     equal_answers: Count | None = None
     right_to_wrong: Count | None = None
     wrong_to_right: Count | None = None
+    pictured: Count | None = None
+
+    @property
+    def counted(self) -> str:
+        """How many samples, and how many of them have a picture where not all do."""
+        if self.pictured is None or self.pictured == self.samples:
+            return str(self.samples)
+        return f"{self.samples}, {self.pictured} with a picture"
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -125,7 +136,7 @@ class Measure(Facts):
         limit: None: none was set.
         at_most: whether the limit is the most that is allowed; else it is the least.
         in_place: why this measure is judged by another one's limit, which the data cannot be judged by.
-        cannot: why the limit cannot be judged.
+        cannot: why the limit cannot be judged, or why to keep it proves nothing.
     """
 
     words: str
@@ -143,6 +154,8 @@ class Measure(Facts):
             return Verdict.NOT_JUDGED
         # Written so that a value that is no number misses its limit.
         kept = self.found <= self.limit if self.at_most else self.found >= self.limit
+        if kept and self.cannot:
+            return Verdict.NOT_JUDGED
         return Verdict.PASSED if kept else Verdict.FAILED
 
     @property
@@ -176,7 +189,7 @@ def measures(figures: LossFigures, limits: LossLimits) -> tuple[Measure, ...]:
         agreement, key = min(kept, 1.0), "min_exact_match_kept"
         in_place = f"in place of right answers kept: {unknown}"
         kept = None
-    return (
+    found = (
         Measure(words="mean KL", key="max_kl", found=figures.kl, limit=limits.max_kl, at_most=True),
         Measure(
             words="agreement of next tokens",
@@ -207,6 +220,9 @@ def measures(figures: LossFigures, limits: LossLimits) -> tuple[Measure, ...]:
             cannot="" if limits.min_agreement is not None else unknown,
         ),
     )
+    if figures.pictured == 0:
+        return tuple(measure.model_copy(update={"cannot": NO_PICTURE}) for measure in found)
+    return found
 
 
 def misses(figures: LossFigures, limits: LossLimits) -> tuple[str, ...]:
@@ -243,6 +259,8 @@ class LossReport(Check):
         asked = [measure for measure in self.measures if measure.limit is not None]
         if not asked:
             return ("no limit set",)
+        if self.overall.pictured == 0:
+            return (NO_PICTURE,)
         return tuple(f"{m.key}: {m.cannot}" for m in asked if m.cannot)
 
     @property

@@ -1,0 +1,40 @@
+"""What Python callers get wrong is said in Python's terms, in one line."""
+
+from pathlib import Path
+
+import pytest
+
+import vtcompress
+from compressor.errors import BackendError, RecipeError
+from export.runtime import Runtime
+
+
+def test_an_override_from_python_speaks_of_no_command_line() -> None:
+    with pytest.raises(RecipeError) as caught:
+        vtcompress.load_recipe("shortv").override({"foo.bar": 1})
+    assert caught.value.problems[0].startswith("override: foo: unknown key")
+
+
+@pytest.mark.parametrize("stage", ["calibrate", "compress", "export", "plan", "train_gates"])
+def test_a_name_in_place_of_a_recipe_is_refused_with_the_remedy(stage: str, tmp_path: Path) -> None:
+    more = {"plan": (), "compress": (None, tmp_path / "x"), "train_gates": ("d", "x")}.get(
+        stage, (tmp_path / "x",)
+    )
+    with pytest.raises(TypeError) as caught:
+        getattr(vtcompress, stage)("shortv", *more)
+    assert str(caught.value) == (
+        "recipe: 'shortv' is a str, not a recipe; give load_recipe(...) of a name or a file"
+    )
+
+
+@pytest.mark.parametrize("given", [None, 3])
+def test_what_is_no_path_of_an_artifact_is_refused_by_type(given: object) -> None:
+    with pytest.raises(TypeError) as caught:
+        Runtime.load(given)  # type: ignore[arg-type]
+    assert str(caught.value) == f"path: {given!r} is no path of an artifact's folder"
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_fewer_threads_than_one_are_refused(threads: int, tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match=f"^threads: {threads} is not allowed; 1 or more"):
+        Runtime.load(tmp_path, threads=threads)
