@@ -31,6 +31,11 @@ def unusable(path: Path) -> str | None:
     return None
 
 
+def is_folder(path: Path) -> bool:
+    """Return whether there is such a folder; a name that no file can have is none, such as a model's id."""
+    return os.path.isdir(path)  # noqa: PTH112 - Path.is_dir raises for a long name
+
+
 def check_path(path: Path) -> None:
     """Refuse a path that no file can have, whether something is to be read or written there.
 

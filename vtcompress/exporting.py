@@ -14,6 +14,7 @@ from compressor.dims import ModelFacts
 from compressor.errors import ProfileError, RecipeError, VtcompressError
 from compressor.generation import write_keys
 from compressor.methods import DyVTE
+from compressor.paths import is_folder
 from compressor.plan import Plan
 from compressor.planner import (
     check_methods,
@@ -216,7 +217,7 @@ class ExportRun:
     def _wants_original(self) -> bool:
         """Whether an export from a folder loads the original as well: for its answers, or if it is here."""
         name = self.recipe.model.id
-        return name is not None and bool(self.samples or Path(name).is_dir())
+        return name is not None and bool(self.samples or is_folder(Path(name)))
 
     def _needs(self, source: Path, source_dtype: str, overwrite: bool) -> dict[str, Any]:
         """Return what the place of the artifact must allow; see `staging.staged`."""

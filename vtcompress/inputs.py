@@ -1,7 +1,6 @@
 """What stages start from: the recipe's model and samples, and the packages that they need."""
 
 import importlib.util
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ from compressor.calibration.profile import Profile
 from compressor.dims import ModelFacts
 from compressor.errors import MissingExtraError, RecipeError
 from compressor.methods import Yopo
+from compressor.paths import is_folder
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from export.artifact import PROFILE_FILE
@@ -94,8 +94,7 @@ def source_paths(recipe: Recipe) -> tuple[Path, ...]:
         recipe.dyvte.gates if recipe.dyvte else None,
         yopo.heads.mask if yopo and yopo.heads else None,
     ]
-    # os.path answers False for a name the system refuses; Path.is_dir raises for a long one.
-    if recipe.model.id is not None and os.path.isdir(recipe.model.id):  # noqa: PTH112
+    if recipe.model.id is not None and is_folder(Path(recipe.model.id)):
         named.append(Path(recipe.model.id))
     return tuple(path for path in named if path is not None)
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from compressor.files import write_text
+from compressor.paths import is_folder
 from export.artifact import Artifact
 from export.html_report import HTML_FILE, html_report
 from export.manifest import Manifest
@@ -18,7 +19,7 @@ def origin_of(model_id: str | None, folder: Path) -> Origin:
         model_id: hub id or local folder, as the recipe has it; None if it names none.
         folder: where its files lie.
     """
-    hub = model_id is not None and not Path(model_id).is_dir()
+    hub = model_id is not None and not is_folder(Path(model_id))
     hub = hub and not str(model_id).startswith((".", "/", "~"))
     return Origin(model_id if hub else None, licence_of(folder))
 

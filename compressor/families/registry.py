@@ -1,6 +1,5 @@
 """Finds the family of a model and loads it: a hub id or a local folder, safetensors only."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from compressor.families.llava import LlavaFamily
 from compressor.families.processor import check_processor, load_processor, resized
 from compressor.families.text import EMBEDDING, HEAD, is_tied
 from compressor.generation import model_settings
+from compressor.paths import is_folder
 
 FAMILIES: tuple[Family, ...] = (LlavaFamily(),)
 
@@ -64,8 +64,7 @@ def local_folder(
         ModelError: there is no such folder or hub model, or the hub cannot be reached.
     """
     folder = Path(model_id)
-    # os.path answers False for a name the system refuses; Path.is_dir raises for a long one.
-    if os.path.isdir(folder):  # noqa: PTH112
+    if is_folder(folder):
         if revision is not None:
             raise ModelError(
                 [f"model.revision: {revision!r} given for the local folder {folder}; remove it"]
