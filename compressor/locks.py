@@ -78,8 +78,17 @@ def exclusive(target: Path, path: Path | None = None) -> Iterator[None]:
 
 
 def _locked(path: Path, target: Path) -> int:
+    attempts = 10
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        # A run that ends without a result takes the empty folders away that it made.
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        except FileNotFoundError:  # also of folders like /proc, where no file can be made
+            attempts -= 1
+            if not attempts:
+                raise
+            continue
         taken = lock(handle)
         if taken and is_at(handle, path):
             with contextlib.suppress(OSError):  # on a full disk the lock does without the number

@@ -89,6 +89,8 @@ class _Place:
         name = re.compile(re.escape(self.beside(STAGING_MARK).name) + "[0-9a-f]{8}" + ending)
         try:
             return [path for path in self.work.iterdir() if name.fullmatch(path.name)]
+        except FileNotFoundError:  # meanwhile
+            return []
         except OSError as failure:
             raise VtcompressError(
                 f"{self.work}: cannot be read: {_words(failure)}, so that what killed runs left is "

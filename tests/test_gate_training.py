@@ -615,8 +615,9 @@ class TestRefused:
             "compress[0].dyvte.candidates: 3, 9 are outside 0..2; the model has 4 layers",
         )
 
-    def test_an_output_folder_that_is_not_there(self, llava, data, tmp_path):
-        with pytest.raises(VtcompressError, match="cannot write: No such file or directory"):
+    def test_an_output_folder_that_cannot_be_made(self, llava, data, tmp_path):
+        (tmp_path / "no").write_text("a file")
+        with pytest.raises(VtcompressError, match="cannot write: "):
             vtcompress.train_gates(
                 recipe_for(llava("clip+llama")), data, tmp_path / "no" / "g.safetensors"
             )
@@ -627,14 +628,14 @@ class TestRefused:
 
     def test_an_output_among_the_models_own_weights(self, llava, data):
         folder = llava("clip+llama")
-        with pytest.raises(VtcompressError, match="lies in the model's folder"):
+        with pytest.raises(VtcompressError, match="which this run reads"):
             vtcompress.train_gates(recipe_for(folder), data, folder / "gates.safetensors")
         assert not (folder / "gates.safetensors").exists()
 
     @pytest.mark.parametrize("name", ["g.safetensors", "g.json"])
     def test_an_output_that_exists(self, llava, data, tmp_path, name):
         (tmp_path / name).write_text("old")
-        with pytest.raises(VtcompressError, match=f"{name}: exists; choose another --output or"):
+        with pytest.raises(VtcompressError, match=f"{name}: is no file that vtcompress knows"):
             vtcompress.train_gates(
                 recipe_for(llava("clip+llama")), data, tmp_path / "g.safetensors"
             )

@@ -106,6 +106,27 @@ def test_the_lock_goes_on_every_exit(tmp_path, failure):
         pass
 
 
+def test_a_folder_that_another_run_took_away_before_the_lock_is_made_again(tmp_path, monkeypatch):
+    """A run without a result removes the empty folders that it made; others may have come to use them."""
+    from compressor import files
+
+    make = files.make_parent
+
+    def taken_away(path: Path) -> None:
+        make(path)
+        path.parent.rmdir()
+
+    monkeypatch.setattr(files, "make_parent", taken_away)
+    with staged(tmp_path / "deep" / "out") as folder:
+        (folder / "a").write_text("new")
+    assert (tmp_path / "deep" / "out" / "a").read_text() == "new"
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="a file system of Linux")
+def test_a_folder_in_which_no_file_can_be_made_is_one_line():
+    assert refusal(Path("/proc/out"), staged).startswith("/proc/out: cannot write: ")
+
+
 def test_many_runs_on_one_place_are_never_two_at_once(tmp_path):
     inside, most, done = 0, 0, 0
     guard = threading.Lock()

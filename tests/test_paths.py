@@ -117,6 +117,18 @@ def test_the_longest_name_is_written_and_working_names_fit_beside_it(tmp_path: P
         assert len(working_stem(long).encode("utf-8", "surrogateescape")) < 130
 
 
+def test_a_long_name_of_a_model_is_no_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vtcompress.reporting import origin_of
+
+    assert origin_of(LONG, tmp_path).hub_id == LONG
+    facts.plan().save(tmp_path / "small" / "plan.json")
+    words = ["--recipe", "identity", "--model", LONG, "--compressed", tmp_path / "small"]
+    assert run(["export", *map(str, words), "--output", str(tmp_path / "out")]) == 1
+    assert "unexpected" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("holds", [(), ("notes.txt",)])
 def test_inspect_says_what_it_reads_where_a_folder_is_none_of_it(
     tmp_path: Path, holds: tuple[str, ...], capsys: pytest.CaptureFixture[str]
