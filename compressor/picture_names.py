@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from compressor.files import is_file
+from compressor.paths import unusable
 
 MOST_SHOWN = 60
 
@@ -29,7 +30,9 @@ def picture_file(name: str, folder: Path) -> tuple[Path, str | None]:
     path = folder / os.path.expanduser(name)  # noqa: PTH111
     if is_file(path):
         return path, None
-    if "\0" not in name and os.path.isdir(path):  # noqa: PTH112
+    if (reason := unusable(path)) is not None:
+        return path, f"{shown(name)}: {reason}"
+    if path.is_dir():
         return path, f"{path}: is a folder; name a picture in it"
     if "\\" in name and is_file(folder / name.replace("\\", "/")):
         return path, f"{path}: no such file; write / instead of \\"

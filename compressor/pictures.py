@@ -70,6 +70,8 @@ def pictures_of(given: Pictures) -> tuple[Picture, ...]:
     problems, pictures = [], []
     for i, one in enumerate(several):
         problem = _problem(one, f"images[{i}]")
+        if problem is None and isinstance(one, str | os.PathLike):
+            problem = picture_file(os.fspath(one), Path())[1]
         if problem is None:
             try:
                 pictures.append(_held(one, f"images[{i}]"))

@@ -97,10 +97,12 @@ def test_no_more_than_twenty_problems_are_listed_and_the_rest_counted(tmp_path, 
     assert lines[-1].endswith(f": {last}")
 
 
-@pytest.mark.parametrize("name", ["a\0.png", "x.png" * 1000])
-def test_a_name_that_cannot_be_a_picture_is_a_missing_file(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "said"), [("a\0.png", "another one"), ("x.png" * 1000, "a shorter one")]
+)
+def test_a_name_that_no_file_can_have_is_told_with_the_remedy(tmp_path, name, said):
     (line,) = problems(written(tmp_path, {"image": name, "question": "q"}))
-    assert line.endswith(": no such file")
+    assert line.endswith(f"; choose {said}")
 
 
 @pytest.mark.parametrize(

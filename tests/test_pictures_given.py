@@ -91,7 +91,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "a number": (7, "images: a int is no picture"),
     "a mapping": ({"image": "x.png"}, "images: a dict is no picture"),
     "a set, which has no order": ({"x.png"}, "images: a set is no picture"),
-    "none in a list": (["x.png", None], "images[1]: None is no picture"),
+    "none in a list": ([__file__, None], "images[1]: None is no picture"),
     "floats": (np.zeros((4, 4, 3)), "images[0]: an array [4, 4, 3] of float64; a picture is [H, W, 3]"),
     "grey": (np.zeros((4, 4), np.uint8), "images[0]: an array [4, 4] of uint8"),
     "transparency": (np.zeros((4, 4, 4), np.uint8), "images[0]: an array [4, 4, 4] of uint8"),
@@ -129,7 +129,7 @@ def test_bytes_that_are_no_image_are_named_by_place(
 
 def test_all_that_is_no_picture_is_named_at_once() -> None:
     with pytest.raises(DataError) as caught:
-        pictures_of(["x.png", 3, None])  # type: ignore[list-item]
+        pictures_of([__file__, 3, None])  # type: ignore[list-item]
     assert [line.partition(":")[0] for line in caught.value.problems] == ["images[1]", "images[2]"]
 
 
@@ -151,7 +151,7 @@ def test_a_file_object_is_read_from_its_beginning_as_often_as_it_is_given(
 
 def test_a_file_object_that_cannot_be_read_is_named_by_place(tmp_path: Path) -> None:
     with (tmp_path / "w").open("wb") as file, pytest.raises(DataError) as caught:
-        pictures_of(["x.png", file])
+        pictures_of([__file__, file])
     (line,) = caught.value.problems
     assert line.startswith("images[1]: a BufferedWriter cannot be read")
 

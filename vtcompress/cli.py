@@ -411,6 +411,7 @@ def generate(
     **options: Any,
 ) -> int:
     """Ask an artifact about pictures, once or in a chat; needs neither torch nor transformers."""
+    from compressor.pictures import pictures_of
     from export.artifact import Artifact
     from export.compared import uncompared
     from export.memory import resident_bytes
@@ -419,6 +420,7 @@ def generate(
 
     if prompt is None and not chat:
         raise click.UsageError("give --prompt, or --chat")
+    pictures_of(images)  # names that are none are told before anything is loaded
     if no_verify:
         out.say("files are not verified")
     with warnings.catch_warnings():
