@@ -10,11 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from compressor.errors import ModelError
+from compressor.errors import ModelError, VtcompressError
 from compressor.families import describe, load
 from compressor.families.folder import WEIGHTS, WEIGHTS_INDEX
 from compressor.families.guard import LFS_HEADER, reading
 from tests.models import Variant, make_llava
+from vtcompress import stages
 
 
 @pytest.fixture
@@ -128,7 +129,10 @@ def test_a_folder_and_a_file_without_permission_are_named(
         return stat(self, **options)
 
     monkeypatch.setattr(Path, "stat", closed_folder)
-    assert refused(folder) == (f"{folder}: Permission denied; make the folder readable",)
+    line = f"{folder}: Permission denied; make the folder readable"
+    assert refused(folder) == (line,)
+    with pytest.raises(VtcompressError, match=line):
+        stages.inspect(folder)
 
 
 def test_links_to_files_that_are_gone_and_folders_in_a_files_place_are_named(folder: Path) -> None:
@@ -406,7 +410,67 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], str]] = {
     "an oblong tower": ({"vision_config__image_size": [32, 24]}, "vision_config.image_size"),
     "no patch": ({"vision_config__patch_size": 0}, "vision_config.patch_size: 0"),
     "less than a patch": ({"vision_config__image_size": 7}, "less than one patch of 8"),
-    "no heads": ({"text_config__num_attention_heads": 0}, "config.json cannot be read"),
+    "no heads": (
+        {"text_config__num_attention_heads": 0},
+        "config.json: text_config.num_attention_heads: 0 is not allowed; one number, 1 or more",
+    ),
+    "no heads of the tower": (
+        {"vision_config__num_attention_heads": 0},
+        "vision_config.num_attention_heads: 0 is not allowed",
+    ),
+    "heads that do not divide the tower": (
+        {"vision_config__num_attention_heads": 3},
+        "vision_config.num_attention_heads: 3 do not divide the hidden_size 32",
+    ),
+    "a tower of no width": (
+        {"vision_config__hidden_size": -96},
+        "vision_config.hidden_size: -96 is not allowed",
+    ),
+    "grey pictures": ({"vision_config__num_channels": 1}, "vision_config.num_channels: 1 is not"),
+    "an activation of the tower": (
+        {"vision_config__hidden_act": "foo"},
+        "vision_config.hidden_act: 'foo' is no activation that transformers knows",
+    ),
+    "an activation of the projector": ({"projector_hidden_act": "foo"}, "projector_hidden_act"),
+    "layers without end": (
+        {"text_config__num_hidden_layers": 1_000_000_000},
+        "text_config.num_hidden_layers: 1000000000 is not allowed; 1 to 10000",
+    ),
+    "layers of the tower without end": (
+        {"vision_config__num_hidden_layers": 1_000_000_000},
+        "vision_config.num_hidden_layers: 1000000000 is not allowed; 1 to 10000",
+    ),
+    "NaN": ({"text_config__rms_norm_eps": float("nan")}, "text_config.rms_norm_eps: nan is no"),
+    "infinity": (
+        {"vision_config__layer_norm_eps": float("inf")},
+        "vision_config.layer_norm_eps: inf is no number",
+    ),
+    "less than nothing": ({"text_config__rms_norm_eps": -1.0}, "rms_norm_eps: -1.0 is not allowed"),
+    "another decoder": (
+        {"text_config__model_type": "foo"},
+        "text_config.model_type: 'foo' is not supported; supported decoders: llama, mistral, qwen2",
+    ),
+    "another tower": (
+        {"vision_config__model_type": "foo"},
+        "vision_config.model_type: 'foo' is not supported; supported towers: clip_vision_model, ",
+    ),
+    "a tower that is a list": (
+        {"vision_config__model_type": ["x"]},
+        "vision_config.model_type: ['x'] is not supported",
+    ),
+    "a section that is none": ({"text_config": "llama"}, "text_config: 'llama' is no section"),
+    "an image token that is none": (
+        {"image_token_index": -1},
+        "image_token_index: -1 is no id of a token",
+    ),
+    "an image token that is text": (
+        {"image_token_id": 4, "image_token_index": "4"},
+        "image_token_index: '4' is no id of a token",
+    ),
+    "two image tokens": (
+        {"image_token_id": 5},
+        "image_token_id: 5 and image_token_index: 4 differ; keep the one that is",
+    ),
     "heads that do not divide": ({"text_config__num_key_value_heads": 3}, "num_key_value_heads"),
     "an architecture that is a number": ({"architectures": 1}, "architectures: 1 is not supported"),
     "a rope of no number": (
@@ -435,6 +499,7 @@ def test_a_configuration_that_cannot_be_read_is_refused_without_weights(
         describe(str(folder))
     (line,) = caught.value.problems
     assert says in line
+    assert line.startswith(str(folder))
     assert "config.json" in line
     assert "\n" not in line
 

@@ -57,13 +57,20 @@ class Family(ABC):
 
     @abstractmethod
     def facts(
-        self, config: Any, name: str, *, image_size: int | None = None, tied: bool | None = None
+        self,
+        config: Any,
+        name: str,
+        *,
+        where: str = "config.json",
+        image_size: int | None = None,
+        tied: bool | None = None,
     ) -> ModelFacts:
         """Return the facts that a transformers configuration tells.
 
         Args:
             config: transformers' configuration.
             name: of the model.
+            where: the configuration's file, for errors.
             image_size: as in `load`.
             tied: whether the token embedding is the head too; None: what the configuration says.
 
