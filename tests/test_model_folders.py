@@ -197,7 +197,7 @@ LOST = {
     "the vision tower": "vision_tower",
     "one layer of it": "vision_tower.encoder.layers.0.",
     "the projector": "multi_modal_projector",
-    "a layer": "model.layers.1.",
+    "a layer": "model.layers.0.",
     "the head": "lm_head",
     "the token embedding": "embed_tokens",
     "the last norm": "model.norm",
@@ -275,6 +275,79 @@ def test_weights_that_no_graph_reads_may_be_missing_left_over_or_broken(
             found = model.original.get_image_features(pixels).pooler_output[0]
             assert torch.equal(found, wanted)
             assert torch.allclose(model.vision(pixels)[0], wanted, atol=1e-5)
+
+
+def add(name: str, like: str) -> Callable[[dict[str, Any]], Any]:
+    return lambda tensors: tensors.update({name: tensors[like].clone()})
+
+
+def whole(part: str, dtype: torch.dtype) -> Callable[[dict[str, Any]], Any]:
+    def change(tensors: dict[str, Any]) -> None:
+        (name,) = [name for name in tensors if part in name]
+        tensors[name] = tensors[name].to(dtype)
+
+    return change
+
+
+def same(_: dict[str, Any]) -> None:
+    """Leave the weights as they are."""
+
+
+ANOTHERS: dict[str, tuple[dict[str, Any], Callable[[dict[str, Any]], Any], str]] = {
+    "a layer less": (
+        {"text_config__num_hidden_layers": 1},
+        same,
+        "config.json: text_config.num_hidden_layers: 1, but the weights are those of 2 layers",
+    ),
+    "a layer more": (
+        {"text_config__num_hidden_layers": 3},
+        same,
+        "config.json: text_config.num_hidden_layers: 3, but the weights are those of 2 layers",
+    ),
+    "as many as transformers takes": (
+        {"text_config__num_hidden_layers": 10_000},
+        same,
+        "text_config.num_hidden_layers: 10000, but the weights are those of 2 layers",
+    ),
+    "a layer less in the tower": (
+        {"vision_config__num_hidden_layers": 2, "vision_feature_layer": -1},
+        same,
+        "vision_config.num_hidden_layers: 2, but the weights are those of 3 layers",
+    ),
+    "layers more in the tower": (
+        {"vision_config__num_hidden_layers": 9, "vision_feature_layer": -1},
+        same,
+        "vision_config.num_hidden_layers: 9, but the weights are those of 3 layers",
+    ),
+    "no decoder": ({"text_config": None}, same, "text_config.num_hidden_layers: 32, but the"),
+    "another width": (
+        {"text_config__intermediate_size": 95},
+        same,
+        "mlp.down_proj.weight (shape [64, 96], expected [64, 95])",
+    ),
+    "a tensor less": ({}, without("layers.1.mlp.up_proj"), "are missing that config.json asks for"),
+    "a tensor more": ({}, add("image_newline", "language_model.lm_head.weight"), "image_newline"),
+    "bytes": (
+        {},
+        whole("model.layers.1.mlp.up_proj", torch.int8),
+        "model.safetensors: language_model.model.layers.1.mlp.up_proj.weight: of dtype I8, no floats",
+    ),
+    "bits": ({}, whole("model.layers.0.self_attn.k_proj", torch.bool), "of dtype BOOL"),
+}
+
+
+@pytest.mark.parametrize("name", ANOTHERS)
+def test_weights_of_another_configuration_are_refused_by_their_headers(
+    folder: Path, name: str
+) -> None:
+    changes, change, says = ANOTHERS[name]
+    weights(folder, change)
+    configuration(folder, **changes)
+    with pytest.raises(ModelError) as caught:
+        describe(str(folder))
+    (line,) = caught.value.problems
+    assert says in line
+    assert str(folder) in line
 
 
 AUTHORS = {"mm_vision_tower": "openai/clip-vit-large-patch14-336", "mm_hidden_size": 1024}

@@ -1,7 +1,7 @@
 """What a model family must tell; the contract between `families/` and everything else."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from compressor.dims import ModelFacts
+from compressor.families.checkpoint import Header
 
 
 class VisionEncoder(nn.Module, ABC):
@@ -76,6 +77,22 @@ class Family(ABC):
 
         Raises:
             ModelError: the configuration asks for something that is not supported; all such are named.
+        """
+
+    @abstractmethod
+    def check_stored(
+        self, config: Any, folder: Path, stored: Mapping[str, Header], names: Iterable[str]
+    ) -> None:
+        """Refuse weight files that are not those of the configuration, by their headers.
+
+        Args:
+            config: as in `facts`, which took it.
+            folder: of the model.
+            stored: headers of its tensors; empty: they are not here.
+            names: of the tensors, as far as they are known.
+
+        Raises:
+            ModelError: tensors are missing, left over, of another shape or dtype, or of other layers.
         """
 
     @abstractmethod

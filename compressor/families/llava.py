@@ -4,7 +4,7 @@ Limitations: one fixed square image size; image features are inserted at the ima
 tokens an image.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from compressor.dims import ModelFacts, SourceDType
 from compressor.errors import ModelError
 from compressor.families.base import Family, VisionEncoder
-from compressor.families.checkpoint import check_complete, check_finite, opened
+from compressor.families.checkpoint import Header, check_complete, check_finite, opened
 from compressor.families.configuration import CONVERTED
 from compressor.families.guard import reading
 from compressor.families.llava_config import (
@@ -24,7 +24,7 @@ from compressor.families.llava_config import (
     tower_problems,
     vision_problems,
 )
-from compressor.families.llava_weights import unread_of
+from compressor.families.llava_weights import check_stored, unread_of
 from compressor.families.text import decoder_dims, text_problems
 
 ARCHITECTURE = "LlavaForConditionalGeneration"
@@ -129,6 +129,12 @@ class LlavaFamily(Family):
             eos_token_ids=(),  # what `describe` reads: more files than this configuration decide
             dtype=cast("SourceDType", dtype),
         )
+
+    def check_stored(
+        self, config: Any, folder: Path, stored: Mapping[str, Header], names: Iterable[str]
+    ) -> None:
+        """See `Family.check_stored`."""
+        check_stored(config, folder, stored, names)
 
     def original(self, folder: Path, config: Any, dtype: Any) -> Any:
         """See `Family.original`."""

@@ -168,9 +168,10 @@ def _facts(
     folder: Path, family: Family, config: Any, name: str, image_size: int | None
 ) -> ModelFacts:
     stored = headers(folder)
+    names = stored or indexed(folder)
     tied = is_tied(
         bool(config.tie_word_embeddings),
-        stored or indexed(folder),
+        names,
         (lambda first, second: equal(folder, first, second)) if stored else None,
     )
     if config.dtype is None and stored:
@@ -184,6 +185,7 @@ def _facts(
             f"{folder / CONFIG}: {'.'.join(map(str, e['loc']))}: {e['msg']}"
             for e in failure.errors()
         ) from failure
+    family.check_stored(config, folder, stored, names)
     return facts.model_copy(update={"eos_token_ids": model_settings(folder).ends})
 
 
