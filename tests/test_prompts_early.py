@@ -111,6 +111,10 @@ FOLDERS: dict[str, tuple[Fault, tuple[str, ...]]] = {
         images(image_processor_type="ViTImageProcessor", size={"height": 32, "width": 32}),
         ("processor_config.json: image_processor_type: ViTImageProcessor", "is not supported"),
     ),
+    "an image processor that cuts pictures in tiles": (
+        images(image_processor_type="LlavaNextImageProcessor"),
+        ("processor_config.json: image_processor_type: LlavaNext", "gives several pictures for one"),
+    ),
     "an option that the runtime does not know": (
         images(do_pad=True, pad_size={"height": 32, "width": 32}),
         ("processor_config.json: pad_size: ", "padding to a fixed size is not supported"),

@@ -165,8 +165,14 @@ def _picture_problems(processor: Any, facts: ModelFacts, folder: Path) -> list[s
         )
         pixels, ids = tried["pixel_values"], tried["input_ids"][0].tolist()
         height, width = pixels.shape[-2:]
-    if pixels.ndim != 4 or len(pixels) != 1 or (height, width) != (side, side):
-        images = file if "image_processor" in _saved(file) else folder / "preprocessor_config.json"
+    images = file if "image_processor" in _saved(file) else folder / "preprocessor_config.json"
+    if pixels.ndim != 4 or len(pixels) != 1:
+        kind = type(processor.image_processor).__name__
+        return [
+            f"{images}: image_processor_type: {kind} gives several pictures for one, which is not supported: "
+            "put that of the model's tower here, such as CLIPImageProcessor"
+        ]
+    if (height, width) != (side, side):
         return [
             f"{images}: gives pictures of {height} x {width} pixels, but the vision tower takes {side} x "
             f"{side}: correct size and crop_size"
