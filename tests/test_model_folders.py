@@ -10,11 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from compressor.errors import ModelError
+from compressor.errors import ModelError, VtcompressError
 from compressor.families import describe, load
 from compressor.families.folder import WEIGHTS, WEIGHTS_INDEX
 from compressor.families.guard import LFS_HEADER, reading
 from tests.models import Variant, make_llava
+from vtcompress import stages
 
 
 @pytest.fixture
@@ -128,7 +129,10 @@ def test_a_folder_and_a_file_without_permission_are_named(
         return stat(self, **options)
 
     monkeypatch.setattr(Path, "stat", closed_folder)
-    assert refused(folder) == (f"{folder}: Permission denied; make the folder readable",)
+    line = f"{folder}: Permission denied; make the folder readable"
+    assert refused(folder) == (line,)
+    with pytest.raises(VtcompressError, match=line):
+        stages.inspect(folder)
 
 
 def test_links_to_files_that_are_gone_and_folders_in_a_files_place_are_named(folder: Path) -> None:
@@ -193,7 +197,7 @@ LOST = {
     "the vision tower": "vision_tower",
     "one layer of it": "vision_tower.encoder.layers.0.",
     "the projector": "multi_modal_projector",
-    "a layer": "model.layers.1.",
+    "a layer": "model.layers.0.",
     "the head": "lm_head",
     "the token embedding": "embed_tokens",
     "the last norm": "model.norm",
@@ -271,6 +275,79 @@ def test_weights_that_no_graph_reads_may_be_missing_left_over_or_broken(
             found = model.original.get_image_features(pixels).pooler_output[0]
             assert torch.equal(found, wanted)
             assert torch.allclose(model.vision(pixels)[0], wanted, atol=1e-5)
+
+
+def add(name: str, like: str) -> Callable[[dict[str, Any]], Any]:
+    return lambda tensors: tensors.update({name: tensors[like].clone()})
+
+
+def whole(part: str, dtype: torch.dtype) -> Callable[[dict[str, Any]], Any]:
+    def change(tensors: dict[str, Any]) -> None:
+        (name,) = [name for name in tensors if part in name]
+        tensors[name] = tensors[name].to(dtype)
+
+    return change
+
+
+def same(_: dict[str, Any]) -> None:
+    """Leave the weights as they are."""
+
+
+ANOTHERS: dict[str, tuple[dict[str, Any], Callable[[dict[str, Any]], Any], str]] = {
+    "a layer less": (
+        {"text_config__num_hidden_layers": 1},
+        same,
+        "config.json: text_config.num_hidden_layers: 1, but the weights are those of 2 layers",
+    ),
+    "a layer more": (
+        {"text_config__num_hidden_layers": 3},
+        same,
+        "config.json: text_config.num_hidden_layers: 3, but the weights are those of 2 layers",
+    ),
+    "as many as transformers takes": (
+        {"text_config__num_hidden_layers": 10_000},
+        same,
+        "text_config.num_hidden_layers: 10000, but the weights are those of 2 layers",
+    ),
+    "a layer less in the tower": (
+        {"vision_config__num_hidden_layers": 2, "vision_feature_layer": -1},
+        same,
+        "vision_config.num_hidden_layers: 2, but the weights are those of 3 layers",
+    ),
+    "layers more in the tower": (
+        {"vision_config__num_hidden_layers": 9, "vision_feature_layer": -1},
+        same,
+        "vision_config.num_hidden_layers: 9, but the weights are those of 3 layers",
+    ),
+    "no decoder": ({"text_config": None}, same, "text_config.num_hidden_layers: 32, but the"),
+    "another width": (
+        {"text_config__intermediate_size": 95},
+        same,
+        "mlp.down_proj.weight (shape [64, 96], expected [64, 95])",
+    ),
+    "a tensor less": ({}, without("layers.1.mlp.up_proj"), "are missing that config.json asks for"),
+    "a tensor more": ({}, add("image_newline", "language_model.lm_head.weight"), "image_newline"),
+    "bytes": (
+        {},
+        whole("model.layers.1.mlp.up_proj", torch.int8),
+        "model.safetensors: language_model.model.layers.1.mlp.up_proj.weight: of dtype I8, no floats",
+    ),
+    "bits": ({}, whole("model.layers.0.self_attn.k_proj", torch.bool), "of dtype BOOL"),
+}
+
+
+@pytest.mark.parametrize("name", ANOTHERS)
+def test_weights_of_another_configuration_are_refused_by_their_headers(
+    folder: Path, name: str
+) -> None:
+    changes, change, says = ANOTHERS[name]
+    weights(folder, change)
+    configuration(folder, **changes)
+    with pytest.raises(ModelError) as caught:
+        describe(str(folder))
+    (line,) = caught.value.problems
+    assert says in line
+    assert str(folder) in line
 
 
 AUTHORS = {"mm_vision_tower": "openai/clip-vit-large-patch14-336", "mm_hidden_size": 1024}
@@ -406,7 +483,67 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], str]] = {
     "an oblong tower": ({"vision_config__image_size": [32, 24]}, "vision_config.image_size"),
     "no patch": ({"vision_config__patch_size": 0}, "vision_config.patch_size: 0"),
     "less than a patch": ({"vision_config__image_size": 7}, "less than one patch of 8"),
-    "no heads": ({"text_config__num_attention_heads": 0}, "config.json cannot be read"),
+    "no heads": (
+        {"text_config__num_attention_heads": 0},
+        "config.json: text_config.num_attention_heads: 0 is not allowed; one number, 1 or more",
+    ),
+    "no heads of the tower": (
+        {"vision_config__num_attention_heads": 0},
+        "vision_config.num_attention_heads: 0 is not allowed",
+    ),
+    "heads that do not divide the tower": (
+        {"vision_config__num_attention_heads": 3},
+        "vision_config.num_attention_heads: 3 do not divide the hidden_size 32",
+    ),
+    "a tower of no width": (
+        {"vision_config__hidden_size": -96},
+        "vision_config.hidden_size: -96 is not allowed",
+    ),
+    "grey pictures": ({"vision_config__num_channels": 1}, "vision_config.num_channels: 1 is not"),
+    "an activation of the tower": (
+        {"vision_config__hidden_act": "foo"},
+        "vision_config.hidden_act: 'foo' is no activation that transformers knows",
+    ),
+    "an activation of the projector": ({"projector_hidden_act": "foo"}, "projector_hidden_act"),
+    "layers without end": (
+        {"text_config__num_hidden_layers": 1_000_000_000},
+        "text_config.num_hidden_layers: 1000000000 is not allowed; 1 to 10000",
+    ),
+    "layers of the tower without end": (
+        {"vision_config__num_hidden_layers": 1_000_000_000},
+        "vision_config.num_hidden_layers: 1000000000 is not allowed; 1 to 10000",
+    ),
+    "NaN": ({"text_config__rms_norm_eps": float("nan")}, "text_config.rms_norm_eps: nan is no"),
+    "infinity": (
+        {"vision_config__layer_norm_eps": float("inf")},
+        "vision_config.layer_norm_eps: inf is no number",
+    ),
+    "less than nothing": ({"text_config__rms_norm_eps": -1.0}, "rms_norm_eps: -1.0 is not allowed"),
+    "another decoder": (
+        {"text_config__model_type": "foo"},
+        "text_config.model_type: 'foo' is not supported; supported decoders: llama, mistral, qwen2",
+    ),
+    "another tower": (
+        {"vision_config__model_type": "foo"},
+        "vision_config.model_type: 'foo' is not supported; supported towers: clip_vision_model, ",
+    ),
+    "a tower that is a list": (
+        {"vision_config__model_type": ["x"]},
+        "vision_config.model_type: ['x'] is not supported",
+    ),
+    "a section that is none": ({"text_config": "llama"}, "text_config: 'llama' is no section"),
+    "an image token that is none": (
+        {"image_token_index": -1},
+        "image_token_index: -1 is no id of a token",
+    ),
+    "an image token that is text": (
+        {"image_token_id": 4, "image_token_index": "4"},
+        "image_token_index: '4' is no id of a token",
+    ),
+    "two image tokens": (
+        {"image_token_id": 5},
+        "image_token_id: 5 and image_token_index: 4 differ; keep the one that is",
+    ),
     "heads that do not divide": ({"text_config__num_key_value_heads": 3}, "num_key_value_heads"),
     "an architecture that is a number": ({"architectures": 1}, "architectures: 1 is not supported"),
     "a rope of no number": (
@@ -435,6 +572,7 @@ def test_a_configuration_that_cannot_be_read_is_refused_without_weights(
         describe(str(folder))
     (line,) = caught.value.problems
     assert says in line
+    assert line.startswith(str(folder))
     assert "config.json" in line
     assert "\n" not in line
 

@@ -72,6 +72,11 @@ def no_image_token(folder: Path) -> None:
         path.write_text(path.read_text().replace('"<image>"', '"<img>"'))
 
 
+def newer_name(folder: Path) -> None:
+    edit(folder / "config.json", lambda c: c.pop("image_token_index"))
+    config(image_token_id=7)(folder)
+
+
 def no_template(folder: Path) -> None:
     (folder / "chat_template.jinja").unlink()
 
@@ -87,7 +92,7 @@ FOLDERS: dict[str, tuple[Fault, tuple[str, ...]]] = {
         ("config.json: image_token_index: 7", "tokenizer.json", "'<image>' has the id 4", "'what'"),
     ),
     "another image token under its newer name": (
-        config(image_token_id=7), ("config.json: image_token_index: 7", "'<image>' has the id 4"),
+        newer_name, ("config.json: image_token_id: 7", "'<image>' has the id 4"),
     ),
     "no image token in the tokenizer": (
         no_image_token, ("tokenizer.json: the image token '<image>' is not one of its tokens",),
@@ -105,6 +110,10 @@ FOLDERS: dict[str, tuple[Fault, tuple[str, ...]]] = {
     "an image processor that the runtime does not know": (
         images(image_processor_type="ViTImageProcessor", size={"height": 32, "width": 32}),
         ("processor_config.json: image_processor_type: ViTImageProcessor", "is not supported"),
+    ),
+    "an image processor that cuts pictures in tiles": (
+        images(image_processor_type="LlavaNextImageProcessor"),
+        ("processor_config.json: image_processor_type: LlavaNext", "gives several pictures for one"),
     ),
     "an option that the runtime does not know": (
         images(do_pad=True, pad_size={"height": 32, "width": 32}),

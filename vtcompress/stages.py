@@ -473,10 +473,10 @@ def inspect(path: PathLike) -> dict[str, Any]:
     """
     path = Path(path)
     check_path(path)
-    if is_folder(path) and (path / "manifest.json").is_file():
+    if is_folder(path) and is_file(path / "manifest.json"):
         manifest = Artifact.open(path, verify=False).manifest
         return {"kind": "artifact", **manifest.model_dump(mode="json")}
-    if is_folder(path) and (path / PLAN_FILE).is_file():
+    if is_folder(path) and is_file(path / PLAN_FILE):
         return {"kind": "compressed model", **Plan.load(path / PLAN_FILE).model_dump(mode="json")}
     if is_file(path):
         return _inspect_file(path)

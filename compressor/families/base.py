@@ -1,7 +1,7 @@
 """What a model family must tell; the contract between `families/` and everything else."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from compressor.dims import ModelFacts
+from compressor.families.checkpoint import Header
 
 
 class VisionEncoder(nn.Module, ABC):
@@ -57,18 +58,41 @@ class Family(ABC):
 
     @abstractmethod
     def facts(
-        self, config: Any, name: str, *, image_size: int | None = None, tied: bool | None = None
+        self,
+        config: Any,
+        name: str,
+        *,
+        where: str = "config.json",
+        image_size: int | None = None,
+        tied: bool | None = None,
     ) -> ModelFacts:
         """Return the facts that a transformers configuration tells.
 
         Args:
             config: transformers' configuration.
             name: of the model.
+            where: the configuration's file, for errors.
             image_size: as in `load`.
             tied: whether the token embedding is the head too; None: what the configuration says.
 
         Raises:
             ModelError: the configuration asks for something that is not supported; all such are named.
+        """
+
+    @abstractmethod
+    def check_stored(
+        self, config: Any, folder: Path, stored: Mapping[str, Header], names: Iterable[str]
+    ) -> None:
+        """Refuse weight files that are not those of the configuration, by their headers.
+
+        Args:
+            config: as in `facts`, which took it.
+            folder: of the model.
+            stored: headers of its tensors; empty: they are not here.
+            names: of the tensors, as far as they are known.
+
+        Raises:
+            ModelError: tensors are missing, left over, of another shape or dtype, or of other layers.
         """
 
     @abstractmethod

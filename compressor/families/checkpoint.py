@@ -162,6 +162,24 @@ def check_complete(info: Mapping[str, Any], folder: Path, unread: Callable[[str]
         raise ModelError(problems)
 
 
+def check_floating(stored: Mapping[str, Header]) -> None:
+    """Refuse weights of whole numbers or of a kind that needs scales: taken as they are, they are others.
+
+    Raises:
+        ModelError: names the files, the tensors and what they hold.
+    """
+    problems = []
+    for path in dict.fromkeys(header.path for header in stored.values()):
+        bad = {n: h.dtype for n, h in stored.items() if h.path == path and h.dtype not in DTYPES}
+        if bad:
+            problems.append(
+                f"{path}: {listed(bad)}: of dtype {', '.join(sorted(set(bad.values())))}, no floats; "
+                "quantized weights cannot be read: give the model that they were made from"
+            )
+    if problems:
+        raise ModelError(problems)
+
+
 def check_finite(
     tensors: Mapping[str, Tensor], folder: Path, unread: Callable[[str], bool] = lambda _: False
 ) -> None:

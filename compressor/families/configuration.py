@@ -1,7 +1,8 @@
 """What of a model's configuration no family can read: refused when `config.json` is read, all at once."""
 
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,13 @@ REDIRECTS = ("transformers_weights", "fusion_config")
 """Keys by which a configuration has other files read, or other modules built, than those of the folder."""
 
 QUANTIZED = ("quantization_config", "compression_config")
+
+IMAGE_TOKEN_KEYS = ("image_token_id", "image_token_index")
+"""Names of the key for the image token's id; the first is the newer one."""
+
+LAYERS = "num_hidden_layers"
+MOST_LAYERS = 10_000
+"""More would be built without end before anything is compared."""
 
 AUTHORS_LAYOUT = "mm_"
 CONVERTED = (
@@ -81,6 +89,37 @@ def problems_of(raw: Mapping[str, Any], folder: Path) -> list[str]:
             for key in REDIRECTS
             if section.get(key)
         ]
+    found += [
+        f"{where}: {key}: {value} is no number; correct it, or copy or download the file again"
+        for key, value in _numbers(raw)
+        if not math.isfinite(value)
+    ]
+    return found
+
+
+def section_problems(
+    section: Mapping[str, Any], where: str, *, counts: Iterable[str], eps: str
+) -> list[str]:
+    """Return a line for each count or width below 1, depth that no model has and epsilon that is none.
+
+    Args:
+        section: of a configuration, as it is written; what it leaves out or null is transformers' default.
+        where: file and section, such as `folder/config.json: text_config`.
+        counts: keys of numbers from 1 on.
+        eps: key of what norms add.
+    """
+    found = [
+        f"{where}.{key}: {value!r} is not allowed; one number, 1 or more"
+        for key in counts
+        if (value := section.get(key)) is not None and (type(value) is not int or value < 1)
+    ]
+    layers = section.get(LAYERS)
+    if type(layers) is int and layers > MOST_LAYERS:
+        found.append(f"{where}.{LAYERS}: {layers} is not allowed; 1 to {MOST_LAYERS}")
+    value = section.get(eps, 0.0)
+    # What is not finite is told of whole configurations.
+    if type(value) not in (int, float) or (math.isfinite(value) and value < 0):
+        found.append(f"{where}.{eps}: {value!r} is not allowed; one number, 0 or more")
     return found
 
 
@@ -96,6 +135,15 @@ def _sections(raw: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]
     for key, value in raw.items():
         if isinstance(value, dict) and key not in QUANTIZED:
             yield f"{key}.", value
+
+
+def _numbers(value: Any, place: str = "") -> Iterator[tuple[str, float]]:
+    """Every number with a fraction in a configuration, with its dotted key."""
+    if isinstance(value, float):
+        yield place, value
+    elif isinstance(value, (dict, list)):
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _numbers(part, f"{place}.{key}".removeprefix("."))
 
 
 def _method(value: Any) -> str:

@@ -4,9 +4,7 @@ Limitations: one fixed square image size; image features are inserted at the ima
 tokens an image.
 """
 
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -16,36 +14,23 @@ from torch import Tensor
 from compressor.dims import ModelFacts, SourceDType
 from compressor.errors import ModelError
 from compressor.families.base import Family, VisionEncoder
-from compressor.families.checkpoint import check_complete, check_finite, opened
+from compressor.families.checkpoint import Header, check_complete, check_finite, opened
 from compressor.families.configuration import CONVERTED
 from compressor.families.guard import reading
-from compressor.families.text import decoder_dims
+from compressor.families.llava_config import (
+    feature_layers,
+    has_class_token,
+    image_token_problems,
+    tower_problems,
+    vision_problems,
+)
+from compressor.families.llava_weights import check_stored, unread_of
+from compressor.families.text import decoder_dims, text_problems
 
 ARCHITECTURE = "LlavaForConditionalGeneration"
 STRATEGIES = ("default", "full")
 
 
-@dataclass(frozen=True)
-class Tower:
-    """What a kind of vision tower is like.
-
-    Attributes:
-        class_token: whether it has one state more than patches, in front of them.
-        unread: modules that no feature layer runs through, as its tensors' names begin.
-    """
-
-    class_token: bool
-    unread: tuple[str, ...]
-
-
-TOWERS: Mapping[str, Tower] = {
-    "clip_vision_model": Tower(class_token=True, unread=("post_layernorm",)),
-    "siglip_vision_model": Tower(class_token=False, unread=("post_layernorm", "head")),
-}
-
-# Tables that transformers computes; older versions saved them.
-COMPUTED = r"(rotary_emb\.inv_freq|position_ids)$"
-TOWER_TENSOR = r"(?:^|\.)vision_tower\.(?:vision_model\.)?"
 DTYPES = get_args(SourceDType)
 
 
@@ -56,7 +41,7 @@ class LlavaVisionEncoder(VisionEncoder):
         super().__init__()
         self.vision_tower = tower
         self.multi_modal_projector = projector
-        self.feature_layers = _feature_layers(config)
+        self.feature_layers = feature_layers(config)
         self.first = 1 if config.vision_feature_select_strategy == "default" else 0
         # Only away from the native size: interpolation of position embeddings costs accuracy.
         self.interpolate = image_size != config.vision_config.image_size
@@ -93,15 +78,26 @@ class LlavaFamily(Family):
                 f"{where}: vision_feature_select_strategy: {strategy!r} is not supported; supported: "
                 f"{', '.join(STRATEGIES)}"
             )
-        return found
+        for key, problems in (("vision_config", tower_problems), ("text_config", text_problems)):
+            section, place = raw.get(key, {}), f"{where}: {key}"
+            if isinstance(section, dict):
+                found += problems(section, place)
+            else:
+                found.append(f"{place}: {section!r} is no section of a configuration")
+        return found + image_token_problems(raw, where)
 
     def facts(
-        self, config: Any, name: str, *, image_size: int | None = None, tied: bool | None = None
+        self,
+        config: Any,
+        name: str,
+        *,
+        where: str = "config.json",
+        image_size: int | None = None,
+        tied: bool | None = None,
     ) -> ModelFacts:
         """See `Family.facts`."""
-        where = f"{name}/config.json"
         vision, text = config.vision_config, config.text_config
-        problems = _vision_problems(config, image_size, where)
+        problems = vision_problems(config, image_size, where)
         tied = bool(config.tie_word_embeddings) if tied is None else tied
         dtype = str(config.dtype or "float32").removeprefix("torch.")
         if dtype not in DTYPES:
@@ -119,7 +115,7 @@ class LlavaFamily(Family):
         side = size // vision.patch_size
         patches = side**2
         dropped = config.vision_feature_select_strategy == "default"
-        visual_tokens = patches + int(_has_class_token(vision)) - int(dropped)
+        visual_tokens = patches + int(has_class_token(vision)) - int(dropped)
         return ModelFacts(
             name=name,
             family=self.name,
@@ -134,11 +130,17 @@ class LlavaFamily(Family):
             dtype=cast("SourceDType", dtype),
         )
 
+    def check_stored(
+        self, config: Any, folder: Path, stored: Mapping[str, Header], names: Iterable[str]
+    ) -> None:
+        """See `Family.check_stored`."""
+        check_stored(config, folder, stored, names)
+
     def original(self, folder: Path, config: Any, dtype: Any) -> Any:
         """See `Family.original`."""
         from transformers import LlavaForConditionalGeneration
 
-        unread = _unread(config)
+        unread = unread_of(config)
         # The files are opened here and not by transformers, which a configuration can lead elsewhere.
         with opened(folder) as stored, reading(folder, "the weights"):
             loaded: Any = LlavaForConditionalGeneration.from_pretrained(
@@ -177,7 +179,7 @@ class LlavaFamily(Family):
         of_model = {
             "patch_size": config.vision_config.patch_size,
             "vision_feature_select_strategy": config.vision_feature_select_strategy,
-            "num_additional_image_tokens": int(_has_class_token(config.vision_config)),
+            "num_additional_image_tokens": int(has_class_token(config.vision_config)),
         }
         for key, value in of_model.items():
             if saved.get(key) is None:
@@ -191,67 +193,3 @@ class LlavaFamily(Family):
         images.size = {"shortest_edge": image_size} if keeps_aspect else square
         if getattr(images, "crop_size", None):
             images.crop_size = square
-
-
-def _has_class_token(vision: Any) -> bool:
-    """Whether a tower has one state more than patches, in front of them."""
-    return TOWERS[vision.model_type].class_token
-
-
-def _feature_layers(config: Any) -> tuple[int, ...]:
-    layers = config.vision_feature_layer
-    return (layers,) if isinstance(layers, int) else tuple(layers)
-
-
-def _vision_problems(config: Any, image_size: int | None, where: str) -> list[str]:
-    vision = config.vision_config
-    if vision.model_type not in TOWERS:
-        whole = hasattr(vision, "vision_config") and hasattr(vision, "text_config")
-        remedy = "; it is a model of pictures and text: put its own vision_config here"
-        return [
-            f"{where}: vision_config.model_type: {vision.model_type!r} is not supported; "
-            f"supported towers: {', '.join(TOWERS)}{remedy if whole else ''}"
-        ]
-    problems = []
-    for key in ("image_size", "patch_size", "num_hidden_layers"):
-        value = getattr(vision, key)
-        if not isinstance(value, int) or value < 1:
-            problems.append(
-                f"{where}: vision_config.{key}: {value!r} is not supported; one number, 1 or more"
-            )
-    if problems:
-        return problems
-    size, patch, states = vision.image_size, vision.patch_size, vision.num_hidden_layers + 1
-    if image_size not in (None, size) and image_size % patch:
-        problems.append(
-            f"{where}: an image size of {image_size} is no multiple of the tower's patch size "
-            f"{patch}; the tower's own size is {size}"
-        )
-    elif size < patch:
-        problems.append(
-            f"{where}: vision_config.image_size: {size} is less than one patch of {patch}"
-        )
-    layers = _feature_layers(config)
-    # A layer 0 by itself, the embeddings, is taken by transformers for none being asked for.
-    if not layers or layers == (0,) or any(not -states <= layer < states for layer in layers):
-        problems.append(
-            f"{where}: vision_feature_layer: {config.vision_feature_layer!r} is not allowed; the tower "
-            f"has {vision.num_hidden_layers} layers: 1 to {states - 1}, or {-states} to -1"
-        )
-    return problems
-
-
-def _unread(config: Any) -> Callable[[str], bool]:
-    """Return whether the features, the projector and the decoder can be computed without a tensor."""
-    vision = config.vision_config
-    states = vision.num_hidden_layers + 1
-    last = max(layer % states for layer in _feature_layers(config))
-    behind = "|".join(TOWERS[vision.model_type].unread)
-    modules = re.compile(rf"{COMPUTED}|{TOWER_TENSOR}({behind})\.")
-    layers = re.compile(rf"{TOWER_TENSOR}encoder\.layers\.(\d+)\.")
-
-    def unread(name: str) -> bool:
-        layer = layers.search(name)
-        return bool(modules.search(name) or (layer and int(layer[1]) >= last))
-
-    return unread

@@ -15,6 +15,7 @@ from PIL import Image
 from compressor.dims import ModelFacts
 from compressor.errors import ModelError
 from compressor.families.base import Family
+from compressor.families.configuration import IMAGE_TOKEN_KEYS
 from compressor.families.guard import quiet, reading
 
 SAVED = "processor_config.json"
@@ -128,6 +129,7 @@ def _saved(path: Path) -> Mapping[str, Any]:
 def _token_problems(processor: Any, facts: ModelFacts, folder: Path) -> list[str]:
     config, tokenizer = folder / "config.json", _tokenizer_file(folder)
     token, wanted = processor.image_token, facts.image_token_id
+    key = next((key for key in IMAGE_TOKEN_KEYS if key in _saved(config)), IMAGE_TOKEN_KEYS[1])
     found = processor.tokenizer(token * 2, add_special_tokens=False)["input_ids"]
     if len(found) != 2 or found[0] != found[1]:
         return [
@@ -135,15 +137,16 @@ def _token_problems(processor: Any, facts: ModelFacts, folder: Path) -> list[str
             "images; add it as a special token and save the processor again"
         ]
     if found[0] != wanted:
-        holds = processor.tokenizer.convert_ids_to_tokens(wanted)
+        # What is beyond all tokens has no name, and a number of more than 32 bits is no id.
+        holds = next((t for t, at in processor.tokenizer.get_vocab().items() if at == wanted), None)
         return [
-            f"{config}: image_token_index: {wanted} is not the image token of the tokenizer: in {tokenizer} "
+            f"{config}: {key}: {wanted} is not the image token of the tokenizer: in {tokenizer} "
             f"{token!r} has the id {found[0]}, and {wanted} is {holds!r}; pictures would be dropped: correct "
             "the one that is wrong"
         ]
     if not 0 <= wanted < facts.decoder.vocab:
         return [
-            f"{config}: image_token_index: {wanted} has no row in the embedding table of "
+            f"{config}: {key}: {wanted} has no row in the embedding table of "
             f"{facts.decoder.vocab}, which transformers needs: give the model the missing rows "
             "(model.resize_token_embeddings) and save it again"
         ]
@@ -162,8 +165,14 @@ def _picture_problems(processor: Any, facts: ModelFacts, folder: Path) -> list[s
         )
         pixels, ids = tried["pixel_values"], tried["input_ids"][0].tolist()
         height, width = pixels.shape[-2:]
-    if pixels.ndim != 4 or len(pixels) != 1 or (height, width) != (side, side):
-        images = file if "image_processor" in _saved(file) else folder / "preprocessor_config.json"
+    images = file if "image_processor" in _saved(file) else folder / "preprocessor_config.json"
+    if pixels.ndim != 4 or len(pixels) != 1:
+        kind = type(processor.image_processor).__name__
+        return [
+            f"{images}: image_processor_type: {kind} gives several pictures for one, which is not supported: "
+            "put that of the model's tower here, such as CLIPImageProcessor"
+        ]
+    if (height, width) != (side, side):
         return [
             f"{images}: gives pictures of {height} x {width} pixels, but the vision tower takes {side} x "
             f"{side}: correct size and crop_size"

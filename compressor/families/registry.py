@@ -100,12 +100,19 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> tuple[Famil
         raise ModelError(problems or error.problems) from error.__cause__
     if problems:
         try:
-            family.facts(config, model_name(str(folder)))
+            family.facts(config, model_name(str(folder)), where=where)
         except (ModelError, ValidationError) as error:
-            problems += getattr(error, "problems", ())
+            told = {_key(line, where) for line in problems}
+            more = getattr(error, "problems", ())
+            problems += [line for line in more if _key(line, where) not in told]
         raise ModelError(problems)
     plain_attention(config)
     return family, config
+
+
+def _key(problem: str, where: str) -> str:
+    """The key of a configuration that a problem is about."""
+    return problem.removeprefix(f"{where}: ").split(":")[0]
 
 
 def saved_config(folder: Path, name: str) -> tuple[Family, Any]:
@@ -161,19 +168,24 @@ def _facts(
     folder: Path, family: Family, config: Any, name: str, image_size: int | None
 ) -> ModelFacts:
     stored = headers(folder)
+    names = stored or indexed(folder)
     tied = is_tied(
         bool(config.tie_word_embeddings),
-        stored or indexed(folder),
+        names,
         (lambda first, second: equal(folder, first, second)) if stored else None,
     )
     if config.dtype is None and stored:
         config.dtype = source_dtype(stored)
     try:
-        facts = family.facts(config, name, image_size=image_size, tied=tied)
+        facts = family.facts(
+            config, name, where=str(folder / CONFIG), image_size=image_size, tied=tied
+        )
     except ValidationError as failure:
         raise ModelError(
-            f"{name}/{CONFIG}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in failure.errors()
+            f"{folder / CONFIG}: {'.'.join(map(str, e['loc']))}: {e['msg']}"
+            for e in failure.errors()
         ) from failure
+    family.check_stored(config, folder, stored, names)
     return facts.model_copy(update={"eos_token_ids": model_settings(folder).ends})
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from compressor.dims import Activation, DecoderDims
 from compressor.errors import ModelError
+from compressor.families.configuration import section_problems
 from compressor.families.guard import using
 
 TEXT_MODEL_TYPES = ("llama", "mistral", "qwen2")
@@ -49,6 +50,25 @@ def is_tied(asked: bool, stored: Collection[str], equal: Callable[[str, str], bo
     return equal is not None and equal(head, embedding)
 
 
+def text_problems(section: Mapping[str, Any], where: str) -> list[str]:
+    """Return a line for each thing in a text configuration, as it is written, that no decoder has.
+
+    Args:
+        section: of `config.json`.
+        where: as in `decoder_dims`.
+    """
+    kind = section.get("model_type", TEXT_MODEL_TYPES[0])
+    found = [] if kind in TEXT_MODEL_TYPES else [_unknown_type(kind, where)]
+    return found + section_problems(section, where, counts=COUNTS, eps="rms_norm_eps")
+
+
+def _unknown_type(kind: Any, where: str) -> str:
+    return (
+        f"{where}.model_type: {kind!r} is not supported; supported decoders: "
+        f"{', '.join(TEXT_MODEL_TYPES)}"
+    )
+
+
 def decoder_dims(config: Any, *, tied: bool, where: str) -> DecoderDims:
     """Return the dims that a transformers text configuration tells.
 
@@ -64,12 +84,7 @@ def decoder_dims(config: Any, *, tied: bool, where: str) -> DecoderDims:
 
     problems = []
     if config.model_type not in TEXT_MODEL_TYPES:
-        raise ModelError(
-            [
-                f"{where}.model_type: {config.model_type!r} is not supported; "
-                f"supported decoders: {', '.join(TEXT_MODEL_TYPES)}"
-            ]
-        )
+        raise ModelError([_unknown_type(config.model_type, where)])
     problems += _count_problems(config, where)
     problems += _attention_problems(config, where)
     if config.hidden_act not in ACTIVATION_NAMES:

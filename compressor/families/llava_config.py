@@ -1,0 +1,139 @@
+"""What LLaVA's configuration says of its vision tower, and what of it cannot be read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from compressor.families.configuration import IMAGE_TOKEN_KEYS, section_problems
+
+
+@dataclass(frozen=True)
+class Tower:
+    """What a kind of vision tower is like.
+
+    Attributes:
+        class_token: whether it has one state more than patches, in front of them.
+        unread: modules that no feature layer runs through, as its tensors' names begin.
+    """
+
+    class_token: bool
+    unread: tuple[str, ...]
+
+
+TOWERS: Mapping[str, Tower] = {
+    "clip_vision_model": Tower(class_token=True, unread=("post_layernorm",)),
+    "siglip_vision_model": Tower(class_token=False, unread=("post_layernorm", "head")),
+}
+
+
+def has_class_token(vision: Any) -> bool:
+    """Whether a tower has one state more than patches, in front of them."""
+    return TOWERS[vision.model_type].class_token
+
+
+def feature_layers(config: Any) -> tuple[int, ...]:
+    """The hidden states whose features are taken, as configured."""
+    layers = config.vision_feature_layer
+    return (layers,) if isinstance(layers, int) else tuple(layers)
+
+
+COUNTS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "image_size",
+    "patch_size",
+)
+CHANNELS = 3
+
+
+def tower_problems(section: Mapping[str, Any], where: str) -> list[str]:
+    """Return a line for each thing in a `vision_config`, as it is written, that no tower has.
+
+    Args:
+        section: of `config.json`.
+        where: file and section.
+    """
+    kind = section.get("model_type", next(iter(TOWERS)))
+    if not isinstance(kind, str) or kind not in TOWERS:
+        return [_unknown_type(kind, where)]
+    found = section_problems(section, where, counts=COUNTS, eps="layer_norm_eps")
+    channels = section.get("num_channels", CHANNELS)
+    if channels != CHANNELS:
+        found.append(
+            f"{where}.num_channels: {channels!r} is not supported; pictures have {CHANNELS}"
+        )
+    width, heads = section.get("hidden_size"), section.get("num_attention_heads")
+    if not found and width and heads and width % heads:
+        found.append(f"{where}.num_attention_heads: {heads} do not divide the hidden_size {width}")
+    return found
+
+
+def _unknown_type(kind: Any, where: str) -> str:
+    whole = f"{kind}_vision_model" in TOWERS
+    remedy = "; it is a model of pictures and text: put its own vision_config here"
+    return (
+        f"{where}.model_type: {kind!r} is not supported; supported towers: {', '.join(TOWERS)}"
+        f"{remedy if whole else ''}"
+    )
+
+
+def vision_problems(config: Any, image_size: int | None, where: str) -> list[str]:
+    """Return a line for each thing about the tower that cannot be read.
+
+    Args:
+        config: transformers' configuration of the whole model.
+        image_size: that is asked for; None: the tower's own.
+        where: the file.
+    """
+    from transformers.activations import ACT2FN
+
+    vision = config.vision_config
+    if vision.model_type not in TOWERS:
+        return [_unknown_type(vision.model_type, f"{where}: vision_config")]
+    problems = section_problems(
+        vision.to_dict(), f"{where}: vision_config", counts=COUNTS, eps="layer_norm_eps"
+    )
+    if problems:
+        return problems
+    problems = [
+        f"{where}: {key}: {value!r} is no activation that transformers knows; correct it"
+        for key, value in (
+            ("vision_config.hidden_act", vision.hidden_act),
+            ("projector_hidden_act", config.projector_hidden_act),
+        )
+        if value not in ACT2FN
+    ]
+    size, patch, states = vision.image_size, vision.patch_size, vision.num_hidden_layers + 1
+    if image_size not in (None, size) and image_size % patch:
+        problems.append(
+            f"{where}: an image size of {image_size} is no multiple of the tower's patch size "
+            f"{patch}; the tower's own size is {size}"
+        )
+    elif size < patch:
+        problems.append(
+            f"{where}: vision_config.image_size: {size} is less than one patch of {patch}"
+        )
+    layers = feature_layers(config)
+    # A layer 0 by itself, the embeddings, is taken by transformers for none being asked for.
+    if not layers or layers == (0,) or any(not -states <= layer < states for layer in layers):
+        problems.append(
+            f"{where}: vision_feature_layer: {config.vision_feature_layer!r} is not allowed; the tower "
+            f"has {vision.num_hidden_layers} layers: 1 to {states - 1}, or {-states} to -1"
+        )
+    return problems
+
+
+def image_token_problems(raw: Mapping[str, Any], where: str) -> list[str]:
+    """Return a line for each id of the image token that is none, and for two that differ."""
+    named = {key: raw[key] for key in IMAGE_TOKEN_KEYS if key in raw}
+    found = [
+        f"{where}: {key}: {value!r} is no id of a token; give that of the image token in tokenizer.json"
+        for key, value in named.items()
+        if type(value) is not int or value < 0
+    ]
+    if not found and len(set(named.values())) > 1:
+        told = " and ".join(f"{key}: {value}" for key, value in named.items())
+        found.append(f"{where}: {told} differ; keep the one that is the image token's id")
+    return found
