@@ -280,7 +280,7 @@ def test_a_search_finds_the_smallest_layer_within_the_bound_or_names_the_best(
     assert slow.exit_layer == 3
     with pytest.raises(PlanError, match="is out of reach; leaving before layer 1 gives"):
         vtcompress.plan(recipe(speedup=50.0), profile)
-    with pytest.raises(ProfileError, match="has no layer_contribution"):
+    with pytest.raises(ProfileError, match="measured without layer_contribution"):
         vtcompress.calibrate(
             vtcompress.load_recipe("shortv").override(
                 {"model.id": str(model_folder), "calibrate.data": questions}
