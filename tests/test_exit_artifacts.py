@@ -13,7 +13,7 @@ import vtcompress
 from compressor.calibration.data import Sample, read_samples
 from compressor.calibration.run import calibrate
 from compressor.decoder.weights import load_gates
-from compressor.errors import DataError, GatesError, PlanError, ProfileError
+from compressor.errors import DataError, GatesError, PlanError, ProfileError, VtcompressError
 from compressor.families import load
 from compressor.gate_file import GateFile
 from export.artifact import Artifact
@@ -221,14 +221,14 @@ def test_gates_that_do_not_fit_are_refused_before_weights_are_loaded(
     for path, words in (
         (None, "names no gates; give --gates FILE"),
         (tmp_path / "absent.safetensors", "no such file"),
-        (tmp_path / ("x" * 300), "no such file"),
+        (tmp_path / ("x" * 300), "choose a shorter one"),
         (model_folder / "config.json", "no readable safetensors file"),
         (model_folder / "model.safetensors", "no gate in it"),
     ):
         recipe = vtcompress.load_recipe("identity").override(
             {"model.id": str(model_folder), "compress": dyvte(path)}
         )
-        with pytest.raises(GatesError, match=words):
+        with pytest.raises(VtcompressError, match=words):
             vtcompress.export(recipe, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

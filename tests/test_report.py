@@ -155,8 +155,8 @@ def test_loss_is_shown_over_all_and_for_every_kind_with_its_limits():
     text = report(loss=facts.loss((), [unknown], max_kl=0.5, min_agreement=0.8))
     tokens, right = tables(section(text, "Check 2: compression loss"))[1:]
     assert tokens == [
-        ["all", "8", "0.0123", "0.400", "87.5% (52.9 to 97.8)", "90.0%", "6"],
-        ["count", "3", "0.0123", "0.400", "66.7% (20.8 to 93.9)", "90.0%", "-"],
+        ["all", "8", "0.0123", "0.4", "87.5% (52.9 to 97.8)", "90.0%", "6"],
+        ["count", "3", "0.0123", "0.4", "66.7% (20.8 to 93.9)", "90.0%", "-"],
     ]
     assert right == [
         [
