@@ -52,7 +52,7 @@ SPEAKERS: dict[str, dict[str, tuple[str, ...]]] = {
     "vtcompress/backend_check.py": {"--backend": ("validate",)},
     "vtcompress/cli.py": {
         **dict.fromkeys(("--prompt", "--chat"), ("generate",)),
-        **dict.fromkeys(("--backend", "--data", "--model", "--gates"), ("validate",)),
+        **dict.fromkeys(("--backend", "--data", "--model", "--gates", "--trust-remote-code"), ("validate",)),
         "--output": ("export",),
     },
     "vtcompress/cli_recipe.py": {"--set": MODEL},
