@@ -100,7 +100,7 @@ def test_no_command_reaches_for_the_network_or_writes_elsewhere(
     out, picture = tmp_path / "out", str(make_picture(tmp_path / "picture.png"))
     asked = [str(out), "--image", picture, "--prompt", "what is this", "--max-new-tokens", "2"]
     recipe = ["--recipe", "identity", "--validate-data", str(questions), "--bench-rounds", "1"]
-    recipe += ["--set", "validate.max_new_tokens=2"]
+    recipe += ["--set", "validate.max_new_tokens=2", "--set", "validate.keep_pictures=all"]
     commands = [
         ["-q", "export", "--model", str(tiny_model), *recipe, "--output", str(out)],
         ["-q", "validate", str(out)],

@@ -68,7 +68,11 @@ def test_an_artifact_answers_validates_and_is_timed(
     installed: Callable[..., str], llava: Callable[[str], Path], questions: Path, tmp_path: Path
 ) -> None:
     recipe = vtcompress.load_recipe("identity").override(
-        {"model.id": str(llava("clip+llama")), "validate.data": str(questions)}
+        {
+            "model.id": str(llava("clip+llama")),
+            "validate.data": str(questions),
+            "validate.keep_pictures": "all",
+        }
     )
     artifact = tmp_path / "artifact"
     manifest = vtcompress.export(recipe, artifact, bench_rounds=0)
