@@ -23,14 +23,14 @@ from benchmarks.sweep import (
     timed,
     write_json,
 )
-from compressor.calibration.data import read_samples
 from compressor.calibration.resume import Task
 from compressor.calibration.run import calibrate
-from compressor.cost import predict, predicted_speedup
 from compressor.families import load
-from compressor.methods import Yopo
+from compressor.methods.entries import Yopo
+from compressor.plan.cost import predict, predicted_speedup
 from compressor.planner import make_plan
-from export.bench import Timing
+from compressor.samples.questions import read_samples
+from export.results.bench import Timing
 
 CHOICES: dict[str, dict[str, Any]] = {
     "no cut": {},

@@ -40,13 +40,13 @@ from benchmarks.interleaved import (
     on_huge_pages,
     ratio,
 )
-from compressor.cost import predict, predicted_speedup
-from compressor.dims import ModelFacts
-from compressor.methods import Yopo
-from compressor.plan import Plan, Workload
+from compressor.facts import ModelFacts
+from compressor.methods.entries import Yopo
+from compressor.plan.cost import predict, predicted_speedup
+from compressor.plan.plan import Plan, Workload
 from compressor.planner import make_plan
-from export.graphs import GraphSpec, decoder_graph
-from export.sessions import OnnxSession
+from export.backends.onnxruntime import OnnxSession
+from export.graphs.spec import GraphSpec, decoder_graph
 
 VOCAB, TEXT = 1000, 64
 
@@ -151,8 +151,8 @@ def specs_of(plan: Plan) -> dict[str, GraphSpec]:
 def build(folder: Path, size: Size, case: Case) -> None:
     """Write both graphs of a case; runs in a process of its own, so that torch is gone before timing."""
     from compressor.decoder import decoder_from
-    from export.onnx_graph import export_decoder, save_graph
-    from export.weights import SharedWeights
+    from export.writer.weights import SharedWeights
+    from export.writer.write import export_decoder, save_graph
 
     plan = plan_of(size, case, folder)
     tensors = random_weights(plan.model.decoder)

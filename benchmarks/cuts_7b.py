@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.decoder_models import random_model
-from compressor.cost import predict
-from compressor.dims import ModelFacts
-from compressor.methods import Yopo
-from compressor.plan import Plan, Workload
+from compressor.facts import ModelFacts
+from compressor.methods.entries import Yopo
+from compressor.plan.cost import predict
+from compressor.plan.plan import Plan, Workload
 from compressor.planner import leave, make_plan
 
 LAYERS, HEADS, HEAD_DIM, TEXT = 32, 32, 128, 64

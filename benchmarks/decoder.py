@@ -38,7 +38,7 @@ from benchmarks.interleaved import (
     on_huge_pages,
     ratio,
 )
-from compressor.cost import predicted_speedup
+from compressor.plan.cost import predicted_speedup
 
 PAST = 800
 TEXT_BEFORE_IMAGE = 35

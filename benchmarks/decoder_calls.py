@@ -2,7 +2,9 @@
 
 import numpy as np
 
-from export.sessions import Array, OnnxSession, no_visual
+from export.backends.onnxruntime import OnnxSession
+from export.session.arrays import Array
+from export.session.session import no_visual
 
 
 class Calls:

@@ -15,9 +15,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compressor.dims import DecoderDims, ModelFacts
-from compressor.plan import Plan, Workload
-from compressor.planner import freeze, identity_plan
+from compressor.facts import DecoderDims, ModelFacts
+from compressor.plan.edits import identity_plan
+from compressor.plan.plan import Plan, Workload
+from compressor.planner import freeze
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -135,9 +136,9 @@ def random_weights(dims: DecoderDims) -> "dict[str, Tensor]":
 
 def _build_ours(folder: Path, layers: int, vocab: int) -> None:
     from compressor.decoder import decoder_from
-    from export.graphs import decoder_graph
-    from export.onnx_graph import export_decoder, save_graph
-    from export.weights import SharedWeights
+    from export.graphs.spec import decoder_graph
+    from export.writer.weights import SharedWeights
+    from export.writer.write import export_decoder, save_graph
 
     wanted = plans(layers, vocab)
     dims = wanted["identity"].model.decoder

@@ -24,16 +24,17 @@ from benchmarks.sweep import (
     timed,
     write_json,
 )
-from compressor.calibration.data import read_samples
 from compressor.calibration.resume import Task
 from compressor.calibration.run import calibrate
-from compressor.cost import predict, predicted_speedup
 from compressor.families import load
-from compressor.methods import VisualExit
-from compressor.plan import Workload
-from compressor.planner import identity_plan, leave, make_plan
-from export.bench import Timing
-from vtcompress.stages import load_recipe
+from compressor.methods.entries import VisualExit
+from compressor.plan.cost import predict, predicted_speedup
+from compressor.plan.edits import identity_plan
+from compressor.plan.plan import Workload
+from compressor.planner import leave, make_plan
+from compressor.samples.questions import read_samples
+from export.results.bench import Timing
+from vtcompress.shipped import load_recipe
 
 
 @dataclass(frozen=True)

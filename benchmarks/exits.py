@@ -32,11 +32,13 @@ from benchmarks.interleaved import (
     on_huge_pages,
     ratio,
 )
-from compressor.cost import predicted_speedup
-from compressor.plan import Gates, Plan, Workload
-from compressor.planner import identity_plan, leave
-from export.graphs import GraphSpec, decoder_graph
-from export.sessions import Array, OnnxSession
+from compressor.plan.cost import predicted_speedup
+from compressor.plan.edits import identity_plan
+from compressor.plan.plan import Gates, Plan, Workload
+from compressor.planner import leave
+from export.backends.onnxruntime import OnnxSession
+from export.graphs.spec import GraphSpec, decoder_graph
+from export.session.arrays import Array
 
 GATE_WIDTH = 2048
 TEXT_BEFORE_IMAGE = 35
@@ -94,8 +96,8 @@ def build(folder: Path, layers: int, vocab: int) -> None:
     import torch
 
     from compressor.decoder import decoder_from
-    from export.onnx_graph import export_decoder, save_graph
-    from export.weights import SharedWeights
+    from export.writer.weights import SharedWeights
+    from export.writer.write import export_decoder, save_graph
 
     chosen = plans(layers, vocab)
     tensors = random_weights(chosen["identity"].model.decoder)

@@ -25,13 +25,14 @@ from typing import get_args
 from benchmarks.decoder_calls import Calls
 from benchmarks.decoder_models import in_own_process, random_model, random_weights
 from benchmarks.interleaved import Beside, Clock, Loads, huge_pages, in_turns, loads, on_huge_pages
-from compressor.dims import ModelFacts
-from compressor.plan import Plan
-from compressor.planner import identity_plan, leave
-from export.fixed_cache import BLOCK
-from export.graphs import GraphSpec, decoder_graph
-from export.limits import Limits, buffer_bytes
-from export.sessions import OnnxSession
+from compressor.facts import ModelFacts
+from compressor.plan.edits import identity_plan
+from compressor.plan.plan import Plan
+from compressor.planner import leave
+from export.backends.onnxruntime import OnnxSession
+from export.graphs.limits import Limits, buffer_bytes
+from export.graphs.spec import GraphSpec, decoder_graph
+from export.session.fixed_cache import BLOCK
 
 LAYERS, HIDDEN, HEADS, NEURONS, VOCAB, SIDE = 8, 1024, 16, 2752, 1000, 24
 VISUAL = SIDE**2
@@ -78,8 +79,8 @@ def build(folder: Path, name: str) -> None:
     The most rows of a buffer are in the declaration alone, not in the graph.
     """
     from compressor.decoder import decoder_from
-    from export.onnx_graph import export_decoder, save_graph
-    from export.weights import SharedWeights
+    from export.writer.weights import SharedWeights
+    from export.writer.write import export_decoder, save_graph
 
     plan = plan_of(name)
     decoder = decoder_from(plan, random_weights(plan.model.decoder))

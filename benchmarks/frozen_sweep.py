@@ -23,15 +23,16 @@ from benchmarks.sweep import (
     timed,
     write_json,
 )
-from compressor.calibration.data import Sample, read_samples
-from compressor.calibration.profile import Profile
 from compressor.calibration.resume import Task
 from compressor.calibration.run import calibrate
-from compressor.cost import predicted_speedup
 from compressor.families import LoadedModel, load
-from compressor.passes.shortv import ranking
-from compressor.plan import Workload
-from compressor.planner import freeze, identity_plan
+from compressor.methods.shortv import ranking
+from compressor.plan.cost import predicted_speedup
+from compressor.plan.edits import identity_plan
+from compressor.plan.plan import Workload
+from compressor.planner import freeze
+from compressor.profile import Profile
+from compressor.samples.questions import Sample, read_samples
 
 KEPT = 0.97
 

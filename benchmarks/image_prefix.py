@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.interleaved import in_turns, ratio
-from export.runtime import Runtime
+from export.runtime.runtime import Runtime
 
 QUESTIONS = 20
 

@@ -10,17 +10,19 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel
 
-from compressor.calibration.data import Sample
 from compressor.compressed import compress, naive_decoder
 from compressor.families import LoadedModel
-from compressor.plan import Plan
-from export.bench import BenchReport, Timing, bench
-from export.graphs import decoder_graph, embed_graph, vision_graph
-from export.onnx_graph import export_decoder, export_embed, export_vision, save_graph
-from export.parity.loss import exact, measure
-from export.runtime import Runtime
-from export.torch_session import TorchSession
-from export.weights import SharedWeights
+from compressor.plan.plan import Plan
+from compressor.samples.questions import Sample
+from export.backends.torch_model import TorchSession
+from export.checks.bench import bench
+from export.checks.loss import measure
+from export.graphs.spec import decoder_graph, embed_graph, vision_graph
+from export.results.answers import exact
+from export.results.bench import BenchReport, Timing
+from export.runtime.runtime import Runtime
+from export.writer.weights import SharedWeights
+from export.writer.write import export_decoder, export_embed, export_vision, save_graph
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "digits-llava"
 MAX_NEW_TOKENS = 16

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from compressor.decoder import Decoder, decoder_from
 from compressor.decoder.weights import LoadedGates, parts_by_source
+from compressor.disk.files import write_text
 from compressor.errors import ArtifactError, ModelError
 from compressor.families import Family, LoadedModel, VisionEncoder
 from compressor.families.configuration import COMPRESSED_TYPE
@@ -26,9 +27,8 @@ from compressor.families.folder import CONFIG
 from compressor.families.guard import broken, reading
 from compressor.families.processor import check_processor, load_processor
 from compressor.families.registry import saved_config
-from compressor.files import write_text
 from compressor.generation import model_keys, write_keys
-from compressor.plan import Plan
+from compressor.plan.plan import Plan
 from compressor.planner import make_plan
 
 LANGUAGE_PREFIX = "language_model."

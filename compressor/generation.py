@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compressor.disk.files import read_text, write_text
 from compressor.errors import ModelError
-from compressor.files import read_text, write_text
 
 GENERATION_FILE = "generation_config.json"
 CONFIG_FILE = "config.json"

@@ -8,19 +8,20 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
-from compressor.calibration.profile import Measure, Profile
-from compressor.cost import predicted_speedup
-from compressor.dims import ModelFacts
+from compressor.disk.gate_file import GateFile
 from compressor.errors import PlanError
-from compressor.gate_file import GateFile
-from compressor.head_mask import MaskReader, mask_reader
-from compressor.methods import DyVTE, Method, ShortV, VisualExit, Yopo, layer_at
-from compressor.passes.dead_rows import freeze_dead_rows
-from compressor.plan import LayerPlan, Plan, Workload
-from compressor.plan_notes import notes
+from compressor.facts import ModelFacts
+from compressor.methods.entries import DyVTE, Method, ShortV, VisualExit, Yopo
+from compressor.methods.notes import notes
+from compressor.methods.steps import CannotError, Step, gate_candidates, gate_file
+from compressor.methods.yopo.head_mask import MaskReader, mask_reader
+from compressor.methods.yopo.method import measures_for, unfit
+from compressor.plan.cost import predicted_speedup
+from compressor.plan.edits import freeze, identity_plan, leave
+from compressor.plan.plan import Plan, Workload
+from compressor.profile import Measure, Profile
 from compressor.recipe import RECIPE_FORMAT, Recipe
-from compressor.steps import CannotError, Step, freeze, gate_candidates, gate_file, leave
-from compressor.yopo_planner import measures_for, unfit
+from compressor.schema.values import layer_at
 
 __all__ = [
     "check_layers",
@@ -38,17 +39,6 @@ __all__ = [
 
 TURNS: Final[tuple[type[Method], ...]] = (VisualExit, DyVTE, Yopo, ShortV)
 """The order in which methods are applied; YOPO's exit (`off_from`) excludes the others' exits."""
-
-
-def identity_plan(facts: ModelFacts, model_digest: str, workload: Workload | None = None) -> Plan:
-    """Return the plan without any method: every row is updated, but for the dead visual rows."""
-    layers = tuple(LayerPlan(index=i) for i in range(facts.decoder.layers))
-    return Plan(
-        model=facts,
-        model_digest=model_digest,
-        layers=freeze_dead_rows(layers),
-        workload=workload or Workload(),
-    )
 
 
 def measures_needed(methods: Sequence[Method]) -> tuple[Measure, ...]:

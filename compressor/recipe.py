@@ -1,7 +1,7 @@
 """The recipe: what to compress, how, on which data, and what the result has to satisfy.
 
 A recipe is a YAML file and, once read, a frozen value; nothing here touches a model. Each section
-is one class, each key one field; those of the methods are in `compressor.methods`.
+is one class, each key one field; those of the methods are in `compressor.methods.entries`.
 """
 
 import os
@@ -13,14 +13,20 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, ValidationError
 
 from compressor.errors import RecipeError
-from compressor.methods import (
-    CompressEntry,
+from compressor.methods.entries import CompressEntry, DyVTE, Method, methods_clash
+from compressor.recipe_override import changed
+from compressor.schema.problems import (
+    allowed,
+    dump_yaml,
+    error_lines,
+    read_yaml,
+    rule,
+)
+from compressor.schema.values import (
     Cosine,
     Count,
     DataPath,
-    DyVTE,
     Flag,
-    Method,
     ModelId,
     NotNegative,
     Revision,
@@ -29,16 +35,7 @@ from compressor.methods import (
     Share,
     each_once,
     is_path,
-    methods_clash,
 )
-from compressor.recipe_errors import (
-    allowed,
-    dump_yaml,
-    error_lines,
-    read_yaml,
-    rule,
-)
-from compressor.recipe_override import changed
 
 RECIPE_FORMAT: Final = 2
 """Newest version of the recipe format that this vtcompress reads.
@@ -86,7 +83,7 @@ class CalibrateSection(Section):
 
 
 class ProfilesSection(Section):
-    """Sizes that engines and fixed caches are made for; None: what fits the model, see `export.limits`.
+    """Sizes that engines and fixed caches are made for; None: what fits the model, see `export.graphs.limits`.
 
     Attributes:
         max_batch: sequences of one call, 1 or more.

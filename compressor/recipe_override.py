@@ -6,8 +6,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from compressor.methods import METHOD_NAMES, CompressEntry, ExactlyOne
-from compressor.recipe_errors import hint, key_names, section_at
+from compressor.methods.entries import METHOD_NAMES, CompressEntry
+from compressor.schema.problems import hint, key_names, section_at
+from compressor.schema.values import ExactlyOne
 
 Values = dict[str, Any]
 Anchor = Callable[[Mapping[str, Any]], Values]

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from compressor.calibration.profile import Profile
-from compressor.plan import Plan
-from export.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE, write_manifest
-from export.parity.stored import COMPRESSED_FILE, ORIGINAL_FILE, SAMPLES_FILE
+from compressor.plan.plan import Plan
+from compressor.profile import Profile
+from export.artifact.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE, write_manifest
+from export.checks.stored import COMPRESSED_FILE, ORIGINAL_FILE, SAMPLES_FILE
 from tests import facts
 
 Asked = tuple[str, str, str | None, str, str]
@@ -54,7 +54,7 @@ def make_artifact(
 
 def write_result(folder: Path, **files: str) -> Path:
     """Write a folder that this tool knows as its own, with made-up files."""
-    from export.artifact import write_file_list
+    from export.artifact.artifact import write_file_list
 
     folder.mkdir(parents=True)
     for name, content in files.items():

@@ -75,7 +75,7 @@ def tiny_artifact(
 @pytest.fixture
 def vt(capsys: pytest.CaptureFixture[str]) -> Run:
     """Return a function that runs the command line and gives exit code, stdout and stderr."""
-    from vtcompress.cli import run
+    from vtcompress.cli.main import run
 
     def call(*arguments: object) -> tuple[int, str, str]:
         code = run([str(a) for a in arguments])

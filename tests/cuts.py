@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from compressor.decoder import Decoder
 from compressor.decoder.weights import source_of
-from compressor.dims import ModelFacts
-from compressor.plan import LayerPlan, Plan
+from compressor.facts import ModelFacts
+from compressor.plan.plan import LayerPlan, Plan
 from tests.facts import dims, facts
 from tests.reference import Conversation
 

@@ -6,14 +6,15 @@ import torch
 
 from compressor.decoder import Decoder, decoder_from
 from compressor.decoder.weights import source_of
-from compressor.plan import Gates, LayerPlan, Plan
-from compressor.planner import freeze, identity_plan, leave
-from export.graphs import GraphSpec, decoder_graphs
-from export.limits import Limits
-from export.onnx_graph import save_graph
-from export.weights import SharedWeights
+from compressor.plan.edits import identity_plan
+from compressor.plan.plan import Gates, LayerPlan, Plan
+from compressor.planner import freeze, leave
+from export.graphs.limits import Limits
+from export.graphs.spec import GraphSpec, decoder_graphs
+from export.writer.weights import SharedWeights
+from export.writer.write import save_graph
 from tests.facts import dims, facts
-from vtcompress.exporting import decoder_makers
+from vtcompress.stages.export import decoder_makers
 
 
 def write_decoder(folder: Path, plan: Plan, limits: Limits | None = None) -> tuple[GraphSpec, ...]:

@@ -3,16 +3,17 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from compressor.calibration.data import Sample
-from compressor.calibration.profile import Measure, Profile, SampleScore
 from compressor.calibration.resume import Task
-from compressor.dims import DecoderDims, ModelFacts
-from compressor.plan import Gates, LayerPlan, Plan, Reason, Workload
-from export.bench import BenchReport, Timing
-from export.graphs import decoder_graph, embed_graph, vision_graph
-from export.manifest import Predicted
-from export.parity.fidelity import Difference, FidelityReport, Limits
-from export.parity.loss_report import LossFigures, LossLimits, LossReport
+from compressor.facts import DecoderDims, ModelFacts
+from compressor.plan.plan import Gates, LayerPlan, Plan, Reason, Workload
+from compressor.profile import Measure, Profile, SampleScore
+from compressor.samples.questions import Sample
+from export.artifact.manifest import Predicted
+from export.checks.fidelity import Limits
+from export.graphs.spec import decoder_graph, embed_graph, vision_graph
+from export.results.bench import BenchReport, Timing
+from export.results.fidelity import Difference, FidelityReport
+from export.results.loss_report import LossFigures, LossLimits, LossReport
 
 DIGEST = "0123456789abcdef" * 4
 # Bytes of one row in one layer's cache: K and V, two heads of four numbers, float32.

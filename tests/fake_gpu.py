@@ -17,10 +17,10 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from compressor.cost import predict
 from compressor.decoder import Decoder, Stage, decoder_from
 from compressor.decoder.weights import GATES_SOURCE
-from compressor.plan import Plan
+from compressor.plan.cost import predict
+from compressor.plan.plan import Plan
 from tests import facts
 from tests.cuts import CUTS, plan_of, tensors_of
 from tests.gpu.decoders import Prompt, plans, scale, weights

@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from export.graphs import GraphSpec
+from export.graphs.spec import GraphSpec
 
 
 def layer_nodes(path: Path) -> Counter[int]:

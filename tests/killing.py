@@ -25,7 +25,7 @@ def child(arguments: list[str], log: Path, modules: Path) -> None:
             os.dup2(out.fileno(), 1)
             os.dup2(out.fileno(), 2)
         import compressor.calibration.run
-        from vtcompress.cli import run
+        from vtcompress.cli.main import run
 
         compressor.calibration.run.SAVE_EVERY_SECONDS = 0.0  # after every sample
         code = run(arguments)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from compressor.plan import LayerPlan, Plan
+from compressor.plan.plan import LayerPlan, Plan
 
 Array = NDArray[np.float64]
 

@@ -9,12 +9,13 @@ from typing import Any
 import vtcompress
 from compressor.compressed import compress
 from compressor.families import load
-from compressor.plan import Cache
+from compressor.plan.plan import Cache
 from compressor.planner import make_plan
-from export.prompt import Prompter
-from export.runtime import Runtime
-from export.sessions import Array, Past, Session
-from export.torch_session import TorchSession
+from export.backends.torch_model import TorchSession
+from export.runtime.prompter import Prompter
+from export.runtime.runtime import Runtime
+from export.session.arrays import Array
+from export.session.session import Past, Session
 
 
 @dataclass

@@ -2,13 +2,14 @@
 
 import numpy as np
 
-from compressor.calibration.data import Sample, read_samples
 from compressor.families import load
-from export.parity.loss import Answer, Answers, LossLimits, compare, measure
-from export.parity.original import measure_original
-from export.parity.stored import COMPRESSED_FILE, SAMPLES_FILE, store_original, write_answers
-from export.questions import stored_questions
-from export.runtime import Runtime
+from compressor.samples.questions import Sample, read_samples
+from export.checks.loss import LossLimits, compare, measure
+from export.checks.original import measure_original
+from export.checks.stored import COMPRESSED_FILE, SAMPLES_FILE, store_original, write_answers
+from export.report.questions import stored_questions
+from export.results.answers import Answer, Answers
+from export.runtime.runtime import Runtime
 
 
 def said(text):

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from compressor.errors import ArtifactError
-from export.artifact import (
+from export.artifact.artifact import (
     Artifact,
     folder_bytes,
     list_files,
     peak_memory_bytes,
     write_manifest,
 )
-from export.manifest import Manifest, tool_versions
+from export.artifact.manifest import Manifest, tool_versions
 from tests import facts
 
 # The least that is an ONNX graph: a version, and an empty graph (its name pads it to 250 bytes).
@@ -137,7 +137,7 @@ def test_an_artifact_passed_only_if_both_checks_ran_were_judged_and_missed_nothi
 def test_versions_of_what_is_installed_are_told_and_of_what_is_not_left_out(monkeypatch):
     import numpy as np
 
-    monkeypatch.setattr("export.manifest.TOOLS", ("numpy", "no-such-package"))
+    monkeypatch.setattr("export.artifact.manifest.TOOLS", ("numpy", "no-such-package"))
     versions = tool_versions()
     assert set(versions) == {"vtcompress", "python", "numpy"}
     assert versions["numpy"] == np.__version__
@@ -320,7 +320,7 @@ def test_a_tensors_shape_follows_the_named_axes():
 
 
 def test_logits_of_all_rows_have_the_text_axis():
-    from export.graphs import decoder_graph
+    from export.graphs.spec import decoder_graph
 
     graph = decoder_graph(facts.plan(), "float16", "all", name="baseline_decoder")
     assert graph.outputs[0].axes == ("batch", "text", 40)

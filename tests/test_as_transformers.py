@@ -24,8 +24,8 @@ from compressor.decoder import Decoder
 from compressor.errors import ArtifactError, ModelError
 from compressor.families import LoadedModel, describe, load
 from compressor.families.folder import WEIGHTS
-from compressor.planner import identity_plan
-from export.torch_session import TorchSession
+from compressor.plan.edits import identity_plan
+from export.backends.torch_model import TorchSession
 from tests.models import WORDS, Variant, make_llava, make_questions
 
 TOLERANCE = 1e-4

@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 
 from compressor.errors import ArtifactError, ArtifactWarning, BackendError
-from export.artifact import Artifact
-from export.compared import keep
-from export.manifest import Compared
-from export.parity.backend import PARITY_FILE, BackendParity
-from export.runtime import Runtime
+from export.artifact.artifact import Artifact
+from export.artifact.manifest import Compared
+from export.backends.compared import keep
+from export.checks.backend_parity import PARITY_FILE
+from export.results.backend_parity import BackendParity
+from export.runtime.runtime import Runtime
 from tests import facts
-from vtcompress import backend_check, validate_backend
-from vtcompress.cli import EXIT_MISSED, EXIT_USAGE, run
+from vtcompress import validate_backend
+from vtcompress.cli.main import EXIT_MISSED, EXIT_USAGE, run
+from vtcompress.stages import validate_backend as backend_check
 
 
 class Off:
@@ -49,7 +51,7 @@ def test_openvino_is_compared_with_onnx_runtime_and_with_the_originals_answers_w
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     asked = ["--json", "validate", str(artifact), "--backend", "openvino", "--threads", "1"]
     code = (
-        "import sys; from vtcompress.cli import run\n"
+        "import sys; from vtcompress.cli.main import run\n"
         f"code = run({asked!r})\n"
         "sys.exit(code or 'torch' in sys.modules or 'transformers' in sys.modules)"
     )
@@ -99,7 +101,7 @@ def test_a_backend_that_an_artifact_was_never_compared_on_says_so_once(
 def test_a_backend_that_is_wrong_misses_the_recipes_limits_and_ends_with_three(
     artifact: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from export.sessions import OnnxSession
+    from export.backends.onnxruntime import OnnxSession
 
     def wrong(artifact: Any, *_: Any, **_options: Any) -> Off:
         return Off(OnnxSession(artifact.folder, artifact.manifest.graphs, threads=1), 1e-2)
@@ -117,7 +119,7 @@ def test_a_backend_that_is_wrong_misses_the_recipes_limits_and_ends_with_three(
 def test_the_data_that_is_given_gives_its_name(
     artifact: Path, questions: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from export.sessions import OnnxSession
+    from export.backends.onnxruntime import OnnxSession
 
     def right(artifact: Any, *_: Any, **_options: Any) -> OnnxSession:
         return OnnxSession(artifact.folder, artifact.manifest.graphs, threads=1)

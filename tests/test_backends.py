@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 
 from compressor.errors import ArtifactError, BackendError, MissingExtraError
-from export.artifact import Artifact
-from export.backends import BACKENDS, open_session
-from export.cuda_session import CudaSession, check_active
-from export.graphs import GraphSpec, TensorSpec
-from export.openvino_session import OpenVinoSession, cache_folder, check_precision
-from export.runtime import Runtime
-from export.sessions import no_visual
+from export.artifact.artifact import Artifact
+from export.backends.onnxruntime_cuda import CudaSession, check_active
+from export.backends.openvino import OpenVinoSession, cache_folder, check_precision
+from export.backends.registry import BACKENDS, open_session
+from export.graphs.spec import GraphSpec, TensorSpec
+from export.runtime.runtime import Runtime
+from export.session.session import no_visual
 from tests.models import WORDS, make_picture
 from tests.runtimes import exported
-from vtcompress.cli import run
+from vtcompress.cli.main import run
 
 TOLERANCE = 1e-4
 
@@ -120,7 +120,7 @@ def test_the_binding_of_the_cuda_session_works_on_the_cpu_device(
     """The whole path but the device: every `cuda` is made `cpu`. Nothing here ran on a GPU."""
     import onnxruntime
 
-    from export import cuda_session
+    from export.backends import onnxruntime_cuda as cuda_session
 
     class OnCpu:
         """`OrtValue` and bindings that take `cuda` for `cpu`."""
@@ -225,7 +225,7 @@ def test_openvino_loads_from_its_cache_what_it_compiled_and_leaves_the_artifact_
     strict=True, reason="OpenVINO 2026.4.1 loads wrong rotary positions from its cache"
 )
 def test_openvino_could_cache_the_decoder(openvino: Any, artifact: Path, tmp_path: Path) -> None:
-    """When this passes, `export.openvino_session.CACHED` may name the decoder too."""
+    """When this passes, `export.backends.openvino.CACHED` may name the decoder too."""
     spec = next(g for g in Artifact.open(artifact).manifest.graphs if g.name == "decoder")
     sizes = {"batch": 1, "visual": 0, "text": 3, "past": 0}
     rng = np.random.default_rng(0)
@@ -271,8 +271,8 @@ PRIVATE_BYTES = """
 import sys
 from pathlib import Path
 import numpy as np, onnxruntime
-from export.graphs import GraphSpec
-from export.sessions import OnnxGraph
+from export.graphs.spec import GraphSpec
+from export.backends.onnxruntime import OnnxGraph
 def private():
     lines = open("/proc/self/status").read().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))

@@ -16,16 +16,16 @@ from compressor.compressed import compress
 from compressor.decoder import decoder_from
 from compressor.errors import BackendError
 from compressor.families import load
-from export.artifact import Artifact
-from export.bfloat16 import ShadowSession
-from export.graphs import decoder_graph
-from export.onnx_graph import export_decoder, save_graph
-from export.parity import fidelity
-from export.torch_session import TorchSession
-from export.weights import SharedWeights
+from export.artifact.artifact import Artifact
+from export.backends.torch_model import TorchSession
+from export.checks import fidelity
+from export.checks.bfloat16 import ShadowSession
+from export.graphs.spec import decoder_graph
+from export.writer.weights import SharedWeights
+from export.writer.write import export_decoder, save_graph
 from tests import cuts
 from tests.models import make_picture
-from vtcompress.cli import run
+from vtcompress.cli.main import run
 
 
 @pytest.fixture(scope="module")

@@ -11,17 +11,18 @@ import pytest
 
 import vtcompress
 from compressor.errors import ArtifactError, RecipeError, VtcompressError
-from compressor.plan import Plan
-from export.artifact import PLAN_FILE, Artifact
-from export.engine_set import OpenedSet, engine_sets
-from export.graphs import decoder_graph, vision_graph
-from export.limits import Limits
-from export.profiles import profiles_of
-from export.targets import TARGETS
-from export.trtexec import build_command, command_line
+from compressor.plan.plan import Plan
+from export.artifact.artifact import PLAN_FILE, Artifact
+from export.artifact.engine_set import OpenedSet, engine_sets
+from export.backends.tensorrt.targets import TARGETS
+from export.backends.tensorrt.trtexec import build_command, command_line
+from export.graphs.limits import Limits
+from export.graphs.profiles import profiles_of
+from export.graphs.spec import decoder_graph, vision_graph
 from tests.decoders import plan_of
-from vtcompress import engine_building, exporting
-from vtcompress.cli import run
+from vtcompress.cli.main import run
+from vtcompress.stages import build as engine_building
+from vtcompress.stages import export as exporting
 
 NAMES = ("vision.engine", "embed.engine", "decoder.engine")
 
@@ -92,7 +93,7 @@ PROGRAM = """
 import sys
 for name in ("torch", "transformers", "onnx", "onnxruntime", "optimum"):
     sys.modules[name] = None
-from vtcompress.cli import run
+from vtcompress.cli.main import run
 sys.exit(run(sys.argv[1:]))
 """
 
@@ -205,7 +206,7 @@ def test_an_interrupted_build_leaves_the_artifact_as_it_was(artifact: Path) -> N
 def test_an_artifact_that_changed_is_told_from_the_one_the_engines_were_built_from(
     exported: Path, artifact: Path
 ) -> None:
-    from export.engine_set import Machine
+    from export.artifact.engine_set import Machine
 
     (found,) = engine_sets(exported)
     here = Machine(found.facts.version, "SM120", "a GPU")

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from compressor.calibration.data import Sample, read_samples
 from compressor.calibration.plot import draw_profile
-from compressor.calibration.profile import Profile
 from compressor.calibration.run import calibrate
 from compressor.errors import DataError, ModelError, ProfileError
 from compressor.families import LoadedModel, load
-from compressor.planner import freeze, identity_plan
-from compressor.prompts import encode
+from compressor.plan.edits import identity_plan
+from compressor.planner import freeze
+from compressor.profile import Profile
+from compressor.samples.prompts import encode
+from compressor.samples.questions import Sample, read_samples
 from tests.facts import task
 
 
@@ -160,7 +161,7 @@ def test_the_command_says_what_a_profile_holds_before_the_model_is_loaded(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from vtcompress.cli import run
+    from vtcompress.cli.main import run
 
     path, other = tmp_path / "new" / "p.json", tmp_path / "other.jsonl"
     (tmp_path / "0.png").write_bytes((questions.parent / "0.png").read_bytes())

@@ -12,20 +12,20 @@ import torch
 from jinja2 import TemplateError
 
 import vtcompress
-from compressor import prompts
-from compressor.calibration.data import Sample
 from compressor.errors import DataError, ModelError, VtcompressError
 from compressor.families import checkpoint, describe
-from export import staging
-from export.artifact import Artifact
-from export.compared import keep, uncompared
-from export.engine_session import EngineSession
-from export.manifest import Compared
-from export.parity.backend import BackendParity
-from export.parity.original import read_original
+from compressor.samples import prompts
+from compressor.samples.questions import Sample
+from export.artifact import staging
+from export.artifact.artifact import Artifact
+from export.artifact.manifest import Compared
+from export.backends.compared import keep, uncompared
+from export.backends.tensorrt.session import EngineSession
+from export.checks.original import read_original
+from export.results.backend_parity import BackendParity
 from tests import facts
 from tests.artifacts import write_result
-from vtcompress.cli import EXIT_USAGE, run
+from vtcompress.cli.main import EXIT_USAGE, run
 
 
 def test_a_result_in_its_place_counts_though_the_old_one_cannot_be_removed(
@@ -124,7 +124,7 @@ def test_whatever_the_original_raises_is_one_line(monkeypatch: pytest.MonkeyPatc
 
     fails.dtype = torch.float32  # type: ignore[attr-defined]
     encoded = prompts.EncodedPrompt(torch.ones(1, 2), torch.ones(1), 1, "here")
-    monkeypatch.setattr("export.parity.original.encode", lambda *_: encoded)
+    monkeypatch.setattr("export.checks.original.encode", lambda *_: encoded)
     model: Any = SimpleNamespace(
         original=fails, processor=1, native_processor=1, facts=SimpleNamespace(name="model")
     )

@@ -7,14 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compressor.plan import LayerPlan
-from export.bench import bench_rows
-from export.charts import contribution_chart, contribution_scale, kinds_chart, speed_chart
-from export.decoder_picture import decoder_picture, lane
-from export.html_report import TEMPLATES
-from export.in_words import WHY, WHY_IN_NO_HEAD
-from export.states import IN_NO_HEAD, READ_BY_NO_HEAD, STATES
-from export.svg import decades, element, nice_ticks, standalone
+from compressor.plan.plan import LayerPlan
+from export.report.charts.bars import (
+    contribution_chart,
+    contribution_scale,
+    kinds_chart,
+    speed_chart,
+)
+from export.report.charts.decoder import decoder_picture, lane
+from export.report.done_gained_lost import WHY, WHY_IN_NO_HEAD
+from export.report.pages.html_report import TEMPLATES
+from export.report.text.svg import decades, element, nice_ticks, standalone
+from export.report.words.states import IN_NO_HEAD, READ_BY_NO_HEAD, STATES
+from export.results.bench import bench_rows
 from tests import facts
 
 PLAN = facts.plan(frozen=(1, 4), dead=(5,))

@@ -13,7 +13,7 @@ import pytest
 
 from compressor.version import __version__
 from tests.conftest import Run
-from vtcompress.cli import run
+from vtcompress.cli.main import run
 
 
 @pytest.fixture(scope="module")

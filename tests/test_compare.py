@@ -8,15 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compressor.errors import ArtifactError
-from export.compare import (
+from export.report.compare.comparison import (
     columns,
     compare_artifacts,
     comparison_figures,
     comparison_rows,
     pareto_front,
 )
-from export.html_compare import html_comparison
-from export.tradeoff_chart import tradeoff_chart
+from export.report.compare.page import html_comparison
+from export.report.compare.tradeoff_chart import tradeoff_chart
 from tests import facts
 from tests.artifacts import make_artifact
 from tests.test_html_report import HOSTILE, Structure

@@ -15,21 +15,21 @@ import transformers
 from click.testing import CliRunner
 
 import vtcompress
-from compressor.calibration.data import read_samples
 from compressor.compressed import compress, load_compressed
+from compressor.disk.files import sha256_of
 from compressor.errors import ModelError
 from compressor.families import load
-from compressor.files import sha256_of
 from compressor.generation import PLAIN, GenerationSettings, settings_of
 from compressor.planner import make_plan
-from export.constraints import constraints
-from export.messages import user_message
-from export.parity import loss
-from export.parity.original import measure_original
-from export.runtime import Runtime
-from export.torch_session import TorchSession
+from compressor.samples.questions import read_samples
+from export.backends.torch_model import TorchSession
+from export.checks import loss
+from export.checks.original import measure_original
+from export.runtime.constraints import constraints
+from export.runtime.messages import user_message
+from export.runtime.runtime import Runtime
 from tests.models import make_picture
-from vtcompress.cli import cli
+from vtcompress.cli.main import cli
 
 VOCAB, ENDS = 24, (2, 7)
 

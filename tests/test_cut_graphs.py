@@ -13,15 +13,15 @@ import torch
 from numpy.typing import NDArray
 
 from compressor.compressed import CompressedModel, naive_decoder
-from compressor.cost import layer_flops, predict
 from compressor.decoder import Decoder, decoder_from
 from compressor.decoder.weights import joined_parts
-from compressor.plan import Plan, Workload
-from export.graphs import GraphSpec, decoder_graph
-from export.onnx_graph import export_decoder, save_graph
-from export.sessions import OnnxSession
-from export.torch_session import TorchSession
-from export.weights import INLINE_BELOW, SharedWeights
+from compressor.plan.cost import layer_flops, predict
+from compressor.plan.plan import Plan, Workload
+from export.backends.onnxruntime import OnnxSession
+from export.backends.torch_model import TorchSession
+from export.graphs.spec import GraphSpec, decoder_graph
+from export.writer.weights import INLINE_BELOW, SharedWeights
+from export.writer.write import export_decoder, save_graph
 from tests.cuts import (
     CUTS,
     GRID,
@@ -246,7 +246,7 @@ def test_a_call_without_an_image_runs_none_of_a_windows_nodes(graphs: Graphs) ->
 
 
 def test_the_result_of_a_branch_is_copied_by_the_next_node(graphs: Graphs) -> None:
-    # OpenVINO 2026.4.1 gives wrong numbers where it is looked at in another shape; see export/branches.py.
+    # OpenVINO 2026.4.1 gives wrong numbers where it is looked at in another shape; see export/writer/passes/branch_on_images.py.
     nodes = onnx.load(graphs("window", GRID).path, load_external_data=False).graph.node
     results = {n.output[0] for n in nodes if n.op_type == "If"}
     assert results
@@ -333,7 +333,7 @@ def test_the_weight_file_holds_the_originals_bytes_once_and_one_table_for_each_k
 @pytest.mark.parametrize("name", CUTS)
 def test_openvino_runs_cut_decoders_as_onnx_runtime_does(name: str, graphs: Graphs) -> None:
     pytest.importorskip("openvino", reason="the extra openvino is not installed")
-    from export.openvino_session import OpenVinoSession
+    from export.backends.openvino import OpenVinoSession
 
     one = graphs(name, GRID)
     session, other = one.session(), OpenVinoSession(one.folder, [one.spec], threads=1)

@@ -8,8 +8,8 @@ import torch
 
 from compressor.decoder import decoder_from
 from compressor.decoder.weights import Slice, slice_of, source_of
-from compressor.plan import Plan
-from compressor.planner import identity_plan
+from compressor.plan.edits import identity_plan
+from compressor.plan.plan import Plan
 from tests.cuts import (
     CASES,
     CUTS,

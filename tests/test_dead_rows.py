@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compressor.cost import predict
 from compressor.decoder import decoder_from
-from compressor.methods import Yopo
-from compressor.passes.dead_rows import freeze_dead_rows
-from compressor.plan import LayerPlan, Plan
-from compressor.planner import identity_plan, leave, make_plan
+from compressor.methods.entries import Yopo
+from compressor.plan.cost import predict
+from compressor.plan.dead_rows import freeze_dead_rows
+from compressor.plan.edits import identity_plan
+from compressor.plan.plan import LayerPlan, Plan
+from compressor.planner import leave, make_plan
 from tests.cuts import (
     LAYERS,
     conversation,

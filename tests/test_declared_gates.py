@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from export.graphs import GraphSpec, decoder_graph, decoder_graphs
-from export.sessions import OnnxSession
+from export.backends.onnxruntime import OnnxSession
+from export.graphs.spec import GraphSpec, decoder_graph, decoder_graphs
 from tests import facts
 
 GATED = facts.plan(gates=facts.gates())

@@ -8,15 +8,17 @@ import pytest
 
 import vtcompress
 from benchmarks.frozen_sweep import KEPT, exact_match
-from compressor.calibration.data import Sample, read_samples
 from compressor.compressed import compress
 from compressor.families import LoadedModel, load
-from compressor.passes.shortv import ranking
-from compressor.planner import freeze, identity_plan
-from export.parity.loss import Answers, exact, measure
-from export.parity.original import measure_original
-from export.runtime import Runtime
-from export.torch_session import TorchSession
+from compressor.methods.shortv import ranking
+from compressor.plan.edits import identity_plan
+from compressor.planner import freeze
+from compressor.samples.questions import Sample, read_samples
+from export.backends.torch_model import TorchSession
+from export.checks.loss import measure
+from export.checks.original import measure_original
+from export.results.answers import Answers, exact
+from export.runtime.runtime import Runtime
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "digits-llava"
 NEW_TOKENS = 16

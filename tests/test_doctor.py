@@ -15,14 +15,16 @@ import onnx
 import pytest
 
 from compressor.errors import BackendError
-from export import doctor, doctor_backends, gpus
-from export.backends import BACKENDS
-from export.diagnosis import Diagnosis, Gpu
-from export.doctor import examine, nvidia_smi
-from export.doctor_probes import IDENTITY
-from export.doctor_probing import probe
+from export.backends.registry import BACKENDS
+from export.backends.tensorrt import gpus
+from export.machine import backends as doctor_backends
+from export.machine import doctor
+from export.machine.diagnosis import Diagnosis, Gpu
+from export.machine.doctor import examine, nvidia_smi
+from export.machine.probes import IDENTITY
+from export.machine.probing import probe
 from tests.test_import_rules import HEAVY
-from vtcompress.cli import run
+from vtcompress.cli.main import run
 
 Fake = Callable[..., None]
 
@@ -331,7 +333,7 @@ def test_the_command_shows_everything_and_fails_only_for_what_is_asked_for(
 
 def test_the_doctor_imports_no_package_that_could_crash_it() -> None:
     code = (
-        "import sys, json; from export.doctor import examine; examine(); "
+        "import sys, json; from export.machine.doctor import examine; examine(); "
         f"print(json.dumps([n for n in {(*HEAVY, 'tensorrt', 'tensorrt_rtx')!r} if n in sys.modules]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -8,7 +8,7 @@ from statistics import median
 
 import psutil
 
-from export.runtime import Runtime
+from export.runtime.runtime import Runtime
 from tests.models import WORDS
 
 PROMPTS, WARM_UP, FIRST, LAST = 1000, 100, 100, 500

@@ -11,15 +11,19 @@ import pytest
 
 from compressor.errors import ArtifactError, BackendError, MissingExtraError
 from compressor.recipe import ProfilesSection
-from export import backends, cuda_engines, gpus
-from export.artifact import Artifact
-from export.engine_session import EngineSession, Shape
-from export.engine_set import EngineEntry, EngineSet, Machine, OpenedSet, artifact_digest
-from export.gpus import Gpu, find_gpu, read_probe
-from export.limits import limits_of
-from export.profiles import profiles_of
-from export.runtime import Runtime
-from export.sessions import Array, OnnxSession, no_visual
+from export.artifact.artifact import Artifact
+from export.artifact.engine_set import EngineEntry, EngineSet, Machine, OpenedSet, artifact_digest
+from export.backends import registry as backends
+from export.backends.onnxruntime import OnnxSession
+from export.backends.tensorrt import device as cuda_engines
+from export.backends.tensorrt import gpus
+from export.backends.tensorrt.gpus import Gpu, find_gpu, read_probe
+from export.backends.tensorrt.session import EngineSession, Shape
+from export.graphs.limits import limits_of
+from export.graphs.profiles import profiles_of
+from export.runtime.runtime import Runtime
+from export.session.arrays import Array
+from export.session.session import no_visual
 from tests.models import make_picture
 
 ADDRESSES = 4096

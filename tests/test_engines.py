@@ -9,14 +9,14 @@ import onnx
 import pytest
 
 from compressor.errors import BackendError, MissingExtraError, VtcompressError
-from compressor.plan import Plan
-from compressor.planner import identity_plan
-from export import engines
-from export.engines import Maker, blamed, check_buildable
-from export.graphs import GraphSpec, decoder_graph
-from export.limits import Limits
-from export.profiles import profiles_of
-from export.targets import TARGETS, capabilities, check_capabilities, load
+from compressor.plan.edits import identity_plan
+from compressor.plan.plan import Plan
+from export.backends.tensorrt import maker as engines
+from export.backends.tensorrt.maker import Maker, blamed, check_buildable
+from export.backends.tensorrt.targets import TARGETS, capabilities, check_capabilities, load
+from export.graphs.limits import Limits
+from export.graphs.profiles import profiles_of
+from export.graphs.spec import GraphSpec, decoder_graph
 from tests.decoders import KINDS, plan_of, real_plan, write_decoder
 from tests.facts import dims, facts
 

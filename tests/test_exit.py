@@ -10,20 +10,21 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from compressor.calibration.exit import exit_kl, gate_margins
-from compressor.calibration.full_pass import full_pass, kl_divergence
-from compressor.cost import predict
 from compressor.decoder import Decoder, decoder_from
+from compressor.decoder.full_pass import full_pass, kl_divergence
 from compressor.decoder.gates import gate_selection
-from compressor.plan import Gates, Plan
-from compressor.planner import freeze, identity_plan, leave
-from export.graphs import decoder_graphs
-from export.onnx_graph import save_graph
-from export.sessions import OnnxSession
-from export.weights import SharedWeights
+from compressor.methods.exit_scores import exit_kl, gate_margins
+from compressor.plan.cost import predict
+from compressor.plan.edits import identity_plan
+from compressor.plan.plan import Gates, Plan
+from compressor.planner import freeze, leave
+from export.backends.onnxruntime import OnnxSession
+from export.graphs.spec import decoder_graphs
+from export.writer.weights import SharedWeights
+from export.writer.write import save_graph
 from tests.cuts import drawn
 from tests.facts import dims, facts
-from vtcompress.exporting import decoder_makers
+from vtcompress.stages.export import decoder_makers
 
 TOLERANCE = 1e-4
 LAYERS, HIDDEN, VOCAB, WIDTH = 5, 32, 40, 4

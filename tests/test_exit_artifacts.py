@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import save_file
 
 import vtcompress
-from compressor.calibration.data import Sample, read_samples
 from compressor.calibration.run import calibrate
 from compressor.decoder.weights import load_gates
+from compressor.disk.gate_file import GateFile
 from compressor.errors import DataError, GatesError, PlanError, ProfileError, VtcompressError
 from compressor.families import load
-from compressor.gate_file import GateFile
-from export.artifact import Artifact
-from export.runtime import Runtime
+from compressor.samples.questions import Sample, read_samples
+from export.artifact.artifact import Artifact
+from export.runtime.runtime import Runtime
 from tests.facts import task
 from tests.runtimes import exported
 

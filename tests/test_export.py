@@ -15,8 +15,8 @@ from compressor.compressed import compress
 from compressor.decoder.weights import source_of
 from compressor.errors import VtcompressError
 from compressor.families import load
-from export.torch_session import TorchSession
-from export.weights import PAGE
+from export.backends.torch_model import TorchSession
+from export.writer.weights import PAGE
 from tests.flops import layer_nodes
 
 GRAPHS = ("vision.onnx", "embed.onnx", "decoder.onnx", "baseline_decoder.onnx")
@@ -144,7 +144,7 @@ def test_both_checks_pass_and_stand_apart_in_manifest_and_report(artifact: Path)
 def test_the_runtime_answers_as_the_artifacts_torch_form(
     artifact: Path, model: Path, questions: Path
 ) -> None:
-    from compressor.calibration.data import read_samples
+    from compressor.samples.questions import read_samples
 
     runtime = vtcompress.Runtime.load(artifact, threads=1)
     manifest = vtcompress.Artifact.open(artifact).manifest
@@ -253,7 +253,7 @@ def test_a_broken_export_is_caught_by_the_fidelity_check(
     data[offset : offset + length] = (values * 1.05).astype(np.float32).tobytes()
     (broken / "weights.bin").write_bytes(bytes(data))
     manifest = json.loads((broken / "manifest.json").read_text(encoding="utf-8"))
-    from compressor.files import sha256_of
+    from compressor.disk.files import sha256_of
 
     manifest["files"]["weights.bin"]["sha256"] = sha256_of(broken / "weights.bin")
     (broken / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")

@@ -16,7 +16,7 @@ from compressor.errors import ArtifactError, ModelError
 from compressor.families import LoadedModel, describe, load
 from compressor.families.folder import digest
 from compressor.families.registry import local_folder
-from compressor.planner import identity_plan
+from compressor.plan.edits import identity_plan
 from tests.models import Variant, make_llava, make_questions
 
 

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from export.graphs import decoder_graph, embed_graph, vision_graph
-from export.parity.fidelity import Limits, Recording, check_declared, compare, record
+from export.checks.fidelity import Limits, Recording, check_declared, compare, record
+from export.graphs.spec import decoder_graph, embed_graph, vision_graph
 from tests import facts
 
 MODEL = facts.facts(facts.dims(layers=2))

@@ -14,21 +14,22 @@ from compressor.compressed import CompressedModel
 from compressor.decoder import Decoder, KeyValue, decoder_from
 from compressor.decoder.weights import source_of
 from compressor.errors import BackendError, DataError, RecipeError
-from compressor.plan import Gates, LayerPlan, Plan, length_names
-from export.artifact import Artifact
-from export.backends import open_session
-from export.fixed_cache import BLOCK as DEFAULT_BLOCK
-from export.graphs import caches_of, decoder_graph, decoder_graphs
-from export.limits import Limits, buffer_bytes, check_fixed
-from export.onnx_graph import save_graph
-from export.runtime import Runtime
-from export.sessions import OnnxSession, Session
-from export.torch_session import TorchSession
-from export.weights import SharedWeights
+from compressor.plan.plan import Gates, LayerPlan, Plan, length_names
+from export.artifact.artifact import Artifact
+from export.backends.onnxruntime import OnnxSession
+from export.backends.registry import open_session
+from export.backends.torch_model import TorchSession
+from export.graphs.limits import Limits, buffer_bytes, check_fixed
+from export.graphs.spec import caches_of, decoder_graph, decoder_graphs
+from export.runtime.runtime import Runtime
+from export.session.fixed_cache import BLOCK as DEFAULT_BLOCK
+from export.session.session import Session
+from export.writer.weights import SharedWeights
+from export.writer.write import save_graph
 from tests.cuts import GRID, HIDDEN, IMAGE, NEURONS, cut, dead, frozen, gone, tensors_of
 from tests.facts import dims, facts
 from tests.models import make_picture
-from vtcompress.exporting import decoder_makers
+from vtcompress.stages.export import decoder_makers
 
 TOLERANCE = 1e-5
 TOKENS = 64

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from compressor.errors import DataError
-from export.fixed_cache import FixedCaches, FixedPast
-from export.graphs import GraphSpec, decoder_graphs
-from export.limits import Limits, buffer_bytes
+from export.graphs.limits import Limits, buffer_bytes
+from export.graphs.spec import GraphSpec, decoder_graphs
+from export.session.fixed_cache import FixedCaches, FixedPast
 from tests.decoders import plan_of
 
 BLOCK = 16
@@ -214,7 +214,7 @@ def test_buffers_between_which_memory_ran_out_are_made_equal_by_the_next_call(
         return empty(*arguments, **options)  # type: ignore[call-overload, no-any-return]
 
     with monkeypatch.context() as patch:
-        patch.setattr("export.fixed_cache.np.empty", failing)
+        patch.setattr("export.session.fixed_cache.np.empty", failing)
         with pytest.raises(MemoryError):
             decoder.run(past, 60)
     assert len(set(rooms(past).values())) == 2

@@ -16,14 +16,16 @@ from onnx import TensorProto, helper, numpy_helper
 from compressor.decoder import Decoder, decoder_from
 from compressor.decoder.weights import source_of
 from compressor.errors import VtcompressError
-from compressor.plan import Plan
-from compressor.planner import identity_plan
-from export import overflow
-from export.graphs import GraphSpec, TensorSpec, decoder_graph
-from export.onnx_graph import export_decoder, save_graph
-from export.overflow import FLOAT16_MAX, WIDE, Float16Ranges, Prompts, keep_wide
-from export.sessions import OnnxGraph, OnnxSession, Session
-from export.weights import SharedWeights
+from compressor.plan.edits import identity_plan
+from compressor.plan.plan import Plan
+from export.backends.onnxruntime import OnnxGraph, OnnxSession
+from export.checks import float16 as overflow
+from export.checks.float16 import Prompts, keep_wide
+from export.graphs.spec import GraphSpec, TensorSpec, decoder_graph
+from export.results.float16 import FLOAT16_MAX, WIDE, Float16Ranges
+from export.session.session import Session
+from export.writer.weights import SharedWeights
+from export.writer.write import export_decoder, save_graph
 from tests.facts import dims, facts
 
 MODEL = facts(dims(layers=3, hidden=64, heads=4, kv_heads=2, head_dim=16, intermediate=96))

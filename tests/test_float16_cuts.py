@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from compressor.decoder import decoder_from
-from export.graphs import GraphSpec, decoder_graph
-from export.onnx_graph import export_decoder, save_graph
-from export.probes import ProbedGraph
-from export.sessions import GraphSession, OnnxSession
-from export.shadow import read_graph
-from export.weights import SharedWeights
+from export.backends.onnxruntime import OnnxSession
+from export.checks.probes import ProbedGraph
+from export.graphs.spec import GraphSpec, decoder_graph
+from export.session.session import GraphSession
+from export.writer.passes.float32 import read_graph
+from export.writer.weights import SharedWeights
+from export.writer.write import export_decoder, save_graph
 from tests.cuts import WIDE_GRID, conversation, plan_of, tensors_of
 
 # A float16 number is off by 2^-11 of itself at most. From its embedding to its logits a row is rounded some

@@ -9,16 +9,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import vtcompress
-from compressor.calibration.data import read_samples
 from compressor.compressed import compress
 from compressor.families import load
-from export import model_card, report, report_data
-from export.manifest import Manifest
-from export.model_card import Origin
-from export.parity import fidelity, stored
-from export.torch_session import TorchSession
+from compressor.samples.questions import read_samples
+from export.artifact.manifest import Manifest
+from export.backends.torch_model import TorchSession
+from export.checks import fidelity, stored
+from export.report import data as report_data
+from export.report.pages import markdown_report as report
+from export.report.pages import model_card
+from export.report.pages.model_card import Origin
+from export.results.fidelity import FidelityReport
 from tests.models import Variant, make_llava
-from vtcompress import show
+from vtcompress.cli import show
 from vtcompress.console import Output
 
 DOWN = "layers.0.mlp.down_proj.weight"
@@ -53,7 +56,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, questions: Path) -> Expor
     references = []
     compare = fidelity.compare
 
-    def keep(reference: fidelity.Recording, *rest: Any) -> fidelity.FidelityReport:
+    def keep(reference: fidelity.Recording, *rest: Any) -> FidelityReport:
         references.append(reference)
         return compare(reference, *rest)
 

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from compressor.disk.files import write_text
+from compressor.disk.locks import exclusive
 from compressor.errors import VtcompressError
-from compressor.files import write_text
-from compressor.locks import exclusive
-from export.places import STAGING_MARK
-from export.staging import staged
+from export.artifact.places import STAGING_MARK
+from export.artifact.staging import staged
 from tests.artifacts import write_result
 
 ROOT = Path(__file__).parent.parent
@@ -166,7 +166,7 @@ def read_only(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_read_only_target_is_one_line(read_only, capsys):
-    from vtcompress.cli import run
+    from vtcompress.cli.main import run
 
     with pytest.raises(VtcompressError, match="cannot write: "), staged(read_only / "out"):
         pytest.fail("the block must not run")

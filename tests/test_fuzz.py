@@ -14,17 +14,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from PIL import Image
 
-from compressor.calibration.data import read_samples
-from compressor.calibration.profile import Profile
 from compressor.errors import VtcompressError
-from compressor.pictures import load_image
-from compressor.plan import Plan
+from compressor.plan.plan import Plan
+from compressor.profile import Profile
 from compressor.recipe import dump_recipe, load_recipe
-from export.artifact import Artifact, write_manifest
-from export.onnx_header import check_graph
-from export.parity import stored
-from export.preprocess import ImageProcessor
-from export.prompt import Prompter
+from compressor.samples.pictures import load_image
+from compressor.samples.questions import read_samples
+from export.artifact.artifact import Artifact, write_manifest
+from export.artifact.onnx_header import check_graph
+from export.checks import stored
+from export.runtime.images import ImageProcessor
+from export.runtime.prompter import Prompter
 from tests import facts
 from tests.mutations import TooLongError, Watch, edited, edits, mutants, outcome
 from tests.test_onnx_header import external, model
@@ -350,7 +350,7 @@ def test_damaged_tokenizers_and_processors(watch, case, counted, tiny_artifact, 
 def test_damaged_weights_of_a_compressed_model(watch, case, counted, tiny_model):
     from compressor.compressed import load_compressed, save_compressed
     from compressor.families import load
-    from compressor.planner import identity_plan
+    from compressor.plan.edits import identity_plan
 
     loaded = load(str(tiny_model))
     save_compressed(loaded, identity_plan(loaded.facts, loaded.digest), case)

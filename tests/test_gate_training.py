@@ -14,36 +14,37 @@ import pytest
 import torch
 
 import vtcompress
-from compressor.calibration import gate_training
-from compressor.calibration.data import Sample, read_samples
-from compressor.calibration.full_pass import full_pass
-from compressor.calibration.gate_examples import (
+from compressor.compressed import compress
+from compressor.decoder.full_pass import full_pass
+from compressor.decoder.weights import decoder_from, load_gates
+from compressor.disk.gate_file import GateFile, stable_header
+from compressor.errors import DataError, GatesError, PlanError, RecipeError, VtcompressError
+from compressor.families import LoadedModel, load
+from compressor.methods.dyvte import training as gate_training
+from compressor.methods.dyvte.examples import (
     Examples,
     exit_logits,
     force_answer,
     gate_inputs,
     labels,
 )
-from compressor.calibration.gate_training import (
+from compressor.methods.dyvte.training import (
     margins_of,
     original_decoder,
     steps_of,
     train_gates,
 )
-from compressor.compressed import compress
-from compressor.decoder.weights import decoder_from, load_gates
-from compressor.errors import DataError, GatesError, PlanError, RecipeError, VtcompressError
-from compressor.families import LoadedModel, load
-from compressor.gate_file import GateFile, stable_header
-from compressor.methods import DyVTE, GateTraining
-from compressor.plan import Plan
-from compressor.planner import identity_plan, leave
+from compressor.methods.entries import DyVTE, GateTraining
+from compressor.plan.edits import identity_plan
+from compressor.plan.plan import Plan
+from compressor.planner import leave
 from compressor.progress import SILENT, Silent
-from compressor.prompts import answer_ids, embed, encode
 from compressor.recipe import parse_recipe
+from compressor.samples.prompts import answer_ids, embed, encode
+from compressor.samples.questions import Sample, read_samples
 from tests.models import WORDS, make_picture, make_questions
-from vtcompress import gates_training
-from vtcompress.cli import run
+from vtcompress.cli.main import run
+from vtcompress.stages.gates import training as gates_training
 
 ROOT = Path(__file__).parent.parent
 TRAIN = GateTraining(steps=30, batch=3, learning_rate=0.01, seed=1)
@@ -183,7 +184,7 @@ def test_labels_are_what_forcing_each_exit_on_the_whole_model_gives(model, sampl
     [(200, 1.02, 1), (199, 1.02, 1), (198, 1.02, 0), (200, 1.031, 0), (200, 0.5, 1)],
 )
 def test_the_thresholds_are_the_papers(monkeypatch, equal, factor, label):
-    module = sys.modules["compressor.calibration.gate_examples"]
+    module = sys.modules["compressor.methods.dyvte.examples"]
     original = torch.zeros(1, 200, 3)
     original[..., 0] = 5.0
     early = original.clone()
@@ -351,7 +352,7 @@ def test_an_interrupt_in_the_middle_of_a_step_stores_no_half_step(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from compressor.calibration import gate_training
+from compressor.methods.dyvte import training as gate_training
 from tests.test_gate_training import METHOD, StopAfter, a_training, load, read_samples
 
 gate_training.SAVE_EVERY_SECONDS, gate_training.MOST_TIME_SAVING = 0.0, 1e9

@@ -10,16 +10,16 @@ import torch
 from safetensors.torch import save_file
 
 import vtcompress
-from compressor.calibration.data import read_samples
-from compressor.calibration.profile import Profile
 from compressor.compressed import compress
 from compressor.decoder.weights import load_gates
+from compressor.disk.gate_file import GateFile
 from compressor.families import load
-from compressor.gate_file import GateFile
-from compressor.plan import Plan
-from export.parity.loss import measure
-from export.runtime import Runtime
-from export.torch_session import TorchSession
+from compressor.plan.plan import Plan
+from compressor.profile import Profile
+from compressor.samples.questions import read_samples
+from export.backends.torch_model import TorchSession
+from export.checks.loss import measure
+from export.runtime.runtime import Runtime
 
 CUTS = [{"shortv": {"layers": [0, 1]}}, {"yopo": {"mlp_ratio": 4}}]
 SEED = 10

@@ -12,13 +12,13 @@ import pytest
 
 import vtcompress
 from compressor.errors import VtcompressError
-from export import memory
-from export.report import markdown_report
-from export.report_data import ReportData
-from export.runtime import Runtime
+from export.checks import memory
+from export.report.data import ReportData
+from export.report.pages.markdown_report import markdown_report
+from export.runtime.runtime import Runtime
 from tests.models import make_picture
 from tests.runtimes import exported
-from vtcompress.cli import run
+from vtcompress.cli.main import run
 
 ROOT = Path(__file__).resolve().parent.parent
 Chat = Callable[..., tuple[int, str, str]]

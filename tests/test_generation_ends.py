@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from compressor.calibration.data import read_samples
 from compressor.compressed import compress
 from compressor.errors import ModelError
 from compressor.families import describe, load
 from compressor.planner import make_plan
-from export.parity.original import measure_original
-from export.prompt import Prompter
-from export.runtime import Runtime
-from export.torch_session import TorchSession
+from compressor.samples.questions import read_samples
+from export.backends.torch_model import TorchSession
+from export.checks.original import measure_original
+from export.runtime.prompter import Prompter
+from export.runtime.runtime import Runtime
 
 ASKED, LONGEST = "what is it", 8
 ABSENT = "absent"

@@ -10,19 +10,20 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from compressor.calibration.data import Sample, read_samples
-from compressor.calibration.full_pass import FullPass, full_pass
-from compressor.calibration.heads import head_score
-from compressor.calibration.neurons import neuron_activity
 from compressor.calibration.plot import draw_profile
-from compressor.calibration.profile import Profile, SampleScore
 from compressor.calibration.run import calibrate
 from compressor.decoder import decoder_from
+from compressor.decoder.full_pass import FullPass, full_pass
 from compressor.errors import ProfileError
 from compressor.families import LoadedModel, load
-from compressor.methods import Heads, Yopo
-from compressor.planner import identity_plan, make_plan
-from compressor.prompts import embed, encode
+from compressor.methods.entries import Heads, Yopo
+from compressor.methods.yopo.heads import head_score
+from compressor.methods.yopo.neurons import neuron_activity
+from compressor.plan.edits import identity_plan
+from compressor.planner import make_plan
+from compressor.profile import Profile, SampleScore
+from compressor.samples.prompts import embed, encode
+from compressor.samples.questions import Sample, read_samples
 from tests import facts
 from tests.facts import task
 from tests.models import VARIANTS

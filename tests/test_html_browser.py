@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.compare import compare_artifacts
-from export.html_compare import html_comparison
-from export.html_report import html_report
+from export.report.compare.comparison import compare_artifacts
+from export.report.compare.page import html_comparison
+from export.report.pages.html_report import html_report
 from tests import facts
 from tests.artifacts import make_artifact
 from tests.browser import browser_page, find_browser
@@ -22,7 +22,7 @@ from tests.test_compare import with_kept, with_speed
 from tests.test_html_report import ASKED, HOSTILE, PROFILE
 from tests.test_report_exits import exits_profile
 from tests.test_report_yopo import CUT, MASKED, RECIPE, RECIPE_MASKED, SCORED, measured_of
-from vtcompress.reporting import read_report
+from vtcompress.stages.report import read_report
 
 BROWSER = find_browser()
 pytestmark = pytest.mark.skipif(

@@ -10,20 +10,20 @@ from pathlib import Path
 import pytest
 
 from compressor.errors import ArtifactError, ProfileError
-from export.html_report import html_report
-from export.questions import (
+from compressor.samples.small_pictures import LARGEST_PICTURE
+from export.report.data import figures
+from export.report.pages.html_report import html_report
+from export.report.pages.markdown_report import markdown_report
+from export.report.questions import (
     Question,
     chosen_questions,
     stored_questions,
     thumbnail,
 )
-from export.report import markdown_report
-from export.report_data import figures
-from export.small_pictures import LARGEST_PICTURE
 from tests import facts
 from tests.artifacts import make_artifact
 from tests.models import make_picture
-from vtcompress.reporting import read_report
+from vtcompress.stages.report import read_report
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 HOSTILE = "<script>alert(1)</script>\"'&{{ 7 * 7 }}</style></svg>\x00\x1b[31m\u202e"

@@ -10,13 +10,14 @@ import torch
 
 from compressor.compressed import compress, load_compressed, save_compressed
 from compressor.families import LoadedModel, load
-from compressor.layout import layout_of
-from compressor.planner import identity_plan
-from export.graphs import decoder_graph, embed_graph, vision_graph
-from export.onnx_graph import export_decoder, export_embed, export_vision, save_graph
-from export.sessions import OnnxSession, Session
-from export.torch_session import TorchSession
-from export.weights import SharedWeights
+from compressor.plan.edits import identity_plan
+from compressor.samples.layout import layout_of
+from export.backends.onnxruntime import OnnxSession
+from export.backends.torch_model import TorchSession
+from export.graphs.spec import decoder_graph, embed_graph, vision_graph
+from export.session.session import Session
+from export.writer.weights import SharedWeights
+from export.writer.write import export_decoder, export_embed, export_vision, save_graph
 from tests.models import SIDE, VARIANTS, WORDS
 
 TOLERANCE = 1e-4

@@ -36,7 +36,7 @@ MODEL_NAMES = (
     "idefics",
 )
 # Names of image processors are keys of the file format that the runtime reads without transformers.
-NAMES_ALLOWED = {"export/preprocess.py"}
+NAMES_ALLOWED = {"export/runtime/images.py"}
 
 
 def relative(path: Path) -> str:
@@ -129,41 +129,41 @@ def test_only_the_front_door_and_nothing_below_tests_is_imported():
 
 
 LIGHT = (
-    "compressor.plan",
+    "compressor.plan.plan",
     "compressor.planner",
     "compressor.recipe",
-    "compressor.cost",
-    "compressor.layout",
-    "compressor.calibration.data",
-    "compressor.calibration.profile",
-    "export.manifest",
-    "export.runtime",
-    "export.artifact",
-    "export.report",
-    "export.html_report",
-    "export.charts",
-    "export.compare",
-    "export.html_compare",
-    "export.model_card",
-    "export.prompt",
-    "export.preprocess",
-    "export.sessions",
-    "export.backends",
-    "export.cuda_engines",
-    "export.cuda_session",
-    "export.engine_build",
-    "export.engine_session",
+    "compressor.plan.cost",
+    "compressor.samples.layout",
+    "compressor.samples.questions",
+    "compressor.profile",
+    "export.artifact.manifest",
+    "export.runtime.runtime",
+    "export.artifact.artifact",
+    "export.report.pages.markdown_report",
+    "export.report.pages.html_report",
+    "export.report.charts.bars",
+    "export.report.compare.comparison",
+    "export.report.compare.page",
+    "export.report.pages.model_card",
+    "export.runtime.prompter",
+    "export.runtime.images",
+    "export.session.session",
+    "export.backends.registry",
+    "export.backends.tensorrt.device",
+    "export.backends.onnxruntime_cuda",
+    "export.backends.tensorrt.build",
+    "export.backends.tensorrt.session",
     "export.profiles",
-    "export.openvino_session",
-    "export.memory",
-    "export.sampling",
-    "export.parity.fidelity",
-    "export.parity.loss",
+    "export.backends.openvino",
+    "export.checks.memory",
+    "export.runtime.sampling",
+    "export.checks.fidelity",
+    "export.checks.loss",
     "vtcompress",
-    "vtcompress.engine_building",
-    "vtcompress.generating",
-    "vtcompress.stages",
-    "vtcompress.reporting",
+    "vtcompress.stages.build",
+    "vtcompress.cli.generating",
+    "vtcompress.stages.stages",
+    "vtcompress.stages.report",
 )
 
 
@@ -193,9 +193,9 @@ def test_modules_that_an_edge_box_needs_load_nothing_heavy(module):
 )
 def test_help_loads_nothing_heavy(arguments):
     code = (
-        "import vtcompress.cli\n"
+        "import vtcompress.cli.main\n"
         "try:\n"
-        f"    vtcompress.cli.main({arguments!r})\n"
+        f"    vtcompress.cli.main.main({arguments!r})\n"
         "except SystemExit as end:\n"
         "    assert not end.code, end.code\n"
     )
@@ -210,7 +210,7 @@ def test_the_light_modules_would_be_seen_to_load_something_heavy():
 
 
 def test_only_the_targets_may_import_tensorrt():
-    allowed = {"export/targets.py"}
+    allowed = {"export/backends/tensorrt/targets.py"}
     found = [
         f"{relative(path)}: {name!r}"
         for path in SOURCES
@@ -273,10 +273,10 @@ def test_a_models_name_is_not_seen_where_it_is_allowed(code):
     "code",
     [
         "import export",
-        "from export.graphs import x",
-        "def f():\n  import export.bench as b",
+        "from export.graphs.spec import x",
+        "def f():\n  import export.checks.bench as b",
         "import_module('export')",
-        "importlib.import_module('export.sessions')",
+        "importlib.import_module('export.session.session')",
     ],
 )
 def test_an_import_is_seen_wherever_it_stands_in_code(code):

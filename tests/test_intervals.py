@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from export.parity.intervals import change_interval, kept_interval, share_interval
+from export.results.intervals import change_interval, kept_interval, share_interval
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,13 @@ import pytest
 from PIL import Image
 
 import vtcompress
-from compressor.calibration.data import Sample, read_samples
 from compressor.errors import ArtifactError, RecipeError
-from export.artifact import Artifact
-from export.parity.loss import Answer, Answers
-from export.parity.stored import store_original, stored_original, stored_samples
-from export.questions import chosen_places, question_of
-from vtcompress.cli import run
+from compressor.samples.questions import Sample, read_samples
+from export.artifact.artifact import Artifact
+from export.checks.stored import store_original, stored_original, stored_samples
+from export.report.questions import chosen_places, question_of
+from export.results.answers import Answer, Answers
+from vtcompress.cli.main import run
 
 ASKED = 14
 SECRET = b"52.5163N 13.3777E"
@@ -220,8 +220,8 @@ def test_another_backend_compares_answers_where_the_data_is_given(
 def test_a_report_without_pictures_says_so(
     tmp_path: Path,
 ) -> None:
-    from export.html_report import html_report
-    from export.report_data import report_data
+    from export.report.data import report_data
+    from export.report.pages.html_report import html_report
     from tests import facts
     from tests.artifacts import make_artifact
 

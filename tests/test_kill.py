@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 
-from compressor.calibration.profile import Profile
+from compressor.disk.files import write_text
+from compressor.disk.locks import LOCK_MARK, exclusive
 from compressor.errors import VtcompressError
-from compressor.files import write_text
-from compressor.locks import LOCK_MARK, exclusive
-from compressor.plan import Plan
-from export.artifact import Artifact
-from export.staging import staged
+from compressor.plan.plan import Plan
+from compressor.profile import Profile
+from export.artifact.artifact import Artifact
+from export.artifact.staging import staged
 from tests.artifacts import make_artifact
 
 ROOT = Path(__file__).parent.parent
@@ -287,7 +287,7 @@ def test_replacing_an_artifact_may_be_killed_at_every_operation_on_files(
     tmp_path, counted, monkeypatch, inside
 ):
     """Beside its place, and inside a mount point, where it is moved in part by part."""
-    monkeypatch.setattr("export.staging.is_mount", lambda _: inside)
+    monkeypatch.setattr("export.artifact.staging.is_mount", lambda _: inside)
     output = tmp_path / "out"
 
     def make_old() -> None:

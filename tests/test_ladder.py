@@ -7,20 +7,21 @@ from typing import Any
 import onnx
 import pytest
 
-from compressor.dims import Facts
-from export import ladder
-from export.graphs import embed_graph
-from export.html_report import html_report
-from export.ladder import EngineFacts, Rung, claim
-from export.manifest import Manifest
-from export.model_card import Origin, model_card
-from export.onnx_check import CheckerReport, check_graphs
-from export.parity.backend import BackendParity
-from export.report import markdown_report
-from export.report_data import ReportData, figures
+from compressor.facts import Facts
+from export.artifact.manifest import Manifest
+from export.checks.onnx_checker import check_graphs
+from export.graphs.spec import embed_graph
+from export.report.data import ReportData, figures
+from export.report.pages.html_report import html_report
+from export.report.pages.markdown_report import markdown_report
+from export.report.pages.model_card import Origin, model_card
+from export.report.words import ladder
+from export.report.words.ladder import EngineFacts, Rung, claim
+from export.results.backend_parity import BackendParity
+from export.results.checker import CheckerReport
 from tests import facts
+from vtcompress.cli.show import show_ladder
 from vtcompress.console import Output
-from vtcompress.show import show_ladder
 
 ROOT = Path(__file__).parent.parent
 PLAN = facts.plan(frozen=(1, 4), dead=(5,))

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from compressor.version import __version__
-from vtcompress import cli as module
-from vtcompress.cli import run
+from vtcompress.cli import main as module
+from vtcompress.cli.main import run
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_the_stage_that_was_announced_last_is_named(
         for quiet_too in progress.track([1], "measuring layers", 1):
             raise ZeroDivisionError(quiet_too)
 
-    monkeypatch.setattr("vtcompress.stages.calibrate", broken)
+    monkeypatch.setattr("vtcompress.stages.calibrate.calibrate", broken)
     assert run(["-q", "calibrate", "--recipe", "identity"]) == 1
     err = capsys.readouterr().err
     assert (
@@ -175,7 +175,7 @@ def lines(tmp_path: Path, code: str, **streams: object) -> subprocess.Popen[byte
 @pytest.mark.parametrize("many", [1, 100_000], ids=["at the end", "in between"])
 def test_a_reader_that_leaves_is_no_error_to_report(many: int, tmp_path: Path) -> None:
     code = (
-        "import sys, vtcompress.shipped as s; from vtcompress.cli import main\n"
+        "import sys, vtcompress.shipped as s; from vtcompress.cli.main import main\n"
         f"s.find_recipe = lambda name: type('F', (), {{'read_text': lambda self, **_: 'x\\n' * {many}}})()\n"
         "sys.stdin.readline()\n"
         "main(['recipes', 'x'])\n"
@@ -190,7 +190,7 @@ def test_a_reader_that_leaves_is_no_error_to_report(many: int, tmp_path: Path) -
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
 def test_a_full_disk_behind_stdout_is_one_line(tmp_path: Path) -> None:
-    code = "from vtcompress.cli import main; main(['recipes'])"
+    code = "from vtcompress.cli.main import main; main(['recipes'])"
     with Path("/dev/full").open("wb") as full:
         process = lines(tmp_path, code, stdout=full)
         _, err = process.communicate()

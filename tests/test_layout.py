@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compressor.errors import DataError
-from compressor.layout import layout_of
+from compressor.samples.layout import layout_of
 
 IMAGE = 99
 PICTURE = [IMAGE] * 3

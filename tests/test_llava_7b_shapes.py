@@ -21,11 +21,11 @@ import numpy as np
 import pytest
 from transformers import AutoProcessor, LlavaConfig
 
-from compressor.pictures import load_image
-from export.messages import user_message
-from export.preprocess import ImageProcessor
-from export.prompt import Prompter
-from export.weights import INLINE_BELOW, PAGE
+from compressor.samples.pictures import load_image
+from export.runtime.images import ImageProcessor
+from export.runtime.messages import user_message
+from export.runtime.prompter import Prompter
+from export.writer.weights import INLINE_BELOW, PAGE
 from tests.llava_7b import (
     IMAGE_ID,
     LAYERS,

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from compressor.disk.files import write_text
+from compressor.disk.locks import LOCK_MARK, exclusive
 from compressor.errors import VtcompressError
-from compressor.files import write_text
-from compressor.locks import LOCK_MARK, exclusive
-from export.staging import staged
-from vtcompress.cli import run
+from export.artifact.staging import staged
+from vtcompress.cli.main import run
 
 ROOT = Path(__file__).parent.parent
 HOLD = (
@@ -24,7 +24,7 @@ HOLD = (
 )
 
 
-def holder(target: Path, module: str = "compressor.locks", name: str = "exclusive"):
+def holder(target: Path, module: str = "compressor.disk.locks", name: str = "exclusive"):
     """Start another process that holds a place until its stdin is closed."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD.format(module=module, name=name), str(target)],
@@ -49,7 +49,7 @@ def refusal(target: Path, taking=exclusive) -> str:
 
 def test_a_second_run_is_refused_in_one_line_that_names_the_first(tmp_path):
     target = tmp_path / "out"
-    process = holder(target, "export.staging", "staged")
+    process = holder(target, "export.artifact.staging", "staged")
     said = (
         f"{target}: is being written by another run (pid {process.pid}); "
         "wait for it or choose another --output"
@@ -108,7 +108,7 @@ def test_the_lock_goes_on_every_exit(tmp_path, failure):
 
 def test_a_folder_that_another_run_took_away_before_the_lock_is_made_again(tmp_path, monkeypatch):
     """A run without a result removes the empty folders that it made; others may have come to use them."""
-    from compressor import files
+    from compressor.disk import files
 
     make = files.make_parent
 

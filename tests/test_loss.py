@@ -11,20 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from compressor.calibration.data import Sample, data_digest
 from compressor.errors import ArtifactError, VtcompressError
-from export.checks import token_rows
-from export.parity.loss import (
-    Answer,
-    Answers,
-    common_prefix,
-    compare,
-    exact,
-    kl_rows,
-    measure,
-)
-from export.parity.loss_report import LossLimits, LossReport
-from export.parity.stored import store_original, stored_original, write_answers
+from compressor.samples.questions import Sample, data_digest
+from export.checks.loss import common_prefix, compare, kl_rows, measure
+from export.checks.stored import store_original, stored_original, write_answers
+from export.report.words.checks import token_rows
+from export.results.answers import Answer, Answers, exact
+from export.results.loss_report import LossLimits, LossReport
 from tests import facts
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from compressor.methods import METHOD_NAMES
-from export.model_card import PAPERS, Origin, licence_of, model_card
+from compressor.methods.entries import METHOD_NAMES
+from export.report.pages.model_card import PAPERS, Origin, licence_of, model_card
 from tests import facts
 from tests.artifacts import RECIPE, make_artifact
-from vtcompress.reporting import origin_of, read_report
+from vtcompress.stages.report import origin_of, read_report
 
 NOWHERE = Origin()
 

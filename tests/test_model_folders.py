@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import vtcompress
 from compressor.errors import ModelError, VtcompressError
 from compressor.families import describe, load
 from compressor.families.folder import WEIGHTS, WEIGHTS_INDEX
 from compressor.families.guard import LFS_HEADER, reading
 from tests.models import Variant, make_llava
-from vtcompress import stages
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_a_folder_and_a_file_without_permission_are_named(
     line = f"{folder}: Permission denied; make the folder readable"
     assert refused(folder) == (line,)
     with pytest.raises(VtcompressError, match=line):
-        stages.inspect(folder)
+        vtcompress.inspect(folder)
 
 
 def test_links_to_files_that_are_gone_and_folders_in_a_files_place_are_named(folder: Path) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from compressor.files import write_text
-from vtcompress.cli import run
+from compressor.disk.files import write_text
+from vtcompress.cli.main import run
 
 ROOT = Path(__file__).parent.parent
 UMASKS = [0o022, 0o027, 0o077, 0o002]
@@ -79,11 +79,11 @@ from pathlib import Path
 for name in ("fcntl", "resource"):
     sys.modules[name] = None  # what Windows lacks
 import vtcompress
-from compressor.files import write_text
-from compressor.locks import exclusive
-from export.artifact import peak_memory_bytes
-from export.staging import staged
-from vtcompress.cli import run
+from compressor.disk.files import write_text
+from compressor.disk.locks import exclusive
+from export.artifact.artifact import peak_memory_bytes
+from export.artifact.staging import staged
+from vtcompress.cli.main import run
 folder = Path(sys.argv[1])
 with exclusive(folder / "p.json"), exclusive(folder / "p.json"):
     write_text(folder / "p.json", "one")

@@ -10,13 +10,13 @@ import sys
 import pytest
 
 import vtcompress
+from compressor.disk.model_digest import alike, difference, same_model
 from compressor.errors import VtcompressError
 from compressor.families import load
 from compressor.families.folder import digest
-from compressor.model_digest import alike, difference, same_model
 from compressor.recipe import dump_recipe, load_recipe
 from tests.test_import_rules import ROOT, SOURCES, imported, parsed, relative
-from vtcompress.cli import read_recipe
+from vtcompress.cli.main import read_recipe
 
 FORBIDDEN_MODULES = {
     "pickle",

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from compressor.errors import ArtifactError
-from export.artifact import Artifact, write_manifest
-from export.onnx_header import (
+from export.artifact.artifact import Artifact, write_manifest
+from export.artifact.onnx_header import (
     MAX_FIELDS,
     MAX_GRAPH_BYTES,
     TensorHeader,
     check_graph,
     read_tensors,
 )
-from export.protobuf_wire import MalformedError
+from export.artifact.protobuf_wire import MalformedError
 from tests import facts
 
 SIZES = {"weights.bin": 4096}
@@ -274,7 +274,7 @@ def test_a_graph_of_absurd_size_is_not_even_read(tmp_path):
 
 
 def test_a_graph_of_very_many_fields_is_given_up(monkeypatch):
-    monkeypatch.setattr("export.onnx_header.MAX_FIELDS", 1000)
+    monkeypatch.setattr("export.artifact.onnx_header.MAX_FIELDS", 1000)
     assert MAX_FIELDS > 1000
     with pytest.raises(MalformedError, match="more than 1000 fields"):
         read_tensors(b"\x2a\x00" * 1001)
@@ -285,7 +285,7 @@ def test_a_graph_of_very_many_fields_is_given_up(monkeypatch):
 def test_an_artifact_with_such_a_graph_is_refused_before_onnx_runtime_sees_it(
     tmp_path, monkeypatch, content, verify
 ):
-    from export.runtime import Runtime
+    from export.runtime.runtime import Runtime
 
     for name in ("vision", "embed"):
         (tmp_path / f"{name}.onnx").write_bytes(model().SerializeToString())
@@ -296,7 +296,7 @@ def test_an_artifact_with_such_a_graph_is_refused_before_onnx_runtime_sees_it(
     def loaded(*_: object, **__: object) -> None:
         pytest.fail("ONNX Runtime was started")
 
-    monkeypatch.setattr("export.sessions.OnnxSession", loaded)
+    monkeypatch.setattr("export.backends.onnxruntime.OnnxSession", loaded)
     with pytest.raises(ArtifactError, match=r"decoder\.onnx"):
         Runtime.load(tmp_path, verify=verify)
     with pytest.raises(ArtifactError, match=r"decoder\.onnx"):

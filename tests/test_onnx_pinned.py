@@ -3,7 +3,7 @@
 import onnx
 from onnx import TensorProto, helper
 
-from export.onnx_pinned import pinned
+from export.backends.tensorrt.pinned import pinned
 
 
 def graph() -> onnx.ModelProto:

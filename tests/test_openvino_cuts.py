@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from compressor.decoder import decoder_from
-from compressor.plan import Gates, Plan
+from compressor.plan.plan import Gates, Plan
 from compressor.planner import freeze, leave
-from export.bfloat16 import open_for_checks
-from export.graphs import DType, decoder_graphs
-from export.onnx_graph import save_graph
-from export.weights import SharedWeights
+from export.checks.bfloat16 import open_for_checks
+from export.graphs.spec import DType, decoder_graphs
+from export.writer.weights import SharedWeights
+from export.writer.write import save_graph
 from tests.cuts import CUTS, HIDDEN, conversation, drawn, plan_of
-from vtcompress.exporting import decoder_makers
+from vtcompress.stages.export import decoder_makers
 
 # Of logits up to 2. Both compute in float32; in between OpenVINO rounds as ONNX Runtime does in float16
 # only, and the shadows that stand for it in bfloat16 do not round at all.
@@ -72,7 +72,7 @@ def run(session: Any, dtype: Any) -> list[np.ndarray]:
 @pytest.mark.parametrize(("name", "dtype"), CASES)
 def test_openvino_computes_what_onnx_runtime_does(name: str, dtype: DType, tmp_path: Path) -> None:
     pytest.importorskip("openvino", reason="the extra openvino is not installed")
-    from export.openvino_session import OpenVinoSession
+    from export.backends.openvino import OpenVinoSession
 
     plan = plans(name)
     decoder = decoder_from(plan, weights_of(plan), logits="all").to(getattr(torch, dtype))

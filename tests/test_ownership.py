@@ -73,7 +73,7 @@ def test_the_command_line_says_it_in_one_line(foreign: Path, tmp_path: Path) -> 
 def test_the_console_script_says_it_in_one_line(foreign: Path, tmp_path: Path) -> None:
     script = tmp_path / "bin" / "vtcompress"
     script.parent.mkdir()
-    script.write_text("from vtcompress.cli import main\nmain()\n")  # as pip writes it
+    script.write_text("from vtcompress.cli.main import main\nmain()\n")  # as pip writes it
     done = python(str(script), "recipes", cwd=tmp_path, path=str(tmp_path))
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"error: {in_the_way(foreign)}")

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from compressor.disk.files import read_text, write_text
+from compressor.disk.paths import MOST_NAME_BYTES, check_path, unusable, working_stem
 from compressor.errors import ProfileError, VtcompressError
-from compressor.files import read_text, write_text
-from compressor.paths import MOST_NAME_BYTES, check_path, unusable, working_stem
 from tests import facts
 from tests.artifacts import make_artifact
-from vtcompress.cli import run
-from vtcompress.stages import inspect
+from vtcompress.cli.main import run
+from vtcompress.stages.inspect import inspect
 
 LONG = "x." * 150  # with a dot: what base64 has not
 COMMANDS = {
@@ -120,7 +120,7 @@ def test_the_longest_name_is_written_and_working_names_fit_beside_it(tmp_path: P
 def test_a_long_name_of_a_model_is_no_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from vtcompress.reporting import origin_of
+    from vtcompress.stages.report import origin_of
 
     assert origin_of(LONG, tmp_path).hub_id == LONG
     facts.plan().save(tmp_path / "small" / "plan.json")

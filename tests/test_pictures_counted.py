@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 
-from compressor.calibration.data import Sample, read_samples
-from compressor.calibration.gate_examples import force_answer
-from compressor.calibration.gate_training import original_decoder
 from compressor.compressed import compress
 from compressor.errors import DataError, ModelError
 from compressor.families import LoadedModel, load
-from compressor.planner import identity_plan
-from compressor.prompts import embed, encode
-from export.messages import user_message
-from export.parity.original import measure_original
-from export.runtime import Runtime
-from export.torch_session import TorchSession
+from compressor.methods.dyvte.examples import force_answer
+from compressor.methods.dyvte.training import original_decoder
+from compressor.plan.edits import identity_plan
+from compressor.samples.prompts import embed, encode
+from compressor.samples.questions import Sample, read_samples
+from export.backends.torch_model import TorchSession
+from export.checks.original import measure_original
+from export.runtime.messages import user_message
+from export.runtime.runtime import Runtime
 from tests.models import make_picture
 
 

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from compressor.errors import DataError
-from compressor.pictures import pictures_of, read_picture
-from export.runtime import Runtime
+from compressor.samples.pictures import pictures_of, read_picture
+from export.runtime.runtime import Runtime
 from tests.models import make_picture
 from tests.runtimes import in_torch
 

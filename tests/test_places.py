@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from compressor.errors import VtcompressError
-from export.artifact import Artifact
-from export.places import check_folder
-from export.staging import check_place
+from export.artifact.artifact import Artifact
+from export.artifact.places import check_folder
+from export.artifact.staging import check_place
 from tests import facts
 from tests.artifacts import make_artifact
-from vtcompress.cli import run
+from vtcompress.cli.main import run
 
 Asking = Callable[..., str]
 ASKED = [("what is it", "", "a", "a", "a")]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from compressor.errors import PlanError
-from compressor.plan import Gates, LayerPlan, Plan, Workload
+from compressor.plan.plan import Gates, LayerPlan, Plan, Workload
 from tests import facts
 
 ON_TMP = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

@@ -7,13 +7,14 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from compressor.calibration.profile import SampleScore
 from compressor.errors import PlanError
-from compressor.methods import Heads, ShortV, VisualExit, Yopo
-from compressor.passes.dead_rows import freeze_dead_rows
-from compressor.passes.shortv import for_speedup, ranking, rounded
-from compressor.plan import LayerPlan, Workload
-from compressor.planner import freeze, identity_plan, leave, make_plan, measures_needed
+from compressor.methods.entries import Heads, ShortV, VisualExit, Yopo
+from compressor.methods.shortv import for_speedup, ranking, rounded
+from compressor.plan.dead_rows import freeze_dead_rows
+from compressor.plan.edits import identity_plan
+from compressor.plan.plan import LayerPlan, Workload
+from compressor.planner import freeze, leave, make_plan, measures_needed
+from compressor.profile import SampleScore
 from tests import facts
 
 CONTRIBUTION = (0.9, 0.1, 0.5, 0.02, 0.3, 0.0)

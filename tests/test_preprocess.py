@@ -15,9 +15,9 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from compressor.errors import DataError, ModelError, VtcompressError
-from compressor.pictures import load_image
-from export import preprocess
-from export.preprocess import ImageProcessor
+from compressor.samples.pictures import load_image
+from export.runtime import images as preprocess
+from export.runtime.images import ImageProcessor
 
 PILLOWS_LIMIT = Image.MAX_IMAGE_PIXELS  # as it is before any test has run
 SIZES = [(1, 1), (3, 1000), (1000, 3), (337, 335), (64, 64), (801, 603)]  # (width, height)

@@ -12,15 +12,15 @@ import pytest
 import torch
 from transformers import AutoProcessor
 
-from compressor.calibration.data import read_samples
 from compressor.errors import ModelError
 from compressor.families import load
 from compressor.families.registry import read_processor
-from compressor.pictures import load_image
-from compressor.prompts import encode
-from export.messages import user_message
-from export.preprocess import ImageProcessor
-from export.prompt import Prompter
+from compressor.samples.pictures import load_image
+from compressor.samples.prompts import encode
+from compressor.samples.questions import read_samples
+from export.runtime.images import ImageProcessor
+from export.runtime.messages import user_message
+from export.runtime.prompter import Prompter
 from tests.models import Variant, make_llava
 
 SAVED = ("patch_size", "vision_feature_select_strategy", "num_additional_image_tokens")

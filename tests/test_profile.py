@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compressor.calibration.profile import Profile, SampleScore
 from compressor.errors import ProfileError, VtcompressError
+from compressor.profile import Profile, SampleScore
 from tests import facts
 
 ROWS = ((0.5, 1e-9, 0.0), (0.25, 3e-9, 1.0), (0.125, 0.1, 2.0))
@@ -144,7 +144,7 @@ def test_an_interrupted_save_leaves_the_old_profile_and_nothing_else(tmp_path, m
     def interrupt(_handle):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("compressor.files.os.fsync", interrupt)
+    monkeypatch.setattr("compressor.disk.files.os.fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
         facts.profile(ROWS).save(path)
     assert Profile.load(path) == old

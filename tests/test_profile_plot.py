@@ -7,8 +7,8 @@ from itertools import pairwise
 import pytest
 
 from compressor.calibration.plot import CHOSEN, KEPT, draw_profile
-from compressor.calibration.profile import SampleScore
-from compressor.plan import LayerPlan
+from compressor.plan.plan import LayerPlan
+from compressor.profile import SampleScore
 from tests import facts
 
 NAME = "{http://www.w3.org/2000/svg}"

@@ -8,16 +8,15 @@ from typing import Any
 import pytest
 
 from compressor.errors import BackendError
-from compressor.plan import Plan
+from compressor.plan.plan import Plan
 from compressor.recipe import ProfilesSection
-from export import bench
-from export.artifact import PLAN_FILE, Artifact
-from export.graphs import GraphSpec, TensorSpec, decoder_graphs, embed_graph, vision_graph
-from export.limits import Limits, limits_of
-from export.parity import fidelity
-from export.profiles import Profile, profile_for, profiles_of, rooms_of, sizes_of
-from export.runtime import Runtime
-from export.sessions import OnnxSession
+from export.artifact.artifact import PLAN_FILE, Artifact
+from export.backends.onnxruntime import OnnxSession
+from export.checks import bench, fidelity
+from export.graphs.limits import Limits, limits_of
+from export.graphs.profiles import Profile, profile_for, profiles_of, rooms_of, sizes_of
+from export.graphs.spec import GraphSpec, TensorSpec, decoder_graphs, embed_graph, vision_graph
+from export.runtime.runtime import Runtime
 from tests.decoders import plan_of
 from tests.facts import facts
 from tests.models import make_picture

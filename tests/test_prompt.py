@@ -15,8 +15,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from compressor.errors import DataError, ModelError, VtcompressError
-from export.messages import user_message
-from export.prompt import Prompter
+from export.runtime.messages import user_message
+from export.runtime.prompter import Prompter
 
 VICUNA = (  # the template of llava-hf/llava-1.5-7b-hf
     "{% for message in messages %}{% if message['role'] != 'system' %}"

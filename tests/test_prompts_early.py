@@ -14,8 +14,7 @@ from compressor.families import registry
 from compressor.progress import SILENT
 from compressor.recipe import Recipe
 from tests.models import make_picture
-from vtcompress import stages
-from vtcompress.cli import run as run_cli
+from vtcompress.cli.main import run as run_cli
 
 Fault = Callable[[Path], None]
 STAGES = ("export", "calibrate", "plan", "compress", "train-gates")

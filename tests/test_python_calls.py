@@ -6,7 +6,7 @@ import pytest
 
 import vtcompress
 from compressor.errors import BackendError, RecipeError
-from export.runtime import Runtime
+from export.runtime.runtime import Runtime
 
 
 def test_an_override_from_python_speaks_of_no_command_line() -> None:

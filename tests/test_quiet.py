@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from export.artifact import Artifact
+from export.artifact.artifact import Artifact
 from tests import facts
 from tests.artifacts import make_artifact
 from tests.conftest import Run
 from tests.test_html_report import PROFILE
-from vtcompress.cli import cli
-from vtcompress.stages import Validation
+from vtcompress.cli.main import cli
+from vtcompress.stages.validate import Validation
 
 BORDERS = "┏┃│└─━"
 KEPT = facts.figures(agreement=1.0, exact_match=1.0, equal_answers=8, right_to_wrong=0)
@@ -37,7 +37,9 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[obje
         "validate": Validation(manifest.fidelity, manifest.loss),
         "bench": manifest.measured,
     }.items():
-        monkeypatch.setattr(f"vtcompress.stages.{name}", lambda *_, found=result, **__: found)
+        monkeypatch.setattr(
+            f"vtcompress.stages.stages.{name}", lambda *_, found=result, **__: found
+        )
     plan = tmp_path / "plan.json"
     facts.plan([1, 2]).save(plan)
     return {
@@ -111,7 +113,9 @@ def test_a_missed_limit_and_an_error_are_told_to_the_quiet_too(
     vt: Run, made: dict[str, list[object]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     missed = facts.loss(("mean KL is 2",), [facts.figures("count")], max_kl=0.001)
-    monkeypatch.setattr("vtcompress.stages.validate", lambda *_, **__: Validation(None, missed))
+    monkeypatch.setattr(
+        "vtcompress.stages.validate.validate", lambda *_, **__: Validation(None, missed)
+    )
     code, out, err = vt("-q", "validate", *made["validate"])
     assert code == 3
     assert "compression loss: FAILED" in out

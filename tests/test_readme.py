@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from compressor.methods import METHOD_NAMES
-from vtcompress.cli import cli
+from compressor.methods.entries import METHOD_NAMES
+from vtcompress.cli.main import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

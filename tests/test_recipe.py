@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from compressor.errors import RecipeError
-from compressor.methods import Heads, ShortV, VisualExit, Yopo
+from compressor.methods.entries import Heads, ShortV, VisualExit, Yopo
 from compressor.recipe import (
     RECIPE_FORMAT,
     FidelityThresholds,
@@ -22,7 +22,7 @@ from compressor.recipe import (
     load_recipe,
     parse_recipe,
 )
-from compressor.recipe_errors import MAX_BYTES, error_lines
+from compressor.schema.problems import MAX_BYTES, error_lines
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 FROZEN = ", the share of layers; 'layers' names them, 'speedup' asks for a gain"

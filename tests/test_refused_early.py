@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 import vtcompress
-from compressor.calibration.profile import Profile
 from compressor.errors import ArtifactError, GatesError, PlanError, VtcompressError
-from compressor.plan import Gates
+from compressor.plan.plan import Gates
+from compressor.profile import Profile
 from tests import facts
 
 IMPOSSIBLE: dict[str, tuple[dict[str, Any], type[VtcompressError], str]] = {

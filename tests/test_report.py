@@ -4,11 +4,11 @@ import re
 
 import pytest
 
-from export.bench import bench_rows
-from export.manifest import Manifest
-from export.questions import Question
-from export.report import layer_rows, markdown_report, what_visual_rows_do
-from export.report_data import ReportData
+from export.artifact.manifest import Manifest
+from export.report.data import ReportData
+from export.report.pages.markdown_report import layer_rows, markdown_report, what_visual_rows_do
+from export.report.questions import Question
+from export.results.bench import bench_rows
 from tests import facts
 
 PLAN = facts.plan(frozen=(1, 4), dead=(5,))

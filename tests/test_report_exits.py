@@ -9,14 +9,19 @@ import torch
 from safetensors.torch import save_file
 
 import vtcompress
-from compressor.calibration.profile import SampleScore
-from compressor.cost import predict
-from compressor.passes.dead_rows import freeze_dead_rows
-from compressor.plan import LayerPlan
-from export.charts import contribution_chart, exit_chart
-from export.compare import compare_artifacts, comparison_rows
-from export.decoder_picture import decoder_picture
-from export.exits import (
+from compressor.plan.cost import predict
+from compressor.plan.dead_rows import freeze_dead_rows
+from compressor.plan.plan import LayerPlan
+from compressor.profile import SampleScore
+from export.report.charts.bars import contribution_chart, exit_chart
+from export.report.charts.decoder import decoder_picture
+from export.report.compare.comparison import compare_artifacts, comparison_rows
+from export.report.compare.tradeoff_chart import tradeoff_chart
+from export.report.data import figures
+from export.report.pages.html_report import html_report
+from export.report.pages.markdown_report import layer_rows, markdown_report
+from export.report.pages.model_card import Origin, model_card
+from export.report.words.exits import (
     cache_rows,
     cache_words,
     exit_rows,
@@ -26,22 +31,17 @@ from export.exits import (
     staying,
     timed_plan,
 )
-from export.html_report import html_report
-from export.model_card import Origin, model_card
-from export.report import layer_rows, markdown_report
-from export.report_data import figures
-from export.runtime import Runtime
-from export.sessions import cached_rows, exit_of
-from export.states import GATE, STATES
-from export.tradeoff_chart import tradeoff_chart
+from export.report.words.states import GATE, STATES
+from export.runtime.runtime import Runtime
+from export.session.session import cached_rows, exit_of
 from tests import facts
 from tests.artifacts import make_artifact
 from tests.test_charts import NAME, drawn, of_class, words
 from tests.test_compare import with_kept, with_speed
 from tests.test_html_report import PROFILE, Structure
 from tests.test_report import section, table, tables
-from vtcompress.cli import run
-from vtcompress.reporting import read_report
+from vtcompress.cli.main import run
+from vtcompress.stages.report import read_report
 
 # Layer 1 frozen, layer 3 dead, no visual tokens in layers 4 and 5.
 FIXED = facts.plan(frozen=(1,), dead=(3,), exit_layer=4)

@@ -2,10 +2,10 @@
 
 import pytest
 
-from compressor.methods import ShortV
-from export.in_words import done
-from export.manifest import Manifest
-from export.report_data import ReportData
+from compressor.methods.entries import ShortV
+from export.artifact.manifest import Manifest
+from export.report.data import ReportData
+from export.report.done_gained_lost import done
 from tests import facts
 
 

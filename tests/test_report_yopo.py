@@ -11,26 +11,26 @@ import numpy as np
 import pytest
 
 import vtcompress
-from compressor.calibration.profile import Profile, SampleScore
-from compressor.cost import predict
-from compressor.methods import Yopo
-from compressor.plan import LayerPlan, Plan
+from compressor.methods.entries import Yopo
+from compressor.plan.cost import predict
+from compressor.plan.plan import LayerPlan, Plan
 from compressor.planner import make_plan
-from export.charts import contribution_chart
-from export.compare import compare_artifacts, comparison_rows
-from export.cuts import cut_sentences, cuts_words, kept_heads, semantics
-from export.decoder_picture import VISUAL, decoder_picture, lane
-from export.exits import cache_words, exit_rows, gate_before, timed_plan, timed_words
-from export.graphs import caches_of, decoder_graph
-from export.head_chart import head_chart, head_rows
-from export.html_report import html_report
-from export.markdown import escaped
-from export.model_card import Origin, model_card
-from export.report import markdown_report
-from export.report_data import figures, method_words
-from export.runtime import Runtime
-from export.sessions import cached_rows, exit_of
-from export.states import states
+from compressor.profile import Profile, SampleScore
+from export.graphs.spec import caches_of, decoder_graph
+from export.report.charts.bars import contribution_chart
+from export.report.charts.decoder import VISUAL, decoder_picture, lane
+from export.report.charts.heads import head_chart, head_rows
+from export.report.compare.comparison import compare_artifacts, comparison_rows
+from export.report.data import figures, method_words
+from export.report.pages.html_report import html_report
+from export.report.pages.markdown_report import markdown_report
+from export.report.pages.model_card import Origin, model_card
+from export.report.text.markdown import escaped
+from export.report.words.cuts import cut_sentences, cuts_words, kept_heads, semantics
+from export.report.words.exits import cache_words, exit_rows, gate_before, timed_plan, timed_words
+from export.report.words.states import states
+from export.runtime.runtime import Runtime
+from export.session.session import cached_rows, exit_of
 from tests import facts
 from tests.artifacts import make_artifact
 from tests.models import Variant, make_llava
@@ -38,9 +38,9 @@ from tests.test_charts import drawn, of_class, words
 from tests.test_compare import with_kept
 from tests.test_html_report import Structure
 from tests.test_report import section, table, tables
+from vtcompress.cli.show import show_plan, show_profile
 from vtcompress.console import Output
-from vtcompress.reporting import read_report
-from vtcompress.show import show_plan, show_profile
+from vtcompress.stages.report import read_report
 
 MODEL = facts.facts(token_grid=(3, 4))
 FIRST = tuple(range(12))

@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 
 import vtcompress
-from compressor.calibration.data import Sample, read_samples
 from compressor.compressed import CompressedModel, plain, plain_of
 from compressor.decoder import decoder_from
 from compressor.errors import ModelError
 from compressor.families import LoadedModel, load
-from export.parity import rewrite
-from export.parity.rewrite import MAX_PIXELS, MAX_RELATIVE, RewriteReport, rewrite_words
-from export.runtime import Runtime
+from compressor.samples.questions import Sample, read_samples
+from export.checks import rewrite
+from export.results.rewrite import MAX_PIXELS, MAX_RELATIVE, RewriteReport, rewrite_words
+from export.runtime.runtime import Runtime
 from tests.models import VARIANTS
-from vtcompress import exporting, rewrite_check
-from vtcompress.rewrite_check import rewrite_prompt
+from vtcompress.stages import export as exporting
+from vtcompress.stages.checks import rewrite as rewrite_check
+from vtcompress.stages.checks.rewrite import rewrite_prompt
 
 # Above what was measured over these models; the limit must stay well above it, the faults above the limit.
 NOISE = 3e-6

@@ -11,9 +11,9 @@ import torch
 
 from compressor.errors import DataError
 from compressor.families import load
-from compressor.pictures import load_image
-from export.image_prefix import shared_end
-from export.runtime import Runtime
+from compressor.samples.pictures import load_image
+from export.runtime.image_prefix import shared_end
+from export.runtime.runtime import Runtime
 from tests.models import WORDS, make_picture
 from tests.runtimes import exported, in_torch, spied, with_template
 

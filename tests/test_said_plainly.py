@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 import vtcompress
-from compressor.calibration.profile import Profile
 from compressor.errors import BackendError, ProfileError, VtcompressError
+from compressor.profile import Profile
 from compressor.recipe import Recipe
-from export.backends import check_dtype
+from export.backends.registry import check_dtype
 from tests import facts
 from tests.test_prompts_early import Said
-from vtcompress.cli import cli, run, spoken
+from vtcompress.cli.main import cli, run, spoken
 
 ROOT = Path(vtcompress.__file__).parents[1]
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]")
@@ -32,39 +32,39 @@ RUNNERS = ("generate", "validate")
 # Which commands may print what a module says with a flag, where the sentence names no command itself.
 SPEAKERS: dict[str, dict[str, tuple[str, ...]]] = {
     "compressor/calibration/resume.py": dict.fromkeys(("--output", "--overwrite"), ("calibrate",)),
-    "compressor/locks.py": {"--output": (*OVERWRITERS, "calibrate", "build")},
+    "compressor/disk/locks.py": {"--output": (*OVERWRITERS, "calibrate", "build")},
     "compressor/planner.py": {"--gates": ("calibrate", "plan", "compress", "export", "validate")},
     "compressor/recipe.py": {"--trust-remote-code": MODEL},
-    "compressor/steps.py": {"--gates": ("calibrate", "plan", "compress", "export", "validate")},
-    "export/artifact.py": {"--output": (*OVERWRITERS, "build"), "--overwrite": (*OVERWRITERS, "build")},
-    "export/backends.py": {"--backend": RUNNERS},
-    "export/compared.py": {"--precision": ("validate",)},
-    "export/cuda_session.py": {"--backend": RUNNERS},
-    "export/engine_build.py": dict.fromkeys(("--overwrite", "--with-baseline"), ("build",)),
-    "export/engines.py": {"--dtype": ("export",)},
-    "export/model_card.py": {"--backend": ("generate",)},
-    "export/openvino_session.py": {"--precision": RUNNERS},
-    "export/parity/loss.py": dict.fromkeys(("--data", "--model"), ("validate",)),
-    "export/parity/stored.py": dict.fromkeys(("--data", "--model"), ("validate",)),
-    "export/places.py": {"--output": WRITERS, "--overwrite": OVERWRITERS},
-    "export/profiles.py": dict.fromkeys(("--max-context", "--max-images", "--max"), ("build",)),
-    "export/staging.py": {"--output": (*OVERWRITERS, "build")},
-    "vtcompress/backend_check.py": {"--backend": ("validate",)},
-    "vtcompress/cli.py": {
+    "compressor/methods/steps.py": {"--gates": ("calibrate", "plan", "compress", "export", "validate")},
+    "export/artifact/artifact.py": {"--output": (*OVERWRITERS, "build"), "--overwrite": (*OVERWRITERS, "build")},
+    "export/backends/registry.py": {"--backend": RUNNERS},
+    "export/backends/compared.py": {"--precision": ("validate",)},
+    "export/backends/onnxruntime_cuda.py": {"--backend": RUNNERS},
+    "export/backends/tensorrt/build.py": dict.fromkeys(("--overwrite", "--with-baseline"), ("build",)),
+    "export/backends/tensorrt/maker.py": {"--dtype": ("export",)},
+    "export/report/pages/model_card.py": {"--backend": ("generate",)},
+    "export/backends/openvino.py": {"--precision": RUNNERS},
+    "export/checks/loss.py": dict.fromkeys(("--data", "--model"), ("validate",)),
+    "export/checks/stored.py": dict.fromkeys(("--data", "--model"), ("validate",)),
+    "export/artifact/places.py": {"--output": WRITERS, "--overwrite": OVERWRITERS},
+    "export/graphs/profiles.py": dict.fromkeys(("--max-context", "--max-images", "--max"), ("build",)),
+    "export/artifact/staging.py": {"--output": (*OVERWRITERS, "build")},
+    "vtcompress/stages/validate_backend.py": {"--backend": ("validate",)},
+    "vtcompress/cli/main.py": {
         **dict.fromkeys(("--prompt", "--chat"), ("generate",)),
         **dict.fromkeys(("--backend", "--data", "--model", "--gates", "--trust-remote-code"), ("validate",)),
         "--output": ("export",),
     },
-    "vtcompress/cli_recipe.py": {"--set": MODEL},
-    "vtcompress/cli_report.py": {"--validate-data": ("export",)},
-    "vtcompress/exporting.py": dict.fromkeys(("--model", "--backend"), ("validate",)),
-    "vtcompress/gates_report.py": {"--validate-data": ("train-gates",)},
-    "vtcompress/gates_training.py": dict.fromkeys(("--output", "--overwrite"), ("train-gates",)),
-    "vtcompress/inputs.py": {"--data": ("calibrate", "export"), "--model": MODEL},
-    "vtcompress/stages.py": {"--model": ("validate",), "--output": ("calibrate",)},
+    "vtcompress/cli/options.py": {"--set": MODEL},
+    "vtcompress/cli/report.py": {"--validate-data": ("export",)},
+    "vtcompress/stages/export.py": dict.fromkeys(("--model", "--backend"), ("validate",)),
+    "vtcompress/stages/gates/report.py": {"--validate-data": ("train-gates",)},
+    "vtcompress/stages/gates/training.py": dict.fromkeys(("--output", "--overwrite"), ("train-gates",)),
+    "vtcompress/stages/inputs.py": {"--data": ("calibrate", "export"), "--model": MODEL},
+    "vtcompress/stages/stages.py": {"--model": ("validate",), "--output": ("calibrate",)},
 }  # fmt: skip
 # Options of programs that are started, not ours.
-STARTED = ("export/trtexec.py", "export/doctor.py")
+STARTED = ("export/backends/tensorrt/trtexec.py", "export/machine/doctor.py")
 
 
 def texts(path: Path) -> Iterator[str]:
@@ -153,8 +153,8 @@ def test_a_command_without_output_advises_another_place(
             "x: is being written by another run; wait for it or choose another --output"
         )
 
-    monkeypatch.setattr("vtcompress.engine_building.settle", locked)
-    monkeypatch.setattr("vtcompress.stages.plan", locked)
+    monkeypatch.setattr("vtcompress.stages.build.settle", locked)
+    monkeypatch.setattr("vtcompress.plan", locked)
     assert run(["build", str(tmp_path), "--target", "tensorrt-rtx"]) == 1
     assert capsys.readouterr().err == (
         "error: x: is being written by another run; wait for it or choose another place\n"

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compressor.errors import DataError
-from export.sampling import GREEDY, Sampling, draw, greedy, nucleus
+from export.runtime.sampling import GREEDY, Sampling, draw, greedy, nucleus
 
 ROWS = st.lists(st.floats(-20, 20), min_size=1, max_size=12)
 

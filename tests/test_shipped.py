@@ -7,17 +7,18 @@ from pathlib import Path
 import pytest
 
 import vtcompress.shipped as shipped_module
-from compressor.calibration.profile import Profile, SampleScore
+from compressor.disk.gate_file import GateFile
+from compressor.disk.model_digest import same_model
 from compressor.errors import GatesError, PlanError, RecipeError
 from compressor.families.folder import digest
 from compressor.families.registry import describe
-from compressor.gate_file import GateFile
-from compressor.methods import ShortV, Yopo, layer_at
-from compressor.model_digest import same_model
+from compressor.methods.entries import ShortV, Yopo
 from compressor.planner import check_methods, gate_candidates, gate_file, plan_recipe
+from compressor.profile import Profile, SampleScore
 from compressor.recipe import load_recipe
-from vtcompress.gates_report import GatesReport
+from compressor.schema.values import layer_at
 from vtcompress.shipped import find_recipe, recipes_folder, shipped_recipes
+from vtcompress.stages.gates.report import GatesReport
 
 ROOT = Path(__file__).parent.parent
 NAMES = [

@@ -24,7 +24,7 @@ CHANGES = "openat,open,creat,mkdir,mkdirat,rename,renameat,renameat2,link,linkat
 NETWORK = "connect,sendto,sendmsg,sendmmsg,bind"
 DRIVER = """
 import json, sys, time
-from vtcompress.cli import run
+from vtcompress.cli.main import run
 begun = None
 for asked in json.loads(sys.argv[1]):
     code = run(asked)

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from compressor.disk.files import _temporary
+from compressor.disk.locks import LOCK_MARK, exclusive
 from compressor.errors import VtcompressError
-from compressor.files import _temporary
-from compressor.locks import LOCK_MARK, exclusive
-from export.places import STAGING_MARK, is_working_file
-from export.staging import calibration_file, check_place, check_room, staged
+from export.artifact.places import STAGING_MARK, is_working_file
+from export.artifact.staging import calibration_file, check_place, check_room, staged
 from tests.artifacts import write_result
 
 
@@ -301,7 +301,7 @@ def test_a_long_name_is_written_and_replaced(tmp_path):
 
 @pytest.mark.parametrize("inside", [False, True])
 def test_what_a_killed_run_on_a_long_name_left_is_found_again(tmp_path, monkeypatch, inside):
-    monkeypatch.setattr("export.staging.is_mount", lambda _: inside)
+    monkeypatch.setattr("export.artifact.staging.is_mount", lambda _: inside)
     output = write_result(tmp_path / LONG, a="old")
     with staged(output, overwrite=True) as staging:
         own = staging.with_name(staging.name + "-old")
@@ -373,7 +373,7 @@ def test_what_appeared_meanwhile_is_not_replaced_and_the_result_is_kept(tmp_path
 @pytest.mark.parametrize("step", range(1, 9))
 def test_an_error_in_any_move_inside_a_folder_loses_neither_result(tmp_path, monkeypatch, step):
     output = write_result(tmp_path / "out", a="old", b="old")
-    monkeypatch.setattr("export.staging.is_mount", lambda _: True)
+    monkeypatch.setattr("export.artifact.staging.is_mount", lambda _: True)
     rename, count = Path.rename, 0
 
     def fails_once(self, target):

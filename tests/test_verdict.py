@@ -19,27 +19,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vtcompress
-from compressor.calibration.data import Sample
 from compressor.errors import ArtifactWarning, RecipeError
-from export import bench
-from export.compare import compare_artifacts, comparison_figures, comparison_rows
-from export.html_compare import html_comparison
-from export.html_report import html_report
-from export.model_card import Origin, model_card
-from export.parity import loss
-from export.report import markdown_report
-from export.report_data import figures
-from export.runtime import Runtime
+from compressor.samples.questions import Sample
+from export.checks import bench, loss
+from export.report.compare.comparison import compare_artifacts, comparison_figures, comparison_rows
+from export.report.compare.page import html_comparison
+from export.report.data import figures
+from export.report.pages.html_report import html_report
+from export.report.pages.markdown_report import markdown_report
+from export.report.pages.model_card import Origin, model_card
+from export.results.answers import Answer, Answers
+from export.results.bench import ms_words
+from export.runtime.runtime import Runtime
 from tests import facts
 from tests.artifacts import make_artifact
 from tests.conftest import Run
 from tests.test_html_report import Structure
-from vtcompress.cli import EXIT_ERROR, EXIT_MISSED
+from vtcompress.cli.main import EXIT_ERROR, EXIT_MISSED
+from vtcompress.cli.show import show_bench, show_checks, show_loss, show_plan
 from vtcompress.console import Output
-from vtcompress.exporting import loss_limits
-from vtcompress.reporting import read_report
 from vtcompress.shipped import shipped_recipes
-from vtcompress.show import show_bench, show_checks, show_loss, show_plan
+from vtcompress.stages.report import read_report
+from vtcompress.stages.validate import loss_limits
 
 
 def said(show: Callable[[Output], None]) -> str:
@@ -125,9 +126,9 @@ def test_every_shipped_recipe_judges_a_ruined_model_with_answers_and_without(
     samples = [Sample((Path(__file__),), f"q{i}", answer) for i in range(10)]
     logits = np.eye(10, dtype=np.float32)
 
-    def answers(text: str, rows: np.ndarray) -> loss.Answers:
-        reply = loss.Answer(token_ids=(1,), text=text)
-        return loss.Answers((reply,) * 10, rows, 4)
+    def answers(text: str, rows: np.ndarray) -> Answers:
+        reply = Answer(token_ids=(1,), text=text)
+        return Answers((reply,) * 10, rows, 4)
 
     original, ruined = answers("right", logits), answers("wrong", logits[::-1])
     for shipped in shipped_recipes():
@@ -292,8 +293,7 @@ def test_a_shown_ratio_is_that_of_the_shown_times_and_lies_in_its_spread(rounds)
     original, compressed = ([pair[side] / 1e3 for pair in rounds] for side in (0, 1))
     timing = bench._timing(original, compressed)
     shown = [
-        float(bench.ms_words(t).replace(",", ""))
-        for t in (timing.original_ms, timing.compressed_ms)
+        float(ms_words(t).replace(",", "")) for t in (timing.original_ms, timing.compressed_ms)
     ]
     assert shown[0] / shown[1] == pytest.approx(timing.ratio, rel=0.02 if min(shown) < 1 else 2e-3)
     assert timing.ratio_low <= timing.ratio <= timing.ratio_high * (1 + 1e-12)

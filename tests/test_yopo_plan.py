@@ -11,21 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from compressor.calibration.profile import SampleScore
-from compressor.cost import BAND_OVERHEAD, band_ratio, predict, predicted_speedup
 from compressor.errors import PlanError, RecipeError
-from compressor.methods import Heads, ShortV, VisualExit, Yopo
-from compressor.passes.yopo import group_means, groups_of_mask, most_active, top_share, voted
-from compressor.plan import LayerPlan, Plan, Workload
-from compressor.planner import (
-    check_methods,
-    freeze,
-    identity_plan,
-    leave,
-    make_plan,
-    measures_needed,
-    measures_of,
-)
+from compressor.methods.entries import Heads, ShortV, VisualExit, Yopo
+from compressor.methods.yopo.rule import group_means, groups_of_mask, most_active, top_share, voted
+from compressor.plan.cost import BAND_OVERHEAD, band_ratio, predict, predicted_speedup
+from compressor.plan.edits import identity_plan
+from compressor.plan.plan import LayerPlan, Plan, Workload
+from compressor.planner import check_methods, freeze, leave, make_plan, measures_needed, measures_of
+from compressor.profile import SampleScore
 from compressor.recipe import dump_recipe, load_recipe
 from tests import facts
 from tests.test_planner import work
@@ -328,7 +321,7 @@ def test_a_mask_keeps_a_group_if_any_of_its_heads_stays_and_the_plan_says_where(
 
 
 def test_a_mask_is_read_once_for_a_plan(tmp_path, monkeypatch):
-    from compressor import head_mask
+    from compressor.methods.yopo import head_mask
 
     reads, read = [], head_mask.read_head_mask
     monkeypatch.setattr(

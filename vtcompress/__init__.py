@@ -18,27 +18,24 @@ from typing import TYPE_CHECKING, Any
 from vtcompress.ownership import check_ownership
 
 if TYPE_CHECKING:
-    from compressor.calibration.profile import Profile
     from compressor.errors import VtcompressError
-    from compressor.plan import Plan
+    from compressor.plan.plan import Plan
+    from compressor.profile import Profile
     from compressor.recipe import Recipe
     from compressor.version import __version__
-    from export.artifact import Artifact
-    from export.manifest import Manifest
-    from export.runtime import Runtime
-    from vtcompress.backend_check import validate_backend
-    from vtcompress.stages import (
-        bench,
-        calibrate,
-        compress,
-        export,
-        inspect,
-        load_compressed,
-        load_recipe,
-        plan,
-        train_gates,
-        validate,
-    )
+    from export.artifact.artifact import Artifact
+    from export.artifact.manifest import Manifest
+    from export.runtime.runtime import Runtime
+    from vtcompress.shipped import load_recipe
+    from vtcompress.stages.bench import bench
+    from vtcompress.stages.calibrate import calibrate
+    from vtcompress.stages.compress import compress, load_compressed
+    from vtcompress.stages.export import export
+    from vtcompress.stages.inspect import inspect
+    from vtcompress.stages.plan import plan
+    from vtcompress.stages.stages import train_gates
+    from vtcompress.stages.validate import validate
+    from vtcompress.stages.validate_backend import validate_backend
 
 # Before anything of the packages that it looks at is imported: nothing of another's file may run.
 check_ownership()
@@ -46,25 +43,25 @@ check_ownership()
 import_module("compressor")
 
 _HOMES = {
-    "Artifact": "export.artifact",
-    "Manifest": "export.manifest",
-    "Plan": "compressor.plan",
-    "Profile": "compressor.calibration.profile",
+    "Artifact": "export.artifact.artifact",
+    "Manifest": "export.artifact.manifest",
+    "Plan": "compressor.plan.plan",
+    "Profile": "compressor.profile",
     "Recipe": "compressor.recipe",
-    "Runtime": "export.runtime",
+    "Runtime": "export.runtime.runtime",
     "VtcompressError": "compressor.errors",
     "__version__": "compressor.version",
-    "bench": "vtcompress.stages",
-    "calibrate": "vtcompress.stages",
-    "compress": "vtcompress.stages",
-    "export": "vtcompress.stages",
-    "inspect": "vtcompress.stages",
-    "load_compressed": "vtcompress.stages",
-    "load_recipe": "vtcompress.stages",
-    "plan": "vtcompress.stages",
-    "train_gates": "vtcompress.stages",
-    "validate": "vtcompress.stages",
-    "validate_backend": "vtcompress.backend_check",
+    "bench": "vtcompress.stages.stages",
+    "calibrate": "vtcompress.stages.stages",
+    "compress": "vtcompress.stages.stages",
+    "export": "vtcompress.stages.stages",
+    "inspect": "vtcompress.stages.stages",
+    "load_compressed": "vtcompress.stages.stages",
+    "load_recipe": "vtcompress.stages.stages",
+    "plan": "vtcompress.stages.stages",
+    "train_gates": "vtcompress.stages.stages",
+    "validate": "vtcompress.stages.stages",
+    "validate_backend": "vtcompress.stages.validate_backend",
 }
 
 __all__ = [

@@ -1,5 +1,5 @@
 """`python -m vtcompress` is the command line."""
 
-from vtcompress.cli import main
+from vtcompress.cli.main import main
 
 main()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from export.manifest import tool_versions
+from export.artifact.manifest import tool_versions
 
 # A library's message may hold a whole tensor.
 LONGEST_MESSAGE = 300

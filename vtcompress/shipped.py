@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compressor.errors import RecipeError
-from compressor.recipe_errors import nearest, show
+from compressor.recipe import Recipe
+from compressor.recipe import load_recipe as read_recipe
+from compressor.schema.problems import nearest, show
 
 MODEL_LINE = "Model: "
 
@@ -74,3 +76,15 @@ def _described(path: Path) -> ShippedRecipe:
     explanation = "\n".join(lines).strip()
     models = [line.removeprefix(MODEL_LINE) for line in lines if line.startswith(MODEL_LINE)]
     return ShippedRecipe(path.stem, path, lines[0], explanation, " ".join(models))
+
+
+PathLike = str | Path
+
+
+def load_recipe(name_or_path: PathLike) -> Recipe:
+    """Read a recipe file, or a shipped recipe by name.
+
+    Raises:
+        RecipeError: there is no such recipe, or it is not valid.
+    """
+    return read_recipe(find_recipe(str(name_or_path)))

@@ -5,10 +5,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compressor.calibration.profile import Measure, Profile
-from compressor.files import DRAWING_MARK, write_bytes
-from compressor.passes.dyvte import first_to_fire
-from compressor.plan import Plan
+from compressor.disk.files import DRAWING_MARK, write_bytes
+from compressor.methods.dyvte.rule import first_to_fire
+from compressor.plan.plan import Plan
+from compressor.profile import Measure, Profile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

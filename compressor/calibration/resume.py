@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compressor.calibration.data import Sample, data_digest, sample_digest
-from compressor.calibration.profile import Measure, Profile, SampleScore
-from compressor.dims import ModelFacts
+from compressor.disk.model_digest import same_model
 from compressor.errors import ProfileError
-from compressor.model_digest import same_model
+from compressor.facts import ModelFacts
+from compressor.profile import Measure, Profile, SampleScore
+from compressor.samples.questions import Sample, data_digest, sample_digest
 
 
 @dataclass(frozen=True)

@@ -7,22 +7,22 @@ from typing import Any
 
 from torch import Tensor
 
-from compressor.calibration.contribution import layer_contribution
-from compressor.calibration.data import Sample, check_pictures
-from compressor.calibration.exit import exit_kl, gate_margins, margins_behind_cuts
-from compressor.calibration.full_pass import FullPass, full_pass
-from compressor.calibration.heads import head_score
-from compressor.calibration.neurons import neuron_activity
-from compressor.calibration.profile import Measure, Profile, SampleScore
 from compressor.calibration.resume import Task
 from compressor.decoder import decoder_from
+from compressor.decoder.full_pass import FullPass, full_pass
 from compressor.decoder.weights import LoadedGates
 from compressor.errors import ModelError
 from compressor.families import LoadedModel
-from compressor.plan import Gates, Plan
-from compressor.planner import identity_plan
+from compressor.methods.contribution import layer_contribution
+from compressor.methods.exit_scores import exit_kl, gate_margins, margins_behind_cuts
+from compressor.methods.yopo.heads import head_score
+from compressor.methods.yopo.neurons import neuron_activity
+from compressor.plan.edits import identity_plan
+from compressor.plan.plan import Gates, Plan
+from compressor.profile import Measure, Profile, SampleScore
 from compressor.progress import SILENT, Progress
-from compressor.prompts import embed, encode
+from compressor.samples.prompts import embed, encode
+from compressor.samples.questions import Sample, check_pictures
 
 SAVE_EVERY_SECONDS = 2.0
 MEASURED: Mapping[Measure, Callable[[FullPass], Tensor]] = {

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from compressor.decoder.ops import LEAST, write_rows
-from compressor.plan import Cache, length_names
+from compressor.plan.plan import Cache, length_names
 
 FAR = 2**31 - 1
 """Place of a key that no row reads: behind every row."""

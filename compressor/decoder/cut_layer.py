@@ -25,10 +25,10 @@ from compressor.decoder.layer import (
     Rows,
     split_heads,
 )
-from compressor.decoder.ops import attend, attend_masked, attend_near, join_heads, rotate
-from compressor.decoder.window import Window
-from compressor.dims import DecoderDims
-from compressor.plan import LayerPlan
+from compressor.decoder.near import Window, attend_near
+from compressor.decoder.ops import attend, join_heads, rotate
+from compressor.facts import DecoderDims
+from compressor.plan.plan import LayerPlan
 
 
 class HeadGroup(nn.Module):
@@ -111,7 +111,7 @@ def _window(plan: LayerPlan, grid: tuple[int, int] | None) -> Window | None:
 class Near(nn.Module):
     """Attention in which visual rows read their window; a module, for its nodes in a graph to carry its name.
 
-    `export.branches` puts them under a branch that calls without an image skip.
+    `export.writer.passes.branch_on_images` puts them under a branch that calls without an image skip.
     """
 
     def __init__(self, window: Window) -> None:
@@ -217,74 +217,3 @@ class CutLayer(nn.Module):
         if self.near is None:
             return attend(query, present.key, present.value, call.all.mask)
         return self.near(query, new, past.within(present), present, call)
-
-
-class MaskedLayer(nn.Module):
-    """A layer with the numbers of YOPO's released code; saves nothing but neurons.
-
-    Args:
-        dims: of the decoder.
-        plan: of the layer, with `masked`.
-        grid: rows and columns of an image's visual tokens; needed for a window.
-    """
-
-    def __init__(self, dims: DecoderDims, plan: LayerPlan, grid: tuple[int, int] | None) -> None:
-        super().__init__()
-        self.frozen, self.exited = plan.frozen, False
-        self.input_norm = RMSNorm(dims.hidden, dims.rms_norm_eps)
-        self.heads = HeadGroup(dims, dims.kv_heads)
-        self.output_bias = nn.Parameter(torch.empty(dims.hidden)) if dims.o_bias else None
-        self.mlp_norm = RMSNorm(dims.hidden, dims.rms_norm_eps)
-        self.mlp = _mlp(dims, plan)
-        self.window = _window(plan, grid)
-        self.off = plan.off
-        kept = plan.groups if plan.groups is not None else range(dims.kv_heads)
-        # Real flags also while a decoder is laid out on the meta device; they follow its weights later.
-        flags = torch.tensor([i not in kept for i in range(dims.kv_heads)], device="cpu")
-        self.pruned: Tensor
-        self.register_buffer("pruned", flags, persistent=False)
-
-    def forward(
-        self, visual: Tensor, text: Tensor, call: Call, past: KeyValue | Buffer
-    ) -> tuple[Tensor, Tensor, KeyValue]:
-        """Run the layer; see `CutLayer.forward`. Caches stay whole."""
-        count = visual.shape[1]
-        states = torch.cat([visual, text], dim=1)
-        normed = self.input_norm(states)
-        present = past.extended(*self.heads.keys_and_values(normed, call.all))
-        kinds = cast("Kinds", call.kinds)
-        if self.frozen:
-            normed = normed.narrow(1, count, text.shape[1])
-            text = self._attended(text, normed, call.text, present, kinds.visual, visual=0)
-            return visual, text + self.mlp.text_only(self.mlp_norm(text)), present
-        rows = call.all
-        if self.window is not None:
-            rows = rows._replace(
-                mask=self.window.masked(rows.visible(), kinds.visual, kinds.numbers, count)
-            )
-        states = self._attended(states, normed, rows, present, kinds.visual, visual=count)
-        visual, text = self.mlp(states, self.mlp_norm(states), count)
-        return visual, text, present
-
-    def _attended(
-        self,
-        states: Tensor,
-        normed: Tensor,
-        rows: Rows,
-        present: KeyValue,
-        keys_cut: Tensor,
-        *,
-        visual: int,
-    ) -> Tensor:
-        """Return rows [B, rows, D], the first of them visual, with what attention adds to them."""
-        mixed = attend_masked(
-            self.heads.queries(normed, rows),
-            present,
-            rows.visible(),
-            keys_cut=keys_cut,
-            rows_cut=visual,
-            pruned=self.pruned,
-            off=self.off,
-        )
-        update = self.heads.output(mixed)
-        return states + (update if self.output_bias is None else update + self.output_bias)

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from compressor.decoder.cache import Buffer, KeyValue
 from compressor.decoder.ops import attend, join_heads, rotate
-from compressor.dims import DecoderDims
-from compressor.plan import LayerPlan
+from compressor.facts import DecoderDims
+from compressor.plan.plan import LayerPlan
 
 
 class Rows(NamedTuple):

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from compressor.decoder.cache import NO_PAST, Buffer, Filled, Grown, KeyValue, Past, opened
-from compressor.decoder.cut_layer import CutLayer, MaskedLayer
+from compressor.decoder.cut_layer import CutLayer
 from compressor.decoder.gates import Gate, fires, gate_input, gate_selection, rows_asked
 from compressor.decoder.layer import Call, DecoderLayer, Kinds, Linear, RMSNorm, Rows
+from compressor.decoder.masked_layer import MaskedLayer
 from compressor.decoder.ops import project_tied
-from compressor.dims import DecoderDims
-from compressor.plan import TEXT_PAST, LayerPlan, Plan
+from compressor.facts import DecoderDims
+from compressor.plan.plan import TEXT_PAST, LayerPlan, Plan
 
 __all__ = ["Decoder", "KeyValue", "Stage"]
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from compressor.decoder.model import Decoder
+from compressor.disk.gate_file import GateFile
 from compressor.errors import ModelError
-from compressor.gate_file import GateFile
-from compressor.plan import Plan
+from compressor.plan.plan import Plan
 
 # Our names of a layer's parameters -> names in a Hugging Face Llama-like decoder.
 LAYER_SOURCES = {

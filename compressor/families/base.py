@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from compressor.dims import ModelFacts
+from compressor.facts import ModelFacts
 from compressor.families.checkpoint import Header
 
 

@@ -119,7 +119,7 @@ def _no_weights(folder: Path) -> str:
 
 
 def digest(folder: Path, *, code: bool = False) -> str:
-    """Return the digest of all that is read of a model folder; see `compressor.model_digest`.
+    """Return the digest of all that is read of a model folder; see `compressor.disk.model_digest`.
 
     Args:
         folder: of the model.

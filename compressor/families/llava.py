@@ -11,12 +11,13 @@ from typing import Any, cast, get_args
 import torch
 from torch import Tensor
 
-from compressor.dims import ModelFacts, SourceDType
 from compressor.errors import ModelError
+from compressor.facts import ModelFacts, SourceDType
 from compressor.families.base import Family, VisionEncoder
 from compressor.families.checkpoint import Header, check_complete, check_finite, opened
 from compressor.families.configuration import CONVERTED
 from compressor.families.guard import reading
+from compressor.families.llama_text import decoder_dims, text_problems
 from compressor.families.llava_config import (
     feature_layers,
     has_class_token,
@@ -25,7 +26,6 @@ from compressor.families.llava_config import (
     vision_problems,
 )
 from compressor.families.llava_weights import check_stored, unread_of
-from compressor.families.text import decoder_dims, text_problems
 
 ARCHITECTURE = "LlavaForConditionalGeneration"
 STRATEGIES = ("default", "full")

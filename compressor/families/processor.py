@@ -12,8 +12,8 @@ from typing import Any
 
 from PIL import Image
 
-from compressor.dims import ModelFacts
 from compressor.errors import ModelError
+from compressor.facts import ModelFacts
 from compressor.families.base import Family
 from compressor.families.configuration import IMAGE_TOKEN_KEYS
 from compressor.families.guard import quiet, reading

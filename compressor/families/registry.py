@@ -7,17 +7,17 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from compressor.dims import ModelFacts
+from compressor.disk.files import is_folder
 from compressor.errors import ModelError, first_line
+from compressor.facts import ModelFacts
 from compressor.families.base import Family, LoadedModel
 from compressor.families.checkpoint import equal, headers, source_dtype
 from compressor.families.configuration import plain_attention, problems_of, raw_config
 from compressor.families.folder import CONFIG, digest, indexed, weight_files
 from compressor.families.guard import broken_weight_files, quiet, reading
+from compressor.families.llama_text import EMBEDDING, HEAD, is_tied
 from compressor.families.llava import LlavaFamily
 from compressor.families.processor import check_processor, load_processor, resized
-from compressor.families.text import EMBEDDING, HEAD, is_tied
-from compressor.files import is_folder
 from compressor.generation import model_settings
 
 FAMILIES: tuple[Family, ...] = (LlavaFamily(),)

@@ -17,7 +17,7 @@ from prepare import HERE, write_questions
 
 import vtcompress
 from vtcompress.console import Output
-from vtcompress.gates_report import show_gates
+from vtcompress.stages.gates.report import show_gates
 
 PICTURES, SEED = 250, 3
 

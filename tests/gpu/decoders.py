@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.decoder_models import random_model
-from compressor.cost import predict, predicted_speedup
 from compressor.decoder import Decoder, decoder_from
-from compressor.dims import ModelFacts
-from compressor.methods import ShortV, VisualExit, Yopo
-from compressor.plan import Plan, Workload
-from compressor.planner import identity_plan, make_plan
+from compressor.facts import ModelFacts
+from compressor.methods.entries import ShortV, VisualExit, Yopo
+from compressor.plan.cost import predict, predicted_speedup
+from compressor.plan.edits import identity_plan
+from compressor.plan.plan import Plan, Workload
+from compressor.planner import make_plan
 from vtcompress import load_recipe
 
 TEXT, KEPT_LAYERS, STD = 64, 2, 0.02

@@ -1,0 +1,59 @@
+"""YOPO's head score: how much text looks at the picture through each head. Source: `compressor.methods.yopo.rule`.
+
+Score of head h in layer l = attention mass that text queries put on visual keys / mass that they put on text
+keys, summed over all text rows of the prompt, under the causal mask.
+
+The states at every layer's input come from one full pass. Attention is computed again, layer by layer, for
+text queries alone and one key/value head at a time, so that the largest map is [H / H_kv, T, V + T].
+"""
+
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor
+
+from compressor.decoder.full_pass import FullPass
+from compressor.decoder.layer import split_heads
+from compressor.decoder.ops import rotate
+
+if TYPE_CHECKING:
+    from compressor.decoder.layer import DecoderLayer
+
+
+@torch.inference_mode()
+def head_score(full: FullPass) -> Tensor:
+    """Return the head scores [L, H] of one prompt, float64."""
+    layers = enumerate(full.decoder.layers)
+    return torch.stack([_layer_score(full, i, cast("DecoderLayer", layer)) for i, layer in layers])
+
+
+def _layer_score(full: FullPass, index: int, layer: "DecoderLayer") -> Tensor:
+    """Return the scores [H] of one layer."""
+    visual, text = full.visual[index], full.text[index]
+    normed = layer.input_norm(torch.cat([visual, text], dim=1))  # [1, S, D]
+    rows, queries = full.call.all, full.call.text
+    key = rotate(split_heads(layer.key(normed), layer.kv_heads), rows.cos, rows.sin)[0]
+    query = split_heads(layer.query(normed[:, visual.shape[1] :]), layer.heads)
+    query = rotate(query, queries.cos, queries.sin)[0]  # [H, T, d]
+    group = layer.heads // layer.kv_heads
+    scores = [
+        _mass_ratio(query[g * group : (g + 1) * group], key[g], queries.mask[0], visual.shape[1])
+        for g in range(layer.kv_heads)
+    ]
+    return torch.cat(scores)
+
+
+def _mass_ratio(query: Tensor, key: Tensor, mask: Tensor, visual: int) -> Tensor:
+    """Return the mass on the first V keys / on the others, for each head.
+
+    Args:
+        query: [heads, T, d].
+        key: [S, d].
+        mask: [1, T, S] bool, True where the query may read the key.
+        visual: V.
+    """
+    weights = query @ key.T  # [heads, T, S]
+    weights.mul_(query.shape[-1] ** -0.5).masked_fill_(~mask, -torch.inf)
+    on_keys = torch.softmax(weights, dim=-1).sum(dim=1).double()
+    # A text row always reads itself, so the mass on text is above 0.
+    return on_keys[:, :visual].sum(dim=1) / on_keys[:, visual:].sum(dim=1)

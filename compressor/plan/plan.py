@@ -1,0 +1,439 @@
+"""The plan: what visual tokens do in each layer. Pure data, JSON both ways, made without torch."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+
+from compressor.disk.files import read_json, write_text
+from compressor.disk.model_digest import difference, same_model
+from compressor.errors import ArtifactError, PlanError
+from compressor.facts import Facts, ModelFacts, Positive
+
+NotNegative = Annotated[int, Field(ge=0)]
+
+
+def _odd(value: int) -> int:
+    if value % 2 == 0:
+        raise ValueError("a window has a middle, so its side is odd")
+    return value
+
+
+Window = Annotated[int, Field(ge=3), AfterValidator(_odd)]
+"""Side of a square of neighbours, odd."""
+
+VisualRows = Literal["update", "frozen", "exited"]
+"""`update`: visual rows are computed; `frozen`: they pass through, their K and V are still read;
+`exited`: they left the decoder before this layer: no rows, no K and V."""
+
+Reason = Literal["", "shortv", "dead", "vtw", "dyvte", "yopo"]
+"""Why visual rows are not updated; `dead`: nobody reads their output, so freezing them is exact."""
+
+EXITS: Mapping[Reason, VisualRows] = {"vtw": "exited", "dyvte": "exited", "yopo": "exited"}
+"""What a reason does to visual rows, where that is not `frozen`."""
+
+GateMode = Literal["dynamic", "staged"]
+"""`dynamic`: one graph that narrows the visual rows to none; `staged`: the decoder cut at the gates."""
+
+
+class LayerPlan(Facts):
+    """What visual rows do in one decoder layer; text rows always do everything.
+
+    Attributes:
+        index: of the layer.
+        visual: whether visual rows are updated, frozen or gone.
+        reason: why they are not updated.
+        groups: key/value heads, with their query heads, in which visual tokens take part; None: all. In the
+            others no row reads visual keys, and visual rows have no query.
+        window: side of the square of grid neighbours that a visual row reads among visual rows; None: all
+            before it.
+        window_causal: visual rows read neighbours before them only.
+        neurons: of the MLP that visual rows use, ascending; None: all.
+        masked: the released YOPO code's semantics: visual keys of pruned heads stay in the softmax's
+            denominator, and visual rows run on to feed it. A compatibility mode; goes with groups or off.
+        off: masked only: no row reads visual values in any head of this layer.
+    """
+
+    index: int = Field(ge=0)
+    visual: VisualRows = "update"
+    reason: Reason = ""
+    groups: tuple[NotNegative, ...] | None = None
+    window: Window | None = None
+    window_causal: bool = False
+    neurons: tuple[NotNegative, ...] | None = None
+    masked: bool = False
+    off: bool = False
+
+    @model_serializer(mode="wrap")
+    def _without_cuts_that_are_not_made(
+        self, handler: SerializerFunctionWrapHandler
+    ) -> dict[str, Any]:
+        always = ("index", "visual", "reason")
+        return {k: v for k, v in handler(self).items() if k in always or v not in (None, False)}
+
+    @classmethod
+    def because(cls, index: int, reason: Reason) -> "LayerPlan":
+        """Return a layer in which visual rows do what the reason asks for."""
+        visual: VisualRows = EXITS.get(reason, "frozen") if reason else "update"
+        return cls(index=index, visual=visual, reason=reason)
+
+    def turned(self, reason: Reason) -> "LayerPlan":
+        """Return this layer with visual rows doing what the reason asks for.
+
+        Frozen rows still have keys and values: they keep their heads, and lose window and neurons.
+        """
+        layer = LayerPlan.because(self.index, reason)
+        if not layer.frozen:
+            return layer
+        kept = {"groups": self.groups, "masked": self.masked, "off": self.off}
+        return layer.model_copy(update=kept)
+
+    @model_validator(mode="after")
+    def _state_fits_the_reason(self) -> "LayerPlan":
+        wanted = EXITS.get(self.reason, "frozen") if self.reason else "update"
+        if self.visual != wanted:
+            raise ValueError(
+                f"layer {self.index} is {self.visual!r} for the reason {self.reason!r}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _cuts_make_sense(self) -> "LayerPlan":
+        problem = ""
+        if self.exited and self.cuts:
+            problem = "visual rows are gone, so nothing of them can be cut"
+        elif self.frozen and (self.window or self.neurons is not None):
+            problem = "visual rows are frozen: they have no queries and no MLP"
+        elif self.off and not self.masked:
+            problem = "off is a word of the masked semantics; otherwise it is an exit"
+        elif self.masked and self.groups is None and not self.off:
+            problem = "masked says how heads are cut, and no heads are; groups or off go with it"
+        elif self.window_causal and self.window is None:
+            problem = "window_causal goes with window"
+        elif self.neurons is not None and not self.neurons:
+            problem = "visual rows need a neuron at least"
+        for name in ("groups", "neurons"):
+            chosen = getattr(self, name)
+            if chosen is not None and list(chosen) != sorted(set(chosen)):
+                problem = f"{name} are not ascending"
+        if problem:
+            raise ValueError(f"layer {self.index}: {problem}")
+        return self
+
+    @property
+    def cuts(self) -> bool:
+        """Whether visual rows do less here in one of YOPO's ways."""
+        parts = (self.groups, self.window, self.neurons)
+        return self.off or any(part is not None for part in parts)
+
+    @property
+    def split(self) -> bool:
+        """Whether heads are stored in two parts: those with visual tokens, and those without."""
+        return self.groups is not None and not self.masked
+
+    @property
+    def tells_rows(self) -> bool:
+        """Whether the layer must know which rows of the past are visual."""
+        return self.window is not None or self.masked
+
+    @property
+    def in_no_head(self) -> bool:
+        """Whether visual tokens are in the layer and in none of its heads: no keys and values of them."""
+        return self.split and not self.groups
+
+    @property
+    def reads_visual(self) -> bool:
+        """Whether any row reads visual keys or values; masked ones are read."""
+        return not (self.exited or self.in_no_head)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether visual rows pass through this layer unchanged."""
+        return self.visual == "frozen"
+
+    @property
+    def exited(self) -> bool:
+        """Whether visual rows have left the decoder before this layer."""
+        return self.visual == "exited"
+
+
+class Cache(Facts):
+    """Keys and values of some heads of a layer.
+
+    Attributes:
+        layer: whose they are.
+        part: `` for heads in which visual tokens take part, `text_` for the others of a split layer.
+        groups: how many key/value heads.
+        length: name of its length: `past`, `past_12` behind a gate, `past_text` for text rows alone.
+    """
+
+    layer: int
+    part: Literal["", "text_"]
+    groups: int
+    length: str
+
+
+TEXT_PAST = "past_text"
+
+
+def length_names(caches: Sequence[Cache], *, tells_rows: bool) -> tuple[str, ...]:
+    """Return the distinct names of caches' lengths, in order of appearance.
+
+    Args:
+        caches: of a decoder or a part of it.
+        tells_rows: which rows of the past are visual is kept beside them; that has the length `past`.
+    """
+    told = ("past",) if tells_rows else ()
+    return tuple(dict.fromkeys((*(cache.length for cache in caches), *told)))
+
+
+class Gates(Facts):
+    """DyVTE's gates: the visual rows leave after the first layer whose gate fires; decided in prefill.
+
+    Attributes:
+        candidates: layers that have a gate, ascending; the last layer has none.
+        mode: how they are deployed.
+        width: hidden width of a gate.
+        digest: sha256 over the gates' weights.
+        fired: calibration prompts whose first gate to fire is that of each candidate; empty: not measured.
+        unfired: calibration prompts in which no gate fires.
+    """
+
+    candidates: tuple[int, ...] = Field(min_length=1)
+    mode: GateMode
+    width: Positive
+    digest: str
+    fired: tuple[NotNegative, ...] = ()
+    unfired: NotNegative = 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Gates":
+        if list(self.candidates) != sorted(set(self.candidates)) or self.candidates[0] < 0:
+            raise ValueError(f"candidates {self.candidates} are not ascending layers")
+        if self.fired and len(self.fired) != len(self.candidates):
+            raise ValueError(
+                f"{len(self.fired)} counts of exits for {len(self.candidates)} candidates"
+            )
+        return self
+
+
+class Workload(Facts):
+    """The prefill that costs are predicted for.
+
+    Attributes:
+        images: of the prompt.
+        text: T of the prompt.
+        assumed: T stands for prompts that nobody measured.
+    """
+
+    images: Positive = 1
+    text: Positive = 64
+    assumed: bool = False
+
+    @property
+    def assumed_words(self) -> str:
+        """What stands behind the number of text rows."""
+        return " (assumed: no calibration measured prompts)" if self.assumed else ""
+
+
+class Plan(Facts):
+    """A complete, replayable description of a compression.
+
+    Attributes:
+        plan_format: version of this file's format.
+        model: the model the plan was made for.
+        model_digest: sha256 over its configuration and weights.
+        layers: one entry per decoder layer, in order.
+        gates: that decide on an exit for each prompt; None: all prompts do the same.
+        notes: for people: what of a recipe makes no sense together, or is not done as asked.
+        workload: the prefill that predicted figures refer to.
+    """
+
+    plan_format: Literal[1] = 1
+    model: ModelFacts
+    model_digest: str
+    layers: tuple[LayerPlan, ...]
+    gates: Gates | None = None
+    notes: tuple[str, ...] = ()
+    workload: Workload = Workload()
+
+    @model_validator(mode="after")
+    def _layers_match_the_model(self) -> "Plan":
+        indices = [layer.index for layer in self.layers]
+        if indices != list(range(self.model.decoder.layers)):
+            raise ValueError(
+                f"layers are {indices}; the model has layers 0..{self.model.decoder.layers - 1}"
+            )
+        self._check_cuts()
+        exited = [layer.exited for layer in self.layers]
+        if exited != sorted(exited) or exited[0]:
+            raise ValueError("visual rows enter layer 0, and layers after an exit are exited too")
+        if self.gates is not None:
+            if self.tells_rows:
+                raise ValueError("gates exclude windows and the masked semantics")
+            if exited[-1]:
+                raise ValueError("gates and a fixed exit exclude each other")
+            if self.gates.candidates[-1] >= len(self.layers) - 1:
+                last = len(self.layers) - 2
+                raise ValueError(f"candidates {self.gates.candidates} reach beyond layer {last}")
+        return self
+
+    def _check_cuts(self) -> None:
+        """Refuse cuts of what the model does not have.
+
+        Raises:
+            ValueError: heads or neurons that do not exist, a window without a grid or larger than it.
+        """
+        dims, grid = self.model.decoder, self.model.token_grid
+        for layer in self.layers:
+            beyond = {
+                "key/value heads": (layer.groups or (), dims.kv_heads),
+                "neurons": (layer.neurons or (), dims.intermediate),
+            }
+            for what, (chosen, count) in beyond.items():
+                if chosen and chosen[-1] >= count:
+                    raise ValueError(
+                        f"layer {layer.index}: {what} up to {chosen[-1]}; there are {count}"
+                    )
+            if layer.window is not None and (grid is None or layer.window > min(grid)):
+                raise ValueError(
+                    f"layer {layer.index}: a window of {layer.window} does not fit the token grid {grid}"
+                )
+
+    @property
+    def visual(self) -> int:
+        """V of the workload."""
+        return self.workload.images * self.model.visual_tokens
+
+    def frozen_layers(self) -> tuple[int, ...]:
+        """Indices of the layers that visual rows pass through unchanged."""
+        return tuple(layer.index for layer in self.layers if layer.frozen)
+
+    @property
+    def exit_layer(self) -> int | None:
+        """First layer without visual rows; None if they stay, or gates decide."""
+        return next((layer.index for layer in self.layers if layer.exited), None)
+
+    def segments(self) -> tuple[range, ...]:
+        """Runs of layers whose caches have one length: cut at a fixed exit, and after each gate."""
+        cuts = [self.exit_layer] if self.exit_layer is not None else []
+        if self.gates is not None:
+            cuts = [candidate + 1 for candidate in self.gates.candidates]
+        return tuple(range(a, b) for a, b in pairwise([0, *cuts, len(self.layers)]))
+
+    def caches(self) -> tuple[Cache, ...]:
+        """Every pair of cached tensors, in the order in which the decoder takes them."""
+        lengths = {
+            layer: f"past_{segment.start}" if segment.start else "past"
+            for segment in self.segments()
+            for layer in segment
+        }
+        everything = self.model.decoder.kv_heads
+        found = []
+        for layer in self.layers:
+            i, own = layer.index, TEXT_PAST if layer.exited else lengths[layer.index]
+            seen = len(layer.groups or ()) if layer.split else everything
+            if seen:
+                found.append(Cache(layer=i, part="", groups=seen, length=own))
+            if seen < everything:
+                rest = everything - seen
+                found.append(Cache(layer=i, part="text_", groups=rest, length=TEXT_PAST))
+        return tuple(found)
+
+    @property
+    def tells_rows(self) -> bool:
+        """Whether the decoder keeps, beside the caches, which of their rows are visual."""
+        return any(layer.tells_rows for layer in self.layers)
+
+    def gates_see(self) -> str:
+        """Digest of what changes the states that gates read; empty: they are the original's.
+
+        Dead rows change nothing, and behind an exit no gate is asked.
+        """
+        cut = [layer for layer in self.layers if layer.cuts or layer.reason == "shortv"]
+        text = json.dumps([layer.model_dump(mode="json") for layer in cut], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest() if cut else ""
+
+    def naive(self) -> "Plan":
+        """The original's own work: every row in every layer, dead rows included."""
+        layers = tuple(LayerPlan(index=layer.index) for layer in self.layers)
+        return self.model_copy(update={"layers": layers, "gates": None})
+
+    def fired_after(self, layer: int | None) -> "Plan":
+        """What a plan with gates does with a prompt whose first gate to fire is behind `layer`.
+
+        None: no gate fires. Visual rows of that very layer ran already: they are not dead.
+        """
+        layers = tuple(
+            LayerPlan.because(entry.index, "dyvte")
+            if layer is not None and entry.index > layer
+            else entry
+            for entry in self.layers
+        )
+        return self.model_copy(update={"layers": layers, "gates": None})
+
+    def save(self, path: Path) -> None:
+        """Write the plan as JSON, atomically."""
+        write_text(path, self.model_dump_json(indent=1) + "\n")
+
+    def check_belongs(
+        self,
+        model: str,
+        model_digest: str,
+        *,
+        what: str = "the plan",
+        remedy: str = "make it anew with `vtcompress plan`",
+    ) -> None:
+        """Refuse to be used for another model.
+
+        Args:
+            model: hub id or folder name of the model at hand.
+            model_digest: of that model.
+            what: starts the problem.
+            remedy: ends it.
+
+        Raises:
+            ArtifactError: the plan was made for another model.
+        """
+        if not same_model(self.model_digest, model_digest):
+            differs = difference(self.model_digest, model_digest)
+            raise ArtifactError(
+                [f"{what} was made for {self.model.name}, not for {model} ({differs}); {remedy}"]
+            )
+
+    def check_gates(self, digest: str | None) -> None:
+        """Refuse to be used with other gates, where it has any.
+
+        Args:
+            digest: sha256 of the file of the gates at hand; None: there are none.
+
+        Raises:
+            ArtifactError: the plan was made with other gates.
+        """
+        if self.gates is not None and digest != self.gates.digest:
+            found = f"digest {digest[:12]}" if digest else "none"
+            raise ArtifactError(
+                [
+                    f"the plan was made with gates of digest {self.gates.digest[:12]}, given: {found}; give "
+                    "these gates, or make the plan anew with `vtcompress plan`"
+                ]
+            )
+
+    @classmethod
+    def load(cls, path: Path) -> "Plan":
+        """Read a plan.
+
+        Raises:
+            PlanError: the file is missing, no JSON, of a newer format or inconsistent.
+        """
+        return read_json(path, cls, PlanError, "plan", "make it anew with `vtcompress plan`")

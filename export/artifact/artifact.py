@@ -1,0 +1,178 @@
+"""An artifact on disk: its manifest written, and verified with all files when it is opened."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pydantic import ValidationError
+
+from compressor.disk.files import read_text, sha256_of, write_text
+from compressor.disk.paths import shown, unusable
+from compressor.errors import ArtifactError
+from export.artifact.engine_set import ENGINES_FOLDER, unnamed_files
+from export.artifact.manifest import MANIFEST_FILE, MANIFEST_FORMAT, FileEntry, Manifest
+from export.artifact.onnx_header import check_graph
+from export.artifact.places import FILES_FILE, FILES_FORMAT
+from export.graphs.spec import in_order
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+KNOWS_PEAK = resource is not None
+
+RECIPE_FILE, PLAN_FILE, PROFILE_FILE = "recipe.yaml", "plan.json", "profile.json"
+NEEDED_GRAPHS = ("vision", "embed")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An artifact that was opened.
+
+    Attributes:
+        folder: where it lies.
+        manifest: what it says of itself.
+    """
+
+    folder: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, folder: str | Path, *, verify: bool = True) -> "Artifact":
+        """Read the manifest and check the files against it.
+
+        Args:
+            folder: the artifact.
+            verify: compare sha256 as well as names, sizes and where the graphs' tensors lie.
+
+        Raises:
+            ArtifactError: not an artifact, of a newer format, or files missing or altered; all are named.
+                Nothing but the manifest has been parsed by a library then.
+        """
+        if not isinstance(folder, str | os.PathLike):
+            raise TypeError(f"path: {folder!r:.60} is no path of an artifact's folder")
+        folder = Path(folder)
+        path = folder / MANIFEST_FILE
+        if (reason := unusable(folder)) is not None:
+            raise ArtifactError([f"{shown(folder)}: {reason}"])
+        if not path.is_file():
+            raise ArtifactError([f"{folder}: no artifact; it has no {MANIFEST_FILE}"])
+        text = read_text(path, ArtifactError)
+        try:
+            manifest = Manifest.model_validate_json(text)
+        except ValidationError as error:
+            raise ArtifactError(_explain(path, error)) from None
+        problems = [
+            f"{path}: the graph {spec.name} is in {spec.file!r}, which is not among the files"
+            for spec in manifest.graphs
+            if spec.file not in manifest.files
+        ]
+        names = [spec.name for spec in manifest.graphs]
+        problems += [
+            f"{path}: has {names.count(name)} graphs named {name!r}; copy the artifact anew"
+            for name in NEEDED_GRAPHS
+            if names.count(name) != 1
+        ]
+        if not in_order(manifest.graphs, "decoder"):
+            problems.append(f"{path}: has no decoder; copy the artifact anew")
+        problems += [
+            p for name, entry in manifest.files.items() for p in _check(folder, name, entry, verify)
+        ]
+        if verify and not problems:
+            unnamed = [folder / name for name in sorted(_names(folder) - manifest.files.keys())]
+            problems = [
+                f"{path}: not named in the manifest; remove it, or copy the artifact anew"
+                for path in (*unnamed, *unnamed_files(folder))
+            ]
+        if not problems:
+            sizes = {name: entry.size for name, entry in manifest.files.items()}
+            for file in sorted({spec.file for spec in manifest.graphs}):
+                problems += check_graph(folder, file, sizes)
+        if problems:
+            raise ArtifactError(problems)
+        return cls(folder, manifest)
+
+
+def _explain(path: Path, error: ValidationError) -> list[str]:
+    for item in error.errors():
+        if item["loc"] == ("manifest_format",) and isinstance(item["input"], int):
+            return [
+                f"{path}: artifact format {item['input']}; this vtcompress reads up to {MANIFEST_FORMAT}: "
+                "upgrade vtcompress or export the model anew"
+            ]
+    return [
+        f"{path}: {'.'.join(map(str, e['loc'])) or 'manifest'}: {e['msg']}" for e in error.errors()
+    ]
+
+
+def _check(folder: Path, name: str, entry: FileEntry, verify: bool) -> Iterator[str]:
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in name:
+        yield f"{folder}: the manifest names {name!r}, which leaves the folder; do not use this artifact"
+        return
+    path = folder / name
+    try:
+        inside = path.is_file() and path.resolve().is_relative_to(folder.resolve())
+    except OSError:  # a name that no file system takes
+        inside = False
+    if not inside:
+        yield f"{path}: missing, or a link out of the artifact; copy the artifact anew"
+    elif path.stat().st_size != entry.size:
+        yield f"{path}: {path.stat().st_size} bytes, the manifest says {entry.size}; copy the artifact anew"
+    elif verify and sha256_of(path) != entry.sha256:
+        yield f"{path}: its sha256 is not the manifest's; copy the artifact anew"
+
+
+def list_files(folder: Path) -> dict[str, FileEntry]:
+    """Return all files of a folder by relative name, but the manifest and engines, which have their own."""
+    return {
+        name: FileEntry(sha256=sha256_of(folder / name), size=(folder / name).stat().st_size)
+        for name in sorted(_names(folder))
+    }
+
+
+def _names(folder: Path) -> set[str]:
+    files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    names = {path.as_posix() for path in files if path.parts[0] != ENGINES_FOLDER}
+    return names - {MANIFEST_FILE}
+
+
+def write_manifest(folder: Path, **fields: Any) -> Manifest:
+    """Write the manifest of everything that lies in the folder, and return it."""
+    manifest = Manifest(files=list_files(folder), **fields)
+    write_text(folder / MANIFEST_FILE, manifest.model_dump_json(indent=1) + "\n")
+    return manifest
+
+
+def write_file_list(folder: Path) -> None:
+    """Write the list of all files of a folder that has no manifest, by which it is known as this tool's."""
+    files = {name: entry.model_dump() for name, entry in list_files(folder).items()}
+    document = {FILES_FORMAT: 1, "files": files}
+    write_text(folder / FILES_FILE, json.dumps(document, ensure_ascii=False, indent=1) + "\n")
+
+
+def peak_memory_bytes() -> int:
+    """Return the highest resident memory of this process so far; 0 where the system does not tell."""
+    if not KNOWS_PEAK:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def folder_bytes(folder: Path) -> int:
+    """Return the size of all files in a folder."""
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+
+
+__all__ = [
+    "Artifact",
+    "folder_bytes",
+    "list_files",
+    "peak_memory_bytes",
+    "write_file_list",
+    "write_manifest",
+]

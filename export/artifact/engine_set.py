@@ -1,0 +1,275 @@
+"""Engines of one artifact for one target and kind of GPU: a folder with a manifest of its own.
+
+    ARTIFACT/engines/tensorrt-rtx-SM86/engines.json, vision.engine, embed.engine, decoder.engine
+
+An engine is code that a GPU will run, so it is checked before a TensorRT library sees it: its sha256, that
+the artifact is the one it was built from, the versions, and the GPU.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from compressor.disk.files import read_json, sha256_of
+from compressor.errors import ArtifactError
+from compressor.facts import Facts
+from export.artifact.manifest import FileEntry, Manifest
+from export.backends.tensorrt.targets import TargetName
+from export.graphs.limits import Limits
+from export.graphs.profiles import Profile
+from export.graphs.spec import WEIGHTS_FILE, in_order
+
+if TYPE_CHECKING:
+    from export.artifact.artifact import Artifact
+from export.results.backend_parity import PARITY_FILE
+
+ENGINES_FOLDER, ENGINES_FILE, TIMING_FILE = "engines", "engines.json", "timing.cache"
+BASELINE = "baseline_decoder"
+
+
+class EngineEntry(Facts):
+    """One engine.
+
+    Attributes:
+        graph: name of the graph that it was built from.
+        file: in the set's folder.
+        sha256: of the file.
+        size: of the file, in bytes.
+        seconds: that the build took.
+        profiles: what it was built for, the widest first.
+    """
+
+    graph: str
+    file: str = Field(pattern=r"^[A-Za-z0-9_]+\.engine$")
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    size: int = Field(ge=0)
+    seconds: float = Field(ge=0)
+    profiles: tuple[Profile, ...] = Field(min_length=1)
+
+
+class EngineSet(Facts):
+    """What a set of engines holds and what it was built for; stored as `engines.json`.
+
+    Attributes:
+        target: which TensorRT.
+        version: of the builder; engines of another version are not loaded.
+        compute_capabilities: of the GPUs that it serves, such as `SM86`.
+        device: name of the GPU that it was built on; empty: none, it was built ahead of time.
+        platform: system and processor of the machine that built it.
+        limits: the largest sizes of its calls.
+        artifact: digest of the artifact's graphs and weights.
+        engines: in the order of the calls.
+        timing: the timing cache, `timing.cache`; None: the target has none.
+    """
+
+    engines_format: Literal[1] = 1
+    target: TargetName
+    version: str
+    compute_capabilities: tuple[str, ...] = Field(min_length=1)
+    device: str = ""
+    platform: str
+    limits: Limits
+    artifact: str
+    engines: tuple[EngineEntry, ...]
+    timing: FileEntry | None = None
+
+    @property
+    def name(self) -> str:
+        """The folder's name: the target and what it serves."""
+        return set_name(self.target, self.compute_capabilities)
+
+    @property
+    def proof(self) -> str:
+        """What its being there proves."""
+        if self.device:
+            return f"TensorRT engine built on {self.device}; it was not run by the build"
+        return "TensorRT-RTX engine built ahead of time; nothing has run on a GPU"
+
+    def problems(self, here: "Machine", artifact: str) -> tuple[str, ...]:
+        """Return why its engines must not be loaded, a line each; none: they may.
+
+        Args:
+            here: what would run them.
+            artifact: digest of the artifact as it is now.
+        """
+        rebuild = (
+            f"build it anew with `vtcompress build ARTIFACT --target {self.target} --overwrite`"
+        )
+        found = []
+        if self.artifact != artifact:
+            found.append(f"the artifact changed since the engines were built: {rebuild}")
+        if self.version != here.version:
+            found.append(
+                f"built by {self.target} {self.version}, installed is {here.version}: {rebuild}, or install "
+                f"version {self.version}"
+            )
+        if here.capability not in self.compute_capabilities:
+            others = f"{self.target} {', '.join(self.compute_capabilities)}"
+            found.append(
+                f"built for {others}, this GPU ({here.gpu}) is {here.capability}: {rebuild}"
+            )
+        return tuple(found)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What would run engines.
+
+    Attributes:
+        version: of the target's installed package.
+        capability: of the GPU, such as `SM86`.
+        gpu: its name.
+    """
+
+    version: str
+    capability: str
+    gpu: str
+
+
+@dataclass(frozen=True)
+class OpenedSet:
+    """A set whose manifest was read.
+
+    Attributes:
+        folder: where it lies.
+        facts: its manifest.
+    """
+
+    folder: Path
+    facts: EngineSet
+
+    @classmethod
+    def read(cls, folder: Path) -> "OpenedSet":
+        """Read a set's manifest; its engines are not looked at.
+
+        Raises:
+            ArtifactError: there is none, or it is broken or of another format.
+        """
+        remedy = "build the engines anew"
+        facts = read_json(folder / ENGINES_FILE, EngineSet, ArtifactError, "engines", remedy)
+        return cls(folder, facts)
+
+    @classmethod
+    def open(cls, folder: Path, artifact: "Artifact", here: Machine) -> "OpenedSet":
+        """Read a set whose engines are to be run.
+
+        Raises:
+            ArtifactError: it is broken, altered, of another artifact, version or GPU; all reasons. No
+                TensorRT library has seen an engine then.
+        """
+        opened = cls.read(folder)
+        found = opened.facts.problems(here, artifact_digest(artifact.manifest))
+        problems = [f"{folder}: {problem}" for problem in found]
+        problems += [problem for entry in opened.facts.engines for problem in opened.check(entry)]
+        graphs = {entry.graph for entry in opened.facts.engines}
+        needed = (
+            "vision",
+            "embed",
+            *(g.name for g in in_order(artifact.manifest.graphs, "decoder")),
+        )
+        problems += [
+            f"{folder}: has no engine of {name}; build the engines anew"
+            for name in needed
+            if name not in graphs
+        ]
+        if problems:
+            raise ArtifactError(problems)
+        return opened
+
+    def check(self, entry: EngineEntry) -> Iterator[str]:
+        """Yield what is wrong with an engine's file."""
+        path = self.folder / entry.file
+        if not path.is_file() or path.is_symlink():
+            yield f"{path}: missing, or a link; build the engines anew"
+        elif path.stat().st_size != entry.size or sha256_of(path) != entry.sha256:
+            yield f"{path}: its sha256 is not that of the engine that was built; build the engines anew"
+
+    def timing(self, version: str) -> bytes:
+        """Return the timing cache for a builder of this version; empty if it is another's, or was altered."""
+        path, entry = self.folder / TIMING_FILE, self.facts.timing
+        if entry is None or self.facts.version != version or not path.is_file():
+            return b""
+        content = path.read_bytes()
+        return content if hashlib.sha256(content).hexdigest() == entry.sha256 else b""
+
+
+def set_name(target: str, capabilities: tuple[str, ...]) -> str:
+    """Return the folder name of a set: `tensorrt-rtx-SM86`, `tensorrt-rtx-SM86-SM120`."""
+    return "-".join((target, *capabilities))
+
+
+def artifact_digest(manifest: Manifest) -> str:
+    """Return the digest that engines remember: of the graphs and the weight file, not of reports."""
+    names = sorted({spec.file for spec in manifest.graphs} | {WEIGHTS_FILE})
+    sums = [manifest.files[name].sha256 for name in names if name in manifest.files]
+    return hashlib.sha256("".join(sums).encode()).hexdigest()
+
+
+def engine_sets(folder: Path) -> tuple[OpenedSet, ...]:
+    """Return the sets of an artifact in the order of their names.
+
+    Raises:
+        ArtifactError: a manifest is broken.
+    """
+    places = sorted(folder.glob(f"{ENGINES_FOLDER}/*/{ENGINES_FILE}"))
+    return tuple(
+        OpenedSet.read(path.parent)
+        for path in places
+        if not _hidden(path.parent) and not _linked(path.parent)
+    )
+
+
+def find_set(artifact: "Artifact", target: str, here: Machine) -> OpenedSet:
+    """Return the artifact's engines for a target and this GPU, checked.
+
+    Raises:
+        ArtifactError: there are none, or they must not be loaded; says why and what to do.
+    """
+    sets = [found for found in engine_sets(artifact.folder) if found.facts.target == target]
+    if not sets:
+        raise ArtifactError(
+            [
+                f"{artifact.folder}: has no engines for {target}; make them with "
+                f"`vtcompress build {artifact.folder} --target {target}`"
+            ]
+        )
+    serving = [found for found in sets if here.capability in found.facts.compute_capabilities]
+    # The set made for fewest kinds of GPU; where none serves this one, opening any tells why.
+    best = min(serving or sets, key=lambda found: len(found.facts.compute_capabilities))
+    return OpenedSet.open(best.folder, artifact, here)
+
+
+def unnamed_files(folder: Path) -> tuple[Path, ...]:
+    """Return files among an artifact's engines that no set names; what a running build writes is none."""
+    root = folder / ENGINES_FOLDER
+    if root.is_symlink():
+        return (root,)
+    found = []
+    for path in sorted(root.rglob("*")):
+        parts = path.relative_to(root).parts
+        named = _hidden(Path(parts[0])) or parts[1:] in _named(path.parent)
+        if path.is_symlink() or (path.is_file() and not named):
+            found.append(path)
+    return tuple(found)
+
+
+def _named(folder: Path) -> set[tuple[str, ...]]:
+    try:
+        facts = OpenedSet.read(folder).facts
+    except ArtifactError:
+        return set()
+    files = (entry.file for entry in facts.engines)
+    return {(name,) for name in (ENGINES_FILE, TIMING_FILE, PARITY_FILE, *files)}
+
+
+def _linked(folder: Path) -> bool:
+    """Return whether a set lies elsewhere, behind a link."""
+    return folder.is_symlink() or folder.parent.is_symlink()
+
+
+def _hidden(path: Path) -> bool:
+    return path.name.startswith(".")

@@ -1,0 +1,353 @@
+"""Folders are written whole or not at all: beside or inside their place, and moved there when complete.
+
+A place where nothing lies yet, or an old result of this tool, is written beside and renamed, so that whoever
+looks sees the old result, the new one, or none. Where a folder must stay what it is, because it is empty and
+somebody made it, a mount point, or in a folder that we may not write, the result is written inside it and its
+parts are moved up one by one. Names, all starting with `.NAME.vtcompress-staging-XXXXXXXX`
+(of a long NAME `compressor.disk.paths.working_stem`):
+
+    (no ending)  being written; a run that finds it unlocked removes it
+    -old         what was there before; a run that finds it without -full beside it puts it back
+    -full        complete, inside its place and being moved up; a run that finds it finishes that
+"""
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from compressor.disk.files import made_parent
+from compressor.disk.locks import LOCK_MARK, exclusive
+from compressor.disk.paths import working_stem
+from compressor.errors import VtcompressError
+from export.artifact.manifest import MANIFEST_FILE
+from export.artifact.places import (
+    CALIBRATION_MARK,
+    STAGING_MARK,
+    check_folder,
+    check_where,
+    entries,
+    is_empty,
+    is_mount,
+    is_working_file,
+    resolved,
+)
+
+OLD_MARK, FULL_MARK = "-old", "-full"
+# A folder cannot be renamed: it is in use by the system, on another disk, or not ours to move.
+IMMOVABLE = (errno.EBUSY, errno.EXDEV, errno.EPERM, errno.EACCES)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a result will lie.
+
+    Attributes:
+        output: as the user named it; for messages.
+        target: the folder behind it.
+        work: where staging and lock lie: inside the target, or the folder around it.
+    """
+
+    output: Path
+    target: Path
+    work: Path
+
+    @classmethod
+    def of(cls, output: Path) -> "_Place":
+        target = resolved(output)
+        try:
+            inside = target.is_dir() and (
+                is_empty(target)
+                or is_mount(target)
+                or any(is_working_file(path, target) for path in target.iterdir())
+                or not os.access(target.parent, os.W_OK | os.X_OK)
+            )
+        except OSError as failure:
+            raise VtcompressError(
+                f"{failure.filename or output}: cannot be read: {_words(failure)}; choose another --output"
+            ) from None
+        return cls(output, target, target if inside else target.parent)
+
+    @property
+    def inside(self) -> bool:
+        return self.work == self.target
+
+    def beside(self, mark: str) -> Path:
+        """Return a name that this place's runs keep for themselves."""
+        return self.work / f".{working_stem(self.target.name)}{mark}"
+
+    def left(self, ending: str) -> list[Path]:
+        """Return what runs left here, by the ending of its name."""
+        if not self.work.is_dir():
+            return []
+        name = re.compile(re.escape(self.beside(STAGING_MARK).name) + "[0-9a-f]{8}" + ending)
+        try:
+            return [path for path in self.work.iterdir() if name.fullmatch(path.name)]
+        except FileNotFoundError:  # meanwhile
+            return []
+        except OSError as failure:
+            raise VtcompressError(
+                f"{self.work}: cannot be read: {_words(failure)}, so that what killed runs left is "
+                "unknown; make it readable or choose another --output"
+            ) from None
+
+
+@contextmanager
+def staged(
+    output: Path, *, overwrite: bool = False, needed_bytes: int = 0, sources: Iterable[Path] = ()
+) -> Iterator[Path]:
+    """Yield a fresh folder whose content takes the place of `output` when the block ends well.
+
+    On an error or interrupt in the block nothing is left and `output` is as it was. A result that is complete
+    and cannot be moved to its place is kept beside it.
+
+    Args:
+        output: final place; an empty folder there is filled, the target of a link is written.
+        overwrite: replace what this tool wrote there.
+        needed_bytes: free space that the writing will take.
+        sources: files and folders that the run reads; see `check_folder`.
+
+    Raises:
+        VtcompressError: `output` holds what may not be replaced or is being written by another run, it cannot
+            be written, or its disk has too little room.
+    """
+    place, sources = _Place.of(output), tuple(sources)
+    with _opened(place, overwrite, needed_bytes, sources) as staging:
+        yield staging
+        _share_modes(staging)
+        try:
+            check_folder(output, overwrite=overwrite, sources=sources)
+            _move_in(staging, place)
+        except (OSError, VtcompressError) as failure:
+            reason = str(failure) if isinstance(failure, VtcompressError) else _words(failure)
+            kept = _keep(staging, place)
+            _recover(_Place.of(output))
+            where = (
+                f"is complete and lies in {kept}" if kept else "was removed meanwhile; run again"
+            )
+            raise VtcompressError(
+                f"{output}: cannot be put in place: {reason}; the result {where}"
+            ) from failure
+
+
+def check_place(
+    output: Path, *, overwrite: bool = False, needed_bytes: int = 0, sources: Iterable[Path] = ()
+) -> None:
+    """Try all that `staged` would refuse, before the work begins; arguments and errors are its own."""
+    with _opened(_Place.of(output), overwrite, needed_bytes, tuple(sources)):
+        pass
+
+
+@contextmanager
+def exclusively(output: Path) -> Iterator[None]:
+    """Keep runs from replacing a folder while one file in it changes.
+
+    Raises:
+        VtcompressError: one is writing it, or no lock can be put there.
+    """
+    with _lock(_Place.of(output)):
+        yield
+
+
+def _lock(place: _Place) -> AbstractContextManager[None]:
+    return exclusive(place.output, place.beside(LOCK_MARK))
+
+
+def calibration_file(output: Path) -> Path:
+    """Return where a calibration is kept while `output` is being written, for a run that goes on with it."""
+    place = _Place.of(output)
+    return place.beside(CALIBRATION_MARK)
+
+
+@contextmanager
+def _opened(
+    place: _Place, overwrite: bool, needed_bytes: int, sources: tuple[Path, ...]
+) -> Iterator[Path]:
+    # Judged before anything is made, and again when nobody else writes there. What a run has left there, half
+    # moved or a lock, is not what its user has there: that is finished and removed first.
+    check_where(place.output, sources)
+    leftovers = any(map(place.left, ("", OLD_MARK, FULL_MARK)))
+    if not leftovers and not os.path.lexists(place.beside(LOCK_MARK)):
+        check_folder(place.output, overwrite=overwrite, sources=sources)
+    with made_parent(place.target), _lock(place):
+        _recover(place)
+        check_folder(place.output, overwrite=overwrite, sources=sources)
+        staging = place.beside(f"{STAGING_MARK}{uuid.uuid4().hex[:8]}")
+        try:
+            _make_staging(staging, needed_bytes)
+            yield staging
+        except VtcompressError:
+            raise
+        except Exception as failure:
+            if (reason := _system_error(failure)) is None:
+                raise
+            raise VtcompressError(f"{place.output}: cannot write: {reason}") from failure
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _make_staging(staging: Path, needed_bytes: int) -> None:
+    try:
+        check_room(staging.parent, needed_bytes)
+        staging.mkdir()
+    except OSError as failure:
+        raise VtcompressError(f"{staging.parent}: cannot write: {failure.strerror}") from None
+
+
+def _share_modes(folder: Path) -> None:
+    """Give all files the mode of the user's umask; libraries make some for their owner alone."""
+    mode = folder.stat().st_mode & 0o666
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            with contextlib.suppress(OSError):  # file systems without modes
+                path.chmod(mode)
+
+
+def _system_error(failure: Exception) -> str | None:
+    """The system's words for a failed write, also from libraries in Rust: `... (os error 28)`."""
+    if isinstance(failure, OSError):
+        return _words(failure)
+    number = re.search(r"\(os error (\d+)\)", str(failure))
+    return os.strerror(int(number[1])) if number else None
+
+
+def _words(failure: OSError) -> str:
+    return failure.strerror or str(failure)
+
+
+def _recover(place: _Place) -> None:
+    """Finish or undo what killed runs left, and remove what is of no use."""
+    if place.inside:
+        for full in place.left(FULL_MARK):
+            old = full.with_name(full.name.removesuffix(FULL_MARK) + OLD_MARK)
+            _finish(full, old, place.target)
+    for old in place.left(OLD_MARK):
+        if place.inside:
+            _move_up(old, place.target)
+            old.rmdir()
+        elif not place.target.exists():
+            old.rename(place.target)
+        else:
+            shutil.rmtree(old, ignore_errors=True)
+    for stray in place.left(""):
+        shutil.rmtree(stray, ignore_errors=True)
+
+
+def _move_in(staging: Path, place: _Place) -> None:
+    """Put a complete result in its place; on an error the place is as it was."""
+    if not place.inside:
+        try:
+            _swap(staging, place.target)
+        except OSError as failure:
+            if failure.errno not in IMMOVABLE or not place.target.is_dir():
+                raise
+        else:
+            return
+        # The folder stays and its content changes; a copy where it lies on another disk.
+        inner = place.target / staging.name
+        shutil.move(staging, inner)
+        staging = inner
+    _exchange(staging, place.target)
+
+
+def _swap(staging: Path, target: Path) -> None:
+    if not target.exists():
+        staging.rename(target)
+        return
+    old = staging.with_name(staging.name + OLD_MARK)
+    target.rename(old)
+    try:
+        staging.rename(target)
+    except BaseException:
+        old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)  # the result lies in its place; the next run tries again
+
+
+def _exchange(staging: Path, target: Path) -> None:
+    """Replace what a folder holds by what lies in a folder inside it."""
+    before = entries(target)
+    old = target / (staging.name + OLD_MARK)
+    full = target / (staging.name + FULL_MARK)
+    try:
+        if before:
+            old.mkdir()
+            _move(_manifest_last(before)[::-1], old)
+        staging.rename(full)
+    except BaseException:
+        if old.is_dir():
+            _move_up(old, target)
+            old.rmdir()
+        raise
+    # From here on the result counts as written: what is interrupted now is finished by the next run.
+    _finish(full, old, target)
+
+
+def _finish(full: Path, old: Path, target: Path) -> None:
+    _move_up(full, target)
+    shutil.rmtree(old, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        full.rmdir()
+
+
+def _move_up(folder: Path, target: Path) -> None:
+    if folder.is_dir():
+        _move(_manifest_last(list(folder.iterdir())), target)
+
+
+def _manifest_last(paths: list[Path]) -> list[Path]:
+    """Sort so that a folder has its manifest only while all that it names is there."""
+    return sorted(paths, key=lambda path: (path.name == MANIFEST_FILE, path.name))
+
+
+def _move(paths: list[Path], folder: Path) -> None:
+    """Move files into a folder on the same disk; on an error those that were moved go back."""
+    if there := [path.name for path in paths if os.path.lexists(folder / path.name)]:
+        raise FileExistsError(errno.EEXIST, f"{', '.join(there)} appeared there meanwhile")
+    moved: list[Path] = []
+    try:
+        for path in paths:
+            path.rename(folder / path.name)
+            moved.append(path)
+    except BaseException:
+        for path in reversed(moved):
+            (folder / path.name).rename(path)
+        raise
+
+
+def _keep(staging: Path, place: _Place) -> Path | None:
+    """Move a complete result that has no place where its user finds it; None: it is gone."""
+    number = 1
+    while os.path.lexists(kept := place.work / f"{working_stem(place.target.name)}-new-{number}"):
+        number += 1
+    full = place.target / (staging.name + FULL_MARK)
+    inner = place.target / staging.name
+    found = next((path for path in (staging, inner, full) if path.is_dir()), None)
+    if found is None:
+        return None
+    found.rename(kept)
+    return kept
+
+
+def check_room(folder: Path, needed_bytes: int) -> None:
+    """Refuse to start what the disk cannot hold.
+
+    Raises:
+        VtcompressError: fewer than `needed_bytes` are free.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        raise VtcompressError(
+            f"{folder}: {_mebibytes(needed_bytes)} are needed, {_mebibytes(free)} are free; "
+            "make room or choose another --output"
+        )
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count / 2**20:,.0f} MiB"

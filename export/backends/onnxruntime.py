@@ -1,0 +1,163 @@
+"""ONNX Runtime on the CPU."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compressor.errors import ArtifactError, MissingExtraError, first_line
+from export.graphs.spec import GraphSpec, TensorSpec
+from export.session.arrays import Array
+from export.session.fixed_cache import BLOCK
+from export.session.session import GraphSession
+
+# ONNX Runtime's option for graphs that come from memory.
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+
+
+class OnnxGraph:
+    """One graph in ONNX Runtime, by default on the CPU.
+
+    Weights are mapped from the artifact's weight file. ONNX Runtime then packs those of matrix products
+    for its kernels into memory of its own and drops the mapping, unless it is told to leave them there.
+
+    Args:
+        folder: the artifact.
+        spec: the graph's declaration.
+        threads: of one operator; None lets ONNX Runtime choose.
+        provider: ONNX Runtime's name of what runs it.
+        provider_options: of the provider, such as the number of its device.
+        mapped: do not pack: weights stay pages of the file, which processes share and the system may drop.
+        content: the graph itself where it is not that of the file; its weights are still the folder's.
+        optimized: let ONNX Runtime fold and join nodes.
+
+    Raises:
+        MissingExtraError: ONNX Runtime is not installed.
+        ArtifactError: the graph cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        spec: GraphSpec,
+        threads: int | None = None,
+        provider: str = "CPUExecutionProvider",
+        *,
+        mapped: bool = False,
+        content: bytes | None = None,
+        optimized: bool = True,
+        provider_options: dict[str, Any] | None = None,
+    ) -> None:
+        try:
+            import onnxruntime
+        except ImportError:
+            raise MissingExtraError("running an artifact", "cpu") from None
+        self.spec = spec
+        self._values = onnxruntime.OrtValue
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        if mapped:
+            options.add_session_config_entry("session.disable_prepacking", "1")
+        if not optimized:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            # The default order runs all casts of weights first, and then holds all that they made.
+            options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+        if content is not None:
+            options.add_session_config_entry(WEIGHTS_FOLDER, str(folder))
+        try:
+            self.session = onnxruntime.InferenceSession(
+                content or str(folder / spec.file),
+                options,
+                providers=[(provider, provider_options or {})],
+            )
+        except Exception as failure:
+            # ONNX Runtime raises classes of its own that share no documented base but Exception.
+            reason = first_line(failure)
+            raise ArtifactError(
+                [f"{folder / spec.file}: ONNX Runtime cannot load it: {reason}"]
+            ) from failure
+
+    def __call__(self, feeds: Sequence[Any]) -> list[Any]:
+        """Run on inputs in declared order (arrays, or values that an earlier call returned)."""
+        return self.run(feeds)
+
+    def run(self, feeds: Sequence[Any], more: Sequence[str] = ()) -> list[Any]:
+        """Run as a call does; outputs that are not declared come behind the others."""
+        values = {
+            spec.name: self._value(spec, feed)
+            for spec, feed in zip(self.spec.inputs, feeds, strict=True)
+        }
+        names = [spec.name for spec in self.spec.outputs]
+        return list(self.session.run_with_ort_values([*names, *more], values))
+
+    def bound(self, buffers: Mapping[str, Array]) -> Callable[[Sequence[Any]], list[Any]]:
+        """Return what runs a graph with fixed caches in these buffers.
+
+        Input and output of a cache are one memory, so that new rows are written in place. Buffers
+        stay bound; a call binds its rows, and outputs of its own.
+
+        Args:
+            buffers: by the names of the inputs.
+        """
+        cached = self.spec.cached
+        binding, found = self.session.io_binding(), self.spec.outputs[: -len(cached)]
+        for spec in found:
+            binding.bind_output(spec.name)
+        for given, left in zip(cached, self.spec.outputs[len(found) :], strict=True):
+            value = self._value(given, buffers[given.name])
+            binding.bind_ortvalue_input(given.name, value)
+            binding.bind_ortvalue_output(left.name, value)
+        names = {spec.name for spec in cached}
+        fed = [spec for spec in self.spec.inputs if spec.name not in names]
+
+        def run(feeds: Sequence[Any]) -> list[Any]:
+            for spec, feed in zip(fed, feeds, strict=True):
+                binding.bind_ortvalue_input(spec.name, self._value(spec, feed))
+            for spec in found:
+                binding.bind_output(spec.name)
+            self.session.run_with_iobinding(binding)
+            return list(binding.get_outputs()[: len(found)])
+
+        return run
+
+    def _value(self, spec: TensorSpec, feed: Any) -> Any:
+        """Return what ONNX Runtime takes: for an array a value on the same memory if it is fit."""
+        if not isinstance(feed, np.ndarray):
+            return feed
+        return self._values.ortvalue_from_numpy(np.ascontiguousarray(feed, spec.numpy))
+
+
+class OnnxSession(GraphSession[OnnxGraph]):
+    """An artifact in ONNX Runtime on the CPU.
+
+    Args:
+        folder: the artifact.
+        graphs: see `GraphSession`.
+        decoder: see `GraphSession`.
+        threads: of one operator; None lets ONNX Runtime choose.
+        mapped: see `OnnxGraph`.
+        block: see `GraphSession`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        graphs: Sequence[GraphSpec],
+        *,
+        decoder: str = "decoder",
+        threads: int | None = None,
+        mapped: bool = False,
+        block: int = BLOCK,
+    ) -> None:
+        def open_graph(spec: GraphSpec) -> OnnxGraph:
+            return OnnxGraph(folder, spec, threads, mapped=mapped)
+
+        super().__init__(graphs, open_graph, decoder, block)
+
+    def declared(self, spec: GraphSpec) -> tuple[Sequence[Any], Sequence[Any]]:
+        """Return the inputs and outputs that a graph file has, each with `name`, `shape` and `type`."""
+        loaded = self.graph(spec.name).session
+        return loaded.get_inputs(), loaded.get_outputs()

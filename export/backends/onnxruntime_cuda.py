@@ -1,0 +1,95 @@
+"""ONNX Runtime on a CUDA device; caches stay on it between calls. Never run: this project had no GPU."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compressor.errors import BackendError, MissingExtraError
+from export.backends.onnxruntime import OnnxGraph
+from export.graphs.spec import GraphSpec
+from export.session.session import GraphSession
+
+PROVIDER = "CUDAExecutionProvider"
+
+
+class CudaGraph(OnnxGraph):
+    """One graph on the device; inputs are copied there, outputs stay there until they are read.
+
+    Raises:
+        MissingExtraError: ONNX Runtime is not installed, or is the build without CUDA.
+        BackendError: CUDA is not really active.
+        ArtifactError: the graph cannot be loaded.
+    """
+
+    def __init__(
+        self, folder: Path, spec: GraphSpec, threads: int | None = None, device: int = 0
+    ) -> None:
+        check_offered()
+        self._device = device
+        super().__init__(folder, spec, threads, PROVIDER, provider_options={"device_id": device})
+        check_active(self.session.get_providers())
+
+    def __call__(self, feeds: Sequence[Any]) -> list[Any]:
+        """Run on inputs in declared order: arrays, or values on the device that an earlier call returned."""
+        binding = self.session.io_binding()
+        for spec, feed in zip(self.spec.inputs, feeds, strict=True):
+            value = feed
+            if isinstance(feed, np.ndarray):
+                array = np.ascontiguousarray(feed, spec.numpy)
+                value = self._values.ortvalue_from_numpy(array, "cuda", self._device)
+            binding.bind_ortvalue_input(spec.name, value)
+        for spec in self.spec.outputs:
+            binding.bind_output(spec.name, "cuda", self._device)
+        self.session.run_with_iobinding(binding)
+        return list(binding.get_outputs())
+
+
+class CudaSession(GraphSession[CudaGraph]):
+    """An artifact in ONNX Runtime on a CUDA device; see `GraphSession`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        graphs: Sequence[GraphSpec],
+        *,
+        threads: int | None = None,
+        device: int = 0,
+    ) -> None:
+        super().__init__(graphs, lambda spec: CudaGraph(folder, spec, threads, device))
+
+
+def check_offered() -> None:
+    """Refuse an ONNX Runtime that was built without CUDA.
+
+    Raises:
+        MissingExtraError: it is not installed, or is the CPU build.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        raise MissingExtraError("running an artifact on a GPU", "gpu") from None
+    if PROVIDER not in onnxruntime.get_available_providers():
+        raise MissingExtraError(
+            "running an artifact on a GPU (the installed onnxruntime is the CPU build: "
+            "pip uninstall onnxruntime first, the two overwrite each other)",
+            "gpu",
+        )
+
+
+def check_active(providers: Sequence[str]) -> None:
+    """Refuse a session that ONNX Runtime put on the CPU without a word.
+
+    Args:
+        providers: what `get_providers()` of the created session says.
+
+    Raises:
+        BackendError: CUDA is not the first of them.
+    """
+    if not providers or providers[0] != PROVIDER:
+        raise BackendError(
+            f"onnxruntime-cuda: CUDA is not active, the session runs on {', '.join(providers) or 'nothing'}; "
+            "check the driver (nvidia-smi) and the CUDA and cuDNN libraries that onnxruntime-gpu needs, "
+            "or use --backend onnxruntime"
+        )

@@ -1,0 +1,127 @@
+"""OpenVINO on the CPU reads the same ONNX files; the compiled vision tower is cached for the user.
+
+Limitations:
+    - The decoder is compiled anew on every load: OpenVINO 2026.4.1 gives wrong keys from the first layer on
+      when it loads this graph from its own cache (`export_model` then `import_model` does it too; values
+      are right, so it is the rotary positions). `tests/test_backends.py` tells when that is mended.
+    - Caches of later calls are arrays in this process's memory: each call copies them out once.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compressor.errors import ArtifactError, BackendError, MissingExtraError
+from compressor.telemetry import unreported
+from export.graphs.spec import GraphSpec
+from export.session.session import GraphSession
+
+DEVICE = "CPU"
+# Graphs that OpenVINO loads from its cache with the numbers that it compiled; see Limitations.
+CACHED = ("vision",)
+
+
+class OpenVinoGraph:
+    """One compiled graph.
+
+    Args:
+        core: `openvino.Core`.
+        file: the ONNX file.
+        spec: its declaration.
+        options: of the compilation.
+
+    Raises:
+        ArtifactError: OpenVINO cannot read or compile it.
+    """
+
+    def __init__(self, core: Any, file: Path, spec: GraphSpec, options: dict[str, Any]) -> None:
+        self.spec = spec
+        try:
+            self._model = core.compile_model(str(file), DEVICE, options)
+        except RuntimeError as failure:
+            lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
+            reason = lines[-1] if lines else "no reason given"
+            raise ArtifactError([f"{file}: OpenVINO cannot load it: {reason}"]) from failure
+        self._request = self._model.create_infer_request()
+
+    def __call__(self, feeds: Sequence[Any]) -> list[Any]:
+        """Run on arrays in declared order; outputs are copies, so that a cache outlives later calls."""
+        values = {
+            spec.name: np.ascontiguousarray(feed, spec.numpy)
+            for spec, feed in zip(self.spec.inputs, feeds, strict=True)
+        }
+        found = self._request.infer(values, share_inputs=True, share_outputs=False)
+        # OpenVINO hands out bfloat16 as bytes of another type of that size.
+        return [
+            found[spec.name].view(spec.numpy) if spec.dtype == "bfloat16" else found[spec.name]
+            for spec in self.spec.outputs
+        ]
+
+
+class OpenVinoSession(GraphSession[OpenVinoGraph]):
+    """An artifact in OpenVINO.
+
+    Args:
+        folder: the artifact.
+        graphs: see `GraphSession`.
+        precision: `f32`, or `bf16` where the processor has it.
+        threads: of one call; None lets OpenVINO choose.
+        cache: folder for compiled models, of this artifact alone; None caches nothing.
+
+    Raises:
+        MissingExtraError: OpenVINO is not installed.
+        BackendError: the processor cannot run this precision.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        graphs: Sequence[GraphSpec],
+        *,
+        precision: str = "f32",
+        threads: int | None = None,
+        cache: Path | None = None,
+    ) -> None:
+        try:
+            with unreported():
+                import openvino
+        except ImportError:
+            raise MissingExtraError("running an artifact in OpenVINO", "openvino") from None
+        core = openvino.Core()
+        check_precision(precision, core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"))
+        # Without a hint OpenVINO takes bf16 wherever the processor has it.
+        options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision}
+        if threads is not None:
+            options["INFERENCE_NUM_THREADS"] = threads
+
+        def open_graph(spec: GraphSpec) -> OpenVinoGraph:
+            more = {"CACHE_DIR": str(cache / precision)} if cache and spec.name in CACHED else {}
+            return OpenVinoGraph(core, folder / spec.file, spec, {**options, **more})
+
+        super().__init__(graphs, open_graph)
+
+
+def check_precision(precision: str, capabilities: Sequence[str]) -> None:
+    """Refuse bf16 where the processor has no instructions for it.
+
+    Args:
+        precision: that is asked for.
+        capabilities: what OpenVINO says of the processor.
+
+    Raises:
+        BackendError: it has none; OpenVINO would only imitate them, slower than f32.
+    """
+    if precision == "bf16" and "BF16" not in capabilities:
+        raise BackendError(
+            "openvino: this processor has no bf16 instructions (OpenVINO names "
+            f"{', '.join(sorted(capabilities))}); use --precision f32"
+        )
+
+
+def cache_folder(key: str) -> Path:
+    """Return where compiled models of one artifact are cached: XDG_CACHE_HOME, or ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "vtcompress" / "openvino" / key

@@ -1,0 +1,78 @@
+"""The compressed torch model behind the session call; the reference of export fidelity."""
+
+import torch
+
+from compressor.compressed import CompressedModel
+from compressor.decoder import KeyValue
+from compressor.plan.plan import Cache
+from export.session.arrays import Array
+from export.session.session import Past
+
+
+class TorchSession:
+    """A compressed model in torch; see `export.session.session.Session`."""
+
+    def __init__(self, model: CompressedModel) -> None:
+        self.model = model
+
+    @property
+    def max_batch(self) -> int | None:
+        """See `Session.max_batch`."""
+        return 1 if self.gated else None
+
+    @property
+    def gated(self) -> bool:
+        """See `Session.gated`."""
+        return len(self.model.decoder.gates) > 0
+
+    @property
+    def caches(self) -> tuple[Cache, ...]:
+        """See `Session.caches`."""
+        return self.model.decoder.caches
+
+    @torch.inference_mode()
+    def vision(self, pixel_values: Array) -> Array:
+        """See `Session.vision`."""
+        pixels = torch.from_numpy(pixel_values).to(self.model.embedding.dtype)
+        embeds: Array = self.model.vision(pixels).numpy()
+        return embeds
+
+    @torch.inference_mode()
+    def embed(self, input_ids: Array) -> Array:
+        """See `Session.embed`."""
+        embeds: Array = self.model.embed(torch.from_numpy(input_ids)).numpy()
+        return embeds
+
+    @torch.inference_mode()
+    def decode(
+        self, visual: Array, text: Array, visual_index: Array, text_index: Array, past: Past
+    ) -> tuple[Array, Past]:
+        """See `Session.decode`."""
+        rows = (torch.from_numpy(a) for a in (visual, text, visual_index, text_index))
+        logits, present = self.model.decoder(*rows, past)
+        return logits.numpy(), present
+
+    def empty_past(self, batch: int) -> Past:
+        """See `Session.empty_past`."""
+        return self.model.decoder.empty_past(batch)
+
+    def check_room(self, past: Past, visual: int, text: int) -> None:
+        """See `Session.check_room`; caches grow."""
+
+    def past_shapes(self, past: list[KeyValue | torch.Tensor]) -> tuple[tuple[int, ...], ...]:
+        """See `Session.past_shapes`."""
+        return tuple(tuple(tensor.shape) for item in past for tensor in _tensors(item))
+
+    def past_bytes(self, past: list[KeyValue | torch.Tensor]) -> int:
+        """See `Session.past_bytes`."""
+        pairs = (item for item in past if isinstance(item, tuple))
+        return sum(tensor.nbytes for pair in pairs for tensor in pair)
+
+    def buffer_bytes(self, past: Past) -> int | None:  # noqa: ARG002 - see `Session.buffer_bytes`
+        """See `Session.buffer_bytes`; caches grow."""
+        return None
+
+
+def _tensors(item: KeyValue | torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return a cache's tensors; what tells visual rows is one by itself."""
+    return item if isinstance(item, tuple) else (item,)

@@ -1,0 +1,230 @@
+"""Export fidelity: the compressed torch model against its own exported graphs, call by call.
+
+The two sides run one after the other on equal inputs, so that the models are never in memory together:
+`record` keeps the outputs of one side, `compare` judges two recordings and collects every failure.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from compressor.plan.plan import Plan
+from export.graphs.spec import GraphSpec
+from export.results.fidelity import Difference, FidelityLimits, FidelityReport
+from export.session.arrays import Array
+from export.session.session import Session, no_visual
+
+IMAGE_COUNTS = (0, 1, 2)
+TEXT_ROWS = (9, 5)
+PROMPTS = len(IMAGE_COUNTS) * len(TEXT_ROWS)
+LATER_TEXT_ROWS = 3
+DECODE_STEPS = 16
+# Below it, a difference relative to the largest value says nothing.
+TINY = 1e-6
+
+
+@dataclass
+class Recording:
+    """Outputs of one side by call, and the shapes of its caches."""
+
+    outputs: dict[str, Array] = field(default_factory=dict)
+    shapes: dict[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
+
+
+def record(
+    session: Session,
+    plan: Plan,
+    seed: int = 0,
+    images: Sequence[int] = IMAGE_COUNTS,
+    room: int | None = None,
+) -> Recording:
+    """Run the fixed set of calls and keep what comes out.
+
+    Images are seeded noise, tokens are seeded draws from the vocabulary: V = 0, N and 2N with two lengths
+    of T; each prompt is followed by a later turn on its cache and by decode steps.
+
+    Args:
+        session: runs them.
+        plan: of the decoder.
+        seed: of the draws.
+        images: of the prompts.
+        room: rows of one conversation in caches of fixed size; what does not fit is shortened or left out.
+    """
+    recording = Recording()
+    rng = np.random.default_rng(seed)
+    facts = plan.model
+    size = facts.image_size
+    for count in images:
+        pixels = rng.standard_normal((count, 3, size, size)).astype(np.float32)
+        features = None
+        if count:
+            features = session.vision(pixels)
+            recording.outputs[f"vision, {count} images"] = features.astype(np.float32)
+        for rows in TEXT_ROWS:
+            ids = rng.integers(0, facts.decoder.vocab, rows + LATER_TEXT_ROWS + DECODE_STEPS)
+            if room is not None:
+                # Caches of text alone have room for the text beside one image.
+                ids = ids[: max(0, room - max(count, 1) * facts.visual_tokens)]
+            if len(ids):
+                _record_prompt(recording, session, features, ids, rows, f"{count} images, T={rows}")
+    return recording
+
+
+def _record_prompt(
+    recording: Recording,
+    session: Session,
+    features: Array | None,
+    ids: Array,
+    rows: int,
+    name: str,
+) -> None:
+    embedded = session.embed(ids[None])
+    recording.outputs[f"{name}: embed"] = embedded.astype(np.float32)
+    visual, visual_index = no_visual(embedded)
+    if features is not None:
+        visual = features.reshape(1, -1, features.shape[-1])
+    # One text row in front, the images behind it, the rest of the text after them.
+    place = visual.shape[1]
+    visual_index = np.arange(1, 1 + place, dtype=np.int64)[None]
+    past = session.empty_past(1)
+    start = 0
+    for label, wanted in _calls(rows):
+        count = min(wanted, len(ids) - start)
+        if not count:
+            return
+        text = embedded[:, start : start + count]
+        text_index = np.arange(start, start + count, dtype=np.int64)[None]
+        text_index += place * (text_index > 0)
+        if start:
+            visual, visual_index = no_visual(embedded)
+        logits, past = session.decode(visual, text, visual_index, text_index, past)
+        recording.outputs[f"{name}: {label}"] = logits
+        recording.shapes[f"{name}: {label}"] = session.past_shapes(past)
+        start += count
+
+
+def _calls(rows: int) -> Iterator[tuple[str, int]]:
+    yield "prefill", rows
+    yield "later turn", LATER_TEXT_ROWS
+    for step in range(DECODE_STEPS):
+        yield f"decode step {step + 1}", 1
+
+
+def compare(
+    reference: Recording,
+    found: Recording,
+    graphs: Sequence[GraphSpec],
+    declared: Sequence[str],
+    limits: FidelityLimits,
+    *,
+    beside: str = "torch",
+) -> FidelityReport:
+    """Judge one recording against another.
+
+    Args:
+        reference: of the compressed torch model, or of another backend.
+        found: of the exported graphs.
+        graphs: the graphs that were run; named in the report.
+        declared: failures of names, axes and dtypes that `check_declared` found.
+        limits: what every output must satisfy.
+        beside: what gave the reference, in words.
+    """
+    failures = list(declared)
+    differences = []
+    for call, wanted in reference.outputs.items():
+        got = found.outputs.get(call)
+        if got is None:
+            failures.append(f"{call}: missing")
+            continue
+        if got.shape != wanted.shape:
+            failures.append(f"{call}: shape {got.shape}, {beside} gives {wanted.shape}")
+            continue
+        difference = _difference(call, wanted, got)
+        differences.append(difference)
+        failures += _misses(difference, limits)
+    for call, shapes in reference.shapes.items():
+        if found.shapes.get(call) != shapes:
+            failures.append(
+                f"{call}: cache shapes {found.shapes.get(call)}, {beside} gives {shapes}"
+            )
+    if not differences:
+        nothing = Difference(
+            call="nothing compared", max_abs=np.inf, max_relative=np.inf, cosine=-1.0
+        )
+        names = ", ".join(spec.name for spec in graphs)
+        failures.append(f"nothing could be compared in {names}")
+        differences.append(nothing)
+    return FidelityReport(
+        calls=len(differences),
+        limits=limits,
+        worst_abs=max(differences, key=lambda d: d.max_abs),
+        worst_relative=max(differences, key=lambda d: d.max_relative),
+        worst_cosine=min(differences, key=lambda d: d.cosine),
+        failures=tuple(failures),
+    )
+
+
+def _difference(call: str, wanted: Array, got: Array) -> Difference:
+    a, b = wanted.astype(np.float64), got.astype(np.float64)
+    worst = float(np.abs(a - b).max())
+    if not np.isfinite(worst):
+        return Difference(call=call, max_abs=np.inf, max_relative=np.inf, cosine=-1.0)
+    lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    same = (a == b).all(axis=-1)  # also rows of zeros, whose cosine is not defined
+    cosine = np.where(same, 1.0, (a * b).sum(axis=-1) / np.maximum(lengths, TINY))
+    return Difference(
+        call=call,
+        max_abs=worst,
+        max_relative=worst / max(float(np.abs(a).max()), TINY),
+        cosine=float(cosine.min()),
+    )
+
+
+def _misses(difference: Difference, limits: FidelityLimits) -> list[str]:
+    d = difference
+    lines = []
+    if d.max_abs > limits.max_abs:
+        lines.append(f"{d.call}: differs by {d.max_abs:.3g}, allowed max_abs {limits.max_abs:g}")
+    if d.max_relative > limits.max_relative:
+        lines.append(
+            f"{d.call}: differs by {d.max_relative:.3g} of the largest value, "
+            f"allowed max_relative {limits.max_relative:g}"
+        )
+    if d.cosine < limits.min_cosine:
+        lines.append(f"{d.call}: cosine {d.cosine:.7f}, wanted min_cosine {limits.min_cosine:g}")
+    return lines
+
+
+def check_declared(
+    spec: GraphSpec, inputs: Sequence[object], outputs: Sequence[object]
+) -> list[str]:
+    """Return how a loaded graph's names, axes and dtypes differ from its declaration.
+
+    Args:
+        spec: the declaration.
+        inputs: ONNX Runtime's node arguments (`name`, `shape`, `type`).
+        outputs: likewise.
+    """
+    kinds = {
+        "float32": "tensor(float)",
+        "float16": "tensor(float16)",
+        "bfloat16": "tensor(bfloat16)",
+        "int64": "tensor(int64)",
+        "bool": "tensor(bool)",
+    }
+    lines = []
+    for side, declared, found in (
+        ("input", spec.inputs, inputs),
+        ("output", spec.outputs, outputs),
+    ):
+        actual = {a.name: (tuple(a.shape), a.type) for a in found}  # type: ignore[attr-defined]
+        wanted = {t.name: (t.axes, kinds[t.dtype]) for t in declared}
+        lines += [f"{spec.file}: {side} {n}: missing" for n in wanted.keys() - actual.keys()]
+        lines += [f"{spec.file}: {side} {n}: not declared" for n in actual.keys() - wanted.keys()]
+        lines += [
+            f"{spec.file}: {side} {n}: is {actual[n]}, declared {wanted[n]}"
+            for n in wanted.keys() & actual.keys()
+            if actual[n] != wanted[n]
+        ]
+    return sorted(lines)

@@ -1,0 +1,127 @@
+"""Compression loss: the original model against the artifact, from image file to text. Quality, not numerics.
+
+The original's side is measured once and stored in the artifact, so that the check runs later without it.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from compressor.progress import SILENT, Progress
+from compressor.samples.questions import Sample, data_digest
+from export.results.loss_report import LossFigures, LossLimits, LossReport, misses
+from export.session.arrays import Array
+
+if TYPE_CHECKING:
+    from export.runtime.runtime import Runtime
+from export.results.answers import Answer, Answers, exact, right_one
+
+
+def measure(
+    runtime: "Runtime",
+    samples: Sequence[Sample],
+    max_new_tokens: int,
+    progress: Progress = SILENT,
+    label: str = "artifact answers",
+) -> Answers:
+    """Let a runtime answer every sample with the likeliest tokens; progress is shown under the label.
+
+    The model's generation configuration is left aside, as on the original's side.
+    """
+    asked = [(sample.question, sample.images) for sample in samples]
+    running = runtime.answers(asked, max_new_tokens=max_new_tokens, generation_config=False)
+    replies = dict(progress.track(running, label, len(samples)))
+    ordered = [replies[place] for place in range(len(samples))]
+    return Answers(
+        tuple(
+            Answer(token_ids=reply.token_ids, text=reply.text, exit_layer=reply.exit_layer)
+            for reply in ordered
+        ),
+        np.stack([reply.first_logits for reply in ordered]),
+        max_new_tokens,
+    )
+
+
+def compare(
+    samples: Sequence[Sample],
+    original: Answers,
+    compressed: Answers,
+    limits: LossLimits,
+    data_name: str,
+) -> LossReport:
+    """Compare the two models' answers, overall and for each kind of sample."""
+    kl = kl_rows(original.logits, compressed.logits)
+    agree = original.logits.argmax(axis=1) == compressed.logits.argmax(axis=1)
+    prefix = np.array(
+        [
+            common_prefix(a.token_ids, b.token_ids) / max(len(a.token_ids), 1)
+            for a, b in zip(original.answers, compressed.answers, strict=True)
+        ]
+    )
+    same = [
+        exact(a.text, b.text) for a, b in zip(original.answers, compressed.answers, strict=True)
+    ]
+    right = [
+        (right_one(a.text, s.answers), right_one(b.text, s.answers)) if s.answers else None
+        for s, a, b in zip(samples, original.answers, compressed.answers, strict=True)
+    ]
+
+    def figures(kind: str, rows: Sequence[int]) -> LossFigures:
+        known = [pair for i in rows if (pair := right[i]) is not None]
+        count = len(known)
+        picked = list(rows)
+        return LossFigures(
+            kind=kind,
+            samples=len(picked),
+            pictured=sum(bool(samples[i].images) for i in rows),
+            kl=float(kl[picked].mean()),
+            kl_worst=float(kl[picked].max()),
+            agreement=float(agree[picked].mean()),
+            common_prefix=float(prefix[picked].mean()),
+            answered=count,
+            exact_match_original=sum(a for a, _ in known) / count if count else None,
+            exact_match=sum(b for _, b in known) / count if count else None,
+            equal_answers=sum(same[i] for i in rows),
+            right_to_wrong=sum(a and not b for a, b in known) if count else None,
+            wrong_to_right=sum(b and not a for a, b in known) if count else None,
+        )
+
+    exits = Counter(a.exit_layer for a in compressed.answers if a.exit_layer is not None)
+    overall = figures("all", range(len(samples)))
+    names = sorted({s.kind for s in samples if s.kind})
+    kinds = [figures(k, [i for i, s in enumerate(samples) if s.kind == k]) for k in names]
+    return LossReport(
+        data=data_name,
+        data_digest=data_digest(samples),
+        overall=overall,
+        kinds=tuple(kinds),
+        limits=limits,
+        failures=misses(overall, limits),
+        exits=tuple(sorted(exits.items())),
+    )
+
+
+def kl_rows(original: Array, compressed: Array) -> Array:
+    """KL(softmax(original) || softmax(compressed)) of each row, in nats; both [n, vocab]."""
+
+    def log_softmax(x: Array) -> Array:
+        x = x.astype(np.float64)
+        x = x - x.max(axis=-1, keepdims=True)
+        normalised: Array = x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+        return normalised
+
+    p, q = log_softmax(original), log_softmax(compressed)
+    divergence: Array = np.maximum((np.exp(p) * (p - q)).sum(axis=-1), 0.0)
+    return divergence
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """Return how many leading tokens are equal."""
+    count = 0
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            break
+        count += 1
+    return count

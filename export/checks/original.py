@@ -1,0 +1,141 @@
+"""The original's side of compression loss: transformers' own model and processor, and the likeliest tokens.
+
+Both sides pick the likeliest token, whatever the model's generation configuration asks for: loss is what
+compression changed, and a penalty or a beam would be counted as that. So nothing of `generate` is used here.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compressor.errors import ModelError, first_line
+from compressor.families import LoadedModel
+from compressor.progress import SILENT, Progress
+from compressor.samples.prompts import EncodedPrompt, encode, layout
+from compressor.samples.questions import Sample
+from export.checks.rewrite import Reading
+from export.results.answers import Answer, Answers
+from export.runtime.runtime import BATCH_ROWS, WINDOW, until_end
+
+Indexed = tuple[int, EncodedPrompt]
+
+
+def measure_original(
+    model: LoadedModel, samples: Sequence[Sample], max_new_tokens: int, progress: Progress = SILENT
+) -> Answers:
+    """Let the original model answer every sample greedily, at its own image size.
+
+    Raises:
+        DataError: a picture cannot be read, or a prompt does not fit the model.
+    """
+    answers: dict[int, tuple[Answer, torch.Tensor]] = {}
+    replies = (
+        reply
+        for batch in _batches(model, samples)
+        for reply in _answer(model, batch, max_new_tokens)
+    )
+    for index, answer, logits in progress.track(replies, "original answers", len(samples)):
+        answers[index] = (answer, logits)
+    rows = [answers[i] for i in range(len(samples))]
+    return Answers(
+        tuple(answer for answer, _ in rows),
+        torch.stack([logits for _, logits in rows]).numpy(),
+        max_new_tokens,
+    )
+
+
+@torch.inference_mode()
+def read_original(model: LoadedModel, sample: Sample) -> Reading:
+    """Return what the original makes of one prompt with pictures, at the image size of `model.facts`.
+
+    Raises:
+        DataError: a picture cannot be read, or the processor fails.
+        ModelError: the original fails on its own processor's prompt.
+    """
+    prompt = encode(model.processor, sample)
+    pixels = prompt.pixel_values
+    if pixels is None:
+        raise ModelError([f"{model.facts.name}: its processor makes no pixels of a picture"])
+    original = model.original
+    try:
+        pictures: dict[str, Any] = {"pixel_values": pixels.to(original.dtype)}
+        if model.processor is not model.native_processor:  # asked for another image size
+            seen = original.get_image_features(**pictures, interpolate_pos_encoding=True)
+            pictures = {"mm_encoder_outputs": {"image": seen}}
+        out = original(input_ids=prompt.input_ids, use_cache=False, logits_to_keep=1, **pictures)
+    except Exception as failure:
+        reason = first_line(failure)
+        raise ModelError(
+            [f"{model.facts.name}: the original itself fails on a prompt with a picture: {reason}"]
+        ) from failure
+    return Reading(
+        ids=tuple(prompt.input_ids[0].tolist()),
+        pixels=pixels.float().numpy(),
+        embeds=out.image_hidden_states.float().flatten(0, -2).numpy(),
+        logits=out.logits[0, -1].float().numpy(),
+    )
+
+
+def _batches(model: LoadedModel, samples: Sequence[Sample]) -> Iterator[list[Indexed]]:
+    """Prompts of equal length and number of images are answered together."""
+    for start in range(0, len(samples), WINDOW):
+        groups: dict[tuple[int, int], list[Indexed]] = {}
+        for index, sample in enumerate(samples[start : start + WINDOW], start):
+            prompt = encode(model.native_processor, sample)
+            layout(model, prompt, native=True)  # refuses pictures that have no place in it
+            groups.setdefault((prompt.input_ids.shape[1], len(sample.images)), []).append(
+                (index, prompt)
+            )
+        for (length, _), group in groups.items():
+            size = max(1, BATCH_ROWS // length)
+            for first in range(0, len(group), size):
+                yield group[first : first + size]
+
+
+@torch.inference_mode()
+def _answer(
+    model: LoadedModel, batch: list[Indexed], max_new_tokens: int
+) -> Iterator[tuple[int, Answer, torch.Tensor]]:
+    ids = torch.cat([prompt.input_ids for _, prompt in batch])
+    pixels = [prompt.pixel_values for _, prompt in batch if prompt.pixel_values is not None]
+    ends = model.facts.eos_token_ids
+    steps = _likeliest(
+        model.original, ids, torch.cat(pixels) if pixels else None, max_new_tokens, ends
+    )
+    first, rows = next(steps)
+    tokens = torch.stack([first, *(token for token, _ in steps)], dim=1).tolist()
+    for row, (index, _) in enumerate(batch):
+        found = until_end(tokens[row], ends)
+        text = model.processor.decode(found, skip_special_tokens=True)
+        yield index, Answer(token_ids=found, text=text), rows[row]
+
+
+def _likeliest(
+    original: Any, ids: Tensor, pixels: Tensor | None, max_new_tokens: int, ends: Sequence[int]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the likeliest tokens [B] and their logits [B, vocab] float32 until all rows have ended.
+
+    Args:
+        original: the transformers model.
+        ids: [B, S] prompts of equal length.
+        pixels: [I, 3, S, S] of all their pictures; None without.
+        max_new_tokens: longest answer.
+        ends: tokens that end one.
+    """
+    pictures = {} if pixels is None else {"pixel_values": pixels.to(original.dtype)}
+    asked, past = ids, None
+    ended = torch.zeros(len(ids), dtype=torch.bool)
+    for number in range(max_new_tokens):
+        # The cache is asked for by name: a configuration may have it off.
+        out = original(
+            input_ids=asked, past_key_values=past, use_cache=True, logits_to_keep=1, **pictures
+        )
+        logits = out.logits[:, -1].float()
+        tokens = logits.argmax(dim=-1)
+        yield tokens, logits
+        ended |= torch.isin(tokens, torch.tensor(ends, dtype=tokens.dtype))
+        if ended.all() or number + 1 == max_new_tokens:
+            return
+        asked, past, pictures = tokens[:, None], out.past_key_values, {}

@@ -1,0 +1,121 @@
+"""How many rows engines and fixed caches are made for."""
+
+from compressor.errors import RecipeError
+from compressor.facts import Facts, ModelFacts, Positive
+from compressor.plan.plan import TEXT_PAST, Plan
+from compressor.recipe import ExportSection, ProfilesSection
+
+# Text rows of one call, and text rows of a conversation beside its images, where the recipe is silent.
+USUAL_TEXT, USUAL_CONVERSATION = 512, 2048
+
+
+class Limits(Facts):
+    """The largest sizes of one artifact's calls.
+
+    Attributes:
+        max_batch: sequences of one call.
+        max_images: images of one call.
+        max_text: text rows of one call.
+        max_context: visual and text rows of a conversation.
+        visual_tokens: N.
+    """
+
+    max_batch: Positive
+    max_images: Positive
+    max_text: Positive
+    max_context: Positive
+    visual_tokens: Positive
+
+    @property
+    def max_visual(self) -> int:
+        """Visual rows of one call."""
+        return self.max_images * self.visual_tokens
+
+    def cached_rows(self, length: str) -> int:
+        """Return how many rows a cache with this name of its length holds at most.
+
+        Caches of text alone hold the context less one image: a conversation that fills the context has one.
+        Behind a gate a cache may hold everything.
+        """
+        return self.max_context - self.visual_tokens if length == TEXT_PAST else self.max_context
+
+    def problems(self, positions: int) -> tuple[str, ...]:
+        """Return what makes no sense together, a line each; none: the limits can be built for.
+
+        Args:
+            positions: of the model.
+        """
+        found = []
+        if self.max_context > positions:
+            found.append(
+                f"max_context: {self.max_context} is more than the model's {positions} positions"
+            )
+        if self.max_context <= self.max_visual:
+            found.append(
+                f"max_context: {self.max_context} has no room for {self.max_images} image(s) of "
+                f"{self.visual_tokens} rows and a text row; give {self.max_visual + 1} or more"
+            )
+        if self.max_text > self.max_context:
+            found.append(
+                f"max_text: {self.max_text} is more than max_context, {self.max_context}; "
+                "give a smaller max_text or a larger max_context"
+            )
+        return tuple(found)
+
+
+def limits_of(profiles: ProfilesSection, facts: ModelFacts) -> Limits:
+    """Return a recipe's limits, with defaults that fit the model where it has none."""
+    positions = facts.decoder.max_positions
+    visual = profiles.max_images * facts.visual_tokens
+    context = profiles.max_context or min(positions, visual + USUAL_CONVERSATION)
+    text = profiles.max_text or max(1, min(USUAL_TEXT, context - visual))
+    return Limits(
+        max_batch=profiles.max_batch,
+        max_images=profiles.max_images,
+        max_text=text,
+        max_context=context,
+        visual_tokens=facts.visual_tokens,
+    )
+
+
+def cache_limits(export: ExportSection, facts: ModelFacts) -> Limits | None:
+    """Return the limits of fixed caches; None: the recipe lets them grow."""
+    return limits_of(export.profiles, facts) if export.kv_cache == "fixed" else None
+
+
+def check_fixed(export: ExportSection, facts: ModelFacts, exit_by: str | None) -> None:
+    """Refuse fixed caches that the model or its gates rule out.
+
+    Args:
+        export: of the recipe.
+        facts: of the model.
+        exit_by: how gates are deployed (`dynamic`, `staged`, `baked`); None: there are none.
+
+    Raises:
+        RecipeError: no room for an image and a question, more than the model has places for, or gates that
+            decide inside one graph.
+    """
+    limits = cache_limits(export, facts)
+    if limits is None:
+        return
+    problems = []
+    least, most = facts.visual_tokens + 1, facts.decoder.max_positions
+    if not least <= limits.max_context <= most:
+        problems.append(
+            f"export.profiles.max_context: {limits.max_context} is outside {least}..{most}: a fixed KV cache "
+            f"holds an image's {facts.visual_tokens} rows and text, and {facts.name} has {most} places; "
+            "choose a number in between, or export.kv_cache: growing"
+        )
+    if exit_by == "dynamic":
+        problems.append(
+            "export.kv_cache: fixed does not go with dyvte's exit: dynamic, where a graph computes how many "
+            "rows it keeps; use exit: staged, or export.kv_cache: growing"
+        )
+    if problems:
+        raise RecipeError(problems)
+
+
+def buffer_bytes(plan: Plan, limits: Limits, bytes_per_value: int) -> int:
+    """Return what a plan's fixed caches occupy at most for one sequence, keys and values together."""
+    rows = sum(cache.groups * limits.cached_rows(cache.length) for cache in plan.caches())
+    return 2 * rows * plan.model.decoder.head_dim * bytes_per_value

@@ -1,0 +1,316 @@
+"""Names and axes of every graph, declared once; export, sample inputs, runtime feeds and checks read them.
+
+Axes: `batch` B, `images` I, `visual` V, `text` T, `past` P, `total` P plus the rows of this call; numbers
+are fixed. Caches have other lengths where they hold text alone (`past_text`, `total_text`) and behind a gate
+(`past_12`, `total_12` from layer 12 on). `asked` is min(V, 1).
+
+Caches of fixed size have the rows of their buffer instead, as many in the present as in the past: `room`,
+`room_text`, `room_12`. How many of them are filled is an input for each name of a length: `past_length`,
+`past_text_length` [B].
+
+A plan with gates is of batch 1. `staged`, it has a decoder graph for each run of layers up to a gate; the
+caller passes states on, and no visual rows once `gate_logits` of a stage say so.
+"""
+
+from collections.abc import Sequence
+from itertools import product
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from compressor.facts import Facts, ModelFacts, Positive
+from compressor.plan.plan import Cache, Plan, length_names
+from export.graphs.limits import Limits
+
+DType = Literal["float32", "float16", "bfloat16", "int64", "bool"]
+Axis = str | int
+
+
+class TensorSpec(Facts):
+    """One input or output.
+
+    Attributes:
+        name: of it.
+        dtype: of its values.
+        axes: names or sizes.
+        filled: of a fixed cache, the name of its length: how many of its rows count; else empty.
+        rows: of a fixed cache, the most that its buffer may ever have; else 0.
+    """
+
+    name: str
+    dtype: DType
+    axes: tuple[Axis, ...]
+    filled: str = ""
+    rows: int = Field(default=0, ge=0)
+
+    @model_serializer(mode="wrap")
+    def _without_what_it_has_not(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {k: v for k, v in handler(self).items() if k not in ("filled", "rows") or v}
+
+    @model_validator(mode="after")
+    def _fixed_caches_have_a_most(self) -> "TensorSpec":
+        if bool(self.filled) != bool(self.rows):
+            raise ValueError("a cache of fixed size needs both `filled` and `rows`; export it anew")
+        return self
+
+    def shape(self, sizes: dict[str, int]) -> tuple[int, ...]:
+        """Return the shape for the given sizes of the named axes.
+
+        An axis of later layers, such as `past_12`, has the size of `past` unless it is given.
+        """
+        return tuple(
+            axis if isinstance(axis, int) else sizes[axis if axis in sizes else axis.split("_")[0]]
+            for axis in self.axes
+        )
+
+    @property
+    def numpy(self) -> np.dtype:
+        """The numpy dtype of its values."""
+        if self.dtype == "bfloat16":  # numpy has none of its own
+            import ml_dtypes
+
+            found: np.dtype = np.dtype(ml_dtypes.bfloat16)
+            return found
+        return np.dtype(self.dtype)
+
+
+class GraphSpec(Facts):
+    """One ONNX graph.
+
+    Attributes:
+        name: `vision`, `embed`, `decoder`, `decoder_stage_0`.. or `baseline_decoder`.
+        file: its file in the artifact.
+        visual_multiple: what V is a multiple of: N where visual rows are laid out on a grid, else 1.
+        gated: gates of the prompt decide on its exit; None, as in older artifacts: it is not told.
+    """
+
+    name: str
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    visual_multiple: Positive = 1
+    gated: bool | None = None
+
+    @property
+    def batch(self) -> int | None:
+        """Prompts of every call, if the graph is for a fixed number of them."""
+        size = self.inputs[0].axes[0]
+        return size if isinstance(size, int) else None
+
+    @property
+    def reads_gates(self) -> bool:
+        """Whether it is a part of a decoder with gates."""
+        # Until graphs told it, those with gates were the only ones of a fixed batch.
+        return self.batch == 1 if self.gated is None else self.gated
+
+    @property
+    def narrows(self) -> bool:
+        """Whether gates inside it compute how many visual rows go on."""
+        return self.name == "decoder" and self.reads_gates
+
+    @property
+    def fixed(self) -> bool:
+        """Whether it writes into caches of fixed size."""
+        return any(tensor.filled for tensor in self.inputs)
+
+    @property
+    def cached(self) -> tuple[TensorSpec, ...]:
+        """Those of a decoder's inputs that an earlier call returned."""
+        return tuple(t for t in self.inputs[ROWS:] if not t.name.endswith(LENGTH))
+
+    @property
+    def lengths(self) -> tuple[str, ...]:
+        """Names of the lengths of its fixed caches, in the order of the inputs that tell them."""
+        told = (t.name for t in self.inputs if t.name.endswith(LENGTH))
+        return tuple(name.removesuffix(LENGTH) for name in told)
+
+    @model_validator(mode="after")
+    def _names_are_distinct(self) -> "GraphSpec":
+        names = [t.name for t in (*self.inputs, *self.outputs)]
+        if len(set(names)) != len(names):
+            raise ValueError("a name is used twice")
+        return self
+
+
+def vision_graph(facts: ModelFacts, dtype: DType) -> GraphSpec:
+    """Pixels [I, 3, S, S] to visual embeddings [I, N, D]."""
+    size = facts.image_size
+    return GraphSpec(
+        name="vision",
+        file="vision.onnx",
+        inputs=(TensorSpec(name="pixel_values", dtype=dtype, axes=("images", 3, size, size)),),
+        outputs=(
+            TensorSpec(
+                name="image_features",
+                dtype=dtype,
+                axes=("images", facts.visual_tokens, facts.decoder.hidden),
+            ),
+        ),
+    )
+
+
+def embed_graph(facts: ModelFacts, dtype: DType) -> GraphSpec:
+    """Token ids [B, T] to text embeddings [B, T, D]."""
+    return GraphSpec(
+        name="embed",
+        file="embed.onnx",
+        inputs=(TensorSpec(name="input_ids", dtype="int64", axes=("batch", "text")),),
+        outputs=(
+            TensorSpec(
+                name="inputs_embeds", dtype=dtype, axes=("batch", "text", facts.decoder.hidden)
+            ),
+        ),
+    )
+
+
+def decoder_graphs(
+    plan: Plan, dtype: DType, logits: str, limits: Limits | None = None
+) -> tuple[GraphSpec, ...]:
+    """Return the graphs that run the plan's decoder one after another: a single one, or its stages.
+
+    Args:
+        plan: of the decoder.
+        dtype: of weights and activations.
+        logits: as in `Decoder`.
+        limits: with them caches are of fixed size; None: they grow.
+    """
+    if plan.gates is None or plan.gates.mode == "dynamic":
+        return (decoder_graph(plan, dtype, logits, limits=limits),)
+    last = len(plan.segments()) - 1
+    return tuple(
+        _decoder(plan, dtype, logits, f"{STAGE}{number}", (segment,), limits, ends=number == last)
+        for number, segment in enumerate(plan.segments())
+    )
+
+
+def decoder_graph(
+    plan: Plan,
+    dtype: DType,
+    logits: str,
+    *,
+    name: str = "decoder",
+    limits: Limits | None = None,
+) -> GraphSpec:
+    """Prefill and decode in one graph; see `decoder_graphs`."""
+    return _decoder(plan, dtype, logits, name, plan.segments(), limits, ends=True)
+
+
+def caches_of(inputs: Sequence[TensorSpec]) -> tuple[Cache, ...]:
+    """Return the pairs of keys and values among a decoder graph's inputs, in their order."""
+    found = []
+    for spec in inputs:
+        prefix, *place = spec.name.split(".")
+        if prefix == PAST and place[-1].endswith("key"):
+            part: Literal["", "text_"] = "text_" if place[-1] == "text_key" else ""
+            _, groups, axis, _ = spec.axes
+            length = spec.filled or str(axis)
+            found.append(Cache(layer=int(place[0]), part=part, groups=int(groups), length=length))
+    return tuple(found)
+
+
+def room_of(length: str) -> str:
+    """Return the axis of fixed caches whose length has this name: `room_text` of `past_text`."""
+    return length.replace("past", ROOM, 1)
+
+
+def length_of(room: str) -> str:
+    """Return the name of the length of fixed caches with this axis: `past_text` of `room_text`."""
+    return room.replace(ROOM, "past", 1)
+
+
+# The one file that all graphs' tensors lie in.
+WEIGHTS_FILE = "weights.bin"
+STAGE = "decoder_stage_"
+# A decoder graph's inputs before its caches: two kinds of rows, and their places.
+ROWS = 4
+# Start of the names of keys and values in the past.
+PAST = "past_key_values"
+# Which rows of the past are visual; kept beside the caches where the plan asks.
+PAST_VISUAL = "past_visual"
+# Start of the names of axes that are rows of fixed caches, filled or not.
+ROOM = "room"
+# End of the names of inputs that tell how many rows of fixed caches are filled.
+LENGTH = "_length"
+
+
+def in_order(graphs: Sequence[GraphSpec], decoder: str) -> tuple[GraphSpec, ...]:
+    """Return the graphs that run a decoder, `decoder` or `baseline_decoder`: one, or its stages in order."""
+    found = [g for g in graphs if g.name == decoder]
+    if not found and decoder == "decoder":
+        found = [g for g in graphs if g.name.startswith(STAGE)]
+        found.sort(key=lambda g: int(g.name.removeprefix(STAGE)))
+    return tuple(found)
+
+
+def _decoder(
+    plan: Plan,
+    dtype: DType,
+    logits: str,
+    name: str,
+    segments: tuple[range, ...],
+    limits: Limits | None,
+    *,
+    ends: bool,
+) -> GraphSpec:
+    dims = plan.model.decoder
+    batch: Axis = "batch" if plan.gates is None else 1
+    layers = {layer for segment in segments for layer in segment}
+    caches = [cache for cache in plan.caches() if cache.layer in layers]
+
+    def cached(names: tuple[str, str], dtype: DType, length: str, *more: int) -> list[TensorSpec]:
+        """Return what is given and what comes back; `more` are sizes in front of and behind the rows."""
+        axes = [length, length.replace("past", "total", 1)]
+        told: dict[str, Any] = {}
+        if limits is not None:
+            axes = [room_of(length)] * 2
+            told = {"filled": length, "rows": limits.cached_rows(length)}
+        return [
+            TensorSpec(name=n, dtype=dtype, axes=(batch, *more[:1], a, *more[1:]), **t)
+            for n, a, t in zip(names, axes, (told, {}), strict=True)
+        ]
+
+    pairs = [
+        cached(
+            (f"{PAST}.{c.layer}.{c.part}{part}", f"present.{c.layer}.{c.part}{part}"),
+            dtype,
+            c.length,
+            c.groups,
+            dims.head_dim,
+        )
+        for c, part in product(caches, ("key", "value"))
+    ]
+    if plan.tells_rows:
+        pairs.append(cached((PAST_VISUAL, "present_visual"), "bool", "past"))
+    past, present = ([pair[side] for pair in pairs] for side in (0, 1))
+    if limits is not None:
+        past += [
+            TensorSpec(name=f"{name}{LENGTH}", dtype="int64", axes=(batch,))
+            for name in length_names(caches, tells_rows=plan.tells_rows)
+        ]
+    windows = any(layer.window is not None for layer in plan.layers)
+    found: tuple[TensorSpec, ...]
+    visual, text = (batch, "visual", dims.hidden), (batch, "text", dims.hidden)
+    if ends:
+        rows = 1 if logits == "last" else "text"
+        found = (TensorSpec(name="logits", dtype="float32", axes=(batch, rows, dims.vocab)),)
+    else:
+        found = (
+            TensorSpec(name="visual_states", dtype=dtype, axes=visual),
+            TensorSpec(name="text_states", dtype=dtype, axes=text),
+            TensorSpec(name="gate_logits", dtype=dtype, axes=("asked", 2)),
+        )
+    return GraphSpec(
+        name=name,
+        file=f"{name}.onnx",
+        inputs=(
+            TensorSpec(name="visual_embeds", dtype=dtype, axes=visual),
+            TensorSpec(name="inputs_embeds", dtype=dtype, axes=text),
+            TensorSpec(name="visual_index", dtype="int64", axes=(batch, "visual")),
+            TensorSpec(name="text_index", dtype="int64", axes=(batch, "text")),
+            *past,
+        ),
+        outputs=(*found, *present),
+        visual_multiple=plan.model.visual_tokens if windows else 1,
+        gated=plan.gates is not None,
+    )

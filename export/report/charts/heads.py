@@ -1,0 +1,83 @@
+"""The scores of visual heads, drawn and listed: filled where visual tokens take part."""
+
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+from compressor.plan.plan import Plan
+from export.report.charts.decoder import ROW, TOP, WIDTH
+from export.report.text.svg import picture, rect, text
+from export.report.words.cuts import kept_heads
+from export.report.words.exits import listed
+
+HEAD_COLUMNS = ("layer", "lowest score", "mean", "highest", "heads with visual tokens")
+
+Scores = Sequence[Sequence[float]]
+
+LEFT, RIGHT = 28.0, 48.0
+SMALLEST = 2.6
+"""Side of the smallest square: filled and hollow must still be told apart."""
+
+
+def head_rows(scores: Scores, plan: Plan) -> list[tuple[str, ...]]:
+    """Return one row a layer: its scores in short, and the heads in which visual tokens take part.
+
+    Args:
+        scores: [L][H], of the calibration.
+        plan: what was chosen.
+    """
+    dims = plan.model.decoder
+    rows = []
+    for layer, row in zip(plan.layers, scores, strict=True):
+        kept = kept_heads(layer, dims)
+        names = "all" if len(kept) == dims.heads else listed(kept) or "none"
+        figures = (min(row), sum(row) / len(row), max(row))
+        rows.append((str(layer.index), *(f"{value:.3g}" for value in figures), names))
+    return rows
+
+
+def head_chart(scores: Scores, samples: int, plan: Plan) -> Markup:
+    """Return a square for every head, its area by the score; filled if visual tokens take part in it.
+
+    Rows stand at the same heights as in `decoder_picture`.
+
+    Args:
+        scores: [L][H], means over the samples.
+        samples: questions that they are the mean over.
+        plan: what was chosen.
+    """
+    dims = plan.model.decoder
+    pitch = min(ROW, (WIDTH - LEFT - RIGHT) / dims.heads)
+    most = max(max(row) for row in scores)
+    parts = [
+        text(0, 12, "layer", "small"),
+        text(LEFT, 12, "how much text looks at the picture", "strong"),
+        text(LEFT, 26, f"area: score, largest {most:.2g}", "small"),
+        text(WIDTH, 26, "heads kept", "small", "end"),
+    ]
+    every = max(1, round(24 / pitch))
+    parts += [
+        text(LEFT + pitch * (head + 0.5), 39, str(head), "small", "middle")
+        for head in range(0, dims.heads, every)
+    ]
+    total = 0
+    for layer, row in zip(plan.layers, scores, strict=True):
+        kept = set(kept_heads(layer, dims))
+        total += len(kept)
+        y = TOP + ROW * layer.index
+        parts.append(text(18, y + 11.5, str(layer.index), "small", "end"))
+        parts.append(text(WIDTH, y + 11.5, f"{len(kept)} of {dims.heads}", "small", "end"))
+        for head, score in enumerate(row):
+            share = (score / most) ** 0.5 if most > 0 else 0.0
+            side = SMALLEST + (pitch - 2.0 - SMALLEST) * share
+            x = LEFT + pitch * (head + 0.5) - side / 2
+            stays = head in kept
+            hint = f"layer {layer.index}, head {head}: {score:.3g}, {'kept' if stays else 'pruned'}"
+            class_ = "updated" if stays else "pruned-head"
+            parts.append(rect(x, y + ROW / 2 - side / 2, side, side, class_, hint))
+    words = (
+        f"Mean over {samples} questions. Scores are {min(map(min, scores)):.3g} to {most:.3g}. Visual tokens "
+        f"take part in {total} of {dims.heads * dims.layers} heads."
+    )
+    title = "How much text looks at the picture through each head"
+    return picture("heads", WIDTH, TOP + ROW * dims.layers + 6, title, words, parts)

@@ -1,0 +1,179 @@
+"""Draws a comparison: accuracy against speed, one named point an artifact, Pareto fronts marked."""
+
+from markupsafe import Markup
+
+from export.report.charts.decoder import WIDTH
+from export.report.compare.comparison import Axis, Comparison, Kind
+from export.report.text.svg import element, line, nice_ticks, picture, text
+
+LEFT, RIGHT, TOP, BOTTOM = 40.0, 348.0, 30.0, 232.0
+HEIGHT = 272.0
+LEGEND: dict[Kind, str] = {
+    "stay": "stay",
+    "leave": "leave at an exit",
+    "may leave": "may leave at gates",
+}
+# Points nearer to each other than this share one label.
+NEAR = 9.0
+# A longer name is cut in its middle; a letter of a label takes about so much.
+LONGEST_NAME, LETTER = 24, 5.9
+# Base lines of labels that are tried, from the point's height; those further off are tied to it by a line.
+DOWN = (3, *(3 + side * 11 * step for step in range(1, 9) for side in (1, -1)))
+NEAR_LINE = 15.0
+
+
+def tradeoff_chart(comparison: Comparison) -> Markup | None:
+    """Return the plot; None if there is no figure of accuracy that all artifacts have."""
+    accuracy = comparison.accuracy
+    if accuracy is None:
+        return None
+    # The original itself: no faster, and every answer kept.
+    speeds = nice_ticks(min(1.0, *comparison.speed.values), max(comparison.speed.values), 6)
+    rights = nice_ticks(min(1.0, *accuracy.values), max(1.0, *accuracy.values), 5)
+
+    def x(value: float) -> float:
+        return LEFT + (RIGHT - LEFT) * (value - speeds[0]) / (speeds[-1] - speeds[0])
+
+    def y(value: float) -> float:
+        return BOTTOM - (BOTTOM - TOP) * (value - rights[0]) / (rights[-1] - rights[0])
+
+    parts = [text(0, 12, accuracy.title, "strong")]
+    for value in speeds:
+        parts += [
+            line(x(value), TOP, x(value), BOTTOM, "rule"),
+            text(x(value), BOTTOM + 13, f"{value:g} x", "small", "middle"),
+        ]
+    for value in rights:
+        parts += [
+            line(LEFT, y(value), RIGHT, y(value), "rule"),
+            text(LEFT - 4, y(value) + 3, _share(value), "small", "end"),
+        ]
+    points = [(x(a), y(b)) for a, b in zip(comparison.speed.values, accuracy.values, strict=True)]
+    parts.append(text(RIGHT, BOTTOM + 27, comparison.speed.title, "strong", "end"))
+    parts += [_steps([points[place] for place in front]) for front in comparison.fronts]
+    parts += _cross(x(1.0), y(1.0))
+    for place, (a, b) in enumerate(points):
+        kind = "point-front" if place in comparison.front else "point"
+        parts.append(_point(comparison.entries[place].visual, a, b, kind))
+    parts += _labels(points, [entry.name for entry in comparison.entries], (x(1.0), y(1.0)))
+    legend = _legend(comparison)
+    return picture(
+        "tradeoff",
+        WIDTH,
+        HEIGHT + 14 if legend else HEIGHT,
+        "Accuracy against speed",
+        _words(comparison, accuracy),
+        [*parts, *legend],
+    )
+
+
+def _steps(front: list[tuple[float, float]]) -> Markup:
+    """Return a front's line, down and then right: between two points nothing is known to be reachable."""
+    corners: list[tuple[float, float]] = []
+    for a, b in sorted(front):
+        corners += [(corners[-1][0], b), (a, b)] if corners else [(a, b)]
+    steps = " ".join(f"{a:.1f},{b:.1f}" for a, b in corners)
+    return element("polyline", points=steps, class_="front")
+
+
+def _point(visual: Kind, x: float, y: float, class_: str) -> Markup:
+    """Return an artifact's point: round, square behind an exit, a diamond where gates decide."""
+    if visual == "stay":
+        return element("circle", cx=x, cy=y, r=5.0, class_=class_)
+    if visual == "leave":
+        corners = ((-4.5, -4.5), (4.5, -4.5), (4.5, 4.5), (-4.5, 4.5))
+    else:
+        corners = ((0.0, -6.5), (6.5, 0.0), (0.0, 6.5), (-6.5, 0.0))
+    points = " ".join(f"{x + a:.1f},{y + b:.1f}" for a, b in corners)
+    return element("polygon", points=points, class_=class_)
+
+
+def _legend(comparison: Comparison) -> list[Markup]:
+    """Return what the shapes of points mean; nothing if all artifacts are of one kind."""
+    kinds = {entry.visual for entry in comparison.entries}
+    if len(kinds) == 1:
+        return []
+    parts, x = [text(0, HEIGHT + 7, "visual tokens", "small")], 70.0
+    for kind, words in LEGEND.items():
+        if kind in kinds:
+            parts += [_point(kind, x, HEIGHT + 4, "point"), text(x + 9, HEIGHT + 7, words, "small")]
+            x += 26 + 4.4 * len(words)
+    return parts
+
+
+def _cross(x: float, y: float) -> list[Markup]:
+    return [
+        line(x - 4, y - 4, x + 4, y + 4, "whisker"),
+        line(x - 4, y + 4, x + 4, y - 4, "whisker"),
+        text(x + 7, y - 6, "original", "small halo"),
+    ]
+
+
+def _labels(
+    points: list[tuple[float, float]], names: list[str], original: tuple[float, float]
+) -> list[Markup]:
+    """Return the artifacts' names beside their points, each where it covers nothing that is there already."""
+    groups: list[tuple[float, float, list[str]]] = []
+    for (x, y), name in zip(points, names, strict=True):
+        near = (g for g in groups if abs(g[0] - x) < NEAR and abs(g[1] - y) < NEAR)
+        group = next(near, None)
+        if group is None:
+            groups.append((x, y, [_short(name)]))
+        else:
+            group[2].append(_short(name))
+    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in points]
+    taken.append((original[0] - 4, original[1] - 14, original[0] + 45, original[1] + 4))
+    parts = []
+    for x, y, found in groups:
+        words = ", ".join(found)
+        if len(found) > 1 and len(words) > 2 * LONGEST_NAME:
+            words = f"{found[0]} and {len(found) - 1} more"
+        width = LETTER * len(words)
+        places = [
+            (x + side * 8, y + down, side, _box(x + side * 8, y + down, width, side))
+            for down in DOWN
+            for side in (1, -1)
+        ]
+        fits = [p for p in places if p[3][0] >= 0 and p[3][2] <= WIDTH and TOP < p[1] < BOTTOM]
+        free = (p for p in fits if not any(_meet(p[3], other) for other in taken))
+        a, b, side, box = next(free, (fits or places)[0])
+        taken.append(box)
+        if abs(b - y) > NEAR_LINE:
+            parts.append(line(x, y, a, b - 3, "whisker-thin"))
+        parts.append(text(a, b, words, "halo strong", "start" if side > 0 else "end"))
+    return parts
+
+
+def _short(name: str) -> str:
+    """Return a name that fits beside a point; the table has it whole."""
+    half = (LONGEST_NAME - 1) // 2
+    return name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[-half:]}"
+
+
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom."""
+
+
+def _box(x: float, y: float, width: float, side: int) -> Box:
+    return (x if side > 0 else x - width, y - 9, x + width if side > 0 else x, y + 2)
+
+
+def _meet(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _words(comparison: Comparison, accuracy: Axis) -> str:
+    rows = zip(comparison.entries, comparison.speed.values, accuracy.values, strict=True)
+    points = "; ".join(
+        f"{e.name}: {a:.2f} times, {b:.1%}"
+        f"{'' if e.visual == 'stay' else f', visual tokens {e.visual}'}"
+        for e, a, b in rows
+    )
+    fronts = "; ".join(
+        ", ".join(comparison.entries[place].name for place in front) for front in comparison.fronts
+    )
+    return f"{points}. Not beaten by any other of their model, data and machine: {fronts}."
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.4g}%"

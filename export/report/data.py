@@ -1,0 +1,265 @@
+"""What reports show of an artifact: read from its files once, with the figures of the headline."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from compressor.disk.files import read_text
+from compressor.errors import ArtifactError
+from compressor.methods.entries import Method, Yopo
+from compressor.plan.cost import BYTES, predict
+from compressor.plan.plan import Plan
+from compressor.profile import Profile
+from compressor.recipe import load_recipe
+from export.artifact.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE
+from export.artifact.manifest import Manifest
+from export.report.questions import Question, stored_questions
+from export.report.words.cuts import kept_heads, neurons_kept, semantics, text_alone_values
+from export.report.words.engine_facts import engine_facts
+from export.report.words.exits import cache_figures, staying
+from export.report.words.ladder import EngineFacts, Rung, claim, ladder
+from export.results.bench import slower
+from export.results.intervals import Interval
+
+READING = "reading of picture and question (prefill)"
+"""What gets faster, in words that need no explanation."""
+
+# Keys of methods that only the training of gates reads.
+TRAINING = {"gate_width", "train"}
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything that a report is made from.
+
+    Attributes:
+        profile: None if the layers were not chosen by calibration.
+        recipe: text of the resolved recipe.
+        methods: of the recipe, in order.
+        questions: with both models' answers; none if compression loss did not run.
+        engines: sets of engines that belong to the artifact as it is.
+    """
+
+    manifest: Manifest
+    plan: Plan
+    profile: Profile | None = None
+    recipe: str = ""
+    methods: tuple[Method, ...] = ()
+    questions: tuple[Question, ...] = ()
+    engines: tuple[EngineFacts, ...] = ()
+
+    @property
+    def rungs(self) -> tuple[Rung, ...]:
+        """The ladder of checks."""
+        return ladder(self.manifest, self.engines)
+
+
+def report_data(folder: Path, manifest: Manifest) -> ReportData:
+    """Read what an artifact's reports need; the manifest is given, because it is written last.
+
+    Raises:
+        VtcompressError: a file is missing or broken.
+    """
+    plan = Plan.load(folder / PLAN_FILE)
+    path = folder / PROFILE_FILE
+    profile = Profile.load(path) if path.is_file() else None
+    if profile is not None and (profile.layers != len(plan.layers) or not profile.samples):
+        raise ArtifactError([f"{path}: does not fit {PLAN_FILE}; copy the artifact anew"])
+    return ReportData(
+        manifest=manifest,
+        plan=plan,
+        profile=profile,
+        recipe=read_text(folder / RECIPE_FILE, ArtifactError),
+        methods=load_recipe(folder / RECIPE_FILE, stored=True).methods,
+        questions=stored_questions(folder),
+        engines=engine_facts(folder, manifest),
+    )
+
+
+def layer_contribution(profile: Profile | None) -> tuple[float, ...] | None:
+    """Return the mean contribution of every layer, in nats; None if it was not measured."""
+    if profile is None or "layer_contribution" not in profile.measures:
+        return None
+    return profile.layer_contribution()
+
+
+def exit_kl(profile: Profile | None) -> tuple[float, ...] | None:
+    """Return the mean KL of an exit before every layer, in nats; None if it was not measured."""
+    if profile is None or "exit_kl" not in profile.measures:
+        return None
+    return profile.exit_kl()
+
+
+def head_score(profile: Profile | None) -> tuple[tuple[float, ...], ...] | None:
+    """Return the mean score of every head, [L][H]; None if it was not measured."""
+    if profile is None or "head_score" not in profile.measures:
+        return None
+    return profile.head_score()
+
+
+def asked_of(method: Method) -> dict[str, Any]:
+    """Return what was asked of a method, without what says nothing of the artifact.
+
+    Files go by their names: folders are those of another machine.
+    """
+    given = method.model_dump(exclude_none=True, exclude=TRAINING)
+    if isinstance(method, Yopo):
+        # Two switches that stand where the paper has them say nothing.
+        usual = {"causal": False, "select": "first"}
+        given = {key: value for key, value in given.items() if usual.get(key) != value}
+    return {key: _named(value) for key, value in given.items()}
+
+
+def _named(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _named(inner) for key, inner in value.items()}
+    return value.name if isinstance(value, Path) else value
+
+
+def method_words(method: Method) -> str:
+    """Return a method with what was asked of it, e.g. `shortv (frozen: 0.5)`."""
+    given = ", ".join(f"{key}: {_value(value)}" for key, value in asked_of(method).items())
+    return f"{method.name} ({given})"
+
+
+def _value(value: object) -> str:
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_value(inner)}' for key, inner in value.items())}}}"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of the headline.
+
+    Attributes:
+        value: e.g. `1.78 x`.
+        meaning: what it is the figure of, with the unit; says so if it was not measured.
+    """
+
+    value: str
+    meaning: str
+
+
+def headline(manifest: Manifest) -> tuple[Figure, Figure, Figure]:
+    """Return how much faster, how much of the work, and how many answers were kept."""
+    return _faster(manifest), _work(manifest), _kept(manifest)
+
+
+def _faster(manifest: Manifest) -> Figure:
+    measured, p = manifest.measured, manifest.predicted
+    if measured is None:
+        more = slower(p.speedup)
+        return Figure(
+            f"{1 / p.speedup if more else p.speedup:.2f} x",
+            f"{'the' if more else 'less'} work for {READING}, predicted; no time was measured",
+        )
+    t = measured.prefill
+    spread = (
+        f"measured ({'' if t.steady else 'not steady: '}quartiles "
+        f"{t.ratio_low:.2f} to {t.ratio_high:.2f}"
+    )
+    if slower(t.ratio):
+        figure = f"the original's time for {READING}: slower, {spread} of original / compressed)"
+        return Figure(f"{1 / t.ratio:.2f} x", figure)
+    return Figure(f"{t.ratio:.2f} x", f"faster {READING}, {spread})")
+
+
+def _work(manifest: Manifest) -> Figure:
+    p = manifest.predicted
+    cache = p.kv_bytes / p.kv_bytes_original
+    kept = "" if p.kv_bytes == p.kv_bytes_original else f", {cache:.0%} of its KV cache"
+    return Figure(
+        f"{p.flops / p.flops_original:.0%}",
+        f"of the original's work for that reading is left (FLOPs){kept}",
+    )
+
+
+def _kept(manifest: Manifest) -> Figure:
+    if manifest.loss is None:
+        return Figure("unknown", "answers kept: not checked, there was no validation data")
+    overall = manifest.loss.overall
+    if overall.exact_match_kept is None:
+        meaning = "of first answer tokens equal to the original's; right answers are not known"
+        if overall.answered:
+            meaning = "of first answer tokens equal to the original's, which gave no right answer"
+        return Figure(f"{overall.agreement:.1%}", f"{meaning}{_within(overall.agreement_interval)}")
+    return Figure(
+        f"{overall.exact_match_kept:.1%}",
+        f"of the original's right answers kept ({overall.exact_match_original:.1%} right before, "
+        f"{overall.exact_match:.1%} now){_within(overall.exact_match_kept_interval)}",
+    )
+
+
+def _within(interval: Interval | None) -> str:
+    if interval is None:
+        return ""
+    return f"; 95% interval {100 * interval[0]:.1f} to {100 * interval[1]:.1f}%"
+
+
+def figures(data: ReportData) -> dict[str, Any]:
+    """Return the report for dashboards: plain values, without pictures, questions and file list."""
+    manifest, plan = data.manifest, data.plan
+    before, after = predict(plan.naive()), predict(plan)
+    size = BYTES[manifest.dtype]
+    unknown = (None,) * len(plan.layers)
+    contribution, left = (
+        layer_contribution(data.profile) or unknown,
+        exit_kl(data.profile) or unknown,
+    )
+    overall = manifest.loss.overall if manifest.loss else None
+    stays, dims, alone = staying(plan), plan.model.decoder, text_alone_values(plan)
+    scores = head_score(data.profile) or unknown
+    layers = [
+        {
+            "index": layer.index,
+            "visual": layer.visual,
+            "reason": layer.reason,
+            "visual_stays": stays[layer.index],
+            "heads": len(kept_heads(layer, dims)),
+            "window": layer.window,
+            "neurons": neurons_kept(layer, dims),
+            "masked": layer.masked,
+            "head_score": scores[layer.index],
+            "contribution": contribution[layer.index],
+            "exit_kl": left[layer.index],
+            "flops_original": before.layer_flops[layer.index],
+            "flops": after.layer_flops[layer.index],
+            "kv_bytes_original": before.layer_kv_values[layer.index] * size,
+            "kv_bytes": after.layer_kv_values[layer.index] * size,
+            "kv_bytes_text_heads": alone[layer.index] * size,
+        }
+        for layer in plan.layers
+    ]
+    return {
+        "model": manifest.model.name,
+        "model_digest": manifest.model_digest,
+        "methods": [{m.name: asked_of(m)} for m in data.methods],
+        "dtype": manifest.dtype,
+        "ranges": manifest.ranges and manifest.ranges.model_dump(mode="json"),
+        "missing_kernels": list(manifest.missing_kernels),
+        "verdict": manifest.verdict,
+        "passed": manifest.passed,
+        "warnings": list(manifest.loss.warnings) if manifest.loss else [],
+        "exact_match_kept": overall.exact_match_kept if overall else None,
+        "predicted": manifest.predicted.model_dump(mode="json"),
+        "measured": manifest.measured and manifest.measured.model_dump(mode="json"),
+        "fidelity": manifest.fidelity and manifest.fidelity.model_dump(mode="json"),
+        "rewrite": manifest.rewrite and manifest.rewrite.model_dump(mode="json"),
+        "loss": manifest.loss and manifest.loss.model_dump(mode="json"),
+        "ladder": [asdict(rung) for rung in data.rungs],
+        "claim": claim(data.rungs),
+        "layers": layers,
+        "frozen_layers": len(plan.frozen_layers()),
+        "exit_layer": plan.exit_layer,
+        "semantics": semantics(plan, data.methods),
+        "notes": list(plan.notes),
+        "gates": plan.gates and plan.gates.model_dump(mode="json"),
+        "kv_cache": manifest.measured and cache_figures(plan, manifest.measured, manifest.dtype),
+        "questions": len(data.questions),
+        "answers_equal": sum(question.equal for question in data.questions),
+        "tools": manifest.tools,
+        "peak_memory_bytes": manifest.peak_memory_bytes,
+    }

@@ -1,0 +1,179 @@
+"""The validation questions of an artifact with both models' answers, and which of them a report shows."""
+
+import base64
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from compressor.disk.files import read_text
+from compressor.errors import ArtifactError, DataError
+from compressor.samples.questions import Sample
+from compressor.samples.small_pictures import small_picture
+from export.checks.stored import COMPRESSED_FILE, ORIGINAL_FILE, SAMPLES_FILE, stored_samples
+from export.results.answers import Answer, exact, right_one
+
+Outcome = Literal["same", "lost", "won", "different", "both wrong"]
+
+VERDICTS: dict[Outcome, str] = {
+    "same": "same answer",
+    "lost": "different: was right, is wrong",
+    "won": "different: was wrong, is right",
+    "different": "different",
+    "both wrong": "different: both wrong",
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question and what both models answered.
+
+    Attributes:
+        images: files of its pictures, or of smaller copies.
+        question: the user's words.
+        kind: group of the question; may be empty.
+        right: the right answer in words, None if unknown; any of several.
+        original: answer of the original model.
+        compressed: answer of the artifact.
+        answers: the right answers, where there are several.
+        missing: how many of its pictures the artifact does not hold as they were.
+    """
+
+    images: tuple[Path, ...]
+    question: str
+    kind: str
+    right: str | None
+    original: str
+    compressed: str
+    answers: tuple[str, ...] = ()
+    missing: int = 0
+
+    @property
+    def equal(self) -> bool:
+        """Whether both models say the same."""
+        return exact(self.original, self.compressed)
+
+    @property
+    def original_right(self) -> bool | None:
+        """Whether the original is right; None if nobody knows."""
+        return self._is_right(self.original)
+
+    @property
+    def compressed_right(self) -> bool | None:
+        """Whether the artifact is right; None if nobody knows."""
+        return self._is_right(self.compressed)
+
+    def _is_right(self, said: str) -> bool | None:
+        return None if self.right is None else right_one(said, self.answers or (self.right,))
+
+    @property
+    def outcome(self) -> Outcome:
+        """What became of the answer."""
+        if self.equal:
+            return "same"
+        if self.original_right:
+            return "lost"
+        if self.compressed_right:
+            return "won"
+        return "different" if self.right is None else "both wrong"
+
+    @property
+    def verdict(self) -> str:
+        """What became of the answer, in words."""
+        return VERDICTS[self.outcome]
+
+
+def stored_questions(folder: Path) -> tuple[Question, ...]:
+    """Return the questions that an artifact was validated on; none if it was not.
+
+    Raises:
+        ArtifactError: what is stored is broken, or names pictures outside the artifact.
+    """
+    if not (folder / COMPRESSED_FILE).is_file():
+        return ()
+    try:
+        stored = stored_samples(folder)
+    except DataError as failure:
+        raise ArtifactError(failure.problems) from None
+    original, compressed = (_answers(folder / name) for name in (ORIGINAL_FILE, COMPRESSED_FILE))
+    if not len(stored) == len(original) == len(compressed):
+        raise ArtifactError([f"{folder / SAMPLES_FILE}: samples and answers differ in number"])
+    return tuple(
+        question_of(row.sample, a, b, images=row.shown, missing=row.missing)
+        for row, a, b in zip(stored, original, compressed, strict=True)
+    )
+
+
+def question_of(
+    sample: Sample,
+    original: Answer,
+    compressed: Answer,
+    *,
+    images: tuple[Path, ...] = (),
+    missing: int = 0,
+) -> Question:
+    """Return a sample with what both models answered."""
+    right = " or ".join(sample.answers) if sample.answers else None
+    return Question(
+        images,
+        sample.question,
+        sample.kind,
+        right,
+        original.text,
+        compressed.text,
+        sample.answers,
+        missing,
+    )
+
+
+def _answers(path: Path) -> tuple[Answer, ...]:
+    try:
+        document = json.loads(read_text(path, ArtifactError))
+        return tuple(Answer.model_validate(answer) for answer in document["answers"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ArtifactError([f"{path}: broken; validate or export the model anew"]) from None
+
+
+def chosen_places(questions: Sequence[Question], most: int = 10) -> tuple[int, ...]:
+    """Return the places of at most `most` questions: lost answers first, other differences, then equal ones.
+
+    Within each of the three, kinds take turns, so that no kind hides the others.
+    """
+    seen: Counter[tuple[int, str]] = Counter()
+    keyed = []
+    for place, question in enumerate(questions):
+        rank = {"lost": 0, "same": 2}.get(question.outcome, 1)
+        keyed.append((rank, seen[rank, question.kind], place))
+        seen[rank, question.kind] += 1
+    return tuple(place for _, _, place in sorted(keyed)[:most])
+
+
+def chosen_questions(questions: Sequence[Question], most: int = 10) -> tuple[Question, ...]:
+    """Return the questions that a report shows; see `chosen_places`."""
+    return tuple(questions[place] for place in chosen_places(questions, most))
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A picture inside a page.
+
+    Attributes:
+        uri: its content; a `data:` address.
+        width: in pixels.
+        height: likewise.
+    """
+
+    uri: str
+    width: int
+    height: int
+
+
+def thumbnail(path: Path) -> Thumbnail | None:
+    """Return a picture for a page, made smaller if it is large; None if it cannot be read."""
+    small = small_picture(path)
+    if small is None:
+        return None
+    data = base64.b64encode(small.content).decode("ascii")
+    return Thumbnail(f"data:image/{small.kind};base64,{data}", small.width, small.height)

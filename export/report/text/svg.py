@@ -1,0 +1,142 @@
+"""SVG as text: elements whose names, numbers and words are written safely, and scales for axes.
+
+Every chart is a picture with a title and a description for those who do not see it. Colours are classes
+(`templates/charts.css`), so that one drawing serves light, dark and paper.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from markupsafe import Markup, escape
+
+from compressor.disk.files import DRAWING_MARK
+
+NAMESPACE = "http://www.w3.org/2000/svg"
+CHARTS_CSS = Path(__file__).parent / "templates" / "charts.css"
+
+# A range that is this small beside its ends, or ends that are this near to zero, are one point.
+NO_SPAN, TINY = 1e-9, 1e-30
+
+# Characters that no XML document may hold.
+_FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+
+
+def element(name: str, *children: Markup, **attributes: object) -> Markup:
+    """Return `<name ...>children</name>`; `class_` and `stroke_width` become `class` and `stroke-width`.
+
+    Numbers are rounded to a hundredth, None is left out, everything else is escaped.
+    """
+    given = Markup("").join(
+        Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), _value(value))
+        for key, value in attributes.items()
+        if value is not None
+    )
+    inside = Markup("").join(children)
+    return Markup("<{0}{1}>{2}</{0}>").format(name, given, inside)
+
+
+def _value(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.2f}".rstrip("0").rstrip(".")
+    return plain(str(value))
+
+
+def plain(words: str) -> str:
+    """Return words with what XML forbids replaced."""
+    return _FORBIDDEN.sub("\N{REPLACEMENT CHARACTER}", words)
+
+
+def text(x: float, y: float, words: str, class_: str = "label", anchor: str = "start") -> Markup:
+    """Return words at a place; `y` is their base line."""
+    content = escape(plain(words))
+    return element("text", content, x=x, y=y, class_=class_, text_anchor=anchor)
+
+
+def rect(x: float, y: float, width: float, height: float, class_: str, hint: str = "") -> Markup:
+    """Return a rectangle; `hint` is shown when a mouse rests on it."""
+    inside = (element("title", escape(plain(hint))),) if hint else ()
+    return element("rect", *inside, x=x, y=y, width=max(width, 0.0), height=height, class_=class_)
+
+
+def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> Markup:
+    """Return a straight line."""
+    return element("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=class_)
+
+
+def picture(
+    key: str, width: float, height: float, title: str, description: str, parts: Iterable[Markup]
+) -> Markup:
+    """Return a whole drawing.
+
+    Args:
+        key: distinguishes its identifiers from those of other drawings of the page.
+        width: of the drawing, in its own units.
+        height: likewise.
+        title: what it is, in a few words.
+        description: what is to be seen in it, for people who do not see it.
+        parts: elements, in drawing order.
+    """
+    names = f"{key}-title", f"{key}-description"
+    return element(
+        "svg",
+        element("title", escape(plain(title)), id=names[0]),
+        element("desc", escape(plain(description)), id=names[1]),
+        _hatch(f"{key}-hatch"),
+        *parts,
+        xmlns=NAMESPACE,
+        viewBox=f"0 0 {_value(float(width))} {_value(float(height))}",
+        role="img",
+        aria_labelledby=names[0],
+        aria_describedby=names[1],
+        class_="chart",
+    )
+
+
+def striped(key: str, x: float, y: float, width: float, height: float, hint: str = "") -> Markup:
+    """Return a rectangle that is marked by stripes besides its colour, in the drawing `key`."""
+    inside = (element("title", escape(plain(hint))),) if hint else ()
+    place = {"x": x, "y": y, "width": max(width, 0.0), "height": height}
+    return element("rect", *inside, **place, fill=f"url(#{key}-hatch)", class_="edge")
+
+
+def _hatch(name: str) -> Markup:
+    back = element("rect", width=6, height=6, class_="hatch-back")
+    stripe = element("line", x1=0, y1=0, x2=0, y2=6, class_="hatch-stripe")
+    attributes = {"patternUnits": "userSpaceOnUse", "patternTransform": "rotate(45)"}
+    pattern = element("pattern", back, stripe, id=name, width=6, height=6, **attributes)
+    return element("defs", pattern)
+
+
+def standalone(drawing: Markup) -> str:
+    """Return a drawing as the text of an SVG file, its colours inside."""
+    # A file of ours, not of a user.
+    style = element("style", Markup(CHARTS_CSS.read_text(encoding="utf-8")))  # noqa: S704
+    head, mark, rest = str(drawing).partition(">")
+    first = f'<?xml version="1.0" encoding="UTF-8"?>\n<!-- {DRAWING_MARK} -->\n'
+    return f"{first}{head}{mark}{style}{rest}\n"
+
+
+def shortened(words: str, most: int) -> str:
+    """Return words cut to `most` characters, with an ellipsis where something is gone."""
+    return words if len(words) <= most else words[: most - 1] + "…"
+
+
+def nice_ticks(low: float, high: float, most: int = 6) -> tuple[float, ...]:
+    """Return at most `most` + 1 round numbers from at or below `low` to at or above `high`."""
+    span, size = high - low, max(abs(low), abs(high))
+    if span < NO_SPAN * size or size < TINY:
+        span = size if size >= TINY else 1.0
+    rough = span / most
+    base = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * base for m in (1, 2, 2.5, 5, 10, 20) if m * base >= rough * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    last = max(last, first + 1)
+    return tuple(float(f"{i * step:.12g}") for i in range(first, last + 1))
+
+
+def decades(values: Sequence[float]) -> tuple[int, int]:
+    """Return the exponents of ten around positive values, the first below all of them."""
+    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    return (low - 1 if min(values) <= 10.0**low else low), max(high, low + 1)

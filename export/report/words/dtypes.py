@@ -1,0 +1,68 @@
+"""What was found and checked for graphs of fewer bits, in sentences that all reports share."""
+
+from collections.abc import Sequence
+
+from export.artifact.manifest import Manifest
+from export.results.float16 import FLOAT16_MAX, WIDE, Float16Ranges
+
+# More names than that are counted; `inspect --json` has them all.
+MOST_NAMES = 12
+
+
+def reference_words(dtype: str) -> str:
+    """Return what export fidelity compares."""
+    words = "Compressed torch model (float32) against its own exported graphs; numerical, tight."
+    if dtype == "float32":
+        return words
+    return (
+        f"{words} The torch side keeps the original's weights as they were and computes in float32, so the "
+        f"figures include what {dtype} rounds."
+    )
+
+
+def dtype_words(manifest: Manifest) -> tuple[str, ...]:
+    """Return what was found and done for the graphs' dtype; nothing for float32."""
+    if manifest.dtype == "bfloat16":
+        return (shadow_words(manifest.missing_kernels),)
+    return range_words(manifest.ranges) if manifest.ranges is not None else ()
+
+
+def shadow_words(missing: Sequence[str]) -> str:
+    """Return what was checked of bfloat16 graphs where no bfloat16 kernel ran."""
+    none = f": it has none for {', '.join(missing)}" if missing else ""
+    return (
+        "Both checks ran the graphs' arithmetic in float32 on the bfloat16 weights. bfloat16 kernels were "
+        f"not run here; ONNX Runtime's CPU cannot run these graphs{none}. Rounding of the weights is in the "
+        "figures, and rounding between the operators is not."
+    )
+
+
+def range_words(ranges: Float16Ranges) -> tuple[str, ...]:
+    """Return how large values get in float16 graphs, and which nodes stay in float32."""
+    graph, most = max(ranges.graphs.items(), key=lambda item: item[1].largest)
+    first = (
+        f"float16 ends at {FLOAT16_MAX:,.0f}. The largest value of the graphs, computed in float32 on "
+        f"{ranges.prompts} {ranges.source}, is {most.largest:,.0f} (graph {graph}, node {most.at})."
+    )
+    kept = ranges.float32_nodes
+    if not kept:
+        return first, "So every node is in float16; other prompts may give larger values."
+    lines = [
+        f"{name}: {len(nodes)} nodes stay in float32, because they read or make values above {WIDE:,.0f} or "
+        f"overflowed when they ran: {_some(nodes)}."
+        for name, nodes in kept.items()
+    ]
+    return first, *lines, "Other prompts may give larger values."
+
+
+def _some(nodes: Sequence[str]) -> str:
+    shown = ", ".join(nodes[:MOST_NAMES])
+    more = len(nodes) - MOST_NAMES
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def not_timed_words(manifest: Manifest) -> str:
+    """Return that no time was measured, with the reason if the dtype is one."""
+    if manifest.dtype == "bfloat16":
+        return "Not measured: ONNX Runtime's CPU cannot run bfloat16 graphs."
+    return "Not measured."

@@ -1,0 +1,224 @@
+"""Where visual tokens leave the decoder: how often, in words, and what it leaves of the KV cache.
+
+A fixed exit is a state of layers in the plan. Gates decide for each prompt, so what is said of them is
+counted: over the calibration prompts, over the validation questions, and for the prompt that was timed.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from compressor.plan.cost import predict
+from compressor.plan.plan import Gates, Plan, Workload
+from export.results.bench import BenchReport
+from export.results.loss_report import LossReport
+
+EXIT_COLUMNS = ("visual tokens leave", "calibration prompts", "validation questions")
+CACHE_COLUMNS = ("KV cache after the prefill, bytes", "original", "compressed", "ratio")
+NOT_COUNTED = "-"
+
+
+def may_exit(plan: Plan) -> bool:
+    """Return whether visual tokens leave the decoder before its end, always or where a gate fires."""
+    return plan.exit_layer is not None or plan.gates is not None
+
+
+def counted(gates: Gates) -> int:
+    """Return over how many calibration prompts exits were counted."""
+    return sum(gates.fired) + gates.unfired if gates.fired else 0
+
+
+def staying(plan: Plan) -> tuple[float, ...]:
+    """Return the share of prompts (0..1) that still have their visual tokens, for each layer.
+
+    Where gates decide but exits were not counted, no gate fires, as predicted figures assume too.
+    """
+    gates = plan.gates
+    if gates is None or not (prompts := counted(gates)):
+        return tuple(0.0 if layer.exited else 1.0 for layer in plan.layers)
+    gone = [
+        sum(n for c, n in zip(gates.candidates, gates.fired, strict=True) if c < layer.index)
+        for layer in plan.layers
+    ]
+    return tuple((prompts - left) / prompts for left in gone)
+
+
+def exits_words(plan: Plan) -> str:
+    """Return where visual tokens leave, in a few words for a table cell."""
+    if plan.gates is not None:
+        number = len(plan.gates.candidates)
+        return f"by {number} gate{'s' if number > 1 else ''}, {plan.gates.mode}"
+    if plan.exit_layer is None:
+        return "none"
+    count, first = sum(layer.exited for layer in plan.layers), plan.exit_layer
+    return f"{count} of {len(plan.layers)}, from layer {first} on"
+
+
+def runs(indices: Iterable[int]) -> str:
+    """Return layers with runs drawn together: `layer 2`, `layers 2, 5 to 8`."""
+    numbers = tuple(indices)
+    return f"layer{'s' if len(numbers) > 1 else ''} {listed(numbers)}"
+
+
+def listed(indices: Iterable[int]) -> str:
+    """Return ascending numbers with runs drawn together: `2, 5 to 8`."""
+    found: list[list[int]] = []
+    for index in indices:
+        if found and index == found[-1][-1] + 1:
+            found[-1].append(index)
+        else:
+            found.append([index])
+    return ", ".join(f"{r[0]} to {r[-1]}" if len(r) > 2 else ", ".join(map(str, r)) for r in found)
+
+
+def gates_words(gates: Gates) -> tuple[str, ...]:
+    """Return in three parts where gates sit and what they do, how they are deployed, how often they fired."""
+    single = len(gates.candidates) == 1
+    modes = {
+        "dynamic": "The exit is decided inside the one decoder graph.",
+        "staged": (
+            f"The decoder is cut into {len(gates.candidates) + 1} graphs at the gates, and the runtime "
+            "reads their decision between two of them."
+        ),
+    }
+    prompts = counted(gates)
+    if not prompts:
+        seen = "How often they fire was not counted in calibration."
+    elif not (fired := sum(gates.fired)):
+        seen = f"In none of the {prompts} calibration prompts did a gate fire."
+    else:
+        most = max(gates.fired)
+        where = gates.candidates[gates.fired.index(most)]
+        seen = (
+            f"In {fired} of {prompts} calibration prompts a gate fired, most often behind layer {where} "
+            f"({most})."
+        )
+    return (
+        f"{'A gate' if single else 'Gates'} behind {runs(gates.candidates)} (method DyVTE, hidden width "
+        f"{gates.width}): a small network that looks at the text tokens there while the prompt is read. "
+        "Behind the first one that fires there are no visual tokens: no rows, and no keys and values.",
+        modes[gates.mode],
+        seen,
+    )
+
+
+def mean_words(plan: Plan) -> str:
+    """Return what predicted figures stand for where gates decide; empty where every prompt does the same."""
+    if plan.gates is None:
+        return ""
+    if prompts := counted(plan.gates):
+        return f"Predicted figures are the mean over the exits of {prompts} calibration prompts."
+    return (
+        "Exits were not counted in calibration: predicted figures are those of a prompt in which no gate "
+        "fires, the dearest one."
+    )
+
+
+def exit_rows(plan: Plan, loss: LossReport | None) -> list[tuple[str, str, str]]:
+    """Return the histogram of exits: place, calibration prompts, validation questions.
+
+    Gates behind which nothing left have no row; counts that were not taken are a dash. Empty without gates,
+    or if nothing was counted at all.
+    """
+    gates = plan.gates
+    if gates is None or not (counted(gates) or loss):
+        return []
+    calibration: dict[int, int] = {}
+    if counted(gates):
+        calibration = dict(zip(gates.candidates, gates.fired, strict=True))
+    validation: Counter[int] = Counter()
+    for layer, count in loss.exits if loss else ():
+        validation[gate_before(gates, layer)] += count
+    rows = [
+        (
+            f"behind layer {layer}",
+            str(calibration.get(layer, 0)) if calibration else NOT_COUNTED,
+            str(validation[layer]) if loss else NOT_COUNTED,
+        )
+        for layer in gates.candidates
+        if calibration.get(layer) or validation[layer]
+    ]
+    stayed = loss.overall.samples - sum(validation.values()) if loss else None
+    last = (
+        "nowhere: no gate fires, or no picture",
+        str(gates.unfired) if calibration else NOT_COUNTED,
+        NOT_COUNTED if stayed is None else str(stayed),
+    )
+    return [*rows, last]
+
+
+def gate_before(gates: Gates, exit_layer: int) -> int:
+    """Return the last gate before the first layer that was found without visual rows.
+
+    Layers whose heads are all pruned for visual tokens may lie between them: their caches tell nothing.
+    """
+    return max(c for c in gates.candidates if c < exit_layer)
+
+
+def timed_plan(plan: Plan, report: BenchReport) -> Plan:
+    """Return what was done with the timed prompt: that workload, and its own exit where gates decided."""
+    workload = Workload(images=report.images, text=report.text)
+    plan = plan.model_copy(update={"workload": workload})
+    if plan.gates is None:
+        return plan
+    exit_layer = report.exit_layer
+    return plan.fired_after(None if exit_layer is None else gate_before(plan.gates, exit_layer))
+
+
+def cache_rows(plan: Plan, report: BenchReport, dtype: str) -> list[tuple[str, str, str, str]]:
+    """Return KV bytes of the timed prompt: predicted for it, and measured; original, compressed, ratio."""
+    pairs = [
+        ("predicted for this prompt", *_predicted(plan, report, dtype)),
+        ("measured", report.kv_bytes_original, report.kv_bytes),
+    ]
+    if report.kv_buffer_bytes is not None and report.kv_buffer_bytes_original is not None:
+        buffers = (report.kv_buffer_bytes_original, report.kv_buffer_bytes)
+        pairs.append(("buffers of fixed size, occupied", *buffers))
+    return [
+        (name, f"{before:,}", f"{after:,}", f"{before / after:.2f} x")
+        for name, before, after in pairs
+    ]
+
+
+def _predicted(plan: Plan, report: BenchReport, dtype: str) -> tuple[int, int]:
+    """Return the predicted KV bytes of the timed prompt: original, compressed."""
+    timed = timed_plan(plan, report)
+    return predict(timed.naive()).kv_bytes(dtype), predict(timed).kv_bytes(dtype)
+
+
+def cache_figures(plan: Plan, report: BenchReport, dtype: str) -> dict[str, int | None]:
+    """Return the KV cache of the timed prompt for dashboards: its exit, and bytes by both ways."""
+    original, compressed = _predicted(plan, report, dtype)
+    return {
+        "exit_layer": report.exit_layer,
+        "bytes_original": report.kv_bytes_original,
+        "bytes": report.kv_bytes,
+        "bytes_original_predicted": original,
+        "bytes_predicted": compressed,
+    }
+
+
+def timed_words(plan: Plan, report: BenchReport) -> str:
+    """Return which layers had visual tokens of the timed prompt, read off its caches."""
+    first = report.exit_layer
+    split = [layer.index for layer in plan.layers if layer.split]
+    heads = f" In {runs(split)} pruned heads hold text tokens only." if split else ""
+    if plan.gates is None:
+        if first is not None:
+            return f"From layer {first} on, caches hold text tokens only.{heads}"
+        return heads[1:] or "Every layer's cache holds the visual tokens."
+    prompt = "In the timed prompt, which is made of random pixels and tokens,"
+    if first is None:
+        return f"{prompt} no gate fired.{heads}"
+    return f"{prompt} a gate fired behind layer {gate_before(plan.gates, first)}.{heads}"
+
+
+def cache_words(plan: Plan, report: BenchReport, dtype: str) -> str:
+    """Return where visual tokens left, and whether measured and predicted KV bytes agree."""
+    where = timed_words(plan, report)
+    exits = "" if plan.gates is None else " for this exit"
+    if (report.kv_bytes_original, report.kv_bytes) == _predicted(plan, report, dtype):
+        return f"{where} Measured and predicted KV bytes{exits} are equal."
+    return (
+        f"{where} Measured and predicted KV bytes{exits} DIFFER: the artifact does not do what its plan "
+        "says."
+    )

@@ -1,0 +1,187 @@
+"""The ladder of checks: how far an artifact was checked, what each rung proves, and what it does not.
+
+The only place that says what may be claimed. A claim reaches as far as the last rung that ran: graphs that
+parse are not built, engines that were built ahead of time have not run, and what ran on one GPU ran on no
+other.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from export.artifact.manifest import Manifest
+from export.results.backend_parity import BackendParity
+from export.results.verdict import Verdict
+
+RTX, FULL = "tensorrt-rtx", "tensorrt"
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One check.
+
+    Attributes:
+        name: of it.
+        proves: what follows if it passed, and what does not.
+        outcome: what became of it; a rung is always judged.
+        detail: figures, or why it did not run.
+    """
+
+    name: str
+    proves: str
+    outcome: Verdict
+    detail: str
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """What reports need to know of a set of engines that belongs to the artifact as it is.
+
+    Attributes:
+        target: `tensorrt-rtx` or `tensorrt`.
+        compute_capabilities: that it was built for, such as `SM86`.
+        version: of the builder.
+        engines: graphs that have one.
+        device: GPU that it was built on; empty: none, it was built ahead of time.
+        parity: how its engines ran; None: they never did.
+    """
+
+    target: str
+    compute_capabilities: tuple[str, ...]
+    version: str
+    engines: tuple[str, ...]
+    device: str = ""
+    parity: BackendParity | None = None
+
+    @property
+    def words(self) -> str:
+        """Return what was built, for what, by what."""
+        place = f" on {self.device}" if self.device else ""
+        served = ", ".join(self.compute_capabilities)
+        return f"{', '.join(self.engines)} for {served}{place} (builder {self.version})"
+
+
+PROVES = {
+    "ONNX checker": (
+        "the files are valid ONNX and every shape in them follows from their inputs; says nothing of numbers"
+    ),
+    "ONNX Runtime numerics": (
+        "the graphs compute what the compressed torch model computes, in ONNX Runtime on a CPU; says nothing "
+        "of other backends"
+    ),
+    "TensorRT-RTX parser": (
+        "TensorRT-RTX reads every node of the graphs; says nothing of whether engines can be built"
+    ),
+    "TensorRT-RTX engine built ahead of time": (
+        "there are kernels for the artifact's own sizes on these compute capabilities; the engines have not "
+        "run by that"
+    ),
+    "TensorRT engine built on the device": (
+        "full TensorRT has kernels for the artifact's own sizes on that GPU; the engines have not run by that"
+    ),
+    "Engine run and parity": (
+        "the engines ran on the named GPU and gave ONNX Runtime's numbers there; says nothing of other GPUs"
+    ),
+}
+"""What each rung proves and what it does not, by its name."""
+
+COLUMNS = ("check", "outcome", "what it proves", "found")
+
+
+def ladder(manifest: Manifest, engines: Sequence[EngineFacts] = ()) -> tuple[Rung, ...]:
+    """Return every rung of an artifact, lowest first.
+
+    Args:
+        manifest: of the artifact.
+        engines: its sets of engines; those of an earlier state of the artifact are not among them.
+    """
+    rtx = [facts for facts in engines if facts.target == RTX]
+    full = [facts for facts in engines if facts.target == FULL]
+    rungs = [_checker(manifest), _numerics(manifest), *_built_ahead(rtx)]
+    if full:
+        words = "; ".join(facts.words for facts in full)
+        rungs.append(_rung("TensorRT engine built on the device", Verdict.PASSED, words))
+    return (*rungs, _run(engines))
+
+
+def _rung(name: str, outcome: Verdict, detail: str) -> Rung:
+    return Rung(name, PROVES[name], outcome, detail)
+
+
+def _checker(manifest: Manifest) -> Rung:
+    name, report = "ONNX checker", manifest.checker
+    if report is None:
+        return _rung(
+            name, Verdict.NOT_RUN, "the artifact was made before this check was; export it anew"
+        )
+    if report.failures:
+        return _rung(name, report.verdict, "; ".join(report.failures))
+    return _rung(name, report.verdict, f"{', '.join(report.files)} (onnx {report.version})")
+
+
+def _numerics(manifest: Manifest) -> Rung:
+    name, report = "ONNX Runtime numerics", manifest.fidelity
+    if report is None:
+        return _rung(name, Verdict.NOT_RUN, "export fidelity was not measured")
+    worst = report.worst_abs.max_abs
+    detail = f"{report.calls} outputs, largest difference {worst:.2e} ({manifest.dtype})"
+    return _rung(name, report.verdict, detail)
+
+
+def _built_ahead(sets: Sequence[EngineFacts]) -> tuple[Rung, Rung]:
+    names = ("TensorRT-RTX parser", "TensorRT-RTX engine built ahead of time")
+    if not sets:
+        why = f"no engine set; `vtcompress build ARTIFACT --target {RTX}`"
+        first, second = (_rung(name, Verdict.NOT_RUN, why) for name in names)
+        return first, second
+    parsed = ", ".join(dict.fromkeys(name for facts in sets for name in facts.engines))
+    versions = ", ".join(dict.fromkeys(facts.version for facts in sets))
+    built = "; ".join(facts.words for facts in sets)
+    return (
+        _rung(names[0], Verdict.PASSED, f"{parsed} (TensorRT-RTX {versions})"),
+        _rung(names[1], Verdict.PASSED, built),
+    )
+
+
+def _run(engines: Sequence[EngineFacts]) -> Rung:
+    name = "Engine run and parity"
+    ran = [(facts, facts.parity) for facts in engines if facts.parity is not None]
+    if not ran:
+        why = (
+            "needs a GPU: `vtcompress validate ARTIFACT --backend tensorrt-rtx` (or tensorrt) on it"
+        )
+        return _rung(name, Verdict.NOT_RUN, why if engines else f"no engine set; {why}")
+    details = [_parity_words(facts, parity) for facts, parity in ran]
+    # The rung proves numbers; what answers lose is judged where limits for it are set.
+    failed = any(parity.failures for _, parity in ran)
+    return _rung(name, Verdict.FAILED if failed else Verdict.PASSED, "; ".join(details))
+
+
+def _parity_words(facts: EngineFacts, parity: BackendParity) -> str:
+    outputs = parity.outputs
+    place = parity.device or facts.device or ", ".join(facts.compute_capabilities)
+    words = f"{facts.target} on {place}: {outputs.calls} outputs, largest difference "
+    words += f"{outputs.worst_abs.max_abs:.2e} from ONNX Runtime on the CPU"
+    return words if not parity.failures else f"{words}; missed: {'; '.join(parity.failures)}"
+
+
+def rows(rungs: Sequence[Rung]) -> list[tuple[str, str, str, str]]:
+    """Return the ladder as rows of `COLUMNS`."""
+    return [(rung.name, rung.outcome, rung.proves, rung.detail) for rung in rungs]
+
+
+def claim(rungs: Sequence[Rung]) -> str:
+    """Return in a sentence how far the artifact was checked, and no further."""
+    highest = next((rung for rung in reversed(rungs) if rung.outcome is not Verdict.NOT_RUN), None)
+    if highest is None:
+        return "Nothing was checked."
+    if any(rung.outcome is Verdict.FAILED for rung in rungs):
+        failed = ", ".join(rung.name for rung in rungs if rung.outcome is Verdict.FAILED)
+        return f"Failed: {failed}."
+    if not ran_on_gpu(rungs):
+        return f"Checked up to: {highest.name}. Nothing was run on a GPU."
+    return f"Checked up to: {highest.name} ({highest.detail})."
+
+
+def ran_on_gpu(rungs: Sequence[Rung]) -> bool:
+    """Whether engines ran on a GPU, well or not."""
+    return rungs[-1].outcome is not Verdict.NOT_RUN

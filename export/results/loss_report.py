@@ -1,0 +1,286 @@
+"""What compression loss found: figures, the recipe's limits, and how each limit was judged. Without numpy."""
+
+from typing import Annotated
+
+from pydantic import Field, computed_field
+
+from compressor.facts import Facts
+from export.results.intervals import Interval, change_interval, kept_interval, share_interval
+from export.results.verdict import Check, Derived, Verdict
+
+# Below this share a model is called changed whatever the recipe's limits are, or if it has none.
+CHANGED_BELOW = 0.9
+# Compression concerns visual rows: without any, equal answers say nothing of it.
+NO_PICTURE = "no question has a picture"
+
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class LossLimits(Facts):
+    """Limits over all samples; None is reported, not judged."""
+
+    max_kl: float | None = None
+    min_agreement: float | None = None
+    min_common_prefix: float | None = None
+    min_exact_match: float | None = None
+    min_exact_match_kept: float | None = None
+
+
+class LossFigures(Derived):
+    """Compression loss over some samples.
+
+    Answers are equal, and right, if they are the same text but for white space around it. Intervals are of
+    95%, see `export.results.intervals`; None where there is no figure.
+
+    Attributes:
+        kind: group of the samples, `all` for all of them.
+        samples: how many.
+        kl: mean KL(original || compressed) of the next-token distributions, in nats.
+        kl_worst: the largest.
+        agreement: share of equal most likely next tokens.
+        common_prefix: mean share of the original's answer tokens before the first difference.
+        answered: samples that give a right answer; exact match is over them.
+        exact_match_original: share of right answers of the original; None without answers.
+        exact_match: of the artifact.
+        equal_answers: samples that both models answer in the same words; None: not counted, as in artifacts
+            of format 1.
+        right_to_wrong: samples that the original alone answers right; None without answers, or not counted.
+        wrong_to_right: samples that the artifact alone answers right; likewise.
+        pictured: samples with a picture; None: not counted, as by older versions.
+    """
+
+    kind: str
+    samples: int
+    kl: float
+    kl_worst: float
+    agreement: Share
+    common_prefix: Share
+    answered: int
+    exact_match_original: Share | None
+    exact_match: Share | None
+    equal_answers: Count | None = None
+    right_to_wrong: Count | None = None
+    wrong_to_right: Count | None = None
+    pictured: Count | None = None
+
+    @property
+    def counted(self) -> str:
+        """How many samples, and how many of them have a picture where not all do."""
+        if self.pictured is None or self.pictured == self.samples:
+            return str(self.samples)
+        return f"{self.samples}, {self.pictured} with a picture"
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def exact_match_kept(self) -> float | None:
+        """The artifact's exact match divided by the original's."""
+        if not self.exact_match_original or self.exact_match is None:
+            return None
+        return self.exact_match / self.exact_match_original
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def agreement_interval(self) -> Interval | None:
+        """Of `agreement`; Wilson's."""
+        return _interval(self.agreement, self.samples)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def exact_match_original_interval(self) -> Interval | None:
+        """Of `exact_match_original`; Wilson's."""
+        return _interval(self.exact_match_original, self.answered)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def exact_match_interval(self) -> Interval | None:
+        """Of `exact_match`; Wilson's."""
+        return _interval(self.exact_match, self.answered)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def exact_match_change_interval(self) -> Interval | None:
+        """Of `exact_match - exact_match_original` on the same questions; Agresti and Min's."""
+        if self.right_to_wrong is None or self.wrong_to_right is None or self.answered < 1:
+            return None
+        return change_interval(self.right_to_wrong, self.wrong_to_right, self.answered)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def exact_match_kept_interval(self) -> Interval | None:
+        """Of `exact_match_kept`, a ratio on the same questions; Bonett and Price's."""
+        lost, won, kept = self.right_to_wrong, self.wrong_to_right, self.exact_match_kept
+        if lost is None or won is None or kept is None or self.exact_match_original is None:
+            return None
+        before = round(self.exact_match_original * self.answered)
+        return kept_interval(max(before - lost, 0), lost, won) if before else None
+
+
+def nats(value: float | None) -> str:
+    """Return a KL in nats as it is shown everywhere: digits that count, so that means and worsts compare."""
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _interval(share: float | None, total: int) -> Interval | None:
+    # Stored as a share; the count comes back whole.
+    return None if share is None or total < 1 else share_interval(round(share * total), total)
+
+
+class Measure(Facts):
+    """One measure over all samples beside its limit.
+
+    Attributes:
+        words: name of the measure.
+        key: of the limit that is asked for, in `validate.loss`.
+        found: None: there is no such figure.
+        limit: None: none was set.
+        at_most: whether the limit is the most that is allowed; else it is the least.
+        in_place: why this measure is judged by another one's limit, which the data cannot be judged by.
+        cannot: why the limit cannot be judged, or why to keep it proves nothing.
+    """
+
+    words: str
+    key: str
+    found: float | None
+    limit: float | None
+    at_most: bool = False
+    in_place: str = ""
+    cannot: str = ""
+
+    @property
+    def verdict(self) -> Verdict:
+        """What became of it."""
+        if self.limit is None or self.found is None:
+            return Verdict.NOT_JUDGED
+        # Written so that a value that is no number misses its limit.
+        kept = self.found <= self.limit if self.at_most else self.found >= self.limit
+        if kept and self.cannot:
+            return Verdict.NOT_JUDGED
+        return Verdict.PASSED if kept else Verdict.FAILED
+
+    @property
+    def miss(self) -> str:
+        """Return what was found and what was wanted, in words."""
+        if self.at_most:
+            return f"{self.words} is {nats(self.found)} nats, allowed {self.key} {self.limit:g}"
+        why = f" ({self.in_place})" if self.in_place else ""
+        return f"{self.words} is {self.found:.4f}, wanted {self.key} {self.limit:g}{why}"
+
+
+def measures(figures: LossFigures, limits: LossLimits) -> tuple[Measure, ...]:
+    """Return every measure beside its limit.
+
+    A share of right answers that must be kept cannot be judged where no right answers are known. The same
+    share of equal next tokens is then asked for in its place, unless the recipe has a limit for these.
+    """
+    unknown = ""
+    if figures.exact_match_kept is None:
+        unknown = (
+            "the original gives no right answer" if figures.answered else "the data has no answers"
+        )
+    kept, agreement, key, in_place = (
+        limits.min_exact_match_kept,
+        limits.min_agreement,
+        "min_agreement",
+        "",
+    )
+    if unknown and kept is not None and agreement is None:
+        # What is kept may exceed 1; agreement cannot.
+        agreement, key = min(kept, 1.0), "min_exact_match_kept"
+        in_place = f"in place of right answers kept: {unknown}"
+        kept = None
+    found = (
+        Measure(words="mean KL", key="max_kl", found=figures.kl, limit=limits.max_kl, at_most=True),
+        Measure(
+            words="agreement of next tokens",
+            key=key,
+            found=figures.agreement,
+            limit=agreement,
+            in_place=in_place,
+        ),
+        Measure(
+            words="common prefix",
+            key="min_common_prefix",
+            found=figures.common_prefix,
+            limit=limits.min_common_prefix,
+        ),
+        Measure(
+            words="exact match",
+            key="min_exact_match",
+            found=figures.exact_match,
+            limit=limits.min_exact_match,
+            cannot="" if figures.answered else unknown,
+        ),
+        Measure(
+            words="exact match kept",
+            key="min_exact_match_kept",
+            found=figures.exact_match_kept,
+            limit=kept,
+            # Where equal next tokens have a limit of their own, they are what is judged.
+            cannot="" if limits.min_agreement is not None else unknown,
+        ),
+    )
+    if figures.pictured == 0:
+        return tuple(measure.model_copy(update={"cannot": NO_PICTURE}) for measure in found)
+    return found
+
+
+def misses(figures: LossFigures, limits: LossLimits) -> tuple[str, ...]:
+    """Return a line for every limit that is missed."""
+    found = measures(figures, limits)
+    return tuple(measure.miss for measure in found if measure.verdict is Verdict.FAILED)
+
+
+class LossReport(Check):
+    """The outcome over all samples and for each kind.
+
+    Attributes:
+        data: name of the data file.
+        data_digest: sha256 over its questions and pictures.
+        exits: first layer without visual rows and number of samples, ascending; samples whose visual rows
+            reached the last layer are not among them.
+    """
+
+    data: str
+    data_digest: str
+    overall: LossFigures
+    kinds: tuple[LossFigures, ...]
+    limits: LossLimits
+    exits: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """Every measure over all samples beside its limit."""
+        return measures(self.overall, self.limits)
+
+    @property
+    def not_judged(self) -> tuple[str, ...]:
+        """Why nothing was judged, or not everything that the recipe asks for."""
+        asked = [measure for measure in self.measures if measure.limit is not None]
+        if not asked:
+            return ("no limit set",)
+        if self.overall.pictured == 0:
+            return (NO_PICTURE,)
+        return tuple(f"{m.key}: {m.cannot}" for m in asked if m.cannot)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What has changed so much that it must be said, whatever the limits are."""
+        found, lines = self.overall, []
+        # Written so that a value that is no number is told too.
+        if not found.agreement >= CHANGED_BELOW:
+            lines.append(
+                f"only {found.agreement:.1%} of the most likely next tokens are the original's"
+            )
+        if found.exact_match_kept is not None:
+            if not found.exact_match_kept >= CHANGED_BELOW:
+                lines.append(
+                    f"only {found.exact_match_kept:.1%} of the original's right answers were kept"
+                )
+        elif found.equal_answers is not None:
+            share = found.equal_answers / max(found.samples, 1)
+            if not share >= CHANGED_BELOW:
+                lines.append(
+                    f"only {found.equal_answers} of {found.samples} answers are the original's, word for word"
+                )
+        return tuple(lines)

@@ -1,0 +1,126 @@
+"""Pictures looked at once: their keys and values are kept, and of every question only its own tokens run.
+
+Exact, because attention is causal: a visual row never sees what follows it, so its keys and values do not
+depend on the question. Where gates decide how deep visual rows go they do: gates read the question, so
+nothing is kept and all rows run.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import TYPE_CHECKING
+
+from compressor.errors import DataError
+from compressor.samples.pictures import Pictures, pictures_of
+from export.runtime.answering import Answering
+from export.runtime.messages import user_message
+from export.runtime.sampling import Sampling
+from export.runtime.sequence import NOTHING, Cached
+from export.session.arrays import Array
+
+if TYPE_CHECKING:
+    from export.runtime.runtime import Reply, Runtime
+
+log = logging.getLogger(__name__)
+
+# Two questions that share no beginning: what their prompts share does not depend on the question.
+PROBES = ("a", "Is 7 it?")
+
+
+class ImagePrefix:
+    """Pictures that a model has looked at; made by `Runtime.prefill_image`.
+
+    Args:
+        runtime: answers.
+        pixels: of the pictures.
+        cached: rows up to the last picture; none if the chat template leaves nothing to share.
+    """
+
+    def __init__(self, runtime: "Runtime", pixels: Array, cached: Cached) -> None:
+        self._runtime, self._pixels, self._cached = runtime, pixels, cached
+
+    @property
+    def rows(self) -> int:
+        """How many rows are kept."""
+        return len(self._cached.ids)
+
+    def generate(
+        self,
+        question: str,
+        *,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        generation_config: bool = True,
+    ) -> Answering:
+        """Return the answer to a question about the pictures; see `Runtime.generate`."""
+        started = time.perf_counter()
+        ids, cached = self._ids_and_cached(question)
+        sampling = Sampling(temperature, top_p, seed)
+        return self._runtime.answering(
+            ids,
+            self._pixels,
+            cached,
+            sampling,
+            max_new_tokens,
+            started,
+            generation_config=generation_config,
+        )
+
+    def answer(
+        self, question: str, *, max_new_tokens: int = 64, generation_config: bool = True
+    ) -> "Reply":
+        """Return the whole greedy answer to a question about the pictures; see `Runtime.answer`."""
+        ids, cached = self._ids_and_cached(question)
+        prompt = self._runtime.prompt_of(ids, self._pixels, cached)
+        return self._runtime.replies(
+            [prompt], max_new_tokens, cached.past, generation_config=generation_config
+        )[0]
+
+    def _ids_and_cached(self, question: str) -> tuple[tuple[int, ...], Cached]:
+        self._runtime.check_question(question)
+        ids = self._runtime.encode([user_message(question, len(self._pixels))])
+        if self._cached.begins(ids):
+            return ids, self._cached
+        log.info("the tokens before the pictures are others for this question: all rows run")
+        return ids, NOTHING
+
+
+def prefill_images(runtime: "Runtime", images: Pictures) -> ImagePrefix:
+    """Run what every question about these pictures begins with.
+
+    Raises:
+        DataError: a picture cannot be read, or none is given.
+    """
+    pictures = pictures_of(images)
+    if not pictures:
+        raise DataError(["prefill_image: no picture; give at least one, or use generate"])
+    pixels = runtime.pixels(pictures)
+    if runtime.session.gated:
+        log.info("gates read the question to decide on the exit: nothing can be kept")
+        return ImagePrefix(runtime, pixels, NOTHING)
+    prompts = [runtime.encode([user_message(probe, len(pictures))]) for probe in PROBES]
+    end = shared_end(prompts, runtime.facts.image_token_id)
+    if end is None:
+        log.info("the chat template puts the question before the pictures: nothing can be kept")
+        return ImagePrefix(runtime, pixels, NOTHING)
+    ids = prompts[0][:end]
+    _, past = runtime.prefill([runtime.prompt_of(ids, pixels, unfinished=True)])
+    return ImagePrefix(runtime, pixels, Cached(ids, len(pixels), past))
+
+
+def shared_end(prompts: Sequence[tuple[int, ...]], image_token_id: int) -> int | None:
+    """Return where the rows end that prompts share and that hold all pictures; None: there is no such place.
+
+    The end is right behind the last picture: tokens that follow may merge with the question's first. A
+    decoder call needs a text row, so if the picture comes first, the token behind it is taken along.
+    """
+    columns = zip(*prompts, strict=False)  # to the end of the shortest
+    shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+    places = [place for place, token in enumerate(prompts[0]) if token == image_token_id]
+    end = places[-1] + 1
+    if end == len(places):
+        end += 1
+    return end if end <= shared else None

@@ -1,0 +1,74 @@
+"""One sequence of tokens on its way: what is left to run of it, what ran, and each step after that.
+
+Letters: B batch, I images, S side of a picture in pixels.
+"""
+
+from dataclasses import dataclass
+
+from compressor.samples.layout import Layout
+from export.session.arrays import Array
+from export.session.session import Past
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt ready to run.
+
+    Attributes:
+        layout: its rows.
+        pixels: [I, 3, S, S] float32.
+        ids: tokens of the whole sequence, those that ran before included.
+    """
+
+    layout: Layout
+    pixels: Array
+    ids: tuple[int, ...]
+
+    @property
+    def end(self) -> int:
+        """Place of the row after its last one, in the whole sequence."""
+        return (
+            int(max(self.layout.text_index[-1], self.layout.visual_index[-1:].max(initial=0))) + 1
+        )
+
+    @property
+    def layout_key(self) -> bytes:
+        """Equal for prompts that can run as one batch."""
+        return self.layout.visual_index.tobytes() + b"|" + self.layout.text_index.tobytes()
+
+
+@dataclass(frozen=True)
+class Step:
+    """One decoding step.
+
+    Attributes:
+        tokens: [B] picked.
+        logits: [B, vocab] float32 that they were picked from.
+        past: cache of every row before these tokens.
+    """
+
+    tokens: Array
+    logits: Array
+    past: Past
+
+
+@dataclass(frozen=True)
+class Cached:
+    """Rows of one sequence that ran already.
+
+    Attributes:
+        ids: their tokens, images expanded.
+        images: among them.
+        past: their keys and values; None if nothing ran.
+    """
+
+    ids: tuple[int, ...] = ()
+    images: int = 0
+    past: Past = None
+
+    def begins(self, ids: tuple[int, ...]) -> bool:
+        """Whether a longer sequence starts with exactly these rows."""
+        return len(self.ids) < len(ids) and ids[: len(self.ids)] == self.ids
+
+
+NOTHING = Cached()

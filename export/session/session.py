@@ -1,0 +1,235 @@
+"""One call for every backend: vision, embedding and decoder on numpy arrays, caches kept by the backend."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+
+from compressor.plan.plan import Cache
+from export.graphs.spec import GraphSpec, caches_of, in_order
+from export.session.arrays import Array
+from export.session.fixed_cache import BLOCK, FixedCaches
+from export.session.growing_cache import GrowingCaches
+
+Past = Any
+"""Keys and values in the backend's own form; passed back to the session that returned them. A value: no call
+changes it."""
+
+
+class Session(Protocol):
+    """A model that runs; B batch, I images, V visual rows, T text rows, P past."""
+
+    @property
+    def gated(self) -> bool:
+        """Whether gates read the text behind the images to decide on an exit; calls are then of batch 1."""
+        ...
+
+    @property
+    def max_batch(self) -> int | None:
+        """Prompts of one call at most; None: as many as memory holds."""
+        ...
+
+    @property
+    def caches(self) -> tuple[Cache, ...]:
+        """Whose keys and values a past holds, pair by pair, in its order."""
+        ...
+
+    def vision(self, pixel_values: Array) -> Array:
+        """Pixels [I, 3, S, S] float32 to visual embeddings [I, N, D]."""
+        ...
+
+    def embed(self, input_ids: Array) -> Array:
+        """Token ids [B, T] to text embeddings [B, T, D]."""
+        ...
+
+    def decode(
+        self, visual: Array, text: Array, visual_index: Array, text_index: Array, past: Past
+    ) -> tuple[Array, Past]:
+        """Run the decoder on V visual and T text rows; return logits [B, 1 or T, vocab] and the new past."""
+        ...
+
+    def empty_past(self, batch: int) -> Past:
+        """Return the cache before the first call."""
+        ...
+
+    def check_room(self, past: Past, visual: int, text: int) -> None:
+        """Refuse V visual and T text rows that caches of fixed size have no room for.
+
+        Args:
+            past: that they come behind; None: nothing ran.
+            visual: V, of all calls to come.
+            text: T, likewise.
+
+        Raises:
+            DataError: names the rows, the room and the limit.
+        """
+        ...
+
+    def past_shapes(self, past: Past) -> tuple[tuple[int, ...], ...]:
+        """Return the shape of every cached tensor, in the order of the decoder's inputs.
+
+        Of caches of fixed size filled rows count, not the buffers'.
+        """
+        ...
+
+    def past_bytes(self, past: Past) -> int:
+        """Return the size of the keys and values that a past holds; of fixed caches, of the filled rows."""
+        ...
+
+    def buffer_bytes(self, past: Past) -> int | None:
+        """Return what the buffers of fixed caches occupy now; None: caches grow."""
+        ...
+
+
+def cached_rows(caches: Sequence[Cache], shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """Return how many rows each layer's heads with visual tokens hold; 0 where a layer has no such heads.
+
+    Caches of heads that were made for text alone say nothing of where visual rows left.
+
+    Args:
+        caches: whose keys and values a past holds.
+        shapes: of its tensors; behind the pairs there may be one that tells visual rows.
+    """
+    rows = [0] * (1 + max((cache.layer for cache in caches), default=-1))
+    keys = shapes[: 2 * len(caches) : 2]
+    for cache, shape in zip(caches, keys, strict=True):
+        if not cache.part:
+            rows[cache.layer] = shape[2]
+    return tuple(rows)
+
+
+def exit_of(rows: Sequence[int], everything: int) -> int | None:
+    """Return the first layer whose heads hold text alone after a prefill; None if there is none.
+
+    A layer without visual heads looks the same before and behind an exit. It is not taken for one, so an
+    exit that a gate chose right before such layers is found behind them.
+
+    Args:
+        rows: of each layer, as `cached_rows` counts them.
+        everything: visual and text rows so far.
+    """
+    return next((layer for layer, count in enumerate(rows) if 0 < count < everything), None)
+
+
+def no_visual(text: Array) -> tuple[Array, Array]:
+    """Return empty visual embeddings and indices for a call on text rows alone."""
+    batch, _, hidden = text.shape
+    return np.zeros((batch, 0, hidden), text.dtype), np.zeros((batch, 0), np.int64)
+
+
+class Graph(Protocol):
+    """One graph of an artifact in a backend."""
+
+    def __call__(self, feeds: Sequence[Any]) -> list[Any]:
+        """Run on inputs in declared order: arrays, or values that an earlier call returned."""
+        ...
+
+
+OneGraph = TypeVar("OneGraph", bound=Graph)
+
+
+class GraphSession(Generic[OneGraph]):
+    """An artifact's graphs in one backend behind the session call; loaded when first used.
+
+    Args:
+        graphs: declarations by name; needs `vision`, `embed` and the decoder or its stages.
+        open_graph: loads one of them.
+        decoder: name of the decoder graph, `decoder` or `baseline_decoder`.
+        block: rows that buffers of fixed caches get more room by.
+    """
+
+    def __init__(
+        self,
+        graphs: Sequence[GraphSpec],
+        open_graph: Callable[[GraphSpec], OneGraph],
+        decoder: str = "decoder",
+        block: int = BLOCK,
+    ) -> None:
+        self._specs = {spec.name: spec for spec in graphs}
+        self._open_graph = open_graph
+        self._decoders = in_order(graphs, decoder)
+        fixed = any(spec.fixed for spec in self._decoders)
+        self._pasts: FixedCaches | GrowingCaches = (
+            FixedCaches(self._decoders, block) if fixed else GrowingCaches(self._decoders)
+        )
+        self._loaded: dict[str, OneGraph] = {}
+
+    def graph(self, name: str) -> OneGraph:
+        """Return a loaded graph."""
+        if name not in self._loaded:
+            self._loaded[name] = self._open_graph(self._specs[name])
+        return self._loaded[name]
+
+    def load(self) -> None:
+        """Load all graphs now, so that the first call is not slower than the next."""
+        for name in ("vision", "embed", *(spec.name for spec in self._decoders)):
+            self.graph(name)
+
+    @property
+    def gated(self) -> bool:
+        """See `Session.gated`."""
+        return self._decoders[0].reads_gates
+
+    @property
+    def max_batch(self) -> int | None:
+        """See `Session.max_batch`."""
+        return self._decoders[0].batch
+
+    @property
+    def caches(self) -> tuple[Cache, ...]:
+        """See `Session.caches`."""
+        return caches_of([cached for spec in self._decoders for cached in spec.cached])
+
+    def vision(self, pixel_values: Array) -> Array:
+        """See `Session.vision`."""
+        return as_array(self.graph("vision")([pixel_values])[0])
+
+    def embed(self, input_ids: Array) -> Array:
+        """See `Session.embed`."""
+        return as_array(self.graph("embed")([input_ids])[0])
+
+    def decode(
+        self, visual: Array, text: Array, visual_index: Array, text_index: Array, past: Past
+    ) -> tuple[Array, Past]:
+        """See `Session.decode`."""
+        *stages, last = self._decoders
+        call = self._pasts.call(past)
+        for spec in stages:
+            rows = [visual, text, visual_index, text_index]
+            visual, text, gate_logits = call.run(self.graph(spec.name), rows)
+            if fires(as_array(gate_logits)):
+                visual = np.zeros(spec.outputs[0].shape({"visual": 0}), spec.outputs[0].numpy)
+                visual_index = visual_index[:, :0]
+        (logits,) = call.run(self.graph(last.name), [visual, text, visual_index, text_index])
+        return as_array(logits), call.present
+
+    def empty_past(self, batch: int) -> Past:
+        """See `Session.empty_past`."""
+        return self._pasts.empty(batch)
+
+    def check_room(self, past: Past, visual: int, text: int) -> None:
+        """See `Session.check_room`."""
+        self._pasts.check_room(past, visual, text)
+
+    def past_shapes(self, past: Past) -> tuple[tuple[int, ...], ...]:
+        """See `Session.past_shapes`."""
+        return self._pasts.shapes(past)
+
+    def past_bytes(self, past: Past) -> int:
+        """See `Session.past_bytes`."""
+        return self._pasts.filled_bytes(past)
+
+    def buffer_bytes(self, past: Past) -> int | None:
+        """See `Session.buffer_bytes`."""
+        return self._pasts.buffer_bytes(past)
+
+
+def fires(gate_logits: Array) -> bool:
+    """Return whether a gate's logits [min(V, 1), 2] make the visual rows leave."""
+    return bool((gate_logits[:, 1] > gate_logits[:, 0]).any())
+
+
+def as_array(value: Any) -> Array:
+    """Return a backend's value as an array in this process's memory."""
+    array: Array = value if isinstance(value, np.ndarray) else value.numpy()
+    return array

@@ -1,0 +1,49 @@
+"""Numbers that a bfloat16 graph computes with are exact, as in torch.
+
+The exporter stores a number of the code in the dtype of the tensor beside it. In bfloat16 1.702 is 1.703125,
+and all that it is multiplied with comes out too large by 0.07 %. torch computes such a product in float32
+from the exact number and rounds once; so do the nodes that read one.
+
+Limitations:
+    - bfloat16 only. In float16 a number is off by 2^-12 of itself at most, less than what each node rounds.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from export.writer.passes.float32 import compute_in_float32
+
+ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Pow")
+"""Operators that compute with a number; others, such as Where, put it in place as it is."""
+
+
+def keep_exact(graph: ir.Graph, numbers: Mapping[str, float]) -> None:
+    """Let nodes that compute with a number which bfloat16 does not hold do so in float32.
+
+    Args:
+        graph: with named nodes; changed in place.
+        numbers: what the exporter stored, by the names of the graph's constants.
+    """
+    found: dict[ir.Node, None] = {}
+    for name, number in numbers.items():
+        stored = graph.initializers.get(name)
+        if stored is None or stored.const_value is None or stored.dtype != ir.DataType.BFLOAT16:
+            continue
+        array = np.full(stored.const_value.shape.numpy(), number, np.float32)
+        if np.array_equal(stored.const_value.numpy().astype(np.float32), array):
+            continue
+        uses = [(u.node, u.idx) for u in stored.uses() if u.node.op_type in ARITHMETIC]
+        if not uses:
+            continue
+        tensor = ir.tensor(array, name=f"{name}.exact")
+        exact = ir.Value(name=tensor.name, const_value=tensor)
+        exact.shape, exact.dtype = stored.shape, ir.DataType.FLOAT
+        graph.register_initializer(exact)
+        for node, place in uses:
+            node.replace_input_with(place, exact)
+            found[node] = None
+        if not stored.uses():
+            del graph.initializers[name]
+    compute_in_float32(graph, found)

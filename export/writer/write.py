@@ -1,0 +1,248 @@
+"""Exports torch modules to ONNX graphs of standard operators, with the names and axes of their spec."""
+
+import ast
+import contextlib
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from compressor.compressed import CompressedModel
+from compressor.decoder import Decoder, KeyValue, Stage
+from compressor.errors import VtcompressError
+from compressor.version import __version__
+from export.graphs.spec import ROWS, GraphSpec, TensorSpec, caches_of
+from export.writer.passes.branch_on_images import branch_on_images
+from export.writer.passes.scalars import keep_exact
+from export.writer.weights import SharedWeights
+
+OPSET = 23
+FIXED_OPSET = 24  # has TensorScatter
+SCOPES = "pkg.torch.onnx.name_scopes"
+# Sizes of the sample call. All differ from each other and from 0 and 1, which torch.export would fix.
+SAMPLE_SIZES = {"batch": 2, "images": 2, "visual": 5, "text": 7, "past": 3, "room": 9}
+LATER_PAST = 11  # of layers behind an exit or a gate, and counting on
+LEAST_SIZES = {"batch": 1, "images": 1, "visual": 0, "text": 1, "past": 0, "room": 1}
+
+
+class Embedding(nn.Module):
+    """Token ids [B, T] to embeddings [B, T, D]."""
+
+    def __init__(self, table: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(table, requires_grad=False)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Map token ids [B, T] to embeddings [B, T, D]."""
+        return nn.functional.embedding(input_ids, self.weight)
+
+
+def opset_of(spec: GraphSpec) -> int:
+    """Return the version of the standard operators that a graph is made of: the later one only if it must."""
+    return FIXED_OPSET if spec.fixed else OPSET
+
+
+def export_vision(model: CompressedModel, spec: GraphSpec) -> ir.Model:
+    """Export the vision encoder."""
+    return _export(model.vision, _samples(spec), spec)
+
+
+def export_embed(model: CompressedModel, spec: GraphSpec) -> ir.Model:
+    """Export the token embedding."""
+    return _export(Embedding(model.embedding).eval(), _samples(spec), spec)
+
+
+def export_decoder(
+    decoder: Decoder | Stage,
+    spec: GraphSpec,
+    joined: Mapping[str, tuple[int, tuple[int, ...]]] | None = None,
+) -> ir.Model:
+    """Export a decoder or a stage of it, prefill and decode in one graph.
+
+    Args:
+        decoder: what to export.
+        spec: its declaration.
+        joined: parameters that the graph joins of parts, because another graph of the artifact reads the
+            parts: axis and lengths, by name.
+    """
+    rows, past = _samples(spec)[:ROWS], _samples(spec)[ROWS:]
+    model = _export(decoder, (*rows, _past(past, spec)), spec)
+    if spec.inputs[0].dtype == "float32":
+        branch_on_images(model)
+    for name, (axis, lengths) in (joined or {}).items():
+        _join(model.graph, name, axis, lengths)
+    return model
+
+
+def _join(graph: ir.Graph, name: str, axis: int, lengths: Sequence[int]) -> None:
+    """Replace an initializer by a Concat of its parts; a runtime folds it into one matrix when it loads."""
+    whole = graph.initializers.pop(name)
+    if whole.const_value is None or whole.dtype is None:
+        raise RuntimeError(f"{name} has no values")
+    array = whole.const_value.numpy()
+    parts = []
+    for number, part in enumerate(np.split(array, np.cumsum(lengths)[:-1], axis=axis)):
+        part_name = f"{name}.{number}"
+        value = ir.Value(name=part_name, const_value=ir.tensor(part, name=part_name))
+        value.shape, value.dtype = ir.Shape(part.shape), whole.dtype
+        graph.register_initializer(value)
+        parts.append(value)
+    node = ir.node("Concat", parts, {"axis": axis}, name=f"{name}.Concat")
+    node.outputs[0].name = f"{name}.whole"
+    node.outputs[0].shape, node.outputs[0].dtype = whole.shape, whole.dtype
+    ir.convenience.replace_all_uses_with(whole, node.outputs[0])
+    graph.insert_before(graph[0], node)
+
+
+def save_graph(model: ir.Model, path: Path, weights: SharedWeights) -> None:
+    """Write a graph whose large tensors lie in the shared weight file."""
+    weights.take(model)
+    ir.save(model, path)
+
+
+def _samples(spec: GraphSpec) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+
+    later = {str(a) for t in spec.inputs for a in t.axes if str(a).startswith(("past_", "room_"))}
+    visual = SAMPLE_SIZES["visual"] if spec.visual_multiple == 1 else 2 * spec.visual_multiple
+    sizes = (
+        SAMPLE_SIZES
+        | {"visual": visual}
+        | {axis: LATER_PAST + i for i, axis in enumerate(sorted(later))}
+    )
+
+    def sample(tensor: TensorSpec) -> Tensor:
+        shape = tensor.shape(sizes)
+        if tensor.dtype in ("int64", "bool"):
+            return torch.zeros(shape, dtype=getattr(torch, tensor.dtype))
+        return torch.rand(shape, generator=generator).to(getattr(torch, tensor.dtype))
+
+    return tuple(sample(tensor) for tensor in spec.inputs)
+
+
+def _dynamic(spec: GraphSpec) -> list[dict[int, Any]]:
+    named = {axis for tensor in spec.inputs for axis in tensor.axes if isinstance(axis, str)}
+    axes: dict[str, Any] = {a: torch.export.Dim(a, min=LEAST_SIZES[a.split("_")[0]]) for a in named}
+    if spec.visual_multiple > 1:
+        axes["visual"] = spec.visual_multiple * torch.export.Dim("grids", min=0)
+    return [
+        {i: axes[axis] for i, axis in enumerate(tensor.axes) if isinstance(axis, str)}
+        for tensor in spec.inputs
+    ]
+
+
+def _past(items: Sequence[Any], spec: GraphSpec) -> list[Any]:
+    """Return what stands for a decoder's past as its module takes it: keys and values in pairs."""
+    count = 2 * len(caches_of(spec.inputs))
+    pairs = [KeyValue(*items[i : i + 2]) for i in range(0, count, 2)]
+    return [*pairs, *items[count:]]
+
+
+def _export(module: nn.Module, args: tuple[Any, ...], spec: GraphSpec) -> ir.Model:
+    dynamic: list[Any] = _dynamic(spec)
+    if len(args) < len(spec.inputs):  # a decoder: the past travels as one list
+        dynamic = [*dynamic[:ROWS], _past(dynamic[ROWS:], spec)]
+    with _quiet_exporter(), torch.inference_mode():
+        program = torch.onnx.export(
+            module,
+            args,
+            dynamo=True,
+            opset_version=opset_of(spec),
+            dynamic_shapes=tuple(dynamic),
+            input_names=[t.name for t in spec.inputs],
+            output_names=[t.name for t in spec.outputs],
+            verbose=False,
+        )
+    if program is None:
+        raise RuntimeError("torch.onnx.export returned nothing")
+    model = program.model
+    model.graph.name = spec.name
+    _name_nodes(model)
+    keep_exact(model.graph, _numbers(program))
+    _declare(model.graph.inputs, spec.inputs)
+    _declare(model.graph.outputs, spec.outputs)
+    _check_standard(model, spec)
+    return model
+
+
+def _numbers(program: torch.onnx.ONNXProgram) -> dict[str, float]:
+    """Return the numbers of the code that became constants, by the constants' names."""
+    made = torch.ops.aten.scalar_tensor.default
+    nodes = program.exported_program.graph.nodes if program.exported_program else ()
+    given = {n.name: n.args[0] for n in nodes if n.target is made}  # sizes are nodes themselves
+    return {name: float(x) for name, x in given.items() if isinstance(x, int | float)}
+
+
+def _name_nodes(model: ir.Model) -> None:
+    """Name nodes after the module that made them, and drop the exporter's stack traces.
+
+    The traces hold paths of this machine and are most of a graph's size.
+    """
+    taken: Counter[str] = Counter()
+    for node in model.graph:
+        scopes = node.metadata_props.get(SCOPES)
+        path = ast.literal_eval(scopes) if scopes else []
+        scope = next((p for p in reversed(path[:-1]) if p and not p.startswith("_empty_nn")), "")
+        name = f"{scope}.{node.op_type}" if scope else node.op_type
+        taken[name] += 1
+        node.name = name if taken[name] == 1 else f"{name}_{taken[name]}"
+        node.metadata_props.clear()
+        node.doc_string = None
+    for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+    model.producer_name, model.producer_version = "vtcompress", __version__
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+
+
+def _declare(values: Sequence[ir.Value], specs: Sequence[TensorSpec]) -> None:
+    """Write the declared axes into the graph; the exporter writes sums of symbols."""
+    for value, spec in zip(values, specs, strict=True):
+        if value.name != spec.name or str(value.dtype) != DTYPE_NAMES[spec.dtype]:
+            raise RuntimeError(
+                f"exported {value.name} {value.dtype}, declared {spec.name} {spec.dtype}"
+            )
+        value.shape = ir.Shape(spec.axes)
+
+
+DTYPE_NAMES = {
+    "float32": "FLOAT",
+    "float16": "FLOAT16",
+    "bfloat16": "BFLOAT16",
+    "int64": "INT64",
+    "bool": "BOOL",
+}
+
+
+def _check_standard(model: ir.Model, spec: GraphSpec) -> None:
+    foreign = sorted(
+        {node.op_type for node in model.graph.all_nodes() if node.domain not in ("", "ai.onnx")}
+    )
+    opset = opset_of(spec)
+    if foreign or model.opset_imports.get("") != opset:
+        raise VtcompressError(
+            f"{spec.file}: operators outside standard opset {opset}: {', '.join(foreign) or 'version'}; "
+            "the torch version differs from what the tool was tested with"
+        )
+
+
+@contextlib.contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Silence what the exporter says about packages that are not needed and about our own names."""
+    log = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+            warnings.filterwarnings("ignore", message=".*The axis name: .* will not be used.*")
+            yield
+    finally:
+        log.setLevel(level)

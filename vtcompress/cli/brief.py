@@ -1,0 +1,76 @@
+"""What a command prints with -q: its results, a line each, and nothing else."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from compressor.plan.plan import Plan
+from export.machine.diagnosis import Diagnosis
+from export.report.compare.comparison import Comparison, comparison_rows
+from export.report.words.checks import loud
+from export.results.backend_parity import BackendParity
+from export.results.bench import BenchReport, bench_rows, ratio_words, work_words
+from export.results.fidelity import FidelityReport
+from export.results.loss_report import LossReport
+from export.results.verdict import verdict_words
+from vtcompress.console import Output
+from vtcompress.stages.export import predicted
+
+# Rows of the comparison that stand in its line.
+COMPARED = (
+    "measured prefill",
+    "predicted prefill",
+    "right answers kept",
+    "next token equal",
+    "on the Pareto front",
+)
+
+
+def written(out: Output, path: Path) -> None:
+    """Print what was written."""
+    out.brief(f"written: {path}")
+
+
+def planned(out: Output, plan: Plan, dtype: str) -> None:
+    """Print how much work a plan leaves."""
+    out.brief(f"prefill, predicted: {work_words(predicted(plan, dtype).speedup)}")
+
+
+def checked(out: Output, fidelity: FidelityReport | None, loss: LossReport | None) -> None:
+    """Print what became of both checks."""
+    out.brief(f"export fidelity: {loud(verdict_words(fidelity))}")
+    out.brief(f"compression loss: {loud(verdict_words(loss))}")
+
+
+def compared_backend(out: Output, parity: BackendParity) -> None:
+    """Print how a backend compares with the reference."""
+    out.brief(f"backend parity: {loud(verdict_words(parity.outputs))}")
+    out.brief(f"compression loss: {loud(verdict_words(parity.loss))}")
+
+
+def timed(out: Output, report: BenchReport | None) -> None:
+    """Print the ratio of each call."""
+    for name, timing in bench_rows(report) if report is not None else ():
+        out.brief(f"{name}: {ratio_words(timing)}")
+
+
+def facts(out: Output, rows: Sequence[Sequence[str]]) -> None:
+    """Print rows of a table, `name: value`."""
+    for name, *values in rows:
+        out.brief(": ".join((name, *values)))
+
+
+def compared(out: Output, comparison: Comparison) -> None:
+    """Print the main figures of each artifact, and what forbids comparing them."""
+    rows = {name: cells for name, *cells in comparison_rows(comparison) if name in COMPARED}
+    for place, entry in enumerate(comparison.entries):
+        figures = "; ".join(f"{name} {rows[name][place]}" for name in COMPARED)
+        out.brief(f"{entry.number}: {entry.name}: {figures}")
+    for note in comparison.notes:
+        out.brief(f"note: {note}")
+
+
+def diagnosed(out: Output, found: Diagnosis) -> None:
+    """Print which backends run here."""
+    for ability in found.abilities:
+        runs = "runs" if ability.runs else f"does not run, {ability.words}"
+        out.brief(f"{ability.backend}: {runs}")

@@ -1,0 +1,116 @@
+"""`vtcompress build`: TensorRT engines of an artifact, from the artifact alone."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from export.backends.tensorrt.targets import TARGETS
+from vtcompress.cli.paths import FOLDER
+from vtcompress.console import Output
+
+if TYPE_CHECKING:
+    from export.artifact.engine_set import OpenedSet
+    from export.backends.tensorrt.build import EnginePlan
+
+COUNT = click.IntRange(min=1)
+
+
+@click.command()
+@click.argument("artifact", type=FOLDER)
+@click.option("--target", type=click.Choice(tuple(TARGETS)), required=True, help="Which TensorRT.")
+@click.option(
+    "--compute-capability",
+    "capabilities",
+    multiple=True,
+    metavar="SM",
+    help="tensorrt-rtx only: GPUs that the engines serve, such as SM86; may be repeated. Default: SM86.",
+)
+@click.option("--max-batch", type=COUNT, help="Prompts of one call.")
+@click.option("--max-images", type=COUNT, help="Pictures of one call.")
+@click.option("--max-text", type=COUNT, help="Text rows of one call.")
+@click.option("--max-context", type=COUNT, help="Visual and text rows of a conversation.")
+@click.option("--with-baseline", is_flag=True, help="Build the original decoder too, to time both.")
+@click.option("--device", type=click.IntRange(min=0), default=0, help="GPU; tensorrt only.")
+@click.option("--overwrite", is_flag=True, help="Replace the engines of this kind that are there.")
+@click.option(
+    "--dry-run", is_flag=True, help="Print sizes and the vendor's commands; build nothing."
+)
+@click.pass_obj
+def build(
+    out: Output,
+    /,
+    artifact: Path,
+    target: str,
+    capabilities: tuple[str, ...],
+    with_baseline: bool,
+    device: int,
+    overwrite: bool,
+    dry_run: bool,
+    **limits: int | None,
+) -> None:
+    """Build TensorRT engines of an artifact; needs neither torch nor transformers.
+
+    Sizes that are not given are those of the artifact's recipe, or fit the model. tensorrt-rtx builds ahead
+    of time, without a GPU; tensorrt builds on the GPU that will run the engines.
+    """
+    from vtcompress.stages import build as engine_building
+
+    plan = engine_building.settle(
+        artifact,
+        target,
+        limits={name: value for name, value in limits.items() if value is not None},
+        capabilities=capabilities,
+        baseline=with_baseline,
+        device=device,
+        dry=dry_run,
+        progress=out,
+    )
+    # The vendor's commands are what a dry run is for; else whoever asks for more sees them.
+    _show_plan(out, plan, commands=dry_run or out.verbosity > 0)
+    if dry_run:
+        out.line("nothing was built")
+        out.result({"plan": engine_building.as_json(plan), "engines": None})
+        return
+    built = engine_building.build(plan, overwrite=overwrite)
+    _show_set(out, built)
+    document = built.facts.model_dump(mode="json")
+    out.result({"plan": engine_building.as_json(plan), "engines": document})
+
+
+def _show_plan(out: Output, plan: "EnginePlan", *, commands: bool) -> None:
+    from export.backends.tensorrt.trtexec import command_line
+
+    rows = [
+        (
+            spec.name,
+            profile.name,
+            axis,
+            f"{profile.least[axis]}",
+            f"{profile.typical[axis]}",
+            f"{profile.most[axis]}",
+        )
+        for spec, profiles in plan.profiles
+        for profile in profiles
+        for axis in profile.most
+    ]
+    columns = ("engine", "profile", "axis", "least", "typical", "most")
+    out.table(f"Engines for {', '.join(plan.capabilities)}", columns, rows)
+    if not commands:
+        return
+    out.line(f"the same with {plan.target.tool}, which comes with the vendor's archive:")
+    for arguments in plan.commands().values():
+        out.line(f"  {command_line(arguments)}")
+        out.brief(command_line(arguments))
+    for graph, reason in plan.without_command().items():
+        out.line(f"  {graph}: none, because {reason}")
+
+
+def _show_set(out: Output, built: "OpenedSet") -> None:
+    rows = [
+        (entry.file, f"{entry.size / 2**20:,.1f}", f"{entry.seconds:,.1f}")
+        for entry in built.facts.engines
+    ]
+    out.table("Built", ("engine", "MiB", "seconds"), rows)
+    out.line(built.facts.proof)
+    out.always(f"written: {built.folder}")

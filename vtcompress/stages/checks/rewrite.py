@@ -1,0 +1,87 @@
+"""The net under an export: the original's logits beside the rewrite's, before anything is cut or written.
+
+See `export.checks.rewrite` for what is compared. The original's side is recorded and can be released before
+the rewrite is loaded; where both are there, they share their weights.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from compressor.samples.questions import Sample
+from export.checks import rewrite
+from export.checks.rewrite import Reading
+from export.results.rewrite import RewriteReport
+from export.runtime.runtime import Runtime
+
+if TYPE_CHECKING:
+    from compressor.compressed import CompressedModel
+    from compressor.families import LoadedModel
+from export.results.rewrite import Source
+
+
+@dataclass(frozen=True)
+class RewritePrompt:
+    """The prompt that both read.
+
+    Attributes:
+        source: where it came from.
+        sample: question and pictures.
+        folder: for the processor's files.
+    """
+
+    source: Source
+    sample: Sample
+    folder: Path
+
+    def read(self, model: "LoadedModel") -> Reading:
+        """Return what the original makes of it."""
+        from export.checks.original import read_original
+
+        return read_original(model, self.sample)
+
+    def compare(
+        self, reading: Reading, plain: "CompressedModel", folder: Path | None = None
+    ) -> RewriteReport:
+        """Compare a rewrite with nothing frozen; the runtime reads an artifact's files if `folder` is one."""
+        from export.backends.torch_model import TorchSession
+
+        if folder is None:
+            folder = self.folder
+            plain.processor.save_pretrained(folder)
+        token = plain.processor.image_token
+        runtime = Runtime.on_session(TorchSession(plain), folder, plain.plan.model, token)
+        return rewrite.compare(reading, runtime, self.sample, self.source)
+
+
+@contextmanager
+def rewrite_prompt(
+    validation: Sequence[Sample] = (), calibration: Sequence[Sample] = ()
+) -> Iterator[RewritePrompt]:
+    """Give the first sample with a picture of those that a run has read and checked, else a built-in one."""
+    with (
+        TemporaryDirectory() as name,
+        rewrite.asked(
+            Path(name), ("validation data", validation), ("calibration data", calibration)
+        ) as (source, sample),
+    ):
+        yield RewritePrompt(source, sample, Path(name))
+
+
+def check_rewrite(
+    model: "LoadedModel", validation: Sequence[Sample] = (), calibration: Sequence[Sample] = ()
+) -> RewriteReport:
+    """Compare a loaded original with its rewrite, on the data that this run has read.
+
+    Raises:
+        ModelError: they are not the same; one line that says what differs.
+    """
+    from compressor.compressed import plain
+
+    with rewrite_prompt(validation, calibration) as prompt:
+        report = prompt.compare(prompt.read(model), plain(model))
+    rewrite.refuse(report, model.facts.name)
+    return report

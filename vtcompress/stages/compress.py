@@ -1,0 +1,166 @@
+"""The stage that cuts a model in memory, and writes it as a folder."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compressor.methods.entries import DyVTE
+from compressor.plan.plan import Plan
+from compressor.planner import (
+    gate_file,
+)
+from compressor.profile import Profile
+from compressor.progress import Progress
+from compressor.recipe import Recipe, dump_recipe
+from export.artifact import staging
+from export.artifact.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE
+from vtcompress.stages.checks.rewrite import check_rewrite
+from vtcompress.stages.inputs import (
+    load_model,
+    model_digest,
+    model_facts,
+    model_folder,
+    note_unread_data,
+    source_paths,
+)
+
+if TYPE_CHECKING:
+    from compressor.compressed import CompressedModel
+    from compressor.decoder.weights import LoadedGates
+    from compressor.families import LoadedModel
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from export.artifact.artifact import write_file_list
+from vtcompress.console import shown
+from vtcompress.stages.calibrate import draw
+from vtcompress.stages.checks.prompts import check_recipe_prompts
+from vtcompress.stages.checks.recipe import check_plan_gates
+from vtcompress.stages.inputs import (
+    open_profile,
+    require_compress,
+    require_recipe,
+)
+
+if TYPE_CHECKING:
+    from compressor.compressed import CompressedModel
+from vtcompress.shipped import PathLike
+
+
+def compress_for_export(
+    model: "LoadedModel", plan: Plan, recipe: Recipe, gates: "LoadedGates | None" = None
+) -> "CompressedModel":
+    """Apply a plan to a loaded model, with the logits that the recipe asks for."""
+    from compressor.compressed import compress
+
+    return compress(model, plan, logits=recipe.export.logits, gates=gates)
+
+
+def load_plan_gates(plan: Plan, recipe: Recipe, model: "LoadedModel") -> "LoadedGates | None":
+    """Load the gates of the recipe that a plan asks for; None if it has no gates.
+
+    Raises:
+        GatesError: the recipe names none, or they do not fit the model.
+    """
+    from compressor.decoder.weights import load_gates
+
+    if plan.gates is None:
+        return None
+    method = recipe.dyvte or DyVTE()
+    return load_gates(gate_file(method, model.facts, model.digest), plan.gates.candidates)
+
+
+def write_inputs(folder: Path, recipe: Recipe, plan: Plan, profile: Profile | None) -> None:
+    """Write what a result was made from: recipe, plan, and profile with its plots."""
+    (folder / RECIPE_FILE).write_text(dump_recipe(recipe, portable=True), encoding="utf-8")
+    plan.save(folder / PLAN_FILE)
+    if profile is not None:
+        profile.save(folder / PROFILE_FILE)
+        draw(profile, plan, folder / "profile")
+
+
+def compress(
+    recipe: Recipe,
+    plan: Plan,
+    output: PathLike,
+    *,
+    profile: Profile | PathLike | None = None,
+    overwrite: bool = False,
+    sources: Iterable[PathLike] = (),
+    progress: Progress | None = None,
+) -> Path:
+    """Write the compressed model as a folder that `load_compressed` and `export` read.
+
+    Args:
+        recipe: names the model.
+        plan: made for it.
+        output: folder to write.
+        profile: stored beside the plan.
+        overwrite: replace what this tool wrote at `output`.
+        sources: files that recipe, plan and profile were read from; no folder that holds one is replaced.
+        progress: shows stages.
+
+    Raises:
+        VtcompressError: plan or profile are of another model, or the folder cannot be written.
+    """
+    require_recipe(recipe)
+    progress = shown(progress)
+    measured, name = open_profile(profile)
+    note_unread_data(recipe, "the plan is made already", progress)
+    output = Path(output)
+    needs: dict[str, Any] = {
+        "overwrite": overwrite,
+        "sources": (*source_paths(recipe), *_read_files(sources, profile)),
+    }
+    staging.check_place(output, **needs)
+    check_recipe_prompts(recipe, (), progress)
+    check_plan_gates(plan, recipe, model_facts(recipe), None)
+    weights = model_folder(recipe).glob("*.safetensors")
+    needs["needed_bytes"] = sum(path.stat().st_size for path in weights)
+    staging.check_place(output, **needs)
+    digest = _digest_of_plan(plan, recipe)
+    if measured is not None:
+        measured.check_belongs(name, model_digest=digest)
+    model = load_model(recipe, progress, digest)
+    from compressor.compressed import save_compressed
+
+    gates = load_plan_gates(plan, recipe, model)
+    # Refuses what weights alone tell before anything is written.
+    compress_for_export(model, plan, recipe, gates)
+    check_rewrite(model)
+    with staging.staged(output, **needs) as folder:
+        save_compressed(model, plan, folder, gates)
+        write_inputs(folder, recipe, plan, measured)
+        write_file_list(folder)
+    return output
+
+
+def _digest_of_plan(plan: Plan, recipe: Recipe, **words: str) -> str:
+    """Return the digest of the recipe's model; refuse a plan or gates of another.
+
+    `words` are those of `Plan.check_belongs`.
+    """
+    facts, digest = model_facts(recipe), model_digest(recipe)
+    plan.check_belongs(facts.name, digest, **words)
+    check_plan_gates(plan, recipe, facts, digest)
+    return digest
+
+
+def _read_files(
+    sources: Iterable[PathLike], profile: Profile | PathLike | None
+) -> tuple[Path, ...]:
+    """Return what a stage reads beside what its recipe names."""
+    given = () if profile is None or isinstance(profile, Profile) else (profile,)
+    return tuple(map(Path, (*sources, *given)))
+
+
+def load_compressed(folder: PathLike, *, progress: Progress | None = None) -> "CompressedModel":
+    """Load what `compress` wrote, in float32.
+
+    Raises:
+        VtcompressError: files are missing or broken.
+    """
+    require_compress("loading a compressed model")
+    from compressor.compressed import load_compressed as load
+
+    shown(progress).say(f"loading {folder}")
+    return load(Path(folder))

@@ -1,0 +1,193 @@
+"""What stages start from: the recipe's model and samples, and the packages that they need."""
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compressor.disk.files import is_folder
+from compressor.errors import MissingExtraError, RecipeError
+from compressor.facts import ModelFacts
+from compressor.methods.entries import Yopo
+from compressor.profile import Profile
+from compressor.progress import Progress
+from compressor.recipe import Recipe
+from compressor.samples.questions import Sample, check_pictures, choose, read_samples
+from export.artifact.artifact import PROFILE_FILE
+
+if TYPE_CHECKING:
+    from compressor.families import LoadedModel
+
+COMPRESS_PACKAGES = ("torch", "transformers", "optimum", "onnx", "onnxscript", "safetensors")
+
+
+def require_compress(what: str) -> None:
+    """Refuse a stage whose packages are not installed.
+
+    Raises:
+        MissingExtraError: names the extra.
+    """
+    if any(importlib.util.find_spec(name) is None for name in COMPRESS_PACKAGES):
+        raise MissingExtraError(what, "compress")
+
+
+def require_recipe(recipe: object) -> None:
+    """Refuse what is no recipe, such as the name of one.
+
+    Raises:
+        TypeError: says what it is and how a recipe is made.
+    """
+    if not isinstance(recipe, Recipe):
+        kind = type(recipe).__name__
+        remedy = "give load_recipe(...) of a name or a file"
+        raise TypeError(f"recipe: {recipe!r:.60} is a {kind}, not a recipe; {remedy}")
+
+
+def require_runtime(what: str) -> None:
+    """Refuse a stage that runs graphs where ONNX Runtime is not installed.
+
+    Raises:
+        MissingExtraError: names the extra.
+    """
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise MissingExtraError(what, "cpu")
+
+
+def calibration_samples(recipe: Recipe) -> tuple[Sample, ...]:
+    """Return the samples that the recipe's calibration uses.
+
+    Raises:
+        RecipeError: no data is named.
+        DataError: the data cannot be used, or has questions without pictures.
+    """
+    section = recipe.calibrate
+    if section.data is None:
+        problem = "calibrate.data: the recipe's methods need calibration data; give --data FILE"
+        raise RecipeError([problem])
+    samples = choose(read_samples(section.data), section.samples, section.seed)
+    check_pictures(samples, section.data.name)
+    return samples
+
+
+def validation_samples(recipe: Recipe) -> tuple[Sample, ...]:
+    """Return the samples of the second check, none if the recipe names no data.
+
+    Raises:
+        DataError: the data cannot be used.
+    """
+    section = recipe.validation
+    if section.data is None:
+        return ()
+    return choose(read_samples(section.data), section.samples, section.seed)
+
+
+def open_profile(profile: Profile | str | Path | None) -> tuple[Profile | None, Path]:
+    """Return a profile that was given as it is or by its file, and what errors call it.
+
+    Raises:
+        ProfileError: the file cannot be read.
+    """
+    if profile is None or isinstance(profile, Profile):
+        return profile, Path(PROFILE_FILE)
+    return Profile.load(Path(profile)), Path(profile)
+
+
+def note_unread_data(recipe: Recipe, why: str, progress: Progress) -> None:
+    """Say that the recipe's calibration data is not read, if it names any."""
+    if recipe.calibrate.data is not None:
+        progress.say(f"note: {recipe.calibrate.data}: calibration data that is not read: {why}")
+
+
+def source_paths(recipe: Recipe) -> tuple[Path, ...]:
+    """Return the files and folders that a recipe names and a run reads."""
+    yopo = next((method for method in recipe.methods if isinstance(method, Yopo)), None)
+    named = [
+        recipe.calibrate.data,
+        recipe.validation.data,
+        recipe.dyvte.gates if recipe.dyvte else None,
+        yopo.heads.mask if yopo and yopo.heads else None,
+    ]
+    if recipe.model.id is not None and is_folder(Path(recipe.model.id)):
+        named.append(Path(recipe.model.id))
+    return tuple(path for path in named if path is not None)
+
+
+def model_id(recipe: Recipe) -> str:
+    """Return the hub id or folder of the recipe's model.
+
+    Raises:
+        RecipeError: it names none.
+    """
+    if recipe.model.id is None:
+        raise RecipeError(["model.id: the recipe names no model; give --model ID_OR_FOLDER"])
+    return recipe.model.id
+
+
+def model_facts(recipe: Recipe) -> ModelFacts:
+    """Return the facts of the recipe's model, without loading weights.
+
+    Raises:
+        VtcompressError: none is named, it cannot be read or is not supported.
+    """
+    require_compress("reading a model")
+    from compressor.families.registry import describe
+
+    return describe(
+        model_id(recipe),
+        recipe.model.revision,
+        image_size=recipe.export.image_size,
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
+
+
+def model_folder(recipe: Recipe, *, weights: bool = True) -> Path:
+    """Return the folder of the recipe's model; a hub id is fetched, with its weights or without.
+
+    Raises:
+        VtcompressError: no model is named, or it cannot be found.
+    """
+    require_compress("reading a model")
+    from compressor.families.registry import local_folder
+
+    section = recipe.model
+    return local_folder(
+        model_id(recipe), section.revision, weights=weights, code=section.trust_remote_code
+    )
+
+
+def model_digest(recipe: Recipe) -> str:
+    """Return the digest of the recipe's model; every weight file is read for it.
+
+    Raises:
+        VtcompressError: no model is named, or it cannot be found.
+    """
+    folder = model_folder(recipe)
+    from compressor.families.folder import digest
+
+    return digest(folder, code=recipe.model.trust_remote_code)
+
+
+def load_model(
+    recipe: Recipe, progress: Progress, known_digest: str | None = None
+) -> "LoadedModel":
+    """Load the recipe's model.
+
+    Args:
+        recipe: names it.
+        progress: announces it.
+        known_digest: what `model_digest` gave just before; None: it is taken here.
+
+    Raises:
+        VtcompressError: none is named, it cannot be loaded or is not supported.
+    """
+    require_compress("loading a model")
+    from compressor.families import load
+
+    name = model_id(recipe)
+    progress.say(f"loading {name}")
+    return load(
+        name,
+        revision=recipe.model.revision,
+        image_size=recipe.export.image_size,
+        trust_remote_code=recipe.model.trust_remote_code,
+        known_digest=known_digest,
+    )

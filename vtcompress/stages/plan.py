@@ -1,0 +1,42 @@
+"""The stage that makes a plan of a recipe and a profile."""
+
+from compressor.plan.plan import Plan
+from compressor.planner import plan_recipe
+from compressor.profile import Profile
+from compressor.progress import Progress
+from compressor.recipe import Recipe
+from vtcompress.console import shown
+from vtcompress.shipped import PathLike
+from vtcompress.stages.checks.recipe import check_digest, check_recipe
+from vtcompress.stages.inputs import (
+    model_facts,
+    note_unread_data,
+    open_profile,
+    require_compress,
+    require_recipe,
+)
+
+
+def plan(
+    recipe: Recipe, profile: Profile | PathLike | None = None, *, progress: Progress | None = None
+) -> Plan:
+    """Decide what visual rows do in each layer; loads no weights.
+
+    Args:
+        recipe: names the model and the methods.
+        profile: of an earlier calibration, or its file; needed where methods choose by it.
+        progress: is told what is read.
+
+    Raises:
+        VtcompressError: the model is not supported, or the methods cannot be applied; all reasons.
+    """
+    require_recipe(recipe)
+    require_compress("planning")
+    progress = shown(progress)
+    measured, name = open_profile(profile)
+    note_unread_data(recipe, "a plan is made from a profile", progress)
+    facts = check_recipe(recipe, measured, planned=True, progress=progress)
+    progress.say(f"reading the weights of {recipe.model.id} for their digest")
+    digest = check_digest(recipe, facts, measured, name)
+    # Read again: the weights of a hub id are here now, and tell whether embedding and head are one.
+    return plan_recipe(recipe, model_facts(recipe), digest, measured)

@@ -1,0 +1,247 @@
+"""The stage that proves what was lost: export fidelity and compression loss."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compressor.errors import RecipeError
+from compressor.plan.plan import Plan
+from compressor.progress import Progress
+from compressor.recipe import Recipe, fidelity_thresholds
+from export.artifact.artifact import PLAN_FILE, RECIPE_FILE
+from export.backends.onnxruntime import OnnxSession
+from export.checks import fidelity, loss, stored
+from export.checks.bfloat16 import ShadowSession, open_for_checks
+from export.graphs.limits import Limits, cache_limits
+from export.graphs.spec import GraphSpec
+from export.results.loss_report import LossLimits, LossReport
+from export.results.rewrite import RewriteReport
+from export.runtime.runtime import Runtime
+from vtcompress.stages.checks.prompts import Asked
+from vtcompress.stages.checks.rewrite import rewrite_prompt
+from vtcompress.stages.inputs import (
+    load_model,
+    model_facts,
+)
+
+if TYPE_CHECKING:
+    from compressor.compressed import CompressedModel
+    from compressor.samples.questions import Sample
+from typing import TYPE_CHECKING
+
+from compressor.recipe import load_recipe as read_recipe
+from compressor.samples.questions import Sample, read_samples
+from export.artifact.artifact import Artifact
+from export.results.answers import Answers
+from export.results.fidelity import FidelityLimits, FidelityReport
+from export.results.verdict import Verdict, verdict_of, worst
+from vtcompress.console import shown
+from vtcompress.stages.checks.prompts import check_recipe_prompts
+from vtcompress.stages.checks.recipe import check_plan_gates
+from vtcompress.stages.compress import compress_for_export, load_plan_gates
+from vtcompress.stages.inputs import (
+    require_compress,
+)
+
+if TYPE_CHECKING:
+    from compressor.compressed import CompressedModel
+from vtcompress.shipped import PathLike
+from vtcompress.stages.compress import _digest_of_plan
+
+LOSS_KEYS, FIDELITY_KEYS = "validate.loss.", "validate.fidelity."
+
+
+def record_torch(small: "CompressedModel", limits: Limits | None = None) -> fidelity.Recording:
+    """Run the fidelity check's calls on a compressed torch model, those that fit the limits."""
+    from export.backends.torch_model import TorchSession
+
+    return fidelity.record(
+        TorchSession(small), small.plan, room=limits.max_context if limits else None
+    )
+
+
+def check_fidelity(
+    session: OnnxSession | ShadowSession,
+    graphs: Sequence[GraphSpec],
+    plan: Plan,
+    reference: fidelity.Recording,
+    recipe: Recipe,
+) -> FidelityReport:
+    """Compare the graphs with what the compressed torch model gave."""
+    wanted = fidelity_thresholds(recipe)
+    declared = []
+    for spec in graphs:
+        declared += fidelity.check_declared(spec, *session.declared(spec))
+    limits = FidelityLimits(
+        max_abs=wanted.max_abs, max_relative=wanted.max_relative, min_cosine=wanted.min_cosine
+    )
+    caches = cache_limits(recipe.export, plan.model)
+    found = fidelity.record(session, plan, room=caches.max_context if caches else None)
+    return fidelity.compare(reference, found, graphs, declared, limits)
+
+
+def loss_limits(recipe: Recipe) -> LossLimits:
+    """Return the recipe's limits of compression loss."""
+    return LossLimits(**recipe.validation.loss.model_dump())
+
+
+def with_limits(
+    recipe: Recipe, limits: Mapping[str, Any], *, anew: bool, unmeasured: str = ""
+) -> Recipe:
+    """Return an artifact's recipe with other limits.
+
+    Args:
+        recipe: of the artifact.
+        limits: by dotted key.
+        anew: export fidelity is measured again, so that its limits mean something.
+        unmeasured: why compression loss will not be measured; empty if it will.
+
+    Raises:
+        RecipeError: keys that are no limits, or have nothing to judge; all of them.
+    """
+    problems = [
+        f"limits: {key}: is no limit, and the artifact was exported already; only keys of "
+        f"{LOSS_KEYS}* and {FIDELITY_KEYS}* can be set"
+        for key in limits
+        if not key.startswith((LOSS_KEYS, FIDELITY_KEYS))
+    ]
+    problems += [
+        f"limits: {key}: export fidelity is not measured anew; add --model ORIGINAL or --backend"
+        for key in limits
+        if key.startswith(FIDELITY_KEYS) and not anew
+    ]
+    problems += [
+        f"command line: {key}: compression loss is not measured: {unmeasured}"
+        for key in limits
+        if key.startswith(LOSS_KEYS) and unmeasured
+    ]
+    if problems:
+        raise RecipeError(problems)
+    return recipe.override(limits, source="limits")
+
+
+def validation_name(recipe: Recipe) -> str:
+    """Return the name of the recipe's validation data, without folders."""
+    return recipe.validation.data.name if recipe.validation.data else ""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Outcome of `validate`.
+
+    Attributes:
+        fidelity: of the export; measured anew only if the original model was given.
+        loss: on the data that was asked for; None if nothing could be compared.
+        rewrite: how far the rewritten model, nothing cut, is from the original, as this artifact's tokenizer
+            and processor files are read; None: the original was not given.
+    """
+
+    fidelity: FidelityReport | None
+    loss: LossReport | None
+    rewrite: RewriteReport | None = None
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """Every missed threshold of both checks, and what of the rewritten model is not the original's."""
+        checks = (self.rewrite, self.fidelity, self.loss)
+        return tuple(line for check in checks if check is not None for line in check.failures)
+
+    @property
+    def verdict(self) -> Verdict:
+        """What became of both checks together."""
+        checks = [verdict_of(check) for check in (self.fidelity, self.loss)]
+        return worst(checks if self.rewrite is None else [self.rewrite.verdict, *checks])
+
+
+def validate(
+    path: PathLike,
+    *,
+    data: PathLike | None = None,
+    model: str | None = None,
+    gates: PathLike | None = None,
+    limits: Mapping[str, Any] | None = None,
+    threads: int | None = None,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> Validation:
+    """Check an artifact again; nothing in it is changed.
+
+    Args:
+        path: the artifact.
+        data: the data that the artifact was validated on, needed where it does not hold the pictures; or
+            other data, for which the original is needed as well.
+        model: the original, hub id or folder; needed for other data and to measure fidelity anew.
+        gates: file of the gates' weights, where the artifact's plan has gates and `model` is given.
+        limits: other limits than the artifact's recipe sets, such as `{"validate.loss.min_agreement": 0.9}`.
+        threads: of one operator.
+        trust_remote_code: let the repository of `model` run code of its own; what the artifact says does not.
+        progress: shows the samples; see the module.
+
+    Raises:
+        VtcompressError: the artifact is broken, or does not hold its pictures and neither data nor the
+            original is given; other data is given without the original; `limits` sets what is no limit, or
+            one that nothing is measured for.
+    """
+    path, progress = Path(path), shown(progress)
+    artifact = Artifact.open(path)
+    recipe = read_recipe(path / RECIPE_FILE, stored=True).override(
+        {"model.trust_remote_code": trust_remote_code}
+    )
+    if gates is not None:
+        recipe = recipe.with_gates(Path(gates))
+    rewritten: RewriteReport | None = None
+    manifest = artifact.manifest
+    given = None if data is None else Path(data)
+    asked = None
+    if model is None or (given is None and stored.keeps_pictures(path)):
+        asked = stored.original_for(path, manifest.loss, recipe.validation, given)
+    elif given is None:
+        progress.say(f"compression loss is not measured: {stored.NOT_KEPT}")
+    measured = asked is not None or (model is not None and given is not None)
+    why = "" if measured else stored.why_unmeasured(path)
+    recipe = with_limits(recipe, limits or {}, anew=model is not None, unmeasured=why)
+    first: FidelityReport | None = manifest.fidelity
+    session = open_for_checks(path, manifest.graphs, manifest.dtype, threads=threads)
+    if model is not None:
+        reference, original, samples, rewritten = _measure_again(
+            artifact, recipe, model, data, progress
+        )
+        plan = Plan.load(path / PLAN_FILE)
+        first = check_fidelity(session, manifest.graphs, plan, reference, recipe)
+        if original is not None:
+            asked = samples, original
+    second = None
+    if asked is not None:
+        samples, original = asked
+        name = validation_name(recipe) if given is None else given.name
+        runtime = Runtime.on_session(session, path, manifest.model, manifest.image_token)
+        found = loss.measure(runtime, samples, original.max_new_tokens, progress)
+        second = loss.compare(samples, original, found, loss_limits(recipe), name)
+    return Validation(first, second, rewritten)
+
+
+def _measure_again(
+    artifact: Artifact, recipe: Recipe, original_id: str, data: PathLike | None, progress: Progress
+) -> tuple[fidelity.Recording, Answers | None, tuple[Sample, ...], RewriteReport]:
+    require_compress("measuring the original")
+    from compressor.compressed import plain
+    from export.checks.original import measure_original
+
+    changed = recipe.override({"model.id": original_id, "model.revision": None})
+    samples = () if data is None else read_samples(Path(data))
+    tokens = recipe.validation.max_new_tokens
+    check_recipe_prompts(changed, [Asked(samples, tokens)], progress)
+    plan = Plan.load(artifact.folder / PLAN_FILE)
+    check_plan_gates(plan, changed, model_facts(changed), None)
+    what, remedy = f"{artifact.folder}: the plan", "give the model that it was exported from"
+    digest = _digest_of_plan(plan, changed, what=what, remedy=remedy)
+    model = load_model(changed, progress, digest)
+    with rewrite_prompt(samples) as prompt:
+        rewritten = prompt.compare(prompt.read(model), plain(model), artifact.folder)
+    small = compress_for_export(model, plan, recipe, load_plan_gates(plan, recipe, model))
+    original = None
+    if samples:
+        original = measure_original(model, samples, tokens, progress)
+    limits = cache_limits(recipe.export, plan.model)
+    return record_torch(small, limits), original, samples, rewritten
