@@ -11,9 +11,10 @@ from typing import Final
 from compressor.disk.gate_file import GateFile
 from compressor.errors import PlanError
 from compressor.facts import ModelFacts
+from compressor.methods.dyvte.method import gate_candidates, gate_file
 from compressor.methods.entries import DyVTE, Method, ShortV, VisualExit, Yopo
 from compressor.methods.notes import notes
-from compressor.methods.steps import CannotError, Step, gate_candidates, gate_file
+from compressor.methods.steps import CannotError, Step
 from compressor.methods.yopo.head_mask import MaskReader, mask_reader
 from compressor.methods.yopo.method import measures_for, unfit
 from compressor.plan.cost import predicted_speedup

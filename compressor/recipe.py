@@ -83,7 +83,7 @@ class CalibrateSection(Section):
 
 
 class ProfilesSection(Section):
-    """Sizes that engines and fixed caches are made for; None: what fits the model, see `export.graphs.limits`.
+    """Sizes that engines and fixed caches are made for; None: what fits the model (`export.graphs.limits`).
 
     Attributes:
         max_batch: sequences of one call, 1 or more.

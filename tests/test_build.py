@@ -13,7 +13,8 @@ import vtcompress
 from compressor.errors import ArtifactError, RecipeError, VtcompressError
 from compressor.plan.plan import Plan
 from export.artifact.artifact import PLAN_FILE, Artifact
-from export.artifact.engine_set import OpenedSet, engine_sets
+from export.artifact.engine_set import engine_sets
+from export.backends.tensorrt.find import open_set
 from export.backends.tensorrt.targets import TARGETS
 from export.backends.tensorrt.trtexec import build_command, command_line
 from export.graphs.limits import Limits
@@ -210,14 +211,14 @@ def test_an_artifact_that_changed_is_told_from_the_one_the_engines_were_built_fr
 
     (found,) = engine_sets(exported)
     here = Machine(found.facts.version, "SM120", "a GPU")
-    assert OpenedSet.open(found.folder, Artifact.open(exported), here)
+    assert open_set(found.folder, Artifact.open(exported), here)
     shutil.copytree(exported / "engines", artifact / "engines")
     manifest = json.loads((artifact / "manifest.json").read_text())
     manifest["files"]["weights.bin"]["sha256"] = "0" * 64
     (artifact / "manifest.json").write_text(json.dumps(manifest))
     (copied,) = engine_sets(artifact)
     with pytest.raises(ArtifactError, match="the artifact changed since"):
-        OpenedSet.open(copied.folder, Artifact.open(artifact, verify=False), here)
+        open_set(copied.folder, Artifact.open(artifact, verify=False), here)
 
 
 @pytest.mark.parametrize(

@@ -246,7 +246,7 @@ def test_a_call_without_an_image_runs_none_of_a_windows_nodes(graphs: Graphs) ->
 
 
 def test_the_result_of_a_branch_is_copied_by_the_next_node(graphs: Graphs) -> None:
-    # OpenVINO 2026.4.1 gives wrong numbers where it is looked at in another shape; see export/writer/passes/branch_on_images.py.
+    # OpenVINO 2026.4.1 gives wrong numbers where it is looked at in another shape; see `branch_on_images`.
     nodes = onnx.load(graphs("window", GRID).path, load_external_data=False).graph.node
     results = {n.output[0] for n in nodes if n.op_type == "If"}
     assert results

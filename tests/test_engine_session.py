@@ -17,6 +17,7 @@ from export.backends import registry as backends
 from export.backends.onnxruntime import OnnxSession
 from export.backends.tensorrt import device as cuda_engines
 from export.backends.tensorrt import gpus
+from export.backends.tensorrt.find import open_set
 from export.backends.tensorrt.gpus import Gpu, find_gpu, read_probe
 from export.backends.tensorrt.session import EngineSession, Shape
 from export.graphs.limits import limits_of
@@ -227,14 +228,14 @@ def test_engines_that_must_not_be_loaded_are_refused_before_any_library_sees_the
     if spoil is not None:
         spoil(folder)
     with pytest.raises(ArtifactError, match=reason):
-        OpenedSet.open(folder, opened, HERE)
+        open_set(folder, opened, HERE)
 
 
 def test_engines_that_fit_are_opened_and_a_broken_manifest_is_not(
     opened: Artifact, tmp_path: Path
 ) -> None:
     folder = engine_set(opened, tmp_path / "set").folder
-    assert OpenedSet.open(folder, opened, HERE).facts.version == "1.7.1"
+    assert open_set(folder, opened, HERE).facts.version == "1.7.1"
     (folder / "engines.json").write_text('{"target": "tensorrt-rtx"}', encoding="utf-8")
     with pytest.raises(ArtifactError, match=r"engines\.json: .*build the engines anew"):
         OpenedSet.read(folder)

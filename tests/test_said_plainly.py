@@ -36,7 +36,7 @@ SPEAKERS: dict[str, dict[str, tuple[str, ...]]] = {
     "compressor/planner.py": {"--gates": ("calibrate", "plan", "compress", "export", "validate")},
     "compressor/recipe.py": {"--trust-remote-code": MODEL},
     "compressor/methods/steps.py": {"--gates": ("calibrate", "plan", "compress", "export", "validate")},
-    "export/artifact/artifact.py": {"--output": (*OVERWRITERS, "build"), "--overwrite": (*OVERWRITERS, "build")},
+    "export/artifact/artifact.py": dict.fromkeys(("--output", "--overwrite"), (*OVERWRITERS, "build")),
     "export/backends/registry.py": {"--backend": RUNNERS},
     "export/backends/compared.py": {"--precision": ("validate",)},
     "export/backends/onnxruntime_cuda.py": {"--backend": RUNNERS},

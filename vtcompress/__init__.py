@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from vtcompress.stages.calibrate import calibrate
     from vtcompress.stages.compress import compress, load_compressed
     from vtcompress.stages.export import export
+    from vtcompress.stages.gates.training import train_gates
     from vtcompress.stages.inspect import inspect
     from vtcompress.stages.plan import plan
-    from vtcompress.stages.stages import train_gates
     from vtcompress.stages.validate import validate
     from vtcompress.stages.validate_backend import validate_backend
 
@@ -51,16 +51,16 @@ _HOMES = {
     "Runtime": "export.runtime.runtime",
     "VtcompressError": "compressor.errors",
     "__version__": "compressor.version",
-    "bench": "vtcompress.stages.stages",
-    "calibrate": "vtcompress.stages.stages",
-    "compress": "vtcompress.stages.stages",
-    "export": "vtcompress.stages.stages",
-    "inspect": "vtcompress.stages.stages",
-    "load_compressed": "vtcompress.stages.stages",
-    "load_recipe": "vtcompress.stages.stages",
-    "plan": "vtcompress.stages.stages",
-    "train_gates": "vtcompress.stages.stages",
-    "validate": "vtcompress.stages.stages",
+    "bench": "vtcompress.stages.bench",
+    "calibrate": "vtcompress.stages.calibrate",
+    "compress": "vtcompress.stages.compress",
+    "export": "vtcompress.stages.export",
+    "inspect": "vtcompress.stages.inspect",
+    "load_compressed": "vtcompress.stages.compress",
+    "load_recipe": "vtcompress.shipped",
+    "plan": "vtcompress.stages.plan",
+    "train_gates": "vtcompress.stages.gates.training",
+    "validate": "vtcompress.stages.validate",
     "validate_backend": "vtcompress.stages.validate_backend",
 }
 

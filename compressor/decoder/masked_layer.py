@@ -1,6 +1,6 @@
 """A decoder layer that computes every head and zeroes what YOPO prunes, as its released code does."""
 
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +13,9 @@ from compressor.decoder.layer import (
     RMSNorm,
     Rows,
 )
-from compressor.decoder.ops import join_heads
+from compressor.decoder.ops import LEAST, join_heads
 from compressor.facts import DecoderDims
 from compressor.plan.plan import LayerPlan
-
-if TYPE_CHECKING:
-    from compressor.decoder.cache import KeyValue
-from compressor.decoder.ops import LEAST
 
 
 class MaskedLayer(nn.Module):

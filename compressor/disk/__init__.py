@@ -1,1 +1,1 @@
-"""TODO."""
+"""Files: written whole, locked, named and digested; the formats that no other folder owns."""

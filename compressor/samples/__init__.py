@@ -1,1 +1,1 @@
-"""TODO."""
+"""Questions and pictures of a user: read, checked, and laid out as rows of a prompt."""

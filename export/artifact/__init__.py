@@ -1,1 +1,1 @@
-"""TODO."""
+"""The artifact on disk: its manifest and files, written whole, verified when opened."""

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -18,13 +18,9 @@ from compressor.disk.files import read_json, sha256_of
 from compressor.errors import ArtifactError
 from compressor.facts import Facts
 from export.artifact.manifest import FileEntry, Manifest
-from export.backends.tensorrt.targets import TargetName
 from export.graphs.limits import Limits
 from export.graphs.profiles import Profile
-from export.graphs.spec import WEIGHTS_FILE, in_order
-
-if TYPE_CHECKING:
-    from export.artifact.artifact import Artifact
+from export.graphs.spec import WEIGHTS_FILE
 from export.results.backend_parity import PARITY_FILE
 
 ENGINES_FOLDER, ENGINES_FILE, TIMING_FILE = "engines", "engines.json", "timing.cache"
@@ -67,7 +63,7 @@ class EngineSet(Facts):
     """
 
     engines_format: Literal[1] = 1
-    target: TargetName
+    target: str = Field(pattern="^[a-z][a-z0-9-]*$")
     version: str
     compute_capabilities: tuple[str, ...] = Field(min_length=1)
     device: str = ""
@@ -153,33 +149,6 @@ class OpenedSet:
         facts = read_json(folder / ENGINES_FILE, EngineSet, ArtifactError, "engines", remedy)
         return cls(folder, facts)
 
-    @classmethod
-    def open(cls, folder: Path, artifact: "Artifact", here: Machine) -> "OpenedSet":
-        """Read a set whose engines are to be run.
-
-        Raises:
-            ArtifactError: it is broken, altered, of another artifact, version or GPU; all reasons. No
-                TensorRT library has seen an engine then.
-        """
-        opened = cls.read(folder)
-        found = opened.facts.problems(here, artifact_digest(artifact.manifest))
-        problems = [f"{folder}: {problem}" for problem in found]
-        problems += [problem for entry in opened.facts.engines for problem in opened.check(entry)]
-        graphs = {entry.graph for entry in opened.facts.engines}
-        needed = (
-            "vision",
-            "embed",
-            *(g.name for g in in_order(artifact.manifest.graphs, "decoder")),
-        )
-        problems += [
-            f"{folder}: has no engine of {name}; build the engines anew"
-            for name in needed
-            if name not in graphs
-        ]
-        if problems:
-            raise ArtifactError(problems)
-        return opened
-
     def check(self, entry: EngineEntry) -> Iterator[str]:
         """Yield what is wrong with an engine's file."""
         path = self.folder / entry.file
@@ -221,26 +190,6 @@ def engine_sets(folder: Path) -> tuple[OpenedSet, ...]:
         for path in places
         if not _hidden(path.parent) and not _linked(path.parent)
     )
-
-
-def find_set(artifact: "Artifact", target: str, here: Machine) -> OpenedSet:
-    """Return the artifact's engines for a target and this GPU, checked.
-
-    Raises:
-        ArtifactError: there are none, or they must not be loaded; says why and what to do.
-    """
-    sets = [found for found in engine_sets(artifact.folder) if found.facts.target == target]
-    if not sets:
-        raise ArtifactError(
-            [
-                f"{artifact.folder}: has no engines for {target}; make them with "
-                f"`vtcompress build {artifact.folder} --target {target}`"
-            ]
-        )
-    serving = [found for found in sets if here.capability in found.facts.compute_capabilities]
-    # The set made for fewest kinds of GPU; where none serves this one, opening any tells why.
-    best = min(serving or sets, key=lambda found: len(found.facts.compute_capabilities))
-    return OpenedSet.open(best.folder, artifact, here)
 
 
 def unnamed_files(folder: Path) -> tuple[Path, ...]:

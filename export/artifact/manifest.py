@@ -71,7 +71,7 @@ class Predicted(Facts):
 
 
 class Compared(Facts):
-    """What came of comparing a backend's numbers with ONNX Runtime's on the CPU; see `export.backends.compared`.
+    """What came of comparing a backend's numbers with ONNX Runtime's on the CPU: `export.backends.compared`.
 
     Attributes:
         backend: that was compared.

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Backends: each opens an artifact's graphs behind the same call."""

@@ -12,6 +12,7 @@ from compressor.errors import ArtifactError
 from export.artifact.manifest import MANIFEST_FILE, MANIFEST_FORMAT, Compared
 from export.artifact.staging import exclusively
 from export.backends.tensorrt.session import EngineSession
+from export.results.backend_parity import BackendParity
 
 if TYPE_CHECKING:
     from export.artifact.artifact import Artifact
@@ -52,10 +53,6 @@ def uncompared(
 
 
 def _of_engines(folder: Path, command: str) -> str | None:
-    from export.checks.backend_parity import (
-        BackendParity,
-    )  # which needs the runtime, which needs this module
-
     try:
         parity = BackendParity.load(folder)
     except ArtifactError as error:

@@ -93,8 +93,9 @@ def on_gpu(backend: str) -> bool:
 
 def _open_engines(artifact: "Artifact", backend: str, device: int) -> "GraphSession[Any]":
     """Return a session on the artifact's engines; nothing is loaded before it was checked."""
-    from export.artifact.engine_set import Machine, find_set
+    from export.artifact.engine_set import Machine
     from export.backends.tensorrt.device import CudaEngines
+    from export.backends.tensorrt.find import find_set
     from export.backends.tensorrt.gpus import find_gpu
     from export.backends.tensorrt.session import EngineSession
 

@@ -17,7 +17,7 @@ from compressor.samples.prompts import EncodedPrompt, encode, layout
 from compressor.samples.questions import Sample
 from export.checks.rewrite import Reading
 from export.results.answers import Answer, Answers
-from export.runtime.runtime import BATCH_ROWS, WINDOW, until_end
+from export.runtime.core import BATCH_ROWS, WINDOW, until_end
 
 Indexed = tuple[int, EncodedPrompt]
 

@@ -1,1 +1,1 @@
-"""TODO."""
+"""What this machine can build and run."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""What people read of an artifact."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""What checks and measurements found, as data that the manifest keeps; read without torch."""

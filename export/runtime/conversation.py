@@ -14,7 +14,7 @@ from export.runtime.sequence import NOTHING, Cached
 from export.session.session import Past
 
 if TYPE_CHECKING:
-    from export.runtime.runtime import Runtime
+    from export.runtime.core import RuntimeCore
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class Conversation:
         runtime: answers.
     """
 
-    def __init__(self, runtime: "Runtime") -> None:
+    def __init__(self, runtime: "RuntimeCore") -> None:
         self._runtime = runtime
         self._messages: list[Message] = []
         self._pixels = runtime.pixels(())

@@ -20,7 +20,7 @@ from export.runtime.sequence import NOTHING, Cached
 from export.session.arrays import Array
 
 if TYPE_CHECKING:
-    from export.runtime.runtime import Reply, Runtime
+    from export.runtime.core import Reply, RuntimeCore
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class ImagePrefix:
         cached: rows up to the last picture; none if the chat template leaves nothing to share.
     """
 
-    def __init__(self, runtime: "Runtime", pixels: Array, cached: Cached) -> None:
+    def __init__(self, runtime: "RuntimeCore", pixels: Array, cached: Cached) -> None:
         self._runtime, self._pixels, self._cached = runtime, pixels, cached
 
     @property
@@ -88,7 +88,7 @@ class ImagePrefix:
         return ids, NOTHING
 
 
-def prefill_images(runtime: "Runtime", images: Pictures) -> ImagePrefix:
+def prefill_images(runtime: "RuntimeCore", images: Pictures) -> ImagePrefix:
     """Run what every question about these pictures begins with.
 
     Raises:

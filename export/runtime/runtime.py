@@ -1,60 +1,31 @@
 """Runs an artifact from image files to text, with numpy and one backend; no torch, no transformers."""
 
-import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-
-from compressor.errors import ArtifactWarning, BackendError, DataError, ModelError
+from compressor.errors import ArtifactWarning, BackendError, ModelError
 from compressor.facts import ModelFacts
-from compressor.generation import PLAIN, SAMPLES, GenerationSettings, model_settings
-from compressor.samples.layout import layout_of
-from compressor.samples.pictures import Pictures, pictures_of, read_picture
+from compressor.generation import model_settings
+from compressor.samples.pictures import Pictures, pictures_of
 from export.artifact.artifact import Artifact
 from export.artifact.manifest import shortcoming
 from export.backends.compared import uncompared
 from export.backends.registry import open_session
 from export.runtime.answering import Answering
-from export.runtime.constraints import constraints
 from export.runtime.conversation import Conversation
+from export.runtime.core import BATCH_ROWS, WINDOW, Reply, RuntimeCore
 from export.runtime.image_prefix import ImagePrefix, prefill_images
 from export.runtime.images import ImageProcessor
-from export.runtime.messages import Message, check_text, user_message
+from export.runtime.messages import user_message
 from export.runtime.prompter import Prompter
-from export.runtime.sampling import GREEDY, Sampling
-from export.runtime.sequence import NOTHING, Cached, Prompt, Step
-from export.session.arrays import Array
-from export.session.session import Past, Session, cached_rows, exit_of, no_visual
-
-log = logging.getLogger(__name__)
-
-# Rows of one batch bound its memory; encoded prompts wait for others of their layout, but not for ever.
-BATCH_ROWS = 4096
-WINDOW = 256
+from export.runtime.sampling import Sampling
+from export.runtime.sequence import NOTHING, Prompt
+from export.session.session import Session
 
 
-@dataclass(frozen=True)
-class Reply:
-    """A greedy answer.
-
-    Attributes:
-        token_ids: its tokens, the ending one included.
-        text: without special tokens.
-        first_logits: [vocab] float32 at the last prompt token.
-        exit_layer: first layer that had no visual rows of the prompt; None if they stayed.
-    """
-
-    token_ids: tuple[int, ...]
-    text: str
-    first_logits: Array
-    exit_layer: int | None = None
-
-
-class Runtime:
+class Runtime(RuntimeCore):
     """A model that answers questions about pictures.
 
     Args:
@@ -64,21 +35,6 @@ class Runtime:
         images: turns pictures into pixels.
         settings: what the model's generation configuration asks for.
     """
-
-    def __init__(
-        self,
-        session: Session,
-        facts: ModelFacts,
-        prompter: Prompter,
-        images: ImageProcessor,
-        settings: GenerationSettings = PLAIN,
-    ) -> None:
-        self.session = session
-        self.facts = facts
-        self.prompter = prompter
-        self.images = images
-        self.settings = settings
-        self._told = False
 
     @classmethod
     def load(
@@ -252,216 +208,3 @@ class Runtime:
                         generation_config=generation_config,
                     )
                     yield from zip((place for place, _ in batch), replies, strict=True)
-
-    def prepare(self, question: str, images: Pictures) -> Prompt:
-        """Return a prompt ready to run: its rows and its pixels."""
-        pictures = pictures_of(images)
-        self.check_question(question)
-        ids = self.encode([user_message(question, len(pictures))])
-        return self.prompt_of(ids, self.pixels(pictures))
-
-    def check_question(self, question: str) -> None:
-        """Refuse a question that contains the image token, by that name; all else `encode` refuses.
-
-        Raises:
-            DataError: says what to change.
-        """
-        if isinstance(question, str):
-            check_text(question, "question", self.prompter.image_token)
-
-    def encode(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """Return a conversation as token ids, up to where the model's answer begins."""
-        return self.prompter.encode(messages).ids
-
-    def pixels(self, images: Pictures) -> Array:
-        """Return pictures as the vision tower takes them, [I, 3, S, S] float32."""
-        size = self.facts.image_size
-        pictures = pictures_of(images)
-        if not pictures:
-            return np.zeros((0, 3, size, size), np.float32)
-        opened = (read_picture(one, f"images[{i}]") for i, one in enumerate(pictures))
-        return np.stack([self.images(image) for image in opened])
-
-    def prompt_of(
-        self,
-        ids: tuple[int, ...],
-        pixels: Array,
-        cached: Cached = NOTHING,
-        *,
-        unfinished: bool = False,
-    ) -> Prompt:
-        """Return what is left to run of a token sequence.
-
-        Args:
-            ids: the whole sequence.
-            pixels: of all its pictures.
-            cached: its rows that ran already.
-            unfinished: more of the sequence comes later; see `layout_of`.
-
-        Raises:
-            DataError: the pictures are not those of the sequence, or it cannot run; see `layout_of`.
-        """
-        layout = layout_of(
-            ids[len(cached.ids) :],
-            image_token_id=self.facts.image_token_id,
-            visual_tokens=self.facts.visual_tokens,
-            images=len(pixels) - cached.images,
-            vocab=self.facts.decoder.vocab,
-            spell=self.prompter.tokenizer.id_to_token,
-            start=len(cached.ids),
-            unfinished=unfinished,
-        )
-        return Prompt(layout, pixels[cached.images :], ids)
-
-    def prefill(self, prompts: Sequence[Prompt], past: Past = None) -> tuple[Array, Past]:
-        """Run prompts of equal layout; return the logits [B, vocab] at their ends and the cache.
-
-        Args:
-            prompts: whole ones, or what is left of them after `past`.
-            past: cache of what ran before; None: nothing did.
-        """
-        layout, batch = prompts[0].layout, len(prompts)
-        text = self.session.embed(np.stack([p.layout.text_ids for p in prompts]))
-        visual, _ = no_visual(text)
-        if layout.images:
-            features = self.session.vision(np.concatenate([p.pixels for p in prompts]))
-            visual = features.reshape(batch, -1, features.shape[-1])
-        logits, past = self.session.decode(
-            visual,
-            text,
-            np.tile(layout.visual_index, (batch, 1)),
-            np.tile(layout.text_index, (batch, 1)),
-            self.session.empty_past(batch) if past is None else past,
-        )
-        return logits[:, -1], past
-
-    def answering(
-        self,
-        ids: tuple[int, ...],
-        pixels: Array,
-        cached: Cached,
-        sampling: Sampling,
-        max_new_tokens: int,
-        started: float,
-        on_end: Callable[[tuple[int, ...], Past], None] | None = None,
-        *,
-        generation_config: bool = True,
-    ) -> Answering:
-        """Return the answer to a token sequence of which some rows ran already.
-
-        Raises:
-            DataError: the sequence does not fit the model.
-        """
-        prompt = self.prompt_of(ids, pixels, cached)
-        self._check_room(prompt, max_new_tokens, cached.past)
-        return Answering(
-            self.steps(
-                [prompt],
-                max_new_tokens,
-                sampling,
-                cached.past,
-                generation_config=generation_config,
-            ),
-            self.prompter,
-            prompt_rows=len(ids),
-            reused_rows=len(cached.ids),
-            prepared_s=time.perf_counter() - started,
-            cache_bytes=self.session.past_bytes,
-            exit_layer=lambda past: self._exit_layer(past, len(ids)),
-            on_end=on_end,
-        )
-
-    def replies(
-        self,
-        prompts: Sequence[Prompt],
-        max_new_tokens: int,
-        past: Past = None,
-        *,
-        generation_config: bool = True,
-    ) -> list[Reply]:
-        """Return the greedy answers to prompts of equal layout."""
-        steps = self.steps(prompts, max_new_tokens, past=past, generation_config=generation_config)
-        first = next(steps)
-        left = self._exit_layer(first.past, prompts[0].end)
-        rows = np.stack([first.tokens, *(step.tokens for step in steps)], axis=1).tolist()
-        answers = [until_end(row, self.prompter.eos_ids) for row in rows]
-        return [
-            Reply(tokens, self.prompter.decode(tokens), logits, left)
-            for tokens, logits in zip(answers, first.logits, strict=True)
-        ]
-
-    def steps(
-        self,
-        prompts: Sequence[Prompt],
-        max_new_tokens: int,
-        sampling: Sampling = GREEDY,
-        past: Past = None,
-        *,
-        generation_config: bool = True,
-    ) -> Iterator[Step]:
-        """Yield decoding steps of prompts of equal layout until all have ended.
-
-        Their logits are the model's own; the generation configuration changes what is picked.
-        """
-        place = prompts[0].end
-        self._check_room(prompts[0], max_new_tokens, past)
-        pick = sampling.picker()
-        settings = self._asked(sampling) if generation_config else PLAIN
-        rules = constraints(settings, self.prompter.eos_ids)
-        sequences = np.array([prompt.ids for prompt in prompts])
-        logits, past = self.prefill(prompts, past)
-        ended = np.zeros(len(prompts), dtype=bool)
-        for number in range(max_new_tokens):
-            allowed = logits
-            for rule in rules:
-                allowed = rule(allowed, sequences, number)
-            tokens = pick(allowed)
-            if rules:
-                sequences = np.concatenate([sequences, tokens[:, None]], axis=1)
-            yield Step(tokens, logits, past)
-            ended |= np.isin(tokens, self.prompter.eos_ids)
-            if ended.all() or number + 1 == max_new_tokens:
-                return
-            text = self.session.embed(tokens[:, None])
-            visual, visual_index = no_visual(text)
-            index = np.full((len(prompts), 1), place, np.int64)
-            rows, past = self.session.decode(visual, text, visual_index, index, past)
-            logits, place = rows[:, -1], place + 1
-
-    def _asked(self, sampling: Sampling) -> GenerationSettings:
-        """Return what the model asks for; tell once what of it is not applied."""
-        left_out = [
-            line for line in self.settings.left_out if sampling == GREEDY or SAMPLES not in line
-        ]
-        if left_out and not self._told:
-            self._told = True
-            log.warning(
-                "the model's generation_config.json asks for what is not applied here: %s",
-                "; ".join(left_out),
-            )
-        return self.settings
-
-    def _exit_layer(self, past: Past, rows: int) -> int | None:
-        """Return where visual rows left, from the cache behind a prompt of so many rows."""
-        held = cached_rows(self.session.caches, self.session.past_shapes(past))
-        return exit_of(held, rows)
-
-    def _check_room(self, prompt: Prompt, max_new_tokens: int, past: Past) -> None:
-        positions, rows = self.facts.decoder.max_positions, prompt.end
-        if rows + max_new_tokens > positions:
-            problem = (
-                f"the prompt takes {rows} of the model's {positions} positions; {max_new_tokens} new "
-                f"tokens do not fit: shorten it or ask for at most {max(positions - rows, 0)}"
-            )
-            raise DataError([problem])
-        # The last token is picked and does not run.
-        text = prompt.layout.text_ids.size + max(0, max_new_tokens - 1)
-        self.session.check_room(past, prompt.layout.visual_index.size, text)
-
-
-def until_end(tokens: Sequence[int], ends: Sequence[int]) -> tuple[int, ...]:
-    """Cut what a batch went on with after the end of an answer; the ending token stays."""
-    for place, token in enumerate(tokens):
-        if token in ends:
-            return tuple(tokens[: place + 1])
-    return tuple(tokens)

@@ -1,1 +1,1 @@
-"""TODO."""
+"""One call for every backend, and the caches behind it."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""From torch modules to ONNX files with one weight file."""

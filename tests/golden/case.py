@@ -21,7 +21,8 @@ from vtcompress.exporting import decoder_makers
 from compressor.decoder import Decoder, KeyValue, decoder_from
 from compressor.methods import DyVTE, Method, ShortV, VisualExit, Yopo
 from compressor.plan import Plan, Workload
-from compressor.planner import identity_plan, make_plan
+from compressor.plan.edits import identity_plan
+from compressor.planner import make_plan
 from export.graphs import decoder_graphs
 
 TOLERANCE = 1e-4

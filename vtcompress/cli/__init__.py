@@ -1,1 +1,1 @@
-"""TODO."""
+"""The command line: reads options, calls one stage, prints what it returns."""

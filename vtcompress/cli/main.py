@@ -24,6 +24,7 @@ from vtcompress.cli.report import COMMANDS
 from vtcompress.cli.train_gates import train_gates
 from vtcompress.console import Output
 from vtcompress.last_resort import Doing, discard_output, watched_threads
+from vtcompress.stages.export import predicted
 
 EXIT_ERROR, EXIT_USAGE, EXIT_MISSED, EXIT_INTERRUPTED = 1, 2, 3, 130
 
@@ -122,7 +123,7 @@ def plan(out: Output, /, profile: Path | None, output: Path, **options: Any) -> 
     out.result(
         {
             "plan": chosen.model_dump(mode="json"),
-            "predicted": stages.predicted(chosen, dtype).model_dump(mode="json"),
+            "predicted": predicted(chosen, dtype).model_dump(mode="json"),
         }
     )
 

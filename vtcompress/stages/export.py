@@ -60,7 +60,6 @@ if TYPE_CHECKING:
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from compressor.samples.questions import Sample
 from export.results.answers import Answers
 from export.results.bench import BenchReport
 from export.results.fidelity import FidelityReport

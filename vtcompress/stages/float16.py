@@ -1,4 +1,4 @@
-"""Runs a recipe's own prompts through float16 graphs, so that `export.checks.float16` sees values as they occur."""
+"""Runs a recipe's own prompts through float16 graphs, so that their values are seen as they occur."""
 
 from collections.abc import Sequence
 from pathlib import Path

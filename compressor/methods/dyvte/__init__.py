@@ -1,1 +1,1 @@
-"""TODO."""
+"""DyVTE: gates decide from text states after which layer visual tokens leave."""

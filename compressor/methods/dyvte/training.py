@@ -31,9 +31,9 @@ from compressor.decoder.gates import Gate, margins
 from compressor.families import LoadedModel
 from compressor.methods.dyvte.checkpoint import Checkpoint, GateTask
 from compressor.methods.dyvte.examples import examples_of
+from compressor.methods.dyvte.method import gate_candidates
 from compressor.methods.entries import DyVTE, GateTraining
 from compressor.plan.edits import identity_plan
-from compressor.planner import gate_candidates
 from compressor.progress import SILENT, Progress
 from compressor.samples.questions import Sample, data_digest
 

@@ -1,4 +1,4 @@
-"""YOPO's head score: how much text looks at the picture through each head. Source: `compressor.methods.yopo.rule`.
+"""YOPO's head score: how much text looks at the picture through each head. Source: `rule` of this folder.
 
 Score of head h in layer l = attention mass that text queries put on visual keys / mass that they put on text
 keys, summed over all text rows of the prompt, under the causal mask.

@@ -1,6 +1,6 @@
 """Turns a recipe's `yopo` entry into cuts of a plan's layers.
 
-The rules are in `compressor.methods.yopo.rule`; `compressor.methods.yopo.notes` says what had nothing to cut. What is asked
+The rules are in `rule` of this folder; `notes` says what had nothing to cut. What is asked
 of all layers is done in those that have something to cut: a window and fewer neurons where visual rows are
 updated, fewer heads where there are any visual rows.
 """

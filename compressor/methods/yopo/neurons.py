@@ -1,4 +1,4 @@
-"""How active each MLP neuron is on visual rows; YOPO may keep the most active. See `compressor.methods.yopo.rule`.
+"""How active each MLP neuron is on visual rows; YOPO may keep the most active. See `rule` of this folder.
 
 Activity of neuron m in layer l = mean over visual rows of |act(x W_gate) * x W_up| at m. The layers run once
 more, one at a time, from the states of one full pass.

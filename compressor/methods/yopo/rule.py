@@ -5,7 +5,7 @@ Source: "Treat Visual Tokens as Text? But Your MLLM Only Needs Fewer Efforts to 
 Rule for heads: the score of head h in layer l is the attention mass that text queries put on visual keys
 divided by what they put on text keys. The highest stay: a share of all of them, or those that exceed a
 threshold in enough calibration samples. With grouped queries a key/value head goes only with all its query
-heads, so scores are means over a group. Scores are measured in `compressor.methods.yopo.heads`, activations in
+heads, so scores are means over a group. Scores are measured in `heads` of this folder, activations in
 `compressor.methods.yopo.neurons`; this file holds the choices.
 
 Letters: L layers, H query heads, G key/value heads, M MLP width.

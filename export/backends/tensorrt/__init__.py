@@ -1,1 +1,1 @@
-"""TODO."""
+"""The two TensorRTs: engines built, found and run."""

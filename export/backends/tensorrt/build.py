@@ -98,7 +98,7 @@ class EnginePlan:
     def without_command(self) -> dict[str, str]:
         """Return by graph why it has no command of the vendor's.
 
-        Buffers of fixed caches have a named room in the file, which TensorRT refuses; `export.backends.tensorrt.pinned`.
+        Buffers of fixed caches have a named room in the file, which TensorRT refuses; see `pinned`.
         """
         return {
             spec.name: "it names the room of its KV cache and TensorRT wants a number; `vtcompress build` "

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Several artifacts side by side."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""The pages of one artifact: HTML, Markdown, model card."""

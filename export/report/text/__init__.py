@@ -1,1 +1,1 @@
-"""TODO."""
+"""Marked-up text: SVG and Markdown, written safely."""

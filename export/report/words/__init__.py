@@ -1,1 +1,1 @@
-"""TODO."""
+"""What reports say: sentences and rows of tables."""

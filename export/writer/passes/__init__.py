@@ -1,1 +1,1 @@
-"""TODO."""
+"""Rewrites of a graph between the exporter and the file."""

@@ -2,7 +2,7 @@
 
 A shadow is a graph in which all of them are. It tells what values a float16 graph would need if its numbers
 had no end (`export.checks.float16`), and what a graph computes for whose dtype this machine has no kernels
-(`export.checks.bfloat16`). Its inputs and outputs are float32; weights stay where they are and are cast where a
+(`export.checks.bfloat16`). Its inputs and outputs are float32; weights stay where they are, cast where a
 node reads them.
 """
 

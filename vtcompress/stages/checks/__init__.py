@@ -1,1 +1,1 @@
-"""TODO."""
+"""What a run refuses before the long work begins."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""The stage that trains gates, judges them and reports on them."""
