@@ -9,10 +9,9 @@ from compressor.plan.plan import Gates, LayerPlan, Plan, Reason, Workload
 from compressor.profile import Measure, Profile, SampleScore
 from compressor.samples.questions import Sample
 from export.artifact.manifest import Predicted
-from export.checks.fidelity import Limits
 from export.graphs.spec import decoder_graph, embed_graph, vision_graph
 from export.results.bench import BenchReport, Timing
-from export.results.fidelity import Difference, FidelityReport
+from export.results.fidelity import Difference, FidelityLimits, FidelityReport
 from export.results.loss_report import LossFigures, LossLimits, LossReport
 
 DIGEST = "0123456789abcdef" * 4
@@ -140,7 +139,7 @@ def fidelity(failures: Sequence[str] = ()) -> FidelityReport:
 
     return FidelityReport(
         calls=7,
-        limits=Limits(max_abs=1e-3, max_relative=1e-3, min_cosine=0.99999),
+        limits=FidelityLimits(max_abs=1e-3, max_relative=1e-3, min_cosine=0.99999),
         worst_abs=difference("1 images, T=9: prefill"),
         worst_relative=difference("2 images, T=5: decode step 3"),
         worst_cosine=difference("0 images, T=9: later turn"),

@@ -15,8 +15,7 @@ from compressor.errors import ArtifactError, ArtifactWarning, BackendError
 from export.artifact.artifact import Artifact
 from export.artifact.manifest import Compared
 from export.backends.compared import keep
-from export.checks.backend_parity import PARITY_FILE
-from export.results.backend_parity import BackendParity
+from export.results.backend_parity import PARITY_FILE, BackendParity
 from export.runtime.runtime import Runtime
 from tests import facts
 from vtcompress import validate_backend

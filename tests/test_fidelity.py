@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from export.checks.fidelity import Limits, Recording, check_declared, compare, record
+from export.checks.fidelity import Recording, check_declared, compare, record
 from export.graphs.spec import decoder_graph, embed_graph, vision_graph
+from export.results.fidelity import FidelityLimits
 from tests import facts
 
 MODEL = facts.facts(facts.dims(layers=2))
@@ -16,7 +17,7 @@ GRAPHS = (
     embed_graph(MODEL, "float32"),
     decoder_graph(PLAN, "float32", "last"),
 )
-LIMITS = Limits(max_abs=1e-4, max_relative=1e-4, min_cosine=0.99999)
+LIMITS = FidelityLimits(max_abs=1e-4, max_relative=1e-4, min_cosine=0.99999)
 
 
 class ToyDecoder:
@@ -172,9 +173,12 @@ def test_a_difference_within_the_limits_is_reported_but_passes():
 @pytest.mark.parametrize(
     ("limits", "words"),
     [
-        (Limits(max_abs=0.1, max_relative=9, min_cosine=-1), "allowed max_abs 0.1"),
-        (Limits(max_abs=99, max_relative=0.001, min_cosine=-1), "allowed max_relative 0.001"),
-        (Limits(max_abs=99, max_relative=9, min_cosine=0.9999), "wanted min_cosine 0.9999"),
+        (FidelityLimits(max_abs=0.1, max_relative=9, min_cosine=-1), "allowed max_abs 0.1"),
+        (
+            FidelityLimits(max_abs=99, max_relative=0.001, min_cosine=-1),
+            "allowed max_relative 0.001",
+        ),
+        (FidelityLimits(max_abs=99, max_relative=9, min_cosine=0.9999), "wanted min_cosine 0.9999"),
     ],
 )
 def test_each_of_the_three_limits_is_judged_alone(limits, words):
@@ -187,7 +191,9 @@ def test_each_of_the_three_limits_is_judged_alone(limits, words):
 def test_the_cosine_is_the_one_of_the_worst_row():
     wanted = Recording(outputs={"call": np.array([[[1.0, 0.0], [1.0, 0.0]]])})
     found = Recording(outputs={"call": np.array([[[1.0, 0.0], [1.0, 1.0]]])})
-    report = compare(wanted, found, GRAPHS, (), Limits(max_abs=9, max_relative=9, min_cosine=-1))
+    report = compare(
+        wanted, found, GRAPHS, (), FidelityLimits(max_abs=9, max_relative=9, min_cosine=-1)
+    )
     assert report.worst_cosine.cosine == pytest.approx(0.5**0.5)
 
 

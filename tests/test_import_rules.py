@@ -153,7 +153,7 @@ LIGHT = (
     "export.backends.onnxruntime_cuda",
     "export.backends.tensorrt.build",
     "export.backends.tensorrt.session",
-    "export.profiles",
+    "export.graphs.profiles",
     "export.backends.openvino",
     "export.checks.memory",
     "export.runtime.sampling",
@@ -162,7 +162,11 @@ LIGHT = (
     "vtcompress",
     "vtcompress.stages.build",
     "vtcompress.cli.generating",
-    "vtcompress.stages.stages",
+    "vtcompress.stages",
+    "vtcompress.stages.export",
+    "vtcompress.stages.validate",
+    "vtcompress.stages.compress",
+    "vtcompress.stages.calibrate",
     "vtcompress.stages.report",
 )
 

@@ -38,7 +38,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[obje
         "bench": manifest.measured,
     }.items():
         monkeypatch.setattr(
-            f"vtcompress.stages.stages.{name}", lambda *_, found=result, **__: found
+            f"vtcompress.{name}", lambda *_, found=result, **__: found
         )
     plan = tmp_path / "plan.json"
     facts.plan([1, 2]).save(plan)
@@ -114,7 +114,7 @@ def test_a_missed_limit_and_an_error_are_told_to_the_quiet_too(
 ) -> None:
     missed = facts.loss(("mean KL is 2",), [facts.figures("count")], max_kl=0.001)
     monkeypatch.setattr(
-        "vtcompress.stages.validate.validate", lambda *_, **__: Validation(None, missed)
+        "vtcompress.validate", lambda *_, **__: Validation(None, missed)
     )
     code, out, err = vt("-q", "validate", *made["validate"])
     assert code == 3

@@ -35,7 +35,7 @@ SPEAKERS: dict[str, dict[str, tuple[str, ...]]] = {
     "compressor/disk/locks.py": {"--output": (*OVERWRITERS, "calibrate", "build")},
     "compressor/planner.py": {"--gates": ("calibrate", "plan", "compress", "export", "validate")},
     "compressor/recipe.py": {"--trust-remote-code": MODEL},
-    "compressor/methods/steps.py": {"--gates": ("calibrate", "plan", "compress", "export", "validate")},
+    "compressor/methods/dyvte/method.py": {"--gates": ("calibrate", "plan", "compress", "export", "validate")},
     "export/artifact/artifact.py": dict.fromkeys(("--output", "--overwrite"), (*OVERWRITERS, "build")),
     "export/backends/registry.py": {"--backend": RUNNERS},
     "export/backends/compared.py": {"--precision": ("validate",)},
@@ -61,7 +61,8 @@ SPEAKERS: dict[str, dict[str, tuple[str, ...]]] = {
     "vtcompress/stages/gates/report.py": {"--validate-data": ("train-gates",)},
     "vtcompress/stages/gates/training.py": dict.fromkeys(("--output", "--overwrite"), ("train-gates",)),
     "vtcompress/stages/inputs.py": {"--data": ("calibrate", "export"), "--model": MODEL},
-    "vtcompress/stages/stages.py": {"--model": ("validate",), "--output": ("calibrate",)},
+    "vtcompress/stages/calibrate.py": {"--output": ("calibrate",)},
+    "vtcompress/stages/validate.py": {"--model": ("validate",)},
 }  # fmt: skip
 # Options of programs that are started, not ours.
 STARTED = ("export/backends/tensorrt/trtexec.py", "export/machine/doctor.py")

@@ -256,8 +256,8 @@ def test_a_limit_of_answers_that_nobody_compares_is_refused_before_anything_runs
     backend: tuple[str, ...], tmp_path: Path, vt: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     artifact = make_artifact(tmp_path / "a")
-    for opener in ("stages.open_for_checks", "backend_check.open_session"):
-        monkeypatch.setattr(f"vtcompress.{opener}", lambda *_, **__: pytest.fail("opened"))
+    for opener in ("validate.open_for_checks", "validate_backend.open_session"):
+        monkeypatch.setattr(f"vtcompress.stages.{opener}", lambda *_, **__: pytest.fail("opened"))
     keys = ("validate.loss.min_agreement=1.0", "validate.loss.max_kl=0.1", "export.dtype=float16")
     code, out, err = vt(
         "validate", artifact, *backend, *(w for key in keys for w in ("--set", key))

@@ -52,7 +52,7 @@ def measure(folder: Path, graphs: Sequence[GraphSpec], facts: ModelFacts) -> Foo
         "facts": facts.model_dump(mode="json"),
     }
     # The child finds this very package, whatever else lies in the working folder.
-    places = [str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]
+    places = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
     try:
         done = subprocess.run(  # noqa: S603 - this module in this Python
             [sys.executable, "-P", "-m", __name__],

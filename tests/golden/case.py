@@ -9,21 +9,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from compressor.calibration.contribution import layer_contribution
-from compressor.calibration.full_pass import full_pass
-from compressor.dims import DecoderDims, ModelFacts
-from export.onnx_graph import save_graph
-from export.sessions import OnnxSession, cached_rows
-from export.weights import SharedWeights
 from safetensors.torch import load_file
-from vtcompress.exporting import decoder_makers
 
 from compressor.decoder import Decoder, KeyValue, decoder_from
-from compressor.methods import DyVTE, Method, ShortV, VisualExit, Yopo
-from compressor.plan import Plan, Workload
+from compressor.decoder.full_pass import full_pass
+from compressor.facts import DecoderDims, ModelFacts
+from compressor.methods.contribution import layer_contribution
+from compressor.methods.entries import DyVTE, Method, ShortV, VisualExit, Yopo
 from compressor.plan.edits import identity_plan
+from compressor.plan.plan import Plan, Workload
 from compressor.planner import make_plan
-from export.graphs import decoder_graphs
+from export.backends.onnxruntime import OnnxSession
+from export.graphs.spec import decoder_graphs
+from export.session.session import cached_rows
+from export.writer.weights import SharedWeights
+from export.writer.write import save_graph
+from vtcompress.stages.export import decoder_makers
 
 TOLERANCE = 1e-4
 # Contributions are means of tiny numbers: |a - b| <= RELATIVE |b| + ABSOLUTE, and the same ranking.

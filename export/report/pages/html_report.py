@@ -35,7 +35,7 @@ from export.results.rewrite import rewrite_words
 from export.results.verdict import Verdict, verdict_of, verdict_words
 
 HTML_FILE = "report.html"
-TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATES = Path(__file__).parent.parent / "templates"
 # Longer answers are cut in the page; the artifact holds them whole.
 LONGEST_ANSWER = 1200
 

@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 from compressor.disk.files import DRAWING_MARK
 
 NAMESPACE = "http://www.w3.org/2000/svg"
-CHARTS_CSS = Path(__file__).parent / "templates" / "charts.css"
+CHARTS_CSS = Path(__file__).parent.parent / "templates" / "charts.css"
 
 # A range that is this small beside its ends, or ends that are this near to zero, are one point.
 NO_SPAN, TINY = 1e-9, 1e-30
