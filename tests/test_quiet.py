@@ -37,9 +37,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[obje
         "validate": Validation(manifest.fidelity, manifest.loss),
         "bench": manifest.measured,
     }.items():
-        monkeypatch.setattr(
-            f"vtcompress.{name}", lambda *_, found=result, **__: found
-        )
+        monkeypatch.setattr(f"vtcompress.{name}", lambda *_, found=result, **__: found)
     plan = tmp_path / "plan.json"
     facts.plan([1, 2]).save(plan)
     return {
@@ -113,9 +111,7 @@ def test_a_missed_limit_and_an_error_are_told_to_the_quiet_too(
     vt: Run, made: dict[str, list[object]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     missed = facts.loss(("mean KL is 2",), [facts.figures("count")], max_kl=0.001)
-    monkeypatch.setattr(
-        "vtcompress.validate", lambda *_, **__: Validation(None, missed)
-    )
+    monkeypatch.setattr("vtcompress.validate", lambda *_, **__: Validation(None, missed))
     code, out, err = vt("-q", "validate", *made["validate"])
     assert code == 3
     assert "compression loss: FAILED" in out
