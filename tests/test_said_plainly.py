@@ -63,7 +63,7 @@ SPEAKERS: dict[str, dict[str, tuple[str, ...]]] = {
     "vtcompress/stages/gates/training.py": dict.fromkeys(("--output", "--overwrite"), ("train-gates",)),
     "vtcompress/stages/inputs.py": {"--data": ("calibrate", "export"), "--model": MODEL},
     "vtcompress/stages/calibrate.py": {"--output": ("calibrate",)},
-    "vtcompress/stages/validate.py": {"--model": ("validate",)},
+    "vtcompress/stages/validate.py": dict.fromkeys(("--model", "--backend"), ("validate",)),
 }  # fmt: skip
 # Options of programs that are started, not ours.
 STARTED = ("export/backends/tensorrt/trtexec.py", "export/machine/doctor.py")
