@@ -8,28 +8,40 @@ folder for the original and draw at random what it does not find. Older folders,
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from compressor.decoder import Decoder, decoder_from
+from compressor.decoder.one_prompt import States, greedy, layer_states
 from compressor.decoder.weights import LoadedGates, parts_by_source
 from compressor.disk.files import write_text
-from compressor.errors import ArtifactError, ModelError
+from compressor.errors import ArtifactError, DataError, ModelError
+from compressor.facts import ModelFacts
 from compressor.families import Family, LoadedModel, VisionEncoder
 from compressor.families.configuration import COMPRESSED_TYPE
 from compressor.families.folder import CONFIG
 from compressor.families.guard import broken, reading
 from compressor.families.processor import check_processor, load_processor
 from compressor.families.registry import saved_config
-from compressor.generation import model_keys, write_keys
+from compressor.generation.settings import (
+    GENERATION_FILE,
+    PLAIN,
+    check_positions,
+    model_keys,
+    settings_of,
+    write_keys,
+)
 from compressor.plan.plan import Plan
 from compressor.planner import make_plan
+from compressor.samples.pictures import Pictures
+from compressor.samples.prompts import EncodedPrompt, embed, encode_question
 
 LANGUAGE_PREFIX = "language_model."
 VISION_PREFIX = "vision."
@@ -38,18 +50,30 @@ ORIGINAL_CONFIG = "original_config.json"
 PLAN_FILE = "plan.json"
 
 
-@dataclass(frozen=True)
-class CompressedModel:
-    """The model that the plan describes.
+class Generated(NamedTuple):
+    """A greedy answer.
 
     Attributes:
-        plan: what it was made by.
+        token_ids: its tokens, the ending one included.
+        text: without special tokens.
+    """
+
+    token_ids: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class CompressedModel:
+    """The model that a plan describes.
+
+    Attributes:
+        plan: what visual rows do in each layer.
         decoder: the compressed decoder.
-        embedding: [vocab, D].
+        embedding: [vocab, D], of text tokens.
         vision: pixels [I, 3, S, S] to visual embeddings [I, N, D].
         processor: the original's processor.
         config: the original's transformers configuration.
-        generation: what its files say about generating, see `compressor.generation.model_keys`.
+        generation: what its files say about generating, see `compressor.generation.settings.model_keys`.
     """
 
     plan: Plan
@@ -60,6 +84,76 @@ class CompressedModel:
     config: Any
     generation: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def facts(self) -> ModelFacts:
+        """Facts about the original."""
+        return self.plan.model
+
+    def generate(
+        self,
+        prompt: str | Sequence[int] | Tensor,
+        images: Pictures | Tensor = None,
+        *,
+        max_new_tokens: int = 64,
+        generation_config: bool = True,
+    ) -> Generated:
+        """Answer greedily in torch, as `Runtime.generate` does by the graphs.
+
+        Args:
+            prompt: a question, which the model's chat template is put around; or the prompt's token ids, [S]
+                or [1, S], every image expanded to N image tokens.
+            images: with a question pictures in any form that `Runtime.generate` takes; with token ids pixels
+                [I, 3, S, S], as the model's processor makes them. None without a picture.
+            max_new_tokens: longest answer.
+            generation_config: bar and punish tokens as the model's own generation configuration asks for.
+
+        Raises:
+            DataError: a picture cannot be read, or the prompt does not fit the model.
+        """
+        asked = self._encoded(prompt, images)
+        check_positions(asked.input_ids.shape[1], max_new_tokens, self.facts.decoder.max_positions)
+        settings = settings_of(self.generation, GENERATION_FILE) if generation_config else PLAIN
+        tokens = greedy(
+            self.decoder,
+            self.embedding,
+            embed(self, asked),
+            asked.input_ids,
+            settings,
+            self.facts.eos_token_ids,
+        )
+        ids = tuple(islice(tokens, max_new_tokens))
+        return Generated(ids, self.processor.decode(ids, skip_special_tokens=True))
+
+    def hidden_states(
+        self, prompt: str | Sequence[int] | Tensor, images: Pictures | Tensor = None
+    ) -> States:
+        """Return what every layer makes of the rows of one prompt, without gradients.
+
+        Args:
+            prompt: as in `generate`.
+            images: likewise.
+
+        Raises:
+            DataError: as `generate`.
+        """
+        asked = self._encoded(prompt, images)
+        check_positions(asked.input_ids.shape[1], 0, self.facts.decoder.max_positions)
+        return layer_states(self.decoder, embed(self, asked), self.plan.exit_layer)
+
+    def _encoded(
+        self, prompt: str | Sequence[int] | Tensor, images: Pictures | Tensor
+    ) -> EncodedPrompt:
+        if isinstance(prompt, str):
+            return encode_question(self.processor, prompt, images, "prompt")
+        ids = torch.as_tensor(prompt, dtype=torch.int64).reshape(1, -1)
+        if images is not None and not isinstance(images, Tensor):
+            raise DataError(
+                [
+                    "images: token ids come with pixels, a tensor [I, 3, S, S]; pictures with a question"
+                ]
+            )
+        return EncodedPrompt(ids, images, 0 if images is None else len(images), "prompt")
+
     def embed(self, token_ids: Tensor) -> Tensor:
         """[B, T] int64 to [B, T, D]."""
         return F.embedding(token_ids, self.embedding)
@@ -68,15 +162,7 @@ class CompressedModel:
         """Return the model with weights of another dtype; the module objects are changed in place."""
         self.decoder.to(dtype)
         self.vision.to(dtype)
-        return CompressedModel(
-            self.plan,
-            self.decoder,
-            self.embedding.to(dtype),
-            self.vision,
-            self.processor,
-            self.config,
-            self.generation,
-        )
+        return replace(self, embedding=self.embedding.to(dtype))
 
 
 def compress(
@@ -105,7 +191,7 @@ def compress(
     return CompressedModel(
         plan=plan,
         decoder=decoder_from(plan, tensors_of(model, plan, gates), logits=logits),
-        embedding=model.tensors["embed_tokens.weight"],
+        embedding=model.embedding,
         vision=model.vision,
         processor=model.processor,
         config=model.original.config,

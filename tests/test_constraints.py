@@ -19,13 +19,13 @@ from compressor.compressed import compress, load_compressed
 from compressor.disk.files import sha256_of
 from compressor.errors import ModelError
 from compressor.families import load
-from compressor.generation import PLAIN, GenerationSettings, settings_of
+from compressor.generation.rules import constraints
+from compressor.generation.settings import PLAIN, GenerationSettings, settings_of
 from compressor.planner import make_plan
 from compressor.samples.questions import read_samples
 from export.backends.torch_model import TorchSession
 from export.checks import loss
 from export.checks.original import measure_original
-from export.runtime.constraints import constraints
 from export.runtime.messages import user_message
 from export.runtime.runtime import Runtime
 from tests.models import make_picture

@@ -45,6 +45,11 @@ class LoadedModel:
     vision: VisionEncoder
     tensors: Mapping[str, Tensor]
 
+    @property
+    def embedding(self) -> Tensor:
+        """[vocab, D], of text tokens."""
+        return self.tensors["embed_tokens.weight"]
+
 
 class Family(ABC):
     """Facts about one family of models, as data and small adapters. No algorithm lives here."""

@@ -18,7 +18,7 @@ from compressor.families.guard import broken_weight_files, quiet, reading
 from compressor.families.llama_text import EMBEDDING, HEAD, is_tied
 from compressor.families.llava import LlavaFamily
 from compressor.families.processor import check_processor, load_processor, resized
-from compressor.generation import model_settings
+from compressor.generation.settings import model_settings
 
 FAMILIES: tuple[Family, ...] = (LlavaFamily(),)
 

@@ -3,16 +3,41 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from compressor.errors import DataError, VtcompressError, first_line
-from compressor.families import LoadedModel
+from compressor.facts import ModelFacts
+from compressor.families import VisionEncoder
 from compressor.samples.layout import Layout, layout_of
-from compressor.samples.pictures import load_image
+from compressor.samples.pictures import Pictures, pictures_of, read_picture
 from compressor.samples.questions import Sample
+
+
+class Reader(Protocol):
+    """A model that prompts are for, the original or a compressed one."""
+
+    @property
+    def facts(self) -> ModelFacts:
+        """Facts about the model."""
+        ...
+
+    @property
+    def processor(self) -> Any:
+        """Images, tokenizer and chat template."""
+        ...
+
+    @property
+    def embedding(self) -> Tensor:
+        """[vocab, D], of text tokens."""
+        ...
+
+    @property
+    def vision(self) -> VisionEncoder:
+        """Pixels [I, 3, S, S] to visual embeddings [I, N, D]."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -38,32 +63,38 @@ def encode(processor: Any, sample: Sample) -> EncodedPrompt:
     Raises:
         DataError: a picture cannot be read, or the template fails on this prompt.
     """
-    images = [{"type": "image", "image": load_image(path)} for path in sample.images]
-    with _named(sample):
+    return encode_question(processor, sample.question, sample.images, sample.place)
+
+
+def encode_question(processor: Any, question: str, pictures: Pictures, place: str) -> EncodedPrompt:
+    """Do what `encode` does, for a question and pictures in any form; `place` names it in errors."""
+    opened = (read_picture(one, f"images[{i}]") for i, one in enumerate(pictures_of(pictures)))
+    images = [{"type": "image", "image": image} for image in opened]
+    with _named(place):
         encoded = processor.apply_chat_template(
-            [_user(sample, images)],
+            [_user(question, images)],
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
         )
     pixels = encoded.get("pixel_values")
-    return EncodedPrompt(encoded["input_ids"], pixels, len(images), sample.place)
+    return EncodedPrompt(encoded["input_ids"], pixels, len(images), place)
 
 
-def layout(model: LoadedModel, prompt: EncodedPrompt, *, native: bool = False) -> Layout:
+def layout(model: Reader, prompt: EncodedPrompt, facts: ModelFacts | None = None) -> Layout:
     """Return where the rows of a prompt are.
 
     Args:
         model: that will run it.
         prompt: encoded by its processor.
-        native: the prompt is for the original at its own image size.
+        facts: at another image size; None: the model's.
 
     Raises:
         DataError: its image tokens are not those of its pictures, it has tokens without an embedding, or
             does not end with text.
     """
-    facts = model.native_facts if native else model.facts
+    facts = facts or model.facts
     try:
         return layout_of(
             prompt.input_ids[0].tolist(),
@@ -91,8 +122,8 @@ def answer_ids(processor: Any, sample: Sample, ends: Sequence[int]) -> tuple[int
     Raises:
         DataError: the template fails on this prompt.
     """
-    asked = _user(sample, [{"type": "image"} for _ in sample.images])
-    with _named(sample):
+    asked = _user(sample.question, [{"type": "image"} for _ in sample.images])
+    with _named(sample.place):
         prompt = processor.apply_chat_template([asked], add_generation_prompt=True, tokenize=False)
     ids = processor.tokenizer(prompt, add_special_tokens=False)["input_ids"]
     answer = sample.answer or ""
@@ -111,12 +142,12 @@ def answer_ids(processor: Any, sample: Sample, ends: Sequence[int]) -> tuple[int
     return (*found[:ended], *ends[:1]) if ended == len(found) else tuple(found[: ended + 1])
 
 
-def _user(sample: Sample, images: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    return {"role": "user", "content": [*images, {"type": "text", "text": sample.question}]}
+def _user(question: str, images: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {"role": "user", "content": [*images, {"type": "text", "text": question}]}
 
 
 @contextmanager
-def _named(sample: Sample) -> Iterator[None]:
+def _named(place: str) -> Iterator[None]:
     """Turn a processor's failure into one line that names the question."""
     try:
         yield
@@ -124,7 +155,7 @@ def _named(sample: Sample) -> Iterator[None]:
         raise
     except Exception as failure:  # a processor and a template of the user's raise what they like
         reason = first_line(failure)
-        raise DataError([f"{sample.place}: the model's processor fails: {reason}"]) from failure
+        raise DataError([f"{place}: the model's processor fails: {reason}"]) from failure
 
 
 @dataclass(frozen=True)
@@ -139,13 +170,13 @@ class PromptRows:
 
 
 @torch.inference_mode()
-def embed(model: LoadedModel, prompt: EncodedPrompt) -> PromptRows:
+def embed(model: Reader, prompt: EncodedPrompt) -> PromptRows:
     """Turn a prompt into the decoder's two row groups.
 
     Raises:
         DataError: as `layout`.
     """
-    table = model.tensors["embed_tokens.weight"]
+    table = model.embedding
     rows = layout(model, prompt)
     text = torch.nn.functional.embedding(torch.from_numpy(rows.text_ids)[None], table)
     visual = text.new_empty((1, 0, text.shape[-1]))

@@ -84,7 +84,7 @@ def _batches(model: LoadedModel, samples: Sequence[Sample]) -> Iterator[list[Ind
         groups: dict[tuple[int, int], list[Indexed]] = {}
         for index, sample in enumerate(samples[start : start + WINDOW], start):
             prompt = encode(model.native_processor, sample)
-            layout(model, prompt, native=True)  # refuses pictures that have no place in it
+            layout(model, prompt, model.native_facts)  # refuses pictures that have no place in it
             groups.setdefault((prompt.input_ids.shape[1], len(sample.images)), []).append(
                 (index, prompt)
             )

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compressor.errors import DataError
 from compressor.facts import ModelFacts
-from compressor.generation import PLAIN, SAMPLES, GenerationSettings
+from compressor.generation.rules import constraints
+from compressor.generation.settings import PLAIN, SAMPLES, GenerationSettings, check_positions
 from compressor.samples.layout import layout_of
 from compressor.samples.pictures import Pictures, pictures_of, read_picture
 from export.runtime.answering import Answering
-from export.runtime.constraints import constraints
 from export.runtime.images import ImageProcessor
 from export.runtime.messages import Message, check_text, user_message
 from export.runtime.prompter import Prompter
@@ -266,13 +265,7 @@ class RuntimeCore:
         return exit_of(held, rows)
 
     def _check_room(self, prompt: Prompt, max_new_tokens: int, past: Past) -> None:
-        positions, rows = self.facts.decoder.max_positions, prompt.end
-        if rows + max_new_tokens > positions:
-            problem = (
-                f"the prompt takes {rows} of the model's {positions} positions; {max_new_tokens} new "
-                f"tokens do not fit: shorten it or ask for at most {max(positions - rows, 0)}"
-            )
-            raise DataError([problem])
+        check_positions(prompt.end, max_new_tokens, self.facts.decoder.max_positions)
         # The last token is picked and does not run.
         text = prompt.layout.text_ids.size + max(0, max_new_tokens - 1)
         self.session.check_room(past, prompt.layout.visual_index.size, text)

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, models
 
 from compressor.disk.model_json import optional_json
 from compressor.errors import DataError, ModelError
-from compressor.generation import model_settings
+from compressor.generation.settings import model_settings
 from export.runtime.chat_template import compile_template, find_template
 from export.runtime.messages import Message, check_text, checked, image_count, texts
 

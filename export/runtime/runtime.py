@@ -7,7 +7,7 @@ from pathlib import Path
 
 from compressor.errors import ArtifactWarning, BackendError, ModelError
 from compressor.facts import ModelFacts
-from compressor.generation import model_settings
+from compressor.generation.settings import model_settings
 from compressor.samples.pictures import Pictures, pictures_of
 from export.artifact.artifact import Artifact
 from export.artifact.manifest import shortcoming

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from compressor.disk.files import is_folder
 from compressor.errors import VtcompressError
-from compressor.generation import write_keys
+from compressor.generation.settings import write_keys
 from compressor.plan.cost import BYTES, predict, predicted_speedup
 from compressor.plan.plan import Plan
 from compressor.planner import (

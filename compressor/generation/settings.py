@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.disk.files import read_text, write_text
-from compressor.errors import ModelError
+from compressor.errors import DataError, ModelError
 
 GENERATION_FILE = "generation_config.json"
 CONFIG_FILE = "config.json"
@@ -145,6 +145,26 @@ def settings_of(keys: Mapping[str, Any], where: str) -> GenerationSettings:
     if problems:
         raise ModelError(problems)
     return settings
+
+
+def check_positions(rows: int, new_tokens: int, positions: int) -> None:
+    """Refuse a prompt of so many rows whose answer has no room.
+
+    Args:
+        rows: V + T of the prompt.
+        new_tokens: longest answer.
+        positions: that the model knows.
+
+    Raises:
+        DataError: names all three and the remedy.
+    """
+    if rows + new_tokens > positions:
+        raise DataError(
+            [
+                f"the prompt takes {rows} of the model's {positions} positions; {new_tokens} new "
+                f"tokens do not fit: shorten it or ask for at most {max(positions - rows, 0)}"
+            ]
+        )
 
 
 def _found(folder: Path) -> tuple[dict[str, Any], str]:

@@ -5,12 +5,15 @@ Each does what the logits processor of transformers of that name does, in float3
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
 
-from compressor.generation import GenerationSettings
-from export.session.arrays import Array
+from compressor.generation.settings import GenerationSettings
+
+Array = NDArray[Any]
 
 Constraint = Callable[[Array, Array, int], Array]
 """Logits [B, vocab], sequences [B, S] and the number of their tokens that are answers', to logits."""
