@@ -14,7 +14,7 @@ from export.graphs.spec import GraphSpec, decoder_graphs
 from export.writer.weights import SharedWeights
 from export.writer.write import save_graph
 from tests.facts import dims, facts
-from vtcompress.stages.export import decoder_makers
+from vtcompress.stages.exporting.torch_side import decoder_makers
 
 
 def write_decoder(folder: Path, plan: Plan, limits: Limits | None = None) -> tuple[GraphSpec, ...]:

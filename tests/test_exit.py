@@ -24,7 +24,7 @@ from export.writer.weights import SharedWeights
 from export.writer.write import save_graph
 from tests.cuts import drawn
 from tests.facts import dims, facts
-from vtcompress.stages.export import decoder_makers
+from vtcompress.stages.exporting.torch_side import decoder_makers
 
 TOLERANCE = 1e-4
 LAYERS, HIDDEN, VOCAB, WIDTH = 5, 32, 40, 4

@@ -29,7 +29,7 @@ from export.writer.write import save_graph
 from tests.cuts import GRID, HIDDEN, IMAGE, NEURONS, cut, dead, frozen, gone, tensors_of
 from tests.facts import dims, facts
 from tests.models import make_picture
-from vtcompress.stages.export import decoder_makers
+from vtcompress.stages.exporting.torch_side import decoder_makers
 
 TOLERANCE = 1e-5
 TOKENS = 64

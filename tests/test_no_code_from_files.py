@@ -16,7 +16,7 @@ from compressor.families import load
 from compressor.families.folder import digest
 from compressor.recipe import dump_recipe, load_recipe
 from tests.test_import_rules import ROOT, SOURCES, imported, parsed, relative
-from vtcompress.cli.main import read_recipe
+from vtcompress.cli.options import read_recipe
 
 FORBIDDEN_MODULES = {
     "pickle",

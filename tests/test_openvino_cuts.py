@@ -15,7 +15,7 @@ from export.graphs.spec import DType, decoder_graphs
 from export.writer.weights import SharedWeights
 from export.writer.write import save_graph
 from tests.cuts import CUTS, HIDDEN, conversation, drawn, plan_of
-from vtcompress.stages.export import decoder_makers
+from vtcompress.stages.exporting.torch_side import decoder_makers
 
 # Of logits up to 2. Both compute in float32; in between OpenVINO rounds as ONNX Runtime does in float16
 # only, and the shadows that stand for it in bfloat16 do not round at all.

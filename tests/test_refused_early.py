@@ -133,8 +133,8 @@ def test_another_original_than_an_artifact_was_made_from_is_named_before_it_is_l
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("stage", ["export", "compress"])
-def test_a_folder_that_holds_the_profile_that_is_read_is_not_replaced(
+@pytest.mark.parametrize("stage", ["export", "export from a plan", "compress"])
+def test_a_folder_that_holds_what_is_read_is_not_replaced(
     stage: str, tiny_model: Path, tiny_artifact: Path, tmp_path: Path
 ) -> None:
     recipe = vtcompress.load_recipe("identity").override({"model.id": str(tiny_model)})
@@ -144,8 +144,11 @@ def test_a_folder_that_holds_the_profile_that_is_read_is_not_replaced(
     plan = facts.plan([1])
     run = {
         "export": lambda: vtcompress.export(recipe, output, profile=path, overwrite=True),
+        "export from a plan": lambda: vtcompress.export(
+            recipe, output, plan=output / "plan.json", overwrite=True
+        ),
         "compress": lambda: vtcompress.compress(recipe, plan, output, profile=path, overwrite=True),
     }[stage]
-    with pytest.raises(VtcompressError, match=r"holds .*profile\.json, which this run reads"):
+    with pytest.raises(VtcompressError, match=r"holds .*p[a-z]+\.json, which this run reads"):
         run()
     assert path.is_file()

@@ -254,7 +254,8 @@ def misread(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("misread")
 def test_an_export_stops_before_any_graph_is_written(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        exporting.ExportRun, "_write_graphs", lambda *_: pytest.fail("a graph was written")
+        "vtcompress.stages.exporting.torch_side._write_graphs",
+        lambda *_: pytest.fail("a graph was written"),
     )
     recipe = identity().override({"model.id": str(tiny_model)})
     with pytest.raises(ModelError, match="the rewritten model is not the original: logits of the "):
@@ -292,7 +293,7 @@ def stopped(monkeypatch: pytest.MonkeyPatch, recipe: Any, output: Path, **option
         runs.append(run)
         raise StopError
 
-    monkeypatch.setattr(exporting.ExportRun, "_torch_side", stop)
+    monkeypatch.setattr(exporting.ExportRun, "_finish", stop)
     with pytest.raises(StopError):
         vtcompress.export(recipe, output, bench_rounds=0, **options)
     return runs[0]

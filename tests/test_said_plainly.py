@@ -51,11 +51,11 @@ SPEAKERS: dict[str, dict[str, tuple[str, ...]]] = {
     "export/graphs/profiles.py": dict.fromkeys(("--max-context", "--max-images", "--max"), ("build",)),
     "export/artifact/staging.py": {"--output": (*OVERWRITERS, "build")},
     "vtcompress/stages/validate_backend.py": {"--backend": ("validate",)},
-    "vtcompress/cli/main.py": {
-        **dict.fromkeys(("--prompt", "--chat"), ("generate",)),
-        **dict.fromkeys(("--backend", "--data", "--model", "--gates", "--trust-remote-code"), ("validate",)),
-        "--output": ("export",),
-    },
+    "vtcompress/cli/generating.py": dict.fromkeys(("--prompt", "--chat"), ("generate",)),
+    "vtcompress/cli/checking.py": dict.fromkeys(
+        ("--backend", "--data", "--model", "--gates", "--trust-remote-code"), ("validate",)
+    ),
+    "vtcompress/cli/main.py": {"--output": ("export",)},
     "vtcompress/cli/options.py": {"--set": MODEL},
     "vtcompress/cli/report.py": {"--validate-data": ("export",)},
     "vtcompress/stages/export.py": dict.fromkeys(("--model", "--backend"), ("validate",)),

@@ -315,6 +315,13 @@ class Plan(Facts):
         """V of the workload."""
         return self.workload.images * self.model.visual_tokens
 
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Names of the methods that layers give as a reason."""
+        names = {"vtw": "visual_exit"}  # as plans call it
+        reasons = dict.fromkeys(layer.reason for layer in self.layers)
+        return tuple(names.get(name, name) for name in reasons if name not in ("", "dead"))
+
     def frozen_layers(self) -> tuple[int, ...]:
         """Indices of the layers that visual rows pass through unchanged."""
         return tuple(layer.index for layer in self.layers if layer.frozen)

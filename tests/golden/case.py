@@ -24,7 +24,7 @@ from export.graphs.spec import decoder_graphs
 from export.session.session import cached_rows
 from export.writer.weights import SharedWeights
 from export.writer.write import save_graph
-from vtcompress.stages.export import decoder_makers
+from vtcompress.stages.exporting.torch_side import decoder_makers
 
 TOLERANCE = 1e-4
 # Contributions are means of tiny numbers: |a - b| <= RELATIVE |b| + ABSOLUTE, and the same ranking.

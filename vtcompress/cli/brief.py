@@ -13,7 +13,7 @@ from export.results.fidelity import FidelityReport
 from export.results.loss_report import LossReport
 from export.results.verdict import verdict_words
 from vtcompress.console import Output
-from vtcompress.stages.export import predicted
+from vtcompress.stages.plan import predicted
 
 # Rows of the comparison that stand in its line.
 COMPARED = (

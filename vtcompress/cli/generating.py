@@ -2,17 +2,21 @@
 
 import dataclasses
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from compressor.errors import DataError
+from compressor.errors import ArtifactWarning, DataError
 from export.artifact.manifest import Manifest, shortcoming
+from export.backends.registry import BACKENDS, PRECISIONS
 from export.checks.memory import resident_bytes
 from export.results.verdict import Verdict
 from export.runtime.answering import Answering
+from vtcompress.cli.paths import FOLDER
 from vtcompress.console import Output
 
 if TYPE_CHECKING:
@@ -145,3 +149,90 @@ class Generation:
     def _say_figures(self, line: str) -> None:
         if not self.out.machine:  # in JSON they are part of the document
             click.echo(line, err=True)
+
+
+@click.command()
+@click.argument("artifact", type=FOLDER)
+@click.option("--image", "images", metavar="FILE", multiple=True, help="Picture; may be repeated.")
+@click.option("--prompt", help="The question; with --chat the first one.")
+@click.option(
+    "--chat", is_flag=True, help="Several turns, a line of stdin each; /image PATH, /quit."
+)
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, help="Longest answer.")
+@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, help="0: greedy.")
+@click.option(
+    "--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, help="Draw from this share."
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of the draws.")
+@click.option(
+    "--generation-config/--no-generation-config",
+    default=True,
+    help="Bar and punish tokens (repetition_penalty ...) as the model's generation_config.json asks for.",
+)
+@click.option(
+    "--stats",
+    is_flag=True,
+    help="Times, KV bytes, exit layer and memory: to stderr, or into the JSON.",
+)
+@click.option(
+    "--backend", type=click.Choice(BACKENDS), default=BACKENDS[0], help="What runs the graphs."
+)
+@click.option(
+    "--precision", type=click.Choice(PRECISIONS), default=PRECISIONS[0], help="bf16: openvino only."
+)
+@click.option(
+    "--mapped", is_flag=True, help="Leave weights in the mapped file: less memory, slower."
+)
+@click.option("--threads", type=click.IntRange(min=1), help="Of one operator.")
+@click.option("--device", type=click.IntRange(min=0), default=0, help="GPU, where one is used.")
+@click.option("--no-verify", is_flag=True, help="Do not compare the files' sha256 first.")
+@click.pass_obj
+def generate(
+    out: Output,
+    /,
+    artifact: Path,
+    images: tuple[str, ...],
+    prompt: str | None,
+    chat: bool,
+    stats: bool,
+    backend: str,
+    precision: str,
+    mapped: bool,
+    threads: int | None,
+    device: int,
+    no_verify: bool,
+    **options: Any,
+) -> int:
+    """Ask an artifact about pictures, once or in a chat; needs neither torch nor transformers."""
+    from compressor.samples.pictures import pictures_of
+    from export.artifact.artifact import Artifact
+    from export.backends.compared import uncompared
+    from export.runtime.runtime import Runtime
+
+    if prompt is None and not chat:
+        raise click.UsageError("give --prompt, or --chat")
+    pictures_of(images)  # names that are none are told before anything is loaded
+    if no_verify:
+        out.say("files are not verified")
+    with warnings.catch_warnings():
+        # Said below, in a line of our own.
+        warnings.simplefilter("ignore", ArtifactWarning)
+        runtime = Runtime.load(
+            artifact,
+            threads=threads,
+            verify=not no_verify,
+            backend=backend,
+            precision=precision,
+            preload=stats,
+            mapped=mapped,
+            device=device,
+        )
+    opened = Artifact.open(artifact, verify=False)
+    say_shortcoming(out, opened.manifest)
+    if (words := uncompared(opened, runtime.session, backend, precision)) is not None:
+        out.warn(words)
+    generation = Generation(out, runtime, options, stats, resident_bytes())
+    if chat or prompt is None:
+        return 0 if generation.chat(prompt, images) else 1
+    generation.ask_once(prompt, images)
+    return 0

@@ -84,6 +84,3 @@ def compare(
     if path is not None and drawing is not None:
         write_text(path, standalone(drawing))
         out.say(f"written: {path}")
-
-
-COMMANDS = (report, compare)

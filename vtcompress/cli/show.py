@@ -38,7 +38,7 @@ from export.results.loss_report import LossReport
 from export.results.rewrite import RewriteReport, rewrite_words
 from export.results.verdict import verdict_words
 from vtcompress.console import Output
-from vtcompress.stages.export import predicted
+from vtcompress.stages.plan import predicted
 
 # Longer values are counted in the table of `inspect`; --json has them all.
 LONGEST_VALUE = 60

@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compressor.calibration.resume import Task
+from compressor.disk.files import made_parent
+from compressor.disk.locks import exclusive
 from compressor.errors import ProfileError, VtcompressError
 from compressor.facts import ModelFacts
 from compressor.plan.plan import Plan
@@ -17,27 +19,21 @@ from compressor.planner import (
 from compressor.profile import Profile
 from compressor.progress import Progress
 from compressor.recipe import Recipe
+from export.artifact.places import check_file
+from vtcompress.console import shown
+from vtcompress.shipped import PathLike
 from vtcompress.stages.checks.prompts import Asked
 from vtcompress.stages.checks.recipe import check_digest, check_recipe
 from vtcompress.stages.checks.rewrite import check_rewrite
 from vtcompress.stages.inputs import (
     calibration_samples,
     load_model,
+    require_recipe,
     source_paths,
 )
 
 if TYPE_CHECKING:
     from compressor.families import LoadedModel
-from typing import TYPE_CHECKING
-
-from compressor.disk.files import made_parent
-from compressor.disk.locks import exclusive
-from export.artifact.places import check_file
-from vtcompress.console import shown
-from vtcompress.shipped import PathLike
-from vtcompress.stages.inputs import (
-    require_recipe,
-)
 
 
 def calibration_task(recipe: Recipe, facts: ModelFacts, model_digest: str) -> Task:

@@ -1,5 +1,6 @@
 """The stage that cuts a model in memory, and writes it as a folder."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +13,22 @@ from compressor.profile import Profile
 from compressor.progress import Progress
 from compressor.recipe import Recipe, dump_recipe
 from export.artifact import staging
-from export.artifact.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE
+from export.artifact.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE, write_file_list
+from vtcompress.console import shown
+from vtcompress.shipped import PathLike
+from vtcompress.stages.calibrate import draw
+from vtcompress.stages.checks.prompts import check_recipe_prompts
+from vtcompress.stages.checks.recipe import check_plan_facts, check_plan_gates, digest_of_plan
 from vtcompress.stages.checks.rewrite import check_rewrite
 from vtcompress.stages.inputs import (
     load_model,
-    model_digest,
     model_facts,
     model_folder,
     note_unread_data,
+    open_profile,
+    read_files,
+    require_compress,
+    require_recipe,
     source_paths,
 )
 
@@ -27,23 +36,6 @@ if TYPE_CHECKING:
     from compressor.compressed import CompressedModel
     from compressor.decoder.weights import LoadedGates
     from compressor.families import LoadedModel
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
-
-from export.artifact.artifact import write_file_list
-from vtcompress.console import shown
-from vtcompress.stages.calibrate import draw
-from vtcompress.stages.checks.prompts import check_recipe_prompts
-from vtcompress.stages.checks.recipe import check_plan_gates
-from vtcompress.stages.inputs import (
-    open_profile,
-    require_compress,
-    require_recipe,
-)
-
-if TYPE_CHECKING:
-    from compressor.compressed import CompressedModel
-from vtcompress.shipped import PathLike
 
 
 def compress_for_export(
@@ -109,15 +101,17 @@ def compress(
     output = Path(output)
     needs: dict[str, Any] = {
         "overwrite": overwrite,
-        "sources": (*source_paths(recipe), *_read_files(sources, profile)),
+        "sources": (*source_paths(recipe), *read_files(sources, profile)),
     }
     staging.check_place(output, **needs)
     check_recipe_prompts(recipe, (), progress)
-    check_plan_gates(plan, recipe, model_facts(recipe), None)
+    facts = model_facts(recipe)
+    check_plan_gates(plan, recipe, facts, None)
+    check_plan_facts(plan, facts)
     weights = model_folder(recipe).glob("*.safetensors")
     needs["needed_bytes"] = sum(path.stat().st_size for path in weights)
     staging.check_place(output, **needs)
-    digest = _digest_of_plan(plan, recipe)
+    digest = digest_of_plan(plan, recipe)
     if measured is not None:
         measured.check_belongs(name, model_digest=digest)
     model = load_model(recipe, progress, digest)
@@ -132,25 +126,6 @@ def compress(
         write_inputs(folder, recipe, plan, measured)
         write_file_list(folder)
     return output
-
-
-def _digest_of_plan(plan: Plan, recipe: Recipe, **words: str) -> str:
-    """Return the digest of the recipe's model; refuse a plan or gates of another.
-
-    `words` are those of `Plan.check_belongs`.
-    """
-    facts, digest = model_facts(recipe), model_digest(recipe)
-    plan.check_belongs(facts.name, digest, **words)
-    check_plan_gates(plan, recipe, facts, digest)
-    return digest
-
-
-def _read_files(
-    sources: Iterable[PathLike], profile: Profile | PathLike | None
-) -> tuple[Path, ...]:
-    """Return what a stage reads beside what its recipe names."""
-    given = () if profile is None or isinstance(profile, Profile) else (profile,)
-    return tuple(map(Path, (*sources, *given)))
 
 
 def load_compressed(folder: PathLike, *, progress: Progress | None = None) -> "CompressedModel":

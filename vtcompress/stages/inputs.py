@@ -1,6 +1,7 @@
 """What stages start from: the recipe's model and samples, and the packages that they need."""
 
 import importlib.util
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,6 +9,7 @@ from compressor.disk.files import is_folder
 from compressor.errors import MissingExtraError, RecipeError
 from compressor.facts import ModelFacts
 from compressor.methods.entries import Yopo
+from compressor.plan.plan import Plan
 from compressor.profile import Profile
 from compressor.progress import Progress
 from compressor.recipe import Recipe
@@ -89,6 +91,27 @@ def open_profile(profile: Profile | str | Path | None) -> tuple[Profile | None, 
     if profile is None or isinstance(profile, Profile):
         return profile, Path(PROFILE_FILE)
     return Profile.load(Path(profile)), Path(profile)
+
+
+def open_plan(plan: Plan | str | Path) -> tuple[Plan, str]:
+    """Return a plan that was given as it is or by its file, and what errors call it.
+
+    Raises:
+        PlanError: the file cannot be read.
+    """
+    if isinstance(plan, Plan):
+        return plan, "the plan"
+    return Plan.load(Path(plan)), f"{plan}: the plan"
+
+
+def read_files(sources: Iterable[str | Path], *given: object) -> tuple[Path, ...]:
+    """Return the files that a stage reads beside those that its recipe names.
+
+    Args:
+        sources: files that recipe, plan and profile were read from.
+        given: plans and profiles, or their files; None: none.
+    """
+    return tuple(map(Path, (*sources, *(one for one in given if isinstance(one, str | Path)))))
 
 
 def note_unread_data(recipe: Recipe, why: str, progress: Progress) -> None:

@@ -1,10 +1,13 @@
 """The stage that makes a plan of a recipe and a profile."""
 
+from compressor.plan.cost import BYTES, predict, predicted_speedup
 from compressor.plan.plan import Plan
 from compressor.planner import plan_recipe
 from compressor.profile import Profile
 from compressor.progress import Progress
 from compressor.recipe import Recipe
+from export.artifact.manifest import Predicted
+from export.graphs.limits import Limits, buffer_bytes
 from vtcompress.console import shown
 from vtcompress.shipped import PathLike
 from vtcompress.stages.checks.recipe import check_digest, check_recipe
@@ -40,3 +43,24 @@ def plan(
     digest = check_digest(recipe, facts, measured, name)
     # Read again: the weights of a hub id are here now, and tell whether embedding and head are one.
     return plan_recipe(recipe, model_facts(recipe), digest, measured)
+
+
+def predicted(plan: Plan, dtype: str, limits: Limits | None = None) -> Predicted:
+    """Return the figures that a plan predicts for its workload; `limits` are those of fixed caches."""
+    buffers = {}
+    if limits is not None:
+        size = BYTES[dtype]
+        buffers["kv_buffer_bytes_original"] = buffer_bytes(plan.naive(), limits, size)
+        buffers["kv_buffer_bytes"] = buffer_bytes(plan, limits, size)
+    before, after = predict(plan.naive()), predict(plan)
+    return Predicted(
+        images=plan.workload.images,
+        visual=plan.visual,
+        text=plan.workload.text,
+        flops_original=before.flops,
+        flops=after.flops,
+        speedup=predicted_speedup(plan),
+        kv_bytes_original=before.kv_bytes(dtype),
+        kv_bytes=after.kv_bytes(dtype),
+        **buffers,
+    )

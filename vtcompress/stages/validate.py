@@ -9,45 +9,34 @@ from compressor.errors import RecipeError
 from compressor.plan.plan import Plan
 from compressor.progress import Progress
 from compressor.recipe import Recipe, fidelity_thresholds
-from export.artifact.artifact import PLAN_FILE, RECIPE_FILE
+from compressor.recipe import load_recipe as read_recipe
+from compressor.samples.questions import Sample, read_samples
+from export.artifact.artifact import PLAN_FILE, RECIPE_FILE, Artifact
 from export.backends.onnxruntime import OnnxSession
 from export.checks import fidelity, loss, stored
 from export.checks.bfloat16 import ShadowSession, open_for_checks
 from export.graphs.limits import Limits, cache_limits
 from export.graphs.spec import GraphSpec
+from export.results.answers import Answers
+from export.results.fidelity import FidelityLimits, FidelityReport
 from export.results.loss_report import LossLimits, LossReport
 from export.results.rewrite import RewriteReport
+from export.results.verdict import Verdict, verdict_of, worst
 from export.runtime.runtime import Runtime
-from vtcompress.stages.checks.prompts import Asked
+from vtcompress.console import shown
+from vtcompress.shipped import PathLike
+from vtcompress.stages.checks.prompts import Asked, check_recipe_prompts
+from vtcompress.stages.checks.recipe import check_plan_gates, digest_of_plan
 from vtcompress.stages.checks.rewrite import rewrite_prompt
+from vtcompress.stages.compress import compress_for_export, load_plan_gates
 from vtcompress.stages.inputs import (
     load_model,
     model_facts,
-)
-
-if TYPE_CHECKING:
-    from compressor.compressed import CompressedModel
-    from compressor.samples.questions import Sample
-from typing import TYPE_CHECKING
-
-from compressor.recipe import load_recipe as read_recipe
-from compressor.samples.questions import Sample, read_samples
-from export.artifact.artifact import Artifact
-from export.results.answers import Answers
-from export.results.fidelity import FidelityLimits, FidelityReport
-from export.results.verdict import Verdict, verdict_of, worst
-from vtcompress.console import shown
-from vtcompress.stages.checks.prompts import check_recipe_prompts
-from vtcompress.stages.checks.recipe import check_plan_gates
-from vtcompress.stages.compress import compress_for_export, load_plan_gates
-from vtcompress.stages.inputs import (
     require_compress,
 )
 
 if TYPE_CHECKING:
     from compressor.compressed import CompressedModel
-from vtcompress.shipped import PathLike
-from vtcompress.stages.compress import _digest_of_plan
 
 LOSS_KEYS, FIDELITY_KEYS = "validate.loss.", "validate.fidelity."
 
@@ -235,7 +224,7 @@ def _measure_again(
     plan = Plan.load(artifact.folder / PLAN_FILE)
     check_plan_gates(plan, changed, model_facts(changed), None)
     what, remedy = f"{artifact.folder}: the plan", "give the model that it was exported from"
-    digest = _digest_of_plan(plan, changed, what=what, remedy=remedy)
+    digest = digest_of_plan(plan, changed, what=what, remedy=remedy)
     model = load_model(changed, progress, digest)
     with rewrite_prompt(samples) as prompt:
         rewritten = prompt.compare(prompt.read(model), plain(model), artifact.folder)

@@ -7,6 +7,7 @@ every weight file once.
 from collections.abc import Sequence
 from pathlib import Path
 
+from compressor.errors import ArtifactError, RecipeError
 from compressor.facts import ModelFacts
 from compressor.methods.entries import DyVTE
 from compressor.plan.plan import Plan
@@ -92,3 +93,77 @@ def check_plan_gates(plan: Plan, recipe: Recipe, facts: ModelFacts, digest: str 
     """
     if plan.gates is not None:
         plan.check_gates(gate_file(recipe.dyvte or DyVTE(), facts, digest).digest)
+
+
+def check_plan_facts(plan: Plan, facts: ModelFacts, what: str = "the plan") -> None:
+    """Refuse a plan of another model by its facts, before any weights are here.
+
+    Raises:
+        ArtifactError: it was made for a decoder of another shape, or for another image size.
+    """
+    made, here = plan.model, facts
+    remedy = "make it anew with `vtcompress plan`"
+    # Whether embedding and head are one is seen when weights are here.
+    shape, other = (one.decoder.model_dump(exclude={"tied_embeddings"}) for one in (made, here))
+    differs = [f"{key} {shape[key]}, not {other[key]}" for key in shape if shape[key] != other[key]]
+    if differs:
+        raise ArtifactError(
+            [f"{what} was made for {made.name}, not for {here.name} ({differs[0]}); {remedy}"]
+        )
+    if made.image_size != here.image_size:
+        raise ArtifactError(
+            [
+                f"{what} was made for pictures of {made.image_size} pixels, but the model takes "
+                f"{here.image_size}: set export.image_size={made.image_size}, or {remedy}"
+            ]
+        )
+
+
+def check_plan(
+    recipe: Recipe, plan: Plan, what: str, asked: Sequence[Asked], progress: Progress = SILENT
+) -> ModelFacts:
+    """Do what `check_recipe` does, for a plan that was made already.
+
+    Args:
+        recipe: what will be done.
+        plan: stands for what its methods would choose.
+        what: names it in errors.
+        asked: questions that will be asked.
+        progress: is told what need not stop the run.
+
+    Raises:
+        VtcompressError: as `check_recipe`; or the plan is of another model, or does what no method of the
+            recipe asks for.
+    """
+    facts = model_facts(recipe)
+    check_plan_facts(plan, facts, what)
+    check_plan_gates(plan, recipe, facts, None)
+    known = {method.name for method in recipe.methods}
+    foreign = [name for name in plan.methods if name not in known]
+    if any(layer.cuts for layer in plan.layers) and not known:
+        foreign.append("a method that cuts heads, windows or neurons")
+    if foreign:
+        raise RecipeError(
+            [
+                f"compress: {what} was made by {' and '.join(foreign)}, which the recipe does not have, so "
+                "that reports would not tell what was done; give the recipe that the plan was made by"
+            ]
+        )
+    check_fixed(recipe.export, plan.model, plan.gates.mode if plan.gates else None)
+    check_targets(recipe, plan.model)
+    check_recipe_prompts(recipe, asked, progress)
+    return facts
+
+
+def digest_of_plan(plan: Plan, recipe: Recipe, **words: str) -> str:
+    """Return the digest of the recipe's model; refuse a plan or gates of another.
+
+    Args:
+        plan: that was made already.
+        recipe: names model and gates.
+        words: those of `Plan.check_belongs`.
+    """
+    facts, digest = model_facts(recipe), model_digest(recipe)
+    plan.check_belongs(facts.name, digest, **words)
+    check_plan_gates(plan, recipe, facts, digest)
+    return digest

@@ -1,0 +1,110 @@
+"""An export from a plan that was made already: nothing is measured, and what contradicts is refused."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import vtcompress
+from compressor.errors import ArtifactError, GatesError, RecipeError, VtcompressError
+from compressor.plan.edits import freeze
+from compressor.plan.plan import Gates, LayerPlan, Plan
+from tests import facts
+
+Vt = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def no_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compressor.families.load", lambda *_, **__: pytest.fail("loaded"))
+
+
+def identity(model: Path, **values: Any) -> vtcompress.Recipe:
+    return vtcompress.load_recipe("identity").override({"model.id": str(model), **values})
+
+
+def by_hand(model: Path) -> Plan:
+    """A plan that no recipe makes: the first layer frozen, with a note of the researcher's."""
+    plan = freeze(vtcompress.plan(identity(model)), [0], "shortv")
+    return plan.model_copy(update={"notes": ("layer 0 was chosen by hand",)})
+
+
+def test_the_plan_is_done_as_it_is_without_calibration_and_told_with_its_notes(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = by_hand(tiny_model)
+    plan.save(tmp_path / "mine.json")
+    profile = facts.profile([[0.1, 0.2]] * 3).model_copy(update={"model_digest": plan.model_digest})
+    # The recipe chooses by calibration and names no data for it.
+    recipe = vtcompress.load_recipe("shortv").override({"model.id": str(tiny_model)})
+    monkeypatch.setattr("vtcompress.stages.export.run_calibration", lambda *_: pytest.fail("ran"))
+    output = tmp_path / "out"
+    manifest = vtcompress.export(
+        recipe, output, plan=tmp_path / "mine.json", profile=profile, bench_rounds=0
+    )
+    assert Plan.load(output / "plan.json") == plan
+    assert vtcompress.Profile.load(output / "profile.json") == profile
+    assert manifest.fidelity is not None
+    assert manifest.fidelity.passed
+    assert manifest.predicted.flops < manifest.predicted.flops_original
+    for name in ("report.md", "report.html"):
+        text = (output / name).read_text(encoding="utf-8")
+        assert "layer 0 was chosen by hand" in text
+        assert "shortv" in text
+    assert "shortv" in (output / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("no_loading")
+def test_what_contradicts_is_refused_before_the_model_is_loaded(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    plan, output = by_hand(tiny_model), tmp_path / "out"
+    recipe = vtcompress.load_recipe("shortv").override({"model.id": str(tiny_model)})
+
+    def refused(error: type[VtcompressError], words: str, plan: Plan, **given: Any) -> None:
+        with pytest.raises(error, match=words):
+            vtcompress.export(given.pop("recipe", recipe), output, plan=plan, **given)
+
+    other = r"the plan was made for owner/little-model, not for .* \(layers 6, not 2\)"
+    refused(ArtifactError, other, facts.plan([1]))
+    digest = plan.model_copy(update={"model_digest": "a" * 64})
+    refused(ArtifactError, r"the plan was made for .* \(.*\); make it anew", digest)
+    small = recipe.override({"export.image_size": 48})
+    words = "pictures of 32 pixels, but the model takes 48: set export.image_size=32"
+    refused(ArtifactError, words, plan, recipe=small)
+    words = "compress: the plan was made by shortv, which the recipe does not have"
+    refused(RecipeError, words, plan, recipe=identity(tiny_model))
+    window = plan.model_copy(update={"layers": (LayerPlan(index=0, window=3), LayerPlan(index=1))})
+    words = "made by a method that cuts heads, windows or neurons, which the recipe does not have"
+    refused(RecipeError, words, window, recipe=identity(tiny_model))
+    gates = Gates(candidates=(0,), mode="dynamic", width=4, digest="a" * 64)
+    refused(GatesError, "the recipe names no gates", plan.model_copy(update={"gates": gates}))
+    words = "measured on another model"
+    refused(VtcompressError, words, plan, profile=facts.profile([[0.1, 0.2, 0.3, 0.4]]))
+    words = "small: holds plan and profile already, so another plan is not read; leave it out"
+    refused(VtcompressError, words, plan, compressed=tmp_path / "small")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("no_loading")
+def test_the_command_names_the_file(vt: Vt, tiny_model: Path, tmp_path: Path) -> None:
+    plan = facts.plan([1])
+    plan.save(tmp_path / "mine.json")
+    asked = ["export", "--recipe", "shortv", "--model", tiny_model, "--plan"]
+    code, _, err = vt(*asked, tmp_path / "mine.json", "--output", tmp_path / "out")
+    assert code == 1
+    assert f"error: {tmp_path / 'mine.json'}: the plan was made for owner/little-model" in err
+    code, _, err = vt(*asked, tmp_path / "none.json", "--output", tmp_path / "out")
+    assert code == 1
+    assert "none.json" in err
+
+
+@pytest.mark.usefixtures("no_loading")
+def test_a_plan_for_another_image_size_is_refused_by_compress_as_well(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    plan = vtcompress.plan(identity(tiny_model))
+    recipe = identity(tiny_model, **{"export.image_size": 48})
+    with pytest.raises(ArtifactError, match="pictures of 32 pixels, but the model takes 48"):
+        vtcompress.compress(recipe, plan, tmp_path / "small")

@@ -1,0 +1,153 @@
+"""The commands that check and time an artifact again: `validate`, `bench`."""
+
+from pathlib import Path
+
+import click
+
+from export.backends.registry import BACKENDS, PRECISIONS
+from vtcompress.cli.options import read_settings
+from vtcompress.cli.paths import FILE, FOLDER
+from vtcompress.console import Output
+
+
+class ThresholdMissedError(Exception):
+    """A check ran and missed a threshold; what it is was printed already."""
+
+
+def raise_if_missed(failures: tuple[str, ...]) -> None:
+    """Print which thresholds were missed, and end the command with their exit code."""
+    if failures:
+        for line in failures:
+            click.echo(f"missed: {line}", err=True)
+        raise ThresholdMissedError
+
+
+@click.command()
+@click.argument("artifact", type=FOLDER)
+@click.option(
+    "--data",
+    type=FILE,
+    help="The artifact's own questions (jsonl), for their pictures; others need --model.",
+)
+@click.option(
+    "--model", help="The original, hub id or folder: measure it and export fidelity anew."
+)
+@click.option("--gates", type=FILE, help="The gates' weights, if the plan has gates; with --model.")
+@click.option(
+    "--trust-remote-code",
+    is_flag=True,
+    help="Let the repository of --model run its own Python code.",
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Judge by another limit, e.g. --set validate.loss.min_agreement=0.9; may be repeated.",
+)
+@click.option(
+    "--backend",
+    type=click.Choice(BACKENDS),
+    help="Compare this backend with ONNX Runtime on the CPU instead; without --model, --gates.",
+)
+@click.option(
+    "--precision", type=click.Choice(PRECISIONS), default=PRECISIONS[0], help="bf16: openvino only."
+)
+@click.option(
+    "--device", type=click.IntRange(min=0), default=0, help="Number of the GPU; with --backend."
+)
+@click.option("--threads", type=click.IntRange(min=1), help="Of one operator.")
+@click.pass_obj
+def validate(
+    out: Output,
+    /,
+    artifact: Path,
+    data: Path | None,
+    model: str | None,
+    gates: Path | None,
+    trust_remote_code: bool,
+    settings: tuple[str, ...],
+    backend: str | None,
+    precision: str,
+    device: int,
+    threads: int | None,
+) -> None:
+    """Check an artifact against the original's stored answers, or against the original itself."""
+    import vtcompress
+    from compressor.plan.plan import Plan
+    from export.artifact.artifact import PLAN_FILE
+    from export.checks.stored import why_unmeasured
+    from vtcompress.cli import brief, show
+    from vtcompress.stages.validate_backend import validate_backend
+
+    limits = read_settings(settings)
+    if backend is not None:
+        if model is not None or gates is not None or trust_remote_code:
+            raise click.UsageError(
+                "--backend needs no original: leave out --model, --gates, --trust-remote-code"
+            )
+        parity = validate_backend(
+            artifact,
+            backend,
+            data=data,
+            precision=precision,
+            threads=threads,
+            device=device,
+            limits=limits,
+            progress=out,
+        )
+        show.show_parity(out, parity, "" if parity.loss else why_unmeasured(artifact))
+        brief.compared_backend(out, parity)
+        out.result(parity.model_dump(mode="json"))
+        raise_if_missed(parity.failures)
+        return
+    outcome = vtcompress.validate(
+        artifact,
+        data=data,
+        model=model,
+        gates=gates,
+        limits=limits,
+        threads=threads,
+        trust_remote_code=trust_remote_code,
+        progress=out,
+    )
+    if outcome.rewrite is not None:
+        show.show_rewrite(out, outcome.rewrite)
+    show.show_fidelity(out, outcome.fidelity)
+    show.show_loss(out, outcome.loss, "" if outcome.loss else why_unmeasured(artifact))
+    show.show_exits(out, Plan.load(artifact / PLAN_FILE), outcome.loss)
+    brief.checked(out, outcome.fidelity, outcome.loss)
+    out.result(
+        {
+            "fidelity": outcome.fidelity and outcome.fidelity.model_dump(mode="json"),
+            "loss": outcome.loss and outcome.loss.model_dump(mode="json"),
+            "rewrite": outcome.rewrite and outcome.rewrite.model_dump(mode="json"),
+            "verdict": outcome.verdict,
+        }
+    )
+    raise_if_missed(outcome.failures)
+
+
+@click.command()
+@click.argument("artifact", type=FOLDER)
+@click.option("--images", type=click.IntRange(min=1), default=1, help="In the prompt.")
+@click.option("--text", type=click.IntRange(min=1), help="Text rows; default: the plan's.")
+@click.option("--rounds", type=click.IntRange(min=1), default=15, help="How often each is timed.")
+@click.option("--threads", type=click.IntRange(min=1), default=1, help="Of one operator.")
+@click.pass_obj
+def bench(
+    out: Output, /, artifact: Path, images: int, text: int | None, rounds: int, threads: int
+) -> None:
+    """Time the compressed decoder beside the original one, in one process and in turns."""
+    import vtcompress
+    from compressor.plan.plan import Plan
+    from export.artifact.artifact import PLAN_FILE, Artifact
+    from vtcompress.cli import brief, show
+
+    report = vtcompress.bench(
+        artifact, images=images, text=text, rounds=rounds, threads=threads, progress=out
+    )
+    dtype = Artifact.open(artifact, verify=False).manifest.dtype
+    show.show_bench(out, report, Plan.load(artifact / PLAN_FILE), dtype)
+    brief.timed(out, report)
+    out.result(report.model_dump(mode="json"))

@@ -1,0 +1,42 @@
+"""The commands that show what is there: `inspect` a path, list the shipped `recipes`."""
+
+import click
+
+from vtcompress.console import Output
+
+
+@click.command()
+@click.argument("path")
+@click.pass_obj
+def inspect(out: Output, /, path: str) -> None:
+    """Tell what a model folder, compressed folder, artifact, plan or profile is; loads no weights."""
+    import vtcompress
+    from vtcompress.cli import brief, show
+
+    facts = vtcompress.inspect(path)
+    out.result(facts)
+    problems = facts.pop("problems", ())
+    out.table(path, ("fact", "value"), show.flat_rows(facts))
+    brief.facts(out, show.flat_rows(facts))
+    for problem in problems:
+        out.always(f"problem: {problem}")
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.pass_obj
+def recipes(out: Output, /, name: str | None) -> None:
+    """List the shipped recipes, or explain and print one."""
+    from vtcompress.shipped import find_recipe, shipped_recipes
+
+    shipped = shipped_recipes()
+    if name is None:
+        rows = [(r.name, r.title, r.model) for r in shipped]
+        out.table("Shipped recipes", ("name", "what it does", "model"), rows)
+        out.brief("\n".join(r.name for r in shipped))
+        out.line("`vtcompress recipes NAME` prints one with its explanation")
+        out.result([{"name": r.name, "title": r.title, "model": r.model} for r in shipped])
+        return
+    text = find_recipe(name).read_text(encoding="utf-8")
+    out.always(text.rstrip("\n"))
+    out.result({"name": name, "text": text})

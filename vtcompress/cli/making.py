@@ -1,0 +1,169 @@
+"""The commands that make something of a recipe: `calibrate`, `plan`, `compress`, `export`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vtcompress.cli.checking import raise_if_missed
+from vtcompress.cli.options import files_read, read_recipe, recipe_options
+from vtcompress.cli.paths import FILE, FOLDER
+from vtcompress.console import Output
+from vtcompress.stages.plan import predicted
+
+
+@click.command()
+@recipe_options
+@click.option("--output", type=FILE, default="profile.json", help="Profile to write or continue.")
+@click.option(
+    "--overwrite", is_flag=True, help="Start anew, whatever the profile at --output holds."
+)
+@click.pass_obj
+def calibrate(out: Output, /, output: Path, overwrite: bool, **options: Any) -> None:
+    """Measure what the recipe's methods choose by: how much each layer needs visual tokens.
+
+    A profile of the same model and data is continued, also with more --samples.
+    """
+    import vtcompress
+    from vtcompress.cli import brief, show
+
+    profile = vtcompress.calibrate(read_recipe(options), output, overwrite=overwrite, progress=out)
+    show.show_profile(out, profile)
+    out.line(
+        f"{len(profile.samples)} samples; written: {output}, its plot as .png and .svg beside it"
+    )
+    brief.written(out, output)
+    out.result(profile.model_dump(mode="json"))
+
+
+@click.command()
+@recipe_options
+@click.option(
+    "--profile", type=FILE, help="What `calibrate` wrote; needed unless layers are listed."
+)
+@click.option("--output", type=FILE, default="plan.json", help="Plan to write.")
+@click.pass_obj
+def plan(out: Output, /, profile: Path | None, output: Path, **options: Any) -> None:
+    """Decide what visual tokens do in each layer; print the predicted costs."""
+    import vtcompress
+    from export.artifact.places import check_file
+    from vtcompress.cli import brief, show
+    from vtcompress.stages.inputs import source_paths
+
+    recipe = read_recipe(options)
+    check_file(output, "plan", sources=source_paths(recipe))
+    chosen = vtcompress.plan(recipe, profile, progress=out)
+    chosen.save(output)
+    dtype = recipe.export.dtype
+    show.show_plan(out, chosen, dtype)
+    brief.planned(out, chosen, dtype)
+    out.always(f"written: {output}")
+    out.result(
+        {
+            "plan": chosen.model_dump(mode="json"),
+            "predicted": predicted(chosen, dtype).model_dump(mode="json"),
+        }
+    )
+
+
+@click.command()
+@recipe_options
+@click.option("--plan", "plan_file", type=FILE, required=True, help="What `plan` wrote.")
+@click.option("--profile", type=FILE, help="What `calibrate` wrote; stored beside the plan.")
+@click.option("--output", type=FOLDER, required=True, help="Folder to write.")
+@click.option("--overwrite", is_flag=True, help="Replace what vtcompress wrote at --output.")
+@click.pass_obj
+def compress(
+    out: Output,
+    /,
+    plan_file: Path,
+    profile: Path | None,
+    output: Path,
+    overwrite: bool,
+    **options: Any,
+) -> None:
+    """Apply a plan: write a folder of safetensors, configuration and plan."""
+    import vtcompress
+    from compressor.plan.plan import Plan
+
+    folder = vtcompress.compress(
+        read_recipe(options),
+        Plan.load(plan_file),
+        output,
+        profile=profile,
+        overwrite=overwrite,
+        sources=files_read(options, plan_file, profile),
+        progress=out,
+    )
+    out.always(f"written: {folder}")
+    out.result({"output": str(folder)})
+
+
+@click.command()
+@recipe_options
+@click.option(
+    "--profile", type=FILE, help="Use this calibration instead of measuring; with --plan, show it."
+)
+@click.option("--plan", "plan_file", type=FILE, help="Use this plan instead of making one.")
+@click.option("--compressed", type=FOLDER, help="Start from the folder that `compress` wrote.")
+@click.option("--output", type=FOLDER, required=True, help="Folder of the artifact.")
+@click.option("--overwrite", is_flag=True, help="Replace what vtcompress wrote at --output.")
+@click.option(
+    "--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Of weights and graphs."
+)
+@click.option("--validate-data", type=FILE, help="Held-out questions (jsonl) for compression loss.")
+@click.option("--validate-samples", type=click.IntRange(min=1), help="How many of them.")
+@click.option("--bench-rounds", type=click.IntRange(min=0), default=15, help="0: no timing.")
+@click.option(
+    "--threads", type=click.IntRange(min=1), default=1, help="Of one operator, in timing."
+)
+@click.pass_obj
+def export(
+    out: Output,
+    /,
+    profile: Path | None,
+    plan_file: Path | None,
+    compressed: Path | None,
+    output: Path,
+    overwrite: bool,
+    dtype: str | None,
+    validate_data: Path | None,
+    validate_samples: int | None,
+    bench_rounds: int,
+    threads: int,
+    **options: Any,
+) -> None:
+    """Run all stages: calibrate, plan, compress, export to ONNX, check against the original, time."""
+    import vtcompress
+    from compressor.plan.plan import Plan
+    from export.report.words.engine_facts import engine_facts
+    from vtcompress.cli import brief, show
+
+    recipe = read_recipe(
+        options,
+        {
+            "export.dtype": dtype,
+            "validate.data": validate_data,
+            "validate.samples": validate_samples,
+        },
+    )
+    manifest = vtcompress.export(
+        recipe,
+        output,
+        profile=profile,
+        plan=plan_file,
+        compressed=compressed,
+        overwrite=overwrite,
+        sources=files_read(options, profile, plan_file),
+        bench_rounds=bench_rounds,
+        threads=threads,
+        progress=out,
+    )
+    chosen = Plan.load(output / "plan.json")
+    show.show_plan(out, chosen, manifest.dtype)
+    show.show_checks(out, manifest, chosen, engine_facts(output, manifest))
+    brief.timed(out, manifest.measured)
+    brief.checked(out, manifest.fidelity, manifest.loss)
+    out.always(f"written: {output} (report: {output / 'report.html'})")
+    out.result(manifest.model_dump(mode="json"))
+    raise_if_missed(manifest.failures)

@@ -1,0 +1,1 @@
+"""The two halves of an export, in torch and in ONNX Runtime; they are never in memory together."""

@@ -1,0 +1,34 @@
+"""What both halves of an export read."""
+
+from dataclasses import dataclass
+
+from compressor.facts import ModelFacts
+from compressor.progress import Progress
+from compressor.recipe import Recipe
+from compressor.samples.questions import Sample
+from export.graphs.limits import Limits, cache_limits
+
+
+@dataclass(frozen=True)
+class Job:
+    """One export.
+
+    Attributes:
+        recipe: what to do.
+        rounds: how often each call is timed; 0 for none.
+        threads: of one operator while timing.
+        progress: shows stages and loops.
+        samples: validation data.
+        range_samples: prompts that float16 graphs are run on.
+    """
+
+    recipe: Recipe
+    rounds: int
+    threads: int
+    progress: Progress
+    samples: tuple[Sample, ...]
+    range_samples: tuple[Sample, ...]
+
+    def limits(self, facts: ModelFacts) -> Limits | None:
+        """Return the limits of fixed caches; None: they grow."""
+        return cache_limits(self.recipe.export, facts)

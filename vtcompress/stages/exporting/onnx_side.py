@@ -1,0 +1,125 @@
+"""The ONNX side of an export: the graphs are checked against both models, and timed."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from compressor.errors import VtcompressError
+from compressor.plan.plan import Plan
+from export.artifact import artifact as artifacts
+from export.artifact.manifest import tool_versions
+from export.checks import bench as timing
+from export.checks import loss, memory, stored
+from export.checks.bfloat16 import missing_kernels, open_for_checks
+from export.checks.onnx_checker import check_graphs
+from export.graphs.spec import GraphSpec
+from export.report.questions import chosen_places, question_of
+from export.results.answers import Answers
+from export.results.bench import BenchReport
+from export.results.fidelity import FidelityReport
+from export.results.footprint import Footprint
+from export.results.loss_report import LossReport
+from export.results.rewrite import RewriteReport
+from export.runtime.runtime import Runtime
+from vtcompress.stages.exporting.job import Job
+from vtcompress.stages.exporting.torch_side import Written
+from vtcompress.stages.float16 import keep_wide_nodes
+from vtcompress.stages.plan import predicted
+from vtcompress.stages.validate import check_fidelity, loss_limits, validation_name
+
+Found = dict[str, Any]
+"""Fields of a manifest, by name."""
+
+
+def onnx_side(job: Job, written: Written, rewrite: RewriteReport | None, folder: Path) -> Found:
+    """Check the written graphs against both models, and time them.
+
+    Args:
+        job: the export.
+        written: what the torch side leaves.
+        rewrite: what came of comparing the rewritten model with the original.
+        folder: the artifact under construction.
+
+    Returns:
+        The fields of its manifest.
+    """
+    recipe, plan, graphs = job.recipe, written.plan, written.graphs
+    if recipe.export.dtype == "float16":
+        job.progress.say("looking for values that float16 cannot hold")
+    ranges = keep_wide_nodes(recipe, job.range_samples, folder, graphs, plan, written.image_token)
+    checker = check_graphs(folder, graphs)
+    # A method of its own: its session is gone before timing loads both decoders.
+    first, second = _both_checks(job, written, folder)
+    missing = missing_kernels(folder, graphs) if recipe.export.dtype == "bfloat16" else ()
+    timed = job.rounds and recipe.export.dtype != "bfloat16"
+    return {
+        "tools": tool_versions(),
+        "model": plan.model,
+        "model_digest": plan.model_digest,
+        "image_token": written.image_token,
+        "dtype": recipe.export.dtype,
+        "logits": recipe.export.logits,
+        "graphs": graphs,
+        "predicted": predicted(plan, recipe.export.dtype, job.limits(plan.model)),
+        "checker": checker,
+        "fidelity": first,
+        "loss": second,
+        "rewrite": rewrite,
+        "ranges": ranges,
+        "missing_kernels": missing,
+        "measured": _times(job, folder, graphs, plan) if timed else None,
+        "memory": _footprint(job, folder, graphs, plan) if timed else None,
+        "peak_memory_bytes": artifacts.peak_memory_bytes(),
+    }
+
+
+def _both_checks(
+    job: Job, written: Written, folder: Path
+) -> tuple[FidelityReport, LossReport | None]:
+    recipe, plan, original = job.recipe, written.plan, written.original
+    job.progress.say("checking export fidelity")
+    session = open_for_checks(folder, written.graphs, recipe.export.dtype)
+    first = check_fidelity(session, written.graphs, plan, written.reference, recipe)
+    if original is None:
+        return first, None
+    runtime = Runtime.on_session(session, folder, plan.model, written.image_token)
+    found = loss.measure(runtime, job.samples, original.max_new_tokens, job.progress)
+    _store(job, folder, original, found)
+    limits, name = loss_limits(recipe), validation_name(recipe)
+    return first, loss.compare(job.samples, original, found, limits, name)
+
+
+def _store(job: Job, folder: Path, original: Answers, found: Answers) -> None:
+    """Write samples and answers, and pictures as far as the recipe keeps them."""
+    pairs = zip(job.samples, original.answers, found.answers, strict=True)
+    shown = chosen_places([question_of(*row) for row in pairs])
+    keep = job.recipe.validation.keep_pictures
+    stored.store_original(folder, job.samples, original, keep, shown)
+    stored.write_answers(folder / stored.COMPRESSED_FILE, found)
+
+
+def _times(job: Job, folder: Path, graphs: Sequence[GraphSpec], plan: Plan) -> BenchReport | None:
+    limits, text = job.limits(plan.model), plan.workload.text
+    if limits is not None:  # the prompt and a decode step must fit
+        text = min(text, limits.max_context - plan.model.visual_tokens - 1)
+    if text < 1:
+        job.progress.say("times are not in the report: no room for a decode step in max_context")
+        return None
+    return timing.bench(
+        folder,
+        graphs,
+        plan.model,
+        text=text,
+        rounds=job.rounds,
+        threads=job.threads,
+        progress=job.progress,
+    )
+
+
+def _footprint(job: Job, folder: Path, graphs: Sequence[GraphSpec], plan: Plan) -> Footprint | None:
+    job.progress.say("measuring memory")
+    try:
+        return memory.measure(folder, graphs, plan.model)
+    except VtcompressError as failure:  # a figure less is no reason to lose the artifact
+        job.progress.say(f"memory is not in the report: {failure}")
+        return None

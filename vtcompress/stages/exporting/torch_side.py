@@ -1,0 +1,107 @@
+"""The torch side of an export: the reference of the first check, and the graphs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compressor.generation.settings import write_keys
+from compressor.plan.plan import Plan
+from compressor.profile import Profile
+from export.checks import fidelity
+from export.graphs.spec import GraphSpec, decoder_graph, decoder_graphs, embed_graph, vision_graph
+from export.results.answers import Answers
+from vtcompress.stages.compress import write_inputs
+from vtcompress.stages.exporting.job import Job
+from vtcompress.stages.validate import record_torch
+
+if TYPE_CHECKING:
+    from compressor.compressed import CompressedModel
+    from compressor.decoder import Decoder
+
+
+@dataclass(frozen=True)
+class Written:
+    """What the torch side leaves for the checks of the ONNX side.
+
+    Attributes:
+        plan: of the compressed model.
+        graphs: that were written.
+        reference: outputs of the compressed torch model.
+        original: answers of the original model; None without validation data.
+        image_token: text of the image token.
+    """
+
+    plan: Plan
+    graphs: tuple[GraphSpec, ...]
+    reference: fidelity.Recording
+    original: Answers | None
+    image_token: str
+
+
+def torch_side(
+    job: Job,
+    small: "CompressedModel",
+    profile: Profile | None,
+    original: Answers | None,
+    folder: Path,
+) -> Written:
+    """Run the compressed model, and write its graphs and all files that they need.
+
+    Args:
+        job: the export.
+        small: the compressed model; its weights are in another dtype afterwards.
+        profile: what the plan was chosen by; None: nothing.
+        original: answers of the original model; None without validation data.
+        folder: the artifact under construction.
+    """
+    write_inputs(folder, job.recipe, small.plan, profile)
+    small.processor.save_pretrained(folder)
+    write_keys(folder, small.generation)
+    job.progress.say("running the compressed model in torch")
+    reference = record_torch(small, job.limits(small.plan.model))
+    graphs = _write_graphs(job, small, folder)
+    return Written(small.plan, graphs, reference, original, small.processor.image_token)
+
+
+def _write_graphs(job: Job, small: "CompressedModel", folder: Path) -> tuple[GraphSpec, ...]:
+    import torch
+
+    from compressor.compressed import naive_decoder
+    from compressor.decoder.weights import joined_parts
+    from export.writer.weights import SharedWeights
+    from export.writer.write import export_decoder, export_embed, export_vision, save_graph
+
+    dtype, logits = job.recipe.export.dtype, job.recipe.export.logits
+    plan = small.plan
+    limits = job.limits(plan.model)
+    small = small.to(getattr(torch, dtype))
+    specs = (
+        vision_graph(plan.model, dtype),
+        embed_graph(plan.model, dtype),
+        *decoder_graphs(plan, dtype, logits, limits),
+        decoder_graph(plan.naive(), dtype, logits, name="baseline_decoder", limits=limits),
+    )
+    makers = (
+        lambda spec: export_vision(small, spec),
+        lambda spec: export_embed(small, spec),
+        *decoder_makers(small.decoder, plan),
+        lambda spec: export_decoder(naive_decoder(small), spec, joined_parts(small.decoder, plan)),
+    )
+    with SharedWeights(folder) as weights:
+        pairs = list(zip(specs, makers, strict=True))
+        for spec, make in job.progress.track(pairs, "exporting graphs", len(pairs)):
+            save_graph(make(spec), folder / spec.file, weights)
+    return specs
+
+
+def decoder_makers(decoder: "Decoder", plan: Plan) -> list[Callable[[GraphSpec], Any]]:
+    """Return what exports each of the plan's decoder graphs, in order."""
+    from compressor.decoder import Stage
+    from export.writer.write import export_decoder
+
+    if plan.gates is None or plan.gates.mode == "dynamic":
+        return [lambda spec: export_decoder(decoder, spec)]
+    stages = [Stage(decoder, number).eval() for number in range(len(plan.segments()))]
+    return [partial(export_decoder, stage) for stage in stages]
