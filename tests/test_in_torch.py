@@ -1,5 +1,7 @@
 """A compressed model in torch: it answers as its artifact, and shows what transformers' layers show."""
 
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -205,3 +207,21 @@ def test_a_prompt_without_a_picture_has_text_rows_alone(model: LoadedModel) -> N
         out = model.original(input_ids=torch.tensor([ids]), output_hidden_states=True)
     for entry, rows in enumerate(out.hidden_states):
         assert (states.in_order(entry) - rows).abs().max() <= TOLERANCE
+
+
+def test_the_example_for_researchers_runs_as_written(
+    llava: Callable[[str], Path],
+    questions: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    page = Path(__file__).parent.parent / "docs" / "research.md"
+    (example,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    shutil.copytree(llava("clip+llama"), tmp_path / "my-llava")
+    shutil.copy(questions.parent / "0.png", tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "research.md", "exec"), {})
+    _, *entries = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in entries] == ["0", "1", "2", "3", "4"]
+    assert "layer 1 was chosen by hand" in (tmp_path / "my-artifact" / "report.md").read_text()
