@@ -1,14 +1,11 @@
-"""Read before any weights are: the model's processor, as the runtime will read it, and all questions."""
+"""Read before any weights are: all questions that a run will ask, as the runtime will read them."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from compressor.disk.model_json import optional_json
-from compressor.errors import DataError, ModelError, ProblemsError
+from compressor.errors import DataError, ModelError
 from compressor.facts import ModelFacts
 from compressor.progress import SILENT, Progress
 from compressor.recipe import Recipe
@@ -16,14 +13,11 @@ from compressor.samples.layout import layout_of
 from compressor.samples.pictures import load_image
 from compressor.samples.questions import Sample, notes_on
 from export.graphs.limits import Limits, cache_limits
-from export.runtime.images import ImageProcessor
 from export.runtime.messages import check_text, user_message
-from export.runtime.prompter import Prompter
+from vtcompress.stages.checks.processor import Readable, read_back, unknown_tokens
 from vtcompress.stages.inputs import model_id, require_compress
 
 MAX_PROBLEMS = 20
-NAMED_TOKENS = 3
-"""Tokens without an embedding that a note names."""
 
 
 @dataclass(frozen=True)
@@ -39,21 +33,6 @@ class Asked:
     samples: Sequence[Sample]
     new_tokens: int = 1
     forced: bool = False
-
-
-@dataclass(frozen=True)
-class Readable:
-    """A processor as the runtime reads it, and the model that it is for.
-
-    Attributes:
-        prompter: encodes questions.
-        images: makes pixels.
-        facts: of the model.
-    """
-
-    prompter: Prompter
-    images: ImageProcessor
-    facts: ModelFacts
 
 
 def check_recipe_prompts(
@@ -117,8 +96,8 @@ def check_prompts(
         limits: of fixed caches; None: they grow.
         progress: is told what need not stop the run.
     """
-    readable = _readable(processor, folder, facts)
-    note = _unknown_tokens(readable, folder)
+    readable = read_back(processor, folder, facts)
+    note = unknown_tokens(readable, folder)
     if note:
         progress.say(note)
     for words in notes_on(sample for group in asked for sample in group.samples):
@@ -134,68 +113,6 @@ def check_prompts(
     if problems:
         more = len(problems) - MAX_PROBLEMS
         raise DataError(problems[:MAX_PROBLEMS] + ([f"and {more} more"] if more > 0 else []))
-
-
-def _readable(processor: Any, folder: Path, facts: ModelFacts) -> Readable:
-    """Read a processor from what an artifact will hold of it: what `save_pretrained` writes."""
-    from compressor.families.guard import reading
-
-    problems: list[str] = []
-    with TemporaryDirectory() as name:
-        saved = Path(name)
-        with reading(folder, "the processor (images, tokenizer, chat template)"):
-            processor.save_pretrained(saved)
-        prompter, images = None, None
-        with _collected(problems, saved, folder):
-            images = ImageProcessor.from_folder(saved)
-        with _collected(problems, saved, folder):
-            prompter = Prompter.from_folder(
-                saved, processor.image_token, facts.visual_tokens, facts.eos_token_ids
-            )
-    if images is not None and images.size != (facts.image_size, facts.image_size):
-        problems.append(
-            f"{_image_file(folder)}: gives pictures of {images.size[0]} x {images.size[1]} pixels, but the "
-            f"vision tower takes {facts.image_size} x {facts.image_size}: correct size and crop_size"
-        )
-    if prompter is None or images is None or problems:
-        raise ModelError(problems)
-    return Readable(prompter, images, facts)
-
-
-@contextmanager
-def _collected(problems: list[str], saved: Path, folder: Path) -> Iterator[None]:
-    """Keep problems with the files of `saved`, told of those of `folder` that they came from."""
-    try:
-        yield
-    except ProblemsError as error:
-        section = f"{saved / 'processor_config.json'}: image_processor:"
-        for problem in error.problems:
-            named = problem.replace(section, f"{_image_file(folder)}:")
-            problems.append(named.replace(str(saved), str(folder)))
-
-
-def _image_file(folder: Path) -> Path:
-    """The file that configures an image processor."""
-    nested = folder / "processor_config.json"
-    with suppress(ModelError):
-        if "image_processor" in optional_json(nested):
-            return nested
-    return folder / "preprocessor_config.json"
-
-
-def _unknown_tokens(readable: Readable, folder: Path) -> str | None:
-    """What to tell of a tokenizer that knows more tokens than the model; None: it does not."""
-    vocab, image = readable.facts.decoder.vocab, readable.facts.image_token_id
-    known = readable.prompter.tokenizer.get_vocab(with_added_tokens=True).items()
-    beyond = sorted((at, text) for text, at in known if at >= vocab and at != image)
-    if not beyond:
-        return None
-    named = ", ".join(f"{text!r} (id {at})" for at, text in beyond[:NAMED_TOKENS])
-    more = ", ..." if len(beyond) > NAMED_TOKENS else ""
-    return (
-        f"note: {folder}: the tokenizer has {len(beyond)} tokens without a row in the embedding table of "
-        f"{vocab}: {named}{more}; questions that use them are refused"
-    )
 
 
 def _sample_problems(

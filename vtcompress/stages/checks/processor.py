@@ -1,0 +1,103 @@
+"""A model's processor as the runtime will read it from an artifact: tried before any weights are read."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from compressor.disk.model_json import optional_json
+from compressor.errors import ModelError, ProblemsError
+from compressor.facts import ModelFacts
+from export.runtime.images import ImageProcessor
+from export.runtime.prompter import Prompter
+
+NAMED_TOKENS = 3
+"""Tokens without an embedding that a note names."""
+
+
+@dataclass(frozen=True)
+class Readable:
+    """A processor as the runtime reads it, and the model that it is for.
+
+    Attributes:
+        prompter: encodes questions.
+        images: makes pixels.
+        facts: of the model.
+    """
+
+    prompter: Prompter
+    images: ImageProcessor
+    facts: ModelFacts
+
+
+def read_back(processor: Any, folder: Path, facts: ModelFacts) -> Readable:
+    """Read a processor from what an artifact will hold of it: what `save_pretrained` writes.
+
+    Args:
+        processor: the model's own.
+        folder: that it was read from, for errors.
+        facts: of the model.
+
+    Raises:
+        ModelError: the runtime cannot read it, or it gives pictures of another size; all reasons.
+    """
+    from compressor.families.guard import reading
+
+    problems: list[str] = []
+    with TemporaryDirectory() as name:
+        saved = Path(name)
+        with reading(folder, "the processor (images, tokenizer, chat template)"):
+            processor.save_pretrained(saved)
+        prompter, images = None, None
+        with _collected(problems, saved, folder):
+            images = ImageProcessor.from_folder(saved)
+        with _collected(problems, saved, folder):
+            prompter = Prompter.from_folder(
+                saved, processor.image_token, facts.visual_tokens, facts.eos_token_ids
+            )
+    if images is not None and images.size != (facts.image_size, facts.image_size):
+        problems.append(
+            f"{_image_file(folder)}: gives pictures of {images.size[0]} x {images.size[1]} pixels, but the "
+            f"vision tower takes {facts.image_size} x {facts.image_size}: correct size and crop_size"
+        )
+    if prompter is None or images is None or problems:
+        raise ModelError(problems)
+    return Readable(prompter, images, facts)
+
+
+@contextmanager
+def _collected(problems: list[str], saved: Path, folder: Path) -> Iterator[None]:
+    """Keep problems with the files of `saved`, told of those of `folder` that they came from."""
+    try:
+        yield
+    except ProblemsError as error:
+        section = f"{saved / 'processor_config.json'}: image_processor:"
+        for problem in error.problems:
+            named = problem.replace(section, f"{_image_file(folder)}:")
+            problems.append(named.replace(str(saved), str(folder)))
+
+
+def _image_file(folder: Path) -> Path:
+    """The file that configures an image processor."""
+    nested = folder / "processor_config.json"
+    with suppress(ModelError):
+        if "image_processor" in optional_json(nested):
+            return nested
+    return folder / "preprocessor_config.json"
+
+
+def unknown_tokens(readable: Readable, folder: Path) -> str | None:
+    """Return a note on a tokenizer that knows more tokens than the model; None: it does not."""
+    vocab, image = readable.facts.decoder.vocab, readable.facts.image_token_id
+    known = readable.prompter.tokenizer.get_vocab(with_added_tokens=True).items()
+    beyond = sorted((at, text) for text, at in known if at >= vocab and at != image)
+    if not beyond:
+        return None
+    named = ", ".join(f"{text!r} (id {at})" for at, text in beyond[:NAMED_TOKENS])
+    more = ", ..." if len(beyond) > NAMED_TOKENS else ""
+    return (
+        f"note: {folder}: the tokenizer has {len(beyond)} tokens without a row in the embedding table of "
+        f"{vocab}: {named}{more}; questions that use them are refused"
+    )
