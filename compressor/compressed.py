@@ -73,7 +73,7 @@ class CompressedModel:
         vision: pixels [I, 3, S, S] to visual embeddings [I, N, D].
         processor: the original's processor.
         config: the original's transformers configuration.
-        generation: what its files say about generating, see `compressor.generation.settings.model_keys`.
+        generation: what the model's files say about generating; see `compressor.generation.settings`.
     """
 
     plan: Plan
@@ -131,7 +131,7 @@ class CompressedModel:
 
         Args:
             prompt: as in `generate`.
-            images: likewise.
+            images: as in `generate`.
 
         Raises:
             DataError: as `generate`.
@@ -172,9 +172,9 @@ def compress(
 
     Args:
         model: the original.
-        plan: made for it.
-        logits: as in `Decoder`.
-        gates: of a plan that has gates.
+        plan: a plan for this model.
+        logits: `last` or `all`, as in `Decoder`.
+        gates: the gates' weights, for a plan with gates.
 
     Raises:
         ArtifactError: the plan was made for another model or other gates.

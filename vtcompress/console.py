@@ -31,8 +31,8 @@ class Output:
     Attributes:
         verbosity: -1 results only, 0 stages and progress, 1 details too.
         machine: results as one JSON document on stdout, nothing else there.
-        interrupts: asked at every step of progress.
-        doing: told of every stage, for what is said of an error.
+        interrupts: looked at in every step of progress.
+        doing: notes every stage, for what is said of an error.
     """
 
     verbosity: int = 0
@@ -124,12 +124,12 @@ class Output:
                 bars.update(task, advance=1, visible=visible)
 
     def _lines(self, items: Iterable[Item], label: str, total: int) -> Iterator[Item]:
-        started = told = time.monotonic()
+        started = printed = time.monotonic()
         for done, item in enumerate(items, start=1):
             yield item
             now = time.monotonic()
-            if now - told > LINE_EVERY_SECONDS and done < total:
-                told = now
+            if now - printed > LINE_EVERY_SECONDS and done < total:
+                printed = now
                 left = (now - started) / done * (total - done)
                 self.say(f"{label}: {done} of {total}, {left:.0f} s left")
         taken = time.monotonic() - started

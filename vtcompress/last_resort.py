@@ -25,7 +25,7 @@ class Doing:
 
     Attributes:
         command: the subcommand; None: none was chosen yet.
-        stage: what was announced last; None: nothing was.
+        stage: the last announcement; None: there was none.
         verbose: whether a trace is shown too.
         failed: a thread ended by an error.
     """

@@ -45,8 +45,8 @@ def _problem(name: str) -> str | None:
             "install it again"
         )
     if os.path.realpath(origin) != os.path.realpath(own):
-        found = Path(origin)
-        what = found.parent if found.stem == "__init__" else found
+        file = Path(origin)
+        what = file.parent if file.stem == "__init__" else file
         return (
             f"{what} is in the way of vtcompress's own package {name!r}: rename it, or start from another "
             "folder (if it was installed: install vtcompress in an environment of its own)"

@@ -40,9 +40,9 @@ class Generation:
     """Answers of one runtime, shown as they come.
 
     Attributes:
-        out: where they are shown.
-        runtime: gives them.
-        options: of `Runtime.generate`, by name.
+        out: shows the answers.
+        runtime: answers.
+        options: keyword arguments of `Runtime.generate`.
         stats: whether figures are shown.
         loaded_bytes: resident memory after load.
         turns: documents of the answers so far, for `--json`.
@@ -64,7 +64,7 @@ class Generation:
     def chat(self, prompt: str | None, images: tuple[str, ...]) -> bool:
         """Hold a conversation: a first question if one is given, then lines of stdin to its end or /quit.
 
-        A turn that fails is told on stderr and the conversation goes on without it.
+        A turn that fails is printed on stderr and the conversation goes on without it.
 
         Returns:
             Whether every turn was answered.

@@ -130,8 +130,8 @@ def run(arguments: list[str] | None = None) -> int:
 
 def spoken(problem: str, command: str | None) -> str:
     """Return a problem in the words of a command: some write something and have no `--output`."""
-    found = cli.commands.get(command or "")
-    if found is None or any("--output" in option.opts for option in found.params):
+    asked = cli.commands.get(command or "")
+    if asked is None or any("--output" in option.opts for option in asked.params):
         return problem
     return problem.replace("another --output", "another place")
 

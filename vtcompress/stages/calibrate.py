@@ -73,7 +73,7 @@ def run_calibration(
         model: the original.
         recipe: names methods and gates.
         task: the recipe's `calibration_task`.
-        path: of the profile, which is continued.
+        path: the profile's file, which is continued.
         progress: shows the samples.
         anew: replace the profile instead.
     """

@@ -84,7 +84,7 @@ def compress(
 
     Args:
         recipe: names the model.
-        plan: made for it.
+        plan: a plan for this model.
         output: folder to write.
         profile: stored beside the plan.
         overwrite: replace what this tool wrote at `output`.

@@ -36,7 +36,7 @@ from vtcompress.stages.checks.recipe import check_digest, check_plan, check_reci
 from vtcompress.stages.checks.rewrite import check_rewrite, rewrite_prompt
 from vtcompress.stages.compress import compress_for_export, load_plan_gates
 from vtcompress.stages.exporting.job import Job
-from vtcompress.stages.exporting.onnx_side import Found, onnx_side
+from vtcompress.stages.exporting.onnx_side import Fields, onnx_side
 from vtcompress.stages.exporting.torch_side import torch_side
 from vtcompress.stages.float16 import range_samples
 from vtcompress.stages.inputs import (
@@ -70,8 +70,8 @@ class ExportRun:
     """Writes one artifact.
 
     Args:
-        job: what to do.
-        output: final place of the artifact.
+        job: the export's recipe, data and settings.
+        output: the artifact's folder.
         overwrite: replace what is there.
         sources: files and folders that the run reads, beside those that the recipe names.
     """
@@ -88,8 +88,8 @@ class ExportRun:
         """Start from the recipe's model; calibrate unless a profile is given or none is needed.
 
         Args:
-            profile: of an earlier calibration.
-            profile_file: names it in errors.
+            profile: an earlier calibration's; None: there is none.
+            profile_file: the profile's name in errors.
         """
         measure = profile is None and wants_calibration(self.recipe)
         measured_on: tuple[Sample, ...] = ()
@@ -116,12 +116,12 @@ class ExportRun:
         resume = staging.calibration_file(self.output)
 
         def chosen(model: "LoadedModel") -> tuple[Plan, Profile | None]:
-            found = profile
+            measured = profile
             if measure:
                 task = calibration_task(self.recipe, model.facts, model.digest)
                 drop_foreign(resume, task)
-                found = run_calibration(model, self.recipe, task, resume, self.progress)
-            return plan_recipe(self.recipe, model.facts, model.digest, found), found
+                measured = run_calibration(model, self.recipe, task, resume, self.progress)
+            return plan_recipe(self.recipe, model.facts, model.digest, measured), measured
 
         manifest = self._from_original(digest, measured_on, chosen)
         resume.unlink(missing_ok=True)
@@ -133,10 +133,10 @@ class ExportRun:
         """Start from the recipe's model and a plan that was made already; nothing is measured.
 
         Args:
-            plan: made for this model.
-            what: names it in errors.
-            profile: of the calibration that it was chosen by, for the reports.
-            profile_file: names it in errors.
+            plan: a plan for the recipe's model.
+            what: the plan's name in errors.
+            profile: what the plan was chosen by, for the reports; None: not given.
+            profile_file: the profile's name in errors.
         """
         self._note_unread_data("the plan is made already")
         self._check_place()
@@ -156,7 +156,7 @@ class ExportRun:
         """Load the recipe's model, and write the artifact of the plan that is chosen for it.
 
         Args:
-            digest: of the model.
+            digest: the model's digest.
             measured_on: calibration data that has been read.
             chosen: gives the plan, and the profile that it was chosen by.
         """
@@ -273,7 +273,7 @@ class ExportRun:
         # The ladder of checks now reaches further.
         return self._write(folder, fields)
 
-    def _write(self, folder: Path, fields: Found) -> Manifest:
+    def _write(self, folder: Path, fields: Fields) -> Manifest:
         write_reports(folder, Manifest(files={}, **fields), self.origin)
         return write_manifest(folder, **fields)
 
@@ -296,15 +296,16 @@ def export(
     Args:
         recipe: names the model and, where methods need it, calibration data.
         output: folder of the artifact; appears when complete.
-        profile: of an earlier calibration, or its file, instead of measuring; with a plan it is shown alone.
-        plan: made already, for this model, or its file, instead of planning: nothing is measured. It is the
-            recipe's methods that reports name, so a plan by methods that the recipe does not have is refused.
+        profile: an earlier calibration's profile or its file, instead of measuring; with a plan for the
+            reports alone.
+        plan: a plan for this model or its file, instead of planning: nothing is measured. Reports name the
+            recipe's methods, so a plan by methods that the recipe does not have is refused.
         compressed: start from the folder that `compress` wrote instead of the original. Compression loss
             then needs the recipe's model as well.
         overwrite: replace what this tool wrote at `output`; nothing else is ever replaced.
         sources: files that recipe, plan and profile were read from; no folder that holds one is replaced.
         bench_rounds: how often each call is timed; 0 for none.
-        threads: of one operator while timing.
+        threads: how many one operator has while timing.
         progress: shows stages and loops; see the module.
 
     Returns:

@@ -29,8 +29,8 @@ def range_samples(recipe: Recipe, validation: Sequence[Sample]) -> tuple[Sample,
     """
     if recipe.export.dtype != "float16":
         return ()
-    found = calibration_samples(recipe) if recipe.calibrate.data else validation
-    return tuple(found[:MOST_PROMPTS])
+    samples = calibration_samples(recipe) if recipe.calibrate.data else validation
+    return tuple(samples[:MOST_PROMPTS])
 
 
 def keep_wide_nodes(

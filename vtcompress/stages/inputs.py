@@ -195,9 +195,9 @@ def load_model(
     """Load the recipe's model.
 
     Args:
-        recipe: names it.
+        recipe: names the model.
         progress: announces it.
-        known_digest: what `model_digest` gave just before; None: it is taken here.
+        known_digest: the model's digest, just taken by `model_digest`; None: it is taken here.
 
     Raises:
         VtcompressError: none is named, it cannot be loaded or is not supported.

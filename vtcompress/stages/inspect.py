@@ -42,9 +42,9 @@ def inspect(path: PathLike) -> dict[str, Any]:
     require_compress("inspecting a model")
     from compressor.families import describe
 
-    found: dict[str, Any] = {"kind": "model", **describe(str(path)).model_dump(mode="json")}
+    facts: dict[str, Any] = {"kind": "model", **describe(str(path)).model_dump(mode="json")}
     problems = processor_problems(str(path))
-    return found | ({"problems": list(problems)} if problems else {})
+    return facts | ({"problems": list(problems)} if problems else {})
 
 
 def _check_known(folder: Path) -> None:

@@ -27,8 +27,8 @@ def plan(
 
     Args:
         recipe: names the model and the methods.
-        profile: of an earlier calibration, or its file; needed where methods choose by it.
-        progress: is told what is read.
+        profile: an earlier calibration's profile or its file; needed where methods choose by it.
+        progress: prints what is read.
 
     Raises:
         VtcompressError: the model is not supported, or the methods cannot be applied; all reasons.

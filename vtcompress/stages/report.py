@@ -16,7 +16,7 @@ def origin_of(model_id: str | None, folder: Path) -> Origin:
 
     Args:
         model_id: hub id or local folder, as the recipe has it; None if it names none.
-        folder: where its files lie.
+        folder: holds the model's files.
     """
     hub = model_id is not None and not is_folder(Path(model_id))
     hub = hub and not str(model_id).startswith((".", "/", "~"))

@@ -66,8 +66,8 @@ def check_fidelity(
         max_abs=wanted.max_abs, max_relative=wanted.max_relative, min_cosine=wanted.min_cosine
     )
     caches = cache_limits(recipe.export, plan.model)
-    found = fidelity.record(session, plan, room=caches.max_context if caches else None)
-    return fidelity.compare(reference, found, graphs, declared, limits)
+    recorded = fidelity.record(session, plan, room=caches.max_context if caches else None)
+    return fidelity.compare(reference, recorded, graphs, declared, limits)
 
 
 def loss_limits(recipe: Recipe) -> LossLimits:
@@ -81,8 +81,8 @@ def with_limits(
     """Return an artifact's recipe with other limits.
 
     Args:
-        recipe: of the artifact.
-        limits: by dotted key.
+        recipe: the artifact's recipe.
+        limits: other limits, by dotted key.
         anew: export fidelity is measured again, so that its limits mean something.
         unmeasured: why compression loss will not be measured; empty if it will.
 
@@ -120,7 +120,7 @@ class Validation:
     """Outcome of `validate`.
 
     Attributes:
-        fidelity: of the export; measured anew only if the original model was given.
+        fidelity: export fidelity; measured anew only if the original model was given.
         loss: on the data that was asked for; None if nothing could be compared.
         rewrite: how far the rewritten model, nothing cut, is from the original, as this artifact's tokenizer
             and processor files are read; None: the original was not given.
@@ -163,7 +163,7 @@ def validate(
         model: the original, hub id or folder; needed for other data and to measure fidelity anew.
         gates: file of the gates' weights, where the artifact's plan has gates and `model` is given.
         limits: other limits than the artifact's recipe sets, such as `{"validate.loss.min_agreement": 0.9}`.
-        threads: of one operator.
+        threads: how many one operator has; None: the backend's choice.
         trust_remote_code: let the repository of `model` run code of its own; what the artifact says does not.
         progress: shows the samples; see the module.
 
@@ -205,8 +205,8 @@ def validate(
         samples, original = asked
         name = validation_name(recipe) if given is None else given.name
         runtime = Runtime.on_session(session, path, manifest.model, manifest.image_token)
-        found = loss.measure(runtime, samples, original.max_new_tokens, progress)
-        second = loss.compare(samples, original, found, loss_limits(recipe), name)
+        answers = loss.measure(runtime, samples, original.max_new_tokens, progress)
+        second = loss.compare(samples, original, answers, loss_limits(recipe), name)
     return Validation(first, second, rewritten)
 
 

@@ -47,7 +47,7 @@ def validate_backend(
         data: the data that the artifact was validated on, for its pictures; None: answers are compared only
             where the artifact holds them.
         precision: see `export.backends.registry.open_session`.
-        threads: of one operator.
+        threads: how many one operator has; None: the backend's choice.
         device: number of the GPU, for backends that run on one.
         limits: other limits than the artifact's recipe sets; see `vtcompress.stages.validate.validate`.
         progress: shows stages and samples; None: on a terminal alone.
@@ -85,7 +85,7 @@ def validate_backend(
     reference = reference_outputs(artifact, plan, threads, images, room)
     progress.say(f"running {backend}")
     numeric = FidelityLimits(**asdict(fidelity_thresholds(recipe)))
-    found = BackendParity(
+    parity = BackendParity(
         backend=backend,
         precision=precision,
         device=_device_name(backend, device),
@@ -95,14 +95,14 @@ def validate_backend(
         else compare_answers(artifact, session, asked, loss_limits(recipe), name, progress),
     )
     if engines is not None:
-        found.save(engines.folder)
-        return found
-    outcome = Compared(backend=backend, precision=precision, passed=not found.failures)
+        parity.save(engines.folder)
+        return parity
+    outcome = Compared(backend=backend, precision=precision, passed=not parity.failures)
     try:
         keep(artifact, outcome)
     except VtcompressError as failure:  # the outcome is told all the same
         progress.say(f"not noted in the artifact: {failure}")
-    return found
+    return parity
 
 
 def _device_name(backend: str, device: int) -> str:

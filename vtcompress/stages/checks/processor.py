@@ -24,7 +24,7 @@ class Readable:
     Attributes:
         prompter: encodes questions.
         images: makes pixels.
-        facts: of the model.
+        facts: facts about the model.
     """
 
     prompter: Prompter
@@ -37,8 +37,8 @@ def read_back(processor: Any, folder: Path, facts: ModelFacts) -> Readable:
 
     Args:
         processor: the model's own.
-        folder: that it was read from, for errors.
-        facts: of the model.
+        folder: the model's folder, for errors.
+        facts: facts about the model.
 
     Raises:
         ModelError: the runtime cannot read it, or it gives pictures of another size; all reasons.

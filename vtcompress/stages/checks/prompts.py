@@ -42,8 +42,8 @@ def check_recipe_prompts(
 
     Args:
         recipe: names the model and its image size.
-        asked: all that will be asked.
-        progress: is told what need not stop the run.
+        asked: all questions of the run.
+        progress: prints notes that do not stop the run.
 
     Raises:
         ModelError: the processor does not fit the model, or the runtime cannot read it; all reasons.
@@ -89,12 +89,12 @@ def check_prompts(
     """Do what `check_recipe_prompts` does, for a processor that was read from a folder.
 
     Args:
-        processor: fits the model.
-        folder: that it was read from, for errors.
-        facts: of the model.
-        asked: all that will be asked.
-        limits: of fixed caches; None: they grow.
-        progress: is told what need not stop the run.
+        processor: the model's own, of the right size.
+        folder: the model's folder, for errors.
+        facts: facts about the model.
+        asked: all questions of the run.
+        limits: limits of fixed caches; None: caches grow.
+        progress: prints notes that do not stop the run.
     """
     readable = read_back(processor, folder, facts)
     note = unknown_tokens(readable, folder)

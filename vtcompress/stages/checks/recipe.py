@@ -33,12 +33,12 @@ def check_recipe(
     """Refuse what the model's small files rule out; no weights are fetched or read.
 
     Args:
-        recipe: what will be done.
-        profile: of an earlier calibration.
+        recipe: the run's recipe.
+        profile: an earlier calibration's; None: there is none.
         planned: the plan is made from `profile`, or from none; nothing is measured before.
-        asked: questions that will be asked.
+        asked: all questions of the run.
         building: engines that the recipe asks for will be built.
-        progress: is told what need not stop the run.
+        progress: prints notes that do not stop the run.
 
     Raises:
         VtcompressError: no such model, a processor or questions that cannot be used, methods that do not fit
@@ -63,9 +63,9 @@ def check_digest(
 
     Args:
         recipe: names model and gates.
-        facts: of the model.
-        profile: of an earlier calibration.
-        name: what errors call it.
+        facts: the model's facts.
+        profile: an earlier calibration's; None: there is none.
+        name: the profile's name in errors.
 
     Raises:
         VtcompressError: profile or gates are of another model, or weight files cannot be had or read.
@@ -82,10 +82,10 @@ def check_plan_gates(plan: Plan, recipe: Recipe, facts: ModelFacts, digest: str 
     """Refuse a plan that was made already, if it has gates and the recipe's are not there or do not fit.
 
     Args:
-        plan: that was made.
-        recipe: names its gates.
-        facts: of the model at hand.
-        digest: of that model; None: not taken yet.
+        plan: a plan that was made already.
+        recipe: names the gates.
+        facts: facts about the model at hand.
+        digest: the model's digest; None: not taken yet.
 
     Raises:
         GatesError: the recipe names none, or they do not fit.
@@ -125,11 +125,11 @@ def check_plan(
     """Do what `check_recipe` does, for a plan that was made already.
 
     Args:
-        recipe: what will be done.
-        plan: stands for what its methods would choose.
-        what: names it in errors.
-        asked: questions that will be asked.
-        progress: is told what need not stop the run.
+        recipe: the run's recipe.
+        plan: the plan in place of the one that the recipe's methods would give.
+        what: the plan's name in errors.
+        asked: all questions of the run.
+        progress: prints notes that do not stop the run.
 
     Raises:
         VtcompressError: as `check_recipe`; or the plan is of another model, or does what no method of the
@@ -159,7 +159,7 @@ def digest_of_plan(plan: Plan, recipe: Recipe, **words: str) -> str:
     """Return the digest of the recipe's model; refuse a plan or gates of another.
 
     Args:
-        plan: that was made already.
+        plan: a plan that was made already.
         recipe: names model and gates.
         words: those of `Plan.check_belongs`.
     """

@@ -28,9 +28,9 @@ class RewritePrompt:
     """The prompt that both read.
 
     Attributes:
-        source: where it came from.
+        source: where the prompt comes from.
         sample: question and pictures.
-        folder: for the processor's files.
+        folder: takes the processor's files.
     """
 
     source: Source

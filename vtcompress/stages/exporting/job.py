@@ -14,9 +14,9 @@ class Job:
     """One export.
 
     Attributes:
-        recipe: what to do.
+        recipe: names model, methods, data and the artifact's settings.
         rounds: how often each call is timed; 0 for none.
-        threads: of one operator while timing.
+        threads: how many one operator has while timing.
         progress: shows stages and loops.
         samples: validation data.
         range_samples: prompts that float16 graphs are run on.

@@ -27,17 +27,17 @@ from vtcompress.stages.float16 import keep_wide_nodes
 from vtcompress.stages.plan import predicted
 from vtcompress.stages.validate import check_fidelity, loss_limits, validation_name
 
-Found = dict[str, Any]
+Fields = dict[str, Any]
 """Fields of a manifest, by name."""
 
 
-def onnx_side(job: Job, written: Written, rewrite: RewriteReport | None, folder: Path) -> Found:
+def onnx_side(job: Job, written: Written, rewrite: RewriteReport | None, folder: Path) -> Fields:
     """Check the written graphs against both models, and time them.
 
     Args:
         job: the export.
-        written: what the torch side leaves.
-        rewrite: what came of comparing the rewritten model with the original.
+        written: the torch side's graphs and reference.
+        rewrite: outcome of comparing the rewritten model with the original; None: not compared.
         folder: the artifact under construction.
 
     Returns:
@@ -83,19 +83,19 @@ def _both_checks(
     if original is None:
         return first, None
     runtime = Runtime.on_session(session, folder, plan.model, written.image_token)
-    found = loss.measure(runtime, job.samples, original.max_new_tokens, job.progress)
-    _store(job, folder, original, found)
+    answers = loss.measure(runtime, job.samples, original.max_new_tokens, job.progress)
+    _store(job, folder, original, answers)
     limits, name = loss_limits(recipe), validation_name(recipe)
-    return first, loss.compare(job.samples, original, found, limits, name)
+    return first, loss.compare(job.samples, original, answers, limits, name)
 
 
-def _store(job: Job, folder: Path, original: Answers, found: Answers) -> None:
+def _store(job: Job, folder: Path, original: Answers, answers: Answers) -> None:
     """Write samples and answers, and pictures as far as the recipe keeps them."""
-    pairs = zip(job.samples, original.answers, found.answers, strict=True)
+    pairs = zip(job.samples, original.answers, answers.answers, strict=True)
     shown = chosen_places([question_of(*row) for row in pairs])
     keep = job.recipe.validation.keep_pictures
     stored.store_original(folder, job.samples, original, keep, shown)
-    stored.write_answers(folder / stored.COMPRESSED_FILE, found)
+    stored.write_answers(folder / stored.COMPRESSED_FILE, answers)
 
 
 def _times(job: Job, folder: Path, graphs: Sequence[GraphSpec], plan: Plan) -> BenchReport | None:

@@ -26,8 +26,8 @@ class Written:
     """What the torch side leaves for the checks of the ONNX side.
 
     Attributes:
-        plan: of the compressed model.
-        graphs: that were written.
+        plan: the compressed model's plan.
+        graphs: the written graphs.
         reference: outputs of the compressed torch model.
         original: answers of the original model; None without validation data.
         image_token: text of the image token.
@@ -52,7 +52,7 @@ def torch_side(
     Args:
         job: the export.
         small: the compressed model; its weights are in another dtype afterwards.
-        profile: what the plan was chosen by; None: nothing.
+        profile: what the plan was chosen by; None: no profile.
         original: answers of the original model; None without validation data.
         folder: the artifact under construction.
     """

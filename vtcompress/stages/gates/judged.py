@@ -60,11 +60,11 @@ def judge_held_out(
         DataError: a picture cannot be read, or a prompt does not fit the model.
     """
     decoder, candidates = original_decoder(model), trained.task.candidates
-    found, allowed, text_rows = [], [], []
+    margins, allowed, text_rows = [], [], []
     for sample in progress.track(samples, "looking at held-out prompts", len(samples)):
         forced = force_answer(model, decoder, sample)
         inputs = gate_inputs(forced, candidates).clone()
-        found.append(
+        margins.append(
             torch.cat(
                 [
                     margins_of(g, x[None])
@@ -74,7 +74,7 @@ def judge_held_out(
         )
         allowed.append(labels(forced, candidates) == 1)
         text_rows.append(forced.full.text_index.shape[1] - len(forced.answer) + 1)
-    exits = [first_to_fire(row.tolist(), candidates) for row in found]
+    exits = [first_to_fire(row.tolist(), candidates) for row in margins]
     fired, unfired = histogram(exits, candidates)
     without = identity_plan(model.facts, model.digest, Workload(text=median_low(text_rows)))
     dynamic = Gates(
@@ -96,7 +96,7 @@ def judge_held_out(
         fired=fired,
         unfired=unfired,
         speedup=predicted_speedup(with_exit),
-        gates=_judged(list((torch.stack(found) > 0).T), list(torch.stack(allowed).T)),
+        gates=_judged(list((torch.stack(margins) > 0).T), list(torch.stack(allowed).T)),
         answers=loss.compare(samples, stay, leave, LossLimits(), name),
     )
 
