@@ -4,9 +4,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from compressor.contract.method import Method
 from compressor.disk.files import read_text
 from compressor.errors import ArtifactError
-from compressor.methods.entries import Method, Yopo
 from compressor.plan.cost import BYTES, predict
 from compressor.plan.plan import Plan
 from compressor.profile import Profile
@@ -18,14 +18,12 @@ from export.report.words.cuts import kept_heads, neurons_kept, semantics, text_a
 from export.report.words.engine_facts import engine_facts
 from export.report.words.exits import cache_figures, staying
 from export.report.words.ladder import EngineFacts, Rung, claim, ladder
+from export.report.words.methods import asked_of
 from export.results.bench import slower
 from export.results.intervals import Interval
 
 READING = "reading of picture and question (prefill)"
 """What gets faster, in words that need no explanation."""
-
-# Keys of methods that only the training of gates reads.
-TRAINING = {"gate_width", "train"}
 
 
 @dataclass(frozen=True)
@@ -80,54 +78,21 @@ def layer_contribution(profile: Profile | None) -> tuple[float, ...] | None:
     """Return the mean contribution of every layer, in nats; None if it was not measured."""
     if profile is None or "layer_contribution" not in profile.measures:
         return None
-    return profile.layer_contribution()
+    return profile.mean("layer_contribution")
 
 
 def exit_kl(profile: Profile | None) -> tuple[float, ...] | None:
     """Return the mean KL of an exit before every layer, in nats; None if it was not measured."""
     if profile is None or "exit_kl" not in profile.measures:
         return None
-    return profile.exit_kl()
+    return profile.mean("exit_kl")
 
 
 def head_score(profile: Profile | None) -> tuple[tuple[float, ...], ...] | None:
     """Return the mean score of every head, [L][H]; None if it was not measured."""
     if profile is None or "head_score" not in profile.measures:
         return None
-    return profile.head_score()
-
-
-def asked_of(method: Method) -> dict[str, Any]:
-    """Return what was asked of a method, without what says nothing of the artifact.
-
-    Files go by their names: folders are those of another machine.
-    """
-    given = method.model_dump(exclude_none=True, exclude=TRAINING)
-    if isinstance(method, Yopo):
-        # Two switches that stand where the paper has them say nothing.
-        usual = {"causal": False, "select": "first"}
-        given = {key: value for key, value in given.items() if usual.get(key) != value}
-    return {key: _named(value) for key, value in given.items()}
-
-
-def _named(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _named(inner) for key, inner in value.items()}
-    return value.name if isinstance(value, Path) else value
-
-
-def method_words(method: Method) -> str:
-    """Return a method with what was asked of it, e.g. `shortv (frozen: 0.5)`."""
-    given = ", ".join(f"{key}: {_value(value)}" for key, value in asked_of(method).items())
-    return f"{method.name} ({given})"
-
-
-def _value(value: object) -> str:
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{key}: {_value(inner)}' for key, inner in value.items())}}}"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return profile.mean("head_score")
 
 
 @dataclass(frozen=True)

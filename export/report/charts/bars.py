@@ -19,7 +19,7 @@ from export.report.text.svg import (
     striped,
     text,
 )
-from export.report.words.states import STATES
+from export.report.words.methods import state
 from export.results.bench import Timing, slower
 from export.results.loss_report import LossFigures
 
@@ -67,7 +67,7 @@ def contribution_chart(contribution: Sequence[float], samples: int, plan: Plan) 
     rows = [
         Bar(
             value,
-            "" if i not in marks else STATES[marks[i].reason][0],
+            "" if i not in marks else state(marks[i])[0],
             "updated" if i not in marks else "striped" if marks[i].frozen else "hollow",
         )
         for i, value in enumerate(contribution)

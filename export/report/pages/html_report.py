@@ -10,7 +10,6 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from compressor.methods.entries import VisualExit
 from export.report import done_gained_lost as in_words
 from export.report.charts.bars import contribution_chart, exit_chart, kinds_chart, speed_chart
 from export.report.charts.decoder import decoder_picture
@@ -21,7 +20,6 @@ from export.report.data import (
     head_score,
     headline,
     layer_contribution,
-    method_words,
 )
 from export.report.pages import markdown_report as report
 from export.report.questions import Question, Thumbnail, chosen_questions, thumbnail
@@ -29,6 +27,7 @@ from export.report.text.svg import plain
 from export.report.words import checks, exits, ladder
 from export.report.words.cuts import semantics_words
 from export.report.words.dtypes import dtype_words, not_timed_words, reference_words
+from export.report.words.methods import method_words
 from export.report.words.states import states
 from export.results.bench import bench_rows, ms_words, ratio_words
 from export.results.rewrite import rewrite_words
@@ -151,8 +150,8 @@ def _exit(data: ReportData) -> Markup | None:
     values = exit_kl(data.profile)
     if values is None or data.profile is None:
         return None
-    bounds = [m.max_kl for m in data.methods if isinstance(m, VisualExit)]
-    allowed = bounds[0] if bounds else None
+    bounds = [method.bounds().get("exit_kl") for method in data.methods]
+    allowed = next((bound for bound in bounds if bound is not None), None)
     return exit_chart(values, len(data.profile.samples), data.plan.exit_layer, allowed)
 
 

@@ -3,6 +3,7 @@
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from compressor.methods import label_of_cuts
 from compressor.plan.cost import BYTES, predict
 from compressor.plan.plan import LayerPlan, Plan
 from export.artifact.manifest import Manifest
@@ -13,7 +14,6 @@ from export.report.data import (
     head_score,
     headline,
     layer_contribution,
-    method_words,
 )
 from export.report.done_gained_lost import done, gained, lost
 from export.report.questions import chosen_questions
@@ -50,6 +50,7 @@ from export.report.words.exits import (
     staying,
 )
 from export.report.words.ladder import COLUMNS, claim, rows
+from export.report.words.methods import method_words
 from export.results.bench import BenchReport, bench_rows, ms_words, ratio_words
 from export.results.footprint import Footprint
 from export.results.loss_report import LossReport
@@ -283,7 +284,7 @@ def workload_words(data: ReportData) -> str:
     if may_exit(plan):
         words += f"; exited: {exits_words(plan)}"
     if (cuts := cuts_words(plan, data.methods)) != "none":
-        words += f"; YOPO: {cuts}"
+        words += f"; {label_of_cuts()}: {cuts}"
     return f"{words}. {mean_words(plan)}".strip()
 
 

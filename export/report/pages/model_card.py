@@ -10,7 +10,7 @@ import yaml
 from compressor.disk.files import read_text
 from compressor.errors import ArtifactError
 from compressor.installing import wheel_command
-from export.report.data import ReportData, headline, method_words
+from export.report.data import ReportData, headline
 from export.report.done_gained_lost import done, gained, lost
 from export.report.pages.markdown_report import kinds_tables, predicted_rows, warnings
 from export.report.text.markdown import escaped, fenced, table
@@ -19,30 +19,12 @@ from export.report.words.cuts import splits
 from export.report.words.dtypes import dtype_words
 from export.report.words.exits import EXIT_COLUMNS, exit_rows, may_exit, mean_words
 from export.report.words.ladder import claim, ran_on_gpu
+from export.report.words.methods import method_words
 from export.results.bench import bench_rows, ratio_words
 from export.results.verdict import verdict_words
 
 CARD_FILE = "README.md"
 CHECKED_COLUMNS = ("check", "outcome", "what it proves")
-PAPERS = {
-    "shortv": (
-        "ShortV: Efficient Multimodal Large Language Models by Freezing Visual Tokens in Ineffective "
-        "Layers, arXiv 2504.00502"
-    ),
-    "visual_exit": (
-        "VTW: Boosting Multimodal Large Language Models with Visual Tokens Withdrawal for Rapid Inference, "
-        "arXiv 2405.05803"
-    ),
-    "dyvte": (
-        "DyVTE: Accelerating Multimodal Large Language Models via Dynamic Visual-Token Exit and the "
-        "Empirical Findings, arXiv 2411.19628"
-    ),
-    "yopo": (
-        "YOPO: Treat Visual Tokens as Text? But Your MLLM Only Needs Fewer Efforts to See, arXiv 2410.06169"
-    ),
-}
-"""Where methods come from, by the name of the method."""
-
 LICENCE_KEYS = ("license", "license_name", "license_link")
 # Longer values are no licence.
 LONGEST_VALUE = 300
@@ -128,7 +110,7 @@ def _front_matter(data: ReportData, origin: Origin) -> str:
 
 
 def _papers(data: ReportData) -> list[str]:
-    lines = [f"- {PAPERS[method.name]}" for method in data.methods if method.name in PAPERS]
+    lines = [f"- {method.words.paper}" for method in data.methods if method.words.paper]
     return ["\n".join(["Papers:", "", *lines])] if lines else []
 
 
