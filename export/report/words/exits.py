@@ -96,7 +96,8 @@ def gates_words(gates: Gates) -> tuple[str, ...]:
     return (
         f"{'A gate' if single else 'Gates'} behind {runs(gates.candidates)} (method {label_of_gates()}, "
         f"hidden width {gates.width}): a small network that looks at the text tokens there while the "
-        "prompt is read. Behind the first one that fires there are no visual tokens: no rows, and no keys and values.",
+        "prompt is read. Behind the first one that fires there are no visual tokens: no rows, and no keys "
+        "and values.",
         modes[gates.mode],
         seen,
     )
