@@ -75,7 +75,7 @@ KINDS = ("config", "tokenizer", "tokenizer_config", "special_tokens_map", "added
         ("processor_config.json", half, "not JSON"),
         ("chat_template.jinja", no_text, "not UTF-8"),
         ("generation_config.json", half, "not JSON"),
-        *((f"{name}.json", no_object, "holds a JSON list, not an object") for name in KINDS),
+        *((f"{name}.json", no_object, "not a JSON object with keys, but a list") for name in KINDS),
         (
             "tokenizer.json",
             lambda p: p.write_text("{}"),

@@ -183,7 +183,7 @@ def _collected(problems: list[str], saved: Path, folder: Path) -> Iterator[None]
 def _template_problems(prompter: Prompter, folder: Path) -> list[str]:
     """Try the chat template on a question with a picture; one without need not be possible."""
     try:
-        prompter.encode([user_message(QUESTION)])
+        prompter.render([user_message(QUESTION)])
     except DataError as error:
         # What stands behind it is for those who write a conversation.
         why = error.problems[0].removeprefix("chat template: ").rpartition("; ")[0]

@@ -154,8 +154,8 @@ def _broken_text(path: Path) -> str | None:
         return f"{path}: not JSON: {first_line(failure)}; mend it, or copy or download it again"
     if path.name in TEXTS and path.suffix == ".json" and not isinstance(value, dict):
         return (
-            f"{path}: holds a JSON {type(value).__name__}, not an object with keys; copy or download the "
-            "file again"
+            f"{path}: not a JSON object with keys, but a {type(value).__name__}; copy or download the file "
+            "again"
         )
     return None
 
