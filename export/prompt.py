@@ -16,7 +16,7 @@ from typing import Any, Self
 import jinja2
 from tokenizers import Tokenizer, models
 
-from compressor.errors import DataError, ModelError
+from compressor.errors import DataError, ModelError, first_line
 from compressor.generation import model_settings
 from export.chat_template import compile_template, find_template
 from export.messages import Message, check_text, checked, image_count, texts
@@ -142,7 +142,8 @@ class Prompter:
             )
         except Exception as error:  # a template is a program and raises what it likes
             problem = (
-                f"chat template: cannot write this conversation: {error}; check roles and turns"
+                f"chat template: cannot write this conversation: {first_line(error)}; check roles and "
+                "turns"
             )
             raise DataError([problem]) from error
         self._check_rendered(turns, prompt)
