@@ -370,7 +370,7 @@ def _keep(staging: Path, place: _Place) -> Path | None:
     kept = _free(place.work, place)
     full = place.target / (staging.name + FULL_MARK)
     inner = place.target / staging.name
-    # Where both are there, the first may be what is left of the removal of the one that was copied.
+    # Last: beside a copy on another disk it may be what could not be removed of the original.
     found = next((path for path in (full, inner, staging) if path.is_dir()), None)
     if found is None:
         return None

@@ -5,7 +5,9 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -207,6 +209,37 @@ def test_a_hub_that_cannot_be_reached_is_one_line_soon(
     assert line.startswith(f"{named}: no such folder, the hub ({endpoint}) could not be reached (")
     assert "its cache does not hold it whole: give the local folder of a model, or " in line
     assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "says"),
+    [
+        (404, "RepoNotFound", "shows no such model: correct the name, or log in (HF_TOKEN) if"),
+        (404, "RevisionNotFound", "has no such revision of it: correct the name, or leave it out"),
+        (503, "", "cannot be fetched from the hub and is no local folder: "),
+    ],
+)
+def test_what_the_hub_answers_is_one_line_soon(
+    hub: socket.socket, status: int, code: str, says: str
+) -> None:
+    def answer() -> None:
+        with suppress(OSError):  # closed by the fixture
+            while True:
+                connection, _ = hub.accept()
+                connection.recv(1 << 16)
+                head = f"HTTP/1.1 {status} No\r\nX-Error-Code: {code}\r\n"
+                connection.sendall(f"{head}Content-Length: 0\r\nConnection: close\r\n\r\n".encode())
+                connection.close()
+
+    hub.settimeout(10)  # `accept` in a thread does not end when the socket is closed
+    Thread(target=answer, daemon=True).start()
+    started = time.monotonic()
+    with pytest.raises(ModelError) as caught:
+        local_folder("owner/name", "0" * 40)
+    assert time.monotonic() - started < 8
+    (line,) = caught.value.problems
+    assert line.startswith(f"owner/name at revision {'0' * 40}: ")
+    assert says in line
 
 
 def test_without_the_hub_its_cache_is_taken(hub: socket.socket, tmp_path: Path) -> None:

@@ -60,8 +60,11 @@ def _problem(named: str, endpoint: str, unanswered: Exception | None, failure: E
         HfHubHTTPError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
+        RevisionNotFoundError,
     )
 
+    if isinstance(failure, RevisionNotFoundError):
+        return f"{named}: the hub ({endpoint}) has no such revision of it: correct the name, or leave it out"
     if isinstance(unanswered, RepositoryNotFoundError):
         return (
             f"{named}: no such folder, and the hub ({endpoint}) shows no such model: correct the name, or "
