@@ -17,6 +17,7 @@ from compressor.families.guard import LFS_HEADER, reading
 from compressor.families.registry import read_processor
 from tests.models import Variant, make_llava
 from vtcompress import stages
+from vtcompress.cli import run
 
 
 @pytest.fixture
@@ -463,6 +464,56 @@ def test_an_index_that_names_files_elsewhere_is_refused(folder: Path, name: str)
     path.write_text(path.read_text().replace('"b.safetensors"', json.dumps(name)))
     (line,) = refused(folder)
     assert f"names {name!r}; only *.safetensors files beside it are read" in line
+
+
+def unweighted(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+
+
+def pickled(folder: Path) -> None:
+    (folder / WEIGHTS).rename(folder / "pytorch_model.bin")
+
+
+def one_shard(folder: Path) -> None:
+    shard(folder)[1].unlink()
+
+
+def hostile(folder: Path) -> None:
+    shard(folder)
+    path = folder / WEIGHTS_INDEX
+    path.write_text(path.read_text().replace('"b.safetensors"', '"../b.safetensors"'))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (unweighted, "no *.safetensors file: the weights are not here; copy or download them"),
+        (pickled, "no *.safetensors file; pickled weights are never loaded"),
+        (one_shard, f"b.safetensors: no such file, and {WEIGHTS_INDEX} names it"),
+        (hostile, "names '../b.safetensors'; only *.safetensors files beside it are read"),
+    ],
+)
+def test_inspect_tells_of_weights_that_are_not_there_beside_the_facts(
+    folder: Path,
+    tmp_path: Path,
+    spoil: Callable[[Path], None],
+    says: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert "problems" not in stages.inspect(folder)
+    spoil(folder)
+    found = stages.inspect(folder)
+    (line,) = found["problems"]
+    assert says in line
+    assert found["decoder"]["layers"] == 2
+    assert run(["-q", "inspect", str(folder)]) == 0
+    assert f"problem: {line}" in capsys.readouterr().out.splitlines()
+    # A plan names the model by a digest of its weights.
+    plan = tmp_path / "plan.json"
+    asked = ["plan", "--recipe", "identity", "--model", str(folder), "--output", str(plan)]
+    assert run(asked) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: {line}"
+    assert not plan.exists()
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"weight_map": [1]}', '{"weight_map": {"a": 1}}'])
