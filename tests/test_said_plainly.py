@@ -243,6 +243,12 @@ def test_calibration_data_that_is_not_read_is_told(
         assert notes(recipe, stage) == [
             f"note: {questions}: calibration data that is not read: {why}"
         ]
+    drawn = bare.override({"calibrate.samples": 5, "calibrate.seed": 7})
+    for why, stage in stages.items():
+        assert notes(drawn, stage) == [
+            f"note: calibrate.samples: 5: has no effect: {why}",
+            f"note: calibrate.seed: 7: has no effect: {why}",
+        ]
     # float16 graphs are run on it, so there it is read.
     export = stages["no method chooses by it"]
     assert notes(recipe.override({"export.dtype": "float16"}), export) == []
