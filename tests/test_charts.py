@@ -15,8 +15,8 @@ from export.report.charts.bars import (
     speed_chart,
 )
 from export.report.charts.decoder import decoder_picture, lane
-from export.report.done_gained_lost import WHY, WHY_IN_NO_HEAD
-from export.report.pages.html_report import TEMPLATES
+from export.report.render.html import TEMPLATES
+from export.report.sections.short import WHY, WHY_IN_NO_HEAD
 from export.report.text.svg import decades, element, nice_ticks, standalone
 from export.report.words.states import IN_NO_HEAD, READ_BY_NO_HEAD, STATES
 from export.results.bench import bench_rows

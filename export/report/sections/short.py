@@ -3,11 +3,10 @@
 from compressor.methods.entries import ShortV
 from compressor.plan.plan import LayerPlan, Plan, Reason
 from export.report.data import ReportData
-from export.report.words.checks import share
 from export.report.words.cuts import cut_sentences, read_by_no_head, semantics_words, splits
 from export.report.words.exits import counted, gates_words, may_exit, runs, timed_words
 from export.results.bench import BenchReport, bench_rows, speed_words, work_words
-from export.results.loss_report import LossReport
+from export.results.loss_report import LossReport, share
 from export.results.verdict import Verdict, verdict_words
 
 # What leaving out the work rests on, for every reason of a plan. Sources: VTW, "Boosting Multimodal Large
