@@ -17,7 +17,8 @@ from export.report.charts.bars import (
 from export.report.charts.decoder import decoder_picture, lane
 from export.report.render.html import TEMPLATES
 from export.report.sections.short import WHY, WHY_IN_NO_HEAD
-from export.report.text.svg import decades, element, nice_ticks, standalone
+from export.report.text.scale import decades, nice_ticks
+from export.report.text.svg import element, standalone
 from export.report.words.states import IN_NO_HEAD, READ_BY_NO_HEAD, STATES
 from export.results.bench import bench_rows
 from tests import facts
@@ -102,7 +103,7 @@ def test_every_contribution_finds_its_place_on_the_axis(values):
     assert list(scale.ticks) == sorted(set(scale.ticks))
     assert 2 <= len(scale.ticks) <= 8
     places = [scale.place(v) for v in values if v > 0]
-    assert all(scale.left <= p <= scale.left + scale.width + 1e-6 for p in places)
+    assert all(scale.start <= p <= scale.start + scale.length + 1e-6 for p in places)
 
 
 @given(st.floats(-1e3, 1e3), st.floats(0, 1e3), st.integers(2, 8))

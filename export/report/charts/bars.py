@@ -9,16 +9,8 @@ from markupsafe import Markup
 
 from compressor.plan.plan import Plan
 from export.report.charts.decoder import ROW, TOP, WIDTH
-from export.report.text.svg import (
-    decades,
-    line,
-    nice_ticks,
-    picture,
-    rect,
-    shortened,
-    striped,
-    text,
-)
+from export.report.text.scale import Scale, decades, nice_ticks
+from export.report.text.svg import line, picture, rect, shortened, text
 from export.report.words.states import STATES
 from export.results.bench import Timing, slower
 from export.results.loss_report import LossFigures
@@ -27,30 +19,6 @@ from export.results.loss_report import LossFigures
 LOG_FROM_RATIO = 20.0
 MOST_KINDS = 24
 LONGEST_NAME = 44
-
-
-@dataclass(frozen=True)
-class Scale:
-    """Values along a horizontal axis.
-
-    Attributes:
-        left: place of the axis' low end.
-        width: of the axis.
-        ticks: values that are marked, the first at the low end and the last at the high end.
-        logarithmic: whether equal steps are equal ratios.
-    """
-
-    left: float
-    width: float
-    ticks: tuple[float, ...]
-    logarithmic: bool = False
-
-    def place(self, value: float) -> float:
-        """Return where a value stands."""
-        low, high = self.ticks[0], self.ticks[-1]
-        if self.logarithmic:
-            low, high, value = math.log10(low), math.log10(high), math.log10(value)
-        return self.left + self.width * (value - low) / (high - low)
 
 
 def contribution_chart(contribution: Sequence[float], samples: int, plan: Plan) -> Markup:
@@ -126,12 +94,10 @@ def _layer_chart(
     unit = "KL in nats, logarithmic" if scale.logarithmic else "KL in nats"
     parts = [
         text(0, 12, "layer", "small"),
-        text(scale.left, 12, heading, "strong"),
-        text(scale.left, 26, unit, "small"),
+        text(scale.start, 12, heading, "strong"),
+        text(scale.start, 26, unit, "small"),
     ]
-    for value in scale.ticks:
-        x = scale.place(value)
-        parts += [line(x, TOP, x, bottom, "rule"), text(x, 39, f"{value:g}", "small", "middle")]
+    parts += scale.rules(TOP, bottom, 39)
     # Below the bars: figures must stay readable.
     if mark is not None and scale.ticks[0] <= mark <= scale.ticks[-1]:
         x = scale.place(mark)
@@ -158,21 +124,18 @@ def contribution_scale(values: Sequence[float]) -> Scale:
 
 def _layer_bar(key: str, layer: int, row: Bar, scale: Scale) -> list[Markup]:
     y, value = TOP + ROW * layer, row.value
-    width = max(scale.place(value) - scale.left, 1.0) if 0 < value < math.inf else 0.0
+    width = max(scale.place(value) - scale.start, 1.0) if 0 < value < math.inf else 0.0
     hint = f"layer {layer}: {value:.3g} nats"
-    if row.fill == "striped":
-        bar = striped(key, scale.left, y + 2, width, 12, hint)
-    else:
-        bar = rect(scale.left, y + 2, width, 12, row.fill, hint)
+    bar = rect(scale.start, y + 2, width, 12, row.fill, hint, key if row.fill == "striped" else "")
     figure = f"{value:.2g}" if value else "0"
     parts = [
         text(18, y + 11.5, str(layer), "small", "end"),
         bar,
-        text(scale.left + width + 4, y + 11.5, figure, "small halo"),
+        text(scale.start + width + 4, y + 11.5, figure, "small halo"),
     ]
     if row.word:
         class_ = "exited-word" if row.fill == "hollow" else "chosen-word"
-        parts.append(text(scale.left + width + 50, y + 11.5, row.word, f"{class_} halo"))
+        parts.append(text(scale.start + width + 50, y + 11.5, row.word, f"{class_} halo"))
     return parts
 
 
@@ -201,18 +164,11 @@ def speed_chart(predicted: float, timings: Sequence[tuple[str, Timing]]) -> Mark
     bottom = top + step * len(rows)
     one = scale.place(1.0)
     parts = [line(one, top - 4, one, bottom, "mark"), text(one, 9, "original", "small", "middle")]
-    for value in scale.ticks:
-        x = scale.place(value)
-        parts += [
-            line(x, top, x, bottom, "rule"),
-            text(x, bottom + 12, f"{value:g} x", "small", "middle" if value else "start"),
-        ]
+    parts += scale.rules(top, bottom, bottom + 12, " x")
     for number, (name, ratio, timing) in enumerate(rows):
         y = top + step * number
         width = scale.place(ratio)
-        bar = rect(0, y + 14, width, 13, "updated")
-        if timing is None:
-            bar = striped("speed", 0, y + 14, width, 13)
+        bar = rect(0, y + 14, width, 13, "updated", stripes="" if timing else "speed")
         parts += [text(0, y + 10, name, "halo"), bar]
         end = width
         if timing is not None:
