@@ -31,7 +31,8 @@ from export.report.words.exits import (
     staying,
     timed_plan,
 )
-from export.report.words.states import GATE, STATES
+from export.report.words.methods import state
+from export.report.words.states import GATE
 from export.runtime.runtime import Runtime
 from export.session.session import cached_rows, exit_of
 from tests import facts
@@ -95,8 +96,8 @@ def test_a_table_of_layers_tells_exited_frozen_dead_and_gates_apart():
         "frozen (shortv)",
         "updated",
         "frozen (dead rows: nobody reads them)",
-        "exited (vtw)",
-        "exited (vtw)",
+        "exited (visual_exit)",
+        "exited (visual_exit)",
     ]
     assert [row[1] for row in layer_table(GATED, "float32").rows] == [
         "updated",
@@ -148,7 +149,7 @@ def test_gates_are_marked_behind_their_layers_and_boxes_are_filled_by_shares():
 
 
 def test_contribution_draws_exited_layers_hollow_and_frozen_ones_striped():
-    root = drawn(contribution_chart(PROFILE.layer_contribution(), 1, FIXED))
+    root = drawn(contribution_chart(PROFILE.mean("layer_contribution"), 1, FIXED))
     assert len(of_class(root, "hollow")) == 2
     assert len([e for e in root.iter(f"{NAME}rect") if "url(#" in (e.get("fill") or "")]) == 2
     assert words(root).count("exited") == 2
@@ -160,7 +161,9 @@ def exits_profile(*measures):
     sample = SampleScore(
         visual=12,
         text=64,
-        layer_contribution=PROFILE.layer_contribution() if "layer_contribution" in measures else (),
+        layer_contribution=PROFILE.mean("layer_contribution")
+        if "layer_contribution" in measures
+        else (),
         exit_kl=(4.0, 2.0, 1.0, 0.5, 0.04, 0.002) if "exit_kl" in measures else (),
     )
     return PROFILE.model_copy(update={"measures": measures, "samples": (sample,)})
@@ -312,15 +315,19 @@ def test_exits_are_counted_beside_each_other_for_calibration_and_validation(tmp_
     assert "| behind layer 1 | 6 | 5 |" in model_card(data, Origin())
 
 
+EXITED = state(LayerPlan(index=1, visual="exited", reason="visual_exit"))[1]
+FROZEN = state(LayerPlan(index=1, visual="frozen", reason="shortv"))[1]
+
+
 def test_the_page_explains_each_state_that_it_shows_and_no_other(tmp_path):
     text = Structure(html_report(exited(tmp_path / "a", profile=PROFILE))).text
-    assert f"exited : {STATES['vtw'][1]}." in text
-    assert f"frozen : {STATES['shortv'][1]}." in text
+    assert f"exited : {EXITED}." in text
+    assert f"frozen : {FROZEN}." in text
     assert "a dotted line under the thick bar" in text
     assert "hollow: exited" in text
     assert GATE[1] not in text
     frozen = Structure(html_report(exited(tmp_path / "b", exit_layer=None))).text
-    assert STATES["vtw"][1] not in frozen
+    assert EXITED not in frozen
     assert "thick bar" not in frozen
     assert "Where visual tokens leave" not in frozen
 
@@ -446,7 +453,9 @@ def exit_artifact(tiny_model, questions, tmp_path_factory):
         {"model.id": str(tiny_model), "validate.data": questions, "validate.max_new_tokens": 4}
     )
     plan = vtcompress.plan(recipe)
-    layers = freeze_dead_rows((LayerPlan(index=0), LayerPlan.because(1, "vtw")))
+    layers = freeze_dead_rows(
+        (LayerPlan(index=0), LayerPlan(index=1, visual="exited", reason="visual_exit"))
+    )
     plan = plan.model_copy(update={"layers": layers})
     vtcompress.compress(recipe, plan, folder / "small")
     vtcompress.export(recipe, folder / "artifact", compressed=folder / "small", bench_rounds=1)

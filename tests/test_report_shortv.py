@@ -2,7 +2,7 @@
 
 import pytest
 
-from compressor.methods.entries import ShortV
+from compressor.methods.shortv import ShortV
 from export.artifact.manifest import Manifest
 from export.report.data import ReportData
 from export.report.sections.short import done

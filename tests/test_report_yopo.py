@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import vtcompress
-from compressor.methods.entries import Yopo
+from compressor.methods.yopo.method import Yopo
 from compressor.plan.cost import predict
 from compressor.plan.plan import LayerPlan, Plan
 from compressor.planner import make_plan
@@ -21,12 +21,13 @@ from export.report.charts.bars import contribution_chart
 from export.report.charts.decoder import VISUAL, decoder_picture, lane
 from export.report.charts.heads import head_chart, head_table
 from export.report.compare.comparison import compare_artifacts, comparison_table
-from export.report.data import figures, method_words
+from export.report.data import figures
 from export.report.pages.model_card import Origin, model_card
 from export.report.pages.report import html_report, markdown_report
 from export.report.render.markdown import escaped
 from export.report.words.cuts import cut_sentences, cuts_words, kept_heads, semantics
 from export.report.words.exits import cache_words, exits_table, gate_before, timed_plan, timed_words
+from export.report.words.methods import method_words
 from export.report.words.states import states
 from export.runtime.runtime import Runtime
 from export.session.session import cached_rows, exit_of
@@ -57,8 +58,8 @@ CUT = plan_of(
     LayerPlan(index=1, groups=(1,), window=3, neurons=FIRST),
     LayerPlan(index=2, groups=(), neurons=(0, 1, 2, 3, 4, 5)),
     LayerPlan(index=3, visual="frozen", reason="shortv", groups=(0,)),
-    LayerPlan.because(4, "yopo"),
-    LayerPlan.because(5, "yopo"),
+    LayerPlan(index=4, visual="exited", reason="yopo"),
+    LayerPlan(index=5, visual="exited", reason="yopo"),
     notes=(NOTE,),
 )
 MASKED = plan_of(
@@ -546,7 +547,8 @@ def test_pruned_heads_are_not_taken_for_an_exit():
     assert exit_of(cached_rows(MASKED.caches(), told), 76) is None
     # No visual head before the exit: nothing in these caches was ever longer than text.
     bare = plan_of(
-        LayerPlan(index=0, groups=()), *(LayerPlan.because(i, "yopo") for i in range(1, 6))
+        LayerPlan(index=0, groups=()),
+        *(LayerPlan(index=i, visual="exited", reason="yopo") for i in range(1, 6)),
     )
     held = cached_rows(bare.caches(), shapes_of(bare, rows_at(1)))
     assert held == (0, 64, 64, 64, 64, 64)

@@ -4,12 +4,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from compressor.contract.method import Method
 from compressor.disk.files import read_text
 from compressor.errors import ArtifactError
-from compressor.methods.entries import Method, Yopo
 from compressor.plan.cost import BYTES, predict
 from compressor.plan.plan import Plan
-from compressor.profile import Measure, Profile
+from compressor.profile import Profile
 from compressor.recipe import load_recipe
 from export.artifact.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE
 from export.artifact.manifest import Manifest
@@ -18,14 +18,12 @@ from export.report.words.cuts import kept_heads, neurons_kept, semantics, text_a
 from export.report.words.engine_facts import engine_facts
 from export.report.words.exits import cache_figures, staying
 from export.report.words.ladder import EngineFacts, Rung, claim, ladder
+from export.report.words.methods import asked_of
 from export.results.bench import slower
 from export.results.intervals import Interval
 
 READING = "reading of picture and question (prefill)"
 """What gets faster, in words that need no explanation."""
-
-# Keys of methods that only the training of gates reads.
-TRAINING = {"gate_width", "train"}
 
 
 @dataclass(frozen=True)
@@ -76,44 +74,11 @@ def report_data(folder: Path, manifest: Manifest) -> ReportData:
     )
 
 
-def measured(profile: Profile | None, measure: Measure) -> Any:
+def measured(profile: Profile | None, measure: str) -> Any:
     """Return a measure's means over the samples, one entry a layer; None if it was not measured."""
     if profile is None or measure not in profile.measures:
         return None
-    return getattr(profile, measure)()
-
-
-def asked_of(method: Method) -> dict[str, Any]:
-    """Return what was asked of a method, without what says nothing of the artifact.
-
-    Files go by their names: folders are those of another machine.
-    """
-    given = method.model_dump(exclude_none=True, exclude=TRAINING)
-    if isinstance(method, Yopo):
-        # Two switches that stand where the paper has them say nothing.
-        usual = {"causal": False, "select": "first"}
-        given = {key: value for key, value in given.items() if usual.get(key) != value}
-    return {key: _named(value) for key, value in given.items()}
-
-
-def _named(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _named(inner) for key, inner in value.items()}
-    return value.name if isinstance(value, Path) else value
-
-
-def method_words(method: Method) -> str:
-    """Return a method with what was asked of it, e.g. `shortv (frozen: 0.5)`."""
-    given = ", ".join(f"{key}: {_value(value)}" for key, value in asked_of(method).items())
-    return f"{method.name} ({given})"
-
-
-def _value(value: object) -> str:
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{key}: {_value(inner)}' for key, inner in value.items())}}}"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return profile.mean(measure)
 
 
 Figure = tuple[str, str]

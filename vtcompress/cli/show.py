@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from compressor.methods.dyvte.rule import first_to_fire, histogram
-from compressor.methods.shortv import ranking
+from compressor.methods import MEASURES
 from compressor.plan.plan import Plan
 from compressor.profile import Profile
 from export.artifact.manifest import Manifest
@@ -59,46 +58,14 @@ def show_plan(out: Output, chosen: Plan, dtype: str) -> None:
 
 
 def show_profile(out: Output, profile: Profile) -> None:
-    """Print what calibration measured, one table a measure."""
-    if "layer_contribution" in profile.measures:
-        contribution = profile.layer_contribution()
-        order = ranking(contribution)
-        out.table(
-            "Layer contribution",
-            ("layer", "KL, nats", "rank, lowest first"),
-            [(str(i), f"{v:.3e}", str(order.index(i) + 1)) for i, v in enumerate(contribution)],
-        )
-    if "exit_kl" in profile.measures:
-        rows = [(str(k), f"{value:.3e}") for k, value in enumerate(profile.exit_kl())]
-        out.table("Visual exit", ("first layer without visual tokens", "KL, nats"), rows)
-    if "head_score" in profile.measures:
-        heads = [
-            (str(i), f"{min(row):.3g}", f"{sum(row) / len(row):.3g}", f"{max(row):.3g}")
-            for i, row in enumerate(profile.head_score())
-        ]
-        out.table("Visual heads", ("layer", "lowest score", "mean", "highest"), heads)
-    if "neuron_activity" in profile.measures:
-        out.line(activity_words(profile))
-    if "gate_margin" in profile.measures:
-        layers = profile.gate_layers
-        exits = [first_to_fire(sample.gate_margin, layers) for sample in profile.samples]
-        fired, unfired = histogram(exits, layers)
-        rows = [(str(i), str(count)) for i, count in zip(layers, fired, strict=True)]
-        out.table("Gates", ("fires first after layer", "prompts"), [*rows, ("never", str(unfired))])
-
-
-def activity_words(profile: Profile) -> str:
-    """Return how the activity of MLP neurons was measured, and how unevenly it is spread."""
-    rows = profile.neuron_activity
-    shares = [sum(sorted(row)[len(row) // 2 :]) / sum(row) for row in rows if sum(row) > 0]
-    found = (
-        f"Neuron activity: mean magnitude of what enters the MLP's last projection, over visual rows and "
-        f"{len(profile.samples)} samples, for {len(rows[0]):,} neurons in each of {len(rows)} layers."
-    )
-    if shares:
-        spread = f"{min(shares):.0%} to {max(shares):.0%}"
-        found += f" The more active half of a layer's neurons carries {spread} of it."
-    return found
+    """Print what calibration measured, one table or sentence a measure."""
+    for name in MEASURES:
+        if name in profile.measures:
+            found = MEASURES[name].table(profile.found(name))
+            if found.columns:
+                out.table(found.title, found.columns, list(found.rows))
+            else:
+                out.line(found.title)
 
 
 def show_checks(

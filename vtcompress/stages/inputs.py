@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from compressor.disk.files import is_folder
 from compressor.errors import MissingExtraError, RecipeError
 from compressor.facts import ModelFacts
-from compressor.methods.entries import Yopo
 from compressor.profile import Profile
 from compressor.progress import Progress
 from compressor.recipe import Recipe
@@ -99,12 +98,10 @@ def note_unread_data(recipe: Recipe, why: str, progress: Progress) -> None:
 
 def source_paths(recipe: Recipe) -> tuple[Path, ...]:
     """Return the files and folders that a recipe names and a run reads."""
-    yopo = next((method for method in recipe.methods if isinstance(method, Yopo)), None)
     named = [
         recipe.calibrate.data,
         recipe.validation.data,
-        recipe.dyvte.gates if recipe.dyvte else None,
-        yopo.heads.mask if yopo and yopo.heads else None,
+        *(path for method in recipe.methods for path in method.paths()),
     ]
     if recipe.model.id is not None and is_folder(Path(recipe.model.id)):
         named.append(Path(recipe.model.id))

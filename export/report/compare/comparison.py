@@ -7,12 +7,13 @@ from typing import Any, Literal
 
 from compressor.disk.model_digest import alike
 from compressor.errors import ArtifactError
+from compressor.methods import label_of_cuts
 from export.artifact.artifact import PLAN_FILE, RECIPE_FILE, Artifact
 from export.artifact.manifest import Manifest
-from export.report.data import method_words
 from export.report.document import Table
 from export.report.words.cuts import cuts_words
 from export.report.words.exits import exits_words
+from export.report.words.methods import method_words
 from export.results.bench import bench_rows, ratio_words
 from export.results.intervals import Interval
 from export.results.loss_report import nats, share
@@ -290,7 +291,7 @@ def comparison_table(comparison: Comparison) -> Table:
         ("methods", lambda entry: ", ".join(entry.methods) or "none"),
         ("frozen layers", lambda entry: f"{entry.frozen} of {entry.layers}"),
         ("exited layers", lambda entry: entry.exits),
-        ("YOPO's cuts", lambda entry: entry.cuts),
+        (f"{label_of_cuts()}'s cuts", lambda entry: entry.cuts),
         ("predicted prefill", lambda entry: f"{entry.predicted:.2f} x"),
         ("measured prefill", lambda entry: entry.measured_words),
         ("measured decode step", lambda entry: entry.decode_words),

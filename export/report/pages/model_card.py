@@ -24,25 +24,6 @@ from export.report.words.ladder import ran_on_gpu
 from export.results.bench import bench_rows, ratio_words
 
 CARD_FILE = "README.md"
-PAPERS = {
-    "shortv": (
-        "ShortV: Efficient Multimodal Large Language Models by Freezing Visual Tokens in Ineffective "
-        "Layers, arXiv 2504.00502"
-    ),
-    "visual_exit": (
-        "VTW: Boosting Multimodal Large Language Models with Visual Tokens Withdrawal for Rapid Inference, "
-        "arXiv 2405.05803"
-    ),
-    "dyvte": (
-        "DyVTE: Accelerating Multimodal Large Language Models via Dynamic Visual-Token Exit and the "
-        "Empirical Findings, arXiv 2411.19628"
-    ),
-    "yopo": (
-        "YOPO: Treat Visual Tokens as Text? But Your MLLM Only Needs Fewer Efforts to See, arXiv 2410.06169"
-    ),
-}
-"""Where methods come from, by the name of the method."""
-
 LICENCE_KEYS = ("license", "license_name", "license_link")
 # Longer values are no licence.
 LONGEST_VALUE = 300
@@ -118,7 +99,7 @@ def _front_matter(data: ReportData, origin: Origin) -> str:
 
 
 def _method(data: ReportData) -> list[Block]:
-    papers = tuple(PAPERS[method.name] for method in data.methods if method.name in PAPERS)
+    papers = tuple(method.words.paper for method in data.methods if method.words.paper)
     blocks = [
         Words(f"Methods of the recipe: {methods_words(data.methods)}."),
         Words(" ".join(done(data))),

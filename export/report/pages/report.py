@@ -1,8 +1,8 @@
 """The report of an artifact: one document, as HTML and as Markdown."""
 
-from compressor.methods.entries import Method
+from compressor.contract.method import Method
 from export.artifact.manifest import Manifest
-from export.report.data import ReportData, headline, method_words
+from export.report.data import ReportData, headline
 from export.report.document import (
     Beside,
     Block,
@@ -25,6 +25,7 @@ from export.report.sections.layers import layers_section
 from export.report.sections.short import done, gained, lost
 from export.report.sections.speed import speed_section
 from export.report.words.ladder import ran_on_gpu
+from export.report.words.methods import method_words
 
 HTML_FILE, MARKDOWN_FILE = "report.html", "report.md"
 

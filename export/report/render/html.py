@@ -6,7 +6,6 @@ Everything that comes from a recipe, data or a model is escaped by the template;
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from export.report.document import Document
@@ -21,6 +20,9 @@ TONES = {"lost": "bad", "won": "good", "same": ""}
 
 def html(document: Document) -> str:
     """Return the whole page; every value is escaped unless it is markup of ours."""
+    # Commands that write no page start without it.
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,

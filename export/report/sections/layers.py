@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 
-from compressor.methods.entries import Method, VisualExit
+from compressor.contract.measure import Measure
+from compressor.contract.method import Method
+from compressor.methods import MEASURES
 from compressor.plan.cost import BYTES, predict
 from compressor.plan.plan import LayerPlan, Plan
-from compressor.profile import Measure, Profile
+from compressor.profile import Profile
 from export.report.charts.bars import contribution_chart, exit_chart
 from export.report.charts.decoder import decoder_picture
 from export.report.charts.heads import head_chart, head_table
@@ -26,11 +28,6 @@ from export.report.words.exits import exits_table, gates_words, mean_words, stay
 from export.report.words.states import states
 from export.results.loss_report import LossReport
 
-# Measures of a layer, with the heading of their column.
-MEASURES: dict[Measure, str] = {
-    "layer_contribution": "contribution (KL, nats)",
-    "exit_kl": "exit before it (KL, nats)",
-}
 HEAD_WORDS = (
     "Head scores: the attention that text tokens pay to visual tokens, divided by what they pay to text "
     "tokens."
@@ -99,7 +96,8 @@ def _measures(data: ReportData) -> list[Block]:
         )
         found.append(Chart(contribution_chart(values, samples, plan), caption))
     if (values := measured(profile, "exit_kl")) is not None:
-        allowed = next((m.max_kl for m in data.methods if isinstance(m, VisualExit)), None)
+        bounds = (method.bounds().get("exit_kl") for method in data.methods)
+        allowed = next((bound for bound in bounds if bound is not None), None)
         caption = (
             "Where visual tokens may leave: how much the next token's distribution changes if they are gone "
             f"from a layer on, {mean}. Striped: the exit of this artifact."
@@ -111,13 +109,23 @@ def _measures(data: ReportData) -> list[Block]:
             "do not."
         )
         found.append(Chart(head_chart(values, samples, plan), caption))
+    drawn = ("layer_contribution", "exit_kl")
+    for measure in (m for m in _of_layers() if m.name not in drawn):
+        if (values := measured(profile, measure.name)) is not None:
+            caption = f"{measure.words.capitalize()}, {mean}."
+            found.append(Chart(contribution_chart(values, samples, plan, measure), caption))
     return found
+
+
+def _of_layers() -> list[Measure]:
+    """Return the measures with one value a layer."""
+    return [measure for measure in MEASURES.values() if measure.shape == ("layers",)]
 
 
 def layer_table(plan: Plan, dtype: str, profile: Profile | None = None) -> Table:
     """Return one row a layer: what visual rows do, what is cut, work, what was measured, and the KV cache."""
     before, after, size = predict(plan.naive()), predict(plan), BYTES[dtype]
-    values = {title: measured(profile, name) for name, title in MEASURES.items()}
+    values = {m.words: measured(profile, m.name) for m in _of_layers()}
     columns = {
         "layer": [str(layer.index) for layer in plan.layers],
         "visual rows": _what_visual_rows_do(plan),

@@ -1,5 +1,6 @@
 """Work, times, caches and memory: predicted by counting, and measured."""
 
+from compressor.methods import label_of_cuts
 from compressor.plan.plan import Plan
 from export.artifact.manifest import Manifest
 from export.report.charts.bars import speed_chart
@@ -91,7 +92,7 @@ def workload_words(data: ReportData) -> str:
     if may_exit(plan):
         words += f"; exited: {exits_words(plan)}"
     if (cuts := cuts_words(plan, data.methods)) != "none":
-        words += f"; YOPO: {cuts}"
+        words += f"; {label_of_cuts()}: {cuts}"
     return f"{words}. {mean_words(plan)}".strip()
 
 

@@ -7,6 +7,7 @@ counted: over the calibration prompts, over the validation questions, and for th
 from collections import Counter
 from collections.abc import Iterable
 
+from compressor.methods import label_of_gates
 from compressor.plan.cost import predict
 from compressor.plan.plan import Gates, Plan, Workload
 from export.report.document import Table
@@ -92,9 +93,10 @@ def gates_words(gates: Gates) -> tuple[str, ...]:
             f"({most})."
         )
     return (
-        f"{'A gate' if single else 'Gates'} behind {runs(gates.candidates)} (method DyVTE, hidden width "
-        f"{gates.width}): a small network that looks at the text tokens there while the prompt is read. "
-        "Behind the first one that fires there are no visual tokens: no rows, and no keys and values.",
+        f"{'A gate' if single else 'Gates'} behind {runs(gates.candidates)} (method {label_of_gates()}, "
+        f"hidden width {gates.width}): a small network that looks at the text tokens there while the "
+        "prompt is read. Behind the first one that fires there are no visual tokens: no rows, and no keys "
+        "and values.",
         modes[gates.mode],
         seen,
     )

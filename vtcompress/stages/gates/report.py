@@ -5,9 +5,9 @@ from typing import Annotated
 
 from pydantic import Field
 
+from compressor.contract.gated import GateTraining
 from compressor.disk.files import write_text
 from compressor.facts import Facts
-from compressor.methods.entries import GateTraining
 from export.report.sections.checks import kinds_tables
 from export.results.loss_report import LossReport
 from vtcompress.console import Output
