@@ -16,8 +16,9 @@ from export.report.charts.bars import (
     speed_chart,
 )
 from export.report.charts.decoder import decoder_picture, lane
-from export.report.pages.html_report import TEMPLATES
-from export.report.text.svg import decades, element, nice_ticks, standalone
+from export.report.render.html import TEMPLATES
+from export.report.text.scale import decades, nice_ticks
+from export.report.text.svg import element, standalone
 from export.report.words.methods import state, why
 from export.results.bench import bench_rows
 from tests import facts
@@ -114,7 +115,7 @@ def test_every_contribution_finds_its_place_on_the_axis(values):
     assert list(scale.ticks) == sorted(set(scale.ticks))
     assert 2 <= len(scale.ticks) <= 8
     places = [scale.place(v) for v in values if v > 0]
-    assert all(scale.left <= p <= scale.left + scale.width + 1e-6 for p in places)
+    assert all(scale.start <= p <= scale.start + scale.length + 1e-6 for p in places)
 
 
 @given(st.floats(-1e3, 1e3), st.floats(0, 1e3), st.integers(2, 8))

@@ -14,7 +14,7 @@ import vtcompress
 from compressor.errors import VtcompressError
 from export.checks import memory
 from export.report.data import ReportData
-from export.report.pages.markdown_report import markdown_report
+from export.report.pages.report import markdown_report
 from export.runtime.runtime import Runtime
 from tests.models import make_picture
 from tests.runtimes import exported
@@ -215,7 +215,7 @@ def test_a_manifest_from_before_memory_was_measured_still_loads(artifact: Path) 
     manifest = vtcompress.Manifest.model_validate_json(json.dumps(document))
     assert manifest.memory is None
     plan = vtcompress.Plan.load(artifact / "plan.json")
-    assert "## Memory\n\nNot measured." in markdown_report(ReportData(manifest, plan))
+    assert "\n\nMemory: not measured.\n" in markdown_report(ReportData(manifest, plan))
 
 
 def test_a_measuring_process_that_fails_is_told_in_one_line(artifact: Path, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_method_recipe_figures_and_limits_stand_in_the_card(tmp_path):
     assert f"```yaml\n{RECIPE}```" in text
     assert "| prefill | 1.60 x (1.55 to 1.65) | measured |" in text
     assert "| prefill MFLOPs | 2.00 x | predicted |" in text
-    assert "Export fidelity: passed (max abs 3.00e-06" in text
+    assert "its graphs, 7 outputs): max abs 3.00e-06" in text
     assert "| count | 8 |" in text
     assert "vtcompress generate . --image" in text
     assert "weight file does not shrink" in text
@@ -63,8 +63,9 @@ def test_method_recipe_figures_and_limits_stand_in_the_card(tmp_path):
 
 def test_an_artifact_without_checks_claims_none(tmp_path):
     text = card(tmp_path)
-    assert "Export fidelity:" not in text
-    assert "Compression loss on" not in text
+    assert "Export fidelity: not run." in text
+    assert "Compression loss: not run, there was no validation data." in text
+    assert "passed" not in text
     assert "No time was measured." in text
 
 

@@ -5,7 +5,7 @@ import pytest
 from compressor.methods.shortv import ShortV
 from export.artifact.manifest import Manifest
 from export.report.data import ReportData
-from export.report.done_gained_lost import done
+from export.report.sections.short import done
 from tests import facts
 
 

@@ -113,16 +113,11 @@ def _cut_at_all(plan: Plan) -> tuple[bool, ...]:
     )
 
 
-def cut_columns(plan: Plan) -> tuple[str, ...]:
-    """Return the head of `cut_rows`: the columns in which the plan cuts anything."""
-    return tuple(c for c, cut in zip(CUT_COLUMNS, _cut_at_all(plan), strict=True) if cut)
-
-
-def cut_rows(plan: Plan) -> list[tuple[str, ...]]:
-    """Return one row a layer: heads, window and neurons of visual tokens; empty rows without cuts."""
-    cells = [cell for cell, cut in zip(_CELLS, _cut_at_all(plan), strict=True) if cut]
+def cut_columns(plan: Plan) -> dict[str, list[str]]:
+    """Return a column for every kind of cut that a plan makes: one cell a layer, by its heading."""
     dims = plan.model.decoder
-    return [tuple(cell(layer, dims) for cell in cells) for layer in plan.layers]
+    kinds = zip(CUT_COLUMNS, _CELLS, _cut_at_all(plan), strict=True)
+    return {name: [cell(x, dims) for x in plan.layers] for name, cell, cut in kinds if cut}
 
 
 def text_alone_values(plan: Plan) -> tuple[int, ...]:
@@ -140,16 +135,11 @@ def splits(plan: Plan) -> bool:
     return any(layer.split for layer in plan.layers)
 
 
-def kv_text_columns(plan: Plan) -> tuple[str, ...]:
-    """Return the head of `kv_text_rows`."""
-    return (KV_TEXT_COLUMN,) if splits(plan) else ()
-
-
-def kv_text_rows(plan: Plan, dtype: str) -> list[tuple[str, ...]]:
-    """Return one row a layer: bytes in caches of heads without visual tokens; empty rows if none are."""
+def text_alone_columns(plan: Plan, dtype: str) -> dict[str, list[str]]:
+    """Return the column of bytes in caches of heads without visual tokens; none where all have some."""
     if not splits(plan):
-        return [()] * len(plan.layers)
-    return [(f"{values * BYTES[dtype]:,}",) for values in text_alone_values(plan)]
+        return {}
+    return {KV_TEXT_COLUMN: [f"{values * BYTES[dtype]:,}" for values in text_alone_values(plan)]}
 
 
 def cuts_words(plan: Plan, methods: Sequence[Method] = ()) -> str:

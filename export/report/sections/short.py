@@ -2,12 +2,11 @@
 
 from compressor.plan.plan import Plan
 from export.report.data import ReportData
-from export.report.words.checks import share
 from export.report.words.cuts import cut_sentences, semantics_words, splits
 from export.report.words.exits import counted, gates_words, may_exit, runs, timed_words
 from export.report.words.methods import whys
 from export.results.bench import BenchReport, bench_rows, speed_words, work_words
-from export.results.loss_report import LossReport
+from export.results.loss_report import LossReport, share
 from export.results.verdict import Verdict, verdict_words
 
 
