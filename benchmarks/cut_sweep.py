@@ -26,7 +26,7 @@ from benchmarks.sweep import (
 from compressor.calibration.resume import Task
 from compressor.calibration.run import calibrate
 from compressor.families import load
-from compressor.methods.entries import Yopo
+from compressor.methods.yopo.method import Yopo
 from compressor.plan.cost import predict, predicted_speedup
 from compressor.planner import make_plan
 from compressor.samples.questions import read_samples

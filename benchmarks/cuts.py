@@ -41,7 +41,7 @@ from benchmarks.interleaved import (
     ratio,
 )
 from compressor.facts import ModelFacts
-from compressor.methods.entries import Yopo
+from compressor.methods.yopo.method import Yopo
 from compressor.plan.cost import predict, predicted_speedup
 from compressor.plan.plan import Plan, Workload
 from compressor.planner import make_plan

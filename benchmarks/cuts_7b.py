@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.decoder_models import random_model
 from compressor.facts import ModelFacts
-from compressor.methods.entries import Yopo
+from compressor.methods.yopo.method import Yopo
 from compressor.plan.cost import predict
 from compressor.plan.plan import Plan, Workload
 from compressor.planner import leave, make_plan
@@ -74,7 +74,7 @@ def main() -> None:
             plan = plan_of(cuts, Path(name))
             before, after = predict(plan.naive()), predict(plan)
             # An exit at layer 1 leaves layer 0 alone with visual rows: 31 layers cost what text costs.
-            text_alone = predict(leave(plan.naive(), 1, "vtw")).layer_flops[-1] * LAYERS
+            text_alone = predict(leave(plan.naive(), 1, "visual_exit")).layer_flops[-1] * LAYERS
             text_alone += before.head_flops
             saved = before.flops - after.flops
             print(

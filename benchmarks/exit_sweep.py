@@ -27,7 +27,7 @@ from benchmarks.sweep import (
 from compressor.calibration.resume import Task
 from compressor.calibration.run import calibrate
 from compressor.families import load
-from compressor.methods.entries import VisualExit
+from compressor.methods.visual_exit import VisualExit
 from compressor.plan.cost import predict, predicted_speedup
 from compressor.plan.edits import identity_plan
 from compressor.plan.plan import Workload
@@ -87,7 +87,7 @@ def sweep(rounds: int, heldout_samples: int | None) -> tuple[list[Row], int | No
             model.facts, model.digest, Workload(text=profile.typical_text_rows())
         )
         for layer in [*range(1, layers), None]:
-            plan = original if layer is None else leave(original, layer, "vtw")
+            plan = original if layer is None else leave(original, layer, "visual_exit")
             runtime = runtime_of(model, plan, folder)
             (on_calibration, _), (on_heldout, kinds) = (
                 exact_match(runtime, samples) for samples in (calibration, heldout)
@@ -95,7 +95,7 @@ def sweep(rounds: int, heldout_samples: int | None) -> tuple[list[Row], int | No
             report = timed(model, plan, rounds)
             row = Row(
                 layer=layer,
-                kl=0.0 if layer is None else profile.exit_kl()[layer],
+                kl=0.0 if layer is None else profile.mean("exit_kl")[layer],
                 calibration=on_calibration,
                 heldout=on_heldout,
                 kinds=kinds,

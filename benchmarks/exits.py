@@ -80,7 +80,7 @@ def plans(layers: int, vocab: int) -> dict[str, Plan]:
     return {
         "naive": identity.naive(),
         "identity": identity,
-        "exit": leave(identity, layers // 2, "vtw"),
+        "exit": leave(identity, layers // 2, "visual_exit"),
         "dynamic": Plan.model_validate({**dict(identity), "gates": gates}),
     }
 

@@ -54,7 +54,7 @@ def facts() -> ModelFacts:
 def plan_of(name: str) -> Plan:
     """Return one of `PLANS`."""
     plan = identity_plan(facts(), "random")
-    return plan if name == "identity" else leave(plan, LAYERS // 2, "vtw")
+    return plan if name == "identity" else leave(plan, LAYERS // 2, "visual_exit")
 
 
 def limits_of(capacity: int) -> Limits:

@@ -86,7 +86,7 @@ def _row(
     data: tuple[Sequence[Sample], Sequence[Sample]],
     rounds: int,
 ) -> Row:
-    layers = ranking(profile.layer_contribution())[:count]
+    layers = ranking(profile.mean("layer_contribution"))[:count]
     workload = Workload(text=profile.typical_text_rows())
     plan = freeze(identity_plan(model.facts, model.digest, workload), layers, "shortv")
     runtime = runtime_of(model, plan, folder)

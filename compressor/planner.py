@@ -1,35 +1,29 @@
 """Turns a recipe's methods and a profile into a plan; refuses what makes no sense, all reasons at once.
 
-The order of the list says nothing: exits come first, then YOPO's cuts, then ShortV, so that a share counts
-what the others leave. Recipes of format 1 are applied as they were: in the order of the list.
+The order of the list says nothing: methods have turns, exits first, so that a share counts what the others
+leave. Recipes of format 1 are applied as they were: in the order of the list.
 """
 
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Final
+from dataclasses import dataclass, replace
 
+from compressor.contract.measure import Measure
+from compressor.contract.method import CannotError, Evidence, Files, Method
 from compressor.disk.gate_file import GateFile
 from compressor.errors import PlanError
 from compressor.facts import ModelFacts
-from compressor.methods.dyvte.method import gate_candidates, gate_file
-from compressor.methods.entries import DyVTE, Method, ShortV, VisualExit, Yopo
-from compressor.methods.notes import notes
-from compressor.methods.steps import CannotError, Step
-from compressor.methods.yopo.head_mask import MaskReader, mask_reader
-from compressor.methods.yopo.method import measures_for, unfit
+from compressor.methods import MEASURES, OLDER_FORMAT, gated
 from compressor.plan.cost import predicted_speedup
 from compressor.plan.edits import freeze, identity_plan, leave
 from compressor.plan.plan import Plan, Workload
-from compressor.profile import Measure, Profile
+from compressor.profile import Profile
 from compressor.recipe import RECIPE_FORMAT, Recipe
-from compressor.schema.values import layer_at
 
 __all__ = [
     "check_layers",
     "check_methods",
     "freeze",
-    "gate_candidates",
-    "gate_file",
     "identity_plan",
     "leave",
     "make_plan",
@@ -38,36 +32,20 @@ __all__ = [
     "plan_recipe",
 ]
 
-TURNS: Final[tuple[type[Method], ...]] = (VisualExit, DyVTE, Yopo, ShortV)
-"""The order in which methods are applied; YOPO's exit (`off_from`) excludes the others' exits."""
 
-
-def measures_needed(methods: Sequence[Method]) -> tuple[Measure, ...]:
+def measures_needed(methods: Sequence[Method]) -> tuple[str, ...]:
     """Return what calibration must measure for the methods to choose by."""
-    needed: list[Measure] = []
-    for method in methods:
-        if isinstance(method, ShortV) and method.layers is None:
-            needed.append("layer_contribution")
-        if isinstance(method, VisualExit) and method.max_kl is not None:
-            needed.append("exit_kl")
-        if isinstance(method, DyVTE) and method.exit == "baked":
-            needed.append("gate_margin")
-        if isinstance(method, Yopo):
-            needed += measures_for(method)
-    return tuple(needed)
+    return _names([measure for method in methods for measure in method.needs()])
 
 
-def measures_of(methods: Sequence[Method]) -> tuple[Measure, ...]:
+def measures_of(methods: Sequence[Method]) -> tuple[str, ...]:
     """Return what a calibration for these methods measures: what they need and what reports show of them."""
-    kinds: dict[type[Method], Measure] = {
-        ShortV: "layer_contribution",
-        VisualExit: "exit_kl",
-        DyVTE: "gate_margin",
-    }
-    measures: list[Measure] = []
-    for method in methods:
-        measures += measures_for(method) if isinstance(method, Yopo) else [kinds[type(method)]]
-    return tuple(measures) or ("layer_contribution", "exit_kl")
+    shown = _names([measure for method in methods for measure in method.shows()])
+    return shown or _names([measure for measure in MEASURES.values() if measure.unasked])
+
+
+def _names(measures: Sequence[Measure]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(measure.name for measure in measures))
 
 
 def check_methods(facts: ModelFacts, methods: Sequence[Method]) -> GateFile | None:
@@ -78,18 +56,12 @@ def check_methods(facts: ModelFacts, methods: Sequence[Method]) -> GateFile | No
 
     Raises:
         PlanError: layers that do not exist, or heads, windows and ratios that do not fit; all of them.
-        GatesError: as `gate_file`.
+        GatesError: as `GatedMethod.gate_file`.
     """
-    masks = mask_reader(facts.decoder)
-    problems = [
-        problem
-        for number, method in enumerate(methods)
-        for problem in _unfit(method, facts, f"compress[{number}].{method.name}", masks)
-    ]
-    if problems:
+    if problems := [line for step in _steps(methods) for line in step.unfit(facts)]:
         raise PlanError(problems)
-    gates = [gate_file(method, facts, None) for method in methods if isinstance(method, DyVTE)]
-    return gates[0] if gates else None
+    method = gated(methods)
+    return None if method is None else method.gate_file(facts, None)
 
 
 def check_layers(layers: int, methods: Sequence[Method]) -> None:
@@ -98,52 +70,71 @@ def check_layers(layers: int, methods: Sequence[Method]) -> None:
     Raises:
         PlanError: all of them.
     """
-    problems = [
-        problem
-        for number, method in enumerate(methods)
-        for problem in _beyond(method, layers, f"compress[{number}].{method.name}")
-    ]
-    if problems:
+    if problems := [line for step in _steps(methods) for line in step.beyond(layers)]:
         raise PlanError(problems)
 
 
-def _unfit(method: Method, facts: ModelFacts, where: str, masks: MaskReader) -> list[str]:
-    """Return what of a method the model rules out."""
-    problems = _beyond(method, facts.decoder.layers, where)
-    return problems + unfit(method, facts, where, masks) if isinstance(method, Yopo) else problems
+@dataclass(frozen=True)
+class _Step:
+    """A method with what it is applied by."""
+
+    method: Method
+    evidence: Evidence
+
+    def beyond(self, layers: int) -> list[str]:
+        """Return the problems of layer numbers that a method gives and the model does not have."""
+        return [
+            problem
+            for named in self.method.layers_named(layers)
+            for problem in named.problems(layers, self.evidence.where)
+        ]
+
+    def unfit(self, facts: ModelFacts) -> list[str]:
+        """Return what of a method the model rules out."""
+        wrong = self.beyond(facts.decoder.layers)
+        return wrong + self.method.problems(facts, self.evidence)
+
+    def applied(self, plan: Plan, later: Sequence["_Step"] = ()) -> Plan:
+        """Return the plan with the method applied.
+
+        Args:
+            plan: what others made.
+            later: steps that are still to come; a speed-up is that of them all.
+
+        Raises:
+            CannotError: it cannot be.
+        """
+
+        def rest(made: Plan) -> Plan:
+            for step in later:
+                # What cannot be applied is said when its own turn comes.
+                with suppress(CannotError):
+                    made = made if step.method.seeks_speedup() else step.applied(made)
+            return made
+
+        return self.method.apply(plan, replace(self.evidence, rest=rest))
 
 
-def _beyond(method: Method, layers: int, where: str) -> list[str]:
-    """Return the problems of layer numbers that a method gives and the model does not have."""
-    last = layers - 1
-    if isinstance(method, ShortV):
-        wrong = _outside(method.layers or (), layers, f"{where}.layers", 0, last)
-        remedy = "give layers of this model, or a share (frozen), which calibration chooses by"
-        return [f"{problem}: {remedy}" for problem in wrong]
-    if isinstance(method, DyVTE):
-        # Behind the last layer there is nothing to save.
-        return _outside(method.candidates or (), layers, f"{where}.candidates", 0, last - 1)
-    if isinstance(method, Yopo):
-        kept = _outside(method.keep_layers or (), layers, f"{where}.keep_layers", 0, last)
-        off = () if method.off_from is None else (layer_at(method.off_from, layers),)
-        return kept + _outside(off, layers, f"{where}.off_from", 1, last)
-    layer = None if method.layer is None else layer_at(method.layer, layers)
-    given = {"layer": layer, "first_layer": method.first_layer}
+def _steps(
+    methods: Sequence[Method], profile: Profile | None = None, recipe_format: int = RECIPE_FORMAT
+) -> list[_Step]:
+    """Return the methods in the order of the list, each with its place in the recipe."""
+    evidence = Evidence("", files=Files(), whole_shares=recipe_format == 1)
+    if profile is not None:
+        state = "the profile has no {name}"
+        if not profile.complete:
+            state = f"there is a profile of {len(profile.samples)} of {profile.total} samples"
+        evidence = replace(
+            evidence,
+            measured=profile.measured() if profile.complete else {},
+            measures=profile.measures,
+            state=state,
+            gates_under=profile.gates_under,
+        )
     return [
-        problem
-        for key, value in given.items()
-        if value is not None
-        for problem in _outside((value,), layers, f"{where}.{key}", 1, last)
+        _Step(method, replace(evidence, where=f"compress[{number}].{method.name}"))
+        for number, method in enumerate(methods)
     ]
-
-
-def _outside(given: Sequence[int], layers: int, where: str, least: int, most: int) -> list[str]:
-    wrong = [i for i in given if not least <= i <= most]
-    if not wrong:
-        return []
-    verb = "is" if len(wrong) == 1 else "are"
-    listed = ", ".join(map(str, wrong))
-    return [f"{where}: {listed} {verb} outside {least}..{most}; the model has {layers} layers"]
 
 
 def make_plan(
@@ -164,8 +155,8 @@ def make_plan(
         profile: needed by methods that choose by what calibration measures.
         workload: prefill that predictions refer to; by default one image and the profile's median T,
             without samples an assumed one.
-        recipe_format: of the recipe; 1: methods are applied in the order of the list, and ShortV's share is
-            one of all layers.
+        recipe_format: of the recipe; 1: methods are applied in the order of the list, and a share is one of
+            all layers.
 
     Raises:
         PlanError: layers that do not exist, a speed-up out of reach, a missing profile; all named.
@@ -183,15 +174,20 @@ def make_plan(
                 f"the profile has {profile.layers} layers, the model {facts.decoder.layers}; calibrate anew"
             ]
         )
-    masks = mask_reader(facts.decoder)
-    numbered = [(f"compress[{n}].{method.name}", method) for n, method in enumerate(methods)]
-    made = _applied(plan, numbered, profile, masks, recipe_format)
-    said = notes(made, methods, masks, profile, recipe_format)
+    steps = _steps(methods, profile, recipe_format)
+    made = _applied(plan, steps, in_turn=recipe_format > 1)
+    said = [note for step in steps for note in step.method.notes(made, step.evidence)]
+    if methods and all(layer.visual != "update" for layer in made.layers):
+        said.append(
+            "compress: no layer updates visual rows: whatever the picture is, text tokens read it as the "
+            "projector gave it, in front of the first layer"
+        )
     if recipe_format == 1:
         with suppress(PlanError):  # what is refused today cannot be compared with
-            today = _applied(plan, numbered, profile, masks, RECIPE_FORMAT)
+            new = [replace(s, evidence=replace(s.evidence, whole_shares=False)) for s in steps]
+            today = _applied(plan, new, in_turn=True)
             said += _older_format_note(made, today)
-    return Plan.model_validate({**dict(made), "notes": said})
+    return Plan.model_validate({**dict(made), "notes": tuple(said)})
 
 
 def plan_recipe(
@@ -201,41 +197,31 @@ def plan_recipe(
     return make_plan(facts, model_digest, recipe.methods, profile, recipe_format=recipe.vtcompress)
 
 
-def _applied(
-    plan: Plan,
-    numbered: Sequence[tuple[str, Method]],
-    profile: Profile | None,
-    masks: MaskReader,
-    recipe_format: int,
-) -> Plan:
-    """Return the plan with methods applied, each given with its place in the recipe."""
+def _applied(plan: Plan, steps: Sequence[_Step], *, in_turn: bool) -> Plan:
+    """Return the plan with methods applied: each in its turn, or in the order of the list."""
     problems: dict[str, list[str]] = {}
-    waiting = list(numbered)
-    if recipe_format > 1:
-        waiting.sort(key=lambda entry: TURNS.index(type(entry[1])))
+    waiting = sorted(steps, key=lambda step: step.method.turn) if in_turn else list(steps)
     while waiting:
-        where, method = waiting.pop(0)
-        if wrong := _unfit(method, plan.model, where, masks):
-            problems[where] = wrong
+        step = waiting.pop(0)
+        if wrong := step.unfit(plan.model):
+            problems[step.evidence.where] = wrong
             continue
-        fit = [(w, m) for w, m in waiting if not _unfit(m, plan.model, w, masks)]
-        later = tuple(fit) if recipe_format > 1 else ()
+        later = [other for other in waiting if not other.unfit(plan.model)] if in_turn else []
         try:
-            plan = Step(where, plan, profile, masks, recipe_format, later).made(method)
+            plan = step.applied(plan, later)
         except CannotError as reason:
-            problems[where] = list(reason.args)
+            problems[step.evidence.where] = list(reason.args)
     if problems:
-        raise PlanError([line for where, _ in numbered for line in problems.get(where, ())])
+        raise PlanError([line for s in steps for line in problems.get(s.evidence.where, ())])
     return plan
 
 
-def _older_format_note(made: Plan, today: Plan) -> tuple[str, ...]:
+def _older_format_note(made: Plan, today: Plan) -> list[str]:
     """Return what a recipe of format 1 would give by the rules of today, if that is another plan."""
     if made.layers == today.layers:
-        return ()
-    return (
-        "vtcompress: 1: methods are applied in the order of the list, and shortv.frozen is a share of all "
-        f"layers; with `vtcompress: {RECIPE_FORMAT}` (exits first, then yopo, then shortv, and a share of "
-        "the layers that can be frozen) another plan is made, with a prefill predicted "
-        f"{predicted_speedup(today):.2f} x instead of {predicted_speedup(made):.2f} x",
-    )
+        return []
+    then, now = OLDER_FORMAT
+    return [
+        f"vtcompress: 1: {then}; with `vtcompress: {RECIPE_FORMAT}` ({now}) another plan is made, with a "
+        f"prefill predicted {predicted_speedup(today):.2f} x instead of {predicted_speedup(made):.2f} x"
+    ]

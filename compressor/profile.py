@@ -1,64 +1,107 @@
 """What calibration measured, as a JSON file that grows sample by sample."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median_low
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
-from pydantic import Field
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails
 
+from compressor.contract.measure import Measured
 from compressor.disk.files import read_json, write_text
 from compressor.disk.model_digest import difference, same_model
 from compressor.errors import ProfileError
 from compressor.facts import Facts
+from compressor.methods import MEASURES
+from compressor.schema.problems import error_with
 
-Measure = Literal["layer_contribution", "exit_kl", "gate_margin", "head_score", "neuron_activity"]
-"""What calibration can measure, by the name of the field that holds it."""
+KEPT: Final = ("samples", "mean")
+
+
+def _known(name: str) -> str:
+    if name not in MEASURES:
+        raise ValueError(f"not measured by any method here; known: {', '.join(MEASURES)}")
+    return name
+
+
+MeasureName = Annotated[str, AfterValidator(_known)]
+"""Name of something that calibration measures."""
 
 ACTIVITY_DIGITS = 6
-"""Significant digits of stored activations: they are many (L x M), and only their order is used."""
+"""Significant digits of means that are stored alone: they are many (L x M), and only their order is used."""
+
+Values = tuple[float, ...] | tuple[tuple[float, ...], ...]
+"""What was measured, in a measure's shape."""
 
 
-class SampleScore(Facts):
-    """Measurements on one sample; empty: not measured.
+def _kept(how: str) -> tuple[str, ...]:
+    """Return the measures of which every sample's values are kept, or the mean alone."""
+    return tuple(name for name, measure in MEASURES.items() if measure.kept == how)
+
+
+class _Values(Facts):
+    """A value with further keys: measures of one kind, by name; empty ones are not there."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Values]
+
+    kept: ClassVar[str]
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _known_keys(cls, value: Any, handler: Callable[[Any], Self]) -> Self:
+        if not isinstance(value, Mapping):
+            return handler(value)
+        known = _kept(cls.kept)
+        details = [
+            InitErrorDetails(type="extra_forbidden", loc=(key,), input=value[key])
+            for key in value
+            if key not in cls.model_fields and key not in known
+        ]
+        unknown = {detail["loc"][0] for detail in details}
+        there = {
+            key: item
+            for key, item in value.items()
+            if key not in unknown and not (key in known and item in ((), []))
+        }
+        try:
+            made = handler(there)
+        except ValidationError as error:
+            raise error_with(error, details) from None
+        if details:
+            raise ValidationError.from_exception_data(cls.__name__, details)
+        return made
+
+    @property
+    def values(self) -> dict[str, Values]:
+        """What was measured, by measure."""
+        return self.__pydantic_extra__ or {}
+
+
+class SampleScore(_Values):
+    """Measurements on one sample, each under the name of its measure.
 
     Attributes:
         visual: V of its prompt.
         text: T of its prompt.
         sample: its digest, see `compressor.samples.questions.sample_digest`; empty in older profiles.
-        layer_contribution: [L] KL(p_i || p) in nats, by ShortV's definition.
-        exit_kl: [L] KL(p_K || p) in nats by the first layer K without visual rows, by VTW's definition.
-        gate_margin: logit 1 minus logit 0 of the gate behind each of the profile's `gate_layers`.
-        head_score: [L][H] attention mass of text queries on visual keys / on text keys, by YOPO's definition.
     """
+
+    kept: ClassVar[str] = "samples"
 
     visual: int = Field(ge=1)
     text: int = Field(ge=1)
     sample: str = ""
-    layer_contribution: tuple[float, ...] = ()
-    exit_kl: tuple[float, ...] = ()
-    gate_margin: tuple[float, ...] = ()
-    head_score: tuple[tuple[float, ...], ...] = ()
 
     @property
-    def no_numbers(self) -> tuple[Measure, ...]:
-        """Measures in which values are none, so that nothing can be ranked by them.
-
-        A head score may be infinite: that of a head in which text reads pictures alone.
-        """
-        rows: dict[Measure, Iterable[float]] = {
-            "layer_contribution": self.layer_contribution,
-            "exit_kl": self.exit_kl,
-            "gate_margin": self.gate_margin,
-        }
-        found = [name for name, values in rows.items() if not all(map(math.isfinite, values))]
-        if any(math.isnan(value) for row in self.head_score for value in row):
-            found.append("head_score")
-        return tuple(found)
+    def no_numbers(self) -> tuple[str, ...]:
+        """Measures in which values are none, so that nothing can be ranked by them."""
+        return tuple(n for n, values in self.values.items() if not MEASURES[n].finite(values))
 
 
-class Profile(Facts):
+class Profile(_Values):
     """Measurements of one model on one set of samples.
 
     Attributes:
@@ -71,10 +114,13 @@ class Profile(Facts):
         gates_under: `Plan.gates_see` of the decoder whose states they were asked on; empty: the original's;
             `in part`: of some samples the one, of some the other.
         samples: those measured so far, in order.
-        neuron_activity: [L][M] mean magnitude of the MLP's activations on visual rows, mean over the
-            samples so far. Not kept for each sample: with 32 layers of 11,008 neurons one takes 3 MB. A
-            running mean in the same file is always in step with the samples that it is the mean of.
+
+    Of measures that are not kept for each sample (with 32 layers of 11,008 neurons one takes 3 MB) the mean
+    over the samples so far stands under the measure's name. A running mean in the same file is always in
+    step with the samples that it is the mean of.
     """
+
+    kept: ClassVar[str] = "mean"
 
     profile_format: Literal[1] = 1
     model: str
@@ -83,61 +129,56 @@ class Profile(Facts):
     data_digest: str
     layers: int = Field(ge=1)
     total: int = Field(ge=1)
-    measures: tuple[Measure, ...] = ("layer_contribution",)
+    measures: tuple[MeasureName, ...] = ("layer_contribution",)
     gate_layers: tuple[int, ...] = ()
     gates_digest: str = ""
     gates_under: str = ""
     samples: tuple[SampleScore, ...] = ()
-    neuron_activity: tuple[tuple[float, ...], ...] = ()
 
     @property
     def complete(self) -> bool:
         """Whether every sample has been measured."""
         return len(self.samples) == self.total
 
-    def layer_contribution(self) -> tuple[float, ...]:
-        """Return the mean layer contribution [L] over the samples, in nats."""
-        return _mean([sample.layer_contribution for sample in self.samples])
+    def mean(self, measure: str) -> tuple[Any, ...]:
+        """Return the mean of a measure over the samples, in its shape."""
+        if MEASURES[measure].kept == "mean":
+            return self.values[measure]
+        return _mean([sample.values[measure] for sample in self.samples])
 
-    def exit_kl(self) -> tuple[float, ...]:
-        """Return the mean KL [L] over the samples, in nats, by the first layer without visual rows."""
-        return _mean([sample.exit_kl for sample in self.samples])
+    def found(self, measure: str) -> Measured:
+        """Return what was found by one of the profile's measures."""
+        each = MEASURES[measure].kept == "samples"
+        return Measured(
+            mean=self.mean(measure),
+            samples=tuple(sample.values[measure] for sample in self.samples) if each else (),
+            count=len(self.samples),
+            gate_layers=self.gate_layers,
+            gates_digest=self.gates_digest,
+        )
 
-    def head_score(self) -> tuple[tuple[float, ...], ...]:
-        """Return the mean head score [L][H] over the samples."""
-        layers = zip(*(sample.head_score for sample in self.samples), strict=True)
-        return tuple(_mean(rows) for rows in layers)
+    def measured(self) -> dict[str, Measured]:
+        """Return what was found by all of the profile's measures; it has a sample."""
+        return {measure: self.found(measure) for measure in self.measures}
 
     def typical_text_rows(self) -> int:
         """Return the median T of the samples; what predicted costs refer to."""
         return int(median_low(s.text for s in self.samples))
 
-    def lengths(self) -> dict[str, int]:
-        """Return how many values a sample has of each measure."""
-        whole = {
-            "layer_contribution": self.layers,
-            "exit_kl": self.layers,
-            "gate_margin": len(self.gate_layers),
-            "head_score": self.layers,
-        }
-        return {name: count if name in self.measures else 0 for name, count in whole.items()}
-
-    def with_sample(
-        self, score: SampleScore, activity: Sequence[Sequence[float]] | None = None
-    ) -> "Profile":
+    def with_sample(self, score: SampleScore, means: Mapping[str, Any] | None = None) -> "Profile":
         """Return the profile with one more sample.
 
         Args:
             score: of the sample.
-            activity: [L][M] its neuron activity; None: not measured.
+            means: its values of measures whose mean alone is kept, [L][...].
         """
         samples = (*self.samples, score)
         changes: dict[str, Any] = {"samples": samples}
-        if activity is not None:
-            before = self.neuron_activity or [[0.0] * len(row) for row in activity]
-            changes["neuron_activity"] = tuple(
+        for name, values in (means or {}).items():
+            before: Any = self.values.get(name) or [[0.0] * len(row) for row in values]
+            changes[name] = tuple(
                 tuple(_short(m + (x - m) / len(samples)) for m, x in zip(old, new, strict=True))
-                for old, new in zip(before, activity, strict=True)
+                for old, new in zip(before, values, strict=True)
             )
         return self.model_copy(update=changes)
 
@@ -166,17 +207,21 @@ class Profile(Facts):
     @property
     def consistent(self) -> bool:
         """Whether every sample has as many values as its measures ask for."""
-        asked = "neuron_activity" in self.measures and bool(self.samples)
-        rows = [*(sample.head_score for sample in self.samples), self.neuron_activity]
+        kept = {how: {n for n in self.measures if MEASURES[n].kept == how} for how in KEPT}
         return (
             len(self.samples) <= self.total
-            and all(
-                len(getattr(sample, name)) == length
-                for name, length in self.lengths().items()
-                for sample in self.samples
-            )
-            and len(self.neuron_activity) == (self.layers if asked else 0)
-            and all(len({len(row) for row in table}) <= 1 for table in rows)
+            and all(self._fits(sample.values, kept["samples"]) for sample in self.samples)
+            and self._fits(self.values, kept["mean"] if self.samples else set())
+        )
+
+    def _fits(self, values: Mapping[str, Values], measures: set[str]) -> bool:
+        """Whether values are there of these measures, of no others, in their shapes."""
+        axes = {"layers": self.layers, "gates": len(self.gate_layers)}
+        asked = {name for name in measures if axes[MEASURES[name].shape[0]]}
+        return values.keys() == asked and all(
+            len(values[name]) == axes[MEASURES[name].shape[0]]
+            and _rectangular(values[name], len(MEASURES[name].shape))
+            for name in asked
         )
 
     @classmethod
@@ -203,6 +248,18 @@ def _short(value: float) -> float:
     return float(f"{value:.{ACTIVITY_DIGITS}g}")
 
 
-def _mean(rows: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
-    columns = zip(*rows, strict=True)
-    return tuple(math.fsum(column) / len(rows) for column in columns)
+def _rectangular(values: Any, axes: int) -> bool:
+    """Whether values have so many axes, and rows of one length."""
+    if axes == 1:
+        return not any(isinstance(value, tuple) for value in values)
+    rows = all(isinstance(row, tuple) for row in values)
+    return rows and len({len(row) for row in values}) <= 1
+
+
+def _mean(values: Sequence[Any]) -> tuple[Any, ...]:
+    """Return the mean of values of one shape, axis by axis."""
+    places = zip(*values, strict=True)
+    return tuple(
+        _mean(each) if isinstance(each[0], tuple) else math.fsum(each) / len(each)
+        for each in places
+    )

@@ -1,19 +1,23 @@
 """The recipe: what to compress, how, on which data, and what the result has to satisfy.
 
 A recipe is a YAML file and, once read, a frozen value; nothing here touches a model. Each section
-is one class, each key one field; those of the methods are in `compressor.methods.entries`.
+is one class, each key one field; those of the methods are in `compressor.methods`.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, ValidationError
 
+from compressor.contract.gated import GatedMethod
+from compressor.contract.method import Method, path_keys
+from compressor.disk.gate_file import GateFile
 from compressor.errors import RecipeError
-from compressor.methods.entries import CompressEntry, DyVTE, Method, methods_clash
+from compressor.facts import ModelFacts
+from compressor.methods import GATED, CompressEntry, gated, methods_clash
 from compressor.recipe_override import changed
 from compressor.schema.problems import (
     allowed,
@@ -235,23 +239,37 @@ class Recipe(Section):
         return parse_recipe(new, source, problems)
 
     @property
-    def dyvte(self) -> DyVTE | None:
-        """The entry that chooses exits by gates, if there is one."""
-        return next((method for method in self.methods if isinstance(method, DyVTE)), None)
+    def gated(self) -> GatedMethod | None:
+        """The entry whose exits gates decide on, if there is one."""
+        return gated(self.methods)
+
+    def gate_file(self, facts: ModelFacts, model_digest: str | None) -> GateFile:
+        """Returns the file of the recipe's gates; see `GatedMethod.gate_file`.
+
+        Raises:
+            GatesError: it names none, or they do not fit.
+        """
+        return (self.gated or GATED[0]()).gate_file(facts, model_digest)
 
     def with_gates(self, path: Path) -> "Recipe":
-        """Returns the recipe with the gates of its `dyvte` entry read from another file.
+        """Returns the recipe with the gates of its gated entry read from another file.
 
         Raises:
             RecipeError: no entry uses gates.
         """
-        if self.dyvte is None:
-            raise RecipeError(["compress: no entry is dyvte, so there is no use for gates"])
+        found = self.gated
+        if found is None:
+            raise RecipeError([f"compress: {no_gates()}, so there is no use for gates"])
         data = self.model_dump(by_alias=True)
         for entry in data["compress"]:
-            if "dyvte" in entry:
-                entry["dyvte"]["gates"] = path
+            if found.name in entry:
+                entry[found.name]["gates"] = path
         return parse_recipe(_anchored(data, Path.cwd()), "gates")
+
+
+def no_gates() -> str:
+    """Returns that a recipe has no entry whose exits gates decide on, in words."""
+    return f"no entry is {' or '.join(method.name for method in GATED)}"
 
 
 @dataclass(frozen=True)
@@ -358,29 +376,25 @@ def dump_recipe(recipe: Recipe, *, portable: bool = False) -> str:
     return RESOLVED_HEADER + dump_yaml(data)
 
 
-_PATH_KEYS: Final = (("model", "id"), ("calibrate", "data"), ("validate", "data"))
-
-_METHOD_PATH_KEYS: Final = ((("dyvte",), "gates"), (("yopo", "heads"), "mask"))
-
-
 def _is_folder(model_id: str) -> bool:
     return model_id.startswith((".", "/"))
 
 
 def _paths_in(data: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
     """Yield every place in a recipe's plain values that holds a path: the mapping and the key."""
-    for name, key in _PATH_KEYS:
-        part = data.get(name)
-        if isinstance(part, dict) and key in part:
-            yield part, key
+    yield from _places(data, [("model", "id"), *path_keys(Recipe)])
     entries = data.get("compress")
     for entry in entries if isinstance(entries, list | tuple) else ():
-        for place, key in _METHOD_PATH_KEYS:
-            method: Any = entry
-            for name in place:
-                method = method.get(name) if isinstance(method, dict) else None
-            if isinstance(method, dict) and key in method:
-                yield method, key
+        yield from _places(entry, path_keys(CompressEntry))
+
+
+def _places(data: Any, keys: Iterable[tuple[str, ...]]) -> Iterator[tuple[dict[str, Any], str]]:
+    for *place, key in keys:
+        part = data
+        for name in place:
+            part = part.get(name) if isinstance(part, dict) else None
+        if isinstance(part, dict) and key in part:
+            yield part, key
 
 
 def _anchored(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:

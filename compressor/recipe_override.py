@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from compressor.methods.entries import METHOD_NAMES, CompressEntry
+from compressor.methods import METHOD_NAMES, CompressEntry
 from compressor.schema.problems import hint, key_names, section_at
 from compressor.schema.values import ExactlyOne
 

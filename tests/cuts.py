@@ -49,7 +49,7 @@ def dead(index: int, **parts: Any) -> LayerPlan:
 
 
 def gone(index: int) -> LayerPlan:
-    return LayerPlan.because(index, "vtw")
+    return LayerPlan(index=index, visual="exited", reason="visual_exit")
 
 
 CUTS: dict[str, Sequence[LayerPlan]] = {

@@ -58,11 +58,11 @@ def plan_of(kind: str) -> Plan:
         "window": plan.model_copy(update={"layers": tuple(near)}),
         "masked": plan.model_copy(update={"layers": tuple(masked)}),
         "heads+frozen+exit": leave(
-            freeze(plan.model_copy(update={"layers": tuple(cut)}), (1,), "shortv"), 2, "vtw"
+            freeze(plan.model_copy(update={"layers": tuple(cut)}), (1,), "shortv"), 2, "visual_exit"
         ),
         "identity": plan,
         "frozen": freeze(plan, (0, 1), "shortv"),
-        "exit": leave(plan, 1, "vtw"),
+        "exit": leave(plan, 1, "visual_exit"),
         "staged": plan.model_copy(update={"gates": gates}),
     }[kind]
 

@@ -6,7 +6,7 @@ from typing import Any
 from compressor.calibration.resume import Task
 from compressor.facts import DecoderDims, ModelFacts
 from compressor.plan.plan import Gates, LayerPlan, Plan, Reason, Workload
-from compressor.profile import Measure, Profile, SampleScore
+from compressor.profile import Profile, SampleScore
 from compressor.samples.questions import Sample
 from export.artifact.manifest import Predicted
 from export.graphs.spec import decoder_graph, embed_graph, vision_graph
@@ -57,7 +57,7 @@ def plan(
     *,
     dead: Iterable[int] = (),
     exit_layer: int | None = None,
-    reason: Reason = "vtw",
+    reason: Reason = "visual_exit",
     gates: Gates | None = None,
     model: ModelFacts | None = None,
     images: int = 1,
@@ -69,7 +69,7 @@ def plan(
 
     def layer(index: int) -> LayerPlan:
         if exit_layer is not None and index >= exit_layer:
-            return LayerPlan.because(index, reason)
+            return LayerPlan(index=index, visual="exited", reason=reason)
         if index in dead:
             return LayerPlan(index=index, visual="frozen", reason="dead")
         if index in frozen:
@@ -124,7 +124,7 @@ def profile(
 def task(
     model: Any,
     samples: Sequence[Sample],
-    measures: tuple[Measure, ...] = ("layer_contribution",),
+    measures: tuple[str, ...] = ("layer_contribution",),
     *,
     data: str = "q",
     **gates: Any,

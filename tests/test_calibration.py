@@ -64,7 +64,7 @@ def test_layer_contribution_is_what_the_definition_gives_on_transformers_own_mod
         found = np.array(score.layer_contribution)
         assert np.all(np.abs(found - wanted) <= 1e-4 * np.abs(wanted) + 1e-6)
         assert wanted[:-1].min() > 1e-3  # what is compared is not noise
-    assert profile.layer_contribution()[-1] == 0.0
+    assert profile.mean("layer_contribution")[-1] == 0.0
 
 
 class StopAfter:
@@ -141,7 +141,7 @@ def test_a_profile_of_an_earlier_version_is_continued_by_the_order_of_its_sample
     rest = StopAfter(99)
     found = calibrate(model, task(model, samples[:3]), path, progress=rest)
     assert rest.seen == 1
-    assert found.layer_contribution() == whole.layer_contribution()
+    assert found.mean("layer_contribution") == whole.mean("layer_contribution")
 
 
 def test_starting_anew_replaces_a_profile_of_other_data(

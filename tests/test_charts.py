@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from compressor.methods import METHODS, method_of
 from compressor.plan.plan import LayerPlan
 from export.report.charts.bars import (
     contribution_chart,
@@ -15,10 +16,10 @@ from export.report.charts.bars import (
     speed_chart,
 )
 from export.report.charts.decoder import decoder_picture, lane
-from export.report.done_gained_lost import WHY, WHY_IN_NO_HEAD
-from export.report.pages.html_report import TEMPLATES
-from export.report.text.svg import decades, element, nice_ticks, standalone
-from export.report.words.states import IN_NO_HEAD, READ_BY_NO_HEAD, STATES
+from export.report.render.html import TEMPLATES
+from export.report.text.scale import decades, nice_ticks
+from export.report.text.svg import element, standalone
+from export.report.words.methods import state, why
 from export.results.bench import bench_rows
 from tests import facts
 
@@ -76,11 +77,23 @@ def test_what_visual_rows_do_is_a_share_of_each_part():
 
 
 def test_every_reason_of_a_plan_has_its_word_and_its_sentence():
-    reasons = set(LayerPlan.model_fields["reason"].annotation.__args__)
-    assert set(STATES) == reasons
-    assert set(WHY) == reasons - {""}
-    frozen = {reason for reason in reasons if LayerPlan.because(0, reason).frozen}
-    assert set(IN_NO_HEAD) == set(READ_BY_NO_HEAD) == set(WHY_IN_NO_HEAD) == frozen
+    parts = [{}, {"groups": ()}, {"groups": (), "masked": True}]
+    layers = [
+        LayerPlan(index=0, visual=visual, reason=method.name, **more)
+        for method in METHODS
+        for visual, kinds in (("frozen", parts), ("exited", parts[:1]))
+        for more in kinds
+    ]
+    layers += [LayerPlan(index=0, visual="frozen", reason="dead", **more) for more in parts]
+    said = {why(layer, "chosen", "YOPO") for layer in layers}
+    # Dead rows are dead, whether or not masked heads read them.
+    assert len(said) == len(layers) - 1
+    for layer in layers:
+        label = "dead rows" if layer.reason == "dead" else method_of(layer.reason).words.label
+        assert label in why(layer, "chosen", "YOPO")
+    meanings = {state(layer)[1] for layer in layers}
+    # Frozen is frozen, whoever asked for it; of exits the legend says how they came about.
+    assert len(meanings) == 3 + 3 + len({method.words.exit_meaning for method in METHODS})
 
 
 def test_contribution_marks_layers_that_are_not_updated_by_stripes_and_a_word():
@@ -102,7 +115,7 @@ def test_every_contribution_finds_its_place_on_the_axis(values):
     assert list(scale.ticks) == sorted(set(scale.ticks))
     assert 2 <= len(scale.ticks) <= 8
     places = [scale.place(v) for v in values if v > 0]
-    assert all(scale.left <= p <= scale.left + scale.width + 1e-6 for p in places)
+    assert all(scale.start <= p <= scale.start + scale.length + 1e-6 for p in places)
 
 
 @given(st.floats(-1e3, 1e3), st.floats(0, 1e3), st.integers(2, 8))

@@ -22,7 +22,7 @@ def two(tmp_path: Path) -> list[Path]:
 def test_report_prints_markdown_and_writes_html(vt: Run, two: list[Path], tmp_path: Path) -> None:
     code, out, err = vt("report", two[0], "--html", tmp_path / "out.html")
     assert code == 0
-    assert out.startswith("# owner/little-model, compressed by vtcompress")
+    assert out.startswith("# owner/little-model, compressed\n")
     assert "## Sample questions" in out
     assert err == f"written: {tmp_path / 'out.html'}\n"
     assert len(Structure((tmp_path / "out.html").read_text(encoding="utf-8")).all("h1")) == 1

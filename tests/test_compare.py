@@ -9,10 +9,9 @@ from hypothesis import strategies as st
 
 from compressor.errors import ArtifactError
 from export.report.compare.comparison import (
-    columns,
     compare_artifacts,
     comparison_figures,
-    comparison_rows,
+    comparison_table,
     pareto_front,
 )
 from export.report.compare.page import html_comparison
@@ -85,8 +84,8 @@ def test_speed_and_accuracy_are_the_measured_ones(three):
 
 def test_the_table_has_a_column_for_every_artifact(three):
     comparison = compare_artifacts(three)
-    assert columns(comparison) == ("", "1: slow", "2: beaten", "3: fast")
-    rows = {name: cells for name, *cells in comparison_rows(comparison)}
+    assert comparison_table(comparison).columns == ("", "1: slow", "2: beaten", "3: fast")
+    rows = {name: cells for name, *cells in comparison_table(comparison).rows}
     assert rows["methods"] == ["shortv (frozen: 0.5)"] * 3
     assert rows["frozen layers"] == ["3 of 6"] * 3
     assert rows["right answers kept"] == [
@@ -216,7 +215,7 @@ def test_every_model_has_a_front_of_its_own(tmp_path, three):
     comparison = compare_artifacts([*three, *others])
     assert comparison.groups == ((0, 1, 2), (3, 4))
     assert comparison.fronts == ((0, 2), (3,))
-    rows = {name: cells for name, *cells in comparison_rows(comparison)}
+    rows = {name: cells for name, *cells in comparison_table(comparison).rows}
     assert rows["on the Pareto front"] == [
         "yes, of slow, beaten, fast",
         "no, of slow, beaten, fast",
@@ -241,7 +240,7 @@ def test_other_data_and_other_machines_are_no_rivals_either(what, tmp_path, thre
     last = make_artifact(tmp_path / "last", loss=loss, measured=measured)
     comparison = compare_artifacts([*three, last])
     assert comparison.fronts == ((0, 2), (3,))
-    rows = {name: cells for name, *cells in comparison_rows(comparison)}
+    rows = {name: cells for name, *cells in comparison_table(comparison).rows}
     assert rows["on the Pareto front"][-1] == "nothing to compare it with"
 
 

@@ -42,12 +42,12 @@ def test_a_frozen_layer_costs_what_is_counted_by_hand():
 
 def test_a_layer_behind_an_exit_costs_what_text_alone_costs():
     dims = facts.dims(hidden=2, heads=1, kv_heads=1, head_dim=2, intermediate=3)
-    exited = LayerPlan.because(1, "vtw")
+    exited = LayerPlan(index=1, visual="exited", reason="visual_exit")
     assert layer_flops(dims, exited, visual=3, text=1) == layer_flops(dims, UPDATE, 0, 1)
 
 
 def test_the_cache_behind_an_exit_holds_text_alone():
-    plan = leave(identity_plan(facts.facts(), facts.DIGEST), 2, "vtw")
+    plan = leave(identity_plan(facts.facts(), facts.DIGEST), 2, "visual_exit")
     dims, visual, text = plan.model.decoder, plan.visual, plan.workload.text
     values = 2 * dims.kv_width
     wanted = (2 * (visual + text) + 4 * text) * values

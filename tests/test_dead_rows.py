@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compressor.decoder import decoder_from
-from compressor.methods.entries import Yopo
+from compressor.methods.yopo.method import Yopo
 from compressor.plan.cost import predict
 from compressor.plan.dead_rows import freeze_dead_rows
 from compressor.plan.edits import identity_plan
@@ -42,11 +42,11 @@ def marked(layers: Sequence[LayerPlan]) -> list[str]:
     ("layers", "wanted"),
     [
         ([cut(0), cut(1), cut(2), cut(3)], ["", "", "", "dead"]),
-        ([cut(0), cut(1), gone(2), gone(3)], ["", "dead", "vtw", "vtw"]),
+        ([cut(0), cut(1), gone(2), gone(3)], ["", "dead", "visual_exit", "visual_exit"]),
         ([cut(0), cut(1), cut(2), frozen(3)], ["", "", "", "shortv"]),
         ([cut(0), cut(1), cut(2, groups=()), cut(3, groups=())], ["", "dead", "dead", "dead"]),
         ([cut(0), cut(1, groups=()), cut(2), cut(3, groups=())], ["", "", "dead", "dead"]),
-        ([cut(0), cut(1), frozen(2, groups=()), gone(3)], ["", "dead", "shortv", "vtw"]),
+        ([cut(0), cut(1), frozen(2, groups=()), gone(3)], ["", "dead", "shortv", "visual_exit"]),
         ([cut(i, groups=()) for i in range(4)], ["dead"] * 4),
         ([cut(0), cut(1), cut(2), cut(3, groups=(), masked=True)], ["", "", "", "dead"]),
     ],
@@ -85,7 +85,7 @@ def test_last_layers_without_visual_heads_cost_what_an_exit_costs(tmp_path: Path
     method = Yopo.model_validate({"heads": {"mask": tmp_path / "keep.npy"}, "mlp_ratio": 2})
     plan = make_plan(MODEL, "", [method])
     assert [layer.reason for layer in plan.layers] == ["", "dead", "dead", "dead"]
-    exited = leave(identity_plan(MODEL, ""), 2, "vtw")
+    exited = leave(identity_plan(MODEL, ""), 2, "visual_exit")
     assert predict(plan).layer_flops[1:] == predict(exited).layer_flops[1:]
     assert predict(plan).layer_kv_values == predict(exited).layer_kv_values
     assert plan.layers[1] == dead(1)

@@ -88,7 +88,7 @@ def test_the_shipped_share_is_the_largest_that_keeps_97_percent_on_the_calibrati
         {"model.id": str(EXAMPLE / "model"), "calibrate.data": EXAMPLE / "calibration.jsonl"}
     )
     profile = vtcompress.calibrate(recipe, tmp_path / "profile.json")
-    order = ranking(profile.layer_contribution())
+    order = ranking(profile.mean("layer_contribution"))
     samples = read_samples(EXAMPLE / "calibration.jsonl")
 
     def right(frozen: Sequence[int]) -> float:

@@ -13,10 +13,11 @@ from onnx import numpy_helper
 from compressor.decoder import Decoder, decoder_from
 from compressor.decoder.full_pass import full_pass, kl_divergence
 from compressor.decoder.gates import gate_selection
-from compressor.methods.exit_scores import exit_kl, gate_margins
+from compressor.methods.dyvte import gate_margins
+from compressor.methods.visual_exit import exit_kl
 from compressor.plan.cost import predict
 from compressor.plan.edits import identity_plan
-from compressor.plan.plan import Gates, Plan
+from compressor.plan.plan import Gates, LayerPlan, Plan
 from compressor.planner import freeze, leave
 from export.backends.onnxruntime import OnnxSession
 from export.graphs.spec import decoder_graphs
@@ -109,7 +110,7 @@ def gates_firing_first_at(layer: int | None) -> dict[str, torch.Tensor]:
 
 def exits(layer: int | None) -> Plan:
     """The fixed exit that equals gates firing first at `layer`."""
-    return identity() if layer is None else leave(identity(), layer + 1, "vtw")
+    return identity() if layer is None else leave(identity(), layer + 1, "visual_exit")
 
 
 PROMPT = [rows(images=2), step(30), step(31)]
@@ -139,7 +140,7 @@ def test_gates_go_with_pruned_heads(mode: str, tmp_path: Path) -> None:
     base = identity().model_copy(update={"layers": layers})
     plan = Plan.model_validate({**dict(base), "gates": gated(mode).gates})
     weights = WEIGHTS | gates_firing_first_at(1)
-    fixed = decoder_from(leave(base, 2, "vtw"), WEIGHTS, logits="all")
+    fixed = decoder_from(leave(base, 2, "visual_exit"), WEIGHTS, logits="all")
     session = session_of(plan, tmp_path, weights)
     for calls in (PROMPT, WITH_LATER_IMAGE):
         wanted = run_torch(fixed, calls)
@@ -212,9 +213,9 @@ def test_gates_that_fire_first_at_a_layer_equal_the_fixed_exit_behind_it_in_onnx
 @pytest.mark.parametrize(
     "plan",
     [
-        leave(identity(), 1, "vtw"),
-        leave(identity(), 3, "vtw"),
-        leave(freeze(identity(), (0, 2), "shortv"), 4, "vtw"),
+        leave(identity(), 1, "visual_exit"),
+        leave(identity(), 3, "visual_exit"),
+        leave(freeze(identity(), (0, 2), "shortv"), 4, "visual_exit"),
     ],
     ids=["exit at 1", "exit at 3", "frozen, then exit"],
 )
@@ -232,11 +233,9 @@ def test_a_later_call_with_a_new_image_equals_one_call_with_everything(
 
 def test_freezing_the_rows_before_an_exit_is_exact() -> None:
     """Visual rows of layer K - 1 are dead: nobody reads what the layer makes of them."""
-    plan = leave(identity(), 3, "vtw")
-    assert [layer.reason for layer in plan.layers] == ["", "", "dead", "vtw", "vtw"]
-    layers = tuple(
-        layer.because(2, "") if layer.reason == "dead" else layer for layer in plan.layers
-    )
+    plan = leave(identity(), 3, "visual_exit")
+    assert [layer.reason for layer in plan.layers] == ["", "", "dead", "visual_exit", "visual_exit"]
+    layers = tuple(LayerPlan(index=2) if layer.reason == "dead" else layer for layer in plan.layers)
     naive = plan.model_copy(update={"layers": layers})
     for one, other in zip(
         run_torch(decoder_from(plan, WEIGHTS, logits="all"), PROMPT),
@@ -249,7 +248,7 @@ def test_freezing_the_rows_before_an_exit_is_exact() -> None:
 def test_caches_behind_an_exit_hold_text_alone_and_their_bytes_are_as_predicted(
     tmp_path: Path,
 ) -> None:
-    plan = leave(identity(), 2, "vtw")
+    plan = leave(identity(), 2, "visual_exit")
     call = rows(text=plan.workload.text)
     session = session_of(plan, tmp_path)
     _, past = session.decode(*(t.contiguous().numpy() for t in call), session.empty_past(1))
@@ -295,9 +294,9 @@ def test_the_sweep_gives_the_kl_of_every_exit_by_its_definition() -> None:
     found = exit_kl(full_pass(decoder, *prompt)).numpy()
     original = run_torch(decoder, [prompt])[0][0, -1]
     for layer in range(1, LAYERS):
-        exited = run_torch(decoder_from(leave(identity(), layer, "vtw"), WEIGHTS), [prompt])[0][
-            0, -1
-        ]
+        exited = run_torch(
+            decoder_from(leave(identity(), layer, "visual_exit"), WEIGHTS), [prompt]
+        )[0][0, -1]
         wanted = kl_divergence(torch.from_numpy(exited), torch.from_numpy(original)).item()
         assert found[layer] == pytest.approx(wanted, rel=1e-4)
         assert wanted > 1e-4

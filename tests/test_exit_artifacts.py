@@ -265,7 +265,7 @@ def test_a_search_finds_the_smallest_layer_within_the_bound_or_names_the_best(
 
     profile = vtcompress.calibrate(recipe(max_kl=1e9, first_layer=1), tmp_path / "p.json")
     assert profile.measures == ("exit_kl",)
-    scores = profile.exit_kl()
+    scores = profile.mean("exit_kl")
     assert vtcompress.plan(recipe(max_kl=1e9, first_layer=1), profile).exit_layer == 1
     assert vtcompress.plan(recipe(max_kl=1e9, first_layer=3), profile).exit_layer == 3
     bound = sorted(scores[1:])[1]

@@ -221,7 +221,7 @@ def test_a_missed_threshold_is_told_and_the_artifact_is_kept(
     assert not manifest.passed
     assert manifest.loss is not None
     assert "max_kl" in manifest.loss.failures[0]
-    assert "**FAILED**" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "FAILED.**" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
 
 
 def test_float16_graphs_hold_half_the_bytes_and_stay_within_their_limits(

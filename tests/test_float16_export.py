@@ -16,8 +16,7 @@ from export.artifact.manifest import Manifest
 from export.backends.torch_model import TorchSession
 from export.checks import fidelity, stored
 from export.report import data as report_data
-from export.report.pages import markdown_report as report
-from export.report.pages import model_card
+from export.report.pages import model_card, report
 from export.report.pages.model_card import Origin
 from export.results.fidelity import FidelityReport
 from tests.models import Variant, make_llava

@@ -108,7 +108,7 @@ def test_damaged_profiles(watch, case, counted):
     def read() -> None:
         profile = Profile.load(path)
         if profile.samples:
-            profile.layer_contribution()
+            profile.mean("layer_contribution")
             profile.typical_text_rows()
 
     run_bytes(watch, path, mutants([profile_bytes()], 1000, 3), read, counted)

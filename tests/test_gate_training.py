@@ -15,26 +15,27 @@ import torch
 
 import vtcompress
 from compressor.compressed import compress
+from compressor.contract.gated import GateTraining
 from compressor.decoder.full_pass import full_pass
 from compressor.decoder.weights import decoder_from, load_gates
 from compressor.disk.gate_file import GateFile, stable_header
 from compressor.errors import DataError, GatesError, PlanError, RecipeError, VtcompressError
 from compressor.families import LoadedModel, load
-from compressor.methods.dyvte import training as gate_training
-from compressor.methods.dyvte.examples import (
+from compressor.gate_training import training as gate_training
+from compressor.gate_training.examples import (
     Examples,
     exit_logits,
     force_answer,
     gate_inputs,
     labels,
 )
-from compressor.methods.dyvte.training import (
+from compressor.gate_training.training import (
     margins_of,
     original_decoder,
     steps_of,
     train_gates,
 )
-from compressor.methods.entries import DyVTE, GateTraining
+from compressor.methods.dyvte import DyVTE
 from compressor.plan.edits import identity_plan
 from compressor.plan.plan import Plan
 from compressor.planner import leave
@@ -184,7 +185,7 @@ def test_labels_are_what_forcing_each_exit_on_the_whole_model_gives(model, sampl
     [(200, 1.02, 1), (199, 1.02, 1), (198, 1.02, 0), (200, 1.031, 0), (200, 0.5, 1)],
 )
 def test_the_thresholds_are_the_papers(monkeypatch, equal, factor, label):
-    module = sys.modules["compressor.methods.dyvte.examples"]
+    module = sys.modules["compressor.gate_training.examples"]
     original = torch.zeros(1, 200, 3)
     original[..., 0] = 5.0
     early = original.clone()
@@ -352,7 +353,7 @@ def test_an_interrupt_in_the_middle_of_a_step_stores_no_half_step(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from compressor.methods.dyvte import training as gate_training
+from compressor.gate_training import training as gate_training
 from tests.test_gate_training import METHOD, StopAfter, a_training, load, read_samples
 
 gate_training.SAVE_EVERY_SECONDS, gate_training.MOST_TIME_SAVING = 0.0, 1e9
@@ -542,7 +543,7 @@ def test_a_run_stopped_in_its_report_goes_on_without_training_again(
 ):
     output, recipe = tmp_path / "gates.safetensors", recipe_for(llava("clip+llama"))
     steps = len(
-        {place for s in steps_of(recipe.dyvte.train, CANDIDATES, 12) for place in s.samples}
+        {place for s in steps_of(recipe.gated.train, CANDIDATES, 12) for place in s.samples}
     )
     with pytest.raises(KeyboardInterrupt):
         vtcompress.train_gates(

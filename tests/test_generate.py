@@ -14,7 +14,7 @@ import vtcompress
 from compressor.errors import VtcompressError
 from export.checks import memory
 from export.report.data import ReportData
-from export.report.pages.markdown_report import markdown_report
+from export.report.pages.report import markdown_report
 from export.runtime.runtime import Runtime
 from tests.models import make_picture
 from tests.runtimes import exported
@@ -159,6 +159,15 @@ def test_a_question_is_needed_unless_it_is_a_chat(vt: Chat, artifact: Path) -> N
     assert "--chat" in err
 
 
+@pytest.mark.parametrize("chat", [(), ("--chat",)])
+def test_an_image_token_in_the_prompt_is_told_of_the_option(
+    vt: Chat, artifact: Path, chat: tuple[str, ...]
+) -> None:
+    code, out, err = vt("generate", artifact, *chat, "--prompt", "what <image>", lines=("it",))
+    assert (code, out) == (1, "")
+    assert "error: --prompt: contains '<image>' 1 times" in err
+
+
 def test_a_precision_that_the_backend_has_not_is_one_line(vt: Chat, artifact: Path) -> None:
     code, out, err = vt("generate", artifact, "--prompt", "a", "--precision", "bf16")
     assert (code, out) == (1, "")
@@ -206,7 +215,7 @@ def test_a_manifest_from_before_memory_was_measured_still_loads(artifact: Path) 
     manifest = vtcompress.Manifest.model_validate_json(json.dumps(document))
     assert manifest.memory is None
     plan = vtcompress.Plan.load(artifact / "plan.json")
-    assert "## Memory\n\nNot measured." in markdown_report(ReportData(manifest, plan))
+    assert "\n\nMemory: not measured.\n" in markdown_report(ReportData(manifest, plan))
 
 
 def test_a_measuring_process_that_fails_is_told_in_one_line(artifact: Path, tmp_path: Path) -> None:

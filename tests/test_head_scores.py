@@ -16,8 +16,9 @@ from compressor.decoder import decoder_from
 from compressor.decoder.full_pass import FullPass, full_pass
 from compressor.errors import ProfileError
 from compressor.families import LoadedModel, load
-from compressor.methods.entries import Heads, Yopo
 from compressor.methods.yopo.heads import head_score
+from compressor.methods.yopo.keys import Heads
+from compressor.methods.yopo.method import Yopo
 from compressor.methods.yopo.neurons import neuron_activity
 from compressor.plan.edits import identity_plan
 from compressor.planner import make_plan
@@ -183,7 +184,7 @@ def test_calibration_measures_both_and_resumes_to_the_same_file(
     activity = torch.stack([neuron_activity(full) for full in passes]).mean(0).numpy()
     np.testing.assert_allclose(whole.neuron_activity, activity, rtol=1e-5)
     scores = torch.stack([head_score(full) for full in passes]).mean(0).numpy()
-    np.testing.assert_allclose(whole.head_score(), scores, rtol=1e-9)
+    np.testing.assert_allclose(whole.mean("head_score"), scores, rtol=1e-9)
 
 
 def test_a_profile_of_heads_and_neurons_makes_a_plan_and_is_drawn(
@@ -227,7 +228,7 @@ def stored(folder: Path, values: dict[str, Any]) -> Path:
 
 def test_a_profile_of_heads_and_neurons_comes_back_equal(tmp_path: Path) -> None:
     profile = Profile.load(stored(tmp_path, yopo_profile()))
-    assert profile.head_score() == ((0.5,) * 4,) * 6
+    assert profile.mean("head_score") == ((0.5,) * 4,) * 6
     profile.save(tmp_path / "again.json")
     assert Profile.load(tmp_path / "again.json") == profile
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from export.report.compare.comparison import compare_artifacts
 from export.report.compare.page import html_comparison
-from export.report.pages.html_report import html_report
+from export.report.pages.report import html_report
 from tests import facts
 from tests.artifacts import make_artifact
 from tests.browser import browser_page, find_browser
@@ -185,7 +185,7 @@ WIDER = """
 # Where one that is too wide for a phone stands in the page, scrolled to a share of its width.
 PLACE = """
 (() => {
-  const e = document.querySelector('.scroll[aria-label="Export fidelity"]');
+  const e = document.querySelector('.scroll[aria-label^="Export fidelity"]');
   e.scrollLeft = %s * e.scrollWidth;
   const b = e.getBoundingClientRect();
   return [b.left + scrollX, b.top + scrollY, b.right + scrollX, b.bottom + scrollY];

@@ -63,8 +63,8 @@ def both(
     request: pytest.FixtureRequest, model: LoadedModel, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[CompressedModel, Runtime]:
     """An artifact's runtime, and the compressed model that its plan gives."""
+
     from compressor.decoder.weights import load_gates
-    from compressor.methods.dyvte.method import gate_file
 
     folder = tmp_path_factory.mktemp("both")
     methods = CUTS[request.param]
@@ -75,10 +75,7 @@ def both(
     found = None
     if plan.gates is not None:
         recipe = vtcompress.load_recipe("identity").override({"compress": methods})
-        assert recipe.dyvte is not None
-        found = load_gates(
-            gate_file(recipe.dyvte, model.facts, model.digest), plan.gates.candidates
-        )
+        found = load_gates(recipe.gate_file(model.facts, model.digest), plan.gates.candidates)
     return compress(model, plan, gates=found), Runtime.load(output, threads=1)
 
 
@@ -167,7 +164,7 @@ def test_states_of_every_layer_are_transformers_hidden_states(
 def test_behind_an_exit_there_are_no_visual_rows(
     model: LoadedModel, samples: tuple[Sample, ...]
 ) -> None:
-    plan = leave(identity_plan(model.facts, model.digest), 2, "vtw")
+    plan = leave(identity_plan(model.facts, model.digest), 2, "visual_exit")
     states = compress(model, plan).hidden_states(samples[0].question, samples[0].images)
     assert [rows.shape[1] for rows in states.visual] == [N, N, 0, 0, 0]
     text = states.text_index.shape[1]

@@ -221,7 +221,7 @@ def test_a_report_without_pictures_says_so(
     tmp_path: Path,
 ) -> None:
     from export.report.data import report_data
-    from export.report.pages.html_report import html_report
+    from export.report.pages.report import html_report
     from tests import facts
     from tests.artifacts import make_artifact
 

@@ -12,15 +12,15 @@ from export.artifact.manifest import Manifest
 from export.checks.onnx_checker import check_graphs
 from export.graphs.spec import embed_graph
 from export.report.data import ReportData, figures
-from export.report.pages.html_report import html_report
-from export.report.pages.markdown_report import markdown_report
 from export.report.pages.model_card import Origin, model_card
+from export.report.pages.report import html_report, markdown_report
+from export.report.sections.checks import ladder_blocks
 from export.report.words import ladder
 from export.report.words.ladder import EngineFacts, Rung, claim
 from export.results.backend_parity import BackendParity
 from export.results.checker import CheckerReport
 from tests import facts
-from vtcompress.cli.show import show_ladder
+from vtcompress.cli.show import show
 from vtcompress.console import Output
 
 ROOT = Path(__file__).parent.parent
@@ -120,7 +120,7 @@ def test_one_failure_is_what_is_claimed() -> None:
 
 def test_every_report_shows_every_rung_with_its_proof(capsys: pytest.CaptureFixture[str]) -> None:
     of = data((AHEAD,), fidelity=facts.fidelity())
-    show_ladder(Output(), of.rungs)
+    show(Output(), ladder_blocks(of.rungs))
     printed = " ".join(re.sub(r"[│┃]", " ", capsys.readouterr().out).split())
     pages = [markdown_report(of), html_report(of), model_card(of, Origin())]
     for rung in of.rungs:

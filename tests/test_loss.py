@@ -15,7 +15,7 @@ from compressor.errors import ArtifactError, VtcompressError
 from compressor.samples.questions import Sample, data_digest
 from export.checks.loss import common_prefix, compare, kl_rows, measure
 from export.checks.stored import store_original, stored_original, write_answers
-from export.report.words.checks import token_rows
+from export.report.sections.checks import kinds_tables
 from export.results.answers import Answer, Answers, exact
 from export.results.loss_report import LossLimits, LossReport
 from tests import facts
@@ -515,7 +515,7 @@ def test_questions_with_pictures_are_counted_and_said_where_some_have_none():
     report = judged(kept, kept, samples, max_kl=0.1)
     assert report.verdict == "passed"
     assert [f.pictured for f in (report.overall, *report.kinds)] == [2, 1, 1]
-    assert [row[1] for row in token_rows(report)] == [
+    assert [row[1] for row in kinds_tables(report)[0].rows] == [
         "3, 2 with a picture",
         "1",
         "2, 1 with a picture",
@@ -529,4 +529,4 @@ def test_figures_of_older_artifacts_say_nothing_of_pictures():
     del stored["overall"]["pictured"]
     older = LossReport.model_validate(stored)
     assert (older.overall.pictured, older.verdict) == (None, "passed")
-    assert [row[1] for row in token_rows(older)] == ["1"]
+    assert [row[1] for row in kinds_tables(older)[0].rows] == ["1"]

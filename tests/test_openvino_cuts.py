@@ -33,7 +33,7 @@ def plans(name: str) -> Plan:
     return {
         "identity": identity,
         "frozen": freeze(identity, (0, 2), "shortv"),
-        "exit": leave(identity, 2, "vtw"),
+        "exit": leave(identity, 2, "visual_exit"),
     }[name]
 
 

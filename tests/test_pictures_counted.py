@@ -10,8 +10,8 @@ import pytest
 from compressor.compressed import compress
 from compressor.errors import DataError, ModelError
 from compressor.families import LoadedModel, load
-from compressor.methods.dyvte.examples import force_answer
-from compressor.methods.dyvte.training import original_decoder
+from compressor.gate_training.examples import force_answer
+from compressor.gate_training.training import original_decoder
 from compressor.plan.edits import identity_plan
 from compressor.samples.prompts import embed, encode
 from compressor.samples.questions import Sample, read_samples

@@ -28,7 +28,7 @@ def plans(draw):
     )
     exit_layer = draw(st.none() | st.integers(1, len(kinds)))
     if exit_layer is not None:
-        reason = draw(st.sampled_from(["vtw", "dyvte"]))
+        reason = draw(st.sampled_from(["visual_exit", "dyvte"]))
         kinds[exit_layer:] = [("exited", reason)] * (len(kinds) - exit_layer)
     gates = None
     if kinds[-1][0] != "exited" and len(kinds) > 1 and draw(st.booleans()):
@@ -176,32 +176,35 @@ def test_gates_that_contradict_themselves_are_refused(changes, words):
 def test_exits_that_no_decoder_can_have_are_refused():
     def plan_of(*reasons, gates=None):
         model = facts.facts(facts.dims(layers=len(reasons)))
-        layers = tuple(LayerPlan.because(i, reason) for i, reason in enumerate(reasons))
+        layers = tuple(
+            LayerPlan(index=i, visual="exited" if reason else "update", reason=reason)
+            for i, reason in enumerate(reasons)
+        )
         return Plan(model=model, model_digest=facts.DIGEST, layers=layers, gates=gates)
 
     def behind(layer):
         return Gates(candidates=(layer,), mode="staged", width=8, digest="")
 
-    assert plan_of("", "vtw").exit_layer == 1
-    for reasons in (("vtw", "vtw"), ("", "vtw", "")):
+    assert plan_of("", "visual_exit").exit_layer == 1
+    for reasons in (("visual_exit", "visual_exit"), ("", "visual_exit", "")):
         with pytest.raises(ValidationError, match="visual rows enter layer 0"):
             plan_of(*reasons)
     with pytest.raises(ValidationError, match="exclude each other"):
-        plan_of("", "vtw", gates=behind(0))
+        plan_of("", "visual_exit", gates=behind(0))
     with pytest.raises(ValidationError, match="reach beyond layer 0"):
         plan_of("", "", gates=behind(1))
 
 
 @pytest.mark.parametrize(
     ("visual", "reason"),
-    [("update", "shortv"), ("frozen", ""), ("exited", "shortv"), ("frozen", "vtw")],
+    [("update", "shortv"), ("frozen", ""), ("exited", ""), ("exited", "dead")],
 )
 def test_a_layer_that_contradicts_itself_is_refused(visual, reason):
     with pytest.raises(ValidationError, match="for the reason"):
         LayerPlan(index=0, visual=visual, reason=reason)
 
 
-EXITED = {"visual": "exited", "reason": "vtw"}
+EXITED = {"visual": "exited", "reason": "visual_exit"}
 FROZEN = {"visual": "frozen", "reason": "dead"}
 
 

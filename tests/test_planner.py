@@ -8,8 +8,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from compressor.errors import PlanError
-from compressor.methods.entries import Heads, ShortV, VisualExit, Yopo
-from compressor.methods.shortv import for_speedup, ranking, rounded
+from compressor.methods.shortv import ShortV, for_speedup, ranking, rounded
+from compressor.methods.visual_exit import VisualExit
+from compressor.methods.yopo.keys import Heads
+from compressor.methods.yopo.method import Yopo
 from compressor.plan.dead_rows import freeze_dead_rows
 from compressor.plan.edits import identity_plan
 from compressor.plan.plan import LayerPlan, Workload
@@ -289,7 +291,7 @@ def test_an_earlier_exit_never_costs_more_and_the_largest_that_is_fast_enough_is
     if layers < 2:
         return
     before = identity_plan(model, facts.DIGEST, Workload(text=data.draw(st.integers(1, 99))))
-    costs = [work(leave(before, layer, "vtw")) for layer in range(1, layers)]
+    costs = [work(leave(before, layer, "visual_exit")) for layer in range(1, layers)]
     assert costs == sorted(costs)
     assert costs[-1] <= work(before)
     wanted = data.draw(st.floats(1.001, 4))
@@ -352,9 +354,16 @@ def test_the_order_of_the_list_decides_nothing(methods):
 def test_shortv_chooses_among_the_layers_that_others_leave_to_be_frozen():
     plan = planned(ShortV(frozen=0.7), VisualExit(layer=4))
     # Layers 0, 1 and 2 can be frozen: 3 is dead in front of the exit.
-    assert [layer.reason for layer in plan.layers] == ["", "shortv", "shortv", "dead", "vtw", "vtw"]
+    assert [layer.reason for layer in plan.layers] == [
+        "",
+        "shortv",
+        "shortv",
+        "dead",
+        "visual_exit",
+        "visual_exit",
+    ]
     plan = planned(ShortV(layers=(1,)), VisualExit(layer=3))
-    assert [layer.reason for layer in plan.layers] == ["", "shortv", "dead", *["vtw"] * 3]
+    assert [layer.reason for layer in plan.layers] == ["", "shortv", "dead", *["visual_exit"] * 3]
 
 
 def test_a_speedup_is_that_of_the_whole_recipe():
@@ -365,7 +374,9 @@ def test_a_speedup_is_that_of_the_whole_recipe():
     assert both.exit_layer > alone.exit_layer
     assert work(both.naive()) / work(both) >= 2.0
     later = leave(
-        identity_plan(facts.facts(), facts.DIGEST, Workload(text=3)), both.exit_layer + 1, "vtw"
+        identity_plan(facts.facts(), facts.DIGEST, Workload(text=3)),
+        both.exit_layer + 1,
+        "visual_exit",
     )
     more = freeze(later, (3, 1), "shortv")
     assert work(more.naive()) / work(more) < 2.0
@@ -381,10 +392,24 @@ def test_a_recipe_of_format_1_is_planned_as_it_was_then_and_says_what_it_would_b
 
     plan = older(VisualExit(layer=4), ShortV(frozen=0.5))
     # Half of six layers; the lowest contributions among layers 0 to 3 are those of 3, 1 and 2.
-    assert [layer.reason for layer in plan.layers] == ["", "shortv", "shortv", "dead", "vtw", "vtw"]
+    assert [layer.reason for layer in plan.layers] == [
+        "",
+        "shortv",
+        "shortv",
+        "dead",
+        "visual_exit",
+        "visual_exit",
+    ]
     plan = older(ShortV(frozen=0.5), VisualExit(layer=4))
     # 5, 3 and 1 are chosen first; 5 is then behind the exit.
-    assert [layer.reason for layer in plan.layers] == ["", "shortv", "", "shortv", "vtw", "vtw"]
+    assert [layer.reason for layer in plan.layers] == [
+        "",
+        "shortv",
+        "",
+        "shortv",
+        "visual_exit",
+        "visual_exit",
+    ]
     (note,) = plan.notes
     assert note.startswith(
         "vtcompress: 1: methods are applied in the order of the list, and shortv.frozen"

@@ -55,7 +55,7 @@ def test_a_profile_grows_sample_by_sample_until_it_is_complete(tmp_path):
     )
 )
 def test_layer_contribution_is_the_mean_over_the_samples(rows):
-    mean = facts.profile(rows).layer_contribution()
+    mean = facts.profile(rows).mean("layer_contribution")
     np.testing.assert_allclose(mean, np.mean(np.array(rows), axis=0), rtol=1e-12, atol=1e-300)
 
 

@@ -56,8 +56,8 @@ def test_layers_without_an_mlp_on_visual_tokens_have_no_share_but_a_cross(tmp_pa
         LayerPlan(index=1, neurons=(0,)),
         LayerPlan(index=2, visual="frozen", reason="shortv"),
         LayerPlan(index=3, visual="frozen", reason="dead", groups=()),
-        LayerPlan.because(4, "yopo"),
-        LayerPlan.because(5, "yopo"),
+        LayerPlan(index=4, visual="exited", reason="yopo"),
+        LayerPlan(index=5, visual="exited", reason="yopo"),
     )
     # All neurons are all of the activation, the first one is half of it.
     (first, full), (second, half) = bars

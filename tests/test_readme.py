@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from compressor.methods.entries import METHOD_NAMES
+from compressor.methods import METHOD_NAMES
 from vtcompress.cli.main import cli
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from compressor.errors import RecipeError
-from compressor.methods.entries import Heads, ShortV, VisualExit, Yopo
+from compressor.methods.shortv import ShortV
+from compressor.methods.visual_exit import VisualExit
+from compressor.methods.yopo.keys import Heads
+from compressor.methods.yopo.method import Yopo
 from compressor.recipe import (
     RECIPE_FORMAT,
     FidelityThresholds,
@@ -563,8 +566,8 @@ def test_an_override_reaches_into_the_entry_of_a_method_by_its_name(tmp_path):
     )
     changed = recipe.override({"compress.dyvte.train.steps": 3, "compress.shortv.frozen": 0.25})
     assert changed.methods[0] == ShortV(frozen=0.25)
-    assert (changed.dyvte.train.steps, changed.dyvte.gate_width) == (3, 8)
-    assert recipe.dyvte.train.steps != 3
+    assert (changed.gated.train.steps, changed.gated.gate_width) == (3, 8)
+    assert recipe.gated.train.steps != 3
     with pytest.raises(RecipeError, match=r"compress\[1\].dyvte.train.step: unknown key"):
         recipe.override({"compress.dyvte.train.step": 3})
 

@@ -15,23 +15,24 @@ from compressor.plan.plan import LayerPlan
 from compressor.profile import SampleScore
 from export.report.charts.bars import contribution_chart, exit_chart
 from export.report.charts.decoder import decoder_picture
-from export.report.compare.comparison import compare_artifacts, comparison_rows
+from export.report.compare.comparison import compare_artifacts, comparison_table
 from export.report.compare.tradeoff_chart import tradeoff_chart
 from export.report.data import figures
-from export.report.pages.html_report import html_report
-from export.report.pages.markdown_report import layer_rows, markdown_report
 from export.report.pages.model_card import Origin, model_card
+from export.report.pages.report import html_report, markdown_report
+from export.report.sections.layers import layer_table
 from export.report.words.exits import (
-    cache_rows,
+    cache_table,
     cache_words,
-    exit_rows,
+    exits_table,
     exits_words,
     gates_words,
     mean_words,
     staying,
     timed_plan,
 )
-from export.report.words.states import GATE, STATES
+from export.report.words.methods import state
+from export.report.words.states import GATE
 from export.runtime.runtime import Runtime
 from export.session.session import cached_rows, exit_of
 from tests import facts
@@ -90,15 +91,15 @@ def test_the_share_of_prompts_is_that_of_the_predicted_cache():
 
 
 def test_a_table_of_layers_tells_exited_frozen_dead_and_gates_apart():
-    assert [row[1] for row in layer_rows(FIXED)] == [
+    assert [row[1] for row in layer_table(FIXED, "float32").rows] == [
         "updated",
         "frozen (shortv)",
         "updated",
         "frozen (dead rows: nobody reads them)",
-        "exited (vtw)",
-        "exited (vtw)",
+        "exited (visual_exit)",
+        "exited (visual_exit)",
     ]
-    assert [row[1] for row in layer_rows(GATED)] == [
+    assert [row[1] for row in layer_table(GATED, "float32").rows] == [
         "updated",
         "updated; gate behind it",
         "updated in 40% of prompts",
@@ -107,7 +108,7 @@ def test_a_table_of_layers_tells_exited_frozen_dead_and_gates_apart():
         "frozen (dead rows: nobody reads them) in 10% of prompts",
     ]
     baked = facts.plan(exit_layer=5, reason="dyvte")
-    assert layer_rows(baked)[5][1] == "exited (dyvte)"
+    assert layer_table(baked, "float32").rows[5][1] == "exited (dyvte)"
 
 
 def test_an_exited_layer_draws_no_visual_token_at_all_below_a_bar():
@@ -148,7 +149,7 @@ def test_gates_are_marked_behind_their_layers_and_boxes_are_filled_by_shares():
 
 
 def test_contribution_draws_exited_layers_hollow_and_frozen_ones_striped():
-    root = drawn(contribution_chart(PROFILE.layer_contribution(), 1, FIXED))
+    root = drawn(contribution_chart(PROFILE.mean("layer_contribution"), 1, FIXED))
     assert len(of_class(root, "hollow")) == 2
     assert len([e for e in root.iter(f"{NAME}rect") if "url(#" in (e.get("fill") or "")]) == 2
     assert words(root).count("exited") == 2
@@ -160,7 +161,9 @@ def exits_profile(*measures):
     sample = SampleScore(
         visual=12,
         text=64,
-        layer_contribution=PROFILE.layer_contribution() if "layer_contribution" in measures else (),
+        layer_contribution=PROFILE.mean("layer_contribution")
+        if "layer_contribution" in measures
+        else (),
         exit_kl=(4.0, 2.0, 1.0, 0.5, 0.04, 0.002) if "exit_kl" in measures else (),
     )
     return PROFILE.model_copy(update={"measures": measures, "samples": (sample,)})
@@ -199,12 +202,12 @@ def test_reports_show_what_calibration_measured_and_nothing_else(tmp_path, measu
     assert "not chosen by calibration" not in page
     assert ("Allowed: 0.05 nats." in page) is ("exit" in drawings)
     rows = table(section(markdown_report(data), "Layers"))
-    contribution = "0.001" if "contribution" in drawings else "-"
+    contribution = ["0.001"] if "contribution" in drawings else []
     exits = ["2"] if "exit" in drawings else []
-    assert rows[1][4:-2] == [contribution, *exits]
+    assert rows[1][4:-2] == [*contribution, *exits]
     layer = figures(data)["layers"][1]
     assert layer["exit_kl"] == (2.0 if exits else None)
-    assert layer["contribution"] == (0.001 if contribution != "-" else None)
+    assert layer["contribution"] == (0.001 if contribution else None)
 
 
 def test_in_short_tells_what_an_exit_does_saves_and_keeps(tmp_path):
@@ -292,19 +295,19 @@ def test_exits_are_counted_beside_each_other_for_calibration_and_validation(tmp_
         # Eight questions, six of which exited.
         [nowhere, "1", "2"],
     ]
-    assert tables(section(markdown_report(data), "Layers"))[1] == rows
+    assert tables(section(markdown_report(data), "Layers"))[0] == rows
     # Gates behind which nothing left are not listed, and nothing is where nothing was counted.
-    assert exit_rows(GATED.model_copy(update={"gates": facts.gates((0, 3), 7)}), None) == [
+    assert exits_table(GATED.model_copy(update={"gates": facts.gates((0, 3), 7)}), None).rows == [
         ("behind layer 3", "3", "-"),
         (nowhere, "7", "-"),
     ]
-    assert exit_rows(UNCOUNTED, data.manifest.loss) == [
+    assert exits_table(UNCOUNTED, data.manifest.loss).rows == [
         ("behind layer 1", "-", "5"),
         ("behind layer 3", "-", "1"),
         (nowhere, "-", "2"),
     ]
-    assert exit_rows(UNCOUNTED, None) == []
-    assert exit_rows(FIXED, data.manifest.loss) == []
+    assert exits_table(UNCOUNTED, None) is None
+    assert exits_table(FIXED, data.manifest.loss) is None
     found = Structure(html_report(data))
     assert "Where visual tokens leave" in found.text
     assert "behind layer 1 6 5" in found.text
@@ -312,15 +315,19 @@ def test_exits_are_counted_beside_each_other_for_calibration_and_validation(tmp_
     assert "| behind layer 1 | 6 | 5 |" in model_card(data, Origin())
 
 
+EXITED = state(LayerPlan(index=1, visual="exited", reason="visual_exit"))[1]
+FROZEN = state(LayerPlan(index=1, visual="frozen", reason="shortv"))[1]
+
+
 def test_the_page_explains_each_state_that_it_shows_and_no_other(tmp_path):
     text = Structure(html_report(exited(tmp_path / "a", profile=PROFILE))).text
-    assert f"exited : {STATES['vtw'][1]}." in text
-    assert f"frozen : {STATES['shortv'][1]}." in text
+    assert f"exited : {EXITED}." in text
+    assert f"frozen : {FROZEN}." in text
     assert "a dotted line under the thick bar" in text
     assert "hollow: exited" in text
     assert GATE[1] not in text
     frozen = Structure(html_report(exited(tmp_path / "b", exit_layer=None))).text
-    assert STATES["vtw"][1] not in frozen
+    assert EXITED not in frozen
     assert "thick bar" not in frozen
     assert "Where visual tokens leave" not in frozen
 
@@ -328,8 +335,8 @@ def test_the_page_explains_each_state_that_it_shows_and_no_other(tmp_path):
 def test_measured_bytes_stand_beside_those_predicted_for_the_timed_prompt(tmp_path):
     # 64 text rows everywhere, 12 visual rows up to layer 4; K and V of width 8, four bytes each.
     before, after = 6 * 76 * 8 * 2 * 4, (4 * 76 + 2 * 64) * 8 * 2 * 4
-    text = section(markdown_report(exited(tmp_path / "a")), "Measured")
-    assert tables(text)[1] == [
+    text = section(markdown_report(exited(tmp_path / "a")), "Speed")
+    assert tables(text)[2] == [
         ["predicted for this prompt", f"{before:,}", f"{after:,}", f"{before / after:.2f} x"],
         ["measured", f"{before:,}", f"{after:,}", f"{before / after:.2f} x"],
     ]
@@ -360,7 +367,7 @@ def test_with_gates_the_prediction_is_that_of_the_timed_prompts_own_exit(exit_la
     report = facts.measured(exit_layer)
     said = cache_words(GATED, report, "float32")
     assert f"{line} Measured and predicted KV bytes for this exit are equal." in said
-    rows = cache_rows(GATED, report, "float32")
+    rows = cache_table(GATED, report, "float32").rows
     assert rows[0][1:] == rows[1][1:]
     assert timed_plan(GATED, report).exit_layer == exit_layer
 
@@ -380,12 +387,12 @@ def test_the_headline_names_the_cache_only_where_it_shrinks(tmp_path):
 
 
 def test_the_workload_line_tells_frozen_and_exited_layers(tmp_path):
-    text = section(markdown_report(exited(tmp_path / "a")), "Predicted")
+    text = section(markdown_report(exited(tmp_path / "a")), "Speed")
     assert "2 of 6 layers frozen for visual rows; exited: 2 of 6, from layer 4 on." in text
-    text = section(markdown_report(gated(tmp_path / "b")), "Predicted")
+    text = section(markdown_report(gated(tmp_path / "b")), "Speed")
     assert "exited: by 2 gates, dynamic. Predicted figures are the mean" in text
     assert exits_words(facts.plan()) == "none"
-    assert table(text)[0][0] == "prefill MFLOPs"
+    assert tables(text)[0][0][0] == "prefill MFLOPs"
 
 
 def test_a_card_does_not_say_that_decode_is_no_faster_where_it_may_be(tmp_path):
@@ -422,7 +429,7 @@ def test_a_comparison_tells_exits_gates_cache_and_decode_apart(tmp_path):
         for place, (name, changes) in enumerate(folders.items())
     ]
     comparison = compare_artifacts(made)
-    rows = {name: cells for name, *cells in comparison_rows(comparison)}
+    rows = {name: cells for name, *cells in comparison_table(comparison).rows}
     assert rows["frozen layers"] == ["3 of 6", "2 of 6", "3 of 6"]
     assert rows["exited layers"] == ["none", "2 of 6, from layer 4 on", "by 2 gates, dynamic"]
     assert rows["KV cache, predicted"] == ["100%", "25%", "100%"]
@@ -446,7 +453,9 @@ def exit_artifact(tiny_model, questions, tmp_path_factory):
         {"model.id": str(tiny_model), "validate.data": questions, "validate.max_new_tokens": 4}
     )
     plan = vtcompress.plan(recipe)
-    layers = freeze_dead_rows((LayerPlan(index=0), LayerPlan.because(1, "vtw")))
+    layers = freeze_dead_rows(
+        (LayerPlan(index=0), LayerPlan(index=1, visual="exited", reason="visual_exit"))
+    )
     plan = plan.model_copy(update={"layers": layers})
     vtcompress.compress(recipe, plan, folder / "small")
     vtcompress.export(recipe, folder / "artifact", compressed=folder / "small", bench_rounds=1)

@@ -2,10 +2,10 @@
 
 import pytest
 
-from compressor.methods.entries import ShortV
+from compressor.methods.shortv import ShortV
 from export.artifact.manifest import Manifest
 from export.report.data import ReportData
-from export.report.done_gained_lost import done
+from export.report.sections.short import done
 from tests import facts
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import vtcompress
-from compressor.methods.entries import Yopo
+from compressor.methods.yopo.method import Yopo
 from compressor.plan.cost import predict
 from compressor.plan.plan import LayerPlan, Plan
 from compressor.planner import make_plan
@@ -19,15 +19,15 @@ from compressor.profile import Profile, SampleScore
 from export.graphs.spec import caches_of, decoder_graph
 from export.report.charts.bars import contribution_chart
 from export.report.charts.decoder import VISUAL, decoder_picture, lane
-from export.report.charts.heads import head_chart, head_rows
-from export.report.compare.comparison import compare_artifacts, comparison_rows
-from export.report.data import figures, method_words
-from export.report.pages.html_report import html_report
-from export.report.pages.markdown_report import markdown_report
+from export.report.charts.heads import head_chart, head_table
+from export.report.compare.comparison import compare_artifacts, comparison_table
+from export.report.data import figures
 from export.report.pages.model_card import Origin, model_card
-from export.report.text.markdown import escaped
+from export.report.pages.report import html_report, markdown_report
+from export.report.render.markdown import escaped
 from export.report.words.cuts import cut_sentences, cuts_words, kept_heads, semantics
-from export.report.words.exits import cache_words, exit_rows, gate_before, timed_plan, timed_words
+from export.report.words.exits import cache_words, exits_table, gate_before, timed_plan, timed_words
+from export.report.words.methods import method_words
 from export.report.words.states import states
 from export.runtime.runtime import Runtime
 from export.session.session import cached_rows, exit_of
@@ -58,8 +58,8 @@ CUT = plan_of(
     LayerPlan(index=1, groups=(1,), window=3, neurons=FIRST),
     LayerPlan(index=2, groups=(), neurons=(0, 1, 2, 3, 4, 5)),
     LayerPlan(index=3, visual="frozen", reason="shortv", groups=(0,)),
-    LayerPlan.because(4, "yopo"),
-    LayerPlan.because(5, "yopo"),
+    LayerPlan(index=4, visual="exited", reason="yopo"),
+    LayerPlan(index=5, visual="exited", reason="yopo"),
     notes=(NOTE,),
 )
 MASKED = plan_of(
@@ -133,7 +133,7 @@ def test_a_plan_without_cuts_has_no_columns_and_no_words_for_them(tmp_path):
     text = markdown_report(data)
     assert "visual heads" not in text
     assert "Semantics" not in text
-    assert len(table(section(text, "Layers"))[0]) == 7
+    assert len(table(section(text, "Layers"))[0]) == 6
     assert cuts_words(data.plan) == "none"
     assert "part of K V" not in Structure(html_report(data)).text
 
@@ -251,7 +251,7 @@ def test_many_different_numbers_of_heads_are_a_range():
 def test_the_planners_notes_are_in_every_report_and_in_the_printed_plan(tmp_path):
     data = report_of(tmp_path / "a")
     text = section(markdown_report(data), "Layers")
-    assert f"Notes of the planner:\n\n- {escaped(NOTE)}" in text
+    assert f"Notes of the planner\n\n- {escaped(NOTE)}" in text
     page = Structure(html_report(data))
     assert NOTE in page.text
     assert "Notes of the planner" in [title for _, title in page.headings]
@@ -452,13 +452,13 @@ def test_squares_of_many_heads_stay_apart_and_inside(heads):
 
 
 def test_head_scores_have_rows_in_every_report_where_they_were_measured(tmp_path):
-    assert head_rows(SCORES, CUT)[1] == ("1", "0.1", "0.115", "0.13", "2, 3")
-    assert [row[-1] for row in head_rows(SCORES, CUT)] == [
+    assert head_table(SCORES, CUT).rows[1] == ("1", "0.1", "0.115", "0.13", "2, 3")
+    assert [row[-1] for row in head_table(SCORES, CUT).rows] == [
         "all", "2, 3", "none", "0, 1", "none", "none",
     ]  # fmt: skip
     data = report_of(tmp_path / "a", profile=SCORED)
     found = tables(section(markdown_report(data), "Layers"))
-    assert [tuple(row) for row in found[1]] == head_rows(SCORES, CUT)
+    assert [tuple(row) for row in found[1]] == head_table(SCORES, CUT).rows
     page = html_report(data)
     assert 'id="heads-title"' in page
     assert "Head scores of every layer" in page
@@ -504,7 +504,7 @@ def test_a_comparison_has_a_row_for_the_cuts(tmp_path):
         ),
         make_artifact(tmp_path / "frozen", loss=with_kept(1.0)),
     ]
-    rows = {name: cells for name, *cells in comparison_rows(compare_artifacts(made))}
+    rows = {name: cells for name, *cells in comparison_table(compare_artifacts(made)).rows}
     assert rows["YOPO's cuts"] == [
         "8 of 16 visual heads; window 3 x 3; 6 of 24 MLP neurons; 12 of 24 MLP neurons; removed",
         "8 of 24 visual heads; window 3 x 3, causal; 12 of 24 MLP neurons; masked",
@@ -547,7 +547,8 @@ def test_pruned_heads_are_not_taken_for_an_exit():
     assert exit_of(cached_rows(MASKED.caches(), told), 76) is None
     # No visual head before the exit: nothing in these caches was ever longer than text.
     bare = plan_of(
-        LayerPlan(index=0, groups=()), *(LayerPlan.because(i, "yopo") for i in range(1, 6))
+        LayerPlan(index=0, groups=()),
+        *(LayerPlan(index=i, visual="exited", reason="yopo") for i in range(1, 6)),
     )
     held = cached_rows(bare.caches(), shapes_of(bare, rows_at(1)))
     assert held == (0, 64, 64, 64, 64, 64)
@@ -565,7 +566,7 @@ def test_a_gate_before_layers_without_visual_heads_is_found_behind_them():
     assert timed_plan(plan, report).exit_layer == 2
     assert "a gate fired behind layer 1." in timed_words(plan, report)
     loss = facts.loss().model_copy(update={"exits": ((3, 5), (4, 1))})
-    assert [row[2] for row in exit_rows(plan, loss)] == ["5", "1", "2"]
+    assert [row[2] for row in exits_table(plan, loss).rows] == ["5", "1", "2"]
 
 
 def test_bytes_of_a_plan_with_cuts_are_those_predicted_or_said_to_differ():

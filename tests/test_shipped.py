@@ -12,8 +12,9 @@ from compressor.disk.model_digest import same_model
 from compressor.errors import GatesError, PlanError, RecipeError
 from compressor.families.folder import digest
 from compressor.families.registry import describe
-from compressor.methods.entries import ShortV, Yopo
-from compressor.planner import check_methods, gate_candidates, gate_file, plan_recipe
+from compressor.methods.shortv import ShortV
+from compressor.methods.yopo.method import Yopo
+from compressor.planner import check_methods, plan_recipe
 from compressor.profile import Profile, SampleScore
 from compressor.recipe import load_recipe
 from compressor.schema.values import layer_at
@@ -73,27 +74,27 @@ def test_every_shipped_recipe_says_what_it_is_in_one_line_and_how_to_call_it():
 
 def test_gates_belong_to_a_model_so_the_recipe_names_none_and_says_how_to_get_some():
     recipe = load_recipe(find_recipe("dyvte"))
-    assert recipe.dyvte is not None
-    assert (recipe.dyvte.gates, recipe.dyvte.exit) == (None, "dynamic")
+    assert recipe.gated is not None
+    assert (recipe.gated.gates, recipe.gated.exit) == (None, "dynamic")
     (shipped,) = (r for r in shipped_recipes() if r.name == "dyvte")
     assert "vtcompress train-gates --recipe dyvte" in shipped.explanation
     assert "--gates gates.safetensors" in shipped.explanation
 
 
 def test_the_bundled_models_gates_are_those_of_the_shipped_recipe():
-    method = load_recipe(find_recipe("dyvte")).dyvte
+    method = load_recipe(find_recipe("dyvte")).gated
     folder = "examples/digits-llava"
     file = GateFile.read(ROOT / folder / "gates.safetensors")
     assert file.path.stat().st_size < 500_000
     facts = describe(str(ROOT / folder / "model"))
     model_digest = digest(ROOT / folder / "model")
-    gate_file(method.model_copy(update={"gates": file.path}), facts, model_digest)
+    method.model_copy(update={"gates": file.path}).gate_file(facts, model_digest)
     assert same_model(file.model_digest, model_digest)
     assert file.width == method.gate_width
     report = GatesReport.model_validate_json((ROOT / folder / "gates.json").read_bytes())
     assert (report.gates_digest, report.model_digest) == (file.digest, file.model_digest)
     assert report.train == method.train
-    assert report.candidates == gate_candidates(method, facts.decoder.layers)
+    assert report.candidates == method.gate_layers(facts.decoder.layers)
     held = report.held_out
     assert held.answers.overall.samples == 1800
     assert sum(held.fired) > 0.5 * 1800

@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from compressor.errors import PlanError, RecipeError
-from compressor.methods.entries import Heads, ShortV, VisualExit, Yopo
+from compressor.methods.shortv import ShortV
+from compressor.methods.visual_exit import VisualExit
+from compressor.methods.yopo.keys import Heads
+from compressor.methods.yopo.method import Yopo
 from compressor.methods.yopo.rule import group_means, groups_of_mask, most_active, top_share, voted
 from compressor.plan.cost import BAND_OVERHEAD, band_ratio, predict, predicted_speedup
 from compressor.plan.edits import identity_plan
@@ -323,10 +326,8 @@ def test_a_mask_keeps_a_group_if_any_of_its_heads_stays_and_the_plan_says_where(
 def test_a_mask_is_read_once_for_a_plan(tmp_path, monkeypatch):
     from compressor.methods.yopo import head_mask
 
-    reads, read = [], head_mask.read_head_mask
-    monkeypatch.setattr(
-        head_mask, "read_head_mask", lambda *args: reads.append(args[0]) or read(*args)
-    )
+    reads, read = [], head_mask._npy
+    monkeypatch.setattr(head_mask, "_npy", lambda path: reads.append(path) or read(path))
     mask = whole_mask()
     mask[2, 0] = False
     plan = planned(by_mask(tmp_path, mask))
@@ -648,7 +649,7 @@ def test_a_search_by_speed_counts_what_yopo_saves_already():
     yopo, few = Yopo(mlp_ratio=2), {"workload": Workload(text=3)}
     wanted, cut = 2.0, planned(yopo, **few)
     plan = planned(yopo, VisualExit(speedup=wanted), **few)
-    fast = [k for k in range(1, 6) if predicted_speedup(leave(cut, k, "vtw")) >= wanted]
+    fast = [k for k in range(1, 6) if predicted_speedup(leave(cut, k, "visual_exit")) >= wanted]
     assert plan.exit_layer == max(fast)
     alone = planned(VisualExit(speedup=wanted), **few)
     assert alone.exit_layer < plan.exit_layer
@@ -850,7 +851,7 @@ def cut_plans(draw):
     plan = plan.model_copy(update={"layers": tuple(layer(i) for i in range(shape.layers))})
     plan = freeze(plan, draw(st.lists(st.integers(0, shape.layers - 1))), "shortv")
     if shape.layers > 1 and draw(st.booleans()):
-        plan = leave(plan, draw(st.integers(1, shape.layers - 1)), "vtw")
+        plan = leave(plan, draw(st.integers(1, shape.layers - 1)), "visual_exit")
     return Plan.model_validate(dict(plan))
 
 

@@ -1,37 +1,30 @@
 """Runs calibration over the samples; a killed run resumes from the profile it left."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from compressor.calibration.resume import Task
-from compressor.decoder import decoder_from
+from compressor.decoder import Decoder, decoder_from
+from compressor.decoder.cache import opened
 from compressor.decoder.full_pass import FullPass, full_pass
+from compressor.decoder.gates import gate_input, gate_selection, margins
 from compressor.decoder.weights import LoadedGates
 from compressor.errors import ModelError
 from compressor.families import LoadedModel
-from compressor.methods.contribution import layer_contribution
-from compressor.methods.exit_scores import exit_kl, gate_margins, margins_behind_cuts
-from compressor.methods.yopo.heads import head_score
-from compressor.methods.yopo.neurons import neuron_activity
+from compressor.methods import MEASURES
 from compressor.plan.edits import identity_plan
 from compressor.plan.plan import Gates, Plan
-from compressor.profile import Measure, Profile, SampleScore
+from compressor.profile import Profile, SampleScore
 from compressor.progress import SILENT, Progress
-from compressor.samples.prompts import embed, encode
+from compressor.samples.prompts import PromptRows, embed, encode
 from compressor.samples.questions import Sample, check_pictures
 
 SAVE_EVERY_SECONDS = 2.0
-MEASURED: Mapping[Measure, Callable[[FullPass], Tensor]] = {
-    "layer_contribution": layer_contribution,
-    "exit_kl": exit_kl,
-    "gate_margin": gate_margins,
-    "head_score": head_score,
-}
-"""What is kept of every sample; of `neuron_activity` the profile keeps the mean alone."""
 
 
 def calibrate(
@@ -77,11 +70,9 @@ def calibrate(
         full = full_pass(
             decoder, rows.visual_embeds, rows.text_embeds, rows.visual_index, rows.text_index
         )
-        scores: dict[str, Any] = {
-            name: measure(full).tolist()
-            for name, measure in MEASURED.items()
-            if name in task.measures
-        }
+        found = {name: _values(name, full) for name in task.measures}
+        scores = {n: values for n, values in found.items() if MEASURES[n].kept == "samples"}
+        means = {n: values for n, values in found.items() if MEASURES[n].kept == "mean"}
         visual, text = rows.visual_index.shape[1], rows.text_index.shape[1]
         score = SampleScore(visual=visual, text=text, sample=digest, **scores)
         if names := score.no_numbers:
@@ -91,14 +82,22 @@ def calibrate(
                 "leave the question out"
             )
             raise ModelError([problem])
-        active = "neuron_activity" in task.measures
-        profile = profile.with_sample(score, neuron_activity(full).tolist() if active else None)
+        profile = profile.with_sample(score, means)
         if time.monotonic() - saved > SAVE_EVERY_SECONDS:
             profile.save(path)
             saved = time.monotonic()
     profile = task.ordered(profile)
     profile.save(path)
     return profile
+
+
+def _values(measure: str, full: FullPass) -> Any:
+    """Return what a measure finds of one prompt, as nested tuples of numbers."""
+    return _tupled(MEASURES[measure].of(full).tolist())
+
+
+def _tupled(values: Any) -> Any:
+    return tuple(map(_tupled, values)) if isinstance(values, list) else values
 
 
 def ask_gates_again(
@@ -127,3 +126,23 @@ def ask_gates_again(
         margin = tuple(margins_behind_cuts(decoder, rows).tolist())
         found.append(score.model_copy(update={"gate_margin": margin}))
     return profile.model_copy(update={"samples": tuple(found), "gates_under": plan.gates_see()})
+
+
+@torch.inference_mode()
+def margins_behind_cuts(decoder: Decoder, rows: PromptRows) -> Tensor:
+    """Return the margin of each gate of a compressed decoder on a prompt, as if none before it had fired.
+
+    Args:
+        decoder: with gates, and with whatever its plan cuts or freezes beside them.
+        rows: of the prompt.
+    """
+    visual, text = rows.visual_embeds, rows.text_embeds
+    places = decoder.places(rows.visual_index, rows.text_index, text.dtype)
+    selection = gate_selection(rows.visual_index, rows.text_index, text.dtype)
+    pairs, *_ = opened(decoder.empty_past(1), decoder.caches, tells_rows=False)
+    found = []
+    for segment in decoder.segments[:-1]:
+        mine = [p for p, c in zip(pairs, decoder.caches, strict=True) if c.layer in segment]
+        visual, text, _ = decoder.run(segment, visual, text, places, mine)
+        found.append(margins(decoder.gates[str(segment[-1])](gate_input(selection, text))))
+    return torch.cat(found)

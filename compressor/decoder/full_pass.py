@@ -1,12 +1,14 @@
 """One pass of the original over a prompt whose states every measurement starts from."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from compressor.decoder import Decoder
-from compressor.decoder.layer import Call
+from compressor.decoder.layer import Call, DecoderLayer
 
 
 @dataclass(frozen=True)
@@ -60,3 +62,24 @@ def full_pass(
         text_rows.append(text)
     logits = decoder.next_token_logits(text)[0, -1]
     return FullPass(decoder, call, visual_rows[:-1], text_rows, visual_index, text_index, logits)
+
+
+@torch.inference_mode()
+def text_tails(full: FullPass, exits: Sequence[int]) -> Tensor:
+    """Return the text rows [C, T, D] behind the last layer for exits at C layers.
+
+    Args:
+        full: of the prompt.
+        exits: first layers without visual rows, ascending.
+    """
+    decoder = full.decoder
+    rows = decoder.places(full.visual_index[:, :0], full.text_index, full.text[0].dtype)
+    text_rows = rows.call(full.text_index.shape[1]).alone
+    tails = full.text[0][:0]  # [tails so far, T, D]
+    for index, layer in enumerate(decoder.layers):
+        if index in exits:
+            tails = torch.cat([tails, full.text[index]])
+        if len(tails):
+            past = decoder.empty_past(len(tails))[index]
+            tails, _ = cast("DecoderLayer", layer).text_only(tails, text_rows, past)
+    return tails

@@ -1,1 +1,162 @@
-"""The methods, one a file: the paper's rule as plain functions on plain data."""
+"""The methods, one a file or folder: the paper's rule as plain functions, and what is said of it.
+
+A new method is a file here and a place in `BUILT_IN`, or a package of its own whose entry point of the group
+`vtcompress.methods` names the class. See `compressor.contract.method` for what it must say.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from pydantic import create_model
+
+from compressor.contract.gated import GatedMethod
+from compressor.contract.measure import Measure
+from compressor.contract.method import Method, Trait, Turn
+from compressor.errors import RecipeError
+from compressor.methods.dyvte import DyVTE
+from compressor.methods.shortv import ShortV
+from compressor.methods.visual_exit import VisualExit
+from compressor.methods.yopo.method import Yopo
+from compressor.schema.values import ExactlyOne
+
+GROUP: Final = "vtcompress.methods"
+BUILT_IN: Final[tuple[type[Method], ...]] = (ShortV, VisualExit, DyVTE, Yopo)
+
+
+def _installed(points: Iterable[EntryPoint]) -> tuple[type[Method], ...]:
+    """Return the methods of other packages.
+
+    Raises:
+        RecipeError: one cannot be loaded, is no method, or has a name that is taken.
+    """
+    found: dict[str, type[Method]] = {method.name: method for method in BUILT_IN}
+    for point in sorted(points, key=lambda point: point.name):
+        package = f"{point.dist.name} {point.dist.version}" if point.dist else point.value
+        remedy = f"remove or upgrade {package}"
+        try:
+            method = point.load()
+        except Exception as failure:
+            reason = " ".join(f"{type(failure).__name__}: {failure}".split())
+            raise RecipeError(
+                [f"the method {point.name} of {package} cannot be loaded: {reason}; {remedy}"]
+            ) from failure
+        if not (isinstance(method, type) and issubclass(method, Method)):
+            raise RecipeError([f"{point.value} of {package} is no method; {remedy}"])
+        if method.name in found:
+            raise RecipeError(
+                [f"{package} brings a method {method.name}, which is there already; {remedy}"]
+            )
+        method.package = package
+        found[method.name] = method
+    return tuple(found.values())[len(BUILT_IN) :]
+
+
+METHODS: Final = (*BUILT_IN, *_installed(entry_points(group=GROUP)))
+"""Every method that a recipe may list, in the order in which errors and reports name them."""
+
+METHOD_NAMES: Final = tuple(method.name for method in METHODS)
+"""Their names, which are keys under `compress` and reasons in a plan."""
+
+
+GATED: Final = tuple(method for method in METHODS if issubclass(method, GatedMethod))
+"""Those whose exits gates decide on; the first stands for gates that no recipe names."""
+
+CUTTERS: Final = tuple(method.name for method in METHODS if method.turn is Turn.CUT)
+"""Names of those that cut heads, window or neurons."""
+
+MEASURES: Final[Mapping[str, Measure]] = {
+    measure.name: measure for method in METHODS for measure in method.measures
+}
+"""All that calibration can measure, by the key in profiles."""
+
+
+class Entry(ExactlyOne):
+    """One entry of `compress`: a method under its name."""
+
+    key_word: ClassVar[str] = "method"
+    other_names: ClassVar[Mapping[str, str]] = {
+        nickname: method.name for method in METHODS for nickname in method.nicknames
+    }
+
+    @property
+    def method(self) -> Method:
+        """The one method of this entry."""
+        found: Method = next(m for name in METHOD_NAMES if (m := getattr(self, name)) is not None)
+        return found
+
+
+if TYPE_CHECKING:
+    CompressEntry = Entry
+else:
+    CompressEntry = create_model(
+        "CompressEntry",
+        __base__=Entry,
+        __doc__=Entry.__doc__,
+        **{method.name: (method | None, None) for method in METHODS},
+    )
+
+
+def gated(methods: Iterable[Method]) -> GatedMethod | None:
+    """Return the one whose exits gates decide on, if there is one."""
+    return next((method for method in methods if isinstance(method, GatedMethod)), None)
+
+
+def method_of(name: str) -> type[Method] | None:
+    """Return the method that a reason in a plan names; None: it is not installed, or no method's name."""
+    return next((method for method in METHODS if method.name == name), None)
+
+
+def label_of_cuts(methods: Iterable[Method] = ()) -> str:
+    """Return how sentences call the method that cuts heads, window or neurons.
+
+    Args:
+        methods: of the recipe; without any that cuts, the first that can.
+    """
+    kinds: list[type[Method]] = [*(type(method) for method in methods), *METHODS]
+    return next(method.words.label for method in kinds if method.turn is Turn.CUT)
+
+
+def label_of_gates(methods: Iterable[Method] = ()) -> str:
+    """Return the same for the method whose exits gates decide on."""
+    return (gated(methods) or GATED[0]).words.label
+
+
+def methods_clash(entries: object) -> str | None:
+    """Return what is wrong with a list of entries as a whole, None if nothing is."""
+    if not isinstance(entries, tuple):
+        return None
+    counts = Counter(name for entry in entries if isinstance(entry, dict) for name in entry)
+    claims = [
+        claim
+        for method in METHODS
+        if counts[method.name]
+        for claim in method.claims(_keys_of(entries, method.name))
+    ]
+    exits = [claim.key for claim in claims if claim.trait is Trait.EXIT]
+    if len(exits) > 1:
+        all_of = f"{', '.join(exits[:-1])} and {exits[-1]} {'both' if len(exits) == 2 else 'all'}"
+        return f"{all_of} choose where visual tokens leave; give one of them"
+    rows = [claim.key for claim in claims if claim.trait is Trait.READS_ROWS]
+    for claim in claims:
+        if rows and claim.trait is Trait.PER_PROMPT:
+            rest = (
+                f"gates that decide for each prompt; take {claim.remedy}, or leave one of them out"
+            )
+            return f"{' and '.join(rows)} cannot go with {rest}"
+    twice = ", ".join(name for name in METHOD_NAMES if counts[name] > 1)
+    return f"more than one entry for: {twice}; a method may appear once" if twice else None
+
+
+def _keys_of(entries: tuple[Any, ...], name: str) -> Mapping[str, Any]:
+    """Return what an entry of a method says, as it was written."""
+    found = [entry.get(name) for entry in entries if isinstance(entry, dict)]
+    return next((keys for keys in found if isinstance(keys, dict)), {})
+
+
+OLDER_FORMAT: Final = (
+    "methods are applied in the order of the list, and shortv.frozen is a share of all layers",
+    "exits first, then yopo, then shortv, and a share of the layers that can be frozen",
+)
+"""How recipes of format 1 are planned, and those of today."""

@@ -7,7 +7,6 @@ Rule: the layer contribution of layer i is KL(p_i || p) at the last prompt token
 next-token distribution and p_i the one with layer i's attention and MLP deltas zeroed on visual rows, mean
 over samples. Layers are sorted by it, ascending; the lowest are frozen, in one pass, not greedily. A share
 counts the layers that can be frozen: visual rows are there, and somebody reads what becomes of them.
-The layers are scored in `compressor.methods.contribution`; this file holds the choice.
 
 Limitations:
 - One pass: the contributions of layers frozen together need not add up.
@@ -16,7 +15,26 @@ Limitations:
 """
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from compressor.contract.measure import Drawing, Measure, Measured, Table, marked
+from compressor.contract.method import (
+    Evidence,
+    Method,
+    NamedLayers,
+    Turn,
+    Words,
+    gone_words,
+    layers_words,
+)
+from compressor.plan.cost import predicted_speedup
+from compressor.plan.edits import freeze
+from compressor.plan.plan import Plan
+from compressor.schema.values import AboveOne, ExactlyOne, Frozen, Layers
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def ranking(contribution: Sequence[float], among: Collection[int] | None = None) -> tuple[int, ...]:
@@ -52,3 +70,187 @@ def for_speedup(
         if speedup_of(tuple(order[:count])) >= wanted:
             return tuple(order[:count])
     return None
+
+
+def layer_contribution(full: Any) -> "Tensor":
+    """Return the layer contribution [L] of one prompt, in nats, float64.
+
+    Freezing layer i leaves all up to layer i and the text rows' output of layer i as they were. So only
+    layers i + 1 .. L - 1 run again after the full pass: about half the layer passes of L full runs.
+
+    Args:
+        full: `compressor.decoder.full_pass.FullPass` of the prompt.
+    """
+    import torch
+
+    from compressor.decoder.full_pass import kl_divergence
+
+    decoder = full.decoder
+    empty = decoder.empty_past(1)
+
+    def frozen(index: int) -> "Tensor":
+        visual, text = full.visual[index], full.text[index + 1]
+        later = decoder.layers[index + 1 :]
+        for layer, past in zip(later, empty[index + 1 :], strict=True):
+            visual, text, _ = layer(visual, text, full.call, past)
+        logits: Tensor = decoder.next_token_logits(text)[0, -1]
+        return logits
+
+    with torch.inference_mode():
+        logits = torch.stack([frozen(index) for index in range(len(decoder.layers))])
+        return kl_divergence(logits, full.logits)
+
+
+def _drawing(found: Measured, plan: Plan) -> Drawing:
+    frozen = [layer.index for layer in plan.layers if layer.reason == ShortV.name]
+    labels = ("updated", "frozen")
+    words = "layer contribution (KL, nats)"
+    return Drawing("decoder layer", words, marked(found.mean, frozen, labels))
+
+
+def _table(found: Measured) -> Table:
+    order = ranking(found.mean)
+    rows = ((str(i), f"{v:.3e}", str(order.index(i) + 1)) for i, v in enumerate(found.mean))
+    return Table("Layer contribution", ("layer", "KL, nats", "rank, lowest first"), tuple(rows))
+
+
+CONTRIBUTION = Measure(
+    name="layer_contribution",
+    shape=("layers",),
+    of=layer_contribution,
+    chooses="layers by contribution",
+    otherwise=", or list the layers",
+    title="layer contribution",
+    unit="KL, nats",
+    unasked=True,
+    draw=_drawing,
+    show=_table,
+)
+
+
+class ShortV(ExactlyOne, Method):
+    """ShortV: visual rows pass unchanged through the layers that contribute least.
+
+    Exactly one of the keys is given.
+
+    Attributes:
+        frozen: share to freeze of the layers that can be frozen, 0 to 1: those in front of an exit whose
+            visual rows somebody reads. Rounded to the nearest number of layers, a half up.
+        layers: the layers to freeze, distinct, counted from 0; needs no calibration.
+        speedup: predicted speed-up of the prefill to reach by the whole recipe, above 1, against the naive
+            original.
+    """
+
+    name: ClassVar[str] = "shortv"
+    words: ClassVar[Words] = Words(
+        label="ShortV",
+        paper="ShortV: Efficient Multimodal Large Language Models by Freezing Visual Tokens in Ineffective "
+        "Layers, arXiv 2504.00502",
+    )
+    turn: ClassVar[Turn] = Turn.FREEZE
+    measures: ClassVar[tuple[Measure, ...]] = (CONTRIBUTION,)
+    other_names: ClassVar[Mapping[str, str]] = {
+        "share": "frozen",
+        "ratio": "frozen",
+        "keep": "frozen",
+    }
+
+    frozen: Frozen | None = None
+    layers: Layers | None = None
+    speedup: AboveOne | None = None
+
+    def needs(self) -> tuple[Measure, ...]:
+        """Return what calibration must measure: nothing where layers are named."""
+        return (CONTRIBUTION,) if self.layers is None else ()
+
+    def seeks_speedup(self) -> bool:
+        """Whether layers are frozen until the plan is fast enough."""
+        return self.speedup is not None
+
+    def layers_named(self, layers: int) -> tuple[NamedLayers, ...]:
+        """Return the layers to freeze."""
+        remedy = ": give layers of this model, or a share (frozen), which calibration chooses by"
+        return (NamedLayers("layers", self.layers or (), remedy=remedy),)
+
+    def apply(self, plan: Plan, evidence: Evidence) -> Plan:
+        """Return the plan with layers frozen; a share is one of the layers that can be frozen."""
+        return freeze(plan, self._chosen(plan, evidence), self.name)
+
+    def _chosen(self, plan: Plan, evidence: Evidence) -> Sequence[int]:
+        if self.layers is not None:
+            return self.layers
+        contribution = evidence.of(CONTRIBUTION).mean
+        able = [layer.index for layer in plan.layers if layer.visual == "update"]
+        whole = len(able)
+        if evidence.whole_shares:  # dead layers are chosen too, and a share is one of all layers
+            able = [layer.index for layer in plan.layers if not layer.exited]
+            whole = len(plan.layers)
+        order = ranking(contribution, able)
+        if self.frozen is not None:
+            return order[: rounded(self.frozen, whole)]
+        wanted = self.speedup or 1.0
+
+        def speedup_of(layers: Sequence[int]) -> float:
+            return predicted_speedup(freeze(plan, layers, self.name))
+
+        chosen = for_speedup(order, wanted, speedup_of)
+        if chosen is None:
+            every = f"freezing all {len(able)} layers that can be frozen"
+            raise evidence.out_of_reach(plan, wanted, every, speedup_of(able))
+        return chosen
+
+    def notes(self, plan: Plan, evidence: Evidence) -> list[str]:
+        """Return what was rounded, or frozen in vain."""
+        found, where = [], evidence.where
+        if gone := sorted(i for i in self.layers or () if plan.layers[i].exited):
+            found.append(
+                f"{where}.layers: visual tokens have left by {layers_words(gone)}: there is nothing to freeze"
+            )
+        rounds = [] if evidence.whole_shares else self._rounding(plan, where)
+        return found + (rounds or self._idle(plan, where))
+
+    def _rounding(self, plan: Plan, where: str) -> list[str]:
+        """Return what number of layers a share came to, where it is not a whole one."""
+        frozen = [layer.index for layer in plan.layers if layer.reason == self.name]
+        able = len(frozen) + sum(layer.visual == "update" for layer in plan.layers)
+        share = (self.frozen or 0.0) * able
+        if self.frozen is None or abs(share - len(frozen)) < 1e-6:
+            return []
+        parts = [] if plan.exit_layer is None else [f"in front of layer {plan.exit_layer}"]
+        if dead := [layer.index for layer in plan.layers if layer.reason == "dead"]:
+            parts.append(f"without {layers_words(dead)}, whose rows are dead")
+        return [
+            f"{where}.frozen: {self.frozen:g} of the {able} layers that can be frozen "
+            f"({', '.join(parts)}) is {share:.4g}, rounded to {len(frozen)}"
+        ]
+
+    def _idle(self, plan: Plan, where: str) -> list[str]:
+        """Return why no layer is frozen, where none is."""
+        if any(layer.reason == self.name for layer in plan.layers):
+            return []
+        if self.speedup is not None:
+            return [f"{where}.speedup: freezes no layer: {self.speedup:g} x is reached without"]
+        reasons = []
+        if dead := [layer.index for layer in plan.layers if layer.reason == "dead"]:
+            if self.layers is not None:
+                dead = sorted(set(dead) & set(self.layers))
+            if dead:
+                reasons.append(
+                    f"visual rows of {layers_words(dead)} are frozen in every plan, as nobody reads what "
+                    "comes out"
+                )
+        if self.frozen == 0:
+            reasons.insert(0, "the share is 0")
+        return [f"{where}: freezes no layer: {'; '.join([*reasons, *gone_words(plan)])}"]
+
+    def why_frozen(self, plan: Plan, samples: int | None) -> str:
+        """Return what speaks for the layers: a measurement, or the recipe alone."""
+        if self.layers is not None:
+            return "named in the recipe, and not measured"
+        if all(layer.visual != "update" for layer in plan.layers):
+            return "all layers that can be frozen, as the recipe asks for so many"
+        prompts = "" if samples is None else f"{samples} "
+        return (
+            "of the layers that can be frozen those where leaving out the update of visual tokens, in one "
+            f"layer alone, changed the prediction of the next token least on {prompts}calibration questions"
+        )

@@ -18,6 +18,6 @@ def freeze_dead_rows(layers: tuple[LayerPlan, ...]) -> tuple[LayerPlan, ...]:
     read_later = False
     for layer in reversed(layers):
         dead = layer.visual == "update" and not read_later
-        marked.append(layer.turned("dead") if dead else layer)
+        marked.append(layer.turned("frozen", "dead") if dead else layer)
         read_later = read_later or layer.reads_visual
     return tuple(reversed(marked))

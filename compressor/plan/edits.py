@@ -1,6 +1,7 @@
 """Plans made of plans: nothing cut, layers frozen, visual tokens leaving."""
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from compressor.facts import ModelFacts
 from compressor.plan.dead_rows import freeze_dead_rows
@@ -24,14 +25,26 @@ def freeze(plan: Plan, layers: Sequence[int], reason: Reason) -> Plan:
     Rows that are dead stay so: freezing them is exact, whoever asks for it. Heads stay cut: frozen rows still
     have keys and values.
     """
-    return _changed(plan, lambda layer: layer.index in layers and layer.visual == "update", reason)
+    return _changed(
+        plan,
+        lambda layer: layer.index in layers and layer.visual == "update",
+        "frozen",
+        reason,
+    )
 
 
 def leave(plan: Plan, layer: int, reason: Reason) -> Plan:
     """Return the plan with visual rows gone from the input of a layer on, dead rows marked."""
-    return _changed(plan, lambda entry: entry.index >= layer, reason)
+    return _changed(plan, lambda entry: entry.index >= layer, "exited", reason)
 
 
-def _changed(plan: Plan, chosen: Callable[[LayerPlan], bool], reason: Reason) -> Plan:
-    layers = tuple(layer.turned(reason) if chosen(layer) else layer for layer in plan.layers)
+def _changed(
+    plan: Plan,
+    chosen: Callable[[LayerPlan], bool],
+    visual: Literal["frozen", "exited"],
+    reason: Reason,
+) -> Plan:
+    layers = tuple(
+        layer.turned(visual, reason) if chosen(layer) else layer for layer in plan.layers
+    )
     return plan.model_copy(update={"layers": freeze_dead_rows(layers)})

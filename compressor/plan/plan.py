@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     SerializerFunctionWrapHandler,
     model_serializer,
@@ -36,11 +37,12 @@ VisualRows = Literal["update", "frozen", "exited"]
 """`update`: visual rows are computed; `frozen`: they pass through, their K and V are still read;
 `exited`: they left the decoder before this layer: no rows, no K and V."""
 
-Reason = Literal["", "shortv", "dead", "vtw", "dyvte", "yopo"]
-"""Why visual rows are not updated; `dead`: nobody reads their output, so freezing them is exact."""
+OLDER_REASONS: Mapping[object, str] = {"vtw": "visual_exit"}
+"""Names that plans of older versions have for a method."""
 
-EXITS: Mapping[Reason, VisualRows] = {"vtw": "exited", "dyvte": "exited", "yopo": "exited"}
-"""What a reason does to visual rows, where that is not `frozen`."""
+Reason = Annotated[str, BeforeValidator(lambda value: OLDER_REASONS.get(value, value))]
+"""Why visual rows are not updated: the name of a method, or `dead`: nobody reads their output, so freezing
+them is exact. Empty where they are updated."""
 
 GateMode = Literal["dynamic", "staged"]
 """`dynamic`: one graph that narrows the visual rows to none; `staged`: the decoder cut at the gates."""
@@ -59,7 +61,7 @@ class LayerPlan(Facts):
             before it.
         window_causal: visual rows read neighbours before them only.
         neurons: of the MLP that visual rows use, ascending; None: all.
-        masked: the released YOPO code's semantics: visual keys of pruned heads stay in the softmax's
+        masked: the semantics of the authors' released code: visual keys of pruned heads stay in the softmax's
             denominator, and visual rows run on to feed it. A compatibility mode; goes with groups or off.
         off: masked only: no row reads visual values in any head of this layer.
     """
@@ -81,18 +83,12 @@ class LayerPlan(Facts):
         always = ("index", "visual", "reason")
         return {k: v for k, v in handler(self).items() if k in always or v not in (None, False)}
 
-    @classmethod
-    def because(cls, index: int, reason: Reason) -> "LayerPlan":
-        """Return a layer in which visual rows do what the reason asks for."""
-        visual: VisualRows = EXITS.get(reason, "frozen") if reason else "update"
-        return cls(index=index, visual=visual, reason=reason)
-
-    def turned(self, reason: Reason) -> "LayerPlan":
-        """Return this layer with visual rows doing what the reason asks for.
+    def turned(self, visual: Literal["frozen", "exited"], reason: Reason) -> "LayerPlan":
+        """Return this layer with visual rows frozen or gone, for a reason.
 
         Frozen rows still have keys and values: they keep their heads, and lose window and neurons.
         """
-        layer = LayerPlan.because(self.index, reason)
+        layer = LayerPlan(index=self.index, visual=visual, reason=reason)
         if not layer.frozen:
             return layer
         kept = {"groups": self.groups, "masked": self.masked, "off": self.off}
@@ -100,8 +96,8 @@ class LayerPlan(Facts):
 
     @model_validator(mode="after")
     def _state_fits_the_reason(self) -> "LayerPlan":
-        wanted = EXITS.get(self.reason, "frozen") if self.reason else "update"
-        if self.visual != wanted:
+        updated, dead = self.visual == "update", self.reason == "dead"
+        if updated is bool(self.reason) or (dead and self.visual != "frozen"):
             raise ValueError(
                 f"layer {self.index} is {self.visual!r} for the reason {self.reason!r}"
             )
@@ -132,7 +128,7 @@ class LayerPlan(Facts):
 
     @property
     def cuts(self) -> bool:
-        """Whether visual rows do less here in one of YOPO's ways."""
+        """Whether visual rows do less here: in fewer heads, among neighbours, with fewer neurons."""
         parts = (self.groups, self.window, self.neurons)
         return self.off or any(part is not None for part in parts)
 
@@ -157,9 +153,19 @@ class LayerPlan(Facts):
         return not (self.exited or self.in_no_head)
 
     @property
+    def read_by_no_head(self) -> bool:
+        """Whether no head reads what visual tokens have there, though they stay in the softmax: masked."""
+        return self.masked and (self.off or self.groups == ())
+
+    @property
     def frozen(self) -> bool:
         """Whether visual rows pass through this layer unchanged."""
         return self.visual == "frozen"
+
+    @property
+    def frozen_by_method(self) -> bool:
+        """Whether visual rows that somebody would read pass through unchanged."""
+        return self.frozen and self.reason != "dead"
 
     @property
     def exited(self) -> bool:
@@ -198,7 +204,7 @@ def length_names(caches: Sequence[Cache], *, tells_rows: bool) -> tuple[str, ...
 
 
 class Gates(Facts):
-    """DyVTE's gates: the visual rows leave after the first layer whose gate fires; decided in prefill.
+    """Gates: the visual rows leave after the first layer whose gate fires; decided in prefill.
 
     Attributes:
         candidates: layers that have a gate, ascending; the last layer has none.
@@ -318,9 +324,8 @@ class Plan(Facts):
     @property
     def methods(self) -> tuple[str, ...]:
         """Names of the methods that layers give as a reason."""
-        names = {"vtw": "visual_exit"}  # as plans call it
         reasons = dict.fromkeys(layer.reason for layer in self.layers)
-        return tuple(names.get(name, name) for name in reasons if name not in ("", "dead"))
+        return tuple(name for name in reasons if name not in ("", "dead"))
 
     def frozen_layers(self) -> tuple[int, ...]:
         """Indices of the layers that visual rows pass through unchanged."""
@@ -367,7 +372,7 @@ class Plan(Facts):
 
         Dead rows change nothing, and behind an exit no gate is asked.
         """
-        cut = [layer for layer in self.layers if layer.cuts or layer.reason == "shortv"]
+        cut = [layer for layer in self.layers if layer.cuts or layer.frozen_by_method]
         text = json.dumps([layer.model_dump(mode="json") for layer in cut], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest() if cut else ""
 
@@ -382,9 +387,7 @@ class Plan(Facts):
         None: no gate fires. Visual rows of that very layer ran already: they are not dead.
         """
         layers = tuple(
-            LayerPlan.because(entry.index, "dyvte")
-            if layer is not None and entry.index > layer
-            else entry
+            entry.turned("exited", "gates") if layer is not None and entry.index > layer else entry
             for entry in self.layers
         )
         return self.model_copy(update={"layers": layers, "gates": None})

@@ -7,7 +7,7 @@ tags and keys given twice are refused.
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -260,21 +260,30 @@ def apply_rule(value: Any, handler: Callable[[Any], Any], problem: str | None) -
     Raises:
         ValidationError: the handler refused the value, or `problem` is not None.
     """
-    details: list[InitErrorDetails] = []
-    result = None
-    try:
-        result = handler(value)
-    except ValidationError as error:
-        if problem is None:
-            raise
-        for item in error.errors():
-            kind = PydanticCustomError(item["type"], item["msg"], item.get("ctx"))
-            details.append(InitErrorDetails(type=kind, loc=item["loc"], input=item["input"]))
+    details = []
     if problem is not None:
         kind = PydanticCustomError("rule", problem)
         details.append(InitErrorDetails(type=kind, loc=(), input=value))
+    try:
+        result = handler(value)
+    except ValidationError as error:
+        raise error_with(error, details) from None
+    if details:
         raise ValidationError.from_exception_data("recipe", details)
     return result
+
+
+def error_with(error: ValidationError, details: Sequence[InitErrorDetails]) -> ValidationError:
+    """Returns an error with further problems behind its own."""
+    own = [
+        InitErrorDetails(
+            type=PydanticCustomError(item["type"], item["msg"], item.get("ctx")),
+            loc=item["loc"],
+            input=item["input"],
+        )
+        for item in error.errors()
+    ]
+    return ValidationError.from_exception_data(error.title, [*own, *details]) if details else error
 
 
 def error_lines(error: ValidationError, model: type[BaseModel], source: str) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from compressor.errors import RecipeError
 from compressor.facts import Facts, ModelFacts, Positive
+from compressor.methods import GATED
 from compressor.plan.plan import TEXT_PAST, Plan
 from compressor.recipe import ExportSection, ProfilesSection
 
@@ -108,8 +109,8 @@ def check_fixed(export: ExportSection, facts: ModelFacts, exit_by: str | None) -
         )
     if exit_by == "dynamic":
         problems.append(
-            "export.kv_cache: fixed does not go with dyvte's exit: dynamic, where a graph computes how many "
-            "rows it keeps; use exit: staged, or export.kv_cache: growing"
+            f"export.kv_cache: fixed does not go with {GATED[0].name}'s exit: dynamic, where a graph "
+            "computes how many rows it keeps; use exit: staged, or export.kv_cache: growing"
         )
     if problems:
         raise RecipeError(problems)

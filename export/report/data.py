@@ -4,9 +4,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from compressor.contract.method import Method
 from compressor.disk.files import read_text
 from compressor.errors import ArtifactError
-from compressor.methods.entries import Method, Yopo
 from compressor.plan.cost import BYTES, predict
 from compressor.plan.plan import Plan
 from compressor.profile import Profile
@@ -18,14 +18,12 @@ from export.report.words.cuts import kept_heads, neurons_kept, semantics, text_a
 from export.report.words.engine_facts import engine_facts
 from export.report.words.exits import cache_figures, staying
 from export.report.words.ladder import EngineFacts, Rung, claim, ladder
+from export.report.words.methods import asked_of
 from export.results.bench import slower
 from export.results.intervals import Interval
 
 READING = "reading of picture and question (prefill)"
 """What gets faster, in words that need no explanation."""
-
-# Keys of methods that only the training of gates reads.
-TRAINING = {"gate_width", "train"}
 
 
 @dataclass(frozen=True)
@@ -76,71 +74,15 @@ def report_data(folder: Path, manifest: Manifest) -> ReportData:
     )
 
 
-def layer_contribution(profile: Profile | None) -> tuple[float, ...] | None:
-    """Return the mean contribution of every layer, in nats; None if it was not measured."""
-    if profile is None or "layer_contribution" not in profile.measures:
+def measured(profile: Profile | None, measure: str) -> Any:
+    """Return a measure's means over the samples, one entry a layer; None if it was not measured."""
+    if profile is None or measure not in profile.measures:
         return None
-    return profile.layer_contribution()
+    return profile.mean(measure)
 
 
-def exit_kl(profile: Profile | None) -> tuple[float, ...] | None:
-    """Return the mean KL of an exit before every layer, in nats; None if it was not measured."""
-    if profile is None or "exit_kl" not in profile.measures:
-        return None
-    return profile.exit_kl()
-
-
-def head_score(profile: Profile | None) -> tuple[tuple[float, ...], ...] | None:
-    """Return the mean score of every head, [L][H]; None if it was not measured."""
-    if profile is None or "head_score" not in profile.measures:
-        return None
-    return profile.head_score()
-
-
-def asked_of(method: Method) -> dict[str, Any]:
-    """Return what was asked of a method, without what says nothing of the artifact.
-
-    Files go by their names: folders are those of another machine.
-    """
-    given = method.model_dump(exclude_none=True, exclude=TRAINING)
-    if isinstance(method, Yopo):
-        # Two switches that stand where the paper has them say nothing.
-        usual = {"causal": False, "select": "first"}
-        given = {key: value for key, value in given.items() if usual.get(key) != value}
-    return {key: _named(value) for key, value in given.items()}
-
-
-def _named(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _named(inner) for key, inner in value.items()}
-    return value.name if isinstance(value, Path) else value
-
-
-def method_words(method: Method) -> str:
-    """Return a method with what was asked of it, e.g. `shortv (frozen: 0.5)`."""
-    given = ", ".join(f"{key}: {_value(value)}" for key, value in asked_of(method).items())
-    return f"{method.name} ({given})"
-
-
-def _value(value: object) -> str:
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{key}: {_value(inner)}' for key, inner in value.items())}}}"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One figure of the headline.
-
-    Attributes:
-        value: e.g. `1.78 x`.
-        meaning: what it is the figure of, with the unit; says so if it was not measured.
-    """
-
-    value: str
-    meaning: str
+Figure = tuple[str, str]
+"""A value of the headline, e.g. `1.78 x`, and what it is the figure of; says so if it was not measured."""
 
 
 def headline(manifest: Manifest) -> tuple[Figure, Figure, Figure]:
@@ -149,29 +91,29 @@ def headline(manifest: Manifest) -> tuple[Figure, Figure, Figure]:
 
 
 def _faster(manifest: Manifest) -> Figure:
-    measured, p = manifest.measured, manifest.predicted
-    if measured is None:
+    p = manifest.predicted
+    if manifest.measured is None:
         more = slower(p.speedup)
-        return Figure(
+        return (
             f"{1 / p.speedup if more else p.speedup:.2f} x",
             f"{'the' if more else 'less'} work for {READING}, predicted; no time was measured",
         )
-    t = measured.prefill
+    t = manifest.measured.prefill
     spread = (
         f"measured ({'' if t.steady else 'not steady: '}quartiles "
         f"{t.ratio_low:.2f} to {t.ratio_high:.2f}"
     )
     if slower(t.ratio):
-        figure = f"the original's time for {READING}: slower, {spread} of original / compressed)"
-        return Figure(f"{1 / t.ratio:.2f} x", figure)
-    return Figure(f"{t.ratio:.2f} x", f"faster {READING}, {spread})")
+        meaning = f"the original's time for {READING}: slower, {spread} of original / compressed)"
+        return (f"{1 / t.ratio:.2f} x", meaning)
+    return (f"{t.ratio:.2f} x", f"faster {READING}, {spread})")
 
 
 def _work(manifest: Manifest) -> Figure:
     p = manifest.predicted
     cache = p.kv_bytes / p.kv_bytes_original
     kept = "" if p.kv_bytes == p.kv_bytes_original else f", {cache:.0%} of its KV cache"
-    return Figure(
+    return (
         f"{p.flops / p.flops_original:.0%}",
         f"of the original's work for that reading is left (FLOPs){kept}",
     )
@@ -179,14 +121,14 @@ def _work(manifest: Manifest) -> Figure:
 
 def _kept(manifest: Manifest) -> Figure:
     if manifest.loss is None:
-        return Figure("unknown", "answers kept: not checked, there was no validation data")
+        return ("unknown", "answers kept: not checked, there was no validation data")
     overall = manifest.loss.overall
     if overall.exact_match_kept is None:
         meaning = "of first answer tokens equal to the original's; right answers are not known"
         if overall.answered:
             meaning = "of first answer tokens equal to the original's, which gave no right answer"
-        return Figure(f"{overall.agreement:.1%}", f"{meaning}{_within(overall.agreement_interval)}")
-    return Figure(
+        return (f"{overall.agreement:.1%}", f"{meaning}{_within(overall.agreement_interval)}")
+    return (
         f"{overall.exact_match_kept:.1%}",
         f"of the original's right answers kept ({overall.exact_match_original:.1%} right before, "
         f"{overall.exact_match:.1%} now){_within(overall.exact_match_kept_interval)}",
@@ -205,13 +147,11 @@ def figures(data: ReportData) -> dict[str, Any]:
     before, after = predict(plan.naive()), predict(plan)
     size = BYTES[manifest.dtype]
     unknown = (None,) * len(plan.layers)
-    contribution, left = (
-        layer_contribution(data.profile) or unknown,
-        exit_kl(data.profile) or unknown,
-    )
+    contribution = measured(data.profile, "layer_contribution") or unknown
+    left = measured(data.profile, "exit_kl") or unknown
     overall = manifest.loss.overall if manifest.loss else None
     stays, dims, alone = staying(plan), plan.model.decoder, text_alone_values(plan)
-    scores = head_score(data.profile) or unknown
+    scores = measured(data.profile, "head_score") or unknown
     layers = [
         {
             "index": layer.index,

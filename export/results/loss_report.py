@@ -121,6 +121,18 @@ def nats(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
+def percent(value: float | None) -> str:
+    """Return a share in percent, a dash where there is none."""
+    return "-" if value is None else f"{value:.1%}"
+
+
+def share(value: float | None, interval: Interval | None) -> str:
+    """Return a share in percent with its interval, such as `87.5% (52.9 to 97.8)`."""
+    if interval is None:
+        return percent(value)
+    return f"{percent(value)} ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
+
+
 def _interval(share: float | None, total: int) -> Interval | None:
     # Stored as a share; the count comes back whole.
     return None if share is None or total < 1 else share_interval(round(share * total), total)

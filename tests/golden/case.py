@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,8 +14,10 @@ from safetensors.torch import load_file
 from compressor.decoder import Decoder, KeyValue, decoder_from
 from compressor.decoder.full_pass import full_pass
 from compressor.facts import DecoderDims, ModelFacts
-from compressor.methods.contribution import layer_contribution
-from compressor.methods.entries import DyVTE, Method, ShortV, VisualExit, Yopo
+from compressor.methods.dyvte import DyVTE
+from compressor.methods.shortv import ShortV, layer_contribution
+from compressor.methods.visual_exit import VisualExit
+from compressor.methods.yopo.method import Yopo
 from compressor.plan.edits import identity_plan
 from compressor.plan.plan import Plan, Workload
 from compressor.planner import make_plan
@@ -25,6 +27,9 @@ from export.session.session import cached_rows
 from export.writer.weights import SharedWeights
 from export.writer.write import save_graph
 from vtcompress.stages.exporting.torch_side import decoder_makers
+
+if TYPE_CHECKING:
+    from compressor.contract.method import Method
 
 TOLERANCE = 1e-4
 # Contributions are means of tiny numbers: |a - b| <= RELATIVE |b| + ABSOLUTE, and the same ranking.

@@ -21,7 +21,9 @@ from torch import Tensor
 from benchmarks.decoder_models import random_model
 from compressor.decoder import Decoder, decoder_from
 from compressor.facts import ModelFacts
-from compressor.methods.entries import ShortV, VisualExit, Yopo
+from compressor.methods.shortv import ShortV
+from compressor.methods.visual_exit import VisualExit
+from compressor.methods.yopo.method import Yopo
 from compressor.plan.cost import predict, predicted_speedup
 from compressor.plan.edits import identity_plan
 from compressor.plan.plan import Plan, Workload

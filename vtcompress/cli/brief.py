@@ -5,13 +5,12 @@ from pathlib import Path
 
 from compressor.plan.plan import Plan
 from export.machine.diagnosis import Diagnosis
-from export.report.compare.comparison import Comparison, comparison_rows
-from export.report.words.checks import loud
+from export.report.compare.comparison import Comparison, comparison_table
+from export.report.document import Outcome
 from export.results.backend_parity import BackendParity
 from export.results.bench import BenchReport, bench_rows, ratio_words, work_words
 from export.results.fidelity import FidelityReport
 from export.results.loss_report import LossReport
-from export.results.verdict import verdict_words
 from vtcompress.console import Output
 from vtcompress.stages.plan import predicted
 
@@ -37,14 +36,14 @@ def planned(out: Output, plan: Plan, dtype: str) -> None:
 
 def checked(out: Output, fidelity: FidelityReport | None, loss: LossReport | None) -> None:
     """Print what became of both checks."""
-    out.brief(f"export fidelity: {loud(verdict_words(fidelity))}")
-    out.brief(f"compression loss: {loud(verdict_words(loss))}")
+    out.brief(Outcome.of("export fidelity", fidelity).line)
+    out.brief(Outcome.of("compression loss", loss).line)
 
 
 def compared_backend(out: Output, parity: BackendParity) -> None:
     """Print how a backend compares with the reference."""
-    out.brief(f"backend parity: {loud(verdict_words(parity.outputs))}")
-    out.brief(f"compression loss: {loud(verdict_words(parity.loss))}")
+    out.brief(Outcome.of("backend parity", parity.outputs).line)
+    out.brief(Outcome.of("compression loss", parity.loss).line)
 
 
 def timed(out: Output, report: BenchReport | None) -> None:
@@ -61,7 +60,7 @@ def facts(out: Output, rows: Sequence[Sequence[str]]) -> None:
 
 def compared(out: Output, comparison: Comparison) -> None:
     """Print the main figures of each artifact, and what forbids comparing them."""
-    rows = {name: cells for name, *cells in comparison_rows(comparison) if name in COMPARED}
+    rows = {name: cells for name, *cells in comparison_table(comparison).rows if name in COMPARED}
     for place, entry in enumerate(comparison.entries):
         figures = "; ".join(f"{name} {rows[name][place]}" for name in COMPARED)
         out.brief(f"{entry.number}: {entry.name}: {figures}")

@@ -113,9 +113,9 @@ def validate(
     )
     if outcome.rewrite is not None:
         show.show_rewrite(out, outcome.rewrite)
-    show.show_fidelity(out, outcome.fidelity)
-    show.show_loss(out, outcome.loss, "" if outcome.loss else why_unmeasured(artifact))
-    show.show_exits(out, Plan.load(artifact / PLAN_FILE), outcome.loss)
+    why = "" if outcome.loss else why_unmeasured(artifact)
+    chosen = Plan.load(artifact / PLAN_FILE)
+    show.show_validation(out, outcome.fidelity, outcome.loss, chosen, why)
     brief.checked(out, outcome.fidelity, outcome.loss)
     out.result(
         {

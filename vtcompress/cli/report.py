@@ -19,8 +19,7 @@ def report(out: Output, /, artifact: Path, html: Path | None, no_verify: bool) -
     """Show what was done to a model, gained and lost; as Markdown, HTML, or figures with --json."""
     from export.artifact.places import check_file
     from export.report.data import figures
-    from export.report.pages.html_report import html_report
-    from export.report.pages.markdown_report import markdown_report
+    from export.report.pages.report import html_report, markdown_report
     from vtcompress.stages.report import read_report
 
     if html is not None:
@@ -51,15 +50,14 @@ def compare(
     """Put artifacts side by side: figures in one table, accuracy against speed in one plot."""
     from export.artifact.places import check_file
     from export.report.compare.comparison import (
-        columns,
         compare_artifacts,
         comparison_figures,
-        comparison_rows,
+        comparison_table,
     )
     from export.report.compare.page import html_comparison
     from export.report.compare.tradeoff_chart import tradeoff_chart
     from export.report.text.svg import standalone
-    from vtcompress.cli import brief
+    from vtcompress.cli import brief, show
 
     path = None if plot is None else plot.with_name(f"{plot.name.removesuffix('.svg')}.svg")
     if html is not None:
@@ -73,7 +71,7 @@ def compare(
             f"{plot}: nothing to plot: compression loss was not run for all artifacts; export them "
             "with --validate-data"
         )
-    out.table("Artifacts", columns(comparison), comparison_rows(comparison))
+    show.show(out, [comparison_table(comparison)])
     for note in comparison.notes:
         out.line(f"note: {note}")
     brief.compared(out, comparison)

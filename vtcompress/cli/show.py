@@ -1,42 +1,25 @@
-"""How results look to a person on the command line."""
+"""How results look to a person on the command line: the blocks of reports, a table or a line each."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from compressor.methods.dyvte.rule import first_to_fire, histogram
-from compressor.methods.shortv import ranking
+from compressor.methods import MEASURES
 from compressor.plan.plan import Plan
 from compressor.profile import Profile
 from export.artifact.manifest import Manifest
 from export.checks.stored import NO_ANSWERS
-from export.report.pages.markdown_report import BENCH_COLUMNS, STATISTICS, layer_columns, layer_rows
-from export.report.words.checks import (
-    INTERVAL_WORDS,
-    RIGHT_COLUMNS,
-    TOKEN_COLUMNS,
-    loud,
-    right_rows,
-    token_rows,
-)
-from export.report.words.cuts import semantics_words
+from export.report.document import Block, Bullets, Outcome, Part, Table, Words, flat
+from export.report.sections.checks import fidelity_outcome, ladder_blocks, loss_blocks
+from export.report.sections.layers import layer_table, plan_blocks
+from export.report.sections.speed import bench_blocks
 from export.report.words.dtypes import dtype_words
-from export.report.words.exits import (
-    CACHE_COLUMNS,
-    EXIT_COLUMNS,
-    cache_rows,
-    cache_words,
-    exit_rows,
-    gates_words,
-    mean_words,
-)
-from export.report.words.ladder import COLUMNS as LADDER_COLUMNS
-from export.report.words.ladder import EngineFacts, Rung, claim, ladder, rows
+from export.report.words.exits import exits_table
+from export.report.words.ladder import EngineFacts, ladder
 from export.results.backend_parity import REFERENCE, BackendParity
-from export.results.bench import BenchReport, bench_rows, ms_words, ratio_words, work_words
+from export.results.bench import BenchReport, work_words
 from export.results.fidelity import FidelityReport
 from export.results.loss_report import LossReport
 from export.results.rewrite import RewriteReport, rewrite_words
-from export.results.verdict import verdict_words
 from vtcompress.console import Output
 from vtcompress.stages.plan import predicted
 
@@ -44,67 +27,45 @@ from vtcompress.stages.plan import predicted
 LONGEST_VALUE = 60
 
 
+def show(out: Output, blocks: Sequence[Block]) -> None:
+    """Print blocks of a report, without its drawings."""
+    for block in flat(blocks):
+        match block:
+            case Table():
+                out.table(block.title, block.columns, block.rows)
+            case Words():
+                out.line(block.text)
+            case Outcome():
+                out.line(block.line)
+            case Bullets():
+                for line in block.lines:
+                    out.line(f"- {line.line if isinstance(line, Outcome) else line}")
+            case Part():
+                out.line(f"{block.title}:")
+                show(out, block.blocks)
+
+
 def show_plan(out: Output, chosen: Plan, dtype: str) -> None:
     """Print what visual rows do in each layer, and the predicted costs, with caches in a dtype."""
-    out.table(f"Plan for {chosen.model.name}", layer_columns(chosen), layer_rows(chosen))
     p = predicted(chosen, dtype)
-    out.line(
-        f"prefill of {p.visual} visual and {p.text} text rows{chosen.workload.assumed_words}, predicted:"
+    costs = (
+        f"Plan for {chosen.model.name}",
+        f"prefill of {p.visual} visual and {p.text} text rows{chosen.workload.assumed_words}, predicted:",
+        f"  FLOPs    {p.flops_original:,} -> {p.flops:,} ({work_words(p.speedup)})",
+        f"  KV bytes {p.kv_bytes_original:,} -> {p.kv_bytes:,} ({dtype}, the dtype of the export)",
     )
-    out.line(f"  FLOPs    {p.flops_original:,} -> {p.flops:,} ({work_words(p.speedup)})")
-    out.line(
-        f"  KV bytes {p.kv_bytes_original:,} -> {p.kv_bytes:,} ({dtype}, the dtype of the export)"
-    )
-    for words in semantics_words(chosen):
-        out.line(words)
-    for note in chosen.notes:
-        out.line(f"note: {note}")
-    if chosen.gates is not None:
-        for words in (*gates_words(chosen.gates), mean_words(chosen)):
-            out.line(words)
+    show(out, [layer_table(chosen, dtype), *map(Words, costs), *plan_blocks(chosen)])
 
 
 def show_profile(out: Output, profile: Profile) -> None:
-    """Print what calibration measured, one table a measure."""
-    if "layer_contribution" in profile.measures:
-        contribution = profile.layer_contribution()
-        order = ranking(contribution)
-        out.table(
-            "Layer contribution",
-            ("layer", "KL, nats", "rank, lowest first"),
-            [(str(i), f"{v:.3e}", str(order.index(i) + 1)) for i, v in enumerate(contribution)],
-        )
-    if "exit_kl" in profile.measures:
-        rows = [(str(k), f"{value:.3e}") for k, value in enumerate(profile.exit_kl())]
-        out.table("Visual exit", ("first layer without visual tokens", "KL, nats"), rows)
-    if "head_score" in profile.measures:
-        heads = [
-            (str(i), f"{min(row):.3g}", f"{sum(row) / len(row):.3g}", f"{max(row):.3g}")
-            for i, row in enumerate(profile.head_score())
-        ]
-        out.table("Visual heads", ("layer", "lowest score", "mean", "highest"), heads)
-    if "neuron_activity" in profile.measures:
-        out.line(activity_words(profile))
-    if "gate_margin" in profile.measures:
-        layers = profile.gate_layers
-        exits = [first_to_fire(sample.gate_margin, layers) for sample in profile.samples]
-        fired, unfired = histogram(exits, layers)
-        rows = [(str(i), str(count)) for i, count in zip(layers, fired, strict=True)]
-        out.table("Gates", ("fires first after layer", "prompts"), [*rows, ("never", str(unfired))])
-
-
-def activity_words(profile: Profile) -> str:
-    """Return how the activity of MLP neurons was measured, and how unevenly it is spread."""
-    rows = profile.neuron_activity
-    shares = [sum(sorted(row)[len(row) // 2 :]) / sum(row) for row in rows if sum(row) > 0]
-    found = (
-        f"Neuron activity: mean magnitude of what enters the MLP's last projection, over visual rows and "
-        f"{len(profile.samples)} samples, for {len(rows[0]):,} neurons in each of {len(rows)} layers."
-    )
-    if shares:
-        spread = f"{min(shares):.0%} to {max(shares):.0%}"
-        found += f" The more active half of a layer's neurons carries {spread} of it."
-    return found
+    """Print what calibration measured, one table or sentence a measure."""
+    for name in MEASURES:
+        if name in profile.measures:
+            found = MEASURES[name].table(profile.found(name))
+            if found.columns:
+                out.table(found.title, found.columns, list(found.rows))
+            else:
+                out.line(found.title)
 
 
 def show_checks(
@@ -114,84 +75,48 @@ def show_checks(
     if manifest.measured is not None:
         show_bench(out, manifest.measured, chosen, manifest.dtype)
     show_rewrite(out, manifest.rewrite)
-    show_fidelity(out, manifest.fidelity)
-    for line in dtype_words(manifest):
-        out.line(line)
-    show_loss(out, manifest.loss)
-    show_exits(out, chosen, manifest.loss)
-    show_ladder(out, ladder(manifest, engines))
-
-
-def show_ladder(out: Output, rungs: Sequence[Rung]) -> None:
-    """Print how far an artifact was checked, and what that proves."""
-    out.table("Ladder of checks", LADDER_COLUMNS, rows(rungs))
-    out.line(claim(rungs))
-
-
-def show_bench(out: Output, report: BenchReport, chosen: Plan, dtype: str) -> None:
-    """Print the times of original and compressed, and the KV caches beside what the plan predicts."""
-    rows = [
-        (name, ms_words(t.original_ms), ms_words(t.compressed_ms), ratio_words(t))
-        for name, t in bench_rows(report)
-    ]
-    title = (
-        f"Times: {report.visual} visual and {report.text} text rows, {report.rounds} rounds in turns, "
-        f"{report.threads} thread(s)"
-    )
-    out.table(title, BENCH_COLUMNS, rows)
-    out.line(STATISTICS[report.statistic])
-    out.table("KV cache", CACHE_COLUMNS, cache_rows(chosen, report, dtype))
-    out.line(cache_words(chosen, report, dtype))
+    show(out, [Words(words) for words in dtype_words(manifest)])
+    show_validation(out, manifest.fidelity, manifest.loss, chosen)
+    show(out, ladder_blocks(ladder(manifest, engines)))
 
 
 def show_rewrite(out: Output, report: RewriteReport | None) -> None:
     """Print how far the rewritten model, nothing cut, is from the original."""
-    out.line(rewrite_words(report))
+    show(out, [Words(rewrite_words(report))])
 
 
-def show_fidelity(out: Output, report: FidelityReport | None) -> None:
-    """Print the first check."""
-    if report is None:
-        out.line("Export fidelity: not run")
-        return
-    out.line(
-        f"Export fidelity (compressed torch model against its graphs, {report.calls} outputs): "
-        f"max abs {report.worst_abs.max_abs:.2e}, max relative {report.worst_relative.max_relative:.2e}, "
-        f"cosine {report.worst_cosine.cosine:.7f}: {loud(verdict_words(report))}"
-    )
+def show_bench(out: Output, report: BenchReport, chosen: Plan, dtype: str) -> None:
+    """Print the times of original and compressed, and the KV caches beside what the plan predicts."""
+    show(out, bench_blocks(report, chosen, dtype))
+
+
+def show_validation(
+    out: Output,
+    fidelity: FidelityReport | None,
+    loss: LossReport | None,
+    chosen: Plan,
+    unmeasured: str = NO_ANSWERS,
+) -> None:
+    """Print both checks and the exits of the questions; `unmeasured` is why answers were not compared."""
+    show(out, [fidelity_outcome(fidelity)])
+    show_loss(out, loss, unmeasured)
+    exits = exits_table(chosen, loss)
+    show(out, [exits] if exits else [])
 
 
 def show_parity(out: Output, parity: BackendParity, unmeasured: str = NO_ANSWERS) -> None:
     """Print how a backend compares with ONNX Runtime on the CPU, and what its answers lose."""
-    o = parity.outputs
     what = ", ".join(filter(None, (parity.backend, parity.precision, parity.device)))
-    out.line(
-        f"Backend parity ({what} against {REFERENCE}, {o.calls} outputs): max abs {o.worst_abs.max_abs:.2e}, "
-        f"max relative {o.worst_relative.max_relative:.2e}, cosine {o.worst_cosine.cosine:.7f}: "
-        f"{loud(verdict_words(o))}"
-    )
+    compared = f"{what} against {REFERENCE}"
+    show(out, [fidelity_outcome(parity.outputs, "Backend parity", compared)])
     show_loss(out, parity.loss, unmeasured)
 
 
 def show_loss(out: Output, report: LossReport | None, unmeasured: str = NO_ANSWERS) -> None:
-    """Print the second check, or why it was not run."""
-    if report is None:
-        out.line(f"Compression loss: not run, {unmeasured}")
-        return
-    title = "Compression loss (original model against the artifact)"
-    out.table(title, TOKEN_COLUMNS, token_rows(report))
-    if rows := right_rows(report):
-        out.table("Right answers", RIGHT_COLUMNS, rows)
-    out.line(INTERVAL_WORDS)
-    out.line(f"Compression loss: {loud(verdict_words(report))}")
-    for line in report.warnings:
+    """Print the second check, or why it was not run; warnings however quiet the output is."""
+    show(out, loss_blocks(report, unmeasured))
+    for line in report.warnings if report else ():
         out.warn(line)
-
-
-def show_exits(out: Output, chosen: Plan, loss: LossReport | None) -> None:
-    """Print behind which layers visual tokens left, if gates decide on it."""
-    if rows := exit_rows(chosen, loss):
-        out.table("Exits", EXIT_COLUMNS, rows)
 
 
 def flat_rows(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -93,10 +93,10 @@ def check_targets(recipe: Recipe, facts: ModelFacts) -> None:
         problems.append(
             f"export.dtype: float32; {targets[0].name} has no float32 kernel for Attention: give float16"
         )
-    if recipe.dyvte is not None and recipe.dyvte.exit == "dynamic":
+    if recipe.gated is not None and recipe.gated.exit == "dynamic":
         problems.append(
-            f"compress.dyvte.exit: dynamic; {targets[0].name} takes no size from a computed value: "
-            "give staged or baked"
+            f"compress.{recipe.gated.name}.exit: dynamic; {targets[0].name} takes no size from a computed "
+            "value: give staged or baked"
         )
     positions = facts.decoder.max_positions
     limits = limits_of(section.profiles, facts)

@@ -10,8 +10,6 @@ from compressor.errors import ProfileError, VtcompressError
 from compressor.facts import ModelFacts
 from compressor.plan.plan import Plan
 from compressor.planner import (
-    gate_candidates,
-    gate_file,
     measures_needed,
     measures_of,
     plan_recipe,
@@ -38,15 +36,15 @@ if TYPE_CHECKING:
 
 def calibration_task(recipe: Recipe, facts: ModelFacts, model_digest: str) -> Task:
     """Return what a calibration of the recipe's data measures; loads no weights."""
-    dyvte = recipe.dyvte
+    gated = recipe.gated
     return Task.of(
         facts,
         model_digest,
         calibration_samples(recipe),
         recipe.calibrate.data.name if recipe.calibrate.data else "",
         measures_of(recipe.methods),
-        gate_layers=gate_candidates(dyvte, facts.decoder.layers) if dyvte else (),
-        gates_digest=gate_file(dyvte, facts, model_digest).digest if dyvte else "",
+        gate_layers=gated.gate_layers(facts.decoder.layers) if gated else (),
+        gates_digest=gated.gate_file(facts, model_digest).digest if gated else "",
     )
 
 
@@ -81,8 +79,8 @@ def run_calibration(
     from compressor.decoder.weights import load_gates
 
     gates = None
-    if recipe.dyvte is not None:
-        gates = load_gates(gate_file(recipe.dyvte, model.facts, model.digest), task.gate_layers)
+    if recipe.gated is not None:
+        gates = load_gates(recipe.gate_file(model.facts, model.digest), task.gate_layers)
     profile = calibrate(model, task, path, gates=gates, anew=anew, progress=progress)
     if gates is None:
         return profile
@@ -103,7 +101,7 @@ def draw(profile: Profile, plan: Plan, base: Path) -> None:
 
 def wants_calibration(recipe: Recipe) -> bool:
     """Whether methods choose by calibration, or gates can be counted on data that is given."""
-    counted = recipe.dyvte is not None and recipe.calibrate.data is not None
+    counted = recipe.gated is not None and recipe.calibrate.data is not None
     return counted or bool(measures_needed(recipe.methods))
 
 

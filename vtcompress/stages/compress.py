@@ -4,11 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compressor.methods.entries import DyVTE
 from compressor.plan.plan import Plan
-from compressor.planner import (
-    gate_file,
-)
 from compressor.profile import Profile
 from compressor.progress import Progress
 from compressor.recipe import Recipe, dump_recipe
@@ -57,8 +53,7 @@ def load_plan_gates(plan: Plan, recipe: Recipe, model: "LoadedModel") -> "Loaded
 
     if plan.gates is None:
         return None
-    method = recipe.dyvte or DyVTE()
-    return load_gates(gate_file(method, model.facts, model.digest), plan.gates.candidates)
+    return load_gates(recipe.gate_file(model.facts, model.digest), plan.gates.candidates)
 
 
 def write_inputs(folder: Path, recipe: Recipe, plan: Plan, profile: Profile | None) -> None:

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 from compressor.disk.files import is_folder
 from compressor.errors import MissingExtraError, RecipeError
 from compressor.facts import ModelFacts
-from compressor.methods.entries import Yopo
 from compressor.plan.plan import Plan
 from compressor.profile import Profile
 from compressor.progress import Progress
-from compressor.recipe import Recipe
+from compressor.recipe import CalibrateSection, Recipe
 from compressor.samples.questions import Sample, check_pictures, choose, read_samples
 from export.artifact.artifact import PROFILE_FILE
 
@@ -115,19 +114,22 @@ def read_files(sources: Iterable[str | Path], *given: object) -> tuple[Path, ...
 
 
 def note_unread_data(recipe: Recipe, why: str, progress: Progress) -> None:
-    """Say that the recipe's calibration data is not read, if it names any."""
-    if recipe.calibrate.data is not None:
-        progress.say(f"note: {recipe.calibrate.data}: calibration data that is not read: {why}")
+    """Say that the recipe's calibration data is not read, or what else it asks of a calibration in vain."""
+    section, usual = recipe.calibrate, CalibrateSection()
+    if section.data is not None:
+        progress.say(f"note: {section.data}: calibration data that is not read: {why}")
+        return
+    for key in ("samples", "seed"):
+        if (value := getattr(section, key)) != getattr(usual, key):
+            progress.say(f"note: calibrate.{key}: {value}: has no effect: {why}")
 
 
 def source_paths(recipe: Recipe) -> tuple[Path, ...]:
     """Return the files and folders that a recipe names and a run reads."""
-    yopo = next((method for method in recipe.methods if isinstance(method, Yopo)), None)
     named = [
         recipe.calibrate.data,
         recipe.validation.data,
-        recipe.dyvte.gates if recipe.dyvte else None,
-        yopo.heads.mask if yopo and yopo.heads else None,
+        *(path for method in recipe.methods for path in method.paths()),
     ]
     if recipe.model.id is not None and is_folder(Path(recipe.model.id)):
         named.append(Path(recipe.model.id))

@@ -6,9 +6,8 @@ from compressor.disk.files import is_folder, write_text
 from export.artifact.artifact import Artifact
 from export.artifact.manifest import Manifest
 from export.report.data import ReportData, report_data
-from export.report.pages.html_report import HTML_FILE, html_report
-from export.report.pages.markdown_report import REPORT_FILE, markdown_report
 from export.report.pages.model_card import CARD_FILE, Origin, licence_of, model_card
+from export.report.pages.report import HTML_FILE, MARKDOWN_FILE, html_report, markdown_report
 
 
 def origin_of(model_id: str | None, folder: Path) -> Origin:
@@ -26,7 +25,7 @@ def origin_of(model_id: str | None, folder: Path) -> Origin:
 def write_reports(folder: Path, manifest: Manifest, origin: Origin) -> None:
     """Write reports and model card into an artifact under construction."""
     data = report_data(folder, manifest)
-    write_text(folder / REPORT_FILE, markdown_report(data))
+    write_text(folder / MARKDOWN_FILE, markdown_report(data))
     write_text(folder / HTML_FILE, html_report(data))
     write_text(folder / CARD_FILE, model_card(data, origin))
 

@@ -1,7 +1,5 @@
 """A file that says which visual heads stay: one bool array [L, H], True: visual tokens take part."""
 
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +9,6 @@ from compressor.facts import DecoderDims
 
 HeadMask = tuple[tuple[bool, ...], ...]
 """[L][H], True: the head stays."""
-
-
-MaskReader = Callable[[Path], HeadMask]
-
-
-def mask_reader(dims: DecoderDims) -> MaskReader:
-    """Return `read_head_mask` for a decoder; a file is read once, so that a plan sees one content of it."""
-    return cache(lambda path: read_head_mask(path, dims))
 
 
 def read_head_mask(path: Path, dims: DecoderDims) -> HeadMask:

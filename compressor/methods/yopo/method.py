@@ -1,193 +1,99 @@
-"""Turns a recipe's `yopo` entry into cuts of a plan's layers.
+"""YOPO as a method of a recipe; see `rule` of this folder."""
 
-The rules are in `rule` of this folder; `notes` says what had nothing to cut. What is asked
-of all layers is done in those that have something to cut: a window and fewer neurons where visual rows are
-updated, fewer heads where there are any visual rows.
-"""
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
-from collections.abc import Callable
-
-from compressor.errors import PlanError
-from compressor.facts import ModelFacts
-from compressor.methods.entries import Yopo
-from compressor.methods.yopo.head_mask import MaskReader
-from compressor.methods.yopo.rule import (
-    KEEP_LAYERS,
-    VOTES,
-    WINDOW,
-    Groups,
-    group_means,
-    groups_of_mask,
-    most_active,
-    top_share,
-    voted,
+from compressor.contract.measure import Measure
+from compressor.contract.method import (
+    CannotError,
+    Claim,
+    Evidence,
+    Method,
+    NamedLayers,
+    Trait,
+    Turn,
+    Words,
 )
-from compressor.plan.cost import PAYS_BELOW, band_ratio
-from compressor.plan.dead_rows import freeze_dead_rows
-from compressor.plan.plan import LayerPlan, Plan
-from compressor.profile import Measure, Profile
+from compressor.facts import ModelFacts
+from compressor.methods.yopo.cut import cut, unfit
+from compressor.methods.yopo.keys import YopoKeys
+from compressor.methods.yopo.measures import HEAD_SCORE, NEURON_ACTIVITY
+from compressor.methods.yopo.notes import yopo_notes
+from compressor.plan.edits import leave
+from compressor.plan.plan import Plan
 from compressor.schema.values import layer_at
 
 
-def measures_for(method: Yopo) -> tuple[Measure, ...]:
-    """Return what calibration must measure for the method to choose by."""
-    measures: list[Measure] = []
-    if method.heads is not None and method.heads.mask is None:
-        measures.append("head_score")
-    if method.select == "activation":
-        measures.append("neuron_activity")
-    return tuple(measures)
+class Yopo(YopoKeys, Method):
+    """YOPO: four cuts of the work on visual tokens; see `YopoKeys`."""
 
-
-def unfit(method: Yopo, facts: ModelFacts, where: str, masks: MaskReader) -> list[str]:
-    """Return what of a method does not fit a model: mask, window and ratio.
-
-    Args:
-        method: the recipe's entry.
-        facts: of the model.
-        where: the method's place in the recipe; starts every problem.
-        masks: reads a mask for the model's decoder.
-    """
-    problems = []
-    if method.heads is not None and method.heads.mask is not None:
-        try:
-            masks(method.heads.mask)
-        except PlanError as error:
-            problems += [f"{where}.heads.mask: {problem}" for problem in error.problems]
-    if method.window is not None:
-        problems += _unfit_window(method.window, facts, where)
-    width, ratio = facts.decoder.intermediate, method.mlp_ratio
-    if ratio is not None and width % ratio:
-        problems.append(
-            f"{where}.mlp_ratio: {ratio} does not divide the MLP's {width} neurons; take one that does"
-        )
-    return problems
-
-
-def _unfit_window(window: int | str, facts: ModelFacts, where: str) -> list[str]:
-    if facts.token_grid is None:
-        return [
-            f"{where}.window: {window} needs a token grid, and that of {facts.name} is not known; leave the "
-            "window out"
-        ]
-    rows, columns = facts.token_grid
-    if isinstance(window, int) and window > min(rows, columns):
-        return [
-            f"{where}.window: {window} is larger than the token grid of {rows} x {columns}; take an odd "
-            f"number up to {min(rows, columns)}"
-        ]
-    return []
-
-
-def cut(
-    plan: Plan, method: Yopo, measured: Callable[[Measure], Profile], masks: MaskReader
-) -> Plan:
-    """Return the plan with heads, window and neurons cut, and what masked semantics switches off.
-
-    Rows that are dead without the pruned heads are marked.
-
-    Args:
-        plan: what the methods before made; an exit of this method is in it already.
-        method: that fits the model.
-        measured: returns a whole profile with a measure, or raises.
-        masks: reads a mask for the plan's decoder.
-    """
-    groups, window = _groups(plan, method, measured, masks), window_of(plan, method)
-    neurons = _neurons(plan, method, measured)
-    off_from = layer_at(method.off_from, len(plan.layers)) if method.off_from else None
-    layers = tuple(
-        layer
-        if layer.exited
-        else _cut(layer, method, groups[layer.index], window, neurons[layer.index], off_from)
-        for layer in plan.layers
+    name: ClassVar[str] = "yopo"
+    words: ClassVar[Words] = Words(
+        label="YOPO",
+        paper="YOPO: Treat Visual Tokens as Text? But Your MLLM Only Needs Fewer Efforts to See, arXiv "
+        "2410.06169",
+        exit_key="off_from",
+        exit_meaning=" (YOPO's off_from, semantics removed)",
     )
-    return plan.model_copy(update={"layers": freeze_dead_rows(layers)})
+    turn: ClassVar[Turn] = Turn.CUT
+    measures: ClassVar[tuple[Measure, ...]] = (HEAD_SCORE, NEURON_ACTIVITY)
+    nicknames: ClassVar[tuple[str, ...]] = ("heads",)
 
+    @classmethod
+    def claims(cls, keys: Mapping[str, Any]) -> tuple[Claim, ...]:
+        """Return whether it chooses the exit, and what needs to know which rows are visual."""
+        found = []
+        if keys.get("off_from") is not None:
+            found.append(Claim(Trait.EXIT, f"{cls.name}.off_from"))
+        if keys.get("window") is not None:
+            found.append(Claim(Trait.READS_ROWS, f"{cls.name}.window"))
+        if keys.get("semantics") == "masked":
+            found.append(Claim(Trait.READS_ROWS, f"{cls.name}.semantics: masked"))
+        return tuple(found)
 
-def _cut(
-    layer: LayerPlan,
-    method: Yopo,
-    groups: tuple[int, ...] | None,
-    window: int | None,
-    neurons: tuple[int, ...] | None,
-    off_from: int | None,
-) -> LayerPlan:
-    """Return a layer with the cuts that have something to cut in it."""
-    updated = layer.visual == "update"
-    # Without visual heads no visual row reads anything.
-    window = window if updated and groups != () else None
-    masked = method.semantics == "masked"
-    off = masked and off_from is not None and layer.index >= off_from
-    changes = {
-        "groups": groups,
-        "window": window,
-        "window_causal": method.causal and window is not None,
-        "neurons": neurons if updated else None,
-        "masked": masked and (off or groups is not None),
-        "off": off,
-    }
-    return LayerPlan.model_validate({**dict(layer), **changes})
+    def needs(self) -> tuple[Measure, ...]:
+        """Return what calibration must measure: scores without a mask, activations where asked for."""
+        scored = self.heads is not None and self.heads.mask is None
+        return (HEAD_SCORE,) * scored + (NEURON_ACTIVITY,) * (self.select == "activation")
 
+    def shows(self) -> tuple[Measure, ...]:
+        """Return what a calibration measures: what it needs."""
+        return self.needs()
 
-def kept_whole(method: Yopo) -> tuple[int, ...]:
-    """Return the layers whose heads all stay: those asked for, or the method's own."""
-    if method.keep_layers is not None:
-        return method.keep_layers
-    by_mask = method.heads is not None and method.heads.mask is not None
-    return () if by_mask else KEEP_LAYERS
+    def asked(self) -> dict[str, Any]:
+        """Return what was asked; two switches that stand where the paper has them say nothing."""
+        usual = {"causal": False, "select": "first"}
+        given = self.model_dump(exclude_none=True)
+        return {key: value for key, value in given.items() if usual.get(key) != value}
 
+    def semantics_of_cuts(self) -> Literal["removed", "masked"] | None:
+        """Return its semantics."""
+        return self.semantics
 
-def prunable(plan: Plan, method: Yopo) -> tuple[int, ...]:
-    """Return the layers whose heads may be pruned: with visual rows, and not asked to keep all."""
-    kept = kept_whole(method)
-    return tuple(x.index for x in plan.layers if not x.exited and x.index not in kept)
+    def layers_named(self, layers: int) -> tuple[NamedLayers, ...]:
+        """Return the layers that keep all heads, and the exit."""
+        off = () if self.off_from is None else (layer_at(self.off_from, layers),)
+        kept = NamedLayers("keep_layers", self.keep_layers or ())
+        return kept, NamedLayers("off_from", off, least=1)
 
+    def problems(self, facts: ModelFacts, evidence: Evidence) -> list[str]:
+        """Return what of mask, window and ratio does not fit the model."""
+        return unfit(self, facts, evidence)
 
-def _groups(
-    plan: Plan, method: Yopo, measured: Callable[[Measure], Profile], masks: MaskReader
-) -> tuple[tuple[int, ...] | None, ...]:
-    """Return the key/value heads that stay in each layer; None: all."""
-    dims, heads = plan.model.decoder, method.heads
-    if heads is None:
-        return (None,) * dims.layers
-    layers, everything = prunable(plan, method), tuple(range(dims.kv_heads))
-    chosen: Groups
-    if heads.mask is not None:
-        chosen = groups_of_mask(masks(heads.mask), dims.kv_heads)
-    elif heads.keep is not None:
-        scores = group_means(measured("head_score").head_score(), dims.kv_heads)
-        chosen = top_share(scores, heads.keep, layers)
-    else:
-        samples = [group_means(s.head_score, dims.kv_heads) for s in measured("head_score").samples]
-        votes = VOTES if heads.votes is None else heads.votes
-        chosen = voted(samples, heads.threshold or 0.0, votes, layers)
-    return tuple(
-        None if i not in layers or stay == everything else stay for i, stay in enumerate(chosen)
-    )
+    def apply(self, plan: Plan, evidence: Evidence) -> Plan:
+        """Return the plan with visual tokens doing less."""
+        missing: list[str] = []
+        for measure in self.needs():
+            try:
+                evidence.of(measure)
+            except CannotError as reason:
+                missing += reason.args
+        if missing:
+            raise CannotError(*missing)
+        if self.off_from is not None and self.semantics == "removed":
+            plan = leave(plan, layer_at(self.off_from, len(plan.layers)), self.name)
+        return cut(plan, self, evidence)
 
-
-def window_of(plan: Plan, method: Yopo) -> int | None:
-    """Return the window's side; `auto`: only where it is predicted to pay."""
-    return automatic_window(plan) if method.window == "auto" else method.window
-
-
-def automatic_window(plan: Plan) -> int | None:
-    """Return the side that `auto` takes, None where that window does not fit or is not predicted to pay."""
-    grid = plan.model.token_grid
-    if grid is None or min(grid) < WINDOW:
-        return None
-    pays = band_ratio(WINDOW, grid, plan.visual, plan.workload.text) < PAYS_BELOW
-    return WINDOW if pays else None
-
-
-def _neurons(
-    plan: Plan, method: Yopo, measured: Callable[[Measure], Profile]
-) -> tuple[tuple[int, ...] | None, ...]:
-    """Return the MLP neurons that visual rows use in each layer; None: all."""
-    dims = plan.model.decoder
-    if method.mlp_ratio is None:
-        return (None,) * dims.layers
-    count = dims.intermediate // method.mlp_ratio
-    if method.select == "first":
-        return (tuple(range(count)),) * dims.layers
-    return tuple(most_active(row, count) for row in measured("neuron_activity").neuron_activity)
+    def notes(self, plan: Plan, evidence: Evidence) -> list[str]:
+        """Return what is not done as asked, or has nothing to cut."""
+        return yopo_notes(plan, self, evidence)

@@ -1,10 +1,11 @@
-"""Says what of a recipe's `yopo` entries a plan does not do as asked, or where there is nothing to cut."""
+"""Says what of a recipe's `yopo` entry a plan does not do as asked, or where there is nothing to cut."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-from compressor.methods.entries import Method, Yopo
-from compressor.methods.yopo.head_mask import MaskReader
-from compressor.methods.yopo.method import automatic_window, kept_whole, prunable, window_of
+from compressor.contract.method import Evidence, gone_words, layers_words
+from compressor.methods.yopo.cut import automatic_window, kept_whole, prunable, window_of
+from compressor.methods.yopo.head_mask import read_head_mask
+from compressor.methods.yopo.keys import YopoKeys
 from compressor.methods.yopo.rule import WINDOW
 from compressor.plan.cost import BAND_OVERHEAD, PAYS_BELOW, band_ratio
 from compressor.plan.plan import Plan
@@ -13,27 +14,25 @@ MEASURED_ON = "measured with ONNX Runtime on a CPU, other targets may differ"
 """What `BAND_OVERHEAD` stands for; a recipe's `export.targets` may name others."""
 
 
-def yopo_notes(plan: Plan, methods: Sequence[Method], masks: MaskReader) -> tuple[str, ...]:
-    """Return what of the `yopo` entries is not done as asked, or has nothing to cut, one sentence each.
+def yopo_notes(plan: Plan, method: YopoKeys, evidence: Evidence) -> list[str]:
+    """Return what of an entry is not done as asked, or has nothing to cut, one sentence each.
 
     Args:
         plan: with all methods applied.
-        methods: the recipe's.
-        masks: reads a mask for the plan's decoder.
+        method: the entry.
+        evidence: begins every note, and reads the mask.
     """
-    found: list[str] = []
-    for number, method in enumerate(methods):
-        if isinstance(method, Yopo):
-            where = f"compress[{number}].yopo"
-            found += _window_note(plan, method, where)
-            found += _mask_notes(plan, method, where, masks)
-            found += _vote_note(plan, method, where)
-            found += _frozen_notes(plan, where)
-            found += _idle_notes(plan, method, where)
-    return tuple(found)
+    where = evidence.where
+    return [
+        *_window_note(plan, method, where),
+        *_mask_notes(plan, method, evidence),
+        *_vote_note(plan, method, where),
+        *_frozen_notes(plan, where),
+        *_idle_notes(plan, method, where),
+    ]
 
 
-def _window_note(plan: Plan, method: Yopo, where: str) -> list[str]:
+def _window_note(plan: Plan, method: YopoKeys, where: str) -> list[str]:
     """Return what `auto` decided, or that a window which was given is predicted not to pay."""
     grid = plan.model.token_grid
     if grid is None or method.window is None:
@@ -68,11 +67,11 @@ def _window_note(plan: Plan, method: Yopo, where: str) -> list[str]:
     ]
 
 
-def _mask_notes(plan: Plan, method: Yopo, where: str, masks: MaskReader) -> list[str]:
+def _mask_notes(plan: Plan, method: YopoKeys, evidence: Evidence) -> list[str]:
     if method.heads is None or method.heads.mask is None:
         return []
-    dims = plan.model.decoder
-    mask = masks(method.heads.mask)
+    dims, where = plan.model.decoder, evidence.where
+    mask = evidence.files.read(read_head_mask, method.heads.mask, dims)
     size = dims.heads // dims.kv_heads
     kept = method.keep_layers or ()
     whole, asked, gone = [], [], []
@@ -103,7 +102,7 @@ def _mask_notes(plan: Plan, method: Yopo, where: str, masks: MaskReader) -> list
     return found
 
 
-def _vote_note(plan: Plan, method: Yopo, where: str) -> list[str]:
+def _vote_note(plan: Plan, method: YopoKeys, where: str) -> list[str]:
     """Return where a threshold, which holds for every layer, has no visual heads to choose from."""
     if method.heads is None or method.heads.threshold is None:
         return []
@@ -117,26 +116,36 @@ def _vote_note(plan: Plan, method: Yopo, where: str) -> list[str]:
     ]
 
 
-def _losable_behind_exit(plan: Plan, method: Yopo) -> list[int]:
+def _losable_behind_exit(plan: Plan, method: YopoKeys) -> list[int]:
     """Return the layers behind an exit whose heads could have been pruned before there was one."""
     kept = kept_whole(method)
     return [layer.index for layer in plan.layers if layer.exited and layer.index not in kept]
 
 
 def _frozen_notes(plan: Plan, where: str) -> list[str]:
-    frozen = [layer.index for layer in plan.layers if layer.reason == "shortv"]
-    if not frozen:
-        return []
-    frozen_words = f"visual rows of {layers_words(frozen)} are frozen by shortv"
+    words = _frozen_words(plan)
     found = []
-    if any(layer.window for layer in plan.layers):
-        found.append(f"{where}.window: {frozen_words}: they read nothing, so there is no window")
-    if any(layer.neurons for layer in plan.layers):
-        found.append(f"{where}.mlp_ratio: {frozen_words}: they have no MLP that could be narrower")
+    if words and any(layer.window for layer in plan.layers):
+        found.append(
+            f"{where}.window: {'; '.join(words)}: they read nothing, so there is no window"
+        )
+    if words and any(layer.neurons for layer in plan.layers):
+        found.append(
+            f"{where}.mlp_ratio: {'; '.join(words)}: they have no MLP that could be narrower"
+        )
     return found
 
 
-def _idle_notes(plan: Plan, method: Yopo, where: str) -> list[str]:
+def _frozen_words(plan: Plan) -> list[str]:
+    """Return which layers other methods froze, one sentence part a method."""
+    frozen: dict[str, list[int]] = {}
+    for layer in plan.layers:
+        if layer.frozen_by_method:
+            frozen.setdefault(layer.reason, []).append(layer.index)
+    return [f"visual rows of {layers_words(i)} are frozen by {name}" for name, i in frozen.items()]
+
+
+def _idle_notes(plan: Plan, method: YopoKeys, where: str) -> list[str]:
     """Return which of the cuts asked for no layer has in the end, and why."""
     found = []
     if method.heads is not None and all(layer.groups is None for layer in plan.layers):
@@ -156,7 +165,7 @@ def _idle_notes(plan: Plan, method: Yopo, where: str) -> list[str]:
     return found
 
 
-def _why_no_heads(plan: Plan, method: Yopo) -> str:
+def _why_no_heads(plan: Plan, method: YopoKeys) -> str:
     there = [layer.index for layer in plan.layers if not layer.exited]
     kept = [i for i in kept_whole(method) if i in there]
     reasons = [f"those of {layers_words(kept)} stay by keep_layers"] if kept else []
@@ -167,28 +176,12 @@ def _why_no_heads(plan: Plan, method: Yopo) -> str:
 
 def _why_no_rows(plan: Plan) -> str:
     """Return why visual rows of no layer can have a window or fewer neurons."""
-    words = {
-        "": "are in no head",
-        "dead": "are not updated, as nobody reads what comes out",
-        "shortv": "are frozen by shortv",
-    }
+    words = {"": "are in no head", "dead": "are not updated, as nobody reads what comes out"}
     reasons = []
     for reason, state in words.items():
         if layers := [layer.index for layer in plan.layers if layer.reason == reason]:
             reasons.append(f"visual rows of {layers_words(layers)} {state}")
-    return "; ".join([*reasons, *gone_words(plan)])
-
-
-def gone_words(plan: Plan) -> list[str]:
-    """Return where a plan's visual tokens leave, as one reason or none."""
-    left = plan.exit_layer
-    return [] if left is None else [f"visual tokens are gone from layer {left} on"]
-
-
-def layers_words(indices: Iterable[int]) -> str:
-    """Return layers by their numbers: `layer 2`, `layers 2, 5`."""
-    numbers = list(indices)
-    return f"layer{'s' if len(numbers) > 1 else ''} {_listed(numbers)}"
+    return "; ".join([*reasons, *_frozen_words(plan), *gone_words(plan)])
 
 
 def _listed(numbers: Iterable[int]) -> str:

@@ -7,19 +7,12 @@ from typing import Literal
 
 from markupsafe import Markup
 
+from compressor.contract.measure import Measure
 from compressor.plan.plan import Plan
 from export.report.charts.decoder import ROW, TOP, WIDTH
-from export.report.text.svg import (
-    decades,
-    line,
-    nice_ticks,
-    picture,
-    rect,
-    shortened,
-    striped,
-    text,
-)
-from export.report.words.states import STATES
+from export.report.text.scale import Scale, decades, nice_ticks
+from export.report.text.svg import line, picture, rect, shortened, text
+from export.report.words.methods import state
 from export.results.bench import Timing, slower
 from export.results.loss_report import LossFigures
 
@@ -29,31 +22,9 @@ MOST_KINDS = 24
 LONGEST_NAME = 44
 
 
-@dataclass(frozen=True)
-class Scale:
-    """Values along a horizontal axis.
-
-    Attributes:
-        left: place of the axis' low end.
-        width: of the axis.
-        ticks: values that are marked, the first at the low end and the last at the high end.
-        logarithmic: whether equal steps are equal ratios.
-    """
-
-    left: float
-    width: float
-    ticks: tuple[float, ...]
-    logarithmic: bool = False
-
-    def place(self, value: float) -> float:
-        """Return where a value stands."""
-        low, high = self.ticks[0], self.ticks[-1]
-        if self.logarithmic:
-            low, high, value = math.log10(low), math.log10(high), math.log10(value)
-        return self.left + self.width * (value - low) / (high - low)
-
-
-def contribution_chart(contribution: Sequence[float], samples: int, plan: Plan) -> Markup:
+def contribution_chart(
+    contribution: Sequence[float], samples: int, plan: Plan, measure: Measure | None = None
+) -> Markup:
     """Return the contribution of every layer as bars, frozen layers striped and exited ones hollow.
 
     Rows stand at the same heights as in `decoder_picture`.
@@ -62,24 +33,28 @@ def contribution_chart(contribution: Sequence[float], samples: int, plan: Plan) 
         contribution: in nats, one a layer.
         samples: questions that it is the mean over.
         plan: what was chosen by it.
+        measure: another one of every layer that is drawn likewise; None: the contribution.
     """
     marks = {p.index: p for p in plan.layers if p.frozen or p.exited}
     rows = [
         Bar(
             value,
-            "" if i not in marks else STATES[marks[i].reason][0],
+            "" if i not in marks else state(marks[i])[0],
             "updated" if i not in marks else "striped" if marks[i].frozen else "hollow",
         )
         for i, value in enumerate(contribution)
     ]
+    key, title, unit = "contribution", "How much each layer's visual tokens contribute", "nats"
+    heading = "change of the answer if left out"
+    if measure is not None:
+        key, title, unit, heading = measure.name, measure.words, measure.unit, measure.title
     frozen = ", ".join(str(layer.index) for layer in plan.layers if layer.frozen)
     exited = ", ".join(str(layer.index) for layer in plan.layers if layer.exited)
     words = (
-        f"{_extremes(contribution, samples)} Layers in which visual tokens are not updated: "
+        f"{_extremes(contribution, samples, unit)} Layers in which visual tokens are not updated: "
         f"{frozen or 'none'}.{f' Layers without visual tokens: {exited}.' if exited else ''}"
     )
-    title = "How much each layer's visual tokens contribute"
-    return _layer_chart("contribution", title, "change of the answer if left out", rows, words)
+    return _layer_chart(key, title, heading, rows, words, unit=unit)
 
 
 def exit_chart(
@@ -99,7 +74,7 @@ def exit_chart(
         Bar(value, "exit", "striped") if layer == chosen else Bar(value)
         for layer, value in enumerate(values)
     ]
-    words = _extremes(values, samples)
+    words = _extremes(values, samples, "nats")
     if chosen is not None:
         words += f" Chosen: layer {chosen} ({values[chosen]:.3g} nats)."
     if allowed is not None:
@@ -111,7 +86,7 @@ def exit_chart(
 
 @dataclass(frozen=True)
 class Bar:
-    """One layer's value in nats, a word on it, and how the bar is filled."""
+    """One layer's value, a word on it, and how the bar is filled."""
 
     value: float
     word: str = ""
@@ -119,19 +94,23 @@ class Bar:
 
 
 def _layer_chart(
-    key: str, title: str, heading: str, rows: Sequence[Bar], words: str, mark: float | None = None
+    key: str,
+    title: str,
+    heading: str,
+    rows: Sequence[Bar],
+    words: str,
+    mark: float | None = None,
+    unit: str = "nats",
 ) -> Markup:
     scale = contribution_scale([row.value for row in rows])
     bottom = TOP + ROW * len(rows)
-    unit = "KL in nats, logarithmic" if scale.logarithmic else "KL in nats"
+    axis = "KL in nats" if unit == "nats" else unit
     parts = [
         text(0, 12, "layer", "small"),
-        text(scale.left, 12, heading, "strong"),
-        text(scale.left, 26, unit, "small"),
+        text(scale.start, 12, heading, "strong"),
+        text(scale.start, 26, f"{axis}, logarithmic" if scale.logarithmic else axis, "small"),
     ]
-    for value in scale.ticks:
-        x = scale.place(value)
-        parts += [line(x, TOP, x, bottom, "rule"), text(x, 39, f"{value:g}", "small", "middle")]
+    parts += scale.rules(TOP, bottom, 39)
     # Below the bars: figures must stay readable.
     if mark is not None and scale.ticks[0] <= mark <= scale.ticks[-1]:
         x = scale.place(mark)
@@ -140,7 +119,7 @@ def _layer_chart(
             text(x, bottom + 11, f"allowed: {mark:g}", "small", "middle"),
         ]
     for layer, row in enumerate(rows):
-        parts += _layer_bar(key, layer, row, scale)
+        parts += _layer_bar(key, layer, row, scale, unit)
     return picture(key, WIDTH, bottom + 18, title, words, parts)
 
 
@@ -156,31 +135,28 @@ def contribution_scale(values: Sequence[float]) -> Scale:
     return Scale(left, width, nice_ticks(0.0, max(positive, default=1.0), 3))
 
 
-def _layer_bar(key: str, layer: int, row: Bar, scale: Scale) -> list[Markup]:
+def _layer_bar(key: str, layer: int, row: Bar, scale: Scale, unit: str) -> list[Markup]:
     y, value = TOP + ROW * layer, row.value
-    width = max(scale.place(value) - scale.left, 1.0) if 0 < value < math.inf else 0.0
-    hint = f"layer {layer}: {value:.3g} nats"
-    if row.fill == "striped":
-        bar = striped(key, scale.left, y + 2, width, 12, hint)
-    else:
-        bar = rect(scale.left, y + 2, width, 12, row.fill, hint)
+    width = max(scale.place(value) - scale.start, 1.0) if 0 < value < math.inf else 0.0
+    hint = f"layer {layer}: {value:.3g} {unit}"
+    bar = rect(scale.start, y + 2, width, 12, row.fill, hint, key if row.fill == "striped" else "")
     figure = f"{value:.2g}" if value else "0"
     parts = [
         text(18, y + 11.5, str(layer), "small", "end"),
         bar,
-        text(scale.left + width + 4, y + 11.5, figure, "small halo"),
+        text(scale.start + width + 4, y + 11.5, figure, "small halo"),
     ]
     if row.word:
         class_ = "exited-word" if row.fill == "hollow" else "chosen-word"
-        parts.append(text(scale.left + width + 50, y + 11.5, row.word, f"{class_} halo"))
+        parts.append(text(scale.start + width + 50, y + 11.5, row.word, f"{class_} halo"))
     return parts
 
 
-def _extremes(values: Sequence[float], samples: int) -> str:
+def _extremes(values: Sequence[float], samples: int, unit: str) -> str:
     order = sorted(range(len(values)), key=lambda i: values[i], reverse=True)
     return (
-        f"Mean over {samples} questions. Largest in layer {order[0]} ({values[order[0]]:.3g} nats), "
-        f"smallest in layer {order[-1]} ({values[order[-1]]:.3g} nats)."
+        f"Mean over {samples} questions. Largest in layer {order[0]} ({values[order[0]]:.3g} {unit}), "
+        f"smallest in layer {order[-1]} ({values[order[-1]]:.3g} {unit})."
     )
 
 
@@ -201,18 +177,11 @@ def speed_chart(predicted: float, timings: Sequence[tuple[str, Timing]]) -> Mark
     bottom = top + step * len(rows)
     one = scale.place(1.0)
     parts = [line(one, top - 4, one, bottom, "mark"), text(one, 9, "original", "small", "middle")]
-    for value in scale.ticks:
-        x = scale.place(value)
-        parts += [
-            line(x, top, x, bottom, "rule"),
-            text(x, bottom + 12, f"{value:g} x", "small", "middle" if value else "start"),
-        ]
+    parts += scale.rules(top, bottom, bottom + 12, " x")
     for number, (name, ratio, timing) in enumerate(rows):
         y = top + step * number
         width = scale.place(ratio)
-        bar = rect(0, y + 14, width, 13, "updated")
-        if timing is None:
-            bar = striped("speed", 0, y + 14, width, 13)
+        bar = rect(0, y + 14, width, 13, "updated", stripes="" if timing else "speed")
         parts += [text(0, y + 10, name, "halo"), bar]
         end = width
         if timing is not None:

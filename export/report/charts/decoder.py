@@ -12,7 +12,6 @@ from export.report.words.cuts import (
     cut_sentences,
     kept_heads,
     neurons_kept,
-    read_by_no_head,
     text_alone_values,
 )
 from export.report.words.exits import staying
@@ -58,7 +57,7 @@ def lane(layer: LayerPlan, dims: DecoderDims) -> Lane:
     masked = "off" if layer.off else "masked" if layer.masked else ""
     if layer.frozen:
         note = word_of(layer)
-        partly = layer.masked and not read_by_no_head(layer)
+        partly = layer.masked and not layer.read_by_no_head
         return Lane(heads, 0, 0, f"{note}, masked" if partly else note)
     window = f"{layer.window}x{layer.window}" if layer.window else ""
     label = masked or ("none" if not heads else window)

@@ -6,11 +6,10 @@ from markupsafe import Markup
 
 from compressor.plan.plan import Plan
 from export.report.charts.decoder import ROW, TOP, WIDTH
+from export.report.document import Table
 from export.report.text.svg import picture, rect, text
 from export.report.words.cuts import kept_heads
 from export.report.words.exits import listed
-
-HEAD_COLUMNS = ("layer", "lowest score", "mean", "highest", "heads with visual tokens")
 
 Scores = Sequence[Sequence[float]]
 
@@ -19,7 +18,7 @@ SMALLEST = 2.6
 """Side of the smallest square: filled and hollow must still be told apart."""
 
 
-def head_rows(scores: Scores, plan: Plan) -> list[tuple[str, ...]]:
+def head_table(scores: Scores, plan: Plan) -> Table:
     """Return one row a layer: its scores in short, and the heads in which visual tokens take part.
 
     Args:
@@ -33,7 +32,8 @@ def head_rows(scores: Scores, plan: Plan) -> list[tuple[str, ...]]:
         names = "all" if len(kept) == dims.heads else listed(kept) or "none"
         figures = (min(row), sum(row) / len(row), max(row))
         rows.append((str(layer.index), *(f"{value:.3g}" for value in figures), names))
-    return rows
+    columns = ("layer", "lowest score", "mean", "highest", "heads with visual tokens")
+    return Table("Head scores of every layer", columns, rows)
 
 
 def head_chart(scores: Scores, samples: int, plan: Plan) -> Markup:

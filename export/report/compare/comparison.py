@@ -7,15 +7,16 @@ from typing import Any, Literal
 
 from compressor.disk.model_digest import alike
 from compressor.errors import ArtifactError
+from compressor.methods import label_of_cuts
 from export.artifact.artifact import PLAN_FILE, RECIPE_FILE, Artifact
 from export.artifact.manifest import Manifest
-from export.report.data import method_words
-from export.report.words.checks import share
+from export.report.document import Table
 from export.report.words.cuts import cuts_words
 from export.report.words.exits import exits_words
+from export.report.words.methods import method_words
 from export.results.bench import bench_rows, ratio_words
 from export.results.intervals import Interval
-from export.results.loss_report import nats
+from export.results.loss_report import nats, share
 from export.results.verdict import Verdict, verdict_of, verdict_words
 
 Kind = Literal["stay", "leave", "may leave"]
@@ -283,19 +284,14 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> tuple[int, ...]:
     )
 
 
-def columns(comparison: Comparison) -> tuple[str, ...]:
-    """Return the head of the table: one column an artifact."""
-    return ("", *(f"{entry.number}: {entry.name}" for entry in comparison.entries))
-
-
-def comparison_rows(comparison: Comparison) -> list[tuple[str, ...]]:
-    """Return the table: one row a figure, one column an artifact."""
+def comparison_table(comparison: Comparison) -> Table:
+    """Return one row a figure, one column an artifact."""
     figures: tuple[tuple[str, Callable[[Entry], str]], ...] = (
         ("model", lambda entry: entry.model),
         ("methods", lambda entry: ", ".join(entry.methods) or "none"),
         ("frozen layers", lambda entry: f"{entry.frozen} of {entry.layers}"),
         ("exited layers", lambda entry: entry.exits),
-        ("YOPO's cuts", lambda entry: entry.cuts),
+        (f"{label_of_cuts()}'s cuts", lambda entry: entry.cuts),
         ("predicted prefill", lambda entry: f"{entry.predicted:.2f} x"),
         ("measured prefill", lambda entry: entry.measured_words),
         ("measured decode step", lambda entry: entry.decode_words),
@@ -308,7 +304,9 @@ def comparison_rows(comparison: Comparison) -> list[tuple[str, ...]]:
     )
     rows = [(name, *(of(entry) for entry in comparison.entries)) for name, of in figures]
     places = range(len(comparison.entries))
-    return [*rows, ("on the Pareto front", *(_on_front(comparison, place) for place in places))]
+    rows.append(("on the Pareto front", *(_on_front(comparison, place) for place in places)))
+    columns = ("", *(f"{entry.number}: {entry.name}" for entry in comparison.entries))
+    return Table("Artifacts", columns, rows, wrapped=True)
 
 
 def _on_front(comparison: Comparison, place: int) -> str:

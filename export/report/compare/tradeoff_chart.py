@@ -4,7 +4,8 @@ from markupsafe import Markup
 
 from export.report.charts.decoder import WIDTH
 from export.report.compare.comparison import Axis, Comparison, Kind
-from export.report.text.svg import element, line, nice_ticks, picture, text
+from export.report.text.scale import Scale, nice_ticks
+from export.report.text.svg import element, line, picture, text
 
 LEFT, RIGHT, TOP, BOTTOM = 40.0, 348.0, 30.0, 232.0
 HEIGHT = 272.0
@@ -30,32 +31,24 @@ def tradeoff_chart(comparison: Comparison) -> Markup | None:
     # The original itself: no faster, and every answer kept.
     speeds = nice_ticks(min(1.0, *comparison.speed.values), max(comparison.speed.values), 6)
     rights = nice_ticks(min(1.0, *accuracy.values), max(1.0, *accuracy.values), 5)
-
-    def x(value: float) -> float:
-        return LEFT + (RIGHT - LEFT) * (value - speeds[0]) / (speeds[-1] - speeds[0])
-
-    def y(value: float) -> float:
-        return BOTTOM - (BOTTOM - TOP) * (value - rights[0]) / (rights[-1] - rights[0])
-
-    parts = [text(0, 12, accuracy.title, "strong")]
-    for value in speeds:
-        parts += [
-            line(x(value), TOP, x(value), BOTTOM, "rule"),
-            text(x(value), BOTTOM + 13, f"{value:g} x", "small", "middle"),
-        ]
+    across, up = Scale(LEFT, RIGHT - LEFT, speeds), Scale(BOTTOM, TOP - BOTTOM, rights)
+    parts = [text(0, 12, accuracy.title, "strong"), *across.rules(TOP, BOTTOM, BOTTOM + 13, " x")]
     for value in rights:
-        parts += [
-            line(LEFT, y(value), RIGHT, y(value), "rule"),
-            text(LEFT - 4, y(value) + 3, _share(value), "small", "end"),
-        ]
-    points = [(x(a), y(b)) for a, b in zip(comparison.speed.values, accuracy.values, strict=True)]
+        y = up.place(value)
+        parts.append(line(LEFT, y, RIGHT, y, "rule"))
+        parts.append(text(LEFT - 4, y + 3, f"{100 * value:.4g}%", "small", "end"))
+    original = across.place(1.0), up.place(1.0)
+    points = [
+        (across.place(a), up.place(b))
+        for a, b in zip(comparison.speed.values, accuracy.values, strict=True)
+    ]
     parts.append(text(RIGHT, BOTTOM + 27, comparison.speed.title, "strong", "end"))
     parts += [_steps([points[place] for place in front]) for front in comparison.fronts]
-    parts += _cross(x(1.0), y(1.0))
+    parts += _cross(*original)
     for place, (a, b) in enumerate(points):
         kind = "point-front" if place in comparison.front else "point"
         parts.append(_point(comparison.entries[place].visual, a, b, kind))
-    parts += _labels(points, [entry.name for entry in comparison.entries], (x(1.0), y(1.0)))
+    parts += _labels(points, [entry.name for entry in comparison.entries], original)
     legend = _legend(comparison)
     return picture(
         "tradeoff",
@@ -173,7 +166,3 @@ def _words(comparison: Comparison, accuracy: Axis) -> str:
         ", ".join(comparison.entries[place].name for place in front) for front in comparison.fronts
     )
     return f"{points}. Not beaten by any other of their model, data and machine: {fronts}."
-
-
-def _share(value: float) -> str:
-    return f"{100 * value:.4g}%"

@@ -10,39 +10,20 @@ import yaml
 from compressor.disk.files import read_text
 from compressor.errors import ArtifactError
 from compressor.installing import wheel_command
-from export.report.data import ReportData, headline, method_words
-from export.report.done_gained_lost import done, gained, lost
-from export.report.pages.markdown_report import kinds_tables, predicted_rows, warnings
-from export.report.text.markdown import escaped, fenced, table
-from export.report.words.checks import INTERVAL_WORDS, fidelity_rows
+from export.report.data import ReportData
+from export.report.document import Block, Bullets, Code, Document, Part, Section, Table, Words
+from export.report.pages.report import head_blocks, methods_words, recipe_section
+from export.report.render.markdown import markdown
+from export.report.sections.checks import fidelity_outcome, ladder_blocks, loss_blocks
+from export.report.sections.short import done, gained, lost
+from export.report.sections.speed import predicted_table
 from export.report.words.cuts import splits
 from export.report.words.dtypes import dtype_words
-from export.report.words.exits import EXIT_COLUMNS, exit_rows, may_exit, mean_words
-from export.report.words.ladder import claim, ran_on_gpu
+from export.report.words.exits import exits_table, may_exit, mean_words
+from export.report.words.ladder import ran_on_gpu
 from export.results.bench import bench_rows, ratio_words
-from export.results.verdict import verdict_words
 
 CARD_FILE = "README.md"
-CHECKED_COLUMNS = ("check", "outcome", "what it proves")
-PAPERS = {
-    "shortv": (
-        "ShortV: Efficient Multimodal Large Language Models by Freezing Visual Tokens in Ineffective "
-        "Layers, arXiv 2504.00502"
-    ),
-    "visual_exit": (
-        "VTW: Boosting Multimodal Large Language Models with Visual Tokens Withdrawal for Rapid Inference, "
-        "arXiv 2405.05803"
-    ),
-    "dyvte": (
-        "DyVTE: Accelerating Multimodal Large Language Models via Dynamic Visual-Token Exit and the "
-        "Empirical Findings, arXiv 2411.19628"
-    ),
-    "yopo": (
-        "YOPO: Treat Visual Tokens as Text? But Your MLLM Only Needs Fewer Efforts to See, arXiv 2410.06169"
-    ),
-}
-"""Where methods come from, by the name of the method."""
-
 LICENCE_KEYS = ("license", "license_name", "license_link")
 # Longer values are no licence.
 LONGEST_VALUE = 300
@@ -86,34 +67,24 @@ def _is_licence(value: Any) -> bool:
 def model_card(data: ReportData, origin: Origin) -> str:
     """Return the whole card."""
     manifest = data.manifest
-    methods = ", ".join(map(method_words, data.methods)) or "none"
-    base = f"`{origin.hub_id}`" if origin.hub_id else escaped(manifest.model.name)
-    parts = [
-        _front_matter(data, origin),
-        f"# {escaped(manifest.model.name)}, compressed",
-        f"{base} with less work on visual tokens, as ONNX graphs ({manifest.dtype}) for "
-        f"{_runs_in(manifest.dtype)}, made by vtcompress {escaped(manifest.tools.get('vtcompress', ''))}. "
-        "`report.html` shows everything that was measured.",
-        "\n".join(f"- **{figure.value}** {figure.meaning}" for figure in headline(manifest)),
-        *(f"**WARNING: {line}.**" for line in warnings(manifest)),
-        "## Method",
-        f"Methods of the recipe: {escaped(methods)}.",
-        " ".join(done(data)),
-        *_papers(data),
-        "## Measured",
-        f"{' '.join(gained(data))} {' '.join(lost(data))}",
-        *_figures(data),
-        "## How far it was checked",
-        table(CHECKED_COLUMNS, [(r.name, r.outcome, escaped(r.proves)) for r in data.rungs]),
-        escaped(claim(data.rungs)),
-        "## How to run",
-        _how_to_run(manifest.dtype),
-        "## Limits",
-        _limits(data, origin),
-        "## Recipe",
-        fenced(data.recipe, "yaml"),
-    ]
-    return "\n\n".join(parts) + "\n"
+    sections = (
+        Section("head", "Headline", "", head_blocks(manifest)),
+        Section("method", "Method", "Method", _method(data)),
+        Section("measured", "Measured", "Measured", _measured(data)),
+        Section("checked", "Checks", "How far it was checked", ladder_blocks(data.rungs)),
+        Section("run", "How to run", "How to run", _how_to_run(manifest.dtype)),
+        Section("limits", "Limits", "Limits", [Bullets(_limits(data, origin))]),
+        recipe_section(data),
+    )
+    version = manifest.tools.get("vtcompress", "")
+    runs_in = "OpenVINO" if manifest.dtype == "bfloat16" else "ONNX Runtime and OpenVINO"
+    sub = (
+        f"{origin.hub_id or manifest.model.name} with less work on visual tokens, as ONNX graphs "
+        f"({manifest.dtype}) for {runs_in}, made by vtcompress {version}. report.html shows everything that "
+        "was measured."
+    )
+    card = Document(f"{manifest.model.name}, compressed", sub, sections)
+    return markdown(card, front=_front_matter(data, origin))
 
 
 def _front_matter(data: ReportData, origin: Origin) -> str:
@@ -127,45 +98,35 @@ def _front_matter(data: ReportData, origin: Origin) -> str:
     return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=1000).strip()}\n---"
 
 
-def _papers(data: ReportData) -> list[str]:
-    lines = [f"- {PAPERS[method.name]}" for method in data.methods if method.name in PAPERS]
-    return ["\n".join(["Papers:", "", *lines])] if lines else []
+def _method(data: ReportData) -> list[Block]:
+    papers = tuple(method.words.paper for method in data.methods if method.words.paper)
+    blocks = [
+        Words(f"Methods of the recipe: {methods_words(data.methods)}."),
+        Words(" ".join(done(data))),
+    ]
+    return [*blocks, Part("Papers", [Bullets(papers)])] if papers else [*blocks]
 
 
-def _figures(data: ReportData) -> list[str]:
+def _measured(data: ReportData) -> list[Block]:
     manifest = data.manifest
-    rows = [(name, ratio, "predicted") for name, _, _, ratio in predicted_rows(manifest)]
-    if manifest.measured:
-        m = manifest.measured
+    rows = [(name, ratio, "predicted") for name, _, _, ratio in predicted_table(manifest).rows]
+    if (m := manifest.measured) is not None:
         rows += [(name, ratio_words(t), "measured") for name, t in bench_rows(m)]
         cache = f"{m.kv_bytes_original / m.kv_bytes:.2f} x"
         rows.append((f"KV cache bytes ({manifest.dtype})", cache, "measured"))
-    parts = [table(("original / compressed", "ratio", ""), rows)]
-    if data.plan.gates is not None:
-        parts.append(mean_words(data.plan))
-        if exits := exit_rows(data.plan, manifest.loss):
-            parts.append(table(EXIT_COLUMNS, exits))
-    if manifest.fidelity is not None:
-        words = ", ".join(
-            f"{row.measure} {row.found}" for row, _ in fidelity_rows(manifest.fidelity)
-        )
-        parts.append(f"Export fidelity: {verdict_words(manifest.fidelity)} ({words}).")
-        parts += map(escaped, dtype_words(manifest))
-    if manifest.loss is not None:
-        found = verdict_words(manifest.loss)
-        parts.append(f"Compression loss on {escaped(manifest.loss.data)}: {found}.")
-        parts += [f"- {escaped(line)}" for line in manifest.loss.failures]
-        parts += [*kinds_tables(manifest.loss), INTERVAL_WORDS]
-    else:
-        parts.append("Compression loss: not run, there was no validation data.")
-    return parts
+    exits = exits_table(data.plan, manifest.loss)
+    return [
+        Words(f"{' '.join(gained(data))} {' '.join(lost(data))}"),
+        Table("Original beside compressed", ("original / compressed", "ratio", ""), rows),
+        *([Words(mean_words(data.plan))] if data.plan.gates else []),
+        *([exits] if exits else []),
+        fidelity_outcome(manifest.fidelity),
+        *map(Words, dtype_words(manifest)),
+        *loss_blocks(manifest.loss, "there was no validation data"),
+    ]
 
 
-def _runs_in(dtype: str) -> str:
-    return "OpenVINO" if dtype == "bfloat16" else "ONNX Runtime and OpenVINO"
-
-
-def _how_to_run(dtype: str) -> str:
+def _how_to_run(dtype: str) -> list[Block]:
     # ONNX Runtime's CPU cannot run bfloat16 graphs.
     extra, flag, argument = "cpu", "", ""
     if dtype == "bfloat16":
@@ -181,32 +142,29 @@ def _how_to_run(dtype: str) -> str:
         '    print(piece, end="", flush=True)\n'
         "print()"
     )
-    return f"{fenced(shell, 'console')}\n\n{fenced(python, 'python')}"
+    return [Code(shell, "console"), Code(python, "python")]
 
 
-def _limits(data: ReportData, origin: Origin) -> str:
-    decode = "- Decode steps are not faster: they have no visual tokens."
-    if splits(data.plan):
+def _limits(data: ReportData, origin: Origin) -> tuple[str, ...]:
+    decode = "Decode steps are not faster: they have no visual tokens."
+    if splits(data.plan) or may_exit(data.plan):
+        where = "behind the exit"
+        if splits(data.plan):
+            where = "in pruned heads and behind an exit"
         decode = (
-            "- Decode steps save only what they no longer read: keys and values of visual tokens in pruned "
-            "heads and behind an exit."
+            "Decode steps save only what they no longer read: keys and values of visual tokens "
+            f"{where}."
         )
-    elif may_exit(data.plan):
-        decode = (
-            "- Decode steps save only what they no longer read: keys and values of visual tokens "
-            "behind the exit."
-        )
-    lines = [
-        "- The weight file does not shrink: text tokens still use every weight.",
+    on_gpu = (
+        "Run on the GPUs named above alone." if ran_on_gpu(data.rungs) else "Never run on a GPU."
+    )
+    lines = (
+        "The weight file does not shrink: text tokens still use every weight.",
         decode,
-        "- Never run on a GPU."
-        if not ran_on_gpu(data.rungs)
-        else "- Run on the GPUs named above alone.",
-        "- Figures hold for the data and the machine that they were measured on; measure on your own with "
-        "`vtcompress validate` and `vtcompress bench`.",
-    ]
-    if not origin.licence:
-        lines.append(
-            "- The original's folder named no licence; look it up before you pass this on."
-        )
-    return "\n".join(lines)
+        on_gpu,
+        "Figures hold for the data and the machine that they were measured on; measure on your own with "
+        "vtcompress validate and vtcompress bench.",
+    )
+    if origin.licence:
+        return lines
+    return (*lines, "The original's folder named no licence; look it up before you pass this on.")

@@ -1,12 +1,11 @@
-"""SVG as text: elements whose names, numbers and words are written safely, and scales for axes.
+"""SVG as text: elements whose names, numbers and words are written safely.
 
 Every chart is a picture with a title and a description for those who do not see it. Colours are classes
 (`templates/charts.css`), so that one drawing serves light, dark and paper.
 """
 
-import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from markupsafe import Markup, escape
@@ -15,9 +14,6 @@ from compressor.disk.files import DRAWING_MARK
 
 NAMESPACE = "http://www.w3.org/2000/svg"
 CHARTS_CSS = Path(__file__).parent.parent / "templates" / "charts.css"
-
-# A range that is this small beside its ends, or ends that are this near to zero, are one point.
-NO_SPAN, TINY = 1e-9, 1e-30
 
 # Characters that no XML document may hold.
 _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
@@ -54,10 +50,18 @@ def text(x: float, y: float, words: str, class_: str = "label", anchor: str = "s
     return element("text", content, x=x, y=y, class_=class_, text_anchor=anchor)
 
 
-def rect(x: float, y: float, width: float, height: float, class_: str, hint: str = "") -> Markup:
-    """Return a rectangle; `hint` is shown when a mouse rests on it."""
+def rect(
+    x: float, y: float, width: float, height: float, class_: str, hint: str = "", stripes: str = ""
+) -> Markup:
+    """Return a rectangle; `hint` is shown when a mouse rests on it.
+
+    `stripes` is the key of the drawing, for one that is marked by stripes besides its colour.
+    """
     inside = (element("title", escape(plain(hint))),) if hint else ()
-    return element("rect", *inside, x=x, y=y, width=max(width, 0.0), height=height, class_=class_)
+    place = {"x": x, "y": y, "width": max(width, 0.0), "height": height}
+    if stripes:
+        return element("rect", *inside, **place, fill=f"url(#{stripes}-hatch)", class_="edge")
+    return element("rect", *inside, **place, class_=class_)
 
 
 def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> Markup:
@@ -94,13 +98,6 @@ def picture(
     )
 
 
-def striped(key: str, x: float, y: float, width: float, height: float, hint: str = "") -> Markup:
-    """Return a rectangle that is marked by stripes besides its colour, in the drawing `key`."""
-    inside = (element("title", escape(plain(hint))),) if hint else ()
-    place = {"x": x, "y": y, "width": max(width, 0.0), "height": height}
-    return element("rect", *inside, **place, fill=f"url(#{key}-hatch)", class_="edge")
-
-
 def _hatch(name: str) -> Markup:
     back = element("rect", width=6, height=6, class_="hatch-back")
     stripe = element("line", x1=0, y1=0, x2=0, y2=6, class_="hatch-stripe")
@@ -121,22 +118,3 @@ def standalone(drawing: Markup) -> str:
 def shortened(words: str, most: int) -> str:
     """Return words cut to `most` characters, with an ellipsis where something is gone."""
     return words if len(words) <= most else words[: most - 1] + "…"
-
-
-def nice_ticks(low: float, high: float, most: int = 6) -> tuple[float, ...]:
-    """Return at most `most` + 1 round numbers from at or below `low` to at or above `high`."""
-    span, size = high - low, max(abs(low), abs(high))
-    if span < NO_SPAN * size or size < TINY:
-        span = size if size >= TINY else 1.0
-    rough = span / most
-    base = 10.0 ** math.floor(math.log10(rough))
-    step = next(m * base for m in (1, 2, 2.5, 5, 10, 20) if m * base >= rough * (1 - 1e-9))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    last = max(last, first + 1)
-    return tuple(float(f"{i * step:.12g}") for i in range(first, last + 1))
-
-
-def decades(values: Sequence[float]) -> tuple[int, int]:
-    """Return the exponents of ten around positive values, the first below all of them."""
-    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
-    return (low - 1 if min(values) <= 10.0**low else low), max(high, low + 1)

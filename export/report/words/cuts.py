@@ -1,12 +1,13 @@
-"""YOPO's cuts in words and shares: what of a layer visual tokens still take part in, and by which semantics.
+"""Cuts in words and shares: what of a layer visual tokens still take part in, and by which semantics.
 
 Source: "Treat Visual Tokens as Text? But Your MLLM Only Needs Fewer Efforts to See" (arXiv 2410.06169).
 """
 
 from collections.abc import Callable, Sequence
 
+from compressor.contract.method import Method
 from compressor.facts import DecoderDims
-from compressor.methods.entries import Method, Yopo
+from compressor.methods import CUTTERS, label_of_cuts
 from compressor.plan.cost import BYTES
 from compressor.plan.plan import LayerPlan, Plan
 from export.report.words.exits import runs
@@ -23,7 +24,7 @@ SEMANTICS = {
         "normalised over what is left."
     ),
     "masked": (
-        "Semantics: masked, the numbers of YOPO's released code, for checkpoints that were trained under it. "
+        "Semantics: masked, the numbers of {by}'s released code, for checkpoints that were trained under it. "
         "Pruned keys of visual tokens stay in the softmax's denominator, and visual tokens run on to feed "
         "it. This is a compatibility mode: it saves no more than the predicted figures count."
     ),
@@ -38,18 +39,18 @@ MASKED_IN_VAIN = (
 
 
 def semantics(plan: Plan, methods: Sequence[Method] = ()) -> str | None:
-    """Return `removed` or `masked`; None without YOPO, or if a plan alone does not tell.
+    """Return `removed` or `masked`; None without cuts of heads, or if a plan alone does not tell.
 
     Args:
         plan: whose pruned heads and exits tell; a window and neurons are cut alike in both.
         methods: of the recipe, which knows; none if it is not at hand.
     """
-    asked = [method.semantics for method in methods if isinstance(method, Yopo)]
-    if asked:
-        return asked[0]
+    for method in methods:
+        if asked := method.semantics_of_cuts():
+            return asked
     if any(layer.masked for layer in plan.layers):
         return "masked"
-    told = any(layer.groups is not None or layer.reason == "yopo" for layer in plan.layers)
+    told = any(layer.groups is not None or layer.reason in CUTTERS for layer in plan.layers)
     return "removed" if told else None
 
 
@@ -58,7 +59,7 @@ def semantics_words(plan: Plan, methods: Sequence[Method] = ()) -> tuple[str, ..
     found = semantics(plan, methods)
     if found == "masked" and not any(layer.masked for layer in plan.layers):
         return (MASKED_IN_VAIN,)
-    return () if found is None else (SEMANTICS[found],)
+    return () if found is None else (SEMANTICS[found].format(by=label_of_cuts(methods)),)
 
 
 def kept_heads(layer: LayerPlan, dims: DecoderDims) -> tuple[int, ...]:
@@ -68,11 +69,6 @@ def kept_heads(layer: LayerPlan, dims: DecoderDims) -> tuple[int, ...]:
     if layer.exited or layer.off:
         groups = ()
     return tuple(g * group + h for g in groups for h in range(group))
-
-
-def read_by_no_head(layer: LayerPlan) -> bool:
-    """Whether no head reads what visual tokens have there, though they stay in the softmax: masked."""
-    return layer.masked and (layer.off or layer.groups == ())
 
 
 def neurons_kept(layer: LayerPlan, dims: DecoderDims) -> int:
@@ -117,16 +113,11 @@ def _cut_at_all(plan: Plan) -> tuple[bool, ...]:
     )
 
 
-def cut_columns(plan: Plan) -> tuple[str, ...]:
-    """Return the head of `cut_rows`: the columns in which the plan cuts anything."""
-    return tuple(c for c, cut in zip(CUT_COLUMNS, _cut_at_all(plan), strict=True) if cut)
-
-
-def cut_rows(plan: Plan) -> list[tuple[str, ...]]:
-    """Return one row a layer: heads, window and neurons of visual tokens; empty rows without cuts."""
-    cells = [cell for cell, cut in zip(_CELLS, _cut_at_all(plan), strict=True) if cut]
+def cut_columns(plan: Plan) -> dict[str, list[str]]:
+    """Return a column for every kind of cut that a plan makes: one cell a layer, by its heading."""
     dims = plan.model.decoder
-    return [tuple(cell(layer, dims) for cell in cells) for layer in plan.layers]
+    kinds = zip(CUT_COLUMNS, _CELLS, _cut_at_all(plan), strict=True)
+    return {name: [cell(x, dims) for x in plan.layers] for name, cell, cut in kinds if cut}
 
 
 def text_alone_values(plan: Plan) -> tuple[int, ...]:
@@ -144,16 +135,11 @@ def splits(plan: Plan) -> bool:
     return any(layer.split for layer in plan.layers)
 
 
-def kv_text_columns(plan: Plan) -> tuple[str, ...]:
-    """Return the head of `kv_text_rows`."""
-    return (KV_TEXT_COLUMN,) if splits(plan) else ()
-
-
-def kv_text_rows(plan: Plan, dtype: str) -> list[tuple[str, ...]]:
-    """Return one row a layer: bytes in caches of heads without visual tokens; empty rows if none are."""
+def text_alone_columns(plan: Plan, dtype: str) -> dict[str, list[str]]:
+    """Return the column of bytes in caches of heads without visual tokens; none where all have some."""
     if not splits(plan):
-        return [()] * len(plan.layers)
-    return [(f"{values * BYTES[dtype]:,}",) for values in text_alone_values(plan)]
+        return {}
+    return {KV_TEXT_COLUMN: [f"{values * BYTES[dtype]:,}" for values in text_alone_values(plan)]}
 
 
 def cuts_words(plan: Plan, methods: Sequence[Method] = ()) -> str:
@@ -173,36 +159,36 @@ def cuts_words(plan: Plan, methods: Sequence[Method] = ()) -> str:
     return "; ".join(parts) or "none"
 
 
-def cut_sentences(plan: Plan) -> tuple[str, ...]:
+def cut_sentences(plan: Plan, methods: Sequence[Method] = ()) -> tuple[str, ...]:
     """Return what visual tokens do less of, one sentence a kind of cut."""
-    dims = plan.model.decoder
+    dims, by = plan.model.decoder, label_of_cuts(methods)
     found = []
     if any(layer.split for layer in plan.layers):
         counts = _counts(plan, lambda layer: layer.split)
         found.append(
-            f"Visual tokens take part in {counts} (method YOPO, heads). In the other heads they "
+            f"Visual tokens take part in {counts} (method {by}, heads). In the other heads they "
             "have no queries, keys and values, and text tokens read text alone."
         )
     if any(_only_masked(layer) for layer in plan.layers):
         found.append(
-            f"Visual tokens are read in {_counts(plan, _only_masked)} (method YOPO, heads), and computed in "
+            f"Visual tokens are read in {_counts(plan, _only_masked)} (method {by}, heads), and computed in "
             "all."
         )
     for _, layers in _grouped(plan, lambda x: x.off or None, lambda _: 0):
         found.append(
-            f"{layers}: no head reads visual tokens (method YOPO, off_from), and they are computed all the "
+            f"{layers}: no head reads visual tokens (method {by}, off_from), and they are computed all the "
             "same."
         )
     # Where no head reads visual tokens, a visual token reads no neighbours either.
     for words, layers in _grouped(plan, lambda x: None if x.off else x.window, window_words):
         found.append(
             f"{layers}: a visual token reads only its neighbours in the picture (window {words}) among "
-            "visual tokens, and the text before it (method YOPO)."
+            f"visual tokens, and the text before it (method {by})."
         )
     for count, layers in _grouped(plan, lambda x: x.neurons, lambda x: len(x.neurons or ())):
         found.append(
             f"{layers}: visual tokens use {count:,} of {dims.intermediate:,} neurons of the MLP (method "
-            "YOPO)."
+            f"{by})."
         )
     return tuple(found)
 

@@ -64,5 +64,5 @@ def _some(nodes: Sequence[str]) -> str:
 def not_timed_words(manifest: Manifest) -> str:
     """Return that no time was measured, with the reason if the dtype is one."""
     if manifest.dtype == "bfloat16":
-        return "Not measured: ONNX Runtime's CPU cannot run bfloat16 graphs."
-    return "Not measured."
+        return "Times: not measured, ONNX Runtime's CPU cannot run bfloat16 graphs."
+    return "Times: not measured."

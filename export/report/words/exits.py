@@ -7,13 +7,13 @@ counted: over the calibration prompts, over the validation questions, and for th
 from collections import Counter
 from collections.abc import Iterable
 
+from compressor.methods import label_of_gates
 from compressor.plan.cost import predict
 from compressor.plan.plan import Gates, Plan, Workload
+from export.report.document import Table
 from export.results.bench import BenchReport
 from export.results.loss_report import LossReport
 
-EXIT_COLUMNS = ("visual tokens leave", "calibration prompts", "validation questions")
-CACHE_COLUMNS = ("KV cache after the prefill, bytes", "original", "compressed", "ratio")
 NOT_COUNTED = "-"
 
 
@@ -93,9 +93,10 @@ def gates_words(gates: Gates) -> tuple[str, ...]:
             f"({most})."
         )
     return (
-        f"{'A gate' if single else 'Gates'} behind {runs(gates.candidates)} (method DyVTE, hidden width "
-        f"{gates.width}): a small network that looks at the text tokens there while the prompt is read. "
-        "Behind the first one that fires there are no visual tokens: no rows, and no keys and values.",
+        f"{'A gate' if single else 'Gates'} behind {runs(gates.candidates)} (method {label_of_gates()}, "
+        f"hidden width {gates.width}): a small network that looks at the text tokens there while the "
+        "prompt is read. Behind the first one that fires there are no visual tokens: no rows, and no keys "
+        "and values.",
         modes[gates.mode],
         seen,
     )
@@ -113,37 +114,33 @@ def mean_words(plan: Plan) -> str:
     )
 
 
-def exit_rows(plan: Plan, loss: LossReport | None) -> list[tuple[str, str, str]]:
-    """Return the histogram of exits: place, calibration prompts, validation questions.
+def exits_table(plan: Plan, loss: LossReport | None) -> Table | None:
+    """Return behind which gates visual tokens left: place, calibration prompts, validation questions.
 
-    Gates behind which nothing left have no row; counts that were not taken are a dash. Empty without gates,
+    Gates behind which nothing left have no row; counts that were not taken are a dash. None without gates,
     or if nothing was counted at all.
     """
     gates = plan.gates
     if gates is None or not (counted(gates) or loss):
-        return []
-    calibration: dict[int, int] = {}
-    if counted(gates):
-        calibration = dict(zip(gates.candidates, gates.fired, strict=True))
+        return None
+    calibration: Counter[int] = Counter(dict(zip(gates.candidates, gates.fired, strict=False)))
     validation: Counter[int] = Counter()
     for layer, count in loss.exits if loss else ():
         validation[gate_before(gates, layer)] += count
+    stayed = loss.overall.samples - validation.total() if loss else 0
     rows = [
-        (
-            f"behind layer {layer}",
-            str(calibration.get(layer, 0)) if calibration else NOT_COUNTED,
-            str(validation[layer]) if loss else NOT_COUNTED,
-        )
+        (f"behind layer {layer}", calibration[layer], validation[layer])
         for layer in gates.candidates
-        if calibration.get(layer) or validation[layer]
+        if calibration[layer] or validation[layer]
     ]
-    stayed = loss.overall.samples - sum(validation.values()) if loss else None
-    last = (
-        "nowhere: no gate fires, or no picture",
-        str(gates.unfired) if calibration else NOT_COUNTED,
-        NOT_COUNTED if stayed is None else str(stayed),
+    rows.append(("nowhere: no gate fires, or no picture", gates.unfired, stayed))
+    cells = [
+        (name, str(a) if counted(gates) else NOT_COUNTED, str(b) if loss else NOT_COUNTED)
+        for name, a, b in rows
+    ]
+    return Table(
+        "Exits", ("visual tokens leave", "calibration prompts", "validation questions"), cells
     )
-    return [*rows, last]
 
 
 def gate_before(gates: Gates, exit_layer: int) -> int:
@@ -164,7 +161,7 @@ def timed_plan(plan: Plan, report: BenchReport) -> Plan:
     return plan.fired_after(None if exit_layer is None else gate_before(plan.gates, exit_layer))
 
 
-def cache_rows(plan: Plan, report: BenchReport, dtype: str) -> list[tuple[str, str, str, str]]:
+def cache_table(plan: Plan, report: BenchReport, dtype: str) -> Table:
     """Return KV bytes of the timed prompt: predicted for it, and measured; original, compressed, ratio."""
     pairs = [
         ("predicted for this prompt", *_predicted(plan, report, dtype)),
@@ -173,10 +170,9 @@ def cache_rows(plan: Plan, report: BenchReport, dtype: str) -> list[tuple[str, s
     if report.kv_buffer_bytes is not None and report.kv_buffer_bytes_original is not None:
         buffers = (report.kv_buffer_bytes_original, report.kv_buffer_bytes)
         pairs.append(("buffers of fixed size, occupied", *buffers))
-    return [
-        (name, f"{before:,}", f"{after:,}", f"{before / after:.2f} x")
-        for name, before, after in pairs
-    ]
+    rows = [(name, f"{a:,}", f"{b:,}", f"{a / b:.2f} x") for name, a, b in pairs]
+    columns = ("KV cache after the prefill, bytes", "original", "compressed", "ratio")
+    return Table("KV cache of the timed prompt", columns, rows)
 
 
 def _predicted(plan: Plan, report: BenchReport, dtype: str) -> tuple[int, int]:

@@ -164,11 +164,6 @@ def _parity_words(facts: EngineFacts, parity: BackendParity) -> str:
     return words if not parity.failures else f"{words}; missed: {'; '.join(parity.failures)}"
 
 
-def rows(rungs: Sequence[Rung]) -> list[tuple[str, str, str, str]]:
-    """Return the ladder as rows of `COLUMNS`."""
-    return [(rung.name, rung.outcome, rung.proves, rung.detail) for rung in rungs]
-
-
 def claim(rungs: Sequence[Rung]) -> str:
     """Return in a sentence how far the artifact was checked, and no further."""
     highest = next((rung for rung in reversed(rungs) if rung.outcome is not Verdict.NOT_RUN), None)

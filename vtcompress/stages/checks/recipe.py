@@ -9,9 +9,8 @@ from pathlib import Path
 
 from compressor.errors import ArtifactError, RecipeError
 from compressor.facts import ModelFacts
-from compressor.methods.entries import DyVTE
 from compressor.plan.plan import Plan
-from compressor.planner import check_methods, gate_file, plan_recipe
+from compressor.planner import check_methods, plan_recipe
 from compressor.profile import Profile
 from compressor.progress import SILENT, Progress
 from compressor.recipe import Recipe
@@ -44,9 +43,9 @@ def check_recipe(
         VtcompressError: no such model, a processor or questions that cannot be used, methods that do not fit
             it, gates of other shapes, engines that cannot be built, no profile to plan by.
     """
-    facts, dyvte = model_facts(recipe), recipe.dyvte
+    facts, gated = model_facts(recipe), recipe.gated
     gates = check_methods(facts, recipe.methods)
-    check_fixed(recipe.export, facts, dyvte.exit if dyvte else None)
+    check_fixed(recipe.export, facts, gated.exit if gated else None)
     if building:
         check_targets(recipe, facts)
     check_recipe_prompts(recipe, asked, progress)
@@ -73,8 +72,8 @@ def check_digest(
     digest = model_digest(recipe)
     if profile is not None:
         profile.check_belongs(name, model_digest=digest)
-    if recipe.dyvte is not None:
-        gate_file(recipe.dyvte, facts, digest)
+    if recipe.gated is not None:
+        recipe.gate_file(facts, digest)
     return digest
 
 
@@ -92,7 +91,7 @@ def check_plan_gates(plan: Plan, recipe: Recipe, facts: ModelFacts, digest: str 
         ArtifactError: the plan was made with others.
     """
     if plan.gates is not None:
-        plan.check_gates(gate_file(recipe.dyvte or DyVTE(), facts, digest).digest)
+        plan.check_gates(recipe.gate_file(facts, digest).digest)
 
 
 def check_plan_facts(plan: Plan, facts: ModelFacts, what: str = "the plan") -> None:

@@ -11,11 +11,11 @@ from torch import Tensor
 from compressor.compressed import compress
 from compressor.decoder.weights import LoadedGates
 from compressor.families import LoadedModel
-from compressor.methods.dyvte.examples import force_answer, gate_inputs, labels
-from compressor.methods.dyvte.rule import first_to_fire, histogram
-from compressor.methods.dyvte.training import TrainedGates, margins_of, original_decoder
+from compressor.gate_training.examples import force_answer, gate_inputs, labels
+from compressor.gate_training.training import TrainedGates, margins_of, original_decoder
 from compressor.plan.cost import predicted_speedup
 from compressor.plan.edits import identity_plan
+from compressor.plan.gate_exits import first_to_fire, histogram
 from compressor.plan.plan import Gates, Plan, Workload
 from compressor.progress import Progress
 from compressor.recipe import ValidateSection

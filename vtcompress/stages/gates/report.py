@@ -5,10 +5,10 @@ from typing import Annotated
 
 from pydantic import Field
 
+from compressor.contract.gated import GateTraining
 from compressor.disk.files import write_text
 from compressor.facts import Facts
-from compressor.methods.entries import GateTraining
-from export.report.words.checks import RIGHT_COLUMNS, TOKEN_COLUMNS, right_rows, token_rows
+from export.report.sections.checks import kinds_tables
 from export.results.loss_report import LossReport
 from vtcompress.console import Output
 
@@ -113,9 +113,8 @@ def show_gates(out: Output, report: GatesReport) -> None:
         out.line("training part only: exits and answers need held-out questions (--validate-data)")
         return
     title = "without exit (original) and with exit"
-    out.table(f"Answers {title}", TOKEN_COLUMNS, token_rows(held.answers))
-    if rows := right_rows(held.answers):
-        out.table(f"Right answers {title}", RIGHT_COLUMNS, rows)
+    for table in kinds_tables(held.answers):
+        out.table(f"{table.title}, {title}", table.columns, table.rows)
     for line in held.answers.warnings:
         out.warn(line)
     out.line(f"predicted prefill speed-up, mean over these exits: {held.speedup:.2f} x")

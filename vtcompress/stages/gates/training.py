@@ -11,7 +11,7 @@ from compressor.disk.paths import working_stem
 from compressor.errors import RecipeError, VtcompressError
 from compressor.planner import check_layers
 from compressor.progress import Progress
-from compressor.recipe import Recipe
+from compressor.recipe import Recipe, no_gates
 from compressor.samples.questions import Sample, check_answered, read_samples
 from export.artifact.places import check_file
 from vtcompress.console import shown
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from compressor.decoder.weights import LoadedGates
-    from compressor.methods.dyvte.training import TrainedGates
+    from compressor.gate_training.training import TrainedGates
 
 SUFFIX = ".safetensors"
 
@@ -47,12 +47,12 @@ def train_gates(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> GatesReport:
-    """Train the gates of the recipe's `dyvte` entry; write them, and a report as JSON beside them.
+    """Train the gates of the recipe's gated entry; write them, and a report as JSON beside them.
 
     A run that was stopped goes on from its checkpoint, a hidden file beside `output`.
 
     Args:
-        recipe: names the model, and in its `dyvte` entry candidates, width and settings.
+        recipe: names the model, and in its gated entry candidates, width and settings.
         data: jsonl file of questions with pictures and answers; all are used.
         output: safetensors file of the gates.
         held_out: questions to report on; None: those of the recipe's `validate` section, if any.
@@ -64,9 +64,9 @@ def train_gates(
             another run, or holds the checkpoint of another training.
     """
     require_recipe(recipe)
-    method = recipe.dyvte
+    method = recipe.gated
     if method is None:
-        raise RecipeError(["compress: no entry is dyvte, so there are no gates to train; add one"])
+        raise RecipeError([f"compress: {no_gates()}, so there are no gates to train; add one"])
     if held_out is not None:
         recipe = recipe.override({"validate.data": Path(held_out)})
     data, output, progress = Path(data), Path(output), shown(progress)
@@ -89,7 +89,7 @@ def train_gates(
         model = load_model(recipe, progress)
         check_rewrite(model, others)
         checkpoint = output.with_name(f".{working_stem(output.name)}.training{SUFFIX}")
-        from compressor.methods.dyvte.training import train_gates as train
+        from compressor.gate_training.training import train_gates as train
         from vtcompress.stages.gates.judged import judge_held_out, judge_training
 
         trained = train(model, samples, method, checkpoint, progress=progress)

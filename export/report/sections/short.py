@@ -1,61 +1,13 @@
 """What was done, gained and lost, in sentences for people who never heard of the methods."""
 
-from compressor.methods.entries import ShortV
-from compressor.plan.plan import LayerPlan, Plan, Reason
+from compressor.plan.plan import Plan
 from export.report.data import ReportData
-from export.report.words.checks import share
-from export.report.words.cuts import cut_sentences, read_by_no_head, semantics_words, splits
+from export.report.words.cuts import cut_sentences, semantics_words, splits
 from export.report.words.exits import counted, gates_words, may_exit, runs, timed_words
+from export.report.words.methods import whys
 from export.results.bench import BenchReport, bench_rows, speed_words, work_words
-from export.results.loss_report import LossReport
+from export.results.loss_report import LossReport, share
 from export.results.verdict import Verdict, verdict_words
-
-# What leaving out the work rests on, for every reason of a plan. Sources: VTW, "Boosting Multimodal Large
-# Language Models with Visual Tokens Withdrawal for Rapid Inference" (arXiv 2405.05803); DyVTE, "Accelerating
-# Multimodal Large Language Models via Dynamic Visual-Token Exit and the Empirical Findings" (2411.19628);
-# YOPO, "Treat Visual Tokens as Text? But Your MLLM Only Needs Fewer Efforts to See" (2410.06169).
-WHY: dict[Reason, str] = {
-    "shortv": (
-        "{layers}: {chosen} (method ShortV). There visual tokens pass through unchanged. Text tokens still "
-        "read them."
-    ),
-    "dead": (
-        "{layers}: nobody reads what visual tokens become there, so leaving it out changes nothing but "
-        "rounding (dead rows)."
-    ),
-    "vtw": (
-        "{layers}: visual tokens have left the decoder by then (method VTW). There are no rows of them, and "
-        "no keys and values that text tokens could read."
-    ),
-    "dyvte": (
-        "{layers}: visual tokens have left the decoder by then, at an exit that gates chose on calibration "
-        "prompts and that is now the same for all (method DyVTE). There are no rows of them, and no keys "
-        "and values that text tokens could read."
-    ),
-    "yopo": (
-        "{layers}: visual tokens have left the decoder by then (method YOPO, off_from). There are no rows of "
-        "them, and no keys and values that text tokens could read."
-    ),
-}
-
-# The same where visual tokens take part in no head of a frozen layer: there is nothing to read.
-WHY_IN_NO_HEAD: dict[Reason, str] = {
-    "shortv": (
-        "{layers}: {chosen} (method ShortV). There visual tokens pass through unchanged. They take part in "
-        "no head there (method YOPO, heads), so that no keys and values of them are computed, kept or read."
-    ),
-    "dead": (
-        "{layers}: nobody reads what visual tokens become there, so leaving it out changes nothing but "
-        "rounding (dead rows). They take part in no head there (method YOPO, heads), so that no keys and "
-        "values of them are computed, kept or read."
-    ),
-}
-
-# And where no head reads them, but the masked semantics keeps their keys.
-FROZEN_AND_MASKED = (
-    "{layers}: {chosen} (method ShortV). There visual tokens pass through unchanged. No head reads them "
-    "(method YOPO), but their keys stay in the softmax's denominator."
-)
 
 
 def done(data: ReportData) -> tuple[str, ...]:
@@ -69,46 +21,15 @@ def done(data: ReportData) -> tuple[str, ...]:
         f"them in all {layers} layers of its decoder. That work is now left out in {out} of the {layers} "
         f"layers{_for_all(plan)}{f', and cut down in {cut}' if cut else ''}."
     )
-    reasons: dict[str, list[int]] = {}
-    for reason in WHY:
-        for layer in plan.layers:
-            if layer.reason == reason:
-                reasons.setdefault(_why(layer), []).append(layer.index)
-    chosen = _chosen(data)
-    whys = (
-        words.format(layers=runs(i).capitalize(), chosen=chosen) for words, i in reasons.items()
-    )
+    samples = len(data.profile.samples) if data.profile else None
+    reasons = whys(plan, data.methods, samples)
+    found = (f"{runs(layers).capitalize()}: {words}" for words, layers in reasons.items())
     gates = gates_words(plan.gates)[:1] if plan.gates else ()
     text = "Text tokens do in every layer what they did before."
     if may_exit(plan) or any(layer.cuts for layer in plan.layers):
         text = "Text tokens go through every layer and use every weight, as before."
-    cuts = (*cut_sentences(plan), *semantics_words(plan, data.methods))
-    return (first, *whys, *gates, *cuts, text)
-
-
-def _why(layer: LayerPlan) -> str:
-    """Return what leaving out the work in a layer rests on, to be filled in with its `layers`."""
-    if layer.frozen and layer.in_no_head:
-        return WHY_IN_NO_HEAD[layer.reason]
-    if layer.reason == "shortv" and read_by_no_head(layer):
-        return FROZEN_AND_MASKED
-    return WHY[layer.reason]
-
-
-def _chosen(data: ReportData) -> str:
-    """Return what speaks for the layers that ShortV froze: a measurement, or the recipe alone."""
-    method = next((method for method in data.methods if isinstance(method, ShortV)), None)
-    if method is None:  # a plan whose recipe is not at hand
-        return "chosen by the recipe"
-    if method.layers is not None:
-        return "named in the recipe, and not measured"
-    if all(layer.visual != "update" for layer in data.plan.layers):
-        return "all layers that can be frozen, as the recipe asks for so many"
-    prompts = f"{len(data.profile.samples)} " if data.profile else ""
-    return (
-        "of the layers that can be frozen those where leaving out the update of visual tokens, in one layer "
-        f"alone, changed the prediction of the next token least on {prompts}calibration questions"
-    )
+    cuts = (*cut_sentences(plan, data.methods), *semantics_words(plan, data.methods))
+    return (first, *found, *gates, *cuts, text)
 
 
 def _for_all(plan: Plan) -> str:

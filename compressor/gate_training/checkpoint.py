@@ -7,12 +7,12 @@ from pathlib import Path
 from pydantic import ValidationError
 from torch import Tensor
 
+from compressor.contract.gated import GateTraining
 from compressor.disk.files import write_bytes
 from compressor.disk.gate_file import stable_header
 from compressor.disk.model_digest import same_model
 from compressor.errors import GatesError
 from compressor.facts import Facts
-from compressor.methods.entries import GateTraining
 
 FORMAT = "1"
 

@@ -20,10 +20,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from compressor.decoder import Decoder
-from compressor.decoder.full_pass import FullPass, full_pass
+from compressor.decoder.full_pass import FullPass, full_pass, text_tails
 from compressor.decoder.gates import gate_input, gate_selection
 from compressor.families import LoadedModel
-from compressor.methods.exit_scores import text_tails
 from compressor.samples.prompts import answer_ids, embed, encode
 from compressor.samples.questions import Sample
 

@@ -1,6 +1,6 @@
 """Trains DyVTE's gates; everything else is frozen. A killed run goes on from its checkpoint.
 
-Source: see `compressor.methods.dyvte.examples`.
+Source: see `compressor.gate_training.examples`.
 
 Rule: a step draws one layer and a batch of prompts, and moves that layer's gate by AdamW on the plain
 cross-entropy of its two logits. As the decoder is frozen, an example (prompt and layer) is the same whenever
@@ -26,13 +26,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from compressor.contract.gated import GatedMethod, GateTraining
 from compressor.decoder import Decoder, decoder_from
 from compressor.decoder.gates import Gate, margins
 from compressor.families import LoadedModel
-from compressor.methods.dyvte.checkpoint import Checkpoint, GateTask
-from compressor.methods.dyvte.examples import examples_of
-from compressor.methods.dyvte.method import gate_candidates
-from compressor.methods.entries import DyVTE, GateTraining
+from compressor.gate_training.checkpoint import Checkpoint, GateTask
+from compressor.gate_training.examples import examples_of
 from compressor.plan.edits import identity_plan
 from compressor.progress import SILENT, Progress
 from compressor.samples.questions import Sample, data_digest
@@ -88,7 +87,7 @@ def original_decoder(model: LoadedModel) -> Decoder:
 def train_gates(
     model: LoadedModel,
     samples: Sequence[Sample],
-    method: DyVTE,
+    method: GatedMethod,
     checkpoint: Path,
     *,
     progress: Progress = SILENT,
@@ -109,7 +108,7 @@ def train_gates(
     task = GateTask(
         model_digest=model.digest,
         data_digest=data_digest(samples),
-        candidates=gate_candidates(method, model.facts.decoder.layers),
+        candidates=method.gate_layers(model.facts.decoder.layers),
         width=method.gate_width,
         train=method.train,
     )

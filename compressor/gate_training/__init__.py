@@ -1,0 +1,1 @@
+"""Trains gates: what they learn from, the training, and its checkpoint."""

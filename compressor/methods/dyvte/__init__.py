@@ -1,1 +1,0 @@
-"""DyVTE: gates decide from text states after which layer visual tokens leave."""

@@ -1,0 +1,197 @@
+"""What a report is made of: sections of words, lists, tables, charts and code, whatever they are shown in.
+
+A document is built once from facts; `render/` shows it as HTML or Markdown, the command line its blocks.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from export.report.questions import Question
+from export.results.verdict import Check, Verdict, verdict_of, verdict_words
+
+# What a cell begins with that holds a figure, or none.
+FIGURE_STARTS = ("", *"0123456789-")
+
+
+@dataclass(frozen=True)
+class Words:
+    """A paragraph.
+
+    Attributes:
+        minor: small print.
+    """
+
+    text: str
+    minor: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a check, marked as good or bad.
+
+    Attributes:
+        what: the check, and its figures.
+        words: the verdict's, with the reason if it was not judged.
+    """
+
+    what: str
+    verdict: Verdict
+    words: str
+
+    @classmethod
+    def of(cls, what: str, check: Check | None) -> "Outcome":
+        """Return what became of a check; None: it did not run."""
+        return cls(what, verdict_of(check), verdict_words(check))
+
+    @property
+    def line(self) -> str:
+        """All of it as plain text, where nothing but letters can warn."""
+        failed = self.verdict is Verdict.FAILED
+        return f"{self.what}: {self.words.upper() if failed else self.words}"
+
+
+@dataclass(frozen=True)
+class Bullets:
+    """A list.
+
+    Attributes:
+        bad: whether its lines are faults.
+    """
+
+    lines: tuple[str | Outcome, ...]
+    bad: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; a cell that is a `Verdict` is marked as such.
+
+    Attributes:
+        wrapped: whether columns are narrow and all alike, as those of a comparison.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    wrapped: bool = False
+
+    @classmethod
+    def of_columns(cls, title: str, columns: Mapping[str, Iterable[str]]) -> "Table":
+        """Return a table from its columns, by their headings."""
+        return cls(title, tuple(columns), list(zip(*columns.values(), strict=True)))
+
+    def holds_figures(self, column: int) -> bool:
+        """Whether every cell of a column is a figure, or none."""
+        return all(row[column][:1] in FIGURE_STARTS for row in self.rows)
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A drawing; where there are none, nothing.
+
+    Attributes:
+        legend: words of the drawing, and what each means.
+    """
+
+    drawing: Markup
+    caption: str
+    legend: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Code:
+    """Text as it is in a file."""
+
+    text: str
+    language: str = ""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The headline: values, each with what it is the figure of."""
+
+    figures: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Cards:
+    """Questions with the answers of both models."""
+
+    questions: tuple[Question, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Blocks under a heading of their own."""
+
+    title: str
+    blocks: "Sequence[Block]"
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Columns of blocks, beside each other where there is room.
+
+    Attributes:
+        layout: class of the page's style: `two`, `three`, or `two stack`, which prints one below the other.
+    """
+
+    columns: "Sequence[Sequence[Block]]"
+    layout: str = "two"
+
+
+@dataclass(frozen=True)
+class Folded:
+    """Blocks that a page shows when asked to."""
+
+    title: str
+    blocks: "Sequence[Block]"
+
+
+Block = Words | Outcome | Bullets | Table | Chart | Code | Figures | Cards | Part | Beside | Folded
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of a document.
+
+    Attributes:
+        key: its place in a page's address.
+        short: its name among the page's links.
+        title: its heading; empty: none.
+    """
+
+    key: str
+    short: str
+    title: str
+    blocks: Sequence[Block]
+
+
+@dataclass(frozen=True)
+class Document:
+    """A report, a model card or a comparison.
+
+    Attributes:
+        sub: a line below the title; may be empty.
+        foot: what a page ends with.
+    """
+
+    title: str
+    sub: str
+    sections: tuple[Section, ...]
+    foot: str = ""
+
+
+def flat(blocks: Sequence[Block]) -> Iterator[Block]:
+    """Yield blocks in reading order, those inside others too, without what only arranges them."""
+    for block in blocks:
+        match block:
+            case Beside():
+                for column in block.columns:
+                    yield from flat(column)
+            case Folded():
+                yield from flat(block.blocks)
+            case _:
+                yield block

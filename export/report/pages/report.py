@@ -1,0 +1,125 @@
+"""The report of an artifact: one document, as HTML and as Markdown."""
+
+from compressor.contract.method import Method
+from export.artifact.manifest import Manifest
+from export.report.data import ReportData, headline
+from export.report.document import (
+    Beside,
+    Block,
+    Bullets,
+    Cards,
+    Code,
+    Document,
+    Figures,
+    Outcome,
+    Part,
+    Section,
+    Table,
+    Words,
+)
+from export.report.questions import chosen_questions
+from export.report.render.html import html
+from export.report.render.markdown import markdown
+from export.report.sections.checks import fidelity_section, ladder_section, loss_section
+from export.report.sections.layers import layers_section
+from export.report.sections.short import done, gained, lost
+from export.report.sections.speed import speed_section
+from export.report.words.ladder import ran_on_gpu
+from export.report.words.methods import method_words
+
+HTML_FILE, MARKDOWN_FILE = "report.html", "report.md"
+
+
+def html_report(data: ReportData) -> str:
+    """Return the whole report as a page."""
+    return html(report(data))
+
+
+def markdown_report(data: ReportData) -> str:
+    """Return the whole report as Markdown."""
+    return markdown(report(data))
+
+
+def report(data: ReportData) -> Document:
+    """Return the report of an artifact."""
+    manifest = data.manifest
+    sections = (
+        Section("head", "Headline", "", head_blocks(manifest)),
+        Section("short", "In short", "In short", _short(data)),
+        layers_section(data),
+        speed_section(data),
+        fidelity_section(manifest),
+        loss_section(manifest.loss),
+        Section("questions", "Questions", "Sample questions", _questions(data)),
+        ladder_section(data),
+        Section("made", "Made with", "Made with", _made_with(data)),
+        recipe_section(data),
+    )
+    foot = "The same in Markdown: report.md."
+    if not ran_on_gpu(data.rungs):
+        foot += " Nothing here was run on a GPU."
+    version = manifest.tools.get("vtcompress", "")
+    sub = f"{methods_words(data.methods)} · {manifest.dtype} ONNX · vtcompress {version}"
+    return Document(f"{manifest.model.name}, compressed", sub, sections, foot)
+
+
+def methods_words(methods: tuple[Method, ...]) -> str:
+    """Return all methods with what was asked of them."""
+    return ", ".join(map(method_words, methods)) or "no compression method"
+
+
+def head_blocks(manifest: Manifest) -> list[Block]:
+    """Return the headline, what became of the checks, and what must be said whatever the limits are."""
+    checks = (
+        Outcome.of("Export fidelity (compressed model and its files)", manifest.fidelity),
+        Outcome.of("Compression loss (original and compressed answers)", manifest.loss),
+    )
+    blocks: list[Block] = [Figures(headline(manifest)), Bullets(checks)]
+    if manifest.loss and manifest.loss.warnings:
+        lines = tuple(f"WARNING: {line}" for line in manifest.loss.warnings)
+        blocks.append(Bullets(lines, bad=True))
+    return blocks
+
+
+def _short(data: ReportData) -> list[Block]:
+    lines = {
+        "What was done": done(data),
+        "What was gained": gained(data),
+        "What was lost": lost(data),
+    }
+    parts = [[Part(title, [*map(Words, words)])] for title, words in lines.items()]
+    return [Beside(parts, "three")]
+
+
+def _questions(data: ReportData) -> list[Block]:
+    """Return how many answers differ, and some questions."""
+    total, shown = len(data.questions), chosen_questions(data.questions)
+    if not total:
+        return [Words("None: compression loss was not run.")]
+    different = sum(not question.equal for question in data.questions)
+    words = f"All {total} answers are equal, word for word. {len(shown)} are shown."
+    if different:
+        words = (
+            f"{different} of {total} answers differ. {len(shown)} are shown, lost answers first."
+        )
+    return [Words(words), Cards(shown)]
+
+
+def _made_with(data: ReportData) -> list[Block]:
+    manifest, profile, loss = data.manifest, data.profile, data.manifest.loss
+    digests = [("model", manifest.model_digest)]
+    if profile is not None:
+        digests.append((f"calibration data, {profile.data}", profile.data_digest))
+    if loss is not None:
+        digests.append((f"validation data, {loss.data}", loss.data_digest))
+    words = f"Model: {manifest.model.architecture}."
+    if peak := manifest.peak_memory_bytes:  # 0 where the system does not tell
+        words = f"Peak memory of the export: {peak / 2**20:,.0f} MiB. {words}"
+    tools = Table("Versions", ("tool", "version"), sorted(manifest.tools.items()))
+    return [Beside([[tools], [Table("Digests", ("sha256 of", "digest"), digests), Words(words)]])]
+
+
+def recipe_section(data: ReportData) -> Section:
+    """Return the recipe as it was resolved."""
+    block = Code(data.recipe, "yaml") if data.recipe else Words("Not stored.")
+    return Section("recipe", "Recipe", "Recipe", [block])

@@ -1,0 +1,1 @@
+"""Shows a document: as one HTML file, or as Markdown."""

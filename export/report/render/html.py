@@ -1,0 +1,62 @@
+"""A document as one HTML file that needs nothing else: no network, no script, no fonts.
+
+Everything that comes from a recipe, data or a model is escaped by the template; charts are SVG inside.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from export.report.document import Document
+from export.report.questions import Question, thumbnail
+from export.report.text.svg import plain
+
+TEMPLATES = Path(__file__).parent.parent / "templates"
+# Longer answers are cut in the page; the artifact holds them whole.
+LONGEST_ANSWER = 1200
+TONES = {"lost": "bad", "won": "good", "same": ""}
+
+
+def html(document: Document) -> str:
+    """Return the whole page; every value is escaped unless it is markup of ours."""
+    # Commands that write no page start without it.
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=lambda value: (
+            plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+        ),
+    )
+    environment.filters |= {"kind": lambda block: type(block).__name__, "card": _card}
+    return environment.get_template("page.html.j2").render(document=document)
+
+
+def _card(question: Question) -> dict[str, Any]:
+    same, original, compressed = _common(question.original, question.compressed)
+    return {
+        "pictures": [thumbnail(path) for path in question.images],
+        "same": same,
+        "original": original,
+        "compressed": compressed,
+        "tone": TONES.get(question.outcome, "changed"),
+    }
+
+
+def _common(original: str, compressed: str) -> tuple[str, str, str]:
+    """Return what two answers begin with, word by word, and the rests."""
+    a, b = original[:LONGEST_ANSWER], compressed[:LONGEST_ANSWER]
+    ends = ["…" if len(whole) > LONGEST_ANSWER else "" for whole in (original, compressed)]
+    if a == b:
+        return a + ends[0], "", ""
+    length = 0
+    while length < min(len(a), len(b)) and a[length] == b[length]:
+        length += 1
+    length = a.rfind(" ", 0, length) + 1
+    return a[:length], a[length:] + ends[0], b[length:] + ends[1]

@@ -1,0 +1,102 @@
+"""Markdown from a document, without its drawings; nothing that it holds breaks out of its place."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+from export.report.document import (
+    Block,
+    Bullets,
+    Cards,
+    Code,
+    Document,
+    Figures,
+    Outcome,
+    Part,
+    Table,
+    Words,
+    flat,
+)
+from export.report.text.svg import plain
+from export.results.verdict import Verdict
+
+# An underscore inside a word is none of Markdown's.
+_SPECIAL = re.compile(r"([\\`*\[\]<>#!~&$]|(?<!\w)_|_(?!\w))")
+
+
+def markdown(document: Document, *, front: str = "") -> str:
+    """Return the whole text.
+
+    Args:
+        document: to show.
+        front: what stands before its title, written already.
+    """
+    parts = [front, f"# {escaped(document.title)}", escaped(document.sub)]
+    for section in document.sections:
+        parts += [f"## {escaped(section.title)}" if section.title else "", *_blocks(section.blocks)]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _blocks(blocks: Sequence[Block]) -> Iterator[str]:
+    for block in flat(blocks):
+        if isinstance(block, Part):
+            yield f"### {escaped(block.title)}"
+            yield from _blocks(block.blocks)
+        else:
+            yield _block(block)
+
+
+def _block(block: Block) -> str:
+    match block:
+        case Words():
+            return escaped(block.text)
+        case Outcome():
+            return _outcome(block)
+        case Bullets():
+            lines = (_outcome(x) if isinstance(x, Outcome) else escaped(x) for x in block.lines)
+            return "\n".join(f"- **{line}**" if block.bad else f"- {line}" for line in lines)
+        case Figures():
+            return "\n".join(f"- **{value}** {meaning}" for value, meaning in block.figures)
+        case Table():
+            rows = [[escaped(cell) for cell in row] for row in block.rows]
+            return f"**{escaped(block.title)}**\n\n{table(block.columns, rows)}"
+        case Code():
+            return fenced(block.text, block.language)
+        case Cards():
+            columns = ("question", "right answer", "original", "compressed", "outcome")
+            asked = block.questions
+            cells = (
+                (q.question, q.right or "-", q.original, q.compressed, q.verdict) for q in asked
+            )
+            return table(columns, [[escaped(cell) for cell in row] for row in cells])
+    return ""  # drawings
+
+
+def _outcome(outcome: Outcome) -> str:
+    line = escaped(outcome.line)
+    return f"**{line}.**" if outcome.verdict is Verdict.FAILED else f"{line}."
+
+
+def escaped(words: str) -> str:
+    """Return words from a recipe, data or model so that Markdown and HTML show them as they are.
+
+    Line breaks become spaces. Pipes are left to `table`.
+    """
+    return _SPECIAL.sub(r"\\\1", " ".join(plain(words).split()))
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table; pipes and line breaks in its cells do not break it."""
+
+    def line(cells: Sequence[str]) -> str:
+        return (
+            "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |"
+        )
+
+    return "\n".join([line(columns), line(["---"] * len(columns)), *map(line, rows)])
+
+
+def fenced(content: str, language: str = "") -> str:
+    """Return a code block that no run of backticks inside it ends."""
+    longest = max((len(run) for run in re.findall("`+", content)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{plain(content).rstrip()}\n{fence}"

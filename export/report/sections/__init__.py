@@ -1,0 +1,1 @@
+"""The sections of reports: what is said of layers, speed, checks and questions, once for all pages."""

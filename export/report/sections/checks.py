@@ -1,0 +1,180 @@
+"""The two checks and the ladder: what was found, what was allowed, and what became of it."""
+
+from collections.abc import Sequence
+
+from export.artifact.manifest import Manifest
+from export.report.charts.bars import kinds_chart
+from export.report.data import ReportData
+from export.report.document import Beside, Block, Bullets, Chart, Outcome, Section, Table, Words
+from export.report.words.dtypes import dtype_words, reference_words
+from export.report.words.ladder import COLUMNS, Rung, claim
+from export.results.fidelity import FidelityReport
+from export.results.loss_report import LossReport, nats, percent, share
+from export.results.rewrite import rewrite_words
+from export.results.verdict import Verdict
+
+INTERVAL_WORDS = (
+    "An answer is right, or the same, if it is equal character for character but for white space around it. "
+    "In brackets: 95% intervals, how far as many other questions of this sort might give other figures; "
+    "Wilson's for shares, Bonett and Price's for the ratio of the two on the same questions."
+)
+LADDER_WORDS = (
+    "How far the artifact was checked. A claim reaches as far as the last check that ran. Engines may have "
+    "been built since this page was written: the command vtcompress report shows the ladder as it is now."
+)
+
+
+def fidelity_section(manifest: Manifest) -> Section:
+    """Return check 1 of a report."""
+    question = (
+        "Do the exported files compute what the compressed model computes? Numbers against numbers; limits "
+        "are tight."
+    )
+    blocks: list[Block] = [Words(question), Words(reference_words(manifest.dtype))]
+    blocks += [Words(rewrite_words(manifest.rewrite)), *map(Words, dtype_words(manifest))]
+    blocks.append(fidelity_outcome(manifest.fidelity))
+    if (report := manifest.fidelity) is not None:
+        blocks.append(_fidelity_table(report))
+        blocks += _failures(report.failures)
+    return Section("fidelity", "Check 1", "Check 1: export fidelity", blocks)
+
+
+def fidelity_outcome(
+    report: FidelityReport | None,
+    name: str = "Export fidelity",
+    what: str = "compressed torch model against its graphs",
+) -> Outcome:
+    """Return the worst of each measure in one sentence, and what became of the check."""
+    if report is None:
+        return Outcome.of(name, None)
+    worst = (
+        f"max abs {report.worst_abs.max_abs:.2e}, max relative "
+        f"{report.worst_relative.max_relative:.2e}, cosine {report.worst_cosine.cosine:.7f}"
+    )
+    return Outcome.of(f"{name} ({what}, {report.calls} outputs): {worst}", report)
+
+
+def _fidelity_table(report: FidelityReport) -> Table:
+    """Return the worst of each measure beside its limit, and the call it was found in."""
+    limits, rows = report.limits, []
+    for name, worst, form, limit in (
+        ("max_abs", report.worst_abs, ".2e", limits.max_abs),
+        ("max_relative", report.worst_relative, ".2e", limits.max_relative),
+        ("cosine", report.worst_cosine, ".7f", limits.min_cosine),
+    ):
+        value = getattr(worst, name)
+        least = name == "cosine"
+        kept = value >= limit if least else value <= limit
+        verdict = Verdict.PASSED if kept else Verdict.FAILED
+        allowed = f"{'>=' if least else '<='} {limit:g}"
+        rows.append((name.replace("_", " "), format(value, form), allowed, verdict, worst.call))
+    columns = ("measure", "worst", "limit", "verdict", "in call")
+    return Table("Export fidelity: largest differences and their limits", columns, rows)
+
+
+def _failures(lines: Sequence[str]) -> list[Block]:
+    return [Bullets(tuple(lines), bad=True)] if lines else []
+
+
+def loss_section(report: LossReport | None) -> Section:
+    """Return check 2 of a report."""
+    blocks: list[Block] = [
+        Words("How far are the answers from the original model's, from image file to text?")
+    ]
+    blocks += loss_blocks(report, "the recipe names no validation data")
+    return Section("loss", "Check 2", "Check 2: compression loss", blocks)
+
+
+def loss_blocks(report: LossReport | None, unmeasured: str) -> list[Block]:
+    """Return what the answers lost, beside the recipe's limits and by kind of question.
+
+    Args:
+        report: None: the check did not run.
+        unmeasured: why, then.
+    """
+    if report is None:
+        return [Outcome("Compression loss", Verdict.NOT_RUN, f"{Verdict.NOT_RUN}, {unmeasured}")]
+    limits: list[list[Block]] = [[_limits_table(report), *_failures(report.failures)]]
+    if (chart := kinds_chart(report.kinds)) is not None:
+        caption = "Right answers for each kind of question; in brackets the number of questions."
+        limits.append([Chart(chart, caption)])
+    return [
+        Outcome.of("Compression loss", report),
+        Beside(limits),
+        *kinds_tables(report),
+        Words(INTERVAL_WORDS, minor=True),
+    ]
+
+
+def _limits_table(report: LossReport) -> Table:
+    """Return every measure over all samples beside its limit; shares with their 95% interval."""
+    all_ = report.overall
+    names = {
+        "mean KL": ("KL mean, nats", nats(all_.kl)),
+        "agreement of next tokens": (
+            "next token equal",
+            share(all_.agreement, all_.agreement_interval),
+        ),
+        "common prefix": ("common prefix of the answers", percent(all_.common_prefix)),
+        "exact match": ("right answers", share(all_.exact_match, all_.exact_match_interval)),
+        "exact match kept": (
+            "right answers kept",
+            share(all_.exact_match_kept, all_.exact_match_kept_interval),
+        ),
+    }
+    rows = []
+    for measure in report.measures:
+        limit = "none"
+        if measure.limit is not None:
+            limit = f"<= {measure.limit:g}" if measure.at_most else f">= {measure.limit:.1%}"
+        if why := measure.in_place or (measure.limit is not None and measure.cannot):
+            limit = f"{limit} ({why})"
+        rows.append((*names[measure.words], limit, measure.verdict))
+    columns = ("measure", "value", "limit", "verdict")
+    title = f"Over all {report.overall.samples} questions of {report.data}, and the recipe's limits"
+    return Table(title, columns, rows)
+
+
+def kinds_tables(report: LossReport) -> list[Table]:
+    """Return the tables of all kinds of questions: next tokens, and right answers if some are known."""
+    kinds = (report.overall, *report.kinds)
+    tokens = {
+        "kind": [k.kind for k in kinds],
+        "questions": [k.counted for k in kinds],
+        "KL mean": [nats(k.kl) for k in kinds],
+        "KL worst": [nats(k.kl_worst) for k in kinds],
+        "next token equal (95%)": [share(k.agreement, k.agreement_interval) for k in kinds],
+        "common prefix": [percent(k.common_prefix) for k in kinds],
+        "same answer": [_count(k.equal_answers) for k in kinds],
+    }
+    right = {
+        "kind": tokens["kind"],
+        "with an answer": [str(k.answered) for k in kinds],
+        "right before (95%)": [
+            share(k.exact_match_original, k.exact_match_original_interval) for k in kinds
+        ],
+        "right now (95%)": [share(k.exact_match, k.exact_match_interval) for k in kinds],
+        "kept (95%)": [share(k.exact_match_kept, k.exact_match_kept_interval) for k in kinds],
+        "right to wrong": [_count(k.right_to_wrong) for k in kinds],
+        "wrong to right": [_count(k.wrong_to_right) for k in kinds],
+    }
+    found = [Table.of_columns("Next tokens and answers, by kind of question", tokens)]
+    if report.overall.answered:
+        found.append(Table.of_columns("Right answers, by kind of question", right))
+    return found
+
+
+def _count(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"
+
+
+def ladder_section(data: ReportData) -> Section:
+    """Return how far the artifact was checked."""
+    blocks = [Words(LADDER_WORDS), *ladder_blocks(data.rungs)]
+    return Section("ladder", "Ladder", "Ladder of checks", blocks)
+
+
+def ladder_blocks(rungs: Sequence[Rung]) -> list[Block]:
+    """Return every rung with what it proves, lowest first, and what may be claimed."""
+    rows = [(rung.name, rung.outcome, rung.proves, rung.detail) for rung in rungs]
+    return [Table("Ladder of checks, lowest first", COLUMNS, rows), Words(claim(rungs))]

@@ -1,0 +1,167 @@
+"""What visual tokens do in every layer: drawn, listed, and why these layers."""
+
+from collections.abc import Sequence
+
+from compressor.contract.measure import Measure
+from compressor.contract.method import Method
+from compressor.methods import MEASURES
+from compressor.plan.cost import BYTES, predict
+from compressor.plan.plan import LayerPlan, Plan
+from compressor.profile import Profile
+from export.report.charts.bars import contribution_chart, exit_chart
+from export.report.charts.decoder import decoder_picture
+from export.report.charts.heads import head_chart, head_table
+from export.report.data import ReportData, measured
+from export.report.document import (
+    Beside,
+    Block,
+    Bullets,
+    Chart,
+    Folded,
+    Part,
+    Section,
+    Table,
+    Words,
+)
+from export.report.words.cuts import cut_columns, semantics_words, text_alone_columns
+from export.report.words.exits import exits_table, gates_words, mean_words, staying
+from export.report.words.states import states
+from export.results.loss_report import LossReport
+
+HEAD_WORDS = (
+    "Head scores: the attention that text tokens pay to visual tokens, divided by what they pay to text "
+    "tokens."
+)
+
+
+def layers_section(data: ReportData) -> Section:
+    """Return the section of a report."""
+    plan, dtype, scores = data.plan, data.manifest.dtype, measured(data.profile, "head_score")
+    decoder = Chart(decoder_picture(plan, dtype), _picture_words(plan), tuple(states(plan)))
+    found: list[Block] = [decoder, *_measures(data)]
+    if data.profile is None:
+        words = "The layers were not chosen by calibration, so there is no contribution to show."
+        found.append(Words(words))
+    tables = [layer_table(plan, dtype, data.profile)]
+    if scores is not None:
+        tables.append(head_table(scores, plan))
+    blocks = [
+        Beside([[block] for block in found]),
+        *plan_blocks(plan, data.methods, data.manifest.loss),
+        Folded("All figures of every layer", tables),
+    ]
+    title = "Layers: what visual and text tokens do"
+    return Section("layers", "Layers", title, blocks)
+
+
+def plan_blocks(
+    plan: Plan, methods: Sequence[Method] = (), loss: LossReport | None = None
+) -> list[Block]:
+    """Return what a table of layers does not tell: gates and their exits, semantics, the planner's notes."""
+    blocks: list[Block] = []
+    if plan.gates is not None:
+        lines: list[Block] = [Words(words) for words in gates_words(plan.gates)[1:]]
+        exits = [table] if (table := exits_table(plan, loss)) else []
+        blocks.append(Part("Where visual tokens leave", [*lines, Words(mean_words(plan)), *exits]))
+    blocks += [Words(words) for words in semantics_words(plan, methods)]
+    if plan.notes:
+        blocks.append(Part("Notes of the planner", [Bullets(plan.notes)]))
+    return blocks
+
+
+def _picture_words(plan: Plan) -> str:
+    left = ""
+    if any(layer.exited for layer in plan.layers):
+        left = "; a dotted line under the thick bar is where there are no visual tokens any more"
+    return (
+        "The decoder. Picture and question enter layer 0 at the top; the answer leaves the last layer. What "
+        "is filled of a box is work that is done; a dashed line is a visual token that passes by"
+        f"{left}. Bars at the right: work and KV cache of each layer, filled: now, outline: before."
+    )
+
+
+def _measures(data: ReportData) -> list[Block]:
+    """Return a chart for everything that calibration measured of a layer."""
+    plan, profile = data.plan, data.profile
+    if profile is None:
+        return []
+    samples = len(profile.samples)
+    mean = f"mean over {samples} questions of {profile.data}"
+    found: list[Block] = []
+    if (values := measured(profile, "layer_contribution")) is not None:
+        exited = "; hollow: exited" if any(layer.exited for layer in plan.layers) else ""
+        caption = (
+            "Why these layers: how much the next token's distribution changes if a layer leaves visual "
+            f"tokens as they are, {mean}. Striped: not updated any more{exited}."
+        )
+        found.append(Chart(contribution_chart(values, samples, plan), caption))
+    if (values := measured(profile, "exit_kl")) is not None:
+        bounds = (method.bounds().get("exit_kl") for method in data.methods)
+        allowed = next((bound for bound in bounds if bound is not None), None)
+        caption = (
+            "Where visual tokens may leave: how much the next token's distribution changes if they are gone "
+            f"from a layer on, {mean}. Striped: the exit of this artifact."
+        )
+        found.append(Chart(exit_chart(values, samples, plan.exit_layer, allowed), caption))
+    if (values := measured(profile, "head_score")) is not None:
+        caption = (
+            f"{HEAD_WORDS} {mean.capitalize()}. Filled: visual tokens take part in the head; hollow: they "
+            "do not."
+        )
+        found.append(Chart(head_chart(values, samples, plan), caption))
+    drawn = ("layer_contribution", "exit_kl")
+    for measure in (m for m in _of_layers() if m.name not in drawn):
+        if (values := measured(profile, measure.name)) is not None:
+            caption = f"{measure.words.capitalize()}, {mean}."
+            found.append(Chart(contribution_chart(values, samples, plan, measure), caption))
+    return found
+
+
+def _of_layers() -> list[Measure]:
+    """Return the measures with one value a layer."""
+    return [measure for measure in MEASURES.values() if measure.shape == ("layers",)]
+
+
+def layer_table(plan: Plan, dtype: str, profile: Profile | None = None) -> Table:
+    """Return one row a layer: what visual rows do, what is cut, work, what was measured, and the KV cache."""
+    before, after, size = predict(plan.naive()), predict(plan), BYTES[dtype]
+    values = {m.words: measured(profile, m.name) for m in _of_layers()}
+    columns = {
+        "layer": [str(layer.index) for layer in plan.layers],
+        "visual rows": _what_visual_rows_do(plan),
+        **cut_columns(plan),
+        "MFLOPs original": map(mflops, before.layer_flops),
+        "MFLOPs now": map(mflops, after.layer_flops),
+        **{title: [f"{v:.3g}" for v in found] for title, found in values.items() if found},
+        "KV bytes original": [f"{count * size:,}" for count in before.layer_kv_values],
+        "KV bytes now": [f"{count * size:,}" for count in after.layer_kv_values],
+        **text_alone_columns(plan, dtype),
+    }
+    return Table.of_columns(f"Work and KV cache ({dtype}) of every layer", columns)
+
+
+def _what_visual_rows_do(plan: Plan) -> list[str]:
+    """Return what visual rows do in each layer, in which share of prompts, and whether a gate follows."""
+    gates = plan.gates.candidates if plan.gates else ()
+    found = []
+    for layer, share in zip(plan.layers, staying(plan), strict=True):
+        words = what_visual_rows_do(layer)
+        if share < 1 and not layer.exited:
+            words = f"{words} in {share:.0%} of prompts"
+        found.append(f"{words}; gate behind it" if layer.index in gates else words)
+    return found
+
+
+def what_visual_rows_do(layer: LayerPlan) -> str:
+    """Return in words what visual rows do in a layer; where gates decide, what they do if they are there."""
+    if layer.exited:
+        return f"exited ({layer.reason})"
+    if not layer.frozen:
+        return "updated, read by no head (off)" if layer.off else "updated"
+    dead = layer.reason == "dead"
+    return f"frozen ({'dead rows: nobody reads them' if dead else layer.reason})"
+
+
+def mflops(flops: int) -> str:
+    """Return a count of operations in millions."""
+    return f"{flops / 1e6:,.1f}"

@@ -1,0 +1,158 @@
+"""What methods say of themselves, put into the plan's vocabulary: states of layers, sentences, charts.
+
+No method is named here: a reason in a plan is looked up, and its `Words` fill in the blanks.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from compressor.contract.measure import Drawing, Measure
+from compressor.contract.method import Method, Words
+from compressor.methods import MEASURES, METHODS, label_of_cuts, method_of
+from compressor.plan.plan import LayerPlan, Plan
+from compressor.profile import Profile
+
+UPDATED = ("updated", "attention and MLP run on visual tokens, as in the original")
+
+
+def words_of(reason: str) -> Words:
+    """Return what the method says that a reason names; its bare name where it is not installed."""
+    method = method_of(reason)
+    return Words(label=reason) if method is None else method.words
+
+
+def state(layer: LayerPlan) -> tuple[str, str]:
+    """Return the word for what visual tokens do in a layer, and what it means."""
+    if layer.exited:
+        meaning = words_of(layer.reason).exit_meaning
+        return (
+            "exited",
+            f"visual tokens are gone{meaning}: no work, and no keys and values to read or to keep",
+        )
+    if not layer.frozen:
+        return UPDATED
+    dead = layer.reason == "dead"
+    word = "dead" if dead else "frozen"
+    nobody = ", and nobody reads the result"
+    if layer.in_no_head:
+        first = "visual tokens pass unchanged and take part in no head"
+        if dead:
+            first = f"visual tokens take part in no head and pass unchanged{nobody}"
+        return f"{word}, none", f"{first}: no work, and no keys and values to read or to keep"
+    if layer.read_by_no_head:
+        read = f"{nobody}, which changes nothing but rounding; no" if dead else ", and no"
+        return f"{word}, off", (
+            f"visual tokens pass unchanged{read} head reads their values{';' if not dead else ', and'} their "
+            "keys stay in the softmax's denominator"
+        )
+    if dead:
+        return word, f"visual tokens pass unchanged{nobody}: this changes nothing but rounding"
+    return word, "visual tokens pass unchanged; text tokens still read their keys and values"
+
+
+def why(layer: LayerPlan, chosen: str, cutter: str) -> str:
+    """Return what leaving out the work in a layer rests on, as a sentence or two behind `{layers}: `.
+
+    Args:
+        layer: whose visual rows are not updated.
+        chosen: what speaks for layers that its method froze, see `chosen_words`.
+        cutter: how the method is called that cut heads.
+    """
+    words = words_of(layer.reason)
+    if layer.exited:
+        key = f", {words.exit_key}" if words.exit_key else ""
+        return (
+            f"visual tokens have left the decoder by then{words.exit_how} (method {words.label}{key}). There "
+            "are no rows of them, and no keys and values that text tokens could read."
+        )
+    none = (
+        f"hey take part in no head there (method {cutter}, heads), so that no keys and values of them are "
+        "computed, kept or read."
+    )
+    if layer.reason == "dead":
+        first = (
+            "nobody reads what visual tokens become there, so leaving it out changes nothing but rounding "
+            "(dead rows)."
+        )
+        return f"{first} T{none}" if layer.in_no_head else first
+    first = f"{chosen} (method {words.label}). There visual tokens pass through unchanged."
+    if layer.in_no_head:
+        return f"{first} T{none}"
+    if layer.read_by_no_head:
+        denominator = "but their keys stay in the softmax's denominator"
+        return f"{first} No head reads them (method {cutter}), {denominator}."
+    return f"{first} Text tokens still read them."
+
+
+def chosen_words(reason: str, plan: Plan, methods: Sequence[Method], samples: int | None) -> str:
+    """Return what speaks for the layers that a method froze: a measurement, or the recipe alone.
+
+    Args:
+        reason: the method's name.
+        plan: with all methods applied.
+        methods: of the recipe; none if it is not at hand.
+        samples: of the calibration; None: there was none.
+    """
+    method = next((method for method in methods if method.name == reason), None)
+    return "chosen by the recipe" if method is None else method.why_frozen(plan, samples)
+
+
+def place_in_words(layer: LayerPlan) -> tuple[bool, bool, bool, int]:
+    """Return the order in which layers are spoken of: updated, frozen by methods, dead, behind an exit."""
+    names = [method.name for method in METHODS]
+    number = names.index(layer.reason) if layer.reason in names else len(names)
+    return layer.exited, layer.reason == "dead", layer.frozen, number
+
+
+def whys(plan: Plan, methods: Sequence[Method], samples: int | None) -> dict[str, list[int]]:
+    """Return why work is left out, with the layers: frozen by methods, dead, behind exits."""
+    cutter = label_of_cuts(methods)
+    found: dict[str, list[int]] = {}
+    for layer in sorted((x for x in plan.layers if x.reason), key=place_in_words):
+        chosen = ""
+        if layer.frozen_by_method:
+            chosen = chosen_words(layer.reason, plan, methods, samples)
+        found.setdefault(why(layer, chosen, cutter), []).append(layer.index)
+    return found
+
+
+def method_words(method: Method) -> str:
+    """Return a method with what was asked of it, and the package that brought it if it is not this one.
+
+    For instance `shortv (frozen: 0.5)`. Files go by their names: folders are those of another machine.
+    """
+    given = ", ".join(f"{key}: {_value(value)}" for key, value in method.asked().items())
+    package = f", of the package {method.package}" if method.package else ""
+    return f"{method.name} ({given}){package}"
+
+
+def asked_of(method: Method) -> dict[str, Any]:
+    """Return what was asked of a method as plain values; files go by their names."""
+    found: dict[str, Any] = _named(method.asked())
+    return found
+
+
+def _named(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _named(inner) for key, inner in value.items()}
+    return value.name if isinstance(value, Path) else value
+
+
+def _value(value: object) -> str:
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_value(inner)}' for key, inner in value.items())}}}"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(_named(value))
+
+
+def charts(profile: Profile | None, plan: Plan) -> tuple[tuple[Measure, Drawing], ...]:
+    """Return what calibration measured, as charts beside the plan, in the order of the methods."""
+    if profile is None:
+        return ()
+    return tuple(
+        (measure, measure.drawing(profile.found(name), plan))
+        for name, measure in MEASURES.items()
+        if name in profile.measures
+    )

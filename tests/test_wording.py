@@ -1,0 +1,152 @@
+"""What reports say, word for word, one file a section; `python -m tests.test_wording` writes them anew.
+
+Read the difference before it is committed: a sentence that changed for one artifact may be wrong for another.
+"""
+
+import contextlib
+import io
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+
+from export.report.compare.comparison import compare_artifacts
+from export.report.compare.page import comparison_document
+from export.report.document import Block, Chart, Document, Part, Section, flat
+from export.report.pages.model_card import Origin, model_card
+from export.report.pages.report import report
+from export.report.render.markdown import markdown
+from tests import facts
+from tests.artifacts import make_artifact
+from tests.test_html_report import ASKED, PROFILE
+from tests.test_report_exits import exits_profile
+from tests.test_report_yopo import BARE, CUT, MASKED, RECIPE, RECIPE_MASKED, SCORED, measured_of
+from vtcompress.cli import show
+from vtcompress.console import Output
+from vtcompress.stages.report import read_report
+
+SNAPSHOTS = Path(__file__).parent / "snapshots"
+KINDS = [facts.figures("count", exact_match=0.5), facts.figures("pick")]
+JUDGED = facts.loss((), KINDS, max_kl=0.5, min_agreement=0.8)
+MISSED = facts.loss(("mean KL is 2",), KINDS, max_kl=0.001)
+MEASURED = {"profile": PROFILE, "measured": facts.measured(), "fidelity": facts.fidelity()}
+EXITS = exits_profile("layer_contribution", "exit_kl")
+ARTIFACTS: dict[str, dict[str, Any]] = {
+    "frozen": {"asked": ASKED, "loss": JUDGED, **MEASURED},
+    "nothing measured": {},
+    "exit": MEASURED
+    | {
+        "dead": (3,),
+        "exit_layer": 4,
+        "recipe": "vtcompress: 1\ncompress:\n- visual_exit: {max_kl: 0.05}\n",
+        "profile": EXITS,
+        "measured": facts.measured(4),
+    },
+    "gates": MEASURED
+    | {
+        "gates": facts.gates(),
+        "loss": JUDGED.model_copy(update={"exits": ((2, 5), (4, 1))}),
+        "measured": facts.measured(2),
+    },
+    "cuts": MEASURED
+    | {"plan": CUT, "recipe": RECIPE, "profile": SCORED, "measured": measured_of(CUT)},
+    "masked cuts": {"plan": MASKED, "recipe": RECIPE_MASKED},
+    "frozen in no head": {"plan": BARE, "recipe": RECIPE},
+    "failed": MEASURED
+    | {"asked": ASKED, "loss": MISSED, "fidelity": facts.fidelity(["prefill: shape"])},
+}
+
+
+def drawings(blocks: Sequence[Block]) -> Iterator[str]:
+    """Yield what is said of drawings, which Markdown leaves out."""
+    for block in flat(blocks):
+        if isinstance(block, Part):
+            yield from drawings(block.blocks)
+        elif isinstance(block, Chart):
+            title, description, *_ = list(ET.fromstring(str(block.drawing)))
+            yield f"Drawing: {title.text}\n\n{description.text}\n\n{block.caption}\n"
+            yield from (f"- {word}: {meaning}" for word, meaning in block.legend)
+
+
+def section_words(section: Section) -> str:
+    """Return everything that a section says."""
+    text = markdown(Document("", "", (section,))).removeprefix("# \n\n")
+    return "\n".join([text, *drawings(section.blocks)]).strip()
+
+
+def all_words() -> dict[str, str]:
+    """Return what every file of `snapshots/` should hold."""
+    found: dict[str, dict[str, str]] = {}
+    with TemporaryDirectory() as place:
+        folders = {name: Path(place) / name.replace(" ", "-") for name in ARTIFACTS}
+        for name, given in ARTIFACTS.items():
+            data = read_report(make_artifact(folders[name], **given))
+            for section in report(data).sections:
+                found.setdefault(f"report-{section.key}", {})[name] = section_words(section)
+            card = model_card(data, Origin("owner/model", {"license": "mit"}))
+            found.setdefault("card", {})[name] = card
+            found.setdefault("console", {})[name] = console(data)
+        comparison = comparison_document(compare_artifacts(list(folders.values())))
+        for section in comparison.sections:
+            found.setdefault("compare", {})[section.key] = section_words(section)
+    return {
+        key: "\n\n".join(f"<!-- {name} -->\n\n{text.strip()}" for name, text in texts.items())
+        + "\n"
+        for key, texts in found.items()
+    }
+
+
+def console(data: Any) -> str:
+    """Return what the command line prints, without the frames of tables."""
+    with contextlib.redirect_stdout(io.StringIO()) as stream:
+        if data.profile is not None:
+            show.show_profile(Output(), data.profile)
+        show.show_plan(Output(), data.plan, data.manifest.dtype)
+        with contextlib.redirect_stderr(io.StringIO()):
+            show.show_checks(Output(), data.manifest, data.plan)
+    lines = (
+        re.sub(r"[━─┏┓┗┛┳┻┡┩╇└┘┴]+", "", line).rstrip() for line in stream.getvalue().splitlines()
+    )
+    return "\n".join(line for line in lines if line)
+
+
+@pytest.fixture(scope="module")
+def words() -> dict[str, str]:
+    return all_words()
+
+
+KEYS = sorted(path.stem for path in SNAPSHOTS.glob("*.md"))
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_section_says_what_its_snapshot_says(key: str, words: dict[str, str]) -> None:
+    assert words[key] == (SNAPSHOTS / f"{key}.md").read_text(encoding="utf-8"), (
+        "if this is meant: python -m tests.test_wording, and read the difference"
+    )
+
+
+def test_every_section_has_its_snapshot_and_every_snapshot_its_section(
+    words: dict[str, str],
+) -> None:
+    assert sorted(words) == KEYS
+    assert len(KEYS) == 13
+
+
+def test_snapshots_hold_words_of_every_artifact() -> None:
+    """Nothing is compared with an empty file, and no two artifacts are mixed up."""
+    for key in KEYS:
+        parts = re.split(r"<!-- (.*) -->", (SNAPSHOTS / f"{key}.md").read_text(encoding="utf-8"))
+        assert all(len(text.strip()) > 10 for text in parts[2::2]), key
+        assert key == "compare" or parts[1::2] == list(ARTIFACTS), key
+
+
+if __name__ == "__main__":
+    SNAPSHOTS.mkdir(exist_ok=True)
+    for old in SNAPSHOTS.glob("*.md"):
+        old.unlink()
+    for name, content in all_words().items():
+        (SNAPSHOTS / f"{name}.md").write_text(content, encoding="utf-8")
