@@ -155,7 +155,7 @@ def _token_problems(processor: Any, facts: ModelFacts, folder: Path) -> list[str
 
 def _picture_problems(processor: Any, facts: ModelFacts, folder: Path) -> list[str]:
     """Try the processor on a blank picture."""
-    side, wanted = facts.image_size, facts.visual_tokens
+    side, wanted = facts.image_size, facts.image_tokens
     file = folder / SAVED
     with reading(folder, "a blank picture, by the model's processor,"):
         tried = processor(
