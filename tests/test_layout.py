@@ -164,8 +164,8 @@ def test_text_goes_on_behind_the_last_place_and_behind_the_largest_position():
     prompt = laid_out([5, *PICTURE, 7], 1)
     assert prompt.behind(2, 3).text_index.tolist() == [7, 8, 9]
     assert prompt.behind(0).positions is None
-    # A picture whose rows share one position on the first axis: places and positions part behind it.
-    turned = replace(prompt, positions=np.array([[1, 1], [1, 2], [1, 3], [0, 0], [4, 4]]))
+    # Rows of a grid have fewer positions than places, so what follows has too.
+    turned = replace(prompt, positions=np.array([[1, 1], [1, 2], [2, 1], [0, 0], [3, 3]]))
     follows = turned.behind(1, 2)
     assert follows.text_index.tolist() == [6, 7]
-    assert follows.positions.tolist() == [[6, 6], [7, 7]]
+    assert follows.positions.tolist() == [[5, 5], [6, 6]]
