@@ -11,6 +11,8 @@ from compressor.decoder import Decoder, decoder_from
 from compressor.decoder.full_pass import full_pass
 from compressor.methods.exit_scores import text_tails
 from compressor.plan.edits import leave
+from compressor.samples.layout import layout_of
+from export.session.feeds import prompt_rows
 from tests.cuts import CASES, HIDDEN, LAYERS, conversation, plan_of, tensors_of
 from tests.reference import Conversation, text_logits
 
@@ -98,3 +100,27 @@ def test_tails_behind_an_exit_are_rotated_by_the_positions_of_the_whole_prompt()
         found = original.next_token_logits(text_tails(full, (layer,)))
         np.testing.assert_allclose(found, wanted, atol=TOLERANCE)
     assert full.places.cos.shape == (1, rows, HIDDEN // 4 // 2)
+
+
+def test_pictures_of_unequal_sizes_are_read_in_the_order_of_the_prompt() -> None:
+    """The tallest picture is not the first, so that padding lies between rows."""
+    plan = plan_of("heads", 2)
+    tensors, counts, rng = tensors_of(plan), (2, 5, 1), np.random.default_rng(6)
+    image = plan.model.image_token_id
+    ids = [7, *[image] * 2, 8, 9, *[image] * 6, 7, 9]
+    layout = layout_of(ids, plan.model, counts)
+    features = rng.standard_normal((3, 5, HIDDEN)).astype(np.float32)
+    text = rng.standard_normal((1, len(layout.text_ids), HIDDEN)).astype(np.float32)
+    visual = np.array(ids) == image
+    embeds = np.zeros((len(ids), HIDDEN))
+    embeds[~visual] = text[0]
+    embeds[visual] = [
+        row for one, count in zip(features, counts, strict=True) for row in one[:count]
+    ]
+    nothing = np.zeros(len(ids), np.int64)
+    wanted = text_logits(plan, tensors, Conversation(embeds, visual, nothing, nothing))
+    decoder = decoder_from(plan, tensors, logits="all")
+    rows = [torch.from_numpy(part) for part in prompt_rows(layout, text, features)[:4]]
+    with torch.inference_mode():
+        found, _ = decoder(*rows, decoder.empty_past(1))
+    np.testing.assert_allclose(found[0], wanted, atol=TOLERANCE)
