@@ -67,9 +67,7 @@ def calibrate(
         profile = profile.model_copy(update={"gates_under": "in part"})
     for digest, sample in progress.track(remaining, "calibrating", len(remaining)):
         rows = embed(model, encode(model.processor, sample))
-        full = full_pass(
-            decoder, rows.visual_embeds, rows.text_embeds, rows.visual_index, rows.text_index
-        )
+        full = full_pass(decoder, *rows.call)
         found = {name: _values(name, full) for name in task.measures}
         scores = {n: values for n, values in found.items() if MEASURES[n].kept == "samples"}
         means = {n: values for n, values in found.items() if MEASURES[n].kept == "mean"}
@@ -137,7 +135,7 @@ def margins_behind_cuts(decoder: Decoder, rows: PromptRows) -> Tensor:
         rows: of the prompt.
     """
     visual, text = rows.visual_embeds, rows.text_embeds
-    places = decoder.places(rows.visual_index, rows.text_index, text.dtype)
+    places = decoder.places(rows.visual_index, rows.text_index, text.dtype, rows.positions)
     selection = gate_selection(rows.visual_index, rows.text_index, text.dtype)
     pairs, *_ = opened(decoder.empty_past(1), decoder.caches, tells_rows=False)
     found = []

@@ -101,21 +101,23 @@ def greedy(
     sequence = prompt.numpy()
     logits, past = _prefill(decoder, rows)
     nothing, nowhere = rows.visual_embeds[:, :0], rows.visual_index[:, :0]
-    for place in count(prompt.shape[1]):
+    for number in count():
         allowed = logits[:, -1].numpy()
         for rule in rules:
-            allowed = rule(allowed, sequence, place - prompt.shape[1])
+            allowed = rule(allowed, sequence, number)
         token = int(allowed[0].argmax())
         yield token
         if token in ends:
             return
         sequence = np.append(sequence, [[token]], axis=1)
         text = embedding[token][None, None]
-        logits, past = decoder(nothing, text, nowhere, torch.tensor([[place]]), past)
+        step = rows.layout.behind(number)
+        positions = None if step.positions is None else torch.from_numpy(step.positions)[None]
+        index = torch.from_numpy(step.text_index)[None]
+        logits, past = decoder(nothing, text, nowhere, index, past, positions)
 
 
 def _prefill(decoder: Decoder, rows: PromptRows) -> tuple[Tensor, Past]:
-    past = decoder.empty_past(1)
-    indices = rows.visual_index, rows.text_index
-    logits, past = decoder(rows.visual_embeds, rows.text_embeds, *indices, past)
+    *call, positions = rows.call
+    logits, past = decoder(*call, decoder.empty_past(1), positions)
     return logits, past

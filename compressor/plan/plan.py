@@ -319,7 +319,7 @@ class Plan(Facts):
     @property
     def visual(self) -> int:
         """V of the workload."""
-        return self.workload.images * self.model.visual_tokens
+        return self.workload.images * self.model.image_rows
 
     @property
     def methods(self) -> tuple[str, ...]:

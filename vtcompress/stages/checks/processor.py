@@ -59,7 +59,7 @@ def read_back(processor: Any, folder: Path, facts: ModelFacts) -> Readable:
             images = ImageProcessor.from_folder(saved)
         with _collected(problems, saved, folder):
             prompter = Prompter.from_folder(
-                saved, processor.image_token, facts.visual_tokens, facts.eos_token_ids
+                saved, processor.image_token, facts.image_tokens, facts.eos_token_ids
             )
     if images is not None and images.size != (facts.image_size, facts.image_size):
         problems.append(

@@ -129,10 +129,8 @@ def _sample_problems(
             ids, new_tokens = ids + answer, max(1, new_tokens - len(answer))
         layout_of(
             ids,
-            image_token_id=facts.image_token_id,
-            visual_tokens=facts.visual_tokens,
-            images=images,
-            vocab=facts.decoder.vocab,
+            facts,
+            (facts.image_tokens,) * images,
             spell=prompter.tokenizer.id_to_token,
         )
     except DataError as error:

@@ -101,7 +101,7 @@ def _store(job: Job, folder: Path, original: Answers, answers: Answers) -> None:
 def _times(job: Job, folder: Path, graphs: Sequence[GraphSpec], plan: Plan) -> BenchReport | None:
     limits, text = job.limits(plan.model), plan.workload.text
     if limits is not None:  # the prompt and a decode step must fit
-        text = min(text, limits.max_context - plan.model.visual_tokens - 1)
+        text = min(text, limits.max_context - plan.model.image_rows - 1)
     if text < 1:
         job.progress.say("times are not in the report: no room for a decode step in max_context")
         return None
