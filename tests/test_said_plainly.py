@@ -35,7 +35,9 @@ SPEAKERS: dict[str, dict[str, tuple[str, ...]]] = {
     "compressor/disk/locks.py": {"--output": (*OVERWRITERS, "calibrate", "build")},
     "compressor/planner.py": {"--gates": ("calibrate", "plan", "compress", "export", "validate")},
     "compressor/recipe.py": {"--trust-remote-code": MODEL},
-    "compressor/methods/dyvte/method.py": {"--gates": ("calibrate", "plan", "compress", "export", "validate")},
+    "compressor/methods/dyvte/method.py": {
+        "--gates": ("calibrate", "plan", "compress", "export", "validate")
+    },
     "export/artifact/artifact.py": dict.fromkeys(("--output", "--overwrite"), (*OVERWRITERS, "build")),
     "export/backends/registry.py": {"--backend": RUNNERS},
     "export/backends/compared.py": {"--precision": ("validate",)},
@@ -241,6 +243,12 @@ def test_calibration_data_that_is_not_read_is_told(
         assert notes(bare, stage) == []
         assert notes(recipe, stage) == [
             f"note: {questions}: calibration data that is not read: {why}"
+        ]
+    drawn = bare.override({"calibrate.samples": 5, "calibrate.seed": 7})
+    for why, stage in stages.items():
+        assert notes(drawn, stage) == [
+            f"note: calibrate.samples: 5: has no effect: {why}",
+            f"note: calibrate.seed: 7: has no effect: {why}",
         ]
     # float16 graphs are run on it, so there it is read.
     export = stages["no method chooses by it"]
