@@ -61,6 +61,7 @@ class ModelFacts(Facts):
     Attributes:
         name: hub id or folder name, without a path.
         family: name of the model family that reads it.
+        family_package: that registered the family; None: it is one of this tool's own.
         architecture: e.g. `LlavaForConditionalGeneration (clip_vision_model, llama)`.
         visual_tokens: N, decoder positions of one image.
         image_size: side of the square input of the vision tower, in pixels.
@@ -72,6 +73,7 @@ class ModelFacts(Facts):
 
     name: str
     family: str
+    family_package: str | None = None
     architecture: str
     decoder: DecoderDims
     visual_tokens: Positive

@@ -43,7 +43,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("compressor.families.registry.equal", read)
     monkeypatch.setattr("compressor.families.folder.digest", read)
     monkeypatch.setattr("compressor.families.registry.digest", read)
-    monkeypatch.setattr("compressor.families.llava.LlavaFamily.original", read)
+    monkeypatch.setattr("compressor.families.llava.family.LlavaFamily.original", read)
 
 
 def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
