@@ -18,7 +18,6 @@ from compressor.families.guard import LFS_HEADER, reading
 from compressor.families.registry import read_processor
 from tests.models import Variant, make_llava
 from vtcompress.cli.main import run
-from vtcompress.stages.inspect import inspect
 
 
 @pytest.fixture
@@ -501,9 +500,9 @@ def test_inspect_tells_of_weights_that_are_not_there_beside_the_facts(
     says: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert "problems" not in inspect(folder)
+    assert "problems" not in vtcompress.inspect(folder)
     spoil(folder)
-    found = inspect(folder)
+    found = vtcompress.inspect(folder)
     (line,) = found["problems"]
     assert says in line
     assert found["decoder"]["layers"] == 2
