@@ -1,6 +1,6 @@
 """Which families there are: this tool's own, and those that other packages register by an entry point."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 
@@ -21,9 +21,8 @@ def families() -> tuple[Family, ...]:
     Raises:
         ModelError: a package's family cannot be loaded, or has the name or a model type of another one.
     """
-    own = [EntryPoint(value.rpartition(":")[2], value, GROUP) for value in OWN]
-    named = sorted(entry_points(group=GROUP), key=lambda point: (point.name, point.value))
-    found = tuple(_loaded(point) for point in (*own, *named))
+    own = (EntryPoint("", place, GROUP).load()() for place in OWN)
+    found = (*own, *(_loaded(point) for point in entry_points(group=GROUP)))
     if problems := list(_clashes(found)):
         raise ModelError(problems)
     return found
@@ -66,40 +65,32 @@ def family_that_read(facts: ModelFacts) -> Family:
 
 
 def _loaded(point: EntryPoint) -> Family:
-    """Make the family that an entry point names."""
+    """Make the family of another package."""
+    package = point.dist.name if point.dist else point.module
+    at = f"package {package}: its family {point.value} (entry point {point.name!r} of {GROUP})"
     try:
         family = point.load()()
     except Exception as failure:
         why = f"cannot be loaded: {type(failure).__name__}: {first_line(failure)}"
-        raise ModelError([_broken(point, why)]) from failure
+        raise ModelError([f"{at} {why}; update or uninstall {package}"]) from failure
     if not isinstance(family, Family):
-        raise ModelError([_broken(point, f"is a {type(family).__name__} and no Family")])
-    if not getattr(family, "name", None) or not getattr(family, "model_types", None):
-        raise ModelError([_broken(point, "has no name or no model_types")])
-    family.package = point.dist.name if point.dist else None
+        why = f"is a {type(family).__name__}, not a Family"
+        raise ModelError([f"{at} {why}; update or uninstall {package}"])
+    family.package = package
     return family
 
 
-def _broken(point: EntryPoint, why: str) -> str:
-    package = point.dist.name if point.dist else "vtcompress"
-    return (
-        f"package {package}: its family {point.value} (entry point {point.name!r} of {GROUP}) {why}; update "
-        f"or uninstall {package}"
-    )
-
-
-def _clashes(found: tuple[Family, ...]) -> Iterator[str]:
+def _clashes(found: Iterable[Family]) -> Iterator[str]:
     """Yield a line for each name and model type that two families have."""
     owners: dict[tuple[str, str], Family] = {}
     for family in found:
-        for word, of in (("name", family.name), *(("model_type", t) for t in family.model_types)):
-            other = owners.setdefault((word, of), family)
+        for key in (("name", family.name), *(("model_type", t) for t in family.model_types)):
+            other = owners.setdefault(key, family)
             if other is not family:
+                whose, remedy = other.package or "vtcompress itself", family.package
+                if other.package:
+                    remedy = f"{other.package} or {remedy}"
                 yield (
-                    f"package {family.package}: its family {family.name!r} has the {word} {of!r}, which "
-                    f"{_whose(other)} has too; uninstall one of them"
+                    f"package {family.package}: its family {family.name!r} has the {key[0]} {key[1]!r}, "
+                    f"which the family {other.name!r} of {whose} has too; uninstall {remedy}"
                 )
-
-
-def _whose(family: Family) -> str:
-    return f"the family {family.name!r} of " + (family.package or "vtcompress itself")

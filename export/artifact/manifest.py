@@ -142,14 +142,16 @@ class Manifest(Judged):
         return tuple(line for check in checks if check is not None for line in check.failures)
 
 
-def tool_versions() -> dict[str, str]:
-    """Return the versions of this tool, Python and the packages that shape an artifact."""
+def tool_versions(model: ModelFacts | None = None) -> dict[str, str]:
+    """Return the versions of this tool, Python and the packages that shape an artifact of a model."""
     versions = {"vtcompress": __version__, "python": platform.python_version()}
     for name in TOOLS:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
+    if model is not None and (package := model.family_package):
+        versions[f"{package} (family {model.family})"] = metadata.version(package)
     return versions
 
 

@@ -360,7 +360,7 @@ class ExportRun:
         missing = missing_kernels(folder, graphs) if recipe.export.dtype == "bfloat16" else ()
         timed = self.rounds and recipe.export.dtype != "bfloat16"
         fields: dict[str, Any] = {
-            "tools": tool_versions(),
+            "tools": tool_versions(plan.model),
             "model": plan.model,
             "model_digest": plan.model_digest,
             "image_token": written.image_token,
