@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from compressor.errors import DataError, ModelError, VtcompressError
+from compressor.errors import ArtifactError, DataError, ModelError, VtcompressError
 from compressor.families.image_processors import steps_in, steps_of
 from compressor.families.picture_steps import (
     Crop,
@@ -30,6 +31,7 @@ from compressor.families.picture_steps import (
 from compressor.samples.pictures import load_image
 from export.runtime import images as preprocess
 from export.runtime.images import ImageProcessor
+from export.runtime.runtime import Runtime
 
 STEPS: TypeAdapter[Steps] = TypeAdapter(Steps)
 PILLOWS_LIMIT = Image.MAX_IMAGE_PIXELS  # as it is before any test has run
@@ -433,6 +435,45 @@ def test_a_broken_configuration_is_refused(content, tmp_path):
 def test_a_folder_without_a_processor_says_what_is_missing(tmp_path):
     with pytest.raises(ModelError, match="no image processor found"):
         ImageProcessor.of_artifact(None, tmp_path)
+
+
+def test_an_artifact_from_before_steps_makes_the_same_pixels(tiny_artifact: Path, tmp_path: Path):
+    older = Path(shutil.copytree(tiny_artifact, tmp_path / "older"))
+    written = json.loads((older / "manifest.json").read_text())
+    # What a manifest has gained since then.
+    assert written.pop("picture_steps")
+    assert written["model"].pop("family_package") is None
+    saved(older, "manifest.json", written)
+    picture(97, 64).save(tmp_path / "x.png")
+    now, before = (Runtime.load(folder) for folder in (tiny_artifact, older))
+    assert before.images == now.images
+    expected = CLIPImageProcessorPil.from_pretrained(older)
+    np.testing.assert_array_equal(
+        before.images(tmp_path / "x.png"), theirs(expected, load_image(tmp_path / "x.png"))
+    )
+    answers = [r.answer("what is this", tmp_path / "x.png").first_logits for r in (now, before)]
+    np.testing.assert_array_equal(*answers)
+
+
+def test_the_manifests_steps_are_run_not_the_processors(tiny_artifact: Path, tmp_path: Path):
+    changed = Path(shutil.copytree(tiny_artifact, tmp_path / "changed"))
+    written = json.loads((changed / "manifest.json").read_text())
+    written["picture_steps"][0]["resample"] = "nearest"
+    saved(changed, "manifest.json", written)
+    image = picture(97, 64)
+    now, other = (Runtime.load(folder).images(image) for folder in (tiny_artifact, changed))
+    assert now.shape == other.shape
+    assert not np.array_equal(now, other)
+
+
+def test_a_step_of_a_newer_version_is_refused_by_name(tiny_artifact: Path, tmp_path: Path):
+    newer = Path(shutil.copytree(tiny_artifact, tmp_path / "newer"))
+    written = json.loads((newer / "manifest.json").read_text())
+    written["picture_steps"].insert(1, {"step": "tile", "size": [8, 8]})
+    saved(newer, "manifest.json", written)
+    with pytest.raises(ArtifactError, match=r"manifest.json: picture_steps.1: .*'tile'") as caught:
+        Runtime.load(newer)
+    assert "upgrade vtcompress" in str(caught.value)
 
 
 SQUARE = PadToSquare(colour=(1, 2, 3))

@@ -107,7 +107,7 @@ def output_size(steps: Sequence[Step]) -> tuple[int, int]:
     """
     size: tuple[int, int] | None = None
     square = values = False
-    for step, following in zip(steps, (*steps[1:], None), strict=True):
+    for step, following in zip(steps, (*steps[1:], None), strict=False):
         if values and not isinstance(step, Scale | Normalise):
             raise ModelError([f"picture steps: {step.step}: stands behind the steps on values"])
         match step:

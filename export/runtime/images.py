@@ -84,7 +84,7 @@ class ImageProcessor:
 
 def _pictured(image: Image.Image, steps: Sequence[Step]) -> Image.Image:
     """Run the steps that change the picture."""
-    for step, following in zip(steps, (*steps[1:], None), strict=True):
+    for step, following in zip(steps, (*steps[1:], None), strict=False):
         match step:
             case PadToSquare():
                 image = _padded(image, step.colour)
