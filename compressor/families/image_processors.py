@@ -12,7 +12,7 @@ Families call `steps_of` at export. Artifacts that were made before their manife
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from PIL import Image
 
@@ -62,7 +62,11 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 }
 _PADS_TO_SQUARE = "LlavaImageProcessor"
 
-FILTERS = {known.value: cast("Filter", known.name.lower()) for known in Image.Resampling}
+FILTERS = {
+    known.value: cast("Filter", known.name.lower())
+    for known in Image.Resampling
+    if known.name.lower() in get_args(Filter)
+}
 """Filters by the numbers that Pillow and saved configurations have for them."""
 
 
