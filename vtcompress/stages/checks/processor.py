@@ -48,6 +48,7 @@ def read_back(processor: Any, folder: Path, facts: ModelFacts) -> Readable:
         ModelError: the runtime cannot read it, or it gives pictures of another size; all reasons.
     """
     from compressor.families.guard import reading
+    from compressor.families.registry import picture_steps
 
     problems: list[str] = []
     with TemporaryDirectory() as name:
@@ -56,7 +57,7 @@ def read_back(processor: Any, folder: Path, facts: ModelFacts) -> Readable:
             processor.save_pretrained(saved)
         prompter, images = None, None
         with _collected(problems, saved, folder):
-            images = ImageProcessor.from_folder(saved)
+            images = ImageProcessor(picture_steps(processor, facts, str(_image_file(folder))))
         with _collected(problems, saved, folder):
             prompter = Prompter.from_folder(
                 saved, processor.image_token, facts.image_tokens, facts.eos_token_ids
@@ -79,10 +80,8 @@ def _collected(problems: list[str], saved: Path, folder: Path) -> Iterator[None]
     try:
         yield
     except ProblemsError as error:
-        section = f"{saved / 'processor_config.json'}: image_processor:"
         for problem in error.problems:
-            named = problem.replace(section, f"{_image_file(folder)}:")
-            named = named.replace(str(saved / TEMPLATE), str(_template_file(folder)))
+            named = problem.replace(str(saved / TEMPLATE), str(_template_file(folder)))
             problems.append(named.replace(str(saved), str(folder)))
 
 

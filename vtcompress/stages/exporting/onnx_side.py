@@ -46,17 +46,20 @@ def onnx_side(job: Job, written: Written, rewrite: RewriteReport | None, folder:
     recipe, plan, graphs = job.recipe, written.plan, written.graphs
     if recipe.export.dtype == "float16":
         job.progress.say("looking for values that float16 cannot hold")
-    ranges = keep_wide_nodes(recipe, job.range_samples, folder, graphs, plan, written.image_token)
+    ranges = keep_wide_nodes(
+        recipe, job.range_samples, folder, graphs, plan, written.image_token, written.picture_steps
+    )
     checker = check_graphs(folder, graphs)
     # A method of its own: its session is gone before timing loads both decoders.
     first, second = _both_checks(job, written, folder)
     missing = missing_kernels(folder, graphs) if recipe.export.dtype == "bfloat16" else ()
     timed = job.rounds and recipe.export.dtype != "bfloat16"
     return {
-        "tools": tool_versions(),
+        "tools": tool_versions(plan.model),
         "model": plan.model,
         "model_digest": plan.model_digest,
         "image_token": written.image_token,
+        "picture_steps": written.picture_steps,
         "dtype": recipe.export.dtype,
         "logits": recipe.export.logits,
         "graphs": graphs,
@@ -82,7 +85,9 @@ def _both_checks(
     first = check_fidelity(session, written.graphs, plan, written.reference, recipe)
     if original is None:
         return first, None
-    runtime = Runtime.on_session(session, folder, plan.model, written.image_token)
+    runtime = Runtime.on_session(
+        session, folder, plan.model, written.image_token, written.picture_steps
+    )
     answers = loss.measure(runtime, job.samples, original.max_new_tokens, job.progress)
     _store(job, folder, original, answers)
     limits, name = loss_limits(recipe), validation_name(recipe)

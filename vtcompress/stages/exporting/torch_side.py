@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compressor.families.picture_steps import Steps
 from compressor.generation.settings import write_keys
 from compressor.plan.plan import Plan
 from compressor.profile import Profile
@@ -31,6 +32,7 @@ class Written:
         reference: outputs of the compressed torch model.
         original: answers of the original model; None without validation data.
         image_token: text of the image token.
+        picture_steps: what is done to a picture before the vision graph.
     """
 
     plan: Plan
@@ -38,6 +40,7 @@ class Written:
     reference: fidelity.Recording
     original: Answers | None
     image_token: str
+    picture_steps: Steps
 
 
 def torch_side(
@@ -56,13 +59,16 @@ def torch_side(
         original: answers of the original model; None without validation data.
         folder: the artifact under construction.
     """
+    from compressor.families.registry import picture_steps
+
     write_inputs(folder, job.recipe, small.plan, profile)
     small.processor.save_pretrained(folder)
     write_keys(folder, small.generation)
     job.progress.say("running the compressed model in torch")
     reference = record_torch(small, job.limits(small.plan.model))
     graphs = _write_graphs(job, small, folder)
-    return Written(small.plan, graphs, reference, original, small.processor.image_token)
+    token, steps = small.processor.image_token, picture_steps(small.processor, small.plan.model)
+    return Written(small.plan, graphs, reference, original, token, steps)
 
 
 def _write_graphs(job: Job, small: "CompressedModel", folder: Path) -> tuple[GraphSpec, ...]:

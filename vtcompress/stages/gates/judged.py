@@ -11,6 +11,7 @@ from torch import Tensor
 from compressor.compressed import compress
 from compressor.decoder.weights import LoadedGates
 from compressor.families import LoadedModel
+from compressor.families.registry import picture_steps
 from compressor.gate_training.examples import force_answer, gate_inputs, labels
 from compressor.gate_training.training import TrainedGates, margins_of, original_decoder
 from compressor.plan.cost import predicted_speedup
@@ -116,7 +117,8 @@ def _answers(
         # As an artifact has them: of the image size that the recipe asks for.
         model.processor.save_pretrained(folder)
         token = model.processor.image_token
-        runtime = Runtime.on_session(session, Path(folder), model.facts, token)
+        steps = picture_steps(model.processor, model.facts)
+        runtime = Runtime.on_session(session, Path(folder), model.facts, token, steps)
     return loss.measure(runtime, samples, max_new_tokens, progress, label)
 
 
