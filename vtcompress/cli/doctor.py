@@ -2,14 +2,12 @@
 
 import click
 
-from export.backends.registry import BACKENDS
+from vtcompress.cli.backend_options import OneOfBackends
 from vtcompress.console import Output
 
 
 @click.command()
-@click.option(
-    "--need", type=click.Choice(BACKENDS), help="Exit with 1 if this backend cannot run here."
-)
+@click.option("--need", type=OneOfBackends(), help="Exit with 1 if this backend cannot run here.")
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0, min_open=True),

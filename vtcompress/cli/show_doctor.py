@@ -1,5 +1,6 @@
 """How `vtcompress doctor` looks to a person."""
 
+from export.backends.registry import CHECKED_ON
 from export.machine.diagnosis import Diagnosis
 from vtcompress.console import Output
 
@@ -27,11 +28,11 @@ def gpu_words(found: Diagnosis) -> str:
 
 
 def provider_words(found: Diagnosis) -> str:
-    """Return ONNX Runtime's providers: those that it lists, and those that sessions got."""
+    """Return the reference's providers: those that it lists, and those that sessions got."""
     if not found.providers:
-        return "ONNX Runtime: no providers"
+        return f"{CHECKED_ON.title}: no providers"
     active = ", ".join(found.active) or "none"
-    return f"ONNX Runtime lists {', '.join(found.providers)}; sessions ran on {active}"
+    return f"{CHECKED_ON.title} lists {', '.join(found.providers)}; sessions ran on {active}"
 
 
 def remedy_lines(found: Diagnosis) -> list[str]:

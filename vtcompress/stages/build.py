@@ -10,8 +10,8 @@ from compressor.progress import SILENT, Progress
 from compressor.recipe import Recipe, load_recipe
 from export.artifact.artifact import RECIPE_FILE, Artifact
 from export.artifact.engine_set import OpenedSet
+from export.backends.gpus import find_gpu
 from export.backends.tensorrt.build import EnginePlan, artifact_limits, build_engines, plan_engines
-from export.backends.tensorrt.gpus import find_gpu
 from export.backends.tensorrt.targets import TARGETS, check_capabilities, find_target, load
 from export.backends.tensorrt.trtexec import command_line
 from export.graphs.limits import limits_of
