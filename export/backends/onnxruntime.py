@@ -231,7 +231,7 @@ def probe_provider(provider: str, place: str) -> Iterator[Told]:
     yield {"version": library.__version__, "package": built.package_name}
     offered = library.get_available_providers()
     yield {"offered": offered, "step": f"creating a session on {place}"}
-    if provider in offered:
+    if provider in (CPU, *offered):
         options = library.SessionOptions()
         options.log_severity_level = 4
         session = library.InferenceSession(IDENTITY, options, providers=[provider])

@@ -163,7 +163,8 @@ def _figures(data: ReportData) -> list[str]:
 
 
 def _runs_in(dtype: str) -> str:
-    return " and ".join(backend.title for backend in running(dtype))
+    titles = ", ".join(backend.title for backend in running(dtype))
+    return " and ".join(titles.rsplit(", ", 1))
 
 
 def _how_to_run(dtype: str) -> str:
