@@ -11,7 +11,8 @@ from compressor.disk.files import write_text
 from compressor.errors import ArtifactError
 from export.artifact.manifest import MANIFEST_FILE, MANIFEST_FORMAT, Compared
 from export.artifact.staging import exclusively
-from export.backends.registry import CHECKED_ON, find_backend
+from export.backends.checked_on import CHECKED_ON
+from export.backends.registry import find_backend
 from export.results.backend_parity import BackendParity
 
 if TYPE_CHECKING:

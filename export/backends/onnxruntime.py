@@ -236,3 +236,17 @@ def probe_provider(provider: str, place: str) -> Iterator[Told]:
         options.log_severity_level = 4
         session = library.InferenceSession(IDENTITY, options, providers=[provider])
         yield {"active": session.get_providers()}
+
+
+def has_kernels(content: bytes) -> bool:
+    """Return whether the CPU has a kernel for every node of a graph, found by loading it."""
+    import onnxruntime
+    from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernelError
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        onnxruntime.InferenceSession(content, options, providers=[CPU])
+    except NoKernelError:
+        return False
+    return True

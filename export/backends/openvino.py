@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compressor.errors import ArtifactError, BackendError, MissingExtraError
-from compressor.telemetry import unreported
 from export.backends.backend import Backend, Options, Said
 from export.backends.gpus import Gpu
 from export.backends.probing import Probed, Told
+from export.backends.unreported import unreported
 from export.graphs.spec import GraphSpec
 from export.session.session import GraphSession
 

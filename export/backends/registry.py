@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from compressor.errors import BackendError
 from export.backends.backend import Backend, Options
-from export.backends.onnxruntime import OnnxRuntime
+from export.backends.checked_on import CHECKED_ON
 from export.backends.onnxruntime_cuda import OnnxRuntimeCuda
 from export.backends.openvino import OpenVino
 from export.backends.tensorrt.backend import TensorRt, TensorRtRtx
@@ -13,11 +13,8 @@ if TYPE_CHECKING:
     from export.artifact.artifact import Artifact
     from export.session.session import GraphSession
 
-CHECKED_ON: Backend = OnnxRuntime()
-"""What artifacts are checked on when they are made, and what runs them unless another is asked for."""
-
 BACKENDS: dict[str, Backend] = {}
-"""Every backend by its name, the reference first."""
+"""Every backend by its name, the one that artifacts are checked on first."""
 
 
 def register(backend: Backend) -> None:

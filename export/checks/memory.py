@@ -11,7 +11,7 @@ import numpy as np
 
 from compressor.errors import VtcompressError
 from compressor.facts import ModelFacts
-from export.backends.onnxruntime import OnnxSession
+from export.backends.checked_on import OnnxSession
 from export.graphs.spec import GraphSpec
 from export.results.footprint import Footprint
 from export.session.session import no_visual

@@ -11,8 +11,9 @@ from compressor.generation import model_settings
 from compressor.samples.pictures import Pictures, pictures_of
 from export.artifact.artifact import Artifact
 from export.artifact.manifest import shortcoming
+from export.backends.checked_on import CHECKED_ON
 from export.backends.compared import uncompared
-from export.backends.registry import CHECKED_ON, open_session
+from export.backends.registry import open_session
 from export.runtime.answering import Answering
 from export.runtime.conversation import Conversation
 from export.runtime.core import BATCH_ROWS, WINDOW, Reply, RuntimeCore

@@ -15,7 +15,7 @@ import click
 
 from compressor.errors import ArtifactWarning, ProblemsError, VtcompressError
 from compressor.version import __version__
-from export.backends.registry import CHECKED_ON
+from export.backends.checked_on import CHECKED_ON
 from vtcompress.cli.backend_options import OneOfBackends, precision_option
 from vtcompress.cli.build import build
 from vtcompress.cli.doctor import doctor

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from compressor.progress import Progress
 from export.artifact.artifact import Artifact
-from export.backends.registry import CHECKED_ON, check_dtype
+from export.backends.checked_on import CHECKED_ON
+from export.backends.registry import check_dtype
 from export.checks import bench as timing
 from export.results.bench import BenchReport
 from vtcompress.console import shown

@@ -13,7 +13,7 @@ from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.samples.questions import Sample, check_pictures, choose, read_samples
 from export.artifact.artifact import PROFILE_FILE
-from export.backends.registry import CHECKED_ON
+from export.backends.checked_on import CHECKED_ON
 
 if TYPE_CHECKING:
     from compressor.families import LoadedModel

@@ -11,8 +11,9 @@ from compressor.progress import Progress
 from compressor.recipe import fidelity_thresholds, load_recipe
 from export.artifact.artifact import PLAN_FILE, RECIPE_FILE, Artifact
 from export.artifact.manifest import Compared
+from export.backends.checked_on import CHECKED_ON
 from export.backends.compared import keep
-from export.backends.registry import BACKENDS, CHECKED_ON, find_backend, open_session
+from export.backends.registry import BACKENDS, find_backend, open_session
 from export.checks import fidelity, stored
 from export.checks.backend_parity import compare_answers, compare_outputs, reference_outputs
 from export.graphs.limits import cache_limits

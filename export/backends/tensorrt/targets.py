@@ -51,6 +51,12 @@ class Target:
     timing: bool
     load: Callable[[], Any]
 
+    def proof(self, device: str) -> str:
+        """Return what it proves that engines are there, by the GPU that they were built on, if any."""
+        if device:
+            return f"{self.title} engine built on {device}; it was not run by the build"
+        return f"{self.title} engine built ahead of time; nothing has run on a GPU"
+
 
 TARGETS: Mapping[str, Target] = {
     target.name: target

@@ -10,7 +10,8 @@ import yaml
 from compressor.disk.files import read_text
 from compressor.errors import ArtifactError
 from compressor.installing import wheel_command
-from export.backends.registry import CHECKED_ON, running
+from export.backends.checked_on import CHECKED_ON
+from export.backends.registry import running
 from export.report.data import ReportData, headline, method_words
 from export.report.done_gained_lost import done, gained, lost
 from export.report.pages.markdown_report import kinds_tables, predicted_rows, warnings
