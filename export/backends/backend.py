@@ -86,6 +86,9 @@ class Backend(ABC):
         maps_weights: it can leave weights in the mapped file.
         fixed_caches: it runs graphs that write into caches of fixed size.
         answers: what its probe tells last: it runs if that was told.
+        proofs: where it runs engines: the checks that they have passed by being there, lowest first, and what
+            each proves and does not.
+        ahead: its engines are built ahead of time, without a GPU.
     """
 
     name: str
@@ -98,6 +101,8 @@ class Backend(ABC):
     maps_weights: bool = False
     fixed_caches: bool = False
     answers: str = "version"
+    proofs: tuple[tuple[str, str], ...] = ()
+    ahead: bool = False
 
     @abstractmethod
     def open(self, artifact: "Artifact", options: Options) -> "GraphSession[Any]":

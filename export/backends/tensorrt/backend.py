@@ -30,7 +30,7 @@ class _TensorRt(Backend):
     def __init__(self) -> None:
         target = self.target
         self.name, self.title, self.extra = target.name, target.title, target.extra
-        self.package = target.package
+        self.package, self.proofs, self.ahead = target.package, target.proofs, target.ahead
         self.distributions = (target.package, CUDA_PACKAGE)
 
     def open(self, artifact: "Artifact", options: Options) -> EngineSession:
@@ -55,11 +55,11 @@ class _TensorRt(Backend):
         said, builds = self.failed(probed), False
         if said is None:
             said = self.found(probed, gpus)
-            builds = not (_unmade(probed, "builder") if self.target.ahead else said.remedy)
+            builds = not (_unmade(probed, "builder") if self.ahead else said.remedy)
             if not said.remedy and not installed_version(CUDA_PACKAGE):
                 words = f"{said.words}; running engines needs CUDA for Python"
                 said = Said(words, f"pip install {CUDA_PACKAGE}")
-            if builds and said.remedy and self.target.ahead:
+            if builds and said.remedy and self.ahead:
                 said = Said(f"{said.words}; engines can be built ahead of time", said.remedy)
         return Ability(backend=self.name, builds=builds, runs=not said.remedy, **said._asdict())
 
@@ -74,7 +74,7 @@ class _TensorRt(Backend):
         if not gpus:
             return Said(f"{version} is installed; no GPU was found", INSTALL_DRIVER)
         others = [gpu.capability for gpu in gpus if gpu.capability and gpu.capability not in known]
-        if self.target.ahead and known and len(others) == len(gpus):
+        if self.ahead and known and len(others) == len(gpus):
             return Said(
                 f"{version} knows {', '.join(known)}; this GPU is {', '.join(others)}",
                 "use full TensorRT here: vtcompress build ARTIFACT --target tensorrt",
