@@ -54,8 +54,6 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
     """Return a function that puts a package in front of all others, for children and for metadata."""
     folder = tmp_path / "fakes"
     folder.mkdir()
-    before = os.environ.get("PYTHONPATH")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(folder), before))))
     monkeypatch.syspath_prepend(str(folder))
 
     def make(name: str, code: str | None = None, *, version: str = "9.9", **parts: str) -> None:
