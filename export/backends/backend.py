@@ -119,11 +119,11 @@ class Backend(ABC):
     def probe() -> Iterator[Told]:
         """Tell `version`, and what else `found` reads; see `export.backends.probing.Probe`."""
 
-    def found(self, probed: Probed, gpus: Sequence[Gpu]) -> Said:  # noqa: ARG002 - of GPU backends
-        """Say what a probe of an importable library found; with a remedy if it cannot run."""
+    def found(self, probed: Probed) -> Said:
+        """Say what the probe of a library that answered found; with a remedy if it cannot run."""
         return Said(str(probed.facts["version"]))
 
-    def ability(self, probed: Probed, gpus: Sequence[Gpu]) -> Ability:
+    def ability(self, probed: Probed, gpus: Sequence[Gpu]) -> Ability:  # noqa: ARG002 - for engines
         """Judge what a probe said.
 
         Args:
@@ -133,7 +133,7 @@ class Backend(ABC):
         said = self.failed(probed)
         if said is None and (reason := probed.unfinished(self.answers)):
             said = Said(reason, self.repair)
-        said = said or self.found(probed, gpus)
+        said = said or self.found(probed)
         return Ability(backend=self.name, builds=None, runs=not said.remedy, **said._asdict())
 
     def gaps(self, probed: Probed) -> Iterator[Gap]:  # noqa: ARG002 - most have none

@@ -10,7 +10,6 @@ import numpy as np
 from compressor.errors import ArtifactError, MissingExtraError, first_line
 from compressor.installing import how_to_install
 from export.backends.backend import Backend, Gap, Options, Said, installed_version
-from export.backends.gpus import Gpu
 from export.backends.probing import Probed, Told
 from export.graphs.spec import GraphSpec, TensorSpec
 from export.session.arrays import Array
@@ -202,7 +201,7 @@ class OnnxRuntime(Backend):
         """Tell which build is active, and which providers a session really gets."""
         return probe_provider(CPU, "the CPU")
 
-    def found(self, probed: Probed, gpus: Sequence[Gpu]) -> Said:  # noqa: ARG002 - see `Backend.found`
+    def found(self, probed: Probed) -> Said:
         """See `Backend.found`."""
         return Said(f"{probed.facts['package']} {probed.facts['version']}")
 

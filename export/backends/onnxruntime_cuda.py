@@ -8,9 +8,9 @@ import numpy as np
 
 from compressor.errors import BackendError, MissingExtraError
 from compressor.installing import how_to_install
-from export.backends.backend import Backend, Options, Said
-from export.backends.gpus import INSTALL_DRIVER, Gpu
-from export.backends.onnxruntime import NO_BFLOAT16, OnnxGraph, OnnxRuntime, probe_provider
+from export.backends.backend import Options, Said
+from export.backends.gpus import INSTALL_DRIVER
+from export.backends.onnxruntime import OnnxGraph, OnnxRuntime, probe_provider
 from export.backends.probing import Probed, Told
 from export.graphs.spec import GraphSpec
 from export.session.session import GraphSession
@@ -102,15 +102,13 @@ def check_active(providers: Sequence[str]) -> None:
         )
 
 
-class OnnxRuntimeCuda(Backend):
+class OnnxRuntimeCuda(OnnxRuntime):
     """ONNX Runtime on a CUDA device."""
 
     name = "onnxruntime-cuda"
-    title = "ONNX Runtime"
-    package = OnnxRuntime.package
     extra = "gpu"
-    distributions = OnnxRuntime.distributions
     on_gpu = True
+    maps_weights = fixed_caches = False
     answers = "offered"
 
     def open(self, artifact: "Artifact", options: Options) -> GraphSession[Any]:
@@ -123,7 +121,7 @@ class OnnxRuntimeCuda(Backend):
         """Tell which build is active, and which providers a session for CUDA really gets."""
         return probe_provider(PROVIDER, "CUDA")
 
-    def found(self, probed: Probed, gpus: Sequence[Gpu]) -> Said:  # noqa: ARG002 - see `Backend.found`
+    def found(self, probed: Probed) -> Said:
         """See `Backend.found`."""
         facts = probed.facts
         if PROVIDER not in facts["offered"]:
@@ -141,7 +139,3 @@ class OnnxRuntimeCuda(Backend):
                 "pip install 'onnxruntime-gpu[cuda,cudnn]'",
             )
         return Said(f"{facts['package']} {facts['version']}, a session runs on CUDA")
-
-    def lacks(self, dtype: str) -> str:
-        """See `Backend.lacks`."""
-        return NO_BFLOAT16 if dtype == "bfloat16" else ""

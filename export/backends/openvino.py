@@ -18,7 +18,6 @@ import numpy as np
 
 from compressor.errors import ArtifactError, BackendError, MissingExtraError
 from export.backends.backend import Backend, Options, Said
-from export.backends.gpus import Gpu
 from export.backends.probing import Probed, Told
 from export.backends.unreported import unreported
 from export.graphs.spec import GraphSpec
@@ -165,7 +164,7 @@ class OpenVino(Backend):
         yield {"version": library.__version__, "step": "asking for devices"}
         yield {"devices": list(library.Core().available_devices)}
 
-    def found(self, probed: Probed, gpus: Sequence[Gpu]) -> Said:  # noqa: ARG002 - see `Backend.found`
+    def found(self, probed: Probed) -> Said:
         """See `Backend.found`."""
         return Said(f"{probed.facts['version']}, devices {', '.join(probed.facts['devices'])}")
 

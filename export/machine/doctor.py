@@ -42,7 +42,10 @@ def examine(seconds: float = PROBE_SECONDS) -> Diagnosis:
         providers=_all(found, "offered"),
         active=_all(found, "active"),
         abilities=tuple(b.ability(found[b.name], gpus) for b in backends),
-        gaps=(*(gap for b in backends for gap in b.gaps(found[b.name])), *_unable_to_export()),
+        gaps=(
+            *dict.fromkeys(gap for b in backends for gap in b.gaps(found[b.name])),
+            *_unable_to_export(),
+        ),
     )
 
 

@@ -54,7 +54,7 @@ class _TensorRt(Backend):
         """See `Backend.ability`."""
         said, builds = self.failed(probed), False
         if said is None:
-            said = self.found(probed, gpus)
+            said = self._judged(probed, gpus)
             builds = not (_unmade(probed, "builder") if self.ahead else said.remedy)
             if not said.remedy and not installed_version(CUDA_PACKAGE):
                 words = f"{said.words}; running engines needs CUDA for Python"
@@ -63,8 +63,7 @@ class _TensorRt(Backend):
                 said = Said(f"{said.words}; engines can be built ahead of time", said.remedy)
         return Ability(backend=self.name, builds=builds, runs=not said.remedy, **said._asdict())
 
-    def found(self, probed: Probed, gpus: Sequence[Gpu]) -> Said:
-        """See `Backend.found`."""
+    def _judged(self, probed: Probed, gpus: Sequence[Gpu]) -> Said:
         version, known = probed.facts["version"], probed.facts["capabilities"]
         if failure := _unmade(probed, "builder") or _unmade(probed, "runtime"):
             remedy = (
