@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from export.backends.registry import BACKENDS, PRECISIONS
+from vtcompress.cli.backend_options import OneOfBackends, precision_option
 from vtcompress.cli.options import read_settings
 from vtcompress.cli.paths import FILE, FOLDER
 from vtcompress.console import Output
@@ -47,12 +47,10 @@ def raise_if_missed(failures: tuple[str, ...]) -> None:
 )
 @click.option(
     "--backend",
-    type=click.Choice(BACKENDS),
+    type=OneOfBackends(),
     help="Compare this backend with ONNX Runtime on the CPU instead; without --model, --gates.",
 )
-@click.option(
-    "--precision", type=click.Choice(PRECISIONS), default=PRECISIONS[0], help="bf16: openvino only."
-)
+@precision_option
 @click.option(
     "--device", type=click.IntRange(min=0), default=0, help="Number of the GPU; with --backend."
 )

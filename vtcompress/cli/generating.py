@@ -12,10 +12,11 @@ import click
 
 from compressor.errors import ArtifactWarning, DataError
 from export.artifact.manifest import Manifest, shortcoming
-from export.backends.registry import BACKENDS, PRECISIONS
+from export.backends.checked_on import CHECKED_ON
 from export.checks.memory import resident_bytes
 from export.results.verdict import Verdict
 from export.runtime.answering import Answering
+from vtcompress.cli.backend_options import OneOfBackends, precision_option
 from vtcompress.cli.paths import FOLDER
 from vtcompress.console import Output
 
@@ -175,11 +176,9 @@ class Generation:
     help="Times, KV bytes, exit layer and memory: to stderr, or into the JSON.",
 )
 @click.option(
-    "--backend", type=click.Choice(BACKENDS), default=BACKENDS[0], help="What runs the graphs."
+    "--backend", type=OneOfBackends(), default=CHECKED_ON.name, help="What runs the graphs."
 )
-@click.option(
-    "--precision", type=click.Choice(PRECISIONS), default=PRECISIONS[0], help="bf16: openvino only."
-)
+@precision_option
 @click.option(
     "--mapped", is_flag=True, help="Leave weights in the mapped file: less memory, slower."
 )

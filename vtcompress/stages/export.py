@@ -16,7 +16,6 @@ from compressor.recipe import Recipe
 from export.artifact import staging
 from export.artifact.artifact import PLAN_FILE, PROFILE_FILE, write_manifest
 from export.artifact.manifest import Manifest
-from export.backends.tensorrt.targets import TARGETS
 from export.checks.rewrite import refuse
 from export.graphs.limits import check_fixed
 from export.report.pages.model_card import Origin
@@ -24,7 +23,7 @@ from export.results.answers import Answers
 from export.results.rewrite import RewriteReport, rewrite_words
 from vtcompress.console import shown
 from vtcompress.shipped import PathLike
-from vtcompress.stages.build import build_targets, check_targets
+from vtcompress.stages.build import build_targets, check_targets, engine_targets
 from vtcompress.stages.calibrate import (
     calibration_task,
     drop_foreign,
@@ -244,7 +243,7 @@ class ExportRun:
         keep = self.recipe.validation.keep_pictures == "all"
         pictures = {path for sample in self.job.samples if keep for path in sample.images}
         # Engines hold the weights too.
-        needed *= 1 + len(set(self.recipe.export.targets) & TARGETS.keys())
+        needed *= 1 + len(engine_targets(self.recipe))
         needed += sum(path.stat().st_size for path in pictures) + SMALL_FILES_BYTES
         return {"overwrite": self.overwrite, "needed_bytes": needed, "sources": self.sources}
 

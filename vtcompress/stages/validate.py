@@ -12,7 +12,7 @@ from compressor.recipe import Recipe, fidelity_thresholds
 from compressor.recipe import load_recipe as read_recipe
 from compressor.samples.questions import Sample, read_samples
 from export.artifact.artifact import PLAN_FILE, RECIPE_FILE, Artifact
-from export.backends.onnxruntime import OnnxSession
+from export.backends.checked_on import OnnxSession
 from export.checks import fidelity, loss, stored
 from export.checks.bfloat16 import ShadowSession, open_for_checks
 from export.graphs.limits import Limits, cache_limits

@@ -10,6 +10,8 @@ import yaml
 from compressor.disk.files import read_text
 from compressor.errors import ArtifactError
 from compressor.installing import wheel_command
+from export.backends.checked_on import CHECKED_ON
+from export.backends.registry import running
 from export.report.data import ReportData
 from export.report.document import Block, Bullets, Code, Document, Part, Section, Table, Words
 from export.report.pages.report import head_blocks, methods_words, recipe_section
@@ -77,10 +79,9 @@ def model_card(data: ReportData, origin: Origin) -> str:
         recipe_section(data),
     )
     version = manifest.tools.get("vtcompress", "")
-    runs_in = "OpenVINO" if manifest.dtype == "bfloat16" else "ONNX Runtime and OpenVINO"
     sub = (
         f"{origin.hub_id or manifest.model.name} with less work on visual tokens, as ONNX graphs "
-        f"({manifest.dtype}) for {runs_in}, made by vtcompress {version}. report.html shows everything that "
+        f"({manifest.dtype}) for {_runs_in(manifest.dtype)}, made by vtcompress {version}. report.html shows everything that "
         "was measured."
     )
     card = Document(f"{manifest.model.name}, compressed", sub, sections)
@@ -126,13 +127,17 @@ def _measured(data: ReportData) -> list[Block]:
     ]
 
 
+def _runs_in(dtype: str) -> str:
+    titles = ", ".join(backend.title for backend in running(dtype))
+    return " and ".join(titles.rsplit(", ", 1))
+
+
 def _how_to_run(dtype: str) -> list[Block]:
-    # ONNX Runtime's CPU cannot run bfloat16 graphs.
-    extra, flag, argument = "cpu", "", ""
-    if dtype == "bfloat16":
-        extra, flag, argument = "openvino", " --backend openvino", ', backend="openvino"'
+    backend, flag, argument = running(dtype)[0], "", ""
+    if backend is not CHECKED_ON:
+        flag, argument = f" --backend {backend.name}", f', backend="{backend.name}"'
     shell = (
-        f"{wheel_command(extra)}   # or '.[{extra}]' in a clone of vtcompress\n"
+        f"{wheel_command(backend.extra)}   # or '.[{backend.extra}]' in a clone of vtcompress\n"
         f'vtcompress generate .{flag} --image photo.jpg --prompt "What is this?"'
     )
     python = (
