@@ -336,6 +336,8 @@ class ExportRun:
         return specs
 
     def _onnx_side(self, written: Written, folder: Path) -> Manifest:
+        from export.writer.passes.order import pass_words
+
         recipe, plan, graphs = self.recipe, written.plan, written.graphs
         if recipe.export.dtype == "float16":
             self.progress.say("looking for values that float16 cannot hold")
@@ -364,6 +366,7 @@ class ExportRun:
             "rewrite": self.rewrite,
             "ranges": ranges,
             "missing_kernels": missing,
+            "passes": pass_words(graphs, recipe.export),
             "measured": self._times(folder, graphs, plan) if timed else None,
             "memory": self._footprint(folder, graphs, plan) if timed else None,
             "peak_memory_bytes": artifacts.peak_memory_bytes(),

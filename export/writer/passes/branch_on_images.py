@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 SCOPE = "near"
 """Name of the module whose nodes are put under a branch, once for each layer that has one."""
 
+words = ""
+
 
 def applies(spec: "GraphSpec", settings: "ExportSection") -> bool:  # noqa: ARG001 - modules tell
     """See `GraphPass.applies`."""

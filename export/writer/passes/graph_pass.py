@@ -1,6 +1,6 @@
 """What a graph pass is, and what passes may read of a stored number beside its values.
 
-A pass is anything with the two functions of `GraphPass`: each file beside this one that `order` lists is one.
+A pass is anything with what `GraphPass` names: each file beside this one that `order` lists is one.
 It finds what it works on in the graph alone: nodes have the names of their modules, and initializers carry
 notes, which are not written to the file.
 """
@@ -19,7 +19,13 @@ _STORED, _NUMBER = "vtcompress.stored", "vtcompress.number"
 
 
 class GraphPass(Protocol):
-    """One change of a graph, between the exporter and the file."""
+    """One change of a graph, between the exporter and the file.
+
+    Attributes:
+        words: a sentence that reports say of the export; empty: what graphs compute is no other.
+    """
+
+    words: str
 
     def applies(self, spec: "GraphSpec", settings: "ExportSection") -> bool:
         """Return whether a graph with this declaration is changed in an export with these settings."""

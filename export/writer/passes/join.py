@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from compressor.recipe import ExportSection
     from export.graphs.spec import GraphSpec
 
+words = ""
+
 
 def applies(spec: "GraphSpec", settings: "ExportSection") -> bool:  # noqa: ARG001 - weights tell
     """See `GraphPass.applies`."""

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 
+words = ""
+
 
 def applies(spec: "GraphSpec", settings: "ExportSection") -> bool:  # noqa: ARG001 - every graph
     """See `GraphPass.applies`."""

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Pow")
 """Operators that compute with a number; others, such as Where, put it in place as it is."""
 
+words = ""
+
 
 def applies(spec: "GraphSpec", settings: "ExportSection") -> bool:  # noqa: ARG001 - numbers tell
     """See `GraphPass.applies`."""
