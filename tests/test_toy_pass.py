@@ -1,5 +1,6 @@
 """A graph pass that this file alone defines: an export runs it, its graphs show it, reports say its words."""
 
+import json
 from pathlib import Path
 
 import onnx
@@ -59,7 +60,7 @@ def test_a_pass_of_the_users_own_changes_graphs_and_reports(
 
 
 def test_shipped_passes_say_nothing_and_reports_are_as_they_were(tiny_artifact: Path) -> None:
-    assert vtcompress.inspect(tiny_artifact).passes == ()
+    assert json.loads((tiny_artifact / "manifest.json").read_text(encoding="utf-8"))["passes"] == []
 
 
 class Wider:
