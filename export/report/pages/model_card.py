@@ -81,8 +81,8 @@ def model_card(data: ReportData, origin: Origin) -> str:
     version = manifest.tools.get("vtcompress", "")
     sub = (
         f"{origin.hub_id or manifest.model.name} with less work on visual tokens, as ONNX graphs "
-        f"({manifest.dtype}) for {_runs_in(manifest.dtype)}, made by vtcompress {version}. report.html shows everything that "
-        "was measured."
+        f"({manifest.dtype}) for {_runs_in(manifest.dtype)}, made by vtcompress {version}. report.html shows "
+        "everything that was measured."
     )
     card = Document(f"{manifest.model.name}, compressed", sub, sections)
     return markdown(card, front=_front_matter(data, origin))

@@ -43,6 +43,8 @@ def onnx_side(job: Job, written: Written, rewrite: RewriteReport | None, folder:
     Returns:
         The fields of its manifest.
     """
+    from export.writer.passes.order import pass_words
+
     recipe, plan, graphs = job.recipe, written.plan, written.graphs
     if recipe.export.dtype == "float16":
         job.progress.say("looking for values that float16 cannot hold")
@@ -70,6 +72,7 @@ def onnx_side(job: Job, written: Written, rewrite: RewriteReport | None, folder:
         "rewrite": rewrite,
         "ranges": ranges,
         "missing_kernels": missing,
+        "passes": pass_words(graphs, recipe.export),
         "measured": _times(job, folder, graphs, plan) if timed else None,
         "memory": _footprint(job, folder, graphs, plan) if timed else None,
         "peak_memory_bytes": artifacts.peak_memory_bytes(),

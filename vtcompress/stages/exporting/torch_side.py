@@ -10,6 +10,7 @@ from compressor.families.picture_steps import Steps
 from compressor.generation.settings import write_keys
 from compressor.plan.plan import Plan
 from compressor.profile import Profile
+from compressor.recipe import ExportSection
 from export.checks import fidelity
 from export.graphs.spec import GraphSpec, decoder_graph, decoder_graphs, embed_graph, vision_graph
 from export.results.answers import Answers
@@ -79,8 +80,8 @@ def _write_graphs(job: Job, small: "CompressedModel", folder: Path) -> tuple[Gra
     from export.writer.weights import SharedWeights
     from export.writer.write import export_decoder, export_embed, export_vision, save_graph
 
-    dtype, logits = job.recipe.export.dtype, job.recipe.export.logits
-    plan = small.plan
+    settings, plan = job.recipe.export, small.plan
+    dtype, logits = settings.dtype, settings.logits
     limits = job.limits(plan.model)
     small = small.to(getattr(torch, dtype))
     specs = (
@@ -90,10 +91,12 @@ def _write_graphs(job: Job, small: "CompressedModel", folder: Path) -> tuple[Gra
         decoder_graph(plan.naive(), dtype, logits, name="baseline_decoder", limits=limits),
     )
     makers = (
-        lambda spec: export_vision(small, spec),
-        lambda spec: export_embed(small, spec),
-        *decoder_makers(small.decoder, plan),
-        lambda spec: export_decoder(naive_decoder(small), spec, joined_parts(small.decoder, plan)),
+        lambda spec: export_vision(small, spec, settings),
+        lambda spec: export_embed(small, spec, settings),
+        *decoder_makers(small.decoder, plan, settings),
+        lambda spec: export_decoder(
+            naive_decoder(small), spec, joined_parts(small.decoder), settings
+        ),
     )
     with SharedWeights(folder) as weights:
         pairs = list(zip(specs, makers, strict=True))
@@ -102,12 +105,15 @@ def _write_graphs(job: Job, small: "CompressedModel", folder: Path) -> tuple[Gra
     return specs
 
 
-def decoder_makers(decoder: "Decoder", plan: Plan) -> list[Callable[[GraphSpec], Any]]:
-    """Return what exports each of the plan's decoder graphs, in order."""
+def decoder_makers(
+    decoder: "Decoder", plan: Plan, settings: ExportSection | None = None
+) -> list[Callable[[GraphSpec], Any]]:
+    """Return what exports each of the plan's decoder graphs, in order; without settings by the defaults."""
     from compressor.decoder import Stage
     from export.writer.write import export_decoder
 
+    export = partial(export_decoder, settings=settings or ExportSection())
     if plan.gates is None or plan.gates.mode == "dynamic":
-        return [lambda spec: export_decoder(decoder, spec)]
+        return [partial(export, decoder)]
     stages = [Stage(decoder, number).eval() for number in range(len(plan.segments()))]
-    return [partial(export_decoder, stage) for stage in stages]
+    return [partial(export, stage) for stage in stages]
