@@ -24,7 +24,7 @@ from export.graphs.limits import limits_of
 from export.graphs.profiles import profiles_of
 from export.runtime.runtime import Runtime
 from export.session.arrays import Array
-from export.session.session import no_visual
+from export.session.feeds import CallRows
 from tests.models import make_picture
 
 ADDRESSES = 4096
@@ -167,11 +167,11 @@ def test_a_cache_that_is_kept_is_not_overwritten_by_later_calls(
 def test_memory_is_allocated_once_and_used_again(runtime: Runtime, device: NumpyDevice) -> None:
     session = runtime.session
     text = session.embed(np.array([[5]]))
-    none, index = no_visual(text)
+    none, index = text[:, :0], np.zeros((1, 0), np.int64)
     past = session.empty_past(1)
     counts = []
     for place in range(12):
-        _, past = session.decode(none, text, index, np.array([[place]]), past)
+        _, past = session.decode(CallRows(none, text, index, np.array([[place]])), past)
         counts.append(len(device.memory))
     assert counts[3] == counts[-1]
 

@@ -23,6 +23,7 @@ from export.checks import float16 as overflow
 from export.checks.float16 import Prompts, keep_wide
 from export.graphs.spec import GraphSpec, TensorSpec, decoder_graph
 from export.results.float16 import FLOAT16_MAX, WIDE, Float16Ranges
+from export.session.feeds import CallRows
 from export.session.session import Session
 from export.writer.weights import SharedWeights
 from export.writer.write import export_decoder, save_graph
@@ -95,9 +96,8 @@ def rows(dtype: type) -> tuple[np.ndarray, ...]:
 
 def prefill(session: Session) -> np.ndarray:
     dtype = np.float16 if isinstance(session, OnnxSession) else session.empty_past(1)[0].dtype
-    return session.decode(
-        *rows(dtype.type if isinstance(dtype, np.dtype) else dtype), session.empty_past(1)
-    )[0]
+    given = rows(dtype.type if isinstance(dtype, np.dtype) else dtype)
+    return session.decode(CallRows(*given), session.empty_past(1))[0]
 
 
 PROMPT = Prompts(lambda session: void(prefill(session)), 1, "prompt of this test")

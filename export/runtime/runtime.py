@@ -93,7 +93,7 @@ class Runtime(RuntimeCore):
             ModelError: these files cannot be read, or have another image token than the model.
         """
         prompter = Prompter.from_folder(
-            folder, image_token, facts.visual_tokens, eos_ids=facts.eos_token_ids
+            folder, image_token, facts.image_tokens, eos_ids=facts.eos_token_ids
         )
         if prompter.image_token_id != facts.image_token_id:
             problem = (

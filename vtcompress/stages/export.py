@@ -397,7 +397,7 @@ class ExportRun:
     def _times(self, folder: Path, graphs: Sequence[GraphSpec], plan: Plan) -> BenchReport | None:
         limits, text = cache_limits(self.recipe.export, plan.model), plan.workload.text
         if limits is not None:  # the prompt and a decode step must fit
-            text = min(text, limits.max_context - plan.model.visual_tokens - 1)
+            text = min(text, limits.max_context - plan.model.image_rows - 1)
         if text < 1:
             self.progress.say(
                 "times are not in the report: no room for a decode step in max_context"
