@@ -277,7 +277,7 @@ def test_parts_hold_the_originals_bytes_once_and_the_baseline_graph_joins_them(
     with SharedWeights(tmp_path) as weights:
         save_graph(export_decoder(decoder, specs[0]), tmp_path / specs[0].file, weights)
         before = (tmp_path / "weights.bin").stat().st_size
-        joined = joined_parts(decoder, plan)
+        joined = joined_parts(decoder)
         save_graph(export_decoder(naive, specs[1], joined), tmp_path / specs[1].file, weights)
     assert (tmp_path / "weights.bin").stat().st_size == before
     large = [p.detach().contiguous().numpy() for p in decoder.parameters()]

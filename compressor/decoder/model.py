@@ -97,8 +97,8 @@ class Decoder(nn.Module):
 
     def __init__(self, plan: Plan, *, logits: str = "last") -> None:
         super().__init__()
-        dims = plan.model.decoder
-        self.dims = dims
+        self.plan = plan
+        self.dims = dims = plan.model.decoder
         self.logits = logits
         self.segments = plan.segments()
         self.caches = plan.caches()
@@ -251,6 +251,7 @@ class Stage(nn.Module):
 
     def __init__(self, decoder: Decoder, number: int) -> None:
         super().__init__()
+        self.plan = decoder.plan
         self.segment = decoder.segments[number]
         self.caches = tuple(cache for cache in decoder.caches if cache.layer in self.segment)
         self.decoder = decoder

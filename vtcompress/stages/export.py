@@ -17,7 +17,7 @@ from compressor.planner import (
 )
 from compressor.profile import Profile
 from compressor.progress import Progress
-from compressor.recipe import Recipe
+from compressor.recipe import ExportSection, Recipe
 from export.artifact import artifact as artifacts
 from export.artifact import staging
 from export.artifact.artifact import PLAN_FILE, PROFILE_FILE
@@ -311,9 +311,9 @@ class ExportRun:
         from export.writer.weights import SharedWeights
         from export.writer.write import export_decoder, export_embed, export_vision, save_graph
 
-        dtype, logits = self.recipe.export.dtype, self.recipe.export.logits
-        plan = small.plan
-        limits = cache_limits(self.recipe.export, plan.model)
+        settings, plan = self.recipe.export, small.plan
+        dtype, logits = settings.dtype, settings.logits
+        limits = cache_limits(settings, plan.model)
         small = small.to(getattr(torch, dtype))
         specs = (
             vision_graph(plan.model, dtype),
@@ -322,11 +322,11 @@ class ExportRun:
             decoder_graph(plan.naive(), dtype, logits, name="baseline_decoder", limits=limits),
         )
         makers = (
-            lambda spec: export_vision(small, spec),
-            lambda spec: export_embed(small, spec),
-            *decoder_makers(small.decoder, plan),
+            lambda spec: export_vision(small, spec, settings),
+            lambda spec: export_embed(small, spec, settings),
+            *decoder_makers(small.decoder, plan, settings),
             lambda spec: export_decoder(
-                naive_decoder(small), spec, joined_parts(small.decoder, plan)
+                naive_decoder(small), spec, joined_parts(small.decoder), settings
             ),
         )
         with SharedWeights(folder) as weights:
@@ -336,6 +336,8 @@ class ExportRun:
         return specs
 
     def _onnx_side(self, written: Written, folder: Path) -> Manifest:
+        from export.writer.passes.order import pass_words
+
         recipe, plan, graphs = self.recipe, written.plan, written.graphs
         if recipe.export.dtype == "float16":
             self.progress.say("looking for values that float16 cannot hold")
@@ -364,6 +366,7 @@ class ExportRun:
             "rewrite": self.rewrite,
             "ranges": ranges,
             "missing_kernels": missing,
+            "passes": pass_words(graphs, recipe.export),
             "measured": self._times(folder, graphs, plan) if timed else None,
             "memory": self._footprint(folder, graphs, plan) if timed else None,
             "peak_memory_bytes": artifacts.peak_memory_bytes(),
@@ -422,15 +425,18 @@ class ExportRun:
             return None
 
 
-def decoder_makers(decoder: "Decoder", plan: Plan) -> list[Callable[[GraphSpec], Any]]:
-    """Return what exports each of the plan's decoder graphs, in order."""
+def decoder_makers(
+    decoder: "Decoder", plan: Plan, settings: ExportSection | None = None
+) -> list[Callable[[GraphSpec], Any]]:
+    """Return what exports each of the plan's decoder graphs, in order; without settings by the defaults."""
     from compressor.decoder import Stage
     from export.writer.write import export_decoder
 
+    export = partial(export_decoder, settings=settings or ExportSection())
     if plan.gates is None or plan.gates.mode == "dynamic":
-        return [lambda spec: export_decoder(decoder, spec)]
+        return [partial(export, decoder)]
     stages = [Stage(decoder, number).eval() for number in range(len(plan.segments()))]
-    return [partial(export_decoder, stage) for stage in stages]
+    return [partial(export, stage) for stage in stages]
 
 
 def predicted(plan: Plan, dtype: str, limits: Limits | None = None) -> Predicted:
