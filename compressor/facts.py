@@ -61,6 +61,7 @@ class ModelFacts(Facts):
     Attributes:
         name: hub id or folder name, without a path.
         family: name of the model family that reads it.
+        family_package: that registered the family; None: it is one of this tool's own.
         architecture: e.g. `LlavaForConditionalGeneration (clip_vision_model, llama)`.
         visual_tokens: N, the number that is stored for one image; the code reads the fact that it means:
             `image_tokens`, `image_rows` or `grid_cells`.
@@ -73,6 +74,7 @@ class ModelFacts(Facts):
 
     name: str
     family: str
+    family_package: str | None = None
     architecture: str
     decoder: DecoderDims
     visual_tokens: Positive

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from PIL import Image
 
 from compressor.errors import VtcompressError
+from compressor.families.image_processors import steps_of
 from compressor.plan.plan import Plan
 from compressor.profile import Profile
 from compressor.recipe import dump_recipe, load_recipe
@@ -211,7 +212,7 @@ def pictures() -> list[bytes]:
 def image_processor() -> ImageProcessor:
     config = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 16},
               "crop_size": {"height": 16, "width": 16}}  # fmt: skip
-    return ImageProcessor.from_config(config, "test")
+    return ImageProcessor(steps_of(config, "test"))
 
 
 def test_damaged_images(watch, case, counted):
@@ -338,7 +339,7 @@ def test_damaged_tokenizers_and_processors(watch, case, counted, tiny_artifact, 
     def read() -> None:
         prompter = Prompter.from_folder(case, "<image>", 16, eos_ids=(2,))
         prompter.encode([{"role": "user", "content": [{"type": "text", "text": "what is it"}]}])
-        ImageProcessor.from_folder(case)
+        ImageProcessor.of_artifact(None, case)
 
     path = case / name
     run_bytes(watch, path, mutants([path.read_bytes()], 200, 9), read, counted)

@@ -22,6 +22,7 @@ import pytest
 from transformers import AutoProcessor, LlavaConfig
 
 from compressor.samples.pictures import load_image
+from export.artifact.artifact import Artifact
 from export.runtime.images import ImageProcessor
 from export.runtime.messages import user_message
 from export.runtime.prompter import Prompter
@@ -229,7 +230,9 @@ def test_letters_outside_the_vocabulary_travel_as_bytes(done: Done) -> None:
 
 def test_pixels_are_those_of_transformers(done: Done) -> None:
     processor = AutoProcessor.from_pretrained(done.model, local_files_only=True)
-    ours = ImageProcessor.from_folder(done.artifact)
+    steps = Artifact.open(done.artifact).manifest.picture_steps
+    ours = ImageProcessor.of_artifact(steps, done.artifact)
+    assert ours == ImageProcessor.of_artifact(None, done.artifact)
     picture = load_image(done.picture)
     theirs = processor.image_processor(picture, return_tensors="np")["pixel_values"][0]
     assert ours.size == (336, 336)

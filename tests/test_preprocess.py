@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,29 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pydantic import TypeAdapter, ValidationError
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from compressor.errors import DataError, ModelError, VtcompressError
+from compressor.errors import ArtifactError, DataError, ModelError, VtcompressError
+from compressor.families.image_processors import steps_in, steps_of
+from compressor.families.picture_steps import (
+    Crop,
+    Normalise,
+    PadToSquare,
+    Resize,
+    ResizeShorter,
+    Scale,
+    Steps,
+    output_size,
+)
 from compressor.samples.pictures import load_image
 from export.runtime import images as preprocess
 from export.runtime.images import ImageProcessor
+from export.runtime.runtime import Runtime
 
+STEPS: TypeAdapter[Steps] = TypeAdapter(Steps)
 PILLOWS_LIMIT = Image.MAX_IMAGE_PIXELS  # as it is before any test has run
 SIZES = [(1, 1), (3, 1000), (1000, 3), (337, 335), (64, 64), (801, 603)]  # (width, height)
 
@@ -64,8 +79,14 @@ def picture(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.
 
 
 def ours(reference: Any, folder: Path) -> ImageProcessor:
+    """What an artifact of today does: its manifest holds the steps as JSON."""
     reference.save_pretrained(folder)
-    return ImageProcessor.from_folder(folder)
+    text = STEPS.dump_json(steps_in(folder))
+    return ImageProcessor(STEPS.validate_json(text))
+
+
+def of_config(config: dict[str, Any], where: str = "x") -> ImageProcessor:
+    return ImageProcessor(steps_of(config, where))
 
 
 def theirs(reference: Any, image: Image.Image) -> np.ndarray:
@@ -270,15 +291,11 @@ def test_a_name_that_no_file_can_have_is_refused_in_a_short_line(tmp_path):
 
 def test_floating_point_pixels_are_refused_with_the_remedy():
     with pytest.raises(DataError, match="save the image with 8 bits"):
-        ImageProcessor.from_config({"image_processor_type": "CLIPImageProcessor"}, "x")(
-            Image.new("F", (4, 4), 0.5)
-        )
+        of_config({"image_processor_type": "CLIPImageProcessor"}, "x")(Image.new("F", (4, 4), 0.5))
 
 
 def test_padding_a_very_long_image_to_a_square_is_refused():
-    processor = ImageProcessor.from_config(
-        {"image_processor_type": "LlavaImageProcessor", "do_pad": True}, "x"
-    )
+    processor = of_config({"image_processor_type": "LlavaImageProcessor", "do_pad": True}, "x")
     with pytest.raises(DataError, match="padded to a square"):
         processor(Image.new("RGB", (10_001, 1)))
 
@@ -344,11 +361,13 @@ def test_old_and_new_folders_give_the_same_processor(tmp_path):
     for name in ("old", "new", "both"):
         (tmp_path / name).mkdir()
     nested = {"image_processor": LLAVA_1_5, "patch_size": 14}
-    old = ImageProcessor.from_folder(saved(tmp_path / "old", "preprocessor_config.json", LLAVA_1_5))
-    new = ImageProcessor.from_folder(saved(tmp_path / "new", "processor_config.json", nested))
+    old = ImageProcessor.of_artifact(
+        None, saved(tmp_path / "old", "preprocessor_config.json", LLAVA_1_5)
+    )
+    new = ImageProcessor.of_artifact(None, saved(tmp_path / "new", "processor_config.json", nested))
     saved(tmp_path / "both", "processor_config.json", {"patch_size": 14})
     both = saved(tmp_path / "both", "preprocessor_config.json", LLAVA_1_5)
-    assert old == new == ImageProcessor.from_folder(both)
+    assert old == new == ImageProcessor.of_artifact(None, both)
     assert old.size == (336, 336)
     np.testing.assert_array_equal(
         old(picture(50, 40)), theirs(CLIPImageProcessorPil(**LLAVA_1_5), picture(50, 40))
@@ -358,9 +377,7 @@ def test_old_and_new_folders_give_the_same_processor(tmp_path):
 @pytest.mark.parametrize("kind", ["CLIPFeatureExtractor", "CLIPImageProcessorFast"])
 def test_older_names_of_a_processor_mean_the_same(kind):
     old = {"feature_extractor_type": kind, "size": 224, "crop_size": 224}
-    assert ImageProcessor.from_config(old, "x") == ImageProcessor.from_config(
-        {"image_processor_type": "CLIPImageProcessor"}, "x"
-    )
+    assert of_config(old, "x") == of_config({"image_processor_type": "CLIPImageProcessor"}, "x")
 
 
 UNSUPPORTED = {
@@ -379,42 +396,145 @@ UNSUPPORTED = {
 @pytest.mark.parametrize("key", UNSUPPORTED)
 def test_an_unsupported_option_is_named(key):
     with pytest.raises(ModelError) as caught:
-        ImageProcessor.from_config({**LLAVA_1_5, key: UNSUPPORTED[key]}, "folder/file.json")
+        of_config({**LLAVA_1_5, key: UNSUPPORTED[key]}, "folder/file.json")
     assert any(line.startswith(f"folder/file.json: {key}: ") for line in caught.value.problems)
 
 
 def test_all_unsupported_options_are_named_at_once():
     with pytest.raises(ModelError) as caught:
-        ImageProcessor.from_config({**LLAVA_1_5, **UNSUPPORTED}, "x")
+        of_config({**LLAVA_1_5, **UNSUPPORTED}, "x")
     assert len(caught.value.problems) >= len(UNSUPPORTED)
 
 
 def test_a_fixed_pad_size_is_refused_and_llavas_padding_is_not():
     padded = {**LLAVA_1_5, "do_pad": True, "pad_size": {"height": 400, "width": 400}}
     with pytest.raises(ModelError, match="pad_size"):
-        ImageProcessor.from_config(padded, "x")
+        of_config(padded, "x")
     llava = {**padded, "image_processor_type": "LlavaImageProcessor"}
-    assert ImageProcessor.from_config(llava, "x").square_colour == (122, 116, 104)
+    assert of_config(llava, "x").steps[0] == PadToSquare(colour=(122, 116, 104))
 
 
 def test_a_processor_without_one_output_size_is_refused():
     with pytest.raises(ModelError, match="different sizes"):
-        ImageProcessor.from_config({**LLAVA_1_5, "do_center_crop": False}, "x")
+        of_config({**LLAVA_1_5, "do_center_crop": False}, "x")
 
 
 @pytest.mark.parametrize("kind", ["LlavaNextImageProcessor", "Qwen2VLImageProcessor"])
 def test_an_unknown_processor_is_named_with_those_supported(kind):
     with pytest.raises(ModelError, match=f"{kind} is not supported; CLIPImageProcessor, Siglip"):
-        ImageProcessor.from_config({"image_processor_type": kind}, "x")
+        of_config({"image_processor_type": kind}, "x")
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "[" * 100_000, '{"size": 3}', "\ud800"])
 def test_a_broken_configuration_is_refused(content, tmp_path):
     (tmp_path / "preprocessor_config.json").write_bytes(content.encode("utf-8", "surrogatepass"))
     with pytest.raises(ModelError, match="preprocessor_config"):
-        ImageProcessor.from_folder(tmp_path)
+        ImageProcessor.of_artifact(None, tmp_path)
 
 
 def test_a_folder_without_a_processor_says_what_is_missing(tmp_path):
     with pytest.raises(ModelError, match="no image processor found"):
-        ImageProcessor.from_folder(tmp_path)
+        ImageProcessor.of_artifact(None, tmp_path)
+
+
+def test_an_artifact_from_before_steps_makes_the_same_pixels(tiny_artifact: Path, tmp_path: Path):
+    older = Path(shutil.copytree(tiny_artifact, tmp_path / "older"))
+    written = json.loads((older / "manifest.json").read_text())
+    # What a manifest has gained since then.
+    assert written.pop("picture_steps")
+    assert written["model"].pop("family_package") is None
+    saved(older, "manifest.json", written)
+    picture(97, 64).save(tmp_path / "x.png")
+    now, before = (Runtime.load(folder) for folder in (tiny_artifact, older))
+    assert before.images == now.images
+    expected = CLIPImageProcessorPil.from_pretrained(older)
+    np.testing.assert_array_equal(
+        before.images(tmp_path / "x.png"), theirs(expected, load_image(tmp_path / "x.png"))
+    )
+    answers = [r.answer("what is this", tmp_path / "x.png").first_logits for r in (now, before)]
+    np.testing.assert_array_equal(*answers)
+
+
+def test_the_manifests_steps_are_run_not_the_processors(tiny_artifact: Path, tmp_path: Path):
+    changed = Path(shutil.copytree(tiny_artifact, tmp_path / "changed"))
+    written = json.loads((changed / "manifest.json").read_text())
+    written["picture_steps"][0]["resample"] = "nearest"
+    saved(changed, "manifest.json", written)
+    image = picture(97, 64)
+    now, other = (Runtime.load(folder).images(image) for folder in (tiny_artifact, changed))
+    assert now.shape == other.shape
+    assert not np.array_equal(now, other)
+
+
+def test_a_step_of_a_newer_version_is_refused_by_name(tiny_artifact: Path, tmp_path: Path):
+    newer = Path(shutil.copytree(tiny_artifact, tmp_path / "newer"))
+    written = json.loads((newer / "manifest.json").read_text())
+    written["picture_steps"].insert(1, {"step": "tile", "size": [8, 8]})
+    saved(newer, "manifest.json", written)
+    with pytest.raises(ArtifactError, match=r"manifest.json: picture_steps.1: .*'tile'") as caught:
+        Runtime.load(newer)
+    assert "upgrade vtcompress" in str(caught.value)
+
+
+SQUARE = PadToSquare(colour=(1, 2, 3))
+SHORTER = ResizeShorter(edge=40, resample="bicubic")
+CROP = Crop(size=(24, 32))
+
+
+@pytest.mark.parametrize(
+    ("steps", "size"),
+    [
+        ((SHORTER, CROP), (24, 32)),
+        ((SQUARE, SHORTER), (40, 40)),
+        ((SQUARE, SHORTER, CROP, Scale(factor=0.5)), (24, 32)),
+        ((Resize(size=(24, 32), resample="box"), SQUARE), (32, 32)),
+        ((Resize(size=(30, 30), resample="box"), SHORTER), (40, 40)),
+    ],
+)
+def test_the_size_that_steps_give_is_that_of_their_pixels(steps: Steps, size: tuple[int, int]):
+    assert output_size(steps) == size
+    for picture_size in SIZES:
+        assert ImageProcessor(steps)(picture(*picture_size)).shape == (3, *size)
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        ((), "different sizes"),
+        ((SQUARE,), "different sizes"),
+        ((SHORTER,), "different sizes"),
+        ((SHORTER, SQUARE, CROP), "different sizes"),  # a line of 20,000 pixels would fill memory
+        ((Scale(factor=0.5), CROP), "crop: stands behind the steps on values"),
+    ],
+)
+def test_steps_that_cannot_be_run_are_refused(steps: Steps, words: str):
+    with pytest.raises(ModelError, match=words):
+        ImageProcessor(steps)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"step": "tile", "size": [8, 8]},
+        {"step": "crop", "size": [0, 8]},
+        {"step": "crop", "size": [8, 5000]},
+        {"step": "resize", "size": [8, 8], "resample": "sharpest"},
+        {"step": "pad_to_square", "colour": [0, 0, 256]},
+        {"step": "scale", "factor": float("inf")},
+        {"step": "normalise", "mean": [0, 0, 0], "std": [1, 0, 1]},
+        {"step": "normalise", "mean": [0, 0, 0], "std": [1, 1, 1], "eps": 1},
+    ],
+)
+def test_what_is_no_step_is_refused(step: dict[str, Any]):
+    with pytest.raises(ValidationError):
+        STEPS.validate_python([step])
+
+
+def test_values_go_through_each_step_in_its_own_precision():
+    steps = (CROP, Normalise(mean=(1, 2, 3), std=(4, 5, 6)), Scale(factor=1 / 3))
+    image = picture(32, 24)
+    levels = np.asarray(image).transpose(2, 0, 1).astype(np.float32)
+    column = (slice(None), None, None)
+    normal = (levels - np.float32([1, 2, 3])[column]) / np.float32([4, 5, 6])[column]
+    expected = (normal.astype(np.float64) * (1 / 3)).astype(np.float32)
+    np.testing.assert_array_equal(ImageProcessor(steps)(image), expected)

@@ -97,7 +97,7 @@ def test_what_was_not_saved_is_taken_from_the_configuration(
     prompter = Prompter.from_folder(saved, "<image>", model.facts.visual_tokens)
     ids = prompter.encode([user_message(sample.question)]).ids
     assert list(ids) == wanted["input_ids"][0].tolist()
-    pixels = ImageProcessor.from_folder(saved)(sample.images[0])
+    pixels = ImageProcessor.of_artifact(None, saved)(sample.images[0])
     assert np.array_equal(pixels, wanted["pixel_values"][0].numpy())
     assert AutoProcessor.from_pretrained(saved).patch_size == 8
 

@@ -218,7 +218,7 @@ def test_calibration_data_that_is_not_read_is_told(
     recipe = bare.override({"calibrate.data": questions})
     stop = pytest.fail.Exception
     monkeypatch.setattr(
-        "compressor.families.llava.LlavaFamily.original",
+        "compressor.families.llava.family.LlavaFamily.original",
         lambda *_: pytest.fail("weights were read"),
     )
     out = tmp_path / "out"

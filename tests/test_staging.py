@@ -318,7 +318,8 @@ def test_an_original_that_is_half_removed_is_not_taken_for_the_result(
         result = other_disk
     else:
         monkeypatch.setattr(
-            "export.staging._exchange", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "no"))
+            "export.artifact.staging._exchange",
+            lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "no")),
         )
         with pytest.raises(VtcompressError, match="the result is complete") as caught:
             write_two(other_disk)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from compressor.facts import ModelFacts
 from compressor.families.checkpoint import Header
+from compressor.families.picture_steps import Steps
 
 
 class VisionEncoder(nn.Module, ABC):
@@ -47,10 +48,17 @@ class LoadedModel:
 
 
 class Family(ABC):
-    """Facts about one family of models, as data and small adapters. No algorithm lives here."""
+    """Facts about one family of models, as data and small adapters. No algorithm lives here.
+
+    Attributes:
+        name: of the family; no other has it.
+        model_types: of the `config.json`s that it reads.
+        package: that registered it by an entry point; None: it is one of this tool's own.
+    """
 
     name: ClassVar[str]
     model_types: ClassVar[tuple[str, ...]]
+    package: str | None = None
 
     @abstractmethod
     def problems(self, raw: Mapping[str, Any], where: str) -> list[str]:
@@ -119,6 +127,19 @@ class Family(ABC):
             processor: as loaded.
             config: the model's transformers configuration.
             saved: what its file holds.
+        """
+
+    @abstractmethod
+    def picture_steps(self, saved: Mapping[str, Any], where: str) -> Steps:
+        """Return what an image processor does to a picture, as steps that a runtime without it can run.
+
+        Args:
+            saved: what its file holds, at the image size of the model's facts; see
+                `compressor.families.image_processors.steps_of`.
+            where: the file, for errors.
+
+        Raises:
+            ModelError: it does something that no step does; all such are named.
         """
 
     @abstractmethod

@@ -1,5 +1,6 @@
 """Finds the family of a model and loads it: a hub id or a local folder, safetensors only."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,36 +17,14 @@ from compressor.families.configuration import plain_attention, problems_of, raw_
 from compressor.families.folder import CONFIG, digest, indexed, weight_files
 from compressor.families.guard import broken_weight_files, quiet, reading
 from compressor.families.hub import fetched
+from compressor.families.known import family_of, family_that_read
 from compressor.families.llama_text import EMBEDDING, HEAD, is_tied
-from compressor.families.llava import LlavaFamily
+from compressor.families.picture_steps import Steps
 from compressor.families.processor import check_processor, load_processor, resized
 from compressor.generation import model_settings
 
-FAMILIES: tuple[Family, ...] = (LlavaFamily(),)
-
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "README.md")
 HUB_CODE = "*.py"
-
-
-def supported() -> tuple[str, ...]:
-    """Return the `model_type`s that can be compressed."""
-    return tuple(kind for family in FAMILIES for kind in family.model_types)
-
-
-def family_of(model_type: str, where: str) -> Family:
-    """Return the family that reads `model_type`.
-
-    Raises:
-        ModelError: no family does; the supported ones are listed.
-    """
-    for family in FAMILIES:
-        if model_type in family.model_types:
-            return family
-    raise ModelError(
-        [
-            f"{where}: model_type {model_type!r} is not supported; supported: {', '.join(supported())}"
-        ]
-    )
 
 
 def local_folder(
@@ -187,7 +166,9 @@ def _facts(
             for e in failure.errors()
         ) from failure
     family.check_stored(config, folder, stored, names)
-    return facts.model_copy(update={"eos_token_ids": model_settings(folder).ends})
+    return facts.model_copy(
+        update={"eos_token_ids": model_settings(folder).ends, "family_package": family.package}
+    )
 
 
 @dataclass(frozen=True)
@@ -232,6 +213,21 @@ def read_processor(
     processor = resized(native, family, image_size)
     check_processor(processor, facts, folder)
     return ReadProcessor(folder, facts, native_facts, processor, native)
+
+
+def picture_steps(processor: Any, facts: ModelFacts, where: str = "image processor") -> Steps:
+    """Return what a model's processor does to a picture, as its family tells it.
+
+    Args:
+        processor: of the model, at the image size of the facts.
+        facts: of the model.
+        where: the image processor's file, for errors.
+
+    Raises:
+        ModelError: it does something that no step does; all such are named.
+    """
+    saved = json.loads(processor.image_processor.to_json_string())
+    return family_that_read(facts).picture_steps(saved, where)
 
 
 def load(

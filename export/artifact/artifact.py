@@ -104,8 +104,11 @@ def _explain(path: Path, error: ValidationError) -> list[str]:
                 f"{path}: artifact format {item['input']}; this vtcompress reads up to {MANIFEST_FORMAT}: "
                 "upgrade vtcompress or export the model anew"
             ]
+    newer = "; upgrade vtcompress or export the model anew"
     return [
-        f"{path}: {'.'.join(map(str, e['loc'])) or 'manifest'}: {e['msg']}" for e in error.errors()
+        f"{path}: {'.'.join(map(str, e['loc'])) or 'manifest'}: {e['msg']}"
+        f"{newer if e['type'] == 'union_tag_invalid' else ''}"
+        for e in error.errors()
     ]
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from compressor.facts import Facts, ModelFacts, Positive
+from compressor.families.picture_steps import Steps
 from compressor.version import __version__
 from export.graphs.spec import GraphSpec
 from export.results.bench import BenchReport, Ratio
@@ -90,6 +91,8 @@ class Manifest(Judged):
     Attributes:
         tools: versions of what made it.
         image_token: text of the image token in a rendered prompt.
+        picture_steps: what is done to a picture before the vision graph, in order; None: the artifact is
+            older, and its processor's files tell it.
         files: every other file of the artifact by its relative name.
         checker: outcome of the ONNX package's own checker; None: not run.
         fidelity: outcome of the first check; None: not run.
@@ -111,6 +114,7 @@ class Manifest(Judged):
     model: ModelFacts
     model_digest: str
     image_token: str
+    picture_steps: Steps | None = None
     dtype: Literal["float32", "float16", "bfloat16"]
     logits: Literal["last", "all"]
     graphs: tuple[GraphSpec, ...]
@@ -140,14 +144,16 @@ class Manifest(Judged):
         return tuple(line for check in checks if check is not None for line in check.failures)
 
 
-def tool_versions() -> dict[str, str]:
-    """Return the versions of this tool, Python and the packages that shape an artifact."""
+def tool_versions(model: ModelFacts | None = None) -> dict[str, str]:
+    """Return the versions of this tool, Python and the packages that shape an artifact of a model."""
     versions = {"vtcompress": __version__, "python": platform.python_version()}
     for name in TOOLS:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
+    if model is not None and (package := model.family_package):
+        versions[f"{package} (family {model.family})"] = metadata.version(package)
     return versions
 
 

@@ -75,6 +75,8 @@ def compare_answers(
     """Compare the original's stored answers, and the samples that they answer, with the backend's."""
     folder, manifest = artifact.folder, artifact.manifest
     samples, original = asked
-    runtime = Runtime.on_session(session, folder, manifest.model, manifest.image_token)
+    runtime = Runtime.on_session(
+        session, folder, manifest.model, manifest.image_token, manifest.picture_steps
+    )
     found = answers.measure(runtime, samples, original.max_new_tokens, progress)
     return answers.compare(samples, original, found, limits, name)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from compressor.errors import ArtifactWarning, BackendError, ModelError
 from compressor.facts import ModelFacts
+from compressor.families.picture_steps import Steps
 from compressor.generation import model_settings
 from compressor.samples.pictures import Pictures, pictures_of
 from export.artifact.artifact import Artifact
@@ -81,13 +82,27 @@ class Runtime(RuntimeCore):
         if preload:
             session.load()
         folder, manifest = artifact.folder, artifact.manifest
-        return cls.on_session(session, folder, manifest.model, manifest.image_token)
+        return cls.on_session(
+            session, folder, manifest.model, manifest.image_token, manifest.picture_steps
+        )
 
     @classmethod
     def on_session(
-        cls, session: Session, folder: Path, facts: ModelFacts, image_token: str
+        cls,
+        session: Session,
+        folder: Path,
+        facts: ModelFacts,
+        image_token: str,
+        picture_steps: Steps | None = None,
     ) -> "Runtime":
         """Return a runtime that uses any session with the tokenizer and processor files of a folder.
+
+        Args:
+            session: runs the graphs.
+            folder: of the files.
+            facts: of the model.
+            image_token: text of the image token.
+            picture_steps: as a manifest holds them.
 
         Raises:
             ModelError: these files cannot be read, or have another image token than the model.
@@ -102,7 +117,7 @@ class Runtime(RuntimeCore):
                 "export it anew"
             )
             raise ModelError([problem])
-        images = ImageProcessor.from_folder(folder)
+        images = ImageProcessor.of_artifact(picture_steps, folder)
         return cls(session, facts, prompter, images, model_settings(folder))
 
     def generate(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from compressor.disk.files import is_folder
 from compressor.errors import VtcompressError
+from compressor.families.picture_steps import Steps
 from compressor.generation import write_keys
 from compressor.plan.cost import BYTES, predict, predicted_speedup
 from compressor.plan.plan import Plan
@@ -99,6 +100,7 @@ class Written:
         reference: outputs of the compressed torch model.
         original: answers of the original model; None without validation data.
         image_token: text of the image token.
+        picture_steps: what is done to a picture before the vision graph.
     """
 
     plan: Plan
@@ -106,6 +108,7 @@ class Written:
     reference: fidelity.Recording
     original: Answers | None
     image_token: str
+    picture_steps: Steps
 
 
 class ExportRun:
@@ -295,13 +298,16 @@ class ExportRun:
         original: Answers | None,
         folder: Path,
     ) -> Written:
+        from compressor.families.registry import picture_steps
+
         write_inputs(folder, self.recipe, small.plan, profile)
         small.processor.save_pretrained(folder)
         write_keys(folder, small.generation)
         self.progress.say("running the compressed model in torch")
         reference = record_torch(small, cache_limits(self.recipe.export, small.plan.model))
         graphs = self._write_graphs(small, folder)
-        return Written(small.plan, graphs, reference, original, small.processor.image_token)
+        token, steps = small.processor.image_token, picture_steps(small.processor, small.plan.model)
+        return Written(small.plan, graphs, reference, original, token, steps)
 
     def _write_graphs(self, small: "CompressedModel", folder: Path) -> tuple[GraphSpec, ...]:
         import torch
@@ -342,7 +348,13 @@ class ExportRun:
         if recipe.export.dtype == "float16":
             self.progress.say("looking for values that float16 cannot hold")
         ranges = keep_wide_nodes(
-            recipe, self.range_samples, folder, graphs, plan, written.image_token
+            recipe,
+            self.range_samples,
+            folder,
+            graphs,
+            plan,
+            written.image_token,
+            written.picture_steps,
         )
         checker = check_graphs(folder, graphs)
         # A method of its own: its session is gone before timing loads both decoders.
@@ -350,10 +362,11 @@ class ExportRun:
         missing = missing_kernels(folder, graphs) if recipe.export.dtype == "bfloat16" else ()
         timed = self.rounds and recipe.export.dtype != "bfloat16"
         fields: dict[str, Any] = {
-            "tools": tool_versions(),
+            "tools": tool_versions(plan.model),
             "model": plan.model,
             "model_digest": plan.model_digest,
             "image_token": written.image_token,
+            "picture_steps": written.picture_steps,
             "dtype": recipe.export.dtype,
             "logits": recipe.export.logits,
             "graphs": graphs,
@@ -383,7 +396,9 @@ class ExportRun:
         first = check_fidelity(session, written.graphs, plan, written.reference, recipe)
         if original is None:
             return first, None
-        runtime = Runtime.on_session(session, folder, plan.model, written.image_token)
+        runtime = Runtime.on_session(
+            session, folder, plan.model, written.image_token, written.picture_steps
+        )
         found = loss.measure(runtime, self.samples, original.max_new_tokens, self.progress)
         self._store(folder, original, found)
         limits, name = loss_limits(recipe), validation_name(recipe)

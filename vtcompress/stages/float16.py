@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from compressor.families.picture_steps import Steps
 from compressor.plan.plan import Plan
 from compressor.recipe import Recipe
 from compressor.samples.questions import Sample
@@ -40,6 +41,7 @@ def keep_wide_nodes(
     graphs: Sequence[GraphSpec],
     plan: Plan,
     image_token: str,
+    picture_steps: Steps,
 ) -> Float16Ranges | None:
     """Put nodes of an artifact's float16 graphs in float32 where prompts need it; None for other dtypes.
 
@@ -52,7 +54,7 @@ def keep_wide_nodes(
         return None
 
     def ask(session: Session) -> None:
-        runtime = Runtime.on_session(session, folder, plan.model, image_token)
+        runtime = Runtime.on_session(session, folder, plan.model, image_token, picture_steps)
         asked = [(sample.question, sample.images) for sample in samples]
         for _ in runtime.answers(asked, max_new_tokens=1, generation_config=False):
             pass

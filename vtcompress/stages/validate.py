@@ -215,7 +215,9 @@ def validate(
     if asked is not None:
         samples, original = asked
         name = validation_name(recipe) if given is None else given.name
-        runtime = Runtime.on_session(session, path, manifest.model, manifest.image_token)
+        runtime = Runtime.on_session(
+            session, path, manifest.model, manifest.image_token, manifest.picture_steps
+        )
         found = loss.measure(runtime, samples, original.max_new_tokens, progress)
         second = loss.compare(samples, original, found, loss_limits(recipe), name)
     return Validation(first, second, rewritten)

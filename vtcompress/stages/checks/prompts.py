@@ -142,6 +142,7 @@ def check_prompts(
 def _readable(processor: Any, folder: Path, facts: ModelFacts) -> Readable:
     """Read a processor from what an artifact will hold of it: what `save_pretrained` writes."""
     from compressor.families.guard import reading
+    from compressor.families.registry import picture_steps
 
     problems: list[str] = []
     with TemporaryDirectory() as name:
@@ -150,7 +151,7 @@ def _readable(processor: Any, folder: Path, facts: ModelFacts) -> Readable:
             processor.save_pretrained(saved)
         prompter, images = None, None
         with _collected(problems, saved, folder):
-            images = ImageProcessor.from_folder(saved)
+            images = ImageProcessor(picture_steps(processor, facts, str(_image_file(folder))))
         with _collected(problems, saved, folder):
             prompter = Prompter.from_folder(
                 saved, processor.image_token, facts.image_tokens, facts.eos_token_ids
@@ -173,10 +174,8 @@ def _collected(problems: list[str], saved: Path, folder: Path) -> Iterator[None]
     try:
         yield
     except ProblemsError as error:
-        section = f"{saved / 'processor_config.json'}: image_processor:"
         for problem in error.problems:
-            named = problem.replace(section, f"{_image_file(folder)}:")
-            named = named.replace(str(saved / TEMPLATE), str(_template_file(folder)))
+            named = problem.replace(str(saved / TEMPLATE), str(_template_file(folder)))
             problems.append(named.replace(str(saved), str(folder)))
 
 

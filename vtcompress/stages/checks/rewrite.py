@@ -47,13 +47,15 @@ class RewritePrompt:
         self, reading: Reading, plain: "CompressedModel", folder: Path | None = None
     ) -> RewriteReport:
         """Compare a rewrite with nothing frozen; the runtime reads an artifact's files if `folder` is one."""
+        from compressor.families.registry import picture_steps
         from export.backends.torch_model import TorchSession
 
         if folder is None:
             folder = self.folder
             plain.processor.save_pretrained(folder)
-        token = plain.processor.image_token
-        runtime = Runtime.on_session(TorchSession(plain), folder, plain.plan.model, token)
+        token, facts = plain.processor.image_token, plain.plan.model
+        steps = picture_steps(plain.processor, facts)
+        runtime = Runtime.on_session(TorchSession(plain), folder, facts, token, steps)
         return rewrite.compare(reading, runtime, self.sample, self.source)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from compressor.compressed import compress
 from compressor.decoder.weights import LoadedGates
 from compressor.families import LoadedModel
+from compressor.families.registry import picture_steps
 from compressor.methods.dyvte.examples import force_answer, gate_inputs, labels
 from compressor.methods.dyvte.rule import first_to_fire, histogram
 from compressor.methods.dyvte.training import TrainedGates, margins_of, original_decoder
@@ -116,7 +117,8 @@ def _answers(
         # As an artifact has them: of the image size that the recipe asks for.
         model.processor.save_pretrained(folder)
         token = model.processor.image_token
-        runtime = Runtime.on_session(session, Path(folder), model.facts, token)
+        steps = picture_steps(model.processor, model.facts)
+        runtime = Runtime.on_session(session, Path(folder), model.facts, token, steps)
     return loss.measure(runtime, samples, max_new_tokens, progress, label)
 
 

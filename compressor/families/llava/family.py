@@ -17,15 +17,17 @@ from compressor.families.base import Family, VisionEncoder
 from compressor.families.checkpoint import Header, check_complete, check_finite, opened
 from compressor.families.configuration import CONVERTED
 from compressor.families.guard import reading
+from compressor.families.image_processors import steps_of
 from compressor.families.llama_text import decoder_dims, text_problems
-from compressor.families.llava_config import (
+from compressor.families.llava.config import (
     feature_layers,
     has_class_token,
     image_token_problems,
     tower_problems,
     vision_problems,
 )
-from compressor.families.llava_weights import check_stored, unread_of
+from compressor.families.llava.weights import check_stored, unread_of
+from compressor.families.picture_steps import Steps
 
 ARCHITECTURE = "LlavaForConditionalGeneration"
 STRATEGIES = ("default", "full")
@@ -184,6 +186,10 @@ class LlavaFamily(Family):
         for key, value in of_model.items():
             if saved.get(key) is None:
                 setattr(processor, key, value)
+
+    def picture_steps(self, saved: Mapping[str, Any], where: str) -> Steps:
+        """See `Family.picture_steps`."""
+        return steps_of(saved, where)
 
     def resize_processor(self, processor: Any, image_size: int) -> None:
         """See `Family.resize_processor`."""

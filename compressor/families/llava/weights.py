@@ -10,7 +10,7 @@ from compressor.families.checkpoint import AGAIN, Header, check_complete, check_
 from compressor.families.configuration import LAYERS
 from compressor.families.folder import CONFIG
 from compressor.families.guard import quiet, reading
-from compressor.families.llava_config import TOWERS, feature_layers
+from compressor.families.llava.config import TOWERS, feature_layers
 
 # Tables that transformers computes; older versions saved them.
 COMPUTED = r"(rotary_emb\.inv_freq|position_ids)$"

@@ -1,0 +1,266 @@
+"""What transformers' image processors do, read from their saved configuration as steps; no torch here.
+
+The steps and their order are those of transformers' own Pillow image processors
+(`CLIPImageProcessorPil`, `SiglipImageProcessorPil`, `LlavaImageProcessorPil`, transformers 5):
+colours to RGB, pad to a square (LLaVA), resize, centre crop, rescale, normalise. The results are
+equal bit for bit, except for 16-bit grey and for images whose resized form is over `MAX_PIXELS`.
+
+Families call `steps_of` at export. Artifacts that were made before their manifest held steps are read by
+`steps_in` when they are loaded.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from PIL import Image
+
+from compressor.disk.model_json import read_json_object
+from compressor.errors import ModelError
+from compressor.families.picture_steps import (
+    MAX_SIDE,
+    Crop,
+    Filter,
+    Normalise,
+    PadToSquare,
+    Resize,
+    ResizeShorter,
+    Scale,
+    Step,
+    Steps,
+)
+
+_CLIP_DEFAULTS: Mapping[str, Any] = {
+    "do_resize": True,
+    "size": {"shortest_edge": 224},
+    "default_to_square": False,
+    "resample": 3,
+    "do_center_crop": True,
+    "crop_size": {"height": 224, "width": 224},
+    "do_pad": False,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": (0.48145466, 0.4578275, 0.40821073),
+    "image_std": (0.26862954, 0.26130258, 0.27577711),
+}
+_SIGLIP_DEFAULTS: Mapping[str, Any] = {
+    **_CLIP_DEFAULTS,
+    "size": {"height": 224, "width": 224},
+    "do_center_crop": False,
+    "crop_size": None,
+    "image_mean": (0.5, 0.5, 0.5),
+    "image_std": (0.5, 0.5, 0.5),
+}
+# What each of transformers' processors does where the saved configuration is silent. Its Llava
+# class alone pads to a square by do_pad; in the others it completes a batch and needs pad_size.
+_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "CLIPImageProcessor": _CLIP_DEFAULTS,
+    "SiglipImageProcessor": _SIGLIP_DEFAULTS,
+    "LlavaImageProcessor": _CLIP_DEFAULTS,
+}
+_PADS_TO_SQUARE = "LlavaImageProcessor"
+
+FILTERS = {
+    known.value: cast("Filter", known.name.lower())
+    for known in Image.Resampling
+    if known.name.lower() in get_args(Filter)
+}
+"""Filters by the numbers that Pillow and saved configurations have for them."""
+
+
+def steps_in(folder: Path) -> Steps:
+    """Return the steps of the processor saved in a model folder or artifact.
+
+    Read as transformers 5 does: the section `image_processor` of `processor_config.json`, else
+    `preprocessor_config.json`.
+
+    Raises:
+        ModelError: neither file is there or readable, or the configuration is not supported;
+            every problem is named.
+    """
+    nested = folder / "processor_config.json"
+    if nested.is_file():
+        section = read_json_object(nested).get("image_processor")
+        if isinstance(section, dict):
+            return steps_of(section, f"{nested}: image_processor")
+    older = folder / "preprocessor_config.json"
+    if older.is_file():
+        return steps_of(read_json_object(older), str(older))
+    problem = (
+        f"{folder}: no image processor found: neither processor_config.json with a section "
+        "image_processor nor preprocessor_config.json; save the processor with the model "
+        "(processor.save_pretrained)"
+    )
+    raise ModelError([problem])
+
+
+def steps_of(config: Mapping[str, Any], where: str) -> Steps:
+    """Return the steps that a saved configuration describes.
+
+    Keys that transformers ignores too are ignored. `do_convert_rgb` makes no difference here: a
+    tower with three input channels can take nothing else, so images are always converted.
+
+    Args:
+        config: the saved keys and values; a missing or null one has the class's default.
+        where: names the configuration in errors.
+
+    Raises:
+        ModelError: an unknown processor class or unsupported options, all named together.
+    """
+    return _Options(config, where).read()
+
+
+class _Options:
+    """Reads a saved configuration and collects everything that is wrong with it."""
+
+    def __init__(self, config: Mapping[str, Any], where: str) -> None:
+        self._where = where
+        self._config = config
+        self._problems: list[str] = []
+        self._kind = self._processor_class()
+        self._defaults = _DEFAULTS[self._kind]
+
+    def read(self) -> Steps:
+        """Return the steps."""
+        self._refuse_unsupported()
+        to_square = self._kind == _PADS_TO_SQUARE and self._flag("do_pad")
+        resize = self._resize() if self._flag("do_resize") else None
+        crop = self._crop() if self._flag("do_center_crop") else None
+        scale = self._positive("rescale_factor") if self._flag("do_rescale") else None
+        mean = self._triple("image_mean") if to_square or self._flag("do_normalize") else None
+        std = self._triple("image_std") if self._flag("do_normalize") else None
+        if std is not None and 0 in std:
+            self._problem("image_std", "a channel is divided by zero")
+        if to_square and mean is not None and not all(0 <= value <= 1 for value in mean):
+            self._problem("image_mean", "is the border's colour with do_pad, so it must be in 0..1")
+        if crop is None and (resize is None or (isinstance(resize, int) and not to_square)):
+            self._problem(
+                "size", "gives images of different sizes without a crop, which a graph cannot take"
+            )
+        resample = self._resample()
+        if self._problems:
+            raise ModelError(self._problems)
+        changes: tuple[Step | None, ...] = (
+            PadToSquare(colour=_levels(mean)) if to_square and mean else None,
+            _resized(resize, resample),
+            Crop(size=crop) if crop else None,
+            Scale(factor=scale) if scale else None,
+            Normalise(mean=mean, std=std) if mean and std else None,
+        )
+        return tuple(step for step in changes if step is not None)
+
+    def _processor_class(self) -> str:
+        name = self._config.get("image_processor_type") or self._config.get(
+            "feature_extractor_type"
+        )
+        if not isinstance(name, str):
+            raise ModelError([f"{self._where}: no image_processor_type; save the processor again"])
+        plain = (
+            name.removesuffix("Fast")
+            .removesuffix("Pil")
+            .replace("FeatureExtractor", "ImageProcessor")
+        )
+        if plain not in _DEFAULTS:
+            known = ", ".join(_DEFAULTS)
+            raise ModelError(
+                [f"{self._where}: image_processor_type: {name} is not supported; {known} are"]
+            )
+        return plain
+
+    def _refuse_unsupported(self) -> None:
+        if (
+            self._kind != _PADS_TO_SQUARE
+            and self._config.get("do_pad")
+            and self._config.get("pad_size")
+        ):
+            self._problem("pad_size", "padding to a fixed size is not supported")
+        if self._config.get("use_square_size"):
+            self._problem("use_square_size", "is not supported; write size as height and width")
+        for key in ("data_format", "input_data_format"):
+            if self._config.get(key) not in (None, "channels_first"):
+                self._problem(key, "only channels_first is supported")
+
+    def _problem(self, key: str, what: str) -> None:
+        found = self._config.get(key, self._defaults.get(key))
+        self._problems.append(f"{self._where}: {key}: {found!r}: {what}")
+
+    def _value(self, key: str) -> Any:
+        value = self._config.get(key)
+        return self._defaults.get(key) if value is None else value
+
+    def _flag(self, key: str) -> bool:
+        value = self._value(key)
+        if not isinstance(value, bool):
+            self._problem(key, "must be true or false")
+        return bool(value)
+
+    def _resize(self) -> int | tuple[int, int] | None:
+        size = self._value("size")
+        if _is_side(size):
+            square = self._flag("default_to_square")
+            return (int(size), int(size)) if square else int(size)
+        if (
+            isinstance(size, Mapping)
+            and set(size) == {"shortest_edge"}
+            and _is_side(size["shortest_edge"])
+        ):
+            return int(size["shortest_edge"])
+        return self._height_width("size", "or shortest_edge ")
+
+    def _crop(self) -> tuple[int, int] | None:
+        return self._height_width("crop_size", "")
+
+    def _height_width(self, key: str, also: str) -> tuple[int, int] | None:
+        size = self._value(key)
+        if _is_side(size):
+            return int(size), int(size)
+        if isinstance(size, Mapping) and set(size) == {"height", "width"}:
+            size = (size["height"], size["width"])
+        if isinstance(size, list | tuple) and len(size) == 2 and all(map(_is_side, size)):
+            return int(size[0]), int(size[1])
+        self._problem(key, f"only height and width {also}in 1..{MAX_SIDE} pixels are supported")
+        return None
+
+    def _positive(self, key: str) -> float | None:
+        value = self._value(key)
+        if _is_number(value) and value > 0:
+            return float(value)
+        self._problem(key, "must be a number above 0")
+        return None
+
+    def _triple(self, key: str) -> tuple[float, float, float] | None:
+        value = self._value(key)
+        values = [value] * 3 if _is_number(value) else value
+        if isinstance(values, list | tuple) and len(values) == 3 and all(map(_is_number, values)):
+            return float(values[0]), float(values[1]), float(values[2])
+        self._problem(key, "must be one number or three, for red, green and blue")
+        return None
+
+    def _resample(self) -> Filter:
+        value = self._value("resample")
+        if isinstance(value, int) and not isinstance(value, bool) and value in FILTERS:
+            return FILTERS[value]
+        allowed = ", ".join(f"{number} ({name})" for number, name in FILTERS.items())
+        self._problem("resample", f"is no filter; allowed are {allowed}")
+        return "bicubic"
+
+
+def _resized(size: int | tuple[int, int] | None, resample: Filter) -> Step | None:
+    if isinstance(size, int):
+        return ResizeShorter(edge=size, resample=resample)
+    return Resize(size=size, resample=resample) if size else None
+
+
+def _levels(colour: tuple[float, float, float]) -> tuple[int, int, int]:
+    red, green, blue = (int(value * 255) for value in colour)
+    return red, green, blue
+
+
+def _is_side(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_SIDE
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

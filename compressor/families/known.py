@@ -1,0 +1,96 @@
+"""Which families there are: this tool's own, and those that other packages register by an entry point."""
+
+from collections.abc import Iterable, Iterator
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+
+from compressor.errors import ModelError, first_line
+from compressor.facts import ModelFacts
+from compressor.families.base import Family
+
+GROUP = "vtcompress.families"
+"""Of the entry points; each names a class without arguments, a `Family`."""
+
+BUILT_IN = ("compressor.families.llava.family:LlavaFamily",)
+
+
+@cache
+def families() -> tuple[Family, ...]:
+    """Return all families, this tool's own first.
+
+    Raises:
+        ModelError: a package's family cannot be loaded, or has the name or a model type of another one.
+    """
+    own = (EntryPoint("", place, GROUP).load()() for place in BUILT_IN)
+    found = (*own, *(_loaded(point) for point in entry_points(group=GROUP)))
+    if problems := list(_clashes(found)):
+        raise ModelError(problems)
+    return found
+
+
+def supported() -> tuple[str, ...]:
+    """Return the `model_type`s that can be compressed."""
+    return tuple(kind for family in families() for kind in family.model_types)
+
+
+def family_of(model_type: str, where: str) -> Family:
+    """Return the family that reads `model_type`.
+
+    Raises:
+        ModelError: no family does; the supported ones are listed.
+    """
+    for family in families():
+        if model_type in family.model_types:
+            return family
+    raise ModelError(
+        [
+            f"{where}: model_type {model_type!r} is not supported; supported: {', '.join(supported())}"
+        ]
+    )
+
+
+def family_that_read(facts: ModelFacts) -> Family:
+    """Return the family that a model's facts come from.
+
+    Raises:
+        ModelError: it is not there any more.
+    """
+    for family in families():
+        if family.name == facts.family:
+            return family
+    package = facts.family_package or "the package that brings it"
+    raise ModelError(
+        [f"{facts.name}: its family {facts.family!r} is not installed here: install {package}"]
+    )
+
+
+def _loaded(point: EntryPoint) -> Family:
+    """Make the family of another package."""
+    package = point.dist.name if point.dist else point.module
+    at = f"package {package}: its family {point.value} (entry point {point.name!r} of {GROUP})"
+    try:
+        family = point.load()()
+    except Exception as failure:
+        why = f"cannot be loaded: {type(failure).__name__}: {first_line(failure)}"
+        raise ModelError([f"{at} {why}; remove or upgrade {package}"]) from failure
+    if not isinstance(family, Family):
+        why = f"is a {type(family).__name__}, not a Family"
+        raise ModelError([f"{at} {why}; remove or upgrade {package}"])
+    family.package = package
+    return family
+
+
+def _clashes(found: Iterable[Family]) -> Iterator[str]:
+    """Yield a line for each name and model type that two families have."""
+    owners: dict[tuple[str, str], Family] = {}
+    for family in found:
+        for key in (("name", family.name), *(("model_type", t) for t in family.model_types)):
+            other = owners.setdefault(key, family)
+            if other is not family:
+                whose, remedy = other.package or "vtcompress itself", family.package
+                if other.package:
+                    remedy = f"{other.package} or {remedy}"
+                yield (
+                    f"package {family.package}: its family {family.name!r} has the {key[0]} {key[1]!r}, "
+                    f"which the family {other.name!r} of {whose} has too; remove {remedy}"
+                )
