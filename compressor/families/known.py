@@ -11,7 +11,7 @@ from compressor.families.base import Family
 GROUP = "vtcompress.families"
 """Of the entry points; each names a class without arguments, a `Family`."""
 
-OWN = ("compressor.families.llava.family:LlavaFamily",)
+BUILT_IN = ("compressor.families.llava.family:LlavaFamily",)
 
 
 @cache
@@ -21,7 +21,7 @@ def families() -> tuple[Family, ...]:
     Raises:
         ModelError: a package's family cannot be loaded, or has the name or a model type of another one.
     """
-    own = (EntryPoint("", place, GROUP).load()() for place in OWN)
+    own = (EntryPoint("", place, GROUP).load()() for place in BUILT_IN)
     found = (*own, *(_loaded(point) for point in entry_points(group=GROUP)))
     if problems := list(_clashes(found)):
         raise ModelError(problems)
@@ -72,10 +72,10 @@ def _loaded(point: EntryPoint) -> Family:
         family = point.load()()
     except Exception as failure:
         why = f"cannot be loaded: {type(failure).__name__}: {first_line(failure)}"
-        raise ModelError([f"{at} {why}; update or uninstall {package}"]) from failure
+        raise ModelError([f"{at} {why}; remove or upgrade {package}"]) from failure
     if not isinstance(family, Family):
         why = f"is a {type(family).__name__}, not a Family"
-        raise ModelError([f"{at} {why}; update or uninstall {package}"])
+        raise ModelError([f"{at} {why}; remove or upgrade {package}"])
     family.package = package
     return family
 
@@ -92,5 +92,5 @@ def _clashes(found: Iterable[Family]) -> Iterator[str]:
                     remedy = f"{other.package} or {remedy}"
                 yield (
                     f"package {family.package}: its family {family.name!r} has the {key[0]} {key[1]!r}, "
-                    f"which the family {other.name!r} of {whose} has too; uninstall {remedy}"
+                    f"which the family {other.name!r} of {whose} has too; remove {remedy}"
                 )
