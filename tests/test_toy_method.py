@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import pytest
 
 from compressor.contract.measure import Measure
-from compressor.contract.method import Evidence, Method, NamedLayers, Turn, Words
+from compressor.contract.method import Evidence, Method, MethodWords, NamedLayers, Turn
 from compressor.plan.edits import freeze
 from compressor.plan.plan import Plan
 from compressor.schema.values import Count, KeptLayers
@@ -47,7 +47,7 @@ class Toy(Method):
     """
 
     name: ClassVar[str] = "toy"
-    words: ClassVar[Words] = Words(
+    words: ClassVar[MethodWords] = MethodWords(
         label="Toy", paper="Toy: Small Rows Say Little, arXiv 0000.00000"
     )
     turn: ClassVar[Turn] = Turn.FREEZE
