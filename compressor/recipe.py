@@ -17,7 +17,7 @@ from compressor.contract.method import Method, path_keys
 from compressor.disk.gate_file import GateFile
 from compressor.errors import RecipeError
 from compressor.facts import ModelFacts
-from compressor.methods import GATED, CompressEntry, gated, methods_clash
+from compressor.methods import GATED, UNUSABLE, CompressEntry, gated, methods_clash
 from compressor.recipe_override import changed
 from compressor.schema.problems import (
     allowed,
@@ -341,7 +341,7 @@ def parse_recipe(data: Mapping[str, Any], source: str, problems: Sequence[str] =
         newer = f"{source}: vtcompress: written for a newer vtcompress (format {version})"
         remedy = f"this one reads up to {RECIPE_FORMAT}: upgrade vtcompress"
         raise RecipeError([f"{newer}; {remedy}"])
-    lines = list(problems)
+    lines = [*UNUSABLE, *problems]
     if "vtcompress" not in data:
         lines.append(
             f"{source}: vtcompress: missing; start the recipe with 'vtcompress: {RECIPE_FORMAT}'"
