@@ -14,7 +14,6 @@ from pydantic import create_model
 from compressor.contract.gated import GatedMethod
 from compressor.contract.measure import Measure
 from compressor.contract.method import Method, Trait, Turn
-from compressor.errors import RecipeError
 from compressor.methods.dyvte import DyVTE
 from compressor.methods.shortv import ShortV
 from compressor.methods.visual_exit import VisualExit
@@ -25,35 +24,37 @@ GROUP: Final = "vtcompress.methods"
 BUILT_IN: Final[tuple[type[Method], ...]] = (ShortV, VisualExit, DyVTE, Yopo)
 
 
-def _installed(points: Iterable[EntryPoint]) -> tuple[type[Method], ...]:
-    """Return the methods of other packages.
-
-    Raises:
-        RecipeError: one cannot be loaded, is no method, or has a name that is taken.
-    """
+def _installed(
+    points: Iterable[EntryPoint],
+) -> tuple[tuple[type[Method], ...], tuple[str, ...]]:
+    """Return the methods of other packages, and what is wrong with those that cannot be used."""
     found: dict[str, type[Method]] = {method.name: method for method in BUILT_IN}
+    problems = []
     for point in sorted(points, key=lambda point: point.name):
         package = f"{point.dist.name} {point.dist.version}" if point.dist else point.value
-        remedy = f"remove or upgrade {package}"
+        problem = ""
         try:
             method = point.load()
-        except Exception as failure:
+        except Exception as failure:  # noqa: BLE001 - it is another's code
             reason = " ".join(f"{type(failure).__name__}: {failure}".split())
-            raise RecipeError(
-                [f"the method {point.name} of {package} cannot be loaded: {reason}; {remedy}"]
-            ) from failure
-        if not (isinstance(method, type) and issubclass(method, Method)):
-            raise RecipeError([f"{point.value} of {package} is no method; {remedy}"])
-        if method.name in found:
-            raise RecipeError(
-                [f"{package} brings a method {method.name}, which is there already; {remedy}"]
-            )
-        method.package = package
-        found[method.name] = method
-    return tuple(found.values())[len(BUILT_IN) :]
+            problem = f"the method {point.name} of {package} cannot be loaded: {reason}"
+        else:
+            if not (isinstance(method, type) and issubclass(method, Method)):
+                problem = f"{point.value} of {package} is no method"
+            elif method.name in found:
+                problem = f"{package} brings a method {method.name}, which is there already"
+        if problem:
+            problems.append(f"{problem}; remove or upgrade {package}")
+        else:
+            method.package = package
+            found[method.name] = method
+    return tuple(found.values())[len(BUILT_IN) :], tuple(problems)
 
 
-METHODS: Final = (*BUILT_IN, *_installed(entry_points(group=GROUP)))
+_THEIRS, UNUSABLE = _installed(entry_points(group=GROUP))
+"""Problems of installed methods that cannot be used; every recipe is refused with them."""
+
+METHODS: Final = (*BUILT_IN, *_THEIRS)
 """Every method that a recipe may list, in the order in which errors and reports name them."""
 
 METHOD_NAMES: Final = tuple(method.name for method in METHODS)
@@ -72,7 +73,7 @@ MEASURES: Final[Mapping[str, Measure]] = {
 """All that calibration can measure, by the key in profiles."""
 
 
-class Entry(ExactlyOne):
+class _Entry(ExactlyOne):
     """One entry of `compress`: a method under its name."""
 
     key_word: ClassVar[str] = "method"
@@ -88,12 +89,12 @@ class Entry(ExactlyOne):
 
 
 if TYPE_CHECKING:
-    CompressEntry = Entry
+    CompressEntry = _Entry
 else:
     CompressEntry = create_model(
         "CompressEntry",
-        __base__=Entry,
-        __doc__=Entry.__doc__,
+        __base__=_Entry,
+        __doc__=_Entry.__doc__,
         **{method.name: (method | None, None) for method in METHODS},
     )
 
