@@ -53,14 +53,19 @@ def ask(probe: Probe, seconds: float = PROBE_SECONDS) -> Probed:
     # -P: the child looks where this process does, not where it happens to stand.
     command = [sys.executable, "-P", "-c", _CHILD, json.dumps(sys.path)]
     command += [probe.__module__, probe.__qualname__]
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=seconds, check=False)  # noqa: S603
-    except subprocess.TimeoutExpired as failure:
-        return Probed(_facts(failure.stdout or b""), f"gave no answer for {seconds:g} s")
-    facts = _facts(done.stdout)
+    with subprocess.Popen(  # noqa: S603 - this Python, and code of this package
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
+    ) as child:
+        if child.stdout is not None:
+            child.stdout.readline()  # what the child imports of ours has no limit
+        try:
+            facts = _facts(child.communicate(timeout=seconds)[0])
+        except subprocess.TimeoutExpired:
+            child.kill()
+            return Probed(_facts(child.communicate()[0]), f"gave no answer for {seconds:g} s")
     if facts.get("done"):
         return Probed(facts)
-    code = done.returncode
+    code = child.returncode
     how = f"crashed ({signal.Signals(-code).name})" if code < 0 else f"ended with status {code}"
     return Probed(facts, how)
 
@@ -75,8 +80,10 @@ def _facts(said: bytes) -> Told:
 
 def main(module: str, name: str) -> None:
     """Run a probe and print a line of JSON for each piece that it tells: what the child does."""
+    probe: Probe = attrgetter(name)(import_module(module))
+    _tell({})
     try:
-        for facts in attrgetter(name)(import_module(module))():
+        for facts in probe():
             _tell(facts)
     except ModuleNotFoundError as failure:
         _tell({"error": "missing", "missing": failure.name or "", "words": words_of(failure)})
