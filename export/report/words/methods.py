@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from compressor.contract.measure import Drawing, Measure
 from compressor.contract.method import Method, Words
-from compressor.methods import MEASURES, METHODS, label_of_cuts, method_of
+from compressor.methods import METHODS, label_of_cuts, method_of
 from compressor.plan.plan import LayerPlan, Plan
-from compressor.profile import Profile
 
 UPDATED = ("updated", "attention and MLP run on visual tokens, as in the original")
 
@@ -145,14 +143,3 @@ def _value(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(_named(value))
-
-
-def charts(profile: Profile | None, plan: Plan) -> tuple[tuple[Measure, Drawing], ...]:
-    """Return what calibration measured, as charts beside the plan, in the order of the methods."""
-    if profile is None:
-        return ()
-    return tuple(
-        (measure, measure.drawing(profile.found(name), plan))
-        for name, measure in MEASURES.items()
-        if name in profile.measures
-    )
