@@ -47,7 +47,9 @@ class Toy(Method):
     """
 
     name: ClassVar[str] = "toy"
-    words: ClassVar[Words] = Words(label="Toy", paper="Toy: Small Rows Say Little, arXiv 0000.00000")
+    words: ClassVar[Words] = Words(
+        label="Toy", paper="Toy: Small Rows Say Little, arXiv 0000.00000"
+    )
     turn: ClassVar[Turn] = Turn.FREEZE
     measures: ClassVar[tuple[Measure, ...]] = (SMALL,)
     nicknames: ClassVar[tuple[str, ...]] = ("small_rows",)
@@ -158,9 +160,7 @@ def test_reports_say_its_own_words_and_the_package_that_brought_it(artifact: Pat
     assert "magnitude of visual rows" in text
 
 
-def test_its_errors_are_those_of_every_method(
-    site: Path, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_its_errors_are_those_of_every_method(site: Path, tiny_model: Path, tmp_path: Path) -> None:
     def refused(entry: str) -> str:
         arguments = ["plan", "--recipe", recipe(tmp_path, entry), "--model", tiny_model]
         done = vtcompress(site, *arguments, cwd=tmp_path)

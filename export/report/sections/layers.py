@@ -17,7 +17,6 @@ from export.report.document import (
     Block,
     Bullets,
     Chart,
-    Folded,
     Part,
     Section,
     Table,
@@ -49,7 +48,7 @@ def layers_section(data: ReportData) -> Section:
         Beside([[block] for block in found]),
         *([] if scores is None else [Words(HEAD_WORDS)]),
         *plan_blocks(plan, data.methods, data.manifest.loss),
-        Folded("All figures of every layer", tables),
+        Part("All figures of every layer", tables, folded=True),
     ]
     title = "Layers: what visual and text tokens do"
     return Section("layers", "Layers", title, blocks)
