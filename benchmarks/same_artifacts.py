@@ -20,6 +20,7 @@ import onnx
 import yaml
 
 import vtcompress
+from compressor.plan.plan import LayerPlan
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "digits-llava"
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -78,11 +79,17 @@ def record(recipe: str, scratch: Path) -> dict[str, Any]:
     }
 
 
+def read(found: dict[str, Any]) -> dict[str, Any]:
+    """Return what was recorded with layers as this version reads them: it may name reasons otherwise."""
+    layers = [LayerPlan.model_validate(layer) for layer in found.get("layers", ())]
+    return {**found, "layers": layers}
+
+
 def compare(before: dict[str, Any], after: dict[str, Any]) -> int:
     """Print what is equal and what is not, a line a recipe; return how many recipes differ."""
     differing = 0
     for recipe in sorted(before.keys() | after.keys()):
-        old, new = before.get(recipe, {}), after.get(recipe, {})
+        old, new = (read(found.get(recipe, {})) for found in (before, after))
         other = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
         differing += bool(other)
         print(f"{recipe}: " + (f"differs in {', '.join(other)}" if other else "equal"))

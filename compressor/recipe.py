@@ -33,8 +33,8 @@ from compressor.schema.values import (
     Flag,
     ModelId,
     NotNegative,
+    RecipeSection,
     Revision,
-    Section,
     Seed,
     Share,
     each_once,
@@ -57,7 +57,7 @@ TRUST: Final = "trust_remote_code"
 RESOLVED_HEADER = "# resolved recipe, written by vtcompress\n"
 
 
-class ModelSection(Section):
+class ModelSection(RecipeSection):
     """The model to compress.
 
     Attributes:
@@ -72,7 +72,7 @@ class ModelSection(Section):
     trust_remote_code: Flag = False
 
 
-class CalibrateSection(Section):
+class CalibrateSection(RecipeSection):
     """The measurement that methods choose layers by.
 
     Attributes:
@@ -86,7 +86,7 @@ class CalibrateSection(Section):
     seed: Seed = 0
 
 
-class ProfilesSection(Section):
+class ProfilesSection(RecipeSection):
     """Sizes that engines and fixed caches are made for; None: what fits the model (`export.graphs.limits`).
 
     Attributes:
@@ -104,7 +104,7 @@ class ProfilesSection(Section):
     compute_capabilities: tuple[str, ...] | None = None
 
 
-class ExportSection(Section):
+class ExportSection(RecipeSection):
     """What is written.
 
     Attributes:
@@ -130,7 +130,7 @@ class ExportSection(Section):
     logits: Literal["last", "all"] = "last"
 
 
-class FidelitySection(Section):
+class FidelitySection(RecipeSection):
     """Limits of export fidelity: compressed torch model against its own graphs, on logits.
 
     None takes the default of the export's dtype, see `fidelity_thresholds`.
@@ -146,7 +146,7 @@ class FidelitySection(Section):
     min_cosine: Cosine | None = None
 
 
-class LossSection(Section):
+class LossSection(RecipeSection):
     """Limits of compression loss: original model against the artifact; None: reported, not judged.
 
     Attributes:
@@ -165,7 +165,7 @@ class LossSection(Section):
     min_exact_match_kept: NotNegative | None = None
 
 
-class ValidateSection(Section):
+class ValidateSection(RecipeSection):
     """The two checks, and what they must show.
 
     Attributes:
@@ -188,7 +188,7 @@ class ValidateSection(Section):
     loss: LossSection = LossSection()
 
 
-class Recipe(Section):
+class Recipe(RecipeSection):
     """A whole recipe; read one with `load_recipe`, change one with `override`.
 
     Attributes:

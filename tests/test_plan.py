@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from compressor.errors import PlanError
+from compressor.plan.edits import identity_plan, leave
 from compressor.plan.plan import Gates, LayerPlan, Plan, Workload
 from tests import facts
 
@@ -229,3 +230,12 @@ FROZEN = {"visual": "frozen", "reason": "dead"}
 def test_cuts_that_contradict_themselves_are_refused(cuts, words):
     with pytest.raises(ValidationError, match=words):
         LayerPlan(index=1, **cuts)
+
+
+def test_plans_of_older_versions_have_another_name_for_the_visual_exit(tmp_path):
+    path = tmp_path / "plan.json"
+    plan = leave(identity_plan(facts.facts(), facts.DIGEST), 3, "visual_exit")
+    plan.save(path)
+    path.write_text(path.read_text().replace('"visual_exit"', '"vtw"'))
+    assert '"vtw"' in path.read_text()
+    assert Plan.load(path) == plan

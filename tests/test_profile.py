@@ -165,3 +165,21 @@ def test_a_head_through_which_text_reads_pictures_alone_has_an_infinite_score():
     assert SampleScore(visual=1, text=1, head_score=((float("nan"),),)).no_numbers == (
         "head_score",
     )
+
+
+def test_older_profiles_have_empty_values_of_what_was_not_measured(tmp_path):
+    path = saved(tmp_path)
+    document = json.loads(path.read_text())
+    for sample in document["samples"]:
+        sample |= {"exit_kl": [], "gate_margin": [], "head_score": []}
+    document["neuron_activity"] = []
+    newer = Profile.load(path)
+    path.write_text(json.dumps(document))
+    assert Profile.load(path) == newer
+
+
+def test_a_profile_of_what_no_method_here_measures_is_refused(tmp_path):
+    path = saved(tmp_path, measures=["toy_magnitude"])
+    (problem,) = problems(lambda: Profile.load(path))
+    assert "measures.0: " in problem
+    assert "not measured by any method here; known: layer_contribution" in problem

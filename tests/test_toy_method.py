@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import pytest
 
 from compressor.contract.measure import Measure
-from compressor.contract.method import Evidence, Method, NamedLayers, Turn, Words
+from compressor.contract.method import Evidence, Method, MethodWords, NamedLayers, Turn
 from compressor.plan.edits import freeze
 from compressor.plan.plan import Plan
 from compressor.schema.values import Count, KeptLayers
@@ -47,7 +47,7 @@ class Toy(Method):
     """
 
     name: ClassVar[str] = "toy"
-    words: ClassVar[Words] = Words(
+    words: ClassVar[MethodWords] = MethodWords(
         label="Toy", paper="Toy: Small Rows Say Little, arXiv 0000.00000"
     )
     turn: ClassVar[Turn] = Turn.FREEZE
@@ -61,7 +61,7 @@ class Toy(Method):
         """Return the magnitude of rows."""
         return self.measures
 
-    def layers_named(self, layers: int) -> tuple[NamedLayers, ...]:
+    def layers_named(self, layers: int) -> tuple[NamedLayers, ...]:  # noqa: ARG002
         """Return the layers that are not frozen."""
         return (NamedLayers("never", self.never),)
 
@@ -78,7 +78,7 @@ class Toy(Method):
             [f"{evidence.where}.count: only {frozen} can be frozen"] if frozen < self.count else []
         )
 
-    def why_frozen(self, plan: Plan, samples: int | None) -> str:
+    def why_frozen(self, plan: Plan, samples: int | None) -> str:  # noqa: ARG002
         """Return what speaks for the layers."""
         return f"in front of them visual tokens were smallest on {samples} toy prompts"
 

@@ -6,10 +6,18 @@ from compressor.contract.method import Method
 from compressor.disk.gate_file import GateFile
 from compressor.errors import GatesError
 from compressor.facts import ModelFacts
-from compressor.schema.values import Candidates, Count, GatesPath, Quantile, Rate, Section, Seed
+from compressor.schema.values import (
+    Candidates,
+    Count,
+    GatesPath,
+    Quantile,
+    Rate,
+    RecipeSection,
+    Seed,
+)
 
 
-class GateTraining(Section):
+class GateTraining(RecipeSection):
     """How `train-gates` trains gates.
 
     Attributes:

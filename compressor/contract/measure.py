@@ -45,7 +45,7 @@ class Drawing:
 
 
 @dataclass(frozen=True)
-class Table:
+class MeasureTable:
     """Figures of a measure for the console: a table, or a sentence where columns are none."""
 
     title: str
@@ -105,7 +105,7 @@ class Measure:
     infinite: bool = False
     unasked: bool = False
     draw: Callable[[Measured, Plan], Drawing] | None = None
-    show: Callable[[Measured], Table] | None = None
+    show: Callable[[Measured], MeasureTable] | None = None
 
     def drawing(self, found: Measured, plan: Plan) -> Drawing:
         """Return the chart of what was found beside the plan that was made of it."""
@@ -113,12 +113,12 @@ class Measure:
             return self.draw(found, plan)
         return Drawing("decoder layer", self.words, (Series("", tuple(enumerate(found.mean))),))
 
-    def table(self, found: Measured) -> Table:
+    def table(self, found: Measured) -> MeasureTable:
         """Return what was found, for the console."""
         if self.show is not None:
             return self.show(found)
         rows = tuple((str(i), f"{value:.3e}") for i, value in enumerate(found.mean))
-        return Table(self.title or self.name, ("layer", self.unit or self.name), rows)
+        return MeasureTable(self.title or self.name, ("layer", self.unit or self.name), rows)
 
     @property
     def words(self) -> str:

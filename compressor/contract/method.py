@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from compressor.contract.measure import Measure, Measured
 from compressor.facts import ModelFacts
 from compressor.plan.plan import Plan
-from compressor.schema.values import Section
+from compressor.schema.values import RecipeSection
 
 T = TypeVar("T")
 
@@ -163,7 +163,7 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class Words:
+class MethodWords:
     """What reports say of a method.
 
     Attributes:
@@ -181,7 +181,7 @@ class Words:
     exit_meaning: str = ""
 
 
-class Method(Section, ABC):
+class Method(RecipeSection, ABC):
     """An entry of a recipe's `compress`; its fields are the keys.
 
     Attributes:
@@ -194,7 +194,7 @@ class Method(Section, ABC):
     """
 
     name: ClassVar[str]
-    words: ClassVar[Words]
+    words: ClassVar[MethodWords]
     turn: ClassVar[Turn]
     measures: ClassVar[tuple[Measure, ...]] = ()
     nicknames: ClassVar[tuple[str, ...]] = ()

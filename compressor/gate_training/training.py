@@ -42,20 +42,22 @@ MOST_TIME_SAVING = 0.05
 
 
 @dataclass(frozen=True)
-class Step:
+class TrainingStep:
     """What one step learns from: a layer and the places of its prompts among the samples."""
 
     layer: int
     samples: tuple[int, ...]
 
 
-def steps_of(training: GateTraining, candidates: Sequence[int], samples: int) -> tuple[Step, ...]:
+def steps_of(
+    training: GateTraining, candidates: Sequence[int], samples: int
+) -> tuple[TrainingStep, ...]:
     """Return all steps of a training, from its settings alone."""
     steps = []
     for number in range(training.steps):
         drawn = random.Random(f"{training.seed}:{number}")  # noqa: S311
         layer = drawn.choice(candidates)
-        steps.append(Step(layer, tuple(drawn.choices(range(samples), k=training.batch))))
+        steps.append(TrainingStep(layer, tuple(drawn.choices(range(samples), k=training.batch))))
     return tuple(steps)
 
 

@@ -72,7 +72,7 @@ MEASURES: Final[Mapping[str, Measure]] = {
 """All that calibration can measure, by the key in profiles."""
 
 
-class Entry(ExactlyOne):
+class _Entry(ExactlyOne):
     """One entry of `compress`: a method under its name."""
 
     key_word: ClassVar[str] = "method"
@@ -88,12 +88,12 @@ class Entry(ExactlyOne):
 
 
 if TYPE_CHECKING:
-    CompressEntry = Entry
+    CompressEntry = _Entry
 else:
     CompressEntry = create_model(
         "CompressEntry",
-        __base__=Entry,
-        __doc__=Entry.__doc__,
+        __base__=_Entry,
+        __doc__=_Entry.__doc__,
         **{method.name: (method | None, None) for method in METHODS},
     )
 

@@ -19,8 +19,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from pydantic import model_validator
 
 from compressor.contract.gated import GatedMethod
-from compressor.contract.measure import Drawing, Measure, Measured, Series, Table
-from compressor.contract.method import CannotError, Claim, Evidence, NamedLayers, Trait, Turn, Words
+from compressor.contract.measure import Drawing, Measure, Measured, MeasureTable, Series
+from compressor.contract.method import (
+    CannotError,
+    Claim,
+    Evidence,
+    MethodWords,
+    NamedLayers,
+    Trait,
+    Turn,
+)
 from compressor.disk.gate_file import GateFile
 from compressor.plan.edits import leave
 from compressor.plan.gate_exits import first_to_fire, histogram
@@ -87,9 +95,9 @@ def _drawing(found: Measured, _: Plan) -> Drawing:
     return Drawing("layer whose gate fires first", "prompts", (Series("", points),))
 
 
-def _table(found: Measured) -> Table:
+def _table(found: Measured) -> MeasureTable:
     rows = tuple((str(place), str(count)) for place, count in _counts(found))
-    return Table("Gates", ("fires first after layer", "prompts"), rows)
+    return MeasureTable("Gates", ("fires first after layer", "prompts"), rows)
 
 
 GATE_MARGIN = Measure(
@@ -107,7 +115,7 @@ class DyVTE(GatedMethod):
     """DyVTE: a gate behind a layer looks at the prompt's text states and lets visual tokens leave."""
 
     name: ClassVar[str] = "dyvte"
-    words: ClassVar[Words] = Words(
+    words: ClassVar[MethodWords] = MethodWords(
         label="DyVTE",
         paper="DyVTE: Accelerating Multimodal Large Language Models via Dynamic Visual-Token Exit and the "
         "Empirical Findings, arXiv 2411.19628",

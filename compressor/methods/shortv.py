@@ -18,13 +18,13 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from compressor.contract.measure import Drawing, Measure, Measured, Table, marked
+from compressor.contract.measure import Drawing, Measure, Measured, MeasureTable, marked
 from compressor.contract.method import (
     Evidence,
     Method,
+    MethodWords,
     NamedLayers,
     Turn,
-    Words,
     gone_words,
     layers_words,
 )
@@ -108,10 +108,12 @@ def _drawing(found: Measured, plan: Plan) -> Drawing:
     return Drawing("decoder layer", words, marked(found.mean, frozen, labels))
 
 
-def _table(found: Measured) -> Table:
+def _table(found: Measured) -> MeasureTable:
     order = ranking(found.mean)
     rows = ((str(i), f"{v:.3e}", str(order.index(i) + 1)) for i, v in enumerate(found.mean))
-    return Table("Layer contribution", ("layer", "KL, nats", "rank, lowest first"), tuple(rows))
+    return MeasureTable(
+        "Layer contribution", ("layer", "KL, nats", "rank, lowest first"), tuple(rows)
+    )
 
 
 CONTRIBUTION = Measure(
@@ -142,7 +144,7 @@ class ShortV(ExactlyOne, Method):
     """
 
     name: ClassVar[str] = "shortv"
-    words: ClassVar[Words] = Words(
+    words: ClassVar[MethodWords] = MethodWords(
         label="ShortV",
         paper="ShortV: Efficient Multimodal Large Language Models by Freezing Visual Tokens in Ineffective "
         "Layers, arXiv 2504.00502",

@@ -16,16 +16,16 @@ Limitations:
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from compressor.contract.measure import Drawing, Measure, Measured, Table, marked
+from compressor.contract.measure import Drawing, Measure, Measured, MeasureTable, marked
 from compressor.contract.method import (
     CannotError,
     Claim,
     Evidence,
     Method,
+    MethodWords,
     NamedLayers,
     Trait,
     Turn,
-    Words,
 )
 from compressor.plan.cost import predicted_speedup
 from compressor.plan.edits import leave
@@ -92,9 +92,11 @@ def _drawing(found: Measured, plan: Plan) -> Drawing:
     )
 
 
-def _table(found: Measured) -> Table:
+def _table(found: Measured) -> MeasureTable:
     rows = ((str(k), f"{value:.3e}") for k, value in enumerate(found.mean))
-    return Table("Visual exit", ("first layer without visual tokens", "KL, nats"), tuple(rows))
+    return MeasureTable(
+        "Visual exit", ("first layer without visual tokens", "KL, nats"), tuple(rows)
+    )
 
 
 EXIT_KL = Measure(
@@ -126,7 +128,7 @@ class VisualExit(ExactlyOne, Method):
     """
 
     name: ClassVar[str] = "visual_exit"
-    words: ClassVar[Words] = Words(
+    words: ClassVar[MethodWords] = MethodWords(
         label="VTW",
         paper="VTW: Boosting Multimodal Large Language Models with Visual Tokens Withdrawal for Rapid "
         "Inference, arXiv 2405.05803",

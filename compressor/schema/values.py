@@ -150,13 +150,13 @@ def layer_at(value: float, layers: int) -> int:
     return max(1, math.floor(value * layers + 0.5 + 1e-9))
 
 
-class Section(BaseModel):
+class RecipeSection(BaseModel):
     """A mapping of a recipe: values of exactly the declared types, no other keys, never changed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class ExactlyOne(Section):
+class ExactlyOne(RecipeSection):
     """A section in which one key, and only one, is given; `beside` names keys that go with one of them."""
 
     beside: ClassVar[Mapping[str, str]] = {}

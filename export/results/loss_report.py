@@ -138,7 +138,7 @@ def _interval(share: float | None, total: int) -> Interval | None:
     return None if share is None or total < 1 else share_interval(round(share * total), total)
 
 
-class Measure(Facts):
+class LossMeasure(Facts):
     """One measure over all samples beside its limit.
 
     Attributes:
@@ -179,7 +179,7 @@ class Measure(Facts):
         return f"{self.words} is {self.found:.4f}, wanted {self.key} {self.limit:g}{why}"
 
 
-def measures(figures: LossFigures, limits: LossLimits) -> tuple[Measure, ...]:
+def measures(figures: LossFigures, limits: LossLimits) -> tuple[LossMeasure, ...]:
     """Return every measure beside its limit.
 
     A share of right answers that must be kept cannot be judged where no right answers are known. The same
@@ -202,28 +202,30 @@ def measures(figures: LossFigures, limits: LossLimits) -> tuple[Measure, ...]:
         in_place = f"in place of right answers kept: {unknown}"
         kept = None
     found = (
-        Measure(words="mean KL", key="max_kl", found=figures.kl, limit=limits.max_kl, at_most=True),
-        Measure(
+        LossMeasure(
+            words="mean KL", key="max_kl", found=figures.kl, limit=limits.max_kl, at_most=True
+        ),
+        LossMeasure(
             words="agreement of next tokens",
             key=key,
             found=figures.agreement,
             limit=agreement,
             in_place=in_place,
         ),
-        Measure(
+        LossMeasure(
             words="common prefix",
             key="min_common_prefix",
             found=figures.common_prefix,
             limit=limits.min_common_prefix,
         ),
-        Measure(
+        LossMeasure(
             words="exact match",
             key="min_exact_match",
             found=figures.exact_match,
             limit=limits.min_exact_match,
             cannot="" if figures.answered else unknown,
         ),
-        Measure(
+        LossMeasure(
             words="exact match kept",
             key="min_exact_match_kept",
             found=figures.exact_match_kept,
@@ -261,7 +263,7 @@ class LossReport(Check):
     exits: tuple[tuple[int, int], ...] = ()
 
     @property
-    def measures(self) -> tuple[Measure, ...]:
+    def measures(self) -> tuple[LossMeasure, ...]:
         """Every measure over all samples beside its limit."""
         return measures(self.overall, self.limits)
 

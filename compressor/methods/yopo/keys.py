@@ -16,7 +16,7 @@ from compressor.schema.values import (
     NotNegative,
     Quantile,
     Ratio,
-    Section,
+    RecipeSection,
     Share,
 )
 
@@ -45,7 +45,7 @@ class Heads(ExactlyOne):
     mask: MaskPath | None = None
 
 
-class YopoKeys(Section):
+class YopoKeys(RecipeSection):
     """YOPO: four cuts of the work on visual tokens; at least one is given.
 
     Attributes:

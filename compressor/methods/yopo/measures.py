@@ -6,7 +6,7 @@ How they are measured stands in `heads` and `neurons` of this folder.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from compressor.contract.measure import Drawing, Measure, Measured, Series, Table
+from compressor.contract.measure import Drawing, Measure, Measured, MeasureTable, Series
 from compressor.plan.plan import Plan
 
 if TYPE_CHECKING:
@@ -44,12 +44,12 @@ def _draw_heads(found: Measured, plan: Plan) -> Drawing:
     return Drawing("decoder layer", "head score (visual / text attention)", series, "dots")
 
 
-def _show_heads(found: Measured) -> Table:
+def _show_heads(found: Measured) -> MeasureTable:
     rows = tuple(
         (str(i), f"{min(row):.3g}", f"{sum(row) / len(row):.3g}", f"{max(row):.3g}")
         for i, row in enumerate(found.mean)
     )
-    return Table("Visual heads", ("layer", "lowest score", "mean", "highest"), rows)
+    return MeasureTable("Visual heads", ("layer", "lowest score", "mean", "highest"), rows)
 
 
 def _draw_neurons(found: Measured, plan: Plan) -> Drawing:
@@ -74,7 +74,7 @@ def _share(activity: Sequence[float], neurons: Sequence[int] | None) -> float:
     return sum(kept) / (sum(activity) or 1.0)
 
 
-def _show_neurons(found: Measured) -> Table:
+def _show_neurons(found: Measured) -> MeasureTable:
     """Return how the activity was measured, and how unevenly it is spread."""
     rows = found.mean
     shares = [sum(sorted(row)[len(row) // 2 :]) / sum(row) for row in rows if sum(row) > 0]
@@ -85,7 +85,7 @@ def _show_neurons(found: Measured) -> Table:
     if shares:
         spread = f"{min(shares):.0%} to {max(shares):.0%}"
         words += f" The more active half of a layer's neurons carries {spread} of it."
-    return Table(words)
+    return MeasureTable(words)
 
 
 HEAD_SCORE = Measure(

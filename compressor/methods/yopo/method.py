@@ -9,10 +9,10 @@ from compressor.contract.method import (
     Claim,
     Evidence,
     Method,
+    MethodWords,
     NamedLayers,
     Trait,
     Turn,
-    Words,
 )
 from compressor.facts import ModelFacts
 from compressor.methods.yopo.cut import cut, unfit
@@ -28,7 +28,7 @@ class Yopo(YopoKeys, Method):
     """YOPO: four cuts of the work on visual tokens; see `YopoKeys`."""
 
     name: ClassVar[str] = "yopo"
-    words: ClassVar[Words] = Words(
+    words: ClassVar[MethodWords] = MethodWords(
         label="YOPO",
         paper="YOPO: Treat Visual Tokens as Text? But Your MLLM Only Needs Fewer Efforts to See, arXiv "
         "2410.06169",

@@ -1,23 +1,23 @@
-"""What methods say of themselves, put into the plan's vocabulary: states of layers, sentences, charts.
+"""What methods say of themselves, put into the plan's vocabulary: states of layers, sentences.
 
-No method is named here: a reason in a plan is looked up, and its `Words` fill in the blanks.
+No method is named here: a reason in a plan is looked up, and its `MethodWords` fill in the blanks.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from compressor.contract.method import Method, Words
+from compressor.contract.method import Method, MethodWords
 from compressor.methods import METHODS, label_of_cuts, method_of
 from compressor.plan.plan import LayerPlan, Plan
 
 UPDATED = ("updated", "attention and MLP run on visual tokens, as in the original")
 
 
-def words_of(reason: str) -> Words:
+def words_of(reason: str) -> MethodWords:
     """Return what the method says that a reason names; its bare name where it is not installed."""
     method = method_of(reason)
-    return Words(label=reason) if method is None else method.words
+    return MethodWords(label=reason) if method is None else method.words
 
 
 def state(layer: LayerPlan) -> tuple[str, str]:
