@@ -257,7 +257,7 @@ def test_stored_activity_is_small() -> None:
     profile = Profile.model_validate(yopo_profile(samples=[], neuron_activity=[]))
     sample = SampleScore(visual=12, text=9, head_score=((0.5,) * 4,) * 6)
     for value in (1 / 3, 2 / 7, 1 / 11):
-        profile = profile.with_sample(sample, [[value] * 24] * 6)
+        profile = profile.with_sample(sample, {"neuron_activity": [[value] * 24] * 6})
     texts = {str(v) for row in profile.neuron_activity for v in row}
     assert max(map(len, texts)) <= 8
     assert profile.neuron_activity[0][0] == pytest.approx((1 / 3 + 2 / 7 + 1 / 11) / 3, rel=1e-5)
