@@ -8,8 +8,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from compressor.samples.small_pictures import small_picture
 from export.report.document import Document
-from export.report.questions import Question, thumbnail
+from export.report.questions import Question
 from export.report.text.svg import plain
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
@@ -41,7 +42,7 @@ def html(document: Document) -> str:
 def _card(question: Question) -> dict[str, Any]:
     same, original, compressed = _common(question.original, question.compressed)
     return {
-        "pictures": [thumbnail(path) for path in question.images],
+        "pictures": [small_picture(path) for path in question.images],
         "same": same,
         "original": original,
         "compressed": compressed,

@@ -17,7 +17,6 @@ from export.report.document import (
     Block,
     Bullets,
     Chart,
-    Folded,
     Part,
     Section,
     Table,
@@ -47,8 +46,9 @@ def layers_section(data: ReportData) -> Section:
         tables.append(head_table(scores, plan))
     blocks = [
         Beside([[block] for block in found]),
+        *([] if scores is None else [Words(HEAD_WORDS)]),
         *plan_blocks(plan, data.methods, data.manifest.loss),
-        Folded("All figures of every layer", tables),
+        Part("All figures of every layer", tables, folded=True),
     ]
     title = "Layers: what visual and text tokens do"
     return Section("layers", "Layers", title, blocks)
@@ -104,10 +104,7 @@ def _measures(data: ReportData) -> list[Block]:
         )
         found.append(Chart(exit_chart(values, samples, plan.exit_layer, allowed), caption))
     if (values := measured(profile, "head_score")) is not None:
-        caption = (
-            f"{HEAD_WORDS} {mean.capitalize()}. Filled: visual tokens take part in the head; hollow: they "
-            "do not."
-        )
+        caption = f"Head scores, {mean}. Filled: visual tokens take part in the head; hollow: they do not."
         found.append(Chart(head_chart(values, samples, plan), caption))
     drawn = ("layer_contribution", "exit_kl")
     for measure in (m for m in _of_layers() if m.name not in drawn):
