@@ -76,7 +76,7 @@ def test_what_contradicts_is_refused_before_the_model_is_loaded(
     words = "compress: the plan was made by shortv, which the recipe does not have"
     refused(RecipeError, words, plan, recipe=identity(tiny_model))
     window = plan.model_copy(update={"layers": (LayerPlan(index=0, window=3), LayerPlan(index=1))})
-    words = "made by a method that cuts heads, windows or neurons, which the recipe does not have"
+    words = "made by yopo, which the recipe does not have"
     refused(RecipeError, words, window, recipe=identity(tiny_model))
     gates = Gates(candidates=(0,), mode="dynamic", width=4, digest="a" * 64)
     refused(GatesError, "the recipe names no gates", plan.model_copy(update={"gates": gates}))

@@ -156,12 +156,16 @@ def register(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Regist
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a tiny VipLLaVA folder whose pictures go through ViT's processor."""
+    return make_vip_llava(tmp_path_factory.mktemp("vip") / "toy-model")
+
+
+def make_vip_llava(folder: Path) -> Path:
+    """Write a tiny VipLLaVA folder whose pictures go through ViT's processor."""
     from transformers import VipLlavaConfig, VipLlavaForConditionalGeneration
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
     torch.manual_seed(0)
-    folder, variant = tmp_path_factory.mktemp("vip") / "toy-model", Variant(layers=2)
+    variant = Variant(layers=2)
     config = VipLlavaConfig(
         vision_config=_vision(variant),
         text_config=_text(variant),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from compressor.errors import ArtifactError, RecipeError
 from compressor.facts import ModelFacts
+from compressor.methods import CUTTERS
 from compressor.plan.plan import Plan
 from compressor.planner import check_methods, plan_recipe
 from compressor.profile import Profile
@@ -139,8 +140,8 @@ def check_plan(
     check_plan_gates(plan, recipe, facts, None)
     known = {method.name for method in recipe.methods}
     foreign = [name for name in plan.methods if name not in known]
-    if any(layer.cuts for layer in plan.layers) and not known:
-        foreign.append("a method that cuts heads, windows or neurons")
+    if any(layer.cuts for layer in plan.layers) and not known & set(CUTTERS):
+        foreign.append(" or ".join(CUTTERS))
     if foreign:
         raise RecipeError(
             [
