@@ -15,7 +15,7 @@ import numpy as np
 from compressor.facts import ModelFacts
 from compressor.progress import SILENT, Progress
 from compressor.samples.layout import layout_around
-from export.backends.onnxruntime import OnnxSession
+from export.backends.checked_on import OnnxSession
 from export.graphs.spec import GraphSpec
 from export.results.bench import BenchReport, Timing
 from export.session.arrays import Array

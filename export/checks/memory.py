@@ -12,7 +12,7 @@ import numpy as np
 from compressor.errors import VtcompressError
 from compressor.facts import ModelFacts
 from compressor.samples.layout import layout_around
-from export.backends.onnxruntime import OnnxSession
+from export.backends.checked_on import OnnxSession
 from export.graphs.spec import GraphSpec
 from export.results.footprint import Footprint
 from export.session.feeds import prompt_rows, text_rows

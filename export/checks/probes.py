@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from export.backends.onnxruntime import OnnxGraph
+from export.backends.checked_on import OnnxGraph
 from export.graphs.spec import GraphSpec
 from export.session.arrays import Array
 from export.session.session import as_array

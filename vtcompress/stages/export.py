@@ -23,7 +23,6 @@ from export.artifact import artifact as artifacts
 from export.artifact import staging
 from export.artifact.artifact import PLAN_FILE, PROFILE_FILE
 from export.artifact.manifest import Manifest, Predicted, tool_versions
-from export.backends.tensorrt.targets import TARGETS
 from export.checks import bench as timing
 from export.checks import fidelity, loss, memory, stored
 from export.checks.bfloat16 import missing_kernels, open_for_checks
@@ -36,7 +35,7 @@ from export.report.questions import chosen_places, question_of
 from export.results.loss_report import LossReport
 from export.results.rewrite import RewriteReport, rewrite_words
 from export.runtime.runtime import Runtime
-from vtcompress.stages.build import build_targets, check_targets
+from vtcompress.stages.build import build_targets, check_targets, engine_targets
 from vtcompress.stages.checks.prompts import Asked, check_prompts
 from vtcompress.stages.checks.recipe import check_digest, check_recipe
 from vtcompress.stages.checks.rewrite import check_rewrite, rewrite_prompt
@@ -261,7 +260,7 @@ class ExportRun:
         keep = self.recipe.validation.keep_pictures == "all"
         pictures = {path for sample in self.samples if keep for path in sample.images}
         # Engines hold the weights too.
-        needed *= 1 + len(set(self.recipe.export.targets) & TARGETS.keys())
+        needed *= 1 + len(engine_targets(self.recipe))
         needed += sum(path.stat().st_size for path in pictures) + SMALL_FILES_BYTES
         return {"overwrite": overwrite, "needed_bytes": needed, "sources": self.sources}
 
