@@ -35,7 +35,9 @@ SPEAKERS: dict[str, dict[str, tuple[str, ...]]] = {
     "compressor/disk/locks.py": {"--output": (*OVERWRITERS, "calibrate", "build")},
     "compressor/planner.py": {"--gates": ("calibrate", "plan", "compress", "export", "validate")},
     "compressor/recipe.py": {"--trust-remote-code": MODEL},
-    "compressor/methods/dyvte/method.py": {"--gates": ("calibrate", "plan", "compress", "export", "validate")},
+    "compressor/methods/dyvte/method.py": {
+        "--gates": ("calibrate", "plan", "compress", "export", "validate")
+    },
     "export/artifact/artifact.py": dict.fromkeys(("--output", "--overwrite"), (*OVERWRITERS, "build")),
     "export/backends/registry.py": {"--backend": RUNNERS},
     "export/backends/compared.py": {"--precision": ("validate",)},
