@@ -31,7 +31,7 @@ def on_the_bundled_model() -> list[str]:
     return sorted(
         path.stem
         for path in RECIPES.glob("*.yaml")
-        if "id" not in (yaml.safe_load(path.read_text(encoding="utf-8")).get("model") or {})
+        if (yaml.safe_load(path.read_text(encoding="utf-8")).get("model") or {}).get("id") is None
     )
 
 

@@ -2,17 +2,22 @@
 
 import json
 import shutil
-from collections.abc import Callable
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import close_session
 
 import vtcompress
 from compressor.compressed import load_compressed, save_compressed
-from compressor.errors import ArtifactError, ModelError
+from compressor.errors import ArtifactError, ModelError, VtcompressError
 from compressor.families import LoadedModel, describe, load
 from compressor.families.folder import digest
 from compressor.families.registry import local_folder
@@ -126,13 +131,124 @@ def test_a_name_that_is_neither_folder_nor_hub_id_is_told(tmp_path: Path) -> Non
         local_folder("just-a-name")
 
 
-def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_a_file_of_a_model_is_answered_with_its_folder(
+    llava: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = llava("clip+llama")
+    monkeypatch.chdir(folder.parent)
+    (tmp_path / "notes.txt").write_text("none")
+    # The second has the form of a hub id.
+    for name in (str(folder / "config.json"), f"{folder.name}/config.json"):
+        with pytest.raises(ModelError) as caught:
+            local_folder(name)
+        wanted = f"give the folder that it lies in, {Path(name).parent}"
+        assert str(caught.value) == f"{name}: a file, and a model is a folder: {wanted}"
+    with pytest.raises(ModelError, match=r"give the folder that holds the model's config\.json"):
+        local_folder(str(tmp_path / "notes.txt"))
+    with pytest.raises(VtcompressError, match=f"or a folder, such as {folder}$"):
+        vtcompress.inspect(folder / "config.json")
+
+
+@pytest.mark.parametrize("name", ["./a/nope", "../nope", "a/b/nope", "~/nope"])
+def test_a_lost_folder_is_not_asked_of_the_hub(name: str) -> None:
+    for asks in (local_folder, vtcompress.inspect):
+        with pytest.raises(ModelError) as caught:
+            asks(name)
+        assert str(caught.value) == f"{name}: no such folder, and no hub id of the form owner/name"
+
+
+@pytest.mark.parametrize("name", ["ow ner/na?me", "a..b/nope", "owner/-name", "owner/" + "n" * 97])
+def test_a_name_that_no_hub_model_can_have_is_told(name: str) -> None:
     with pytest.raises(ModelError) as caught:
-        local_folder("owner/no-such-model-here")
+        local_folder(name)
+    assert str(caught.value).startswith(f"{name}: no such folder, and no hub id: ")
+
+
+def test_a_hub_that_may_not_be_asked_is_one_line() -> None:
+    # The tests run with HF_HUB_OFFLINE.
+    with pytest.raises(ModelError) as caught:
+        local_folder("owner/no-such-model-here", "v1")
     (line,) = caught.value.problems
-    assert line.startswith("owner/no-such-model-here: cannot be fetched from the hub")
+    assert line.startswith("owner/no-such-model-here at revision v1: no such folder, ")
+    assert line.endswith("give the local folder of a model, or unset HF_HUB_OFFLINE")
     assert "\n" not in line
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[socket.socket]:
+    """Return a hub that is connected to and never answers; close it, and nobody listens there."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setenv("NO_PROXY", "*")
+        for key, value in {
+            "ENDPOINT": endpoint,
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_CACHE": str(tmp_path / "cache"),
+            "HF_HUB_ETAG_TIMEOUT": 1,
+        }.items():
+            monkeypatch.setattr(f"huggingface_hub.constants.{key}", value)
+        close_session()  # made for what was set before
+        yield server
+        close_session()
+
+
+@pytest.mark.parametrize("revision", [None, "0" * 40])
+@pytest.mark.parametrize("answers", ["is not there", "hangs"])
+def test_a_hub_that_cannot_be_reached_is_one_line_soon(
+    hub: socket.socket, answers: str, revision: str | None
+) -> None:
+    endpoint = "http://{}:{}".format(*hub.getsockname())
+    if answers == "is not there":
+        hub.close()
+    started = time.monotonic()
+    with pytest.raises(ModelError) as caught:
+        local_folder("owner/name", revision)
+    assert time.monotonic() - started < 10
+    (line,) = caught.value.problems
+    named = "owner/name" + (f" at revision {revision}" if revision else "")
+    assert line.startswith(f"{named}: no such folder, the hub ({endpoint}) could not be reached (")
+    assert "its cache does not hold it whole: give the local folder of a model, or " in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "says"),
+    [
+        (404, "RepoNotFound", "shows no such model: correct the name, or log in (HF_TOKEN) if"),
+        (404, "RevisionNotFound", "has no such revision of it: correct the name, or leave it out"),
+        (503, "", "cannot be fetched from the hub and is no local folder: "),
+    ],
+)
+def test_what_the_hub_answers_is_one_line_soon(
+    hub: socket.socket, status: int, code: str, says: str
+) -> None:
+    def answer() -> None:
+        with suppress(OSError):  # closed by the fixture
+            while True:
+                connection, _ = hub.accept()
+                connection.recv(1 << 16)
+                head = f"HTTP/1.1 {status} No\r\nX-Error-Code: {code}\r\n"
+                connection.sendall(f"{head}Content-Length: 0\r\nConnection: close\r\n\r\n".encode())
+                connection.close()
+
+    hub.settimeout(10)  # `accept` in a thread does not end when the socket is closed
+    Thread(target=answer, daemon=True).start()
+    started = time.monotonic()
+    with pytest.raises(ModelError) as caught:
+        local_folder("owner/name", "0" * 40)
+    assert time.monotonic() - started < 8
+    (line,) = caught.value.problems
+    assert line.startswith(f"owner/name at revision {'0' * 40}: ")
+    assert says in line
+
+
+def test_without_the_hub_its_cache_is_taken(hub: socket.socket, tmp_path: Path) -> None:
+    hub.close()
+    cached = tmp_path / "cache" / "models--owner--name"
+    (cached / "snapshots" / "abc").mkdir(parents=True)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("abc")
+    assert local_folder("owner/name") == cached / "snapshots" / "abc"
 
 
 def test_a_revision_of_a_local_folder_is_refused(llava: Callable[[str], Path]) -> None:

@@ -159,6 +159,15 @@ def test_a_question_is_needed_unless_it_is_a_chat(vt: Chat, artifact: Path) -> N
     assert "--chat" in err
 
 
+@pytest.mark.parametrize("chat", [(), ("--chat",)])
+def test_an_image_token_in_the_prompt_is_told_of_the_option(
+    vt: Chat, artifact: Path, chat: tuple[str, ...]
+) -> None:
+    code, out, err = vt("generate", artifact, *chat, "--prompt", "what <image>", lines=("it",))
+    assert (code, out) == (1, "")
+    assert "error: --prompt: contains '<image>' 1 times" in err
+
+
 def test_a_precision_that_the_backend_has_not_is_one_line(vt: Chat, artifact: Path) -> None:
     code, out, err = vt("generate", artifact, "--prompt", "a", "--precision", "bf16")
     assert (code, out) == (1, "")

@@ -15,7 +15,9 @@ from compressor.errors import ModelError, VtcompressError
 from compressor.families import describe, load
 from compressor.families.folder import WEIGHTS, WEIGHTS_INDEX
 from compressor.families.guard import LFS_HEADER, reading
+from compressor.families.registry import read_processor
 from tests.models import Variant, make_llava
+from vtcompress.cli.main import run
 
 
 @pytest.fixture
@@ -36,12 +38,25 @@ def no_text(path: Path) -> None:
     path.write_bytes(b"\xff\xfe{}")
 
 
+def keys(path: Path, **changes: Any) -> None:
+    """Change keys of a JSON file in place."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
 def half(path: Path) -> None:
     path.write_text(path.read_text()[:-20])
 
 
 def nested(path: Path) -> None:
     path.write_text("[" * 100_000)
+
+
+def no_object(path: Path) -> None:
+    path.write_text("[]")
+
+
+KINDS = ("config", "tokenizer", "tokenizer_config", "special_tokens_map", "added_tokens",
+         "processor_config", "preprocessor_config", "generation_config", "chat_template")  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -61,6 +76,18 @@ def nested(path: Path) -> None:
         ("processor_config.json", half, "not JSON"),
         ("chat_template.jinja", no_text, "not UTF-8"),
         ("generation_config.json", half, "not JSON"),
+        *((f"{name}.json", no_object, "not a JSON object with keys, but a list") for name in KINDS),
+        (
+            "tokenizer.json",
+            lambda p: p.write_text("{}"),
+            "model is missing, added_tokens is missing",
+        ),
+        (
+            "tokenizer.json",
+            lambda p: keys(p, model={"type": "Foo"}),
+            "no tokenizer that the package",
+        ),
+        ("chat_template.json", lambda p: p.write_text("{}"), "chat_template is missing"),
     ],
 )
 def test_a_broken_file_is_named_with_its_remedy(
@@ -73,6 +100,20 @@ def test_a_broken_file_is_named_with_its_remedy(
     assert line.startswith(f"{folder / name}: ")
     assert says in line
     assert "\n" not in line
+
+
+def test_every_key_that_a_library_fails_over_is_named_and_no_code_is_run_for_it(
+    folder: Path,
+) -> None:
+    path = folder / "tokenizer_config.json"
+    keys(path, padding_side="up", model_max_length="x", unk_token="<unk>")
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    lines = refused(folder)
+    assert {line.split(": ")[1] for line in lines} == {"padding_side", "model_max_length"}
+    assert all(line.startswith(f"{path}: ") for line in lines)
+    assert before == {file.name: file.read_bytes() for file in folder.iterdir()}
+    with pytest.raises(ModelError, match=r"the processor .* cannot be read"):
+        read_processor(str(folder), trust_remote_code=True)
 
 
 def test_a_sentencepiece_tokenizer_without_its_package_names_that_package(folder: Path) -> None:
@@ -423,6 +464,56 @@ def test_an_index_that_names_files_elsewhere_is_refused(folder: Path, name: str)
     path.write_text(path.read_text().replace('"b.safetensors"', json.dumps(name)))
     (line,) = refused(folder)
     assert f"names {name!r}; only *.safetensors files beside it are read" in line
+
+
+def unweighted(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+
+
+def pickled(folder: Path) -> None:
+    (folder / WEIGHTS).rename(folder / "pytorch_model.bin")
+
+
+def one_shard(folder: Path) -> None:
+    shard(folder)[1].unlink()
+
+
+def hostile(folder: Path) -> None:
+    shard(folder)
+    path = folder / WEIGHTS_INDEX
+    path.write_text(path.read_text().replace('"b.safetensors"', '"../b.safetensors"'))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (unweighted, "no *.safetensors file: the weights are not here; copy or download them"),
+        (pickled, "no *.safetensors file; pickled weights are never loaded"),
+        (one_shard, f"b.safetensors: no such file, and {WEIGHTS_INDEX} names it"),
+        (hostile, "names '../b.safetensors'; only *.safetensors files beside it are read"),
+    ],
+)
+def test_inspect_tells_of_weights_that_are_not_there_beside_the_facts(
+    folder: Path,
+    tmp_path: Path,
+    spoil: Callable[[Path], None],
+    says: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert "problems" not in vtcompress.inspect(folder)
+    spoil(folder)
+    found = vtcompress.inspect(folder)
+    (line,) = found["problems"]
+    assert says in line
+    assert found["decoder"]["layers"] == 2
+    assert run(["-q", "inspect", str(folder)]) == 0
+    assert f"problem: {line}" in capsys.readouterr().out.splitlines()
+    # A plan names the model by a digest of its weights.
+    plan = tmp_path / "plan.json"
+    asked = ["plan", "--recipe", "identity", "--model", str(folder), "--output", str(plan)]
+    assert run(asked) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: {line}"
+    assert not plan.exists()
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"weight_map": [1]}', '{"weight_map": {"a": 1}}'])

@@ -85,6 +85,37 @@ def bad_template(folder: Path) -> None:
     (folder / "chat_template.jinja").write_text("{% for m in messages %}")
 
 
+def template(text: str) -> Fault:
+    def change(folder: Path) -> None:
+        (folder / "chat_template.jinja").write_text(text)
+
+    return change
+
+
+def template_in(name: str, text: str) -> Fault:
+    def change(folder: Path) -> None:
+        no_template(folder)
+        path = folder / name
+        content = json.loads(path.read_text()) if path.is_file() else {}
+        path.write_text(json.dumps({**content, "chat_template": text}))
+
+    return change
+
+
+def tokenizer(**changes: Any) -> Fault:
+    return lambda folder: edit(folder / "tokenizer_config.json", lambda c: c.update(changes))
+
+
+def no_number(key: str, value: Any) -> tuple[Fault, tuple[str, ...]]:
+    return processor(**{key: value}), (
+        f"processor_config.json: {key}: {value!r} is not allowed; one whole number", "remove the key",
+    )  # fmt: skip
+
+
+NO_PICTURE = ": the chat template cannot ask a question with a picture: "
+NONE_WRITTEN = (
+    f"{NO_PICTURE}wrote 0 image tokens '<image>' for 1 images; put the template of the",
+)
 SMALL = {"height": 16, "width": 16}
 FOLDERS: dict[str, tuple[Fault, tuple[str, ...]]] = {
     "another image token in the configuration": (
@@ -126,6 +157,53 @@ FOLDERS: dict[str, tuple[Fault, tuple[str, ...]]] = {
     "no chat template": (no_template, ("changed: no chat template",)),
     "a chat template that cannot be compiled": (
         bad_template, ("chat_template.jinja: line 1: the chat template cannot be compiled",),
+    ),
+    "a chat template without pictures": (template("hi"), ("/chat_template.jinja", *NONE_WRITTEN)),
+    "an empty chat template": (template(""), ("/chat_template.jinja", *NONE_WRITTEN)),
+    "a chat template that includes another": (
+        template("{% include 'a' %}"), (f"chat_template.jinja{NO_PICTURE}", "no loader", "; put the"),
+    ),
+    "a chat template that raises": (
+        template("{{ raise_exception('no;\nx') }}"),
+        (f"chat_template.jinja{NO_PICTURE}cannot write this conversation: no;; put the template",),
+    ),
+    "a chat template that loses the question": (
+        template("<image>"), (f"chat_template.jinja{NO_PICTURE}", "lost the text 'What is"),
+    ),
+    "one in the tokenizer's file": (
+        template_in("tokenizer_config.json", "hi"), ("/tokenizer_config.json", *NONE_WRITTEN),
+    ),
+    "one in the processor's file": (
+        template_in("processor_config.json", "hi"), ("/processor_config.json", *NONE_WRITTEN),
+    ),
+    "one in its older file": (
+        template_in("chat_template.json", "hi"), ("/chat_template.json", *NONE_WRITTEN),
+    ),
+    "one in the tokenizer's file that cannot be compiled": (
+        template_in("tokenizer_config.json", "{% for m in messages %}"),
+        ("/tokenizer_config.json: line 1: the chat template cannot be compiled",),
+    ),
+    "no patch size": no_number("patch_size", 0),
+    "a patch size that is text": no_number("patch_size", "8"),
+    "a patch size whose square is right": no_number("patch_size", -8),
+    "class tokens that are text": no_number("num_additional_image_tokens", "1"),
+    "class tokens that are no number": no_number("num_additional_image_tokens", True),
+    "an image processor of no name": (
+        images(image_processor_type="FooImageProcessor"),
+        ("processor_config.json: image_processor_type: 'FooImageProcessor' cannot be used; put", "CLIPImage"),
+    ),
+    "an image processor that is a list": (
+        processor(image_processor=[1]), ("processor_config.json: image_processor is [1], which is no",),
+    ),
+    "a mean that is text": (
+        images(image_mean="x"), ("processor_config.json: image_mean: 'x' cannot be used", "correct it"),
+    ),
+    "a size that is none": (
+        images(size={}), ("processor_config.json: size: {} cannot be used: ", "; correct it"),
+    ),
+    "a length that is text": (
+        tokenizer(model_max_length="x"),
+        ("tokenizer_config.json: model_max_length: 'x' cannot be used: ", "; correct it"),
     ),
     "another patch size in the processor": (
         processor(patch_size=16), ("processor_config.json: gives 4 image tokens", "give 16: correct"),
@@ -178,6 +256,17 @@ def test_a_processor_that_does_not_fit_is_one_line_before_weights_are_read(
         assert "/tmp" not in line.replace(str(tmp_path), "")
         for word in words:
             assert word in line
+    assert vtcompress.inspect(folder)["problems"] == [line]
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_a_chat_template_need_not_take_a_question_without_a_picture(folder: Path) -> None:
+    written = (folder / "chat_template.jinja").read_text()
+    picture = (
+        "{% if messages[0]['content'][0]['type'] != 'image' %}{{ raise_exception('x') }}{% endif %}"
+    )
+    template(picture + written)(folder)
+    assert "problems" not in vtcompress.inspect(folder)
 
 
 def with_rows(path: Path, rows: dict[int, dict[str, Any]]) -> Path:
@@ -358,5 +447,6 @@ def test_inspect_tells_what_is_wrong_with_a_processor(
     out = capsys.readouterr().out
     assert "image_token_id" in out
     assert f"problem: {folder / 'config.json'}: image_token_index: 7 is not the image token" in out
-    assert len(vtcompress.inspect(folder)["problems"]) == 1
+    weights, _ = vtcompress.inspect(folder)["problems"]
+    assert "the weights are not here" in weights, "the fixture took them away"
     assert "problems" not in vtcompress.inspect(tiny_model)

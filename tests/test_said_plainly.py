@@ -27,17 +27,16 @@ OTHERS = re.compile(r"pip install [^;,`]*|python -m \w+ [^;,`]*")
 WRITERS = ("calibrate", "plan", "compress", "export", "train-gates", "build", "report", "compare")
 MODEL = ("calibrate", "plan", "compress", "export", "train-gates")
 OVERWRITERS = ("compress", "export", "train-gates")
+GATED = ("calibrate", "plan", "compress", "export", "validate")
 RUNNERS = ("generate", "validate")
 
 # Which commands may print what a module says with a flag, where the sentence names no command itself.
 SPEAKERS: dict[str, dict[str, tuple[str, ...]]] = {
     "compressor/calibration/resume.py": dict.fromkeys(("--output", "--overwrite"), ("calibrate",)),
     "compressor/disk/locks.py": {"--output": (*OVERWRITERS, "calibrate", "build")},
-    "compressor/planner.py": {"--gates": ("calibrate", "plan", "compress", "export", "validate")},
+    "compressor/planner.py": {"--gates": GATED},
     "compressor/recipe.py": {"--trust-remote-code": MODEL},
-    "compressor/methods/dyvte/method.py": {
-        "--gates": ("calibrate", "plan", "compress", "export", "validate")
-    },
+    "compressor/methods/dyvte/method.py": {"--gates": GATED},
     "export/artifact/artifact.py": dict.fromkeys(("--output", "--overwrite"), (*OVERWRITERS, "build")),
     "export/backends/registry.py": {"--backend": RUNNERS},
     "export/backends/compared.py": {"--precision": ("validate",)},
@@ -64,7 +63,7 @@ SPEAKERS: dict[str, dict[str, tuple[str, ...]]] = {
     "vtcompress/stages/gates/training.py": dict.fromkeys(("--output", "--overwrite"), ("train-gates",)),
     "vtcompress/stages/inputs.py": {"--data": ("calibrate", "export"), "--model": MODEL},
     "vtcompress/stages/calibrate.py": {"--output": ("calibrate",)},
-    "vtcompress/stages/validate.py": {"--model": ("validate",)},
+    "vtcompress/stages/validate.py": dict.fromkeys(("--model", "--backend"), ("validate",)),
 }  # fmt: skip
 # Options of programs that are started, not ours.
 STARTED = ("export/backends/tensorrt/trtexec.py", "export/machine/doctor.py")
@@ -243,6 +242,12 @@ def test_calibration_data_that_is_not_read_is_told(
         assert notes(bare, stage) == []
         assert notes(recipe, stage) == [
             f"note: {questions}: calibration data that is not read: {why}"
+        ]
+    drawn = bare.override({"calibrate.samples": 5, "calibrate.seed": 7})
+    for why, stage in stages.items():
+        assert notes(drawn, stage) == [
+            f"note: calibrate.samples: 5: has no effect: {why}",
+            f"note: calibrate.seed: 7: has no effect: {why}",
         ]
     # float16 graphs are run on it, so there it is read.
     export = stages["no method chooses by it"]

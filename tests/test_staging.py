@@ -224,6 +224,109 @@ def test_where_a_folder_cannot_be_moved_its_content_is_replaced(tmp_path, old, m
     assert names(tmp_path) == ["out"]
 
 
+@pytest.fixture
+def other_disk(old: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The old result, in a folder that lies on another disk and is not seen to be a mount point."""
+    rename = os.rename
+
+    def across(source: Path, target: Path) -> None:
+        ends = Path(source), Path(target)
+        if old in ends or len({old in path.parents for path in ends}) > 1:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", across)
+    return old
+
+
+def write_two(output: Path) -> None:
+    with staged(output, overwrite=True) as staging:
+        for name in ("a", "b"):
+            (staging / name).write_text("new")
+
+
+def kept_in(error: VtcompressError) -> Path:
+    return Path(str(error).rpartition(" ")[2])
+
+
+def test_a_result_is_copied_to_another_disk(tmp_path, other_disk, monkeypatch):
+    synced = []
+    sync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (synced.append(handle), sync(handle)))
+    write_two(other_disk)
+    assert [(other_disk / name).read_text() for name in ("a", "b")] == ["new", "new"]
+    assert names(other_disk) == ["a", "b"]
+    assert names(tmp_path) == ["out"]
+    assert len(synced) == 3, (
+        "both files and the folder reach the disk before the original is removed"
+    )
+
+
+@pytest.mark.parametrize("step", ["copy", "sync"])
+def test_a_copy_to_another_disk_that_fails_leaves_both_results_whole(
+    tmp_path, other_disk, monkeypatch, step
+):
+    count, full = 0, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    copy = shutil.copy2
+
+    def second_fails(source, target, **options):
+        nonlocal count
+        count += 1
+        if count == 2:
+            raise full
+        return copy(source, target, **options)
+
+    def fails(_):
+        raise full
+
+    if step == "copy":
+        # `copytree` binds its default when it is defined.
+        tree = shutil.copytree
+        monkeypatch.setattr(
+            shutil, "copytree", lambda *a, **k: tree(*a, **{**k, "copy_function": second_fails})
+        )
+    else:
+        monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(VtcompressError, match="No space left on device; the result is") as caught:
+        write_two(other_disk)
+    assert "\n" not in str(caught.value)
+    kept = kept_in(caught.value)
+    assert [(kept / name).read_text() for name in ("a", "b")] == ["new", "new"]
+    assert (other_disk / "a").read_text() == "old"
+    assert [name for name in names(other_disk) if name.startswith(".")] == []
+    assert names(tmp_path) == ["out", "out-new-1"]
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_an_original_that_is_half_removed_is_not_taken_for_the_result(
+    tmp_path, other_disk, monkeypatch, moved
+):
+    remove = shutil.rmtree
+
+    def half(path, *, ignore_errors=False, **_):
+        path = Path(path)
+        if STAGING_MARK not in path.name or path.parent != tmp_path:
+            remove(path, ignore_errors=ignore_errors)
+        elif (path / "a").exists():
+            (path / "a").unlink()
+            if not ignore_errors:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(shutil, "rmtree", half)
+    if moved:
+        write_two(other_disk)
+        result = other_disk
+    else:
+        monkeypatch.setattr(
+            "export.staging._exchange", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "no"))
+        )
+        with pytest.raises(VtcompressError, match="the result is complete") as caught:
+            write_two(other_disk)
+        result = kept_in(caught.value)
+        assert (other_disk / "a").read_text() == "old"
+    assert [(result / name).read_text() for name in ("a", "b")] == ["new", "new"]
+
+
 def test_a_folder_whose_parent_may_not_be_written_is_filled(tmp_path, monkeypatch):
     parent = tmp_path / "fixed"
     output = write_result(parent / "out", a="old")

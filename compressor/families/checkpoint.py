@@ -37,7 +37,9 @@ class Header:
 
 
 def headers(folder: Path) -> dict[str, Header]:
-    """Return the tensors of a model folder by name, without their values; none where it has no weights.
+    """Return the tensors of a model folder by name, without their values; none unless all files are here.
+
+    Of a hub id, weights are fetched last; `folder.missing_weights` tells why there are none.
 
     Raises:
         ModelError: a weight file is broken.

@@ -17,6 +17,9 @@ WEIGHTS_INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 TEMPLATES = "additional_chat_templates"
 
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+"""Endings of weight files that run code when they are loaded."""
+
 TEXTS = (
     "added_tokens.json",
     "chat_template.jinja",
@@ -85,6 +88,18 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     return files
 
 
+def missing_weights(folder: Path) -> tuple[str, ...]:
+    """Return what of a folder's weights is not here or named elsewhere, a line each; none: all are here.
+
+    Their headers and values are not looked at.
+    """
+    try:
+        weight_files(folder)
+    except ModelError as error:
+        return error.problems
+    return ()
+
+
 def indexed(folder: Path) -> tuple[str, ...]:
     """Return the tensors that a model folder's index names, also of files that are not here.
 
@@ -107,11 +122,13 @@ def _weight_map(index: Path) -> dict[str, Any]:
 
 def _no_weights(folder: Path) -> str:
     found = sorted(path.name for path in folder.glob("*.safetensors"))
-    if not found:
+    if not found and any(path.suffix in PICKLES for path in folder.glob("*")):
         return (
             f"{folder}: no *.safetensors file; pickled weights are never loaded: convert them "
             "with transformers' save_pretrained"
         )
+    if not found:
+        return f"{folder}: no *.safetensors file: the weights are not here; copy or download them"
     return (
         f"{folder}: neither {WEIGHTS} nor {WEIGHTS_INDEX}; found {', '.join(found)}: download the model "
         "again, or write it with transformers' save_pretrained"

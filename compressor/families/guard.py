@@ -11,7 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from compressor.errors import ModelError, VtcompressError, first_line
-from compressor.families.folder import texts, weight_files
+from compressor.families.blame import Attempt, blamed
+from compressor.families.folder import TEXTS, texts, weight_files
 
 LFS_HEADER = b"version https://git-lfs.github.com/spec/"
 """What a file begins with that stands for another one that Git LFS has not fetched."""
@@ -21,25 +22,29 @@ PACKAGES = ("sentencepiece", "protobuf", "tiktoken", "torchvision", "accelerate"
 
 
 @contextmanager
-def reading(folder: Path, what: str) -> Iterator[None]:
+def reading(folder: Path, what: str, attempt: Attempt | None = None) -> Iterator[None]:
     """Turn whatever a library raises over `folder` into a `ModelError`; the original is its cause.
 
     Args:
         folder: the user's model folder, named in the message.
         what: is being read, e.g. `the weights`.
+        attempt: does it again for a copy without weights, to find the keys at fault; None: not sought.
 
     Raises:
-        ModelError: names the file at fault where one is found, otherwise the library's reason.
+        ModelError: names the file, and the key, at fault where one is found, otherwise the library's reason.
     """
     try:
         yield
     except VtcompressError:
         raise
     except Exception as failure:
-        broken = broken_files(folder)
-        raise ModelError(
-            broken or [f"{folder}: {what} cannot be read: {reason(failure, folder)}"]
-        ) from failure
+        why = reason(failure, folder)
+        found = broken_files(folder)
+        # Neither a package that is missing nor the memory is a key's fault.
+        keyed = isinstance(failure, KeyError) or why == _plain(failure)
+        if not found and attempt is not None and keyed:
+            found = blamed(folder, attempt, lambda error: reason(error, folder))
+        raise ModelError(found or [f"{folder}: {what} cannot be read: {why}"]) from failure
 
 
 @contextmanager
@@ -142,12 +147,16 @@ def broken_weights(path: Path) -> str | None:
 def _broken_text(path: Path) -> str | None:
     try:
         text = path.read_text(encoding="utf-8")
-        if path.suffix == ".json":
-            json.loads(text)
+        value = json.loads(text) if path.suffix == ".json" else None
     except UnicodeDecodeError:
         return f"{path}: not UTF-8 text; copy or download the file again"
     except (ValueError, RecursionError) as failure:
         return f"{path}: not JSON: {first_line(failure)}; mend it, or copy or download it again"
+    if path.name in TEXTS and path.suffix == ".json" and not isinstance(value, dict):
+        return (
+            f"{path}: not a JSON object with keys, but a {type(value).__name__}; copy or download the file "
+            "again"
+        )
     return None
 
 
@@ -174,5 +183,9 @@ def reason(failure: BaseException, folder: Path) -> str:
         return "it is nested too deeply to be read"
     if isinstance(failure, KeyError):
         return f"the key {text} is missing"
+    return _plain(failure)
+
+
+def _plain(failure: BaseException) -> str:
     named = "" if isinstance(failure, (OSError, ValueError)) else f"{type(failure).__name__}: "
     return named + first_line(failure)

@@ -16,11 +16,21 @@ from compressor.errors import ModelError
 from compressor.facts import ModelFacts
 from compressor.families.base import Family
 from compressor.families.configuration import IMAGE_TOKEN_KEYS
-from compressor.families.guard import quiet, reading
+from compressor.families.guard import broken_texts, quiet, reading
 
 SAVED = "processor_config.json"
 PIECES = "tokenizer.model"
 TOKENIZER_FILES = ("tokenizer.json", PIECES, "vocab.*", "*.model")
+IMAGES = "image_processor"
+OLDER_IMAGES = "preprocessor_config.json"
+NEEDED: Mapping[str, Mapping[str, type]] = {
+    "tokenizer.json": {"model": dict, "added_tokens": list},
+    "chat_template.json": {"chat_template": object},
+}
+"""What transformers looks up in a file without a default, and of which kind it takes it to be."""
+LEAST = {"patch_size": 1, "num_additional_image_tokens": 0}
+"""Numbers that a processor counts image tokens by."""
+
 PARTS = ("tokenizer", "image_processor", "image_token")
 SAVE = "save the processor with the model (processor.save_pretrained)"
 
@@ -39,19 +49,12 @@ def load_processor(
     Raises:
         ModelError: there is none, or it cannot be loaded.
     """
-    from transformers import AutoImageProcessor, AutoProcessor
-
     _check_files(folder)
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": True}
+    # The model's own code is not run once for every key that may be at fault.
+    again = None if trust_remote_code else _read
     # It would warn of the `config.json` of a compressed folder, which is no model's on purpose.
-    with quiet(), reading(folder, "the processor (images, tokenizer, chat template)"):
-        processor = AutoProcessor.from_pretrained(folder, **options)
-        if getattr(processor, "image_processor", None) is not None:
-            # Where torchvision is installed, transformers takes it, and its pixels are not Pillow's, which
-            # the runtime computes. The option would also go into the tokenizer, if it were given above.
-            processor.image_processor = AutoImageProcessor.from_pretrained(
-                folder, backend="pil", **options
-            )
+    with quiet(), reading(folder, "the processor (images, tokenizer, chat template)", again):
+        processor = _read(folder, trust_remote_code=trust_remote_code)
     missing = [part for part in PARTS if getattr(processor, part, None) is None]
     if missing:
         problem = (
@@ -64,6 +67,27 @@ def load_processor(
         found = processor.tokenizer.chat_template
         processor.chat_template = found.get("default") if isinstance(found, Mapping) else found
     return processor
+
+
+def _read(folder: Path, *, trust_remote_code: bool = False) -> Any:
+    from transformers import AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(
+        folder, trust_remote_code=trust_remote_code, local_files_only=True
+    )
+    if getattr(processor, IMAGES, None) is not None:
+        # Where torchvision is installed, transformers takes it, and its pixels are not Pillow's, which
+        # the runtime computes. The option would also go into the tokenizer, if it were given above.
+        processor.image_processor = _read_images(folder, trust_remote_code=trust_remote_code)
+    return processor
+
+
+def _read_images(folder: Path, *, trust_remote_code: bool = False) -> Any:
+    from transformers import AutoImageProcessor
+
+    return AutoImageProcessor.from_pretrained(
+        folder, backend="pil", trust_remote_code=trust_remote_code, local_files_only=True
+    )
 
 
 def resized(processor: Any, family: Family, image_size: int) -> Any:
@@ -93,8 +117,18 @@ def check_processor(processor: Any, facts: ModelFacts, folder: Path) -> None:
 
 
 def _check_files(folder: Path) -> None:
-    """Refuse what transformers would give another reason for: files that are absent, or a package."""
-    problems = []
+    """Refuse what transformers gives another reason for, or none: files, keys and values, or a package."""
+    if problems := broken_texts(folder):
+        raise ModelError(problems)
+    for path in (folder / name for name in NEEDED if (folder / name).is_file()):
+        saved, needed = _saved(path), NEEDED[path.name]
+        wrong = [
+            f"{key} {_shown(saved, key)}"
+            for key, kind in needed.items()
+            if not (key in saved and isinstance(saved[key], kind))
+        ]
+        if wrong:
+            problems.append(f"{path}: {', '.join(wrong)}; copy or download the file again")
     if not any(any(folder.glob(name)) for name in TOKENIZER_FILES):
         problems.append(f"{folder}: no tokenizer.json; {SAVE}")
     elif (
@@ -107,12 +141,23 @@ def _check_files(folder: Path) -> None:
             "sentencepiece is not installed: pip install sentencepiece, or save the processor anew "
             "(processor.save_pretrained) where it is installed"
         )
-    named = "image_processor" in _saved(folder / SAVED)
-    if not named and not (folder / "preprocessor_config.json").is_file():
+    saved = _saved(folder / SAVED)
+    images = saved.get(IMAGES)
+    if images is not None and not isinstance(images, dict):
         problems.append(
-            f"{folder}: no image processor: neither {SAVED} with a section image_processor nor "
-            f"preprocessor_config.json; {SAVE}"
+            f"{folder / SAVED}: {IMAGES} {_shown(saved, IMAGES)}, which is no section; {SAVE}"
         )
+    elif images is None and not (folder / OLDER_IMAGES).is_file():
+        problems.append(
+            f"{folder}: no image processor: neither {SAVED} with a section {IMAGES} nor "
+            f"{OLDER_IMAGES}; {SAVE}"
+        )
+    problems += [
+        f"{folder / SAVED}: {key}: {saved[key]!r:.60} is not allowed; one whole number, {least} or more: "
+        "correct it, or remove the key, and it is taken from config.json"
+        for key, least in LEAST.items()
+        if saved.get(key) is not None and not (type(saved[key]) is int and saved[key] >= least)
+    ]
     if problems:
         raise ModelError(problems)
 
@@ -124,6 +169,11 @@ def _saved(path: Path) -> Mapping[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return saved if isinstance(saved, dict) else {}
+
+
+def _shown(saved: Mapping[str, Any], key: str) -> str:
+    """What stands under a key, cut at a length that fits a message."""
+    return f"is {saved[key]!r:.60}" if key in saved else "is missing"
 
 
 def _token_problems(processor: Any, facts: ModelFacts, folder: Path) -> list[str]:
@@ -157,7 +207,11 @@ def _picture_problems(processor: Any, facts: ModelFacts, folder: Path) -> list[s
     """Try the processor on a blank picture."""
     side, wanted = facts.image_size, facts.visual_tokens
     file = folder / SAVED
-    with reading(folder, "a blank picture, by the model's processor,"):
+
+    def again(copy: Path) -> None:
+        _read_images(copy)([Image.new("RGB", PROBE)], return_tensors="np")
+
+    with quiet(), reading(folder, "a blank picture, by the model's processor,", again):
         tried = processor(
             images=[Image.new("RGB", PROBE)],
             text=[f"{processor.image_token} "],
@@ -165,7 +219,7 @@ def _picture_problems(processor: Any, facts: ModelFacts, folder: Path) -> list[s
         )
         pixels, ids = tried["pixel_values"], tried["input_ids"][0].tolist()
         height, width = pixels.shape[-2:]
-    images = file if "image_processor" in _saved(file) else folder / "preprocessor_config.json"
+    images = file if IMAGES in _saved(file) else folder / OLDER_IMAGES
     if pixels.ndim != 4 or len(pixels) != 1:
         kind = type(processor.image_processor).__name__
         return [

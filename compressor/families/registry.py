@@ -7,14 +7,15 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from compressor.disk.files import is_folder
-from compressor.errors import ModelError, first_line
+from compressor.disk.files import is_file, is_folder
+from compressor.errors import ModelError
 from compressor.facts import ModelFacts
 from compressor.families.base import Family, LoadedModel
 from compressor.families.checkpoint import equal, headers, source_dtype
 from compressor.families.configuration import plain_attention, problems_of, raw_config
 from compressor.families.folder import CONFIG, digest, indexed, weight_files
 from compressor.families.guard import broken_weight_files, quiet, reading
+from compressor.families.hub import fetched
 from compressor.families.llama_text import EMBEDDING, HEAD, is_tied
 from compressor.families.llava import LlavaFamily
 from compressor.families.processor import check_processor, load_processor, resized
@@ -68,20 +69,20 @@ def local_folder(
                 [f"model.revision: {revision!r} given for the local folder {folder}; remove it"]
             )
         return folder
+    if is_file(folder):
+        wanted = around_file(folder)
+        raise ModelError([f"{model_id}: a file, and a model is a folder: give {wanted}"])
     if model_id.startswith((".", "/", "~")) or model_id.count("/") != 1:
         raise ModelError([f"{model_id}: no such folder, and no hub id of the form owner/name"])
-    from huggingface_hub import snapshot_download
-
     patterns = [p for p in HUB_FILES if weights or p != "*.safetensors"] + [HUB_CODE] * code
-    try:
-        return Path(snapshot_download(model_id, revision=revision, allow_patterns=patterns))
-    except Exception as failure:
-        raise ModelError(
-            [
-                f"{model_id}: cannot be fetched from the hub and is no local folder: "
-                f"{first_line(failure)}"
-            ]
-        ) from failure
+    return fetched(model_id, revision, patterns)
+
+
+def around_file(path: Path) -> str:
+    """Return which folder to give in place of a file: its own, if that holds a model."""
+    if is_file(path.parent / CONFIG):
+        return f"the folder that it lies in, {path.parent}"
+    return f"the folder that holds the model's {CONFIG}"
 
 
 def read_config(folder: Path, *, trust_remote_code: bool = False) -> tuple[Family, Any]:

@@ -20,6 +20,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from compressor.disk.files import made_parent
@@ -40,6 +41,8 @@ from export.artifact.places import (
 )
 
 OLD_MARK, FULL_MARK = "-old", "-full"
+SERIAL = 8
+"""Characters that tell the folders of runs on one place apart."""
 # A folder cannot be renamed: it is in use by the system, on another disk, or not ours to move.
 IMMOVABLE = (errno.EBUSY, errno.EXDEV, errno.EPERM, errno.EACCES)
 
@@ -86,7 +89,8 @@ class _Place:
         """Return what runs left here, by the ending of its name."""
         if not self.work.is_dir():
             return []
-        name = re.compile(re.escape(self.beside(STAGING_MARK).name) + "[0-9a-f]{8}" + ending)
+        start = re.escape(self.beside(STAGING_MARK).name)
+        name = re.compile(f"{start}[0-9a-f]{{{SERIAL}}}{ending}")
         try:
             return [path for path in self.work.iterdir() if name.fullmatch(path.name)]
         except FileNotFoundError:  # meanwhile
@@ -178,7 +182,7 @@ def _opened(
     with made_parent(place.target), _lock(place):
         _recover(place)
         check_folder(place.output, overwrite=overwrite, sources=sources)
-        staging = place.beside(f"{STAGING_MARK}{uuid.uuid4().hex[:8]}")
+        staging = place.beside(f"{STAGING_MARK}{_serial()}")
         try:
             _make_staging(staging, needed_bytes)
             yield staging
@@ -190,6 +194,10 @@ def _opened(
             raise VtcompressError(f"{place.output}: cannot write: {reason}") from failure
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+
+
+def _serial() -> str:
+    return uuid.uuid4().hex[:SERIAL]
 
 
 def _make_staging(staging: Path, needed_bytes: int) -> None:
@@ -251,9 +259,45 @@ def _move_in(staging: Path, place: _Place) -> None:
             return
         # The folder stays and its content changes; a copy where it lies on another disk.
         inner = place.target / staging.name
-        shutil.move(staging, inner)
+        try:
+            staging.rename(inner)
+        except OSError as failure:
+            if failure.errno != errno.EXDEV:
+                raise
+            _copy(staging, inner)
+            # From here on the copy is the result: what cannot be removed here is of no use any more.
+            shutil.rmtree(staging, ignore_errors=True)
         staging = inner
     _exchange(staging, place.target)
+
+
+def _copy(source: Path, copy: Path) -> None:
+    """Copy a folder to another disk; its name is there when all of it has reached that disk."""
+    partial = copy.with_name(f"{copy.name[:-SERIAL]}{_serial()}")
+    try:
+        shutil.copytree(source, partial, symlinks=True)
+        for path in (*partial.rglob("*"), partial):
+            if not path.is_symlink():
+                _sync(path)
+        partial.rename(copy)
+    except BaseException as failure:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(failure, shutil.Error):  # a line for each file; the first says why
+            raise OSError(failure.args[0][0][-1]) from failure
+        raise
+
+
+def _sync(path: Path) -> None:
+    if os.name == "nt":  # it syncs nothing that was opened to be read
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as failure:
+        if failure.errno != errno.EINVAL:  # file systems that cannot
+            raise
+    finally:
+        os.close(handle)
 
 
 def _swap(staging: Path, target: Path) -> None:
@@ -323,16 +367,29 @@ def _move(paths: list[Path], folder: Path) -> None:
 
 def _keep(staging: Path, place: _Place) -> Path | None:
     """Move a complete result that has no place where its user finds it; None: it is gone."""
-    number = 1
-    while os.path.lexists(kept := place.work / f"{working_stem(place.target.name)}-new-{number}"):
-        number += 1
+    kept = _free(place.work, place)
     full = place.target / (staging.name + FULL_MARK)
     inner = place.target / staging.name
-    found = next((path for path in (staging, inner, full) if path.is_dir()), None)
+    # Last: beside a copy on another disk it may be what could not be removed of the original.
+    found = next((path for path in (full, inner, staging) if path.is_dir()), None)
     if found is None:
         return None
-    found.rename(kept)
+    try:
+        found.rename(kept)
+    except OSError as failure:
+        if failure.errno != errno.EXDEV:
+            raise
+        kept = _free(found.parent, place)
+        found.rename(kept)
     return kept
+
+
+def _free(folder: Path, place: _Place) -> Path:
+    """Return a name in a folder that nothing has yet, for a result without a place."""
+    stem = f"{working_stem(place.target.name)}-new-"
+    return next(
+        path for number in count(1) if not os.path.lexists(path := folder / f"{stem}{number}")
+    )
 
 
 def check_room(folder: Path, needed_bytes: int) -> None:

@@ -79,14 +79,18 @@ class RuntimeCore:
         ids = self.encode([user_message(question, len(pictures))])
         return self.prompt_of(ids, self.pixels(pictures))
 
-    def check_question(self, question: str) -> None:
+    def check_question(self, question: str, where: str = "question") -> None:
         """Refuse a question that contains the image token, by that name; all else `encode` refuses.
+
+        Args:
+            question: what is asked.
+            where: what the error calls it.
 
         Raises:
             DataError: says what to change.
         """
         if isinstance(question, str):
-            check_text(question, "question", self.prompter.image_token)
+            check_text(question, where, self.prompter.image_token)
 
     def encode(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Return a conversation as token ids, up to where the model's answer begins."""

@@ -17,7 +17,7 @@ import jinja2
 from tokenizers import Tokenizer, models
 
 from compressor.disk.model_json import optional_json
-from compressor.errors import DataError, ModelError
+from compressor.errors import DataError, ModelError, first_line
 from compressor.generation import model_settings
 from export.runtime.chat_template import compile_template, find_template
 from export.runtime.messages import Message, check_text, checked, image_count, texts
@@ -142,7 +142,8 @@ class Prompter:
             )
         except Exception as error:  # a template is a program and raises what it likes
             problem = (
-                f"chat template: cannot write this conversation: {error}; check roles and turns"
+                f"chat template: cannot write this conversation: {first_line(error)}; check roles and "
+                "turns"
             )
             raise DataError([problem]) from error
         self._check_rendered(turns, prompt)

@@ -442,6 +442,8 @@ def generate(
             mapped=mapped,
             device=device,
         )
+    if prompt is not None:
+        runtime.check_question(prompt, "--prompt")
     opened = Artifact.open(artifact, verify=False)
     say_shortcoming(out, opened.manifest)
     if (words := uncompared(opened, runtime.session, backend, precision)) is not None:

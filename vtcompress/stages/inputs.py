@@ -10,7 +10,7 @@ from compressor.facts import ModelFacts
 from compressor.methods.entries import Yopo
 from compressor.profile import Profile
 from compressor.progress import Progress
-from compressor.recipe import Recipe
+from compressor.recipe import CalibrateSection, Recipe
 from compressor.samples.questions import Sample, check_pictures, choose, read_samples
 from export.artifact.artifact import PROFILE_FILE
 
@@ -92,9 +92,14 @@ def open_profile(profile: Profile | str | Path | None) -> tuple[Profile | None, 
 
 
 def note_unread_data(recipe: Recipe, why: str, progress: Progress) -> None:
-    """Say that the recipe's calibration data is not read, if it names any."""
-    if recipe.calibrate.data is not None:
-        progress.say(f"note: {recipe.calibrate.data}: calibration data that is not read: {why}")
+    """Say that the recipe's calibration data is not read, or what else it asks of a calibration in vain."""
+    section, usual = recipe.calibrate, CalibrateSection()
+    if section.data is not None:
+        progress.say(f"note: {section.data}: calibration data that is not read: {why}")
+        return
+    for key in ("samples", "seed"):
+        if (value := getattr(section, key)) != getattr(usual, key):
+            progress.say(f"note: calibrate.{key}: {value}: has no effect: {why}")
 
 
 def source_paths(recipe: Recipe) -> tuple[Path, ...]:

@@ -23,12 +23,12 @@ def inspect(path: PathLike) -> dict[str, Any]:
 
     Returns:
         A JSON-like mapping; `kind` says which of them it is. Of a model `problems` holds what is wrong with
-        its processor, if anything is.
+        its processor and which weights of a folder are not there, if anything is.
 
     Raises:
         VtcompressError: none of them.
     """
-    path = Path(path)
+    model, path = str(path), Path(path)  # as it was given: `Path` takes `./nope` for `nope`
     check_path(path)
     if is_folder(path) and is_file(path / "manifest.json"):
         manifest = Artifact.open(path, verify=False).manifest
@@ -41,9 +41,11 @@ def inspect(path: PathLike) -> dict[str, Any]:
         _check_known(path)
     require_compress("inspecting a model")
     from compressor.families import describe
+    from compressor.families.folder import missing_weights
 
-    found: dict[str, Any] = {"kind": "model", **describe(str(path)).model_dump(mode="json")}
-    problems = processor_problems(str(path))
+    found: dict[str, Any] = {"kind": "model", **describe(model).model_dump(mode="json")}
+    # Of a hub id no weights were fetched.
+    problems = (missing_weights(path) if is_folder(path) else ()) + processor_problems(model)
     return found | ({"problems": list(problems)} if problems else {})
 
 
@@ -70,6 +72,8 @@ def _inspect_file(path: Path) -> dict[str, Any]:
         return {"kind": "plan", **Plan.load(path).model_dump(mode="json")}
     if isinstance(content, Mapping) and "profile_format" in content:
         return {"kind": "profile", **Profile.load(path).model_dump(mode="json")}
+    folder = path.absolute().parent
+    of_model = f", such as {folder}" if is_file(folder / "config.json") else ""
     raise VtcompressError(
-        f"{path}: neither a plan nor a profile; give a folder or one of these files"
+        f"{path}: neither a plan nor a profile; give one of these files or a folder{of_model}"
     )

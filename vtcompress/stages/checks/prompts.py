@@ -15,13 +15,16 @@ from compressor.recipe import Recipe
 from compressor.samples.layout import layout_of
 from compressor.samples.pictures import load_image
 from compressor.samples.questions import Sample, notes_on
+from export.checks.rewrite import QUESTION
 from export.graphs.limits import Limits, cache_limits
+from export.runtime.chat_template import find_template
 from export.runtime.images import ImageProcessor
 from export.runtime.messages import check_text, user_message
 from export.runtime.prompter import Prompter
 from vtcompress.stages.inputs import model_id, require_compress
 
 MAX_PROBLEMS = 20
+TEMPLATE = "chat_template.jinja"
 NAMED_TOKENS = 3
 """Tokens without an embedding that a note names."""
 
@@ -157,6 +160,8 @@ def _readable(processor: Any, folder: Path, facts: ModelFacts) -> Readable:
             f"{_image_file(folder)}: gives pictures of {images.size[0]} x {images.size[1]} pixels, but the "
             f"vision tower takes {facts.image_size} x {facts.image_size}: correct size and crop_size"
         )
+    if prompter is not None:
+        problems += _template_problems(prompter, folder)
     if prompter is None or images is None or problems:
         raise ModelError(problems)
     return Readable(prompter, images, facts)
@@ -171,7 +176,30 @@ def _collected(problems: list[str], saved: Path, folder: Path) -> Iterator[None]
         section = f"{saved / 'processor_config.json'}: image_processor:"
         for problem in error.problems:
             named = problem.replace(section, f"{_image_file(folder)}:")
+            named = named.replace(str(saved / TEMPLATE), str(_template_file(folder)))
             problems.append(named.replace(str(saved), str(folder)))
+
+
+def _template_problems(prompter: Prompter, folder: Path) -> list[str]:
+    """Try the chat template on a question with a picture; one without need not be possible."""
+    try:
+        prompter.render([user_message(QUESTION)])
+    except DataError as error:
+        # What stands behind it is for those who write a conversation.
+        why = error.problems[0].removeprefix("chat template: ").rpartition("; ")[0]
+        return [
+            f"{_template_file(folder)}: the chat template cannot ask a question with a picture: {why}; put "
+            "the template of the model's authors here"
+        ]
+    return []
+
+
+def _template_file(folder: Path) -> Path:
+    """The file that a chat template stands in, for errors."""
+    try:
+        return find_template(folder, optional_json(folder / "tokenizer_config.json"))[1]
+    except (DataError, ModelError):
+        return folder / TEMPLATE
 
 
 def _image_file(folder: Path) -> Path:

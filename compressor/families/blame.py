@@ -1,0 +1,131 @@
+"""Which key of a model's small files a library fails over: found by reading the folder without it."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from compressor.errors import first_line
+from compressor.families.folder import texts
+
+KEYED = (
+    "preprocessor_config.json",
+    "processor_config.json",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+)
+"""Files of which each key may be left out: transformers then goes by its own default."""
+
+SECTION = "image_processor"
+NAMES_A_CLASS = ("image_processor_type", "processor_class", "tokenizer_class")
+"""Keys that are left out last: without them, transformers may read the rest as another kind."""
+
+TOKENIZER = "tokenizer.json"
+LONGEST_VALUE = 60
+SAVE_AGAIN = "save the processor again (processor.save_pretrained)"
+
+Attempt = Callable[[Path], Any]
+Keys = tuple[str, ...]
+
+
+def blamed(folder: Path, attempt: Attempt, say: Callable[[Exception], str]) -> list[str]:
+    """Return a line for each key or file that an attempt fails over; none where keys are not at fault.
+
+    Keys are left out one after the other until the attempt succeeds on a copy; then each is put back, and
+    those with which it fails again are at fault.
+
+    Args:
+        folder: of a model; it is not changed.
+        attempt: what failed, for a folder that holds no weights; raises what it likes.
+        say: what an exception tells.
+    """
+    if unread := _unread_tokenizer(folder):
+        return [unread]
+    lines = []
+    with TemporaryDirectory() as place:
+        trial = _Trial(folder, Path(place), attempt)
+        left_out = trial.leave_out()
+        for name, keys, value in left_out:
+            if (failure := trial.with_key(name, keys, value)) is not None:
+                lines.append(f"{folder / name}: {_told(keys, value, say(failure))}")
+    return lines
+
+
+class _Trial:
+    """A copy of a model's small files, to be read without some keys."""
+
+    def __init__(self, folder: Path, copy: Path, attempt: Attempt) -> None:
+        for path in texts(folder):
+            if path.parent == folder:
+                shutil.copyfile(path, copy / path.name)
+        self._copy, self._attempt = copy, attempt
+        self._files = {name: _object(copy / name) for name in KEYED if (copy / name).is_file()}
+
+    def leave_out(self) -> list[tuple[str, Keys, Any]]:
+        """Leave keys out until the attempt succeeds; return them, or none if it never does."""
+        left_out = []
+        for name, keys in sorted(_keys(self._files), key=lambda at: at[1][-1] in NAMES_A_CLASS):
+            left_out.append((name, keys, _section(self._files[name], keys).pop(keys[-1])))
+            if self._failure() is None:
+                return left_out
+        return []
+
+    def with_key(self, name: str, keys: Keys, value: Any) -> Exception | None:
+        """Put a key back; where the attempt fails with it, leave it out again and return the failure."""
+        section = _section(self._files[name], keys)
+        section[keys[-1]] = value
+        if (failure := self._failure()) is not None:
+            del section[keys[-1]]
+        return failure
+
+    def _failure(self) -> Exception | None:
+        for name, content in self._files.items():
+            (self._copy / name).write_text(json.dumps(content), encoding="utf-8")
+        try:
+            self._attempt(self._copy)
+        except Exception as failure:  # noqa: BLE001 - a library's, over a user's files; it is reported
+            return failure
+        return None
+
+
+def _told(keys: Keys, value: Any, why: str) -> str:
+    shown = f"{keys[-1]}: {value!r:.{LONGEST_VALUE}} cannot be used"
+    if keys[-1] == NAMES_A_CLASS[0]:  # transformers lists all that it knows, hardly any of use here
+        return f"{shown}; put that of the model's tower here, such as CLIPImageProcessor"
+    return f"{shown}: {why}; correct it, or {SAVE_AGAIN}"
+
+
+def _unread_tokenizer(folder: Path) -> str | None:
+    from tokenizers import Tokenizer
+
+    path = folder / TOKENIZER
+    if not path.is_file():
+        return None
+    try:
+        Tokenizer.from_file(str(path))
+    except Exception as failure:  # noqa: BLE001 - tokenizers raises plain Exception
+        return (
+            f"{path}: no tokenizer that the package tokenizers can read: {first_line(failure)}; copy or "
+            "download the file again"
+        )
+    return None
+
+
+def _object(path: Path) -> dict[str, Any]:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return found if isinstance(found, dict) else {}
+
+
+def _keys(files: dict[str, dict[str, Any]]) -> Iterator[tuple[str, Keys]]:
+    for name, content in files.items():
+        for key, value in content.items():
+            if key == SECTION and isinstance(value, dict):
+                yield from ((name, (key, inner)) for inner in value)
+            else:
+                yield name, (key,)
+
+
+def _section(content: dict[str, Any], keys: Keys) -> dict[str, Any]:
+    return content[keys[0]] if len(keys) > 1 else content
