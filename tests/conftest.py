@@ -1,4 +1,4 @@
-"""Shared fixtures: models are made, modules traced once a session. Counts of reliability tests are summed up."""
+"""Shared fixtures; models are made and modules traced once a session. Counts of reliability are summed up."""
 
 import os
 import sys
