@@ -105,7 +105,7 @@ def key_of(module: torch.nn.Module, *call: Any) -> str | None:
 
 def install(folder: Path) -> None:
     """Let `torch.onnx.export` remember in a folder from now on."""
-    if not hasattr(torch.onnx.export, "remembers"):
+    if not hasattr(torch.onnx.export, "__wrapped__"):
         torch.onnx.export = once(torch.onnx.export, folder)  # type: ignore[assignment]
 
 
@@ -125,7 +125,7 @@ def once(export: Callable[..., Any], folder: Path) -> Callable[..., Any]:
             _write(path, program)
             return program
 
-    exported.remembers = folder  # type: ignore[attr-defined]
+    exported.__wrapped__ = export  # type: ignore[attr-defined]
     return exported
 
 
