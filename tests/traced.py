@@ -63,8 +63,8 @@ class _Teller(pickle.Pickler):
         if self.size > MOST_BYTES or value.device.type != "cpu":
             raise _CannotTellError
         number = self.storages.setdefault(value.untyped_storage().data_ptr(), len(self.storages))
-        plain = value.detach().contiguous().view(torch.uint8) if value.ndim else value.detach()
-        content = hashlib.sha256(plain.numpy().tobytes()).hexdigest()
+        plain = value.detach().clone(memory_format=torch.contiguous_format).view(-1)
+        content = hashlib.sha256(plain.view(torch.uint8).numpy().tobytes()).hexdigest()
         place = (value.storage_offset(), value.stride()) if value.numel() else ()
         return (type(value).__name__, str(value.dtype), tuple(value.shape), number, place, content)
 
