@@ -10,14 +10,13 @@ from pathlib import Path
 import pytest
 
 from compressor.errors import ArtifactError, ProfileError
-from compressor.samples.small_pictures import LARGEST_PICTURE
+from compressor.samples.small_pictures import LARGEST_PICTURE, small_picture
 from export.report.data import figures
 from export.report.pages.report import html_report, markdown_report
 from export.report.questions import (
     Question,
     chosen_questions,
     stored_questions,
-    thumbnail,
 )
 from tests import facts
 from tests.artifacts import make_artifact
@@ -177,16 +176,6 @@ def test_pictures_have_sizes_and_say_what_they_are(full):
         assert image["alt"] == "Picture 1 of the question"
 
 
-def test_the_headline_says_faster_work_and_kept(full):
-    text = Structure(full).text
-    assert (
-        "1.60 x faster reading of picture and question (prefill), measured (quartiles 1.55 to 1.65)"
-        in text
-    )
-    assert "50% of the original's work for that reading is left (FLOPs)" in text
-    assert "75.0% of the original's right answers kept (100.0% right before, 75.0% now)" in text
-
-
 def test_without_timing_checks_and_calibration_the_page_says_so(tmp_path):
     found = Structure(page(tmp_path))
     assert (
@@ -279,12 +268,12 @@ def test_a_long_answer_is_cut_in_the_page(tmp_path):
 
 
 def test_large_pictures_are_made_small_and_broken_ones_are_said_to_be(tmp_path):
-    shown = thumbnail(make_picture(tmp_path / "large.png", size=(900, 600)))
+    shown = small_picture(make_picture(tmp_path / "large.png", size=(900, 600)))
     assert shown is not None
     assert max(shown.width, shown.height) == LARGEST_PICTURE
     assert shown.uri.startswith("data:image/jpeg;base64,")
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    assert thumbnail(tmp_path / "broken.png") is None
+    assert small_picture(tmp_path / "broken.png") is None
     folder = make_artifact(tmp_path / "a", asked=ASKED, loss=facts.loss())
     data = read_report(folder)
     (folder / "validation" / "images" / "a.png").write_bytes(b"no picture")

@@ -25,7 +25,6 @@ from export.report.words.exits import (
     cache_table,
     cache_words,
     exits_table,
-    exits_words,
     gates_words,
     mean_words,
     staying,
@@ -210,18 +209,6 @@ def test_reports_show_what_calibration_measured_and_nothing_else(tmp_path, measu
     assert layer["contribution"] == (0.001 if contribution else None)
 
 
-def test_in_short_tells_what_an_exit_does_saves_and_keeps(tmp_path):
-    text = section(markdown_report(exited(tmp_path / "a")), "In short")
-    assert "left out in 4 of the 6 layers." in text
-    assert "Layers 4, 5: visual tokens have left the decoder by then (method VTW)." in text
-    assert "from layer 4 on text tokens only. Measured per token: as fast as the original." in text
-    assert "Nothing is saved on further tokens" not in text
-    assert "weight file does not shrink" in text
-    frozen = section(markdown_report(exited(tmp_path / "b", exit_layer=None)), "In short")
-    assert "Nothing is saved on further tokens" in frozen
-    assert "left the decoder" not in frozen
-
-
 def test_a_token_that_takes_longer_is_not_sold_as_a_gain(tmp_path):
     measured = facts.measured(4)
     step = measured.decode_step.model_copy(
@@ -230,23 +217,6 @@ def test_a_token_that_takes_longer_is_not_sold_as_a_gain(tmp_path):
     slow = exited(tmp_path / "a", measured=measured.model_copy(update={"decode_step": step}))
     text = section(markdown_report(slow), "In short")
     assert "Measured per token: slower, 2.86 times the original's time." in text
-
-
-def test_in_short_tells_what_gates_decide_and_what_predictions_are_means_of(tmp_path):
-    text = section(markdown_report(gated(tmp_path / "a")), "In short")
-    assert "Gates behind layers 1, 3 (method DyVTE, hidden width 8)" in text
-    assert "2.00 times less, predicted on the mean of 10 calibration prompts." in text
-    assert "a gate fired behind layer 1." in text
-    assert "Where a gate fired, every further token of the answer has less to read too" in text
-
-
-def test_behind_the_layers_it_is_told_how_gates_decide_and_how_often_they_fired(tmp_path):
-    data = gated(tmp_path / "a")
-    page = Structure(html_report(data)).text.split("Where visual tokens leave")[1]
-    for text in (section(markdown_report(data), "Layers"), page):
-        assert "The exit is decided inside the one decoder graph." in text
-        assert "In 9 of 10 calibration prompts a gate fired, most often behind layer 1 (6)." in text
-        assert "Predicted figures are the mean over the exits of 10 calibration prompts." in text
 
 
 def test_a_method_is_named_without_folders_and_without_what_only_training_reads(tmp_path):
@@ -384,15 +354,6 @@ def test_the_headline_names_the_cache_only_where_it_shrinks(tmp_path):
     predicted = facts.manifest_fields()["predicted"].model_copy(update={"kv_bytes": 1024})
     page = markdown_report(exited(tmp_path / "b", predicted=predicted))
     assert "of the original's work for that reading is left (FLOPs), 25% of its KV cache\n" in page
-
-
-def test_the_workload_line_tells_frozen_and_exited_layers(tmp_path):
-    text = section(markdown_report(exited(tmp_path / "a")), "Speed")
-    assert "2 of 6 layers frozen for visual rows; exited: 2 of 6, from layer 4 on." in text
-    text = section(markdown_report(gated(tmp_path / "b")), "Speed")
-    assert "exited: by 2 gates, dynamic. Predicted figures are the mean" in text
-    assert exits_words(facts.plan()) == "none"
-    assert tables(text)[0][0][0] == "prefill MFLOPs"
 
 
 def test_a_card_does_not_say_that_decode_is_no_faster_where_it_may_be(tmp_path):

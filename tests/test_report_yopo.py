@@ -227,20 +227,6 @@ def test_what_was_asked_is_said_with_file_names_and_without_folders():
     )
 
 
-def test_what_was_done_and_gained_is_told_in_sentences(tmp_path):
-    text = section(markdown_report(report_of(tmp_path / "a")), "In short")
-    for sentence in (
-        "left out in 3 of the 6 layers, and cut down in 2.",
-        "Layers 4, 5: visual tokens have left the decoder by then (method YOPO, off_from).",
-        "take part in 2 of 4 heads of layers 1, 3; none of 4 heads of layer 2 (method YOPO, heads).",
-        "Layer 1: a visual token reads only its neighbours in the picture (window 3 x 3)",
-        "Layer 1: visual tokens use 12 of 24 neurons of the MLP",
-        "from layer 4 on text tokens only, text tokens only in the pruned heads before.",
-        "Text tokens go through every layer and use every weight, as before.",
-    ):
-        assert sentence in text
-
-
 def test_many_different_numbers_of_heads_are_a_range():
     model = facts.facts(facts.dims(heads=8, kv_heads=8), token_grid=(3, 4))
     layers = (LayerPlan(index=i, groups=tuple(range(i))) for i in range(6))
@@ -408,13 +394,6 @@ def test_the_legend_explains_the_cuts_that_are_drawn_and_no_other():
     drawn_words = words(drawn(decoder_picture(MASKED, "float32")))
     assert {"masked", "off"} <= set(drawn_words)
     assert "3x3" not in drawn_words
-
-
-def test_the_decoder_with_cuts_is_told_in_words():
-    description = drawn(decoder_picture(CUT, "float32"))[1].text
-    assert "exited in 2 of 6 layers (4, 5)" in description
-    assert "Visual tokens take part in 2 of 4 heads of layers 1, 3" in description
-    assert description.endswith("Text tokens use every weight in every layer.")
 
 
 def test_a_contribution_is_hollow_behind_yopos_exit():

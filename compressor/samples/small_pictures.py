@@ -1,5 +1,6 @@
 """Pictures for people: made small, and without what cameras and programs write into the file beside them."""
 
+from base64 import b64encode
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -28,6 +29,11 @@ class SmallPicture:
     kind: str
     width: int
     height: int
+
+    @property
+    def uri(self) -> str:
+        """A `data:` address that holds it."""
+        return f"data:image/{self.kind};base64,{b64encode(self.content).decode('ascii')}"
 
 
 def small_picture(path: Path) -> SmallPicture | None:

@@ -109,7 +109,7 @@ class Code:
 
 
 @dataclass(frozen=True)
-class Figures:
+class Headline:
     """The headline: values, each with what it is the figure of."""
 
     figures: tuple[tuple[str, str], ...]
@@ -123,11 +123,12 @@ class Cards:
 
 
 @dataclass(frozen=True)
-class Part:
-    """Blocks under a heading of their own."""
+class Group:
+    """Blocks under a heading of their own; folded ones a page shows when asked to."""
 
     title: str
     blocks: "Sequence[Block]"
+    folded: bool = False
 
 
 @dataclass(frozen=True)
@@ -142,15 +143,7 @@ class Beside:
     layout: str = "two"
 
 
-@dataclass(frozen=True)
-class Folded:
-    """Blocks that a page shows when asked to."""
-
-    title: str
-    blocks: "Sequence[Block]"
-
-
-Block = Words | Outcome | Bullets | Table | Chart | Code | Figures | Cards | Part | Beside | Folded
+Block = Words | Outcome | Bullets | Table | Chart | Code | Headline | Cards | Group | Beside
 
 
 @dataclass(frozen=True)
@@ -187,11 +180,10 @@ class Document:
 def flat(blocks: Sequence[Block]) -> Iterator[Block]:
     """Yield blocks in reading order, those inside others too, without what only arranges them."""
     for block in blocks:
-        match block:
-            case Beside():
-                for column in block.columns:
-                    yield from flat(column)
-            case Folded():
-                yield from flat(block.blocks)
-            case _:
-                yield block
+        if isinstance(block, Beside):
+            for column in block.columns:
+                yield from flat(column)
+        elif isinstance(block, Group) and block.folded:
+            yield from flat(block.blocks)
+        else:
+            yield block

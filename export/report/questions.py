@@ -1,6 +1,5 @@
 """The validation questions of an artifact with both models' answers, and which of them a report shows."""
 
-import base64
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -11,13 +10,12 @@ from typing import Literal
 from compressor.disk.files import read_text
 from compressor.errors import ArtifactError, DataError
 from compressor.samples.questions import Sample
-from compressor.samples.small_pictures import small_picture
 from export.checks.stored import COMPRESSED_FILE, ORIGINAL_FILE, SAMPLES_FILE, stored_samples
 from export.results.answers import Answer, exact, right_one
 
-Outcome = Literal["same", "lost", "won", "different", "both wrong"]
+Change = Literal["same", "lost", "won", "different", "both wrong"]
 
-VERDICTS: dict[Outcome, str] = {
+VERDICTS: dict[Change, str] = {
     "same": "same answer",
     "lost": "different: was right, is wrong",
     "won": "different: was wrong, is right",
@@ -55,27 +53,17 @@ class Question:
         """Whether both models say the same."""
         return exact(self.original, self.compressed)
 
-    @property
-    def original_right(self) -> bool | None:
-        """Whether the original is right; None if nobody knows."""
-        return self._is_right(self.original)
+    def _is_right(self, said: str) -> bool:
+        return self.right is not None and right_one(said, self.answers or (self.right,))
 
     @property
-    def compressed_right(self) -> bool | None:
-        """Whether the artifact is right; None if nobody knows."""
-        return self._is_right(self.compressed)
-
-    def _is_right(self, said: str) -> bool | None:
-        return None if self.right is None else right_one(said, self.answers or (self.right,))
-
-    @property
-    def outcome(self) -> Outcome:
+    def outcome(self) -> Change:
         """What became of the answer."""
         if self.equal:
             return "same"
-        if self.original_right:
+        if self._is_right(self.original):
             return "lost"
-        if self.compressed_right:
+        if self._is_right(self.compressed):
             return "won"
         return "different" if self.right is None else "both wrong"
 
@@ -153,27 +141,3 @@ def chosen_places(questions: Sequence[Question], most: int = 10) -> tuple[int, .
 def chosen_questions(questions: Sequence[Question], most: int = 10) -> tuple[Question, ...]:
     """Return the questions that a report shows; see `chosen_places`."""
     return tuple(questions[place] for place in chosen_places(questions, most))
-
-
-@dataclass(frozen=True)
-class Thumbnail:
-    """A picture inside a page.
-
-    Attributes:
-        uri: its content; a `data:` address.
-        width: in pixels.
-        height: likewise.
-    """
-
-    uri: str
-    width: int
-    height: int
-
-
-def thumbnail(path: Path) -> Thumbnail | None:
-    """Return a picture for a page, made smaller if it is large; None if it cannot be read."""
-    small = small_picture(path)
-    if small is None:
-        return None
-    data = base64.b64encode(small.content).decode("ascii")
-    return Thumbnail(f"data:image/{small.kind};base64,{data}", small.width, small.height)

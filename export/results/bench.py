@@ -94,6 +94,11 @@ def bench_rows(report: BenchReport) -> list[tuple[str, Timing]]:
     ]
 
 
+def unsteady(report: BenchReport) -> tuple[str, ...]:
+    """Return the timings whose rounds differ so much that their ratios say little."""
+    return tuple(name for name, timing in bench_rows(report) if not timing.steady)
+
+
 def ms_words(milliseconds: float) -> str:
     """Return a time with four digits or more, so that a ratio can be worked out from what is read."""
     places = next((n for n, least in enumerate((1000, 100, 10, 1)) if milliseconds >= least), 4)

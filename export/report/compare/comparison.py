@@ -1,26 +1,37 @@
 """Several artifacts side by side: one table, accuracy against speed, and what forbids comparing them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from compressor.disk.model_digest import alike
 from compressor.errors import ArtifactError
 from compressor.methods import label_of_cuts
+from compressor.plan.plan import Plan
+from compressor.recipe import load_recipe
 from export.artifact.artifact import PLAN_FILE, RECIPE_FILE, Artifact
 from export.artifact.manifest import Manifest
 from export.report.document import Table
 from export.report.words.cuts import cuts_words
 from export.report.words.exits import exits_words
 from export.report.words.methods import method_words
-from export.results.bench import bench_rows, ratio_words
-from export.results.intervals import Interval
+from export.results.bench import ratio_words, unsteady
 from export.results.loss_report import nats, share
 from export.results.verdict import Verdict, verdict_of, verdict_words
 
 Kind = Literal["stay", "leave", "may leave"]
 """Visual rows `stay` to the last layer, `leave` at a fixed exit, or `may leave` where gates decide."""
+
+
+LOSS = {
+    "kept": "exact_match_kept",
+    "kept_interval": "exact_match_kept_interval",
+    "agreement": "agreement",
+    "agreement_interval": "agreement_interval",
+    "kl": "kl",
+}
+"""Figures of compression loss over all questions, by their names for dashboards."""
 
 
 @dataclass(frozen=True)
@@ -30,46 +41,18 @@ class Entry:
     Attributes:
         number: its place in the comparison, from 1; marks its point in the plot.
         name: of its folder.
-        layers: how many, and in how many of them visual rows are frozen.
-        exits: where visual rows leave, in words.
-        cuts: what else visual rows do less of, in words; with the semantics.
+        manifest: with one digest for all artifacts of a model.
         visual: what is done to visual rows; chooses the shape of the point in the plot.
-        predicted: speed-up of the prefill by FLOPs.
-        kv_cache: predicted share of the original's KV cache, after the prefill.
-        measured: median speed-up of the prefill; None if it was not timed.
-        decode_words: measured speed-up of a decode step.
-        fidelity: what became of the check.
-        loss: likewise.
-        loss_words: the same, and why if it was not judged.
-        kept: share of the original's right answers; None if unknown.
-        kept_interval: of 95%; None if unknown.
-        agreement: share of equal first tokens; None if compression loss did not run.
-        agreement_interval: likewise.
-        kl: mean, in nats; likewise.
+        figures: plain values; those that were not measured are None.
+        cells: its column of the table, by the names of the rows.
     """
 
     number: int
     name: str
-    model: str
-    methods: tuple[str, ...]
-    layers: int
-    frozen: int
-    exits: str
-    cuts: str
+    manifest: Manifest
     visual: Kind
-    predicted: float
-    kv_cache: float
-    measured: float | None
-    measured_words: str
-    decode_words: str
-    fidelity: Verdict
-    loss: Verdict
-    loss_words: str
-    kept: float | None
-    kept_interval: Interval | None
-    agreement: float | None
-    agreement_interval: Interval | None
-    kl: float | None
+    figures: dict[str, Any]
+    cells: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -119,45 +102,40 @@ def compare_artifacts(folders: Sequence[Path]) -> Comparison:
     """
     if len(folders) < 2:
         raise ArtifactError(["nothing to compare: give at least two artifacts"])
-    opened: list[tuple[Path, Manifest]] = []
+    manifests: list[Manifest] = []
     problems: list[str] = []
     for folder in folders:
         try:
-            opened.append((folder, Artifact.open(folder, verify=False).manifest))
+            manifests.append(Artifact.open(folder, verify=False).manifest)
         except ArtifactError as failure:
             problems += failure.problems
     if problems:
         raise ArtifactError(problems)
-    entries = tuple(_entry(i, folder, m) for i, (folder, m) in enumerate(opened, start=1))
-    return compared(entries, [manifest for _, manifest in opened])
-
-
-def compared(entries: tuple[Entry, ...], manifests: Sequence[Manifest]) -> Comparison:
-    """Return the comparison of entries that were read already."""
     digests = alike([manifest.model_digest for manifest in manifests])
-    manifests = [
-        manifest.model_copy(update={"model_digest": digest})
-        for manifest, digest in zip(manifests, digests, strict=True)
-    ]
+    entries = tuple(
+        _entry(number, folder, manifest.model_copy(update={"model_digest": digest}))
+        for number, (folder, manifest, digest) in enumerate(
+            zip(folders, manifests, digests, strict=True), start=1
+        )
+    )
     speed, accuracy = _speed(entries), _accuracy(entries)
-    groups = _groups(manifests, timed=all(entry.measured is not None for entry in entries))
+    groups = _groups(entries, timed=all(entry.manifest.measured for entry in entries))
     fronts: list[tuple[int, ...]] = []
     if accuracy is not None:
         points = tuple(zip(speed.values, accuracy.values, strict=True))
         for group in groups:
             found = pareto_front([points[place] for place in group])
             fronts.append(tuple(group[place] for place in found))
-    notes = tuple(_notes(entries, manifests))
-    return Comparison(entries, notes, speed, accuracy, groups, tuple(fronts))
+    return Comparison(entries, tuple(_notes(entries)), speed, accuracy, groups, tuple(fronts))
 
 
-def _groups(manifests: Sequence[Manifest], *, timed: bool) -> tuple[tuple[int, ...], ...]:
+def _groups(entries: Sequence[Entry], *, timed: bool) -> tuple[tuple[int, ...], ...]:
     """Return the places of artifacts whose accuracy and speed are figures of the same kind."""
-    found: dict[object, list[int]] = {}
-    for place, manifest in enumerate(manifests):
-        told = (_model, _data, _machine if timed else _workload)
-        found.setdefault(tuple(of(manifest) for of in told), []).append(place)
-    return tuple(map(tuple, found.values()))
+    groups: dict[object, list[int]] = {}
+    for place, entry in enumerate(entries):
+        facts = (_model, _data, _machine if timed else _workload)
+        groups.setdefault(tuple(of(entry.manifest) for of in facts), []).append(place)
+    return tuple(map(tuple, groups.values()))
 
 
 def _model(manifest: Manifest) -> object:
@@ -179,61 +157,68 @@ def _machine(manifest: Manifest) -> object:
 
 
 def _entry(number: int, folder: Path, manifest: Manifest) -> Entry:
-    from compressor.plan.plan import Plan
-    from compressor.recipe import load_recipe
-
     plan, measured, loss = Plan.load(folder / PLAN_FILE), manifest.measured, manifest.loss
     methods = load_recipe(folder / RECIPE_FILE, stored=True).methods
-    return Entry(
-        number=number,
-        name=folder.resolve().name,
-        model=manifest.model.name,
-        methods=tuple(map(method_words, methods)),
-        layers=len(plan.layers),
-        frozen=len(plan.frozen_layers()),
-        exits=exits_words(plan),
-        cuts=cuts_words(plan, methods),
-        visual="may leave" if plan.gates else "stay" if plan.exit_layer is None else "leave",
-        predicted=manifest.predicted.speedup,
-        kv_cache=manifest.predicted.kv_bytes / manifest.predicted.kv_bytes_original,
-        measured=measured.prefill.ratio if measured else None,
-        measured_words=ratio_words(measured.prefill) if measured else "-",
-        decode_words=ratio_words(measured.decode_step) if measured else "-",
-        fidelity=verdict_of(manifest.fidelity),
-        loss=verdict_of(loss),
-        loss_words=verdict_words(loss),
-        kept=loss.overall.exact_match_kept if loss else None,
-        kept_interval=loss.overall.exact_match_kept_interval if loss else None,
-        agreement=loss.overall.agreement if loss else None,
-        agreement_interval=loss.overall.agreement_interval if loss else None,
-        kl=loss.overall.kl if loss else None,
-    )
+    visual: Kind = "stay" if plan.exit_layer is None else "leave"
+    predicted = manifest.predicted
+    figures: dict[str, Any] = {
+        "number": number,
+        "name": folder.resolve().name,
+        "model": manifest.model.name,
+        "methods": tuple(map(method_words, methods)),
+        "layers": len(plan.layers),
+        "frozen": len(plan.frozen_layers()),
+        "exits": exits_words(plan),
+        "cuts": cuts_words(plan, methods),
+        "visual": "may leave" if plan.gates else visual,
+        "predicted": predicted.speedup,
+        "kv_cache": predicted.kv_bytes / predicted.kv_bytes_original,
+        "measured": measured and measured.prefill.ratio,
+        "measured_words": ratio_words(measured.prefill) if measured else "-",
+        "decode_words": ratio_words(measured.decode_step) if measured else "-",
+        "fidelity": verdict_of(manifest.fidelity),
+        "loss": verdict_of(loss),
+        "loss_words": verdict_words(loss),
+        **{key: loss and getattr(loss.overall, name) for key, name in LOSS.items()},
+    }
+    cells = {
+        "model": figures["model"],
+        "methods": ", ".join(figures["methods"]) or "none",
+        "frozen layers": f"{figures['frozen']} of {figures['layers']}",
+        "exited layers": figures["exits"],
+        f"{label_of_cuts()}'s cuts": figures["cuts"],
+        "predicted prefill": f"{predicted.speedup:.2f} x",
+        "measured prefill": figures["measured_words"],
+        "measured decode step": figures["decode_words"],
+        "KV cache, predicted": f"{figures['kv_cache']:.0%}",
+        "export fidelity": figures["fidelity"],
+        "compression loss": figures["loss_words"],
+        "right answers kept": share(figures["kept"], figures["kept_interval"]),
+        "next token equal": share(figures["agreement"], figures["agreement_interval"]),
+        "KL mean, nats": nats(figures["kl"]),
+    }
+    return Entry(number, figures["name"], manifest, figures["visual"], figures, cells)
 
 
 def _speed(entries: Sequence[Entry]) -> Axis:
-    measured = [entry.measured for entry in entries if entry.measured is not None]
-    if len(measured) == len(entries):
+    measured = [entry.figures["measured"] for entry in entries]
+    if None not in measured:
         return Axis("prefill time, original / compressed, measured", tuple(measured))
-    return Axis(
-        "prefill work, original / compressed, predicted",
-        tuple(entry.predicted for entry in entries),
-    )
+    predicted = tuple(entry.manifest.predicted.speedup for entry in entries)
+    return Axis("prefill work, original / compressed, predicted", predicted)
 
 
 def _accuracy(entries: Sequence[Entry]) -> Axis | None:
-    choices: tuple[tuple[str, Callable[[Entry], float | None]], ...] = (
-        ("right answers kept", lambda entry: entry.kept),
-        ("first tokens equal to the original's", lambda entry: entry.agreement),
-    )
-    for title, of in choices:
-        values = [value for entry in entries if (value := of(entry)) is not None]
-        if len(values) == len(entries):
+    titles = {"kept": "right answers kept", "agreement": "first tokens equal to the original's"}
+    for name, title in titles.items():
+        values = [entry.figures[name] for entry in entries]
+        if None not in values:
             return Axis(title, tuple(values))
     return None
 
 
-def _notes(entries: Sequence[Entry], manifests: Sequence[Manifest]) -> list[str]:
-    """Return what differs that should not."""
+def _notes(entries: Sequence[Entry]) -> list[str]:
+    """Return what differs that should not, and what must be known of single artifacts."""
     facts: tuple[tuple[str, Callable[[Manifest], object]], ...] = (
         ("Different models", _model),
         ("Different validation data", _data),
@@ -243,32 +228,24 @@ def _notes(entries: Sequence[Entry], manifests: Sequence[Manifest]) -> list[str]
     notes = []
     for title, of in facts:
         groups: dict[object, list[int]] = {}
-        for entry, manifest in zip(entries, manifests, strict=True):
-            value = of(manifest)
-            if value is not None:
+        for entry in entries:
+            if (value := of(entry.manifest)) is not None:
                 groups.setdefault(value, []).append(entry.number)
         if len(groups) > 1:
             sets = " against ".join(", ".join(map(str, group)) for group in groups.values())
             notes.append(f"{title}: {sets}. Do not compare their figures.")
-    busy = [
-        str(entry.number)
-        for entry, manifest in zip(entries, manifests, strict=True)
-        if manifest.measured
-        and not all(timing.steady for _, timing in bench_rows(manifest.measured))
-    ]
-    if busy:
-        notes.append(f"Times are not steady, the machine was busy: {', '.join(busy)}.")
-    notes += [
-        f"{entry.number}: {line}."
-        for entry, manifest in zip(entries, manifests, strict=True)
-        for line in (manifest.loss.warnings if manifest.loss else ())
-    ]
-    unjudged = [str(e.number) for e in entries if e.loss is Verdict.NOT_JUDGED]
-    if unjudged:
-        notes.append(f"Compression loss was not judged: {', '.join(unjudged)}.")
-    without = [str(e.number) for e in entries if e.agreement is None]
-    if without:
-        notes.append(f"Compression loss was not run: {', '.join(without)}.")
+
+    def note(words: str, numbers: list[int]) -> list[str]:
+        return [f"{words}: {', '.join(map(str, numbers))}."] if numbers else []
+
+    busy = [e.number for e in entries if e.manifest.measured and unsteady(e.manifest.measured)]
+    notes += note("Times are not steady, the machine was busy", busy)
+    for entry in entries:
+        lines = entry.manifest.loss.warnings if entry.manifest.loss else ()
+        notes += [f"{entry.number}: {line}." for line in lines]
+    for words, verdict in (("judged", Verdict.NOT_JUDGED), ("run", Verdict.NOT_RUN)):
+        numbers = [entry.number for entry in entries if entry.figures["loss"] is verdict]
+        notes += note(f"Compression loss was not {words}", numbers)
     return notes
 
 
@@ -286,26 +263,11 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> tuple[int, ...]:
 
 def comparison_table(comparison: Comparison) -> Table:
     """Return one row a figure, one column an artifact."""
-    figures: tuple[tuple[str, Callable[[Entry], str]], ...] = (
-        ("model", lambda entry: entry.model),
-        ("methods", lambda entry: ", ".join(entry.methods) or "none"),
-        ("frozen layers", lambda entry: f"{entry.frozen} of {entry.layers}"),
-        ("exited layers", lambda entry: entry.exits),
-        (f"{label_of_cuts()}'s cuts", lambda entry: entry.cuts),
-        ("predicted prefill", lambda entry: f"{entry.predicted:.2f} x"),
-        ("measured prefill", lambda entry: entry.measured_words),
-        ("measured decode step", lambda entry: entry.decode_words),
-        ("KV cache, predicted", lambda entry: f"{entry.kv_cache:.0%}"),
-        ("export fidelity", lambda entry: entry.fidelity),
-        ("compression loss", lambda entry: entry.loss_words),
-        ("right answers kept", lambda entry: share(entry.kept, entry.kept_interval)),
-        ("next token equal", lambda entry: share(entry.agreement, entry.agreement_interval)),
-        ("KL mean, nats", lambda entry: nats(entry.kl)),
-    )
-    rows = [(name, *(of(entry) for entry in comparison.entries)) for name, of in figures]
-    places = range(len(comparison.entries))
-    rows.append(("on the Pareto front", *(_on_front(comparison, place) for place in places)))
-    columns = ("", *(f"{entry.number}: {entry.name}" for entry in comparison.entries))
+    entries = comparison.entries
+    rows = [(name, *(entry.cells[name] for entry in entries)) for name in entries[0].cells]
+    fronts = (_on_front(comparison, place) for place in range(len(entries)))
+    columns = ("", *(f"{entry.number}: {entry.name}" for entry in entries))
+    rows.append(("on the Pareto front", *fronts))
     return Table("Artifacts", columns, rows, wrapped=True)
 
 
@@ -326,7 +288,7 @@ def comparison_figures(comparison: Comparison) -> dict[str, Any]:
     return {
         "artifacts": [
             {
-                **asdict(entry),
+                **entry.figures,
                 "on_front": place in comparison.front,
                 "group": next(i for i, g in enumerate(comparison.groups, 1) if place in g),
             }

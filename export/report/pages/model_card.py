@@ -11,7 +11,7 @@ from compressor.disk.files import read_text
 from compressor.errors import ArtifactError
 from compressor.installing import wheel_command
 from export.report.data import ReportData
-from export.report.document import Block, Bullets, Code, Document, Part, Section, Table, Words
+from export.report.document import Block, Bullets, Code, Document, Group, Section, Table, Words
 from export.report.pages.report import head_blocks, methods_words, recipe_section
 from export.report.render.markdown import markdown
 from export.report.sections.checks import fidelity_outcome, ladder_blocks, loss_blocks
@@ -104,7 +104,7 @@ def _method(data: ReportData) -> list[Block]:
         Words(f"Methods of the recipe: {methods_words(data.methods)}."),
         Words(" ".join(done(data))),
     ]
-    return [*blocks, Part("Papers", [Bullets(papers)])] if papers else [*blocks]
+    return [*blocks, Group("Papers", [Bullets(papers)])] if papers else [*blocks]
 
 
 def _measured(data: ReportData) -> list[Block]:

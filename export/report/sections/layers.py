@@ -17,8 +17,7 @@ from export.report.document import (
     Block,
     Bullets,
     Chart,
-    Folded,
-    Part,
+    Group,
     Section,
     Table,
     Words,
@@ -47,8 +46,9 @@ def layers_section(data: ReportData) -> Section:
         tables.append(head_table(scores, plan))
     blocks = [
         Beside([[block] for block in found]),
+        *([] if scores is None else [Words(HEAD_WORDS)]),
         *plan_blocks(plan, data.methods, data.manifest.loss),
-        Folded("All figures of every layer", tables),
+        Group("All figures of every layer", tables, folded=True),
     ]
     title = "Layers: what visual and text tokens do"
     return Section("layers", "Layers", title, blocks)
@@ -62,10 +62,10 @@ def plan_blocks(
     if plan.gates is not None:
         lines: list[Block] = [Words(words) for words in gates_words(plan.gates)[1:]]
         exits = [table] if (table := exits_table(plan, loss)) else []
-        blocks.append(Part("Where visual tokens leave", [*lines, Words(mean_words(plan)), *exits]))
+        blocks.append(Group("Where visual tokens leave", [*lines, Words(mean_words(plan)), *exits]))
     blocks += [Words(words) for words in semantics_words(plan, methods)]
     if plan.notes:
-        blocks.append(Part("Notes of the planner", [Bullets(plan.notes)]))
+        blocks.append(Group("Notes of the planner", [Bullets(plan.notes)]))
     return blocks
 
 
@@ -104,10 +104,7 @@ def _measures(data: ReportData) -> list[Block]:
         )
         found.append(Chart(exit_chart(values, samples, plan.exit_layer, allowed), caption))
     if (values := measured(profile, "head_score")) is not None:
-        caption = (
-            f"{HEAD_WORDS} {mean.capitalize()}. Filled: visual tokens take part in the head; hollow: they "
-            "do not."
-        )
+        caption = f"Head scores, {mean}. Filled: visual tokens take part in the head; hollow: they do not."
         found.append(Chart(head_chart(values, samples, plan), caption))
     drawn = ("layer_contribution", "exit_kl")
     for measure in (m for m in _of_layers() if m.name not in drawn):

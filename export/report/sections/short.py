@@ -5,7 +5,7 @@ from export.report.data import ReportData
 from export.report.words.cuts import cut_sentences, semantics_words, splits
 from export.report.words.exits import counted, gates_words, may_exit, runs, timed_words
 from export.report.words.methods import whys
-from export.results.bench import BenchReport, bench_rows, speed_words, work_words
+from export.results.bench import BenchReport, speed_words, unsteady, work_words
 from export.results.loss_report import LossReport, share
 from export.results.verdict import Verdict, verdict_words
 
@@ -35,11 +35,6 @@ def done(data: ReportData) -> tuple[str, ...]:
 def _for_all(plan: Plan) -> str:
     """Return what gates add to a number of layers: they decide on the others for each prompt."""
     return " for every prompt, and behind a gate that fires" if plan.gates else ""
-
-
-def unsteady(report: BenchReport) -> tuple[str, ...]:
-    """Return the timings whose rounds differ so much that their ratios say little."""
-    return tuple(name for name, timing in bench_rows(report) if not timing.steady)
 
 
 def gained(data: ReportData) -> tuple[str, ...]:

@@ -13,47 +13,38 @@ GATE = (
 """The word for a place where visual tokens may leave, and what it means."""
 
 
-CUTS: tuple[tuple[Callable[[LayerPlan], bool], tuple[str, str]], ...] = (
+CUTS: dict[tuple[str, str], Callable[[LayerPlan], bool]] = {
     (
-        lambda layer: layer.split,
-        (
-            "part of K V and attention",
-            "visual tokens take part in that share of the heads; in the others text tokens are alone, and "
-            "the hollow rest of the KV cache's bar is what these still hold, text alone",
-        ),
-    ),
+        "part of K V and attention",
+        "visual tokens take part in that share of the heads; in the others text tokens are alone, and the "
+        "hollow rest of the KV cache's bar is what these still hold, text alone",
+    ): lambda layer: layer.split,
     (
-        lambda layer: layer.in_no_head and not layer.frozen,
-        ("none", "visual tokens take part in no head of the layer, but in its MLP"),
-    ),
+        "none",
+        "visual tokens take part in no head of the layer, but in its MLP",
+    ): lambda layer: layer.in_no_head and not layer.frozen,
+    # Masked layers compute attention in full, whatever window they have.
     (
-        # Masked layers compute attention in full, whatever window they have.
-        lambda layer: layer.window is not None and not layer.masked,
-        (
-            "3x3 or so on attention",
-            "a visual token reads that square of its neighbours instead of all visual tokens before it",
-        ),
+        "3x3 or so on attention",
+        "a visual token reads that square of its neighbours instead of all visual tokens before it",
+    ): lambda layer: layer.window is not None and not layer.masked,
+    ("part of MLP", "visual tokens use that share of its neurons"): (
+        lambda layer: layer.neurons is not None
     ),
-    (
-        lambda layer: layer.neurons is not None,
-        ("part of MLP", "visual tokens use that share of its neurons"),
+    ("masked", "some heads do not read visual tokens, and compute them all the same"): (
+        lambda layer: layer.masked and not layer.off
     ),
-    (
-        lambda layer: layer.masked and not layer.off,
-        ("masked", "some heads do not read visual tokens, and compute them all the same"),
+    ("off", "no head reads visual tokens, and they are computed all the same"): (
+        lambda layer: layer.off
     ),
-    (
-        lambda layer: layer.off,
-        ("off", "no head reads visual tokens, and they are computed all the same"),
-    ),
-)
+}
 """What is drawn where visual tokens do a part of a layer, and what it means."""
 
 
 def states(plan: Plan) -> list[tuple[str, str]]:
     """Return the words that a plan's picture uses, with what they mean."""
     found = [state_of(layer, plan) for layer in sorted(plan.layers, key=place_in_words)]
-    found += [words for drawn, words in CUTS if any(drawn(layer) for layer in plan.layers)]
+    found += [words for words, drawn in CUTS.items() if any(map(drawn, plan.layers))]
     return [*dict.fromkeys(found), *([GATE] if plan.gates else [])]
 
 
