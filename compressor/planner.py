@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from compressor.contract.measure import Measure
-from compressor.contract.method import CannotError, Evidence, Files, Method
+from compressor.contract.method import CannotError, Evidence, Files, Method, Turn
 from compressor.disk.gate_file import GateFile
 from compressor.errors import PlanError
 from compressor.facts import ModelFacts
@@ -176,7 +176,9 @@ def make_plan(
         )
     steps = _steps(methods, profile, recipe_format)
     made = _applied(plan, steps, in_turn=recipe_format > 1)
-    said = [note for step in steps for note in step.method.notes(made, step.evidence)]
+    # Cuts last: their notes say what the others left them.
+    cuts_last = sorted(steps, key=lambda step: step.method.turn is Turn.CUT)
+    said = [note for step in cuts_last for note in step.method.notes(made, step.evidence)]
     if methods and all(layer.visual != "update" for layer in made.layers):
         said.append(
             "compress: no layer updates visual rows: whatever the picture is, text tokens read it as the "

@@ -20,7 +20,7 @@ from export.report.words.ladder import EngineFacts, Rung, claim
 from export.results.backend_parity import BackendParity
 from export.results.checker import CheckerReport
 from tests import facts
-from vtcompress.cli.show import show
+from vtcompress.cli.show import show_blocks
 from vtcompress.console import Output
 
 ROOT = Path(__file__).parent.parent
@@ -120,7 +120,7 @@ def test_one_failure_is_what_is_claimed() -> None:
 
 def test_every_report_shows_every_rung_with_its_proof(capsys: pytest.CaptureFixture[str]) -> None:
     of = data((AHEAD,), fidelity=facts.fidelity())
-    show(Output(), ladder_blocks(of.rungs))
+    show_blocks(Output(), ladder_blocks(of.rungs))
     printed = " ".join(re.sub(r"[│┃]", " ", capsys.readouterr().out).split())
     pages = [markdown_report(of), html_report(of), model_card(of, Origin())]
     for rung in of.rungs:

@@ -149,7 +149,7 @@ def test_a_method_of_another_package_goes_from_recipe_to_plan_and_profile(artifa
     assert len(able) > 1
     assert frozen == able[:1]
     assert {x["visual"] for x in plan["layers"] if x["reason"] == "toy"} == {"frozen"}
-    assert "toy: " in (artifact / "recipe.yaml").read_text()
+    assert "- toy:" in (artifact / "recipe.yaml").read_text()
     assert (artifact / "profile.svg").stat().st_size > 1000
 
 

@@ -16,9 +16,9 @@ import pytest
 
 from export.report.compare.comparison import compare_artifacts
 from export.report.compare.page import comparison_document
-from export.report.document import Block, Chart, Document, Part, Section, flat
+from export.report.document import Block, Chart, Document, Group, Section, flat
 from export.report.pages.model_card import Origin, model_card
-from export.report.pages.report import report
+from export.report.pages.report import report_document
 from export.report.render.markdown import markdown
 from tests import facts
 from tests.artifacts import make_artifact
@@ -64,7 +64,7 @@ ARTIFACTS: dict[str, dict[str, Any]] = {
 def drawings(blocks: Sequence[Block]) -> Iterator[str]:
     """Yield what is said of drawings, which Markdown leaves out."""
     for block in flat(blocks):
-        if isinstance(block, Part):
+        if isinstance(block, Group):
             yield from drawings(block.blocks)
         elif isinstance(block, Chart):
             title, description, *_ = list(ET.fromstring(str(block.drawing)))
@@ -85,7 +85,7 @@ def all_words() -> dict[str, str]:
         folders = {name: Path(place) / name.replace(" ", "-") for name in ARTIFACTS}
         for name, given in ARTIFACTS.items():
             data = read_report(make_artifact(folders[name], **given))
-            for section in report(data).sections:
+            for section in report_document(data).sections:
                 found.setdefault(f"report-{section.key}", {})[name] = section_words(section)
             card = model_card(data, Origin("owner/model", {"license": "mit"}))
             found.setdefault("card", {})[name] = card

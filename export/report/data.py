@@ -25,6 +25,10 @@ from export.results.intervals import Interval
 READING = "reading of picture and question (prefill)"
 """What gets faster, in words that need no explanation."""
 
+# What dashboards get of a manifest as it is stored.
+STORED = {"model_digest", "dtype", "ranges", "missing_kernels", "predicted", "measured", "fidelity"}
+STORED |= {"rewrite", "loss", "tools", "peak_memory_bytes"}
+
 
 @dataclass(frozen=True)
 class ReportData:
@@ -149,7 +153,6 @@ def figures(data: ReportData) -> dict[str, Any]:
     unknown = (None,) * len(plan.layers)
     contribution = measured(data.profile, "layer_contribution") or unknown
     left = measured(data.profile, "exit_kl") or unknown
-    overall = manifest.loss.overall if manifest.loss else None
     stays, dims, alone = staying(plan), plan.model.decoder, text_alone_values(plan)
     scores = measured(data.profile, "head_score") or unknown
     layers = [
@@ -173,22 +176,13 @@ def figures(data: ReportData) -> dict[str, Any]:
         }
         for layer in plan.layers
     ]
-    return {
+    return manifest.model_dump(mode="json", include=STORED) | {
         "model": manifest.model.name,
-        "model_digest": manifest.model_digest,
         "methods": [{m.name: asked_of(m)} for m in data.methods],
-        "dtype": manifest.dtype,
-        "ranges": manifest.ranges and manifest.ranges.model_dump(mode="json"),
-        "missing_kernels": list(manifest.missing_kernels),
         "verdict": manifest.verdict,
         "passed": manifest.passed,
         "warnings": list(manifest.loss.warnings) if manifest.loss else [],
-        "exact_match_kept": overall.exact_match_kept if overall else None,
-        "predicted": manifest.predicted.model_dump(mode="json"),
-        "measured": manifest.measured and manifest.measured.model_dump(mode="json"),
-        "fidelity": manifest.fidelity and manifest.fidelity.model_dump(mode="json"),
-        "rewrite": manifest.rewrite and manifest.rewrite.model_dump(mode="json"),
-        "loss": manifest.loss and manifest.loss.model_dump(mode="json"),
+        "exact_match_kept": manifest.loss and manifest.loss.overall.exact_match_kept,
         "ladder": [asdict(rung) for rung in data.rungs],
         "claim": claim(data.rungs),
         "layers": layers,
@@ -200,6 +194,4 @@ def figures(data: ReportData) -> dict[str, Any]:
         "kv_cache": manifest.measured and cache_figures(plan, manifest.measured, manifest.dtype),
         "questions": len(data.questions),
         "answers_equal": sum(question.equal for question in data.questions),
-        "tools": manifest.tools,
-        "peak_memory_bytes": manifest.peak_memory_bytes,
     }

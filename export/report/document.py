@@ -109,7 +109,7 @@ class Code:
 
 
 @dataclass(frozen=True)
-class Figures:
+class Headline:
     """The headline: values, each with what it is the figure of."""
 
     figures: tuple[tuple[str, str], ...]
@@ -123,7 +123,7 @@ class Cards:
 
 
 @dataclass(frozen=True)
-class Part:
+class Group:
     """Blocks under a heading of their own; folded ones a page shows when asked to."""
 
     title: str
@@ -143,7 +143,7 @@ class Beside:
     layout: str = "two"
 
 
-Block = Words | Outcome | Bullets | Table | Chart | Code | Figures | Cards | Part | Beside
+Block = Words | Outcome | Bullets | Table | Chart | Code | Headline | Cards | Group | Beside
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def flat(blocks: Sequence[Block]) -> Iterator[Block]:
         if isinstance(block, Beside):
             for column in block.columns:
                 yield from flat(column)
-        elif isinstance(block, Part) and block.folded:
+        elif isinstance(block, Group) and block.folded:
             yield from flat(block.blocks)
         else:
             yield block

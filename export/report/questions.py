@@ -13,9 +13,9 @@ from compressor.samples.questions import Sample
 from export.checks.stored import COMPRESSED_FILE, ORIGINAL_FILE, SAMPLES_FILE, stored_samples
 from export.results.answers import Answer, exact, right_one
 
-Outcome = Literal["same", "lost", "won", "different", "both wrong"]
+Change = Literal["same", "lost", "won", "different", "both wrong"]
 
-VERDICTS: dict[Outcome, str] = {
+VERDICTS: dict[Change, str] = {
     "same": "same answer",
     "lost": "different: was right, is wrong",
     "won": "different: was wrong, is right",
@@ -57,7 +57,7 @@ class Question:
         return self.right is not None and right_one(said, self.answers or (self.right,))
 
     @property
-    def outcome(self) -> Outcome:
+    def outcome(self) -> Change:
         """What became of the answer."""
         if self.equal:
             return "same"

@@ -71,7 +71,7 @@ def compare(
             f"{plot}: nothing to plot: compression loss was not run for all artifacts; export them "
             "with --validate-data"
         )
-    show.show(out, [comparison_table(comparison)])
+    show.show_blocks(out, [comparison_table(comparison)])
     for note in comparison.notes:
         out.line(f"note: {note}")
     brief.compared(out, comparison)

@@ -8,7 +8,7 @@ from compressor.plan.plan import Plan
 from compressor.profile import Profile
 from export.artifact.manifest import Manifest
 from export.checks.stored import NO_ANSWERS
-from export.report.document import Block, Bullets, Outcome, Part, Table, Words, flat
+from export.report.document import Block, Bullets, Group, Outcome, Table, Words, flat
 from export.report.sections.checks import fidelity_outcome, ladder_blocks, loss_blocks
 from export.report.sections.layers import layer_table, plan_blocks
 from export.report.sections.speed import bench_blocks
@@ -27,7 +27,7 @@ from vtcompress.stages.plan import predicted
 LONGEST_VALUE = 60
 
 
-def show(out: Output, blocks: Sequence[Block]) -> None:
+def show_blocks(out: Output, blocks: Sequence[Block]) -> None:
     """Print blocks of a report, without its drawings."""
     for block in flat(blocks):
         match block:
@@ -40,9 +40,9 @@ def show(out: Output, blocks: Sequence[Block]) -> None:
             case Bullets():
                 for line in block.lines:
                     out.line(f"- {line.line if isinstance(line, Outcome) else line}")
-            case Part():
+            case Group():
                 out.line(f"{block.title}:")
-                show(out, block.blocks)
+                show_blocks(out, block.blocks)
 
 
 def show_plan(out: Output, chosen: Plan, dtype: str) -> None:
@@ -54,7 +54,7 @@ def show_plan(out: Output, chosen: Plan, dtype: str) -> None:
         f"  FLOPs    {p.flops_original:,} -> {p.flops:,} ({work_words(p.speedup)})",
         f"  KV bytes {p.kv_bytes_original:,} -> {p.kv_bytes:,} ({dtype}, the dtype of the export)",
     )
-    show(out, [layer_table(chosen, dtype), *map(Words, costs), *plan_blocks(chosen)])
+    show_blocks(out, [layer_table(chosen, dtype), *map(Words, costs), *plan_blocks(chosen)])
 
 
 def show_profile(out: Output, profile: Profile) -> None:
@@ -75,19 +75,19 @@ def show_checks(
     if manifest.measured is not None:
         show_bench(out, manifest.measured, chosen, manifest.dtype)
     show_rewrite(out, manifest.rewrite)
-    show(out, [Words(words) for words in dtype_words(manifest)])
+    show_blocks(out, [Words(words) for words in dtype_words(manifest)])
     show_validation(out, manifest.fidelity, manifest.loss, chosen)
-    show(out, ladder_blocks(ladder(manifest, engines)))
+    show_blocks(out, ladder_blocks(ladder(manifest, engines)))
 
 
 def show_rewrite(out: Output, report: RewriteReport | None) -> None:
     """Print how far the rewritten model, nothing cut, is from the original."""
-    show(out, [Words(rewrite_words(report))])
+    show_blocks(out, [Words(rewrite_words(report))])
 
 
 def show_bench(out: Output, report: BenchReport, chosen: Plan, dtype: str) -> None:
     """Print the times of original and compressed, and the KV caches beside what the plan predicts."""
-    show(out, bench_blocks(report, chosen, dtype))
+    show_blocks(out, bench_blocks(report, chosen, dtype))
 
 
 def show_validation(
@@ -98,23 +98,23 @@ def show_validation(
     unmeasured: str = NO_ANSWERS,
 ) -> None:
     """Print both checks and the exits of the questions; `unmeasured` is why answers were not compared."""
-    show(out, [fidelity_outcome(fidelity)])
+    show_blocks(out, [fidelity_outcome(fidelity)])
     show_loss(out, loss, unmeasured)
     exits = exits_table(chosen, loss)
-    show(out, [exits] if exits else [])
+    show_blocks(out, [exits] if exits else [])
 
 
 def show_parity(out: Output, parity: BackendParity, unmeasured: str = NO_ANSWERS) -> None:
     """Print how a backend compares with ONNX Runtime on the CPU, and what its answers lose."""
     what = ", ".join(filter(None, (parity.backend, parity.precision, parity.device)))
     compared = f"{what} against {REFERENCE}"
-    show(out, [fidelity_outcome(parity.outputs, "Backend parity", compared)])
+    show_blocks(out, [fidelity_outcome(parity.outputs, "Backend parity", compared)])
     show_loss(out, parity.loss, unmeasured)
 
 
 def show_loss(out: Output, report: LossReport | None, unmeasured: str = NO_ANSWERS) -> None:
     """Print the second check, or why it was not run; warnings however quiet the output is."""
-    show(out, loss_blocks(report, unmeasured))
+    show_blocks(out, loss_blocks(report, unmeasured))
     for line in report.warnings if report else ():
         out.warn(line)
 

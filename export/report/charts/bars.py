@@ -10,7 +10,7 @@ from markupsafe import Markup
 from compressor.contract.measure import Measure
 from compressor.plan.plan import Plan
 from export.report.charts.decoder import ROW, TOP, WIDTH
-from export.report.text.scale import Scale, decades, nice_ticks
+from export.report.text.scale import Ruler, decades, nice_ticks
 from export.report.text.svg import line, picture, rect, shortened, text
 from export.report.words.methods import state
 from export.results.bench import Timing, slower
@@ -123,7 +123,7 @@ def _layer_chart(
     return picture(key, WIDTH, bottom + 18, title, words, parts)
 
 
-def contribution_scale(values: Sequence[float]) -> Scale:
+def contribution_scale(values: Sequence[float]) -> Ruler:
     """Return the axis of layer contributions, logarithmic where they differ much."""
     left, width = 28.0, 236.0
     positive = [value for value in values if 0 < value < math.inf]
@@ -131,11 +131,11 @@ def contribution_scale(values: Sequence[float]) -> Scale:
         low, high = decades(positive)
         step = math.ceil((high - low) / 4)
         low = high - step * math.ceil((high - low) / step)
-        return Scale(left, width, tuple(10.0**e for e in range(low, high + 1, step)), True)
-    return Scale(left, width, nice_ticks(0.0, max(positive, default=1.0), 3))
+        return Ruler(left, width, tuple(10.0**e for e in range(low, high + 1, step)), True)
+    return Ruler(left, width, nice_ticks(0.0, max(positive, default=1.0), 3))
 
 
-def _layer_bar(key: str, layer: int, row: Bar, scale: Scale, unit: str) -> list[Markup]:
+def _layer_bar(key: str, layer: int, row: Bar, scale: Ruler, unit: str) -> list[Markup]:
     y, value = TOP + ROW * layer, row.value
     width = max(scale.place(value) - scale.start, 1.0) if 0 < value < math.inf else 0.0
     hint = f"layer {layer}: {value:.3g} {unit}"
@@ -169,7 +169,7 @@ def speed_chart(predicted: float, timings: Sequence[tuple[str, Timing]]) -> Mark
     """
     # A disturbed round must not squeeze everything else: long whiskers leave the drawing.
     highest = 1.2 * max([predicted, 1.0, *(t.ratio for _, t in timings)])
-    scale = Scale(0.0, 304.0, nice_ticks(0.0, highest, 5))
+    scale = Ruler(0.0, 304.0, nice_ticks(0.0, highest, 5))
     top, step = 16.0, 34.0
     rows: list[tuple[str, float, Timing | None]]
     rows = [("prefill, predicted from FLOPs", predicted, None)]
@@ -220,7 +220,7 @@ def kinds_chart(kinds: Sequence[LossFigures]) -> Markup | None:
     if not shown:
         return None
     shown, left_out = shown[:MOST_KINDS], len(shown) - MOST_KINDS
-    scale = Scale(0.0, 310.0, (0.0, 1.0))
+    scale = Ruler(0.0, 310.0, (0.0, 1.0))
     top, step = 22.0, 48.0
     parts = [
         rect(0, 4, 10, 8, "outline"),

@@ -9,7 +9,7 @@ from export.report.charts.decoder import ROW, TOP, WIDTH
 from export.report.document import Table
 from export.report.text.svg import picture, rect, text
 from export.report.words.cuts import kept_heads
-from export.report.words.exits import listed
+from export.report.words.exits import drawn_together
 
 Scores = Sequence[Sequence[float]]
 
@@ -29,7 +29,7 @@ def head_table(scores: Scores, plan: Plan) -> Table:
     rows = []
     for layer, row in zip(plan.layers, scores, strict=True):
         kept = kept_heads(layer, dims)
-        names = "all" if len(kept) == dims.heads else listed(kept) or "none"
+        names = "all" if len(kept) == dims.heads else drawn_together(kept) or "none"
         figures = (min(row), sum(row) / len(row), max(row))
         rows.append((str(layer.index), *(f"{value:.3g}" for value in figures), names))
     columns = ("layer", "lowest score", "mean", "highest", "heads with visual tokens")

@@ -4,7 +4,7 @@ from markupsafe import Markup
 
 from export.report.charts.decoder import WIDTH
 from export.report.compare.comparison import Axis, Comparison, Kind
-from export.report.text.scale import Scale, nice_ticks
+from export.report.text.scale import Ruler, nice_ticks
 from export.report.text.svg import element, line, picture, text
 
 LEFT, RIGHT, TOP, BOTTOM = 40.0, 348.0, 30.0, 232.0
@@ -31,7 +31,7 @@ def tradeoff_chart(comparison: Comparison) -> Markup | None:
     # The original itself: no faster, and every answer kept.
     speeds = nice_ticks(min(1.0, *comparison.speed.values), max(comparison.speed.values), 6)
     rights = nice_ticks(min(1.0, *accuracy.values), max(1.0, *accuracy.values), 5)
-    across, up = Scale(LEFT, RIGHT - LEFT, speeds), Scale(BOTTOM, TOP - BOTTOM, rights)
+    across, up = Ruler(LEFT, RIGHT - LEFT, speeds), Ruler(BOTTOM, TOP - BOTTOM, rights)
     parts = [text(0, 12, accuracy.title, "strong"), *across.rules(TOP, BOTTOM, BOTTOM + 13, " x")]
     for value in rights:
         y = up.place(value)

@@ -13,7 +13,7 @@ from compressor.installing import wheel_command
 from export.backends.checked_on import CHECKED_ON
 from export.backends.registry import running
 from export.report.data import ReportData
-from export.report.document import Block, Bullets, Code, Document, Part, Section, Table, Words
+from export.report.document import Block, Bullets, Code, Document, Group, Section, Table, Words
 from export.report.pages.report import head_blocks, methods_words, recipe_section
 from export.report.render.markdown import markdown
 from export.report.sections.checks import fidelity_outcome, ladder_blocks, loss_blocks
@@ -105,7 +105,7 @@ def _method(data: ReportData) -> list[Block]:
         Words(f"Methods of the recipe: {methods_words(data.methods)}."),
         Words(" ".join(done(data))),
     ]
-    return [*blocks, Part("Papers", [Bullets(papers)])] if papers else [*blocks]
+    return [*blocks, Group("Papers", [Bullets(papers)])] if papers else [*blocks]
 
 
 def _measured(data: ReportData) -> list[Block]:

@@ -10,9 +10,9 @@ from export.report.document import (
     Cards,
     Code,
     Document,
-    Figures,
+    Group,
+    Headline,
     Outcome,
-    Part,
     Section,
     Table,
     Words,
@@ -32,15 +32,15 @@ HTML_FILE, MARKDOWN_FILE = "report.html", "report.md"
 
 def html_report(data: ReportData) -> str:
     """Return the whole report as a page."""
-    return html(report(data))
+    return html(report_document(data))
 
 
 def markdown_report(data: ReportData) -> str:
     """Return the whole report as Markdown."""
-    return markdown(report(data))
+    return markdown(report_document(data))
 
 
-def report(data: ReportData) -> Document:
+def report_document(data: ReportData) -> Document:
     """Return the report of an artifact."""
     manifest = data.manifest
     sections = (
@@ -74,7 +74,7 @@ def head_blocks(manifest: Manifest) -> list[Block]:
         Outcome.of("Export fidelity (compressed model and its files)", manifest.fidelity),
         Outcome.of("Compression loss (original and compressed answers)", manifest.loss),
     )
-    blocks: list[Block] = [Figures(headline(manifest)), Bullets(checks)]
+    blocks: list[Block] = [Headline(headline(manifest)), Bullets(checks)]
     if manifest.loss and manifest.loss.warnings:
         lines = tuple(f"WARNING: {line}" for line in manifest.loss.warnings)
         blocks.append(Bullets(lines, bad=True))
@@ -87,7 +87,7 @@ def _short(data: ReportData) -> list[Block]:
         "What was gained": gained(data),
         "What was lost": lost(data),
     }
-    parts = [[Part(title, [*map(Words, words)])] for title, words in lines.items()]
+    parts = [[Group(title, [*map(Words, words)])] for title, words in lines.items()]
     return [Beside(parts, "three")]
 
 

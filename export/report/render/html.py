@@ -11,7 +11,7 @@ from markupsafe import Markup
 from compressor.samples.small_pictures import small_picture
 from export.report.document import Document
 from export.report.questions import Question
-from export.report.text.svg import plain
+from export.report.text.svg import printable
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
 # Longer answers are cut in the page; the artifact holds them whole.
@@ -32,7 +32,7 @@ def html(document: Document) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
         finalize=lambda value: (
-            plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+            printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
         ),
     )
     environment.filters |= {"kind": lambda block: type(block).__name__, "card": _card}

@@ -9,14 +9,14 @@ from export.report.document import (
     Cards,
     Code,
     Document,
-    Figures,
+    Group,
+    Headline,
     Outcome,
-    Part,
     Table,
     Words,
     flat,
 )
-from export.report.text.svg import plain
+from export.report.text.svg import printable
 from export.results.verdict import Verdict
 
 # An underscore inside a word is none of Markdown's.
@@ -38,7 +38,7 @@ def markdown(document: Document, *, front: str = "") -> str:
 
 def _blocks(blocks: Sequence[Block]) -> Iterator[str]:
     for block in flat(blocks):
-        if isinstance(block, Part):
+        if isinstance(block, Group):
             yield f"### {escaped(block.title)}"
             yield from _blocks(block.blocks)
         else:
@@ -54,7 +54,7 @@ def _block(block: Block) -> str:
         case Bullets():
             lines = (_outcome(x) if isinstance(x, Outcome) else escaped(x) for x in block.lines)
             return "\n".join(f"- **{line}**" if block.bad else f"- {line}" for line in lines)
-        case Figures():
+        case Headline():
             return "\n".join(f"- **{value}** {meaning}" for value, meaning in block.figures)
         case Table():
             rows = [[escaped(cell) for cell in row] for row in block.rows]
@@ -81,7 +81,7 @@ def escaped(words: str) -> str:
 
     Line breaks become spaces. Pipes are left to `table`.
     """
-    return _SPECIAL.sub(r"\\\1", " ".join(plain(words).split()))
+    return _SPECIAL.sub(r"\\\1", " ".join(printable(words).split()))
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -99,4 +99,4 @@ def fenced(content: str, language: str = "") -> str:
     """Return a code block that no run of backticks inside it ends."""
     longest = max((len(run) for run in re.findall("`+", content)), default=0)
     fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{plain(content).rstrip()}\n{fence}"
+    return f"{fence}{language}\n{printable(content).rstrip()}\n{fence}"

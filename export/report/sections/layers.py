@@ -17,7 +17,7 @@ from export.report.document import (
     Block,
     Bullets,
     Chart,
-    Part,
+    Group,
     Section,
     Table,
     Words,
@@ -48,7 +48,7 @@ def layers_section(data: ReportData) -> Section:
         Beside([[block] for block in found]),
         *([] if scores is None else [Words(HEAD_WORDS)]),
         *plan_blocks(plan, data.methods, data.manifest.loss),
-        Part("All figures of every layer", tables, folded=True),
+        Group("All figures of every layer", tables, folded=True),
     ]
     title = "Layers: what visual and text tokens do"
     return Section("layers", "Layers", title, blocks)
@@ -62,10 +62,10 @@ def plan_blocks(
     if plan.gates is not None:
         lines: list[Block] = [Words(words) for words in gates_words(plan.gates)[1:]]
         exits = [table] if (table := exits_table(plan, loss)) else []
-        blocks.append(Part("Where visual tokens leave", [*lines, Words(mean_words(plan)), *exits]))
+        blocks.append(Group("Where visual tokens leave", [*lines, Words(mean_words(plan)), *exits]))
     blocks += [Words(words) for words in semantics_words(plan, methods)]
     if plan.notes:
-        blocks.append(Part("Notes of the planner", [Bullets(plan.notes)]))
+        blocks.append(Group("Notes of the planner", [Bullets(plan.notes)]))
     return blocks
 
 

@@ -13,7 +13,7 @@ NO_SPAN, TINY = 1e-9, 1e-30
 
 
 @dataclass(frozen=True)
-class Scale:
+class Ruler:
     """Values along an axis.
 
     Attributes:

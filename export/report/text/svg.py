@@ -36,17 +36,17 @@ def element(name: str, *children: Markup, **attributes: object) -> Markup:
 def _value(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.2f}".rstrip("0").rstrip(".")
-    return plain(str(value))
+    return printable(str(value))
 
 
-def plain(words: str) -> str:
+def printable(words: str) -> str:
     """Return words with what XML forbids replaced."""
     return _FORBIDDEN.sub("\N{REPLACEMENT CHARACTER}", words)
 
 
 def text(x: float, y: float, words: str, class_: str = "label", anchor: str = "start") -> Markup:
     """Return words at a place; `y` is their base line."""
-    content = escape(plain(words))
+    content = escape(printable(words))
     return element("text", content, x=x, y=y, class_=class_, text_anchor=anchor)
 
 
@@ -57,7 +57,7 @@ def rect(
 
     `stripes` is the key of the drawing, for one that is marked by stripes besides its colour.
     """
-    inside = (element("title", escape(plain(hint))),) if hint else ()
+    inside = (element("title", escape(printable(hint))),) if hint else ()
     place = {"x": x, "y": y, "width": max(width, 0.0), "height": height}
     if stripes:
         return element("rect", *inside, **place, fill=f"url(#{stripes}-hatch)", class_="edge")
@@ -85,8 +85,8 @@ def picture(
     names = f"{key}-title", f"{key}-description"
     return element(
         "svg",
-        element("title", escape(plain(title)), id=names[0]),
-        element("desc", escape(plain(description)), id=names[1]),
+        element("title", escape(printable(title)), id=names[0]),
+        element("desc", escape(printable(description)), id=names[1]),
         _hatch(f"{key}-hatch"),
         *parts,
         xmlns=NAMESPACE,

@@ -56,10 +56,10 @@ def exits_words(plan: Plan) -> str:
 def runs(indices: Iterable[int]) -> str:
     """Return layers with runs drawn together: `layer 2`, `layers 2, 5 to 8`."""
     numbers = tuple(indices)
-    return f"layer{'s' if len(numbers) > 1 else ''} {listed(numbers)}"
+    return f"layer{'s' if len(numbers) > 1 else ''} {drawn_together(numbers)}"
 
 
-def listed(indices: Iterable[int]) -> str:
+def drawn_together(indices: Iterable[int]) -> str:
     """Return ascending numbers with runs drawn together: `2, 5 to 8`."""
     found: list[list[int]] = []
     for index in indices:
