@@ -8,11 +8,16 @@ import onnx_ir as ir
 import pytest
 
 import vtcompress
+from compressor.decoder import decoder_from
+from compressor.decoder.weights import StoredWeight
 from compressor.recipe import ExportSection
-from export.graphs.spec import GraphSpec
+from export.graphs.spec import GraphSpec, decoder_graph
 from export.writer.passes import order
 from export.writer.passes.graph_pass import weights_of
 from export.writer.weights import SharedWeights
+from export.writer.write import export_decoder
+from tests.cuts import tensors_of
+from tests.decoders import plan_of
 
 
 class Twice:
@@ -63,37 +68,16 @@ def test_shipped_passes_say_nothing_and_reports_are_as_they_were(tiny_artifact: 
     assert json.loads((tiny_artifact / "manifest.json").read_text(encoding="utf-8"))["passes"] == []
 
 
-class Wider:
-    """Stores a weight in another dtype than is noted."""
-
-    words = ""
-
-    def applies(self, spec: GraphSpec, settings: ExportSection) -> bool:  # noqa: ARG002
-        return spec.name == "decoder"
-
-    def run(self, model: ir.Model) -> None:
-        value = model.graph.initializers["layers.1.mlp.up.weight"]
-        (weight,) = weights_of(value)
-        assert weight.source == "layers.1.mlp.up_proj.weight"
-        assert weight.dtype == "float32"
-        assert weight.transposed
-        assert weight.part is None
-        assert value.const_value is not None
-        value.const_value = ir.tensor(value.const_value.numpy().astype("float64"))
-
-
 def test_a_weight_of_another_dtype_than_is_noted_is_not_written(tmp_path: Path) -> None:
-    from compressor.decoder import decoder_from
-    from export.graphs.spec import decoder_graph
-    from export.writer.write import export_decoder
-    from tests.cuts import tensors_of
-    from tests.decoders import plan_of
-
     plan = plan_of("identity")
-    model = export_decoder(
-        decoder_from(plan, tensors_of(plan)), decoder_graph(plan, "float32", "last")
+    decoder, spec = decoder_from(plan, tensors_of(plan)), decoder_graph(plan, "float32", "last")
+    model = export_decoder(decoder, spec)
+    value = model.graph.initializers["layers.1.mlp.up.weight"]
+    assert weights_of(value) == (
+        StoredWeight("layers.1.mlp.up_proj.weight", transposed=True, part=None, dtype="float32"),
     )
-    Wider().run(model)
+    assert value.const_value is not None
+    value.const_value = ir.tensor(value.const_value.numpy().astype("float64"))
     with (
         SharedWeights(tmp_path) as weights,
         pytest.raises(RuntimeError, match=r"up_proj.weight is stored as float32"),

@@ -23,9 +23,8 @@ from export.results.float16 import FLOAT16_MAX, WIDE, Float16Ranges, GraphRange
 from export.session.session import GraphSession, Session
 from export.writer.passes.float32 import (
     is_low,
-    made_by,
     make_shadow,
-    read_by,
+    names_in,
     read_graph,
     shadow_spec,
     within,
@@ -65,6 +64,8 @@ def keep_wide(folder: Path, graphs: Sequence[GraphSpec], prompts: Prompts) -> Fl
         VtcompressError: a graph's own output does not fit into float16, or a node gives values that are not
             finite in float32 either; names it.
     """
+    import onnx_ir as ir
+
     ranges: dict[str, GraphRange] = {}
     for decoder in ("decoder", "baseline_decoder"):
         if not in_order(graphs, decoder):
@@ -79,10 +80,10 @@ def keep_wide(folder: Path, graphs: Sequence[GraphSpec], prompts: Prompts) -> Fl
         chain.settle(chosen)
         for name, nodes in chosen.items():
             model = read_graph(chain.files[name])
-            ordered = tuple(n for n in _names(model) if n in nodes)
+            ordered = tuple(n.name or "" for n in model.graph if n.name in nodes)
             if ordered:
                 Wide(ordered).run(model)
-                _save(model, chain.files[name])
+                ir.save(model, chain.files[name])
             ranges[name] = found[name][0].model_copy(update={"float32_nodes": ordered})
     ranges.pop("embed", None)
     return Float16Ranges(prompts=prompts.number, source=prompts.source, graphs=ranges)
@@ -126,7 +127,7 @@ class _Chain:
             name, nodes = next(found, ("", ()))
             if not nodes:
                 return
-            own = set(_names(read_graph(self.files[name])))
+            own = {node.name or "" for node in read_graph(self.files[name]).graph}
             more = set(nodes) & own - chosen.get(name, own)
             if not more:
                 break
@@ -157,9 +158,7 @@ def _range(path: Path, largest: "Mapping[Probe, float]") -> tuple[GraphRange, li
         return GraphRange(largest=0.0, at=""), [f"{line}; check the model's weights"]
     wide = {probe.value for probe, size in sizes.items() if size > WIDE and probe.value}
     inside = {probe.node for probe, size in sizes.items() if size > WIDE and not probe.value}
-    nodes = tuple(
-        n.name or "" for n in graph if n.name in inside or wide & (read_by(n) | made_by(n))
-    )
+    nodes = tuple(n.name or "" for n in graph if n.name in inside or wide & names_in(n, made=True))
     given = {output.name for output in graph.outputs}
     problems = [
         f"{path.name}: {probe.value} reaches {size:,.0f}, and float16 ends at {FLOAT16_MAX:,.0f}: it leaves "
@@ -175,13 +174,3 @@ def _overflow(largest: "Mapping[Probe, float]") -> tuple[str, ...]:
     infinite = {probe for probe, size in largest.items() if math.isinf(size)}
     values = {probe.value for probe in infinite}
     return tuple({p.node: None for p in largest if p in infinite and not values & p.reads})
-
-
-def _names(model: "ir.Model") -> tuple[str, ...]:
-    return tuple(node.name or "" for node in model.graph)
-
-
-def _save(model: "ir.Model", path: Path) -> None:
-    import onnx_ir as ir
-
-    ir.save(model, path)

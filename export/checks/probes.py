@@ -14,7 +14,7 @@ from export.backends.checked_on import OnnxGraph
 from export.graphs.spec import GraphSpec
 from export.session.arrays import Array
 from export.session.session import as_array
-from export.writer.passes.float32 import is_low, read_by, subgraphs
+from export.writer.passes.float32 import is_low, names_in, subgraphs
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -96,7 +96,7 @@ def add_probes(graph: "ir.Graph") -> tuple[Probe, ...]:
 def _probe(graph: "ir.Graph") -> "list[tuple[Probe, ir.Value]]":
     found = []
     # Before anything is put between values and their readers.
-    for node, reads in [(node, read_by(node)) for node in graph]:
+    for node, reads in [(node, names_in(node)) for node in graph]:
         name = node.name or ""
         values = [value for value in node.outputs if value.name]
         if branches := list(subgraphs(node)):

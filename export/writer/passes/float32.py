@@ -128,14 +128,10 @@ def subgraphs(node: "ir.Node") -> "Iterator[ir.Graph]":
             yield attribute.as_graph()
 
 
-def read_by(node: "ir.Node") -> frozenset[str]:
-    """Return the names of values that a node, its subgraphs included, reads."""
-    return frozenset(v.name for n in within(node) for v in n.inputs if v is not None and v.name)
-
-
-def made_by(node: "ir.Node") -> frozenset[str]:
-    """Return the names of values that a node, its subgraphs included, makes."""
-    return frozenset(v.name for n in within(node) for v in n.outputs if v.name)
+def names_in(node: "ir.Node", *, made: bool = False) -> frozenset[str]:
+    """Return the names of values that a node, its subgraphs included, reads, and also of those it makes."""
+    found = (v for n in within(node) for v in (*n.inputs, *(n.outputs if made else ())))
+    return frozenset(v.name for v in found if v is not None and v.name)
 
 
 def _reads_stored(node: "ir.Node") -> bool:
