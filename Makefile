@@ -39,7 +39,7 @@ test: $(VENV)/.tested
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
 wheel: $(VENV)/.python
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(DIST) .
@@ -47,7 +47,7 @@ wheel: $(VENV)/.python
 
 # Not in `make test`: on Python 3.11 tracing doubles the time of every export.
 coverage: $(VENV)/.tested
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
 
 clean:
 	rm -rf build dist $(VENV)

@@ -2,9 +2,10 @@
 
 import numpy as np
 
+from compressor.samples.layout import layout_around
 from export.backends.onnxruntime import OnnxSession
 from export.session.arrays import Array
-from export.session.session import no_visual
+from export.session.feeds import prompt_rows, text_rows
 
 
 class Calls:
@@ -23,19 +24,16 @@ class Calls:
     ) -> None:
         rng = np.random.default_rng(0)
         self.session = session
-        self.visual = rng.standard_normal((1, visual, hidden), dtype=np.float32)
-        self.text = rng.standard_normal((1, text, hidden), dtype=np.float32)
-        places = np.arange(visual + text)[None]
-        self.visual_index = places[:, before : before + visual]
-        self.text_index = np.delete(places, np.s_[before : before + visual], axis=1)
+        features = rng.standard_normal((1, visual, hidden), dtype=np.float32)
+        embeds = rng.standard_normal((1, text, hidden), dtype=np.float32)
+        self.layout = layout_around(np.zeros(text, np.int64), (visual,), before)
+        self.rows = prompt_rows(self.layout, embeds, features)
         self.past = self.prefill()[1]
 
     def prefill(self) -> tuple[Array, list[object]]:
         """Run the prompt."""
         empty = self.session.empty_past(1)
-        return self.session.decode(
-            self.visual, self.text, self.visual_index, self.text_index, empty
-        )
+        return self.session.decode(self.rows, empty)
 
     def step(self, past: list[object] | None = None) -> Array:
         """Run one decode step behind the prompt, on its own caches or on given ones."""
@@ -43,7 +41,5 @@ class Calls:
 
     def step_at(self, number: int, past: list[object]) -> tuple[Array, list[object]]:
         """Run one decode step behind the prompt and so many steps before it."""
-        row = self.text[:, :1]
-        visual, visual_index = no_visual(row)
-        index = np.array([[self.visual.shape[1] + self.text.shape[1] + number]])
-        return self.session.decode(visual, row, visual_index, index, past)
+        rows = text_rows(self.layout.behind(number), self.rows.text[:, :1])
+        return self.session.decode(rows, past)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from compressor.decoder import Decoder, decoder_from
-from compressor.decoder.weights import LoadedGates, parts_by_source
+from compressor.decoder.weights import LoadedGates, original_tensors
 from compressor.disk.files import write_text
 from compressor.errors import ArtifactError, ModelError
 from compressor.families import Family, LoadedModel, VisionEncoder
@@ -244,12 +244,5 @@ def naive_decoder(model: CompressedModel) -> Decoder:
 
     Where the plan stores heads or neurons in two parts, they are joined in that order: it changes nothing.
     """
-    tensors: dict[str, Tensor] = {"embed_tokens.weight": model.embedding}
-    for source, parts in parts_by_source(model.decoder, model.plan).items():
-        whole = (
-            parts[0].tensor
-            if len(parts) == 1
-            else torch.cat([part.tensor for part in parts], dim=parts[0].axis)
-        )
-        tensors[source] = whole.T if parts[0].transposed else whole
+    tensors = {"embed_tokens.weight": model.embedding, **original_tensors(model.decoder)}
     return decoder_from(model.plan.naive(), tensors, logits=model.decoder.logits)

@@ -63,7 +63,8 @@ class ModelFacts(Facts):
         family: name of the model family that reads it.
         family_package: that registered the family; None: it is one of this tool's own.
         architecture: e.g. `LlavaForConditionalGeneration (clip_vision_model, llama)`.
-        visual_tokens: N, decoder positions of one image.
+        visual_tokens: N, the number that is stored for one image; the code reads the fact that it means:
+            `image_tokens`, `image_rows` or `grid_cells`.
         image_size: side of the square input of the vision tower, in pixels.
         image_token_id: token whose positions are the visual tokens.
         token_grid: rows and columns of one image's visual tokens, in reading order; None: no grid.
@@ -82,3 +83,19 @@ class ModelFacts(Facts):
     token_grid: tuple[Positive, Positive] | None = None
     eos_token_ids: tuple[int, ...]
     dtype: SourceDType
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens that stand for one image in a prompt."""
+        return self.visual_tokens
+
+    @property
+    def image_rows(self) -> int:
+        """Rows that the vision graph gives of one image, and the decoder takes."""
+        return self.visual_tokens
+
+    @property
+    def grid_cells(self) -> int:
+        """Cells of the grid that one image's rows are laid out on; 1 without a grid."""
+        rows, columns = self.token_grid or (1, 1)
+        return rows * columns

@@ -1,4 +1,4 @@
-"""Shared fixtures: tiny models are made once a session. Counts of reliability tests are summed up."""
+"""Shared fixtures; models are made and modules traced once a session. Counts of reliability are summed up."""
 
 import os
 import sys
@@ -18,20 +18,56 @@ switch_off()  # tests import onnxruntime themselves
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment] # tests import openvino themselves
 
 COUNT = "reliability count"
+# Files that take the most processor seconds come first, so that two workers end together.
+LONGEST = (
+    "llava_7b_shapes", "golden", "kill", "digits", "cut_graphs", "float16_cuts", "engines", "fixed_cache",
+    "exit_artifacts", "float16_export", "silence", "export", "rewrite", "report_yopo", "report_exits",
+    "wheel", "gate_training", "identity", "openvino_cuts", "generate", "readme", "cli", "build", "modes",
+)  # fmt: skip
 Run = Callable[..., tuple[int, str, str]]
 
 
+def shared(config: pytest.Config) -> Path:
+    """Return the folder that all workers of this session share."""
+    base: Path = config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
+    return base.parent if hasattr(config, "workerinput") else base
+
+
+def made_once(folder: Path, make: Callable[[Path], object]) -> Path:
+    """Return a folder that the first worker who wants it makes; it is not to be changed."""
+    from filelock import FileLock
+
+    folder.parent.mkdir(exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            make(half := folder.with_name(f"{folder.name}.half"))
+            half.rename(folder)
+    return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first; the order within a file stays."""
+    places = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Put the export that remembers in place of torch's, once torch is loaded."""
+    if "torch" in sys.modules:
+        from tests import traced
+
+        traced.install(shared(item.config) / "traced")
+
+
 @pytest.fixture(scope="session")
-def llava(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def llava(pytestconfig: pytest.Config) -> Callable[[str], Path]:
     """Return a function from the name of a variant to its model folder."""
     from tests.models import VARIANTS, make_llava
 
-    made: dict[str, Path] = {}
-
     def get(name: str = "clip+llama") -> Path:
-        if name not in made:
-            made[name] = make_llava(tmp_path_factory.mktemp("llava"), VARIANTS[name])
-        return made[name]
+        folder = shared(pytestconfig) / "models" / f"llava{list(VARIANTS).index(name)}"
+        return made_once(folder, lambda half: make_llava(half, VARIANTS[name]))
 
     return get
 
@@ -45,11 +81,12 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_model(pytestconfig: pytest.Config) -> Path:
     """Return a model folder with two decoder layers: the cheapest that has a layer to freeze."""
     from tests.models import Variant, make_llava
 
-    return make_llava(tmp_path_factory.mktemp("tiny"), Variant(layers=2))
+    folder = shared(pytestconfig) / "models" / "tiny"
+    return made_once(folder, lambda half: make_llava(half, Variant(layers=2)))
 
 
 @pytest.fixture(scope="session")

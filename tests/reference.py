@@ -24,12 +24,14 @@ class Conversation:
         visual: [S] bool.
         image: [S] number of the image a visual row belongs to.
         cell: [S] place of a visual row inside its image.
+        positions: [S, 1 or d / 2] what turns the rotation of each frequency; None: the places.
     """
 
     embeds: Array
     visual: NDArray[np.bool_]
     image: NDArray[np.int64]
     cell: NDArray[np.int64]
+    positions: NDArray[np.int64] | None = None
 
 
 def text_logits(plan: Plan, tensors: dict[str, torch.Tensor], rows: Conversation) -> Array:
@@ -56,8 +58,10 @@ def _layer(
 
     normed = _norm(states, part("input_layernorm"), dims.rms_norm_eps)
     count, size, group = len(states), dims.head_dim, dims.heads // dims.kv_heads
-    query = _rotated(linear("self_attn.q_proj", normed).reshape(count, dims.heads, size), plan)
-    key = _rotated(linear("self_attn.k_proj", normed).reshape(count, dims.kv_heads, size), plan)
+    query, key = (
+        _rotated(linear(f"self_attn.{name}", normed).reshape(count, heads, size), plan, rows)
+        for name, heads in (("q_proj", dims.heads), ("k_proj", dims.kv_heads))
+    )
     value = linear("self_attn.v_proj", normed).reshape(count, dims.kv_heads, size)
     mixed = np.zeros((count, dims.heads, size))
     visual = rows.visual
@@ -111,9 +115,10 @@ def _norm(states: Array, weight: Array, eps: float) -> Array:
     return states / scale * weight
 
 
-def _rotated(heads: Array, plan: Plan) -> Array:
-    """Rotate [S, heads, d] by the rows' places."""
-    angle = np.arange(len(heads))[:, None] * np.array(plan.model.decoder.rope_inv_freq)
+def _rotated(heads: Array, plan: Plan, rows: Conversation) -> Array:
+    """Rotate [S, heads, d] by the rows' positions."""
+    turned = np.arange(len(heads))[:, None] if rows.positions is None else rows.positions
+    angle = turned * np.array(plan.model.decoder.rope_inv_freq)
     cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
     first, second = np.split(heads, 2, axis=-1)
     return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

@@ -15,6 +15,7 @@ from export.backends.torch_model import TorchSession
 from export.runtime.prompter import Prompter
 from export.runtime.runtime import Runtime
 from export.session.arrays import Array
+from export.session.feeds import CallRows
 from export.session.session import Past, Session
 
 
@@ -51,11 +52,9 @@ class Spy:
     def embed(self, input_ids: Array) -> Array:
         return self.inner.embed(input_ids)
 
-    def decode(
-        self, visual: Array, text: Array, visual_index: Array, text_index: Array, past: Past
-    ) -> tuple[Array, Past]:
-        logits, present = self.inner.decode(visual, text, visual_index, text_index, past)
-        self.rows.append((visual.shape[1], text.shape[1]))
+    def decode(self, rows: CallRows, past: Past) -> tuple[Array, Past]:
+        logits, present = self.inner.decode(rows, past)
+        self.rows.append((rows.visual_index.shape[1], rows.text_index.shape[1]))
         self.logits.append(logits[0, -1])
         return logits, present
 

@@ -26,6 +26,7 @@ from compressor.families import LoadedModel, describe, load
 from compressor.families.folder import WEIGHTS
 from compressor.plan.edits import identity_plan
 from export.backends.torch_model import TorchSession
+from export.session.feeds import CallRows
 from tests.models import WORDS, Variant, make_llava, make_questions
 
 TOLERANCE = 1e-4
@@ -52,7 +53,9 @@ def ours(model: CompressedModel, decoder: Decoder | None = None) -> np.ndarray:
     ids = np.array([TEXT])
     places = (np.zeros((1, 0), np.int64), np.arange(len(TEXT))[None])
     nothing = np.zeros((1, 0, model.embedding.shape[1]), np.float32)
-    logits, _ = session.decode(nothing, session.embed(ids), *places, session.empty_past(1))
+    logits, _ = session.decode(
+        CallRows(nothing, session.embed(ids), *places), session.empty_past(1)
+    )
     return np.asarray(logits[0, -1])
 
 

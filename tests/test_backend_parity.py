@@ -17,6 +17,7 @@ from export.artifact.manifest import Compared
 from export.backends.compared import keep
 from export.results.backend_parity import PARITY_FILE, BackendParity
 from export.runtime.runtime import Runtime
+from export.session.feeds import CallRows
 from tests import facts
 from vtcompress import validate_backend
 from vtcompress.cli.main import EXIT_MISSED, EXIT_USAGE, run
@@ -32,8 +33,8 @@ class Off:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
-    def decode(self, *rows: Any) -> tuple[Any, Any]:
-        logits, past = self.inner.decode(*rows)
+    def decode(self, rows: CallRows, past: Any) -> tuple[Any, Any]:
+        logits, past = self.inner.decode(rows, past)
         return logits + self.by * np.arange(logits.shape[-1], dtype=logits.dtype), past
 
 

@@ -17,7 +17,7 @@ from export.backends.openvino import OpenVinoSession, cache_folder, check_precis
 from export.backends.registry import BACKENDS, open_session
 from export.graphs.spec import GraphSpec, TensorSpec
 from export.runtime.runtime import Runtime
-from export.session.session import no_visual
+from export.session.feeds import CallRows
 from tests.models import WORDS, make_picture
 from tests.runtimes import exported
 from vtcompress.cli.main import run
@@ -332,7 +332,7 @@ def test_mapped_weights_change_no_answer(artifact: Path, pictures: list[Path]) -
 def test_sessions_tell_the_size_of_a_cache(artifact: Path) -> None:
     session: Any = Runtime.load(artifact, threads=1).session
     text = session.embed(np.array([[5, 6, 7]]))
-    visual, index = no_visual(text)
-    _, past = session.decode(visual, text, index, np.array([[0, 1, 2]]), session.empty_past(1))
+    rows = CallRows(text[:, :0], text, np.zeros((1, 0), np.int64), np.array([[0, 1, 2]]))
+    _, past = session.decode(rows, session.empty_past(1))
     assert session.past_bytes(session.empty_past(1)) == 0
     assert session.past_bytes(past) == sum(value.numpy().nbytes for value in past) > 0

@@ -21,6 +21,7 @@ from export.backends.torch_model import TorchSession
 from export.checks import fidelity
 from export.checks.bfloat16 import ShadowSession
 from export.graphs.spec import decoder_graph
+from export.session.feeds import CallRows
 from export.writer.weights import SharedWeights
 from export.writer.write import export_decoder, save_graph
 from tests import cuts
@@ -108,7 +109,7 @@ def test_numbers_that_bfloat16_does_not_hold_stay_exact_in_decoders_with_cuts(
         with torch.inference_mode():
             wanted, past = decoder(*call, past)
         rows = [part.contiguous().numpy() for part in call]
-        found, shadow_past = session.decode(*rows, shadow_past)
+        found, shadow_past = session.decode(CallRows(*rows), shadow_past)
         np.testing.assert_allclose(found, wanted.numpy(), atol=2e-6, rtol=0)
 
 

@@ -20,6 +20,7 @@ from compressor.plan.plan import Plan, Workload
 from export.backends.onnxruntime import OnnxSession
 from export.backends.torch_model import TorchSession
 from export.graphs.spec import GraphSpec, decoder_graph
+from export.session.feeds import CallRows
 from export.writer.weights import INLINE_BELOW, SharedWeights
 from export.writer.write import export_decoder, save_graph
 from tests.cuts import (
@@ -87,8 +88,8 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> Graphs:
     return written
 
 
-def arrays(call: list[torch.Tensor]) -> list[NDArray[Any]]:
-    return [tensor.contiguous().numpy() for tensor in call]
+def arrays(call: list[torch.Tensor]) -> CallRows:
+    return CallRows(*(tensor.contiguous().numpy() for tensor in call))
 
 
 @pytest.mark.parametrize(("name", "grid"), GRAPHS)
@@ -102,7 +103,7 @@ def test_a_graph_equals_the_decoder_and_the_reference_for_each_row_of_a_batch(
     for call in calls:
         with torch.inference_mode():
             wanted, past = one.decoder(*call, past)
-        found, graph_past = session.decode(*arrays(call), graph_past)
+        found, graph_past = session.decode(arrays(call), graph_past)
         np.testing.assert_allclose(found, wanted.numpy(), atol=TOLERANCE, rtol=0)
         assert session.past_shapes(graph_past) == told.past_shapes(past)
         assert session.past_bytes(graph_past) == told.past_bytes(past)
@@ -127,7 +128,7 @@ def test_text_alone_gives_the_originals_logits_from_the_graph_too(
         call = [rows[:, :0], rows, places[:, :0], places]
         with torch.inference_mode():
             wanted, past = original(*call, past)
-        found, graph_past = session.decode(*arrays(call), graph_past)
+        found, graph_past = session.decode(arrays(call), graph_past)
         np.testing.assert_allclose(found, wanted.numpy(), atol=TOLERANCE, rtol=0)
         start += text
 
@@ -142,9 +143,8 @@ def test_caches_hold_the_planned_bytes_after_a_prefill_and_after_every_step(
         for text, visual in ((5, one.plan.visual), (1, 0), (1, 0), (1, 0)):
             places = np.arange(start, start + visual + text)[None]
             rows = np.zeros((1, visual + text, HIDDEN), np.float32)
-            _, past = session.decode(
-                rows[:, :visual], rows[:, visual:], places[:, :visual], places[:, visual:], past
-            )
+            halves = (rows[:, :visual], rows[:, visual:], places[:, :visual], places[:, visual:])
+            _, past = session.decode(CallRows(*halves), past)
             start += visual + text
             workload = Workload(images=1, text=start - one.plan.visual)
             planned = predict(one.plan.model_copy(update={"workload": workload}))
@@ -277,7 +277,7 @@ def test_parts_hold_the_originals_bytes_once_and_the_baseline_graph_joins_them(
     with SharedWeights(tmp_path) as weights:
         save_graph(export_decoder(decoder, specs[0]), tmp_path / specs[0].file, weights)
         before = (tmp_path / "weights.bin").stat().st_size
-        joined = joined_parts(decoder, plan)
+        joined = joined_parts(decoder)
         save_graph(export_decoder(naive, specs[1], joined), tmp_path / specs[1].file, weights)
     assert (tmp_path / "weights.bin").stat().st_size == before
     large = [p.detach().contiguous().numpy() for p in decoder.parameters()]
@@ -292,7 +292,7 @@ def test_parts_hold_the_originals_bytes_once_and_the_baseline_graph_joins_them(
     call = conversation()[1][0]
     with torch.inference_mode():
         wanted, _ = original(*call, original.empty_past(1))
-    found, _ = session.decode(*(t.contiguous().numpy() for t in call), session.empty_past(1))
+    found, _ = session.decode(arrays(call), session.empty_past(1))
     np.testing.assert_allclose(found, wanted.numpy(), atol=TOLERANCE, rtol=0)
 
 
@@ -339,6 +339,6 @@ def test_openvino_runs_cut_decoders_as_onnx_runtime_does(name: str, graphs: Grap
     session, other = one.session(), OpenVinoSession(one.folder, [one.spec], threads=1)
     past, other_past = session.empty_past(1), other.empty_past(1)
     for call in conversation()[1]:  # two images, a later turn, a third image, a step
-        wanted, past = session.decode(*arrays(call), past)
-        found, other_past = other.decode(*arrays(call), other_past)
+        wanted, past = session.decode(arrays(call), past)
+        found, other_past = other.decode(arrays(call), other_past)
         np.testing.assert_allclose(found, wanted, atol=1e-5, rtol=0)

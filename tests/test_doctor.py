@@ -15,14 +15,15 @@ import onnx
 import pytest
 
 from compressor.errors import BackendError
+from export.backends.backend import Ability
+from export.backends.gpus import Gpu, nvidia_smi
+from export.backends.onnxruntime import IDENTITY
+from export.backends.probing import Probed, ask
 from export.backends.registry import BACKENDS
-from export.backends.tensorrt import gpus
-from export.machine import backends as doctor_backends
+from export.backends.tensorrt import backend as tensorrt
 from export.machine import doctor
-from export.machine.diagnosis import Diagnosis, Gpu
-from export.machine.doctor import examine, nvidia_smi
-from export.machine.probes import IDENTITY
-from export.machine.probing import probe
+from export.machine.diagnosis import Diagnosis
+from export.machine.doctor import examine
 from tests.test_import_rules import HEAVY
 from vtcompress.cli.main import run
 
@@ -53,8 +54,6 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
     """Return a function that puts a package in front of all others, for children and for metadata."""
     folder = tmp_path / "fakes"
     folder.mkdir()
-    before = os.environ.get("PYTHONPATH")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(folder), before))))
     monkeypatch.syspath_prepend(str(folder))
 
     def make(name: str, code: str | None = None, *, version: str = "9.9", **parts: str) -> None:
@@ -91,6 +90,14 @@ def fake_ort(fake: Fake, offered: list[str], real: list[str]) -> None:
         WORKING_ORT.format(offered=offered, real=real),
         **{"capi.build_and_package_info": build, "capi.__init__": ""},
     )
+
+
+def probe(name: str, seconds: float = 30) -> Probed:
+    return ask(BACKENDS[name].probe, seconds)
+
+
+def judged(name: str, probed: Probed, *gpus: Gpu) -> Ability:
+    return BACKENDS[name].ability(probed, gpus)
 
 
 FAILURES = {
@@ -143,7 +150,7 @@ def test_each_way_in_which_an_import_fails_has_its_words_and_its_remedy(
 ) -> None:
     code, words, remedy = FAILURES[name]
     fake("tensorrt", code)
-    found = doctor_backends._tensorrt(probe("tensorrt", 3 if name == "hangs" else 30), ())
+    found = judged("tensorrt", probe("tensorrt", 3 if name == "hangs" else 30))
     assert found.words.startswith(words)
     assert remedy in found.remedy
     assert not found.runs
@@ -154,10 +161,10 @@ def test_what_was_said_before_a_crash_is_kept_and_the_step_is_named(fake: Fake) 
     fake("tensorrt", WORKING_TRT.replace("class Runtime(Builder): pass", "import os") + (
         "def Runtime(log): os.abort()\n"
     ))  # fmt: skip
-    probed = probe("tensorrt", 30)
+    probed = probe("tensorrt")
     assert probed.facts["version"] == "10.13.0"
     assert probed.facts["builder"] == ""
-    found = doctor_backends._tensorrt(probed, (Gpu(name="A GPU", capability="SM86"),))
+    found = judged("tensorrt", probed, Gpu(name="A GPU", capability="SM86"))
     assert "crashed (SIGABRT) while creating its runtime" in found.words
     assert not found.runs
 
@@ -168,7 +175,7 @@ def test_a_builder_that_finds_no_gpu_says_so(fake: Fake) -> None:
     )
     working = "class Builder:\n    def __init__(self, log): pass"
     fake("tensorrt", WORKING_TRT.replace(working, broken))
-    found = doctor_backends._tensorrt(probe("tensorrt", 30), ())
+    found = judged("tensorrt", probe("tensorrt"))
     assert found.words == "10.13.0 is installed; factory returned nullptr"
     assert "driver" in found.remedy
 
@@ -176,7 +183,7 @@ def test_a_builder_that_finds_no_gpu_says_so(fake: Fake) -> None:
 @pytest.fixture
 def cuda_for_python(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        doctor_backends,
+        tensorrt,
         "installed_version",
         lambda name: "13.0" if name == "cuda-bindings" else None,
     )
@@ -185,19 +192,19 @@ def cuda_for_python(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_engines_build_and_do_not_run_without_cuda_for_python(
     fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor_backends, "installed_version", lambda _: None)
+    monkeypatch.setattr(tensorrt, "installed_version", lambda _: None)
     fake("tensorrt", WORKING_TRT)
-    found = doctor_backends._tensorrt(probe("tensorrt", 30), (Gpu(name="Orin", capability="SM87"),))
+    found = judged("tensorrt", probe("tensorrt"), Gpu(name="Orin", capability="SM87"))
     assert (found.builds, found.runs, found.remedy) == (True, False, "pip install cuda-bindings")
 
 
 @pytest.mark.usefixtures("cuda_for_python")
 def test_tensorrt_with_a_gpu_builds_and_runs_and_without_one_does_neither(fake: Fake) -> None:
     fake("tensorrt", WORKING_TRT)
-    probed = probe("tensorrt", 30)
-    with_gpu = doctor_backends._tensorrt(probed, (Gpu(name="Orin", capability="SM87"),))
+    probed = probe("tensorrt")
+    with_gpu = judged("tensorrt", probed, Gpu(name="Orin", capability="SM87"))
     assert (with_gpu.builds, with_gpu.runs, with_gpu.remedy) == (True, True, "")
-    without = doctor_backends._tensorrt(probed, ())
+    without = judged("tensorrt", probed)
     assert (without.builds, without.runs) == (False, False)
     assert "no GPU was found" in without.words
 
@@ -208,12 +215,12 @@ def test_rtx_builds_without_a_gpu_and_sends_gpus_that_it_does_not_know_to_full_t
 ) -> None:
     names = "class ComputeCapability:\n    __members__ = {'NONE': 0, 'SM86': 1, 'SM120': 2}\n"
     fake("tensorrt-rtx", WORKING_TRT + names)
-    probed = probe("tensorrt_rtx", 30)
-    alone = doctor_backends._tensorrt_rtx(probed, ())
+    probed = probe("tensorrt-rtx")
+    alone = judged("tensorrt-rtx", probed)
     assert (alone.builds, alone.runs) == (True, False)
-    known = doctor_backends._tensorrt_rtx(probed, (Gpu(name="A card", capability="SM120"),))
+    known = judged("tensorrt-rtx", probed, Gpu(name="A card", capability="SM120"))
     assert (known.builds, known.runs, known.remedy) == (True, True, "")
-    jetson = doctor_backends._tensorrt_rtx(probed, (Gpu(name="Orin", capability="SM87"),))
+    jetson = judged("tensorrt-rtx", probed, Gpu(name="Orin", capability="SM87"))
     assert "knows SM86, SM120; this GPU is SM87" in jetson.words
     assert "--target tensorrt" in jetson.remedy
     assert not jetson.runs
@@ -222,16 +229,16 @@ def test_rtx_builds_without_a_gpu_and_sends_gpus_that_it_does_not_know_to_full_t
 def test_a_provider_that_is_listed_and_not_given_is_not_believed(fake: Fake) -> None:
     cuda, cpu = "CUDAExecutionProvider", "CPUExecutionProvider"
     fake_ort(fake, [cuda, cpu], [])
-    found = doctor_backends._onnxruntime_cuda(probe("onnxruntime", 30))
+    found = judged("onnxruntime-cuda", probe("onnxruntime-cuda"))
     assert not found.runs
     assert f"CUDA is listed, and a session that asks for it runs on {cpu}" in found.words
-    assert doctor_backends._onnxruntime(probe("onnxruntime", 30)).runs
+    assert judged("onnxruntime", probe("onnxruntime")).runs
 
 
 def test_a_provider_that_a_session_gets_is_believed(fake: Fake) -> None:
     cuda, cpu = "CUDAExecutionProvider", "CPUExecutionProvider"
     fake_ort(fake, [cuda, cpu], [cuda])
-    found = doctor_backends._onnxruntime_cuda(probe("onnxruntime", 30))
+    found = judged("onnxruntime-cuda", probe("onnxruntime-cuda"))
     assert found.runs
     assert found.words == "onnxruntime-gpu 1.31.0, a session runs on CUDA"
 
@@ -243,9 +250,8 @@ def test_a_crash_of_cuda_leaves_what_is_known_of_the_cpu(fake: Fake) -> None:
     )
     build = 'package_name = "onnxruntime-gpu"\n'
     fake("onnxruntime", crashing, **{"capi.build_and_package_info": build, "capi.__init__": ""})
-    probed = probe("onnxruntime", 30)
-    assert doctor_backends._onnxruntime(probed).runs
-    found = doctor_backends._onnxruntime_cuda(probed)
+    assert judged("onnxruntime", probe("onnxruntime")).runs
+    found = judged("onnxruntime-cuda", probe("onnxruntime-cuda"))
     assert found.words == "crashed (SIGABRT) while creating a session on CUDA"
     assert not found.runs
 
@@ -253,7 +259,7 @@ def test_a_crash_of_cuda_leaves_what_is_known_of_the_cpu(fake: Fake) -> None:
 def test_two_builds_of_onnx_runtime_are_a_conflict_with_the_active_one_named(fake: Fake) -> None:
     fake("onnxruntime", None, version="1.31.1")
     fake("onnxruntime-gpu", None, version="1.31.0")
-    gaps = list(doctor._gaps(probe("onnxruntime", 30)))
+    gaps = list(BACKENDS["onnxruntime"].gaps(probe("onnxruntime")))
     assert gaps[0].problem == (
         "onnxruntime and onnxruntime-gpu are installed and overwrite each other; active is onnxruntime"
     )
@@ -281,7 +287,7 @@ def test_an_nvidia_smi_that_fails_is_no_gpu(smi: Callable[..., None], code: int)
 def test_without_nvidia_smi_the_driver_is_asked_as_build_asks_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    thor = gpus.Gpu(index=0, name="Thor", capability="SM110")
+    thor = Gpu(name="Thor", capability="SM110")
     monkeypatch.setattr(doctor, "nvidia_smi", lambda: (None, ()))
     monkeypatch.setattr(doctor, "find_gpus", lambda: (thor,))
     assert examine(30).gpus == (Gpu(name="Thor", capability="SM110"),)

@@ -13,18 +13,19 @@ from compressor.errors import ArtifactError, BackendError, MissingExtraError
 from compressor.recipe import ProfilesSection
 from export.artifact.artifact import Artifact
 from export.artifact.engine_set import EngineEntry, EngineSet, Machine, OpenedSet, artifact_digest
+from export.backends import gpus
 from export.backends import registry as backends
+from export.backends.gpus import Gpu, find_gpu, read_probe
 from export.backends.onnxruntime import OnnxSession
-from export.backends.tensorrt import device as cuda_engines
-from export.backends.tensorrt import gpus
+from export.backends.tensorrt import backend as tensorrt
 from export.backends.tensorrt.find import open_set
-from export.backends.tensorrt.gpus import Gpu, find_gpu, read_probe
 from export.backends.tensorrt.session import EngineSession, Shape
+from export.backends.tensorrt.targets import TARGETS
 from export.graphs.limits import limits_of
 from export.graphs.profiles import profiles_of
 from export.runtime.runtime import Runtime
 from export.session.arrays import Array
-from export.session.session import no_visual
+from export.session.feeds import CallRows
 from tests.models import make_picture
 
 ADDRESSES = 4096
@@ -167,11 +168,11 @@ def test_a_cache_that_is_kept_is_not_overwritten_by_later_calls(
 def test_memory_is_allocated_once_and_used_again(runtime: Runtime, device: NumpyDevice) -> None:
     session = runtime.session
     text = session.embed(np.array([[5]]))
-    none, index = no_visual(text)
+    none, index = text[:, :0], np.zeros((1, 0), np.int64)
     past = session.empty_past(1)
     counts = []
     for place in range(12):
-        _, past = session.decode(none, text, index, np.array([[place]]), past)
+        _, past = session.decode(CallRows(none, text, index, np.array([[place]])), past)
         counts.append(len(device.memory))
     assert counts[3] == counts[-1]
 
@@ -268,7 +269,7 @@ def test_a_machine_without_a_gpu_or_with_a_driver_that_crashes_is_told_apart(
 
 def test_gpus_are_read_from_the_probe_and_chosen_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
     found = read_probe(0, '{"gpus": [["One", "SM86"], ["Two", "SM120"]], "cuda": "13.0"}')
-    assert found == (Gpu(0, "One", "SM86"), Gpu(1, "Two", "SM120"))
+    assert found == (Gpu(name="One", capability="SM86"), Gpu(name="Two", capability="SM120"))
     monkeypatch.setattr(gpus, "find_gpus", lambda: found)
     assert find_gpu(1).name == "Two"
     with pytest.raises(BackendError, match=r"device 2: .*0 \(One\), 1 \(Two\)"):
@@ -283,9 +284,9 @@ def test_a_backend_opens_engines_of_this_gpu_and_says_how_to_make_them_where_the
         __version__ = "1.7.1"
 
     loaded = []
-    monkeypatch.setattr(backends, "load", lambda *_: Package)
-    monkeypatch.setattr(gpus, "find_gpu", lambda device: Gpu(device, "a GPU", "SM86"))
-    monkeypatch.setattr(cuda_engines, "CudaEngines", lambda _, *given: loaded.append(given))
+    monkeypatch.setattr(tensorrt, "load", lambda *_: Package)
+    monkeypatch.setattr(tensorrt, "find_gpu", lambda _: Gpu(name="a GPU", capability="SM86"))
+    monkeypatch.setattr(tensorrt, "CudaEngines", lambda _, *given: loaded.append(given))
     mine = Artifact(tmp_path, opened.manifest)
     with pytest.raises(ArtifactError, match=f"has no engines for {backend}; make them with"):
         backends.open_session(mine, backend)
@@ -323,7 +324,7 @@ def test_a_device_is_refused_where_nothing_runs_on_one(opened: Artifact) -> None
 def test_a_tensorrt_that_is_not_installed_names_its_extra(
     backend: str, opened: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target = backends.TARGETS[backend]
+    target = TARGETS[backend]
     monkeypatch.setitem(sys.modules, target.module, None)
     with pytest.raises(MissingExtraError, match=rf"running .*'\.\[{target.extra}\]' in a clone"):
         backends.open_session(opened, backend)

@@ -12,7 +12,7 @@ from compressor.errors import BackendError, MissingExtraError, VtcompressError
 from compressor.plan.edits import identity_plan
 from compressor.plan.plan import Plan
 from export.backends.tensorrt import maker as engines
-from export.backends.tensorrt.maker import Maker, blamed, check_buildable
+from export.backends.tensorrt.maker import Maker, blamed_nodes, check_buildable
 from export.backends.tensorrt.targets import TARGETS, capabilities, check_capabilities, load
 from export.graphs.limits import Limits
 from export.graphs.profiles import profiles_of
@@ -138,9 +138,9 @@ def test_a_build_that_fails_names_the_nodes_that_no_kernel_was_found_for(tmp_pat
 
 def test_errors_of_a_build_are_traced_to_nodes_by_name_or_by_operator() -> None:
     names = ["layers.0.MatMul", "layers.0.Attention", "layers.1.Attention"]
-    assert blamed(names, "no implementation for layers.0.MatMul") == ("layers.0.MatMul",)
-    assert blamed(names, "Attention operation was not supported") == tuple(names[1:])
-    assert blamed(names, "out of memory") == ()
+    assert blamed_nodes(names, "no implementation for layers.0.MatMul") == ("layers.0.MatMul",)
+    assert blamed_nodes(names, "Attention operation was not supported") == tuple(names[1:])
+    assert blamed_nodes(names, "out of memory") == ()
 
 
 class Interrupting:

@@ -20,6 +20,7 @@ from compressor.plan.plan import Gates, Plan
 from compressor.planner import freeze, leave
 from export.backends.onnxruntime import OnnxSession
 from export.graphs.spec import decoder_graphs
+from export.session.feeds import CallRows
 from export.writer.weights import SharedWeights
 from export.writer.write import save_graph
 from tests.cuts import drawn
@@ -72,7 +73,7 @@ def run_torch(decoder: Decoder, calls: Sequence[list[torch.Tensor]]) -> list[np.
 def run_onnx(session: OnnxSession, calls: Sequence[list[torch.Tensor]]) -> list[np.ndarray]:
     past, found = session.empty_past(1), []
     for call in calls:
-        logits, past = session.decode(*(t.contiguous().numpy() for t in call), past)
+        logits, past = session.decode(CallRows(*(t.contiguous().numpy() for t in call)), past)
         found.append(logits)
     return found
 
@@ -252,7 +253,9 @@ def test_caches_behind_an_exit_hold_text_alone_and_their_bytes_are_as_predicted(
     plan = leave(identity(), 2, "vtw")
     call = rows(text=plan.workload.text)
     session = session_of(plan, tmp_path)
-    _, past = session.decode(*(t.contiguous().numpy() for t in call), session.empty_past(1))
+    _, past = session.decode(
+        CallRows(*(t.contiguous().numpy() for t in call)), session.empty_past(1)
+    )
     lengths = [shape[2] for shape in session.past_shapes(past)[::2]]
     visual, text = plan.visual, plan.workload.text
     assert lengths == [visual + text] * 2 + [text] * 3

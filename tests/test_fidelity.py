@@ -52,7 +52,8 @@ class ToyDecoder:
     def past_shapes(self, past):
         return tuple(p.shape for p in past)
 
-    def decode(self, visual, text, visual_index, text_index, past):
+    def decode(self, given, past):
+        visual, text, visual_index, text_index, _ = given
         self.calls.append((visual, text, visual_index, text_index, past))
         rows = np.concatenate([visual, text], axis=1)
         index = np.concatenate([visual_index, text_index], axis=1)
@@ -228,9 +229,9 @@ def test_a_wrong_cache_shape_fails():
 
 def test_the_whole_of_a_session_that_forgets_its_past_fails_but_for_the_prefills():
     class Forgetful(ToyDecoder):
-        def decode(self, visual, text, visual_index, text_index, past):
-            _, present = super().decode(visual, text, visual_index, text_index, past)
-            alone = super().decode(visual, text, visual_index, text_index, self.empty_past(1))
+        def decode(self, rows, past):
+            _, present = super().decode(rows, past)
+            alone = super().decode(rows, self.empty_past(1))
             return alone[0], present
 
     failed = {line.rsplit(":", 1)[0] for line in judged(Forgetful()).failures}
@@ -240,8 +241,8 @@ def test_the_whole_of_a_session_that_forgets_its_past_fails_but_for_the_prefills
 
 def test_a_session_that_places_visual_rows_wrongly_fails_where_there_are_images():
     class Misplaced(ToyDecoder):
-        def decode(self, visual, text, visual_index, text_index, past):
-            return super().decode(visual, text, visual_index + 3, text_index, past)
+        def decode(self, rows, past):
+            return super().decode(rows._replace(visual_index=rows.visual_index + 3), past)
 
     failed = {line.split(":")[0] for line in judged(Misplaced()).failures}
     assert failed == {f"{n} images, T={t}" for n in (1, 2) for t in (9, 5)}

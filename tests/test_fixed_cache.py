@@ -22,6 +22,7 @@ from export.backends.torch_model import TorchSession
 from export.graphs.limits import Limits, buffer_bytes, check_fixed
 from export.graphs.spec import caches_of, decoder_graph, decoder_graphs
 from export.runtime.runtime import Runtime
+from export.session.feeds import CallRows
 from export.session.fixed_cache import BLOCK as DEFAULT_BLOCK
 from export.session.session import Session
 from export.writer.weights import SharedWeights
@@ -133,7 +134,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Both]:
     return get
 
 
-def call(images: int, text: int, start: int, batch: int = 1) -> list[np.ndarray]:
+def call(images: int, text: int, start: int, batch: int = 1) -> CallRows:
     """Rows of a call: a text row, the images, the other text rows."""
     rng = np.random.default_rng(start + 1000 * images)
     rows = images * IMAGE + text
@@ -141,12 +142,10 @@ def call(images: int, text: int, start: int, batch: int = 1) -> list[np.ndarray]
     visual = np.zeros(rows, bool)
     visual[1 : 1 + images * IMAGE] = True
     places = np.tile(np.arange(start, start + rows, dtype=np.int64), (batch, 1))
-    return [embeds[:, visual], embeds[:, ~visual], places[:, visual], places[:, ~visual]]
+    return CallRows(embeds[:, visual], embeds[:, ~visual], places[:, visual], places[:, ~visual])
 
 
-def sequence(
-    turns: Sequence[tuple[int, int]], tokens: int, batch: int = 1
-) -> list[list[np.ndarray]]:
+def sequence(turns: Sequence[tuple[int, int]], tokens: int, batch: int = 1) -> list[CallRows]:
     """Calls of several turns and of tokens decoded behind them."""
     calls, start = [], 0
     for images, text in (*turns, *[(0, 1)] * tokens):
@@ -171,8 +170,8 @@ def test_64_tokens_are_decoded_as_with_growing_caches(
     past, fixed_past = pair.growing.empty_past(1), pair.fixed.empty_past(1)
     buffers, rooms = fixed_past.buffers, set()
     for number, rows in enumerate(sequence(turns, TOKENS)):
-        wanted, past = pair.growing.decode(*rows, past)
-        found, fixed_past = pair.fixed.decode(*rows, fixed_past)
+        wanted, past = pair.growing.decode(rows, past)
+        found, fixed_past = pair.fixed.decode(rows, fixed_past)
         np.testing.assert_allclose(found, wanted, atol=TOLERANCE, rtol=0, err_msg=str(number))
         assert pair.fixed.past_shapes(fixed_past) == pair.growing.past_shapes(past)
         if not number:
@@ -189,14 +188,14 @@ def test_a_past_stays_what_it_is_whatever_runs_behind_it(both: Callable[[str], B
     """The beginning of an `ImagePrefix`, a copy where two sequences live at once, none where they do not."""
     pair = both("composed")
     prompt, *steps = sequence([(1, 5)], 3)
-    other_steps = [[visual, -text, *places] for visual, text, *places in steps]
-    _, growing = pair.growing.decode(*prompt, pair.growing.empty_past(1))
-    _, fixed = pair.fixed.decode(*prompt, pair.fixed.empty_past(1))
+    other_steps = [rows._replace(text=-rows.text) for rows in steps]
+    _, growing = pair.growing.decode(prompt, pair.growing.empty_past(1))
+    _, fixed = pair.fixed.decode(prompt, pair.fixed.empty_past(1))
 
-    def run(session: Session, past: object, calls: list[list[np.ndarray]]) -> list[np.ndarray]:
+    def run(session: Session, past: object, calls: list[CallRows]) -> list[np.ndarray]:
         found = []
         for rows in calls:
-            logits, past = session.decode(*rows, past)
+            logits, past = session.decode(rows, past)
             found.append(logits)
         return [*found, past]
 
@@ -204,7 +203,7 @@ def test_a_past_stays_what_it_is_whatever_runs_behind_it(both: Callable[[str], B
     assert past_of_first.buffers is fixed.buffers
     *second, past_of_second = run(pair.fixed, fixed, other_steps)
     assert past_of_second.buffers is not fixed.buffers, "two sequences write into the same rows"
-    again, _ = pair.fixed.decode(*sequence([(1, 5)], 4)[-1], past_of_first)
+    again, _ = pair.fixed.decode(sequence([(1, 5)], 4)[-1], past_of_first)
     del _
     wanted_first = run(pair.growing, growing, sequence([(1, 5)], 4)[1:])[:-1]
     wanted_second = run(pair.growing, growing, other_steps)[:-1]
@@ -223,8 +222,8 @@ def test_what_lies_in_rows_that_are_not_filled_changes_nothing(
     pair = both(name)
     clean, dirty, spoilt = pair.fixed.empty_past(2), pair.fixed.empty_past(2), 0
     for rows in sequence([(1, 5), (1, 3)], 2, batch=2):
-        wanted, clean = pair.fixed.decode(*rows, clean)
-        found, dirty = pair.fixed.decode(*rows, dirty)
+        wanted, clean = pair.fixed.decode(rows, clean)
+        found, dirty = pair.fixed.decode(rows, dirty)
         assert np.array_equal(found, wanted)
         arrays = dirty.buffers.arrays.values()
         for array, shape in zip(arrays, pair.fixed.past_shapes(dirty), strict=True):
@@ -257,11 +256,11 @@ def test_buffers_take_at_most_what_the_plan_says_and_text_alone_takes_less(
     assert buffer_bytes(pair.plan, LIMITS, 4) == by_hand(CONTEXT, CONTEXT - IMAGE)
     past = pair.fixed.empty_past(1)
     assert pair.fixed.buffer_bytes(past) == 0
-    _, past = pair.fixed.decode(*call(1, 5, 0), past)
+    _, past = pair.fixed.decode(call(1, 5, 0), past)
     whole = -(-(IMAGE + 5) // BLOCK) * BLOCK
     assert pair.fixed.buffer_bytes(past) == by_hand(whole, BLOCK)
     # To the last row: the last block is cut off there.
-    _, past = pair.fixed.decode(*call(0, CONTEXT - IMAGE - 5, IMAGE + 5), past)
+    _, past = pair.fixed.decode(call(0, CONTEXT - IMAGE - 5, IMAGE + 5), past)
     assert pair.fixed.buffer_bytes(past) == buffer_bytes(pair.plan, LIMITS, 4)
 
 
@@ -310,14 +309,14 @@ def test_the_declaration_of_fixed_caches_tells_sizes_and_lengths() -> None:
 
 def test_rows_that_do_not_fit_are_refused_before_anything_runs(both: Callable[[str], Both]) -> None:
     pair = both("exit")
-    _, past = pair.fixed.decode(*call(1, 5, 0), pair.fixed.empty_past(1))
+    _, past = pair.fixed.decode(call(1, 5, 0), pair.fixed.empty_past(1))
     before = {n: a.copy() for n, a in past.buffers.arrays.items()}
     room = CONTEXT - IMAGE - 5
     pair.fixed.check_room(past, 0, room)
     with pytest.raises(
         DataError, match=rf"{CONTEXT + 1} rows .*{CONTEXT} \(export.profiles.max_context"
     ):
-        pair.fixed.decode(*call(0, room + 1, IMAGE + 5), past)
+        pair.fixed.decode(call(0, room + 1, IMAGE + 5), past)
     with pytest.raises(DataError, match=r"text rows .*less one image"):
         pair.fixed.check_room(None, 0, CONTEXT - IMAGE + 1)
     assert all(np.array_equal(a, before[n]) for n, a in past.buffers.arrays.items())

@@ -10,6 +10,7 @@ import pytest
 from compressor.errors import DataError
 from export.graphs.limits import Limits, buffer_bytes
 from export.graphs.spec import GraphSpec, decoder_graphs
+from export.session.feeds import CallRows
 from export.session.fixed_cache import FixedCaches, FixedPast
 from tests.decoders import plan_of
 
@@ -59,7 +60,7 @@ class Decoder:
         for place, graph in enumerate(self.graphs):
             v = rows[min(place, len(rows) - 1)]
             index = [np.zeros((1, v), np.int64), np.zeros((1, text), np.int64)]
-            call.run(graph, [None, None, *index])
+            call.run(graph, CallRows(None, None, *index))
         return call.present
 
 

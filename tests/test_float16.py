@@ -19,11 +19,12 @@ from compressor.errors import VtcompressError
 from compressor.plan.edits import identity_plan
 from compressor.plan.plan import Plan
 from export.backends.onnxruntime import OnnxGraph, OnnxSession
-from export.checks import float16 as overflow
 from export.checks.float16 import Prompts, keep_wide
 from export.graphs.spec import GraphSpec, TensorSpec, decoder_graph
 from export.results.float16 import FLOAT16_MAX, WIDE, Float16Ranges
+from export.session.feeds import CallRows
 from export.session.session import Session
+from export.writer.passes import wide
 from export.writer.weights import SharedWeights
 from export.writer.write import export_decoder, save_graph
 from tests.facts import dims, facts
@@ -95,9 +96,8 @@ def rows(dtype: type) -> tuple[np.ndarray, ...]:
 
 def prefill(session: Session) -> np.ndarray:
     dtype = np.float16 if isinstance(session, OnnxSession) else session.empty_past(1)[0].dtype
-    return session.decode(
-        *rows(dtype.type if isinstance(dtype, np.dtype) else dtype), session.empty_past(1)
-    )[0]
+    given = rows(dtype.type if isinstance(dtype, np.dtype) else dtype)
+    return session.decode(CallRows(*given), session.empty_past(1))[0]
 
 
 PROMPT = Prompts(lambda session: void(prefill(session)), 1, "prompt of this test")
@@ -313,7 +313,7 @@ def test_a_node_that_float32_does_not_mend_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec, large = attention(tmp_path)
-    monkeypatch.setattr(overflow, "compute_in_float32", lambda *_: None)
+    monkeypatch.setattr(wide, "compute_in_float32", lambda *_: None)
     with pytest.raises(VtcompressError, match=r"decoder\.onnx: node layers\.0\.Attention gives"):
         keep_wide(tmp_path, [spec], prompts_of(large, large, large))
 

@@ -10,6 +10,7 @@ from compressor.decoder import decoder_from
 from export.backends.onnxruntime import OnnxSession
 from export.checks.probes import ProbedGraph
 from export.graphs.spec import GraphSpec, decoder_graph
+from export.session.feeds import CallRows
 from export.session.session import GraphSession
 from export.writer.passes.float32 import read_graph
 from export.writer.weights import SharedWeights
@@ -48,6 +49,6 @@ def test_a_float16_graph_with_cuts_is_as_near_to_float32_as_float16_can_be(
             with torch.inference_mode():
                 logits, past = exact(*(rows.float() for rows in halves), *places, past)
             call = (rows.contiguous().numpy() for rows in (*halves, *places))
-            found, graph_past = session.decode(*call, graph_past)
+            found, graph_past = session.decode(CallRows(*call), graph_past)
             wanted = logits.numpy()
             np.testing.assert_allclose(found, wanted, atol=TOLERANCE * np.abs(wanted).max(), rtol=0)

@@ -4,20 +4,31 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-GOLDEN = Path(__file__).parent / "golden"
+from tests.golden.__main__ import main
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = ROOT / "tests" / "golden"
 
 
-def command(*folders: Path) -> subprocess.CompletedProcess[str]:
-    arguments = [sys.executable, "-m", "tests.golden", *map(str, folders)]
-    return subprocess.run(
-        arguments, capture_output=True, text=True, cwd=GOLDEN.parent.parent, check=False
-    )
+Golden = Callable[[Path], tuple[int, str]]
+
+
+@pytest.fixture
+def golden(capsys: pytest.CaptureFixture[str]) -> Golden:
+    """Return a function that runs the command in this process and gives exit code and output."""
+
+    def call(folder: Path) -> tuple[int, str]:
+        code = main([str(folder)])
+        return code, capsys.readouterr().out
+
+    return call
 
 
 @pytest.mark.parametrize(
@@ -42,15 +53,15 @@ def command(*folders: Path) -> subprocess.CompletedProcess[str]:
     ],
 )
 def test_a_public_case_agrees_within_1e_4_in_every_form(
-    case: str, forms: tuple[str, ...], more: list[str]
+    case: str, forms: tuple[str, ...], more: list[str], golden: Golden
 ) -> None:
-    done = command(GOLDEN / case)
-    assert done.returncode == 0, done.stdout + done.stderr
+    code, said = golden(GOLDEN / case)
+    assert code == 0, said
     for form in forms:
         for name in ("prefill_logits", "decode_logits", "kv lengths"):
-            assert f"ok   {form} {name}" in done.stdout
+            assert f"ok   {form} {name}" in said
     for line in more:
-        assert line in done.stdout
+        assert line in said
 
 
 @pytest.mark.parametrize(
@@ -62,7 +73,7 @@ def test_a_public_case_agrees_within_1e_4_in_every_form(
     ],
 )
 def test_another_choice_does_not_agree(
-    case: str, key: str, value: object, missed: str, tmp_path: Path
+    case: str, key: str, value: object, missed: str, golden: Golden, tmp_path: Path
 ) -> None:
     """A case whose choice differs by one layer must fail: the numbers depend on the method."""
     shutil.copytree(GOLDEN / case, tmp_path / "case")
@@ -70,24 +81,32 @@ def test_another_choice_does_not_agree(
     facts = json.loads(path.read_text(encoding="utf-8"))
     facts["params"][key] = value
     path.write_text(json.dumps(facts), encoding="utf-8")
-    done = command(tmp_path / "case")
-    assert done.returncode == 1
-    assert f"FAIL torch {missed}" in done.stdout
-    assert f"FAIL onnx {missed}" in done.stdout
+    code, said = golden(tmp_path / "case")
+    assert code == 1
+    assert f"FAIL torch {missed}" in said
+    assert f"FAIL onnx {missed}" in said
 
 
-def test_gates_that_do_not_fire_do_not_agree(tmp_path: Path) -> None:
+def test_gates_that_do_not_fire_do_not_agree(golden: Golden, tmp_path: Path) -> None:
     shutil.copytree(GOLDEN / "dyvte", tmp_path / "case")
     path = tmp_path / "case" / "model.safetensors"
     weights = load_file(path)
     silent = {k: torch.zeros_like(v) if k.endswith("w2.weight") else v for k, v in weights.items()}
     save_file(silent, path)
-    done = command(tmp_path / "case")
-    assert done.returncode == 1
+    code, said = golden(tmp_path / "case")
+    assert code == 1
     for form in ("torch", "onnx", "staged"):
-        assert f"FAIL {form} prefill_logits" in done.stdout
-        assert f"FAIL {form} kv lengths" in done.stdout
+        assert f"FAIL {form} prefill_logits" in said
+        assert f"FAIL {form} kv lengths" in said
 
 
-def test_without_a_folder_the_usage_is_printed() -> None:
-    assert command().returncode == 2
+def test_the_command_gives_its_exit_code_and_prints_its_usage_without_a_folder() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.golden"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr == "usage: python -m tests.golden FOLDER...\n"

@@ -15,6 +15,7 @@ from compressor.samples.layout import layout_of
 from export.backends.onnxruntime import OnnxSession
 from export.backends.torch_model import TorchSession
 from export.graphs.spec import decoder_graph, embed_graph, vision_graph
+from export.session.feeds import CallRows
 from export.session.session import Session
 from export.writer.weights import SharedWeights
 from export.writer.write import export_decoder, export_embed, export_vision, save_graph
@@ -90,13 +91,7 @@ def test_logits_of_prefill_and_decode_are_the_originals(
     session: Session = getattr(pair, side)
     facts = pair.original.facts
     ids = prompt(layout, facts.visual_tokens)
-    rows = layout_of(
-        ids,
-        image_token_id=IMAGE,
-        visual_tokens=facts.visual_tokens,
-        images=layout.count("i"),
-        vocab=facts.decoder.vocab,
-    )
+    rows = layout_of(ids, facts, (facts.image_tokens,) * layout.count("i"))
     images = [pixels(layout.count("i"), seed) for seed in range(batch)]
     texts = np.stack([(rows.text_ids + 3 * b) % 20 + 5 for b in range(batch)])
     full = np.tile(np.array(ids), (batch, 1))
@@ -107,7 +102,7 @@ def test_logits_of_prefill_and_decode_are_the_originals(
     if layout.count("i"):
         visual = np.stack([session.vision(p).reshape(-1, facts.decoder.hidden) for p in images])
     places = (np.tile(rows.visual_index, (batch, 1)), np.tile(rows.text_index, (batch, 1)))
-    logits, past = session.decode(visual, embeds, *places, session.empty_past(batch))
+    logits, past = session.decode(CallRows(visual, embeds, *places), session.empty_past(batch))
 
     stacked = torch.from_numpy(np.concatenate(images)) if layout.count("i") else None
     with torch.inference_mode():
@@ -122,7 +117,9 @@ def test_logits_of_prefill_and_decode_are_the_originals(
         token = np.full((batch, 1), step)
         no_rows, no_index = visual[:, :0], np.zeros((batch, 0), np.int64)
         index = np.full((batch, 1), place)
-        logits, past = session.decode(no_rows, session.embed(token), no_index, index, past)
+        logits, past = session.decode(
+            CallRows(no_rows, session.embed(token), no_index, index), past
+        )
         with torch.inference_mode():
             wanted = pair.original.original(
                 input_ids=torch.from_numpy(token), past_key_values=cache, use_cache=True
@@ -152,18 +149,12 @@ def test_a_compressed_folder_loads_back_to_the_same_model(pair: Pair, tmp_path: 
     session = TorchSession(load_compressed(tmp_path))
     facts = pair.original.facts
     assert np.array_equal(session.vision(pixels(1)), pair.torch.vision(pixels(1)))
-    rows = layout_of(
-        prompt("tit", facts.visual_tokens),
-        image_token_id=IMAGE,
-        visual_tokens=facts.visual_tokens,
-        images=1,
-        vocab=facts.decoder.vocab,
-    )
+    rows = layout_of(prompt("tit", facts.visual_tokens), facts, (facts.image_tokens,))
     outputs = []
     for one in (session, pair.torch):
         visual = one.vision(pixels(1)).reshape(1, -1, facts.decoder.hidden)
         text = one.embed(rows.text_ids[None])
         places = (rows.visual_index[None], rows.text_index[None])
-        outputs.append(one.decode(visual, text, *places, one.empty_past(1))[0])
+        outputs.append(one.decode(CallRows(visual, text, *places), one.empty_past(1))[0])
     # Not bit for bit: kernels may differ by the alignment of the loaded tensors.
     assert np.abs(outputs[0] - outputs[1]).max() <= 1e-6

@@ -126,51 +126,6 @@ def test_only_the_front_door_and_nothing_below_tests_is_imported():
     assert found == []
 
 
-LIGHT = (
-    "compressor.plan.plan",
-    "compressor.planner",
-    "compressor.recipe",
-    "compressor.plan.cost",
-    "compressor.families.image_processors",
-    "compressor.families.picture_steps",
-    "compressor.samples.layout",
-    "compressor.samples.questions",
-    "compressor.profile",
-    "export.artifact.manifest",
-    "export.runtime.runtime",
-    "export.artifact.artifact",
-    "export.report.pages.markdown_report",
-    "export.report.pages.html_report",
-    "export.report.charts.bars",
-    "export.report.compare.comparison",
-    "export.report.compare.page",
-    "export.report.pages.model_card",
-    "export.runtime.prompter",
-    "export.runtime.images",
-    "export.session.session",
-    "export.backends.registry",
-    "export.backends.tensorrt.device",
-    "export.backends.onnxruntime_cuda",
-    "export.backends.tensorrt.build",
-    "export.backends.tensorrt.session",
-    "export.graphs.profiles",
-    "export.backends.openvino",
-    "export.checks.memory",
-    "export.runtime.sampling",
-    "export.checks.fidelity",
-    "export.checks.loss",
-    "vtcompress",
-    "vtcompress.stages.build",
-    "vtcompress.cli.generating",
-    "vtcompress.stages",
-    "vtcompress.stages.export",
-    "vtcompress.stages.validate",
-    "vtcompress.stages.compress",
-    "vtcompress.stages.calibrate",
-    "vtcompress.stages.report",
-)
-
-
 def loaded_after(code: str) -> set[str]:
     """Run code in a new Python; return the top-level packages that it has loaded at the end."""
     program = (
@@ -183,13 +138,6 @@ def loaded_after(code: str) -> set[str]:
     last = done.stdout.splitlines()[-1]
     assert last.startswith("LOADED ")
     return set(last.split()[1:])
-
-
-@pytest.mark.parametrize("module", LIGHT)
-def test_modules_that_an_edge_box_needs_load_nothing_heavy(module):
-    loaded = loaded_after(f"import {module}")
-    assert module.split(".")[0] in loaded
-    assert loaded.isdisjoint(HEAVY), sorted(loaded & set(HEAVY))
 
 
 @pytest.mark.parametrize(

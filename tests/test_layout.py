@@ -1,21 +1,24 @@
 """Where visual and text rows are: found from the image token wherever it stands."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from compressor.errors import DataError
-from compressor.samples.layout import layout_of
+from compressor.samples.layout import joined, layout_around, layout_of
+from tests import facts
 
 IMAGE = 99
 PICTURE = [IMAGE] * 3
+MODEL = facts.facts(facts.dims(vocab=100), visual_tokens=3, image_token_id=IMAGE)
 
 
 def laid_out(ids, images, start=0, **more):
-    return layout_of(
-        ids, image_token_id=IMAGE, visual_tokens=3, images=images, vocab=100, start=start, **more
-    )
+    return layout_of(ids, MODEL, (3,) * images, start=start, **more)
 
 
 def problems(ids, images=0, **more):
@@ -93,7 +96,7 @@ def test_tokens_without_a_row_in_the_embedding_table_are_refused_by_text_and_id(
     assert "ids 0 to 99" in line
     assert laid_out([98, 7], 0).text_ids.tolist() == [98, 7]
     # The image token's own row is never read.
-    assert layout_of([200, 7], image_token_id=200, visual_tokens=1, images=1, vocab=100).images == 1
+    assert layout_of([200, 7], MODEL.model_copy(update={"image_token_id": 200}), (1,)).images == 1
 
 
 @pytest.mark.parametrize("ids", [[5, *PICTURE], [], PICTURE])
@@ -119,3 +122,50 @@ def test_an_unfinished_part_may_end_with_an_image_but_needs_a_text_row():
     for ids in ([], PICTURE):
         with pytest.raises(DataError, match="ends with an image"):
             laid_out(ids, len(ids) // 3, unfinished=True)
+
+
+def test_pictures_of_one_prompt_may_have_different_numbers_of_rows():
+    layout = layout_of([5, *PICTURE, 6, IMAGE, *PICTURE, *PICTURE, 7], MODEL, (3, 1, 6), start=10)
+    assert layout.image_rows == (3, 1, 6)
+    assert layout.images == 3
+    assert layout.visual_index.tolist() == [11, 12, 13, *range(15, 22)]
+    assert layout.text_index.tolist() == [10, 14, 22]
+    assert layout.end == 23
+
+
+def test_unequal_counts_that_are_not_those_of_the_prompt_are_all_named():
+    with pytest.raises(DataError) as caught:
+        layout_of([5, *PICTURE, *PICTURE, 7], MODEL, (4, 2, 4))
+    (line,) = caught.value.problems
+    assert "has 6 image tokens (id 99), but 3 picture(s) of 4 and 2 rows come with it" in line
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(1, 3))
+def test_rows_of_pictures_are_joined_in_their_order_and_padding_is_left_out(counts, batch):
+    most, width = max(counts), 2
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((batch * len(counts), most, width))
+    wanted = [
+        [features[b * len(counts) + i, k] for i, count in enumerate(counts) for k in range(count)]
+        for b in range(batch)
+    ]
+    assert np.array_equal(joined(features, counts), np.array(wanted))
+    assert joined(torch.from_numpy(features), counts).tolist() == np.array(wanted).tolist()
+
+
+def test_a_made_up_prompt_has_text_before_and_behind_its_pictures():
+    layout = layout_around(np.array([4, 5, 6]), (2, 1), before=2)
+    assert layout.text_index.tolist() == [0, 1, 5]
+    assert layout.visual_index.tolist() == [2, 3, 4]
+    assert (layout.text_ids.tolist(), layout.image_rows, layout.end) == ([4, 5, 6], (2, 1), 6)
+
+
+def test_text_goes_on_behind_the_last_place_and_behind_the_largest_position():
+    prompt = laid_out([5, *PICTURE, 7], 1)
+    assert prompt.behind(2, 3).text_index.tolist() == [7, 8, 9]
+    assert prompt.behind(0).positions is None
+    # Rows of a grid have fewer positions than places, so what follows has too.
+    turned = replace(prompt, positions=np.array([[1, 1], [1, 2], [2, 1], [0, 0], [3, 3]]))
+    follows = turned.behind(1, 2)
+    assert follows.text_index.tolist() == [6, 7]
+    assert follows.positions.tolist() == [[5, 5], [6, 6]]

@@ -177,3 +177,21 @@ def test_what_a_killed_writer_of_a_file_left_is_removed_and_a_living_writers_is_
     write_text(tmp_path / "plan.json", "again")
     assert (tmp_path / "plan.json").read_text() == "again"
     assert not (tmp_path / ".plan.json.living.tmp").exists()
+
+
+def test_where_the_system_has_no_locks_files_are_written_and_nothing_is_locked(tmp_path):
+    """Windows has neither module; what runs there instead runs here."""
+    (tmp_path / ".plan.json.other.tmp").write_text("another writer's, perhaps")
+    code = (
+        "import sys; sys.modules.update(fcntl=None, resource=None)\n"
+        "from pathlib import Path; from compressor.disk.files import write_text\n"
+        "from compressor.disk.locks import exclusive\n"
+        "from export.artifact.artifact import peak_memory_bytes\n"
+        "target = Path(sys.argv[1])\n"
+        "with exclusive(target), exclusive(target):\n"
+        "    write_text(target, 'whole')\n"
+        "print(sorted(path.name for path in target.parent.iterdir()), peak_memory_bytes())"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "plan.json")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout == "['.plan.json.other.tmp', 'plan.json'] 0\n", done.stderr

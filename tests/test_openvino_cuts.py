@@ -12,6 +12,7 @@ from compressor.plan.plan import Gates, Plan
 from compressor.planner import freeze, leave
 from export.checks.bfloat16 import open_for_checks
 from export.graphs.spec import DType, decoder_graphs
+from export.session.feeds import CallRows
 from export.writer.weights import SharedWeights
 from export.writer.write import save_graph
 from tests.cuts import CUTS, HIDDEN, conversation, drawn, plan_of
@@ -64,7 +65,9 @@ def run(session: Any, dtype: Any) -> list[np.ndarray]:
     past, found = session.empty_past(1), []
     for call in conversation()[1]:
         visual, text, *places = (part.contiguous().numpy() for part in call)
-        logits, past = session.decode(visual.astype(dtype), text.astype(dtype), *places, past)
+        logits, past = session.decode(
+            CallRows(visual.astype(dtype), text.astype(dtype), *places), past
+        )
         found.append(logits)
     return found
 

@@ -17,7 +17,7 @@ from compressor.errors import ModelError
 from compressor.families import LoadedModel, load
 from compressor.samples.questions import Sample, read_samples
 from export.checks import rewrite
-from export.results.rewrite import MAX_PIXELS, MAX_RELATIVE, RewriteReport, rewrite_words
+from export.results.rewrite import MAX_PIXEL_DIFFERENCE, MAX_RELATIVE, RewriteReport, rewrite_words
 from export.runtime.runtime import Runtime
 from tests.models import VARIANTS
 from vtcompress.stages import export as exporting
@@ -168,7 +168,7 @@ def test_whatever_is_misread_is_told_by_name_with_its_size(fault, llava):
     if report.logits is not None and words == PLAIN_DECODER:
         assert report.logits > 5 * MAX_RELATIVE
     if words == "pixels differ by ":
-        assert report.pixels > 100 * MAX_PIXELS
+        assert report.pixels > 100 * MAX_PIXEL_DIFFERENCE
     with pytest.raises(ModelError) as caught:
         rewrite.refuse(report, "mine")
     (line,) = caught.value.problems

@@ -66,7 +66,7 @@ SPEAKERS: dict[str, dict[str, tuple[str, ...]]] = {
     "vtcompress/stages/validate.py": dict.fromkeys(("--model", "--backend"), ("validate",)),
 }  # fmt: skip
 # Options of programs that are started, not ours.
-STARTED = ("export/backends/tensorrt/trtexec.py", "export/machine/doctor.py")
+STARTED = ("export/backends/tensorrt/trtexec.py", "export/backends/gpus.py")
 
 
 def texts(path: Path) -> Iterator[str]:

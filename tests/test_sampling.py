@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compressor.errors import DataError
-from export.runtime.sampling import GREEDY, Sampling, draw, greedy, nucleus
+from export.runtime.sampling import GREEDY, Sampling, drawn_tokens, greedy, nucleus
 
 ROWS = st.lists(st.floats(-20, 20), min_size=1, max_size=12)
 
@@ -59,14 +59,14 @@ def test_large_logits_and_tiny_temperatures_do_not_overflow():
 def test_draws_have_the_frequencies_of_the_distribution_and_never_its_zeros():
     rng = np.random.default_rng(1)
     chances = np.array([[0.5, 0.0, 0.3, 0.2]]).repeat(20_000, axis=0)
-    counts = np.bincount(draw(chances, rng), minlength=4) / 20_000
+    counts = np.bincount(drawn_tokens(chances, rng), minlength=4) / 20_000
     assert counts[1] == 0
     assert np.abs(counts - [0.5, 0.0, 0.3, 0.2]).max() < 0.02
 
 
 def test_every_row_of_a_batch_is_drawn_by_itself():
     chances = np.array([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
-    assert draw(chances, np.random.default_rng(0)).tolist() == [1, 2, 0]
+    assert drawn_tokens(chances, np.random.default_rng(0)).tolist() == [1, 2, 0]
 
 
 def test_temperature_0_is_greedy_and_draws_nothing():

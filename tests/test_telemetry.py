@@ -10,7 +10,8 @@ from types import ModuleType
 
 import pytest
 
-from compressor.telemetry import REPORTERS, SWITCHES, unreported
+from compressor.telemetry import SWITCHES
+from export.backends.unreported import REPORTERS, unreported
 
 ROOT = Path(__file__).resolve().parent.parent
 (REPORTER,) = REPORTERS

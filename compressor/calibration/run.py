@@ -74,9 +74,7 @@ def calibrate(
         profile = profile.model_copy(update={"gates_under": "in part"})
     for digest, sample in progress.track(remaining, "calibrating", len(remaining)):
         rows = embed(model, encode(model.processor, sample))
-        full = full_pass(
-            decoder, rows.visual_embeds, rows.text_embeds, rows.visual_index, rows.text_index
-        )
+        full = full_pass(decoder, *rows.call)
         scores: dict[str, Any] = {
             name: measure(full).tolist()
             for name, measure in MEASURED.items()

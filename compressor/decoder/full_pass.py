@@ -7,6 +7,7 @@ from torch import Tensor
 
 from compressor.decoder import Decoder
 from compressor.decoder.layer import Call
+from compressor.decoder.model import CallPlaces
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,7 @@ class FullPass:
 
     Attributes:
         decoder: that ran.
+        places: of its rows, with their rotations.
         call: masks and rotations.
         visual: [L] visual rows [1, V, D] at the input of each layer.
         text: [L + 1] text rows [1, T, D] at the input of each layer, and behind the last.
@@ -24,6 +26,7 @@ class FullPass:
     """
 
     decoder: Decoder
+    places: CallPlaces
     call: Call
     visual: list[Tensor]
     text: list[Tensor]
@@ -41,7 +44,12 @@ def kl_divergence(logits: Tensor, reference: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def full_pass(
-    decoder: Decoder, visual: Tensor, text: Tensor, visual_index: Tensor, text_index: Tensor
+    decoder: Decoder,
+    visual: Tensor,
+    text: Tensor,
+    visual_index: Tensor,
+    text_index: Tensor,
+    positions: Tensor | None = None,
 ) -> FullPass:
     """Run a prompt once.
 
@@ -51,12 +59,16 @@ def full_pass(
         text: text embeddings [1, T, D].
         visual_index: [1, V] places in the prompt.
         text_index: [1, T] places in the prompt.
+        positions: [1, V + T, A] rotary positions; see `Decoder.places`.
     """
-    call = decoder.places(visual_index, text_index, text.dtype).call(text.shape[1])
+    places = decoder.places(visual_index, text_index, text.dtype, positions)
+    call = places.call(text.shape[1])
     visual_rows, text_rows = [visual], [text]
     for layer, past in zip(decoder.layers, decoder.empty_past(1), strict=True):
         visual, text, _ = layer(visual, text, call, past)
         visual_rows.append(visual)
         text_rows.append(text)
     logits = decoder.next_token_logits(text)[0, -1]
-    return FullPass(decoder, call, visual_rows[:-1], text_rows, visual_index, text_index, logits)
+    return FullPass(
+        decoder, places, call, visual_rows[:-1], text_rows, visual_index, text_index, logits
+    )

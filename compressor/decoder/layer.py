@@ -114,23 +114,51 @@ class MLP(nn.Module):
         self.down = Linear(width, dims.hidden, bias=dims.mlp_bias and down_bias)
         self.activation = ACTIVATIONS[dims.activation]
 
+    def neurons(self, rows: Tensor) -> Tensor:
+        """Map [..., D] to act(x W_gate) * x W_up, [..., M]."""
+        return self.activation(self.gate(rows)) * self.up(rows)
+
     def forward(self, rows: Tensor) -> Tensor:
         """Map [..., D] to [..., D]."""
-        return self.down(self.activation(self.gate(rows)) * self.up(rows))
+        return self.down(self.neurons(rows))
 
 
-class DecoderLayer(nn.Module):
+class Heads(nn.Module):
+    """Some heads of a layer: their projections, and what these make of normed rows."""
+
+    def project(self, dims: DecoderDims, groups: int, *, output_bias: bool) -> None:
+        """Make the projections of some key/value heads; their query heads come with them."""
+        self.kv_heads, self.heads = groups, groups * (dims.heads // dims.kv_heads)
+        width, kv_width = self.heads * dims.head_dim, groups * dims.head_dim
+        self.query = Linear(dims.hidden, width, bias=dims.qkv_bias)
+        self.key = Linear(dims.hidden, kv_width, bias=dims.qkv_bias)
+        self.value = Linear(dims.hidden, kv_width, bias=dims.qkv_bias)
+        self.output = Linear(width, dims.hidden, bias=output_bias)
+
+    def queries(self, normed: Tensor, rows: Rows) -> Tensor:
+        """[B, rows, D] to rotated queries [B, heads, rows, d]."""
+        return rotate(split_heads(self.query(normed), self.heads), rows.cos, rows.sin)
+
+    def keys_and_values(self, normed: Tensor, rows: Rows) -> KeyValue:
+        """[B, rows, D] to rotated keys and to values [B, G, rows, d]."""
+        key = rotate(split_heads(self.key(normed), self.kv_heads), rows.cos, rows.sin)
+        return KeyValue(key, split_heads(self.value(normed), self.kv_heads))
+
+    def mixed(self, normed: Tensor, rows: Rows, present: KeyValue) -> Tensor:
+        """Attend from rows [B, rows, D] to all of `present`; return [B, rows, D]."""
+        query = self.queries(normed, rows)
+        return self.output(join_heads(attend(query, present.key, present.value, rows.mask)))
+
+
+class DecoderLayer(Heads):
     """Attention and MLP; visual rows are updated with the text rows, frozen or gone, as the plan says."""
 
     def __init__(self, dims: DecoderDims, plan: LayerPlan) -> None:
         super().__init__()
-        self.heads, self.kv_heads = dims.heads, dims.kv_heads
         self.frozen, self.exited = plan.frozen, plan.exited
+        # Weights lie in the file in the order in which they are made here.
         self.input_norm = RMSNorm(dims.hidden, dims.rms_norm_eps)
-        self.query = Linear(dims.hidden, dims.query_width, bias=dims.qkv_bias)
-        self.key = Linear(dims.hidden, dims.kv_width, bias=dims.qkv_bias)
-        self.value = Linear(dims.hidden, dims.kv_width, bias=dims.qkv_bias)
-        self.output = Linear(dims.query_width, dims.hidden, bias=dims.o_bias)
+        self.project(dims, dims.kv_heads, output_bias=dims.o_bias)
         self.mlp_norm = RMSNorm(dims.hidden, dims.rms_norm_eps)
         self.mlp = MLP(dims)
 
@@ -153,7 +181,7 @@ class DecoderLayer(nn.Module):
             return visual, text, present
         rows = torch.cat([visual, text], dim=1)  # [B, S, D]
         normed = self.input_norm(rows)
-        present = self._keys_and_values(normed, call.all, past)
+        present = past.extended(*self.keys_and_values(normed, call.all))
         if self.frozen:
             text = self._update(text, self.input_norm(text), call.text, present)
             return visual, text, present
@@ -166,17 +194,18 @@ class DecoderLayer(nn.Module):
     ) -> tuple[Tensor, KeyValue]:
         """Run the layer on text rows [B, T, D] that read no visual key of this call."""
         normed = self.input_norm(text)
-        present = self._keys_and_values(normed, rows, past)
+        present = past.extended(*self.keys_and_values(normed, rows))
         return self._update(text, normed, rows, present), present
 
-    def _keys_and_values(self, normed: Tensor, rows: Rows, past: KeyValue | Buffer) -> KeyValue:
-        key = rotate(split_heads(self.key(normed), self.kv_heads), rows.cos, rows.sin)
-        return past.extended(key, split_heads(self.value(normed), self.kv_heads))
+    def active_neurons(self, visual: Tensor, text: Tensor, rows: Rows) -> Tensor:
+        """Return the MLP's neurons [B, S, M] on all rows of a call without a past; see `MLP.neurons`."""
+        states = torch.cat([visual, text], dim=1)
+        normed = self.input_norm(states)
+        present = self.keys_and_values(normed, rows)
+        return self.mlp.neurons(self.mlp_norm(states + self.mixed(normed, rows, present)))
 
     def _update(self, states: Tensor, normed: Tensor, rows: Rows, present: KeyValue) -> Tensor:
-        query = rotate(split_heads(self.query(normed), self.heads), rows.cos, rows.sin)
-        mixed = attend(query, present.key, present.value, rows.mask)
-        states = states + self.output(join_heads(mixed))
+        states = states + self.mixed(normed, rows, present)
         return states + self.mlp(self.mlp_norm(states))
 
 

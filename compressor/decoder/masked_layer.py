@@ -6,14 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from compressor.decoder.cache import Buffer, KeyValue
-from compressor.decoder.cut_layer import HeadGroup, _mlp, _window
-from compressor.decoder.layer import (
-    Call,
-    Kinds,
-    RMSNorm,
-    Rows,
-)
+from compressor.decoder.layer import Call, Kinds, RMSNorm, Rows
 from compressor.decoder.ops import LEAST, join_heads
+from compressor.decoder.parts import HeadGroup, mlp_of, window_of
 from compressor.facts import DecoderDims
 from compressor.plan.plan import LayerPlan
 
@@ -34,8 +29,8 @@ class MaskedLayer(nn.Module):
         self.heads = HeadGroup(dims, dims.kv_heads)
         self.output_bias = nn.Parameter(torch.empty(dims.hidden)) if dims.o_bias else None
         self.mlp_norm = RMSNorm(dims.hidden, dims.rms_norm_eps)
-        self.mlp = _mlp(dims, plan)
-        self.window = _window(plan, grid)
+        self.mlp = mlp_of(dims, plan)
+        self.window = window_of(plan, grid)
         self.off = plan.off
         kept = plan.groups if plan.groups is not None else range(dims.kv_heads)
         # Real flags also while a decoder is laid out on the meta device; they follow its weights later.
@@ -91,7 +86,7 @@ class MaskedLayer(nn.Module):
 
 def attend_masked(
     query: Tensor,
-    present: "KeyValue",
+    present: KeyValue,
     mask: Tensor,
     *,
     keys_cut: Tensor,

@@ -18,8 +18,12 @@ from compressor.plan.plan import TEXT_PAST, LayerPlan, Plan
 __all__ = ["Decoder", "KeyValue", "Stage"]
 
 
-class Places(NamedTuple):
-    """Places of the rows of one call (visual, then text) in the whole prompt, and their rotations."""
+class CallPlaces(NamedTuple):
+    """Places of the rows of one call (visual, then text) in the whole prompt, and their rotations.
+
+    A place orders the causal mask, a position turns the rotation. They are equal unless a call brings
+    positions of its own.
+    """
 
     order: Tensor  # [B, S] int64
     cos: Tensor  # [B, S, d / 2]
@@ -70,10 +74,10 @@ class Places(NamedTuple):
             behind=(text_index[:, None, :] > visual_index[:, :, None])[:, None, None],
         )
 
-    def last(self, count: int) -> "Places":
+    def last(self, count: int) -> "CallPlaces":
         """Return the places of the last rows, when those before them are gone."""
         first = self.cos.shape[1] - count
-        return Places(*(part.narrow(1, first, count) for part in self))
+        return CallPlaces(*(part.narrow(1, first, count) for part in self))
 
     def mask(self, keys: Grown | Filled, places: Tensor) -> Tensor:
         """Return [B, 1, S, keys]: a key is visible if its place [B, keys] is not after the query's."""
@@ -93,8 +97,8 @@ class Decoder(nn.Module):
 
     def __init__(self, plan: Plan, *, logits: str = "last") -> None:
         super().__init__()
-        dims = plan.model.decoder
-        self.dims = dims
+        self.plan = plan
+        self.dims = dims = plan.model.decoder
         self.logits = logits
         self.segments = plan.segments()
         self.caches = plan.caches()
@@ -130,6 +134,7 @@ class Decoder(nn.Module):
         visual_index: Tensor,
         text_index: Tensor,
         past: Past,
+        positions: Tensor | None = None,
     ) -> tuple[Tensor, list[KeyValue | Tensor]]:
         """Run one call, a prefill or a decode step.
 
@@ -142,12 +147,13 @@ class Decoder(nn.Module):
                 which rows of the past are visual, if the plan `tells_rows`. With fixed caches: buffers
                 [B, H_kv, C, d] and [B, C], and behind them [B] int64 for each of `length_names`, how many
                 rows are filled.
+            positions: [B, V + T, A] rotary positions; see `places`.
 
         Returns:
             Logits [B, 1 or T, vocab] in float32, and the past to pass to the next call; with fixed caches
             the buffers alone: the caller counts their rows.
         """
-        places = self.places(visual_index, text_index, inputs_embeds.dtype)
+        places = self.places(visual_index, text_index, inputs_embeds.dtype, positions)
         visual, text = visual_embeds, inputs_embeds
         present: list[KeyValue | Tensor] = []
         pairs, past_visual, keys = opened(past, self.caches, tells_rows=self.tells_rows)
@@ -176,7 +182,7 @@ class Decoder(nn.Module):
         segment: range,
         visual: Tensor,
         text: Tensor,
-        places: Places,
+        places: CallPlaces,
         pairs: Sequence[KeyValue | Buffer],
         kinds: Kinds | None = None,
     ) -> tuple[Tensor, Tensor, list[KeyValue | Tensor]]:
@@ -195,13 +201,28 @@ class Decoder(nn.Module):
             present += more
         return visual, text, present
 
-    def places(self, visual_index: Tensor, text_index: Tensor, dtype: torch.dtype) -> Places:
-        """Return the places of a call's rows, and their rotations in `dtype`."""
+    def places(
+        self,
+        visual_index: Tensor,
+        text_index: Tensor,
+        dtype: torch.dtype,
+        positions: Tensor | None = None,
+    ) -> CallPlaces:
+        """Return the places of a call's rows, and their rotations.
+
+        Args:
+            visual_index: [B, V] places of the visual rows.
+            text_index: [B, T] places of the text rows.
+            dtype: of the rotations.
+            positions: [B, V + T, A] what turns the rotations, on A axes: 1, which every frequency reads, or
+                d / 2, one for each frequency. None: the places.
+        """
         index = torch.cat([visual_index, text_index], dim=1)  # [B, S]
+        turned = index[..., None] if positions is None else positions
         # float32 whatever the model's dtype: float16 cannot tell positions above 2048 apart.
-        angle = index[..., None].to(torch.float32) * self.inv_freq  # [B, S, d / 2]
+        angle = turned.to(torch.float32) * self.inv_freq  # [B, S, d / 2]
         scale = self.dims.rope_scale
-        return Places(index, (angle.cos() * scale).to(dtype), (angle.sin() * scale).to(dtype))
+        return CallPlaces(index, (angle.cos() * scale).to(dtype), (angle.sin() * scale).to(dtype))
 
     def next_token_logits(self, text: Tensor) -> Tensor:
         """[B, T, D] -> [B, 1 or T, vocab] in float32."""
@@ -230,6 +251,7 @@ class Stage(nn.Module):
 
     def __init__(self, decoder: Decoder, number: int) -> None:
         super().__init__()
+        self.plan = decoder.plan
         self.segment = decoder.segments[number]
         self.caches = tuple(cache for cache in decoder.caches if cache.layer in self.segment)
         self.decoder = decoder
@@ -241,6 +263,7 @@ class Stage(nn.Module):
         visual_index: Tensor,
         text_index: Tensor,
         past: Past,
+        positions: Tensor | None = None,
     ) -> tuple[Any, ...]:
         """Run one call; arguments as `Decoder.forward`, states of the stage before instead of embeddings.
 
@@ -249,7 +272,7 @@ class Stage(nn.Module):
             last stage: logits and keys and values.
         """
         decoder = self.decoder
-        places = decoder.places(visual_index, text_index, text.dtype)
+        places = decoder.places(visual_index, text_index, text.dtype, positions)
         pairs, *_ = opened(past, self.caches, tells_rows=False)
         visual, text, present = decoder.run(self.segment, visual, text, places, pairs)
         if self.segment.stop == len(decoder.layers):

@@ -6,14 +6,14 @@ grow with V x w x gw, not with V x V. Bands of all rows and images run as one ba
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from compressor.decoder.cache import KeyValue
-from compressor.decoder.ops import LEAST
+from compressor.decoder.cache import KeyValue
+from compressor.decoder.layer import Call, Kinds
+from compressor.decoder.ops import LEAST, attend
 
 
 class Window(nn.Module):
@@ -75,8 +75,42 @@ class Window(nn.Module):
         return (row // size == key // size) & down & across
 
 
+class Near(nn.Module):
+    """Attention in which visual rows read their window; a module, for its nodes in a graph to carry its name.
+
+    `export.writer.passes.branch_on_images` puts them under a branch that calls without an image skip.
+    """
+
+    def __init__(self, window: Window) -> None:
+        super().__init__()
+        self.window = window
+
+    def forward(
+        self, query: Tensor, new: KeyValue, earlier: KeyValue, present: KeyValue, call: Call
+    ) -> Tensor:
+        """Attend from all rows; return [B, H, S, d].
+
+        Args:
+            query: [B, H, S, d].
+            new: keys and values of these rows.
+            earlier: where the past's keys and values are.
+            present: of the past and of these rows.
+            call: of these rows.
+        """
+        text = call.text.cos.shape[1]
+        visual = query.shape[2] - text
+        near = KeyValue(new.key.narrow(2, 0, visual), new.value.narrow(2, 0, visual))
+        behind = KeyValue(new.key.narrow(2, visual, text), new.value.narrow(2, visual, text))
+        kinds = cast("Kinds", call.kinds)
+        beside = ((earlier, kinds.before), (behind, kinds.behind))
+        of_visual = attend_near(query.narrow(2, 0, visual), near, beside, self.window)
+        text_query = query.narrow(2, visual, text)
+        of_text = attend(text_query, present.key, present.value, call.text.mask)
+        return torch.cat([of_visual, of_text], dim=2)
+
+
 def attend_near(
-    query: Tensor, near: "KeyValue", beside: Sequence["tuple[KeyValue, Tensor]"], window: "Window"
+    query: Tensor, near: KeyValue, beside: Sequence[tuple[KeyValue, Tensor]], window: Window
 ) -> Tensor:
     """Attention of visual rows to grid neighbours and to rows beside the images, in one softmax.
 

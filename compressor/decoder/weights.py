@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from compressor.decoder.model import Decoder
+from compressor.decoder.model import Decoder, Stage
 from compressor.disk.gate_file import GateFile
 from compressor.errors import ModelError
 from compressor.plan.plan import Plan
@@ -151,42 +151,63 @@ def slice_of(name: str, plan: Plan) -> Slice | None:
 
 
 @dataclass(frozen=True)
-class Part:
-    """A parameter as a part of its source tensor.
+class StoredWeight:
+    """A decoder's parameter as files hold it.
 
     Attributes:
-        tensor: in the parameter's layout.
-        axis: along which parts are joined.
-        transposed: whether the source is stored the other way round.
+        source: tensor of the original that it comes from, named as in `source_of`.
+        transposed: whether the original has it the other way round.
+        part: of the source, in the parameter's layout; None: all of it.
+        dtype: of the stored numbers, such as `float16`.
     """
 
-    tensor: Tensor
-    axis: int
+    source: str
     transposed: bool
+    part: Slice | None
+    dtype: str
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """Return the parameter from its source tensor; see `Slice.of`."""
+        turned = tensor.T if self.transposed else tensor
+        return turned if self.part is None else self.part.of(turned)
 
 
-def parts_by_source(decoder: Decoder, plan: Plan) -> dict[str, list[Part]]:
-    """Return a decoder's parameters by the source tensor they come from, parts in their stored order."""
-    found: dict[str, list[Part]] = {}
+def stored_weights(decoder: Decoder | Stage) -> dict[str, StoredWeight]:
+    """Return what is known of each parameter of a decoder, or of a stage of one, by its name."""
+    found = {}
     for name, parameter in decoder.named_parameters():
-        source, transposed = source_of(name)
-        part = slice_of(name, plan)
-        found.setdefault(source, []).append(
-            Part(parameter.detach(), 0 if part is None else part.axis, transposed)
-        )
+        own, dtype = name.removeprefix("decoder."), str(parameter.dtype).removeprefix("torch.")
+        found[name] = StoredWeight(*source_of(own), slice_of(own, decoder.plan), dtype)
     return found
 
 
-def joined_parts(decoder: Decoder, plan: Plan) -> dict[str, tuple[int, tuple[int, ...]]]:
-    """Return how the naive decoder's parameters are joined of the plan's: axis and lengths, by name."""
-    sources = {
-        source: (parts[0].axis, tuple(part.tensor.shape[part.axis] for part in parts))
-        for source, parts in parts_by_source(decoder, plan).items()
-        if len(parts) > 1
-    }
+def original_tensors(decoder: Decoder) -> dict[str, Tensor]:
+    """Return a decoder's source tensors, the parts of each joined in the order in which they are stored."""
+    tensors = {name: p.detach() for name, p in decoder.named_parameters()}
+    found = {}
+    for source, parts in _by_source(decoder).items():
+        weight = next(iter(parts.values()))
+        held = [tensors[name] for name in parts]
+        whole = (
+            held[0] if weight.part is None or len(held) == 1 else torch.cat(held, weight.part.axis)
+        )
+        found[source] = whole.T if weight.transposed else whole
+    return found
+
+
+def joined_parts(decoder: Decoder) -> dict[str, tuple[StoredWeight, ...]]:
+    """Return which of a decoder's stored weights make up each parameter of its naive decoder, by its name."""
+    parts = {source: tuple(found.values()) for source, found in _by_source(decoder).items()}
     with torch.device("meta"):
-        names = [name for name, _ in Decoder(plan.naive()).named_parameters()]
-    return {name: sources[s] for name in names if (s := source_of(name)[0]) in sources}
+        names = [name for name, _ in Decoder(decoder.plan.naive()).named_parameters()]
+    return {name: parts[source_of(name)[0]] for name in names}
+
+
+def _by_source(decoder: Decoder) -> dict[str, dict[str, StoredWeight]]:
+    found: dict[str, dict[str, StoredWeight]] = {}
+    for name, weight in stored_weights(decoder).items():
+        found.setdefault(weight.source, {})[name] = weight
+    return found
 
 
 def _either(chosen: bool, kept: Sequence[int], count: int, width: int) -> tuple[int, ...]:
@@ -210,21 +231,14 @@ def decoder_from(plan: Plan, tensors: Mapping[str, Tensor], *, logits: str = "la
     with torch.device("meta"):
         decoder = Decoder(plan, logits=logits)
     problems, filled = [], {}
-    for name, parameter in decoder.named_parameters():
-        source, transposed = source_of(name)
-        if source not in tensors:
-            problems.append(f"{source}: missing from the model's weights")
+    shapes = {name: tuple(parameter.shape) for name, parameter in decoder.named_parameters()}
+    for name, weight in stored_weights(decoder).items():
+        if weight.source not in tensors:
+            problems.append(f"{weight.source}: missing from the model's weights")
             continue
-        tensor = tensors[source].detach()
-        tensor = tensor.T if transposed else tensor
-        part = slice_of(name, plan)
-        if part is not None:
-            tensor = part.of(tensor)
-        if tensor.shape != parameter.shape:
-            problems.append(
-                f"{source}: shape {tuple(tensor.shape)}, expected {tuple(parameter.shape)}"
-            )
-        filled[name] = tensor
+        filled[name] = weight.of(tensors[weight.source].detach())
+        if (shape := tuple(filled[name].shape)) != shapes[name]:
+            problems.append(f"{weight.source}: shape {shape}, expected {shapes[name]}")
     if problems:
         raise ModelError(problems)
     for name, tensor in filled.items():

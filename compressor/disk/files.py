@@ -12,7 +12,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from compressor.disk.locks import LOCKS, is_at, lock
-from compressor.disk.paths import check_path, shown, unusable, working_stem
+from compressor.disk.paths import check_path, shown_path, unusable, working_stem
 from compressor.errors import ProblemsError, VtcompressError
 
 MAX_TEXT_BYTES = 256 * 1024 * 1024
@@ -32,7 +32,7 @@ def read_text(path: Path, error: type[ProblemsError]) -> str:
         error: there is no such file, it cannot be read, is no UTF-8 or absurdly large.
     """
     if (reason := unusable(path)) is not None:
-        raise error([f"{shown(path)}: {reason}"])
+        raise error([f"{shown_path(path)}: {reason}"])
     try:
         if path.stat().st_size > MAX_TEXT_BYTES:
             raise error(

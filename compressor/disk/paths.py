@@ -38,10 +38,10 @@ def check_path(path: Path) -> None:
         VtcompressError: why, and what to do.
     """
     if (reason := unusable(path)) is not None:
-        raise VtcompressError(f"{shown(path)}: {reason}")
+        raise VtcompressError(f"{shown_path(path)}: {reason}")
 
 
-def shown(path: Path) -> str:
+def shown_path(path: Path) -> str:
     """Return a path for people: in one line that ends, and of characters that can be printed."""
     text = str(path).encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
     return text if len(text) <= MOST_NAME_BYTES else f"{text[:60]}...{text[-20:]}"

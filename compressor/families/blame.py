@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from compressor.errors import first_line
-from compressor.families.folder import texts
+from compressor.families.folder import text_files
 
 KEYED = (
     "preprocessor_config.json",
@@ -57,7 +57,7 @@ class _Trial:
     """A copy of a model's small files, to be read without some keys."""
 
     def __init__(self, folder: Path, copy: Path, attempt: Attempt) -> None:
-        for path in texts(folder):
+        for path in text_files(folder):
             if path.parent == folder:
                 shutil.copyfile(path, copy / path.name)
         self._copy, self._attempt = copy, attempt

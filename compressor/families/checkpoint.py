@@ -56,7 +56,7 @@ def headers(folder: Path) -> dict[str, Header]:
 
 
 @contextmanager
-def opened(folder: Path) -> Iterator[dict[str, Any]]:
+def opened_weights(folder: Path) -> Iterator[dict[str, Any]]:
     """Give the tensors of a model folder by name, each read when it is sliced.
 
     Raises:
@@ -99,7 +99,7 @@ def equal(folder: Path, first: str, second: str) -> bool:
     """Return whether two tensors of a model folder have the same values; both are read once, row by row.
 
     Raises:
-        ModelError: as `opened`.
+        ModelError: as `opened_weights`.
     """
     files = tuple(
         (path, path.stat().st_mtime_ns, path.stat().st_size) for path in weight_files(folder)
@@ -111,7 +111,7 @@ def equal(folder: Path, first: str, second: str) -> bool:
 def _equal(
     folder: Path, first: str, second: str, _files: tuple[tuple[Path, int, int], ...]
 ) -> bool:
-    with opened(folder) as stored:
+    with opened_weights(folder) as stored:
         a, b = stored[first], stored[second]
         if a.get_shape() != b.get_shape():
             return False

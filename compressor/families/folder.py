@@ -39,7 +39,7 @@ TEXTS = (
 """Configuration, processor and tokenizer files that transformers reads where they are."""
 
 
-def texts(folder: Path, *, code: bool = False) -> tuple[Path, ...]:
+def text_files(folder: Path, *, code: bool = False) -> tuple[Path, ...]:
     """Return the files of a model folder that are read besides weights and their index.
 
     Args:
@@ -140,13 +140,13 @@ def digest(folder: Path, *, code: bool = False) -> str:
 
     Args:
         folder: of the model.
-        code: as in `texts`.
+        code: as in `text_files`.
 
     Raises:
         ModelError: no weights, or a file that cannot be read.
     """
     weights = weight_files(folder)
-    rest = [path for path in texts(folder, code=code) if path.name != CONFIG]
+    rest = [path for path in text_files(folder, code=code) if path.name != CONFIG]
     if folder / WEIGHTS not in weights:
         rest.append(folder / WEIGHTS_INDEX)
     try:

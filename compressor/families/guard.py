@@ -12,7 +12,7 @@ from pathlib import Path
 
 from compressor.errors import ModelError, VtcompressError, first_line
 from compressor.families.blame import Attempt, blamed
-from compressor.families.folder import TEXTS, texts, weight_files
+from compressor.families.folder import TEXTS, text_files, weight_files
 
 LFS_HEADER = b"version https://git-lfs.github.com/spec/"
 """What a file begins with that stands for another one that Git LFS has not fetched."""
@@ -96,7 +96,7 @@ def broken_files(folder: Path) -> list[str]:
 def broken_texts(folder: Path) -> list[str]:
     """Return the lines of `broken_files` on configuration, processor and tokenizer."""
     try:
-        return [line for path in texts(folder) if (line := broken(path))]
+        return [line for path in text_files(folder) if (line := broken(path))]
     except OSError as failure:
         return [f"{folder}: {failure.strerror}; make the folder readable"]
 

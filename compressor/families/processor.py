@@ -205,7 +205,7 @@ def _token_problems(processor: Any, facts: ModelFacts, folder: Path) -> list[str
 
 def _picture_problems(processor: Any, facts: ModelFacts, folder: Path) -> list[str]:
     """Try the processor on a blank picture."""
-    side, wanted = facts.image_size, facts.visual_tokens
+    side, wanted = facts.image_size, facts.image_tokens
     file = folder / SAVED
 
     def again(copy: Path) -> None:

@@ -39,8 +39,8 @@ def text_tails(full: FullPass, exits: Sequence[int]) -> Tensor:
         exits: first layers without visual rows, ascending.
     """
     decoder = full.decoder
-    rows = decoder.places(full.visual_index[:, :0], full.text_index, full.text[0].dtype)
-    text_rows = rows.call(full.text_index.shape[1]).alone
+    count = full.text_index.shape[1]
+    text_rows = full.places.last(count).call(count).alone
     tails = full.text[0][:0]  # [tails so far, T, D]
     for index, layer in enumerate(decoder.layers):
         if index in exits:
@@ -71,7 +71,7 @@ def margins_behind_cuts(decoder: Decoder, rows: PromptRows) -> Tensor:
         rows: of the prompt.
     """
     visual, text = rows.visual_embeds, rows.text_embeds
-    places = decoder.places(rows.visual_index, rows.text_index, text.dtype)
+    places = decoder.places(rows.visual_index, rows.text_index, text.dtype, rows.positions)
     selection = gate_selection(rows.visual_index, rows.text_index, text.dtype)
     pairs, *_ = opened(decoder.empty_past(1), decoder.caches, tells_rows=False)
     found = []

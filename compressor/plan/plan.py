@@ -313,7 +313,7 @@ class Plan(Facts):
     @property
     def visual(self) -> int:
         """V of the workload."""
-        return self.workload.images * self.model.visual_tokens
+        return self.workload.images * self.model.image_rows
 
     def frozen_layers(self) -> tuple[int, ...]:
         """Indices of the layers that visual rows pass through unchanged."""

@@ -1,12 +1,17 @@
-"""Where the visual and the text rows of a prompt are. Found from the image token, never from an offset."""
+"""Where the visual and the text rows of a prompt are. Found from the image token, never from an offset.
+
+Letters: V visual rows, T text rows, I pictures, K rows of the picture that has most, A rotary axes.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compressor.errors import DataError
+from compressor.facts import ModelFacts
 
 Index = NDArray[np.int64]
 
@@ -14,35 +19,68 @@ MOST_UNKNOWN = 5
 """Tokens without an embedding that an error names."""
 
 
-@dataclass(frozen=True)
-class Layout:
-    """The rows of one prompt, or of one later turn.
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where the rows of a call stand, and by which positions they are rotated.
 
     Attributes:
-        visual_index: [V] places of the visual rows in the whole prompt.
+        visual_index: [V] places of the visual rows in the whole prompt; an index orders the causal mask.
         text_index: [T] places of the text rows.
-        text_ids: [T] tokens of the text rows.
-        images: how many images the visual rows come from.
+        positions: [V + T, A] rotary positions, of visual rows first; None: the places, on one axis.
     """
 
     visual_index: Index
     text_index: Index
-    text_ids: Index
-    images: int
+    positions: Index | None = None
 
     @property
     def rows(self) -> int:
         """V + T."""
         return len(self.visual_index) + len(self.text_index)
 
+    @property
+    def end(self) -> int:
+        """Place of the row after the last one, in the whole prompt."""
+        return int(max(self.text_index[-1], self.visual_index[-1:].max(initial=0))) + 1
+
+    def behind(self, number: int, count: int = 1) -> "Places":
+        """Return where text rows stand that follow.
+
+        Args:
+            number: of text rows between these rows and them.
+            count: T of them.
+        """
+        steps = np.arange(number, number + count, dtype=np.int64)
+        positions = None
+        if self.positions is not None:  # text goes on behind the largest, the same on every axis
+            axes = self.positions.shape[1]
+            positions = np.tile(self.positions.max() + 1 + steps[:, None], (1, axes))
+        return Places(visual_index=steps[:0], text_index=self.end + steps, positions=positions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout(Places):
+    """The rows of one prompt, or of one later turn.
+
+    Attributes:
+        text_ids: [T] tokens of the text rows.
+        image_rows: [I] how many of the visual rows are each picture's, in their order.
+    """
+
+    text_ids: Index
+    image_rows: tuple[int, ...]
+
+    @property
+    def images(self) -> int:
+        """I."""
+        return len(self.image_rows)
+
 
 def layout_of(
     token_ids: Sequence[int],
+    facts: ModelFacts,
+    image_tokens: Sequence[int],
     *,
-    image_token_id: int,
-    visual_tokens: int,
-    images: int,
-    vocab: int,
     spell: Callable[[int], str | None] = lambda _: None,
     start: int = 0,
     unfinished: bool = False,
@@ -50,11 +88,9 @@ def layout_of(
     """Split a prompt into visual and text rows; every row that runs comes from here.
 
     Args:
-        token_ids: the prompt with every image expanded to N image tokens.
-        image_token_id: token whose places are visual rows.
-        visual_tokens: N.
-        images: pictures that come with these tokens.
-        vocab: rows of the embedding table.
+        token_ids: the prompt with every image expanded to its image tokens.
+        facts: of the model that will run it.
+        image_tokens: [I] of each picture that comes with these tokens; they need not be as many.
         spell: text of a token, for errors.
         start: place of the first token; the length of the conversation so far in a later turn.
         unfinished: more tokens follow later, so that this part may end with an image; one text row is
@@ -65,14 +101,15 @@ def layout_of(
             not end with text.
     """
     ids = np.asarray(token_ids, dtype=np.int64)
-    visual = ids == image_token_id
+    visual, vocab = ids == facts.image_token_id, facts.decoder.vocab
     count = int(visual.sum())
     problems = []
-    if count != images * visual_tokens:
+    if count != sum(image_tokens):
+        sizes = dict.fromkeys(image_tokens or [facts.image_tokens])
         problems.append(
-            f"the prompt has {count} image tokens (id {image_token_id}), but {images} picture(s) of "
-            f"{visual_tokens} rows come with it: give each picture its place in the prompt, and write no "
-            "image token into the text"
+            f"the prompt has {count} image tokens (id {facts.image_token_id}), but {len(image_tokens)} "
+            f"picture(s) of {' and '.join(map(str, sizes))} rows come with it: give each picture its place "
+            "in the prompt, and write no image token into the text"
         )
     unknown = sorted(set(ids[~visual & ((ids < 0) | (ids >= vocab))].tolist()))
     if unknown:
@@ -89,4 +126,42 @@ def layout_of(
     if problems:
         raise DataError(problems)
     places = np.arange(start, start + len(ids), dtype=np.int64)
-    return Layout(places[visual], places[~visual], ids[~visual], images)
+    return Layout(
+        visual_index=places[visual],
+        text_index=places[~visual],
+        text_ids=ids[~visual],
+        image_rows=tuple(image_tokens),
+    )
+
+
+def layout_around(text_ids: Index, image_rows: Sequence[int], before: int = 1) -> Layout:
+    """Return the layout of a made-up prompt: text rows, all pictures, the other text rows.
+
+    Args:
+        text_ids: [T] any tokens; what they are is not looked at.
+        image_rows: [I] visual rows of each picture.
+        before: text rows in front of the pictures.
+    """
+    visual, places = sum(image_rows), np.arange(len(text_ids), dtype=np.int64)
+    return Layout(
+        visual_index=np.arange(before, before + visual, dtype=np.int64),
+        text_index=places + visual * (places >= before),
+        text_ids=text_ids,
+        image_rows=tuple(image_rows),
+    )
+
+
+def joined(rows: Any, image_rows: Sequence[int]) -> Any:
+    """Return what the vision side gives as the decoder takes it: [B * I, K, D] to [B, V, D].
+
+    Args:
+        rows: of B prompts' pictures, numpy's or torch's; behind the rows of a picture that has fewer than K
+            there may be anything.
+        image_rows: [I] how many are each picture's, the same in every prompt.
+    """
+    most, width = rows.shape[1:]
+    every = rows.reshape(-1, len(image_rows) * most, width)
+    if all(count == most for count in image_rows):
+        return every
+    kept = [i * most + np.arange(count) for i, count in enumerate(image_rows)]
+    return every[:, np.concatenate(kept)]

@@ -22,16 +22,16 @@ def picture_file(name: str, folder: Path) -> tuple[Path, str | None]:
         return folder, f"the name of a picture is empty; {remedy}"
     if re.match(r"data:|[A-Za-z0-9+/=\s]{300,}$", name):
         remedy = "is a picture's content, not a file's name: save it as a file and name that"
-        return folder, f"{shown(name)} {remedy}"
+        return folder, f"{shown_name(name)} {remedy}"
     # One slash: a `Path` of an address has no second. One letter: a drive of Windows.
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", name):
-        return folder, f"{shown(name)} is an address: download the picture and name the file"
+        return folder, f"{shown_name(name)} is an address: download the picture and name the file"
     # expanduser leaves a user that does not exist as it is.
     path = folder / os.path.expanduser(name)  # noqa: PTH111
     if is_file(path):
         return path, None
     if (reason := unusable(path)) is not None:
-        return path, f"{shown(name)}: {reason}"
+        return path, f"{shown_name(name)}: {reason}"
     if path.is_dir():
         return path, f"{path}: is a folder; name a picture in it"
     if "\\" in name and is_file(folder / name.replace("\\", "/")):
@@ -39,6 +39,6 @@ def picture_file(name: str, folder: Path) -> tuple[Path, str | None]:
     return path, f"{path}: no such file"
 
 
-def shown(text: str) -> str:
+def shown_name(text: str) -> str:
     """Return a text in quotes, a long one cut off."""
     return repr(text if len(text) <= MOST_SHOWN else text[: MOST_SHOWN - 3] + "...")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from compressor.errors import DataError, VtcompressError, first_line
 from compressor.families import LoadedModel
-from compressor.samples.layout import Layout, layout_of
+from compressor.samples.layout import Layout, joined, layout_of
 from compressor.samples.pictures import load_image
 from compressor.samples.questions import Sample
 
@@ -67,10 +67,8 @@ def layout(model: LoadedModel, prompt: EncodedPrompt, *, native: bool = False) -
     try:
         return layout_of(
             prompt.input_ids[0].tolist(),
-            image_token_id=facts.image_token_id,
-            visual_tokens=facts.visual_tokens,
-            images=prompt.images,
-            vocab=facts.decoder.vocab,
+            facts,
+            (facts.image_tokens,) * prompt.images,
             spell=model.processor.tokenizer.convert_ids_to_tokens,
         )
     except DataError as error:
@@ -136,6 +134,13 @@ class PromptRows:
     text_embeds: Tensor  # [1, T, D]
     visual_index: Tensor  # [1, V]
     text_index: Tensor  # [1, T]
+    positions: Tensor | None  # [1, V + T, A]; None: the places
+
+    @property
+    def call(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+        """Return what a decoder takes, in its order, but for the past."""
+        indices = (self.visual_index, self.text_index)
+        return (self.visual_embeds, self.text_embeds, *indices, self.positions)
 
 
 @torch.inference_mode()
@@ -150,11 +155,12 @@ def embed(model: LoadedModel, prompt: EncodedPrompt) -> PromptRows:
     text = torch.nn.functional.embedding(torch.from_numpy(rows.text_ids)[None], table)
     visual = text.new_empty((1, 0, text.shape[-1]))
     if prompt.pixel_values is not None:
-        visual = model.vision(prompt.pixel_values.to(table.dtype)).flatten(0, 1)[None]
+        visual = joined(model.vision(prompt.pixel_values.to(table.dtype)), rows.image_rows)
     return PromptRows(
         rows,
         visual,
         text,
         torch.from_numpy(rows.visual_index)[None],
         torch.from_numpy(rows.text_index)[None],
+        None if rows.positions is None else torch.from_numpy(rows.positions)[None],
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeGuard
 
-from compressor.samples.picture_names import MOST_SHOWN, picture_file, shown
+from compressor.samples.picture_names import MOST_SHOWN, picture_file, shown_name
 
 KNOWN_KEYS: Final = ("image", "question", "answer", "kind")
 
@@ -81,7 +81,7 @@ def read_row(line: str, folder: Path) -> tuple[Row | None, list[str]]:
     if not isinstance(row, dict):
         return None, ["not a JSON object"]
     problems = [
-        f"{key}: missing; this line has {shown(other)}{_remedy(key, row[other])}"
+        f"{key}: missing; this line has {shown_name(other)}{_remedy(key, row[other])}"
         for key in ("image", "question")
         if key not in row
         for other in list(row)
@@ -144,7 +144,7 @@ def unread_words(unread: Sequence[tuple[str, ...]], *, known: bool) -> str | Non
         hint = meant(key)
         # Only a key that is missed: beside an answer, a label is something else.
         asked = hint == "kind" or (hint == "answer" and not known)
-        words.append(f"{shown(key)} ({count}{f'; did you mean {hint!r}?' if asked else ''})")
+        words.append(f"{shown_name(key)} ({count}{f'; did you mean {hint!r}?' if asked else ''})")
     return f"keys that are not read: {', '.join(words)} (read: {', '.join(KNOWN_KEYS)})"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from compressor.disk.files import read_text, sha256_of, write_text
-from compressor.disk.paths import shown, unusable
+from compressor.disk.paths import shown_path, unusable
 from compressor.errors import ArtifactError
 from export.artifact.engine_set import ENGINES_FOLDER, unnamed_files
 from export.artifact.manifest import MANIFEST_FILE, MANIFEST_FORMAT, FileEntry, Manifest
@@ -58,7 +58,7 @@ class Artifact:
         folder = Path(folder)
         path = folder / MANIFEST_FILE
         if (reason := unusable(folder)) is not None:
-            raise ArtifactError([f"{shown(folder)}: {reason}"])
+            raise ArtifactError([f"{shown_path(folder)}: {reason}"])
         if not path.is_file():
             raise ArtifactError([f"{folder}: no artifact; it has no {MANIFEST_FILE}"])
         text = read_text(path, ArtifactError)

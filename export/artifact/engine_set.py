@@ -2,7 +2,7 @@
 
     ARTIFACT/engines/tensorrt-rtx-SM86/engines.json, vision.engine, embed.engine, decoder.engine
 
-An engine is code that a GPU will run, so it is checked before a TensorRT library sees it: its sha256, that
+An engine is code that a GPU will run, so it is checked before a library sees it: its sha256, that
 the artifact is the one it was built from, the versions, and the GPU.
 """
 
@@ -51,7 +51,7 @@ class EngineSet(Facts):
     """What a set of engines holds and what it was built for; stored as `engines.json`.
 
     Attributes:
-        target: which TensorRT.
+        target: the backend that runs them.
         version: of the builder; engines of another version are not loaded.
         compute_capabilities: of the GPUs that it serves, such as `SM86`.
         device: name of the GPU that it was built on; empty: none, it was built ahead of time.
@@ -77,13 +77,6 @@ class EngineSet(Facts):
     def name(self) -> str:
         """The folder's name: the target and what it serves."""
         return set_name(self.target, self.compute_capabilities)
-
-    @property
-    def proof(self) -> str:
-        """What its being there proves."""
-        if self.device:
-            return f"TensorRT engine built on {self.device}; it was not run by the build"
-        return "TensorRT-RTX engine built ahead of time; nothing has run on a GPU"
 
     def problems(self, here: "Machine", artifact: str) -> tuple[str, ...]:
         """Return why its engines must not be loaded, a line each; none: they may.

@@ -80,7 +80,7 @@ def varint(data: memoryview, at: int) -> tuple[int, int]:
     raise MalformedError("a number of more than ten bytes")
 
 
-def written(number: int) -> bytes:
+def as_varint(number: int) -> bytes:
     """Return the bytes of a number that is not negative."""
     found = bytearray()
     while number >= 0x80:

@@ -11,15 +11,13 @@ from compressor.disk.files import write_text
 from compressor.errors import ArtifactError
 from export.artifact.manifest import MANIFEST_FILE, MANIFEST_FORMAT, Compared
 from export.artifact.staging import exclusively
-from export.backends.tensorrt.session import EngineSession
+from export.backends.checked_on import CHECKED_ON
+from export.backends.registry import find_backend
 from export.results.backend_parity import BackendParity
 
 if TYPE_CHECKING:
     from export.artifact.artifact import Artifact
     from export.session.session import Session
-
-CHECKED_ON = "onnxruntime"
-"""The backend that artifacts are checked on when they are made."""
 
 
 def uncompared(
@@ -33,12 +31,12 @@ def uncompared(
         backend: its name.
         precision: it runs in.
     """
-    if backend == CHECKED_ON:
+    if backend == CHECKED_ON.name:
         return None
     more = "" if precision == "f32" else f" --precision {precision}"
     command = f"`vtcompress validate {artifact.folder} --backend {backend}{more}`"
-    if isinstance(session, EngineSession):
-        return _of_engines(session.engines.folder, command)
+    if (engines := find_backend(backend).engines(session)) is not None:
+        return _of_engines(engines.folder, command)
     name = f"{backend} ({precision})"
     found = [
         c for c in artifact.manifest.compared if (c.backend, c.precision) == (backend, precision)

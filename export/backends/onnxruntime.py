@@ -1,17 +1,33 @@
 """ONNX Runtime on the CPU."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from compressor.errors import ArtifactError, MissingExtraError, first_line
+from compressor.installing import how_to_install
+from export.backends.backend import Backend, Gap, Options, Said, installed_version
+from export.backends.probing import Probed, Told
 from export.graphs.spec import GraphSpec, TensorSpec
 from export.session.arrays import Array
 from export.session.fixed_cache import BLOCK
 from export.session.session import GraphSession
 
+if TYPE_CHECKING:
+    from export.artifact.artifact import Artifact
+
+CPU = "CPUExecutionProvider"
+# A graph that returns its input, [1] float32: what the ONNX package would write, here without it.
+IDENTITY = bytes.fromhex(
+    "08083a370a100a017812017922084964656e746974791201675a0f0a0178120a0a08080112040a020801"
+    "620f0a0179120a0a08080112040a02080142040a00100d"
+)
+NO_BFLOAT16 = "its CPU has no bfloat16 MatMul or Attention, and it passes no bfloat16 arrays"
+# They all install one and the same package folder.
+ONE_OF = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
 # ONNX Runtime's option for graphs that come from memory.
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
@@ -42,7 +58,7 @@ class OnnxGraph:
         folder: Path,
         spec: GraphSpec,
         threads: int | None = None,
-        provider: str = "CPUExecutionProvider",
+        provider: str = CPU,
         *,
         mapped: bool = False,
         content: bytes | None = None,
@@ -161,3 +177,75 @@ class OnnxSession(GraphSession[OnnxGraph]):
         """Return the inputs and outputs that a graph file has, each with `name`, `shape` and `type`."""
         loaded = self.graph(spec.name).session
         return loaded.get_inputs(), loaded.get_outputs()
+
+
+class OnnxRuntime(Backend):
+    """ONNX Runtime on the CPU."""
+
+    name = "onnxruntime"
+    title = "ONNX Runtime"
+    package = "onnxruntime"
+    extra = "cpu"
+    distributions = ("onnxruntime", "onnxruntime-gpu")
+    maps_weights = True
+    fixed_caches = True
+    answers = "active"
+
+    def open(self, artifact: "Artifact", options: Options) -> GraphSession[Any]:
+        """See `Backend.open`."""
+        graphs = artifact.manifest.graphs
+        return OnnxSession(artifact.folder, graphs, threads=options.threads, mapped=options.mapped)
+
+    @staticmethod
+    def probe() -> Iterator[Told]:
+        """Tell which build is active, and which providers a session really gets."""
+        return probe_provider(CPU, "the CPU")
+
+    def found(self, probed: Probed) -> Said:
+        """See `Backend.found`."""
+        return Said(f"{probed.facts['package']} {probed.facts['version']}")
+
+    def lacks(self, dtype: str) -> str:
+        """See `Backend.lacks`."""
+        return NO_BFLOAT16 if dtype == "bfloat16" else ""
+
+    def gaps(self, probed: Probed) -> Iterator[Gap]:
+        """Yield that several builds are installed, which overwrite each other."""
+        there = [name for name in ONE_OF if installed_version(name)]
+        if len(there) > 1:
+            active = probed.facts.get("package")
+            active = f"active is {active}" if active else "none of them can be imported"
+            yield Gap(
+                problem=f"{' and '.join(there)} are installed and overwrite each other; {active}",
+                remedy=f"pip uninstall -y {' '.join(there)}, then install the one that you want: "
+                f"{how_to_install('gpu')} with an NVIDIA GPU, otherwise with cpu for gpu",
+            )
+
+
+def probe_provider(provider: str, place: str) -> Iterator[Told]:
+    """Tell version and build, the providers that are offered, and those that a session for one gets."""
+    yield {"step": "importing onnxruntime"}
+    library = import_module("onnxruntime")
+    built = import_module("onnxruntime.capi.build_and_package_info")
+    yield {"version": library.__version__, "package": built.package_name}
+    offered = library.get_available_providers()
+    yield {"offered": offered, "step": f"creating a session on {place}"}
+    if provider in (CPU, *offered):
+        options = library.SessionOptions()
+        options.log_severity_level = 4
+        session = library.InferenceSession(IDENTITY, options, providers=[provider])
+        yield {"active": session.get_providers()}
+
+
+def has_kernels(content: bytes) -> bool:
+    """Return whether the CPU has a kernel for every node of a graph, found by loading it."""
+    import onnxruntime
+    from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernelError
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        onnxruntime.InferenceSession(content, options, providers=[CPU])
+    except NoKernelError:
+        return False
+    return True

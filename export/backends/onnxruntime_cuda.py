@@ -1,15 +1,22 @@
 """ONNX Runtime on a CUDA device; caches stay on it between calls. Never run: this project had no GPU."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from compressor.errors import BackendError, MissingExtraError
-from export.backends.onnxruntime import OnnxGraph
+from compressor.installing import how_to_install
+from export.backends.backend import Options, Said
+from export.backends.gpus import INSTALL_DRIVER
+from export.backends.onnxruntime import OnnxGraph, OnnxRuntime, probe_provider
+from export.backends.probing import Probed, Told
 from export.graphs.spec import GraphSpec
 from export.session.session import GraphSession
+
+if TYPE_CHECKING:
+    from export.artifact.artifact import Artifact
 
 PROVIDER = "CUDAExecutionProvider"
 
@@ -93,3 +100,42 @@ def check_active(providers: Sequence[str]) -> None:
             "check the driver (nvidia-smi) and the CUDA and cuDNN libraries that onnxruntime-gpu needs, "
             "or use --backend onnxruntime"
         )
+
+
+class OnnxRuntimeCuda(OnnxRuntime):
+    """ONNX Runtime on a CUDA device."""
+
+    name = "onnxruntime-cuda"
+    extra = "gpu"
+    on_gpu = True
+    maps_weights = fixed_caches = False
+    answers = "offered"
+
+    def open(self, artifact: "Artifact", options: Options) -> GraphSession[Any]:
+        """See `Backend.open`."""
+        graphs = artifact.manifest.graphs
+        return CudaSession(artifact.folder, graphs, threads=options.threads, device=options.device)
+
+    @staticmethod
+    def probe() -> Iterator[Told]:
+        """Tell which build is active, and which providers a session for CUDA really gets."""
+        return probe_provider(PROVIDER, "CUDA")
+
+    def found(self, probed: Probed) -> Said:
+        """See `Backend.found`."""
+        facts = probed.facts
+        if PROVIDER not in facts["offered"]:
+            return Said(
+                f"the active ONNX Runtime ({facts.get('package', 'unknown')}) is built without CUDA",
+                f"pip uninstall -y onnxruntime onnxruntime-gpu, then {how_to_install(self.extra)}",
+            )
+        if reason := probed.unfinished("active"):
+            return Said(reason, INSTALL_DRIVER)
+        if PROVIDER not in facts["active"]:
+            return Said(
+                "CUDA is listed, and a session that asks for it runs on "
+                f"{', '.join(facts['active']) or 'nothing'}",
+                f"{INSTALL_DRIVER}; onnxruntime-gpu also needs CUDA and cuDNN: "
+                "pip install 'onnxruntime-gpu[cuda,cudnn]'",
+            )
+        return Said(f"{facts['package']} {facts['version']}, a session runs on CUDA")

@@ -7,17 +7,24 @@ Limitations:
     - Caches of later calls are arrays in this process's memory: each call copies them out once.
 """
 
+import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from compressor.errors import ArtifactError, BackendError, MissingExtraError
-from compressor.telemetry import unreported
+from export.backends.backend import Backend, Options, Said
+from export.backends.probing import Probed, Told
+from export.backends.unreported import unreported
 from export.graphs.spec import GraphSpec
 from export.session.session import GraphSession
+
+if TYPE_CHECKING:
+    from export.artifact.artifact import Artifact
 
 DEVICE = "CPU"
 # Graphs that OpenVINO loads from its cache with the numbers that it compiled; see Limitations.
@@ -125,3 +132,44 @@ def cache_folder(key: str) -> Path:
     """Return where compiled models of one artifact are cached: XDG_CACHE_HOME, or ~/.cache."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "vtcompress" / "openvino" / key
+
+
+class OpenVino(Backend):
+    """OpenVINO on the CPU."""
+
+    name = "openvino"
+    title = "OpenVINO"
+    package = "openvino"
+    extra = "openvino"
+    distributions = ("openvino",)
+    precisions = ("f32", "bf16")
+    answers = "devices"
+
+    def open(self, artifact: "Artifact", options: Options) -> GraphSession[Any]:
+        """See `Backend.open`."""
+        return OpenVinoSession(
+            artifact.folder,
+            artifact.manifest.graphs,
+            precision=options.precision,
+            threads=options.threads,
+            cache=cache_folder(_digest(artifact)),
+        )
+
+    @staticmethod
+    def probe() -> Iterator[Told]:
+        """Tell the version and the devices."""
+        yield {"step": "importing openvino"}
+        with unreported():
+            library = import_module("openvino")
+        yield {"version": library.__version__, "step": "asking for devices"}
+        yield {"devices": list(library.Core().available_devices)}
+
+    def found(self, probed: Probed) -> Said:
+        """See `Backend.found`."""
+        return Said(f"{probed.facts['version']}, devices {', '.join(probed.facts['devices'])}")
+
+
+def _digest(artifact: "Artifact") -> str:
+    """Of all files: OpenVINO alone would not notice that only the weight file changed."""
+    entries = sorted((name, entry.sha256) for name, entry in artifact.manifest.files.items())
+    return hashlib.sha256(repr(entries).encode()).hexdigest()[:16]

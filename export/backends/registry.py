@@ -1,18 +1,61 @@
-"""Opens an artifact in the backend that was asked for, or says why that cannot run."""
+"""The backends by name, and a session on an artifact in one of them, or why it cannot run there."""
 
-import hashlib
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 from compressor.errors import BackendError
-from export.backends.tensorrt.targets import TARGETS, load
+from export.backends.backend import Backend, Options
+from export.backends.checked_on import CHECKED_ON
+from export.backends.onnxruntime_cuda import OnnxRuntimeCuda
+from export.backends.openvino import OpenVino
+from export.backends.tensorrt.backend import TensorRt, TensorRtRtx
 
 if TYPE_CHECKING:
     from export.artifact.artifact import Artifact
     from export.session.session import GraphSession
 
-Backend = Literal["onnxruntime", "onnxruntime-cuda", "openvino", "tensorrt-rtx", "tensorrt"]
-BACKENDS: tuple[Backend, ...] = get_args(Backend)
-PRECISIONS = ("f32", "bf16")
+BACKENDS: dict[str, Backend] = {}
+"""Every backend by its name, the one that artifacts are checked on first."""
+
+
+def register(backend: Backend) -> None:
+    """Add a backend; the command line, `doctor`, comparisons and errors know it from then on.
+
+    Raises:
+        BackendError: there is one of this name.
+    """
+    if backend.name in BACKENDS:
+        raise BackendError(f"{backend.name}: there is a backend of this name already")
+    BACKENDS[backend.name] = backend
+
+
+for _backend in (CHECKED_ON, OnnxRuntimeCuda(), OpenVino(), TensorRtRtx(), TensorRt()):
+    register(_backend)
+
+
+def find_backend(name: str) -> Backend:
+    """Return a backend by its name.
+
+    Raises:
+        BackendError: there is none of this name.
+    """
+    if name not in BACKENDS:
+        raise BackendError(f"{name}: no such backend; there are {', '.join(BACKENDS)}")
+    return BACKENDS[name]
+
+
+def precisions() -> tuple[str, ...]:
+    """Return every precision that some backend has, the one that runs graphs as they are first."""
+    return tuple(dict.fromkeys(name for b in BACKENDS.values() for name in b.precisions))
+
+
+def having(precision: str) -> str:
+    """Return the names of the backends that have a precision."""
+    return ", ".join(b.name for b in BACKENDS.values() if precision in b.precisions)
+
+
+def running(dtype: str) -> tuple[Backend, ...]:
+    """Return the backends that run graphs of a dtype without a GPU."""
+    return tuple(b for b in BACKENDS.values() if not b.on_gpu and not b.lacks(dtype))
 
 
 def open_session(
@@ -29,9 +72,9 @@ def open_session(
     Args:
         artifact: what runs.
         backend: one of `BACKENDS`.
-        precision: one of `PRECISIONS`; `f32` runs the graphs as they are.
+        precision: one of `precisions()`; `f32` runs the graphs as they are.
         threads: of one operator; None lets the backend choose.
-        mapped: leave weights in the mapped file; `onnxruntime` only.
+        mapped: leave weights in the mapped file, where the backend can.
         device: number of the GPU, for backends that run on one.
 
     Raises:
@@ -39,77 +82,35 @@ def open_session(
         BackendError: it is, and cannot run here, or not in this precision.
         ArtifactError: there are no engines for this GPU, or they must not be loaded.
     """
-    if backend not in BACKENDS:
-        raise BackendError(f"{backend}: no such backend; there are {', '.join(BACKENDS)}")
-    if precision not in PRECISIONS:
-        raise BackendError(f"{precision}: no such precision; there are {', '.join(PRECISIONS)}")
-    if precision != "f32" and backend != "openvino":
-        raise BackendError(f"{backend}: has no {precision}; use --backend openvino")
-    if mapped and backend != "onnxruntime":
-        raise BackendError(f"{backend}: always packs weights; mapped weights need onnxruntime")
+    entry = find_backend(backend)
+    if precision not in precisions():
+        raise BackendError(f"{precision}: no such precision; there are {', '.join(precisions())}")
+    if precision not in entry.precisions:
+        raise BackendError(f"{backend}: has no {precision}; use --backend {having(precision)}")
+    if mapped and not entry.maps_weights:
+        others = ", ".join(b.name for b in BACKENDS.values() if b.maps_weights)
+        raise BackendError(f"{backend}: always packs weights; mapped weights need {others}")
     check_dtype(backend, artifact.manifest.dtype)
-    if device and not on_gpu(backend):
+    if device and not entry.on_gpu:
         raise BackendError(f"{backend}: runs on no GPU; leave out the device")
-    graphs = artifact.manifest.graphs
-    if backend != "onnxruntime" and any(spec.fixed for spec in graphs):
+    if not entry.fixed_caches and any(spec.fixed for spec in artifact.manifest.graphs):
+        others = ", ".join(b.name for b in BACKENDS.values() if b.fixed_caches)
         raise BackendError(
             f"{backend}: does not run graphs that write into caches of fixed size (TensorScatter); the "
-            "backend onnxruntime does, or export with export.kv_cache: growing"
+            f"backend {others} does, or export with export.kv_cache: growing"
         )
-    if backend in TARGETS:
-        return _open_engines(artifact, backend, device)
-    if backend == "openvino":
-        from export.backends.openvino import OpenVinoSession, cache_folder
-
-        cache = cache_folder(_digest(artifact))
-        options: dict[str, Any] = {"precision": precision, "threads": threads, "cache": cache}
-        return OpenVinoSession(artifact.folder, graphs, **options)
-    if backend == "onnxruntime-cuda":
-        from export.backends.onnxruntime_cuda import CudaSession
-
-        return CudaSession(artifact.folder, graphs, threads=threads, device=device)
-    from export.backends.onnxruntime import OnnxSession
-
-    return OnnxSession(artifact.folder, graphs, threads=threads, mapped=mapped)
+    return entry.open(artifact, Options(precision, threads, mapped, device))
 
 
 def check_dtype(backend: str, dtype: str) -> None:
     """Refuse graphs in a dtype that a backend cannot run.
 
     Raises:
-        BackendError: ONNX Runtime takes no bfloat16 arrays, and its CPU has no kernels for them.
+        BackendError: says why, and which backend can.
     """
-    if dtype == "bfloat16" and backend.startswith("onnxruntime"):
+    if reason := find_backend(backend).lacks(dtype):
+        others = ", ".join(b.name for b in running(dtype))
         raise BackendError(
-            f"{backend}: cannot run bfloat16 graphs (its CPU has no bfloat16 MatMul or Attention, and it "
-            "passes no bfloat16 arrays); the backend openvino can, or export with dtype float32 or float16"
+            f"{backend}: cannot run {dtype} graphs ({reason}); the backend {others} can, or export with "
+            "dtype float32 or float16"
         )
-
-
-def on_gpu(backend: str) -> bool:
-    """Return whether a backend runs on a GPU."""
-    return backend in TARGETS or backend == "onnxruntime-cuda"
-
-
-def _open_engines(artifact: "Artifact", backend: str, device: int) -> "GraphSession[Any]":
-    """Return a session on the artifact's engines; nothing is loaded before it was checked."""
-    from export.artifact.engine_set import Machine
-    from export.backends.tensorrt.device import CudaEngines
-    from export.backends.tensorrt.find import find_set
-    from export.backends.tensorrt.gpus import find_gpu
-    from export.backends.tensorrt.session import EngineSession
-
-    target = TARGETS[backend]
-    trt = load(target, f"running {target.title} engines")
-    gpu = find_gpu(device)
-    engines = find_set(artifact, backend, Machine(trt.__version__, gpu.capability, gpu.name))
-    files = {
-        entry.graph: (engines.folder / entry.file, entry.sha256) for entry in engines.facts.engines
-    }
-    return EngineSession(artifact.manifest.graphs, engines, CudaEngines(trt, files, device))
-
-
-def _digest(artifact: "Artifact") -> str:
-    """Of all files: OpenVINO alone would not notice that only the weight file changed."""
-    entries = sorted((name, entry.sha256) for name, entry in artifact.manifest.files.items())
-    return hashlib.sha256(repr(entries).encode()).hexdigest()[:16]

@@ -6,6 +6,7 @@ from compressor.compressed import CompressedModel
 from compressor.decoder import KeyValue
 from compressor.plan.plan import Cache
 from export.session.arrays import Array
+from export.session.feeds import CallRows
 from export.session.session import Past
 
 
@@ -44,12 +45,10 @@ class TorchSession:
         return embeds
 
     @torch.inference_mode()
-    def decode(
-        self, visual: Array, text: Array, visual_index: Array, text_index: Array, past: Past
-    ) -> tuple[Array, Past]:
+    def decode(self, rows: CallRows, past: Past) -> tuple[Array, Past]:
         """See `Session.decode`."""
-        rows = (torch.from_numpy(a) for a in (visual, text, visual_index, text_index))
-        logits, present = self.model.decoder(*rows, past)
+        *inputs, positions = (None if a is None else torch.from_numpy(a) for a in rows)
+        logits, present = self.model.decoder(*inputs, past, positions)
         return logits.numpy(), present
 
     def empty_past(self, batch: int) -> Past:

@@ -14,11 +14,13 @@ import numpy as np
 
 from compressor.facts import ModelFacts
 from compressor.progress import SILENT, Progress
-from export.backends.onnxruntime import OnnxSession
+from compressor.samples.layout import layout_around
+from export.backends.checked_on import OnnxSession
 from export.graphs.spec import GraphSpec
 from export.results.bench import BenchReport, Timing
 from export.session.arrays import Array
-from export.session.session import Past, cached_rows, no_visual
+from export.session.feeds import CallRows, prompt_rows, text_rows
+from export.session.session import Past, cached_rows
 
 
 def bench(
@@ -64,7 +66,7 @@ def bench(
     buffers = [session.buffer_bytes(filled) for session, filled in pasts]
     return BenchReport(
         images=images,
-        visual=images * facts.visual_tokens,
+        visual=images * facts.image_rows,
         text=text,
         rounds=rounds,
         threads=threads,
@@ -84,13 +86,10 @@ class _Prompt:
 
     def __init__(self, facts: ModelFacts, images: int, text: int) -> None:
         rng = np.random.default_rng(0)
-        size, visual = facts.image_size, images * facts.visual_tokens
+        size = facts.image_size
         self.pixels = rng.standard_normal((images, 3, size, size)).astype(np.float32)
         self.ids = rng.integers(0, facts.decoder.vocab, (1, text))
-        self.visual_index = np.arange(1, 1 + visual, dtype=np.int64)[None]
-        places = np.arange(text, dtype=np.int64)
-        self.text_index = (places + visual * (places > 0))[None]
-        self.next_index = np.array([[visual + text]], dtype=np.int64)
+        self.layout = layout_around(self.ids[0], (facts.image_rows,) * images)
 
 
 class _Timed(NamedTuple):
@@ -101,24 +100,24 @@ class _Timed(NamedTuple):
 
 
 def _timed(session: OnnxSession, prompt: _Prompt) -> _Timed:
-    features = session.vision(prompt.pixels)
-    visual = features.reshape(1, -1, features.shape[-1])
-    text = session.embed(prompt.ids)
 
-    def prefill(visual: Array = visual, text: Array = text) -> tuple[Array, Past]:
-        past = session.empty_past(1)
-        return session.decode(visual, text, prompt.visual_index, prompt.text_index, past)
+    def read() -> CallRows:
+        features = session.vision(prompt.pixels)
+        return prompt_rows(prompt.layout, session.embed(prompt.ids), features)
+
+    rows = read()
+
+    def prefill(rows: CallRows = rows) -> tuple[Array, Past]:
+        return session.decode(rows, session.empty_past(1))
 
     _, filled = prefill()
-    step = text[:, :1]
-    no_rows, no_index = no_visual(step)
+    step = text_rows(prompt.layout.behind(0), rows.text[:, :1])
 
     def decode_step() -> object:
-        return session.decode(no_rows, step, no_index, prompt.next_index, filled)
+        return session.decode(step, filled)
 
     def first_token() -> object:
-        seen = session.vision(prompt.pixels)
-        return prefill(seen.reshape(visual.shape), session.embed(prompt.ids))
+        return prefill(read())
 
     calls = {"prefill": prefill, "decode_step": decode_step, "first_token": first_token}
     return _Timed(calls, filled)

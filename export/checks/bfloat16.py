@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from export.backends.onnxruntime import OnnxGraph, OnnxSession
+from export.backends.checked_on import OnnxGraph, OnnxSession, has_kernels
 from export.graphs.spec import GraphSpec
 from export.session.session import GraphSession
 from export.writer.passes.float32 import (
@@ -95,8 +95,6 @@ def missing_kernels(folder: Path, graphs: Sequence[GraphSpec]) -> tuple[str, ...
 def _runs(node: "ir.Node", model: "ir.Model") -> bool:
     """Return whether a graph of this node alone can be loaded."""
     import onnx_ir as ir
-    import onnxruntime
-    from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernelError
 
     # Sizes and axes must be known when a graph is loaded; weights need not.
     inputs = {v.name: v for v in node.inputs if v is not None}
@@ -122,14 +120,9 @@ def _runs(node: "ir.Node", model: "ir.Model") -> bool:
         opset_imports=model.opset_imports,
         name="alone",
     )
-    content = ir.to_proto(ir.Model(graph, ir_version=model.ir_version)).SerializeToString()
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    try:
-        onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except NoKernelError:
-        return False
-    return True
+    return has_kernels(
+        ir.to_proto(ir.Model(graph, ir_version=model.ir_version)).SerializeToString()
+    )
 
 
 def _copy(value: "ir.Value") -> "ir.Value":

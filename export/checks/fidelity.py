@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from compressor.plan.plan import Plan
+from compressor.samples.layout import Layout, layout_around
 from export.graphs.spec import GraphSpec
 from export.results.fidelity import Difference, FidelityLimits, FidelityReport
 from export.session.arrays import Array
-from export.session.session import Session, no_visual
+from export.session.feeds import prompt_rows, text_rows
+from export.session.session import Session
 
 IMAGE_COUNTS = (0, 1, 2)
 TEXT_ROWS = (9, 5)
@@ -58,6 +60,7 @@ def record(
     for count in images:
         pixels = rng.standard_normal((count, 3, size, size)).astype(np.float32)
         features = None
+        pictures = (facts.image_rows,) * count
         if count:
             features = session.vision(pixels)
             recording.outputs[f"vision, {count} images"] = features.astype(np.float32)
@@ -65,9 +68,11 @@ def record(
             ids = rng.integers(0, facts.decoder.vocab, rows + LATER_TEXT_ROWS + DECODE_STEPS)
             if room is not None:
                 # Caches of text alone have room for the text beside one image.
-                ids = ids[: max(0, room - max(count, 1) * facts.visual_tokens)]
+                ids = ids[: max(0, room - max(count, 1) * facts.image_rows)]
             if len(ids):
-                _record_prompt(recording, session, features, ids, rows, f"{count} images, T={rows}")
+                layout = layout_around(ids[:rows], pictures)
+                name = f"{count} images, T={rows}"
+                _record_prompt(recording, session, features, layout, ids, name)
     return recording
 
 
@@ -75,37 +80,29 @@ def _record_prompt(
     recording: Recording,
     session: Session,
     features: Array | None,
+    layout: Layout,
     ids: Array,
-    rows: int,
     name: str,
 ) -> None:
+    """Keep what comes out of a prompt on the first of the ids, and of what follows on the others."""
     embedded = session.embed(ids[None])
     recording.outputs[f"{name}: embed"] = embedded.astype(np.float32)
-    visual, visual_index = no_visual(embedded)
-    if features is not None:
-        visual = features.reshape(1, -1, features.shape[-1])
-    # One text row in front, the images behind it, the rest of the text after them.
-    place = visual.shape[1]
-    visual_index = np.arange(1, 1 + place, dtype=np.int64)[None]
+    prompt, later = np.split(embedded, [len(layout.text_ids)], axis=1)
+    calls, start = [("prefill", prompt_rows(layout, prompt, features))], 0
+    for label, wanted in _later_calls():
+        text = later[:, start : start + wanted]
+        calls.append((label, text_rows(layout.behind(start, text.shape[1]), text)))
+        start += wanted
     past = session.empty_past(1)
-    start = 0
-    for label, wanted in _calls(rows):
-        count = min(wanted, len(ids) - start)
-        if not count:
+    for label, rows in calls:
+        if not rows.text_index.size:
             return
-        text = embedded[:, start : start + count]
-        text_index = np.arange(start, start + count, dtype=np.int64)[None]
-        text_index += place * (text_index > 0)
-        if start:
-            visual, visual_index = no_visual(embedded)
-        logits, past = session.decode(visual, text, visual_index, text_index, past)
+        logits, past = session.decode(rows, past)
         recording.outputs[f"{name}: {label}"] = logits
         recording.shapes[f"{name}: {label}"] = session.past_shapes(past)
-        start += count
 
 
-def _calls(rows: int) -> Iterator[tuple[str, int]]:
-    yield "prefill", rows
+def _later_calls() -> Iterator[tuple[str, int]]:
     yield "later turn", LATER_TEXT_ROWS
     for step in range(DECODE_STEPS):
         yield f"decode step {step + 1}", 1

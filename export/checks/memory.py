@@ -11,10 +11,11 @@ import numpy as np
 
 from compressor.errors import VtcompressError
 from compressor.facts import ModelFacts
-from export.backends.onnxruntime import OnnxSession
+from compressor.samples.layout import layout_around
+from export.backends.checked_on import OnnxSession
 from export.graphs.spec import GraphSpec
 from export.results.footprint import Footprint
-from export.session.session import no_visual
+from export.session.feeds import prompt_rows, text_rows
 
 TOKENS = 64
 TEXT_ROWS = 8
@@ -76,19 +77,14 @@ def run_once(session: OnnxSession, facts: ModelFacts) -> Footprint:
     empty = resident_bytes() or 0
     session.load()
     loaded = resident_bytes() or 0
-    size, visual = facts.image_size, facts.visual_tokens
+    size, ids = facts.image_size, np.zeros(TEXT_ROWS, np.int64)
+    layout = layout_around(ids, (facts.image_rows,))
     features = session.vision(np.zeros((1, 3, size, size), np.float32))
-    text = session.embed(np.zeros((1, TEXT_ROWS), np.int64))
-    places = np.arange(TEXT_ROWS, dtype=np.int64)
-    text_index = (places + visual * (places > 0))[None]
-    visual_index = np.arange(1, 1 + visual, dtype=np.int64)[None]
-    _, past = session.decode(features, text, visual_index, text_index, session.empty_past(1))
-    step = text[:, :1]
-    no_rows, no_index = no_visual(step)
-    place = TEXT_ROWS + visual
-    tokens = max(0, min(TOKENS, facts.decoder.max_positions - place))
-    for index in range(place, place + tokens):
-        _, past = session.decode(no_rows, step, no_index, np.array([[index]]), past)
+    text = session.embed(ids[None])
+    _, past = session.decode(prompt_rows(layout, text, features), session.empty_past(1))
+    tokens = max(0, min(TOKENS, facts.decoder.max_positions - layout.end))
+    for number in range(tokens):
+        _, past = session.decode(text_rows(layout.behind(number), text[:, :1]), past)
     answered = resident_bytes() or 0
     return Footprint(empty_bytes=empty, loaded_bytes=loaded, answered_bytes=answered, tokens=tokens)
 

@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from export.backends.onnxruntime import OnnxGraph
+from export.backends.checked_on import OnnxGraph
 from export.graphs.spec import GraphSpec
 from export.session.arrays import Array
 from export.session.session import as_array
-from export.writer.passes.float32 import is_low, subgraphs
+from export.writer.passes.float32 import is_low, read_by, subgraphs
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -27,11 +27,13 @@ class Probe(NamedTuple):
         output: name of the number.
         node: whose value it is about.
         value: name of the value; empty: of all values in the node's subgraphs.
+        reads: names of the values that the node reads.
     """
 
     output: str
     node: str
     value: str
+    reads: frozenset[str]
 
 
 class ProbedGraph(OnnxGraph):
@@ -93,7 +95,8 @@ def add_probes(graph: "ir.Graph") -> tuple[Probe, ...]:
 
 def _probe(graph: "ir.Graph") -> "list[tuple[Probe, ir.Value]]":
     found = []
-    for node in list(graph):
+    # Before anything is put between values and their readers.
+    for node, reads in [(node, read_by(node)) for node in graph]:
         name = node.name or ""
         values = [value for value in node.outputs if value.name]
         if branches := list(subgraphs(node)):
@@ -102,13 +105,14 @@ def _probe(graph: "ir.Graph") -> "list[tuple[Probe, ir.Value]]":
             node.resize_outputs(len(node.outputs) + 1)
             inside = node.outputs[-1]
             inside.name = f"probe.{name}.inside"
-            found.append((Probe(inside.name, name, ""), inside))
+            found.append((Probe(inside.name, name, "", reads), inside))
         for value in values:
             if value.dtype is None:
                 raise RuntimeError(f"{graph.name}: {value.name} has no dtype")
             if value.dtype.is_floating_point():
                 number = _largest(node, value)
-                found.append((Probe(f"probe.{value.name}", name, value.name or ""), number))
+                probe = Probe(f"probe.{value.name}", name, value.name or "", reads)
+                found.append((probe, number))
     return found
 
 

@@ -26,7 +26,13 @@ from export.session.arrays import Array
 
 if TYPE_CHECKING:
     from export.runtime.runtime import Runtime
-from export.results.rewrite import MAX_PIXELS, MAX_RELATIVE, RewriteReport, Source, rewrite_words
+from export.results.rewrite import (
+    MAX_PIXEL_DIFFERENCE,
+    MAX_RELATIVE,
+    RewriteReport,
+    Source,
+    rewrite_words,
+)
 
 QUESTION = "What is in this picture?"
 
@@ -128,8 +134,8 @@ class _Comparison:
             )
             return None
         off = float(np.abs(pixels - wanted).max())
-        if not off <= MAX_PIXELS:
-            self.failures.append(f"pixels differ by {off:.2g}, allowed {MAX_PIXELS:g}")
+        if not off <= MAX_PIXEL_DIFFERENCE:
+            self.failures.append(f"pixels differ by {off:.2g}, allowed {MAX_PIXEL_DIFFERENCE:g}")
         return off
 
     def logits(self, what: str, ids: tuple[int, ...], pixels: Array) -> float | None:

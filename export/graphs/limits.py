@@ -17,7 +17,7 @@ class Limits(Facts):
         max_images: images of one call.
         max_text: text rows of one call.
         max_context: visual and text rows of a conversation.
-        visual_tokens: N.
+        visual_tokens: visual rows of one image.
     """
 
     max_batch: Positive
@@ -66,7 +66,7 @@ class Limits(Facts):
 def limits_of(profiles: ProfilesSection, facts: ModelFacts) -> Limits:
     """Return a recipe's limits, with defaults that fit the model where it has none."""
     positions = facts.decoder.max_positions
-    visual = profiles.max_images * facts.visual_tokens
+    visual = profiles.max_images * facts.image_rows
     context = profiles.max_context or min(positions, visual + USUAL_CONVERSATION)
     text = profiles.max_text or max(1, min(USUAL_TEXT, context - visual))
     return Limits(
@@ -74,7 +74,7 @@ def limits_of(profiles: ProfilesSection, facts: ModelFacts) -> Limits:
         max_images=profiles.max_images,
         max_text=text,
         max_context=context,
-        visual_tokens=facts.visual_tokens,
+        visual_tokens=facts.image_rows,
     )
 
 
@@ -99,11 +99,11 @@ def check_fixed(export: ExportSection, facts: ModelFacts, exit_by: str | None) -
     if limits is None:
         return
     problems = []
-    least, most = facts.visual_tokens + 1, facts.decoder.max_positions
+    least, most = facts.image_rows + 1, facts.decoder.max_positions
     if not least <= limits.max_context <= most:
         problems.append(
             f"export.profiles.max_context: {limits.max_context} is outside {least}..{most}: a fixed KV cache "
-            f"holds an image's {facts.visual_tokens} rows and text, and {facts.name} has {most} places; "
+            f"holds an image's {facts.image_rows} rows and text, and {facts.name} has {most} places; "
             "choose a number in between, or export.kv_cache: growing"
         )
     if exit_by == "dynamic":

@@ -81,7 +81,7 @@ class GraphSpec(Facts):
     Attributes:
         name: `vision`, `embed`, `decoder`, `decoder_stage_0`.. or `baseline_decoder`.
         file: its file in the artifact.
-        visual_multiple: what V is a multiple of: N where visual rows are laid out on a grid, else 1.
+        visual_multiple: what V is a multiple of: an image's rows where these are laid out on a grid, else 1.
         gated: gates of the prompt decide on its exit; None, as in older artifacts: it is not told.
     """
 
@@ -117,7 +117,8 @@ class GraphSpec(Facts):
     @property
     def cached(self) -> tuple[TensorSpec, ...]:
         """Those of a decoder's inputs that an earlier call returned."""
-        return tuple(t for t in self.inputs[ROWS:] if not t.name.endswith(LENGTH))
+        rest = (t for t in self.inputs[ROWS:] if t.name != POSITIONS)
+        return tuple(t for t in rest if not t.name.endswith(LENGTH))
 
     @property
     def lengths(self) -> tuple[str, ...]:
@@ -144,7 +145,7 @@ def vision_graph(facts: ModelFacts, dtype: DType) -> GraphSpec:
             TensorSpec(
                 name="image_features",
                 dtype=dtype,
-                axes=("images", facts.visual_tokens, facts.decoder.hidden),
+                axes=("images", facts.image_rows, facts.decoder.hidden),
             ),
         ),
     )
@@ -224,6 +225,8 @@ WEIGHTS_FILE = "weights.bin"
 STAGE = "decoder_stage_"
 # A decoder graph's inputs before its caches: two kinds of rows, and their places.
 ROWS = 4
+# A decoder graph's input of rotary positions [B, V + T, A]; only where they are not the places of the rows.
+POSITIONS = "positions"
 # Start of the names of keys and values in the past.
 PAST = "past_key_values"
 # Which rows of the past are visual; kept beside the caches where the plan asks.
@@ -311,6 +314,6 @@ def _decoder(
             *past,
         ),
         outputs=(*found, *present),
-        visual_multiple=plan.model.visual_tokens if windows else 1,
+        visual_multiple=plan.model.grid_cells if windows else 1,
         gated=plan.gates is not None,
     )

@@ -2,7 +2,8 @@
 
 from compressor.errors import BackendError
 from compressor.facts import Facts
-from export.backends.registry import Backend
+from export.backends.backend import Ability, Gap
+from export.backends.gpus import Gpu
 
 
 class Package(Facts):
@@ -13,49 +14,17 @@ class Package(Facts):
     words: str = ""
 
 
-class Gpu(Facts):
-    """One GPU; `capability` such as `SM86`, empty if nobody told it."""
-
-    name: str
-    capability: str
-
-
-class Ability(Facts):
-    """What can be done with one backend here.
-
-    Attributes:
-        backend: its name.
-        builds: whether it can build engines here; None: it needs none.
-        runs: whether it can run here.
-        words: what was found.
-        remedy: of what is missing; empty if nothing is.
-    """
-
-    backend: Backend
-    builds: bool | None
-    runs: bool
-    words: str
-    remedy: str = ""
-
-
-class Gap(Facts):
-    """Something that is missing or wrong, and what to do."""
-
-    problem: str
-    remedy: str
-
-
 class Diagnosis(Facts):
     """Everything that was found.
 
     Attributes:
         python: version.
         system: operating system and processor.
-        packages: of `PACKAGES`, installed or not.
+        packages: that the tool can use, installed or not.
         driver: version of NVIDIA's; None: not found.
         gpus: NVIDIA's.
-        providers: of ONNX Runtime: those that it lists.
-        active: of ONNX Runtime: those that sessions really got.
+        providers: of the reference: those that it lists.
+        active: of the reference: those that sessions really got.
         abilities: one for each backend.
         gaps: that concern no single backend.
     """

@@ -65,7 +65,7 @@ def done(data: ReportData) -> tuple[str, ...]:
     out = sum(layer.frozen or layer.exited for layer in plan.layers)
     cut = sum(layer.cuts and not layer.frozen for layer in plan.layers)
     first = (
-        f"The model turns a picture into {plan.model.visual_tokens:,} visual tokens, and works on each of "
+        f"The model turns a picture into {plan.model.image_rows:,} visual tokens, and works on each of "
         f"them in all {layers} layers of its decoder. That work is now left out in {out} of the {layers} "
         f"layers{_for_all(plan)}{f', and cut down in {cut}' if cut else ''}."
     )

@@ -12,7 +12,7 @@ MAX_RELATIVE = 5e-5
 
 
 # Both are made by equal arithmetic; another mean or deviation comes to 0.1.
-MAX_PIXELS = 1e-5
+MAX_PIXEL_DIFFERENCE = 1e-5
 
 
 Source = Literal["validation data", "calibration data", "built in"]

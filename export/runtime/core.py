@@ -20,7 +20,8 @@ from export.runtime.prompter import Prompter
 from export.runtime.sampling import GREEDY, Sampling
 from export.runtime.sequence import NOTHING, Cached, Prompt, Step
 from export.session.arrays import Array
-from export.session.session import Past, Session, cached_rows, exit_of, no_visual
+from export.session.feeds import prompt_rows, text_rows
+from export.session.session import Past, Session, cached_rows, exit_of
 
 log = logging.getLogger(__name__)
 
@@ -126,10 +127,8 @@ class RuntimeCore:
         """
         layout = layout_of(
             ids[len(cached.ids) :],
-            image_token_id=self.facts.image_token_id,
-            visual_tokens=self.facts.visual_tokens,
-            images=len(pixels) - cached.images,
-            vocab=self.facts.decoder.vocab,
+            self.facts,
+            (self.facts.image_tokens,) * (len(pixels) - cached.images),
             spell=self.prompter.tokenizer.id_to_token,
             start=len(cached.ids),
             unfinished=unfinished,
@@ -143,18 +142,13 @@ class RuntimeCore:
             prompts: whole ones, or what is left of them after `past`.
             past: cache of what ran before; None: nothing did.
         """
-        layout, batch = prompts[0].layout, len(prompts)
+        layout, features = prompts[0].layout, None
         text = self.session.embed(np.stack([p.layout.text_ids for p in prompts]))
-        visual, _ = no_visual(text)
         if layout.images:
             features = self.session.vision(np.concatenate([p.pixels for p in prompts]))
-            visual = features.reshape(batch, -1, features.shape[-1])
         logits, past = self.session.decode(
-            visual,
-            text,
-            np.tile(layout.visual_index, (batch, 1)),
-            np.tile(layout.text_index, (batch, 1)),
-            self.session.empty_past(batch) if past is None else past,
+            prompt_rows(layout, text, features),
+            self.session.empty_past(len(prompts)) if past is None else past,
         )
         return logits[:, -1], past
 
@@ -226,7 +220,6 @@ class RuntimeCore:
 
         Their logits are the model's own; the generation configuration changes what is picked.
         """
-        place = prompts[0].end
         self._check_room(prompts[0], max_new_tokens, past)
         pick = sampling.picker()
         settings = self._asked(sampling) if generation_config else PLAIN
@@ -246,10 +239,10 @@ class RuntimeCore:
             if ended.all() or number + 1 == max_new_tokens:
                 return
             text = self.session.embed(tokens[:, None])
-            visual, visual_index = no_visual(text)
-            index = np.full((len(prompts), 1), place, np.int64)
-            rows, past = self.session.decode(visual, text, visual_index, index, past)
-            logits, place = rows[:, -1], place + 1
+            rows, past = self.session.decode(
+                text_rows(prompts[0].layout.behind(number), text), past
+            )
+            logits = rows[:, -1]
 
     def _asked(self, sampling: Sampling) -> GenerationSettings:
         """Return what the model asks for; tell once what of it is not applied."""

@@ -4,8 +4,6 @@ Does what `processor.apply_chat_template(messages, tokenize=True, add_generation
 transformers 5 does, with jinja2 and tokenizers alone. The folder's tokenizer.json must be the one
 that transformers wrote (`processor.save_pretrained`): some of its tokenizer classes rebuild what
 the older tokenizer.json of a repository says.
-
-Letters: N = visual tokens of one image.
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,7 +47,7 @@ class Encoded:
     """A conversation as token ids.
 
     Attributes:
-        ids: token ids; each image is N times the image token.
+        ids: token ids; each image is so many times the image token.
         images: number of images, in the order in which their pixels must be given.
     """
 
@@ -67,7 +65,7 @@ class Prompter:
         special_tokens: what the template sees under names such as `bos_token`.
         image_token: the text that stands for an image in a rendered prompt.
         image_token_id: its token id; visual rows are where the ids of a prompt equal it.
-        visual_tokens_per_image: N.
+        image_tokens: how many of them stand for one image.
         eos_ids: token ids that end an answer; empty if the folder names none.
         clean_up: whether decoded text loses the spaces before punctuation.
     """
@@ -77,7 +75,7 @@ class Prompter:
     special_tokens: Mapping[str, str]
     image_token: str
     image_token_id: int
-    visual_tokens_per_image: int
+    image_tokens: int
     eos_ids: tuple[int, ...]
     clean_up: bool
 
@@ -86,7 +84,7 @@ class Prompter:
         cls,
         path: Path,
         image_token: str,
-        visual_tokens_per_image: int,
+        image_tokens: int,
         eos_ids: Sequence[int] | None = None,
     ) -> Self:
         """Return the prompter of a model folder or artifact.
@@ -97,7 +95,7 @@ class Prompter:
         Args:
             path: the folder.
             image_token: the text of the image token, such as `<image>`.
-            visual_tokens_per_image: N, at least 1.
+            image_tokens: how many of them stand for one image, at least 1.
             eos_ids: token ids that end an answer, instead of what the folder says.
 
         Raises:
@@ -115,7 +113,7 @@ class Prompter:
             special_tokens=special_tokens,
             image_token=image_token,
             image_token_id=_image_token_id(path, tokenizer, image_token),
-            visual_tokens_per_image=visual_tokens_per_image,
+            image_tokens=image_tokens,
             eos_ids=tuple(eos_ids),
             clean_up=_cleans_up(tokenizer, config),
         )
@@ -150,7 +148,7 @@ class Prompter:
         return prompt
 
     def encode(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> Encoded:
-        """Return the conversation as token ids, each image as N image tokens.
+        """Return the conversation as token ids, each image as its image tokens.
 
         The tokenizer adds its special tokens (as a beginning token) unless the template has written
         the beginning token itself: transformers' rule.
@@ -162,9 +160,9 @@ class Prompter:
         images = prompt.count(self.image_token)
         bos = self.special_tokens.get("bos_token")
         written = bos is not None and prompt.startswith(bos)
-        expanded = prompt.replace(self.image_token, self.image_token * self.visual_tokens_per_image)
+        expanded = prompt.replace(self.image_token, self.image_token * self.image_tokens)
         ids = self.tokenizer.encode(expanded, add_special_tokens=not written).ids
-        found, wanted = ids.count(self.image_token_id), images * self.visual_tokens_per_image
+        found, wanted = ids.count(self.image_token_id), images * self.image_tokens
         if found != wanted:
             problem = (
                 f"messages: give {found} image tokens, not the {wanted} of {images} images; a text "

@@ -12,6 +12,7 @@ from compressor.generation import model_settings
 from compressor.samples.pictures import Pictures, pictures_of
 from export.artifact.artifact import Artifact
 from export.artifact.manifest import shortcoming
+from export.backends.checked_on import CHECKED_ON
 from export.backends.compared import uncompared
 from export.backends.registry import open_session
 from export.runtime.answering import Answering
@@ -44,7 +45,7 @@ class Runtime(RuntimeCore):
         *,
         threads: int | None = None,
         verify: bool = True,
-        backend: str = "onnxruntime",
+        backend: str = CHECKED_ON.name,
         precision: str = "f32",
         preload: bool = False,
         mapped: bool = False,
@@ -59,7 +60,7 @@ class Runtime(RuntimeCore):
             backend: one of `export.backends.registry.BACKENDS`.
             precision: `f32`, or `bf16` where backend and processor have it.
             preload: load all graphs now instead of each when it is first needed.
-            mapped: leave weights in the mapped file: less memory, a little slower; `onnxruntime` only.
+            mapped: leave weights in the mapped file: less memory, a little slower; where the backend can.
             device: number of the GPU, for backends that run on one.
 
         Raises:
@@ -108,7 +109,7 @@ class Runtime(RuntimeCore):
             ModelError: these files cannot be read, or have another image token than the model.
         """
         prompter = Prompter.from_folder(
-            folder, image_token, facts.visual_tokens, eos_ids=facts.eos_token_ids
+            folder, image_token, facts.image_tokens, eos_ids=facts.eos_token_ids
         )
         if prompter.image_token_id != facts.image_token_id:
             problem = (

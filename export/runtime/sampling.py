@@ -50,7 +50,7 @@ class Sampling:
         if self.temperature == 0:
             return greedy
         rng = np.random.default_rng(self.seed)
-        return lambda logits: draw(nucleus(logits, self.temperature, self.top_p), rng)
+        return lambda logits: drawn_tokens(nucleus(logits, self.temperature, self.top_p), rng)
 
 
 GREEDY = Sampling()
@@ -77,7 +77,7 @@ def nucleus(logits: Array, temperature: float, top_p: float) -> Array:
     return kept
 
 
-def draw(probabilities: Array, rng: np.random.Generator) -> Array:
+def drawn_tokens(probabilities: Array, rng: np.random.Generator) -> Array:
     """Draw one token a row [B] by inverting the cumulative distribution."""
     edges = probabilities.cumsum(axis=-1)
     points = rng.random((len(probabilities), 1)) * edges[:, -1:]

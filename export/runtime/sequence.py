@@ -27,14 +27,15 @@ class Prompt:
     @property
     def end(self) -> int:
         """Place of the row after its last one, in the whole sequence."""
-        return (
-            int(max(self.layout.text_index[-1], self.layout.visual_index[-1:].max(initial=0))) + 1
-        )
+        return self.layout.end
 
     @property
     def layout_key(self) -> bytes:
         """Equal for prompts that can run as one batch."""
-        return self.layout.visual_index.tobytes() + b"|" + self.layout.text_index.tobytes()
+        layout = self.layout
+        turned = b"" if layout.positions is None else layout.positions.tobytes()
+        indices = (layout.visual_index.tobytes(), layout.text_index.tobytes(), turned)
+        return b"|".join((repr(layout.image_rows).encode(), *indices))
 
 
 @dataclass(frozen=True)

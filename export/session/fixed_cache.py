@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from compressor.errors import DataError
 from compressor.plan.plan import TEXT_PAST
-from export.graphs.spec import GraphSpec, TensorSpec, room_of
+from export.graphs.spec import LENGTH, GraphSpec, TensorSpec, room_of
+from export.session.feeds import CallRows, feeds_of
 from export.session.growing_cache import bytes_of
 
 Array = NDArray[Any]
@@ -177,7 +178,7 @@ class FixedCall:
         self._past, self._caches = past, caches
         self._lengths = dict(past.lengths)
 
-    def run(self, graph: Any, rows: Sequence[Any]) -> list[Any]:
+    def run(self, graph: Any, rows: CallRows) -> list[Any]:
         """Run a graph on its rows; return its outputs without keys and values.
 
         Raises:
@@ -185,18 +186,18 @@ class FixedCall:
         """
         spec: GraphSpec = graph.spec
         # States of a stage before are the backend's own values; indices are arrays.
-        (batch, visual), (_, text) = rows[2].shape, rows[3].shape
+        (batch, visual), (_, text) = rows.visual_index.shape, rows.text_index.shape
         self._caches.check_room(self._past, visual, text)
         if self._past.overtaken:
             self._past = self._caches.copied(self._past, longer(self._past.lengths, visual, text))
         before = {name: self._past.lengths[name] for name in spec.lengths}
         after = longer(before, visual, text)
-        filled = [np.full(batch, count, np.int64) for count in before.values()]
+        filled = {n + LENGTH: np.full(batch, count, np.int64) for n, count in before.items()}
         self._caches.make_room(self._past, spec, after)
         buffers = self._past.buffers
         if spec.name not in buffers.bound:
             buffers.bound[spec.name] = graph.bound(buffers.arrays)
-        found = buffers.bound[spec.name]([*rows, *filled])
+        found = buffers.bound[spec.name](feeds_of(spec, rows, filled))
         self._lengths |= after
         return found
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from export.graphs.spec import PAST_VISUAL, GraphSpec
+from export.session.feeds import CallRows, feeds_of
 
 
 class GrowingCaches:
@@ -52,11 +53,12 @@ class GrowingCall:
         self._rest = iter(past)
         self.present: list[Any] = []
 
-    def run(self, graph: Any, rows: Sequence[Any]) -> list[Any]:
+    def run(self, graph: Any, rows: CallRows) -> list[Any]:
         """Run a graph on its rows; return its outputs without keys and values."""
-        count = len(graph.spec.cached)
-        outputs: list[Any] = graph([*rows, *islice(self._rest, count)])
-        found = len(outputs) - count
+        names = [cached.name for cached in graph.spec.cached]
+        past = dict(zip(names, islice(self._rest, len(names)), strict=True))
+        outputs: list[Any] = graph(feeds_of(graph.spec, rows, past))
+        found = len(outputs) - len(names)
         self.present += outputs[found:]
         return outputs[:found]
 

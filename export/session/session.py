@@ -8,6 +8,7 @@ import numpy as np
 from compressor.plan.plan import Cache
 from export.graphs.spec import GraphSpec, caches_of, in_order
 from export.session.arrays import Array
+from export.session.feeds import CallRows
 from export.session.fixed_cache import BLOCK, FixedCaches
 from export.session.growing_cache import GrowingCaches
 
@@ -42,9 +43,7 @@ class Session(Protocol):
         """Token ids [B, T] to text embeddings [B, T, D]."""
         ...
 
-    def decode(
-        self, visual: Array, text: Array, visual_index: Array, text_index: Array, past: Past
-    ) -> tuple[Array, Past]:
+    def decode(self, rows: CallRows, past: Past) -> tuple[Array, Past]:
         """Run the decoder on V visual and T text rows; return logits [B, 1 or T, vocab] and the new past."""
         ...
 
@@ -109,12 +108,6 @@ def exit_of(rows: Sequence[int], everything: int) -> int | None:
         everything: visual and text rows so far.
     """
     return next((layer for layer, count in enumerate(rows) if 0 < count < everything), None)
-
-
-def no_visual(text: Array) -> tuple[Array, Array]:
-    """Return empty visual embeddings and indices for a call on text rows alone."""
-    batch, _, hidden = text.shape
-    return np.zeros((batch, 0, hidden), text.dtype), np.zeros((batch, 0), np.int64)
 
 
 class Graph(Protocol):
@@ -188,19 +181,17 @@ class GraphSession(Generic[OneGraph]):
         """See `Session.embed`."""
         return as_array(self.graph("embed")([input_ids])[0])
 
-    def decode(
-        self, visual: Array, text: Array, visual_index: Array, text_index: Array, past: Past
-    ) -> tuple[Array, Past]:
+    def decode(self, rows: CallRows, past: Past) -> tuple[Array, Past]:
         """See `Session.decode`."""
         *stages, last = self._decoders
         call = self._pasts.call(past)
         for spec in stages:
-            rows = [visual, text, visual_index, text_index]
             visual, text, gate_logits = call.run(self.graph(spec.name), rows)
+            rows = rows._replace(visual=visual, text=text)
             if fires(as_array(gate_logits)):
-                visual = np.zeros(spec.outputs[0].shape({"visual": 0}), spec.outputs[0].numpy)
-                visual_index = visual_index[:, :0]
-        (logits,) = call.run(self.graph(last.name), [visual, text, visual_index, text_index])
+                states = spec.outputs[0]
+                rows = rows.without_visual(np.zeros(states.shape({"visual": 0}), states.numpy))
+        (logits,) = call.run(self.graph(last.name), rows)
         return as_array(logits), call.present
 
     def empty_past(self, batch: int) -> Past:

@@ -1,7 +1,6 @@
 """The one weight file that all graphs of an artifact share: aligned for memory mapping, nothing twice."""
 
 import hashlib
-from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -10,11 +9,19 @@ import numpy as np
 import onnx_ir as ir
 
 from export.graphs.spec import WEIGHTS_FILE
+from export.writer.passes.graph_pass import weights_of
 
 # Offsets that are multiples of the page size can be mapped without copying.
 PAGE = 4096
 # Smaller ones stay in the graph: shape inference reads them, and a page each would waste more.
 INLINE_BELOW = 1024
+DTYPE_NAMES = {
+    "float32": "FLOAT",
+    "float16": "FLOAT16",
+    "bfloat16": "BFLOAT16",
+    "int64": "INT64",
+    "bool": "BOOL",
+}
 
 
 class SharedWeights:
@@ -41,9 +48,16 @@ class SharedWeights:
 
     def take(self, model: ir.Model) -> None:
         """Move the model's initializers into the file and leave references."""
-        for value in _initializers(model):
+        for value in list(model.graph.initializers.values()):
             tensor = value.const_value
-            if tensor is None or tensor.nbytes < INLINE_BELOW:
+            if tensor is None:
+                continue
+            for weight in weights_of(value):
+                if tensor.dtype.name != DTYPE_NAMES[weight.dtype]:
+                    raise RuntimeError(
+                        f"{value.name} holds {tensor.dtype}, and {weight.source} is stored as {weight.dtype}"
+                    )
+            if tensor.nbytes < INLINE_BELOW:
                 continue
             offset, length = self._store(np.ascontiguousarray(tensor.numpy()))
             value.const_value = ir.ExternalTensor(
@@ -65,7 +79,3 @@ class SharedWeights:
             self._places[key] = (self._stream.tell(), len(data))
             self._stream.write(data)
         return self._places[key]
-
-
-def _initializers(model: ir.Model) -> Iterable[ir.Value]:
-    return list(model.graph.initializers.values())

@@ -1,34 +1,32 @@
 """Exports torch modules to ONNX graphs of standard operators, with the names and axes of their spec."""
 
-import ast
 import contextlib
 import logging
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
 from compressor.compressed import CompressedModel
 from compressor.decoder import Decoder, KeyValue, Stage
+from compressor.decoder.weights import StoredWeight, stored_weights
 from compressor.errors import VtcompressError
-from compressor.version import __version__
+from compressor.recipe import ExportSection
 from export.graphs.spec import ROWS, GraphSpec, TensorSpec, caches_of
-from export.writer.passes.branch_on_images import branch_on_images
-from export.writer.passes.scalars import keep_exact
-from export.writer.weights import SharedWeights
+from export.writer.passes import order
+from export.writer.passes.graph_pass import note_numbers, note_weights
+from export.writer.weights import DTYPE_NAMES, SharedWeights
 
 OPSET = 23
 FIXED_OPSET = 24  # has TensorScatter
-SCOPES = "pkg.torch.onnx.name_scopes"
 # Sizes of the sample call. All differ from each other and from 0 and 1, which torch.export would fix.
 SAMPLE_SIZES = {"batch": 2, "images": 2, "visual": 5, "text": 7, "past": 3, "room": 9}
 LATER_PAST = 11  # of layers behind an exit or a gate, and counting on
+DEFAULTS = ExportSection()
 LEAST_SIZES = {"batch": 1, "images": 1, "visual": 0, "text": 1, "past": 0, "room": 1}
 
 
@@ -49,56 +47,38 @@ def opset_of(spec: GraphSpec) -> int:
     return FIXED_OPSET if spec.fixed else OPSET
 
 
-def export_vision(model: CompressedModel, spec: GraphSpec) -> ir.Model:
-    """Export the vision encoder."""
-    return _export(model.vision, _samples(spec), spec)
+def export_vision(
+    model: CompressedModel, spec: GraphSpec, settings: ExportSection = DEFAULTS
+) -> ir.Model:
+    """Export the vision encoder; `settings` as in `export_decoder`."""
+    return _export(model.vision, _samples(spec), spec, settings, {})
 
 
-def export_embed(model: CompressedModel, spec: GraphSpec) -> ir.Model:
-    """Export the token embedding."""
-    return _export(Embedding(model.embedding).eval(), _samples(spec), spec)
+def export_embed(
+    model: CompressedModel, spec: GraphSpec, settings: ExportSection = DEFAULTS
+) -> ir.Model:
+    """Export the token embedding; `settings` as in `export_decoder`."""
+    return _export(Embedding(model.embedding).eval(), _samples(spec), spec, settings, {})
 
 
 def export_decoder(
     decoder: Decoder | Stage,
     spec: GraphSpec,
-    joined: Mapping[str, tuple[int, tuple[int, ...]]] | None = None,
+    joined: Mapping[str, tuple[StoredWeight, ...]] | None = None,
+    settings: ExportSection = DEFAULTS,
 ) -> ir.Model:
     """Export a decoder or a stage of it, prefill and decode in one graph.
 
     Args:
         decoder: what to export.
         spec: its declaration.
-        joined: parameters that the graph joins of parts, because another graph of the artifact reads the
-            parts: axis and lengths, by name.
+        joined: the stored weights that the decoder's parameters are made of, where another graph of the
+            artifact reads them in parts; None: its own.
+        settings: the recipe's; graph passes read them.
     """
     rows, past = _samples(spec)[:ROWS], _samples(spec)[ROWS:]
-    model = _export(decoder, (*rows, _past(past, spec)), spec)
-    if spec.inputs[0].dtype == "float32":
-        branch_on_images(model)
-    for name, (axis, lengths) in (joined or {}).items():
-        _join(model.graph, name, axis, lengths)
-    return model
-
-
-def _join(graph: ir.Graph, name: str, axis: int, lengths: Sequence[int]) -> None:
-    """Replace an initializer by a Concat of its parts; a runtime folds it into one matrix when it loads."""
-    whole = graph.initializers.pop(name)
-    if whole.const_value is None or whole.dtype is None:
-        raise RuntimeError(f"{name} has no values")
-    array = whole.const_value.numpy()
-    parts = []
-    for number, part in enumerate(np.split(array, np.cumsum(lengths)[:-1], axis=axis)):
-        part_name = f"{name}.{number}"
-        value = ir.Value(name=part_name, const_value=ir.tensor(part, name=part_name))
-        value.shape, value.dtype = ir.Shape(part.shape), whole.dtype
-        graph.register_initializer(value)
-        parts.append(value)
-    node = ir.node("Concat", parts, {"axis": axis}, name=f"{name}.Concat")
-    node.outputs[0].name = f"{name}.whole"
-    node.outputs[0].shape, node.outputs[0].dtype = whole.shape, whole.dtype
-    ir.convenience.replace_all_uses_with(whole, node.outputs[0])
-    graph.insert_before(graph[0], node)
+    weights = joined or {name: (weight,) for name, weight in stored_weights(decoder).items()}
+    return _export(decoder, (*rows, _past(past, spec)), spec, settings, weights)
 
 
 def save_graph(model: ir.Model, path: Path, weights: SharedWeights) -> None:
@@ -145,7 +125,13 @@ def _past(items: Sequence[Any], spec: GraphSpec) -> list[Any]:
     return [*pairs, *items[count:]]
 
 
-def _export(module: nn.Module, args: tuple[Any, ...], spec: GraphSpec) -> ir.Model:
+def _export(
+    module: nn.Module,
+    args: tuple[Any, ...],
+    spec: GraphSpec,
+    settings: ExportSection,
+    weights: Mapping[str, tuple[StoredWeight, ...]],
+) -> ir.Model:
     dynamic: list[Any] = _dynamic(spec)
     if len(args) < len(spec.inputs):  # a decoder: the past travels as one list
         dynamic = [*dynamic[:ROWS], _past(dynamic[ROWS:], spec)]
@@ -164,8 +150,11 @@ def _export(module: nn.Module, args: tuple[Any, ...], spec: GraphSpec) -> ir.Mod
         raise RuntimeError("torch.onnx.export returned nothing")
     model = program.model
     model.graph.name = spec.name
-    _name_nodes(model)
-    keep_exact(model.graph, _numbers(program))
+    note_weights(model.graph, weights)
+    note_numbers(model.graph, _numbers(program))
+    for one in order.PASSES:
+        if one.applies(spec, settings):
+            one.run(model)
     _declare(model.graph.inputs, spec.inputs)
     _declare(model.graph.outputs, spec.outputs)
     _check_standard(model, spec)
@@ -180,28 +169,6 @@ def _numbers(program: torch.onnx.ONNXProgram) -> dict[str, float]:
     return {name: float(x) for name, x in given.items() if isinstance(x, int | float)}
 
 
-def _name_nodes(model: ir.Model) -> None:
-    """Name nodes after the module that made them, and drop the exporter's stack traces.
-
-    The traces hold paths of this machine and are most of a graph's size.
-    """
-    taken: Counter[str] = Counter()
-    for node in model.graph:
-        scopes = node.metadata_props.get(SCOPES)
-        path = ast.literal_eval(scopes) if scopes else []
-        scope = next((p for p in reversed(path[:-1]) if p and not p.startswith("_empty_nn")), "")
-        name = f"{scope}.{node.op_type}" if scope else node.op_type
-        taken[name] += 1
-        node.name = name if taken[name] == 1 else f"{name}_{taken[name]}"
-        node.metadata_props.clear()
-        node.doc_string = None
-    for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
-        value.metadata_props.clear()
-    model.producer_name, model.producer_version = "vtcompress", __version__
-    model.metadata_props.clear()
-    model.graph.metadata_props.clear()
-
-
 def _declare(values: Sequence[ir.Value], specs: Sequence[TensorSpec]) -> None:
     """Write the declared axes into the graph; the exporter writes sums of symbols."""
     for value, spec in zip(values, specs, strict=True):
@@ -210,15 +177,6 @@ def _declare(values: Sequence[ir.Value], specs: Sequence[TensorSpec]) -> None:
                 f"exported {value.name} {value.dtype}, declared {spec.name} {spec.dtype}"
             )
         value.shape = ir.Shape(spec.axes)
-
-
-DTYPE_NAMES = {
-    "float32": "FLOAT",
-    "float16": "FLOAT16",
-    "bfloat16": "BFLOAT16",
-    "int64": "INT64",
-    "bool": "BOOL",
-}
 
 
 def _check_standard(model: ir.Model, spec: GraphSpec) -> None:

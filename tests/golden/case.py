@@ -21,6 +21,7 @@ from compressor.plan.plan import Plan, Workload
 from compressor.planner import make_plan
 from export.backends.onnxruntime import OnnxSession
 from export.graphs.spec import decoder_graphs
+from export.session.feeds import CallRows
 from export.session.session import cached_rows
 from export.writer.weights import SharedWeights
 from export.writer.write import save_graph
@@ -263,7 +264,9 @@ class _OnnxSide:
         self.past = self.session.empty_past(batch)
 
     def call(self, *rows: torch.Tensor) -> torch.Tensor:
-        logits, self.past = self.session.decode(*(r.contiguous().numpy() for r in rows), self.past)
+        logits, self.past = self.session.decode(
+            CallRows(*(r.contiguous().numpy() for r in rows)), self.past
+        )
         return torch.from_numpy(logits)
 
     def note_lengths(self) -> None:

@@ -112,5 +112,5 @@ def _show_set(out: Output, built: "OpenedSet") -> None:
         for entry in built.facts.engines
     ]
     out.table("Built", ("engine", "MiB", "seconds"), rows)
-    out.line(built.facts.proof)
+    out.line(TARGETS[built.facts.target].proof(built.facts.device))
     out.always(f"written: {built.folder}")

@@ -1,15 +1,18 @@
-"""The command that looks at the machine: `doctor`."""
+"""The command that looks at the machine, and how what it finds looks to a person: `doctor`."""
 
 import click
 
-from export.backends.registry import BACKENDS
+from export.backends.checked_on import CHECKED_ON
+from export.machine.diagnosis import Diagnosis
+from vtcompress.cli.backend_options import OneOfBackends
 from vtcompress.console import Output
+
+PACKAGE_COLUMNS = ("package", "version")
+BACKEND_COLUMNS = ("backend", "found", "builds engines", "runs")
 
 
 @click.command()
-@click.option(
-    "--need", type=click.Choice(BACKENDS), help="Exit with 1 if this backend cannot run here."
-)
+@click.option("--need", type=OneOfBackends(), help="Exit with 1 if this backend cannot run here.")
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0, min_open=True),
@@ -21,7 +24,6 @@ def doctor(out: Output, /, need: str | None, seconds: float) -> None:
     """Tell what is installed, what can build engines and run here, and what closes each gap."""
     from export.machine.doctor import examine
     from vtcompress.cli import brief
-    from vtcompress.cli.show_doctor import show_diagnosis
 
     found = examine(seconds)
     show_diagnosis(out, found)
@@ -29,3 +31,50 @@ def doctor(out: Output, /, need: str | None, seconds: float) -> None:
     out.result(found.model_dump(mode="json"))
     if need is not None:
         found.require(need)
+
+
+def package_rows(found: Diagnosis) -> list[tuple[str, str]]:
+    """Return one row a package."""
+    return [(p.name, " ".join(filter(None, (p.version or "-", p.words)))) for p in found.packages]
+
+
+def backend_rows(found: Diagnosis) -> list[tuple[str, str, str, str]]:
+    """Return one row a backend."""
+    words = {True: "yes", False: "no", None: "needs none"}
+    return [(a.backend, a.words, words[a.builds], words[a.runs]) for a in found.abilities]
+
+
+def gpu_words(found: Diagnosis) -> str:
+    """Return driver and GPUs in a line."""
+    if not found.gpus:
+        return f"GPU: none found; NVIDIA driver: {found.driver or 'not found'}"
+    names = ", ".join(f"{g.name} ({g.capability or 'capability unknown'})" for g in found.gpus)
+    return f"GPU: {names}; NVIDIA driver: {found.driver or 'version unknown'}"
+
+
+def provider_words(found: Diagnosis) -> str:
+    """Return the reference's providers: those that it lists, and those that sessions got."""
+    if not found.providers:
+        return f"{CHECKED_ON.title}: no providers"
+    active = ", ".join(found.active) or "none"
+    return f"{CHECKED_ON.title} lists {', '.join(found.providers)}; sessions ran on {active}"
+
+
+def remedy_lines(found: Diagnosis) -> list[str]:
+    """Return what is missing and what to do, a line each."""
+    lines = [f"{gap.problem}\n    {gap.remedy}" for gap in found.gaps]
+    lines += [f"{a.backend}: {a.words}\n    {a.remedy}" for a in found.abilities if a.remedy]
+    return lines
+
+
+def show_diagnosis(out: Output, found: Diagnosis) -> None:
+    """Print everything, gaps last."""
+    out.line(f"Python {found.python}, {found.system}")
+    out.line(gpu_words(found))
+    out.line(provider_words(found))
+    out.table("Packages", PACKAGE_COLUMNS, package_rows(found))
+    out.table("Backends", BACKEND_COLUMNS, backend_rows(found))
+    if lines := remedy_lines(found):
+        out.line("Gaps, and what closes them (none matters for backends that you do not use):")
+        for line in lines:
+            out.line(f"  {line}")

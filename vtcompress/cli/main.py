@@ -15,7 +15,8 @@ import click
 
 from compressor.errors import ArtifactWarning, ProblemsError, VtcompressError
 from compressor.version import __version__
-from export.backends.registry import BACKENDS, PRECISIONS
+from export.backends.checked_on import CHECKED_ON
+from vtcompress.cli.backend_options import OneOfBackends, precision_option
 from vtcompress.cli.build import build
 from vtcompress.cli.doctor import doctor
 from vtcompress.cli.options import files_read, read_recipe, read_settings, recipe_options
@@ -258,12 +259,10 @@ def _raise_if_missed(failures: tuple[str, ...]) -> None:
 )
 @click.option(
     "--backend",
-    type=click.Choice(BACKENDS),
+    type=OneOfBackends(),
     help="Compare this backend with ONNX Runtime on the CPU instead; without --model, --gates.",
 )
-@click.option(
-    "--precision", type=click.Choice(PRECISIONS), default=PRECISIONS[0], help="bf16: openvino only."
-)
+@precision_option
 @click.option(
     "--device", type=click.IntRange(min=0), default=0, help="Number of the GPU; with --backend."
 )
@@ -388,11 +387,9 @@ def bench(
     help="Times, KV bytes, exit layer and memory: to stderr, or into the JSON.",
 )
 @click.option(
-    "--backend", type=click.Choice(BACKENDS), default=BACKENDS[0], help="What runs the graphs."
+    "--backend", type=OneOfBackends(), default=CHECKED_ON.name, help="What runs the graphs."
 )
-@click.option(
-    "--precision", type=click.Choice(PRECISIONS), default=PRECISIONS[0], help="bf16: openvino only."
-)
+@precision_option
 @click.option(
     "--mapped", is_flag=True, help="Leave weights in the mapped file: less memory, slower."
 )

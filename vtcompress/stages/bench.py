@@ -4,6 +4,7 @@ from pathlib import Path
 
 from compressor.progress import Progress
 from export.artifact.artifact import Artifact
+from export.backends.checked_on import CHECKED_ON
 from export.backends.registry import check_dtype
 from export.checks import bench as timing
 from export.results.bench import BenchReport
@@ -27,7 +28,7 @@ def bench(
     """
     artifact = Artifact.open(Path(path))
     manifest = artifact.manifest
-    check_dtype("onnxruntime", manifest.dtype)
+    check_dtype(CHECKED_ON.name, manifest.dtype)
     return timing.bench(
         artifact.folder,
         manifest.graphs,

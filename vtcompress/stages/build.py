@@ -10,9 +10,9 @@ from compressor.progress import SILENT, Progress
 from compressor.recipe import Recipe, load_recipe
 from export.artifact.artifact import RECIPE_FILE, Artifact
 from export.artifact.engine_set import OpenedSet
+from export.backends.gpus import find_gpu
 from export.backends.tensorrt.build import EnginePlan, artifact_limits, build_engines, plan_engines
-from export.backends.tensorrt.gpus import find_gpu
-from export.backends.tensorrt.targets import TARGETS, check_capabilities, find_target, load
+from export.backends.tensorrt.targets import TARGETS, Target, check_capabilities, find_target, load
 from export.backends.tensorrt.trtexec import command_line
 from export.graphs.limits import limits_of
 
@@ -77,6 +77,11 @@ def as_json(plan: EnginePlan) -> dict[str, Any]:
     }
 
 
+def engine_targets(recipe: Recipe) -> list[Target]:
+    """Return the targets of a recipe that engines are built for."""
+    return [TARGETS[name] for name in recipe.export.targets if name in TARGETS]
+
+
 def check_targets(recipe: Recipe, facts: ModelFacts) -> None:
     """Refuse engines that cannot be built as a recipe asks, before weights are loaded.
 
@@ -85,7 +90,7 @@ def check_targets(recipe: Recipe, facts: ModelFacts) -> None:
             gates that compute a size, limits that make no sense together.
     """
     section = recipe.export
-    targets = [TARGETS[name] for name in section.targets if name in TARGETS]
+    targets = engine_targets(recipe)
     if not targets:
         return
     problems = []
@@ -121,13 +126,12 @@ def build_targets(folder: Path, recipe: Recipe, progress: Progress) -> tuple[Ope
         build_engines(
             plan_engines(
                 artifact,
-                name,
-                capabilities=recipe_capabilities(recipe, name),
+                target.name,
+                capabilities=recipe_capabilities(recipe, target.name),
                 progress=progress,
             )
         )
-        for name in recipe.export.targets
-        if name in TARGETS
+        for target in engine_targets(recipe)
     )
 
 

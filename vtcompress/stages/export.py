@@ -18,12 +18,11 @@ from compressor.planner import (
 )
 from compressor.profile import Profile
 from compressor.progress import Progress
-from compressor.recipe import Recipe
+from compressor.recipe import ExportSection, Recipe
 from export.artifact import artifact as artifacts
 from export.artifact import staging
 from export.artifact.artifact import PLAN_FILE, PROFILE_FILE
 from export.artifact.manifest import Manifest, Predicted, tool_versions
-from export.backends.tensorrt.targets import TARGETS
 from export.checks import bench as timing
 from export.checks import fidelity, loss, memory, stored
 from export.checks.bfloat16 import missing_kernels, open_for_checks
@@ -36,7 +35,7 @@ from export.report.questions import chosen_places, question_of
 from export.results.loss_report import LossReport
 from export.results.rewrite import RewriteReport, rewrite_words
 from export.runtime.runtime import Runtime
-from vtcompress.stages.build import build_targets, check_targets
+from vtcompress.stages.build import build_targets, check_targets, engine_targets
 from vtcompress.stages.checks.prompts import Asked, check_prompts
 from vtcompress.stages.checks.recipe import check_digest, check_recipe
 from vtcompress.stages.checks.rewrite import check_rewrite, rewrite_prompt
@@ -261,7 +260,7 @@ class ExportRun:
         keep = self.recipe.validation.keep_pictures == "all"
         pictures = {path for sample in self.samples if keep for path in sample.images}
         # Engines hold the weights too.
-        needed *= 1 + len(set(self.recipe.export.targets) & TARGETS.keys())
+        needed *= 1 + len(engine_targets(self.recipe))
         needed += sum(path.stat().st_size for path in pictures) + SMALL_FILES_BYTES
         return {"overwrite": overwrite, "needed_bytes": needed, "sources": self.sources}
 
@@ -317,9 +316,9 @@ class ExportRun:
         from export.writer.weights import SharedWeights
         from export.writer.write import export_decoder, export_embed, export_vision, save_graph
 
-        dtype, logits = self.recipe.export.dtype, self.recipe.export.logits
-        plan = small.plan
-        limits = cache_limits(self.recipe.export, plan.model)
+        settings, plan = self.recipe.export, small.plan
+        dtype, logits = settings.dtype, settings.logits
+        limits = cache_limits(settings, plan.model)
         small = small.to(getattr(torch, dtype))
         specs = (
             vision_graph(plan.model, dtype),
@@ -328,11 +327,11 @@ class ExportRun:
             decoder_graph(plan.naive(), dtype, logits, name="baseline_decoder", limits=limits),
         )
         makers = (
-            lambda spec: export_vision(small, spec),
-            lambda spec: export_embed(small, spec),
-            *decoder_makers(small.decoder, plan),
+            lambda spec: export_vision(small, spec, settings),
+            lambda spec: export_embed(small, spec, settings),
+            *decoder_makers(small.decoder, plan, settings),
             lambda spec: export_decoder(
-                naive_decoder(small), spec, joined_parts(small.decoder, plan)
+                naive_decoder(small), spec, joined_parts(small.decoder), settings
             ),
         )
         with SharedWeights(folder) as weights:
@@ -342,6 +341,8 @@ class ExportRun:
         return specs
 
     def _onnx_side(self, written: Written, folder: Path) -> Manifest:
+        from export.writer.passes.order import pass_words
+
         recipe, plan, graphs = self.recipe, written.plan, written.graphs
         if recipe.export.dtype == "float16":
             self.progress.say("looking for values that float16 cannot hold")
@@ -377,6 +378,7 @@ class ExportRun:
             "rewrite": self.rewrite,
             "ranges": ranges,
             "missing_kernels": missing,
+            "passes": pass_words(graphs, recipe.export),
             "measured": self._times(folder, graphs, plan) if timed else None,
             "memory": self._footprint(folder, graphs, plan) if timed else None,
             "peak_memory_bytes": artifacts.peak_memory_bytes(),
@@ -412,7 +414,7 @@ class ExportRun:
     def _times(self, folder: Path, graphs: Sequence[GraphSpec], plan: Plan) -> BenchReport | None:
         limits, text = cache_limits(self.recipe.export, plan.model), plan.workload.text
         if limits is not None:  # the prompt and a decode step must fit
-            text = min(text, limits.max_context - plan.model.visual_tokens - 1)
+            text = min(text, limits.max_context - plan.model.image_rows - 1)
         if text < 1:
             self.progress.say(
                 "times are not in the report: no room for a decode step in max_context"
@@ -437,15 +439,18 @@ class ExportRun:
             return None
 
 
-def decoder_makers(decoder: "Decoder", plan: Plan) -> list[Callable[[GraphSpec], Any]]:
-    """Return what exports each of the plan's decoder graphs, in order."""
+def decoder_makers(
+    decoder: "Decoder", plan: Plan, settings: ExportSection | None = None
+) -> list[Callable[[GraphSpec], Any]]:
+    """Return what exports each of the plan's decoder graphs, in order; without settings by the defaults."""
     from compressor.decoder import Stage
     from export.writer.write import export_decoder
 
+    export = partial(export_decoder, settings=settings or ExportSection())
     if plan.gates is None or plan.gates.mode == "dynamic":
-        return [lambda spec: export_decoder(decoder, spec)]
+        return [partial(export, decoder)]
     stages = [Stage(decoder, number).eval() for number in range(len(plan.segments()))]
-    return [partial(export_decoder, stage) for stage in stages]
+    return [partial(export, stage) for stage in stages]
 
 
 def predicted(plan: Plan, dtype: str, limits: Limits | None = None) -> Predicted:

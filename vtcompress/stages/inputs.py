@@ -13,6 +13,7 @@ from compressor.progress import Progress
 from compressor.recipe import CalibrateSection, Recipe
 from compressor.samples.questions import Sample, check_pictures, choose, read_samples
 from export.artifact.artifact import PROFILE_FILE
+from export.backends.checked_on import CHECKED_ON
 
 if TYPE_CHECKING:
     from compressor.families import LoadedModel
@@ -48,8 +49,8 @@ def require_runtime(what: str) -> None:
     Raises:
         MissingExtraError: names the extra.
     """
-    if importlib.util.find_spec("onnxruntime") is None:
-        raise MissingExtraError(what, "cpu")
+    if importlib.util.find_spec(CHECKED_ON.package) is None:
+        raise MissingExtraError(what, CHECKED_ON.extra)
 
 
 def calibration_samples(recipe: Recipe) -> tuple[Sample, ...]:

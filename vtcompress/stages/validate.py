@@ -10,7 +10,7 @@ from compressor.plan.plan import Plan
 from compressor.progress import Progress
 from compressor.recipe import Recipe, fidelity_thresholds
 from export.artifact.artifact import PLAN_FILE, RECIPE_FILE
-from export.backends.onnxruntime import OnnxSession
+from export.backends.checked_on import OnnxSession
 from export.checks import fidelity, loss, stored
 from export.checks.bfloat16 import ShadowSession, open_for_checks
 from export.graphs.limits import Limits, cache_limits

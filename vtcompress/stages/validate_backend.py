@@ -11,10 +11,9 @@ from compressor.progress import Progress
 from compressor.recipe import fidelity_thresholds, load_recipe
 from export.artifact.artifact import PLAN_FILE, RECIPE_FILE, Artifact
 from export.artifact.manifest import Compared
+from export.backends.checked_on import CHECKED_ON
 from export.backends.compared import keep
-from export.backends.registry import BACKENDS, on_gpu, open_session
-from export.backends.tensorrt.gpus import find_gpu
-from export.backends.tensorrt.session import EngineSession
+from export.backends.registry import BACKENDS, find_backend, open_session
 from export.checks import fidelity, stored
 from export.checks.backend_parity import compare_answers, compare_outputs, reference_outputs
 from export.graphs.limits import cache_limits
@@ -43,7 +42,7 @@ def validate_backend(
 
     Args:
         path: the artifact.
-        backend: one of `export.backends.registry.BACKENDS`, but the reference itself.
+        backend: one of `export.backends.registry.BACKENDS`, but the one that artifacts are checked on.
         data: the data that the artifact was validated on, for its pictures; None: answers are compared only
             where the artifact holds them.
         precision: see `export.backends.registry.open_session`.
@@ -56,10 +55,11 @@ def validate_backend(
         VtcompressError: the artifact is broken, the backend cannot run here, or `limits` sets what is no
             limit, or one that nothing is measured for.
     """
-    if backend == BACKENDS[0]:
+    if backend == CHECKED_ON.name:
+        others = ", ".join(name for name in BACKENDS if name != backend)
         raise BackendError(
             f"{backend}: is what other backends are compared with; leave --backend out to check the artifact "
-            f"itself, or give one of {', '.join(BACKENDS[1:])}"
+            f"itself, or give one of {others}"
         )
     require_runtime("comparing a backend with ONNX Runtime")
     path, progress = Path(path), shown(progress)
@@ -76,7 +76,8 @@ def validate_backend(
     recipe = with_limits(recipe, limits or {}, anew=True, unmeasured=why)
     name = validation_name(recipe) if given is None else given.name
     session = open_session(artifact, backend, precision, threads, device=device)
-    engines = session.engines if isinstance(session, EngineSession) else None
+    entry = find_backend(backend)
+    engines = entry.engines(session)
     most = None if engines is None else engines.facts.limits.max_images
     images = [n for n in fidelity.IMAGE_COUNTS if most is None or n <= most]
     progress.say("running ONNX Runtime on the CPU")
@@ -88,7 +89,7 @@ def validate_backend(
     found = BackendParity(
         backend=backend,
         precision=precision,
-        device=_device_name(backend, device),
+        device=entry.device_name(device),
         outputs=compare_outputs(artifact, plan, session, reference, numeric, images, room),
         loss=None
         if asked is None
@@ -103,7 +104,3 @@ def validate_backend(
     except VtcompressError as failure:  # the outcome is told all the same
         progress.say(f"not noted in the artifact: {failure}")
     return found
-
-
-def _device_name(backend: str, device: int) -> str:
-    return find_gpu(device).name if on_gpu(backend) else ""

@@ -14,7 +14,7 @@ from torch import Tensor
 from compressor.errors import ModelError
 from compressor.facts import ModelFacts, SourceDType
 from compressor.families.base import Family, VisionEncoder
-from compressor.families.checkpoint import Header, check_complete, check_finite, opened
+from compressor.families.checkpoint import Header, check_complete, check_finite, opened_weights
 from compressor.families.configuration import CONVERTED
 from compressor.families.guard import reading
 from compressor.families.image_processors import steps_of
@@ -144,7 +144,7 @@ class LlavaFamily(Family):
 
         unread = unread_of(config)
         # The files are opened here and not by transformers, which a configuration can lead elsewhere.
-        with opened(folder) as stored, reading(folder, "the weights"):
+        with opened_weights(folder) as stored, reading(folder, "the weights"):
             loaded: Any = LlavaForConditionalGeneration.from_pretrained(
                 None,
                 config=config,

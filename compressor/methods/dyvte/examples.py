@@ -82,9 +82,7 @@ def force_answer(model: LoadedModel, decoder: Decoder, sample: Sample) -> Forced
     answer = torch.tensor(answer_ids(model.processor, sample, model.facts.eos_token_ids))
     ids = torch.cat([prompt.input_ids[0], answer[:-1]])[None]
     rows = embed(model, replace(prompt, input_ids=ids))
-    full = full_pass(
-        decoder, rows.visual_embeds, rows.text_embeds, rows.visual_index, rows.text_index
-    )
+    full = full_pass(decoder, *rows.call)
     return Forced(full, answer)
 
 

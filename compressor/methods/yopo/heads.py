@@ -13,8 +13,6 @@ import torch
 from torch import Tensor
 
 from compressor.decoder.full_pass import FullPass
-from compressor.decoder.layer import split_heads
-from compressor.decoder.ops import rotate
 
 if TYPE_CHECKING:
     from compressor.decoder.layer import DecoderLayer
@@ -31,10 +29,9 @@ def _layer_score(full: FullPass, index: int, layer: "DecoderLayer") -> Tensor:
     """Return the scores [H] of one layer."""
     visual, text = full.visual[index], full.text[index]
     normed = layer.input_norm(torch.cat([visual, text], dim=1))  # [1, S, D]
-    rows, queries = full.call.all, full.call.text
-    key = rotate(split_heads(layer.key(normed), layer.kv_heads), rows.cos, rows.sin)[0]
-    query = split_heads(layer.query(normed[:, visual.shape[1] :]), layer.heads)
-    query = rotate(query, queries.cos, queries.sin)[0]  # [H, T, d]
+    queries = full.call.text
+    key = layer.keys_and_values(normed, full.call.all).key[0]
+    query = layer.queries(normed[:, visual.shape[1] :], queries)[0]  # [H, T, d]
     group = layer.heads // layer.kv_heads
     scores = [
         _mass_ratio(query[g * group : (g + 1) * group], key[g], queries.mask[0], visual.shape[1])

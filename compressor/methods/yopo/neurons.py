@@ -4,7 +4,7 @@ Activity of neuron m in layer l = mean over visual rows of |act(x W_gate) * x W_
 more, one at a time, from the states of one full pass.
 """
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -25,16 +25,7 @@ def _layer_activity(full: FullPass, index: int) -> Tensor:
     """Return the activity [M] of one layer."""
     layer = cast("DecoderLayer", full.decoder.layers[index])
     visual, text = full.visual[index], full.text[index]
-    found = [torch.zeros(full.decoder.dims.intermediate, dtype=torch.float64)]
-
-    def look(_: Any, inputs: tuple[Tensor, ...]) -> None:
-        found.append(inputs[0][0, : visual.shape[1]].abs().double().mean(dim=0))
-
-    if not layer.frozen:
-        # What the last projection is given is the product of activation and up projection.
-        handle = layer.mlp.down.register_forward_pre_hook(look)
-        try:
-            layer(visual, text, full.call, full.decoder.empty_past(1)[index])
-        finally:
-            handle.remove()
-    return found[-1]
+    if layer.frozen:
+        return torch.zeros(full.decoder.dims.intermediate, dtype=torch.float64)
+    neurons = layer.active_neurons(visual, text, full.call.all)[0, : visual.shape[1]]
+    return neurons.abs().double().mean(dim=0)

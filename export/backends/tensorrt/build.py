@@ -25,7 +25,7 @@ from export.artifact.engine_set import (
 )
 from export.artifact.manifest import FileEntry, Manifest
 from export.artifact.staging import staged
-from export.backends.tensorrt.gpus import find_gpu
+from export.backends.gpus import find_gpu
 from export.backends.tensorrt.maker import Maker, check_buildable
 from export.backends.tensorrt.targets import (
     DEFAULT_CAPABILITY,

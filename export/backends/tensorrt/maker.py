@@ -139,7 +139,7 @@ class Maker:
         said = "; ".join(errors[:SHOWN_ERRORS]) or "no reason given"
         read = (network.get_layer(i).metadata for i in range(network.num_layers))
         names = [found[1] for text in read if (found := _READ_FROM.search(text))]
-        named = [_node(name, "") for name in blamed(names, said)]
+        named = [_node(name, "") for name in blamed_nodes(names, said)]
         more = f" and {len(named) - SHOWN_NODES} more" if len(named) > SHOWN_NODES else ""
         where = f" at {', '.join(named[:SHOWN_NODES])}{more}" if named else ""
         return f"{graph}: {self.target.title} builds no engine{where}: {said}"
@@ -158,7 +158,7 @@ class Maker:
         return config
 
 
-def blamed(names: Sequence[str], said: str) -> tuple[str, ...]:
+def blamed_nodes(names: Sequence[str], said: str) -> tuple[str, ...]:
     """Return the nodes that a builder's errors speak of: by name, else all of the operator that they name.
 
     Args:

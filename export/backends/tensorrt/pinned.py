@@ -10,7 +10,7 @@ Field numbers are those of onnx.proto: https://github.com/onnx/onnx/blob/main/on
 from collections.abc import Mapping
 from typing import Final
 
-from export.artifact.protobuf_wire import BYTES, VARINT, fields, written
+from export.artifact.protobuf_wire import BYTES, VARINT, as_varint, fields
 
 # From a model down to one axis of what is named in it: the graph; its inputs, outputs and values between;
 # the type; of a tensor; its shape; an axis.
@@ -39,13 +39,15 @@ def _rewritten(message: memoryview, depth: int, sizes: Mapping[str, int]) -> byt
             if isinstance(f.value, memoryview) and f.number == _NAME
         )
         size = sizes.get(next(names, b"").decode())
-        return bytes(message) if size is None else written(_NUMBER << 3 | VARINT) + written(size)
+        return (
+            bytes(message) if size is None else as_varint(_NUMBER << 3 | VARINT) + as_varint(size)
+        )
     parts: list[bytes | memoryview] = []
     kept = 0
     for number, value, start, end in fields(message):
         if number in _PATH[depth] and isinstance(value, memoryview):
             inner = _rewritten(value, depth + 1, sizes)
-            tag = written(number << 3 | BYTES)
-            parts += [message[kept:start], tag, written(len(inner)), inner]
+            tag = as_varint(number << 3 | BYTES)
+            parts += [message[kept:start], tag, as_varint(len(inner)), inner]
             kept = end
     return b"".join((*parts, message[kept:]))

@@ -39,6 +39,7 @@ class Target:
             there.
         timing: it has a timing cache; TensorRT-RTX times nothing on a GPU, and calls its own a no-op.
         load: imports the package.
+        proofs: see `export.backends.backend.Backend`.
     """
 
     name: TargetName
@@ -50,6 +51,13 @@ class Target:
     ahead: bool
     timing: bool
     load: Callable[[], Any]
+    proofs: tuple[tuple[str, str], ...]
+
+    def proof(self, device: str) -> str:
+        """Return what it proves that engines are there, by the GPU that they were built on, if any."""
+        if device:
+            return f"{self.title} engine built on {device}; it was not run by the build"
+        return f"{self.title} engine built ahead of time; nothing has run on a GPU"
 
 
 TARGETS: Mapping[str, Target] = {
@@ -65,6 +73,18 @@ TARGETS: Mapping[str, Target] = {
             ahead=True,
             timing=False,
             load=_import_rtx,
+            proofs=(
+                (
+                    "TensorRT-RTX parser",
+                    "TensorRT-RTX reads every node of the graphs; says nothing of whether engines can be "
+                    "built",
+                ),
+                (
+                    "TensorRT-RTX engine built ahead of time",
+                    "there are kernels for the artifact's own sizes on these compute capabilities; the "
+                    "engines have not run by that",
+                ),
+            ),
         ),
         # Building and running with this one needs a GPU; neither was ever run by this project.
         Target(
@@ -77,6 +97,13 @@ TARGETS: Mapping[str, Target] = {
             ahead=False,
             timing=True,
             load=_import_tensorrt,
+            proofs=(
+                (
+                    "TensorRT engine built on the device",
+                    "full TensorRT has kernels for the artifact's own sizes on that GPU; the engines have "
+                    "not run by that",
+                ),
+            ),
         ),
     )
 }

@@ -10,6 +10,8 @@ import yaml
 from compressor.disk.files import read_text
 from compressor.errors import ArtifactError
 from compressor.installing import wheel_command
+from export.backends.checked_on import CHECKED_ON
+from export.backends.registry import running
 from export.report.data import ReportData, headline, method_words
 from export.report.done_gained_lost import done, gained, lost
 from export.report.pages.markdown_report import kinds_tables, predicted_rows, warnings
@@ -162,16 +164,16 @@ def _figures(data: ReportData) -> list[str]:
 
 
 def _runs_in(dtype: str) -> str:
-    return "OpenVINO" if dtype == "bfloat16" else "ONNX Runtime and OpenVINO"
+    titles = ", ".join(backend.title for backend in running(dtype))
+    return " and ".join(titles.rsplit(", ", 1))
 
 
 def _how_to_run(dtype: str) -> str:
-    # ONNX Runtime's CPU cannot run bfloat16 graphs.
-    extra, flag, argument = "cpu", "", ""
-    if dtype == "bfloat16":
-        extra, flag, argument = "openvino", " --backend openvino", ', backend="openvino"'
+    backend, flag, argument = running(dtype)[0], "", ""
+    if backend is not CHECKED_ON:
+        flag, argument = f" --backend {backend.name}", f', backend="{backend.name}"'
     shell = (
-        f"{wheel_command(extra)}   # or '.[{extra}]' in a clone of vtcompress\n"
+        f"{wheel_command(backend.extra)}   # or '.[{backend.extra}]' in a clone of vtcompress\n"
         f'vtcompress generate .{flag} --image photo.jpg --prompt "What is this?"'
     )
     python = (

@@ -21,10 +21,11 @@ def reference_words(dtype: str) -> str:
 
 
 def dtype_words(manifest: Manifest) -> tuple[str, ...]:
-    """Return what was found and done for the graphs' dtype; nothing for float32."""
+    """Return what was done to the graphs, and what was found for their dtype; nothing for float32."""
     if manifest.dtype == "bfloat16":
-        return (shadow_words(manifest.missing_kernels),)
-    return range_words(manifest.ranges) if manifest.ranges is not None else ()
+        return (*manifest.passes, shadow_words(manifest.missing_kernels))
+    found = range_words(manifest.ranges) if manifest.ranges is not None else ()
+    return (*manifest.passes, *found)
 
 
 def shadow_words(missing: Sequence[str]) -> str:

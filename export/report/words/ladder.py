@@ -5,14 +5,14 @@ parse are not built, engines that were built ahead of time have not run, and wha
 other.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from export.artifact.manifest import Manifest
+from export.backends.backend import Backend
+from export.backends.registry import BACKENDS
 from export.results.backend_parity import BackendParity
 from export.results.verdict import Verdict
-
-RTX, FULL = "tensorrt-rtx", "tensorrt"
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class EngineFacts:
     """What reports need to know of a set of engines that belongs to the artifact as it is.
 
     Attributes:
-        target: `tensorrt-rtx` or `tensorrt`.
+        target: the backend that runs them.
         compute_capabilities: that it was built for, such as `SM86`.
         version: of the builder.
         engines: graphs that have one.
@@ -60,6 +60,9 @@ class EngineFacts:
         return f"{', '.join(self.engines)} for {served}{place} (builder {self.version})"
 
 
+WITH_ENGINES = tuple(backend for backend in BACKENDS.values() if backend.proofs)
+"""The backends that run engines."""
+
 PROVES = {
     "ONNX checker": (
         "the files are valid ONNX and every shape in them follows from their inputs; says nothing of numbers"
@@ -68,19 +71,10 @@ PROVES = {
         "the graphs compute what the compressed torch model computes, in ONNX Runtime on a CPU; says nothing "
         "of other backends"
     ),
-    "TensorRT-RTX parser": (
-        "TensorRT-RTX reads every node of the graphs; says nothing of whether engines can be built"
-    ),
-    "TensorRT-RTX engine built ahead of time": (
-        "there are kernels for the artifact's own sizes on these compute capabilities; the engines have not "
-        "run by that"
-    ),
-    "TensorRT engine built on the device": (
-        "full TensorRT has kernels for the artifact's own sizes on that GPU; the engines have not run by that"
-    ),
     "Engine run and parity": (
         "the engines ran on the named GPU and gave ONNX Runtime's numbers there; says nothing of other GPUs"
     ),
+    **{name: words for backend in WITH_ENGINES for name, words in backend.proofs},
 }
 """What each rung proves and what it does not, by its name."""
 
@@ -94,13 +88,8 @@ def ladder(manifest: Manifest, engines: Sequence[EngineFacts] = ()) -> tuple[Run
         manifest: of the artifact.
         engines: its sets of engines; those of an earlier state of the artifact are not among them.
     """
-    rtx = [facts for facts in engines if facts.target == RTX]
-    full = [facts for facts in engines if facts.target == FULL]
-    rungs = [_checker(manifest), _numerics(manifest), *_built_ahead(rtx)]
-    if full:
-        words = "; ".join(facts.words for facts in full)
-        rungs.append(_rung("TensorRT engine built on the device", Verdict.PASSED, words))
-    return (*rungs, _run(engines))
+    built = (rung for backend in WITH_ENGINES for rung in _built(backend, engines))
+    return (_checker(manifest), _numerics(manifest), *built, _run(engines))
 
 
 def _rung(name: str, outcome: Verdict, detail: str) -> Rung:
@@ -127,28 +116,27 @@ def _numerics(manifest: Manifest) -> Rung:
     return _rung(name, report.verdict, detail)
 
 
-def _built_ahead(sets: Sequence[EngineFacts]) -> tuple[Rung, Rung]:
-    names = ("TensorRT-RTX parser", "TensorRT-RTX engine built ahead of time")
+def _built(backend: Backend, engines: Sequence[EngineFacts]) -> Iterator[Rung]:
+    sets = [facts for facts in engines if facts.target == backend.name]
+    names = [name for name, _ in backend.proofs]
     if not sets:
-        why = f"no engine set; `vtcompress build ARTIFACT --target {RTX}`"
-        first, second = (_rung(name, Verdict.NOT_RUN, why) for name in names)
-        return first, second
+        # What needs a GPU to be built is no gap where there is none.
+        why = f"no engine set; `vtcompress build ARTIFACT --target {backend.name}`"
+        yield from (_rung(name, Verdict.NOT_RUN, why) for name in names if backend.ahead)
+        return
     parsed = ", ".join(dict.fromkeys(name for facts in sets for name in facts.engines))
     versions = ", ".join(dict.fromkeys(facts.version for facts in sets))
-    built = "; ".join(facts.words for facts in sets)
-    return (
-        _rung(names[0], Verdict.PASSED, f"{parsed} (TensorRT-RTX {versions})"),
-        _rung(names[1], Verdict.PASSED, built),
-    )
+    for name in names[:-1]:
+        yield _rung(name, Verdict.PASSED, f"{parsed} ({backend.title} {versions})")
+    yield _rung(names[-1], Verdict.PASSED, "; ".join(facts.words for facts in sets))
 
 
 def _run(engines: Sequence[EngineFacts]) -> Rung:
     name = "Engine run and parity"
     ran = [(facts, facts.parity) for facts in engines if facts.parity is not None]
     if not ran:
-        why = (
-            "needs a GPU: `vtcompress validate ARTIFACT --backend tensorrt-rtx` (or tensorrt) on it"
-        )
+        first, *more = (backend.name for backend in WITH_ENGINES)
+        why = f"needs a GPU: `vtcompress validate ARTIFACT --backend {first}` (or {', '.join(more)}) on it"
         return _rung(name, Verdict.NOT_RUN, why if engines else f"no engine set; {why}")
     details = [_parity_words(facts, parity) for facts, parity in ran]
     # The rung proves numbers; what answers lose is judged where limits for it are set.

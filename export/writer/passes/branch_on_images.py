@@ -14,22 +14,34 @@ Limitations:
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
+if TYPE_CHECKING:
+    from compressor.recipe import ExportSection
+    from export.graphs.spec import GraphSpec
+
 SCOPE = "near"
 """Name of the module whose nodes are put under a branch, once for each layer that has one."""
 
+words = ""
 
-def branch_on_images(model: ir.Model) -> None:
+
+def applies(spec: "GraphSpec", settings: "ExportSection") -> bool:  # noqa: ARG001 - modules tell
+    """See `GraphPass.applies`."""
+    return spec.inputs[0].dtype == "float32"
+
+
+def run(model: ir.Model) -> None:
     """Put what only the results of `near` modules need under an `If` on V > 0 for each of them.
 
     What several of them need, such as a mask, is made in every branch anew, so that calls without an image
     do not make it.
 
     Args:
-        model: a decoder's float32 graph, its nodes named after modules; changed in place.
+        model: a float32 graph, its nodes named after modules; changed in place.
     """
     graph = model.graph
     ends = _ends(graph)

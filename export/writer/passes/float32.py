@@ -128,6 +128,16 @@ def subgraphs(node: "ir.Node") -> "Iterator[ir.Graph]":
             yield attribute.as_graph()
 
 
+def read_by(node: "ir.Node") -> frozenset[str]:
+    """Return the names of values that a node, its subgraphs included, reads."""
+    return frozenset(v.name for n in within(node) for v in n.inputs if v is not None and v.name)
+
+
+def made_by(node: "ir.Node") -> frozenset[str]:
+    """Return the names of values that a node, its subgraphs included, makes."""
+    return frozenset(v.name for n in within(node) for v in n.outputs if v.name)
+
+
 def _reads_stored(node: "ir.Node") -> bool:
     """Return whether a node's output has the dtype of what is stored: constants, and rows of a table."""
     gathers = node.op_type == "Gather" and node.inputs[0] is not None

@@ -8,31 +8,39 @@ Limitations:
     - bfloat16 only. In float16 a number is off by 2^-12 of itself at most, less than what each node rounds.
 """
 
-from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
 from export.writer.passes.float32 import compute_in_float32
+from export.writer.passes.graph_pass import number_of
+
+if TYPE_CHECKING:
+    from compressor.recipe import ExportSection
+    from export.graphs.spec import GraphSpec
 
 ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Pow")
 """Operators that compute with a number; others, such as Where, put it in place as it is."""
 
+words = ""
 
-def keep_exact(graph: ir.Graph, numbers: Mapping[str, float]) -> None:
-    """Let nodes that compute with a number which bfloat16 does not hold do so in float32.
 
-    Args:
-        graph: with named nodes; changed in place.
-        numbers: what the exporter stored, by the names of the graph's constants.
-    """
+def applies(spec: "GraphSpec", settings: "ExportSection") -> bool:  # noqa: ARG001 - numbers tell
+    """See `GraphPass.applies`."""
+    return any(tensor.dtype == "bfloat16" for tensor in (*spec.inputs, *spec.outputs))
+
+
+def run(model: ir.Model) -> None:
+    """See `GraphPass.run`; nodes that compute with a number that bfloat16 does not hold do so in float32."""
+    graph = model.graph
     found: dict[ir.Node, None] = {}
-    for name, number in numbers.items():
-        stored = graph.initializers.get(name)
-        if stored is None or stored.const_value is None or stored.dtype != ir.DataType.BFLOAT16:
+    for name, stored in list(graph.initializers.items()):
+        number, values = number_of(stored), stored.const_value
+        if number is None or values is None or stored.dtype != ir.DataType.BFLOAT16:
             continue
-        array = np.full(stored.const_value.shape.numpy(), number, np.float32)
-        if np.array_equal(stored.const_value.numpy().astype(np.float32), array):
+        array = np.full(values.shape.numpy(), number, np.float32)
+        if np.array_equal(values.numpy().astype(np.float32), array):
             continue
         uses = [(u.node, u.idx) for u in stored.uses() if u.node.op_type in ARITHMETIC]
         if not uses:

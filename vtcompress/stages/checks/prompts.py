@@ -154,7 +154,7 @@ def _readable(processor: Any, folder: Path, facts: ModelFacts) -> Readable:
             images = ImageProcessor(picture_steps(processor, facts, str(_image_file(folder))))
         with _collected(problems, saved, folder):
             prompter = Prompter.from_folder(
-                saved, processor.image_token, facts.visual_tokens, facts.eos_token_ids
+                saved, processor.image_token, facts.image_tokens, facts.eos_token_ids
             )
     if images is not None and images.size != (facts.image_size, facts.image_size):
         problems.append(
@@ -239,10 +239,8 @@ def _sample_problems(
             ids, new_tokens = ids + answer, max(1, new_tokens - len(answer))
         layout_of(
             ids,
-            image_token_id=facts.image_token_id,
-            visual_tokens=facts.visual_tokens,
-            images=images,
-            vocab=facts.decoder.vocab,
+            facts,
+            (facts.image_tokens,) * images,
             spell=prompter.tokenizer.id_to_token,
         )
     except DataError as error:

@@ -1,0 +1,36 @@
+"""The choice of a backend and a precision: of those there are when the command runs."""
+
+import click
+
+from export.backends.registry import BACKENDS, having, precisions
+
+
+class OneOfBackends(click.Choice[str]):
+    """A backend's name; one that is registered later may be chosen too."""
+
+    case_sensitive = True
+
+    def __init__(self) -> None:
+        """See `choices`, which stand in no list."""
+
+    @property
+    def choices(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The names."""
+        return tuple(BACKENDS)
+
+
+class OneOfPrecisions(OneOfBackends):
+    """A precision of any backend."""
+
+    @property
+    def choices(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The names."""
+        return precisions()
+
+
+precision_option = click.option(
+    "--precision",
+    type=OneOfPrecisions(),
+    default=precisions()[0],
+    help="; ".join(f"{name}: {having(name)} only" for name in precisions()[1:]) + ".",
+)
