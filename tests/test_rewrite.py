@@ -1,6 +1,7 @@
 """The rewritten model beside the original, before anything is cut: what is misread stops the export."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -344,6 +345,17 @@ def test_validate_with_the_original_reads_the_artifacts_own_files(
     monkeypatch.setattr(rewrite, "MAX_RELATIVE", 0.0)
     missed = vtcompress.validate(tiny_artifact, model=str(tiny_model))
     assert any(line.startswith("logits of the plain decoder") for line in missed.failures)
+
+
+def test_validate_with_the_original_runs_the_artifacts_own_steps(
+    tiny_artifact, tiny_model, tmp_path
+):
+    changed = Path(shutil.copytree(tiny_artifact, tmp_path / "changed"))
+    manifest = json.loads((changed / "manifest.json").read_text())
+    manifest["picture_steps"][0]["resample"] = "nearest"
+    (changed / "manifest.json").write_text(json.dumps(manifest))
+    again = vtcompress.validate(changed, model=str(tiny_model))
+    assert again.rewrite.failures[0].startswith("pixels differ by ")
 
 
 def test_the_built_in_picture_is_not_square_and_no_colour_is_constant():

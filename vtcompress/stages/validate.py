@@ -229,7 +229,8 @@ def _measure_again(
     digest = digest_of_plan(plan, changed, what=what, remedy=remedy)
     model = load_model(changed, progress, digest)
     with rewrite_prompt(samples) as prompt:
-        rewritten = prompt.compare(prompt.read(model), plain(model), artifact.folder)
+        steps = artifact.manifest.picture_steps
+        rewritten = prompt.compare(prompt.read(model), plain(model), artifact.folder, steps)
     small = compress_for_export(model, plan, recipe, load_plan_gates(plan, recipe, model))
     original = None
     if samples:

@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from compressor.families.picture_steps import Steps
 from compressor.samples.questions import Sample
 from export.checks import rewrite
 from export.checks.rewrite import Reading
@@ -44,17 +45,27 @@ class RewritePrompt:
         return read_original(model, self.sample)
 
     def compare(
-        self, reading: Reading, plain: "CompressedModel", folder: Path | None = None
+        self,
+        reading: Reading,
+        plain: "CompressedModel",
+        folder: Path | None = None,
+        steps: Steps | None = None,
     ) -> RewriteReport:
-        """Compare a rewrite with nothing frozen; the runtime reads an artifact's files if `folder` is one."""
+        """Compare a rewrite with nothing frozen.
+
+        Args:
+            reading: what the original made of the prompt.
+            plain: the rewrite.
+            folder: of an artifact whose files the runtime reads; None: what an export would write.
+            steps: of that artifact, as its manifest holds them.
+        """
         from compressor.families.registry import picture_steps
         from export.backends.torch_model import TorchSession
 
-        if folder is None:
-            folder = self.folder
-            plain.processor.save_pretrained(folder)
         token, facts = plain.processor.image_token, plain.plan.model
-        steps = picture_steps(plain.processor, facts)
+        if folder is None:
+            folder, steps = self.folder, picture_steps(plain.processor, facts)
+            plain.processor.save_pretrained(folder)
         runtime = Runtime.on_session(TorchSession(plain), folder, facts, token, steps)
         return rewrite.compare(reading, runtime, self.sample, self.source)
 
