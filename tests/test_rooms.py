@@ -25,6 +25,7 @@ LEFT = Path(__file__).parent / "names_left.txt"
 # Rooms whose modules may load torch and the like; every other module runs where they are not installed.
 HEAVY_ROOMS = (
     "compressor.calibration", "compressor.compressed", "compressor.decoder", "compressor.families",
+    "compressor.gate_training",
     "compressor.methods", "compressor.samples.prompts", "export.backends", "export.checks",
     "export.writer", "vtcompress.stages.gates",
 )  # fmt: skip
