@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from PIL import Image
 
 from compressor.errors import VtcompressError
-from compressor.families.image_processors import steps_of
+from compressor.families.image_processors import saved_steps
 from compressor.plan.plan import Plan
 from compressor.profile import Profile
 from compressor.recipe import dump_recipe, load_recipe
@@ -212,7 +212,7 @@ def pictures() -> list[bytes]:
 def image_processor() -> ImageProcessor:
     config = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 16},
               "crop_size": {"height": 16, "width": 16}}  # fmt: skip
-    return ImageProcessor(steps_of(config, "test"))
+    return ImageProcessor(saved_steps(config, "test"))
 
 
 def test_damaged_images(watch, case, counted):

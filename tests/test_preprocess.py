@@ -17,14 +17,14 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from compressor.errors import ArtifactError, DataError, ModelError, VtcompressError
-from compressor.families.image_processors import steps_in, steps_of
+from compressor.families.image_processors import saved_steps, steps_in
 from compressor.families.picture_steps import (
     Crop,
     Normalise,
     PadToSquare,
+    Rescale,
     Resize,
     ResizeShorter,
-    Scale,
     Steps,
     output_size,
 )
@@ -86,7 +86,7 @@ def ours(reference: Any, folder: Path) -> ImageProcessor:
 
 
 def of_config(config: dict[str, Any], where: str = "x") -> ImageProcessor:
-    return ImageProcessor(steps_of(config, where))
+    return ImageProcessor(saved_steps(config, where))
 
 
 def theirs(reference: Any, image: Image.Image) -> np.ndarray:
@@ -486,7 +486,7 @@ CROP = Crop(size=(24, 32))
     [
         ((SHORTER, CROP), (24, 32)),
         ((SQUARE, SHORTER), (40, 40)),
-        ((SQUARE, SHORTER, CROP, Scale(factor=0.5)), (24, 32)),
+        ((SQUARE, SHORTER, CROP, Rescale(factor=0.5)), (24, 32)),
         ((Resize(size=(24, 32), resample="box"), SQUARE), (32, 32)),
         ((Resize(size=(30, 30), resample="box"), SHORTER), (40, 40)),
     ],
@@ -504,7 +504,7 @@ def test_the_size_that_steps_give_is_that_of_their_pixels(steps: Steps, size: tu
         ((SQUARE,), "different sizes"),
         ((SHORTER,), "different sizes"),
         ((SHORTER, SQUARE, CROP), "different sizes"),  # a line of 20,000 pixels would fill memory
-        ((Scale(factor=0.5), CROP), "crop: stands behind the steps on values"),
+        ((Rescale(factor=0.5), CROP), "crop: stands behind the steps on values"),
     ],
 )
 def test_steps_that_cannot_be_run_are_refused(steps: Steps, words: str):
@@ -520,7 +520,7 @@ def test_steps_that_cannot_be_run_are_refused(steps: Steps, words: str):
         {"step": "crop", "size": [8, 5000]},
         {"step": "resize", "size": [8, 8], "resample": "sharpest"},
         {"step": "pad_to_square", "colour": [0, 0, 256]},
-        {"step": "scale", "factor": float("inf")},
+        {"step": "rescale", "factor": float("inf")},
         {"step": "normalise", "mean": [0, 0, 0], "std": [1, 0, 1]},
         {"step": "normalise", "mean": [0, 0, 0], "std": [1, 1, 1], "eps": 1},
     ],
@@ -531,7 +531,7 @@ def test_what_is_no_step_is_refused(step: dict[str, Any]):
 
 
 def test_values_go_through_each_step_in_its_own_precision():
-    steps = (CROP, Normalise(mean=(1, 2, 3), std=(4, 5, 6)), Scale(factor=1 / 3))
+    steps = (CROP, Normalise(mean=(1, 2, 3), std=(4, 5, 6)), Rescale(factor=1 / 3))
     image = picture(32, 24)
     levels = np.asarray(image).transpose(2, 0, 1).astype(np.float32)
     column = (slice(None), None, None)

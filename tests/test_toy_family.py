@@ -21,9 +21,9 @@ import vtcompress
 from compressor.errors import ModelError
 from compressor.facts import ModelFacts
 from compressor.families import Family, VisionEncoder, known
-from compressor.families.checkpoint import Header, check_complete, opened
+from compressor.families.checkpoint import Header, check_complete, opened_weights
 from compressor.families.llama_text import decoder_dims, text_problems
-from compressor.families.picture_steps import Normalise, Resize, Scale, Steps
+from compressor.families.picture_steps import Normalise, Rescale, Resize, Steps
 from tests.models import PATCH, SIDE, VOCAB, WORDS, Variant, _processor, _text, _vision
 
 LAYERS = [-1, -2]
@@ -77,7 +77,7 @@ class ToyFamily(Family):
     def original(self, folder: Path, config: Any, dtype: Any) -> Any:
         from transformers import VipLlavaForConditionalGeneration
 
-        with opened(folder) as stored:
+        with opened_weights(folder) as stored:
             loaded: Any = VipLlavaForConditionalGeneration.from_pretrained(
                 None, config=config, state_dict=stored, dtype=dtype, output_loading_info=True
             )
@@ -110,7 +110,7 @@ class ToyFamily(Family):
         height, width = saved["size"]["height"], saved["size"]["width"]
         return (
             Resize(size=(height, width), resample="bilinear"),
-            Scale(factor=saved["rescale_factor"]),
+            Rescale(factor=saved["rescale_factor"]),
             Normalise(mean=saved["image_mean"], std=saved["image_std"]),
         )
 
@@ -218,7 +218,7 @@ def test_it_goes_from_its_model_folder_to_an_artifact_that_answers(
     half = (0.5, 0.5, 0.5)
     assert manifest.picture_steps == (
         Resize(size=(SIDE, SIDE), resample="bilinear"),
-        Scale(factor=1 / 255),
+        Rescale(factor=1 / 255),
         Normalise(mean=half, std=half),
     )
     assert manifest.model.visual_tokens == (SIDE // PATCH) ** 2

@@ -140,7 +140,7 @@ class Family(ABC):
 
         Args:
             saved: what its file holds, at the image size of the model's facts; see
-                `compressor.families.image_processors.steps_of`.
+                `compressor.families.image_processors.saved_steps`.
             where: the file, for errors.
 
         Raises:

@@ -5,7 +5,7 @@ The steps and their order are those of transformers' own Pillow image processors
 colours to RGB, pad to a square (LLaVA), resize, centre crop, rescale, normalise. The results are
 equal bit for bit, except for 16-bit grey and for images whose resized form is over `MAX_PIXELS`.
 
-Families call `steps_of` at export. Artifacts that were made before their manifest held steps are read by
+Families call `saved_steps` at export. Artifacts that were made before their manifest held steps are read by
 `steps_in` when they are loaded.
 """
 
@@ -24,9 +24,9 @@ from compressor.families.picture_steps import (
     Filter,
     Normalise,
     PadToSquare,
+    Rescale,
     Resize,
     ResizeShorter,
-    Scale,
     Step,
     Steps,
 )
@@ -84,10 +84,10 @@ def steps_in(folder: Path) -> Steps:
     if nested.is_file():
         section = read_json_object(nested).get("image_processor")
         if isinstance(section, dict):
-            return steps_of(section, f"{nested}: image_processor")
+            return saved_steps(section, f"{nested}: image_processor")
     older = folder / "preprocessor_config.json"
     if older.is_file():
-        return steps_of(read_json_object(older), str(older))
+        return saved_steps(read_json_object(older), str(older))
     problem = (
         f"{folder}: no image processor found: neither processor_config.json with a section "
         "image_processor nor preprocessor_config.json; save the processor with the model "
@@ -96,7 +96,7 @@ def steps_in(folder: Path) -> Steps:
     raise ModelError([problem])
 
 
-def steps_of(config: Mapping[str, Any], where: str) -> Steps:
+def saved_steps(config: Mapping[str, Any], where: str) -> Steps:
     """Return the steps that a saved configuration describes.
 
     Keys that transformers ignores too are ignored. `do_convert_rgb` makes no difference here: a
@@ -146,7 +146,7 @@ class _Options:
             PadToSquare(colour=_levels(mean)) if to_square and mean else None,
             _resized(resize, resample),
             Crop(size=crop) if crop else None,
-            Scale(factor=scale) if scale else None,
+            Rescale(factor=scale) if scale else None,
             Normalise(mean=mean, std=std) if mean and std else None,
         )
         return tuple(step for step in changes if step is not None)

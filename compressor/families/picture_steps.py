@@ -71,10 +71,10 @@ class Crop(Facts):
     size: tuple[Side, Side]
 
 
-class Scale(Facts):
+class Rescale(Facts):
     """Multiplies values in float64; the product is rounded to float32."""
 
-    step: Literal["scale"] = "scale"
+    step: Literal["rescale"] = "rescale"
     factor: Number
 
 
@@ -93,7 +93,7 @@ class Normalise(Facts):
 
 
 Step: TypeAlias = Annotated[
-    PadToSquare | Resize | ResizeShorter | Crop | Scale | Normalise, Field(discriminator="step")
+    PadToSquare | Resize | ResizeShorter | Crop | Rescale | Normalise, Field(discriminator="step")
 ]
 Steps: TypeAlias = tuple[Step, ...]
 
@@ -108,7 +108,7 @@ def output_size(steps: Sequence[Step]) -> tuple[int, int]:
     size: tuple[int, int] | None = None
     square = values = False
     for step, following in zip(steps, (*steps[1:], None), strict=False):
-        if values and not isinstance(step, Scale | Normalise):
+        if values and not isinstance(step, Rescale | Normalise):
             raise ModelError([f"picture steps: {step.step}: stands behind the steps on values"])
         match step:
             case PadToSquare():
@@ -120,7 +120,7 @@ def output_size(steps: Sequence[Step]) -> tuple[int, int]:
                     break
             case Resize() | Crop():
                 size, square = step.size, step.size[0] == step.size[1]
-            case Scale() | Normalise():
+            case Rescale() | Normalise():
                 values = True
             case _:
                 assert_never(step)

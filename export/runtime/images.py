@@ -22,9 +22,9 @@ from compressor.families.picture_steps import (
     Crop,
     Normalise,
     PadToSquare,
+    Rescale,
     Resize,
     ResizeShorter,
-    Scale,
     Step,
     Steps,
     output_size,
@@ -97,7 +97,7 @@ def _pictured(image: Image.Image, steps: Sequence[Step]) -> Image.Image:
                 # Floor division also where the crop is larger, as in transformers: the odd row goes first.
                 left, top = (image.width - width) // 2, (image.height - height) // 2
                 image = image.crop((left, top, left + width, top + height))
-            case Scale() | Normalise():
+            case Rescale() | Normalise():
                 pass
             case _:
                 assert_never(step)
@@ -109,7 +109,7 @@ def _values(steps: Sequence[Step]) -> NDArray[np.float32]:
     values = np.tile(np.arange(256, dtype=np.float32), (3, 1))
     for step in steps:
         match step:
-            case Scale():
+            case Rescale():
                 values = (values.astype(np.float64) * step.factor).astype(np.float32)
             case Normalise():
                 mean, std = (np.array(v, dtype=np.float32)[:, None] for v in (step.mean, step.std))

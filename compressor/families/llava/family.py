@@ -17,7 +17,7 @@ from compressor.families.base import Family, VisionEncoder
 from compressor.families.checkpoint import Header, check_complete, check_finite, opened_weights
 from compressor.families.configuration import CONVERTED
 from compressor.families.guard import reading
-from compressor.families.image_processors import steps_of
+from compressor.families.image_processors import saved_steps
 from compressor.families.llama_text import decoder_dims, text_problems
 from compressor.families.llava.config import (
     feature_layers,
@@ -189,7 +189,7 @@ class LlavaFamily(Family):
 
     def picture_steps(self, saved: Mapping[str, Any], where: str) -> Steps:
         """See `Family.picture_steps`."""
-        return steps_of(saved, where)
+        return saved_steps(saved, where)
 
     def resize_processor(self, processor: Any, image_size: int) -> None:
         """See `Family.resize_processor`."""
