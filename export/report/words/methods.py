@@ -118,7 +118,7 @@ def whys(plan: Plan, methods: Sequence[Method], samples: int | None) -> dict[str
 def method_words(method: Method) -> str:
     """Return a method with what was asked of it, and the package that brought it if it is not this one.
 
-    For instance `shortv (frozen: 0.5)`. Files go by their names: folders are those of another machine.
+    For instance `method (key: 0.5)`. Files go by their names: folders are those of another machine.
     """
     given = ", ".join(f"{key}: {_value(value)}" for key, value in method.asked().items())
     package = f", of the package {method.package}" if method.package else ""
