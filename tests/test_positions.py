@@ -6,10 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from compressor.methods.exit_scores import text_tails
 
 from compressor.decoder import Decoder, decoder_from
-from compressor.decoder.full_pass import full_pass
+from compressor.decoder.full_pass import full_pass, text_tails
 from compressor.plan.edits import leave
 from compressor.samples.layout import layout_of
 from export.session.feeds import prompt_rows
@@ -94,7 +93,7 @@ def test_tails_behind_an_exit_are_rotated_by_the_positions_of_the_whole_prompt()
     original = decoder_from(plan, tensors, logits="all")
     full = full_pass(original, *call, positions)
     for layer in range(LAYERS):
-        early = decoder_from(leave(plan, layer, "vtw"), tensors, logits="all")
+        early = decoder_from(leave(plan, layer, "visual_exit"), tensors, logits="all")
         with torch.inference_mode():
             wanted, _ = early(*call, early.empty_past(1), positions)
         found = original.next_token_logits(text_tails(full, (layer,)))
