@@ -16,7 +16,7 @@ from compressor.plan.plan import Plan
 from compressor.samples.questions import Sample
 from export.backends.torch_model import TorchSession
 from export.checks.bench import bench
-from export.checks.loss import measure
+from export.checks.loss import measure_answers
 from export.graphs.spec import decoder_graph, embed_graph, vision_graph
 from export.results.answers import exact
 from export.results.bench import BenchReport, Timing
@@ -65,7 +65,7 @@ def runtime_of(model: LoadedModel, plan: Plan, folder: Path) -> Runtime:
 
 def exact_match(runtime: Runtime, samples: Sequence[Sample]) -> tuple[float, dict[str, float]]:
     """Return the share of right answers, overall and for each kind."""
-    answers = measure(runtime, samples, MAX_NEW_TOKENS).answers
+    answers = measure_answers(runtime, samples, MAX_NEW_TOKENS).answers
     right = [exact(a.text, s.answer or "") for a, s in zip(answers, samples, strict=True)]
     kinds = {
         kind: sum(r for r, s in zip(right, samples, strict=True) if s.kind == kind)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from compressor.decoder import Decoder, decoder_from
-from compressor.decoder.one_prompt import States, greedy, layer_states
+from compressor.decoder.one_prompt import States, greedy_tokens, layer_states
 from compressor.decoder.weights import LoadedGates, original_tensors
 from compressor.disk.files import write_text
 from compressor.errors import ArtifactError, DataError, ModelError
@@ -113,7 +113,7 @@ class CompressedModel:
         asked = self._encoded(prompt, images)
         check_positions(asked.input_ids.shape[1], max_new_tokens, self.facts.decoder.max_positions)
         settings = settings_of(self.generation, GENERATION_FILE) if generation_config else PLAIN
-        tokens = greedy(
+        tokens = greedy_tokens(
             self.decoder,
             self.embedding,
             embed(self, asked),
@@ -190,7 +190,7 @@ def compress(
         )
     return CompressedModel(
         plan=plan,
-        decoder=decoder_from(plan, tensors_of(model, plan, gates), logits=logits),
+        decoder=decoder_from(plan, decoder_tensors(model, plan, gates), logits=logits),
         embedding=model.embedding,
         vision=model.vision,
         processor=model.processor,
@@ -209,7 +209,9 @@ def plain_of(small: CompressedModel) -> CompressedModel:
     return replace(small, plan=small.plan.naive(), decoder=naive_decoder(small))
 
 
-def tensors_of(model: LoadedModel, plan: Plan, gates: LoadedGates | None) -> Mapping[str, Tensor]:
+def decoder_tensors(
+    model: LoadedModel, plan: Plan, gates: LoadedGates | None
+) -> Mapping[str, Tensor]:
     """Return the tensors that a plan's decoder is filled from: the original's, and the gates' if it has any.
 
     Raises:
@@ -226,7 +228,7 @@ def save_compressed(
     from huggingface_hub import save_torch_state_dict
 
     dtype = getattr(torch, model.facts.dtype)
-    tensors = {LANGUAGE_PREFIX + k: v for k, v in tensors_of(model, plan, gates).items()}
+    tensors = {LANGUAGE_PREFIX + k: v for k, v in decoder_tensors(model, plan, gates).items()}
     tensors |= {VISION_PREFIX + k: v for k, v in model.vision.state_dict().items()}
     if plan.model.decoder.tied_embeddings:
         del tensors[LANGUAGE_PREFIX + "lm_head.weight"]
@@ -242,7 +244,7 @@ def save_compressed(
     plan.save(folder / PLAN_FILE)
 
 
-def read_processor(folder: Path, plan: Plan) -> Any:
+def read_compressed_processor(folder: Path, plan: Plan) -> Any:
     """Return the processor of a folder that `save_compressed` wrote.
 
     Raises:
@@ -293,7 +295,7 @@ def load_compressed(
         decoder=decoder_from(plan, language, logits=logits),
         embedding=embedding,
         vision=vision,
-        processor=read_processor(folder, plan),
+        processor=read_compressed_processor(folder, plan),
         config=config,
         generation=model_keys(folder),
     )

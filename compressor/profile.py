@@ -146,7 +146,7 @@ class Profile(_Values):
             return self.values[measure]
         return _mean([sample.values[measure] for sample in self.samples])
 
-    def found(self, measure: str) -> Measured:
+    def measurement(self, measure: str) -> Measured:
         """Return what was found by one of the profile's measures."""
         each = MEASURES[measure].kept == "samples"
         return Measured(
@@ -159,7 +159,7 @@ class Profile(_Values):
 
     def measured(self) -> dict[str, Measured]:
         """Return what was found by all of the profile's measures; it has a sample."""
-        return {measure: self.found(measure) for measure in self.measures}
+        return {measure: self.measurement(measure) for measure in self.measures}
 
     def typical_text_rows(self) -> int:
         """Return the median T of the samples; what predicted costs refer to."""

@@ -112,10 +112,10 @@ def tiny_artifact(
 @pytest.fixture
 def vt(capsys: pytest.CaptureFixture[str]) -> Run:
     """Return a function that runs the command line and gives exit code, stdout and stderr."""
-    from vtcompress.cli.main import run
+    from vtcompress.cli.main import run_command
 
     def call(*arguments: object) -> tuple[int, str, str]:
-        code = run([str(a) for a in arguments])
+        code = run_command([str(a) for a in arguments])
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 

@@ -25,10 +25,10 @@ def child(arguments: list[str], log: Path, modules: Path) -> None:
             os.dup2(out.fileno(), 1)
             os.dup2(out.fileno(), 2)
         import compressor.calibration.run
-        from vtcompress.cli.main import run
+        from vtcompress.cli.main import run_command
 
         compressor.calibration.run.SAVE_EVERY_SECONDS = 0.0  # after every sample
-        code = run(arguments)
+        code = run_command(arguments)
         modules.write_text("\n".join(sys.modules))
     except BaseException:  # noqa: BLE001 - a child must never return into the parent's loop
         traceback.print_exc()

@@ -4,7 +4,7 @@ import numpy as np
 
 from compressor.families import load
 from compressor.samples.questions import Sample, read_samples
-from export.checks.loss import LossLimits, compare, measure
+from export.checks.loss import LossLimits, compare, measure_answers
 from export.checks.original import measure_original
 from export.checks.stored import COMPRESSED_FILE, SAMPLES_FILE, store_original, write_answers
 from export.report.questions import stored_questions
@@ -31,6 +31,6 @@ def test_any_of_several_right_answers_is_right_and_all_are_stored(tmp_path):
 def test_a_question_without_a_picture_is_answered_by_both_sides_alike(tiny_model, tiny_artifact):
     samples = [Sample((), "what is it"), Sample((), "is this red")]
     original = measure_original(load(str(tiny_model)), samples, 4)
-    found = measure(Runtime.load(tiny_artifact), samples, 4)
+    found = measure_answers(Runtime.load(tiny_artifact), samples, 4)
     assert np.abs(original.logits - found.logits).max() < 1e-4
     assert [a.token_ids for a in original.answers] == [a.token_ids for a in found.answers]

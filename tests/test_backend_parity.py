@@ -20,7 +20,7 @@ from export.runtime.runtime import Runtime
 from export.session.feeds import CallRows
 from tests import facts
 from vtcompress import validate_backend
-from vtcompress.cli.main import EXIT_MISSED, EXIT_USAGE, run
+from vtcompress.cli.main import EXIT_MISSED, EXIT_USAGE, run_command
 from vtcompress.stages import validate_backend as backend_check
 
 
@@ -51,8 +51,8 @@ def test_openvino_is_compared_with_onnx_runtime_and_with_the_originals_answers_w
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     asked = ["--json", "validate", str(artifact), "--backend", "openvino", "--threads", "1"]
     code = (
-        "import sys; from vtcompress.cli.main import run\n"
-        f"code = run({asked!r})\n"
+        "import sys; from vtcompress.cli.main import run_command\n"
+        f"code = run_command({asked!r})\n"
         "sys.exit(code or 'torch' in sys.modules or 'transformers' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -107,7 +107,7 @@ def test_a_backend_that_is_wrong_misses_the_recipes_limits_and_ends_with_three(
         return Off(OnnxSession(artifact.folder, artifact.manifest.graphs, threads=1), 1e-2)
 
     monkeypatch.setattr(backend_check, "open_session", wrong)
-    assert run(["validate", str(artifact), "--backend", "openvino"]) == EXIT_MISSED
+    assert run_command(["validate", str(artifact), "--backend", "openvino"]) == EXIT_MISSED
     shown = capsys.readouterr()
     assert (
         "Backend parity (openvino, f32 against ONNX Runtime on the CPU, 116 outputs)" in shown.out
@@ -137,7 +137,7 @@ def test_the_reference_is_no_backend_to_compare_and_the_original_is_not_needed(
     with pytest.raises(BackendError, match=r"is what other backends are compared with.*openvino"):
         validate_backend(tiny_artifact, "onnxruntime")
     asked = ["validate", str(tiny_artifact), "--backend", "openvino", "--model", "x"]
-    assert run(asked) == EXIT_USAGE
+    assert run_command(asked) == EXIT_USAGE
     assert "leave out --model, --gates" in capsys.readouterr().err
 
 

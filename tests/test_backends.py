@@ -20,7 +20,7 @@ from export.runtime.runtime import Runtime
 from export.session.feeds import CallRows
 from tests.models import WORDS, make_picture
 from tests.runtimes import exported
-from vtcompress.cli.main import run
+from vtcompress.cli.main import run_command
 
 TOLERANCE = 1e-4
 
@@ -74,7 +74,7 @@ def test_a_backend_that_is_not_installed_names_its_extra(
 def test_every_backend_can_be_chosen_on_the_command_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert run(["generate", "--help"]) == 0
+    assert run_command(["generate", "--help"]) == 0
     shown = "".join(capsys.readouterr().out.split())
     assert "|".join(BACKENDS) in shown
 

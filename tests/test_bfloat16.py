@@ -26,7 +26,7 @@ from export.writer.weights import SharedWeights
 from export.writer.write import export_decoder, save_graph
 from tests import cuts
 from tests.models import make_picture
-from vtcompress.cli.main import run
+from vtcompress.cli.main import run_command
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def test_onnx_runtime_refuses_the_artifact_and_names_the_remedies(
 
 
 def test_bench_says_that_it_cannot_run(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["bench", str(artifact)]) == 1
+    assert run_command(["bench", str(artifact)]) == 1
     assert "cannot run bfloat16 graphs" in capsys.readouterr().err
 
 
@@ -166,5 +166,5 @@ def test_openvino_is_compared_with_the_shadows(artifact: Path, tmp_path: Path) -
 
 
 def test_the_command_line_takes_bfloat16(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["export", "--help"]) == 0
+    assert run_command(["export", "--help"]) == 0
     assert "bfloat16" in capsys.readouterr().out

@@ -21,7 +21,7 @@ from export.graphs.limits import Limits
 from export.graphs.profiles import profiles_of
 from export.graphs.spec import decoder_graph, vision_graph
 from tests.decoders import plan_of
-from vtcompress.cli.main import run
+from vtcompress.cli.main import run_command
 from vtcompress.stages import build as engine_building
 from vtcompress.stages import export as exporting
 
@@ -94,8 +94,8 @@ PROGRAM = """
 import sys
 for name in ("torch", "transformers", "onnx", "onnxruntime", "optimum"):
     sys.modules[name] = None
-from vtcompress.cli.main import run
-sys.exit(run(sys.argv[1:]))
+from vtcompress.cli.main import run_command
+sys.exit(run_command(sys.argv[1:]))
 """
 
 
@@ -120,7 +120,7 @@ def test_build_needs_the_artifact_alone_neither_torch_nor_onnx(artifact: Path) -
 def test_a_dry_run_prints_sizes_and_the_vendors_commands_and_builds_nothing(
     artifact: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["build", str(artifact), "--target", "tensorrt-rtx", "--dry-run"]) == 0
+    assert run_command(["build", str(artifact), "--target", "tensorrt-rtx", "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "nothing was built" in said
     assert said.count("tensorrt_rtx --onnx=") == 3
@@ -140,7 +140,7 @@ def test_a_build_shows_the_vendors_commands_to_whoever_asks_for_more(
 ) -> None:
     (built,) = engine_sets(exported)
     monkeypatch.setattr(engine_building, "build", lambda *_, **__: built)
-    assert run([*flags, "build", str(artifact), "--target", "tensorrt-rtx"]) == 0
+    assert run_command([*flags, "build", str(artifact), "--target", "tensorrt-rtx"]) == 0
     said = capsys.readouterr().out
     assert said.count("tensorrt_rtx --onnx=") == lines
     assert said.splitlines()[-1] == f"written: {built.folder}"
@@ -151,19 +151,19 @@ def test_a_dry_run_for_another_machine_needs_neither_the_package_nor_a_gpu(
     artifact: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    assert run(["build", str(artifact), "--target", "tensorrt", "--dry-run"]) == 0
+    assert run_command(["build", str(artifact), "--target", "tensorrt", "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert said.count("trtexec --onnx=") == 3
     assert "--saveEngine=tensorrt-GPU-decoder.engine" in said
     assert "computeCapabilities" not in said
-    assert run(["build", str(artifact), "--target", "tensorrt"]) == 1
+    assert run_command(["build", str(artifact), "--target", "tensorrt"]) == 1
     assert "'.[tensorrt]'" in capsys.readouterr().err
     chosen = ["--compute-capability", "SM86", "--dry-run"]
-    assert run(["build", str(artifact), "--target", "tensorrt", *chosen]) == 1
+    assert run_command(["build", str(artifact), "--target", "tensorrt", *chosen]) == 1
 
 
 def refuse(artifact: Path, capsys: pytest.CaptureFixture[str], *more: str) -> str:
-    assert run(["build", str(artifact), "--target", "tensorrt-rtx", *more]) == 1
+    assert run_command(["build", str(artifact), "--target", "tensorrt-rtx", *more]) == 1
     assert not list((artifact / "engines").glob(".*"))
     return capsys.readouterr().err
 
@@ -316,11 +316,11 @@ def test_engines_of_fixed_caches_have_buffers_of_the_context_that_is_asked_for(
     assert "max_context: 65 is more than 64, for which the artifact's KV cache" in refused
     assert "give 64 or less, or export it with a larger" in refused
     arguments = ["build", str(artifact), "--target", "tensorrt-rtx", "--max-context", "60"]
-    assert run([*arguments, "--dry-run"]) == 0
+    assert run_command([*arguments, "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert said.count("tensorrt_rtx --onnx=") == 2
     assert "decoder: none, because it names the room" in said
-    assert run(["--json", *arguments, "--dry-run"]) == 0
+    assert run_command(["--json", *arguments, "--dry-run"]) == 0
     told = json.loads(capsys.readouterr().out)["plan"]
     assert list(told["without_command"]) == ["decoder"]
     assert "decoder" not in told["commands"]

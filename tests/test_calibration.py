@@ -161,29 +161,29 @@ def test_the_command_says_what_a_profile_holds_before_the_model_is_loaded(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from vtcompress.cli.main import run
+    from vtcompress.cli.main import run_command
 
     path, other = tmp_path / "new" / "p.json", tmp_path / "other.jsonl"
     (tmp_path / "0.png").write_bytes((questions.parent / "0.png").read_bytes())
     other.write_text('{"image": "0.png", "question": "what else"}\n')
     common = ["calibrate", "--recipe", "shortv", "--model", str(tiny_model), "--output", str(path)]
-    assert run([*common, "--data", str(questions), "--samples", "2"]) == 0
+    assert run_command([*common, "--data", str(questions), "--samples", "2"]) == 0
     before = path.read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr("compressor.families.load", lambda *_, **__: pytest.fail("loaded"))
         capsys.readouterr()
-        assert run([*common, "--data", str(other)]) == 1
+        assert run_command([*common, "--data", str(other)]) == 1
         assert capsys.readouterr().err == (
             f"error: {path}: measured on other data than the 1 samples of other.jsonl (seed counts too): it "
             f"holds 2 of 2 samples of {questions.name}, on {tiny_model.name}; add --overwrite to start anew, "
             "or choose another --output\n"
         )
-        assert run([*common, "--data", str(questions), "--samples", "1"]) == 1
+        assert run_command([*common, "--data", str(questions), "--samples", "1"]) == 1
         assert "it holds 2 of 2 samples" in capsys.readouterr().err
     assert path.read_bytes() == before
-    assert run([*common, "--data", str(questions), "--samples", "4"]) == 0
+    assert run_command([*common, "--data", str(questions), "--samples", "4"]) == 0
     assert Profile.load(path).total == 4
-    assert run([*common, "--data", str(other), "--overwrite"]) == 0
+    assert run_command([*common, "--data", str(other), "--overwrite"]) == 0
     assert (Profile.load(path).data, len(Profile.load(path).samples)) == ("other.jsonl", 1)
 
 

@@ -25,7 +25,7 @@ from export.checks.original import read_original
 from export.results.backend_parity import BackendParity
 from tests import facts
 from tests.artifacts import write_result
-from vtcompress.cli.main import EXIT_USAGE, run
+from vtcompress.cli.main import EXIT_USAGE, run_command
 
 
 def test_a_result_in_its_place_counts_though_the_old_one_cannot_be_removed(
@@ -136,7 +136,7 @@ def test_a_backend_runs_no_code_of_the_original(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = ["validate", str(tmp_path), "--backend", "openvino", "--trust-remote-code"]
-    assert run(asked) == EXIT_USAGE
+    assert run_command(asked) == EXIT_USAGE
     assert "--trust-remote-code" in capsys.readouterr().err
 
 
@@ -161,7 +161,7 @@ def test_embedding_and_head_are_compared_once_for_unchanged_files(
 def test_reading_a_compressed_folders_processor_warns_of_nothing(
     tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from compressor.compressed import read_processor
+    from compressor.compressed import read_compressed_processor
 
     folder = Path(shutil.copytree(tiny_model, tmp_path / "small"))
     (folder / "config.json").rename(folder / "original_config.json")
@@ -170,5 +170,5 @@ def test_reading_a_compressed_folders_processor_warns_of_nothing(
     from transformers.utils import logging
 
     logging.set_verbosity_warning()
-    read_processor(folder, plan)
+    read_compressed_processor(folder, plan)
     assert "instantiate" not in capfd.readouterr().err

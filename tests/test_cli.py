@@ -13,7 +13,7 @@ import pytest
 
 from compressor.version import __version__
 from tests.conftest import Run
-from vtcompress.cli.main import run
+from vtcompress.cli.main import run_command
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def artifact(
     for limit in ("min_exact_match_kept=null", "max_kl=100"):
         arguments += ["--set", f"validate.loss.{limit}"]
     arguments += ["--set", "validate.keep_pictures=all"]
-    assert run([str(a) for a in arguments]) == 0
+    assert run_command([str(a) for a in arguments]) == 0
     return output
 
 

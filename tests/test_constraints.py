@@ -362,7 +362,7 @@ def test_an_identity_model_loses_nothing_whatever_its_configuration_asks_for(
     image = model.processor.image_token
     runtime = Runtime.on_session(TorchSession(small), folder, model.facts, image)
     original = measure_original(model, samples, 8)
-    found = loss.measure(runtime, samples, 8)
+    found = loss.measure_answers(runtime, samples, 8)
     report = loss.compare(samples, original, found, loss.LossLimits(), "questions.jsonl")
     assert report.overall.kl < 1e-9
     assert (report.overall.agreement, report.overall.common_prefix) == (1.0, 1.0)

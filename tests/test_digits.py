@@ -15,7 +15,7 @@ from compressor.plan.edits import identity_plan
 from compressor.planner import freeze
 from compressor.samples.questions import Sample, read_samples
 from export.backends.torch_model import TorchSession
-from export.checks.loss import measure
+from export.checks.loss import measure_answers
 from export.checks.original import measure_original
 from export.results.answers import Answers, exact
 from export.runtime.runtime import Runtime
@@ -68,7 +68,7 @@ def test_the_model_answers_most_held_out_questions_of_every_kind(
 def test_identity_gives_the_originals_tokens_on_100_held_out_questions_in_torch(
     model: LoadedModel, heldout: Sequence[Sample], original: Answers, tmp_path: Path
 ) -> None:
-    assert_same(measure(on_torch(model, (), tmp_path), heldout, NEW_TOKENS), original)
+    assert_same(measure_answers(on_torch(model, (), tmp_path), heldout, NEW_TOKENS), original)
 
 
 def test_identity_gives_the_originals_tokens_on_100_held_out_questions_in_onnx_runtime(
@@ -78,7 +78,7 @@ def test_identity_gives_the_originals_tokens_on_100_held_out_questions_in_onnx_r
     manifest = vtcompress.export(recipe, tmp_path / "out", bench_rounds=0)
     assert (manifest.verdict, manifest.failures) == ("not run", ())  # no validation data
     runtime = Runtime.load(tmp_path / "out", threads=1)
-    assert_same(measure(runtime, heldout, NEW_TOKENS), original)
+    assert_same(measure_answers(runtime, heldout, NEW_TOKENS), original)
 
 
 def test_the_shipped_share_is_the_largest_that_keeps_97_percent_on_the_calibration_questions(

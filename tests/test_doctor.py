@@ -25,7 +25,7 @@ from export.machine import doctor
 from export.machine.diagnosis import Diagnosis
 from export.machine.doctor import examine
 from tests.test_import_rules import HEAVY
-from vtcompress.cli.main import run
+from vtcompress.cli.main import run_command
 
 Fake = Callable[..., None]
 
@@ -322,18 +322,18 @@ def test_the_command_shows_everything_and_fails_only_for_what_is_asked_for(
     here: Diagnosis, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(doctor, "examine", lambda _: here)
-    assert run(["doctor"]) == 0
+    assert run_command(["doctor"]) == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in (*BACKENDS, "torch", "cuda-bindings", "GPU: "))
-    assert run(["--json", "doctor"]) == 0
+    assert run_command(["--json", "doctor"]) == 0
     assert Diagnosis.model_validate_json(capsys.readouterr().out) == here
-    assert run(["doctor", "--need", "onnxruntime"]) == 0
+    assert run_command(["doctor", "--need", "onnxruntime"]) == 0
     lacking = here.model_copy(
         update={"abilities": tuple(a.model_copy(update={"runs": False}) for a in here.abilities)}
     )
     monkeypatch.setattr(doctor, "examine", lambda _: lacking)
     capsys.readouterr()
-    assert run(["doctor", "--need", "openvino"]) == 1
+    assert run_command(["doctor", "--need", "openvino"]) == 1
     assert capsys.readouterr().err.startswith("error: openvino: ")
 
 

@@ -284,7 +284,7 @@ def test_a_backend_opens_engines_of_this_gpu_and_says_how_to_make_them_where_the
         __version__ = "1.7.1"
 
     loaded = []
-    monkeypatch.setattr(tensorrt, "load", lambda *_: Package)
+    monkeypatch.setattr(tensorrt, "load_package", lambda *_: Package)
     monkeypatch.setattr(tensorrt, "find_gpu", lambda _: Gpu(name="a GPU", capability="SM86"))
     monkeypatch.setattr(tensorrt, "CudaEngines", lambda _, *given: loaded.append(given))
     mine = Artifact(tmp_path, opened.manifest)

@@ -13,7 +13,7 @@ from compressor.plan.edits import identity_plan
 from compressor.plan.plan import Plan
 from export.backends.tensorrt import maker as engines
 from export.backends.tensorrt.maker import Maker, blamed_nodes, check_buildable
-from export.backends.tensorrt.targets import TARGETS, capabilities, check_capabilities, load
+from export.backends.tensorrt.targets import TARGETS, capabilities, check_capabilities, load_package
 from export.graphs.limits import Limits
 from export.graphs.profiles import profiles_of
 from export.graphs.spec import GraphSpec, decoder_graph
@@ -187,7 +187,7 @@ def test_float32_and_gates_that_compute_a_size_are_refused_with_what_to_export_i
 
 @rtx
 def test_an_unknown_compute_capability_is_refused_with_the_known_ones() -> None:
-    trt = load(RTX, "a test")
+    trt = load_package(RTX, "a test")
     assert capabilities(trt)[:3] == ("SM75", "SM80", "SM86")
     assert check_capabilities(RTX, None, trt) == ("SM86",)
     assert check_capabilities(RTX, ("SM120", "SM86"), trt) == ("SM86", "SM120")
@@ -212,7 +212,7 @@ def test_a_target_that_is_not_installed_names_its_extra(
     target = TARGETS[name]
     monkeypatch.setitem(sys.modules, target.module, None)
     with pytest.raises(MissingExtraError, match=rf"building .*'\.\[{target.extra}\]' in a clone"):
-        load(target, "building engines")
+        load_package(target, "building engines")
 
 
 @pytest.mark.parametrize("name", list(TARGETS))
@@ -239,5 +239,5 @@ def test_a_target_whose_libraries_are_missing_says_so_and_how_to_mend_it(
     monkeypatch.delitem(sys.modules, target.module, raising=False)
     first = str(failure).splitlines()[0]
     with pytest.raises(BackendError, match=f"force-reinstall {target.package}") as caught:
-        load(target, "building engines")
+        load_package(target, "building engines")
     assert f"cannot be loaded: {first}; " in str(caught.value)

@@ -166,14 +166,14 @@ def read_only(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_read_only_target_is_one_line(read_only, capsys):
-    from vtcompress.cli.main import run
+    from vtcompress.cli.main import run_command
 
     with pytest.raises(VtcompressError, match="cannot write: "), staged(read_only / "out"):
         pytest.fail("the block must not run")
     with pytest.raises(VtcompressError, match="cannot write: "):
         write_text(read_only / "plan.json", "x")
     arguments = ["calibrate", "--recipe", "shortv", "--model", "no/model", "--output"]
-    assert run([*arguments, str(read_only / "profile.json")]) == 1
+    assert run_command([*arguments, str(read_only / "profile.json")]) == 1
     said = capsys.readouterr().err
     assert said.startswith(f"error: {read_only / 'profile.json'}: cannot write: ")
     assert said.count("\n") == 1

@@ -44,7 +44,7 @@ from compressor.recipe import parse_recipe
 from compressor.samples.prompts import answer_ids, embed, encode
 from compressor.samples.questions import Sample, read_samples
 from tests.models import WORDS, make_picture, make_questions
-from vtcompress.cli.main import run
+from vtcompress.cli.main import run_command
 from vtcompress.stages.gates import training as gates_training
 
 ROOT = Path(__file__).parent.parent
@@ -655,18 +655,18 @@ def test_the_command_trains_reports_and_does_not_overwrite(llava, data, tmp_path
     command = ["train-gates", "--recipe", recipe, "--model", llava("clip+llama"), "--data", data]
     command += ["--output", output, "--set", "compress.dyvte.train.steps=3"]
     held = ["--validate-data", data, "--validate-samples", "4"]
-    assert run(["--json", *map(str, command + held)]) == 0
+    assert run_command(["--json", *map(str, command + held)]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report == json.loads((tmp_path / "gates.json").read_text())
     assert report["held_out"]["answers"]["overall"]["samples"] == 4
     assert report["train"] == {"steps": 3, "batch": 4, "learning_rate": 0.001, "seed": 0}
-    assert run(list(map(str, command))) == 1
+    assert run_command(list(map(str, command))) == 1
     assert "exists; choose another --output or add --overwrite" in capsys.readouterr().err
-    assert run([*map(str, command + held), "--overwrite"]) == 0
+    assert run_command([*map(str, command + held), "--overwrite"]) == 0
     said = capsys.readouterr().out
     assert "Gates on held-out prompts of train.jsonl" in said
     assert "Answers without exit (original) and with exit" in said
-    assert run([*map(str, command), "--overwrite"]) == 0
+    assert run_command([*map(str, command), "--overwrite"]) == 0
     assert "training part only" in capsys.readouterr().out
 
 

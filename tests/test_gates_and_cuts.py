@@ -18,7 +18,7 @@ from compressor.plan.plan import Plan
 from compressor.profile import Profile
 from compressor.samples.questions import read_samples
 from export.backends.torch_model import TorchSession
-from export.checks.loss import measure
+from export.checks.loss import measure_answers
 from export.runtime.runtime import Runtime
 
 CUTS = [{"shortv": {"layers": [0, 1]}}, {"yopo": {"mlp_ratio": 4}}]
@@ -83,7 +83,7 @@ def test_predicted_exits_are_those_of_the_decoder_with_all_its_cuts(
     model.processor.save_pretrained(folder)
     session = TorchSession(compress(model, plan, gates=gates))
     runtime = Runtime.on_session(session, folder, model.facts, model.processor.image_token)
-    answers = measure(runtime, read_samples(questions), 1).answers
+    answers = measure_answers(runtime, read_samples(questions), 1).answers
     assert counts(plan) == Counter(answer.exit_layer for answer in answers)
     assert counts(plan) != counts(vtcompress.plan(recipe_of(), originals)), "take other gates"
     assert not any("gates" in note for note in plan.notes)

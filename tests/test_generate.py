@@ -18,7 +18,7 @@ from export.report.pages.report import markdown_report
 from export.runtime.runtime import Runtime
 from tests.models import make_picture
 from tests.runtimes import exported
-from vtcompress.cli.main import run
+from vtcompress.cli.main import run_command
 
 ROOT = Path(__file__).resolve().parent.parent
 Chat = Callable[..., tuple[int, str, str]]
@@ -41,7 +41,7 @@ def vt(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> C
 
     def call(*arguments: object, lines: tuple[str, ...] = ()) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
-        code = run([str(a) for a in arguments])
+        code = run_command([str(a) for a in arguments])
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
@@ -221,7 +221,7 @@ def test_a_manifest_from_before_memory_was_measured_still_loads(artifact: Path) 
 def test_a_measuring_process_that_fails_is_told_in_one_line(artifact: Path, tmp_path: Path) -> None:
     manifest = vtcompress.Artifact.open(artifact).manifest
     with pytest.raises(VtcompressError, match="measuring memory failed"):
-        memory.measure(tmp_path, manifest.graphs, manifest.model)
+        memory.measure_memory(tmp_path, manifest.graphs, manifest.model)
 
 
 def test_memory_is_that_of_the_process() -> None:

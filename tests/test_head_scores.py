@@ -17,7 +17,7 @@ from compressor.decoder.full_pass import FullPass, full_pass
 from compressor.errors import ProfileError
 from compressor.families import LoadedModel, load
 from compressor.methods.yopo.heads import head_score
-from compressor.methods.yopo.keys import Heads
+from compressor.methods.yopo.keys import HeadKeys
 from compressor.methods.yopo.method import Yopo
 from compressor.methods.yopo.neurons import neuron_activity
 from compressor.plan.edits import identity_plan
@@ -191,7 +191,7 @@ def test_a_profile_of_heads_and_neurons_makes_a_plan_and_is_drawn(
     one_model: LoadedModel, samples: tuple[Sample, ...], tmp_path: Path
 ) -> None:
     profile = calibrate(one_model, task(one_model, samples[:2], YOPO), tmp_path / "p.json")
-    method = Yopo(heads=Heads(keep=0.5), mlp_ratio=2, select="activation", keep_layers=(0,))
+    method = Yopo(heads=HeadKeys(keep=0.5), mlp_ratio=2, select="activation", keep_layers=(0,))
     plan = make_plan(one_model.facts, one_model.digest, [method], profile)
     assert sum(len(layer.groups or (0, 1)) for layer in plan.layers[1:]) == 3
     for layer, row in zip(plan.layers[:-1], profile.neuron_activity, strict=False):

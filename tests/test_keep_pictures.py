@@ -15,7 +15,7 @@ from export.artifact.artifact import Artifact
 from export.checks.stored import store_original, stored_original, stored_samples
 from export.report.questions import chosen_places, question_of
 from export.results.answers import Answer, Answers
-from vtcompress.cli.main import run
+from vtcompress.cli.main import run_command
 
 ASKED = 14
 SECRET = b"52.5163N 13.3777E"
@@ -162,11 +162,11 @@ def test_the_same_data_given_again_is_measured_without_the_original(
     recorded = Artifact.open(artifact).manifest.loss
     found = vtcompress.validate(artifact, data=data)
     assert found.loss == recorded
-    assert run(["-q", "validate", str(artifact)]) == 1
+    assert run_command(["-q", "validate", str(artifact)]) == 1
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "give --data FILE, the data that it was validated on" in said
-    assert run(["-q", "validate", str(artifact), "--data", str(data)]) in (0, 3)
+    assert run_command(["-q", "validate", str(artifact), "--data", str(data)]) in (0, 3)
 
 
 def test_other_data_needs_the_original_and_is_called_other(
@@ -188,7 +188,7 @@ def test_other_data_needs_the_original_and_is_called_other(
 def test_with_the_original_alone_fidelity_is_measured_and_loss_said_not_to_be(
     artifact: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = run(["validate", str(artifact), "--model", str(tiny_model)])
+    code = run_command(["validate", str(artifact), "--model", str(tiny_model)])
     said = capsys.readouterr()
     assert code == 0
     assert "compression loss is not measured: the artifact does not hold the pictures" in said.err
@@ -207,13 +207,13 @@ def test_another_backend_compares_answers_where_the_data_is_given(
     artifact: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["--json", "validate", str(artifact), "--backend", "openvino", "--threads", "1"]
-    assert run(command) == 0
+    assert run_command(command) == 0
     said = capsys.readouterr()
     assert json.loads(said.out)["loss"] is None
     assert "answers are not compared: the artifact does not hold the pictures" in said.err
-    assert run(command[1:]) == 0
+    assert run_command(command[1:]) == 0
     assert_remedied_by_the_data(capsys.readouterr().out)
-    assert run([*command, "--data", str(data)]) in (0, 3)
+    assert run_command([*command, "--data", str(data)]) in (0, 3)
     assert json.loads(capsys.readouterr().out)["loss"]["overall"]["samples"] == 12
 
 

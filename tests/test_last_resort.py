@@ -13,7 +13,7 @@ import pytest
 
 from compressor.version import __version__
 from vtcompress.cli import main as module
-from vtcompress.cli.main import run
+from vtcompress.cli.main import run_command
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_it_is_one_line_that_names_command_error_and_log(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
-    assert run(fail(raising(error))) == 1
+    assert run_command(fail(raising(error))) == 1
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith(f"error: unexpected in `vtcompress recipes`: {type(error).__name__}")
@@ -83,7 +83,7 @@ def test_the_log_is_private_and_every_failure_has_its_own(
 ) -> None:
     logs = set()
     for _ in range(2):
-        run(fail(raising(KeyError("x"))))
+        run_command(fail(raising(KeyError("x"))))
         logs.add(log_of(capsys.readouterr().err))
     assert len(logs) == 2
     assert {stat.S_IMODE(log.stat().st_mode) for log in logs} == {0o600}
@@ -99,7 +99,7 @@ def test_the_stage_that_was_announced_last_is_named(
             raise ZeroDivisionError(quiet_too)
 
     monkeypatch.setattr("vtcompress.stages.calibrate.calibrate", broken)
-    assert run(["-q", "calibrate", "--recipe", "identity"]) == 1
+    assert run_command(["-q", "calibrate", "--recipe", "identity"]) == 1
     err = capsys.readouterr().err
     assert (
         'unexpected in `vtcompress calibrate` after "measuring layers": ZeroDivisionError: 1' in err
@@ -109,7 +109,7 @@ def test_the_stage_that_was_announced_last_is_named(
 def test_with_v_the_trace_is_shown_as_well(
     fail: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["-v", *fail(raising(KeyError("x")))]) == 1
+    assert run_command(["-v", *fail(raising(KeyError("x")))]) == 1
     err = capsys.readouterr().err
     assert err.startswith("Traceback (most recent call last)")
     assert log_of(err).is_file()
@@ -123,7 +123,7 @@ def test_where_no_log_can_be_written_the_trace_is_shown(
 ) -> None:
     arguments = fail(raising(KeyError("x")))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
-    assert run(arguments) == 1
+    assert run_command(arguments) == 1
     err = capsys.readouterr().err
     assert "Traceback" in err
     assert "no file could be written" in err.splitlines()[-1]
@@ -132,7 +132,7 @@ def test_where_no_log_can_be_written_the_trace_is_shown(
 def test_a_lack_of_memory_is_not_called_a_fault_of_ours(
     fail: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(fail(raising(MemoryError()))) == 1
+    assert run_command(fail(raising(MemoryError()))) == 1
     err = capsys.readouterr().err
     assert err.startswith("error: not enough memory in `vtcompress recipes`: ")
     assert "report it" not in err
@@ -148,7 +148,7 @@ def test_an_error_in_a_thread_is_told_and_is_no_success(
         return []
 
     before = threading.excepthook
-    assert run(fail(threaded)) == 1
+    assert run_command(fail(threaded)) == 1
     assert threading.excepthook is before
     err = capsys.readouterr().err
     assert "ZeroDivisionError: in a thread" in err
@@ -159,7 +159,7 @@ def test_an_error_in_a_thread_is_told_and_is_no_success(
 def test_an_interrupt_stays_an_interrupt(
     fail: Callable[..., list[str]], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert run(fail(raising(KeyboardInterrupt()))) == 130
+    assert run_command(fail(raising(KeyboardInterrupt()))) == 130
     assert capsys.readouterr().err.endswith("interrupted\n")
     assert list(tmp_path.iterdir()) == []
 

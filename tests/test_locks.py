@@ -14,7 +14,7 @@ from compressor.disk.files import write_text
 from compressor.disk.locks import LOCK_MARK, exclusive
 from compressor.errors import VtcompressError
 from export.artifact.staging import staged
-from vtcompress.cli.main import run
+from vtcompress.cli.main import run_command
 
 ROOT = Path(__file__).parent.parent
 HOLD = (
@@ -67,7 +67,7 @@ def test_calibrating_into_a_profile_in_use_is_exit_code_1_before_the_model_is_lo
 ):
     process = holder(tmp_path / "profile.json")
     arguments = ["calibrate", "--recipe", "shortv", "--model", "no/model", "--output"]
-    assert run([*arguments, str(tmp_path / "profile.json")]) == 1
+    assert run_command([*arguments, str(tmp_path / "profile.json")]) == 1
     assert re.fullmatch(
         rf"error: .*profile\.json: is being written by another run \(pid {process.pid}\); .*\n",
         capsys.readouterr().err,

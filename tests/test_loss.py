@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as arrays
 
 from compressor.errors import ArtifactError, VtcompressError
 from compressor.samples.questions import Sample, data_digest
-from export.checks.loss import common_prefix, compare, kl_rows, measure
+from export.checks.loss import common_prefix, compare, kl_rows, measure_answers
 from export.checks.stored import store_original, stored_original, write_answers
 from export.report.sections.checks import kinds_tables
 from export.results.answers import Answer, Answers, exact
@@ -350,7 +350,7 @@ class FakeRuntime:
 def test_a_runtime_is_asked_every_question_with_its_pictures_and_answers_keep_their_order(tmp_path):
     samples = [Sample((tmp_path / "a.png",), "q"), Sample((), "rr"), Sample((), "sss")]
     runtime = FakeRuntime()
-    found = measure(runtime, samples, 5)
+    found = measure_answers(runtime, samples, 5)
     assert sorted(runtime.asked) == [("q", (tmp_path / "a.png",), 5), ("rr", (), 5), ("sss", (), 5)]
     assert [a.text for a in found.answers] == ["1", "2", "3"]
     assert [a.token_ids for a in found.answers] == [(1, 2), (2, 2), (3, 2)]

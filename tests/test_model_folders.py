@@ -17,7 +17,7 @@ from compressor.families.folder import WEIGHTS, WEIGHTS_INDEX
 from compressor.families.guard import LFS_HEADER, reading
 from compressor.families.registry import read_processor
 from tests.models import Variant, make_llava
-from vtcompress.cli.main import run
+from vtcompress.cli.main import run_command
 
 
 @pytest.fixture
@@ -506,12 +506,12 @@ def test_inspect_tells_of_weights_that_are_not_there_beside_the_facts(
     (line,) = found["problems"]
     assert says in line
     assert found["decoder"]["layers"] == 2
-    assert run(["-q", "inspect", str(folder)]) == 0
+    assert run_command(["-q", "inspect", str(folder)]) == 0
     assert f"problem: {line}" in capsys.readouterr().out.splitlines()
     # A plan names the model by a digest of its weights.
     plan = tmp_path / "plan.json"
     asked = ["plan", "--recipe", "identity", "--model", str(folder), "--output", str(plan)]
-    assert run(asked) == 1
+    assert run_command(asked) == 1
     assert capsys.readouterr().err.splitlines()[-1] == f"error: {line}"
     assert not plan.exists()
 

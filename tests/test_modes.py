@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from compressor.disk.files import write_text
-from vtcompress.cli.main import run
+from vtcompress.cli.main import run_command
 
 ROOT = Path(__file__).parent.parent
 UMASKS = [0o022, 0o027, 0o077, 0o002]
@@ -64,7 +64,7 @@ def test_every_command_makes_folders_and_writes_files_of_the_users_mode(
         ["report", artifact, "--html", pages / "report.html"],
         ["compare", artifact, artifact, "--html", pages / "two.html", "--plot", drawing],
     ):
-        code = run(["-q", *map(str, command)])
+        code = run_command(["-q", *map(str, command)])
         assert code in (0, 3), capsys.readouterr().err
     found = modes(tmp_path)
     assert len(found) > 40
@@ -83,7 +83,7 @@ from compressor.disk.files import write_text
 from compressor.disk.locks import exclusive
 from export.artifact.artifact import peak_memory_bytes
 from export.artifact.staging import staged
-from vtcompress.cli.main import run
+from vtcompress.cli.main import run_command
 folder = Path(sys.argv[1])
 with exclusive(folder / "p.json"), exclusive(folder / "p.json"):
     write_text(folder / "p.json", "one")
@@ -93,7 +93,7 @@ write_text(folder / "p.json", "three")
 with staged(folder / "out") as staging:
     (staging / "a").write_text("new")
 assert peak_memory_bytes() == 0
-assert run(["recipes"]) == 0
+assert run_command(["recipes"]) == 0
 """
 
 

@@ -10,7 +10,7 @@ from compressor.disk.paths import MOST_NAME_BYTES, check_path, unusable, working
 from compressor.errors import ProfileError, VtcompressError
 from tests import facts
 from tests.artifacts import make_artifact
-from vtcompress.cli.main import run
+from vtcompress.cli.main import run_command
 from vtcompress.stages.inspect import inspect
 
 LONG = "x." * 150  # with a dot: what base64 has not
@@ -75,7 +75,7 @@ def test_a_path_that_is_too_long_is_one_line(
     if command in WRITERS:
         words += ["--output", where if place == "--output" else "out"]
     before = sorted(tmp_path.rglob("*"))
-    assert run([command, *words]) == 1
+    assert run_command([command, *words]) == 1
     said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("note: ")]
     assert len(said) == 1, said
     assert said[0].startswith("error: ")
@@ -125,7 +125,7 @@ def test_a_long_name_of_a_model_is_no_folder(
     assert origin_of(LONG, tmp_path).hub_id == LONG
     facts.plan().save(tmp_path / "small" / "plan.json")
     words = ["--recipe", "identity", "--model", LONG, "--compressed", tmp_path / "small"]
-    assert run(["export", *map(str, words), "--output", str(tmp_path / "out")]) == 1
+    assert run_command(["export", *map(str, words), "--output", str(tmp_path / "out")]) == 1
     assert "unexpected" not in capsys.readouterr().err
 
 
@@ -135,7 +135,7 @@ def test_inspect_says_what_it_reads_where_a_folder_is_none_of_it(
 ) -> None:
     for name in holds:
         (tmp_path / name).write_text("mine")
-    assert run(["inspect", str(tmp_path)]) == 1
+    assert run_command(["inspect", str(tmp_path)]) == 1
     what = "is nothing that is known here" if holds else "is empty"
     assert capsys.readouterr().err == (
         f"error: {tmp_path}: {what}; give the folder of a model (it holds config.json), an artifact "

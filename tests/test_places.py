@@ -14,7 +14,7 @@ from export.artifact.places import check_folder
 from export.artifact.staging import check_place
 from tests import facts
 from tests.artifacts import make_artifact
-from vtcompress.cli.main import run
+from vtcompress.cli.main import run_command
 
 Asking = Callable[..., str]
 ASKED = [("what is it", "", "a", "a", "a")]
@@ -25,7 +25,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Asking:
     """Return a function that runs a command, expects its refusal in one line and returns that."""
 
     def ask(*arguments: object) -> str:
-        code = run([str(argument) for argument in arguments])
+        code = run_command([str(argument) for argument in arguments])
         said = capsys.readouterr().err
         assert code == 1, said
         (line,) = [line for line in said.splitlines() if not line.startswith("note: ")]
@@ -400,5 +400,7 @@ def test_what_this_tool_wrote_is_known_and_replaced(
         (["compare", artifact, artifact, "--plot"], "c.svg"),
     ):
         for _ in range(2):
-            assert run([*map(str, command), str(tmp_path / name)]) == 0, capsys.readouterr().err
+            assert run_command([*map(str, command), str(tmp_path / name)]) == 0, (
+                capsys.readouterr().err
+            )
         assert (tmp_path / name).stat().st_size > 1000

@@ -8,9 +8,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from compressor.errors import PlanError
-from compressor.methods.shortv import ShortV, for_speedup, ranking, rounded
+from compressor.methods.shortv import ShortV, layers_for_speedup, ranking, rounded
 from compressor.methods.visual_exit import VisualExit
-from compressor.methods.yopo.keys import Heads
+from compressor.methods.yopo.keys import HeadKeys
 from compressor.methods.yopo.method import Yopo
 from compressor.plan.dead_rows import freeze_dead_rows
 from compressor.plan.edits import identity_plan
@@ -150,9 +150,9 @@ def test_a_speedup_that_dead_rows_alone_reach_freezes_nothing_more():
 
 def test_no_layer_at_all_may_reach_the_speedup_but_all_together():
     order = ranking([3.0, 1.0, 2.0])
-    assert for_speedup(order, 2.0, len) == (1, 2)
-    assert for_speedup(order, 3.0, len) == (1, 2, 0)
-    assert for_speedup(order, 3.5, len) is None
+    assert layers_for_speedup(order, 2.0, len) == (1, 2)
+    assert layers_for_speedup(order, 3.0, len) == (1, 2, 0)
+    assert layers_for_speedup(order, 3.5, len) is None
 
 
 def test_several_methods_add_up():
@@ -320,7 +320,7 @@ BOTH = facts.profile([CONTRIBUTION]).model_copy(
         ),
     }
 )
-HEADS = Heads(keep=0.5)
+HEADS = HeadKeys(keep=0.5)
 
 
 @pytest.mark.parametrize(

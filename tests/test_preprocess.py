@@ -22,10 +22,10 @@ from compressor.families.picture_steps import (
     Crop,
     Normalise,
     PadToSquare,
+    PictureSteps,
     Rescale,
     Resize,
     ResizeShorter,
-    Steps,
     output_size,
 )
 from compressor.samples.pictures import load_image
@@ -33,7 +33,7 @@ from export.runtime import images as preprocess
 from export.runtime.images import ImageProcessor
 from export.runtime.runtime import Runtime
 
-STEPS: TypeAdapter[Steps] = TypeAdapter(Steps)
+STEPS: TypeAdapter[PictureSteps] = TypeAdapter(PictureSteps)
 PILLOWS_LIMIT = Image.MAX_IMAGE_PIXELS  # as it is before any test has run
 SIZES = [(1, 1), (3, 1000), (1000, 3), (337, 335), (64, 64), (801, 603)]  # (width, height)
 
@@ -491,7 +491,9 @@ CROP = Crop(size=(24, 32))
         ((Resize(size=(30, 30), resample="box"), SHORTER), (40, 40)),
     ],
 )
-def test_the_size_that_steps_give_is_that_of_their_pixels(steps: Steps, size: tuple[int, int]):
+def test_the_size_that_steps_give_is_that_of_their_pixels(
+    steps: PictureSteps, size: tuple[int, int]
+):
     assert output_size(steps) == size
     for picture_size in SIZES:
         assert ImageProcessor(steps)(picture(*picture_size)).shape == (3, *size)
@@ -507,7 +509,7 @@ def test_the_size_that_steps_give_is_that_of_their_pixels(steps: Steps, size: tu
         ((Rescale(factor=0.5), CROP), "crop: stands behind the steps on values"),
     ],
 )
-def test_steps_that_cannot_be_run_are_refused(steps: Steps, words: str):
+def test_steps_that_cannot_be_run_are_refused(steps: PictureSteps, words: str):
     with pytest.raises(ModelError, match=words):
         ImageProcessor(steps)
 

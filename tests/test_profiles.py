@@ -14,7 +14,7 @@ from export.artifact.artifact import PLAN_FILE, Artifact
 from export.backends.onnxruntime import OnnxSession
 from export.checks import bench, fidelity
 from export.graphs.limits import Limits, limits_of
-from export.graphs.profiles import Profile, profile_for, profiles_of, rooms_of, sizes_of
+from export.graphs.profiles import ShapeProfile, profile_for, profiles_of, rooms_of, sizes_of
 from export.graphs.spec import GraphSpec, TensorSpec, decoder_graphs, embed_graph, vision_graph
 from export.runtime.runtime import Runtime
 from tests.decoders import plan_of
@@ -123,13 +123,13 @@ def test_typical_sizes_lie_in_their_range_however_small_the_limits_are() -> None
 
 
 DECODER = (
-    Profile(
+    ShapeProfile(
         name="prefill",
         least={"batch": 1, "visual": 0, "text": 1, "past": 0, "past_text": 0},
         typical={"batch": 1, "visual": 12, "text": 9, "past": 0, "past_text": 0},
         most={"batch": 1, "visual": 24, "text": 64, "past": 256, "past_text": 244},
     ),
-    Profile(
+    ShapeProfile(
         name="decode",
         least={"batch": 1, "visual": 0, "text": 1, "past": 1, "past_text": 1},
         typical={"batch": 1, "visual": 0, "text": 1, "past": 76, "past_text": 64},

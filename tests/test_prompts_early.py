@@ -14,7 +14,7 @@ from compressor.families import registry
 from compressor.progress import SILENT
 from compressor.recipe import Recipe
 from tests.models import make_picture
-from vtcompress.cli.main import run as run_cli
+from vtcompress.cli.main import run_command as run_cli
 from vtcompress.stages import validate
 
 Fault = Callable[[Path], None]

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from compressor.errors import RecipeError
 from compressor.methods.shortv import ShortV
 from compressor.methods.visual_exit import VisualExit
-from compressor.methods.yopo.keys import Heads
+from compressor.methods.yopo.keys import HeadKeys
 from compressor.methods.yopo.method import Yopo
 from compressor.recipe import (
     RECIPE_FORMAT,
@@ -594,8 +594,8 @@ CHOICES = (
         ({"compress[1].visual_exit.layer": 4}, 1, VisualExit(layer=4)),
         ({"compress.visual_exit.max_kl": 0.2}, 1, VisualExit(max_kl=0.2, first_layer=3)),
         ({"compress.visual_exit.first_layer": None}, 1, VisualExit(max_kl=0.1)),
-        ({"compress.yopo.heads.keep": 0.5}, 2, Yopo(heads=Heads(keep=0.5))),
-        ({"compress.yopo.heads.votes": 0.5}, 2, Yopo(heads=Heads(threshold=0.1, votes=0.5))),
+        ({"compress.yopo.heads.keep": 0.5}, 2, Yopo(heads=HeadKeys(keep=0.5))),
+        ({"compress.yopo.heads.votes": 0.5}, 2, Yopo(heads=HeadKeys(threshold=0.1, votes=0.5))),
         ({"compress.yopo": {"heads": None, "window": 3}}, 2, Yopo(window=3)),
     ],
 )

@@ -40,7 +40,7 @@ from tests.test_charts import NAME, drawn, of_class, words
 from tests.test_compare import with_kept, with_speed
 from tests.test_html_report import PROFILE, Structure
 from tests.test_report import section, table, tables
-from vtcompress.cli.main import run
+from vtcompress.cli.main import run_command
 from vtcompress.stages.report import read_report
 
 # Layer 1 frozen, layer 3 dead, no visual tokens in layers 4 and 5.
@@ -435,7 +435,10 @@ def test_the_bytes_of_an_exit_artifact_are_measured_and_exactly_those_predicted(
 
 
 def test_bench_tells_bytes_and_exit_of_another_prompt_too(exit_artifact, capsys):
-    assert run(["bench", str(exit_artifact), "--rounds", "1", "--text", "9", "--images", "2"]) == 0
+    assert (
+        run_command(["bench", str(exit_artifact), "--rounds", "1", "--text", "9", "--images", "2"])
+        == 0
+    )
     said = " ".join(capsys.readouterr().out.split())
     assert "From layer 1 on, caches hold text tokens only." in said
     assert "Measured and predicted KV bytes are equal." in said

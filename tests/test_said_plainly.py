@@ -16,7 +16,7 @@ from compressor.recipe import Recipe
 from export.backends.registry import check_dtype
 from tests import facts
 from tests.test_prompts_early import Said
-from vtcompress.cli.main import cli, run, spoken
+from vtcompress.cli.main import cli, run_command, spoken
 
 ROOT = Path(vtcompress.__file__).parents[1]
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]")
@@ -157,11 +157,11 @@ def test_a_command_without_output_advises_another_place(
 
     monkeypatch.setattr("vtcompress.stages.build.settle", locked)
     monkeypatch.setattr("vtcompress.plan", locked)
-    assert run(["build", str(tmp_path), "--target", "tensorrt-rtx"]) == 1
+    assert run_command(["build", str(tmp_path), "--target", "tensorrt-rtx"]) == 1
     assert capsys.readouterr().err == (
         "error: x: is being written by another run; wait for it or choose another place\n"
     )
-    assert run(["plan", "--recipe", "identity", "--model", "x"]) == 1
+    assert run_command(["plan", "--recipe", "identity", "--model", "x"]) == 1
     assert "choose another --output" in capsys.readouterr().err
 
 
@@ -185,14 +185,14 @@ def test_a_profile_of_another_model_is_called_by_its_file(
 ) -> None:
     common = ["--recipe", "identity", "--model", str(tiny_model), "--profile", str(foreign)]
     plan = tmp_path / "plan.json"
-    assert run(["plan", *common[:-2], "--output", str(plan)]) == 0
+    assert run_command(["plan", *common[:-2], "--output", str(plan)]) == 0
     capsys.readouterr()
     for command in (
         ["plan", "--output", str(tmp_path / "other.json")],
         ["export", "--output", str(tmp_path / "out")],
         ["compress", "--plan", str(plan), "--output", str(tmp_path / "out")],
     ):
-        assert run([*command, *common]) == 1
+        assert run_command([*command, *common]) == 1
         said = capsys.readouterr().err.splitlines()[-1]
         assert said.startswith(f"error: {foreign}: measured on another model")
         assert not (tmp_path / "out").exists()

@@ -24,10 +24,10 @@ CHANGES = "openat,open,creat,mkdir,mkdirat,rename,renameat,renameat2,link,linkat
 NETWORK = "connect,sendto,sendmsg,sendmmsg,bind"
 DRIVER = """
 import json, sys, time
-from vtcompress.cli.main import run
+from vtcompress.cli.main import run_command
 begun = None
 for asked in json.loads(sys.argv[1]):
-    code = run(asked)
+    code = run_command(asked)
     begun = begun or time.monotonic()
     if code:
         sys.exit(f"{asked} ended with {code}")

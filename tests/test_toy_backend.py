@@ -15,7 +15,7 @@ from export.artifact.manifest import Compared
 from export.backends import registry
 from export.backends.backend import Backend, Options
 from export.backends.onnxruntime import OnnxGraph
-from export.backends.probing import Told
+from export.backends.probing import ProbeFacts
 from export.graphs.spec import GraphSpec
 from export.report.data import report_data
 from export.report.pages.model_card import Origin, model_card
@@ -53,7 +53,7 @@ class Toy(Backend):
         return GraphSession(graphs, lambda spec: ToyGraph(folder, spec, options))
 
     @staticmethod
-    def probe() -> Iterator[Told]:
+    def probe() -> Iterator[ProbeFacts]:
         yield {"step": "opening the box"}
         yield {"version": "3.1 of wood"}
 
@@ -63,7 +63,7 @@ class BrokenToy(Toy):
     title = "The Broken Toy"
 
     @staticmethod
-    def probe() -> Iterator[Told]:
+    def probe() -> Iterator[ProbeFacts]:
         yield {"step": "opening the box"}
         raise OSError("no key")
 

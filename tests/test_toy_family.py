@@ -23,7 +23,7 @@ from compressor.facts import ModelFacts
 from compressor.families import Family, VisionEncoder, known
 from compressor.families.checkpoint import Header, check_complete, opened_weights
 from compressor.families.llama_text import decoder_dims, text_problems
-from compressor.families.picture_steps import Normalise, Rescale, Resize, Steps
+from compressor.families.picture_steps import Normalise, PictureSteps, Rescale, Resize
 from tests.models import PATCH, SIDE, VOCAB, WORDS, Variant, _processor, _text, _vision
 
 LAYERS = [-1, -2]
@@ -102,7 +102,7 @@ class ToyFamily(Family):
     def complete_processor(self, processor: Any, config: Any, saved: Mapping[str, Any]) -> None:
         pass
 
-    def picture_steps(self, saved: Mapping[str, Any], where: str) -> Steps:
+    def picture_steps(self, saved: Mapping[str, Any], where: str) -> PictureSteps:
         if saved["image_processor_type"] != "ViTImageProcessor":
             raise ModelError(
                 [f"{where}: image_processor_type: only ViTImageProcessor is supported"]

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from compressor.errors import PlanError, RecipeError
 from compressor.methods.shortv import ShortV
 from compressor.methods.visual_exit import VisualExit
-from compressor.methods.yopo.keys import Heads
+from compressor.methods.yopo.keys import HeadKeys
 from compressor.methods.yopo.method import Yopo
 from compressor.methods.yopo.rule import group_means, groups_of_mask, most_active, top_share, voted
 from compressor.plan.cost import BAND_OVERHEAD, band_ratio, predict, predicted_speedup
@@ -70,7 +70,7 @@ def mask_file(folder, mask, name="mask.npy"):
 
 
 def by_mask(folder, mask, name="mask.npy", **keys):
-    return Yopo(heads=Heads(mask=mask_file(folder, mask, name)), **keys)
+    return Yopo(heads=HeadKeys(mask=mask_file(folder, mask, name)), **keys)
 
 
 def whole_mask():
@@ -89,10 +89,10 @@ def read(folder, body):
 @pytest.mark.parametrize(
     ("keys", "method"),
     [
-        ("heads: {keep: 0.5}", Yopo(heads=Heads(keep=0.5))),
+        ("heads: {keep: 0.5}", Yopo(heads=HeadKeys(keep=0.5))),
         (
             "heads: {threshold: 0.07, votes: 0.4}, keep_layers: []",
-            Yopo(heads=Heads(threshold=0.07, votes=0.4), keep_layers=()),
+            Yopo(heads=HeadKeys(threshold=0.07, votes=0.4), keep_layers=()),
         ),
         ("window: 5, causal: true", Yopo(window=5, causal=True)),
         ("window: auto", Yopo(window="auto")),
@@ -221,9 +221,9 @@ def test_a_window_goes_with_gates_that_are_baked_and_heads_go_with_any(tmp_path)
 
 
 def test_a_calibration_measures_what_yopo_chooses_by():
-    keep, vote = Yopo(heads=Heads(keep=0.5)), Yopo(heads=Heads(threshold=0.1))
+    keep, vote = Yopo(heads=HeadKeys(keep=0.5)), Yopo(heads=HeadKeys(threshold=0.1))
     active = Yopo(mlp_ratio=2, select="activation")
-    given_mask = Yopo(heads=Heads(mask=Path("x.npy")), window=5)
+    given_mask = Yopo(heads=HeadKeys(mask=Path("x.npy")), window=5)
     assert measures_needed([keep]) == measures_needed([vote]) == ("head_score",)
     assert measures_needed([active]) == ("neuron_activity",)
     assert measures_needed([given_mask, Yopo(mlp_ratio=2)]) == ()
@@ -232,7 +232,7 @@ def test_a_calibration_measures_what_yopo_chooses_by():
 
 
 def test_all_that_is_missing_from_a_profile_is_named_at_once():
-    method = Yopo(heads=Heads(keep=0.5), mlp_ratio=2, select="activation")
+    method = Yopo(heads=HeadKeys(keep=0.5), mlp_ratio=2, select="activation")
     assert problems(method) == (
         "compress[0].yopo: chooses heads by score, but there is no profile; run `vtcompress calibrate` "
         "first, or give a mask",
@@ -252,7 +252,7 @@ def test_scores_are_means_over_the_query_heads_of_a_group():
 def test_a_share_keeps_the_best_groups_over_all_layers_that_may_lose_some():
     # Group scores: layer 2: 1, 9; layer 3: 3, 2; layer 4: 8, 7; layer 5: 0, 0. Half of eight stay.
     row = [[50, 50, 60, 60], [5, 5, 5, 5], [0, 2, 10, 8], [3, 3, 0, 4], [8, 8, 7, 7], [0] * 4]
-    plan = planned(Yopo(heads=Heads(keep=0.5)), measured=profile([row]))
+    plan = planned(Yopo(heads=HeadKeys(keep=0.5)), measured=profile([row]))
     assert groups(plan) == [None, None, (1,), (0,), None, ()]
     assert [layer.masked for layer in plan.layers] == [False] * 6
     assert plan.notes == ()
@@ -261,7 +261,7 @@ def test_a_share_keeps_the_best_groups_over_all_layers_that_may_lose_some():
 def test_a_share_is_of_the_mean_over_samples():
     one = [[9.0] * 4] * 4 + [[4.0] * 4] + [[0.0] * 4]
     other = [[9.0] * 4] * 4 + [[0.0] * 4] + [[5.0] * 4]
-    plan = planned(Yopo(heads=Heads(keep=0.75)), measured=profile([one, other]))
+    plan = planned(Yopo(heads=HeadKeys(keep=0.75)), measured=profile([one, other]))
     assert groups(plan) == [None] * 4 + [(), None]
 
 
@@ -272,13 +272,13 @@ def test_a_vote_needs_its_share_of_the_samples_and_more_than_the_threshold(votes
 
     # Above 0.07 in 4 of 10 samples; 0.07 itself is not above.
     samples = [sample(0.08)] * 4 + [sample(0.07)] * 6
-    method = Yopo(heads=Heads(threshold=0.07, votes=votes), keep_layers=(0, 1, 2, 3, 4))
+    method = Yopo(heads=HeadKeys(threshold=0.07, votes=votes), keep_layers=(0, 1, 2, 3, 4))
     assert groups(planned(method, measured=profile(samples)))[5] == ((1,) if stays else ())
 
 
 def test_the_authors_vote_is_the_default():
     samples = [[[1.0] * 4] * 6] * 4 + [[[0.0] * 4] * 6] * 6
-    method = Yopo(heads=Heads(threshold=0.5))
+    method = Yopo(heads=HeadKeys(threshold=0.5))
     assert groups(planned(method, measured=profile(samples))) == [None] * 6
     samples = [*samples[1:], samples[-1]]
     assert groups(planned(method, measured=profile(samples))) == [None, None, *[()] * 4]
@@ -489,7 +489,7 @@ def test_off_is_an_exit_where_what_is_cut_is_removed():
 
 def test_a_share_counts_the_heads_in_front_of_the_exit_alone():
     row = [[9.0] * 4] * 2 + [[1.0] * 4] + [[2.0] * 4] + [[8.0] * 4] * 2
-    plan = planned(Yopo(heads=Heads(keep=0.5), off_from=4), measured=profile([row]))
+    plan = planned(Yopo(heads=HeadKeys(keep=0.5), off_from=4), measured=profile([row]))
     assert groups(plan) == [None, None, (), None, None, None]
 
 
@@ -546,7 +546,7 @@ def test_what_a_mask_prunes_behind_an_exit_is_said_to_be_nothing_in_any_order(tm
 
 def test_a_share_counts_the_heads_in_front_of_an_exit_wherever_that_is_listed():
     row = [[1.0] * 4] * 6
-    yopo, exit_at = Yopo(heads=Heads(keep=0.5)), VisualExit(layer=4)
+    yopo, exit_at = Yopo(heads=HeadKeys(keep=0.5)), VisualExit(layer=4)
     for methods in ((exit_at, yopo), (yopo, exit_at)):
         plan = planned(*methods, measured=profile([row]))
         assert groups(plan) == [None, None, None, (), None, None]  # two of the four groups stay
@@ -556,8 +556,8 @@ def test_a_share_counts_the_heads_in_front_of_an_exit_wherever_that_is_listed():
 def test_what_a_threshold_prunes_behind_an_exit_is_said_to_be_nothing_in_any_order():
     # Heads of layers 2 to 5 are all below; those of layers 4 and 5 are behind the exit.
     measured = profile([[[1.0] * 4] * 2 + [[0.1] * 4] * 4])
-    vote, exit_at = Yopo(heads=Heads(threshold=0.5)), VisualExit(layer=4)
-    own = Yopo(heads=Heads(threshold=0.5), off_from=4)
+    vote, exit_at = Yopo(heads=HeadKeys(threshold=0.5)), VisualExit(layer=4)
+    own = Yopo(heads=HeadKeys(threshold=0.5), off_from=4)
     for number, methods in ((0, (vote, exit_at)), (1, (exit_at, vote)), (0, (own,))):
         plan = planned(*methods, measured=measured)
         assert groups(plan) == [None, None, (), (), None, None]
@@ -565,7 +565,7 @@ def test_what_a_threshold_prunes_behind_an_exit_is_said_to_be_nothing_in_any_ord
             f"compress[{number}].yopo.heads.threshold: prunes no heads in layers 4, 5, where visual tokens "
             "have left by then: there is nothing to prune",
         )
-    kept = Yopo(heads=Heads(threshold=0.5), keep_layers=(4, 5))
+    kept = Yopo(heads=HeadKeys(threshold=0.5), keep_layers=(4, 5))
     (note,) = planned(kept, exit_at, measured=measured).notes
     assert note.startswith("compress[0].yopo.keep_layers: visual tokens have left by layers 4, 5")
 
@@ -587,35 +587,35 @@ LEFT = "visual tokens are gone from layer 1 on"
         ),
         ([Yopo(window=3, off_from=1)], [f"window: no layer has one: {DEAD}; {LEFT}"]),
         (
-            [Yopo(heads=Heads(keep=0.5), off_from=2)],
+            [Yopo(heads=HeadKeys(keep=0.5), off_from=2)],
             [
                 "heads: no head is pruned: those of layers 0, 1 stay by keep_layers; visual tokens are gone "
                 "from layer 2 on"
             ],
         ),
         (
-            [Yopo(window=3, heads=Heads(keep=0.0), keep_layers=(5,))],
+            [Yopo(window=3, heads=HeadKeys(keep=0.0), keep_layers=(5,))],
             [
                 "window: no layer has one: visual rows of layers 0, 1, 2, 3, 4 are in no head; visual rows "
                 "of layer 5 are not updated, as nobody reads what comes out"
             ],
         ),
         (
-            [Yopo(window=3, heads=Heads(keep=0.0), keep_layers=())],
+            [Yopo(window=3, heads=HeadKeys(keep=0.0), keep_layers=())],
             [
                 "window: no layer has one: visual rows of layers 0, 1, 2, 3, 4, 5 are not updated, as nobody "
                 "reads what comes out"
             ],
         ),
         (
-            [VisualExit(layer=1), Yopo(heads=Heads(threshold=2.0), keep_layers=(0, 5))],
+            [VisualExit(layer=1), Yopo(heads=HeadKeys(threshold=2.0), keep_layers=(0, 5))],
             [
                 f"heads: no head is pruned: those of layer 0 stay by keep_layers; {LEFT}",
                 "keep_layers: visual tokens have left by layer 5: there is nothing to keep",
             ],
         ),
         (
-            [Yopo(heads=Heads(threshold=0.07), keep_layers=(5,)), VisualExit(layer=1)],
+            [Yopo(heads=HeadKeys(threshold=0.07), keep_layers=(5,)), VisualExit(layer=1)],
             [
                 f"heads: no head is pruned: those of layer 0 were all chosen to stay; {LEFT}",
                 "keep_layers: visual tokens have left by layer 5: there is nothing to keep",
@@ -626,7 +626,7 @@ LEFT = "visual tokens are gone from layer 1 on"
             ["semantics: masked changes nothing: no heads are cut and no layer is switched off"],
         ),
         (
-            [Yopo(heads=Heads(keep=1.0), keep_layers=())],
+            [Yopo(heads=HeadKeys(keep=1.0), keep_layers=())],
             ["heads: no head is pruned: those of layers 0, 1, 2, 3, 4, 5 were all chosen to stay"],
         ),
         (
@@ -691,7 +691,7 @@ def test_a_window_needs_a_grid_and_fits_it():
 
 def test_everything_that_the_model_rules_out_is_named_at_once(tmp_path):
     method = Yopo(
-        heads=Heads(mask=tmp_path / "none.npy"),
+        heads=HeadKeys(mask=tmp_path / "none.npy"),
         keep_layers=(1, 6),
         window=7,
         mlp_ratio=5,
@@ -768,7 +768,7 @@ def test_a_file_that_is_no_mask_is_refused_and_nothing_in_it_is_run(tmp_path):
         wanted[name] = "no such file"
     (tmp_path / "sub").mkdir()
     for name, words in wanted.items():
-        (line,) = refused(Yopo(heads=Heads(mask=tmp_path / name)))
+        (line,) = refused(Yopo(heads=HeadKeys(mask=tmp_path / name)))
         assert line.startswith(f"compress[0].yopo.heads.mask: {tmp_path / name}: {words}")
     assert not (tmp_path / "exploded").exists()
 

@@ -40,7 +40,7 @@ def draw_profile(profile: Profile, plan: Plan, base: Path) -> tuple[Path, ...]:
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(profile.measures), squeeze=False)[:, 0]
     for measure, place in zip(profile.measures, axes, strict=True):
-        _draw(place, MEASURES[measure].drawing(profile.found(measure), plan))
+        _draw(place, MEASURES[measure].drawing(profile.measurement(measure), plan))
     axes[0].set_title(f"{profile.model}: {len(profile.samples)} samples of {profile.data}")
     paths = tuple(base.with_name(base.name + suffix) for suffix in SUFFIXES)
     # A fixed salt and no date: the same profile gives the same files.

@@ -107,17 +107,17 @@ class Measure:
     draw: Callable[[Measured, Plan], Drawing] | None = None
     show: Callable[[Measured], MeasureTable] | None = None
 
-    def drawing(self, found: Measured, plan: Plan) -> Drawing:
+    def drawing(self, measured: Measured, plan: Plan) -> Drawing:
         """Return the chart of what was found beside the plan that was made of it."""
         if self.draw is not None:
-            return self.draw(found, plan)
-        return Drawing("decoder layer", self.words, (Series("", tuple(enumerate(found.mean))),))
+            return self.draw(measured, plan)
+        return Drawing("decoder layer", self.words, (Series("", tuple(enumerate(measured.mean))),))
 
-    def table(self, found: Measured) -> MeasureTable:
+    def table(self, measured: Measured) -> MeasureTable:
         """Return what was found, for the console."""
         if self.show is not None:
-            return self.show(found)
-        rows = tuple((str(i), f"{value:.3e}") for i, value in enumerate(found.mean))
+            return self.show(measured)
+        rows = tuple((str(i), f"{value:.3e}") for i, value in enumerate(measured.mean))
         return MeasureTable(self.title or self.name, ("layer", self.unit or self.name), rows)
 
     @property

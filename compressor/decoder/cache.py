@@ -146,7 +146,7 @@ class Buffer(NamedTuple):
         return Filled(self.filled, self.key.shape[2])
 
 
-Past = Sequence[tuple[Tensor, ...] | Tensor]
+PastTensors = Sequence[tuple[Tensor, ...] | Tensor]
 """Keys and values of every cache of the plan; if it asks, [B, P] bool, which rows of the past are visual;
 with fixed caches, [B] int64 for each of `length_names`, how many rows of them are filled."""
 
@@ -165,7 +165,7 @@ class Opened(NamedTuple):
     keys: Grown | Filled
 
 
-def opened(past: Past, caches: Sequence[Cache], *, tells_rows: bool) -> Opened:
+def opened(past: PastTensors, caches: Sequence[Cache], *, tells_rows: bool) -> Opened:
     """Take a past apart: whether its caches grow or are fixed is told by the lengths behind them."""
     pairs = [KeyValue(*pair) for pair in past[: len(caches)]]
     rest = cast("list[Tensor]", list(past[len(caches) :]))

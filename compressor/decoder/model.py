@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from compressor.decoder.cache import NO_PAST, Buffer, Filled, Grown, KeyValue, Past, opened
+from compressor.decoder.cache import NO_PAST, Buffer, Filled, Grown, KeyValue, PastTensors, opened
 from compressor.decoder.cut_layer import CutLayer
 from compressor.decoder.gates import Gate, fires, gate_input, gate_selection, rows_asked
 from compressor.decoder.layer import Call, DecoderLayer, Kinds, Linear, RMSNorm, Rows
@@ -133,7 +133,7 @@ class Decoder(nn.Module):
         inputs_embeds: Tensor,
         visual_index: Tensor,
         text_index: Tensor,
-        past: Past,
+        past: PastTensors,
         positions: Tensor | None = None,
     ) -> tuple[Tensor, list[KeyValue | Tensor]]:
         """Run one call, a prefill or a decode step.
@@ -262,7 +262,7 @@ class Stage(nn.Module):
         text: Tensor,
         visual_index: Tensor,
         text_index: Tensor,
-        past: Past,
+        past: PastTensors,
         positions: Tensor | None = None,
     ) -> tuple[Any, ...]:
         """Run one call; arguments as `Decoder.forward`, states of the stage before instead of embeddings.

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compressor.decoder.cache import Past
+from compressor.decoder.cache import PastTensors
 from compressor.decoder.model import Decoder
 from compressor.generation.rules import constraints
 from compressor.generation.settings import GenerationSettings
@@ -79,7 +79,7 @@ def layer_states(decoder: Decoder, rows: PromptRows, exit_layer: int | None) -> 
 
 
 @torch.inference_mode()
-def greedy(
+def greedy_tokens(
     decoder: Decoder,
     embedding: Tensor,
     rows: PromptRows,
@@ -117,7 +117,7 @@ def greedy(
         logits, past = decoder(nothing, text, nowhere, index, past, positions)
 
 
-def _prefill(decoder: Decoder, rows: PromptRows) -> tuple[Tensor, Past]:
+def _prefill(decoder: Decoder, rows: PromptRows) -> tuple[Tensor, PastTensors]:
     *call, positions = rows.call
     logits, past = decoder(*call, decoder.empty_past(1), positions)
     return logits, past

@@ -8,19 +8,19 @@ the first alone.
 from collections.abc import Sequence
 
 
-def same_model(stored: str, found: str) -> bool:
+def same_model(stored: str, current: str) -> bool:
     """Return whether a digest that a file holds is that of the model at hand.
 
     Args:
         stored: in the file, perhaps of before.
-        found: taken now.
+        current: taken now.
     """
-    return stored == found or ("." not in stored and stored == found.partition(".")[0])
+    return stored == current or ("." not in stored and stored == current.partition(".")[0])
 
 
-def difference(stored: str, found: str) -> str:
+def difference(stored: str, current: str) -> str:
     """Return in words how two digests of different models differ, in brackets of an error line."""
-    (first, _, rest), (wanted, _, others) = stored.partition("."), found.partition(".")
+    (first, _, rest), (wanted, _, others) = stored.partition("."), current.partition(".")
     if first == wanted:
         return (
             "same weights and config.json, but other files of processor, tokenizer or generation: digest "

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from compressor.facts import ModelFacts
 from compressor.families.checkpoint import Header
-from compressor.families.picture_steps import Steps
+from compressor.families.picture_steps import PictureSteps
 
 
 class VisionEncoder(nn.Module, ABC):
@@ -135,7 +135,7 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def picture_steps(self, saved: Mapping[str, Any], where: str) -> Steps:
+    def picture_steps(self, saved: Mapping[str, Any], where: str) -> PictureSteps:
         """Return what an image processor does to a picture, as steps that a runtime without it can run.
 
         Args:

@@ -24,11 +24,11 @@ from compressor.families.picture_steps import (
     Filter,
     Normalise,
     PadToSquare,
+    PictureStep,
+    PictureSteps,
     Rescale,
     Resize,
     ResizeShorter,
-    Step,
-    Steps,
 )
 
 _CLIP_DEFAULTS: Mapping[str, Any] = {
@@ -70,7 +70,7 @@ FILTERS = {
 """Filters by the numbers that Pillow and saved configurations have for them."""
 
 
-def steps_in(folder: Path) -> Steps:
+def steps_in(folder: Path) -> PictureSteps:
     """Return the steps of the processor saved in a model folder or artifact.
 
     Read as transformers 5 does: the section `image_processor` of `processor_config.json`, else
@@ -96,7 +96,7 @@ def steps_in(folder: Path) -> Steps:
     raise ModelError([problem])
 
 
-def saved_steps(config: Mapping[str, Any], where: str) -> Steps:
+def saved_steps(config: Mapping[str, Any], where: str) -> PictureSteps:
     """Return the steps that a saved configuration describes.
 
     Keys that transformers ignores too are ignored. `do_convert_rgb` makes no difference here: a
@@ -122,7 +122,7 @@ class _Options:
         self._kind = self._processor_class()
         self._defaults = _DEFAULTS[self._kind]
 
-    def read(self) -> Steps:
+    def read(self) -> PictureSteps:
         """Return the steps."""
         self._refuse_unsupported()
         to_square = self._kind == _PADS_TO_SQUARE and self._flag("do_pad")
@@ -142,7 +142,7 @@ class _Options:
         resample = self._resample()
         if self._problems:
             raise ModelError(self._problems)
-        changes: tuple[Step | None, ...] = (
+        changes: tuple[PictureStep | None, ...] = (
             PadToSquare(colour=_levels(mean)) if to_square and mean else None,
             _resized(resize, resample),
             Crop(size=crop) if crop else None,
@@ -247,7 +247,7 @@ class _Options:
         return "bicubic"
 
 
-def _resized(size: int | tuple[int, int] | None, resample: Filter) -> Step | None:
+def _resized(size: int | tuple[int, int] | None, resample: Filter) -> PictureStep | None:
     if isinstance(size, int):
         return ResizeShorter(edge=size, resample=resample)
     return Resize(size=size, resample=resample) if size else None

@@ -1,7 +1,7 @@
 """What a model does to a picture before its vision tower, as data: steps, in their order.
 
 A family gives them (`Family.picture_steps`), the manifest holds them, `export.runtime.images` runs them. A
-new kind of step is a class here, its place in `Step` and `output_size`, and a case there.
+new kind of step is a class here, its place in `PictureStep` and `output_size`, and a case there.
 """
 
 from collections.abc import Sequence
@@ -92,13 +92,13 @@ class Normalise(Facts):
         return self
 
 
-Step: TypeAlias = Annotated[
+PictureStep: TypeAlias = Annotated[
     PadToSquare | Resize | ResizeShorter | Crop | Rescale | Normalise, Field(discriminator="step")
 ]
-Steps: TypeAlias = tuple[Step, ...]
+PictureSteps: TypeAlias = tuple[PictureStep, ...]
 
 
-def output_size(steps: Sequence[Step]) -> tuple[int, int]:
+def output_size(steps: Sequence[PictureStep]) -> tuple[int, int]:
     """Return (H, W), in pixels, of every picture that went through steps.
 
     Raises:

@@ -19,7 +19,7 @@ from compressor.families.guard import broken_weight_files, quiet, reading
 from compressor.families.hub import fetched
 from compressor.families.known import family_of, family_that_read
 from compressor.families.llama_text import EMBEDDING, HEAD, is_tied
-from compressor.families.picture_steps import Steps
+from compressor.families.picture_steps import PictureSteps
 from compressor.families.processor import check_processor, load_processor, resized
 from compressor.generation.settings import model_settings
 
@@ -215,7 +215,9 @@ def read_processor(
     return ReadProcessor(folder, facts, native_facts, processor, native)
 
 
-def picture_steps(processor: Any, facts: ModelFacts, where: str = "image processor") -> Steps:
+def picture_steps(
+    processor: Any, facts: ModelFacts, where: str = "image processor"
+) -> PictureSteps:
     """Return what a model's processor does to a picture, as its family tells it.
 
     Args:

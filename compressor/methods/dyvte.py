@@ -84,19 +84,19 @@ def gate_margins(full: Any) -> "Tensor":
         return torch.cat(found)
 
 
-def _counts(found: Measured) -> tuple[tuple[int | str, int], ...]:
-    exits = [first_to_fire(margins, found.gate_layers) for margins in found.samples]
-    fired, unfired = histogram(exits, found.gate_layers)
-    return (*zip(found.gate_layers, fired, strict=True), ("never", unfired))
+def _counts(measured: Measured) -> tuple[tuple[int | str, int], ...]:
+    exits = [first_to_fire(margins, measured.gate_layers) for margins in measured.samples]
+    fired, unfired = histogram(exits, measured.gate_layers)
+    return (*zip(measured.gate_layers, fired, strict=True), ("never", unfired))
 
 
-def _drawing(found: Measured, _: Plan) -> Drawing:
-    points = tuple((str(place), float(count)) for place, count in _counts(found))
+def _drawing(measured: Measured, _: Plan) -> Drawing:
+    points = tuple((str(place), float(count)) for place, count in _counts(measured))
     return Drawing("layer whose gate fires first", "prompts", (Series("", points),))
 
 
-def _table(found: Measured) -> MeasureTable:
-    rows = tuple((str(place), str(count)) for place, count in _counts(found))
+def _table(measured: Measured) -> MeasureTable:
+    rows = tuple((str(place), str(count)) for place, count in _counts(measured))
     return MeasureTable("Gates", ("fires first after layer", "prompts"), rows)
 
 

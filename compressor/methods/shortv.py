@@ -56,7 +56,7 @@ def rounded(share: float, layers: int) -> int:
     return math.floor(share * layers + 0.5 + 1e-9)
 
 
-def for_speedup(
+def layers_for_speedup(
     order: Sequence[int], wanted: float, speedup_of: Callable[[tuple[int, ...]], float]
 ) -> tuple[int, ...] | None:
     """Return the fewest lowest layers whose predicted speed-up reaches `wanted`, None if none does.
@@ -101,16 +101,16 @@ def layer_contribution(full: Any) -> "Tensor":
         return kl_divergence(logits, full.logits)
 
 
-def _drawing(found: Measured, plan: Plan) -> Drawing:
+def _drawing(measured: Measured, plan: Plan) -> Drawing:
     frozen = [layer.index for layer in plan.layers if layer.reason == ShortV.name]
     labels = ("updated", "frozen")
     words = "layer contribution (KL, nats)"
-    return Drawing("decoder layer", words, marked(found.mean, frozen, labels))
+    return Drawing("decoder layer", words, marked(measured.mean, frozen, labels))
 
 
-def _table(found: Measured) -> MeasureTable:
-    order = ranking(found.mean)
-    rows = ((str(i), f"{v:.3e}", str(order.index(i) + 1)) for i, v in enumerate(found.mean))
+def _table(measured: Measured) -> MeasureTable:
+    order = ranking(measured.mean)
+    rows = ((str(i), f"{v:.3e}", str(order.index(i) + 1)) for i, v in enumerate(measured.mean))
     return MeasureTable(
         "Layer contribution", ("layer", "KL, nats", "rank, lowest first"), tuple(rows)
     )
@@ -195,7 +195,7 @@ class ShortV(ExactlyOne, Method):
         def speedup_of(layers: Sequence[int]) -> float:
             return predicted_speedup(freeze(plan, layers, self.name))
 
-        chosen = for_speedup(order, wanted, speedup_of)
+        chosen = layers_for_speedup(order, wanted, speedup_of)
         if chosen is None:
             every = f"freezing all {len(able)} layers that can be frozen"
             raise evidence.out_of_reach(plan, wanted, every, speedup_of(able))

@@ -56,7 +56,7 @@ def smallest_within(exit_kl: Sequence[float], bound: float, first: int) -> int |
     return next((k for k in range(first, len(exit_kl)) if exit_kl[k] <= bound), None)
 
 
-def for_speedup(layers: int, wanted: float, speedup_of: Callable[[int], float]) -> int | None:
+def exit_for_speedup(layers: int, wanted: float, speedup_of: Callable[[int], float]) -> int | None:
     """Return the largest exit layer whose predicted speed-up reaches `wanted`, None if none does.
 
     Args:
@@ -82,18 +82,18 @@ def exit_kl(full: Any) -> "Tensor":
         return kl_divergence(full.decoder.next_token_logits(tails)[:, -1], full.logits)
 
 
-def _drawing(found: Measured, plan: Plan) -> Drawing:
+def _drawing(measured: Measured, plan: Plan) -> Drawing:
     exited = [layer.index for layer in plan.layers if layer.exited]
     labels = ("visual tokens stay", "visual tokens are gone")
     return Drawing(
         "first layer without visual tokens",
         "KL at the last prompt token (nats)",
-        marked(found.mean, exited, labels),
+        marked(measured.mean, exited, labels),
     )
 
 
-def _table(found: Measured) -> MeasureTable:
-    rows = ((str(k), f"{value:.3e}") for k, value in enumerate(found.mean))
+def _table(measured: Measured) -> MeasureTable:
+    rows = ((str(k), f"{value:.3e}") for k, value in enumerate(measured.mean))
     return MeasureTable(
         "Visual exit", ("first layer without visual tokens", "KL, nats"), tuple(rows)
     )
@@ -192,7 +192,7 @@ class VisualExit(ExactlyOne, Method):
         def speedup_of(layer: int) -> float:
             return predicted_speedup(evidence.rest(leave(plan, layer, self.name)))
 
-        found = for_speedup(layers, wanted, speedup_of)
+        found = exit_for_speedup(layers, wanted, speedup_of)
         if found is None:
             raise evidence.out_of_reach(plan, wanted, "leaving before layer 1", speedup_of(1))
         return found

@@ -30,7 +30,7 @@ def _odd(value: int) -> int:
     return value
 
 
-Window = Annotated[int, Field(ge=3), AfterValidator(_odd)]
+WindowSide = Annotated[int, Field(ge=3), AfterValidator(_odd)]
 """Side of a square of neighbours, odd."""
 
 VisualRows = Literal["update", "frozen", "exited"]
@@ -70,7 +70,7 @@ class LayerPlan(Facts):
     visual: VisualRows = "update"
     reason: Reason = ""
     groups: tuple[NotNegative, ...] | None = None
-    window: Window | None = None
+    window: WindowSide | None = None
     window_causal: bool = False
     neurons: tuple[NotNegative, ...] | None = None
     masked: bool = False

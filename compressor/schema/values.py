@@ -106,7 +106,7 @@ AboveOne = Annotated[float, Field(gt=1), allowed("a number above 1")]
 Rate = Annotated[float, Field(gt=0), allowed("a number above 0")]
 
 
-Ratio = Annotated[int, Field(ge=2), allowed("a whole number, 2 or more")]
+Divisor = Annotated[int, Field(ge=2), allowed("a whole number, 2 or more")]
 
 
 LayerOrDepth = Annotated[

@@ -19,7 +19,7 @@ from compressor.errors import ArtifactError
 from compressor.facts import Facts
 from export.artifact.manifest import FileEntry, Manifest
 from export.graphs.limits import Limits
-from export.graphs.profiles import Profile
+from export.graphs.profiles import ShapeProfile
 from export.graphs.spec import WEIGHTS_FILE
 from export.results.backend_parity import PARITY_FILE
 
@@ -44,7 +44,7 @@ class EngineEntry(Facts):
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     size: int = Field(ge=0)
     seconds: float = Field(ge=0)
-    profiles: tuple[Profile, ...] = Field(min_length=1)
+    profiles: tuple[ShapeProfile, ...] = Field(min_length=1)
 
 
 class EngineSet(Facts):

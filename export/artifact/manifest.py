@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from compressor.facts import Facts, ModelFacts, Positive
-from compressor.families.picture_steps import Steps
+from compressor.families.picture_steps import PictureSteps
 from compressor.version import __version__
 from export.graphs.spec import GraphSpec
 from export.results.bench import BenchReport, Ratio
@@ -114,7 +114,7 @@ class Manifest(Judged):
     model: ModelFacts
     model_digest: str
     image_token: str
-    picture_steps: Steps | None = None
+    picture_steps: PictureSteps | None = None
     dtype: Literal["float32", "float16", "bfloat16"]
     logits: Literal["last", "all"]
     graphs: tuple[GraphSpec, ...]

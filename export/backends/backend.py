@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from compressor.facts import Facts
 from compressor.installing import how_to_install
 from export.backends.gpus import INSTALL_DRIVER, Gpu, find_gpu
-from export.backends.probing import Probed, Told
+from export.backends.probing import Probed, ProbeFacts
 
 if TYPE_CHECKING:
     from export.artifact.artifact import Artifact
@@ -116,11 +116,11 @@ class Backend(ABC):
 
     @staticmethod
     @abstractmethod
-    def probe() -> Iterator[Told]:
-        """Tell `version`, and what else `found` reads; see `export.backends.probing.Probe`."""
+    def probe() -> Iterator[ProbeFacts]:
+        """Tell `version`, and what else `finding` reads; see `export.backends.probing.Probe`."""
 
-    def found(self, probed: Probed) -> Said:
-        """Say what the probe of a library that answered found; with a remedy if it cannot run."""
+    def finding(self, probed: Probed) -> Said:
+        """Say what the probe of a library that answered has shown; with a remedy if it cannot run."""
         return Said(str(probed.facts["version"]))
 
     def ability(self, probed: Probed, gpus: Sequence[Gpu]) -> Ability:  # noqa: ARG002 - for engines
@@ -133,7 +133,7 @@ class Backend(ABC):
         said = self.failed(probed)
         if said is None and (reason := probed.unfinished(self.answers)):
             said = Said(reason, self.repair)
-        said = said or self.found(probed)
+        said = said or self.finding(probed)
         return Ability(backend=self.name, builds=None, runs=not said.remedy, **said._asdict())
 
     def gaps(self, probed: Probed) -> Iterator[Gap]:  # noqa: ARG002 - most have none

@@ -10,7 +10,7 @@ import numpy as np
 from compressor.errors import ArtifactError, MissingExtraError, first_line
 from compressor.installing import how_to_install
 from export.backends.backend import Backend, Gap, Options, Said, installed_version
-from export.backends.probing import Probed, Told
+from export.backends.probing import Probed, ProbeFacts
 from export.graphs.spec import GraphSpec, TensorSpec
 from export.session.arrays import Array
 from export.session.fixed_cache import BLOCK
@@ -197,12 +197,12 @@ class OnnxRuntime(Backend):
         return OnnxSession(artifact.folder, graphs, threads=options.threads, mapped=options.mapped)
 
     @staticmethod
-    def probe() -> Iterator[Told]:
+    def probe() -> Iterator[ProbeFacts]:
         """Tell which build is active, and which providers a session really gets."""
         return probe_provider(CPU, "the CPU")
 
-    def found(self, probed: Probed) -> Said:
-        """See `Backend.found`."""
+    def finding(self, probed: Probed) -> Said:
+        """See `Backend.finding`."""
         return Said(f"{probed.facts['package']} {probed.facts['version']}")
 
     def lacks(self, dtype: str) -> str:
@@ -222,7 +222,7 @@ class OnnxRuntime(Backend):
             )
 
 
-def probe_provider(provider: str, place: str) -> Iterator[Told]:
+def probe_provider(provider: str, place: str) -> Iterator[ProbeFacts]:
     """Tell version and build, the providers that are offered, and those that a session for one gets."""
     yield {"step": "importing onnxruntime"}
     library = import_module("onnxruntime")

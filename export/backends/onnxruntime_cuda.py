@@ -11,7 +11,7 @@ from compressor.installing import how_to_install
 from export.backends.backend import Options, Said
 from export.backends.gpus import INSTALL_DRIVER
 from export.backends.onnxruntime import OnnxGraph, OnnxRuntime, probe_provider
-from export.backends.probing import Probed, Told
+from export.backends.probing import Probed, ProbeFacts
 from export.graphs.spec import GraphSpec
 from export.session.session import GraphSession
 
@@ -117,12 +117,12 @@ class OnnxRuntimeCuda(OnnxRuntime):
         return CudaSession(artifact.folder, graphs, threads=options.threads, device=options.device)
 
     @staticmethod
-    def probe() -> Iterator[Told]:
+    def probe() -> Iterator[ProbeFacts]:
         """Tell which build is active, and which providers a session for CUDA really gets."""
         return probe_provider(PROVIDER, "CUDA")
 
-    def found(self, probed: Probed) -> Said:
-        """See `Backend.found`."""
+    def finding(self, probed: Probed) -> Said:
+        """See `Backend.finding`."""
         facts = probed.facts
         if PROVIDER not in facts["offered"]:
             return Said(

@@ -18,7 +18,7 @@ import numpy as np
 
 from compressor.errors import ArtifactError, BackendError, MissingExtraError
 from export.backends.backend import Backend, Options, Said
-from export.backends.probing import Probed, Told
+from export.backends.probing import Probed, ProbeFacts
 from export.backends.unreported import unreported
 from export.graphs.spec import GraphSpec
 from export.session.session import GraphSession
@@ -156,7 +156,7 @@ class OpenVino(Backend):
         )
 
     @staticmethod
-    def probe() -> Iterator[Told]:
+    def probe() -> Iterator[ProbeFacts]:
         """Tell the version and the devices."""
         yield {"step": "importing openvino"}
         with unreported():
@@ -164,8 +164,8 @@ class OpenVino(Backend):
         yield {"version": library.__version__, "step": "asking for devices"}
         yield {"devices": list(library.Core().available_devices)}
 
-    def found(self, probed: Probed) -> Said:
-        """See `Backend.found`."""
+    def finding(self, probed: Probed) -> Said:
+        """See `Backend.finding`."""
         return Said(f"{probed.facts['version']}, devices {', '.join(probed.facts['devices'])}")
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 MARK = "vtcompress-probe:"
 PROBE_SECONDS = 60.0
-Told = dict[str, Any]
-Probe = Callable[[], Iterator[Told]]
+ProbeFacts = dict[str, Any]
+Probe = Callable[[], Iterator[ProbeFacts]]
 """Tells what it finds piece by piece, and as `step` what it does next, so that whoever waits knows how far
 it came. A function of a module or a static method: the child finds it by its name."""
 
@@ -70,8 +70,8 @@ def ask(probe: Probe, seconds: float = PROBE_SECONDS) -> Probed:
     return Probed(facts, how)
 
 
-def _facts(said: bytes) -> Told:
-    facts: Told = {}
+def _facts(said: bytes) -> ProbeFacts:
+    facts: ProbeFacts = {}
     for line in said.decode(errors="replace").splitlines():
         if line.startswith(MARK):
             facts |= json.loads(line.removeprefix(MARK))
@@ -86,18 +86,18 @@ def main(module: str, name: str) -> None:
         for facts in probe():
             _tell(facts)
     except ModuleNotFoundError as failure:
-        _tell({"error": "missing", "missing": failure.name or "", "words": words_of(failure)})
+        _tell({"error": "missing", "missing": failure.name or "", "words": failure_words(failure)})
     except BaseException as failure:  # noqa: BLE001 - whatever it is, it is the answer
-        _tell({"error": "other", "words": words_of(failure)})
+        _tell({"error": "other", "words": failure_words(failure)})
     _tell({"done": True})
 
 
-def words_of(failure: BaseException) -> str:
+def failure_words(failure: BaseException) -> str:
     """Return the first line of what an exception says, else its name."""
     lines = str(failure).strip().splitlines()
     return lines[0] if lines else type(failure).__name__
 
 
-def _tell(facts: Told) -> None:
+def _tell(facts: ProbeFacts) -> None:
     sys.stdout.write(f"\n{MARK}{json.dumps(facts)}\n")
     sys.stdout.flush()

@@ -11,8 +11,7 @@ from compressor.plan.plan import Plan
 from compressor.progress import SILENT, Progress
 from compressor.samples.questions import Sample
 from export.artifact.artifact import Artifact
-from export.checks import fidelity
-from export.checks import loss as answers
+from export.checks import fidelity, loss
 from export.checks.bfloat16 import open_for_checks
 from export.results.answers import Answers
 from export.results.backend_parity import REFERENCE
@@ -78,5 +77,5 @@ def compare_answers(
     runtime = Runtime.on_session(
         session, folder, manifest.model, manifest.image_token, manifest.picture_steps
     )
-    found = answers.measure(runtime, samples, original.max_new_tokens, progress)
-    return answers.compare(samples, original, found, limits, name)
+    found = loss.measure_answers(runtime, samples, original.max_new_tokens, progress)
+    return loss.compare(samples, original, found, limits, name)

@@ -110,7 +110,7 @@ def _later_calls() -> Iterator[tuple[str, int]]:
 
 def compare(
     reference: Recording,
-    found: Recording,
+    recording: Recording,
     graphs: Sequence[GraphSpec],
     declared: Sequence[str],
     limits: FidelityLimits,
@@ -121,7 +121,7 @@ def compare(
 
     Args:
         reference: of the compressed torch model, or of another backend.
-        found: of the exported graphs.
+        recording: of the exported graphs.
         graphs: the graphs that were run; named in the report.
         declared: failures of names, axes and dtypes that `check_declared` found.
         limits: what every output must satisfy.
@@ -130,7 +130,7 @@ def compare(
     failures = list(declared)
     differences = []
     for call, wanted in reference.outputs.items():
-        got = found.outputs.get(call)
+        got = recording.outputs.get(call)
         if got is None:
             failures.append(f"{call}: missing")
             continue
@@ -141,9 +141,9 @@ def compare(
         differences.append(difference)
         failures += _misses(difference, limits)
     for call, shapes in reference.shapes.items():
-        if found.shapes.get(call) != shapes:
+        if recording.shapes.get(call) != shapes:
             failures.append(
-                f"{call}: cache shapes {found.shapes.get(call)}, {beside} gives {shapes}"
+                f"{call}: cache shapes {recording.shapes.get(call)}, {beside} gives {shapes}"
             )
     if not differences:
         nothing = Difference(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 from export.results.answers import Answer, Answers, exact, right_one
 
 
-def measure(
+def measure_answers(
     runtime: "Runtime",
     samples: Sequence[Sample],
     max_new_tokens: int,

@@ -34,7 +34,9 @@ def resident_bytes() -> int | None:
     return None
 
 
-def measure(folder: Path, graphs: Sequence[GraphSpec], facts: ModelFacts) -> Footprint | None:
+def measure_memory(
+    folder: Path, graphs: Sequence[GraphSpec], facts: ModelFacts
+) -> Footprint | None:
     """Measure an artifact's memory in a process of its own; None where the system does not tell.
 
     Args:

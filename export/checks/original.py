@@ -17,7 +17,7 @@ from compressor.samples.prompts import EncodedPrompt, encode, layout
 from compressor.samples.questions import Sample
 from export.checks.rewrite import Reading
 from export.results.answers import Answer, Answers
-from export.runtime.core import BATCH_ROWS, WINDOW, until_end
+from export.runtime.core import BATCH_ROWS, PROMPTS_AHEAD, until_end
 
 Indexed = tuple[int, EncodedPrompt]
 
@@ -80,9 +80,9 @@ def read_original(model: LoadedModel, sample: Sample) -> Reading:
 
 def _batches(model: LoadedModel, samples: Sequence[Sample]) -> Iterator[list[Indexed]]:
     """Prompts of equal length and number of images are answered together."""
-    for start in range(0, len(samples), WINDOW):
+    for start in range(0, len(samples), PROMPTS_AHEAD):
         groups: dict[tuple[int, int], list[Indexed]] = {}
-        for index, sample in enumerate(samples[start : start + WINDOW], start):
+        for index, sample in enumerate(samples[start : start + PROMPTS_AHEAD], start):
             prompt = encode(model.native_processor, sample)
             layout(model, prompt, model.native_facts)  # refuses pictures that have no place in it
             groups.setdefault((prompt.input_ids.shape[1], len(sample.images)), []).append(

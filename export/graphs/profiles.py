@@ -23,7 +23,7 @@ DECODE_TEXT = 2
 PAST_AXIS = "past"
 
 
-class Profile(Facts):
+class ShapeProfile(Facts):
     """Sizes of the named axes at least, typically and at most.
 
     Attributes:
@@ -46,7 +46,7 @@ class Profile(Facts):
         return tuple(tensor.shape(dict(s)) for s in (self.least, self.typical, self.most))
 
 
-def profiles_of(spec: GraphSpec, limits: Limits) -> tuple[Profile, ...]:
+def profiles_of(spec: GraphSpec, limits: Limits) -> tuple[ShapeProfile, ...]:
     """Return the profiles of a graph's engine, the widest first.
 
     Axes that are numbers are taken as they are; a graph without named axes has one profile without ranges.
@@ -60,7 +60,7 @@ def profiles_of(spec: GraphSpec, limits: Limits) -> tuple[Profile, ...]:
     return _profile("prefill", prefill), _profile("decode", decode)
 
 
-def rooms_of(profiles: Sequence[Profile]) -> dict[str, int]:
+def rooms_of(profiles: Sequence[ShapeProfile]) -> dict[str, int]:
     """Return the rows of fixed caches' buffers by the names of their axes, the same in all profiles."""
     return {axis: rows for axis, rows in profiles[0].most.items() if axis.startswith(ROOM)}
 
@@ -94,7 +94,10 @@ def sizes_of(inputs: Sequence[TensorSpec], shapes: Sequence[tuple[int, ...]]) ->
 
 
 def profile_for(
-    profiles: Sequence[Profile], sizes: Mapping[str, int], limits: Limits, target: str = "TARGET"
+    profiles: Sequence[ShapeProfile],
+    sizes: Mapping[str, int],
+    limits: Limits,
+    target: str = "TARGET",
 ) -> int:
     """Return the place of the narrowest profile that holds a call.
 
@@ -145,9 +148,9 @@ def _flags(axes: Sequence[str], sizes: Mapping[str, int], limits: Limits) -> Ite
 _Range = tuple[int, int, int]
 
 
-def _profile(name: str, ranges: Mapping[str, _Range]) -> Profile:
+def _profile(name: str, ranges: Mapping[str, _Range]) -> ShapeProfile:
     least, typical, most = ({axis: r[i] for axis, r in ranges.items()} for i in range(3))
-    return Profile(name=name, least=least, typical=typical, most=most)
+    return ShapeProfile(name=name, least=least, typical=typical, most=most)
 
 
 def _plain_range(axis: str, limits: Limits) -> _Range:

@@ -144,7 +144,7 @@ class LossMeasure(Facts):
     Attributes:
         words: name of the measure.
         key: of the limit that is asked for, in `validate.loss`.
-        found: None: there is no such figure.
+        figure: None: there is no such figure.
         limit: None: none was set.
         at_most: whether the limit is the most that is allowed; else it is the least.
         in_place: why this measure is judged by another one's limit, which the data cannot be judged by.
@@ -153,7 +153,7 @@ class LossMeasure(Facts):
 
     words: str
     key: str
-    found: float | None
+    figure: float | None
     limit: float | None
     at_most: bool = False
     in_place: str = ""
@@ -162,10 +162,10 @@ class LossMeasure(Facts):
     @property
     def verdict(self) -> Verdict:
         """What became of it."""
-        if self.limit is None or self.found is None:
+        if self.limit is None or self.figure is None:
             return Verdict.NOT_JUDGED
         # Written so that a value that is no number misses its limit.
-        kept = self.found <= self.limit if self.at_most else self.found >= self.limit
+        kept = self.figure <= self.limit if self.at_most else self.figure >= self.limit
         if kept and self.cannot:
             return Verdict.NOT_JUDGED
         return Verdict.PASSED if kept else Verdict.FAILED
@@ -174,9 +174,9 @@ class LossMeasure(Facts):
     def miss(self) -> str:
         """Return what was found and what was wanted, in words."""
         if self.at_most:
-            return f"{self.words} is {nats(self.found)} nats, allowed {self.key} {self.limit:g}"
+            return f"{self.words} is {nats(self.figure)} nats, allowed {self.key} {self.limit:g}"
         why = f" ({self.in_place})" if self.in_place else ""
-        return f"{self.words} is {self.found:.4f}, wanted {self.key} {self.limit:g}{why}"
+        return f"{self.words} is {self.figure:.4f}, wanted {self.key} {self.limit:g}{why}"
 
 
 def measures(figures: LossFigures, limits: LossLimits) -> tuple[LossMeasure, ...]:
@@ -203,32 +203,32 @@ def measures(figures: LossFigures, limits: LossLimits) -> tuple[LossMeasure, ...
         kept = None
     found = (
         LossMeasure(
-            words="mean KL", key="max_kl", found=figures.kl, limit=limits.max_kl, at_most=True
+            words="mean KL", key="max_kl", figure=figures.kl, limit=limits.max_kl, at_most=True
         ),
         LossMeasure(
             words="agreement of next tokens",
             key=key,
-            found=figures.agreement,
+            figure=figures.agreement,
             limit=agreement,
             in_place=in_place,
         ),
         LossMeasure(
             words="common prefix",
             key="min_common_prefix",
-            found=figures.common_prefix,
+            figure=figures.common_prefix,
             limit=limits.min_common_prefix,
         ),
         LossMeasure(
             words="exact match",
             key="min_exact_match",
-            found=figures.exact_match,
+            figure=figures.exact_match,
             limit=limits.min_exact_match,
             cannot="" if figures.answered else unknown,
         ),
         LossMeasure(
             words="exact match kept",
             key="min_exact_match_kept",
-            found=figures.exact_match_kept,
+            figure=figures.exact_match_kept,
             limit=kept,
             # Where equal next tokens have a limit of their own, they are what is judged.
             cannot="" if limits.min_agreement is not None else unknown,

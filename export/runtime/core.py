@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 # Rows of one batch bound its memory; encoded prompts wait for others of their layout, but not for ever.
 BATCH_ROWS = 4096
-WINDOW = 256
+PROMPTS_AHEAD = 256
 
 
 @dataclass(frozen=True)

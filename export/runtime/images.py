@@ -22,11 +22,11 @@ from compressor.families.picture_steps import (
     Crop,
     Normalise,
     PadToSquare,
+    PictureStep,
+    PictureSteps,
     Rescale,
     Resize,
     ResizeShorter,
-    Step,
-    Steps,
     output_size,
 )
 from compressor.samples.pictures import MAX_PIXELS, load_image, to_rgb
@@ -43,13 +43,13 @@ class ImageProcessor:
         ModelError: the steps cannot be run; see `output_size`.
     """
 
-    steps: Steps
+    steps: PictureSteps
 
     def __post_init__(self) -> None:
         output_size(self.steps)
 
     @classmethod
-    def of_artifact(cls, steps: Steps | None, folder: Path) -> Self:
+    def of_artifact(cls, steps: PictureSteps | None, folder: Path) -> Self:
         """Return what runs an artifact's steps.
 
         Args:
@@ -82,7 +82,7 @@ class ImageProcessor:
         return np.stack([values[channel][pixels[..., channel]] for channel in range(3)])
 
 
-def _pictured(image: Image.Image, steps: Sequence[Step]) -> Image.Image:
+def _pictured(image: Image.Image, steps: Sequence[PictureStep]) -> Image.Image:
     """Run the steps that change the picture."""
     for step, following in zip(steps, (*steps[1:], None), strict=False):
         match step:
@@ -104,7 +104,7 @@ def _pictured(image: Image.Image, steps: Sequence[Step]) -> Image.Image:
     return image
 
 
-def _values(steps: Sequence[Step]) -> NDArray[np.float32]:
+def _values(steps: Sequence[PictureStep]) -> NDArray[np.float32]:
     """Return what the steps on values make of each 8-bit level, [C, 256]."""
     values = np.tile(np.arange(256, dtype=np.float32), (3, 1))
     for step in steps:

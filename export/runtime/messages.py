@@ -18,7 +18,7 @@ def user_message(question: str, images: int = 1) -> dict[str, Any]:
     return {"role": "user", "content": [*pictures, {"type": "text", "text": question}]}
 
 
-def checked(messages: Sequence[Message], image_token: str) -> list[dict[str, Any]]:
+def plain_messages(messages: Sequence[Message], image_token: str) -> list[dict[str, Any]]:
     """Copy the messages as plain dicts, lists and strings, all a template may touch.
 
     Raises:

@@ -18,7 +18,7 @@ from compressor.disk.model_json import optional_json
 from compressor.errors import DataError, ModelError, first_line
 from compressor.generation.settings import model_settings
 from export.runtime.chat_template import compile_template, find_template
-from export.runtime.messages import Message, check_text, checked, image_count, texts
+from export.runtime.messages import Message, check_text, image_count, plain_messages, texts
 
 _NAMED_TOKENS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
@@ -129,7 +129,7 @@ class Prompter:
             DataError: a message is not of the form `Message`, a text contains the image token, or
                 the template fails, loses a user's text or writes another number of images.
         """
-        turns = checked(messages, self.image_token)
+        turns = plain_messages(messages, self.image_token)
         try:
             prompt = self.template.render(
                 messages=turns,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from compressor.errors import ArtifactWarning, BackendError, ModelError
 from compressor.facts import ModelFacts
-from compressor.families.picture_steps import Steps
+from compressor.families.picture_steps import PictureSteps
 from compressor.generation.settings import model_settings
 from compressor.samples.pictures import Pictures, pictures_of
 from export.artifact.artifact import Artifact
@@ -17,7 +17,7 @@ from export.backends.compared import uncompared
 from export.backends.registry import open_session
 from export.runtime.answering import Answering
 from export.runtime.conversation import Conversation
-from export.runtime.core import BATCH_ROWS, WINDOW, Reply, RuntimeCore
+from export.runtime.core import BATCH_ROWS, PROMPTS_AHEAD, Reply, RuntimeCore
 from export.runtime.image_prefix import ImagePrefix, prefill_images
 from export.runtime.images import ImageProcessor
 from export.runtime.messages import user_message
@@ -94,7 +94,7 @@ class Runtime(RuntimeCore):
         folder: Path,
         facts: ModelFacts,
         image_token: str,
-        picture_steps: Steps | None = None,
+        picture_steps: PictureSteps | None = None,
     ) -> "Runtime":
         """Return a runtime that uses any session with the tokenizer and processor files of a folder.
 
@@ -208,9 +208,9 @@ class Runtime(RuntimeCore):
         Raises:
             DataError: as `generate`.
         """
-        for start in range(0, len(asked), WINDOW):
+        for start in range(0, len(asked), PROMPTS_AHEAD):
             groups: dict[bytes, list[tuple[int, Prompt]]] = {}
-            for place, (question, images) in enumerate(asked[start : start + WINDOW], start):
+            for place, (question, images) in enumerate(asked[start : start + PROMPTS_AHEAD], start):
                 prompt = self.prepare(question, images)
                 groups.setdefault(prompt.layout_key, []).append((place, prompt))
             for group in groups.values():

@@ -68,8 +68,8 @@ def compared(out: Output, comparison: Comparison) -> None:
         out.brief(f"note: {note}")
 
 
-def diagnosed(out: Output, found: Diagnosis) -> None:
+def diagnosed(out: Output, diagnosis: Diagnosis) -> None:
     """Print which backends run here."""
-    for ability in found.abilities:
+    for ability in diagnosis.abilities:
         runs = "runs" if ability.runs else f"does not run, {ability.words}"
         out.brief(f"{ability.backend}: {runs}")

@@ -25,56 +25,58 @@ def doctor(out: Output, /, need: str | None, seconds: float) -> None:
     from export.machine.doctor import examine
     from vtcompress.cli import brief
 
-    found = examine(seconds)
-    show_diagnosis(out, found)
-    brief.diagnosed(out, found)
-    out.result(found.model_dump(mode="json"))
+    diagnosis = examine(seconds)
+    show_diagnosis(out, diagnosis)
+    brief.diagnosed(out, diagnosis)
+    out.result(diagnosis.model_dump(mode="json"))
     if need is not None:
-        found.require(need)
+        diagnosis.require(need)
 
 
-def package_rows(found: Diagnosis) -> list[tuple[str, str]]:
+def package_rows(diagnosis: Diagnosis) -> list[tuple[str, str]]:
     """Return one row a package."""
-    return [(p.name, " ".join(filter(None, (p.version or "-", p.words)))) for p in found.packages]
+    return [
+        (p.name, " ".join(filter(None, (p.version or "-", p.words)))) for p in diagnosis.packages
+    ]
 
 
-def backend_rows(found: Diagnosis) -> list[tuple[str, str, str, str]]:
+def backend_rows(diagnosis: Diagnosis) -> list[tuple[str, str, str, str]]:
     """Return one row a backend."""
     words = {True: "yes", False: "no", None: "needs none"}
-    return [(a.backend, a.words, words[a.builds], words[a.runs]) for a in found.abilities]
+    return [(a.backend, a.words, words[a.builds], words[a.runs]) for a in diagnosis.abilities]
 
 
-def gpu_words(found: Diagnosis) -> str:
+def gpu_words(diagnosis: Diagnosis) -> str:
     """Return driver and GPUs in a line."""
-    if not found.gpus:
-        return f"GPU: none found; NVIDIA driver: {found.driver or 'not found'}"
-    names = ", ".join(f"{g.name} ({g.capability or 'capability unknown'})" for g in found.gpus)
-    return f"GPU: {names}; NVIDIA driver: {found.driver or 'version unknown'}"
+    if not diagnosis.gpus:
+        return f"GPU: none found; NVIDIA driver: {diagnosis.driver or 'not found'}"
+    names = ", ".join(f"{g.name} ({g.capability or 'capability unknown'})" for g in diagnosis.gpus)
+    return f"GPU: {names}; NVIDIA driver: {diagnosis.driver or 'version unknown'}"
 
 
-def provider_words(found: Diagnosis) -> str:
+def provider_words(diagnosis: Diagnosis) -> str:
     """Return the reference's providers: those that it lists, and those that sessions got."""
-    if not found.providers:
+    if not diagnosis.providers:
         return f"{CHECKED_ON.title}: no providers"
-    active = ", ".join(found.active) or "none"
-    return f"{CHECKED_ON.title} lists {', '.join(found.providers)}; sessions ran on {active}"
+    active = ", ".join(diagnosis.active) or "none"
+    return f"{CHECKED_ON.title} lists {', '.join(diagnosis.providers)}; sessions ran on {active}"
 
 
-def remedy_lines(found: Diagnosis) -> list[str]:
+def remedy_lines(diagnosis: Diagnosis) -> list[str]:
     """Return what is missing and what to do, a line each."""
-    lines = [f"{gap.problem}\n    {gap.remedy}" for gap in found.gaps]
-    lines += [f"{a.backend}: {a.words}\n    {a.remedy}" for a in found.abilities if a.remedy]
+    lines = [f"{gap.problem}\n    {gap.remedy}" for gap in diagnosis.gaps]
+    lines += [f"{a.backend}: {a.words}\n    {a.remedy}" for a in diagnosis.abilities if a.remedy]
     return lines
 
 
-def show_diagnosis(out: Output, found: Diagnosis) -> None:
+def show_diagnosis(out: Output, diagnosis: Diagnosis) -> None:
     """Print everything, gaps last."""
-    out.line(f"Python {found.python}, {found.system}")
-    out.line(gpu_words(found))
-    out.line(provider_words(found))
-    out.table("Packages", PACKAGE_COLUMNS, package_rows(found))
-    out.table("Backends", BACKEND_COLUMNS, backend_rows(found))
-    if lines := remedy_lines(found):
+    out.line(f"Python {diagnosis.python}, {diagnosis.system}")
+    out.line(gpu_words(diagnosis))
+    out.line(provider_words(diagnosis))
+    out.table("Packages", PACKAGE_COLUMNS, package_rows(diagnosis))
+    out.table("Backends", BACKEND_COLUMNS, backend_rows(diagnosis))
+    if lines := remedy_lines(diagnosis):
         out.line("Gaps, and what closes them (none matters for backends that you do not use):")
         for line in lines:
             out.line(f"  {line}")

@@ -101,7 +101,7 @@ for command in (
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
-    code = run(arguments)
+    code = run_command(arguments)
     if code == EXIT_INTERRUPTED:
         # Under `python -m`, CPython kills itself by SIGINT when an interrupt, even a handled one, passed
         # through exec() of a string (dataclasses do that); leaving without its shutdown keeps the code.
@@ -111,7 +111,7 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(code)
 
 
-def run(arguments: list[str] | None = None) -> int:
+def run_command(arguments: list[str] | None = None) -> int:
     """Run the command line; return its exit code. Errors that nobody foresaw end in one line as well."""
     doing = Doing()
     try:

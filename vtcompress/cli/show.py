@@ -61,7 +61,7 @@ def show_profile(out: Output, profile: Profile) -> None:
     """Print what calibration measured, one table or sentence a measure."""
     for name in MEASURES:
         if name in profile.measures:
-            found = MEASURES[name].table(profile.found(name))
+            found = MEASURES[name].table(profile.measurement(name))
             if found.columns:
                 out.table(found.title, found.columns, list(found.rows))
             else:

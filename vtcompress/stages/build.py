@@ -12,7 +12,13 @@ from export.artifact.artifact import RECIPE_FILE, Artifact
 from export.artifact.engine_set import OpenedSet
 from export.backends.gpus import find_gpu
 from export.backends.tensorrt.build import EnginePlan, artifact_limits, build_engines, plan_engines
-from export.backends.tensorrt.targets import TARGETS, Target, check_capabilities, find_target, load
+from export.backends.tensorrt.targets import (
+    TARGETS,
+    Target,
+    check_capabilities,
+    find_target,
+    load_package,
+)
 from export.backends.tensorrt.trtexec import command_line
 from export.graphs.limits import limits_of
 
@@ -108,7 +114,7 @@ def check_targets(recipe: Recipe, facts: ModelFacts) -> None:
     problems += [f"export.profiles.{line}" for line in limits.problems(positions)]
     for target in targets:
         try:
-            trt = load(target, f"export.targets: {target.name}: building engines")
+            trt = load_package(target, f"export.targets: {target.name}: building engines")
             wanted = section.profiles.compute_capabilities
             check_capabilities(target, wanted if target.ahead else None, trt)
             if not target.ahead:

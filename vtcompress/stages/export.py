@@ -188,7 +188,7 @@ class ExportRun:
 
     def from_compressed(self, source: Path) -> Manifest:
         """Start from a folder that `compress` wrote."""
-        from compressor.compressed import load_compressed, plain_of, read_processor
+        from compressor.compressed import load_compressed, plain_of, read_compressed_processor
 
         plan = Plan.load(source / PLAN_FILE)
         self.sources += (source,)
@@ -196,7 +196,7 @@ class ExportRun:
         check_targets(self.recipe, plan.model)
         check_fixed(self.recipe.export, plan.model, plan.gates.mode if plan.gates else None)
         self._note_unread_data(f"{source} has its plan")
-        processor = read_processor(source, plan)
+        processor = read_compressed_processor(source, plan)
         limits = self.job.limits(plan.model)
         check_prompts(processor, source, plan.model, self._asked(), limits, self.progress)
         self.origin = origin_of(self.recipe.model.id, source)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from compressor.families.picture_steps import Steps
+from compressor.families.picture_steps import PictureSteps
 from compressor.plan.plan import Plan
 from compressor.recipe import Recipe
 from compressor.samples.questions import Sample
@@ -41,7 +41,7 @@ def keep_wide_nodes(
     graphs: Sequence[GraphSpec],
     plan: Plan,
     image_token: str,
-    picture_steps: Steps,
+    picture_steps: PictureSteps,
 ) -> Float16Ranges | None:
     """Put nodes of an artifact's float16 graphs in float32 where prompts need it; None for other dtypes.
 

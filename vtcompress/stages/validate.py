@@ -207,7 +207,7 @@ def validate(
         runtime = Runtime.on_session(
             session, path, manifest.model, manifest.image_token, manifest.picture_steps
         )
-        answers = loss.measure(runtime, samples, original.max_new_tokens, progress)
+        answers = loss.measure_answers(runtime, samples, original.max_new_tokens, progress)
         second = loss.compare(samples, original, answers, loss_limits(recipe), name)
     return Validation(first, second, rewritten)
 

@@ -27,7 +27,7 @@ from compressor.families.llava.config import (
     vision_problems,
 )
 from compressor.families.llava.weights import check_stored, unread_of
-from compressor.families.picture_steps import Steps
+from compressor.families.picture_steps import PictureSteps
 
 ARCHITECTURE = "LlavaForConditionalGeneration"
 STRATEGIES = ("default", "full")
@@ -187,7 +187,7 @@ class LlavaFamily(Family):
             if saved.get(key) is None:
                 setattr(processor, key, value)
 
-    def picture_steps(self, saved: Mapping[str, Any], where: str) -> Steps:
+    def picture_steps(self, saved: Mapping[str, Any], where: str) -> PictureSteps:
         """See `Family.picture_steps`."""
         return saved_steps(saved, where)
 

@@ -12,9 +12,9 @@ from compressor.methods.yopo.head_mask import read_head_mask
 from compressor.methods.yopo.keys import YopoKeys
 from compressor.methods.yopo.measures import HEAD_SCORE, NEURON_ACTIVITY
 from compressor.methods.yopo.rule import (
+    AUTO_WINDOW,
     KEEP_LAYERS,
     VOTES,
-    WINDOW,
     Groups,
     group_means,
     groups_of_mask,
@@ -77,7 +77,7 @@ def cut(plan: Plan, method: YopoKeys, evidence: Evidence) -> Plan:
         method: that fits the model.
         evidence: holds what the method needs.
     """
-    groups, window = _groups(plan, method, evidence), window_of(plan, method)
+    groups, window = _groups(plan, method, evidence), window_side(plan, method)
     neurons = _neurons(plan, method, evidence)
     off_from = layer_at(method.off_from, len(plan.layers)) if method.off_from else None
     layers = tuple(
@@ -151,7 +151,7 @@ def _groups(plan: Plan, method: YopoKeys, evidence: Evidence) -> tuple[tuple[int
     )
 
 
-def window_of(plan: Plan, method: YopoKeys) -> int | None:
+def window_side(plan: Plan, method: YopoKeys) -> int | None:
     """Return the window's side; `auto`: only where it is predicted to pay."""
     return automatic_window(plan) if method.window == "auto" else method.window
 
@@ -159,10 +159,10 @@ def window_of(plan: Plan, method: YopoKeys) -> int | None:
 def automatic_window(plan: Plan) -> int | None:
     """Return the side that `auto` takes, None where that window does not fit or is not predicted to pay."""
     grid = plan.model.token_grid
-    if grid is None or min(grid) < WINDOW:
+    if grid is None or min(grid) < AUTO_WINDOW:
         return None
-    pays = band_ratio(WINDOW, grid, plan.visual, plan.workload.text) < PAYS_BELOW
-    return WINDOW if pays else None
+    pays = band_ratio(AUTO_WINDOW, grid, plan.visual, plan.workload.text) < PAYS_BELOW
+    return AUTO_WINDOW if pays else None
 
 
 def _neurons(

@@ -5,9 +5,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from compressor.plan.plan import Window
+from compressor.plan.plan import WindowSide
 from compressor.schema.problems import allowed, apply_rule
 from compressor.schema.values import (
+    Divisor,
     ExactlyOne,
     Flag,
     KeptLayers,
@@ -15,17 +16,16 @@ from compressor.schema.values import (
     MaskPath,
     NotNegative,
     Quantile,
-    Ratio,
     RecipeSection,
     Share,
 )
 
 WindowOrAuto = Annotated[
-    Window | Literal["auto"], allowed("an odd whole number, 3 or more, or auto")
+    WindowSide | Literal["auto"], allowed("an odd whole number, 3 or more, or auto")
 ]
 
 
-class Heads(ExactlyOne):
+class HeadKeys(ExactlyOne):
     """Which visual heads stay: those in which visual tokens take part.
 
     Exactly one of `keep`, `threshold` and `mask` is given.
@@ -65,11 +65,11 @@ class YopoKeys(RecipeSection):
 
     cuts: ClassVar[tuple[str, ...]] = ("heads", "window", "mlp_ratio", "off_from")
 
-    heads: Heads | None = None
+    heads: HeadKeys | None = None
     keep_layers: KeptLayers | None = None
     window: WindowOrAuto | None = None
     causal: Flag = False
-    mlp_ratio: Ratio | None = None
+    mlp_ratio: Divisor | None = None
     select: Literal["first", "activation"] = "first"
     off_from: LayerOrDepth | None = None
     semantics: Literal["removed", "masked"] = "removed"

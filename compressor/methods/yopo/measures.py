@@ -25,7 +25,7 @@ def _neuron_activity(full: Any) -> "Tensor":
     return neuron_activity(full)
 
 
-def _draw_heads(found: Measured, plan: Plan) -> Drawing:
+def _draw_heads(measured: Measured, plan: Plan) -> Drawing:
     """Draw one dot a query head, those in which visual tokens take part apart from the others."""
     group = plan.model.decoder.heads // plan.model.decoder.kv_heads
     dots = [
@@ -34,7 +34,7 @@ def _draw_heads(found: Measured, plan: Plan) -> Drawing:
             score,
             not layer.exited and (layer.groups is None or head // group in layer.groups),
         )
-        for layer, row in zip(plan.layers, found.mean, strict=True)
+        for layer, row in zip(plan.layers, measured.mean, strict=True)
         for head, score in enumerate(row)
     ]
     series = tuple(
@@ -44,19 +44,19 @@ def _draw_heads(found: Measured, plan: Plan) -> Drawing:
     return Drawing("decoder layer", "head score (visual / text attention)", series, "dots")
 
 
-def _show_heads(found: Measured) -> MeasureTable:
+def _show_heads(measured: Measured) -> MeasureTable:
     rows = tuple(
         (str(i), f"{min(row):.3g}", f"{sum(row) / len(row):.3g}", f"{max(row):.3g}")
-        for i, row in enumerate(found.mean)
+        for i, row in enumerate(measured.mean)
     )
     return MeasureTable("Visual heads", ("layer", "lowest score", "mean", "highest"), rows)
 
 
-def _draw_neurons(found: Measured, plan: Plan) -> Drawing:
+def _draw_neurons(measured: Measured, plan: Plan) -> Drawing:
     """Draw one bar a layer in which visual tokens run the MLP, and a cross where they do not."""
     running = [layer for layer in plan.layers if not (layer.frozen or layer.exited)]
     others = [layer.index for layer in plan.layers if layer.frozen or layer.exited]
-    shares = tuple((x.index, _share(found.mean[x.index], x.neurons)) for x in running)
+    shares = tuple((x.index, _share(measured.mean[x.index], x.neurons)) for x in running)
     # A gap alone would look like a share of 0.
     crosses = tuple((i, 0.0) for i in others)
     series = (
@@ -74,13 +74,13 @@ def _share(activity: Sequence[float], neurons: Sequence[int] | None) -> float:
     return sum(kept) / (sum(activity) or 1.0)
 
 
-def _show_neurons(found: Measured) -> MeasureTable:
+def _show_neurons(measured: Measured) -> MeasureTable:
     """Return how the activity was measured, and how unevenly it is spread."""
-    rows = found.mean
+    rows = measured.mean
     shares = [sum(sorted(row)[len(row) // 2 :]) / sum(row) for row in rows if sum(row) > 0]
     words = (
         f"Neuron activity: mean magnitude of what enters the MLP's last projection, over visual rows and "
-        f"{found.count} samples, for {len(rows[0]):,} neurons in each of {len(rows)} layers."
+        f"{measured.count} samples, for {len(rows[0]):,} neurons in each of {len(rows)} layers."
     )
     if shares:
         spread = f"{min(shares):.0%} to {max(shares):.0%}"

@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 
 from compressor.contract.method import Evidence, gone_words, layers_words
-from compressor.methods.yopo.cut import automatic_window, kept_whole, prunable, window_of
+from compressor.methods.yopo.cut import automatic_window, kept_whole, prunable, window_side
 from compressor.methods.yopo.head_mask import read_head_mask
 from compressor.methods.yopo.keys import YopoKeys
-from compressor.methods.yopo.rule import WINDOW
+from compressor.methods.yopo.rule import AUTO_WINDOW
 from compressor.plan.cost import BAND_OVERHEAD, PAYS_BELOW, band_ratio
 from compressor.plan.plan import Plan
 
@@ -41,13 +41,13 @@ def _window_note(plan: Plan, method: YopoKeys, where: str) -> list[str]:
     factor = f"a FLOP in bands {BAND_OVERHEAD:g} times; {MEASURED_ON}"
     auto = automatic_window(plan) or "none"
     if method.window == "auto":
-        if min(grid) < WINDOW:
-            too_small = f"as {WINDOW} is larger than the grid of {grid[0]} x {grid[1]}"
+        if min(grid) < AUTO_WINDOW:
+            too_small = f"as {AUTO_WINDOW} is larger than the grid of {grid[0]} x {grid[1]}"
             return [f"{where}.window: auto: none, {too_small}"]
-        ratio = band_ratio(WINDOW, grid, plan.visual, plan.workload.text)
+        ratio = band_ratio(AUTO_WINDOW, grid, plan.visual, plan.workload.text)
         return [
-            f"{where}.window: auto: {auto}; {rows} attention in bands of a {WINDOW} x {WINDOW} window is "
-            f"predicted to take {ratio:.2f} times as long as full attention ({factor}); below "
+            f"{where}.window: auto: {auto}; {rows} attention in bands of a {AUTO_WINDOW} x {AUTO_WINDOW} "
+            f"window is predicted to take {ratio:.2f} times as long as full attention ({factor}); below "
             f"{PAYS_BELOW:g} it is used"
         ]
     side = method.window
@@ -150,7 +150,7 @@ def _idle_notes(plan: Plan, method: YopoKeys, where: str) -> list[str]:
     found = []
     if method.heads is not None and all(layer.groups is None for layer in plan.layers):
         found.append(f"{where}.heads: no head is pruned: {_why_no_heads(plan, method)}")
-    if window_of(plan, method) is not None and all(x.window is None for x in plan.layers):
+    if window_side(plan, method) is not None and all(x.window is None for x in plan.layers):
         found.append(f"{where}.window: no layer has one: {_why_no_rows(plan)}")
     if method.mlp_ratio is not None and all(layer.neurons is None for layer in plan.layers):
         found.append(f"{where}.mlp_ratio: no MLP is narrower: {_why_no_rows(plan)}")

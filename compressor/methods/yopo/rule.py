@@ -22,7 +22,7 @@ from collections.abc import Collection, Sequence
 
 KEEP_LAYERS = (0, 1)
 VOTES = 0.4
-WINDOW = 5
+AUTO_WINDOW = 5
 
 Scores = Sequence[Sequence[float]]
 Groups = tuple[tuple[int, ...], ...]

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from export.artifact.engine_set import Machine, OpenedSet
 from export.backends.backend import Ability, Backend, Options, Said, installed_version
 from export.backends.gpus import INSTALL_DRIVER, Gpu, find_gpu
-from export.backends.probing import Probed, Told, words_of
+from export.backends.probing import Probed, ProbeFacts, failure_words
 from export.backends.tensorrt.device import CudaEngines
 from export.backends.tensorrt.find import find_set
 from export.backends.tensorrt.session import EngineSession
-from export.backends.tensorrt.targets import TARGETS, Target, capabilities, load
+from export.backends.tensorrt.targets import TARGETS, Target, capabilities, load_package
 
 if TYPE_CHECKING:
     from export.artifact.artifact import Artifact
@@ -35,7 +35,7 @@ class _TensorRt(Backend):
 
     def open(self, artifact: "Artifact", options: Options) -> EngineSession:
         """See `Backend.open`; nothing is loaded before it was checked."""
-        trt = load(self.target, f"running {self.title} engines")
+        trt = load_package(self.target, f"running {self.title} engines")
         gpu = find_gpu(options.device)
         engines = find_set(artifact, self.name, Machine(trt.__version__, gpu.capability, gpu.name))
         files = {
@@ -87,7 +87,7 @@ class TensorRtRtx(_TensorRt):
     target = TARGETS["tensorrt-rtx"]
 
     @staticmethod
-    def probe() -> Iterator[Told]:
+    def probe() -> Iterator[ProbeFacts]:
         """See `probe_package`."""
         return probe_package(TARGETS["tensorrt-rtx"].module)
 
@@ -98,7 +98,7 @@ class TensorRt(_TensorRt):
     target = TARGETS["tensorrt"]
 
     @staticmethod
-    def probe() -> Iterator[Told]:
+    def probe() -> Iterator[ProbeFacts]:
         """See `probe_package`."""
         return probe_package(TARGETS["tensorrt"].module)
 
@@ -111,7 +111,7 @@ class TensorRt(_TensorRt):
         return said
 
 
-def probe_package(name: str) -> Iterator[Told]:
+def probe_package(name: str) -> Iterator[ProbeFacts]:
     """Tell the version; whether a builder and a runtime can be made; what the builder can build for."""
     yield {"step": f"importing {name}"}
     trt = import_module(name)
@@ -124,7 +124,7 @@ def probe_package(name: str) -> Iterator[Told]:
             getattr(trt, maker)(log)
             yield {maker.lower(): ""}
         except Exception as failure:  # noqa: BLE001 - bindings raise what they like
-            yield {maker.lower(): words_of(failure)}
+            yield {maker.lower(): failure_words(failure)}
 
 
 def _unmade(probed: Probed, key: str) -> str:

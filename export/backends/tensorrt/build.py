@@ -35,7 +35,7 @@ from export.backends.tensorrt.targets import (
 )
 from export.backends.tensorrt.trtexec import build_command
 from export.graphs.limits import Limits, limits_of
-from export.graphs.profiles import Profile, profiles_of
+from export.graphs.profiles import ShapeProfile, profiles_of
 from export.graphs.spec import WEIGHTS_FILE, GraphSpec, in_order
 
 # In place of the compute capability where it is the GPU's own, and no GPU was asked.
@@ -71,7 +71,7 @@ class EnginePlan:
         return self.artifact.folder / ENGINES_FOLDER / name
 
     @cached_property
-    def profiles(self) -> tuple[tuple[GraphSpec, tuple[Profile, ...]], ...]:
+    def profiles(self) -> tuple[tuple[GraphSpec, tuple[ShapeProfile, ...]], ...]:
         """Return each graph with the profiles of its engine, in the order of the calls."""
         specs = engine_graphs(self.artifact.manifest, baseline=self.baseline)
         return tuple((spec, profiles_of(spec, self.limits)) for spec in specs)

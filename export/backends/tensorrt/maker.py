@@ -16,8 +16,8 @@ from compressor.errors import VtcompressError
 from compressor.progress import SILENT, Progress
 from export.backends.tensorrt.monitor import Monitored
 from export.backends.tensorrt.pinned import pinned
-from export.backends.tensorrt.targets import Target, load
-from export.graphs.profiles import Profile, rooms_of
+from export.backends.tensorrt.targets import Target, load_package
+from export.graphs.profiles import ShapeProfile, rooms_of
 from export.graphs.spec import GraphSpec
 
 _LAYER = re.compile(r"\blayers\.(\d+)\b")
@@ -78,10 +78,17 @@ class Maker:
         Raises:
             VtcompressError: the target is not installed.
         """
-        return cls(target, load(target, f"building {target.title} engines"), capabilities, progress)
+        return cls(
+            target, load_package(target, f"building {target.title} engines"), capabilities, progress
+        )
 
     def build(
-        self, graph: Path, profiles: Sequence[Profile], spec: GraphSpec, output: Path, cache: bytes
+        self,
+        graph: Path,
+        profiles: Sequence[ShapeProfile],
+        spec: GraphSpec,
+        output: Path,
+        cache: bytes,
     ) -> tuple[float, bytes]:
         """Build one engine; return the seconds it took and the timing cache, if the target has one.
 
@@ -144,7 +151,7 @@ class Maker:
         where = f" at {', '.join(named[:SHOWN_NODES])}{more}" if named else ""
         return f"{graph}: {self.target.title} builds no engine{where}: {said}"
 
-    def _config(self, builder: Any, profiles: Sequence[Profile], spec: GraphSpec) -> Any:
+    def _config(self, builder: Any, profiles: Sequence[ShapeProfile], spec: GraphSpec) -> Any:
         trt, config = self.trt, builder.create_builder_config()
         if self.capabilities:
             config.num_compute_capabilities = len(self.capabilities)

@@ -68,18 +68,18 @@ class Pool:
         self.device = device
         self._free: dict[int, list[int]] = {}
 
-    def take(self, size: int) -> "Buffer":
+    def take(self, size: int) -> "DeviceBuffer":
         """Return a buffer of so many bytes, or of the least size."""
         size = max(size, LEAST_BYTES)
         free = self._free.setdefault(size, [])
-        return Buffer(self, free.pop() if free else self.device.allocate(size), size)
+        return DeviceBuffer(self, free.pop() if free else self.device.allocate(size), size)
 
     def give_back(self, address: int, size: int) -> None:
         """Take back a buffer whose value is gone."""
         self._free[size].append(address)
 
 
-class Buffer:
+class DeviceBuffer:
     """Bytes on the device; they go back to the pool with the last reference."""
 
     def __init__(self, pool: Pool, address: int, size: int) -> None:
@@ -92,7 +92,7 @@ class Buffer:
 class DeviceValue:
     """An output that stays on the device until it is read."""
 
-    def __init__(self, buffer: Buffer, spec: TensorSpec, shape: Shape) -> None:
+    def __init__(self, buffer: DeviceBuffer, spec: TensorSpec, shape: Shape) -> None:
         self.buffer = buffer
         self._spec, self._shape = spec, shape
 
@@ -125,7 +125,7 @@ class EngineGraph:
         self.spec = spec
         self._pool, self._entry, self._limits, self._target = pool, entry, limits, target
         # Inputs that come as arrays; a call has ended before the next one writes them.
-        self._staging: dict[str, Buffer] = {}
+        self._staging: dict[str, DeviceBuffer] = {}
         self._bytes = {spec.name: self._most_bytes(spec) for spec in (*spec.inputs, *spec.outputs)}
 
     def __call__(self, feeds: Sequence[Any]) -> list[Any]:

@@ -124,7 +124,7 @@ def find_target(name: str) -> Target:
     return TARGETS[name]
 
 
-def load(target: Target, what: str) -> Any:
+def load_package(target: Target, what: str) -> Any:
     """Import a target's package.
 
     Args:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from export.backends.tensorrt.targets import Target
-from export.graphs.profiles import Profile
+from export.graphs.profiles import ShapeProfile
 from export.graphs.spec import GraphSpec
 
 _KINDS = ("minShapes", "optShapes", "maxShapes")
@@ -15,7 +15,7 @@ def build_command(
     target: Target,
     graph: Path,
     spec: GraphSpec,
-    profiles: Sequence[Profile],
+    profiles: Sequence[ShapeProfile],
     output: Path,
     timing: Path,
     capabilities: Sequence[str] = (),

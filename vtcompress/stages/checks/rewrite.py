@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from compressor.families.picture_steps import Steps
+from compressor.families.picture_steps import PictureSteps
 from compressor.samples.questions import Sample
 from export.checks import rewrite
 from export.checks.rewrite import Reading
@@ -49,7 +49,7 @@ class RewritePrompt:
         reading: Reading,
         plain: "CompressedModel",
         folder: Path | None = None,
-        steps: Steps | None = None,
+        steps: PictureSteps | None = None,
     ) -> RewriteReport:
         """Compare a rewrite with nothing frozen.
 

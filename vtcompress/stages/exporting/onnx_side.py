@@ -91,7 +91,7 @@ def _both_checks(
     runtime = Runtime.on_session(
         session, folder, plan.model, written.image_token, written.picture_steps
     )
-    answers = loss.measure(runtime, job.samples, original.max_new_tokens, job.progress)
+    answers = loss.measure_answers(runtime, job.samples, original.max_new_tokens, job.progress)
     _store(job, folder, original, answers)
     limits, name = loss_limits(recipe), validation_name(recipe)
     return first, loss.compare(job.samples, original, answers, limits, name)
@@ -127,7 +127,7 @@ def _times(job: Job, folder: Path, graphs: Sequence[GraphSpec], plan: Plan) -> B
 def _footprint(job: Job, folder: Path, graphs: Sequence[GraphSpec], plan: Plan) -> Footprint | None:
     job.progress.say("measuring memory")
     try:
-        return memory.measure(folder, graphs, plan.model)
+        return memory.measure_memory(folder, graphs, plan.model)
     except VtcompressError as failure:  # a figure less is no reason to lose the artifact
         job.progress.say(f"memory is not in the report: {failure}")
         return None

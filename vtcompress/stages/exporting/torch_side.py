@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compressor.families.picture_steps import Steps
+from compressor.families.picture_steps import PictureSteps
 from compressor.generation.settings import write_keys
 from compressor.plan.plan import Plan
 from compressor.profile import Profile
@@ -41,7 +41,7 @@ class Written:
     reference: fidelity.Recording
     original: Answers | None
     image_token: str
-    picture_steps: Steps
+    picture_steps: PictureSteps
 
 
 def torch_side(

@@ -26,10 +26,10 @@ from export.checks import loss
 from export.results.answers import Answers
 from export.results.loss_report import LossLimits
 from export.runtime.runtime import Runtime
-from vtcompress.stages.gates.report import GateFigures, HeldOut, Judged
+from vtcompress.stages.gates.report import GateAgreement, GateFigures, HeldOut
 
 
-def judge_training(trained: TrainedGates) -> Judged:
+def judge_training(trained: TrainedGates) -> GateAgreement:
     """Return how trained gates do on the examples that they learned from."""
     fires, may_leave = [], []
     for layer, gate in trained.gates.items():
@@ -119,12 +119,12 @@ def _answers(
         token = model.processor.image_token
         steps = picture_steps(model.processor, model.facts)
         runtime = Runtime.on_session(session, Path(folder), model.facts, token, steps)
-    return loss.measure(runtime, samples, max_new_tokens, progress, label)
+    return loss.measure_answers(runtime, samples, max_new_tokens, progress, label)
 
 
-def _judged(fires: Sequence[Tensor], may_leave: Sequence[Tensor]) -> Judged:
+def _judged(fires: Sequence[Tensor], may_leave: Sequence[Tensor]) -> GateAgreement:
     """Compare decisions with labels, both bool [examples] for each candidate."""
-    return Judged(
+    return GateAgreement(
         overall=_figures(torch.cat(list(fires)), torch.cat(list(may_leave))),
         layers=tuple(
             _figures(a, b) if len(a) else None for a, b in zip(fires, may_leave, strict=True)

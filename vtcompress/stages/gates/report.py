@@ -33,7 +33,7 @@ class GateFigures(Facts):
     accuracy: Share
 
 
-class Judged(Facts):
+class GateAgreement(Facts):
     """All gates on one set of prompts.
 
     Attributes:
@@ -59,7 +59,7 @@ class HeldOut(Facts):
     fired: tuple[int, ...]
     unfired: int
     speedup: float
-    gates: Judged
+    gates: GateAgreement
     answers: LossReport
 
 
@@ -88,7 +88,7 @@ class GatesReport(Facts):
     data: str
     data_digest: str
     samples: int
-    training: Judged
+    training: GateAgreement
     held_out: HeldOut | None
 
     def save(self, path: Path) -> None:

@@ -153,10 +153,12 @@ def gate_bytes(trained: "TrainedGates") -> bytes:
         "steps": str(task.train.steps),
         "seed": str(task.train.seed),
     }
-    return stable_header(save({f"model.{k}": v for k, v in tensors_of(trained).items()}, metadata))
+    return stable_header(
+        save({f"model.{k}": v for k, v in gate_tensors(trained).items()}, metadata)
+    )
 
 
-def tensors_of(trained: "TrainedGates") -> "dict[str, Tensor]":
+def gate_tensors(trained: "TrainedGates") -> "dict[str, Tensor]":
     """Return the gates' weights [out, in] by their names below the language model."""
     from compressor.decoder.weights import GATES_SOURCE
 
@@ -173,4 +175,4 @@ def loaded_gates(trained: "TrainedGates", content: bytes) -> "LoadedGates":
 
     digest = hashlib.sha256(content).hexdigest()
     task = trained.task
-    return LoadedGates(task.candidates, task.width, digest, tensors_of(trained))
+    return LoadedGates(task.candidates, task.width, digest, gate_tensors(trained))
