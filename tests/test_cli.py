@@ -268,7 +268,7 @@ def test_a_missing_extra_says_which_to_install(
 
 def test_an_interrupt_inside_exec_of_a_string_is_exit_code_130_too(tmp_path: Path) -> None:
     (tmp_path / "interrupted.py").write_text(
-        "from vtcompress import cli\n"
+        "from vtcompress.cli import main as cli\n"
         "cli.cli.main = lambda *_, **__: exec('raise KeyboardInterrupt')\n"
         "cli.main()\n"
     )
