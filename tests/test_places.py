@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from compressor.errors import VtcompressError
+from compressor.families import describe
+from compressor.plan.edits import identity_plan
 from export.artifact.artifact import Artifact
 from export.artifact.places import check_folder
 from export.artifact.staging import check_place
@@ -64,7 +66,8 @@ def writing(request: pytest.FixtureRequest, tiny_model: Path, tmp_path: Path) ->
     """A command that writes a folder, but for its --output."""
     command = [request.param, "--recipe", "identity", "--model", tiny_model]
     if request.param == "compress":
-        facts.plan().save(tmp_path / "inputs" / "plan.json")
+        plan = identity_plan(describe(str(tiny_model)), facts.DIGEST)
+        plan.save(tmp_path / "inputs" / "plan.json")
         command += ["--plan", tmp_path / "inputs" / "plan.json"]
     return command
 
