@@ -148,8 +148,8 @@ def test_embedding_and_head_are_compared_once_for_unchanged_files(
     def write(value: float) -> None:
         save_file({"a": torch.ones(2, 2), "b": torch.full((2, 2), value)}, path)
 
-    path, reads, opened = tmp_path / "model.safetensors", [], checkpoint.opened
-    monkeypatch.setattr(checkpoint, "opened", lambda f: reads.append(f) or opened(f))
+    path, reads, opened = tmp_path / "model.safetensors", [], checkpoint.opened_weights
+    monkeypatch.setattr(checkpoint, "opened_weights", lambda f: reads.append(f) or opened(f))
     write(1)
     assert [checkpoint.equal(tmp_path, "a", "b") for _ in range(3)] == [True] * 3
     assert len(reads) == 1

@@ -665,7 +665,7 @@ def test_the_command_trains_reports_and_does_not_overwrite(llava, data, tmp_path
     assert run_command([*map(str, command + held), "--overwrite"]) == 0
     said = capsys.readouterr().out
     assert "Gates on held-out prompts of train.jsonl" in said
-    assert "Answers without exit (original) and with exit" in said
+    assert "without exit (original) and with exit" in said
     assert run_command([*map(str, command), "--overwrite"]) == 0
     assert "training part only" in capsys.readouterr().out
 

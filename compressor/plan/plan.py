@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BeforeValidator,
     Field,
     SerializerFunctionWrapHandler,
     model_serializer,
@@ -37,10 +36,10 @@ VisualRows = Literal["update", "frozen", "exited"]
 """`update`: visual rows are computed; `frozen`: they pass through, their K and V are still read;
 `exited`: they left the decoder before this layer: no rows, no K and V."""
 
-OLDER_REASONS: Mapping[object, str] = {"vtw": "visual_exit"}
+OLDER_REASONS: Mapping[str, str] = {"vtw": "visual_exit"}
 """Names that plans of older versions have for a method."""
 
-Reason = Annotated[str, BeforeValidator(lambda value: OLDER_REASONS.get(value, value))]
+Reason = Annotated[str, AfterValidator(lambda name: OLDER_REASONS.get(name, name))]
 """Why visual rows are not updated: the name of a method, or `dead`: nobody reads their output, so freezing
 them is exact. Empty where they are updated."""
 
