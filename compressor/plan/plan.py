@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     SerializerFunctionWrapHandler,
     model_serializer,
@@ -38,6 +39,9 @@ VisualRows = Literal["update", "frozen", "exited"]
 
 OLDER_REASONS: Mapping[str, str] = {"vtw": "visual_exit"}
 """Names that plans of older versions have for a method."""
+
+PlanFormat = Annotated[Literal[2], BeforeValidator(lambda number: 2 if number == 1 else number)]
+"""Format 1 differs in the older names of reasons alone, which are read, so a plan of it is one of today."""
 
 Reason = Annotated[str, AfterValidator(lambda name: OLDER_REASONS.get(name, name))]
 """Why visual rows are not updated: the name of a method, or `dead`: nobody reads their output, so freezing
@@ -264,7 +268,7 @@ class Plan(Facts):
         workload: the prefill that predicted figures refer to.
     """
 
-    plan_format: Literal[1] = 1
+    plan_format: PlanFormat = 2
     model: ModelFacts
     model_digest: str
     layers: tuple[LayerPlan, ...]
