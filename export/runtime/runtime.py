@@ -28,15 +28,7 @@ from export.session.session import Session
 
 
 class Runtime(RuntimeCore):
-    """A model that answers questions about pictures.
-
-    Args:
-        session: runs the graphs.
-        facts: of the model.
-        prompter: writes and reads tokens.
-        images: turns pictures into pixels.
-        settings: what the model's generation configuration asks for.
-    """
+    """A model that answers questions about pictures, from an artifact (`load`) or on a session at hand."""
 
     @classmethod
     def load(

@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compressor.errors import ArtifactError
+from export.artifact.engine_set import Machine, OpenedSet, artifact_digest, engine_sets
 from export.graphs.spec import in_order
 
 if TYPE_CHECKING:
     from export.artifact.artifact import Artifact
-
-from export.artifact.engine_set import Machine, OpenedSet, artifact_digest, engine_sets
 
 
 def find_set(artifact: "Artifact", target: str, here: Machine) -> OpenedSet:
