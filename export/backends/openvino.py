@@ -10,6 +10,7 @@ Limitations:
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from functools import cache as remembered
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,10 +95,10 @@ class OpenVinoSession(GraphSession[OpenVinoGraph]):
     ) -> None:
         try:
             with unreported():
-                import openvino
+                import openvino  # noqa: F401
         except ImportError:
             raise MissingExtraError("running an artifact in OpenVINO", "openvino") from None
-        core = openvino.Core()
+        core = shared_core()
         check_precision(precision, core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"))
         # Without a hint OpenVINO takes bf16 wherever the processor has it.
         options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision}
@@ -109,6 +110,19 @@ class OpenVinoSession(GraphSession[OpenVinoGraph]):
             return OpenVinoGraph(core, folder / spec.file, spec, {**options, **more})
 
         super().__init__(graphs, open_graph)
+
+
+@remembered
+def shared_core() -> Any:
+    """Return this process's only `openvino.Core`, which is never freed.
+
+    The CPU plugin of every Core (2026.4.1) sets a signal stack and, when freed, brings back the one it
+    found. Cores that are not freed in the reverse order of their making leave a stack that is freed
+    memory, and the next signal, Ctrl-C among them, ends the process with SIGSEGV.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def check_precision(precision: str, capabilities: Sequence[str]) -> None:
