@@ -109,6 +109,15 @@ def tiny_artifact(
     return output
 
 
+@pytest.fixture(autouse=True)
+def _forgotten_hub() -> None:
+    """Let every test ask its own hub: a process remembers what one answered."""
+    from compressor.families import hub
+
+    for remembered in (hub.fetched, hub._unanswered, hub._say_cached):
+        remembered.cache_clear()
+
+
 @pytest.fixture
 def vt(capsys: pytest.CaptureFixture[str]) -> Run:
     """Return a function that runs the command line and gives exit code, stdout and stderr."""

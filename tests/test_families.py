@@ -242,13 +242,38 @@ def test_what_the_hub_answers_is_one_line_soon(
     assert says in line
 
 
-def test_without_the_hub_its_cache_is_taken(hub: socket.socket, tmp_path: Path) -> None:
+def test_without_the_hub_its_cache_is_taken_and_that_is_said_once(
+    hub: socket.socket, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    endpoint = "http://{}:{}".format(*hub.getsockname())
     hub.close()
+    with pytest.raises(ModelError):  # is not remembered
+        local_folder("owner/name")
+    assert not caplog.messages
     cached = tmp_path / "cache" / "models--owner--name"
     (cached / "snapshots" / "abc").mkdir(parents=True)
     (cached / "refs").mkdir()
     (cached / "refs" / "main").write_text("abc")
-    assert local_folder("owner/name") == cached / "snapshots" / "abc"
+    for weights in (False, True, True):
+        assert local_folder("owner/name", weights=weights) == cached / "snapshots" / "abc"
+    (line,) = caplog.messages
+    assert line.startswith(f"owner/name: the hub ({endpoint}) could not be asked (")
+    assert line.endswith("): taken from its cache, at commit abc; it may have changed")
+
+
+def test_a_hub_is_asked_once_in_a_process(
+    llava: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    for name in ("HfApi.model_info", "snapshot_download"):
+        monkeypatch.setattr(
+            f"huggingface_hub.{name}",
+            lambda *_, name=name, **__: asked.append(name) or str(llava("clip+llama")),
+        )
+    for _ in range(2):
+        describe("owner/name")
+        load("owner/name")
+    assert sorted(asked) == ["HfApi.model_info", "snapshot_download", "snapshot_download"]
 
 
 def test_a_revision_of_a_local_folder_is_refused(llava: Callable[[str], Path]) -> None:

@@ -1,16 +1,21 @@
 """Fetches a model by its hub id, and says why it cannot be had."""
 
-from collections.abc import Sequence
+import logging
+from functools import cache
 from pathlib import Path
 
 from compressor.errors import ModelError, first_line
 
+log = logging.getLogger(__name__)
 
-def fetched(model_id: str, revision: str | None, patterns: Sequence[str]) -> Path:
+
+@cache
+def fetched(model_id: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
     """Return the folder of a hub model in the hub's cache; files that are not there yet are fetched.
 
-    The hub is asked once whether it has the model, with a limit of time: a download tries again and again,
-    and waits without end where nobody answers. If it cannot be asked, what the cache holds is taken.
+    The hub is asked once in a process whether it has the model, with a limit of time: a download tries again
+    and again, and waits without end where nobody answers. If it cannot be asked, what the cache holds is
+    taken, and the log says so.
 
     Args:
         model_id: owner/name.
@@ -20,18 +25,14 @@ def fetched(model_id: str, revision: str | None, patterns: Sequence[str]) -> Pat
     Raises:
         ModelError: no hub id, no such model, or the hub cannot be reached and the cache has none.
     """
-    from huggingface_hub import HfApi, constants, snapshot_download
-    from huggingface_hub.errors import HFValidationError, RevisionNotFoundError
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
-    hub, unanswered = HfApi(), None
+    named = model_id if revision is None else f"{model_id} at revision {revision}"
+    endpoint, unanswered = constants.ENDPOINT, None
     try:
-        try:
-            hub.model_info(model_id, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-        except (HFValidationError, RevisionNotFoundError):
-            raise
-        except Exception as failure:  # noqa: BLE001 - of the HTTP client, whichever that is
-            unanswered = failure
-        return Path(
+        unanswered = _unanswered(model_id, revision)
+        folder = Path(
             snapshot_download(
                 model_id,
                 revision=revision,
@@ -43,8 +44,35 @@ def fetched(model_id: str, revision: str | None, patterns: Sequence[str]) -> Pat
         problem = f"{model_id}: no such folder, and no hub id: {first_line(failure)}"
         raise ModelError([problem]) from failure
     except Exception as failure:
-        named = model_id if revision is None else f"{model_id} at revision {revision}"
-        raise ModelError([_problem(named, hub.endpoint, unanswered, failure)]) from failure
+        _unanswered.cache_clear()
+        raise ModelError([_problem(named, endpoint, unanswered, failure)]) from failure
+    if not (unanswered is None or isinstance(unanswered, OfflineModeIsEnabled)):
+        _say_cached(named, endpoint, first_line(unanswered), folder.name)
+    return folder
+
+
+@cache
+def _unanswered(model_id: str, revision: str | None) -> Exception | None:
+    """Return why the hub says nothing of a model; None: it has it."""
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HFValidationError, RevisionNotFoundError
+
+    try:
+        HfApi().model_info(model_id, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except (HFValidationError, RevisionNotFoundError):
+        raise
+    except Exception as failure:  # noqa: BLE001 - of the HTTP client, whichever that is
+        return failure
+    return None
+
+
+@cache
+def _say_cached(named: str, endpoint: str, why: str, commit: str) -> None:
+    """Say, once in a process, that a model is the one that the hub's cache holds."""
+    log.warning(
+        "%s: the hub (%s) could not be asked (%s): taken from its cache, at commit %s; it may have changed",
+        *(named, endpoint, why, commit),
+    )
 
 
 def _problem(named: str, endpoint: str, unanswered: Exception | None, failure: Exception) -> str:

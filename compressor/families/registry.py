@@ -54,7 +54,7 @@ def local_folder(
     if model_id.startswith((".", "/", "~")) or model_id.count("/") != 1:
         raise ModelError([f"{model_id}: no such folder, and no hub id of the form owner/name"])
     patterns = [p for p in HUB_FILES if weights or p != "*.safetensors"] + [HUB_CODE] * code
-    return fetched(model_id, revision, patterns)
+    return fetched(model_id, revision, tuple(patterns))
 
 
 def around_file(path: Path) -> str:
