@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable, Iterator
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
+from typing import Any
 
-from compressor.errors import ModelError, first_line
+from compressor.entry_points import taken
+from compressor.errors import ModelError
 from compressor.facts import ModelFacts
 from compressor.families.base import Family
 
@@ -21,11 +23,19 @@ def families() -> tuple[Family, ...]:
     Raises:
         ModelError: a package's family cannot be loaded, or has the name or a model type of another one.
     """
-    own = (EntryPoint("", place, GROUP).load()() for place in BUILT_IN)
-    found = (*own, *(_loaded(point) for point in entry_points(group=GROUP)))
-    if problems := list(_clashes(found)):
+    found: list[Family] = [EntryPoint("", place, GROUP).load()() for place in BUILT_IN]
+
+    def take(kind: Any, package: str, _: str) -> str:
+        family = kind()
+        if not isinstance(family, Family):
+            return f"is a {type(family).__name__}, not a Family"
+        family.package = package
+        found.append(family)
+        return ""
+
+    if problems := taken(GROUP, "family", take) or list(_clashes(found)):
         raise ModelError(problems)
-    return found
+    return tuple(found)
 
 
 def supported() -> tuple[str, ...]:
@@ -62,22 +72,6 @@ def family_that_read(facts: ModelFacts) -> Family:
     raise ModelError(
         [f"{facts.name}: its family {facts.family!r} is not installed here: install {package}"]
     )
-
-
-def _loaded(point: EntryPoint) -> Family:
-    """Make the family of another package."""
-    package = point.dist.name if point.dist else point.module
-    at = f"package {package}: its family {point.value} (entry point {point.name!r} of {GROUP})"
-    try:
-        family = point.load()()
-    except Exception as failure:
-        why = f"cannot be loaded: {type(failure).__name__}: {first_line(failure)}"
-        raise ModelError([f"{at} {why}; remove or upgrade {package}"]) from failure
-    if not isinstance(family, Family):
-        why = f"is a {type(family).__name__}, not a Family"
-        raise ModelError([f"{at} {why}; remove or upgrade {package}"])
-    family.package = package
-    return family
 
 
 def _clashes(found: Iterable[Family]) -> Iterator[str]:

@@ -6,7 +6,6 @@ A new method is a file here and a place in `BUILT_IN`, or a package of its own w
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from pydantic import create_model
@@ -14,6 +13,7 @@ from pydantic import create_model
 from compressor.contract.gated import GatedMethod
 from compressor.contract.measure import Measure
 from compressor.contract.method import Method, Trait, Turn
+from compressor.entry_points import taken
 from compressor.methods.dyvte import DyVTE
 from compressor.methods.shortv import ShortV
 from compressor.methods.visual_exit import VisualExit
@@ -24,42 +24,28 @@ GROUP: Final = "vtcompress.methods"
 BUILT_IN: Final[tuple[type[Method], ...]] = (ShortV, VisualExit, DyVTE, Yopo)
 
 
-def _installed(
-    points: Iterable[EntryPoint],
-) -> tuple[tuple[type[Method], ...], tuple[str, ...]]:
-    """Return the methods of other packages, and what is wrong with those that cannot be used."""
-    found: dict[str, type[Method]] = {method.name: method for method in BUILT_IN}
-    problems = []
-    for point in sorted(points, key=lambda point: point.name):
-        package = f"{point.dist.name} {point.dist.version}" if point.dist else point.value
-        problem = ""
-        try:
-            method = point.load()
-        except Exception as failure:  # noqa: BLE001 - it is another's code
-            reason = " ".join(f"{type(failure).__name__}: {failure}".split())
-            problem = f"the method {point.name} of {package} cannot be loaded: {reason}"
-        else:
-            if not (isinstance(method, type) and issubclass(method, Method)):
-                problem = f"{point.value} of {package} is no method"
-            elif method.name in found:
-                problem = f"{package} brings a method {method.name}, which is there already"
-        if problem:
-            problems.append(f"{problem}; remove or upgrade {package}")
-        else:
-            method.package = package
-            found[method.name] = method
-    return tuple(found.values())[len(BUILT_IN) :], tuple(problems)
+_FOUND: dict[str, type[Method]] = {method.name: method for method in BUILT_IN}
 
 
-_THEIRS, UNUSABLE = _installed(entry_points(group=GROUP))
+def _take(method: Any, package: str, version: str) -> str:
+    """Keep a method of another package; return why it cannot be used."""
+    if not (isinstance(method, type) and issubclass(method, Method)):
+        return "is no method"
+    if method.name in _FOUND:
+        return f"has the name {method.name} of a method that is there already"
+    method.package = f"{package} {version}"
+    _FOUND[method.name] = method
+    return ""
+
+
+UNUSABLE: Final = tuple(taken(GROUP, "method", _take))
 """Problems of installed methods that cannot be used; every recipe is refused with them."""
 
-METHODS: Final = (*BUILT_IN, *_THEIRS)
+METHODS: Final = tuple(_FOUND.values())
 """Every method that a recipe may list, in the order in which errors and reports name them."""
 
 METHOD_NAMES: Final = tuple(method.name for method in METHODS)
 """Their names, which are keys under `compress` and reasons in a plan."""
-
 
 GATED: Final = tuple(method for method in METHODS if issubclass(method, GatedMethod))
 """Those whose exits gates decide on; the first stands for gates that no recipe names."""
