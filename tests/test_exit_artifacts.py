@@ -18,6 +18,7 @@ from compressor.families import load
 from compressor.samples.questions import Sample, read_samples
 from export.artifact.artifact import Artifact
 from export.runtime.runtime import Runtime
+from export.runtime.sampling import AnswerOptions
 from tests.facts import task
 from tests.runtimes import exported
 
@@ -116,7 +117,7 @@ def test_gated_runtimes_keep_no_picture_and_converse(
         answer = conversation.ask(question, pictures, max_new_tokens=3)
         text = "".join(answer)
         ids = runtime.encode(conversation.messages[:-1])
-        whole = runtime.replies([runtime.prompt_of(ids, runtime.pixels(seen))], 3)[0]
+        whole = runtime.replies([runtime.prompt_of(ids, runtime.pixels(seen))], AnswerOptions(3))[0]
         assert (answer.token_ids, text) == (whole.token_ids, whole.text)
 
 

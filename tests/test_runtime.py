@@ -14,6 +14,7 @@ from compressor.families import load
 from compressor.samples.pictures import load_image
 from export.runtime.image_prefix import shared_end
 from export.runtime.runtime import Runtime
+from export.runtime.sampling import AnswerOptions
 from tests.models import WORDS, make_picture
 from tests.runtimes import exported, in_torch, spied, with_template
 
@@ -100,7 +101,9 @@ def test_a_turn_runs_its_new_tokens_only_and_answers_as_if_everything_had_run(
                 assert rows < 20
             ids = runtime.encode(conversation.messages[:-1])
             assert figures.prompt_rows == len(ids)
-            whole = runtime.replies([runtime.prompt_of(ids, runtime.pixels(seen))], 5)[0]
+            whole = runtime.replies(
+                [runtime.prompt_of(ids, runtime.pixels(seen))], AnswerOptions(5)
+            )[0]
             assert answer.token_ids == whole.token_ids
             assert text == whole.text
             assert (
@@ -148,7 +151,9 @@ def test_the_end_of_an_answer_is_run_as_the_template_writes_it(
     ids = runtime.encode(conversation.messages[:-1])
     assert answer.figures.prompt_rows == len(ids)
     assert answer.figures.reused_rows == len(ids) - sum(spy.rows[0]) > 16
-    whole = runtime.replies([runtime.prompt_of(ids, runtime.pixels(pictures[:1]))], 3)[0]
+    whole = runtime.replies(
+        [runtime.prompt_of(ids, runtime.pixels(pictures[:1]))], AnswerOptions(3)
+    )[0]
     assert answer.token_ids == whole.token_ids
     assert np.abs(spy.logits[0] - whole.first_logits).max() <= TOLERANCE
 
@@ -168,7 +173,9 @@ def test_a_template_that_rewrites_earlier_answers_runs_everything_again_and_says
     assert answer.figures.reused_rows == 0
     assert "run again" in caplog.text
     ids = runtime.encode(conversation.messages[:-1])
-    whole = runtime.replies([runtime.prompt_of(ids, runtime.pixels(pictures[:2]))], 4)[0]
+    whole = runtime.replies(
+        [runtime.prompt_of(ids, runtime.pixels(pictures[:2]))], AnswerOptions(4)
+    )[0]
     assert answer.token_ids == whole.token_ids
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compressor.errors import DataError
-from export.runtime.sampling import GREEDY, Sampling, drawn_tokens, greedy, nucleus
+from export.runtime.sampling import AnswerOptions, drawn_tokens, greedy, nucleus
 
 ROWS = st.lists(st.floats(-20, 20), min_size=1, max_size=12)
 
@@ -71,7 +71,7 @@ def test_every_row_of_a_batch_is_drawn_by_itself():
 
 def test_temperature_0_is_greedy_and_draws_nothing():
     logits = np.array([[0.0, 5.0, 5.0], [2.0, 1.0, 0.0]])
-    assert GREEDY.picker() is greedy
+    assert AnswerOptions().picker() is greedy
     assert greedy(logits).tolist() == [1, 0]
 
 
@@ -79,7 +79,7 @@ def test_equal_seeds_give_equal_draws_and_other_seeds_others():
     logits = np.zeros((1, 50), np.float32)
 
     def drawn(seed: int) -> list[int]:
-        pick = Sampling(temperature=1.0, seed=seed).picker()
+        pick = AnswerOptions(temperature=1.0, seed=seed).picker()
         return [int(pick(logits)[0]) for _ in range(20)]
 
     assert drawn(3) == drawn(3)
@@ -100,10 +100,10 @@ def test_equal_seeds_give_equal_draws_and_other_seeds_others():
 )
 def test_values_that_make_no_sense_are_refused_by_name(options, key):
     with pytest.raises(DataError, match=f"^{key}: "):
-        Sampling(**options)
+        AnswerOptions(**options)
 
 
 def test_all_wrong_values_are_named_at_once():
     with pytest.raises(DataError) as caught:
-        Sampling(temperature=-1, top_p=2, seed=-3)
+        AnswerOptions(temperature=-1, top_p=2, seed=-3)
     assert len(caught.value.problems) == 3

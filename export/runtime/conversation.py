@@ -2,14 +2,14 @@
 
 import logging
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 
 from compressor.samples.pictures import Pictures, pictures_of
 from export.runtime.answering import Answering
 from export.runtime.messages import Message, user_message
-from export.runtime.sampling import Sampling
+from export.runtime.sampling import AnswerKeys, AnswerOptions
 from export.runtime.sequence import NOTHING, Cached
 from export.session.session import Past
 
@@ -48,12 +48,7 @@ class Conversation:
         self,
         question: str,
         images: Pictures = (),
-        *,
-        max_new_tokens: int = 64,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        generation_config: bool = True,
+        **options: Unpack[AnswerKeys],
     ) -> Answering:
         """Return the answer of the next turn as an iterator over pieces of text.
 
@@ -63,11 +58,8 @@ class Conversation:
         Args:
             question: what is asked.
             images: new pictures of this turn, as `Runtime.generate` takes them.
-            max_new_tokens: longest answer.
-            temperature: 0 is greedy; see `export.runtime.sampling`.
-            top_p: share of the probability that tokens are drawn from.
-            seed: of the draws of this turn.
-            generation_config: as in `Runtime.generate`; the whole conversation counts as the prompt.
+            options: as of `Runtime.generate`; what `generation_config` asks of a prompt is asked of the whole
+                conversation.
 
         Raises:
             DataError: a picture cannot be read, or the conversation does not fit the model any more;
@@ -78,7 +70,7 @@ class Conversation:
         started = time.perf_counter()
         pictures = pictures_of(images)
         self._runtime.check_question(question)
-        sampling = Sampling(temperature, top_p, seed)
+        wanted = AnswerOptions(**options)
         messages = [*self._messages, user_message(question, len(pictures))]
         ids = self._runtime.encode(messages)
         pixels = np.concatenate([self._pixels, self._runtime.pixels(pictures)])
@@ -101,14 +93,5 @@ class Conversation:
             self._cached = Cached(ids + tokens[:-1], len(pixels), past)
             self._open = None
 
-        self._open = self._runtime.answering(
-            ids,
-            pixels,
-            cached,
-            sampling,
-            max_new_tokens,
-            started,
-            keep,
-            generation_config=generation_config,
-        )
+        self._open = self._runtime.answering(ids, pixels, cached, wanted, started, keep)
         return self._open

@@ -16,7 +16,7 @@ from export.runtime.answering import Answering
 from export.runtime.images import ImageProcessor
 from export.runtime.messages import Message, check_text, user_message
 from export.runtime.prompter import Prompter
-from export.runtime.sampling import GREEDY, Sampling
+from export.runtime.sampling import AnswerOptions
 from export.runtime.sequence import NOTHING, Cached, Prompt, Step
 from export.session.arrays import Array
 from export.session.feeds import prompt_rows, text_rows
@@ -156,12 +156,9 @@ class RuntimeCore:
         ids: tuple[int, ...],
         pixels: Array,
         cached: Cached,
-        sampling: Sampling,
-        max_new_tokens: int,
+        options: AnswerOptions,
         started: float,
         on_end: Callable[[tuple[int, ...], Past], None] | None = None,
-        *,
-        generation_config: bool = True,
     ) -> Answering:
         """Return the answer to a token sequence of which some rows ran already.
 
@@ -169,15 +166,9 @@ class RuntimeCore:
             DataError: the sequence does not fit the model.
         """
         prompt = self.prompt_of(ids, pixels, cached)
-        self._check_room(prompt, max_new_tokens, cached.past)
+        self._check_room(prompt, options.max_new_tokens, cached.past)
         return Answering(
-            self.steps(
-                [prompt],
-                max_new_tokens,
-                sampling,
-                cached.past,
-                generation_config=generation_config,
-            ),
+            self.steps([prompt], options, cached.past),
             self.prompter,
             prompt_rows=len(ids),
             reused_rows=len(cached.ids),
@@ -188,15 +179,10 @@ class RuntimeCore:
         )
 
     def replies(
-        self,
-        prompts: Sequence[Prompt],
-        max_new_tokens: int,
-        past: Past = None,
-        *,
-        generation_config: bool = True,
+        self, prompts: Sequence[Prompt], options: AnswerOptions, past: Past = None
     ) -> list[Reply]:
-        """Return the greedy answers to prompts of equal layout."""
-        steps = self.steps(prompts, max_new_tokens, past=past, generation_config=generation_config)
+        """Return the answers to prompts of equal layout."""
+        steps = self.steps(prompts, options, past)
         first = next(steps)
         left = self._exit_layer(first.past, prompts[0].end)
         rows = np.stack([first.tokens, *(step.tokens for step in steps)], axis=1).tolist()
@@ -207,26 +193,20 @@ class RuntimeCore:
         ]
 
     def steps(
-        self,
-        prompts: Sequence[Prompt],
-        max_new_tokens: int,
-        sampling: Sampling = GREEDY,
-        past: Past = None,
-        *,
-        generation_config: bool = True,
+        self, prompts: Sequence[Prompt], options: AnswerOptions, past: Past = None
     ) -> Iterator[Step]:
         """Yield decoding steps of prompts of equal layout until all have ended.
 
         Their logits are the model's own; the generation configuration changes what is picked.
         """
-        self._check_room(prompts[0], max_new_tokens, past)
-        pick = sampling.picker()
-        settings = self._asked(sampling) if generation_config else PLAIN
+        self._check_room(prompts[0], options.max_new_tokens, past)
+        pick = options.picker()
+        settings = self._asked(options) if options.generation_config else PLAIN
         rules = constraints(settings, self.prompter.eos_ids)
         sequences = np.array([prompt.ids for prompt in prompts])
         logits, past = self.prefill(prompts, past)
         ended = np.zeros(len(prompts), dtype=bool)
-        for number in range(max_new_tokens):
+        for number in range(options.max_new_tokens):
             allowed = logits
             for rule in rules:
                 allowed = rule(allowed, sequences, number)
@@ -235,7 +215,7 @@ class RuntimeCore:
                 sequences = np.concatenate([sequences, tokens[:, None]], axis=1)
             yield Step(tokens, logits, past)
             ended |= np.isin(tokens, self.prompter.eos_ids)
-            if ended.all() or number + 1 == max_new_tokens:
+            if ended.all() or number + 1 == options.max_new_tokens:
                 return
             text = self.session.embed(tokens[:, None])
             rows, past = self.session.decode(
@@ -243,11 +223,10 @@ class RuntimeCore:
             )
             logits = rows[:, -1]
 
-    def _asked(self, sampling: Sampling) -> GenerationSettings:
+    def _asked(self, options: AnswerOptions) -> GenerationSettings:
         """Return what the model asks for; tell once what of it is not applied."""
-        left_out = [
-            line for line in self.settings.left_out if sampling == GREEDY or SAMPLES not in line
-        ]
+        greedy = options.temperature == 0
+        left_out = [line for line in self.settings.left_out if greedy or SAMPLES not in line]
         if left_out and not self._told:
             self._told = True
             log.warning(

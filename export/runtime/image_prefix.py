@@ -9,13 +9,13 @@ import logging
 import time
 from collections.abc import Sequence
 from itertools import takewhile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from compressor.errors import DataError
 from compressor.samples.pictures import Pictures, pictures_of
 from export.runtime.answering import Answering
 from export.runtime.messages import user_message
-from export.runtime.sampling import Sampling
+from export.runtime.sampling import AnswerKeys, AnswerOptions
 from export.runtime.sequence import NOTHING, Cached
 from export.session.arrays import Array
 
@@ -45,29 +45,12 @@ class ImagePrefix:
         """How many rows are kept."""
         return len(self._cached.ids)
 
-    def generate(
-        self,
-        question: str,
-        *,
-        max_new_tokens: int = 64,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        generation_config: bool = True,
-    ) -> Answering:
+    def generate(self, question: str, **options: Unpack[AnswerKeys]) -> Answering:
         """Return the answer to a question about the pictures; see `Runtime.generate`."""
         started = time.perf_counter()
         ids, cached = self._ids_and_cached(question)
-        sampling = Sampling(temperature, top_p, seed)
-        return self._runtime.answering(
-            ids,
-            self._pixels,
-            cached,
-            sampling,
-            max_new_tokens,
-            started,
-            generation_config=generation_config,
-        )
+        wanted = AnswerOptions(**options)
+        return self._runtime.answering(ids, self._pixels, cached, wanted, started)
 
     def answer(
         self, question: str, *, max_new_tokens: int = 64, generation_config: bool = True
@@ -75,9 +58,8 @@ class ImagePrefix:
         """Return the whole greedy answer to a question about the pictures; see `Runtime.answer`."""
         ids, cached = self._ids_and_cached(question)
         prompt = self._runtime.prompt_of(ids, self._pixels, cached)
-        return self._runtime.replies(
-            [prompt], max_new_tokens, cached.past, generation_config=generation_config
-        )[0]
+        wanted = AnswerOptions(max_new_tokens, generation_config=generation_config)
+        return self._runtime.replies([prompt], wanted, cached.past)[0]
 
     def _ids_and_cached(self, question: str) -> tuple[tuple[int, ...], Cached]:
         self._runtime.check_question(question)

@@ -4,6 +4,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Unpack
 
 from compressor.errors import ArtifactWarning, BackendError, ModelError
 from compressor.facts import ModelFacts
@@ -22,7 +23,7 @@ from export.runtime.image_prefix import ImagePrefix, prefill_images
 from export.runtime.images import ImageProcessor
 from export.runtime.messages import user_message
 from export.runtime.prompter import Prompter
-from export.runtime.sampling import Sampling
+from export.runtime.sampling import AnswerKeys, AnswerOptions
 from export.runtime.sequence import NOTHING, Prompt
 from export.session.session import Session
 
@@ -117,12 +118,7 @@ class Runtime(RuntimeCore):
         self,
         question: str,
         images: Pictures = (),
-        *,
-        max_new_tokens: int = 64,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        generation_config: bool = True,
+        **options: Unpack[AnswerKeys],
     ) -> Answering:
         """Return the answer to a question about pictures as an iterator over pieces of text.
 
@@ -130,30 +126,18 @@ class Runtime(RuntimeCore):
             question: what is asked.
             images: one picture or several, in front of the question: paths, PIL images, arrays [H, W, 3] of
                 uint8, or bytes or open binary files of image files. None is no picture.
-            max_new_tokens: longest answer.
-            temperature: 0 is greedy; see `export.runtime.sampling`.
-            top_p: share of the probability that tokens are drawn from.
-            seed: of the draws.
-            generation_config: bar and punish tokens as the model's own generation configuration asks for
-                (`compressor.generation`), as transformers' `generate` does; False: the model's logits alone.
+            options: `max_new_tokens`, `temperature`, `top_p`, `seed`, `generation_config`; see
+                `AnswerOptions`.
 
         Raises:
-            DataError: a picture cannot be read, or the prompt does not fit the model.
+            DataError: a picture cannot be read, the prompt does not fit the model, an option makes no sense.
         """
         started = time.perf_counter()
         pictures = pictures_of(images)
         self.check_question(question)
         ids = self.encode([user_message(question, len(pictures))])
-        sampling = Sampling(temperature, top_p, seed)
-        return self.answering(
-            ids,
-            self.pixels(pictures),
-            NOTHING,
-            sampling,
-            max_new_tokens,
-            started,
-            generation_config=generation_config,
-        )
+        wanted = AnswerOptions(**options)
+        return self.answering(ids, self.pixels(pictures), NOTHING, wanted, started)
 
     def chat(self) -> Conversation:
         """Return a conversation of several turns that keeps its cache between them."""
@@ -181,7 +165,8 @@ class Runtime(RuntimeCore):
             DataError: as `generate`.
         """
         prompt = self.prepare(question, images)
-        return self.replies([prompt], max_new_tokens, generation_config=generation_config)[0]
+        wanted = AnswerOptions(max_new_tokens, generation_config=generation_config)
+        return self.replies([prompt], wanted)[0]
 
     def answers(
         self,
@@ -200,6 +185,7 @@ class Runtime(RuntimeCore):
         Raises:
             DataError: as `generate`.
         """
+        wanted = AnswerOptions(max_new_tokens, generation_config=generation_config)
         for start in range(0, len(asked), PROMPTS_AHEAD):
             groups: dict[bytes, list[tuple[int, Prompt]]] = {}
             for place, (question, images) in enumerate(asked[start : start + PROMPTS_AHEAD], start):
@@ -210,9 +196,5 @@ class Runtime(RuntimeCore):
                 size = min(max(1, BATCH_ROWS // rows), self.session.max_batch or len(group))
                 for first in range(0, len(group), size):
                     batch = group[first : first + size]
-                    replies = self.replies(
-                        [prompt for _, prompt in batch],
-                        max_new_tokens,
-                        generation_config=generation_config,
-                    )
+                    replies = self.replies([prompt for _, prompt in batch], wanted)
                     yield from zip((place for place, _ in batch), replies, strict=True)

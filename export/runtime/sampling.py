@@ -8,6 +8,7 @@ Degeneration", 2020.) Letters: B batch.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 
@@ -18,19 +19,34 @@ Pick = Callable[[Array], Array]
 """Logits [B, vocab] to tokens [B]."""
 
 
+class AnswerKeys(TypedDict, total=False):
+    """Keyword arguments of what answers: the fields of `AnswerOptions`."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
+    generation_config: bool
+
+
 @dataclass(frozen=True)
-class Sampling:
-    """How next tokens are picked.
+class AnswerOptions:
+    """How long an answer may be, and how its tokens are picked.
 
     Attributes:
+        max_new_tokens: longest answer.
         temperature: 0 is greedy; 1 the model's own distribution; less is more cautious.
         top_p: share of the probability that may be drawn from, above 0 and at most 1.
-        seed: equal seeds give equal answers on one machine.
+        seed: of the draws; equal seeds give equal answers on one machine.
+        generation_config: bar and punish tokens as the model's own generation configuration asks for
+            (`compressor.generation`), as transformers' `generate` does; False: the model's logits alone.
     """
 
+    max_new_tokens: int = 64
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    generation_config: bool = True
 
     def __post_init__(self) -> None:
         problems = []
@@ -51,9 +67,6 @@ class Sampling:
             return greedy
         rng = np.random.default_rng(self.seed)
         return lambda logits: drawn_tokens(nucleus(logits, self.temperature, self.top_p), rng)
-
-
-GREEDY = Sampling()
 
 
 def greedy(logits: Array) -> Array:

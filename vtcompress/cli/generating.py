@@ -16,6 +16,7 @@ from export.backends.checked_on import CHECKED_ON
 from export.checks.memory import resident_bytes
 from export.results.verdict import Verdict
 from export.runtime.answering import Answering
+from export.runtime.sampling import AnswerOptions
 from vtcompress.cli.backend_options import OneOfBackends, precision_option
 from vtcompress.cli.paths import FOLDER
 from vtcompress.console import Output
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 HELP = "/image PATH adds a picture to the next question, /quit ends"
 PROMPT = "> "
+USUAL = AnswerOptions()
 
 
 def say_shortcoming(out: Output, manifest: Manifest) -> None:
@@ -159,15 +161,25 @@ class Generation:
 @click.option(
     "--chat", is_flag=True, help="Several turns, a line of stdin each; /image PATH, /quit."
 )
-@click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, help="Longest answer.")
-@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, help="0: greedy.")
 @click.option(
-    "--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, help="Draw from this share."
+    "--max-new-tokens",
+    type=click.IntRange(min=1),
+    default=USUAL.max_new_tokens,
+    help="Longest answer.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of the draws.")
+@click.option(
+    "--temperature", type=click.FloatRange(min=0), default=USUAL.temperature, help="0: greedy."
+)
+@click.option(
+    "--top-p",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=USUAL.top_p,
+    help="Draw from this share.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=USUAL.seed, help="Of the draws.")
 @click.option(
     "--generation-config/--no-generation-config",
-    default=True,
+    default=USUAL.generation_config,
     help="Bar and punish tokens (repetition_penalty ...) as the model's generation_config.json asks for.",
 )
 @click.option(
