@@ -106,7 +106,7 @@ def compress(
     weights = model_folder(recipe).glob("*.safetensors")
     needs["needed_bytes"] = sum(path.stat().st_size for path in weights)
     staging.check_place(output, **needs)
-    digest = digest_of_plan(plan, recipe)
+    digest = digest_of_plan(plan, recipe, facts)
     if measured is not None:
         measured.check_belongs(name, model_digest=digest)
     model = load_model(recipe, progress, digest)

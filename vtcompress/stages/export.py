@@ -141,7 +141,7 @@ class ExportRun:
         self._check_place()
         facts = check_plan(self.recipe, plan, what, self._asked(), self.progress)
         self._check_place(model_folder(self.recipe), facts.dtype)
-        digest = digest_of_plan(plan, self.recipe, what=what)
+        digest = digest_of_plan(plan, self.recipe, facts, what=what)
         if profile is not None:
             profile.check_belongs(profile_file, model_digest=digest)
         return self._from_original(digest, (), lambda _: (plan, profile))

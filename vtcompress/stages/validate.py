@@ -29,11 +29,7 @@ from vtcompress.stages.checks.prompts import Asked, check_recipe_prompts
 from vtcompress.stages.checks.recipe import check_plan_gates, digest_of_plan
 from vtcompress.stages.checks.rewrite import rewrite_prompt
 from vtcompress.stages.compress import compress_for_export, load_plan_gates
-from vtcompress.stages.inputs import (
-    load_model,
-    model_facts,
-    require_compress,
-)
+from vtcompress.stages.inputs import load_model, model_facts, require_compress
 
 if TYPE_CHECKING:
     from compressor.compressed import CompressedModel
@@ -224,9 +220,10 @@ def _measure_again(
     tokens = recipe.validation.max_new_tokens
     check_recipe_prompts(changed, [Asked(samples, tokens)], progress)
     plan = Plan.load(artifact.folder / PLAN_FILE)
-    check_plan_gates(plan, changed, model_facts(changed), None)
+    facts = model_facts(changed)
+    check_plan_gates(plan, changed, facts, None)
     what, remedy = f"{artifact.folder}: the plan", "give the model that it was exported from"
-    digest = digest_of_plan(plan, changed, what=what, remedy=remedy)
+    digest = digest_of_plan(plan, changed, facts, what=what, remedy=remedy)
     model = load_model(changed, progress, digest)
     with rewrite_prompt(samples) as prompt:
         steps = artifact.manifest.picture_steps

@@ -155,15 +155,16 @@ def check_plan(
     return facts
 
 
-def digest_of_plan(plan: Plan, recipe: Recipe, **words: str) -> str:
+def digest_of_plan(plan: Plan, recipe: Recipe, facts: ModelFacts, **words: str) -> str:
     """Return the digest of the recipe's model; refuse a plan or gates of another.
 
     Args:
         plan: a plan that was made already.
         recipe: names model and gates.
+        facts: the model's facts.
         words: those of `Plan.check_belongs`.
     """
-    facts, digest = model_facts(recipe), model_digest(recipe)
+    digest = model_digest(recipe)
     plan.check_belongs(facts.name, digest, **words)
     check_plan_gates(plan, recipe, facts, digest)
     return digest
