@@ -1,7 +1,7 @@
 """What calibration can measure: all that profile, plots, console and reports know of it."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -117,8 +117,8 @@ class Measure:
         """Return what was found, for the console."""
         if self.show is not None:
             return self.show(measured)
-        rows = tuple((str(i), f"{value:.3e}") for i, value in enumerate(measured.mean))
-        return MeasureTable(self.title or self.name, ("layer", self.unit or self.name), rows)
+        columns = ("layer", self.unit or self.name)
+        return table_of(self.title or self.name, columns, enumerate(measured.mean))
 
     @property
     def words(self) -> str:
@@ -131,6 +131,14 @@ class Measure:
         if isinstance(values, tuple | list):
             return all(map(self.finite, values))
         return not math.isnan(values) if self.infinite else math.isfinite(values)
+
+
+def table_of(
+    title: str, columns: tuple[str, ...], rows: Iterable[Iterable[object]]
+) -> MeasureTable:
+    """Return a table of values; those that are no whole numbers have four digits that count."""
+    cells = ((f"{v:.3e}" if isinstance(v, float) else str(v) for v in row) for row in rows)
+    return MeasureTable(title, columns, tuple(map(tuple, cells)))
 
 
 def marked(

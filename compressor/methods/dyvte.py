@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from pydantic import model_validator
 
 from compressor.contract.gated import GatedMethod
-from compressor.contract.measure import Drawing, Measure, Measured, MeasureTable, Series
+from compressor.contract.measure import Drawing, Measure, Measured, MeasureTable, Series, table_of
 from compressor.contract.method import (
     CannotError,
     Claim,
@@ -96,8 +96,7 @@ def _drawing(measured: Measured, _: Plan) -> Drawing:
 
 
 def _table(measured: Measured) -> MeasureTable:
-    rows = tuple((str(place), str(count)) for place, count in _counts(measured))
-    return MeasureTable("Gates", ("fires first after layer", "prompts"), rows)
+    return table_of("Gates", ("fires first after layer", "prompts"), _counts(measured))
 
 
 GATE_MARGIN = Measure(

@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from compressor.contract.measure import Drawing, Measure, Measured, MeasureTable, marked
+from compressor.contract.measure import Drawing, Measure, Measured, MeasureTable, marked, table_of
 from compressor.contract.method import (
     Evidence,
     Method,
@@ -110,10 +110,8 @@ def _drawing(measured: Measured, plan: Plan) -> Drawing:
 
 def _table(measured: Measured) -> MeasureTable:
     order = ranking(measured.mean)
-    rows = ((str(i), f"{v:.3e}", str(order.index(i) + 1)) for i, v in enumerate(measured.mean))
-    return MeasureTable(
-        "Layer contribution", ("layer", "KL, nats", "rank, lowest first"), tuple(rows)
-    )
+    rows = ((i, value, order.index(i) + 1) for i, value in enumerate(measured.mean))
+    return table_of("Layer contribution", ("layer", "KL, nats", "rank, lowest first"), rows)
 
 
 CONTRIBUTION = Measure(

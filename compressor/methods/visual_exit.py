@@ -16,7 +16,7 @@ Limitations:
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from compressor.contract.measure import Drawing, Measure, Measured, MeasureTable, marked
+from compressor.contract.measure import Drawing, Measure, Measured, MeasureTable, marked, table_of
 from compressor.contract.method import (
     CannotError,
     Claim,
@@ -93,10 +93,8 @@ def _drawing(measured: Measured, plan: Plan) -> Drawing:
 
 
 def _table(measured: Measured) -> MeasureTable:
-    rows = ((str(k), f"{value:.3e}") for k, value in enumerate(measured.mean))
-    return MeasureTable(
-        "Visual exit", ("first layer without visual tokens", "KL, nats"), tuple(rows)
-    )
+    columns = ("first layer without visual tokens", "KL, nats")
+    return table_of("Visual exit", columns, enumerate(measured.mean))
 
 
 EXIT_KL = Measure(

@@ -6,7 +6,7 @@ How they are measured stands in `heads` and `neurons` of this folder.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from compressor.contract.measure import Drawing, Measure, Measured, MeasureTable, Series
+from compressor.contract.measure import Drawing, Measure, Measured, MeasureTable, Series, table_of
 from compressor.plan.plan import Plan
 
 if TYPE_CHECKING:
@@ -45,11 +45,11 @@ def _draw_heads(measured: Measured, plan: Plan) -> Drawing:
 
 
 def _show_heads(measured: Measured) -> MeasureTable:
-    rows = tuple(
-        (str(i), f"{min(row):.3g}", f"{sum(row) / len(row):.3g}", f"{max(row):.3g}")
+    rows = (
+        (i, *(f"{value:.3g}" for value in (min(row), sum(row) / len(row), max(row))))
         for i, row in enumerate(measured.mean)
     )
-    return MeasureTable("Visual heads", ("layer", "lowest score", "mean", "highest"), rows)
+    return table_of("Visual heads", ("layer", "lowest score", "mean", "highest"), rows)
 
 
 def _draw_neurons(measured: Measured, plan: Plan) -> Drawing:
