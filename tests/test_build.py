@@ -14,6 +14,7 @@ from compressor.errors import ArtifactError, RecipeError, VtcompressError
 from compressor.plan.plan import Plan
 from export.artifact.artifact import PLAN_FILE, Artifact
 from export.artifact.engine_set import engine_sets
+from export.backends.tensorrt.build import build_engines, plan_engines
 from export.backends.tensorrt.find import open_set
 from export.backends.tensorrt.targets import TARGETS
 from export.backends.tensorrt.trtexec import build_command, command_line
@@ -22,8 +23,8 @@ from export.graphs.profiles import profiles_of
 from export.graphs.spec import decoder_graph, vision_graph
 from tests.decoders import plan_of
 from vtcompress.cli.main import run_command
-from vtcompress.stages import build as engine_building
 from vtcompress.stages import export as exporting
+from vtcompress.stages.build import check_targets
 
 NAMES = ("vision.engine", "embed.engine", "decoder.engine")
 
@@ -139,7 +140,8 @@ def test_a_build_shows_the_vendors_commands_to_whoever_asks_for_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (built,) = engine_sets(exported)
-    monkeypatch.setattr(engine_building, "build", lambda *_, **__: built)
+    place = "export.backends.tensorrt.build.build_engines"
+    monkeypatch.setattr(place, lambda *_, **__: built)
     assert run_command([*flags, "build", str(artifact), "--target", "tensorrt-rtx"]) == 0
     said = capsys.readouterr().out
     assert said.count("tensorrt_rtx --onnx=") == lines
@@ -197,10 +199,10 @@ class InterruptedAtTheDecoder:
 
 
 def test_an_interrupted_build_leaves_the_artifact_as_it_was(artifact: Path) -> None:
-    plan = engine_building.settle(artifact, "tensorrt-rtx", progress=InterruptedAtTheDecoder())
+    plan = plan_engines(artifact, "tensorrt-rtx", progress=InterruptedAtTheDecoder())
     before = sorted(artifact.rglob("*"))
     with pytest.raises(KeyboardInterrupt):
-        engine_building.build(plan)
+        build_engines(plan)
     assert sorted(artifact.rglob("*")) == before
 
 
@@ -259,7 +261,7 @@ def test_a_target_that_is_not_installed_and_gates_that_compute_a_size_are_refuse
         {"export.targets": ["tensorrt-rtx", "tensorrt"], "export.dtype": "float16"}
     )
     with pytest.raises(RecipeError) as caught:
-        engine_building.check_targets(recipe, plan_of("identity").model)
+        check_targets(recipe, plan_of("identity").model)
     gates, *missing = caught.value.problems
     assert "compress.dyvte.exit: dynamic" in gates
     assert [("'.[rtx]'" in m, "'.[tensorrt]'" in m) for m in missing] == [
@@ -270,7 +272,7 @@ def test_a_target_that_is_not_installed_and_gates_that_compute_a_size_are_refuse
 
 def test_an_unknown_target_is_refused_with_those_that_there_are(artifact: Path) -> None:
     with pytest.raises(VtcompressError, match="no such target; there are tensorrt-rtx, tensorrt"):
-        engine_building.settle(artifact, "openvino")
+        plan_engines(artifact, "openvino")
 
 
 def test_the_vendors_command_has_the_shapes_of_every_profile() -> None:
@@ -324,7 +326,7 @@ def test_engines_of_fixed_caches_have_buffers_of_the_context_that_is_asked_for(
     told = json.loads(capsys.readouterr().out)["plan"]
     assert list(told["without_command"]) == ["decoder"]
     assert "decoder" not in told["commands"]
-    settled = engine_building.settle(artifact, "tensorrt-rtx", limits={"max_context": 60})
+    settled = plan_engines(artifact, "tensorrt-rtx", limits={"max_context": 60})
     spec, profiles = settled.profiles[-1]
     assert spec.name == "decoder"
     assert [{p.least["room"], p.most["room"]} for p in profiles] == [{60}, {60}]

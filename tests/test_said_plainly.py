@@ -155,7 +155,7 @@ def test_a_command_without_output_advises_another_place(
             "x: is being written by another run; wait for it or choose another --output"
         )
 
-    monkeypatch.setattr("vtcompress.stages.build.settle", locked)
+    monkeypatch.setattr("export.backends.tensorrt.build.plan_engines", locked)
     monkeypatch.setattr("vtcompress.plan", locked)
     assert run_command(["build", str(tmp_path), "--target", "tensorrt-rtx"]) == 1
     assert capsys.readouterr().err == (

@@ -54,9 +54,10 @@ def build(
     Sizes that are not given are those of the artifact's recipe, or fit the model. tensorrt-rtx builds ahead
     of time, without a GPU; tensorrt builds on the GPU that will run the engines.
     """
-    from vtcompress.stages import build as engine_building
+    from export.backends.tensorrt.build import build_engines, plan_engines
+    from vtcompress.stages.build import as_json
 
-    plan = engine_building.settle(
+    plan = plan_engines(
         artifact,
         target,
         limits={name: value for name, value in limits.items() if value is not None},
@@ -70,12 +71,12 @@ def build(
     _show_plan(out, plan, commands=dry_run or out.verbosity > 0)
     if dry_run:
         out.line("nothing was built")
-        out.result({"plan": engine_building.as_json(plan), "engines": None})
+        out.result({"plan": as_json(plan), "engines": None})
         return
-    built = engine_building.build(plan, overwrite=overwrite)
+    built = build_engines(plan, overwrite=overwrite)
     _show_set(out, built)
     document = built.facts.model_dump(mode="json")
-    out.result({"plan": engine_building.as_json(plan), "engines": document})
+    out.result({"plan": as_json(plan), "engines": document})
 
 
 def _show_plan(out: Output, plan: "EnginePlan", *, commands: bool) -> None:

@@ -1,70 +1,23 @@
-"""Engines as a stage of the tool: from an artifact's folder, or at the end of an export."""
+"""Engines as a part of an export: what a recipe's targets ask for; and their plan for machines."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from compressor.errors import RecipeError, VtcompressError
 from compressor.facts import ModelFacts
-from compressor.progress import SILENT, Progress
-from compressor.recipe import Recipe, load_recipe
-from export.artifact.artifact import RECIPE_FILE, Artifact
+from compressor.progress import Progress
+from compressor.recipe import Recipe
 from export.artifact.engine_set import OpenedSet
 from export.backends.gpus import find_gpu
-from export.backends.tensorrt.build import EnginePlan, artifact_limits, build_engines, plan_engines
+from export.backends.tensorrt.build import EnginePlan, build_engines, plan_engines
 from export.backends.tensorrt.targets import (
     TARGETS,
     Target,
     check_capabilities,
-    find_target,
     load_package,
 )
 from export.backends.tensorrt.trtexec import command_line
 from export.graphs.limits import limits_of
-
-
-def settle(
-    path: str | Path,
-    target: str,
-    *,
-    limits: Mapping[str, int] | None = None,
-    capabilities: tuple[str, ...] | None = None,
-    baseline: bool = False,
-    device: int = 0,
-    dry: bool = False,
-    progress: Progress = SILENT,
-) -> EnginePlan:
-    """Open an artifact and settle what a build of its engines will do; see `plan_engines`.
-
-    Args:
-        path: the artifact; every file is verified.
-        target: `tensorrt-rtx` or `tensorrt`.
-        limits: sizes that differ from the artifact's recipe, by name.
-        capabilities: GPUs that the engines serve; none: those of the recipe, else the target's default.
-        baseline: build the original decoder too.
-        device: GPU that `tensorrt` builds on.
-        dry: the plan will be shown and not built; see `plan_engines`.
-        progress: shows the builder's phases.
-
-    Raises:
-        VtcompressError: as `plan_engines`, or the artifact is broken.
-    """
-    artifact = Artifact.open(path)
-    return plan_engines(
-        artifact,
-        target,
-        limits=artifact_limits(artifact, limits or {}),
-        capabilities=capabilities or artifact_capabilities(artifact, target),
-        baseline=baseline,
-        device=device,
-        dry=dry,
-        progress=progress,
-    )
-
-
-def build(plan: EnginePlan, *, overwrite: bool = False) -> OpenedSet:
-    """Build the engines; see `export.backends.tensorrt.build.build_engines`."""
-    return build_engines(plan, overwrite=overwrite)
 
 
 def as_json(plan: EnginePlan) -> dict[str, Any]:
@@ -127,25 +80,7 @@ def check_targets(recipe: Recipe, facts: ModelFacts) -> None:
 
 def build_targets(folder: Path, recipe: Recipe, progress: Progress) -> tuple[OpenedSet, ...]:
     """Build what a recipe's targets ask for, into an artifact that is complete but for its engines."""
-    artifact = Artifact.open(folder, verify=False)
     return tuple(
-        build_engines(
-            plan_engines(
-                artifact,
-                target.name,
-                capabilities=recipe_capabilities(recipe, target.name),
-                progress=progress,
-            )
-        )
+        build_engines(plan_engines(folder, target.name, verify=False, progress=progress))
         for target in engine_targets(recipe)
     )
-
-
-def artifact_capabilities(artifact: Artifact, target: str) -> tuple[str, ...] | None:
-    """Return the compute capabilities that an artifact's recipe names, where the target takes any."""
-    return recipe_capabilities(load_recipe(artifact.folder / RECIPE_FILE, stored=True), target)
-
-
-def recipe_capabilities(recipe: Recipe, target: str) -> tuple[str, ...] | None:
-    """Return the compute capabilities that a recipe names, where the target takes any."""
-    return recipe.export.profiles.compute_capabilities if find_target(target).ahead else None

@@ -109,64 +109,59 @@ class EnginePlan:
 
 
 def plan_engines(
-    artifact: Artifact,
+    path: str | Path,
     target_name: str,
     *,
-    limits: Limits | None = None,
-    capabilities: tuple[str, ...] | None = None,
+    limits: Mapping[str, int] | None = None,
+    capabilities: tuple[str, ...] = (),
     baseline: bool = False,
     device: int = 0,
     dry: bool = False,
+    verify: bool = True,
     progress: Progress = SILENT,
 ) -> EnginePlan:
-    """Settle what a build will do.
+    """Open an artifact and settle what a build of its engines will do.
 
     Args:
-        artifact: whose engines.
+        path: the artifact.
         target_name: one of `export.targets.TARGETS`.
-        limits: the largest sizes of calls; None: those of the artifact's recipe.
-        capabilities: for `tensorrt-rtx`, such as `SM86`; one engine serves all of them. None: the target's
-            default.
+        limits: largest sizes of calls that differ from the artifact's recipe, by name.
+        capabilities: for `tensorrt-rtx`, such as `SM86`; one engine serves all of them. Empty: those of the
+            artifact's recipe, else the target's default.
         baseline: build the original decoder too, to time it beside the compressed one.
         device: GPU that `tensorrt` builds on.
         dry: ask neither a builder nor a GPU, for a plan that is shown and not built; capabilities are then
             taken as they are given.
+        verify: as of `Artifact.open`.
         progress: shows the builder's phases.
 
     Raises:
-        VtcompressError: the artifact cannot be built, the target is not installed, a capability is unknown,
-            there is no GPU where one is needed, or the limits make no sense; nothing is written.
+        VtcompressError: the artifact is broken or cannot be built, the target is not installed, a capability
+            is unknown, there is no GPU where one is needed, or the limits make no sense; nothing is written.
     """
+    artifact = Artifact.open(path, verify=verify)
     target, manifest = find_target(target_name), artifact.manifest
+    asked = load_recipe(artifact.folder / RECIPE_FILE, stored=True).export.profiles
+    sizes = limits_of(asked.model_copy(update=dict(limits or {})), manifest.model)
+    wanted = capabilities or (asked.compute_capabilities if target.ahead else None)
     specs = engine_graphs(manifest, baseline=baseline)
     check_buildable(specs, manifest.dtype, str(artifact.folder))
-    limits = limits or artifact_limits(artifact, {})
-    problems = (*limits.problems(manifest.model.decoder.max_positions), *_short(specs, limits))
+    problems = (*sizes.problems(manifest.model.decoder.max_positions), *_short(specs, sizes))
     if problems:
         raise ArtifactError(f"{artifact.folder}: engines: {line}" for line in problems)
     if dry:
         if not target.ahead:
-            check_capabilities(target, capabilities, None)
-        named = capabilities or (DEFAULT_CAPABILITY if target.ahead else THIS_GPU,)
+            check_capabilities(target, wanted, None)
+        named = wanted or (DEFAULT_CAPABILITY if target.ahead else THIS_GPU,)
         maker = Maker(target, None, named if target.ahead else (), progress)
-        return EnginePlan(artifact, target, maker, named, "", limits, baseline)
+        return EnginePlan(artifact, target, maker, named, "", sizes, baseline)
     maker = Maker.of(target, progress=progress)
-    chosen = check_capabilities(target, capabilities, maker.trt)
+    chosen = check_capabilities(target, wanted, maker.trt)
     if target.ahead:
         maker = replace(maker, capabilities=chosen)
-        return EnginePlan(artifact, target, maker, chosen, "", limits, baseline)
+        return EnginePlan(artifact, target, maker, chosen, "", sizes, baseline)
     gpu = find_gpu(device)
-    return EnginePlan(artifact, target, maker, (gpu.capability,), gpu.name, limits, baseline)
-
-
-def artifact_limits(artifact: Artifact, changes: Mapping[str, int]) -> Limits:
-    """Return the limits of an artifact's recipe, with some of them changed, by name.
-
-    Raises:
-        VtcompressError: the artifact has no readable recipe.
-    """
-    profiles = load_recipe(artifact.folder / RECIPE_FILE, stored=True).export.profiles
-    return limits_of(profiles.model_copy(update=dict(changes)), artifact.manifest.model)
+    return EnginePlan(artifact, target, maker, (gpu.capability,), gpu.name, sizes, baseline)
 
 
 def build_engines(plan: EnginePlan, *, overwrite: bool = False) -> OpenedSet:
