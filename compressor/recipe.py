@@ -1,14 +1,14 @@
 """The recipe: what to compress, how, on which data, and what the result has to satisfy.
 
-A recipe is a YAML file and, once read, a frozen value; nothing here touches a model. Each section
-is one class, each key one field; those of the methods are in `compressor.methods`.
+A recipe is a YAML file and, once read, a frozen value; nothing here touches a model. Its sections are in
+`compressor.schema.sections`, those of the methods in `compressor.methods`.
 """
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 
 from pydantic import Field, ValidationError
 
@@ -19,27 +19,15 @@ from compressor.errors import RecipeError
 from compressor.facts import ModelFacts
 from compressor.methods import GATED, UNUSABLE, CompressEntry, gated, methods_clash
 from compressor.recipe_override import changed
-from compressor.schema.problems import (
-    allowed,
-    dump_yaml,
-    error_lines,
-    read_yaml,
-    rule,
+from compressor.schema.problems import allowed, error_lines, rule
+from compressor.schema.sections import (
+    CalibrateSection,
+    ExportSection,
+    ModelSection,
+    ValidateSection,
 )
-from compressor.schema.values import (
-    Cosine,
-    Count,
-    DataPath,
-    Flag,
-    ModelId,
-    NotNegative,
-    RecipeSection,
-    Revision,
-    Seed,
-    Share,
-    each_once,
-    is_path,
-)
+from compressor.schema.values import RecipeSection, is_path
+from compressor.schema.yaml_text import dump_yaml, read_yaml
 
 RECIPE_FORMAT: Final = 2
 """Newest version of the recipe format that this vtcompress reads.
@@ -55,137 +43,6 @@ Format = Annotated[
 TRUST: Final = "trust_remote_code"
 
 RESOLVED_HEADER = "# resolved recipe, written by vtcompress\n"
-
-
-class ModelSection(RecipeSection):
-    """The model to compress.
-
-    Attributes:
-        id: hub id, or local folder (absolute once a recipe is read); None: given later, by flag.
-        revision: branch, tag or commit on the hub; None: the default branch.
-        trust_remote_code: whether Python code that comes with the model may run; never taken from a file, and
-            not written into one.
-    """
-
-    id: ModelId | None = None
-    revision: Revision | None = None
-    trust_remote_code: Flag = False
-
-
-class CalibrateSection(RecipeSection):
-    """The measurement that methods choose layers by.
-
-    Attributes:
-        data: jsonl file of samples (`image`, `question`, optional `answer` and `kind`).
-        samples: how many samples to draw, 1 or more.
-        seed: seed of the draw, 0 to 2**32 - 1.
-    """
-
-    data: DataPath | None = None
-    samples: Count = 64
-    seed: Seed = 0
-
-
-class ProfilesSection(RecipeSection):
-    """Sizes that engines and fixed caches are made for; None: what fits the model (`export.graphs.limits`).
-
-    Attributes:
-        max_batch: sequences of one call, 1 or more.
-        max_images: images of one call, 1 or more.
-        max_text: text rows of one call, 1 or more.
-        max_context: visual and text rows of a whole conversation, 1 or more.
-        compute_capabilities: what engines are built for, such as `SM86`; None: the target's default.
-    """
-
-    max_batch: Count = 1
-    max_images: Count = 1
-    max_text: Count | None = None
-    max_context: Count | None = None
-    compute_capabilities: tuple[str, ...] | None = None
-
-
-class ExportSection(RecipeSection):
-    """What is written.
-
-    Attributes:
-        targets: formats to write; engines are built from the ONNX graphs, which are always written.
-        dtype: type of weights and activations in the graphs. In float16 graphs nodes stay float32 whose
-            values float16 cannot hold, as runs on calibration prompts show. ONNX Runtime's CPU cannot run
-            bfloat16 graphs; OpenVINO and TensorRT-RTX read them.
-        kv_cache: `growing`: every call returns longer caches; `fixed`: calls write into buffers in
-            place, which get more room in blocks, up to `profiles.max_context` rows.
-        profiles: sizes that engines and fixed caches are made for.
-        image_size: side of the square image the vision graph takes, in pixels; None: the
-            processor's own.
-        logits: next-token logits of the last text row only, or of all text rows.
-    """
-
-    targets: Annotated[tuple[Literal["onnx", "tensorrt-rtx", "tensorrt"], ...], rule(each_once)] = (
-        "onnx",
-    )
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    kv_cache: Literal["growing", "fixed"] = "growing"
-    profiles: ProfilesSection = ProfilesSection()
-    image_size: Count | None = None
-    logits: Literal["last", "all"] = "last"
-
-
-class FidelitySection(RecipeSection):
-    """Limits of export fidelity: compressed torch model against its own graphs, on logits.
-
-    None takes the default of the export's dtype, see `fidelity_thresholds`.
-
-    Attributes:
-        max_abs: largest absolute difference, 0 or more, in logits.
-        max_relative: largest difference relative to the reference, 0 or more.
-        min_cosine: least cosine similarity, -1 to 1.
-    """
-
-    max_abs: NotNegative | None = None
-    max_relative: NotNegative | None = None
-    min_cosine: Cosine | None = None
-
-
-class LossSection(RecipeSection):
-    """Limits of compression loss: original model against the artifact; None: reported, not judged.
-
-    Attributes:
-        max_kl: mean KL divergence of next-token distributions, in nats, 0 or more.
-        min_agreement: share of equal most likely next tokens, 0 to 1.
-        min_common_prefix: mean length of the common greedy prefix as a share of the answer, 0 to 1.
-        min_exact_match: share of the artifact's answers that are right, 0 to 1.
-        min_exact_match_kept: the same, divided by the original's share, 0 or more. Where no right answers
-            are known, `agreement` must reach it, unless that has a limit of its own.
-    """
-
-    max_kl: NotNegative | None = None
-    min_agreement: Share | None = None
-    min_common_prefix: Share | None = None
-    min_exact_match: Share | None = None
-    min_exact_match_kept: NotNegative | None = None
-
-
-class ValidateSection(RecipeSection):
-    """The two checks, and what they must show.
-
-    Attributes:
-        data: jsonl file of held-out samples.
-        samples: how many of them, 1 or more; None: all.
-        seed: seed of the draw, 0 to 2**32 - 1.
-        max_new_tokens: length of greedy answers, in tokens, 1 or more.
-        keep_pictures: which pictures of the data the artifact holds: `all`, as they are, so that it can be
-            checked again without the data; `samples`: small copies of those that the report shows; `none`.
-        fidelity: limits of export fidelity.
-        loss: limits of compression loss.
-    """
-
-    data: DataPath | None = None
-    samples: Count | None = None
-    seed: Seed = 0
-    max_new_tokens: Count = 32
-    keep_pictures: Literal["none", "samples", "all"] = "samples"
-    fidelity: FidelitySection = FidelitySection()
-    loss: LossSection = LossSection()
 
 
 class Recipe(RecipeSection):

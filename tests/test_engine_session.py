@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from compressor.errors import ArtifactError, BackendError, MissingExtraError
-from compressor.recipe import ProfilesSection
+from compressor.schema.sections import ProfilesSection
 from export.artifact.artifact import Artifact
 from export.artifact.engine_set import EngineEntry, EngineSet, Machine, OpenedSet, artifact_digest
 from export.backends import gpus

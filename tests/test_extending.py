@@ -115,7 +115,7 @@ def test_the_pass_changes_the_graphs_that_it_applies_to(
     import onnx
 
     from compressor.decoder import decoder_from
-    from compressor.recipe import ExportSection
+    from compressor.schema.sections import ExportSection
     from export.graphs.spec import decoder_graph
     from export.writer.passes import order
     from export.writer.weights import SharedWeights

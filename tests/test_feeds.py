@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from compressor.facts import ModelFacts
-from compressor.recipe import ProfilesSection
 from compressor.samples.layout import layout_around
+from compressor.schema.sections import ProfilesSection
 from export.graphs.limits import Limits, limits_of
 from export.graphs.profiles import sizes_of
 from export.graphs.spec import (

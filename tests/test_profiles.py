@@ -9,7 +9,7 @@ import pytest
 
 from compressor.errors import BackendError
 from compressor.plan.plan import Plan
-from compressor.recipe import ProfilesSection
+from compressor.schema.sections import ProfilesSection
 from export.artifact.artifact import PLAN_FILE, Artifact
 from export.backends.onnxruntime import OnnxSession
 from export.checks import bench, fidelity

@@ -25,7 +25,8 @@ from compressor.recipe import (
     load_recipe,
     parse_recipe,
 )
-from compressor.schema.problems import MAX_BYTES, error_lines
+from compressor.schema.problems import error_lines
+from compressor.schema.yaml_text import MAX_BYTES
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 FROZEN = ", the share of layers; 'layers' names them, 'speedup' asks for a gain"

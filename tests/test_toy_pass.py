@@ -10,7 +10,7 @@ import pytest
 import vtcompress
 from compressor.decoder import decoder_from
 from compressor.decoder.weights import StoredWeight
-from compressor.recipe import ExportSection
+from compressor.schema.sections import ExportSection
 from export.graphs.spec import GraphSpec, decoder_graph
 from export.writer.passes import order
 from export.writer.passes.graph_pass import weights_of

@@ -21,9 +21,9 @@ import numpy as np
 
 from compressor.disk.files import read_text, sha256_of
 from compressor.errors import ArtifactError, DataError, first_line
-from compressor.recipe import ValidateSection
 from compressor.samples.questions import Sample, choose, data_digest, read_samples
 from compressor.samples.small_pictures import small_picture
+from compressor.schema.sections import ValidateSection
 from export.results.answers import Answer, Answers
 from export.results.loss_report import LossReport
 

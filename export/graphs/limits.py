@@ -4,7 +4,7 @@ from compressor.errors import RecipeError
 from compressor.facts import Facts, ModelFacts, Positive
 from compressor.methods import GATED
 from compressor.plan.plan import TEXT_PAST, Plan
-from compressor.recipe import ExportSection, ProfilesSection
+from compressor.schema.sections import ExportSection, ProfilesSection
 
 # Text rows of one call, and text rows of a conversation beside its images, where the recipe is silent.
 USUAL_TEXT, USUAL_CONVERSATION = 512, 2048

@@ -15,7 +15,7 @@ from compressor.compressed import CompressedModel
 from compressor.decoder import Decoder, KeyValue, Stage
 from compressor.decoder.weights import StoredWeight, stored_weights
 from compressor.errors import VtcompressError
-from compressor.recipe import ExportSection
+from compressor.schema.sections import ExportSection
 from export.graphs.spec import ROWS, GraphSpec, TensorSpec, caches_of
 from export.writer.passes import order
 from export.writer.passes.graph_pass import note_numbers, note_weights

@@ -68,7 +68,7 @@ def files_read(options: Mapping[str, Any], *others: Path | None) -> list[Path]:
 
 def read_settings(settings: Sequence[str]) -> dict[str, Any]:
     """Return the values that `--set` gives, by dotted key."""
-    from compressor.schema.problems import parse_value
+    from compressor.schema.yaml_text import parse_value
 
     values = {}
     for setting in settings:

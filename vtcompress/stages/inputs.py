@@ -11,8 +11,9 @@ from compressor.facts import ModelFacts
 from compressor.plan.plan import Plan
 from compressor.profile import Profile
 from compressor.progress import Progress
-from compressor.recipe import CalibrateSection, Recipe
+from compressor.recipe import Recipe
 from compressor.samples.questions import Sample, check_pictures, choose, read_samples
+from compressor.schema.sections import CalibrateSection
 from export.artifact.artifact import PROFILE_FILE
 from export.backends.checked_on import CHECKED_ON
 

@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 if TYPE_CHECKING:
-    from compressor.recipe import ExportSection
+    from compressor.schema.sections import ExportSection
     from export.graphs.spec import GraphSpec
 
 SCOPE = "near"

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 if TYPE_CHECKING:
     from compressor.decoder.weights import StoredWeight
-    from compressor.recipe import ExportSection
+    from compressor.schema.sections import ExportSection
     from export.graphs.spec import GraphSpec
 
 _STORED, _NUMBER = "vtcompress.stored", "vtcompress.number"

@@ -13,7 +13,7 @@ from export.writer.passes.graph_pass import note_weights, weights_of
 
 if TYPE_CHECKING:
     from compressor.decoder.weights import StoredWeight
-    from compressor.recipe import ExportSection
+    from compressor.schema.sections import ExportSection
     from export.graphs.spec import GraphSpec
 
 words = ""

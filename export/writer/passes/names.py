@@ -12,7 +12,7 @@ import onnx_ir as ir
 from compressor.version import __version__
 
 if TYPE_CHECKING:
-    from compressor.recipe import ExportSection
+    from compressor.schema.sections import ExportSection
     from export.graphs.spec import GraphSpec
 
 SCOPES = "pkg.torch.onnx.name_scopes"

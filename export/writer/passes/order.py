@@ -11,7 +11,7 @@ from export.writer.passes.graph_pass import GraphPass
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from compressor.recipe import ExportSection
+    from compressor.schema.sections import ExportSection
     from export.graphs.spec import GraphSpec
 
 PASSES: tuple[GraphPass, ...] = (names, scalars, branch_on_images, join)

@@ -17,7 +17,7 @@ from export.writer.passes.float32 import compute_in_float32
 from export.writer.passes.graph_pass import number_of
 
 if TYPE_CHECKING:
-    from compressor.recipe import ExportSection
+    from compressor.schema.sections import ExportSection
     from export.graphs.spec import GraphSpec
 
 ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Pow")

@@ -12,7 +12,7 @@ from export.writer.passes.float32 import compute_in_float32
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from compressor.recipe import ExportSection
+    from compressor.schema.sections import ExportSection
     from export.graphs.spec import GraphSpec
 
 

@@ -10,7 +10,7 @@ from compressor.families.picture_steps import PictureSteps
 from compressor.generation.settings import write_keys
 from compressor.plan.plan import Plan
 from compressor.profile import Profile
-from compressor.recipe import ExportSection
+from compressor.schema.sections import ExportSection
 from export.checks import fidelity
 from export.graphs.spec import GraphSpec, decoder_graph, decoder_graphs, embed_graph, vision_graph
 from export.results.answers import Answers

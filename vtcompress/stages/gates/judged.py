@@ -19,8 +19,8 @@ from compressor.plan.edits import identity_plan
 from compressor.plan.gate_exits import first_to_fire, histogram
 from compressor.plan.plan import Gates, Plan, Workload
 from compressor.progress import Progress
-from compressor.recipe import ValidateSection
 from compressor.samples.questions import Sample
+from compressor.schema.sections import ValidateSection
 from export.backends.torch_model import TorchSession
 from export.checks import loss
 from export.results.answers import Answers
