@@ -16,7 +16,7 @@ from compressor.errors import DataError, ModelError, VtcompressError
 from compressor.families import checkpoint, describe
 from compressor.samples import prompts
 from compressor.samples.questions import Sample
-from export.artifact import staging
+from export.artifact import moving, staging
 from export.artifact.artifact import Artifact
 from export.artifact.manifest import Compared
 from export.backends.compared import keep, uncompared
@@ -34,7 +34,7 @@ def test_a_result_in_its_place_counts_though_the_old_one_cannot_be_removed(
     old, remove = write_result(tmp_path / "out", a="old"), shutil.rmtree
 
     def refusing(path: Path, ignore_errors: bool = False, **more: Any) -> None:
-        if str(path).endswith(staging.OLD_MARK) and not ignore_errors:
+        if str(path).endswith(moving.OLD_MARK) and not ignore_errors:
             raise PermissionError(13, os.strerror(13))
         remove(path, ignore_errors=ignore_errors, **more)
 
@@ -51,7 +51,7 @@ def test_a_result_that_somebody_removed_is_said_to_be_gone(
         shutil.rmtree(folder)
         raise OSError(5, os.strerror(5))
 
-    monkeypatch.setattr(staging, "_move_in", gone)
+    monkeypatch.setattr(staging, "move_in", gone)
     with (
         pytest.raises(VtcompressError, match=r"cannot be put in place: .*was removed meanwhile"),
         staging.staged(tmp_path / "out"),

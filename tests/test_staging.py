@@ -318,7 +318,7 @@ def test_an_original_that_is_half_removed_is_not_taken_for_the_result(
         result = other_disk
     else:
         monkeypatch.setattr(
-            "export.artifact.staging._exchange",
+            "export.artifact.moving._exchange",
             lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "no")),
         )
         with pytest.raises(VtcompressError, match="the result is complete") as caught:

@@ -16,7 +16,6 @@ import errno
 import os
 import re
 import shutil
-import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -27,24 +26,17 @@ from compressor.disk.files import made_parent
 from compressor.disk.locks import LOCK_MARK, exclusive
 from compressor.disk.paths import working_stem
 from compressor.errors import VtcompressError
-from export.artifact.manifest import MANIFEST_FILE
+from export.artifact.moving import FULL_MARK, OLD_MARK, SERIAL, finish, move_in, move_up, serial
 from export.artifact.places import (
     CALIBRATION_MARK,
     STAGING_MARK,
     check_folder,
     check_where,
-    entries,
     is_empty,
     is_mount,
     is_working_file,
     resolved,
 )
-
-OLD_MARK, FULL_MARK = "-old", "-full"
-SERIAL = 8
-"""Characters that tell the folders of runs on one place apart."""
-# A folder cannot be renamed: it is in use by the system, on another disk, or not ours to move.
-IMMOVABLE = (errno.EBUSY, errno.EXDEV, errno.EPERM, errno.EACCES)
 
 
 @dataclass(frozen=True)
@@ -127,7 +119,7 @@ def staged(
         _share_modes(staging)
         try:
             check_folder(output, overwrite=overwrite, sources=sources)
-            _move_in(staging, place)
+            move_in(staging, place.target)
         except (OSError, VtcompressError) as failure:
             reason = str(failure) if isinstance(failure, VtcompressError) else _words(failure)
             kept = _keep(staging, place)
@@ -182,7 +174,7 @@ def _opened(
     with made_parent(place.target), _lock(place):
         _recover(place)
         check_folder(place.output, overwrite=overwrite, sources=sources)
-        staging = place.beside(f"{STAGING_MARK}{_serial()}")
+        staging = place.beside(f"{STAGING_MARK}{serial()}")
         try:
             _make_staging(staging, needed_bytes)
             yield staging
@@ -194,10 +186,6 @@ def _opened(
             raise VtcompressError(f"{place.output}: cannot write: {reason}") from failure
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-
-
-def _serial() -> str:
-    return uuid.uuid4().hex[:SERIAL]
 
 
 def _make_staging(staging: Path, needed_bytes: int) -> None:
@@ -234,10 +222,10 @@ def _recover(place: _Place) -> None:
     if place.inside:
         for full in place.left(FULL_MARK):
             old = full.with_name(full.name.removesuffix(FULL_MARK) + OLD_MARK)
-            _finish(full, old, place.target)
+            finish(full, old, place.target)
     for old in place.left(OLD_MARK):
         if place.inside:
-            _move_up(old, place.target)
+            move_up(old, place.target)
             old.rmdir()
         elif not place.target.exists():
             old.rename(place.target)
@@ -245,124 +233,6 @@ def _recover(place: _Place) -> None:
             shutil.rmtree(old, ignore_errors=True)
     for stray in place.left(""):
         shutil.rmtree(stray, ignore_errors=True)
-
-
-def _move_in(staging: Path, place: _Place) -> None:
-    """Put a complete result in its place; on an error the place is as it was."""
-    if not place.inside:
-        try:
-            _swap(staging, place.target)
-        except OSError as failure:
-            if failure.errno not in IMMOVABLE or not place.target.is_dir():
-                raise
-        else:
-            return
-        # The folder stays and its content changes; a copy where it lies on another disk.
-        inner = place.target / staging.name
-        try:
-            staging.rename(inner)
-        except OSError as failure:
-            if failure.errno != errno.EXDEV:
-                raise
-            _copy(staging, inner)
-            # From here on the copy is the result: what cannot be removed here is of no use any more.
-            shutil.rmtree(staging, ignore_errors=True)
-        staging = inner
-    _exchange(staging, place.target)
-
-
-def _copy(source: Path, copy: Path) -> None:
-    """Copy a folder to another disk; its name is there when all of it has reached that disk."""
-    partial = copy.with_name(f"{copy.name[:-SERIAL]}{_serial()}")
-    try:
-        shutil.copytree(source, partial, symlinks=True)
-        for path in (*partial.rglob("*"), partial):
-            if not path.is_symlink():
-                _sync(path)
-        partial.rename(copy)
-    except BaseException as failure:
-        shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(failure, shutil.Error):  # a line for each file; the first says why
-            raise OSError(failure.args[0][0][-1]) from failure
-        raise
-
-
-def _sync(path: Path) -> None:
-    if os.name == "nt":  # it syncs nothing that was opened to be read
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as failure:
-        if failure.errno != errno.EINVAL:  # file systems that cannot
-            raise
-    finally:
-        os.close(handle)
-
-
-def _swap(staging: Path, target: Path) -> None:
-    if not target.exists():
-        staging.rename(target)
-        return
-    old = staging.with_name(staging.name + OLD_MARK)
-    target.rename(old)
-    try:
-        staging.rename(target)
-    except BaseException:
-        old.rename(target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)  # the result lies in its place; the next run tries again
-
-
-def _exchange(staging: Path, target: Path) -> None:
-    """Replace what a folder holds by what lies in a folder inside it."""
-    before = entries(target)
-    old = target / (staging.name + OLD_MARK)
-    full = target / (staging.name + FULL_MARK)
-    try:
-        if before:
-            old.mkdir()
-            _move(_manifest_last(before)[::-1], old)
-        staging.rename(full)
-    except BaseException:
-        if old.is_dir():
-            _move_up(old, target)
-            old.rmdir()
-        raise
-    # From here on the result counts as written: what is interrupted now is finished by the next run.
-    _finish(full, old, target)
-
-
-def _finish(full: Path, old: Path, target: Path) -> None:
-    _move_up(full, target)
-    shutil.rmtree(old, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        full.rmdir()
-
-
-def _move_up(folder: Path, target: Path) -> None:
-    if folder.is_dir():
-        _move(_manifest_last(list(folder.iterdir())), target)
-
-
-def _manifest_last(paths: list[Path]) -> list[Path]:
-    """Sort so that a folder has its manifest only while all that it names is there."""
-    return sorted(paths, key=lambda path: (path.name == MANIFEST_FILE, path.name))
-
-
-def _move(paths: list[Path], folder: Path) -> None:
-    """Move files into a folder on the same disk; on an error those that were moved go back."""
-    if there := [path.name for path in paths if os.path.lexists(folder / path.name)]:
-        raise FileExistsError(errno.EEXIST, f"{', '.join(there)} appeared there meanwhile")
-    moved: list[Path] = []
-    try:
-        for path in paths:
-            path.rename(folder / path.name)
-            moved.append(path)
-    except BaseException:
-        for path in reversed(moved):
-            (folder / path.name).rename(path)
-        raise
 
 
 def _keep(staging: Path, place: _Place) -> Path | None:
