@@ -18,7 +18,7 @@ import pytest
 from compressor.disk.files import write_text
 from compressor.disk.locks import exclusive
 from compressor.errors import VtcompressError
-from export.artifact.places import STAGING_MARK
+from export.artifact.contents import STAGING_MARK
 from export.artifact.staging import staged
 from tests.artifacts import write_result
 

@@ -13,7 +13,7 @@ import pytest
 from compressor.disk.files import _temporary
 from compressor.disk.locks import LOCK_MARK, exclusive
 from compressor.errors import VtcompressError
-from export.artifact.places import STAGING_MARK, is_working_file
+from export.artifact.contents import STAGING_MARK, is_working_file
 from export.artifact.staging import calibration_file, check_place, check_room, staged
 from tests.artifacts import write_result
 

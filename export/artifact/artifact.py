@@ -13,10 +13,10 @@ from pydantic import ValidationError
 from compressor.disk.files import read_text, sha256_of, write_text
 from compressor.disk.paths import shown_path, unusable
 from compressor.errors import ArtifactError
+from export.artifact.contents import FILES_FILE, FILES_FORMAT
 from export.artifact.engine_set import ENGINES_FOLDER, unnamed_files
 from export.artifact.manifest import MANIFEST_FILE, MANIFEST_FORMAT, FileEntry, Manifest
 from export.artifact.onnx_header import check_graph
-from export.artifact.places import FILES_FILE, FILES_FORMAT
 from export.graphs.spec import in_order
 
 try:

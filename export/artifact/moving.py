@@ -7,8 +7,8 @@ import shutil
 import uuid
 from pathlib import Path
 
+from export.artifact.contents import entries
 from export.artifact.manifest import MANIFEST_FILE
-from export.artifact.places import entries
 
 OLD_MARK, FULL_MARK = "-old", "-full"
 SERIAL = 8

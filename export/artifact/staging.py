@@ -26,17 +26,15 @@ from compressor.disk.files import made_parent
 from compressor.disk.locks import LOCK_MARK, exclusive
 from compressor.disk.paths import working_stem
 from compressor.errors import VtcompressError
-from export.artifact.moving import FULL_MARK, OLD_MARK, SERIAL, finish, move_in, move_up, serial
-from export.artifact.places import (
+from export.artifact.contents import (
     CALIBRATION_MARK,
     STAGING_MARK,
-    check_folder,
-    check_where,
     is_empty,
     is_mount,
     is_working_file,
-    resolved,
 )
+from export.artifact.moving import FULL_MARK, OLD_MARK, SERIAL, finish, move_in, move_up, serial
+from export.artifact.places import check_folder, check_where, resolved
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,196 @@
+"""What lies in a folder or file, and which of it this tool wrote.
+
+A folder is this tool's if it holds a list of its files that this tool wrote: an artifact's manifest, the
+engines' `engines.json`, or the `files.json` of a compressed model. What is not on the list was put there by
+somebody else. A file is this tool's if it says so in its first bytes.
+"""
+
+import json
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from compressor.disk.files import DRAWING_MARK, read_text, sha256_of
+from compressor.disk.gate_file import MODEL_DIGEST
+from compressor.disk.locks import LOCK_MARK
+from compressor.disk.paths import working_stem
+from compressor.errors import ArtifactError
+from export.artifact.engine_set import ENGINES_FILE, ENGINES_FOLDER, TIMING_FILE
+from export.artifact.manifest import MANIFEST_FILE
+from export.results.backend_parity import PARITY_FILE
+
+FILES_FILE = "files.json"
+FILES_FORMAT = "files_format"
+STAGING_MARK = ".vtcompress-staging-"
+CALIBRATION_MARK = ".calibration.json"
+# A file system's own folder, in the root of every ext disk.
+LOST_AND_FOUND = "lost+found"
+# Words of people are small; above this a file that differs from its list is damaged, not edited.
+LARGEST_EDITED = 1 << 20
+WEIGHTS = (".onnx", ".bin", ".safetensors")
+HEAD_BYTES = 4096
+
+FileKind = Literal["plan", "profile", "gates", "gates report", "page", "drawing"]
+FILE_WORDS: dict[FileKind, str] = {
+    "plan": "a plan",
+    "profile": "a calibration profile",
+    "gates": "gates",
+    "gates report": "a report on gates",
+    "page": "a page",
+    "drawing": "a drawing",
+}
+_JSON_KINDS: dict[str, FileKind] = {
+    "plan_format": "plan",
+    "profile_format": "profile",
+    "gates_report_format": "gates report",
+}
+PAGE_MARK = b'<meta name="generator" content="vtcompress">'
+
+
+def kind_of_file(path: Path) -> FileKind | None:
+    """Return what this tool wrote there; None: nothing that it knows as its own."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return None
+        with path.open("rb") as stream:
+            head = stream.read(HEAD_BYTES)
+            if PAGE_MARK in head:
+                return "page"
+            if DRAWING_MARK.encode() in head:
+                return "drawing"
+            length = int.from_bytes(head[:8], "little")
+            if head[8:9] == b"{" and length < 1 << 24:
+                header = json.loads((head[8:] + stream.read(length))[:length])
+                return "gates" if MODEL_DIGEST in header.get("__metadata__", {}) else None
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
+        return None
+    document = _json(path)
+    return next((kind for key, kind in _JSON_KINDS.items() if key in document), None)
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether a folder holds nothing but what runs of this tool keep there while they write."""
+    return next(names_below(folder), None) is None
+
+
+def entries(folder: Path) -> list[Path]:
+    """Return what lies directly in a folder, without this tool's working files and the file system's own."""
+    mount = is_mount(folder)
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if not is_working_file(path, folder) and not (mount and path.name == LOST_AND_FOUND)
+    ]
+
+
+def is_mount(folder: Path) -> bool:
+    """Whether a file system is mounted there, also one that shares its disk with the folder around it."""
+    if os.path.ismount(folder):
+        return True
+    try:
+        table = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    escaped = str(folder).replace("\\", "\\134").replace(" ", "\\040").replace("\t", "\\011")
+    return any(line.split()[4] == escaped for line in table.splitlines())
+
+
+def is_working_file(path: Path, folder: Path) -> bool:
+    """Whether this tool keeps such an entry in a folder only while it writes it."""
+    own = f".{working_stem(folder.name)}"
+    marks = (STAGING_MARK, LOCK_MARK, CALIBRATION_MARK)
+    # The second: a file that is being written, see `compressor.disk.files`.
+    return path.name.startswith(
+        (*(own + mark for mark in marks), f".{working_stem(own + CALIBRATION_MARK)}.")
+    )
+
+
+def names_below(folder: Path) -> Iterator[str]:
+    """Yield the relative names of all files below a folder, links and empty folders too."""
+    for top in entries(folder):
+        if top.is_symlink() or not top.is_dir():
+            yield top.name
+            continue
+        for root, folders, files in os.walk(top, onerror=_raise):
+            here = Path(root)
+            links = [name for name in folders if (here / name).is_symlink()]
+            for name in sorted(files + links):
+                yield (here / name).relative_to(folder).as_posix()
+            if not folders and not files:
+                yield here.relative_to(folder).as_posix() + "/"
+
+
+def _raise(failure: OSError) -> None:
+    raise failure  # a folder that cannot be looked into may hold anything
+
+
+def kind_of_folder(folder: Path) -> str | None:
+    """Return what a folder of this tool is, in words; None: it is none."""
+    if "manifest_format" in _json(folder / MANIFEST_FILE):
+        return "an artifact"
+    if FILES_FORMAT in _json(folder / FILES_FILE):
+        return "a compressed model"
+    if "engines_format" in _json(folder / ENGINES_FILE):
+        return "engines"
+    return None
+
+
+def _listed(folder: Path) -> dict[str, Any]:
+    """Return what this tool wrote into a folder: names, with size and sha256 where the list has them."""
+    manifest = _json(folder / MANIFEST_FILE)
+    if "manifest_format" in manifest:
+        listed = {MANIFEST_FILE: None, **_files(manifest)}
+        for made in sorted(folder.glob(f"{ENGINES_FOLDER}/*/{ENGINES_FILE}")):
+            below = made.parent.relative_to(folder).as_posix()
+            listed |= {f"{below}/{name}": None for name in _listed_engines(made.parent)}
+        return listed
+    compressed = _json(folder / FILES_FILE)
+    if FILES_FORMAT in compressed:
+        return {FILES_FILE: None, **_files(compressed)}
+    return _listed_engines(folder)
+
+
+def _files(document: dict[str, Any]) -> dict[str, Any]:
+    files = document.get("files")
+    return files if isinstance(files, dict) else {}
+
+
+def _listed_engines(folder: Path) -> dict[str, Any]:
+    engines = _json(folder / ENGINES_FILE).get("engines")
+    rows = engines if isinstance(engines, list) else []
+    named = [row.get("file") for row in rows if isinstance(row, dict)]
+    names = [name for name in named if isinstance(name, str)]
+    return dict.fromkeys([ENGINES_FILE, TIMING_FILE, PARITY_FILE, *names])
+
+
+def foreign_files(folder: Path) -> Iterator[str]:
+    """Yield what is not this tool's in a folder of its own: other files, and small ones that were edited."""
+    listed = _listed(folder)
+    for name in names_below(folder):
+        if name.endswith("/"):
+            continue  # an empty folder
+        if name not in listed:
+            yield name
+        elif _edited(folder / name, listed[name]):
+            yield f"{name} (changed since)"
+
+
+def _edited(path: Path, entry: Any) -> bool:
+    if not isinstance(entry, dict) or path.suffix in WEIGHTS:
+        return False
+    try:
+        size = path.stat().st_size
+        return size <= LARGEST_EDITED and sha256_of(path) != entry.get("sha256", "")
+    except OSError:
+        return False
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """Return a file's JSON object; empty where there is none."""
+    try:
+        document = json.loads(read_text(path, ArtifactError))
+    except (ArtifactError, ValueError, RecursionError):
+        return {}
+    return document if isinstance(document, dict) else {}
