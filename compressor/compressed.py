@@ -255,10 +255,8 @@ def read_compressed_processor(folder: Path, plan: Plan) -> Any:
     return processor
 
 
-def load_compressed(
-    folder: Path, *, dtype: torch.dtype = torch.float32, logits: str = "last"
-) -> CompressedModel:
-    """Load what `save_compressed` wrote.
+def load_compressed(folder: Path, *, logits: str = "last") -> CompressedModel:
+    """Load what `save_compressed` wrote, in float32.
 
     Raises:
         ArtifactError: files are missing or broken.
@@ -278,7 +276,7 @@ def load_compressed(
             raise ArtifactError([problem])
         with reading(folder, path.name):
             stored = load_file(path)
-        tensors |= {k: v.to(dtype) for k, v in stored.items()}
+        tensors |= {k: v.float() for k, v in stored.items()}
     with torch.device("meta"):
         vision = family.vision(config, image_size=plan.model.image_size)
     _fill_vision(vision, _below(VISION_PREFIX, tensors), folder)

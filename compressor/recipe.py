@@ -70,28 +70,22 @@ class Recipe(RecipeSection):
         """The methods of `compress` in order, without the entries around them."""
         return tuple(entry.method for entry in self.compress)
 
-    def override(
-        self,
-        values: Mapping[str, Any],
-        *,
-        source: str = "override",
-        folder: Path | None = None,
-    ) -> "Recipe":
+    def override(self, values: Mapping[str, Any], *, source: str = "override") -> "Recipe":
         """Returns a new recipe with some values replaced.
 
         Args:
             values: new values by dotted key, such as `{"export.dtype": "float16"}`; a mapping
                 changes the keys in it, None sets null. An entry of `compress` goes by its method's
                 name, `compress.dyvte.exit`, or as error lines have it, `compress[0].dyvte.exit`. Of keys
-                that exclude each other the one that is given takes the others away.
+                that exclude each other the one that is given takes the others away. Relative paths
+                start in the working folder.
             source: what error lines start with.
-            folder: where relative paths among the values start; None: the working folder.
 
         Raises:
             RecipeError: keys that do not exist or values that are not allowed, all of them.
         """
         data: dict[str, Any] = self.model_dump(by_alias=True)
-        start = folder or Path.cwd()
+        start = Path.cwd()
         new, problems = changed(Recipe, data, values, source, lambda part: _anchored(part, start))
         return parse_recipe(new, source, problems)
 

@@ -238,17 +238,15 @@ def load(
     revision: str | None = None,
     image_size: int | None = None,
     trust_remote_code: bool = False,
-    dtype: torch.dtype = torch.float32,
     known_digest: str | None = None,
 ) -> LoadedModel:
-    """Load an original model with its processor.
+    """Load an original model, in float32, with its processor.
 
     Args:
         model_id: hub id or local folder.
         revision: of a hub id.
         image_size: side of the square input in pixels; None for the tower's own.
         trust_remote_code: let the model's repository run code of its own.
-        dtype: of the loaded weights.
         known_digest: what `digest` gave for its folder; None: it is taken here.
 
     Raises:
@@ -264,7 +262,7 @@ def load(
         model_id, revision, image_size=image_size, trust_remote_code=trust_remote_code
     )
     with quiet():
-        original = family.original(folder, config, dtype)
+        original = family.original(folder, config, torch.float32)
     tensors = family.tensors(original)
     tied = tensors[HEAD].data_ptr() == tensors[EMBEDDING].data_ptr()
     return LoadedModel(

@@ -105,9 +105,9 @@ def label_of_cuts(methods: Iterable[Method] = ()) -> str:
     return next(method.words.label for method in kinds if method.turn is Turn.CUT)
 
 
-def label_of_gates(methods: Iterable[Method] = ()) -> str:
+def label_of_gates() -> str:
     """Return the same for the method whose exits gates decide on."""
-    return (gated(methods) or GATED[0]).words.label
+    return GATED[0].words.label
 
 
 def methods_clash(entries: object) -> str | None:
