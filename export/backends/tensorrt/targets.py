@@ -3,25 +3,14 @@
 The only module that imports a TensorRT package.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, Literal
 
 from compressor.errors import BackendError, MissingExtraError, VtcompressError
 
 TargetName = Literal["tensorrt-rtx", "tensorrt"]
-
-
-def _import_rtx() -> Any:
-    import tensorrt_rtx
-
-    return tensorrt_rtx
-
-
-def _import_tensorrt() -> Any:
-    import tensorrt
-
-    return tensorrt
 
 
 @dataclass(frozen=True)
@@ -38,7 +27,6 @@ class Target:
         ahead: engines are built for chosen compute capabilities, without a GPU; else for the GPU that is
             there.
         timing: it has a timing cache; TensorRT-RTX times nothing on a GPU, and calls its own a no-op.
-        load: imports the package.
         proofs: see `export.backends.backend.Backend`.
     """
 
@@ -50,7 +38,6 @@ class Target:
     tool: str
     ahead: bool
     timing: bool
-    load: Callable[[], Any]
     proofs: tuple[tuple[str, str], ...]
 
     def proof(self, device: str) -> str:
@@ -72,7 +59,6 @@ TARGETS: Mapping[str, Target] = {
             tool="tensorrt_rtx",
             ahead=True,
             timing=False,
-            load=_import_rtx,
             proofs=(
                 (
                     "TensorRT-RTX parser",
@@ -96,7 +82,6 @@ TARGETS: Mapping[str, Target] = {
             tool="trtexec",
             ahead=False,
             timing=True,
-            load=_import_tensorrt,
             proofs=(
                 (
                     "TensorRT engine built on the device",
@@ -136,7 +121,7 @@ def load_package(target: Target, what: str) -> Any:
         BackendError: it is installed, and its bindings or libraries are not there or do not fit.
     """
     try:
-        return target.load()
+        return import_module(target.module)
     except ModuleNotFoundError as failure:
         if failure.name == target.module:
             raise MissingExtraError(what, target.extra) from None
