@@ -15,8 +15,9 @@ from benchmarks.decoder_models import random_model
 from compressor.facts import ModelFacts
 from compressor.methods.yopo.method import Yopo
 from compressor.plan.cost import predict
+from compressor.plan.edits import leave
 from compressor.plan.plan import Plan, Workload
-from compressor.planner import leave, make_plan
+from compressor.planner import make_plan
 
 LAYERS, HEADS, HEAD_DIM, TEXT = 32, 32, 128, 64
 KEPT_LAYERS = 2  # the first ones keep all heads, as published

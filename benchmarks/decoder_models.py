@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compressor.facts import DecoderDims, ModelFacts
-from compressor.plan.edits import identity_plan
+from compressor.plan.edits import freeze, identity_plan
 from compressor.plan.plan import Plan, Workload
-from compressor.planner import freeze
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -29,9 +29,9 @@ from compressor.calibration.run import calibrate
 from compressor.families import load
 from compressor.methods.visual_exit import VisualExit
 from compressor.plan.cost import predict, predicted_speedup
-from compressor.plan.edits import identity_plan
+from compressor.plan.edits import identity_plan, leave
 from compressor.plan.plan import Workload
-from compressor.planner import leave, make_plan
+from compressor.planner import make_plan
 from compressor.samples.questions import read_samples
 from export.results.bench import Timing
 from vtcompress.shipped import load_recipe

@@ -33,9 +33,8 @@ from benchmarks.interleaved import (
     ratio,
 )
 from compressor.plan.cost import predicted_speedup
-from compressor.plan.edits import identity_plan
+from compressor.plan.edits import identity_plan, leave
 from compressor.plan.plan import Gates, Plan, Workload
-from compressor.planner import leave
 from export.backends.onnxruntime import OnnxSession
 from export.graphs.spec import GraphSpec, decoder_graph
 from export.session.arrays import Array

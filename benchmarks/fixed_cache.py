@@ -26,9 +26,8 @@ from benchmarks.decoder_calls import Calls
 from benchmarks.decoder_models import in_own_process, random_model, random_weights
 from benchmarks.interleaved import Beside, Clock, Loads, huge_pages, in_turns, loads, on_huge_pages
 from compressor.facts import ModelFacts
-from compressor.plan.edits import identity_plan
+from compressor.plan.edits import identity_plan, leave
 from compressor.plan.plan import Plan
-from compressor.planner import leave
 from export.backends.onnxruntime import OnnxSession
 from export.graphs.limits import Limits, buffer_bytes
 from export.graphs.spec import GraphSpec, decoder_graph

@@ -28,9 +28,8 @@ from compressor.calibration.run import calibrate
 from compressor.families import LoadedModel, load
 from compressor.methods.shortv import ranking
 from compressor.plan.cost import predicted_speedup
-from compressor.plan.edits import identity_plan
+from compressor.plan.edits import freeze, identity_plan
 from compressor.plan.plan import Workload
-from compressor.planner import freeze
 from compressor.profile import Profile
 from compressor.samples.questions import Sample, read_samples
 

@@ -15,22 +15,10 @@ from compressor.errors import PlanError
 from compressor.facts import ModelFacts
 from compressor.methods import MEASURES, OLDER_FORMAT, gated
 from compressor.plan.cost import predicted_speedup
-from compressor.plan.edits import freeze, identity_plan, leave
+from compressor.plan.edits import identity_plan
 from compressor.plan.plan import Plan, Workload
 from compressor.profile import Profile
 from compressor.recipe import RECIPE_FORMAT, Recipe
-
-__all__ = [
-    "check_layers",
-    "check_methods",
-    "freeze",
-    "identity_plan",
-    "leave",
-    "make_plan",
-    "measures_needed",
-    "measures_of",
-    "plan_recipe",
-]
 
 
 def measures_needed(methods: Sequence[Method]) -> tuple[str, ...]:

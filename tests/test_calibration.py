@@ -13,8 +13,7 @@ from compressor.calibration.plot import draw_profile
 from compressor.calibration.run import calibrate
 from compressor.errors import DataError, ModelError, ProfileError
 from compressor.families import LoadedModel, load
-from compressor.plan.edits import identity_plan
-from compressor.planner import freeze
+from compressor.plan.edits import freeze, identity_plan
 from compressor.profile import Profile
 from compressor.samples.prompts import encode
 from compressor.samples.questions import Sample, read_samples

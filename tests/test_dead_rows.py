@@ -12,9 +12,9 @@ from compressor.decoder import decoder_from
 from compressor.methods.yopo.method import Yopo
 from compressor.plan.cost import predict
 from compressor.plan.dead_rows import freeze_dead_rows
-from compressor.plan.edits import identity_plan
+from compressor.plan.edits import identity_plan, leave
 from compressor.plan.plan import LayerPlan, Plan
-from compressor.planner import leave, make_plan
+from compressor.planner import make_plan
 from tests.cuts import (
     LAYERS,
     conversation,

@@ -11,8 +11,7 @@ from benchmarks.frozen_sweep import KEPT, exact_match
 from compressor.compressed import compress
 from compressor.families import LoadedModel, load
 from compressor.methods.shortv import ranking
-from compressor.plan.edits import identity_plan
-from compressor.planner import freeze
+from compressor.plan.edits import freeze, identity_plan
 from compressor.samples.questions import Sample, read_samples
 from export.backends.torch_model import TorchSession
 from export.checks.loss import measure_answers

@@ -36,9 +36,8 @@ from compressor.gate_training.training import (
     train_gates,
 )
 from compressor.methods.dyvte import DyVTE
-from compressor.plan.edits import identity_plan
+from compressor.plan.edits import identity_plan, leave
 from compressor.plan.plan import Plan
-from compressor.planner import leave
 from compressor.progress import SILENT, Silent
 from compressor.recipe import parse_recipe
 from compressor.samples.prompts import answer_ids, embed, encode

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from compressor.decoder import decoder_from
+from compressor.plan.edits import freeze, leave
 from compressor.plan.plan import Gates, Plan
-from compressor.planner import freeze, leave
 from export.checks.bfloat16 import open_for_checks
 from export.graphs.spec import DType, decoder_graphs
 from export.session.feeds import CallRows

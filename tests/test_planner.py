@@ -13,9 +13,9 @@ from compressor.methods.visual_exit import VisualExit
 from compressor.methods.yopo.keys import HeadKeys
 from compressor.methods.yopo.method import Yopo
 from compressor.plan.dead_rows import freeze_dead_rows
-from compressor.plan.edits import identity_plan
+from compressor.plan.edits import freeze, identity_plan, leave
 from compressor.plan.plan import LayerPlan, Workload
-from compressor.planner import freeze, leave, make_plan, measures_needed
+from compressor.planner import make_plan, measures_needed
 from compressor.profile import SampleScore
 from tests import facts
 

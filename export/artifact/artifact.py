@@ -169,13 +169,3 @@ def peak_memory_bytes() -> int:
 def folder_bytes(folder: Path) -> int:
     """Return the size of all files in a folder."""
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-
-
-__all__ = [
-    "Artifact",
-    "folder_bytes",
-    "list_files",
-    "peak_memory_bytes",
-    "write_file_list",
-    "write_manifest",
-]
