@@ -103,16 +103,10 @@ def question_of(
     missing: int = 0,
 ) -> Question:
     """Return a sample with what both models answered."""
-    right = " or ".join(sample.answers) if sample.answers else None
+    asked, known = sample.question, sample.answers
+    right = " or ".join(known) if known else None
     return Question(
-        images,
-        sample.question,
-        sample.kind,
-        right,
-        original.text,
-        compressed.text,
-        sample.answers,
-        missing,
+        images, asked, sample.kind, right, original.text, compressed.text, known, missing
     )
 
 
