@@ -15,9 +15,8 @@ from export.artifact.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE
 from export.artifact.manifest import Manifest
 from export.report.questions import Question, stored_questions
 from export.report.words.cuts import kept_heads, neurons_kept, semantics, text_alone_values
-from export.report.words.engine_facts import engine_facts
 from export.report.words.exits import cache_figures, staying
-from export.report.words.ladder import EngineFacts, Rung, claim, ladder
+from export.report.words.ladder import EngineFacts, Rung, claim, engine_facts, ladder
 from export.report.words.methods import asked_of
 from export.results.bench import slower
 

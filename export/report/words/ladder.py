@@ -7,7 +7,9 @@ other.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from export.artifact.engine_set import artifact_digest, engine_sets
 from export.artifact.manifest import Manifest
 from export.backends.backend import Backend
 from export.backends.registry import BACKENDS
@@ -76,6 +78,28 @@ PROVES = {
     **{name: words for backend in WITH_ENGINES for name, words in backend.proofs},
 }
 """What each rung proves and what it does not, by its name."""
+
+
+def engine_facts(folder: Path, manifest: Manifest) -> tuple[EngineFacts, ...]:
+    """Return the facts of every set of engines that belongs to an artifact as it is now.
+
+    Raises:
+        ArtifactError: a set's manifest or its record of a run is broken.
+    """
+    digest = artifact_digest(manifest)
+    return tuple(
+        EngineFacts(
+            target=opened.facts.target,
+            compute_capabilities=opened.facts.compute_capabilities,
+            version=opened.facts.version,
+            engines=tuple(entry.graph for entry in opened.facts.engines),
+            device=opened.facts.device,
+            parity=BackendParity.load(opened.folder),
+        )
+        for opened in engine_sets(folder)
+        if opened.facts.artifact == digest
+    )
+
 
 COLUMNS = ("check", "outcome", "what it proves", "found")
 
