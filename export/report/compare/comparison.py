@@ -1,6 +1,6 @@
 """Several artifacts side by side: one table, accuracy against speed, and what forbids comparing them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -111,7 +111,7 @@ def compare_artifacts(folders: Sequence[Path]) -> Comparison:
         _entry(number, folder, manifest.model_copy(update={"model_digest": digest}))
         for number, (folder, manifest, digest) in enumerate(named, start=1)
     )
-    speed, accuracy = _speed(entries), _accuracy(entries)
+    speed, accuracy = next(_axes(entries, SPEEDS)), next(_axes(entries, ACCURACIES), None)
     ignored = PREDICTED_FOR if all(entry.manifest.measured for entry in entries) else TIMED_ON
     places: dict[object, list[int]] = {}
     for place, entry in enumerate(entries):
@@ -190,21 +190,19 @@ def _entry(number: int, folder: Path, manifest: Manifest) -> Entry:
     return Entry(number, figures["name"], manifest, figures, cells)
 
 
-def _speed(entries: Sequence[Entry]) -> Axis:
-    measured = [entry.figures["measured"] for entry in entries]
-    if None not in measured:
-        return Axis("prefill time, original / compressed, measured", tuple(measured))
-    predicted = tuple(entry.manifest.predicted.speedup for entry in entries)
-    return Axis("prefill work, original / compressed, predicted", predicted)
+SPEEDS = {
+    "measured": "prefill time, original / compressed, measured",
+    "predicted": "prefill work, original / compressed, predicted",
+}
+ACCURACIES = {"kept": "right answers kept", "agreement": "first tokens equal to the original's"}
 
 
-def _accuracy(entries: Sequence[Entry]) -> Axis | None:
-    titles = {"kept": "right answers kept", "agreement": "first tokens equal to the original's"}
+def _axes(entries: Sequence[Entry], titles: Mapping[str, str]) -> Iterator[Axis]:
+    """Yield those of these figures that all artifacts have, the best one first."""
     for name, title in titles.items():
-        values = [entry.figures[name] for entry in entries]
+        values = tuple(entry.figures[name] for entry in entries)
         if None not in values:
-            return Axis(title, tuple(values))
-    return None
+            yield Axis(title, values)
 
 
 def _notes(entries: Sequence[Entry]) -> list[str]:

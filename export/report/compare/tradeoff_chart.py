@@ -109,19 +109,19 @@ def _labels(
         words = ", ".join(found)
         if len(found) > 1 and len(words) > 2 * LONGEST_NAME:
             words = f"{found[0]} and {len(found) - 1} more"
-        width = LETTER * len(words)
-        places = [
-            (x + side * 8, y + down, side, _box(x + side * 8, y + down, width, side))
-            for down in DOWN
-            for side in (1, -1)
-        ]
+        wide = LETTER * len(words)
+        # Where the words begin, on which side of the point, and the box that they take.
+        places = []
+        for b in (y + down for down in DOWN):
+            places.append((x + 8, b, "start", (x + 8, b - 9, x + 8 + wide, b + 2)))
+            places.append((x - 8, b, "end", (x - 8 - wide, b - 9, x - 8, b + 2)))
         fits = [p for p in places if p[3][0] >= 0 and p[3][2] <= WIDTH and TOP < p[1] < BOTTOM]
         free = (p for p in fits if not any(_meet(p[3], other) for other in taken))
-        a, b, side, box = next(free, (fits or places)[0])
+        a, b, anchor, box = next(free, (fits or places)[0])
         taken.append(box)
         if abs(b - y) > NEAR_LINE:
             parts.append(line(x, y, a, b - 3, "whisker-thin"))
-        parts.append(text(a, b, words, "halo strong", "start" if side > 0 else "end"))
+        parts.append(text(a, b, words, "halo strong", anchor))
     return parts
 
 
@@ -133,10 +133,6 @@ def _short(name: str) -> str:
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom."""
-
-
-def _box(x: float, y: float, width: float, side: int) -> Box:
-    return (x if side > 0 else x - width, y - 9, x + width if side > 0 else x, y + 2)
 
 
 def _meet(a: Box, b: Box) -> bool:
