@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from compressor.errors import ArtifactError, ProfileError
+from compressor.samples.questions import Sample
 from compressor.samples.small_pictures import LARGEST_PICTURE, small_picture
 from export.report.data import figures
 from export.report.pages.report import html_report, markdown_report
@@ -309,14 +310,14 @@ def test_broken_answers_are_one_error(tmp_path, name, content):
 
 def test_lost_answers_come_first_and_kinds_take_turns():
     def asked(kind, right, original, compressed):
-        return Question((), "q", kind, right, original, compressed)
+        return Question(Sample((), "q", right, kind), original, compressed)
 
     lost_a = [asked("a", "1", "1", "2")] * 3
     lost_b = asked("b", "1", "1", "3")
     won = asked("a", "1", "2", "1")
     same = asked("c", "1", "1", "1")
     chosen = chosen_questions([same, won, *lost_a, lost_b])
-    assert [q.kind for q in chosen] == ["a", "b", "a", "a", "a", "c"]
+    assert [q.sample.kind for q in chosen] == ["a", "b", "a", "a", "a", "c"]
     assert chosen[1] is lost_b
     assert chosen[-2:] == (won, same)
     assert len(chosen_questions([same] * 30)) == 10

@@ -13,7 +13,7 @@ from compressor.errors import ArtifactError, RecipeError
 from compressor.samples.questions import Sample, read_samples
 from export.artifact.artifact import Artifact
 from export.checks.stored import store_original, stored_original, stored_samples
-from export.report.questions import chosen_places, question_of
+from export.report.questions import Question, chosen_places
 from export.results.answers import Answer, Answers
 from vtcompress.cli.main import run_command
 
@@ -151,8 +151,7 @@ def test_an_export_keeps_small_copies_of_what_its_report_shows(artifact: Path, d
             assert SECRET not in content
     page = (artifact / "report.html").read_text(encoding="utf-8")
     assert len(re.findall("<img [^>]*data:image", page)) == 10
-    same = Answer(token_ids=(1,), text="x")
-    shown = chosen_places([question_of(row.sample, same, same) for row in found])
+    shown = chosen_places([Question(row.sample, "x", "x") for row in found])
     assert [place for place, row in enumerate(found) if row.small] == sorted(shown)
 
 

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from compressor.samples.questions import Sample
 from export.artifact.manifest import Manifest
 from export.report.data import ReportData
 from export.report.pages.report import markdown_report
@@ -199,7 +200,7 @@ def test_a_pipe_in_a_name_does_not_break_the_table():
 
 @pytest.mark.parametrize("name", ["a\nb", "a\\|b", "`a", "<b>a", "[a](javascript:b)", "# a"])
 def test_a_hostile_name_breaks_neither_table_nor_page(name):
-    questions = [Question((), name, name, name, name, name)]
+    questions = [Question(Sample((), name, name, name), name, name)]
     text = report(loss=facts.loss((name,), [facts.figures(name)]), questions=questions)
     kinds = tables(section(text, "Check 2: compression loss"))[1]
     assert [len(row) for row in kinds] == [7, 7]
@@ -219,7 +220,7 @@ def test_a_recipe_cannot_end_its_own_code_block():
 
 def test_questions_show_both_answers_and_lost_ones_come_first():
     def asked(number, right, original, compressed):
-        return Question((), f"question {number}", "k", right, original, compressed)
+        return Question(Sample((), f"question {number}", right, "k"), original, compressed)
 
     questions = [
         asked(1, "a", "a", "a"), asked(2, "a", "b", "a"), asked(3, None, "c", "d"),

@@ -15,15 +15,13 @@ from export.artifact.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE
 from export.artifact.manifest import Manifest
 from export.report.questions import Question, stored_questions
 from export.report.words.cuts import kept_heads, neurons_kept, semantics, text_alone_values
-from export.report.words.engine_facts import engine_facts
 from export.report.words.exits import cache_figures, staying
-from export.report.words.ladder import EngineFacts, Rung, claim, ladder
+from export.report.words.ladder import EngineFacts, Rung, claim, engine_facts, ladder
 from export.report.words.methods import asked_of
 from export.results.bench import slower
-from export.results.intervals import Interval
 
+# What gets faster, in words that need no explanation.
 READING = "reading of picture and question (prefill)"
-"""What gets faster, in words that need no explanation."""
 
 # What dashboards get of a manifest as it is stored.
 STORED = {"model_digest", "dtype", "ranges", "missing_kernels", "predicted", "measured", "fidelity"}
@@ -91,90 +89,79 @@ Figure = tuple[str, str]
 
 def headline(manifest: Manifest) -> tuple[Figure, Figure, Figure]:
     """Return how much faster, how much of the work, and how many answers were kept."""
-    return _faster(manifest), _work(manifest), _kept(manifest)
+    p = manifest.predicted
+    work = "of the original's work for that reading is left (FLOPs)"
+    if p.kv_bytes != p.kv_bytes_original:
+        work += f", {p.kv_bytes / p.kv_bytes_original:.0%} of its KV cache"
+    return _faster(manifest), (f"{p.flops / p.flops_original:.0%}", work), _kept(manifest)
 
 
 def _faster(manifest: Manifest) -> Figure:
-    p = manifest.predicted
     if manifest.measured is None:
-        more = slower(p.speedup)
-        return (
-            f"{1 / p.speedup if more else p.speedup:.2f} x",
-            f"{'the' if more else 'less'} work for {READING}, predicted; no time was measured",
-        )
+        ratio = manifest.predicted.speedup
+        figure, how = (1 / ratio, "the") if slower(ratio) else (ratio, "less")
+        return f"{figure:.2f} x", f"{how} work for {READING}, predicted; no time was measured"
     t = manifest.measured.prefill
-    spread = (
-        f"measured ({'' if t.steady else 'not steady: '}quartiles "
-        f"{t.ratio_low:.2f} to {t.ratio_high:.2f}"
-    )
+    steady = "" if t.steady else "not steady: "
+    spread = f"measured ({steady}quartiles {t.ratio_low:.2f} to {t.ratio_high:.2f}"
     if slower(t.ratio):
         meaning = f"the original's time for {READING}: slower, {spread} of original / compressed)"
-        return (f"{1 / t.ratio:.2f} x", meaning)
-    return (f"{t.ratio:.2f} x", f"faster {READING}, {spread})")
-
-
-def _work(manifest: Manifest) -> Figure:
-    p = manifest.predicted
-    cache = p.kv_bytes / p.kv_bytes_original
-    kept = "" if p.kv_bytes == p.kv_bytes_original else f", {cache:.0%} of its KV cache"
-    return (
-        f"{p.flops / p.flops_original:.0%}",
-        f"of the original's work for that reading is left (FLOPs){kept}",
-    )
+        return f"{1 / t.ratio:.2f} x", meaning
+    return f"{t.ratio:.2f} x", f"faster {READING}, {spread})"
 
 
 def _kept(manifest: Manifest) -> Figure:
     if manifest.loss is None:
-        return ("unknown", "answers kept: not checked, there was no validation data")
-    overall = manifest.loss.overall
-    if overall.exact_match_kept is None:
-        meaning = "of first answer tokens equal to the original's; right answers are not known"
-        if overall.answered:
-            meaning = "of first answer tokens equal to the original's, which gave no right answer"
-        return (f"{overall.agreement:.1%}", f"{meaning}{_within(overall.agreement_interval)}")
-    return (
-        f"{overall.exact_match_kept:.1%}",
-        f"of the original's right answers kept ({overall.exact_match_original:.1%} right before, "
-        f"{overall.exact_match:.1%} now){_within(overall.exact_match_kept_interval)}",
-    )
-
-
-def _within(interval: Interval | None) -> str:
-    if interval is None:
-        return ""
-    return f"; 95% interval {100 * interval[0]:.1f} to {100 * interval[1]:.1f}%"
+        return "unknown", "answers kept: not checked, there was no validation data"
+    all_ = manifest.loss.overall
+    value, interval = all_.exact_match_kept, all_.exact_match_kept_interval
+    if value is None:
+        value, interval = all_.agreement, all_.agreement_interval
+        unknown = (
+            ", which gave no right answer" if all_.answered else "; right answers are not known"
+        )
+        meaning = f"of first answer tokens equal to the original's{unknown}"
+    else:
+        meaning = (
+            f"of the original's right answers kept ({all_.exact_match_original:.1%} right before, "
+            f"{all_.exact_match:.1%} now)"
+        )
+    if interval is not None:
+        meaning += f"; 95% interval {100 * interval[0]:.1f} to {100 * interval[1]:.1f}%"
+    return f"{value:.1%}", meaning
 
 
 def figures(data: ReportData) -> dict[str, Any]:
     """Return the report for dashboards: plain values, without pictures, questions and file list."""
     manifest, plan = data.manifest, data.plan
     before, after = predict(plan.naive()), predict(plan)
-    size = BYTES[manifest.dtype]
+    size, dims, profile = BYTES[manifest.dtype], plan.model.decoder, data.profile
     unknown = (None,) * len(plan.layers)
-    contribution = measured(data.profile, "layer_contribution") or unknown
-    left = measured(data.profile, "exit_kl") or unknown
-    stays, dims, alone = staying(plan), plan.model.decoder, text_alone_values(plan)
-    scores = measured(data.profile, "head_score") or unknown
+    scores, contribution, left = (
+        measured(profile, name) or unknown
+        for name in ("head_score", "layer_contribution", "exit_kl")
+    )
+    stays, alone = staying(plan), text_alone_values(plan)
     layers = [
         {
-            "index": layer.index,
+            "index": i,
             "visual": layer.visual,
             "reason": layer.reason,
-            "visual_stays": stays[layer.index],
+            "visual_stays": stays[i],
             "heads": len(kept_heads(layer, dims)),
             "window": layer.window,
             "neurons": neurons_kept(layer, dims),
             "masked": layer.masked,
-            "head_score": scores[layer.index],
-            "contribution": contribution[layer.index],
-            "exit_kl": left[layer.index],
-            "flops_original": before.layer_flops[layer.index],
-            "flops": after.layer_flops[layer.index],
-            "kv_bytes_original": before.layer_kv_values[layer.index] * size,
-            "kv_bytes": after.layer_kv_values[layer.index] * size,
-            "kv_bytes_text_heads": alone[layer.index] * size,
+            "head_score": scores[i],
+            "contribution": contribution[i],
+            "exit_kl": left[i],
+            "flops_original": before.layer_flops[i],
+            "flops": after.layer_flops[i],
+            "kv_bytes_original": before.layer_kv_values[i] * size,
+            "kv_bytes": after.layer_kv_values[i] * size,
+            "kv_bytes_text_heads": alone[i] * size,
         }
-        for layer in plan.layers
+        for i, layer in enumerate(plan.layers)
     ]
     return manifest.model_dump(mode="json", include=STORED) | {
         "model": manifest.model.name,

@@ -17,11 +17,7 @@ FIGURE_STARTS = ("", *"0123456789-")
 
 @dataclass(frozen=True)
 class Words:
-    """A paragraph.
-
-    Attributes:
-        minor: small print.
-    """
+    """A paragraph; a minor one is small print."""
 
     text: str
     minor: bool = False
@@ -54,11 +50,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Bullets:
-    """A list.
-
-    Attributes:
-        bad: whether its lines are faults.
-    """
+    """A list; the lines of a bad one are faults."""
 
     lines: tuple[str | Outcome, ...]
     bad: bool = False
@@ -68,8 +60,7 @@ class Bullets:
 class Table:
     """A table; a cell that is a `Verdict` is marked as such.
 
-    Attributes:
-        wrapped: whether columns are narrow and all alike, as those of a comparison.
+    Columns of a wrapped one are narrow and all alike, as those of a comparison.
     """
 
     title: str
@@ -89,11 +80,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawing; where there are none, nothing.
-
-    Attributes:
-        legend: words of the drawing, and what each means.
-    """
+    """A drawing, nothing where there are none; `legend`: its words, and what each means."""
 
     drawing: Markup
     caption: str
@@ -135,8 +122,7 @@ class Group:
 class Beside:
     """Columns of blocks, beside each other where there is room.
 
-    Attributes:
-        layout: class of the page's style: `two`, `three`, or `two stack`, which prints one below the other.
+    `layout` is a class of the page's style: `two`, `three`, or `two stack`, which prints one below the other.
     """
 
     columns: "Sequence[Sequence[Block]]"
@@ -164,12 +150,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """A report, a model card or a comparison.
-
-    Attributes:
-        sub: a line below the title; may be empty.
-        foot: what a page ends with.
-    """
+    """A report, a model card or a comparison; `sub` is a line below the title, `foot` ends a page."""
 
     title: str
     sub: str

@@ -29,43 +29,39 @@ class Question:
     """One question and what both models answered.
 
     Attributes:
-        images: files of its pictures, or of smaller copies.
-        question: the user's words.
-        kind: group of the question; may be empty.
-        right: the right answer in words, None if unknown; any of several.
+        sample: as it was asked.
         original: answer of the original model.
         compressed: answer of the artifact.
-        answers: the right answers, where there are several.
+        images: files of its pictures, or of smaller copies.
         missing: how many of its pictures the artifact does not hold as they were.
     """
 
-    images: tuple[Path, ...]
-    question: str
-    kind: str
-    right: str | None
+    sample: Sample
     original: str
     compressed: str
-    answers: tuple[str, ...] = ()
+    images: tuple[Path, ...] = ()
     missing: int = 0
+
+    @property
+    def right(self) -> str | None:
+        """The right answer, any of several; None if unknown."""
+        return " or ".join(self.sample.answers) if self.sample.answers else None
 
     @property
     def equal(self) -> bool:
         """Whether both models say the same."""
         return exact(self.original, self.compressed)
 
-    def _is_right(self, said: str) -> bool:
-        return self.right is not None and right_one(said, self.answers or (self.right,))
-
     @property
     def outcome(self) -> Change:
         """What became of the answer."""
         if self.equal:
             return "same"
-        if self._is_right(self.original):
+        if right_one(self.original, self.sample.answers):
             return "lost"
-        if self._is_right(self.compressed):
+        if right_one(self.compressed, self.sample.answers):
             return "won"
-        return "different" if self.right is None else "both wrong"
+        return "both wrong" if self.sample.answers else "different"
 
     @property
     def verdict(self) -> str:
@@ -89,30 +85,8 @@ def stored_questions(folder: Path) -> tuple[Question, ...]:
     if not len(stored) == len(original) == len(compressed):
         raise ArtifactError([f"{folder / SAMPLES_FILE}: samples and answers differ in number"])
     return tuple(
-        question_of(row.sample, a, b, images=row.shown, missing=row.missing)
+        Question(row.sample, a.text, b.text, row.shown, row.missing)
         for row, a, b in zip(stored, original, compressed, strict=True)
-    )
-
-
-def question_of(
-    sample: Sample,
-    original: Answer,
-    compressed: Answer,
-    *,
-    images: tuple[Path, ...] = (),
-    missing: int = 0,
-) -> Question:
-    """Return a sample with what both models answered."""
-    right = " or ".join(sample.answers) if sample.answers else None
-    return Question(
-        images,
-        sample.question,
-        sample.kind,
-        right,
-        original.text,
-        compressed.text,
-        sample.answers,
-        missing,
     )
 
 
@@ -132,9 +106,9 @@ def chosen_places(questions: Sequence[Question], most: int = 10) -> tuple[int, .
     seen: Counter[tuple[int, str]] = Counter()
     keyed = []
     for place, question in enumerate(questions):
-        rank = {"lost": 0, "same": 2}.get(question.outcome, 1)
-        keyed.append((rank, seen[rank, question.kind], place))
-        seen[rank, question.kind] += 1
+        rank, kind = {"lost": 0, "same": 2}.get(question.outcome, 1), question.sample.kind
+        keyed.append((rank, seen[rank, kind], place))
+        seen[rank, kind] += 1
     return tuple(place for _, _, place in sorted(keyed)[:most])
 
 

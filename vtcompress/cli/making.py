@@ -136,7 +136,7 @@ def export(
     """Run all stages: calibrate, plan, compress, export to ONNX, check against the original, time."""
     import vtcompress
     from compressor.plan.plan import Plan
-    from export.report.words.engine_facts import engine_facts
+    from export.report.words.ladder import engine_facts
     from vtcompress.cli import brief, show
 
     recipe = read_recipe(

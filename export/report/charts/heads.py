@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from compressor.plan.plan import Plan
-from export.report.charts.decoder import ROW, TOP, WIDTH
+from export.report.charts.decoder import ROW, TOP, WIDTH, layer_numbers
 from export.report.document import Table
 from export.report.text.svg import picture, rect, text
 from export.report.words.cuts import kept_heads
@@ -26,20 +26,22 @@ def head_table(scores: Scores, plan: Plan) -> Table:
         plan: what was chosen.
     """
     dims = plan.model.decoder
-    rows = []
-    for layer, row in zip(plan.layers, scores, strict=True):
-        kept = kept_heads(layer, dims)
-        names = "all" if len(kept) == dims.heads else drawn_together(kept) or "none"
-        figures = (min(row), sum(row) / len(row), max(row))
-        rows.append((str(layer.index), *(f"{value:.3g}" for value in figures), names))
-    columns = ("layer", "lowest score", "mean", "highest", "heads with visual tokens")
-    return Table("Head scores of every layer", columns, rows)
+    kept = [kept_heads(layer, dims) for layer in plan.layers]
+    every = range(dims.heads)
+    columns = {
+        "layer": [str(layer.index) for layer in plan.layers],
+        "lowest score": [f"{min(row):.3g}" for row in scores],
+        "mean": [f"{sum(row) / len(row):.3g}" for row in scores],
+        "highest": [f"{max(row):.3g}" for row in scores],
+        "heads with visual tokens": [
+            "all" if len(heads) == len(every) else drawn_together(heads) or "none" for heads in kept
+        ],
+    }
+    return Table.of_columns("Head scores of every layer", columns)
 
 
 def head_chart(scores: Scores, samples: int, plan: Plan) -> Markup:
     """Return a square for every head, its area by the score; filled if visual tokens take part in it.
-
-    Rows stand at the same heights as in `decoder_picture`.
 
     Args:
         scores: [L][H], means over the samples.
@@ -48,32 +50,26 @@ def head_chart(scores: Scores, samples: int, plan: Plan) -> Markup:
     """
     dims = plan.model.decoder
     pitch = min(ROW, (WIDTH - LEFT - RIGHT) / dims.heads)
-    most = max(max(row) for row in scores)
+    most, total = max(map(max, scores)), 0
     parts = [
-        text(0, 12, "layer", "small"),
+        *layer_numbers(dims.layers),
         text(LEFT, 12, "how much text looks at the picture", "strong"),
         text(LEFT, 26, f"area: score, largest {most:.2g}", "small"),
         text(WIDTH, 26, "heads kept", "small", "end"),
     ]
-    every = max(1, round(24 / pitch))
-    parts += [
-        text(LEFT + pitch * (head + 0.5), 39, str(head), "small", "middle")
-        for head in range(0, dims.heads, every)
-    ]
-    total = 0
+    named = range(0, dims.heads, max(1, round(24 / pitch)))
+    parts += [text(LEFT + pitch * (i + 0.5), 39, str(i), "small", "middle") for i in named]
     for layer, row in zip(plan.layers, scores, strict=True):
-        kept = set(kept_heads(layer, dims))
+        kept = kept_heads(layer, dims)
         total += len(kept)
         y = TOP + ROW * layer.index
-        parts.append(text(18, y + 11.5, str(layer.index), "small", "end"))
         parts.append(text(WIDTH, y + 11.5, f"{len(kept)} of {dims.heads}", "small", "end"))
         for head, score in enumerate(row):
             share = (score / most) ** 0.5 if most > 0 else 0.0
             side = SMALLEST + (pitch - 2.0 - SMALLEST) * share
             x = LEFT + pitch * (head + 0.5) - side / 2
-            stays = head in kept
-            hint = f"layer {layer.index}, head {head}: {score:.3g}, {'kept' if stays else 'pruned'}"
-            class_ = "updated" if stays else "pruned-head"
+            fate, class_ = ("kept", "updated") if head in kept else ("pruned", "pruned-head")
+            hint = f"layer {layer.index}, head {head}: {score:.3g}, {fate}"
             parts.append(rect(x, y + ROW / 2 - side / 2, side, side, class_, hint))
     words = (
         f"Mean over {samples} questions. Scores are {min(map(min, scores)):.3g} to {most:.3g}. Visual tokens "

@@ -1,6 +1,6 @@
 """Several artifacts side by side: one table, accuracy against speed, and what forbids comparing them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,25 +24,14 @@ Kind = Literal["stay", "leave", "may leave"]
 """Visual rows `stay` to the last layer, `leave` at a fixed exit, or `may leave` where gates decide."""
 
 
-LOSS = {
-    "kept": "exact_match_kept",
-    "kept_interval": "exact_match_kept_interval",
-    "agreement": "agreement",
-    "agreement_interval": "agreement_interval",
-    "kl": "kl",
-}
-"""Figures of compression loss over all questions, by their names for dashboards."""
-
-
 @dataclass(frozen=True)
 class Entry:
     """One artifact in a comparison.
 
     Attributes:
-        number: its place in the comparison, from 1; marks its point in the plot.
+        number: its place in the comparison, from 1.
         name: of its folder.
         manifest: with one digest for all artifacts of a model.
-        visual: what is done to visual rows; chooses the shape of the point in the plot.
         figures: plain values; those that were not measured are None.
         cells: its column of the table, by the names of the rows.
     """
@@ -50,9 +39,14 @@ class Entry:
     number: int
     name: str
     manifest: Manifest
-    visual: Kind
     figures: dict[str, Any]
     cells: dict[str, str]
+
+    @property
+    def visual(self) -> Kind:
+        """What is done to visual rows; chooses the shape of the point in the plot."""
+        kind: Kind = self.figures["visual"]
+        return kind
 
 
 @dataclass(frozen=True)
@@ -112,65 +106,57 @@ def compare_artifacts(folders: Sequence[Path]) -> Comparison:
     if problems:
         raise ArtifactError(problems)
     digests = alike([manifest.model_digest for manifest in manifests])
+    named = zip(folders, manifests, digests, strict=True)
     entries = tuple(
         _entry(number, folder, manifest.model_copy(update={"model_digest": digest}))
-        for number, (folder, manifest, digest) in enumerate(
-            zip(folders, manifests, digests, strict=True), start=1
-        )
+        for number, (folder, manifest, digest) in enumerate(named, start=1)
     )
-    speed, accuracy = _speed(entries), _accuracy(entries)
-    groups = _groups(entries, timed=all(entry.manifest.measured for entry in entries))
+    speed, accuracy = next(_axes(entries, SPEEDS)), next(_axes(entries, ACCURACIES), None)
+    ignored = PREDICTED_FOR if all(entry.manifest.measured for entry in entries) else TIMED_ON
+    places: dict[object, list[int]] = {}
+    for place, entry in enumerate(entries):
+        alike_by = tuple((_conditions(entry.manifest) | {ignored: None}).values())
+        places.setdefault(alike_by, []).append(place)
     fronts: list[tuple[int, ...]] = []
     if accuracy is not None:
         points = tuple(zip(speed.values, accuracy.values, strict=True))
-        for group in groups:
+        for group in places.values():
             found = pareto_front([points[place] for place in group])
             fronts.append(tuple(group[place] for place in found))
+    groups = tuple(map(tuple, places.values()))
     return Comparison(entries, tuple(_notes(entries)), speed, accuracy, groups, tuple(fronts))
 
 
-def _groups(entries: Sequence[Entry], *, timed: bool) -> tuple[tuple[int, ...], ...]:
-    """Return the places of artifacts whose accuracy and speed are figures of the same kind."""
-    groups: dict[object, list[int]] = {}
-    for place, entry in enumerate(entries):
-        facts = (_model, _data, _machine if timed else _workload)
-        groups.setdefault(tuple(of(entry.manifest) for of in facts), []).append(place)
-    return tuple(map(tuple, groups.values()))
+PREDICTED_FOR = "Different prompts predicted for"
+TIMED_ON = "Timed on different machines, threads or prompts"
 
 
-def _model(manifest: Manifest) -> object:
-    return manifest.model_digest
-
-
-def _data(manifest: Manifest) -> object:
-    return manifest.loss and manifest.loss.data_digest
-
-
-def _workload(manifest: Manifest) -> object:
-    p = manifest.predicted
-    return p.images, p.visual, p.text
-
-
-def _machine(manifest: Manifest) -> object:
-    m = manifest.measured
-    return m and (m.processor, m.threads, m.text)
+def _conditions(manifest: Manifest) -> dict[str, object]:
+    """Return what must be alike where figures are compared, by what is to be said where it is not."""
+    p, m, loss = manifest.predicted, manifest.measured, manifest.loss
+    return {
+        "Different models": manifest.model_digest,
+        "Different validation data": loss and loss.data_digest,
+        PREDICTED_FOR: (p.images, p.visual, p.text),
+        TIMED_ON: m and (m.processor, m.threads, m.text),
+    }
 
 
 def _entry(number: int, folder: Path, manifest: Manifest) -> Entry:
     plan, measured, loss = Plan.load(folder / PLAN_FILE), manifest.measured, manifest.loss
     methods = load_recipe(folder / RECIPE_FILE, stored=True).methods
-    visual: Kind = "stay" if plan.exit_layer is None else "leave"
-    predicted = manifest.predicted
+    predicted, all_ = manifest.predicted, loss and loss.overall
+    leaves = "stay" if plan.exit_layer is None else "leave"
     figures: dict[str, Any] = {
         "number": number,
         "name": folder.resolve().name,
         "model": manifest.model.name,
-        "methods": tuple(map(method_words, methods)),
+        "methods": list(map(method_words, methods)),
         "layers": len(plan.layers),
         "frozen": len(plan.frozen_layers()),
         "exits": exits_words(plan),
         "cuts": cuts_words(plan, methods),
-        "visual": "may leave" if plan.gates else visual,
+        "visual": "may leave" if plan.gates else leaves,
         "predicted": predicted.speedup,
         "kv_cache": predicted.kv_bytes / predicted.kv_bytes_original,
         "measured": measured and measured.prefill.ratio,
@@ -179,7 +165,11 @@ def _entry(number: int, folder: Path, manifest: Manifest) -> Entry:
         "fidelity": verdict_of(manifest.fidelity),
         "loss": verdict_of(loss),
         "loss_words": verdict_words(loss),
-        **{key: loss and getattr(loss.overall, name) for key, name in LOSS.items()},
+        "kept": all_ and all_.exact_match_kept,
+        "kept_interval": all_ and all_.exact_match_kept_interval,
+        "agreement": all_ and all_.agreement,
+        "agreement_interval": all_ and all_.agreement_interval,
+        "kl": all_ and all_.kl,
     }
     cells = {
         "model": figures["model"],
@@ -197,39 +187,31 @@ def _entry(number: int, folder: Path, manifest: Manifest) -> Entry:
         "next token equal": share(figures["agreement"], figures["agreement_interval"]),
         "KL mean, nats": nats(figures["kl"]),
     }
-    return Entry(number, figures["name"], manifest, figures["visual"], figures, cells)
+    return Entry(number, figures["name"], manifest, figures, cells)
 
 
-def _speed(entries: Sequence[Entry]) -> Axis:
-    measured = [entry.figures["measured"] for entry in entries]
-    if None not in measured:
-        return Axis("prefill time, original / compressed, measured", tuple(measured))
-    predicted = tuple(entry.manifest.predicted.speedup for entry in entries)
-    return Axis("prefill work, original / compressed, predicted", predicted)
+SPEEDS = {
+    "measured": "prefill time, original / compressed, measured",
+    "predicted": "prefill work, original / compressed, predicted",
+}
+ACCURACIES = {"kept": "right answers kept", "agreement": "first tokens equal to the original's"}
 
 
-def _accuracy(entries: Sequence[Entry]) -> Axis | None:
-    titles = {"kept": "right answers kept", "agreement": "first tokens equal to the original's"}
+def _axes(entries: Sequence[Entry], titles: Mapping[str, str]) -> Iterator[Axis]:
+    """Yield those of these figures that all artifacts have, the best one first."""
     for name, title in titles.items():
-        values = [entry.figures[name] for entry in entries]
+        values = tuple(entry.figures[name] for entry in entries)
         if None not in values:
-            return Axis(title, tuple(values))
-    return None
+            yield Axis(title, values)
 
 
 def _notes(entries: Sequence[Entry]) -> list[str]:
     """Return what differs that should not, and what must be known of single artifacts."""
-    facts: tuple[tuple[str, Callable[[Manifest], object]], ...] = (
-        ("Different models", _model),
-        ("Different validation data", _data),
-        ("Different prompts predicted for", _workload),
-        ("Timed on different machines, threads or prompts", _machine),
-    )
     notes = []
-    for title, of in facts:
+    for title in _conditions(entries[0].manifest):
         groups: dict[object, list[int]] = {}
         for entry in entries:
-            if (value := of(entry.manifest)) is not None:
+            if (value := _conditions(entry.manifest)[title]) is not None:
                 groups.setdefault(value, []).append(entry.number)
         if len(groups) > 1:
             sets = " against ".join(", ".join(map(str, group)) for group in groups.values())
@@ -265,17 +247,19 @@ def comparison_table(comparison: Comparison) -> Table:
     """Return one row a figure, one column an artifact."""
     entries = comparison.entries
     rows = [(name, *(entry.cells[name] for entry in entries)) for name in entries[0].cells]
-    fronts = (_on_front(comparison, place) for place in range(len(entries)))
     columns = ("", *(f"{entry.number}: {entry.name}" for entry in entries))
+    fronts = [_on_front(comparison, place) for place in range(len(entries))]
     rows.append(("on the Pareto front", *fronts))
     return Table("Artifacts", columns, rows, wrapped=True)
 
 
 def _on_front(comparison: Comparison, place: int) -> str:
     """Return whether an artifact is on its group's front, and of whom that is the front."""
+    if not comparison.fronts:
+        return "-"
     (group,) = (group for group in comparison.groups if place in group)
-    if not comparison.fronts or len(group) == 1:
-        return "-" if not comparison.fronts else "nothing to compare it with"
+    if len(group) == 1:
+        return "nothing to compare it with"
     found = "yes" if place in comparison.front else "no"
     if len(comparison.groups) == 1:
         return found

@@ -32,32 +32,30 @@ def tradeoff_chart(comparison: Comparison) -> Markup | None:
     speeds = nice_ticks(min(1.0, *comparison.speed.values), max(comparison.speed.values), 6)
     rights = nice_ticks(min(1.0, *accuracy.values), max(1.0, *accuracy.values), 5)
     across, up = Ruler(LEFT, RIGHT - LEFT, speeds), Ruler(BOTTOM, TOP - BOTTOM, rights)
-    parts = [text(0, 12, accuracy.title, "strong"), *across.rules(TOP, BOTTOM, BOTTOM + 13, " x")]
-    for value in rights:
-        y = up.place(value)
-        parts.append(line(LEFT, y, RIGHT, y, "rule"))
-        parts.append(text(LEFT - 4, y + 3, f"{100 * value:.4g}%", "small", "end"))
-    original = across.place(1.0), up.place(1.0)
     points = [
         (across.place(a), up.place(b))
         for a, b in zip(comparison.speed.values, accuracy.values, strict=True)
     ]
-    parts.append(text(RIGHT, BOTTOM + 27, comparison.speed.title, "strong", "end"))
-    parts += [_steps([points[place] for place in front]) for front in comparison.fronts]
-    parts += _cross(*original)
-    for place, (a, b) in enumerate(points):
+    x, y = across.place(1.0), up.place(1.0)
+    parts = [
+        text(0, 12, accuracy.title, "strong"),
+        *across.rules(TOP, BOTTOM, BOTTOM + 13, " x"),
+        *(line(LEFT, up.place(v), RIGHT, up.place(v), "rule") for v in rights),
+        *(text(LEFT - 4, up.place(v) + 3, f"{100 * v:.4g}%", "small", "end") for v in rights),
+        text(RIGHT, BOTTOM + 27, comparison.speed.title, "strong", "end"),
+        *(_steps([points[place] for place in front]) for front in comparison.fronts),
+        line(x - 4, y - 4, x + 4, y + 4, "whisker"),
+        line(x - 4, y + 4, x + 4, y - 4, "whisker"),
+        text(x + 7, y - 6, "original", "small halo"),
+    ]
+    for place, (entry, point) in enumerate(zip(comparison.entries, points, strict=True)):
         kind = "point-front" if place in comparison.front else "point"
-        parts.append(_point(comparison.entries[place].visual, a, b, kind))
-    parts += _labels(points, [entry.name for entry in comparison.entries], original)
+        parts.append(_point(entry.visual, *point, kind))
+    parts += _labels(points, [entry.name for entry in comparison.entries], (x, y))
     legend = _legend(comparison)
-    return picture(
-        "tradeoff",
-        WIDTH,
-        HEIGHT + 14 if legend else HEIGHT,
-        "Accuracy against speed",
-        _words(comparison, accuracy),
-        [*parts, *legend],
-    )
+    height = HEIGHT + 14 if legend else HEIGHT
+    words, title = _words(comparison, accuracy), "Accuracy against speed"
+    return picture("tradeoff", WIDTH, height, title, words, [*parts, *legend])
 
 
 def _steps(front: list[tuple[float, float]]) -> Markup:
@@ -94,26 +92,16 @@ def _legend(comparison: Comparison) -> list[Markup]:
     return parts
 
 
-def _cross(x: float, y: float) -> list[Markup]:
-    return [
-        line(x - 4, y - 4, x + 4, y + 4, "whisker"),
-        line(x - 4, y + 4, x + 4, y - 4, "whisker"),
-        text(x + 7, y - 6, "original", "small halo"),
-    ]
-
-
 def _labels(
     points: list[tuple[float, float]], names: list[str], original: tuple[float, float]
 ) -> list[Markup]:
     """Return the artifacts' names beside their points, each where it covers nothing that is there already."""
     groups: list[tuple[float, float, list[str]]] = []
     for (x, y), name in zip(points, names, strict=True):
-        near = (g for g in groups if abs(g[0] - x) < NEAR and abs(g[1] - y) < NEAR)
-        group = next(near, None)
-        if group is None:
-            groups.append((x, y, [_short(name)]))
-        else:
-            group[2].append(_short(name))
+        near = (of for a, b, of in groups if abs(a - x) < NEAR and abs(b - y) < NEAR)
+        if (group := next(near, None)) is None:
+            groups.append((x, y, group := []))
+        group.append(_short(name))
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in points]
     taken.append((original[0] - 4, original[1] - 14, original[0] + 45, original[1] + 4))
     parts = []
@@ -121,19 +109,19 @@ def _labels(
         words = ", ".join(found)
         if len(found) > 1 and len(words) > 2 * LONGEST_NAME:
             words = f"{found[0]} and {len(found) - 1} more"
-        width = LETTER * len(words)
-        places = [
-            (x + side * 8, y + down, side, _box(x + side * 8, y + down, width, side))
-            for down in DOWN
-            for side in (1, -1)
-        ]
+        wide = LETTER * len(words)
+        # Where the words begin, on which side of the point, and the box that they take.
+        places = []
+        for b in (y + down for down in DOWN):
+            places.append((x + 8, b, "start", (x + 8, b - 9, x + 8 + wide, b + 2)))
+            places.append((x - 8, b, "end", (x - 8 - wide, b - 9, x - 8, b + 2)))
         fits = [p for p in places if p[3][0] >= 0 and p[3][2] <= WIDTH and TOP < p[1] < BOTTOM]
         free = (p for p in fits if not any(_meet(p[3], other) for other in taken))
-        a, b, side, box = next(free, (fits or places)[0])
+        a, b, anchor, box = next(free, (fits or places)[0])
         taken.append(box)
         if abs(b - y) > NEAR_LINE:
             parts.append(line(x, y, a, b - 3, "whisker-thin"))
-        parts.append(text(a, b, words, "halo strong", "start" if side > 0 else "end"))
+        parts.append(text(a, b, words, "halo strong", anchor))
     return parts
 
 
@@ -145,10 +133,6 @@ def _short(name: str) -> str:
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom."""
-
-
-def _box(x: float, y: float, width: float, side: int) -> Box:
-    return (x if side > 0 else x - width, y - 9, x + width if side > 0 else x, y + 2)
 
 
 def _meet(a: Box, b: Box) -> bool:

@@ -61,9 +61,8 @@ def licence_of(folder: Path) -> dict[str, str | list[str]]:
 
 def _is_licence(value: Any) -> bool:
     values = value if isinstance(value, list) else [value]
-    return bool(values) and all(
-        isinstance(v, str) and 0 < len(v) <= LONGEST_VALUE and v.isprintable() for v in values
-    )
+    texts = [v for v in values if isinstance(v, str) and v.isprintable()]
+    return 0 < len(values) == len(texts) and all(0 < len(v) <= LONGEST_VALUE for v in texts)
 
 
 def model_card(data: ReportData, origin: Origin) -> str:
@@ -78,11 +77,10 @@ def model_card(data: ReportData, origin: Origin) -> str:
         Section("limits", "Limits", "Limits", [Bullets(_limits(data, origin))]),
         recipe_section(data),
     )
-    version = manifest.tools.get("vtcompress", "")
     sub = (
         f"{origin.hub_id or manifest.model.name} with less work on visual tokens, as ONNX graphs "
-        f"({manifest.dtype}) for {_runs_in(manifest.dtype)}, made by vtcompress {version}. report.html shows "
-        "everything that was measured."
+        f"({manifest.dtype}) for {_runs_in(manifest.dtype)}, made by vtcompress "
+        f"{manifest.tools.get('vtcompress', '')}. report.html shows everything that was measured."
     )
     card = Document(f"{manifest.model.name}, compressed", sub, sections)
     return markdown(card, front=_front_matter(data, origin))
@@ -90,12 +88,10 @@ def model_card(data: ReportData, origin: Origin) -> str:
 
 def _front_matter(data: ReportData, origin: Origin) -> str:
     tags = ["vtcompress", "onnx", "multimodal", "visual-token-compression"]
-    tags += [method.name for method in data.methods]
-    front: dict[str, Any] = {}
-    if origin.hub_id:
-        front["base_model"] = origin.hub_id
+    front: dict[str, Any] = {"base_model": origin.hub_id} if origin.hub_id else {}
     front |= origin.licence
-    front |= {"library_name": "vtcompress", "pipeline_tag": "image-text-to-text", "tags": tags}
+    front |= {"library_name": "vtcompress", "pipeline_tag": "image-text-to-text"}
+    front["tags"] = [*tags, *(method.name for method in data.methods)]
     return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=1000).strip()}\n---"
 
 
@@ -151,22 +147,15 @@ def _how_to_run(dtype: str) -> list[Block]:
 
 
 def _limits(data: ReportData, origin: Origin) -> tuple[str, ...]:
-    decode = "Decode steps are not faster: they have no visual tokens."
+    decode = "are not faster: they have no visual tokens."
     if splits(data.plan) or may_exit(data.plan):
-        where = "behind the exit"
-        if splits(data.plan):
-            where = "in pruned heads and behind an exit"
-        decode = (
-            "Decode steps save only what they no longer read: keys and values of visual tokens "
-            f"{where}."
-        )
-    on_gpu = (
-        "Run on the GPUs named above alone." if ran_on_gpu(data.rungs) else "Never run on a GPU."
-    )
+        where = "in pruned heads and behind an exit" if splits(data.plan) else "behind the exit"
+        decode = f"save only what they no longer read: keys and values of visual tokens {where}."
+    run = "Run on the GPUs named above alone." if ran_on_gpu(data.rungs) else "Never run on a GPU."
     lines = (
         "The weight file does not shrink: text tokens still use every weight.",
-        decode,
-        on_gpu,
+        f"Decode steps {decode}",
+        run,
         "Figures hold for the data and the machine that they were measured on; measure on your own with "
         "vtcompress validate and vtcompress bench.",
     )

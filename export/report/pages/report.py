@@ -82,13 +82,9 @@ def head_blocks(manifest: Manifest) -> list[Block]:
 
 
 def _short(data: ReportData) -> list[Block]:
-    lines = {
-        "What was done": done(data),
-        "What was gained": gained(data),
-        "What was lost": lost(data),
-    }
-    parts = [[Group(title, [*map(Words, words)])] for title, words in lines.items()]
-    return [Beside(parts, "three")]
+    parts = (("done", done(data)), ("gained", gained(data)), ("lost", lost(data)))
+    groups = [[Group(f"What was {part}", [*map(Words, words)])] for part, words in parts]
+    return [Beside(groups, "three")]
 
 
 def _questions(data: ReportData) -> list[Block]:
@@ -96,9 +92,8 @@ def _questions(data: ReportData) -> list[Block]:
     total, shown = len(data.questions), chosen_questions(data.questions)
     if not total:
         return [Words("None: compression loss was not run.")]
-    different = sum(not question.equal for question in data.questions)
     words = f"All {total} answers are equal, word for word. {len(shown)} are shown."
-    if different:
+    if different := sum(not question.equal for question in data.questions):
         words = (
             f"{different} of {total} answers differ. {len(shown)} are shown, lost answers first."
         )

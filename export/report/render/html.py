@@ -56,8 +56,6 @@ def _common(original: str, compressed: str) -> tuple[str, str, str]:
     ends = ["…" if len(whole) > LONGEST_ANSWER else "" for whole in (original, compressed)]
     if a == b:
         return a + ends[0], "", ""
-    length = 0
-    while length < min(len(a), len(b)) and a[length] == b[length]:
-        length += 1
-    length = a.rfind(" ", 0, length) + 1
+    differ = (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
+    length = a.rfind(" ", 0, next(differ, min(len(a), len(b)))) + 1
     return a[:length], a[length:] + ends[0], b[length:] + ends[1]

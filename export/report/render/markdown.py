@@ -1,21 +1,10 @@
 """Markdown from a document, without its drawings; nothing that it holds breaks out of its place."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
-from export.report.document import (
-    Block,
-    Bullets,
-    Cards,
-    Code,
-    Document,
-    Group,
-    Headline,
-    Outcome,
-    Table,
-    Words,
-    flat,
-)
+from export.report import document as doc
+from export.report.document import Block, Document, Group, Outcome, flat
 from export.report.text.svg import printable
 from export.results.verdict import Verdict
 
@@ -47,27 +36,29 @@ def _blocks(blocks: Sequence[Block]) -> Iterator[str]:
 
 def _block(block: Block) -> str:
     match block:
-        case Words():
+        case doc.Words():
             return escaped(block.text)
         case Outcome():
             return _outcome(block)
-        case Bullets():
+        case doc.Bullets():
             lines = (_outcome(x) if isinstance(x, Outcome) else escaped(x) for x in block.lines)
             return "\n".join(f"- **{line}**" if block.bad else f"- {line}" for line in lines)
-        case Headline():
+        case doc.Headline():
             return "\n".join(f"- **{value}** {meaning}" for value, meaning in block.figures)
-        case Table():
-            rows = [[escaped(cell) for cell in row] for row in block.rows]
-            return f"**{escaped(block.title)}**\n\n{table(block.columns, rows)}"
-        case Code():
+        case doc.Table():
+            return f"**{escaped(block.title)}**\n\n{table(block.columns, block.rows)}"
+        case doc.Code():
             return fenced(block.text, block.language)
-        case Cards():
+        case doc.Cards():
             columns = ("question", "right answer", "original", "compressed", "outcome")
             asked = block.questions
-            cells = (
-                (q.question, q.right or "-", q.original, q.compressed, q.verdict) for q in asked
+            return table(
+                columns,
+                [
+                    (q.sample.question, q.right or "-", q.original, q.compressed, q.verdict)
+                    for q in asked
+                ],
             )
-            return table(columns, [[escaped(cell) for cell in row] for row in cells])
     return ""  # drawings
 
 
@@ -79,20 +70,16 @@ def _outcome(outcome: Outcome) -> str:
 def escaped(words: str) -> str:
     """Return words from a recipe, data or model so that Markdown and HTML show them as they are.
 
-    Line breaks become spaces. Pipes are left to `table`.
+    Line breaks become spaces; pipes are left to `table`.
     """
     return _SPECIAL.sub(r"\\\1", " ".join(printable(words).split()))
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table; pipes and line breaks in its cells do not break it."""
-
-    def line(cells: Sequence[str]) -> str:
-        return (
-            "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |"
-        )
-
-    return "\n".join([line(columns), line(["---"] * len(columns)), *map(line, rows)])
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table; nothing in its cells breaks it."""
+    lines = [columns, ["---"] * len(columns), *([escaped(cell) for cell in row] for row in rows)]
+    cells = ((" ".join(cell.replace("|", "\\|").split()) for cell in line) for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def fenced(content: str, language: str = "") -> str:

@@ -9,7 +9,7 @@ from export.report.document import Beside, Block, Bullets, Chart, Outcome, Secti
 from export.report.words.dtypes import dtype_words, reference_words
 from export.report.words.ladder import COLUMNS, Rung, claim
 from export.results.fidelity import FidelityReport
-from export.results.loss_report import LossReport, nats, percent, share
+from export.results.loss_report import LossFigures, LossReport, nats, percent, share
 from export.results.rewrite import rewrite_words
 from export.results.verdict import Verdict
 
@@ -26,16 +26,16 @@ LADDER_WORDS = (
 
 def fidelity_section(manifest: Manifest) -> Section:
     """Return check 1 of a report."""
-    question = (
+    report = manifest.fidelity
+    words = (
         "Do the exported files compute what the compressed model computes? Numbers against numbers; limits "
-        "are tight."
+        "are tight.",
+        reference_words(manifest.dtype),
+        rewrite_words(manifest.rewrite),
+        *dtype_words(manifest),
     )
-    blocks: list[Block] = [Words(question), Words(reference_words(manifest.dtype))]
-    blocks += [Words(rewrite_words(manifest.rewrite)), *map(Words, dtype_words(manifest))]
-    blocks.append(fidelity_outcome(manifest.fidelity))
-    if (report := manifest.fidelity) is not None:
-        blocks.append(_fidelity_table(report))
-        blocks += _failures(report.failures)
+    found = [] if report is None else [_fidelity_table(report), *_failures(report.failures)]
+    blocks = [*map(Words, words), fidelity_outcome(report), *found]
     return Section("fidelity", "Check 1", "Check 1: export fidelity", blocks)
 
 
@@ -62,12 +62,12 @@ def _fidelity_table(report: FidelityReport) -> Table:
         ("max_relative", report.worst_relative, ".2e", limits.max_relative),
         ("cosine", report.worst_cosine, ".7f", limits.min_cosine),
     ):
-        value = getattr(worst, name)
-        least = name == "cosine"
-        kept = value >= limit if least else value <= limit
+        value, sign = getattr(worst, name), ">=" if name == "cosine" else "<="
+        kept = value >= limit if sign == ">=" else value <= limit
         verdict = Verdict.PASSED if kept else Verdict.FAILED
-        allowed = f"{'>=' if least else '<='} {limit:g}"
-        rows.append((name.replace("_", " "), format(value, form), allowed, verdict, worst.call))
+        rows.append(
+            (name.replace("_", " "), format(value, form), f"{sign} {limit:g}", verdict, worst.call)
+        )
     columns = ("measure", "worst", "limit", "verdict", "in call")
     return Table("Export fidelity: largest differences and their limits", columns, rows)
 
@@ -78,10 +78,8 @@ def _failures(lines: Sequence[str]) -> list[Block]:
 
 def loss_section(report: LossReport | None) -> Section:
     """Return check 2 of a report."""
-    blocks: list[Block] = [
-        Words("How far are the answers from the original model's, from image file to text?")
-    ]
-    blocks += loss_blocks(report, "the recipe names no validation data")
+    question = "How far are the answers from the original model's, from image file to text?"
+    blocks = [Words(question), *loss_blocks(report, "the recipe names no validation data")]
     return Section("loss", "Check 2", "Check 2: compression loss", blocks)
 
 
@@ -111,16 +109,10 @@ def _limits_table(report: LossReport) -> Table:
     all_ = report.overall
     names = {
         "mean KL": ("KL mean, nats", nats(all_.kl)),
-        "agreement of next tokens": (
-            "next token equal",
-            share(all_.agreement, all_.agreement_interval),
-        ),
+        "agreement of next tokens": ("next token equal", _with_interval(all_, "agreement")),
         "common prefix": ("common prefix of the answers", percent(all_.common_prefix)),
-        "exact match": ("right answers", share(all_.exact_match, all_.exact_match_interval)),
-        "exact match kept": (
-            "right answers kept",
-            share(all_.exact_match_kept, all_.exact_match_kept_interval),
-        ),
+        "exact match": ("right answers", _with_interval(all_, "exact_match")),
+        "exact match kept": ("right answers kept", _with_interval(all_, "exact_match_kept")),
     }
     rows = []
     for measure in report.measures:
@@ -131,30 +123,33 @@ def _limits_table(report: LossReport) -> Table:
             limit = f"{limit} ({why})"
         rows.append((*names[measure.words], limit, measure.verdict))
     columns = ("measure", "value", "limit", "verdict")
-    title = f"Over all {report.overall.samples} questions of {report.data}, and the recipe's limits"
+    title = f"Over all {all_.samples} questions of {report.data}, and the recipe's limits"
     return Table(title, columns, rows)
+
+
+def _with_interval(figures: LossFigures, name: str) -> str:
+    return share(getattr(figures, name), getattr(figures, f"{name}_interval"))
 
 
 def kinds_tables(report: LossReport) -> list[Table]:
     """Return the tables of all kinds of questions: next tokens, and right answers if some are known."""
     kinds = (report.overall, *report.kinds)
+    names = [k.kind for k in kinds]
     tokens = {
-        "kind": [k.kind for k in kinds],
+        "kind": names,
         "questions": [k.counted for k in kinds],
         "KL mean": [nats(k.kl) for k in kinds],
         "KL worst": [nats(k.kl_worst) for k in kinds],
-        "next token equal (95%)": [share(k.agreement, k.agreement_interval) for k in kinds],
+        "next token equal (95%)": [_with_interval(k, "agreement") for k in kinds],
         "common prefix": [percent(k.common_prefix) for k in kinds],
         "same answer": [_count(k.equal_answers) for k in kinds],
     }
     right = {
-        "kind": tokens["kind"],
+        "kind": names,
         "with an answer": [str(k.answered) for k in kinds],
-        "right before (95%)": [
-            share(k.exact_match_original, k.exact_match_original_interval) for k in kinds
-        ],
-        "right now (95%)": [share(k.exact_match, k.exact_match_interval) for k in kinds],
-        "kept (95%)": [share(k.exact_match_kept, k.exact_match_kept_interval) for k in kinds],
+        "right before (95%)": [_with_interval(k, "exact_match_original") for k in kinds],
+        "right now (95%)": [_with_interval(k, "exact_match") for k in kinds],
+        "kept (95%)": [_with_interval(k, "exact_match_kept") for k in kinds],
         "right to wrong": [_count(k.right_to_wrong) for k in kinds],
         "wrong to right": [_count(k.wrong_to_right) for k in kinds],
     }

@@ -12,46 +12,43 @@ from export.report.charts.bars import contribution_chart, exit_chart
 from export.report.charts.decoder import decoder_picture
 from export.report.charts.heads import head_chart, head_table
 from export.report.data import ReportData, measured
-from export.report.document import (
-    Beside,
-    Block,
-    Bullets,
-    Chart,
-    Group,
-    Section,
-    Table,
-    Words,
-)
+from export.report.document import Beside, Block, Bullets, Chart, Group, Section, Table, Words
 from export.report.words.cuts import cut_columns, semantics_words, text_alone_columns
 from export.report.words.exits import exits_table, gates_words, mean_words, staying
 from export.report.words.states import states
 from export.results.loss_report import LossReport
 
-HEAD_WORDS = (
-    "Head scores: the attention that text tokens pay to visual tokens, divided by what they pay to text "
-    "tokens."
-)
-
 
 def layers_section(data: ReportData) -> Section:
     """Return the section of a report."""
     plan, dtype, scores = data.plan, data.manifest.dtype, measured(data.profile, "head_score")
-    decoder = Chart(decoder_picture(plan, dtype), _picture_words(plan), tuple(states(plan)))
-    found: list[Block] = [decoder, *_measures(data)]
+    left = ""
+    if any(layer.exited for layer in plan.layers):
+        left = "; a dotted line under the thick bar is where there are no visual tokens any more"
+    caption = (
+        "The decoder. Picture and question enter layer 0 at the top; the answer leaves the last layer. What "
+        "is filled of a box is work that is done; a dashed line is a visual token that passes by"
+        f"{left}. Bars at the right: work and KV cache of each layer, filled: now, outline: before."
+    )
+    drawn: list[Block] = [Chart(decoder_picture(plan, dtype), caption, tuple(states(plan)))]
     if data.profile is None:
-        words = "The layers were not chosen by calibration, so there is no contribution to show."
-        found.append(Words(words))
+        drawn.append(
+            Words("The layers were not chosen by calibration, so there is no contribution to show.")
+        )
+    else:
+        drawn += _measures(data, data.profile)
+    blocks: list[Block] = [Beside([[block] for block in drawn])]
     tables = [layer_table(plan, dtype, data.profile)]
     if scores is not None:
         tables.append(head_table(scores, plan))
-    blocks = [
-        Beside([[block] for block in found]),
-        *([] if scores is None else [Words(HEAD_WORDS)]),
-        *plan_blocks(plan, data.methods, data.manifest.loss),
-        Group("All figures of every layer", tables, folded=True),
-    ]
-    title = "Layers: what visual and text tokens do"
-    return Section("layers", "Layers", title, blocks)
+        words = (
+            "Head scores: the attention that text tokens pay to visual tokens, divided by what they pay to "
+            "text tokens."
+        )
+        blocks.append(Words(words))
+    blocks += plan_blocks(plan, data.methods, data.manifest.loss)
+    blocks.append(Group("All figures of every layer", tables, folded=True))
+    return Section("layers", "Layers", "Layers: what visual and text tokens do", blocks)
 
 
 def plan_blocks(
@@ -60,32 +57,18 @@ def plan_blocks(
     """Return what a table of layers does not tell: gates and their exits, semantics, the planner's notes."""
     blocks: list[Block] = []
     if plan.gates is not None:
-        lines: list[Block] = [Words(words) for words in gates_words(plan.gates)[1:]]
+        words = (*gates_words(plan.gates)[1:], mean_words(plan))
         exits = [table] if (table := exits_table(plan, loss)) else []
-        blocks.append(Group("Where visual tokens leave", [*lines, Words(mean_words(plan)), *exits]))
-    blocks += [Words(words) for words in semantics_words(plan, methods)]
+        blocks.append(Group("Where visual tokens leave", [*map(Words, words), *exits]))
+    blocks += map(Words, semantics_words(plan, methods))
     if plan.notes:
         blocks.append(Group("Notes of the planner", [Bullets(plan.notes)]))
     return blocks
 
 
-def _picture_words(plan: Plan) -> str:
-    left = ""
-    if any(layer.exited for layer in plan.layers):
-        left = "; a dotted line under the thick bar is where there are no visual tokens any more"
-    return (
-        "The decoder. Picture and question enter layer 0 at the top; the answer leaves the last layer. What "
-        "is filled of a box is work that is done; a dashed line is a visual token that passes by"
-        f"{left}. Bars at the right: work and KV cache of each layer, filled: now, outline: before."
-    )
-
-
-def _measures(data: ReportData) -> list[Block]:
+def _measures(data: ReportData, profile: Profile) -> list[Block]:
     """Return a chart for everything that calibration measured of a layer."""
-    plan, profile = data.plan, data.profile
-    if profile is None:
-        return []
-    samples = len(profile.samples)
+    plan, samples = data.plan, len(profile.samples)
     mean = f"mean over {samples} questions of {profile.data}"
     found: list[Block] = []
     if (values := measured(profile, "layer_contribution")) is not None:
@@ -106,9 +89,9 @@ def _measures(data: ReportData) -> list[Block]:
     if (values := measured(profile, "head_score")) is not None:
         caption = f"Head scores, {mean}. Filled: visual tokens take part in the head; hollow: they do not."
         found.append(Chart(head_chart(values, samples, plan), caption))
-    drawn = ("layer_contribution", "exit_kl")
-    for measure in (m for m in _of_layers() if m.name not in drawn):
-        if (values := measured(profile, measure.name)) is not None:
+    for measure in _of_layers():
+        values = measured(profile, measure.name)
+        if values is not None and measure.name not in ("layer_contribution", "exit_kl"):
             caption = f"{measure.words.capitalize()}, {mean}."
             found.append(Chart(contribution_chart(values, samples, plan, measure), caption))
     return found

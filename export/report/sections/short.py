@@ -6,24 +6,23 @@ from export.report.words.cuts import cut_sentences, semantics_words, splits
 from export.report.words.exits import counted, gates_words, may_exit, runs, timed_words
 from export.report.words.methods import whys
 from export.results.bench import BenchReport, speed_words, unsteady, work_words
-from export.results.loss_report import LossReport, share
+from export.results.loss_report import LossFigures, share
 from export.results.verdict import Verdict, verdict_words
 
 
 def done(data: ReportData) -> tuple[str, ...]:
     """Return what was changed."""
-    plan = data.plan
-    layers = len(plan.layers)
+    plan, layers = data.plan, len(data.plan.layers)
     out = sum(layer.frozen or layer.exited for layer in plan.layers)
     cut = sum(layer.cuts and not layer.frozen for layer in plan.layers)
+    always = " for every prompt, and behind a gate that fires" if plan.gates else ""
     first = (
         f"The model turns a picture into {plan.model.image_rows:,} visual tokens, and works on each of "
         f"them in all {layers} layers of its decoder. That work is now left out in {out} of the {layers} "
-        f"layers{_for_all(plan)}{f', and cut down in {cut}' if cut else ''}."
+        f"layers{always}{f', and cut down in {cut}' if cut else ''}."
     )
-    samples = len(data.profile.samples) if data.profile else None
-    reasons = whys(plan, data.methods, samples)
-    found = (f"{runs(layers).capitalize()}: {words}" for words, layers in reasons.items())
+    reasons = whys(plan, data.methods, len(data.profile.samples) if data.profile else None)
+    found = (f"{runs(places).capitalize()}: {words}" for words, places in reasons.items())
     gates = gates_words(plan.gates)[:1] if plan.gates else ()
     text = "Text tokens do in every layer what they did before."
     if may_exit(plan) or any(layer.cuts for layer in plan.layers):
@@ -32,19 +31,18 @@ def done(data: ReportData) -> tuple[str, ...]:
     return (first, *found, *gates, *cuts, text)
 
 
-def _for_all(plan: Plan) -> str:
-    """Return what gates add to a number of layers: they decide on the others for each prompt."""
-    return " for every prompt, and behind a gate that fires" if plan.gates else ""
-
-
 def gained(data: ReportData) -> tuple[str, ...]:
     """Return what is faster, and what is not."""
-    p, m = data.manifest.predicted, data.manifest.measured
-    prompt = f"{p.images} picture{'s' if p.images > 1 else ''} and {p.text} text tokens"
-    prompt += data.plan.workload.assumed_words
+    p, m, gates = data.manifest.predicted, data.manifest.measured, data.plan.gates
+    where = ""
+    if gates is not None:
+        prompts = counted(gates)
+        where = f" on the mean of {prompts} calibration prompts"
+        where = where if prompts else " for a prompt in which no gate fires"
     lines = [
-        f"Reading a prompt of {prompt} (the prefill) takes {p.flops / p.flops_original:.0%} of the "
-        f"decoder's work: {work_words(p.speedup)}, predicted{_on_which(data.plan)}."
+        f"Reading a prompt of {p.images} picture{'s' if p.images > 1 else ''} and {p.text} text tokens"
+        f"{data.plan.workload.assumed_words} (the prefill) takes {p.flops / p.flops_original:.0%} of the "
+        f"decoder's work: {work_words(p.speedup)}, predicted{where}."
     ]
     if m is None:
         lines.append("No time was measured.")
@@ -53,83 +51,57 @@ def gained(data: ReportData) -> tuple[str, ...]:
             f"Measured: {speed_words(m.prefill.ratio)}. The first token, with the vision part, which is "
             f"unchanged: {speed_words(m.first_token.ratio)}."
         )
-        if data.plan.gates is not None:
+        if gates is not None:
             lines.append(timed_words(data.plan, m))
         if names := unsteady(m):
             lines.append(
                 f"These times are not steady ({', '.join(names)}): the machine was busy. Measure again on a "
                 "quiet one (command: vtcompress bench)."
             )
+    cache = f"shrinks to {p.kv_bytes / p.kv_bytes_original:.0%}{where}"
     if p.kv_bytes == p.kv_bytes_original:
-        kept = " where no gate fires" if data.plan.gates else ""
-        lines.append(f"The memory for keys and values (KV cache) keeps its size{kept}.")
-    else:
-        lines.append(
-            f"The memory for keys and values (KV cache) shrinks to {p.kv_bytes / p.kv_bytes_original:.0%}"
-            f"{_on_which(data.plan)}."
-        )
+        cache = f"keeps its size{' where no gate fires' if gates else ''}"
+    lines.append(f"The memory for keys and values (KV cache) {cache}.")
     return (*lines, *_further_tokens(data.plan, m))
-
-
-def _on_which(plan: Plan) -> str:
-    """Return what a predicted figure is taken over where gates decide."""
-    if plan.gates is None:
-        return ""
-    if prompts := counted(plan.gates):
-        return f" on the mean of {prompts} calibration prompts"
-    return " for a prompt in which no gate fires"
 
 
 def _further_tokens(plan: Plan, measured: BenchReport | None) -> tuple[str, ...]:
     """Return what is saved on the tokens of the answer, and that the weights do not shrink."""
-    weights = "the weight file does not shrink: text tokens still use every weight."
-    if not (may_exit(plan) or splits(plan)):
-        return (f"Nothing is saved on further tokens of the answer, and {weights}",)
+    weights = "he weight file does not shrink: text tokens still use every weight."
+    split = splits(plan)
+    if not (may_exit(plan) or split):
+        return (f"Nothing is saved on further tokens of the answer, and t{weights}",)
     less = "very further token of the answer has less to read too:"
     heads = "text tokens only in the pruned heads"
     if plan.exit_layer is not None:
-        more = f", {heads} before" if splits(plan) else ""
+        more = f", {heads} before" if split else ""
         further = f"E{less} from layer {plan.exit_layer} on text tokens only{more}."
     elif plan.gates is None:
         further = f"E{less} {heads}."
+    elif split:
+        further = f"E{less} {heads}, and where a gate fired, in all heads of the layers behind it."
     else:
         further = f"Where a gate fired, e{less} in the layers behind that gate text tokens only."
-        if splits(plan):
-            further = (
-                f"E{less} {heads}, and where a gate fired, in all heads of the layers behind it."
-            )
-    if measured is not None and (measured.exit_layer is not None or splits(plan)):
-        step = measured.decode_step
+    if measured is not None and (measured.exit_layer is not None or split):
         # Stages cost a call each: on a small model that can be more than the exit saves.
-        further += f" Measured per token: {speed_words(step.ratio)}."
-    return further, f"{weights[0].upper()}{weights[1:]}"
+        further += f" Measured per token: {speed_words(measured.decode_step.ratio)}."
+    return further, f"T{weights}"
 
 
-def _limits(loss: LossReport) -> str:
-    if loss.verdict is Verdict.FAILED:
-        return "A limit of the recipe was missed: see check 2."
-    if loss.verdict is Verdict.PASSED:
-        return "Every limit of the recipe was kept."
-    return f"Whether that is good enough was {verdict_words(loss)}."
-
-
-def _changed(data: ReportData, loss: LossReport) -> tuple[str, ...]:
+def _changed(data: ReportData, found: LossFigures) -> list[str]:
     """Return how many answers became other ones, and which way."""
-    found = loss.overall
     same, total = found.equal_answers, found.samples
     if same is None:  # not counted by older versions
         same, total = sum(question.equal for question in data.questions), len(data.questions)
-    if not total:
-        return ()
     if same == total:
-        return (f"All {total} answers are the same, word for word.",)
+        return [f"All {total} answers are the same, word for word."] if total else []
     lines = [f"{total - same} of {total} answers are not the original's."]
     if found.right_to_wrong is not None and found.wrong_to_right is not None:
         lines.append(
             f"Of those with a right answer {found.right_to_wrong} went from right to wrong and "
             f"{found.wrong_to_right} from wrong to right."
         )
-    return tuple(lines)
+    return lines
 
 
 def lost(data: ReportData) -> tuple[str, ...]:
@@ -149,12 +121,14 @@ def lost(data: ReportData) -> tuple[str, ...]:
             lines.append(
                 f"Right answers: {overall.exact_match_original:.1%} before, {overall.exact_match:.1%} now."
             )
-        lines += _changed(data, loss)
-        lines.append(_limits(loss))
+        lines += _changed(data, overall)
+        limits = f"Whether that is good enough was {verdict_words(loss)}."
+        if loss.verdict is Verdict.FAILED:
+            limits = "A limit of the recipe was missed: see check 2."
+        elif loss.verdict is Verdict.PASSED:
+            limits = "Every limit of the recipe was kept."
+        lines.append(limits)
     if fidelity is not None:
-        lines.append(
-            "The exported files compute what the compressed model computes."
-            if fidelity.passed
-            else "The exported files do NOT compute what the compressed model computes: see check 1."
-        )
+        do, see = ("", "") if fidelity.passed else ("do NOT ", ": see check 1")
+        lines.append(f"The exported files {do}compute what the compressed model computes{see}.")
     return tuple(lines)

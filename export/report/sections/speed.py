@@ -28,26 +28,22 @@ STATISTICS = {
 
 def speed_section(data: ReportData) -> Section:
     """Return the section of a report."""
-    manifest = data.manifest
-    timings = bench_rows(manifest.measured) if manifest.measured else []
+    manifest, measured = data.manifest, data.manifest.measured
     caption = (
         "Speed beside the original's, which is 1 x. Striped: predicted by counting; whiskers: quartiles of "
         "measured rounds."
     )
+    timings = bench_rows(measured) if measured else []
     chart = Chart(speed_chart(manifest.predicted.speedup, timings), caption)
+    timed: list[Block] = [Words(not_timed_words(manifest))]
+    if measured is not None:
+        timed = bench_blocks(measured, data.plan, manifest.dtype)
     blocks: list[Block] = [
-        Words(workload_words(data)),
-        Beside([[chart], [predicted_table(manifest), *timed_blocks(data)]], "two stack"),
-        Words(memory_words(manifest.memory)),
+        Words(_workload_words(data)),
+        Beside([[chart], [predicted_table(manifest), *timed]], "two stack"),
+        Words(_memory_words(manifest.memory)),
     ]
     return Section("speed", "Speed", "Speed: predicted and measured", blocks)
-
-
-def timed_blocks(data: ReportData) -> list[Block]:
-    """Return the times of an artifact, or that none were taken."""
-    if data.manifest.measured is None:
-        return [Words(not_timed_words(data.manifest))]
-    return bench_blocks(data.manifest.measured, data.plan, data.manifest.dtype)
 
 
 def bench_blocks(report: BenchReport, plan: Plan, dtype: str) -> list[Block]:
@@ -82,7 +78,7 @@ def predicted_table(manifest: Manifest) -> Table:
     return Table("Predicted", ("", "original", "compressed", "ratio"), rows)
 
 
-def workload_words(data: ReportData) -> str:
+def _workload_words(data: ReportData) -> str:
     """Return the prompt that predictions are for, and how many layers are frozen or exited."""
     p, plan = data.manifest.predicted, data.plan
     words = (
@@ -96,7 +92,7 @@ def workload_words(data: ReportData) -> str:
     return f"{words}. {mean_words(plan)}".strip()
 
 
-def memory_words(footprint: Footprint | None) -> str:
+def _memory_words(footprint: Footprint | None) -> str:
     """Return what an artifact takes of memory while it runs."""
     if footprint is None:
         return "Memory: not measured."

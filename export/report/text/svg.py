@@ -29,8 +29,7 @@ def element(name: str, *children: Markup, **attributes: object) -> Markup:
         for key, value in attributes.items()
         if value is not None
     )
-    inside = Markup("").join(children)
-    return Markup("<{0}{1}>{2}</{0}>").format(name, given, inside)
+    return Markup("<{0}{1}>{2}</{0}>").format(name, given, Markup("").join(children))
 
 
 def _value(value: object) -> str:
@@ -82,28 +81,29 @@ def picture(
         description: what is to be seen in it, for people who do not see it.
         parts: elements, in drawing order.
     """
-    names = f"{key}-title", f"{key}-description"
+    attributes = {"patternUnits": "userSpaceOnUse", "patternTransform": "rotate(45)"}
+    hatch = element(
+        "pattern",
+        element("rect", width=6, height=6, class_="hatch-back"),
+        element("line", x1=0, y1=0, x2=0, y2=6, class_="hatch-stripe"),
+        id=f"{key}-hatch",
+        width=6,
+        height=6,
+        **attributes,
+    )
     return element(
         "svg",
-        element("title", escape(printable(title)), id=names[0]),
-        element("desc", escape(printable(description)), id=names[1]),
-        _hatch(f"{key}-hatch"),
+        element("title", escape(printable(title)), id=f"{key}-title"),
+        element("desc", escape(printable(description)), id=f"{key}-description"),
+        element("defs", hatch),
         *parts,
         xmlns=NAMESPACE,
         viewBox=f"0 0 {_value(float(width))} {_value(float(height))}",
         role="img",
-        aria_labelledby=names[0],
-        aria_describedby=names[1],
+        aria_labelledby=f"{key}-title",
+        aria_describedby=f"{key}-description",
         class_="chart",
     )
-
-
-def _hatch(name: str) -> Markup:
-    back = element("rect", width=6, height=6, class_="hatch-back")
-    stripe = element("line", x1=0, y1=0, x2=0, y2=6, class_="hatch-stripe")
-    attributes = {"patternUnits": "userSpaceOnUse", "patternTransform": "rotate(45)"}
-    pattern = element("pattern", back, stripe, id=name, width=6, height=6, **attributes)
-    return element("defs", pattern)
 
 
 def standalone(drawing: Markup) -> str:

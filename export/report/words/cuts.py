@@ -4,6 +4,7 @@ Source: "Treat Visual Tokens as Text? But Your MLLM Only Needs Fewer Efforts to 
 """
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from compressor.contract.method import Method
 from compressor.facts import DecoderDims
@@ -12,12 +13,10 @@ from compressor.plan.cost import BYTES
 from compressor.plan.plan import LayerPlan, Plan
 from export.report.words.exits import runs
 
-CUT_COLUMNS = ("visual heads", "window", "MLP neurons")
-KV_TEXT_COLUMN = "of it heads of text alone"
+T = TypeVar("T")
+
 # With more different numbers of heads a sentence gives their range, and the table the rest.
 MOST_COUNTS = 4
-NOTHING, EVERYTHING = "-", "all"
-
 SEMANTICS = {
     "removed": (
         "Semantics: removed. What is cut is gone: it is neither computed nor kept, and attention is "
@@ -45,9 +44,9 @@ def semantics(plan: Plan, methods: Sequence[Method] = ()) -> str | None:
         plan: whose pruned heads and exits tell; a window and neurons are cut alike in both.
         methods: of the recipe, which knows; none if it is not at hand.
     """
-    for method in methods:
-        if asked := method.semantics_of_cuts():
-            return asked
+    asked = filter(None, (method.semantics_of_cuts() for method in methods))
+    if (semantics_asked := next(asked, None)) is not None:
+        return semantics_asked
     if any(layer.masked for layer in plan.layers):
         return "masked"
     told = any(layer.groups is not None or layer.reason in CUTTERS for layer in plan.layers)
@@ -78,56 +77,39 @@ def neurons_kept(layer: LayerPlan, dims: DecoderDims) -> int:
     return dims.intermediate if layer.neurons is None else len(layer.neurons)
 
 
-def _heads(layer: LayerPlan, dims: DecoderDims) -> str:
-    if layer.exited:
-        return NOTHING
-    masked = ", masked" if layer.masked else ""
-    return f"{len(kept_heads(layer, dims))} of {dims.heads}{masked}"
-
-
-def _window(layer: LayerPlan, dims: DecoderDims) -> str:
-    if layer.frozen or not kept_heads(layer, dims):
-        return NOTHING
-    return EVERYTHING if layer.window is None else window_words(layer)
-
-
-def window_words(layer: LayerPlan) -> str:
-    """Return a layer's window, e.g. `3 x 3` or `3 x 3, causal`."""
+def _window(layer: LayerPlan) -> str:
     return f"{layer.window} x {layer.window}{', causal' if layer.window_causal else ''}"
-
-
-def _neurons(layer: LayerPlan, dims: DecoderDims) -> str:
-    kept = neurons_kept(layer, dims)
-    return f"{kept} of {dims.intermediate}" if kept else NOTHING
-
-
-_CELLS: tuple[Callable[[LayerPlan, DecoderDims], str], ...] = (_heads, _window, _neurons)
-
-
-def _cut_at_all(plan: Plan) -> tuple[bool, ...]:
-    """Return which of `CUT_COLUMNS` a plan cuts in any layer."""
-    return (
-        any(layer.groups is not None or layer.off for layer in plan.layers),
-        any(layer.window is not None for layer in plan.layers),
-        any(layer.neurons is not None for layer in plan.layers),
-    )
 
 
 def cut_columns(plan: Plan) -> dict[str, list[str]]:
     """Return a column for every kind of cut that a plan makes: one cell a layer, by its heading."""
-    dims = plan.model.decoder
-    kinds = zip(CUT_COLUMNS, _CELLS, _cut_at_all(plan), strict=True)
-    return {name: [cell(x, dims) for x in plan.layers] for name, cell, cut in kinds if cut}
+    dims, layers, found = plan.model.decoder, plan.layers, {}
+    kept = [len(kept_heads(layer, dims)) for layer in layers]
+    if _cuts_heads(plan):
+        found["visual heads"] = [
+            "-" if x.exited else f"{heads} of {dims.heads}{', masked' if x.masked else ''}"
+            for x, heads in zip(layers, kept, strict=True)
+        ]
+    if any(layer.window is not None for layer in layers):
+        found["window"] = [
+            "-" if x.frozen or not heads else "all" if x.window is None else _window(x)
+            for x, heads in zip(layers, kept, strict=True)
+        ]
+    if any(layer.neurons is not None for layer in layers):
+        used = [neurons_kept(layer, dims) for layer in layers]
+        found["MLP neurons"] = [f"{n} of {dims.intermediate}" if n else "-" for n in used]
+    return found
+
+
+def _cuts_heads(plan: Plan) -> bool:
+    return any(layer.groups is not None or layer.off for layer in plan.layers)
 
 
 def text_alone_values(plan: Plan) -> tuple[int, ...]:
     """Return for each layer the numbers cached in heads of text alone after the prefill, K and V together."""
-    dims, text = plan.model.decoder, plan.workload.text
-    groups = [0] * len(plan.layers)
-    for cache in plan.caches():
-        if cache.part == "text_":
-            groups[cache.layer] = cache.groups
-    return tuple(2 * dims.head_dim * count * text for count in groups)
+    size = 2 * plan.model.decoder.head_dim * plan.workload.text
+    groups = {cache.layer: cache.groups for cache in plan.caches() if cache.part == "text_"}
+    return tuple(size * groups.get(layer.index, 0) for layer in plan.layers)
 
 
 def splits(plan: Plan) -> bool:
@@ -139,7 +121,8 @@ def text_alone_columns(plan: Plan, dtype: str) -> dict[str, list[str]]:
     """Return the column of bytes in caches of heads without visual tokens; none where all have some."""
     if not splits(plan):
         return {}
-    return {KV_TEXT_COLUMN: [f"{values * BYTES[dtype]:,}" for values in text_alone_values(plan)]}
+    values = [f"{count * BYTES[dtype]:,}" for count in text_alone_values(plan)]
+    return {"of it heads of text alone": values}
 
 
 def cuts_words(plan: Plan, methods: Sequence[Method] = ()) -> str:
@@ -147,11 +130,10 @@ def cuts_words(plan: Plan, methods: Sequence[Method] = ()) -> str:
     dims = plan.model.decoder
     parts = []
     inside = [layer for layer in plan.layers if not layer.exited]
-    if _cut_at_all(plan)[0]:
+    if _cuts_heads(plan):
         kept = sum(len(kept_heads(layer, dims)) for layer in inside)
         parts.append(f"{kept} of {dims.heads * len(inside)} visual heads")
-    windows = dict.fromkeys(window_words(layer) for layer in inside if layer.window)
-    parts += [f"window {words}" for words in windows]
+    parts += dict.fromkeys(f"window {_window(layer)}" for layer in inside if layer.window)
     used = {len(layer.neurons) for layer in inside if layer.neurons is not None}
     parts += [f"{count} of {dims.intermediate} MLP neurons" for count in sorted(used)]
     if (found := semantics(plan, methods)) is not None:
@@ -161,61 +143,49 @@ def cuts_words(plan: Plan, methods: Sequence[Method] = ()) -> str:
 
 def cut_sentences(plan: Plan, methods: Sequence[Method] = ()) -> tuple[str, ...]:
     """Return what visual tokens do less of, one sentence a kind of cut."""
-    dims, by = plan.model.decoder, label_of_cuts(methods)
-    found = []
-    if any(layer.split for layer in plan.layers):
-        counts = _counts(plan, lambda layer: layer.split)
+    dims, by, found = plan.model.decoder, label_of_cuts(methods), []
+    if splits(plan):
         found.append(
-            f"Visual tokens take part in {counts} (method {by}, heads). In the other heads they "
-            "have no queries, keys and values, and text tokens read text alone."
+            f"Visual tokens take part in {_counts(plan, lambda x: x.split)} (method {by}, heads). In the "
+            "other heads they have no queries, keys and values, and text tokens read text alone."
         )
-    if any(_only_masked(layer) for layer in plan.layers):
+    if counts := _counts(plan, lambda x: x.masked and not x.off):
         found.append(
-            f"Visual tokens are read in {_counts(plan, _only_masked)} (method {by}, heads), and computed in "
-            "all."
+            f"Visual tokens are read in {counts} (method {by}, heads), and computed in all."
         )
-    for _, layers in _grouped(plan, lambda x: x.off or None, lambda _: 0):
-        found.append(
-            f"{layers}: no head reads visual tokens (method {by}, off_from), and they are computed all the "
-            "same."
-        )
+    found += [
+        f"{layers}: no head reads visual tokens (method {by}, off_from), and they are computed all the same."
+        for _, layers in _grouped(plan, lambda x: x.off or None)
+    ]
     # Where no head reads visual tokens, a visual token reads no neighbours either.
-    for words, layers in _grouped(plan, lambda x: None if x.off else x.window, window_words):
-        found.append(
-            f"{layers}: a visual token reads only its neighbours in the picture (window {words}) among "
-            f"visual tokens, and the text before it (method {by})."
+    found += [
+        f"{layers}: a visual token reads only its neighbours in the picture (window {window}) among visual "
+        f"tokens, and the text before it (method {by})."
+        for window, layers in _grouped(
+            plan, lambda x: _window(x) if x.window and not x.off else None
         )
-    for count, layers in _grouped(plan, lambda x: x.neurons, lambda x: len(x.neurons or ())):
-        found.append(
-            f"{layers}: visual tokens use {count:,} of {dims.intermediate:,} neurons of the MLP (method "
-            f"{by})."
-        )
+    ]
+    found += [
+        f"{layers}: visual tokens use {used:,} of {dims.intermediate:,} neurons of the MLP (method {by})."
+        for used, layers in _grouped(plan, lambda x: None if x.neurons is None else len(x.neurons))
+    ]
     return tuple(found)
-
-
-def _only_masked(layer: LayerPlan) -> bool:
-    return layer.masked and not layer.off
 
 
 def _counts(plan: Plan, asks: Callable[[LayerPlan], bool]) -> str:
     """Return in how many heads of these layers visual tokens are, e.g. `2 of 4 heads of layers 0, 1`."""
     dims = plan.model.decoder
-    groups = _grouped(plan, lambda x: asks(x) or None, lambda x: len(kept_heads(x, dims)))
+    groups = _grouped(plan, lambda x: len(kept_heads(x, dims)) if asks(x) else None)
     if len(groups) > MOST_COUNTS:
-        kept = sorted(len(kept_heads(layer, dims)) for layer in plan.layers if asks(layer))
-        layers = runs(layer.index for layer in plan.layers if asks(layer))
-        return f"{kept[0]} to {kept[-1]} of {dims.heads} heads of {layers}"
-    return "; ".join(
-        f"{heads or 'none'} of {dims.heads} heads of {layers.lower()}" for heads, layers in groups
-    )
+        kept, layers = sorted(groups), runs(x.index for x in plan.layers if asks(x))
+        return f"{kept[0][0]} to {kept[-1][0]} of {dims.heads} heads of {layers}"
+    return "; ".join(f"{n or 'none'} of {dims.heads} heads of {x.lower()}" for n, x in groups)
 
 
-def _grouped(
-    plan: Plan, asks: Callable[[LayerPlan], object], value: Callable[[LayerPlan], object]
-) -> list[tuple[object, str]]:
-    """Return every value of layers that are asked for, with these layers in words, by first layer."""
-    groups: dict[object, list[int]] = {}
+def _grouped(plan: Plan, value: Callable[[LayerPlan], T | None]) -> list[tuple[T, str]]:
+    """Return every value that layers have, with these layers in words, by first layer."""
+    groups: dict[T, list[int]] = {}
     for layer in plan.layers:
-        if asks(layer) is not None:
-            groups.setdefault(value(layer), []).append(layer.index)
+        if (key := value(layer)) is not None:
+            groups.setdefault(key, []).append(layer.index)
     return [(key, runs(indices).capitalize()) for key, indices in groups.items()]

@@ -1,7 +1,5 @@
 """What was found and checked for graphs of fewer bits, in sentences that all reports share."""
 
-from collections.abc import Sequence
-
 from export.artifact.manifest import Manifest
 from export.results.float16 import FLOAT16_MAX, WIDE, Float16Ranges
 
@@ -22,44 +20,35 @@ def reference_words(dtype: str) -> str:
 
 def dtype_words(manifest: Manifest) -> tuple[str, ...]:
     """Return what was done to the graphs, and what was found for their dtype; nothing for float32."""
+    found = () if manifest.ranges is None else _range_words(manifest.ranges)
     if manifest.dtype == "bfloat16":
-        return (*manifest.passes, shadow_words(manifest.missing_kernels))
-    found = range_words(manifest.ranges) if manifest.ranges is not None else ()
+        missing = ", ".join(manifest.missing_kernels)
+        found = (
+            "Both checks ran the graphs' arithmetic in float32 on the bfloat16 weights. bfloat16 kernels "
+            "were not run here; ONNX Runtime's CPU cannot run these graphs"
+            f"{f': it has none for {missing}' if missing else ''}. Rounding of the weights is in the "
+            "figures, and rounding between the operators is not.",
+        )
     return (*manifest.passes, *found)
 
 
-def shadow_words(missing: Sequence[str]) -> str:
-    """Return what was checked of bfloat16 graphs where no bfloat16 kernel ran."""
-    none = f": it has none for {', '.join(missing)}" if missing else ""
-    return (
-        "Both checks ran the graphs' arithmetic in float32 on the bfloat16 weights. bfloat16 kernels were "
-        f"not run here; ONNX Runtime's CPU cannot run these graphs{none}. Rounding of the weights is in the "
-        "figures, and rounding between the operators is not."
-    )
-
-
-def range_words(ranges: Float16Ranges) -> tuple[str, ...]:
+def _range_words(ranges: Float16Ranges) -> tuple[str, ...]:
     """Return how large values get in float16 graphs, and which nodes stay in float32."""
     graph, most = max(ranges.graphs.items(), key=lambda item: item[1].largest)
     first = (
         f"float16 ends at {FLOAT16_MAX:,.0f}. The largest value of the graphs, computed in float32 on "
         f"{ranges.prompts} {ranges.source}, is {most.largest:,.0f} (graph {graph}, node {most.at})."
     )
-    kept = ranges.float32_nodes
-    if not kept:
+    if not ranges.float32_nodes:
         return first, "So every node is in float16; other prompts may give larger values."
-    lines = [
-        f"{name}: {len(nodes)} nodes stay in float32, because they read or make values above {WIDE:,.0f} or "
-        f"overflowed when they ran: {_some(nodes)}."
-        for name, nodes in kept.items()
-    ]
+    lines = []
+    for name, nodes in ranges.float32_nodes.items():
+        more = f" and {len(nodes) - MOST_NAMES} more" if len(nodes) > MOST_NAMES else ""
+        lines.append(
+            f"{name}: {len(nodes)} nodes stay in float32, because they read or make values above "
+            f"{WIDE:,.0f} or overflowed when they ran: {', '.join(nodes[:MOST_NAMES])}{more}."
+        )
     return first, *lines, "Other prompts may give larger values."
-
-
-def _some(nodes: Sequence[str]) -> str:
-    shown = ", ".join(nodes[:MOST_NAMES])
-    more = len(nodes) - MOST_NAMES
-    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def not_timed_words(manifest: Manifest) -> str:

@@ -14,8 +14,6 @@ from export.report.document import Table
 from export.results.bench import BenchReport
 from export.results.loss_report import LossReport
 
-NOT_COUNTED = "-"
-
 
 def may_exit(plan: Plan) -> bool:
     """Return whether visual tokens leave the decoder before its end, always or where a gate fires."""
@@ -35,10 +33,8 @@ def staying(plan: Plan) -> tuple[float, ...]:
     gates = plan.gates
     if gates is None or not (prompts := counted(gates)):
         return tuple(0.0 if layer.exited else 1.0 for layer in plan.layers)
-    gone = [
-        sum(n for c, n in zip(gates.candidates, gates.fired, strict=True) if c < layer.index)
-        for layer in plan.layers
-    ]
+    fired = list(zip(gates.candidates, gates.fired, strict=True))
+    gone = (sum(n for gate, n in fired if gate < layer.index) for layer in plan.layers)
     return tuple((prompts - left) / prompts for left in gone)
 
 
@@ -72,32 +68,29 @@ def drawn_together(indices: Iterable[int]) -> str:
 
 def gates_words(gates: Gates) -> tuple[str, ...]:
     """Return in three parts where gates sit and what they do, how they are deployed, how often they fired."""
-    single = len(gates.candidates) == 1
-    modes = {
-        "dynamic": "The exit is decided inside the one decoder graph.",
-        "staged": (
-            f"The decoder is cut into {len(gates.candidates) + 1} graphs at the gates, and the runtime "
-            "reads their decision between two of them."
-        ),
-    }
-    prompts = counted(gates)
+    number, prompts, fired = len(gates.candidates), counted(gates), sum(gates.fired)
+    deployed = "The exit is decided inside the one decoder graph."
+    if gates.mode == "staged":
+        deployed = (
+            f"The decoder is cut into {number + 1} graphs at the gates, and the runtime reads their decision "
+            "between two of them."
+        )
     if not prompts:
         seen = "How often they fire was not counted in calibration."
-    elif not (fired := sum(gates.fired)):
+    elif not fired:
         seen = f"In none of the {prompts} calibration prompts did a gate fire."
     else:
         most = max(gates.fired)
-        where = gates.candidates[gates.fired.index(most)]
         seen = (
-            f"In {fired} of {prompts} calibration prompts a gate fired, most often behind layer {where} "
-            f"({most})."
+            f"In {fired} of {prompts} calibration prompts a gate fired, most often behind layer "
+            f"{gates.candidates[gates.fired.index(most)]} ({most})."
         )
     return (
-        f"{'A gate' if single else 'Gates'} behind {runs(gates.candidates)} (method {label_of_gates()}, "
-        f"hidden width {gates.width}): a small network that looks at the text tokens there while the "
-        "prompt is read. Behind the first one that fires there are no visual tokens: no rows, and no keys "
-        "and values.",
-        modes[gates.mode],
+        f"{'A gate' if number == 1 else 'Gates'} behind {runs(gates.candidates)} (method "
+        f"{label_of_gates()}, hidden width {gates.width}): a small network that looks at the text tokens "
+        "there while the prompt is read. Behind the first one that fires there are no visual tokens: no "
+        "rows, and no keys and values.",
+        deployed,
         seen,
     )
 
@@ -123,24 +116,23 @@ def exits_table(plan: Plan, loss: LossReport | None) -> Table | None:
     gates = plan.gates
     if gates is None or not (counted(gates) or loss):
         return None
-    calibration: Counter[int] = Counter(dict(zip(gates.candidates, gates.fired, strict=False)))
+    calibration = dict(zip(gates.candidates, gates.fired, strict=False))
     validation: Counter[int] = Counter()
     for layer, count in loss.exits if loss else ():
         validation[gate_before(gates, layer)] += count
-    stayed = loss.overall.samples - validation.total() if loss else 0
     rows = [
-        (f"behind layer {layer}", calibration[layer], validation[layer])
+        (f"behind layer {layer}", calibration.get(layer, 0), validation[layer])
         for layer in gates.candidates
-        if calibration[layer] or validation[layer]
+        if calibration.get(layer) or validation[layer]
     ]
+    stayed = loss.overall.samples - validation.total() if loss else 0
     rows.append(("nowhere: no gate fires, or no picture", gates.unfired, stayed))
-    cells = [
-        (name, str(a) if counted(gates) else NOT_COUNTED, str(b) if loss else NOT_COUNTED)
-        for name, a, b in rows
-    ]
-    return Table(
-        "Exits", ("visual tokens leave", "calibration prompts", "validation questions"), cells
-    )
+    columns = {
+        "visual tokens leave": [name for name, _, _ in rows],
+        "calibration prompts": [str(a) if counted(gates) else "-" for _, a, _ in rows],
+        "validation questions": [str(b) if loss else "-" for _, _, b in rows],
+    }
+    return Table.of_columns("Exits", columns)
 
 
 def gate_before(gates: Gates, exit_layer: int) -> int:

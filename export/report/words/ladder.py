@@ -5,14 +5,16 @@ parse are not built, engines that were built ahead of time have not run, and wha
 other.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from export.artifact.engine_set import artifact_digest, engine_sets
 from export.artifact.manifest import Manifest
 from export.backends.backend import Backend
 from export.backends.registry import BACKENDS
 from export.results.backend_parity import BackendParity
-from export.results.verdict import Verdict
+from export.results.verdict import Verdict, verdict_of
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,6 @@ class Rung:
     """One check.
 
     Attributes:
-        name: of it.
         proves: what follows if it passed, and what does not.
         outcome: what became of it; a rung is always judged.
         detail: figures, or why it did not run.
@@ -78,6 +79,28 @@ PROVES = {
 }
 """What each rung proves and what it does not, by its name."""
 
+
+def engine_facts(folder: Path, manifest: Manifest) -> tuple[EngineFacts, ...]:
+    """Return the facts of every set of engines that belongs to an artifact as it is now.
+
+    Raises:
+        ArtifactError: a set's manifest or its record of a run is broken.
+    """
+    digest = artifact_digest(manifest)
+    return tuple(
+        EngineFacts(
+            target=opened.facts.target,
+            compute_capabilities=opened.facts.compute_capabilities,
+            version=opened.facts.version,
+            engines=tuple(entry.graph for entry in opened.facts.engines),
+            device=opened.facts.device,
+            parity=BackendParity.load(opened.folder),
+        )
+        for opened in engine_sets(folder)
+        if opened.facts.artifact == digest
+    )
+
+
 COLUMNS = ("check", "outcome", "what it proves", "found")
 
 
@@ -97,38 +120,34 @@ def _rung(name: str, outcome: Verdict, detail: str) -> Rung:
 
 
 def _checker(manifest: Manifest) -> Rung:
-    name, report = "ONNX checker", manifest.checker
-    if report is None:
-        return _rung(
-            name, Verdict.NOT_RUN, "the artifact was made before this check was; export it anew"
-        )
-    if report.failures:
-        return _rung(name, report.verdict, "; ".join(report.failures))
-    return _rung(name, report.verdict, f"{', '.join(report.files)} (onnx {report.version})")
+    report = manifest.checker
+    detail = "the artifact was made before this check was; export it anew"
+    if report is not None:
+        files = f"{', '.join(report.files)} (onnx {report.version})"
+        detail = "; ".join(report.failures) or files
+    return _rung("ONNX checker", verdict_of(report), detail)
 
 
 def _numerics(manifest: Manifest) -> Rung:
-    name, report = "ONNX Runtime numerics", manifest.fidelity
-    if report is None:
-        return _rung(name, Verdict.NOT_RUN, "export fidelity was not measured")
-    worst = report.worst_abs.max_abs
-    detail = f"{report.calls} outputs, largest difference {worst:.2e} ({manifest.dtype})"
-    return _rung(name, report.verdict, detail)
+    report, detail = manifest.fidelity, "export fidelity was not measured"
+    if report is not None:
+        worst = report.worst_abs.max_abs
+        detail = f"{report.calls} outputs, largest difference {worst:.2e} ({manifest.dtype})"
+    return _rung("ONNX Runtime numerics", verdict_of(report), detail)
 
 
-def _built(backend: Backend, engines: Sequence[EngineFacts]) -> Iterator[Rung]:
+def _built(backend: Backend, engines: Sequence[EngineFacts]) -> list[Rung]:
     sets = [facts for facts in engines if facts.target == backend.name]
-    names = [name for name, _ in backend.proofs]
+    *first, last = (name for name, _ in backend.proofs)
     if not sets:
         # What needs a GPU to be built is no gap where there is none.
         why = f"no engine set; `vtcompress build ARTIFACT --target {backend.name}`"
-        yield from (_rung(name, Verdict.NOT_RUN, why) for name in names if backend.ahead)
-        return
+        return [_rung(name, Verdict.NOT_RUN, why) for name in (*first, last) if backend.ahead]
     parsed = ", ".join(dict.fromkeys(name for facts in sets for name in facts.engines))
     versions = ", ".join(dict.fromkeys(facts.version for facts in sets))
-    for name in names[:-1]:
-        yield _rung(name, Verdict.PASSED, f"{parsed} ({backend.title} {versions})")
-    yield _rung(names[-1], Verdict.PASSED, "; ".join(facts.words for facts in sets))
+    by = f"{parsed} ({backend.title} {versions})"
+    built = _rung(last, Verdict.PASSED, "; ".join(facts.words for facts in sets))
+    return [*(_rung(name, Verdict.PASSED, by) for name in first), built]
 
 
 def _run(engines: Sequence[EngineFacts]) -> Rung:
@@ -138,18 +157,20 @@ def _run(engines: Sequence[EngineFacts]) -> Rung:
         first, *more = (backend.name for backend in WITH_ENGINES)
         why = f"needs a GPU: `vtcompress validate ARTIFACT --backend {first}` (or {', '.join(more)}) on it"
         return _rung(name, Verdict.NOT_RUN, why if engines else f"no engine set; {why}")
-    details = [_parity_words(facts, parity) for facts, parity in ran]
     # The rung proves numbers; what answers lose is judged where limits for it are set.
     failed = any(parity.failures for _, parity in ran)
-    return _rung(name, Verdict.FAILED if failed else Verdict.PASSED, "; ".join(details))
+    words = "; ".join(_parity_words(facts, parity) for facts, parity in ran)
+    return _rung(name, Verdict.FAILED if failed else Verdict.PASSED, words)
 
 
 def _parity_words(facts: EngineFacts, parity: BackendParity) -> str:
     outputs = parity.outputs
     place = parity.device or facts.device or ", ".join(facts.compute_capabilities)
-    words = f"{facts.target} on {place}: {outputs.calls} outputs, largest difference "
-    words += f"{outputs.worst_abs.max_abs:.2e} from ONNX Runtime on the CPU"
-    return words if not parity.failures else f"{words}; missed: {'; '.join(parity.failures)}"
+    missed = f"; missed: {'; '.join(parity.failures)}" if parity.failures else ""
+    return (
+        f"{facts.target} on {place}: {outputs.calls} outputs, largest difference "
+        f"{outputs.worst_abs.max_abs:.2e} from ONNX Runtime on the CPU{missed}"
+    )
 
 
 def claim(rungs: Sequence[Rung]) -> str:
@@ -157,9 +178,8 @@ def claim(rungs: Sequence[Rung]) -> str:
     highest = next((rung for rung in reversed(rungs) if rung.outcome is not Verdict.NOT_RUN), None)
     if highest is None:
         return "Nothing was checked."
-    if any(rung.outcome is Verdict.FAILED for rung in rungs):
-        failed = ", ".join(rung.name for rung in rungs if rung.outcome is Verdict.FAILED)
-        return f"Failed: {failed}."
+    if failed := [rung.name for rung in rungs if rung.outcome is Verdict.FAILED]:
+        return f"Failed: {', '.join(failed)}."
     if not ran_on_gpu(rungs):
         return f"Checked up to: {highest.name}. Nothing was run on a GPU."
     return f"Checked up to: {highest.name} ({highest.detail})."

@@ -11,8 +11,6 @@ from compressor.contract.method import Method, MethodWords
 from compressor.methods import METHODS, label_of_cuts, method_of
 from compressor.plan.plan import LayerPlan, Plan
 
-UPDATED = ("updated", "attention and MLP run on visual tokens, as in the original")
-
 
 def words_of(reason: str) -> MethodWords:
     """Return what the method says that a reason names; its bare name where it is not installed."""
@@ -22,27 +20,26 @@ def words_of(reason: str) -> MethodWords:
 
 def state(layer: LayerPlan) -> tuple[str, str]:
     """Return the word for what visual tokens do in a layer, and what it means."""
+    gone = "no work, and no keys and values to read or to keep"
+    nobody = ", and nobody reads the result"
     if layer.exited:
-        meaning = words_of(layer.reason).exit_meaning
-        return (
-            "exited",
-            f"visual tokens are gone{meaning}: no work, and no keys and values to read or to keep",
-        )
+        return "exited", f"visual tokens are gone{words_of(layer.reason).exit_meaning}: {gone}"
     if not layer.frozen:
-        return UPDATED
+        return "updated", "attention and MLP run on visual tokens, as in the original"
     dead = layer.reason == "dead"
     word = "dead" if dead else "frozen"
-    nobody = ", and nobody reads the result"
     if layer.in_no_head:
         first = "visual tokens pass unchanged and take part in no head"
         if dead:
             first = f"visual tokens take part in no head and pass unchanged{nobody}"
-        return f"{word}, none", f"{first}: no work, and no keys and values to read or to keep"
+        return f"{word}, none", f"{first}: {gone}"
     if layer.read_by_no_head:
-        read = f"{nobody}, which changes nothing but rounding; no" if dead else ", and no"
+        read, then = ", and no", ";"
+        if dead:
+            read, then = f"{nobody}, which changes nothing but rounding; no", ", and"
         return f"{word}, off", (
-            f"visual tokens pass unchanged{read} head reads their values{';' if not dead else ', and'} their "
-            "keys stay in the softmax's denominator"
+            f"visual tokens pass unchanged{read} head reads their values{then} their keys stay in the "
+            "softmax's denominator"
         )
     if dead:
         return word, f"visual tokens pass unchanged{nobody}: this changes nothing but rounding"
@@ -54,7 +51,7 @@ def why(layer: LayerPlan, chosen: str, cutter: str) -> str:
 
     Args:
         layer: whose visual rows are not updated.
-        chosen: what speaks for layers that its method froze, see `chosen_words`.
+        chosen: what speaks for layers that its method froze, see `Method.why_frozen`.
         cutter: how the method is called that cut heads.
     """
     words = words_of(layer.reason)
@@ -74,26 +71,13 @@ def why(layer: LayerPlan, chosen: str, cutter: str) -> str:
             "(dead rows)."
         )
         return f"{first} T{none}" if layer.in_no_head else first
-    first = f"{chosen} (method {words.label}). There visual tokens pass through unchanged."
+    read = "Text tokens still read them."
     if layer.in_no_head:
-        return f"{first} T{none}"
-    if layer.read_by_no_head:
+        read = f"T{none}"
+    elif layer.read_by_no_head:
         denominator = "but their keys stay in the softmax's denominator"
-        return f"{first} No head reads them (method {cutter}), {denominator}."
-    return f"{first} Text tokens still read them."
-
-
-def chosen_words(reason: str, plan: Plan, methods: Sequence[Method], samples: int | None) -> str:
-    """Return what speaks for the layers that a method froze: a measurement, or the recipe alone.
-
-    Args:
-        reason: the method's name.
-        plan: with all methods applied.
-        methods: of the recipe; none if it is not at hand.
-        samples: of the calibration; None: there was none.
-    """
-    method = next((method for method in methods if method.name == reason), None)
-    return "chosen by the recipe" if method is None else method.why_frozen(plan, samples)
+        read = f"No head reads them (method {cutter}), {denominator}."
+    return f"{chosen} (method {words.label}). There visual tokens pass through unchanged. {read}"
 
 
 def place_in_words(layer: LayerPlan) -> tuple[bool, bool, bool, int]:
@@ -108,9 +92,8 @@ def whys(plan: Plan, methods: Sequence[Method], samples: int | None) -> dict[str
     cutter = label_of_cuts(methods)
     found: dict[str, list[int]] = {}
     for layer in sorted((x for x in plan.layers if x.reason), key=place_in_words):
-        chosen = ""
-        if layer.frozen_by_method:
-            chosen = chosen_words(layer.reason, plan, methods, samples)
+        by = next((method for method in methods if method.name == layer.reason), None)
+        chosen = "chosen by the recipe" if by is None else by.why_frozen(plan, samples)
         found.setdefault(why(layer, chosen, cutter), []).append(layer.index)
     return found
 
@@ -120,7 +103,7 @@ def method_words(method: Method) -> str:
 
     For instance `method (key: 0.5)`. Files go by their names: folders are those of another machine.
     """
-    given = ", ".join(f"{key}: {_value(value)}" for key, value in method.asked().items())
+    given = ", ".join(f"{key}: {_value(value)}" for key, value in asked_of(method).items())
     package = f", of the package {method.package}" if method.package else ""
     return f"{method.name} ({given}){package}"
 
@@ -137,9 +120,9 @@ def _named(value: Any) -> Any:
     return value.name if isinstance(value, Path) else value
 
 
-def _value(value: object) -> str:
+def _value(value: Any) -> str:
     if isinstance(value, dict):
         return f"{{{', '.join(f'{key}: {_value(inner)}' for key, inner in value.items())}}}"
     if isinstance(value, bool):
         return str(value).lower()
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(_named(value))
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)

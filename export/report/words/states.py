@@ -18,25 +18,20 @@ CUTS: dict[tuple[str, str], Callable[[LayerPlan], bool]] = {
         "part of K V and attention",
         "visual tokens take part in that share of the heads; in the others text tokens are alone, and the "
         "hollow rest of the KV cache's bar is what these still hold, text alone",
-    ): lambda layer: layer.split,
-    (
-        "none",
-        "visual tokens take part in no head of the layer, but in its MLP",
-    ): lambda layer: layer.in_no_head and not layer.frozen,
+    ): lambda x: x.split,
+    ("none", "visual tokens take part in no head of the layer, but in its MLP"): (
+        lambda x: x.in_no_head and not x.frozen
+    ),
     # Masked layers compute attention in full, whatever window they have.
     (
         "3x3 or so on attention",
         "a visual token reads that square of its neighbours instead of all visual tokens before it",
-    ): lambda layer: layer.window is not None and not layer.masked,
-    ("part of MLP", "visual tokens use that share of its neurons"): (
-        lambda layer: layer.neurons is not None
-    ),
+    ): lambda x: x.window is not None and not x.masked,
+    ("part of MLP", "visual tokens use that share of its neurons"): lambda x: x.neurons is not None,
     ("masked", "some heads do not read visual tokens, and compute them all the same"): (
-        lambda layer: layer.masked and not layer.off
+        lambda x: x.masked and not x.off
     ),
-    ("off", "no head reads visual tokens, and they are computed all the same"): (
-        lambda layer: layer.off
-    ),
+    ("off", "no head reads visual tokens, and they are computed all the same"): lambda x: x.off,
 }
 """What is drawn where visual tokens do a part of a layer, and what it means."""
 
@@ -54,8 +49,3 @@ def state_of(layer: LayerPlan, plan: Plan) -> tuple[str, str]:
     if not layer.reason and any(other.cuts for other in plan.layers):
         meaning = "attention and MLP run on visual tokens, in full or in part"
     return word, meaning
-
-
-def word_of(layer: LayerPlan) -> str:
-    """Return the word for what visual tokens do in a layer."""
-    return state(layer)[0]

@@ -13,7 +13,7 @@ from export.checks import loss, memory, stored
 from export.checks.bfloat16 import missing_kernels, open_for_checks
 from export.checks.onnx_checker import check_graphs
 from export.graphs.spec import GraphSpec
-from export.report.questions import chosen_places, question_of
+from export.report.questions import Question, chosen_places
 from export.results.answers import Answers
 from export.results.bench import BenchReport
 from export.results.fidelity import FidelityReport
@@ -100,7 +100,7 @@ def _both_checks(
 def _store(job: Job, folder: Path, original: Answers, answers: Answers) -> None:
     """Write samples and answers, and pictures as far as the recipe keeps them."""
     pairs = zip(job.samples, original.answers, answers.answers, strict=True)
-    shown = chosen_places([question_of(*row) for row in pairs])
+    shown = chosen_places([Question(asked, a.text, b.text) for asked, a, b in pairs])
     keep = job.recipe.validation.keep_pictures
     stored.store_original(folder, job.samples, original, keep, shown)
     stored.write_answers(folder / stored.COMPRESSED_FILE, answers)
