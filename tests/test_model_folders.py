@@ -124,6 +124,26 @@ def test_a_sentencepiece_tokenizer_without_its_package_names_that_package(folder
 
 
 @pytest.mark.parametrize(
+    ("installed", "says"),
+    [(False, "pip install sentencepiece"), (True, "no SentencePiece file that can be read")],
+)
+def test_the_reader_that_a_library_tries_second_is_not_blamed(
+    folder: Path, installed: bool, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "tokenizer.model").write_bytes(b"x")
+    monkeypatch.setattr(
+        "compressor.families.guard.find_spec", lambda _: object() if installed else None
+    )
+    failure = ValueError("`tiktoken` is required to read a `tiktoken` file: pip install tiktoken")
+    with pytest.raises(ModelError) as caught, reading(folder, "the processor"):
+        raise failure
+    (line,) = caught.value.problems
+    assert "tokenizer.model" in line
+    assert says in line
+    assert "tiktoken" not in line
+
+
+@pytest.mark.parametrize(
     ("failure", "says"),
     [
         (KeyError("hidden"), "the key 'hidden' is missing"),

@@ -4,6 +4,7 @@ import ast
 import contextlib
 import re
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,7 @@ def test_a_profile_of_another_model_is_called_by_its_file(
     for command in (
         ["plan", "--output", str(tmp_path / "other.json")],
         ["export", "--output", str(tmp_path / "out")],
+        ["export", "--plan", str(plan), "--output", str(tmp_path / "out")],
         ["compress", "--plan", str(plan), "--output", str(tmp_path / "out")],
     ):
         assert run_command([*command, *common]) == 1
@@ -230,28 +232,32 @@ def test_calibration_data_that_is_not_read_is_told(
             stage(recipe, said)
         return [line for line in said.lines if line.startswith("note: ")]
 
-    stages: dict[str, Any] = {
-        "a plan is made from a profile": lambda r, s: vtcompress.plan(r, profile, progress=s),
-        f"{profile} is used instead": lambda r, s: vtcompress.export(
-            r, out, profile=profile, progress=s
-        ),
-        "no method chooses by it": lambda r, s: vtcompress.export(r, out, progress=s),
-        "the plan is made already": lambda r, s: vtcompress.compress(r, plan, out, progress=s),
-    }
-    for why, stage in stages.items():
+    small = tmp_path / "small"
+    small.mkdir()
+    plan.save(small / "plan.json")
+    export = partial(vtcompress.export, output=out)
+    stages: tuple[tuple[str, Any], ...] = (
+        ("a plan is made from a profile", lambda r, s: vtcompress.plan(r, profile, progress=s)),
+        (f"{profile} is used instead", lambda r, s: export(r, profile=profile, progress=s)),
+        ("no method chooses by it", lambda r, s: export(r, progress=s)),
+        ("the plan is made already", lambda r, s: export(r, plan=plan, progress=s)),
+        (f"{small} has its plan", lambda r, s: export(r, compressed=small, progress=s)),
+        ("the plan is made already", lambda r, s: vtcompress.compress(r, plan, out, progress=s)),
+    )
+    for why, stage in stages:
         assert notes(bare, stage) == []
         assert notes(recipe, stage) == [
             f"note: {questions}: calibration data that is not read: {why}"
         ]
     drawn = bare.override({"calibrate.samples": 5, "calibrate.seed": 7})
-    for why, stage in stages.items():
+    for why, stage in stages:
         assert notes(drawn, stage) == [
             f"note: calibrate.samples: 5: has no effect: {why}",
             f"note: calibrate.seed: 7: has no effect: {why}",
         ]
     # float16 graphs are run on it, so there it is read.
-    export = stages["no method chooses by it"]
-    assert notes(recipe.override({"export.dtype": "float16"}), export) == []
+    half = recipe.override({"export.dtype": "float16"})
+    assert notes(half, lambda r, s: export(r, progress=s)) == []
 
 
 def test_a_profile_beside_a_compressed_model_is_refused(

@@ -356,6 +356,25 @@ def test_a_slow_down_is_called_faster_nowhere(tmp_path: Path) -> None:
     assert "**1.05 x** the work for reading" in markdown_report(untimed)
 
 
+def test_a_prompt_that_nobody_measured_is_called_assumed_wherever_it_is_told(
+    tmp_path: Path,
+) -> None:
+    words, plan = "text rows (assumed: no calibration measured prompts)", facts.plan(frozen=(1,))
+    taken = plan.model_copy(update={"workload": plan.workload.model_copy(update={"assumed": True})})
+    for name, used in (("measured", plan), ("assumed", taken)):
+        data = read_report(make_artifact(tmp_path / name, plan=used))
+        short = words.replace("rows", "tokens")
+        pages = {
+            "console": (said(lambda out, used=used: show_plan(out, used, "float32")), [words]),
+            "Markdown": (markdown_report(data), [words, short]),
+            "HTML": (Structure(html_report(data)).text, [words, short]),
+            "card": (model_card(data, Origin()), [short]),
+        }
+        for page, (text, wanted) in pages.items():
+            for one in wanted:
+                assert (one in text) == (used is taken), (name, page, one)
+
+
 def test_predicted_bytes_of_the_cache_are_those_of_the_exported_dtype(
     tiny_model: Path, tmp_path: Path, vt: Run
 ) -> None:

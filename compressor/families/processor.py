@@ -64,8 +64,7 @@ def load_processor(
         raise ModelError([problem])
     family.complete_processor(processor, config, _saved(folder / SAVED))
     if processor.chat_template is None:
-        found = processor.tokenizer.chat_template
-        processor.chat_template = found.get("default") if isinstance(found, Mapping) else found
+        processor.chat_template = processor.tokenizer.chat_template
     return processor
 
 
