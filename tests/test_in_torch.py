@@ -127,6 +127,21 @@ def test_the_generation_configuration_is_followed_unless_it_is_put_away(
     assert free.token_ids == plain
 
 
+def test_an_answer_ends_behind_the_token_that_ends_one(
+    model: LoadedModel, samples: tuple[Sample, ...]
+) -> None:
+    small = compress(model, identity_plan(model.facts, model.digest))
+    sample = samples[0]
+    whole = small.generate(sample.question, sample.images, max_new_tokens=6).token_ids
+    end = whole[2]
+    facts = small.facts.model_copy(update={"eos_token_ids": (end,)})
+    plan = small.plan.model_copy(update={"model": facts})
+    ending = CompressedModel(**{**vars(small), "plan": plan})
+    found = ending.generate(sample.question, sample.images, max_new_tokens=6).token_ids
+    assert found == whole[: whole.index(end) + 1]
+    assert len(found) < len(whole)
+
+
 def of_transformers(model: LoadedModel, sample: Sample) -> tuple[torch.Tensor, ...]:
     prompt = encode(model.processor, sample)
     with torch.inference_mode():

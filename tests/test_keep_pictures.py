@@ -82,25 +82,28 @@ def test_nothing_is_measured_on_pictures_that_are_not_as_they_were(
         stored_original(tmp_path / "out")
 
 
+BROKEN = "broken: .*not_kept and small: a number and a list of files"
+
+
 @pytest.mark.parametrize(
-    "change",
+    ("change", "words"),
     [
-        {"not_kept": -1},
-        {"not_kept": "x"},
-        {"small": "x"},
-        {"small": [1]},
-        {"small": ["../../source/a.jpg"]},
+        ({"not_kept": -1}, BROKEN),
+        ({"not_kept": "x"}, BROKEN),
+        ({"small": "x"}, BROKEN),
+        ({"small": [1]}, BROKEN),
+        ({"small": ["../../source/a.jpg"]}, "a.jpg is not in the artifact"),
     ],
 )
 def test_stored_questions_that_are_broken_or_name_other_files_are_refused(
-    tmp_path: Path, change: dict[str, object]
+    tmp_path: Path, change: dict[str, object], words: str
 ) -> None:
     stored(tmp_path, "samples", (0,))
     path = tmp_path / "out" / "validation" / "samples.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     rows[0].update(change)
     path.write_text("\n".join(map(json.dumps, rows)) + "\n")
-    with pytest.raises(ArtifactError):
+    with pytest.raises(ArtifactError, match=words):
         stored_original(tmp_path / "out")
 
 
