@@ -67,25 +67,30 @@ def gained(data: ReportData) -> tuple[str, ...]:
 
 def _further_tokens(plan: Plan, measured: BenchReport | None) -> tuple[str, ...]:
     """Return what is saved on the tokens of the answer, and that the weights do not shrink."""
-    weights = "he weight file does not shrink: text tokens still use every weight."
-    split = splits(plan)
+    weights, split = (
+        "the weight file does not shrink: text tokens still use every weight.",
+        splits(plan),
+    )
     if not (may_exit(plan) or split):
-        return (f"Nothing is saved on further tokens of the answer, and t{weights}",)
-    less = "very further token of the answer has less to read too:"
+        return (f"Nothing is saved on further tokens of the answer, and {weights}",)
+    further = "Every further token of the answer has less to read too"
     heads = "text tokens only in the pruned heads"
     if plan.exit_layer is not None:
         more = f", {heads} before" if split else ""
-        further = f"E{less} from layer {plan.exit_layer} on text tokens only{more}."
+        further += f": from layer {plan.exit_layer} on text tokens only{more}."
     elif plan.gates is None:
-        further = f"E{less} {heads}."
+        further += f": {heads}."
     elif split:
-        further = f"E{less} {heads}, and where a gate fired, in all heads of the layers behind it."
+        further += f": {heads}, and where a gate fired, in all heads of the layers behind it."
     else:
-        further = f"Where a gate fired, e{less} in the layers behind that gate text tokens only."
+        further = (
+            f"Where a gate fired, {further[0].lower()}{further[1:]}: in the layers behind that gate text "
+            "tokens only."
+        )
     if measured is not None and (measured.exit_layer is not None or split):
         # Stages cost a call each: on a small model that can be more than the exit saves.
         further += f" Measured per token: {speed_words(measured.decode_step.ratio)}."
-    return further, f"T{weights}"
+    return further, weights.capitalize()
 
 
 def _changed(data: ReportData, found: LossFigures) -> list[str]:

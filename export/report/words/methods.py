@@ -11,6 +11,25 @@ from compressor.contract.method import Method, MethodWords
 from compressor.methods import METHODS, label_of_cuts, method_of
 from compressor.plan.plan import LayerPlan, Plan
 
+NO_WORK = "no work, and no keys and values to read or to keep"
+UNCHANGED = {
+    "frozen": "visual tokens pass unchanged; text tokens still read their keys and values",
+    "frozen, none": f"visual tokens pass unchanged and take part in no head: {NO_WORK}",
+    "frozen, off": (
+        "visual tokens pass unchanged, and no head reads their values; their keys stay in the softmax's "
+        "denominator"
+    ),
+    "dead": "visual tokens pass unchanged, and nobody reads the result: this changes nothing but rounding",
+    "dead, none": (
+        f"visual tokens take part in no head and pass unchanged, and nobody reads the result: {NO_WORK}"
+    ),
+    "dead, off": (
+        "visual tokens pass unchanged, and nobody reads the result, which changes nothing but rounding; no "
+        "head reads their values, and their keys stay in the softmax's denominator"
+    ),
+}
+"""What it means that visual tokens are not updated in a layer, by its word."""
+
 
 def words_of(reason: str) -> MethodWords:
     """Return what the method says that a reason names; its bare name where it is not installed."""
@@ -20,30 +39,13 @@ def words_of(reason: str) -> MethodWords:
 
 def state(layer: LayerPlan) -> tuple[str, str]:
     """Return the word for what visual tokens do in a layer, and what it means."""
-    gone = "no work, and no keys and values to read or to keep"
-    nobody = ", and nobody reads the result"
     if layer.exited:
-        return "exited", f"visual tokens are gone{words_of(layer.reason).exit_meaning}: {gone}"
+        return "exited", f"visual tokens are gone{words_of(layer.reason).exit_meaning}: {NO_WORK}"
     if not layer.frozen:
         return "updated", "attention and MLP run on visual tokens, as in the original"
-    dead = layer.reason == "dead"
-    word = "dead" if dead else "frozen"
-    if layer.in_no_head:
-        first = "visual tokens pass unchanged and take part in no head"
-        if dead:
-            first = f"visual tokens take part in no head and pass unchanged{nobody}"
-        return f"{word}, none", f"{first}: {gone}"
-    if layer.read_by_no_head:
-        read, then = ", and no", ";"
-        if dead:
-            read, then = f"{nobody}, which changes nothing but rounding; no", ", and"
-        return f"{word}, off", (
-            f"visual tokens pass unchanged{read} head reads their values{then} their keys stay in the "
-            "softmax's denominator"
-        )
-    if dead:
-        return word, f"visual tokens pass unchanged{nobody}: this changes nothing but rounding"
-    return word, "visual tokens pass unchanged; text tokens still read their keys and values"
+    word = "dead" if layer.reason == "dead" else "frozen"
+    word += ", none" if layer.in_no_head else ", off" if layer.read_by_no_head else ""
+    return word, UNCHANGED[word]
 
 
 def why(layer: LayerPlan, chosen: str, cutter: str) -> str:
@@ -62,7 +64,7 @@ def why(layer: LayerPlan, chosen: str, cutter: str) -> str:
             "are no rows of them, and no keys and values that text tokens could read."
         )
     none = (
-        f"hey take part in no head there (method {cutter}, heads), so that no keys and values of them are "
+        f"They take part in no head there (method {cutter}, heads), so that no keys and values of them are "
         "computed, kept or read."
     )
     if layer.reason == "dead":
@@ -70,10 +72,10 @@ def why(layer: LayerPlan, chosen: str, cutter: str) -> str:
             "nobody reads what visual tokens become there, so leaving it out changes nothing but rounding "
             "(dead rows)."
         )
-        return f"{first} T{none}" if layer.in_no_head else first
+        return f"{first} {none}" if layer.in_no_head else first
     read = "Text tokens still read them."
     if layer.in_no_head:
-        read = f"T{none}"
+        read = none
     elif layer.read_by_no_head:
         denominator = "but their keys stay in the softmax's denominator"
         read = f"No head reads them (method {cutter}), {denominator}."
