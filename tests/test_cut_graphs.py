@@ -317,7 +317,7 @@ def test_without_torchs_cache_of_shapes_a_graph_is_the_same(
     def content() -> bytes:
         decoder = decoder_from(plan, tensors_of(plan), logits="all")
         graph = export_decoder(decoder, decoder_graph(plan, "float32", "all"))
-        return ir.to_proto(graph).SerializeToString()
+        return bytes(ir.to_proto(graph).SerializeToString())
 
     monkeypatch.setattr("torch.onnx.export", export)
     found = content()
