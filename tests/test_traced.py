@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from compressor.decoder import Decoder, decoder_from
+from compressor.decoder import Decoder, Stage, decoder_from
 from compressor.plan.plan import Plan
 from export.graphs.spec import decoder_graph
 from export.writer.weights import SharedWeights
@@ -90,6 +90,29 @@ def test_torch_exports_anew_what_differs_or_cannot_be_told(tmp_path: Path) -> No
     for count in (1, 2):
         remembered(unknown, rows)
         assert len(made) == len(calls) + count
+
+
+def test_a_decoder_of_a_plan_in_other_words_is_the_same_call_for_nothing_reads_the_plan(
+    counted: list[Any], tmp_path: Path
+) -> None:
+    plan = cuts.plan_of("heads", 2).model_copy(update={"layers": (cuts.cut(0), cuts.frozen(1))})
+    other = plan.model_copy(
+        update={
+            "model": plan.model.model_copy(update={"name": "another"}),
+            "model_digest": "1" * 64,
+            "layers": (cuts.cut(0), cuts.dead(1)),
+            "notes": ("a note",),
+        }
+    )
+    first = written(plan, tmp_path / "first")
+    assert written(other, tmp_path / "second") == first
+    assert len(counted) == 1
+    assert counted[0].plan == plan
+    reads = traced.once(lambda module, _: module.plan, tmp_path / "none")
+    for module in (decoder_of(plan), Stage(decoder_of(plan), 0)):
+        with pytest.raises(AttributeError, match="no attribute 'plan'"):
+            reads(module, ())
+        assert module.plan == plan
 
 
 def test_code_that_a_test_put_in_place_of_what_is_traced_is_traced(

@@ -5,17 +5,21 @@ the same tiny model, plan, weights and axes. The first export of a session is to
 it is; what the same call gives later is read from a folder that all workers of the session share. All that
 this project does to a graph behind that call is done again each time.
 
-A call is the same if everything it depends on is equal: every attribute of the module and its submodules,
-bytes of its tensors and which of them share memory, the sample call, all options, and the numbers and texts
-that stand at the top of the traced code's files. A call is torch's own, and nothing is kept, if a part of
-it cannot be told, if weights are large, or if a test has put code of its own in place of what is traced.
+A call is the same if everything it depends on is equal: every attribute of the module and its submodules but
+a decoder's plan, bytes of its tensors and which of them share memory, the sample call, all options, and the
+numbers and texts that stand at the top of the traced code's files. A plan names the model, its digest and
+why layers are as they are; it is taken away meanwhile, so code that reads it while traced fails. A call is
+torch's own, and nothing is kept, if a part of it cannot be told, if weights are large, or if a test has put
+code of its own in place of what is traced.
 """
 
+import contextlib
 import hashlib
 import importlib
 import inspect
 import io
 import json
+import logging
 import os
 import pickle
 import pkgutil
@@ -93,6 +97,28 @@ def _is_foreign(value: Any) -> bool:
     return home.startswith(("tests.", "unittest.mock"))
 
 
+@contextlib.contextmanager
+def without_plans(module: torch.nn.Module) -> Iterator[None]:
+    """Take the plans away from a module's decoders meanwhile: nothing that is traced may read them."""
+    plans = [(part, part.__dict__.pop("plan")) for part in module.modules() if "plan" in vars(part)]
+    try:
+        yield
+    finally:
+        for part, plan in plans:
+            part.plan = plan
+
+
+@contextlib.contextmanager
+def unrecorded() -> Iterator[None]:
+    """Keep torch's trace of its own work from pytest, for which each record is made with its stacks."""
+    log = logging.getLogger("torch.__trace")  # nobody listens where no test runs
+    handlers, log.handlers = log.handlers, []
+    try:
+        yield
+    finally:
+        log.handlers = handlers
+
+
 def key_of(module: torch.nn.Module, *call: Any) -> str | None:
     """Return a name for all that a call depends on, or None if it cannot be told."""
     written = io.BytesIO()
@@ -114,6 +140,10 @@ def once(export: Callable[..., Any], folder: Path) -> Callable[..., Any]:
     folder.mkdir(parents=True, exist_ok=True)
 
     def exported(module: torch.nn.Module, args: tuple[Any, ...], **options: Any) -> Any:
+        with without_plans(module), unrecorded():
+            return remembered(module, args, options)
+
+    def remembered(module: torch.nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         key = key_of(module, args, options, torch.is_inference_mode_enabled())
         if key is None:
             return export(module, args, **options)
