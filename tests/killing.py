@@ -2,7 +2,8 @@
 
 Reads one JSON request a line: {"run": arguments, "after": seconds or null}. Runs the command line in a
 forked child, kills it with SIGKILL after that time, and answers one JSON line: how it ended and how long it
-took. The parent starts no threads and runs no model, so that forking it is safe. A child that ran to its end
+took. A module is traced once (`tests.traced`): more of the kills of an export then hit its work on files.
+The parent starts no threads and runs no model, so that forking it is safe. A child that ran to its end
 names the modules it has loaded; the parent loads them too, so that the next child does not have to.
 """
 
@@ -50,10 +51,13 @@ def wait(pid: int, after: float | None) -> tuple[str, int]:
     return ("killed" if code == -signal.SIGKILL else "ended"), code
 
 
-def main(scratch: Path) -> None:
+def main(scratch: Path, traces: Path) -> None:
     """Answer requests until stdin ends."""
     import torch
 
+    from tests import traced
+
+    traced.install(traces)
     torch.set_num_threads(1)
     log, modules = scratch / "log", scratch / "modules"
     for line in sys.stdin:
@@ -76,4 +80,4 @@ def main(scratch: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(*map(Path, sys.argv[1:]))

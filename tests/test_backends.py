@@ -12,9 +12,11 @@ import pytest
 
 from compressor.errors import ArtifactError, BackendError, MissingExtraError
 from export.artifact.artifact import Artifact
+from export.backends.onnxruntime import OnnxGraph, OnnxSession
 from export.backends.onnxruntime_cuda import CudaSession, check_active
 from export.backends.openvino import OpenVinoSession, cache_folder, check_precision, shared_core
 from export.backends.registry import BACKENDS, open_session
+from export.checks.fidelity import check_declared
 from export.graphs.spec import GraphSpec, TensorSpec
 from export.runtime.runtime import Runtime
 from export.session.feeds import CallRows
@@ -352,6 +354,32 @@ def test_mapped_weights_change_no_answer(artifact: Path, pictures: list[Path]) -
     one, other = (Runtime.load(artifact, threads=1, mapped=mapped) for mapped in (False, True))
     found = one.answer("what", pictures[:1], max_new_tokens=5)
     assert found.token_ids == other.answer("what", pictures[:1], max_new_tokens=5).token_ids
+
+
+def test_a_graph_that_a_session_does_not_run_is_looked_at_with_its_weights_left_in_their_file(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnxruntime
+
+    opened, load = {}, OnnxGraph.__init__
+
+    def noted(graph: OnnxGraph, folder: Path, spec: GraphSpec, *given: Any, **more: Any) -> None:
+        opened[spec.name] = (more.get("mapped", False), more.get("optimized", True))
+        load(graph, folder, spec, *given, **more)
+
+    monkeypatch.setattr(OnnxGraph, "__init__", noted)
+    graphs = Artifact.open(artifact).manifest.graphs
+    session = OnnxSession(artifact, graphs)
+    for spec in graphs:
+        told = session.declared(spec)
+        alone = onnxruntime.InferenceSession(str(artifact / spec.file))
+        for side, wanted in zip(told, (alone.get_inputs(), alone.get_outputs()), strict=True):
+            assert [(a.name, a.shape, a.type) for a in side] == [
+                (a.name, a.shape, a.type) for a in wanted
+            ]
+        assert check_declared(spec, *told) == []
+    run = dict.fromkeys(("vision", "embed", "decoder"), (False, True))
+    assert opened == {**run, "baseline_decoder": (True, False)}
 
 
 def test_sessions_tell_the_size_of_a_cache(artifact: Path) -> None:

@@ -43,7 +43,9 @@ def limits_for(plan: Plan, text: int = 64, context: int = 256) -> Limits:
 def build(folder: Path, spec: GraphSpec, limits: Limits, *capabilities: str) -> tuple[Path, float]:
     output = folder / f"{spec.name}-{'-'.join(capabilities)}.engine"
     maker = Maker.of(RTX, capabilities)
-    seconds, timings = maker.build(folder / spec.file, profiles_of(spec, limits), spec, output, b"")
+    seconds, timings = maker.build_engine(
+        folder / spec.file, profiles_of(spec, limits), spec, output, b""
+    )
     assert timings == b""  # TensorRT-RTX has none
     return output, seconds
 
@@ -130,7 +132,7 @@ def test_a_build_that_fails_names_the_nodes_that_no_kernel_was_found_for(tmp_pat
     # T of exactly 1 finds no Attention kernel for these heads.
     one = decode.model_copy(update={"most": decode.most | {"text": 1}})
     with pytest.raises(VtcompressError, match=r"builds no engine at node layers\.0\.Attention"):
-        Maker.of(RTX, ("SM86",)).build(
+        Maker.of(RTX, ("SM86",)).build_engine(
             tmp_path / spec.file, (prefill, one), spec, tmp_path / "x.engine", b""
         )
     assert not (tmp_path / "x.engine").exists()
@@ -167,7 +169,9 @@ def test_an_interrupted_build_stops_and_writes_nothing(tmp_path: Path) -> None:
     progress, output = Interrupting(), tmp_path / "x.engine"
     maker = Maker.of(RTX, ("SM86",), progress)
     with pytest.raises(KeyboardInterrupt):
-        maker.build(tmp_path / spec.file, profiles_of(spec, limits_for(plan)), spec, output, b"")
+        maker.build_engine(
+            tmp_path / spec.file, profiles_of(spec, limits_for(plan)), spec, output, b""
+        )
     assert not output.exists()
     assert len(progress.seen) == 3
     assert progress.seen[0].startswith("x.engine: ")

@@ -24,6 +24,7 @@ from compressor.profile import Profile
 from export.artifact.artifact import Artifact
 from export.artifact.staging import staged
 from tests.artifacts import make_artifact
+from tests.conftest import shared
 
 ROOT = Path(__file__).parent.parent
 SEED = 3
@@ -67,10 +68,12 @@ class Killer:
 
 
 @pytest.fixture(scope="module")
-def killer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Killer]:
-    scratch = tmp_path_factory.mktemp("killer")
+def killer(
+    tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
+) -> Iterator[Killer]:
+    scratch, traces = tmp_path_factory.mktemp("killer"), shared(pytestconfig) / "traced"
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.killing", str(scratch)],
+        [sys.executable, "-m", "tests.killing", str(scratch), str(traces)],
         cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     yield Killer(process)

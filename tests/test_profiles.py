@@ -20,7 +20,7 @@ from export.runtime.runtime import Runtime
 from tests.decoders import plan_of
 from tests.facts import facts
 from tests.models import make_picture
-from tests.runtimes import exported
+from tests.runtimes import Spy, exported
 
 LIMITS = Limits(max_batch=4, max_images=2, max_text=64, max_context=256, visual_tokens=12)
 
@@ -318,6 +318,28 @@ def test_the_default_limits_hold_one_question_about_one_picture_and_its_timing(
     runtime.answer("what is this", pictures[:1], max_new_tokens=4)
     usual = limits_of(ProfilesSection(), manifest.model)
     assert recorder.outside(usual) == []
+
+
+def test_every_call_runs_once_to_warm_up_and_then_once_a_round(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spies: dict[str, Spy] = {}
+
+    def opened(*given: Any, decoder: str, **more: Any) -> Spy:
+        spies[decoder] = Spy(OnnxSession(*given, decoder=decoder, **more))
+        return spies[decoder]
+
+    monkeypatch.setattr(bench, "OnnxSession", opened)
+    manifest, rounds = artifact.manifest, 3
+    found = bench.bench(artifact.folder, manifest.graphs, manifest.model, text=5, rounds=rounds)
+    assert found.rounds == rounds
+    assert set(spies) == {"decoder", "baseline_decoder"}
+    for spy in spies.values():
+        steps = spy.rows.count((0, 1))
+        assert steps == 1 + rounds
+        # A first token is a reading of the prompt and a prefill, so that one of each warms up.
+        assert spy.pictures == 1 + rounds
+        assert len(spy.rows) - steps == 1 + 2 * rounds
 
 
 def test_two_pictures_in_a_call_need_a_limit_of_two(

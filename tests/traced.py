@@ -14,6 +14,7 @@ code of its own in place of what is traced.
 """
 
 import contextlib
+import functools
 import hashlib
 import importlib
 import inspect
@@ -135,9 +136,23 @@ def install(folder: Path) -> None:
         torch.onnx.export = once(torch.onnx.export, folder)  # type: ignore[assignment]
 
 
+@functools.cache
+def read_torchlib_once() -> None:
+    """Let the exporter keep its table of operators, for which it reads 0.5 s of source in every export."""
+    from torch.onnx._internal.exporter import _registration
+
+    registry: Any = _registration.ONNXRegistry
+    # Only a custom table of translations would be written into it, and no export has one.
+    registry.from_torchlib = staticmethod(functools.cache(registry.from_torchlib))
+
+
 def once(export: Callable[..., Any], folder: Path) -> Callable[..., Any]:
     """Return `torch.onnx.export`, or what it gave for the same call earlier in this session."""
     folder.mkdir(parents=True, exist_ok=True)
+
+    def exports(*call: Any, **options: Any) -> Any:
+        read_torchlib_once()
+        return export(*call, **options)
 
     def exported(module: torch.nn.Module, args: tuple[Any, ...], **options: Any) -> Any:
         with without_plans(module), unrecorded():
@@ -146,12 +161,12 @@ def once(export: Callable[..., Any], folder: Path) -> Callable[..., Any]:
     def remembered(module: torch.nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         key = key_of(module, args, options, torch.is_inference_mode_enabled())
         if key is None:
-            return export(module, args, **options)
+            return exports(module, args, **options)
         path = folder / key
         with FileLock(f"{path}.lock"):  # two workers that want the same do not both make it
             if path.exists():
                 return _read(path)
-            program = export(module, args, **options)
+            program = exports(module, args, **options)
             _write(path, program)
             return program
 

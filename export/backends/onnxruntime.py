@@ -172,11 +172,15 @@ class OnnxSession(GraphSession[OnnxGraph]):
             return OnnxGraph(folder, spec, threads, mapped=mapped)
 
         super().__init__(graphs, open_graph, decoder, block)
+        self._folder = folder
 
     def declared(self, spec: GraphSpec) -> tuple[Sequence[Any], Sequence[Any]]:
         """Return the inputs and outputs that a graph file has, each with `name`, `shape` and `type`."""
-        loaded = self.graph(spec.name).session
-        return loaded.get_inputs(), loaded.get_outputs()
+        if spec.name in self.runs:
+            loaded = self.graph(spec.name)
+        else:  # only looked at: its weights need not be made ready for kernels, in memory of their own
+            loaded = OnnxGraph(self._folder, spec, mapped=True, optimized=False)
+        return loaded.session.get_inputs(), loaded.session.get_outputs()
 
 
 class OnnxRuntime(Backend):

@@ -42,7 +42,7 @@ def bench(
         facts: of the model.
         images: in the prompt.
         text: T of the prompt.
-        rounds: how often each is timed, after one call to warm up.
+        rounds: how often each is timed, after one call that warms up.
         threads: of one operator. One is least disturbed on a shared machine.
         progress: shows the rounds.
     """
@@ -53,13 +53,12 @@ def bench(
     prompt = _Prompt(facts, images, text)
     timed = [_timed(side, prompt) for side in sides]
     seconds: dict[str, list[list[float]]] = {name: [[], []] for name in timed[0].calls}
-    for number in progress.track(range(rounds + 1), "timing", rounds + 1):
+    for _ in progress.track(range(rounds), "timing", rounds):
         for name, taken in seconds.items():
             for side, (calls, _) in enumerate(timed):
                 start = time.perf_counter()
                 calls[name]()
-                if number:  # the first round warms up
-                    taken[side].append(time.perf_counter() - start)
+                taken[side].append(time.perf_counter() - start)
     timings = {name: _timing(*taken) for name, taken in seconds.items()}
     pasts = [(session, filled) for session, (_, filled) in zip(sides, timed, strict=True)]
     original, compressed = (session.past_bytes(filled) for session, filled in pasts)
@@ -100,6 +99,7 @@ class _Timed(NamedTuple):
 
 
 def _timed(session: OnnxSession, prompt: _Prompt) -> _Timed:
+    """Return the calls, each of them warm: a first token is a reading and a prefill."""
 
     def read() -> CallRows:
         features = session.vision(prompt.pixels)
@@ -115,6 +115,8 @@ def _timed(session: OnnxSession, prompt: _Prompt) -> _Timed:
 
     def decode_step() -> object:
         return session.decode(step, filled)
+
+    decode_step()
 
     def first_token() -> object:
         return prefill(read())

@@ -129,6 +129,9 @@ class GraphSession(Generic[OneGraph]):
         open_graph: loads one of them.
         decoder: name of the decoder graph, `decoder` or `baseline_decoder`.
         block: rows that buffers of fixed caches get more room by.
+
+    Attributes:
+        runs: names of the graphs that calls run.
     """
 
     def __init__(
@@ -141,6 +144,7 @@ class GraphSession(Generic[OneGraph]):
         self._specs = {spec.name: spec for spec in graphs}
         self._open_graph = open_graph
         self._decoders = in_order(graphs, decoder)
+        self.runs = ("vision", "embed", *(spec.name for spec in self._decoders))
         fixed = any(spec.fixed for spec in self._decoders)
         self._pasts: FixedCaches | GrowingCaches = (
             FixedCaches(self._decoders, block) if fixed else GrowingCaches(self._decoders)
@@ -155,7 +159,7 @@ class GraphSession(Generic[OneGraph]):
 
     def load(self) -> None:
         """Load all graphs now, so that the first call is not slower than the next."""
-        for name in ("vision", "embed", *(spec.name for spec in self._decoders)):
+        for name in self.runs:
             self.graph(name)
 
     @property

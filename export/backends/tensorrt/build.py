@@ -228,7 +228,7 @@ def _build_into(staging: Path, plan: EnginePlan, timing: bytes) -> None:
     for spec, profiles in plan.profiles:
         plan.maker.progress.say(f"building {engine_file(spec)} for {plan.folder.name}")
         output = staging / engine_file(spec)
-        seconds, timing = plan.maker.build(
+        seconds, timing = plan.maker.build_engine(
             plan.artifact.folder / spec.file, profiles, spec, output, timing
         )
         entries.append(

@@ -82,7 +82,7 @@ class Maker:
             target, load_package(target, f"building {target.title} engines"), capabilities, progress
         )
 
-    def build(
+    def build_engine(
         self,
         graph: Path,
         profiles: Sequence[ShapeProfile],
