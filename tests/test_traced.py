@@ -92,7 +92,6 @@ def test_torch_exports_anew_what_differs_or_cannot_be_told(tmp_path: Path) -> No
         assert len(made) == len(calls) + count
 
 
-<<<<<<< HEAD
 def test_a_decoder_of_a_plan_in_other_words_is_the_same_call_for_nothing_reads_the_plan(
     counted: list[Any], tmp_path: Path
 ) -> None:
@@ -114,7 +113,8 @@ def test_a_decoder_of_a_plan_in_other_words_is_the_same_call_for_nothing_reads_t
         with pytest.raises(AttributeError, match="no attribute 'plan'"):
             reads(module, ())
         assert module.plan == plan
-=======
+
+
 def test_the_exporters_table_of_operators_is_kept_and_is_the_one_that_it_reads_itself(
     counted: list[Any], tmp_path: Path
 ) -> None:
@@ -133,7 +133,6 @@ def test_the_exporters_table_of_operators_is_kept_and_is_the_one_that_it_reads_i
     assert ONNXRegistry.from_torchlib(opset_version=24).opset_version == 24
     own: Any = ONNXRegistry.from_torchlib
     assert table(own.__wrapped__(opset_version=23)) == table(kept)
->>>>>>> speeda
 
 
 def test_code_that_a_test_put_in_place_of_what_is_traced_is_traced(
