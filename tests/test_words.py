@@ -21,7 +21,6 @@ LEFT = Path(__file__).parent / "words_left.txt"
 SAME = {
     "applies": "each graph pass's: `GraphPass.applies`",
     "bench": "command and stage",
-    "build": "command and stage",
     "calibrate": "command, stage and what it calls",
     "compare": "how two are compared: each check's and the command's",
     "compress": "command, stage and what it calls",
