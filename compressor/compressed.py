@@ -33,6 +33,7 @@ from compressor.families.registry import saved_config
 from compressor.generation.settings import (
     GENERATION_FILE,
     PLAIN,
+    check_new_tokens,
     check_positions,
     model_keys,
     settings_of,
@@ -110,6 +111,7 @@ class CompressedModel:
         Raises:
             DataError: a picture cannot be read, or the prompt does not fit the model.
         """
+        check_new_tokens(max_new_tokens)
         asked = self._encoded(prompt, images)
         check_positions(asked.input_ids.shape[1], max_new_tokens, self.facts.decoder.max_positions)
         settings = settings_of(self.generation, GENERATION_FILE) if generation_config else PLAIN

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from compressor.version import __version__
+from tests.artifacts import make_artifact
 from tests.conftest import Run
 from vtcompress.cli.main import run_command
 
@@ -303,3 +304,43 @@ def test_an_interrupt_is_exit_code_130_and_leaves_nothing(
     assert "Traceback" not in err
     left = [p.name for p in tmp_path.iterdir() if "calibration.json" not in p.name]
     assert left == []
+
+
+@pytest.mark.parametrize("given", [["--precision", "bf16"], ["--device", "1"]])
+def test_validate_refuses_what_says_how_a_backend_runs_where_none_is_named(
+    vt: Run, tmp_path: Path, given: list[str]
+) -> None:
+    code, out, err = vt("validate", make_artifact(tmp_path / "a"), *given)
+    assert (code, out) == (2, "")
+    assert "--precision and --device say how a backend runs; they go with --backend" in err
+
+
+def test_validate_refuses_trust_in_the_code_of_no_model(vt: Run, tmp_path: Path) -> None:
+    code, out, err = vt("validate", make_artifact(tmp_path / "a"), "--trust-remote-code")
+    assert (code, out) == (2, "")
+    assert "--trust-remote-code is for the repository of --model; give it as well" in err
+
+
+def test_generate_says_which_options_do_nothing_without_a_temperature(
+    vt: Run, tmp_path: Path
+) -> None:
+    asked = ["generate", make_artifact(tmp_path / "a"), "--prompt", "x", "--top-p", "0.5"]
+    *_, err = vt(*asked, "--seed", "4")
+    assert "note: --top-p 0.5: has no effect without --temperature\n" in err
+    assert "note: --seed 4: has no effect without --temperature\n" in err
+    *_, err = vt(*asked, "--temperature", "1")
+    assert "has no effect" not in err
+
+
+def test_a_prompt_that_the_model_cannot_take_is_not_timed(vt: Run, tmp_path: Path) -> None:
+    code, out, err = vt("bench", make_artifact(tmp_path / "a"), "--images", "100000")
+    assert (code, out) == (1, "")
+    assert "new tokens do not fit: shorten it, or give fewer pictures" in err
+
+
+@pytest.mark.parametrize("command", ["generate", "report", "bench", "validate"])
+def test_a_folder_that_is_not_there_is_called_so(vt: Run, tmp_path: Path, command: str) -> None:
+    more = ["--prompt", "x"] if command == "generate" else []
+    code, _, err = vt(command, tmp_path / "none", *more)
+    assert code == 1
+    assert err.endswith(f"error: {tmp_path / 'none'}: no artifact; there is no such folder\n")

@@ -4,6 +4,7 @@ import contextlib
 import io
 import signal
 import sys
+import weakref
 from typing import Any
 
 import pytest
@@ -90,3 +91,32 @@ def test_an_interrupt_that_a_library_swallowed_is_raised_at_the_next_step(
         next(steps)
     with pytest.raises(KeyboardInterrupt):
         out.say("checking")
+
+
+def test_an_interrupt_where_python_cannot_raise_it_leaves_no_trace_and_is_raised_at_the_next_step(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("signal.signal", lambda number, handler: handlers.update({number: handler}))
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
+    handlers: dict[int, Any] = {}
+    out = Output(verbosity=-1)
+    out.interrupts.listen()
+
+    class Fleeting:
+        """Nothing but a thing to refer to."""
+
+    def told(_: object) -> None:
+        handlers[signal.SIGINT](signal.SIGINT, None)
+
+    thing = Fleeting()
+    weak = weakref.ref(thing, told)
+    del thing
+    assert weak() is None
+    assert capsys.readouterr().err == ""
+    with pytest.raises(KeyboardInterrupt):
+        out.interrupts.check()
+    broken = Fleeting()
+    kept = weakref.ref(broken, lambda _: 1 / 0)
+    del broken
+    assert kept() is None
+    assert "ZeroDivisionError" in capsys.readouterr().err

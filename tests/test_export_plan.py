@@ -11,6 +11,7 @@ from compressor.errors import ArtifactError, GatesError, RecipeError, Vtcompress
 from compressor.plan.edits import freeze
 from compressor.plan.plan import Gates, LayerPlan, Plan
 from tests import facts
+from tests.artifacts import make_artifact
 
 Vt = Callable[..., tuple[int, str, str]]
 
@@ -108,3 +109,43 @@ def test_a_plan_for_another_image_size_is_refused_by_compress_as_well(
     recipe = identity(tiny_model, **{"export.image_size": 48})
     with pytest.raises(ArtifactError, match="pictures of 32 pixels, but the model takes 48"):
         vtcompress.compress(recipe, plan, tmp_path / "small")
+
+
+@pytest.mark.usefixtures("no_loading")
+def test_compress_refuses_a_recipe_without_the_methods_of_the_plan(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    words = "the plan was made by shortv, which the recipe does not have"
+    with pytest.raises(RecipeError, match=words):
+        vtcompress.compress(identity(tiny_model), by_hand(tiny_model), tmp_path / "small")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_exported_by_the_recipe_that_it_was_made_by_alone(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = vtcompress.load_recipe("shortv").override({"model.id": str(tiny_model)})
+    small, out = tmp_path / "small", tmp_path / "out"
+    vtcompress.compress(recipe, by_hand(tiny_model), small)
+    monkeypatch.setattr("compressor.compressed.load_compressed", lambda *_, **__: 1 / 0)
+    words = "small: the plan was made by shortv, which the recipe does not have"
+    with pytest.raises(RecipeError, match=words):
+        vtcompress.export(identity(tiny_model), out, compressed=small)
+    other = recipe.override({"compress.shortv.frozen": 0.25})
+    words = r"made by shortv \(frozen: 0.7\), and the recipe asks for shortv \(frozen: 0.25\)"
+    with pytest.raises(RecipeError, match=words) as refused:
+        vtcompress.export(other, out, compressed=small)
+    assert not out.exists()
+    remedy = str(refused.value).rpartition("--recipe ")[2]
+    own = vtcompress.load_recipe(remedy).override({"model.id": None})
+    with pytest.raises(ZeroDivisionError):
+        vtcompress.export(own, out, compressed=small)
+
+
+def test_an_artifact_in_place_of_a_compressed_folder_is_called_one(tmp_path: Path) -> None:
+    artifact = make_artifact(tmp_path / "artifact")
+    recipe = vtcompress.load_recipe("shortv")
+    with pytest.raises(
+        ArtifactError, match="artifact: an artifact, not a folder that `vtcompress co"
+    ):
+        vtcompress.export(recipe, tmp_path / "out", compressed=artifact)

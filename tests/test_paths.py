@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
 
 from compressor.disk.files import read_text, write_text
@@ -11,6 +12,7 @@ from compressor.errors import ProfileError, VtcompressError
 from tests import facts
 from tests.artifacts import make_artifact
 from vtcompress.cli.main import run_command
+from vtcompress.cli.paths import FILE, FOLDER
 from vtcompress.stages.inspect import inspect
 
 LONG = "x." * 150  # with a dot: what base64 has not
@@ -141,3 +143,13 @@ def test_inspect_says_what_it_reads_where_a_folder_is_none_of_it(
         f"error: {tmp_path}: {what}; give the folder of a model (it holds config.json), an artifact "
         "(manifest.json), what `compress` wrote (plan.json), or the file of a plan or profile\n"
     )
+
+
+@pytest.mark.parametrize("kind", [FILE, FOLDER])
+def test_the_home_folder_is_meant_where_no_shell_put_it_in(
+    kind: click.Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert kind.convert("~/out", None, None) == tmp_path / "out"
+    assert kind.convert("./~", None, None) == Path("~")
+    assert kind.convert("~no-such-user-here/x", None, None) == Path("~no-such-user-here/x")

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 import vtcompress
-from compressor.errors import BackendError, RecipeError
+from compressor.errors import BackendError, DataError, RecipeError
+from compressor.generation.settings import check_new_tokens, check_positions
 from export.runtime.runtime import Runtime
 
 
@@ -38,3 +39,21 @@ def test_what_is_no_path_of_an_artifact_is_refused_by_type(given: object) -> Non
 def test_fewer_threads_than_one_are_refused(threads: int, tmp_path: Path) -> None:
     with pytest.raises(BackendError, match=f"^threads: {threads} is not allowed; 1 or more"):
         Runtime.load(tmp_path, threads=threads)
+
+
+@pytest.mark.parametrize("given", [0, -1, 1.5, "3", None, True])
+def test_a_longest_answer_that_is_none_is_refused_in_one_line(given: object) -> None:
+    with pytest.raises(DataError) as caught:
+        check_new_tokens(given)
+    assert caught.value.problems == (
+        f"max_new_tokens: {given!r} is not allowed; a whole number, 1 or more",
+    )
+
+
+def test_a_prompt_that_fills_the_model_is_not_told_to_ask_for_no_token() -> None:
+    with pytest.raises(
+        DataError, match=r"2 new tokens do not fit: shorten it or ask for at most 1$"
+    ):
+        check_positions(9, 2, 10)
+    with pytest.raises(DataError, match=r"do not fit: shorten it, or give fewer pictures$"):
+        check_positions(10, 1, 10)

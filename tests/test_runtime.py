@@ -409,3 +409,11 @@ def test_answers_of_several_turns_are_those_of_transformers_generate(
             assert text == said
             reused += answer.figures.reused_rows > 0
     assert reused >= 4
+
+
+@pytest.mark.parametrize("asked", [0, -1])
+def test_no_answer_is_asked_for_without_a_token(identity: Runtime, asked: int) -> None:
+    words = f"^max_new_tokens: {asked} is not allowed; a whole number, 1 or more$"
+    for ask in (identity.answer, identity.generate, identity.chat().ask):
+        with pytest.raises(DataError, match=words):
+            list(ask("b", max_new_tokens=asked))

@@ -52,14 +52,15 @@ SPEAKERS: dict[str, dict[str, tuple[str, ...]]] = {
     "export/graphs/profiles.py": dict.fromkeys(("--max-context", "--max-images", "--max"), ("build",)),
     "export/artifact/staging.py": {"--output": (*OVERWRITERS, "build")},
     "vtcompress/stages/validate_backend.py": {"--backend": ("validate",)},
-    "vtcompress/cli/generating.py": dict.fromkeys(("--prompt", "--chat"), ("generate",)),
+    "vtcompress/cli/generating.py": dict.fromkeys(("--prompt", "--chat", "--temperature"), ("generate",)),
     "vtcompress/cli/checking.py": dict.fromkeys(
-        ("--backend", "--data", "--model", "--gates", "--trust-remote-code"), ("validate",)
+        ("--precision", "--device", "--backend", "--data", "--model", "--gates", "--trust-remote-code"), ("validate",)
     ),
     "vtcompress/cli/main.py": {"--output": ("export",)},
     "vtcompress/cli/options.py": {"--set": MODEL},
     "vtcompress/cli/report.py": {"--validate-data": ("export",)},
     "vtcompress/stages/export.py": dict.fromkeys(("--model", "--backend"), ("validate",)),
+    "vtcompress/stages/checks/recipe.py": {"--recipe": ("export",)},
     "vtcompress/stages/gates/report.py": {"--validate-data": ("train-gates",)},
     "vtcompress/stages/gates/training.py": dict.fromkeys(("--output", "--overwrite"), ("train-gates",)),
     "vtcompress/stages/inputs.py": {"--data": ("calibrate", "export"), "--model": MODEL},

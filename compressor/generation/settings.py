@@ -147,6 +147,18 @@ def settings_of(keys: Mapping[str, Any], where: str) -> GenerationSettings:
     return settings
 
 
+def check_new_tokens(new_tokens: object) -> None:
+    """Refuse a longest answer that is no number of tokens: an answer has one at least.
+
+    Raises:
+        DataError: says what is allowed.
+    """
+    if isinstance(new_tokens, bool) or not isinstance(new_tokens, int) or new_tokens < 1:
+        raise DataError(
+            [f"max_new_tokens: {new_tokens!r:.60} is not allowed; a whole number, 1 or more"]
+        )
+
+
 def check_positions(rows: int, new_tokens: int, positions: int) -> None:
     """Refuse a prompt of so many rows whose answer has no room.
 
@@ -159,10 +171,16 @@ def check_positions(rows: int, new_tokens: int, positions: int) -> None:
         DataError: names all three and the remedy.
     """
     if rows + new_tokens > positions:
+        room = positions - rows
+        remedy = (
+            f"shorten it or ask for at most {room}"
+            if room > 0
+            else "shorten it, or give fewer pictures"
+        )
         raise DataError(
             [
                 f"the prompt takes {rows} of the model's {positions} positions; {new_tokens} new "
-                f"tokens do not fit: shorten it or ask for at most {max(positions - rows, 0)}"
+                f"tokens do not fit: {remedy}"
             ]
         )
 

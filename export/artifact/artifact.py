@@ -60,7 +60,8 @@ class Artifact:
         if (reason := unusable(folder)) is not None:
             raise ArtifactError([f"{shown_path(folder)}: {reason}"])
         if not path.is_file():
-            raise ArtifactError([f"{folder}: no artifact; it has no {MANIFEST_FILE}"])
+            lacks = f"it has no {MANIFEST_FILE}" if folder.is_dir() else "there is no such folder"
+            raise ArtifactError([f"{folder}: no artifact; {lacks}"])
         text = read_text(path, ArtifactError)
         try:
             manifest = Manifest.model_validate_json(text)

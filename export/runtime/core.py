@@ -9,7 +9,13 @@ import numpy as np
 
 from compressor.facts import ModelFacts
 from compressor.generation.rules import constraints
-from compressor.generation.settings import PLAIN, SAMPLES, GenerationSettings, check_positions
+from compressor.generation.settings import (
+    PLAIN,
+    SAMPLES,
+    GenerationSettings,
+    check_new_tokens,
+    check_positions,
+)
 from compressor.samples.layout import layout_of
 from compressor.samples.pictures import Pictures, pictures_of, read_picture
 from export.runtime.answering import Answering
@@ -241,9 +247,10 @@ class RuntimeCore:
         return exit_of(held, rows)
 
     def _check_room(self, prompt: Prompt, max_new_tokens: int, past: Past) -> None:
+        check_new_tokens(max_new_tokens)
         check_positions(prompt.end, max_new_tokens, self.facts.decoder.max_positions)
         # The last token is picked and does not run.
-        text = prompt.layout.text_ids.size + max(0, max_new_tokens - 1)
+        text = prompt.layout.text_ids.size + max_new_tokens - 1
         self.session.check_room(past, prompt.layout.visual_index.size, text)
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from export.backends.registry import precisions
 from vtcompress.cli.backend_options import OneOfBackends, precision_option
 from vtcompress.cli.options import read_settings
 from vtcompress.cli.paths import FILE, FOLDER
@@ -99,6 +100,14 @@ def validate(
         out.result(parity.model_dump(mode="json"))
         raise_if_missed(parity.failures)
         return
+    if precision != precisions()[0] or device:
+        raise click.UsageError(
+            "--precision and --device say how a backend runs; they go with --backend"
+        )
+    if trust_remote_code and model is None:
+        raise click.UsageError(
+            "--trust-remote-code is for the repository of --model; give it as well"
+        )
     outcome = vtcompress.validate(
         artifact,
         data=data,

@@ -222,6 +222,12 @@ def generate(
 
     if prompt is None and not chat:
         raise click.UsageError("give --prompt, or --chat")
+    if not options["temperature"]:
+        for name, default in (("top_p", AnswerOptions.top_p), ("seed", AnswerOptions.seed)):
+            if (given := options[name]) != default:
+                out.say(
+                    f"note: --{name.replace('_', '-')} {given}: has no effect without --temperature"
+                )
     pictures_of(images)  # names that are none are told before anything is loaded
     if no_verify:
         out.say("files are not verified")

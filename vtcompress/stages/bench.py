@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from compressor.generation.settings import check_positions
 from compressor.progress import Progress
 from export.artifact.artifact import Artifact
 from export.backends.checked_on import CHECKED_ON
@@ -24,17 +25,20 @@ def bench(
     """Time an artifact beside the naive original; see `export.checks.bench.bench`.
 
     Raises:
-        VtcompressError: the artifact is broken, or ONNX Runtime cannot run its dtype.
+        VtcompressError: the artifact is broken, ONNX Runtime cannot run its dtype, or the model has too few
+            positions for the prompt.
     """
     artifact = Artifact.open(Path(path))
     manifest = artifact.manifest
     check_dtype(CHECKED_ON.name, manifest.dtype)
+    facts, text = manifest.model, text or manifest.predicted.text
+    check_positions(images * facts.image_rows + text, 1, facts.decoder.max_positions)
     return timing.bench(
         artifact.folder,
         manifest.graphs,
-        manifest.model,
+        facts,
         images=images,
-        text=text or manifest.predicted.text,
+        text=text,
         rounds=rounds,
         threads=threads,
         progress=shown(progress),

@@ -14,7 +14,12 @@ from vtcompress.console import shown
 from vtcompress.shipped import PathLike
 from vtcompress.stages.calibrate import draw
 from vtcompress.stages.checks.prompts import check_recipe_prompts
-from vtcompress.stages.checks.recipe import check_plan_facts, check_plan_gates, digest_of_plan
+from vtcompress.stages.checks.recipe import (
+    check_plan_facts,
+    check_plan_gates,
+    check_plan_methods,
+    digest_of_plan,
+)
 from vtcompress.stages.checks.rewrite import check_rewrite
 from vtcompress.stages.inputs import (
     load_model,
@@ -103,6 +108,7 @@ def compress(
     facts = model_facts(recipe)
     check_plan_gates(plan, recipe, facts, None)
     check_plan_facts(plan, facts)
+    check_plan_methods(plan, recipe)
     weights = model_folder(recipe).glob("*.safetensors")
     needs["needed_bytes"] = sum(path.stat().st_size for path in weights)
     staging.check_place(output, **needs)

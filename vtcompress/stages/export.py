@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressor.disk.files import is_folder
-from compressor.errors import VtcompressError
+from compressor.errors import ArtifactError, VtcompressError
 from compressor.plan.cost import BYTES
 from compressor.plan.plan import Plan
 from compressor.planner import plan_recipe
@@ -15,7 +15,7 @@ from compressor.progress import Progress
 from compressor.recipe import Recipe
 from export.artifact import staging
 from export.artifact.artifact import PLAN_FILE, PROFILE_FILE, write_manifest
-from export.artifact.manifest import Manifest
+from export.artifact.manifest import MANIFEST_FILE, Manifest
 from export.checks.rewrite import refuse
 from export.graphs.limits import check_fixed
 from export.report.pages.model_card import Origin
@@ -31,7 +31,13 @@ from vtcompress.stages.calibrate import (
     wants_calibration,
 )
 from vtcompress.stages.checks.prompts import Asked, check_prompts
-from vtcompress.stages.checks.recipe import check_digest, check_plan, check_recipe, digest_of_plan
+from vtcompress.stages.checks.recipe import (
+    check_digest,
+    check_made_by,
+    check_plan,
+    check_recipe,
+    digest_of_plan,
+)
 from vtcompress.stages.checks.rewrite import check_rewrite, rewrite_prompt
 from vtcompress.stages.compress import compress_for_export, load_plan_gates
 from vtcompress.stages.exporting.job import Job
@@ -190,9 +196,16 @@ class ExportRun:
         """Start from a folder that `compress` wrote."""
         from compressor.compressed import load_compressed, plain_of, read_compressed_processor
 
+        if (source / MANIFEST_FILE).is_file():
+            raise ArtifactError(
+                [
+                    f"{source}: an artifact, not a folder that `vtcompress compress` wrote; give that one"
+                ]
+            )
         plan = Plan.load(source / PLAN_FILE)
         self.sources += (source,)
         self._check_place(source, plan.model.dtype)
+        check_made_by(source, plan, self.recipe)
         check_targets(self.recipe, plan.model)
         check_fixed(self.recipe.export, plan.model, plan.gates.mode if plan.gates else None)
         self._note_unread_data(f"{source} has its plan")

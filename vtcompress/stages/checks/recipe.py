@@ -14,8 +14,10 @@ from compressor.plan.plan import Plan
 from compressor.planner import check_methods, plan_recipe
 from compressor.profile import Profile
 from compressor.progress import SILENT, Progress
-from compressor.recipe import Recipe
+from compressor.recipe import Recipe, load_recipe
+from export.artifact.artifact import RECIPE_FILE
 from export.graphs.limits import check_fixed
+from export.report.words.methods import method_words
 from vtcompress.stages.build import check_targets
 from vtcompress.stages.checks.prompts import Asked, check_recipe_prompts
 from vtcompress.stages.inputs import model_digest, model_facts
@@ -119,6 +121,58 @@ def check_plan_facts(plan: Plan, facts: ModelFacts, what: str = "the plan") -> N
         )
 
 
+def check_plan_methods(plan: Plan, recipe: Recipe, what: str = "the plan") -> None:
+    """Refuse a recipe without the methods that a plan was made by: reports would tell another story.
+
+    Args:
+        plan: a plan that was made already.
+        recipe: the run's recipe.
+        what: the plan's name in errors.
+
+    Raises:
+        RecipeError: names the methods that the recipe lacks.
+    """
+    known = {method.name for method in recipe.methods}
+    foreign = [name for name in plan.methods if name not in known]
+    if any(layer.cuts for layer in plan.layers) and not known & set(CUTTERS):
+        foreign.append(" or ".join(CUTTERS))
+    if foreign:
+        raise RecipeError(
+            [
+                f"compress: {what} was made by {' and '.join(foreign)}, which the recipe does not have, so "
+                "that reports would not tell what was done; give the recipe that the plan was made by"
+            ]
+        )
+
+
+def check_made_by(folder: Path, plan: Plan, recipe: Recipe) -> None:
+    """Refuse a recipe whose methods are not those that a compressed folder was made by.
+
+    Args:
+        folder: what `compress` wrote.
+        plan: the folder's.
+        recipe: the run's recipe.
+
+    Raises:
+        RecipeError: names both, and the recipe that the folder holds.
+    """
+    check_plan_methods(plan, recipe, f"{folder}: the plan")
+    path = folder / RECIPE_FILE
+    if not path.is_file():
+        return
+    made, given = (
+        ", ".join(map(method_words, one.methods)) or "no method"
+        for one in (load_recipe(path, stored=True), recipe)
+    )
+    if made != given:
+        raise RecipeError(
+            [
+                f"compress: {folder} was made by {made}, and the recipe asks for {given}, so that reports "
+                f"would not tell what was done; give the folder's own recipe, --recipe {path}"
+            ]
+        )
+
+
 def check_plan(
     recipe: Recipe, plan: Plan, what: str, asked: Sequence[Asked], progress: Progress = SILENT
 ) -> ModelFacts:
@@ -138,17 +192,7 @@ def check_plan(
     facts = model_facts(recipe)
     check_plan_facts(plan, facts, what)
     check_plan_gates(plan, recipe, facts, None)
-    known = {method.name for method in recipe.methods}
-    foreign = [name for name in plan.methods if name not in known]
-    if any(layer.cuts for layer in plan.layers) and not known & set(CUTTERS):
-        foreign.append(" or ".join(CUTTERS))
-    if foreign:
-        raise RecipeError(
-            [
-                f"compress: {what} was made by {' and '.join(foreign)}, which the recipe does not have, so "
-                "that reports would not tell what was done; give the recipe that the plan was made by"
-            ]
-        )
+    check_plan_methods(plan, recipe, what)
     check_fixed(recipe.export, plan.model, plan.gates.mode if plan.gates else None)
     check_targets(recipe, plan.model)
     check_recipe_prompts(recipe, asked, progress)
