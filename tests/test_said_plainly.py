@@ -54,7 +54,8 @@ SPEAKERS: dict[str, dict[str, tuple[str, ...]]] = {
     "vtcompress/stages/validate_backend.py": {"--backend": ("validate",)},
     "vtcompress/cli/generating.py": dict.fromkeys(("--prompt", "--chat", "--temperature"), ("generate",)),
     "vtcompress/cli/checking.py": dict.fromkeys(
-        ("--precision", "--device", "--backend", "--data", "--model", "--gates", "--trust-remote-code"), ("validate",)
+        ("--precision", "--device", "--backend", "--data", "--model", "--gates", "--trust-remote-code"),
+        ("validate",),
     ),
     "vtcompress/cli/main.py": {"--output": ("export",)},
     "vtcompress/cli/options.py": {"--set": MODEL},
