@@ -11,7 +11,6 @@ import pytest
 from compressor.errors import ArtifactError
 from export.artifact.artifact import (
     Artifact,
-    folder_bytes,
     list_files,
     peak_memory_bytes,
     write_manifest,
@@ -91,11 +90,6 @@ def test_the_manifest_holds_no_absolute_path_and_an_artifact_opens_where_it_was_
 
 def test_names_of_files_are_in_order_and_the_manifest_is_not_its_own_file(artifact):
     assert list(list_files(artifact)) == sorted(FILES)
-
-
-def test_the_size_of_a_folder_is_the_sum_of_its_files(artifact):
-    manifest = (artifact / "manifest.json").stat().st_size
-    assert folder_bytes(artifact) == sum(map(len, FILES.values())) + manifest
 
 
 def test_peak_memory_is_at_least_what_is_held_now():

@@ -410,10 +410,11 @@ def test_a_comparison_tells_exits_gates_cache_and_decode_apart(tmp_path):
 def exit_artifact(tiny_model, questions, tmp_path_factory):
     """Return an artifact of a real little model whose visual rows leave before layer 1 of 2."""
     folder = tmp_path_factory.mktemp("exit")
-    recipe = vtcompress.load_recipe("identity").override(
-        {"model.id": str(tiny_model), "validate.data": questions, "validate.max_new_tokens": 4}
+    model = {"model.id": str(tiny_model)}
+    plan = vtcompress.plan(vtcompress.load_recipe("identity").override(model))
+    recipe = vtcompress.load_recipe("vtw").override(
+        {**model, "validate.data": questions, "validate.max_new_tokens": 4}
     )
-    plan = vtcompress.plan(recipe)
     layers = freeze_dead_rows(
         (LayerPlan(index=0), LayerPlan(index=1, visual="exited", reason="visual_exit"))
     )
