@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import vtcompress
@@ -48,6 +49,12 @@ def test_a_longest_answer_that_is_none_is_refused_in_one_line(given: object) -> 
     assert caught.value.problems == (
         f"max_new_tokens: {given!r} is not allowed; a whole number, 1 or more",
     )
+
+
+def test_a_whole_number_of_an_array_is_a_length() -> None:
+    check_new_tokens(np.int64(8))
+    with pytest.raises(DataError):
+        check_new_tokens(np.float64(8))
 
 
 def test_a_prompt_that_fills_the_model_is_not_told_to_ask_for_no_token() -> None:

@@ -11,13 +11,12 @@ class Interrupts:
 
     def __init__(self) -> None:
         self._seen = False
-        self._tell = sys.__unraisablehook__
 
     def listen(self) -> None:
         """Take over Ctrl-C; it goes on raising KeyboardInterrupt. Signals belong to the main thread."""
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, self._interrupt)
-            self._tell, sys.unraisablehook = sys.unraisablehook, self._unraisable
+            sys.unraisablehook = _unraisable
 
     def check(self) -> None:
         """Raise again an interrupt that was swallowed.
@@ -28,12 +27,13 @@ class Interrupts:
         if self._seen:
             raise KeyboardInterrupt
 
-    def _unraisable(self, failure: "sys.UnraisableHookArgs") -> None:
-        """Keep the trace of an interrupt to ourselves: what cannot raise it (weak references) swallows it."""
-        if failure.exc_type is not KeyboardInterrupt:
-            self._tell(failure)
-
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         del number, frame
         self._seen = True
         raise KeyboardInterrupt
+
+
+def _unraisable(failure: "sys.UnraisableHookArgs") -> None:
+    """Keep the trace of an interrupt to ourselves: what cannot raise it (weak references) swallows it."""
+    if failure.exc_type is not KeyboardInterrupt:
+        sys.__unraisablehook__(failure)

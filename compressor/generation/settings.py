@@ -9,6 +9,7 @@ answer goes on to its longest length. No torch here: facts, runtime and both che
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,7 @@ def check_new_tokens(new_tokens: object) -> None:
     Raises:
         DataError: says what is allowed.
     """
-    if isinstance(new_tokens, bool) or not isinstance(new_tokens, int) or new_tokens < 1:
+    if isinstance(new_tokens, bool) or not isinstance(new_tokens, Integral) or new_tokens < 1:
         raise DataError(
             [f"max_new_tokens: {new_tokens!r:.60} is not allowed; a whole number, 1 or more"]
         )

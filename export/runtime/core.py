@@ -13,7 +13,6 @@ from compressor.generation.settings import (
     PLAIN,
     SAMPLES,
     GenerationSettings,
-    check_new_tokens,
     check_positions,
 )
 from compressor.samples.layout import layout_of
@@ -247,7 +246,6 @@ class RuntimeCore:
         return exit_of(held, rows)
 
     def _check_room(self, prompt: Prompt, max_new_tokens: int, past: Past) -> None:
-        check_new_tokens(max_new_tokens)
         check_positions(prompt.end, max_new_tokens, self.facts.decoder.max_positions)
         # The last token is picked and does not run.
         text = prompt.layout.text_ids.size + max_new_tokens - 1

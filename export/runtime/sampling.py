@@ -13,6 +13,7 @@ from typing import TypedDict
 import numpy as np
 
 from compressor.errors import DataError
+from compressor.generation.settings import check_new_tokens
 from export.session.arrays import Array
 
 Pick = Callable[[Array], Array]
@@ -49,6 +50,7 @@ class AnswerOptions:
     generation_config: bool = True
 
     def __post_init__(self) -> None:
+        check_new_tokens(self.max_new_tokens)
         problems = []
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             problems.append(

@@ -223,8 +223,8 @@ def generate(
     if prompt is None and not chat:
         raise click.UsageError("give --prompt, or --chat")
     if not options["temperature"]:
-        for name, default in (("top_p", AnswerOptions.top_p), ("seed", AnswerOptions.seed)):
-            if (given := options[name]) != default:
+        for name in ("top_p", "seed"):
+            if (given := options[name]) != getattr(USUAL, name):
                 out.say(
                     f"note: --{name.replace('_', '-')} {given}: has no effect without --temperature"
                 )

@@ -137,9 +137,8 @@ def _visual(layer: LayerPlan, dims: DecoderDims, share: float, y: float) -> list
     """
     does, parts = lane(layer, dims), []
     drawn = 0 if layer.exited else 1 if layer.frozen else 3
-    for (x, width), part in list(zip(VISUAL, (does.kv, does.attention, does.mlp), strict=True))[
-        :drawn
-    ]:
+    shares = (does.kv, does.attention, does.mlp)
+    for (x, width), part in zip(VISUAL[:drawn], shares[:drawn], strict=True):
         if share * part < 1:
             parts.append(rect(x, y + BOX_TOP, width, BOX, "outline"))
         if part:
