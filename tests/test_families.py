@@ -348,7 +348,7 @@ def test_another_image_size_changes_the_number_of_visual_tokens_and_still_export
     assert manifest.loss.overall.kl > 1e-6
     runtime = vtcompress.Runtime.load(tmp_path / "out")
     prompt = runtime.prepare("what is this", [data.parent / "0.png"])
-    assert prompt.pixels.shape == (1, 3, 48, 48)
+    assert prompt.seen[0].pixels.shape == (1, 3, 48, 48)
     assert len(prompt.layout.visual_index) == 36
 
 

@@ -32,7 +32,7 @@ def bench(
     manifest = artifact.manifest
     check_dtype(CHECKED_ON.name, manifest.dtype)
     facts, text = manifest.model, text or manifest.predicted.text
-    check_positions(images * facts.image_rows + text, 1, facts.decoder.max_positions)
+    check_positions(images * facts.picture_rows + text, 1, facts.decoder.max_positions)
     return timing.bench(
         artifact.folder,
         manifest.graphs,

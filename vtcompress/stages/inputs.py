@@ -162,6 +162,7 @@ def model_facts(recipe: Recipe) -> ModelFacts:
         model_id(recipe),
         recipe.model.revision,
         image_size=recipe.export.image_size,
+        budget=recipe.image,
         trust_remote_code=recipe.model.trust_remote_code,
     )
 
@@ -215,6 +216,7 @@ def load_model(
         name,
         revision=recipe.model.revision,
         image_size=recipe.export.image_size,
+        budget=recipe.image,
         trust_remote_code=recipe.model.trust_remote_code,
         known_digest=known_digest,
     )
