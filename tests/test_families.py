@@ -68,13 +68,6 @@ def test_facts_are_those_of_the_configuration(llava: Callable[[str], Path]) -> N
     assert not siglip.decoder.o_bias
 
 
-def test_an_unknown_model_type_lists_the_supported_ones(changed: Callable[..., Path]) -> None:
-    folder = changed(model_type="fuyu")
-    assert problems(folder) == (
-        f"{folder / 'config.json'}: model_type 'fuyu' is not supported; supported: llava",
-    )
-
-
 def test_a_sliding_window_that_can_bind_is_refused_by_name(tmp_path: Path) -> None:
     for window, allowed in ((64, False), (512, True)):
         variant = Variant(text="mistral", text_options={"sliding_window": window}, layers=1)
