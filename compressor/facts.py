@@ -26,6 +26,7 @@ class DecoderDims(Facts):
     """Shape of a Llama-like decoder: RMS norms, rotary positions, gated MLP, grouped queries.
 
     Attributes:
+        qk_norm: each head's query and key pass an RMS norm over d in front of the rotation.
         rope_inv_freq: the d/2 inverse frequencies, scaled-rope rules already applied.
         rope_scale: factor on cos and sin (1 except for scaled-rope rules that ask for it).
     """
@@ -42,6 +43,7 @@ class DecoderDims(Facts):
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
+    qk_norm: bool = False
     tied_embeddings: bool = False
     rope_inv_freq: tuple[float, ...]
     rope_scale: float = 1.0

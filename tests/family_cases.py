@@ -25,6 +25,7 @@ from compressor.families import LoadedModel, load
 from compressor.plan.plan import Plan
 from compressor.planner import make_plan
 from export.backends.torch_model import TorchSession
+from export.runtime.images import tiles_of
 from export.runtime.runtime import Runtime
 from export.runtime.sampling import AnswerOptions
 from export.runtime.sequence import Prompt
@@ -165,8 +166,7 @@ class Made:
         folder = self.artifact("identity")
         kept = vtcompress.Artifact.open(folder).manifest
         session = TorchSession(compress(self.loaded, self.plan(cut)))
-        steps, token = kept.picture_steps, kept.image_token
-        return spied(Runtime.on_session(session, folder, kept.model, token, steps))
+        return spied(Runtime.on_session(session, folder, kept.model, kept.picture_form))
 
     def _answer(self, name: str, cut: str) -> tuple[list[int], np.ndarray]:
         """Return what the unmodified model answers in the last turn of a conversation; see `answered`."""
@@ -215,7 +215,7 @@ class Made:
 
 def pixels_of(runtime: Runtime, pictures: Sequence[Image.Image]) -> Array:
     """Return what the runtime gives its vision graph."""
-    return runtime.pixels(pictures)
+    return tiles_of(runtime.look(pictures))
 
 
 def prompt_of(runtime: Runtime, turn: Turn, pictures: Sequence[Image.Image]) -> Prompt:
@@ -224,8 +224,9 @@ def prompt_of(runtime: Runtime, turn: Turn, pictures: Sequence[Image.Image]) -> 
         {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
         for part in turn
     ]
-    ids = runtime.encode([{"role": "user", "content": content}])
-    return runtime.prompt_of(ids, runtime.pixels(pictures))
+    seen = runtime.look(pictures)
+    ids = runtime.encode([{"role": "user", "content": content}], seen)
+    return runtime.prompt_of(ids, seen)
 
 
 def ask(made: Made, runtime: Runtime, spy: Spy, name: str) -> tuple[list[int], np.ndarray]:

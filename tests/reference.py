@@ -59,9 +59,19 @@ def _layer(
     normed = _norm(states, part("input_layernorm"), dims.rms_norm_eps)
     count, size, group = len(states), dims.head_dim, dims.heads // dims.kv_heads
     query, key = (
-        _rotated(linear(f"self_attn.{name}", normed).reshape(count, heads, size), plan, rows)
-        for name, heads in (("q_proj", dims.heads), ("k_proj", dims.kv_heads))
+        linear(f"self_attn.{name}_proj", normed).reshape(count, heads, size)
+        for name, heads in (("q", dims.heads), ("k", dims.kv_heads))
     )
+    if dims.qk_norm:
+        query, key = (
+            _norm(
+                part,
+                weights[f"layers.{layer.index}.self_attn.{name}_norm.weight"],
+                dims.rms_norm_eps,
+            )
+            for name, part in (("q", query), ("k", key))
+        )
+    query, key = (_rotated(part, plan, rows) for part in (query, key))
     value = linear("self_attn.v_proj", normed).reshape(count, dims.kv_heads, size)
     mixed = np.zeros((count, dims.heads, size))
     visual = rows.visual
