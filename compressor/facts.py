@@ -5,15 +5,19 @@ length), N visual tokens of one tile of a picture, D hidden size, H query heads,
 size.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from compressor.schema.sections import ImageSection
 
 Positive = Annotated[int, Field(ge=1)]
 Activation = Literal["silu", "gelu", "gelu_pytorch_tanh"]
 SourceDType = Literal["float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"]
+
+
+POSITION_AXES = 3
+"""A of decoders that turn rows on several axes: a position is a time, a row and a column."""
 
 
 class Facts(BaseModel):
@@ -29,6 +33,8 @@ class DecoderDims(Facts):
         qk_norm: each head's query and key pass an RMS norm over d in front of the rotation.
         rope_inv_freq: the d/2 inverse frequencies, scaled-rope rules already applied.
         rope_scale: factor on cos and sin (1 except for scaled-rope rules that ask for it).
+        rope_axes: which part of a position turns each of the d/2 frequencies: 0 its time, 1 its row, 2 its
+            column; None: a position is one number, which turns all.
     """
 
     layers: Positive
@@ -47,7 +53,14 @@ class DecoderDims(Facts):
     tied_embeddings: bool = False
     rope_inv_freq: tuple[float, ...]
     rope_scale: float = 1.0
+    rope_axes: tuple[Annotated[int, Field(ge=0, lt=POSITION_AXES)], ...] | None = None
     max_positions: Positive
+
+    @model_validator(mode="after")
+    def _every_frequency_has_an_axis(self) -> Self:
+        if self.rope_axes is not None and len(self.rope_axes) != len(self.rope_inv_freq):
+            raise ValueError("rope_axes and rope_inv_freq differ in length")
+        return self
 
     @property
     def query_width(self) -> int:

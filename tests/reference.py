@@ -24,7 +24,7 @@ class Conversation:
         visual: [S] bool.
         image: [S] number of the image a visual row belongs to.
         cell: [S] place of a visual row inside its image.
-        positions: [S, 1 or d / 2] what turns the rotation of each frequency; None: the places.
+        positions: [S, A] what turns the rotations; None: the places.
     """
 
     embeds: Array
@@ -127,8 +127,11 @@ def _norm(states: Array, weight: Array, eps: float) -> Array:
 
 def _rotated(heads: Array, plan: Plan, rows: Conversation) -> Array:
     """Rotate [S, heads, d] by the rows' positions."""
+    dims = plan.model.decoder
     turned = np.arange(len(heads))[:, None] if rows.positions is None else rows.positions
-    angle = turned * np.array(plan.model.decoder.rope_inv_freq)
+    if dims.rope_axes is not None:
+        turned = np.stack([turned[:, axis] for axis in dims.rope_axes], axis=1)
+    angle = turned * np.array(dims.rope_inv_freq)
     cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
     first, second = np.split(heads, 2, axis=-1)
     return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

@@ -148,8 +148,8 @@ class Heads(nn.Module):
     def keys_and_values(self, normed: Tensor, rows: Rows) -> KeyValue:
         """[B, rows, D] to rotated keys and to values [B, G, rows, d]."""
         key = self.key_norm(split_heads(self.key(normed), self.kv_heads))
-        value = split_heads(self.value(normed), self.kv_heads)
-        return KeyValue(rotate(key, rows.cos, rows.sin), value)
+        key = rotate(key, rows.cos, rows.sin)
+        return KeyValue(key, split_heads(self.value(normed), self.kv_heads))
 
     def mixed(self, normed: Tensor, rows: Rows, present: KeyValue) -> Tensor:
         """Attend from rows [B, rows, D] to all of `present`; return [B, rows, D]."""

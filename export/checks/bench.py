@@ -88,7 +88,8 @@ class _Prompt:
         size, tiles = facts.image_size, images * facts.most_tiles
         self.pixels = rng.standard_normal((tiles, 3, size, size)).astype(np.float32)
         self.ids = rng.integers(0, facts.decoder.vocab, (1, text))
-        self.layout = layout_around(self.ids[0], (facts.picture_rows,) * images)
+        pictures = (facts.picture_rows,) * images
+        self.layout = layout_around(self.ids[0], pictures, facts=facts)
 
 
 class _Timed(NamedTuple):

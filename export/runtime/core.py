@@ -137,6 +137,7 @@ class RuntimeCore:
             [picture.rows for picture in new],
             spell=self.prompter.tokenizer.id_to_token,
             start=len(cached.ids),
+            earlier=[grid] * cached.images if (grid := self.facts.token_grid) else (),
             unfinished=unfinished,
         )
         return Prompt(layout, new, ids)
