@@ -25,7 +25,6 @@ from compressor.families import LoadedModel, load
 from compressor.plan.plan import Plan
 from compressor.planner import make_plan
 from export.backends.torch_model import TorchSession
-from export.runtime.images import tiles_of
 from export.runtime.runtime import Runtime
 from export.runtime.sampling import AnswerOptions
 from export.runtime.sequence import Prompt
@@ -215,7 +214,7 @@ class Made:
 
 def pixels_of(runtime: Runtime, pictures: Sequence[Image.Image]) -> Array:
     """Return what the runtime gives its vision graph."""
-    return tiles_of(runtime.look(pictures))
+    return np.concatenate([picture.pixels for picture in runtime.look(pictures)])
 
 
 def prompt_of(runtime: Runtime, turn: Turn, pictures: Sequence[Image.Image]) -> Prompt:

@@ -29,6 +29,7 @@ from compressor.families.picture_steps import (
     Rescale,
     Resize,
     ResizeShorter,
+    ResizeToCells,
 )
 
 _CLIP_DEFAULTS: Mapping[str, Any] = {
@@ -53,14 +54,24 @@ _SIGLIP_DEFAULTS: Mapping[str, Any] = {
     "image_mean": (0.5, 0.5, 0.5),
     "image_std": (0.5, 0.5, 0.5),
 }
+_CELL_DEFAULTS: Mapping[str, Any] = {
+    **_CLIP_DEFAULTS,
+    "size": {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280},
+    "do_center_crop": False,
+    "crop_size": None,
+    "patch_size": 14,
+    "merge_size": 2,
+}
 # What each of transformers' processors does where the saved configuration is silent. Its Llava
 # class alone pads to a square by do_pad; in the others it completes a batch and needs pad_size.
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "CLIPImageProcessor": _CLIP_DEFAULTS,
     "SiglipImageProcessor": _SIGLIP_DEFAULTS,
     "LlavaImageProcessor": _CLIP_DEFAULTS,
+    "Qwen2VLImageProcessor": _CELL_DEFAULTS,
 }
 _PADS_TO_SQUARE = "LlavaImageProcessor"
+_TO_CELLS = "Qwen2VLImageProcessor"
 
 FILTERS = {
     known.value: cast("Filter", known.name.lower())
@@ -112,6 +123,24 @@ def saved_steps(config: Mapping[str, Any], where: str) -> PictureSteps:
     return _Options(config, where).read()
 
 
+def allowed_pixels(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Return how many pixels a picture has at least and at most, where it keeps its proportions; 0: no number.
+
+    Args:
+        config: saved keys and values of a `Qwen2VLImageProcessor`; older ones have keys of their own.
+    """
+    size = config.get("size") or _CELL_DEFAULTS["size"]
+    named = dict(size) if isinstance(size, Mapping) else {}
+    for key, older in (("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels")):
+        if config.get(older) is not None:
+            named[key] = config[older]
+    least, most = (
+        value if type(value := named.get(key)) is int else 0
+        for key in ("shortest_edge", "longest_edge")
+    )
+    return least, most
+
+
 class _Options:
     """Reads a saved configuration and collects everything that is wrong with it."""
 
@@ -126,7 +155,8 @@ class _Options:
         """Return the steps."""
         self._refuse_unsupported()
         to_square = self._kind == _PADS_TO_SQUARE and self._flag("do_pad")
-        resize = self._resize() if self._flag("do_resize") else None
+        cells = self._cells() if self._kind == _TO_CELLS else None
+        resize = None if cells or not self._flag("do_resize") else self._resize()
         crop = self._crop() if self._flag("do_center_crop") else None
         scale = self._positive("rescale_factor") if self._flag("do_rescale") else None
         mean = self._triple("image_mean") if to_square or self._flag("do_normalize") else None
@@ -135,7 +165,8 @@ class _Options:
             self._problem("image_std", "a channel is divided by zero")
         if to_square and mean is not None and not all(0 <= value <= 1 for value in mean):
             self._problem("image_mean", "is the border's colour with do_pad, so it must be in 0..1")
-        if crop is None and (resize is None or (isinstance(resize, int) and not to_square)):
+        varied = resize is None or (isinstance(resize, int) and not to_square)
+        if not cells and crop is None and varied:
             self._problem(
                 "size", "gives images of different sizes without a crop, which a graph cannot take"
             )
@@ -144,7 +175,7 @@ class _Options:
             raise ModelError(self._problems)
         changes: tuple[PictureStep | None, ...] = (
             PadToSquare(colour=_levels(mean)) if to_square and mean else None,
-            _resized(resize, resample),
+            _resized(resize, resample) if cells is None else _to_cells(*cells, resample),
             Crop(size=crop) if crop else None,
             Rescale(factor=scale) if scale else None,
             Normalise(mean=mean, std=std) if mean and std else None,
@@ -209,6 +240,22 @@ class _Options:
             return int(size["shortest_edge"])
         return self._height_width("size", "or shortest_edge ")
 
+    def _cells(self) -> tuple[int, int, int] | None:
+        """Return side, least and most of the step that resizes to whole cells; None: it is not done."""
+        if not self._flag("do_resize"):
+            return None
+        patch, merge = (self._value(key) for key in ("patch_size", "merge_size"))
+        if not (_is_side(patch) and _is_side(merge) and _is_side(patch * merge)):
+            self._problem(
+                "patch_size", f"and merge_size must be numbers with a product of 1..{MAX_SIDE}"
+            )
+            return None
+        least, most = allowed_pixels(self._config)
+        if not 1 <= least <= most:
+            self._problem("size", "needs shortest_edge, 1 or more, and longest_edge, no less")
+            return None
+        return patch * merge, least, most
+
     def _crop(self) -> tuple[int, int] | None:
         return self._height_width("crop_size", "")
 
@@ -251,6 +298,10 @@ def _resized(size: int | tuple[int, int] | None, resample: Filter) -> PictureSte
     if isinstance(size, int):
         return ResizeShorter(edge=size, resample=resample)
     return Resize(size=size, resample=resample) if size else None
+
+
+def _to_cells(cell: int, least: int, most: int, resample: Filter) -> PictureStep:
+    return ResizeToCells(cell=cell, least=least, most=most, resample=resample)
 
 
 def _levels(colour: tuple[float, float, float]) -> tuple[int, int, int]:

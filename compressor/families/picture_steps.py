@@ -10,7 +10,7 @@ from typing import Annotated, Literal, TypeAlias, assert_never
 
 from pydantic import Field, model_validator
 
-from compressor.errors import ModelError
+from compressor.errors import DataError, ModelError
 from compressor.facts import Facts
 
 MAX_SIDE = 4096
@@ -18,6 +18,9 @@ MAX_SIDE = 4096
 
 MAX_TILES = 256
 """Most tiles that a step may cut a picture into."""
+
+MOST_OBLONG = 200
+"""How many times its shorter edge the longer one of a picture may be that is resized to whole cells."""
 
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 TileCount = Annotated[int, Field(ge=1, le=MAX_TILES)]
@@ -115,6 +118,66 @@ class TileByAspect(Facts):
         return best[1], best[0]
 
 
+class ResizeToCells(Facts):
+    """Makes both edges multiples of a cell's, each nearly as it was, and the picture of an allowed size.
+
+    Attributes:
+        cell: side of a cell in pixels.
+        least: pixels of the result.
+        most: pixels of the result, unless the picture is so oblong that a row of cells has more.
+        resample: Pillow's filter.
+    """
+
+    step: Literal["resize_to_cells"] = "resize_to_cells"
+    cell: Side
+    least: Annotated[int, Field(ge=1)]
+    most: Annotated[int, Field(ge=1)]
+    resample: Filter
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "ResizeToCells":
+        if self.least > self.most:
+            raise ValueError(f"least: {self.least} pixels are more than the most, {self.most}")
+        return self
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Return the rows and columns of cells of a picture of so many pixels.
+
+        Raises:
+            DataError: it is too oblong.
+        """
+        if max(height, width) / min(height, width) > MOST_OBLONG:
+            raise DataError(
+                [
+                    f"image: {width} x {height} pixels: one edge is more than {MOST_OBLONG} times the other, "
+                    "which this model does not take: crop it"
+                ]
+            )
+        # In this order and these operations, as transformers computes it: floors are decided by rounding.
+        cell = self.cell
+        rows, columns = round(height / cell), round(width / cell)
+        if rows * columns * cell**2 > self.most:
+            factor = math.sqrt((height * width) / self.most)
+            rows = max(1, math.floor(height / factor / cell))
+            columns = max(1, math.floor(width / factor / cell))
+        elif rows * columns * cell**2 < self.least:
+            factor = math.sqrt(self.least / (height * width))
+            rows = math.ceil(height * factor / cell)
+            columns = math.ceil(width * factor / cell)
+        return rows, columns
+
+    @property
+    def most_cells(self) -> int:
+        """Cells of a picture at most, of whatever proportions."""
+        fewest, allowed = self.least / self.cell**2, self.most // self.cell**2
+        found = [1, allowed, math.floor(math.sqrt(MOST_OBLONG * self.most) / self.cell)]
+        # Rounded up: a picture of `rows` rows was higher than rows - 1, and so less wide than this.
+        for rows in range(1, math.ceil(math.sqrt(fewest)) + 1):
+            high = max(rows - 1, math.sqrt(fewest / MOST_OBLONG))
+            found.append(rows * math.ceil(fewest / high))
+        return max(found)
+
+
 class Rescale(Facts):
     """Multiplies values in float64; the product is rounded to float32."""
 
@@ -137,14 +200,23 @@ class Normalise(Facts):
 
 
 PictureStep: TypeAlias = Annotated[
-    PadToSquare | Resize | ResizeShorter | Crop | TileByAspect | Rescale | Normalise,
+    PadToSquare
+    | Resize
+    | ResizeShorter
+    | Crop
+    | TileByAspect
+    | ResizeToCells
+    | Rescale
+    | Normalise,
     Field(discriminator="step"),
 ]
 PictureSteps: TypeAlias = tuple[PictureStep, ...]
 
 
-def output_size(steps: Sequence[PictureStep]) -> tuple[int, int]:
+def output_size(steps: Sequence[PictureStep]) -> tuple[int, int] | None:
     """Return (H, W), in pixels, of every picture, or tile of one, that went through steps.
+
+    None: each picture has its own, as the first step gives it.
 
     Raises:
         ModelError: pictures of different sizes come out, which a graph cannot take, or a step that changes
@@ -152,6 +224,11 @@ def output_size(steps: Sequence[PictureStep]) -> tuple[int, int]:
     """
     size: tuple[int, int] | None = None
     square = values = False
+    if isinstance(next(iter(steps), None), ResizeToCells):
+        if behind := [s for s in steps[1:] if not isinstance(s, Rescale | Normalise)]:
+            problem = f"picture steps: {behind[0].step}: stands behind {steps[0].step}"
+            raise ModelError([problem])
+        return None
     for step, following in zip(steps, (*steps[1:], None), strict=False):
         if values and not isinstance(step, Rescale | Normalise):
             raise ModelError([f"picture steps: {step.step}: stands behind the steps on values"])
@@ -163,6 +240,8 @@ def output_size(steps: Sequence[PictureStep]) -> tuple[int, int]:
                 # Else a long line becomes a picture that no memory holds.
                 if size is None and not isinstance(following, Crop):
                     break
+            case ResizeToCells():
+                raise ModelError([f"picture steps: {step.step}: does not stand first"])
             case TileByAspect() if step is not steps[0]:
                 raise ModelError([f"picture steps: {step.step}: does not stand first"])
             case Resize() | Crop() | TileByAspect():
@@ -181,6 +260,16 @@ def tile_grid(steps: Sequence[PictureStep], height: int, width: int) -> tuple[in
     """Return the rows and columns of tiles that a picture of so many pixels is cut into."""
     first = next(iter(steps), None)
     return first.grid(height, width) if isinstance(first, TileByAspect) else (1, 1)
+
+
+def cell_grid(steps: Sequence[PictureStep], height: int, width: int) -> tuple[int, int] | None:
+    """Return the rows and columns of cells of a picture of so many pixels; None: it has none of its own.
+
+    Raises:
+        DataError: see `ResizeToCells.grid`.
+    """
+    first = next(iter(steps), None)
+    return first.grid(height, width) if isinstance(first, ResizeToCells) else None
 
 
 def tile_count(grid: tuple[int, int]) -> int:

@@ -171,7 +171,7 @@ def _grids(
     facts: ModelFacts, image_tokens: Sequence[int], grids: Sequence[Grid] | None
 ) -> Sequence[Grid]:
     """Return the grids of pictures of so many tokens; without any given, the model's own."""
-    own = [facts.token_grid or (0, 0)] * len(image_tokens)
+    own = [facts.largest_grid] * len(image_tokens)
     found = own if grids is None else grids
     if [rows * columns for rows, columns in found] != list(image_tokens):
         raise ValueError(f"pictures of {image_tokens} tokens are not on grids of {found}")
@@ -210,11 +210,39 @@ def _layout(
     )
 
 
-def joined(rows: Any, image_rows: Sequence[int]) -> Any:
-    """Return what the vision side gives as the decoder takes it: [tiles, N, D] to [B, V, D].
+def visual_rows(
+    vision: Callable[[Any], Any], pictures: Sequence[Any], concatenate: Callable[[list[Any]], Any]
+) -> Any:
+    """Return the visual rows [tiles, N, D] of pictures, or [rows, D] where their tiles differ in size.
+
+    Tiles of one size go through the vision side in one call.
 
     Args:
-        rows: of all tiles of B prompts' pictures, numpy's or torch's, in their order.
+        vision: pixels of tiles [tiles, 3, H, W] to [tiles, N, D].
+        pictures: pixels of each picture's tiles, numpy's or torch's.
+        concatenate: their library's function.
+    """
+    sizes: dict[tuple[int, ...], list[int]] = {}
+    for place, pixels in enumerate(pictures):
+        sizes.setdefault(tuple(pixels.shape[1:]), []).append(place)
+    found: dict[int, Any] = {}
+    for places in sizes.values():
+        rows = vision(concatenate([pictures[place] for place in places]))
+        if len(sizes) == 1:
+            return rows
+        first = 0
+        for place in places:
+            last = first + len(pictures[place])
+            found[place] = rows[first:last].reshape(-1, rows.shape[-1])
+            first = last
+    return concatenate([found[place] for place in range(len(pictures))])
+
+
+def joined(rows: Any, image_rows: Sequence[int]) -> Any:
+    """Return what the vision side gives as the decoder takes it, [B, V, D].
+
+    Args:
+        rows: of all B prompts' pictures, numpy's or torch's, in their order, as `visual_rows` gives them.
         image_rows: [I] how many are each picture's, the same in every prompt.
     """
     return rows.reshape(-1, sum(image_rows), rows.shape[-1])
