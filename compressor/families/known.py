@@ -15,9 +15,9 @@ GROUP = "vtcompress.families"
 """Of the entry points; each names a class without arguments, a `Family`."""
 
 BUILT_IN = (
-    "compressor.families.internvl.family:InternVlFamily",
     "compressor.families.llava.family:LlavaFamily",
     "compressor.families.llava.vipllava:VipLlavaFamily",
+    "compressor.families.internvl.family:InternVlFamily",
 )
 
 

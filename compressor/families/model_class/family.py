@@ -17,7 +17,7 @@ from compressor.families.checkpoint import Header, check_complete, check_finite,
 from compressor.families.configuration import CONVERTED, image_token_problems
 from compressor.families.guard import reading
 from compressor.families.image_processors import saved_steps
-from compressor.families.llama_text import decoder_dims, text_problems
+from compressor.families.llama_text import TEXT_MODEL_TYPES, decoder_dims, text_problems
 from compressor.families.model_class.stored import check_stored
 from compressor.families.picture_steps import PictureSteps
 
@@ -32,6 +32,7 @@ class ModelClassFamily(Family):
     """
 
     architecture: ClassVar[str]
+    decoders = TEXT_MODEL_TYPES
 
     @abstractmethod
     def tower_problems(self, section: Mapping[str, Any], where: str) -> list[str]:
