@@ -17,6 +17,9 @@ GROUP = "vtcompress.families"
 BUILT_IN = (
     "compressor.families.llava.family:LlavaFamily",
     "compressor.families.llava.vipllava:VipLlavaFamily",
+    "compressor.families.internvl.family:InternVlFamily",
+    "compressor.families.qwen_vl.family:Qwen2VlFamily",
+    "compressor.families.qwen_vl.family:Qwen25VlFamily",
 )
 
 

@@ -116,8 +116,8 @@ def decoder_dims(
         axes = _axes(rope.get(SECTIONS))
         if not axes or 2 * len(axes) != config.hidden_size // config.num_attention_heads:
             problems.append(
-                f"{where}.rope_parameters.{SECTIONS}: {rope.get(SECTIONS)!r} is not allowed; three numbers whose "
-                "sum is half of a head's width"
+                f"{where}.rope_parameters.{SECTIONS}: {rope.get(SECTIONS)!r} is not allowed; three numbers "
+                "whose sum is half of a head's width"
             )
     if problems:
         raise ModelError(problems)

@@ -222,16 +222,12 @@ def output_size(steps: Sequence[PictureStep]) -> tuple[int, int] | None:
         ModelError: pictures of different sizes come out, which a graph cannot take, or a step that changes
             the picture stands behind one that changes its values, or one that makes tiles is not the first.
     """
-    size: tuple[int, int] | None = None
-    square = values = False
+    _check_order(steps)
     if isinstance(next(iter(steps), None), ResizeToCells):
-        if behind := [s for s in steps[1:] if not isinstance(s, Rescale | Normalise)]:
-            problem = f"picture steps: {behind[0].step}: stands behind {steps[0].step}"
-            raise ModelError([problem])
         return None
+    size: tuple[int, int] | None = None
+    square = False
     for step, following in zip(steps, (*steps[1:], None), strict=False):
-        if values and not isinstance(step, Rescale | Normalise):
-            raise ModelError([f"picture steps: {step.step}: stands behind the steps on values"])
         match step:
             case PadToSquare():
                 square, size = True, size and (max(size), max(size))
@@ -240,20 +236,32 @@ def output_size(steps: Sequence[PictureStep]) -> tuple[int, int] | None:
                 # Else a long line becomes a picture that no memory holds.
                 if size is None and not isinstance(following, Crop):
                     break
-            case ResizeToCells():
-                raise ModelError([f"picture steps: {step.step}: does not stand first"])
-            case TileByAspect() if step is not steps[0]:
-                raise ModelError([f"picture steps: {step.step}: does not stand first"])
             case Resize() | Crop() | TileByAspect():
                 size, square = step.size, step.size[0] == step.size[1]
-            case Rescale() | Normalise():
-                values = True
+            case Rescale() | Normalise() | ResizeToCells():
+                pass
             case _:
                 assert_never(step)
     if size is None:
         problem = "picture steps: give pictures of different sizes, which a graph cannot take"
         raise ModelError([problem])
     return size
+
+
+def _check_order(steps: Sequence[PictureStep]) -> None:
+    values = False
+    for step in steps:
+        problem = None
+        if isinstance(step, Rescale | Normalise):
+            values = True
+        elif values:
+            problem = "stands behind the steps on values"
+        elif isinstance(step, TileByAspect | ResizeToCells) and step is not steps[0]:
+            problem = "does not stand first"
+        elif isinstance(steps[0], ResizeToCells) and step is not steps[0]:
+            problem = f"stands behind {steps[0].step}"
+        if problem:
+            raise ModelError([f"picture steps: {step.step}: {problem}"])
 
 
 def tile_grid(steps: Sequence[PictureStep], height: int, width: int) -> tuple[int, int]:
@@ -276,3 +284,9 @@ def tile_count(grid: tuple[int, int]) -> int:
     """Return how many tiles a picture becomes; behind several of a grid comes the whole picture."""
     cells = grid[0] * grid[1]
     return cells if cells == 1 else cells + 1
+
+
+def most_tiles(steps: Sequence[PictureStep]) -> int:
+    """Return how many tiles a picture becomes at most."""
+    first = next(iter(steps), None)
+    return tile_count((1, first.most)) if isinstance(first, TileByAspect) else 1

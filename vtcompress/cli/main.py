@@ -17,7 +17,7 @@ from vtcompress.cli.build import build
 from vtcompress.cli.checking import ThresholdMissedError, bench, validate
 from vtcompress.cli.doctor import doctor
 from vtcompress.cli.generating import generate
-from vtcompress.cli.looking import inspect, recipes
+from vtcompress.cli.looking import inspect, models, recipes
 from vtcompress.cli.making import calibrate, compress, export, plan
 from vtcompress.cli.report import compare, report
 from vtcompress.cli.train_gates import train_gates
@@ -95,6 +95,7 @@ for command in (
     doctor,
     inspect,
     recipes,
+    models,
 ):
     cli.add_command(command)
 
