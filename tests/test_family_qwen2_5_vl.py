@@ -1,7 +1,7 @@
 """Qwen2.5-VL goes through the cases of every family; edges of pictures leave windows of several sizes."""
 
 from tests.family_cases import FamilyCases
-from tests.test_family_qwen2_vl import maker
+from tests.test_family_qwen2_vl import maker, whole
 from tests.tiny_families import TinyFamily
 
 
@@ -19,4 +19,5 @@ class TestQwen25Vl(FamilyCases):
             },
         ),
         grid=None,
+        pixels=whole,
     )

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tests.family_cases import FamilyCases
 from tests.tiny_families import (
     TinyFamily,
@@ -45,6 +47,21 @@ def processor_of(kind: str, most: int = MOST) -> Any:
     )
 
 
+def whole(made: Any) -> np.ndarray:
+    """Return a picture [1, 3, H, W] that the processor cut into patches, block by block."""
+    ((_, high, wide),) = made["image_grid_thw"].tolist()
+    patches = made["pixel_values"].reshape(-1, 3, 2, PATCH, PATCH)
+    assert np.array_equal(patches[:, :, 0], patches[:, :, 1])  # a film of two equal frames
+    picture = np.zeros((1, 3, high * PATCH, wide * PATCH), np.float32)
+    blocks = ((row, column) for row in range(0, high, MERGE) for column in range(0, wide, MERGE))
+    cells = [
+        (row + y, column + x) for row, column in blocks for y in range(MERGE) for x in range(MERGE)
+    ]
+    for (y, x), patch in zip(cells, patches[:, :, 0], strict=True):
+        picture[0, :, y * PATCH : (y + 1) * PATCH, x * PATCH : (x + 1) * PATCH] = patch
+    return picture
+
+
 def maker(name: str, vision: dict[str, Any]) -> Callable[[Path], None]:
     """Return what writes a tiny model; `name` is how its classes begin."""
 
@@ -81,4 +98,5 @@ class TestQwen2Vl(FamilyCases):
         "qwen2_vl",
         maker("Qwen2VL", {"embed_dim": 32, "hidden_size": 64, "mlp_ratio": 2}),
         grid=None,
+        pixels=whole,
     )

@@ -7,6 +7,7 @@ chat template that puts nothing around a turn, and weights that hide no fault.
 import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,14 @@ class TinyFamily:
         make: writes a model folder with its processor, by transformers alone.
         grid: rows and columns of the blocks that visual rows come in; None: they have no grid.
         layers: of the original's decoder, as the dotted name of their list.
+        pixels: [tiles, 3, H, W] of what the processor made of a picture.
     """
 
     name: str
     make: Callable[[Path], None]
     grid: tuple[int, int] | None
     layers: str = "model.language_model.layers"
+    pixels: Callable[[Any], Any] = itemgetter("pixel_values")
 
 
 def template_of(image: str) -> str:

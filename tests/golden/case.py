@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +21,10 @@ from compressor.methods.yopo.method import Yopo
 from compressor.plan.edits import identity_plan
 from compressor.plan.plan import Plan, Workload
 from compressor.planner import make_plan
+from compressor.samples.layout import Layout, layout_around
 from export.backends.onnxruntime import OnnxSession
 from export.graphs.spec import decoder_graphs
-from export.session.feeds import CallRows
+from export.session.feeds import CallRows, text_rows
 from export.session.session import cached_rows
 from export.writer.weights import SharedWeights
 from export.writer.write import save_graph
@@ -33,18 +34,25 @@ if TYPE_CHECKING:
     from compressor.contract.method import Method
 
 TOLERANCE = 1e-4
+# Of logits with heads cut too, where a case has both; the released code cuts none in front of a layer.
+HEADS, FIRST_WITH_HEADS = "_heads", 2
 # Contributions are means of tiny numbers: |a - b| <= RELATIVE |b| + ABSOLUTE, and the same ranking.
 RELATIVE, ABSOLUTE = 1e-4, 1e-6
 
 
 @dataclass(frozen=True)
 class Case:
-    """A golden case as it lies on disk."""
+    """A golden case as it lies on disk.
+
+    Attributes:
+        variant: of its logits, what their names end in.
+    """
 
     folder: Path
     facts: dict[str, Any]
     weights: dict[str, torch.Tensor]
     expected: dict[str, torch.Tensor]
+    variant: str = ""
 
     @classmethod
     def read(cls, folder: Path) -> "Case":
@@ -60,18 +68,21 @@ class Case:
     def model(self) -> ModelFacts:
         """The case's decoder as facts."""
         d = self.facts["dims"]
+        sections = d.get("mrope_section")
         head_dim = d["hidden_size"] // d["num_attention_heads"]
         steps = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
         dims = DecoderDims(
             layers=d["num_hidden_layers"],
             hidden=d["hidden_size"],
             heads=d["num_attention_heads"],
-            kv_heads=d["num_key_value_heads"],
+            kv_heads=d["num_key_value_heads"] * self._spread,
             head_dim=head_dim,
             intermediate=d["intermediate_size"],
             vocab=d["vocab_size"],
             rms_norm_eps=d["rms_norm_eps"],
             rope_inv_freq=tuple((1.0 / d["rope_theta"] ** steps).tolist()),
+            rope_axes=sections and tuple(np.repeat(np.arange(len(sections)), sections).tolist()),
+            qkv_bias="model.layers.0.self_attn.q_proj.bias" in self.weights,
             max_positions=d["max_position_embeddings"],
         )
         return ModelFacts(
@@ -86,6 +97,22 @@ class Case:
             eos_token_ids=(),
             dtype="float32",
         )
+
+    @property
+    def variants(self) -> tuple["Case", ...]:
+        """The case, and with heads cut too if it has logits of that."""
+        with_heads = (replace(self, variant=HEADS),) * (f"prefill_logits{HEADS}" in self.expected)
+        return (self, *with_heads)
+
+    @property
+    def _spread(self) -> int:
+        """How many heads of its own each key/value head becomes.
+
+        The published mask is one of query heads, and heads are cut by key/value head here. A model with
+        each of these repeated is the same one.
+        """
+        dims = self.facts["dims"]
+        return dims["num_attention_heads"] // dims["num_key_value_heads"] if self.variant else 1
 
     def plan(self, form: str = "dynamic") -> Plan:
         """The plan that applies the case's method as published; gates in one of their two forms."""
@@ -103,24 +130,52 @@ class Case:
                 )
             case "yopo":
                 method = self._yopo()
+            case "yopo_qwen2vl":
+                return self._yopo_qwen2vl(workload)
             case other:
                 raise ValueError(f"{self.folder}: method {other!r} is not supported")
         return make_plan(self.model, "golden", [method], workload=workload)
 
     def _yopo(self) -> Yopo:
         params = self.facts["params"]
-        # Kept until the process ends: a recipe names the file.
-        mask = Path(tempfile.mkdtemp()) / "head_keep.npy"
-        np.save(mask, self.expected["head_keep"].numpy())
         return Yopo.model_validate(
             {
                 "semantics": "masked",
-                "heads": {"mask": mask},
+                "heads": {"mask": self._head_mask(0)},
                 "window": params["window"],
                 "mlp_ratio": params["mlp_ratio"],
                 "off_from": params["visual_off_from_layer"],
             }
         )
+
+    def _yopo_qwen2vl(self, workload: Workload) -> Plan:
+        """As released for Qwen2-VL: rows that leave are gone from the softmax, those of heads are not."""
+        methods: list[Method] = [VisualExit(layer=self.facts["params"]["visual_off_from_layer"])]
+        if self.variant:
+            mask = {"mask": self._head_mask(FIRST_WITH_HEADS)}
+            methods.append(Yopo.model_validate({"semantics": "masked", "heads": mask}))
+        return make_plan(self.model, "golden", methods, workload=workload)
+
+    def _head_mask(self, first: int) -> Path:
+        """Write which heads see visual tokens; in front of layer `first` all do."""
+        # Kept until the process ends: a recipe names the file.
+        mask = Path(tempfile.mkdtemp()) / "head_keep.npy"
+        kept = self.expected["head_keep"].clone()
+        kept[:first] = True
+        np.save(mask, kept.numpy())
+        return mask
+
+    @property
+    def lengths(self) -> list[list[int]]:
+        """KV length of each layer after the prefill, of each prompt that runs alone."""
+        found = self.facts["kv_length_after_prefill"]
+        if self.facts["method"] == "yopo_qwen2vl":  # the released code keeps rows that nobody reads
+            off, visual = (
+                self.facts["params"]["visual_off_from_layer"],
+                self.facts["spans"]["visual"],
+            )
+            found = [n - visual * (layer >= off) for layer, n in enumerate(found)]
+        return found if isinstance(found[0], list) else [found]
 
     def prompts(self) -> list[slice]:
         """Which prompts of the case's arrays run together: all, but one by one where gates decide."""
@@ -130,7 +185,12 @@ class Case:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Weights under the names that the decoder is filled from."""
-        return {name.removeprefix("model."): tensor for name, tensor in self.weights.items()}
+        found = {name.removeprefix("model."): tensor for name, tensor in self.weights.items()}
+        width = self.model.decoder.head_dim
+        for name in [name for name in found if "k_proj" in name or "v_proj" in name]:
+            heads = found[name].unflatten(0, (-1, width)).repeat_interleave(self._spread, dim=0)
+            found[name] = heads.flatten(0, 1)
+        return found
 
 
 @dataclass(frozen=True)
@@ -147,14 +207,17 @@ def run(folder: Path) -> tuple[list[Line], dict[str, list[tuple[int, ...]]]]:
     case = Case.read(folder)
     lines: list[Line] = []
     lengths: dict[str, list[tuple[int, ...]]] = {}
-    wanted = case.facts["kv_length_after_prefill"]
-    wanted = wanted if isinstance(wanted[0], list) else [wanted]
     with tempfile.TemporaryDirectory() as scratch:
-        for name, side in _sides(case, Path(scratch)):
-            lines += _compare(name, case, side)
-            lengths[name] = side.lengths
-            same = [list(found) for found in side.lengths] == wanted
-            lines.append(Line(f"{name} kv lengths", 0.0, same))
+        for one in case.variants:
+            folder = Path(scratch) / f"case{one.variant}"
+            folder.mkdir()
+            for form, side in _sides(one, folder):
+                name = form + one.variant
+                lines += _compare(form, one, side)
+                lengths[name] = side.lengths
+                same = [list(found) for found in side.lengths] == case.lengths
+                lines.append(Line(f"{name} kv lengths", 0.0, same))
+    lines += _positions(case)
     if "layer_contribution" in case.expected:
         lines += _contribution(case)
     return lines, lengths
@@ -179,7 +242,7 @@ def _exported(decoder: Decoder, plan: Plan, folder: Path) -> OnnxSession:
 
 
 def _contribution(case: Case) -> list[Line]:
-    visual, text, visual_index, text_index = _rows(case)
+    visual, text, visual_index, text_index = _rows(case)[:4]
     decoder = decoder_from(identity_plan(case.model, "golden"), case.tensors())
     full = full_pass(decoder, visual, text, visual_index, text_index)
     found = layer_contribution(full).numpy()
@@ -193,13 +256,36 @@ def _contribution(case: Case) -> list[Line]:
     ]
 
 
+def _layout(case: Case) -> Layout:
+    spans = case.facts["spans"]
+    text = np.zeros(spans["prefix"] + spans["suffix"], np.int64)
+    return layout_around(text, (spans["visual"],), spans["prefix"], case.model)
+
+
 def _rows(case: Case) -> tuple[torch.Tensor, ...]:
-    spans, embeds = case.facts["spans"], case.expected["inputs_embeds"]
-    first, last = spans["prefix"], spans["prefix"] + spans["visual"]
-    index = torch.arange(embeds.shape[1])[None].expand(embeds.shape[0], -1)
-    text = torch.cat([embeds[:, :first], embeds[:, last:]], dim=1)
-    text_index = torch.cat([index[:, :first], index[:, last:]], dim=1)
-    return embeds[:, first:last], text, index[:, first:last].contiguous(), text_index
+    """Return embeddings, places and, where they are others, positions of visual and text rows."""
+    embeds, layout = case.expected["inputs_embeds"], _layout(case)
+    visual, text = (torch.from_numpy(i) for i in (layout.visual_index, layout.text_index))
+    parts = [visual, text]
+    if layout.positions is not None:
+        parts.append(torch.from_numpy(layout.positions))
+    indices = (part[None].repeat(len(embeds), *[1] * part.ndim) for part in parts)
+    return embeds[:, visual], embeds[:, text], *indices
+
+
+def _positions(case: Case) -> Iterator[Line]:
+    """Compare the positions of rows with those of the case, if it has any."""
+    if "position_ids" not in case.expected:
+        return
+    layout = _layout(case)
+    found = np.zeros((layout.rows, 3), np.int64)
+    found[np.concatenate([layout.visual_index, layout.text_index])] = layout.positions
+    steps = case.expected["decode_position_ids"]
+    behind = [int(layout.behind(i).positions.max()) for i in range(len(steps))]
+    same = (
+        np.array_equal(case.expected["position_ids"].numpy(), found.T) and behind == steps.tolist()
+    )
+    yield Line("positions", 0.0, same)
 
 
 def _compare(name: str, case: Case, side: "_TorchSide | _OnnxSide") -> Iterator[Line]:
@@ -208,26 +294,26 @@ def _compare(name: str, case: Case, side: "_TorchSide | _OnnxSide") -> Iterator[
         prefill, decode = _answers(case, side, [rows[chosen] for rows in _rows(case)])
         prefills.append(prefill)
         decodes.append(decode)
-    yield _line(f"{name} prefill_logits", torch.cat(prefills), case.expected["prefill_logits"])
-    yield _line(f"{name} decode_logits", torch.cat(decodes), case.expected["decode_logits"])
+    for what, found in (("prefill", prefills), ("decode", decodes)):
+        logits = f"{what}_logits{case.variant}"
+        yield _line(f"{name} {logits}", torch.cat(found), case.expected[logits])
 
 
 def _answers(
     case: Case, side: "_TorchSide | _OnnxSide", rows: list[torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the logits of the prompt's last rows, and those of each decode step."""
-    visual, text, visual_index, text_index = rows
+    visual, layout = rows[0], _layout(case)
     side.start(batch=len(visual))
-    logits = side.call(visual, text, visual_index, text_index)
+    logits = side.call(*rows)
     side.note_lengths()
-    place = text_index.max().item() + 1
     table = case.weights["model.embed_tokens.weight"]
     steps = []
-    for token in case.expected["decode_input_ids"]:
+    for number, token in enumerate(case.expected["decode_input_ids"]):
         embedded = table[token][None, None].expand(visual.shape[0], -1, -1)
-        index = torch.full((visual.shape[0], 1), place)
-        steps.append(side.call(visual[:, :0], embedded, visual_index[:, :0], index))
-        place += 1
+        call = text_rows(layout.behind(number), embedded.numpy())
+        later = [torch.from_numpy(part) for part in call if part is not None]
+        steps.append(side.call(*later))
     return logits[:, -case.facts["spans"]["suffix"] :], torch.cat(steps, dim=1)
 
 
@@ -251,7 +337,7 @@ class _TorchSide:
 
     @torch.inference_mode()
     def call(self, *rows: torch.Tensor) -> torch.Tensor:
-        logits, self.past = self.decoder(*rows, self.past)
+        logits, self.past = self.decoder(*rows[:4], self.past, *rows[4:])
         return logits
 
     def note_lengths(self) -> None:

@@ -30,12 +30,10 @@ class ModelClassFamily(Family):
 
     Attributes:
         architecture: name of transformers' class.
-        text_types: `model_type`s of its decoders; the first is that of a configuration which names none.
     """
 
     architecture: ClassVar[str]
-    text_types: ClassVar[tuple[str, ...]] = TEXT_MODEL_TYPES
-    decoders = TEXT_MODEL_TYPES
+    decoders: ClassVar[tuple[str, ...]] = TEXT_MODEL_TYPES
 
     @abstractmethod
     def tower_problems(self, section: Mapping[str, Any], where: str) -> list[str]:
@@ -81,7 +79,7 @@ class ModelClassFamily(Family):
             )
         for key, problems in (
             ("vision_config", self.tower_problems),
-            ("text_config", partial(text_problems, kinds=self.text_types)),
+            ("text_config", partial(text_problems, kinds=self.decoders)),
         ):
             section, place = raw.get(key, {}), f"{where}: {key}"
             if isinstance(section, dict):
@@ -109,9 +107,7 @@ class ModelClassFamily(Family):
                 f"{where}: dtype: {dtype!r} is not supported; supported: {', '.join(DTYPES)}"
             )
         try:
-            dims = decoder_dims(
-                text, tied=tied, where=f"{where}: text_config", kinds=self.text_types
-            )
+            dims = decoder_dims(text, tied=tied, where=f"{where}: text_config", kinds=self.decoders)
         except ModelError as error:
             raise ModelError([*problems, *error.problems]) from None
         if problems:

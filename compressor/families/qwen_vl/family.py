@@ -41,6 +41,7 @@ class QwenVlFamily(ModelClassFamily):
     """
 
     budget_keys = ("max_pixels",)
+    no_grid = "each picture has a grid of its own"
     tower: ClassVar[str]
     counts: ClassVar[tuple[str, ...]]
     width: ClassVar[str]
@@ -57,7 +58,7 @@ class QwenVlFamily(ModelClassFamily):
     def problems(self, raw: Mapping[str, Any], where: str) -> list[str]:
         """See `Family.problems`."""
         nested = dict(raw)
-        (text,), (own,) = self.text_types, self.model_types
+        (text,), (own,) = self.decoders, self.model_types
         if (
             "text_config" not in raw
         ):  # as published, all keys of the decoder stand beside the others
@@ -237,7 +238,7 @@ class Qwen2VlFamily(QwenVlFamily):
 
     name = "qwen2_vl"
     model_types = ("qwen2_vl",)
-    text_types = ("qwen2_vl_text",)
+    decoders = ("qwen2_vl_text",)
     architecture = "Qwen2VLForConditionalGeneration"
     tower = "qwen2_vl_vision"
     width = "embed_dim"
@@ -265,7 +266,7 @@ class Qwen25VlFamily(QwenVlFamily):
 
     name = "qwen2_5_vl"
     model_types = ("qwen2_5_vl",)
-    text_types = ("qwen2_5_vl_text",)
+    decoders = ("qwen2_5_vl_text",)
     architecture = "Qwen2_5_VLForConditionalGeneration"
     tower = "qwen2_5_vl_vision"
     width = "hidden_size"
