@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,25 +34,18 @@ if TYPE_CHECKING:
     from compressor.contract.method import Method
 
 TOLERANCE = 1e-4
-# Of logits with heads cut too, where a case has both; the released code cuts none in front of a layer.
-HEADS, FIRST_WITH_HEADS = "_heads", 2
 # Contributions are means of tiny numbers: |a - b| <= RELATIVE |b| + ABSOLUTE, and the same ranking.
 RELATIVE, ABSOLUTE = 1e-4, 1e-6
 
 
 @dataclass(frozen=True)
 class Case:
-    """A golden case as it lies on disk.
-
-    Attributes:
-        variant: of its logits, what their names end in.
-    """
+    """A golden case as it lies on disk."""
 
     folder: Path
     facts: dict[str, Any]
     weights: dict[str, torch.Tensor]
     expected: dict[str, torch.Tensor]
-    variant: str = ""
 
     @classmethod
     def read(cls, folder: Path) -> "Case":
@@ -75,7 +68,7 @@ class Case:
             layers=d["num_hidden_layers"],
             hidden=d["hidden_size"],
             heads=d["num_attention_heads"],
-            kv_heads=d["num_key_value_heads"] * self._spread,
+            kv_heads=d["num_key_value_heads"],
             head_dim=head_dim,
             intermediate=d["intermediate_size"],
             vocab=d["vocab_size"],
@@ -98,22 +91,6 @@ class Case:
             dtype="float32",
         )
 
-    @property
-    def variants(self) -> tuple["Case", ...]:
-        """The case, and with heads cut too if it has logits of that."""
-        with_heads = (replace(self, variant=HEADS),) * (f"prefill_logits{HEADS}" in self.expected)
-        return (self, *with_heads)
-
-    @property
-    def _spread(self) -> int:
-        """How many heads of its own each key/value head becomes.
-
-        The published mask is one of query heads, and heads are cut by key/value head here. A model with
-        each of these repeated is the same one.
-        """
-        dims = self.facts["dims"]
-        return dims["num_attention_heads"] // dims["num_key_value_heads"] if self.variant else 1
-
     def plan(self, form: str = "dynamic") -> Plan:
         """The plan that applies the case's method as published; gates in one of their two forms."""
         spans, params = self.facts["spans"], self.facts["params"]
@@ -131,39 +108,28 @@ class Case:
             case "yopo":
                 method = self._yopo()
             case "yopo_qwen2vl":
-                return self._yopo_qwen2vl(workload)
+                # Rows that leave are gone from its softmax too. Of its arrays those with heads cut as well,
+                # `*_heads`, are not compared: it cuts query heads, and rows of visual tokens read text in
+                # heads that they are cut from, which the released code for LLaVA has not.
+                method = VisualExit(layer=params["visual_off_from_layer"])
             case other:
                 raise ValueError(f"{self.folder}: method {other!r} is not supported")
         return make_plan(self.model, "golden", [method], workload=workload)
 
     def _yopo(self) -> Yopo:
         params = self.facts["params"]
+        # Kept until the process ends: a recipe names the file.
+        mask = Path(tempfile.mkdtemp()) / "head_keep.npy"
+        np.save(mask, self.expected["head_keep"].numpy())
         return Yopo.model_validate(
             {
                 "semantics": "masked",
-                "heads": {"mask": self._head_mask(0)},
+                "heads": {"mask": mask},
                 "window": params["window"],
                 "mlp_ratio": params["mlp_ratio"],
                 "off_from": params["visual_off_from_layer"],
             }
         )
-
-    def _yopo_qwen2vl(self, workload: Workload) -> Plan:
-        """As released for Qwen2-VL: rows that leave are gone from the softmax, those of heads are not."""
-        methods: list[Method] = [VisualExit(layer=self.facts["params"]["visual_off_from_layer"])]
-        if self.variant:
-            mask = {"mask": self._head_mask(FIRST_WITH_HEADS)}
-            methods.append(Yopo.model_validate({"semantics": "masked", "heads": mask}))
-        return make_plan(self.model, "golden", methods, workload=workload)
-
-    def _head_mask(self, first: int) -> Path:
-        """Write which heads see visual tokens; in front of layer `first` all do."""
-        # Kept until the process ends: a recipe names the file.
-        mask = Path(tempfile.mkdtemp()) / "head_keep.npy"
-        kept = self.expected["head_keep"].clone()
-        kept[:first] = True
-        np.save(mask, kept.numpy())
-        return mask
 
     @property
     def lengths(self) -> list[list[int]]:
@@ -185,12 +151,7 @@ class Case:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Weights under the names that the decoder is filled from."""
-        found = {name.removeprefix("model."): tensor for name, tensor in self.weights.items()}
-        width = self.model.decoder.head_dim
-        for name in [name for name in found if "k_proj" in name or "v_proj" in name]:
-            heads = found[name].unflatten(0, (-1, width)).repeat_interleave(self._spread, dim=0)
-            found[name] = heads.flatten(0, 1)
-        return found
+        return {name.removeprefix("model."): tensor for name, tensor in self.weights.items()}
 
 
 @dataclass(frozen=True)
@@ -208,15 +169,11 @@ def run(folder: Path) -> tuple[list[Line], dict[str, list[tuple[int, ...]]]]:
     lines: list[Line] = []
     lengths: dict[str, list[tuple[int, ...]]] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        for one in case.variants:
-            folder = Path(scratch) / f"case{one.variant}"
-            folder.mkdir()
-            for form, side in _sides(one, folder):
-                name = form + one.variant
-                lines += _compare(form, one, side)
-                lengths[name] = side.lengths
-                same = [list(found) for found in side.lengths] == case.lengths
-                lines.append(Line(f"{name} kv lengths", 0.0, same))
+        for name, side in _sides(case, Path(scratch)):
+            lines += _compare(name, case, side)
+            lengths[name] = side.lengths
+            same = [list(found) for found in side.lengths] == case.lengths
+            lines.append(Line(f"{name} kv lengths", 0.0, same))
     lines += _positions(case)
     if "layer_contribution" in case.expected:
         lines += _contribution(case)
@@ -295,7 +252,7 @@ def _compare(name: str, case: Case, side: "_TorchSide | _OnnxSide") -> Iterator[
         prefills.append(prefill)
         decodes.append(decode)
     for what, found in (("prefill", prefills), ("decode", decodes)):
-        logits = f"{what}_logits{case.variant}"
+        logits = f"{what}_logits"
         yield _line(f"{name} {logits}", torch.cat(found), case.expected[logits])
 
 
