@@ -158,7 +158,8 @@ def layout_around(
     visual[before : before + count] = True
     positions = None
     if facts is not None and facts.decoder.rope_axes is not None:
-        positions = _positions(visual, _grids(facts, image_rows, None), 0)
+        made_up = [facts.largest_grid] * len(image_rows)
+        positions = _positions(visual, _grids(facts, image_rows, made_up), 0)
     return _layout(visual, text_ids, image_rows, 0, positions)
 
 
@@ -171,7 +172,7 @@ def _grids(
     facts: ModelFacts, image_tokens: Sequence[int], grids: Sequence[Grid] | None
 ) -> Sequence[Grid]:
     """Return the grids of pictures of so many tokens; without any given, the model's own."""
-    own = [facts.largest_grid] * len(image_tokens)
+    own = [facts.token_grid or (0, 0)] * len(image_tokens)
     found = own if grids is None else grids
     if [rows * columns for rows, columns in found] != list(image_tokens):
         raise ValueError(f"pictures of {image_tokens} tokens are not on grids of {found}")
