@@ -8,7 +8,8 @@ Letters: I pictures, H and W in pixels, h and w patches in a column and in a row
 patches on a visual token's side, N = h * w / m^2 rows, D hidden.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -40,22 +41,36 @@ class PatchGrid(VisionEncoder):
         projection = tower.patch_embed.proj.weight.detach()  # [C, 3, frames, patch, patch]
         # A picture is a film of equal frames.
         self.kernel = nn.Parameter(projection.sum(2), requires_grad=False)
+        self.bias = tower.patch_embed.proj.bias
         # Half of a head's frequencies turn by the row and half by the column, at the same speeds. No
         # tensor: on the meta device it would have no values.
         half = projection.shape[0] // self.heads // 2
         theta = config.rope_parameters["rope_theta"]
         self.speeds = tuple(theta ** (-i / half) for i in range(0, half, 2))
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
+    def forward(self, pixel_values: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Map pixels [I, 3, H, W] to visual embeddings [I, N, D]."""
-        rows = F.conv2d(pixel_values, self.kernel, stride=self.patch).permute(0, 2, 3, 1)
+        *_, rows = self._states(pixel_values)
+        embeds: Tensor = self.merger.mlp(self._merged(self.merger.ln_q(rows)))
+        return embeds
+
+    def _states(self, pixel_values: Tensor) -> Iterator[Tensor]:
+        """Yield what each layer makes of the patches, [I, h, w, C]."""
+        rows = F.conv2d(pixel_values, self.kernel, self.bias, stride=self.patch)
+        rows = self._placed(rows.permute(0, 2, 3, 1))
         cos, sin = self._rotations(rows)
-        for block, window in zip(self.blocks, self.windows, strict=True):  # rows [I, h, w, C]
+        for block, window in zip(self.blocks, self.windows, strict=True):
             rows = rows + self._attended(block.attn, block.norm1(rows), (cos, sin), window)
             rows = rows + block.mlp(block.norm2(rows))
-        squares = _squares(self.merger.ln_q(rows), self.merge)
-        embeds: Tensor = self.merger.mlp(squares.flatten(3).flatten(1, 2))
-        return embeds
+            yield rows
+
+    def _placed(self, rows: Tensor) -> Tensor:
+        """Return patches [I, h, w, C] with what tells them where they lie, before any rotation."""
+        return rows
+
+    def _merged(self, rows: Tensor) -> Tensor:
+        """Return the patches [I, h, w, C] of each visual token side by side, [I, N, m^2 * C]."""
+        return _squares(rows, self.merge).flatten(3).flatten(1, 2)
 
     def _rotations(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return cosines and sines [h * w, d / 2] of patches' angles."""
@@ -87,6 +102,46 @@ class PatchGrid(VisionEncoder):
         mixed = mixed.transpose(1, 2).flatten(2).unflatten(1, (high, wide))
         attended: Tensor = attention.proj(mixed)
         return attended
+
+
+class DeepPatchGrid(PatchGrid):
+    """The tower of Qwen3-VL: learned places beside the rotations, and rows of inner layers for the decoder.
+
+    The places are learned for one square grid, which is stretched over that of each picture, corners on
+    corners.
+    """
+
+    def __init__(self, tower: Any) -> None:
+        super().__init__(tower)
+        config = tower.config
+        self.places, self.side = tower.pos_embed, math.isqrt(config.num_position_embeddings)
+        indexes = [*config.deepstack_visual_indexes]
+        self.inner = tuple(sorted(indexes))
+        self.inner_mergers = nn.ModuleList(
+            tower.deepstack_merger_list[indexes.index(layer)] for layer in self.inner
+        )
+
+    def forward(self, pixel_values: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Map pixels [I, 3, H, W] to visual embeddings [I, N, D], and to as many of each inner layer."""
+        states = [*self._states(pixel_values)]
+        found = [_projected(self.merger, self._merged(self.merger.norm(states[-1])))]
+        for layer, merger in zip(self.inner, self.inner_mergers, strict=True):
+            found.append(_projected(merger, merger.norm(self._merged(states[layer]))))
+        return tuple(found)
+
+    def _placed(self, rows: Tensor) -> Tensor:
+        _, high, wide, _ = rows.shape
+        grid = self.places.weight[: self.side**2].unflatten(0, (1, self.side, self.side))
+        stretched = F.interpolate(
+            grid.permute(0, 3, 1, 2), (high, wide), mode="bilinear", align_corners=True
+        )
+        return rows + stretched.permute(0, 2, 3, 1)
+
+
+def _projected(merger: Any, rows: Tensor) -> Tensor:
+    """[I, N, m^2 * C] to [I, N, D]."""
+    embeds: Tensor = merger.linear_fc2(merger.act_fn(merger.linear_fc1(rows)))
+    return embeds
 
 
 def _turned(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
