@@ -9,7 +9,7 @@ Limitations: holds while logits are asked of text rows, which the decoder's cont
 decide on the exit, what they make dead is not known beforehand.
 """
 
-from compressor.plan.plan import LayerPlan
+from compressor.plan.plan import LayerPlan, Plan
 
 
 def freeze_dead_rows(layers: tuple[LayerPlan, ...]) -> tuple[LayerPlan, ...]:
@@ -21,3 +21,9 @@ def freeze_dead_rows(layers: tuple[LayerPlan, ...]) -> tuple[LayerPlan, ...]:
         marked.append(layer.turned("frozen", "dead") if dead else layer)
         read_later = read_later or layer.reads_visual
     return tuple(reversed(marked))
+
+
+def deepstack_layers(plan: Plan) -> tuple[int, ...]:
+    """Return the layers behind which further visual rows are added that somebody reads."""
+    last = max((layer.index for layer in plan.layers if layer.reads_visual), default=0)
+    return tuple(range(min(plan.model.decoder.deepstack, last)))
