@@ -46,7 +46,7 @@ class Spy:
     def caches(self) -> tuple[Cache, ...]:
         return self.inner.caches
 
-    def vision(self, pixel_values: Array) -> Array:
+    def vision(self, pixel_values: Array) -> tuple[Array, ...]:
         self.pictures += len(pixel_values)
         return self.inner.vision(pixel_values)
 

@@ -40,7 +40,7 @@ class ToyDecoder:
         assert pixel_values.dtype == np.float32
         flat = pixel_values.reshape(len(pixel_values), -1)
         features = (flat @ self.see).astype(np.float32)
-        return features.reshape(len(flat), MODEL.visual_tokens, -1)
+        return (features.reshape(len(flat), MODEL.visual_tokens, -1),)
 
     def embed(self, input_ids):
         return self.table[input_ids].astype(np.float32)
@@ -53,7 +53,7 @@ class ToyDecoder:
         return tuple(p.shape for p in past)
 
     def decode(self, given, past):
-        visual, text, visual_index, text_index, _ = given
+        visual, text, visual_index, text_index, *_ = given
         self.calls.append((visual, text, visual_index, text_index, past))
         rows = np.concatenate([visual, text], axis=1)
         index = np.concatenate([visual_index, text_index], axis=1)
@@ -251,7 +251,7 @@ def test_a_session_that_places_visual_rows_wrongly_fails_where_there_are_images(
 def test_a_failing_vision_graph_and_a_failing_embedding_are_named():
     class Blind(ToyDecoder):
         def vision(self, pixel_values):
-            return super().vision(pixel_values) * np.float32(1.1)
+            return tuple(rows * np.float32(1.1) for rows in super().vision(pixel_values))
 
         def embed(self, input_ids):
             return -super().embed(input_ids)

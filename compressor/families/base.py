@@ -19,8 +19,17 @@ class VisionEncoder(nn.Module, ABC):
     """Vision tower and projector: pixels of tiles [I, 3, H, W] to visual embeddings [I, N, D]."""
 
     @abstractmethod
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """Map pixels [I, 3, H, W] to visual embeddings [I, N, D]."""
+    def forward(self, pixel_values: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Map pixels [I, 3, H, W] to visual embeddings [I, N, D].
+
+        Where the decoder's dims have a `deepstack`, K more such tensors come behind them: what is added to
+        the visual rows behind each of its first layers.
+        """
+
+    def features(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        """Return what `forward` gives, one tensor or several."""
+        found = self(pixel_values)
+        return found if isinstance(found, tuple) else (found,)
 
 
 @dataclass(frozen=True)
@@ -160,16 +169,19 @@ class Family(ABC):
         """Return what stands for a picture in place of the image token of a rendered prompt."""
         return TextRun()
 
-    def original_rows(self, original: Any, out: Any, pictures: Mapping[str, Tensor]) -> Tensor:
+    def original_rows(
+        self, original: Any, out: Any, pictures: Mapping[str, Tensor]
+    ) -> tuple[Tensor, ...]:
         """Return the visual rows [V, D] that the original made of a prompt's pictures.
+
+        Behind them, likewise, what it adds to them behind each of its decoder's first layers, if anything.
 
         Args:
             original: the transformers model.
             out: what it gave of the prompt.
             pictures: what it was given besides tokens.
         """
-        rows: Tensor = out.image_hidden_states.flatten(0, -2)
-        return rows
+        return (out.image_hidden_states.flatten(0, -2),)
 
     def forget(self, original: Any) -> None:  # noqa: B027 - what a family may overwrite
         """Remove from the original what an earlier prompt left in it and a later one would read."""

@@ -20,6 +20,7 @@ BUILT_IN = (
     "compressor.families.internvl.family:InternVlFamily",
     "compressor.families.qwen_vl.family:Qwen2VlFamily",
     "compressor.families.qwen_vl.family:Qwen25VlFamily",
+    "compressor.families.qwen_vl.qwen3:Qwen3VlFamily",
 )
 
 

@@ -212,31 +212,35 @@ def _layout(
 
 
 def visual_rows(
-    vision: Callable[[Any], Any], pictures: Sequence[Any], concatenate: Callable[[list[Any]], Any]
-) -> Any:
+    vision: Callable[[Any], tuple[Any, ...]],
+    pictures: Sequence[Any],
+    concatenate: Callable[[list[Any]], Any],
+) -> tuple[Any, ...]:
     """Return the visual rows [tiles, N, D] of pictures, or [rows, D] where their tiles differ in size.
 
-    Tiles of one size go through the vision side in one call.
+    Behind them, likewise, what is added to them behind the decoder's first layers, if the vision side gives
+    that. Tiles of one size go through it in one call.
 
     Args:
-        vision: pixels of tiles [tiles, 3, H, W] to [tiles, N, D].
+        vision: pixels of tiles [tiles, 3, H, W] to [tiles, N, D] each.
         pictures: pixels of each picture's tiles, numpy's or torch's.
         concatenate: their library's function.
     """
     sizes: dict[tuple[int, ...], list[int]] = {}
     for place, pixels in enumerate(pictures):
         sizes.setdefault(tuple(pixels.shape[1:]), []).append(place)
-    found: dict[int, Any] = {}
+    found: dict[int, list[Any]] = {}
     for places in sizes.values():
-        rows = vision(concatenate([pictures[place] for place in places]))
+        features = vision(concatenate([pictures[place] for place in places]))
         if len(sizes) == 1:
-            return rows
+            return features
         first = 0
         for place in places:
             last = first + len(pictures[place])
-            found[place] = rows[first:last].reshape(-1, rows.shape[-1])
+            found[place] = [rows[first:last].reshape(-1, rows.shape[-1]) for rows in features]
             first = last
-    return concatenate([found[place] for place in range(len(pictures))])
+    every = (found[place] for place in range(len(pictures)))
+    return tuple(concatenate(list(rows)) for rows in zip(*every, strict=True))
 
 
 def joined(rows: Any, image_rows: Sequence[int]) -> Any:

@@ -196,12 +196,15 @@ class PromptRows:
     visual_index: Tensor  # [1, V]
     text_index: Tensor  # [1, T]
     positions: Tensor | None  # [1, V + T, A]; None: the places
+    deepstack: tuple[Tensor, ...] = ()  # [1, V, D] of each of the decoder's first layers that has such
 
     @property
-    def call(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    def call(
+        self,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, tuple[Tensor, ...]]:
         """Return what a decoder takes, in its order, but for the past."""
         indices = (self.visual_index, self.text_index)
-        return (self.visual_embeds, self.text_embeds, *indices, self.positions)
+        return (self.visual_embeds, self.text_embeds, *indices, self.positions, self.deepstack)
 
 
 @torch.inference_mode()
@@ -215,9 +218,11 @@ def embed(model: Reader, prompt: EncodedPrompt) -> PromptRows:
     rows = layout(model, prompt)
     text = torch.nn.functional.embedding(torch.from_numpy(rows.text_ids)[None], table)
     visual = text.new_empty((1, 0, text.shape[-1]))
+    deepstack: list[Tensor] = []
     if prompt.pixels:
         pixels = [tiles.to(table.dtype) for tiles in prompt.pixels]
-        visual = joined(visual_rows(model.vision, pixels, torch.cat), rows.image_rows)
+        features = visual_rows(model.vision.features, pixels, torch.cat)
+        visual, *deepstack = (joined(part, rows.image_rows) for part in features)
     return PromptRows(
         rows,
         visual,
@@ -225,4 +230,5 @@ def embed(model: Reader, prompt: EncodedPrompt) -> PromptRows:
         torch.from_numpy(rows.visual_index)[None],
         torch.from_numpy(rows.text_index)[None],
         None if rows.positions is None else torch.from_numpy(rows.positions)[None],
+        tuple(deepstack),
     )

@@ -32,11 +32,10 @@ class TorchSession:
         return self.model.decoder.caches
 
     @torch.inference_mode()
-    def vision(self, pixel_values: Array) -> Array:
+    def vision(self, pixel_values: Array) -> tuple[Array, ...]:
         """See `Session.vision`."""
         pixels = torch.from_numpy(pixel_values).to(self.model.embedding.dtype)
-        embeds: Array = self.model.vision(pixels).numpy()
-        return embeds
+        return tuple(rows.numpy() for rows in self.model.vision.features(pixels))
 
     @torch.inference_mode()
     def embed(self, input_ids: Array) -> Array:
@@ -49,9 +48,8 @@ class TorchSession:
         """See `Session.decode`."""
         *arrays, further = rows
         *inputs, positions = (None if a is None else torch.from_numpy(a) for a in arrays)
-        decoder = self.model.decoder
-        deepstack = [torch.from_numpy(further[i]) for i in decoder.deepstack if further]
-        logits, present = decoder(*inputs, past, positions, deepstack)
+        deepstack = [*map(torch.from_numpy, further)]
+        logits, present = self.model.decoder(*inputs, past, positions, deepstack)
         return logits.numpy(), present
 
     def empty_past(self, batch: int) -> Past:

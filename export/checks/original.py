@@ -80,7 +80,7 @@ def read_original(model: LoadedModel, sample: Sample) -> Reading:
             SeenPicture(pixels.float().numpy(), rows, "", cells=grid)
             for pixels, rows, grid in zip(prompt.pixels, prompt.image_rows, grids, strict=True)
         ),
-        embeds=rows.float().numpy(),
+        embeds=tuple(part.float().numpy() for part in rows),
         logits=out.logits[0, -1].float().numpy(),
     )
 

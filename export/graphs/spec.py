@@ -139,7 +139,10 @@ class GraphSpec(Facts):
 
 
 def vision_graph(facts: ModelFacts, dtype: DType) -> GraphSpec:
-    """Pixels of tiles [I, 3, H, W] to visual embeddings [I, N, D]; H, W and N have names if they differ."""
+    """Pixels of tiles [I, 3, H, W] to visual embeddings [I, N, D]; H, W and N have names if they differ.
+
+    Behind them, likewise, what the decoder's inputs of the same names take.
+    """
     size: tuple[Axis, Axis] = facts.largest_picture
     rows: Axis = facts.tile_rows
     if facts.sizes_differ:
@@ -148,12 +151,12 @@ def vision_graph(facts: ModelFacts, dtype: DType) -> GraphSpec:
         name="vision",
         file="vision.onnx",
         inputs=(TensorSpec(name="pixel_values", dtype=dtype, axes=("images", 3, *size)),),
-        outputs=(
-            TensorSpec(
-                name="image_features",
-                dtype=dtype,
-                axes=("images", rows, facts.decoder.hidden),
-            ),
+        outputs=tuple(
+            TensorSpec(name=name, dtype=dtype, axes=("images", rows, facts.decoder.hidden))
+            for name in (
+                "image_features",
+                *(f"{DEEPSTACK}{i}" for i in range(facts.decoder.deepstack)),
+            )
         ),
         pixel_multiple=facts.cell or 1,
     )

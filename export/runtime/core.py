@@ -150,7 +150,7 @@ class RuntimeCore:
             prompts: whole ones, or what is left of them after `past`.
             past: cache of what ran before; None: nothing did.
         """
-        layout, features = prompts[0].layout, None
+        layout, features = prompts[0].layout, ()
         text = self.session.embed(np.stack([p.layout.text_ids for p in prompts]))
         if layout.images:
             pixels = [picture.pixels for prompt in prompts for picture in prompt.seen]

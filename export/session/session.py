@@ -35,8 +35,8 @@ class Session(Protocol):
         """Whose keys and values a past holds, pair by pair, in its order."""
         ...
 
-    def vision(self, pixel_values: Array) -> Array:
-        """Pixels [I, 3, S, S] float32 to visual embeddings [I, N, D]."""
+    def vision(self, pixel_values: Array) -> tuple[Array, ...]:
+        """Pixels [I, 3, H, W] float32 to visual embeddings [I, N, D], and to deepstack rows, likewise."""
         ...
 
     def embed(self, input_ids: Array) -> Array:
@@ -177,9 +177,9 @@ class GraphSession(Generic[OneGraph]):
         """See `Session.caches`."""
         return caches_of([cached for spec in self._decoders for cached in spec.cached])
 
-    def vision(self, pixel_values: Array) -> Array:
+    def vision(self, pixel_values: Array) -> tuple[Array, ...]:
         """See `Session.vision`."""
-        return as_array(self.graph("vision")([pixel_values])[0])
+        return tuple(map(as_array, self.graph("vision")([pixel_values])))
 
     def embed(self, input_ids: Array) -> Array:
         """See `Session.embed`."""

@@ -1,6 +1,7 @@
 """Qwen2-VL and Qwen2.5-VL: pictures at a size of their own, four patches to a visual token.
 
-Rows are turned by time, row and column, in sections of the frequencies (`mrope_section`).
+Rows are turned by time, row and column, in sections of the frequencies (`mrope_section`). What Qwen3-VL shares
+with them is here too.
 
 Limitations: pictures alone, no videos; no windows of visual tokens, whose grid differs from picture to
 picture.
@@ -31,7 +32,7 @@ PROCESSOR = "the image processor"
 
 
 class QwenVlFamily(ModelClassFamily):
-    """What Qwen2-VL and Qwen2.5-VL share.
+    """What Qwen2-VL, Qwen2.5-VL and Qwen3-VL share.
 
     Attributes:
         tower: `model_type` of the vision tower.
@@ -220,10 +221,13 @@ class QwenVlFamily(ModelClassFamily):
             for picture, grid in zip(pictures, grids, strict=True)
         )
 
-    def original_rows(self, original: Any, out: Any, pictures: Mapping[str, Tensor]) -> Tensor:
+    def original_rows(
+        self, original: Any, out: Any, pictures: Mapping[str, Tensor]
+    ) -> tuple[Tensor, ...]:
         """See `Family.original_rows`."""
         seen = original.get_image_features(pictures["pixel_values"], pictures["image_grid_thw"])
-        return torch.cat(list(seen.pooler_output))
+        further = getattr(seen, "deepstack_features", None) or ()
+        return tuple(torch.cat(list(rows)) for rows in (seen.pooler_output, *further))
 
     def forget(self, original: Any) -> None:
         """See `Family.forget`: how far positions lie behind places is kept from prompt to prompt."""

@@ -9,7 +9,7 @@ patches on a visual token's side, N = h * w / m^2 rows, D hidden.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -114,7 +114,7 @@ class DeepPatchGrid(PatchGrid):
     def __init__(self, tower: Any) -> None:
         super().__init__(tower)
         config = tower.config
-        self.places, self.side = tower.pos_embed, math.isqrt(config.num_position_embeddings)
+        self.table, self.side = tower.pos_embed, math.isqrt(config.num_position_embeddings)
         indexes = [*config.deepstack_visual_indexes]
         self.inner = tuple(sorted(indexes))
         self.inner_mergers = nn.ModuleList(
@@ -125,13 +125,14 @@ class DeepPatchGrid(PatchGrid):
         """Map pixels [I, 3, H, W] to visual embeddings [I, N, D], and to as many of each inner layer."""
         states = [*self._states(pixel_values)]
         found = [_projected(self.merger, self._merged(self.merger.norm(states[-1])))]
-        for layer, merger in zip(self.inner, self.inner_mergers, strict=True):
+        mergers: Iterable[Any] = self.inner_mergers
+        for layer, merger in zip(self.inner, mergers, strict=True):  # here the norm is over m^2 * C
             found.append(_projected(merger, merger.norm(self._merged(states[layer]))))
         return tuple(found)
 
     def _placed(self, rows: Tensor) -> Tensor:
         _, high, wide, _ = rows.shape
-        grid = self.places.weight[: self.side**2].unflatten(0, (1, self.side, self.side))
+        grid = self.table.weight[: self.side**2].unflatten(0, (1, self.side, self.side))
         stretched = F.interpolate(
             grid.permute(0, 3, 1, 2), (high, wide), mode="bilinear", align_corners=True
         )

@@ -125,7 +125,6 @@ REASONS: Mapping[str, Mapping[str, str]] = {
     },
     "its decoder has several axes of positions": {
         "paddleocr_vl": "llava",
-        "qwen3_vl": "llava",
     },
 }
 """By reason: model types, each with the type that is nearest to it, which need not be supported either."""
