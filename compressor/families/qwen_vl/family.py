@@ -96,7 +96,12 @@ class QwenVlFamily(ModelClassFamily):
         """See `ModelClassFamily.vision_problems`."""
         from transformers.activations import ACT2FN
 
-        vision, problems = config.vision_config, []
+        vision = config.vision_config
+        problems = [  # some of them transformers takes as lists
+            f"{where}: vision_config.{key}: {value!r} is not allowed; one number, 1 or more"
+            for key in self.counts
+            if type(value := getattr(vision, key)) is not int
+        ]
         if vision.hidden_act not in ACT2FN:
             problems.append(
                 f"{where}: vision_config.hidden_act: {vision.hidden_act!r} is no activation that "
@@ -282,11 +287,8 @@ class Qwen25VlFamily(QwenVlFamily):
 
     def vision_problems(self, config: Any, image_size: int | None, where: str) -> list[str]:
         """See `ModelClassFamily.vision_problems`."""
-        problems, window = (
-            super().vision_problems(config, image_size, where),
-            _window(config.vision_config),
-        )
-        if not window:
+        problems = super().vision_problems(config, image_size, where)
+        if not problems and not _window(config.vision_config):
             problems.append(
                 f"{where}: vision_config.window_size: {config.vision_config.window_size} pixels are less "
                 f"than a visual token's {_cell(config)}"
