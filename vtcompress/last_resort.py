@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 
+from compressor.entry_points import package_in
 from export.artifact.manifest import tool_versions
 
 # A library's message may hold a whole tensor.
@@ -55,7 +56,10 @@ class Doing:
         if len(message) > LONGEST_MESSAGE:
             message = f"{message[:LONGEST_MESSAGE]}..."
         said = type(error).__name__ + (f": {message}" if message else "")
-        return f"unexpected in {self}: {said}; please report it with the file that is named here"
+        package = package_in(error)
+        where = f"{self}, in code of the package {package}" if package else str(self)
+        whom = f" to those who make {package}," if package else ""
+        return f"unexpected in {where}: {said}; please report it{whom} with the file that is named here"
 
     def _write(self, trace: str) -> Path | None:
         """Write a new file that only its owner may read; return its place, None if none can be written."""
