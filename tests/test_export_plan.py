@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import vtcompress
-from compressor.errors import ArtifactError, GatesError, RecipeError, VtcompressError
+from compressor.errors import ArtifactError, GatesError, PlanError, RecipeError, VtcompressError
 from compressor.plan.edits import freeze
 from compressor.plan.plan import Gates, LayerPlan, Plan
 from tests import facts
@@ -85,6 +85,40 @@ def test_what_contradicts_is_refused_before_the_model_is_loaded(
     refused(VtcompressError, words, plan, profile=facts.profile([[0.1, 0.2, 0.3, 0.4]]))
     words = "small: holds plan and profile already, so another plan is not read; leave it out"
     refused(VtcompressError, words, plan, compressed=tmp_path / "small")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("no_loading")
+@pytest.mark.parametrize(
+    ("first", "words"),
+    [
+        (
+            LayerPlan(index=0, visual="exited", reason="shortv"),
+            "visual rows enter layer 0, and layers",
+        ),
+        (
+            LayerPlan(index=0, visual="frozen", reason="dead"),
+            "layer 0: frozen for the reason dead, though",
+        ),
+        (LayerPlan(index=0, groups=(99,)), "layer 0: key/value heads up to 99; there are"),
+    ],
+    ids=["exit at once", "not dead", "no such heads"],
+)
+def test_a_plan_changed_past_its_rules_is_refused_by_export_and_compress(
+    first: LayerPlan, words: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    plan = vtcompress.plan(identity(tiny_model))
+    plan = plan.model_copy(update={"layers": (first, *plan.layers[1:])})
+    recipe = vtcompress.load_recipe("shortv").override({"model.id": str(tiny_model)})
+    makers: tuple[Callable[[], object], ...] = (
+        lambda: vtcompress.export(recipe, tmp_path / "out", plan=plan),
+        lambda: vtcompress.compress(recipe, plan, tmp_path / "out"),
+    )
+    for make in makers:
+        with pytest.raises(PlanError) as caught:
+            make()
+        assert caught.value.problems[0].startswith(f"the plan: {words}")
+        assert caught.value.problems[0].endswith("or make it anew with `vtcompress plan`")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -449,4 +449,6 @@ class Plan(Facts):
         Raises:
             PlanError: the file is missing, no JSON, of a newer format or inconsistent.
         """
-        return read_json(path, cls, PlanError, "plan", "make it anew with `vtcompress plan`")
+        return read_json(
+            path, cls, PlanError, "plan", "correct it, or make it anew with `vtcompress plan`"
+        )

@@ -7,9 +7,13 @@ every weight file once.
 from collections.abc import Sequence
 from pathlib import Path
 
-from compressor.errors import ArtifactError, RecipeError
+from pydantic import ValidationError
+
+from compressor.contract.method import layers_words
+from compressor.errors import ArtifactError, PlanError, RecipeError
 from compressor.facts import ModelFacts
 from compressor.methods import CUTTERS
+from compressor.plan.dead_rows import read_though_dead
 from compressor.plan.plan import Plan
 from compressor.planner import check_methods, plan_recipe
 from compressor.profile import Profile
@@ -97,12 +101,35 @@ def check_plan_gates(plan: Plan, recipe: Recipe, facts: ModelFacts, digest: str 
         plan.check_gates(recipe.gate_file(facts, digest).digest)
 
 
-def check_plan_facts(plan: Plan, facts: ModelFacts, what: str = "the plan") -> None:
-    """Refuse a plan of another model by its facts, before any weights are here.
+def check_plan_rules(plan: Plan, what: str = "the plan") -> None:
+    """Refuse a plan that makes no sense: a copy of a plan with changes is not asked for that by itself.
 
     Raises:
+        PlanError: it breaks a rule of plans, or calls rows dead that a layer reads.
+    """
+    remedy = "correct it, or make it anew with `vtcompress plan`"
+    try:
+        Plan.model_validate(plan.model_dump())
+    except ValidationError as error:
+        lines = (item["msg"].removeprefix("Value error, ") for item in error.errors())
+        raise PlanError(f"{what}: {line}; {remedy}" for line in lines) from None
+    if alive := read_though_dead(plan.layers):
+        raise PlanError(
+            [
+                f"{what}: {layers_words(alive)}: frozen for the reason dead, though later layers read what "
+                f"visual rows become there; give the name of a method as the reason, or {remedy}"
+            ]
+        )
+
+
+def check_plan_facts(plan: Plan, facts: ModelFacts, what: str = "the plan") -> None:
+    """Refuse a plan that makes no sense, or of another model by its facts, before any weights are here.
+
+    Raises:
+        PlanError: as `check_plan_rules`.
         ArtifactError: it was made for a decoder of another shape, or for another image size.
     """
+    check_plan_rules(plan, what)
     made, here = plan.model, facts
     remedy = "make it anew with `vtcompress plan`"
     # Whether embedding and head are one is seen when weights are here.
