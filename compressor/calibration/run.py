@@ -16,7 +16,7 @@ from compressor.decoder.gates import gate_input, gate_selection, margins
 from compressor.decoder.weights import LoadedGates
 from compressor.errors import ModelError, ProfileError
 from compressor.families import LoadedModel
-from compressor.methods import MEASURES, source_of
+from compressor.methods import MEASURES, owner_of_measure
 from compressor.plan.edits import identity_plan
 from compressor.plan.plan import Gates, Plan
 from compressor.profile import Profile, SampleScore
@@ -105,7 +105,7 @@ def _values(measure: str, full: FullPass, profile: Profile) -> Any:
             [
                 f"{measure}: its function gave {gave} for a prompt, where a tensor [{axes}] with "
                 f"{profile.length(measure)} {MEASURES[measure].shape[0]} is asked for; mend or remove "
-                f"{source_of(measure)}"
+                f"{owner_of_measure(measure)}"
             ]
         )
     return values

@@ -128,7 +128,7 @@ def method_of(name: str) -> type[Method] | None:
     return next((method for method in METHODS if method.name == name), None)
 
 
-def source_of(measure: str) -> str:
+def owner_of_measure(measure: str) -> str:
     """Return which method a measure is of, with the package that brought it."""
     owner = next(method for method in METHODS if measure in {m.name for m in method.measures})
     return f"the method {owner.name}" + (
