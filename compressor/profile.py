@@ -1,5 +1,7 @@
 """What calibration measured, as a JSON file that grows sample by sample."""
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -199,6 +201,12 @@ class Profile(_Values):
                     f"{difference(self.model_digest, model_digest)}); remove it or calibrate anew"
                 ]
             )
+
+    @property
+    def digest(self) -> str:
+        """Hexadecimal sha256 of all that was measured."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def save(self, path: Path) -> None:
         """Write the profile as JSON, atomically."""

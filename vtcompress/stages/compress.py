@@ -15,9 +15,9 @@ from vtcompress.shipped import PathLike
 from vtcompress.stages.calibrate import draw
 from vtcompress.stages.checks.prompts import check_recipe_prompts
 from vtcompress.stages.checks.recipe import (
+    check_made_by,
     check_plan_facts,
     check_plan_gates,
-    check_plan_methods,
     digest_of_plan,
 )
 from vtcompress.stages.checks.rewrite import check_rewrite
@@ -108,7 +108,7 @@ def compress(
     facts = model_facts(recipe)
     check_plan_gates(plan, recipe, facts, None)
     check_plan_facts(plan, facts)
-    check_plan_methods(plan, recipe)
+    check_made_by(plan, recipe, measured)
     weights = model_folder(recipe).glob("*.safetensors")
     needs["needed_bytes"] = sum(path.stat().st_size for path in weights)
     staging.check_place(output, **needs)

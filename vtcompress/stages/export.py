@@ -14,7 +14,7 @@ from compressor.profile import Profile
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from export.artifact import staging
-from export.artifact.artifact import PLAN_FILE, PROFILE_FILE, write_manifest
+from export.artifact.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE, write_manifest
 from export.artifact.manifest import MANIFEST_FILE, Manifest
 from export.checks.rewrite import refuse
 from export.graphs.limits import check_fixed
@@ -145,7 +145,7 @@ class ExportRun:
         """
         self._note_unread_data("the plan is made already")
         self._check_place()
-        facts = check_plan(self.recipe, plan, what, self._asked(), self.progress)
+        facts = check_plan(self.recipe, plan, profile, what, self._asked(), self.progress)
         self._check_place(model_folder(self.recipe), facts.dtype)
         digest = digest_of_plan(plan, self.recipe, facts, what=what)
         if profile is not None:
@@ -205,7 +205,10 @@ class ExportRun:
         plan = Plan.load(source / PLAN_FILE)
         self.sources += (source,)
         self._check_place(source, plan.model.dtype)
-        check_made_by(source, plan, self.recipe)
+        profile_path, own = source / PROFILE_FILE, source / RECIPE_FILE
+        profile = Profile.load(profile_path) if profile_path.is_file() else None
+        remedy = f"give the folder's own recipe, {own}" if own.is_file() else "give that recipe"
+        check_made_by(plan, self.recipe, profile, f"{source}: the plan", remedy)
         check_targets(self.recipe, plan.model)
         check_fixed(self.recipe.export, plan.model, plan.gates.mode if plan.gates else None)
         self._note_unread_data(f"{source} has its plan")
@@ -213,8 +216,6 @@ class ExportRun:
         limits = self.job.limits(plan.model)
         check_prompts(processor, source, plan.model, self._asked(), limits, self.progress)
         self.origin = origin_of(self.recipe.model.id, source)
-        profile_path = source / PROFILE_FILE
-        profile = Profile.load(profile_path) if profile_path.is_file() else None
         digest = self._original_digest(plan, source) if self._wants_original() else None
         with staging.staged(self.output, **self._needs(source, plan.model.dtype)) as folder:
             original, models = None, []
@@ -311,7 +312,8 @@ def export(
         profile: an earlier calibration's profile or its file, instead of measuring; with a plan for the
             reports alone.
         plan: a plan for this model or its file, instead of planning: nothing is measured. Reports name the
-            recipe's methods, so a plan by methods that the recipe does not have is refused.
+            recipe's methods, so a plan by other methods is refused, and one that a recipe with other settings
+            or another profile made; of a plan by hand they say that it was given.
         compressed: start from the folder that `compress` wrote instead of the original. Compression loss
             then needs the recipe's model as well.
         overwrite: replace what this tool wrote at `output`; nothing else is ever replaced.
