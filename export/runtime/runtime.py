@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Unpack
 
-from compressor.errors import ArtifactWarning, BackendError, ModelError
+from compressor.errors import ArtifactWarning, ModelError
 from compressor.facts import ModelFacts
 from compressor.families.picture_steps import PictureSteps
 from compressor.generation.settings import model_settings
 from compressor.samples.pictures import Pictures, pictures_of
+from compressor.schema.arguments import check_threads, check_whole
 from export.artifact.artifact import Artifact
 from export.artifact.manifest import shortcoming
 from export.backends.checked_on import CHECKED_ON
@@ -48,7 +49,7 @@ class Runtime(RuntimeCore):
 
         Args:
             path: its folder.
-            threads: of one operator; None lets the backend choose.
+            threads: of one operator, at most as many as there are processors; None lets the backend choose.
             verify: compare every file's sha256 with the manifest first.
             backend: one of `export.backends.registry.BACKENDS`.
             precision: `f32`, or `bf16` where backend and processor have it.
@@ -65,8 +66,8 @@ class Runtime(RuntimeCore):
             ArtifactWarning: its checks failed, were not judged or did not run; or this backend was never
                 compared with ONNX Runtime on it.
         """
-        if threads is not None and threads < 1:
-            raise BackendError(f"threads: {threads} is not allowed; 1 or more, or None")
+        check_threads(threads)
+        check_whole("device", device, 0)
         artifact = Artifact.open(path, verify=verify)
         if (words := shortcoming(artifact.manifest)) is not None:
             warnings.warn(words, ArtifactWarning, stacklevel=2)

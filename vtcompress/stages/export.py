@@ -13,6 +13,7 @@ from compressor.planner import plan_recipe
 from compressor.profile import Profile
 from compressor.progress import Progress
 from compressor.recipe import Recipe
+from compressor.schema.arguments import check_threads, check_whole
 from export.artifact import staging
 from export.artifact.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE, write_manifest
 from export.artifact.manifest import MANIFEST_FILE, Manifest
@@ -319,7 +320,7 @@ def export(
         overwrite: replace what this tool wrote at `output`; nothing else is ever replaced.
         sources: files that recipe, plan and profile were read from; no folder that holds one is replaced.
         bench_rounds: how often each call is timed; 0 for none.
-        threads: how many one operator has while timing.
+        threads: how many one operator has while timing, at most as many as there are processors.
         progress: shows stages and loops; see the module.
 
     Returns:
@@ -329,6 +330,8 @@ def export(
         VtcompressError: input or environment; nothing is left half-written.
     """
     require_recipe(recipe)
+    check_threads(threads)
+    check_whole("bench_rounds", bench_rounds, 0)
     require_compress("export")
     require_runtime("checking the exported graphs")
     samples = validation_samples(recipe)

@@ -11,6 +11,7 @@ from compressor.progress import Progress
 from compressor.recipe import Recipe, fidelity_thresholds
 from compressor.recipe import load_recipe as read_recipe
 from compressor.samples.questions import Sample, read_samples
+from compressor.schema.arguments import check_threads
 from export.artifact.artifact import PLAN_FILE, RECIPE_FILE, Artifact
 from export.backends.checked_on import OnnxSession
 from export.checks import fidelity, loss, stored
@@ -168,6 +169,7 @@ def validate(
             original is given; other data is given without the original; `limits` sets what is no limit, or
             one that nothing is measured for.
     """
+    check_threads(threads)
     path, progress = Path(path), shown(progress)
     artifact = Artifact.open(path)
     recipe = read_recipe(path / RECIPE_FILE, stored=True).override(
