@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Unpack
 
-from compressor.errors import ArtifactWarning, ModelError
+from compressor.errors import ArtifactWarning, BackendError, ModelError
 from compressor.facts import ModelFacts
 from compressor.families.picture_steps import PictureSteps
 from compressor.generation.settings import model_settings
@@ -16,7 +16,7 @@ from export.artifact.artifact import Artifact
 from export.artifact.manifest import shortcoming
 from export.backends.checked_on import CHECKED_ON
 from export.backends.compared import uncompared
-from export.backends.registry import open_session
+from export.backends.registry import find_backend, open_session
 from export.runtime.answering import Answering
 from export.runtime.conversation import Conversation
 from export.runtime.core import BATCH_ROWS, PROMPTS_AHEAD, Reply, RuntimeCore
@@ -68,6 +68,8 @@ class Runtime(RuntimeCore):
         """
         check_threads(threads)
         check_whole("device", device, 0)
+        if threads is not None and not find_backend(backend).takes_threads:
+            raise BackendError(f"{backend}: runs on the GPU, in no threads; leave out threads")
         artifact = Artifact.open(path, verify=verify)
         if (words := shortcoming(artifact.manifest)) is not None:
             warnings.warn(words, ArtifactWarning, stacklevel=2)

@@ -139,14 +139,8 @@ def export(
     from export.report.words.ladder import engine_facts
     from vtcompress.cli import brief, show
 
-    recipe = read_recipe(
-        options,
-        {
-            "export.dtype": dtype,
-            "validate.data": validate_data,
-            "validate.samples": validate_samples,
-        },
-    )
+    own = {"dtype": dtype, "validate_data": validate_data, "validate_samples": validate_samples}
+    recipe = read_recipe(options | own)
     manifest = vtcompress.export(
         recipe,
         output,

@@ -51,6 +51,8 @@ from vtcompress.stages.inputs import (
     model_digest,
     model_facts,
     model_folder,
+    note_in_vain,
+    note_no_validation,
     note_unread_data,
     open_plan,
     open_profile,
@@ -213,10 +215,13 @@ class ExportRun:
         check_targets(self.recipe, plan.model)
         check_fixed(self.recipe.export, plan.model, plan.gates.mode if plan.gates else None)
         self._note_unread_data(f"{source} has its plan")
+        self._note_without_effect(source, plan.model.name)
         processor = read_compressed_processor(source, plan)
         limits = self.job.limits(plan.model)
         check_prompts(processor, source, plan.model, self._asked(), limits, self.progress)
-        self.origin = origin_of(self.recipe.model.id, source)
+        # Who does not load the original does not know whether it is the one that is named.
+        of_hub = "/" in plan.model.name and self.recipe.model.id == plan.model.name
+        self.origin = origin_of(plan.model.name if of_hub else None, source)
         digest = self._original_digest(plan, source) if self._wants_original() else None
         with staging.staged(self.output, **self._needs(source, plan.model.dtype)) as folder:
             original, models = None, []
@@ -242,7 +247,32 @@ class ExportRun:
     def _wants_original(self) -> bool:
         """Whether an export from a folder loads the original as well: for its answers, or if it is here."""
         name = self.recipe.model.id
-        return name is not None and bool(self.job.samples or is_folder(Path(name)))
+        return bool(self.job.samples) or (name is not None and is_folder(Path(name)))
+
+    def _note_without_effect(self, source: Path, made_of: str) -> None:
+        """Say what of the recipe is not read, as the folder has it or the original is not.
+
+        Args:
+            source: what `compress` wrote.
+            made_of: name of the model that it was made of.
+        """
+        section, gated = self.recipe.model, self.recipe.gated
+        given = {
+            "model.id": None if section.id == made_of else section.id,
+            "model.revision": section.revision,
+            "model.trust_remote_code": section.trust_remote_code or None,
+        }
+        for key, value in given.items():
+            if value is not None and not self._wants_original():
+                why = "without validation data the original of a folder is not loaded"
+                note_in_vain(key, value, why, self.progress)
+        if (
+            gated is not None
+            and gated.gates is not None
+            and gated.gates.parent != source.absolute()
+        ):
+            why = f"{source} has its gates"
+            note_in_vain(f"compress.{gated.name}.gates", gated.gates, why, self.progress)
 
     def _original_digest(self, plan: Plan, source: Path) -> str:
         """Return the digest of the recipe's model; refuse one that a folder was not made from."""
@@ -334,10 +364,14 @@ def export(
     check_whole("bench_rounds", bench_rounds, 0)
     require_compress("export")
     require_runtime("checking the exported graphs")
+    progress = shown(progress)
+    note_no_validation(recipe, progress)
+    if not bench_rounds and threads != 1:
+        note_in_vain("threads", threads, "nothing is timed", progress)
     samples = validation_samples(recipe)
     # Read now: data that cannot be used is refused before anything runs.
     prompts = range_samples(recipe, samples)
-    job = Job(recipe, bench_rounds, threads, shown(progress), samples, prompts)
+    job = Job(recipe, bench_rounds, threads, progress, samples, prompts)
     read = read_files(sources, profile, plan)
     run = ExportRun(job, Path(output), overwrite=overwrite, sources=read)
     if compressed is not None:

@@ -13,13 +13,14 @@ from compressor.profile import Profile
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.samples.questions import Sample, check_pictures, choose, read_samples
-from compressor.schema.sections import CalibrateSection
+from compressor.schema.sections import CalibrateSection, ValidateSection
 from export.artifact.artifact import PROFILE_FILE
 from export.backends.checked_on import CHECKED_ON
 
 if TYPE_CHECKING:
     from compressor.families import LoadedModel
 
+Section = CalibrateSection | ValidateSection
 COMPRESS_PACKAGES = ("torch", "transformers", "optimum", "onnx", "onnxscript", "safetensors")
 
 
@@ -121,9 +122,26 @@ def note_unread_data(recipe: Recipe, why: str, progress: Progress) -> None:
     if section.data is not None:
         progress.say(f"note: {section.data}: calibration data that is not read: {why}")
         return
-    for key in ("samples", "seed"):
-        if (value := getattr(section, key)) != getattr(usual, key):
-            progress.say(f"note: calibrate.{key}: {value}: has no effect: {why}")
+    _note_draw("calibrate", section, usual, why, progress)
+
+
+def note_no_validation(recipe: Recipe, progress: Progress) -> None:
+    """Say what a recipe without validation data asks of a validation in vain."""
+    section = recipe.validation
+    if section.data is None:
+        _note_draw("validate", section, ValidateSection(), "there is no validation data", progress)
+
+
+def _note_draw(key: str, section: Section, usual: Section, why: str, progress: Progress) -> None:
+    """Say which of the two settings of a draw have no effect."""
+    for name in ("samples", "seed"):
+        if (value := getattr(section, name)) != getattr(usual, name):
+            note_in_vain(f"{key}.{name}", value, why, progress)
+
+
+def note_in_vain(key: str, value: object, why: str, progress: Progress) -> None:
+    """Say that a setting has no effect."""
+    progress.say(f"note: {key}: {value}: has no effect: {why}")
 
 
 def source_paths(recipe: Recipe) -> tuple[Path, ...]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compressor.errors import RecipeError
+from compressor.errors import RecipeError, VtcompressError
 from compressor.plan.plan import Plan
 from compressor.progress import Progress
 from compressor.recipe import Recipe, fidelity_thresholds
@@ -170,6 +170,9 @@ def validate(
             one that nothing is measured for.
     """
     check_threads(threads)
+    for name, asked_for in (("gates", gates is not None), ("trust_remote_code", trust_remote_code)):
+        if asked_for and model is None:
+            raise VtcompressError(f"{name}: is read with the original alone; give model as well")
     path, progress = Path(path), shown(progress)
     artifact = Artifact.open(path)
     recipe = read_recipe(path / RECIPE_FILE, stored=True).override(

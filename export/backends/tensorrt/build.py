@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from compressor.disk.files import sha256_of, write_text
-from compressor.errors import ArtifactError, VtcompressError
+from compressor.errors import ArtifactError, BackendError, VtcompressError
 from compressor.progress import SILENT, Progress
 from compressor.recipe import load_recipe
 from export.artifact.artifact import RECIPE_FILE, Artifact
@@ -141,6 +141,8 @@ def plan_engines(
     """
     artifact = Artifact.open(path, verify=verify)
     target, manifest = find_target(target_name), artifact.manifest
+    if device and target.ahead:
+        raise BackendError(f"{target.name}: is built without a GPU; leave out the device")
     asked = load_recipe(artifact.folder / RECIPE_FILE, stored=True).export.profiles
     sizes = limits_of(asked.model_copy(update=dict(limits or {})), manifest.model)
     wanted = capabilities or (asked.compute_capabilities if target.ahead else None)

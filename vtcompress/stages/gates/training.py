@@ -22,6 +22,7 @@ from vtcompress.stages.inputs import (
     load_model,
     model_facts,
     model_folder,
+    note_no_validation,
     require_compress,
     require_recipe,
     source_paths,
@@ -70,6 +71,7 @@ def train_gates(
     if held_out is not None:
         recipe = recipe.override({"validate.data": Path(held_out)})
     data, output, progress = Path(data), Path(output), shown(progress)
+    note_no_validation(recipe, progress)
     report_file = output.with_suffix(".json")
     if output.suffix != SUFFIX:
         raise VtcompressError(f"{output}: gates are a {SUFFIX} file; give --output such a name")
