@@ -13,6 +13,7 @@ from pydantic_core import InitErrorDetails
 
 from compressor.contract.measure import Measured
 from compressor.disk.files import read_json, write_text
+from compressor.disk.mistaken import mistaken
 from compressor.disk.model_digest import difference, same_model
 from compressor.errors import ProfileError
 from compressor.facts import Facts
@@ -239,6 +240,8 @@ class Profile(_Values):
         Raises:
             ProfileError: missing, no JSON, of a newer format or inconsistent.
         """
+        if (problem := mistaken(path, "profile")) is not None:
+            raise ProfileError([problem])
         remedy = "make it anew with `vtcompress calibrate`"
         profile = read_json(path, cls, ProfileError, "profile", remedy)
         if not profile.consistent:

@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError
 from compressor.contract.gated import GatedMethod
 from compressor.contract.method import Method, path_keys
 from compressor.disk.gate_file import GateFile
+from compressor.disk.mistaken import mistaken
 from compressor.errors import RecipeError
 from compressor.facts import ModelFacts
 from compressor.methods import GATED, UNUSABLE, CompressEntry, gated, methods_clash
@@ -162,6 +163,8 @@ def load_recipe(path: Path, *, stored: bool = False) -> Recipe:
     Raises:
         RecipeError: the file is no readable recipe, or has a model's own code run; one line for each problem.
     """
+    if (problem := mistaken(path, "recipe")) is not None:
+        raise RecipeError([problem])
     data, problems = read_yaml(path)
     model = data.get("model")
     if isinstance(model, Mapping) and model.get(TRUST) is True:

@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from compressor.disk.mistaken import mistaken
 from compressor.errors import RecipeError
 from compressor.recipe import Recipe
 from compressor.recipe import load_recipe as read_recipe
@@ -59,6 +60,8 @@ def find_recipe(name_or_path: str) -> Path:
     name = name_or_path.removesuffix(".yaml")
     if name in shipped:
         return shipped[name]
+    if (problem := mistaken(Path(name_or_path), "recipe")) is not None:
+        raise RecipeError([problem])
     missing = f"{show(name_or_path)}: no such file, and no shipped recipe has this name"
     raise RecipeError([f"{missing}{nearest(name, shipped)} (shipped: {', '.join(shipped)})"])
 

@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from compressor.disk.files import read_json, write_text
+from compressor.disk.mistaken import mistaken
 from compressor.disk.model_digest import difference, same_model
 from compressor.errors import ArtifactError, PlanError
 from compressor.facts import Facts, ModelFacts, Positive
@@ -481,4 +482,6 @@ class Plan(Facts):
         Raises:
             PlanError: the file is missing, no JSON, of a newer format or inconsistent.
         """
+        if (problem := mistaken(path, "plan")) is not None:
+            raise PlanError([problem])
         return read_json(path, cls, PlanError, "plan", "make it anew with `vtcompress plan`")

@@ -129,8 +129,11 @@ def run_command(arguments: list[str] | None = None) -> int:
 
 
 def spoken(problem: str, command: str | None) -> str:
-    """Return a problem in the words of a command: some write something and have no `--output`."""
+    """Return a problem in the words of a command: its options, and no `--output` where it has none."""
     asked = cli.commands.get(command or "")
+    for option in asked.params if asked else ():
+        for flag in option.opts:
+            problem = problem.replace(f"as `{flag.removeprefix('--')}`", f"as {flag}")
     if asked is None or any("--output" in option.opts for option in asked.params):
         return problem
     return problem.replace("another --output", "another place")

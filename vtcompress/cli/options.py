@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vtcompress.cli.paths import FILE
+from vtcompress.cli.paths import READ
 
 if TYPE_CHECKING:
     from compressor.recipe import Recipe
@@ -43,12 +43,12 @@ def recipe_options(command: Command) -> Command:
     command = _with(
         command,
         click.option(
-            "--data", type=FILE, help="Calibration questions (jsonl); overrides the recipe."
+            "--data", type=READ, help="Calibration questions (jsonl); overrides the recipe."
         ),
         click.option("--samples", type=click.IntRange(min=1), help="How many of them."),
         click.option(
             "--gates",
-            type=FILE,
+            type=READ,
             help="Weights of a method's gates (safetensors); overrides the recipe.",
         ),
         click.option("--seed", type=click.IntRange(min=0), help="Which of them are drawn."),

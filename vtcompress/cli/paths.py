@@ -24,4 +24,7 @@ class _PathKind(click.Path):
 
 
 FILE = _PathKind(path_type=Path, dir_okay=False)
+READ = _PathKind(path_type=Path)
+"""What is read; who reads it says what was given instead."""
+
 FOLDER = _PathKind(path_type=Path, file_okay=False)

@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compressor.disk.mistaken import mistaken
+from compressor.errors import ArtifactError
 from compressor.plan.plan import Plan
 from compressor.profile import Profile
 from compressor.progress import Progress
@@ -135,6 +137,8 @@ def load_compressed(folder: PathLike, *, progress: Progress | None = None) -> "C
     Raises:
         VtcompressError: files are missing or broken.
     """
+    if (problem := mistaken(Path(folder), "compressed")) is not None:
+        raise ArtifactError([problem])
     require_compress("loading a compressed model")
     from compressor.compressed import load_compressed as load
 

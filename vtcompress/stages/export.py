@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressor.disk.files import is_folder
+from compressor.disk.mistaken import mistaken
 from compressor.errors import ArtifactError, VtcompressError
 from compressor.plan.cost import BYTES
 from compressor.plan.plan import Plan
@@ -16,7 +17,7 @@ from compressor.recipe import Recipe
 from compressor.schema.arguments import check_threads, check_whole
 from export.artifact import staging
 from export.artifact.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE, write_manifest
-from export.artifact.manifest import MANIFEST_FILE, Manifest
+from export.artifact.manifest import Manifest
 from export.checks.rewrite import refuse
 from export.graphs.limits import check_fixed
 from export.report.pages.model_card import Origin
@@ -199,12 +200,8 @@ class ExportRun:
         """Start from a folder that `compress` wrote."""
         from compressor.compressed import load_compressed, plain_of, read_compressed_processor
 
-        if (source / MANIFEST_FILE).is_file():
-            raise ArtifactError(
-                [
-                    f"{source}: an artifact, not a folder that `vtcompress compress` wrote; give that one"
-                ]
-            )
+        if (problem := mistaken(source, "compressed")) is not None:
+            raise ArtifactError([problem])
         plan = Plan.load(source / PLAN_FILE)
         self.sources += (source,)
         self._check_place(source, plan.model.dtype)
