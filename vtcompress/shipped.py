@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compressor.disk.mistaken import mistaken
+from compressor.disk.paths import at_home
 from compressor.errors import RecipeError
 from compressor.recipe import Recipe
 from compressor.recipe import load_recipe as read_recipe
@@ -53,6 +54,7 @@ def find_recipe(name_or_path: str) -> Path:
     Raises:
         RecipeError: neither exists; names the nearest shipped recipe.
     """
+    name_or_path = at_home(name_or_path)
     # os.path answers False for a name the system refuses; Path.is_file raises for a long one.
     if os.path.isfile(name_or_path):  # noqa: PTH113
         return Path(name_or_path)
