@@ -185,7 +185,7 @@ def _compressed(folder: Path, raw: Mapping[str, Any]) -> str | None:
         return None
     return (
         f"{folder}: a folder that `vtcompress compress` wrote, not a model; start "
-        "`vtcompress export --compressed` from it, or give the original as --model"
+        "`vtcompress export --compressed` from it, or give the original as `model`"
     )
 
 

@@ -65,7 +65,9 @@ def calibration_samples(recipe: Recipe) -> tuple[Sample, ...]:
     """
     section = recipe.calibrate
     if section.data is None:
-        problem = "calibrate.data: the recipe's methods need calibration data; give --data FILE"
+        problem = (
+            "calibrate.data: the recipe's methods need calibration data; give `calibrate.data`"
+        )
         raise RecipeError([problem])
     samples = choose(read_samples(section.data), section.samples, section.seed)
     check_pictures(samples, section.data.name)
@@ -163,7 +165,7 @@ def model_id(recipe: Recipe) -> str:
         RecipeError: it names none.
     """
     if recipe.model.id is None:
-        raise RecipeError(["model.id: the recipe names no model; give --model ID_OR_FOLDER"])
+        raise RecipeError(["model.id: the recipe names no model; give `model.id`"])
     return recipe.model.id
 
 

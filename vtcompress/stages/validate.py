@@ -93,7 +93,7 @@ def with_limits(
         if not key.startswith((LOSS_KEYS, FIDELITY_KEYS))
     ]
     problems += [
-        f"limits: {key}: export fidelity is not measured anew; add --model ORIGINAL or --backend"
+        f"limits: {key}: export fidelity is not measured anew; give `model` or a backend"
         for key in limits
         if key.startswith(FIDELITY_KEYS) and not anew
     ]

@@ -61,7 +61,7 @@ def validate_backend(
     if backend == CHECKED_ON.name:
         others = ", ".join(name for name in BACKENDS if name != backend)
         raise BackendError(
-            f"{backend}: is what other backends are compared with; leave --backend out to check the artifact "
+            f"{backend}: is what other backends are compared with; leave it out to check the artifact "
             f"itself, or give one of {others}"
         )
     require_runtime("comparing a backend with ONNX Runtime")

@@ -178,7 +178,7 @@ def build_engines(plan: EnginePlan, *, overwrite: bool = False) -> OpenedSet:
     """
     folder, manifest = plan.folder, plan.artifact.manifest
     if folder.exists() and not overwrite:
-        raise VtcompressError(f"{folder}: exists; add --overwrite to build it anew")
+        raise VtcompressError(f"{folder}: exists; add `overwrite` to build it anew")
     weights = manifest.files.get(WEIGHTS_FILE)
     needed = weights.size * (2 if plan.baseline else 1) if weights else 0
     try:
@@ -201,7 +201,7 @@ def engine_graphs(manifest: Manifest, *, baseline: bool = False) -> tuple[GraphS
     specs = [by_name["vision"], by_name["embed"], *in_order(manifest.graphs, "decoder")]
     if baseline:
         if BASELINE not in by_name:
-            raise ArtifactError([f"the artifact has no {BASELINE}; leave out --with-baseline"])
+            raise ArtifactError([f"the artifact has no {BASELINE}; leave out the baseline"])
         specs.append(by_name[BASELINE])
     return tuple(specs)
 

@@ -74,7 +74,7 @@ def train_gates(
     note_no_validation(recipe, progress)
     report_file = output.with_suffix(".json")
     if output.suffix != SUFFIX:
-        raise VtcompressError(f"{output}: gates are a {SUFFIX} file; give --output such a name")
+        raise VtcompressError(f"{output}: gates are a {SUFFIX} file; give `output` such a name")
 
     def check() -> None:
         check_file(output, "gates", overwrite=overwrite, sources=source_paths(recipe))
@@ -139,7 +139,7 @@ def _check_model(recipe: Recipe, output: Path) -> None:
     folder = model_folder(recipe, weights=False)
     if folder.resolve() == output.absolute().parent.resolve():
         problem = (
-            "lies in the model's folder, where weights are the model's; choose another --output"
+            "lies in the model's folder, where weights are the model's; choose another `output`"
         )
         raise VtcompressError(f"{output}: {problem}")
 
