@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from pydantic import ValidationError
 
+from compressor.contract.asked import method_words
 from compressor.contract.measure import Measure
 from compressor.contract.method import CannotError, Evidence, Files, Method, Turn
 from compressor.disk.gate_file import GateFile
@@ -206,8 +207,10 @@ def make_plan(
 def plan_recipe(
     recipe: Recipe, facts: ModelFacts, model_digest: str, profile: Profile | None = None
 ) -> Plan:
-    """Return the plan of a recipe by the rules of its format; see `make_plan`."""
-    return make_plan(facts, model_digest, recipe.methods, profile, recipe_format=recipe.vtcompress)
+    """Return the plan of a recipe by the rules of its format, which says that it is; see `make_plan`."""
+    made = make_plan(facts, model_digest, recipe.methods, profile, recipe_format=recipe.vtcompress)
+    asked = [method_words(method) for method in recipe.methods]
+    return made.signed(asked, "" if profile is None else profile.digest)
 
 
 def _applied(plan: Plan, steps: Sequence[_Step], *, in_turn: bool) -> Plan:

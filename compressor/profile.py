@@ -1,5 +1,6 @@
 """What calibration measured, as a JSON file that grows sample by sample."""
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ from pydantic_core import InitErrorDetails
 
 from compressor.contract.measure import Measured
 from compressor.disk.files import read_json, write_text
+from compressor.disk.mistaken import mistaken
 from compressor.disk.model_digest import difference, same_model
 from compressor.errors import ProfileError
 from compressor.facts import Facts
@@ -197,6 +199,12 @@ class Profile(_Values):
                 ]
             )
 
+    @property
+    def digest(self) -> str:
+        """Hexadecimal sha256 of all that was measured."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
     def save(self, path: Path) -> None:
         """Write the profile as JSON, atomically."""
         write_text(path, self.model_dump_json(indent=1) + "\n")
@@ -235,6 +243,8 @@ class Profile(_Values):
         Raises:
             ProfileError: missing, no JSON, of a newer format or inconsistent.
         """
+        if (problem := mistaken(path, "profile")) is not None:
+            raise ProfileError([problem])
         remedy = "make it anew with `vtcompress calibrate`"
         try:
             profile = read_json(path, cls, ProfileError, "profile", remedy)

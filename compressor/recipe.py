@@ -15,6 +15,8 @@ from pydantic import Field, ValidationError
 from compressor.contract.gated import GatedMethod
 from compressor.contract.method import Method, path_keys
 from compressor.disk.gate_file import GateFile
+from compressor.disk.mistaken import mistaken
+from compressor.disk.paths import at_home
 from compressor.errors import RecipeError
 from compressor.facts import ModelFacts
 from compressor.methods import GATED, UNUSABLE, CompressEntry, gated, methods_clash
@@ -162,6 +164,8 @@ def load_recipe(path: Path, *, stored: bool = False) -> Recipe:
     Raises:
         RecipeError: the file is no readable recipe, or has a model's own code run; one line for each problem.
     """
+    if (problem := mistaken(path, "recipe")) is not None:
+        raise RecipeError([problem])
     data, problems = read_yaml(path)
     model = data.get("model")
     if isinstance(model, Mapping) and model.get(TRUST) is True:
@@ -255,6 +259,7 @@ def _anchored(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         if not is_path(section[key]):
             continue
         value = section[key]
+        value = at_home(value) if isinstance(value, str) else value
         path = os.path.normpath(folder.absolute() / value)
         # os.path answers False for a name the system refuses; Path.is_dir raises for a long one.
         if key != "id" or _is_folder(str(value)) or os.path.isdir(path):  # noqa: PTH112

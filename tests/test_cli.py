@@ -87,7 +87,7 @@ def test_an_unknown_recipe_is_one_line_and_exit_code_1(vt: Run) -> None:
 def test_a_missing_model_names_the_flag(vt: Run) -> None:
     code, _, err = vt("plan", "--recipe", "identity")
     assert code == 1
-    assert err == "error: model.id: the recipe names no model; give --model ID_OR_FOLDER\n"
+    assert err == "error: model.id: the recipe names no model; give --model\n"
 
 
 def test_a_folder_that_is_no_model_is_named(vt: Run, tmp_path: Path) -> None:

@@ -174,7 +174,7 @@ def test_validate_needs_neither_torch_nor_the_original(artifact: Path) -> None:
 def test_validate_on_other_data_asks_for_the_original(artifact: Path, tmp_path: Path) -> None:
     from tests.models import make_questions
 
-    with pytest.raises(VtcompressError, match="give --model ORIGINAL"):
+    with pytest.raises(VtcompressError, match="give `model`"):
         vtcompress.validate(artifact, data=make_questions(tmp_path, count=3, answers=False))
 
 

@@ -51,6 +51,8 @@ def test_the_plan_is_done_as_it_is_without_calibration_and_told_with_its_notes(
     assert manifest.predicted.flops < manifest.predicted.flops_original
     for name in ("report.md", "report.html"):
         text = (output / name).read_text(encoding="utf-8")
+        assert "shortv, as the plan that was given has it" in text
+        assert "chose nothing of it" in text
         assert "layer 0 was chosen by hand" in text
         assert "shortv" in text
     assert "shortv" in (output / "README.md").read_text(encoding="utf-8")
@@ -160,7 +162,8 @@ def test_a_folder_is_exported_by_the_recipe_that_it_was_made_by_alone(
 ) -> None:
     recipe = vtcompress.load_recipe("shortv").override({"model.id": str(tiny_model)})
     small, out = tmp_path / "small", tmp_path / "out"
-    vtcompress.compress(recipe, by_hand(tiny_model), small)
+    made = by_hand(tiny_model).signed(("shortv (frozen: 0.7)",), "")
+    vtcompress.compress(recipe, made, small)
     monkeypatch.setattr("compressor.compressed.load_compressed", lambda *_, **__: 1 / 0)
     words = "small: the plan was made by shortv, which the recipe does not have"
     with pytest.raises(RecipeError, match=words):
@@ -170,10 +173,14 @@ def test_a_folder_is_exported_by_the_recipe_that_it_was_made_by_alone(
     with pytest.raises(RecipeError, match=words) as refused:
         vtcompress.export(other, out, compressed=small)
     assert not out.exists()
-    remedy = str(refused.value).rpartition("--recipe ")[2]
+    remedy = str(refused.value).rpartition("own recipe, ")[2]
     own = vtcompress.load_recipe(remedy).override({"model.id": None})
     with pytest.raises(ZeroDivisionError):
         vtcompress.export(own, out, compressed=small)
+    # The plan tells what made it, also where the recipe is lost.
+    (small / "recipe.yaml").unlink()
+    with pytest.raises(RecipeError, match=words):
+        vtcompress.export(other, out, compressed=small)
 
 
 def test_an_artifact_in_place_of_a_compressed_folder_is_called_one(tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ def test_an_image_token_in_the_prompt_is_told_of_the_option(
 def test_a_precision_that_the_backend_has_not_is_one_line(vt: Chat, artifact: Path) -> None:
     code, out, err = vt("generate", artifact, "--prompt", "a", "--precision", "bf16")
     assert (code, out) == (1, "")
-    assert err == "error: onnxruntime: has no bf16; use --backend openvino\n"
+    assert err == "error: onnxruntime: has no bf16; use the backend openvino\n"
 
 
 def test_a_chat_answers_while_stdin_is_still_open(artifact: Path) -> None:

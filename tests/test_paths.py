@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 import pytest
 
+import vtcompress
 from compressor.disk.files import read_text, write_text
 from compressor.disk.paths import MOST_NAME_BYTES, check_path, unusable, working_stem
 from compressor.errors import ProfileError, VtcompressError
@@ -153,3 +154,23 @@ def test_the_home_folder_is_meant_where_no_shell_put_it_in(
     assert kind.convert("~/out", None, None) == tmp_path / "out"
     assert kind.convert("./~", None, None) == Path("~")
     assert kind.convert("~no-such-user-here/x", None, None) == Path("~no-such-user-here/x")
+
+
+def test_a_model_and_a_recipe_below_the_home_folder_are_found(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the command line, in Python, and in a recipe's own paths."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model").symlink_to(tiny_model)
+    (tmp_path / "q.jsonl").write_text("", encoding="utf-8")
+    (tmp_path / "mine.yaml").write_text(
+        "vtcompress: 2\nmodel: {id: ~/model}\ncalibrate: {data: ~/q.jsonl}\n", encoding="utf-8"
+    )
+    recipe = vtcompress.load_recipe("~/mine.yaml")
+    assert recipe.model.id == str(tmp_path / "model")
+    assert recipe.calibrate.data == tmp_path / "q.jsonl"
+    assert recipe.override({"model.id": "~/model"}).model.id == str(tmp_path / "model")
+    assert vtcompress.inspect("~/model")["kind"] == "model"
+    plan = ["plan", "--recipe=~/mine.yaml", "--model=~/model", "--output=~/plan.json"]
+    assert run_command(plan) == 0
+    assert (tmp_path / "plan.json").is_file()

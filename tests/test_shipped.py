@@ -167,7 +167,7 @@ def test_the_list_says_which_models_a_recipe_is_for():
 
 
 REFUSED = {
-    "dyvte": "compress[0].dyvte: dyvte.gates: the recipe names no gates; give --gates FILE, or train them",
+    "dyvte": "compress[0].dyvte: dyvte.gates: the recipe names no gates; give `gates`, or train them",
     "shortv-llava-1.5-7b": "the model has 20 layers: give layers of this model, or a share (frozen)",
 }
 REFUSED |= {

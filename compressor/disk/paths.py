@@ -31,6 +31,15 @@ def unusable(path: Path) -> str | None:
     return None
 
 
+def at_home(path: str) -> str:
+    """Return a path that begins with `~` from the home folder on; another one as it is.
+
+    Shells leave `--model=~/name` as it is, and nobody means a folder named `~`.
+    """
+    # expanduser leaves a user that does not exist as it is.
+    return os.path.expanduser(path) if path.startswith("~") else path  # noqa: PTH111
+
+
 def check_path(path: Path) -> None:
     """Refuse a path that no file can have, whether something is to be read or written there.
 

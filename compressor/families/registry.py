@@ -9,6 +9,7 @@ import torch
 from pydantic import ValidationError
 
 from compressor.disk.files import is_file, is_folder
+from compressor.disk.paths import at_home
 from compressor.errors import ModelError
 from compressor.facts import ModelFacts
 from compressor.families.base import Family, LoadedModel
@@ -41,7 +42,7 @@ def local_folder(
     Raises:
         ModelError: there is no such folder or hub model, or the hub cannot be reached.
     """
-    folder = Path(model_id)
+    folder = Path(at_home(model_id))
     if is_folder(folder):
         if revision is not None:
             raise ModelError(

@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from compressor.disk.files import read_json, write_text
+from compressor.disk.mistaken import mistaken
 from compressor.disk.model_digest import difference, same_model
 from compressor.errors import ArtifactError, PlanError
 from compressor.facts import Facts, ModelFacts, Positive
@@ -255,6 +256,20 @@ class Workload(Facts):
         return " (assumed: no calibration measured prompts)" if self.assumed else ""
 
 
+class MadeBy(Facts):
+    """What a plan was made by, as long as it is as it was made.
+
+    Attributes:
+        methods: what a recipe asked of each of its methods, in words.
+        profile: digest of the calibration that they chose by; empty: there was none.
+        decision: digest of what they decided; a plan that was changed has another.
+    """
+
+    methods: tuple[str, ...]
+    profile: str = ""
+    decision: str
+
+
 class Plan(Facts):
     """A complete, replayable description of a compression.
 
@@ -266,6 +281,7 @@ class Plan(Facts):
         gates: that decide on an exit for each prompt; None: all prompts do the same.
         notes: for people: what of a recipe makes no sense together, or is not done as asked.
         workload: the prefill that predicted figures refer to.
+        made_by: of a plan made by a recipe; read `makers`, which knows whether it still is.
     """
 
     plan_format: PlanFormat = 2
@@ -275,6 +291,7 @@ class Plan(Facts):
     gates: Gates | None = None
     notes: tuple[str, ...] = ()
     workload: Workload = Workload()
+    made_by: MadeBy | None = None
 
     @model_validator(mode="after")
     def _layers_match_the_model(self) -> "Plan":
@@ -329,6 +346,22 @@ class Plan(Facts):
         """Names of the methods that layers give as a reason."""
         reasons = dict.fromkeys(layer.reason for layer in self.layers)
         return tuple(name for name in reasons if name not in ("", "dead"))
+
+    @property
+    def makers(self) -> MadeBy | None:
+        """What the plan was made by; None: by hand, changed since, or by an older version."""
+        made = self.made_by
+        return made if made is not None and made.decision == self._decision() else None
+
+    def signed(self, methods: Sequence[str], profile: str) -> "Plan":
+        """Return the plan with what it was made by; see `MadeBy`."""
+        made = MadeBy(methods=tuple(methods), profile=profile, decision=self._decision())
+        return self.model_copy(update={"made_by": made})
+
+    def _decision(self) -> str:
+        """Digest of what is done to which model."""
+        decided = self.model_dump_json(include={"model_digest", "layers", "gates"})
+        return hashlib.sha256(decided.encode()).hexdigest()
 
     def frozen_layers(self) -> tuple[int, ...]:
         """Indices of the layers that visual rows pass through unchanged."""
@@ -449,6 +482,8 @@ class Plan(Facts):
         Raises:
             PlanError: the file is missing, no JSON, of a newer format or inconsistent.
         """
+        if (problem := mistaken(path, "plan")) is not None:
+            raise PlanError([problem])
         return read_json(
             path, cls, PlanError, "plan", "correct it, or make it anew with `vtcompress plan`"
         )

@@ -19,6 +19,7 @@ from vtcompress.cli.doctor import doctor
 from vtcompress.cli.generating import generate
 from vtcompress.cli.looking import inspect, recipes
 from vtcompress.cli.making import calibrate, compress, export, plan
+from vtcompress.cli.options import KEYS
 from vtcompress.cli.report import compare, report
 from vtcompress.cli.train_gates import train_gates
 from vtcompress.console import Output
@@ -129,11 +130,18 @@ def run_command(arguments: list[str] | None = None) -> int:
 
 
 def spoken(problem: str, command: str | None) -> str:
-    """Return a problem in the words of a command: some write something and have no `--output`."""
+    """Return a problem in the words of a command: an argument or key in backticks is its option.
+
+    Libraries name arguments, which are true in Python too. Some commands write something and have no
+    `--output`.
+    """
     asked = cli.commands.get(command or "")
-    if asked is None or any("--output" in option.opts for option in asked.params):
-        return problem
-    return problem.replace("another --output", "another place")
+    for option in asked.params if asked else ():
+        for flag in option.opts:
+            name = flag.removeprefix("--")
+            for argument in (name, KEYS.get(name.replace("-", "_"), name)):
+                problem = problem.replace(f"`{argument}`", flag)
+    return problem.replace("another `output`", "another place")
 
 
 def _run(arguments: list[str] | None, doing: Doing) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.disk.files import is_file, is_folder, read_text
-from compressor.disk.paths import check_path
+from compressor.disk.paths import at_home, check_path
 from compressor.errors import ArtifactError, VtcompressError
 from compressor.plan.plan import Plan
 from compressor.profile import Profile
@@ -28,7 +28,8 @@ def inspect(path: PathLike) -> dict[str, Any]:
     Raises:
         VtcompressError: none of them.
     """
-    model, path = str(path), Path(path)  # as it was given: `Path` takes `./nope` for `nope`
+    model = at_home(str(path))  # as it was given: `Path` takes `./nope` for `nope`
+    path = Path(model)
     check_path(path)
     if is_folder(path) and is_file(path / "manifest.json"):
         manifest = Artifact.open(path, verify=False).manifest

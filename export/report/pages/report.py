@@ -1,6 +1,5 @@
 """The report of an artifact: one document, as HTML and as Markdown."""
 
-from compressor.contract.method import Method
 from export.artifact.manifest import Manifest
 from export.report.data import ReportData, headline
 from export.report.document import (
@@ -25,7 +24,7 @@ from export.report.sections.layers import layers_section
 from export.report.sections.short import done, gained, lost
 from export.report.sections.speed import speed_section
 from export.report.words.ladder import ran_on_gpu
-from export.report.words.methods import method_words
+from export.report.words.methods import methods_words
 
 HTML_FILE, MARKDOWN_FILE = "report.html", "report.md"
 
@@ -59,13 +58,9 @@ def report_document(data: ReportData) -> Document:
     if not ran_on_gpu(data.rungs):
         foot += " Nothing here was run on a GPU."
     version = manifest.tools.get("vtcompress", "")
-    sub = f"{methods_words(data.methods)} · {manifest.dtype} ONNX · vtcompress {version}"
+    methods = methods_words(data.methods, given=data.given)
+    sub = f"{methods} · {manifest.dtype} ONNX · vtcompress {version}"
     return Document(f"{manifest.model.name}, compressed", sub, sections, foot)
-
-
-def methods_words(methods: tuple[Method, ...]) -> str:
-    """Return all methods with what was asked of them."""
-    return ", ".join(map(method_words, methods)) or "no compression method"
 
 
 def head_blocks(manifest: Manifest) -> list[Block]:
@@ -117,4 +112,5 @@ def _made_with(data: ReportData) -> list[Block]:
 def recipe_section(data: ReportData) -> Section:
     """Return the recipe as it was resolved."""
     block = Code(data.recipe, "yaml") if data.recipe else Words("Not stored.")
-    return Section("recipe", "Recipe", "Recipe", [block])
+    given = "The plan was given: what stands under compress here chose nothing of it."
+    return Section("recipe", "Recipe", "Recipe", [*([Words(given)] if data.given else []), block])

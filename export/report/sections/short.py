@@ -21,7 +21,8 @@ def done(data: ReportData) -> tuple[str, ...]:
         f"them in all {layers} layers of its decoder. That work is now left out in {out} of the {layers} "
         f"layers{always}{f', and cut down in {cut}' if cut else ''}."
     )
-    reasons = whys(plan, data.methods, len(data.profile.samples) if data.profile else None)
+    samples = len(data.profile.samples) if data.profile else None
+    reasons = whys(plan, data.methods, samples, given=data.given)
     found = (f"{runs(places).capitalize()}: {words}" for words, places in reasons.items())
     gates = gates_words(plan.gates)[:1] if plan.gates else ()
     text = "Text tokens do in every layer what they did before."
