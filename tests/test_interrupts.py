@@ -37,6 +37,7 @@ def slow(*_, **__):
         finally:
             print("cleaning", flush=True)
             time.sleep(1)
+            print("cleaned", flush=True)
 
 vtcompress.bench = slow
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -101,8 +102,8 @@ def test_a_second_signal_of_a_closing_terminal_does_not_stop_the_cleaning(
     assert said_next(process) == "cleaning"
     process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (129, "ended by SIGHUP\n")
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (129, "cleaned\n", "ended by SIGHUP\n")
     assert list(tmp_path.iterdir()) == []
 
 
