@@ -20,7 +20,7 @@ from compressor.disk.paths import at_home
 from compressor.errors import RecipeError
 from compressor.facts import ModelFacts
 from compressor.methods import GATED, UNUSABLE, CompressEntry, gated, methods_clash
-from compressor.recipe_override import changed
+from compressor.recipe_override import changed, check_dotted
 from compressor.schema.problems import allowed, error_lines, rule
 from compressor.schema.sections import (
     CalibrateSection,
@@ -84,8 +84,9 @@ class Recipe(RecipeSection):
             source: what error lines start with.
 
         Raises:
-            RecipeError: keys that do not exist or values that are not allowed, all of them.
+            RecipeError: no mapping; or keys that do not exist and values that are not allowed, all of them.
         """
+        check_dotted(values, source)
         data: dict[str, Any] = self.model_dump(by_alias=True)
         start = Path.cwd()
         new, problems = changed(Recipe, data, values, source, lambda part: _anchored(part, start))

@@ -279,8 +279,17 @@ def test_an_interrupt_inside_exec_of_a_string_is_exit_code_130_too(tmp_path: Pat
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
-def test_an_interrupt_is_exit_code_130_and_leaves_nothing(
-    llava: Callable[[str], Path], questions: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("number", "code", "line"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "ended by SIGTERM")],
+)
+def test_an_export_that_a_signal_ends_leaves_nothing(
+    number: signal.Signals,
+    code: int,
+    line: str,
+    llava: Callable[[str], Path],
+    questions: Path,
+    tmp_path: Path,
 ) -> None:
     output = tmp_path / "out"
     command = [sys.executable, "-m", "vtcompress", "export", "--recipe", "shortv"]
@@ -298,9 +307,9 @@ def test_an_interrupt_is_exit_code_130_and_leaves_nothing(
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=300)
-    assert (process.returncode, err.rstrip().splitlines()[-1]) == (130, "interrupted")
+    assert (process.returncode, err.splitlines()[-1]) == (code, line)
     assert "Traceback" not in err
     left = [p.name for p in tmp_path.iterdir() if "calibration.json" not in p.name]
     assert left == []

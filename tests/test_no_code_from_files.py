@@ -97,9 +97,10 @@ def model_with_code(tiny_model, tmp_path):
     mark = tmp_path / "mark"
     (folder / "own.py").write_text(
         f"open({str(mark)!r}, 'w').close()\n"
-        "from transformers import LlavaConfig, LlavaProcessor\n"
+        "from transformers import CLIPImageProcessor, LlavaConfig, LlavaProcessor\n"
         "class OwnConfig(LlavaConfig):\n    pass\n"
         "class OwnProcessor(LlavaProcessor):\n    pass\n"
+        "class OwnImages(CLIPImageProcessor):\n    pass\n"
     )
     for name, entries in (
         ("config.json", {"AutoConfig": "own.OwnConfig", "AutoProcessor": "own.OwnProcessor"}),
@@ -108,6 +109,10 @@ def model_with_code(tiny_model, tmp_path):
     ):
         path = folder / name
         path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": entries}))
+    images = folder / "processor_config.json"
+    content = json.loads(images.read_text())
+    content["image_processor"]["auto_map"] = {"AutoImageProcessor": "own.OwnImages"}
+    images.write_text(json.dumps(content))
     return folder, mark
 
 
@@ -130,6 +135,29 @@ def ran(model_with_code, monkeypatch, tmp_path):
 
 def test_a_models_own_code_runs_only_by_flag(ran):
     folder, since = ran
+    with contextlib.suppress(VtcompressError):
+        load(str(folder))
+    assert not since(), "the model's code ran without the flag"
+    load(str(folder), trust_remote_code=True)
+    assert since(), "the flag has no effect, so the test above proves nothing"
+
+
+def only(kept, folder):
+    """Leave of a model's code what one part of its files names."""
+    for name in ("config.json", "processor_config.json", "tokenizer_config.json"):
+        path = folder / name
+        content = json.loads(path.read_text())
+        for section in (content, content.get("image_processor", {})):
+            found = section.pop("auto_map", {})
+            if named := {key: value for key, value in found.items() if key == kept}:
+                section["auto_map"] = named
+        path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("part", ["AutoConfig", "AutoProcessor", "AutoImageProcessor"])
+def test_no_part_of_a_model_runs_code_without_the_flag(ran, part):
+    folder, since = ran
+    only(part, folder)
     with contextlib.suppress(VtcompressError):
         load(str(folder))
     assert not since(), "the model's code ran without the flag"

@@ -1,6 +1,7 @@
 """What Python callers get wrong is said in Python's terms, in one line."""
 
 import os
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from compressor.errors import BackendError, DataError, RecipeError
 from compressor.generation.settings import check_new_tokens, check_positions
 from compressor.schema.arguments import check_threads
 from export.runtime.runtime import Runtime
+from tests.artifacts import make_artifact
 from vtcompress.cli.main import cli, run_command
 
 
@@ -21,6 +23,33 @@ def test_an_override_from_python_speaks_of_no_command_line() -> None:
     with pytest.raises(RecipeError) as caught:
         vtcompress.load_recipe("shortv").override({"foo.bar": 1})
     assert caught.value.problems[0].startswith("override: foo: unknown key")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (None, "null is no mapping of keys, such as {'export.dtype': 'float16'}"),
+        ([("export.dtype", "float16")], "is no mapping of keys"),
+        ("export.dtype=float16", "is no mapping of keys"),
+        ({5: 1}, "5: a key is text, such as 'export.dtype'"),
+        ({"compress": {5: 1}}, "5: a key is text"),
+        ({"export": {None: 1}}, "null: a key is text"),
+        ({b"model.id": "x"}, "b'model.id': a key is text"),
+    ],
+)
+def test_what_gives_no_values_by_key_is_refused_in_one_line(
+    given: Any, said: str, tmp_path: Path
+) -> None:
+    recipe = vtcompress.load_recipe("identity")
+    with pytest.raises(RecipeError) as caught:
+        recipe.override(given)
+    (line,) = caught.value.problems
+    assert line.startswith("override: ")
+    assert said in line
+    if given:
+        artifact = make_artifact(tmp_path / "artifact")
+        with pytest.raises(RecipeError, match=f"^limits: .*{re.escape(said)}"):
+            vtcompress.validate(artifact, limits=given)
 
 
 @pytest.mark.parametrize("stage", ["calibrate", "compress", "export", "plan", "train_gates"])

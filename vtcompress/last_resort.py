@@ -8,13 +8,14 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
 
 from compressor.entry_points import package_in
 from export.artifact.manifest import tool_versions
+from vtcompress.interrupts import Interrupts
 
 # A library's message may hold a whole tensor.
 LONGEST_MESSAGE = 300
@@ -29,12 +30,14 @@ class Doing:
         stage: the last announcement; None: there was none.
         verbose: whether a trace is shown too.
         failed: a thread ended by an error.
+        interrupts: signals that end it.
     """
 
     command: str | None = None
     stage: str | None = None
     verbose: bool = False
     failed: bool = False
+    interrupts: Interrupts = field(default_factory=Interrupts)
 
     def __str__(self) -> str:
         command = "`vtcompress`" if self.command is None else f"`vtcompress {self.command}`"

@@ -49,6 +49,8 @@ def kind_of(path: Path) -> Kind | None:
     with contextlib.suppress(OSError, ValueError):
         if path.is_dir():
             return next((kind for kind, name in _HOLDS if (path / name).is_file()), None)
+        if not path.is_file():  # a pipe would be waited for
+            return None
         with path.open("rb") as file:
             head = file.read(_HEAD_BYTES)
         return next((kind for kind, start in _STARTS if start.match(head)), None)

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from compressor.disk.paths import shown_path, unusable
 from compressor.errors import RecipeError
 from compressor.schema.problems import show
 
@@ -122,6 +123,8 @@ def parse_value(text: str) -> Any:
 
 
 def _read_text(path: Path) -> str:
+    if (reason := unusable(path)) is not None:
+        raise RecipeError([f"{shown_path(path)}: {reason}"])
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)

@@ -10,6 +10,7 @@ from compressor.plan.plan import Plan
 from compressor.progress import Progress
 from compressor.recipe import Recipe, fidelity_thresholds
 from compressor.recipe import load_recipe as read_recipe
+from compressor.recipe_override import check_dotted
 from compressor.samples.questions import Sample, read_samples
 from compressor.schema.arguments import check_threads
 from export.artifact.artifact import PLAN_FILE, RECIPE_FILE, Artifact
@@ -86,6 +87,7 @@ def with_limits(
     Raises:
         RecipeError: keys that are no limits, or have nothing to judge; all of them.
     """
+    check_dotted(limits, "limits")
     problems = [
         f"limits: {key}: is no limit, and the artifact was exported already; only keys of "
         f"{LOSS_KEYS}* and {FIDELITY_KEYS}* can be set"
