@@ -4,13 +4,17 @@ Letters used everywhere: B batch, V visual rows of this call, T text rows of thi
 length), N visual tokens of one image, D hidden size, H query heads, H_kv key/value heads, d head size.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(ge=1)]
 Activation = Literal["silu", "gelu", "gelu_pytorch_tanh"]
 SourceDType = Literal["float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"]
+
+
+POSITION_AXES = 3
+"""A of decoders that turn rows on several axes: a position is a time, a row and a column."""
 
 
 class Facts(BaseModel):
@@ -23,8 +27,11 @@ class DecoderDims(Facts):
     """Shape of a Llama-like decoder: RMS norms, rotary positions, gated MLP, grouped queries.
 
     Attributes:
+        qk_norm: each head's query and key pass an RMS norm over d in front of the rotation.
         rope_inv_freq: the d/2 inverse frequencies, scaled-rope rules already applied.
         rope_scale: factor on cos and sin (1 except for scaled-rope rules that ask for it).
+        rope_axes: which part of a position turns each of the d/2 frequencies: 0 its time, 1 its row, 2 its
+            column; None: a position is one number, which turns all.
     """
 
     layers: Positive
@@ -39,10 +46,18 @@ class DecoderDims(Facts):
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
+    qk_norm: bool = False
     tied_embeddings: bool = False
     rope_inv_freq: tuple[float, ...]
     rope_scale: float = 1.0
+    rope_axes: tuple[Annotated[int, Field(ge=0, lt=POSITION_AXES)], ...] | None = None
     max_positions: Positive
+
+    @model_validator(mode="after")
+    def _every_frequency_has_an_axis(self) -> Self:
+        if self.rope_axes is not None and len(self.rope_axes) != len(self.rope_inv_freq):
+            raise ValueError("rope_axes and rope_inv_freq differ in length")
+        return self
 
     @property
     def query_width(self) -> int:

@@ -88,14 +88,33 @@ CUTS: dict[str, Sequence[LayerPlan]] = {
         cut(2),
         dead(3),
     ],
+    "head norms: heads and neurons": [
+        cut(0, groups=(1,), neurons=EVERY_OTHER),
+        cut(1, groups=(), neurons=FIRST),
+        cut(2),
+        dead(3, groups=(0,)),
+    ],
+    "head norms: everything, frozen, then exit": [
+        cut(0, window=3, groups=(1,), neurons=FIRST),
+        frozen(1),
+        gone(2),
+        gone(3),
+    ],
+    "head norms: masked": [
+        cut(0, window=3, groups=(1,), masked=True),
+        frozen(1, masked=True, groups=(1,)),
+        cut(2),
+        dead(3, masked=True, off=True),
+    ],
 }
+# What the decoders of some of them are like.
+OPTIONS: dict[str, dict[str, Any]] = {"head norms": {"qk_norm": True}}
 CASES = [(name, kv_heads) for name in CUTS for kv_heads in (2, 4)]
 
 
 def plan_of(name: str, kv_heads: int, grid: tuple[int, int] = GRID, **changes: Any) -> Plan:
-    return Plan(
-        model=model(kv_heads, grid, **changes), model_digest="0" * 64, layers=tuple(CUTS[name])
-    )
+    facts = model(kv_heads, grid, **OPTIONS.get(name.split(":", maxsplit=1)[0], {}), **changes)
+    return Plan(model=facts, model_digest="0" * 64, layers=tuple(CUTS[name]))
 
 
 def tensors_of(plan: Plan) -> dict[str, torch.Tensor]:

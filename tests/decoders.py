@@ -42,6 +42,10 @@ def plan_of(kind: str) -> Plan:
         token_grid=(3, 4),
     )
     plan = identity_plan(model, "0" * 64)
+    decoder = dims(
+        **model.decoder.model_dump() | {"qk_norm": True, "rope_axes": (0, 1, 2) * 2 + (0, 0)}
+    )
+    turned = plan.model_copy(update={"model": model.model_copy(update={"decoder": decoder})})
     gates = Gates(candidates=(0, 1), mode="staged", width=16, digest="")
     heads, neurons = {"groups": (1,)}, {"neurons": tuple(range(48))}
     dead = LayerPlan(index=2, visual="frozen", reason="dead", **heads)
@@ -63,11 +67,13 @@ def plan_of(kind: str) -> Plan:
         "frozen": freeze(plan, (0, 1), "shortv"),
         "exit": leave(plan, 1, "visual_exit"),
         "staged": plan.model_copy(update={"gates": gates}),
+        "three axes": leave(freeze(turned, (0,), "shortv"), 2, "visual_exit"),
+        "three axes, staged": turned.model_copy(update={"gates": gates}),
     }[kind]
 
 
 KINDS = ("identity", "frozen", "exit", "staged", "heads+neurons", "window", "masked",
-         "heads+frozen+exit")  # fmt: skip
+         "heads+frozen+exit", "three axes", "three axes, staged")  # fmt: skip
 
 
 def real_plan() -> Plan:

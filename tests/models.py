@@ -70,6 +70,9 @@ VARIANTS = {
         },
         feature_layer=[-2, -1],
     ),
+    "siglip+qwen3, head norms, head_dim": Variant(
+        tower="siglip", text="qwen3", strategy="full", text_options={"head_dim": 24}
+    ),
 }
 
 
@@ -116,9 +119,14 @@ def _vision(variant: Variant) -> Any:
 
 
 def _text(variant: Variant) -> Any:
-    from transformers import LlamaConfig, MistralConfig, Qwen2Config
+    from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
-    kind = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config}[variant.text]
+    kinds = {
+        "llama": LlamaConfig,
+        "mistral": MistralConfig,
+        "qwen2": Qwen2Config,
+        "qwen3": Qwen3Config,
+    }
     options = {
         "hidden_size": 64,
         "intermediate_size": 96,
@@ -132,7 +140,7 @@ def _text(variant: Variant) -> Any:
         "eos_token_id": WORDS.index("</s>"),
         "pad_token_id": 0,
     }
-    return kind(**(options | variant.text_options))
+    return kinds[variant.text](**(options | variant.text_options))
 
 
 def _processor(variant: Variant) -> Any:

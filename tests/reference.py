@@ -24,7 +24,7 @@ class Conversation:
         visual: [S] bool.
         image: [S] number of the image a visual row belongs to.
         cell: [S] place of a visual row inside its image.
-        positions: [S, 1 or d / 2] what turns the rotation of each frequency; None: the places.
+        positions: [S, A] what turns the rotations; None: the places.
     """
 
     embeds: Array
@@ -59,9 +59,19 @@ def _layer(
     normed = _norm(states, part("input_layernorm"), dims.rms_norm_eps)
     count, size, group = len(states), dims.head_dim, dims.heads // dims.kv_heads
     query, key = (
-        _rotated(linear(f"self_attn.{name}", normed).reshape(count, heads, size), plan, rows)
-        for name, heads in (("q_proj", dims.heads), ("k_proj", dims.kv_heads))
+        linear(f"self_attn.{name}_proj", normed).reshape(count, heads, size)
+        for name, heads in (("q", dims.heads), ("k", dims.kv_heads))
     )
+    if dims.qk_norm:
+        query, key = (
+            _norm(
+                part,
+                weights[f"layers.{layer.index}.self_attn.{name}_norm.weight"],
+                dims.rms_norm_eps,
+            )
+            for name, part in (("q", query), ("k", key))
+        )
+    query, key = (_rotated(part, plan, rows) for part in (query, key))
     value = linear("self_attn.v_proj", normed).reshape(count, dims.kv_heads, size)
     mixed = np.zeros((count, dims.heads, size))
     visual = rows.visual
@@ -117,8 +127,11 @@ def _norm(states: Array, weight: Array, eps: float) -> Array:
 
 def _rotated(heads: Array, plan: Plan, rows: Conversation) -> Array:
     """Rotate [S, heads, d] by the rows' positions."""
+    dims = plan.model.decoder
     turned = np.arange(len(heads))[:, None] if rows.positions is None else rows.positions
-    angle = turned * np.array(plan.model.decoder.rope_inv_freq)
+    if dims.rope_axes is not None:
+        turned = np.stack([turned[:, axis] for axis in dims.rope_axes], axis=1)
+    angle = turned * np.array(dims.rope_inv_freq)
     cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
     first, second = np.split(heads, 2, axis=-1)
     return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,12 +96,19 @@ def exported(
     return output
 
 
-def in_torch(model_folder: Path, frozen: Sequence[int]) -> Runtime:
-    """Return a runtime on a model compressed in torch; the listed layers are frozen."""
+def in_torch(
+    model_folder: Path, frozen: Sequence[int], axes: tuple[int, ...] | None = None
+) -> Runtime:
+    """Return a runtime on a model compressed in torch; the listed layers are frozen.
+
+    With axes it is another model, whose decoder turns rows on them.
+    """
     recipe = vtcompress.load_recipe("shortv").override(
         {"model.id": str(model_folder), "compress": [{"shortv": {"layers": list(frozen)}}]}
     )
     model = load(str(model_folder))
+    decoder = model.facts.decoder.model_copy(update={"rope_axes": axes})
+    model = replace(model, facts=model.facts.model_copy(update={"decoder": decoder}))
     plan = make_plan(model.facts, model.digest, recipe.methods, None)
     session = TorchSession(compress(model, plan))
     return Runtime.on_session(session, model_folder, model.facts, model.processor.image_token)

@@ -48,6 +48,7 @@ GRAPHS = [*(pytest.param(name, GRID, id=name) for name in CUTS), *REAL]
 # Nodes of a layer at most, those under branches included, and what each cut adds. Layer 0 also makes what all
 # layers share. A windowed layer has 100: bands are batched, so neither grid nor images add any.
 NODES, OF_A_WINDOW, OF_SPLIT_HEADS, OF_NEURONS, OF_MASKED, OF_ALL_LAYERS = 32, 68, 20, 8, 19, 7
+OF_HEAD_NORMS = 2  # for each group of heads
 
 
 class Written(NamedTuple):
@@ -217,6 +218,7 @@ def test_no_layer_has_more_nodes_than_its_cuts_need(
         most = NODES + OF_ALL_LAYERS * (index == 0 or begins) + OF_MASKED * layer.masked
         most += OF_SPLIT_HEADS * layer.split + OF_A_WINDOW * (layer.window is not None)
         most += OF_NEURONS * (layer.neurons is not None)
+        most += OF_HEAD_NORMS * one.plan.model.decoder.qk_norm * (1 + layer.split)
         assert count <= most, f"layer {index}"
 
 
@@ -267,7 +269,7 @@ def stored_contents(graph: Path) -> list[str]:
     return sorted(hashlib.sha256(content[at : at + size]).hexdigest() for at, size in places)
 
 
-@pytest.mark.parametrize("name", ["neurons", COMPOSED])
+@pytest.mark.parametrize("name", ["neurons", COMPOSED, "head norms: heads and neurons"])
 def test_parts_hold_the_originals_bytes_once_and_the_baseline_graph_joins_them(
     name: str, tmp_path: Path
 ) -> None:

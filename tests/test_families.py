@@ -66,6 +66,10 @@ def test_facts_are_those_of_the_configuration(llava: Callable[[str], Path]) -> N
     assert siglip.decoder.tied_embeddings
     assert siglip.decoder.qkv_bias
     assert not siglip.decoder.o_bias
+    assert not siglip.decoder.qk_norm
+    normed = describe(str(llava("siglip+qwen3, head norms, head_dim"))).decoder
+    assert normed.qk_norm
+    assert (normed.heads, normed.head_dim, normed.qkv_bias, normed.o_bias) == (4, 24, False, False)
 
 
 def test_an_unknown_model_type_lists_the_supported_ones(changed: Callable[..., Path]) -> None:
@@ -85,6 +89,26 @@ def test_a_sliding_window_that_can_bind_is_refused_by_name(tmp_path: Path) -> No
             (line,) = problems(folder)
             assert "text_config.sliding_window: a window of 64 can bind" in line
             assert "512 positions" in line
+
+
+@pytest.mark.parametrize("text", ["qwen2", "qwen3"])
+def test_a_sliding_window_counts_only_in_layers_that_have_it(text: str, tmp_path: Path) -> None:
+    """Switched off, or for layers behind the last one, it binds nobody."""
+    for number, (options, allowed) in enumerate(
+        (
+            ({"use_sliding_window": False}, True),
+            ({"use_sliding_window": True, "max_window_layers": 2}, True),
+            ({"use_sliding_window": True, "max_window_layers": 1}, False),
+            ({"use_sliding_window": True, "layer_types": ["sliding_attention"] * 2}, False),
+        )
+    ):
+        variant = Variant(text=text, text_options={"sliding_window": 64, **options}, layers=2)
+        folder = make_llava(tmp_path / str(number), variant)
+        if allowed:
+            assert describe(str(folder)).decoder.layers == 2
+        else:
+            (line,) = problems(folder)
+            assert "text_config.sliding_window: a window of 64 can bind" in line
 
 
 def test_unsupported_parts_are_named_all_at_once(changed: Callable[..., Path]) -> None:

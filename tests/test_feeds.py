@@ -6,18 +6,12 @@ import numpy as np
 import pytest
 
 from compressor.facts import ModelFacts
+from compressor.plan.plan import Plan
 from compressor.samples.layout import layout_around
 from compressor.schema.sections import ProfilesSection
 from export.graphs.limits import Limits, limits_of
 from export.graphs.profiles import sizes_of
-from export.graphs.spec import (
-    POSITIONS,
-    GraphSpec,
-    TensorSpec,
-    decoder_graph,
-    decoder_graphs,
-    vision_graph,
-)
+from export.graphs.spec import GraphSpec, decoder_graph, decoder_graphs, vision_graph
 from export.session.feeds import CallRows, feeds_of, prompt_rows, text_rows
 from export.session.session import GraphSession
 from tests.decoders import KINDS, plan_of
@@ -28,12 +22,20 @@ LIMITS = Limits(max_batch=1, max_images=2, max_text=16, max_context=40, visual_t
 CALLS = [(2, TEXT, 0), (0, 3, 2 * N + TEXT)]  # images, text rows, rows in the caches
 
 
-def rows_of(images: int, batch: int, hidden: int) -> CallRows:
-    layout = layout_around(np.zeros(TEXT, np.int64), (N,) * images)
+def rows_of(images: int, batch: int, plan: Plan) -> CallRows:
+    hidden = plan.model.decoder.hidden
+    layout = layout_around(np.zeros(TEXT, np.int64), (N,) * images, facts=plan.model)
     text = np.ones((batch, TEXT, hidden), np.float16)
     if not images:
         return text_rows(layout.behind(0, 3), text[:, :3])
     return prompt_rows(layout, text, np.ones((batch * images, N, hidden), np.float16))
+
+
+def on_three_axes(plan: Plan) -> Plan:
+    decoder = plan.model.decoder
+    axes = tuple(i % 3 for i in range(decoder.head_dim // 2))
+    turned = decoder.model_copy(update={"rope_axes": axes})
+    return plan.model_copy(update={"model": plan.model.model_copy(update={"decoder": turned})})
 
 
 def past_of(spec: GraphSpec, batch: int, rows: int) -> dict[str, Any]:
@@ -49,7 +51,7 @@ def test_feeds_have_the_order_the_sizes_and_the_dtypes_that_are_declared(
     plan = plan_of(kind)
     for spec in decoder_graphs(plan, "float16", "last"):
         batch = spec.batch or 2
-        rows = rows_of(images, batch, plan.model.decoder.hidden)
+        rows = rows_of(images, batch, plan)
         feeds = feeds_of(spec, rows, past_of(spec, batch, before))
         # Every axis has one size in a call, and as many inputs as there are declared.
         sizes = sizes_of(spec.inputs, [feed.shape for feed in feeds])
@@ -59,8 +61,9 @@ def test_feeds_have_the_order_the_sizes_and_the_dtypes_that_are_declared(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_of_fixed_caches_their_lengths_are_fed_and_their_buffers_are_not(kind: str) -> None:
-    for spec in decoder_graphs(plan_of(kind), "float16", "last", LIMITS):
-        rows = rows_of(2, 1, spec.inputs[0].axes[2])
+    plan = plan_of(kind)
+    for spec in decoder_graphs(plan, "float16", "last", LIMITS):
+        rows = rows_of(2, 1, plan)
         filled = {f"{name}_length": np.zeros(1, np.int64) for name in spec.lengths}
         feeds = feeds_of(spec, rows, filled)
         fed = [tensor for tensor in spec.inputs if tensor not in spec.cached]
@@ -91,44 +94,37 @@ class Kept:
 
 
 def test_stages_pass_states_on_and_behind_a_gate_that_fires_text_rows_and_their_positions() -> None:
-    plan = plan_of("staged")
+    plan = on_three_axes(plan_of("staged"))
     specs = decoder_graphs(plan, "float32", "last")
-    turned = tuple(
-        spec.model_copy(
-            update={
-                "inputs": (
-                    *spec.inputs,
-                    TensorSpec(name=POSITIONS, dtype="int64", axes=(1, "rows", 1)),
-                )
-            }
-        )
-        for spec in specs
-    )
-    graphs = {spec.name: Kept(spec) for spec in turned}
-    session = GraphSession(turned, lambda spec: graphs[spec.name])
-    rows = rows_of(2, 1, plan.model.decoder.hidden)
-    positions = np.arange(2 * N + TEXT, dtype=np.int64)[None, ::-1, None]
+    graphs = {spec.name: Kept(spec) for spec in specs}
+    session = GraphSession(specs, lambda spec: graphs[spec.name])
+    rows = rows_of(2, 1, plan)
+    positions = np.arange(3 * (2 * N + TEXT), dtype=np.int64)[::-1].reshape(1, -1, 3)
     session.decode(rows._replace(positions=positions), session.empty_past(1))
     first, second, third = (graph.feeds[0] for graph in graphs.values())
     assert first[0].shape[1] == 2 * N
-    assert np.array_equal(first[-1], positions)
+    assert np.array_equal(np.concatenate(first[-2:], axis=1), positions)
     for later in (second, third):
         assert (later[0].shape[1], later[2].shape[1]) == (0, 0)
         assert np.array_equal(later[3], rows.text_index)
+        assert later[-2].shape == (1, 0, 3)
         assert np.array_equal(later[-1], positions[:, 2 * N :])
 
 
 def test_positions_are_fed_where_they_are_declared_and_are_else_the_places() -> None:
     plan = plan_of("identity")
     spec = decoder_graph(plan, "float32", "last")
-    rows, past = rows_of(2, 2, plan.model.decoder.hidden), past_of(spec, 2, 0)
+    rows, past = rows_of(2, 2, plan), past_of(spec, 2, 0)
     places = np.concatenate([rows.visual_index, rows.text_index], axis=1)[..., None]
-    declared = TensorSpec(name=POSITIONS, dtype="int64", axes=("batch", "rows", 3))
-    turned = spec.model_copy(update={"inputs": (*spec.inputs, declared)})
+    turned = decoder_graph(on_three_axes(plan), "float32", "last")
     assert turned.cached == spec.cached
+    assert [t.axes for t in turned.inputs[-2:]] == [("batch", "visual", 3), ("batch", "text", 3)]
     other = np.tile(places, (1, 1, 3)) // 2
-    assert feeds_of(turned, rows._replace(positions=other), past)[-1] is other
-    assert np.array_equal(feeds_of(turned, rows, past)[-1], places)
+    of_visual, of_text = feeds_of(turned, rows._replace(positions=other), past)[-2:]
+    assert np.array_equal(of_visual, other[:, : 2 * N])
+    assert np.array_equal(of_text, other[:, 2 * N :])
+    with pytest.raises(ValueError, match=r"not the same: text_positions, visual_positions$"):
+        feeds_of(turned, rows, past)
     # One input for both: what is equal needs no second, what differs has none.
     assert len(feeds_of(spec, rows._replace(positions=places), past)) == len(spec.inputs)
     with pytest.raises(ValueError, match="decoder: turns rotations by places"):
@@ -138,7 +134,7 @@ def test_positions_are_fed_where_they_are_declared_and_are_else_the_places() -> 
 def test_an_input_without_a_value_and_a_value_without_an_input_are_named() -> None:
     plan = plan_of("identity")
     spec = decoder_graph(plan, "float32", "last")
-    rows, past = rows_of(2, 2, plan.model.decoder.hidden), past_of(spec, 2, 0)
+    rows, past = rows_of(2, 2, plan), past_of(spec, 2, 0)
     del past["past_key_values.1.value"]
     with pytest.raises(ValueError, match=r"not the same: more, past_key_values\.1\.value$"):
         feeds_of(spec, rows, past | {"more": rows.text_index})

@@ -24,7 +24,7 @@ from tests.models import SIDE, VARIANTS, WORDS
 TOLERANCE = 1e-4
 IMAGE = WORDS.index("<image>")
 TEXT = (5, 7, 8, 9, 11, 13, 15, 17, 12, 14)
-STEPS = (20, 31, 40)
+STEPS = (20, 31, 40, 5, 9, 46, 13, 27)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ MODEL_NAMES = (
     "siglip",
     "qwen",
     "qwen2",
+    "qwen3",
     "mistral",
     "llama",
     "vicuna",

@@ -1,15 +1,20 @@
 """Where visual and text rows are: found from the image token wherever it stands."""
 
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
+from transformers import Qwen2VLModel
 
 from compressor.errors import DataError
-from compressor.samples.layout import joined, layout_around, layout_of
+from compressor.samples.layout import Layout, joined, layout_around, layout_of
 from tests import facts
 
 IMAGE = 99
@@ -158,6 +163,85 @@ def test_a_made_up_prompt_has_text_before_and_behind_its_pictures():
     assert layout.text_index.tolist() == [0, 1, 5]
     assert layout.visual_index.tolist() == [2, 3, 4]
     assert (layout.text_ids.tolist(), layout.image_rows, layout.end) == ([4, 5, 6], (2, 1), 6)
+
+
+SEVERAL = MODEL.model_copy(update={"decoder": facts.dims(vocab=100, rope_axes=(0, 1))})
+
+
+def picture(grid: tuple[int, int]) -> list[int]:
+    return [IMAGE] * (grid[0] * grid[1])
+
+
+def positions_of(parts: list[int | tuple[int, int]], **more: Any) -> tuple[Layout, NDArray[Any]]:
+    """Return a prompt's layout, and its positions [S, 3] in the order of the prompt; a grid is a picture."""
+    grids = [part for part in parts if isinstance(part, tuple)]
+    ids = [i for part in parts for i in ([part] if isinstance(part, int) else picture(part))]
+    layout = layout_of(ids, SEVERAL, [h * w for h, w in grids], grids=grids, **more)
+    places = np.concatenate([layout.visual_index, layout.text_index])
+    return layout, layout.positions[np.argsort(places)]
+
+
+PARTS = st.lists(
+    st.one_of(st.integers(5, 9), st.tuples(st.integers(1, 5), st.integers(1, 5))), max_size=6
+)
+
+
+@given(PARTS)
+def test_positions_on_three_axes_are_those_of_transformers(parts):
+    # There two pictures that touch are one group; a chat template never writes them so.
+    parts = [p for part in parts for p in (part, 8)] or [8]
+    layout, found = positions_of(parts)
+    ids = np.full((1, layout.end), 8)
+    ids[0, layout.visual_index] = IMAGE
+    grids = [(1, *part) for part in parts if isinstance(part, tuple)]
+    asked = SimpleNamespace(
+        config=SimpleNamespace(vision_config=SimpleNamespace(spatial_merge_size=1)),
+        get_vision_position_ids=partial(Qwen2VLModel.get_vision_position_ids, None),
+    )
+    wanted, delta = Qwen2VLModel.get_rope_index(
+        asked, torch.from_numpy(ids), torch.from_numpy(ids == IMAGE).int(), torch.tensor(grids)
+    )
+    assert found.tolist() == wanted[:, 0].T.tolist()
+    step = layout.behind(2)
+    assert step.positions.tolist() == [[step.text_index[0] + delta.item()] * 3]
+
+
+def test_pictures_that_touch_have_positions_behind_each_other():
+    _, found = positions_of([5, (2, 3), (3, 1), 7])
+    assert found.T.tolist() == [
+        [0, 1, 1, 1, 1, 1, 1, 4, 4, 4, 7],
+        [0, 1, 1, 1, 2, 2, 2, 4, 5, 6, 7],
+        [0, 1, 2, 3, 1, 2, 3, 4, 4, 4, 7],
+    ]
+
+
+@given(PARTS, PARTS)
+def test_a_later_turn_has_the_positions_that_it_has_in_the_whole_conversation(before, after):
+    first, second = [5, *before, 6], [5, *after, 6]
+    layout, _ = positions_of(first)
+    earlier = [part for part in before if isinstance(part, tuple)]
+    later, found = positions_of(second, start=layout.end, earlier=earlier)
+    whole, wanted = positions_of(first + second)
+    assert found.tolist() == wanted[layout.end :].tolist()
+    assert later.behind(3).positions.tolist() == whole.behind(3).positions.tolist()
+    # Without pictures of its own it goes on as a step does.
+    if not any(isinstance(part, tuple) for part in after):
+        assert layout.behind(0, len(second)).positions.tolist() == found.tolist()
+
+
+def test_made_up_prompts_have_the_positions_of_the_models_own_grid():
+    model = SEVERAL.model_copy(update={"token_grid": (1, 3)})
+    layout = layout_around(np.array([5, 6, 7]), (3, 3), facts=model)
+    wanted = layout_of([5, *PICTURE, *PICTURE, 6, 7], model, (3, 3))
+    assert layout.positions.tolist() == wanted.positions.tolist()
+    assert layout_around(np.array([5, 6, 7]), (3, 3)).positions is None
+    assert layout_of([5, *PICTURE, 6], MODEL, (3,)).positions is None
+
+
+@pytest.mark.parametrize("grids", [None, [(1, 3)], [(1, 3), (2, 2)]])
+def test_pictures_that_are_not_on_their_grids_are_refused(grids):
+    with pytest.raises(ValueError, match=r"pictures of \(3, 3\) tokens are not on grids of"):
+        layout_of([5, *PICTURE, *PICTURE, 6], SEVERAL, (3, 3), grids=grids)
 
 
 def test_text_goes_on_behind_the_last_place_and_behind_the_largest_position():

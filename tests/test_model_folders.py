@@ -660,7 +660,7 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], str]] = {
     "less than nothing": ({"text_config__rms_norm_eps": -1.0}, "rms_norm_eps: -1.0 is not allowed"),
     "another decoder": (
         {"text_config__model_type": "foo"},
-        "text_config.model_type: 'foo' is not supported; supported decoders: llama, mistral, qwen2",
+        "text_config.model_type: 'foo' is not supported; supported decoders: llama, mistral, qwen2, qwen3",
     ),
     "another tower": (
         {"vision_config__model_type": "foo"},

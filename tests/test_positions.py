@@ -16,8 +16,8 @@ from tests.cuts import CASES, HIDDEN, LAYERS, conversation, plan_of, tensors_of
 from tests.reference import Conversation, text_logits
 
 TOLERANCE = 2e-5
-# As M-RoPE spreads three axes over the frequencies of a head of eight.
-SECTIONS = [0, 1, 1, 2]
+# As M-RoPE spreads three axes over the frequencies of a head of eight, in sections and by turns.
+AXES = (None, (0, 1, 1, 2), (0, 1, 2, 0))
 
 
 def positions_of(rows: int, axes: int) -> np.ndarray:
@@ -40,17 +40,15 @@ def logits_of(
     return np.concatenate(found, axis=1)
 
 
-@pytest.mark.parametrize("axes", [1, 3])
+@pytest.mark.parametrize("axes", AXES)
 @pytest.mark.parametrize(("name", "kv_heads"), CASES)
 def test_rotations_follow_the_positions_and_the_mask_the_places(
-    name: str, kv_heads: int, axes: int
+    name: str, kv_heads: int, axes: tuple[int, ...] | None
 ) -> None:
-    plan = plan_of(name, kv_heads)
+    plan = plan_of(name, kv_heads, rope_axes=axes)
     tensors = tensors_of(plan)
     rows, calls = conversation()
-    positions = positions_of(len(rows.embeds), axes)
-    if axes > 1:
-        positions = positions[:, SECTIONS]
+    positions = positions_of(len(rows.embeds), 1 if axes is None else 3)
     wanted = text_logits(plan, tensors, replace(rows, positions=positions))
     decoder = decoder_from(plan, tensors, logits="all")
     np.testing.assert_allclose(logits_of(decoder, calls, positions)[0], wanted, atol=TOLERANCE)
@@ -82,6 +80,13 @@ def test_positions_that_are_the_places_change_no_bit() -> None:
     with torch.inference_mode():
         wanted, _ = decoder(*calls[0], past)
     assert np.array_equal(logits_of(decoder, calls[:1], places), wanted.numpy())
+
+
+def test_a_decoder_of_several_axes_without_positions_is_refused() -> None:
+    plan = plan_of("heads", 2, rope_axes=AXES[1])
+    decoder = decoder_from(plan, tensors_of(plan))
+    with pytest.raises(ValueError, match="on several axes: give the rows' positions"):
+        decoder(*conversation()[1][0], decoder.empty_past(1))
 
 
 def test_tails_behind_an_exit_are_rotated_by_the_positions_of_the_whole_prompt() -> None:

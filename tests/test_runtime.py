@@ -55,7 +55,13 @@ def leaving(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Runtime:
 
 
 @pytest.fixture(
-    scope="module", params=["exported", "frozen layers in torch", "frozen, then exit, exported"]
+    scope="module",
+    params=[
+        "exported",
+        "frozen layers in torch",
+        "three axes in torch",
+        "frozen, then exit, exported",
+    ],
 )
 def runtime(
     request: pytest.FixtureRequest, model: Path, identity: Runtime, leaving: Runtime
@@ -63,6 +69,7 @@ def runtime(
     return {
         "exported": identity,
         "frozen layers in torch": in_torch(model, [1, 2]),
+        "three axes in torch": in_torch(model, [1], axes=(0, 1, 2, 0, 1, 2, 0, 1)),
         "frozen, then exit, exported": leaving,
     }[request.param]
 

@@ -134,14 +134,21 @@ class Heads(nn.Module):
         self.key = Linear(dims.hidden, kv_width, bias=dims.qkv_bias)
         self.value = Linear(dims.hidden, kv_width, bias=dims.qkv_bias)
         self.output = Linear(width, dims.hidden, bias=output_bias)
+        # Over d: the same weights serve every head.
+        self.query_norm, self.key_norm = (
+            RMSNorm(dims.head_dim, dims.rms_norm_eps) if dims.qk_norm else nn.Identity()
+            for _ in range(2)
+        )
 
     def queries(self, normed: Tensor, rows: Rows) -> Tensor:
         """[B, rows, D] to rotated queries [B, heads, rows, d]."""
-        return rotate(split_heads(self.query(normed), self.heads), rows.cos, rows.sin)
+        query = self.query_norm(split_heads(self.query(normed), self.heads))
+        return rotate(query, rows.cos, rows.sin)
 
     def keys_and_values(self, normed: Tensor, rows: Rows) -> KeyValue:
         """[B, rows, D] to rotated keys and to values [B, G, rows, d]."""
-        key = rotate(split_heads(self.key(normed), self.kv_heads), rows.cos, rows.sin)
+        key = self.key_norm(split_heads(self.key(normed), self.kv_heads))
+        key = rotate(key, rows.cos, rows.sin)
         return KeyValue(key, split_heads(self.value(normed), self.kv_heads))
 
     def mixed(self, normed: Tensor, rows: Rows, present: KeyValue) -> Tensor:

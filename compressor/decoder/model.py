@@ -18,6 +18,10 @@ from compressor.plan.plan import TEXT_PAST, LayerPlan, Plan
 __all__ = ["Decoder", "KeyValue", "Stage"]
 
 
+Positions = Tensor | tuple[Tensor, Tensor]
+"""Rotary positions of a call's rows [B, V + T, A]; in graphs of visual and of text rows, two tensors."""
+
+
 class CallPlaces(NamedTuple):
     """Places of the rows of one call (visual, then text) in the whole prompt, and their rotations.
 
@@ -76,7 +80,7 @@ class CallPlaces(NamedTuple):
 
     def last(self, count: int) -> "CallPlaces":
         """Return the places of the last rows, when those before them are gone."""
-        first = self.cos.shape[1] - count
+        first = self.order.shape[1] - count
         return CallPlaces(*(part.narrow(1, first, count) for part in self))
 
     def mask(self, keys: Grown | Filled, places: Tensor) -> Tensor:
@@ -119,6 +123,9 @@ class Decoder(nn.Module):
         # Real numbers also while a decoder is laid out on the meta device; they follow its weights later.
         inv_freq = torch.tensor(dims.rope_inv_freq, dtype=torch.float32, device="cpu")
         self.register_buffer("inv_freq", inv_freq, persistent=False)
+        self.axes: Tensor | None
+        axes = None if dims.rope_axes is None else torch.tensor(dims.rope_axes, device="cpu")
+        self.register_buffer("axes", axes, persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move the decoder to a device or to another dtype; rotary frequencies stay float32."""
@@ -134,7 +141,7 @@ class Decoder(nn.Module):
         visual_index: Tensor,
         text_index: Tensor,
         past: PastTensors,
-        positions: Tensor | None = None,
+        positions: Positions | None = None,
     ) -> tuple[Tensor, list[KeyValue | Tensor]]:
         """Run one call, a prefill or a decode step.
 
@@ -147,7 +154,7 @@ class Decoder(nn.Module):
                 which rows of the past are visual, if the plan `tells_rows`. With fixed caches: buffers
                 [B, H_kv, C, d] and [B, C], and behind them [B] int64 for each of `length_names`, how many
                 rows are filled.
-            positions: [B, V + T, A] rotary positions; see `places`.
+            positions: see `places`.
 
         Returns:
             Logits [B, 1 or T, vocab] in float32, and the past to pass to the next call; with fixed caches
@@ -206,7 +213,7 @@ class Decoder(nn.Module):
         visual_index: Tensor,
         text_index: Tensor,
         dtype: torch.dtype,
-        positions: Tensor | None = None,
+        positions: Positions | None = None,
     ) -> CallPlaces:
         """Return the places of a call's rows, and their rotations.
 
@@ -214,13 +221,23 @@ class Decoder(nn.Module):
             visual_index: [B, V] places of the visual rows.
             text_index: [B, T] places of the text rows.
             dtype: of the rotations.
-            positions: [B, V + T, A] what turns the rotations, on A axes: 1, which every frequency reads, or
-                d / 2, one for each frequency. None: the places.
+            positions: what turns the rotations, A numbers a row: 1, or those that `rope_axes` chooses from.
+                None: the places, where A is 1.
+
+        Raises:
+            ValueError: A is more than 1, and there are no positions.
         """
         index = torch.cat([visual_index, text_index], dim=1)  # [B, S]
+        if positions is None and self.axes is not None:
+            raise ValueError("this decoder turns rows on several axes: give the rows' positions")
+        if isinstance(positions, tuple):
+            positions = torch.cat(positions, dim=1)
         turned = index[..., None] if positions is None else positions
         # float32 whatever the model's dtype: float16 cannot tell positions above 2048 apart.
-        angle = turned.to(torch.float32) * self.inv_freq  # [B, S, d / 2]
+        turned = turned.to(torch.float32)
+        if self.axes is not None:
+            turned = turned.index_select(2, self.axes)
+        angle = turned * self.inv_freq  # [B, S, d / 2]
         scale = self.dims.rope_scale
         return CallPlaces(index, (angle.cos() * scale).to(dtype), (angle.sin() * scale).to(dtype))
 
@@ -263,7 +280,7 @@ class Stage(nn.Module):
         visual_index: Tensor,
         text_index: Tensor,
         past: PastTensors,
-        positions: Tensor | None = None,
+        positions: Positions | None = None,
     ) -> tuple[Any, ...]:
         """Run one call; arguments as `Decoder.forward`, states of the stage before instead of embeddings.
 

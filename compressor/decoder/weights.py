@@ -18,6 +18,8 @@ LAYER_SOURCES = {
     "key": "self_attn.k_proj",
     "value": "self_attn.v_proj",
     "output": "self_attn.o_proj",
+    "query_norm": "self_attn.q_norm",
+    "key_norm": "self_attn.k_norm",
     "mlp_norm": "post_attention_layernorm",
     "mlp.gate": "mlp.gate_proj",
     "mlp.up": "mlp.up_proj",
@@ -139,7 +141,7 @@ def slice_of(name: str, plan: Plan) -> Slice | None:
         return None
     module, leaf = whole_module(rest).rsplit(".", 1)
     out = module in ("output", "mlp.down")
-    if out and leaf == "bias":
+    if module.endswith("norm") or (out and leaf == "bias"):
         return None
     axis = 0 if out or leaf == "bias" else 1
     if part.startswith("mlp"):
@@ -204,9 +206,12 @@ def joined_parts(decoder: Decoder) -> dict[str, tuple[StoredWeight, ...]]:
 
 
 def _by_source(decoder: Decoder) -> dict[str, dict[str, StoredWeight]]:
+    """Return the parameters that make up each source: its parts, or the first that holds all of it."""
     found: dict[str, dict[str, StoredWeight]] = {}
     for name, weight in stored_weights(decoder).items():
-        found.setdefault(weight.source, {})[name] = weight
+        parts = found.setdefault(weight.source, {})
+        if weight.part is not None or not parts:
+            parts[name] = weight
     return found
 
 

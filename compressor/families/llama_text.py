@@ -1,4 +1,4 @@
-"""Facts of Llama-like text decoders (Llama, Mistral, Qwen2), shared by the families that use them."""
+"""Facts of Llama-like text decoders (Llama, Mistral, Qwen2, Qwen3), shared by the families that use them."""
 
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from compressor.facts import Activation, DecoderDims
 from compressor.families.configuration import section_problems
 from compressor.families.guard import using
 
-TEXT_MODEL_TYPES = ("llama", "mistral", "qwen2")
+TEXT_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 ROPE_KINDS = ("default", "linear", "llama3")
 ACTIVATION_NAMES: Mapping[str, Activation] = {
     "silu": "silu",
@@ -125,6 +125,7 @@ def decoder_dims(config: Any, *, tied: bool, where: str) -> DecoderDims:
         qkv_bias=bias,
         o_bias=bias and not qwen2,
         mlp_bias=bool(getattr(config, "mlp_bias", False)),
+        qk_norm=config.model_type == "qwen3",
         tied_embeddings=tied,
         rope_inv_freq=inv_freq,
         rope_scale=scale,

@@ -1,6 +1,10 @@
 """Where the visual and the text rows of a prompt are. Found from the image token, never from an offset.
 
-Letters: V visual rows, T text rows, I pictures, K rows of the picture that has most, A rotary axes.
+Where a decoder turns rows on several axes (`DecoderDims.rope_axes`), a token's rotary position is a time, a
+row and a column. Those of a text token are equal, one more than the largest before it. A picture's token has
+that number as its time, and as row and column it plus the token's own in the picture.
+
+Letters: S tokens, V visual rows, T text rows, I pictures, K rows of the picture that has most, A rotary axes.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,9 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.errors import DataError
-from compressor.facts import ModelFacts
+from compressor.facts import POSITION_AXES, ModelFacts
 
 Index = NDArray[np.int64]
+Grid = tuple[int, int]
+"""Rows and columns of a picture's tokens."""
 
 MOST_UNKNOWN = 5
 """Tokens without an embedding that an error names."""
@@ -26,7 +32,7 @@ class Places:
     Attributes:
         visual_index: [V] places of the visual rows in the whole prompt; an index orders the causal mask.
         text_index: [T] places of the text rows.
-        positions: [V + T, A] rotary positions, of visual rows first; None: the places, on one axis.
+        positions: [V + T, A] rotary positions, of visual rows first; None: the places, A is 1.
     """
 
     visual_index: Index
@@ -83,6 +89,8 @@ def layout_of(
     *,
     spell: Callable[[int], str | None] = lambda _: None,
     start: int = 0,
+    grids: Sequence[Grid] | None = None,
+    earlier: Sequence[Grid] = (),
     unfinished: bool = False,
 ) -> Layout:
     """Split a prompt into visual and text rows; every row that runs comes from here.
@@ -93,6 +101,8 @@ def layout_of(
         image_tokens: [I] of each picture that comes with these tokens; they need not be as many.
         spell: text of a token, for errors.
         start: place of the first token; the length of the conversation so far in a later turn.
+        grids: [I] of each picture; None: the model's own. Read where rows are turned on several axes.
+        earlier: grids of the pictures before `start`; likewise.
         unfinished: more tokens follow later, so that this part may end with an image; one text row is
             needed all the same.
 
@@ -125,27 +135,76 @@ def layout_of(
         )
     if problems:
         raise DataError(problems)
-    places = np.arange(start, start + len(ids), dtype=np.int64)
-    return Layout(
-        visual_index=places[visual],
-        text_index=places[~visual],
-        text_ids=ids[~visual],
-        image_rows=tuple(image_tokens),
-    )
+    positions = None
+    if facts.decoder.rope_axes is not None:
+        first = start + position_shift(earlier)
+        positions = _positions(visual, _grids(facts, image_tokens, grids), first)
+    return _layout(visual, ids[~visual], image_tokens, start, positions)
 
 
-def layout_around(text_ids: Index, image_rows: Sequence[int], before: int = 1) -> Layout:
+def layout_around(
+    text_ids: Index, image_rows: Sequence[int], before: int = 1, facts: ModelFacts | None = None
+) -> Layout:
     """Return the layout of a made-up prompt: text rows, all pictures, the other text rows.
 
     Args:
         text_ids: [T] any tokens; what they are is not looked at.
         image_rows: [I] visual rows of each picture.
         before: text rows in front of the pictures.
+        facts: of the model that will run it; None: it turns rows on one axis.
     """
-    visual, places = sum(image_rows), np.arange(len(text_ids), dtype=np.int64)
+    count = sum(image_rows)
+    visual = np.zeros(len(text_ids) + count, dtype=bool)
+    visual[before : before + count] = True
+    positions = None
+    if facts is not None and facts.decoder.rope_axes is not None:
+        positions = _positions(visual, _grids(facts, image_rows, None), 0)
+    return _layout(visual, text_ids, image_rows, 0, positions)
+
+
+def position_shift(grids: Sequence[Grid]) -> int:
+    """Return what pictures add to the positions of text behind them: its position is its place plus this."""
+    return sum(max(rows, columns) - rows * columns for rows, columns in grids)
+
+
+def _grids(
+    facts: ModelFacts, image_tokens: Sequence[int], grids: Sequence[Grid] | None
+) -> Sequence[Grid]:
+    """Return the grids of pictures of so many tokens; without any given, the model's own."""
+    own = [facts.token_grid or (0, 0)] * len(image_tokens)
+    found = own if grids is None else grids
+    if [rows * columns for rows, columns in found] != list(image_tokens):
+        raise ValueError(f"pictures of {image_tokens} tokens are not on grids of {found}")
+    return found
+
+
+def _positions(visual: NDArray[np.bool_], grids: Sequence[Grid], first: int) -> Index:
+    """Return the rotary positions [S, A] of tokens, of which `visual` [S] are the pictures'."""
+    sizes = [rows * columns for rows, columns in grids]
+    steps = (~visual).astype(np.int64)  # how far each token takes those behind it
+    ends = np.flatnonzero(visual)[np.cumsum(sizes, dtype=np.int64) - 1]
+    steps[ends] = [max(grid) for grid in grids]
+    positions = np.repeat((first + np.cumsum(steps) - steps)[:, None], POSITION_AXES, axis=1)
+    cells = [np.divmod(np.arange(size), g[1]) for size, g in zip(sizes, grids, strict=True)]
+    if cells:
+        positions[visual, 1:] += np.concatenate(cells, axis=1).T
+    return positions
+
+
+def _layout(
+    visual: NDArray[np.bool_],
+    text_ids: Index,
+    image_rows: Sequence[int],
+    start: int,
+    positions: Index | None,
+) -> Layout:
+    places = np.arange(start, start + len(visual), dtype=np.int64)
     return Layout(
-        visual_index=np.arange(before, before + visual, dtype=np.int64),
-        text_index=places + visual * (places >= before),
+        visual_index=places[visual],
+        text_index=places[~visual],
+        positions=None
+        if positions is None
+        else np.concatenate([positions[visual], positions[~visual]]),
         text_ids=text_ids,
         image_rows=tuple(image_rows),
     )

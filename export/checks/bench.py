@@ -88,7 +88,8 @@ class _Prompt:
         size = facts.image_size
         self.pixels = rng.standard_normal((images, 3, size, size)).astype(np.float32)
         self.ids = rng.integers(0, facts.decoder.vocab, (1, text))
-        self.layout = layout_around(self.ids[0], (facts.image_rows,) * images)
+        pictures = (facts.image_rows,) * images
+        self.layout = layout_around(self.ids[0], pictures, facts=facts)
 
 
 class _Timed(NamedTuple):

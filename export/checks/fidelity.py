@@ -70,7 +70,7 @@ def record(
                 # Caches of text alone have room for the text beside one image.
                 ids = ids[: max(0, room - max(count, 1) * facts.image_rows)]
             if len(ids):
-                layout = layout_around(ids[:rows], pictures)
+                layout = layout_around(ids[:rows], pictures, facts=facts)
                 name = f"{count} images, T={rows}"
                 _record_prompt(recording, session, features, layout, ids, name)
     return recording

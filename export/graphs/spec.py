@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from compressor.facts import Facts, ModelFacts, Positive
+from compressor.facts import POSITION_AXES, Facts, ModelFacts, Positive
 from compressor.plan.plan import Cache, Plan, length_names
 from export.graphs.limits import Limits
 
@@ -117,8 +117,8 @@ class GraphSpec(Facts):
     @property
     def cached(self) -> tuple[TensorSpec, ...]:
         """Those of a decoder's inputs that an earlier call returned."""
-        rest = (t for t in self.inputs[ROWS:] if t.name != POSITIONS)
-        return tuple(t for t in rest if not t.name.endswith(LENGTH))
+        pairs = f"{PAST}."
+        return tuple(t for t in self.inputs if t.name.startswith(pairs) or t.name == PAST_VISUAL)
 
     @property
     def lengths(self) -> tuple[str, ...]:
@@ -224,9 +224,9 @@ def length_of(room: str) -> str:
 WEIGHTS_FILE = "weights.bin"
 STAGE = "decoder_stage_"
 # A decoder graph's inputs before its caches: two kinds of rows, and their places.
-ROWS = 4
-# A decoder graph's input of rotary positions [B, V + T, A]; only where they are not the places of the rows.
-POSITIONS = "positions"
+ROWS = ("visual_embeds", "inputs_embeds", "visual_index", "text_index")
+# Behind them: the rows' rotary positions, where these are not their places.
+POSITIONS = ("visual_positions", "text_positions")
 # Start of the names of keys and values in the past.
 PAST = "past_key_values"
 # Which rows of the past are visual; kept beside the caches where the plan asks.
@@ -294,9 +294,23 @@ def _decoder(
     windows = any(layer.window is not None for layer in plan.layers)
     found: tuple[TensorSpec, ...]
     visual, text = (batch, "visual", dims.hidden), (batch, "text", dims.hidden)
+    rows = [
+        TensorSpec(name=name, dtype=kind, axes=axes)
+        for name, kind, axes in zip(
+            ROWS,
+            (dtype, dtype, "int64", "int64"),
+            (visual, text, visual[:2], text[:2]),
+            strict=True,
+        )
+    ]
+    positions = [
+        TensorSpec(name=name, dtype="int64", axes=(*axes[:2], POSITION_AXES))
+        for name, axes in zip(POSITIONS, (visual, text), strict=True)
+        if dims.rope_axes is not None
+    ]
     if ends:
-        rows = 1 if logits == "last" else "text"
-        found = (TensorSpec(name="logits", dtype="float32", axes=(batch, rows, dims.vocab)),)
+        asked = 1 if logits == "last" else "text"
+        found = (TensorSpec(name="logits", dtype="float32", axes=(batch, asked, dims.vocab)),)
     else:
         found = (
             TensorSpec(name="visual_states", dtype=dtype, axes=visual),
@@ -306,13 +320,7 @@ def _decoder(
     return GraphSpec(
         name=name,
         file=f"{name}.onnx",
-        inputs=(
-            TensorSpec(name="visual_embeds", dtype=dtype, axes=visual),
-            TensorSpec(name="inputs_embeds", dtype=dtype, axes=text),
-            TensorSpec(name="visual_index", dtype="int64", axes=(batch, "visual")),
-            TensorSpec(name="text_index", dtype="int64", axes=(batch, "text")),
-            *past,
-        ),
+        inputs=(*rows, *past, *positions),
         outputs=(*found, *present),
         visual_multiple=plan.model.grid_cells if windows else 1,
         gated=plan.gates is not None,

@@ -135,6 +135,7 @@ class RuntimeCore:
             (self.facts.image_tokens,) * (len(pixels) - cached.images),
             spell=self.prompter.tokenizer.id_to_token,
             start=len(cached.ids),
+            earlier=[grid] * cached.images if (grid := self.facts.token_grid) else (),
             unfinished=unfinished,
         )
         return Prompt(layout, pixels[cached.images :], ids)

@@ -83,11 +83,12 @@ def feeds_of(spec: GraphSpec, rows: CallRows, kept: Mapping[str, Any]) -> list[A
         ValueError: an input has no value or a value no input; or positions are not the places, and the graph
             has one input for both.
     """
-    given = dict(zip((t.name for t in spec.inputs[:ROWS]), rows, strict=False)) | dict(kept)
+    given = dict(zip(ROWS, rows, strict=False)) | dict(kept)
     names = [t.name for t in spec.inputs if not t.filled]
     places = np.concatenate([rows.visual_index, rows.text_index], axis=1)[..., None]
-    if POSITIONS in names:
-        given[POSITIONS] = places if rows.positions is None else rows.positions
+    if POSITIONS[0] in names and rows.positions is not None:
+        of_both = np.split(rows.positions, [rows.visual_index.shape[1]], axis=1)
+        given |= zip(POSITIONS, of_both, strict=True)
     elif rows.positions is not None and (rows.positions != places).any():
         raise ValueError(
             f"{spec.name}: turns rotations by places and has no input for other positions; export it anew "

@@ -16,7 +16,7 @@ from compressor.decoder import Decoder, KeyValue, Stage
 from compressor.decoder.weights import StoredWeight, stored_weights
 from compressor.errors import VtcompressError
 from compressor.schema.sections import ExportSection
-from export.graphs.spec import ROWS, GraphSpec, TensorSpec, caches_of
+from export.graphs.spec import POSITIONS, ROWS, GraphSpec, TensorSpec, caches_of
 from export.writer.passes import order
 from export.writer.passes.graph_pass import note_numbers, note_weights
 from export.writer.weights import DTYPE_NAMES, SharedWeights
@@ -76,9 +76,8 @@ def export_decoder(
             artifact reads them in parts; None: its own.
         settings: the recipe's; graph passes read them.
     """
-    rows, past = _samples(spec)[:ROWS], _samples(spec)[ROWS:]
     weights = joined or {name: (weight,) for name, weight in stored_weights(decoder).items()}
-    return _export(decoder, (*rows, _past(past, spec)), spec, settings, weights)
+    return _export(decoder, _arguments(_samples(spec), spec), spec, settings, weights)
 
 
 def save_graph(model: ir.Model, path: Path, weights: SharedWeights) -> None:
@@ -118,11 +117,19 @@ def _dynamic(spec: GraphSpec) -> list[dict[int, Any]]:
     ]
 
 
-def _past(items: Sequence[Any], spec: GraphSpec) -> list[Any]:
-    """Return what stands for a decoder's past as its module takes it: keys and values in pairs."""
-    count = 2 * len(caches_of(spec.inputs))
-    pairs = [KeyValue(*items[i : i + 2]) for i in range(0, count, 2)]
-    return [*pairs, *items[count:]]
+def _arguments(items: Sequence[Any], spec: GraphSpec) -> tuple[Any, ...]:
+    """Return what stands for a graph's inputs as its module takes it.
+
+    Of a decoder the past is one list, keys and values in pairs, and positions are a pair.
+    """
+    given = {tensor.name: item for tensor, item in zip(spec.inputs, items, strict=True)}
+    if ROWS[0] not in given:
+        return tuple(items)
+    rows = [given.pop(name) for name in ROWS]
+    positions = tuple(given.pop(name) for name in POSITIONS if name in given)
+    past, count = [*given.values()], 2 * len(caches_of(spec.inputs))
+    pairs = [KeyValue(*past[i : i + 2]) for i in range(0, count, 2)]
+    return (*rows, [*pairs, *past[count:]], *([positions] if positions else []))
 
 
 def _export(
@@ -132,16 +139,13 @@ def _export(
     settings: ExportSection,
     weights: Mapping[str, tuple[StoredWeight, ...]],
 ) -> ir.Model:
-    dynamic: list[Any] = _dynamic(spec)
-    if len(args) < len(spec.inputs):  # a decoder: the past travels as one list
-        dynamic = [*dynamic[:ROWS], _past(dynamic[ROWS:], spec)]
     with _quiet_exporter(), _no_fake_cache(), torch.inference_mode():
         program = torch.onnx.export(
             module,
             args,
             dynamo=True,
             opset_version=opset_of(spec),
-            dynamic_shapes=tuple(dynamic),
+            dynamic_shapes=_arguments(_dynamic(spec), spec),
             input_names=[t.name for t in spec.inputs],
             output_names=[t.name for t in spec.outputs],
             verbose=False,
