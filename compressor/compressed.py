@@ -102,9 +102,9 @@ class CompressedModel:
 
         Args:
             prompt: a question, which the model's chat template is put around; or the prompt's token ids, [S]
-                or [1, S], every image expanded to N image tokens.
+                or [1, S], every image expanded to its image tokens.
             images: with a question pictures in any form that `Runtime.generate` takes; with token ids pixels
-                [I, 3, S, S], as the model's processor makes them. None without a picture.
+                [tiles, 3, S, S], as the model's processor makes them. None without a picture.
             max_new_tokens: longest answer.
             generation_config: bar and punish tokens as the model's own generation configuration asks for.
 
@@ -146,7 +146,7 @@ class CompressedModel:
         self, prompt: str | Sequence[int] | Tensor, images: Pictures | Tensor
     ) -> EncodedPrompt:
         if isinstance(prompt, str):
-            return encode_question(self.processor, prompt, images, "prompt")
+            return encode_question(self.processor, prompt, images, "prompt", self.facts)
         ids = torch.as_tensor(prompt, dtype=torch.int64).reshape(1, -1)
         if images is not None and not isinstance(images, Tensor):
             raise DataError(
@@ -154,7 +154,9 @@ class CompressedModel:
                     "images: token ids come with pixels, a tensor [I, 3, S, S]; pictures with a question"
                 ]
             )
-        return EncodedPrompt(ids, images, 0 if images is None else len(images), "prompt")
+        tiles = () if images is None else images.split(1)
+        rows = (self.facts.tile_rows,) * len(tiles)
+        return EncodedPrompt({"input_ids": ids}, tiles, rows, "prompt")
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """[B, T] int64 to [B, T, D]."""

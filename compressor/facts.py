@@ -1,12 +1,15 @@
 """Facts about a decoder and its model as plain data; read by the planner, the decoder and the graphs.
 
 Letters used everywhere: B batch, V visual rows of this call, T text rows of this call, P past (KV
-length), N visual tokens of one image, D hidden size, H query heads, H_kv key/value heads, d head size.
+length), N visual tokens of one tile of a picture, D hidden size, H query heads, H_kv key/value heads, d head
+size.
 """
 
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from compressor.schema.sections import ImageSection
 
 Positive = Annotated[int, Field(ge=1)]
 Activation = Literal["silu", "gelu", "gelu_pytorch_tanh"]
@@ -78,11 +81,13 @@ class ModelFacts(Facts):
         family: name of the model family that reads it.
         family_package: that registered the family; None: it is one of this tool's own.
         architecture: e.g. `LlavaForConditionalGeneration (clip_vision_model, llama)`.
-        visual_tokens: N, the number that is stored for one image; the code reads the fact that it means:
-            `image_tokens`, `image_rows` or `grid_cells`.
+        visual_tokens: N, the number that is stored for one tile; the code reads the fact that it means:
+            `tile_rows`, `picture_rows` or `grid_cells`.
+        most_tiles: tiles that one picture becomes at most, under the recipe's budget; 1: it is not cut.
+        budget: the recipe's, for pictures, if it has one.
         image_size: side of the square input of the vision tower, in pixels.
         image_token_id: token whose positions are the visual tokens.
-        token_grid: rows and columns of one image's visual tokens, in reading order; None: no grid.
+        token_grid: rows and columns of one tile's visual tokens, in reading order; None: no grid.
         eos_token_ids: tokens that end an answer.
         dtype: of the source weights.
     """
@@ -93,6 +98,8 @@ class ModelFacts(Facts):
     architecture: str
     decoder: DecoderDims
     visual_tokens: Positive
+    most_tiles: Positive = 1
+    budget: ImageSection | None = None
     image_size: Positive
     image_token_id: int
     token_grid: tuple[Positive, Positive] | None = None
@@ -100,17 +107,17 @@ class ModelFacts(Facts):
     dtype: SourceDType
 
     @property
-    def image_tokens(self) -> int:
-        """Tokens that stand for one image in a prompt."""
+    def tile_rows(self) -> int:
+        """Rows that the vision graph gives of one tile, and the decoder takes."""
         return self.visual_tokens
 
     @property
-    def image_rows(self) -> int:
-        """Rows that the vision graph gives of one image, and the decoder takes."""
-        return self.visual_tokens
+    def picture_rows(self) -> int:
+        """Rows of one picture at most; its image tokens in a prompt are as many as its rows."""
+        return self.most_tiles * self.visual_tokens
 
     @property
     def grid_cells(self) -> int:
-        """Cells of the grid that one image's rows are laid out on; 1 without a grid."""
+        """Cells of the grid that one tile's rows are laid out on; 1 without a grid."""
         rows, columns = self.token_grid or (1, 1)
         return rows * columns

@@ -25,6 +25,7 @@ from compressor.schema.problems import allowed, error_lines, rule
 from compressor.schema.sections import (
     CalibrateSection,
     ExportSection,
+    ImageSection,
     ModelSection,
     ValidateSection,
 )
@@ -55,6 +56,7 @@ class Recipe(RecipeSection):
         model: the model to compress.
         calibrate: the measurement.
         compress: the methods, one each, in any order; empty: nothing is compressed (identity).
+        image: how large pictures may get.
         export: what is written.
         validation: the checks; `validate` in YAML and as keyword.
     """
@@ -63,6 +65,7 @@ class Recipe(RecipeSection):
     model: ModelSection = ModelSection()
     calibrate: CalibrateSection = CalibrateSection()
     compress: Annotated[tuple[CompressEntry, ...], rule(methods_clash)] = ()
+    image: ImageSection = ImageSection()
     export: ExportSection = ExportSection()
     # pydantic's BaseModel has a method called validate.
     validation: ValidateSection = Field(default=ValidateSection(), alias="validate")

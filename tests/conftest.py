@@ -48,7 +48,11 @@ def made_once(folder: Path, make: Callable[[Path], object]) -> Path:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first; the order within a file stays."""
     places = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+    def place(name: str) -> int:
+        return places.get(name, 0 if name.startswith("test_family_") else len(places))
+
+    items.sort(key=lambda item: place(item.path.name))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -107,6 +111,14 @@ def tiny_artifact(
     output = tmp_path_factory.mktemp("artifact") / "tiny"
     vtcompress.export(recipe, output, bench_rounds=0)
     return output
+
+
+@pytest.fixture(scope="class")
+def made(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> Any:
+    """Return what there is of the tiny family that a class of `tests.family_cases` names."""
+    from tests.family_cases import Made
+
+    return Made(request.cls.family, shared(pytestconfig) / "families")
 
 
 @pytest.fixture(autouse=True)

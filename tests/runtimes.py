@@ -9,6 +9,7 @@ from typing import Any
 import vtcompress
 from compressor.compressed import compress
 from compressor.families import load
+from compressor.families.picture_text import PictureForm
 from compressor.plan.plan import Cache
 from compressor.planner import make_plan
 from export.backends.torch_model import TorchSession
@@ -111,7 +112,7 @@ def in_torch(
     model = replace(model, facts=model.facts.model_copy(update={"decoder": decoder}))
     plan = make_plan(model.facts, model.digest, recipe.methods, None)
     session = TorchSession(compress(model, plan))
-    return Runtime.on_session(session, model_folder, model.facts, model.processor.image_token)
+    return Runtime.on_session(session, model_folder, model.facts, PictureForm(token="<image>"))
 
 
 def with_template(runtime: Runtime, source: Path, template: str, folder: Path) -> Runtime:
@@ -121,5 +122,5 @@ def with_template(runtime: Runtime, source: Path, template: str, folder: Path) -
         shutil.copy(source / name, folder / name)
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     facts, image = runtime.facts, runtime.prompter.image_token
-    prompter = Prompter.from_folder(folder, image, facts.visual_tokens, facts.eos_token_ids)
+    prompter = Prompter.from_folder(folder, image, facts.eos_token_ids)
     return Runtime(runtime.session, facts, prompter, runtime.images)

@@ -142,7 +142,7 @@ def test_the_binding_of_the_cuda_session_works_on_the_cpu_device(
     session = CudaSession(artifact, manifest.graphs, threads=1)
     for name in ("vision", "embed", "decoder"):
         session.graph(name)._values = OnCpu
-    bound = Runtime.on_session(session, artifact, manifest.model, manifest.image_token)
+    bound = Runtime.on_session(session, artifact, manifest.model, manifest.picture_form)
     plain = Runtime.load(artifact, threads=1)
     for images in ([], pictures[:1], pictures[:2]):
         found = bound.answer("what is this", images, max_new_tokens=6)

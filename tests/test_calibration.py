@@ -32,12 +32,14 @@ def samples(questions: Path) -> tuple[Sample, ...]:
 
 def by_definition(model: LoadedModel, sample: Sample) -> np.ndarray:
     """KL(p_i || p) on the unmodified transformers model: hooks undo layer i's update of visual rows."""
-    prompt = encode(model.processor, sample)
+    prompt = encode(model.processor, sample, model.facts)
     visual = prompt.input_ids[0] == model.facts.image_token_id
 
     def last_logits() -> torch.Tensor:
         with torch.inference_mode():
-            out = model.original(input_ids=prompt.input_ids, pixel_values=prompt.pixel_values)
+            out = model.original(
+                input_ids=prompt.input_ids, pixel_values=prompt.inputs["pixel_values"]
+            )
         return torch.log_softmax(out.logits[0, -1].double(), dim=-1)
 
     def undo(_: Any, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:

@@ -115,7 +115,7 @@ def test_whatever_a_processor_raises_is_one_line_with_its_place(failure: Excepti
 
     processor = SimpleNamespace(apply_chat_template=fails)
     with pytest.raises(DataError, match=r"^here: the model's processor fails: ."):
-        prompts.encode(processor, Sample((), "what", where="here"))
+        prompts.encode(processor, Sample((), "what", where="here"), facts.facts())
 
 
 def test_whatever_the_original_raises_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +123,7 @@ def test_whatever_the_original_raises_is_one_line(monkeypatch: pytest.MonkeyPatc
         raise AttributeError
 
     fails.dtype = torch.float32  # type: ignore[attr-defined]
-    encoded = prompts.EncodedPrompt(torch.ones(1, 2), torch.ones(1), 1, "here")
+    encoded = prompts.EncodedPrompt({"input_ids": torch.ones(1, 2)}, (torch.ones(1),), (1,), "here")
     monkeypatch.setattr("export.checks.original.encode", lambda *_: encoded)
     model: Any = SimpleNamespace(
         original=fails, processor=1, native_processor=1, facts=SimpleNamespace(name="model")

@@ -19,6 +19,7 @@ from compressor.compressed import compress, load_compressed
 from compressor.disk.files import sha256_of
 from compressor.errors import ModelError
 from compressor.families import load
+from compressor.families.picture_text import PictureForm
 from compressor.generation.rules import constraints
 from compressor.generation.settings import PLAIN, GenerationSettings, settings_of
 from compressor.planner import make_plan
@@ -193,7 +194,7 @@ def pair(folder: Path) -> Pair:
     model = load(str(folder))
     small = compress(model, make_plan(model.facts, model.digest, (), None))
     runtime = Runtime.on_session(
-        TorchSession(small), folder, model.facts, model.processor.image_token
+        TorchSession(small), folder, model.facts, PictureForm(token="<image>")
     )
     # Loaded by transformers alone: with all that the folder says about generating.
     theirs = transformers.LlavaForConditionalGeneration.from_pretrained(folder).eval()
@@ -359,8 +360,8 @@ def test_an_identity_model_loses_nothing_whatever_its_configuration_asks_for(
     folder = asking(llava("clip+llama"), tmp_path / "m", keys)
     model, samples = load(str(folder)), read_samples(questions)
     small = compress(model, make_plan(model.facts, model.digest, (), None))
-    image = model.processor.image_token
-    runtime = Runtime.on_session(TorchSession(small), folder, model.facts, image)
+    form = PictureForm(token="<image>")
+    runtime = Runtime.on_session(TorchSession(small), folder, model.facts, form)
     original = measure_original(model, samples, 8)
     found = loss.measure_answers(runtime, samples, 8)
     report = loss.compare(samples, original, found, loss.LossLimits(), "questions.jsonl")

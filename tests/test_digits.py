@@ -10,6 +10,7 @@ import vtcompress
 from benchmarks.frozen_sweep import KEPT, exact_match
 from compressor.compressed import compress
 from compressor.families import LoadedModel, load
+from compressor.families.picture_text import PictureForm
 from compressor.methods.shortv import ranking
 from compressor.plan.edits import freeze, identity_plan
 from compressor.samples.questions import Sample, read_samples
@@ -46,7 +47,7 @@ def on_torch(model: LoadedModel, frozen: Sequence[int], folder: Path) -> Runtime
     plan = freeze(identity_plan(model.facts, model.digest), frozen, "shortv")
     model.processor.save_pretrained(folder)
     session = TorchSession(compress(model, plan))
-    return Runtime.on_session(session, folder, model.facts, model.processor.image_token)
+    return Runtime.on_session(session, folder, model.facts, PictureForm(token="<image>"))
 
 
 def assert_same(found: Answers, wanted: Answers) -> None:

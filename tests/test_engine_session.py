@@ -125,7 +125,7 @@ def device(opened: Artifact) -> NumpyDevice:
 def runtime(opened: Artifact, device: NumpyDevice, tmp_path: Path) -> Runtime:
     manifest = opened.manifest
     session = EngineSession(manifest.graphs, engine_set(opened, tmp_path / "set"), device)
-    return Runtime.on_session(session, opened.folder, manifest.model, manifest.image_token)
+    return Runtime.on_session(session, opened.folder, manifest.model, manifest.picture_form)
 
 
 @pytest.fixture

@@ -116,8 +116,8 @@ def test_gated_runtimes_keep_no_picture_and_converse(
         seen += pictures
         answer = conversation.ask(question, pictures, max_new_tokens=3)
         text = "".join(answer)
-        ids = runtime.encode(conversation.messages[:-1])
-        whole = runtime.replies([runtime.prompt_of(ids, runtime.pixels(seen))], AnswerOptions(3))[0]
+        ids = runtime.encode(conversation.messages[:-1], runtime.look(seen))
+        whole = runtime.replies([runtime.prompt_of(ids, runtime.look(seen))], AnswerOptions(3))[0]
         assert (answer.token_ids, text) == (whole.token_ids, whole.text)
 
 

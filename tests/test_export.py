@@ -150,7 +150,7 @@ def test_the_runtime_answers_as_the_artifacts_torch_form(
     manifest = vtcompress.Artifact.open(artifact).manifest
     small = compress(load(str(model)), vtcompress.Plan.load(artifact / "plan.json"))
     reference = vtcompress.Runtime.on_session(
-        TorchSession(small), artifact, manifest.model, manifest.image_token
+        TorchSession(small), artifact, manifest.model, manifest.picture_form
     )
     for sample in read_samples(questions):
         found = runtime.answer(sample.question, sample.images, max_new_tokens=8)

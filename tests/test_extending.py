@@ -67,10 +67,19 @@ def test_the_method_is_a_key_of_recipes_and_plans(tiny_model: Path, tmp_path: Pa
     ]
 
 
+def test_the_family_is_the_smallest_file_whole() -> None:
+    folder = ROOT / "compressor" / "families" / "llava"
+    assert block("A family") == (folder / "vipllava.py").read_text(encoding="utf-8")
+
+
 @pytest.fixture
 def family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let the page's family be another package's, as it is not one of this tool's own."""
     from compressor.families import known
 
+    own = tuple(place for place in known.BUILT_IN if not place.endswith(":VipLlavaFamily"))
+    assert len(own) == len(known.BUILT_IN) - 1
+    monkeypatch.setattr(known, "BUILT_IN", own)
     install(tmp_path / "site", "A family")
     monkeypatch.syspath_prepend(tmp_path / "site")
     known.families.cache_clear()
@@ -78,21 +87,16 @@ def family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     known.families.cache_clear()
 
 
-@pytest.fixture(scope="module")
-def vip_llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tests.test_toy_family import make_vip_llava
-
-    return make_vip_llava(tmp_path_factory.mktemp("vip") / "model")
-
-
 @pytest.mark.usefixtures("family")
-def test_the_family_reads_its_models_as_transformers_does(vip_llava: Path) -> None:
+def test_the_family_reads_its_models_as_transformers_does(tmp_path: Path) -> None:
     from compressor.families import load
+    from tests.test_family_vipllava import make
     from vtcompress.stages.checks.rewrite import check_rewrite
 
-    facts = vtcompress.inspect(vip_llava)
+    make(tmp_path / "model")
+    facts = vtcompress.inspect(tmp_path / "model")
     assert (facts["family"], facts["family_package"]) == ("vipllava", "my-package")
-    assert check_rewrite(load(str(vip_llava))).passed
+    assert check_rewrite(load(str(tmp_path / "model"))).passed
 
 
 def test_the_backend_answers_as_the_others_do(tiny_artifact: Path) -> None:

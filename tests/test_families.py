@@ -72,13 +72,6 @@ def test_facts_are_those_of_the_configuration(llava: Callable[[str], Path]) -> N
     assert (normed.heads, normed.head_dim, normed.qkv_bias, normed.o_bias) == (4, 24, False, False)
 
 
-def test_an_unknown_model_type_lists_the_supported_ones(changed: Callable[..., Path]) -> None:
-    folder = changed(model_type="fuyu")
-    assert problems(folder) == (
-        f"{folder / 'config.json'}: model_type 'fuyu' is not supported; supported: llava",
-    )
-
-
 def test_a_sliding_window_that_can_bind_is_refused_by_name(tmp_path: Path) -> None:
     for window, allowed in ((64, False), (512, True)):
         variant = Variant(text="mistral", text_options={"sliding_window": window}, layers=1)
@@ -372,7 +365,7 @@ def test_another_image_size_changes_the_number_of_visual_tokens_and_still_export
     assert manifest.loss.overall.kl > 1e-6
     runtime = vtcompress.Runtime.load(tmp_path / "out")
     prompt = runtime.prepare("what is this", [data.parent / "0.png"])
-    assert prompt.pixels.shape == (1, 3, 48, 48)
+    assert prompt.seen[0].pixels.shape == (1, 3, 48, 48)
     assert len(prompt.layout.visual_index) == 36
 
 

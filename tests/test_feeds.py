@@ -141,14 +141,14 @@ def test_an_input_without_a_value_and_a_value_without_an_input_are_named() -> No
 
 
 class Three(ModelFacts):
-    """Facts in which the three numbers differ that are one today."""
+    """Facts in which the three numbers differ that are one in most models."""
 
     @property
-    def image_tokens(self) -> int:
+    def picture_rows(self) -> int:
         return 7
 
     @property
-    def image_rows(self) -> int:
+    def tile_rows(self) -> int:
         return 5
 
     @property
@@ -156,12 +156,12 @@ class Three(ModelFacts):
         return 6
 
 
-def test_tokens_rows_and_cells_of_an_image_are_read_where_each_is_meant() -> None:
-    """Only facts read the number that is stored for all three; `layout_of` and `Prompter` take tokens."""
+def test_rows_of_tiles_and_pictures_and_cells_of_a_grid_are_read_where_each_is_meant() -> None:
+    """Only facts read the number that is stored for all three."""
     plan = plan_of("window")
     three = Three(**facts(plan.model.decoder, token_grid=(3, 4)).model_dump())
     plan = plan.model_copy(update={"model": three})
     assert vision_graph(three, "float32").outputs[0].axes[1] == 5
-    assert plan.visual == 5 * plan.workload.images
-    assert limits_of(ProfilesSection(), three).max_visual == 5
+    assert plan.visual == 7 * plan.workload.images
+    assert limits_of(ProfilesSection(), three).max_visual == 7
     assert decoder_graph(plan, "float32", "last").visual_multiple == 6

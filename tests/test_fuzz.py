@@ -16,6 +16,7 @@ from PIL import Image
 
 from compressor.errors import VtcompressError
 from compressor.families.image_processors import saved_steps
+from compressor.families.picture_text import PictureForm
 from compressor.plan.plan import Plan
 from compressor.profile import Profile
 from compressor.recipe import dump_recipe, load_recipe
@@ -337,9 +338,9 @@ def test_damaged_tokenizers_and_processors(watch, case, counted, tiny_artifact, 
             shutil.copyfile(other, case / other.name)
 
     def read() -> None:
-        prompter = Prompter.from_folder(case, "<image>", 16, eos_ids=(2,))
+        prompter = Prompter.from_folder(case, "<image>", eos_ids=(2,))
         prompter.encode([{"role": "user", "content": [{"type": "text", "text": "what is it"}]}])
-        ImageProcessor.of_artifact(None, case)
+        ImageProcessor.of_artifact(PictureForm(token="<image>"), case, 16)
 
     path = case / name
     run_bytes(watch, path, mutants([path.read_bytes()], 200, 9), read, counted)

@@ -85,7 +85,7 @@ def test_the_histogram_is_where_the_decoder_with_these_gates_lets_visual_rows_le
     small = compress(model, plan, gates=gates)
     exits = []
     for sample in samples:
-        rows = embed(model, encode(model.processor, sample))
+        rows = embed(model, encode(model.processor, sample, model.facts))
         with torch.inference_mode():
             _, present = small.decoder(
                 rows.visual_embeds, rows.text_embeds, rows.visual_index, rows.text_index,

@@ -100,11 +100,11 @@ def test_what_a_template_writes_in_front_of_an_answer_belongs_to_it(model, monke
 
 def original_logits(model: LoadedModel, sample: Sample) -> tuple[np.ndarray, list[int]]:
     """Logits [A, vocab] of transformers' own model at the forced answer, and the answer's tokens."""
-    prompt = encode(model.processor, sample)
+    prompt = encode(model.processor, sample, model.facts)
     answer = list(answer_ids(model.processor, sample, model.facts.eos_token_ids))
     ids = torch.cat([prompt.input_ids, torch.tensor([answer])], dim=1)
     with torch.inference_mode():
-        out = model.original(input_ids=ids, pixel_values=prompt.pixel_values)
+        out = model.original(input_ids=ids, pixel_values=prompt.inputs["pixel_values"])
     return out.logits[0, -len(answer) - 1 : -1].numpy(), answer
 
 
@@ -112,7 +112,7 @@ def exited_logits(model: LoadedModel, sample: Sample, layer: int) -> np.ndarray:
     """The same with the visual rows gone after a layer: a whole run of a plan with a fixed exit."""
     plan = leave(identity_plan(model.facts, model.digest), layer + 1, "dyvte")
     decoder = decoder_from(plan, model.tensors, logits="all")
-    prompt = encode(model.processor, sample)
+    prompt = encode(model.processor, sample, model.facts)
     answer = torch.tensor([answer_ids(model.processor, sample, model.facts.eos_token_ids)])
     rows = embed(model, replace(prompt, input_ids=torch.cat([prompt.input_ids, answer], dim=1)))
     with torch.inference_mode():
@@ -173,7 +173,7 @@ def test_a_gate_sees_the_prompt_and_nothing_of_the_answer(model, samples):
     decoder = original_decoder(model)
     for sample in samples[:3]:
         found = gate_inputs(force_answer(model, decoder, sample), CANDIDATES)
-        rows = embed(model, encode(model.processor, sample))
+        rows = embed(model, encode(model.processor, sample, model.facts))
         alone = full_pass(
             decoder, rows.visual_embeds, rows.text_embeds, rows.visual_index, rows.text_index
         )

@@ -14,6 +14,7 @@ from compressor.compressed import compress
 from compressor.decoder.weights import load_gates
 from compressor.disk.gate_file import GateFile
 from compressor.families import load
+from compressor.families.picture_text import PictureForm
 from compressor.plan.plan import Plan
 from compressor.profile import Profile
 from compressor.samples.questions import read_samples
@@ -82,7 +83,7 @@ def test_predicted_exits_are_those_of_the_decoder_with_all_its_cuts(
     gates = load_gates(GateFile.read(folder / "gates.safetensors"), (0, 1, 2))
     model.processor.save_pretrained(folder)
     session = TorchSession(compress(model, plan, gates=gates))
-    runtime = Runtime.on_session(session, folder, model.facts, model.processor.image_token)
+    runtime = Runtime.on_session(session, folder, model.facts, PictureForm(token="<image>"))
     answers = measure_answers(runtime, read_samples(questions), 1).answers
     assert counts(plan) == Counter(answer.exit_layer for answer in answers)
     assert counts(plan) != counts(vtcompress.plan(recipe_of(), originals)), "take other gates"

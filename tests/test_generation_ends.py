@@ -12,6 +12,7 @@ import torch
 from compressor.compressed import compress
 from compressor.errors import ModelError
 from compressor.families import describe, load
+from compressor.families.picture_text import PictureForm
 from compressor.planner import make_plan
 from compressor.samples.questions import read_samples
 from export.backends.torch_model import TorchSession
@@ -118,9 +119,11 @@ def test_facts_runtime_and_original_end_where_transformers_does(
     assert measure_original(model, [sample], LONGEST).answers[0].token_ids == answer
     small = compress(model, make_plan(model.facts, model.digest, (), None))
     image = model.processor.image_token
-    runtime = Runtime.on_session(TorchSession(small), folder, model.facts, image)
+    runtime = Runtime.on_session(
+        TorchSession(small), folder, model.facts, PictureForm(token="<image>")
+    )
     assert runtime.answer(ASKED, sample.images, max_new_tokens=LONGEST).token_ids == answer
-    assert Prompter.from_folder(folder, image, model.facts.visual_tokens).eos_ids == tuple(ends)
+    assert Prompter.from_folder(folder, image).eos_ids == tuple(ends)
 
 
 @pytest.mark.parametrize("wrong", ["2", True, 2.0, [2, None], [[2]], {"id": 2}])

@@ -48,7 +48,7 @@ def samples(questions: Path) -> tuple[Sample, ...]:
 
 
 def full_pass_of(model: LoadedModel, sample: Sample) -> FullPass:
-    rows = embed(model, encode(model.processor, sample))
+    rows = embed(model, encode(model.processor, sample, model.facts))
     decoder = decoder_from(identity_plan(model.facts, model.digest), model.tensors)
     return full_pass(
         decoder, rows.visual_embeds, rows.text_embeds, rows.visual_index, rows.text_index
@@ -57,12 +57,14 @@ def full_pass_of(model: LoadedModel, sample: Sample) -> FullPass:
 
 def ratios_of_transformers(model: LoadedModel, sample: Sample) -> np.ndarray:
     """Scores from the attention maps [H, S, S] that transformers gives out, [L, H]."""
-    prompt = encode(model.processor, sample)
+    prompt = encode(model.processor, sample, model.facts)
     visual = (prompt.input_ids[0] == model.facts.image_token_id).numpy()
     model.original.set_attn_implementation("eager")
     with torch.inference_mode():
         out = model.original(
-            input_ids=prompt.input_ids, pixel_values=prompt.pixel_values, output_attentions=True
+            input_ids=prompt.input_ids,
+            pixel_values=prompt.inputs["pixel_values"],
+            output_attentions=True,
         )
     maps = torch.stack(out.attentions)[:, 0].double().numpy()
     from_text = maps[:, :, ~visual]
@@ -83,7 +85,7 @@ def test_head_scores_are_those_of_transformers_own_attention_maps(
 def test_neuron_activity_is_what_goes_into_the_last_projection_of_transformers_mlp(
     model: LoadedModel, samples: tuple[Sample, ...]
 ) -> None:
-    prompt = encode(model.processor, samples[0])
+    prompt = encode(model.processor, samples[0], model.facts)
     visual = prompt.input_ids[0] == model.facts.image_token_id
     wanted: list[np.ndarray] = []
 
@@ -93,7 +95,7 @@ def test_neuron_activity_is_what_goes_into_the_last_projection_of_transformers_m
     layers = model.original.model.language_model.layers
     handles = [layer.mlp.down_proj.register_forward_pre_hook(look) for layer in layers]
     with torch.inference_mode():
-        model.original(input_ids=prompt.input_ids, pixel_values=prompt.pixel_values)
+        model.original(input_ids=prompt.input_ids, pixel_values=prompt.inputs["pixel_values"])
     for handle in handles:
         handle.remove()
     found = neuron_activity(full_pass_of(model, samples[0])).numpy()

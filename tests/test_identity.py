@@ -91,7 +91,7 @@ def test_logits_of_prefill_and_decode_are_the_originals(
     session: Session = getattr(pair, side)
     facts = pair.original.facts
     ids = prompt(layout, facts.visual_tokens)
-    rows = layout_of(ids, facts, (facts.image_tokens,) * layout.count("i"))
+    rows = layout_of(ids, facts, (facts.tile_rows,) * layout.count("i"))
     images = [pixels(layout.count("i"), seed) for seed in range(batch)]
     texts = np.stack([(rows.text_ids + 3 * b) % 20 + 5 for b in range(batch)])
     full = np.tile(np.array(ids), (batch, 1))
@@ -149,7 +149,7 @@ def test_a_compressed_folder_loads_back_to_the_same_model(pair: Pair, tmp_path: 
     session = TorchSession(load_compressed(tmp_path))
     facts = pair.original.facts
     assert np.array_equal(session.vision(pixels(1)), pair.torch.vision(pixels(1)))
-    rows = layout_of(prompt("tit", facts.visual_tokens), facts, (facts.image_tokens,))
+    rows = layout_of(prompt("tit", facts.visual_tokens), facts, (facts.tile_rows,))
     outputs = []
     for one in (session, pair.torch):
         visual = one.vision(pixels(1)).reshape(1, -1, facts.decoder.hidden)

@@ -99,17 +99,17 @@ def test_token_ids_and_pixels_are_the_same_prompt(
 ) -> None:
     small = compress(model, identity_plan(model.facts, model.digest))
     sample = samples[0]
-    prompt = encode(model.processor, sample)
+    prompt = encode(model.processor, sample, model.facts)
     wanted = small.generate(sample.question, sample.images, max_new_tokens=8)
     ids: list[int] = prompt.input_ids[0].tolist()
     for form in (ids, tuple(ids), prompt.input_ids, prompt.input_ids[0], np.array(ids)):
-        assert small.generate(form, prompt.pixel_values, max_new_tokens=8) == wanted
+        assert small.generate(form, prompt.inputs["pixel_values"], max_new_tokens=8) == wanted
     with pytest.raises(DataError, match="token ids come with pixels"):
         small.generate(ids, sample.images)
     with pytest.raises(DataError, match="prompt: the prompt has 16 image tokens"):
         small.generate(ids)
     with pytest.raises(DataError, match="positions; 9000 new tokens do not fit"):
-        small.generate(ids, prompt.pixel_values, max_new_tokens=9000)
+        small.generate(ids, prompt.inputs["pixel_values"], max_new_tokens=9000)
 
 
 def test_the_generation_configuration_is_followed_unless_it_is_put_away(
@@ -143,11 +143,11 @@ def test_an_answer_ends_behind_the_token_that_ends_one(
 
 
 def of_transformers(model: LoadedModel, sample: Sample) -> tuple[torch.Tensor, ...]:
-    prompt = encode(model.processor, sample)
+    prompt = encode(model.processor, sample, model.facts)
     with torch.inference_mode():
         out = model.original(
             input_ids=prompt.input_ids,
-            pixel_values=prompt.pixel_values,
+            pixel_values=prompt.inputs["pixel_values"],
             output_hidden_states=True,
         )
     found: tuple[torch.Tensor, ...] = out.hidden_states

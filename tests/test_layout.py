@@ -146,14 +146,14 @@ def test_unequal_counts_that_are_not_those_of_the_prompt_are_all_named():
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(1, 3))
-def test_rows_of_pictures_are_joined_in_their_order_and_padding_is_left_out(counts, batch):
-    most, width = max(counts), 2
-    rng = np.random.default_rng(0)
-    features = rng.standard_normal((batch * len(counts), most, width))
+def test_rows_of_the_tiles_of_all_pictures_are_joined_in_their_order(tiles, batch):
+    rows, width = 3, 2
+    features = np.random.default_rng(0).standard_normal((batch * sum(tiles), rows, width))
     wanted = [
-        [features[b * len(counts) + i, k] for i, count in enumerate(counts) for k in range(count)]
+        [features[b * sum(tiles) + i, k] for i in range(sum(tiles)) for k in range(rows)]
         for b in range(batch)
     ]
+    counts = [rows * count for count in tiles]
     assert np.array_equal(joined(features, counts), np.array(wanted))
     assert joined(torch.from_numpy(features), counts).tolist() == np.array(wanted).tolist()
 

@@ -199,7 +199,7 @@ def test_peak_memory_is_told_and_bounded(done: Done) -> None:
 
 def test_prompts_are_those_of_transformers(done: Done) -> None:
     processor = AutoProcessor.from_pretrained(done.model, local_files_only=True)
-    prompter = Prompter.from_folder(done.artifact, done.manifest["image_token"], N)
+    prompter = Prompter.from_folder(done.artifact, done.manifest["image_token"])
     assert len(processor.tokenizer) == VOCAB
     for question in QUESTIONS:
         message = user_message(question)
@@ -208,7 +208,7 @@ def test_prompts_are_those_of_transformers(done: Done) -> None:
         assert processor.apply_chat_template([message], add_generation_prompt=True) == text
         message["content"][0]["image"] = load_image(done.picture)
         theirs = processor.apply_chat_template([message], tokenize=True, add_generation_prompt=True)
-        ids = prompter.encode([user_message(question)]).ids
+        ids = prompter.encode([user_message(question)], ["<image>" * N])
         assert list(ids) == [int(i) for i in theirs[0]]
         assert ids[0] == 1
         assert ids.count(1) == 1
@@ -218,7 +218,7 @@ def test_prompts_are_those_of_transformers(done: Done) -> None:
 
 
 def test_letters_outside_the_vocabulary_travel_as_bytes(done: Done) -> None:
-    prompter = Prompter.from_folder(done.artifact, "<image>", N)
+    prompter = Prompter.from_folder(done.artifact, "<image>")
     text = "中 🐈 Maß"
     ids = prompter.encode_text(text)
     pieces = [prompter.tokenizer.id_to_token(i) for i in ids]
@@ -229,13 +229,14 @@ def test_letters_outside_the_vocabulary_travel_as_bytes(done: Done) -> None:
 
 def test_pixels_are_those_of_transformers(done: Done) -> None:
     processor = AutoProcessor.from_pretrained(done.model, local_files_only=True)
-    steps = Artifact.open(done.artifact).manifest.picture_steps
-    ours = ImageProcessor.of_artifact(steps, done.artifact)
-    assert ours == ImageProcessor.of_artifact(None, done.artifact)
+    form = Artifact.open(done.artifact).manifest.picture_form
+    ours = ImageProcessor.of_artifact(form, done.artifact, N)
+    older = form.model_copy(update={"steps": None})
+    assert ours.steps == ImageProcessor.of_artifact(older, done.artifact, N).steps
     picture = load_image(done.picture)
     theirs = processor.image_processor(picture, return_tensors="np")["pixel_values"][0]
     assert ours.size == (336, 336)
-    assert np.array_equal(ours(done.picture), theirs)
+    assert np.array_equal(ours(done.picture).pixels[0], theirs)
 
 
 def test_generate_answers_about_a_picture(done: Done) -> None:

@@ -10,6 +10,7 @@ import pytest
 from compressor.compressed import compress
 from compressor.errors import DataError, ModelError
 from compressor.families import LoadedModel, load
+from compressor.families.picture_text import PictureForm
 from compressor.gate_training.examples import force_answer
 from compressor.gate_training.training import original_decoder
 from compressor.plan.edits import identity_plan
@@ -42,7 +43,7 @@ def model(folder: Path) -> LoadedModel:
 @pytest.fixture(scope="module")
 def runtime(model: LoadedModel, folder: Path) -> Runtime:
     session = TorchSession(compress(model, identity_plan(model.facts, model.digest)))
-    return Runtime.on_session(session, folder, model.facts, "<image>")
+    return Runtime.on_session(session, folder, model.facts, PictureForm(token="<image>"))
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def test_a_runtime_with_two_image_tokens_does_not_begin(
 ) -> None:
     other = model.facts.model_copy(update={"image_token_id": 7})
     with pytest.raises(ModelError) as caught:
-        Runtime.on_session(runtime.session, folder, other, "<image>")
+        Runtime.on_session(runtime.session, folder, other, PictureForm(token="<image>"))
     (line,) = caught.value.problems
     assert (
         "tokenizer.json: '<image>' has the id 4, but the model looks for pictures at the id 7"
@@ -64,11 +65,11 @@ def test_a_runtime_with_two_image_tokens_does_not_begin(
 
 
 def test_the_runtime_drops_no_picture(runtime: Runtime, picture: Path) -> None:
-    alone = runtime.encode([user_message("what is this", 0)])
-    one = runtime.encode([user_message("what is this", 1)])
+    alone = runtime.encode([user_message("what is this", 0)], ())
+    one = runtime.encode([user_message("what is this", 1)], runtime.look(picture))
     for ids, pictures in ((alone, 1), (one, 0), (one, 2)):
         with pytest.raises(DataError, match=f"but {pictures} picture"):
-            runtime.prompt_of(ids, runtime.pixels([picture] * pictures))
+            runtime.prompt_of(ids, runtime.look([picture] * pictures))
     # One that the template puts away is found even if the check of the rendered text is passed.
     blind = Runtime(
         runtime.session,
@@ -108,7 +109,7 @@ def test_no_torch_path_drops_a_picture(path: str, model: LoadedModel, questions:
     dropping = Dropping(model.processor)
     blind = replace(model, processor=dropping, native_processor=dropping)
     run = {
-        "calibration": lambda: embed(blind, encode(blind.processor, samples[1])),
+        "calibration": lambda: embed(blind, encode(blind.processor, samples[1], blind.facts)),
         "gates": lambda: force_answer(blind, original_decoder(model), samples[1]),
         "original": lambda: measure_original(blind, samples[1:], 2),
     }[path]
@@ -124,7 +125,7 @@ def test_no_torch_path_runs_a_token_without_a_row(
 ) -> None:
     sample = Sample((picture,), "what is <new>")
     run = {
-        "calibration": lambda: embed(model, encode(model.processor, sample)),
+        "calibration": lambda: embed(model, encode(model.processor, sample, model.facts)),
         "original": lambda: measure_original(model, [sample], 2),
     }[path]
     with pytest.raises(DataError) as caught:

@@ -28,12 +28,14 @@ from compressor.families.picture_steps import (
     ResizeShorter,
     output_size,
 )
+from compressor.families.picture_text import PictureForm
 from compressor.samples.pictures import load_image
 from export.runtime import images as preprocess
 from export.runtime.images import ImageProcessor
 from export.runtime.runtime import Runtime
 
 STEPS: TypeAdapter[PictureSteps] = TypeAdapter(PictureSteps)
+OLDER = PictureForm(token="<image>")
 PILLOWS_LIMIT = Image.MAX_IMAGE_PIXELS  # as it is before any test has run
 SIZES = [(1, 1), (3, 1000), (1000, 3), (337, 335), (64, 64), (801, 603)]  # (width, height)
 
@@ -99,7 +101,7 @@ def test_rgb_pixels_equal_transformers_bit_for_bit(name, size, tmp_path):
     reference = PROCESSORS[name]()
     processor = ours(reference, tmp_path)
     image = picture(*size)
-    pixels = processor(image)
+    pixels = processor(image).pixels[0]
     expected = theirs(reference, image)
     assert pixels.dtype == np.float32
     assert pixels.flags["C_CONTIGUOUS"]
@@ -127,7 +129,9 @@ MODES = {
 def test_every_mode_equals_transformers(mode, name, tmp_path):
     reference = PROCESSORS[name]()
     image = MODES[mode]()
-    np.testing.assert_array_equal(ours(reference, tmp_path)(image), theirs(reference, image))
+    np.testing.assert_array_equal(
+        ours(reference, tmp_path)(image).pixels[0], theirs(reference, image)
+    )
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "RGB", "RGBA", "P", "P, transparent"])
@@ -139,7 +143,7 @@ def test_a_png_file_gives_what_its_opened_image_gives(mode, tmp_path):
     reference = CLIPImageProcessorPil(**SMALL_CLIP)
     with Image.open(tmp_path / "x.png") as opened:
         expected = theirs(reference, opened)
-    np.testing.assert_array_equal(ours(reference, tmp_path)(tmp_path / "x.png"), expected)
+    np.testing.assert_array_equal(ours(reference, tmp_path)(tmp_path / "x.png").pixels[0], expected)
 
 
 def test_transparent_pixels_lie_on_white(tmp_path):
@@ -192,8 +196,8 @@ def test_a_path_is_read_by_load_image(tmp_path):
     exif[0x0112] = 6
     picture(40, 24).save(tmp_path / "x.png", exif=exif)
     processor = ours(CLIPImageProcessorPil(**SMALL_CLIP), tmp_path)
-    upright = processor(picture(40, 24).rotate(-90, expand=True))
-    np.testing.assert_array_equal(processor(tmp_path / "x.png"), upright)
+    upright = processor(picture(40, 24).rotate(-90, expand=True)).pixels
+    np.testing.assert_array_equal(processor(tmp_path / "x.png").pixels, upright)
 
 
 @pytest.mark.parametrize("suffix", ["gif", "png", "webp", "tiff"])
@@ -211,7 +215,7 @@ def test_an_image_that_would_be_resized_beyond_the_limit_is_within_one_step(tmp_
     monkeypatch.setattr(preprocess, "MAX_PIXELS", 48 * 48 + 1)
     for size in [(1, 1999), (3, 700), (701, 3), (48, 45), (45, 49)]:
         image = picture(*size)
-        difference = processor(image) - theirs(reference, image)
+        difference = processor(image).pixels[0] - theirs(reference, image)
         assert np.abs(difference).max() <= 1, size
 
 
@@ -225,7 +229,7 @@ def test_a_line_of_twenty_thousand_pixels_is_never_held_at_full_size(tmp_path, m
     picture(20_000, 1).save(tmp_path / "x.png")
     processor = ours(CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size=336), tmp_path)
     monkeypatch.setattr(Image.Image, "resize", bounded)
-    assert processor(tmp_path / "x.png").shape == (3, 336, 336)
+    assert processor(tmp_path / "x.png").pixels.shape == (1, 3, 336, 336)
 
 
 def png_of(width: int, height: int) -> bytes:
@@ -362,15 +366,17 @@ def test_old_and_new_folders_give_the_same_processor(tmp_path):
         (tmp_path / name).mkdir()
     nested = {"image_processor": LLAVA_1_5, "patch_size": 14}
     old = ImageProcessor.of_artifact(
-        None, saved(tmp_path / "old", "preprocessor_config.json", LLAVA_1_5)
+        OLDER, saved(tmp_path / "old", "preprocessor_config.json", LLAVA_1_5), 1
     )
-    new = ImageProcessor.of_artifact(None, saved(tmp_path / "new", "processor_config.json", nested))
+    new = ImageProcessor.of_artifact(
+        OLDER, saved(tmp_path / "new", "processor_config.json", nested), 1
+    )
     saved(tmp_path / "both", "processor_config.json", {"patch_size": 14})
     both = saved(tmp_path / "both", "preprocessor_config.json", LLAVA_1_5)
-    assert old == new == ImageProcessor.of_artifact(None, both)
+    assert old == new == ImageProcessor.of_artifact(OLDER, both, 1)
     assert old.size == (336, 336)
     np.testing.assert_array_equal(
-        old(picture(50, 40)), theirs(CLIPImageProcessorPil(**LLAVA_1_5), picture(50, 40))
+        old(picture(50, 40)).pixels[0], theirs(CLIPImageProcessorPil(**LLAVA_1_5), picture(50, 40))
     )
 
 
@@ -429,12 +435,12 @@ def test_an_unknown_processor_is_named_with_those_supported(kind):
 def test_a_broken_configuration_is_refused(content, tmp_path):
     (tmp_path / "preprocessor_config.json").write_bytes(content.encode("utf-8", "surrogatepass"))
     with pytest.raises(ModelError, match="preprocessor_config"):
-        ImageProcessor.of_artifact(None, tmp_path)
+        ImageProcessor.of_artifact(OLDER, tmp_path, 1)
 
 
 def test_a_folder_without_a_processor_says_what_is_missing(tmp_path):
     with pytest.raises(ModelError, match="no image processor found"):
-        ImageProcessor.of_artifact(None, tmp_path)
+        ImageProcessor.of_artifact(OLDER, tmp_path, 1)
 
 
 def test_an_artifact_from_before_steps_makes_the_same_pixels(tiny_artifact: Path, tmp_path: Path):
@@ -442,14 +448,17 @@ def test_an_artifact_from_before_steps_makes_the_same_pixels(tiny_artifact: Path
     written = json.loads((older / "manifest.json").read_text())
     # What a manifest has gained since then.
     assert written.pop("picture_steps")
+    assert written.pop("picture_text")
     assert written["model"].pop("family_package") is None
+    assert (written["model"].pop("most_tiles"), written["model"].pop("budget")) == (1, None)
     saved(older, "manifest.json", written)
     picture(97, 64).save(tmp_path / "x.png")
     now, before = (Runtime.load(folder) for folder in (tiny_artifact, older))
-    assert before.images == now.images
+    assert before.images.steps == now.images.steps
     expected = CLIPImageProcessorPil.from_pretrained(older)
     np.testing.assert_array_equal(
-        before.images(tmp_path / "x.png"), theirs(expected, load_image(tmp_path / "x.png"))
+        before.images(tmp_path / "x.png").pixels[0],
+        theirs(expected, load_image(tmp_path / "x.png")),
     )
     answers = [r.answer("what is this", tmp_path / "x.png").first_logits for r in (now, before)]
     np.testing.assert_array_equal(*answers)
@@ -461,7 +470,7 @@ def test_the_manifests_steps_are_run_not_the_processors(tiny_artifact: Path, tmp
     written["picture_steps"][0]["resample"] = "nearest"
     saved(changed, "manifest.json", written)
     image = picture(97, 64)
-    now, other = (Runtime.load(folder).images(image) for folder in (tiny_artifact, changed))
+    now, other = (Runtime.load(folder).images(image).pixels for folder in (tiny_artifact, changed))
     assert now.shape == other.shape
     assert not np.array_equal(now, other)
 
@@ -496,7 +505,7 @@ def test_the_size_that_steps_give_is_that_of_their_pixels(
 ):
     assert output_size(steps) == size
     for picture_size in SIZES:
-        assert ImageProcessor(steps)(picture(*picture_size)).shape == (3, *size)
+        assert ImageProcessor(steps)(picture(*picture_size)).pixels.shape == (1, 3, *size)
 
 
 @pytest.mark.parametrize(
@@ -539,4 +548,4 @@ def test_values_go_through_each_step_in_its_own_precision():
     column = (slice(None), None, None)
     normal = (levels - np.float32([1, 2, 3])[column]) / np.float32([4, 5, 6])[column]
     expected = (normal.astype(np.float64) * (1 / 3)).astype(np.float32)
-    np.testing.assert_array_equal(ImageProcessor(steps)(image), expected)
+    np.testing.assert_array_equal(ImageProcessor(steps)(image).pixels[0], expected)

@@ -14,6 +14,7 @@ from transformers import AutoProcessor
 
 from compressor.errors import ModelError
 from compressor.families import load
+from compressor.families.picture_text import PictureForm
 from compressor.families.registry import read_processor
 from compressor.samples.pictures import load_image
 from compressor.samples.prompts import encode
@@ -88,16 +89,17 @@ def test_what_was_not_saved_is_taken_from_the_configuration(
     )  # fmt: skip
 
     model = load(str(older))
-    found = encode(model.processor, sample)
+    found = encode(model.processor, sample, model.facts)
     assert found.input_ids.tolist() == wanted["input_ids"].tolist()
-    assert torch.equal(found.pixel_values, wanted["pixel_values"])
+    assert torch.equal(found.inputs["pixel_values"], wanted["pixel_values"])
 
     saved = tmp_path / "saved"
     model.processor.save_pretrained(saved)
-    prompter = Prompter.from_folder(saved, "<image>", model.facts.visual_tokens)
-    ids = prompter.encode([user_message(sample.question)]).ids
+    prompter = Prompter.from_folder(saved, "<image>")
+    ids = prompter.encode([user_message(sample.question)], ["<image>" * model.facts.tile_rows])
     assert list(ids) == wanted["input_ids"][0].tolist()
-    pixels = ImageProcessor.of_artifact(None, saved)(sample.images[0])
+    form = PictureForm(token="<image>")
+    pixels = ImageProcessor.of_artifact(form, saved, 1)(sample.images[0]).pixels[0]
     assert np.array_equal(pixels, wanted["pixel_values"][0].numpy())
     assert AutoProcessor.from_pretrained(saved).patch_size == 8
 
@@ -137,15 +139,16 @@ def test_a_chat_template_is_read_alike_wherever_it_stands(
         "alone": to_tokenizer(source), "among others": to_tokenizer(several), "its own file": to_json,
     }[name]  # fmt: skip
     move(older)
-    sample = read_samples(questions)[0]
-    wanted = encode(read_processor(str(today)).processor, sample).input_ids[0].tolist()
+    sample, read = read_samples(questions)[0], read_processor(str(today))
+    wanted = encode(read.processor, sample, read.facts).input_ids[0].tolist()
     original = read_processor(str(older))
-    assert encode(original.processor, sample).input_ids[0].tolist() == wanted
+    assert encode(original.processor, sample, original.facts).input_ids[0].tolist() == wanted
     # The runtime, from the folder itself and from what an artifact holds.
     original.processor.save_pretrained(older / "saved")
     for folder in (older, older / "saved"):
-        prompter = Prompter.from_folder(folder, "<image>", original.facts.visual_tokens)
-        assert list(prompter.encode([user_message(sample.question)]).ids) == wanted
+        prompter = Prompter.from_folder(folder, "<image>")
+        texts = ["<image>" * original.facts.tile_rows]
+        assert list(prompter.encode([user_message(sample.question)], texts)) == wanted
 
 
 def test_a_missing_package_is_called_by_its_name(

@@ -267,7 +267,7 @@ def test_every_call_that_the_runtime_makes_fits_a_profile(
     """With limits of exactly what is asked: two pictures in a call, the batches, the longest text."""
     recorder, manifest = Recorder(), artifact.manifest
     session = recorder.on(OnnxSession(artifact.folder, manifest.graphs, threads=1))
-    runtime = Runtime.on_session(session, artifact.folder, manifest.model, manifest.image_token)
+    runtime = Runtime.on_session(session, artifact.folder, manifest.model, manifest.picture_form)
     for images in ([], pictures[:1], pictures[:2]):
         list(runtime.generate("what is this", images, max_new_tokens=4))
     asked = [("what is it", pictures[i : i + 1]) for i in range(3)] + [("what is this it", ())]
@@ -314,7 +314,7 @@ def test_the_default_limits_hold_one_question_about_one_picture_and_its_timing(
     bench.bench(artifact.folder, manifest.graphs, manifest.model, text=text, rounds=1)
     assert {spec.name for spec, _ in recorder.calls} >= {"decoder", "baseline_decoder", "vision"}
     session = recorder.on(OnnxSession(artifact.folder, manifest.graphs, threads=1))
-    runtime = Runtime.on_session(session, artifact.folder, manifest.model, manifest.image_token)
+    runtime = Runtime.on_session(session, artifact.folder, manifest.model, manifest.picture_form)
     runtime.answer("what is this", pictures[:1], max_new_tokens=4)
     usual = limits_of(ProfilesSection(), manifest.model)
     assert recorder.outside(usual) == []

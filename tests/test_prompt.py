@@ -157,7 +157,7 @@ def folders(tmp_path_factory):
 @pytest.fixture(params=MAKERS)
 def both(request, folders):
     folder, processor = folders[request.param]
-    return Prompter.from_folder(folder, "<image>", N), processor
+    return Prompter.from_folder(folder, "<image>"), processor
 
 
 def theirs(
@@ -176,6 +176,13 @@ def theirs(
     ]
     ids = processor.apply_chat_template(given, tokenize=True, add_generation_prompt=generate)
     return [int(token_id) for token_id in ids[0]]
+
+
+RUN = "<image>" * N
+
+
+def runs(messages: list[dict[str, Any]]) -> list[str]:
+    return [RUN for m in messages for b in m["content"] if b["type"] == "image"]
 
 
 def answer(text: str) -> dict[str, Any]:
@@ -206,10 +213,9 @@ CONVERSATIONS = {
 def test_token_ids_equal_transformers(name, both):
     prompter, processor = both
     messages = CONVERSATIONS[name]
-    encoded = prompter.encode(messages)
-    assert list(encoded.ids) == theirs(processor, messages)
-    assert encoded.images == sum(b["type"] == "image" for m in messages for b in m["content"])
-    assert encoded.ids.count(prompter.image_token_id) == N * encoded.images
+    ids = prompter.encode(messages, runs(messages))
+    assert list(ids) == theirs(processor, messages)
+    assert ids.count(prompter.image_token_id) == N * len(runs(messages))
 
 
 @pytest.mark.parametrize("generate", [True, False])
@@ -218,14 +224,14 @@ def test_rendered_text_equals_transformers(generate, both):
     for messages in CONVERSATIONS.values():
         expected = processor.apply_chat_template(messages, add_generation_prompt=generate)
         assert prompter.render(messages, add_generation_prompt=generate) == expected
-        ids = prompter.encode(messages, add_generation_prompt=generate).ids
+        ids = prompter.encode(messages, runs(messages), add_generation_prompt=generate)
         assert list(ids) == theirs(processor, messages, generate)
 
 
 def test_the_beginning_token_stands_once_whoever_writes_it(folders):
     for name, begin in (("byte fallback", "<s>"), ("byte level", "<bos>")):
-        prompter = Prompter.from_folder(folders[name][0], "<image>", N)
-        ids = prompter.encode([user_message("is it ?")]).ids
+        prompter = Prompter.from_folder(folders[name][0], "<image>")
+        ids = prompter.encode([user_message("is it ?")], [RUN])
         assert ids.count(prompter.tokenizer.token_to_id(begin)) == 1
         assert ids[0] == prompter.tokenizer.token_to_id(begin)
 
@@ -241,11 +247,11 @@ def test_any_text_gives_transformers_ids_or_our_error(text, both):
     prompter, processor = both
     messages = [user_message(text)]
     try:
-        encoded = prompter.encode(messages)
+        ids = prompter.encode(messages, [RUN])
     except VtcompressError:
         assert any(0xD800 <= ord(letter) < 0xE000 for letter in text)
         return
-    assert list(encoded.ids) == theirs(processor, messages)
+    assert list(ids) == theirs(processor, messages)
 
 
 @settings(
@@ -277,7 +283,7 @@ def test_streamed_pieces_are_the_whole_decode(data, skip, both):
 )
 def test_no_streamed_piece_has_half_a_character(text, folders):
     for name in ("byte fallback", "byte level"):
-        prompter = Prompter.from_folder(folders[name][0], "<image>", N)
+        prompter = Prompter.from_folder(folders[name][0], "<image>")
         ids = prompter.encode_text(text)
         stream = prompter.stream()
         pieces = [*(stream.push(token_id) for token_id in ids), stream.finish()]
@@ -287,7 +293,7 @@ def test_no_streamed_piece_has_half_a_character(text, folders):
 
 @pytest.mark.parametrize("between", [[], ["</s>"], ["no such token"]])
 def test_a_byte_that_spoils_a_run_of_bytes_is_waited_for(between, folders):
-    prompter = Prompter.from_folder(folders["byte fallback"][0], "<image>", N)
+    prompter = Prompter.from_folder(folders["byte fallback"][0], "<image>")
     known = prompter.tokenizer.token_to_id
     run = [known(f"<0x{byte:02X}>") for byte in "中".encode()]
     skipped = [known(token) or 10_000 for token in between]
@@ -299,7 +305,7 @@ def test_a_byte_that_spoils_a_run_of_bytes_is_waited_for(between, folders):
 
 
 def test_text_comes_out_as_soon_as_it_is_certain(folders):
-    prompter = Prompter.from_folder(folders["byte level"][0], "<image>", N)
+    prompter = Prompter.from_folder(folders["byte level"][0], "<image>")
     ids = prompter.encode_text("A cat 🐈 sits")
     stream = prompter.stream()
     lag = [
@@ -318,13 +324,13 @@ def _growing(stream, ids):
 
 def test_spaces_before_punctuation_go_where_transformers_removes_them(folders):
     folder, processor = folders["word level"]
-    prompter = Prompter.from_folder(folder, "<image>", N)
+    prompter = Prompter.from_folder(folder, "<image>")
     ids = prompter.encode_text("do n't . is it ? 3 ' s .")
     assert prompter.decode(ids) == processor.tokenizer.decode(list(ids)) == "don't. is it? 3's."
 
 
 def test_plain_text_has_no_special_tokens_unless_asked(folders):
-    prompter = Prompter.from_folder(folders["byte fallback"][0], "<image>", N)
+    prompter = Prompter.from_folder(folders["byte fallback"][0], "<image>")
     begin = prompter.tokenizer.token_to_id("<s>")
     plain = prompter.encode_text("A cat")
     assert begin not in plain
@@ -347,7 +353,7 @@ def test_a_text_with_the_image_token_is_refused_with_the_remedy(messages, both):
 def test_texts_that_only_together_make_an_image_token_are_refused(folders, tmp_path):
     joining = "{% for block in messages[0].content %}{{ block.text | trim }}{% endfor %}"
     (bare(folders, tmp_path) / "chat_template.jinja").write_text(joining)
-    prompter = Prompter.from_folder(tmp_path, "<image>", N)
+    prompter = Prompter.from_folder(tmp_path, "<image>")
     with pytest.raises(DataError, match="wrote 1 image tokens '<image>' for 0 images"):
         prompter.encode([blocks("<ima  ", "  ge>")])
 
@@ -360,7 +366,7 @@ def test_a_spelling_that_the_tokenizer_reads_as_an_image_is_refused(folders, tmp
     raw["added_tokens"] = [{**token, "normalized": True} for token in raw["added_tokens"]]
     (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
     (tmp_path / "chat_template.jinja").write_text(WORDS)
-    prompter = Prompter.from_folder(tmp_path, "<picture>", N)
+    prompter = Prompter.from_folder(tmp_path, "<picture>")
     with pytest.raises(DataError, match="wrote 0 image tokens"):
         prompter.encode([user_message("is it ?")])  # this template writes <image>
     with pytest.raises(DataError, match="give 1 image tokens, not the 0 of 0 images"):
@@ -368,7 +374,7 @@ def test_a_spelling_that_the_tokenizer_reads_as_an_image_is_refused(folders, tmp
 
 
 def test_a_plain_string_that_the_template_would_drop_is_refused(folders):
-    prompter = Prompter.from_folder(folders["byte fallback"][0], "<image>", N)
+    prompter = Prompter.from_folder(folders["byte fallback"][0], "<image>")
     with pytest.raises(DataError, match=r"lost the text 'is it a cat\?'"):
         prompter.render([{"role": "user", "content": "is it a cat?"}])
 
@@ -394,7 +400,7 @@ BAD_MESSAGES = {
 
 @pytest.mark.parametrize("expected", BAD_MESSAGES)
 def test_bad_messages_are_refused_by_their_place(expected, folders):
-    prompter = Prompter.from_folder(folders["byte level"][0], "<image>", N)
+    prompter = Prompter.from_folder(folders["byte level"][0], "<image>")
     with pytest.raises(DataError) as caught:
         prompter.encode(BAD_MESSAGES[expected])
     assert str(caught.value).startswith(expected)
@@ -405,7 +411,7 @@ def test_an_end_of_answer_comes_from_the_nearest_file(folders, tmp_path):
         (tmp_path / file.name).write_bytes(file.read_bytes())
 
     def eos(**argument: Any) -> tuple[int, ...]:
-        return Prompter.from_folder(tmp_path, "<image>", N, **argument).eos_ids
+        return Prompter.from_folder(tmp_path, "<image>", **argument).eos_ids
 
     assert eos() == ()  # the tokenizer's </s> ends nothing by itself
     (tmp_path / "config.json").write_text('{"text_config": {"eos_token_id": 7}}')
@@ -442,7 +448,7 @@ def bare(folders: Any, folder: Path) -> Path:
 @pytest.mark.parametrize("place", PLACES)
 def test_the_template_is_found_wherever_it_was_saved(place, folders, tmp_path):
     (bare(folders, tmp_path) / place.split(",")[0]).write_text(PLACES[place])
-    prompter = Prompter.from_folder(tmp_path, "<image>", N)
+    prompter = Prompter.from_folder(tmp_path, "<image>")
     assert prompter.render([user_message("a?")]) == "USER: <image>\na? ASSISTANT:"
 
 
@@ -455,7 +461,7 @@ def test_special_tokens_of_older_folders_reach_the_template(folders, tmp_path):
         json.dumps({"bos_token": {"content": "<s>"}, "eos_token": "x", "image_token": "i"})
     )
     (tmp_path / "special_tokens_map.json").write_text(json.dumps({"eos_token": "</s>"}))
-    prompter = Prompter.from_folder(tmp_path, "<image>", N)
+    prompter = Prompter.from_folder(tmp_path, "<image>")
     assert prompter.render([user_message("", images=0)]) == "<s></s>i|"
 
 
@@ -477,7 +483,7 @@ def test_a_template_has_the_same_language_as_in_transformers(template, folders, 
     rendered, _ = render_jinja_template(
         [messages], chat_template=template, add_generation_prompt=True
     )
-    assert Prompter.from_folder(tmp_path, "<image>", N).render(messages) == rendered[0]
+    assert Prompter.from_folder(tmp_path, "<image>").render(messages) == rendered[0]
     assert str(datetime.now().year) in rendered[0] or "strftime_now" not in template
 
 
@@ -497,28 +503,28 @@ def test_a_template_has_the_same_language_as_in_transformers(template, folders, 
 def test_a_template_that_fails_or_breaks_out_is_our_error(template, folders, tmp_path):
     (bare(folders, tmp_path) / "chat_template.jinja").write_text(template)
     with pytest.raises(DataError, match="chat template"):
-        Prompter.from_folder(tmp_path, "<image>", N).render([user_message("", images=0)])
+        Prompter.from_folder(tmp_path, "<image>").render([user_message("", images=0)])
 
 
 def test_a_template_that_is_no_template_is_refused_with_its_line(folders, tmp_path):
     (bare(folders, tmp_path) / "chat_template.jinja").write_text("a\n{% for %}")
     with pytest.raises(DataError, match=r"chat_template\.jinja: line 2"):
-        Prompter.from_folder(tmp_path, "<image>", N)
+        Prompter.from_folder(tmp_path, "<image>")
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe")
     with pytest.raises(DataError, match="not UTF-8 text"):
-        Prompter.from_folder(tmp_path, "<image>", N)
+        Prompter.from_folder(tmp_path, "<image>")
 
 
 def test_missing_and_damaged_files_are_named(folders, tmp_path):
     with pytest.raises(ModelError, match=r"no tokenizer\.json"):
-        Prompter.from_folder(tmp_path, "<image>", N)
+        Prompter.from_folder(tmp_path, "<image>")
     bare(folders, tmp_path)
     with pytest.raises(DataError, match="no chat template"):
-        Prompter.from_folder(tmp_path, "<image>", N)
+        Prompter.from_folder(tmp_path, "<image>")
     (tmp_path / "chat_template.jinja").write_text(VICUNA)
     for unknown in ("<video>", "", "A cat"):
         with pytest.raises(ModelError, match="is not one of its added tokens"):
-            Prompter.from_folder(tmp_path, unknown, N)
+            Prompter.from_folder(tmp_path, unknown)
     (tmp_path / "tokenizer.json").write_text('{"version": "1.0"}')
     with pytest.raises(ModelError, match=r"tokenizer\.json: is damaged"):
-        Prompter.from_folder(tmp_path, "<image>", N)
+        Prompter.from_folder(tmp_path, "<image>")

@@ -15,6 +15,7 @@ from compressor.compressed import CompressedModel, plain, plain_of
 from compressor.decoder import decoder_from
 from compressor.errors import ModelError
 from compressor.families import LoadedModel, load
+from compressor.families.picture_text import PictureForm
 from compressor.samples.questions import Sample, read_samples
 from export.checks import rewrite
 from export.results.rewrite import MAX_PIXEL_DIFFERENCE, MAX_RELATIVE, RewriteReport, rewrite_words
@@ -44,7 +45,8 @@ def compared(
         small.processor.save_pretrained(prompt.folder)
         if change is not None:
             small = change(model, small, prompt.folder)
-        return prompt.compare(reading, small, prompt.folder)
+        form = PictureForm(token=small.processor.image_token)
+        return prompt.compare(reading, small, prompt.folder, form)
 
 
 @pytest.mark.parametrize("size", [None, 48])
@@ -188,10 +190,11 @@ def test_pixels_that_are_almost_equal_are_run_too(llava, monkeypatch):
 
     def seen(runtime: Runtime, pictures: Any) -> Any:
         asked.append(pictures)
-        return make_pixels(runtime, pictures) + np.float32(4e-6)
+        (found,) = look(runtime, pictures)
+        return (replace(found, pixels=found.pixels + np.float32(4e-6)),)
 
-    make_pixels = Runtime.pixels
-    monkeypatch.setattr(Runtime, "pixels", seen)
+    look = Runtime.look
+    monkeypatch.setattr(Runtime, "look", seen)
     report = compared(llava("clip+llama"))
     assert asked
     assert report.passed, report.failures

@@ -81,8 +81,8 @@ def question(seed: int) -> str:
 
 def first_logits(runtime: Runtime, conversation: Any, images: list[Path]) -> np.ndarray:
     """Logits where the last answer of a conversation begins, everything run at once."""
-    ids = runtime.encode(conversation.messages[:-1])
-    logits, _ = runtime.prefill([runtime.prompt_of(ids, runtime.pixels(images))])
+    ids = runtime.encode(conversation.messages[:-1], runtime.look(images))
+    logits, _ = runtime.prefill([runtime.prompt_of(ids, runtime.look(images))])
     return np.asarray(logits[0])
 
 
@@ -106,11 +106,11 @@ def test_a_turn_runs_its_new_tokens_only_and_answers_as_if_everything_had_run(
                 reused += 1
                 assert spy.pictures == len(new)
                 assert rows < 20
-            ids = runtime.encode(conversation.messages[:-1])
+            ids = runtime.encode(conversation.messages[:-1], runtime.look(seen))
             assert figures.prompt_rows == len(ids)
-            whole = runtime.replies(
-                [runtime.prompt_of(ids, runtime.pixels(seen))], AnswerOptions(5)
-            )[0]
+            whole = runtime.replies([runtime.prompt_of(ids, runtime.look(seen))], AnswerOptions(5))[
+                0
+            ]
             assert answer.token_ids == whole.token_ids
             assert text == whole.text
             assert (
@@ -155,12 +155,12 @@ def test_the_end_of_an_answer_is_run_as_the_template_writes_it(
     spy.clear()
     answer = conversation.ask("b", max_new_tokens=3)
     list(answer)
-    ids = runtime.encode(conversation.messages[:-1])
+    ids = runtime.encode(conversation.messages[:-1], runtime.look(pictures[:1]))
     assert answer.figures.prompt_rows == len(ids)
     assert answer.figures.reused_rows == len(ids) - sum(spy.rows[0]) > 16
-    whole = runtime.replies(
-        [runtime.prompt_of(ids, runtime.pixels(pictures[:1]))], AnswerOptions(3)
-    )[0]
+    whole = runtime.replies([runtime.prompt_of(ids, runtime.look(pictures[:1]))], AnswerOptions(3))[
+        0
+    ]
     assert answer.token_ids == whole.token_ids
     assert np.abs(spy.logits[0] - whole.first_logits).max() <= TOLERANCE
 
@@ -179,10 +179,10 @@ def test_a_template_that_rewrites_earlier_answers_runs_everything_again_and_says
     list(answer)
     assert answer.figures.reused_rows == 0
     assert "run again" in caplog.text
-    ids = runtime.encode(conversation.messages[:-1])
-    whole = runtime.replies(
-        [runtime.prompt_of(ids, runtime.pixels(pictures[:2]))], AnswerOptions(4)
-    )[0]
+    ids = runtime.encode(conversation.messages[:-1], runtime.look(pictures[:2]))
+    whole = runtime.replies([runtime.prompt_of(ids, runtime.look(pictures[:2]))], AnswerOptions(4))[
+        0
+    ]
     assert answer.token_ids == whole.token_ids
 
 

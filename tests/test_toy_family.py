@@ -1,7 +1,7 @@
 """A family of another package, defined here alone: from its model folder to an artifact that answers.
 
-It reads VipLLaVA: several layers of a tower, without the class token, normalised and projected. Its pictures
-go through a processor that this tool does not know, ViT's.
+Its models are ViP-LLaVA's under a model type of its own: several layers of a tower, without the class token,
+normalised and projected. Pictures go through a processor that this tool does not know, ViT's.
 """
 
 import json
@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoConfig, VipLlavaConfig
 
 import vtcompress
 from compressor.errors import ModelError
@@ -27,6 +28,13 @@ from compressor.families.picture_steps import Normalise, PictureSteps, Rescale, 
 from tests.models import PATCH, SIDE, VOCAB, WORDS, Variant, _processor, _text, _vision
 
 LAYERS = [-1, -2]
+
+
+class ToyConfig(VipLlavaConfig):
+    model_type = "toy"
+
+
+AutoConfig.register("toy", ToyConfig)
 
 
 class ToyVision(VisionEncoder):
@@ -44,7 +52,7 @@ class ToyVision(VisionEncoder):
 
 class ToyFamily(Family):
     name = "toy"
-    model_types = ("vipllava",)
+    model_types = ("toy",)
 
     def problems(self, raw: Mapping[str, Any], where: str) -> list[str]:
         return text_problems(raw["text_config"], f"{where}: text_config")
@@ -156,17 +164,17 @@ def register(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Regist
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_vip_llava(tmp_path_factory.mktemp("vip") / "toy-model")
+    return make_toy(tmp_path_factory.mktemp("toy") / "toy-model")
 
 
-def make_vip_llava(folder: Path) -> Path:
-    """Write a tiny VipLLaVA folder whose pictures go through ViT's processor."""
-    from transformers import VipLlavaConfig, VipLlavaForConditionalGeneration
+def make_toy(folder: Path) -> Path:
+    """Write a tiny folder of the type whose pictures go through ViT's processor."""
+    from transformers import VipLlavaForConditionalGeneration
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
     torch.manual_seed(0)
     variant = Variant(layers=2)
-    config = VipLlavaConfig(
+    config = ToyConfig(
         vision_config=_vision(variant),
         text_config=_text(variant),
         image_token_index=WORDS.index("<image>"),
@@ -248,13 +256,14 @@ def test_it_goes_from_its_model_folder_to_an_artifact_that_answers(
 
 
 def test_its_models_are_told_of_with_the_package(folder: Path, register: Register) -> None:
-    with pytest.raises(ModelError, match=r"'vipllava' is not supported; supported: llava$"):
+    own = known.supported()
+    with pytest.raises(ModelError, match=f"'toy' is not supported; supported: {', '.join(own)}$"):
         vtcompress.inspect(folder)
     register("ToyFamily")
     found = vtcompress.inspect(folder)
     assert (found["family"], found["family_package"]) == ("toy", "toy-families")
     assert "problems" not in found
-    assert known.supported() == ("llava", "vipllava")
+    assert known.supported() == (*own, "toy")
 
 
 def test_own_families_are_of_no_package(tiny_model: Path, register: Register) -> None:
@@ -305,9 +314,7 @@ def test_two_packages_with_one_name_are_told_apart(register: Register) -> None:
     register("ToyFamily", package="more-toys")
     with pytest.raises(ModelError) as caught:
         known.families()
-    for what, line in zip(
-        ("name 'toy'", "model_type 'vipllava'"), caught.value.problems, strict=True
-    ):
+    for what, line in zip(("name 'toy'", "model_type 'toy'"), caught.value.problems, strict=True):
         assert f"its family 'toy' has the {what}, which the family 'toy' of " in line
         assert {"toy-families", "more-toys"} <= set(line.split("remove ")[1].split(" or "))
 

@@ -67,7 +67,7 @@ def calibrate(
         # Asked behind cuts before, and of the original now: nobody may take them for either.
         profile = profile.model_copy(update={"gates_under": "in part"})
     for digest, sample in progress.track(remaining, "calibrating", len(remaining)):
-        rows = embed(model, encode(model.processor, sample))
+        rows = embed(model, encode(model.processor, sample, model.facts))
         full = full_pass(decoder, *rows.call)
         found = {name: _values(name, full, profile) for name in task.measures}
         scores = {n: values for n, values in found.items() if MEASURES[n].kept == "samples"}
@@ -137,7 +137,7 @@ def ask_gates_again(
     found = []
     asked = list(zip(samples, profile.samples, strict=True))
     for sample, score in progress.track(asked, "asking gates behind the other cuts", len(asked)):
-        rows = embed(model, encode(model.processor, sample))
+        rows = embed(model, encode(model.processor, sample, model.facts))
         margin = tuple(margins_behind_cuts(decoder, rows).tolist())
         found.append(score.model_copy(update={"gate_margin": margin}))
     return profile.model_copy(update={"samples": tuple(found), "gates_under": plan.gates_see()})

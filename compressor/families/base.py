@@ -1,7 +1,7 @@
 """What a model family must tell; the contract between `families/` and everything else."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from compressor.facts import ModelFacts
 from compressor.families.checkpoint import Header
 from compressor.families.picture_steps import PictureSteps
+from compressor.families.picture_text import PictureText, TextRun
+from compressor.schema.sections import ImageSection
 
 
 class VisionEncoder(nn.Module, ABC):
-    """Vision tower and projector: pixels [I, 3, S, S] to visual embeddings [I, N, D]."""
+    """Vision tower and projector: pixels of tiles [I, 3, S, S] to visual embeddings [I, N, D]."""
 
     @abstractmethod
     def forward(self, pixel_values: Tensor) -> Tensor:
@@ -58,11 +60,13 @@ class Family(ABC):
     Attributes:
         name: of the family; no other has it.
         model_types: of the `config.json`s that it reads.
+        budget_keys: keys of the recipe's `image` that it can keep; none: its pictures have one size.
         package: that registered it by an entry point; None: it is one of this tool's own.
     """
 
     name: ClassVar[str]
     model_types: ClassVar[tuple[str, ...]]
+    budget_keys: ClassVar[tuple[str, ...]] = ()
     package: str | None = None
 
     @abstractmethod
@@ -146,6 +150,61 @@ class Family(ABC):
         Raises:
             ModelError: it does something that no step does; all such are named.
         """
+
+    def picture_text(self, processor: Any) -> PictureText:
+        """Return what stands for a picture in place of the image token of a rendered prompt."""
+        return TextRun()
+
+    def processor_class(self) -> type | None:
+        """Return transformers' class of processors that has a part for videos, which is not loaded.
+
+        None: the class that the model's files name is loaded, with all its parts.
+        """
+        return None
+
+    def most_tiles(self, saved: Mapping[str, Any]) -> int:
+        """Return how many tiles a picture becomes at most.
+
+        Args:
+            saved: what the image processor's file holds, within the budget of the recipe.
+        """
+        return 1
+
+    def within(self, budget: ImageSection) -> Mapping[str, Any]:
+        """Return what a budget for pictures changes in the image processor's values.
+
+        Args:
+            budget: with keys of `budget_keys` alone.
+        """
+        return {}
+
+    def image_rows(
+        self, processor: Any, sizes: Sequence[tuple[int, int]], facts: ModelFacts
+    ) -> tuple[int, ...]:
+        """Return how many visual rows the original's processor gives of each picture of one prompt.
+
+        Args:
+            processor: of the model.
+            sizes: (height, width) of the pictures in pixels, in their order.
+            facts: of the model, at the image size of the processor.
+        """
+        return (facts.tile_rows,) * len(sizes)
+
+    def image_pixels(
+        self, encoded: Mapping[str, Any], rows: Sequence[int], facts: ModelFacts
+    ) -> tuple[Tensor, ...]:
+        """Return the pixels [tiles, 3, S, S] of each picture, of what the original's processor made.
+
+        Args:
+            encoded: its whole output.
+            rows: of each picture, as `image_rows` gives them.
+            facts: of the model.
+        """
+        pixels: Tensor | None = encoded.get("pixel_values")
+        if pixels is None or not rows:
+            return ()
+        tiles: tuple[Tensor, ...] = pixels.split([count // facts.tile_rows for count in rows])
+        return tiles
 
     @abstractmethod
     def resize_processor(self, processor: Any, image_size: int) -> None:

@@ -127,11 +127,15 @@ def section_problems(
     layers = section.get(LAYERS)
     if type(layers) is int and layers > MOST_LAYERS:
         found.append(f"{where}.{LAYERS}: {layers} is not allowed; 1 to {MOST_LAYERS}")
-    value = section.get(eps, 0.0)
+    return found + eps_problems(section.get(eps, 0.0), f"{where}.{eps}")
+
+
+def eps_problems(value: Any, where: str) -> list[str]:
+    """Return a line if what a norm adds is no number or below 0; `where` is file, section and key."""
     # What is not finite is told of whole configurations.
     if type(value) not in (int, float) or (math.isfinite(value) and value < 0):
-        found.append(f"{where}.{eps}: {value!r} is not allowed; one number, 0 or more")
-    return found
+        return [f"{where}: {value!r} is not allowed; one number, 0 or more"]
+    return []
 
 
 def plain_attention(config: Any) -> None:

@@ -9,11 +9,15 @@ from compressor.entry_points import taken
 from compressor.errors import ModelError
 from compressor.facts import ModelFacts
 from compressor.families.base import Family
+from compressor.families.unsupported.reasons import why_unsupported
 
 GROUP = "vtcompress.families"
 """Of the entry points; each names a class without arguments, a `Family`."""
 
-BUILT_IN = ("compressor.families.llava.family:LlavaFamily",)
+BUILT_IN = (
+    "compressor.families.llava.family:LlavaFamily",
+    "compressor.families.llava.vipllava:VipLlavaFamily",
+)
 
 
 @cache
@@ -47,16 +51,12 @@ def family_of(model_type: str, where: str) -> Family:
     """Return the family that reads `model_type`.
 
     Raises:
-        ModelError: no family does; the supported ones are listed.
+        ModelError: no family does; the line says why, where that is known, and names a supported one.
     """
     for family in families():
         if model_type in family.model_types:
             return family
-    raise ModelError(
-        [
-            f"{where}: model_type {model_type!r} is not supported; supported: {', '.join(supported())}"
-        ]
-    )
+    raise ModelError([f"{where}: {why_unsupported(model_type, supported())}"])
 
 
 def family_that_read(facts: ModelFacts) -> Family:

@@ -4,6 +4,7 @@ A family gives them (`Family.picture_steps`), the manifest holds them, `export.r
 new kind of step is a class here, its place in `PictureStep` and `output_size`, and a case there.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, Literal, TypeAlias, assert_never
 
@@ -15,7 +16,11 @@ from compressor.facts import Facts
 MAX_SIDE = 4096
 """Largest height or width that a step may ask for, in pixels."""
 
+MAX_TILES = 256
+"""Most tiles that a step may cut a picture into."""
+
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
+TileCount = Annotated[int, Field(ge=1, le=MAX_TILES)]
 Level = Annotated[int, Field(ge=0, le=255)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Filter = Literal[
@@ -71,6 +76,45 @@ class Crop(Facts):
     size: tuple[Side, Side]
 
 
+class TileByAspect(Facts):
+    """Cuts the picture, made as large as the grid whose proportions are nearest its own, into equal tiles.
+
+    Tiles come row by row; behind several of them comes the whole picture, as large as one. Of grids that are
+    equally near the largest is taken whose tiles have less than twice as many pixels as the picture.
+
+    Attributes:
+        size: height and width of a tile in pixels.
+        least: tiles of a grid.
+        most: tiles of a grid.
+        resample: Pillow's filter.
+    """
+
+    step: Literal["tile_by_aspect"] = "tile_by_aspect"
+    size: tuple[Side, Side]
+    least: TileCount
+    most: TileCount
+    resample: Filter
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "TileByAspect":
+        if self.least > self.most:
+            raise ValueError(f"least: {self.least} tiles are more than the most, {self.most}")
+        return self
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Return the rows and columns of tiles of a picture of so many pixels."""
+        sides = range(1, self.most + 1)
+        grids = [(w, h) for w in sides for h in sides if self.least <= w * h <= self.most]
+        best, nearest = (1, 1), math.inf
+        for columns, rows in sorted(grids, key=lambda grid: grid[0] * grid[1]):
+            off = abs(width / height - columns / rows)
+            # In this order and these operations, as transformers computes it: ties are decided by rounding.
+            roomy = width * height > 0.5 * self.size[0] * self.size[1] * columns * rows
+            if off < nearest or (off == nearest and roomy):
+                best, nearest = (columns, rows), off
+        return best[1], best[0]
+
+
 class Rescale(Facts):
     """Multiplies values in float64; the product is rounded to float32."""
 
@@ -93,17 +137,18 @@ class Normalise(Facts):
 
 
 PictureStep: TypeAlias = Annotated[
-    PadToSquare | Resize | ResizeShorter | Crop | Rescale | Normalise, Field(discriminator="step")
+    PadToSquare | Resize | ResizeShorter | Crop | TileByAspect | Rescale | Normalise,
+    Field(discriminator="step"),
 ]
 PictureSteps: TypeAlias = tuple[PictureStep, ...]
 
 
 def output_size(steps: Sequence[PictureStep]) -> tuple[int, int]:
-    """Return (H, W), in pixels, of every picture that went through steps.
+    """Return (H, W), in pixels, of every picture, or tile of one, that went through steps.
 
     Raises:
         ModelError: pictures of different sizes come out, which a graph cannot take, or a step that changes
-            the picture stands behind one that changes its values.
+            the picture stands behind one that changes its values, or one that makes tiles is not the first.
     """
     size: tuple[int, int] | None = None
     square = values = False
@@ -118,7 +163,9 @@ def output_size(steps: Sequence[PictureStep]) -> tuple[int, int]:
                 # Else a long line becomes a picture that no memory holds.
                 if size is None and not isinstance(following, Crop):
                     break
-            case Resize() | Crop():
+            case TileByAspect() if step is not steps[0]:
+                raise ModelError([f"picture steps: {step.step}: does not stand first"])
+            case Resize() | Crop() | TileByAspect():
                 size, square = step.size, step.size[0] == step.size[1]
             case Rescale() | Normalise():
                 values = True
@@ -128,3 +175,15 @@ def output_size(steps: Sequence[PictureStep]) -> tuple[int, int]:
         problem = "picture steps: give pictures of different sizes, which a graph cannot take"
         raise ModelError([problem])
     return size
+
+
+def tile_grid(steps: Sequence[PictureStep], height: int, width: int) -> tuple[int, int]:
+    """Return the rows and columns of tiles that a picture of so many pixels is cut into."""
+    first = next(iter(steps), None)
+    return first.grid(height, width) if isinstance(first, TileByAspect) else (1, 1)
+
+
+def tile_count(grid: tuple[int, int]) -> int:
+    """Return how many tiles a picture becomes; behind several of a grid comes the whole picture."""
+    cells = grid[0] * grid[1]
+    return cells if cells == 1 else cells + 1

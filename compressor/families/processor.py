@@ -7,6 +7,7 @@ import copy
 import importlib.util
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from compressor.facts import ModelFacts
 from compressor.families.base import Family
 from compressor.families.configuration import IMAGE_TOKEN_KEYS
 from compressor.families.guard import broken_texts, quiet, reading
+from compressor.families.known import family_that_read
 
 SAVED = "processor_config.json"
 PIECES = "tokenizer.model"
@@ -53,10 +55,10 @@ def load_processor(
     """
     _check_files(folder)
     # The model's own code is not run once for every key that may be at fault.
-    again = None if trust_remote_code else _read
+    again = None if trust_remote_code else partial(_read, family=family)
     # It would warn of the `config.json` of a compressed folder, which is no model's on purpose.
     with quiet(), reading(folder, "the processor (images, tokenizer, chat template)", again):
-        processor = _read(folder, trust_remote_code=trust_remote_code)
+        processor = _read(folder, family, trust_remote_code=trust_remote_code)
     missing = [part for part in PARTS if getattr(processor, part, None) is None]
     if missing:
         problem = (
@@ -71,9 +73,11 @@ def load_processor(
     return processor
 
 
-def _read(folder: Path, *, trust_remote_code: bool = False) -> Any:
+def _read(folder: Path, family: Family, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoProcessor
 
+    if (kind := family.processor_class()) is not None:
+        return _without_videos(folder, kind, trust_remote_code=trust_remote_code)
     processor = AutoProcessor.from_pretrained(
         folder, trust_remote_code=trust_remote_code, local_files_only=True
     )
@@ -84,12 +88,49 @@ def _read(folder: Path, *, trust_remote_code: bool = False) -> Any:
     return processor
 
 
+def _without_videos(folder: Path, kind: type, *, trust_remote_code: bool = False) -> Any:
+    """Return a processor without its part for videos, which would ask for torchvision."""
+    from transformers import AutoTokenizer
+
+    def as_given(*given: Any) -> type:
+        return type(given[-1])  # any part will do, also one that is None
+
+    # The same name, because `save_pretrained` writes it.
+    made = type(kind.__name__, (kind,), {"check_argument_for_proper_class": as_given})
+    saved = _saved(folder / SAVED)
+    plain = {k: v for k, v in saved.items() if isinstance(v, int | float | str | bool)}
+    tokenizer = AutoTokenizer.from_pretrained(
+        folder, trust_remote_code=trust_remote_code, local_files_only=True
+    )
+    return made(
+        image_processor=_read_images(folder, trust_remote_code=trust_remote_code),
+        tokenizer=tokenizer,
+        video_processor=None,
+        chat_template=_template(folder),
+        **{key: value for key, value in plain.items() if key != "processor_class"},
+    )
+
+
+def _template(folder: Path) -> str | None:
+    """The chat template that is saved beside a processor, not in its tokenizer's files."""
+    if (file := folder / "chat_template.jinja").is_file():
+        return file.read_text(encoding="utf-8")
+    found = _saved(folder / "chat_template.json").get("chat_template")
+    return found if isinstance(found, str) else None
+
+
 def _read_images(folder: Path, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoImageProcessor
 
     return AutoImageProcessor.from_pretrained(
         folder, backend="pil", trust_remote_code=trust_remote_code, local_files_only=True
     )
+
+
+def saved_images(folder: Path) -> Mapping[str, Any]:
+    """Return what is saved of a model folder's image processor; nothing if that is not there."""
+    section = _saved(folder / SAVED).get(IMAGES)
+    return section if isinstance(section, dict) else _saved(folder / OLDER_IMAGES)
 
 
 def resized(processor: Any, family: Family, image_size: int) -> Any:
@@ -221,7 +262,8 @@ def _token_problems(processor: Any, facts: ModelFacts, folder: Path) -> list[str
 
 def _picture_problems(processor: Any, facts: ModelFacts, folder: Path) -> list[str]:
     """Try the processor on a blank picture."""
-    side, wanted = facts.image_size, facts.image_tokens
+    family = family_that_read(facts)
+    side, wanted = facts.image_size, family.image_rows(processor, [PROBE[::-1]], facts)[0]
     file = folder / SAVED
 
     def again(copy: Path) -> None:
@@ -236,7 +278,7 @@ def _picture_problems(processor: Any, facts: ModelFacts, folder: Path) -> list[s
         pixels, ids = tried["pixel_values"], tried["input_ids"][0].tolist()
         height, width = pixels.shape[-2:]
     images = file if IMAGES in _saved(file) else folder / OLDER_IMAGES
-    if pixels.ndim != 4 or len(pixels) != 1:
+    if pixels.ndim != 4 or len(pixels) != wanted // facts.tile_rows:
         kind = type(processor.image_processor).__name__
         return [
             f"{images}: image_processor_type: {kind} gives several pictures for one, which is not supported: "

@@ -1,6 +1,7 @@
 """Finds the family of a model and loads it: a hub id or a local folder, safetensors only."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,14 @@ from compressor.families.guard import broken_weight_files, quiet, reading
 from compressor.families.hub import fetched
 from compressor.families.known import family_of, family_that_read
 from compressor.families.llama_text import EMBEDDING, HEAD, is_tied
-from compressor.families.picture_steps import PictureSteps
-from compressor.families.processor import check_processor, load_processor, resized
+from compressor.families.picture_text import PictureForm
+from compressor.families.processor import check_processor, load_processor, resized, saved_images
 from compressor.generation.settings import model_settings
+from compressor.schema.sections import ImageSection
 
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "README.md")
 HUB_CODE = "*.py"
+NO_BUDGET = ImageSection()
 
 
 def local_folder(
@@ -127,6 +130,7 @@ def describe(
     revision: str | None = None,
     *,
     image_size: int | None = None,
+    budget: ImageSection = NO_BUDGET,
     trust_remote_code: bool = False,
 ) -> ModelFacts:
     """Return the facts of a model without loading its weights.
@@ -135,6 +139,7 @@ def describe(
         model_id: hub id or local folder.
         revision: of a hub id.
         image_size: as in `load`.
+        budget: as in `load`.
         trust_remote_code: as in `load`.
 
     Raises:
@@ -142,12 +147,18 @@ def describe(
     """
     folder = local_folder(model_id, revision, weights=False, code=trust_remote_code)
     family, config = read_config(folder, trust_remote_code=trust_remote_code)
-    return _facts(folder, family, config, model_name(model_id), image_size)
+    return _facts(folder, family, config, model_name(model_id), image_size, budget)
 
 
 def _facts(
-    folder: Path, family: Family, config: Any, name: str, image_size: int | None
+    folder: Path,
+    family: Family,
+    config: Any,
+    name: str,
+    image_size: int | None,
+    budget: ImageSection,
 ) -> ModelFacts:
+    changed = _within(family, budget)
     stored = headers(folder)
     names = stored or indexed(folder)
     tied = is_tied(
@@ -168,8 +179,28 @@ def _facts(
         ) from failure
     family.check_stored(config, folder, stored, names)
     return facts.model_copy(
-        update={"eos_token_ids": model_settings(folder).ends, "family_package": family.package}
+        update={
+            "eos_token_ids": model_settings(folder).ends,
+            "family_package": family.package,
+            "most_tiles": family.most_tiles({**saved_images(folder), **changed}),
+            "budget": budget if budget.given else None,
+        }
     )
+
+
+def _within(family: Family, budget: ImageSection) -> Mapping[str, Any]:
+    """Return what a budget changes in an image processor's values.
+
+    Raises:
+        ModelError: the family keeps no such budget.
+    """
+    if odd := [f"image.{key}" for key in budget.given if key not in family.budget_keys]:
+        takes = " or ".join(f"image.{key}" for key in family.budget_keys)
+        remedy = f"it takes {takes}" if takes else "their size is set by export.image_size"
+        raise ModelError(
+            [f"{', '.join(odd)}: is nothing for pictures of the family {family.name!r}; {remedy}"]
+        )
+    return family.within(budget) if budget.given else {}
 
 
 @dataclass(frozen=True)
@@ -196,30 +227,32 @@ def read_processor(
     revision: str | None = None,
     *,
     image_size: int | None = None,
+    budget: ImageSection = NO_BUDGET,
     trust_remote_code: bool = False,
 ) -> ReadProcessor:
-    """Return a model's processor; no weights are read.
+    """Return a model's processor within a budget for pictures; no weights are read.
 
     Raises:
         ModelError: the model is not supported, or its processor cannot be read or does not fit it.
     """
     folder = local_folder(model_id, revision, weights=False, code=trust_remote_code)
     family, config = read_config(folder, trust_remote_code=trust_remote_code)
-    native_facts = _facts(folder, family, config, model_name(model_id), None)
+    name = model_name(model_id)
+    native_facts = _facts(folder, family, config, name, None, budget)
     native = load_processor(folder, family, config, trust_remote_code=trust_remote_code)
+    for key, value in _within(family, budget).items():
+        setattr(native.image_processor, key, value)
     check_processor(native, native_facts, folder)
     if image_size is None:
         return ReadProcessor(folder, native_facts, native_facts, native, native)
-    facts = _facts(folder, family, config, model_name(model_id), image_size)
+    facts = _facts(folder, family, config, name, image_size, budget)
     processor = resized(native, family, image_size)
     check_processor(processor, facts, folder)
     return ReadProcessor(folder, facts, native_facts, processor, native)
 
 
-def picture_steps(
-    processor: Any, facts: ModelFacts, where: str = "image processor"
-) -> PictureSteps:
-    """Return what a model's processor does to a picture, as its family tells it.
+def picture_form(processor: Any, facts: ModelFacts, where: str = "image processor") -> PictureForm:
+    """Return how a model takes pictures, as its family tells it.
 
     Args:
         processor: of the model, at the image size of the facts.
@@ -227,10 +260,14 @@ def picture_steps(
         where: the image processor's file, for errors.
 
     Raises:
-        ModelError: it does something that no step does; all such are named.
+        ModelError: its processor does something that no step does; all such are named.
     """
     saved = json.loads(processor.image_processor.to_json_string())
-    return family_that_read(facts).picture_steps(saved, where)
+    family = family_that_read(facts)
+    steps = family.picture_steps(saved, where)
+    return PictureForm(
+        token=processor.image_token, steps=steps, text=family.picture_text(processor)
+    )
 
 
 def load(
@@ -238,6 +275,7 @@ def load(
     *,
     revision: str | None = None,
     image_size: int | None = None,
+    budget: ImageSection = NO_BUDGET,
     trust_remote_code: bool = False,
     known_digest: str | None = None,
 ) -> LoadedModel:
@@ -247,6 +285,7 @@ def load(
         model_id: hub id or local folder.
         revision: of a hub id.
         image_size: side of the square input in pixels; None for the tower's own.
+        budget: for pictures, of the recipe.
         trust_remote_code: let the model's repository run code of its own.
         known_digest: what `digest` gave for its folder; None: it is taken here.
 
@@ -260,7 +299,11 @@ def load(
     if problems := broken_weight_files(folder):
         raise ModelError(problems)
     read = read_processor(
-        model_id, revision, image_size=image_size, trust_remote_code=trust_remote_code
+        model_id,
+        revision,
+        image_size=image_size,
+        budget=budget,
+        trust_remote_code=trust_remote_code,
     )
     with quiet():
         original = family.original(folder, config, torch.float32)

@@ -13,7 +13,7 @@ the tails of all layers run as one batch.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -77,10 +77,10 @@ def examples_of(
 @torch.inference_mode()
 def force_answer(model: LoadedModel, decoder: Decoder, sample: Sample) -> Forced:
     """Run the original over a prompt and its right answer once."""
-    prompt = encode(model.processor, sample)
+    prompt = encode(model.processor, sample, model.facts)
     answer = torch.tensor(answer_ids(model.processor, sample, model.facts.eos_token_ids))
     ids = torch.cat([prompt.input_ids[0], answer[:-1]])[None]
-    rows = embed(model, replace(prompt, input_ids=ids))
+    rows = embed(model, prompt.with_ids(ids))
     full = full_pass(decoder, *rows.call)
     return Forced(full, answer)
 

@@ -338,8 +338,8 @@ class Plan(Facts):
 
     @property
     def visual(self) -> int:
-        """V of the workload."""
-        return self.workload.images * self.model.image_rows
+        """V of the workload; of pictures whose number of tiles varies, that of the largest."""
+        return self.workload.images * self.model.picture_rows
 
     @property
     def methods(self) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ Where a decoder turns rows on several axes (`DecoderDims.rope_axes`), a token's 
 row and a column. Those of a text token are equal, one more than the largest before it. A picture's token has
 that number as its time, and as row and column it plus the token's own in the picture.
 
-Letters: S tokens, V visual rows, T text rows, I pictures, K rows of the picture that has most, A rotary axes.
+Letters: S tokens, V visual rows, T text rows, I pictures, N rows of a tile, A rotary axes.
 """
 
 from collections.abc import Callable, Sequence
@@ -115,7 +115,7 @@ def layout_of(
     count = int(visual.sum())
     problems = []
     if count != sum(image_tokens):
-        sizes = dict.fromkeys(image_tokens or [facts.image_tokens])
+        sizes = dict.fromkeys(image_tokens or [facts.picture_rows])
         problems.append(
             f"the prompt has {count} image tokens (id {facts.image_token_id}), but {len(image_tokens)} "
             f"picture(s) of {' and '.join(map(str, sizes))} rows come with it: give each picture its place "
@@ -211,16 +211,10 @@ def _layout(
 
 
 def joined(rows: Any, image_rows: Sequence[int]) -> Any:
-    """Return what the vision side gives as the decoder takes it: [B * I, K, D] to [B, V, D].
+    """Return what the vision side gives as the decoder takes it: [tiles, N, D] to [B, V, D].
 
     Args:
-        rows: of B prompts' pictures, numpy's or torch's; behind the rows of a picture that has fewer than K
-            there may be anything.
+        rows: of all tiles of B prompts' pictures, numpy's or torch's, in their order.
         image_rows: [I] how many are each picture's, the same in every prompt.
     """
-    most, width = rows.shape[1:]
-    every = rows.reshape(-1, len(image_rows) * most, width)
-    if all(count == most for count in image_rows):
-        return every
-    kept = [i * most + np.arange(count) for i, count in enumerate(image_rows)]
-    return every[:, np.concatenate(kept)]
+    return rows.reshape(-1, sum(image_rows), rows.shape[-1])

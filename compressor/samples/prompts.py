@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from compressor.errors import DataError, VtcompressError, first_line
 from compressor.facts import ModelFacts
 from compressor.families import VisionEncoder
+from compressor.families.known import family_that_read
 from compressor.samples.layout import Layout, joined, layout_of
 from compressor.samples.pictures import Pictures, pictures_of, read_picture
 from compressor.samples.questions import Sample
@@ -36,7 +37,7 @@ class Reader(Protocol):
 
     @property
     def vision(self) -> VisionEncoder:
-        """Pixels [I, 3, S, S] to visual embeddings [I, N, D]."""
+        """Pixels of tiles [I, 3, S, S] to visual embeddings [I, N, D]."""
         ...
 
 
@@ -45,30 +46,54 @@ class EncodedPrompt:
     """A prompt as the original model takes it.
 
     Attributes:
-        input_ids: [1, S].
-        pixel_values: [I, 3, S, S]; None without image.
-        images: I, how many pictures the question came with.
+        inputs: all that the model's processor made of it: `input_ids` [1, S], and of pictures what this
+            model wants.
+        pixels: [tiles, 3, S, S] of each picture.
+        image_rows: [I] visual rows of each picture that the question came with.
         place: of the question, for errors.
     """
 
-    input_ids: Tensor
-    pixel_values: Tensor | None
-    images: int
+    inputs: Mapping[str, Any]
+    pixels: tuple[Tensor, ...]
+    image_rows: tuple[int, ...]
     place: str
 
+    @property
+    def input_ids(self) -> Tensor:
+        """[1, S]."""
+        ids: Tensor = self.inputs["input_ids"]
+        return ids
 
-def encode(processor: Any, sample: Sample) -> EncodedPrompt:
+    @property
+    def of_pictures(self) -> Mapping[str, Tensor]:
+        """What the original model takes besides the tokens; prompts of one length need no mask."""
+        known = ("input_ids", "attention_mask")
+        return {key: value for key, value in self.inputs.items() if key not in known}
+
+    def with_ids(self, ids: Tensor) -> "EncodedPrompt":
+        """Return the prompt with other tokens [1, S], of the same pictures."""
+        return replace(self, inputs={**self.inputs, "input_ids": ids})
+
+
+def encode(processor: Any, sample: Sample, facts: ModelFacts) -> EncodedPrompt:
     """Encode a question by the model's own processor and chat template.
+
+    Args:
+        processor: of the model.
+        sample: the question and its pictures.
+        facts: of the model, at the image size of the processor.
 
     Raises:
         DataError: a picture cannot be read, or the template fails on this prompt.
     """
-    return encode_question(processor, sample.question, sample.images, sample.place)
+    return encode_question(processor, sample.question, sample.images, sample.place, facts)
 
 
-def encode_question(processor: Any, question: str, pictures: Pictures, place: str) -> EncodedPrompt:
+def encode_question(
+    processor: Any, question: str, pictures: Pictures, place: str, facts: ModelFacts
+) -> EncodedPrompt:
     """Do what `encode` does, for a question and pictures in any form; `place` names it in errors."""
-    opened = (read_picture(one, f"images[{i}]") for i, one in enumerate(pictures_of(pictures)))
+    opened = [read_picture(one, f"images[{i}]") for i, one in enumerate(pictures_of(pictures))]
     images = [{"type": "image", "image": image} for image in opened]
     with _named(place):
         encoded = processor.apply_chat_template(
@@ -78,8 +103,10 @@ def encode_question(processor: Any, question: str, pictures: Pictures, place: st
             return_dict=True,
             return_tensors="pt",
         )
-    pixels = encoded.get("pixel_values")
-    return EncodedPrompt(encoded["input_ids"], pixels, len(images), place)
+        family = family_that_read(facts)
+        rows = family.image_rows(processor, [(i.height, i.width) for i in opened], facts)
+        pixels = family.image_pixels(encoded, rows, facts)
+    return EncodedPrompt(dict(encoded), pixels, rows, place)
 
 
 def layout(model: Reader, prompt: EncodedPrompt, facts: ModelFacts | None = None) -> Layout:
@@ -99,7 +126,7 @@ def layout(model: Reader, prompt: EncodedPrompt, facts: ModelFacts | None = None
         return layout_of(
             prompt.input_ids[0].tolist(),
             facts,
-            (facts.image_tokens,) * prompt.images,
+            prompt.image_rows,
             spell=model.processor.tokenizer.convert_ids_to_tokens,
         )
     except DataError as error:
@@ -185,8 +212,9 @@ def embed(model: Reader, prompt: EncodedPrompt) -> PromptRows:
     rows = layout(model, prompt)
     text = torch.nn.functional.embedding(torch.from_numpy(rows.text_ids)[None], table)
     visual = text.new_empty((1, 0, text.shape[-1]))
-    if prompt.pixel_values is not None:
-        visual = joined(model.vision(prompt.pixel_values.to(table.dtype)), rows.image_rows)
+    if prompt.pixels:
+        tiles = torch.cat(prompt.pixels).to(table.dtype)
+        visual = joined(model.vision(tiles), rows.image_rows)
     return PromptRows(
         rows,
         visual,

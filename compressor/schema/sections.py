@@ -1,8 +1,11 @@
 """The sections of a recipe that know no method: each is one class, each key one field."""
 
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, Self
 
-from compressor.schema.problems import rule
+from pydantic import model_validator
+
+from compressor.schema.problems import apply_rule, rule
 from compressor.schema.values import (
     Cosine,
     Count,
@@ -89,6 +92,40 @@ class ExportSection(RecipeSection):
     profiles: ProfilesSection = ProfilesSection()
     image_size: Count | None = None
     logits: Literal["last", "all"] = "last"
+
+
+class ImageSection(RecipeSection):
+    """How large pictures may get, which decides how many visual tokens they give; None: as the model has it.
+
+    Which of the keys a model takes, its family says.
+
+    Attributes:
+        max_tiles: tiles that a picture is cut into at most, 1 or more, one more for the whole not counted.
+        max_pixels: pixels of a picture at most, 1 or more; a larger one is made smaller.
+        height: of every picture in pixels, 1 or more; goes with width.
+        width: of every picture in pixels, 1 or more; goes with height.
+    """
+
+    max_tiles: Count | None = None
+    max_pixels: Count | None = None
+    height: Count | None = None
+    width: Count | None = None
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """The keys that have a value."""
+        return tuple(key for key, value in self if value is not None)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _one_way(cls, value: Any, handler: Callable[[Any], Self]) -> Self:
+        given = {k for k, v in value.items() if v is not None} if isinstance(value, dict) else set()
+        whole = len(given & set(cls.model_fields)) < 2 and not given & {"height", "width"}
+        problem = None
+        if not whole and given != {"height", "width"}:
+            problem = "give max_tiles, or max_pixels, or height and width together"
+        result: Self = apply_rule(value, handler, problem)
+        return result
 
 
 class FidelitySection(RecipeSection):

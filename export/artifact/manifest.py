@@ -8,6 +8,7 @@ from pydantic import Field
 
 from compressor.facts import Facts, ModelFacts, Positive
 from compressor.families.picture_steps import PictureSteps
+from compressor.families.picture_text import PictureForm, PictureText, TextRun
 from compressor.version import __version__
 from export.graphs.spec import GraphSpec
 from export.results.bench import BenchReport, Ratio
@@ -93,6 +94,7 @@ class Manifest(Judged):
         image_token: text of the image token in a rendered prompt.
         picture_steps: what is done to a picture before the vision graph, in order; None: the artifact is
             older, and its processor's files tell it.
+        picture_text: what the image token is replaced by.
         files: every other file of the artifact by its relative name.
         checker: outcome of the ONNX package's own checker; None: not run.
         fidelity: outcome of the first check; None: not run.
@@ -115,6 +117,7 @@ class Manifest(Judged):
     model_digest: str
     image_token: str
     picture_steps: PictureSteps | None = None
+    picture_text: PictureText = TextRun()
     dtype: Literal["float32", "float16", "bfloat16"]
     logits: Literal["last", "all"]
     graphs: tuple[GraphSpec, ...]
@@ -136,6 +139,11 @@ class Manifest(Judged):
         checks = [verdict_of(check) for check in (self.fidelity, self.loss)]
         # The checker is younger than the other two: where it is missing, nothing is missing.
         return worst(checks if self.checker is None else [self.checker.verdict, *checks])
+
+    @property
+    def picture_form(self) -> PictureForm:
+        """How the model takes pictures."""
+        return PictureForm(token=self.image_token, steps=self.picture_steps, text=self.picture_text)
 
     @property
     def failures(self) -> tuple[str, ...]:

@@ -74,8 +74,6 @@ def compare_answers(
     """Compare the original's stored answers, and the samples that they answer, with the backend's."""
     folder, manifest = artifact.folder, artifact.manifest
     samples, original = asked
-    runtime = Runtime.on_session(
-        session, folder, manifest.model, manifest.image_token, manifest.picture_steps
-    )
+    runtime = Runtime.on_session(session, folder, manifest.model, manifest.picture_form)
     found = loss.measure_answers(runtime, samples, original.max_new_tokens, progress)
     return loss.compare(samples, original, found, limits, name)

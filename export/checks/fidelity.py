@@ -43,8 +43,8 @@ def record(
 ) -> Recording:
     """Run the fixed set of calls and keep what comes out.
 
-    Images are seeded noise, tokens are seeded draws from the vocabulary: V = 0, N and 2N with two lengths
-    of T; each prompt is followed by a later turn on its cache and by decode steps.
+    Images are seeded noise, one tile each, tokens are seeded draws from the vocabulary: V = 0, N and 2N with
+    two lengths of T; each prompt is followed by a later turn on its cache and by decode steps.
 
     Args:
         session: runs them.
@@ -60,7 +60,7 @@ def record(
     for count in images:
         pixels = rng.standard_normal((count, 3, size, size)).astype(np.float32)
         features = None
-        pictures = (facts.image_rows,) * count
+        pictures = (facts.tile_rows,) * count
         if count:
             features = session.vision(pixels)
             recording.outputs[f"vision, {count} images"] = features.astype(np.float32)
@@ -68,7 +68,7 @@ def record(
             ids = rng.integers(0, facts.decoder.vocab, rows + LATER_TEXT_ROWS + DECODE_STEPS)
             if room is not None:
                 # Caches of text alone have room for the text beside one image.
-                ids = ids[: max(0, room - max(count, 1) * facts.image_rows)]
+                ids = ids[: max(0, room - max(count, 1) * facts.tile_rows)]
             if len(ids):
                 layout = layout_around(ids[:rows], pictures, facts=facts)
                 name = f"{count} images, T={rows}"

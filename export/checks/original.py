@@ -4,7 +4,7 @@ Both sides pick the likeliest token, whatever the model's generation configurati
 compression changed, and a penalty or a beam would be counted as that. So nothing of `generate` is used here.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from compressor.samples.questions import Sample
 from export.checks.rewrite import Reading
 from export.results.answers import Answer, Answers
 from export.runtime.core import BATCH_ROWS, PROMPTS_AHEAD, until_end
+from export.runtime.images import SeenPicture
 
 Indexed = tuple[int, EncodedPrompt]
 
@@ -54,13 +55,12 @@ def read_original(model: LoadedModel, sample: Sample) -> Reading:
         DataError: a picture cannot be read, or the processor fails.
         ModelError: the original fails on its own processor's prompt.
     """
-    prompt = encode(model.processor, sample)
-    pixels = prompt.pixel_values
-    if pixels is None:
+    prompt = encode(model.processor, sample, model.facts)
+    if not prompt.pixels:
         raise ModelError([f"{model.facts.name}: its processor makes no pixels of a picture"])
     original = model.original
     try:
-        pictures: dict[str, Any] = {"pixel_values": pixels.to(original.dtype)}
+        pictures = _in_dtype([prompt], original.dtype)
         if model.processor is not model.native_processor:  # asked for another image size
             seen = original.get_image_features(**pictures, interpolate_pos_encoding=True)
             pictures = {"mm_encoder_outputs": {"image": seen}}
@@ -72,24 +72,26 @@ def read_original(model: LoadedModel, sample: Sample) -> Reading:
         ) from failure
     return Reading(
         ids=tuple(prompt.input_ids[0].tolist()),
-        pixels=pixels.float().numpy(),
+        seen=tuple(
+            SeenPicture(pixels.float().numpy(), rows, "")
+            for pixels, rows in zip(prompt.pixels, prompt.image_rows, strict=True)
+        ),
         embeds=out.image_hidden_states.float().flatten(0, -2).numpy(),
         logits=out.logits[0, -1].float().numpy(),
     )
 
 
 def _batches(model: LoadedModel, samples: Sequence[Sample]) -> Iterator[list[Indexed]]:
-    """Prompts of equal length and number of images are answered together."""
+    """Prompts of which the processor made values of equal shapes are answered together."""
     for start in range(0, len(samples), PROMPTS_AHEAD):
-        groups: dict[tuple[int, int], list[Indexed]] = {}
+        groups: dict[str, list[Indexed]] = {}
         for index, sample in enumerate(samples[start : start + PROMPTS_AHEAD], start):
-            prompt = encode(model.native_processor, sample)
+            prompt = encode(model.native_processor, sample, model.native_facts)
             layout(model, prompt, model.native_facts)  # refuses pictures that have no place in it
-            groups.setdefault((prompt.input_ids.shape[1], len(sample.images)), []).append(
-                (index, prompt)
-            )
-        for (length, _), group in groups.items():
-            size = max(1, BATCH_ROWS // length)
+            shapes = {key: tuple(value.shape) for key, value in prompt.inputs.items()}
+            groups.setdefault(repr((shapes, prompt.image_rows)), []).append((index, prompt))
+        for group in groups.values():
+            size = max(1, BATCH_ROWS // group[0][1].input_ids.shape[1])
             for first in range(0, len(group), size):
                 yield group[first : first + size]
 
@@ -99,11 +101,9 @@ def _answer(
     model: LoadedModel, batch: list[Indexed], max_new_tokens: int
 ) -> Iterator[tuple[int, Answer, torch.Tensor]]:
     ids = torch.cat([prompt.input_ids for _, prompt in batch])
-    pixels = [prompt.pixel_values for _, prompt in batch if prompt.pixel_values is not None]
+    pictures = _in_dtype([prompt for _, prompt in batch], model.original.dtype)
     ends = model.facts.eos_token_ids
-    steps = _likeliest(
-        model.original, ids, torch.cat(pixels) if pixels else None, max_new_tokens, ends
-    )
+    steps = _likeliest(model.original, ids, pictures, max_new_tokens, ends)
     first, rows = next(steps)
     tokens = torch.stack([first, *(token for token, _ in steps)], dim=1).tolist()
     for row, (index, _) in enumerate(batch):
@@ -112,19 +112,29 @@ def _answer(
         yield index, Answer(token_ids=found, text=text), rows[row]
 
 
+def _in_dtype(prompts: Sequence[EncodedPrompt], dtype: torch.dtype) -> dict[str, Any]:
+    """Return what the original takes of prompts of equal shapes besides tokens, in its dtype."""
+    every = [prompt.of_pictures for prompt in prompts]
+    joined = {key: torch.cat([of[key] for of in every]) for key in every[0]}
+    return {k: v.to(dtype) if v.is_floating_point() else v for k, v in joined.items()}
+
+
 def _likeliest(
-    original: Any, ids: Tensor, pixels: Tensor | None, max_new_tokens: int, ends: Sequence[int]
+    original: Any,
+    ids: Tensor,
+    pictures: Mapping[str, Tensor],
+    max_new_tokens: int,
+    ends: Sequence[int],
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the likeliest tokens [B] and their logits [B, vocab] float32 until all rows have ended.
 
     Args:
         original: the transformers model.
         ids: [B, S] prompts of equal length.
-        pixels: [I, 3, S, S] of all their pictures; None without.
+        pictures: what else their processor made; the model wants it with the prompt alone.
         max_new_tokens: longest answer.
         ends: tokens that end one.
     """
-    pictures = {} if pixels is None else {"pixel_values": pixels.to(original.dtype)}
     asked, past = ids, None
     ended = torch.zeros(len(ids), dtype=torch.bool)
     for number in range(max_new_tokens):

@@ -7,7 +7,7 @@ a mean. Neither of the two checks would see that: export fidelity compares the r
 compression loss cannot tell it from compression. No torch here; the original's side is
 `original.read_original`. Weights that a file lacks are not found: both sides would share them.
 
-Letters: I images, N visual tokens of one, S side, D hidden.
+Letters: V visual tokens, D hidden.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,6 +21,7 @@ from PIL import Image
 
 from compressor.errors import DataError, ModelError
 from compressor.samples.questions import Sample
+from export.runtime.images import SeenPicture, tiles_of
 from export.runtime.messages import user_message
 from export.session.arrays import Array
 
@@ -43,13 +44,13 @@ class Reading:
 
     Attributes:
         ids: tokens, pictures expanded.
-        pixels: [I, 3, S, S] float32.
-        embeds: [I * N, D] float32, of the pictures.
+        seen: its pictures.
+        embeds: [V, D] float32, of the pictures.
         logits: [vocab] float32 at the last token.
     """
 
     ids: tuple[int, ...]
-    pixels: Array
+    seen: tuple[SeenPicture, ...]
     embeds: Array
     logits: Array
 
@@ -79,19 +80,19 @@ def compare(reading: Reading, runtime: "Runtime", sample: Sample, prompt: Source
         prompt: where it came from.
     """
     found = _Comparison(reading, runtime)
-    ids = runtime.encode([user_message(sample.question, len(sample.images))])
-    pixels = runtime.pixels(sample.images)
+    seen = runtime.look(sample.images)
+    ids = runtime.encode([user_message(sample.question, len(seen))], seen)
     same = found.tokens(ids)
-    off = found.pixels(pixels)
-    seen = runtime.session.vision(reading.pixels)
-    embeds = found.off("visual embeddings", seen.reshape(-1, seen.shape[-1]), reading.embeds)
+    off = found.pixels(seen)
+    rows = runtime.session.vision(tiles_of(reading.seen))
+    embeds = found.off("visual embeddings", rows.reshape(-1, rows.shape[-1]), reading.embeds)
     logits = read = None
     if embeds is not None:
-        logits = found.logits("logits of the plain decoder", reading.ids, reading.pixels)
+        logits = found.logits("logits of the plain decoder", reading.ids, reading.seen)
     if same and off == 0.0:
         read = logits  # of the very same tokens and pixels
     elif logits is not None and same and off is not None:
-        read = found.logits("logits of the runtime's own reading", ids, pixels)
+        read = found.logits("logits of the runtime's own reading", ids, seen)
     visual = reading.ids.count(runtime.facts.image_token_id)
     return RewriteReport(
         prompt=prompt,
@@ -126,8 +127,8 @@ class _Comparison:
             )
         return ids == wanted
 
-    def pixels(self, pixels: Array) -> float | None:
-        wanted = self.reading.pixels
+    def pixels(self, seen: Sequence[SeenPicture]) -> float | None:
+        pixels, wanted = tiles_of(seen), tiles_of(self.reading.seen)
         if pixels.shape != wanted.shape:
             self.failures.append(
                 f"pixels have shape {pixels.shape}, the processor's {wanted.shape}"
@@ -138,9 +139,9 @@ class _Comparison:
             self.failures.append(f"pixels differ by {off:.2g}, allowed {MAX_PIXEL_DIFFERENCE:g}")
         return off
 
-    def logits(self, what: str, ids: tuple[int, ...], pixels: Array) -> float | None:
+    def logits(self, what: str, ids: tuple[int, ...], seen: Sequence[SeenPicture]) -> float | None:
         try:
-            prompt = self.runtime.prompt_of(ids, pixels)
+            prompt = self.runtime.prompt_of(ids, seen)
         except DataError as error:
             self.failures.append(f"the rewritten model cannot take the prompt: {error}")
             return None

@@ -18,7 +18,8 @@ class Limits(Facts):
         max_images: images of one call.
         max_text: text rows of one call.
         max_context: visual and text rows of a conversation.
-        visual_tokens: visual rows of one image.
+        visual_tokens: visual rows of one image at most.
+        tiles: of one image at most.
     """
 
     max_batch: Positive
@@ -26,6 +27,7 @@ class Limits(Facts):
     max_text: Positive
     max_context: Positive
     visual_tokens: Positive
+    tiles: Positive = 1
 
     @property
     def max_visual(self) -> int:
@@ -67,7 +69,7 @@ class Limits(Facts):
 def limits_of(profiles: ProfilesSection, facts: ModelFacts) -> Limits:
     """Return a recipe's limits, with defaults that fit the model where it has none."""
     positions = facts.decoder.max_positions
-    visual = profiles.max_images * facts.image_rows
+    visual = profiles.max_images * facts.picture_rows
     context = profiles.max_context or min(positions, visual + USUAL_CONVERSATION)
     text = profiles.max_text or max(1, min(USUAL_TEXT, context - visual))
     return Limits(
@@ -75,7 +77,8 @@ def limits_of(profiles: ProfilesSection, facts: ModelFacts) -> Limits:
         max_images=profiles.max_images,
         max_text=text,
         max_context=context,
-        visual_tokens=facts.image_rows,
+        visual_tokens=facts.picture_rows,
+        tiles=facts.most_tiles,
     )
 
 
@@ -100,11 +103,11 @@ def check_fixed(export: ExportSection, facts: ModelFacts, exit_by: str | None) -
     if limits is None:
         return
     problems = []
-    least, most = facts.image_rows + 1, facts.decoder.max_positions
+    least, most = facts.picture_rows + 1, facts.decoder.max_positions
     if not least <= limits.max_context <= most:
         problems.append(
             f"export.profiles.max_context: {limits.max_context} is outside {least}..{most}: a fixed KV cache "
-            f"holds an image's {facts.image_rows} rows and text, and {facts.name} has {most} places; "
+            f"holds an image's {facts.picture_rows} rows and text, and {facts.name} has {most} places; "
             "choose a number in between, or export.kv_cache: growing"
         )
     if exit_by == "dynamic":

@@ -1,7 +1,7 @@
 """Optimization profiles: which sizes of the named axes an engine is built for, and which one a call fits.
 
-Pure: nothing here knows TensorRT. Letters: B batch, I images, N visual tokens of one image, V visual rows
-and T text rows of a call, P past, C rows of a fixed cache's buffer.
+Pure: nothing here knows TensorRT. Letters: B batch, I tiles of images, N visual tokens of one tile, V visual
+rows and T text rows of a call, P past, C rows of a fixed cache's buffer.
 
 The decoder has two profiles in one engine. Prefill takes every call: V from 0, so that text-only prompts
 fit, and a past from nothing to the whole context, so that later turns of a conversation fit. Decode is
@@ -130,7 +130,7 @@ def _flags(axes: Sequence[str], sizes: Mapping[str, int], limits: Limits) -> Ite
     needed: dict[str, int] = {}
     for axis in axes:
         if axis == "images":
-            needed["--max-images"] = -(-sizes[axis] // limits.max_batch)
+            needed["--max-images"] = -(-sizes[axis] // (limits.max_batch * limits.tiles))
         elif axis == "visual":
             needed["--max-images"] = -(-sizes[axis] // limits.visual_tokens)
         elif not axis.startswith((PAST_AXIS, ROOM)):
@@ -156,11 +156,12 @@ def _profile(name: str, ranges: Mapping[str, _Range]) -> ShapeProfile:
 def _plain_range(axis: str, limits: Limits) -> _Range:
     # A batch of prompts sends its pictures through the vision tower in one call.
     most = {
-        "images": limits.max_batch * limits.max_images,
+        "images": limits.max_batch * limits.max_images * limits.tiles,
         "batch": limits.max_batch,
         "text": limits.max_text,
     }[axis]
-    return 1, _usual_prompt(limits) if axis == "text" else 1, most
+    usual = {"text": _usual_prompt(limits), "images": limits.tiles}
+    return 1, usual.get(axis, 1), most
 
 
 def _usual_prompt(limits: Limits) -> int:

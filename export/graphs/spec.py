@@ -1,8 +1,8 @@
 """Names and axes of every graph, declared once; export, sample inputs, runtime feeds and checks read them.
 
-Axes: `batch` B, `images` I, `visual` V, `text` T, `past` P, `total` P plus the rows of this call; numbers
-are fixed. Caches have other lengths where they hold text alone (`past_text`, `total_text`) and behind a gate
-(`past_12`, `total_12` from layer 12 on). `asked` is min(V, 1).
+Axes: `batch` B, `images` I (tiles, where pictures are cut), `visual` V, `text` T, `past` P, `total` P plus
+the rows of this call; numbers are fixed. Caches have other lengths where they hold text alone (`past_text`,
+`total_text`) and behind a gate (`past_12`, `total_12` from layer 12 on). `asked` is min(V, 1).
 
 Caches of fixed size have the rows of their buffer instead, as many in the present as in the past: `room`,
 `room_text`, `room_12`. How many of them are filled is an input for each name of a length: `past_length`,
@@ -81,7 +81,7 @@ class GraphSpec(Facts):
     Attributes:
         name: `vision`, `embed`, `decoder`, `decoder_stage_0`.. or `baseline_decoder`.
         file: its file in the artifact.
-        visual_multiple: what V is a multiple of: an image's rows where these are laid out on a grid, else 1.
+        visual_multiple: what V is a multiple of: a tile's rows where these are laid out on a grid, else 1.
         gated: gates of the prompt decide on its exit; None, as in older artifacts: it is not told.
     """
 
@@ -135,7 +135,7 @@ class GraphSpec(Facts):
 
 
 def vision_graph(facts: ModelFacts, dtype: DType) -> GraphSpec:
-    """Pixels [I, 3, S, S] to visual embeddings [I, N, D]."""
+    """Pixels of tiles [I, 3, S, S] to visual embeddings [I, N, D]."""
     size = facts.image_size
     return GraphSpec(
         name="vision",
@@ -145,7 +145,7 @@ def vision_graph(facts: ModelFacts, dtype: DType) -> GraphSpec:
             TensorSpec(
                 name="image_features",
                 dtype=dtype,
-                axes=("images", facts.image_rows, facts.decoder.hidden),
+                axes=("images", facts.tile_rows, facts.decoder.hidden),
             ),
         ),
     )

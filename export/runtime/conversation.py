@@ -4,8 +4,6 @@ import logging
 import time
 from typing import TYPE_CHECKING, Unpack
 
-import numpy as np
-
 from compressor.samples.pictures import Pictures, pictures_of
 from export.runtime.answering import Answering
 from export.runtime.messages import Message, user_message
@@ -15,6 +13,7 @@ from export.session.session import Past
 
 if TYPE_CHECKING:
     from export.runtime.core import RuntimeCore
+    from export.runtime.images import SeenPicture
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +34,7 @@ class Conversation:
     def __init__(self, runtime: "RuntimeCore") -> None:
         self._runtime = runtime
         self._messages: list[Message] = []
-        self._pixels = runtime.pixels(())
+        self._seen: tuple[SeenPicture, ...] = ()
         self._cached = NOTHING
         self._open: Answering | None = None
 
@@ -72,8 +71,8 @@ class Conversation:
         self._runtime.check_question(question)
         wanted = AnswerOptions(**options)
         messages = [*self._messages, user_message(question, len(pictures))]
-        ids = self._runtime.encode(messages)
-        pixels = np.concatenate([self._pixels, self._runtime.pixels(pictures)])
+        seen = self._seen + self._runtime.look(pictures)
+        ids = self._runtime.encode(messages, seen)
         cached = self._cached
         if not cached.begins(ids):
             log.info(
@@ -88,10 +87,10 @@ class Conversation:
             text = prompter.decode(tokens).replace(prompter.image_token, "")
             answer = {"role": "assistant", "content": [{"type": "text", "text": text}]}
             self._messages = [*messages, answer]
-            self._pixels = pixels
+            self._seen = seen
             # The last token was picked and has not run.
-            self._cached = Cached(ids + tokens[:-1], len(pixels), past)
+            self._cached = Cached(ids + tokens[:-1], len(seen), past)
             self._open = None
 
-        self._open = self._runtime.answering(ids, pixels, cached, wanted, started, keep)
+        self._open = self._runtime.answering(ids, seen, cached, wanted, started, keep)
         return self._open

@@ -18,7 +18,7 @@ from compressor.generation.settings import (
 from compressor.samples.layout import layout_of
 from compressor.samples.pictures import Pictures, pictures_of, read_picture
 from export.runtime.answering import Answering
-from export.runtime.images import ImageProcessor
+from export.runtime.images import ImageProcessor, SeenPicture, tiles_of
 from export.runtime.messages import Message, check_text, user_message
 from export.runtime.prompter import Prompter
 from export.runtime.sampling import AnswerOptions
@@ -78,11 +78,11 @@ class RuntimeCore:
         self._told = False
 
     def prepare(self, question: str, images: Pictures) -> Prompt:
-        """Return a prompt ready to run: its rows and its pixels."""
+        """Return a prompt ready to run: its rows and its pictures."""
         pictures = pictures_of(images)
         self.check_question(question)
-        ids = self.encode([user_message(question, len(pictures))])
-        return self.prompt_of(ids, self.pixels(pictures))
+        seen = self.look(pictures)
+        return self.prompt_of(self.encode([user_message(question, len(seen))], seen), seen)
 
     def check_question(self, question: str, where: str = "question") -> None:
         """Refuse a question that contains the image token, by that name; all else `encode` refuses.
@@ -97,23 +97,24 @@ class RuntimeCore:
         if isinstance(question, str):
             check_text(question, where, self.prompter.image_token)
 
-    def encode(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """Return a conversation as token ids, up to where the model's answer begins."""
-        return self.prompter.encode(messages).ids
+    def encode(self, messages: Sequence[Message], seen: Sequence[SeenPicture]) -> tuple[int, ...]:
+        """Return a conversation as token ids, up to where the model's answer begins.
 
-    def pixels(self, images: Pictures) -> Array:
-        """Return pictures as the vision tower takes them, [I, 3, S, S] float32."""
-        size = self.facts.image_size
-        pictures = pictures_of(images)
-        if not pictures:
-            return np.zeros((0, 3, size, size), np.float32)
-        opened = (read_picture(one, f"images[{i}]") for i, one in enumerate(pictures))
-        return np.stack([self.images(image) for image in opened])
+        Args:
+            messages: the conversation.
+            seen: all its pictures, in their order.
+        """
+        return self.prompter.encode(messages, [picture.text for picture in seen])
+
+    def look(self, images: Pictures) -> tuple[SeenPicture, ...]:
+        """Return pictures as the model takes them."""
+        opened = (read_picture(one, f"images[{i}]") for i, one in enumerate(pictures_of(images)))
+        return tuple(self.images(image) for image in opened)
 
     def prompt_of(
         self,
         ids: tuple[int, ...],
-        pixels: Array,
+        seen: Sequence[SeenPicture],
         cached: Cached = NOTHING,
         *,
         unfinished: bool = False,
@@ -122,23 +123,24 @@ class RuntimeCore:
 
         Args:
             ids: the whole sequence.
-            pixels: of all its pictures.
+            seen: all its pictures.
             cached: its rows that ran already.
             unfinished: more of the sequence comes later; see `layout_of`.
 
         Raises:
             DataError: the pictures are not those of the sequence, or it cannot run; see `layout_of`.
         """
+        new = tuple(seen[cached.images :])
         layout = layout_of(
             ids[len(cached.ids) :],
             self.facts,
-            (self.facts.image_tokens,) * (len(pixels) - cached.images),
+            [picture.rows for picture in new],
             spell=self.prompter.tokenizer.id_to_token,
             start=len(cached.ids),
             earlier=[grid] * cached.images if (grid := self.facts.token_grid) else (),
             unfinished=unfinished,
         )
-        return Prompt(layout, pixels[cached.images :], ids)
+        return Prompt(layout, new, ids)
 
     def prefill(self, prompts: Sequence[Prompt], past: Past = None) -> tuple[Array, Past]:
         """Run prompts of equal layout; return the logits [B, vocab] at their ends and the cache.
@@ -150,7 +152,8 @@ class RuntimeCore:
         layout, features = prompts[0].layout, None
         text = self.session.embed(np.stack([p.layout.text_ids for p in prompts]))
         if layout.images:
-            features = self.session.vision(np.concatenate([p.pixels for p in prompts]))
+            tiles = tiles_of(picture for prompt in prompts for picture in prompt.seen)
+            features = self.session.vision(tiles)
         logits, past = self.session.decode(
             prompt_rows(layout, text, features),
             self.session.empty_past(len(prompts)) if past is None else past,
@@ -160,7 +163,7 @@ class RuntimeCore:
     def answering(
         self,
         ids: tuple[int, ...],
-        pixels: Array,
+        seen: Sequence[SeenPicture],
         cached: Cached,
         options: AnswerOptions,
         started: float,
@@ -171,7 +174,7 @@ class RuntimeCore:
         Raises:
             DataError: the sequence does not fit the model.
         """
-        prompt = self.prompt_of(ids, pixels, cached)
+        prompt = self.prompt_of(ids, seen, cached)
         self._check_room(prompt, options.max_new_tokens, cached.past)
         return Answering(
             self.steps([prompt], options, cached.past),

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Unpack
 from compressor.errors import DataError
 from compressor.samples.pictures import Pictures, pictures_of
 from export.runtime.answering import Answering
+from export.runtime.images import SeenPicture
 from export.runtime.messages import user_message
 from export.runtime.sampling import AnswerKeys, AnswerOptions
 from export.runtime.sequence import NOTHING, Cached
-from export.session.arrays import Array
 
 if TYPE_CHECKING:
     from export.runtime.core import Reply, RuntimeCore
@@ -33,12 +33,12 @@ class ImagePrefix:
 
     Args:
         runtime: answers.
-        pixels: of the pictures.
+        seen: the pictures.
         cached: rows up to the last picture; none if the chat template leaves nothing to share.
     """
 
-    def __init__(self, runtime: "RuntimeCore", pixels: Array, cached: Cached) -> None:
-        self._runtime, self._pixels, self._cached = runtime, pixels, cached
+    def __init__(self, runtime: "RuntimeCore", seen: Sequence[SeenPicture], cached: Cached) -> None:
+        self._runtime, self._seen, self._cached = runtime, seen, cached
 
     @property
     def rows(self) -> int:
@@ -50,20 +50,20 @@ class ImagePrefix:
         started = time.perf_counter()
         ids, cached = self._ids_and_cached(question)
         wanted = AnswerOptions(**options)
-        return self._runtime.answering(ids, self._pixels, cached, wanted, started)
+        return self._runtime.answering(ids, self._seen, cached, wanted, started)
 
     def answer(
         self, question: str, *, max_new_tokens: int = 64, generation_config: bool = True
     ) -> "Reply":
         """Return the whole greedy answer to a question about the pictures; see `Runtime.answer`."""
         ids, cached = self._ids_and_cached(question)
-        prompt = self._runtime.prompt_of(ids, self._pixels, cached)
+        prompt = self._runtime.prompt_of(ids, self._seen, cached)
         wanted = AnswerOptions(max_new_tokens, generation_config=generation_config)
         return self._runtime.replies([prompt], wanted, cached.past)[0]
 
     def _ids_and_cached(self, question: str) -> tuple[tuple[int, ...], Cached]:
         self._runtime.check_question(question)
-        ids = self._runtime.encode([user_message(question, len(self._pixels))])
+        ids = self._runtime.encode([user_message(question, len(self._seen))], self._seen)
         if self._cached.begins(ids):
             return ids, self._cached
         log.info("the tokens before the pictures are others for this question: all rows run")
@@ -79,18 +79,18 @@ def prefill_images(runtime: "RuntimeCore", images: Pictures) -> ImagePrefix:
     pictures = pictures_of(images)
     if not pictures:
         raise DataError(["prefill_image: no picture; give at least one, or use generate"])
-    pixels = runtime.pixels(pictures)
+    seen = runtime.look(pictures)
     if runtime.session.gated:
         log.info("gates read the question to decide on the exit: nothing can be kept")
-        return ImagePrefix(runtime, pixels, NOTHING)
-    prompts = [runtime.encode([user_message(probe, len(pictures))]) for probe in PROBES]
+        return ImagePrefix(runtime, seen, NOTHING)
+    prompts = [runtime.encode([user_message(probe, len(seen))], seen) for probe in PROBES]
     end = shared_end(prompts, runtime.facts.image_token_id)
     if end is None:
         log.info("the chat template puts the question before the pictures: nothing can be kept")
-        return ImagePrefix(runtime, pixels, NOTHING)
+        return ImagePrefix(runtime, seen, NOTHING)
     ids = prompts[0][:end]
-    _, past = runtime.prefill([runtime.prompt_of(ids, pixels, unfinished=True)])
-    return ImagePrefix(runtime, pixels, Cached(ids, len(pixels), past))
+    _, past = runtime.prefill([runtime.prompt_of(ids, seen, unfinished=True)])
+    return ImagePrefix(runtime, seen, Cached(ids, len(seen), past))
 
 
 def shared_end(prompts: Sequence[tuple[int, ...]], image_token_id: int) -> int | None:

@@ -1,4 +1,4 @@
-"""From an image file to the pixel values that the vision graph takes, with Pillow and numpy alone.
+"""From an image file to what the model takes of it: pixel values, and text; with Pillow and numpy alone.
 
 Runs the steps of `compressor.families.picture_steps`, which a family gave; no model and no processor is known
 here.
@@ -7,8 +7,8 @@ Letters: C = 3 channels (red, green, blue); H, W = height and width of the model
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self, assert_never
 
@@ -27,47 +27,79 @@ from compressor.families.picture_steps import (
     Rescale,
     Resize,
     ResizeShorter,
+    TileByAspect,
     output_size,
+    tile_count,
+    tile_grid,
 )
+from compressor.families.picture_text import PictureForm, text_of
 from compressor.samples.pictures import MAX_PIXELS, load_image, to_rgb
 
 
 @dataclass(frozen=True)
+class SeenPicture:
+    """One picture as a model takes it.
+
+    Attributes:
+        pixels: [tiles, C, H, W] float32, contiguous.
+        rows: visual rows of it, as many as `text` has image tokens.
+        text: what stands for it in the prompt.
+        grid: rows and columns of its tiles; a last tile beyond them shows the whole picture.
+    """
+
+    pixels: NDArray[np.float32]
+    rows: int
+    text: str
+    grid: tuple[int, int] = (1, 1)
+
+
+def tiles_of(seen: Iterable[SeenPicture]) -> NDArray[np.float32]:
+    """Return the pixels of all tiles of pictures, in their order, [tiles, C, H, W]."""
+    return np.concatenate([picture.pixels for picture in seen])
+
+
+@dataclass(frozen=True)
 class ImageProcessor:
-    """What a model does to an image before its vision tower.
+    """What a model does to an image before its vision tower, and to the prompt.
 
     Attributes:
         steps: in their order.
+        form: how the model takes pictures.
+        tile_rows: visual rows of a tile.
 
     Raises:
         ModelError: the steps cannot be run; see `output_size`.
     """
 
     steps: PictureSteps
+    form: PictureForm = field(default=PictureForm(token=""))
+    tile_rows: int = 1
 
     def __post_init__(self) -> None:
         output_size(self.steps)
 
     @classmethod
-    def of_artifact(cls, steps: PictureSteps | None, folder: Path) -> Self:
+    def of_artifact(cls, form: PictureForm, folder: Path, tile_rows: int) -> Self:
         """Return what runs an artifact's steps.
 
         Args:
-            steps: that its manifest holds; None: it is older and holds none.
+            form: that its manifest holds.
             folder: of the files of its processor, which tell the steps of older artifacts.
+            tile_rows: visual rows of a tile.
 
         Raises:
             ModelError: the files are not there or not readable, or the steps cannot be run.
         """
-        return cls(steps_in(folder) if steps is None else steps)
+        steps = steps_in(folder) if form.steps is None else form.steps
+        return cls(steps, form, tile_rows)
 
     @property
     def size(self) -> tuple[int, int]:
         """(H, W) of every result, in pixels."""
         return output_size(self.steps)
 
-    def __call__(self, image: Image.Image | str | Path) -> NDArray[np.float32]:
-        """Return the pixel values of one image, [C, H, W] float32, contiguous.
+    def __call__(self, image: Image.Image | str | Path) -> SeenPicture:
+        """Return one image as the model takes it.
 
         A path goes through `load_image`. An image is taken as it is: the caller has turned it
         upright and chosen its frame.
@@ -77,31 +109,65 @@ class ImageProcessor:
         """
         if not isinstance(image, Image.Image):
             image = load_image(image)
-        pixels = np.asarray(_pictured(to_rgb(image, "image"), self.steps))  # [H, W, C]
+        image = to_rgb(image, "image")
+        grid = tile_grid(self.steps, image.height, image.width)
+        tiles = _pictured(image, self.steps, grid)
+        levels = np.stack([np.asarray(tile) for tile in tiles])  # [tiles, H, W, C]
         values = _values(self.steps)  # [C, 256]
-        return np.stack([values[channel][pixels[..., channel]] for channel in range(3)])
+        pixels = np.stack([values[c][levels[..., c]] for c in range(3)], axis=1)
+        return SeenPicture(pixels, self._rows(grid), text_of(self.form, self._rows(grid)), grid)
+
+    def text(self, height: int, width: int) -> str:
+        """Return what stands in the prompt for a picture of so many pixels."""
+        return text_of(self.form, self._rows(tile_grid(self.steps, height, width)))
+
+    def _rows(self, grid: tuple[int, int]) -> int:
+        return tile_count(grid) * self.tile_rows
 
 
-def _pictured(image: Image.Image, steps: Sequence[PictureStep]) -> Image.Image:
-    """Run the steps that change the picture."""
+def _pictured(
+    image: Image.Image, steps: Sequence[PictureStep], grid: tuple[int, int]
+) -> list[Image.Image]:
+    """Run the steps that change the picture; return its tiles."""
+    tiles = [image]
     for step, following in zip(steps, (*steps[1:], None), strict=False):
-        match step:
-            case PadToSquare():
-                image = _padded(image, step.colour)
-            case Resize():
-                image = image.resize(step.size[::-1], _filter(step))
-            case ResizeShorter():
-                image = _resized(image, step, following if isinstance(following, Crop) else None)
-            case Crop():
-                height, width = step.size
-                # Floor division also where the crop is larger, as in transformers: the odd row goes first.
-                left, top = (image.width - width) // 2, (image.height - height) // 2
-                image = image.crop((left, top, left + width, top + height))
-            case Rescale() | Normalise():
-                pass
-            case _:
-                assert_never(step)
-    return image
+        if isinstance(step, TileByAspect):
+            tiles = _tiles(image, step, grid)
+        else:
+            tiles = [_changed(tile, step, following) for tile in tiles]
+    return tiles
+
+
+def _changed(image: Image.Image, step: PictureStep, following: PictureStep | None) -> Image.Image:
+    """Run one step on a picture or a tile of it."""
+    match step:
+        case PadToSquare():
+            return _padded(image, step.colour)
+        case Resize():
+            return image.resize(step.size[::-1], _filter(step))
+        case ResizeShorter():
+            return _resized(image, step, following if isinstance(following, Crop) else None)
+        case Crop():
+            height, width = step.size
+            # Floor division also where the crop is larger, as in transformers: the odd row goes first.
+            left, top = (image.width - width) // 2, (image.height - height) // 2
+            return image.crop((left, top, left + width, top + height))
+        case TileByAspect() | Rescale() | Normalise():
+            return image
+        case _:
+            assert_never(step)
+
+
+def _tiles(image: Image.Image, step: TileByAspect, grid: tuple[int, int]) -> list[Image.Image]:
+    """Return the tiles of a picture row by row, and the whole behind several."""
+    (height, width), (rows, columns) = step.size, grid
+    whole = image.resize((columns * width, rows * height), _filter(step))
+    tiles = [
+        whole.crop((x * width, y * height, (x + 1) * width, (y + 1) * height))
+        for y in range(rows)
+        for x in range(columns)
+    ]
+    return tiles if len(tiles) == 1 else [*tiles, image.resize((width, height), _filter(step))]
 
 
 def _values(steps: Sequence[PictureStep]) -> NDArray[np.float32]:
@@ -114,7 +180,7 @@ def _values(steps: Sequence[PictureStep]) -> NDArray[np.float32]:
             case Normalise():
                 mean, std = (np.array(v, dtype=np.float32)[:, None] for v in (step.mean, step.std))
                 values = (values - mean) / std
-            case PadToSquare() | Resize() | ResizeShorter() | Crop():
+            case PadToSquare() | Resize() | ResizeShorter() | Crop() | TileByAspect():
                 pass
             case _:
                 assert_never(step)
@@ -148,7 +214,7 @@ def _resized(image: Image.Image, step: ResizeShorter, crop: Crop | None) -> Imag
     return _resize_part(image, size, (left, top, left + kept[0], top + kept[1]), _filter(step))
 
 
-def _filter(step: Resize | ResizeShorter) -> Image.Resampling:
+def _filter(step: Resize | ResizeShorter | TileByAspect) -> Image.Resampling:
     """Return Pillow's filter of a name; it gains some with the years."""
     try:
         return Image.Resampling[step.resample.upper()]

@@ -43,19 +43,6 @@ _INCOMPLETE = "\ufffd"
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """A conversation as token ids.
-
-    Attributes:
-        ids: token ids; each image is so many times the image token.
-        images: number of images, in the order in which their pixels must be given.
-    """
-
-    ids: tuple[int, ...]
-    images: int
-
-
-@dataclass(frozen=True)
 class Prompter:
     """A model's chat template and tokenizer; made by `from_folder`.
 
@@ -65,7 +52,6 @@ class Prompter:
         special_tokens: what the template sees under names such as `bos_token`.
         image_token: the text that stands for an image in a rendered prompt.
         image_token_id: its token id; visual rows are where the ids of a prompt equal it.
-        image_tokens: how many of them stand for one image.
         eos_ids: token ids that end an answer; empty if the folder names none.
         clean_up: whether decoded text loses the spaces before punctuation.
     """
@@ -75,7 +61,6 @@ class Prompter:
     special_tokens: Mapping[str, str]
     image_token: str
     image_token_id: int
-    image_tokens: int
     eos_ids: tuple[int, ...]
     clean_up: bool
 
@@ -84,7 +69,6 @@ class Prompter:
         cls,
         path: Path,
         image_token: str,
-        image_tokens: int,
         eos_ids: Sequence[int] | None = None,
     ) -> Self:
         """Return the prompter of a model folder or artifact.
@@ -95,7 +79,6 @@ class Prompter:
         Args:
             path: the folder.
             image_token: the text of the image token, such as `<image>`.
-            image_tokens: how many of them stand for one image, at least 1.
             eos_ids: token ids that end an answer, instead of what the folder says.
 
         Raises:
@@ -113,7 +96,6 @@ class Prompter:
             special_tokens=special_tokens,
             image_token=image_token,
             image_token_id=_image_token_id(path, tokenizer, image_token),
-            image_tokens=image_tokens,
             eos_ids=tuple(eos_ids),
             clean_up=_cleans_up(tokenizer, config),
         )
@@ -147,29 +129,46 @@ class Prompter:
         self._check_rendered(turns, prompt)
         return prompt
 
-    def encode(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> Encoded:
-        """Return the conversation as token ids, each image as its image tokens.
+    def encode(
+        self,
+        messages: Sequence[Message],
+        pictures: Sequence[str] = (),
+        *,
+        add_generation_prompt: bool = True,
+    ) -> tuple[int, ...]:
+        """Return the conversation as token ids, each image token replaced by what stands for its picture.
 
         The tokenizer adds its special tokens (as a beginning token) unless the template has written
         the beginning token itself: transformers' rule.
+
+        Args:
+            messages: as in `render`.
+            pictures: [I] what stands for each picture, in their order.
+            add_generation_prompt: as in `render`.
 
         Raises:
             DataError: as `render`; or the text would be read as more or fewer image tokens.
         """
         prompt = self.render(messages, add_generation_prompt=add_generation_prompt)
-        images = prompt.count(self.image_token)
         bos = self.special_tokens.get("bos_token")
         written = bos is not None and prompt.startswith(bos)
-        expanded = prompt.replace(self.image_token, self.image_token * self.image_tokens)
-        ids = self.tokenizer.encode(expanded, add_special_tokens=not written).ids
-        found, wanted = ids.count(self.image_token_id), images * self.image_tokens
+        first, *parts = prompt.split(self.image_token)
+        if len(parts) != len(pictures):
+            raise DataError(
+                [f"messages: have {len(parts)} images, and {len(pictures)} come with them"]
+            )
+        expanded = first + "".join(map("".join, zip(pictures, parts, strict=True)))
+        ids: tuple[int, ...] = tuple(
+            self.tokenizer.encode(expanded, add_special_tokens=not written).ids
+        )
+        found, wanted = ids.count(self.image_token_id), "".join(pictures).count(self.image_token)
         if found != wanted:
             problem = (
-                f"messages: give {found} image tokens, not the {wanted} of {images} images; a text "
+                f"messages: give {found} image tokens, not the {wanted} of {len(pictures)} images; a text "
                 f"holds a spelling of {self.image_token!r}: remove it"
             )
             raise DataError([problem])
-        return Encoded(tuple(ids), images)
+        return ids
 
     def encode_text(self, text: str, *, add_special_tokens: bool = False) -> tuple[int, ...]:
         """Return a plain text as token ids, without template.

@@ -8,7 +8,7 @@ from typing import Unpack
 
 from compressor.errors import ArtifactWarning, BackendError, ModelError
 from compressor.facts import ModelFacts
-from compressor.families.picture_steps import PictureSteps
+from compressor.families.picture_text import PictureForm
 from compressor.generation.settings import model_settings
 from compressor.samples.pictures import Pictures, pictures_of
 from compressor.schema.arguments import check_threads, check_whole
@@ -79,9 +79,7 @@ class Runtime(RuntimeCore):
         if preload:
             session.load()
         folder, manifest = artifact.folder, artifact.manifest
-        return cls.on_session(
-            session, folder, manifest.model, manifest.image_token, manifest.picture_steps
-        )
+        return cls.on_session(session, folder, manifest.model, manifest.picture_form)
 
     @classmethod
     def on_session(
@@ -89,8 +87,7 @@ class Runtime(RuntimeCore):
         session: Session,
         folder: Path,
         facts: ModelFacts,
-        image_token: str,
-        picture_steps: PictureSteps | None = None,
+        form: PictureForm,
     ) -> "Runtime":
         """Return a runtime that uses any session with the tokenizer and processor files of a folder.
 
@@ -98,23 +95,20 @@ class Runtime(RuntimeCore):
             session: runs the graphs.
             folder: of the files.
             facts: of the model.
-            image_token: text of the image token.
-            picture_steps: as a manifest holds them.
+            form: how the model takes pictures, as a manifest holds it.
 
         Raises:
             ModelError: these files cannot be read, or have another image token than the model.
         """
-        prompter = Prompter.from_folder(
-            folder, image_token, facts.image_tokens, eos_ids=facts.eos_token_ids
-        )
+        prompter = Prompter.from_folder(folder, form.token, facts.eos_token_ids)
         if prompter.image_token_id != facts.image_token_id:
             problem = (
-                f"{folder / 'tokenizer.json'}: {image_token!r} has the id {prompter.image_token_id}, but the "
+                f"{folder / 'tokenizer.json'}: {form.token!r} has the id {prompter.image_token_id}, but the "
                 f"model looks for pictures at the id {facts.image_token_id}: mend the model's folder and "
                 "export it anew"
             )
             raise ModelError([problem])
-        images = ImageProcessor.of_artifact(picture_steps, folder)
+        images = ImageProcessor.of_artifact(form, folder, facts.tile_rows)
         return cls(session, facts, prompter, images, model_settings(folder))
 
     def generate(
@@ -138,9 +132,10 @@ class Runtime(RuntimeCore):
         started = time.perf_counter()
         pictures = pictures_of(images)
         self.check_question(question)
-        ids = self.encode([user_message(question, len(pictures))])
         wanted = AnswerOptions(**options)
-        return self.answering(ids, self.pixels(pictures), NOTHING, wanted, started)
+        seen = self.look(pictures)
+        ids = self.encode([user_message(question, len(seen))], seen)
+        return self.answering(ids, seen, NOTHING, wanted, started)
 
     def chat(self) -> Conversation:
         """Return a conversation of several turns that keeps its cache between them."""

@@ -1,11 +1,12 @@
 """One sequence of tokens on its way: what is left to run of it, what ran, and each step after that.
 
-Letters: B batch, I images, S side of a picture in pixels.
+Letters: B batch.
 """
 
 from dataclasses import dataclass
 
 from compressor.samples.layout import Layout
+from export.runtime.images import SeenPicture
 from export.session.arrays import Array
 from export.session.session import Past
 
@@ -16,12 +17,12 @@ class Prompt:
 
     Attributes:
         layout: its rows.
-        pixels: [I, 3, S, S] float32.
+        seen: its pictures.
         ids: tokens of the whole sequence, those that ran before included.
     """
 
     layout: Layout
-    pixels: Array
+    seen: tuple[SeenPicture, ...]
     ids: tuple[int, ...]
 
     @property

@@ -1,7 +1,6 @@
 """The rows of a call, and what a graph is fed of them: one builder, which reads the graph's declaration.
 
-Letters: B batch, I images of a prompt, K rows of the image that has most, V visual rows, T text rows, D
-hidden, A rotary axes.
+Letters: B batch, N rows of a picture's tile, V visual rows, T text rows, D hidden, A rotary axes.
 """
 
 from collections.abc import Mapping
@@ -47,7 +46,7 @@ def prompt_rows(layout: Layout, text: Array, features: Array | None = None) -> C
     Args:
         layout: of each of them.
         text: [B, T, D] embeddings.
-        features: [B * I, K, D] what the vision graph gave; may be None without images.
+        features: [tiles, N, D] what the vision graph gave of all pictures; may be None without images.
     """
     rows = text_rows(layout, text)
     if not layout.images or features is None:

@@ -7,13 +7,16 @@ from vtcompress.console import Output
 
 @click.command()
 @click.argument("path")
+@click.option(
+    "--image", metavar="FILE", help="How many visual tokens this picture gives, and where."
+)
 @click.pass_obj
-def inspect(out: Output, /, path: str) -> None:
+def inspect(out: Output, /, path: str, image: str | None) -> None:
     """Tell what a model folder, compressed folder, artifact, plan or profile is; loads no weights."""
     import vtcompress
     from vtcompress.cli import brief, show
 
-    facts = vtcompress.inspect(path)
+    facts = vtcompress.inspect(path, image)
     out.result(facts)
     problems = facts.pop("problems", ())
     out.table(path, ("fact", "value"), show.flat_rows(facts))

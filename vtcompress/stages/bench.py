@@ -37,7 +37,7 @@ def bench(
     manifest = artifact.manifest
     check_dtype(CHECKED_ON.name, manifest.dtype)
     facts, text = manifest.model, manifest.predicted.text if text is None else text
-    check_positions(images * facts.image_rows + text, 1, facts.decoder.max_positions)
+    check_positions(images * facts.picture_rows + text, 1, facts.decoder.max_positions)
     return timing.bench(
         artifact.folder,
         manifest.graphs,

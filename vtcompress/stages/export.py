@@ -15,6 +15,7 @@ from compressor.profile import Profile
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.schema.arguments import check_threads, check_whole
+from compressor.schema.sections import ImageSection
 from export.artifact import staging
 from export.artifact.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE, write_manifest
 from export.artifact.manifest import Manifest
@@ -225,8 +226,12 @@ class ExportRun:
             with rewrite_prompt(self.job.samples) as prompt:
                 reading = None
                 if digest is not None:
-                    # At the image size that the folder was made for.
-                    size = {"export.image_size": plan.model.image_size}
+                    # At the image size and within the budget that the folder was made for.
+                    budget = plan.model.budget or ImageSection()
+                    size = {
+                        "export.image_size": plan.model.image_size,
+                        "image": budget.model_dump(),
+                    }
                     model = load_model(self.recipe.override(size), self.progress, digest)
                     self.origin = origin_of(self.recipe.model.id, model.folder)
                     original = self._original_answers(model)

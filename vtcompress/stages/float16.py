@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from compressor.families.picture_steps import PictureSteps
+from compressor.families.picture_text import PictureForm
 from compressor.plan.plan import Plan
 from compressor.recipe import Recipe
 from compressor.samples.questions import Sample
@@ -40,8 +40,7 @@ def keep_wide_nodes(
     folder: Path,
     graphs: Sequence[GraphSpec],
     plan: Plan,
-    image_token: str,
-    picture_steps: PictureSteps,
+    form: PictureForm,
 ) -> Float16Ranges | None:
     """Put nodes of an artifact's float16 graphs in float32 where prompts need it; None for other dtypes.
 
@@ -54,7 +53,7 @@ def keep_wide_nodes(
         return None
 
     def ask(session: Session) -> None:
-        runtime = Runtime.on_session(session, folder, plan.model, image_token, picture_steps)
+        runtime = Runtime.on_session(session, folder, plan.model, form)
         asked = [(sample.question, sample.images) for sample in samples]
         for _ in runtime.answers(asked, max_new_tokens=1, generation_config=False):
             pass

@@ -182,6 +182,7 @@ def model_facts(recipe: Recipe) -> ModelFacts:
         model_id(recipe),
         recipe.model.revision,
         image_size=recipe.export.image_size,
+        budget=recipe.image,
         trust_remote_code=recipe.model.trust_remote_code,
     )
 
@@ -235,6 +236,7 @@ def load_model(
         name,
         revision=recipe.model.revision,
         image_size=recipe.export.image_size,
+        budget=recipe.image,
         trust_remote_code=recipe.model.trust_remote_code,
         known_digest=known_digest,
     )

@@ -1,6 +1,7 @@
 """The stage that tells what a folder or file is."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,28 +9,82 @@ from typing import Any
 from compressor.disk.files import is_file, is_folder, read_text
 from compressor.disk.paths import at_home, check_path
 from compressor.errors import ArtifactError, VtcompressError
+from compressor.facts import ModelFacts
 from compressor.plan.plan import Plan
 from compressor.profile import Profile
+from compressor.samples.pictures import Picture, pictures_of, read_picture
 from export.artifact.artifact import PLAN_FILE, Artifact
+from export.runtime.images import ImageProcessor
 from vtcompress.shipped import PathLike
+from vtcompress.stages.checks.processor import read_back
 from vtcompress.stages.checks.prompts import processor_problems
 from vtcompress.stages.inputs import (
     require_compress,
 )
 
 
-def inspect(path: PathLike) -> dict[str, Any]:
+def inspect(path: PathLike, image: Picture | None = None) -> dict[str, Any]:
     """Tell what a model folder, compressed folder, artifact, plan or profile is, without loading weights.
+
+    Args:
+        path: of it.
+        image: a picture; what it becomes in this model stands under `picture`.
 
     Returns:
         A JSON-like mapping; `kind` says which of them it is. Of a model `problems` holds what is wrong with
         its processor and which weights of a folder are not there, if anything is.
 
     Raises:
-        VtcompressError: none of them.
+        VtcompressError: none of them; or the picture cannot be read, or what is inspected takes none.
     """
-    model = at_home(str(path))  # as it was given: `Path` takes `./nope` for `nope`
-    path = Path(model)
+    path = at_home(str(path))
+    found = _inspect(path)
+    return found if image is None else found | {"picture": _picture(path, image, found["kind"])}
+
+
+def _picture(path: str, image: Picture, kind: str) -> dict[str, Any]:
+    """Return how many visual tokens a picture gives, and where they stand."""
+    (picture,) = pictures_of([image])
+    images, facts = _image_processor(path, kind)
+    seen = images(read_picture(picture, "image"))
+    token, (rows, columns) = images.form.token, seen.grid
+    tiles = "the whole picture"
+    if len(seen.pixels) > 1:
+        tiles = f"{columns} x {rows} tiles row by row, then the whole picture"
+    return {
+        "visual_tokens": seen.rows,
+        "tiles": len(seen.pixels),
+        "tile_grid": [rows, columns],
+        "tile_tokens": facts.tile_rows,
+        "order": tiles,
+        "text": re.sub(f"(?:{re.escape(token)}){{2,}}", f"{token} x {seen.rows}", seen.text),
+    }
+
+
+def _image_processor(path: str, kind: str) -> tuple[ImageProcessor, ModelFacts]:
+    """Return what a model or artifact does to pictures."""
+    folder = Path(path)
+    if kind == "artifact":
+        manifest = Artifact.open(folder, verify=False).manifest
+        form, facts = manifest.picture_form, manifest.model
+        return ImageProcessor.of_artifact(form, folder, facts.tile_rows), facts
+    if kind == "model":
+        from compressor.families.registry import read_processor
+
+        read = read_processor(path)
+        return read_back(read.processor, read.folder, read.facts).images, read.facts
+    if kind == "compressed model":
+        require_compress("reading a compressed model")
+        from compressor.compressed import read_compressed_processor
+
+        plan = Plan.load(folder / PLAN_FILE)
+        processor = read_compressed_processor(folder, plan)
+        return read_back(processor, folder, plan.model).images, plan.model
+    raise VtcompressError(f"{path}: a {kind} takes no picture; give a model or an artifact")
+
+
+def _inspect(model: str) -> dict[str, Any]:
+    path = Path(model)  # which takes `./nope` for `nope`: a model is looked for as it was given
     check_path(path)
     if is_folder(path) and is_file(path / "manifest.json"):
         manifest = Artifact.open(path, verify=False).manifest

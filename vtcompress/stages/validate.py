@@ -207,9 +207,7 @@ def validate(
     if asked is not None:
         samples, original = asked
         name = validation_name(recipe) if given is None else given.name
-        runtime = Runtime.on_session(
-            session, path, manifest.model, manifest.image_token, manifest.picture_steps
-        )
+        runtime = Runtime.on_session(session, path, manifest.model, manifest.picture_form)
         answers = loss.measure_answers(runtime, samples, original.max_new_tokens, progress)
         second = loss.compare(samples, original, answers, loss_limits(recipe), name)
     return Validation(first, second, rewritten)
@@ -233,8 +231,8 @@ def _measure_again(
     digest = digest_of_plan(plan, changed, facts, what=what, remedy=remedy)
     model = load_model(changed, progress, digest)
     with rewrite_prompt(samples) as prompt:
-        steps = artifact.manifest.picture_steps
-        rewritten = prompt.compare(prompt.read(model), plain(model), artifact.folder, steps)
+        form = artifact.manifest.picture_form
+        rewritten = prompt.compare(prompt.read(model), plain(model), artifact.folder, form)
     small = compress_for_export(model, plan, recipe, load_plan_gates(plan, recipe, model))
     original = None
     if samples:

@@ -1,201 +1,37 @@
-"""LLaVA 1.5 and its like: CLIP or SigLIP tower, two-layer projector, Llama-like decoder.
+"""LLaVA 1.5: the features of one layer or several, with or without the class token, and two Linears."""
 
-Limitations: one fixed square image size; image features are inserted at the image tokens, one block of N
-tokens an image.
-"""
+from collections.abc import Mapping
+from typing import Any
 
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any, cast, get_args
+from compressor.families.llava.tower_family import TowerFamily
 
-import torch
-from torch import Tensor
-
-from compressor.errors import ModelError
-from compressor.facts import ModelFacts, SourceDType
-from compressor.families.base import Family, VisionEncoder
-from compressor.families.checkpoint import Header, check_complete, check_finite, opened_weights
-from compressor.families.configuration import CONVERTED
-from compressor.families.guard import reading
-from compressor.families.image_processors import saved_steps
-from compressor.families.llama_text import decoder_dims, text_problems
-from compressor.families.llava.config import (
-    feature_layers,
-    has_class_token,
-    image_token_problems,
-    tower_problems,
-    vision_problems,
-)
-from compressor.families.llava.weights import check_stored, unread_of
-from compressor.families.picture_steps import PictureSteps
-
-ARCHITECTURE = "LlavaForConditionalGeneration"
+STRATEGY = "vision_feature_select_strategy"
 STRATEGIES = ("default", "full")
 
 
-DTYPES = get_args(SourceDType)
-
-
-class LlavaVisionEncoder(VisionEncoder):
-    """Hidden states of the tower at the configured layers, class token dropped, projected."""
-
-    def __init__(self, config: Any, tower: Any, projector: Any, image_size: int) -> None:
-        super().__init__()
-        self.vision_tower = tower
-        self.multi_modal_projector = projector
-        self.feature_layers = feature_layers(config)
-        self.first = 1 if config.vision_feature_select_strategy == "default" else 0
-        # Only away from the native size: interpolation of position embeddings costs accuracy.
-        self.interpolate = image_size != config.vision_config.image_size
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """Map pixels [I, 3, S, S] to visual embeddings [I, N, D]."""
-        states = self.vision_tower(
-            pixel_values,
-            output_hidden_states=True,
-            interpolate_pos_encoding=self.interpolate,
-        ).hidden_states
-        features = [states[layer][:, self.first :] for layer in self.feature_layers]
-        embeds: Tensor = self.multi_modal_projector(torch.cat(features, dim=-1))
-        return embeds
-
-
-class LlavaFamily(Family):
+class LlavaFamily(TowerFamily):
     """`LlavaForConditionalGeneration` of transformers 5."""
 
     name = "llava"
     model_types = ("llava",)
+    architecture = "LlavaForConditionalGeneration"
 
     def problems(self, raw: Mapping[str, Any], where: str) -> list[str]:
         """See `Family.problems`."""
-        found = []
-        named = raw.get("architectures")
-        if named and not (isinstance(named, list) and ARCHITECTURE in named):
-            found.append(
-                f"{where}: architectures: {named!r} is not supported; only {ARCHITECTURE} is: {CONVERTED}"
-            )
-        strategy = raw.get("vision_feature_select_strategy", STRATEGIES[0])
+        found = super().problems(raw, where)
+        strategy = raw.get(STRATEGY, STRATEGIES[0])
         if strategy not in STRATEGIES:
             found.append(
-                f"{where}: vision_feature_select_strategy: {strategy!r} is not supported; supported: "
-                f"{', '.join(STRATEGIES)}"
+                f"{where}: {STRATEGY}: {strategy!r} is not supported; supported: {', '.join(STRATEGIES)}"
             )
-        for key, problems in (("vision_config", tower_problems), ("text_config", text_problems)):
-            section, place = raw.get(key, {}), f"{where}: {key}"
-            if isinstance(section, dict):
-                found += problems(section, place)
-            else:
-                found.append(f"{place}: {section!r} is no section of a configuration")
-        return found + image_token_problems(raw, where)
+        return found
 
-    def facts(
-        self,
-        config: Any,
-        name: str,
-        *,
-        where: str = "config.json",
-        image_size: int | None = None,
-        tied: bool | None = None,
-    ) -> ModelFacts:
-        """See `Family.facts`."""
-        vision, text = config.vision_config, config.text_config
-        problems = vision_problems(config, image_size, where)
-        tied = bool(config.tie_word_embeddings) if tied is None else tied
-        dtype = str(config.dtype or "float32").removeprefix("torch.")
-        if dtype not in DTYPES:
-            problems.append(
-                f"{where}: dtype: {dtype!r} is not supported; supported: {', '.join(DTYPES)}"
-            )
-        try:
-            dims = decoder_dims(text, tied=tied, where=f"{where}: text_config")
-        except ModelError as error:
-            raise ModelError([*problems, *error.problems]) from None
-        if problems:
-            raise ModelError(problems)
-        size = image_size or vision.image_size
-        # The patches that fit: what is left at the right and below is not looked at, as the tower does it.
-        side = size // vision.patch_size
-        patches = side**2
-        dropped = config.vision_feature_select_strategy == "default"
-        visual_tokens = patches + int(has_class_token(vision)) - int(dropped)
-        return ModelFacts(
-            name=name,
-            family=self.name,
-            architecture=f"{ARCHITECTURE} ({vision.model_type}, {text.model_type})",
-            decoder=dims,
-            visual_tokens=visual_tokens,
-            # With a class token among them, or a patch dropped, rows do not line up.
-            token_grid=(side, side) if visual_tokens == patches else None,
-            image_size=size,
-            image_token_id=config.image_token_id,
-            eos_token_ids=(),  # what `describe` reads: more files than this configuration decide
-            dtype=cast("SourceDType", dtype),
-        )
+    def projector(self, config: Any) -> Any:
+        """See `TowerFamily.projector`."""
+        from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-    def check_stored(
-        self, config: Any, folder: Path, stored: Mapping[str, Header], names: Iterable[str]
-    ) -> None:
-        """See `Family.check_stored`."""
-        check_stored(config, folder, stored, names)
+        return LlavaMultiModalProjector(config)
 
-    def original(self, folder: Path, config: Any, dtype: Any) -> Any:
-        """See `Family.original`."""
-        from transformers import LlavaForConditionalGeneration
-
-        unread = unread_of(config)
-        # The files are opened here and not by transformers, which a configuration can lead elsewhere.
-        with opened_weights(folder) as stored, reading(folder, "the weights"):
-            loaded: Any = LlavaForConditionalGeneration.from_pretrained(
-                None,
-                config=config,
-                state_dict=stored,
-                dtype=dtype,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # told below, with all that is wrong
-            )
-        model, info = loaded
-        check_complete(info, folder, unread)
-        check_finite(model.state_dict(), folder, unread)
-        return model.eval()
-
-    def vision(self, config: Any, *, image_size: int, source: Any = None) -> VisionEncoder:
-        """See `Family.vision`."""
-        if source is not None:
-            tower, projector = source.model.vision_tower, source.model.multi_modal_projector
-        else:
-            from transformers import AutoModel
-            from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
-
-            tower = AutoModel.from_config(config.vision_config)
-            projector = LlavaMultiModalProjector(config)
-        return LlavaVisionEncoder(config, tower, projector, image_size).eval()
-
-    def tensors(self, original: Any) -> Mapping[str, Tensor]:
-        """See `Family.tensors`."""
-        tensors = dict(original.model.language_model.state_dict())
-        tensors["lm_head.weight"] = original.lm_head.weight.detach()
-        return tensors
-
-    def complete_processor(self, processor: Any, config: Any, saved: Mapping[str, Any]) -> None:
-        """See `Family.complete_processor`."""
-        of_model = {
-            "patch_size": config.vision_config.patch_size,
-            "vision_feature_select_strategy": config.vision_feature_select_strategy,
-            "num_additional_image_tokens": int(has_class_token(config.vision_config)),
-        }
-        for key, value in of_model.items():
-            if saved.get(key) is None:
-                setattr(processor, key, value)
-
-    def picture_steps(self, saved: Mapping[str, Any], where: str) -> PictureSteps:
-        """See `Family.picture_steps`."""
-        return saved_steps(saved, where)
-
-    def resize_processor(self, processor: Any, image_size: int) -> None:
-        """See `Family.resize_processor`."""
-        images = processor.image_processor
-        square = {"height": image_size, "width": image_size}
-        keeps_aspect = "shortest_edge" in dict(images.size)
-        images.size = {"shortest_edge": image_size} if keeps_aspect else square
-        if getattr(images, "crop_size", None):
-            images.crop_size = square
+    def drops_first(self, config: Any) -> bool:
+        """See `TowerFamily.drops_first`."""
+        return bool(getattr(config, STRATEGY) == STRATEGIES[0])

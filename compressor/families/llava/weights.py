@@ -1,4 +1,4 @@
-"""Which tensors LLaVA's graphs read of a model folder, and whether their files hold them."""
+"""Which tensors LLaVA's graphs, and those of its like, read of a model folder, and whether they are there."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -45,11 +45,12 @@ def unread_of(config: Any) -> Callable[[str], bool]:
 
 
 def check_stored(
-    config: Any, folder: Path, stored: Mapping[str, Header], names: Iterable[str]
+    kind: Any, config: Any, folder: Path, stored: Mapping[str, Header], names: Iterable[str]
 ) -> None:
     """Refuse files whose tensors are not those of the configuration; no values are read.
 
     Args:
+        kind: transformers' class of the model.
         config: transformers' configuration, of a supported tower and decoder.
         folder: of the model.
         stored: headers of its files; empty: they are not here.
@@ -66,8 +67,9 @@ def check_stored(
         return
     unread = unread_of(config)
     check_floating({name: header for name, header in stored.items() if not unread(name)})
-    wanted = _wanted(config, folder)
-    tied = config.tie_word_embeddings or config.text_config.tie_word_embeddings
+    wanted = _wanted(kind, config, folder)
+    # The text section's flag alone ties nothing; where a class heeds it, transformers copies it to the top.
+    tied = config.tie_word_embeddings
     alone = TIED if tied and any(name in found for name in TIED) else ()
     info = {
         "missing_keys": [
@@ -114,13 +116,12 @@ def _layer_problems(config: Any, names: Iterable[str], where: str) -> list[str]:
     return problems
 
 
-def _wanted(config: Any, folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+def _wanted(kind: Any, config: Any, folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Name and shape of each tensor that transformers would read, by its name in every layout."""
     import torch
-    from transformers import LlavaForConditionalGeneration
 
     with quiet(), reading(folder, CONFIG), torch.device("meta"):
-        model = LlavaForConditionalGeneration(config)
+        model = kind(config)
     return {
         _common(name): (name, tuple(tensor.shape)) for name, tensor in model.state_dict().items()
     }

@@ -16,9 +16,10 @@ def done(data: ReportData) -> tuple[str, ...]:
     out = sum(layer.frozen or layer.exited for layer in plan.layers)
     cut = sum(layer.cuts and not layer.frozen for layer in plan.layers)
     always = " for every prompt, and behind a gate that fires" if plan.gates else ""
+    up_to = "up to " if plan.model.most_tiles > 1 else ""
     first = (
-        f"The model turns a picture into {plan.model.image_rows:,} visual tokens, and works on each of "
-        f"them in all {layers} layers of its decoder. That work is now left out in {out} of the {layers} "
+        f"The model turns a picture into {up_to}{plan.model.picture_rows:,} visual tokens, and works on each "
+        f"of them in all {layers} layers of its decoder. That work is now left out in {out} of the {layers} "
         f"layers{always}{f', and cut down in {cut}' if cut else ''}."
     )
     samples = len(data.profile.samples) if data.profile else None

@@ -48,7 +48,7 @@ def read_back(processor: Any, folder: Path, facts: ModelFacts) -> Readable:
         ModelError: the runtime cannot read it, or it gives pictures of another size; all reasons.
     """
     from compressor.families.guard import reading
-    from compressor.families.registry import picture_steps
+    from compressor.families.registry import picture_form
 
     problems: list[str] = []
     with TemporaryDirectory() as name:
@@ -57,11 +57,10 @@ def read_back(processor: Any, folder: Path, facts: ModelFacts) -> Readable:
             processor.save_pretrained(saved)
         prompter, images = None, None
         with _collected(problems, saved, folder):
-            images = ImageProcessor(picture_steps(processor, facts, str(_image_file(folder))))
+            form = picture_form(processor, facts, str(_image_file(folder)))
+            images = ImageProcessor.of_artifact(form, saved, facts.tile_rows)
         with _collected(problems, saved, folder):
-            prompter = Prompter.from_folder(
-                saved, processor.image_token, facts.image_tokens, facts.eos_token_ids
-            )
+            prompter = Prompter.from_folder(saved, processor.image_token, facts.eos_token_ids)
     if images is not None and images.size != (facts.image_size, facts.image_size):
         problems.append(
             f"{_image_file(folder)}: gives pictures of {images.size[0]} x {images.size[1]} pixels, but the "

@@ -1,6 +1,6 @@
 """Read before any weights are: all questions that a run will ask, as the runtime will read them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ def check_recipe_prompts(
         model_id(recipe),
         recipe.model.revision,
         image_size=recipe.export.image_size,
+        budget=recipe.image,
         trust_remote_code=recipe.model.trust_remote_code,
     )
     limits = cache_limits(recipe.export, read.facts)
@@ -102,27 +103,44 @@ def check_prompts(
         progress.say(note)
     for words in notes_on(sample for group in asked for sample in group.samples):
         progress.say(f"note: {words}")
+    opened = _opened(asked, readable)
     problems = [
         f"{sample.place}: {problem}"
         for group in asked
         for sample in group.samples
-        for problem in _sample_problems(readable, sample, group, limits)
+        for problem in _sample_problems(readable, sample, group, limits, opened)
     ]
-    problems += _picture_problems(asked)
+    problems += [problem for picture in opened.values() for problem in picture.problems]
     problems = list(dict.fromkeys(problems))
     if problems:
         more = len(problems) - MAX_PROBLEMS
         raise DataError(problems[:MAX_PROBLEMS] + ([f"and {more} more"] if more > 0 else []))
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """A picture that was opened: what stands for it in a prompt, and why it cannot be read.
+
+    One that cannot be read counts as small, so that its question is looked at all the same.
+    """
+
+    text: str
+    problems: tuple[str, ...]
+
+
 def _sample_problems(
-    readable: Readable, sample: Sample, asked: Asked, limits: Limits | None
+    readable: Readable,
+    sample: Sample,
+    asked: Asked,
+    limits: Limits | None,
+    opened: Mapping[Path, _Opened],
 ) -> tuple[str, ...]:
-    prompter, facts, images = readable.prompter, readable.facts, len(sample.images)
+    prompter, facts = readable.prompter, readable.facts
     new_tokens = asked.new_tokens
     try:
         check_text(sample.question, "question", prompter.image_token)
-        ids = prompter.encode([user_message(sample.question, images)]).ids
+        texts = [opened[path].text for path in sample.images]
+        ids = prompter.encode([user_message(sample.question, len(texts))], texts)
         if asked.forced:
             check_text(sample.answer or "", "answer", prompter.image_token)
             answer = prompter.encode_text(sample.answer or "")
@@ -130,7 +148,7 @@ def _sample_problems(
         layout_of(
             ids,
             facts,
-            (facts.image_tokens,) * images,
+            [text.count(prompter.image_token) for text in texts],
             spell=prompter.tokenizer.id_to_token,
         )
     except DataError as error:
@@ -154,15 +172,18 @@ def _sample_problems(
     return tuple(problems)
 
 
-def _picture_problems(asked: Sequence[Asked]) -> Iterator[str]:
-    """Open every picture once."""
-    opened = set()
+def _opened(asked: Sequence[Asked], readable: Readable) -> dict[Path, _Opened]:
+    """Open every picture once, all of them."""
+    opened: dict[Path, _Opened] = {}
     for sample in (sample for group in asked for sample in group.samples):
         for path in sample.images:
             if path in opened:
                 continue
-            opened.add(path)
+            problems: tuple[str, ...] = ()
+            height, width = readable.images.size
             try:
-                load_image(path)
+                width, height = load_image(path).size
             except DataError as error:
-                yield from (f"{sample.place}: image: {problem}" for problem in error.problems)
+                problems = tuple(f"{sample.place}: image: {line}" for line in error.problems)
+            opened[path] = _Opened(readable.images.text(height, width), problems)
+    return opened

@@ -145,6 +145,16 @@ def check_plan_facts(plan: Plan, facts: ModelFacts, what: str = "the plan") -> N
                 f"{here.image_size}: set export.image_size={made.image_size}, or {remedy}"
             ]
         )
+    if (made.budget, made.most_tiles) != (here.budget, here.most_tiles):
+        given = made.budget.given if made.budget else ()
+        asked = ", ".join(f"image.{key}={getattr(made.budget, key)}" for key in given)
+        raise ArtifactError(
+            [
+                f"{what} was made for pictures of up to {made.picture_rows} visual tokens, and with this "
+                f"recipe they have up to {here.picture_rows}: "
+                f"{f'set {asked}' if asked else 'leave image out'}, or {remedy}"
+            ]
+        )
 
 
 def _check_plan_methods(plan: Plan, recipe: Recipe, what: str = "the plan") -> None:

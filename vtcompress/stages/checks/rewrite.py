@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from compressor.families.picture_steps import PictureSteps
+from compressor.families.picture_text import PictureForm
 from compressor.samples.questions import Sample
 from export.checks import rewrite
 from export.checks.rewrite import Reading
@@ -49,7 +49,7 @@ class RewritePrompt:
         reading: Reading,
         plain: "CompressedModel",
         folder: Path | None = None,
-        steps: PictureSteps | None = None,
+        form: PictureForm | None = None,
     ) -> RewriteReport:
         """Compare a rewrite with nothing frozen.
 
@@ -57,16 +57,17 @@ class RewritePrompt:
             reading: what the original made of the prompt.
             plain: the rewrite.
             folder: of an artifact whose files the runtime reads; None: what an export would write.
-            steps: of that artifact, as its manifest holds them.
+            form: of that artifact, as its manifest holds it; None: as the processor tells it.
         """
-        from compressor.families.registry import picture_steps
+        from compressor.families.registry import picture_form
         from export.backends.torch_model import TorchSession
 
-        token, facts = plain.processor.image_token, plain.plan.model
+        facts = plain.plan.model
         if folder is None:
-            folder, steps = self.folder, picture_steps(plain.processor, facts)
+            folder = self.folder
             plain.processor.save_pretrained(folder)
-        runtime = Runtime.on_session(TorchSession(plain), folder, facts, token, steps)
+        form = form or picture_form(plain.processor, facts)
+        runtime = Runtime.on_session(TorchSession(plain), folder, facts, form)
         return rewrite.compare(reading, runtime, self.sample, self.source)
 
 

@@ -48,9 +48,7 @@ def onnx_side(job: Job, written: Written, rewrite: RewriteReport | None, folder:
     recipe, plan, graphs = job.recipe, written.plan, written.graphs
     if recipe.export.dtype == "float16":
         job.progress.say("looking for values that float16 cannot hold")
-    ranges = keep_wide_nodes(
-        recipe, job.range_samples, folder, graphs, plan, written.image_token, written.picture_steps
-    )
+    ranges = keep_wide_nodes(recipe, job.range_samples, folder, graphs, plan, written.form)
     checker = check_graphs(folder, graphs)
     # A method of its own: its session is gone before timing loads both decoders.
     first, second = _both_checks(job, written, folder)
@@ -60,8 +58,9 @@ def onnx_side(job: Job, written: Written, rewrite: RewriteReport | None, folder:
         "tools": tool_versions(plan.model),
         "model": plan.model,
         "model_digest": plan.model_digest,
-        "image_token": written.image_token,
-        "picture_steps": written.picture_steps,
+        "image_token": written.form.token,
+        "picture_steps": written.form.steps,
+        "picture_text": written.form.text,
         "dtype": recipe.export.dtype,
         "logits": recipe.export.logits,
         "graphs": graphs,
@@ -88,9 +87,7 @@ def _both_checks(
     first = check_fidelity(session, written.graphs, plan, written.reference, recipe)
     if original is None:
         return first, None
-    runtime = Runtime.on_session(
-        session, folder, plan.model, written.image_token, written.picture_steps
-    )
+    runtime = Runtime.on_session(session, folder, plan.model, written.form)
     answers = loss.measure_answers(runtime, job.samples, original.max_new_tokens, job.progress)
     _store(job, folder, original, answers)
     limits, name = loss_limits(recipe), validation_name(recipe)
@@ -109,7 +106,7 @@ def _store(job: Job, folder: Path, original: Answers, answers: Answers) -> None:
 def _times(job: Job, folder: Path, graphs: Sequence[GraphSpec], plan: Plan) -> BenchReport | None:
     limits, text = job.limits(plan.model), plan.workload.text
     if limits is not None:  # the prompt and a decode step must fit
-        text = min(text, limits.max_context - plan.model.image_rows - 1)
+        text = min(text, limits.max_context - plan.model.picture_rows - 1)
     if text < 1:
         job.progress.say("times are not in the report: no room for a decode step in max_context")
         return None

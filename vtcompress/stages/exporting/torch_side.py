@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compressor.families.picture_steps import PictureSteps
+from compressor.families.picture_text import PictureForm
 from compressor.generation.settings import write_keys
 from compressor.plan.plan import Plan
 from compressor.profile import Profile
@@ -32,16 +32,14 @@ class Written:
         graphs: the written graphs.
         reference: outputs of the compressed torch model.
         original: answers of the original model; None without validation data.
-        image_token: text of the image token.
-        picture_steps: what is done to a picture before the vision graph.
+        form: how the model takes pictures.
     """
 
     plan: Plan
     graphs: tuple[GraphSpec, ...]
     reference: fidelity.Recording
     original: Answers | None
-    image_token: str
-    picture_steps: PictureSteps
+    form: PictureForm
 
 
 def torch_side(
@@ -60,7 +58,7 @@ def torch_side(
         original: answers of the original model; None without validation data.
         folder: the artifact under construction.
     """
-    from compressor.families.registry import picture_steps
+    from compressor.families.registry import picture_form
 
     write_inputs(folder, job.recipe, small.plan, profile)
     small.processor.save_pretrained(folder)
@@ -68,8 +66,8 @@ def torch_side(
     job.progress.say("running the compressed model in torch")
     reference = record_torch(small, job.limits(small.plan.model))
     graphs = _write_graphs(job, small, folder)
-    token, steps = small.processor.image_token, picture_steps(small.processor, small.plan.model)
-    return Written(small.plan, graphs, reference, original, token, steps)
+    form = picture_form(small.processor, small.plan.model)
+    return Written(small.plan, graphs, reference, original, form)
 
 
 def _write_graphs(job: Job, small: "CompressedModel", folder: Path) -> tuple[GraphSpec, ...]:

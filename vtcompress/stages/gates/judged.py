@@ -11,7 +11,7 @@ from torch import Tensor
 from compressor.compressed import compress
 from compressor.decoder.weights import LoadedGates
 from compressor.families import LoadedModel
-from compressor.families.registry import picture_steps
+from compressor.families.registry import picture_form
 from compressor.gate_training.examples import force_answer, gate_inputs, labels
 from compressor.gate_training.training import TrainedGates, margins_of, original_decoder
 from compressor.plan.cost import predicted_speedup
@@ -116,9 +116,8 @@ def _answers(
     with TemporaryDirectory() as folder:
         # As an artifact has them: of the image size that the recipe asks for.
         model.processor.save_pretrained(folder)
-        token = model.processor.image_token
-        steps = picture_steps(model.processor, model.facts)
-        runtime = Runtime.on_session(session, Path(folder), model.facts, token, steps)
+        form = picture_form(model.processor, model.facts)
+        runtime = Runtime.on_session(session, Path(folder), model.facts, form)
     return loss.measure_answers(runtime, samples, max_new_tokens, progress, label)
 
 

@@ -1,0 +1,1 @@
+"""What no family reads yet, and why."""

@@ -1,0 +1,330 @@
+"""The cases that every family goes through, each against the unmodified model of transformers.
+
+A file `tests/test_family_NAME.py` holds `class TestNAME(FamilyCases): family = TinyFamily(...)`, and what is
+the family's own. Figures that differ from picture to picture come from the family's processor, never from one
+number for all. There is one identity artifact of a family and one with all cuts, in which ONNX Runtime and
+OpenVINO run; each cut by itself runs in torch. The graphs of single cuts are those of `test_cut_graphs`.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import vtcompress
+from compressor.compressed import compress
+from compressor.errors import ArtifactWarning
+from compressor.families import LoadedModel, load
+from compressor.plan.plan import Plan
+from compressor.planner import make_plan
+from export.backends.torch_model import TorchSession
+from export.runtime.images import tiles_of
+from export.runtime.runtime import Runtime
+from export.runtime.sampling import AnswerOptions
+from export.runtime.sequence import Prompt
+from export.session.arrays import Array
+from tests.conftest import made_once
+from tests.hooked import SequenceRows, hooked
+from tests.runtimes import Spy, spied
+from tests.tiny_families import HEADS, KV_HEADS, LAYERS, TinyFamily
+
+TOLERANCE = 1e-4
+NEW_TOKENS = 16
+STEPS = 1 + 8  # the prompt's last row and eight decode steps
+BACKENDS = ("torch", "onnxruntime", "openvino")
+
+Part = str | int
+"""A text, or the number of a picture."""
+Turn = tuple[Part, ...]
+
+# Not square, one wide and one high.
+SIZES = ((45, 30), (28, 61))
+CONVERSATIONS: dict[str, tuple[Turn, ...]] = {
+    "one picture": ((0, "what is this"),),
+    "two apart": (("look", 0, " then ", 1, "what is it"),),
+    "two adjacent": ((0, 1, "what is it"),),
+    "first and last but one": ((0, "what is in this and in that: ", 1),),
+    "text alone": (("what is this",),),
+    "a second turn with a new picture": ((0, "what is this"), (1, "and what is it")),
+}
+
+HEAD_MASK = np.ones((LAYERS, KV_HEADS), bool)
+HEAD_MASK[1, 0] = HEAD_MASK[2, 1] = HEAD_MASK[3] = HEAD_MASK[5, 0] = False
+HEAD_MASK = HEAD_MASK.repeat(HEADS // KV_HEADS, axis=1)
+
+Entries = list[dict[str, Any]]
+
+
+def cuts(mask: Path) -> dict[str, Entries]:
+    """Return entries of a recipe by what they cut; `mask` is the file of `HEAD_MASK`."""
+    heads = {"heads": {"mask": mask}}
+    return {
+        "identity": [],
+        "frozen": [{"shortv": {"layers": [0, 2, 3]}}],
+        "exit": [{"visual_exit": {"layer": 4}}],
+        "heads": [{"yopo": heads}],
+        "neurons": [{"yopo": {"mlp_ratio": 3}}],
+        "window": [{"yopo": {"window": 3}}],
+        "all": [
+            {"visual_exit": {"layer": 5}},
+            {"yopo": {**heads, "mlp_ratio": 2, "window": 3}},
+            {"shortv": {"layers": [1, 3]}},
+        ],
+    }
+
+
+CUTS = tuple(cuts(Path()))[1:]
+
+
+def random_picture(size: tuple[int, int], seed: int) -> Image.Image:
+    """Return a picture of noise, width and height as Pillow has them."""
+    noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(noise)
+
+
+def odd_sizes(count: int, seed: int = 0, most: int = 200) -> list[tuple[int, int]]:
+    """Return sizes of pictures, extreme ones first."""
+    rng = np.random.default_rng(seed)
+    drawn = [(int(w), int(h)) for w, h in rng.integers(1, most, (count, 2))]
+    return [(1, 1), (most, 3), (2, most), (33, 31), *drawn][:count]
+
+
+class Made:
+    """A tiny family's folder, models, plans and runtimes, each made when it is asked for.
+
+    Args:
+        family: which.
+        place: folder that all workers of a session share.
+    """
+
+    def __init__(self, family: TinyFamily, place: Path) -> None:
+        self.family, self.place = family, place / family.name
+        self.place.mkdir(parents=True, exist_ok=True)
+        self.runtime: Callable[[str, str], tuple[Runtime, Spy]] = cache(self._runtime)
+        self.answer: Callable[[str, str], tuple[list[int], np.ndarray]] = cache(self._answer)
+        self.plan: Callable[[str], Plan] = cache(self._plan)
+
+    @cached_property
+    def folder(self) -> Path:
+        return made_once(self.place / "model" / f"tiny-{self.family.name}", self.family.make)
+
+    @cached_property
+    def loaded(self) -> LoadedModel:
+        from transformers import GenerationConfig
+
+        found = load(str(self.folder))
+        # A family loads the weights alone.
+        found.original.generation_config = GenerationConfig.from_pretrained(self.folder)
+        return found
+
+    @cached_property
+    def layers(self) -> Any:
+        found = self.loaded.original
+        for name in self.family.layers.split("."):
+            found = getattr(found, name)
+        return found
+
+    @cached_property
+    def pictures(self) -> list[Image.Image]:
+        return [random_picture(size, seed) for seed, size in enumerate(SIZES)]
+
+    def entries(self, cut: str) -> Entries:
+        file = self.place / "heads.npy"
+        if not file.exists():
+            np.save(file, HEAD_MASK)
+        return cuts(file)[cut]
+
+    def recipe(self, cut: str) -> vtcompress.Recipe:
+        return vtcompress.load_recipe("identity").override(
+            {"model.id": str(self.folder), "compress": self.entries(cut)}
+        )
+
+    def artifact(self, cut: str) -> Path:
+        def export(half: Path) -> None:
+            manifest = vtcompress.export(self.recipe(cut), half, bench_rounds=0)
+            assert manifest.fidelity is not None
+            assert manifest.fidelity.passed, manifest.fidelity.failures
+
+        return made_once(self.place / cut, export)
+
+    def _plan(self, cut: str) -> Plan:
+        facts, methods = self.loaded.facts, self.recipe(cut).methods
+        return make_plan(facts, self.loaded.digest, methods, None)
+
+    def _runtime(self, cut: str, backend: str) -> tuple[Runtime, Spy]:
+        if backend != "torch":
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ArtifactWarning)
+                return spied(Runtime.load(self.artifact(cut), backend=backend, threads=1))
+        folder = self.artifact("identity")
+        kept = vtcompress.Artifact.open(folder).manifest
+        session = TorchSession(compress(self.loaded, self.plan(cut)))
+        return spied(Runtime.on_session(session, folder, kept.model, kept.picture_form))
+
+    def _answer(self, name: str, cut: str) -> tuple[list[int], np.ndarray]:
+        """Return what the unmodified model answers in the last turn of a conversation; see `answered`."""
+        messages: list[dict[str, Any]] = []
+        for turn in CONVERSATIONS[name]:
+            parts = [self._part(part) for part in turn]
+            messages.append({"role": "user", "content": parts})
+            tokens, logits = self.answered(messages, cut)
+            text = self.loaded.processor.decode(tokens)
+            messages.append({"role": "assistant", "content": [{"type": "text", "text": text}]})
+        return tokens, logits
+
+    def _part(self, part: Part) -> dict[str, Any]:
+        if isinstance(part, str):
+            return {"type": "text", "text": part}
+        return {"type": "image", "image": self.pictures[part]}
+
+    def answered(
+        self, messages: list[dict[str, Any]], cut: str = "identity"
+    ) -> tuple[list[int], np.ndarray]:
+        """Return the greedy tokens of the unmodified model and the logits that each was picked from."""
+        inputs = self.loaded.processor.apply_chat_template(
+            messages,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            add_generation_prompt=True,
+        )
+        ids = inputs["input_ids"]
+        visual = (ids[0] == self.loaded.facts.image_token_id).numpy()
+        around: AbstractContextManager[None] = nullcontext()
+        if cut != "identity":
+            rows = SequenceRows(visual, self.family.grid)
+            around = hooked(self.layers, self.plan(cut), rows)
+        with torch.inference_mode(), around:
+            made = self.loaded.original.generate(
+                **inputs,
+                max_new_tokens=NEW_TOKENS,
+                do_sample=False,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+        tokens = made.sequences[0, ids.shape[1] :].tolist()
+        return tokens, torch.cat(made.logits).numpy()
+
+
+def pixels_of(runtime: Runtime, pictures: Sequence[Image.Image]) -> Array:
+    """Return what the runtime gives its vision graph."""
+    return tiles_of(runtime.look(pictures))
+
+
+def prompt_of(runtime: Runtime, turn: Turn, pictures: Sequence[Image.Image]) -> Prompt:
+    """Return a prompt of the runtime with pictures anywhere in it."""
+    content = [
+        {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
+        for part in turn
+    ]
+    seen = runtime.look(pictures)
+    ids = runtime.encode([{"role": "user", "content": content}], seen)
+    return runtime.prompt_of(ids, seen)
+
+
+def ask(made: Made, runtime: Runtime, spy: Spy, name: str) -> tuple[list[int], np.ndarray]:
+    """Return the runtime's tokens in the last turn of a conversation, and the logits of each."""
+    turns = CONVERSATIONS[name]
+    if len(turns) > 1:
+        chat = runtime.chat()
+        for turn in turns:
+            spy.clear()
+            question = "".join(part for part in turn if isinstance(part, str))
+            pictures = [made.pictures[part] for part in turn if isinstance(part, int)]
+            list(answer := chat.ask(question, pictures, max_new_tokens=NEW_TOKENS))
+        assert answer.figures.reused_rows > 0  # what ran in the first turn does not run again
+        return list(answer.token_ids), np.stack(spy.logits)
+    pictures = [made.pictures[part] for part in turns[0] if isinstance(part, int)]
+    spy.clear()
+    prompt = prompt_of(runtime, turns[0], pictures)
+    (reply,) = runtime.replies([prompt], AnswerOptions(NEW_TOKENS))
+    return list(reply.token_ids), np.stack(spy.logits)
+
+
+class FamilyCases:
+    """The cases of one family; its file says which."""
+
+    family: ClassVar[TinyFamily]
+
+    def compare(self, made: Made, name: str, cut: str, backend: str) -> None:
+        if backend == "openvino":
+            pytest.importorskip("openvino", reason="the extra openvino is not installed")
+        tokens, logits = ask(made, *made.runtime(cut, backend), name)
+        wanted, wanted_logits = made.answer(name, cut)
+        difference = np.abs(logits[:STEPS] - wanted_logits[:STEPS]).max()
+        assert difference <= TOLERANCE, f"{name}: {difference}"
+        assert tokens == wanted
+        assert len(tokens) == NEW_TOKENS
+
+    @pytest.mark.parametrize("backend", BACKENDS)
+    @pytest.mark.parametrize("name", CONVERSATIONS)
+    def test_without_cuts_it_is_the_unmodified_model(
+        self, made: Made, name: str, backend: str
+    ) -> None:
+        self.compare(made, name, "identity", backend)
+
+    @pytest.mark.parametrize("cut", CUTS)
+    @pytest.mark.parametrize("name", ["two apart", "a second turn with a new picture"])
+    def test_each_cut_is_the_unmodified_model_with_hooks(
+        self, made: Made, name: str, cut: str
+    ) -> None:
+        self.compare(made, name, cut, "torch")
+
+    @pytest.mark.parametrize("backend", BACKENDS[1:])
+    @pytest.mark.parametrize("name", ["two adjacent", "first and last but one", "text alone"])
+    def test_all_cuts_together_are_in_the_graphs(self, made: Made, name: str, backend: str) -> None:
+        self.compare(made, name, "all", backend)
+
+    def test_every_cut_changes_the_logits(self, made: Made) -> None:
+        """Guards the tests above: a cut that changed nothing would pass them."""
+        found = [made.answer("two apart", cut)[1][0] for cut in ("identity", *CUTS)]
+        for one in range(len(found)):
+            for other in range(one):
+                assert np.abs(found[one] - found[other]).max() > 100 * TOLERANCE
+
+    def test_pictures_and_their_order_change_the_logits(self, made: Made) -> None:
+        one, other = made.pictures
+        found = []
+        for pictures in ([one, other], [other, one], [one, one]):
+            content = [{"type": "image", "image": picture} for picture in pictures]
+            content.append({"type": "text", "text": "what is it"})
+            found.append(made.answered([{"role": "user", "content": content}])[1][0])
+        for first, second in ((0, 1), (0, 2), (1, 2)):
+            assert np.abs(found[first] - found[second]).max() > 100 * TOLERANCE
+
+    def test_pixels_are_the_processors_bit_for_bit(self, made: Made) -> None:
+        runtime, _ = made.runtime("identity", "torch")
+        for seed, size in enumerate(odd_sizes(200, seed=1)):
+            picture = random_picture(size, seed)
+            wanted = made.loaded.processor.image_processor([picture], return_tensors="np")
+            assert np.array_equal(pixels_of(runtime, [picture]), wanted["pixel_values"]), size
+
+    def test_a_picture_has_as_many_tokens_as_the_processor_writes(self, made: Made) -> None:
+        runtime, _ = made.runtime("identity", "torch")
+        token = made.loaded.facts.image_token_id
+        for seed, size in enumerate(odd_sizes(20, seed=2)):
+            picture = random_picture(size, seed)
+            processor = made.loaded.processor
+            wanted = processor(images=[picture], text=[processor.image_token], return_tensors="np")
+            ids = runtime.prepare("x", [picture]).ids
+            assert ids.count(token) == (wanted["input_ids"] == token).sum(), size
+
+    def test_from_a_picture_file_to_the_same_text(self, made: Made, tmp_path: Path) -> None:
+        runtime, _ = made.runtime("identity", "onnxruntime")
+        for seed, size in enumerate(odd_sizes(20, seed=3)):
+            file = tmp_path / f"{seed}.png"
+            random_picture(size, seed).save(file)
+            with Image.open(file) as picture:
+                content: list[dict[str, Any]] = [{"type": "image", "image": picture.convert("RGB")}]
+            content.append({"type": "text", "text": "what is this"})
+            tokens, _ = made.answered([{"role": "user", "content": content}])
+            text = "".join(runtime.generate("what is this", file, max_new_tokens=NEW_TOKENS))
+            assert text == made.loaded.processor.decode(tokens, skip_special_tokens=True), size
+            assert len(text) == NEW_TOKENS
