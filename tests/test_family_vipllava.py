@@ -125,16 +125,6 @@ def test_the_older_name_of_the_feature_layers_is_read(changed: Callable[..., Pat
     assert "projector_layernorm.weight (shape [160], expected [64])" in line
 
 
-def test_names_of_tensors_in_memory_are_read_as_those_on_disk(
-    folder: Path, changed: Callable[..., Path]
-) -> None:
-    other, wanted = changed(), load(str(folder))
-    save_file(wanted.original.state_dict(), other / WEIGHTS, metadata={"format": "pt"})
-    assert describe(str(other)) == wanted.facts.model_copy(update={"name": "changed"})
-    found = load(str(other)).original.state_dict()
-    assert all(torch.equal(t, found[n]) for n, t in wanted.original.state_dict().items())
-
-
 @pytest.mark.parametrize("lost", ["multi_modal_projector.projector_layernorm.weight",
                                   "vision_tower.encoder.layers.9.mlp.fc1.weight"])  # fmt: skip
 def test_a_missing_tensor_is_refused_before_weights_are_read(

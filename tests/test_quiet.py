@@ -49,6 +49,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[obje
         "bench": [artifact],
         "inspect": [plan],
         "recipes": [],
+        "models": [],
         "compare": [artifact, other],
         "report": [artifact],
     }
@@ -83,7 +84,7 @@ def test_quiet_prints_the_result_lines_and_nothing_else(
 
 
 @pytest.mark.parametrize(
-    "name", ["calibrate", "plan", "export", "bench", "inspect", "recipes", "compare"]
+    "name", ["calibrate", "plan", "export", "bench", "inspect", "recipes", "models", "compare"]
 )
 def test_tables_are_printed_unless_quiet(name: str, vt: Run, made: dict[str, list[object]]) -> None:
     assert set(vt(name, *made[name])[1]) & set(BORDERS)

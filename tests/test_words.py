@@ -30,6 +30,7 @@ SAME = {
     "load_compressed": "the front door's takes a path",
     "load_recipe": "the front door's knows the shipped recipes",
     "main": "of each program",
+    "models": "command and stage",
     "plan": "command and stage",
     "run": "each graph pass's: `GraphPass.run`",
     "train_gates": "command, stage and what it calls",

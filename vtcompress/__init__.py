@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from vtcompress.stages.export import export
     from vtcompress.stages.gates.training import train_gates
     from vtcompress.stages.inspect import inspect
+    from vtcompress.stages.models import models
     from vtcompress.stages.plan import plan
     from vtcompress.stages.validate import validate
     from vtcompress.stages.validate_backend import validate_backend
@@ -58,6 +59,7 @@ _HOMES = {
     "inspect": "vtcompress.stages.inspect",
     "load_compressed": "vtcompress.stages.compress",
     "load_recipe": "vtcompress.shipped",
+    "models": "vtcompress.stages.models",
     "plan": "vtcompress.stages.plan",
     "train_gates": "vtcompress.stages.gates.training",
     "validate": "vtcompress.stages.validate",
@@ -80,6 +82,7 @@ __all__ = [
     "inspect",
     "load_compressed",
     "load_recipe",
+    "models",
     "plan",
     "train_gates",
     "validate",

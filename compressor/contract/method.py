@@ -190,6 +190,7 @@ class Method(RecipeSection, ABC):
         turn: when it is applied.
         measures: all that it may choose by or show.
         nicknames: keys that people write for it; error lines propose the name.
+        by_grid: keys that read the grid of visual rows, so they go with no model that has none.
         package: that brought it, as `name version`; empty: this one.
     """
 
@@ -198,6 +199,7 @@ class Method(RecipeSection, ABC):
     turn: ClassVar[Turn]
     measures: ClassVar[tuple[Measure, ...]] = ()
     nicknames: ClassVar[tuple[str, ...]] = ()
+    by_grid: ClassVar[tuple[str, ...]] = ()
     package: ClassVar[str] = ""
 
     @classmethod

@@ -61,12 +61,16 @@ class Family(ABC):
         name: of the family; no other has it.
         model_types: of the `config.json`s that it reads.
         budget_keys: keys of the recipe's `image` that it can keep; none: its pictures have one size.
+        decoders: model types of the text decoders that it reads; none: it does not tell.
+        no_grid: why visual rows of its models lie on no grid; empty: a model's facts have the grid.
         package: that registered it by an entry point; None: it is one of this tool's own.
     """
 
     name: ClassVar[str]
     model_types: ClassVar[tuple[str, ...]]
     budget_keys: ClassVar[tuple[str, ...]] = ()
+    decoders: ClassVar[tuple[str, ...]] = ()
+    no_grid: ClassVar[str] = ""
     package: str | None = None
 
     @abstractmethod

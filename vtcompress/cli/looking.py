@@ -1,4 +1,7 @@
-"""The commands that show what is there: `inspect` a path, list the shipped `recipes`."""
+"""The commands that show what is there: `inspect` a path, list the shipped `recipes` and the `models`."""
+
+from collections.abc import Mapping
+from typing import Any
 
 import click
 
@@ -43,3 +46,32 @@ def recipes(out: Output, /, name: str | None) -> None:
     text = find_recipe(name).read_text(encoding="utf-8")
     out.always(text.rstrip("\n"))
     out.result({"name": name, "text": text})
+
+
+@click.command()
+@click.pass_obj
+def models(out: Output, /) -> None:
+    """List the model types that can be compressed, their text decoders, and the methods that apply."""
+    import vtcompress
+
+    found = vtcompress.models()
+    rows = [
+        (
+            model_type,
+            ", ".join(family["decoders"]) or "not told",
+            "; ".join(map(_method_words, family["methods"])),
+            family["package"] or "vtcompress",
+        )
+        for family in found
+        for model_type in family["model_types"]
+    ]
+    out.table("Models", ("model type", "text decoders", "methods", "package"), rows)
+    out.brief("\n".join(model_type for model_type, *_ in rows))
+    out.result(list(found))
+
+
+def _method_words(method: Mapping[str, Any]) -> str:
+    """Return a method's name, whose it is, and what of it does not apply."""
+    words = method["name"] + (f" ({method['package']})" if method["package"] else "")
+    left_out = ", ".join(method["without"])
+    return f"{words} without {left_out}: {method['why']}" if left_out else words

@@ -18,7 +18,7 @@ from vtcompress.cli.build import build
 from vtcompress.cli.checking import ThresholdMissedError, bench, validate
 from vtcompress.cli.doctor import doctor
 from vtcompress.cli.generating import generate
-from vtcompress.cli.looking import inspect, recipes
+from vtcompress.cli.looking import inspect, models, recipes
 from vtcompress.cli.making import calibrate, compress, export, plan
 from vtcompress.cli.options import KEYS
 from vtcompress.cli.report import compare, report
@@ -99,6 +99,7 @@ for command in (
     doctor,
     inspect,
     recipes,
+    models,
 ):
     cli.add_command(command)
 

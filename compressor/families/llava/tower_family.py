@@ -19,7 +19,7 @@ from compressor.families.checkpoint import Header, check_complete, check_finite,
 from compressor.families.configuration import CONVERTED
 from compressor.families.guard import reading
 from compressor.families.image_processors import saved_steps
-from compressor.families.llama_text import decoder_dims, text_problems
+from compressor.families.llama_text import TEXT_MODEL_TYPES, decoder_dims, text_problems
 from compressor.families.llava.config import (
     feature_layers,
     has_class_token,
@@ -67,6 +67,7 @@ class TowerFamily(Family):
     """
 
     architecture: ClassVar[str]
+    decoders = TEXT_MODEL_TYPES
 
     @abstractmethod
     def projector(self, config: Any) -> Any:

@@ -38,6 +38,7 @@ class Yopo(YopoKeys, Method):
     turn: ClassVar[Turn] = Turn.CUT
     measures: ClassVar[tuple[Measure, ...]] = (HEAD_SCORE, NEURON_ACTIVITY)
     nicknames: ClassVar[tuple[str, ...]] = ("heads",)
+    by_grid: ClassVar[tuple[str, ...]] = ("window",)
 
     @classmethod
     def claims(cls, keys: Mapping[str, Any]) -> tuple[Claim, ...]:

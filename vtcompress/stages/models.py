@@ -1,0 +1,38 @@
+"""The stage that tells which models can be compressed, and by what."""
+
+from typing import Any
+
+from vtcompress.stages.inputs import require_compress
+
+
+def models() -> tuple[dict[str, Any], ...]:
+    """Return what can be compressed: a JSON-like mapping for each family, those of other packages last.
+
+    Of each method `without` holds the keys that do not go with the family's models, and `why` the reason.
+
+    Raises:
+        MissingExtraError: the packages that read models are not installed.
+        ModelError: a family of another package cannot be used.
+    """
+    require_compress("listing models")
+    from compressor.families.known import families
+    from compressor.methods import METHODS
+
+    return tuple(
+        {
+            "family": family.name,
+            "package": family.package,
+            "model_types": list(family.model_types),
+            "decoders": list(family.decoders),
+            "methods": [
+                {
+                    "name": method.name,
+                    "package": method.package or None,
+                    "without": list(method.by_grid) if family.no_grid else [],
+                    "why": family.no_grid if method.by_grid else "",
+                }
+                for method in METHODS
+            ],
+        }
+        for family in families()
+    )
