@@ -12,7 +12,6 @@ from typing import Any
 
 import yaml
 
-from compressor.disk.paths import shown_path, unusable
 from compressor.errors import RecipeError
 from compressor.schema.problems import show
 
@@ -123,8 +122,6 @@ def parse_value(text: str) -> Any:
 
 
 def _read_text(path: Path) -> str:
-    if (reason := unusable(path)) is not None:
-        raise RecipeError([f"{shown_path(path)}: {reason}"])
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
