@@ -12,7 +12,7 @@ from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_v
 from pydantic_core import InitErrorDetails
 
 from compressor.contract.measure import Measured
-from compressor.disk.files import read_json, write_text
+from compressor.disk.files import read_json, read_text, write_text
 from compressor.disk.mistaken import mistaken
 from compressor.disk.model_digest import difference, same_model
 from compressor.errors import ProfileError
@@ -270,8 +270,8 @@ class Profile(_Values):
 def _foreign(path: Path) -> list[str]:
     """Return what a profile says to hold and no method here measures; none where that cannot be told."""
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))["measures"]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        said = json.loads(read_text(path, ProfileError))["measures"]
+    except (ProfileError, ValueError, TypeError, KeyError, RecursionError):
         return []
     names = said if isinstance(said, list) else []
     return [name for name in names if isinstance(name, str) and name not in MEASURES]
