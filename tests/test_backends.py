@@ -3,7 +3,6 @@
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from export.graphs.spec import GraphSpec, TensorSpec
 from export.runtime.runtime import Runtime
 from export.session.feeds import CallRows
 from tests.models import WORDS, make_picture
-from tests.runtimes import exported
 from vtcompress.cli.main import run_command
 
 TOLERANCE = 1e-4
@@ -34,8 +32,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def artifact(llava: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return exported(llava("clip+llama"), tmp_path_factory.mktemp("backends") / "artifact")
+def artifact(plain_artifact: Path) -> Path:
+    return plain_artifact
 
 
 @pytest.fixture
