@@ -46,6 +46,7 @@ CASES += [
     for dtype in ("float16", "bfloat16")
     for name in ("window behind a plain layer", "window and heads", "everything, frozen, then exit")
 ]
+CASES += [("head norms: heads and neurons", dtype) for dtype in ("float16", "bfloat16")]
 
 
 def weights_of(plan: Plan) -> dict[str, torch.Tensor]:
