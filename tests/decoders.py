@@ -7,7 +7,8 @@ import torch
 from compressor.decoder import Decoder, decoder_from
 from compressor.decoder.weights import source_of
 from compressor.plan.edits import freeze, identity_plan, leave
-from compressor.plan.plan import Gates, LayerPlan, Plan
+from compressor.plan.layer import LayerPlan
+from compressor.plan.plan import Gates, Plan
 from export.graphs.limits import Limits
 from export.graphs.spec import GraphSpec, decoder_graphs
 from export.writer.weights import SharedWeights

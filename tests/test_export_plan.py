@@ -9,7 +9,8 @@ import pytest
 import vtcompress
 from compressor.errors import ArtifactError, GatesError, PlanError, RecipeError, VtcompressError
 from compressor.plan.edits import freeze
-from compressor.plan.plan import Gates, LayerPlan, Plan
+from compressor.plan.layer import LayerPlan
+from compressor.plan.plan import Gates, Plan
 from tests import facts
 from tests.artifacts import make_artifact
 

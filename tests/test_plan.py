@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from compressor.errors import PlanError
 from compressor.plan.dead_rows import read_though_dead
 from compressor.plan.edits import freeze, identity_plan, leave
-from compressor.plan.plan import Gates, LayerPlan, Plan, Workload
+from compressor.plan.layer import LayerPlan
+from compressor.plan.plan import Gates, Plan, Workload
 from tests import facts
 
 ON_TMP = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

@@ -14,7 +14,8 @@ import vtcompress
 from compressor.contract.asked import method_words
 from compressor.methods.yopo.method import Yopo
 from compressor.plan.cost import predict
-from compressor.plan.plan import LayerPlan, Plan
+from compressor.plan.layer import LayerPlan
+from compressor.plan.plan import Plan
 from compressor.planner import make_plan
 from compressor.profile import Profile, SampleScore
 from export.graphs.spec import caches_of, decoder_graph

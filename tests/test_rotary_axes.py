@@ -19,7 +19,8 @@ from compressor.decoder import Decoder, decoder_from
 from compressor.facts import ModelFacts
 from compressor.families import known
 from compressor.plan.edits import leave
-from compressor.plan.plan import Gates, LayerPlan, Plan
+from compressor.plan.layer import LayerPlan
+from compressor.plan.plan import Gates, Plan
 from compressor.samples.layout import Grid, Layout, layout_of
 from export.backends.onnxruntime import OnnxSession
 from export.backends.torch_model import TorchSession

@@ -19,7 +19,8 @@ from compressor.methods.yopo.method import Yopo
 from compressor.methods.yopo.rule import group_means, groups_of_mask, most_active, top_share, voted
 from compressor.plan.cost import BAND_OVERHEAD, band_ratio, predict, predicted_speedup
 from compressor.plan.edits import freeze, identity_plan, leave
-from compressor.plan.plan import LayerPlan, Plan, Workload
+from compressor.plan.layer import LayerPlan
+from compressor.plan.plan import Plan, Workload
 from compressor.planner import check_methods, make_plan, measures_needed, measures_of
 from compressor.profile import SampleScore
 from compressor.recipe import dump_recipe, load_recipe

@@ -19,7 +19,7 @@ from compressor.methods.dyvte import DyVTE
 from compressor.methods.shortv import ShortV
 from compressor.methods.visual_exit import VisualExit
 from compressor.methods.yopo.method import Yopo
-from compressor.plan.plan import OLDER_REASONS
+from compressor.plan.layer import OLDER_REASONS
 from compressor.schema.values import ExactlyOne
 
 GROUP: Final = "vtcompress.methods"

@@ -11,7 +11,7 @@ decide on the exit, what they make dead is not known beforehand.
 
 from collections.abc import Sequence
 
-from compressor.plan.plan import LayerPlan
+from compressor.plan.layer import LayerPlan
 
 
 def freeze_dead_rows(layers: tuple[LayerPlan, ...]) -> tuple[LayerPlan, ...]:

@@ -6,7 +6,8 @@ from typing import Literal
 from compressor.errors import PlanError
 from compressor.facts import ModelFacts
 from compressor.plan.dead_rows import freeze_dead_rows
-from compressor.plan.plan import LayerPlan, Plan, Reason, Workload
+from compressor.plan.layer import LayerPlan, Reason
+from compressor.plan.plan import Plan, Workload
 
 
 def identity_plan(facts: ModelFacts, model_digest: str, workload: Workload | None = None) -> Plan:

@@ -6,7 +6,8 @@ from compressor.contract.measure import Measure
 from compressor.contract.method import Method
 from compressor.methods import MEASURES
 from compressor.plan.cost import BYTES, predict
-from compressor.plan.plan import LayerPlan, Plan
+from compressor.plan.layer import LayerPlan
+from compressor.plan.plan import Plan
 from compressor.profile import Profile
 from export.report.charts.bars import contribution_chart, exit_chart
 from export.report.charts.decoder import decoder_picture

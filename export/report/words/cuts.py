@@ -10,7 +10,8 @@ from compressor.contract.method import Method
 from compressor.facts import DecoderDims
 from compressor.methods import CUTTERS, label_of_cuts
 from compressor.plan.cost import BYTES
-from compressor.plan.plan import LayerPlan, Plan
+from compressor.plan.layer import LayerPlan
+from compressor.plan.plan import Plan
 from export.report.words.exits import runs
 
 T = TypeVar("T")

@@ -9,7 +9,8 @@ from compressor.contract.asked import alike_words, method_words
 from compressor.contract.gated import GatedMethod
 from compressor.contract.method import Method, MethodWords, Turn
 from compressor.methods import METHODS, label_of_cuts, method_of
-from compressor.plan.plan import LayerPlan, Plan
+from compressor.plan.layer import LayerPlan
+from compressor.plan.plan import Plan
 
 NO_WORK = "no work, and no keys and values to read or to keep"
 UNCHANGED = {
