@@ -35,6 +35,8 @@ class DecoderDims(Facts):
         rope_scale: factor on cos and sin (1 except for scaled-rope rules that ask for it).
         rope_axes: which part of a position turns each of the d/2 frequencies: 0 its time, 1 its row, 2 its
             column; None: a position is one number, which turns all.
+        deepstack: K, of how many first layers the vision side has further rows, which are added to the visual
+            rows behind each of them, whatever it does with these.
     """
 
     layers: Positive
@@ -54,6 +56,7 @@ class DecoderDims(Facts):
     rope_inv_freq: tuple[float, ...]
     rope_scale: float = 1.0
     rope_axes: tuple[Annotated[int, Field(ge=0, lt=POSITION_AXES)], ...] | None = None
+    deepstack: Annotated[int, Field(ge=0)] = 0
     max_positions: Positive
 
     @model_validator(mode="after")

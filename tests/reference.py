@@ -26,6 +26,7 @@ class Conversation:
         image: [S] number of the image a visual row belongs to.
         cell: [S] place of a visual row inside its image.
         positions: [S, A] what turns the rotations; None: the places.
+        deepstack: [K, S, D] what is added behind the first layers; zeros in text rows.
     """
 
     embeds: Array
@@ -33,6 +34,7 @@ class Conversation:
     image: NDArray[np.int64]
     cell: NDArray[np.int64]
     positions: NDArray[np.int64] | None = None
+    deepstack: Array | None = None
 
 
 def text_logits(plan: Plan, tensors: dict[str, torch.Tensor], rows: Conversation) -> Array:
@@ -41,6 +43,8 @@ def text_logits(plan: Plan, tensors: dict[str, torch.Tensor], rows: Conversation
     states = rows.embeds
     for layer in plan.layers:
         states = _layer(plan, layer, weights, states, rows)
+        if rows.deepstack is not None and layer.index < len(rows.deepstack):
+            states = states + rows.deepstack[layer.index]
     states = _norm(states, weights["norm.weight"], plan.model.decoder.rms_norm_eps)
     return (states @ weights["lm_head.weight"].T)[~rows.visual]
 

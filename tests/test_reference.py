@@ -86,12 +86,21 @@ def test_the_reference_is_transformers_decoder_with_rows_turned_on_three_axes(ki
     )
     embeds, nothing = torch.randn(1, 12, hidden), np.zeros(12, np.int64)
     positions = np.random.default_rng(0).integers(0, 30, (12, 3))
+    visual, added = np.arange(12) % 4 > 0, np.zeros((2, 12, hidden))
+    more = {}
+    if kind == "interleaved":
+        added[:, visual] = np.random.default_rng(1).standard_normal((2, visual.sum(), hidden))
+        stack = [torch.from_numpy(rows[visual]).float() for rows in added]
+        more = {
+            "visual_pos_masks": torch.from_numpy(visual[None]),
+            "deepstack_visual_embeds": stack,
+        }
     with torch.inference_mode():
         wanted = model(
-            inputs_embeds=embeds, position_ids=torch.from_numpy(positions.T[:, None].copy())
+            inputs_embeds=embeds, position_ids=torch.from_numpy(positions.T[:, None].copy()), **more
         ).last_hidden_state[0]
     tensors = {**model.state_dict(), "lm_head.weight": torch.eye(hidden)}
-    rows = Conversation(embeds[0].double().numpy(), nothing > 0, nothing, nothing, positions)
+    rows = Conversation(embeds[0].double().numpy(), nothing > 0, nothing, nothing, positions, added)
     found = text_logits(identity_plan(facts(shown), ""), tensors, rows)
     np.testing.assert_allclose(found, wanted, atol=TOLERANCE)
     other = shown.model_copy(update={"rope_axes": shown.rope_axes[::-1]})

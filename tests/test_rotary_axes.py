@@ -16,9 +16,12 @@ from numpy.typing import NDArray
 import vtcompress
 from compressor.compressed import CompressedModel
 from compressor.decoder import Decoder, decoder_from
+from compressor.decoder.full_pass import full_pass, kl_divergence
 from compressor.facts import ModelFacts
 from compressor.families import known
-from compressor.plan.edits import leave
+from compressor.methods.shortv import layer_contribution
+from compressor.plan.dead_rows import deepstack_layers
+from compressor.plan.edits import freeze, leave
 from compressor.plan.layer import LayerPlan
 from compressor.plan.plan import Gates, Plan
 from compressor.samples.layout import Grid, Layout, layout_of
@@ -48,11 +51,11 @@ STEPS = 3
 # Frequencies that a step of a row or a column shows in.
 TURNED = {"rope_inv_freq": (1.0, 0.7, 0.4, 0.3)}
 SECTIONS: dict[str, Any] = {"qkv_bias": True, "rope_axes": (0, 1, 1, 2), **TURNED}
-BY_TURNS: dict[str, Any] = {"qk_norm": True, "rope_axes": (0, 1, 2, 0), **TURNED}
+BY_TURNS: dict[str, Any] = {"qk_norm": True, "rope_axes": (0, 1, 2, 0), "deepstack": 3, **TURNED}
 PLANS: dict[str, tuple[dict[str, Any], Sequence[LayerPlan]]] = {
     "identity": (SECTIONS, [cut(i) for i in range(4)]),
     "identity, head norms": (BY_TURNS, [cut(i) for i in range(4)]),
-    "frozen": (SECTIONS, [frozen(0), cut(1), frozen(2), dead(3)]),
+    "frozen": (BY_TURNS, [frozen(0), cut(1), frozen(2), dead(3)]),
     "exit": (BY_TURNS, [cut(0), cut(1), gone(2), gone(3)]),
     "heads": (BY_TURNS, [cut(0), cut(1, groups=(1,)), cut(2, groups=()), dead(3, groups=(0,))]),
     "window, everything": (
@@ -126,7 +129,15 @@ class Asked:
         image[visual] = np.repeat(np.arange(len(grids)), sizes)
         cell[visual] = np.concatenate([np.arange(size) for size in sizes])
         positions = np.array(positions_of(self.parts))
-        self.whole = [Conversation(rows, visual, image, cell, positions) for rows in self.embeds]
+        dims = plan.model.decoder
+        stack = np.random.default_rng(2).standard_normal(
+            (batch, dims.deepstack, *self.embeds.shape[1:])
+        )
+        self.deepstack = stack * visual[:, None]
+        self.whole = [
+            Conversation(rows, visual, image, cell, positions, added)
+            for rows, added in zip(self.embeds, self.deepstack, strict=True)
+        ]
         self.calls = list(self._calls(plan, turns))
 
     def _calls(self, plan: Plan, turns: Sequence[list[int | Grid]]) -> Any:
@@ -147,7 +158,12 @@ class Asked:
     def _rows(self, layout: Layout) -> CallRows:
         rows = text_rows(layout, self._at(layout.text_index))
         places = np.tile(layout.visual_index, (len(self.embeds), 1))
-        return rows._replace(visual=self._at(layout.visual_index), visual_index=places)
+        if not layout.images:
+            return rows
+        added = self.deepstack[:, :, layout.visual_index].astype(np.float32)
+        deepstack = tuple(added.transpose(1, 0, 2, 3))
+        visual = self._at(layout.visual_index)
+        return rows._replace(visual=visual, visual_index=places, deepstack=deepstack)
 
     def _at(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
         return self.embeds[:, places].astype(np.float32)
@@ -238,11 +254,41 @@ def test_a_position_that_is_not_its_own_is_loud(name: str, fault: str) -> None:
         assert np.abs(found[:, part] - right[:, part]).max() > 500 * TOLERANCE
 
 
+def test_the_contribution_of_a_layer_keeps_what_is_added_behind_it() -> None:
+    """KL between the decoder, and the decoder whose layer leaves visual rows as they come to it."""
+    plan = plan_of("identity, head norms")
+    tensors, asked = weights_of(plan), Asked(plan, ([5, (3, 4), 7, 8],), 1)
+    rows = asked.calls[0]
+    *arrays, further = rows
+    decoder = decoder_from(plan, tensors)
+    assert decoder.deepstack == (0, 1, 2)
+    whole = full_pass(decoder, *map(torch.from_numpy, arrays), [*map(torch.from_numpy, further)])
+    text = rows.text_index.shape[1]
+
+    def last(plan: Plan) -> torch.Tensor:
+        return torch.from_numpy(asked.wanted(plan, tensors)[0, text - 1])
+
+    layers = range(len(plan.layers))
+    wanted = [kl_divergence(last(freeze(plan, (i,), "shortv")), last(plan)) for i in layers]
+    np.testing.assert_allclose(layer_contribution(whole), wanted, atol=1e-5)
+    assert min(wanted[:-1]) > 1e-3
+    frozen = freeze(plan, (0, 1, 2), "shortv")
+    assert deepstack_layers(frozen) == (0, 1, 2)
+    assert deepstack_layers(leave(plan, 2, "visual_exit")) == (0,)
+    with pytest.raises(ValueError, match=r"0 tensors of deepstack rows, layers \[0, 1, 2\] need"):
+        in_torch(plan, tensors).decode(rows._replace(deepstack=()), decoder.empty_past(1))
+
+
 def test_a_stage_takes_positions_as_the_whole_decoder_does() -> None:
     plan = plan_of("gates, staged")
     decoder = Decoder(plan)
     names = [t.name for spec in decoder_graphs(plan, "float32", "last") for t in spec.inputs]
     assert names.count("visual_positions") == names.count("text_positions") == len(decoder.segments)
+    assert [name for name in names if name.startswith("deepstack")] == [
+        "deepstack.0",
+        "deepstack.1",
+        "deepstack.2",
+    ]
 
 
 # From a model folder to an artifact: a family whose original turns rows on three axes, defined here alone.

@@ -13,6 +13,7 @@ from compressor.decoder import Decoder, decoder_from
 from compressor.decoder.cache import opened
 from compressor.decoder.full_pass import FullPass, full_pass
 from compressor.decoder.gates import gate_input, gate_selection, margins
+from compressor.decoder.model import added_by
 from compressor.decoder.weights import LoadedGates
 from compressor.errors import ModelError, ProfileError
 from compressor.families import LoadedModel
@@ -154,10 +155,11 @@ def margins_behind_cuts(decoder: Decoder, rows: PromptRows) -> Tensor:
     visual, text = rows.visual_embeds, rows.text_embeds
     places = decoder.places(rows.visual_index, rows.text_index, text.dtype, rows.positions)
     selection = gate_selection(rows.visual_index, rows.text_index, text.dtype)
+    added = added_by((), decoder.deepstack, visual)
     pairs, *_ = opened(decoder.empty_past(1), decoder.caches, tells_rows=False)
     found = []
     for segment in decoder.segments[:-1]:
         mine = [p for p, c in zip(pairs, decoder.caches, strict=True) if c.layer in segment]
-        visual, text, _ = decoder.run(segment, visual, text, places, mine)
+        visual, text, _ = decoder.run(segment, visual, text, places, mine, added=added)
         found.append(margins(decoder.gates[str(segment[-1])](gate_input(selection, text))))
     return torch.cat(found)

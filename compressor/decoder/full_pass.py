@@ -1,6 +1,6 @@
 """One pass of the original over a prompt whose states every measurement starts from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from compressor.decoder import Decoder
 from compressor.decoder.layer import Call, DecoderLayer
-from compressor.decoder.model import CallPlaces
+from compressor.decoder.model import CallPlaces, added_by
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class FullPass:
         call: masks and rotations.
         visual: [L] visual rows [1, V, D] at the input of each layer.
         text: [L + 1] text rows [1, T, D] at the input of each layer, and behind the last.
+        added: to the visual rows behind layers, [1, V, D] each; in `visual` already.
         visual_index: [1, V].
         text_index: [1, T].
         logits: [vocab] at the last prompt token.
@@ -32,6 +33,7 @@ class FullPass:
     call: Call
     visual: list[Tensor]
     text: list[Tensor]
+    added: Mapping[int, Tensor]
     visual_index: Tensor
     text_index: Tensor
     logits: Tensor
@@ -52,6 +54,7 @@ def full_pass(
     visual_index: Tensor,
     text_index: Tensor,
     positions: Tensor | None = None,
+    deepstack: Sequence[Tensor] = (),
 ) -> FullPass:
     """Run a prompt once.
 
@@ -62,17 +65,20 @@ def full_pass(
         visual_index: [1, V] places in the prompt.
         text_index: [1, T] places in the prompt.
         positions: [1, V + T, A] rotary positions; see `Decoder.places`.
+        deepstack: see `Decoder.forward`.
     """
     places = decoder.places(visual_index, text_index, text.dtype, positions)
     call = places.call(text.shape[1])
     visual_rows, text_rows = [visual], [text]
-    for layer, past in zip(decoder.layers, decoder.empty_past(1), strict=True):
-        visual, text, _ = layer(visual, text, call, past)
+    added = added_by(deepstack, decoder.deepstack, visual)
+    for i, past in enumerate(decoder.empty_past(1)):
+        visual, text, _ = decoder.layers[i](visual, text, call, past)
+        visual = visual + added[i] if i in added else visual
         visual_rows.append(visual)
         text_rows.append(text)
     logits = decoder.next_token_logits(text)[0, -1]
     return FullPass(
-        decoder, places, call, visual_rows[:-1], text_rows, visual_index, text_index, logits
+        decoder, places, call, visual_rows[:-1], text_rows, added, visual_index, text_index, logits
     )
 
 

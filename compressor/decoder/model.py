@@ -1,6 +1,7 @@
 """The decoder on two row groups: visual rows and text rows travel as two tensors from layer to layer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -13,6 +14,7 @@ from compressor.decoder.layer import Call, DecoderLayer, Kinds, Linear, RMSNorm,
 from compressor.decoder.masked_layer import MaskedLayer
 from compressor.decoder.ops import project_tied
 from compressor.facts import DecoderDims
+from compressor.plan.dead_rows import deepstack_layers
 from compressor.plan.layer import LayerPlan
 from compressor.plan.plan import TEXT_PAST, Plan
 
@@ -21,6 +23,10 @@ __all__ = ["Decoder", "KeyValue", "Stage"]
 
 Positions = Tensor | tuple[Tensor, Tensor]
 """Rotary positions of a call's rows [B, V + T, A]; in graphs of visual and of text rows, two tensors."""
+
+
+NOTHING_ADDED: Mapping[int, Tensor] = MappingProxyType({})
+"""Rows [B, V, D] to add to the visual rows behind a layer, by its index: none."""
 
 
 class CallPlaces(NamedTuple):
@@ -108,6 +114,7 @@ class Decoder(nn.Module):
         self.segments = plan.segments()
         self.caches = plan.caches()
         self.tells_rows = plan.tells_rows
+        self.deepstack = deepstack_layers(plan)
         self.layers = nn.ModuleList(
             _layer(dims, layer, plan.model.token_grid) for layer in plan.layers
         )
@@ -143,6 +150,7 @@ class Decoder(nn.Module):
         text_index: Tensor,
         past: PastTensors,
         positions: Positions | None = None,
+        deepstack: Sequence[Tensor] = (),
     ) -> tuple[Tensor, list[KeyValue | Tensor]]:
         """Run one call, a prefill or a decode step.
 
@@ -156,6 +164,7 @@ class Decoder(nn.Module):
                 [B, H_kv, C, d] and [B, C], and behind them [B] int64 for each of `length_names`, how many
                 rows are filled.
             positions: see `places`.
+            deepstack: [B, V, D] for each of `deepstack_layers`, in their order; may be left out where V is 0.
 
         Returns:
             Logits [B, 1 or T, vocab] in float32, and the past to pass to the next call; with fixed caches
@@ -169,17 +178,19 @@ class Decoder(nn.Module):
         if past_visual is not None:
             kinds = places.kinds(visual_index, text_index, past_visual, keys)
         selection = None
+        added = added_by(deepstack, self.deepstack, visual)
         remaining = torch.scalar_tensor(visual_index.shape[1], dtype=torch.int64)
         if self.gates:
             selection = gate_selection(visual_index, text_index, text.dtype)
         for segment in self.segments:
             mine = [p for p, c in zip(pairs, self.caches, strict=True) if c.layer in segment]
-            visual, text, more = self.run(segment, visual, text, places, mine, kinds)
+            visual, text, more = self.run(segment, visual, text, places, mine, kinds, added)
             present += more
             if selection is not None and segment.stop < len(self.layers):
                 logits = self.gates[str(segment[-1])](gate_input(selection, text))
                 remaining, kept = rows_kept(logits, remaining, visual.shape[1])
                 visual, places = visual.narrow(1, 0, kept), places.last(kept + text.shape[1])
+                added = {i: rows.narrow(1, 0, kept) for i, rows in added.items()}
                 selection = selection.narrow(0, 0, rows_asked(remaining))
         if kinds is not None:
             present.append(kinds.visual)
@@ -193,8 +204,9 @@ class Decoder(nn.Module):
         places: CallPlaces,
         pairs: Sequence[KeyValue | Buffer],
         kinds: Kinds | None = None,
+        added: Mapping[int, Tensor] = NOTHING_ADDED,
     ) -> tuple[Tensor, Tensor, list[KeyValue | Tensor]]:
-        """Run a segment of layers on their own caches."""
+        """Run a segment of layers on their own caches; visual rows get what is added behind each."""
         caches = [cache for cache in self.caches if cache.layer in segment]
         # The first cache of each kind tells how the keys of all lie.
         lie = {
@@ -206,6 +218,7 @@ class Decoder(nn.Module):
         for i in segment:
             own = [pair for cache, pair in zip(caches, pairs, strict=True) if cache.layer == i]
             visual, text, *more = self.layers[i](visual, text, call, *own)
+            visual = visual + added[i] if i in added else visual
             present += more
         return visual, text, present
 
@@ -272,6 +285,7 @@ class Stage(nn.Module):
         self.plan = decoder.plan
         self.segment = decoder.segments[number]
         self.caches = tuple(cache for cache in decoder.caches if cache.layer in self.segment)
+        self.deepstack = tuple(i for i in decoder.deepstack if i in self.segment)
         self.decoder = decoder
 
     def forward(
@@ -282,6 +296,7 @@ class Stage(nn.Module):
         text_index: Tensor,
         past: PastTensors,
         positions: Positions | None = None,
+        deepstack: Sequence[Tensor] = (),
     ) -> tuple[Any, ...]:
         """Run one call; arguments as `Decoder.forward`, states of the stage before instead of embeddings.
 
@@ -292,12 +307,35 @@ class Stage(nn.Module):
         decoder = self.decoder
         places = decoder.places(visual_index, text_index, text.dtype, positions)
         pairs, *_ = opened(past, self.caches, tells_rows=False)
-        visual, text, present = decoder.run(self.segment, visual, text, places, pairs)
+        added = added_by(deepstack, self.deepstack, visual)
+        visual, text, present = decoder.run(self.segment, visual, text, places, pairs, added=added)
         if self.segment.stop == len(decoder.layers):
             return decoder.next_token_logits(text), present
         selection = gate_selection(visual_index, text_index, text.dtype)
         gate = decoder.gates[str(self.segment[-1])]
         return visual, text, gate(gate_input(selection, text)), present
+
+
+def added_by(
+    deepstack: Sequence[Tensor], layers: Sequence[int], visual: Tensor
+) -> Mapping[int, Tensor]:
+    """Return what is added to the visual rows [B, V, D] behind each layer.
+
+    Args:
+        deepstack: rows [B, V, D] for each of the layers; may be none where V is 0.
+        layers: that have some.
+        visual: the rows.
+
+    Raises:
+        ValueError: there are visual rows, and not one tensor for each layer.
+    """
+    if len(deepstack) == len(layers):
+        return dict(zip(layers, deepstack, strict=True))
+    if deepstack or visual.shape[1]:
+        raise ValueError(
+            f"{len(deepstack)} tensors of deepstack rows, layers {[*layers]} need one each"
+        )
+    return NOTHING_ADDED
 
 
 def _layer(dims: DecoderDims, plan: LayerPlan, grid: tuple[int, int] | None) -> nn.Module:

@@ -90,9 +90,10 @@ def layer_contribution(full: Any) -> "Tensor":
 
     def frozen(index: int) -> "Tensor":
         visual, text = full.visual[index], full.text[index + 1]
-        later = decoder.layers[index + 1 :]
-        for layer, past in zip(later, empty[index + 1 :], strict=True):
-            visual, text, _ = layer(visual, text, full.call, past)
+        for i in range(index, len(empty)):
+            if i > index:
+                visual, text, _ = decoder.layers[i](visual, text, full.call, empty[i])
+            visual = visual + full.added[i] if i in full.added else visual
         logits: Tensor = decoder.next_token_logits(text)[0, -1]
         return logits
 

@@ -12,6 +12,7 @@ decide on the exit, what they make dead is not known beforehand.
 from collections.abc import Sequence
 
 from compressor.plan.layer import LayerPlan
+from compressor.plan.plan import Plan
 
 
 def freeze_dead_rows(layers: tuple[LayerPlan, ...]) -> tuple[LayerPlan, ...]:
@@ -30,3 +31,9 @@ def read_though_dead(layers: Sequence[LayerPlan]) -> tuple[int, ...]:
     read = [layer.index for layer in layers if layer.reads_visual]
     last = read[-1] if read else -1
     return tuple(layer.index for layer in layers if layer.reason == "dead" and layer.index < last)
+
+
+def deepstack_layers(plan: Plan) -> tuple[int, ...]:
+    """Return the layers behind which further visual rows are added that somebody reads."""
+    last = max((layer.index for layer in plan.layers if layer.reads_visual), default=0)
+    return tuple(range(min(plan.model.decoder.deepstack, last)))

@@ -47,8 +47,11 @@ class TorchSession:
     @torch.inference_mode()
     def decode(self, rows: CallRows, past: Past) -> tuple[Array, Past]:
         """See `Session.decode`."""
-        *inputs, positions = (None if a is None else torch.from_numpy(a) for a in rows)
-        logits, present = self.model.decoder(*inputs, past, positions)
+        *arrays, further = rows
+        *inputs, positions = (None if a is None else torch.from_numpy(a) for a in arrays)
+        decoder = self.model.decoder
+        deepstack = [torch.from_numpy(further[i]) for i in decoder.deepstack if further]
+        logits, present = decoder(*inputs, past, positions, deepstack)
         return logits.numpy(), present
 
     def empty_past(self, batch: int) -> Past:

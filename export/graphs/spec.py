@@ -20,6 +20,7 @@ import numpy as np
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from compressor.facts import POSITION_AXES, Facts, ModelFacts, Positive
+from compressor.plan.dead_rows import deepstack_layers
 from compressor.plan.plan import Cache, Plan, length_names
 from export.graphs.limits import Limits
 
@@ -227,6 +228,8 @@ STAGE = "decoder_stage_"
 ROWS = ("visual_embeds", "inputs_embeds", "visual_index", "text_index")
 # Behind them: the rows' rotary positions, where these are not their places.
 POSITIONS = ("visual_positions", "text_positions")
+# Start of the names of inputs that are added to the visual rows behind a layer, whose index ends them.
+DEEPSTACK = "deepstack."
 # Start of the names of keys and values in the past.
 PAST = "past_key_values"
 # Which rows of the past are visual; kept beside the caches where the plan asks.
@@ -308,6 +311,11 @@ def _decoder(
         for name, axes in zip(POSITIONS, (visual, text), strict=True)
         if dims.rope_axes is not None
     ]
+    deepstack = [
+        TensorSpec(name=f"{DEEPSTACK}{i}", dtype=dtype, axes=visual)
+        for i in deepstack_layers(plan)
+        if i in layers
+    ]
     if ends:
         asked = 1 if logits == "last" else "text"
         found = (TensorSpec(name="logits", dtype="float32", axes=(batch, asked, dims.vocab)),)
@@ -320,7 +328,7 @@ def _decoder(
     return GraphSpec(
         name=name,
         file=f"{name}.onnx",
-        inputs=(*rows, *past, *positions),
+        inputs=(*rows, *past, *positions, *deepstack),
         outputs=(*found, *present),
         visual_multiple=plan.model.grid_cells if windows else 1,
         gated=plan.gates is not None,

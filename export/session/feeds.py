@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from compressor.samples.layout import Layout, Places, joined
-from export.graphs.spec import POSITIONS, ROWS, GraphSpec
+from export.graphs.spec import DEEPSTACK, POSITIONS, ROWS, GraphSpec
 from export.session.arrays import Array
 
 
@@ -22,6 +22,7 @@ class CallRows(NamedTuple):
         visual_index: [B, V] int64 places in the whole prompt; they order the causal mask.
         text_index: [B, T] int64 likewise.
         positions: [B, V + T, A] int64, rotary, of visual rows first; None: the places.
+        deepstack: [B, V, D] for each of the first layers that have such; none without visual rows.
     """
 
     visual: Any
@@ -29,6 +30,7 @@ class CallRows(NamedTuple):
     visual_index: Array
     text_index: Array
     positions: Array | None = None
+    deepstack: tuple[Array, ...] = ()
 
     def without_visual(self, visual: Any) -> "CallRows":
         """Return the text rows alone, beside `visual` that holds no rows."""
@@ -37,6 +39,7 @@ class CallRows(NamedTuple):
             visual=visual,
             visual_index=self.visual_index[:, :0],
             positions=None if positions is None else positions[:, count:],
+            deepstack=(),
         )
 
 
@@ -93,6 +96,12 @@ def feeds_of(spec: GraphSpec, rows: CallRows, kept: Mapping[str, Any]) -> list[A
             f"{spec.name}: turns rotations by places and has no input for other positions; export it anew "
             "from a model that declares them"
         )
+    for name in (name for name in names if name.startswith(DEEPSTACK)):
+        layer = int(name.removeprefix(DEEPSTACK))
+        if layer < len(rows.deepstack):
+            given[name] = rows.deepstack[layer]
+        elif not rows.visual_index.shape[1]:
+            given[name] = rows.visual
     if odd := sorted(given.keys() ^ set(names)):
         raise ValueError(f"{spec.name}: inputs and values are not the same: {', '.join(odd)}")
     return [given[name] for name in names]

@@ -16,7 +16,7 @@ from compressor.decoder import Decoder, KeyValue, Stage
 from compressor.decoder.weights import StoredWeight, stored_weights
 from compressor.errors import VtcompressError
 from compressor.schema.sections import ExportSection
-from export.graphs.spec import POSITIONS, ROWS, GraphSpec, TensorSpec, caches_of
+from export.graphs.spec import DEEPSTACK, POSITIONS, ROWS, GraphSpec, TensorSpec, caches_of
 from export.writer.passes import order
 from export.writer.passes.graph_pass import note_numbers, note_weights
 from export.writer.weights import DTYPE_NAMES, SharedWeights
@@ -120,16 +120,19 @@ def _dynamic(spec: GraphSpec) -> list[dict[int, Any]]:
 def _arguments(items: Sequence[Any], spec: GraphSpec) -> tuple[Any, ...]:
     """Return what stands for a graph's inputs as its module takes it.
 
-    Of a decoder the past is one list, keys and values in pairs, and positions are a pair.
+    Of a decoder the past is one list, keys and values in pairs, positions are a pair, and what is added to
+    visual rows behind layers is a list.
     """
     given = {tensor.name: item for tensor, item in zip(spec.inputs, items, strict=True)}
     if ROWS[0] not in given:
         return tuple(items)
     rows = [given.pop(name) for name in ROWS]
     positions = tuple(given.pop(name) for name in POSITIONS if name in given)
+    deepstack = [given.pop(name) for name in [*given] if name.startswith(DEEPSTACK)]
     past, count = [*given.values()], 2 * len(caches_of(spec.inputs))
     pairs = [KeyValue(*past[i : i + 2]) for i in range(0, count, 2)]
-    return (*rows, [*pairs, *past[count:]], *([positions] if positions else []))
+    turned = [positions or None] if positions or deepstack else []
+    return (*rows, [*pairs, *past[count:]], *turned, *([deepstack] if deepstack else []))
 
 
 def _export(
