@@ -180,8 +180,7 @@ class Made:
     def in_torch(self, model: CompressedModel) -> tuple[Runtime, Spy]:
         folder = self.artifact("identity")
         kept = vtcompress.Artifact.open(folder).manifest
-        session = TorchSession(model)
-        return spied(Runtime.on_session(session, folder, kept.model, kept.picture_form))
+        return spied(Runtime.on_session(TorchSession(model), folder, kept.model, kept.picture_form))
 
     def _answer(self, name: str, cut: str) -> tuple[list[int], np.ndarray]:
         """Return what the unmodified model answers in the last turn of a conversation; see `answered`."""
@@ -231,6 +230,11 @@ class Made:
 def pixels_of(runtime: Runtime, pictures: Sequence[Image.Image]) -> Array:
     """Return what the runtime gives its vision graph."""
     return tiles_of(runtime.look(pictures))
+
+
+def read_by(processor: Any, picture: Image.Image) -> Any:
+    """Return what the model's own processor makes of a picture, its class's own options and all."""
+    return processor(images=[picture], text=[processor.image_token], return_tensors="np")
 
 
 def prompt_of(runtime: Runtime, turn: Turn, pictures: Sequence[Image.Image]) -> Prompt:
@@ -353,7 +357,7 @@ class FamilyCases:
         runtime, _ = made.runtime("identity", "torch")
         for seed, size in enumerate(odd_sizes(200, seed=1)):
             picture = random_picture(size, seed).convert(MODES[seed % len(MODES)])
-            wanted = made.loaded.processor.image_processor([picture], return_tensors="np")
+            wanted = read_by(made.loaded.processor, picture)
             assert np.array_equal(pixels_of(runtime, [picture]), wanted["pixel_values"]), size
 
     def test_a_picture_has_as_many_tokens_as_the_processor_writes(self, made: Made) -> None:
@@ -361,8 +365,7 @@ class FamilyCases:
         token = made.loaded.facts.image_token_id
         for seed, size in enumerate(odd_sizes(200, seed=2)):
             picture = random_picture(size, seed)
-            processor = made.loaded.processor
-            wanted = processor(images=[picture], text=[processor.image_token], return_tensors="np")
+            wanted = read_by(made.loaded.processor, picture)
             ids = runtime.prepare("x", [picture]).ids
             assert ids.count(token) == (wanted["input_ids"] == token).sum(), size
 

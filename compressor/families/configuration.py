@@ -138,6 +138,20 @@ def eps_problems(value: Any, where: str) -> list[str]:
     return []
 
 
+def image_token_problems(raw: Mapping[str, Any], where: str) -> list[str]:
+    """Return a line for each id of the image token that is none, and for two that differ."""
+    named = {key: raw[key] for key in IMAGE_TOKEN_KEYS if key in raw}
+    found = [
+        f"{where}: {key}: {value!r} is no id of a token; give that of the image token in tokenizer.json"
+        for key, value in named.items()
+        if type(value) is not int or value < 0
+    ]
+    if not found and len(set(named.values())) > 1:
+        told = " and ".join(f"{key}: {value}" for key, value in named.items())
+        found.append(f"{where}: {told} differ; keep the one that is the image token's id")
+    return found
+
+
 def plain_attention(config: Any) -> None:
     """Have attention computed by torch: what a configuration may ask for computes the same on a GPU."""
     if config._attn_implementation not in (None, *ATTENTIONS):  # noqa: SLF001 - transformers' name of the key

@@ -1,8 +1,9 @@
 """What transformers' image processors do, read from their saved configuration as steps; no torch here.
 
 The steps and their order are those of transformers' own Pillow image processors
-(`CLIPImageProcessorPil`, `SiglipImageProcessorPil`, `LlavaImageProcessorPil`, transformers 5):
-colours to RGB, pad to a square (LLaVA), resize, centre crop, rescale, normalise. The results are
+(`CLIPImageProcessorPil`, `SiglipImageProcessorPil`, `LlavaImageProcessorPil`, `GotOcr2ImageProcessorPil`,
+transformers 5): colours to RGB, cut into tiles (GotOcr2), pad to a square (LLaVA), resize, centre
+crop, rescale, normalise. The results are
 equal bit for bit, except for 16-bit grey and for images whose resized form is over `MAX_PIXELS`.
 
 Families call `saved_steps` at export. Artifacts that were made before their manifest held steps are read by
@@ -20,6 +21,7 @@ from compressor.disk.model_json import read_json_object
 from compressor.errors import ModelError
 from compressor.families.picture_steps import (
     MAX_SIDE,
+    MAX_TILES,
     Crop,
     Filter,
     Normalise,
@@ -29,6 +31,7 @@ from compressor.families.picture_steps import (
     Rescale,
     Resize,
     ResizeShorter,
+    TileByAspect,
 )
 
 _CLIP_DEFAULTS: Mapping[str, Any] = {
@@ -45,6 +48,15 @@ _CLIP_DEFAULTS: Mapping[str, Any] = {
     "image_mean": (0.48145466, 0.4578275, 0.40821073),
     "image_std": (0.26862954, 0.26130258, 0.27577711),
 }
+_TILED_DEFAULTS: Mapping[str, Any] = {
+    **_CLIP_DEFAULTS,
+    "size": {"height": 384, "width": 384},
+    "do_center_crop": False,
+    "crop_size": None,
+    "crop_to_patches": False,
+    "min_patches": 1,
+    "max_patches": 12,
+}
 _SIGLIP_DEFAULTS: Mapping[str, Any] = {
     **_CLIP_DEFAULTS,
     "size": {"height": 224, "width": 224},
@@ -59,6 +71,7 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "CLIPImageProcessor": _CLIP_DEFAULTS,
     "SiglipImageProcessor": _SIGLIP_DEFAULTS,
     "LlavaImageProcessor": _CLIP_DEFAULTS,
+    "GotOcr2ImageProcessor": _TILED_DEFAULTS,
 }
 _PADS_TO_SQUARE = "LlavaImageProcessor"
 
@@ -140,11 +153,12 @@ class _Options:
                 "size", "gives images of different sizes without a crop, which a graph cannot take"
             )
         resample = self._resample()
+        tiles = self._tiles(resample) if "crop_to_patches" in self._defaults else None
         if self._problems:
             raise ModelError(self._problems)
         changes: tuple[PictureStep | None, ...] = (
             PadToSquare(colour=_levels(mean)) if to_square and mean else None,
-            _resized(resize, resample),
+            tiles or _resized(resize, resample),
             Crop(size=crop) if crop else None,
             Rescale(factor=scale) if scale else None,
             Normalise(mean=mean, std=std) if mean and std else None,
@@ -208,6 +222,30 @@ class _Options:
         ):
             return int(size["shortest_edge"])
         return self._height_width("size", "or shortest_edge ")
+
+    def _tiles(self, resample: Filter) -> PictureStep | None:
+        """Return the step that cuts a picture; None: it is not cut."""
+        cut, least, most = (
+            self._flag("crop_to_patches"),
+            *map(self._count, ("min_patches", "max_patches")),
+        )
+        if not cut or most == 1:
+            return None
+        size = self._resize()  # whatever do_resize says
+        if not isinstance(size, tuple):
+            self._problem("size", "tiles need a height and a width")
+        elif least > most:
+            self._problem("min_patches", f"must be {most} or less, as max_patches is")
+        else:
+            return TileByAspect(size=size, least=least, most=most, resample=resample)
+        return None
+
+    def _count(self, key: str) -> int:
+        value = self._value(key)
+        if type(value) is int and 1 <= value <= MAX_TILES:
+            return value
+        self._problem(key, f"must be a number of tiles, 1 to {MAX_TILES}")
+        return 1
 
     def _crop(self) -> tuple[int, int] | None:
         return self._height_width("crop_size", "")

@@ -17,6 +17,7 @@ GROUP = "vtcompress.families"
 BUILT_IN = (
     "compressor.families.llava.family:LlavaFamily",
     "compressor.families.llava.vipllava:VipLlavaFamily",
+    "compressor.families.internvl.family:InternVlFamily",
 )
 
 

@@ -187,3 +187,9 @@ def tile_count(grid: tuple[int, int]) -> int:
     """Return how many tiles a picture becomes; behind several of a grid comes the whole picture."""
     cells = grid[0] * grid[1]
     return cells if cells == 1 else cells + 1
+
+
+def most_tiles(steps: Sequence[PictureStep]) -> int:
+    """Return how many tiles a picture becomes at most."""
+    first = next(iter(steps), None)
+    return tile_count((1, first.most)) if isinstance(first, TileByAspect) else 1

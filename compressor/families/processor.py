@@ -24,6 +24,7 @@ SAVED = "processor_config.json"
 PIECES = "tokenizer.model"
 TOKENIZER_FILES = ("tokenizer.json", PIECES, "vocab.*", "*.model")
 IMAGES = "image_processor"
+VIDEOS = "video_processor"
 OLDER_IMAGES = "preprocessor_config.json"
 NEEDED: Mapping[str, Mapping[str, type]] = {
     "tokenizer.json": {"model": dict, "added_tokens": list},
@@ -88,15 +89,15 @@ def _read(folder: Path, family: Family, *, trust_remote_code: bool = False) -> A
     return processor
 
 
-def _without_videos(folder: Path, kind: type, *, trust_remote_code: bool = False) -> Any:
+def _without_videos(folder: Path, kind: Any, *, trust_remote_code: bool = False) -> Any:
     """Return a processor without its part for videos, which would ask for torchvision."""
     from transformers import AutoTokenizer
 
-    def as_given(*given: Any) -> type:
-        return type(given[-1])  # any part will do, also one that is None
+    def parts(_: Any) -> list[str]:
+        return [part for part in kind.get_attributes() if part != VIDEOS]
 
     # The same name, because `save_pretrained` writes it.
-    made = type(kind.__name__, (kind,), {"check_argument_for_proper_class": as_given})
+    made = type(kind.__name__, (kind,), {"get_attributes": classmethod(parts)})
     saved = _saved(folder / SAVED)
     plain = {k: v for k, v in saved.items() if isinstance(v, int | float | str | bool)}
     tokenizer = AutoTokenizer.from_pretrained(

@@ -1,10 +1,12 @@
 """What LLaVA's configuration says of its vision tower, and what of it cannot be read."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from compressor.families.configuration import IMAGE_TOKEN_KEYS, section_problems
+from compressor.families.configuration import section_problems
+from compressor.families.model_class.stored import COMPUTED
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,9 @@ TOWERS: Mapping[str, Tower] = {
     "clip_vision_model": Tower(class_token=True, unread=("post_layernorm",)),
     "siglip_vision_model": Tower(class_token=False, unread=("post_layernorm", "head")),
 }
+
+
+TOWER_TENSOR = r"(?:^|\.)vision_tower\.(?:vision_model\.)?"
 
 
 def has_class_token(vision: Any) -> bool:
@@ -125,15 +130,18 @@ def vision_problems(config: Any, image_size: int | None, where: str) -> list[str
     return problems
 
 
-def image_token_problems(raw: Mapping[str, Any], where: str) -> list[str]:
-    """Return a line for each id of the image token that is none, and for two that differ."""
-    named = {key: raw[key] for key in IMAGE_TOKEN_KEYS if key in raw}
-    found = [
-        f"{where}: {key}: {value!r} is no id of a token; give that of the image token in tokenizer.json"
-        for key, value in named.items()
-        if type(value) is not int or value < 0
-    ]
-    if not found and len(set(named.values())) > 1:
-        told = " and ".join(f"{key}: {value}" for key, value in named.items())
-        found.append(f"{where}: {told} differ; keep the one that is the image token's id")
-    return found
+def unread_of(config: Any) -> Callable[[str], bool]:
+    """Return whether the features, the projector and the decoder can be computed without a tensor."""
+    vision = config.vision_config
+    states = vision.num_hidden_layers + 1
+    last = max(layer % states for layer in feature_layers(config))
+    behind = "|".join(TOWERS[vision.model_type].unread)
+    modules = re.compile(rf"{COMPUTED}|{TOWER_TENSOR}({behind})\.")
+    layers = re.compile(rf"{TOWER_TENSOR}encoder\.layers\.(\d+)\.")
+
+    def unread(name: str) -> bool:
+        layer = layers.search(name)
+        # A layer that the configuration does not have may be the one that was to be read.
+        return bool(modules.search(name) or (layer and last <= int(layer[1]) < states - 1))
+
+    return unread

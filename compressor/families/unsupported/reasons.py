@@ -114,13 +114,14 @@ REASONS: Mapping[str, Mapping[str, str]] = {
         "pp_chart2table": "paddleocr_vl",
         "video_llama_3": "qwen2_5_vl",
     },
-    "it cuts pictures into tiles": {
-        "idefics3": "llava",
-        "internvl": "llava",
-        "llava_next": "llava",
-        "llava_onevision": "llava",
+    "it puts the tiles of a picture together otherwise": {
+        "idefics3": "internvl",
+        "llava_next": "internvl",
+        "llava_onevision": "internvl",
+        "smolvlm": "internvl",
+    },
+    "it was not tried yet": {
         "qianfan_ocr": "internvl",
-        "smolvlm": "llava",
     },
     "its decoder has several axes of positions": {
         "paddleocr_vl": "llava",

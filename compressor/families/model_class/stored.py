@@ -1,4 +1,4 @@
-"""Which tensors LLaVA's graphs, and those of its like, read of a model folder, and whether they are there."""
+"""Whether the files of a model folder hold the tensors of its class of transformers."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -10,11 +10,10 @@ from compressor.families.checkpoint import AGAIN, Header, check_complete, check_
 from compressor.families.configuration import LAYERS
 from compressor.families.folder import CONFIG
 from compressor.families.guard import quiet, reading
-from compressor.families.llava.config import TOWERS, feature_layers
 
 # Tables that transformers computes; older versions saved them.
 COMPUTED = r"(rotary_emb\.inv_freq|position_ids)$"
-TOWER_TENSOR = r"(?:^|\.)vision_tower\.(?:vision_model\.)?"
+TOWER = "vision_tower.encoder"
 TIED = ("lm_head.weight", "language_model.embed_tokens.weight")
 
 # Layouts that transformers saved and reads, each as the same name; the rest is as it was.
@@ -24,28 +23,18 @@ LAYOUTS = (
     (re.compile(r"^language_model\.lm_head\."), "lm_head."),
     (re.compile(r"^vision_tower\.vision_model\."), "vision_tower."),
 )
-LAYER = re.compile(r"^(language_model|vision_tower\.encoder)\.layers\.(\d+)\.")
-
-
-def unread_of(config: Any) -> Callable[[str], bool]:
-    """Return whether the features, the projector and the decoder can be computed without a tensor."""
-    vision = config.vision_config
-    states = vision.num_hidden_layers + 1
-    last = max(layer % states for layer in feature_layers(config))
-    behind = "|".join(TOWERS[vision.model_type].unread)
-    modules = re.compile(rf"{COMPUTED}|{TOWER_TENSOR}({behind})\.")
-    layers = re.compile(rf"{TOWER_TENSOR}encoder\.layers\.(\d+)\.")
-
-    def unread(name: str) -> bool:
-        layer = layers.search(name)
-        # A layer that the configuration does not have may be the one that was to be read.
-        return bool(modules.search(name) or (layer and last <= int(layer[1]) < states - 1))
-
-    return unread
+LAYER = re.compile(r"^(language_model|vision_tower\.encoder)\.layers?\.(\d+)\.")
 
 
 def check_stored(
-    kind: Any, config: Any, folder: Path, stored: Mapping[str, Header], names: Iterable[str]
+    kind: Any,
+    config: Any,
+    folder: Path,
+    stored: Mapping[str, Header],
+    names: Iterable[str],
+    *,
+    unread: Callable[[str], bool],
+    least: int,
 ) -> None:
     """Refuse files whose tensors are not those of the configuration; no values are read.
 
@@ -55,17 +44,18 @@ def check_stored(
         folder: of the model.
         stored: headers of its files; empty: they are not here.
         names: of the tensors in them, at least as an index tells.
+        unread: whether everything can be computed without a tensor of this name.
+        least: layers of the tower that are read.
 
     Raises:
         ModelError: another number of layers, tensors that are missing, left over, of another shape or of
             whole numbers.
     """
     found = {_common(name): name for name in names}
-    if problems := _layer_problems(config, found, f"{folder / CONFIG}"):
+    if problems := _layer_problems(config, found, least, f"{folder / CONFIG}"):
         raise ModelError(problems)
     if not stored:
         return
-    unread = unread_of(config)
     check_floating({name: header for name, header in stored.items() if not unread(name)})
     wanted = _wanted(kind, config, folder)
     # The text section's flag alone ties nothing; where a class heeds it, transformers copies it to the top.
@@ -92,19 +82,17 @@ def _common(name: str) -> str:
     return name
 
 
-def _layer_problems(config: Any, names: Iterable[str], where: str) -> list[str]:
+def _layer_problems(config: Any, names: Iterable[str], read: int, where: str) -> list[str]:
     """A line for each part that has another number of layers in its files than in the configuration."""
     numbers: dict[str, set[int]] = {}
     for name in names:
         if layer := LAYER.search(name):
             numbers.setdefault(layer[1], set()).add(int(layer[2]))
-    states = config.vision_config.num_hidden_layers + 1
-    read = max(layer % states for layer in feature_layers(config))
     decoder, tower = config.text_config.num_hidden_layers, config.vision_config.num_hidden_layers
     problems = []
     for part, key, least, most in (
         ("language_model", "text_config", decoder, decoder),
-        ("vision_tower.encoder", "vision_config", read, tower),
+        (TOWER, "vision_config", read, tower),
     ):
         has = max(numbers.get(part, {-1})) + 1
         # None at all is told with the tensors' names.

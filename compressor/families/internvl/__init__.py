@@ -1,0 +1,1 @@
+"""InternVL 3 and 3.5, as transformers has them."""

@@ -1,0 +1,209 @@
+"""InternVL 3 and 3.5: a picture in up to twelve square tiles and the whole, four patches to a visual token.
+
+Limitations: the hidden states behind the last layer of the tower of 300M parameters; no norms on its queries
+and keys, no RMS norms in it; pictures alone, no videos.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from compressor.facts import ModelFacts
+from compressor.families.base import VisionEncoder
+from compressor.families.configuration import section_problems
+from compressor.families.image_processors import saved_steps
+from compressor.families.model_class.family import ModelClassFamily
+from compressor.families.model_class.stored import COMPUTED
+from compressor.families.picture_steps import PictureSteps, most_tiles
+from compressor.families.picture_text import PictureText, TextRun
+from compressor.schema.sections import ImageSection
+
+TOWER = "internvl_vision"
+COUNTS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+CHANNELS = 3
+
+# What the configuration may say, and what alone is read.
+ONLY: Mapping[str, tuple[Any, str]] = {
+    "vision_feature_layer": (-1, "the states behind the last layer"),
+    "vision_feature_select_strategy": ("default", "all states but the class token"),
+}
+ONLY_IN_TOWER: Mapping[str, tuple[Any, str]] = {
+    "use_qk_norm": (False, "a tower without norms on queries and keys"),
+    "norm_type": ("layer_norm", "layer norms"),
+    "use_absolute_position_embeddings": (True, "learned positions"),
+    "num_channels": (CHANNELS, "pictures of three channels"),
+}
+
+# The processor's class has it on, whatever the image processor's file says.
+TILED = {"crop_to_patches": True}
+
+
+class ShuffledTiles(VisionEncoder):
+    """The tower's last states without the class token, four neighbours side by side, projected."""
+
+    def __init__(self, config: Any, tower: Any, projector: Any) -> None:
+        super().__init__()
+        self.vision_tower = tower
+        self.multi_modal_projector = projector
+        self.block = _block(config)
+        self.side = _side(config.vision_config.image_size) // _side(config.vision_config.patch_size)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Map pixels of tiles [I, 3, S, S] to visual embeddings [I, N, D]."""
+        states = self.vision_tower(pixel_values).last_hidden_state[:, 1:]
+        cells = (self.side // self.block, self.block)
+        blocks = states.unflatten(1, (*cells, *cells))  # [I, row, r, column, r, C]
+        joined = blocks.permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)  # [I, N, r * r * C]
+        embeds: Tensor = self.multi_modal_projector(joined)
+        return embeds
+
+
+class InternVlFamily(ModelClassFamily):
+    """`InternVLForConditionalGeneration` of transformers 5."""
+
+    name = "internvl"
+    model_types = ("internvl",)
+    architecture = "InternVLForConditionalGeneration"
+    budget_keys = ("max_tiles",)
+
+    def problems(self, raw: Mapping[str, Any], where: str) -> list[str]:
+        """See `Family.problems`."""
+        return super().problems(raw, where) + _others(raw, ONLY, f"{where}: ")
+
+    def tower_problems(self, section: Mapping[str, Any], where: str) -> list[str]:
+        """See `ModelClassFamily.tower_problems`."""
+        kind = section.get("model_type", TOWER)
+        if kind != TOWER:
+            return [f"{where}.model_type: {kind!r} is not supported; supported towers: {TOWER}"]
+        found = section_problems(section, where, counts=COUNTS, eps="layer_norm_eps")
+        for key in ("image_size", "patch_size"):
+            if key in section and _side(section[key]) < 1:
+                found.append(
+                    f"{where}.{key}: {section[key]!r} is not allowed; a number, 1 or more, or two equal"
+                )
+        width, heads = section.get("hidden_size"), section.get("num_attention_heads")
+        if not found and width and heads and width % heads:
+            found.append(
+                f"{where}.num_attention_heads: {heads} do not divide the hidden_size {width}"
+            )
+        return found + _others(section, ONLY_IN_TOWER, f"{where}.")
+
+    def vision_problems(self, config: Any, image_size: int | None, where: str) -> list[str]:
+        """See `ModelClassFamily.vision_problems`."""
+        from transformers.activations import ACT2FN
+
+        vision = config.vision_config
+        problems = [
+            f"{where}: {key}: {value!r} is no activation that transformers knows; correct it"
+            for key, value in (
+                ("vision_config.hidden_act", vision.hidden_act),
+                ("projector_hidden_act", config.projector_hidden_act),
+            )
+            if value not in ACT2FN
+        ]
+        size, patch, ratio = _side(vision.image_size), _side(vision.patch_size), _block(config)
+        if image_size not in (None, size):
+            problems.append(
+                f"export.image_size: {image_size} is nothing for pictures of the family {self.name!r}: its "
+                f"tiles have {size} pixels; take image.max_tiles, or leave it out"
+            )
+        if not ratio or size % (patch * ratio):
+            problems.append(
+                f"{where}: downsample_ratio: {config.downsample_ratio!r} does not divide the tower's "
+                f"{size // patch} x {size // patch} patches"
+            )
+        return problems
+
+    def visual_grid(
+        self, config: Any, image_size: int | None
+    ) -> tuple[int, int, tuple[int, int] | None]:
+        """See `ModelClassFamily.visual_grid`."""
+        size = _side(config.vision_config.image_size)
+        side = size // _side(config.vision_config.patch_size) // _block(config)
+        return size, side**2, (side, side)
+
+    def unread(self, config: Any) -> Callable[[str], bool]:
+        """See `ModelClassFamily.unread`."""
+        unread = re.compile(rf"{COMPUTED}|vision_tower\.embeddings\.mask_token$")
+        return lambda name: bool(unread.search(name))
+
+    def layers_read(self, config: Any) -> int:
+        """See `ModelClassFamily.layers_read`."""
+        layers: int = config.vision_config.num_hidden_layers
+        return layers
+
+    def vision(self, config: Any, *, image_size: int, source: Any = None) -> VisionEncoder:
+        """See `Family.vision`."""
+        if source is not None:
+            tower, projector = source.model.vision_tower, source.model.multi_modal_projector
+        else:
+            from transformers import AutoModel
+            from transformers.models.internvl.modeling_internvl import InternVLMultiModalProjector
+
+            tower = AutoModel.from_config(config.vision_config)
+            projector = InternVLMultiModalProjector(config)
+        return ShuffledTiles(config, tower, projector).eval()
+
+    def processor_class(self) -> type:
+        """See `Family.processor_class`."""
+        from transformers import InternVLProcessor
+
+        return InternVLProcessor
+
+    def complete_processor(self, processor: Any, config: Any, saved: Mapping[str, Any]) -> None:
+        """See `Family.complete_processor`."""
+        if saved.get("image_seq_length") is None:
+            processor.image_seq_length = self.visual_grid(config, None)[1]
+
+    def picture_steps(self, saved: Mapping[str, Any], where: str) -> PictureSteps:
+        """See `Family.picture_steps`."""
+        return saved_steps({**saved, **TILED}, where)
+
+    def picture_text(self, processor: Any) -> PictureText:
+        """See `Family.picture_text`."""
+        return TextRun(before=processor.start_image_token, after=processor.end_image_token)
+
+    def most_tiles(self, saved: Mapping[str, Any]) -> int:
+        """See `Family.most_tiles`."""
+        return most_tiles(self.picture_steps(saved, "the image processor")) if saved else 1
+
+    def within(self, budget: ImageSection) -> Mapping[str, Any]:
+        """See `Family.within`."""
+        return {"max_patches": budget.max_tiles}
+
+    def image_rows(
+        self, processor: Any, sizes: Sequence[tuple[int, int]], facts: ModelFacts
+    ) -> tuple[int, ...]:
+        """See `Family.image_rows`."""
+        tiles = processor.image_processor.get_number_of_image_patches
+        return tuple(facts.tile_rows * tiles(height, width, TILED) for height, width in sizes)
+
+    def resize_processor(self, processor: Any, image_size: int) -> None:
+        """See `Family.resize_processor`; there is one size, which `vision_problems` sees to."""
+
+
+def _side(size: Any) -> int:
+    """Return the one number that a size or a pair of equal ones is; 0: it is neither."""
+    sizes = tuple(size) if isinstance(size, list | tuple) else (size, size)
+    plain = len(sizes) == 2 and all(type(one) is int for one in sizes)
+    return int(sizes[0]) if plain and sizes[0] == sizes[1] else 0
+
+
+def _block(config: Any) -> int:
+    """Return the side of the square of patches that become one visual token; 0: the ratio is none."""
+    ratio = config.downsample_ratio
+    inverse = round(1 / ratio) if 0 < ratio <= 1 else 0
+    return inverse if inverse and inverse * ratio == 1 else 0
+
+
+def _others(
+    section: Mapping[str, Any], only: Mapping[str, tuple[Any, str]], where: str
+) -> list[str]:
+    """Return a line for each key that has another value than the one that is read."""
+    return [
+        f"{where}{key}: {section[key]!r} is not supported; only {value!r} is, {words}"
+        for key, (value, words) in only.items()
+        if section.get(key) not in (None, value)
+    ]

@@ -1,0 +1,174 @@
+"""A family that is a class of transformers: a vision tower, a projector and a Llama-like decoder in it.
+
+Limitations: image features are inserted at the image tokens, N for each tile of a picture.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, cast, get_args
+
+from torch import Tensor
+
+from compressor.errors import ModelError
+from compressor.facts import ModelFacts, SourceDType
+from compressor.families.base import Family
+from compressor.families.checkpoint import Header, check_complete, check_finite, opened_weights
+from compressor.families.configuration import CONVERTED, image_token_problems
+from compressor.families.guard import reading
+from compressor.families.image_processors import saved_steps
+from compressor.families.llama_text import TEXT_MODEL_TYPES, decoder_dims, text_problems
+from compressor.families.model_class.stored import check_stored
+from compressor.families.picture_steps import PictureSteps
+
+DTYPES = get_args(SourceDType)
+
+
+class ModelClassFamily(Family):
+    """A family of which a class of transformers tells nearly all.
+
+    Attributes:
+        architecture: name of transformers' class.
+    """
+
+    architecture: ClassVar[str]
+    decoders = TEXT_MODEL_TYPES
+
+    @abstractmethod
+    def tower_problems(self, section: Mapping[str, Any], where: str) -> list[str]:
+        """Return a line for each thing in a `vision_config`, as it is written, that no tower has.
+
+        Args:
+            section: of `config.json`.
+            where: file and section.
+        """
+
+    @abstractmethod
+    def vision_problems(self, config: Any, image_size: int | None, where: str) -> list[str]:
+        """Return a line for each thing about tower and projector that cannot be read.
+
+        Args:
+            config: transformers' configuration of the whole model.
+            image_size: that is asked for; None: the tower's own.
+            where: the file.
+        """
+
+    @abstractmethod
+    def visual_grid(
+        self, config: Any, image_size: int | None
+    ) -> tuple[int, int, tuple[int, int] | None]:
+        """Return the side of a tile in pixels, its visual tokens, and their grid; None: they have none."""
+
+    @abstractmethod
+    def unread(self, config: Any) -> Callable[[str], bool]:
+        """Return whether features, projector and decoder can be computed without a tensor of a name."""
+
+    @abstractmethod
+    def layers_read(self, config: Any) -> int:
+        """Return how many layers of the tower are read."""
+
+    def problems(self, raw: Mapping[str, Any], where: str) -> list[str]:
+        """See `Family.problems`."""
+        found = []
+        named = raw.get("architectures")
+        if named and not (isinstance(named, list) and self.architecture in named):
+            found.append(
+                f"{where}: architectures: {named!r} is not supported; only {self.architecture} is: "
+                f"{CONVERTED}"
+            )
+        for key, problems in (
+            ("vision_config", self.tower_problems),
+            ("text_config", text_problems),
+        ):
+            section, place = raw.get(key, {}), f"{where}: {key}"
+            if isinstance(section, dict):
+                found += problems(section, place)
+            else:
+                found.append(f"{place}: {section!r} is no section of a configuration")
+        return found + image_token_problems(raw, where)
+
+    def facts(
+        self,
+        config: Any,
+        name: str,
+        *,
+        where: str = "config.json",
+        image_size: int | None = None,
+        tied: bool | None = None,
+    ) -> ModelFacts:
+        """See `Family.facts`."""
+        vision, text = config.vision_config, config.text_config
+        problems = self.vision_problems(config, image_size, where)
+        tied = bool(config.tie_word_embeddings) if tied is None else tied
+        dtype = str(config.dtype or "float32").removeprefix("torch.")
+        if dtype not in DTYPES:
+            problems.append(
+                f"{where}: dtype: {dtype!r} is not supported; supported: {', '.join(DTYPES)}"
+            )
+        try:
+            dims = decoder_dims(text, tied=tied, where=f"{where}: text_config")
+        except ModelError as error:
+            raise ModelError([*problems, *error.problems]) from None
+        if problems:
+            raise ModelError(problems)
+        size, visual_tokens, grid = self.visual_grid(config, image_size)
+        return ModelFacts(
+            name=name,
+            family=self.name,
+            architecture=f"{self.architecture} ({vision.model_type}, {text.model_type})",
+            decoder=dims,
+            visual_tokens=visual_tokens,
+            token_grid=grid,
+            image_size=size,
+            image_token_id=config.image_token_id,
+            eos_token_ids=(),  # what `describe` reads: more files than this configuration decide
+            dtype=cast("SourceDType", dtype),
+        )
+
+    def check_stored(
+        self, config: Any, folder: Path, stored: Mapping[str, Header], names: Iterable[str]
+    ) -> None:
+        """See `Family.check_stored`."""
+        check_stored(
+            self._class,
+            config,
+            folder,
+            stored,
+            names,
+            unread=self.unread(config),
+            least=self.layers_read(config),
+        )
+
+    def original(self, folder: Path, config: Any, dtype: Any) -> Any:
+        """See `Family.original`."""
+        unread = self.unread(config)
+        # The files are opened here and not by transformers, which a configuration can lead elsewhere.
+        with opened_weights(folder) as stored, reading(folder, "the weights"):
+            loaded: Any = self._class.from_pretrained(
+                None,
+                config=config,
+                state_dict=stored,
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # told below, with all that is wrong
+            )
+        model, info = loaded
+        check_complete(info, folder, unread)
+        check_finite(model.state_dict(), folder, unread)
+        return model.eval()
+
+    def tensors(self, original: Any) -> Mapping[str, Tensor]:
+        """See `Family.tensors`."""
+        tensors = dict(original.model.language_model.state_dict())
+        tensors["lm_head.weight"] = original.lm_head.weight.detach()
+        return tensors
+
+    def picture_steps(self, saved: Mapping[str, Any], where: str) -> PictureSteps:
+        """See `Family.picture_steps`."""
+        return saved_steps(saved, where)
+
+    @property
+    def _class(self) -> Any:
+        import transformers
+
+        return getattr(transformers, self.architecture)
