@@ -53,7 +53,7 @@ class ToyDecoder:
         return tuple(p.shape for p in past)
 
     def decode(self, given, past):
-        visual, text, visual_index, text_index, _ = given
+        visual, text, visual_index, text_index, *_ = given
         self.calls.append((visual, text, visual_index, text_index, past))
         rows = np.concatenate([visual, text], axis=1)
         index = np.concatenate([visual_index, text_index], axis=1)
