@@ -198,6 +198,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def test_both_classes_of_image_processors_are_read(options: dict[str, Any]) -> None:
     from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
     from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+    from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 
     most = 1
     for kind in (Idefics3ImageProcessorPil, SmolVLMImageProcessorPil):
@@ -212,7 +213,8 @@ def test_both_classes_of_image_processors_are_read(options: dict[str, Any]) -> N
             assert np.array_equal(seen.pixels, told["pixel_values"][0]), size
             rows, columns = told["rows"][0][0], told["cols"][0][0]
             assert seen.grid == (rows or 1, columns or 1), size
-            assert seen.rows == 4 * len(seen.pixels) == seen.text.count(IMAGE)
+            assert seen.rows == 4 * len(seen.pixels)
+            assert seen.text == get_image_prompt_string(rows, columns, 4, FAKE, IMAGE, WHOLE)
             most = max(most, len(seen.pixels))
     assert most == most_tiles(steps)  # the limit is met, by a square
 
@@ -306,6 +308,14 @@ def test_a_budget_of_tiles_is_kept_by_the_original_and_by_the_runtime(folder: Pa
         ModelError, match=r"export\.image_size: 96 is nothing .* take image\.max_tiles"
     ):
         describe(str(folder), image_size=96)
+
+
+def test_a_budget_of_odd_tiles_is_met_by_no_picture_beyond_it() -> None:
+    odd = {"image_processor_type": "SmolVLMImageProcessor", "max_image_size": {"longest_edge": 31}}
+    family = SmolVlmFamily()
+    for most in (1, 9, 25):
+        changed = family.within(ImageSection(max_tiles=most), odd)
+        assert family.most_tiles({**odd, **changed}) == most + (most > 1)
 
 
 def test_pictures_that_are_not_cut_are_one_tile(tmp_path: Path) -> None:

@@ -217,13 +217,12 @@ def output_size(steps: Sequence[PictureStep]) -> tuple[int, int]:
         match step:
             case PadToSquare():
                 square, size = True, size and (max(size), max(size))
-            case ResizeShorter():
+            case ResizeShorter() | ResizeLonger():
                 size = (step.edge, step.edge) if square else None
+                by_shorter = isinstance(step, ResizeShorter)
                 # Else a long line becomes a picture that no memory holds.
-                if size is None and not isinstance(following, Crop):
+                if size is None and by_shorter and not isinstance(following, Crop):
                     break
-            case ResizeLonger():
-                size = (step.edge, step.edge) if square else None
             case Resize() | Crop() | TileByAspect() | CutTiles():
                 size, square = step.size, step.size[0] == step.size[1]
             case Rescale() | Normalise():
