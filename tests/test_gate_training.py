@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +143,7 @@ def exited_logits(model: LoadedModel, sample: Sample, layer: int) -> np.ndarray:
     decoder = decoder_from(plan, model.tensors, logits="all")
     prompt = encode(model.processor, sample, model.facts)
     answer = torch.tensor([answer_ids(model.processor, sample, model.facts.eos_token_ids)])
-    rows = embed(model, replace(prompt, input_ids=torch.cat([prompt.input_ids, answer], dim=1)))
+    rows = embed(model, prompt.with_ids(torch.cat([prompt.input_ids, answer], dim=1)))
     with torch.inference_mode():
         logits, _ = decoder(
             rows.visual_embeds, rows.text_embeds, rows.visual_index, rows.text_index,

@@ -40,8 +40,10 @@ def gained(data: ReportData) -> tuple[str, ...]:
         prompts = counted(gates)
         where = f" on the mean of {prompts} calibration prompts"
         where = where if prompts else " for a prompt in which no gate fires"
+    largest = " of the most tiles" if data.plan.model.most_tiles > 1 else ""
+    pictures = f"{p.images} picture{'s' if p.images > 1 else ''}{largest}"
     lines = [
-        f"Reading a prompt of {p.images} picture{'s' if p.images > 1 else ''} and {p.text} text tokens"
+        f"Reading a prompt of {pictures} and {p.text} text tokens"
         f"{data.plan.workload.assumed_words} (the prefill) takes {p.flops / p.flops_original:.0%} of the "
         f"decoder's work: {work_words(p.speedup)}, predicted{where}."
     ]
