@@ -174,11 +174,15 @@ class Family(ABC):
         """
         return 1
 
-    def within(self, budget: ImageSection) -> Mapping[str, Any]:
+    def within(self, budget: ImageSection, saved: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return what a budget for pictures changes in the image processor's values.
 
         Args:
             budget: with keys of `budget_keys` alone.
+            saved: what the image processor's file holds.
+
+        Raises:
+            ModelError: it cannot be kept exactly.
         """
         return {}
 
@@ -194,6 +198,14 @@ class Family(ABC):
         """
         return (facts.tile_rows,) * len(sizes)
 
+    def tiles_made(self, encoded: Mapping[str, Any]) -> Any:
+        """Return the pixels [tiles, 3, S, S] of all pictures of a prompt; None: it has none.
+
+        Args:
+            encoded: all that the original's processor made of it.
+        """
+        return encoded.get("pixel_values")
+
     def image_pixels(
         self, encoded: Mapping[str, Any], rows: Sequence[int], facts: ModelFacts
     ) -> tuple[Tensor, ...]:
@@ -204,7 +216,7 @@ class Family(ABC):
             rows: of each picture, as `image_rows` gives them.
             facts: of the model.
         """
-        pixels: Tensor | None = encoded.get("pixel_values")
+        pixels: Tensor | None = self.tiles_made(encoded)
         if pixels is None or not rows:
             return ()
         tiles: tuple[Tensor, ...] = pixels.split([count // facts.tile_rows for count in rows])

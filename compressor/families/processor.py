@@ -276,7 +276,7 @@ def _picture_problems(processor: Any, facts: ModelFacts, folder: Path) -> list[s
             text=[f"{processor.image_token} "],
             return_tensors="np",
         )
-        pixels, ids = tried["pixel_values"], tried["input_ids"][0].tolist()
+        pixels, ids = family.tiles_made(tried), tried["input_ids"][0].tolist()
         height, width = pixels.shape[-2:]
     images = file if IMAGES in _saved(file) else folder / OLDER_IMAGES
     if pixels.ndim != 4 or len(pixels) != wanted // facts.tile_rows:

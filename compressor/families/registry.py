@@ -158,7 +158,8 @@ def _facts(
     image_size: int | None,
     budget: ImageSection,
 ) -> ModelFacts:
-    changed = _within(family, budget)
+    saved = saved_images(folder)
+    changed = _within(family, budget, saved)
     stored = headers(folder)
     names = stored or indexed(folder)
     tied = is_tied(
@@ -182,17 +183,17 @@ def _facts(
         update={
             "eos_token_ids": model_settings(folder).ends,
             "family_package": family.package,
-            "most_tiles": family.most_tiles({**saved_images(folder), **changed}),
+            "most_tiles": family.most_tiles({**saved, **changed}),
             "budget": budget if budget.given else None,
         }
     )
 
 
-def _within(family: Family, budget: ImageSection) -> Mapping[str, Any]:
+def _within(family: Family, budget: ImageSection, saved: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return what a budget changes in an image processor's values.
 
     Raises:
-        ModelError: the family keeps no such budget.
+        ModelError: the family keeps no such budget, or not exactly.
     """
     if odd := [f"image.{key}" for key in budget.given if key not in family.budget_keys]:
         takes = " or ".join(f"image.{key}" for key in family.budget_keys)
@@ -200,7 +201,7 @@ def _within(family: Family, budget: ImageSection) -> Mapping[str, Any]:
         raise ModelError(
             [f"{', '.join(odd)}: is nothing for pictures of the family {family.name!r}; {remedy}"]
         )
-    return family.within(budget) if budget.given else {}
+    return family.within(budget, saved) if budget.given else {}
 
 
 @dataclass(frozen=True)
@@ -240,7 +241,7 @@ def read_processor(
     name = model_name(model_id)
     native_facts = _facts(folder, family, config, name, None, budget)
     native = load_processor(folder, family, config, trust_remote_code=trust_remote_code)
-    for key, value in _within(family, budget).items():
+    for key, value in _within(family, budget, saved_images(folder)).items():
         setattr(native.image_processor, key, value)
     check_processor(native, native_facts, folder)
     if image_size is None:

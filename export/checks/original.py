@@ -76,7 +76,7 @@ def read_original(model: LoadedModel, sample: Sample) -> Reading:
             SeenPicture(pixels.float().numpy(), rows, "")
             for pixels, rows in zip(prompt.pixels, prompt.image_rows, strict=True)
         ),
-        embeds=out.image_hidden_states.float().flatten(0, -2).numpy(),
+        embeds=_features(out.image_hidden_states).float().flatten(0, -2).numpy(),
         logits=out.logits[0, -1].float().numpy(),
     )
 
@@ -94,6 +94,12 @@ def _batches(model: LoadedModel, samples: Sequence[Sample]) -> Iterator[list[Ind
             size = max(1, BATCH_ROWS // group[0][1].input_ids.shape[1])
             for first in range(0, len(group), size):
                 yield group[first : first + size]
+
+
+def _features(seen: Any) -> Tensor:
+    """Return the visual embeddings; some models of transformers give all of the tower, prompt by prompt."""
+    features: Tensor | list[Tensor] = getattr(seen, "pooler_output", seen)
+    return torch.cat(features) if isinstance(features, list) else features
 
 
 @torch.inference_mode()

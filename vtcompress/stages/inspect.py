@@ -57,7 +57,11 @@ def _picture(path: str, image: Picture, kind: str) -> dict[str, Any]:
         "tile_grid": [rows, columns],
         "tile_tokens": facts.tile_rows,
         "order": tiles,
-        "text": re.sub(f"(?:{re.escape(token)}){{2,}}", f"{token} x {seen.rows}", seen.text),
+        "text": re.sub(
+            f"(?:{re.escape(token)}){{2,}}",
+            lambda run: f"{token} x {len(run[0]) // len(token)}",
+            seen.text,
+        ),
     }
 
 

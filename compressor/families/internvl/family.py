@@ -169,7 +169,7 @@ class InternVlFamily(ModelClassFamily):
         """See `Family.most_tiles`."""
         return most_tiles(self.picture_steps(saved, "the image processor")) if saved else 1
 
-    def within(self, budget: ImageSection) -> Mapping[str, Any]:
+    def within(self, budget: ImageSection, saved: Mapping[str, Any]) -> Mapping[str, Any]:
         """See `Family.within`."""
         return {"max_patches": budget.max_tiles}
 
