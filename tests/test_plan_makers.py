@@ -19,7 +19,7 @@ from export.report.compare.comparison import (
 )
 from export.report.data import figures
 from export.report.pages.model_card import Origin, model_card
-from export.report.pages.report import html_report, markdown_report
+from export.report.pages.report import NOT_BY_RECIPE, html_report, markdown_report
 from tests import facts
 from tests.artifacts import make_artifact
 from vtcompress.stages.checks.recipe import check_made_by
@@ -83,9 +83,8 @@ def test_what_a_recipe_asks_is_nowhere_said_of_a_plan_that_it_did_not_make(tmp_p
         assert times == {True: 4, False: 2}
         assert "changed the prediction of the next token least on" in before[True]
         assert "changed the prediction of the next token least on" not in before[False]
-        assert "as the plan that was given has it (method ShortV)" in before[False]
-        assert "shortv, as the plan that was given has it" in before[False]
-        assert "what stands under compress here chose nothing of it" in before[False]
+        assert "as the plan has it (method ShortV)" in before[False]
+        assert "shortv, as the plan has it" in before[False]
         assert "Why these layers" not in before[False]
     assert "visual_exit" not in model_card(given, Origin()).split("---")[1]
     assert figures(asked)["methods"] == [
@@ -93,15 +92,44 @@ def test_what_a_recipe_asks_is_nowhere_said_of_a_plan_that_it_did_not_make(tmp_p
         {"visual_exit": {"max_kl": 0.0625}},
     ]
     assert figures(given)["methods"] == [{"shortv": None}]
-    assert [figures(asked)["plan_given"], figures(given)["plan_given"]] == [False, True]
+    assert [figures(asked)["plan_given"], figures(given)["plan_given"]] == [False, None]
     comparison = compare_artifacts(both)
     rows = {row[0]: row[1:] for row in comparison_table(comparison).rows}
     assert rows["methods"] == (
         "shortv (frozen: 0.0625), visual_exit (max_kl: 0.0625)",
-        "shortv, as the plan that was given has it",
+        "shortv, as the plan has it",
     )
     told = [entry["methods"] for entry in comparison_figures(comparison)["artifacts"]]
     assert told[1] == ["shortv"]
+
+
+@pytest.mark.parametrize(
+    ("how", "given"), [("by an older version", None), ("by hand", None), ("changed", True)]
+)
+def test_who_made_a_plan_is_said_where_it_is_known_alone(
+    tmp_path: Path, how: str, given: bool | None
+) -> None:
+    """An artifact of an earlier version, whose plan the recipe made, is not said to be of a given plan."""
+    plan = facts.plan([1, 4], dead=[5])
+    if how == "by an older version":
+        plan = plan.model_copy(update={"plan_format": 1})
+    if how == "changed":
+        plan = freeze(
+            facts.plan([1], dead=[5]).signed(("shortv (layers: [1, 4])",), ""), [4], "shortv"
+        )
+    folder = make_artifact(tmp_path / "artifact", plan=plan, by_recipe=False)
+    data = read_report(folder)
+    pages = (html_report(data), markdown_report(data), model_card(data, Origin()))
+    comparison = compare_artifacts([folder, make_artifact(tmp_path / "other")])
+    table = comparison_table(comparison).rows
+    for words in (*pages, str(table)):
+        assert "that was given" not in words
+        assert "as the plan has it" in words
+    for key, words in NOT_BY_RECIPE.items():
+        said = key is False if given else key is None
+        assert [words in page for page in pages[:2]] == [said, said]
+    assert figures(data)["plan_given"] is given
+    assert comparison_figures(comparison)["artifacts"][0]["plan_given"] is given
 
 
 def test_a_calibration_that_is_not_stored_is_not_called_none(tmp_path: Path) -> None:

@@ -33,10 +33,11 @@ _STARTS: tuple[tuple[Kind, re.Pattern[bytes]], ...] = (
 # What shows which folder it is; an artifact holds a plan too, and what `compress` wrote a configuration.
 _HOLDS: tuple[tuple[Kind, str], ...] = (
     ("artifact", "manifest.json"),
+    ("artifact", "vision.onnx"),  # whose manifest is lost, which is told when it is opened
     ("compressed", "plan.json"),
     ("model", "config.json"),
 )
-_FOLDERS = tuple(kind for kind, _ in _HOLDS)
+_FOLDERS = {kind for kind, _ in _HOLDS}
 _IN_FOLDERS: Mapping[str, str] = {
     "plan": "plan.json",
     "profile": "profile.json",

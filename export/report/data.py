@@ -39,7 +39,7 @@ class ReportData:
         methods: that made the plan, in the recipe's order.
         questions: with both models' answers; none if compression loss did not run.
         engines: sets of engines that belong to the artifact as it is.
-        given: the plan was, and not made by what the recipe asks of its methods.
+        by_recipe: the plan was made by what the recipe asks of its methods; None: nobody knows.
     """
 
     manifest: Manifest
@@ -49,7 +49,7 @@ class ReportData:
     methods: tuple[Method, ...] = ()
     questions: tuple[Question, ...] = ()
     engines: tuple[EngineFacts, ...] = ()
-    given: bool = False
+    by_recipe: bool | None = True
 
     @property
     def rungs(self) -> tuple[Rung, ...]:
@@ -69,14 +69,14 @@ def report_data(folder: Path, manifest: Manifest) -> ReportData:
     if profile is not None and (profile.layers != len(plan.layers) or not profile.samples):
         raise ArtifactError([f"{path}: does not fit {PLAN_FILE}; copy the artifact anew"])
     recipe = load_recipe(folder / RECIPE_FILE, stored=True)
-    methods, as_asked = methods_done(plan, recipe.methods)
+    methods, by_recipe = methods_done(plan, recipe.methods)
     return ReportData(
         manifest=manifest,
         plan=plan,
         profile=profile,
         recipe=read_text(folder / RECIPE_FILE, ArtifactError),
         methods=methods,
-        given=not as_asked,
+        by_recipe=by_recipe,
         questions=stored_questions(folder),
         engines=engine_facts(folder, manifest),
     )
@@ -171,8 +171,8 @@ def figures(data: ReportData) -> dict[str, Any]:
     ]
     return manifest.model_dump(mode="json", include=STORED) | {
         "model": manifest.model.name,
-        "methods": [{m.name: None if data.given else asked_of(m)} for m in data.methods],
-        "plan_given": data.given,
+        "methods": [{m.name: asked_of(m) if data.by_recipe else None} for m in data.methods],
+        "plan_given": None if data.by_recipe is None else not data.by_recipe,
         "verdict": manifest.verdict,
         "passed": manifest.passed,
         "warnings": list(manifest.loss.warnings) if manifest.loss else [],

@@ -146,15 +146,15 @@ def _conditions(manifest: Manifest) -> dict[str, object]:
 def _entry(number: int, folder: Path, manifest: Manifest) -> Entry:
     plan, measured, loss = Plan.load(folder / PLAN_FILE), manifest.measured, manifest.loss
     recipe = load_recipe(folder / RECIPE_FILE, stored=True)
-    methods, as_asked = methods_done(plan, recipe.methods)
+    methods, by_recipe = methods_done(plan, recipe.methods)
     predicted, all_ = manifest.predicted, loss and loss.overall
     leaves = "stay" if plan.exit_layer is None else "leave"
     figures: dict[str, Any] = {
         "number": number,
         "name": folder.resolve().name,
         "model": manifest.model.name,
-        "methods": [method_words(m) if as_asked else m.name for m in methods],
-        "plan_given": not as_asked,
+        "methods": [method_words(m) if by_recipe else m.name for m in methods],
+        "plan_given": None if by_recipe is None else not by_recipe,
         "layers": len(plan.layers),
         "frozen": len(plan.frozen_layers()),
         "exits": exits_words(plan),
@@ -176,7 +176,7 @@ def _entry(number: int, folder: Path, manifest: Manifest) -> Entry:
     }
     cells = {
         "model": figures["model"],
-        "methods": methods_words(methods, given=not as_asked) if methods else "none",
+        "methods": methods_words(methods, by_recipe=bool(by_recipe)) if methods else "none",
         "frozen layers": f"{figures['frozen']} of {figures['layers']}",
         "exited layers": figures["exits"],
         f"{label_of_cuts()}'s cuts": figures["cuts"],

@@ -98,9 +98,9 @@ def _front_matter(data: ReportData, origin: Origin) -> str:
 
 def _method(data: ReportData) -> list[Block]:
     papers = tuple(method.words.paper for method in data.methods if method.words.paper)
-    of = "Methods" if data.given else "Methods of the recipe"
+    of = "Methods of the recipe" if data.by_recipe else "Methods"
     blocks = [
-        Words(f"{of}: {methods_words(data.methods, given=data.given)}."),
+        Words(f"{of}: {methods_words(data.methods, by_recipe=bool(data.by_recipe))}."),
         Words(" ".join(done(data))),
     ]
     return [*blocks, Group("Papers", [Bullets(papers)])] if papers else [*blocks]

@@ -27,6 +27,17 @@ from export.report.words.ladder import ran_on_gpu
 from export.report.words.methods import methods_words
 
 HTML_FILE, MARKDOWN_FILE = "report.html", "report.md"
+NOT_BY_RECIPE = {
+    False: (
+        "The plan was changed since a recipe made it, or made by another recipe: what stands under compress "
+        "here is not what decided on it."
+    ),
+    None: (
+        "The plan does not say what made it: it is by hand, or of an earlier version of vtcompress. Whether "
+        "what stands under compress here decided on it is not known."
+    ),
+}
+"""What is said of a recipe, by whether it made the plan; None: nobody knows."""
 
 
 def html_report(data: ReportData) -> str:
@@ -58,7 +69,7 @@ def report_document(data: ReportData) -> Document:
     if not ran_on_gpu(data.rungs):
         foot += " Nothing here was run on a GPU."
     version = manifest.tools.get("vtcompress", "")
-    methods = methods_words(data.methods, given=data.given)
+    methods = methods_words(data.methods, by_recipe=bool(data.by_recipe))
     sub = f"{methods} · {manifest.dtype} ONNX · vtcompress {version}"
     return Document(f"{manifest.model.name}, compressed", sub, sections, foot)
 
@@ -112,5 +123,5 @@ def _made_with(data: ReportData) -> list[Block]:
 def recipe_section(data: ReportData) -> Section:
     """Return the recipe as it was resolved."""
     block = Code(data.recipe, "yaml") if data.recipe else Words("Not stored.")
-    given = "The plan was given: what stands under compress here chose nothing of it."
-    return Section("recipe", "Recipe", "Recipe", [*([Words(given)] if data.given else []), block])
+    words = [] if data.by_recipe else [Words(NOT_BY_RECIPE[data.by_recipe])]
+    return Section("recipe", "Recipe", "Recipe", [*words, block])

@@ -34,7 +34,7 @@ def layers_section(data: ReportData) -> Section:
     drawn: list[Block] = [Chart(decoder_picture(plan, dtype), caption, tuple(states(plan)))]
     if data.profile is None:
         why = "The layers were not chosen by calibration"
-        if data.given or (plan.makers and plan.makers.profile):
+        if not data.by_recipe or (plan.makers and plan.makers.profile):
             why = "No calibration is stored here"
         drawn.append(Words(f"{why}, so there is no contribution to show."))
     else:
@@ -75,14 +75,14 @@ def _measures(data: ReportData, profile: Profile) -> list[Block]:
     found: list[Block] = []
     if (values := measured(profile, "layer_contribution")) is not None:
         exited = "; hollow: exited" if any(layer.exited for layer in plan.layers) else ""
-        why = "What calibration measured" if data.given else "Why these layers"
+        why = "Why these layers" if data.by_recipe else "What calibration measured"
         caption = (
             f"{why}: how much the next token's distribution changes if a layer leaves visual "
             f"tokens as they are, {mean}. Striped: not updated any more{exited}."
         )
         found.append(Chart(contribution_chart(values, samples, plan), caption))
     if (values := measured(profile, "exit_kl")) is not None:
-        asked = () if data.given else data.methods
+        asked = data.methods if data.by_recipe else ()
         bounds = (method.bounds().get("exit_kl") for method in asked)
         allowed = next((bound for bound in bounds if bound is not None), None)
         caption = (

@@ -23,7 +23,7 @@ def done(data: ReportData) -> tuple[str, ...]:
         f"layers{always}{f', and cut down in {cut}' if cut else ''}."
     )
     samples = len(data.profile.samples) if data.profile else None
-    reasons = whys(plan, data.methods, samples, given=data.given)
+    reasons = whys(plan, data.methods, samples, by_recipe=bool(data.by_recipe))
     found = (f"{runs(places).capitalize()}: {words}" for words, places in reasons.items())
     gates = gates_words(plan.gates)[:1] if plan.gates else ()
     text = "Text tokens do in every layer what they did before."

@@ -91,7 +91,7 @@ def place_in_words(layer: LayerPlan) -> tuple[bool, bool, bool, int]:
 
 
 def whys(
-    plan: Plan, methods: Sequence[Method], samples: int | None, *, given: bool = False
+    plan: Plan, methods: Sequence[Method], samples: int | None, *, by_recipe: bool = True
 ) -> dict[str, list[int]]:
     """Return why work is left out, with the layers: frozen by methods, dead, behind exits.
 
@@ -99,20 +99,22 @@ def whys(
         plan: what was done.
         methods: that did it.
         samples: of the calibration; None: there was none.
-        given: the plan was, so that nobody knows what the methods chose by.
+        by_recipe: the plan is known to be; else nobody knows what the methods chose by.
     """
     cutter = label_of_cuts(methods)
     found: dict[str, list[int]] = {}
     for layer in sorted((x for x in plan.layers if x.reason), key=place_in_words):
         by = next((method for method in methods if method.name == layer.reason), None)
         chosen = "chosen by the recipe" if by is None else by.why_frozen(plan, samples)
-        chosen = "as the plan that was given has it" if given else chosen
+        chosen = chosen if by_recipe else "as the plan has it"
         found.setdefault(why(layer, chosen, cutter), []).append(layer.index)
     return found
 
 
-def methods_done(plan: Plan, methods: Sequence[Method]) -> tuple[tuple[Method, ...], bool]:
+def methods_done(plan: Plan, methods: Sequence[Method]) -> tuple[tuple[Method, ...], bool | None]:
     """Return the methods that made a plan, and whether what the recipe asks of them made it.
+
+    None where the plan does not say: it was made by hand, or by a version that did not note it.
 
     Args:
         plan: what was done.
@@ -121,7 +123,8 @@ def methods_done(plan: Plan, methods: Sequence[Method]) -> tuple[tuple[Method, .
     makers = plan.makers
     if makers is not None and alike_words(makers.methods, map(method_words, methods)):
         return tuple(methods), True
-    return tuple(method for method in methods if _in_plan(method, plan)), False
+    known = None if plan.made_by is None else False
+    return tuple(method for method in methods if _in_plan(method, plan)), known
 
 
 def _in_plan(method: Method, plan: Plan) -> bool:
@@ -130,9 +133,9 @@ def _in_plan(method: Method, plan: Plan) -> bool:
     return cut or gates or method.name in plan.methods
 
 
-def methods_words(methods: Sequence[Method], *, given: bool = False) -> str:
-    """Return all methods, with what was asked of them unless a plan of another making was given."""
-    if not given:
+def methods_words(methods: Sequence[Method], *, by_recipe: bool = True) -> str:
+    """Return all methods, with what was asked of them where that is known to have made the plan."""
+    if by_recipe:
         return ", ".join(map(method_words, methods)) or "no compression method"
     names = ", ".join(method.name for method in methods)
-    return f"{names or 'no compression method'}, as the plan that was given has it"
+    return f"{names or 'no compression method'}, as the plan has it"
