@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Run
+from vtcompress import start
 from vtcompress.console import Output, shown
 from vtcompress.interrupts import SETTLES_SECONDS, Interrupts
 
@@ -205,3 +206,22 @@ def test_an_interrupt_where_python_cannot_raise_it_leaves_no_trace_and_is_raised
     del broken
     assert kept() is None
     assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_ctrl_c_while_the_command_loads_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Stopping:
+        """In place of a module that takes long to import."""
+
+        @staticmethod
+        def find_spec(name: str, *_: object) -> None:
+            if name == "vtcompress.cli.main":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "vtcompress.cli.main", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Stopping, *sys.meta_path])
+    with pytest.raises(SystemExit) as caught:
+        start.main()
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"

@@ -111,3 +111,20 @@ def test_a_command_says_its_own_options(vt: Vt, given: dict[str, Path], tmp_path
         assert (code, err.count("\n")) == (1, 1), err
         assert err.startswith(f"error: {given[kind]}: ")
         assert said in err
+
+
+def test_a_command_without_such_an_option_names_none(vt: Vt, given: dict[str, Path]) -> None:
+    asked = ["plan", "--recipe", "shortv", "--model", "x", "--output", "out.json"]
+    code, _, err = vt(*asked, "--profile", given["plan"])
+    assert code == 1
+    assert err == f"error: {given['plan']}: a plan, not a profile\n"
+
+
+def test_an_artifact_whose_manifest_is_lost_is_no_compressed_folder(
+    vt: Vt, given: dict[str, Path]
+) -> None:
+    (given["artifact"] / "manifest.json").unlink()
+    (given["artifact"] / "vision.onnx").touch()
+    _, _, err = vt("report", given["artifact"])
+    assert "vtcompress compress" not in err
+    assert "manifest.json" in err

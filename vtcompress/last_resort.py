@@ -1,5 +1,6 @@
 """An error that nobody foresaw: one line on stderr, and a private file with the full trace."""
 
+import errno
 import os
 import platform
 import sys
@@ -55,6 +56,8 @@ class Doing:
     def _what(self, error: BaseException) -> str:
         if isinstance(error, MemoryError):
             return f"not enough memory in {self}: close other programs, or take a smaller model"
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            return f"no space left on the device in {self}: make room, or write elsewhere"
         message = next(iter(str(error).strip().splitlines()), "")
         if len(message) > LONGEST_MESSAGE:
             message = f"{message[:LONGEST_MESSAGE]}..."

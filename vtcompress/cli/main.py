@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 an error of input or environment, 2 wrong usage, 3 a check
 
 import logging
 import os
+import re
 import sys
 from contextlib import suppress
 from typing import Any
@@ -149,6 +150,8 @@ def spoken(problem: str, command: str | None) -> str:
             name = flag.removeprefix("--")
             for argument in (name, KEYS.get(name.replace("-", "_"), name)):
                 problem = problem.replace(f"`{argument}`", flag)
+    # One thing in the place of another, and a command that takes the first nowhere.
+    problem = re.sub(r"; give it as `\w+`$", "", problem)
     return problem.replace("another `output`", "another place")
 
 
