@@ -51,7 +51,7 @@ def test_an_unknown_backend_or_precision_is_refused_with_those_that_there_are(
         open_session(opened, "tensorflow")
     with pytest.raises(BackendError, match="f32, bf16"):
         open_session(opened, "openvino", "f8")
-    with pytest.raises(BackendError, match="--backend openvino"):
+    with pytest.raises(BackendError, match="use the backend openvino"):
         open_session(opened, "onnxruntime", "bf16")
 
 
@@ -152,7 +152,7 @@ def test_the_binding_of_the_cuda_session_works_on_the_cpu_device(
 def test_bf16_is_refused_where_the_processor_has_none() -> None:
     check_precision("bf16", ["FP32", "BF16"])
     check_precision("f32", ["FP32"])
-    with pytest.raises(BackendError, match=r"FP32, INT8.*--precision f32"):
+    with pytest.raises(BackendError, match=r"FP32, INT8.*the precision f32"):
         check_precision("bf16", ["INT8", "FP32"])
 
 

@@ -32,10 +32,13 @@ NAMES = [
     "shortv-llava-1.5-7b",
     "shortv-llava-next-13b",
     "shortv-llava-next-7b",
+    "smolvlm",
     "vtw",
     "yopo",
     "yopo-heads",
 ]
+STARTING_POINTS = {"internvl3": "shortv", "smolvlm": "shortv"}
+"""Recipes of a family for which nothing was published, by the method that they begin with."""
 PAPERS = {
     "shortv": "ShortV: Efficient Multimodal Large Language Models "
     "by Freezing Visual Tokens in Ineffective Layers",
@@ -70,7 +73,7 @@ def test_every_shipped_recipe_says_what_it_is_in_one_line_and_how_to_call_it():
         if recipe.name == "shortv+vtw":
             assert "See vtw.yaml and shortv.yaml" in said
         elif recipe.name != "identity":
-            method = "shortv" if recipe.name == "internvl3" else recipe.name.partition("-")[0]
+            method = STARTING_POINTS.get(recipe.name, recipe.name.partition("-")[0])
             assert PAPERS[method] in said
 
 
