@@ -16,7 +16,7 @@ from compressor.contract.gated import GatedMethod
 from compressor.contract.method import Method, path_keys
 from compressor.disk.gate_file import GateFile
 from compressor.disk.mistaken import mistaken
-from compressor.disk.paths import at_home, shown_path, unusable
+from compressor.disk.paths import at_home
 from compressor.errors import RecipeError
 from compressor.facts import ModelFacts
 from compressor.methods import GATED, UNUSABLE, CompressEntry, gated, methods_clash
@@ -168,8 +168,6 @@ def load_recipe(path: Path, *, stored: bool = False) -> Recipe:
     Raises:
         RecipeError: the file is no readable recipe, or has a model's own code run; one line for each problem.
     """
-    if (reason := unusable(path)) is not None:  # a pipe would be waited for
-        raise RecipeError([f"{shown_path(path)}: {reason}"])
     if (problem := mistaken(path, "recipe")) is not None:
         raise RecipeError([problem])
     data, problems = read_yaml(path)

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -40,6 +39,7 @@ from tests.tiny_families import (
     IMAGE,
     TinyFamily,
     byte_tokenizer,
+    changed_model,
     template_of,
     text_section,
     write_model,
@@ -166,16 +166,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("smolvlm") / "model"
     make(made)
     return made
-
-
-def changed(folder: Path, other: Path, **changes: Any) -> Path:
-    """Return a copy of a model with keys of its configuration changed, of a section some alone."""
-    shutil.copytree(folder, other)
-    raw = json.loads((other / "config.json").read_text())
-    for key, value in changes.items():
-        raw[key] = {**raw[key], **value} if isinstance(value, dict) else value
-    (other / "config.json").write_text(json.dumps(raw))
-    return other
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -365,14 +355,14 @@ def test_what_a_picture_becomes_is_told_with_its_tiles(folder: Path, tmp_path: P
 def test_what_cannot_be_read_is_refused_by_its_key_before_weights_are(
     changes: dict[str, Any], words: str, folder: Path, tmp_path: Path
 ) -> None:
-    other = changed(folder, tmp_path / "m", **changes)
+    other = changed_model(folder, tmp_path / "m", **changes)
     with pytest.raises(ModelError) as caught:
         describe(str(other))
     assert caught.value.problems[0].startswith(f"{other / 'config.json'}: {words}"), caught.value
 
 
 def test_the_older_name_of_the_tower_is_read(folder: Path, tmp_path: Path) -> None:
-    other = changed(folder, tmp_path / "m", vision_config={"model_type": "smolvlm"})
+    other = changed_model(folder, tmp_path / "m", vision_config={"model_type": "smolvlm"})
     assert describe(str(other)).model_dump(exclude={"name", "architecture"}) == describe(
         str(folder)
     ).model_dump(exclude={"name", "architecture"})
@@ -383,7 +373,7 @@ def test_the_older_name_of_the_tower_is_read(folder: Path, tmp_path: Path) -> No
 def test_a_missing_tensor_is_refused_before_weights_are_read(
     lost: str, folder: Path, tmp_path: Path
 ) -> None:
-    other = changed(folder, tmp_path / "m")
+    other = changed_model(folder, tmp_path / "m")
     tensors = load_file(other / WEIGHTS)
     del tensors[f"model.{lost}"]  # names on disk are those in memory
     save_file(tensors, other / WEIGHTS, metadata={"format": "pt"})
@@ -399,7 +389,7 @@ def test_the_embedding_is_the_head_where_the_tensors_say_so(folder: Path, tmp_pa
     assert describe(str(folder)) == model.facts
     assert model.facts.decoder.tied_embeddings
     assert torch.equal(model.tensors["lm_head.weight"], model.embedding)
-    other = changed(
+    other = changed_model(
         folder,
         tmp_path / "untied",
         tie_word_embeddings=False,

@@ -14,7 +14,6 @@ from pathlib import Path
 from compressor.disk.files import is_file, sha256_of
 from compressor.disk.mistaken import mistaken
 from compressor.disk.model_digest import difference, same_model
-from compressor.disk.paths import shown_path, unusable
 from compressor.errors import GatesError
 from compressor.facts import ModelFacts
 
@@ -54,8 +53,6 @@ class GateFile:
         """
         from safetensors import SafetensorError, safe_open
 
-        if (reason := unusable(path)) is not None:
-            raise GatesError([f"{shown_path(path)}: {reason}"])
         if (problem := mistaken(path, "gates")) is not None:
             raise GatesError([problem])
         if not is_file(path):

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Literal
 
+from compressor.disk.paths import shown_path, unusable
+
 Kind = Literal["plan", "profile", "recipe", "data", "gates", "artifact", "compressed", "model"]
 """What stages read, by the argument that takes it."""
 
@@ -59,15 +61,17 @@ def kind_of(path: Path) -> Kind | None:
 
 
 def mistaken(path: Path, wanted: Kind) -> str | None:
-    """Return the problem of what was given in place of something else, with the remedy.
+    """Return the problem of what cannot be read as what is wanted, with the remedy.
 
     Args:
         path: that was given.
         wanted: what it should be.
 
     Returns:
-        None: it is not known to be something else.
+        None: it is not known to be something else, and is no pipe, device or name that no file can have.
     """
+    if (reason := unusable(path)) is not None:
+        return f"{shown_path(path)}: {reason}"
     kind = kind_of(path)
     if kind in (None, wanted):
         return None

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from compressor.disk.files import is_file, read_text, sha256_of
+from compressor.disk.files import read_text, sha256_of
 from compressor.disk.mistaken import mistaken
 from compressor.errors import DataError
 from compressor.samples.rows import read_row, unread_words
@@ -103,8 +103,6 @@ def _check_kind(path: Path) -> None:
     """Refuse what is something else or no text, such as a picture; what cannot be opened is told later."""
     if (problem := mistaken(path, "data")) is not None:
         raise DataError([problem])
-    if not is_file(path):  # a pipe would be waited for
-        return
     with contextlib.suppress(OSError, ValueError), path.open("rb") as file:
         if b"\0" in file.read(1024):
             raise DataError([f"{path}: is no text file; a .jsonl file of questions is needed"])

@@ -346,7 +346,7 @@ def export(
             reports alone.
         plan: a plan for this model or its file, instead of planning: nothing is measured. Reports name the
             recipe's methods, so a plan by other methods is refused, and one that a recipe with other settings
-            or another profile made; of a plan by hand they say that it was given.
+            or another profile made; of a plan by hand they name no settings.
         compressed: start from the folder that `compress` wrote instead of the original. Compression loss
             then needs the recipe's model as well.
         overwrite: replace what this tool wrote at `output`; nothing else is ever replaced.

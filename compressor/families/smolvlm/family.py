@@ -17,29 +17,21 @@ from torch import Tensor
 from compressor.errors import ModelError
 from compressor.facts import ModelFacts
 from compressor.families.base import VisionEncoder
-from compressor.families.configuration import section_problems
-from compressor.families.model_class.family import ModelClassFamily
 from compressor.families.model_class.stored import COMPUTED
+from compressor.families.model_class.tiled import SAVED, TiledFamily
+from compressor.families.model_class.tower import (
+    CHANNELS,
+    activation_problems,
+    square_tower_problems,
+)
 from compressor.families.picture_steps import (
     MAX_SIDE,
     CutTiles,
-    most_tiles,
     tile_count,
     tile_grid,
 )
 from compressor.families.picture_text import PictureText, TileRows
 from compressor.schema.sections import ImageSection
-
-COUNTS = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "image_size",
-    "patch_size",
-)
-CHANNELS = 3
-SAVED = "the image processor"
 
 
 class JoinedPatches(VisionEncoder):
@@ -88,13 +80,13 @@ def position_ids(tower: Any) -> Tensor:
     return ids
 
 
-class Idefics3Family(ModelClassFamily):
+class Idefics3Family(TiledFamily):
     """`Idefics3ForConditionalGeneration` of transformers 5."""
 
     name = "idefics3"
     model_types = ("idefics3",)
     architecture = "Idefics3ForConditionalGeneration"
-    budget_keys = ("max_tiles",)
+    decoder = "text_model"
 
     def problems(self, raw: Mapping[str, Any], where: str) -> list[str]:
         """See `Family.problems`."""
@@ -106,38 +98,17 @@ class Idefics3Family(ModelClassFamily):
         towers = (f"{self.name}_vision", self.name)
         if kind not in towers:
             return [f"{where}.model_type: {kind!r} is not supported; supported towers: {towers[0]}"]
-        found = section_problems(section, where, counts=COUNTS, eps="layer_norm_eps")
-        channels = section.get("num_channels", CHANNELS)
-        if channels != CHANNELS:
-            found.append(
-                f"{where}.num_channels: {channels!r} is not supported; pictures have {CHANNELS}"
-            )
-        width, heads = section.get("hidden_size"), section.get("num_attention_heads")
-        if not found and width and heads and width % heads:
-            found.append(
-                f"{where}.num_attention_heads: {heads} do not divide the hidden_size {width}"
-            )
-        return found
+        return square_tower_problems(section, where)
 
     def vision_problems(self, config: Any, image_size: int | None, where: str) -> list[str]:
         """See `ModelClassFamily.vision_problems`."""
-        from transformers.activations import ACT2FN
-
         vision, scale = config.vision_config, config.scale_factor
         problems = self.tower_problems(vision.to_dict(), f"{where}: vision_config")
         if problems := problems + _scale_problems(scale, where):
             return problems
-        if vision.hidden_act not in ACT2FN:
-            problems.append(
-                f"{where}: vision_config.hidden_act: {vision.hidden_act!r} is no activation that "
-                "transformers knows; correct it"
-            )
+        problems = activation_problems({"vision_config.hidden_act": vision.hidden_act}, where)
         size, side = vision.image_size, vision.image_size // vision.patch_size
-        if image_size not in (None, size):
-            problems.append(
-                f"export.image_size: {image_size} is nothing for pictures of the family {self.name!r}: its "
-                f"tiles have {size} pixels; take image.max_tiles, or leave it out"
-            )
+        problems += self.size_problems(image_size, size)
         if not side or side % scale:
             problems.append(
                 f"{where}: scale_factor: {scale} does not divide the tower's {side} x {side} "
@@ -157,11 +128,6 @@ class Idefics3Family(ModelClassFamily):
         """See `ModelClassFamily.unread`."""
         return lambda name: re.search(COMPUTED, name) is not None
 
-    def layers_read(self, config: Any) -> int:
-        """See `ModelClassFamily.layers_read`."""
-        layers: int = config.vision_config.num_hidden_layers
-        return layers
-
     def vision(self, config: Any, *, image_size: int, source: Any = None) -> VisionEncoder:
         """See `Family.vision`."""
         if source is not None:
@@ -172,12 +138,6 @@ class Idefics3Family(ModelClassFamily):
         tower = AutoModel.from_config(config.vision_config)
         return JoinedPatches(tower, Idefics3Connector(config)).eval()
 
-    def tensors(self, original: Any) -> Mapping[str, Tensor]:
-        """See `Family.tensors`."""
-        tensors = dict(original.model.text_model.state_dict())
-        tensors["lm_head.weight"] = original.lm_head.weight.detach()
-        return tensors
-
     def complete_processor(self, processor: Any, config: Any, saved: Mapping[str, Any]) -> None:
         """See `Family.complete_processor`."""
         if saved.get("image_seq_len") is None:
@@ -186,10 +146,6 @@ class Idefics3Family(ModelClassFamily):
     def picture_text(self, processor: Any) -> PictureText:
         """See `Family.picture_text`."""
         return TileRows(tile=processor.fake_image_token, whole=processor.global_image_tag)
-
-    def most_tiles(self, saved: Mapping[str, Any]) -> int:
-        """See `Family.most_tiles`."""
-        return most_tiles(self.picture_steps(saved, SAVED)) if saved else 1
 
     def within(self, budget: ImageSection, saved: Mapping[str, Any]) -> Mapping[str, Any]:
         """See `Family.within`; what the processor has is the length of a picture's longer edge."""
@@ -226,9 +182,6 @@ class Idefics3Family(ModelClassFamily):
         """See `Family.tiles_made`; there is an axis of prompts in front."""
         pixels = super().tiles_made(encoded)
         return None if pixels is None else pixels[0]
-
-    def resize_processor(self, processor: Any, image_size: int) -> None:
-        """See `Family.resize_processor`; there is one size, which `vision_problems` sees to."""
 
 
 def _scale_problems(scale: Any, where: str) -> list[str]:
