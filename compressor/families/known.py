@@ -20,6 +20,8 @@ BUILT_IN = (
     "compressor.families.internvl.family:InternVlFamily",
     "compressor.families.smolvlm.family:Idefics3Family",
     "compressor.families.smolvlm.family:SmolVlmFamily",
+    "compressor.families.qwen_vl.family:Qwen2VlFamily",
+    "compressor.families.qwen_vl.family:Qwen25VlFamily",
 )
 
 

@@ -13,7 +13,7 @@ from compressor.families.guard import quiet, reading
 
 # Tables that transformers computes; older versions saved them.
 COMPUTED = r"(rotary_emb\.inv_freq|position_ids)$"
-TOWER = "vision_tower.encoder"
+TOWERS = ("vision_tower.encoder", "visual")
 TIED = ("lm_head.weight", "language_model.embed_tokens.weight")
 
 # Layouts that transformers saved and reads, each as the same name; the rest is as it was.
@@ -24,8 +24,9 @@ LAYOUTS = (
     (re.compile(r"^text_model\."), "language_model."),
     (re.compile(r"^vision_model\."), "vision_tower."),
     (re.compile(r"^vision_tower\.vision_model\."), "vision_tower."),
+    (re.compile(r"^(?=(?:layers|embed_tokens|norm)\.)"), "language_model."),
 )
-LAYER = re.compile(r"^(language_model|vision_tower\.encoder)\.layers?\.(\d+)\.")
+LAYER = re.compile(r"^(language_model|vision_tower\.encoder|visual)\.(?:layers?|blocks)\.(\d+)\.")
 
 
 def check_stored(
@@ -94,7 +95,7 @@ def _layer_problems(config: Any, names: Iterable[str], read: int, where: str) ->
     problems = []
     for part, key, least, most in (
         ("language_model", "text_config", decoder, decoder),
-        (TOWER, "vision_config", read, tower),
+        *((part, "vision_config", read, tower) for part in TOWERS),
     ):
         has = max(numbers.get(part, {-1})) + 1
         # None at all is told with the tensors' names.
