@@ -20,7 +20,7 @@ import onnx
 import yaml
 
 import vtcompress
-from compressor.plan.plan import LayerPlan
+from compressor.plan.layer import LayerPlan
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "digits-llava"
 RECIPES = Path(__file__).parent.parent / "recipes"

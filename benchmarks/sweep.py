@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from compressor.compressed import compress, naive_decoder
 from compressor.families import LoadedModel
+from compressor.families.registry import picture_form
 from compressor.plan.plan import Plan
 from compressor.samples.questions import Sample
 from export.backends.torch_model import TorchSession
@@ -60,7 +61,9 @@ def write_json(rows: Sequence[object], path: Path) -> None:
 def runtime_of(model: LoadedModel, plan: Plan, folder: Path) -> Runtime:
     """Return a runtime on the plan's decoder in torch; `folder` holds the saved processor."""
     session = TorchSession(compress(model, plan))
-    return Runtime.on_session(session, folder, model.facts, model.processor.image_token)
+    return Runtime.on_session(
+        session, folder, model.facts, picture_form(model.processor, model.facts)
+    )
 
 
 def exact_match(runtime: Runtime, samples: Sequence[Sample]) -> tuple[float, dict[str, float]]:

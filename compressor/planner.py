@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from pydantic import ValidationError
+
+from compressor.contract.asked import method_words
 from compressor.contract.measure import Measure
 from compressor.contract.method import CannotError, Evidence, Files, Method, Turn
 from compressor.disk.gate_file import GateFile
@@ -100,7 +103,23 @@ class _Step:
                     made = made if step.method.seeks_speedup() else step.applied(made)
             return made
 
-        return self.method.apply(plan, replace(self.evidence, rest=rest))
+        made: object = self.method.apply(plan, replace(self.evidence, rest=rest))
+        if not isinstance(made, Plan):
+            raise CannotError(
+                f"{self.evidence.where}: the method{self.source} gave no plan, but {made!r:.60}"
+            )
+        if strange := set(made.methods) - set(plan.methods) - {self.method.name}:
+            names = " and ".join(sorted(strange))
+            raise CannotError(
+                f"{self.evidence.where}: the method{self.source} gave layers the reason {names}; the reason "
+                "is its own name"
+            )
+        return made
+
+    @property
+    def source(self) -> str:
+        """The package of a method that another one brought, in brackets."""
+        return f" (package {self.method.package})" if self.method.package else ""
 
 
 def _steps(
@@ -177,14 +196,21 @@ def make_plan(
             new = [replace(s, evidence=replace(s.evidence, whole_shares=False)) for s in steps]
             today = _applied(plan, new, in_turn=True)
             said += _older_format_note(made, today)
-    return Plan.model_validate({**dict(made), "notes": tuple(said)})
+    try:
+        return Plan.model_validate({**dict(made), "notes": tuple(said)})
+    except ValidationError as error:
+        named = ", ".join(f"{s.evidence.where}{s.source}" for s in steps)
+        why = (item["msg"].removeprefix("Value error, ") for item in error.errors())
+        raise PlanError(f"{named}: what was made is no plan: {line}" for line in why) from None
 
 
 def plan_recipe(
     recipe: Recipe, facts: ModelFacts, model_digest: str, profile: Profile | None = None
 ) -> Plan:
-    """Return the plan of a recipe by the rules of its format; see `make_plan`."""
-    return make_plan(facts, model_digest, recipe.methods, profile, recipe_format=recipe.vtcompress)
+    """Return the plan of a recipe by the rules of its format, which says that it is; see `make_plan`."""
+    made = make_plan(facts, model_digest, recipe.methods, profile, recipe_format=recipe.vtcompress)
+    asked = [method_words(method) for method in recipe.methods]
+    return made.signed(asked, "" if profile is None else profile.digest)
 
 
 def _applied(plan: Plan, steps: Sequence[_Step], *, in_turn: bool) -> Plan:

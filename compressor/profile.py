@@ -1,5 +1,7 @@
 """What calibration measured, as a JSON file that grows sample by sample."""
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,11 +12,12 @@ from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_v
 from pydantic_core import InitErrorDetails
 
 from compressor.contract.measure import Measured
-from compressor.disk.files import read_json, write_text
+from compressor.disk.files import read_json, read_text, write_text
+from compressor.disk.mistaken import mistaken
 from compressor.disk.model_digest import difference, same_model
 from compressor.errors import ProfileError
 from compressor.facts import Facts
-from compressor.methods import MEASURES
+from compressor.methods import MEASURES, UNUSABLE
 from compressor.schema.problems import error_with
 
 KEPT: Final = ("samples", "mean")
@@ -170,16 +173,12 @@ class Profile(_Values):
 
         Args:
             score: of the sample.
-            means: its values of measures whose mean alone is kept, [L][...].
+            means: its values of measures whose mean alone is kept, each in the measure's shape.
         """
         samples = (*self.samples, score)
         changes: dict[str, Any] = {"samples": samples}
         for name, values in (means or {}).items():
-            before: Any = self.values.get(name) or [[0.0] * len(row) for row in values]
-            changes[name] = tuple(
-                tuple(_short(m + (x - m) / len(samples)) for m, x in zip(old, new, strict=True))
-                for old, new in zip(before, values, strict=True)
-            )
+            changes[name] = _moved(self.values.get(name), values, len(samples))
         return self.model_copy(update=changes)
 
     def check_belongs(self, path: Path, *, model_digest: str) -> None:
@@ -200,6 +199,12 @@ class Profile(_Values):
                 ]
             )
 
+    @property
+    def digest(self) -> str:
+        """Hexadecimal sha256 of all that was measured."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
     def save(self, path: Path) -> None:
         """Write the profile as JSON, atomically."""
         write_text(path, self.model_dump_json(indent=1) + "\n")
@@ -216,12 +221,19 @@ class Profile(_Values):
 
     def _fits(self, values: Mapping[str, Values], measures: set[str]) -> bool:
         """Whether values are there of these measures, of no others, in their shapes."""
+        asked = {name for name in measures if self.length(name)}
+        return values.keys() == asked and all(self.holds(name, values[name]) for name in asked)
+
+    def length(self, measure: str) -> int:
+        """Return the length of a measure's first axis."""
         axes = {"layers": self.layers, "gates": len(self.gate_layers)}
-        asked = {name for name in measures if axes[MEASURES[name].shape[0]]}
-        return values.keys() == asked and all(
-            len(values[name]) == axes[MEASURES[name].shape[0]]
-            and _rectangular(values[name], len(MEASURES[name].shape))
-            for name in asked
+        return axes[MEASURES[measure].shape[0]]
+
+    def holds(self, measure: str, values: Any) -> bool:
+        """Whether values have the shape of a measure, here."""
+        axes = len(MEASURES[measure].shape)
+        return isinstance(values, tuple) and (
+            len(values) == self.length(measure) and _rectangular(values, axes)
         )
 
     @classmethod
@@ -231,8 +243,19 @@ class Profile(_Values):
         Raises:
             ProfileError: missing, no JSON, of a newer format or inconsistent.
         """
+        if (problem := mistaken(path, "profile")) is not None:
+            raise ProfileError([problem])
         remedy = "make it anew with `vtcompress calibrate`"
-        profile = read_json(path, cls, ProfileError, "profile", remedy)
+        try:
+            profile = read_json(path, cls, ProfileError, "profile", remedy)
+        except ProfileError:
+            if foreign := _foreign(path):
+                problem = (
+                    f"{path}: holds {', '.join(foreign)}, which no method here measures; install the package "
+                    f"whose method does, or {remedy}"
+                )
+                raise ProfileError([*UNUSABLE, problem]) from None
+            raise
         if not profile.consistent:
             raise ProfileError([f"{path}: inconsistent; {remedy}"])
         for number, sample in enumerate(profile.samples):
@@ -244,6 +267,16 @@ class Profile(_Values):
         return profile
 
 
+def _foreign(path: Path) -> list[str]:
+    """Return what a profile says to hold and no method here measures; none where that cannot be told."""
+    try:
+        said = json.loads(read_text(path, ProfileError))["measures"]
+    except (ProfileError, ValueError, TypeError, KeyError, RecursionError):
+        return []
+    names = said if isinstance(said, list) else []
+    return [name for name in names if isinstance(name, str) and name not in MEASURES]
+
+
 def _short(value: float) -> float:
     return float(f"{value:.{ACTIVITY_DIGITS}g}")
 
@@ -252,8 +285,17 @@ def _rectangular(values: Any, axes: int) -> bool:
     """Whether values have so many axes, and rows of one length."""
     if axes == 1:
         return not any(isinstance(value, tuple) for value in values)
-    rows = all(isinstance(row, tuple) for row in values)
+    rows = all(isinstance(row, tuple) and _rectangular(row, axes - 1) for row in values)
     return rows and len({len(row) for row in values}) <= 1
+
+
+def _moved(before: Any, new: Any, samples: int) -> Any:
+    """Return a running mean with one more sample; `before` is None where that is the first."""
+    if isinstance(new, tuple | list):
+        old = [None] * len(new) if before is None else before
+        return tuple(_moved(m, x, samples) for m, x in zip(old, new, strict=True))
+    mean = 0.0 if before is None else before
+    return _short(mean + (new - mean) / samples)
 
 
 def _mean(values: Sequence[Any]) -> tuple[Any, ...]:

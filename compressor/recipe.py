@@ -15,10 +15,12 @@ from pydantic import Field, ValidationError
 from compressor.contract.gated import GatedMethod
 from compressor.contract.method import Method, path_keys
 from compressor.disk.gate_file import GateFile
+from compressor.disk.mistaken import mistaken
+from compressor.disk.paths import at_home
 from compressor.errors import RecipeError
 from compressor.facts import ModelFacts
 from compressor.methods import GATED, UNUSABLE, CompressEntry, gated, methods_clash
-from compressor.recipe_override import changed
+from compressor.recipe_override import changed, check_dotted
 from compressor.schema.problems import allowed, error_lines, rule
 from compressor.schema.sections import (
     CalibrateSection,
@@ -85,8 +87,9 @@ class Recipe(RecipeSection):
             source: what error lines start with.
 
         Raises:
-            RecipeError: keys that do not exist or values that are not allowed, all of them.
+            RecipeError: no mapping; or keys that do not exist and values that are not allowed, all of them.
         """
+        check_dotted(values, source)
         data: dict[str, Any] = self.model_dump(by_alias=True)
         start = Path.cwd()
         new, problems = changed(Recipe, data, values, source, lambda part: _anchored(part, start))
@@ -165,6 +168,8 @@ def load_recipe(path: Path, *, stored: bool = False) -> Recipe:
     Raises:
         RecipeError: the file is no readable recipe, or has a model's own code run; one line for each problem.
     """
+    if (problem := mistaken(path, "recipe")) is not None:
+        raise RecipeError([problem])
     data, problems = read_yaml(path)
     model = data.get("model")
     if isinstance(model, Mapping) and model.get(TRUST) is True:
@@ -258,6 +263,7 @@ def _anchored(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         if not is_path(section[key]):
             continue
         value = section[key]
+        value = at_home(value) if isinstance(value, str) else value
         path = os.path.normpath(folder.absolute() / value)
         # os.path answers False for a name the system refuses; Path.is_dir raises for a long one.
         if key != "id" or _is_folder(str(value)) or os.path.isdir(path):  # noqa: PTH112

@@ -1,17 +1,43 @@
 """Replaces single values of a recipe: dotted keys to a changed copy of its plain values."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
 
+from compressor.errors import RecipeError
 from compressor.methods import METHOD_NAMES, CompressEntry
-from compressor.schema.problems import hint, key_names, section_at
+from compressor.schema.problems import hint, key_names, section_at, show
 from compressor.schema.values import ExactlyOne
 
 Values = dict[str, Any]
 Anchor = Callable[[Mapping[str, Any]], Values]
+
+
+def check_dotted(values: object, source: str) -> None:
+    """Refuse what does not give values by dotted key, also from callers without types.
+
+    Args:
+        values: what was given.
+        source: what error lines start with.
+
+    Raises:
+        RecipeError: it is no mapping, or keys are no text; all of them.
+    """
+    if not isinstance(values, Mapping):
+        example = "{'export.dtype': 'float16'}"
+        raise RecipeError([f"{source}: {show(values)} is no mapping of keys, such as {example}"])
+    if wrong := [key for key in _keys(values) if not isinstance(key, str)]:
+        remedy = "a key is text, such as 'export.dtype'"
+        raise RecipeError(f"{source}: {show(key)}: {remedy}" for key in wrong)
+
+
+def _keys(values: Mapping[object, object]) -> Iterator[object]:
+    for key, value in values.items():
+        yield key
+        if isinstance(value, Mapping):
+            yield from _keys(value)
 
 
 def changed(

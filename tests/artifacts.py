@@ -5,8 +5,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from compressor.contract.asked import method_words
 from compressor.plan.plan import Plan
 from compressor.profile import Profile
+from compressor.recipe import load_recipe
 from export.artifact.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE, write_manifest
 from export.checks.stored import COMPRESSED_FILE, ORIGINAL_FILE, SAMPLES_FILE
 from tests import facts
@@ -31,16 +33,20 @@ def make_artifact(
     recipe: str = RECIPE,
     profile: Profile | None = None,
     asked: Sequence[Asked] = (),
+    by_recipe: bool = True,
     **changes: Any,
 ) -> Path:
     """Write an artifact whose graphs are empty; `changes` go into the manifest.
 
-    A plan may be given instead of what it is made of.
+    A plan may be given instead of what it is made of; `by_recipe`: it says that the recipe made it.
     """
     plan = plan or facts.plan(frozen, dead=dead, exit_layer=exit_layer, gates=gates, model=model)
     folder.mkdir(parents=True)
-    plan.save(folder / PLAN_FILE)
     (folder / RECIPE_FILE).write_text(recipe, encoding="utf-8")
+    if by_recipe:
+        methods = load_recipe(folder / RECIPE_FILE).methods
+        plan = plan.signed(list(map(method_words, methods)), profile.digest if profile else "")
+    plan.save(folder / PLAN_FILE)
     if profile is not None:
         profile.save(folder / PROFILE_FILE)
     if asked:

@@ -1,9 +1,10 @@
 """Shared fixtures; models are made and modules traced once a session. Counts of reliability are summed up."""
 
+import gc
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from compressor.telemetry import switch_off
 # One thread a process: the tests run side by side, and tiny matrices gain nothing from more.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# The exporter computes with names of axes: by default sympy keeps a thousand results, an export has more.
+os.environ.setdefault("SYMPY_CACHE_SIZE", "20000")
 switch_off()  # tests import onnxruntime themselves
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment] # tests import openvino themselves
 
@@ -22,7 +25,8 @@ COUNT = "reliability count"
 LONGEST = (
     "llava_7b_shapes", "golden", "kill", "digits", "cut_graphs", "float16_cuts", "engines", "fixed_cache",
     "exit_artifacts", "float16_export", "silence", "export", "rewrite", "report_yopo", "report_exits",
-    "wheel", "gate_training", "identity", "openvino_cuts", "generate", "readme", "cli", "build", "modes",
+    "wheel", "gate_training", "gate_stage", "identity", "openvino_cuts", "generate", "readme", "cli", "build",
+    "modes",
 )  # fmt: skip
 Run = Callable[..., tuple[int, str, str]]
 
@@ -40,7 +44,8 @@ def made_once(folder: Path, make: Callable[[Path], object]) -> Path:
     folder.parent.mkdir(exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
-            make(half := folder.with_name(f"{folder.name}.half"))
+            (half := folder.with_name(f"{folder.name}.half")).mkdir(exist_ok=True)
+            make(half)
             half.rename(folder)
     return folder
 
@@ -53,6 +58,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return places.get(name, 0 if name.startswith("test_family_") else len(places))
 
     items.sort(key=lambda item: place(item.path.name))
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector leave alone what imports have made: it looks at all of it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -77,11 +88,13 @@ def llava(pytestconfig: pytest.Config) -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
-def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a jsonl file of six questions with pictures beside it."""
+def questions(pytestconfig: pytest.Config) -> Path:
+    """Return a jsonl file of six questions with pictures beside it. Not to be changed."""
     from tests.models import make_questions
 
-    return make_questions(tmp_path_factory.mktemp("questions"))
+    return (
+        made_once(shared(pytestconfig) / "made" / "questions", make_questions) / "questions.jsonl"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -94,9 +107,7 @@ def tiny_model(pytestconfig: pytest.Config) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_artifact(
-    tiny_model: Path, questions: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def tiny_artifact(tiny_model: Path, questions: Path, pytestconfig: pytest.Config) -> Path:
     """Return an artifact of the tiny model, identity recipe, with stored answers. Not to be changed."""
     import vtcompress
 
@@ -108,9 +119,37 @@ def tiny_artifact(
             "validate.keep_pictures": "all",
         }
     )
-    output = tmp_path_factory.mktemp("artifact") / "tiny"
-    vtcompress.export(recipe, output, bench_rounds=0)
-    return output
+
+    def make(half: Path) -> None:
+        vtcompress.export(recipe, half / "tiny", bench_rounds=0)
+
+    return made_once(shared(pytestconfig) / "made" / "tiny", make) / "tiny"
+
+
+@pytest.fixture(scope="session")
+def plain_artifact(llava: Callable[[str], Path], pytestconfig: pytest.Config) -> Path:
+    """Return an artifact of four layers, identity recipe, without data. Not to be changed."""
+    return _exported(llava, pytestconfig, "artifact", ())
+
+
+@pytest.fixture(scope="session")
+def plain_exit(llava: Callable[[str], Path], pytestconfig: pytest.Config) -> Path:
+    """Return `plain_artifact` with an exit at layer 2 of 4. Not to be changed."""
+    return _exported(llava, pytestconfig, "exit", [{"visual_exit": {"layer": 2}}])
+
+
+def _exported(
+    llava: Callable[[str], Path],
+    config: pytest.Config,
+    name: str,
+    compress: Sequence[dict[str, Any]],
+) -> Path:
+    from tests.runtimes import exported
+
+    def make(half: Path) -> None:
+        exported(llava("clip+llama"), half / name, compress=compress)
+
+    return made_once(shared(config) / "made" / name, make) / name
 
 
 @pytest.fixture(scope="class")

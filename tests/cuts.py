@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from compressor.decoder import Decoder
 from compressor.decoder.weights import source_of
 from compressor.facts import ModelFacts
-from compressor.plan.plan import LayerPlan, Plan
+from compressor.plan.layer import LayerPlan
+from compressor.plan.plan import Plan
 from tests.facts import dims, facts
 from tests.reference import Conversation
 

@@ -7,7 +7,8 @@ import torch
 from compressor.decoder import Decoder, decoder_from
 from compressor.decoder.weights import source_of
 from compressor.plan.edits import freeze, identity_plan, leave
-from compressor.plan.plan import Gates, LayerPlan, Plan
+from compressor.plan.layer import LayerPlan
+from compressor.plan.plan import Gates, Plan
 from export.graphs.limits import Limits
 from export.graphs.spec import GraphSpec, decoder_graphs
 from export.writer.weights import SharedWeights
@@ -77,9 +78,9 @@ KINDS = ("identity", "frozen", "exit", "staged", "heads+neurons", "window", "mas
 
 
 def real_plan() -> Plan:
-    """Return a plan with the dimensions of a model of half a billion weights, but for its vocabulary."""
+    """Return a plan with the widths of a model of half a billion weights, but for depth and vocabulary."""
     decoder = dims(
-        layers=24,
+        layers=6,
         hidden=896,
         heads=14,
         kv_heads=2,
@@ -89,4 +90,4 @@ def real_plan() -> Plan:
         max_positions=4096,
     )
     model = facts(decoder, visual_tokens=729, token_grid=(27, 27))
-    return freeze(identity_plan(model, "0" * 64), tuple(range(8, 22)), "shortv")
+    return freeze(identity_plan(model, "0" * 64), (2, 3, 4), "shortv")

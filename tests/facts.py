@@ -5,7 +5,8 @@ from typing import Any
 
 from compressor.calibration.resume import Task
 from compressor.facts import DecoderDims, ModelFacts
-from compressor.plan.plan import Gates, LayerPlan, Plan, Reason, Workload
+from compressor.plan.layer import LayerPlan, Reason
+from compressor.plan.plan import Gates, Plan, Workload
 from compressor.profile import Profile, SampleScore
 from compressor.samples.questions import Sample
 from export.artifact.manifest import Predicted

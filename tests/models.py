@@ -11,6 +11,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
+from tests.tiny_families import draw_weights
+
 WORDS = ("<pad>", "<s>", "</s>", "<unk>", "<image>", "USER:", "ASSISTANT:", "what", "is", "this", "it",
          "red", "blue", "a", "b", "c", "d", "e", "f", "g", "h", "no", "yes")  # fmt: skip
 VOCAB = 48
@@ -91,13 +93,7 @@ def make_llava(folder: Path, variant: Variant = Variant()) -> Path:
         tie_word_embeddings=variant.tied,
     )
     model = LlavaForConditionalGeneration(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(0.0, 0.2)
-            else:
-                # Norms and biases away from 1 and 0, so that a forgotten one shows.
-                parameter.add_(torch.randn_like(parameter) * 0.1)
+    draw_weights(model)
     model.generation_config.eos_token_id = WORDS.index("</s>")
     model.to(getattr(torch, variant.dtype)).save_pretrained(folder)
     _processor(variant).save_pretrained(folder)

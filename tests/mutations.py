@@ -81,7 +81,7 @@ def edited(document: Any, changes: Iterable[tuple[int, Any]]) -> Any:
         elif place % 7 == 1 and isinstance(owner, dict):
             owner[str(value)[:20]] = owner.pop(key)
         else:
-            owner[key] = value
+            owner[key] = copy.deepcopy(value)  # else a value could come to hold itself
     return document
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compressor.methods import METHODS, method_of
-from compressor.plan.plan import LayerPlan
+from compressor.plan.layer import LayerPlan
 from export.report.charts.bars import (
     contribution_chart,
     contribution_scale,

@@ -1,11 +1,7 @@
 """What a person sees: bars on a terminal, lines elsewhere, nothing when quiet or for machines."""
 
-import contextlib
 import io
-import signal
 import sys
-import weakref
-from typing import Any
 
 import pytest
 
@@ -74,49 +70,3 @@ def test_for_people_there_is_a_table_and_no_json(capsys: pytest.CaptureFixture[s
     assert "title" in printed
     assert "[bold]" in printed
     assert '"a"' not in printed
-
-
-def test_an_interrupt_that_a_library_swallowed_is_raised_at_the_next_step(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("signal.signal", lambda number, handler: handlers.update({number: handler}))
-    handlers: dict[int, Any] = {}
-    out = Output(verbosity=-1)
-    out.interrupts.listen()
-    steps = out.track(range(4), "measuring", 4)
-    assert next(steps) == 0
-    with contextlib.suppress(KeyboardInterrupt):  # the library
-        handlers[signal.SIGINT](signal.SIGINT, None)
-    with pytest.raises(KeyboardInterrupt):
-        next(steps)
-    with pytest.raises(KeyboardInterrupt):
-        out.say("checking")
-
-
-def test_an_interrupt_where_python_cannot_raise_it_leaves_no_trace_and_is_raised_at_the_next_step(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("signal.signal", lambda number, handler: handlers.update({number: handler}))
-    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
-    handlers: dict[int, Any] = {}
-    out = Output(verbosity=-1)
-    out.interrupts.listen()
-
-    class Fleeting:
-        """Nothing but a thing to refer to."""
-
-    def told(_: object) -> None:
-        handlers[signal.SIGINT](signal.SIGINT, None)
-
-    thing = Fleeting()
-    weak = weakref.ref(thing, told)
-    del thing
-    assert weak() is None
-    assert capsys.readouterr().err == ""
-    with pytest.raises(KeyboardInterrupt):
-        out.interrupts.check()
-    broken = Fleeting()
-    kept = weakref.ref(broken, lambda _: 1 / 0)
-    del broken
-    assert kept() is None
-    assert "ZeroDivisionError" in capsys.readouterr().err

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from compressor.plan.cost import layer_flops, predict, predicted_speedup
 from compressor.plan.edits import identity_plan, leave
-from compressor.plan.plan import Gates, LayerPlan
+from compressor.plan.layer import LayerPlan
+from compressor.plan.plan import Gates
 from tests import facts
 
 UPDATE, FROZEN = LayerPlan(index=0), LayerPlan(index=0, visual="frozen", reason="shortv")

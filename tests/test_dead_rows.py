@@ -13,7 +13,8 @@ from compressor.methods.yopo.method import Yopo
 from compressor.plan.cost import predict
 from compressor.plan.dead_rows import freeze_dead_rows
 from compressor.plan.edits import identity_plan, leave
-from compressor.plan.plan import LayerPlan, Plan
+from compressor.plan.layer import LayerPlan
+from compressor.plan.plan import Plan
 from compressor.planner import make_plan
 from tests.cuts import (
     LAYERS,

@@ -17,7 +17,8 @@ from compressor.methods.dyvte import gate_margins
 from compressor.methods.visual_exit import exit_kl
 from compressor.plan.cost import predict
 from compressor.plan.edits import freeze, identity_plan, leave
-from compressor.plan.plan import Gates, LayerPlan, Plan
+from compressor.plan.layer import LayerPlan
+from compressor.plan.plan import Gates, Plan
 from export.backends.onnxruntime import OnnxSession
 from export.graphs.spec import decoder_graphs
 from export.session.feeds import CallRows

@@ -220,7 +220,7 @@ def test_gates_that_do_not_fit_are_refused_before_weights_are_loaded(
         assert words in str(found.value)
         assert str(path) in str(found.value)
     for path, words in (
-        (None, "names no gates; give --gates FILE"),
+        (None, "names no gates; give `gates`"),
         (tmp_path / "absent.safetensors", "no such file"),
         (tmp_path / ("x" * 300), "choose a shorter one"),
         (model_folder / "config.json", "no readable safetensors file"),

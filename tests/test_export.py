@@ -174,7 +174,7 @@ def test_validate_needs_neither_torch_nor_the_original(artifact: Path) -> None:
 def test_validate_on_other_data_asks_for_the_original(artifact: Path, tmp_path: Path) -> None:
     from tests.models import make_questions
 
-    with pytest.raises(VtcompressError, match="give --model ORIGINAL"):
+    with pytest.raises(VtcompressError, match="give `model`"):
         vtcompress.validate(artifact, data=make_questions(tmp_path, count=3, answers=False))
 
 
@@ -212,10 +212,13 @@ def test_stage_by_stage_gives_the_same_graphs_as_all_at_once(
 
 
 def test_a_missed_threshold_is_told_and_the_artifact_is_kept(
-    model: Path, questions: Path, tmp_path: Path
+    llava: Callable[[str], Path], questions: Path, tmp_path: Path
 ) -> None:
+    """Of one model; with the logits of all rows, also where the head is the embedding's."""
     recipe = recipe_for(
-        model, questions, **{"validate.loss": {"max_kl": 0.0}, "export.logits": "all"}
+        llava("siglip+qwen2, tied, biases"),
+        questions,
+        **{"validate.loss": {"max_kl": 0.0}, "export.logits": "all"},
     )
     manifest = vtcompress.export(recipe, tmp_path / "out", bench_rounds=0)
     assert not manifest.passed

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 import vtcompress
-from compressor.errors import ArtifactError, GatesError, RecipeError, VtcompressError
+from compressor.errors import ArtifactError, GatesError, PlanError, RecipeError, VtcompressError
 from compressor.plan.edits import freeze
-from compressor.plan.plan import Gates, LayerPlan, Plan
+from compressor.plan.layer import LayerPlan
+from compressor.plan.plan import Gates, Plan
+from export.report.pages.report import NOT_BY_RECIPE
 from tests import facts
 from tests.artifacts import make_artifact
 
@@ -51,6 +53,8 @@ def test_the_plan_is_done_as_it_is_without_calibration_and_told_with_its_notes(
     assert manifest.predicted.flops < manifest.predicted.flops_original
     for name in ("report.md", "report.html"):
         text = (output / name).read_text(encoding="utf-8")
+        assert "shortv, as the plan has it" in text
+        assert NOT_BY_RECIPE[False] in text
         assert "layer 0 was chosen by hand" in text
         assert "shortv" in text
     assert "shortv" in (output / "README.md").read_text(encoding="utf-8")
@@ -85,6 +89,40 @@ def test_what_contradicts_is_refused_before_the_model_is_loaded(
     refused(VtcompressError, words, plan, profile=facts.profile([[0.1, 0.2, 0.3, 0.4]]))
     words = "small: holds plan and profile already, so another plan is not read; leave it out"
     refused(VtcompressError, words, plan, compressed=tmp_path / "small")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("no_loading")
+@pytest.mark.parametrize(
+    ("first", "words"),
+    [
+        (
+            LayerPlan(index=0, visual="exited", reason="shortv"),
+            "visual rows enter layer 0, and layers",
+        ),
+        (
+            LayerPlan(index=0, visual="frozen", reason="dead"),
+            "layer 0: frozen for the reason dead, though",
+        ),
+        (LayerPlan(index=0, groups=(99,)), "layer 0: key/value heads up to 99; there are"),
+    ],
+    ids=["exit at once", "not dead", "no such heads"],
+)
+def test_a_plan_changed_past_its_rules_is_refused_by_export_and_compress(
+    first: LayerPlan, words: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    plan = vtcompress.plan(identity(tiny_model))
+    plan = plan.model_copy(update={"layers": (first, *plan.layers[1:])})
+    recipe = vtcompress.load_recipe("shortv").override({"model.id": str(tiny_model)})
+    makers: tuple[Callable[[], object], ...] = (
+        lambda: vtcompress.export(recipe, tmp_path / "out", plan=plan),
+        lambda: vtcompress.compress(recipe, plan, tmp_path / "out"),
+    )
+    for make in makers:
+        with pytest.raises(PlanError) as caught:
+            make()
+        assert caught.value.problems[0].startswith(f"the plan: {words}")
+        assert caught.value.problems[0].endswith("or make it anew with `vtcompress plan`")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -126,7 +164,8 @@ def test_a_folder_is_exported_by_the_recipe_that_it_was_made_by_alone(
 ) -> None:
     recipe = vtcompress.load_recipe("shortv").override({"model.id": str(tiny_model)})
     small, out = tmp_path / "small", tmp_path / "out"
-    vtcompress.compress(recipe, by_hand(tiny_model), small)
+    made = by_hand(tiny_model).signed(("shortv (frozen: 0.7)",), "")
+    vtcompress.compress(recipe, made, small)
     monkeypatch.setattr("compressor.compressed.load_compressed", lambda *_, **__: 1 / 0)
     words = "small: the plan was made by shortv, which the recipe does not have"
     with pytest.raises(RecipeError, match=words):
@@ -136,10 +175,14 @@ def test_a_folder_is_exported_by_the_recipe_that_it_was_made_by_alone(
     with pytest.raises(RecipeError, match=words) as refused:
         vtcompress.export(other, out, compressed=small)
     assert not out.exists()
-    remedy = str(refused.value).rpartition("--recipe ")[2]
+    remedy = str(refused.value).rpartition("own recipe, ")[2]
     own = vtcompress.load_recipe(remedy).override({"model.id": None})
     with pytest.raises(ZeroDivisionError):
         vtcompress.export(own, out, compressed=small)
+    # The plan tells what made it, also where the recipe is lost.
+    (small / "recipe.yaml").unlink()
+    with pytest.raises(RecipeError, match=words):
+        vtcompress.export(other, out, compressed=small)
 
 
 def test_an_artifact_in_place_of_a_compressed_folder_is_called_one(tmp_path: Path) -> None:

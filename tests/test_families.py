@@ -17,6 +17,7 @@ from huggingface_hub import close_session
 
 import vtcompress
 from compressor.compressed import load_compressed, save_compressed
+from compressor.disk.paths import at_home
 from compressor.errors import ArtifactError, ModelError, VtcompressError
 from compressor.families import LoadedModel, describe, load
 from compressor.families.folder import digest
@@ -171,7 +172,8 @@ def test_a_lost_folder_is_not_asked_of_the_hub(name: str) -> None:
     for asks in (local_folder, vtcompress.inspect):
         with pytest.raises(ModelError) as caught:
             asks(name)
-        assert str(caught.value) == f"{name}: no such folder, and no hub id of the form owner/name"
+        told = at_home(name) if asks is vtcompress.inspect else name
+        assert str(caught.value) == f"{told}: no such folder, and no hub id of the form owner/name"
 
 
 @pytest.mark.parametrize("name", ["ow ner/na?me", "a..b/nope", "owner/-name", "owner/" + "n" * 97])

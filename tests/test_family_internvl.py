@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,6 +31,7 @@ from tests.family_cases import FamilyCases, Made, random_picture, read_by
 from tests.tiny_families import (
     TinyFamily,
     byte_tokenizer,
+    changed_model,
     template_of,
     text_section,
     write_model,
@@ -189,11 +189,7 @@ def test_what_a_picture_becomes_is_told_with_its_tiles(folder: Path, tmp_path: P
 def test_what_cannot_be_read_is_refused_by_its_key_before_weights_are(
     changes: dict[str, Any], words: str, folder: Path, tmp_path: Path
 ) -> None:
-    other = Path(shutil.copytree(folder, tmp_path / "m"))
-    raw = json.loads((other / "config.json").read_text())
-    for key, value in changes.items():
-        raw[key] = {**raw[key], **value} if isinstance(value, dict) else value
-    (other / "config.json").write_text(json.dumps(raw))
+    other = changed_model(folder, tmp_path / "m", **changes)
     with pytest.raises(ModelError) as caught:
         describe(str(other))
     assert caught.value.problems[0].startswith(f"{other / 'config.json'}: {words}"), caught.value
@@ -204,9 +200,7 @@ def test_the_embedding_is_the_head_where_the_tensors_say_so(
     asked: bool, folder: Path, tmp_path: Path
 ) -> None:
     """3.5 has the flag at the top and not in the text section; names on disk are not those in memory."""
-    other = Path(shutil.copytree(folder, tmp_path / "m"))
-    raw = json.loads((other / "config.json").read_text()) | {"tie_word_embeddings": asked}
-    (other / "config.json").write_text(json.dumps(raw))
+    other = changed_model(folder, tmp_path / "m", tie_word_embeddings=asked)
     tensors = load_file(other / WEIGHTS)
     assert "language_model.lm_head.weight" in tensors
     assert not describe(str(other)).decoder.tied_embeddings  # two tensors, whatever is asked for

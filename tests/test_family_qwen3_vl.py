@@ -1,4 +1,4 @@
-"""Qwen3-VL goes through the cases of every family: its tower's inner layers give rows to the decoder's first ones."""
+"""Qwen3-VL goes through the cases of every family: inner layers of its tower give rows to the decoder."""
 
 import json
 import shutil
@@ -215,5 +215,7 @@ def test_tower_and_decoder_of_real_width_build_for_tensorrt_rtx(tmp_path: Path) 
     (spec,) = write_decoder(tmp_path / "decoder", plan)
     names = [tensor.name for tensor in spec.inputs if tensor.name.startswith("deepstack")]
     assert names == ["deepstack.0", "deepstack.1"]  # of the last layer's rows nobody reads more
-    maker.build_engine(tmp_path / "decoder" / spec.file, profiles_of(spec, limits), spec, engine, b"")
+    maker.build_engine(
+        tmp_path / "decoder" / spec.file, profiles_of(spec, limits), spec, engine, b""
+    )
     assert engine.stat().st_size > (tmp_path / "decoder" / "weights.bin").stat().st_size

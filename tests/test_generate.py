@@ -17,7 +17,6 @@ from export.report.data import ReportData
 from export.report.pages.report import markdown_report
 from export.runtime.runtime import Runtime
 from tests.models import make_picture
-from tests.runtimes import exported
 from vtcompress.cli.main import run_command
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,8 +24,8 @@ Chat = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
-def artifact(llava: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return exported(llava("clip+llama"), tmp_path_factory.mktemp("generate") / "artifact")
+def artifact(plain_artifact: Path) -> Path:
+    return plain_artifact
 
 
 @pytest.fixture(scope="module")
@@ -128,12 +127,9 @@ def test_figures_of_a_chat_tell_how_many_rows_were_kept(vt: Chat, artifact: Path
 
 
 def test_figures_tell_where_visual_tokens_left(
-    vt: Chat, llava: Callable[[str], Path], pictures: list[Path], tmp_path: Path
+    vt: Chat, plain_exit: Path, pictures: list[Path]
 ) -> None:
-    artifact = exported(
-        llava("clip+llama"), tmp_path / "exit", compress=[{"visual_exit": {"layer": 2}}]
-    )
-    chat = ("generate", artifact, "--chat", "--stats", "--max-new-tokens", 2)
+    chat = ("generate", plain_exit, "--chat", "--stats", "--max-new-tokens", 2)
     lines = ("what is", f"/image {pictures[0]}", "it", "b c")
     document = json.loads(vt("--json", *chat, lines=lines)[1])
     assert [turn["stats"]["exit_layer"] for turn in document["turns"]] == [None, 2, 2]
@@ -171,7 +167,7 @@ def test_an_image_token_in_the_prompt_is_told_of_the_option(
 def test_a_precision_that_the_backend_has_not_is_one_line(vt: Chat, artifact: Path) -> None:
     code, out, err = vt("generate", artifact, "--prompt", "a", "--precision", "bf16")
     assert (code, out) == (1, "")
-    assert err == "error: onnxruntime: has no bf16; use --backend openvino\n"
+    assert err == "error: onnxruntime: has no bf16; use the backend openvino\n"
 
 
 def test_a_chat_answers_while_stdin_is_still_open(artifact: Path) -> None:

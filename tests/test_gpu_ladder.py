@@ -1,6 +1,7 @@
 """The GPU script rehearsed on the CPU: every step is there, and those that cannot run say why."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,8 @@ def test_the_rehearsal_reports_ratios_and_why_steps_were_skipped(
     tiny_artifact: Path, tmp_path: Path
 ) -> None:
     command = [sys.executable, "-m", "tests.gpu.ladder", "--device=cpu", "--scale=tiny"]
-    more = ["--rounds=3", "--seconds=1", f"--artifact={tiny_artifact}", f"--output={tmp_path}"]
+    artifact = shutil.copytree(tiny_artifact, tmp_path / "artifact")  # parities are kept in it
+    more = ["--rounds=3", "--seconds=1", f"--artifact={artifact}", f"--output={tmp_path}"]
     done = subprocess.run([*command, *more], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     document = json.loads((tmp_path / "ladder.json").read_text())

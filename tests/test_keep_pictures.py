@@ -78,7 +78,7 @@ def test_nothing_is_measured_on_pictures_that_are_not_as_they_were(
 ) -> None:
     """Nor is a question whose picture is gone taken for one without a picture."""
     stored(tmp_path, keep, (0, 1))
-    with pytest.raises(ArtifactError, match=r"validate\.keep_pictures\); give --data FILE"):
+    with pytest.raises(ArtifactError, match=r"validate\.keep_pictures\); give `data`"):
         stored_original(tmp_path / "out")
 
 
@@ -167,7 +167,7 @@ def test_the_same_data_given_again_is_measured_without_the_original(
     assert run_command(["-q", "validate", str(artifact)]) == 1
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "give --data FILE, the data that it was validated on" in said
+    assert "give --data, the data that it was validated on" in said
     assert run_command(["-q", "validate", str(artifact), "--data", str(data)]) in (0, 3)
 
 
@@ -179,7 +179,7 @@ def test_other_data_needs_the_original_and_is_called_other(
     photo(tmp_path / "0.jpg", (399, 380))
     other.write_text(json.dumps({**rows[0], "image": "0.jpg"}) + "\n")
     with pytest.raises(
-        ArtifactError, match=r"to this data; it was validated on held\.jsonl: give --model"
+        ArtifactError, match=r"to this data; it was validated on held\.jsonl: give `model`"
     ):
         vtcompress.validate(artifact, data=other)
     found = vtcompress.validate(artifact, data=other, model=str(tiny_model))
@@ -201,7 +201,7 @@ def assert_remedied_by_the_data(out: str) -> None:
     """Questions there are; so nobody is sent to export again with some."""
     out = " ".join(out.split())
     assert "Compression loss: not run, the artifact does not hold the pictures" in out
-    assert "give --data FILE, the data that it was validated on" in out
+    assert "give `data`, the data that it was validated on" in out
     assert "--validate-data" not in out
 
 

@@ -1,5 +1,6 @@
 """An error that nobody foresaw: one line, exit code 1, and a private file with the trace and versions."""
 
+import errno
 import os
 import re
 import stat
@@ -129,12 +130,22 @@ def test_where_no_log_can_be_written_the_trace_is_shown(
     assert "no file could be written" in err.splitlines()[-1]
 
 
-def test_a_lack_of_memory_is_not_called_a_fault_of_ours(
-    fail: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "not enough memory in `vtcompress recipes`: "),
+        (OSError(errno.ENOSPC, "full"), "no space left on the device in `vtcompress recipes`: "),
+    ],
+)
+def test_a_lack_of_memory_or_room_is_not_called_a_fault_of_ours(
+    error: Exception,
+    said: str,
+    fail: Callable[..., list[str]],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert run_command(fail(raising(MemoryError()))) == 1
+    assert run_command(fail(raising(error))) == 1
     err = capsys.readouterr().err
-    assert err.startswith("error: not enough memory in `vtcompress recipes`: ")
+    assert err.startswith(f"error: {said}")
     assert "report it" not in err
 
 
@@ -196,5 +207,5 @@ def test_a_full_disk_behind_stdout_is_one_line(tmp_path: Path) -> None:
         _, err = process.communicate()
     assert process.returncode == 1
     assert err.startswith(b"error: ")
-    assert b"No space left on device" in err
+    assert b"no space left on the device" in err
     assert err.count(b"\n") == 1

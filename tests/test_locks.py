@@ -52,7 +52,7 @@ def test_a_second_run_is_refused_in_one_line_that_names_the_first(tmp_path):
     process = holder(target, "export.artifact.staging", "staged")
     said = (
         f"{target}: is being written by another run (pid {process.pid}); "
-        "wait for it or choose another --output"
+        "wait for it or choose another `output`"
     )
     before = sorted(tmp_path.iterdir())
     assert refusal(target, staged) == said

@@ -427,7 +427,7 @@ def test_an_artifact_without_answers_says_what_is_needed(tmp_path):
     with pytest.raises(ArtifactError) as caught:
         stored_original(tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path}: holds no answers of the original; give --data and --model to measure them"
+        f"{tmp_path}: holds no answers of the original; give `data` and `model` to measure them"
     )
 
 

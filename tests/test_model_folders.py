@@ -116,6 +116,24 @@ def test_every_key_that_a_library_fails_over_is_named_and_no_code_is_run_for_it(
         read_processor(str(folder), trust_remote_code=True)
 
 
+def test_a_length_that_is_none_is_named_by_file_and_key(folder: Path) -> None:
+    path = folder / "tokenizer_config.json"
+    keys(path, model_max_length=True)
+    (line,) = refused(folder)
+    assert line.startswith(f"{path}: model_max_length: true is not allowed; one number")
+
+
+def test_a_class_that_transformers_does_not_know_is_named_by_file_and_key(folder: Path) -> None:
+    path, other = folder / "processor_config.json", folder / "tokenizer_config.json"
+    keys(path, processor_class="Foo")
+    (line,) = refused(folder)
+    assert line.startswith(f"{path}: processor_class: 'Foo': its processor is a ")
+    keys(path, processor_class=None)
+    keys(other, processor_class="Bar")
+    (line,) = refused(folder)
+    assert line.startswith(f"{other}: processor_class: 'Bar': its processor is a ")
+
+
 def test_a_sentencepiece_tokenizer_without_its_package_names_that_package(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer.model").write_bytes(b"\x0a\x0e\x0a\x05<unk>")
@@ -572,6 +590,16 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], str]] = {
         "text_config.quantization_config: weights quantized by 'compressed-tensors'",
     ),
     "fp8": ({"quantization_config": {"quant_method": "fp8"}}, "'fp8'"),
+    "a dtype that there is not": (
+        {"dtype": "x"},
+        "config.json: dtype: 'x' is not supported; supported: float64, float32",
+    ),
+    "its older name": (
+        {"dtype": None, "torch_dtype": "float"},
+        "config.json: torch_dtype: 'float' is not supported; supported: float64, float32",
+    ),
+    "a decoder's dtype": ({"text_config__dtype": "x"}, "config.json: text_config.dtype: 'x' is"),
+    "a tower's dtype": ({"vision_config__torch_dtype": "x"}, "config.json: vision_config."),
     "strategy": (
         {"vision_feature_select_strategy": "cls"},
         "vision_feature_select_strategy: 'cls' is not supported; supported: default, full",

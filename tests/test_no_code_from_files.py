@@ -97,9 +97,10 @@ def model_with_code(tiny_model, tmp_path):
     mark = tmp_path / "mark"
     (folder / "own.py").write_text(
         f"open({str(mark)!r}, 'w').close()\n"
-        "from transformers import LlavaConfig, LlavaProcessor\n"
+        "from transformers import CLIPImageProcessor, LlavaConfig, LlavaProcessor\n"
         "class OwnConfig(LlavaConfig):\n    pass\n"
         "class OwnProcessor(LlavaProcessor):\n    pass\n"
+        "class OwnImages(CLIPImageProcessor):\n    pass\n"
     )
     for name, entries in (
         ("config.json", {"AutoConfig": "own.OwnConfig", "AutoProcessor": "own.OwnProcessor"}),
@@ -108,6 +109,10 @@ def model_with_code(tiny_model, tmp_path):
     ):
         path = folder / name
         path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": entries}))
+    images = folder / "processor_config.json"
+    content = json.loads(images.read_text())
+    content["image_processor"]["auto_map"] = {"AutoImageProcessor": "own.OwnImages"}
+    images.write_text(json.dumps(content))
     return folder, mark
 
 
@@ -137,6 +142,29 @@ def test_a_models_own_code_runs_only_by_flag(ran):
     assert since(), "the flag has no effect, so the test above proves nothing"
 
 
+def only(folder, *kept):
+    """Leave of a model's code what some parts of its files name."""
+    for name in ("config.json", "processor_config.json", "tokenizer_config.json"):
+        path = folder / name
+        content = json.loads(path.read_text())
+        for section in (content, content.get("image_processor", {})):
+            found = section.pop("auto_map", {})
+            if named := {key: value for key, value in found.items() if key in kept}:
+                section["auto_map"] = named
+        path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("part", ["AutoConfig", "AutoProcessor", "AutoImageProcessor"])
+def test_no_part_of_a_model_runs_code_without_the_flag(ran, part):
+    folder, since = ran
+    only(folder, part)
+    with contextlib.suppress(VtcompressError):
+        load(str(folder))
+    assert not since(), "the model's code ran without the flag"
+    load(str(folder), trust_remote_code=True)
+    assert since(), "the flag has no effect, so the test above proves nothing"
+
+
 def lines_of_recipe(path, model):
     path.write_text(f"vtcompress: 1\nmodel: {{id: {model}, trust_remote_code: true}}\n")
     return path
@@ -144,6 +172,7 @@ def lines_of_recipe(path, model):
 
 def test_no_recipe_lets_a_models_own_code_run(ran, tmp_path):
     folder, since = ran
+    only(folder, "AutoConfig", "AutoProcessor")  # a runtime cannot run an image processor's
     path = lines_of_recipe(tmp_path / "own.yaml", folder)
     with pytest.raises(VtcompressError) as caught:
         vtcompress.load_recipe(path)
@@ -160,6 +189,7 @@ def test_no_recipe_lets_a_models_own_code_run(ran, tmp_path):
 def test_no_artifact_lets_a_models_own_code_run(ran, tiny_artifact, tmp_path):
     """Older ones hold the key as their recipe had it; the model that they were made from is not this one."""
     folder, since = ran
+    only(folder, "AutoConfig", "AutoProcessor")
     artifact = tmp_path / "artifact"
     shutil.copytree(tiny_artifact, artifact)
     recipe = artifact / "recipe.yaml"

@@ -1,18 +1,33 @@
 """Paths that no file can have end in one line with the remedy; those of legal length are used."""
 
-from collections.abc import Callable
+import os
+import shutil
+import signal
+import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
 import pytest
 
+import vtcompress
 from compressor.disk.files import read_text, write_text
+from compressor.disk.gate_file import GateFile
 from compressor.disk.paths import MOST_NAME_BYTES, check_path, unusable, working_stem
 from compressor.errors import ProfileError, VtcompressError
+from compressor.families.registry import describe
+from compressor.methods.yopo.head_mask import read_head_mask
+from compressor.plan.plan import Plan
+from compressor.profile import Profile
+from compressor.recipe import load_recipe as read_recipe
+from compressor.samples.pictures import load_image, pictures_of
+from compressor.samples.questions import read_samples
+from export.artifact.artifact import Artifact
 from tests import facts
 from tests.artifacts import make_artifact
 from vtcompress.cli.main import run_command
 from vtcompress.cli.paths import FILE, FOLDER
+from vtcompress.shipped import load_recipe
 from vtcompress.stages.inspect import inspect
 
 LONG = "x." * 150  # with a dot: what base64 has not
@@ -153,3 +168,109 @@ def test_the_home_folder_is_meant_where_no_shell_put_it_in(
     assert kind.convert("~/out", None, None) == tmp_path / "out"
     assert kind.convert("./~", None, None) == Path("~")
     assert kind.convert("~no-such-user-here/x", None, None) == Path("~no-such-user-here/x")
+
+
+def test_a_model_and_a_recipe_below_the_home_folder_are_found(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the command line, in Python, and in a recipe's own paths."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model").symlink_to(tiny_model)
+    (tmp_path / "q.jsonl").write_text("", encoding="utf-8")
+    (tmp_path / "mine.yaml").write_text(
+        "vtcompress: 2\nmodel: {id: ~/model}\ncalibrate: {data: ~/q.jsonl}\n", encoding="utf-8"
+    )
+    recipe = vtcompress.load_recipe("~/mine.yaml")
+    assert recipe.model.id == str(tmp_path / "model")
+    assert recipe.calibrate.data == tmp_path / "q.jsonl"
+    assert recipe.override({"model.id": "~/model"}).model.id == str(tmp_path / "model")
+    assert vtcompress.inspect("~/model")["kind"] == "model"
+    plan = ["plan", "--recipe=~/mine.yaml", "--model=~/model", "--output=~/plan.json"]
+    assert run_command(plan) == 0
+    assert (tmp_path / "plan.json").is_file()
+
+
+@pytest.fixture
+def no_waiting() -> Iterator[None]:
+    """Fail where a pipe that nobody writes to is waited for."""
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("waits for ever"))
+    signal.alarm(30)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def named_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def bound_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as one:
+        here = Path.cwd()
+        os.chdir(path.parent)  # the name of a socket is a short one
+        one.bind(path.name)
+        os.chdir(here)
+
+
+def device(path: Path) -> None:
+    path.symlink_to("/dev/null")
+
+
+SPECIAL: dict[str, Callable[[Path], None]] = {
+    "a named pipe": named_pipe, "a socket": bound_socket, "a device": device,
+}  # fmt: skip
+READERS: dict[str, Callable[[Path], object]] = {
+    "questions": read_samples,
+    "a picture": load_image,
+    "a picture of a call": pictures_of,
+    "a recipe by name": load_recipe,
+    "a recipe": read_recipe,
+    "gates": GateFile.read,
+    "a head mask": lambda path: read_head_mask(path, facts.plan().model.decoder),
+    "a plan": Plan.load,
+    "a profile": Profile.load,
+    "an artifact": Artifact.open,
+    "anything": inspect,
+    "a file of a command": lambda path: FILE.convert(str(path), None, None),
+}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX has them")
+@pytest.mark.usefixtures("no_waiting")
+@pytest.mark.parametrize("kind", SPECIAL)
+@pytest.mark.parametrize("reader", READERS)
+def test_what_is_neither_file_nor_folder_is_called_what_it_is(
+    reader: str, kind: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "special"
+    SPECIAL[kind](path)
+    with pytest.raises(VtcompressError) as caught:
+        READERS[reader](path)
+    said = str(caught.value)
+    assert f": is {kind}, neither a file nor a folder; choose an ordinary one" in said
+    assert str(path) in said
+    assert "\n" not in said
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX has them")
+@pytest.mark.usefixtures("no_waiting")
+@pytest.mark.parametrize("kind", ["a named pipe", "a socket"])
+def test_what_is_neither_file_nor_folder_is_not_written_over(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "special"
+    SPECIAL[kind](path)
+    with pytest.raises(VtcompressError, match=f"is {kind}, neither"):
+        write_text(path, "x")
+    assert not path.is_file()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX has them")
+@pytest.mark.usefixtures("no_waiting")
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_pipe_in_a_model_folder_is_not_waited_for(
+    name: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(VtcompressError, match=f"{name}: is a named pipe, neither a file"):
+        describe(str(folder))

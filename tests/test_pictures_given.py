@@ -189,3 +189,49 @@ def test_an_image_token_in_a_question_is_told_of_the_question(runtime: Runtime) 
         with pytest.raises(DataError) as caught:
             ask(f"what {runtime.prompter.image_token}")
         assert str(caught.value).startswith("question: contains '")
+
+
+def closed_before_it_was_read(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        return image
+
+
+def with_its_file_closed(path: Path) -> Image.Image:
+    with path.open("rb") as file:
+        return Image.open(file)
+
+
+def closed_itself(path: Path) -> Image.Image:
+    image = Image.open(path).convert("RGB")
+    image.close()
+    return image
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+@pytest.mark.parametrize("closed", [closed_before_it_was_read, with_its_file_closed, closed_itself])
+def test_a_closed_image_is_named_by_place_with_the_remedy(
+    closed: Callable[[Path], Image.Image], mode: str, tmp_path: Path
+) -> None:
+    Image.new(mode, (8, 6)).save(tmp_path / "a.png")
+    (picture,) = pictures_of(closed(tmp_path / "a.png"))
+    with pytest.raises(DataError) as caught:
+        read_picture(picture, "images[0]")
+    (line,) = caught.value.problems
+    assert line == (
+        "images[0]: the image, or its file, was closed; call its load() before closing it, or give the path"
+    )
+
+
+def test_an_image_that_was_read_before_it_was_closed_is_a_picture(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 6), "red").save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        image.load()
+    (picture,) = pictures_of(image)
+    assert read_picture(picture, "images[0]").getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_an_open_image_that_is_cut_off_is_called_damaged_not_closed(tmp_path: Path) -> None:
+    content = make_picture(tmp_path / "a.png").read_bytes()
+    (tmp_path / "half.png").write_bytes(content[: len(content) // 2])
+    with Image.open(tmp_path / "half.png") as image, pytest.raises(DataError, match="damaged"):
+        read_picture(image, "images[0]")

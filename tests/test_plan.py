@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from compressor.errors import PlanError
-from compressor.plan.edits import identity_plan, leave
-from compressor.plan.plan import Gates, LayerPlan, Plan, Workload
+from compressor.plan.dead_rows import read_though_dead
+from compressor.plan.edits import freeze, identity_plan, leave
+from compressor.plan.layer import LayerPlan
+from compressor.plan.plan import Gates, Plan, Workload
 from tests import facts
 
 ON_TMP = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -113,8 +115,10 @@ def test_too_few_and_too_many_layers_are_refused(tmp_path, count):
 def test_a_plan_of_a_newer_format_is_refused_with_a_remedy(tmp_path):
     path = written(tmp_path, plan_format=3)
     (line,) = problems(path)
-    assert line.startswith(f"{path}: plan_format: ")
-    assert line.endswith("; make it anew with `vtcompress plan`")
+    assert line == (
+        f"{path}: plan_format: written for a newer vtcompress (format 3): upgrade vtcompress; correct it, or "
+        "make it anew with `vtcompress plan`"
+    )
 
 
 def test_every_broken_field_is_named_at_once(tmp_path):
@@ -243,3 +247,25 @@ def test_plans_of_older_versions_have_another_name_for_the_visual_exit(tmp_path)
         text = text.replace(today, then)
     path.write_text(text)
     assert Plan.load(path) == plan
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (lambda plan: freeze(plan, [1, 99], "shortv"), "freeze: there is no layer 99; give 0 to 5"),
+        (lambda plan: freeze(plan, [-1], "shortv"), "freeze: there is no layer -1; give 0 to 5"),
+        (lambda plan: leave(plan, 0, "visual_exit"), "leave: there is no layer 0; give 1 to 6"),
+        (lambda plan: leave(plan, 7, "visual_exit"), "leave: there is no layer 7; give 1 to 6"),
+    ],
+)
+def test_an_edit_of_a_layer_that_is_not_there_is_refused(edit, words):
+    with pytest.raises(PlanError) as caught:
+        edit(facts.plan())
+    assert caught.value.problems == (words,)
+
+
+def test_rows_that_a_layer_reads_are_not_dead():
+    plan = freeze(facts.plan(), [1], "dead")
+    assert read_though_dead(plan.layers) == (1,)
+    assert read_though_dead(leave(facts.plan(), 3, "visual_exit").layers) == ()
+    assert read_though_dead(identity_plan(plan.model, "").layers) == ()

@@ -14,7 +14,8 @@ from compressor.methods.yopo.keys import HeadKeys
 from compressor.methods.yopo.method import Yopo
 from compressor.plan.dead_rows import freeze_dead_rows
 from compressor.plan.edits import freeze, identity_plan, leave
-from compressor.plan.plan import LayerPlan, Workload
+from compressor.plan.layer import LayerPlan
+from compressor.plan.plan import Workload
 from compressor.planner import make_plan, measures_needed
 from compressor.profile import SampleScore
 from tests import facts

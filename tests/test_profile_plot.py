@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from compressor.calibration.plot import CHOSEN, KEPT, draw_profile
-from compressor.plan.plan import LayerPlan
+from compressor.plan.layer import LayerPlan
 from compressor.profile import SampleScore
 from tests import facts
 

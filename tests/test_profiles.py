@@ -20,7 +20,7 @@ from export.runtime.runtime import Runtime
 from tests.decoders import plan_of
 from tests.facts import facts
 from tests.models import make_picture
-from tests.runtimes import Spy, exported
+from tests.runtimes import Spy
 
 LIMITS = Limits(max_batch=4, max_images=2, max_text=64, max_context=256, visual_tokens=12)
 
@@ -267,14 +267,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def artifact(
-    llava: Callable[[str], Path],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Artifact:
+def artifact(plain_exit: Path) -> Artifact:
     """With an exit: its caches have two lengths."""
-    output = tmp_path_factory.mktemp("calls") / "artifact"
-    exported(llava("clip+llama"), output, compress=[{"visual_exit": {"layer": 2}}])
-    return Artifact.open(output, verify=False)
+    return Artifact.open(plain_exit, verify=False)
 
 
 def test_every_call_that_the_runtime_makes_fits_a_profile(

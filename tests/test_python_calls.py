@@ -1,6 +1,11 @@
 """What Python callers get wrong is said in Python's terms, in one line."""
 
+import os
+import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,13 +13,43 @@ import pytest
 import vtcompress
 from compressor.errors import BackendError, DataError, RecipeError
 from compressor.generation.settings import check_new_tokens, check_positions
+from compressor.schema.arguments import check_threads
 from export.runtime.runtime import Runtime
+from tests.artifacts import make_artifact
+from vtcompress.cli.main import cli, run_command
 
 
 def test_an_override_from_python_speaks_of_no_command_line() -> None:
     with pytest.raises(RecipeError) as caught:
         vtcompress.load_recipe("shortv").override({"foo.bar": 1})
     assert caught.value.problems[0].startswith("override: foo: unknown key")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (None, "null is no mapping of keys, such as {'export.dtype': 'float16'}"),
+        ([("export.dtype", "float16")], "is no mapping of keys"),
+        ("export.dtype=float16", "is no mapping of keys"),
+        ({5: 1}, "5: a key is text, such as 'export.dtype'"),
+        ({"compress": {5: 1}}, "5: a key is text"),
+        ({"export": {None: 1}}, "null: a key is text"),
+        ({b"model.id": "x"}, "b'model.id': a key is text"),
+    ],
+)
+def test_what_gives_no_values_by_key_is_refused_in_one_line(
+    given: Any, said: str, tmp_path: Path
+) -> None:
+    recipe = vtcompress.load_recipe("identity")
+    with pytest.raises(RecipeError) as caught:
+        recipe.override(given)
+    (line,) = caught.value.problems
+    assert line.startswith("override: ")
+    assert said in line
+    if given:
+        artifact = make_artifact(tmp_path / "artifact")
+        with pytest.raises(RecipeError, match=f"^limits: .*{re.escape(said)}"):
+            vtcompress.validate(artifact, limits=given)
 
 
 @pytest.mark.parametrize("stage", ["calibrate", "compress", "export", "plan", "train_gates"])
@@ -36,10 +71,79 @@ def test_what_is_no_path_of_an_artifact_is_refused_by_type(given: object) -> Non
     assert str(caught.value) == f"path: {given!r} is no path of an artifact's folder"
 
 
-@pytest.mark.parametrize("threads", [0, -1])
-def test_fewer_threads_than_one_are_refused(threads: int, tmp_path: Path) -> None:
-    with pytest.raises(BackendError, match=f"^threads: {threads} is not allowed; 1 or more"):
-        Runtime.load(tmp_path, threads=threads)
+STAGES: dict[str, Callable[..., Any]] = {
+    "Runtime.load": Runtime.load,
+    "bench": vtcompress.bench,
+    "validate": vtcompress.validate,
+    "validate_backend": partial(vtcompress.validate_backend, backend="openvino"),
+    "export": lambda path, **given: vtcompress.export(
+        vtcompress.load_recipe("identity"), path, **given
+    ),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("threads", [0, -1, 1.5, "2", True, 3, 100_000])
+def test_what_is_no_number_of_threads_that_this_machine_has_is_refused_first(
+    stage: str, threads: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    with pytest.raises(BackendError) as caught:
+        STAGES[stage](tmp_path / "none", threads=threads)
+    assert str(caught.value) == (
+        f"threads: {threads!r} is not allowed; a whole number, 1 to 2, as many as this machine has "
+        "processors"
+    )
+
+
+@pytest.mark.parametrize("threads", [None, 1, 2, np.int64(2)])
+def test_so_many_threads_as_processors_are_allowed(
+    threads: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    check_threads(threads)
+
+
+def test_no_thread_is_made_by_a_command_that_asks_for_a_hundred_thousand(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every command with the option; the folder need not be an artifact, for nothing was looked at."""
+    given = ["--threads", "100000"]
+    asked = {
+        "bench": [],
+        "validate": [],
+        "generate": ["--prompt", "hi"],
+        "export": ["--recipe", "identity", "--output", str(tmp_path / "out")],
+    }
+    having = {
+        name
+        for name, command in cli.commands.items()
+        if any("--threads" in option.opts for option in command.params)
+    }
+    assert having == asked.keys()
+    for command, more in asked.items():
+        place = [] if command == "export" else [str(tmp_path)]
+        assert run_command([command, *place, *more, *given]) == 1
+        assert capsys.readouterr().err.startswith("error: threads: 100000 is not allowed; ")
+
+
+@pytest.mark.parametrize(
+    ("stage", "name", "value", "allowed"),
+    [
+        ("bench", "images", 0, "1 or more"),
+        ("bench", "text", 0, "1 or more"),
+        ("bench", "rounds", "3", "1 or more"),
+        ("export", "bench_rounds", -1, "0 or more"),
+        ("Runtime.load", "device", -1, "0 or more"),
+        ("validate_backend", "device", True, "0 or more"),
+    ],
+)
+def test_other_numbers_are_refused_by_their_names(
+    stage: str, name: str, value: object, allowed: str, tmp_path: Path
+) -> None:
+    with pytest.raises(BackendError) as caught:
+        STAGES[stage](tmp_path / "none", **{name: value})
+    assert str(caught.value) == f"{name}: {value!r} is not allowed; a whole number, {allowed}"
 
 
 @pytest.mark.parametrize("given", [0, -1, 1.5, "3", None, True])

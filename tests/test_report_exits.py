@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 import vtcompress
 from compressor.plan.cost import predict
 from compressor.plan.dead_rows import freeze_dead_rows
-from compressor.plan.plan import LayerPlan
+from compressor.plan.layer import LayerPlan
 from compressor.profile import SampleScore
 from export.report.charts.bars import contribution_chart, exit_chart
 from export.report.charts.decoder import decoder_picture

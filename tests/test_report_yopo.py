@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 import vtcompress
+from compressor.contract.asked import method_words
 from compressor.methods.yopo.method import Yopo
 from compressor.plan.cost import predict
-from compressor.plan.plan import LayerPlan, Plan
+from compressor.plan.layer import LayerPlan
+from compressor.plan.plan import Plan
 from compressor.planner import make_plan
 from compressor.profile import Profile, SampleScore
 from export.graphs.spec import caches_of, decoder_graph
@@ -27,7 +29,6 @@ from export.report.pages.report import html_report, markdown_report
 from export.report.render.markdown import escaped
 from export.report.words.cuts import cut_sentences, cuts_words, kept_heads, semantics
 from export.report.words.exits import cache_words, exits_table, gate_before, timed_plan, timed_words
-from export.report.words.methods import method_words
 from export.report.words.states import states
 from export.runtime.runtime import Runtime
 from export.session.session import cached_rows, exit_of

@@ -22,7 +22,8 @@ from compressor.families import known
 from compressor.methods.shortv import layer_contribution
 from compressor.plan.dead_rows import deepstack_layers
 from compressor.plan.edits import freeze, leave
-from compressor.plan.plan import Gates, LayerPlan, Plan
+from compressor.plan.layer import LayerPlan
+from compressor.plan.plan import Gates, Plan
 from compressor.samples.layout import Grid, Layout, layout_of
 from export.backends.onnxruntime import OnnxSession
 from export.backends.torch_model import TorchSession
@@ -35,7 +36,7 @@ from export.writer.write import save_graph
 from tests.cuts import FIRST, HIDDEN, cut, dead, drawn, frozen, gone, model
 from tests.flops import layer_nodes
 from tests.reference import Conversation, text_logits
-from tests.test_toy_family import ToyFamily, make_vip_llava
+from tests.test_toy_family import ToyFamily, make_toy
 from vtcompress.stages.exporting.torch_side import decoder_makers
 
 TOLERANCE = 1e-4
@@ -358,7 +359,7 @@ def test_a_model_that_turns_rows_on_three_axes_passes_every_check_of_an_export(
     monkeypatch.setattr(known, "BUILT_IN", (f"{__name__}:{TurnedFamily.__name__}",))
     known.families.cache_clear()
     try:
-        folder = make_vip_llava(tmp_path / "turned-model")
+        folder = make_toy(tmp_path / "turned-model")
         recipe = vtcompress.load_recipe("identity").override(
             {
                 "model.id": str(folder),

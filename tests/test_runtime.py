@@ -42,9 +42,8 @@ def model(llava: Callable[[str], Path]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def identity(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Runtime:
-    folder = exported(model, tmp_path_factory.mktemp("runtime") / "artifact")
-    return Runtime.load(folder, threads=1)
+def identity(plain_artifact: Path) -> Runtime:
+    return Runtime.load(plain_artifact, threads=1)
 
 
 @pytest.fixture(scope="module")

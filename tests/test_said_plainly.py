@@ -33,40 +33,18 @@ RUNNERS = ("generate", "validate")
 
 # Which commands may print what a module says with a flag, where the sentence names no command itself.
 SPEAKERS: dict[str, dict[str, tuple[str, ...]]] = {
-    "compressor/calibration/resume.py": dict.fromkeys(("--output", "--overwrite"), ("calibrate",)),
-    "compressor/disk/locks.py": {"--output": (*OVERWRITERS, "calibrate", "build")},
-    "compressor/planner.py": {"--gates": GATED},
     "compressor/recipe.py": {"--trust-remote-code": MODEL},
-    "compressor/contract/gated.py": {"--gates": GATED},
-    "export/artifact/artifact.py": dict.fromkeys(("--output", "--overwrite"), (*OVERWRITERS, "build")),
-    "export/backends/registry.py": {"--backend": RUNNERS},
     "export/backends/compared.py": {"--precision": ("validate",)},
-    "export/backends/onnxruntime_cuda.py": {"--backend": RUNNERS},
-    "export/backends/tensorrt/build.py": dict.fromkeys(("--overwrite", "--with-baseline"), ("build",)),
-    "export/backends/tensorrt/maker.py": {"--dtype": ("export",)},
     "export/report/pages/model_card.py": {"--backend": ("generate",)},
-    "export/backends/openvino.py": {"--precision": RUNNERS},
-    "export/checks/loss.py": dict.fromkeys(("--data", "--model"), ("validate",)),
-    "export/checks/stored.py": dict.fromkeys(("--data", "--model"), ("validate",)),
-    "export/artifact/places.py": {"--output": WRITERS, "--overwrite": OVERWRITERS},
     "export/graphs/profiles.py": dict.fromkeys(("--max-context", "--max-images", "--max"), ("build",)),
-    "export/artifact/staging.py": {"--output": (*OVERWRITERS, "build")},
-    "vtcompress/stages/validate_backend.py": {"--backend": ("validate",)},
     "vtcompress/cli/generating.py": dict.fromkeys(("--prompt", "--chat", "--temperature"), ("generate",)),
     "vtcompress/cli/checking.py": dict.fromkeys(
         ("--precision", "--device", "--backend", "--data", "--model", "--gates", "--trust-remote-code"),
         ("validate",),
     ),
-    "vtcompress/cli/main.py": {"--output": ("export",)},
     "vtcompress/cli/options.py": {"--set": MODEL},
     "vtcompress/cli/report.py": {"--validate-data": ("export",)},
-    "vtcompress/stages/export.py": dict.fromkeys(("--model", "--backend"), ("validate",)),
-    "vtcompress/stages/checks/recipe.py": {"--recipe": ("export",)},
     "vtcompress/stages/gates/report.py": {"--validate-data": ("train-gates",)},
-    "vtcompress/stages/gates/training.py": dict.fromkeys(("--output", "--overwrite"), ("train-gates",)),
-    "vtcompress/stages/inputs.py": {"--data": ("calibrate", "export"), "--model": MODEL},
-    "vtcompress/stages/calibrate.py": {"--output": ("calibrate",)},
-    "vtcompress/stages/validate.py": dict.fromkeys(("--model", "--backend"), ("validate",)),
 }  # fmt: skip
 # Options of programs that are started, not ours.
 STARTED = ("export/backends/tensorrt/trtexec.py", "export/backends/gpus.py")
@@ -140,6 +118,37 @@ def test_messages_name_commands_that_there_are_and_flags_that_these_commands_hav
     assert wrong == []
 
 
+ARGUMENT = re.compile(r"(?:give|add|another|as|and) `([a-z_.]+)`")
+"""What a message of a library asks for: an argument, or a key of the recipe."""
+
+# The options of the command line that say them, and commands that print it.
+ARGUMENTS = {
+    "output": ("--output", (*OVERWRITERS, "calibrate", "plan")),
+    "overwrite": ("--overwrite", (*OVERWRITERS, "calibrate", "build")),
+    "data": ("--data", ("validate",)),
+    "model": ("--model", (*MODEL, "validate")),
+    "gates": ("--gates", GATED),
+    "calibrate.data": ("--data", ("calibrate", "export")),
+    "model.id": ("--model", MODEL),
+}
+
+
+def test_libraries_ask_for_arguments_which_commands_call_by_their_options() -> None:
+    asked = {
+        name
+        for module, text in said()
+        if not module.startswith("vtcompress/cli/")
+        for name in ARGUMENT.findall(text)
+        if name != "rows"  # of a graph
+    }
+    assert asked == ARGUMENTS.keys()
+    for name, (flag, commands) in ARGUMENTS.items():
+        for command in commands:
+            assert spoken(f"give `{name}`", command) == f"give {flag}", (command, name)
+    assert spoken("choose another `output`", "generate") == "choose another place"
+    assert spoken("add `overwrite`", None) == "add `overwrite`"
+
+
 def test_a_command_in_backticks_is_one_of_ours() -> None:
     unknown = [
         (module, name)
@@ -155,7 +164,7 @@ def test_a_command_without_output_advises_another_place(
 ) -> None:
     def locked(*_: Any, **__: Any) -> None:
         raise VtcompressError(
-            "x: is being written by another run; wait for it or choose another --output"
+            "x: is being written by another run; wait for it or choose another `output`"
         )
 
     monkeypatch.setattr("export.backends.tensorrt.build.plan_engines", locked)

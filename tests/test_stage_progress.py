@@ -12,7 +12,7 @@ import vtcompress
 from compressor.progress import SILENT
 
 # They read small files alone.
-QUICK = {"inspect", "load_recipe"}
+QUICK = {"inspect", "load_recipe", "models"}
 STAGES = {
     name: function
     for name in vtcompress.__all__

@@ -92,14 +92,14 @@ def test_a_file_is_never_replaced_by_a_folder(tmp_path, overwrite):
     output = tmp_path / "out"
     output.write_text("a file")
     said = refusal(output, overwrite=overwrite)
-    assert said == f"{output}: is a file, not a folder; choose another --output"
+    assert said == f"{output}: is a file, not a folder; choose another `output`"
     assert output.read_text() == "a file"
     assert list(tmp_path.iterdir()) == [output]
 
 
 def test_what_exists_is_not_overwritten_unless_asked(old):
     assert refusal(old) == (
-        f"{old}: holds a compressed model; choose another --output or add --overwrite to replace it"
+        f"{old}: holds a compressed model; choose another `output` or add `overwrite` to replace it"
     )
     assert (old / "a").read_text() == "old"
 
@@ -467,7 +467,7 @@ def test_what_appeared_meanwhile_is_not_replaced_and_the_result_is_kept(tmp_path
         work()
     assert str(caught.value) == (
         f"{output}: cannot be put in place: {output}: holds 1 file that vtcompress did not write, such as "
-        f"thesis.tex; choose another --output; the result is complete and lies in {output}-new-1"
+        f"thesis.tex; choose another `output`; the result is complete and lies in {output}-new-1"
     )
     assert (output / "thesis.tex").read_text() == "years of work"
     assert (tmp_path / "out-new-1" / "a").read_text() == "new"
@@ -550,7 +550,7 @@ def test_an_old_artifact_that_a_kill_left_aside_comes_back_before_anything_else(
         with pytest.raises(RuntimeError), staged(output, overwrite=True):
             raise RuntimeError
     else:
-        with pytest.raises(VtcompressError, match="add --overwrite"), staged(output):
+        with pytest.raises(VtcompressError, match="add `overwrite`"), staged(output):
             pytest.fail("the block must not run")
     assert (output / "a").read_text() == "old"
     assert list(tmp_path.iterdir()) == [output]
@@ -577,7 +577,7 @@ def test_too_little_room_is_refused_with_the_figure_that_is_needed(tmp_path, mon
     with pytest.raises(VtcompressError) as caught, staged(output, needed_bytes=3000 * 2**20):
         pytest.fail("the block must not run")
     assert str(caught.value) == (
-        f"{tmp_path}: 3,000 MiB are needed, 1,500 MiB are free; make room or choose another --output"
+        f"{tmp_path}: 3,000 MiB are needed, 1,500 MiB are free; make room or choose another `output`"
     )
     assert asked == [tmp_path]
     assert list(tmp_path.iterdir()) == []

@@ -123,8 +123,8 @@ def test_it_is_compared_and_what_came_of_it_is_kept(vt: Run, toy: Toy, artifact:
 def test_what_it_cannot_do_is_refused_in_words_that_name_who_can(tiny_artifact: Path) -> None:
     opened = Artifact.open(tiny_artifact)
     for backend, precision, mapped, said in (
-        ("openvino", "f4", False, "openvino: has no f4; use --backend toy"),
-        ("toy", "bf16", False, "toy: has no bf16; use --backend openvino"),
+        ("openvino", "f4", False, "openvino: has no f4; use the backend toy"),
+        ("toy", "bf16", False, "toy: has no bf16; use the backend openvino"),
         ("toy", "f8", False, "f8: no such precision; there are f32, bf16, f4"),
         ("toy", "f32", True, "toy: always packs weights; mapped weights need onnxruntime"),
     ):

@@ -18,6 +18,7 @@ from compressor.contract.method import Evidence, Method, MethodWords, NamedLayer
 from compressor.plan.edits import freeze
 from compressor.plan.plan import Plan
 from compressor.schema.values import Count, KeptLayers
+from tests.conftest import shared
 
 ROOT = Path(__file__).parent.parent
 
@@ -84,11 +85,32 @@ class Toy(Method):
         return f"in front of them visual tokens were smallest on {samples} toy prompts"
 
 
-def vtcompress(site: Path, *arguments: object, cwd: Path) -> "subprocess.CompletedProcess[str]":
+# Modules that this session has traced before are not traced again: see `tests.traced`.
+REMEMBERING = """
+import sys
+from pathlib import Path
+from tests import traced
+traced.install(Path(sys.argv.pop(1)))
+from vtcompress.cli.main import main
+main()
+"""
+
+
+COMMANDS = """
+import json, sys
+from vtcompress.cli.main import run_command
+for asked in json.loads(sys.argv[1]):
+    sys.stderr.write(f"code {run_command(asked)}\\0")
+"""
+
+
+def vtcompress(
+    site: Path, *arguments: object, cwd: Path, program: tuple[str, ...] = ("-m", "vtcompress")
+) -> "subprocess.CompletedProcess[str]":
     """Run a command in a process of its own, in which the toy's package is installed."""
     paths = os.pathsep.join(map(str, (site, ROOT)))
     return subprocess.run(
-        [sys.executable, "-m", "vtcompress", *map(str, arguments)],
+        [sys.executable, *program, *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": paths},
         cwd=cwd,
         capture_output=True,
@@ -123,13 +145,15 @@ def artifact(
     llava: Callable[[str], Path],
     questions: Path,
     tmp_path_factory: pytest.TempPathFactory,
+    pytestconfig: pytest.Config,
 ) -> Path:
     folder = tmp_path_factory.mktemp("toy")
     named = recipe(folder, "toy: {count: 1, never: [0]}")
     asked = ["--recipe", named, "--model", llava("clip+llama")]
     output = folder / "artifact"
     data = ["--data", questions, "--bench-rounds", 0, "--output", output]
-    done = vtcompress(site, "export", *asked, *data, cwd=folder)
+    program = ("-c", REMEMBERING, str(shared(pytestconfig) / "traced"))
+    done = vtcompress(site, "export", *asked, *data, cwd=folder, program=program)
     assert done.returncode == 0, done.stderr
     return output
 
@@ -167,15 +191,23 @@ def test_reports_say_its_own_words_and_the_package_that_brought_it(artifact: Pat
 
 
 def test_its_errors_are_those_of_every_method(site: Path, tiny_model: Path, tmp_path: Path) -> None:
-    def refused(entry: str) -> str:
-        arguments = ["plan", "--recipe", recipe(tmp_path, entry), "--model", tiny_model]
-        done = vtcompress(site, *arguments, cwd=tmp_path)
-        assert done.returncode != 0
-        return done.stderr
-
-    assert "chooses layers by magnitude, but there is no profile" in refused("toy: {}")
-    assert "compress[0].toy.never: 99 is outside" in refused("toy: {never: [99]}")
-    assert "did you mean 'toy'?" in refused("small_rows: {}")
+    wanted = {
+        "toy: {}": "chooses layers by magnitude, but there is no profile",
+        "toy: {never: [99]}": "compress[0].toy.never: 99 is outside",
+        "small_rows: {}": "did you mean 'toy'?",
+    }
+    asked = []
+    for number, entry in enumerate(wanted):
+        (tmp_path / str(number)).mkdir()
+        named = recipe(tmp_path / str(number), entry)
+        asked.append(["plan", "--recipe", str(named), "--model", str(tiny_model)])
+    done = vtcompress(site, json.dumps(asked), cwd=tmp_path, program=("-c", COMMANDS))
+    assert done.returncode == 0, done.stderr
+    *found, rest = done.stderr.split("\0")
+    assert rest == ""
+    for said, words in zip(found, wanted.values(), strict=True):
+        assert words in said
+        assert said.endswith("\ncode 1")
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,12 @@ def decoder_of(plan: Plan, **changed: torch.Tensor) -> Decoder:
     return decoder_from(plan, cuts.tensors_of(plan) | changed)
 
 
+def first_layers(name: str, count: int) -> Plan:
+    """Return the beginning of a plan, which takes less time to trace."""
+    plan = cuts.plan_of(name, 2)
+    return plan.model_copy(update={"layers": plan.layers[:count]})
+
+
 def written(plan: Plan, folder: Path) -> dict[str, bytes]:
     folder.mkdir()
     spec = decoder_graph(plan, "float32", "last")
@@ -45,7 +51,7 @@ def counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_a_remembered_decoder_is_written_byte_for_byte_as_torchs_own(
     counted: list[Any], tmp_path: Path
 ) -> None:
-    plan = cuts.plan_of("window and heads", 2)
+    plan = first_layers("window and heads", 2)
     first = written(plan, tmp_path / "first")
     assert len(counted) == 1
     assert written(plan, tmp_path / "second") == first
@@ -126,13 +132,45 @@ def test_the_exporters_table_of_operators_is_kept_and_is_the_one_that_it_reads_i
             for target, entries in registry.functions.items()
         }
 
-    written(cuts.plan_of("heads", 2), tmp_path / "first")  # the table is kept from here on
+    written(first_layers("heads", 1), tmp_path / "first")  # the table is kept from here on
     assert len(counted) == 1
     kept = ONNXRegistry.from_torchlib(opset_version=23)
     assert ONNXRegistry.from_torchlib(opset_version=23) is kept
     assert ONNXRegistry.from_torchlib(opset_version=24).opset_version == 24
     own: Any = ONNXRegistry.from_torchlib
     assert table(own.__wrapped__(opset_version=23)) == table(kept)
+
+
+def test_patterns_that_end_in_another_operator_are_those_that_the_exporters_rewriter_gives_up(
+    counted: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An export of its own, in which every pattern that is passed over is tried after all."""
+    from onnxscript.rewriter import _matcher, _rewrite_rule
+
+    plan = first_layers("window and heads", 1)
+    traced.match_by_operator_first()
+    quick: Any = _rewrite_rule.Pattern.match
+    tried = {True: 0, False: 0}
+    through: list[Any] = []
+    slowly = _matcher.SimplePatternMatcher.match
+
+    def seen(matcher: Any, *given: Any, **options: Any) -> Any:
+        through.append(matcher)
+        return slowly(matcher, *given, **options)
+
+    def match(rule: Any, model: Any, graph: Any, node: Any, **options: Any) -> Any:
+        through.clear()
+        found = quick(rule, model, graph, node, **options)
+        tried[bool(through)] += 1
+        if not through:
+            assert not slowly(rule._matcher, model, graph, node, verbose=0)
+        return found
+
+    monkeypatch.setattr(_matcher.SimplePatternMatcher, "match", seen)
+    monkeypatch.setattr(_rewrite_rule.Pattern, "match", match)
+    written(plan, tmp_path / "first")
+    assert len(counted) == 1
+    assert tried[False] > 10 * tried[True] > 0
 
 
 def test_code_that_a_test_put_in_place_of_what_is_traced_is_traced(

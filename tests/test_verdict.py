@@ -247,7 +247,7 @@ def test_validate_refuses_to_set_what_is_no_limit_or_judges_nothing_all_at_once(
     assert (code, out, len(err.splitlines())) == (EXIT_ERROR, "", 3)
     assert "export.dtype: is no limit" in err
     assert "validate.data: is no limit" in err
-    assert "max_abs: export fidelity is not measured anew; add --model" in err
+    assert "max_abs: export fidelity is not measured anew; give --model" in err
     with pytest.raises(RecipeError, match="min_agrement"):
         vtcompress.validate(tiny_artifact, limits={"validate.loss.min_agrement": 1})
 

@@ -4,10 +4,11 @@ A family gives a `TinyFamily`. What is common is here: a tokenizer of bytes, whi
 chat template that puts nothing around a turn, and weights that hide no fault.
 """
 
+import json
+import shutil
 import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,12 @@ VOCAB = 320  # 256 bytes, the family's special tokens, and rows that no token ha
 SIDE, PATCH = 32, 8
 PAD, END = "<pad>", "</s>"
 IMAGE = "<image>"
+
+
+def _tiles(made: Any) -> Any:
+    """Return pixels as most processors make them; some put an axis of prompts in front."""
+    pixels = made["pixel_values"]
+    return pixels.reshape(-1, *pixels.shape[-3:])
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,7 @@ class TinyFamily:
     make: Callable[[Path], None]
     grid: tuple[int, int] | None
     layers: str = "model.language_model.layers"
-    pixels: Callable[[Any], Any] = itemgetter("pixel_values")
+    pixels: Callable[[Any], Any] = _tiles
 
 
 def template_of(image: str) -> str:
@@ -104,21 +111,38 @@ def clip_section(layers: int = 3, **changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def write_model(kind: Any, config: Any, processor: Any, folder: Path, seed: int = 0) -> None:
-    """Write a model with drawn weights and its processor.
+def draw_weights(model: torch.nn.Module) -> None:
+    """Draw weights with a standard deviation of 0.2: smaller ones hide faults.
 
-    Weights have a standard deviation of 0.2: smaller ones hide faults. Norms and biases are away from 1 and
-    0, so that a forgotten one shows. The model answers in small letters, none of which ends an answer: they
-    are told to be the only tokens by its generation configuration, and a later turn spells them the same.
+    Norms and biases are away from 1 and 0, so that a forgotten one shows.
     """
-    torch.manual_seed(seed)
-    model = kind(config)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(0.0, 0.2)
             else:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
+
+
+def changed_model(folder: Path, other: Path, **changes: Any) -> Path:
+    """Return a copy of a model with keys of its configuration changed, of a section some alone."""
+    shutil.copytree(folder, other)
+    raw = json.loads((other / "config.json").read_text())
+    for key, value in changes.items():
+        raw[key] = {**raw[key], **value} if isinstance(value, dict) else value
+    (other / "config.json").write_text(json.dumps(raw))
+    return other
+
+
+def write_model(kind: Any, config: Any, processor: Any, folder: Path, seed: int = 0) -> None:
+    """Write a model with drawn weights and its processor.
+
+    The model answers in small letters, none of which ends an answer: they
+    are told to be the only tokens by its generation configuration, and a later turn spells them the same.
+    """
+    torch.manual_seed(seed)
+    model = kind(config)
+    draw_weights(model)
     letters = processor.tokenizer.convert_tokens_to_ids(list(string.ascii_lowercase))
     barred: Sequence[int] = sorted(set(range(VOCAB)) - set(letters))
     model.generation_config.suppress_tokens = list(barred)

@@ -1,5 +1,5 @@
 """`python -m vtcompress` is the command line."""
 
-from vtcompress.cli.main import main
+from vtcompress.start import main
 
 main()

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 import click
 
 from compressor.progress import SILENT, Progress
-from vtcompress.interrupts import Interrupts
 from vtcompress.last_resort import Doing
 
 Item = TypeVar("Item")
@@ -31,13 +30,11 @@ class Output:
     Attributes:
         verbosity: -1 results only, 0 stages and progress, 1 details too.
         machine: results as one JSON document on stdout, nothing else there.
-        interrupts: looked at in every step of progress.
-        doing: notes every stage, for what is said of an error.
+        doing: notes every stage, for what is said of an error; asked in every step whether to end.
     """
 
     verbosity: int = 0
     machine: bool = False
-    interrupts: Interrupts = field(default_factory=Interrupts)
     doing: Doing = field(default_factory=Doing)
 
     @property
@@ -84,7 +81,7 @@ class Output:
 
     def say(self, line: str) -> None:
         """Announce a stage on stderr."""
-        self.interrupts.check()
+        self.doing.interrupts.check()
         self.doing.stage = line
         if self.verbosity >= 0:
             click.echo(line, err=True)
@@ -101,7 +98,7 @@ class Output:
             show = self._bar if sys.stderr.isatty() else self._lines
             shown = show(items, label, total)
         for item in shown:
-            self.interrupts.check()
+            self.doing.interrupts.check()
             yield item
 
     def _bar(self, items: Iterable[Item], label: str, total: int) -> Iterator[Item]:

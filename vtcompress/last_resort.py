@@ -1,5 +1,6 @@
 """An error that nobody foresaw: one line on stderr, and a private file with the full trace."""
 
+import errno
 import os
 import platform
 import sys
@@ -8,12 +9,14 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
 
+from compressor.entry_points import package_in
 from export.artifact.manifest import tool_versions
+from vtcompress.interrupts import Interrupts
 
 # A library's message may hold a whole tensor.
 LONGEST_MESSAGE = 300
@@ -28,12 +31,14 @@ class Doing:
         stage: the last announcement; None: there was none.
         verbose: whether a trace is shown too.
         failed: a thread ended by an error.
+        interrupts: signals that end it.
     """
 
     command: str | None = None
     stage: str | None = None
     verbose: bool = False
     failed: bool = False
+    interrupts: Interrupts = field(default_factory=Interrupts)
 
     def __str__(self) -> str:
         command = "`vtcompress`" if self.command is None else f"`vtcompress {self.command}`"
@@ -51,11 +56,16 @@ class Doing:
     def _what(self, error: BaseException) -> str:
         if isinstance(error, MemoryError):
             return f"not enough memory in {self}: close other programs, or take a smaller model"
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            return f"no space left on the device in {self}: make room, or write elsewhere"
         message = next(iter(str(error).strip().splitlines()), "")
         if len(message) > LONGEST_MESSAGE:
             message = f"{message[:LONGEST_MESSAGE]}..."
         said = type(error).__name__ + (f": {message}" if message else "")
-        return f"unexpected in {self}: {said}; please report it with the file that is named here"
+        package = package_in(error)
+        where = f"{self}, in code of the package {package}" if package else str(self)
+        whom = f" to those who make {package}," if package else ""
+        return f"unexpected in {where}: {said}; please report it{whom} with the file that is named here"
 
     def _write(self, trace: str) -> Path | None:
         """Write a new file that only its owner may read; return its place, None if none can be written."""

@@ -4,6 +4,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from compressor.disk.mistaken import mistaken
+from compressor.disk.paths import at_home, shown_path, unusable
 from compressor.errors import RecipeError
 from compressor.recipe import Recipe
 from compressor.recipe import load_recipe as read_recipe
@@ -52,13 +54,18 @@ def find_recipe(name_or_path: str) -> Path:
     Raises:
         RecipeError: neither exists; names the nearest shipped recipe.
     """
+    name_or_path = at_home(name_or_path)
     # os.path answers False for a name the system refuses; Path.is_file raises for a long one.
     if os.path.isfile(name_or_path):  # noqa: PTH113
         return Path(name_or_path)
+    if (reason := unusable(Path(name_or_path))) is not None:
+        raise RecipeError([f"{shown_path(Path(name_or_path))}: {reason}"])
     shipped = {file.stem: file for file in _files()}
     name = name_or_path.removesuffix(".yaml")
     if name in shipped:
         return shipped[name]
+    if (problem := mistaken(Path(name_or_path), "recipe")) is not None:
+        raise RecipeError([problem])
     missing = f"{show(name_or_path)}: no such file, and no shipped recipe has this name"
     raise RecipeError([f"{missing}{nearest(name, shipped)} (shipped: {', '.join(shipped)})"])
 

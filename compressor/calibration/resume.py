@@ -101,7 +101,7 @@ class Task:
             raise ProfileError(
                 [
                     f"{path}: measured {', '.join(differences)}: it holds {held}, on {profile.model}; "
-                    "add --overwrite to start anew, or choose another --output"
+                    "add `overwrite` to start anew, or choose another `output`"
                 ]
             )
         if same:

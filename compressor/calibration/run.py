@@ -15,9 +15,9 @@ from compressor.decoder.full_pass import FullPass, full_pass
 from compressor.decoder.gates import gate_input, gate_selection, margins
 from compressor.decoder.model import added_by
 from compressor.decoder.weights import LoadedGates
-from compressor.errors import ModelError
+from compressor.errors import ModelError, ProfileError
 from compressor.families import LoadedModel
-from compressor.methods import MEASURES
+from compressor.methods import MEASURES, owner_of_measure
 from compressor.plan.edits import identity_plan
 from compressor.plan.plan import Gates, Plan
 from compressor.profile import Profile, SampleScore
@@ -50,7 +50,8 @@ def calibrate(
 
     Raises:
         DataError: samples without pictures, or pictures that cannot be read.
-        ProfileError: the file at `path` belongs to another model or other data, or holds other measures.
+        ProfileError: the file at `path` belongs to another model or other data, or holds other measures; or a
+            measure gives another shape than it says.
     """
     check_pictures(task.samples, task.data)
     profile = task.new() if anew else task.go_on(path)
@@ -69,7 +70,7 @@ def calibrate(
     for digest, sample in progress.track(remaining, "calibrating", len(remaining)):
         rows = embed(model, encode(model.processor, sample, model.facts))
         full = full_pass(decoder, *rows.call)
-        found = {name: _values(name, full) for name in task.measures}
+        found = {name: _values(name, full, profile) for name in task.measures}
         scores = {n: values for n, values in found.items() if MEASURES[n].kept == "samples"}
         means = {n: values for n, values in found.items() if MEASURES[n].kept == "mean"}
         visual, text = rows.visual_index.shape[1], rows.text_index.shape[1]
@@ -90,9 +91,25 @@ def calibrate(
     return profile
 
 
-def _values(measure: str, full: FullPass) -> Any:
-    """Return what a measure finds of one prompt, as nested tuples of numbers."""
-    return _tupled(MEASURES[measure].of(full).tolist())
+def _values(measure: str, full: FullPass, profile: Profile) -> Any:
+    """Return what a measure finds of one prompt, as nested tuples of numbers.
+
+    Raises:
+        ProfileError: it has another shape than its measure says.
+    """
+    found = MEASURES[measure].of(full)
+    values = _tupled(found.tolist()) if isinstance(found, Tensor) else None
+    if not profile.holds(measure, values):
+        gave = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        axes = ", ".join(MEASURES[measure].shape)
+        raise ProfileError(
+            [
+                f"{measure}: its function gave {gave} for a prompt, where a tensor [{axes}] with "
+                f"{profile.length(measure)} {MEASURES[measure].shape[0]} is asked for; mend or remove "
+                f"{owner_of_measure(measure)}"
+            ]
+        )
+    return values
 
 
 def _tupled(values: Any) -> Any:

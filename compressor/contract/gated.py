@@ -67,7 +67,7 @@ class GatedMethod(Method):
         if self.gates is None:
             raise GatesError(
                 [
-                    f"{self.name}.gates: the recipe names no gates; give --gates FILE, or train them with "
+                    f"{self.name}.gates: the recipe names no gates; give `gates`, or train them with "
                     "`vtcompress train-gates`"
                 ]
             )

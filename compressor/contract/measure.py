@@ -107,6 +107,14 @@ class Measure:
     draw: Callable[[Measured, Plan], Drawing] | None = None
     show: Callable[[Measured], MeasureTable] | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse axes that no profile can keep."""
+        first, *rest = self.shape or ("",)
+        if first not in ("layers", "gates") or len(rest) > 1:
+            raise ValueError(
+                f"measure {self.name}: shape {self.shape}: one axis or two, and the first is layers or gates"
+            )
+
     def drawing(self, measured: Measured, plan: Plan) -> Drawing:
         """Return the chart of what was found beside the plan that was made of it."""
         if self.draw is not None:

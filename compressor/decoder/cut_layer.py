@@ -19,7 +19,7 @@ from compressor.decoder.near import Near
 from compressor.decoder.ops import attend, join_heads
 from compressor.decoder.parts import HeadGroup, mlp_of, window_of
 from compressor.facts import DecoderDims
-from compressor.plan.plan import LayerPlan
+from compressor.plan.layer import LayerPlan
 
 
 class CutLayer(nn.Module):

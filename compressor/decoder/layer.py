@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from compressor.decoder.cache import Buffer, KeyValue
 from compressor.decoder.ops import attend, join_heads, rotate
 from compressor.facts import DecoderDims
-from compressor.plan.plan import LayerPlan
+from compressor.plan.layer import LayerPlan
 
 
 class Rows(NamedTuple):

@@ -10,7 +10,7 @@ from compressor.decoder.layer import Call, Kinds, RMSNorm, Rows
 from compressor.decoder.ops import LEAST, join_heads
 from compressor.decoder.parts import HeadGroup, mlp_of, window_of
 from compressor.facts import DecoderDims
-from compressor.plan.plan import LayerPlan
+from compressor.plan.layer import LayerPlan
 
 
 class MaskedLayer(nn.Module):

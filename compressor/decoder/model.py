@@ -15,7 +15,8 @@ from compressor.decoder.masked_layer import MaskedLayer
 from compressor.decoder.ops import project_tied
 from compressor.facts import DecoderDims
 from compressor.plan.dead_rows import deepstack_layers
-from compressor.plan.plan import TEXT_PAST, LayerPlan, Plan
+from compressor.plan.layer import LayerPlan
+from compressor.plan.plan import TEXT_PAST, Plan
 
 __all__ = ["Decoder", "KeyValue", "Stage"]
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from compressor.decoder.layer import MLP, Heads
 from compressor.decoder.near import Window
 from compressor.facts import DecoderDims
-from compressor.plan.plan import LayerPlan
+from compressor.plan.layer import LayerPlan
 
 
 class HeadGroup(Heads):

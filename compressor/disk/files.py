@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from compressor.disk.locks import LOCKS, is_at, lock
 from compressor.disk.paths import check_path, shown_path, unusable, working_stem
@@ -67,9 +68,18 @@ def read_json(
         return kind.model_validate_json(read_text(path, error))
     except ValidationError as failure:
         raise error(
-            f"{path}: {'.'.join(map(str, e['loc'])) or what}: {e['msg']}; {remedy}"
+            f"{path}: {'.'.join(map(str, e['loc'])) or what}: {_said(e)}; {remedy}"
             for e in failure.errors()
         ) from None
+
+
+def _said(problem: ErrorDetails) -> str:
+    """Return what is wrong, as pydantic or our own rule says it."""
+    key = str(problem["loc"][-1]) if problem["loc"] else ""
+    number = problem["input"]
+    if key.endswith("_format") and isinstance(number, int) and number > 1:
+        return f"written for a newer vtcompress (format {number}): upgrade vtcompress"
+    return problem["msg"].removeprefix("Value error, ")
 
 
 def is_file(path: Path) -> bool:

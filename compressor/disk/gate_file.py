@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compressor.disk.files import is_file, sha256_of
+from compressor.disk.mistaken import mistaken
 from compressor.disk.model_digest import difference, same_model
 from compressor.errors import GatesError
 from compressor.facts import ModelFacts
@@ -52,6 +53,8 @@ class GateFile:
         """
         from safetensors import SafetensorError, safe_open
 
+        if (problem := mistaken(path, "gates")) is not None:
+            raise GatesError([problem])
         if not is_file(path):
             raise GatesError([f"{path}: no such file; train gates with `vtcompress train-gates`"])
         try:

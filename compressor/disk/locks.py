@@ -101,6 +101,6 @@ def _locked(path: Path, target: Path) -> int:
             pid = f" (pid {holder})" if holder.isdigit() else ""
             raise VtcompressError(
                 f"{target}: is being written by another run{pid}; "
-                "wait for it or choose another --output"
+                "wait for it or choose another `output`"
             )
         # Else its holder removed it between our opening and our locking.

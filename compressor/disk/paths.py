@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import stat
 from pathlib import Path
 
 from compressor.errors import VtcompressError
@@ -11,10 +12,17 @@ MOST_NAME_BYTES = 255
 # What is put around a name, such as `..NAME.calibration.json.0a1b2c3d.tmp`, takes less than the rest.
 MOST_WORKING_BYTES = 190
 SHOWN_CHARACTERS = 24
+# What opens like a file and may wait for ever, give nothing twice or be gone when it is replaced.
+SPECIAL = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
 def unusable(path: Path) -> str | None:
-    """Return why no file can have this path, with the remedy; None: one can."""
+    """Return why no file or folder can have this path, or what else has it, and the remedy; None: one can."""
     try:
         longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
         if longest > MOST_NAME_BYTES:
@@ -23,6 +31,8 @@ def unusable(path: Path) -> str | None:
                 "choose a shorter one"
             )
         path.lstat()
+        if (special := SPECIAL.get(stat.S_IFMT(path.stat().st_mode))) is not None:
+            return f"is {special}, neither a file nor a folder; choose an ordinary one"
     except ValueError as failure:  # a null character, or half a character of UTF-16
         return f"no file can have this name ({failure}); choose another one"
     except OSError as failure:
@@ -31,8 +41,17 @@ def unusable(path: Path) -> str | None:
     return None
 
 
+def at_home(path: str) -> str:
+    """Return a path that begins with `~` from the home folder on; another one as it is.
+
+    Shells leave `--model=~/name` as it is, and nobody means a folder named `~`.
+    """
+    # expanduser leaves a user that does not exist as it is.
+    return os.path.expanduser(path) if path.startswith("~") else path  # noqa: PTH111
+
+
 def check_path(path: Path) -> None:
-    """Refuse a path that no file can have, whether something is to be read or written there.
+    """Refuse a path that no file can have, or something else has, whether it is to be read or written.
 
     Raises:
         VtcompressError: why, and what to do.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from compressor.facts import ModelFacts
@@ -181,7 +182,10 @@ class Family(ABC):
             out: what it gave of the prompt.
             pictures: what it was given besides tokens.
         """
-        return (out.image_hidden_states.flatten(0, -2),)
+        # Some models of transformers give all that the tower made, prompt by prompt.
+        seen = out.image_hidden_states
+        rows: Tensor | list[Tensor] = getattr(seen, "pooler_output", seen)
+        return ((torch.cat(rows) if isinstance(rows, list) else rows).flatten(0, -2),)
 
     def forget(self, original: Any) -> None:  # noqa: B027 - what a family may overwrite
         """Remove from the original what an earlier prompt left in it and a later one would read."""
@@ -218,7 +222,7 @@ class Family(ABC):
             saved: what the image processor's file holds.
 
         Raises:
-            ModelError: the processor cannot keep it.
+            ModelError: the processor cannot keep it, or not exactly.
         """
         return {}
 
@@ -234,6 +238,14 @@ class Family(ABC):
         """
         return (facts.tile_rows,) * len(sizes)
 
+    def tiles_made(self, encoded: Mapping[str, Any]) -> Any:
+        """Return the pixels [tiles, 3, S, S] of all pictures of a prompt; None: it has none.
+
+        Args:
+            encoded: all that the original's processor made of it.
+        """
+        return encoded.get("pixel_values")
+
     def image_pixels(
         self, encoded: Mapping[str, Any], rows: Sequence[int], facts: ModelFacts
     ) -> tuple[Tensor, ...]:
@@ -244,7 +256,7 @@ class Family(ABC):
             rows: of each picture, as `image_rows` gives them.
             facts: of the model.
         """
-        pixels: Tensor | None = encoded.get("pixel_values")
+        pixels: Tensor | None = self.tiles_made(encoded)
         if pixels is None or not rows:
             return ()
         tiles: tuple[Tensor, ...] = pixels.split([count // facts.tile_rows for count in rows])

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compressor.disk.paths import unusable
 from compressor.errors import ModelError
 from compressor.families.folder import weight_files
 from compressor.families.guard import reading
@@ -73,6 +74,8 @@ def _opened(files: Iterable[Path], folder: Path) -> Iterator[dict[str, tuple[Pat
     with ExitStack() as stack:
         stored: dict[str, tuple[Path, Any]] = {}
         for path in files:
+            if (reason := unusable(path)) is not None:
+                raise ModelError([f"{path}: {reason}"])
             with reading(folder, path.name):
                 file = stack.enter_context(safe_open(path, framework="pt"))
                 stored |= {name: (path, file.get_slice(name)) for name in file.keys()}  # noqa: SIM118

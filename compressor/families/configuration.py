@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import ModelError
-from compressor.families.checkpoint import headers
+from compressor.families.checkpoint import DTYPES, headers
 from compressor.families.folder import ADAPTER, CONFIG
 from compressor.families.guard import broken_texts
 
@@ -26,6 +26,9 @@ REDIRECTS = ("transformers_weights", "fusion_config")
 """Keys by which a configuration has other files read, or other modules built, than those of the folder."""
 
 QUANTIZED = ("quantization_config", "compression_config")
+
+DTYPE_KEYS = ("dtype", "torch_dtype")
+"""Names of the key for the dtype of weights; the first is the newer one."""
 
 IMAGE_TOKEN_KEYS = ("image_token_id", "image_token_index")
 """Names of the key for the image token's id; the first is the newer one."""
@@ -89,6 +92,14 @@ def problems_of(raw: Mapping[str, Any], folder: Path) -> list[str]:
             for key in REDIRECTS
             if section.get(key)
         ]
+        # transformers reads the older name where the newer is not there.
+        key = next((name for name in DTYPE_KEYS if section.get(name) is not None), "")
+        value = section.get(key)
+        if isinstance(value, str) and value.removeprefix("torch.") not in DTYPES.values():
+            found.append(
+                f"{where}: {place}{key}: {value!r} is not supported; supported: "
+                f"{', '.join(DTYPES.values())}; correct it, or remove the key, and weights tell it"
+            )
     found += [
         f"{where}: {key}: {value} is no number; correct it, or copy or download the file again"
         for key, value in _numbers(raw)
@@ -192,7 +203,7 @@ def _compressed(folder: Path, raw: Mapping[str, Any]) -> str | None:
         return None
     return (
         f"{folder}: a folder that `vtcompress compress` wrote, not a model; start "
-        "`vtcompress export --compressed` from it, or give the original as --model"
+        "`vtcompress export --compressed` from it, or give the original as `model`"
     )
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
+from compressor.disk.paths import unusable
 from compressor.errors import ModelError, VtcompressError, first_line
 from compressor.families.blame import Attempt, blamed
 from compressor.families.folder import TEXTS, text_files, weight_files
@@ -111,6 +112,8 @@ def broken_weight_files(folder: Path) -> list[str]:
 
 def broken(path: Path) -> str | None:
     """Return what is wrong with one file of a model folder, None if nothing is seen."""
+    if (reason := unusable(path)) is not None:
+        return f"{path}: {reason}"
     try:
         with path.open("rb") as stream:
             head = stream.read(len(LFS_HEADER))

@@ -2,8 +2,9 @@
 
 The steps and their order are those of transformers' own Pillow image processors
 (`CLIPImageProcessorPil`, `SiglipImageProcessorPil`, `LlavaImageProcessorPil`, `GotOcr2ImageProcessorPil`,
-transformers 5): colours to RGB, cut into tiles (GotOcr2), pad to a square (LLaVA), resize, centre
-crop, rescale, normalise. The results are
+`Idefics3ImageProcessorPil`, `SmolVLMImageProcessorPil`, transformers 5): colours to RGB, cut into tiles
+(GotOcr2; Idefics3 and SmolVLM, behind a resize), pad to a square (LLaVA), resize, centre crop,
+rescale, normalise. The results are
 equal bit for bit, except for 16-bit grey and for images whose resized form is over `MAX_PIXELS`.
 
 Families call `saved_steps` at export. Artifacts that were made before their manifest held steps are read by
@@ -23,6 +24,7 @@ from compressor.families.picture_steps import (
     MAX_SIDE,
     MAX_TILES,
     Crop,
+    CutTiles,
     Filter,
     Normalise,
     PadToSquare,
@@ -30,6 +32,7 @@ from compressor.families.picture_steps import (
     PictureSteps,
     Rescale,
     Resize,
+    ResizeLonger,
     ResizeShorter,
     ResizeToCells,
     TileByAspect,
@@ -66,6 +69,13 @@ _SIGLIP_DEFAULTS: Mapping[str, Any] = {
     "image_mean": (0.5, 0.5, 0.5),
     "image_std": (0.5, 0.5, 0.5),
 }
+_CUT_DEFAULTS: Mapping[str, Any] = {
+    **_SIGLIP_DEFAULTS,
+    "size": {"longest_edge": 4 * 364},
+    "resample": 1,
+    "do_image_splitting": True,
+    "max_image_size": {"longest_edge": 364},
+}
 _CELL_DEFAULTS: Mapping[str, Any] = {
     **_CLIP_DEFAULTS,
     "size": {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280},
@@ -82,6 +92,8 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "LlavaImageProcessor": _CLIP_DEFAULTS,
     "Qwen2VLImageProcessor": _CELL_DEFAULTS,
     "GotOcr2ImageProcessor": _TILED_DEFAULTS,
+    "Idefics3ImageProcessor": _CUT_DEFAULTS,
+    "SmolVLMImageProcessor": _CUT_DEFAULTS,
 }
 _PADS_TO_SQUARE = "LlavaImageProcessor"
 _TO_CELLS = "Qwen2VLImageProcessor"
@@ -168,8 +180,10 @@ class _Options:
         """Return the steps."""
         self._refuse_unsupported()
         to_square = self._kind == _PADS_TO_SQUARE and self._flag("do_pad")
+        by_longest = "max_image_size" in self._defaults
         cells = self._cells() if self._kind == _TO_CELLS else None
-        resize = None if cells or not self._flag("do_resize") else self._resize()
+        by_size = self._flag("do_resize") and not by_longest and cells is None
+        resize = self._resize() if by_size else None
         crop = self._crop() if self._flag("do_center_crop") else None
         scale = self._positive("rescale_factor") if self._flag("do_rescale") else None
         mean = self._triple("image_mean") if to_square or self._flag("do_normalize") else None
@@ -178,17 +192,19 @@ class _Options:
             self._problem("image_std", "a channel is divided by zero")
         if to_square and mean is not None and not all(0 <= value <= 1 for value in mean):
             self._problem("image_mean", "is the border's colour with do_pad, so it must be in 0..1")
-        varied = resize is None or (isinstance(resize, int) and not to_square)
-        if not cells and crop is None and varied:
+        known = by_longest or cells is not None or crop is not None
+        if not known and (resize is None or (isinstance(resize, int) and not to_square)):
             self._problem(
                 "size", "gives images of different sizes without a crop, which a graph cannot take"
             )
         resample = self._resample()
         tiles = self._tiles(resample) if "crop_to_patches" in self._defaults else None
+        cut = self._cut(resample) if by_longest else ()
         if self._problems:
             raise ModelError(self._problems)
         changes: tuple[PictureStep | None, ...] = (
             PadToSquare(colour=_levels(mean)) if to_square and mean else None,
+            *cut,
             cells or tiles or _resized(resize, resample),
             Crop(size=crop) if crop else None,
             Rescale(factor=scale) if scale else None,
@@ -287,6 +303,29 @@ class _Options:
         else:
             return TileByAspect(size=size, least=least, most=most, resample=resample)
         return None
+
+    def _cut(self, resample: Filter) -> tuple[PictureStep, ...]:
+        """Return the steps that bring the longer edge to a length and make squares of what comes out."""
+        longest, edge = (self._longest(key) for key in ("size", "max_image_size"))
+        resizes, splits = self._flag("do_resize"), self._flag("do_image_splitting")
+        if splits and not resizes:
+            self._problem("do_resize", "a large picture would become any number of tiles")
+        first = ResizeLonger(edge=longest, resample=resample)
+        second = (
+            CutTiles(edge=edge, resample=resample)
+            if splits
+            else Resize(size=(edge, edge), resample=resample)
+        )
+        return (first, second) if resizes else (second,)
+
+    def _longest(self, key: str) -> int:
+        size = self._value(key)
+        if isinstance(size, Mapping) and set(size) == {"longest_edge"}:
+            edge = size["longest_edge"]
+            if _is_side(edge):
+                return int(edge)
+        self._problem(key, f"only longest_edge in 1..{MAX_SIDE} pixels is supported")
+        return 1
 
     def _count(self, key: str) -> int:
         value = self._value(key)

@@ -68,6 +68,27 @@ class ResizeShorter(Facts):
     resample: Filter
 
 
+class ResizeLonger(Facts):
+    """Makes the longer edge of one length and keeps proportions; the other is rounded down, then up to even.
+
+    Attributes:
+        edge: length in pixels; smaller pictures are enlarged.
+        resample: Pillow's filter.
+    """
+
+    step: Literal["resize_longer"] = "resize_longer"
+    edge: Side
+    resample: Filter
+
+    def sides(self, height: int, width: int) -> tuple[int, int]:
+        """Return the height and width that a picture of so many pixels gets."""
+        # In these operations, as transformers computes it: rounding decides.
+        aspect = width / height
+        other = int(self.edge / aspect) if width >= height else int(self.edge * aspect)
+        other = max(other + other % 2, 1)
+        return (other, self.edge) if width >= height else (self.edge, other)
+
+
 class Crop(Facts):
     """Cuts out the middle; what lies outside the picture is black.
 
@@ -116,6 +137,35 @@ class TileByAspect(Facts):
             if off < nearest or (off == nearest and roomy):
                 best, nearest = (columns, rows), off
         return best[1], best[0]
+
+
+class CutTiles(Facts):
+    """Makes both edges multiples of a tile's, the longer one first, and cuts the picture into such squares.
+
+    Tiles come row by row; behind several of them comes the whole picture, so enlarged, as large as one.
+
+    Attributes:
+        edge: of a tile in pixels.
+        resample: Pillow's filter.
+    """
+
+    step: Literal["cut_tiles"] = "cut_tiles"
+    edge: Side
+    resample: Filter
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of a tile in pixels."""
+        return self.edge, self.edge
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Return the rows and columns of tiles of a picture of so many pixels."""
+        aspect = width / height
+        if width >= height:
+            columns = math.ceil(width / self.edge)
+            return math.ceil(int(columns * self.edge / aspect) / self.edge), columns
+        rows = math.ceil(height / self.edge)
+        return rows, math.ceil(int(rows * self.edge * aspect) / self.edge)
 
 
 class ResizeToCells(Facts):
@@ -203,8 +253,10 @@ PictureStep: TypeAlias = Annotated[
     PadToSquare
     | Resize
     | ResizeShorter
+    | ResizeLonger
     | Crop
     | TileByAspect
+    | CutTiles
     | ResizeToCells
     | Rescale
     | Normalise,
@@ -219,8 +271,9 @@ def output_size(steps: Sequence[PictureStep]) -> tuple[int, int] | None:
     None: each picture has its own, as the first step gives it.
 
     Raises:
-        ModelError: pictures of different sizes come out, which a graph cannot take, or a step that changes
-            the picture stands behind one that changes its values, or one that makes tiles is not the first.
+        ModelError: pictures of different sizes come out, which a graph cannot take, a step that changes the
+            picture stands behind one that changes its values, or one that makes tiles stands where it cannot,
+            or makes more than `MAX_TILES`.
     """
     _check_order(steps)
     if isinstance(next(iter(steps), None), ResizeToCells):
@@ -231,12 +284,13 @@ def output_size(steps: Sequence[PictureStep]) -> tuple[int, int] | None:
         match step:
             case PadToSquare():
                 square, size = True, size and (max(size), max(size))
-            case ResizeShorter():
+            case ResizeShorter() | ResizeLonger():
                 size = (step.edge, step.edge) if square else None
+                by_shorter = isinstance(step, ResizeShorter)
                 # Else a long line becomes a picture that no memory holds.
-                if size is None and not isinstance(following, Crop):
+                if size is None and by_shorter and not isinstance(following, Crop):
                     break
-            case Resize() | Crop() | TileByAspect():
+            case Resize() | Crop() | TileByAspect() | CutTiles():
                 size, square = step.size, step.size[0] == step.size[1]
             case Rescale() | Normalise() | ResizeToCells():
                 pass
@@ -260,14 +314,32 @@ def _check_order(steps: Sequence[PictureStep]) -> None:
             problem = "does not stand first"
         elif isinstance(steps[0], ResizeToCells) and step is not steps[0]:
             problem = f"stands behind {steps[0].step}"
+        # Else the grid of a large picture would have no end.
+        elif isinstance(step, CutTiles) and not (
+            isinstance(steps[0], ResizeLonger) and step in steps[1:2]
+        ):
+            problem = "does not stand second, behind resize_longer"
         if problem:
             raise ModelError([f"picture steps: {step.step}: {problem}"])
+    if (most := most_tiles(steps)) > MAX_TILES + 1:
+        raise ModelError(
+            [
+                f"picture steps: up to {most} tiles of a picture; {MAX_TILES} and the whole are allowed"
+            ]
+        )
 
 
 def tile_grid(steps: Sequence[PictureStep], height: int, width: int) -> tuple[int, int]:
     """Return the rows and columns of tiles that a picture of so many pixels is cut into."""
-    first = next(iter(steps), None)
-    return first.grid(height, width) if isinstance(first, TileByAspect) else (1, 1)
+    for step in steps:
+        match step:
+            case ResizeLonger():
+                height, width = step.sides(height, width)
+            case TileByAspect() | CutTiles():
+                return step.grid(height, width)
+            case _:
+                break
+    return 1, 1
 
 
 def cell_grid(steps: Sequence[PictureStep], height: int, width: int) -> tuple[int, int] | None:
@@ -288,5 +360,12 @@ def tile_count(grid: tuple[int, int]) -> int:
 
 def most_tiles(steps: Sequence[PictureStep]) -> int:
     """Return how many tiles a picture becomes at most."""
-    first = next(iter(steps), None)
-    return tile_count((1, first.most)) if isinstance(first, TileByAspect) else 1
+    for step, before in zip(steps, (None, *steps), strict=False):
+        match step, before:
+            case TileByAspect(), _:
+                return tile_count((1, step.most))
+            case CutTiles(), ResizeLonger():
+                # The rounding up to even can make a square's other edge one longer.
+                side = math.ceil((before.edge + before.edge % 2) / step.edge)
+                return tile_count((side, side))
+    return 1

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, TypeAlias, assert_never
 from pydantic import Field
 
 from compressor.facts import Facts
-from compressor.families.picture_steps import PictureSteps
+from compressor.families.picture_steps import PictureSteps, tile_count
 
 
 class TextRun(Facts):
@@ -25,8 +25,22 @@ class TextRun(Facts):
     after: str = ""
 
 
-# A union of several kinds is told apart by their field `text`.
-PictureText: TypeAlias = Annotated[TextRun, Field()]
+class TileRows(Facts):
+    """A run of image tokens for each tile, with the tile's row and column in front; a line a row of tiles.
+
+    The whole picture, or a picture of one tile, comes behind an empty line, or alone.
+
+    Attributes:
+        tile: text in front of every run, and behind the last.
+        whole: text between that and the run of the whole picture.
+    """
+
+    text: Literal["tile_rows"] = "tile_rows"
+    tile: str
+    whole: str
+
+
+PictureText: TypeAlias = Annotated[TextRun | TileRows, Field(discriminator="text")]
 
 
 class PictureForm(Facts):
@@ -43,16 +57,29 @@ class PictureForm(Facts):
     text: PictureText = TextRun()
 
 
-def text_of(form: PictureForm, rows: int) -> str:
+def text_of(form: PictureForm, rows: int, grid: tuple[int, int] = (1, 1)) -> str:
     """Return what stands for one picture in a prompt; its image tokens are as many as its rows.
 
     Args:
         form: of the model.
         rows: of the picture.
+        grid: rows and columns of its tiles.
     """
     text = form.text
     match text:
         case TextRun():
             return text.before + form.token * rows + text.after
+        case TileRows():
+            run = form.token * (rows // tile_count(grid))
+            whole = text.tile + text.whole + run + text.tile
+            if grid == (1, 1):
+                return whole
+            lines = (
+                "".join(
+                    f"{text.tile}<row_{row}_col_{column}>{run}" for column in range(1, grid[1] + 1)
+                )
+                for row in range(1, grid[0] + 1)
+            )
+            return "\n".join((*lines, "", whole))
         case _:
             assert_never(text)

@@ -34,6 +34,8 @@ NEEDED: Mapping[str, Mapping[str, type]] = {
 LEAST = {"patch_size": 1, "num_additional_image_tokens": 0}
 """Numbers that a processor counts image tokens by."""
 
+TOKENIZER_CONFIG, LENGTH = "tokenizer_config.json", "model_max_length"
+
 PARTS = ("tokenizer", "image_processor", "image_token")
 SAVE = "save the processor with the model (processor.save_pretrained)"
 
@@ -61,8 +63,9 @@ def load_processor(
     missing = [part for part in PARTS if getattr(processor, part, None) is None]
     if missing:
         problem = (
-            f"{folder}: its processor is a {type(processor).__name__}, which has no {', no '.join(missing)}; "
-            f"save the one that belongs to the model type {config.model_type!r} (processor.save_pretrained)"
+            f"{_class_place(folder)}: its processor is a {type(processor).__name__}, which has no "
+            f"{', no '.join(missing)}; save the one that belongs to the model type {config.model_type!r} "
+            "(processor.save_pretrained)"
         )
         raise ModelError([problem])
     family.complete_processor(processor, config, _saved(folder / SAVED))
@@ -182,6 +185,12 @@ def _check_files(folder: Path) -> None:
             "sentencepiece is not installed: pip install sentencepiece, or save the processor anew "
             "(processor.save_pretrained) where it is installed"
         )
+    tokenizer = folder / TOKENIZER_CONFIG
+    if isinstance(length := _saved(tokenizer).get(LENGTH), bool):
+        problems.append(
+            f"{tokenizer}: {LENGTH}: {str(length).lower()} is not allowed; one number, 1 or more: correct "
+            "it, or remove the key"
+        )
     saved = _saved(folder / SAVED)
     images = saved.get(IMAGES)
     if images is not None and not isinstance(images, dict):
@@ -201,6 +210,14 @@ def _check_files(folder: Path) -> None:
     ]
     if problems:
         raise ModelError(problems)
+
+
+def _class_place(folder: Path) -> str:
+    """What says which class a folder's processor is, for errors: file and key; else the folder."""
+    for path in (folder / SAVED, folder / OLDER_IMAGES, folder / TOKENIZER_CONFIG):
+        if (named := _saved(path).get("processor_class")) is not None:
+            return f"{path}: processor_class: {named!r:.60}"
+    return str(folder)
 
 
 def _saved(path: Path) -> Mapping[str, Any]:
@@ -259,7 +276,7 @@ def _picture_problems(processor: Any, facts: ModelFacts, folder: Path) -> list[s
             text=[f"{processor.image_token} "],
             return_tensors="np",
         )
-        pixels, ids = tried["pixel_values"], tried["input_ids"][0].tolist()
+        pixels, ids = family.tiles_made(tried), tried["input_ids"][0].tolist()
         height, width = pixels.shape[-2:]
     images = file if IMAGES in _saved(file) else folder / OLDER_IMAGES
     whole = not facts.sizes_differ  # else pixels come in patches, as the family reads them

@@ -10,6 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from compressor.disk.files import is_file, is_folder
+from compressor.disk.paths import at_home
 from compressor.errors import ModelError
 from compressor.facts import ModelFacts
 from compressor.families.base import Family, LoadedModel
@@ -44,7 +45,7 @@ def local_folder(
     Raises:
         ModelError: there is no such folder or hub model, or the hub cannot be reached.
     """
-    folder = Path(model_id)
+    folder = Path(at_home(model_id))
     if is_folder(folder):
         if revision is not None:
             raise ModelError(
@@ -191,7 +192,7 @@ def _within(family: Family, budget: ImageSection, saved: Mapping[str, Any]) -> M
     """Return what a budget changes in an image processor's values.
 
     Raises:
-        ModelError: the family or the processor keeps no such budget.
+        ModelError: the family or the processor keeps no such budget, or not exactly.
     """
     if odd := [f"image.{key}" for key in budget.given if key not in family.budget_keys]:
         takes = " or ".join(f"image.{key}" for key in family.budget_keys)

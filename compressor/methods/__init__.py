@@ -4,6 +4,7 @@ A new method is a file here and a place in `BUILT_IN`, or a package of its own w
 `vtcompress.methods` names the class. See `compressor.contract.method` for what it must say.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -12,12 +13,13 @@ from pydantic import create_model
 
 from compressor.contract.gated import GatedMethod
 from compressor.contract.measure import Measure
-from compressor.contract.method import Method, Trait, Turn
+from compressor.contract.method import Method, MethodWords, Trait, Turn
 from compressor.entry_points import taken
 from compressor.methods.dyvte import DyVTE
 from compressor.methods.shortv import ShortV
 from compressor.methods.visual_exit import VisualExit
 from compressor.methods.yopo.method import Yopo
+from compressor.plan.layer import OLDER_REASONS
 from compressor.schema.values import ExactlyOne
 
 GROUP: Final = "vtcompress.methods"
@@ -27,15 +29,60 @@ BUILT_IN: Final[tuple[type[Method], ...]] = (ShortV, VisualExit, DyVTE, Yopo)
 _FOUND: dict[str, type[Method]] = {method.name: method for method in BUILT_IN}
 
 
+NO_NAMES: Final = ("dead", "gates", *OLDER_REASONS)
+"""What stands in plans beside the names of methods, or as one of them."""
+
+
 def _take(method: Any, package: str, version: str) -> str:
     """Keep a method of another package; return why it cannot be used."""
-    if not (isinstance(method, type) and issubclass(method, Method)):
-        return "is no method"
-    if method.name in _FOUND:
-        return f"has the name {method.name} of a method that is there already"
+    if problem := _incomplete(method) or _taken_names(method):
+        return problem
     method.package = f"{package} {version}"
     _FOUND[method.name] = method
     return ""
+
+
+def _incomplete(method: Any) -> str:
+    """Return what of a method is missing or cannot be, so that it would fail somewhere later."""
+    if not (isinstance(method, type) and issubclass(method, Method)):
+        return "is no method"
+    told = {"name": str, "words": MethodWords, "turn": Turn}
+    lacks = [key for key, kind in told.items() if not isinstance(getattr(method, key, None), kind)]
+    if lacks := lacks + sorted(method.__abstractmethods__):
+        return f"does not define {', '.join(lacks)}"
+    if not re.fullmatch("[a-z][a-z0-9_]*", method.name):
+        return (
+            f"has the name {method.name!r}; a name is of a-z, 0-9 and _, and begins with a letter"
+        )
+    if method.name in NO_NAMES or hasattr(_Entry, method.name):
+        return f"has the name {method.name}, which means something else in plans or recipes"
+    return ""
+
+
+def _taken_names(method: type[Method]) -> str:
+    """Return which name of a method, or of what it measures, another one has."""
+    for other in _FOUND.values():
+        whose = f"there already (package {other.package})" if other.package else "there already"
+        if method.name == other.name:
+            return f"has the name {method.name} of a method that is {whose}"
+        for mine in method.measures:
+            if any(mine.name == measure.name and mine != measure for measure in other.measures):
+                return f"has a measure of the name {mine.name}, as the method {other.name} that is {whose}"
+    return ""
+
+
+class _Entry(ExactlyOne):
+    """One entry of `compress`: a method under its name."""
+
+    key_word: ClassVar[str] = "method"
+    elsewhere: ClassVar[str] = "one that a package brings is known where that is installed"
+    other_names: ClassVar[Mapping[str, str]] = {}
+
+    @property
+    def method(self) -> Method:
+        """The one method of this entry."""
+        found: Method = next(m for name in METHOD_NAMES if (m := getattr(self, name)) is not None)
+        return found
 
 
 UNUSABLE: Final = tuple(taken(GROUP, "method", _take))
@@ -59,21 +106,7 @@ MEASURES: Final[Mapping[str, Measure]] = {
 """All that calibration can measure, by the key in profiles."""
 
 
-class _Entry(ExactlyOne):
-    """One entry of `compress`: a method under its name."""
-
-    key_word: ClassVar[str] = "method"
-    other_names: ClassVar[Mapping[str, str]] = {
-        nickname: method.name for method in METHODS for nickname in method.nicknames
-    }
-
-    @property
-    def method(self) -> Method:
-        """The one method of this entry."""
-        found: Method = next(m for name in METHOD_NAMES if (m := getattr(self, name)) is not None)
-        return found
-
-
+_Entry.other_names = {nickname: method.name for method in METHODS for nickname in method.nicknames}
 if TYPE_CHECKING:
     CompressEntry = _Entry
 else:
@@ -93,6 +126,14 @@ def gated(methods: Iterable[Method]) -> GatedMethod | None:
 def method_of(name: str) -> type[Method] | None:
     """Return the method that a reason in a plan names; None: it is not installed, or no method's name."""
     return next((method for method in METHODS if method.name == name), None)
+
+
+def owner_of_measure(measure: str) -> str:
+    """Return which method a measure is of, with the package that brought it."""
+    owner = next(method for method in METHODS if measure in {m.name for m in method.measures})
+    return f"the method {owner.name}" + (
+        f" of the package {owner.package}" if owner.package else ""
+    )
 
 
 def label_of_cuts(methods: Iterable[Method] = ()) -> str:

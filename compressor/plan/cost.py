@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from compressor.facts import DecoderDims
-from compressor.plan.plan import Gates, LayerPlan, Plan
+from compressor.plan.layer import LayerPlan
+from compressor.plan.plan import Gates, Plan
 
 BYTES = {
     "float64": 8,

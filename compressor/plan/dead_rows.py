@@ -9,7 +9,10 @@ Limitations: holds while logits are asked of text rows, which the decoder's cont
 decide on the exit, what they make dead is not known beforehand.
 """
 
-from compressor.plan.plan import LayerPlan, Plan
+from collections.abc import Sequence
+
+from compressor.plan.layer import LayerPlan
+from compressor.plan.plan import Plan
 
 
 def freeze_dead_rows(layers: tuple[LayerPlan, ...]) -> tuple[LayerPlan, ...]:
@@ -21,6 +24,13 @@ def freeze_dead_rows(layers: tuple[LayerPlan, ...]) -> tuple[LayerPlan, ...]:
         marked.append(layer.turned("frozen", "dead") if dead else layer)
         read_later = read_later or layer.reads_visual
     return tuple(reversed(marked))
+
+
+def read_though_dead(layers: Sequence[LayerPlan]) -> tuple[int, ...]:
+    """Return the layers that are called dead although a later one reads what their visual rows become."""
+    read = [layer.index for layer in layers if layer.reads_visual]
+    last = read[-1] if read else -1
+    return tuple(layer.index for layer in layers if layer.reason == "dead" and layer.index < last)
 
 
 def deepstack_layers(plan: Plan) -> tuple[int, ...]:

@@ -3,9 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+from compressor.errors import PlanError
 from compressor.facts import ModelFacts
 from compressor.plan.dead_rows import freeze_dead_rows
-from compressor.plan.plan import LayerPlan, Plan, Reason, Workload
+from compressor.plan.layer import LayerPlan, Reason
+from compressor.plan.plan import Plan, Workload
 
 
 def identity_plan(facts: ModelFacts, model_digest: str, workload: Workload | None = None) -> Plan:
@@ -24,7 +26,11 @@ def freeze(plan: Plan, layers: Sequence[int], reason: Reason) -> Plan:
 
     Rows that are dead stay so: freezing them is exact, whoever asks for it. Heads stay cut: frozen rows still
     have keys and values.
+
+    Raises:
+        PlanError: layers that the model does not have.
     """
+    _check_layers("freeze", layers, range(len(plan.layers)))
     return _changed(
         plan,
         lambda layer: layer.index in layers and layer.visual == "update",
@@ -34,8 +40,24 @@ def freeze(plan: Plan, layers: Sequence[int], reason: Reason) -> Plan:
 
 
 def leave(plan: Plan, layer: int, reason: Reason) -> Plan:
-    """Return the plan with visual rows gone from the input of a layer on, dead rows marked."""
+    """Return the plan with visual rows gone from the input of a layer on, dead rows marked.
+
+    Of L layers, they stay to the end where it is layer L.
+
+    Raises:
+        PlanError: the model has no such layer, or it is the first, which visual rows enter.
+    """
+    _check_layers("leave", (layer,), range(1, len(plan.layers) + 1))
     return _changed(plan, lambda entry: entry.index >= layer, "exited", reason)
+
+
+def _check_layers(what: str, layers: Sequence[int], there: range) -> None:
+    if wrong := [i for i in layers if i not in there]:
+        raise PlanError(
+            [
+                f"{what}: there is no layer {', '.join(map(str, wrong))}; give {there[0]} to {there[-1]}"
+            ]
+        )
 
 
 def _changed(

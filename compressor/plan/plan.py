@@ -2,178 +2,29 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
-    AfterValidator,
     BeforeValidator,
     Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
     model_validator,
 )
 
 from compressor.disk.files import read_json, write_text
+from compressor.disk.mistaken import mistaken
 from compressor.disk.model_digest import difference, same_model
 from compressor.errors import ArtifactError, PlanError
 from compressor.facts import Facts, ModelFacts, Positive
-
-NotNegative = Annotated[int, Field(ge=0)]
-
-
-def _odd(value: int) -> int:
-    if value % 2 == 0:
-        raise ValueError("a window has a middle, so its side is odd")
-    return value
-
-
-WindowSide = Annotated[int, Field(ge=3), AfterValidator(_odd)]
-"""Side of a square of neighbours, odd."""
-
-VisualRows = Literal["update", "frozen", "exited"]
-"""`update`: visual rows are computed; `frozen`: they pass through, their K and V are still read;
-`exited`: they left the decoder before this layer: no rows, no K and V."""
-
-OLDER_REASONS: Mapping[str, str] = {"vtw": "visual_exit"}
-"""Names that plans of older versions have for a method."""
+from compressor.plan.layer import LayerPlan, Natural
 
 PlanFormat = Annotated[Literal[2], BeforeValidator(lambda number: 2 if number == 1 else number)]
 """Format 1 differs in the older names of reasons alone, which are read, so a plan of it is one of today."""
 
-Reason = Annotated[str, AfterValidator(lambda name: OLDER_REASONS.get(name, name))]
-"""Why visual rows are not updated: the name of a method, or `dead`: nobody reads their output, so freezing
-them is exact. Empty where they are updated."""
-
 GateMode = Literal["dynamic", "staged"]
 """`dynamic`: one graph that narrows the visual rows to none; `staged`: the decoder cut at the gates."""
-
-
-class LayerPlan(Facts):
-    """What visual rows do in one decoder layer; text rows always do everything.
-
-    Attributes:
-        index: of the layer.
-        visual: whether visual rows are updated, frozen or gone.
-        reason: why they are not updated.
-        groups: key/value heads, with their query heads, in which visual tokens take part; None: all. In the
-            others no row reads visual keys, and visual rows have no query.
-        window: side of the square of grid neighbours that a visual row reads among visual rows; None: all
-            before it.
-        window_causal: visual rows read neighbours before them only.
-        neurons: of the MLP that visual rows use, ascending; None: all.
-        masked: the semantics of the authors' released code: visual keys of pruned heads stay in the softmax's
-            denominator, and visual rows run on to feed it. A compatibility mode; goes with groups or off.
-        off: masked only: no row reads visual values in any head of this layer.
-    """
-
-    index: int = Field(ge=0)
-    visual: VisualRows = "update"
-    reason: Reason = ""
-    groups: tuple[NotNegative, ...] | None = None
-    window: WindowSide | None = None
-    window_causal: bool = False
-    neurons: tuple[NotNegative, ...] | None = None
-    masked: bool = False
-    off: bool = False
-
-    @model_serializer(mode="wrap")
-    def _without_cuts_that_are_not_made(
-        self, handler: SerializerFunctionWrapHandler
-    ) -> dict[str, Any]:
-        always = ("index", "visual", "reason")
-        return {k: v for k, v in handler(self).items() if k in always or v not in (None, False)}
-
-    def turned(self, visual: Literal["frozen", "exited"], reason: Reason) -> "LayerPlan":
-        """Return this layer with visual rows frozen or gone, for a reason.
-
-        Frozen rows still have keys and values: they keep their heads, and lose window and neurons.
-        """
-        layer = LayerPlan(index=self.index, visual=visual, reason=reason)
-        if not layer.frozen:
-            return layer
-        kept = {"groups": self.groups, "masked": self.masked, "off": self.off}
-        return layer.model_copy(update=kept)
-
-    @model_validator(mode="after")
-    def _state_fits_the_reason(self) -> "LayerPlan":
-        updated, dead = self.visual == "update", self.reason == "dead"
-        if updated is bool(self.reason) or (dead and self.visual != "frozen"):
-            raise ValueError(
-                f"layer {self.index} is {self.visual!r} for the reason {self.reason!r}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _cuts_make_sense(self) -> "LayerPlan":
-        problem = ""
-        if self.exited and self.cuts:
-            problem = "visual rows are gone, so nothing of them can be cut"
-        elif self.frozen and (self.window or self.neurons is not None):
-            problem = "visual rows are frozen: they have no queries and no MLP"
-        elif self.off and not self.masked:
-            problem = "off is a word of the masked semantics; otherwise it is an exit"
-        elif self.masked and self.groups is None and not self.off:
-            problem = "masked says how heads are cut, and no heads are; groups or off go with it"
-        elif self.window_causal and self.window is None:
-            problem = "window_causal goes with window"
-        elif self.neurons is not None and not self.neurons:
-            problem = "visual rows need a neuron at least"
-        for name in ("groups", "neurons"):
-            chosen = getattr(self, name)
-            if chosen is not None and list(chosen) != sorted(set(chosen)):
-                problem = f"{name} are not ascending"
-        if problem:
-            raise ValueError(f"layer {self.index}: {problem}")
-        return self
-
-    @property
-    def cuts(self) -> bool:
-        """Whether visual rows do less here: in fewer heads, among neighbours, with fewer neurons."""
-        parts = (self.groups, self.window, self.neurons)
-        return self.off or any(part is not None for part in parts)
-
-    @property
-    def split(self) -> bool:
-        """Whether heads are stored in two parts: those with visual tokens, and those without."""
-        return self.groups is not None and not self.masked
-
-    @property
-    def tells_rows(self) -> bool:
-        """Whether the layer must know which rows of the past are visual."""
-        return self.window is not None or self.masked
-
-    @property
-    def in_no_head(self) -> bool:
-        """Whether visual tokens are in the layer and in none of its heads: no keys and values of them."""
-        return self.split and not self.groups
-
-    @property
-    def reads_visual(self) -> bool:
-        """Whether any row reads visual keys or values; masked ones are read."""
-        return not (self.exited or self.in_no_head)
-
-    @property
-    def read_by_no_head(self) -> bool:
-        """Whether no head reads what visual tokens have there, though they stay in the softmax: masked."""
-        return self.masked and (self.off or self.groups == ())
-
-    @property
-    def frozen(self) -> bool:
-        """Whether visual rows pass through this layer unchanged."""
-        return self.visual == "frozen"
-
-    @property
-    def frozen_by_method(self) -> bool:
-        """Whether visual rows that somebody would read pass through unchanged."""
-        return self.frozen and self.reason != "dead"
-
-    @property
-    def exited(self) -> bool:
-        """Whether visual rows have left the decoder before this layer."""
-        return self.visual == "exited"
 
 
 class Cache(Facts):
@@ -222,8 +73,8 @@ class Gates(Facts):
     mode: GateMode
     width: Positive
     digest: str
-    fired: tuple[NotNegative, ...] = ()
-    unfired: NotNegative = 0
+    fired: tuple[Natural, ...] = ()
+    unfired: Natural = 0
 
     @model_validator(mode="after")
     def _consistent(self) -> "Gates":
@@ -255,6 +106,20 @@ class Workload(Facts):
         return " (assumed: no calibration measured prompts)" if self.assumed else ""
 
 
+class MadeBy(Facts):
+    """What a plan was made by, as long as it is as it was made.
+
+    Attributes:
+        methods: what a recipe asked of each of its methods, in words.
+        profile: digest of the calibration that they chose by; empty: there was none.
+        decision: digest of what they decided; a plan that was changed has another.
+    """
+
+    methods: tuple[str, ...]
+    profile: str = ""
+    decision: str
+
+
 class Plan(Facts):
     """A complete, replayable description of a compression.
 
@@ -266,6 +131,7 @@ class Plan(Facts):
         gates: that decide on an exit for each prompt; None: all prompts do the same.
         notes: for people: what of a recipe makes no sense together, or is not done as asked.
         workload: the prefill that predicted figures refer to.
+        made_by: of a plan made by a recipe; read `makers`, which knows whether it still is.
     """
 
     plan_format: PlanFormat = 2
@@ -275,6 +141,7 @@ class Plan(Facts):
     gates: Gates | None = None
     notes: tuple[str, ...] = ()
     workload: Workload = Workload()
+    made_by: MadeBy | None = None
 
     @model_validator(mode="after")
     def _layers_match_the_model(self) -> "Plan":
@@ -329,6 +196,22 @@ class Plan(Facts):
         """Names of the methods that layers give as a reason."""
         reasons = dict.fromkeys(layer.reason for layer in self.layers)
         return tuple(name for name in reasons if name not in ("", "dead"))
+
+    @property
+    def makers(self) -> MadeBy | None:
+        """What the plan was made by; None: by hand, changed since, or by an older version."""
+        made = self.made_by
+        return made if made is not None and made.decision == self._decision() else None
+
+    def signed(self, methods: Sequence[str], profile: str) -> "Plan":
+        """Return the plan with what it was made by; see `MadeBy`."""
+        made = MadeBy(methods=tuple(methods), profile=profile, decision=self._decision())
+        return self.model_copy(update={"made_by": made})
+
+    def _decision(self) -> str:
+        """Digest of what is done to which model."""
+        decided = self.model_dump_json(include={"model_digest", "layers", "gates"})
+        return hashlib.sha256(decided.encode()).hexdigest()
 
     def frozen_layers(self) -> tuple[int, ...]:
         """Indices of the layers that visual rows pass through unchanged."""
@@ -449,4 +332,8 @@ class Plan(Facts):
         Raises:
             PlanError: the file is missing, no JSON, of a newer format or inconsistent.
         """
-        return read_json(path, cls, PlanError, "plan", "make it anew with `vtcompress plan`")
+        if (problem := mistaken(path, "plan")) is not None:
+            raise PlanError([problem])
+        return read_json(
+            path, cls, PlanError, "plan", "correct it, or make it anew with `vtcompress plan`"
+        )

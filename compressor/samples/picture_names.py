@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from compressor.disk.files import is_file
-from compressor.disk.paths import unusable
+from compressor.disk.paths import shown_path, unusable
 
 MOST_SHOWN = 60
 
@@ -31,7 +31,7 @@ def picture_file(name: str, folder: Path) -> tuple[Path, str | None]:
     if is_file(path):
         return path, None
     if (reason := unusable(path)) is not None:
-        return path, f"{shown_name(name)}: {reason}"
+        return path, f"{shown_path(path)}: {reason}"
     if path.is_dir():
         return path, f"{path}: is a folder; name a picture in it"
     if "\\" in name and is_file(folder / name.replace("\\", "/")):

@@ -219,7 +219,8 @@ def to_rgb(image: Image.Image, where: str) -> Image.Image:
     if image.mode == "F":
         problem = "floating-point pixels have no agreed range; save the image with 8 bits"
         raise DataError([f"{where}: {problem}"])
-    with _decoding(where):  # a lazily opened image is only read here
+    with _decoding(where):
+        _read_pixels(image, where)
         if image.mode == "I" or image.mode.startswith("I;16"):
             image = _eight_bit(image)
         if "A" in image.getbands() or image.info.get("transparency") is not None:
@@ -227,6 +228,17 @@ def to_rgb(image: Image.Image, where: str) -> Image.Image:
             white = Image.new("RGBA", image.size, (255, 255, 255, 255))
             image = Image.alpha_composite(white, image)
         return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _read_pixels(image: Image.Image, where: str) -> None:
+    """Read a lazily opened image now; of one that was closed before Pillow says so in many ways."""
+    try:
+        image.load()
+    except Exception as error:
+        if not getattr(getattr(image, "fp", None), "closed", True):
+            raise
+        remedy = "call its load() before closing it, or give the path"
+        raise DataError([f"{where}: the image, or its file, was closed; {remedy}"]) from error
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

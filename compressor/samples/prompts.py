@@ -196,7 +196,9 @@ class PromptRows:
     visual_index: Tensor  # [1, V]
     text_index: Tensor  # [1, T]
     positions: Tensor | None  # [1, V + T, A]; None: the places
-    deepstack: tuple[Tensor, ...] = ()  # [1, V, D] of each of the decoder's first layers that has such
+    deepstack: tuple[
+        Tensor, ...
+    ] = ()  # [1, V, D] of each of the decoder's first layers that has such
 
     @property
     def call(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from compressor.disk.files import read_text, sha256_of
+from compressor.disk.mistaken import mistaken
 from compressor.errors import DataError
 from compressor.samples.rows import read_row, unread_words
 
@@ -99,7 +100,9 @@ def _is_list(text: str) -> bool:
 
 
 def _check_kind(path: Path) -> None:
-    """Refuse what is no text at all, such as a picture; what cannot be opened is told when it is read."""
+    """Refuse what is something else or no text, such as a picture; what cannot be opened is told later."""
+    if (problem := mistaken(path, "data")) is not None:
+        raise DataError([problem])
     with contextlib.suppress(OSError, ValueError), path.open("rb") as file:
         if b"\0" in file.read(1024):
             raise DataError([f"{path}: is no text file; a .jsonl file of questions is needed"])

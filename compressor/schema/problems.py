@@ -114,8 +114,10 @@ def _line(item: dict[str, Any], model: type[BaseModel]) -> str:
         case "extra_forbidden":
             owner = _model_at(model, loc[:-1])
             known = key_names(owner)
-            word = getattr(owner, "key_word", "key")
-            return f"{where}: unknown {word}{hint(str(loc[-1]), owner)} (known: {', '.join(known)})"
+            word, elsewhere = getattr(owner, "key_word", "key"), getattr(owner, "elsewhere", "")
+            meant = hint(str(loc[-1]), owner)
+            more = f"; {elsewhere}" if elsewhere and not meant else ""
+            return f"{where}: unknown {word}{meant} (known: {', '.join(known)}){more}"
         case "model_type":
             keys = ", ".join(key_names(_model_at(model, loc)))
             return f"{where}: {value} is not allowed; a mapping with keys of: {keys}"

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from compressor.disk.files import read_text, sha256_of, write_text
+from compressor.disk.mistaken import mistaken
 from compressor.disk.paths import shown_path, unusable
 from compressor.errors import ArtifactError
 from export.artifact.contents import FILES_FILE, FILES_FORMAT
@@ -61,7 +62,7 @@ class Artifact:
             raise ArtifactError([f"{shown_path(folder)}: {reason}"])
         if not path.is_file():
             lacks = f"it has no {MANIFEST_FILE}" if folder.is_dir() else "there is no such folder"
-            raise ArtifactError([f"{folder}: no artifact; {lacks}"])
+            raise ArtifactError([mistaken(folder, "artifact") or f"{folder}: no artifact; {lacks}"])
         text = read_text(path, ArtifactError)
         try:
             manifest = Manifest.model_validate_json(text)

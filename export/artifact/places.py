@@ -41,13 +41,13 @@ def check_folder(output: Path, *, overwrite: bool, sources: Iterable[Path] = ())
     if not os.path.lexists(place):
         return
     if not place.is_dir():
-        raise VtcompressError(f"{output}: is a file, not a folder; choose another --output")
+        raise VtcompressError(f"{output}: is a file, not a folder; choose another `output`")
     try:
         _check_content(output, place, overwrite, sources)
     except OSError as failure:
         raise VtcompressError(
             f"{failure.filename or output}: cannot be read: {failure.strerror}, so that nobody knows what "
-            "would be replaced; choose another --output"
+            "would be replaced; choose another `output`"
         ) from None
 
 
@@ -68,7 +68,7 @@ def check_where(output: Path, sources: Iterable[Path] = ()) -> None:
         if read.is_dir() and read in place.parents:
             raise VtcompressError(
                 f"{output}: lies in {source}, which this run reads, and nothing is written there; "
-                "choose another --output"
+                "choose another `output`"
             )
 
 
@@ -76,27 +76,27 @@ def _check_content(output: Path, place: Path, overwrite: bool, sources: tuple[Pa
     if is_empty(place):
         return
     if reason := _never_replaced(place, sources):
-        raise VtcompressError(f"{output}: {reason}; choose another --output")
+        raise VtcompressError(f"{output}: {reason}; choose another `output`")
     kind = kind_of_folder(place)
     if kind is None and kind_of_file(place / "plan.json") == "plan":
         raise VtcompressError(
             f"{output}: holds a plan, but no list of what vtcompress wrote (an earlier version kept none); "
-            "remove what is of no use any more, or choose another --output"
+            "remove what is of no use any more, or choose another `output`"
         )
     if kind is None:
         raise VtcompressError(
             f"{output}: holds {_count(place)} that vtcompress did not write, such as "
-            f"{next(names_below(place))}; choose another --output"
+            f"{next(names_below(place))}; choose another `output`"
         )
     if foreign := list(foreign_files(place)):
         more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
         raise VtcompressError(
             f"{output}: holds {kind} of vtcompress, and what it did not write: "
-            f"{', '.join(foreign[:3])}{more}; move that away, or choose another --output"
+            f"{', '.join(foreign[:3])}{more}; move that away, or choose another `output`"
         )
     if not overwrite:
         raise VtcompressError(
-            f"{output}: holds {kind}; choose another --output or add --overwrite to replace it"
+            f"{output}: holds {kind}; choose another `output` or add `overwrite` to replace it"
         )
 
 
@@ -118,7 +118,7 @@ def check_file(
     if not os.path.lexists(path):
         return
     if path.is_dir():
-        raise VtcompressError(f"{path}: is a folder, not a file; choose another --output")
+        raise VtcompressError(f"{path}: is a folder, not a file; choose another `output`")
     found = kind_of_file(path)
     if found != kind:
         what = (
@@ -131,7 +131,7 @@ def check_file(
             "remove it"
         )
     if not overwrite:
-        raise VtcompressError(f"{path}: exists; choose another --output or add --overwrite")
+        raise VtcompressError(f"{path}: exists; choose another `output` or add `overwrite`")
 
 
 def _refuse_inside(output: Path, place: Path) -> None:
@@ -141,7 +141,7 @@ def _refuse_inside(output: Path, place: Path) -> None:
         if kind is not None and place.parent != folder / ENGINES_FOLDER:
             raise VtcompressError(
                 f"{output}: lies in {folder}, which is {kind} and would be none any more; "
-                "choose another --output"
+                "choose another `output`"
             )
 
 

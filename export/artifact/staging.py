@@ -63,7 +63,7 @@ class _Place:
             )
         except OSError as failure:
             raise VtcompressError(
-                f"{failure.filename or output}: cannot be read: {_words(failure)}; choose another --output"
+                f"{failure.filename or output}: cannot be read: {_words(failure)}; choose another `output`"
             ) from None
         return cls(output, target, target if inside else target.parent)
 
@@ -88,7 +88,7 @@ class _Place:
         except OSError as failure:
             raise VtcompressError(
                 f"{self.work}: cannot be read: {_words(failure)}, so that what killed runs left is "
-                "unknown; make it readable or choose another --output"
+                "unknown; make it readable or choose another `output`"
             ) from None
 
 
@@ -270,7 +270,7 @@ def check_room(folder: Path, needed_bytes: int) -> None:
     if free < needed_bytes:
         raise VtcompressError(
             f"{folder}: {_mebibytes(needed_bytes)} are needed, {_mebibytes(free)} are free; "
-            "make room or choose another --output"
+            "make room or choose another `output`"
         )
 
 

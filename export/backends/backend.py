@@ -83,6 +83,7 @@ class Backend(ABC):
         distributions: whose versions `vtcompress doctor` shows.
         precisions: that it runs graphs in.
         on_gpu: it runs on a GPU, which is chosen by a number.
+        takes_threads: it runs on the processor, in as many threads as are asked for.
         maps_weights: it can leave weights in the mapped file.
         fixed_caches: it runs graphs that write into caches of fixed size.
         answers: what its probe tells last: it runs if that was told.
@@ -98,6 +99,7 @@ class Backend(ABC):
     distributions: tuple[str, ...] = ()
     precisions: tuple[str, ...] = ("f32",)
     on_gpu: bool = False
+    takes_threads: bool = True
     maps_weights: bool = False
     fixed_caches: bool = False
     answers: str = "version"

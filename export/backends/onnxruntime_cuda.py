@@ -98,7 +98,7 @@ def check_active(providers: Sequence[str]) -> None:
         raise BackendError(
             f"onnxruntime-cuda: CUDA is not active, the session runs on {', '.join(providers) or 'nothing'}; "
             "check the driver (nvidia-smi) and the CUDA and cuDNN libraries that onnxruntime-gpu needs, "
-            "or use --backend onnxruntime"
+            "or use the backend onnxruntime"
         )
 
 

@@ -138,7 +138,7 @@ def check_precision(precision: str, capabilities: Sequence[str]) -> None:
     if precision == "bf16" and "BF16" not in capabilities:
         raise BackendError(
             "openvino: this processor has no bf16 instructions (OpenVINO names "
-            f"{', '.join(sorted(capabilities))}); use --precision f32"
+            f"{', '.join(sorted(capabilities))}); use the precision f32"
         )
 
 

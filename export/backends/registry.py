@@ -86,7 +86,7 @@ def open_session(
     if precision not in precisions():
         raise BackendError(f"{precision}: no such precision; there are {', '.join(precisions())}")
     if precision not in entry.precisions:
-        raise BackendError(f"{backend}: has no {precision}; use --backend {having(precision)}")
+        raise BackendError(f"{backend}: has no {precision}; use the backend {having(precision)}")
     if mapped and not entry.maps_weights:
         others = ", ".join(b.name for b in BACKENDS.values() if b.maps_weights)
         raise BackendError(f"{backend}: always packs weights; mapped weights need {others}")

@@ -36,7 +36,7 @@ IMAGES, SMALL = "images", "small"
 
 NOT_KEPT = (
     "the artifact does not hold the pictures of its questions as they were (validate.keep_pictures); give "
-    "--data FILE, the data that it was validated on"
+    "`data`, the data that it was validated on"
 )
 
 NO_ANSWERS = "no held-out questions (`vtcompress export --validate-data FILE`)"
@@ -196,7 +196,7 @@ def stored_original(folder: Path) -> tuple[tuple[Sample, ...], Answers]:
     """
     if not (folder / ORIGINAL_FILE).is_file():
         raise ArtifactError(
-            [f"{folder}: holds no answers of the original; give --data and --model to measure them"]
+            [f"{folder}: holds no answers of the original; give `data` and `model` to measure them"]
         )
     stored, answers = _read(folder)
     if any(row.missing for row in stored):
@@ -256,7 +256,7 @@ def why_unmeasured(folder: Path) -> str:
 def _other(data: Path, loss: LossReport | None) -> str:
     than = "" if loss is None else f"; it was validated on {loss.data}"
     return (
-        f"{data}: the artifact holds no answers of the original to this data{than}: give --model ORIGINAL as "
+        f"{data}: the artifact holds no answers of the original to this data{than}: give `model` as "
         "well"
     )
 

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from compressor.contract.asked import asked_of
 from compressor.contract.method import Method
 from compressor.disk.files import read_text
 from compressor.errors import ArtifactError
@@ -17,7 +18,7 @@ from export.report.questions import Question, stored_questions
 from export.report.words.cuts import kept_heads, neurons_kept, semantics, text_alone_values
 from export.report.words.exits import cache_figures, staying
 from export.report.words.ladder import EngineFacts, Rung, claim, engine_facts, ladder
-from export.report.words.methods import asked_of
+from export.report.words.methods import methods_done
 from export.results.bench import slower
 
 # What gets faster, in words that need no explanation.
@@ -35,9 +36,10 @@ class ReportData:
     Attributes:
         profile: None if the layers were not chosen by calibration.
         recipe: text of the resolved recipe.
-        methods: of the recipe, in order.
+        methods: that made the plan, in the recipe's order.
         questions: with both models' answers; none if compression loss did not run.
         engines: sets of engines that belong to the artifact as it is.
+        by_recipe: the plan was made by what the recipe asks of its methods; None: nobody knows.
     """
 
     manifest: Manifest
@@ -47,6 +49,7 @@ class ReportData:
     methods: tuple[Method, ...] = ()
     questions: tuple[Question, ...] = ()
     engines: tuple[EngineFacts, ...] = ()
+    by_recipe: bool | None = True
 
     @property
     def rungs(self) -> tuple[Rung, ...]:
@@ -65,12 +68,15 @@ def report_data(folder: Path, manifest: Manifest) -> ReportData:
     profile = Profile.load(path) if path.is_file() else None
     if profile is not None and (profile.layers != len(plan.layers) or not profile.samples):
         raise ArtifactError([f"{path}: does not fit {PLAN_FILE}; copy the artifact anew"])
+    recipe = load_recipe(folder / RECIPE_FILE, stored=True)
+    methods, by_recipe = methods_done(plan, recipe.methods)
     return ReportData(
         manifest=manifest,
         plan=plan,
         profile=profile,
         recipe=read_text(folder / RECIPE_FILE, ArtifactError),
-        methods=load_recipe(folder / RECIPE_FILE, stored=True).methods,
+        methods=methods,
+        by_recipe=by_recipe,
         questions=stored_questions(folder),
         engines=engine_facts(folder, manifest),
     )
@@ -165,7 +171,8 @@ def figures(data: ReportData) -> dict[str, Any]:
     ]
     return manifest.model_dump(mode="json", include=STORED) | {
         "model": manifest.model.name,
-        "methods": [{m.name: asked_of(m)} for m in data.methods],
+        "methods": [{m.name: asked_of(m) if data.by_recipe else None} for m in data.methods],
+        "plan_given": None if data.by_recipe is None else not data.by_recipe,
         "verdict": manifest.verdict,
         "passed": manifest.passed,
         "warnings": list(manifest.loss.warnings) if manifest.loss else [],

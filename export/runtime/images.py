@@ -20,12 +20,14 @@ from compressor.errors import DataError, ModelError
 from compressor.families.image_processors import steps_in
 from compressor.families.picture_steps import (
     Crop,
+    CutTiles,
     Normalise,
     PadToSquare,
     PictureStep,
     PictureSteps,
     Rescale,
     Resize,
+    ResizeLonger,
     ResizeShorter,
     ResizeToCells,
     TileByAspect,
@@ -122,7 +124,7 @@ class ImageProcessor:
         levels = np.stack([np.asarray(tile) for tile in tiles])  # [tiles, H, W, C]
         values = _values(self.steps)  # [C, 256]
         pixels = np.stack([values[c][levels[..., c]] for c in range(3)], axis=1)
-        return SeenPicture(pixels, rows, text_of(self.form, rows), grid, cells)
+        return SeenPicture(pixels, rows, text_of(self.form, rows, grid), grid, cells)
 
     def text(self, height: int, width: int) -> str:
         """Return what stands in the prompt for a picture of so many pixels.
@@ -131,7 +133,7 @@ class ImageProcessor:
             DataError: the model does not take it.
         """
         grid = tile_grid(self.steps, height, width)
-        return text_of(self.form, self._rows(grid, cell_grid(self.steps, height, width)))
+        return text_of(self.form, self._rows(grid, cell_grid(self.steps, height, width)), grid)
 
     def _rows(self, grid: tuple[int, int], cells: tuple[int, int] | None) -> int:
         return tile_count(grid) * self.tile_rows if cells is None else cells[0] * cells[1]
@@ -143,8 +145,8 @@ def _pictured(
     """Run the steps that change the picture; return its tiles."""
     tiles = [image]
     for step, following in zip(steps, (*steps[1:], None), strict=False):
-        if isinstance(step, TileByAspect):
-            tiles = _tiles(image, step, grid)
+        if isinstance(step, TileByAspect | CutTiles):
+            tiles = _tiles(tiles[0], step, grid)
         else:
             tiles = [_changed(tile, step, following) for tile in tiles]
     return tiles
@@ -167,22 +169,29 @@ def _changed(image: Image.Image, step: PictureStep, following: PictureStep | Non
             # Floor division also where the crop is larger, as in transformers: the odd row goes first.
             left, top = (image.width - width) // 2, (image.height - height) // 2
             return image.crop((left, top, left + width, top + height))
-        case TileByAspect() | Rescale() | Normalise():
+        case ResizeLonger():
+            return image.resize(step.sides(image.height, image.width)[::-1], _filter(step))
+        case TileByAspect() | CutTiles() | Rescale() | Normalise():
             return image
         case _:
             assert_never(step)
 
 
-def _tiles(image: Image.Image, step: TileByAspect, grid: tuple[int, int]) -> list[Image.Image]:
+def _tiles(
+    image: Image.Image, step: TileByAspect | CutTiles, grid: tuple[int, int]
+) -> list[Image.Image]:
     """Return the tiles of a picture row by row, and the whole behind several."""
     (height, width), (rows, columns) = step.size, grid
-    whole = image.resize((columns * width, rows * height), _filter(step))
+    large = image.resize((columns * width, rows * height), _filter(step))
     tiles = [
-        whole.crop((x * width, y * height, (x + 1) * width, (y + 1) * height))
+        large.crop((x * width, y * height, (x + 1) * width, (y + 1) * height))
         for y in range(rows)
         for x in range(columns)
     ]
-    return tiles if len(tiles) == 1 else [*tiles, image.resize((width, height), _filter(step))]
+    if len(tiles) == 1:
+        return tiles
+    whole = large if isinstance(step, CutTiles) else image
+    return [*tiles, whole.resize((width, height), _filter(step))]
 
 
 def _values(steps: Sequence[PictureStep]) -> NDArray[np.float32]:
@@ -195,14 +204,9 @@ def _values(steps: Sequence[PictureStep]) -> NDArray[np.float32]:
             case Normalise():
                 mean, std = (np.array(v, dtype=np.float32)[:, None] for v in (step.mean, step.std))
                 values = (values - mean) / std
-            case (
-                Resize()
-                | ResizeShorter()
-                | ResizeToCells()
-                | PadToSquare()
-                | Crop()
-                | TileByAspect()
-            ):
+            case PadToSquare() | Resize() | ResizeShorter() | ResizeLonger() | ResizeToCells():
+                pass
+            case Crop() | TileByAspect() | CutTiles():
                 pass
             case _:
                 assert_never(step)
@@ -236,7 +240,9 @@ def _resized(image: Image.Image, step: ResizeShorter, crop: Crop | None) -> Imag
     return _resize_part(image, size, (left, top, left + kept[0], top + kept[1]), _filter(step))
 
 
-def _filter(step: Resize | ResizeShorter | ResizeToCells | TileByAspect) -> Image.Resampling:
+def _filter(
+    step: Resize | ResizeShorter | ResizeLonger | ResizeToCells | TileByAspect | CutTiles,
+) -> Image.Resampling:
     """Return Pillow's filter of a name; it gains some with the years."""
     try:
         return Image.Resampling[step.resample.upper()]

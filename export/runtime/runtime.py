@@ -11,11 +11,12 @@ from compressor.facts import ModelFacts
 from compressor.families.picture_text import PictureForm
 from compressor.generation.settings import model_settings
 from compressor.samples.pictures import Pictures, pictures_of
+from compressor.schema.arguments import check_threads, check_whole
 from export.artifact.artifact import Artifact
 from export.artifact.manifest import shortcoming
 from export.backends.checked_on import CHECKED_ON
 from export.backends.compared import uncompared
-from export.backends.registry import open_session
+from export.backends.registry import find_backend, open_session
 from export.runtime.answering import Answering
 from export.runtime.conversation import Conversation
 from export.runtime.core import BATCH_ROWS, PROMPTS_AHEAD, Reply, RuntimeCore
@@ -48,7 +49,7 @@ class Runtime(RuntimeCore):
 
         Args:
             path: its folder.
-            threads: of one operator; None lets the backend choose.
+            threads: of one operator, at most as many as there are processors; None lets the backend choose.
             verify: compare every file's sha256 with the manifest first.
             backend: one of `export.backends.registry.BACKENDS`.
             precision: `f32`, or `bf16` where backend and processor have it.
@@ -65,8 +66,10 @@ class Runtime(RuntimeCore):
             ArtifactWarning: its checks failed, were not judged or did not run; or this backend was never
                 compared with ONNX Runtime on it.
         """
-        if threads is not None and threads < 1:
-            raise BackendError(f"threads: {threads} is not allowed; 1 or more, or None")
+        check_threads(threads)
+        check_whole("device", device, 0)
+        if threads is not None and not find_backend(backend).takes_threads:
+            raise BackendError(f"{backend}: runs on the GPU, in no threads; leave out threads")
         artifact = Artifact.open(path, verify=verify)
         if (words := shortcoming(artifact.manifest)) is not None:
             warnings.warn(words, ArtifactWarning, stacklevel=2)

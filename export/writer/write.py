@@ -16,15 +16,7 @@ from compressor.decoder import Decoder, KeyValue, Stage
 from compressor.decoder.weights import StoredWeight, stored_weights
 from compressor.errors import VtcompressError
 from compressor.schema.sections import ExportSection
-from export.graphs.spec import (
-    DEEPSTACK,
-    POSITIONS,
-    ROWS,
-    SIDES,
-    GraphSpec,
-    TensorSpec,
-    caches_of,
-)
+from export.graphs.spec import DEEPSTACK, POSITIONS, ROWS, SIDES, GraphSpec, TensorSpec, caches_of
 from export.writer.passes import order
 from export.writer.passes.graph_pass import note_numbers, note_weights
 from export.writer.weights import DTYPE_NAMES, SharedWeights

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from compressor.decoder import Decoder, KeyValue, decoder_from
+from compressor.compressed import CompressedModel
+from compressor.decoder import Decoder, decoder_from
 from compressor.decoder.full_pass import full_pass
 from compressor.facts import DecoderDims, ModelFacts
 from compressor.methods.dyvte import DyVTE
@@ -23,9 +24,10 @@ from compressor.plan.plan import Plan, Workload
 from compressor.planner import make_plan
 from compressor.samples.layout import Layout, layout_around
 from export.backends.onnxruntime import OnnxSession
+from export.backends.torch_model import TorchSession
 from export.graphs.spec import decoder_graphs
 from export.session.feeds import CallRows, text_rows
-from export.session.session import cached_rows
+from export.session.session import Session, cached_rows
 from export.writer.weights import SharedWeights
 from export.writer.write import save_graph
 from vtcompress.stages.exporting.torch_side import decoder_makers
@@ -61,7 +63,6 @@ class Case:
     def model(self) -> ModelFacts:
         """The case's decoder as facts."""
         d = self.facts["dims"]
-        sections = d.get("mrope_section")
         head_dim = d["hidden_size"] // d["num_attention_heads"]
         steps = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
         dims = DecoderDims(
@@ -74,8 +75,11 @@ class Case:
             vocab=d["vocab_size"],
             rms_norm_eps=d["rms_norm_eps"],
             rope_inv_freq=tuple((1.0 / d["rope_theta"] ** steps).tolist()),
-            rope_axes=sections and tuple(np.repeat(np.arange(len(sections)), sections).tolist()),
-            qkv_bias="model.layers.0.self_attn.q_proj.bias" in self.weights,
+            # Sections of frequencies that time, row and column turn; such decoders have biases too.
+            rope_axes=tuple(np.repeat(range(3), d["mrope_section"]).tolist())
+            if "mrope_section" in d
+            else None,
+            qkv_bias="mrope_section" in d,
             max_positions=d["max_position_embeddings"],
         )
         return ModelFacts(
@@ -180,13 +184,14 @@ def run(folder: Path) -> tuple[list[Line], dict[str, list[tuple[int, ...]]]]:
     return lines, lengths
 
 
-def _sides(case: Case, scratch: Path) -> Iterator[tuple[str, "_TorchSide | _OnnxSide"]]:
+def _sides(case: Case, scratch: Path) -> Iterator[tuple[str, "_Side"]]:
     plan = case.plan()
     decoder = decoder_from(plan, case.tensors(), logits="all")
-    yield "torch", _TorchSide(decoder)
-    yield "onnx", _OnnxSide(_exported(decoder, plan, scratch / "onnx"))
+    small = CompressedModel(plan, decoder, None, None, None, None)  # type: ignore[arg-type]
+    yield "torch", _Side(TorchSession(small))
+    yield "onnx", _Side(_exported(decoder, plan, scratch / "onnx"))
     if plan.gates is not None:
-        yield "staged", _OnnxSide(_exported(decoder, case.plan("staged"), scratch / "staged"))
+        yield "staged", _Side(_exported(decoder, case.plan("staged"), scratch / "staged"))
 
 
 def _exported(decoder: Decoder, plan: Plan, folder: Path) -> OnnxSession:
@@ -199,9 +204,8 @@ def _exported(decoder: Decoder, plan: Plan, folder: Path) -> OnnxSession:
 
 
 def _contribution(case: Case) -> list[Line]:
-    visual, text, visual_index, text_index = _rows(case)[:4]
     decoder = decoder_from(identity_plan(case.model, "golden"), case.tensors())
-    full = full_pass(decoder, visual, text, visual_index, text_index)
+    full = full_pass(decoder, *map(torch.from_numpy, _rows(case, slice(None))[:4]))
     found = layer_contribution(full).numpy()
     wanted = case.expected["layer_contribution"].double().numpy()
     difference = np.abs(found - wanted)
@@ -219,15 +223,12 @@ def _layout(case: Case) -> Layout:
     return layout_around(text, (spans["visual"],), spans["prefix"], case.model)
 
 
-def _rows(case: Case) -> tuple[torch.Tensor, ...]:
-    """Return embeddings, places and, where they are others, positions of visual and text rows."""
-    embeds, layout = case.expected["inputs_embeds"], _layout(case)
-    visual, text = (torch.from_numpy(i) for i in (layout.visual_index, layout.text_index))
-    parts = [visual, text]
-    if layout.positions is not None:
-        parts.append(torch.from_numpy(layout.positions))
-    indices = (part[None].repeat(len(embeds), *[1] * part.ndim) for part in parts)
-    return embeds[:, visual], embeds[:, text], *indices
+def _rows(case: Case, chosen: slice) -> CallRows:
+    """Return the rows of some of a case's prompts."""
+    embeds, layout = case.expected["inputs_embeds"][chosen].numpy(), _layout(case)
+    rows = text_rows(layout, embeds[:, layout.text_index])
+    index = np.tile(layout.visual_index, (len(embeds), 1))
+    return rows._replace(visual=embeds[:, layout.visual_index], visual_index=index)
 
 
 def _positions(case: Case) -> Iterator[Line]:
@@ -245,32 +246,27 @@ def _positions(case: Case) -> Iterator[Line]:
     yield Line("positions", 0.0, same)
 
 
-def _compare(name: str, case: Case, side: "_TorchSide | _OnnxSide") -> Iterator[Line]:
+def _compare(name: str, case: Case, side: "_Side") -> Iterator[Line]:
     prefills, decodes = [], []
     for chosen in case.prompts():
-        prefill, decode = _answers(case, side, [rows[chosen] for rows in _rows(case)])
+        prefill, decode = _answers(case, side, _rows(case, chosen))
         prefills.append(prefill)
         decodes.append(decode)
-    for what, found in (("prefill", prefills), ("decode", decodes)):
-        logits = f"{what}_logits"
-        yield _line(f"{name} {logits}", torch.cat(found), case.expected[logits])
+    yield _line(f"{name} prefill_logits", torch.cat(prefills), case.expected["prefill_logits"])
+    yield _line(f"{name} decode_logits", torch.cat(decodes), case.expected["decode_logits"])
 
 
-def _answers(
-    case: Case, side: "_TorchSide | _OnnxSide", rows: list[torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _answers(case: Case, side: "_Side", rows: CallRows) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the logits of the prompt's last rows, and those of each decode step."""
-    visual, layout = rows[0], _layout(case)
-    side.start(batch=len(visual))
-    logits = side.call(*rows)
+    batch = len(rows.text)
+    side.start(batch)
+    logits = side.call(rows)
     side.note_lengths()
-    table = case.weights["model.embed_tokens.weight"]
+    table, layout = case.weights["model.embed_tokens.weight"], _layout(case)
     steps = []
     for number, token in enumerate(case.expected["decode_input_ids"]):
-        embedded = table[token][None, None].expand(visual.shape[0], -1, -1)
-        call = text_rows(layout.behind(number), embedded.numpy())
-        later = [torch.from_numpy(part) for part in call[:5] if part is not None]
-        steps.append(side.call(*later))
+        embedded = np.tile(table[token].numpy(), (batch, 1, 1))
+        steps.append(side.call(text_rows(layout.behind(number), embedded)))
     return logits[:, -case.facts["spans"]["suffix"] :], torch.cat(steps, dim=1)
 
 
@@ -283,27 +279,10 @@ def _line(name: str, found: torch.Tensor, wanted: torch.Tensor) -> Line:
     return Line(name, difference, difference <= TOLERANCE)
 
 
-class _TorchSide:
-    def __init__(self, decoder: Decoder) -> None:
-        self.decoder = decoder
-        self.past: list[KeyValue | torch.Tensor] = []
-        self.lengths: list[tuple[int, ...]] = []
+class _Side:
+    """A session on a case's decoder, and the KV lengths that each prefill left."""
 
-    def start(self, batch: int) -> None:
-        self.past = self.decoder.empty_past(batch)
-
-    @torch.inference_mode()
-    def call(self, *rows: torch.Tensor) -> torch.Tensor:
-        logits, self.past = self.decoder(*rows[:4], self.past, *rows[4:])
-        return logits
-
-    def note_lengths(self) -> None:
-        pairs = (item for item in self.past if isinstance(item, KeyValue))
-        self.lengths.append(tuple(pair.key.shape[2] for pair in pairs))
-
-
-class _OnnxSide:
-    def __init__(self, session: OnnxSession) -> None:
+    def __init__(self, session: Session) -> None:
         self.session = session
         self.past: Any = None
         self.lengths: list[tuple[int, ...]] = []
@@ -311,10 +290,8 @@ class _OnnxSide:
     def start(self, batch: int) -> None:
         self.past = self.session.empty_past(batch)
 
-    def call(self, *rows: torch.Tensor) -> torch.Tensor:
-        logits, self.past = self.session.decode(
-            CallRows(*(r.contiguous().numpy() for r in rows)), self.past
-        )
+    def call(self, rows: CallRows) -> torch.Tensor:
+        logits, self.past = self.session.decode(rows, self.past)
         return torch.from_numpy(logits)
 
     def note_lengths(self) -> None:

@@ -108,6 +108,8 @@ def validate(
         raise click.UsageError(
             "--trust-remote-code is for the repository of --model; give it as well"
         )
+    if gates is not None and model is None:
+        raise click.UsageError("--gates are read with --model alone; give it as well")
     outcome = vtcompress.validate(
         artifact,
         data=data,

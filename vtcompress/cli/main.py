@@ -1,12 +1,14 @@
 """The command line: reads options, calls one stage, prints what it returns.
 
 Exit codes: 0 done, 1 an error of input or environment, 2 wrong usage, 3 a check missed a threshold,
-130 interrupted.
+130 interrupted, 143 and 129 ended by SIGTERM and SIGHUP.
 """
 
 import logging
 import os
+import re
 import sys
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -19,12 +21,14 @@ from vtcompress.cli.doctor import doctor
 from vtcompress.cli.generating import generate
 from vtcompress.cli.looking import inspect, models, recipes
 from vtcompress.cli.making import calibrate, compress, export, plan
+from vtcompress.cli.options import KEYS
 from vtcompress.cli.report import compare, report
 from vtcompress.cli.train_gates import train_gates
 from vtcompress.console import Output
+from vtcompress.interrupts import SIGNAL_CODES, Interrupts
 from vtcompress.last_resort import Doing, discard_output, watched_threads
 
-EXIT_ERROR, EXIT_USAGE, EXIT_MISSED, EXIT_INTERRUPTED = 1, 2, 3, 130
+EXIT_ERROR, EXIT_USAGE, EXIT_MISSED = 1, 2, 3
 
 
 class UnforeseenError(Exception):
@@ -40,6 +44,8 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except EOFError as error:  # of a truncated file, say: nothing here asks the user for lines
             raise UnforeseenError from error
+        except KeyboardInterrupt:  # click would say something of its own
+            raise click.Abort from None
 
 
 @click.group(
@@ -59,7 +65,6 @@ def cli(context: click.Context, verbose: int, quiet: bool, machine: bool) -> Non
     doing = context.obj if isinstance(context.obj, Doing) else Doing()
     doing.command, doing.verbose = context.invoked_subcommand, verbose > 0
     context.obj = Output(verbosity=-1 if quiet else verbose, machine=machine, doing=doing)
-    context.obj.interrupts.listen()
     _set_logs(verbose)
 
 
@@ -103,11 +108,12 @@ for command in (
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     code = run_command(arguments)
-    if code == EXIT_INTERRUPTED:
+    if code > SIGNAL_CODES:
         # Under `python -m`, CPython kills itself by SIGINT when an interrupt, even a handled one, passed
         # through exec() of a string (dataclasses do that); leaving without its shutdown keeps the code.
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with suppress(OSError):  # a terminal that closed
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
 
@@ -116,9 +122,12 @@ def run_command(arguments: list[str] | None = None) -> int:
     """Run the command line; return its exit code. Errors that nobody foresaw end in one line as well."""
     doing = Doing()
     try:
-        with watched_threads(doing):
+        with doing.interrupts.heard(), watched_threads(doing):
             code = _run(arguments, doing)
         sys.stdout.flush()
+    except (click.Abort, KeyboardInterrupt):
+        _tell_end(doing.interrupts)
+        return doing.interrupts.code
     except BrokenPipeError:  # whoever read what we print has left
         discard_output()
         return EXIT_ERROR
@@ -130,11 +139,26 @@ def run_command(arguments: list[str] | None = None) -> int:
 
 
 def spoken(problem: str, command: str | None) -> str:
-    """Return a problem in the words of a command: some write something and have no `--output`."""
+    """Return a problem in the words of a command: an argument or key in backticks is its option.
+
+    Libraries name arguments, which are true in Python too. Some commands write something and have no
+    `--output`.
+    """
     asked = cli.commands.get(command or "")
-    if asked is None or any("--output" in option.opts for option in asked.params):
-        return problem
-    return problem.replace("another --output", "another place")
+    for option in asked.params if asked else ():
+        for flag in option.opts:
+            name = flag.removeprefix("--")
+            for argument in (name, KEYS.get(name.replace("-", "_"), name)):
+                problem = problem.replace(f"`{argument}`", flag)
+    # One thing in the place of another, and a command that takes the first nowhere.
+    problem = re.sub(r"; give it as `\w+`$", "", problem)
+    return problem.replace("another `output`", "another place")
+
+
+def _tell_end(interrupts: Interrupts) -> None:
+    with suppress(OSError):  # a terminal that closed
+        # Behind the ^C that a terminal shows.
+        click.echo(f"\n{interrupts}" if sys.stderr.isatty() else f"{interrupts}", err=True)
 
 
 def _run(arguments: list[str] | None, doing: Doing) -> int:
@@ -152,7 +176,4 @@ def _run(arguments: list[str] | None, doing: Doing) -> int:
     except click.ClickException as error:
         error.show()
         return EXIT_ERROR
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
-        return EXIT_INTERRUPTED
     return result if isinstance(result, int) else 0

@@ -7,7 +7,7 @@ import click
 
 from vtcompress.cli.checking import raise_if_missed
 from vtcompress.cli.options import files_read, read_recipe, recipe_options
-from vtcompress.cli.paths import FILE, FOLDER
+from vtcompress.cli.paths import FILE, FOLDER, READ
 from vtcompress.console import Output
 from vtcompress.stages.plan import predicted
 
@@ -39,7 +39,7 @@ def calibrate(out: Output, /, output: Path, overwrite: bool, **options: Any) -> 
 @click.command()
 @recipe_options
 @click.option(
-    "--profile", type=FILE, help="What `calibrate` wrote; needed unless layers are listed."
+    "--profile", type=READ, help="What `calibrate` wrote; needed unless layers are listed."
 )
 @click.option("--output", type=FILE, default="plan.json", help="Plan to write.")
 @click.pass_obj
@@ -68,8 +68,8 @@ def plan(out: Output, /, profile: Path | None, output: Path, **options: Any) -> 
 
 @click.command()
 @recipe_options
-@click.option("--plan", "plan_file", type=FILE, required=True, help="What `plan` wrote.")
-@click.option("--profile", type=FILE, help="What `calibrate` wrote; stored beside the plan.")
+@click.option("--plan", "plan_file", type=READ, required=True, help="What `plan` wrote.")
+@click.option("--profile", type=READ, help="What `calibrate` wrote; stored beside the plan.")
 @click.option("--output", type=FOLDER, required=True, help="Folder to write.")
 @click.option("--overwrite", is_flag=True, help="Replace what vtcompress wrote at --output.")
 @click.pass_obj
@@ -102,16 +102,16 @@ def compress(
 @click.command()
 @recipe_options
 @click.option(
-    "--profile", type=FILE, help="Use this calibration instead of measuring; with --plan, show it."
+    "--profile", type=READ, help="Use this calibration instead of measuring; with --plan, show it."
 )
-@click.option("--plan", "plan_file", type=FILE, help="Use this plan instead of making one.")
-@click.option("--compressed", type=FOLDER, help="Start from the folder that `compress` wrote.")
+@click.option("--plan", "plan_file", type=READ, help="Use this plan instead of making one.")
+@click.option("--compressed", type=READ, help="Start from the folder that `compress` wrote.")
 @click.option("--output", type=FOLDER, required=True, help="Folder of the artifact.")
 @click.option("--overwrite", is_flag=True, help="Replace what vtcompress wrote at --output.")
 @click.option(
     "--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Of weights and graphs."
 )
-@click.option("--validate-data", type=FILE, help="Held-out questions (jsonl) for compression loss.")
+@click.option("--validate-data", type=READ, help="Held-out questions (jsonl) for compression loss.")
 @click.option("--validate-samples", type=click.IntRange(min=1), help="How many of them.")
 @click.option("--bench-rounds", type=click.IntRange(min=0), default=15, help="0: no timing.")
 @click.option(
@@ -139,14 +139,8 @@ def export(
     from export.report.words.ladder import engine_facts
     from vtcompress.cli import brief, show
 
-    recipe = read_recipe(
-        options,
-        {
-            "export.dtype": dtype,
-            "validate.data": validate_data,
-            "validate.samples": validate_samples,
-        },
-    )
+    own = {"dtype": dtype, "validate_data": validate_data, "validate_samples": validate_samples}
+    recipe = read_recipe(options | own)
     manifest = vtcompress.export(
         recipe,
         output,

@@ -1,12 +1,14 @@
 """Options that the commands share: which recipe, and what overrides it."""
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from vtcompress.cli.paths import FILE
+from vtcompress.cli.paths import READ
 
 if TYPE_CHECKING:
     from compressor.recipe import Recipe
@@ -41,12 +43,12 @@ def recipe_options(command: Command) -> Command:
     command = _with(
         command,
         click.option(
-            "--data", type=FILE, help="Calibration questions (jsonl); overrides the recipe."
+            "--data", type=READ, help="Calibration questions (jsonl); overrides the recipe."
         ),
         click.option("--samples", type=click.IntRange(min=1), help="How many of them."),
         click.option(
             "--gates",
-            type=FILE,
+            type=READ,
             help="Weights of a method's gates (safetensors); overrides the recipe.",
         ),
         click.option("--seed", type=click.IntRange(min=0), help="Which of them are drawn."),
@@ -75,25 +77,55 @@ def read_settings(settings: Sequence[str]) -> dict[str, Any]:
         key, equals, text = setting.partition("=")
         if not equals:
             raise click.BadParameter(f"{setting!r} is not KEY=VALUE", param_hint="--set")
-        values[key.strip()] = parse_value(text)
+        if (key := key.strip()) in values:
+            raise click.UsageError(f"--set {key} is given twice; give it once")
+        values[key] = parse_value(text)
     return values
 
 
-def read_recipe(options: Mapping[str, Any], more: Mapping[str, Any] | None = None) -> "Recipe":
+KEYS = {
+    "model": "model.id",
+    "revision": "model.revision",
+    "trust_remote_code": "model.trust_remote_code",
+    "data": "calibrate.data",
+    "samples": "calibrate.samples",
+    "seed": "calibrate.seed",
+    "dtype": "export.dtype",
+    "validate_data": "validate.data",
+    "validate_samples": "validate.samples",
+}
+"""The recipe's keys that options say, by the option's parameter."""
+
+GATES = "compress.*.gates"
+"""The key of `gates`, whatever the method is called."""
+
+
+def _leaves(settings: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """Yield the keys that values are set for, also inside of mappings; places of entries left out."""
+    for key, value in settings.items():
+        name = re.sub(r"^compress\[\d+\]", "compress", f"{above}{key}")
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{name}.")
+        else:
+            yield name
+
+
+def read_recipe(options: Mapping[str, Any]) -> "Recipe":
     """Load the recipe that the options name, and override it."""
     from vtcompress.shipped import load_recipe
 
+    settings = read_settings(options["settings"])
     given = {
-        "model.id": options["model"],
-        "model.revision": options["revision"],
-        "model.trust_remote_code": options["trust_remote_code"] or None,
-        "calibrate.data": options.get("data"),
-        "calibrate.samples": options.get("samples"),
-        "calibrate.seed": options.get("seed"),
-        **(more or {}),
+        name: value
+        for name in (*KEYS, "gates")
+        if (value := options.get(name)) is not None and value is not False  # 0 was given
     }
-    values = {key: value for key, value in given.items() if value is not None}
-    values |= read_settings(options["settings"])
+    for key in _leaves(settings):
+        for name in given:
+            if fnmatch(key, KEYS.get(name, GATES)):
+                flag = name.replace("_", "-")
+                raise click.UsageError(f"--{flag} and --set {key} say the same; give one of them")
+    gates = given.pop("gates", None)
+    values = {KEYS[name]: value for name, value in given.items()} | settings
     recipe = load_recipe(options["recipe"]).override(values, source="command line")
-    gates = options.get("gates")
     return recipe if gates is None else recipe.with_gates(gates)

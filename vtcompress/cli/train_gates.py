@@ -45,9 +45,9 @@ def train_gates(
     import vtcompress
     from vtcompress.stages.gates.report import show_gates
 
-    more = {"validate.data": validate_data, "validate.samples": validate_samples}
+    own = {"validate_data": validate_data, "validate_samples": validate_samples}
     report = vtcompress.train_gates(
-        read_recipe(options, more), data, output, overwrite=overwrite, progress=out
+        read_recipe(options | own), data, output, overwrite=overwrite, progress=out
     )
     show_gates(out, report)
     out.always(f"written: {output}, its report as .json beside it")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from compressor.generation.settings import check_positions
 from compressor.progress import Progress
+from compressor.schema.arguments import check_threads, check_whole
 from export.artifact.artifact import Artifact
 from export.backends.checked_on import CHECKED_ON
 from export.backends.registry import check_dtype
@@ -25,13 +26,17 @@ def bench(
     """Time an artifact beside the naive original; see `export.checks.bench.bench`.
 
     Raises:
-        VtcompressError: the artifact is broken, ONNX Runtime cannot run its dtype, or the model has too few
-            positions for the prompt.
+        VtcompressError: an argument is not allowed, the artifact is broken, ONNX Runtime cannot run its
+            dtype, or the model has too few positions for the prompt.
     """
+    check_threads(threads)
+    for name, value in (("images", images), ("text", text), ("rounds", rounds)):
+        if (name, value) != ("text", None):
+            check_whole(name, value, 1)
     artifact = Artifact.open(Path(path))
     manifest = artifact.manifest
     check_dtype(CHECKED_ON.name, manifest.dtype)
-    facts, text = manifest.model, text or manifest.predicted.text
+    facts, text = manifest.model, manifest.predicted.text if text is None else text
     check_positions(images * facts.picture_rows + text, 1, facts.decoder.max_positions)
     return timing.bench(
         artifact.folder,

@@ -133,7 +133,7 @@ def calibrate(
     drawings = tuple(base.with_name(base.name + suffix) for suffix in (".png", ".svg"))
     if output in drawings:
         raise VtcompressError(
-            f"{output}: is where the profile is drawn; give --output {base.name}.json"
+            f"{output}: is where the profile is drawn; give `output` {base.name}.json"
         )
 
     def check() -> None:

@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compressor.disk.mistaken import mistaken
+from compressor.errors import ArtifactError
 from compressor.plan.plan import Plan
 from compressor.profile import Profile
 from compressor.progress import Progress
@@ -15,9 +17,9 @@ from vtcompress.shipped import PathLike
 from vtcompress.stages.calibrate import draw
 from vtcompress.stages.checks.prompts import check_recipe_prompts
 from vtcompress.stages.checks.recipe import (
+    check_made_by,
     check_plan_facts,
     check_plan_gates,
-    check_plan_methods,
     digest_of_plan,
 )
 from vtcompress.stages.checks.rewrite import check_rewrite
@@ -108,7 +110,7 @@ def compress(
     facts = model_facts(recipe)
     check_plan_gates(plan, recipe, facts, None)
     check_plan_facts(plan, facts)
-    check_plan_methods(plan, recipe)
+    check_made_by(plan, recipe, measured)
     weights = model_folder(recipe).glob("*.safetensors")
     needs["needed_bytes"] = sum(path.stat().st_size for path in weights)
     staging.check_place(output, **needs)
@@ -135,6 +137,8 @@ def load_compressed(folder: PathLike, *, progress: Progress | None = None) -> "C
     Raises:
         VtcompressError: files are missing or broken.
     """
+    if (problem := mistaken(Path(folder), "compressed")) is not None:
+        raise ArtifactError([problem])
     require_compress("loading a compressed model")
     from compressor.compressed import load_compressed as load
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressor.disk.files import is_folder
+from compressor.disk.mistaken import mistaken
 from compressor.errors import ArtifactError, VtcompressError
 from compressor.plan.cost import BYTES
 from compressor.plan.plan import Plan
@@ -13,10 +14,11 @@ from compressor.planner import plan_recipe
 from compressor.profile import Profile
 from compressor.progress import Progress
 from compressor.recipe import Recipe
+from compressor.schema.arguments import check_threads, check_whole
 from compressor.schema.sections import ImageSection
 from export.artifact import staging
-from export.artifact.artifact import PLAN_FILE, PROFILE_FILE, write_manifest
-from export.artifact.manifest import MANIFEST_FILE, Manifest
+from export.artifact.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE, write_manifest
+from export.artifact.manifest import Manifest
 from export.checks.rewrite import refuse
 from export.graphs.limits import check_fixed
 from export.report.pages.model_card import Origin
@@ -51,6 +53,8 @@ from vtcompress.stages.inputs import (
     model_digest,
     model_facts,
     model_folder,
+    note_in_vain,
+    note_no_validation,
     note_unread_data,
     open_plan,
     open_profile,
@@ -146,7 +150,7 @@ class ExportRun:
         """
         self._note_unread_data("the plan is made already")
         self._check_place()
-        facts = check_plan(self.recipe, plan, what, self._asked(), self.progress)
+        facts = check_plan(self.recipe, plan, profile, what, self._asked(), self.progress)
         self._check_place(model_folder(self.recipe), facts.dtype)
         digest = digest_of_plan(plan, self.recipe, facts, what=what)
         if profile is not None:
@@ -197,25 +201,25 @@ class ExportRun:
         """Start from a folder that `compress` wrote."""
         from compressor.compressed import load_compressed, plain_of, read_compressed_processor
 
-        if (source / MANIFEST_FILE).is_file():
-            raise ArtifactError(
-                [
-                    f"{source}: an artifact, not a folder that `vtcompress compress` wrote; give that one"
-                ]
-            )
+        if (problem := mistaken(source, "compressed")) is not None:
+            raise ArtifactError([problem])
         plan = Plan.load(source / PLAN_FILE)
         self.sources += (source,)
         self._check_place(source, plan.model.dtype)
-        check_made_by(source, plan, self.recipe)
+        profile_path, own = source / PROFILE_FILE, source / RECIPE_FILE
+        profile = Profile.load(profile_path) if profile_path.is_file() else None
+        remedy = f"give the folder's own recipe, {own}" if own.is_file() else "give that recipe"
+        check_made_by(plan, self.recipe, profile, f"{source}: the plan", remedy)
         check_targets(self.recipe, plan.model)
         check_fixed(self.recipe.export, plan.model, plan.gates.mode if plan.gates else None)
         self._note_unread_data(f"{source} has its plan")
+        self._note_without_effect(source, plan.model.name)
         processor = read_compressed_processor(source, plan)
         limits = self.job.limits(plan.model)
         check_prompts(processor, source, plan.model, self._asked(), limits, self.progress)
-        self.origin = origin_of(self.recipe.model.id, source)
-        profile_path = source / PROFILE_FILE
-        profile = Profile.load(profile_path) if profile_path.is_file() else None
+        # Who does not load the original does not know whether it is the one that is named.
+        of_hub = "/" in plan.model.name and self.recipe.model.id == plan.model.name
+        self.origin = origin_of(plan.model.name if of_hub else None, source)
         digest = self._original_digest(plan, source) if self._wants_original() else None
         with staging.staged(self.output, **self._needs(source, plan.model.dtype)) as folder:
             original, models = None, []
@@ -245,7 +249,32 @@ class ExportRun:
     def _wants_original(self) -> bool:
         """Whether an export from a folder loads the original as well: for its answers, or if it is here."""
         name = self.recipe.model.id
-        return name is not None and bool(self.job.samples or is_folder(Path(name)))
+        return bool(self.job.samples) or (name is not None and is_folder(Path(name)))
+
+    def _note_without_effect(self, source: Path, made_of: str) -> None:
+        """Say what of the recipe is not read, as the folder has it or the original is not.
+
+        Args:
+            source: what `compress` wrote.
+            made_of: name of the model that it was made of.
+        """
+        section, gated = self.recipe.model, self.recipe.gated
+        given = {
+            "model.id": None if section.id == made_of else section.id,
+            "model.revision": section.revision,
+            "model.trust_remote_code": section.trust_remote_code or None,
+        }
+        for key, value in given.items():
+            if value is not None and not self._wants_original():
+                why = "without validation data the original of a folder is not loaded"
+                note_in_vain(key, value, why, self.progress)
+        if (
+            gated is not None
+            and gated.gates is not None
+            and gated.gates.parent != source.absolute()
+        ):
+            why = f"{source} has its gates"
+            note_in_vain(f"compress.{gated.name}.gates", gated.gates, why, self.progress)
 
     def _original_digest(self, plan: Plan, source: Path) -> str:
         """Return the digest of the recipe's model; refuse one that a folder was not made from."""
@@ -316,13 +345,14 @@ def export(
         profile: an earlier calibration's profile or its file, instead of measuring; with a plan for the
             reports alone.
         plan: a plan for this model or its file, instead of planning: nothing is measured. Reports name the
-            recipe's methods, so a plan by methods that the recipe does not have is refused.
+            recipe's methods, so a plan by other methods is refused, and one that a recipe with other settings
+            or another profile made; of a plan by hand they name no settings.
         compressed: start from the folder that `compress` wrote instead of the original. Compression loss
             then needs the recipe's model as well.
         overwrite: replace what this tool wrote at `output`; nothing else is ever replaced.
         sources: files that recipe, plan and profile were read from; no folder that holds one is replaced.
         bench_rounds: how often each call is timed; 0 for none.
-        threads: how many one operator has while timing.
+        threads: how many one operator has while timing, at most as many as there are processors.
         progress: shows stages and loops; see the module.
 
     Returns:
@@ -332,12 +362,18 @@ def export(
         VtcompressError: input or environment; nothing is left half-written.
     """
     require_recipe(recipe)
+    check_threads(threads)
+    check_whole("bench_rounds", bench_rounds, 0)
     require_compress("export")
     require_runtime("checking the exported graphs")
+    progress = shown(progress)
+    note_no_validation(recipe, progress)
+    if not bench_rounds and threads != 1:
+        note_in_vain("threads", threads, "nothing is timed", progress)
     samples = validation_samples(recipe)
     # Read now: data that cannot be used is refused before anything runs.
     prompts = range_samples(recipe, samples)
-    job = Job(recipe, bench_rounds, threads, shown(progress), samples, prompts)
+    job = Job(recipe, bench_rounds, threads, progress, samples, prompts)
     read = read_files(sources, profile, plan)
     run = ExportRun(job, Path(output), overwrite=overwrite, sources=read)
     if compressed is not None:

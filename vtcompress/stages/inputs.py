@@ -13,13 +13,14 @@ from compressor.profile import Profile
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.samples.questions import Sample, check_pictures, choose, read_samples
-from compressor.schema.sections import CalibrateSection
+from compressor.schema.sections import CalibrateSection, ValidateSection
 from export.artifact.artifact import PROFILE_FILE
 from export.backends.checked_on import CHECKED_ON
 
 if TYPE_CHECKING:
     from compressor.families import LoadedModel
 
+Section = CalibrateSection | ValidateSection
 COMPRESS_PACKAGES = ("torch", "transformers", "optimum", "onnx", "onnxscript", "safetensors")
 
 
@@ -64,7 +65,9 @@ def calibration_samples(recipe: Recipe) -> tuple[Sample, ...]:
     """
     section = recipe.calibrate
     if section.data is None:
-        problem = "calibrate.data: the recipe's methods need calibration data; give --data FILE"
+        problem = (
+            "calibrate.data: the recipe's methods need calibration data; give `calibrate.data`"
+        )
         raise RecipeError([problem])
     samples = choose(read_samples(section.data), section.samples, section.seed)
     check_pictures(samples, section.data.name)
@@ -121,9 +124,26 @@ def note_unread_data(recipe: Recipe, why: str, progress: Progress) -> None:
     if section.data is not None:
         progress.say(f"note: {section.data}: calibration data that is not read: {why}")
         return
-    for key in ("samples", "seed"):
-        if (value := getattr(section, key)) != getattr(usual, key):
-            progress.say(f"note: calibrate.{key}: {value}: has no effect: {why}")
+    _note_draw("calibrate", section, usual, why, progress)
+
+
+def note_no_validation(recipe: Recipe, progress: Progress) -> None:
+    """Say what a recipe without validation data asks of a validation in vain."""
+    section = recipe.validation
+    if section.data is None:
+        _note_draw("validate", section, ValidateSection(), "there is no validation data", progress)
+
+
+def _note_draw(key: str, section: Section, usual: Section, why: str, progress: Progress) -> None:
+    """Say which of the two settings of a draw have no effect."""
+    for name in ("samples", "seed"):
+        if (value := getattr(section, name)) != getattr(usual, name):
+            note_in_vain(f"{key}.{name}", value, why, progress)
+
+
+def note_in_vain(key: str, value: object, why: str, progress: Progress) -> None:
+    """Say that a setting has no effect."""
+    progress.say(f"note: {key}: {value}: has no effect: {why}")
 
 
 def source_paths(recipe: Recipe) -> tuple[Path, ...]:
@@ -145,7 +165,7 @@ def model_id(recipe: Recipe) -> str:
         RecipeError: it names none.
     """
     if recipe.model.id is None:
-        raise RecipeError(["model.id: the recipe names no model; give --model ID_OR_FOLDER"])
+        raise RecipeError(["model.id: the recipe names no model; give `model.id`"])
     return recipe.model.id
 
 

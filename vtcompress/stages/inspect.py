@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.disk.files import is_file, is_folder, read_text
-from compressor.disk.paths import check_path
+from compressor.disk.paths import at_home, check_path
 from compressor.errors import ArtifactError, VtcompressError
 from compressor.facts import ModelFacts
 from compressor.plan.plan import Plan
@@ -37,11 +37,12 @@ def inspect(path: PathLike, image: Picture | None = None) -> dict[str, Any]:
     Raises:
         VtcompressError: none of them; or the picture cannot be read, or what is inspected takes none.
     """
+    path = at_home(str(path))
     found = _inspect(path)
     return found if image is None else found | {"picture": _picture(path, image, found["kind"])}
 
 
-def _picture(path: PathLike, image: Picture, kind: str) -> dict[str, Any]:
+def _picture(path: str, image: Picture, kind: str) -> dict[str, Any]:
     """Return how many visual tokens a picture gives, and where they stand."""
     (picture,) = pictures_of([image])
     images, _ = _image_processor(path, kind)
@@ -56,11 +57,15 @@ def _picture(path: PathLike, image: Picture, kind: str) -> dict[str, Any]:
         "tile_grid": [rows, columns],
         "tile_tokens": seen.rows // len(seen.pixels),
         "order": tiles,
-        "text": re.sub(f"(?:{re.escape(token)}){{2,}}", f"{token} x {seen.rows}", seen.text),
+        "text": re.sub(
+            f"(?:{re.escape(token)}){{2,}}",
+            lambda run: f"{token} x {len(run[0]) // len(token)}",
+            seen.text,
+        ),
     }
 
 
-def _image_processor(path: PathLike, kind: str) -> tuple[ImageProcessor, ModelFacts]:
+def _image_processor(path: str, kind: str) -> tuple[ImageProcessor, ModelFacts]:
     """Return what a model or artifact does to pictures."""
     folder = Path(path)
     if kind == "artifact":
@@ -70,7 +75,7 @@ def _image_processor(path: PathLike, kind: str) -> tuple[ImageProcessor, ModelFa
     if kind == "model":
         from compressor.families.registry import read_processor
 
-        read = read_processor(str(path))
+        read = read_processor(path)
         return read_back(read.processor, read.folder, read.facts).images, read.facts
     if kind == "compressed model":
         require_compress("reading a compressed model")
@@ -82,8 +87,8 @@ def _image_processor(path: PathLike, kind: str) -> tuple[ImageProcessor, ModelFa
     raise VtcompressError(f"{path}: a {kind} takes no picture; give a model or an artifact")
 
 
-def _inspect(path: PathLike) -> dict[str, Any]:
-    model, path = str(path), Path(path)  # as it was given: `Path` takes `./nope` for `nope`
+def _inspect(model: str) -> dict[str, Any]:
+    path = Path(model)  # which takes `./nope` for `nope`: a model is looked for as it was given
     check_path(path)
     if is_folder(path) and is_file(path / "manifest.json"):
         manifest = Artifact.open(path, verify=False).manifest

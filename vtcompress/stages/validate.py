@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compressor.errors import RecipeError
+from compressor.errors import RecipeError, VtcompressError
 from compressor.plan.plan import Plan
 from compressor.progress import Progress
 from compressor.recipe import Recipe, fidelity_thresholds
 from compressor.recipe import load_recipe as read_recipe
+from compressor.recipe_override import check_dotted
 from compressor.samples.questions import Sample, read_samples
+from compressor.schema.arguments import check_threads
 from export.artifact.artifact import PLAN_FILE, RECIPE_FILE, Artifact
 from export.backends.checked_on import OnnxSession
 from export.checks import fidelity, loss, stored
@@ -85,6 +87,7 @@ def with_limits(
     Raises:
         RecipeError: keys that are no limits, or have nothing to judge; all of them.
     """
+    check_dotted(limits, "limits")
     problems = [
         f"limits: {key}: is no limit, and the artifact was exported already; only keys of "
         f"{LOSS_KEYS}* and {FIDELITY_KEYS}* can be set"
@@ -92,7 +95,7 @@ def with_limits(
         if not key.startswith((LOSS_KEYS, FIDELITY_KEYS))
     ]
     problems += [
-        f"limits: {key}: export fidelity is not measured anew; add --model ORIGINAL or --backend"
+        f"limits: {key}: export fidelity is not measured anew; give `model` or a backend"
         for key in limits
         if key.startswith(FIDELITY_KEYS) and not anew
     ]
@@ -168,6 +171,10 @@ def validate(
             original is given; other data is given without the original; `limits` sets what is no limit, or
             one that nothing is measured for.
     """
+    check_threads(threads)
+    for name, asked_for in (("gates", gates is not None), ("trust_remote_code", trust_remote_code)):
+        if asked_for and model is None:
+            raise VtcompressError(f"{name}: is read with the original alone; give model as well")
     path, progress = Path(path), shown(progress)
     artifact = Artifact.open(path)
     recipe = read_recipe(path / RECIPE_FILE, stored=True).override(

@@ -9,6 +9,7 @@ from compressor.errors import BackendError, VtcompressError
 from compressor.plan.plan import Plan
 from compressor.progress import Progress
 from compressor.recipe import fidelity_thresholds, load_recipe
+from compressor.schema.arguments import check_threads, check_whole
 from export.artifact.artifact import PLAN_FILE, RECIPE_FILE, Artifact
 from export.artifact.manifest import Compared
 from export.backends.checked_on import CHECKED_ON
@@ -55,10 +56,12 @@ def validate_backend(
         VtcompressError: the artifact is broken, the backend cannot run here, or `limits` sets what is no
             limit, or one that nothing is measured for.
     """
+    check_threads(threads)
+    check_whole("device", device, 0)
     if backend == CHECKED_ON.name:
         others = ", ".join(name for name in BACKENDS if name != backend)
         raise BackendError(
-            f"{backend}: is what other backends are compared with; leave --backend out to check the artifact "
+            f"{backend}: is what other backends are compared with; leave it out to check the artifact "
             f"itself, or give one of {others}"
         )
     require_runtime("comparing a backend with ONNX Runtime")

@@ -14,15 +14,15 @@ from compressor.facts import ModelFacts
 from compressor.families.base import VisionEncoder
 from compressor.families.configuration import section_problems
 from compressor.families.image_processors import saved_steps
-from compressor.families.model_class.family import ModelClassFamily
 from compressor.families.model_class.stored import COMPUTED
-from compressor.families.picture_steps import PictureSteps, most_tiles
+from compressor.families.model_class.tiled import TiledFamily
+from compressor.families.model_class.tower import CHANNELS, activation_problems, head_problems
+from compressor.families.picture_steps import PictureSteps
 from compressor.families.picture_text import PictureText, TextRun
 from compressor.schema.sections import ImageSection
 
 TOWER = "internvl_vision"
 COUNTS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-CHANNELS = 3
 
 # What the configuration may say, and what alone is read.
 ONLY: Mapping[str, tuple[Any, str]] = {
@@ -60,13 +60,12 @@ class ShuffledTiles(VisionEncoder):
         return embeds
 
 
-class InternVlFamily(ModelClassFamily):
+class InternVlFamily(TiledFamily):
     """`InternVLForConditionalGeneration` of transformers 5."""
 
     name = "internvl"
     model_types = ("internvl",)
     architecture = "InternVLForConditionalGeneration"
-    budget_keys = ("max_tiles",)
 
     def problems(self, raw: Mapping[str, Any], where: str) -> list[str]:
         """See `Family.problems`."""
@@ -83,32 +82,18 @@ class InternVlFamily(ModelClassFamily):
                 found.append(
                     f"{where}.{key}: {section[key]!r} is not allowed; a number, 1 or more, or two equal"
                 )
-        width, heads = section.get("hidden_size"), section.get("num_attention_heads")
-        if not found and width and heads and width % heads:
-            found.append(
-                f"{where}.num_attention_heads: {heads} do not divide the hidden_size {width}"
-            )
+        found = found or head_problems(section, where)
         return found + _others(section, ONLY_IN_TOWER, f"{where}.")
 
     def vision_problems(self, config: Any, image_size: int | None, where: str) -> list[str]:
         """See `ModelClassFamily.vision_problems`."""
-        from transformers.activations import ACT2FN
-
         vision = config.vision_config
-        problems = [
-            f"{where}: {key}: {value!r} is no activation that transformers knows; correct it"
-            for key, value in (
-                ("vision_config.hidden_act", vision.hidden_act),
-                ("projector_hidden_act", config.projector_hidden_act),
-            )
-            if value not in ACT2FN
-        ]
+        acts = {
+            "vision_config.hidden_act": vision.hidden_act,
+            "projector_hidden_act": config.projector_hidden_act,
+        }
         size, patch, ratio = _side(vision.image_size), _side(vision.patch_size), _block(config)
-        if image_size not in (None, size):
-            problems.append(
-                f"export.image_size: {image_size} is nothing for pictures of the family {self.name!r}: its "
-                f"tiles have {size} pixels; take image.max_tiles, or leave it out"
-            )
+        problems = activation_problems(acts, where) + self.size_problems(image_size, size)
         if not ratio or size % (patch * ratio):
             problems.append(
                 f"{where}: downsample_ratio: {config.downsample_ratio!r} does not divide the tower's "
@@ -128,11 +113,6 @@ class InternVlFamily(ModelClassFamily):
         """See `ModelClassFamily.unread`."""
         unread = re.compile(rf"{COMPUTED}|vision_tower\.embeddings\.mask_token$")
         return lambda name: bool(unread.search(name))
-
-    def layers_read(self, config: Any) -> int:
-        """See `ModelClassFamily.layers_read`."""
-        layers: int = config.vision_config.num_hidden_layers
-        return layers
 
     def vision(self, config: Any, *, image_size: int, source: Any = None) -> VisionEncoder:
         """See `Family.vision`."""
@@ -165,10 +145,6 @@ class InternVlFamily(ModelClassFamily):
         """See `Family.picture_text`."""
         return TextRun(before=processor.start_image_token, after=processor.end_image_token)
 
-    def most_tiles(self, saved: Mapping[str, Any]) -> int:
-        """See `Family.most_tiles`."""
-        return most_tiles(self.picture_steps(saved, "the image processor")) if saved else 1
-
     def within(self, budget: ImageSection, saved: Mapping[str, Any]) -> Mapping[str, Any]:
         """See `Family.within`."""
         return {"max_patches": budget.max_tiles}
@@ -179,9 +155,6 @@ class InternVlFamily(ModelClassFamily):
         """See `Family.image_rows`."""
         tiles = processor.image_processor.get_number_of_image_patches
         return tuple(facts.tile_rows * tiles(height, width, TILED) for height, width in sizes)
-
-    def resize_processor(self, processor: Any, image_size: int) -> None:
-        """See `Family.resize_processor`; there is one size, which `vision_problems` sees to."""
 
 
 def _side(size: Any) -> int:

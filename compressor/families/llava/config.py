@@ -7,6 +7,11 @@ from typing import Any
 
 from compressor.families.configuration import section_problems
 from compressor.families.model_class.stored import COMPUTED
+from compressor.families.model_class.tower import (
+    COUNTS,
+    activation_problems,
+    square_tower_problems,
+)
 
 
 @dataclass(frozen=True)
@@ -42,17 +47,6 @@ def feature_layers(config: Any) -> tuple[int, ...]:
     return (layers,) if isinstance(layers, int) else tuple(layers)
 
 
-COUNTS = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "image_size",
-    "patch_size",
-)
-CHANNELS = 3
-
-
 def tower_problems(section: Mapping[str, Any], where: str) -> list[str]:
     """Return a line for each thing in a `vision_config`, as it is written, that no tower has.
 
@@ -63,16 +57,7 @@ def tower_problems(section: Mapping[str, Any], where: str) -> list[str]:
     kind = section.get("model_type", next(iter(TOWERS)))
     if not isinstance(kind, str) or kind not in TOWERS:
         return [_unknown_type(kind, where)]
-    found = section_problems(section, where, counts=COUNTS, eps="layer_norm_eps")
-    channels = section.get("num_channels", CHANNELS)
-    if channels != CHANNELS:
-        found.append(
-            f"{where}.num_channels: {channels!r} is not supported; pictures have {CHANNELS}"
-        )
-    width, heads = section.get("hidden_size"), section.get("num_attention_heads")
-    if not found and width and heads and width % heads:
-        found.append(f"{where}.num_attention_heads: {heads} do not divide the hidden_size {width}")
-    return found
+    return square_tower_problems(section, where)
 
 
 def _unknown_type(kind: Any, where: str) -> str:
@@ -92,8 +77,6 @@ def vision_problems(config: Any, image_size: int | None, where: str) -> list[str
         image_size: that is asked for; None: the tower's own.
         where: the file.
     """
-    from transformers.activations import ACT2FN
-
     vision = config.vision_config
     if vision.model_type not in TOWERS:
         return [_unknown_type(vision.model_type, f"{where}: vision_config")]
@@ -102,14 +85,11 @@ def vision_problems(config: Any, image_size: int | None, where: str) -> list[str
     )
     if problems:
         return problems
-    problems = [
-        f"{where}: {key}: {value!r} is no activation that transformers knows; correct it"
-        for key, value in (
-            ("vision_config.hidden_act", vision.hidden_act),
-            ("projector_hidden_act", config.projector_hidden_act),
-        )
-        if value not in ACT2FN
-    ]
+    acts = {
+        "vision_config.hidden_act": vision.hidden_act,
+        "projector_hidden_act": config.projector_hidden_act,
+    }
+    problems = activation_problems(acts, where)
     size, patch, states = vision.image_size, vision.patch_size, vision.num_hidden_layers + 1
     if image_size not in (None, size) and image_size % patch:
         problems.append(

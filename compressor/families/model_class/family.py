@@ -30,9 +30,11 @@ class ModelClassFamily(Family):
 
     Attributes:
         architecture: name of transformers' class.
+        decoder: name of the text decoder in it.
     """
 
     architecture: ClassVar[str]
+    decoder: ClassVar[str] = "language_model"
     decoders: ClassVar[tuple[str, ...]] = TEXT_MODEL_TYPES
 
     @abstractmethod
@@ -160,7 +162,7 @@ class ModelClassFamily(Family):
 
     def tensors(self, original: Any) -> Mapping[str, Tensor]:
         """See `Family.tensors`."""
-        tensors = dict(original.model.language_model.state_dict())
+        tensors = dict(getattr(original.model, self.decoder).state_dict())
         tensors["lm_head.weight"] = original.lm_head.weight.detach()
         return tensors
 

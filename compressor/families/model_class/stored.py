@@ -21,6 +21,8 @@ LAYOUTS = (
     (re.compile(r"^(?:model\.)+"), ""),
     (re.compile(r"^language_model\.(?:model\.)+"), "language_model."),
     (re.compile(r"^language_model\.lm_head\."), "lm_head."),
+    (re.compile(r"^text_model\."), "language_model."),
+    (re.compile(r"^vision_model\."), "vision_tower."),
     (re.compile(r"^vision_tower\.vision_model\."), "vision_tower."),
     (re.compile(r"^(?=(?:layers|embed_tokens|norm)\.)"), "language_model."),
 )

@@ -1,7 +1,7 @@
 """Qwen2-VL and Qwen2.5-VL: pictures at a size of their own, four patches to a visual token.
 
-Rows are turned by time, row and column, in sections of the frequencies (`mrope_section`). What Qwen3-VL shares
-with them is here too.
+Rows are turned by time, row and column, in sections of the frequencies (`mrope_section`). Qwen3-VL starts
+from what they share.
 
 Limitations: pictures alone, no videos; no windows of visual tokens, whose grid differs from picture to
 picture.

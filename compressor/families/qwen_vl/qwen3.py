@@ -51,11 +51,11 @@ class Qwen3VlFamily(QwenVlFamily):
         inner, places = vision.deepstack_visual_indexes, vision.num_position_embeddings
         if beyond := [layer for layer in inner if layer >= vision.depth]:
             problems.append(
-                f"{where}: vision_config.{INNER}: {beyond} are not among the {vision.depth} layers of the tower"
+                f"{where}: vision_config.{INNER}: {beyond} are not among the tower's {vision.depth} layers"
             )
         if math.isqrt(places) ** 2 != places:
             problems.append(
-                f"{where}: vision_config.{PLACES}: {places} is no square number, and the places are learned for "
+                f"{where}: vision_config.{PLACES}: {places} is no square number, and places are learned for "
                 "a square grid"
             )
         return problems

@@ -115,10 +115,8 @@ REASONS: Mapping[str, Mapping[str, str]] = {
         "video_llama_3": "qwen2_5_vl",
     },
     "it puts the tiles of a picture together otherwise": {
-        "idefics3": "internvl",
         "llava_next": "internvl",
         "llava_onevision": "internvl",
-        "smolvlm": "internvl",
     },
     "it was not tried yet": {
         "qianfan_ocr": "internvl",

@@ -24,7 +24,8 @@ from compressor.methods.yopo.rule import (
 )
 from compressor.plan.cost import PAYS_BELOW, band_ratio
 from compressor.plan.dead_rows import freeze_dead_rows
-from compressor.plan.plan import LayerPlan, Plan
+from compressor.plan.layer import LayerPlan
+from compressor.plan.plan import Plan
 from compressor.schema.values import layer_at
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.disk.files import is_file
+from compressor.disk.paths import shown_path, unusable
 from compressor.errors import PlanError
 from compressor.facts import DecoderDims
 
@@ -21,6 +22,8 @@ def read_head_mask(path: Path, dims: DecoderDims) -> HeadMask:
     Raises:
         PlanError: missing, not readable, of another shape or not bool; shape and type are both named.
     """
+    if (reason := unusable(path)) is not None:
+        raise PlanError([f"{shown_path(path)}: {reason}"])
     if not is_file(path):
         raise PlanError([f"{path}: no such file"])
     array = _safetensors(path) if path.suffix == ".safetensors" else _npy(path)

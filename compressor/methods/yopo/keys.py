@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from compressor.plan.plan import WindowSide
+from compressor.plan.layer import WindowSide
 from compressor.schema.problems import allowed, apply_rule
 from compressor.schema.values import (
     Divisor,

@@ -26,6 +26,7 @@ class _TensorRt(Backend):
 
     target: Target
     on_gpu = True
+    takes_threads = False
 
     def __init__(self) -> None:
         target = self.target

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from compressor.disk.files import sha256_of, write_text
-from compressor.errors import ArtifactError, VtcompressError
+from compressor.errors import ArtifactError, BackendError, VtcompressError
 from compressor.progress import SILENT, Progress
 from compressor.recipe import load_recipe
 from export.artifact.artifact import RECIPE_FILE, Artifact
@@ -141,6 +141,8 @@ def plan_engines(
     """
     artifact = Artifact.open(path, verify=verify)
     target, manifest = find_target(target_name), artifact.manifest
+    if device and target.ahead:
+        raise BackendError(f"{target.name}: is built without a GPU; leave out the device")
     asked = load_recipe(artifact.folder / RECIPE_FILE, stored=True).export.profiles
     sizes = limits_of(asked.model_copy(update=dict(limits or {})), manifest.model)
     wanted = capabilities or (asked.compute_capabilities if target.ahead else None)
@@ -176,7 +178,7 @@ def build_engines(plan: EnginePlan, *, overwrite: bool = False) -> OpenedSet:
     """
     folder, manifest = plan.folder, plan.artifact.manifest
     if folder.exists() and not overwrite:
-        raise VtcompressError(f"{folder}: exists; add --overwrite to build it anew")
+        raise VtcompressError(f"{folder}: exists; add `overwrite` to build it anew")
     weights = manifest.files.get(WEIGHTS_FILE)
     needed = weights.size * (2 if plan.baseline else 1) if weights else 0
     try:
@@ -199,7 +201,7 @@ def engine_graphs(manifest: Manifest, *, baseline: bool = False) -> tuple[GraphS
     specs = [by_name["vision"], by_name["embed"], *in_order(manifest.graphs, "decoder")]
     if baseline:
         if BASELINE not in by_name:
-            raise ArtifactError([f"the artifact has no {BASELINE}; leave out --with-baseline"])
+            raise ArtifactError([f"the artifact has no {BASELINE}; leave out the baseline"])
         specs.append(by_name[BASELINE])
     return tuple(specs)
 

@@ -43,7 +43,7 @@ def check_buildable(specs: Sequence[GraphSpec], dtype: str, place: str) -> None:
     if dtype == "float32":
         raise VtcompressError(
             f"{place}: is float32, and TensorRT has no float32 kernel for Attention; "
-            "export it anew with `export.dtype: float16` (--dtype float16)"
+            "export it anew with `export.dtype: float16`"
         )
     for spec in specs:
         if spec.narrows:

@@ -7,7 +7,8 @@ from markupsafe import Markup
 
 from compressor.facts import DecoderDims
 from compressor.plan.cost import BYTES, predict
-from compressor.plan.plan import LayerPlan, Plan
+from compressor.plan.layer import LayerPlan
+from compressor.plan.plan import Plan
 from export.report.text.svg import element, line, picture, rect, text
 from export.report.words.cuts import cut_sentences, kept_heads, neurons_kept, text_alone_values
 from export.report.words.exits import staying

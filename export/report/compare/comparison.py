@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from compressor.contract.asked import method_words
 from compressor.disk.model_digest import alike
 from compressor.errors import ArtifactError
 from compressor.methods import label_of_cuts
@@ -15,7 +16,7 @@ from export.artifact.manifest import Manifest
 from export.report.document import Table
 from export.report.words.cuts import cuts_words
 from export.report.words.exits import exits_words
-from export.report.words.methods import method_words
+from export.report.words.methods import methods_done, methods_words
 from export.results.bench import ratio_words, unsteady
 from export.results.loss_report import nats, share
 from export.results.verdict import Verdict, verdict_of, verdict_words
@@ -144,14 +145,16 @@ def _conditions(manifest: Manifest) -> dict[str, object]:
 
 def _entry(number: int, folder: Path, manifest: Manifest) -> Entry:
     plan, measured, loss = Plan.load(folder / PLAN_FILE), manifest.measured, manifest.loss
-    methods = load_recipe(folder / RECIPE_FILE, stored=True).methods
+    recipe = load_recipe(folder / RECIPE_FILE, stored=True)
+    methods, by_recipe = methods_done(plan, recipe.methods)
     predicted, all_ = manifest.predicted, loss and loss.overall
     leaves = "stay" if plan.exit_layer is None else "leave"
     figures: dict[str, Any] = {
         "number": number,
         "name": folder.resolve().name,
         "model": manifest.model.name,
-        "methods": list(map(method_words, methods)),
+        "methods": [method_words(m) if by_recipe else m.name for m in methods],
+        "plan_given": None if by_recipe is None else not by_recipe,
         "layers": len(plan.layers),
         "frozen": len(plan.frozen_layers()),
         "exits": exits_words(plan),
@@ -173,7 +176,7 @@ def _entry(number: int, folder: Path, manifest: Manifest) -> Entry:
     }
     cells = {
         "model": figures["model"],
-        "methods": ", ".join(figures["methods"]) or "none",
+        "methods": methods_words(methods, by_recipe=bool(by_recipe)) if methods else "none",
         "frozen layers": f"{figures['frozen']} of {figures['layers']}",
         "exited layers": figures["exits"],
         f"{label_of_cuts()}'s cuts": figures["cuts"],

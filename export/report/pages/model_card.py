@@ -14,7 +14,7 @@ from export.backends.checked_on import CHECKED_ON
 from export.backends.registry import running
 from export.report.data import ReportData
 from export.report.document import Block, Bullets, Code, Document, Group, Section, Table, Words
-from export.report.pages.report import head_blocks, methods_words, recipe_section
+from export.report.pages.report import head_blocks, recipe_section
 from export.report.render.markdown import markdown
 from export.report.sections.checks import fidelity_outcome, ladder_blocks, loss_blocks
 from export.report.sections.short import done, gained, lost
@@ -23,6 +23,7 @@ from export.report.words.cuts import splits
 from export.report.words.dtypes import dtype_words
 from export.report.words.exits import exits_table, may_exit, mean_words
 from export.report.words.ladder import ran_on_gpu
+from export.report.words.methods import methods_words
 from export.results.bench import bench_rows, ratio_words
 
 CARD_FILE = "README.md"
@@ -97,8 +98,9 @@ def _front_matter(data: ReportData, origin: Origin) -> str:
 
 def _method(data: ReportData) -> list[Block]:
     papers = tuple(method.words.paper for method in data.methods if method.words.paper)
+    of = "Methods of the recipe" if data.by_recipe else "Methods"
     blocks = [
-        Words(f"Methods of the recipe: {methods_words(data.methods)}."),
+        Words(f"{of}: {methods_words(data.methods, by_recipe=bool(data.by_recipe))}."),
         Words(" ".join(done(data))),
     ]
     return [*blocks, Group("Papers", [Bullets(papers)])] if papers else [*blocks]

@@ -1,6 +1,5 @@
 """The report of an artifact: one document, as HTML and as Markdown."""
 
-from compressor.contract.method import Method
 from export.artifact.manifest import Manifest
 from export.report.data import ReportData, headline
 from export.report.document import (
@@ -25,9 +24,20 @@ from export.report.sections.layers import layers_section
 from export.report.sections.short import done, gained, lost
 from export.report.sections.speed import speed_section
 from export.report.words.ladder import ran_on_gpu
-from export.report.words.methods import method_words
+from export.report.words.methods import methods_words
 
 HTML_FILE, MARKDOWN_FILE = "report.html", "report.md"
+NOT_BY_RECIPE = {
+    False: (
+        "The plan was changed since a recipe made it, or made by another recipe: what stands under compress "
+        "here is not what decided on it."
+    ),
+    None: (
+        "The plan does not say what made it: it is by hand, or of an earlier version of vtcompress. Whether "
+        "what stands under compress here decided on it is not known."
+    ),
+}
+"""What is said of a recipe, by whether it made the plan; None: nobody knows."""
 
 
 def html_report(data: ReportData) -> str:
@@ -59,13 +69,9 @@ def report_document(data: ReportData) -> Document:
     if not ran_on_gpu(data.rungs):
         foot += " Nothing here was run on a GPU."
     version = manifest.tools.get("vtcompress", "")
-    sub = f"{methods_words(data.methods)} · {manifest.dtype} ONNX · vtcompress {version}"
+    methods = methods_words(data.methods, by_recipe=bool(data.by_recipe))
+    sub = f"{methods} · {manifest.dtype} ONNX · vtcompress {version}"
     return Document(f"{manifest.model.name}, compressed", sub, sections, foot)
-
-
-def methods_words(methods: tuple[Method, ...]) -> str:
-    """Return all methods with what was asked of them."""
-    return ", ".join(map(method_words, methods)) or "no compression method"
 
 
 def head_blocks(manifest: Manifest) -> list[Block]:
@@ -117,4 +123,5 @@ def _made_with(data: ReportData) -> list[Block]:
 def recipe_section(data: ReportData) -> Section:
     """Return the recipe as it was resolved."""
     block = Code(data.recipe, "yaml") if data.recipe else Words("Not stored.")
-    return Section("recipe", "Recipe", "Recipe", [block])
+    words = [] if data.by_recipe else [Words(NOT_BY_RECIPE[data.by_recipe])]
+    return Section("recipe", "Recipe", "Recipe", [*words, block])

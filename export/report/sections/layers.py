@@ -6,7 +6,8 @@ from compressor.contract.measure import Measure
 from compressor.contract.method import Method
 from compressor.methods import MEASURES
 from compressor.plan.cost import BYTES, predict
-from compressor.plan.plan import LayerPlan, Plan
+from compressor.plan.layer import LayerPlan
+from compressor.plan.plan import Plan
 from compressor.profile import Profile
 from export.report.charts.bars import contribution_chart, exit_chart
 from export.report.charts.decoder import decoder_picture
@@ -32,9 +33,10 @@ def layers_section(data: ReportData) -> Section:
     )
     drawn: list[Block] = [Chart(decoder_picture(plan, dtype), caption, tuple(states(plan)))]
     if data.profile is None:
-        drawn.append(
-            Words("The layers were not chosen by calibration, so there is no contribution to show.")
-        )
+        why = "The layers were not chosen by calibration"
+        if not data.by_recipe or (plan.makers and plan.makers.profile):
+            why = "No calibration is stored here"
+        drawn.append(Words(f"{why}, so there is no contribution to show."))
     else:
         drawn += _measures(data, data.profile)
     blocks: list[Block] = [Beside([[block] for block in drawn])]
@@ -73,13 +75,15 @@ def _measures(data: ReportData, profile: Profile) -> list[Block]:
     found: list[Block] = []
     if (values := measured(profile, "layer_contribution")) is not None:
         exited = "; hollow: exited" if any(layer.exited for layer in plan.layers) else ""
+        why = "Why these layers" if data.by_recipe else "What calibration measured"
         caption = (
-            "Why these layers: how much the next token's distribution changes if a layer leaves visual "
+            f"{why}: how much the next token's distribution changes if a layer leaves visual "
             f"tokens as they are, {mean}. Striped: not updated any more{exited}."
         )
         found.append(Chart(contribution_chart(values, samples, plan), caption))
     if (values := measured(profile, "exit_kl")) is not None:
-        bounds = (method.bounds().get("exit_kl") for method in data.methods)
+        asked = data.methods if data.by_recipe else ()
+        bounds = (method.bounds().get("exit_kl") for method in asked)
         allowed = next((bound for bound in bounds if bound is not None), None)
         caption = (
             "Where visual tokens may leave: how much the next token's distribution changes if they are gone "

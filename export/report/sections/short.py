@@ -22,7 +22,8 @@ def done(data: ReportData) -> tuple[str, ...]:
         f"of them in all {layers} layers of its decoder. That work is now left out in {out} of the {layers} "
         f"layers{always}{f', and cut down in {cut}' if cut else ''}."
     )
-    reasons = whys(plan, data.methods, len(data.profile.samples) if data.profile else None)
+    samples = len(data.profile.samples) if data.profile else None
+    reasons = whys(plan, data.methods, samples, by_recipe=bool(data.by_recipe))
     found = (f"{runs(places).capitalize()}: {words}" for words, places in reasons.items())
     gates = gates_words(plan.gates)[:1] if plan.gates else ()
     text = "Text tokens do in every layer what they did before."
@@ -40,8 +41,10 @@ def gained(data: ReportData) -> tuple[str, ...]:
         prompts = counted(gates)
         where = f" on the mean of {prompts} calibration prompts"
         where = where if prompts else " for a prompt in which no gate fires"
+    largest = " of the most tiles" if data.plan.model.most_tiles > 1 else ""
+    pictures = f"{p.images} picture{'s' if p.images > 1 else ''}{largest}"
     lines = [
-        f"Reading a prompt of {p.images} picture{'s' if p.images > 1 else ''} and {p.text} text tokens"
+        f"Reading a prompt of {pictures} and {p.text} text tokens"
         f"{data.plan.workload.assumed_words} (the prefill) takes {p.flops / p.flops_original:.0%} of the "
         f"decoder's work: {work_words(p.speedup)}, predicted{where}."
     ]

@@ -10,7 +10,8 @@ from compressor.contract.method import Method
 from compressor.facts import DecoderDims
 from compressor.methods import CUTTERS, label_of_cuts
 from compressor.plan.cost import BYTES
-from compressor.plan.plan import LayerPlan, Plan
+from compressor.plan.layer import LayerPlan
+from compressor.plan.plan import Plan
 from export.report.words.exits import runs
 
 T = TypeVar("T")
@@ -42,15 +43,13 @@ def semantics(plan: Plan, methods: Sequence[Method] = ()) -> str | None:
 
     Args:
         plan: whose pruned heads and exits tell; a window and neurons are cut alike in both.
-        methods: of the recipe, which knows; none if it is not at hand.
+        methods: of the recipe, which know where a plan does not tell; none if it is not at hand.
     """
-    asked = filter(None, (method.semantics_of_cuts() for method in methods))
-    if (semantics_asked := next(asked, None)) is not None:
-        return semantics_asked
     if any(layer.masked for layer in plan.layers):
         return "masked"
-    told = any(layer.groups is not None or layer.reason in CUTTERS for layer in plan.layers)
-    return "removed" if told else None
+    if any(layer.groups is not None or layer.reason in CUTTERS for layer in plan.layers):
+        return "removed"
+    return next(filter(None, (method.semantics_of_cuts() for method in methods)), None)
 
 
 def semantics_words(plan: Plan, methods: Sequence[Method] = ()) -> tuple[str, ...]:

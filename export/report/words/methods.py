@@ -4,12 +4,13 @@ No method is named here: a reason in a plan is looked up, and its `MethodWords` 
 """
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-from compressor.contract.method import Method, MethodWords
+from compressor.contract.asked import alike_words, method_words
+from compressor.contract.gated import GatedMethod
+from compressor.contract.method import Method, MethodWords, Turn
 from compressor.methods import METHODS, label_of_cuts, method_of
-from compressor.plan.plan import LayerPlan, Plan
+from compressor.plan.layer import LayerPlan
+from compressor.plan.plan import Plan
 
 NO_WORK = "no work, and no keys and values to read or to keep"
 UNCHANGED = {
@@ -89,42 +90,52 @@ def place_in_words(layer: LayerPlan) -> tuple[bool, bool, bool, int]:
     return layer.exited, layer.reason == "dead", layer.frozen, number
 
 
-def whys(plan: Plan, methods: Sequence[Method], samples: int | None) -> dict[str, list[int]]:
-    """Return why work is left out, with the layers: frozen by methods, dead, behind exits."""
+def whys(
+    plan: Plan, methods: Sequence[Method], samples: int | None, *, by_recipe: bool = True
+) -> dict[str, list[int]]:
+    """Return why work is left out, with the layers: frozen by methods, dead, behind exits.
+
+    Args:
+        plan: what was done.
+        methods: that did it.
+        samples: of the calibration; None: there was none.
+        by_recipe: the plan is known to be; else nobody knows what the methods chose by.
+    """
     cutter = label_of_cuts(methods)
     found: dict[str, list[int]] = {}
     for layer in sorted((x for x in plan.layers if x.reason), key=place_in_words):
         by = next((method for method in methods if method.name == layer.reason), None)
         chosen = "chosen by the recipe" if by is None else by.why_frozen(plan, samples)
+        chosen = chosen if by_recipe else "as the plan has it"
         found.setdefault(why(layer, chosen, cutter), []).append(layer.index)
     return found
 
 
-def method_words(method: Method) -> str:
-    """Return a method with what was asked of it, and the package that brought it if it is not this one.
+def methods_done(plan: Plan, methods: Sequence[Method]) -> tuple[tuple[Method, ...], bool | None]:
+    """Return the methods that made a plan, and whether what the recipe asks of them made it.
 
-    For instance `method (key: 0.5)`. Files go by their names: folders are those of another machine.
+    None where the plan does not say: it was made by hand, or by a version that did not note it.
+
+    Args:
+        plan: what was done.
+        methods: of the recipe.
     """
-    given = ", ".join(f"{key}: {_value(value)}" for key, value in asked_of(method).items())
-    package = f", of the package {method.package}" if method.package else ""
-    return f"{method.name} ({given}){package}"
+    makers = plan.makers
+    if makers is not None and alike_words(makers.methods, map(method_words, methods)):
+        return tuple(methods), True
+    known = None if plan.made_by is None else False
+    return tuple(method for method in methods if _in_plan(method, plan)), known
 
 
-def asked_of(method: Method) -> dict[str, Any]:
-    """Return what was asked of a method as plain values; files go by their names."""
-    found: dict[str, Any] = _named(method.asked())
-    return found
+def _in_plan(method: Method, plan: Plan) -> bool:
+    cut = method.turn is Turn.CUT and any(layer.cuts for layer in plan.layers)
+    gates = isinstance(method, GatedMethod) and plan.gates is not None
+    return cut or gates or method.name in plan.methods
 
 
-def _named(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _named(inner) for key, inner in value.items()}
-    return value.name if isinstance(value, Path) else value
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{key}: {_value(inner)}' for key, inner in value.items())}}}"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+def methods_words(methods: Sequence[Method], *, by_recipe: bool = True) -> str:
+    """Return all methods, with what was asked of them where that is known to have made the plan."""
+    if by_recipe:
+        return ", ".join(map(method_words, methods)) or "no compression method"
+    names = ", ".join(method.name for method in methods)
+    return f"{names or 'no compression method'}, as the plan has it"

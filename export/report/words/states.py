@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from compressor.plan.plan import LayerPlan, Plan
+from compressor.plan.layer import LayerPlan
+from compressor.plan.plan import Plan
 from export.report.words.methods import place_in_words, state
 
 GATE = (

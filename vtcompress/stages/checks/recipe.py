@@ -7,17 +7,20 @@ every weight file once.
 from collections.abc import Sequence
 from pathlib import Path
 
-from compressor.errors import ArtifactError, RecipeError
+from pydantic import ValidationError
+
+from compressor.contract.asked import alike_words, method_words
+from compressor.contract.method import layers_words
+from compressor.errors import ArtifactError, PlanError, ProfileError, RecipeError
 from compressor.facts import ModelFacts
 from compressor.methods import CUTTERS
+from compressor.plan.dead_rows import read_though_dead
 from compressor.plan.plan import Plan
 from compressor.planner import check_methods, plan_recipe
 from compressor.profile import Profile
 from compressor.progress import SILENT, Progress
-from compressor.recipe import Recipe, load_recipe
-from export.artifact.artifact import RECIPE_FILE
+from compressor.recipe import Recipe
 from export.graphs.limits import check_fixed
-from export.report.words.methods import method_words
 from vtcompress.stages.build import check_targets
 from vtcompress.stages.checks.prompts import Asked, check_recipe_prompts
 from vtcompress.stages.inputs import model_digest, model_facts
@@ -97,12 +100,35 @@ def check_plan_gates(plan: Plan, recipe: Recipe, facts: ModelFacts, digest: str 
         plan.check_gates(recipe.gate_file(facts, digest).digest)
 
 
-def check_plan_facts(plan: Plan, facts: ModelFacts, what: str = "the plan") -> None:
-    """Refuse a plan of another model by its facts, before any weights are here.
+def check_plan_rules(plan: Plan, what: str = "the plan") -> None:
+    """Refuse a plan that makes no sense: a copy of a plan with changes is not asked for that by itself.
 
     Raises:
+        PlanError: it breaks a rule of plans, or calls rows dead that a layer reads.
+    """
+    remedy = "correct it, or make it anew with `vtcompress plan`"
+    try:
+        Plan.model_validate(plan.model_dump())
+    except ValidationError as error:
+        lines = (item["msg"].removeprefix("Value error, ") for item in error.errors())
+        raise PlanError(f"{what}: {line}; {remedy}" for line in lines) from None
+    if alive := read_though_dead(plan.layers):
+        raise PlanError(
+            [
+                f"{what}: {layers_words(alive)}: frozen for the reason dead, though later layers read what "
+                f"visual rows become there; give the name of a method as the reason, or {remedy}"
+            ]
+        )
+
+
+def check_plan_facts(plan: Plan, facts: ModelFacts, what: str = "the plan") -> None:
+    """Refuse a plan that makes no sense, or of another model by its facts, before any weights are here.
+
+    Raises:
+        PlanError: as `check_plan_rules`.
         ArtifactError: it was made for a decoder of another shape, or for another image size.
     """
+    check_plan_rules(plan, what)
     made, here = plan.model, facts
     remedy = "make it anew with `vtcompress plan`"
     # Whether embedding and head are one is seen when weights are here.
@@ -135,7 +161,7 @@ def check_plan_facts(plan: Plan, facts: ModelFacts, what: str = "the plan") -> N
         )
 
 
-def check_plan_methods(plan: Plan, recipe: Recipe, what: str = "the plan") -> None:
+def _check_plan_methods(plan: Plan, recipe: Recipe, what: str = "the plan") -> None:
     """Refuse a recipe without the methods that a plan was made by: reports would tell another story.
 
     Args:
@@ -159,54 +185,76 @@ def check_plan_methods(plan: Plan, recipe: Recipe, what: str = "the plan") -> No
         )
 
 
-def check_made_by(folder: Path, plan: Plan, recipe: Recipe) -> None:
-    """Refuse a recipe whose methods are not those that a compressed folder was made by.
+def check_made_by(
+    plan: Plan,
+    recipe: Recipe,
+    profile: Profile | None = None,
+    what: str = "the plan",
+    remedy: str = "give the recipe that the plan was made by",
+) -> None:
+    """Refuse a recipe or a profile that a plan was not made by: reports would tell another story.
+
+    Of a plan that was made by hand or changed, reports say so; it may have any that fit.
 
     Args:
-        folder: what `compress` wrote.
-        plan: the folder's.
+        plan: a plan that was made already.
         recipe: the run's recipe.
+        profile: shown in reports as what the plan was chosen by; None: none is.
+        what: the plan's name in errors.
+        remedy: ends the problem of another recipe.
 
     Raises:
-        RecipeError: names both, and the recipe that the folder holds.
+        RecipeError: the recipe lacks the plan's methods, or asks other things of them.
+        ProfileError: the profile is not the one that the plan was made by.
     """
-    check_plan_methods(plan, recipe, f"{folder}: the plan")
-    path = folder / RECIPE_FILE
-    if not path.is_file():
+    _check_plan_methods(plan, recipe, what)
+    makers = plan.makers
+    if makers is None:
         return
-    made, given = (
-        ", ".join(map(method_words, one.methods)) or "no method"
-        for one in (load_recipe(path, stored=True), recipe)
-    )
-    if made != given:
+    given = [method_words(method) for method in recipe.methods]
+    if not alike_words(makers.methods, given):
+        made, asked = (", ".join(words) or "no method" for words in (makers.methods, given))
         raise RecipeError(
             [
-                f"compress: {folder} was made by {made}, and the recipe asks for {given}, so that reports "
-                f"would not tell what was done; give the folder's own recipe, --recipe {path}"
+                f"compress: {what} was made by {made}, and the recipe asks for {asked}, so that reports "
+                f"would not tell what was done; {remedy}"
+            ]
+        )
+    if profile is not None and makers.profile not in ("", profile.digest):
+        raise ProfileError(
+            [
+                f"{what} was made by another profile than the one given, so that reports would not tell why; "
+                "give the profile that it was made by, or none"
             ]
         )
 
 
 def check_plan(
-    recipe: Recipe, plan: Plan, what: str, asked: Sequence[Asked], progress: Progress = SILENT
+    recipe: Recipe,
+    plan: Plan,
+    profile: Profile | None,
+    what: str,
+    asked: Sequence[Asked],
+    progress: Progress = SILENT,
 ) -> ModelFacts:
     """Do what `check_recipe` does, for a plan that was made already.
 
     Args:
         recipe: the run's recipe.
         plan: the plan in place of the one that the recipe's methods would give.
+        profile: what it is said to be chosen by; None: nothing.
         what: the plan's name in errors.
         asked: all questions of the run.
         progress: prints notes that do not stop the run.
 
     Raises:
-        VtcompressError: as `check_recipe`; or the plan is of another model, or does what no method of the
-            recipe asks for.
+        VtcompressError: as `check_recipe`; or the plan is of another model, or made by another recipe or
+            profile.
     """
     facts = model_facts(recipe)
     check_plan_facts(plan, facts, what)
     check_plan_gates(plan, recipe, facts, None)
-    check_plan_methods(plan, recipe, what)
+    check_made_by(plan, recipe, profile, what)
     check_fixed(recipe.export, plan.model, plan.gates.mode if plan.gates else None)
     check_targets(recipe, plan.model)
     check_recipe_prompts(recipe, asked, progress)

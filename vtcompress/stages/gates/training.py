@@ -22,6 +22,7 @@ from vtcompress.stages.inputs import (
     load_model,
     model_facts,
     model_folder,
+    note_no_validation,
     require_compress,
     require_recipe,
     source_paths,
@@ -70,9 +71,10 @@ def train_gates(
     if held_out is not None:
         recipe = recipe.override({"validate.data": Path(held_out)})
     data, output, progress = Path(data), Path(output), shown(progress)
+    note_no_validation(recipe, progress)
     report_file = output.with_suffix(".json")
     if output.suffix != SUFFIX:
-        raise VtcompressError(f"{output}: gates are a {SUFFIX} file; give --output such a name")
+        raise VtcompressError(f"{output}: gates are a {SUFFIX} file; give `output` such a name")
 
     def check() -> None:
         check_file(output, "gates", overwrite=overwrite, sources=source_paths(recipe))
@@ -137,7 +139,7 @@ def _check_model(recipe: Recipe, output: Path) -> None:
     folder = model_folder(recipe, weights=False)
     if folder.resolve() == output.absolute().parent.resolve():
         problem = (
-            "lies in the model's folder, where weights are the model's; choose another --output"
+            "lies in the model's folder, where weights are the model's; choose another `output`"
         )
         raise VtcompressError(f"{output}: {problem}")
 
