@@ -142,6 +142,22 @@ class TestQwen3Vl(FamilyCases):
             difference = np.abs(together[place].first_logits - alone.first_logits).max()
             assert difference <= TOLERANCE
 
+    def test_reports_do_not_call_tokens_unchanged_that_rows_are_added_to(self, made: Made) -> None:
+        report = (made.artifact("all") / "report.md").read_text(encoding="utf-8")
+        assert (
+            "Behind layers 0, 1, 2 rows of the vision tower are added to the visual tokens, frozen or not"
+            in report
+        )
+        lines = [line for line in report.splitlines() if "pass through unchanged" in line]
+        added = [
+            "unchanged, and behind it rows of the vision tower are added" in line for line in lines
+        ]
+        assert [("ayer 1" in line, "ayer 3" in line) for line in lines] == [
+            (True, False),
+            (False, True),
+        ]
+        assert added == [True, False]
+
     @pytest.mark.parametrize(
         ("section", "changes", "told"),
         [
