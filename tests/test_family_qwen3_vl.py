@@ -1,8 +1,10 @@
 """Qwen3-VL goes through the cases of every family: inner layers of its tower give rows to the decoder."""
 
+import copy
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 import torch
 
 import vtcompress
-from compressor.compressed import compress
+from compressor.compressed import compress, plain
 from compressor.decoder import decoder_from
 from compressor.decoder.full_pass import full_pass, kl_divergence
 from compressor.errors import ModelError
@@ -22,11 +24,19 @@ from compressor.methods.shortv import layer_contribution
 from compressor.plan.edits import freeze, identity_plan, leave
 from compressor.plan.plan import Plan
 from compressor.samples.prompts import EncodedPrompt, embed, encode_question
+from compressor.samples.questions import Sample
 from export.backends.tensorrt.maker import Maker
 from export.backends.tensorrt.targets import TARGETS
+from export.backends.torch_model import TorchSession
+from export.checks.fidelity import compare as compare_calls
+from export.checks.fidelity import record
+from export.checks.original import read_original
+from export.checks.rewrite import compare
 from export.graphs.limits import limits_of
 from export.graphs.profiles import profiles_of
 from export.graphs.spec import vision_graph
+from export.results.fidelity import FidelityLimits
+from export.session.arrays import Array
 from export.writer.weights import SharedWeights
 from export.writer.write import export_vision, save_graph
 from tests.decoders import write_decoder
@@ -68,7 +78,6 @@ class TestQwen3Vl(FamilyCases):
         maker(
             "Qwen3VL",
             {
-                "depth": 5,
                 "hidden_size": 32,
                 "intermediate_size": 64,
                 "out_hidden_size": 64,
@@ -142,6 +151,36 @@ class TestQwen3Vl(FamilyCases):
             difference = np.abs(together[place].first_logits - alone.first_logits).max()
             assert difference <= TOLERANCE
 
+    def test_the_rewrite_check_sees_rows_of_another_layer(self, made: Made, tmp_path: Path) -> None:
+        made.pictures[0].save(tmp_path / "one.png")
+        sample = Sample((tmp_path / "one.png",), QUESTION)
+        other = copy.deepcopy(made.loaded.vision)
+        other.inner = other.inner[::-1]
+        runtime, _ = made.in_torch(plain(replace(made.loaded, vision=other)))
+        report = compare(read_original(made.loaded, sample), runtime, sample, "validation data")
+        assert [line.partition(" differ")[0] for line in report.failures] == [
+            "deepstack rows 0",
+            "deepstack rows 2",
+            "logits of the plain decoder",
+        ]
+
+    def test_fidelity_names_the_rows_that_a_graph_gives_wrongly(self, made: Made) -> None:
+        class Wrong(TorchSession):
+            def vision(self, pixel_values: Array) -> tuple[Array, ...]:
+                first, *others, last = super().vision(pixel_values)
+                return first, *others, last * np.float32(1.01)
+
+        model = plain(made.loaded)
+        right, wrong = (record(kind(model), model.plan) for kind in (TorchSession, Wrong))
+        report = compare_calls(
+            right, wrong, (), (), FidelityLimits(max_abs=1e-3, max_relative=1e-3, min_cosine=0.9999)
+        )
+        assert {line.partition(":")[0] for line in report.failures} >= {
+            "deepstack 2, 1 images",
+            "deepstack 2, 2 images",
+        }
+        assert not [line for line in report.failures if line.startswith(("vision", "deepstack 0"))]
+
     def test_reports_do_not_call_tokens_unchanged_that_rows_are_added_to(self, made: Made) -> None:
         report = (made.artifact("all") / "report.md").read_text(encoding="utf-8")
         assert (
@@ -163,7 +202,11 @@ class TestQwen3Vl(FamilyCases):
         [
             ("vision_config", {"deepstack_visual_indexes": [1, 1]}, "different layers"),
             ("vision_config", {"deepstack_visual_indexes": [1, -1]}, "different layers"),
-            ("vision_config", {"deepstack_visual_indexes": [1, 5]}, r"\[5\] are not among the 5"),
+            (
+                "vision_config",
+                {"deepstack_visual_indexes": [1, 4]},
+                r"\[4\] are not among the tower's 4",
+            ),
             ("vision_config", {"num_position_embeddings": 35}, "35 is no square number"),
             ("vision_config", {"patch_size": [4, 4]}, r"patch_size: \[4, 4\] is not allowed"),
             (
@@ -185,17 +228,17 @@ class TestQwen3Vl(FamilyCases):
 
 
 def test_tower_and_decoder_of_real_width_build_for_tensorrt_rtx(tmp_path: Path) -> None:
-    """Qwen3-VL-2B with three layers each, float16: pictures of any size up to 1,280 visual tokens."""
+    """Qwen3-VL-2B, two layers of the tower and three of the decoder, float16, 1 to 1,280 visual tokens."""
     pytest.importorskip("tensorrt_rtx", reason="the extra rtx is not installed")
     from transformers import Qwen3VLConfig
 
     config = Qwen3VLConfig(
         vision_config={
-            "depth": 3,
+            "depth": 2,
             "hidden_size": 1024,
             "intermediate_size": 4096,
             "out_hidden_size": 2048,
-            "deepstack_visual_indexes": [0, 1, 2],
+            "deepstack_visual_indexes": [0, 1],
         },
         text_config={
             "num_hidden_layers": 3,
@@ -230,7 +273,7 @@ def test_tower_and_decoder_of_real_width_build_for_tensorrt_rtx(tmp_path: Path) 
     plan = freeze(identity_plan(model, "0" * 64), (0,), "shortv")
     (spec,) = write_decoder(tmp_path / "decoder", plan)
     names = [tensor.name for tensor in spec.inputs if tensor.name.startswith("deepstack")]
-    assert names == ["deepstack.0", "deepstack.1"]  # of the last layer's rows nobody reads more
+    assert names == [tensor.name for tensor in vision_graph(model, "float16").outputs[1:]]
     maker.build_engine(
         tmp_path / "decoder" / spec.file, profiles_of(spec, limits), spec, engine, b""
     )
