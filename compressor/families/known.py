@@ -18,6 +18,7 @@ BUILT_IN = (
     "compressor.families.llava.family:LlavaFamily",
     "compressor.families.llava.vipllava:VipLlavaFamily",
     "compressor.families.internvl.family:InternVlFamily",
+    "compressor.families.internvl.qianfan_ocr:QianfanOcrFamily",
     "compressor.families.smolvlm.family:Idefics3Family",
     "compressor.families.smolvlm.family:SmolVlmFamily",
 )

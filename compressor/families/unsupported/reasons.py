@@ -118,9 +118,6 @@ REASONS: Mapping[str, Mapping[str, str]] = {
         "llava_next": "internvl",
         "llava_onevision": "internvl",
     },
-    "it was not tried yet": {
-        "qianfan_ocr": "internvl",
-    },
     "its decoder has several axes of positions": {
         "paddleocr_vl": "llava",
         "qwen2_5_vl": "llava",
