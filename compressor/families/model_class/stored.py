@@ -17,8 +17,8 @@ COMPUTED = r"(rotary_emb\.inv_freq|position_ids)$"
 
 # Of the decoder, and of towers, by their names in memory.
 LAYER = re.compile(
-    r"^model\.(?:(language_model|text_model)|vision_tower|vision_model|visual)(?:\.\w+)?"
-    r"\.(?:layers?|blocks)\.(\d+)\."
+    r"^model\.(?:(language_model|text_model)|vision_(?:tower|model|encoder)|visual)"
+    r"(?:\.[a-z_]+)*?\.(?:layers?|blocks)\.(\d+)\."
 )
 
 
