@@ -155,8 +155,11 @@ class CompressedModel:
                 ]
             )
         tiles = () if images is None else images.split(1)
-        rows = (self.facts.tile_rows,) * len(tiles)
-        return EncodedPrompt({"input_ids": ids}, tiles, rows, "prompt")
+        rows, grids = (self.facts.tile_rows,) * len(tiles), None
+        if self.facts.sizes_differ and self.facts.cell and images is not None:
+            height, width = (side // self.facts.cell for side in images.shape[-2:])
+            rows, grids = (height * width,) * len(tiles), ((height, width),) * len(tiles)
+        return EncodedPrompt({"input_ids": ids}, tiles, rows, "prompt", grids)
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """[B, T] int64 to [B, T, D]."""

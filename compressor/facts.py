@@ -5,6 +5,7 @@ length), N visual tokens of one tile of a picture, D hidden size, H query heads,
 size.
 """
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -89,6 +90,9 @@ class ModelFacts(Facts):
         most_tiles: tiles that one picture becomes at most, under the recipe's budget; 1: it is not cut.
         budget: the recipe's, for pictures, if it has one.
         image_size: side of the square input of the vision tower, in pixels.
+        cell: side in pixels of the square that one visual token shows, where pictures have sizes of their
+            own, multiples of it; `image_size` is then that of a square picture of most tokens. None: all
+            tiles are squares of `image_size`.
         image_token_id: token whose positions are the visual tokens.
         token_grid: rows and columns of one tile's visual tokens, in reading order; None: no grid.
         eos_token_ids: tokens that end an answer.
@@ -104,6 +108,7 @@ class ModelFacts(Facts):
     most_tiles: Positive = 1
     budget: ImageSection | None = None
     image_size: Positive
+    cell: Positive | None = None
     image_token_id: int
     token_grid: tuple[Positive, Positive] | None = None
     eos_token_ids: tuple[int, ...]
@@ -118,6 +123,33 @@ class ModelFacts(Facts):
     def picture_rows(self) -> int:
         """Rows of one picture at most; its image tokens in a prompt are as many as its rows."""
         return self.most_tiles * self.visual_tokens
+
+    @property
+    def sizes_differ(self) -> bool:
+        """Whether each picture goes through the vision graph at a size of its own."""
+        return self.cell is not None and self.token_grid is None
+
+    @property
+    def largest_picture(self) -> tuple[int, int]:
+        """(H, W) in pixels of a tile that made-up calls use."""
+        if self.cell is None:
+            return self.image_size, self.image_size
+        rows, columns = self.largest_grid
+        return rows * self.cell, columns * self.cell
+
+    @property
+    def largest_grid(self) -> tuple[int, int]:
+        """Rows and columns of a made-up picture's visual tokens: one tile's, or nearly a square of most."""
+        if self.token_grid is not None:
+            return self.token_grid
+        side = math.isqrt(self.visual_tokens)
+        return (1, self.visual_tokens) if self.cell is None else (side, self.visual_tokens // side)
+
+    @property
+    def largest_rows(self) -> int:
+        """Rows of a made-up picture; `picture_rows` but for those that are nearly a square."""
+        rows, columns = self.largest_grid
+        return self.most_tiles * rows * columns
 
     @property
     def grid_cells(self) -> int:

@@ -104,8 +104,17 @@ def filled(graphs: dict[str, Graph], monkeypatch: pytest.MonkeyPatch) -> dict[st
         ),
         ("vtw", ("torch", "onnx"), ["onnx (60, 60, 60, 44, 44, 44)"]),
         ("yopo", ("torch", "onnx"), ["onnx (620, 620, 620, 620, 620, 620)"]),
-        ("shortv_qwen2vl_ref", ("torch", "onnx"), ["onnx (71, 71, 71, 71, 71, 71)"]),
-        ("vtw_qwen2vl_ref", ("torch", "onnx"), ["onnx (71, 71, 71, 71, 23, 23)"]),
+        (
+            "shortv_qwen2vl_ref",
+            ("torch", "onnx"),
+            ["ok   positions", "onnx (71, 71, 71, 71, 71, 71)"],
+        ),
+        ("vtw_qwen2vl_ref", ("torch", "onnx"), ["ok   positions", "onnx (71, 71, 71, 71, 23, 23)"]),
+        (
+            "yopo_qwen2vl",
+            ("torch", "onnx"),
+            ["ok   positions", "onnx (74, 74, 74, 74, 26, 26)"],
+        ),
         (
             "dyvte",
             ("torch", "onnx", "staged"),
@@ -135,6 +144,7 @@ def test_a_public_case_agrees_within_1e_4_in_every_form(
         ("shortv", "frozen_layers", [0, 4, 5], "prefill_logits"),
         ("vtw", "exit_layer_input", 2, "kv lengths"),
         ("yopo", "window", 3, "prefill_logits"),
+        ("yopo_qwen2vl", "visual_off_from_layer", 3, "prefill_logits"),
         ("shortv_qwen2vl_ref", "grid", [8, 6], "decode_logits"),
     ],
 )

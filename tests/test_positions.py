@@ -112,12 +112,12 @@ def test_pictures_of_unequal_sizes_are_read_in_the_order_of_the_prompt() -> None
     image = plan.model.image_token_id
     ids = [7, *[image] * 2, 8, 9, *[image] * 6, 7, 9]
     layout = layout_of(ids, plan.model, counts)
-    features = rng.standard_normal((sum(counts), 1, HIDDEN)).astype(np.float32)
+    features = rng.standard_normal((sum(counts), HIDDEN)).astype(np.float32)
     text = rng.standard_normal((1, len(layout.text_ids), HIDDEN)).astype(np.float32)
     visual = np.array(ids) == image
     embeds = np.zeros((len(ids), HIDDEN))
     embeds[~visual] = text[0]
-    embeds[visual] = features[:, 0]
+    embeds[visual] = features
     nothing = np.zeros(len(ids), np.int64)
     wanted = text_logits(plan, tensors, Conversation(embeds, visual, nothing, nothing))
     decoder = decoder_from(plan, tensors, logits="all")

@@ -34,6 +34,22 @@ def test_vision_takes_the_pictures_of_a_whole_batch_and_embedding_every_text() -
     assert embed.most == {"batch": 4, "text": 64}
 
 
+def test_pictures_of_their_own_sizes_may_be_twice_as_long_as_a_square_of_most_tokens() -> None:
+    model = facts(plan_of("identity").model.decoder).model_copy(
+        update={"visual_tokens": 50, "cell": 8, "token_grid": None}
+    )
+    limits = limits_of(ProfilesSection(max_batch=2), model)
+    spec = vision_graph(model, "float16")
+    (found,) = profiles_of(spec, limits)
+    assert found.least == {"images": 1, "height": 8, "width": 8}
+    assert found.typical == {"images": 1, "height": 56, "width": 56}
+    assert found.most == {"images": 2 * limits.max_images, "height": 112, "width": 112}
+    with pytest.raises(
+        BackendError, match=r"width is 120 .* built for 8 to 112: give a picture that"
+    ):
+        profile_for([found], {"images": 1, "height": 16, "width": 120}, limits)
+
+
 def test_a_decoder_has_a_prefill_profile_for_every_call_and_a_narrow_one_for_decode() -> None:
     (spec,) = decoder_graphs(plan_of("exit"), "float16", "last")
     prefill, decode = profiles_of(spec, LIMITS)

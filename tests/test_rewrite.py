@@ -146,7 +146,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
     "resampling": (images(resample=2), "pixels differ by "),
     "crop": (
         images(crop_size={"height": 40, "width": 40}),
-        "pixels have shape (1, 3, 40, 40), the processor's (1, 3, 32, 32)",
+        "pixels have shapes [[1, 3, 40, 40]], the processor's [[1, 3, 32, 32]]",
     ),
     "template": (
         saved("chat_template.jinja", lambda text: text.replace("'USER:'", "'no'")),

@@ -21,6 +21,12 @@ PAD, END = "<pad>", "</s>"
 IMAGE = "<image>"
 
 
+def _tiles(made: Any) -> Any:
+    """Return pixels as most processors make them; some put an axis of prompts in front."""
+    pixels = made["pixel_values"]
+    return pixels.reshape(-1, *pixels.shape[-3:])
+
+
 @dataclass(frozen=True)
 class TinyFamily:
     """A family as its tests need it.
@@ -30,12 +36,14 @@ class TinyFamily:
         make: writes a model folder with its processor, by transformers alone.
         grid: rows and columns of the blocks that visual rows come in; None: they have no grid.
         layers: of the original's decoder, as the dotted name of their list.
+        pixels: [tiles, 3, H, W] of what the processor made of a picture.
     """
 
     name: str
     make: Callable[[Path], None]
     grid: tuple[int, int] | None
     layers: str = "model.language_model.layers"
+    pixels: Callable[[Any], Any] = _tiles
 
 
 def template_of(image: str) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from compressor.facts import ModelFacts
@@ -16,11 +17,11 @@ from compressor.schema.sections import ImageSection
 
 
 class VisionEncoder(nn.Module, ABC):
-    """Vision tower and projector: pixels of tiles [I, 3, S, S] to visual embeddings [I, N, D]."""
+    """Vision tower and projector: pixels of tiles [I, 3, H, W] to visual embeddings [I, N, D]."""
 
     @abstractmethod
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Map pixels [I, 3, S, S] to visual embeddings [I, N, D]."""
+        """Map pixels [I, 3, H, W] to visual embeddings [I, N, D]."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ class Family(ABC):
         name: of the family; no other has it.
         model_types: of the `config.json`s that it reads.
         budget_keys: keys of the recipe's `image` that it can keep; none: its pictures have one size.
-        decoders: model types of the text decoders that it reads; none: it does not tell.
+        decoders: model types of the text decoders that it reads, the first where a configuration names none;
+            none: it does not tell.
         no_grid: why visual rows of its models lie on no grid; empty: a model's facts have the grid.
         package: that registered it by an entry point; None: it is one of this tool's own.
     """
@@ -159,6 +161,22 @@ class Family(ABC):
         """Return what stands for a picture in place of the image token of a rendered prompt."""
         return TextRun()
 
+    def original_rows(self, original: Any, out: Any, pictures: Mapping[str, Tensor]) -> Tensor:
+        """Return the visual rows [V, D] that the original made of a prompt's pictures.
+
+        Args:
+            original: the transformers model.
+            out: what it gave of the prompt.
+            pictures: what it was given besides tokens.
+        """
+        # Some models of transformers give all that the tower made, prompt by prompt.
+        seen = out.image_hidden_states
+        rows: Tensor | list[Tensor] = getattr(seen, "pooler_output", seen)
+        return (torch.cat(rows) if isinstance(rows, list) else rows).flatten(0, -2)
+
+    def forget(self, original: Any) -> None:  # noqa: B027 - what a family may overwrite
+        """Remove from the original what an earlier prompt left in it and a later one would read."""
+
     def processor_class(self) -> type | None:
         """Return transformers' class of processors that has a part for videos, which is not loaded.
 
@@ -174,6 +192,15 @@ class Family(ABC):
         """
         return 1
 
+    def with_pictures(self, facts: ModelFacts, saved: Mapping[str, Any]) -> ModelFacts:
+        """Return facts with what the image processor tells of pictures: how large they get.
+
+        Args:
+            facts: of the configuration.
+            saved: as in `most_tiles`; nothing: the file is not there.
+        """
+        return facts.model_copy(update={"most_tiles": self.most_tiles(saved)})
+
     def within(self, budget: ImageSection, saved: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return what a budget for pictures changes in the image processor's values.
 
@@ -182,7 +209,7 @@ class Family(ABC):
             saved: what the image processor's file holds.
 
         Raises:
-            ModelError: it cannot be kept exactly.
+            ModelError: the processor cannot keep it, or not exactly.
         """
         return {}
 
@@ -209,7 +236,7 @@ class Family(ABC):
     def image_pixels(
         self, encoded: Mapping[str, Any], rows: Sequence[int], facts: ModelFacts
     ) -> tuple[Tensor, ...]:
-        """Return the pixels [tiles, 3, S, S] of each picture, of what the original's processor made.
+        """Return the pixels [tiles, 3, H, W] of each picture, of what the original's processor made.
 
         Args:
             encoded: its whole output.
@@ -221,6 +248,17 @@ class Family(ABC):
             return ()
         tiles: tuple[Tensor, ...] = pixels.split([count // facts.tile_rows for count in rows])
         return tiles
+
+    def image_grids(
+        self, encoded: Mapping[str, Any], facts: ModelFacts
+    ) -> tuple[tuple[int, int], ...] | None:
+        """Return rows and columns of each picture's visual tokens; None: they are the model's own.
+
+        Args:
+            encoded: as in `image_pixels`.
+            facts: of the model.
+        """
+        return None
 
     @abstractmethod
     def resize_processor(self, processor: Any, image_size: int) -> None:

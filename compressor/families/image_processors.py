@@ -34,6 +34,7 @@ from compressor.families.picture_steps import (
     Resize,
     ResizeLonger,
     ResizeShorter,
+    ResizeToCells,
     TileByAspect,
 )
 
@@ -75,17 +76,27 @@ _CUT_DEFAULTS: Mapping[str, Any] = {
     "do_image_splitting": True,
     "max_image_size": {"longest_edge": 364},
 }
+_CELL_DEFAULTS: Mapping[str, Any] = {
+    **_CLIP_DEFAULTS,
+    "size": {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280},
+    "do_center_crop": False,
+    "crop_size": None,
+    "patch_size": 14,
+    "merge_size": 2,
+}
 # What each of transformers' processors does where the saved configuration is silent. Its Llava
 # class alone pads to a square by do_pad; in the others it completes a batch and needs pad_size.
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "CLIPImageProcessor": _CLIP_DEFAULTS,
     "SiglipImageProcessor": _SIGLIP_DEFAULTS,
     "LlavaImageProcessor": _CLIP_DEFAULTS,
+    "Qwen2VLImageProcessor": _CELL_DEFAULTS,
     "GotOcr2ImageProcessor": _TILED_DEFAULTS,
     "Idefics3ImageProcessor": _CUT_DEFAULTS,
     "SmolVLMImageProcessor": _CUT_DEFAULTS,
 }
 _PADS_TO_SQUARE = "LlavaImageProcessor"
+_TO_CELLS = "Qwen2VLImageProcessor"
 
 FILTERS = {
     known.value: cast("Filter", known.name.lower())
@@ -137,6 +148,24 @@ def saved_steps(config: Mapping[str, Any], where: str) -> PictureSteps:
     return _Options(config, where).read()
 
 
+def allowed_pixels(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Return how many pixels a picture has at least and at most, where it keeps proportions; 0: no number.
+
+    Args:
+        config: saved keys and values of a `Qwen2VLImageProcessor`; older ones have keys of their own.
+    """
+    size = config.get("size") or _CELL_DEFAULTS["size"]
+    named = dict(size) if isinstance(size, Mapping) else {}
+    for key, older in (("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels")):
+        if config.get(older) is not None:
+            named[key] = config[older]
+    least, most = (
+        value if type(value := named.get(key)) is int else 0
+        for key in ("shortest_edge", "longest_edge")
+    )
+    return least, most
+
+
 class _Options:
     """Reads a saved configuration and collects everything that is wrong with it."""
 
@@ -152,7 +181,9 @@ class _Options:
         self._refuse_unsupported()
         to_square = self._kind == _PADS_TO_SQUARE and self._flag("do_pad")
         by_longest = "max_image_size" in self._defaults
-        resize = self._resize() if self._flag("do_resize") and not by_longest else None
+        cells = self._cells() if self._kind == _TO_CELLS else None
+        by_size = self._flag("do_resize") and not by_longest and cells is None
+        resize = self._resize() if by_size else None
         crop = self._crop() if self._flag("do_center_crop") else None
         scale = self._positive("rescale_factor") if self._flag("do_rescale") else None
         mean = self._triple("image_mean") if to_square or self._flag("do_normalize") else None
@@ -161,7 +192,7 @@ class _Options:
             self._problem("image_std", "a channel is divided by zero")
         if to_square and mean is not None and not all(0 <= value <= 1 for value in mean):
             self._problem("image_mean", "is the border's colour with do_pad, so it must be in 0..1")
-        known = by_longest or crop is not None
+        known = by_longest or cells is not None or crop is not None
         if not known and (resize is None or (isinstance(resize, int) and not to_square)):
             self._problem(
                 "size", "gives images of different sizes without a crop, which a graph cannot take"
@@ -174,7 +205,7 @@ class _Options:
         changes: tuple[PictureStep | None, ...] = (
             PadToSquare(colour=_levels(mean)) if to_square and mean else None,
             *cut,
-            tiles or _resized(resize, resample),
+            cells or tiles or _resized(resize, resample),
             Crop(size=crop) if crop else None,
             Rescale(factor=scale) if scale else None,
             Normalise(mean=mean, std=std) if mean and std else None,
@@ -238,6 +269,23 @@ class _Options:
         ):
             return int(size["shortest_edge"])
         return self._height_width("size", "or shortest_edge ")
+
+    def _cells(self) -> PictureStep | None:
+        """Return the step that resizes to whole cells; None: it is not done."""
+        if not self._flag("do_resize"):
+            return None
+        patch, merge = (self._value(key) for key in ("patch_size", "merge_size"))
+        if not (_is_side(patch) and _is_side(merge) and _is_side(patch * merge)):
+            self._problem(
+                "patch_size", f"and merge_size must be numbers with a product of 1..{MAX_SIDE}"
+            )
+            return None
+        least, most = allowed_pixels(self._config)
+        if not 1 <= least <= most:
+            self._problem("size", "needs shortest_edge, 1 or more, and longest_edge, no less")
+            return None
+        resample = self._resample()
+        return ResizeToCells(cell=patch * merge, least=least, most=most, resample=resample)
 
     def _tiles(self, resample: Filter) -> PictureStep | None:
         """Return the step that cuts a picture; None: it is not cut."""

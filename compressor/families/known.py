@@ -21,6 +21,8 @@ BUILT_IN = (
     "compressor.families.internvl.qianfan_ocr:QianfanOcrFamily",
     "compressor.families.smolvlm.family:Idefics3Family",
     "compressor.families.smolvlm.family:SmolVlmFamily",
+    "compressor.families.qwen_vl.family:Qwen2VlFamily",
+    "compressor.families.qwen_vl.family:Qwen25VlFamily",
 )
 
 

@@ -1,14 +1,18 @@
 """Facts of Llama-like text decoders (Llama, Mistral, Qwen2, Qwen3), shared by the families that use them."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from compressor.errors import ModelError
-from compressor.facts import Activation, DecoderDims
+from compressor.facts import POSITION_AXES, Activation, DecoderDims
 from compressor.families.configuration import section_problems
 from compressor.families.guard import using
 
 TEXT_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+THREE_AXES = ("qwen2_vl_text", "qwen2_5_vl_text")
+"""Of Qwen2's decoder with rows turned by time, row and column, in sections of the frequencies."""
+
+SECTIONS = "mrope_section"
 ROPE_KINDS = ("default", "linear", "llama3")
 ACTIVATION_NAMES: Mapping[str, Activation] = {
     "silu": "silu",
@@ -50,32 +54,35 @@ def is_tied(asked: bool, stored: Collection[str], equal: Callable[[str, str], bo
     return equal is not None and equal(head, embedding)
 
 
-def text_problems(section: Mapping[str, Any], where: str) -> list[str]:
+def text_problems(
+    section: Mapping[str, Any], where: str, kinds: Sequence[str] = TEXT_MODEL_TYPES
+) -> list[str]:
     """Return a line for each thing in a text configuration, as it is written, that no decoder has.
 
     Args:
         section: of `config.json`.
         where: as in `decoder_dims`.
+        kinds: as in `decoder_dims`; the first is that of a section which names none.
     """
-    kind = section.get("model_type", TEXT_MODEL_TYPES[0])
-    found = [] if kind in TEXT_MODEL_TYPES else [_unknown_type(kind, where)]
+    kind = section.get("model_type", kinds[0])
+    found = [] if kind in kinds else [_unknown_type(kind, where, kinds)]
     return found + section_problems(section, where, counts=COUNTS, eps="rms_norm_eps")
 
 
-def _unknown_type(kind: Any, where: str) -> str:
-    return (
-        f"{where}.model_type: {kind!r} is not supported; supported decoders: "
-        f"{', '.join(TEXT_MODEL_TYPES)}"
-    )
+def _unknown_type(kind: Any, where: str, kinds: Sequence[str]) -> str:
+    return f"{where}.model_type: {kind!r} is not supported; supported decoders: {', '.join(kinds)}"
 
 
-def decoder_dims(config: Any, *, tied: bool, where: str) -> DecoderDims:
+def decoder_dims(
+    config: Any, *, tied: bool, where: str, kinds: Sequence[str] = TEXT_MODEL_TYPES
+) -> DecoderDims:
     """Return the dims that a transformers text configuration tells.
 
     Args:
         config: a transformers text configuration.
         tied: whether input and output embeddings are one tensor.
         where: named in errors, e.g. `folder/config.json: text_config`.
+        kinds: model types of decoders that the family has.
 
     Raises:
         ModelError: kind of decoder, rope, activation or attention that is not supported; all named.
@@ -83,8 +90,8 @@ def decoder_dims(config: Any, *, tied: bool, where: str) -> DecoderDims:
     from optimum.utils.normalized_config import NormalizedTextConfigWithGQA
 
     problems = []
-    if config.model_type not in TEXT_MODEL_TYPES:
-        raise ModelError([_unknown_type(config.model_type, where)])
+    if config.model_type not in kinds:
+        raise ModelError([_unknown_type(config.model_type, where, kinds)])
     problems += _count_problems(config, where)
     problems += _attention_problems(config, where)
     if config.hidden_act not in ACTIVATION_NAMES:
@@ -104,11 +111,19 @@ def decoder_dims(config: Any, *, tied: bool, where: str) -> DecoderDims:
             f"{where}.rope_parameters.partial_rotary_factor: {rope['partial_rotary_factor']} "
             "is not supported; only 1 is"
         )
+    axes = None
+    if config.model_type in THREE_AXES:
+        axes = _axes(rope.get(SECTIONS))
+        if not axes or 2 * len(axes) != config.hidden_size // config.num_attention_heads:
+            problems.append(
+                f"{where}.rope_parameters.{SECTIONS}: {rope.get(SECTIONS)!r} is not allowed; three numbers "
+                "whose sum is half of a head's width"
+            )
     if problems:
         raise ModelError(problems)
     normalized = NormalizedTextConfigWithGQA(config)
     heads = normalized.num_attention_heads
-    qwen2 = config.model_type == "qwen2"
+    qwen2 = config.model_type in ("qwen2", *THREE_AXES)
     bias = qwen2 or bool(getattr(config, "attention_bias", False))
     with using(f"{where}.rope_parameters"):
         inv_freq, scale = _rope(config, kind)
@@ -129,8 +144,18 @@ def decoder_dims(config: Any, *, tied: bool, where: str) -> DecoderDims:
         tied_embeddings=tied,
         rope_inv_freq=inv_freq,
         rope_scale=scale,
+        rope_axes=axes,
         max_positions=config.max_position_embeddings,
     )
+
+
+def _axes(sections: Any) -> tuple[int, ...]:
+    """Return which axis turns each frequency; none: the sections are no three numbers."""
+    if not isinstance(sections, list | tuple) or len(sections) != POSITION_AXES:
+        return ()
+    if not all(type(count) is int and count >= 0 for count in sections):
+        return ()
+    return tuple(axis for axis, count in enumerate(sections) for _ in range(count))
 
 
 def _count_problems(config: Any, where: str) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, TypeAlias, assert_never
 
 from pydantic import Field, model_validator
 
-from compressor.errors import ModelError
+from compressor.errors import DataError, ModelError
 from compressor.facts import Facts
 
 MAX_SIDE = 4096
@@ -18,6 +18,9 @@ MAX_SIDE = 4096
 
 MAX_TILES = 256
 """Most tiles that a step may cut a picture into."""
+
+MOST_OBLONG = 200
+"""How many times its shorter edge the longer one of a picture may be that is resized to whole cells."""
 
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 TileCount = Annotated[int, Field(ge=1, le=MAX_TILES)]
@@ -165,6 +168,66 @@ class CutTiles(Facts):
         return rows, math.ceil(int(rows * self.edge * aspect) / self.edge)
 
 
+class ResizeToCells(Facts):
+    """Makes both edges multiples of a cell's, each nearly as it was, and the picture of an allowed size.
+
+    Attributes:
+        cell: side of a cell in pixels.
+        least: pixels of the result.
+        most: pixels of the result, unless the picture is so oblong that a row of cells has more.
+        resample: Pillow's filter.
+    """
+
+    step: Literal["resize_to_cells"] = "resize_to_cells"
+    cell: Side
+    least: Annotated[int, Field(ge=1)]
+    most: Annotated[int, Field(ge=1)]
+    resample: Filter
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "ResizeToCells":
+        if self.least > self.most:
+            raise ValueError(f"least: {self.least} pixels are more than the most, {self.most}")
+        return self
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Return the rows and columns of cells of a picture of so many pixels.
+
+        Raises:
+            DataError: it is too oblong.
+        """
+        if max(height, width) / min(height, width) > MOST_OBLONG:
+            raise DataError(
+                [
+                    f"image: {width} x {height} pixels: one edge is more than {MOST_OBLONG} times the other, "
+                    "which this model does not take: crop it"
+                ]
+            )
+        # In this order and these operations, as transformers computes it: floors are decided by rounding.
+        cell = self.cell
+        rows, columns = round(height / cell), round(width / cell)
+        if rows * columns * cell**2 > self.most:
+            factor = math.sqrt((height * width) / self.most)
+            rows = max(1, math.floor(height / factor / cell))
+            columns = max(1, math.floor(width / factor / cell))
+        elif rows * columns * cell**2 < self.least:
+            factor = math.sqrt(self.least / (height * width))
+            rows = math.ceil(height * factor / cell)
+            columns = math.ceil(width * factor / cell)
+        return rows, columns
+
+    @property
+    def most_cells(self) -> int:
+        """Cells of a picture at most, of whatever proportions."""
+        fewest, allowed = self.least / self.cell**2, self.most // self.cell**2
+        found = [1, allowed, math.floor(math.sqrt(MOST_OBLONG * self.most) / self.cell)]
+        # Rounded up: a picture of `rows` rows was higher than rows - 1, and so less wide than this.
+        for rows in range(1, math.ceil(math.sqrt(fewest)) + 1):
+            high = max(rows - 1, math.sqrt(fewest / MOST_OBLONG))
+            found.append(rows * math.ceil(fewest / high))
+        return max(found)
+
+
 class Rescale(Facts):
     """Multiplies values in float64; the product is rounded to float32."""
 
@@ -194,6 +257,7 @@ PictureStep: TypeAlias = Annotated[
     | Crop
     | TileByAspect
     | CutTiles
+    | ResizeToCells
     | Rescale
     | Normalise,
     Field(discriminator="step"),
@@ -201,19 +265,22 @@ PictureStep: TypeAlias = Annotated[
 PictureSteps: TypeAlias = tuple[PictureStep, ...]
 
 
-def output_size(steps: Sequence[PictureStep]) -> tuple[int, int]:
+def output_size(steps: Sequence[PictureStep]) -> tuple[int, int] | None:
     """Return (H, W), in pixels, of every picture, or tile of one, that went through steps.
+
+    None: each picture has its own, as the first step gives it.
 
     Raises:
         ModelError: pictures of different sizes come out, which a graph cannot take, a step that changes the
             picture stands behind one that changes its values, or one that makes tiles stands where it cannot,
             or makes more than `MAX_TILES`.
     """
+    _check_order(steps)
+    if isinstance(next(iter(steps), None), ResizeToCells):
+        return None
     size: tuple[int, int] | None = None
-    square = values = False
+    square = False
     for step, following in zip(steps, (*steps[1:], None), strict=False):
-        if values and not isinstance(step, Rescale | Normalise):
-            raise ModelError([f"picture steps: {step.step}: stands behind the steps on values"])
         match step:
             case PadToSquare():
                 square, size = True, size and (max(size), max(size))
@@ -225,32 +292,41 @@ def output_size(steps: Sequence[PictureStep]) -> tuple[int, int]:
                     break
             case Resize() | Crop() | TileByAspect() | CutTiles():
                 size, square = step.size, step.size[0] == step.size[1]
-            case Rescale() | Normalise():
-                values = True
+            case Rescale() | Normalise() | ResizeToCells():
+                pass
             case _:
                 assert_never(step)
     if size is None:
         problem = "picture steps: give pictures of different sizes, which a graph cannot take"
         raise ModelError([problem])
-    if problem := _tile_problem(steps):
-        raise ModelError([f"picture steps: {problem}"])
     return size
 
 
-def _tile_problem(steps: Sequence[PictureStep]) -> str:
-    """Return what is wrong with the step that makes tiles."""
+def _check_order(steps: Sequence[PictureStep]) -> None:
+    values = False
     for step in steps:
-        if isinstance(step, TileByAspect) and step is not steps[0]:
-            return f"{step.step}: does not stand first"
+        problem = None
+        if isinstance(step, Rescale | Normalise):
+            values = True
+        elif values:
+            problem = "stands behind the steps on values"
+        elif isinstance(step, TileByAspect | ResizeToCells) and step is not steps[0]:
+            problem = "does not stand first"
+        elif isinstance(steps[0], ResizeToCells) and step is not steps[0]:
+            problem = f"stands behind {steps[0].step}"
         # Else the grid of a large picture would have no end.
-        if isinstance(step, CutTiles) and not (
+        elif isinstance(step, CutTiles) and not (
             isinstance(steps[0], ResizeLonger) and step in steps[1:2]
         ):
-            return f"{step.step}: does not stand second, behind resize_longer"
-    most = most_tiles(steps)
-    if most > MAX_TILES + 1:
-        return f"up to {most} tiles of a picture; {MAX_TILES} and the whole are allowed"
-    return ""
+            problem = "does not stand second, behind resize_longer"
+        if problem:
+            raise ModelError([f"picture steps: {step.step}: {problem}"])
+    if (most := most_tiles(steps)) > MAX_TILES + 1:
+        raise ModelError(
+            [
+                f"picture steps: up to {most} tiles of a picture; {MAX_TILES} and the whole are allowed"
+            ]
+        )
 
 
 def tile_grid(steps: Sequence[PictureStep], height: int, width: int) -> tuple[int, int]:
@@ -264,6 +340,16 @@ def tile_grid(steps: Sequence[PictureStep], height: int, width: int) -> tuple[in
             case _:
                 break
     return 1, 1
+
+
+def cell_grid(steps: Sequence[PictureStep], height: int, width: int) -> tuple[int, int] | None:
+    """Return the rows and columns of cells of a picture of so many pixels; None: it has none of its own.
+
+    Raises:
+        DataError: see `ResizeToCells.grid`.
+    """
+    first = next(iter(steps), None)
+    return first.grid(height, width) if isinstance(first, ResizeToCells) else None
 
 
 def tile_count(grid: tuple[int, int]) -> int:

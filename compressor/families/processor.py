@@ -264,7 +264,7 @@ def _token_problems(processor: Any, facts: ModelFacts, folder: Path) -> list[str
 def _picture_problems(processor: Any, facts: ModelFacts, folder: Path) -> list[str]:
     """Try the processor on a blank picture."""
     family = family_that_read(facts)
-    side, wanted = facts.image_size, family.image_rows(processor, [PROBE[::-1]], facts)[0]
+    wanted = family.image_rows(processor, [PROBE[::-1]], facts)[0]
     file = folder / SAVED
 
     def again(copy: Path) -> None:
@@ -279,16 +279,18 @@ def _picture_problems(processor: Any, facts: ModelFacts, folder: Path) -> list[s
         pixels, ids = family.tiles_made(tried), tried["input_ids"][0].tolist()
         height, width = pixels.shape[-2:]
     images = file if IMAGES in _saved(file) else folder / OLDER_IMAGES
-    if pixels.ndim != 4 or len(pixels) != wanted // facts.tile_rows:
+    whole = not facts.sizes_differ  # else pixels come in patches, as the family reads them
+    if whole and (pixels.ndim != 4 or len(pixels) != wanted // facts.tile_rows):
         kind = type(processor.image_processor).__name__
         return [
             f"{images}: image_processor_type: {kind} gives several pictures for one, which is not supported: "
             "put that of the model's tower here, such as CLIPImageProcessor"
         ]
-    if (height, width) != (side, side):
+    if whole and (height, width) != facts.largest_picture:
+        high, wide = facts.largest_picture
         return [
-            f"{images}: gives pictures of {height} x {width} pixels, but the vision tower takes {side} x "
-            f"{side}: correct size and crop_size"
+            f"{images}: gives pictures of {height} x {width} pixels, but the vision tower takes {high} x "
+            f"{wide}: correct size and crop_size"
         ]
     found = ids.count(facts.image_token_id)
     if found != wanted:

@@ -179,11 +179,10 @@ def _facts(
             for e in failure.errors()
         ) from failure
     family.check_stored(config, folder, stored, names)
-    return facts.model_copy(
+    return family.with_pictures(facts, {**saved, **changed}).model_copy(
         update={
             "eos_token_ids": model_settings(folder).ends,
             "family_package": family.package,
-            "most_tiles": family.most_tiles({**saved, **changed}),
             "budget": budget if budget.given else None,
         }
     )
@@ -193,7 +192,7 @@ def _within(family: Family, budget: ImageSection, saved: Mapping[str, Any]) -> M
     """Return what a budget changes in an image processor's values.
 
     Raises:
-        ModelError: the family keeps no such budget, or not exactly.
+        ModelError: the family or the processor keeps no such budget, or not exactly.
     """
     if odd := [f"image.{key}" for key in budget.given if key not in family.budget_keys]:
         takes = " or ".join(f"image.{key}" for key in family.budget_keys)
@@ -241,7 +240,8 @@ def read_processor(
     name = model_name(model_id)
     native_facts = _facts(folder, family, config, name, None, budget)
     native = load_processor(folder, family, config, trust_remote_code=trust_remote_code)
-    for key, value in _within(family, budget, saved_images(folder)).items():
+    saved = json.loads(native.image_processor.to_json_string())
+    for key, value in _within(family, budget, saved).items():
         setattr(native.image_processor, key, value)
     check_processor(native, native_facts, folder)
     if image_size is None:

@@ -158,7 +158,8 @@ def layout_around(
     visual[before : before + count] = True
     positions = None
     if facts is not None and facts.decoder.rope_axes is not None:
-        positions = _positions(visual, _grids(facts, image_rows, None), 0)
+        made_up = [facts.largest_grid] * len(image_rows)
+        positions = _positions(visual, _grids(facts, image_rows, made_up), 0)
     return _layout(visual, text_ids, image_rows, 0, positions)
 
 
@@ -210,11 +211,39 @@ def _layout(
     )
 
 
-def joined(rows: Any, image_rows: Sequence[int]) -> Any:
-    """Return what the vision side gives as the decoder takes it: [tiles, N, D] to [B, V, D].
+def visual_rows(
+    vision: Callable[[Any], Any], pictures: Sequence[Any], concatenate: Callable[[list[Any]], Any]
+) -> Any:
+    """Return the visual rows [tiles, N, D] of pictures, or [rows, D] where their tiles differ in size.
+
+    Tiles of one size go through the vision side in one call.
 
     Args:
-        rows: of all tiles of B prompts' pictures, numpy's or torch's, in their order.
+        vision: pixels of tiles [tiles, 3, H, W] to [tiles, N, D].
+        pictures: pixels of each picture's tiles, numpy's or torch's.
+        concatenate: their library's function.
+    """
+    sizes: dict[tuple[int, ...], list[int]] = {}
+    for place, pixels in enumerate(pictures):
+        sizes.setdefault(tuple(pixels.shape[1:]), []).append(place)
+    found: dict[int, Any] = {}
+    for places in sizes.values():
+        rows = vision(concatenate([pictures[place] for place in places]))
+        if len(sizes) == 1:
+            return rows
+        first = 0
+        for place in places:
+            last = first + len(pictures[place])
+            found[place] = rows[first:last].reshape(-1, rows.shape[-1])
+            first = last
+    return concatenate([found[place] for place in range(len(pictures))])
+
+
+def joined(rows: Any, image_rows: Sequence[int]) -> Any:
+    """Return what the vision side gives as the decoder takes it, [B, V, D].
+
+    Args:
+        rows: of all B prompts' pictures, numpy's or torch's, in their order, as `visual_rows` gives them.
         image_rows: [I] how many are each picture's, the same in every prompt.
     """
     return rows.reshape(-1, sum(image_rows), rows.shape[-1])

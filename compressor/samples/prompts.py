@@ -12,7 +12,7 @@ from compressor.errors import DataError, VtcompressError, first_line
 from compressor.facts import ModelFacts
 from compressor.families import VisionEncoder
 from compressor.families.known import family_that_read
-from compressor.samples.layout import Layout, joined, layout_of
+from compressor.samples.layout import Grid, Layout, joined, layout_of, visual_rows
 from compressor.samples.pictures import Pictures, pictures_of, read_picture
 from compressor.samples.questions import Sample
 
@@ -37,7 +37,7 @@ class Reader(Protocol):
 
     @property
     def vision(self) -> VisionEncoder:
-        """Pixels of tiles [I, 3, S, S] to visual embeddings [I, N, D]."""
+        """Pixels of tiles [I, 3, H, W] to visual embeddings [I, N, D]."""
         ...
 
 
@@ -48,15 +48,17 @@ class EncodedPrompt:
     Attributes:
         inputs: all that the model's processor made of it: `input_ids` [1, S], and of pictures what this
             model wants.
-        pixels: [tiles, 3, S, S] of each picture.
+        pixels: [tiles, 3, H, W] of each picture.
         image_rows: [I] visual rows of each picture that the question came with.
         place: of the question, for errors.
+        grids: [I] rows and columns of each picture's visual rows; None: the model's own.
     """
 
     inputs: Mapping[str, Any]
     pixels: tuple[Tensor, ...]
     image_rows: tuple[int, ...]
     place: str
+    grids: tuple[Grid, ...] | None = None
 
     @property
     def input_ids(self) -> Tensor:
@@ -106,7 +108,7 @@ def encode_question(
         family = family_that_read(facts)
         rows = family.image_rows(processor, [(i.height, i.width) for i in opened], facts)
         pixels = family.image_pixels(encoded, rows, facts)
-    return EncodedPrompt(dict(encoded), pixels, rows, place)
+    return EncodedPrompt(dict(encoded), pixels, rows, place, family.image_grids(encoded, facts))
 
 
 def layout(model: Reader, prompt: EncodedPrompt, facts: ModelFacts | None = None) -> Layout:
@@ -128,6 +130,7 @@ def layout(model: Reader, prompt: EncodedPrompt, facts: ModelFacts | None = None
             facts,
             prompt.image_rows,
             spell=model.processor.tokenizer.convert_ids_to_tokens,
+            grids=prompt.grids,
         )
     except DataError as error:
         raise DataError(f"{prompt.place}: {problem}" for problem in error.problems) from None
@@ -213,8 +216,8 @@ def embed(model: Reader, prompt: EncodedPrompt) -> PromptRows:
     text = torch.nn.functional.embedding(torch.from_numpy(rows.text_ids)[None], table)
     visual = text.new_empty((1, 0, text.shape[-1]))
     if prompt.pixels:
-        tiles = torch.cat(prompt.pixels).to(table.dtype)
-        visual = joined(model.vision(tiles), rows.image_rows)
+        pixels = [tiles.to(table.dtype) for tiles in prompt.pixels]
+        visual = joined(visual_rows(model.vision, pixels, torch.cat), rows.image_rows)
     return PromptRows(
         rows,
         visual,

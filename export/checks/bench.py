@@ -65,7 +65,7 @@ def bench(
     buffers = [session.buffer_bytes(filled) for session, filled in pasts]
     return BenchReport(
         images=images,
-        visual=images * facts.picture_rows,
+        visual=images * facts.largest_rows,
         text=text,
         rounds=rounds,
         threads=threads,
@@ -85,10 +85,10 @@ class _Prompt:
 
     def __init__(self, facts: ModelFacts, images: int, text: int) -> None:
         rng = np.random.default_rng(0)
-        size, tiles = facts.image_size, images * facts.most_tiles
-        self.pixels = rng.standard_normal((tiles, 3, size, size)).astype(np.float32)
+        size, tiles = facts.largest_picture, images * facts.most_tiles
+        self.pixels = rng.standard_normal((tiles, 3, *size)).astype(np.float32)
         self.ids = rng.integers(0, facts.decoder.vocab, (1, text))
-        pictures = (facts.picture_rows,) * images
+        pictures = (facts.largest_rows,) * images
         self.layout = layout_around(self.ids[0], pictures, facts=facts)
 
 

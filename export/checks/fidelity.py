@@ -56,11 +56,11 @@ def record(
     recording = Recording()
     rng = np.random.default_rng(seed)
     facts = plan.model
-    size = facts.image_size
+    size, one = facts.largest_picture, facts.largest_rows // facts.most_tiles
     for count in images:
-        pixels = rng.standard_normal((count, 3, size, size)).astype(np.float32)
+        pixels = rng.standard_normal((count, 3, *size)).astype(np.float32)
         features = None
-        pictures = (facts.tile_rows,) * count
+        pictures = (one,) * count
         if count:
             features = session.vision(pixels)
             recording.outputs[f"vision, {count} images"] = features.astype(np.float32)
@@ -68,7 +68,7 @@ def record(
             ids = rng.integers(0, facts.decoder.vocab, rows + LATER_TEXT_ROWS + DECODE_STEPS)
             if room is not None:
                 # Caches of text alone have room for the text beside one image.
-                ids = ids[: max(0, room - max(count, 1) * facts.tile_rows)]
+                ids = ids[: max(0, room - max(count, 1) * one)]
             if len(ids):
                 layout = layout_around(ids[:rows], pictures, facts=facts)
                 name = f"{count} images, T={rows}"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from compressor.errors import ModelError, first_line
 from compressor.families import LoadedModel
+from compressor.families.known import family_that_read
 from compressor.progress import SILENT, Progress
 from compressor.samples.prompts import EncodedPrompt, encode, layout
 from compressor.samples.questions import Sample
@@ -58,25 +59,28 @@ def read_original(model: LoadedModel, sample: Sample) -> Reading:
     prompt = encode(model.processor, sample, model.facts)
     if not prompt.pixels:
         raise ModelError([f"{model.facts.name}: its processor makes no pixels of a picture"])
-    original = model.original
+    original, family = model.original, family_that_read(model.facts)
+    family.forget(original)
     try:
         pictures = _in_dtype([prompt], original.dtype)
         if model.processor is not model.native_processor:  # asked for another image size
             seen = original.get_image_features(**pictures, interpolate_pos_encoding=True)
             pictures = {"mm_encoder_outputs": {"image": seen}}
         out = original(input_ids=prompt.input_ids, use_cache=False, logits_to_keep=1, **pictures)
+        rows = family.original_rows(original, out, pictures)
     except Exception as failure:
         reason = first_line(failure)
         raise ModelError(
             [f"{model.facts.name}: the original itself fails on a prompt with a picture: {reason}"]
         ) from failure
+    grids = prompt.grids or (None,) * len(prompt.pixels)
     return Reading(
         ids=tuple(prompt.input_ids[0].tolist()),
         seen=tuple(
-            SeenPicture(pixels.float().numpy(), rows, "")
-            for pixels, rows in zip(prompt.pixels, prompt.image_rows, strict=True)
+            SeenPicture(pixels.float().numpy(), rows, "", cells=grid)
+            for pixels, rows, grid in zip(prompt.pixels, prompt.image_rows, grids, strict=True)
         ),
-        embeds=_features(out.image_hidden_states).float().flatten(0, -2).numpy(),
+        embeds=rows.float().numpy(),
         logits=out.logits[0, -1].float().numpy(),
     )
 
@@ -96,12 +100,6 @@ def _batches(model: LoadedModel, samples: Sequence[Sample]) -> Iterator[list[Ind
                 yield group[first : first + size]
 
 
-def _features(seen: Any) -> Tensor:
-    """Return the visual embeddings; some models of transformers give all of the tower, prompt by prompt."""
-    features: Tensor | list[Tensor] = getattr(seen, "pooler_output", seen)
-    return torch.cat(features) if isinstance(features, list) else features
-
-
 @torch.inference_mode()
 def _answer(
     model: LoadedModel, batch: list[Indexed], max_new_tokens: int
@@ -109,6 +107,7 @@ def _answer(
     ids = torch.cat([prompt.input_ids for _, prompt in batch])
     pictures = _in_dtype([prompt for _, prompt in batch], model.original.dtype)
     ends = model.facts.eos_token_ids
+    family_that_read(model.facts).forget(model.original)
     steps = _likeliest(model.original, ids, pictures, max_new_tokens, ends)
     first, rows = next(steps)
     tokens = torch.stack([first, *(token for token, _ in steps)], dim=1).tolist()

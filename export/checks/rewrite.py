@@ -20,8 +20,9 @@ import numpy as np
 from PIL import Image
 
 from compressor.errors import DataError, ModelError
+from compressor.samples.layout import visual_rows
 from compressor.samples.questions import Sample
-from export.runtime.images import SeenPicture, tiles_of
+from export.runtime.images import SeenPicture
 from export.runtime.messages import user_message
 from export.session.arrays import Array
 
@@ -84,7 +85,8 @@ def compare(reading: Reading, runtime: "Runtime", sample: Sample, prompt: Source
     ids = runtime.encode([user_message(sample.question, len(seen))], seen)
     same = found.tokens(ids)
     off = found.pixels(seen)
-    rows = runtime.session.vision(tiles_of(reading.seen))
+    pixels = [picture.pixels for picture in reading.seen]
+    rows = visual_rows(runtime.session.vision, pixels, np.concatenate)
     embeds = found.off("visual embeddings", rows.reshape(-1, rows.shape[-1]), reading.embeds)
     logits = read = None
     if embeds is not None:
@@ -128,13 +130,12 @@ class _Comparison:
         return ids == wanted
 
     def pixels(self, seen: Sequence[SeenPicture]) -> float | None:
-        pixels, wanted = tiles_of(seen), tiles_of(self.reading.seen)
-        if pixels.shape != wanted.shape:
-            self.failures.append(
-                f"pixels have shape {pixels.shape}, the processor's {wanted.shape}"
-            )
+        found, wanted = ([p.pixels for p in pictures] for pictures in (seen, self.reading.seen))
+        shapes, others = ([list(pixels.shape) for pixels in side] for side in (found, wanted))
+        if shapes != others:
+            self.failures.append(f"pixels have shapes {shapes}, the processor's {others}")
             return None
-        off = float(np.abs(pixels - wanted).max())
+        off = max(float(np.abs(a - b).max()) for a, b in zip(found, wanted, strict=True))
         if not off <= MAX_PIXEL_DIFFERENCE:
             self.failures.append(f"pixels differ by {off:.2g}, allowed {MAX_PIXEL_DIFFERENCE:g}")
         return off

@@ -1,5 +1,7 @@
 """How many rows engines and fixed caches are made for."""
 
+import math
+
 from compressor.errors import RecipeError
 from compressor.facts import Facts, ModelFacts, Positive
 from compressor.methods import GATED
@@ -20,6 +22,7 @@ class Limits(Facts):
         max_context: visual and text rows of a conversation.
         visual_tokens: visual rows of one image at most.
         tiles: of one image at most.
+        cell: side in pixels of what one visual token shows, where each image has its own size; else None.
     """
 
     max_batch: Positive
@@ -28,11 +31,21 @@ class Limits(Facts):
     max_context: Positive
     visual_tokens: Positive
     tiles: Positive = 1
+    cell: Positive | None = None
 
     @property
     def max_visual(self) -> int:
         """Visual rows of one call."""
         return self.max_images * self.visual_tokens
+
+    @property
+    def sides(self) -> tuple[int, int, int]:
+        """Height and width of images with sizes of their own, in pixels: least, of a square, and most.
+
+        One side may be twice a square's, not more: both at once are what an engine is built for.
+        """
+        cell, square = self.cell or 1, math.isqrt(self.visual_tokens)
+        return cell, square * cell, min(self.visual_tokens, 2 * square) * cell
 
     def cached_rows(self, length: str) -> int:
         """Return how many rows a cache with this name of its length holds at most.
@@ -79,6 +92,7 @@ def limits_of(profiles: ProfilesSection, facts: ModelFacts) -> Limits:
         max_context=context,
         visual_tokens=facts.picture_rows,
         tiles=facts.most_tiles,
+        cell=facts.cell if facts.sizes_differ else None,
     )
 
 

@@ -14,7 +14,7 @@ from compressor.errors import BackendError
 from compressor.facts import Facts
 from compressor.plan.plan import TEXT_PAST
 from export.graphs.limits import Limits
-from export.graphs.spec import ROOM, GraphSpec, TensorSpec, length_of
+from export.graphs.spec import ROOM, SIDES, GraphSpec, TensorSpec, length_of
 
 # T of the prompt that a prefill is tuned for: a question about a picture.
 USUAL_PROMPT = 64
@@ -121,6 +121,8 @@ def profile_for(
         f"{nearest.most[axis]}"
         for axis in outside[place]
     )
+    if set(outside[place]) <= set(SIDES):
+        raise BackendError(f"{found}: give a picture that is less oblong, or take another backend")
     flags = " ".join(_flags(outside[place], sizes, limits))
     remedy = f"build it anew with `vtcompress build ARTIFACT --target {target} {flags} --overwrite`"
     raise BackendError(f"{found}: {remedy}, or ask for less in one call")
@@ -133,7 +135,7 @@ def _flags(axes: Sequence[str], sizes: Mapping[str, int], limits: Limits) -> Ite
             needed["--max-images"] = -(-sizes[axis] // (limits.max_batch * limits.tiles))
         elif axis == "visual":
             needed["--max-images"] = -(-sizes[axis] // limits.visual_tokens)
-        elif not axis.startswith((PAST_AXIS, ROOM)):
+        elif axis not in SIDES and not axis.startswith((PAST_AXIS, ROOM)):
             needed[f"--max-{axis}"] = sizes[axis]
     # What lies in the caches and what this call adds; caches of text alone have room for an image less.
     past = max((size for axis, size in sizes.items() if axis.startswith(PAST_AXIS)), default=0)
@@ -154,6 +156,8 @@ def _profile(name: str, ranges: Mapping[str, _Range]) -> ShapeProfile:
 
 
 def _plain_range(axis: str, limits: Limits) -> _Range:
+    if axis in SIDES:
+        return limits.sides
     # A batch of prompts sends its pictures through the vision tower in one call.
     most = {
         "images": limits.max_batch * limits.max_images * limits.tiles,

@@ -1,7 +1,8 @@
 """Names and axes of every graph, declared once; export, sample inputs, runtime feeds and checks read them.
 
-Axes: `batch` B, `images` I (tiles, where pictures are cut), `visual` V, `text` T, `past` P, `total` P plus
-the rows of this call; numbers are fixed. Caches have other lengths where they hold text alone (`past_text`,
+Axes: `batch` B, `images` I (tiles, where pictures are cut), `height` and `width` in pixels and `rows` of
+pictures that have sizes of their own, `visual` V, `text` T, `past` P, `total` P plus the rows of this call;
+numbers are fixed. Caches have other lengths where they hold text alone (`past_text`,
 `total_text`) and behind a gate (`past_12`, `total_12` from layer 12 on). `asked` is min(V, 1).
 
 Caches of fixed size have the rows of their buffer instead, as many in the present as in the past: `room`,
@@ -83,6 +84,7 @@ class GraphSpec(Facts):
         name: `vision`, `embed`, `decoder`, `decoder_stage_0`.. or `baseline_decoder`.
         file: its file in the artifact.
         visual_multiple: what V is a multiple of: a tile's rows where these are laid out on a grid, else 1.
+        pixel_multiple: what `height` and `width` of pictures are multiples of.
         gated: gates of the prompt decide on its exit; None, as in older artifacts: it is not told.
     """
 
@@ -91,6 +93,7 @@ class GraphSpec(Facts):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     visual_multiple: Positive = 1
+    pixel_multiple: Positive = 1
     gated: bool | None = None
 
     @property
@@ -136,19 +139,23 @@ class GraphSpec(Facts):
 
 
 def vision_graph(facts: ModelFacts, dtype: DType) -> GraphSpec:
-    """Pixels of tiles [I, 3, S, S] to visual embeddings [I, N, D]."""
-    size = facts.image_size
+    """Pixels of tiles [I, 3, H, W] to visual embeddings [I, N, D]; H, W and N have names if they differ."""
+    size: tuple[Axis, Axis] = facts.largest_picture
+    rows: Axis = facts.tile_rows
+    if facts.sizes_differ:
+        size, rows = SIDES, "rows"
     return GraphSpec(
         name="vision",
         file="vision.onnx",
-        inputs=(TensorSpec(name="pixel_values", dtype=dtype, axes=("images", 3, size, size)),),
+        inputs=(TensorSpec(name="pixel_values", dtype=dtype, axes=("images", 3, *size)),),
         outputs=(
             TensorSpec(
                 name="image_features",
                 dtype=dtype,
-                axes=("images", facts.tile_rows, facts.decoder.hidden),
+                axes=("images", rows, facts.decoder.hidden),
             ),
         ),
+        pixel_multiple=facts.cell or 1,
     )
 
 
@@ -221,6 +228,8 @@ def length_of(room: str) -> str:
     return room.replace(ROOM, "past", 1)
 
 
+# Axes of pictures that have sizes of their own, in pixels.
+SIDES = ("height", "width")
 # The one file that all graphs' tensors lie in.
 WEIGHTS_FILE = "weights.bin"
 STAGE = "decoder_stage_"

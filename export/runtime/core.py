@@ -15,10 +15,10 @@ from compressor.generation.settings import (
     GenerationSettings,
     check_positions,
 )
-from compressor.samples.layout import layout_of
+from compressor.samples.layout import Grid, layout_of, visual_rows
 from compressor.samples.pictures import Pictures, pictures_of, read_picture
 from export.runtime.answering import Answering
-from export.runtime.images import ImageProcessor, SeenPicture, tiles_of
+from export.runtime.images import ImageProcessor, SeenPicture
 from export.runtime.messages import Message, check_text, user_message
 from export.runtime.prompter import Prompter
 from export.runtime.sampling import AnswerOptions
@@ -137,7 +137,8 @@ class RuntimeCore:
             [picture.rows for picture in new],
             spell=self.prompter.tokenizer.id_to_token,
             start=len(cached.ids),
-            earlier=[grid] * cached.images if (grid := self.facts.token_grid) else (),
+            grids=self._cells(new),
+            earlier=self._cells(seen[: cached.images]),
             unfinished=unfinished,
         )
         return Prompt(layout, new, ids)
@@ -152,8 +153,8 @@ class RuntimeCore:
         layout, features = prompts[0].layout, None
         text = self.session.embed(np.stack([p.layout.text_ids for p in prompts]))
         if layout.images:
-            tiles = tiles_of(picture for prompt in prompts for picture in prompt.seen)
-            features = self.session.vision(tiles)
+            pixels = [picture.pixels for prompt in prompts for picture in prompt.seen]
+            features = visual_rows(self.session.vision, pixels, np.concatenate)
         logits, past = self.session.decode(
             prompt_rows(layout, text, features),
             self.session.empty_past(len(prompts)) if past is None else past,
@@ -243,6 +244,11 @@ class RuntimeCore:
                 "; ".join(left_out),
             )
         return self.settings
+
+    def _cells(self, seen: Sequence[SeenPicture]) -> list[Grid]:
+        """Return rows and columns of pictures' visual rows; read where these have positions of their own."""
+        own = self.facts.token_grid or (0, 0)
+        return [picture.cells or own for picture in seen]
 
     def _exit_layer(self, past: Past, rows: int) -> int | None:
         """Return where visual rows left, from the cache behind a prompt of so many rows."""

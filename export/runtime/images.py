@@ -7,7 +7,7 @@ Letters: C = 3 channels (red, green, blue); H, W = height and width of the model
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self, assert_never
@@ -29,7 +29,9 @@ from compressor.families.picture_steps import (
     Resize,
     ResizeLonger,
     ResizeShorter,
+    ResizeToCells,
     TileByAspect,
+    cell_grid,
     output_size,
     tile_count,
     tile_grid,
@@ -47,17 +49,14 @@ class SeenPicture:
         rows: visual rows of it, as many as `text` has image tokens.
         text: what stands for it in the prompt.
         grid: rows and columns of its tiles; a last tile beyond them shows the whole picture.
+        cells: rows and columns of its visual rows; None: those of every picture of the model.
     """
 
     pixels: NDArray[np.float32]
     rows: int
     text: str
     grid: tuple[int, int] = (1, 1)
-
-
-def tiles_of(seen: Iterable[SeenPicture]) -> NDArray[np.float32]:
-    """Return the pixels of all tiles of pictures, in their order, [tiles, C, H, W]."""
-    return np.concatenate([picture.pixels for picture in seen])
+    cells: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -96,9 +95,15 @@ class ImageProcessor:
         return cls(steps, form, tile_rows)
 
     @property
-    def size(self) -> tuple[int, int]:
-        """(H, W) of every result, in pixels."""
+    def size(self) -> tuple[int, int] | None:
+        """(H, W) of every result, in pixels; None: each picture has its own."""
         return output_size(self.steps)
+
+    @property
+    def cell(self) -> int | None:
+        """Side of the square that one visual token shows, where each picture has its own size."""
+        first = self.steps[0]
+        return first.cell if isinstance(first, ResizeToCells) else None
 
     def __call__(self, image: Image.Image | str | Path) -> SeenPicture:
         """Return one image as the model takes it.
@@ -113,21 +118,25 @@ class ImageProcessor:
             image = load_image(image)
         image = to_rgb(image, "image")
         grid = tile_grid(self.steps, image.height, image.width)
+        cells = cell_grid(self.steps, image.height, image.width)
+        rows = self._rows(grid, cells)
         tiles = _pictured(image, self.steps, grid)
         levels = np.stack([np.asarray(tile) for tile in tiles])  # [tiles, H, W, C]
         values = _values(self.steps)  # [C, 256]
         pixels = np.stack([values[c][levels[..., c]] for c in range(3)], axis=1)
-        return SeenPicture(pixels, self._rows(grid), self._text(grid), grid)
+        return SeenPicture(pixels, rows, text_of(self.form, rows, grid), grid, cells)
 
     def text(self, height: int, width: int) -> str:
-        """Return what stands in the prompt for a picture of so many pixels."""
-        return self._text(tile_grid(self.steps, height, width))
+        """Return what stands in the prompt for a picture of so many pixels.
 
-    def _text(self, grid: tuple[int, int]) -> str:
-        return text_of(self.form, self._rows(grid), grid)
+        Raises:
+            DataError: the model does not take it.
+        """
+        grid = tile_grid(self.steps, height, width)
+        return text_of(self.form, self._rows(grid, cell_grid(self.steps, height, width)), grid)
 
-    def _rows(self, grid: tuple[int, int]) -> int:
-        return tile_count(grid) * self.tile_rows
+    def _rows(self, grid: tuple[int, int], cells: tuple[int, int] | None) -> int:
+        return tile_count(grid) * self.tile_rows if cells is None else cells[0] * cells[1]
 
 
 def _pictured(
@@ -150,6 +159,9 @@ def _changed(image: Image.Image, step: PictureStep, following: PictureStep | Non
             return _padded(image, step.colour)
         case Resize():
             return image.resize(step.size[::-1], _filter(step))
+        case ResizeToCells():
+            rows, columns = step.grid(image.height, image.width)
+            return image.resize((columns * step.cell, rows * step.cell), _filter(step))
         case ResizeShorter():
             return _resized(image, step, following if isinstance(following, Crop) else None)
         case Crop():
@@ -192,7 +204,7 @@ def _values(steps: Sequence[PictureStep]) -> NDArray[np.float32]:
             case Normalise():
                 mean, std = (np.array(v, dtype=np.float32)[:, None] for v in (step.mean, step.std))
                 values = (values - mean) / std
-            case PadToSquare() | Resize() | ResizeShorter() | ResizeLonger():
+            case PadToSquare() | Resize() | ResizeShorter() | ResizeLonger() | ResizeToCells():
                 pass
             case Crop() | TileByAspect() | CutTiles():
                 pass
@@ -229,7 +241,7 @@ def _resized(image: Image.Image, step: ResizeShorter, crop: Crop | None) -> Imag
 
 
 def _filter(
-    step: Resize | ResizeShorter | ResizeLonger | TileByAspect | CutTiles,
+    step: Resize | ResizeShorter | ResizeLonger | ResizeToCells | TileByAspect | CutTiles,
 ) -> Image.Resampling:
     """Return Pillow's filter of a name; it gains some with the years."""
     try:

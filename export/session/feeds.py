@@ -49,7 +49,7 @@ def prompt_rows(layout: Layout, text: Array, features: Array | None = None) -> C
     Args:
         layout: of each of them.
         text: [B, T, D] embeddings.
-        features: [tiles, N, D] what the vision graph gave of all pictures; may be None without images.
+        features: of all pictures, as `visual_rows` gives them; may be None without images.
     """
     rows = text_rows(layout, text)
     if not layout.images or features is None:

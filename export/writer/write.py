@@ -16,7 +16,7 @@ from compressor.decoder import Decoder, KeyValue, Stage
 from compressor.decoder.weights import StoredWeight, stored_weights
 from compressor.errors import VtcompressError
 from compressor.schema.sections import ExportSection
-from export.graphs.spec import DEEPSTACK, POSITIONS, ROWS, GraphSpec, TensorSpec, caches_of
+from export.graphs.spec import DEEPSTACK, POSITIONS, ROWS, SIDES, GraphSpec, TensorSpec, caches_of
 from export.writer.passes import order
 from export.writer.passes.graph_pass import note_numbers, note_weights
 from export.writer.weights import DTYPE_NAMES, SharedWeights
@@ -25,6 +25,7 @@ OPSET = 23
 FIXED_OPSET = 24  # has TensorScatter
 # Sizes of the sample call. All differ from each other and from 0 and 1, which torch.export would fix.
 SAMPLE_SIZES = {"batch": 2, "images": 2, "visual": 5, "text": 7, "past": 3, "room": 9}
+SAMPLE_CELLS = {"height": 5, "width": 7}
 LATER_PAST = 11  # of layers behind an exit or a gate, and counting on
 DEFAULTS = ExportSection()
 LEAST_SIZES = {"batch": 1, "images": 1, "visual": 0, "text": 1, "past": 0, "room": 1}
@@ -94,6 +95,7 @@ def _samples(spec: GraphSpec) -> tuple[Tensor, ...]:
     sizes = (
         SAMPLE_SIZES
         | {"visual": visual}
+        | {side: count * spec.pixel_multiple for side, count in SAMPLE_CELLS.items()}
         | {axis: LATER_PAST + i for i, axis in enumerate(sorted(later))}
     )
 
@@ -108,7 +110,11 @@ def _samples(spec: GraphSpec) -> tuple[Tensor, ...]:
 
 def _dynamic(spec: GraphSpec) -> list[dict[int, Any]]:
     named = {axis for tensor in spec.inputs for axis in tensor.axes if isinstance(axis, str)}
-    axes: dict[str, Any] = {a: torch.export.Dim(a, min=LEAST_SIZES[a.split("_")[0]]) for a in named}
+    axes: dict[str, Any] = {
+        a: torch.export.Dim(a, min=LEAST_SIZES[a.split("_")[0]]) for a in named - set(SIDES)
+    }
+    for side in SIDES:
+        axes[side] = spec.pixel_multiple * torch.export.Dim(f"cells_{side}", min=2)
     if spec.visual_multiple > 1:
         axes["visual"] = spec.visual_multiple * torch.export.Dim("grids", min=0)
     return [

@@ -229,7 +229,7 @@ class ExportRun:
                     # At the image size and within the budget that the folder was made for.
                     budget = plan.model.budget or ImageSection()
                     size = {
-                        "export.image_size": plan.model.image_size,
+                        "export.image_size": None if plan.model.cell else plan.model.image_size,
                         "image": budget.model_dump(),
                     }
                     model = load_model(self.recipe.override(size), self.progress, digest)

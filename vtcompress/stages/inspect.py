@@ -45,7 +45,7 @@ def inspect(path: PathLike, image: Picture | None = None) -> dict[str, Any]:
 def _picture(path: str, image: Picture, kind: str) -> dict[str, Any]:
     """Return how many visual tokens a picture gives, and where they stand."""
     (picture,) = pictures_of([image])
-    images, facts = _image_processor(path, kind)
+    images, _ = _image_processor(path, kind)
     seen = images(read_picture(picture, "image"))
     token, (rows, columns) = images.form.token, seen.grid
     tiles = "the whole picture"
@@ -55,7 +55,7 @@ def _picture(path: str, image: Picture, kind: str) -> dict[str, Any]:
         "visual_tokens": seen.rows,
         "tiles": len(seen.pixels),
         "tile_grid": [rows, columns],
-        "tile_tokens": facts.tile_rows,
+        "tile_tokens": seen.rows // len(seen.pixels),
         "order": tiles,
         "text": re.sub(
             f"(?:{re.escape(token)}){{2,}}",

@@ -5,6 +5,7 @@ Limitations: image features are inserted at the image tokens, N for each tile of
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, cast, get_args
 
@@ -34,7 +35,7 @@ class ModelClassFamily(Family):
 
     architecture: ClassVar[str]
     decoder: ClassVar[str] = "language_model"
-    decoders = TEXT_MODEL_TYPES
+    decoders: ClassVar[tuple[str, ...]] = TEXT_MODEL_TYPES
 
     @abstractmethod
     def tower_problems(self, section: Mapping[str, Any], where: str) -> list[str]:
@@ -80,7 +81,7 @@ class ModelClassFamily(Family):
             )
         for key, problems in (
             ("vision_config", self.tower_problems),
-            ("text_config", text_problems),
+            ("text_config", partial(text_problems, kinds=self.decoders)),
         ):
             section, place = raw.get(key, {}), f"{where}: {key}"
             if isinstance(section, dict):
@@ -108,7 +109,7 @@ class ModelClassFamily(Family):
                 f"{where}: dtype: {dtype!r} is not supported; supported: {', '.join(DTYPES)}"
             )
         try:
-            dims = decoder_dims(text, tied=tied, where=f"{where}: text_config")
+            dims = decoder_dims(text, tied=tied, where=f"{where}: text_config", kinds=self.decoders)
         except ModelError as error:
             raise ModelError([*problems, *error.problems]) from None
         if problems:

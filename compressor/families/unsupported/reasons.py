@@ -120,8 +120,6 @@ REASONS: Mapping[str, Mapping[str, str]] = {
     },
     "its decoder has several axes of positions": {
         "paddleocr_vl": "llava",
-        "qwen2_5_vl": "llava",
-        "qwen2_vl": "llava",
         "qwen3_vl": "llava",
     },
 }

@@ -61,16 +61,23 @@ def read_back(processor: Any, folder: Path, facts: ModelFacts) -> Readable:
             images = ImageProcessor.of_artifact(form, saved, facts.tile_rows)
         with _collected(problems, saved, folder):
             prompter = Prompter.from_folder(saved, processor.image_token, facts.eos_token_ids)
-    if images is not None and images.size != (facts.image_size, facts.image_size):
+    if images is not None and images.size != (
+        None if facts.sizes_differ else facts.largest_picture
+    ):
+        given, wanted = (_pixels(size) for size in (images.size, facts.largest_picture))
         problems.append(
-            f"{_image_file(folder)}: gives pictures of {images.size[0]} x {images.size[1]} pixels, but the "
-            f"vision tower takes {facts.image_size} x {facts.image_size}: correct size and crop_size"
+            f"{_image_file(folder)}: gives pictures of {given} pixels, but the vision tower takes {wanted}: "
+            "correct size and crop_size"
         )
     if prompter is not None:
         problems += _template_problems(prompter, folder)
     if prompter is None or images is None or problems:
         raise ModelError(problems)
     return Readable(prompter, images, facts)
+
+
+def _pixels(size: tuple[int, int] | None) -> str:
+    return "any" if size is None else f"{size[0]} x {size[1]}"
 
 
 @contextmanager

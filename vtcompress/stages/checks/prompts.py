@@ -7,9 +7,10 @@ from typing import Any
 
 from compressor.errors import DataError, ModelError
 from compressor.facts import ModelFacts
+from compressor.families.picture_steps import cell_grid
 from compressor.progress import SILENT, Progress
 from compressor.recipe import Recipe
-from compressor.samples.layout import layout_of
+from compressor.samples.layout import Grid, layout_of
 from compressor.samples.pictures import load_image
 from compressor.samples.questions import Sample, notes_on
 from export.graphs.limits import Limits, cache_limits
@@ -126,6 +127,7 @@ class _Opened:
 
     text: str
     problems: tuple[str, ...]
+    cells: Grid | None
 
 
 def _sample_problems(
@@ -139,7 +141,8 @@ def _sample_problems(
     new_tokens = asked.new_tokens
     try:
         check_text(sample.question, "question", prompter.image_token)
-        texts = [opened[path].text for path in sample.images]
+        pictures = [opened[path] for path in sample.images]
+        texts = [picture.text for picture in pictures]
         ids = prompter.encode([user_message(sample.question, len(texts))], texts)
         if asked.forced:
             check_text(sample.answer or "", "answer", prompter.image_token)
@@ -150,6 +153,7 @@ def _sample_problems(
             facts,
             [text.count(prompter.image_token) for text in texts],
             spell=prompter.tokenizer.id_to_token,
+            grids=[picture.cells or facts.largest_grid for picture in pictures],
         )
     except DataError as error:
         return error.problems
@@ -180,10 +184,14 @@ def _opened(asked: Sequence[Asked], readable: Readable) -> dict[Path, _Opened]:
             if path in opened:
                 continue
             problems: tuple[str, ...] = ()
-            height, width = readable.images.size
+            images = readable.images
+            height, width = images.size or (1, 1)
             try:
-                width, height = load_image(path).size
+                other, wide = load_image(path).size[::-1]
+                images.text(other, wide)
+                height, width = other, wide
             except DataError as error:
                 problems = tuple(f"{sample.place}: image: {line}" for line in error.problems)
-            opened[path] = _Opened(readable.images.text(height, width), problems)
+            cells = cell_grid(images.steps, height, width)
+            opened[path] = _Opened(images.text(height, width), problems, cells)
     return opened

@@ -138,14 +138,18 @@ def check_plan_facts(plan: Plan, facts: ModelFacts, what: str = "the plan") -> N
         raise ArtifactError(
             [f"{what} was made for {made.name}, not for {here.name} ({differs[0]}); {remedy}"]
         )
-    if made.image_size != here.image_size:
+    if made.cell is None and made.image_size != here.image_size:
         raise ArtifactError(
             [
                 f"{what} was made for pictures of {made.image_size} pixels, but the model takes "
                 f"{here.image_size}: set export.image_size={made.image_size}, or {remedy}"
             ]
         )
-    if (made.budget, made.most_tiles) != (here.budget, here.most_tiles):
+    if made.cell != here.cell:
+        raise ArtifactError(
+            [f"{what} was made for other pictures than {here.name} takes; {remedy}"]
+        )
+    if (made.budget, made.picture_rows) != (here.budget, here.picture_rows):
         given = made.budget.given if made.budget else ()
         asked = ", ".join(f"image.{key}={getattr(made.budget, key)}" for key in given)
         raise ArtifactError(
