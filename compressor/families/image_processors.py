@@ -26,6 +26,7 @@ from compressor.families.picture_steps import (
     Crop,
     CutTiles,
     Filter,
+    FitToCells,
     Normalise,
     PadToSquare,
     PictureStep,
@@ -84,6 +85,17 @@ _CELL_DEFAULTS: Mapping[str, Any] = {
     "patch_size": 14,
     "merge_size": 2,
 }
+_FROM_CELL_DEFAULTS: Mapping[str, Any] = {
+    **_CELL_DEFAULTS,
+    "size": {"shortest_edge": 384 * 384, "longest_edge": 1536 * 1536},
+}
+_FRAME_DEFAULTS: Mapping[str, Any] = {
+    **_CLIP_DEFAULTS,
+    "size": {"longest_edge": 1024},
+    "do_center_crop": False,
+    "crop_size": None,
+    "patch_size": {"height": 16, "width": 16},
+}
 # What each of transformers' processors does where the saved configuration is silent. Its Llava
 # class alone pads to a square by do_pad; in the others it completes a batch and needs pad_size.
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
@@ -91,12 +103,16 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "SiglipImageProcessor": _SIGLIP_DEFAULTS,
     "LlavaImageProcessor": _CLIP_DEFAULTS,
     "Qwen2VLImageProcessor": _CELL_DEFAULTS,
+    "PaddleOCRVLImageProcessor": _FROM_CELL_DEFAULTS,
+    "PixtralImageProcessor": _FRAME_DEFAULTS,
     "GotOcr2ImageProcessor": _TILED_DEFAULTS,
     "Idefics3ImageProcessor": _CUT_DEFAULTS,
     "SmolVLMImageProcessor": _CUT_DEFAULTS,
 }
 _PADS_TO_SQUARE = "LlavaImageProcessor"
-_TO_CELLS = "Qwen2VLImageProcessor"
+_FROM_CELL = "PaddleOCRVLImageProcessor"
+_TO_CELLS = ("Qwen2VLImageProcessor", _FROM_CELL)
+_TO_FRAME = "PixtralImageProcessor"
 
 FILTERS = {
     known.value: cast("Filter", known.name.lower())
@@ -181,7 +197,7 @@ class _Options:
         self._refuse_unsupported()
         to_square = self._kind == _PADS_TO_SQUARE and self._flag("do_pad")
         by_longest = "max_image_size" in self._defaults
-        cells = self._cells() if self._kind == _TO_CELLS else None
+        cells = self._cells()
         by_size = self._flag("do_resize") and not by_longest and cells is None
         resize = self._resize() if by_size else None
         crop = self._crop() if self._flag("do_center_crop") else None
@@ -272,20 +288,44 @@ class _Options:
 
     def _cells(self) -> PictureStep | None:
         """Return the step that resizes to whole cells; None: it is not done."""
-        if not self._flag("do_resize"):
+        if self._kind not in (*_TO_CELLS, _TO_FRAME) or not self._flag("do_resize"):
             return None
+        if self._kind == _TO_FRAME:
+            return self._frame()
         patch, merge = (self._value(key) for key in ("patch_size", "merge_size"))
         if not (_is_side(patch) and _is_side(merge) and _is_side(patch * merge)):
             self._problem(
                 "patch_size", f"and merge_size must be numbers with a product of 1..{MAX_SIDE}"
             )
             return None
-        least, most = allowed_pixels(self._config)
+        least, most = allowed_pixels(
+            {**self._defaults, **{k: v for k, v in self._config.items() if v is not None}}
+        )
         if not 1 <= least <= most:
             self._problem("size", "needs shortest_edge, 1 or more, and longest_edge, no less")
             return None
         resample = self._resample()
-        return ResizeToCells(cell=patch * merge, least=least, most=most, resample=resample)
+        return ResizeToCells(
+            cell=patch * merge,
+            least=least,
+            most=most,
+            resample=resample,
+            from_cell=self._kind == _FROM_CELL,
+        )
+
+    def _frame(self) -> PictureStep | None:
+        """Return the step that makes pictures fit into a frame, in whole cells."""
+        size, sides = self._value("size"), self._height_width("patch_size", "")
+        if isinstance(size, Mapping) and set(size) == {"longest_edge"}:
+            edge = self._longest("size")
+            frame: tuple[int, int] | None = (edge, edge)
+        else:
+            frame = self._height_width("size", "or longest_edge ")
+        if sides and sides[0] != sides[1]:
+            self._problem("patch_size", "height and width must be equal")
+        if not sides or not frame:
+            return None
+        return FitToCells(cell=sides[0], size=frame, resample=self._resample())
 
     def _tiles(self, resample: Filter) -> PictureStep | None:
         """Return the step that cuts a picture; None: it is not cut."""

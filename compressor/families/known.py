@@ -23,6 +23,7 @@ BUILT_IN = (
     "compressor.families.smolvlm.family:SmolVlmFamily",
     "compressor.families.qwen_vl.family:Qwen2VlFamily",
     "compressor.families.qwen_vl.family:Qwen25VlFamily",
+    "compressor.families.documents.lighton_ocr:LightOnOcrFamily",
 )
 
 

@@ -107,7 +107,6 @@ REASONS: Mapping[str, Mapping[str, str]] = {
         "fast_vlm": "internvl",
         "got_ocr2": "paddleocr_vl",
         "janus": "llava",
-        "lighton_ocr": "llava",
         "mistral3": "lighton_ocr",
         "ovis2": "internvl",
         "perception_lm": "internvl",
