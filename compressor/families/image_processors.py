@@ -164,22 +164,34 @@ def saved_steps(config: Mapping[str, Any], where: str) -> PictureSteps:
     return _Options(config, where).read()
 
 
+OLDER_PIXELS = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"}
+"""Older names of how many pixels a picture has at least and at most; they go before the newer ones."""
+
+
 def allowed_pixels(config: Mapping[str, Any]) -> tuple[int, int]:
     """Return how many pixels a picture has at least and at most, where it keeps proportions; 0: no number.
 
     Args:
-        config: saved keys and values of a `Qwen2VLImageProcessor`; older ones have keys of their own.
+        config: saved keys and values of a processor that resizes to whole cells.
     """
-    size = config.get("size") or _CELL_DEFAULTS["size"]
+    default = _DEFAULTS.get(_plain_class(config), _CELL_DEFAULTS)["size"]
+    size = config.get("size") or default
     named = dict(size) if isinstance(size, Mapping) else {}
-    for key, older in (("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels")):
+    for key, older in OLDER_PIXELS.items():
         if config.get(older) is not None:
             named[key] = config[older]
-    least, most = (
-        value if type(value := named.get(key)) is int else 0
-        for key in ("shortest_edge", "longest_edge")
-    )
+    least, most = (value if type(value := named.get(key)) is int else 0 for key in OLDER_PIXELS)
     return least, most
+
+
+def _plain_class(config: Mapping[str, Any]) -> str:
+    """Name of an image processor's class without what tells its backend; empty: none is named."""
+    name = config.get("image_processor_type") or config.get("feature_extractor_type")
+    if not isinstance(name, str):
+        return ""
+    return (
+        name.removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
+    )
 
 
 class _Options:
@@ -229,20 +241,13 @@ class _Options:
         return tuple(step for step in changes if step is not None)
 
     def _processor_class(self) -> str:
-        name = self._config.get("image_processor_type") or self._config.get(
-            "feature_extractor_type"
-        )
-        if not isinstance(name, str):
+        plain = _plain_class(self._config)
+        if not plain:
             raise ModelError([f"{self._where}: no image_processor_type; save the processor again"])
-        plain = (
-            name.removesuffix("Fast")
-            .removesuffix("Pil")
-            .replace("FeatureExtractor", "ImageProcessor")
-        )
         if plain not in _DEFAULTS:
-            known = ", ".join(_DEFAULTS)
+            known, named = ", ".join(_DEFAULTS), self._config.get("image_processor_type") or plain
             raise ModelError(
-                [f"{self._where}: image_processor_type: {name} is not supported; {known} are"]
+                [f"{self._where}: image_processor_type: {named} is not supported; {known} are"]
             )
         return plain
 
@@ -298,9 +303,7 @@ class _Options:
                 "patch_size", f"and merge_size must be numbers with a product of 1..{MAX_SIDE}"
             )
             return None
-        least, most = allowed_pixels(
-            {**self._defaults, **{k: v for k, v in self._config.items() if v is not None}}
-        )
+        least, most = allowed_pixels(self._config)
         if not 1 <= least <= most:
             self._problem("size", "needs shortest_edge, 1 or more, and longest_edge, no less")
             return None

@@ -24,6 +24,7 @@ BUILT_IN = (
     "compressor.families.qwen_vl.family:Qwen2VlFamily",
     "compressor.families.qwen_vl.family:Qwen25VlFamily",
     "compressor.families.documents.lighton_ocr:LightOnOcrFamily",
+    "compressor.families.documents.paddleocr_vl:PaddleOcrVlFamily",
 )
 
 

@@ -16,7 +16,7 @@ from compressor.facts import ModelFacts
 from compressor.families.base import VisionEncoder
 from compressor.families.configuration import section_problems
 from compressor.families.model_class.own_size import PROCESSOR, OwnSizeFamily
-from compressor.families.model_class.patches import rotations, squares
+from compressor.families.model_class.patches import head_width_problems, rotations, squares
 from compressor.families.model_class.stored import COMPUTED
 from compressor.families.model_class.tower import CHANNELS, activation_problems
 from compressor.schema.sections import ImageSection
@@ -91,20 +91,15 @@ class LightOnOcrFamily(OwnSizeFamily):
             found.append(
                 f"{where}.num_channels: {channels!r} is not supported; pictures have {CHANNELS}"
             )
-        return found
+        return found or head_width_problems(section, where, "hidden_size", "num_attention_heads")
 
     def vision_problems(self, config: Any, image_size: int | None, where: str) -> list[str]:
         """See `ModelClassFamily.vision_problems`."""
-        vision = config.vision_config
-        problems = super().vision_problems(config, image_size, where)
-        problems += activation_problems({"vision_config.hidden_act": vision.hidden_act}, where)
-        width, heads = vision.hidden_size, vision.num_attention_heads
-        if width % (4 * heads):
-            problems.append(
-                f"{where}: vision_config.num_attention_heads: {heads} heads of a width of {width}: a head's "
-                "width must be a multiple of 4, half for rows and half for columns"
-            )
-        return problems
+        acts = {"vision_config.hidden_act": config.vision_config.hidden_act}
+        own = super().vision_problems(config, image_size, where)
+        if type(patch := config.vision_config.patch_size) is not int:
+            own.append(f"{where}: vision_config.patch_size: {patch!r} is not allowed; one number")
+        return activation_problems(acts, where) + own
 
     def cell(self, config: Any) -> int:
         """See `OwnSizeFamily.cell`."""

@@ -3,7 +3,8 @@
 Letters: I pictures, h and w patches in a column and in a row, C width, d head size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,3 +43,16 @@ def squares(rows: Tensor, side: int) -> Tensor:
     """[I, h, w, ...] to [I, h / side, w / side, side, side, ...]."""
     cells: Tensor = rows.unflatten(2, (-1, side)).unflatten(1, (-1, side))
     return cells.transpose(2, 3)
+
+
+def head_width_problems(
+    section: Mapping[str, Any], where: str, width_key: str, heads_key: str
+) -> list[str]:
+    """Return a line if heads of a section whose counts are counts cannot be turned by row and column."""
+    width, heads = section.get(width_key), section.get(heads_key)
+    if width and heads and width % (4 * heads):
+        return [
+            f"{where}.{heads_key}: {heads} heads of a width of {width}: a head's width must be a multiple "
+            "of 4, half for rows and half for columns"
+        ]
+    return []

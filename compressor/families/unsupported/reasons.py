@@ -118,7 +118,6 @@ REASONS: Mapping[str, Mapping[str, str]] = {
         "llava_onevision": "internvl",
     },
     "its decoder has several axes of positions": {
-        "paddleocr_vl": "llava",
         "qwen3_vl": "llava",
     },
 }
