@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from compressor.compressed import plain
 from compressor.errors import DataError, ModelError
-from compressor.families import describe
+from compressor.families import describe, load
 from compressor.families.documents.paddleocr_vl import PaddleOcrVlFamily
 from compressor.families.registry import read_processor
 from compressor.schema.sections import ImageSection
@@ -24,6 +25,7 @@ from tests.tiny_families import (
     write_model,
 )
 from vtcompress.stages.checks.processor import read_back
+from vtcompress.stages.checks.rewrite import rewrite_prompt
 
 IMAGE, START, END = "<|IMAGE_PLACEHOLDER|>", "<|IMAGE_START|>", "<|IMAGE_END|>"
 SIDE = 5 * PATCH  # the grid that places are learned for, 5 x 5, is that of no picture
@@ -43,7 +45,7 @@ def processor_of(**images: Any) -> Any:
     )
 
 
-def make(folder: Path) -> None:
+def make(folder: Path, **text: Any) -> None:
     from transformers import PaddleOCRVLConfig, PaddleOCRVLForConditionalGeneration
 
     processor = processor_of()
@@ -58,7 +60,7 @@ def make(folder: Path) -> None:
             "patch_size": PATCH,
             "spatial_merge_size": MERGE,
         },
-        text_config=text_section(head_dim=16, rope_parameters=TURNED),
+        text_config=text_section(head_dim=16, rope_parameters=TURNED, **text),
         image_token_id=ids(IMAGE),
         vision_start_token_id=ids(START),
         vision_end_token_id=ids(END),
@@ -129,6 +131,13 @@ class TestPaddleOcrVl(FamilyCases):
             caught.value
         )
 
+    def test_it_is_read_without_a_word_of_transformers(
+        self, made: Made, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        """It would tell of the sections of the frequencies as of a key that it does not know."""
+        describe(str(made.folder))
+        assert capfd.readouterr() == ("", "")
+
     def test_keys_as_published_are_read(self, made: Made, tmp_path: Path) -> None:
         """Those of the decoder beside the others, and the tower under the name of the whole."""
         other = changed_model(made.folder, tmp_path / made.folder.name)
@@ -138,6 +147,21 @@ class TestPaddleOcrVl(FamilyCases):
         raw["vision_config"]["model_type"] = "paddleocr_vl"
         (other / "config.json").write_text(json.dumps(raw))
         assert describe(str(other)) == made.loaded.facts
+        (other / "config.json").write_text(json.dumps({**raw, "rms_norm_eps": -1.0}))
+        with pytest.raises(ModelError, match=r"text_config\.rms_norm_eps: -1\.0 is not allowed"):
+            describe(str(other))
+
+
+def test_a_decoder_with_biases_everywhere_is_the_original_within_rounding(tmp_path: Path) -> None:
+    make(tmp_path, use_bias=True, num_hidden_layers=2)
+    model = load(str(tmp_path))
+    known = model.facts.decoder
+    assert (known.qkv_bias, known.o_bias, known.mlp_bias) == (True, True, True)
+    with rewrite_prompt() as prompt:
+        report = prompt.compare(prompt.read(model), plain(model))
+    assert report.passed, report.failures
+    assert report.pixels == 0.0
+    assert max(report.embeds, report.logits, report.runtime) < 5e-6
 
 
 def test_the_tower_of_real_width_builds_for_tensorrt_rtx(tmp_path: Path) -> None:

@@ -2,9 +2,10 @@
 
 The steps and their order are those of transformers' own Pillow image processors
 (`CLIPImageProcessorPil`, `SiglipImageProcessorPil`, `LlavaImageProcessorPil`, `GotOcr2ImageProcessorPil`,
-`Idefics3ImageProcessorPil`, `SmolVLMImageProcessorPil`, transformers 5): colours to RGB, cut into tiles
-(GotOcr2; Idefics3 and SmolVLM, behind a resize), pad to a square (LLaVA), resize, centre crop,
-rescale, normalise. The results are
+`Idefics3ImageProcessorPil`, `SmolVLMImageProcessorPil`, `Qwen2VLImageProcessorPil`,
+`PaddleOCRVLImageProcessorPil`, `PixtralImageProcessorPil`, transformers 5): colours to RGB, cut into tiles
+(GotOcr2; Idefics3 and SmolVLM, behind a resize), pad to a square (LLaVA), resize, centre crop, rescale,
+normalise; patches (Qwen2VL, PaddleOCRVL) and borders of a batch (Pixtral) are left out. The results are
 equal bit for bit, except for 16-bit grey and for images whose resized form is over `MAX_PIXELS`.
 
 Families call `saved_steps` at export. Artifacts that were made before their manifest held steps are read by

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressor.families.base import VisionEncoder
+from compressor.families.model_class.patches import rotations, squares, turned
 
 
 class PatchGrid(VisionEncoder):
@@ -53,24 +54,14 @@ class PatchGrid(VisionEncoder):
         for block, window in zip(self.blocks, self.windows, strict=True):  # rows [I, h, w, C]
             rows = rows + self._attended(block.attn, block.norm1(rows), (cos, sin), window)
             rows = rows + block.mlp(block.norm2(rows))
-        squares = _squares(self.merger.ln_q(rows), self.merge)
-        embeds: Tensor = self.merger.mlp(squares.flatten(3).flatten(1, 2))
+        cells = squares(self.merger.ln_q(rows), self.merge)
+        embeds: Tensor = self.merger.mlp(cells.flatten(3).flatten(1, 2))
         return embeds
 
     def _rotations(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return cosines and sines [h * w, d / 2] of patches' angles."""
-        _, high, wide, _ = rows.shape
-        speeds = torch.tensor(self.speeds, dtype=torch.float32, device=rows.device)
-        down, right = (
-            torch.arange(count, device=rows.device, dtype=torch.float32)[:, None] * speeds
-            for count in (high, wide)
-        )
-        count = len(self.speeds)
-        angles = torch.cat(
-            [down[:, None].expand(high, wide, count), right[None].expand(high, wide, count)], dim=-1
-        )
-        angles = angles.flatten(0, 1)
-        return angles.cos().to(rows.dtype), angles.sin().to(rows.dtype)
+        high, wide = rows.shape[1:3]
+        return rotations((high, wide), self.speeds, self.speeds, rows)
 
     def _attended(
         self, attention: Any, normed: Tensor, rotations: tuple[Tensor, Tensor], window: int
@@ -79,7 +70,7 @@ class PatchGrid(VisionEncoder):
         high, wide = normed.shape[1:3]
         parts = attention.qkv(normed.flatten(1, 2)).unflatten(2, (3, self.heads, -1))
         query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)  # [I, heads, h * w, d]
-        query, key = (_turned(part, *rotations) for part in (query, key))
+        query, key = (turned(part, *rotations) for part in (query, key))
         if window:
             mixed = _in_windows(query, key, value, (high, wide), window)
         else:
@@ -87,12 +78,6 @@ class PatchGrid(VisionEncoder):
         mixed = mixed.transpose(1, 2).flatten(2).unflatten(1, (high, wide))
         attended: Tensor = attention.proj(mixed)
         return attended
-
-
-def _turned(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn heads' states [I, heads, h * w, d], whose halves are the two parts of a pair."""
-    first, second = states.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
 def _in_windows(
@@ -114,19 +99,13 @@ def _in_windows(
     def cut(part: Tensor) -> Tensor:
         """[I, heads, h * w, d] to [I * squares, heads, side^2, d]."""
         rows = F.pad(part.transpose(1, 2).unflatten(1, grid), (0, 0, 0, 0, *more))
-        return _squares(rows, side).flatten(3, 4).flatten(0, 2).transpose(1, 2)
+        return squares(rows, side).flatten(3, 4).flatten(0, 2).transpose(1, 2)
 
     there = torch.ones(high, wide, dtype=torch.bool, device=query.device)
-    mask = _squares(F.pad(there, more)[None], side).reshape(1, down * right, 1, 1, side**2)
+    mask = squares(F.pad(there, more)[None], side).reshape(1, down * right, 1, 1, side**2)
     mask = mask.expand(pictures, down * right, 1, side**2, side**2).flatten(0, 1)
     mixed = F.scaled_dot_product_attention(cut(query), cut(key), cut(value), attn_mask=mask)
     rows = mixed.reshape(pictures, down, right, heads, side, side, -1)
     rows = rows.permute(0, 3, 1, 4, 2, 5, 6)  # [I, heads, down, side, right, side, d]
     rows = rows.reshape(pictures, heads, down * side, right * side, -1)
     return rows.narrow(2, 0, high).narrow(3, 0, wide).flatten(2, 3)
-
-
-def _squares(rows: Tensor, side: int) -> Tensor:
-    """[I, h, w, ...] to [I, h / side, w / side, side, side, ...]."""
-    cells: Tensor = rows.unflatten(2, (-1, side)).unflatten(1, (-1, side))
-    return cells.transpose(2, 3)
