@@ -96,6 +96,8 @@ class TestLightOnOcr(FamilyCases):
             ModelError, match=r"image\.max_pixels: is nothing for .* takes image\.height"
         ):
             describe(folder, budget=ImageSection(max_pixels=9))
+        with pytest.raises(ModelError, match=r"size: .* in 1\.\.4096 pixels are supported"):
+            describe(folder, budget=ImageSection(height=5000, width=40))
         with pytest.raises(
             ModelError, match=r"take image\.height and image\.width, or leave it out"
         ):

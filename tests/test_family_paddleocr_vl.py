@@ -6,11 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from compressor.compressed import plain
 from compressor.errors import DataError, ModelError
 from compressor.families import describe, load
 from compressor.families.documents.paddleocr_vl import PaddleOcrVlFamily
+from compressor.families.folder import WEIGHTS
 from compressor.families.registry import read_processor
 from compressor.schema.sections import ImageSection
 from tests.built import build_vision
@@ -150,6 +153,20 @@ class TestPaddleOcrVl(FamilyCases):
         (other / "config.json").write_text(json.dumps({**raw, "rms_norm_eps": -1.0}))
         with pytest.raises(ModelError, match=r"text_config\.rms_norm_eps: -1\.0 is not allowed"):
             describe(str(other))
+
+    def test_tensors_of_published_files_that_nothing_reads_are_passed_over(
+        self, made: Made, tmp_path: Path
+    ) -> None:
+        other = changed_model(made.folder, tmp_path / made.folder.name)
+        tensors = load_file(other / WEIGHTS)
+        assert "mlp_AR.linear_1.weight" in tensors
+        for name in (
+            "vision_model.head.probe",
+            "vision_model.embeddings.packing_position_embedding.weight",
+        ):
+            tensors[f"visual.{name}"] = torch.zeros(4)
+        save_file(tensors, other / WEIGHTS, metadata={"format": "pt"})
+        assert load(str(other)).facts == made.loaded.facts
 
 
 def test_a_decoder_with_biases_everywhere_is_the_original_within_rounding(tmp_path: Path) -> None:

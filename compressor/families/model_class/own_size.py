@@ -4,7 +4,6 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
-from compressor.errors import ModelError
 from compressor.facts import ModelFacts
 from compressor.families.model_class.family import ModelClassFamily
 from compressor.families.picture_steps import cell_step
@@ -44,10 +43,7 @@ class OwnSizeFamily(ModelClassFamily):
 
     def with_pictures(self, facts: ModelFacts, saved: Mapping[str, Any]) -> ModelFacts:
         """See `Family.with_pictures`."""
-        try:
-            step = cell_step(self.picture_steps(saved, PROCESSOR))
-        except ModelError:  # told with the image processor's file
-            return facts
+        step = cell_step(self.picture_steps(saved, PROCESSOR)) if saved else None
         if step is None:
             return facts
         facts = facts.model_copy(update={"visual_tokens": step.most_cells})
