@@ -2,9 +2,10 @@
 
 The steps and their order are those of transformers' own Pillow image processors
 (`CLIPImageProcessorPil`, `SiglipImageProcessorPil`, `LlavaImageProcessorPil`, `GotOcr2ImageProcessorPil`,
-`Idefics3ImageProcessorPil`, `SmolVLMImageProcessorPil`, transformers 5): colours to RGB, cut into tiles
-(GotOcr2; Idefics3 and SmolVLM, behind a resize), pad to a square (LLaVA), resize, centre crop,
-rescale, normalise. The results are
+`Idefics3ImageProcessorPil`, `SmolVLMImageProcessorPil`, `Qwen2VLImageProcessorPil`,
+`PaddleOCRVLImageProcessorPil`, `PixtralImageProcessorPil`, transformers 5): colours to RGB, cut into tiles
+(GotOcr2; Idefics3 and SmolVLM, behind a resize), pad to a square (LLaVA), resize, centre crop, rescale,
+normalise; patches (Qwen2VL, PaddleOCRVL) and borders of a batch (Pixtral) are left out. The results are
 equal bit for bit, except for 16-bit grey and for images whose resized form is over `MAX_PIXELS`.
 
 Families call `saved_steps` at export. Artifacts that were made before their manifest held steps are read by
@@ -26,6 +27,7 @@ from compressor.families.picture_steps import (
     Crop,
     CutTiles,
     Filter,
+    FitToCells,
     Normalise,
     PadToSquare,
     PictureStep,
@@ -84,6 +86,17 @@ _CELL_DEFAULTS: Mapping[str, Any] = {
     "patch_size": 14,
     "merge_size": 2,
 }
+_FROM_CELL_DEFAULTS: Mapping[str, Any] = {
+    **_CELL_DEFAULTS,
+    "size": {"shortest_edge": 384 * 384, "longest_edge": 1536 * 1536},
+}
+_FRAME_DEFAULTS: Mapping[str, Any] = {
+    **_CLIP_DEFAULTS,
+    "size": {"longest_edge": 1024},
+    "do_center_crop": False,
+    "crop_size": None,
+    "patch_size": {"height": 16, "width": 16},
+}
 # What each of transformers' processors does where the saved configuration is silent. Its Llava
 # class alone pads to a square by do_pad; in the others it completes a batch and needs pad_size.
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
@@ -91,12 +104,16 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "SiglipImageProcessor": _SIGLIP_DEFAULTS,
     "LlavaImageProcessor": _CLIP_DEFAULTS,
     "Qwen2VLImageProcessor": _CELL_DEFAULTS,
+    "PaddleOCRVLImageProcessor": _FROM_CELL_DEFAULTS,
+    "PixtralImageProcessor": _FRAME_DEFAULTS,
     "GotOcr2ImageProcessor": _TILED_DEFAULTS,
     "Idefics3ImageProcessor": _CUT_DEFAULTS,
     "SmolVLMImageProcessor": _CUT_DEFAULTS,
 }
 _PADS_TO_SQUARE = "LlavaImageProcessor"
-_TO_CELLS = "Qwen2VLImageProcessor"
+_FROM_CELL = "PaddleOCRVLImageProcessor"
+_TO_CELLS = ("Qwen2VLImageProcessor", _FROM_CELL)
+_TO_FRAME = "PixtralImageProcessor"
 
 FILTERS = {
     known.value: cast("Filter", known.name.lower())
@@ -148,22 +165,34 @@ def saved_steps(config: Mapping[str, Any], where: str) -> PictureSteps:
     return _Options(config, where).read()
 
 
+OLDER_PIXELS = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"}
+"""Older names of how many pixels a picture has at least and at most; they go before the newer ones."""
+
+
 def allowed_pixels(config: Mapping[str, Any]) -> tuple[int, int]:
     """Return how many pixels a picture has at least and at most, where it keeps proportions; 0: no number.
 
     Args:
-        config: saved keys and values of a `Qwen2VLImageProcessor`; older ones have keys of their own.
+        config: saved keys and values of a processor that resizes to whole cells.
     """
-    size = config.get("size") or _CELL_DEFAULTS["size"]
+    default = _DEFAULTS.get(_plain_class(config), _CELL_DEFAULTS)["size"]
+    size = config.get("size") or default
     named = dict(size) if isinstance(size, Mapping) else {}
-    for key, older in (("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels")):
+    for key, older in OLDER_PIXELS.items():
         if config.get(older) is not None:
             named[key] = config[older]
-    least, most = (
-        value if type(value := named.get(key)) is int else 0
-        for key in ("shortest_edge", "longest_edge")
-    )
+    least, most = (value if type(value := named.get(key)) is int else 0 for key in OLDER_PIXELS)
     return least, most
+
+
+def _plain_class(config: Mapping[str, Any]) -> str:
+    """Name of an image processor's class without what tells its backend; empty: none is named."""
+    name = config.get("image_processor_type") or config.get("feature_extractor_type")
+    if not isinstance(name, str):
+        return ""
+    return (
+        name.removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
+    )
 
 
 class _Options:
@@ -181,7 +210,7 @@ class _Options:
         self._refuse_unsupported()
         to_square = self._kind == _PADS_TO_SQUARE and self._flag("do_pad")
         by_longest = "max_image_size" in self._defaults
-        cells = self._cells() if self._kind == _TO_CELLS else None
+        cells = self._cells()
         by_size = self._flag("do_resize") and not by_longest and cells is None
         resize = self._resize() if by_size else None
         crop = self._crop() if self._flag("do_center_crop") else None
@@ -213,20 +242,13 @@ class _Options:
         return tuple(step for step in changes if step is not None)
 
     def _processor_class(self) -> str:
-        name = self._config.get("image_processor_type") or self._config.get(
-            "feature_extractor_type"
-        )
-        if not isinstance(name, str):
+        plain = _plain_class(self._config)
+        if not plain:
             raise ModelError([f"{self._where}: no image_processor_type; save the processor again"])
-        plain = (
-            name.removesuffix("Fast")
-            .removesuffix("Pil")
-            .replace("FeatureExtractor", "ImageProcessor")
-        )
         if plain not in _DEFAULTS:
-            known = ", ".join(_DEFAULTS)
+            known, named = ", ".join(_DEFAULTS), self._config.get("image_processor_type") or plain
             raise ModelError(
-                [f"{self._where}: image_processor_type: {name} is not supported; {known} are"]
+                [f"{self._where}: image_processor_type: {named} is not supported; {known} are"]
             )
         return plain
 
@@ -272,8 +294,10 @@ class _Options:
 
     def _cells(self) -> PictureStep | None:
         """Return the step that resizes to whole cells; None: it is not done."""
-        if not self._flag("do_resize"):
+        if self._kind not in (*_TO_CELLS, _TO_FRAME) or not self._flag("do_resize"):
             return None
+        if self._kind == _TO_FRAME:
+            return self._frame()
         patch, merge = (self._value(key) for key in ("patch_size", "merge_size"))
         if not (_is_side(patch) and _is_side(merge) and _is_side(patch * merge)):
             self._problem(
@@ -285,7 +309,27 @@ class _Options:
             self._problem("size", "needs shortest_edge, 1 or more, and longest_edge, no less")
             return None
         resample = self._resample()
-        return ResizeToCells(cell=patch * merge, least=least, most=most, resample=resample)
+        return ResizeToCells(
+            cell=patch * merge,
+            least=least,
+            most=most,
+            resample=resample,
+            from_cell=self._kind == _FROM_CELL,
+        )
+
+    def _frame(self) -> PictureStep | None:
+        """Return the step that makes pictures fit into a frame, in whole cells."""
+        size, sides = self._value("size"), self._height_width("patch_size", "")
+        if isinstance(size, Mapping) and set(size) == {"longest_edge"}:
+            edge = self._longest("size")
+            frame: tuple[int, int] | None = (edge, edge)
+        else:
+            frame = self._height_width("size", "or longest_edge ")
+        if sides and sides[0] != sides[1]:
+            self._problem("patch_size", "height and width must be equal")
+        if not sides or not frame:
+            return None
+        return FitToCells(cell=sides[0], size=frame, resample=self._resample())
 
     def _tiles(self, resample: Filter) -> PictureStep | None:
         """Return the step that cuts a picture; None: it is not cut."""

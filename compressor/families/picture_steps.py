@@ -176,6 +176,7 @@ class ResizeToCells(Facts):
         least: pixels of the result.
         most: pixels of the result, unless the picture is so oblong that a row of cells has more.
         resample: Pillow's filter.
+        from_cell: whether a picture with an edge below a cell's is first taken to be enlarged to that.
     """
 
     step: Literal["resize_to_cells"] = "resize_to_cells"
@@ -183,6 +184,7 @@ class ResizeToCells(Facts):
     least: Annotated[int, Field(ge=1)]
     most: Annotated[int, Field(ge=1)]
     resample: Filter
+    from_cell: bool = False
 
     @model_validator(mode="after")
     def _ordered(self) -> "ResizeToCells":
@@ -196,11 +198,17 @@ class ResizeToCells(Facts):
         Raises:
             DataError: it is too oblong.
         """
+        given = (width, height)
+        if self.from_cell:
+            if height < self.cell:
+                height, width = self.cell, round(width * self.cell / height)
+            if width < self.cell:
+                height, width = round(height * self.cell / width), self.cell
         if max(height, width) / min(height, width) > MOST_OBLONG:
             raise DataError(
                 [
-                    f"image: {width} x {height} pixels: one edge is more than {MOST_OBLONG} times the other, "
-                    "which this model does not take: crop it"
+                    f"image: {given[0]} x {given[1]} pixels: one edge is more than {MOST_OBLONG} times "
+                    "the other, which this model does not take: crop it"
                 ]
             )
         # In this order and these operations, as transformers computes it: floors are decided by rounding.
@@ -226,6 +234,48 @@ class ResizeToCells(Facts):
             high = max(rows - 1, math.sqrt(fewest / MOST_OBLONG))
             found.append(rows * math.ceil(fewest / high))
         return max(found)
+
+
+class FitToCells(Facts):
+    """Makes a picture that is larger than a frame fit into it, in proportion, and both edges whole cells.
+
+    Edges are rounded up to cells; smaller pictures are not enlarged beyond that.
+
+    Attributes:
+        cell: side of a cell in pixels.
+        size: height and width of the frame in pixels.
+        resample: Pillow's filter.
+    """
+
+    step: Literal["fit_to_cells"] = "fit_to_cells"
+    cell: Side
+    size: tuple[Side, Side]
+    resample: Filter
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Return the rows and columns of cells of a picture of so many pixels.
+
+        Raises:
+            DataError: it is so oblong that nothing of it is left.
+        """
+        sides = (height, width)
+        # In these operations, as transformers computes it: floors are decided by rounding.
+        ratio = max(height / self.size[0], width / self.size[1])
+        if ratio > 1:
+            sides = (math.floor(height / ratio), math.floor(width / ratio))
+        if 0 in sides:
+            raise DataError(
+                [
+                    f"image: {width} x {height} pixels: made to fit into {self.size[1]} x {self.size[0]}, as "
+                    "this model does, nothing is left of it: crop it"
+                ]
+            )
+        return math.ceil(sides[0] / self.cell), math.ceil(sides[1] / self.cell)
+
+    @property
+    def most_cells(self) -> int:
+        """Cells of a picture at most, of whatever proportions."""
+        return math.ceil(self.size[0] / self.cell) * math.ceil(self.size[1] / self.cell)
 
 
 class Rescale(Facts):
@@ -258,11 +308,14 @@ PictureStep: TypeAlias = Annotated[
     | TileByAspect
     | CutTiles
     | ResizeToCells
+    | FitToCells
     | Rescale
     | Normalise,
     Field(discriminator="step"),
 ]
 PictureSteps: TypeAlias = tuple[PictureStep, ...]
+CellStep: TypeAlias = ResizeToCells | FitToCells
+"""What gives each picture a size of its own."""
 
 
 def output_size(steps: Sequence[PictureStep]) -> tuple[int, int] | None:
@@ -276,7 +329,7 @@ def output_size(steps: Sequence[PictureStep]) -> tuple[int, int] | None:
             or makes more than `MAX_TILES`.
     """
     _check_order(steps)
-    if isinstance(next(iter(steps), None), ResizeToCells):
+    if cell_step(steps):
         return None
     size: tuple[int, int] | None = None
     square = False
@@ -292,7 +345,7 @@ def output_size(steps: Sequence[PictureStep]) -> tuple[int, int] | None:
                     break
             case Resize() | Crop() | TileByAspect() | CutTiles():
                 size, square = step.size, step.size[0] == step.size[1]
-            case Rescale() | Normalise() | ResizeToCells():
+            case Rescale() | Normalise() | ResizeToCells() | FitToCells():
                 pass
             case _:
                 assert_never(step)
@@ -310,9 +363,9 @@ def _check_order(steps: Sequence[PictureStep]) -> None:
             values = True
         elif values:
             problem = "stands behind the steps on values"
-        elif isinstance(step, TileByAspect | ResizeToCells) and step is not steps[0]:
+        elif isinstance(step, TileByAspect | CellStep) and step is not steps[0]:
             problem = "does not stand first"
-        elif isinstance(steps[0], ResizeToCells) and step is not steps[0]:
+        elif isinstance(steps[0], CellStep) and step is not steps[0]:
             problem = f"stands behind {steps[0].step}"
         # Else the grid of a large picture would have no end.
         elif isinstance(step, CutTiles) and not (
@@ -342,14 +395,20 @@ def tile_grid(steps: Sequence[PictureStep], height: int, width: int) -> tuple[in
     return 1, 1
 
 
+def cell_step(steps: Sequence[PictureStep]) -> CellStep | None:
+    """Return the step that gives each picture a size of its own; None: there is none."""
+    first = next(iter(steps), None)
+    return first if isinstance(first, CellStep) else None
+
+
 def cell_grid(steps: Sequence[PictureStep], height: int, width: int) -> tuple[int, int] | None:
     """Return the rows and columns of cells of a picture of so many pixels; None: it has none of its own.
 
     Raises:
-        DataError: see `ResizeToCells.grid`.
+        DataError: the step does not take it.
     """
-    first = next(iter(steps), None)
-    return first.grid(height, width) if isinstance(first, ResizeToCells) else None
+    step = cell_step(steps)
+    return step.grid(height, width) if step else None
 
 
 def tile_count(grid: tuple[int, int]) -> int:

@@ -117,7 +117,7 @@ def saved_config(folder: Path, name: str) -> tuple[Family, Any]:
 def _config(folder: Path, name: str, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoConfig
 
-    with reading(folder, name):
+    with quiet(), reading(folder, name):
         return AutoConfig.from_pretrained(
             folder if name == CONFIG else folder / name,
             trust_remote_code=trust_remote_code,

@@ -19,8 +19,10 @@ from PIL import Image
 from compressor.errors import DataError, ModelError
 from compressor.families.image_processors import steps_in
 from compressor.families.picture_steps import (
+    CellStep,
     Crop,
     CutTiles,
+    FitToCells,
     Normalise,
     PadToSquare,
     PictureStep,
@@ -32,6 +34,7 @@ from compressor.families.picture_steps import (
     ResizeToCells,
     TileByAspect,
     cell_grid,
+    cell_step,
     output_size,
     tile_count,
     tile_grid,
@@ -102,8 +105,8 @@ class ImageProcessor:
     @property
     def cell(self) -> int | None:
         """Side of the square that one visual token shows, where each picture has its own size."""
-        first = self.steps[0]
-        return first.cell if isinstance(first, ResizeToCells) else None
+        step = cell_step(self.steps)
+        return step.cell if step else None
 
     def __call__(self, image: Image.Image | str | Path) -> SeenPicture:
         """Return one image as the model takes it.
@@ -159,7 +162,7 @@ def _changed(image: Image.Image, step: PictureStep, following: PictureStep | Non
             return _padded(image, step.colour)
         case Resize():
             return image.resize(step.size[::-1], _filter(step))
-        case ResizeToCells():
+        case ResizeToCells() | FitToCells():
             rows, columns = step.grid(image.height, image.width)
             return image.resize((columns * step.cell, rows * step.cell), _filter(step))
         case ResizeShorter():
@@ -204,7 +207,9 @@ def _values(steps: Sequence[PictureStep]) -> NDArray[np.float32]:
             case Normalise():
                 mean, std = (np.array(v, dtype=np.float32)[:, None] for v in (step.mean, step.std))
                 values = (values - mean) / std
-            case PadToSquare() | Resize() | ResizeShorter() | ResizeLonger() | ResizeToCells():
+            case PadToSquare() | Resize() | ResizeShorter() | ResizeLonger():
+                pass
+            case ResizeToCells() | FitToCells():
                 pass
             case Crop() | TileByAspect() | CutTiles():
                 pass
@@ -241,7 +246,7 @@ def _resized(image: Image.Image, step: ResizeShorter, crop: Crop | None) -> Imag
 
 
 def _filter(
-    step: Resize | ResizeShorter | ResizeLonger | ResizeToCells | TileByAspect | CutTiles,
+    step: Resize | ResizeShorter | ResizeLonger | CellStep | TileByAspect | CutTiles,
 ) -> Image.Resampling:
     """Return Pillow's filter of a name; it gains some with the years."""
     try:
