@@ -51,11 +51,21 @@ def _picture(path: str, image: Picture, kind: str) -> dict[str, Any]:
     tiles = "the whole picture"
     if len(seen.pixels) > 1:
         tiles = f"{columns} x {rows} tiles row by row, then the whole picture"
+    found: dict[str, Any] = {"visual_tokens": seen.rows}
+    tile_tokens = seen.rows // len(seen.pixels)
+    if seen.arrangement is not None:
+        tile_tokens = seen.arrangement.tile_rows
+        tiles = (
+            f"the whole picture, then the lines of {columns} x {rows} tiles, without the padded border, each "
+            "ended by one token"
+        )
+    if seen.beside_others is not None:
+        found["visual_tokens_beside_others"] = seen.beside_others.rows
     return {
-        "visual_tokens": seen.rows,
+        **found,
         "tiles": len(seen.pixels),
         "tile_grid": [rows, columns],
-        "tile_tokens": seen.rows // len(seen.pixels),
+        "tile_tokens": tile_tokens,
         "order": tiles,
         "text": re.sub(
             f"(?:{re.escape(token)}){{2,}}",
@@ -71,7 +81,8 @@ def _image_processor(path: str, kind: str) -> tuple[ImageProcessor, ModelFacts]:
     if kind == "artifact":
         manifest = Artifact.open(folder, verify=False).manifest
         form, facts = manifest.picture_form, manifest.model
-        return ImageProcessor.of_artifact(form, folder, facts.tile_rows), facts
+        rows = (facts.tile_rows, facts.arrangement)
+        return ImageProcessor.of_artifact(form, folder, *rows), facts
     if kind == "model":
         from compressor.families.registry import read_processor
 
