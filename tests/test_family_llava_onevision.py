@@ -9,7 +9,7 @@ import pytest
 import vtcompress
 from compressor.arrangement import Unpadded
 from compressor.compressed import plain
-from compressor.errors import ModelError
+from compressor.errors import DataError, ModelError
 from compressor.families import describe, load
 from compressor.families.llava.llava_onevision import LlavaOnevisionFamily
 from compressor.samples.questions import read_samples
@@ -104,7 +104,6 @@ class TestLlavaOnevision(FamilyCases):
         assert (one.grid, len(one.pixels)) == ((3, 3), 10)
         # 10 lines of 12 cells are no border; as many as those of two tiles are 5 of 6.
         assert one.rows == 16 + 5 * (6 + 1)
-        assert one.beside_others is not None
         both = runtime.look(made.pictures)
         assert [(len(seen.pixels), seen.rows) for seen in both] == [(1, 17)] * 2
         assert both[0].pixels[0, :, 0, 0] == pytest.approx(  # the border has the colour of the mean
@@ -131,6 +130,21 @@ class TestLlavaOnevision(FamilyCases):
         assert [line.split(":")[0] for line in said] == [
             "this model reads each of several pictures otherwise than one alone"
         ]
+
+    def test_a_picture_too_oblong_for_a_square_is_read_alone_and_refused_beside_others(
+        self, made: Made
+    ) -> None:
+        runtime, _ = made.runtime("identity", "torch")
+        line = random_picture((20_000, 2), 0)
+        (alone,) = runtime.look(line)
+        assert alone.rows == alone.text.count(IMAGE) == 16  # less than a line of cells is no border
+        with pytest.raises(DataError, match="20000 x 2 pixels, padded to a square"):
+            runtime.look([line, made.pictures[0]])
+        chat = runtime.chat()
+        list(chat.ask("what is it", line, max_new_tokens=2))
+        with pytest.raises(DataError, match="padded to a square"):
+            chat.ask("and this", made.pictures[0])
+        assert len(chat.messages) == 2
 
     def test_pictures_that_stay_the_same_are_kept_for_many_questions(self, made: Made) -> None:
         runtime, _ = made.runtime("identity", "torch")

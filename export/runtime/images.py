@@ -58,7 +58,8 @@ class SeenPicture:
         grid: rows and columns of its tiles; a last tile beyond them shows the whole picture.
         cells: rows and columns of its visual rows; None: those of every picture of the model.
         arrangement: of which rows of its tiles its own are made; None: they are its own.
-        beside_others: the same picture where the prompt has several; None: it is the same then.
+        beside_others: the same picture where the prompt has several, or why it cannot be read there; None: it
+            is the same then.
     """
 
     pixels: NDArray[np.float32]
@@ -67,12 +68,23 @@ class SeenPicture:
     grid: tuple[int, int] = (1, 1)
     cells: tuple[int, int] | None = None
     arrangement: Arrangement | None = None
-    beside_others: "SeenPicture | None" = None
+    beside_others: "SeenPicture | DataError | None" = None
 
 
 def of_one_prompt(seen: Sequence[SeenPicture]) -> tuple[SeenPicture, ...]:
-    """Return pictures as they are read in one prompt: some models read each of several otherwise."""
-    return tuple(one.beside_others or one for one in seen) if len(seen) > 1 else tuple(seen)
+    """Return pictures as they are read in one prompt: some models read each of several otherwise.
+
+    Raises:
+        DataError: one of several cannot be read beside others.
+    """
+    if len(seen) < 2:
+        return tuple(seen)
+    found = []
+    for one in seen:
+        if isinstance(one.beside_others, DataError):
+            raise one.beside_others
+        found.append(one.beside_others or one)
+    return tuple(found)
 
 
 def rows_of(
@@ -161,7 +173,12 @@ class ImageProcessor:
         values = _values(self.steps)  # [C, 256]
         pixels = np.stack([values[c][levels[..., c]] for c in range(3)], axis=1)
         text, others = text_of(self.form, rows, grid), self.beside_others
-        beside = None if others is None else others(image)
+        beside: SeenPicture | DataError | None = None
+        if others is not None:
+            try:
+                beside = others(image)
+            except DataError as error:  # which matters if another picture comes
+                beside = error
         return SeenPicture(pixels, rows, text, grid, cells, arranged, beside)
 
     @property

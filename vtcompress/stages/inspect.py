@@ -14,7 +14,7 @@ from compressor.plan.plan import Plan
 from compressor.profile import Profile
 from compressor.samples.pictures import Picture, pictures_of, read_picture
 from export.artifact.artifact import PLAN_FILE, Artifact
-from export.runtime.images import ImageProcessor
+from export.runtime.images import ImageProcessor, SeenPicture
 from vtcompress.shipped import PathLike
 from vtcompress.stages.checks.processor import read_back
 from vtcompress.stages.checks.prompts import processor_problems
@@ -59,7 +59,7 @@ def _picture(path: str, image: Picture, kind: str) -> dict[str, Any]:
             f"the whole picture, then the lines of {columns} x {rows} tiles, without the padded border, each "
             "ended by one token"
         )
-    if seen.beside_others is not None:
+    if isinstance(seen.beside_others, SeenPicture):
         found["visual_tokens_beside_others"] = seen.beside_others.rows
     return {
         **found,
