@@ -2,9 +2,10 @@
 
 The steps and their order are those of transformers' own Pillow image processors
 (`CLIPImageProcessorPil`, `SiglipImageProcessorPil`, `LlavaImageProcessorPil`, `GotOcr2ImageProcessorPil`,
-`Idefics3ImageProcessorPil`, `SmolVLMImageProcessorPil`, transformers 5): colours to RGB, cut into tiles
-(GotOcr2; Idefics3 and SmolVLM, behind a resize), pad to a square (LLaVA), resize, centre crop,
-rescale, normalise. The results are
+`Idefics3ImageProcessorPil`, `SmolVLMImageProcessorPil`, `LlavaNextImageProcessorPil`,
+`LlavaOnevisionImageProcessorPil`, transformers 5): colours to RGB, cut into tiles (GotOcr2; LLaVA-NeXT and
+OneVision, in one of several sizes; Idefics3 and SmolVLM, behind a resize), pad to a square (LLaVA), resize,
+centre crop, rescale, normalise. The results are
 equal bit for bit, except for 16-bit grey and for images whose resized form is over `MAX_PIXELS`.
 
 Families call `saved_steps` at export. Artifacts that were made before their manifest held steps are read by
@@ -13,6 +14,7 @@ Families call `saved_steps` at export. Artifacts that were made before their man
 
 import math
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -26,6 +28,7 @@ from compressor.families.picture_steps import (
     Crop,
     CutTiles,
     Filter,
+    FitTiles,
     Normalise,
     PadToSquare,
     PictureStep,
@@ -84,6 +87,14 @@ _CELL_DEFAULTS: Mapping[str, Any] = {
     "patch_size": 14,
     "merge_size": 2,
 }
+_FIT_DEFAULTS: Mapping[str, Any] = {
+    **_CLIP_DEFAULTS,
+    "image_grid_pinpoints": ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)),
+}
+_FIT_WIDE_DEFAULTS: Mapping[str, Any] = {
+    **_TILED_DEFAULTS,
+    "image_grid_pinpoints": tuple(product(range(384, 2305, 384), repeat=2)),
+}
 # What each of transformers' processors does where the saved configuration is silent. Its Llava
 # class alone pads to a square by do_pad; in the others it completes a batch and needs pad_size.
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
@@ -94,6 +105,8 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "GotOcr2ImageProcessor": _TILED_DEFAULTS,
     "Idefics3ImageProcessor": _CUT_DEFAULTS,
     "SmolVLMImageProcessor": _CUT_DEFAULTS,
+    "LlavaNextImageProcessor": _FIT_DEFAULTS,
+    "LlavaOnevisionImageProcessor": _FIT_WIDE_DEFAULTS,
 }
 _PADS_TO_SQUARE = "LlavaImageProcessor"
 _TO_CELLS = "Qwen2VLImageProcessor"
@@ -148,6 +161,20 @@ def saved_steps(config: Mapping[str, Any], where: str) -> PictureSteps:
     return _Options(config, where).read()
 
 
+def steps_beside_others(config: Mapping[str, Any], where: str) -> PictureSteps:
+    """Return the steps for each of several pictures of a `LlavaOnevisionImageProcessor`; none is cut.
+
+    Args:
+        config: as in `saved_steps`.
+        where: likewise.
+
+    Raises:
+        ModelError: as `saved_steps`.
+    """
+    steps = saved_steps(config, where)
+    return _Options(config, where).on_a_square(steps)
+
+
 def allowed_pixels(config: Mapping[str, Any]) -> tuple[int, int]:
     """Return how many pixels a picture has at least and at most, where it keeps proportions; 0: no number.
 
@@ -180,11 +207,12 @@ class _Options:
         """Return the steps."""
         self._refuse_unsupported()
         to_square = self._kind == _PADS_TO_SQUARE and self._flag("do_pad")
+        fits = "image_grid_pinpoints" in self._defaults
         by_longest = "max_image_size" in self._defaults
         cells = self._cells() if self._kind == _TO_CELLS else None
-        by_size = self._flag("do_resize") and not by_longest and cells is None
+        by_size = self._flag("do_resize") and not by_longest and not fits and cells is None
         resize = self._resize() if by_size else None
-        crop = self._crop() if self._flag("do_center_crop") else None
+        crop = self._crop() if self._flag("do_center_crop") and not fits else None
         scale = self._positive("rescale_factor") if self._flag("do_rescale") else None
         mean = self._triple("image_mean") if to_square or self._flag("do_normalize") else None
         std = self._triple("image_std") if self._flag("do_normalize") else None
@@ -192,7 +220,7 @@ class _Options:
             self._problem("image_std", "a channel is divided by zero")
         if to_square and mean is not None and not all(0 <= value <= 1 for value in mean):
             self._problem("image_mean", "is the border's colour with do_pad, so it must be in 0..1")
-        known = by_longest or cells is not None or crop is not None
+        known = by_longest or fits or cells is not None or crop is not None
         if not known and (resize is None or (isinstance(resize, int) and not to_square)):
             self._problem(
                 "size", "gives images of different sizes without a crop, which a graph cannot take"
@@ -200,17 +228,30 @@ class _Options:
         resample = self._resample()
         tiles = self._tiles(resample) if "crop_to_patches" in self._defaults else None
         cut = self._cut(resample) if by_longest else ()
+        fitted = self._fitted(resample) if fits else None
         if self._problems:
             raise ModelError(self._problems)
         changes: tuple[PictureStep | None, ...] = (
             PadToSquare(colour=_levels(mean)) if to_square and mean else None,
             *cut,
-            cells or tiles or _resized(resize, resample),
+            cells or tiles or fitted or _resized(resize, resample),
             Crop(size=crop) if crop else None,
             Rescale(factor=scale) if scale else None,
             Normalise(mean=mean, std=std) if mean and std else None,
         )
         return tuple(step for step in changes if step is not None)
+
+    def on_a_square(self, steps: PictureSteps) -> PictureSteps:
+        """Return the steps with the picture laid on a square of the mean colour in place of tiles."""
+        mean = self._triple("image_mean") or (0.0, 0.0, 0.0)
+        if not all(0 <= value <= 1 for value in mean):
+            self._problem(
+                "image_mean", "is the border's colour of several pictures, so it must be in 0..1"
+            )
+            raise ModelError(self._problems)
+        (step,) = (step for step in steps if isinstance(step, FitTiles))
+        square = (PadToSquare(colour=_levels(mean)), Resize(size=step.size, resample=step.resample))
+        return (*square, *(step for step in steps if isinstance(step, Rescale | Normalise)))
 
     def _processor_class(self) -> str:
         name = self._config.get("image_processor_type") or self._config.get(
@@ -304,6 +345,30 @@ class _Options:
             return TileByAspect(size=size, least=least, most=most, resample=resample)
         return None
 
+    def _fitted(self, resample: Filter) -> PictureStep | None:
+        """Return the step that cuts a picture in one of several sizes; None: something is wrong with it."""
+        size = self._resize()
+        edges = {*((size, size) if isinstance(size, int) else size or ())}
+        # Each tile is resized and cropped again, which must change nothing.
+        if self._value("crop_size") is not None:
+            edges |= {*(self._crop() or ())}
+        if len(edges) > 1:
+            self._problem("crop_size", "must be the square that size is: tiles have both sizes")
+        sizes = self._value("image_grid_pinpoints")
+        pairs = [tuple(one) for one in sizes] if _are_lists(sizes) else []
+        edge = min(edges, default=1)
+        whole = all(
+            len(one) == 2 and all(_is_side(s) and s % edge == 0 for s in one) for one in pairs
+        )
+        if not pairs or not whole:
+            self._problem(
+                "image_grid_pinpoints",
+                f"must be pairs of heights and widths, multiples of {edge}, up to {MAX_SIDE} pixels",
+            )
+        if self._problems:
+            return None
+        return FitTiles(size=(edge, edge), sizes=tuple(pairs), resample=resample)
+
     def _cut(self, resample: Filter) -> tuple[PictureStep, ...]:
         """Return the steps that bring the longer edge to a length and make squares of what comes out."""
         longest, edge = (self._longest(key) for key in ("size", "max_image_size"))
@@ -381,6 +446,10 @@ def _resized(size: int | tuple[int, int] | None, resample: Filter) -> PictureSte
 def _levels(colour: tuple[float, float, float]) -> tuple[int, int, int]:
     red, green, blue = (int(value * 255) for value in colour)
     return red, green, blue
+
+
+def _are_lists(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(one, list | tuple) for one in value)
 
 
 def _is_side(value: Any) -> bool:

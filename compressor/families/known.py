@@ -17,6 +17,8 @@ GROUP = "vtcompress.families"
 BUILT_IN = (
     "compressor.families.llava.family:LlavaFamily",
     "compressor.families.llava.vipllava:VipLlavaFamily",
+    "compressor.families.llava.llava_next:LlavaNextFamily",
+    "compressor.families.llava.llava_onevision:LlavaOnevisionFamily",
     "compressor.families.internvl.family:InternVlFamily",
     "compressor.families.smolvlm.family:Idefics3Family",
     "compressor.families.smolvlm.family:SmolVlmFamily",

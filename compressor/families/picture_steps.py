@@ -168,6 +168,56 @@ class CutTiles(Facts):
         return rows, math.ceil(int(rows * self.edge * aspect) / self.edge)
 
 
+class FitTiles(Facts):
+    """Fits the picture, in its proportions, into one of several sizes, on black, and cuts that into tiles.
+
+    The size is that in which most of the picture's pixels are kept, and of equal ones the smallest. First
+    comes the whole picture, as large as a tile, its proportions lost; then tiles row by row.
+
+    Attributes:
+        size: height and width of a tile in pixels.
+        sizes: heights and widths to choose from, multiples of a tile's.
+        resample: Pillow's filter.
+    """
+
+    step: Literal["fit_tiles"] = "fit_tiles"
+    size: tuple[Side, Side]
+    sizes: Annotated[tuple[tuple[Side, Side], ...], Field(min_length=1)]
+    resample: Filter
+
+    @model_validator(mode="after")
+    def _whole_tiles(self) -> "FitTiles":
+        for size in self.sizes:
+            if any(edge % tile for edge, tile in zip(size, self.size, strict=True)):
+                raise ValueError(f"sizes: {size}: is not made of whole tiles of {self.size} pixels")
+        return self
+
+    @property
+    def grids(self) -> tuple[tuple[int, int], ...]:
+        """Rows and columns of tiles of each of the sizes."""
+        return tuple((high // self.size[0], wide // self.size[1]) for high, wide in self.sizes)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Return the rows and columns of tiles of a picture of so many pixels."""
+        found, kept, least = self.grids[0], 0, math.inf
+        for (high, wide), grid in zip(self.sizes, self.grids, strict=True):
+            # In these operations, as transformers computes it: rounding decides.
+            scale = min(wide / width, high / height)
+            seen = min(int(width * scale) * int(height * scale), width * height)
+            wasted = high * wide - seen
+            if seen > kept or (seen == kept and wasted < least):
+                found, kept, least = grid, seen, wasted
+        return found
+
+    def sides(self, height: int, width: int, grid: tuple[int, int]) -> tuple[int, int]:
+        """Return the height and width in pixels that a picture gets on a grid of tiles."""
+        high, wide = (count * edge for count, edge in zip(grid, self.size, strict=True))
+        along, down = wide / width, high / height
+        if along < down:
+            return min(math.ceil(height * along), high), wide
+        return high, min(math.ceil(width * down), wide)
+
+
 class ResizeToCells(Facts):
     """Makes both edges multiples of a cell's, each nearly as it was, and the picture of an allowed size.
 
@@ -257,6 +307,7 @@ PictureStep: TypeAlias = Annotated[
     | Crop
     | TileByAspect
     | CutTiles
+    | FitTiles
     | ResizeToCells
     | Rescale
     | Normalise,
@@ -290,7 +341,7 @@ def output_size(steps: Sequence[PictureStep]) -> tuple[int, int] | None:
                 # Else a long line becomes a picture that no memory holds.
                 if size is None and by_shorter and not isinstance(following, Crop):
                     break
-            case Resize() | Crop() | TileByAspect() | CutTiles():
+            case Resize() | Crop() | TileByAspect() | CutTiles() | FitTiles():
                 size, square = step.size, step.size[0] == step.size[1]
             case Rescale() | Normalise() | ResizeToCells():
                 pass
@@ -310,7 +361,7 @@ def _check_order(steps: Sequence[PictureStep]) -> None:
             values = True
         elif values:
             problem = "stands behind the steps on values"
-        elif isinstance(step, TileByAspect | ResizeToCells) and step is not steps[0]:
+        elif isinstance(step, TileByAspect | FitTiles | ResizeToCells) and step is not steps[0]:
             problem = "does not stand first"
         elif isinstance(steps[0], ResizeToCells) and step is not steps[0]:
             problem = f"stands behind {steps[0].step}"
@@ -335,7 +386,7 @@ def tile_grid(steps: Sequence[PictureStep], height: int, width: int) -> tuple[in
         match step:
             case ResizeLonger():
                 height, width = step.sides(height, width)
-            case TileByAspect() | CutTiles():
+            case TileByAspect() | CutTiles() | FitTiles():
                 return step.grid(height, width)
             case _:
                 break
@@ -353,7 +404,10 @@ def cell_grid(steps: Sequence[PictureStep], height: int, width: int) -> tuple[in
 
 
 def tile_count(grid: tuple[int, int]) -> int:
-    """Return how many tiles a picture becomes; behind several of a grid comes the whole picture."""
+    """Return how many tiles a picture becomes; behind several of a grid comes the whole picture.
+
+    That of `FitTiles` comes in any case.
+    """
     cells = grid[0] * grid[1]
     return cells if cells == 1 else cells + 1
 
@@ -364,6 +418,8 @@ def most_tiles(steps: Sequence[PictureStep]) -> int:
         match step, before:
             case TileByAspect(), _:
                 return tile_count((1, step.most))
+            case FitTiles(), _:
+                return 1 + max(rows * columns for rows, columns in step.grids)
             case CutTiles(), ResizeLonger():
                 # The rounding up to even can make a square's other edge one longer.
                 side = math.ceil((before.edge + before.edge % 2) / step.edge)

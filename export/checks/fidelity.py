@@ -62,7 +62,8 @@ def record(
         features = None
         pictures = (one,) * count
         if count:
-            features = session.vision(pixels)
+            arranged = facts.made_up_rows(count, sum(pictures))
+            features = session.vision(pixels, arranged)
             recording.outputs[f"vision, {count} images"] = features.astype(np.float32)
         for rows in TEXT_ROWS:
             ids = rng.integers(0, facts.decoder.vocab, rows + LATER_TEXT_ROWS + DECODE_STEPS)

@@ -114,10 +114,6 @@ REASONS: Mapping[str, Mapping[str, str]] = {
         "pp_chart2table": "paddleocr_vl",
         "video_llama_3": "qwen2_5_vl",
     },
-    "it puts the tiles of a picture together otherwise": {
-        "llava_next": "internvl",
-        "llava_onevision": "internvl",
-    },
     "it was not tried yet": {
         "qianfan_ocr": "internvl",
     },
