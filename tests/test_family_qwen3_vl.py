@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import vtcompress
 from compressor.compressed import compress, plain
@@ -55,10 +56,10 @@ QUESTION = "what is it"
 DEEP = 3
 
 
-def read(made: Made) -> EncodedPrompt:
-    """Return a prompt with both pictures, as the model's own processor reads it."""
-    loaded = made.loaded
-    return encode_question(loaded.processor, QUESTION, made.pictures, "here", loaded.facts)
+def read(made: Made, pictures: Sequence[Image.Image] | None = None) -> EncodedPrompt:
+    """Return a prompt with pictures, both unless others are given, as the model's own processor reads it."""
+    loaded, seen = made.loaded, made.pictures if pictures is None else [*pictures]
+    return encode_question(loaded.processor, QUESTION, seen, "here", loaded.facts)
 
 
 def last_logits(made: Made, plan: Plan, prompt: EncodedPrompt) -> np.ndarray:
@@ -126,6 +127,10 @@ class TestQwen3Vl(FamilyCases):
         wanted, _ = made.answered([{"role": "user", "content": content}], "frozen")
         answer = small.generate(QUESTION, made.pictures, max_new_tokens=NEW_TOKENS)
         assert list(answer.token_ids) == wanted
+        one = made.pictures[:1]
+        prompt = read(made, one)
+        by_tokens = small.generate(prompt.input_ids, prompt.pixels[0], max_new_tokens=NEW_TOKENS)
+        assert by_tokens == small.generate(QUESTION, one, max_new_tokens=NEW_TOKENS)
         states = small.hidden_states(QUESTION, made.pictures)
         added = embed(made.loaded, read(made)).deepstack
         for layer in (0, 2, 3):  # frozen
