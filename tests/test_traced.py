@@ -33,7 +33,9 @@ class Small(torch.nn.Module):
 
     def forward(self, given):
         table = self.table(self.rows)
-        if self.how == "computed":
+        if self.how != "computed alone":
+            given = given * table
+        if self.how.startswith("computed"):
             table = torch.exp(table)
         return self.second(self.first(given)) + table[None]
 
@@ -131,7 +133,8 @@ def test_a_graph_is_kept_without_weights_that_stand_in_it_as_they_are_or_turned(
 
 
 @pytest.mark.parametrize(
-    "change", ["computed", "equal to another", "one number", "symmetric", "shared"]
+    "change",
+    ["computed", "computed alone", "equal to another", "one number", "symmetric", "shared"],
 )
 def test_weights_that_a_graph_may_depend_on_are_part_of_the_call(
     change: str, counted: list[Any], library: Any
