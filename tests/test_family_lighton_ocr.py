@@ -129,7 +129,7 @@ class TestLightOnOcr(FamilyCases):
     def test_pictures_of_half_a_visual_token_are_refused(self, made: Made, tmp_path: Path) -> None:
         other = changed_model(made.folder, tmp_path / "m")
         file = other / "processor_config.json"
-        file.write_text(re.sub(r'("height": )8', r"\g<1>4", file.read_text()))
+        file.write_text(re.sub(r'("(?:height|width)": )8', r"\g<1>4", file.read_text()))
         with pytest.raises(ModelError, match="a visual token shows 8 x 8 pixels"):
             read_processor(str(other))
 
