@@ -147,9 +147,11 @@ class ModelFacts(Facts):
 
     @property
     def largest_rows(self) -> int:
-        """Rows of a made-up picture; `picture_rows` but for those that are nearly a square."""
+        """Rows of a made-up picture: `picture_rows`, or those that are nearly a square."""
+        if not self.sizes_differ:
+            return self.picture_rows
         rows, columns = self.largest_grid
-        return self.most_tiles * rows * columns
+        return rows * columns
 
     @property
     def grid_cells(self) -> int:
