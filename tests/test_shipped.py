@@ -165,19 +165,11 @@ def test_the_published_lists_are_the_published_ones(name, model, layers):
     assert (frozen, total) == (len(layers.split()), 40 if name.endswith("13b") else 32)
 
 
-def test_a_recipe_for_a_family_that_is_not_supported_yet_says_so():
-    for recipe in shipped_recipes():
-        assert ("Not usable yet" in recipe.explanation) == ("next" in recipe.name)
-
-
 def test_the_list_says_which_models_a_recipe_is_for():
     for recipe in shipped_recipes():
         named = load_recipe(recipe.path).model.id
-        if "next" in recipe.name:
-            assert recipe.model == f"none that is supported yet ({named})"
-        else:
-            assert recipe.model.startswith(named or "any of a supported family")
-            assert ("gates" in recipe.model) == (recipe.name == "dyvte")
+        assert recipe.model.startswith(named or "any of a supported family")
+        assert ("gates" in recipe.model) == (recipe.name == "dyvte")
 
 
 REFUSED = {

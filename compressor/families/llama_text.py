@@ -9,8 +9,9 @@ from compressor.families.configuration import section_problems
 from compressor.families.guard import using
 
 TEXT_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
-IN_SECTIONS = ("qwen2_vl_text", "qwen2_5_vl_text")
-"""Of Qwen2's decoder with rows turned by time, row and column, in sections of the frequencies."""
+OF_QWEN2 = ("qwen2_vl_text", "qwen2_5_vl_text")
+IN_SECTIONS = (*OF_QWEN2, "paddleocr_vl_text")
+"""Of decoders with rows turned by time, row and column, in sections of the frequencies; some are Qwen2's."""
 
 BY_TURNS = ("qwen3_vl_text",)
 """Of Qwen3's decoder with rows so turned; time, row and column take frequencies by turns."""
@@ -126,8 +127,9 @@ def decoder_dims(
         raise ModelError(problems)
     normalized = NormalizedTextConfigWithGQA(config)
     heads = normalized.num_attention_heads
-    qwen2 = config.model_type in ("qwen2", *IN_SECTIONS)
-    bias = qwen2 or bool(getattr(config, "attention_bias", False))
+    qwen2 = config.model_type in ("qwen2", *OF_QWEN2)
+    everywhere = bool(getattr(config, "use_bias", False))
+    bias = qwen2 or everywhere or bool(getattr(config, "attention_bias", False))
     with using(f"{where}.rope_parameters"):
         inv_freq, scale = _rope(config, kind)
     return DecoderDims(
@@ -142,7 +144,7 @@ def decoder_dims(
         activation=ACTIVATION_NAMES[config.hidden_act],
         qkv_bias=bias,
         o_bias=bias and not qwen2,
-        mlp_bias=bool(getattr(config, "mlp_bias", False)),
+        mlp_bias=everywhere or bool(getattr(config, "mlp_bias", False)),
         qk_norm=config.model_type in ("qwen3", *BY_TURNS),
         tied_embeddings=tied,
         rope_inv_freq=inv_freq,

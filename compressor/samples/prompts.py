@@ -3,11 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from compressor.arrangement import Arrangement
 from compressor.errors import DataError, VtcompressError, first_line
 from compressor.facts import ModelFacts
 from compressor.families import VisionEncoder
@@ -52,6 +54,7 @@ class EncodedPrompt:
         image_rows: [I] visual rows of each picture that the question came with.
         place: of the question, for errors.
         grids: [I] rows and columns of each picture's visual rows; None: the model's own.
+        arranged: [I] of which rows of its tiles each picture's are made; None: they are its rows.
     """
 
     inputs: Mapping[str, Any]
@@ -59,6 +62,7 @@ class EncodedPrompt:
     image_rows: tuple[int, ...]
     place: str
     grids: tuple[Grid, ...] | None = None
+    arranged: tuple[Arrangement, ...] | None = None
 
     @property
     def input_ids(self) -> Tensor:
@@ -105,10 +109,14 @@ def encode_question(
             return_dict=True,
             return_tensors="pt",
         )
-        family = family_that_read(facts)
-        rows = family.image_rows(processor, [(i.height, i.width) for i in opened], facts)
+        family, sizes = family_that_read(facts), [(image.height, image.width) for image in opened]
+        rows = family.image_rows(processor, sizes, facts)
         pixels = family.image_pixels(encoded, rows, facts)
-    return EncodedPrompt(dict(encoded), pixels, rows, place, family.image_grids(encoded, facts))
+        arranged = family.arrangements(processor, sizes, facts)
+    if arranged is not None:  # behind a picture's own tiles may be those that complete a batch
+        pixels = tuple(tiles[: one.tiles] for tiles, one in zip(pixels, arranged, strict=True))
+    grids = family.image_grids(encoded, facts)
+    return EncodedPrompt(dict(encoded), pixels, rows, place, grids, arranged)
 
 
 def layout(model: Reader, prompt: EncodedPrompt, facts: ModelFacts | None = None) -> Layout:
@@ -209,6 +217,16 @@ class PromptRows:
         return (self.visual_embeds, self.text_embeds, *indices, self.positions, self.deepstack)
 
 
+def see(
+    vision: VisionEncoder, pixels: Tensor, arrangement: Arrangement | None = None
+) -> tuple[Tensor, ...]:
+    """Return what a vision encoder makes of pixels of tiles, and of where their rows go."""
+    arrays = () if arrangement is None else map(torch.from_numpy, arrangement.arrays)
+    return vision.features(
+        pixels, *(a.to(pixels.dtype) if a.is_floating_point() else a for a in arrays)
+    )
+
+
 @torch.inference_mode()
 def embed(model: Reader, prompt: EncodedPrompt) -> PromptRows:
     """Turn a prompt into the decoder's two row groups.
@@ -223,7 +241,7 @@ def embed(model: Reader, prompt: EncodedPrompt) -> PromptRows:
     deepstack: list[Tensor] = []
     if prompt.pixels:
         pixels = [tiles.to(table.dtype) for tiles in prompt.pixels]
-        features = visual_rows(model.vision.features, pixels, torch.cat)
+        features = visual_rows(partial(see, model.vision), pixels, torch.cat, prompt.arranged)
         visual, *deepstack = (joined(part, rows.image_rows) for part in features)
     return PromptRows(
         rows,

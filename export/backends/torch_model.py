@@ -2,9 +2,11 @@
 
 import torch
 
+from compressor.arrangement import Arrangement
 from compressor.compressed import CompressedModel
 from compressor.decoder import KeyValue
 from compressor.plan.plan import Cache
+from compressor.samples.prompts import see
 from export.session.arrays import Array
 from export.session.feeds import CallRows
 from export.session.session import Past
@@ -32,10 +34,12 @@ class TorchSession:
         return self.model.decoder.caches
 
     @torch.inference_mode()
-    def vision(self, pixel_values: Array) -> tuple[Array, ...]:
+    def vision(
+        self, pixel_values: Array, arrangement: Arrangement | None = None
+    ) -> tuple[Array, ...]:
         """See `Session.vision`."""
         pixels = torch.from_numpy(pixel_values).to(self.model.embedding.dtype)
-        return tuple(rows.numpy() for rows in self.model.vision.features(pixels))
+        return tuple(rows.numpy() for rows in see(self.model.vision, pixels, arrangement))
 
     @torch.inference_mode()
     def embed(self, input_ids: Array) -> Array:

@@ -62,7 +62,8 @@ def record(
         features: tuple[Array, ...] = ()
         pictures = (one,) * count
         if count:
-            features = session.vision(pixels)
+            arranged = facts.made_up_rows(count, sum(pictures))
+            features = session.vision(pixels, arranged)
             for number, part in enumerate(features):
                 name = f"deepstack {number - 1}" if number else "vision"
                 recording.outputs[f"{name}, {count} images"] = part.astype(np.float32)

@@ -20,9 +20,8 @@ import numpy as np
 from PIL import Image
 
 from compressor.errors import DataError, ModelError
-from compressor.samples.layout import visual_rows
 from compressor.samples.questions import Sample
-from export.runtime.images import SeenPicture
+from export.runtime.images import SeenPicture, rows_of
 from export.runtime.messages import user_message
 from export.session.arrays import Array
 
@@ -85,8 +84,7 @@ def compare(reading: Reading, runtime: "Runtime", sample: Sample, prompt: Source
     ids = runtime.encode([user_message(sample.question, len(seen))], seen)
     same = found.tokens(ids)
     off = found.pixels(seen)
-    pixels = [picture.pixels for picture in reading.seen]
-    embeds = found.embeds(visual_rows(runtime.session.vision, pixels, np.concatenate))
+    embeds = found.embeds(rows_of(runtime.session.vision, reading.seen))
     logits = read = None
     if embeds is not None:
         logits = found.logits("logits of the plain decoder", reading.ids, reading.seen)

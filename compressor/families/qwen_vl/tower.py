@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressor.families.base import VisionEncoder
+from compressor.families.model_class.patches import rotations, squares, turned
 
 
 class PatchGrid(VisionEncoder):
@@ -70,22 +71,12 @@ class PatchGrid(VisionEncoder):
 
     def _merged(self, rows: Tensor) -> Tensor:
         """Return the patches [I, h, w, C] of each visual token side by side, [I, N, m^2 * C]."""
-        return _squares(rows, self.merge).flatten(3).flatten(1, 2)
+        return squares(rows, self.merge).flatten(3).flatten(1, 2)
 
     def _rotations(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return cosines and sines [h * w, d / 2] of patches' angles."""
-        _, high, wide, _ = rows.shape
-        speeds = torch.tensor(self.speeds, dtype=torch.float32, device=rows.device)
-        down, right = (
-            torch.arange(count, device=rows.device, dtype=torch.float32)[:, None] * speeds
-            for count in (high, wide)
-        )
-        count = len(self.speeds)
-        angles = torch.cat(
-            [down[:, None].expand(high, wide, count), right[None].expand(high, wide, count)], dim=-1
-        )
-        angles = angles.flatten(0, 1)
-        return angles.cos().to(rows.dtype), angles.sin().to(rows.dtype)
+        high, wide = rows.shape[1:3]
+        return rotations((high, wide), self.speeds, self.speeds, rows)
 
     def _attended(
         self, attention: Any, normed: Tensor, rotations: tuple[Tensor, Tensor], window: int
@@ -94,7 +85,7 @@ class PatchGrid(VisionEncoder):
         high, wide = normed.shape[1:3]
         parts = attention.qkv(normed.flatten(1, 2)).unflatten(2, (3, self.heads, -1))
         query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)  # [I, heads, h * w, d]
-        query, key = (_turned(part, *rotations) for part in (query, key))
+        query, key = (turned(part, *rotations) for part in (query, key))
         if window:
             mixed = _in_windows(query, key, value, (high, wide), window)
         else:
@@ -145,12 +136,6 @@ def _projected(merger: Any, rows: Tensor) -> Tensor:
     return embeds
 
 
-def _turned(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn heads' states [I, heads, h * w, d], whose halves are the two parts of a pair."""
-    first, second = states.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
-
-
 def _in_windows(
     query: Tensor, key: Tensor, value: Tensor, grid: tuple[int, int], side: int
 ) -> Tensor:
@@ -170,19 +155,13 @@ def _in_windows(
     def cut(part: Tensor) -> Tensor:
         """[I, heads, h * w, d] to [I * squares, heads, side^2, d]."""
         rows = F.pad(part.transpose(1, 2).unflatten(1, grid), (0, 0, 0, 0, *more))
-        return _squares(rows, side).flatten(3, 4).flatten(0, 2).transpose(1, 2)
+        return squares(rows, side).flatten(3, 4).flatten(0, 2).transpose(1, 2)
 
     there = torch.ones(high, wide, dtype=torch.bool, device=query.device)
-    mask = _squares(F.pad(there, more)[None], side).reshape(1, down * right, 1, 1, side**2)
+    mask = squares(F.pad(there, more)[None], side).reshape(1, down * right, 1, 1, side**2)
     mask = mask.expand(pictures, down * right, 1, side**2, side**2).flatten(0, 1)
     mixed = F.scaled_dot_product_attention(cut(query), cut(key), cut(value), attn_mask=mask)
     rows = mixed.reshape(pictures, down, right, heads, side, side, -1)
     rows = rows.permute(0, 3, 1, 4, 2, 5, 6)  # [I, heads, down, side, right, side, d]
     rows = rows.reshape(pictures, heads, down * side, right * side, -1)
     return rows.narrow(2, 0, high).narrow(3, 0, wide).flatten(2, 3)
-
-
-def _squares(rows: Tensor, side: int) -> Tensor:
-    """[I, h, w, ...] to [I, h / side, w / side, side, side, ...]."""
-    cells: Tensor = rows.unflatten(2, (-1, side)).unflatten(1, (-1, side))
-    return cells.transpose(2, 3)
