@@ -152,9 +152,11 @@ class ModelFacts(Facts):
 
     @property
     def largest_rows(self) -> int:
-        """Rows of a made-up picture; `picture_rows` but for those that are nearly a square."""
+        """Rows of a made-up picture: `picture_rows`, or those that are nearly a square."""
+        if not self.sizes_differ:
+            return self.picture_rows
         rows, columns = self.largest_grid
-        return self.most_rows or self.most_tiles * rows * columns
+        return rows * columns
 
     def made_up_rows(self, tiles: int, rows: int) -> Arrangement | None:
         """Return of which rows of tiles those of a made-up call are; None: they are not arranged."""
