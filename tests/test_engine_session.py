@@ -19,13 +19,16 @@ from export.backends.gpus import Gpu, find_gpu, read_probe
 from export.backends.onnxruntime import OnnxSession
 from export.backends.tensorrt import backend as tensorrt
 from export.backends.tensorrt.find import open_set
-from export.backends.tensorrt.session import EngineSession, Shape
+from export.backends.tensorrt.session import EngineGraph, EngineSession, Pool, Shape
 from export.backends.tensorrt.targets import TARGETS
 from export.graphs.limits import limits_of
 from export.graphs.profiles import profiles_of
+from export.graphs.spec import vision_graph
 from export.runtime.runtime import Runtime
 from export.session.arrays import Array
 from export.session.feeds import CallRows
+from tests.decoders import plan_of
+from tests.facts import facts
 from tests.models import make_picture
 
 ADDRESSES = 4096
@@ -175,6 +178,23 @@ def test_memory_is_allocated_once_and_used_again(runtime: Runtime, device: Numpy
         _, past = session.decode(CallRows(none, text, index, np.array([[place]])), past)
         counts.append(len(device.memory))
     assert counts[3] == counts[-1]
+
+
+def test_rows_of_pictures_with_sizes_of_their_own_have_room_for_the_largest(
+    device: NumpyDevice,
+) -> None:
+    model = facts(plan_of("identity").model.decoder).model_copy(
+        update={"visual_tokens": 50, "cell": 8, "token_grid": None}
+    )
+    limits = limits_of(ProfilesSection(max_batch=1, max_images=1), model)
+    spec = vision_graph(model, "float16")
+    profiles = profiles_of(spec, limits)
+    entry = EngineEntry(
+        graph="vision", file="v.engine", sha256="0" * 64, size=1, seconds=0, profiles=profiles
+    )
+    graph = EngineGraph(Pool(device), spec, entry, limits, "tensorrt-rtx")
+    assert graph._bytes["pixel_values"] == 3 * 112 * 112 * 2
+    assert graph._bytes["image_features"] == 14 * 14 * model.decoder.hidden * 2
 
 
 def test_a_prompt_beyond_the_engine_s_profiles_is_refused_with_the_remedy(

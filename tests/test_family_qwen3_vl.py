@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 import vtcompress
+from compressor.arrangement import Arrangement
 from compressor.compressed import compress, plain
 from compressor.decoder import decoder_from
 from compressor.decoder.full_pass import full_pass, kl_divergence
@@ -171,8 +172,10 @@ class TestQwen3Vl(FamilyCases):
 
     def test_fidelity_names_the_rows_that_a_graph_gives_wrongly(self, made: Made) -> None:
         class Wrong(TorchSession):
-            def vision(self, pixel_values: Array) -> tuple[Array, ...]:
-                first, *others, last = super().vision(pixel_values)
+            def vision(
+                self, pixel_values: Array, arrangement: Arrangement | None = None
+            ) -> tuple[Array, ...]:
+                first, *others, last = super().vision(pixel_values, arrangement)
                 return first, *others, last * np.float32(1.01)
 
         model = plain(made.loaded)
@@ -260,7 +263,8 @@ def test_tower_and_decoder_of_real_width_build_for_tensorrt_rtx(tmp_path: Path) 
         },
     )
     family = Qwen3VlFamily()
-    saved = {"size": {"shortest_edge": 65536, "longest_edge": 1280 * 32**2}}
+    size = {"shortest_edge": 65536, "longest_edge": 1280 * 32**2}
+    saved = {"image_processor_type": "Qwen2VLImageProcessor", "size": size}
     model = family.with_pictures(family.facts(config, "tiny", tied=True), saved)
     assert model.decoder.rope_axes is not None
     assert [model.decoder.rope_axes.count(axis) for axis in range(3)] == [24, 20, 20]

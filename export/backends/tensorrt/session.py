@@ -16,7 +16,7 @@ from compressor.errors import BackendError, DataError
 from export.artifact.engine_set import EngineEntry, OpenedSet
 from export.graphs.limits import Limits
 from export.graphs.profiles import profile_for, sizes_of
-from export.graphs.spec import GraphSpec, TensorSpec
+from export.graphs.spec import SIDES, GraphSpec, TensorSpec
 from export.session.arrays import Array
 from export.session.session import GraphSession, Past
 
@@ -160,15 +160,17 @@ class EngineGraph:
 
     def _most_bytes(self, spec: TensorSpec) -> int:
         counts = [
-            math.prod(spec.shape(_with_totals(profile.most, spec)))
+            math.prod(spec.shape(_with_totals(profile.most, spec, self.spec.pixel_multiple)))
             for profile in self._entry.profiles
         ]
         return max(counts) * spec.numpy.itemsize
 
 
-def _with_totals(most: Mapping[str, int], spec: TensorSpec) -> dict[str, int]:
-    """Add the axes that outputs alone have: what a cache holds after a call, and min(V, 1)."""
+def _with_totals(most: Mapping[str, int], spec: TensorSpec, cell: int) -> dict[str, int]:
+    """Add the axes that outputs alone have: cells of a picture, what a cache holds after a call, min(V, 1)."""
     sizes = {**most, "asked": 1}
+    if set(SIDES) <= set(most):
+        sizes["rows"] = math.prod(most[side] // cell for side in SIDES)
     for axis in spec.axes:
         if isinstance(axis, str) and axis.startswith("total"):
             past = axis.replace("total", "past", 1)
