@@ -91,8 +91,8 @@ class ModelFacts(Facts):
         budget: the recipe's, for pictures, if it has one.
         image_size: side of the square input of the vision tower, in pixels.
         cell: side in pixels of the square that one visual token shows, where pictures have sizes of their
-            own, multiples of it; `image_size` is then that of a square picture of most tokens. None: all
-            tiles are squares of `image_size`.
+            own, multiples of it, or with a `token_grid` all one that need be no square; `image_size` is then
+            that of a square picture of most tokens. None: all tiles are squares of `image_size`.
         image_token_id: token whose positions are the visual tokens.
         token_grid: rows and columns of one tile's visual tokens, in reading order; None: no grid.
         eos_token_ids: tokens that end an answer.

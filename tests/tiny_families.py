@@ -8,11 +8,13 @@ import json
 import shutil
 import string
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from compressor.schema.sections import ImageSection
 
 LAYERS, HIDDEN, HEADS, KV_HEADS, NEURONS = 6, 64, 4, 2, 96
 VOCAB = 320  # 256 bytes, the family's special tokens, and rows that no token has
@@ -37,6 +39,7 @@ class TinyFamily:
         grid: rows and columns of the blocks that visual rows come in; None: they have no grid.
         layers: of the original's decoder, as the dotted name of their list.
         pixels: [tiles, 3, H, W] of what the processor made of a picture.
+        image: the recipe's budget for pictures.
     """
 
     name: str
@@ -44,6 +47,7 @@ class TinyFamily:
     grid: tuple[int, int] | None
     layers: str = "model.language_model.layers"
     pixels: Callable[[Any], Any] = _tiles
+    image: ImageSection = field(default_factory=ImageSection)
 
 
 def template_of(image: str) -> str:

@@ -2,10 +2,11 @@
 
 Rows are turned by time, row and column, in sections of the frequencies (`mrope_section`).
 
-Limitations: pictures alone, no videos; no windows of visual tokens, whose grid differs from picture to
-picture.
+Limitations: pictures alone, no videos; windows of visual tokens only where all pictures are resized to one
+size, because else their grid differs from picture to picture.
 """
 
+import json
 import math
 import re
 from abc import abstractmethod
@@ -19,10 +20,10 @@ from compressor.errors import ModelError
 from compressor.facts import ModelFacts
 from compressor.families.base import VisionEncoder
 from compressor.families.configuration import MOST_LAYERS, section_problems
-from compressor.families.image_processors import allowed_pixels
+from compressor.families.model_class.cells import cells_within, with_cells
 from compressor.families.model_class.family import ModelClassFamily
 from compressor.families.model_class.stored import COMPUTED
-from compressor.families.picture_steps import ResizeToCells
+from compressor.families.picture_steps import cell_grid
 from compressor.families.qwen_vl.tower import PatchGrid
 from compressor.schema.sections import ImageSection
 
@@ -40,8 +41,10 @@ class QwenVlFamily(ModelClassFamily):
         processor: name of transformers' class of processors.
     """
 
-    budget_keys = ("max_pixels",)
-    no_grid = "each picture has a grid of its own"
+    budget_keys = ("max_pixels", "height", "width")
+    no_grid = (
+        "each picture has a grid of its own, unless image.height and image.width give them all one"
+    )
     tower: ClassVar[str]
     counts: ClassVar[tuple[str, ...]]
     width: ClassVar[str]
@@ -121,26 +124,12 @@ class QwenVlFamily(ModelClassFamily):
 
     def with_pictures(self, facts: ModelFacts, saved: Mapping[str, Any]) -> ModelFacts:
         """See `Family.with_pictures`."""
-        least, most = allowed_pixels(saved)
-        if not 1 <= least <= most:  # told with the image processor's file
-            return facts
-        cell = facts.cell or 1
-        step = ResizeToCells(cell=cell, least=least, most=most, resample="bicubic")
-        facts = facts.model_copy(update={"visual_tokens": step.most_cells})
-        rows, _ = facts.largest_grid
-        return facts.model_copy(update={"image_size": rows * cell})
+        return with_cells(facts, saved)
 
     def within(self, budget: ImageSection, saved: Mapping[str, Any]) -> Mapping[str, Any]:
         """See `Family.within`."""
-        least, _ = allowed_pixels(saved)
-        if budget.max_pixels is not None and budget.max_pixels < least:
-            raise ModelError(
-                [
-                    f"image.max_pixels: {budget.max_pixels} is less than the {least} pixels that the model's "
-                    f"image processor gives a picture at least; take {least} or more"
-                ]
-            )
-        return {"size": {"shortest_edge": least, "longest_edge": budget.max_pixels}}
+        steps = self.picture_steps(saved, PROCESSOR) if saved else ()
+        return cells_within(budget, saved, next(iter(steps), None))
 
     def unread(self, config: Any) -> Callable[[str], bool]:
         """See `ModelClassFamily.unread`."""
@@ -170,6 +159,9 @@ class QwenVlFamily(ModelClassFamily):
         Raises:
             ModelError: it cuts pictures into other patches than the tower takes.
         """
+        from compressor.families.qwen_vl.images import sized_images
+
+        processor.image_processor = sized_images(processor.image_processor)
         images, vision = processor.image_processor, config.vision_config
         wanted = {
             "patch_size": vision.patch_size,
@@ -187,9 +179,10 @@ class QwenVlFamily(ModelClassFamily):
         self, processor: Any, sizes: Sequence[tuple[int, int]], facts: ModelFacts
     ) -> tuple[int, ...]:
         """See `Family.image_rows`."""
-        images = processor.image_processor
-        patches = images.get_number_of_image_patches
-        return tuple(patches(height, width) // images.merge_size**2 for height, width in sizes)
+        saved = json.loads(processor.image_processor.to_json_string())
+        steps = self.picture_steps(saved, PROCESSOR)
+        grids = (cell_grid(steps, height, width) for height, width in sizes)
+        return tuple(math.prod(grid) if grid else facts.tile_rows for grid in grids)
 
     def image_grids(
         self, encoded: Mapping[str, Any], facts: ModelFacts

@@ -8,7 +8,7 @@ Letters: I pictures, H and W in pixels, h and w patches in a column and in a row
 patches on a visual token's side, N = h * w / m^2 rows, D hidden.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -65,12 +65,14 @@ class PatchGrid(VisionEncoder):
             torch.arange(count, device=rows.device, dtype=torch.float32)[:, None] * speeds
             for count in (high, wide)
         )
-        count = len(self.speeds)
-        angles = torch.cat(
-            [down[:, None].expand(high, wide, count), right[None].expand(high, wide, count)], dim=-1
-        )
-        angles = angles.flatten(0, 1)
-        return angles.cos().to(rows.dtype), angles.sin().to(rows.dtype)
+        shape = (high, wide, len(self.speeds))
+
+        def laid(turned: Callable[[Tensor], Tensor]) -> Tensor:
+            # In front of the grid, where they are few: the exporter makes constants of so many.
+            parts = [turned(down)[:, None].expand(shape), turned(right)[None].expand(shape)]
+            return torch.cat(parts, dim=-1).flatten(0, 1).to(rows.dtype)
+
+        return laid(torch.cos), laid(torch.sin)
 
     def _attended(
         self, attention: Any, normed: Tensor, rotations: tuple[Tensor, Tensor], window: int
