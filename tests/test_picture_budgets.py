@@ -20,8 +20,9 @@ from compressor.families.processor import SAVED
 from compressor.families.registry import read_processor
 from compressor.schema.sections import ImageSection
 from tests.family_cases import BACKENDS, FamilyCases, Made, odd_sizes, random_picture, read_by
+from tests.test_family_qwen2_5_vl import VISION
 from tests.test_family_qwen2_5_vl import TestQwen25Vl as Qwen25Vl
-from tests.test_family_qwen2_vl import CELL, LEAST, MOST, processor_of, whole
+from tests.test_family_qwen2_vl import CELL, LEAST, MOST, maker, processor_of, whole
 from tests.test_family_qwen2_vl import TestQwen2Vl as Qwen2Vl
 from tests.tiny_families import TinyFamily
 from vtcompress.stages.checks.processor import read_back
@@ -131,6 +132,22 @@ class TestCapped:
         facts = vtcompress.Artifact.open(made.artifact("identity")).manifest.model
         assert (facts.budget, facts.token_grid, facts.sizes_differ) == (CAPPED, None, True)
         assert facts.picture_rows < load(str(made.folder)).facts.picture_rows
+
+
+def test_a_float16_export_is_judged_on_pictures_of_two_sizes(tmp_path: Path) -> None:
+    maker("Qwen2_5_VL", {**VISION, "depth": 2}, num_hidden_layers=2)(tmp_path / "m")
+    changes = {
+        "model.id": str(tmp_path / "m"),
+        "export.dtype": "float16",
+        "image": {"max_pixels": FEW},
+    }
+    recipe = vtcompress.load_recipe("identity").override(changes)
+    manifest = vtcompress.export(recipe, tmp_path / "a", bench_rounds=0)
+    assert manifest.fidelity is not None
+    assert manifest.ranges is not None
+    assert manifest.fidelity.passed, manifest.fidelity.failures
+    # No picture, one, two, and one of the other size: the vision graph, and two prompts of each.
+    assert manifest.fidelity.calls == 3 + 4 * 2 * (1 + 1 + 1 + 16)
 
 
 @pytest.fixture(scope="module")
