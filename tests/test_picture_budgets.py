@@ -214,8 +214,7 @@ def test_a_file_with_one_size_that_is_none_is_refused_by_its_key(
     saved["image_processor"]["size"] = {"height": height, "width": 40}
     (other / SAVED).write_text(json.dumps(saved))
     with pytest.raises(ModelError) as caught:
-        read_processor(str(other))
+        describe(str(other))
     words = f"the image processor: size: {saved['image_processor']['size']}: "
     words += "must be multiples of the cells of 8" if height == 20 else "needs shortest_edge, 1 or"
     assert caught.value.problems[0].startswith(words), caught.value
-    assert describe(str(other)).token_grid is None

@@ -61,12 +61,17 @@ def record(
     facts = plan.model
     for count, grid, words in _pictures(facts, images):
         size, one = facts.picture_on(grid), math.prod(grid)
+        if grid == facts.largest_grid:  # rows of tiles may be arranged
+            one = facts.largest_rows // facts.most_tiles
         pixels = rng.standard_normal((count, 3, *size)).astype(np.float32)
-        features = None
+        features: tuple[Array, ...] = ()
         pictures = (one,) * count
         if count:
-            features = session.vision(pixels)
-            recording.outputs[f"vision, {words}"] = features.astype(np.float32)
+            arranged = facts.made_up_rows(count, sum(pictures))
+            features = session.vision(pixels, arranged)
+            for number, part in enumerate(features):
+                name = f"deepstack {number - 1}" if number else "vision"
+                recording.outputs[f"{name}, {words}"] = part.astype(np.float32)
         for rows in TEXT_ROWS:
             ids = rng.integers(0, facts.decoder.vocab, rows + LATER_TEXT_ROWS + DECODE_STEPS)
             if room is not None:
@@ -90,7 +95,7 @@ def _pictures(facts: ModelFacts, images: Sequence[int]) -> Iterator[tuple[int, G
 def _record_prompt(
     recording: Recording,
     session: Session,
-    features: Array | None,
+    features: tuple[Array, ...],
     layout: Layout,
     ids: Array,
     name: str,

@@ -60,8 +60,10 @@ def _unfit_window(window: int | str, facts: ModelFacts, where: str) -> list[str]
             "give all one size (image.height and image.width, if the model takes them), or leave it out"
         ]
     if facts.token_grid is None:
+        own = facts.sizes_differ or facts.arrangement is not None
+        why = "is another for each picture" if own else "is not known"
         return [
-            f"{where}.window: {window} needs a token grid, and that of {facts.name} is not known; leave the "
+            f"{where}.window: {window} needs a token grid, and that of {facts.name} {why}; leave the "
             "window out"
         ]
     rows, columns = facts.token_grid
