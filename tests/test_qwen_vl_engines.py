@@ -76,7 +76,8 @@ def wide(name: str, size: dict[str, int]) -> tuple[QwenVlFamily, Any, ModelFacts
     family, vision, text = WIDTHS[name]
     config = getattr(transformers, f"{name}Config")(vision_config=vision, text_config=TEXT | text)
     facts = family.facts(config, name)
-    return family, config, family.with_pictures(facts, {"size": size})
+    saved = {"image_processor_type": "Qwen2VLImageProcessor", "size": size}
+    return family, config, family.with_pictures(facts, saved)
 
 
 @pytest.mark.parametrize("sizes", SIZES)
