@@ -92,8 +92,8 @@ class ModelFacts(Facts):
         budget: the recipe's, for pictures, if it has one.
         image_size: side of the square input of the vision tower, in pixels.
         cell: side in pixels of the square that one visual token shows, where pictures have sizes of their
-            own, multiples of it; `image_size` is then that of a square picture of most tokens. None: all
-            tiles are squares of `image_size`.
+            own, multiples of it, or with a `token_grid` all one that need be no square; `image_size` is then
+            that of a square picture of most tokens. None: all tiles are squares of `image_size`.
         arrangement: how rows of tiles become a picture's visual rows; None: they are.
         most_rows: of a picture at most, where they are arranged.
         image_token_id: token whose positions are the visual tokens.
@@ -137,10 +137,13 @@ class ModelFacts(Facts):
     @property
     def largest_picture(self) -> tuple[int, int]:
         """(H, W) in pixels of a tile that made-up calls use."""
+        return self.picture_on(self.largest_grid)
+
+    def picture_on(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """Return (H, W) in pixels of a tile whose visual tokens are made up to lie on a grid."""
         if self.cell is None:
             return self.image_size, self.image_size
-        rows, columns = self.largest_grid
-        return rows * self.cell, columns * self.cell
+        return grid[0] * self.cell, grid[1] * self.cell
 
     @property
     def largest_grid(self) -> tuple[int, int]:
@@ -149,6 +152,14 @@ class ModelFacts(Facts):
             return self.token_grid
         side = math.isqrt(self.visual_tokens)
         return (1, self.visual_tokens) if self.cell is None else (side, self.visual_tokens // side)
+
+    @property
+    def oblong_grid(self) -> tuple[int, int] | None:
+        """Rows and columns of a made-up picture of other proportions; None: pictures have one size."""
+        side = math.isqrt(self.visual_tokens)
+        rows = max(1, side // 2)
+        grid = rows, min(self.visual_tokens // rows, 2 * side)  # as far as engines take them
+        return grid if self.sizes_differ and grid != self.largest_grid else None
 
     @property
     def largest_rows(self) -> int:

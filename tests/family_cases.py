@@ -131,7 +131,7 @@ class Made:
     def loaded(self) -> LoadedModel:
         from transformers import GenerationConfig
 
-        found = load(str(self.folder))
+        found = load(str(self.folder), budget=self.family.image)
         # A family loads the weights alone.
         found.original.generation_config = GenerationConfig.from_pretrained(self.folder)
         return found
@@ -155,7 +155,11 @@ class Made:
 
     def recipe(self, cut: str) -> vtcompress.Recipe:
         return vtcompress.load_recipe("identity").override(
-            {"model.id": str(self.folder), "compress": self.entries(cut)}
+            {
+                "model.id": str(self.folder),
+                "compress": self.entries(cut),
+                "image": self.family.image.model_dump(),
+            }
         )
 
     def artifact(self, cut: str) -> Path:

@@ -5,7 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from compressor.schema.sections import ProfilesSection
 from export.checks.fidelity import Recording, check_declared, compare, record
+from export.graphs.limits import limits_of
 from export.graphs.spec import decoder_graph, embed_graph, vision_graph
 from export.results.fidelity import FidelityLimits
 from tests import facts
@@ -140,6 +142,59 @@ def test_the_rows_of_a_conversation_take_every_place_once_with_text_before_and_a
         # What went before is in the cache: its length is the least place of each call.
         for call in part:
             assert call[4][0].shape[2] == min(np.concatenate([call[2][0], call[3][0]]))
+
+
+OWN_SIZES = facts.facts(facts.dims(layers=2), visual_tokens=9, cell=2, image_size=6)
+
+
+class Placed(ToyDecoder):
+    """The toy with pictures of any size: a visual token is the mean of its cell, and its row in the grid."""
+
+    columns = -1  # of the grid, the axis that tells how many
+
+    def vision(self, pixel_values, arrangement):
+        assert arrangement is None
+        count, channels, height, width = pixel_values.shape
+        high, wide = height // 2, width // 2
+        shown = pixel_values.reshape(count, channels, high, 2, wide, 2).mean((1, 3, 5))
+        rows = np.arange(high * wide) // (high, wide)[self.columns]
+        return ((shown.reshape(count, -1)[..., None] + rows[:, None]) * self.table[0],)
+
+
+class Transposed(Placed):
+    """Mistakes columns for rows, which no square shows."""
+
+    columns = 0
+
+
+def test_a_vision_graph_is_judged_on_more_than_one_size_where_pictures_have_their_own():
+    plan = facts.plan(model=OWN_SIZES)
+    wanted, wrong = record(Placed(), plan), record(Transposed(), plan)
+    assert record(Placed(), plan, images=(0,)).outputs.keys().isdisjoint({"vision, 1 images"})
+    found = [call for call in wanted.outputs if call.startswith("vision")]
+    assert found == [
+        "vision, 1 images",
+        "vision, 2 images",
+        "vision, 1 image of 1 x 6 tokens",
+    ]
+    report = compare(wanted, wrong, GRAPHS, (), LIMITS)
+    assert not report.passed
+    assert {line.split(":")[0] for line in report.failures if "vision" in line} == {found[-1]}
+    assert any("1 image of 1 x 6 tokens, T=5: prefill" in line for line in report.failures)
+
+
+def test_the_other_size_is_within_what_engines_take_and_no_more_tokens():
+    for tokens in range(1, 300):
+        model = OWN_SIZES.model_copy(update={"visual_tokens": tokens})
+        if (grid := model.oblong_grid) is None:
+            assert tokens < 3
+            continue
+        least, _, most = limits_of(ProfilesSection(), model).sides
+        assert all(least <= side <= most for side in model.picture_on(grid))
+        assert grid[0] < grid[1]
+        assert grid[0] * grid[1] <= tokens
+    one_size = OWN_SIZES.model_copy(update={"token_grid": (3, 3)})
+    assert one_size.oblong_grid is MODEL.oblong_grid is None
 
 
 def test_another_seed_gives_other_pictures_and_other_words_and_the_same_one_the_same():

@@ -8,11 +8,13 @@ import json
 import shutil
 import string
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from compressor.schema.sections import ImageSection
 
 LAYERS, HIDDEN, HEADS, KV_HEADS, NEURONS = 6, 64, 4, 2, 96
 VOCAB = 320  # 256 bytes, the family's special tokens, and rows that no token has
@@ -39,6 +41,7 @@ class TinyFamily:
         least: edge of the smallest pictures that its cases draw, in pixels.
         alone: whether one picture is read otherwise than each of several.
         pixels: [tiles, 3, H, W] of what the processor made of a picture.
+        image: the recipe's budget for pictures.
     """
 
     name: str
@@ -48,6 +51,7 @@ class TinyFamily:
     least: int = 1
     alone: bool = False
     pixels: Callable[[Any], Any] = _tiles
+    image: ImageSection = field(default_factory=ImageSection)
 
 
 def template_of(image: str) -> str:

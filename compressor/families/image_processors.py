@@ -179,6 +179,19 @@ def saved_steps(config: Mapping[str, Any], where: str) -> PictureSteps:
     return _Options(config, where).read()
 
 
+def fixed_size(config: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return height and width of every picture, where a processor of cells is told them; None: it is not.
+
+    Args:
+        config: saved keys and values of a `Qwen2VLImageProcessor`.
+    """
+    size = config.get("size")
+    if not (isinstance(size, Mapping) and set(size) == {"height", "width"}):
+        return None
+    height, width = size["height"], size["width"]
+    return (height, width) if _is_side(height) and _is_side(width) else None
+
+
 OLDER_PIXELS = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"}
 """Older names of how many pixels a picture has at least and at most; they go before the newer ones."""
 
@@ -346,6 +359,10 @@ class _Options:
                 "patch_size", f"and merge_size must be numbers with a product of 1..{MAX_SIDE}"
             )
             return None
+        if (size := fixed_size(self._config)) is not None:
+            if any(side % (patch * merge) for side in size):
+                self._problem("size", f"must be multiples of the cells of {patch * merge} pixels")
+            return Resize(size=size, resample=self._resample())
         least, most = allowed_pixels(self._config)
         if not 1 <= least <= most:
             self._problem("size", "needs shortest_edge, 1 or more, and longest_edge, no less")

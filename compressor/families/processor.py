@@ -279,7 +279,7 @@ def _picture_problems(processor: Any, facts: ModelFacts, folder: Path) -> list[s
         pixels, ids = family.tiles_made(tried), tried["input_ids"][0].tolist()
         height, width = pixels.shape[-2:]
     images = file if IMAGES in _saved(file) else folder / OLDER_IMAGES
-    whole = not facts.sizes_differ  # else pixels come in patches, as the family reads them
+    whole = facts.cell is None  # else pixels come in patches, as the family reads them
     several = facts.arrangement is None and len(pixels) != wanted // facts.tile_rows
     if whole and (pixels.ndim != 4 or several):
         kind = type(processor.image_processor).__name__

@@ -144,7 +144,11 @@ def layout_of(
 
 
 def layout_around(
-    text_ids: Index, image_rows: Sequence[int], before: int = 1, facts: ModelFacts | None = None
+    text_ids: Index,
+    image_rows: Sequence[int],
+    before: int = 1,
+    facts: ModelFacts | None = None,
+    grid: Grid | None = None,
 ) -> Layout:
     """Return the layout of a made-up prompt: text rows, all pictures, the other text rows.
 
@@ -153,13 +157,14 @@ def layout_around(
         image_rows: [I] visual rows of each picture.
         before: text rows in front of the pictures.
         facts: of the model that will run it; None: it turns rows on one axis.
+        grid: of each picture's rows; None: that of the model's made-up pictures.
     """
     count = sum(image_rows)
     visual = np.zeros(len(text_ids) + count, dtype=bool)
     visual[before : before + count] = True
     positions = None
     if facts is not None and facts.decoder.rope_axes is not None:
-        made_up = [facts.largest_grid] * len(image_rows)
+        made_up = [grid or facts.largest_grid] * len(image_rows)
         positions = _positions(visual, _grids(facts, image_rows, made_up), 0)
     return _layout(visual, text_ids, image_rows, 0, positions)
 

@@ -4,13 +4,15 @@ The two sides run one after the other on equal inputs, so that the models are ne
 `record` keeps the outputs of one side, `compare` judges two recordings and collects every failure.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from compressor.facts import ModelFacts
 from compressor.plan.plan import Plan
-from compressor.samples.layout import Layout, layout_around
+from compressor.samples.layout import Grid, Layout, layout_around
 from export.graphs.spec import GraphSpec
 from export.results.fidelity import Difference, FidelityLimits, FidelityReport
 from export.session.arrays import Array
@@ -44,7 +46,8 @@ def record(
     """Run the fixed set of calls and keep what comes out.
 
     Images are seeded noise, one tile each, tokens are seeded draws from the vocabulary: V = 0, N and 2N with
-    two lengths of T; each prompt is followed by a later turn on its cache and by decode steps.
+    two lengths of T; each prompt is followed by a later turn on its cache and by decode steps. Where images
+    have sizes of their own, one more of other proportions is among them.
 
     Args:
         session: runs them.
@@ -56,8 +59,10 @@ def record(
     recording = Recording()
     rng = np.random.default_rng(seed)
     facts = plan.model
-    size, one = facts.largest_picture, facts.largest_rows // facts.most_tiles
-    for count in images:
+    for count, grid, words in _pictures(facts, images):
+        size, one = facts.picture_on(grid), math.prod(grid)
+        if grid == facts.largest_grid:  # rows of tiles may be arranged
+            one = facts.largest_rows // facts.most_tiles
         pixels = rng.standard_normal((count, 3, *size)).astype(np.float32)
         features: tuple[Array, ...] = ()
         pictures = (one,) * count
@@ -66,17 +71,25 @@ def record(
             features = session.vision(pixels, arranged)
             for number, part in enumerate(features):
                 name = f"deepstack {number - 1}" if number else "vision"
-                recording.outputs[f"{name}, {count} images"] = part.astype(np.float32)
+                recording.outputs[f"{name}, {words}"] = part.astype(np.float32)
         for rows in TEXT_ROWS:
             ids = rng.integers(0, facts.decoder.vocab, rows + LATER_TEXT_ROWS + DECODE_STEPS)
             if room is not None:
                 # Caches of text alone have room for the text beside one image.
-                ids = ids[: max(0, room - max(count, 1) * one)]
+                ids = ids[: max(0, room - max(count * one, facts.picture_rows))]
             if len(ids):
-                layout = layout_around(ids[:rows], pictures, facts=facts)
-                name = f"{count} images, T={rows}"
+                layout = layout_around(ids[:rows], pictures, facts=facts, grid=grid)
+                name = f"{words}, T={rows}"
                 _record_prompt(recording, session, features, layout, ids, name)
     return recording
+
+
+def _pictures(facts: ModelFacts, images: Sequence[int]) -> Iterator[tuple[int, Grid, str]]:
+    """Yield how many images prompts have, on which grid each lies, and words for both."""
+    for count in images:
+        yield count, facts.largest_grid, f"{count} images"
+    if any(images) and (grid := facts.oblong_grid) is not None:
+        yield 1, grid, f"1 image of {grid[0]} x {grid[1]} tokens"
 
 
 def _record_prompt(

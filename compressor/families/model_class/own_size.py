@@ -1,12 +1,13 @@
-"""Families whose pictures go through the tower each at a size of its own, and lie on a grid of their own."""
+"""Families whose pictures go through the tower each at a size of its own, or all at one size."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
 from compressor.facts import ModelFacts
 from compressor.families.model_class.family import ModelClassFamily
-from compressor.families.picture_steps import cell_step
+from compressor.families.picture_steps import Resize, cell_step
 
 PROCESSOR = "the image processor"
 
@@ -43,12 +44,19 @@ class OwnSizeFamily(ModelClassFamily):
 
     def with_pictures(self, facts: ModelFacts, saved: Mapping[str, Any]) -> ModelFacts:
         """See `Family.with_pictures`."""
-        step = cell_step(self.picture_steps(saved, PROCESSOR)) if saved else None
-        if step is None:
+        steps = self.picture_steps(saved, PROCESSOR) if saved else ()
+        cell, grid, first = facts.cell or 1, None, next(iter(steps), None)
+        if isinstance(first, Resize):
+            grid = first.size[0] // cell, first.size[1] // cell
+            tokens = math.prod(grid)
+        elif (step := cell_step(steps)) is not None:
+            tokens, cell = step.most_cells, step.cell
+        else:
             return facts
-        facts = facts.model_copy(update={"visual_tokens": step.most_cells})
-        rows, _ = facts.largest_grid
-        return facts.model_copy(update={"image_size": rows * step.cell})
+        side = math.isqrt(tokens) * cell
+        return facts.model_copy(
+            update={"visual_tokens": tokens, "token_grid": grid, "image_size": side}
+        )
 
     def layers_read(self, config: Any) -> int:
         """See `ModelClassFamily.layers_read`."""

@@ -1,5 +1,6 @@
 """Families whose image processors cut pictures, of sizes of their own, into patches beside a grid."""
 
+import json
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from compressor.facts import ModelFacts
 from compressor.families.image_processors import OLDER_PIXELS, allowed_pixels
 from compressor.families.model_class.own_size import PROCESSOR, OwnSizeFamily
 from compressor.families.model_class.tower import activation_problems
+from compressor.families.picture_steps import MAX_SIDE, cell_grid, cell_step
 from compressor.schema.sections import ImageSection
 
 
@@ -24,7 +26,7 @@ class PatchedFamily(OwnSizeFamily):
         processor: name of transformers' class of processors.
     """
 
-    budget_keys = ("max_pixels",)
+    budget_keys: ClassVar[tuple[str, ...]] = ("max_pixels",)
     tower: ClassVar[str]
     processor: ClassVar[str]
 
@@ -82,16 +84,37 @@ class PatchedFamily(OwnSizeFamily):
 
     def within(self, budget: ImageSection, saved: Mapping[str, Any]) -> Mapping[str, Any]:
         """See `Family.within`."""
-        least, _ = allowed_pixels(saved)
-        if budget.max_pixels is not None and budget.max_pixels < least:
-            raise ModelError(
-                [
+        if budget.max_pixels is None:
+            size, problems = self._one_size(budget, saved)
+        else:
+            least, _ = allowed_pixels(saved)
+            size, problems = {"shortest_edge": least, "longest_edge": budget.max_pixels}, []
+            if budget.max_pixels < least:
+                problems = [
                     f"image.max_pixels: {budget.max_pixels} is less than the {least} pixels that the model's "
                     f"image processor gives a picture at least; take {least} or more"
                 ]
-            )
-        size = {"shortest_edge": least, "longest_edge": budget.max_pixels}
+        if problems:
+            raise ModelError(problems)
         return {"size": size, **{key: None for key in OLDER_PIXELS.values() if key in saved}}
+
+    def _one_size(
+        self, budget: ImageSection, saved: Mapping[str, Any]
+    ) -> tuple[dict[str, int | None], list[str]]:
+        """Return the size of all pictures, and a line for each edge that is not made of whole cells."""
+        size = {"height": budget.height, "width": budget.width}
+        step = cell_step(self.picture_steps(saved, PROCESSOR)) if saved else None
+        cell, problems = step.cell if step else 1, []
+        most = MAX_SIDE // cell * cell
+        for key, side in size.items():
+            around = ((side or 0) // cell * cell, -(-(side or 0) // cell) * cell)
+            nearest = [near for near in around if 0 < near <= most] or [most]
+            if side not in nearest:
+                problems.append(
+                    f"image.{key}: {side} cannot be kept exactly: a visual token shows {cell} x {cell} "
+                    f"pixels; take {' or '.join(map(str, nearest))}"
+                )
+        return size, problems
 
     def processor_class(self) -> type:
         """See `Family.processor_class`."""
@@ -118,9 +141,10 @@ class PatchedFamily(OwnSizeFamily):
         self, processor: Any, sizes: Sequence[tuple[int, int]], facts: ModelFacts
     ) -> tuple[int, ...]:
         """See `Family.image_rows`."""
-        images = processor.image_processor
-        patches = images.get_number_of_image_patches
-        return tuple(patches(height, width) // images.merge_size**2 for height, width in sizes)
+        saved = json.loads(processor.image_processor.to_json_string())
+        steps = self.picture_steps(saved, PROCESSOR)
+        grids = (cell_grid(steps, height, width) for height, width in sizes)
+        return tuple(math.prod(grid) if grid else facts.tile_rows for grid in grids)
 
     def image_grids(
         self, encoded: Mapping[str, Any], facts: ModelFacts

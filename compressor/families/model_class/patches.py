@@ -3,7 +3,7 @@
 Letters: I pictures, h and w patches in a column and in a row, C width, d head size.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,15 +22,19 @@ def rotations(
         like: a tensor of the dtype and on the device wanted.
     """
     high, wide = grid
-    turned = [
+    by_row, by_column = (
         torch.arange(count, device=like.device, dtype=torch.float32)[:, None]
         * torch.tensor(speeds, dtype=torch.float32, device=like.device)
         for count, speeds in ((high, down), (wide, right))
-    ]
-    angles = torch.cat(
-        [turned[0][:, None].expand(high, wide, -1), turned[1][None].expand(high, wide, -1)], dim=-1
-    ).flatten(0, 1)
-    return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
+    )
+
+    def laid(turn: Callable[[Tensor], Tensor]) -> Tensor:
+        # Turned in front of the grid, where they are few: the exporter makes constants of so many.
+        rows, columns = turn(by_row)[:, None], turn(by_column)[None]
+        parts = [rows.expand(high, wide, -1), columns.expand(high, wide, -1)]
+        return torch.cat(parts, dim=-1).flatten(0, 1).to(like.dtype)
+
+    return laid(torch.cos), laid(torch.sin)
 
 
 def turned(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

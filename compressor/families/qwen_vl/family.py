@@ -3,8 +3,8 @@
 Rows are turned by time, row and column, in sections of the frequencies (`mrope_section`). Qwen3-VL starts
 from what they share.
 
-Limitations: pictures alone, no videos; no windows of visual tokens, whose grid differs from picture to
-picture.
+Limitations: pictures alone, no videos; windows of visual tokens only where all pictures are resized to one
+size, because else their grid differs from picture to picture.
 """
 
 import re
@@ -31,6 +31,8 @@ class QwenVlFamily(PatchedFamily):
         width: key of its width.
     """
 
+    budget_keys = (*PatchedFamily.budget_keys, "height", "width")
+    no_grid = f"{PatchedFamily.no_grid}, unless image.height and image.width give them all one"
     counts: ClassVar[tuple[str, ...]]
     width: ClassVar[str]
 
@@ -77,6 +79,13 @@ class QwenVlFamily(PatchedFamily):
         """See `Family.vision`."""
         tower = self.tower_class()(config.vision_config) if source is None else source.model.visual
         return self.encoder(tower).eval()
+
+    def complete_processor(self, processor: Any, config: Any, saved: Mapping[str, Any]) -> None:
+        """See `PatchedFamily.complete_processor`."""
+        from compressor.families.qwen_vl.images import sized_images
+
+        processor.image_processor = sized_images(processor.image_processor)
+        super().complete_processor(processor, config, saved)
 
     def patching(self, vision: Any) -> Mapping[str, int]:
         """See `PatchedFamily.patching`."""

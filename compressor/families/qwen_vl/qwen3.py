@@ -3,7 +3,7 @@
 They are added to the visual rows behind those layers. Rows are turned by time, row and column, which take
 frequencies by turns.
 
-Limitations: those of `compressor.families.qwen_vl.family`.
+Limitations: those of `compressor.families.qwen_vl.family`, and no one size for all pictures.
 """
 
 import math
@@ -12,6 +12,7 @@ from typing import Any
 
 from compressor.facts import ModelFacts
 from compressor.families.base import VisionEncoder
+from compressor.families.model_class.patched import PatchedFamily
 from compressor.families.qwen_vl.family import QwenVlFamily
 from compressor.families.qwen_vl.tower import DeepPatchGrid
 
@@ -22,6 +23,8 @@ PLACES = "num_position_embeddings"
 class Qwen3VlFamily(QwenVlFamily):
     """`Qwen3VLForConditionalGeneration` of transformers 5."""
 
+    budget_keys = PatchedFamily.budget_keys
+    no_grid = PatchedFamily.no_grid
     name = "qwen3_vl"
     model_types = ("qwen3_vl",)
     decoders = ("qwen3_vl_text",)

@@ -54,6 +54,11 @@ def unfit(method: YopoKeys, facts: ModelFacts, evidence: Evidence) -> list[str]:
 
 
 def _unfit_window(window: int | str, facts: ModelFacts, where: str) -> list[str]:
+    if facts.sizes_differ:
+        return [
+            f"{where}.window: {window} needs one token grid, and each picture of {facts.name} has its own; "
+            "give all one size (image.height and image.width, if the model takes them), or leave it out"
+        ]
     if facts.token_grid is None:
         own = facts.sizes_differ or facts.arrangement is not None
         why = "is another for each picture" if own else "is not known"
