@@ -154,6 +154,12 @@ class CompressedModel:
                     "images: token ids come with pixels, a tensor [I, 3, S, S]; pictures with a question"
                 ]
             )
+        if images is not None and self.facts.arrangement is not None:
+            raise DataError(
+                [
+                    "images: what pixels show of a picture depends on its size: give pictures with a question"
+                ]
+            )
         tiles = () if images is None else images.split(1)
         rows, grids = (self.facts.tile_rows,) * len(tiles), None
         if self.facts.sizes_differ and self.facts.cell and images is not None:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from compressor.arrangement import Arrangement, Unpadded
 from compressor.schema.sections import ImageSection
 
 Positive = Annotated[int, Field(ge=1)]
@@ -93,6 +94,8 @@ class ModelFacts(Facts):
         cell: side in pixels of the square that one visual token shows, where pictures have sizes of their
             own, multiples of it; `image_size` is then that of a square picture of most tokens. None: all
             tiles are squares of `image_size`.
+        arrangement: how rows of tiles become a picture's visual rows; None: they are.
+        most_rows: of a picture at most, where they are arranged.
         image_token_id: token whose positions are the visual tokens.
         token_grid: rows and columns of one tile's visual tokens, in reading order; None: no grid.
         eos_token_ids: tokens that end an answer.
@@ -109,6 +112,8 @@ class ModelFacts(Facts):
     budget: ImageSection | None = None
     image_size: Positive
     cell: Positive | None = None
+    arrangement: Unpadded | None = None
+    most_rows: Positive | None = None
     image_token_id: int
     token_grid: tuple[Positive, Positive] | None = None
     eos_token_ids: tuple[int, ...]
@@ -122,7 +127,7 @@ class ModelFacts(Facts):
     @property
     def picture_rows(self) -> int:
         """Rows of one picture at most; its image tokens in a prompt are as many as its rows."""
-        return self.most_tiles * self.visual_tokens
+        return self.most_rows or self.most_tiles * self.visual_tokens
 
     @property
     def sizes_differ(self) -> bool:
@@ -149,7 +154,11 @@ class ModelFacts(Facts):
     def largest_rows(self) -> int:
         """Rows of a made-up picture; `picture_rows` but for those that are nearly a square."""
         rows, columns = self.largest_grid
-        return self.most_tiles * rows * columns
+        return self.most_rows or self.most_tiles * rows * columns
+
+    def made_up_rows(self, tiles: int, rows: int) -> Arrangement | None:
+        """Return of which rows of tiles those of a made-up call are; None: they are not arranged."""
+        return None if self.arrangement is None else self.arrangement.made_up(tiles, rows)
 
     @property
     def grid_cells(self) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import vtcompress
+from compressor.arrangement import Arrangement
 from compressor.compressed import compress
 from compressor.families import load
 from compressor.families.picture_text import PictureForm
@@ -46,9 +47,11 @@ class Spy:
     def caches(self) -> tuple[Cache, ...]:
         return self.inner.caches
 
-    def vision(self, pixel_values: Array) -> Array:
+    def vision(
+        self, pixel_values: Array, arrangement: Arrangement | None = None
+    ) -> tuple[Array, ...]:
         self.pictures += len(pixel_values)
-        return self.inner.vision(pixel_values)
+        return self.inner.vision(pixel_values, arrangement)
 
     def embed(self, input_ids: Array) -> Array:
         return self.inner.embed(input_ids)
@@ -90,9 +93,11 @@ class Beside(Spy):
 
     looks: Session = field(kw_only=True)
 
-    def vision(self, pixel_values: Array) -> Array:
+    def vision(
+        self, pixel_values: Array, arrangement: Arrangement | None = None
+    ) -> tuple[Array, ...]:
         self.pictures += len(pixel_values)
-        return self.looks.vision(pixel_values)
+        return self.looks.vision(pixel_values, arrangement)
 
     def embed(self, input_ids: Array) -> Array:
         return self.looks.embed(input_ids)

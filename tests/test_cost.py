@@ -8,6 +8,7 @@ from compressor.plan.cost import layer_flops, predict, predicted_speedup
 from compressor.plan.edits import identity_plan, leave
 from compressor.plan.layer import LayerPlan
 from compressor.plan.plan import Gates
+from export.checks.bench import _Prompt
 from tests import facts
 
 UPDATE, FROZEN = LayerPlan(index=0), LayerPlan(index=0, visual="frozen", reason="shortv")
@@ -31,6 +32,13 @@ def test_a_layer_costs_what_is_counted_by_hand():
     # Q, K, V, O: 4 * 2*4*2*2 = 128; QK^T and PV: 2 * 2*4*2*4 = 128; gate, up, down: 3 * 2*4*2*3 = 144.
     dims = facts.dims(hidden=2, heads=1, kv_heads=1, head_dim=2, intermediate=3)
     assert layer_flops(dims, UPDATE, visual=3, text=1) == 128 + 128 + 144
+
+
+def test_costs_are_of_the_picture_that_is_timed():
+    """Pictures of sizes of their own: 97 rows at most, which no square has."""
+    model = facts.facts(visual_tokens=97, cell=8, image_size=72)
+    timed = _Prompt(model, 2, 5).layout
+    assert facts.plan((), model=model, images=2).visual == timed.visual_index.size == 2 * 90
 
 
 def test_a_frozen_layer_costs_what_is_counted_by_hand():

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -16,7 +17,7 @@ from compressor.decoder.weights import source_of
 from compressor.errors import VtcompressError
 from compressor.families import load
 from export.backends.torch_model import TorchSession
-from export.writer.weights import PAGE
+from export.writer.weights import PAGE, _in_order
 from tests.flops import layer_nodes
 
 GRAPHS = ("vision.onnx", "embed.onnx", "decoder.onnx", "baseline_decoder.onnx")
@@ -274,3 +275,13 @@ def test_a_profile_of_another_model_is_refused_and_nothing_is_written(
     with pytest.raises(VtcompressError, match="measured on another model"):
         vtcompress.export(recipe, tmp_path / "out", profile=foreign, bench_rounds=0)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int64", "bool"])
+def test_turned_weights_are_written_in_order_and_every_bit_of_them(dtype: str) -> None:
+    numbers = 9 * np.random.default_rng(0).random((3, 4, 6))
+    array = numbers.astype(np.dtype(dtype) if dtype != "bfloat16" else ml_dtypes.bfloat16)
+    for turned in (array, array.transpose(2, 0, 1), array[0].T, array[:, :, ::2], array[:0].T):
+        ordered = _in_order(turned)
+        assert ordered.flags.c_contiguous
+        assert ordered.tobytes() == turned.tobytes()

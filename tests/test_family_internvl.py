@@ -47,9 +47,24 @@ NAMES = {
     "context_image_token": CONTEXT,
     "video_token": "<video>",
 }
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": SIDE,
+    "patch_size": PATCH,
+    "attention_bias": True,
+}
+TILE = {
+    "size": {"height": SIDE, "width": SIDE},
+    "max_patches": 4,
+    "image_mean": (0.485, 0.456, 0.406),
+    "image_std": (0.229, 0.224, 0.225),
+}
 
 
-def processor_of(most: int = 4) -> Any:
+def processor_of() -> Any:
     """Return InternVL's processor, without the part for videos that asks for torchvision."""
     from transformers import InternVLProcessor
     from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
@@ -61,12 +76,7 @@ def processor_of(most: int = 4) -> Any:
 
     Processor.__name__ = "InternVLProcessor"
     return Processor(
-        image_processor=GotOcr2ImageProcessorPil(
-            size={"height": SIDE, "width": SIDE},
-            max_patches=most,
-            image_mean=(0.485, 0.456, 0.406),
-            image_std=(0.229, 0.224, 0.225),
-        ),
+        image_processor=GotOcr2ImageProcessorPil(**TILE),
         tokenizer=byte_tokenizer(names=NAMES),
         image_seq_length=GRID**2,
         chat_template=template_of(CONTEXT),
@@ -78,15 +88,7 @@ def make(folder: Path, text: str = "qwen2", **changes: Any) -> None:
 
     processor = processor_of()
     config = InternVLConfig(
-        vision_config={
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 2,
-            "image_size": SIDE,
-            "patch_size": PATCH,
-            "attention_bias": True,
-        },
+        vision_config=VISION,
         text_config={"model_type": text, "tie_word_embeddings": False, **text_section(**changes)},
         image_token_id=processor.tokenizer.convert_tokens_to_ids(CONTEXT),
         image_seq_length=GRID**2,

@@ -62,8 +62,14 @@ def whole(made: Any) -> np.ndarray:
     return picture
 
 
-def maker(name: str, vision: dict[str, Any]) -> Callable[[Path], None]:
-    """Return what writes a tiny model; `name` is how its classes begin."""
+def maker(name: str, vision: dict[str, Any], **text: Any) -> Callable[[Path], None]:
+    """Return what writes a tiny model.
+
+    Args:
+        name: how its classes begin.
+        vision: keys of its tower.
+        text: keys of its decoder, in place of those of `text_section`.
+    """
 
     def make(folder: Path) -> None:
         import transformers
@@ -80,7 +86,7 @@ def maker(name: str, vision: dict[str, Any]) -> Callable[[Path], None]:
                 "spatial_merge_size": MERGE,
                 **vision,
             },
-            text_config=text_section(rope_parameters=TURNED),
+            text_config=text_section(**{"rope_parameters": TURNED} | text),
             image_token_id=ids[IMAGE],
             video_token_id=ids["<|video_pad|>"],
             vision_start_token_id=ids["<|vision_start|>"],

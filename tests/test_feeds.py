@@ -28,7 +28,7 @@ def rows_of(images: int, batch: int, plan: Plan) -> CallRows:
     text = np.ones((batch, TEXT, hidden), np.float16)
     if not images:
         return text_rows(layout.behind(0, 3), text[:, :3])
-    return prompt_rows(layout, text, np.ones((batch * images, N, hidden), np.float16))
+    return prompt_rows(layout, text, (np.ones((batch * images, N, hidden), np.float16),))
 
 
 def on_three_axes(plan: Plan) -> Plan:

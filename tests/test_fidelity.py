@@ -35,12 +35,13 @@ class ToyDecoder:
         self.o = rng.normal(size=(d.layers, d.kv_heads * d.head_dim, d.hidden)) / 4
         self.calls = []
 
-    def vision(self, pixel_values):
+    def vision(self, pixel_values, arrangement):
+        assert arrangement is None
         assert pixel_values.shape[1:] == (3, MODEL.image_size, MODEL.image_size)
         assert pixel_values.dtype == np.float32
         flat = pixel_values.reshape(len(pixel_values), -1)
         features = (flat @ self.see).astype(np.float32)
-        return features.reshape(len(flat), MODEL.visual_tokens, -1)
+        return (features.reshape(len(flat), MODEL.visual_tokens, -1),)
 
     def embed(self, input_ids):
         return self.table[input_ids].astype(np.float32)
@@ -250,8 +251,9 @@ def test_a_session_that_places_visual_rows_wrongly_fails_where_there_are_images(
 
 def test_a_failing_vision_graph_and_a_failing_embedding_are_named():
     class Blind(ToyDecoder):
-        def vision(self, pixel_values):
-            return super().vision(pixel_values) * np.float32(1.1)
+        def vision(self, pixel_values, arrangement=None):
+            features = super().vision(pixel_values, arrangement)
+            return tuple(rows * np.float32(1.1) for rows in features)
 
         def embed(self, input_ids):
             return -super().embed(input_ids)

@@ -121,7 +121,7 @@ def test_pictures_of_unequal_sizes_are_read_in_the_order_of_the_prompt() -> None
     nothing = np.zeros(len(ids), np.int64)
     wanted = text_logits(plan, tensors, Conversation(embeds, visual, nothing, nothing))
     decoder = decoder_from(plan, tensors, logits="all")
-    rows = [torch.from_numpy(part) for part in prompt_rows(layout, text, features)[:4]]
+    rows = [torch.from_numpy(part) for part in prompt_rows(layout, text, (features,))[:4]]
     with torch.inference_mode():
         found, _ = decoder(*rows, decoder.empty_past(1))
     np.testing.assert_allclose(found[0], wanted, atol=TOLERANCE)

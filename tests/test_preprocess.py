@@ -425,7 +425,7 @@ def test_a_processor_without_one_output_size_is_refused():
         of_config({**LLAVA_1_5, "do_center_crop": False}, "x")
 
 
-@pytest.mark.parametrize("kind", ["LlavaNextImageProcessor", "Ovis2ImageProcessor"])
+@pytest.mark.parametrize("kind", ["ViTImageProcessor", "Ovis2ImageProcessor"])
 def test_an_unknown_processor_is_named_with_those_supported(kind):
     with pytest.raises(ModelError, match=f"{kind} is not supported; CLIPImageProcessor, Siglip"):
         of_config({"image_processor_type": kind}, "x")

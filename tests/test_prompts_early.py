@@ -143,7 +143,7 @@ FOLDERS: dict[str, tuple[Fault, tuple[str, ...]]] = {
         ("processor_config.json: image_processor_type: ViTImageProcessor", "is not supported"),
     ),
     "an image processor that cuts pictures in tiles": (
-        images(image_processor_type="LlavaNextImageProcessor"),
+        images(image_processor_type="LlavaNextImageProcessor", image_grid_pinpoints=[[32, 64]]),
         ("processor_config.json: image_processor_type: LlavaNext", "gives several pictures for one"),
     ),
     "an option that the runtime does not know": (

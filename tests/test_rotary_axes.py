@@ -58,6 +58,11 @@ PLANS: dict[str, tuple[dict[str, Any], Sequence[LayerPlan]]] = {
     "frozen": (BY_TURNS, [frozen(0), cut(1), frozen(2), dead(3)]),
     "exit": (BY_TURNS, [cut(0), cut(1), gone(2), gone(3)]),
     "heads": (BY_TURNS, [cut(0), cut(1, groups=(1,)), cut(2, groups=()), dead(3, groups=(0,))]),
+    "masked": (
+        BY_TURNS,
+        [cut(0, groups=(1,), masked=True), frozen(1, groups=(), masked=True),
+         cut(2, off=True, masked=True), dead(3, off=True, masked=True)],
+    ),
     "window, everything": (
         BY_TURNS,
         [cut(0, window=3, groups=(1,), neurons=FIRST), frozen(1, groups=(0,)), gone(2), gone(3)],

@@ -36,6 +36,8 @@ class TinyFamily:
         make: writes a model folder with its processor, by transformers alone.
         grid: rows and columns of the blocks that visual rows come in; None: they have no grid.
         layers: of the original's decoder, as the dotted name of their list.
+        least: edge of the smallest pictures that its cases draw, in pixels.
+        alone: whether one picture is read otherwise than each of several.
         pixels: [tiles, 3, H, W] of what the processor made of a picture.
     """
 
@@ -43,6 +45,8 @@ class TinyFamily:
     make: Callable[[Path], None]
     grid: tuple[int, int] | None
     layers: str = "model.language_model.layers"
+    least: int = 1
+    alone: bool = False
     pixels: Callable[[Any], Any] = _tiles
 
 

@@ -164,7 +164,7 @@ class Decoder(nn.Module):
                 [B, H_kv, C, d] and [B, C], and behind them [B] int64 for each of `length_names`, how many
                 rows are filled.
             positions: see `places`.
-            deepstack: [B, V, D] for each of `deepstack_layers`, in their order; may be left out where V is 0.
+            deepstack: see `added_by`, of the layers that `deepstack_layers` tells.
 
         Returns:
             Logits [B, 1 or T, vocab] in float32, and the past to pass to the next call; with fixed caches
@@ -322,8 +322,9 @@ def added_by(
     """Return what is added to the visual rows [B, V, D] behind each layer.
 
     Args:
-        deepstack: rows [B, V, D] for each of the layers; may be none where V is 0.
-        layers: that have some.
+        deepstack: rows [B, V, D] for each of the layers, or for more of the decoder's first ones; may be none
+            where V is 0.
+        layers: that have some which somebody reads.
         visual: the rows.
 
     Raises:
@@ -331,6 +332,8 @@ def added_by(
     """
     if len(deepstack) == len(layers):
         return dict(zip(layers, deepstack, strict=True))
+    if len(deepstack) > max(layers, default=-1):
+        return {layer: deepstack[layer] for layer in layers}
     if deepstack or visual.shape[1]:
         raise ValueError(
             f"{len(deepstack)} tensors of deepstack rows, layers {[*layers]} need one each"

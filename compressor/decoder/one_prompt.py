@@ -23,8 +23,9 @@ class States:
     """What the layers of a decoder make of one prompt.
 
     Entry i is what layer i reads, entry L what the last one gives behind the final norm: transformers'
-    `hidden_states`. Frozen rows, dead ones included, are equal in the entries before and behind their layer;
-    behind an exit, planned or chosen by a gate, entries have no visual rows.
+    `hidden_states`. Frozen rows, dead ones included, are equal in the entries before and behind their layer,
+    but for deepstack rows that are added behind it; behind an exit, planned or chosen by a gate, entries
+    have no visual rows.
 
     Attributes:
         visual: L + 1 entries [1, V, D], V 0 behind an exit.
@@ -118,6 +119,6 @@ def greedy_tokens(
 
 
 def _prefill(decoder: Decoder, rows: PromptRows) -> tuple[Tensor, PastTensors]:
-    *call, positions = rows.call
-    logits, past = decoder(*call, decoder.empty_past(1), positions)
+    *call, positions, deepstack = rows.call
+    logits, past = decoder(*call, decoder.empty_past(1), positions, deepstack)
     return logits, past

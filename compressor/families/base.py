@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from compressor.arrangement import Arrangement
 from compressor.facts import ModelFacts
 from compressor.families.checkpoint import Header
 from compressor.families.picture_steps import PictureSteps
@@ -17,11 +18,23 @@ from compressor.schema.sections import ImageSection
 
 
 class VisionEncoder(nn.Module, ABC):
-    """Vision tower and projector: pixels of tiles [I, 3, H, W] to visual embeddings [I, N, D]."""
+    """Vision tower and projector: pixels of tiles [I, 3, H, W] to visual embeddings [I, N, D].
+
+    Where rows of tiles are arranged, to [V, D], and it takes what `Arrangement.arrays` are besides.
+    """
 
     @abstractmethod
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """Map pixels [I, 3, H, W] to visual embeddings [I, N, D]."""
+    def forward(self, pixel_values: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Map pixels [I, 3, H, W] to visual embeddings [I, N, D].
+
+        Where the decoder's dims have a `deepstack`, K more such tensors come behind them: what is added to
+        the visual rows behind each of its first layers.
+        """
+
+    def features(self, pixel_values: Tensor, *arranged: Tensor) -> tuple[Tensor, ...]:
+        """Return what `forward` gives, one tensor or several."""
+        found = self(pixel_values, *arranged)
+        return found if isinstance(found, tuple) else (found,)
 
 
 @dataclass(frozen=True)
@@ -157,12 +170,25 @@ class Family(ABC):
             ModelError: it does something that no step does; all such are named.
         """
 
+    def steps_beside_others(self, saved: Mapping[str, Any], where: str) -> PictureSteps | None:
+        """Return what is done to each of several pictures of a prompt; None: the same as to one.
+
+        Args:
+            saved: as in `picture_steps`.
+            where: likewise.
+        """
+        return None
+
     def picture_text(self, processor: Any) -> PictureText:
         """Return what stands for a picture in place of the image token of a rendered prompt."""
         return TextRun()
 
-    def original_rows(self, original: Any, out: Any, pictures: Mapping[str, Tensor]) -> Tensor:
+    def original_rows(
+        self, original: Any, out: Any, pictures: Mapping[str, Tensor]
+    ) -> tuple[Tensor, ...]:
         """Return the visual rows [V, D] that the original made of a prompt's pictures.
+
+        Behind them, likewise, what it adds to them behind each of its decoder's first layers, if anything.
 
         Args:
             original: the transformers model.
@@ -172,7 +198,7 @@ class Family(ABC):
         # Some models of transformers give all that the tower made, prompt by prompt.
         seen = out.image_hidden_states
         rows: Tensor | list[Tensor] = getattr(seen, "pooler_output", seen)
-        return (torch.cat(rows) if isinstance(rows, list) else rows).flatten(0, -2)
+        return ((torch.cat(rows) if isinstance(rows, list) else rows).flatten(0, -2),)
 
     def forget(self, original: Any) -> None:  # noqa: B027 - what a family may overwrite
         """Remove from the original what an earlier prompt left in it and a later one would read."""
@@ -213,6 +239,26 @@ class Family(ABC):
         """
         return {}
 
+    def keep_budget(self, config: Any, processor: Any) -> None:  # noqa: B027 - what a family may overwrite
+        """Tell the original's configuration of a budget, where the model reads it there.
+
+        Args:
+            config: that the original will be loaded with.
+            processor: of the model, within the budget.
+        """
+
+    def arrangements(
+        self, processor: Any, sizes: Sequence[tuple[int, int]], facts: ModelFacts
+    ) -> tuple[Arrangement, ...] | None:
+        """Return of which rows of tiles each picture's rows are made; None: they are its rows.
+
+        Args:
+            processor: as in `image_rows`.
+            sizes: likewise.
+            facts: likewise.
+        """
+        return None
+
     def image_rows(
         self, processor: Any, sizes: Sequence[tuple[int, int]], facts: ModelFacts
     ) -> tuple[int, ...]:
@@ -223,6 +269,9 @@ class Family(ABC):
             sizes: (height, width) of the pictures in pixels, in their order.
             facts: of the model, at the image size of the processor.
         """
+        arranged = self.arrangements(processor, sizes, facts)
+        if arranged is not None:
+            return tuple(one.rows for one in arranged)
         return (facts.tile_rows,) * len(sizes)
 
     def tiles_made(self, encoded: Mapping[str, Any]) -> Any:

@@ -2,9 +2,12 @@
 
 The steps and their order are those of transformers' own Pillow image processors
 (`CLIPImageProcessorPil`, `SiglipImageProcessorPil`, `LlavaImageProcessorPil`, `GotOcr2ImageProcessorPil`,
-`Idefics3ImageProcessorPil`, `SmolVLMImageProcessorPil`, transformers 5): colours to RGB, cut into tiles
-(GotOcr2; Idefics3 and SmolVLM, behind a resize), pad to a square (LLaVA), resize, centre crop,
-rescale, normalise. The results are
+`Idefics3ImageProcessorPil`, `SmolVLMImageProcessorPil`, `LlavaNextImageProcessorPil`,
+`LlavaOnevisionImageProcessorPil`, `Qwen2VLImageProcessorPil`, `PaddleOCRVLImageProcessorPil`,
+`PixtralImageProcessorPil`, transformers 5): colours to RGB, cut into tiles (GotOcr2; LLaVA-NeXT and
+OneVision, in one of several sizes; Idefics3 and SmolVLM, behind a resize), pad to a square (LLaVA), resize,
+centre crop, rescale, normalise; patches (Qwen2VL, PaddleOCRVL) and borders of a batch (Pixtral) are left
+out. The results are
 equal bit for bit, except for 16-bit grey and for images whose resized form is over `MAX_PIXELS`.
 
 Families call `saved_steps` at export. Artifacts that were made before their manifest held steps are read by
@@ -13,6 +16,7 @@ Families call `saved_steps` at export. Artifacts that were made before their man
 
 import math
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -26,6 +30,8 @@ from compressor.families.picture_steps import (
     Crop,
     CutTiles,
     Filter,
+    FitTiles,
+    FitToCells,
     Normalise,
     PadToSquare,
     PictureStep,
@@ -84,6 +90,25 @@ _CELL_DEFAULTS: Mapping[str, Any] = {
     "patch_size": 14,
     "merge_size": 2,
 }
+_FROM_CELL_DEFAULTS: Mapping[str, Any] = {
+    **_CELL_DEFAULTS,
+    "size": {"shortest_edge": 384 * 384, "longest_edge": 1536 * 1536},
+}
+_FRAME_DEFAULTS: Mapping[str, Any] = {
+    **_CLIP_DEFAULTS,
+    "size": {"longest_edge": 1024},
+    "do_center_crop": False,
+    "crop_size": None,
+    "patch_size": {"height": 16, "width": 16},
+}
+_FIT_DEFAULTS: Mapping[str, Any] = {
+    **_CLIP_DEFAULTS,
+    "image_grid_pinpoints": ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)),
+}
+_FIT_WIDE_DEFAULTS: Mapping[str, Any] = {
+    **_TILED_DEFAULTS,
+    "image_grid_pinpoints": tuple(product(range(384, 2305, 384), repeat=2)),
+}
 # What each of transformers' processors does where the saved configuration is silent. Its Llava
 # class alone pads to a square by do_pad; in the others it completes a batch and needs pad_size.
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
@@ -91,12 +116,18 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "SiglipImageProcessor": _SIGLIP_DEFAULTS,
     "LlavaImageProcessor": _CLIP_DEFAULTS,
     "Qwen2VLImageProcessor": _CELL_DEFAULTS,
+    "PaddleOCRVLImageProcessor": _FROM_CELL_DEFAULTS,
+    "PixtralImageProcessor": _FRAME_DEFAULTS,
     "GotOcr2ImageProcessor": _TILED_DEFAULTS,
     "Idefics3ImageProcessor": _CUT_DEFAULTS,
     "SmolVLMImageProcessor": _CUT_DEFAULTS,
+    "LlavaNextImageProcessor": _FIT_DEFAULTS,
+    "LlavaOnevisionImageProcessor": _FIT_WIDE_DEFAULTS,
 }
 _PADS_TO_SQUARE = "LlavaImageProcessor"
-_TO_CELLS = "Qwen2VLImageProcessor"
+_FROM_CELL = "PaddleOCRVLImageProcessor"
+_TO_CELLS = ("Qwen2VLImageProcessor", _FROM_CELL)
+_TO_FRAME = "PixtralImageProcessor"
 
 FILTERS = {
     known.value: cast("Filter", known.name.lower())
@@ -148,22 +179,48 @@ def saved_steps(config: Mapping[str, Any], where: str) -> PictureSteps:
     return _Options(config, where).read()
 
 
+OLDER_PIXELS = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"}
+"""Older names of how many pixels a picture has at least and at most; they go before the newer ones."""
+
+
+def steps_beside_others(config: Mapping[str, Any], where: str) -> PictureSteps:
+    """Return the steps for each of several pictures of a `LlavaOnevisionImageProcessor`; none is cut.
+
+    Args:
+        config: as in `saved_steps`.
+        where: likewise.
+
+    Raises:
+        ModelError: as `saved_steps`.
+    """
+    steps = saved_steps(config, where)
+    return _Options(config, where).on_a_square(steps)
+
+
 def allowed_pixels(config: Mapping[str, Any]) -> tuple[int, int]:
     """Return how many pixels a picture has at least and at most, where it keeps proportions; 0: no number.
 
     Args:
-        config: saved keys and values of a `Qwen2VLImageProcessor`; older ones have keys of their own.
+        config: saved keys and values of a processor that resizes to whole cells.
     """
-    size = config.get("size") or _CELL_DEFAULTS["size"]
+    default = _DEFAULTS.get(_plain_class(config), _CELL_DEFAULTS)["size"]
+    size = config.get("size") or default
     named = dict(size) if isinstance(size, Mapping) else {}
-    for key, older in (("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels")):
+    for key, older in OLDER_PIXELS.items():
         if config.get(older) is not None:
             named[key] = config[older]
-    least, most = (
-        value if type(value := named.get(key)) is int else 0
-        for key in ("shortest_edge", "longest_edge")
-    )
+    least, most = (value if type(value := named.get(key)) is int else 0 for key in OLDER_PIXELS)
     return least, most
+
+
+def _plain_class(config: Mapping[str, Any]) -> str:
+    """Name of an image processor's class without what tells its backend; empty: none is named."""
+    name = config.get("image_processor_type") or config.get("feature_extractor_type")
+    if not isinstance(name, str):
+        return ""
+    return (
+        name.removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
+    )
 
 
 class _Options:
@@ -180,11 +237,12 @@ class _Options:
         """Return the steps."""
         self._refuse_unsupported()
         to_square = self._kind == _PADS_TO_SQUARE and self._flag("do_pad")
+        fits = "image_grid_pinpoints" in self._defaults
         by_longest = "max_image_size" in self._defaults
-        cells = self._cells() if self._kind == _TO_CELLS else None
-        by_size = self._flag("do_resize") and not by_longest and cells is None
+        cells = self._cells()
+        by_size = self._flag("do_resize") and not by_longest and not fits and cells is None
         resize = self._resize() if by_size else None
-        crop = self._crop() if self._flag("do_center_crop") else None
+        crop = self._crop() if self._flag("do_center_crop") and not fits else None
         scale = self._positive("rescale_factor") if self._flag("do_rescale") else None
         mean = self._triple("image_mean") if to_square or self._flag("do_normalize") else None
         std = self._triple("image_std") if self._flag("do_normalize") else None
@@ -192,7 +250,7 @@ class _Options:
             self._problem("image_std", "a channel is divided by zero")
         if to_square and mean is not None and not all(0 <= value <= 1 for value in mean):
             self._problem("image_mean", "is the border's colour with do_pad, so it must be in 0..1")
-        known = by_longest or cells is not None or crop is not None
+        known = by_longest or fits or cells is not None or crop is not None
         if not known and (resize is None or (isinstance(resize, int) and not to_square)):
             self._problem(
                 "size", "gives images of different sizes without a crop, which a graph cannot take"
@@ -200,33 +258,39 @@ class _Options:
         resample = self._resample()
         tiles = self._tiles(resample) if "crop_to_patches" in self._defaults else None
         cut = self._cut(resample) if by_longest else ()
+        fitted = self._fitted(resample) if fits else None
         if self._problems:
             raise ModelError(self._problems)
         changes: tuple[PictureStep | None, ...] = (
             PadToSquare(colour=_levels(mean)) if to_square and mean else None,
             *cut,
-            cells or tiles or _resized(resize, resample),
+            cells or tiles or fitted or _resized(resize, resample),
             Crop(size=crop) if crop else None,
             Rescale(factor=scale) if scale else None,
             Normalise(mean=mean, std=std) if mean and std else None,
         )
         return tuple(step for step in changes if step is not None)
 
+    def on_a_square(self, steps: PictureSteps) -> PictureSteps:
+        """Return the steps with the picture laid on a square of the mean colour in place of tiles."""
+        mean = self._triple("image_mean") or (0.0, 0.0, 0.0)
+        if not all(0 <= value <= 1 for value in mean):
+            self._problem(
+                "image_mean", "is the border's colour of several pictures, so it must be in 0..1"
+            )
+            raise ModelError(self._problems)
+        (step,) = (step for step in steps if isinstance(step, FitTiles))
+        square = (PadToSquare(colour=_levels(mean)), Resize(size=step.size, resample=step.resample))
+        return (*square, *(step for step in steps if isinstance(step, Rescale | Normalise)))
+
     def _processor_class(self) -> str:
-        name = self._config.get("image_processor_type") or self._config.get(
-            "feature_extractor_type"
-        )
-        if not isinstance(name, str):
+        plain = _plain_class(self._config)
+        if not plain:
             raise ModelError([f"{self._where}: no image_processor_type; save the processor again"])
-        plain = (
-            name.removesuffix("Fast")
-            .removesuffix("Pil")
-            .replace("FeatureExtractor", "ImageProcessor")
-        )
         if plain not in _DEFAULTS:
-            known = ", ".join(_DEFAULTS)
+            known, named = ", ".join(_DEFAULTS), self._config.get("image_processor_type") or plain
             raise ModelError(
-                [f"{self._where}: image_processor_type: {name} is not supported; {known} are"]
+                [f"{self._where}: image_processor_type: {named} is not supported; {known} are"]
             )
         return plain
 
@@ -272,8 +336,10 @@ class _Options:
 
     def _cells(self) -> PictureStep | None:
         """Return the step that resizes to whole cells; None: it is not done."""
-        if not self._flag("do_resize"):
+        if self._kind not in (*_TO_CELLS, _TO_FRAME) or not self._flag("do_resize"):
             return None
+        if self._kind == _TO_FRAME:
+            return self._frame()
         patch, merge = (self._value(key) for key in ("patch_size", "merge_size"))
         if not (_is_side(patch) and _is_side(merge) and _is_side(patch * merge)):
             self._problem(
@@ -285,7 +351,27 @@ class _Options:
             self._problem("size", "needs shortest_edge, 1 or more, and longest_edge, no less")
             return None
         resample = self._resample()
-        return ResizeToCells(cell=patch * merge, least=least, most=most, resample=resample)
+        return ResizeToCells(
+            cell=patch * merge,
+            least=least,
+            most=most,
+            resample=resample,
+            from_cell=self._kind == _FROM_CELL,
+        )
+
+    def _frame(self) -> PictureStep | None:
+        """Return the step that makes pictures fit into a frame, in whole cells."""
+        size, sides = self._value("size"), self._height_width("patch_size", "")
+        if isinstance(size, Mapping) and set(size) == {"longest_edge"}:
+            edge = self._longest("size")
+            frame: tuple[int, int] | None = (edge, edge)
+        else:
+            frame = self._height_width("size", "or longest_edge ")
+        if sides and sides[0] != sides[1]:
+            self._problem("patch_size", "height and width must be equal")
+        if not sides or not frame:
+            return None
+        return FitToCells(cell=sides[0], size=frame, resample=self._resample())
 
     def _tiles(self, resample: Filter) -> PictureStep | None:
         """Return the step that cuts a picture; None: it is not cut."""
@@ -303,6 +389,30 @@ class _Options:
         else:
             return TileByAspect(size=size, least=least, most=most, resample=resample)
         return None
+
+    def _fitted(self, resample: Filter) -> PictureStep | None:
+        """Return the step that cuts a picture in one of several sizes; None: something is wrong with it."""
+        size = self._resize()
+        edges = {*((size, size) if isinstance(size, int) else size or ())}
+        # Each tile is resized and cropped again, which must change nothing.
+        if self._value("crop_size") is not None:
+            edges |= {*(self._crop() or ())}
+        if len(edges) > 1:
+            self._problem("crop_size", "must be the square that size is: tiles have both sizes")
+        sizes = self._value("image_grid_pinpoints")
+        pairs = [tuple(one) for one in sizes] if _are_lists(sizes) else []
+        edge = min(edges, default=1)
+        whole = all(
+            len(one) == 2 and all(_is_side(s) and s % edge == 0 for s in one) for one in pairs
+        )
+        if not pairs or not whole:
+            self._problem(
+                "image_grid_pinpoints",
+                f"must be pairs of heights and widths, multiples of {edge}, up to {MAX_SIDE} pixels",
+            )
+        if self._problems:
+            return None
+        return FitTiles(size=(edge, edge), sizes=tuple(pairs), resample=resample)
 
     def _cut(self, resample: Filter) -> tuple[PictureStep, ...]:
         """Return the steps that bring the longer edge to a length and make squares of what comes out."""
@@ -381,6 +491,10 @@ def _resized(size: int | tuple[int, int] | None, resample: Filter) -> PictureSte
 def _levels(colour: tuple[float, float, float]) -> tuple[int, int, int]:
     red, green, blue = (int(value * 255) for value in colour)
     return red, green, blue
+
+
+def _are_lists(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(one, list | tuple) for one in value)
 
 
 def _is_side(value: Any) -> bool:

@@ -17,11 +17,17 @@ GROUP = "vtcompress.families"
 BUILT_IN = (
     "compressor.families.llava.family:LlavaFamily",
     "compressor.families.llava.vipllava:VipLlavaFamily",
+    "compressor.families.llava.llava_next:LlavaNextFamily",
+    "compressor.families.llava.llava_onevision:LlavaOnevisionFamily",
     "compressor.families.internvl.family:InternVlFamily",
+    "compressor.families.internvl.qianfan_ocr:QianfanOcrFamily",
     "compressor.families.smolvlm.family:Idefics3Family",
     "compressor.families.smolvlm.family:SmolVlmFamily",
     "compressor.families.qwen_vl.family:Qwen2VlFamily",
     "compressor.families.qwen_vl.family:Qwen25VlFamily",
+    "compressor.families.qwen_vl.qwen3:Qwen3VlFamily",
+    "compressor.families.documents.lighton_ocr:LightOnOcrFamily",
+    "compressor.families.documents.paddleocr_vl:PaddleOcrVlFamily",
 )
 
 

@@ -9,8 +9,12 @@ from compressor.families.configuration import section_problems
 from compressor.families.guard import using
 
 TEXT_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
-THREE_AXES = ("qwen2_vl_text", "qwen2_5_vl_text")
-"""Of Qwen2's decoder with rows turned by time, row and column, in sections of the frequencies."""
+OF_QWEN2 = ("qwen2_vl_text", "qwen2_5_vl_text")
+IN_SECTIONS = (*OF_QWEN2, "paddleocr_vl_text")
+"""Of decoders with rows turned by time, row and column, in sections of the frequencies; some are Qwen2's."""
+
+BY_TURNS = ("qwen3_vl_text",)
+"""Of Qwen3's decoder with rows so turned; time, row and column take frequencies by turns."""
 
 SECTIONS = "mrope_section"
 ROPE_KINDS = ("default", "linear", "llama3")
@@ -112,9 +116,9 @@ def decoder_dims(
             "is not supported; only 1 is"
         )
     axes = None
-    if config.model_type in THREE_AXES:
-        axes = _axes(rope.get(SECTIONS))
-        if not axes or 2 * len(axes) != config.hidden_size // config.num_attention_heads:
+    if config.model_type in (*IN_SECTIONS, *BY_TURNS):
+        axes = _axes(rope.get(SECTIONS), by_turns=config.model_type in BY_TURNS)
+        if not axes or 2 * len(axes) != _head_dim(config):
             problems.append(
                 f"{where}.rope_parameters.{SECTIONS}: {rope.get(SECTIONS)!r} is not allowed; three numbers "
                 "whose sum is half of a head's width"
@@ -123,8 +127,9 @@ def decoder_dims(
         raise ModelError(problems)
     normalized = NormalizedTextConfigWithGQA(config)
     heads = normalized.num_attention_heads
-    qwen2 = config.model_type in ("qwen2", *THREE_AXES)
-    bias = qwen2 or bool(getattr(config, "attention_bias", False))
+    qwen2 = config.model_type in ("qwen2", *OF_QWEN2)
+    everywhere = bool(getattr(config, "use_bias", False))
+    bias = qwen2 or everywhere or bool(getattr(config, "attention_bias", False))
     with using(f"{where}.rope_parameters"):
         inv_freq, scale = _rope(config, kind)
     return DecoderDims(
@@ -132,15 +137,15 @@ def decoder_dims(
         hidden=normalized.hidden_size,
         heads=heads,
         kv_heads=normalized.num_key_value_heads,
-        head_dim=getattr(config, "head_dim", None) or normalized.hidden_size // heads,
+        head_dim=_head_dim(config),
         intermediate=config.intermediate_size,
         vocab=normalized.vocab_size,
         rms_norm_eps=config.rms_norm_eps,
         activation=ACTIVATION_NAMES[config.hidden_act],
         qkv_bias=bias,
         o_bias=bias and not qwen2,
-        mlp_bias=bool(getattr(config, "mlp_bias", False)),
-        qk_norm=config.model_type == "qwen3",
+        mlp_bias=everywhere or bool(getattr(config, "mlp_bias", False)),
+        qk_norm=config.model_type in ("qwen3", *BY_TURNS),
         tied_embeddings=tied,
         rope_inv_freq=inv_freq,
         rope_scale=scale,
@@ -149,13 +154,26 @@ def decoder_dims(
     )
 
 
-def _axes(sections: Any) -> tuple[int, ...]:
+def _head_dim(config: Any) -> int:
+    """Width of a head."""
+    own: int | None = getattr(config, "head_dim", None)
+    return own or int(config.hidden_size // config.num_attention_heads)
+
+
+def _axes(sections: Any, *, by_turns: bool) -> tuple[int, ...]:
     """Return which axis turns each frequency; none: the sections are no three numbers."""
     if not isinstance(sections, list | tuple) or len(sections) != POSITION_AXES:
         return ()
     if not all(type(count) is int and count >= 0 for count in sections):
         return ()
-    return tuple(axis for axis, count in enumerate(sections) for _ in range(count))
+    if not by_turns:
+        return tuple(axis for axis, count in enumerate(sections) for _ in range(count))
+    axes = [0] * sum(sections)
+    for axis in range(1, POSITION_AXES):
+        turns = range(axis, min(POSITION_AXES * sections[axis], len(axes)), POSITION_AXES)
+        for frequency in turns:
+            axes[frequency] = axis
+    return tuple(axes)
 
 
 def _count_problems(config: Any, where: str) -> list[str]:

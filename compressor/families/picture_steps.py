@@ -168,6 +168,56 @@ class CutTiles(Facts):
         return rows, math.ceil(int(rows * self.edge * aspect) / self.edge)
 
 
+class FitTiles(Facts):
+    """Fits the picture, in its proportions, into one of several sizes, on black, and cuts that into tiles.
+
+    The size is that in which most of the picture's pixels are kept, and of equal ones the smallest. First
+    comes the whole picture, as large as a tile, its proportions lost; then tiles row by row.
+
+    Attributes:
+        size: height and width of a tile in pixels.
+        sizes: heights and widths to choose from, multiples of a tile's.
+        resample: Pillow's filter.
+    """
+
+    step: Literal["fit_tiles"] = "fit_tiles"
+    size: tuple[Side, Side]
+    sizes: Annotated[tuple[tuple[Side, Side], ...], Field(min_length=1)]
+    resample: Filter
+
+    @model_validator(mode="after")
+    def _whole_tiles(self) -> "FitTiles":
+        for size in self.sizes:
+            if any(edge % tile for edge, tile in zip(size, self.size, strict=True)):
+                raise ValueError(f"sizes: {size}: is not made of whole tiles of {self.size} pixels")
+        return self
+
+    @property
+    def grids(self) -> tuple[tuple[int, int], ...]:
+        """Rows and columns of tiles of each of the sizes."""
+        return tuple((high // self.size[0], wide // self.size[1]) for high, wide in self.sizes)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Return the rows and columns of tiles of a picture of so many pixels."""
+        found, kept, least = self.grids[0], 0, math.inf
+        for (high, wide), grid in zip(self.sizes, self.grids, strict=True):
+            # In these operations, as transformers computes it: rounding decides.
+            scale = min(wide / width, high / height)
+            seen = min(int(width * scale) * int(height * scale), width * height)
+            wasted = high * wide - seen
+            if seen > kept or (seen == kept and wasted < least):
+                found, kept, least = grid, seen, wasted
+        return found
+
+    def sides(self, height: int, width: int, grid: tuple[int, int]) -> tuple[int, int]:
+        """Return the height and width in pixels that a picture gets on a grid of tiles."""
+        high, wide = (count * edge for count, edge in zip(grid, self.size, strict=True))
+        along, down = wide / width, high / height
+        if along < down:
+            return min(math.ceil(height * along), high), wide
+        return high, min(math.ceil(width * down), wide)
+
+
 class ResizeToCells(Facts):
     """Makes both edges multiples of a cell's, each nearly as it was, and the picture of an allowed size.
 
@@ -176,6 +226,7 @@ class ResizeToCells(Facts):
         least: pixels of the result.
         most: pixels of the result, unless the picture is so oblong that a row of cells has more.
         resample: Pillow's filter.
+        from_cell: whether a picture with an edge below a cell's is first taken to be enlarged to that.
     """
 
     step: Literal["resize_to_cells"] = "resize_to_cells"
@@ -183,6 +234,7 @@ class ResizeToCells(Facts):
     least: Annotated[int, Field(ge=1)]
     most: Annotated[int, Field(ge=1)]
     resample: Filter
+    from_cell: bool = False
 
     @model_validator(mode="after")
     def _ordered(self) -> "ResizeToCells":
@@ -196,11 +248,17 @@ class ResizeToCells(Facts):
         Raises:
             DataError: it is too oblong.
         """
+        given = (width, height)
+        if self.from_cell:
+            if height < self.cell:
+                height, width = self.cell, round(width * self.cell / height)
+            if width < self.cell:
+                height, width = round(height * self.cell / width), self.cell
         if max(height, width) / min(height, width) > MOST_OBLONG:
             raise DataError(
                 [
-                    f"image: {width} x {height} pixels: one edge is more than {MOST_OBLONG} times the other, "
-                    "which this model does not take: crop it"
+                    f"image: {given[0]} x {given[1]} pixels: one edge is more than {MOST_OBLONG} times "
+                    "the other, which this model does not take: crop it"
                 ]
             )
         # In this order and these operations, as transformers computes it: floors are decided by rounding.
@@ -226,6 +284,48 @@ class ResizeToCells(Facts):
             high = max(rows - 1, math.sqrt(fewest / MOST_OBLONG))
             found.append(rows * math.ceil(fewest / high))
         return max(found)
+
+
+class FitToCells(Facts):
+    """Makes a picture that is larger than a frame fit into it, in proportion, and both edges whole cells.
+
+    Edges are rounded up to cells; smaller pictures are not enlarged beyond that.
+
+    Attributes:
+        cell: side of a cell in pixels.
+        size: height and width of the frame in pixels.
+        resample: Pillow's filter.
+    """
+
+    step: Literal["fit_to_cells"] = "fit_to_cells"
+    cell: Side
+    size: tuple[Side, Side]
+    resample: Filter
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Return the rows and columns of cells of a picture of so many pixels.
+
+        Raises:
+            DataError: it is so oblong that nothing of it is left.
+        """
+        sides = (height, width)
+        # In these operations, as transformers computes it: floors are decided by rounding.
+        ratio = max(height / self.size[0], width / self.size[1])
+        if ratio > 1:
+            sides = (math.floor(height / ratio), math.floor(width / ratio))
+        if 0 in sides:
+            raise DataError(
+                [
+                    f"image: {width} x {height} pixels: made to fit into {self.size[1]} x {self.size[0]}, as "
+                    "this model does, nothing is left of it: crop it"
+                ]
+            )
+        return math.ceil(sides[0] / self.cell), math.ceil(sides[1] / self.cell)
+
+    @property
+    def most_cells(self) -> int:
+        """Cells of a picture at most, of whatever proportions."""
+        return math.ceil(self.size[0] / self.cell) * math.ceil(self.size[1] / self.cell)
 
 
 class Rescale(Facts):
@@ -257,12 +357,16 @@ PictureStep: TypeAlias = Annotated[
     | Crop
     | TileByAspect
     | CutTiles
+    | FitTiles
     | ResizeToCells
+    | FitToCells
     | Rescale
     | Normalise,
     Field(discriminator="step"),
 ]
 PictureSteps: TypeAlias = tuple[PictureStep, ...]
+CellStep: TypeAlias = ResizeToCells | FitToCells
+"""What gives each picture a size of its own."""
 
 
 def output_size(steps: Sequence[PictureStep]) -> tuple[int, int] | None:
@@ -276,7 +380,7 @@ def output_size(steps: Sequence[PictureStep]) -> tuple[int, int] | None:
             or makes more than `MAX_TILES`.
     """
     _check_order(steps)
-    if isinstance(next(iter(steps), None), ResizeToCells):
+    if cell_step(steps):
         return None
     size: tuple[int, int] | None = None
     square = False
@@ -290,9 +394,9 @@ def output_size(steps: Sequence[PictureStep]) -> tuple[int, int] | None:
                 # Else a long line becomes a picture that no memory holds.
                 if size is None and by_shorter and not isinstance(following, Crop):
                     break
-            case Resize() | Crop() | TileByAspect() | CutTiles():
+            case Resize() | Crop() | TileByAspect() | CutTiles() | FitTiles():
                 size, square = step.size, step.size[0] == step.size[1]
-            case Rescale() | Normalise() | ResizeToCells():
+            case Rescale() | Normalise() | ResizeToCells() | FitToCells():
                 pass
             case _:
                 assert_never(step)
@@ -310,9 +414,9 @@ def _check_order(steps: Sequence[PictureStep]) -> None:
             values = True
         elif values:
             problem = "stands behind the steps on values"
-        elif isinstance(step, TileByAspect | ResizeToCells) and step is not steps[0]:
+        elif isinstance(step, TileByAspect | FitTiles | CellStep) and step is not steps[0]:
             problem = "does not stand first"
-        elif isinstance(steps[0], ResizeToCells) and step is not steps[0]:
+        elif isinstance(steps[0], CellStep) and step is not steps[0]:
             problem = f"stands behind {steps[0].step}"
         # Else the grid of a large picture would have no end.
         elif isinstance(step, CutTiles) and not (
@@ -335,25 +439,34 @@ def tile_grid(steps: Sequence[PictureStep], height: int, width: int) -> tuple[in
         match step:
             case ResizeLonger():
                 height, width = step.sides(height, width)
-            case TileByAspect() | CutTiles():
+            case TileByAspect() | CutTiles() | FitTiles():
                 return step.grid(height, width)
             case _:
                 break
     return 1, 1
 
 
+def cell_step(steps: Sequence[PictureStep]) -> CellStep | None:
+    """Return the step that gives each picture a size of its own; None: there is none."""
+    first = next(iter(steps), None)
+    return first if isinstance(first, CellStep) else None
+
+
 def cell_grid(steps: Sequence[PictureStep], height: int, width: int) -> tuple[int, int] | None:
     """Return the rows and columns of cells of a picture of so many pixels; None: it has none of its own.
 
     Raises:
-        DataError: see `ResizeToCells.grid`.
+        DataError: the step does not take it.
     """
-    first = next(iter(steps), None)
-    return first.grid(height, width) if isinstance(first, ResizeToCells) else None
+    step = cell_step(steps)
+    return step.grid(height, width) if step else None
 
 
 def tile_count(grid: tuple[int, int]) -> int:
-    """Return how many tiles a picture becomes; behind several of a grid comes the whole picture."""
+    """Return how many tiles a picture becomes; behind several of a grid comes the whole picture.
+
+    That of `FitTiles` comes in any case.
+    """
     cells = grid[0] * grid[1]
     return cells if cells == 1 else cells + 1
 
@@ -364,6 +477,8 @@ def most_tiles(steps: Sequence[PictureStep]) -> int:
         match step, before:
             case TileByAspect(), _:
                 return tile_count((1, step.most))
+            case FitTiles(), _:
+                return 1 + max(rows * columns for rows, columns in step.grids)
             case CutTiles(), ResizeLonger():
                 # The rounding up to even can make a square's other edge one longer.
                 side = math.ceil((before.edge + before.edge % 2) / step.edge)

@@ -50,11 +50,13 @@ class PictureForm(Facts):
         token: text of the image token; in a rendered prompt each picture is one of them.
         steps: what is done to a picture before the vision graph; None: the processor's files tell it.
         text: what the image token is replaced by.
+        steps_beside_others: what is done to each of several pictures of a prompt; None: the same.
     """
 
     token: str
     steps: PictureSteps | None = None
     text: PictureText = TextRun()
+    steps_beside_others: PictureSteps | None = None
 
 
 def text_of(form: PictureForm, rows: int, grid: tuple[int, int] = (1, 1)) -> str:

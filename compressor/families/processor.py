@@ -280,7 +280,8 @@ def _picture_problems(processor: Any, facts: ModelFacts, folder: Path) -> list[s
         height, width = pixels.shape[-2:]
     images = file if IMAGES in _saved(file) else folder / OLDER_IMAGES
     whole = not facts.sizes_differ  # else pixels come in patches, as the family reads them
-    if whole and (pixels.ndim != 4 or len(pixels) != wanted // facts.tile_rows):
+    several = facts.arrangement is None and len(pixels) != wanted // facts.tile_rows
+    if whole and (pixels.ndim != 4 or several):
         kind = type(processor.image_processor).__name__
         return [
             f"{images}: image_processor_type: {kind} gives several pictures for one, which is not supported: "

@@ -117,7 +117,7 @@ def saved_config(folder: Path, name: str) -> tuple[Family, Any]:
 def _config(folder: Path, name: str, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoConfig
 
-    with reading(folder, name):
+    with quiet(), reading(folder, name):
         return AutoConfig.from_pretrained(
             folder if name == CONFIG else folder / name,
             trust_remote_code=trust_remote_code,
@@ -267,7 +267,10 @@ def picture_form(processor: Any, facts: ModelFacts, where: str = "image processo
     family = family_that_read(facts)
     steps = family.picture_steps(saved, where)
     return PictureForm(
-        token=processor.image_token, steps=steps, text=family.picture_text(processor)
+        token=processor.image_token,
+        steps=steps,
+        text=family.picture_text(processor),
+        steps_beside_others=family.steps_beside_others(saved, where),
     )
 
 
@@ -306,6 +309,7 @@ def load(
         budget=budget,
         trust_remote_code=trust_remote_code,
     )
+    family.keep_budget(config, read.native)
     with quiet():
         original = family.original(folder, config, torch.float32)
     tensors = family.tensors(original)

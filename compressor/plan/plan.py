@@ -188,8 +188,8 @@ class Plan(Facts):
 
     @property
     def visual(self) -> int:
-        """V of the workload; of pictures whose number of tiles varies, that of the largest."""
-        return self.workload.images * self.model.picture_rows
+        """V of the workload; of pictures that give more or fewer rows, of the largest that is made up."""
+        return self.workload.images * self.model.largest_rows
 
     @property
     def methods(self) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from compressor.arrangement import Arrangement, side_by_side
 from compressor.errors import DataError
 from compressor.facts import POSITION_AXES, ModelFacts
 
@@ -212,31 +213,39 @@ def _layout(
 
 
 def visual_rows(
-    vision: Callable[[Any], Any], pictures: Sequence[Any], concatenate: Callable[[list[Any]], Any]
-) -> Any:
-    """Return the visual rows [tiles, N, D] of pictures, or [rows, D] where their tiles differ in size.
+    vision: Callable[..., tuple[Any, ...]],
+    pictures: Sequence[Any],
+    concatenate: Callable[[list[Any]], Any],
+    arranged: Sequence[Arrangement] | None = None,
+) -> tuple[Any, ...]:
+    """Return the visual rows of pictures: [tiles, N, D], or [V, D] where they are arranged or differ in size.
 
-    Tiles of one size go through the vision side in one call.
+    Behind them, likewise, what is added to them behind the decoder's first layers, if the vision side gives
+    that. Tiles of one size go through it in one call.
 
     Args:
-        vision: pixels of tiles [tiles, 3, H, W] to [tiles, N, D].
+        vision: pixels of tiles [tiles, 3, H, W] to [tiles, N, D] each, or with an arrangement to [V, D].
         pictures: pixels of each picture's tiles, numpy's or torch's.
         concatenate: their library's function.
+        arranged: of which rows of its tiles each picture's are made; None: they are its rows.
     """
+    if arranged is not None:
+        return vision(concatenate([*pictures]), side_by_side(arranged))
     sizes: dict[tuple[int, ...], list[int]] = {}
     for place, pixels in enumerate(pictures):
         sizes.setdefault(tuple(pixels.shape[1:]), []).append(place)
-    found: dict[int, Any] = {}
+    found: dict[int, list[Any]] = {}
     for places in sizes.values():
-        rows = vision(concatenate([pictures[place] for place in places]))
+        features = vision(concatenate([pictures[place] for place in places]))
         if len(sizes) == 1:
-            return rows
+            return features
         first = 0
         for place in places:
             last = first + len(pictures[place])
-            found[place] = rows[first:last].reshape(-1, rows.shape[-1])
+            found[place] = [rows[first:last].reshape(-1, rows.shape[-1]) for rows in features]
             first = last
-    return concatenate([found[place] for place in range(len(pictures))])
+    every = (found[place] for place in range(len(pictures)))
+    return tuple(concatenate(list(rows)) for rows in zip(*every, strict=True))
 
 
 def joined(rows: Any, image_rows: Sequence[int]) -> Any:

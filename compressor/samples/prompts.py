@@ -3,11 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from compressor.arrangement import Arrangement
 from compressor.errors import DataError, VtcompressError, first_line
 from compressor.facts import ModelFacts
 from compressor.families import VisionEncoder
@@ -52,6 +54,7 @@ class EncodedPrompt:
         image_rows: [I] visual rows of each picture that the question came with.
         place: of the question, for errors.
         grids: [I] rows and columns of each picture's visual rows; None: the model's own.
+        arranged: [I] of which rows of its tiles each picture's are made; None: they are its rows.
     """
 
     inputs: Mapping[str, Any]
@@ -59,6 +62,7 @@ class EncodedPrompt:
     image_rows: tuple[int, ...]
     place: str
     grids: tuple[Grid, ...] | None = None
+    arranged: tuple[Arrangement, ...] | None = None
 
     @property
     def input_ids(self) -> Tensor:
@@ -105,10 +109,14 @@ def encode_question(
             return_dict=True,
             return_tensors="pt",
         )
-        family = family_that_read(facts)
-        rows = family.image_rows(processor, [(i.height, i.width) for i in opened], facts)
+        family, sizes = family_that_read(facts), [(image.height, image.width) for image in opened]
+        rows = family.image_rows(processor, sizes, facts)
         pixels = family.image_pixels(encoded, rows, facts)
-    return EncodedPrompt(dict(encoded), pixels, rows, place, family.image_grids(encoded, facts))
+        arranged = family.arrangements(processor, sizes, facts)
+    if arranged is not None:  # behind a picture's own tiles may be those that complete a batch
+        pixels = tuple(tiles[: one.tiles] for tiles, one in zip(pixels, arranged, strict=True))
+    grids = family.image_grids(encoded, facts)
+    return EncodedPrompt(dict(encoded), pixels, rows, place, grids, arranged)
 
 
 def layout(model: Reader, prompt: EncodedPrompt, facts: ModelFacts | None = None) -> Layout:
@@ -196,12 +204,27 @@ class PromptRows:
     visual_index: Tensor  # [1, V]
     text_index: Tensor  # [1, T]
     positions: Tensor | None  # [1, V + T, A]; None: the places
+    deepstack: tuple[
+        Tensor, ...
+    ] = ()  # [1, V, D] of each of the decoder's first layers that has such
 
     @property
-    def call(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    def call(
+        self,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, tuple[Tensor, ...]]:
         """Return what a decoder takes, in its order, but for the past."""
         indices = (self.visual_index, self.text_index)
-        return (self.visual_embeds, self.text_embeds, *indices, self.positions)
+        return (self.visual_embeds, self.text_embeds, *indices, self.positions, self.deepstack)
+
+
+def see(
+    vision: VisionEncoder, pixels: Tensor, arrangement: Arrangement | None = None
+) -> tuple[Tensor, ...]:
+    """Return what a vision encoder makes of pixels of tiles, and of where their rows go."""
+    arrays = () if arrangement is None else map(torch.from_numpy, arrangement.arrays)
+    return vision.features(
+        pixels, *(a.to(pixels.dtype) if a.is_floating_point() else a for a in arrays)
+    )
 
 
 @torch.inference_mode()
@@ -215,9 +238,11 @@ def embed(model: Reader, prompt: EncodedPrompt) -> PromptRows:
     rows = layout(model, prompt)
     text = torch.nn.functional.embedding(torch.from_numpy(rows.text_ids)[None], table)
     visual = text.new_empty((1, 0, text.shape[-1]))
+    deepstack: list[Tensor] = []
     if prompt.pixels:
         pixels = [tiles.to(table.dtype) for tiles in prompt.pixels]
-        visual = joined(visual_rows(model.vision, pixels, torch.cat), rows.image_rows)
+        features = visual_rows(partial(see, model.vision), pixels, torch.cat, prompt.arranged)
+        visual, *deepstack = (joined(part, rows.image_rows) for part in features)
     return PromptRows(
         rows,
         visual,
@@ -225,4 +250,5 @@ def embed(model: Reader, prompt: EncodedPrompt) -> PromptRows:
         torch.from_numpy(rows.visual_index)[None],
         torch.from_numpy(rows.text_index)[None],
         None if rows.positions is None else torch.from_numpy(rows.positions)[None],
+        tuple(deepstack),
     )

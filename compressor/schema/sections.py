@@ -102,8 +102,8 @@ class ImageSection(RecipeSection):
     Attributes:
         max_tiles: tiles that a picture is cut into at most, 1 or more, one more for the whole not counted.
         max_pixels: pixels of a picture at most, 1 or more; a larger one is made smaller.
-        height: of every picture in pixels, 1 or more; goes with width.
-        width: of every picture in pixels, 1 or more; goes with height.
+        height: of every picture, or of what it must fit into, in pixels, 1 or more; goes with width.
+        width: likewise, 1 or more; goes with height.
     """
 
     max_tiles: Count | None = None

@@ -95,6 +95,7 @@ class Manifest(Judged):
         picture_steps: what is done to a picture before the vision graph, in order; None: the artifact is
             older, and its processor's files tell it.
         picture_text: what the image token is replaced by.
+        steps_beside_others: in place of `picture_steps` where a prompt has several pictures; None: the same.
         files: every other file of the artifact by its relative name.
         checker: outcome of the ONNX package's own checker; None: not run.
         fidelity: outcome of the first check; None: not run.
@@ -118,6 +119,7 @@ class Manifest(Judged):
     image_token: str
     picture_steps: PictureSteps | None = None
     picture_text: PictureText = TextRun()
+    steps_beside_others: PictureSteps | None = None
     dtype: Literal["float32", "float16", "bfloat16"]
     logits: Literal["last", "all"]
     graphs: tuple[GraphSpec, ...]
@@ -143,7 +145,12 @@ class Manifest(Judged):
     @property
     def picture_form(self) -> PictureForm:
         """How the model takes pictures."""
-        return PictureForm(token=self.image_token, steps=self.picture_steps, text=self.picture_text)
+        return PictureForm(
+            token=self.image_token,
+            steps=self.picture_steps,
+            text=self.picture_text,
+            steps_beside_others=self.steps_beside_others,
+        )
 
     @property
     def failures(self) -> tuple[str, ...]:

@@ -2,9 +2,11 @@
 
 import torch
 
+from compressor.arrangement import Arrangement
 from compressor.compressed import CompressedModel
 from compressor.decoder import KeyValue
 from compressor.plan.plan import Cache
+from compressor.samples.prompts import see
 from export.session.arrays import Array
 from export.session.feeds import CallRows
 from export.session.session import Past
@@ -32,11 +34,12 @@ class TorchSession:
         return self.model.decoder.caches
 
     @torch.inference_mode()
-    def vision(self, pixel_values: Array) -> Array:
+    def vision(
+        self, pixel_values: Array, arrangement: Arrangement | None = None
+    ) -> tuple[Array, ...]:
         """See `Session.vision`."""
         pixels = torch.from_numpy(pixel_values).to(self.model.embedding.dtype)
-        embeds: Array = self.model.vision(pixels).numpy()
-        return embeds
+        return tuple(rows.numpy() for rows in see(self.model.vision, pixels, arrangement))
 
     @torch.inference_mode()
     def embed(self, input_ids: Array) -> Array:
@@ -49,9 +52,8 @@ class TorchSession:
         """See `Session.decode`."""
         *arrays, further = rows
         *inputs, positions = (None if a is None else torch.from_numpy(a) for a in arrays)
-        decoder = self.model.decoder
-        deepstack = [torch.from_numpy(further[i]) for i in decoder.deepstack if further]
-        logits, present = decoder(*inputs, past, positions, deepstack)
+        deepstack = [*map(torch.from_numpy, further)]
+        logits, present = self.model.decoder(*inputs, past, positions, deepstack)
         return logits.numpy(), present
 
     def empty_past(self, batch: int) -> Past:

@@ -89,6 +89,7 @@ class _Prompt:
         self.pixels = rng.standard_normal((tiles, 3, *size)).astype(np.float32)
         self.ids = rng.integers(0, facts.decoder.vocab, (1, text))
         pictures = (facts.largest_rows,) * images
+        self.arranged = facts.made_up_rows(tiles, sum(pictures))
         self.layout = layout_around(self.ids[0], pictures, facts=facts)
 
 
@@ -103,7 +104,7 @@ def _timed(session: OnnxSession, prompt: _Prompt) -> _Timed:
     """Return the calls, each of them warm: a first token is a reading and a prefill."""
 
     def read() -> CallRows:
-        features = session.vision(prompt.pixels)
+        features = session.vision(prompt.pixels, prompt.arranged)
         return prompt_rows(prompt.layout, session.embed(prompt.ids), features)
 
     rows = read()

@@ -59,11 +59,14 @@ def record(
     size, one = facts.largest_picture, facts.largest_rows // facts.most_tiles
     for count in images:
         pixels = rng.standard_normal((count, 3, *size)).astype(np.float32)
-        features = None
+        features: tuple[Array, ...] = ()
         pictures = (one,) * count
         if count:
-            features = session.vision(pixels)
-            recording.outputs[f"vision, {count} images"] = features.astype(np.float32)
+            arranged = facts.made_up_rows(count, sum(pictures))
+            features = session.vision(pixels, arranged)
+            for number, part in enumerate(features):
+                name = f"deepstack {number - 1}" if number else "vision"
+                recording.outputs[f"{name}, {count} images"] = part.astype(np.float32)
         for rows in TEXT_ROWS:
             ids = rng.integers(0, facts.decoder.vocab, rows + LATER_TEXT_ROWS + DECODE_STEPS)
             if room is not None:
@@ -79,7 +82,7 @@ def record(
 def _record_prompt(
     recording: Recording,
     session: Session,
-    features: Array | None,
+    features: tuple[Array, ...],
     layout: Layout,
     ids: Array,
     name: str,

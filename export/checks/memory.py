@@ -81,7 +81,8 @@ def run_once(session: OnnxSession, facts: ModelFacts) -> Footprint:
     loaded = resident_bytes() or 0
     size, ids = facts.largest_picture, np.zeros(TEXT_ROWS, np.int64)
     layout = layout_around(ids, (facts.largest_rows,), facts=facts)
-    features = session.vision(np.zeros((facts.most_tiles, 3, *size), np.float32))
+    arranged = facts.made_up_rows(facts.most_tiles, facts.largest_rows)
+    features = session.vision(np.zeros((facts.most_tiles, 3, *size), np.float32), arranged)
     text = session.embed(ids[None])
     _, past = session.decode(prompt_rows(layout, text, features), session.empty_past(1))
     tokens = max(0, min(TOKENS, facts.decoder.max_positions - layout.end))

@@ -73,14 +73,17 @@ def read_original(model: LoadedModel, sample: Sample) -> Reading:
         raise ModelError(
             [f"{model.facts.name}: the original itself fails on a prompt with a picture: {reason}"]
         ) from failure
-    grids = prompt.grids or (None,) * len(prompt.pixels)
+    unknown = (None,) * len(prompt.pixels)
+    grids, arranged = prompt.grids or unknown, prompt.arranged or unknown
     return Reading(
         ids=tuple(prompt.input_ids[0].tolist()),
         seen=tuple(
-            SeenPicture(pixels.float().numpy(), rows, "", cells=grid)
-            for pixels, rows, grid in zip(prompt.pixels, prompt.image_rows, grids, strict=True)
+            SeenPicture(pixels.float().numpy(), count, "", cells=grid, arrangement=one)
+            for pixels, count, grid, one in zip(
+                prompt.pixels, prompt.image_rows, grids, arranged, strict=True
+            )
         ),
-        embeds=rows.float().numpy(),
+        embeds=tuple(part.float().numpy() for part in rows),
         logits=out.logits[0, -1].float().numpy(),
     )
 

@@ -20,9 +20,8 @@ import numpy as np
 from PIL import Image
 
 from compressor.errors import DataError, ModelError
-from compressor.samples.layout import visual_rows
 from compressor.samples.questions import Sample
-from export.runtime.images import SeenPicture
+from export.runtime.images import SeenPicture, rows_of
 from export.runtime.messages import user_message
 from export.session.arrays import Array
 
@@ -46,13 +45,13 @@ class Reading:
     Attributes:
         ids: tokens, pictures expanded.
         seen: its pictures.
-        embeds: [V, D] float32, of the pictures.
+        embeds: [V, D] float32, of the pictures; behind them, likewise, deepstack rows.
         logits: [vocab] float32 at the last token.
     """
 
     ids: tuple[int, ...]
     seen: tuple[SeenPicture, ...]
-    embeds: Array
+    embeds: tuple[Array, ...]
     logits: Array
 
 
@@ -85,9 +84,7 @@ def compare(reading: Reading, runtime: "Runtime", sample: Sample, prompt: Source
     ids = runtime.encode([user_message(sample.question, len(seen))], seen)
     same = found.tokens(ids)
     off = found.pixels(seen)
-    pixels = [picture.pixels for picture in reading.seen]
-    rows = visual_rows(runtime.session.vision, pixels, np.concatenate)
-    embeds = found.off("visual embeddings", rows.reshape(-1, rows.shape[-1]), reading.embeds)
+    embeds = found.embeds(rows_of(runtime.session.vision, reading.seen))
     logits = read = None
     if embeds is not None:
         logits = found.logits("logits of the plain decoder", reading.ids, reading.seen)
@@ -139,6 +136,13 @@ class _Comparison:
         if not off <= MAX_PIXEL_DIFFERENCE:
             self.failures.append(f"pixels differ by {off:.2g}, allowed {MAX_PIXEL_DIFFERENCE:g}")
         return off
+
+    def embeds(self, features: tuple[Array, ...]) -> float | None:
+        flat = [rows.reshape(-1, rows.shape[-1]) for rows in features]
+        names = ["visual embeddings", *(f"deepstack rows {i}" for i in range(len(flat) - 1))]
+        each = [self.off(*parts) for parts in zip(names, flat, self.reading.embeds, strict=True)]
+        found = [off for off in each if off is not None]
+        return max(found) if len(found) == len(each) else None
 
     def logits(self, what: str, ids: tuple[int, ...], seen: Sequence[SeenPicture]) -> float | None:
         try:

@@ -133,6 +133,9 @@ def _flags(axes: Sequence[str], sizes: Mapping[str, int], limits: Limits) -> Ite
     for axis in axes:
         if axis == "images":
             needed["--max-images"] = -(-sizes[axis] // (limits.max_batch * limits.tiles))
+        elif axis == "rows":
+            rows = limits.max_batch * limits.visual_tokens
+            needed["--max-images"] = max(needed.get("--max-images", 0), -(-sizes[axis] // rows))
         elif axis == "visual":
             needed["--max-images"] = -(-sizes[axis] // limits.visual_tokens)
         elif axis not in SIDES and not axis.startswith((PAST_AXIS, ROOM)):
@@ -161,10 +164,15 @@ def _plain_range(axis: str, limits: Limits) -> _Range:
     # A batch of prompts sends its pictures through the vision tower in one call.
     most = {
         "images": limits.max_batch * limits.max_images * limits.tiles,
+        "rows": limits.max_batch * limits.max_visual,
         "batch": limits.max_batch,
         "text": limits.max_text,
     }[axis]
-    usual = {"text": _usual_prompt(limits), "images": limits.tiles}
+    usual = {
+        "text": _usual_prompt(limits),
+        "images": limits.tiles,
+        "rows": limits.visual_tokens,
+    }
     return 1, usual.get(axis, 1), most
 
 

@@ -1,8 +1,8 @@
 """Names and axes of every graph, declared once; export, sample inputs, runtime feeds and checks read them.
 
 Axes: `batch` B, `images` I (tiles, where pictures are cut), `height` and `width` in pixels and `rows` of
-pictures that have sizes of their own, `visual` V, `text` T, `past` P, `total` P plus the rows of this call;
-numbers are fixed. Caches have other lengths where they hold text alone (`past_text`,
+pictures that have sizes or rows of their own, `visual` V, `text` T, `past` P, `total` P plus the rows of
+this call; numbers are fixed. Caches have other lengths where they hold text alone (`past_text`,
 `total_text`) and behind a gate (`past_12`, `total_12` from layer 12 on). `asked` is min(V, 1).
 
 Caches of fixed size have the rows of their buffer instead, as many in the present as in the past: `room`,
@@ -139,21 +139,37 @@ class GraphSpec(Facts):
 
 
 def vision_graph(facts: ModelFacts, dtype: DType) -> GraphSpec:
-    """Pixels of tiles [I, 3, H, W] to visual embeddings [I, N, D]; H, W and N have names if they differ."""
+    """Pixels of tiles [I, 3, H, W] to visual embeddings [I, N, D]; H, W and N have names if they differ.
+
+    Behind them, likewise, what the decoder's inputs of the same names take. Where rows of tiles are arranged,
+    it also takes of which each visual row is made, and gives [V, D].
+    """
     size: tuple[Axis, Axis] = facts.largest_picture
-    rows: Axis = facts.tile_rows
+    rows: tuple[Axis, ...] = ("images", facts.tile_rows)
     if facts.sizes_differ:
-        size, rows = SIDES, "rows"
+        size, rows = SIDES, ("images", "rows")
+    arranged: list[TensorSpec] = []
+    if facts.arrangement is not None:
+        rows, taps = ("rows",), facts.arrangement.taps
+        axes = (*rows, taps) if taps > 1 else rows
+        kinds: tuple[DType, ...] = ("int64", dtype) if taps > 1 else ("int64",)
+        arranged = [
+            TensorSpec(name=name, dtype=kind, axes=axes)
+            for name, kind in zip(ARRANGED, kinds, strict=False)
+        ]
     return GraphSpec(
         name="vision",
         file="vision.onnx",
-        inputs=(TensorSpec(name="pixel_values", dtype=dtype, axes=("images", 3, *size)),),
-        outputs=(
-            TensorSpec(
-                name="image_features",
-                dtype=dtype,
-                axes=("images", rows, facts.decoder.hidden),
-            ),
+        inputs=(
+            TensorSpec(name="pixel_values", dtype=dtype, axes=("images", 3, *size)),
+            *arranged,
+        ),
+        outputs=tuple(
+            TensorSpec(name=name, dtype=dtype, axes=(*rows, facts.decoder.hidden))
+            for name in (
+                "image_features",
+                *(f"{DEEPSTACK}{i}" for i in range(facts.decoder.deepstack)),
+            )
         ),
         pixel_multiple=facts.cell or 1,
     )
@@ -228,6 +244,8 @@ def length_of(room: str) -> str:
     return room.replace(ROOM, "past", 1)
 
 
+# A vision graph's inputs that say of which rows of tiles visual rows are made, and of how much of each.
+ARRANGED = ("row_index", "row_weight")
 # Axes of pictures that have sizes of their own, in pixels.
 SIDES = ("height", "width")
 # The one file that all graphs' tensors lie in.

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from compressor.samples.pictures import Pictures, pictures_of
 from export.runtime.answering import Answering
+from export.runtime.images import SeenPicture, of_one_prompt
 from export.runtime.messages import Message, user_message
 from export.runtime.sampling import AnswerKeys, AnswerOptions
 from export.runtime.sequence import NOTHING, Cached
@@ -13,7 +14,6 @@ from export.session.session import Past
 
 if TYPE_CHECKING:
     from export.runtime.core import RuntimeCore
-    from export.runtime.images import SeenPicture
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,8 @@ class Conversation:
     last prompt and the answer's tokens) is exactly the beginning of that, only the rest runs: the end of
     the answer as the template writes it, the new pictures and the new question. If not, because the
     template writes an earlier answer otherwise than the model gave it, everything runs again; the log
-    says so. Either way the answer is that of the whole conversation.
+    says so. So it is where a new picture changes how the model reads the first one. Either way the answer
+    is that of the whole conversation.
 
     Args:
         runtime: answers.
@@ -71,10 +72,16 @@ class Conversation:
         self._runtime.check_question(question)
         wanted = AnswerOptions(**options)
         messages = [*self._messages, user_message(question, len(pictures))]
-        seen = self._seen + self._runtime.look(pictures)
+        seen = of_one_prompt(self._seen + self._runtime.look(pictures))
         ids = self._runtime.encode(messages, seen)
         cached = self._cached
-        if not cached.begins(ids):
+        if any(was is not now for was, now in zip(self._seen, seen, strict=False)):
+            log.info(
+                "this model reads each of several pictures otherwise than one alone: all %d rows run again",
+                len(ids),
+            )
+            cached = NOTHING
+        elif not cached.begins(ids):
             log.info(
                 "the chat template writes the earlier turns otherwise than they ran: all %d rows run again",
                 len(ids),

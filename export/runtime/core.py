@@ -15,10 +15,10 @@ from compressor.generation.settings import (
     GenerationSettings,
     check_positions,
 )
-from compressor.samples.layout import Grid, layout_of, visual_rows
+from compressor.samples.layout import Grid, layout_of
 from compressor.samples.pictures import Pictures, pictures_of, read_picture
 from export.runtime.answering import Answering
-from export.runtime.images import ImageProcessor, SeenPicture
+from export.runtime.images import ImageProcessor, SeenPicture, of_one_prompt, rows_of
 from export.runtime.messages import Message, check_text, user_message
 from export.runtime.prompter import Prompter
 from export.runtime.sampling import AnswerOptions
@@ -109,7 +109,7 @@ class RuntimeCore:
     def look(self, images: Pictures) -> tuple[SeenPicture, ...]:
         """Return pictures as the model takes them."""
         opened = (read_picture(one, f"images[{i}]") for i, one in enumerate(pictures_of(images)))
-        return tuple(self.images(image) for image in opened)
+        return of_one_prompt([self.images(image) for image in opened])
 
     def prompt_of(
         self,
@@ -150,11 +150,12 @@ class RuntimeCore:
             prompts: whole ones, or what is left of them after `past`.
             past: cache of what ran before; None: nothing did.
         """
-        layout, features = prompts[0].layout, None
+        layout = prompts[0].layout
+        features: tuple[Array, ...] = ()
         text = self.session.embed(np.stack([p.layout.text_ids for p in prompts]))
         if layout.images:
-            pixels = [picture.pixels for prompt in prompts for picture in prompt.seen]
-            features = visual_rows(self.session.vision, pixels, np.concatenate)
+            pictures = [picture for prompt in prompts for picture in prompt.seen]
+            features = rows_of(self.session.vision, pictures)
         logits, past = self.session.decode(
             prompt_rows(layout, text, features),
             self.session.empty_past(len(prompts)) if past is None else past,

@@ -7,8 +7,8 @@ Letters: C = 3 channels (red, green, blue); H, W = height and width of the model
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self, assert_never
 
@@ -16,11 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from compressor.arrangement import Arrangement, Unpadded
 from compressor.errors import DataError, ModelError
 from compressor.families.image_processors import steps_in
 from compressor.families.picture_steps import (
+    CellStep,
     Crop,
     CutTiles,
+    FitTiles,
+    FitToCells,
     Normalise,
     PadToSquare,
     PictureStep,
@@ -32,11 +36,14 @@ from compressor.families.picture_steps import (
     ResizeToCells,
     TileByAspect,
     cell_grid,
+    cell_step,
+    most_tiles,
     output_size,
     tile_count,
     tile_grid,
 )
 from compressor.families.picture_text import PictureForm, text_of
+from compressor.samples.layout import visual_rows
 from compressor.samples.pictures import MAX_PIXELS, load_image, to_rgb
 
 
@@ -50,6 +57,9 @@ class SeenPicture:
         text: what stands for it in the prompt.
         grid: rows and columns of its tiles; a last tile beyond them shows the whole picture.
         cells: rows and columns of its visual rows; None: those of every picture of the model.
+        arrangement: of which rows of its tiles its own are made; None: they are its own.
+        beside_others: the same picture where the prompt has several, or why it cannot be read there; None: it
+            is the same then.
     """
 
     pixels: NDArray[np.float32]
@@ -57,6 +67,38 @@ class SeenPicture:
     text: str
     grid: tuple[int, int] = (1, 1)
     cells: tuple[int, int] | None = None
+    arrangement: Arrangement | None = None
+    beside_others: "SeenPicture | DataError | None" = None
+
+
+def of_one_prompt(seen: Sequence[SeenPicture]) -> tuple[SeenPicture, ...]:
+    """Return pictures as they are read in one prompt: some models read each of several otherwise.
+
+    Raises:
+        DataError: one of several cannot be read beside others.
+    """
+    if len(seen) < 2:
+        return tuple(seen)
+    found = []
+    for one in seen:
+        if isinstance(one.beside_others, DataError):
+            raise one.beside_others
+        found.append(one.beside_others or one)
+    return tuple(found)
+
+
+def rows_of(
+    vision: Callable[..., tuple[NDArray[np.generic], ...]], seen: Sequence[SeenPicture]
+) -> tuple[NDArray[np.generic], ...]:
+    """Return the visual rows of pictures; see `visual_rows`.
+
+    Args:
+        vision: of a session.
+        seen: at least one.
+    """
+    arranged = [one.arrangement for one in seen if one.arrangement is not None]
+    pixels = [one.pixels for one in seen]
+    return visual_rows(vision, pixels, np.concatenate, arranged or None)
 
 
 @dataclass(frozen=True)
@@ -67,6 +109,7 @@ class ImageProcessor:
         steps: in their order.
         form: how the model takes pictures.
         tile_rows: visual rows of a tile.
+        arrangement: how rows of tiles become those of a picture; None: they are.
 
     Raises:
         ModelError: the steps cannot be run; see `output_size`.
@@ -75,24 +118,28 @@ class ImageProcessor:
     steps: PictureSteps
     form: PictureForm = field(default=PictureForm(token=""))
     tile_rows: int = 1
+    arrangement: Unpadded | None = None
 
     def __post_init__(self) -> None:
         output_size(self.steps)
 
     @classmethod
-    def of_artifact(cls, form: PictureForm, folder: Path, tile_rows: int) -> Self:
+    def of_artifact(
+        cls, form: PictureForm, folder: Path, tile_rows: int, arrangement: Unpadded | None = None
+    ) -> Self:
         """Return what runs an artifact's steps.
 
         Args:
             form: that its manifest holds.
             folder: of the files of its processor, which tell the steps of older artifacts.
             tile_rows: visual rows of a tile.
+            arrangement: how they become those of a picture; None: they are.
 
         Raises:
             ModelError: the files are not there or not readable, or the steps cannot be run.
         """
         steps = steps_in(folder) if form.steps is None else form.steps
-        return cls(steps, form, tile_rows)
+        return cls(steps, form, tile_rows, arrangement)
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -102,8 +149,8 @@ class ImageProcessor:
     @property
     def cell(self) -> int | None:
         """Side of the square that one visual token shows, where each picture has its own size."""
-        first = self.steps[0]
-        return first.cell if isinstance(first, ResizeToCells) else None
+        step = cell_step(self.steps)
+        return step.cell if step else None
 
     def __call__(self, image: Image.Image | str | Path) -> SeenPicture:
         """Return one image as the model takes it.
@@ -119,12 +166,29 @@ class ImageProcessor:
         image = to_rgb(image, "image")
         grid = tile_grid(self.steps, image.height, image.width)
         cells = cell_grid(self.steps, image.height, image.width)
-        rows = self._rows(grid, cells)
+        arranged = self._arranged(image.height, image.width)
+        rows = self._rows(grid, cells, arranged)
         tiles = _pictured(image, self.steps, grid)
         levels = np.stack([np.asarray(tile) for tile in tiles])  # [tiles, H, W, C]
         values = _values(self.steps)  # [C, 256]
         pixels = np.stack([values[c][levels[..., c]] for c in range(3)], axis=1)
-        return SeenPicture(pixels, rows, text_of(self.form, rows, grid), grid, cells)
+        text, others = text_of(self.form, rows, grid), self.beside_others
+        beside: SeenPicture | DataError | None = None
+        if others is not None:
+            try:
+                beside = others(image)
+            except DataError as error:  # which matters if another picture comes
+                beside = error
+        return SeenPicture(pixels, rows, text, grid, cells, arranged, beside)
+
+    @property
+    def beside_others(self) -> "ImageProcessor | None":
+        """What is done to each of several pictures of a prompt; None: the same."""
+        steps = self.form.steps_beside_others
+        if steps is None:
+            return None
+        form = self.form.model_copy(update={"steps": steps, "steps_beside_others": None})
+        return replace(self, steps=steps, form=form)
 
     def text(self, height: int, width: int) -> str:
         """Return what stands in the prompt for a picture of so many pixels.
@@ -133,9 +197,22 @@ class ImageProcessor:
             DataError: the model does not take it.
         """
         grid = tile_grid(self.steps, height, width)
-        return text_of(self.form, self._rows(grid, cell_grid(self.steps, height, width)), grid)
+        cells = cell_grid(self.steps, height, width)
+        rows = self._rows(grid, cells, self._arranged(height, width))
+        return text_of(self.form, rows, grid)
 
-    def _rows(self, grid: tuple[int, int], cells: tuple[int, int] | None) -> int:
+    def _arranged(self, height: int, width: int) -> Arrangement | None:
+        if self.arrangement is None:
+            return None
+        if most_tiles(self.steps) == 1:
+            return self.arrangement.of_whole()
+        return self.arrangement.of_tiles(height, width, tile_grid(self.steps, height, width))
+
+    def _rows(
+        self, grid: tuple[int, int], cells: tuple[int, int] | None, arranged: Arrangement | None
+    ) -> int:
+        if arranged is not None:
+            return arranged.rows
         return tile_count(grid) * self.tile_rows if cells is None else cells[0] * cells[1]
 
 
@@ -145,7 +222,7 @@ def _pictured(
     """Run the steps that change the picture; return its tiles."""
     tiles = [image]
     for step, following in zip(steps, (*steps[1:], None), strict=False):
-        if isinstance(step, TileByAspect | CutTiles):
+        if isinstance(step, TileByAspect | CutTiles | FitTiles):
             tiles = _tiles(tiles[0], step, grid)
         else:
             tiles = [_changed(tile, step, following) for tile in tiles]
@@ -159,7 +236,7 @@ def _changed(image: Image.Image, step: PictureStep, following: PictureStep | Non
             return _padded(image, step.colour)
         case Resize():
             return image.resize(step.size[::-1], _filter(step))
-        case ResizeToCells():
+        case ResizeToCells() | FitToCells():
             rows, columns = step.grid(image.height, image.width)
             return image.resize((columns * step.cell, rows * step.cell), _filter(step))
         case ResizeShorter():
@@ -171,23 +248,31 @@ def _changed(image: Image.Image, step: PictureStep, following: PictureStep | Non
             return image.crop((left, top, left + width, top + height))
         case ResizeLonger():
             return image.resize(step.sides(image.height, image.width)[::-1], _filter(step))
-        case TileByAspect() | CutTiles() | Rescale() | Normalise():
+        case TileByAspect() | CutTiles() | FitTiles() | Rescale() | Normalise():
             return image
         case _:
             assert_never(step)
 
 
 def _tiles(
-    image: Image.Image, step: TileByAspect | CutTiles, grid: tuple[int, int]
+    image: Image.Image, step: TileByAspect | CutTiles | FitTiles, grid: tuple[int, int]
 ) -> list[Image.Image]:
-    """Return the tiles of a picture row by row, and the whole behind several."""
+    """Return the tiles of a picture row by row, and the whole behind several, or in front."""
     (height, width), (rows, columns) = step.size, grid
-    large = image.resize((columns * width, rows * height), _filter(step))
+    if isinstance(step, FitTiles):
+        high, wide = step.sides(image.height, image.width, grid)
+        large = Image.new("RGB", (columns * width, rows * height))
+        corner = ((large.width - wide) // 2, (large.height - high) // 2)
+        large.paste(image.resize((wide, high), _filter(step)), corner)
+    else:
+        large = image.resize((columns * width, rows * height), _filter(step))
     tiles = [
         large.crop((x * width, y * height, (x + 1) * width, (y + 1) * height))
         for y in range(rows)
         for x in range(columns)
     ]
+    if isinstance(step, FitTiles):
+        return [image.resize((width, height), _filter(step)), *tiles]
     if len(tiles) == 1:
         return tiles
     whole = large if isinstance(step, CutTiles) else image
@@ -204,9 +289,11 @@ def _values(steps: Sequence[PictureStep]) -> NDArray[np.float32]:
             case Normalise():
                 mean, std = (np.array(v, dtype=np.float32)[:, None] for v in (step.mean, step.std))
                 values = (values - mean) / std
-            case PadToSquare() | Resize() | ResizeShorter() | ResizeLonger() | ResizeToCells():
+            case PadToSquare() | Resize() | ResizeShorter() | ResizeLonger():
                 pass
-            case Crop() | TileByAspect() | CutTiles():
+            case ResizeToCells() | FitToCells():
+                pass
+            case Crop() | TileByAspect() | CutTiles() | FitTiles():
                 pass
             case _:
                 assert_never(step)
@@ -241,7 +328,7 @@ def _resized(image: Image.Image, step: ResizeShorter, crop: Crop | None) -> Imag
 
 
 def _filter(
-    step: Resize | ResizeShorter | ResizeLonger | ResizeToCells | TileByAspect | CutTiles,
+    step: Resize | ResizeShorter | ResizeLonger | CellStep | TileByAspect | CutTiles | FitTiles,
 ) -> Image.Resampling:
     """Return Pillow's filter of a name; it gains some with the years."""
     try:

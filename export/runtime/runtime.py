@@ -108,7 +108,7 @@ class Runtime(RuntimeCore):
                 "export it anew"
             )
             raise ModelError([problem])
-        images = ImageProcessor.of_artifact(form, folder, facts.tile_rows)
+        images = ImageProcessor.of_artifact(form, folder, facts.tile_rows, facts.arrangement)
         return cls(session, facts, prompter, images, model_settings(folder))
 
     def generate(

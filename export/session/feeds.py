@@ -3,7 +3,7 @@
 Letters: B batch, N rows of a picture's tile, V visual rows, T text rows, D hidden, A rotary axes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,20 +43,22 @@ class CallRows(NamedTuple):
         )
 
 
-def prompt_rows(layout: Layout, text: Array, features: Array | None = None) -> CallRows:
+def prompt_rows(layout: Layout, text: Array, features: Sequence[Array] = ()) -> CallRows:
     """Return the rows of prompts of one layout.
 
     Args:
         layout: of each of them.
         text: [B, T, D] embeddings.
-        features: of all pictures, as `visual_rows` gives them; may be None without images.
+        features: of all pictures, as `visual_rows` gives them; may be none without images.
     """
     rows = text_rows(layout, text)
-    if not layout.images or features is None:
+    if not layout.images or not features:
         return rows
+    visual, *deepstack = (joined(part, layout.image_rows) for part in features)
     return rows._replace(
-        visual=joined(features, layout.image_rows),
+        visual=visual,
         visual_index=np.tile(layout.visual_index, (len(text), 1)),
+        deepstack=tuple(deepstack),
     )
 
 

@@ -5,6 +5,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
+from compressor.arrangement import Arrangement
 from compressor.plan.plan import Cache
 from export.graphs.spec import GraphSpec, caches_of, in_order
 from export.session.arrays import Array
@@ -35,8 +36,13 @@ class Session(Protocol):
         """Whose keys and values a past holds, pair by pair, in its order."""
         ...
 
-    def vision(self, pixel_values: Array) -> Array:
-        """Pixels [I, 3, S, S] float32 to visual embeddings [I, N, D]."""
+    def vision(
+        self, pixel_values: Array, arrangement: Arrangement | None = None
+    ) -> tuple[Array, ...]:
+        """Pixels [I, 3, H, W] float32 to visual embeddings [I, N, D], or [V, D] as they are arranged.
+
+        Behind them, likewise, deepstack rows.
+        """
         ...
 
     def embed(self, input_ids: Array) -> Array:
@@ -177,9 +183,12 @@ class GraphSession(Generic[OneGraph]):
         """See `Session.caches`."""
         return caches_of([cached for spec in self._decoders for cached in spec.cached])
 
-    def vision(self, pixel_values: Array) -> Array:
+    def vision(
+        self, pixel_values: Array, arrangement: Arrangement | None = None
+    ) -> tuple[Array, ...]:
         """See `Session.vision`."""
-        return as_array(self.graph("vision")([pixel_values])[0])
+        arrays = () if arrangement is None else arrangement.arrays
+        return tuple(map(as_array, self.graph("vision")([pixel_values, *arrays])))
 
     def embed(self, input_ids: Array) -> Array:
         """See `Session.embed`."""

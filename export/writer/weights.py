@@ -7,6 +7,7 @@ from typing import Self
 
 import numpy as np
 import onnx_ir as ir
+import torch
 
 from export.graphs.spec import WEIGHTS_FILE
 from export.writer.passes.graph_pass import weights_of
@@ -59,7 +60,7 @@ class SharedWeights:
                     )
             if tensor.nbytes < INLINE_BELOW:
                 continue
-            offset, length = self._store(np.ascontiguousarray(tensor.numpy()))
+            offset, length = self._store(_in_order(tensor.numpy()))
             value.const_value = ir.ExternalTensor(
                 WEIGHTS_FILE,
                 offset,
@@ -79,3 +80,14 @@ class SharedWeights:
             self._places[key] = (self._stream.tell(), len(data))
             self._stream.write(data)
         return self._places[key]
+
+
+def _in_order(array: np.ndarray) -> np.ndarray:
+    """Return an array whose numbers lie in memory as they are written; of a copy the bits alone count.
+
+    Most matrices come turned, and torch turns one in an eighth of numpy's time (86 MiB: 0.1 s for 0.8 s).
+    """
+    if array.flags.c_contiguous:
+        return array
+    bits = torch.from_numpy(array.view(f"i{array.itemsize}"))  # torch reads no bfloat16 of numpy
+    return bits.contiguous().numpy()

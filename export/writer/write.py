@@ -24,11 +24,11 @@ from export.writer.weights import DTYPE_NAMES, SharedWeights
 OPSET = 23
 FIXED_OPSET = 24  # has TensorScatter
 # Sizes of the sample call. All differ from each other and from 0 and 1, which torch.export would fix.
-SAMPLE_SIZES = {"batch": 2, "images": 2, "visual": 5, "text": 7, "past": 3, "room": 9}
+SAMPLE_SIZES = {"batch": 2, "images": 2, "rows": 6, "visual": 5, "text": 7, "past": 3, "room": 9}
 SAMPLE_CELLS = {"height": 5, "width": 7}
 LATER_PAST = 11  # of layers behind an exit or a gate, and counting on
 DEFAULTS = ExportSection()
-LEAST_SIZES = {"batch": 1, "images": 1, "visual": 0, "text": 1, "past": 0, "room": 1}
+LEAST_SIZES = {"batch": 1, "images": 1, "rows": 1, "visual": 0, "text": 1, "past": 0, "room": 1}
 
 
 class Embedding(nn.Module):

@@ -14,7 +14,7 @@ from compressor.plan.plan import Plan
 from compressor.profile import Profile
 from compressor.samples.pictures import Picture, pictures_of, read_picture
 from export.artifact.artifact import PLAN_FILE, Artifact
-from export.runtime.images import ImageProcessor
+from export.runtime.images import ImageProcessor, SeenPicture
 from vtcompress.shipped import PathLike
 from vtcompress.stages.checks.processor import read_back
 from vtcompress.stages.checks.prompts import processor_problems
@@ -51,11 +51,21 @@ def _picture(path: str, image: Picture, kind: str) -> dict[str, Any]:
     tiles = "the whole picture"
     if len(seen.pixels) > 1:
         tiles = f"{columns} x {rows} tiles row by row, then the whole picture"
+    found: dict[str, Any] = {"visual_tokens": seen.rows}
+    tile_tokens = seen.rows // len(seen.pixels)
+    if seen.arrangement is not None:
+        tile_tokens = seen.arrangement.tile_rows
+        tiles = (
+            f"the whole picture, then the lines of {columns} x {rows} tiles, without the padded border, each "
+            "ended by one token"
+        )
+    if isinstance(seen.beside_others, SeenPicture):
+        found["visual_tokens_beside_others"] = seen.beside_others.rows
     return {
-        "visual_tokens": seen.rows,
+        **found,
         "tiles": len(seen.pixels),
         "tile_grid": [rows, columns],
-        "tile_tokens": seen.rows // len(seen.pixels),
+        "tile_tokens": tile_tokens,
         "order": tiles,
         "text": re.sub(
             f"(?:{re.escape(token)}){{2,}}",
@@ -71,7 +81,8 @@ def _image_processor(path: str, kind: str) -> tuple[ImageProcessor, ModelFacts]:
     if kind == "artifact":
         manifest = Artifact.open(folder, verify=False).manifest
         form, facts = manifest.picture_form, manifest.model
-        return ImageProcessor.of_artifact(form, folder, facts.tile_rows), facts
+        rows = (facts.tile_rows, facts.arrangement)
+        return ImageProcessor.of_artifact(form, folder, *rows), facts
     if kind == "model":
         from compressor.families.registry import read_processor
 

@@ -6,7 +6,7 @@ and keys, no RMS norms in it; pictures alone, no videos.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -21,7 +21,6 @@ from compressor.families.picture_steps import PictureSteps
 from compressor.families.picture_text import PictureText, TextRun
 from compressor.schema.sections import ImageSection
 
-TOWER = "internvl_vision"
 COUNTS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
 # What the configuration may say, and what alone is read.
@@ -61,11 +60,16 @@ class ShuffledTiles(VisionEncoder):
 
 
 class InternVlFamily(TiledFamily):
-    """`InternVLForConditionalGeneration` of transformers 5."""
+    """`InternVLForConditionalGeneration` of transformers 5.
+
+    Attributes:
+        tower: `model_type` of the vision tower.
+    """
 
     name = "internvl"
     model_types = ("internvl",)
     architecture = "InternVLForConditionalGeneration"
+    tower: ClassVar[str] = "internvl_vision"
 
     def problems(self, raw: Mapping[str, Any], where: str) -> list[str]:
         """See `Family.problems`."""
@@ -73,9 +77,11 @@ class InternVlFamily(TiledFamily):
 
     def tower_problems(self, section: Mapping[str, Any], where: str) -> list[str]:
         """See `ModelClassFamily.tower_problems`."""
-        kind = section.get("model_type", TOWER)
-        if kind != TOWER:
-            return [f"{where}.model_type: {kind!r} is not supported; supported towers: {TOWER}"]
+        kind = section.get("model_type", self.tower)
+        if kind != self.tower:
+            return [
+                f"{where}.model_type: {kind!r} is not supported; supported towers: {self.tower}"
+            ]
         found = section_problems(section, where, counts=COUNTS, eps="layer_norm_eps")
         for key in ("image_size", "patch_size"):
             if key in section and _side(section[key]) < 1:
@@ -120,13 +126,18 @@ class InternVlFamily(TiledFamily):
             tower, projector = source.model.vision_tower, source.model.multi_modal_projector
         else:
             from transformers import AutoModel
-            from transformers.models.internvl.modeling_internvl import InternVLMultiModalProjector
 
             tower = AutoModel.from_config(config.vision_config)
-            projector = InternVLMultiModalProjector(config)
+            projector = self.projector(config)
         return ShuffledTiles(config, tower, projector).eval()
 
-    def processor_class(self) -> type:
+    def projector(self, config: Any) -> Any:
+        """Return a new projector of the configured shape."""
+        from transformers.models.internvl.modeling_internvl import InternVLMultiModalProjector
+
+        return InternVLMultiModalProjector(config)
+
+    def processor_class(self) -> type | None:
         """See `Family.processor_class`."""
         from transformers import InternVLProcessor
 

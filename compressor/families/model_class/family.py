@@ -158,6 +158,10 @@ class ModelClassFamily(Family):
         model, info = loaded
         check_complete(info, folder, unread)
         check_finite(model.state_dict(), folder, unread)
+        for parameter in model.parameters():
+            # Cut from a stored tensor that holds others too, it would keep, and save, them all.
+            if parameter.nbytes < parameter.untyped_storage().nbytes():
+                parameter.data = parameter.data.clone()
         return model.eval()
 
     def tensors(self, original: Any) -> Mapping[str, Tensor]:

@@ -1,7 +1,7 @@
 """Whether the files of a model folder hold the tensors of its class of transformers."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +10,16 @@ from compressor.families.checkpoint import AGAIN, Header, check_complete, check_
 from compressor.families.configuration import LAYERS
 from compressor.families.folder import CONFIG
 from compressor.families.guard import quiet, reading
+from compressor.families.llama_text import EMBEDDING, HEAD
 
 # Tables that transformers computes; older versions saved them.
 COMPUTED = r"(rotary_emb\.inv_freq|position_ids)$"
-TOWERS = ("vision_tower.encoder", "visual")
-TIED = ("lm_head.weight", "language_model.embed_tokens.weight")
 
-# Layouts that transformers saved and reads, each as the same name; the rest is as it was.
-LAYOUTS = (
-    (re.compile(r"^(?:model\.)+"), ""),
-    (re.compile(r"^language_model\.(?:model\.)+"), "language_model."),
-    (re.compile(r"^language_model\.lm_head\."), "lm_head."),
-    (re.compile(r"^text_model\."), "language_model."),
-    (re.compile(r"^vision_model\."), "vision_tower."),
-    (re.compile(r"^vision_tower\.vision_model\."), "vision_tower."),
-    (re.compile(r"^(?=(?:layers|embed_tokens|norm)\.)"), "language_model."),
+# Of the decoder, and of towers, by their names in memory.
+LAYER = re.compile(
+    r"^model\.(?:(language_model|text_model)|vision_(?:tower|model|encoder)|visual)"
+    r"(?:\.[a-z_]+)*?\.(?:layers?|blocks)\.(\d+)\."
 )
-LAYER = re.compile(r"^(language_model|vision_tower\.encoder|visual)\.(?:layers?|blocks)\.(\d+)\.")
 
 
 def check_stored(
@@ -54,50 +47,54 @@ def check_stored(
         ModelError: another number of layers, tensors that are missing, left over, of another shape or of
             whole numbers.
     """
-    found = {_common(name): name for name in names}
+    import torch
+    from transformers.conversion_mapping import get_model_conversion_mapping
+
+    with quiet(), reading(folder, CONFIG), torch.device("meta"):
+        model = kind(config)
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    rules = get_model_conversion_mapping(model)
+    read = {name: _read_as(name, rules, model, wanted) for name in names}
+    found = {own for parts in read.values() for own in parts}
     if problems := _layer_problems(config, found, least, f"{folder / CONFIG}"):
         raise ModelError(problems)
     if not stored:
         return
     check_floating({name: header for name, header in stored.items() if not unread(name)})
-    wanted = _wanted(kind, config, folder)
     # The text section's flag alone ties nothing; where a class heeds it, transformers copies it to the top.
     tied = config.tie_word_embeddings
-    alone = TIED if tied and any(name in found for name in TIED) else ()
+    pair = [name for name in wanted if name.endswith((HEAD, EMBEDDING))]
+    alone = pair if tied and any(name in found for name in pair) else ()
+    expected = {
+        name: _joined([wanted[own] for own in parts])
+        for name, parts in read.items()
+        if wanted.keys() >= set(parts)
+    }
     info = {
-        "missing_keys": [
-            own for n, (own, _) in wanted.items() if n not in found and n not in alone
-        ],
-        "unexpected_keys": [own for name, own in found.items() if name not in wanted],
+        "missing_keys": [own for own in wanted if own not in found and own not in alone],
+        "unexpected_keys": [name for name in read if name not in expected],
         "mismatched_keys": [
-            (own, stored[found[name]].shape, shape)
-            for name, (own, shape) in wanted.items()
-            if name in found and stored[found[name]].shape != shape
+            (" and ".join(read[name]), stored[name].shape, shape)
+            for name, shape in expected.items()
+            if stored[name].shape != shape
         ],
     }
     check_complete(info, folder, unread)
 
 
-def _common(name: str) -> str:
-    """A tensor's name without what differs between layouts."""
-    for pattern, replacement in LAYOUTS:
-        name = pattern.sub(replacement, name)
-    return name
-
-
 def _layer_problems(config: Any, names: Iterable[str], read: int, where: str) -> list[str]:
     """A line for each part that has another number of layers in its files than in the configuration."""
-    numbers: dict[str, set[int]] = {}
+    numbers: dict[bool, set[int]] = {}
     for name in names:
         if layer := LAYER.search(name):
-            numbers.setdefault(layer[1], set()).add(int(layer[2]))
+            numbers.setdefault(bool(layer[1]), set()).add(int(layer[2]))
     decoder, tower = config.text_config.num_hidden_layers, config.vision_config.num_hidden_layers
     problems = []
-    for part, key, least, most in (
-        ("language_model", "text_config", decoder, decoder),
-        *((part, "vision_config", read, tower) for part in TOWERS),
+    for of_decoder, key, least, most in (
+        (True, "text_config", decoder, decoder),
+        (False, "vision_config", read, tower),
     ):
-        has = max(numbers.get(part, {-1})) + 1
+        has = max(numbers.get(of_decoder, {-1})) + 1
         # None at all is told with the tensors' names.
         if has and not least <= has <= most:
             problems.append(
@@ -107,12 +104,25 @@ def _layer_problems(config: Any, names: Iterable[str], read: int, where: str) ->
     return problems
 
 
-def _wanted(kind: Any, config: Any, folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Name and shape of each tensor that transformers would read, by its name in every layout."""
-    import torch
+def _read_as(name: str, rules: Sequence[Any], model: Any, own: dict[str, Any]) -> tuple[str, ...]:
+    """Return which tensors of a model transformers makes of a stored one; names of none: it is left over."""
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-    with quiet(), reading(folder, CONFIG), torch.device("meta"):
-        model = kind(config)
-    return {
-        _common(name): (name, tuple(tensor.shape)) for name, tensor in model.state_dict().items()
-    }
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    prefix = model.base_model_prefix
+    found, pattern = rename_source_key(name, renamings, converters, prefix, own)
+    if found not in own and name in own:
+        return (name,)
+    for rule in converters:
+        if pattern in rule.source_patterns:
+            first, *_ = rule.target_patterns
+            return tuple(found.replace(first, target) for target in rule.target_patterns)
+    return (found,)
+
+
+def _joined(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape of a stored tensor that tensors of these shapes are cut from, along its first axis."""
+    if len(shapes) == 1:
+        return shapes[0]
+    return (sum(shape[0] for shape in shapes), *shapes[0][1:])

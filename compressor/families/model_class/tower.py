@@ -1,6 +1,6 @@
 """What no vision tower has, whatever its class, by its section of the configuration."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from compressor.families.configuration import section_problems
@@ -16,14 +16,17 @@ COUNTS = (
 CHANNELS = 3
 
 
-def square_tower_problems(section: Mapping[str, Any], where: str) -> list[str]:
+def square_tower_problems(
+    section: Mapping[str, Any], where: str, more: Iterable[str] = ()
+) -> list[str]:
     """Return a line for each thing in a `vision_config`, as it is written, that no tower of squares has.
 
     Args:
         section: of `config.json`.
         where: file and section.
+        more: keys of numbers from 1 on that this kind of tower has beside those of all.
     """
-    found = section_problems(section, where, counts=COUNTS, eps="layer_norm_eps")
+    found = section_problems(section, where, counts=(*COUNTS, *more), eps="layer_norm_eps")
     channels = section.get("num_channels", CHANNELS)
     if channels != CHANNELS:
         found.append(

@@ -1,1 +1,1 @@
-"""Qwen2-VL and Qwen2.5-VL: pictures at a size of their own, and rotations by time, row and column."""
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: pictures at their own size, and rotations by time, row and column."""

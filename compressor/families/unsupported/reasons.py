@@ -107,23 +107,11 @@ REASONS: Mapping[str, Mapping[str, str]] = {
         "fast_vlm": "internvl",
         "got_ocr2": "paddleocr_vl",
         "janus": "llava",
-        "lighton_ocr": "llava",
         "mistral3": "lighton_ocr",
         "ovis2": "internvl",
         "perception_lm": "internvl",
         "pp_chart2table": "paddleocr_vl",
         "video_llama_3": "qwen2_5_vl",
-    },
-    "it puts the tiles of a picture together otherwise": {
-        "llava_next": "internvl",
-        "llava_onevision": "internvl",
-    },
-    "it was not tried yet": {
-        "qianfan_ocr": "internvl",
-    },
-    "its decoder has several axes of positions": {
-        "paddleocr_vl": "llava",
-        "qwen3_vl": "llava",
     },
 }
 """By reason: model types, each with the type that is nearest to it, which need not be supported either."""

@@ -55,8 +55,10 @@ def unfit(method: YopoKeys, facts: ModelFacts, evidence: Evidence) -> list[str]:
 
 def _unfit_window(window: int | str, facts: ModelFacts, where: str) -> list[str]:
     if facts.token_grid is None:
+        own = facts.sizes_differ or facts.arrangement is not None
+        why = "is another for each picture" if own else "is not known"
         return [
-            f"{where}.window: {window} needs a token grid, and that of {facts.name} is not known; leave the "
+            f"{where}.window: {window} needs a token grid, and that of {facts.name} {why}; leave the "
             "window out"
         ]
     rows, columns = facts.token_grid

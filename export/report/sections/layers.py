@@ -16,6 +16,7 @@ from export.report.data import ReportData, measured
 from export.report.document import Beside, Block, Bullets, Chart, Group, Section, Table, Words
 from export.report.words.cuts import cut_columns, semantics_words, text_alone_columns
 from export.report.words.exits import exits_table, gates_words, mean_words, staying
+from export.report.words.methods import added_words
 from export.report.words.states import states
 from export.results.loss_report import LossReport
 
@@ -62,7 +63,7 @@ def plan_blocks(
         words = (*gates_words(plan.gates)[1:], mean_words(plan))
         exits = [table] if (table := exits_table(plan, loss)) else []
         blocks.append(Group("Where visual tokens leave", [*map(Words, words), *exits]))
-    blocks += map(Words, semantics_words(plan, methods))
+    blocks += map(Words, (*semantics_words(plan, methods), *added_words(plan)))
     if plan.notes:
         blocks.append(Group("Notes of the planner", [Bullets(plan.notes)]))
     return blocks

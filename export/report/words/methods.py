@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from compressor.contract.asked import alike_words, method_words
 from compressor.contract.gated import GatedMethod
-from compressor.contract.method import Method, MethodWords, Turn
+from compressor.contract.method import Method, MethodWords, Turn, layers_words
 from compressor.methods import METHODS, label_of_cuts, method_of
+from compressor.plan.dead_rows import deepstack_layers
 from compressor.plan.layer import LayerPlan
 from compressor.plan.plan import Plan
 
@@ -49,13 +50,24 @@ def state(layer: LayerPlan) -> tuple[str, str]:
     return word, UNCHANGED[word]
 
 
-def why(layer: LayerPlan, chosen: str, cutter: str) -> str:
+def added_words(plan: Plan) -> tuple[str, ...]:
+    """Return what the vision tower adds to visual tokens behind layers, as a sentence; none: nothing."""
+    layers = deepstack_layers(plan)
+    frozen = [index for index in layers if plan.layers[index].frozen]
+    if not layers:
+        return ()
+    words = f"Behind {layers_words(layers)} rows of the vision tower are added to the visual tokens"
+    return (f"{words}{', frozen or not' if frozen else ''} (deepstack).",)
+
+
+def why(layer: LayerPlan, chosen: str, cutter: str, *, added: bool = False) -> str:
     """Return what leaving out the work in a layer rests on, as a sentence or two behind `{layers}: `.
 
     Args:
         layer: whose visual rows are not updated.
         chosen: what speaks for layers that its method froze, see `Method.why_frozen`.
         cutter: how the method is called that cut heads.
+        added: whether the vision tower adds rows to the visual ones behind the layer.
     """
     words = words_of(layer.reason)
     if layer.exited:
@@ -80,7 +92,10 @@ def why(layer: LayerPlan, chosen: str, cutter: str) -> str:
     elif layer.read_by_no_head:
         denominator = "but their keys stay in the softmax's denominator"
         read = f"No head reads them (method {cutter}), {denominator}."
-    return f"{chosen} (method {words.label}). There visual tokens pass through unchanged. {read}"
+    more = ", and behind it rows of the vision tower are added to them" if added else ""
+    return (
+        f"{chosen} (method {words.label}). There visual tokens pass through unchanged{more}. {read}"
+    )
 
 
 def place_in_words(layer: LayerPlan) -> tuple[bool, bool, bool, int]:
@@ -107,7 +122,8 @@ def whys(
         by = next((method for method in methods if method.name == layer.reason), None)
         chosen = "chosen by the recipe" if by is None else by.why_frozen(plan, samples)
         chosen = chosen if by_recipe else "as the plan has it"
-        found.setdefault(why(layer, chosen, cutter), []).append(layer.index)
+        added = layer.index in deepstack_layers(plan)
+        found.setdefault(why(layer, chosen, cutter, added=added), []).append(layer.index)
     return found
 
 

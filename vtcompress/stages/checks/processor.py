@@ -58,7 +58,8 @@ def read_back(processor: Any, folder: Path, facts: ModelFacts) -> Readable:
         prompter, images = None, None
         with _collected(problems, saved, folder):
             form = picture_form(processor, facts, str(_image_file(folder)))
-            images = ImageProcessor.of_artifact(form, saved, facts.tile_rows)
+            rows = (facts.tile_rows, facts.arrangement)
+            images = ImageProcessor.of_artifact(form, saved, *rows)
         with _collected(problems, saved, folder):
             prompter = Prompter.from_folder(saved, processor.image_token, facts.eos_token_ids)
     if images is not None and images.size != (

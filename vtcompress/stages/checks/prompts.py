@@ -126,6 +126,7 @@ class _Opened:
     """
 
     text: str
+    text_beside_others: str
     problems: tuple[str, ...]
     cells: Grid | None
 
@@ -142,7 +143,7 @@ def _sample_problems(
     try:
         check_text(sample.question, "question", prompter.image_token)
         pictures = [opened[path] for path in sample.images]
-        texts = [picture.text for picture in pictures]
+        texts = [p.text if len(pictures) == 1 else p.text_beside_others for p in pictures]
         ids = prompter.encode([user_message(sample.question, len(texts))], texts)
         if asked.forced:
             check_text(sample.answer or "", "answer", prompter.image_token)
@@ -193,5 +194,7 @@ def _opened(asked: Sequence[Asked], readable: Readable) -> dict[Path, _Opened]:
             except DataError as error:
                 problems = tuple(f"{sample.place}: image: {line}" for line in error.problems)
             cells = cell_grid(images.steps, height, width)
-            opened[path] = _Opened(images.text(height, width), problems, cells)
+            text = images.text(height, width)
+            beside = (images.beside_others or images).text(height, width)
+            opened[path] = _Opened(text, beside, problems, cells)
     return opened

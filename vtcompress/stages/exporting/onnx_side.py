@@ -61,6 +61,7 @@ def onnx_side(job: Job, written: Written, rewrite: RewriteReport | None, folder:
         "image_token": written.form.token,
         "picture_steps": written.form.steps,
         "picture_text": written.form.text,
+        "steps_beside_others": written.form.steps_beside_others,
         "dtype": recipe.export.dtype,
         "logits": recipe.export.logits,
         "graphs": graphs,

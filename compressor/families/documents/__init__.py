@@ -1,0 +1,1 @@
+"""Families that read documents: pictures at a size of their own, through towers of their own."""

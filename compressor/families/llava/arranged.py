@@ -1,0 +1,183 @@
+"""What LLaVA-NeXT and LLaVA-OneVision share: the whole picture and tiles of it, whose rows are arranged.
+
+Limitations: tiles as large as the tower's own pictures; pictures alone, no videos.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compressor.arrangement import Arrangement, Unpadded
+from compressor.errors import ModelError
+from compressor.facts import ModelFacts
+from compressor.families.base import VisionEncoder
+from compressor.families.llava.family import LlavaFamily
+from compressor.families.model_class.tiled import SAVED, TiledFamily
+from compressor.families.picture_steps import FitTiles
+from compressor.schema.sections import ImageSection
+
+PINPOINTS = "image_grid_pinpoints"
+
+
+class ArrangedRows(VisionEncoder):
+    """The rows of all tiles and one learned row that ends lines, gathered in order."""
+
+    def __init__(self, tiles: VisionEncoder, newline: nn.Parameter) -> None:
+        super().__init__()
+        self.tiles = tiles
+        self.image_newline = newline
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        row_index: Tensor | None = None,
+        row_weight: Tensor | None = None,
+    ) -> Tensor:
+        """Map pixels [I, 3, S, S] to visual embeddings [V, D].
+
+        Args:
+            pixel_values: of tiles.
+            row_index: [V], or [V, K] with weights; see `Arrangement`. None: rows stay as they are, [I, N, D].
+            row_weight: [V, K].
+        """
+        rows: Tensor = self.tiles(pixel_values)
+        if row_index is None:
+            return rows
+        table = torch.cat([rows.flatten(0, 1), self.image_newline[None]])
+        found = table[row_index]  # [V, D] or [V, K, D]
+        if row_weight is None:
+            return found
+        return torch.matmul(row_weight[:, None], found).squeeze(1)
+
+
+class ArrangedFamily(LlavaFamily, TiledFamily):
+    """A family whose pictures are fitted into one of several grids of tiles, without what was padded."""
+
+    no_grid = (
+        "rows of a picture are put together from those of its tiles, without the padded border and with a "
+        "row at the end of each line, so each picture has a grid of its own"
+    )
+
+    def shrunk_beyond(self, config: Any) -> int | None:
+        """Return of how many tiles a grid may have the cells; None: of any number."""
+        return None
+
+    def vision_problems(self, config: Any, image_size: int | None, where: str) -> list[str]:
+        """See `ModelClassFamily.vision_problems`."""
+        if problems := super().vision_problems(config, None, where):
+            return problems
+        size, tokens, grid = super().visual_grid(config, None)
+        problems = self.size_problems(image_size, size)
+        if grid is None:
+            strategy = config.vision_feature_select_strategy
+            problems.append(
+                f"{where}: vision_feature_select_strategy: {strategy!r} gives {tokens} rows of a tile, which "
+                "are no grid: all patches are needed, and nothing else"
+            )
+        return problems
+
+    def visual_grid(
+        self, config: Any, image_size: int | None
+    ) -> tuple[int, int, tuple[int, int] | None]:
+        """See `ModelClassFamily.visual_grid`; a tile has a grid, a picture none."""
+        size, tokens, _ = super().visual_grid(config, None)
+        return size, tokens, None
+
+    def facts(self, config: Any, name: str, **options: Any) -> ModelFacts:
+        """See `Family.facts`."""
+        facts = super().facts(config, name, **options)
+        rows = Unpadded(side=math.isqrt(facts.tile_rows), most_tiles=self.shrunk_beyond(config))
+        return facts.model_copy(update={"arrangement": rows, "most_rows": rows.most_rows([])})
+
+    def with_pictures(self, facts: ModelFacts, saved: Mapping[str, Any]) -> ModelFacts:
+        """See `Family.with_pictures`."""
+        facts = super().with_pictures(facts, saved)
+        if not saved or facts.arrangement is None:
+            return facts
+        return facts.model_copy(
+            update={"most_rows": facts.arrangement.most_rows(self._fitting(saved).grids)}
+        )
+
+    def within(self, budget: ImageSection, saved: Mapping[str, Any]) -> Mapping[str, Any]:
+        """See `Family.within`; what the processor has is a list of sizes in pixels."""
+        if not saved:
+            return {}
+        step, most = self._fitting(saved), budget.max_tiles or 1
+        kept = [
+            list(size)
+            for size, (rows, columns) in zip(step.sizes, step.grids, strict=True)
+            if rows * columns <= most
+        ]
+        if not kept:
+            least = min(rows * columns for rows, columns in step.grids)
+            raise ModelError(
+                [
+                    f"image.max_tiles: {most} leaves none of the grids of tiles that the image processor "
+                    f"of the model has; take {least} or more"
+                ]
+            )
+        return {PINPOINTS: kept}
+
+    def keep_budget(self, config: Any, processor: Any) -> None:
+        """See `Family.keep_budget`; the model looks for the grid of a picture by itself."""
+        config.image_grid_pinpoints = list(processor.image_processor.image_grid_pinpoints)
+
+    def vision(self, config: Any, *, image_size: int, source: Any = None) -> VisionEncoder:
+        """See `Family.vision`."""
+        tiles = super().vision(config, image_size=image_size, source=source)
+        newline = nn.Parameter(torch.empty(config.text_config.hidden_size))
+        return ArrangedRows(tiles, newline if source is None else source.model.image_newline).eval()
+
+    def complete_processor(self, processor: Any, config: Any, saved: Mapping[str, Any]) -> None:
+        """See `Family.complete_processor`.
+
+        Raises:
+            ModelError: it has grids of tiles that the model does not know.
+        """
+        super().complete_processor(processor, config, saved)
+        known = {tuple(size) for size in config.image_grid_pinpoints}
+        found = {tuple(size) for size in processor.image_processor.image_grid_pinpoints}
+        if more := sorted(found - known):
+            raise ModelError(
+                [
+                    f"{SAVED}: {PINPOINTS}: {more} are none of config.json's {PINPOINTS}: correct one of them"
+                ]
+            )
+
+    def arrangements(
+        self, processor: Any, sizes: Sequence[tuple[int, int]], facts: ModelFacts
+    ) -> tuple[Arrangement, ...] | None:
+        """See `Family.arrangements`."""
+        rows = facts.arrangement
+        if rows is None:
+            return None
+        step = self._fitting(json.loads(processor.image_processor.to_json_string()))
+        return tuple(rows.of_tiles(high, wide, step.grid(high, wide)) for high, wide in sizes)
+
+    def tiles_made(self, encoded: Mapping[str, Any]) -> Any:
+        """See `Family.tiles_made`; empty ones complete a batch of several pictures."""
+        pixels = super().tiles_made(encoded)
+        return None if pixels is None else pixels.reshape(-1, *pixels.shape[2:])
+
+    def image_pixels(
+        self, encoded: Mapping[str, Any], rows: Sequence[int], facts: ModelFacts
+    ) -> tuple[Tensor, ...]:
+        """See `Family.image_pixels`; those that complete a batch are cut off by `arrangements`."""
+        pixels: Tensor | None = encoded.get("pixel_values")
+        return () if pixels is None else tuple(pixels)
+
+    def _fitting(self, saved: Mapping[str, Any]) -> FitTiles:
+        """Return the step that cuts tiles, of what an image processor's file holds."""
+        for step in self.picture_steps(saved, SAVED):
+            if isinstance(step, FitTiles):
+                return step
+        kind = saved.get("image_processor_type") or saved.get("feature_extractor_type")
+        raise ModelError(
+            [
+                f"{SAVED}: image_processor_type: {kind} cuts no tiles: put that of the model's own here"
+            ]
+        )

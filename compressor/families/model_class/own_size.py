@@ -1,0 +1,59 @@
+"""Families whose pictures go through the tower each at a size of its own, and lie on a grid of their own."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from compressor.facts import ModelFacts
+from compressor.families.model_class.family import ModelClassFamily
+from compressor.families.picture_steps import cell_step
+
+PROCESSOR = "the image processor"
+
+
+class OwnSizeFamily(ModelClassFamily):
+    """A family of which every picture is resized to whole cells, each of which is one visual token."""
+
+    no_grid = "each picture has a grid of its own"
+
+    @abstractmethod
+    def cell(self, config: Any) -> int:
+        """Return the side of the square of pixels that one visual token shows."""
+
+    def vision_problems(self, config: Any, image_size: int | None, where: str) -> list[str]:
+        """See `ModelClassFamily.vision_problems`."""
+        if image_size is None:
+            return []
+        takes = " and ".join(f"image.{key}" for key in self.budget_keys)
+        return [
+            f"export.image_size: {image_size} is nothing for pictures of the family {self.name!r}, which "
+            f"keep their proportions; take {takes}, or leave it out"
+        ]
+
+    def visual_grid(
+        self, config: Any, image_size: int | None
+    ) -> tuple[int, int, tuple[int, int] | None]:
+        """See `ModelClassFamily.visual_grid`; how large pictures are, the image processor's file tells."""
+        return self.cell(config), 1, None
+
+    def facts(self, config: Any, name: str, **options: Any) -> ModelFacts:
+        """See `Family.facts`."""
+        facts = super().facts(config, name, **options)
+        return facts.model_copy(update={"cell": self.cell(config)})
+
+    def with_pictures(self, facts: ModelFacts, saved: Mapping[str, Any]) -> ModelFacts:
+        """See `Family.with_pictures`."""
+        step = cell_step(self.picture_steps(saved, PROCESSOR)) if saved else None
+        if step is None:
+            return facts
+        facts = facts.model_copy(update={"visual_tokens": step.most_cells})
+        rows, _ = facts.largest_grid
+        return facts.model_copy(update={"image_size": rows * step.cell})
+
+    def layers_read(self, config: Any) -> int:
+        """See `ModelClassFamily.layers_read`."""
+        layers: int = config.vision_config.num_hidden_layers
+        return layers
+
+    def resize_processor(self, processor: Any, image_size: int) -> None:
+        """See `Family.resize_processor`; there is no one size, which `vision_problems` sees to."""
