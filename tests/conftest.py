@@ -1,10 +1,11 @@
 """Shared fixtures; models are made and modules traced once a session. Counts of reliability are summed up."""
 
 import gc
+import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ LONGEST = (
     "modes",
 )  # fmt: skip
 Run = Callable[..., tuple[int, str, str]]
+Shows = Callable[..., None]
+SHOWN = "cell of docs/families.md"
 
 
 def shared(config: pytest.Config) -> Path:
@@ -58,6 +61,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return places.get(name, 0 if name.startswith("test_family_") else len(places))
 
     items.sort(key=lambda item: place(item.path.name))
+    _put_last(items, "test_the_page_says_what_these_cases_showed")
+
+
+def _put_last(items: list[pytest.Item], name: str) -> None:
+    """Put what judges the cases of a class behind those that its subclass adds."""
+    for item in [item for item in items if item.name == name]:
+        end = max(at for at, other in enumerate(items) if other.parent is item.parent)
+        items.insert(end, items.pop(items.index(item)))
 
 
 def pytest_collection_finish() -> None:
@@ -158,6 +169,44 @@ def made(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> Any:
     from tests.family_cases import Made
 
     return Made(request.cls.family, shared(pytestconfig) / "families")
+
+
+@pytest.fixture(scope="class")
+def short(made: Any) -> Any:
+    """Return what there is of that family's first layers."""
+    from tests.family_shorts import Short
+
+    return Short(made)
+
+
+@pytest.fixture
+def shows(request: pytest.FixtureRequest) -> Shows:
+    """Return a function that says which cell of docs/families.md a case is about, before the case looks.
+
+    `(cut, backend)`; with a third, how that is refused.
+    """
+
+    def say(cut: str, backend: str, refused: str = "") -> None:
+        told = {"cut": cut, "backend": backend, "refused": refused}
+        request.node.user_properties.append((SHOWN, told))
+
+    return say
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Note what became of a case for each cell that it is about, in a file for each family."""
+    report = yield
+    cells = [value for key, value in item.user_properties if key == SHOWN]
+    if cells and call.when == "call":
+        folder = shared(item.config) / "shown"
+        folder.mkdir(exist_ok=True)
+        with (folder / f"{item.cls.family.name}.jsonl").open("a", encoding="utf-8") as file:
+            for cell in cells:
+                file.write(json.dumps({**cell, "outcome": report.outcome}) + "\n")
+    return report
 
 
 @pytest.fixture(autouse=True)

@@ -83,6 +83,26 @@ class Spy:
         self.pictures = 0
 
 
+@dataclass
+class Beside(Spy):
+    """A decoder alone; pictures and tokens go through another session of the same model.
+
+    Attributes:
+        looks: that session.
+    """
+
+    looks: Session = field(kw_only=True)
+
+    def vision(
+        self, pixel_values: Array, arrangement: Arrangement | None = None
+    ) -> tuple[Array, ...]:
+        self.pictures += len(pixel_values)
+        return self.looks.vision(pixel_values, arrangement)
+
+    def embed(self, input_ids: Array) -> Array:
+        return self.looks.embed(input_ids)
+
+
 def spied(runtime: Runtime) -> tuple[Runtime, Spy]:
     """Return the runtime on a spy."""
     spy = Spy(runtime.session)

@@ -1,0 +1,198 @@
+"""The table of docs/families.md: what the cases of every family showed, family by method by backend.
+
+    python -m tests.family_matrix           # run the cases of all families, write the table
+    python -m tests.family_matrix FILE ...  # of some families; rows of the others stay
+    python -m tests.family_matrix FOLDER    # write what a run showed that had this --basetemp
+
+A case says to the fixture `shows` which cell it is about, and `tests.conftest` notes how it ended. A cell
+says "yes" if all its cases passed, or names the refusal that a case met. Nothing is written while a cell of
+a family has no case, or one that failed or was skipped.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "families.md"
+BEGIN, END = "<!-- written by python -m tests.family_matrix -->", "<!-- end of the table -->"
+TORCH, GRAPHS_RUN, RTX = "torch", ("onnxruntime", "openvino"), "tensorrt-rtx"
+TITLES = {
+    TORCH: "torch",
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    RTX: "TensorRT-RTX, built",
+}
+GATED = ("gates, dynamic", "gates, staged")
+CUTS = {
+    "identity": "without cuts",
+    "frozen": "frozen layers",
+    "exit": "exit",
+    **{gates: gates for gates in GATED},
+    "heads": "heads",
+    "neurons": "neurons",
+    "window": "window",
+    "all": "all together",
+}
+HEAD = ("family", "in", *CUTS.values())
+YES, NOT_SHOWN = "yes", "not shown"
+
+Cell = tuple[str, str]
+"""A cut and a backend."""
+Shown = Mapping[Cell, str]
+"""What a cell says: yes, not shown, or the line of a refusal."""
+
+
+def read_shown(file: Path) -> dict[Cell, str]:
+    """Return what the cases of a family showed; nothing of a cell without a case, or with one that failed."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    outcomes: dict[Cell, set[str]] = {}
+    refused: dict[Cell, str] = {}
+    for line in map(json.loads, lines):
+        cell = (line["cut"], line["backend"])
+        outcomes.setdefault(cell, set()).add(line["outcome"])
+        if line["refused"]:
+            refused[cell] = reason_of(line["refused"])
+    return {
+        (cut, backend): refused.get((cut, backend), YES)
+        if outcomes.get((cut, backend)) == {"passed"}
+        else NOT_SHOWN
+        for cut in CUTS
+        for backend in TITLES
+    }
+
+
+def reason_of(line: str) -> str:
+    """Return a refusal without the file that it was met in."""
+    return re.sub(r"^[^:]*: ", "", line.splitlines()[0])
+
+
+def rows_of(family: str, shown: Shown) -> list[list[str]]:
+    """Return a family's rows, one a backend; refusals are whole."""
+    return [
+        [f"`{family}`", title, *(shown[cut, backend] for cut in CUTS)]
+        for backend, title in TITLES.items()
+    ]
+
+
+def read_page(text: str) -> dict[str, list[list[str]]]:
+    """Return each family's rows on the page, refusals in place of their numbers."""
+    block = text.partition(BEGIN)[2].partition(END)[0]
+    reasons = dict(re.findall(r"^(\d+)\. (.*)$", block, re.MULTILINE))
+    found: dict[str, list[list[str]]] = {}
+    for line in block.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("| `") and len(cells) == len(HEAD):
+            whole = [re.sub(r"^refused \((\d+)\)$", lambda m: reasons[m[1]], c) for c in cells]
+            found.setdefault(cells[0].strip("`"), []).append(whole)
+    return found
+
+
+def page_with(text: str, rows: Mapping[str, Sequence[Sequence[str]]]) -> str:
+    """Return the page with these families' rows between its markers."""
+    reasons: dict[str, int] = {}
+
+    def short(cell: str) -> str:
+        if cell in (YES, NOT_SHOWN):
+            return cell
+        return f"refused ({reasons.setdefault(cell, len(reasons) + 1)})"
+
+    lines = [[*row[:2], *map(short, row[2:])] for family in rows for row in rows[family]]
+    table = ["| " + " | ".join(row) + " |" for row in (HEAD, ["---"] * len(HEAD), *lines)]
+    notes = [f"{number}. {reason}" for reason, number in reasons.items()]
+    before, _, rest = text.partition(BEGIN)
+    after = rest.partition(END)[2]
+    return "\n".join([before + BEGIN, "", *table, "", "Refused:", "", *notes, "", END + after])
+
+
+def not_shown(rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return which cells of rows nothing was shown of, as words."""
+    return [
+        f"{row[0]} {name} in {row[1]}"
+        for row in rows
+        for name, cell in zip(HEAD, row, strict=True)
+        if cell == NOT_SHOWN
+    ]
+
+
+def families_in_order() -> list[str]:
+    """Return the names of this tool's own families, in their order."""
+    from compressor.families.known import families
+
+    return [family.name for family in families() if family.package is None]
+
+
+def updated(text: str, folder: Path) -> str:
+    """Return the page with the rows of the families whose cases ran in a session.
+
+    Args:
+        text: of the page.
+        folder: base of the session's temporary folders.
+
+    Raises:
+        SystemExit: a cell was not shown, or no family ran; nothing is written then.
+    """
+    files = {file.stem: file for file in (folder / "shown").glob("*.jsonl")}
+    rows = {name: rows_of(name, read_shown(file)) for name, file in files.items()}
+    if not rows:
+        raise SystemExit(f"{folder}: no case of a family ran there")
+    if missing := [cell for family in sorted(rows) for cell in not_shown(rows[family])]:
+        raise SystemExit("nothing is written, not shown: " + "; ".join(missing))
+    known = read_page(text) | rows
+    return page_with(text, {name: known[name] for name in families_in_order() if name in known})
+
+
+def judge(request: pytest.FixtureRequest, family: str) -> None:
+    """Hold a family's rows on the page to what the cases of its class showed in this session.
+
+    Cells whose backend is not installed here are not judged; neither is a class of which not all cases run.
+    """
+    from tests.conftest import shared
+
+    own = request.node.getparent(pytest.Class)
+    ran = {item.name for item in request.session.items if item.parent is own}
+    if missing := {item.name for item in own.collect()} - ran:
+        pytest.skip(f"{len(missing)} of {family}'s cases do not run: nothing to judge the page by")
+    shown = read_shown(shared(request.config) / "shown" / f"{family}.jsonl")
+    wanted = rows_of(family, shown)
+    page = read_page(PAGE.read_text(encoding="utf-8")).get(family, [])
+    absent = [title for backend, title in TITLES.items() if not _installed(backend)]
+    assert [row for row in page if row[1] not in absent] == [
+        row for row in wanted if row[1] not in absent
+    ], "docs/families.md: write it anew with `python -m tests.family_matrix`"
+    if absent:
+        pytest.skip(f"not judged, as not installed: {', '.join(absent)}")
+
+
+def _installed(backend: str) -> bool:
+    from importlib.util import find_spec
+
+    return find_spec(backend.replace("-", "_")) is not None
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run cases, or take a session's folder, and write the page."""
+    page = PAGE.read_text(encoding="utf-8")
+    if len(arguments) == 1 and Path(arguments[0]).is_dir():
+        PAGE.write_text(updated(page, Path(arguments[0])), encoding="utf-8")
+        return
+    files = list(arguments) or sorted(map(str, Path(__file__).parent.glob("test_family_*.py")))
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder) / "run"
+        options = ["-q", f"--basetemp={base}", "-k", "not the_page", "--numprocesses=2"]
+        options += ["--dist=loadscope", "--no-loadscope-reorder", "--max-worker-restart=0"]
+        options += ["--max-worker-restart=0"]
+        code = subprocess.run([sys.executable, "-m", "pytest", *options, *files], check=False)
+        if code.returncode:
+            raise SystemExit("nothing is written: cases failed")
+        PAGE.write_text(updated(page, base), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
