@@ -340,6 +340,7 @@ class FamilyCases:
         shows(cut, TORCH)
         self.compare(made, name, cut, TORCH)
 
+    @pytest.mark.matrix
     @pytest.mark.parametrize("backend", GRAPHS_RUN)
     @pytest.mark.parametrize("cut", [cut for cut in CUTS if cut != "all"])
     def test_each_cut_alone_is_in_the_graphs(
@@ -351,6 +352,7 @@ class FamilyCases:
         for name in ("two apart", "a second turn with a new picture"):
             self.compare(short, name, cut, backend)
 
+    @pytest.mark.matrix
     @pytest.mark.parametrize("backend", BACKENDS)
     @pytest.mark.parametrize("cut", GATED)
     def test_gates_decide_as_they_do_on_the_unmodified_models_states(
@@ -362,6 +364,7 @@ class FamilyCases:
         for name in fired:
             self.compare(short, name, cut, backend)
 
+    @pytest.mark.matrix
     @pytest.mark.parametrize("cut", ["identity", *CUTS, *GATED])
     def test_tensorrt_rtx_builds_decoder_and_tower_ahead_of_time(
         self, short: "Short", cut: str, shows: Shows
@@ -457,6 +460,7 @@ class FamilyCases:
             assert text == made.loaded.processor.decode(tokens, skip_special_tokens=True), size
             assert len(text) == NEW_TOKENS
 
+    @pytest.mark.matrix
     def test_the_page_says_what_these_cases_showed(self, request: pytest.FixtureRequest) -> None:
         """Stands last in its class; cases that did not run leave cells that cannot be judged."""
         judge(request, self.family.name)

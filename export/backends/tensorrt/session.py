@@ -167,7 +167,7 @@ class EngineGraph:
 
 
 def _with_totals(most: Mapping[str, int], spec: TensorSpec, cell: int) -> dict[str, int]:
-    """Add the axes that outputs alone have: cells of a picture, what a cache holds after a call, min(V, 1)."""
+    """Add the axes that outputs alone have: cells of pictures, what a cache holds after a call, min(V, 1)."""
     sizes = {**most, "asked": 1}
     if set(SIDES) <= set(most):
         sizes["rows"] = math.prod(most[side] // cell for side in SIDES)
