@@ -186,7 +186,13 @@ def main(arguments: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder) / "run"
         options = ["-q", f"--basetemp={base}", "-k", "not the_page", "--numprocesses=2"]
-        options += ["--dist=loadscope", "--no-loadscope-reorder", "--max-worker-restart=0", "-m", ""]
+        options += [
+            "--dist=loadscope",
+            "--no-loadscope-reorder",
+            "--max-worker-restart=0",
+            "-m",
+            "",
+        ]
         code = subprocess.run([sys.executable, "-m", "pytest", *options, *files], check=False)
         if code.returncode:
             raise SystemExit("nothing is written: cases failed")
