@@ -10,7 +10,7 @@ import vtcompress
 from compressor.arrangement import Arrangement
 from compressor.compressed import compress
 from compressor.families import load
-from compressor.families.picture_text import PictureForm
+from compressor.families.pictures.text import PictureForm
 from compressor.plan.plan import Cache
 from compressor.planner import make_plan
 from export.backends.torch_model import TorchSession

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from compressor.arrangement import LINE_END, Unpadded, side_by_side
-from compressor.families.picture_steps import FitTiles
+from compressor.families.pictures.steps import FitTiles
 from tests.family_cases import odd_sizes
 
 NEXT = ([(1, 2), (2, 1), (2, 2), (3, 1), (1, 3)], 336, 24, None)

@@ -19,7 +19,7 @@ from compressor.compressed import compress, load_compressed
 from compressor.disk.files import sha256_of
 from compressor.errors import ModelError
 from compressor.families import load
-from compressor.families.picture_text import PictureForm
+from compressor.families.pictures.text import PictureForm
 from compressor.generation.rules import constraints
 from compressor.generation.settings import PLAIN, GenerationSettings, settings_of
 from compressor.planner import make_plan

@@ -10,7 +10,7 @@ import vtcompress
 from benchmarks.frozen_sweep import KEPT, exact_match
 from compressor.compressed import compress
 from compressor.families import LoadedModel, load
-from compressor.families.picture_text import PictureForm
+from compressor.families.pictures.text import PictureForm
 from compressor.methods.shortv import ranking
 from compressor.plan.edits import freeze, identity_plan
 from compressor.samples.questions import Sample, read_samples

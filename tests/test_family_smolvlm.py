@@ -17,9 +17,10 @@ import vtcompress
 from compressor.errors import ModelError
 from compressor.families import describe, load
 from compressor.families.folder import WEIGHTS
-from compressor.families.image_processors import saved_steps
-from compressor.families.picture_steps import CutTiles, Resize, ResizeLonger, most_tiles
-from compressor.families.picture_text import PictureForm, TileRows
+from compressor.families.pictures.processors import saved_steps
+from compressor.families.pictures.sizes import most_tiles
+from compressor.families.pictures.steps import CutTiles, Resize, ResizeLonger
+from compressor.families.pictures.text import PictureForm, TileRows
 from compressor.families.registry import read_processor
 from compressor.families.smolvlm.family import SmolVlmFamily, position_ids
 from compressor.plan.edits import identity_plan

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from PIL import Image
 
 from compressor.errors import VtcompressError
-from compressor.families.image_processors import saved_steps
-from compressor.families.picture_text import PictureForm
+from compressor.families.pictures.processors import saved_steps
+from compressor.families.pictures.text import PictureForm
 from compressor.plan.plan import Plan
 from compressor.profile import Profile
 from compressor.recipe import dump_recipe, load_recipe

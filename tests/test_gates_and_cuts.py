@@ -14,7 +14,7 @@ from compressor.compressed import compress
 from compressor.decoder.weights import load_gates
 from compressor.disk.gate_file import GateFile
 from compressor.families import load
-from compressor.families.picture_text import PictureForm
+from compressor.families.pictures.text import PictureForm
 from compressor.plan.plan import Plan
 from compressor.profile import Profile
 from compressor.samples.questions import read_samples

@@ -12,7 +12,7 @@ import torch
 from compressor.compressed import compress
 from compressor.errors import ModelError
 from compressor.families import describe, load
-from compressor.families.picture_text import PictureForm
+from compressor.families.pictures.text import PictureForm
 from compressor.planner import make_plan
 from compressor.samples.questions import read_samples
 from export.backends.torch_model import TorchSession

@@ -15,7 +15,7 @@ import pytest
 import vtcompress
 from compressor.errors import ModelError, PlanError
 from compressor.families import describe, load
-from compressor.families.picture_steps import Resize
+from compressor.families.pictures.steps import Resize
 from compressor.families.processor import SAVED
 from compressor.families.registry import read_processor
 from compressor.schema.sections import ImageSection

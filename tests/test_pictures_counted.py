@@ -10,7 +10,7 @@ import pytest
 from compressor.compressed import compress
 from compressor.errors import DataError, ModelError
 from compressor.families import LoadedModel, load
-from compressor.families.picture_text import PictureForm
+from compressor.families.pictures.text import PictureForm
 from compressor.gate_training.examples import force_answer
 from compressor.gate_training.training import original_decoder
 from compressor.plan.edits import identity_plan

@@ -17,8 +17,9 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from compressor.errors import ArtifactError, DataError, ModelError, VtcompressError
-from compressor.families.image_processors import saved_steps, steps_in
-from compressor.families.picture_steps import (
+from compressor.families.pictures.processors import saved_steps, steps_in
+from compressor.families.pictures.sizes import output_size
+from compressor.families.pictures.steps import (
     Crop,
     Normalise,
     PadToSquare,
@@ -26,9 +27,8 @@ from compressor.families.picture_steps import (
     Rescale,
     Resize,
     ResizeShorter,
-    output_size,
 )
-from compressor.families.picture_text import PictureForm
+from compressor.families.pictures.text import PictureForm
 from compressor.samples.pictures import load_image
 from export.runtime import images as preprocess
 from export.runtime.images import ImageProcessor

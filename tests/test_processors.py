@@ -14,7 +14,7 @@ from transformers import AutoProcessor
 
 from compressor.errors import ModelError
 from compressor.families import load
-from compressor.families.picture_text import PictureForm
+from compressor.families.pictures.text import PictureForm
 from compressor.families.registry import read_processor
 from compressor.samples.pictures import load_image
 from compressor.samples.prompts import encode

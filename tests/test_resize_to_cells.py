@@ -6,13 +6,8 @@ import numpy as np
 import pytest
 
 from compressor.errors import DataError, ModelError
-from compressor.families.picture_steps import (
-    Crop,
-    FitToCells,
-    Normalise,
-    ResizeToCells,
-    output_size,
-)
+from compressor.families.pictures.sizes import output_size
+from compressor.families.pictures.steps import Crop, FitToCells, Normalise, ResizeToCells
 
 STEPS = {
     "capped": ResizeToCells(cell=28, least=56 * 56, most=28 * 28 * 64, resample="bicubic"),

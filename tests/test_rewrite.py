@@ -15,7 +15,7 @@ from compressor.compressed import CompressedModel, plain, plain_of
 from compressor.decoder import decoder_from
 from compressor.errors import ModelError
 from compressor.families import LoadedModel, load
-from compressor.families.picture_text import PictureForm
+from compressor.families.pictures.text import PictureForm
 from compressor.samples.questions import Sample, read_samples
 from export.checks import rewrite
 from export.results.rewrite import MAX_PIXEL_DIFFERENCE, MAX_RELATIVE, RewriteReport, rewrite_words

@@ -15,8 +15,8 @@ import vtcompress
 from compressor.compressed import compress
 from compressor.errors import ArtifactError, DataError, ModelError, RecipeError
 from compressor.families import load
-from compressor.families.picture_steps import Normalise, Rescale, Resize, TileByAspect
-from compressor.families.picture_text import PictureForm, TextRun
+from compressor.families.pictures.steps import Normalise, Rescale, Resize, TileByAspect
+from compressor.families.pictures.text import PictureForm, TextRun
 from compressor.families.registry import describe
 from compressor.plan.edits import identity_plan
 from compressor.samples.questions import read_samples

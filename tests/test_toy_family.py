@@ -24,7 +24,7 @@ from compressor.facts import ModelFacts
 from compressor.families import Family, VisionEncoder, known
 from compressor.families.checkpoint import Header, check_complete, opened_weights
 from compressor.families.llama_text import decoder_dims, text_problems
-from compressor.families.picture_steps import Normalise, PictureSteps, Rescale, Resize
+from compressor.families.pictures.steps import Normalise, PictureSteps, Rescale, Resize
 from tests.models import PATCH, SIDE, VOCAB, WORDS, Variant, _processor, _text, _vision
 
 LAYERS = [-1, -2]

@@ -1,6 +1,6 @@
 """Facts about each model family; nothing outside this package knows a model's name.
 
-What is named here is imported when it is used: a runtime reads `image_processors` without torch.
+What is named here is imported when it is used: a runtime reads `pictures` without torch.
 """
 
 from importlib import import_module

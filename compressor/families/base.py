@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from compressor.arrangement import Arrangement
 from compressor.facts import ModelFacts
 from compressor.families.checkpoint import Header
-from compressor.families.picture_steps import PictureSteps
-from compressor.families.picture_text import PictureText, TextRun
+from compressor.families.pictures.steps import PictureSteps
+from compressor.families.pictures.text import PictureText, TextRun
 from compressor.schema.sections import ImageSection
 
 
@@ -163,7 +163,7 @@ class Family(ABC):
 
         Args:
             saved: what its file holds, at the image size of the model's facts; see
-                `compressor.families.image_processors.saved_steps`.
+                `compressor.families.pictures.processors.saved_steps`.
             where: the file, for errors.
 
         Raises:

@@ -21,7 +21,7 @@ from compressor.families.guard import broken_weight_files, quiet, reading
 from compressor.families.hub import fetched
 from compressor.families.known import family_of, family_that_read
 from compressor.families.llama_text import EMBEDDING, HEAD, is_tied
-from compressor.families.picture_text import PictureForm
+from compressor.families.pictures.text import PictureForm
 from compressor.families.processor import check_processor, load_processor, resized, saved_images
 from compressor.generation.settings import model_settings
 from compressor.schema.sections import ImageSection

@@ -7,8 +7,8 @@ from typing import Literal
 from pydantic import Field
 
 from compressor.facts import Facts, ModelFacts, Positive
-from compressor.families.picture_steps import PictureSteps
-from compressor.families.picture_text import PictureForm, PictureText, TextRun
+from compressor.families.pictures.steps import PictureSteps
+from compressor.families.pictures.text import PictureForm, PictureText, TextRun
 from compressor.version import __version__
 from export.graphs.spec import GraphSpec
 from export.results.bench import BenchReport, Ratio

@@ -1,7 +1,6 @@
 """From an image file to what the model takes of it: pixel values, and text; with Pillow and numpy alone.
 
-Runs the steps of `compressor.families.picture_steps`, which a family gave; no model and no processor is known
-here.
+Runs the steps of `compressor.families.pictures`, which a family gave; it knows no model and no processor.
 
 Letters: C = 3 channels (red, green, blue); H, W = height and width of the model's input, in pixels.
 """
@@ -18,8 +17,16 @@ from PIL import Image
 
 from compressor.arrangement import Arrangement, Unpadded
 from compressor.errors import DataError, ModelError
-from compressor.families.image_processors import steps_in
-from compressor.families.picture_steps import (
+from compressor.families.pictures.processors import steps_in
+from compressor.families.pictures.sizes import (
+    cell_grid,
+    cell_step,
+    most_tiles,
+    output_size,
+    tile_count,
+    tile_grid,
+)
+from compressor.families.pictures.steps import (
     CellStep,
     Crop,
     CutTiles,
@@ -35,14 +42,8 @@ from compressor.families.picture_steps import (
     ResizeShorter,
     ResizeToCells,
     TileByAspect,
-    cell_grid,
-    cell_step,
-    most_tiles,
-    output_size,
-    tile_count,
-    tile_grid,
 )
-from compressor.families.picture_text import PictureForm, text_of
+from compressor.families.pictures.text import PictureForm, text_of
 from compressor.samples.layout import visual_rows
 from compressor.samples.pictures import MAX_PIXELS, load_image, to_rgb
 

@@ -8,7 +8,7 @@ from typing import Unpack
 
 from compressor.errors import ArtifactWarning, BackendError, ModelError
 from compressor.facts import ModelFacts
-from compressor.families.picture_text import PictureForm
+from compressor.families.pictures.text import PictureForm
 from compressor.generation.settings import model_settings
 from compressor.samples.pictures import Pictures, pictures_of
 from compressor.schema.arguments import check_threads, check_whole

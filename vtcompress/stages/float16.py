@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from compressor.families.picture_text import PictureForm
+from compressor.families.pictures.text import PictureForm
 from compressor.plan.plan import Plan
 from compressor.recipe import Recipe
 from compressor.samples.questions import Sample

@@ -13,12 +13,12 @@ from torch import Tensor
 from compressor.facts import ModelFacts
 from compressor.families.base import VisionEncoder
 from compressor.families.configuration import section_problems
-from compressor.families.image_processors import saved_steps
 from compressor.families.model_class.stored import COMPUTED
 from compressor.families.model_class.tiled import TiledFamily
 from compressor.families.model_class.tower import CHANNELS, activation_problems, head_problems
-from compressor.families.picture_steps import PictureSteps
-from compressor.families.picture_text import PictureText, TextRun
+from compressor.families.pictures.processors import saved_steps
+from compressor.families.pictures.steps import PictureSteps
+from compressor.families.pictures.text import PictureText, TextRun
 from compressor.schema.sections import ImageSection
 
 COUNTS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")

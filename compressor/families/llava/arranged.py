@@ -17,7 +17,7 @@ from compressor.facts import ModelFacts
 from compressor.families.base import VisionEncoder
 from compressor.families.llava.family import LlavaFamily
 from compressor.families.model_class.tiled import SAVED, TiledFamily
-from compressor.families.picture_steps import FitTiles
+from compressor.families.pictures.steps import FitTiles
 from compressor.schema.sections import ImageSection
 
 PINPOINTS = "image_grid_pinpoints"

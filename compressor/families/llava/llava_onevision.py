@@ -10,9 +10,9 @@ from typing import Any
 
 from compressor.arrangement import Arrangement
 from compressor.facts import ModelFacts
-from compressor.families.image_processors import steps_beside_others
 from compressor.families.llava.arranged import ArrangedFamily
-from compressor.families.picture_steps import PictureSteps
+from compressor.families.pictures.processors import steps_beside_others
+from compressor.families.pictures.steps import PictureSteps
 
 ASPECT = "vision_aspect_ratio"
 FITTED = re.compile(r"anyres_max_([1-9]\d*)")

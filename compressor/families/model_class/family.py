@@ -17,10 +17,10 @@ from compressor.families.base import Family
 from compressor.families.checkpoint import Header, check_complete, check_finite, opened_weights
 from compressor.families.configuration import CONVERTED, image_token_problems
 from compressor.families.guard import reading
-from compressor.families.image_processors import saved_steps
 from compressor.families.llama_text import TEXT_MODEL_TYPES, decoder_dims, text_problems
 from compressor.families.model_class.stored import check_stored
-from compressor.families.picture_steps import PictureSteps
+from compressor.families.pictures.processors import saved_steps
+from compressor.families.pictures.steps import PictureSteps
 
 DTYPES = get_args(SourceDType)
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from compressor.facts import ModelFacts
 from compressor.families.model_class.family import ModelClassFamily
-from compressor.families.picture_steps import Resize, cell_step
+from compressor.families.pictures.sizes import cell_step
+from compressor.families.pictures.steps import Resize
 
 PROCESSOR = "the image processor"
 

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from compressor.errors import ModelError
 from compressor.facts import ModelFacts
-from compressor.families.image_processors import OLDER_PIXELS, allowed_pixels
 from compressor.families.model_class.own_size import PROCESSOR, OwnSizeFamily
 from compressor.families.model_class.tower import activation_problems
-from compressor.families.picture_steps import MAX_SIDE, cell_grid, cell_step
+from compressor.families.pictures.processors import OLDER_PIXELS, allowed_pixels
+from compressor.families.pictures.sizes import cell_grid, cell_step
+from compressor.families.pictures.steps import MAX_SIDE
 from compressor.schema.sections import ImageSection
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from compressor.families.model_class.family import ModelClassFamily
-from compressor.families.picture_steps import most_tiles
+from compressor.families.pictures.sizes import most_tiles
 
 SAVED = "the image processor"
 

@@ -24,13 +24,9 @@ from compressor.families.model_class.tower import (
     activation_problems,
     square_tower_problems,
 )
-from compressor.families.picture_steps import (
-    MAX_SIDE,
-    CutTiles,
-    tile_count,
-    tile_grid,
-)
-from compressor.families.picture_text import PictureText, TileRows
+from compressor.families.pictures.sizes import tile_count, tile_grid
+from compressor.families.pictures.steps import MAX_SIDE, CutTiles
+from compressor.families.pictures.text import PictureText, TileRows
 from compressor.schema.sections import ImageSection
 
 

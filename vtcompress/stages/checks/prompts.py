@@ -7,7 +7,7 @@ from typing import Any
 
 from compressor.errors import DataError, ModelError
 from compressor.facts import ModelFacts
-from compressor.families.picture_steps import cell_grid
+from compressor.families.pictures.sizes import cell_grid
 from compressor.progress import SILENT, Progress
 from compressor.recipe import Recipe
 from compressor.samples.layout import Grid, layout_of

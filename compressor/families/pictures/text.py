@@ -9,7 +9,8 @@ from typing import Annotated, Literal, TypeAlias, assert_never
 from pydantic import Field
 
 from compressor.facts import Facts
-from compressor.families.picture_steps import PictureSteps, tile_count
+from compressor.families.pictures.sizes import tile_count
+from compressor.families.pictures.steps import PictureSteps
 
 
 class TextRun(Facts):

@@ -7,8 +7,8 @@ The steps and their order are those of transformers' own Pillow image processors
 `PixtralImageProcessorPil`, transformers 5): colours to RGB, cut into tiles (GotOcr2; LLaVA-NeXT and
 OneVision, in one of several sizes; Idefics3 and SmolVLM, behind a resize), pad to a square (LLaVA), resize,
 centre crop, rescale, normalise; patches (Qwen2VL, PaddleOCRVL) and borders of a batch (Pixtral) are left
-out. The results are
-equal bit for bit, except for 16-bit grey and for images whose resized form is over `MAX_PIXELS`.
+out. The results are equal bit for bit, except for 16-bit grey and for images whose resized form is over
+`MAX_PIXELS`.
 
 Families call `saved_steps` at export. Artifacts that were made before their manifest held steps are read by
 `steps_in` when they are loaded.
@@ -16,7 +16,6 @@ Families call `saved_steps` at export. Artifacts that were made before their man
 
 import math
 from collections.abc import Mapping
-from itertools import product
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -24,7 +23,14 @@ from PIL import Image
 
 from compressor.disk.model_json import read_json_object
 from compressor.errors import ModelError
-from compressor.families.picture_steps import (
+from compressor.families.pictures.defaults import (
+    DEFAULTS,
+    FROM_CELL,
+    PADS_TO_SQUARE,
+    TO_CELLS,
+    TO_FRAME,
+)
+from compressor.families.pictures.steps import (
     MAX_SIDE,
     MAX_TILES,
     Crop,
@@ -43,91 +49,6 @@ from compressor.families.picture_steps import (
     ResizeToCells,
     TileByAspect,
 )
-
-_CLIP_DEFAULTS: Mapping[str, Any] = {
-    "do_resize": True,
-    "size": {"shortest_edge": 224},
-    "default_to_square": False,
-    "resample": 3,
-    "do_center_crop": True,
-    "crop_size": {"height": 224, "width": 224},
-    "do_pad": False,
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "do_normalize": True,
-    "image_mean": (0.48145466, 0.4578275, 0.40821073),
-    "image_std": (0.26862954, 0.26130258, 0.27577711),
-}
-_TILED_DEFAULTS: Mapping[str, Any] = {
-    **_CLIP_DEFAULTS,
-    "size": {"height": 384, "width": 384},
-    "do_center_crop": False,
-    "crop_size": None,
-    "crop_to_patches": False,
-    "min_patches": 1,
-    "max_patches": 12,
-}
-_SIGLIP_DEFAULTS: Mapping[str, Any] = {
-    **_CLIP_DEFAULTS,
-    "size": {"height": 224, "width": 224},
-    "do_center_crop": False,
-    "crop_size": None,
-    "image_mean": (0.5, 0.5, 0.5),
-    "image_std": (0.5, 0.5, 0.5),
-}
-_CUT_DEFAULTS: Mapping[str, Any] = {
-    **_SIGLIP_DEFAULTS,
-    "size": {"longest_edge": 4 * 364},
-    "resample": 1,
-    "do_image_splitting": True,
-    "max_image_size": {"longest_edge": 364},
-}
-_CELL_DEFAULTS: Mapping[str, Any] = {
-    **_CLIP_DEFAULTS,
-    "size": {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280},
-    "do_center_crop": False,
-    "crop_size": None,
-    "patch_size": 14,
-    "merge_size": 2,
-}
-_FROM_CELL_DEFAULTS: Mapping[str, Any] = {
-    **_CELL_DEFAULTS,
-    "size": {"shortest_edge": 384 * 384, "longest_edge": 1536 * 1536},
-}
-_FRAME_DEFAULTS: Mapping[str, Any] = {
-    **_CLIP_DEFAULTS,
-    "size": {"longest_edge": 1024},
-    "do_center_crop": False,
-    "crop_size": None,
-    "patch_size": {"height": 16, "width": 16},
-}
-_FIT_DEFAULTS: Mapping[str, Any] = {
-    **_CLIP_DEFAULTS,
-    "image_grid_pinpoints": ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)),
-}
-_FIT_WIDE_DEFAULTS: Mapping[str, Any] = {
-    **_TILED_DEFAULTS,
-    "image_grid_pinpoints": tuple(product(range(384, 2305, 384), repeat=2)),
-}
-# What each of transformers' processors does where the saved configuration is silent. Its Llava
-# class alone pads to a square by do_pad; in the others it completes a batch and needs pad_size.
-_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "CLIPImageProcessor": _CLIP_DEFAULTS,
-    "SiglipImageProcessor": _SIGLIP_DEFAULTS,
-    "LlavaImageProcessor": _CLIP_DEFAULTS,
-    "Qwen2VLImageProcessor": _CELL_DEFAULTS,
-    "PaddleOCRVLImageProcessor": _FROM_CELL_DEFAULTS,
-    "PixtralImageProcessor": _FRAME_DEFAULTS,
-    "GotOcr2ImageProcessor": _TILED_DEFAULTS,
-    "Idefics3ImageProcessor": _CUT_DEFAULTS,
-    "SmolVLMImageProcessor": _CUT_DEFAULTS,
-    "LlavaNextImageProcessor": _FIT_DEFAULTS,
-    "LlavaOnevisionImageProcessor": _FIT_WIDE_DEFAULTS,
-}
-_PADS_TO_SQUARE = "LlavaImageProcessor"
-_FROM_CELL = "PaddleOCRVLImageProcessor"
-_TO_CELLS = ("Qwen2VLImageProcessor", _FROM_CELL)
-_TO_FRAME = "PixtralImageProcessor"
 
 FILTERS = {
     known.value: cast("Filter", known.name.lower())
@@ -216,7 +137,7 @@ def allowed_pixels(config: Mapping[str, Any]) -> tuple[int, int]:
     Args:
         config: saved keys and values of a processor that resizes to whole cells.
     """
-    default = _DEFAULTS.get(_plain_class(config), _CELL_DEFAULTS)["size"]
+    default = DEFAULTS.get(_plain_class(config), DEFAULTS[TO_CELLS[0]])["size"]
     size = config.get("size") or default
     named = dict(size) if isinstance(size, Mapping) else {}
     for key, older in OLDER_PIXELS.items():
@@ -244,12 +165,12 @@ class _Options:
         self._config = config
         self._problems: list[str] = []
         self._kind = self._processor_class()
-        self._defaults = _DEFAULTS[self._kind]
+        self._defaults = DEFAULTS[self._kind]
 
     def read(self) -> PictureSteps:
         """Return the steps."""
         self._refuse_unsupported()
-        to_square = self._kind == _PADS_TO_SQUARE and self._flag("do_pad")
+        to_square = self._kind == PADS_TO_SQUARE and self._flag("do_pad")
         fits = "image_grid_pinpoints" in self._defaults
         by_longest = "max_image_size" in self._defaults
         cells = self._cells()
@@ -300,8 +221,8 @@ class _Options:
         plain = _plain_class(self._config)
         if not plain:
             raise ModelError([f"{self._where}: no image_processor_type; save the processor again"])
-        if plain not in _DEFAULTS:
-            known, named = ", ".join(_DEFAULTS), self._config.get("image_processor_type") or plain
+        if plain not in DEFAULTS:
+            known, named = ", ".join(DEFAULTS), self._config.get("image_processor_type") or plain
             raise ModelError(
                 [f"{self._where}: image_processor_type: {named} is not supported; {known} are"]
             )
@@ -309,7 +230,7 @@ class _Options:
 
     def _refuse_unsupported(self) -> None:
         if (
-            self._kind != _PADS_TO_SQUARE
+            self._kind != PADS_TO_SQUARE
             and self._config.get("do_pad")
             and self._config.get("pad_size")
         ):
@@ -349,9 +270,9 @@ class _Options:
 
     def _cells(self) -> PictureStep | None:
         """Return the step that resizes to whole cells; None: it is not done."""
-        if self._kind not in (*_TO_CELLS, _TO_FRAME) or not self._flag("do_resize"):
+        if self._kind not in (*TO_CELLS, TO_FRAME) or not self._flag("do_resize"):
             return None
-        if self._kind == _TO_FRAME:
+        if self._kind == TO_FRAME:
             return self._frame()
         patch, merge = (self._value(key) for key in ("patch_size", "merge_size"))
         if not (_is_side(patch) and _is_side(merge) and _is_side(patch * merge)):
@@ -373,7 +294,7 @@ class _Options:
             least=least,
             most=most,
             resample=resample,
-            from_cell=self._kind == _FROM_CELL,
+            from_cell=self._kind == FROM_CELL,
         )
 
     def _frame(self) -> PictureStep | None:

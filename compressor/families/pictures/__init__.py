@@ -1,0 +1,1 @@
+"""What is done to a picture, and what stands for it in a prompt, as data; read from saved processors."""
