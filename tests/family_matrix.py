@@ -69,8 +69,9 @@ def read_shown(file: Path) -> dict[Cell, str]:
 
 
 def reason_of(line: str) -> str:
-    """Return a refusal without the file that it was met in."""
-    return re.sub(r"^[^:]*: ", "", line.splitlines()[0])
+    """Return a refusal without the place that it was met in and the model's name: families share reasons."""
+    line = re.sub(r"^(compress\[\d+\]\.\w+\.|[^:]*: )", "", line.splitlines()[0])
+    return re.sub(r"\btiny-\w+", "the model", line)
 
 
 def rows_of(family: str, shown: Shown) -> list[list[str]]:
