@@ -186,7 +186,8 @@ def make_plan(
     # Cuts last: their notes say what the others left them.
     cuts_last = sorted(steps, key=lambda step: step.method.turn is Turn.CUT)
     said = [note for step in cuts_last for note in step.method.notes(made, step.evidence)]
-    if methods and all(layer.visual != "update" for layer in made.layers):
+    untouched = all(layer.visual != "update" for layer in made.layers)
+    if methods and untouched and not made.model.decoder.deepstack:
         said.append(
             "compress: no layer updates visual rows: whatever the picture is, text tokens read it as the "
             "projector gave it, in front of the first layer"

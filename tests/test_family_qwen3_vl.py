@@ -195,6 +195,7 @@ class TestQwen3Vl(FamilyCases):
             "Behind layers 0, 1, 2 rows of the vision tower are added to the visual tokens, frozen or not"
             in report
         )
+        assert "The model turns a picture into up to " in report
         lines = [line for line in report.splitlines() if "pass through unchanged" in line]
         added = [
             "unchanged, and behind it rows of the vision tower are added" in line for line in lines

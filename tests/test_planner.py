@@ -475,6 +475,11 @@ def test_what_is_asked_for_and_not_done_or_done_to_every_layer_is_noted(methods,
     assert list(planned(*methods).notes) == notes
 
 
+def test_visual_rows_that_the_tower_adds_to_are_not_called_those_of_the_projector():
+    model = facts.facts(facts.dims(deepstack=2))
+    assert planned(ShortV(layers=(0, 1, 2)), VisualExit(layer=4), model=model).notes == ()
+
+
 @pytest.mark.parametrize("methods", [(), (ShortV(layers=(1, 2)),), (VisualExit(layer=3),)])
 def test_what_is_done_as_asked_needs_no_note(methods):
     assert planned(*methods).notes == ()

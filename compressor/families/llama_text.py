@@ -1,5 +1,6 @@
 """Facts of Llama-like text decoders (Llama, Mistral, Qwen2, Qwen3), shared by the families that use them."""
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -114,6 +115,11 @@ def decoder_dims(
         problems.append(
             f"{where}.rope_parameters.partial_rotary_factor: {rope['partial_rotary_factor']} "
             "is not supported; only 1 is"
+        )
+    theta = rope.get("rope_theta", 1.0)
+    if type(theta) not in (int, float) or not 0 < theta < math.inf:
+        problems.append(
+            f"{where}.rope_parameters.rope_theta: {theta!r} is not allowed; a number above 0"
         )
     axes = None
     if config.model_type in (*IN_SECTIONS, *BY_TURNS):

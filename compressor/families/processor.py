@@ -31,8 +31,8 @@ NEEDED: Mapping[str, Mapping[str, type]] = {
     "chat_template.json": {"chat_template": object},
 }
 """What transformers looks up in a file without a default, and of which kind it takes it to be."""
-LEAST = {"patch_size": 1, "num_additional_image_tokens": 0}
-"""Numbers that a processor counts image tokens by."""
+COUNTS = {"patch_size": (1, 4096), "num_additional_image_tokens": (0, 65536)}
+"""Numbers that a processor counts image tokens by, least and most: it writes as many into each prompt."""
 
 TOKENIZER_CONFIG, LENGTH = "tokenizer_config.json", "model_max_length"
 
@@ -68,6 +68,13 @@ def load_processor(
             "(processor.save_pretrained)"
         )
         raise ModelError([problem])
+    if not isinstance(token := processor.image_token, str) or not token:
+        where = (
+            folder / SAVED if "image_token" in _saved(folder / SAVED) else folder / TOKENIZER_CONFIG
+        )
+        raise ModelError(
+            [f"{where}: image_token: {token!r:.60} is not allowed; a text: correct it"]
+        )
     family.complete_processor(processor, config, _saved(folder / SAVED))
     if processor.chat_template is None:
         processor.chat_template = processor.tokenizer.chat_template
@@ -203,10 +210,11 @@ def _check_files(folder: Path) -> None:
             f"{OLDER_IMAGES}; {SAVE}"
         )
     problems += [
-        f"{folder / SAVED}: {key}: {saved[key]!r:.60} is not allowed; one whole number, {least} or more: "
+        f"{folder / SAVED}: {key}: {saved[key]!r:.60} is not allowed; one whole number, {least} to {most}: "
         "correct it, or remove the key, and it is taken from config.json"
-        for key, least in LEAST.items()
-        if saved.get(key) is not None and not (type(saved[key]) is int and saved[key] >= least)
+        for key, (least, most) in COUNTS.items()
+        if saved.get(key) is not None
+        and not (type(saved[key]) is int and least <= saved[key] <= most)
     ]
     if problems:
         raise ModelError(problems)
@@ -263,9 +271,13 @@ def _token_problems(processor: Any, facts: ModelFacts, folder: Path) -> list[str
 
 def _picture_problems(processor: Any, facts: ModelFacts, folder: Path) -> list[str]:
     """Try the processor on a blank picture."""
-    family = family_that_read(facts)
-    wanted = family.image_rows(processor, [PROBE[::-1]], facts)[0]
-    file = folder / SAVED
+    family, file = family_that_read(facts), folder / SAVED
+
+    def count(copy: Path) -> None:
+        family.image_rows(_read(copy, family), [PROBE[::-1]], facts)
+
+    with quiet(), reading(folder, "the number of a picture's visual tokens", count):
+        wanted = family.image_rows(processor, [PROBE[::-1]], facts)[0]
 
     def again(copy: Path) -> None:
         _read_images(copy)([Image.new("RGB", PROBE)], return_tensors="np")

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from compressor.errors import ModelError
 from compressor.facts import ModelFacts
 from compressor.families.base import VisionEncoder
 from compressor.families.configuration import section_problems
@@ -17,7 +18,7 @@ from compressor.families.model_class.stored import COMPUTED
 from compressor.families.model_class.tiled import TiledFamily
 from compressor.families.model_class.tower import CHANNELS, activation_problems, head_problems
 from compressor.families.pictures.processors import saved_steps
-from compressor.families.pictures.steps import PictureSteps
+from compressor.families.pictures.steps import MAX_TILES, PictureSteps
 from compressor.families.pictures.text import PictureText, TextRun
 from compressor.schema.sections import ImageSection
 
@@ -158,6 +159,10 @@ class InternVlFamily(TiledFamily):
 
     def within(self, budget: ImageSection, saved: Mapping[str, Any]) -> Mapping[str, Any]:
         """See `Family.within`."""
+        if budget.max_tiles is not None and budget.max_tiles > MAX_TILES:
+            raise ModelError(
+                [f"image.max_tiles: {budget.max_tiles} is too many; {MAX_TILES} are allowed"]
+            )
         return {"max_patches": budget.max_tiles}
 
     def image_rows(

@@ -6,6 +6,7 @@ Limitations: those of InternVL.
 from collections.abc import Mapping
 from typing import Any
 
+from compressor.errors import ModelError
 from compressor.families.internvl.family import InternVlFamily
 
 
@@ -36,6 +37,13 @@ class QianfanOcrFamily(InternVlFamily):
         """
         super().complete_processor(processor, config, saved)
         written, token = processor.image_placeholder_token, processor.image_token
+        if not isinstance(written, str) or not written:
+            raise ModelError(
+                [
+                    f"processor_config.json: image_placeholder_token: {written!r:.60} is not allowed; a "
+                    "text: correct it"
+                ]
+            )
         template = processor.chat_template or processor.tokenizer.chat_template
         if isinstance(template, str):
             processor.chat_template = template.replace(written, token)

@@ -72,6 +72,10 @@ class ArrangedFamily(LlavaFamily, TiledFamily):
             return problems
         size, tokens, grid = super().visual_grid(config, None)
         problems = self.size_problems(image_size, size)
+        if not _are_sizes(known := config.image_grid_pinpoints):
+            problems.append(
+                f"{where}: {PINPOINTS}: {known!r:.60} is not allowed; a list of pairs of height and width"
+            )
         if grid is None:
             strategy = config.vision_feature_select_strategy
             problems.append(
@@ -136,15 +140,16 @@ class ArrangedFamily(LlavaFamily, TiledFamily):
         """See `Family.complete_processor`.
 
         Raises:
-            ModelError: it has grids of tiles that the model does not know.
+            ModelError: its grids of tiles are not the model's, which looks for a picture's by itself and
+                takes the first of those that fit equally.
         """
         super().complete_processor(processor, config, saved)
-        known = {tuple(size) for size in config.image_grid_pinpoints}
-        found = {tuple(size) for size in processor.image_processor.image_grid_pinpoints}
-        if more := sorted(found - known):
+        known, found = config.image_grid_pinpoints, processor.image_processor.image_grid_pinpoints
+        if not _are_sizes(found) or list(map(tuple, found)) != list(map(tuple, known)):
             raise ModelError(
                 [
-                    f"{SAVED}: {PINPOINTS}: {more} are none of config.json's {PINPOINTS}: correct one of them"
+                    f"{SAVED}: {PINPOINTS}: {found!r:.80} are not those of config.json, {known!r:.80}, in "
+                    "their order: correct one of them"
                 ]
             )
 
@@ -181,3 +186,13 @@ class ArrangedFamily(LlavaFamily, TiledFamily):
                 f"{SAVED}: image_processor_type: {kind} cuts no tiles: put that of the model's own here"
             ]
         )
+
+
+def _are_sizes(value: Any) -> bool:
+    """Whether a value is a list of pairs of numbers from 1 on."""
+    return isinstance(value, list | tuple) and all(
+        isinstance(size, list | tuple)
+        and len(size) == 2
+        and all(type(side) is int and side >= 1 for side in size)
+        for size in value
+    )

@@ -174,6 +174,10 @@ class _Options:
         fits = "image_grid_pinpoints" in self._defaults
         by_longest = "max_image_size" in self._defaults
         cells = self._cells()
+        if (
+            self._problems and cells is None
+        ):  # else more is said, of keys that such a class does not go by
+            raise ModelError(self._problems)
         by_size = self._flag("do_resize") and not by_longest and not fits and cells is None
         resize = self._resize() if by_size else None
         crop = self._crop() if self._flag("do_center_crop") and not fits else None
@@ -286,7 +290,11 @@ class _Options:
             return Resize(size=size, resample=self._resample())
         least, most = allowed_pixels(self._config)
         if not 1 <= least <= most:
-            self._problem("size", "needs shortest_edge, 1 or more, and longest_edge, no less")
+            older = [key for key in OLDER_PIXELS.values() if self._config.get(key) is not None]
+            for key in older or ["size"]:
+                self._problem(
+                    key, "of least and most pixels the least is 1 or more, and the most no less"
+                )
             return None
         resample = self._resample()
         return ResizeToCells(

@@ -56,7 +56,7 @@ class Qwen3VlFamily(QwenVlFamily):
             problems.append(
                 f"{where}: vision_config.{INNER}: {beyond} are not among the tower's {vision.depth} layers"
             )
-        if math.isqrt(places) ** 2 != places:
+        if places < 1 or math.isqrt(places) ** 2 != places:
             problems.append(
                 f"{where}: vision_config.{PLACES}: {places} is no square number, and places are learned for "
                 "a square grid"

@@ -1,5 +1,6 @@
 """What was done, gained and lost, in sentences for people who never heard of the methods."""
 
+from compressor.facts import ModelFacts
 from compressor.plan.plan import Plan
 from export.report.data import ReportData
 from export.report.words.cuts import cut_sentences, semantics_words, splits
@@ -16,7 +17,7 @@ def done(data: ReportData) -> tuple[str, ...]:
     out = sum(layer.frozen or layer.exited for layer in plan.layers)
     cut = sum(layer.cuts and not layer.frozen for layer in plan.layers)
     always = " for every prompt, and behind a gate that fires" if plan.gates else ""
-    up_to = "up to " if plan.model.most_tiles > 1 else ""
+    up_to = "up to " if _differ(plan.model) else ""
     first = (
         f"The model turns a picture into {up_to}{plan.model.picture_rows:,} visual tokens, and works on each "
         f"of them in all {layers} layers of its decoder. That work is now left out in {out} of the {layers} "
@@ -33,6 +34,11 @@ def done(data: ReportData) -> tuple[str, ...]:
     return (first, *found, *gates, *cuts, text)
 
 
+def _differ(model: ModelFacts) -> bool:
+    """Whether pictures give different numbers of visual tokens."""
+    return model.most_tiles > 1 or model.sizes_differ
+
+
 def gained(data: ReportData) -> tuple[str, ...]:
     """Return what is faster, and what is not."""
     p, m, gates = data.manifest.predicted, data.manifest.measured, data.plan.gates
@@ -42,6 +48,8 @@ def gained(data: ReportData) -> tuple[str, ...]:
         where = f" on the mean of {prompts} calibration prompts"
         where = where if prompts else " for a prompt in which no gate fires"
     largest = " of the most tiles" if data.plan.model.most_tiles > 1 else ""
+    if data.plan.model.sizes_differ:
+        largest = " of the largest size"
     pictures = f"{p.images} picture{'s' if p.images > 1 else ''}{largest}"
     lines = [
         f"Reading a prompt of {pictures} and {p.text} text tokens"
