@@ -148,7 +148,7 @@ def test_a_budget_of_tiles_is_kept_by_the_original_and_by_the_runtime(folder: Pa
     for image, words in (
         ({"max_pixels": 9}, "image.max_pixels: is nothing for pictures of the family 'internvl'; it "
          "takes image.max_tiles"),
-        ({"max_tiles": 257}, "max_patches: 257: must be a number of tiles, 1 to 256"),
+        ({"max_tiles": 257}, "image.max_tiles: 257 is too many; 256 are allowed"),
     ):  # fmt: skip
         with pytest.raises(ModelError, match=re.escape(words)):
             describe(str(folder), budget=ImageSection(**image))
