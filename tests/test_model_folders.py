@@ -687,7 +687,7 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], str]] = {
     "an architecture that is a number": ({"architectures": 1}, "architectures: 1 is not supported"),
     "a rope of no number": (
         {"text_config__rope_parameters__rope_theta": {}},
-        "text_config.rope_parameters: transformers cannot use it: TypeError",
+        "text_config.rope_parameters.rope_theta: {} is not allowed; a number above 0",
     ),
     "no layers": ({"text_config__num_hidden_layers": 0}, "num_hidden_layers"),
     "a dtype of numbers": ({"dtype": "int8"}, "dtype: 'int8' is not supported"),
