@@ -126,7 +126,10 @@ def test_whatever_the_original_raises_is_one_line(monkeypatch: pytest.MonkeyPatc
     encoded = prompts.EncodedPrompt({"input_ids": torch.ones(1, 2)}, (torch.ones(1),), (1,), "here")
     monkeypatch.setattr("export.checks.original.encode", lambda *_: encoded)
     model: Any = SimpleNamespace(
-        original=fails, processor=1, native_processor=1, facts=SimpleNamespace(name="model")
+        original=fails,
+        processor=1,
+        native_processor=1,
+        facts=facts.facts(name="model", family="llava"),
     )
     with pytest.raises(ModelError, match="itself fails on a prompt with a picture: AttributeError"):
         read_original(model, Sample((), "what", where="here"))
