@@ -67,8 +67,9 @@ def test_every_family_has_its_cases() -> None:
 
     for file in Path(__file__).parent.glob("test_family_*.py"):
         importlib.import_module(f"tests.{file.stem}")
-    names = [kind.family.name for kind in FamilyCases.__subclasses__()]
-    assert sorted(names) == sorted(families_in_order())  # one class each: its records are one file
+    # One class each in the files that fill the page: its records are one file.
+    kinds = (kind for kind in FamilyCases.__subclasses__() if "test_family_" in kind.__module__)
+    assert sorted(kind.family.name for kind in kinds) == sorted(families_in_order())
 
 
 def test_the_columns_are_the_cuts_of_the_cases_and_these_use_every_method() -> None:

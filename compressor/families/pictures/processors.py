@@ -174,9 +174,8 @@ class _Options:
         fits = "image_grid_pinpoints" in self._defaults
         by_longest = "max_image_size" in self._defaults
         cells = self._cells()
-        if (
-            self._problems and cells is None
-        ):  # else more is said, of keys that such a class does not go by
+        if self._problems and cells is None and self._kind in (*TO_CELLS, TO_FRAME):
+            # Else more is said, of keys that such a class does not go by.
             raise ModelError(self._problems)
         by_size = self._flag("do_resize") and not by_longest and not fits and cells is None
         resize = self._resize() if by_size else None
