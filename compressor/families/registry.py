@@ -1,6 +1,5 @@
 """Finds the family of a model and loads it: a hub id or a local folder, safetensors only."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from compressor.families.guard import broken_weight_files, quiet, reading
 from compressor.families.hub import fetched
 from compressor.families.known import family_of, family_that_read
 from compressor.families.llama_text import EMBEDDING, HEAD, is_tied
+from compressor.families.pictures.processors import values_of
 from compressor.families.pictures.text import PictureForm
 from compressor.families.processor import check_processor, load_processor, resized, saved_images
 from compressor.generation.settings import model_settings
@@ -240,7 +240,7 @@ def read_processor(
     name = model_name(model_id)
     native_facts = _facts(folder, family, config, name, None, budget)
     native = load_processor(folder, family, config, trust_remote_code=trust_remote_code)
-    saved = json.loads(native.image_processor.to_json_string())
+    saved = values_of(native.image_processor)
     for key, value in _within(family, budget, saved).items():
         setattr(native.image_processor, key, value)
     check_processor(native, native_facts, folder)
@@ -263,7 +263,7 @@ def picture_form(processor: Any, facts: ModelFacts, where: str = "image processo
     Raises:
         ModelError: its processor does something that no step does; all such are named.
     """
-    saved = json.loads(processor.image_processor.to_json_string())
+    saved = values_of(processor.image_processor)
     family = family_that_read(facts)
     steps = family.picture_steps(saved, where)
     return PictureForm(

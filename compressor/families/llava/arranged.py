@@ -3,7 +3,6 @@
 Limitations: tiles as large as the tower's own pictures; pictures alone, no videos.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from compressor.facts import ModelFacts
 from compressor.families.base import VisionEncoder
 from compressor.families.llava.family import LlavaFamily
 from compressor.families.model_class.tiled import SAVED, TiledFamily
+from compressor.families.pictures.processors import values_of
 from compressor.families.pictures.steps import FitTiles
 from compressor.schema.sections import ImageSection
 
@@ -160,7 +160,7 @@ class ArrangedFamily(LlavaFamily, TiledFamily):
         rows = facts.arrangement
         if rows is None:
             return None
-        step = self._fitting(json.loads(processor.image_processor.to_json_string()))
+        step = self._fitting(values_of(processor.image_processor))
         return tuple(rows.of_tiles(high, wide, step.grid(high, wide)) for high, wide in sizes)
 
     def tiles_made(self, encoded: Mapping[str, Any]) -> Any:

@@ -1,6 +1,5 @@
 """Families whose image processors cut pictures, of sizes of their own, into patches beside a grid."""
 
-import json
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from compressor.errors import ModelError
 from compressor.facts import ModelFacts
 from compressor.families.model_class.own_size import PROCESSOR, OwnSizeFamily
 from compressor.families.model_class.tower import activation_problems
-from compressor.families.pictures.processors import OLDER_PIXELS, allowed_pixels
+from compressor.families.pictures.processors import OLDER_PIXELS, allowed_pixels, values_of
 from compressor.families.pictures.sizes import cell_grid, cell_step
 from compressor.families.pictures.steps import MAX_SIDE
 from compressor.schema.sections import ImageSection
@@ -142,7 +141,7 @@ class PatchedFamily(OwnSizeFamily):
         self, processor: Any, sizes: Sequence[tuple[int, int]], facts: ModelFacts
     ) -> tuple[int, ...]:
         """See `Family.image_rows`."""
-        saved = json.loads(processor.image_processor.to_json_string())
+        saved = values_of(processor.image_processor)
         steps = self.picture_steps(saved, PROCESSOR)
         grids = (cell_grid(steps, height, width) for height, width in sizes)
         return tuple(math.prod(grid) if grid else facts.tile_rows for grid in grids)

@@ -14,6 +14,7 @@ Families call `saved_steps` at export. Artifacts that were made before their man
 `steps_in` when they are loaded.
 """
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -98,6 +99,16 @@ def saved_steps(config: Mapping[str, Any], where: str) -> PictureSteps:
         ModelError: an unknown processor class or unsupported options, all named together.
     """
     return _Options(config, where).read()
+
+
+def values_of(images: Any) -> dict[str, Any]:
+    """Return an image processor's values, as its file would hold them.
+
+    Args:
+        images: of transformers.
+    """
+    values: dict[str, Any] = json.loads(images.to_json_string())
+    return values
 
 
 def fixed_size(config: Mapping[str, Any]) -> tuple[int, int] | None:

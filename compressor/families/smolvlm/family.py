@@ -5,7 +5,6 @@ tiles whose pixels are all zero, as padding, and then fails for want of them; he
 """
 
 import copy
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ from compressor.families.model_class.tower import (
     activation_problems,
     square_tower_problems,
 )
+from compressor.families.pictures.processors import values_of
 from compressor.families.pictures.sizes import tile_count, tile_grid
 from compressor.families.pictures.steps import MAX_SIDE, CutTiles
 from compressor.families.pictures.text import PictureText, TileRows
@@ -170,7 +170,7 @@ class Idefics3Family(TiledFamily):
 
         The processor's own count of tiles (`get_number_of_image_patches`) leaves out one of its roundings.
         """
-        steps = self.picture_steps(json.loads(processor.image_processor.to_json_string()), SAVED)
+        steps = self.picture_steps(values_of(processor.image_processor), SAVED)
         counts = (tile_count(tile_grid(steps, height, width)) for height, width in sizes)
         return tuple(facts.tile_rows * count for count in counts)
 
