@@ -30,6 +30,7 @@ from compressor.families.pictures.steps import (
 )
 from compressor.families.pictures.text import PictureForm
 from compressor.samples.pictures import load_image
+from export.artifact.artifact import Artifact
 from export.runtime import images as preprocess
 from export.runtime.images import ImageProcessor
 from export.runtime.runtime import Runtime
@@ -464,13 +465,17 @@ def test_an_artifact_from_before_steps_makes_the_same_pixels(tiny_artifact: Path
     np.testing.assert_array_equal(*answers)
 
 
-def test_the_manifests_steps_are_run_not_the_processors(tiny_artifact: Path, tmp_path: Path):
-    changed = Path(shutil.copytree(tiny_artifact, tmp_path / "changed"))
-    written = json.loads((changed / "manifest.json").read_text())
-    written["picture_steps"][0]["resample"] = "nearest"
-    saved(changed, "manifest.json", written)
+def test_the_manifests_steps_are_run_not_the_processors(tiny_artifact: Path):
+    manifest = Artifact.open(tiny_artifact).manifest
+    form, rows = manifest.picture_form, manifest.model.tile_rows
+    first, *more = form.steps
+    steps = (first.model_copy(update={"resample": "nearest"}), *more)
+    changed = form.model_copy(update={"steps": steps})
     image = picture(97, 64)
-    now, other = (Runtime.load(folder).images(image).pixels for folder in (tiny_artifact, changed))
+    now, other = (
+        ImageProcessor.of_artifact(given, tiny_artifact, rows)(image).pixels
+        for given in (form, changed)
+    )
     assert now.shape == other.shape
     assert not np.array_equal(now, other)
 

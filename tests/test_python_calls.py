@@ -1,5 +1,6 @@
 """What Python callers get wrong is said in Python's terms, in one line."""
 
+import inspect
 import os
 import re
 from collections.abc import Callable
@@ -13,10 +14,12 @@ import pytest
 import vtcompress
 from compressor.errors import BackendError, DataError, RecipeError
 from compressor.generation.settings import check_new_tokens, check_positions
+from compressor.progress import SILENT
 from compressor.schema.arguments import check_threads
 from export.runtime.runtime import Runtime
 from tests.artifacts import make_artifact
 from vtcompress.cli.main import cli, run_command
+from vtcompress.console import Output, shown
 
 
 def test_an_override_from_python_speaks_of_no_command_line() -> None:
@@ -80,6 +83,50 @@ STAGES: dict[str, Callable[..., Any]] = {
         vtcompress.load_recipe("identity"), path, **given
     ),
 }
+
+
+IDENTITY = vtcompress.load_recipe("identity")
+SHOWING: dict[str, Callable[..., Any]] = {
+    **{name: stage for name, stage in STAGES.items() if name != "Runtime.load"},
+    "calibrate": partial(vtcompress.calibrate, IDENTITY),
+    "compress": lambda path, **given: vtcompress.compress(IDENTITY, None, path, **given),  # type: ignore[arg-type]
+    "load_compressed": vtcompress.load_compressed,
+    "plan": lambda _, **given: vtcompress.plan(IDENTITY, **given),
+    "train_gates": lambda path, **given: vtcompress.train_gates(
+        vtcompress.load_recipe("dyvte"), path, path, **given
+    ),
+}
+
+
+def test_every_stage_of_python_with_progress_is_asked() -> None:
+    having = {
+        name
+        for name in vtcompress.__all__
+        if inspect.isfunction(stage := getattr(vtcompress, name))
+        and "progress" in inspect.signature(stage).parameters
+    }
+    assert having == SHOWING.keys()
+
+
+@pytest.mark.parametrize("stage", SHOWING)
+@pytest.mark.parametrize("given", [1, "yes", [], Output, print])
+def test_what_shows_no_progress_is_refused_first(stage: str, given: object, tmp_path: Path) -> None:
+    with pytest.raises(TypeError) as caught:
+        SHOWING[stage](tmp_path / "none", progress=given)
+    assert str(caught.value) == (
+        f"progress: {given!r:.60} shows nothing: it has no methods track and say; give True, False, None or "
+        "what has them"
+    )
+
+
+def test_progress_is_shown_as_by_a_command_or_not_at_all(tmp_path: Path) -> None:
+    assert isinstance(shown(True), Output)
+    assert shown(False) is SILENT
+    own = Output(verbosity=1)
+    assert shown(own) is own
+    for given in (True, False):
+        with pytest.raises(vtcompress.VtcompressError, match="no such folder"):
+            vtcompress.bench(tmp_path / "none", progress=given)
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -134,8 +134,25 @@ class Output:
             self.say(f"{label}: {total} done in {taken:.0f} s")
 
 
-def shown(progress: Progress | None) -> Progress:
-    """Return how a stage that Python calls reports; None: as a command on a terminal, else not at all."""
-    if progress is not None:
-        return progress
-    return Output() if sys.stderr is not None and sys.stderr.isatty() else SILENT
+def shown(progress: Progress | bool | None) -> Progress:
+    """Return how a stage that Python calls reports.
+
+    Args:
+        progress: what shows it; True: as a command does; False: nothing does; None: as a command on a
+            terminal, else nothing.
+
+    Raises:
+        TypeError: it is none of these.
+    """
+    if progress is None:
+        progress = sys.stderr is not None and sys.stderr.isatty()
+    if isinstance(progress, bool):
+        return Output() if progress else SILENT
+    if isinstance(progress, type) or not all(
+        callable(getattr(progress, name, None)) for name in ("track", "say")
+    ):
+        raise TypeError(
+            f"progress: {progress!r:.60} shows nothing: it has no methods track and say; give True, "
+            "False, None or what has them"
+        )
+    return progress

@@ -13,8 +13,10 @@ from pydantic import ValidationError
 from compressor.disk.files import read_text, sha256_of, write_text
 from compressor.disk.mistaken import mistaken
 from compressor.disk.paths import shown_path, unusable
-from compressor.errors import ArtifactError
+from compressor.errors import ArtifactError, PlanError
+from compressor.plan.plan import Plan
 from export.artifact.contents import FILES_FILE, FILES_FORMAT
+from export.artifact.contradictions import contradictions
 from export.artifact.engine_set import ENGINES_FOLDER, unnamed_files
 from export.artifact.manifest import MANIFEST_FILE, MANIFEST_FORMAT, FileEntry, Manifest
 from export.artifact.onnx_header import check_graph
@@ -52,7 +54,8 @@ class Artifact:
 
         Raises:
             ArtifactError: not an artifact, of a newer format, or files missing or altered; all are named.
-                Nothing but the manifest has been parsed by a library then.
+                Nothing but the manifest has been parsed by a library then. Or what the manifest says of the
+                model contradicts the plan, the processor's files or the graphs beside it.
         """
         if not isinstance(folder, str | os.PathLike):
             raise TypeError(f"path: {folder!r:.60} is no path of an artifact's folder")
@@ -68,19 +71,7 @@ class Artifact:
             manifest = Manifest.model_validate_json(text)
         except ValidationError as error:
             raise ArtifactError(_explain(path, error)) from None
-        problems = [
-            f"{path}: the graph {spec.name} is in {spec.file!r}, which is not among the files"
-            for spec in manifest.graphs
-            if spec.file not in manifest.files
-        ]
-        names = [spec.name for spec in manifest.graphs]
-        problems += [
-            f"{path}: has {names.count(name)} graphs named {name!r}; copy the artifact anew"
-            for name in NEEDED_GRAPHS
-            if names.count(name) != 1
-        ]
-        if not in_order(manifest.graphs, "decoder"):
-            problems.append(f"{path}: has no decoder; copy the artifact anew")
+        problems = _graph_problems(path, manifest)
         problems += [
             p for name, entry in manifest.files.items() for p in _check(folder, name, entry, verify)
         ]
@@ -94,9 +85,39 @@ class Artifact:
             sizes = {name: entry.size for name, entry in manifest.files.items()}
             for file in sorted({spec.file for spec in manifest.graphs}):
                 problems += check_graph(folder, file, sizes)
+        if not problems:
+            plan = _plan(folder, manifest)
+            found = contradictions(folder, manifest, plan)
+            problems = [f"{path}: {problem}; export the model again" for problem in found]
         if problems:
             raise ArtifactError(problems)
         return cls(folder, manifest)
+
+
+def _graph_problems(path: Path, manifest: Manifest) -> list[str]:
+    problems = [
+        f"{path}: the graph {spec.name} is in {spec.file!r}, which is not among the files"
+        for spec in manifest.graphs
+        if spec.file not in manifest.files
+    ]
+    names = [spec.name for spec in manifest.graphs]
+    problems += [
+        f"{path}: has {names.count(name)} graphs named {name!r}; copy the artifact anew"
+        for name in NEEDED_GRAPHS
+        if names.count(name) != 1
+    ]
+    if not in_order(manifest.graphs, "decoder"):
+        problems.append(f"{path}: has no decoder; copy the artifact anew")
+    return problems
+
+
+def _plan(folder: Path, manifest: Manifest) -> Plan | None:
+    if PLAN_FILE not in manifest.files:
+        return None
+    try:
+        return Plan.load(folder / PLAN_FILE)
+    except PlanError as error:
+        raise ArtifactError(error.problems) from None
 
 
 def _explain(path: Path, error: ValidationError) -> list[str]:
@@ -106,10 +127,10 @@ def _explain(path: Path, error: ValidationError) -> list[str]:
                 f"{path}: artifact format {item['input']}; this vtcompress reads up to {MANIFEST_FORMAT}: "
                 "upgrade vtcompress or export the model anew"
             ]
-    newer = "; upgrade vtcompress or export the model anew"
+    newer, wrong = "upgrade vtcompress or export the model anew", "export the model again"
     return [
-        f"{path}: {'.'.join(map(str, e['loc'])) or 'manifest'}: {e['msg']}"
-        f"{newer if e['type'] == 'union_tag_invalid' else ''}"
+        f"{path}: {'.'.join(map(str, e['loc'])) or 'manifest'}: {e['msg']}; "
+        f"{newer if e['type'] == 'union_tag_invalid' else wrong}"
         for e in error.errors()
     ]
 

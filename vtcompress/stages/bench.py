@@ -21,7 +21,7 @@ def bench(
     text: int | None = None,
     rounds: int = 15,
     threads: int = 1,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> BenchReport:
     """Time an artifact beside the naive original; see `export.checks.bench.bench`.
 
@@ -29,6 +29,7 @@ def bench(
         VtcompressError: an argument is not allowed, the artifact is broken, ONNX Runtime cannot run its
             dtype, or the model has too few positions for the prompt.
     """
+    progress = shown(progress)
     check_threads(threads)
     for name, value in (("images", images), ("text", text), ("rounds", rounds)):
         if (name, value) != ("text", None):
@@ -46,5 +47,5 @@ def bench(
         text=text,
         rounds=rounds,
         threads=threads,
-        progress=shown(progress),
+        progress=progress,
     )

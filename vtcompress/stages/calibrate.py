@@ -110,7 +110,7 @@ def calibrate(
     output: PathLike,
     *,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Profile:
     """Measure the recipe's model on its calibration data; a profile at `output` is continued.
 

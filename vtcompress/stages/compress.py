@@ -80,7 +80,7 @@ def compress(
     profile: Profile | PathLike | None = None,
     overwrite: bool = False,
     sources: Iterable[PathLike] = (),
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Path:
     """Write the compressed model as a folder that `load_compressed` and `export` read.
 
@@ -131,7 +131,9 @@ def compress(
     return output
 
 
-def load_compressed(folder: PathLike, *, progress: Progress | None = None) -> "CompressedModel":
+def load_compressed(
+    folder: PathLike, *, progress: Progress | bool | None = None
+) -> "CompressedModel":
     """Load what `compress` wrote, in float32.
 
     Raises:

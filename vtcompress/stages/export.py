@@ -335,7 +335,7 @@ def export(
     sources: Iterable[PathLike] = (),
     bench_rounds: int = 15,
     threads: int = 1,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Manifest:
     """Run all stages and write the artifact: calibrate, plan, compress, export, validate, time.
 

@@ -32,14 +32,26 @@ def inspect(path: PathLike, image: Picture | None = None) -> dict[str, Any]:
 
     Returns:
         A JSON-like mapping; `kind` says which of them it is. Of a model `problems` holds what is wrong with
-        its processor and which weights of a folder are not there, if anything is.
+        its processor and which weights of a folder are not there, if anything is. Where a picture becomes
+        several tiles, the facts of the model have `tile_tokens`, of one tile, in place of `visual_tokens`.
 
     Raises:
         VtcompressError: none of them; or the picture cannot be read, or what is inspected takes none.
     """
     path = at_home(str(path))
-    found = _inspect(path)
+    found = _by_tile(_inspect(path))
     return found if image is None else found | {"picture": _picture(path, image, found["kind"])}
+
+
+def _by_tile(found: Any) -> Any:
+    """Return what was found, with the tokens of one tile called so where a picture becomes several tiles."""
+    if not isinstance(found, Mapping):
+        return found
+    cut = "visual_tokens" in found and found.get("most_tiles", 1) > 1
+    return {
+        "tile_tokens" if cut and key == "visual_tokens" else key: _by_tile(value)
+        for key, value in found.items()
+    }
 
 
 def _picture(path: str, image: Picture, kind: str) -> dict[str, Any]:

@@ -21,7 +21,10 @@ from vtcompress.stages.inputs import (
 
 
 def plan(
-    recipe: Recipe, profile: Profile | PathLike | None = None, *, progress: Progress | None = None
+    recipe: Recipe,
+    profile: Profile | PathLike | None = None,
+    *,
+    progress: Progress | bool | None = None,
 ) -> Plan:
     """Decide what visual rows do in each layer; loads no weights.
 

@@ -151,7 +151,7 @@ def validate(
     limits: Mapping[str, Any] | None = None,
     threads: int | None = None,
     trust_remote_code: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Validation:
     """Check an artifact again; nothing in it is changed.
 

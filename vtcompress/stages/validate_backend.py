@@ -34,7 +34,7 @@ def validate_backend(
     threads: int | None = None,
     device: int = 0,
     limits: Mapping[str, Any] | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> BackendParity:
     """Compare a backend's numbers with ONNX Runtime's on the CPU, and its answers with the original's.
 

@@ -86,6 +86,8 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 
 # It alone pads to a square by do_pad; in the others that completes a batch and needs pad_size.
 PADS_TO_SQUARE = "LlavaImageProcessor"
+# It alone cuts no picture of several.
+SEVERAL_UNCUT = "LlavaOnevisionImageProcessor"
 FROM_CELL = "PaddleOCRVLImageProcessor"
 TO_CELLS = ("Qwen2VLImageProcessor", FROM_CELL)
 TO_FRAME = "PixtralImageProcessor"

@@ -28,6 +28,7 @@ from compressor.families.pictures.defaults import (
     DEFAULTS,
     FROM_CELL,
     PADS_TO_SQUARE,
+    SEVERAL_UNCUT,
     TO_CELLS,
     TO_FRAME,
 )
@@ -62,21 +63,29 @@ FILTERS = {
 def steps_in(folder: Path) -> PictureSteps:
     """Return the steps of the processor saved in a model folder or artifact.
 
+    Raises:
+        ModelError: as `saved_in` and `saved_steps`.
+    """
+    return saved_steps(*saved_in(folder))
+
+
+def saved_in(folder: Path) -> tuple[Mapping[str, Any], str]:
+    """Return what the image processor saved in a model folder or artifact holds, and where that stands.
+
     Read as transformers 5 does: the section `image_processor` of `processor_config.json`, else
     `preprocessor_config.json`.
 
     Raises:
-        ModelError: neither file is there or readable, or the configuration is not supported;
-            every problem is named.
+        ModelError: neither file is there or readable.
     """
     nested = folder / "processor_config.json"
     if nested.is_file():
         section = read_json_object(nested).get("image_processor")
         if isinstance(section, dict):
-            return saved_steps(section, f"{nested}: image_processor")
+            return section, f"{nested}: image_processor"
     older = folder / "preprocessor_config.json"
     if older.is_file():
-        return saved_steps(read_json_object(older), str(older))
+        return read_json_object(older), str(older)
     problem = (
         f"{folder}: no image processor found: neither processor_config.json with a section "
         "image_processor nor preprocessor_config.json; save the processor with the model "
@@ -140,6 +149,19 @@ def steps_beside_others(config: Mapping[str, Any], where: str) -> PictureSteps:
     """
     steps = saved_steps(config, where)
     return _Options(config, where).on_a_square(steps)
+
+
+def several_steps(config: Mapping[str, Any], where: str) -> PictureSteps | None:
+    """Return the steps for each of several pictures, of whatever processor; None: those of one picture.
+
+    Args:
+        config: as in `saved_steps`.
+        where: likewise.
+
+    Raises:
+        ModelError: as `saved_steps`.
+    """
+    return steps_beside_others(config, where) if _plain_class(config) == SEVERAL_UNCUT else None
 
 
 def allowed_pixels(config: Mapping[str, Any]) -> tuple[int, int]:

@@ -46,7 +46,7 @@ def train_gates(
     *,
     held_out: str | Path | None = None,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> GatesReport:
     """Train the gates of the recipe's gated entry; write them, and a report as JSON beside them.
 
