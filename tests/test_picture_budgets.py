@@ -218,3 +218,48 @@ def test_a_file_with_one_size_that_is_none_is_refused_by_its_key(
     words = f"the image processor: size: {saved['image_processor']['size']}: "
     words += "must be multiples of the cells of 8" if height == 20 else "of least and most pixels"
     assert caught.value.problems[0].startswith(words), caught.value
+
+
+POSITIONS = 2048
+
+
+@pytest.mark.parametrize(
+    ("asked", "given", "context"),
+    [
+        ("image.max_pixels=4000000000000", {"max_pixels": 4 * 10**12}, None),
+        ("image.height=4096 and image.width=4096", {"height": 4096, "width": 4096}, None),
+        ("image.max_pixels=3072", {"max_pixels": 3072}, 64),
+    ],
+)
+def test_a_budget_that_the_decoder_has_no_room_for_is_refused_with_the_largest_that_fits(
+    asked: str, given: dict[str, int], context: int | None, tmp_path: Path
+) -> None:
+    Qwen2Vl.family.make(tmp_path / "model")
+    recipe = vtcompress.load_recipe("identity").override(
+        {
+            "model.id": str(tmp_path / "model"),
+            "image": given,
+            "export.profiles.max_context": context,
+        }
+    )
+    with pytest.raises(ModelError) as caught:
+        vtcompress.plan(recipe)
+    (line,) = caught.value.problems
+    assert line.startswith(f"{asked}: a picture has up to ")
+    least = context or POSITIONS
+    assert f" {least} " in line or f" {least}," in line
+    named = line.split("; take ")[1].removesuffix(" or less").split(" and ")
+    largest = {
+        key.removeprefix("image."): int(number) for key, number in (p.split("=") for p in named)
+    }
+    assert largest.keys() == given.keys()
+
+    def rows_of(budget: dict[str, int]) -> int:
+        return describe(str(tmp_path / "model"), budget=ImageSection(**budget)).picture_rows
+
+    assert rows_of(largest) < least
+    try:
+        more = rows_of({key: number + CELL**2 for key, number in largest.items()})
+    except ModelError:
+        return  # refused by its positions
+    assert more >= least

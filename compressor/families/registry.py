@@ -1,6 +1,5 @@
 """Finds the family of a model and loads it: a hub id or a local folder, safetensors only."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from compressor.disk.paths import at_home
 from compressor.errors import ModelError
 from compressor.facts import ModelFacts
 from compressor.families.base import Family, LoadedModel
+from compressor.families.budget import check_room, within
 from compressor.families.checkpoint import equal, headers, source_dtype
 from compressor.families.configuration import plain_attention, problems_of, raw_config
 from compressor.families.folder import CONFIG, digest, indexed, weight_files
@@ -132,6 +132,7 @@ def describe(
     image_size: int | None = None,
     budget: ImageSection = NO_BUDGET,
     trust_remote_code: bool = False,
+    context: int | None = None,
 ) -> ModelFacts:
     """Return the facts of a model without loading its weights.
 
@@ -141,13 +142,14 @@ def describe(
         image_size: as in `load`.
         budget: as in `load`.
         trust_remote_code: as in `load`.
+        context: rows of a conversation at most, within which a budget must leave room; None: all positions.
 
     Raises:
         ModelError: as `load`.
     """
     folder = local_folder(model_id, revision, weights=False, code=trust_remote_code)
     family, config = read_config(folder, trust_remote_code=trust_remote_code)
-    return _facts(folder, family, config, model_name(model_id), image_size, budget)
+    return _facts(folder, family, config, model_name(model_id), image_size, budget, context)
 
 
 def _facts(
@@ -157,9 +159,10 @@ def _facts(
     name: str,
     image_size: int | None,
     budget: ImageSection,
+    context: int | None = None,
 ) -> ModelFacts:
     saved = saved_images(folder)
-    changed = _within(family, budget, saved)
+    changed = within(family, budget, saved)
     stored = headers(folder)
     names = stored or indexed(folder)
     tied = is_tied(
@@ -179,28 +182,15 @@ def _facts(
             for e in failure.errors()
         ) from failure
     family.check_stored(config, folder, stored, names)
-    return family.with_pictures(facts, {**saved, **changed}).model_copy(
+    facts = family.with_pictures(facts, {**saved, **changed})
+    check_room(family, facts, budget, saved, context)
+    return facts.model_copy(
         update={
             "eos_token_ids": model_settings(folder).ends,
             "family_package": family.package,
             "budget": budget if budget.given else None,
         }
     )
-
-
-def _within(family: Family, budget: ImageSection, saved: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what a budget changes in an image processor's values.
-
-    Raises:
-        ModelError: the family or the processor keeps no such budget, or not exactly.
-    """
-    if odd := [f"image.{key}" for key in budget.given if key not in family.budget_keys]:
-        takes = " or ".join(f"image.{key}" for key in family.budget_keys)
-        remedy = f"it takes {takes}" if takes else "their size is set by export.image_size"
-        raise ModelError(
-            [f"{', '.join(odd)}: is nothing for pictures of the family {family.name!r}; {remedy}"]
-        )
-    return family.within(budget, saved) if budget.given else {}
 
 
 @dataclass(frozen=True)
@@ -241,7 +231,7 @@ def read_processor(
     native_facts = _facts(folder, family, config, name, None, budget)
     native = load_processor(folder, family, config, trust_remote_code=trust_remote_code)
     saved = values_of(native.image_processor)
-    for key, value in _within(family, budget, saved).items():
+    for key, value in within(family, budget, saved).items():
         setattr(native.image_processor, key, value)
     check_processor(native, native_facts, folder)
     if image_size is None:

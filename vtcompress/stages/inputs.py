@@ -184,6 +184,7 @@ def model_facts(recipe: Recipe) -> ModelFacts:
         image_size=recipe.export.image_size,
         budget=recipe.image,
         trust_remote_code=recipe.model.trust_remote_code,
+        context=recipe.export.profiles.max_context,
     )
 
 

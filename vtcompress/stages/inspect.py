@@ -39,7 +39,7 @@ def inspect(path: PathLike, image: Picture | None = None) -> dict[str, Any]:
         VtcompressError: none of them; or the picture cannot be read, or what is inspected takes none.
     """
     path = at_home(str(path))
-    found = _by_tile(_inspect(path))
+    found: dict[str, Any] = _by_tile(_inspect(path))
     return found if image is None else found | {"picture": _picture(path, image, found["kind"])}
 
 
