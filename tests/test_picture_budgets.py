@@ -215,7 +215,7 @@ def test_a_file_with_one_size_that_is_none_is_refused_by_its_key(
     (other / SAVED).write_text(json.dumps(saved))
     with pytest.raises(ModelError) as caught:
         describe(str(other))
-    words = f"the image processor: size: {saved['image_processor']['size']}: "
+    words = f"{other / SAVED}: size: {saved['image_processor']['size']}: "
     words += "must be multiples of the cells of 8" if height == 20 else "of least and most pixels"
     assert caught.value.problems[0].startswith(words), caught.value
 

@@ -13,7 +13,9 @@ TEXT_ROWS = 1
 """Of a prompt at least, behind its pictures."""
 
 
-def within(family: Family, budget: ImageSection, saved: Mapping[str, Any]) -> Mapping[str, Any]:
+def kept_budget(
+    family: Family, budget: ImageSection, saved: Mapping[str, Any]
+) -> Mapping[str, Any]:
     """Return what a budget changes in an image processor's values.
 
     Raises:
@@ -28,7 +30,7 @@ def within(family: Family, budget: ImageSection, saved: Mapping[str, Any]) -> Ma
     return family.within(budget, saved) if budget.given else {}
 
 
-def check_room(
+def check_budget_fits(
     family: Family,
     facts: ModelFacts,
     budget: ImageSection,

@@ -6,19 +6,22 @@ Letters: N = visual tokens of one image; S = side of the vision tower's square i
 import copy
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from compressor.disk.model_json import optional_json
 from compressor.errors import ModelError
 from compressor.facts import ModelFacts
 from compressor.families.base import Family
 from compressor.families.configuration import IMAGE_TOKEN_KEYS
 from compressor.families.guard import broken_texts, quiet, reading
 from compressor.families.known import family_that_read
+from compressor.families.pictures.processors import PROCESSOR
 
 SAVED = "processor_config.json"
 PIECES = "tokenizer.model"
@@ -75,7 +78,8 @@ def load_processor(
         raise ModelError(
             [f"{where}: image_token: {token!r:.60} is not allowed; a text: correct it"]
         )
-    family.complete_processor(processor, config, _saved(folder / SAVED))
+    with naming(folder):
+        family.complete_processor(processor, config, _saved(folder / SAVED))
     if processor.chat_template is None:
         processor.chat_template = processor.tokenizer.chat_template
     return processor
@@ -139,6 +143,27 @@ def saved_images(folder: Path) -> Mapping[str, Any]:
     """Return what is saved of a model folder's image processor; nothing if that is not there."""
     section = _saved(folder / SAVED).get(IMAGES)
     return section if isinstance(section, dict) else _saved(folder / OLDER_IMAGES)
+
+
+def image_file(folder: Path) -> Path:
+    """Return the file of a model folder that configures its image processor."""
+    with suppress(ModelError):
+        if IMAGES in optional_json(folder / SAVED):
+            return folder / SAVED
+    return folder / OLDER_IMAGES
+
+
+@contextmanager
+def naming(folder: Path) -> Iterator[None]:
+    """Name the file of a model's image processor in errors that a family makes of its values alone."""
+    try:
+        yield
+    except ModelError as error:
+        start = f"{PROCESSOR}: "
+        raise ModelError(
+            f"{image_file(folder)}: {line.removeprefix(start)}" if line.startswith(start) else line
+            for line in error.problems
+        ) from error
 
 
 def resized(processor: Any, family: Family, image_size: int) -> Any:

@@ -12,7 +12,7 @@ from compressor.disk.paths import at_home
 from compressor.errors import ModelError
 from compressor.facts import ModelFacts
 from compressor.families.base import Family, LoadedModel
-from compressor.families.budget import check_room, within
+from compressor.families.budget import check_budget_fits, kept_budget
 from compressor.families.checkpoint import equal, headers, source_dtype
 from compressor.families.configuration import plain_attention, problems_of, raw_config
 from compressor.families.folder import CONFIG, digest, indexed, weight_files
@@ -22,7 +22,13 @@ from compressor.families.known import family_of, family_that_read
 from compressor.families.llama_text import EMBEDDING, HEAD, is_tied
 from compressor.families.pictures.processors import values_of
 from compressor.families.pictures.text import PictureForm
-from compressor.families.processor import check_processor, load_processor, resized, saved_images
+from compressor.families.processor import (
+    check_processor,
+    load_processor,
+    naming,
+    resized,
+    saved_images,
+)
 from compressor.generation.settings import model_settings
 from compressor.schema.sections import ImageSection
 
@@ -149,7 +155,8 @@ def describe(
     """
     folder = local_folder(model_id, revision, weights=False, code=trust_remote_code)
     family, config = read_config(folder, trust_remote_code=trust_remote_code)
-    return _facts(folder, family, config, model_name(model_id), image_size, budget, context)
+    with naming(folder):
+        return _facts(folder, family, config, model_name(model_id), image_size, budget, context)
 
 
 def _facts(
@@ -162,7 +169,7 @@ def _facts(
     context: int | None = None,
 ) -> ModelFacts:
     saved = saved_images(folder)
-    changed = within(family, budget, saved)
+    changed = kept_budget(family, budget, saved)
     stored = headers(folder)
     names = stored or indexed(folder)
     tied = is_tied(
@@ -183,7 +190,7 @@ def _facts(
         ) from failure
     family.check_stored(config, folder, stored, names)
     facts = family.with_pictures(facts, {**saved, **changed})
-    check_room(family, facts, budget, saved, context)
+    check_budget_fits(family, facts, budget, saved, context)
     return facts.model_copy(
         update={
             "eos_token_ids": model_settings(folder).ends,
@@ -228,18 +235,19 @@ def read_processor(
     folder = local_folder(model_id, revision, weights=False, code=trust_remote_code)
     family, config = read_config(folder, trust_remote_code=trust_remote_code)
     name = model_name(model_id)
-    native_facts = _facts(folder, family, config, name, None, budget)
-    native = load_processor(folder, family, config, trust_remote_code=trust_remote_code)
-    saved = values_of(native.image_processor)
-    for key, value in within(family, budget, saved).items():
-        setattr(native.image_processor, key, value)
-    check_processor(native, native_facts, folder)
-    if image_size is None:
-        return ReadProcessor(folder, native_facts, native_facts, native, native)
-    facts = _facts(folder, family, config, name, image_size, budget)
-    processor = resized(native, family, image_size)
-    check_processor(processor, facts, folder)
-    return ReadProcessor(folder, facts, native_facts, processor, native)
+    with naming(folder):
+        native_facts = _facts(folder, family, config, name, None, budget)
+        native = load_processor(folder, family, config, trust_remote_code=trust_remote_code)
+        saved = values_of(native.image_processor)
+        for key, value in kept_budget(family, budget, saved).items():
+            setattr(native.image_processor, key, value)
+        check_processor(native, native_facts, folder)
+        if image_size is None:
+            return ReadProcessor(folder, native_facts, native_facts, native, native)
+        facts = _facts(folder, family, config, name, image_size, budget)
+        processor = resized(native, family, image_size)
+        check_processor(processor, facts, folder)
+        return ReadProcessor(folder, facts, native_facts, processor, native)
 
 
 def picture_form(processor: Any, facts: ModelFacts, where: str = "image processor") -> PictureForm:

@@ -15,10 +15,11 @@ from compressor.errors import ModelError
 from compressor.facts import ModelFacts
 from compressor.families.base import VisionEncoder
 from compressor.families.configuration import section_problems
-from compressor.families.model_class.own_size import PROCESSOR, OwnSizeFamily
+from compressor.families.model_class.own_size import OwnSizeFamily
 from compressor.families.model_class.patches import head_width_problems, rotations, squares
 from compressor.families.model_class.stored import COMPUTED
 from compressor.families.model_class.tower import CHANNELS, activation_problems
+from compressor.families.pictures.processors import PROCESSOR
 from compressor.schema.sections import ImageSection
 
 TOWER = "pixtral"

@@ -7,10 +7,9 @@ from typing import Any
 
 from compressor.facts import ModelFacts
 from compressor.families.model_class.family import ModelClassFamily
+from compressor.families.pictures.processors import PROCESSOR
 from compressor.families.pictures.sizes import cell_step
 from compressor.families.pictures.steps import Resize
-
-PROCESSOR = "the image processor"
 
 
 class OwnSizeFamily(ModelClassFamily):

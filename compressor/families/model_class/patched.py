@@ -10,9 +10,14 @@ from torch import Tensor
 
 from compressor.errors import ModelError
 from compressor.facts import ModelFacts
-from compressor.families.model_class.own_size import PROCESSOR, OwnSizeFamily
+from compressor.families.model_class.own_size import OwnSizeFamily
 from compressor.families.model_class.tower import activation_problems
-from compressor.families.pictures.processors import OLDER_PIXELS, allowed_pixels, values_of
+from compressor.families.pictures.processors import (
+    OLDER_PIXELS,
+    PROCESSOR,
+    allowed_pixels,
+    values_of,
+)
 from compressor.families.pictures.sizes import cell_grid, cell_step
 from compressor.families.pictures.steps import MAX_SIDE
 from compressor.schema.sections import ImageSection

@@ -52,6 +52,9 @@ from compressor.families.pictures.steps import (
     TileByAspect,
 )
 
+PROCESSOR = "the image processor"
+"""What starts an error in place of the file, where that is not known; see `families.processor.naming`."""
+
 FILTERS = {
     known.value: cast("Filter", known.name.lower())
     for known in Image.Resampling

@@ -17,13 +17,13 @@ from compressor.errors import ModelError
 from compressor.facts import ModelFacts
 from compressor.families.base import VisionEncoder
 from compressor.families.model_class.stored import COMPUTED
-from compressor.families.model_class.tiled import SAVED, TiledFamily
+from compressor.families.model_class.tiled import TiledFamily
 from compressor.families.model_class.tower import (
     CHANNELS,
     activation_problems,
     square_tower_problems,
 )
-from compressor.families.pictures.processors import values_of
+from compressor.families.pictures.processors import PROCESSOR, values_of
 from compressor.families.pictures.sizes import tile_count, tile_grid
 from compressor.families.pictures.steps import MAX_SIDE, CutTiles
 from compressor.families.pictures.text import PictureText, TileRows
@@ -145,7 +145,7 @@ class Idefics3Family(TiledFamily):
 
     def within(self, budget: ImageSection, saved: Mapping[str, Any]) -> Mapping[str, Any]:
         """See `Family.within`; what the processor has is the length of a picture's longer edge."""
-        asked, steps = budget.max_tiles or 1, self.picture_steps(saved, SAVED) if saved else ()
+        asked, steps = budget.max_tiles or 1, self.picture_steps(saved, PROCESSOR) if saved else ()
         edge = next((step.edge for step in steps if isinstance(step, CutTiles)), 0)
         side = math.isqrt(asked)
         problem = ""
@@ -170,7 +170,7 @@ class Idefics3Family(TiledFamily):
 
         The processor's own count of tiles (`get_number_of_image_patches`) leaves out one of its roundings.
         """
-        steps = self.picture_steps(values_of(processor.image_processor), SAVED)
+        steps = self.picture_steps(values_of(processor.image_processor), PROCESSOR)
         counts = (tile_count(tile_grid(steps, height, width)) for height, width in sizes)
         return tuple(facts.tile_rows * count for count in counts)
 

@@ -1,7 +1,7 @@
 """A model's processor as the runtime will read it from an artifact: tried before any weights are read."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -48,6 +48,7 @@ def read_back(processor: Any, folder: Path, facts: ModelFacts) -> Readable:
         ModelError: the runtime cannot read it, or it gives pictures of another size; all reasons.
     """
     from compressor.families.guard import reading
+    from compressor.families.processor import image_file
     from compressor.families.registry import picture_form
 
     problems: list[str] = []
@@ -57,7 +58,7 @@ def read_back(processor: Any, folder: Path, facts: ModelFacts) -> Readable:
             processor.save_pretrained(saved)
         prompter, images = None, None
         with _collected(problems, saved, folder):
-            form = picture_form(processor, facts, str(_image_file(folder)))
+            form = picture_form(processor, facts, str(image_file(folder)))
             rows = (facts.tile_rows, facts.arrangement)
             images = ImageProcessor.of_artifact(form, saved, *rows)
         with _collected(problems, saved, folder):
@@ -67,7 +68,7 @@ def read_back(processor: Any, folder: Path, facts: ModelFacts) -> Readable:
     ):
         given, wanted = (_pixels(size) for size in (images.size, facts.largest_picture))
         problems.append(
-            f"{_image_file(folder)}: gives pictures of {given} pixels, but the vision tower takes {wanted}: "
+            f"{image_file(folder)}: gives pictures of {given} pixels, but the vision tower takes {wanted}: "
             "correct size and crop_size"
         )
     if prompter is not None:
@@ -112,15 +113,6 @@ def _template_file(folder: Path) -> Path:
         return find_template(folder, optional_json(folder / "tokenizer_config.json"))[1]
     except (DataError, ModelError):
         return folder / TEMPLATE
-
-
-def _image_file(folder: Path) -> Path:
-    """The file that configures an image processor."""
-    nested = folder / "processor_config.json"
-    with suppress(ModelError):
-        if "image_processor" in optional_json(nested):
-            return nested
-    return folder / "preprocessor_config.json"
 
 
 def unknown_tokens(readable: Readable, folder: Path) -> str | None:
