@@ -16,8 +16,8 @@ import vtcompress
 from compressor.errors import ModelError, PlanError
 from compressor.families import describe, load
 from compressor.families.pictures.steps import Resize
-from compressor.families.processor import SAVED
 from compressor.families.registry import read_processor
+from compressor.families.told import PROCESSOR as SAVED
 from compressor.schema.sections import ImageSection
 from tests.family_cases import BACKENDS, FamilyCases, Made, odd_sizes, random_picture, read_by
 from tests.test_family_qwen2_5_vl import VISION

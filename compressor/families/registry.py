@@ -23,6 +23,7 @@ from compressor.families.llama_text import EMBEDDING, HEAD, is_tied
 from compressor.families.pictures.processors import values_of
 from compressor.families.pictures.text import PictureForm
 from compressor.families.processor import check_processor, load_processor, resized, saved_images
+from compressor.families.told import by_files
 from compressor.generation.settings import model_settings
 from compressor.schema.sections import ImageSection
 
@@ -74,6 +75,11 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> tuple[Famil
     Raises:
         ModelError: no readable `config.json`, or a model type that no family reads.
     """
+    with by_files(folder):
+        return _read_config(folder, trust_remote_code)
+
+
+def _read_config(folder: Path, trust_remote_code: bool) -> tuple[Family, Any]:
     raw = raw_config(folder)
     where = str(folder / CONFIG)
     family = family_of(raw["model_type"], where)
@@ -117,7 +123,9 @@ def saved_config(folder: Path, name: str) -> tuple[Family, Any]:
 def _config(folder: Path, name: str, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoConfig
 
-    with quiet(), reading(folder, name):
+    # The model's own code is not run once for every key that may be at fault.
+    attempt = None if trust_remote_code or name != CONFIG else AutoConfig.from_pretrained
+    with quiet(), reading(folder, name, attempt):
         return AutoConfig.from_pretrained(
             folder if name == CONFIG else folder / name,
             trust_remote_code=trust_remote_code,
@@ -151,6 +159,18 @@ def describe(
 
 
 def _facts(
+    folder: Path,
+    family: Family,
+    config: Any,
+    name: str,
+    image_size: int | None,
+    budget: ImageSection,
+) -> ModelFacts:
+    with by_files(folder):
+        return _told_facts(folder, family, config, name, image_size, budget)
+
+
+def _told_facts(
     folder: Path,
     family: Family,
     config: Any,
@@ -195,7 +215,7 @@ def _within(family: Family, budget: ImageSection, saved: Mapping[str, Any]) -> M
         ModelError: the family or the processor keeps no such budget, or not exactly.
     """
     if odd := [f"image.{key}" for key in budget.given if key not in family.budget_keys]:
-        takes = " or ".join(f"image.{key}" for key in family.budget_keys)
+        takes = family.budget_words()
         remedy = f"it takes {takes}" if takes else "their size is set by export.image_size"
         raise ModelError(
             [f"{', '.join(odd)}: is nothing for pictures of the family {family.name!r}; {remedy}"]
@@ -239,11 +259,12 @@ def read_processor(
     family, config = read_config(folder, trust_remote_code=trust_remote_code)
     name = model_name(model_id)
     native_facts = _facts(folder, family, config, name, None, budget)
-    native = load_processor(folder, family, config, trust_remote_code=trust_remote_code)
-    saved = values_of(native.image_processor)
-    for key, value in _within(family, budget, saved).items():
-        setattr(native.image_processor, key, value)
-    check_processor(native, native_facts, folder)
+    with by_files(folder):
+        native = load_processor(folder, family, config, trust_remote_code=trust_remote_code)
+        saved = values_of(native.image_processor)
+        for key, value in _within(family, budget, saved).items():
+            setattr(native.image_processor, key, value)
+        check_processor(native, native_facts, folder)
     if image_size is None:
         return ReadProcessor(folder, native_facts, native_facts, native, native)
     facts = _facts(folder, family, config, name, image_size, budget)
