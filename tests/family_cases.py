@@ -8,6 +8,7 @@ OpenVINO run. Each cut by itself runs in torch; gates, and each cut in graphs, o
 the last one holds docs/families.md to what was shown.
 """
 
+import json
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
@@ -25,10 +26,11 @@ from safetensors.torch import save_file
 
 import vtcompress
 from compressor.compressed import CompressedModel, compress, load_compressed, save_compressed
-from compressor.errors import ArtifactWarning, PlanError, VtcompressError
+from compressor.errors import ArtifactWarning, ModelError, PlanError, VtcompressError
 from compressor.families import LoadedModel, describe, load
 from compressor.families.folder import WEIGHTS
 from compressor.families.known import family_that_read
+from compressor.families.registry import read_processor
 from compressor.plan.plan import Plan
 from compressor.planner import make_plan
 from export.backends.torch_model import TorchSession
@@ -40,7 +42,7 @@ from tests.conftest import Shows, made_once
 from tests.family_matrix import GATED, GRAPHS_RUN, RTX, TORCH, judge
 from tests.hooked import SequenceRows, hooked
 from tests.runtimes import Spy, spied
-from tests.tiny_families import HEADS, KV_HEADS, LAYERS, TinyFamily
+from tests.tiny_families import HEADS, KV_HEADS, LAYERS, TinyFamily, changed_model
 
 if TYPE_CHECKING:
     from tests.family_shorts import Short
@@ -459,6 +461,31 @@ class FamilyCases:
             text = "".join(runtime.generate("what is this", file, max_new_tokens=NEW_TOKENS))
             assert text == made.loaded.processor.decode(tokens, skip_special_tokens=True), size
             assert len(text) == NEW_TOKENS
+
+    @pytest.mark.parametrize(
+        ("key", "value", "told"),
+        [
+            ("head_dim", 0, "text_config.head_dim: 0 is not allowed"),
+            ("pad_token_id", 10**6, "text_config.pad_token_id: 1000000 cannot be used: "),
+            ("", {"dtype": []}, "dtype: [] is not supported"),
+            ("", {"image": None}, "{}: "),
+        ],
+    )
+    def test_what_cannot_be_used_is_told_by_the_key_of_its_file(
+        self, made: Made, tmp_path: Path, key: str, value: Any, told: str
+    ) -> None:
+        other = changed_model(
+            made.folder, tmp_path / "m", **({"text_config": {key: value}} if key else {})
+        )
+        raw = json.loads((made.folder / "config.json").read_text())
+        own = family_that_read(made.loaded.facts).image_id_key
+        if not key:
+            assert own in raw
+            left = {k: v for k, v in raw.items() if k != own} if "image" in value else raw | value
+            (other / "config.json").write_text(json.dumps(left))
+        with pytest.raises(ModelError) as caught:
+            read_processor(str(other))
+        assert caught.value.problems[0].startswith(f"{other / 'config.json'}: {told.format(own)}")
 
     @pytest.mark.matrix
     def test_the_page_says_what_these_cases_showed(self, request: pytest.FixtureRequest) -> None:

@@ -225,7 +225,7 @@ def test_what_a_picture_becomes_is_told_with_its_tiles(folder: Path, tmp_path: P
         ({"vision_feature_layer": -9}, "config.json: vision_feature_layer: -9 is not allowed"),
         ({"vision_config": {"model_type": "internvl_vision"}}, "config.json: vision_config.model_type: 'int"),
         ({"text_config": {"model_type": "gemma"}}, "config.json: text_config.model_type: 'gemma' is not"),
-        ({"image_grid_pinpoints": pinpoints([[2, 2]])}, "m/processor_config.json: image_grid_pinpoints: "),
+        ({"image_grid_pinpoints": pinpoints([[2, 2]])}, "image_processor: image_grid_pinpoints: "),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_refused_by_its_key_before_weights_are(

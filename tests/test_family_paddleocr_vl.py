@@ -151,7 +151,7 @@ class TestPaddleOcrVl(FamilyCases):
         (other / "config.json").write_text(json.dumps(raw))
         assert describe(str(other)) == made.loaded.facts
         (other / "config.json").write_text(json.dumps({**raw, "rms_norm_eps": -1.0}))
-        with pytest.raises(ModelError, match=r"text_config\.rms_norm_eps: -1\.0 is not allowed"):
+        with pytest.raises(ModelError, match=r"config\.json: rms_norm_eps: -1\.0 is not allowed"):
             describe(str(other))
 
     def test_tensors_of_published_files_that_nothing_reads_are_passed_over(

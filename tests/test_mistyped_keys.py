@@ -91,4 +91,4 @@ def test_older_keys_of_pixels_are_told_by_their_names_alone(keys: str, changed: 
     with pytest.raises(ModelError) as caught:
         read_processor(str(folder))
     assert len(caught.value.problems) == 1
-    assert caught.value.problems[0].startswith(f"{folder / SAVED}: {keys}: -3: ")
+    assert caught.value.problems[0].startswith(f"{folder / SAVED}: image_processor: {keys}: -3: ")

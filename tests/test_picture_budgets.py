@@ -16,8 +16,8 @@ import vtcompress
 from compressor.errors import ModelError, PlanError
 from compressor.families import describe, load
 from compressor.families.pictures.steps import Resize
-from compressor.families.processor import SAVED
 from compressor.families.registry import read_processor
+from compressor.families.told import PROCESSOR as SAVED
 from compressor.schema.sections import ImageSection
 from tests.family_cases import BACKENDS, FamilyCases, Made, odd_sizes, random_picture, read_by
 from tests.test_family_qwen2_5_vl import VISION
@@ -135,7 +135,8 @@ class TestCapped:
 
 
 def test_a_float16_export_is_judged_on_pictures_of_two_sizes(tmp_path: Path) -> None:
-    maker("Qwen2_5_VL", {**VISION, "depth": 2}, num_hidden_layers=2)(tmp_path / "m")
+    tower = {**VISION, "depth": 2, "fullatt_block_indexes": [1]}
+    maker("Qwen2_5_VL", tower, num_hidden_layers=2)(tmp_path / "m")
     changes = {
         "model.id": str(tmp_path / "m"),
         "export.dtype": "float16",
@@ -170,7 +171,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"max_pixels": LEAST - 1}, "image.max_pixels: 255 is less than the 256 pixels that the model's "
          "image processor gives a picture at least; take 256 or more"),
         ({"max_tiles": 2}, "image.max_tiles: is nothing for pictures of the family 'qwen2_vl'; it takes "
-         "image.max_pixels or image.height or image.width"),
+         "image.max_pixels, or image.height and image.width"),
     ],
 )  # fmt: skip
 def test_a_budget_that_cannot_be_kept_is_refused_before_weights_are_read(
@@ -215,7 +216,7 @@ def test_a_file_with_one_size_that_is_none_is_refused_by_its_key(
     (other / SAVED).write_text(json.dumps(saved))
     with pytest.raises(ModelError) as caught:
         describe(str(other))
-    words = f"{other / SAVED}: size: {saved['image_processor']['size']}: "
+    words = f"{other / SAVED}: image_processor: size: {saved['image_processor']['size']}: "
     words += "must be multiples of the cells of 8" if height == 20 else "of least and most pixels"
     assert caught.value.problems[0].startswith(words), caught.value
 

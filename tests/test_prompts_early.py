@@ -116,6 +116,7 @@ NO_PICTURE = ": the chat template cannot ask a question with a picture: "
 NONE_WRITTEN = (
     f"{NO_PICTURE}wrote 0 image tokens '<image>' for 1 images; put the template of the",
 )
+IMAGES = "processor_config.json: image_processor"
 SMALL = {"height": 16, "width": 16}
 FOLDERS: dict[str, tuple[Fault, tuple[str, ...]]] = {
     "another image token in the configuration": (
@@ -136,23 +137,23 @@ FOLDERS: dict[str, tuple[Fault, tuple[str, ...]]] = {
     ),
     "a crop that is not the tower's size": (
         images(size={"shortest_edge": 16}, crop_size=SMALL),
-        ("processor_config.json: gives pictures of 16 x 16", "takes 32 x 32: correct size and crop"),
+        (f"{IMAGES}: gives pictures of 16 x 16", "takes 32 x 32: correct size and crop"),
     ),
     "an image processor that the runtime does not know": (
         images(image_processor_type="ViTImageProcessor", size={"height": 32, "width": 32}),
-        ("processor_config.json: image_processor_type: ViTImageProcessor", "is not supported"),
+        (f"{IMAGES}: image_processor_type: ViTImageProcessor", "is not supported"),
     ),
     "an image processor that cuts pictures in tiles": (
         images(image_processor_type="LlavaNextImageProcessor", image_grid_pinpoints=[[32, 64]]),
-        ("processor_config.json: image_processor_type: LlavaNext", "gives several pictures for one"),
+        (f"{IMAGES}: image_processor_type: LlavaNext", "gives several pictures for one"),
     ),
     "an option that the runtime does not know": (
         images(do_pad=True, pad_size={"height": 32, "width": 32}),
-        ("processor_config.json: pad_size: ", "padding to a fixed size is not supported"),
+        (f"{IMAGES}: pad_size: ", "padding to a fixed size is not supported"),
     ),
     "pictures of many shapes": (
         images(do_center_crop=False),
-        ("processor_config.json: gives pictures of 32 x 42", "takes 32 x 32"),
+        (f"{IMAGES}: size: {{'shortest_edge': 32}}: gives images of different", "without a crop"),
     ),
     "no chat template": (no_template, ("changed: no chat template",)),
     "a chat template that cannot be compiled": (
@@ -190,16 +191,16 @@ FOLDERS: dict[str, tuple[Fault, tuple[str, ...]]] = {
     "class tokens that are no number": no_number("num_additional_image_tokens", True),
     "an image processor of no name": (
         images(image_processor_type="FooImageProcessor"),
-        ("processor_config.json: image_processor_type: 'FooImageProcessor' cannot be used; put", "CLIPImage"),
+        (f"{IMAGES}: image_processor_type: 'FooImageProcessor' cannot be used; put", "CLIPImage"),
     ),
     "an image processor that is a list": (
         processor(image_processor=[1]), ("processor_config.json: image_processor is [1], which is no",),
     ),
     "a mean that is text": (
-        images(image_mean="x"), ("processor_config.json: image_mean: 'x' cannot be used", "correct it"),
+        images(image_mean="x"), (f"{IMAGES}: image_mean: 'x': must be one number or three",),
     ),
     "a size that is none": (
-        images(size={}), ("processor_config.json: size: {} cannot be used: ", "; correct it"),
+        images(size={}), (f"{IMAGES}: size: {{}} cannot be used: ", "; correct it"),
     ),
     "a length that is text": (
         tokenizer(model_max_length="x"),

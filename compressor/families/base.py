@@ -79,6 +79,9 @@ class Family(ABC):
             none: it does not tell.
         no_grid: why visual rows of its models lie on no grid; empty: a model's facts have the grid.
         package: that registered it by an entry point; None: it is one of this tool's own.
+        image_id_key: key of the image token's id in its `config.json`s, where they have it.
+        image_processors: classes of image processors that its models come with; none: it does not tell.
+        token_keys: keys of the processor's file that tell how many image tokens are written for a picture.
     """
 
     name: ClassVar[str]
@@ -87,6 +90,17 @@ class Family(ABC):
     decoders: ClassVar[tuple[str, ...]] = ()
     no_grid: ClassVar[str] = ""
     package: str | None = None
+    image_id_key: ClassVar[str] = "image_token_id"
+    image_processors: ClassVar[tuple[str, ...]] = ()
+    token_keys: ClassVar[tuple[str, ...]] = ()
+
+    def budget_words(self) -> str:
+        """Return which keys of the recipe's `image` set how large pictures get; empty: none does."""
+        pair = ("height", "width")
+        ways = [f"image.{key}" for key in self.budget_keys if key not in pair]
+        if set(pair) <= {*self.budget_keys}:
+            ways.append("image.height and image.width")
+        return ", or ".join(ways)
 
     @abstractmethod
     def problems(self, raw: Mapping[str, Any], where: str) -> list[str]:

@@ -2,15 +2,17 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from compressor.errors import first_line
-from compressor.families.folder import text_files
+from compressor.families.folder import CONFIG, text_files
+from compressor.families.told import IMAGES
 
 KEYED = (
+    CONFIG,
     "preprocessor_config.json",
     "processor_config.json",
     "special_tokens_map.json",
@@ -18,38 +20,52 @@ KEYED = (
 )
 """Files of which each key may be left out: transformers then goes by its own default."""
 
-SECTION = "image_processor"
+SECTIONS = (IMAGES, "vision_config", "text_config", "rope_parameters", "rope_scaling")
+KIND = "model_type"
+"""Key without which the rest of a section is read as another kind."""
+
 NAMES_A_CLASS = ("image_processor_type", "processor_class", "tokenizer_class")
 """Keys that are left out last: without them, transformers may read the rest as another kind."""
 
 TOKENIZER = "tokenizer.json"
 LONGEST_VALUE = 60
+DOWNLOAD_AGAIN = "copy or download the file again"
 SAVE_AGAIN = "save the processor again (processor.save_pretrained)"
 
 Attempt = Callable[[Path], Any]
 Keys = tuple[str, ...]
 
 
-def blamed(folder: Path, attempt: Attempt, say: Callable[[Exception], str]) -> list[str]:
+def own_class(known: Sequence[str]) -> str:
+    """Return what is put where a class of image processors is that the model does not have."""
+    return " or ".join(known) or "that of the model's own"
+
+
+def blamed(
+    folder: Path, attempt: Attempt, say: Callable[[Exception], str], known: Sequence[str] = ()
+) -> list[str]:
     """Return a line for each key or file that an attempt fails over; none where keys are not at fault.
 
-    Keys are left out one after the other until the attempt succeeds on a copy; then each is put back, and
-    those with which it fails again are at fault.
+    Each key is left out by itself: the one without which the attempt succeeds on a copy is at fault. If there
+    is none, they are left out one after the other until it succeeds; then each is put back, and those with
+    which it fails again are at fault. `config.json` is read for itself: what is left out of it has
+    transformers' default, which seldom fits the rest, so nothing more than one key is.
 
     Args:
         folder: of a model; it is not changed.
         attempt: what failed, for a folder that holds no weights; raises what it likes.
         say: what an exception tells.
+        known: classes of image processors that the model may have.
     """
     if unread := _unread_tokenizer(folder):
         return [unread]
     lines = []
     with TemporaryDirectory() as place:
         trial = _Trial(folder, Path(place), attempt)
-        left_out = trial.leave_out()
+        left_out = trial.leave_one_out() or trial.leave_out()
         for name, keys, value in left_out:
             if (failure := trial.with_key(name, keys, value)) is not None:
-                lines.append(f"{folder / name}: {_told(keys, value, say(failure))}")
+                lines.append(f"{folder / name}: {_told(name, keys, value, say(failure), known)}")
     return lines
 
 
@@ -63,10 +79,22 @@ class _Trial:
         self._copy, self._attempt = copy, attempt
         self._files = {name: _object(copy / name) for name in KEYED if (copy / name).is_file()}
 
+    def leave_one_out(self) -> list[tuple[str, Keys, Any]]:
+        """Leave out the one key without which the attempt succeeds, and return it; none if there is none."""
+        for name, keys in sorted(_keys(self._files), key=_names_a_class):
+            section = _section(self._files[name], keys)
+            value = section.pop(keys[-1])
+            if self._failure() is None:
+                return [(name, keys, value)]
+            section[keys[-1]] = value
+        return []
+
     def leave_out(self) -> list[tuple[str, Keys, Any]]:
         """Leave keys out until the attempt succeeds; return them, or none if it never does."""
         left_out = []
-        for name, keys in sorted(_keys(self._files), key=lambda at: at[1][-1] in NAMES_A_CLASS):
+        for name, keys in sorted(_keys(self._files), key=_names_a_class):
+            if name == CONFIG or keys[-1] in SECTIONS:
+                continue
             left_out.append((name, keys, _section(self._files[name], keys).pop(keys[-1])))
             if self._failure() is None:
                 return left_out
@@ -90,11 +118,18 @@ class _Trial:
         return None
 
 
-def _told(keys: Keys, value: Any, why: str) -> str:
-    shown = f"{keys[-1]}: {value!r:.{LONGEST_VALUE}} cannot be used"
+def _names_a_class(at: tuple[str, Keys]) -> bool:
+    return at[1][-1] in NAMES_A_CLASS
+
+
+def _told(name: str, keys: Keys, value: Any, why: str, known: Sequence[str]) -> str:
+    # As other lines on an image processor's section.
+    place = (": " if keys[0] == IMAGES else ".").join(keys)
+    shown = f"{place}: {value!r:.{LONGEST_VALUE}} cannot be used"
     if keys[-1] == NAMES_A_CLASS[0]:  # transformers lists all that it knows, hardly any of use here
-        return f"{shown}; put that of the model's tower here, such as CLIPImageProcessor"
-    return f"{shown}: {why}; correct it, or {SAVE_AGAIN}"
+        return f"{shown}; put {own_class(known)} here"
+    again = DOWNLOAD_AGAIN if name == CONFIG else SAVE_AGAIN
+    return f"{shown}: {why}; correct it, or {again}"
 
 
 def _unread_tokenizer(folder: Path) -> str | None:
@@ -120,12 +155,19 @@ def _object(path: Path) -> dict[str, Any]:
 
 def _keys(files: dict[str, dict[str, Any]]) -> Iterator[tuple[str, Keys]]:
     for name, content in files.items():
-        for key, value in content.items():
-            if key == SECTION and isinstance(value, dict):
-                yield from ((name, (key, inner)) for inner in value)
-            else:
-                yield name, (key,)
+        yield from ((name, keys) for keys in _keys_in(content))
+
+
+def _keys_in(content: dict[str, Any]) -> Iterator[Keys]:
+    """Yield a file's keys, and of its sections each key before the whole section."""
+    for key, value in content.items():
+        if key in SECTIONS and isinstance(value, dict):
+            yield from ((key, *inner) for inner in _keys_in(value))
+        if key != KIND:
+            yield (key,)
 
 
 def _section(content: dict[str, Any], keys: Keys) -> dict[str, Any]:
-    return content[keys[0]] if len(keys) > 1 else content
+    for key in keys[:-1]:
+        content = content[key]
+    return content

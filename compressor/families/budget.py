@@ -22,7 +22,7 @@ def kept_budget(
         ModelError: the family or the processor keeps no such budget, or not exactly.
     """
     if odd := [f"image.{key}" for key in budget.given if key not in family.budget_keys]:
-        takes = " or ".join(f"image.{key}" for key in family.budget_keys)
+        takes = family.budget_words()
         remedy = f"it takes {takes}" if takes else "their size is set by export.image_size"
         raise ModelError(
             [f"{', '.join(odd)}: is nothing for pictures of the family {family.name!r}; {remedy}"]

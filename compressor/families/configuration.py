@@ -37,11 +37,10 @@ LAYERS = "num_hidden_layers"
 MOST_LAYERS = 10_000
 """More would be built without end before anything is compared."""
 
-AUTHORS_LAYOUT = "mm_"
-CONVERTED = (
-    "give a checkpoint that was converted to the Hugging Face format, such as those of "
-    "https://huggingface.co/llava-hf"
-)
+AUTHORS_LAYOUT = ("mm_vision", "mm_projector", "mm_hidden_size")
+"""How keys begin that LLaVA's own code writes."""
+
+CONVERTED = "give a checkpoint that was converted to the Hugging Face format"
 
 
 def raw_config(folder: Path) -> Mapping[str, Any]:
@@ -95,9 +94,10 @@ def problems_of(raw: Mapping[str, Any], folder: Path) -> list[str]:
         # transformers reads the older name where the newer is not there.
         key = next((name for name in DTYPE_KEYS if section.get(name) is not None), "")
         value = section.get(key)
-        if isinstance(value, str) and value.removeprefix("torch.") not in DTYPES.values():
+        named = isinstance(value, str) and value.removeprefix("torch.") in DTYPES.values()
+        if key and not named:
             found.append(
-                f"{where}: {place}{key}: {value!r} is not supported; supported: "
+                f"{where}: {place}{key}: {value!r:.60} is not supported; supported: "
                 f"{', '.join(DTYPES.values())}; correct it, or remove the key, and weights tell it"
             )
     found += [
@@ -109,24 +109,35 @@ def problems_of(raw: Mapping[str, Any], folder: Path) -> list[str]:
 
 
 def section_problems(
-    section: Mapping[str, Any], where: str, *, counts: Iterable[str], eps: str
+    section: Mapping[str, Any],
+    where: str,
+    *,
+    counts: Iterable[str],
+    eps: str,
+    optional: Iterable[str] = (),
+    layers: str = LAYERS,
 ) -> list[str]:
     """Return a line for each count or width below 1, depth that no model has and epsilon that is none.
 
     Args:
-        section: of a configuration, as it is written; what it leaves out or null is transformers' default.
+        section: of a configuration, as it is written or as transformers read it; what it leaves out is
+            transformers' default.
         where: file and section, such as `folder/config.json: text_config`.
         counts: keys of numbers from 1 on.
         eps: key of what norms add.
+        optional: keys of such numbers that may be null.
+        layers: key of their number.
     """
+    given = [key for key in counts if key in section]
+    given += [key for key in optional if section.get(key) is not None]
     found = [
-        f"{where}.{key}: {value!r} is not allowed; one number, 1 or more"
-        for key in counts
-        if (value := section.get(key)) is not None and (type(value) is not int or value < 1)
+        f"{where}.{key}: {section[key]!r:.60} is not allowed; one number, 1 or more"
+        for key in given
+        if type(section[key]) is not int or section[key] < 1
     ]
-    layers = section.get(LAYERS)
-    if type(layers) is int and layers > MOST_LAYERS:
-        found.append(f"{where}.{LAYERS}: {layers} is not allowed; 1 to {MOST_LAYERS}")
+    depth = section.get(layers)
+    if type(depth) is int and depth > MOST_LAYERS:
+        found.append(f"{where}.{layers}: {depth} is not allowed; 1 to {MOST_LAYERS}")
     return found + eps_problems(section.get(eps, 0.0), f"{where}.{eps}")
 
 
@@ -135,6 +146,36 @@ def eps_problems(value: Any, where: str) -> list[str]:
     # What is not finite is told of whole configurations.
     if type(value) not in (int, float) or (math.isfinite(value) and value < 0):
         return [f"{where}: {value!r} is not allowed; one number, 0 or more"]
+    return []
+
+
+def theta_problems(rope: Any, where: str) -> list[str]:
+    """Return a line if what rotations start from is no number above 0; `where` is file and section."""
+    theta = rope.get("rope_theta", 1.0) if isinstance(rope, Mapping) else 1.0
+    if type(theta) in (int, float) and 0 < theta < math.inf:
+        return []
+    return [f"{where}.rope_parameters.rope_theta: {theta!r:.60} is not allowed; a number above 0"]
+
+
+def list_problems(section: Mapping[str, Any], key: str, where: str, *, layers: str) -> list[str]:
+    """Return a line if a section's list of layers has others than the tower's, or one of them twice.
+
+    Args:
+        section: as in `section_problems`.
+        key: of the list; one that is not there or null is transformers' default.
+        where: file and section.
+        layers: key of the number of layers.
+    """
+    found, depth = section.get(key), section.get(layers)
+    if found is None:
+        return []
+    known = isinstance(found, list) and all(type(one) is int and one >= 0 for one in found)
+    if not known or len(set(found)) < len(found):
+        return [
+            f"{where}.{key}: {found!r:.60} is not allowed; a list of different layers of the tower, from 0"
+        ]
+    if depth is not None and (beyond := [one for one in found if one >= depth]):
+        return [f"{where}.{key}: {beyond} are not among the tower's {depth} layers"]
     return []
 
 
@@ -213,5 +254,5 @@ def _authors_layout(raw: Mapping[str, Any], where: Path) -> str | None:
         return None
     return (
         f"{where}: {', '.join(keys[:3])}: the layout of the authors' own code, whose tensors have "
-        f"other names; {CONVERTED}"
+        f"other names; {CONVERTED}, such as those of https://huggingface.co/llava-hf"
     )

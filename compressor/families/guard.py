@@ -5,7 +5,7 @@ Only the library's call stands inside it, so that faults of our own keep their t
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,13 +23,16 @@ PACKAGES = ("sentencepiece", "protobuf", "tiktoken", "torchvision", "accelerate"
 
 
 @contextmanager
-def reading(folder: Path, what: str, attempt: Attempt | None = None) -> Iterator[None]:
+def reading(
+    folder: Path, what: str, attempt: Attempt | None = None, *, known: Sequence[str] = ()
+) -> Iterator[None]:
     """Turn whatever a library raises over `folder` into a `ModelError`; the original is its cause.
 
     Args:
         folder: the user's model folder, named in the message.
         what: is being read, e.g. `the weights`.
         attempt: does it again for a copy without weights, to find the keys at fault; None: not sought.
+        known: classes of image processors that the model may have, for errors.
 
     Raises:
         ModelError: names the file, and the key, at fault where one is found, otherwise the library's reason.
@@ -44,8 +47,9 @@ def reading(folder: Path, what: str, attempt: Attempt | None = None) -> Iterator
         # Neither a package that is missing nor the memory is a key's fault.
         keyed = isinstance(failure, KeyError) or why == _plain(failure)
         if not found and attempt is not None and keyed:
-            found = blamed(folder, attempt, lambda error: reason(error, folder))
-        raise ModelError(found or [f"{folder}: {what} cannot be read: {why}"]) from failure
+            found = blamed(folder, attempt, lambda error: reason(error, folder), known)
+        place = folder / what if what in TEXTS else f"{folder}: {what}"
+        raise ModelError(found or [f"{place} cannot be read: {why}"]) from failure
 
 
 @contextmanager

@@ -1,12 +1,11 @@
 """Facts of Llama-like text decoders (Llama, Mistral, Qwen2, Qwen3), shared by the families that use them."""
 
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from compressor.errors import ModelError
 from compressor.facts import POSITION_AXES, Activation, DecoderDims
-from compressor.families.configuration import section_problems
+from compressor.families.configuration import section_problems, theta_problems
 from compressor.families.guard import using
 
 TEXT_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
@@ -32,7 +31,6 @@ COUNTS = (
     "hidden_size",
     "num_hidden_layers",
     "num_attention_heads",
-    "num_key_value_heads",
     "intermediate_size",
     "vocab_size",
     "max_position_embeddings",
@@ -71,7 +69,13 @@ def text_problems(
     """
     kind = section.get("model_type", kinds[0])
     found = [] if kind in kinds else [_unknown_type(kind, where, kinds)]
-    return found + section_problems(section, where, counts=COUNTS, eps="rms_norm_eps")
+    return found + section_problems(
+        section,
+        where,
+        counts=COUNTS,
+        eps="rms_norm_eps",
+        optional=("num_key_value_heads", "head_dim"),
+    )
 
 
 def _unknown_type(kind: Any, where: str, kinds: Sequence[str]) -> str:
@@ -94,10 +98,8 @@ def decoder_dims(
     """
     from optimum.utils.normalized_config import NormalizedTextConfigWithGQA
 
-    problems = []
-    if config.model_type not in kinds:
-        raise ModelError([_unknown_type(config.model_type, where, kinds)])
-    problems += _count_problems(config, where)
+    if problems := text_problems(config.to_dict(), where, kinds) or _head_problems(config, where):
+        raise ModelError(problems)
     problems += _attention_problems(config, where)
     if config.hidden_act not in ACTIVATION_NAMES:
         problems.append(
@@ -116,18 +118,15 @@ def decoder_dims(
             f"{where}.rope_parameters.partial_rotary_factor: {rope['partial_rotary_factor']} "
             "is not supported; only 1 is"
         )
-    theta = rope.get("rope_theta", 1.0)
-    if type(theta) not in (int, float) or not 0 < theta < math.inf:
-        problems.append(
-            f"{where}.rope_parameters.rope_theta: {theta!r} is not allowed; a number above 0"
-        )
+    problems += theta_problems(rope, where)
     axes = None
     if config.model_type in (*IN_SECTIONS, *BY_TURNS):
         axes = _axes(rope.get(SECTIONS), by_turns=config.model_type in BY_TURNS)
         if not axes or 2 * len(axes) != _head_dim(config):
             problems.append(
                 f"{where}.rope_parameters.{SECTIONS}: {rope.get(SECTIONS)!r} is not allowed; three numbers "
-                "whose sum is half of a head's width"
+                f"whose sum is half of a head's width, {_head_dim(config)}: head_dim, or hidden_size "
+                "by num_attention_heads"
             )
     if problems:
         raise ModelError(problems)
@@ -182,15 +181,13 @@ def _axes(sections: Any, *, by_turns: bool) -> tuple[int, ...]:
     return tuple(axes)
 
 
-def _count_problems(config: Any, where: str) -> list[str]:
-    """Counts and widths that no decoder has."""
-    found = [
-        f"{where}.{name}: {getattr(config, name)!r} is not allowed; 1 or more"
-        for name in COUNTS
-        if not isinstance(getattr(config, name), int) or getattr(config, name) < 1
-    ]
+def _head_problems(config: Any, where: str) -> list[str]:
+    """Numbers of heads that do not go together, or into the width."""
+    found, width = [], config.hidden_size
     heads, groups = config.num_attention_heads, config.num_key_value_heads
-    if not found and heads % groups:
+    if getattr(config, "head_dim", None) is None and width % heads:
+        found.append(f"{where}.num_attention_heads: {heads} do not divide the hidden_size {width}")
+    if groups is not None and heads % groups:
         found.append(
             f"{where}.num_key_value_heads: {heads} query heads are no multiple of {groups}"
         )

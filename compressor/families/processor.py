@@ -6,29 +6,25 @@ Letters: N = visual tokens of one image; S = side of the vision tower's square i
 import copy
 import importlib.util
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from compressor.disk.model_json import optional_json
 from compressor.errors import ModelError
 from compressor.facts import ModelFacts
 from compressor.families.base import Family
-from compressor.families.configuration import IMAGE_TOKEN_KEYS
+from compressor.families.blame import own_class
 from compressor.families.guard import broken_texts, quiet, reading
 from compressor.families.known import family_that_read
-from compressor.families.pictures.processors import PROCESSOR
+from compressor.families.pictures.processors import size_keys, values_of
+from compressor.families.told import IMAGES, OLDER_IMAGES, PROCESSOR, image_file, saved_in
 
-SAVED = "processor_config.json"
 PIECES = "tokenizer.model"
 TOKENIZER_FILES = ("tokenizer.json", PIECES, "vocab.*", "*.model")
-IMAGES = "image_processor"
 VIDEOS = "video_processor"
-OLDER_IMAGES = "preprocessor_config.json"
 NEEDED: Mapping[str, Mapping[str, type]] = {
     "tokenizer.json": {"model": dict, "added_tokens": list},
     "chat_template.json": {"chat_template": object},
@@ -61,7 +57,15 @@ def load_processor(
     # The model's own code is not run once for every key that may be at fault.
     again = None if trust_remote_code else partial(_read, family=family)
     # It would warn of the `config.json` of a compressed folder, which is no model's on purpose.
-    with quiet(), reading(folder, "the processor (images, tokenizer, chat template)", again):
+    with (
+        quiet(),
+        reading(
+            folder,
+            "the processor (images, tokenizer, chat template)",
+            again,
+            known=family.image_processors,
+        ),
+    ):
         processor = _read(folder, family, trust_remote_code=trust_remote_code)
     missing = [part for part in PARTS if getattr(processor, part, None) is None]
     if missing:
@@ -73,13 +77,14 @@ def load_processor(
         raise ModelError([problem])
     if not isinstance(token := processor.image_token, str) or not token:
         where = (
-            folder / SAVED if "image_token" in _saved(folder / SAVED) else folder / TOKENIZER_CONFIG
+            folder / PROCESSOR
+            if "image_token" in saved_in(folder / PROCESSOR)
+            else folder / TOKENIZER_CONFIG
         )
         raise ModelError(
             [f"{where}: image_token: {token!r:.60} is not allowed; a text: correct it"]
         )
-    with naming(folder):
-        family.complete_processor(processor, config, _saved(folder / SAVED))
+    family.complete_processor(processor, config, saved_in(folder / PROCESSOR))
     if processor.chat_template is None:
         processor.chat_template = processor.tokenizer.chat_template
     return processor
@@ -109,7 +114,7 @@ def _without_videos(folder: Path, kind: Any, *, trust_remote_code: bool = False)
 
     # The same name, because `save_pretrained` writes it.
     made = type(kind.__name__, (kind,), {"get_attributes": classmethod(parts)})
-    saved = _saved(folder / SAVED)
+    saved = saved_in(folder / PROCESSOR)
     plain = {k: v for k, v in saved.items() if isinstance(v, int | float | str | bool)}
     tokenizer = AutoTokenizer.from_pretrained(
         folder, trust_remote_code=trust_remote_code, local_files_only=True
@@ -127,7 +132,7 @@ def _template(folder: Path) -> str | None:
     """The chat template that is saved beside a processor, not in its tokenizer's files."""
     if (file := folder / "chat_template.jinja").is_file():
         return file.read_text(encoding="utf-8")
-    found = _saved(folder / "chat_template.json").get("chat_template")
+    found = saved_in(folder / "chat_template.json").get("chat_template")
     return found if isinstance(found, str) else None
 
 
@@ -141,29 +146,8 @@ def _read_images(folder: Path, *, trust_remote_code: bool = False) -> Any:
 
 def saved_images(folder: Path) -> Mapping[str, Any]:
     """Return what is saved of a model folder's image processor; nothing if that is not there."""
-    section = _saved(folder / SAVED).get(IMAGES)
-    return section if isinstance(section, dict) else _saved(folder / OLDER_IMAGES)
-
-
-def image_file(folder: Path) -> Path:
-    """Return the file of a model folder that configures its image processor."""
-    with suppress(ModelError):
-        if IMAGES in optional_json(folder / SAVED):
-            return folder / SAVED
-    return folder / OLDER_IMAGES
-
-
-@contextmanager
-def naming(folder: Path) -> Iterator[None]:
-    """Name the file of a model's image processor in errors that a family makes of its values alone."""
-    try:
-        yield
-    except ModelError as error:
-        start = f"{PROCESSOR}: "
-        raise ModelError(
-            f"{image_file(folder)}: {line.removeprefix(start)}" if line.startswith(start) else line
-            for line in error.problems
-        ) from error
+    section = saved_in(folder / PROCESSOR).get(IMAGES)
+    return section if isinstance(section, dict) else saved_in(folder / OLDER_IMAGES)
 
 
 def resized(processor: Any, family: Family, image_size: int) -> Any:
@@ -197,7 +181,7 @@ def _check_files(folder: Path) -> None:
     if problems := broken_texts(folder):
         raise ModelError(problems)
     for path in (folder / name for name in NEEDED if (folder / name).is_file()):
-        saved, needed = _saved(path), NEEDED[path.name]
+        saved, needed = saved_in(path), NEEDED[path.name]
         wrong = [
             f"{key} {_shown(saved, key)}"
             for key, kind in needed.items()
@@ -218,25 +202,25 @@ def _check_files(folder: Path) -> None:
             "(processor.save_pretrained) where it is installed"
         )
     tokenizer = folder / TOKENIZER_CONFIG
-    if isinstance(length := _saved(tokenizer).get(LENGTH), bool):
+    if isinstance(length := saved_in(tokenizer).get(LENGTH), bool):
         problems.append(
-            f"{tokenizer}: {LENGTH}: {str(length).lower()} is not allowed; one number, 1 or more: correct "
+            f"{tokenizer}: {LENGTH}: {json.dumps(length):.60} is not allowed; one number, 1 or more: correct "
             "it, or remove the key"
         )
-    saved = _saved(folder / SAVED)
+    saved = saved_in(folder / PROCESSOR)
     images = saved.get(IMAGES)
     if images is not None and not isinstance(images, dict):
         problems.append(
-            f"{folder / SAVED}: {IMAGES} {_shown(saved, IMAGES)}, which is no section; {SAVE}"
+            f"{folder / PROCESSOR}: {IMAGES} {_shown(saved, IMAGES)}, which is no section; {SAVE}"
         )
     elif images is None and not (folder / OLDER_IMAGES).is_file():
         problems.append(
-            f"{folder}: no image processor: neither {SAVED} with a section {IMAGES} nor "
+            f"{folder}: no image processor: neither {PROCESSOR} with a section {IMAGES} nor "
             f"{OLDER_IMAGES}; {SAVE}"
         )
     problems += [
-        f"{folder / SAVED}: {key}: {saved[key]!r:.60} is not allowed; one whole number, {least} to {most}: "
-        "correct it, or remove the key, and it is taken from config.json"
+        f"{folder / PROCESSOR}: {key}: {saved[key]!r:.60} is not allowed; one whole number, {least} to {most}"
+        ": correct it, or remove the key, and it is taken from config.json"
         for key, (least, most) in COUNTS.items()
         if saved.get(key) is not None
         and not (type(saved[key]) is int and least <= saved[key] <= most)
@@ -247,19 +231,10 @@ def _check_files(folder: Path) -> None:
 
 def _class_place(folder: Path) -> str:
     """What says which class a folder's processor is, for errors: file and key; else the folder."""
-    for path in (folder / SAVED, folder / OLDER_IMAGES, folder / TOKENIZER_CONFIG):
-        if (named := _saved(path).get("processor_class")) is not None:
+    for path in (folder / PROCESSOR, folder / OLDER_IMAGES, folder / TOKENIZER_CONFIG):
+        if (named := saved_in(path).get("processor_class")) is not None:
             return f"{path}: processor_class: {named!r:.60}"
     return str(folder)
-
-
-def _saved(path: Path) -> Mapping[str, Any]:
-    """What was saved with a processor; nothing if there is no such file."""
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return saved if isinstance(saved, dict) else {}
 
 
 def _shown(saved: Mapping[str, Any], key: str) -> str:
@@ -270,8 +245,14 @@ def _shown(saved: Mapping[str, Any], key: str) -> str:
 def _token_problems(processor: Any, facts: ModelFacts, folder: Path) -> list[str]:
     config, tokenizer = folder / "config.json", _tokenizer_file(folder)
     token, wanted = processor.image_token, facts.image_token_id
-    key = next((key for key in IMAGE_TOKEN_KEYS if key in _saved(config)), IMAGE_TOKEN_KEYS[1])
-    found = processor.tokenizer(token * 2, add_special_tokens=False)["input_ids"]
+    family = family_that_read(facts)
+    key = family.image_id_key
+
+    def encode(copy: Path) -> None:
+        _read(copy, family).tokenizer(token * 2, add_special_tokens=False)
+
+    with quiet(), reading(folder, "an image token, by the model's tokenizer,", encode):
+        found = processor.tokenizer(token * 2, add_special_tokens=False)["input_ids"]
     if len(found) != 2 or found[0] != found[1]:
         return [
             f"{tokenizer}: the image token {token!r} is not one of its tokens, so it cannot stand for "
@@ -296,7 +277,11 @@ def _token_problems(processor: Any, facts: ModelFacts, folder: Path) -> list[str
 
 def _picture_problems(processor: Any, facts: ModelFacts, folder: Path) -> list[str]:
     """Try the processor on a blank picture."""
-    family, file = family_that_read(facts), folder / SAVED
+    family, file = family_that_read(facts), folder / PROCESSOR
+    images, saved = image_file(folder), values_of(processor.image_processor)
+    # What a model's own code makes of pictures is tried, not read.
+    if type(processor.image_processor).__module__.startswith("transformers."):
+        family.picture_steps(saved, images)
 
     def count(copy: Path) -> None:
         family.image_rows(_read(copy, family), [PROBE[::-1]], facts)
@@ -307,7 +292,15 @@ def _picture_problems(processor: Any, facts: ModelFacts, folder: Path) -> list[s
     def again(copy: Path) -> None:
         _read_images(copy)([Image.new("RGB", PROBE)], return_tensors="np")
 
-    with quiet(), reading(folder, "a blank picture, by the model's processor,", again):
+    with (
+        quiet(),
+        reading(
+            folder,
+            "a blank picture, by the model's processor,",
+            again,
+            known=family.image_processors,
+        ),
+    ):
         tried = processor(
             images=[Image.new("RGB", PROBE)],
             text=[f"{processor.image_token} "],
@@ -315,27 +308,26 @@ def _picture_problems(processor: Any, facts: ModelFacts, folder: Path) -> list[s
         )
         pixels, ids = family.tiles_made(tried), tried["input_ids"][0].tolist()
         height, width = pixels.shape[-2:]
-    images = file if IMAGES in _saved(file) else folder / OLDER_IMAGES
     whole = facts.cell is None  # else pixels come in patches, as the family reads them
     several = facts.arrangement is None and len(pixels) != wanted // facts.tile_rows
     if whole and (pixels.ndim != 4 or several):
         kind = type(processor.image_processor).__name__
         return [
             f"{images}: image_processor_type: {kind} gives several pictures for one, which is not supported: "
-            "put that of the model's tower here, such as CLIPImageProcessor"
+            f"put {own_class(family.image_processors)} here"
         ]
     if whole and (height, width) != facts.largest_picture:
         high, wide = facts.largest_picture
         return [
             f"{images}: gives pictures of {height} x {width} pixels, but the vision tower takes {high} x "
-            f"{wide}: correct size and crop_size"
+            f"{wide}: correct {size_keys(saved)}"
         ]
     found = ids.count(facts.image_token_id)
     if found != wanted:
+        keys = family.token_keys or ("what it counts them by",)
         return [
             f"{file}: gives {found} image tokens for a picture, but the vision tower and the projector of "
-            f"{folder / 'config.json'} give {wanted}: correct patch_size, vision_feature_select_strategy or "
-            "num_additional_image_tokens"
+            f"{folder / 'config.json'} give {wanted}: correct {' or '.join(keys)}"
         ]
     return []
 

@@ -22,13 +22,8 @@ from compressor.families.known import family_of, family_that_read
 from compressor.families.llama_text import EMBEDDING, HEAD, is_tied
 from compressor.families.pictures.processors import values_of
 from compressor.families.pictures.text import PictureForm
-from compressor.families.processor import (
-    check_processor,
-    load_processor,
-    naming,
-    resized,
-    saved_images,
-)
+from compressor.families.processor import check_processor, load_processor, resized, saved_images
+from compressor.families.told import by_files
 from compressor.generation.settings import model_settings
 from compressor.schema.sections import ImageSection
 
@@ -80,6 +75,11 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> tuple[Famil
     Raises:
         ModelError: no readable `config.json`, or a model type that no family reads.
     """
+    with by_files(folder):
+        return _read_config(folder, trust_remote_code)
+
+
+def _read_config(folder: Path, trust_remote_code: bool) -> tuple[Family, Any]:
     raw = raw_config(folder)
     where = str(folder / CONFIG)
     family = family_of(raw["model_type"], where)
@@ -123,7 +123,9 @@ def saved_config(folder: Path, name: str) -> tuple[Family, Any]:
 def _config(folder: Path, name: str, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoConfig
 
-    with quiet(), reading(folder, name):
+    # The model's own code is not run once for every key that may be at fault.
+    attempt = None if trust_remote_code or name != CONFIG else AutoConfig.from_pretrained
+    with quiet(), reading(folder, name, attempt):
         return AutoConfig.from_pretrained(
             folder if name == CONFIG else folder / name,
             trust_remote_code=trust_remote_code,
@@ -155,7 +157,7 @@ def describe(
     """
     folder = local_folder(model_id, revision, weights=False, code=trust_remote_code)
     family, config = read_config(folder, trust_remote_code=trust_remote_code)
-    with naming(folder):
+    with by_files(folder):
         return _facts(folder, family, config, model_name(model_id), image_size, budget, context)
 
 
@@ -235,7 +237,7 @@ def read_processor(
     folder = local_folder(model_id, revision, weights=False, code=trust_remote_code)
     family, config = read_config(folder, trust_remote_code=trust_remote_code)
     name = model_name(model_id)
-    with naming(folder):
+    with by_files(folder):
         native_facts = _facts(folder, family, config, name, None, budget)
         native = load_processor(folder, family, config, trust_remote_code=trust_remote_code)
         saved = values_of(native.image_processor)

@@ -12,7 +12,7 @@ from typing import Any
 from compressor.errors import ModelError
 from compressor.facts import ModelFacts
 from compressor.families.pictures.processors import (
-    saved_in,
+    image_section,
     saved_steps,
     several_steps,
     steps_in,
@@ -77,7 +77,7 @@ def _other_than_the_processor(folder: Path, manifest: Manifest) -> Iterator[str]
     if steps is None or manifest.model.family_package is not None:
         return  # a family that a package registered may read its files as it likes
     try:
-        saved, where = saved_in(folder)
+        saved, where = image_section(folder)
         # Some models cut pictures whatever the file says; whether they do, the model's facts tell.
         cut = {"crop_to_patches": True} if any(isinstance(s, TileByAspect) for s in steps) else {}
         pairs = (

@@ -19,7 +19,7 @@ from compressor.families.model_class.own_size import OwnSizeFamily
 from compressor.families.model_class.patches import head_width_problems, rotations, squares
 from compressor.families.model_class.stored import COMPUTED
 from compressor.families.model_class.tower import CHANNELS, activation_problems
-from compressor.families.pictures.processors import PROCESSOR
+from compressor.families.told import IMAGE_FILE
 from compressor.schema.sections import ImageSection
 
 TOWER = "pixtral"
@@ -27,6 +27,7 @@ COUNTS = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     "patch_size",
 )
+HEADS = ("hidden_size", "num_attention_heads")
 MERGE = "spatial_merge_size"
 
 
@@ -74,6 +75,8 @@ class LightOnOcrFamily(OwnSizeFamily):
     architecture = "LightOnOcrForConditionalGeneration"
     decoders = ("qwen3", "qwen2", "llama", "mistral")
     budget_keys = ("height", "width")
+    image_processors = ("PixtralImageProcessor",)
+    token_keys = ("patch_size", MERGE)
 
     def problems(self, raw: Mapping[str, Any], where: str) -> list[str]:
         """See `Family.problems`."""
@@ -92,14 +95,19 @@ class LightOnOcrFamily(OwnSizeFamily):
             found.append(
                 f"{where}.num_channels: {channels!r} is not supported; pictures have {CHANNELS}"
             )
-        return found or head_width_problems(section, where, "hidden_size", "num_attention_heads")
+        found = found or head_width_problems(section, where, *HEADS)
+        own, (width, heads) = section.get("head_dim"), (section.get(key) for key in HEADS)
+        if not found and own is not None and width and heads and own != width // heads:
+            found = [
+                f"{where}.head_dim: {own!r:.60} is not allowed; {width // heads}, as {heads} heads have a "
+                f"width of {width}"
+            ]
+        return found
 
     def vision_problems(self, config: Any, image_size: int | None, where: str) -> list[str]:
         """See `ModelClassFamily.vision_problems`."""
         acts = {"vision_config.hidden_act": config.vision_config.hidden_act}
         own = super().vision_problems(config, image_size, where)
-        if type(patch := config.vision_config.patch_size) is not int:
-            own.append(f"{where}: vision_config.patch_size: {patch!r} is not allowed; one number")
         return activation_problems(acts, where) + own
 
     def cell(self, config: Any) -> int:
@@ -148,7 +156,7 @@ class LightOnOcrFamily(OwnSizeFamily):
         sides = set(dict(found).values()) if isinstance(found, Mapping) else {found}
         if sides != {cell}:
             problems.append(
-                f"{PROCESSOR}: patch_size: {found!r}, but a visual token shows {cell} x {cell} pixels, of "
+                f"{IMAGE_FILE}: patch_size: {found!r}, but a visual token shows {cell} x {cell} pixels, of "
                 f"which pictures must be made: correct it to {cell}"
             )
         if problems:

@@ -72,6 +72,7 @@ class PaddleOcrVlFamily(PatchedFamily):
     architecture = "PaddleOCRVLForConditionalGeneration"
     tower = "paddleocr_vl_vision"
     processor = "PaddleOCRVLProcessor"
+    image_processors = ("PaddleOCRVLImageProcessor",)
 
     def own_problems(self, section: Mapping[str, Any], where: str) -> list[str]:
         """See `PatchedFamily.own_problems`."""

@@ -70,6 +70,8 @@ class InternVlFamily(TiledFamily):
     name = "internvl"
     model_types = ("internvl",)
     architecture = "InternVLForConditionalGeneration"
+    image_processors = ("GotOcr2ImageProcessor",)
+    token_keys = ("image_seq_length",)
     tower: ClassVar[str] = "internvl_vision"
 
     def problems(self, raw: Mapping[str, Any], where: str) -> list[str]:

@@ -16,8 +16,9 @@ from compressor.facts import ModelFacts
 from compressor.families.base import VisionEncoder
 from compressor.families.llava.family import LlavaFamily
 from compressor.families.model_class.tiled import TiledFamily
-from compressor.families.pictures.processors import PROCESSOR, values_of
+from compressor.families.pictures.processors import values_of
 from compressor.families.pictures.steps import FitTiles
+from compressor.families.told import IMAGE_FILE
 from compressor.schema.sections import ImageSection
 
 PINPOINTS = "image_grid_pinpoints"
@@ -148,7 +149,7 @@ class ArrangedFamily(LlavaFamily, TiledFamily):
         if not _are_sizes(found) or list(map(tuple, found)) != list(map(tuple, known)):
             raise ModelError(
                 [
-                    f"{PROCESSOR}: {PINPOINTS}: {found!r:.80} are not those of config.json, {known!r:.80}, "
+                    f"{IMAGE_FILE}: {PINPOINTS}: {found!r:.80} are not those of config.json, {known!r:.80}, "
                     "in their order: correct one of them"
                 ]
             )
@@ -177,13 +178,13 @@ class ArrangedFamily(LlavaFamily, TiledFamily):
 
     def _fitting(self, saved: Mapping[str, Any]) -> FitTiles:
         """Return the step that cuts tiles, of what an image processor's file holds."""
-        for step in self.picture_steps(saved, PROCESSOR):
+        for step in self.picture_steps(saved, IMAGE_FILE):
             if isinstance(step, FitTiles):
                 return step
         kind = saved.get("image_processor_type") or saved.get("feature_extractor_type")
         raise ModelError(
             [
-                f"{PROCESSOR}: image_processor_type: {kind} cuts no tiles: put that of the model's own here"
+                f"{IMAGE_FILE}: image_processor_type: {kind} cuts no tiles: put that of the model's own here"
             ]
         )
 

@@ -5,13 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from compressor.families.configuration import section_problems
 from compressor.families.model_class.stored import COMPUTED
-from compressor.families.model_class.tower import (
-    COUNTS,
-    activation_problems,
-    square_tower_problems,
-)
+from compressor.families.model_class.tower import activation_problems, square_tower_problems
 
 
 @dataclass(frozen=True)
@@ -78,13 +73,6 @@ def vision_problems(config: Any, image_size: int | None, where: str) -> list[str
         where: the file.
     """
     vision = config.vision_config
-    if vision.model_type not in TOWERS:
-        return [_unknown_type(vision.model_type, f"{where}: vision_config")]
-    problems = section_problems(
-        vision.to_dict(), f"{where}: vision_config", counts=COUNTS, eps="layer_norm_eps"
-    )
-    if problems:
-        return problems
     acts = {
         "vision_config.hidden_act": vision.hidden_act,
         "projector_hidden_act": config.projector_hidden_act,

@@ -1,5 +1,7 @@
 """LLaVA-NeXT (1.6): the whole picture, then up to four tiles of it without the border that was padded."""
 
+from typing import ClassVar
+
 from compressor.families.llava.arranged import ArrangedFamily
 
 
@@ -9,3 +11,4 @@ class LlavaNextFamily(ArrangedFamily):
     name = "llava_next"
     model_types = ("llava_next",)
     architecture = "LlavaNextForConditionalGeneration"
+    image_processors: ClassVar[tuple[str, ...]] = ("LlavaNextImageProcessor",)

@@ -6,7 +6,7 @@ what was computed of a picture cannot be kept when another one comes.
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from compressor.arrangement import Arrangement
 from compressor.facts import ModelFacts
@@ -24,6 +24,8 @@ class LlavaOnevisionFamily(ArrangedFamily):
     name = "llava_onevision"
     model_types = ("llava_onevision",)
     architecture = "LlavaOnevisionForConditionalGeneration"
+    image_processors: ClassVar[tuple[str, ...]] = ("LlavaOnevisionImageProcessor",)
+    token_keys = ("num_image_tokens", "vision_feature_select_strategy", ASPECT)
 
     def problems(self, raw: Mapping[str, Any], where: str) -> list[str]:
         """See `Family.problems`."""

@@ -6,7 +6,7 @@ tokens an image.
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -50,6 +50,13 @@ class ProjectedStates(VisionEncoder):
 
 class TowerFamily(ModelClassFamily):
     """A family of a CLIP or SigLIP tower: its class and its projector tell nearly all."""
+
+    image_id_key = "image_token_index"
+    image_processors: ClassVar[tuple[str, ...]] = ("CLIPImageProcessor", "SiglipImageProcessor")
+    token_keys: ClassVar[tuple[str, ...]] = (
+        *("patch_size", "vision_feature_select_strategy"),
+        "num_additional_image_tokens",
+    )
 
     @abstractmethod
     def projector(self, config: Any) -> Any:

@@ -15,7 +15,12 @@ from compressor.errors import ModelError
 from compressor.facts import ModelFacts, SourceDType
 from compressor.families.base import Family
 from compressor.families.checkpoint import Header, check_complete, check_finite, opened_weights
-from compressor.families.configuration import CONVERTED, image_token_problems
+from compressor.families.configuration import (
+    CONVERTED,
+    LAYERS,
+    image_token_problems,
+    theta_problems,
+)
 from compressor.families.guard import reading
 from compressor.families.llama_text import TEXT_MODEL_TYPES, decoder_dims, text_problems
 from compressor.families.model_class.stored import check_stored
@@ -31,18 +36,20 @@ class ModelClassFamily(Family):
     Attributes:
         architecture: name of transformers' class.
         decoder: name of the text decoder in it.
+        tower_layers: key of the number of layers of the vision tower.
     """
 
     architecture: ClassVar[str]
     decoder: ClassVar[str] = "language_model"
     decoders: ClassVar[tuple[str, ...]] = TEXT_MODEL_TYPES
+    tower_layers: ClassVar[str] = LAYERS
 
     @abstractmethod
     def tower_problems(self, section: Mapping[str, Any], where: str) -> list[str]:
-        """Return a line for each thing in a `vision_config`, as it is written, that no tower has.
+        """Return a line for each thing in a `vision_config` that no tower has.
 
         Args:
-            section: of `config.json`.
+            section: of `config.json` as it is written, and then as transformers read it.
             where: file and section.
         """
 
@@ -101,7 +108,10 @@ class ModelClassFamily(Family):
     ) -> ModelFacts:
         """See `Family.facts`."""
         vision, text = config.vision_config, config.text_config
-        problems = self.vision_problems(config, image_size, where)
+        section, place = vision.to_dict(), f"{where}: vision_config"
+        problems = self.tower_problems(section, place)
+        problems += theta_problems(section.get("rope_parameters"), place)
+        problems = problems or self.vision_problems(config, image_size, where)
         tied = bool(config.tie_word_embeddings) if tied is None else tied
         dtype = str(config.dtype or "float32").removeprefix("torch.")
         if dtype not in DTYPES:
@@ -140,6 +150,7 @@ class ModelClassFamily(Family):
             names,
             unread=self.unread(config),
             least=self.layers_read(config),
+            tower_layers=self.tower_layers,
         )
 
     def original(self, folder: Path, config: Any, dtype: Any) -> Any:

@@ -7,9 +7,9 @@ from typing import Any
 
 from compressor.facts import ModelFacts
 from compressor.families.model_class.family import ModelClassFamily
-from compressor.families.pictures.processors import PROCESSOR
 from compressor.families.pictures.sizes import cell_step
 from compressor.families.pictures.steps import Resize
+from compressor.families.told import IMAGE_FILE
 
 
 class OwnSizeFamily(ModelClassFamily):
@@ -25,10 +25,9 @@ class OwnSizeFamily(ModelClassFamily):
         """See `ModelClassFamily.vision_problems`."""
         if image_size is None:
             return []
-        takes = " and ".join(f"image.{key}" for key in self.budget_keys)
         return [
             f"export.image_size: {image_size} is nothing for pictures of the family {self.name!r}, which "
-            f"keep their proportions; take {takes}, or leave it out"
+            f"keep their proportions; take {self.budget_words()}, or leave it out"
         ]
 
     def visual_grid(
@@ -44,7 +43,7 @@ class OwnSizeFamily(ModelClassFamily):
 
     def with_pictures(self, facts: ModelFacts, saved: Mapping[str, Any]) -> ModelFacts:
         """See `Family.with_pictures`."""
-        steps = self.picture_steps(saved, PROCESSOR) if saved else ()
+        steps = self.picture_steps(saved, IMAGE_FILE) if saved else ()
         cell, grid, first = facts.cell or 1, None, next(iter(steps), None)
         if isinstance(first, Resize):
             grid = first.size[0] // cell, first.size[1] // cell

@@ -14,12 +14,12 @@ from compressor.families.model_class.own_size import OwnSizeFamily
 from compressor.families.model_class.tower import activation_problems
 from compressor.families.pictures.processors import (
     OLDER_PIXELS,
-    PROCESSOR,
     allowed_pixels,
     values_of,
 )
 from compressor.families.pictures.sizes import cell_grid, cell_step
 from compressor.families.pictures.steps import MAX_SIDE
+from compressor.families.told import IMAGE_FILE
 from compressor.schema.sections import ImageSection
 
 
@@ -32,6 +32,8 @@ class PatchedFamily(OwnSizeFamily):
     """
 
     budget_keys: ClassVar[tuple[str, ...]] = ("max_pixels",)
+    image_processors: ClassVar[tuple[str, ...]] = ("Qwen2VLImageProcessor",)
+    token_keys = ("do_resize", "patch_size", "merge_size")
     tower: ClassVar[str]
     processor: ClassVar[str]
 
@@ -108,7 +110,7 @@ class PatchedFamily(OwnSizeFamily):
     ) -> tuple[dict[str, int | None], list[str]]:
         """Return the size of all pictures, and a line for each edge that is not made of whole cells."""
         size = {"height": budget.height, "width": budget.width}
-        step = cell_step(self.picture_steps(saved, PROCESSOR)) if saved else None
+        step = cell_step(self.picture_steps(saved, IMAGE_FILE)) if saved else None
         cell, problems = step.cell if step else 1, []
         most = MAX_SIDE // cell * cell
         for key, side in size.items():
@@ -136,7 +138,7 @@ class PatchedFamily(OwnSizeFamily):
         """
         images, wanted = processor.image_processor, self.patching(config.vision_config)
         if differ := [
-            f"{PROCESSOR}: {key}: {found!r}, but the vision tower takes {value}: correct it, or config.json"
+            f"{IMAGE_FILE}: {key}: {found!r}, but the vision tower takes {value}: correct it, or config.json"
             for key, value in wanted.items()
             if (found := getattr(images, key, None)) != value
         ]:
@@ -147,7 +149,7 @@ class PatchedFamily(OwnSizeFamily):
     ) -> tuple[int, ...]:
         """See `Family.image_rows`."""
         saved = values_of(processor.image_processor)
-        steps = self.picture_steps(saved, PROCESSOR)
+        steps = self.picture_steps(saved, IMAGE_FILE)
         grids = (cell_grid(steps, height, width) for height, width in sizes)
         return tuple(math.prod(grid) if grid else facts.tile_rows for grid in grids)
 

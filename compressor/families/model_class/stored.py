@@ -31,6 +31,7 @@ def check_stored(
     *,
     unread: Callable[[str], bool],
     least: int,
+    tower_layers: str,
 ) -> None:
     """Refuse files whose tensors are not those of the configuration; no values are read.
 
@@ -42,21 +43,27 @@ def check_stored(
         names: of the tensors in them, at least as an index tells.
         unread: whether everything can be computed without a tensor of this name.
         least: layers of the tower that are read.
+        tower_layers: key of their number in all.
 
     Raises:
         ModelError: another number of layers, tensors that are missing, left over, of another shape or of
             whole numbers.
     """
     import torch
+    from transformers import AutoConfig
     from transformers.conversion_mapping import get_model_conversion_mapping
 
-    with quiet(), reading(folder, CONFIG), torch.device("meta"):
+    def build(copy: Path) -> None:
+        with torch.device("meta"):
+            kind(AutoConfig.from_pretrained(copy))
+
+    with quiet(), reading(folder, CONFIG, build), torch.device("meta"):
         model = kind(config)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     rules = get_model_conversion_mapping(model)
     read = {name: _read_as(name, rules, model, wanted) for name in names}
     found = {own for parts in read.values() for own in parts}
-    if problems := _layer_problems(config, found, least, f"{folder / CONFIG}"):
+    if problems := _layer_problems(config, found, least, tower_layers, f"{folder / CONFIG}"):
         raise ModelError(problems)
     if not stored:
         return
@@ -82,23 +89,26 @@ def check_stored(
     check_complete(info, folder, unread)
 
 
-def _layer_problems(config: Any, names: Iterable[str], read: int, where: str) -> list[str]:
+def _layer_problems(
+    config: Any, names: Iterable[str], read: int, tower_layers: str, where: str
+) -> list[str]:
     """A line for each part that has another number of layers in its files than in the configuration."""
     numbers: dict[bool, set[int]] = {}
     for name in names:
         if layer := LAYER.search(name):
             numbers.setdefault(bool(layer[1]), set()).add(int(layer[2]))
-    decoder, tower = config.text_config.num_hidden_layers, config.vision_config.num_hidden_layers
+    decoder = config.text_config.num_hidden_layers
+    tower = getattr(config.vision_config, tower_layers)
     problems = []
     for of_decoder, key, least, most in (
-        (True, "text_config", decoder, decoder),
-        (False, "vision_config", read, tower),
+        (True, f"text_config.{LAYERS}", decoder, decoder),
+        (False, f"vision_config.{tower_layers}", read, tower),
     ):
         has = max(numbers.get(of_decoder, {-1})) + 1
         # None at all is told with the tensors' names.
         if has and not least <= has <= most:
             problems.append(
-                f"{where}: {key}.{LAYERS}: {most}, but the weights are those of {has} layers: correct the "
+                f"{where}: {key}: {most}, but the weights are those of {has} layers: correct the "
                 f"number, or {AGAIN}"
             )
     return problems

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from compressor.families.model_class.family import ModelClassFamily
-from compressor.families.pictures.processors import PROCESSOR
 from compressor.families.pictures.sizes import most_tiles
+from compressor.families.told import IMAGE_FILE
 
 
 class TiledFamily(ModelClassFamily):
@@ -29,7 +29,7 @@ class TiledFamily(ModelClassFamily):
 
     def most_tiles(self, saved: Mapping[str, Any]) -> int:
         """See `Family.most_tiles`."""
-        return most_tiles(self.picture_steps(saved, PROCESSOR)) if saved else 1
+        return most_tiles(self.picture_steps(saved, IMAGE_FILE)) if saved else 1
 
     def resize_processor(self, processor: Any, image_size: int) -> None:
         """See `Family.resize_processor`; there is one size, which `size_problems` sees to."""

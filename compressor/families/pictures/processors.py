@@ -52,9 +52,6 @@ from compressor.families.pictures.steps import (
     TileByAspect,
 )
 
-PROCESSOR = "the image processor"
-"""What starts an error in place of the file, where that is not known; see `families.processor.naming`."""
-
 FILTERS = {
     known.value: cast("Filter", known.name.lower())
     for known in Image.Resampling
@@ -67,12 +64,12 @@ def steps_in(folder: Path) -> PictureSteps:
     """Return the steps of the processor saved in a model folder or artifact.
 
     Raises:
-        ModelError: as `saved_in` and `saved_steps`.
+        ModelError: as `image_section` and `saved_steps`.
     """
-    return saved_steps(*saved_in(folder))
+    return saved_steps(*image_section(folder))
 
 
-def saved_in(folder: Path) -> tuple[Mapping[str, Any], str]:
+def image_section(folder: Path) -> tuple[Mapping[str, Any], str]:
     """Return what the image processor saved in a model folder or artifact holds, and where that stands.
 
     Read as transformers 5 does: the section `image_processor` of `processor_config.json`, else
@@ -183,6 +180,18 @@ def allowed_pixels(config: Mapping[str, Any]) -> tuple[int, int]:
     return least, most
 
 
+def size_keys(config: Mapping[str, Any]) -> str:
+    """Return which of a processor's keys set how large its pictures or tiles are, for errors.
+
+    Args:
+        config: as in `saved_steps`.
+    """
+    kind = _plain_class(config)
+    named = {**DEFAULTS.get(kind, {}), **{k: v for k, v in config.items() if v is not None}}
+    keys = ("max_image_size",) if "max_image_size" in named else ("size", "crop_size")
+    return " and ".join(key for key in keys if named.get(key) is not None)
+
+
 def _plain_class(config: Mapping[str, Any]) -> str:
     """Name of an image processor's class without what tells its backend; empty: none is named."""
     name = config.get("image_processor_type") or config.get("feature_extractor_type")
@@ -212,7 +221,7 @@ class _Options:
         cells = self._cells()
         if self._problems and cells is None and self._kind in (*TO_CELLS, TO_FRAME):
             # Else more is said, of keys that such a class does not go by.
-            raise ModelError(self._problems)
+            raise ModelError(dict.fromkeys(self._problems))
         by_size = self._flag("do_resize") and not by_longest and not fits and cells is None
         resize = self._resize() if by_size else None
         crop = self._crop() if self._flag("do_center_crop") and not fits else None
@@ -233,7 +242,7 @@ class _Options:
         cut = self._cut(resample) if by_longest else ()
         fitted = self._fitted(resample) if fits else None
         if self._problems:
-            raise ModelError(self._problems)
+            raise ModelError(dict.fromkeys(self._problems))
         changes: tuple[PictureStep | None, ...] = (
             PadToSquare(colour=_levels(mean)) if to_square and mean else None,
             *cut,

@@ -15,12 +15,14 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from compressor.families.base import VisionEncoder
-from compressor.families.configuration import MOST_LAYERS, section_problems
+from compressor.families.configuration import list_problems, section_problems
 from compressor.families.model_class.patched import PatchedFamily
 from compressor.families.model_class.patches import head_width_problems
 from compressor.families.model_class.stored import COMPUTED
 from compressor.families.model_class.tower import CHANNELS
 from compressor.families.qwen_vl.tower import PatchGrid
+
+EVERYWHERE = "fullatt_block_indexes"
 
 
 class QwenVlFamily(PatchedFamily):
@@ -33,6 +35,7 @@ class QwenVlFamily(PatchedFamily):
 
     budget_keys = (*PatchedFamily.budget_keys, "height", "width")
     no_grid = f"{PatchedFamily.no_grid}, unless image.height and image.width give them all one"
+    tower_layers = "depth"
     counts: ClassVar[tuple[str, ...]]
     width: ClassVar[str]
 
@@ -46,24 +49,15 @@ class QwenVlFamily(PatchedFamily):
 
     def own_problems(self, section: Mapping[str, Any], where: str) -> list[str]:
         """See `PatchedFamily.own_problems`."""
-        found = section_problems(section, where, counts=self.counts, eps="eps")
-        depth, channels = section.get("depth"), section.get("in_channels", CHANNELS)
-        if type(depth) is int and depth > MOST_LAYERS:
-            found.append(f"{where}.depth: {depth} is not allowed; 1 to {MOST_LAYERS}")
+        found = section_problems(
+            section, where, counts=self.counts, eps="eps", layers=self.tower_layers
+        )
+        channels = section.get("in_channels", CHANNELS)
         if channels != CHANNELS:
             found.append(
                 f"{where}.in_channels: {channels!r} is not supported; pictures have {CHANNELS}"
             )
         return found or head_width_problems(section, where, self.width, "num_heads")
-
-    def vision_problems(self, config: Any, image_size: int | None, where: str) -> list[str]:
-        """See `ModelClassFamily.vision_problems`."""
-        problems = [  # some of them transformers takes as lists
-            f"{where}: vision_config.{key}: {value!r} is not allowed; one number, 1 or more"
-            for key in self.counts
-            if type(value := getattr(config.vision_config, key)) is not int
-        ]
-        return problems + super().vision_problems(config, image_size, where)
 
     def unread(self, config: Any) -> Callable[[str], bool]:
         """See `ModelClassFamily.unread`."""
@@ -144,6 +138,11 @@ class Qwen25VlFamily(QwenVlFamily):
         *("patch_size", "spatial_merge_size", "temporal_patch_size", "window_size"),
     )
     processor = "Qwen2_5_VLProcessor"
+
+    def own_problems(self, section: Mapping[str, Any], where: str) -> list[str]:
+        """See `PatchedFamily.own_problems`."""
+        found = super().own_problems(section, where)
+        return found or list_problems(section, EVERYWHERE, where, layers=self.tower_layers)
 
     def vision_problems(self, config: Any, image_size: int | None, where: str) -> list[str]:
         """See `ModelClassFamily.vision_problems`."""

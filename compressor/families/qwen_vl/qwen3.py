@@ -12,6 +12,7 @@ from typing import Any
 
 from compressor.facts import ModelFacts
 from compressor.families.base import VisionEncoder
+from compressor.families.configuration import list_problems
 from compressor.families.model_class.patched import PatchedFamily
 from compressor.families.qwen_vl.family import QwenVlFamily
 from compressor.families.qwen_vl.tower import DeepPatchGrid
@@ -37,26 +38,16 @@ class Qwen3VlFamily(QwenVlFamily):
     )
     processor = "Qwen3VLProcessor"
 
-    def tower_problems(self, section: Mapping[str, Any], where: str) -> list[str]:
-        """See `ModelClassFamily.tower_problems`."""
-        found = super().tower_problems(section, where)
-        inner = section.get(INNER)
-        known = isinstance(inner, list) and all(type(i) is int and i >= 0 for i in inner)
-        if inner is not None and not (known and len(set(inner)) == len(inner)):
-            found.append(
-                f"{where}.{INNER}: {inner!r} is not allowed; a list of different layers of the tower, from 0"
-            )
-        return found
+    def own_problems(self, section: Mapping[str, Any], where: str) -> list[str]:
+        """See `PatchedFamily.own_problems`."""
+        found = super().own_problems(section, where)
+        return found or list_problems(section, INNER, where, layers=self.tower_layers)
 
     def vision_problems(self, config: Any, image_size: int | None, where: str) -> list[str]:
         """See `ModelClassFamily.vision_problems`."""
         problems, vision = super().vision_problems(config, image_size, where), config.vision_config
-        inner, places = vision.deepstack_visual_indexes, vision.num_position_embeddings
-        if beyond := [layer for layer in inner if layer >= vision.depth]:
-            problems.append(
-                f"{where}: vision_config.{INNER}: {beyond} are not among the tower's {vision.depth} layers"
-            )
-        if places < 1 or math.isqrt(places) ** 2 != places:
+        places = vision.num_position_embeddings
+        if math.isqrt(places) ** 2 != places:
             problems.append(
                 f"{where}: vision_config.{PLACES}: {places} is no square number, and places are learned for "
                 "a square grid"

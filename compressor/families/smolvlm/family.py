@@ -8,7 +8,7 @@ import copy
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,10 +23,11 @@ from compressor.families.model_class.tower import (
     activation_problems,
     square_tower_problems,
 )
-from compressor.families.pictures.processors import PROCESSOR, values_of
+from compressor.families.pictures.processors import values_of
 from compressor.families.pictures.sizes import tile_count, tile_grid
 from compressor.families.pictures.steps import MAX_SIDE, CutTiles
 from compressor.families.pictures.text import PictureText, TileRows
+from compressor.families.told import IMAGE_FILE
 from compressor.schema.sections import ImageSection
 
 
@@ -82,6 +83,8 @@ class Idefics3Family(TiledFamily):
     name = "idefics3"
     model_types = ("idefics3",)
     architecture = "Idefics3ForConditionalGeneration"
+    image_processors: ClassVar[tuple[str, ...]] = ("Idefics3ImageProcessor",)
+    token_keys = ("image_seq_len",)
     decoder = "text_model"
 
     def problems(self, raw: Mapping[str, Any], where: str) -> list[str]:
@@ -99,8 +102,7 @@ class Idefics3Family(TiledFamily):
     def vision_problems(self, config: Any, image_size: int | None, where: str) -> list[str]:
         """See `ModelClassFamily.vision_problems`."""
         vision, scale = config.vision_config, config.scale_factor
-        problems = self.tower_problems(vision.to_dict(), f"{where}: vision_config")
-        if problems := problems + _scale_problems(scale, where):
+        if problems := _scale_problems(scale, where):
             return problems
         problems = activation_problems({"vision_config.hidden_act": vision.hidden_act}, where)
         size, side = vision.image_size, vision.image_size // vision.patch_size
@@ -145,7 +147,7 @@ class Idefics3Family(TiledFamily):
 
     def within(self, budget: ImageSection, saved: Mapping[str, Any]) -> Mapping[str, Any]:
         """See `Family.within`; what the processor has is the length of a picture's longer edge."""
-        asked, steps = budget.max_tiles or 1, self.picture_steps(saved, PROCESSOR) if saved else ()
+        asked, steps = budget.max_tiles or 1, self.picture_steps(saved, IMAGE_FILE) if saved else ()
         edge = next((step.edge for step in steps if isinstance(step, CutTiles)), 0)
         side = math.isqrt(asked)
         problem = ""
@@ -170,7 +172,7 @@ class Idefics3Family(TiledFamily):
 
         The processor's own count of tiles (`get_number_of_image_patches`) leaves out one of its roundings.
         """
-        steps = self.picture_steps(values_of(processor.image_processor), PROCESSOR)
+        steps = self.picture_steps(values_of(processor.image_processor), IMAGE_FILE)
         counts = (tile_count(tile_grid(steps, height, width)) for height, width in sizes)
         return tuple(facts.tile_rows * count for count in counts)
 
@@ -193,6 +195,7 @@ class SmolVlmFamily(Idefics3Family):
     name = "smolvlm"
     model_types = ("smolvlm",)
     architecture = "SmolVLMForConditionalGeneration"
+    image_processors = ("SmolVLMImageProcessor",)
 
     def processor_class(self) -> type:
         """See `Family.processor_class`."""

@@ -48,8 +48,9 @@ def read_back(processor: Any, folder: Path, facts: ModelFacts) -> Readable:
         ModelError: the runtime cannot read it, or it gives pictures of another size; all reasons.
     """
     from compressor.families.guard import reading
-    from compressor.families.processor import image_file
+    from compressor.families.pictures.processors import size_keys, values_of
     from compressor.families.registry import picture_form
+    from compressor.families.told import image_file
 
     problems: list[str] = []
     with TemporaryDirectory() as name:
@@ -58,7 +59,7 @@ def read_back(processor: Any, folder: Path, facts: ModelFacts) -> Readable:
             processor.save_pretrained(saved)
         prompter, images = None, None
         with _collected(problems, saved, folder):
-            form = picture_form(processor, facts, str(image_file(folder)))
+            form = picture_form(processor, facts, image_file(folder))
             rows = (facts.tile_rows, facts.arrangement)
             images = ImageProcessor.of_artifact(form, saved, *rows)
         with _collected(problems, saved, folder):
@@ -69,7 +70,7 @@ def read_back(processor: Any, folder: Path, facts: ModelFacts) -> Readable:
         given, wanted = (_pixels(size) for size in (images.size, facts.largest_picture))
         problems.append(
             f"{image_file(folder)}: gives pictures of {given} pixels, but the vision tower takes {wanted}: "
-            "correct size and crop_size"
+            f"correct {size_keys(values_of(processor.image_processor))}"
         )
     if prompter is not None:
         problems += _template_problems(prompter, folder)
