@@ -60,6 +60,8 @@ def changed(pytestconfig: pytest.Config, tmp_path: Path) -> Any:
         ("llava_next", SAVED, "image_processor.image_grid_pinpoints", lambda sizes: sizes[:2]),
         ("llava_next", SAVED, "num_additional_image_tokens", 10**9),
         ("llava_next", SAVED, "image_token", {}),
+        ("qwen3_vl", SAVED, "processor_class", [1]),
+        ("qwen3_vl", "tokenizer_config.json", "processor_class", 3),
         ("lighton_ocr", SAVED, "image_processor.size", None),
         ("qianfan_ocr", SAVED, "image_placeholder_token", None),
         ("qianfan_ocr", SAVED, "image_placeholder_token", ["<image>"]),

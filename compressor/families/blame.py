@@ -12,13 +12,12 @@ from compressor.families.folder import CONFIG, text_files
 from compressor.families.told import IMAGES
 
 KEYED = (
-    CONFIG,
     "preprocessor_config.json",
     "processor_config.json",
     "special_tokens_map.json",
     "tokenizer_config.json",
 )
-"""Files of which each key may be left out: transformers then goes by its own default."""
+"""A processor's files, of which each key may be left out: transformers then goes by its own default."""
 
 SECTIONS = (IMAGES, "vision_config", "text_config", "rope_parameters", "rope_scaling")
 KIND = "model_type"
@@ -42,7 +41,11 @@ def own_class(known: Sequence[str]) -> str:
 
 
 def blamed(
-    folder: Path, attempt: Attempt, say: Callable[[Exception], str], known: Sequence[str] = ()
+    folder: Path,
+    attempt: Attempt,
+    say: Callable[[Exception], str],
+    known: Sequence[str] = (),
+    files: Sequence[str] = KEYED,
 ) -> list[str]:
     """Return a line for each key or file that an attempt fails over; none where keys are not at fault.
 
@@ -56,12 +59,13 @@ def blamed(
         attempt: what failed, for a folder that holds no weights; raises what it likes.
         say: what an exception tells.
         known: classes of image processors that the model may have.
+        files: of which keys are left out.
     """
     if unread := _unread_tokenizer(folder):
         return [unread]
     lines = []
     with TemporaryDirectory() as place:
-        trial = _Trial(folder, Path(place), attempt)
+        trial = _Trial(folder, Path(place), attempt, files)
         left_out = trial.leave_one_out() or trial.leave_out()
         for name, keys, value in left_out:
             if (failure := trial.with_key(name, keys, value)) is not None:
@@ -72,12 +76,12 @@ def blamed(
 class _Trial:
     """A copy of a model's small files, to be read without some keys."""
 
-    def __init__(self, folder: Path, copy: Path, attempt: Attempt) -> None:
+    def __init__(self, folder: Path, copy: Path, attempt: Attempt, files: Sequence[str]) -> None:
         for path in text_files(folder):
             if path.parent == folder:
                 shutil.copyfile(path, copy / path.name)
         self._copy, self._attempt = copy, attempt
-        self._files = {name: _object(copy / name) for name in KEYED if (copy / name).is_file()}
+        self._files = {name: _object(copy / name) for name in files if (copy / name).is_file()}
 
     def leave_one_out(self) -> list[tuple[str, Keys, Any]]:
         """Leave out the one key without which the attempt succeeds, and return it; none if there is none."""

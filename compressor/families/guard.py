@@ -12,8 +12,8 @@ from pathlib import Path
 
 from compressor.disk.paths import unusable
 from compressor.errors import ModelError, VtcompressError, first_line
-from compressor.families.blame import Attempt, blamed
-from compressor.families.folder import TEXTS, text_files, weight_files
+from compressor.families.blame import KEYED, Attempt, blamed
+from compressor.families.folder import CONFIG, TEXTS, text_files, weight_files
 
 LFS_HEADER = b"version https://git-lfs.github.com/spec/"
 """What a file begins with that stands for another one that Git LFS has not fetched."""
@@ -47,7 +47,8 @@ def reading(
         # Neither a package that is missing nor the memory is a key's fault.
         keyed = isinstance(failure, KeyError) or why == _plain(failure)
         if not found and attempt is not None and keyed:
-            found = blamed(folder, attempt, lambda error: reason(error, folder), known)
+            files = (CONFIG,) if what == CONFIG else KEYED
+            found = blamed(folder, attempt, lambda error: reason(error, folder), known, files)
         place = folder / what if what in TEXTS else f"{folder}: {what}"
         raise ModelError(found or [f"{place} cannot be read: {why}"]) from failure
 

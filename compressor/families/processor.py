@@ -6,7 +6,7 @@ Letters: N = visual tokens of one image; S = side of the vision tower's square i
 import copy
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from compressor.families.told import IMAGES, OLDER_IMAGES, PROCESSOR, image_file
 PIECES = "tokenizer.model"
 TOKENIZER_FILES = ("tokenizer.json", PIECES, "vocab.*", "*.model")
 VIDEOS = "video_processor"
+CLASS = "processor_class"
 NEEDED: Mapping[str, Mapping[str, type]] = {
     "tokenizer.json": {"model": dict, "added_tokens": list},
     "chat_template.json": {"chat_template": object},
@@ -124,7 +125,7 @@ def _without_videos(folder: Path, kind: Any, *, trust_remote_code: bool = False)
         tokenizer=tokenizer,
         video_processor=None,
         chat_template=_template(folder),
-        **{key: value for key, value in plain.items() if key != "processor_class"},
+        **{key: value for key, value in plain.items() if key != CLASS},
     )
 
 
@@ -225,16 +226,26 @@ def _check_files(folder: Path) -> None:
         if saved.get(key) is not None
         and not (type(saved[key]) is int and least <= saved[key] <= most)
     ]
+    problems += [
+        f"{path}: {CLASS}: {named!r:.60} is not allowed; the name of a class: correct it, or remove the key"
+        for path, named in _classes(folder)
+        if not isinstance(named, str)
+    ]
     if problems:
         raise ModelError(problems)
 
 
 def _class_place(folder: Path) -> str:
     """What says which class a folder's processor is, for errors: file and key; else the folder."""
+    named = next(_classes(folder), None)
+    return str(folder) if named is None else f"{named[0]}: {CLASS}: {named[1]!r:.60}"
+
+
+def _classes(folder: Path) -> Iterator[tuple[Path, Any]]:
+    """Yield each file that names a processor's class, and what it names."""
     for path in (folder / PROCESSOR, folder / OLDER_IMAGES, folder / TOKENIZER_CONFIG):
-        if (named := saved_in(path).get("processor_class")) is not None:
-            return f"{path}: processor_class: {named!r:.60}"
-    return str(folder)
+        if (named := saved_in(path).get(CLASS)) is not None:
+            yield path, named
 
 
 def _shown(saved: Mapping[str, Any], key: str) -> str:
