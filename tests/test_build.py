@@ -176,8 +176,8 @@ def test_what_cannot_be_built_is_refused_before_anything_is_written(
     assert "'SM87' is unknown" in refuse(artifact, capsys, "--compute-capability", "SM87")
     assert "has no room for 1 image(s)" in refuse(artifact, capsys, "--max-context", "9")
     assert "max_text: 600 is more" in refuse(artifact, capsys, "--max-text", "600")
-    manifest = json.loads((artifact / "manifest.json").read_text())
-    (artifact / "manifest.json").write_text(json.dumps(manifest | {"dtype": "float32"}))
+    manifest = artifact / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"float16"', '"float32"'))
     assert "`export.dtype: float16`" in refuse(artifact, capsys)
     assert not (artifact / "engines").exists()
 
@@ -310,9 +310,15 @@ def test_engines_of_fixed_caches_have_buffers_of_the_context_that_is_asked_for(
     plan = Plan.load(artifact / PLAN_FILE)
     visual = plan.model.visual_tokens
     limits = Limits(max_batch=1, max_images=1, max_text=48, max_context=64, visual_tokens=visual)
-    fixed = decoder_graph(plan, "float16", "last", limits=limits).model_dump(mode="json")
+    fixed = {
+        name: decoder_graph(made, "float16", "last", name=name, limits=limits)
+        for name, made in (("decoder", plan), ("baseline_decoder", plan.naive()))
+    }
     manifest = json.loads((artifact / "manifest.json").read_text())
-    graphs = [fixed if g["name"] == "decoder" else g for g in manifest["graphs"]]
+    graphs = [
+        fixed[g["name"]].model_dump(mode="json") if g["name"] in fixed else g
+        for g in manifest["graphs"]
+    ]
     (artifact / "manifest.json").write_text(json.dumps(manifest | {"graphs": graphs}))
     refused = refuse(artifact, capsys, "--max-context", "65")
     assert "max_context: 65 is more than 64, for which the artifact's KV cache" in refused
