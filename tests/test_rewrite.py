@@ -1,6 +1,7 @@
 """The rewritten model beside the original, before anything is cut: what is misread stops the export."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 import vtcompress
 from compressor.compressed import CompressedModel, plain, plain_of
 from compressor.decoder import decoder_from
+from compressor.disk.files import sha256_of
 from compressor.errors import ModelError
 from compressor.families import LoadedModel, load
 from compressor.families.pictures.text import PictureForm
@@ -356,6 +358,9 @@ def test_validate_with_the_original_runs_the_artifacts_own_steps(
     changed = Path(shutil.copytree(tiny_artifact, tmp_path / "changed"))
     manifest = json.loads((changed / "manifest.json").read_text())
     manifest["picture_steps"][0]["resample"] = "nearest"
+    saved = changed / "processor_config.json"
+    saved.write_text(re.sub(r'"resample": \d', '"resample": 0', saved.read_text()))
+    manifest["files"][saved.name]["sha256"] = sha256_of(saved)
     (changed / "manifest.json").write_text(json.dumps(manifest))
     again = vtcompress.validate(changed, model=str(tiny_model))
     assert again.rewrite.failures[0].startswith("pixels differ by ")
