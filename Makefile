@@ -47,7 +47,7 @@ wheel: $(VENV)/.python
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(DIST) .
 	@echo "install it with an extra, for example: pip install '$$(ls -t $(DIST)/vtcompress-*.whl | head -1)[cpu]'"
 
-# Not in `make test`: it runs the cases of all families, and as many again that fill the table of docs/families.md.
+# Not in `make test`: the cases of all families, and as many again that fill the tables of docs/families.md.
 matrix: $(VENV)/.tested
 	$(BIN)/python -m tests.family_matrix
 

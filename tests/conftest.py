@@ -31,7 +31,8 @@ LONGEST = (
 )  # fmt: skip
 Run = Callable[..., tuple[int, str, str]]
 Shows = Callable[..., None]
-SHOWN = "cell of docs/families.md"
+Builds = Callable[[str, str, str, str], dict[str, float]]
+SHOWN, BUILT = "cell of docs/families.md", "engine of docs/families.md"
 
 
 def shared(config: pytest.Config) -> Path:
@@ -193,19 +194,36 @@ def shows(request: pytest.FixtureRequest) -> Shows:
     return say
 
 
+@pytest.fixture
+def builds(request: pytest.FixtureRequest) -> Builds:
+    """Return a function that says which engine of docs/families.md a case builds, before it does.
+
+    `(family, model, pictures, graph)`; it returns where the case puts its figures.
+    """
+
+    def say(family: str, model: str, pictures: str, graph: str) -> dict[str, float]:
+        figures: dict[str, float] = {}
+        told = {"line": (family, model, pictures), "graph": graph, "figures": figures}
+        request.node.user_properties.append((BUILT, told))
+        return figures
+
+    return say
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Note what became of a case for each cell that it is about, in a file for each family."""
     report = yield
-    cells = [value for key, value in item.user_properties if key == SHOWN]
-    if cells and call.when == "call":
-        folder = shared(item.config) / "shown"
-        folder.mkdir(exist_ok=True)
-        with (folder / f"{item.cls.family.name}.jsonl").open("a", encoding="utf-8") as file:
-            for cell in cells:
-                file.write(json.dumps({**cell, "outcome": report.outcome}) + "\n")
+    for key, cell in item.user_properties if call.when == "call" else ():
+        if key not in (SHOWN, BUILT):
+            continue
+        family = item.cls.family.name if key == SHOWN else cell["line"][0]
+        file = shared(item.config) / ("shown" if key == SHOWN else "widths") / f"{family}.jsonl"
+        file.parent.mkdir(exist_ok=True)
+        with file.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps({**cell, "outcome": report.outcome}) + "\n")
     return report
 
 

@@ -1,12 +1,12 @@
-"""The table of docs/families.md: what the cases of every family showed, family by method by backend.
+"""The tables of docs/families.md: what the cases of every family showed, family by method by backend.
 
-    python -m tests.family_matrix           # run the cases of all families, write the table
+    python -m tests.family_matrix           # run the cases of all families, write the tables
     python -m tests.family_matrix FILE ...  # of some families; rows of the others stay
     python -m tests.family_matrix FOLDER    # write what a run showed that had this --basetemp
 
 A case says to the fixture `shows` which cell it is about, and `tests.conftest` notes how it ended. A cell
 says "yes" if all its cases passed, or names the refusal that a case met. Nothing is written while a cell of
-a family has no case, or one that failed or was skipped.
+a family has no case, or one that failed or was skipped. The second table is that of `tests.width_table`.
 """
 
 import json
@@ -18,6 +18,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+
+from tests.width_table import read_built, with_built
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "families.md"
@@ -130,7 +132,7 @@ def families_in_order() -> list[str]:
 
 
 def updated(text: str, folder: Path) -> str:
-    """Return the page with the rows of the families whose cases ran in a session.
+    """Return the page with the rows of the families and engines whose cases ran in a session.
 
     Args:
         text: of the page.
@@ -139,12 +141,18 @@ def updated(text: str, folder: Path) -> str:
     Raises:
         SystemExit: a cell was not shown, or no family ran; nothing is written then.
     """
+    from tests.real_widths import LINES
+
+    if built := read_built(folder):
+        text = with_built(text, built, LINES)
     files = {file.stem: file for file in (folder / "shown").glob("*.jsonl")}
     rows = {name: rows_of(name, read_shown(file)) for name, file in files.items()}
-    if not rows:
+    if not rows and not built:
         raise SystemExit(f"{folder}: no case of a family ran there")
     if missing := [cell for family in sorted(rows) for cell in not_shown(rows[family])]:
         raise SystemExit("nothing is written, not shown: " + "; ".join(missing))
+    if not rows:
+        return text
     known = read_page(text) | rows
     return page_with(text, {name: known[name] for name in families_in_order() if name in known})
 
@@ -183,7 +191,9 @@ def main(arguments: Sequence[str]) -> None:
     if len(arguments) == 1 and Path(arguments[0]).is_dir():
         PAGE.write_text(updated(page, Path(arguments[0])), encoding="utf-8")
         return
-    files = list(arguments) or sorted(map(str, Path(__file__).parent.glob("test_family_*.py")))
+    here = Path(__file__).parent
+    all_of_them = [*sorted(here.glob("test_family_*.py")), here / "test_real_widths.py"]
+    files = list(arguments) or [*map(str, all_of_them)]
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder) / "run"
         options = ["-q", f"--basetemp={base}", "-k", "not the_page", "--numprocesses=2"]
