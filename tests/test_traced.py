@@ -291,6 +291,48 @@ def test_patterns_that_end_in_another_operator_are_those_that_the_exporters_rewr
     assert tried[False] > 10 * tried[True] > 0
 
 
+class Mixed(torch.nn.Module):
+    """Adds and multiplies numbers of different types, of as many rows as there are or as a tensor says."""
+
+    def __init__(self, told: bool) -> None:
+        super().__init__()
+        self.told = told
+
+    def forward(self, wide: torch.Tensor, narrow: torch.Tensor, whole: torch.Tensor) -> Any:
+        count = whole.sum().item() if self.told else wide.shape[0]
+        torch._check(count >= 0)
+        torch._check(count <= wide.shape[0])
+        first = wide.narrow(0, 0, count)
+        return wide * narrow + whole, narrow * whole**2 + 2.5, first * count + narrow[:1] / 3
+
+
+@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.filterwarnings("ignore:.*The axis name")
+def test_types_are_promoted_as_where_every_node_is_computed_anew(
+    told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch.onnx._internal.fx.passes import type_promotion
+
+    traced.promote_types_without_running_again()
+    quick: Any = type_promotion._TypePromotionInterpreter.run_node
+    axes = {0: torch.export.Dim("rows", min=2), 1: torch.export.Dim("columns", min=2)}
+    given = (torch.rand(3, 5), torch.rand(3, 5).half(), torch.zeros(3, 5, dtype=torch.int64))
+
+    def exported() -> tuple[bytes, int]:
+        with traced.unrecorded(), torchs_own(), torch.inference_mode():
+            program = torch.onnx.export(
+                Mixed(told).eval(), given, dynamo=True, dynamic_shapes=(axes,) * 3, verbose=False
+            )
+        assert program is not None
+        casts = sum(node.op_type == "Cast" for node in program.model.graph)
+        return ir.to_proto(program.model).SerializeToString(deterministic=True), casts
+
+    found, casts = exported()
+    assert casts > 4
+    monkeypatch.setattr(type_promotion._TypePromotionInterpreter, "run_node", quick.__wrapped__)
+    assert exported() == (found, casts)
+
+
 def test_code_that_a_test_put_in_place_of_what_is_traced_is_traced(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -259,6 +259,32 @@ def match_by_operator_first() -> None:
     _rewrite_rule.Pattern.match = match  # type: ignore[method-assign]
 
 
+@functools.cache
+def promote_types_without_running_again() -> None:
+    """Let the exporter's pass that makes casts explicit read what a node gives instead of computing it anew.
+
+    It computes shapes of every node once more, a tenth of an export, though each node has its value from the
+    pass before. Those that it changes or adds it computes itself, before this reads them. Sizes that are
+    read from tensors, behind gates, get new names by that, and a graph holds them: there it all runs again.
+    """
+    from torch.onnx._internal.fx.passes import type_promotion
+
+    own = type_promotion._TypePromotionInterpreter.run_node
+
+    def run_node(self: Any, node: torch.fx.Node) -> Any:
+        if not hasattr(self, "reads_sizes"):
+            self.reads_sizes = any("unbacked_bindings" in n.meta for n in self.module.graph.nodes)
+        if node.op != "call_function" or "val" not in node.meta or self.reads_sizes:
+            return own(self, node)
+        with self._set_current_node(node):
+            if rule := type_promotion.get_type_promotion_rule(node, self.type_promotion_table):
+                self._maybe_promote_node(node, rule)
+        return node.meta["val"]
+
+    run_node.__wrapped__ = own  # type: ignore[attr-defined]
+    type_promotion._TypePromotionInterpreter.run_node = run_node  # type: ignore[method-assign]
+
+
 def once(export: Callable[..., Any], folder: Path) -> Callable[..., Any]:
     """Return `torch.onnx.export`, or what it gave for the same call earlier in this session."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -266,6 +292,7 @@ def once(export: Callable[..., Any], folder: Path) -> Callable[..., Any]:
     def exports(*call: Any, **options: Any) -> Any:
         read_torchlib_once()
         match_by_operator_first()
+        promote_types_without_running_again()
         return export(*call, **options)
 
     def exported(module: torch.nn.Module, args: tuple[Any, ...], **options: Any) -> Any:
