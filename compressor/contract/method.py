@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import BaseModel
 
+from compressor.contract.choice import FrontRule, LayerScore
 from compressor.contract.measure import Measure, Measured
 from compressor.facts import ModelFacts
 from compressor.plan.plan import Plan
@@ -28,16 +29,18 @@ class CannotError(Exception):
 
 
 class Turn(IntEnum):
-    """When a method is applied: exits first, so that a share counts what they leave."""
+    """When a method is applied: what leaves first, so that a share counts what is left."""
 
-    EXIT = 0
-    CUT = 1
-    FREEZE = 2
+    KEEP = 0
+    EXIT = 1
+    CUT = 2
+    FREEZE = 3
 
 
 class Trait(StrEnum):
     """What entries of a recipe do that may exclude each other."""
 
+    FRONT = "chooses which visual tokens enter the decoder"
     EXIT = "chooses where visual tokens leave"
     PER_PROMPT = "decides for each prompt"
     READS_ROWS = "must know which rows of the past are visual"
@@ -253,6 +256,22 @@ class Method(RecipeSection, ABC):
                 value = getattr(value, key, None)
             found += [] if value is None else [value]
         return tuple(found)
+
+    def front_rule(self) -> FrontRule:
+        """Return what chooses the visual rows that the decoder gets; imports torch in its body.
+
+        Raises:
+            NotImplementedError: the method does not choose there.
+        """
+        raise NotImplementedError(f"{self.name} does not choose in front of the decoder")
+
+    def layer_score(self) -> LayerScore:
+        """Return what scores visual rows at the input of a layer; imports torch in its body.
+
+        Raises:
+            NotImplementedError: the method does not choose there.
+        """
+        raise NotImplementedError(f"{self.name} does not choose inside the decoder")
 
     def bounds(self) -> Mapping[str, float]:
         """Return the largest value that the entry allows, by measure."""

@@ -9,16 +9,18 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from pydantic import create_model
+from pydantic import ValidationError, create_model
 
 from compressor.contract.gated import GatedMethod
 from compressor.contract.measure import Measure
 from compressor.contract.method import Method, MethodWords, Trait, Turn
 from compressor.entry_points import taken
+from compressor.errors import PlanError
 from compressor.methods.dyvte import DyVTE
 from compressor.methods.shortv import ShortV
 from compressor.methods.visual_exit import VisualExit
 from compressor.methods.yopo.method import Yopo
+from compressor.plan.kept import Kept
 from compressor.plan.layer import OLDER_REASONS
 from compressor.schema.values import ExactlyOne
 
@@ -128,6 +130,27 @@ def method_of(name: str) -> type[Method] | None:
     return next((method for method in METHODS if method.name == name), None)
 
 
+def chooser(kept: Kept) -> Method:
+    """Return the method whose rule chooses among visual rows, as it was asked.
+
+    Raises:
+        PlanError: the method is not installed, or does not take what it was asked.
+    """
+    found = method_of(kept.by)
+    if found is None:
+        raise PlanError(
+            [
+                f"visual rows are kept by {kept.by!r}, a method that is not installed: install its package"
+            ]
+        )
+    try:
+        return found.model_validate(dict(kept.asked))
+    except ValidationError as error:
+        raise PlanError(
+            [f"visual rows are kept by {kept.by}: {error.errors()[0]['msg']}"]
+        ) from None
+
+
 def owner_of_measure(measure: str) -> str:
     """Return which method a measure is of, with the package that brought it."""
     owner = next(method for method in METHODS if measure in {m.name for m in method.measures})
@@ -151,6 +174,13 @@ def label_of_gates() -> str:
     return GATED[0].words.label
 
 
+ONE_OF: Final = {
+    Trait.FRONT: "choose which visual tokens enter the decoder",
+    Trait.EXIT: "choose where visual tokens leave",
+}
+"""What one entry of a recipe alone may do, in the plural."""
+
+
 def methods_clash(entries: object) -> str | None:
     """Return what is wrong with a list of entries as a whole, None if nothing is."""
     if not isinstance(entries, tuple):
@@ -162,10 +192,11 @@ def methods_clash(entries: object) -> str | None:
         if counts[method.name]
         for claim in method.claims(_keys_of(entries, method.name))
     ]
-    exits = [claim.key for claim in claims if claim.trait is Trait.EXIT]
-    if len(exits) > 1:
-        all_of = f"{', '.join(exits[:-1])} and {exits[-1]} {'both' if len(exits) == 2 else 'all'}"
-        return f"{all_of} choose where visual tokens leave; give one of them"
+    for trait, what in ONE_OF.items():
+        keys = [claim.key for claim in claims if claim.trait is trait]
+        if len(keys) > 1:
+            all_of = f"{', '.join(keys[:-1])} and {keys[-1]} {'both' if len(keys) == 2 else 'all'}"
+            return f"{all_of} {what}; give one of them"
     rows = [claim.key for claim in claims if claim.trait is Trait.READS_ROWS]
     for claim in claims:
         if rows and claim.trait is Trait.PER_PROMPT:
