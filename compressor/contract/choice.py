@@ -65,3 +65,22 @@ class FrontRule(Protocol):
     def __call__(self, rows: Front, count: int) -> FrontChoice:
         """Choose `count` of N rows of every tile; only operators that ONNX, without NonZero and If, has."""
         ...
+
+
+def highest(rows: Front, scores: "Tensor", count: int) -> FrontChoice:
+    """Return the rows of the highest scores, in their order.
+
+    Args:
+        rows: of tiles.
+        scores: [I, N].
+        count: K.
+    """
+    import torch
+
+    kept = torch.topk(scores, count, dim=-1).indices.sort(dim=-1).values
+    return FrontChoice(rows_at(rows.features, kept), kept)
+
+
+def rows_at(rows: "Tensor", kept: "Tensor") -> "Tensor":
+    """Return the rows [I, K, D] at places [I, K] of rows [I, N, D]."""
+    return rows.gather(1, kept[..., None].expand(-1, -1, rows.shape[-1]))

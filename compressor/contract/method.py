@@ -41,6 +41,7 @@ class Trait(StrEnum):
     """What entries of a recipe do that may exclude each other."""
 
     FRONT = "chooses which visual tokens enter the decoder"
+    GRID = "reads the grid of visual tokens"
     EXIT = "chooses where visual tokens leave"
     PER_PROMPT = "decides for each prompt"
     READS_ROWS = "must know which rows of the past are visual"
@@ -257,8 +258,15 @@ class Method(RecipeSection, ABC):
             found += [] if value is None else [value]
         return tuple(found)
 
-    def front_rule(self) -> FrontRule:
+    def rows_kept(self, facts: ModelFacts) -> int | None:
+        """Return how many visual rows of a tile the decoder gets, unless calibration decides; None: all."""
+        return None
+
+    def front_rule(self, facts: ModelFacts) -> FrontRule:
         """Return what chooses the visual rows that the decoder gets; imports torch in its body.
+
+        Args:
+            facts: of the model whose tiles they are.
 
         Raises:
             NotImplementedError: the method does not choose there.

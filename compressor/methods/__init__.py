@@ -16,7 +16,11 @@ from compressor.contract.measure import Measure
 from compressor.contract.method import Method, MethodWords, Trait, Turn
 from compressor.entry_points import taken
 from compressor.errors import PlanError
+from compressor.facts import ModelFacts
 from compressor.methods.dyvte import DyVTE
+from compressor.methods.gprune import GPrune
+from compressor.methods.pool import Pooling
+from compressor.methods.random_choice import RandomChoice
 from compressor.methods.shortv import ShortV
 from compressor.methods.visual_exit import VisualExit
 from compressor.methods.yopo.method import Yopo
@@ -25,7 +29,15 @@ from compressor.plan.layer import OLDER_REASONS
 from compressor.schema.values import ExactlyOne
 
 GROUP: Final = "vtcompress.methods"
-BUILT_IN: Final[tuple[type[Method], ...]] = (ShortV, VisualExit, DyVTE, Yopo)
+BUILT_IN: Final[tuple[type[Method], ...]] = (
+    ShortV,
+    VisualExit,
+    DyVTE,
+    Yopo,
+    GPrune,
+    RandomChoice,
+    Pooling,
+)
 
 
 _FOUND: dict[str, type[Method]] = {method.name: method for method in BUILT_IN}
@@ -151,6 +163,12 @@ def chooser(kept: Kept) -> Method:
         ) from None
 
 
+def rows_kept_by(methods: Iterable[Method], facts: ModelFacts) -> int | None:
+    """Return how many visual rows of a tile the decoder gets, as far as it is known; None: all."""
+    found = (method.rows_kept(facts) for method in methods)
+    return next((count for count in found if count is not None), None)
+
+
 def owner_of_measure(measure: str) -> str:
     """Return which method a measure is of, with the package that brought it."""
     owner = next(method for method in METHODS if measure in {m.name for m in method.measures})
@@ -197,6 +215,13 @@ def methods_clash(entries: object) -> str | None:
         if len(keys) > 1:
             all_of = f"{', '.join(keys[:-1])} and {keys[-1]} {'both' if len(keys) == 2 else 'all'}"
             return f"{all_of} {what}; give one of them"
+    front, grid = (
+        [claim.key for claim in claims if claim.trait is trait]
+        for trait in (Trait.FRONT, Trait.GRID)
+    )
+    if front and grid:
+        without = f"{front[0]}, behind which some of it is gone"
+        return f"{grid[0]} cannot go with {without}: it {Trait.GRID}; leave one of them out"
     rows = [claim.key for claim in claims if claim.trait is Trait.READS_ROWS]
     for claim in claims:
         if rows and claim.trait is Trait.PER_PROMPT:

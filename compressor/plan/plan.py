@@ -20,7 +20,7 @@ from compressor.disk.mistaken import mistaken
 from compressor.disk.model_digest import difference, same_model
 from compressor.errors import ArtifactError, PlanError
 from compressor.facts import Facts, ModelFacts, Positive
-from compressor.plan.kept import Kept
+from compressor.plan.kept import Kept, why_no_front
 from compressor.plan.layer import LayerPlan, Natural
 
 PlanFormat = Annotated[Literal[2], BeforeValidator(lambda number: 2 if number == 1 else number)]
@@ -162,6 +162,7 @@ class Plan(Facts):
                 f"layers are {indices}; the model has layers 0..{self.model.decoder.layers - 1}"
             )
         self._check_cuts()
+        self._check_front()
         exited = [layer.exited for layer in self.layers]
         if exited != sorted(exited) or exited[0]:
             raise ValueError("visual rows enter layer 0, and layers after an exit are exited too")
@@ -197,10 +198,34 @@ class Plan(Facts):
                     f"layer {layer.index}: a window of {layer.window} does not fit the token grid {grid}"
                 )
 
+    def _check_front(self) -> None:
+        """Refuse a choice in front of the decoder that the model's pictures or a window rule out.
+
+        Raises:
+            ValueError: pictures have rows of their own, tiles have another number, or a layer has a window.
+        """
+        if self.front is None:
+            return
+        if (reason := why_no_front(self.model)) is not None:
+            raise ValueError(f"front: {reason}")
+        if self.front.of != self.model.tile_rows:
+            raise ValueError(
+                f"front: chooses among {self.front.of} visual rows; a tile has {self.model.tile_rows}"
+            )
+        if windows := [layer.index for layer in self.layers if layer.window is not None]:
+            raise ValueError(
+                f"layer {windows[0]}: a window reads the grid of all visual rows; front: keeps some alone"
+            )
+
     @property
     def visual(self) -> int:
         """V of the workload: the visual rows that enter the decoder."""
         return self.image_tokens if self.front is None else self.front.rows(self.image_tokens)
+
+    @property
+    def rows_kept(self) -> int | None:
+        """K of the N visual rows of a tile that enter the decoder; None: all."""
+        return None if self.front is None else self.front.count
 
     @property
     def image_tokens(self) -> int:
@@ -276,8 +301,11 @@ class Plan(Facts):
         Dead rows change nothing, and behind an exit no gate is asked.
         """
         cut = [layer for layer in self.layers if layer.cuts or layer.frozen_by_method]
-        text = json.dumps([layer.model_dump(mode="json") for layer in cut], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest() if cut else ""
+        seen = [layer.model_dump(mode="json") for layer in cut]
+        if self.front is not None:
+            seen.append(self.front.model_dump(mode="json"))
+        text = json.dumps(seen, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest() if seen else ""
 
     def naive(self) -> "Plan":
         """The original's own work: every row in every layer, dead rows included."""
