@@ -176,6 +176,7 @@ class MethodWords:
         exit_key: of the recipe, where one of several makes the exit; in sentences.
         exit_how: sentence part: how an exit of it came about; begins with a comma.
         exit_meaning: the same, for the legend of the decoder's picture.
+        front_how: sentence part: which visual tokens it lets into the decoder; begins with a comma.
     """
 
     label: str
@@ -183,6 +184,7 @@ class MethodWords:
     exit_key: str = ""
     exit_how: str = ""
     exit_meaning: str = ""
+    front_how: str = ""
 
 
 class Method(RecipeSection, ABC):

@@ -72,6 +72,7 @@ class GPrune(FrontMethod):
         label="G-Prune",
         paper="G-Prune: What Kind of Visual Tokens Do We Need? Training-free Visual Token Pruning for "
         "Multi-modal Large Language Models from the Perspective of Graph, arXiv 2501.02268",
+        front_how=", those that gather most from tokens like them",
     )
     nicknames: ClassVar[tuple[str, ...]] = ("g_prune", "graph_prune")
 

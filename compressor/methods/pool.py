@@ -63,7 +63,9 @@ class Pooling(FrontMethod):
     """
 
     name: ClassVar[str] = "pool"
-    words: ClassVar[MethodWords] = MethodWords(label="pooling")
+    words: ClassVar[MethodWords] = MethodWords(
+        label="pooling", front_how=", each the mean of a block of neighbours"
+    )
     by_grid: ClassVar[tuple[str, ...]] = ("keep",)
 
     def problems(self, facts: ModelFacts, evidence: Evidence) -> list[str]:

@@ -37,7 +37,9 @@ class RandomChoice(FrontMethod):
     """
 
     name: ClassVar[str] = "random"
-    words: ClassVar[MethodWords] = MethodWords(label="random choice")
+    words: ClassVar[MethodWords] = MethodWords(
+        label="random choice", front_how=", at places that were drawn once"
+    )
 
     seed: Seed = 0
 
