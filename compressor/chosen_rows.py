@@ -7,7 +7,7 @@ from torch import Tensor
 
 from compressor.contract.choice import Front, FrontRule, rows_at
 from compressor.families.base import VisionEncoder
-from compressor.methods import chooser
+from compressor.methods import front_chooser
 from compressor.plan.plan import Plan
 
 
@@ -46,10 +46,10 @@ def vision_of(plan: Plan, tiles: VisionEncoder) -> VisionEncoder:
         tiles: the family's own encoder, or one that this function gave.
 
     Raises:
-        PlanError: the method that chooses is not installed, or does not take what it was asked.
+        PlanError: see `front_chooser`.
     """
     whole = tiles.tiles if isinstance(tiles, ChosenRows) else tiles
     if plan.front is None:
         return whole
-    rule = chooser(plan.front).front_rule(plan.model)
+    rule = front_chooser(plan.front, plan.model).front_rule(plan.model)
     return ChosenRows(whole, rule, plan.front.count).eval()

@@ -32,6 +32,7 @@ class FrontMethod(Method):
     """
 
     turn: ClassVar[Turn] = Turn.KEEP
+    by_grid: ClassVar[tuple[str, ...]] = ("keep",)
 
     keep: KeptShare
 
@@ -43,7 +44,7 @@ class FrontMethod(Method):
     def problems(self, facts: ModelFacts, evidence: Evidence) -> list[str]:
         """Return that pictures have rows of their own, or that no row would be kept."""
         if (reason := why_no_front(facts)) is not None:
-            return [f"{evidence.where}: {reason}; leave it out"]
+            return [f"{evidence.where}.keep: {reason}; leave {self.name} out"]
         rows = facts.tile_rows
         if self.rows_kept(facts) < 1:
             return [

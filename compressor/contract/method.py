@@ -196,7 +196,7 @@ class Method(RecipeSection, ABC):
         turn: when it is applied.
         measures: all that it may choose by or show.
         nicknames: keys that people write for it; error lines propose the name.
-        by_grid: keys that read the grid of visual rows, so they go with no model that has none.
+        by_grid: keys that go with no model whose pictures have grids of their own.
         package: that brought it, as `name version`; empty: this one.
     """
 

@@ -26,6 +26,7 @@ from compressor.methods.visual_exit import VisualExit
 from compressor.methods.yopo.method import Yopo
 from compressor.plan.kept import Kept
 from compressor.plan.layer import OLDER_REASONS
+from compressor.schema.problems import error_lines
 from compressor.schema.values import ExactlyOne
 
 GROUP: Final = "vtcompress.methods"
@@ -158,9 +159,25 @@ def chooser(kept: Kept) -> Method:
     try:
         return found.model_validate(dict(kept.asked))
     except ValidationError as error:
+        lines = error_lines(error, found, f"visual rows are kept by {kept.by}")
+        raise PlanError(lines) from None
+
+
+def front_chooser(front: Kept, facts: ModelFacts) -> Method:
+    """Return the method that chooses in front of the decoder; see `chooser`.
+
+    Raises:
+        PlanError: also where it keeps another number of this model's rows.
+    """
+    found = chooser(front)
+    count = found.rows_kept(facts)
+    if count not in (None, front.count):
         raise PlanError(
-            [f"visual rows are kept by {kept.by}: {error.errors()[0]['msg']}"]
-        ) from None
+            [
+                f"front: keeps {front.count} visual rows, and {front.by} as it was asked keeps {count}"
+            ]
+        )
+    return found
 
 
 def rows_kept_by(methods: Iterable[Method], facts: ModelFacts) -> int | None:

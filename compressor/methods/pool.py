@@ -66,18 +66,17 @@ class Pooling(FrontMethod):
     words: ClassVar[MethodWords] = MethodWords(
         label="pooling", front_how=", each the mean of a block of neighbours"
     )
-    by_grid: ClassVar[tuple[str, ...]] = ("keep",)
 
     def problems(self, facts: ModelFacts, evidence: Evidence) -> list[str]:
         """Return also that visual tokens have no grid."""
         if facts.token_grid is None and not (facts.sizes_differ or facts.arrangement):
             return [
-                f"{evidence.where}: visual tokens of {facts.name} have no grid, so there are no "
+                f"{evidence.where}.keep: visual tokens of {facts.name} have no grid, so there are no "
                 "neighbours to pool; leave it out"
             ]
         if facts.decoder.deepstack:
             return [
-                f"{evidence.where}: {facts.name} adds further rows of its vision tower to visual tokens "
+                f"{evidence.where}.keep: {facts.name} adds further rows of its vision tower to visual tokens "
                 "behind its first layers, and these are not pooled; leave it out"
             ]
         return super().problems(facts, evidence)
