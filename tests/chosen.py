@@ -34,6 +34,22 @@ def gprune(ratio: float) -> Rule:
     return rule
 
 
+def divprune(ratio: float) -> Rule:
+    """Return the rule of greatest least distances, one token after the other."""
+
+    def rule(f: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        units = f / np.linalg.norm(f, axis=1, keepdims=True)
+        distance = 1 - units @ units.T
+        others = [[j for j in range(len(f)) if j != i] for i in range(len(f))]
+        kept = [int(np.argmax([distance[i, rest].min() for i, rest in enumerate(others)]))]
+        while len(kept) < int(ratio * len(f)):
+            left = [i for i in range(len(f)) if i not in kept]
+            kept.append(max(left, key=lambda i: distance[i, kept].min()))
+        return f[np.sort(kept)], np.sort(kept)
+
+    return rule
+
+
 def at(places: list[int]) -> Rule:
     """Return the rule that keeps fixed places."""
     return lambda f: (f[places], np.array(places))

@@ -42,7 +42,7 @@ from export.session.session import Session
 from export.writer.weights import SharedWeights
 from export.writer.write import export_vision, save_graph
 from tests import facts, test_family_internvl, test_family_llava, test_family_smolvlm
-from tests.chosen import Rule, Whole, at, gprune, means
+from tests.chosen import Rule, Whole, at, divprune, gprune, means
 from tests.conftest import made_once, shared
 from tests.family_cases import BACKENDS, NEW_TOKENS, STEPS, TOLERANCE, Made, ask, random_picture
 from tests.family_matrix import TORCH
@@ -71,6 +71,7 @@ POOLED = {
 }  # fmt: skip
 METHODS: dict[str, dict[str, Any]] = {
     "gprune": {"keep": 0.5},
+    "divprune": {"keep": 0.5},
     "random": {"keep": 0.5, "seed": 3},
     "pool": {"keep": 0.5},
 }
@@ -78,7 +79,12 @@ METHODS: dict[str, dict[str, Any]] = {
 
 def rule_of(method: str, rows: int) -> Rule:
     """Return a method's rule, written anew, on tiles of so many rows."""
-    return {"gprune": gprune(0.5), "random": at(RANDOM[rows]), "pool": means(*POOLED[rows])}[method]
+    return {
+        "gprune": gprune(0.5),
+        "divprune": divprune(0.5),
+        "random": at(RANDOM[rows]),
+        "pool": means(*POOLED[rows]),
+    }[method]
 
 
 @dataclass

@@ -23,6 +23,7 @@ from vtcompress.stages.gates.report import GatesReport
 
 ROOT = Path(__file__).parent.parent
 NAMES = [
+    "divprune",
     "dyvte",
     "gprune",
     "identity",
@@ -60,6 +61,7 @@ PAPERS = {
     "yopo": "Treat Visual Tokens as Text? But Your MLLM Only Needs Fewer Efforts to See",
     "gprune": "What Kind of Visual Tokens Do We Need? Training-free Visual Token Pruning for Multi-modal "
     "Large Language Models from the Perspective of Graph",
+    "divprune": "DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models",
     "random": "A baseline without a paper",
     "pool": "A baseline without a paper",
 }

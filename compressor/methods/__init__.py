@@ -17,6 +17,7 @@ from compressor.contract.method import Method, MethodWords, Trait, Turn
 from compressor.entry_points import taken
 from compressor.errors import PlanError
 from compressor.facts import ModelFacts
+from compressor.methods.divprune import DivPrune
 from compressor.methods.dyvte import DyVTE
 from compressor.methods.gprune import GPrune
 from compressor.methods.pool import Pooling
@@ -36,6 +37,7 @@ BUILT_IN: Final[tuple[type[Method], ...]] = (
     DyVTE,
     Yopo,
     GPrune,
+    DivPrune,
     RandomChoice,
     Pooling,
 )
