@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from compressor.chosen_rows import vision_of
 from compressor.decoder import Decoder, decoder_from
 from compressor.decoder.one_prompt import States, greedy_tokens, layer_states
 from compressor.decoder.weights import LoadedGates, original_tensors
@@ -71,7 +72,7 @@ class CompressedModel:
         plan: what visual rows do in each layer.
         decoder: the compressed decoder.
         embedding: [vocab, D], of text tokens.
-        vision: pixels [I, 3, S, S] to visual embeddings [I, N, D].
+        vision: pixels [I, 3, S, S] to visual embeddings [I, N, D]; to some of them where the plan says so.
         processor: the original's processor.
         config: the original's transformers configuration.
         generation: what the model's files say about generating; see `compressor.generation.settings`.
@@ -205,7 +206,7 @@ def compress(
         plan=plan,
         decoder=decoder_from(plan, decoder_tensors(model, plan, gates), logits=logits),
         embedding=model.embedding,
-        vision=model.vision,
+        vision=vision_of(plan, model.vision),
         processor=model.processor,
         config=model.original.config,
         generation=model_keys(model.folder),
@@ -219,7 +220,10 @@ def plain(model: LoadedModel) -> CompressedModel:
 
 def plain_of(small: CompressedModel) -> CompressedModel:
     """Return a compressed model as `plain` gives it, on the compressed model's weights."""
-    return replace(small, plan=small.plan.naive(), decoder=naive_decoder(small))
+    plan = small.plan.naive()
+    return replace(
+        small, plan=plan, decoder=naive_decoder(small), vision=vision_of(plan, small.vision)
+    )
 
 
 def decoder_tensors(
@@ -305,7 +309,7 @@ def load_compressed(folder: Path, *, logits: str = "last") -> CompressedModel:
         plan=plan,
         decoder=decoder_from(plan, language, logits=logits),
         embedding=embedding,
-        vision=vision,
+        vision=vision_of(plan, vision),
         processor=read_compressed_processor(folder, plan),
         config=config,
         generation=model_keys(folder),

@@ -13,6 +13,7 @@ from compressor.families import load
 from compressor.families.pictures.text import PictureForm
 from compressor.plan.plan import Cache
 from compressor.planner import make_plan
+from compressor.samples.layout import VisualRows
 from export.backends.torch_model import TorchSession
 from export.runtime.prompter import Prompter
 from export.runtime.runtime import Runtime
@@ -47,9 +48,11 @@ class Spy:
     def caches(self) -> tuple[Cache, ...]:
         return self.inner.caches
 
-    def vision(
-        self, pixel_values: Array, arrangement: Arrangement | None = None
-    ) -> tuple[Array, ...]:
+    @property
+    def rows_kept(self) -> int | None:
+        return self.inner.rows_kept
+
+    def vision(self, pixel_values: Array, arrangement: Arrangement | None = None) -> VisualRows:
         self.pictures += len(pixel_values)
         return self.inner.vision(pixel_values, arrangement)
 
@@ -93,9 +96,11 @@ class Beside(Spy):
 
     looks: Session = field(kw_only=True)
 
-    def vision(
-        self, pixel_values: Array, arrangement: Arrangement | None = None
-    ) -> tuple[Array, ...]:
+    @property
+    def rows_kept(self) -> int | None:
+        return self.looks.rows_kept
+
+    def vision(self, pixel_values: Array, arrangement: Arrangement | None = None) -> VisualRows:
         self.pictures += len(pixel_values)
         return self.looks.vision(pixel_values, arrangement)
 

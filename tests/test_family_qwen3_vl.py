@@ -25,6 +25,7 @@ from compressor.families.qwen_vl.qwen3 import Qwen3VlFamily
 from compressor.methods.shortv import layer_contribution
 from compressor.plan.edits import freeze, identity_plan, leave
 from compressor.plan.plan import Plan
+from compressor.samples.layout import VisualRows
 from compressor.samples.prompts import EncodedPrompt, embed, encode_question
 from compressor.samples.questions import Sample
 from export.backends.tensorrt.maker import Maker
@@ -174,9 +175,9 @@ class TestQwen3Vl(FamilyCases):
         class Wrong(TorchSession):
             def vision(
                 self, pixel_values: Array, arrangement: Arrangement | None = None
-            ) -> tuple[Array, ...]:
-                first, *others, last = super().vision(pixel_values, arrangement)
-                return first, *others, last * np.float32(1.01)
+            ) -> VisualRows:
+                first, *others, last = super().vision(pixel_values, arrangement).features
+                return VisualRows((first, *others, last * np.float32(1.01)))
 
         model = plain(made.loaded)
         right, wrong = (record(kind(model), model.plan) for kind in (TorchSession, Wrong))

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from compressor.samples.layout import VisualRows
 from compressor.schema.sections import ProfilesSection
 from export.checks.fidelity import Recording, check_declared, compare, record
 from export.graphs.limits import limits_of
@@ -43,7 +44,7 @@ class ToyDecoder:
         assert pixel_values.dtype == np.float32
         flat = pixel_values.reshape(len(pixel_values), -1)
         features = (flat @ self.see).astype(np.float32)
-        return (features.reshape(len(flat), MODEL.visual_tokens, -1),)
+        return VisualRows((features.reshape(len(flat), MODEL.visual_tokens, -1),))
 
     def embed(self, input_ids):
         return self.table[input_ids].astype(np.float32)
@@ -158,7 +159,7 @@ class Placed(ToyDecoder):
         high, wide = height // 2, width // 2
         shown = pixel_values.reshape(count, channels, high, 2, wide, 2).mean((1, 3, 5))
         rows = np.arange(high * wide) // (high, wide)[self.columns]
-        return ((shown.reshape(count, -1)[..., None] + rows[:, None]) * self.table[0],)
+        return VisualRows(((shown.reshape(count, -1)[..., None] + rows[:, None]) * self.table[0],))
 
 
 class Transposed(Placed):
@@ -307,8 +308,8 @@ def test_a_session_that_places_visual_rows_wrongly_fails_where_there_are_images(
 def test_a_failing_vision_graph_and_a_failing_embedding_are_named():
     class Blind(ToyDecoder):
         def vision(self, pixel_values, arrangement=None):
-            features = super().vision(pixel_values, arrangement)
-            return tuple(rows * np.float32(1.1) for rows in features)
+            seen = super().vision(pixel_values, arrangement)
+            return VisualRows(tuple(rows * np.float32(1.1) for rows in seen.features))
 
         def embed(self, input_ids):
             return -super().embed(input_ids)

@@ -65,7 +65,11 @@ def filled(graphs: dict[str, Graph], monkeypatch: pytest.MonkeyPatch) -> dict[st
 
     def makers(decoder: Decoder, plan: Plan) -> list[Callable[[GraphSpec], ir.Model]]:
         tensors = original_tensors(decoder)
-        unnamed: dict[str, Any] = {"model": plan.model.model_copy(update={"name": ""})}
+        # Which rows come in front of a decoder changes nothing in it.
+        unnamed: dict[str, Any] = {
+            "model": plan.model.model_copy(update={"name": ""}),
+            "front": None,
+        }
         if plan.gates is not None:
             unnamed["gates"] = plan.gates.model_copy(update={"digest": ""})
         digest = hashlib.sha256(plan.model_copy(update=unnamed).model_dump_json().encode())
@@ -116,6 +120,21 @@ def filled(graphs: dict[str, Graph], monkeypatch: pytest.MonkeyPatch) -> dict[st
             ["ok   positions", "onnx (74, 74, 74, 74, 26, 26)"],
         ),
         (
+            "gprune",
+            ("torch", "onnx", "torch_025", "onnx_025"),
+            [
+                "ok   scores",
+                "ok   degree",
+                *(
+                    f"ok   {form} {name}"
+                    for form in ("torch", "onnx", "torch_025", "onnx_025")
+                    for name in ("kept places", "positions")
+                ),
+                "onnx (332, 332, 332, 332)",
+                "onnx_025 (188, 188, 188, 188)",
+            ],
+        ),
+        (
             "dyvte",
             ("torch", "onnx", "staged"),
             [
@@ -146,6 +165,7 @@ def test_a_public_case_agrees_within_1e_4_in_every_form(
         ("yopo", "window", 3, "prefill_logits"),
         ("yopo_qwen2vl", "visual_off_from_layer", 3, "prefill_logits"),
         ("shortv_qwen2vl_ref", "grid", [8, 6], "decode_logits"),
+        ("gprune", "iterations", 4, "kept places"),
     ],
 )
 def test_another_choice_does_not_agree(

@@ -100,7 +100,9 @@ def test_logits_of_prefill_and_decode_are_the_originals(
     embeds = session.embed(texts)
     visual = np.zeros((batch, 0, facts.decoder.hidden), np.float32)
     if layout.count("i"):
-        visual = np.stack([session.vision(p)[0].reshape(-1, facts.decoder.hidden) for p in images])
+        visual = np.stack(
+            [session.vision(p).features[0].reshape(-1, facts.decoder.hidden) for p in images]
+        )
     places = (np.tile(rows.visual_index, (batch, 1)), np.tile(rows.text_index, (batch, 1)))
     logits, past = session.decode(CallRows(visual, embeds, *places), session.empty_past(batch))
 
@@ -148,11 +150,13 @@ def test_a_compressed_folder_loads_back_to_the_same_model(pair: Pair, tmp_path: 
     save_compressed(pair.original, plan, tmp_path)
     session = TorchSession(load_compressed(tmp_path))
     facts = pair.original.facts
-    assert np.array_equal(session.vision(pixels(1))[0], pair.torch.vision(pixels(1))[0])
+    assert np.array_equal(
+        session.vision(pixels(1)).features[0], pair.torch.vision(pixels(1)).features[0]
+    )
     rows = layout_of(prompt("tit", facts.visual_tokens), facts, (facts.tile_rows,))
     outputs = []
     for one in (session, pair.torch):
-        visual = one.vision(pixels(1))[0].reshape(1, -1, facts.decoder.hidden)
+        visual = one.vision(pixels(1)).features[0].reshape(1, -1, facts.decoder.hidden)
         text = one.embed(rows.text_ids[None])
         places = (rows.visual_index[None], rows.text_index[None])
         outputs.append(one.decode(CallRows(visual, text, *places), one.empty_past(1))[0])

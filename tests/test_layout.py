@@ -153,9 +153,8 @@ def test_rows_of_the_tiles_of_all_pictures_are_joined_in_their_order(tiles, batc
         [features[b * sum(tiles) + i, k] for i in range(sum(tiles)) for k in range(rows)]
         for b in range(batch)
     ]
-    counts = [rows * count for count in tiles]
-    assert np.array_equal(joined(features, counts), np.array(wanted))
-    assert joined(torch.from_numpy(features), counts).tolist() == np.array(wanted).tolist()
+    assert np.array_equal(joined(features, batch), np.array(wanted))
+    assert joined(torch.from_numpy(features), batch).tolist() == np.array(wanted).tolist()
 
 
 def test_a_made_up_prompt_has_text_before_and_behind_its_pictures():

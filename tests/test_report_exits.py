@@ -67,9 +67,12 @@ def gated(folder, **changes):
 
 
 def test_an_exit_is_read_off_the_lengths_of_the_caches():
-    assert exit_of((76, 76, 64, 64), 76) == 2
-    assert exit_of((64, 64, 64), 64) is None
-    assert exit_of((), 64) is None
+    assert exit_of((76, 76, 64, 64), 12, 64) == 2
+    assert exit_of((64, 64, 64), 0, 64) is None
+    assert exit_of((), 0, 64) is None
+    # 6 of the 12 visual rows are kept, from the start or from a layer on: that is no exit.
+    assert exit_of((70, 70), 12, 64) is None
+    assert exit_of((76, 70, 64), 12, 64) == 2
     caches = facts.plan(exit_layer=1).caches()
     shapes = [(1, 2, rows, 4) for rows in (76, 64, 64, 64, 64, 64) for _ in "kv"]
     assert cached_rows(caches, shapes) == (76, 64, 64, 64, 64, 64)

@@ -522,9 +522,9 @@ def test_caches_are_known_by_the_names_in_the_graphs():
 def test_pruned_heads_are_not_taken_for_an_exit():
     held = cached_rows(CUT.caches(), shapes_of(CUT, rows_at(4)))
     assert held == (76, 76, 0, 76, 64, 64)
-    assert exit_of(held, 76) == 4
+    assert exit_of(held, 12, 64) == 4
     told = [*shapes_of(MASKED, rows_at(9)), (1, 76)]
-    assert exit_of(cached_rows(MASKED.caches(), told), 76) is None
+    assert exit_of(cached_rows(MASKED.caches(), told), 12, 64) is None
     # No visual head before the exit: nothing in these caches was ever longer than text.
     bare = plan_of(
         LayerPlan(index=0, groups=()),
@@ -532,15 +532,15 @@ def test_pruned_heads_are_not_taken_for_an_exit():
     )
     held = cached_rows(bare.caches(), shapes_of(bare, rows_at(1)))
     assert held == (0, 64, 64, 64, 64, 64)
-    assert exit_of(held, 76) == 1
-    assert exit_of(held, 64) is None
+    assert exit_of(held, 12, 64) == 1
+    assert exit_of(held, 0, 64) is None
 
 
 def test_a_gate_before_layers_without_visual_heads_is_found_behind_them():
     layers = (LayerPlan(index=i, groups=() if i == 2 else None) for i in range(6))
     plan = plan_of(*layers, gates=facts.gates())
     held = cached_rows(plan.caches(), shapes_of(plan, rows_at(2)))
-    assert exit_of(held, 76) == 3
+    assert exit_of(held, 12, 64) == 3
     assert gate_before(plan.gates, 3) == 1
     report = measured_of(plan).model_copy(update={"kv_layers": held})
     assert timed_plan(plan, report).exit_layer == 2

@@ -24,8 +24,8 @@ LEFT = Path(__file__).parent / "names_left.txt"
 
 # Rooms whose modules may load torch and the like; every other module runs where they are not installed.
 HEAVY_ROOMS = (
-    "compressor.calibration", "compressor.compressed", "compressor.decoder", "compressor.families",
-    "compressor.gate_training",
+    "compressor.calibration", "compressor.chosen_rows", "compressor.compressed", "compressor.decoder",
+    "compressor.families", "compressor.gate_training",
     "compressor.methods", "compressor.samples.prompts", "export.backends", "export.checks",
     "export.writer", "vtcompress.stages.gates",
 )  # fmt: skip
@@ -39,7 +39,7 @@ LIGHT_FILES = (
 
 # A room, the names that are said in it alone, and where else they may stand.
 NAMES = {
-    "compressor/methods/": r"(?i:shortv|vtw|dyvte|yopo|visual_?exit)(?![a-z])",
+    "compressor/methods/": r"(?i:shortv|vtw|dyvte|yopo|visual_?exit|g_?prune|div_?prune)(?![a-z])",
     "export/backends/": r"(?i:onnx_?runtime|openvino|tensor_?rt|cuda|trtexec)(?![a-z])",
 }
 

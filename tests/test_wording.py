@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from compressor.plan.edits import keep_in_front
 from export.report.compare.comparison import compare_artifacts
 from export.report.compare.page import comparison_document
 from export.report.document import Block, Chart, Document, Group, Section, flat
@@ -35,6 +36,7 @@ JUDGED = facts.loss((), KINDS, max_kl=0.5, min_agreement=0.8)
 MISSED = facts.loss(("mean KL is 2",), KINDS, max_kl=0.001)
 MEASURED = {"profile": PROFILE, "measured": facts.measured(), "fidelity": facts.fidelity()}
 EXITS = exits_profile("layer_contribution", "exit_kl")
+KEPT = keep_in_front(facts.plan(dead=(5,)), 6, "gprune", {"keep": 0.5})
 ARTIFACTS: dict[str, dict[str, Any]] = {
     "frozen": {"asked": ASKED, "loss": JUDGED, **MEASURED},
     "nothing measured": {},
@@ -56,6 +58,14 @@ ARTIFACTS: dict[str, dict[str, Any]] = {
     | {"plan": CUT, "recipe": RECIPE, "profile": SCORED, "measured": measured_of(CUT)},
     "masked cuts": {"plan": MASKED, "recipe": RECIPE_MASKED},
     "frozen in no head": {"plan": BARE, "recipe": RECIPE},
+    "kept in front": MEASURED
+    | {
+        "plan": KEPT,
+        "recipe": "vtcompress: 2\ncompress:\n- gprune: {keep: 0.5}\n",
+        "measured": facts.measured().model_copy(
+            update={"visual": 6, "kv_layers": (70,) * 6, "kv_bytes": facts.CACHE_ROW * 70 * 6}
+        ),
+    },
     "failed": MEASURED
     | {"asked": ASKED, "loss": MISSED, "fidelity": facts.fidelity(["prefill: shape"])},
 }

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from compressor.calibration.resume import Task
+from compressor.chosen_rows import vision_of
 from compressor.decoder import Decoder, decoder_from
 from compressor.decoder.cache import opened
 from compressor.decoder.full_pass import FullPass, full_pass
@@ -135,10 +137,11 @@ def ask_gates_again(
         progress: shows the samples.
     """
     decoder = decoder_from(plan, {**model.tensors, **gates.tensors})
+    reader = replace(model, vision=vision_of(plan, model.vision))
     found = []
     asked = list(zip(samples, profile.samples, strict=True))
     for sample, score in progress.track(asked, "asking gates behind the other cuts", len(asked)):
-        rows = embed(model, encode(model.processor, sample, model.facts))
+        rows = embed(reader, encode(model.processor, sample, model.facts))
         margin = tuple(margins_behind_cuts(decoder, rows).tolist())
         found.append(score.model_copy(update={"gate_margin": margin}))
     return profile.model_copy(update={"samples": tuple(found), "gates_under": plan.gates_see()})

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import BaseModel
 
+from compressor.contract.choice import FrontRule, LayerScore
 from compressor.contract.measure import Measure, Measured
 from compressor.facts import ModelFacts
 from compressor.plan.plan import Plan
@@ -28,16 +29,19 @@ class CannotError(Exception):
 
 
 class Turn(IntEnum):
-    """When a method is applied: exits first, so that a share counts what they leave."""
+    """When a method is applied: what leaves first, so that a share counts what is left."""
 
-    EXIT = 0
-    CUT = 1
-    FREEZE = 2
+    KEEP = 0
+    EXIT = 1
+    CUT = 2
+    FREEZE = 3
 
 
 class Trait(StrEnum):
     """What entries of a recipe do that may exclude each other."""
 
+    FRONT = "chooses which visual tokens enter the decoder"
+    GRID = "reads the grid of visual tokens"
     EXIT = "chooses where visual tokens leave"
     PER_PROMPT = "decides for each prompt"
     READS_ROWS = "must know which rows of the past are visual"
@@ -172,6 +176,7 @@ class MethodWords:
         exit_key: of the recipe, where one of several makes the exit; in sentences.
         exit_how: sentence part: how an exit of it came about; begins with a comma.
         exit_meaning: the same, for the legend of the decoder's picture.
+        front_how: sentence part: which visual tokens it lets into the decoder; begins with a comma.
     """
 
     label: str
@@ -179,6 +184,7 @@ class MethodWords:
     exit_key: str = ""
     exit_how: str = ""
     exit_meaning: str = ""
+    front_how: str = ""
 
 
 class Method(RecipeSection, ABC):
@@ -190,7 +196,7 @@ class Method(RecipeSection, ABC):
         turn: when it is applied.
         measures: all that it may choose by or show.
         nicknames: keys that people write for it; error lines propose the name.
-        by_grid: keys that read the grid of visual rows, so they go with no model that has none.
+        by_grid: keys that go with no model whose pictures have grids of their own.
         package: that brought it, as `name version`; empty: this one.
     """
 
@@ -253,6 +259,29 @@ class Method(RecipeSection, ABC):
                 value = getattr(value, key, None)
             found += [] if value is None else [value]
         return tuple(found)
+
+    def rows_kept(self, facts: ModelFacts) -> int | None:
+        """Return how many visual rows of a tile the decoder gets, unless calibration decides; None: all."""
+        return None
+
+    def front_rule(self, facts: ModelFacts) -> FrontRule:
+        """Return what chooses the visual rows that the decoder gets; imports torch in its body.
+
+        Args:
+            facts: of the model whose tiles they are.
+
+        Raises:
+            NotImplementedError: the method does not choose there.
+        """
+        raise NotImplementedError(f"{self.name} does not choose in front of the decoder")
+
+    def layer_score(self) -> LayerScore:
+        """Return what scores visual rows at the input of a layer; imports torch in its body.
+
+        Raises:
+            NotImplementedError: the method does not choose there.
+        """
+        raise NotImplementedError(f"{self.name} does not choose inside the decoder")
 
     def bounds(self) -> Mapping[str, float]:
         """Return the largest value that the entry allows, by measure."""

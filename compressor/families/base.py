@@ -21,7 +21,12 @@ class VisionEncoder(nn.Module, ABC):
     """Vision tower and projector: pixels of tiles [I, 3, H, W] to visual embeddings [I, N, D].
 
     Where rows of tiles are arranged, to [V, D], and it takes what `Arrangement.arrays` are besides.
+
+    Attributes:
+        chooses: it gives K of the N rows, and behind all other tensors which ones, [I, K] int64.
     """
+
+    chooses: bool = False
 
     @abstractmethod
     def forward(self, pixel_values: Tensor) -> Tensor | tuple[Tensor, ...]:

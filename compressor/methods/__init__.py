@@ -9,21 +9,38 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from pydantic import create_model
+from pydantic import ValidationError, create_model
 
 from compressor.contract.gated import GatedMethod
 from compressor.contract.measure import Measure
 from compressor.contract.method import Method, MethodWords, Trait, Turn
 from compressor.entry_points import taken
+from compressor.errors import PlanError
+from compressor.facts import ModelFacts
+from compressor.methods.divprune import DivPrune
 from compressor.methods.dyvte import DyVTE
+from compressor.methods.gprune import GPrune
+from compressor.methods.pool import Pooling
+from compressor.methods.random_choice import RandomChoice
 from compressor.methods.shortv import ShortV
 from compressor.methods.visual_exit import VisualExit
 from compressor.methods.yopo.method import Yopo
+from compressor.plan.kept import Kept
 from compressor.plan.layer import OLDER_REASONS
+from compressor.schema.problems import error_lines
 from compressor.schema.values import ExactlyOne
 
 GROUP: Final = "vtcompress.methods"
-BUILT_IN: Final[tuple[type[Method], ...]] = (ShortV, VisualExit, DyVTE, Yopo)
+BUILT_IN: Final[tuple[type[Method], ...]] = (
+    ShortV,
+    VisualExit,
+    DyVTE,
+    Yopo,
+    GPrune,
+    DivPrune,
+    RandomChoice,
+    Pooling,
+)
 
 
 _FOUND: dict[str, type[Method]] = {method.name: method for method in BUILT_IN}
@@ -128,6 +145,49 @@ def method_of(name: str) -> type[Method] | None:
     return next((method for method in METHODS if method.name == name), None)
 
 
+def chooser(kept: Kept) -> Method:
+    """Return the method whose rule chooses among visual rows, as it was asked.
+
+    Raises:
+        PlanError: the method is not installed, or does not take what it was asked.
+    """
+    found = method_of(kept.by)
+    if found is None:
+        raise PlanError(
+            [
+                f"visual rows are kept by {kept.by!r}, a method that is not installed: install its package"
+            ]
+        )
+    try:
+        return found.model_validate(dict(kept.asked))
+    except ValidationError as error:
+        lines = error_lines(error, found, f"visual rows are kept by {kept.by}")
+        raise PlanError(lines) from None
+
+
+def front_chooser(front: Kept, facts: ModelFacts) -> Method:
+    """Return the method that chooses in front of the decoder; see `chooser`.
+
+    Raises:
+        PlanError: also where it keeps another number of this model's rows.
+    """
+    found = chooser(front)
+    count = found.rows_kept(facts)
+    if count not in (None, front.count):
+        raise PlanError(
+            [
+                f"front: keeps {front.count} visual rows, and {front.by} as it was asked keeps {count}"
+            ]
+        )
+    return found
+
+
+def rows_kept_by(methods: Iterable[Method], facts: ModelFacts) -> int | None:
+    """Return how many visual rows of a tile the decoder gets, as far as it is known; None: all."""
+    found = (method.rows_kept(facts) for method in methods)
+    return next((count for count in found if count is not None), None)
+
+
 def owner_of_measure(measure: str) -> str:
     """Return which method a measure is of, with the package that brought it."""
     owner = next(method for method in METHODS if measure in {m.name for m in method.measures})
@@ -151,6 +211,13 @@ def label_of_gates() -> str:
     return GATED[0].words.label
 
 
+ONE_OF: Final = {
+    Trait.FRONT: "choose which visual tokens enter the decoder",
+    Trait.EXIT: "choose where visual tokens leave",
+}
+"""What one entry of a recipe alone may do, in the plural."""
+
+
 def methods_clash(entries: object) -> str | None:
     """Return what is wrong with a list of entries as a whole, None if nothing is."""
     if not isinstance(entries, tuple):
@@ -162,10 +229,18 @@ def methods_clash(entries: object) -> str | None:
         if counts[method.name]
         for claim in method.claims(_keys_of(entries, method.name))
     ]
-    exits = [claim.key for claim in claims if claim.trait is Trait.EXIT]
-    if len(exits) > 1:
-        all_of = f"{', '.join(exits[:-1])} and {exits[-1]} {'both' if len(exits) == 2 else 'all'}"
-        return f"{all_of} choose where visual tokens leave; give one of them"
+    for trait, what in ONE_OF.items():
+        keys = [claim.key for claim in claims if claim.trait is trait]
+        if len(keys) > 1:
+            all_of = f"{', '.join(keys[:-1])} and {keys[-1]} {'both' if len(keys) == 2 else 'all'}"
+            return f"{all_of} {what}; give one of them"
+    front, grid = (
+        [claim.key for claim in claims if claim.trait is trait]
+        for trait in (Trait.FRONT, Trait.GRID)
+    )
+    if front and grid:
+        without = f"{front[0]}, behind which some of it is gone"
+        return f"{grid[0]} cannot go with {without}: it {Trait.GRID}; leave one of them out"
     rows = [claim.key for claim in claims if claim.trait is Trait.READS_ROWS]
     for claim in claims:
         if rows and claim.trait is Trait.PER_PROMPT:

@@ -1,11 +1,12 @@
 """Plans made of plans: nothing cut, layers frozen, visual tokens leaving."""
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 from compressor.errors import PlanError
 from compressor.facts import ModelFacts
 from compressor.plan.dead_rows import freeze_dead_rows
+from compressor.plan.kept import Kept
 from compressor.plan.layer import LayerPlan, Reason
 from compressor.plan.plan import Plan, Workload
 
@@ -49,6 +50,19 @@ def leave(plan: Plan, layer: int, reason: Reason) -> Plan:
     """
     _check_layers("leave", (layer,), range(1, len(plan.layers) + 1))
     return _changed(plan, lambda entry: entry.index >= layer, "exited", reason)
+
+
+def keep_in_front(plan: Plan, count: int, by: str, asked: Mapping[str, Any]) -> Plan:
+    """Return the plan in which the decoder gets so many visual rows of each tile.
+
+    Args:
+        plan: that has no such choice.
+        count: of the rows.
+        by: name of the method whose rule says which.
+        asked: its keys.
+    """
+    front = Kept(count=count, of=plan.model.tile_rows, by=by, asked=asked)
+    return plan.model_copy(update={"front": front})
 
 
 def _check_layers(what: str, layers: Sequence[int], there: range) -> None:

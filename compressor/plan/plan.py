@@ -5,11 +5,13 @@ import json
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BeforeValidator,
     Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
     model_validator,
 )
 
@@ -18,6 +20,7 @@ from compressor.disk.mistaken import mistaken
 from compressor.disk.model_digest import difference, same_model
 from compressor.errors import ArtifactError, PlanError
 from compressor.facts import Facts, ModelFacts, Positive
+from compressor.plan.kept import Kept, why_no_front
 from compressor.plan.layer import LayerPlan, Natural
 
 PlanFormat = Annotated[Literal[2], BeforeValidator(lambda number: 2 if number == 1 else number)]
@@ -129,6 +132,7 @@ class Plan(Facts):
         model_digest: sha256 over its configuration and weights.
         layers: one entry per decoder layer, in order.
         gates: that decide on an exit for each prompt; None: all prompts do the same.
+        front: which visual rows of a tile the decoder gets; None: all.
         notes: for people: what of a recipe makes no sense together, or is not done as asked.
         workload: the prefill that predicted figures refer to.
         made_by: of a plan made by a recipe; read `makers`, which knows whether it still is.
@@ -139,9 +143,16 @@ class Plan(Facts):
     model_digest: str
     layers: tuple[LayerPlan, ...]
     gates: Gates | None = None
+    front: Kept | None = None
     notes: tuple[str, ...] = ()
     workload: Workload = Workload()
     made_by: MadeBy | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_a_choice_that_is_not_made(
+        self, handler: SerializerFunctionWrapHandler
+    ) -> dict[str, Any]:
+        return {k: v for k, v in handler(self).items() if k != "front" or v is not None}
 
     @model_validator(mode="after")
     def _layers_match_the_model(self) -> "Plan":
@@ -151,6 +162,7 @@ class Plan(Facts):
                 f"layers are {indices}; the model has layers 0..{self.model.decoder.layers - 1}"
             )
         self._check_cuts()
+        self._check_front()
         exited = [layer.exited for layer in self.layers]
         if exited != sorted(exited) or exited[0]:
             raise ValueError("visual rows enter layer 0, and layers after an exit are exited too")
@@ -186,15 +198,45 @@ class Plan(Facts):
                     f"layer {layer.index}: a window of {layer.window} does not fit the token grid {grid}"
                 )
 
+    def _check_front(self) -> None:
+        """Refuse a choice in front of the decoder that the model's pictures or a window rule out.
+
+        Raises:
+            ValueError: pictures have rows of their own, tiles have another number, or a layer has a window.
+        """
+        if self.front is None:
+            return
+        if (reason := why_no_front(self.model)) is not None:
+            raise ValueError(f"front: {reason}")
+        if self.front.of != self.model.tile_rows:
+            raise ValueError(
+                f"front: chooses among {self.front.of} visual rows; a tile has {self.model.tile_rows}"
+            )
+        if windows := [layer.index for layer in self.layers if layer.window is not None]:
+            raise ValueError(
+                f"layer {windows[0]}: a window reads the grid of all visual rows; front: keeps some alone"
+            )
+
     @property
     def visual(self) -> int:
-        """V of the workload; of pictures that give more or fewer rows, of the largest that is made up."""
+        """V of the workload: the visual rows that enter the decoder."""
+        return self.image_tokens if self.front is None else self.front.rows(self.image_tokens)
+
+    @property
+    def rows_kept(self) -> int | None:
+        """K of the N visual rows of a tile that enter the decoder; None: all."""
+        return None if self.front is None else self.front.count
+
+    @property
+    def image_tokens(self) -> int:
+        """Those of the workload's prompt; of pictures that give more or fewer, of the largest made up."""
         return self.workload.images * self.model.largest_rows
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """Names of the methods that layers give as a reason."""
-        reasons = dict.fromkeys(layer.reason for layer in self.layers)
+        """Names of the methods that layers give as a reason, or that choose among rows."""
+        front = [] if self.front is None else [self.front.by]
+        reasons = dict.fromkeys([*front, *(layer.reason for layer in self.layers)])
         return tuple(name for name in reasons if name not in ("", "dead"))
 
     @property
@@ -210,7 +252,7 @@ class Plan(Facts):
 
     def _decision(self) -> str:
         """Digest of what is done to which model."""
-        decided = self.model_dump_json(include={"model_digest", "layers", "gates"})
+        decided = self.model_dump_json(include={"model_digest", "layers", "gates", "front"})
         return hashlib.sha256(decided.encode()).hexdigest()
 
     def frozen_layers(self) -> tuple[int, ...]:
@@ -259,13 +301,16 @@ class Plan(Facts):
         Dead rows change nothing, and behind an exit no gate is asked.
         """
         cut = [layer for layer in self.layers if layer.cuts or layer.frozen_by_method]
-        text = json.dumps([layer.model_dump(mode="json") for layer in cut], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest() if cut else ""
+        seen = [layer.model_dump(mode="json") for layer in cut]
+        if self.front is not None:
+            seen.append(self.front.model_dump(mode="json"))
+        text = json.dumps(seen, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest() if seen else ""
 
     def naive(self) -> "Plan":
         """The original's own work: every row in every layer, dead rows included."""
         layers = tuple(LayerPlan(index=layer.index) for layer in self.layers)
-        return self.model_copy(update={"layers": layers, "gates": None})
+        return self.model_copy(update={"layers": layers, "gates": None, "front": None})
 
     def fired_after(self, layer: int | None) -> "Plan":
         """What a plan with gates does with a prompt whose first gate to fire is behind `layer`.

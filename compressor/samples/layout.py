@@ -9,7 +9,7 @@ Letters: S tokens, V visual rows, T text rows, I pictures, N rows of a tile, A r
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,6 +81,28 @@ class Layout(Places):
     def images(self) -> int:
         """I."""
         return len(self.image_rows)
+
+    def placed(self, kept: Any | None, prompts: int) -> tuple[Index, Index | None]:
+        """Return where the visual rows that the decoder gets stand in prompts, and what turns all rows.
+
+        Args:
+            kept: of all prompts' tiles, see `VisualRows`; None: every visual row.
+            prompts: B, of this layout.
+
+        Returns:
+            Places [B, V], and positions [B, V + T, A], of visual rows first; None: the places.
+        """
+        rows = len(self.visual_index)
+        which = np.tile(np.arange(rows), (prompts, 1))
+        if kept is not None:
+            places = np.asarray(kept).reshape(prompts, -1, kept.shape[-1])  # [B, tiles, K]
+            tiles = places.shape[1]
+            starts = rows // tiles * np.arange(tiles)[:, None]
+            which = (places + starts).reshape(prompts, -1)
+        if self.positions is None:
+            return self.visual_index[which], None
+        text = np.tile(self.positions[rows:], (prompts, 1, 1))
+        return self.visual_index[which], np.concatenate([self.positions[which], text], axis=1)
 
 
 def layout_of(
@@ -217,19 +239,36 @@ def _layout(
     )
 
 
+class VisualRows(NamedTuple):
+    """Visual rows of tiles, numpy's or torch's.
+
+    Attributes:
+        features: [tiles, N, D], or [V, D] where they are arranged or pictures differ in size; behind them,
+            likewise, what is added to them behind the decoder's first layers, if the vision side gives that.
+        kept: [tiles, K] int64, which of its tile's N places each row has, ascending: features are then
+            [tiles, K, D]. None: all N.
+    """
+
+    features: tuple[Any, ...]
+    kept: Any | None = None
+
+    @classmethod
+    def given(cls, parts: Sequence[Any], *, chooses: bool) -> "VisualRows":
+        """Return what a vision side gave; one that chooses gives the places last."""
+        *features, last = parts
+        return cls((*features,), last) if chooses else cls((*features, last))
+
+
 def visual_rows(
-    vision: Callable[..., tuple[Any, ...]],
+    vision: Callable[..., VisualRows],
     pictures: Sequence[Any],
     concatenate: Callable[[list[Any]], Any],
     arranged: Sequence[Arrangement] | None = None,
-) -> tuple[Any, ...]:
-    """Return the visual rows of pictures: [tiles, N, D], or [V, D] where they are arranged or differ in size.
-
-    Behind them, likewise, what is added to them behind the decoder's first layers, if the vision side gives
-    that. Tiles of one size go through it in one call.
+) -> VisualRows:
+    """Return the visual rows of pictures. Tiles of one size go through the vision side in one call.
 
     Args:
-        vision: pixels of tiles [tiles, 3, H, W] to [tiles, N, D] each, or with an arrangement to [V, D].
+        vision: makes them of pixels of tiles [tiles, 3, H, W], and of an arrangement if there is one.
         pictures: pixels of each picture's tiles, numpy's or torch's.
         concatenate: their library's function.
         arranged: of which rows of its tiles each picture's are made; None: they are its rows.
@@ -241,23 +280,23 @@ def visual_rows(
         sizes.setdefault(tuple(pixels.shape[1:]), []).append(place)
     found: dict[int, list[Any]] = {}
     for places in sizes.values():
-        features = vision(concatenate([pictures[place] for place in places]))
+        seen = vision(concatenate([pictures[place] for place in places]))
         if len(sizes) == 1:
-            return features
+            return seen
         first = 0
         for place in places:
             last = first + len(pictures[place])
-            found[place] = [rows[first:last].reshape(-1, rows.shape[-1]) for rows in features]
-            first = last
+            rows = [part[first:last].reshape(-1, part.shape[-1]) for part in seen.features]
+            found[place], first = rows, last
     every = (found[place] for place in range(len(pictures)))
-    return tuple(concatenate(list(rows)) for rows in zip(*every, strict=True))
+    return VisualRows(tuple(concatenate(list(rows)) for rows in zip(*every, strict=True)))
 
 
-def joined(rows: Any, image_rows: Sequence[int]) -> Any:
+def joined(rows: Any, prompts: int) -> Any:
     """Return what the vision side gives as the decoder takes it, [B, V, D].
 
     Args:
         rows: of all B prompts' pictures, numpy's or torch's, in their order, as `visual_rows` gives them.
-        image_rows: [I] how many are each picture's, the same in every prompt.
+        prompts: B, of one layout.
     """
-    return rows.reshape(-1, sum(image_rows), rows.shape[-1])
+    return rows.reshape(prompts, -1, rows.shape[-1])

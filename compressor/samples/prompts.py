@@ -14,7 +14,14 @@ from compressor.errors import DataError, VtcompressError, first_line
 from compressor.facts import ModelFacts
 from compressor.families import VisionEncoder
 from compressor.families.known import family_that_read
-from compressor.samples.layout import Grid, Layout, joined, layout_of, visual_rows
+from compressor.samples.layout import (
+    Grid,
+    Layout,
+    VisualRows,
+    joined,
+    layout_of,
+    visual_rows,
+)
 from compressor.samples.pictures import Pictures, pictures_of, read_picture
 from compressor.samples.questions import Sample
 
@@ -219,12 +226,13 @@ class PromptRows:
 
 def see(
     vision: VisionEncoder, pixels: Tensor, arrangement: Arrangement | None = None
-) -> tuple[Tensor, ...]:
+) -> VisualRows:
     """Return what a vision encoder makes of pixels of tiles, and of where their rows go."""
     arrays = () if arrangement is None else map(torch.from_numpy, arrangement.arrays)
-    return vision.features(
+    found = vision.features(
         pixels, *(a.to(pixels.dtype) if a.is_floating_point() else a for a in arrays)
     )
+    return VisualRows.given(found, chooses=vision.chooses)
 
 
 @torch.inference_mode()
@@ -239,16 +247,18 @@ def embed(model: Reader, prompt: EncodedPrompt) -> PromptRows:
     text = torch.nn.functional.embedding(torch.from_numpy(rows.text_ids)[None], table)
     visual = text.new_empty((1, 0, text.shape[-1]))
     deepstack: list[Tensor] = []
+    seen = VisualRows(())
     if prompt.pixels:
         pixels = [tiles.to(table.dtype) for tiles in prompt.pixels]
-        features = visual_rows(partial(see, model.vision), pixels, torch.cat, prompt.arranged)
-        visual, *deepstack = (joined(part, rows.image_rows) for part in features)
+        seen = visual_rows(partial(see, model.vision), pixels, torch.cat, prompt.arranged)
+        visual, *deepstack = (joined(part, 1) for part in seen.features)
+    visual_index, positions = rows.placed(seen.kept, 1)
     return PromptRows(
         rows,
         visual,
         text,
-        torch.from_numpy(rows.visual_index)[None],
+        torch.from_numpy(visual_index),
         torch.from_numpy(rows.text_index)[None],
-        None if rows.positions is None else torch.from_numpy(rows.positions)[None],
+        None if positions is None else torch.from_numpy(positions),
         tuple(deepstack),
     )

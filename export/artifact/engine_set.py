@@ -24,7 +24,6 @@ from export.graphs.spec import WEIGHTS_FILE
 from export.results.backend_parity import PARITY_FILE
 
 ENGINES_FOLDER, ENGINES_FILE, TIMING_FILE = "engines", "engines.json", "timing.cache"
-BASELINE = "baseline_decoder"
 
 
 class EngineEntry(Facts):

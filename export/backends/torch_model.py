@@ -6,6 +6,7 @@ from compressor.arrangement import Arrangement
 from compressor.compressed import CompressedModel
 from compressor.decoder import KeyValue
 from compressor.plan.plan import Cache
+from compressor.samples.layout import VisualRows
 from compressor.samples.prompts import see
 from export.session.arrays import Array
 from export.session.feeds import CallRows
@@ -33,13 +34,20 @@ class TorchSession:
         """See `Session.caches`."""
         return self.model.decoder.caches
 
+    @property
+    def rows_kept(self) -> int | None:
+        """See `Session.rows_kept`."""
+        front = self.model.plan.front
+        return None if front is None else front.count
+
     @torch.inference_mode()
-    def vision(
-        self, pixel_values: Array, arrangement: Arrangement | None = None
-    ) -> tuple[Array, ...]:
+    def vision(self, pixel_values: Array, arrangement: Arrangement | None = None) -> VisualRows:
         """See `Session.vision`."""
         pixels = torch.from_numpy(pixel_values).to(self.model.embedding.dtype)
-        return tuple(rows.numpy() for rows in see(self.model.vision, pixels, arrangement))
+        features, kept = see(self.model.vision, pixels, arrangement)
+        return VisualRows(
+            tuple(rows.numpy() for rows in features), None if kept is None else kept.numpy()
+        )
 
     @torch.inference_mode()
     def embed(self, input_ids: Array) -> Array:

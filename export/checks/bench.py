@@ -55,17 +55,17 @@ def bench(
     seconds: dict[str, list[list[float]]] = {name: [[], []] for name in timed[0].calls}
     for _ in progress.track(range(rounds), "timing", rounds):
         for name, taken in seconds.items():
-            for side, (calls, _) in enumerate(timed):
+            for side, (calls, *_) in enumerate(timed):
                 start = time.perf_counter()
                 calls[name]()
                 taken[side].append(time.perf_counter() - start)
     timings = {name: _timing(*taken) for name, taken in seconds.items()}
-    pasts = [(session, filled) for session, (_, filled) in zip(sides, timed, strict=True)]
+    pasts = [(session, one.filled) for session, one in zip(sides, timed, strict=True)]
     original, compressed = (session.past_bytes(filled) for session, filled in pasts)
     buffers = [session.buffer_bytes(filled) for session, filled in pasts]
     return BenchReport(
         images=images,
-        visual=images * facts.largest_rows,
+        visual=timed[1].visual,
         text=text,
         rounds=rounds,
         threads=threads,
@@ -94,18 +94,19 @@ class _Prompt:
 
 
 class _Timed(NamedTuple):
-    """What is timed of one decoder, and the cache that its prefill leaves."""
+    """What is timed of one decoder, the cache that its prefill leaves, and the visual rows that it reads."""
 
     calls: dict[str, Callable[[], object]]
     filled: Past
+    visual: int
 
 
 def _timed(session: OnnxSession, prompt: _Prompt) -> _Timed:
     """Return the calls, each of them warm: a first token is a reading and a prefill."""
 
     def read() -> CallRows:
-        features = session.vision(prompt.pixels, prompt.arranged)
-        return prompt_rows(prompt.layout, session.embed(prompt.ids), features)
+        seen = session.vision(prompt.pixels, prompt.arranged)
+        return prompt_rows(prompt.layout, session.embed(prompt.ids), *seen)
 
     rows = read()
 
@@ -124,7 +125,7 @@ def _timed(session: OnnxSession, prompt: _Prompt) -> _Timed:
         return prefill(read())
 
     calls = {"prefill": prefill, "decode_step": decode_step, "first_token": first_token}
-    return _Timed(calls, filled)
+    return _Timed(calls, filled, rows.visual_index.shape[1])
 
 
 def _timing(original: list[float], compressed: list[float]) -> Timing:

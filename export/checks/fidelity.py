@@ -12,7 +12,8 @@ import numpy as np
 
 from compressor.facts import ModelFacts
 from compressor.plan.plan import Plan
-from compressor.samples.layout import Grid, Layout, layout_around
+from compressor.samples.layout import Grid, Layout, VisualRows, layout_around
+from export.graphs.limits import rows_of_picture
 from export.graphs.spec import GraphSpec
 from export.results.fidelity import Difference, FidelityLimits, FidelityReport
 from export.session.arrays import Array
@@ -64,23 +65,26 @@ def record(
         if grid == facts.largest_grid:  # rows of tiles may be arranged
             one = facts.largest_rows // facts.most_tiles
         pixels = rng.standard_normal((count, 3, *size)).astype(np.float32)
-        features: tuple[Array, ...] = ()
+        seen = VisualRows(())
         pictures = (one,) * count
         if count:
             arranged = facts.made_up_rows(count, sum(pictures))
-            features = session.vision(pixels, arranged)
-            for number, part in enumerate(features):
+            seen = session.vision(pixels, arranged)
+            for number, part in enumerate(seen.features):
                 name = f"deepstack {number - 1}" if number else "vision"
                 recording.outputs[f"{name}, {words}"] = part.astype(np.float32)
+            if seen.kept is not None:
+                recording.outputs[f"places kept, {words}"] = seen.kept.astype(np.float32)
         for rows in TEXT_ROWS:
             ids = rng.integers(0, facts.decoder.vocab, rows + LATER_TEXT_ROWS + DECODE_STEPS)
             if room is not None:
                 # Caches of text alone have room for the text beside one image.
-                ids = ids[: max(0, room - max(count * one, facts.picture_rows))]
+                visual = count * (one if plan.rows_kept is None else plan.rows_kept)
+                ids = ids[: max(0, room - max(visual, rows_of_picture(facts, plan.rows_kept)))]
             if len(ids):
                 layout = layout_around(ids[:rows], pictures, facts=facts, grid=grid)
                 name = f"{words}, T={rows}"
-                _record_prompt(recording, session, features, layout, ids, name)
+                _record_prompt(recording, session, seen, layout, ids, name)
     return recording
 
 
@@ -95,7 +99,7 @@ def _pictures(facts: ModelFacts, images: Sequence[int]) -> Iterator[tuple[int, G
 def _record_prompt(
     recording: Recording,
     session: Session,
-    features: tuple[Array, ...],
+    seen: VisualRows,
     layout: Layout,
     ids: Array,
     name: str,
@@ -104,7 +108,7 @@ def _record_prompt(
     embedded = session.embed(ids[None])
     recording.outputs[f"{name}: embed"] = embedded.astype(np.float32)
     prompt, later = np.split(embedded, [len(layout.text_ids)], axis=1)
-    calls, start = [("prefill", prompt_rows(layout, prompt, features))], 0
+    calls, start = [("prefill", prompt_rows(layout, prompt, *seen))], 0
     for label, wanted in _later_calls():
         text = later[:, start : start + wanted]
         calls.append((label, text_rows(layout.behind(start, text.shape[1]), text)))

@@ -82,9 +82,9 @@ def run_once(session: OnnxSession, facts: ModelFacts) -> Footprint:
     size, ids = facts.largest_picture, np.zeros(TEXT_ROWS, np.int64)
     layout = layout_around(ids, (facts.largest_rows,), facts=facts)
     arranged = facts.made_up_rows(facts.most_tiles, facts.largest_rows)
-    features = session.vision(np.zeros((facts.most_tiles, 3, *size), np.float32), arranged)
+    seen = session.vision(np.zeros((facts.most_tiles, 3, *size), np.float32), arranged)
     text = session.embed(ids[None])
-    _, past = session.decode(prompt_rows(layout, text, features), session.empty_past(1))
+    _, past = session.decode(prompt_rows(layout, text, *seen), session.empty_past(1))
     tokens = max(0, min(TOKENS, facts.decoder.max_positions - layout.end))
     for number in range(tokens):
         _, past = session.decode(text_rows(layout.behind(number), text[:, :1]), past)

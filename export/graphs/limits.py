@@ -20,7 +20,7 @@ class Limits(Facts):
         max_images: images of one call.
         max_text: text rows of one call.
         max_context: visual and text rows of a conversation.
-        visual_tokens: visual rows of one image at most.
+        visual_tokens: visual rows of one image at most, of those that the decoder gets.
         tiles: of one image at most.
         cell: side in pixels of what one visual token shows, where each image has its own size; else None.
     """
@@ -79,10 +79,17 @@ class Limits(Facts):
         return tuple(found)
 
 
-def limits_of(profiles: ProfilesSection, facts: ModelFacts) -> Limits:
-    """Return a recipe's limits, with defaults that fit the model where it has none."""
+def limits_of(profiles: ProfilesSection, facts: ModelFacts, kept: int | None = None) -> Limits:
+    """Return a recipe's limits, with defaults that fit the model where it has none.
+
+    Args:
+        profiles: of the recipe.
+        facts: of the model.
+        kept: how many of a tile's visual rows the decoder gets; None: all.
+    """
     positions = facts.decoder.max_positions
-    visual = profiles.max_images * facts.picture_rows
+    picture = rows_of_picture(facts, kept)
+    visual = profiles.max_images * picture
     context = profiles.max_context or min(positions, visual + USUAL_CONVERSATION)
     text = profiles.max_text or max(1, min(USUAL_TEXT, context - visual))
     return Limits(
@@ -90,38 +97,55 @@ def limits_of(profiles: ProfilesSection, facts: ModelFacts) -> Limits:
         max_images=profiles.max_images,
         max_text=text,
         max_context=context,
-        visual_tokens=facts.picture_rows,
+        visual_tokens=picture,
         tiles=facts.most_tiles,
         cell=facts.cell if facts.sizes_differ else None,
     )
 
 
-def cache_limits(export: ExportSection, facts: ModelFacts) -> Limits | None:
-    """Return the limits of fixed caches; None: the recipe lets them grow."""
-    return limits_of(export.profiles, facts) if export.kv_cache == "fixed" else None
+def rows_of_picture(facts: ModelFacts, kept: int | None) -> int:
+    """Return how many visual rows of a picture the decoder gets at most, if `kept` of a tile's; None: all."""
+    return facts.picture_rows if kept is None else facts.most_tiles * kept
 
 
-def check_fixed(export: ExportSection, facts: ModelFacts, exit_by: str | None) -> None:
+def limits_of_original(limits: Limits, facts: ModelFacts) -> Limits:
+    """Return the limits within which the original's decoder, of all visual rows, takes the same calls."""
+    more = limits.max_images * (facts.picture_rows - limits.visual_tokens)
+    context = min(facts.decoder.max_positions, limits.max_context + more)
+    return limits.model_copy(update={"visual_tokens": facts.picture_rows, "max_context": context})
+
+
+def cache_limits(
+    export: ExportSection, facts: ModelFacts, kept: int | None = None
+) -> Limits | None:
+    """Return the limits of fixed caches, see `limits_of`; None: the recipe lets them grow."""
+    return limits_of(export.profiles, facts, kept) if export.kv_cache == "fixed" else None
+
+
+def check_fixed(
+    export: ExportSection, facts: ModelFacts, exit_by: str | None, kept: int | None = None
+) -> None:
     """Refuse fixed caches that the model or its gates rule out.
 
     Args:
         export: of the recipe.
         facts: of the model.
         exit_by: how gates are deployed (`dynamic`, `staged`, `baked`); None: there are none.
+        kept: how many of a tile's visual rows the decoder gets, as far as it is known; None: all.
 
     Raises:
         RecipeError: no room for an image and a question, more than the model has places for, or gates that
             decide inside one graph.
     """
-    limits = cache_limits(export, facts)
+    limits = cache_limits(export, facts, kept)
     if limits is None:
         return
     problems = []
-    least, most = facts.picture_rows + 1, facts.decoder.max_positions
+    least, most = limits.visual_tokens + 1, facts.decoder.max_positions
     if not least <= limits.max_context <= most:
         problems.append(
             f"export.profiles.max_context: {limits.max_context} is outside {least}..{most}: a fixed KV cache "
-            f"holds an image's {facts.picture_rows} rows and text, and {facts.name} has {most} places; "
+            f"holds an image's {limits.visual_tokens} rows and text, and {facts.name} has {most} places; "
             "choose a number in between, or export.kv_cache: growing"
         )
     if exit_by == "dynamic":

@@ -13,7 +13,7 @@ A plan with gates is of batch 1. `staged`, it has a decoder graph for each run o
 caller passes states on, and no visual rows once `gate_logits` of a stage say so.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import product
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from compressor.facts import POSITION_AXES, Facts, ModelFacts, Positive
 from compressor.plan.dead_rows import deepstack_layers
+from compressor.plan.kept import Kept
 from compressor.plan.plan import Cache, Plan, length_names
 from export.graphs.limits import Limits
 
@@ -81,7 +82,7 @@ class GraphSpec(Facts):
     """One ONNX graph.
 
     Attributes:
-        name: `vision`, `embed`, `decoder`, `decoder_stage_0`.. or `baseline_decoder`.
+        name: `vision`, `embed`, `decoder`, `decoder_stage_0`.., `baseline_decoder` or `baseline_vision`.
         file: its file in the artifact.
         visual_multiple: what V is a multiple of: a tile's rows where these are laid out on a grid, else 1.
         pixel_multiple: what `height` and `width` of pictures are multiples of.
@@ -107,6 +108,13 @@ class GraphSpec(Facts):
         """Whether it is a part of a decoder with gates."""
         # Until graphs told it, those with gates were the only ones of a fixed batch.
         return self.batch == 1 if self.gated is None else self.gated
+
+    @property
+    def rows_kept(self) -> int | None:
+        """Of a vision graph that chooses: visual rows of each tile that it gives; None: it gives all."""
+        if self.outputs[-1].name != KEPT:
+            return None
+        return int(self.outputs[-1].axes[1])
 
     @property
     def narrows(self) -> bool:
@@ -138,14 +146,26 @@ class GraphSpec(Facts):
         return self
 
 
-def vision_graph(facts: ModelFacts, dtype: DType) -> GraphSpec:
+def vision_graph(
+    facts: ModelFacts, dtype: DType, front: Kept | None = None, name: str = "vision"
+) -> GraphSpec:
     """Pixels of tiles [I, 3, H, W] to visual embeddings [I, N, D]; H, W and N have names if they differ.
 
     Behind them, likewise, what the decoder's inputs of the same names take. Where rows of tiles are arranged,
     it also takes of which each visual row is made, and gives [V, D].
+
+    Args:
+        facts: of the model.
+        dtype: of weights and activations.
+        front: K of the N rows go on: all are [I, K, D], and last comes which ones, `kept` [I, K].
+        name: of the graph.
     """
     size: tuple[Axis, Axis] = facts.largest_picture
     rows: tuple[Axis, ...] = ("images", facts.tile_rows)
+    chosen: list[TensorSpec] = []
+    if front is not None:
+        rows = ("images", front.count)
+        chosen = [TensorSpec(name=KEPT, dtype="int64", axes=rows)]
     if facts.sizes_differ:
         size, rows = SIDES, ("images", "rows")
     arranged: list[TensorSpec] = []
@@ -158,18 +178,21 @@ def vision_graph(facts: ModelFacts, dtype: DType) -> GraphSpec:
             for name, kind in zip(ARRANGED, kinds, strict=False)
         ]
     return GraphSpec(
-        name="vision",
-        file="vision.onnx",
+        name=name,
+        file=f"{name}.onnx",
         inputs=(
             TensorSpec(name="pixel_values", dtype=dtype, axes=("images", 3, *size)),
             *arranged,
         ),
-        outputs=tuple(
-            TensorSpec(name=name, dtype=dtype, axes=(*rows, facts.decoder.hidden))
-            for name in (
-                "image_features",
-                *(f"{DEEPSTACK}{i}" for i in range(facts.decoder.deepstack)),
-            )
+        outputs=(
+            *(
+                TensorSpec(name=output, dtype=dtype, axes=(*rows, facts.decoder.hidden))
+                for output in (
+                    "image_features",
+                    *(f"{DEEPSTACK}{i}" for i in range(facts.decoder.deepstack)),
+                )
+            ),
+            *chosen,
         ),
         pixel_multiple=facts.cell or 1,
     )
@@ -246,6 +269,10 @@ def length_of(room: str) -> str:
 
 # A vision graph's inputs that say of which rows of tiles visual rows are made, and of how much of each.
 ARRANGED = ("row_index", "row_weight")
+# A vision graph's last output where it chooses: which of its tile's places each row has.
+KEPT = "kept"
+# The original's decoder, and its vision graph where the compressed model's gives fewer rows.
+BASELINE, BASELINE_VISION = "baseline_decoder", "baseline_vision"
 # Axes of pictures that have sizes of their own, in pixels.
 SIDES = ("height", "width")
 # The one file that all graphs' tensors lie in.
@@ -265,6 +292,11 @@ PAST_VISUAL = "past_visual"
 ROOM = "room"
 # End of the names of inputs that tell how many rows of fixed caches are filled.
 LENGTH = "_length"
+
+
+def vision_for(decoder: str, names: Collection[str]) -> str:
+    """Return which of an artifact's graphs gives the visual rows of `decoder`, or of the original's."""
+    return BASELINE_VISION if decoder == BASELINE and BASELINE_VISION in names else "vision"
 
 
 def in_order(graphs: Sequence[GraphSpec], decoder: str) -> tuple[GraphSpec, ...]:

@@ -182,6 +182,7 @@ def figures(data: ReportData) -> dict[str, Any]:
         "layers": layers,
         "frozen_layers": len(plan.frozen_layers()),
         "exit_layer": plan.exit_layer,
+        "front": plan.front and plan.front.model_dump(mode="json"),
         "semantics": semantics(plan, data.methods),
         "notes": list(plan.notes),
         "gates": plan.gates and plan.gates.model_dump(mode="json"),

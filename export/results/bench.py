@@ -82,7 +82,7 @@ class BenchReport(Facts):
     @property
     def exit_layer(self) -> int | None:
         """First layer whose heads held no visual rows of this prompt; None if they stayed."""
-        return exit_of(self.kv_layers, self.visual + self.text)
+        return exit_of(self.kv_layers, self.visual, self.text)
 
 
 def bench_rows(report: BenchReport) -> list[tuple[str, Timing]]:

@@ -15,7 +15,7 @@ from compressor.generation.settings import (
     GenerationSettings,
     check_positions,
 )
-from compressor.samples.layout import Grid, layout_of
+from compressor.samples.layout import Grid, VisualRows, layout_of
 from compressor.samples.pictures import Pictures, pictures_of, read_picture
 from export.runtime.answering import Answering
 from export.runtime.images import ImageProcessor, SeenPicture, of_one_prompt, rows_of
@@ -151,13 +151,13 @@ class RuntimeCore:
             past: cache of what ran before; None: nothing did.
         """
         layout = prompts[0].layout
-        features: tuple[Array, ...] = ()
+        visual = VisualRows(())
         text = self.session.embed(np.stack([p.layout.text_ids for p in prompts]))
         if layout.images:
             pictures = [picture for prompt in prompts for picture in prompt.seen]
-            features = rows_of(self.session.vision, pictures)
+            visual = rows_of(self.session.vision, pictures)
         logits, past = self.session.decode(
-            prompt_rows(layout, text, features),
+            prompt_rows(layout, text, *visual),
             self.session.empty_past(len(prompts)) if past is None else past,
         )
         return logits[:, -1], past
@@ -185,7 +185,7 @@ class RuntimeCore:
             reused_rows=len(cached.ids),
             prepared_s=time.perf_counter() - started,
             cache_bytes=self.session.past_bytes,
-            exit_layer=lambda past: self._exit_layer(past, len(ids)),
+            exit_layer=lambda past: self._exit_layer(past, ids),
             on_end=on_end,
         )
 
@@ -195,7 +195,7 @@ class RuntimeCore:
         """Return the answers to prompts of equal layout."""
         steps = self.steps(prompts, options, past)
         first = next(steps)
-        left = self._exit_layer(first.past, prompts[0].end)
+        left = self._exit_layer(first.past, prompts[0].ids)
         rows = np.stack([first.tokens, *(step.tokens for step in steps)], axis=1).tolist()
         answers = [until_end(row, self.prompter.eos_ids) for row in rows]
         return [
@@ -251,16 +251,20 @@ class RuntimeCore:
         own = self.facts.token_grid or (0, 0)
         return [picture.cells or own for picture in seen]
 
-    def _exit_layer(self, past: Past, rows: int) -> int | None:
-        """Return where visual rows left, from the cache behind a prompt of so many rows."""
+    def _exit_layer(self, past: Past, ids: Sequence[int]) -> int | None:
+        """Return where visual rows left, from the cache behind a prompt of these tokens."""
         held = cached_rows(self.session.caches, self.session.past_shapes(past))
-        return exit_of(held, rows)
+        visual = ids.count(self.facts.image_token_id)
+        return exit_of(held, visual, len(ids) - visual)
 
     def _check_room(self, prompt: Prompt, max_new_tokens: int, past: Past) -> None:
         check_positions(prompt.end, max_new_tokens, self.facts.decoder.max_positions)
         # The last token is picked and does not run.
         text = prompt.layout.text_ids.size + max_new_tokens - 1
-        self.session.check_room(past, prompt.layout.visual_index.size, text)
+        visual = prompt.layout.visual_index.size
+        if (kept := self.session.rows_kept) is not None:
+            visual = visual // self.facts.tile_rows * kept
+        self.session.check_room(past, visual, text)
 
 
 def until_end(tokens: Sequence[int], ends: Sequence[int]) -> tuple[int, ...]:

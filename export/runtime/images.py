@@ -44,7 +44,7 @@ from compressor.families.pictures.steps import (
     TileByAspect,
 )
 from compressor.families.pictures.text import PictureForm, text_of
-from compressor.samples.layout import visual_rows
+from compressor.samples.layout import VisualRows, visual_rows
 from compressor.samples.pictures import MAX_PIXELS, load_image, to_rgb
 
 
@@ -88,9 +88,7 @@ def of_one_prompt(seen: Sequence[SeenPicture]) -> tuple[SeenPicture, ...]:
     return tuple(found)
 
 
-def rows_of(
-    vision: Callable[..., tuple[NDArray[np.generic], ...]], seen: Sequence[SeenPicture]
-) -> tuple[NDArray[np.generic], ...]:
+def rows_of(vision: Callable[..., VisualRows], seen: Sequence[SeenPicture]) -> VisualRows:
     """Return the visual rows of pictures; see `visual_rows`.
 
     Args:

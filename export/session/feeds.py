@@ -43,21 +43,29 @@ class CallRows(NamedTuple):
         )
 
 
-def prompt_rows(layout: Layout, text: Array, features: Sequence[Array] = ()) -> CallRows:
+def prompt_rows(
+    layout: Layout,
+    text: Array,
+    features: Sequence[Array] = (),
+    kept: Array | None = None,
+) -> CallRows:
     """Return the rows of prompts of one layout.
 
     Args:
         layout: of each of them.
         text: [B, T, D] embeddings.
-        features: of all pictures, as `visual_rows` gives them; may be none without images.
+        features: of all pictures, see `VisualRows`; may be none without images.
+        kept: likewise.
     """
     rows = text_rows(layout, text)
     if not layout.images or not features:
         return rows
-    visual, *deepstack = (joined(part, layout.image_rows) for part in features)
+    visual, *deepstack = (joined(part, len(text)) for part in features)
+    visual_index, positions = layout.placed(kept, len(text))
     return rows._replace(
         visual=visual,
-        visual_index=np.tile(layout.visual_index, (len(text), 1)),
+        visual_index=visual_index,
+        positions=positions,
         deepstack=tuple(deepstack),
     )
 

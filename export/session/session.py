@@ -7,7 +7,8 @@ import numpy as np
 
 from compressor.arrangement import Arrangement
 from compressor.plan.plan import Cache
-from export.graphs.spec import GraphSpec, caches_of, in_order
+from compressor.samples.layout import VisualRows
+from export.graphs.spec import GraphSpec, caches_of, in_order, vision_for
 from export.session.arrays import Array
 from export.session.feeds import CallRows
 from export.session.fixed_cache import BLOCK, FixedCaches
@@ -36,13 +37,13 @@ class Session(Protocol):
         """Whose keys and values a past holds, pair by pair, in its order."""
         ...
 
-    def vision(
-        self, pixel_values: Array, arrangement: Arrangement | None = None
-    ) -> tuple[Array, ...]:
-        """Pixels [I, 3, H, W] float32 to visual embeddings [I, N, D], or [V, D] as they are arranged.
+    @property
+    def rows_kept(self) -> int | None:
+        """K of the N visual rows of a tile that the vision side gives; None: all."""
+        ...
 
-        Behind them, likewise, deepstack rows.
-        """
+    def vision(self, pixel_values: Array, arrangement: Arrangement | None = None) -> VisualRows:
+        """Pixels [I, 3, H, W] float32 to visual embeddings [I, N, D], or [V, D] as they are arranged."""
         ...
 
     def embed(self, input_ids: Array) -> Array:
@@ -103,17 +104,21 @@ def cached_rows(caches: Sequence[Cache], shapes: Sequence[tuple[int, ...]]) -> t
     return tuple(rows)
 
 
-def exit_of(rows: Sequence[int], everything: int) -> int | None:
+def exit_of(rows: Sequence[int], visual: int, text: int) -> int | None:
     """Return the first layer whose heads hold text alone after a prefill; None if there is none.
+
+    Layers may hold fewer visual rows than there are, where some are kept alone: that is no exit.
 
     A layer without visual heads looks the same before and behind an exit. It is not taken for one, so an
     exit that a gate chose right before such layers is found behind them.
 
     Args:
         rows: of each layer, as `cached_rows` counts them.
-        everything: visual and text rows so far.
+        visual: visual rows so far; 0: nothing could leave.
+        text: text rows so far.
     """
-    return next((layer for layer, count in enumerate(rows) if 0 < count < everything), None)
+    held = enumerate(rows) if visual else ()
+    return next((layer for layer, count in held if 0 < count <= text), None)
 
 
 class Graph(Protocol):
@@ -150,7 +155,8 @@ class GraphSession(Generic[OneGraph]):
         self._specs = {spec.name: spec for spec in graphs}
         self._open_graph = open_graph
         self._decoders = in_order(graphs, decoder)
-        self.runs = ("vision", "embed", *(spec.name for spec in self._decoders))
+        self._vision = vision_for(decoder, self._specs)
+        self.runs = (self._vision, "embed", *(spec.name for spec in self._decoders))
         fixed = any(spec.fixed for spec in self._decoders)
         self._pasts: FixedCaches | GrowingCaches = (
             FixedCaches(self._decoders, block) if fixed else GrowingCaches(self._decoders)
@@ -183,12 +189,16 @@ class GraphSession(Generic[OneGraph]):
         """See `Session.caches`."""
         return caches_of([cached for spec in self._decoders for cached in spec.cached])
 
-    def vision(
-        self, pixel_values: Array, arrangement: Arrangement | None = None
-    ) -> tuple[Array, ...]:
+    @property
+    def rows_kept(self) -> int | None:
+        """See `Session.rows_kept`."""
+        return self._specs[self._vision].rows_kept
+
+    def vision(self, pixel_values: Array, arrangement: Arrangement | None = None) -> VisualRows:
         """See `Session.vision`."""
         arrays = () if arrangement is None else arrangement.arrays
-        return tuple(map(as_array, self.graph("vision")([pixel_values, *arrays])))
+        found = [as_array(part) for part in self.graph(self._vision)([pixel_values, *arrays])]
+        return VisualRows.given(found, chooses=self.rows_kept is not None)
 
     def embed(self, input_ids: Array) -> Array:
         """See `Session.embed`."""

@@ -222,13 +222,20 @@ def _no_fake_cache() -> contextlib.AbstractContextManager[Any]:
 @contextlib.contextmanager
 def _quiet_exporter() -> Iterator[None]:
     """Silence what the exporter says about packages that are not needed and about our own names."""
-    log = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = log.level
-    log.setLevel(logging.ERROR)
+    # The second says that a Scan, which is exported all the same, has a kind of place in it unknown to it.
+    names = ("torch.onnx._internal.exporter._registration", "torch.export._trace")
+    logs = [logging.getLogger(name) for name in names]
+    levels = [log.level for log in logs]
+    for log, level in zip(logs, (logging.ERROR, logging.CRITICAL), strict=True):
+        log.setLevel(level)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
             warnings.filterwarnings("ignore", message=".*The axis name: .* will not be used.*")
+            warnings.filterwarnings(
+                "ignore", message="While compiling, we found certain side effects"
+            )
             yield
     finally:
-        log.setLevel(level)
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)

@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +11,14 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from compressor.chosen_rows import vision_of
 from compressor.compressed import CompressedModel
-from compressor.decoder import Decoder, decoder_from
+from compressor.decoder import decoder_from
 from compressor.decoder.full_pass import full_pass
 from compressor.facts import DecoderDims, ModelFacts
+from compressor.families import VisionEncoder
 from compressor.methods.dyvte import DyVTE
+from compressor.methods.gprune import GPrune, flow_scores
 from compressor.methods.shortv import ShortV, layer_contribution
 from compressor.methods.visual_exit import VisualExit
 from compressor.methods.yopo.method import Yopo
@@ -25,11 +28,11 @@ from compressor.planner import make_plan
 from compressor.samples.layout import Layout, layout_around
 from export.backends.onnxruntime import OnnxSession
 from export.backends.torch_model import TorchSession
-from export.graphs.spec import decoder_graphs
-from export.session.feeds import CallRows, text_rows
+from export.graphs.spec import decoder_graphs, vision_graph
+from export.session.feeds import CallRows, prompt_rows, text_rows
 from export.session.session import Session, cached_rows
 from export.writer.weights import SharedWeights
-from export.writer.write import save_graph
+from export.writer.write import export_vision, save_graph
 from vtcompress.stages.exporting.torch_side import decoder_makers
 
 if TYPE_CHECKING:
@@ -48,6 +51,20 @@ class Case:
     facts: dict[str, Any]
     weights: dict[str, torch.Tensor]
     expected: dict[str, torch.Tensor]
+    ratio: str = ""
+    """End of the names of arrays and params that are of another ratio of the same case."""
+
+    @property
+    def ratios(self) -> "list[Case]":
+        """The case at each of its ratios; most have one."""
+        ends = [
+            key.removeprefix("keep_ratio") for key in self.facts["params"] if "keep_ratio" in key
+        ]
+        return [replace(self, ratio=end) for end in ends] or [self]
+
+    def array(self, name: str) -> torch.Tensor:
+        """Return an expected array of the case's ratio."""
+        return self.expected[f"{name}{self.ratio}"]
 
     @classmethod
     def read(cls, folder: Path) -> "Case":
@@ -111,6 +128,13 @@ class Case:
                 )
             case "yopo":
                 method = self._yopo()
+            case "gprune":
+                method = GPrune(
+                    keep=params[f"keep_ratio{self.ratio}"],
+                    threshold=params["similarity"],
+                    temperature=params["temperature"],
+                    steps=params["iterations"],
+                )
             case "yopo_qwen2vl":
                 # Rows that leave are gone from its softmax too. Of its arrays those with heads cut as well,
                 # `*_heads`, are not compared: it cuts query heads, and rows of visual tokens read text in
@@ -138,7 +162,7 @@ class Case:
     @property
     def lengths(self) -> list[list[int]]:
         """KV length of each layer after the prefill, of each prompt that runs alone."""
-        found = self.facts["kv_length_after_prefill"]
+        found = self.facts[f"kv_length_after_prefill{self.ratio}"]
         if self.facts["method"] == "yopo_qwen2vl":  # the released code keeps rows that nobody reads
             off, visual = (
                 self.facts["params"]["visual_off_from_layer"],
@@ -169,16 +193,19 @@ class Line:
 
 def run(folder: Path) -> tuple[list[Line], dict[str, list[tuple[int, ...]]]]:
     """Run a case in every form; return the lines, and KV lengths after each prefill by form."""
-    case = Case.read(folder)
     lines: list[Line] = []
     lengths: dict[str, list[tuple[int, ...]]] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        for name, side in _sides(case, Path(scratch)):
-            lines += _compare(name, case, side)
-            lengths[name] = side.lengths
-            same = [list(found) for found in side.lengths] == case.lengths
-            lines.append(Line(f"{name} kv lengths", 0.0, same))
-    lines += _positions(case)
+    for case in Case.read(folder).ratios:
+        with tempfile.TemporaryDirectory() as scratch:
+            for name, side in _sides(case, Path(scratch)):
+                form = f"{name}{case.ratio}"
+                lines += _compare(form, case, side)
+                lengths[form] = side.lengths
+                same = [list(found) for found in side.lengths] == case.lengths
+                lines.append(Line(f"{form} kv lengths", 0.0, same))
+        lines += _positions(case)
+    if "scores" in case.expected:
+        lines += _scores(case)
     if "layer_contribution" in case.expected:
         lines += _contribution(case)
     return lines, lengths
@@ -187,20 +214,50 @@ def run(folder: Path) -> tuple[list[Line], dict[str, list[tuple[int, ...]]]]:
 def _sides(case: Case, scratch: Path) -> Iterator[tuple[str, "_Side"]]:
     plan = case.plan()
     decoder = decoder_from(plan, case.tensors(), logits="all")
-    small = CompressedModel(plan, decoder, None, None, None, None)  # type: ignore[arg-type]
+    vision = vision_of(plan, _Given(case.expected["features"])) if plan.front else None
+    table = case.weights["model.embed_tokens.weight"]
+    small = CompressedModel(plan, decoder, table, vision, None, None)  # type: ignore[arg-type]
     yield "torch", _Side(TorchSession(small))
-    yield "onnx", _Side(_exported(decoder, plan, scratch / "onnx"))
+    yield "onnx", _Side(_exported(small, plan, scratch / "onnx"))
     if plan.gates is not None:
-        yield "staged", _Side(_exported(decoder, case.plan("staged"), scratch / "staged"))
+        yield "staged", _Side(_exported(small, case.plan("staged"), scratch / "staged"))
 
 
-def _exported(decoder: Decoder, plan: Plan, folder: Path) -> OnnxSession:
+class _Given(VisionEncoder):
+    """Gives the case's features of every tile, so that the rule is what a vision graph does."""
+
+    def __init__(self, features: torch.Tensor) -> None:
+        super().__init__()
+        self.features_given = torch.nn.Parameter(features, requires_grad=False)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Map any pixels [I, 3, 1, 1] to [I, N, D]."""
+        return self.features_given + pixel_values.sum(dim=(1, 2, 3))[:, None, None]
+
+
+def _exported(small: CompressedModel, plan: Plan, folder: Path) -> OnnxSession:
     folder.mkdir()
     specs = decoder_graphs(plan, "float32", "all")
+    vision = vision_graph(plan.model, "float32", plan.front)
     with SharedWeights(folder) as weights:
-        for spec, make in zip(specs, decoder_makers(decoder, plan), strict=True):
+        for spec, make in zip(specs, decoder_makers(small.decoder, plan), strict=True):
             save_graph(make(spec), folder / spec.file, weights)
-    return OnnxSession(folder, specs, threads=1)
+        if plan.front is not None:
+            save_graph(export_vision(small, vision), folder / vision.file, weights)
+    return OnnxSession(folder, [vision, *specs], threads=1)
+
+
+def _scores(case: Case) -> Iterator[Line]:
+    """Compare the scores that a choice is made by, and how many neighbours each row has."""
+    params = case.facts["params"]
+    scores, degree = flow_scores(
+        case.expected["features"][None],
+        params["similarity"],
+        params["temperature"],
+        params["iterations"],
+    )
+    yield _line("scores", scores[0], case.expected["scores"])
+    yield Line("degree", 0.0, degree[0].long().equal(case.expected["degree"]))
 
 
 def _contribution(case: Case) -> list[Line]:
@@ -223,6 +280,13 @@ def _layout(case: Case) -> Layout:
     return layout_around(text, (spans["visual"],), spans["prefix"], case.model)
 
 
+def _rows_kept(case: Case, session: Session) -> CallRows:
+    """Return the rows of a case in which some visual ones are kept, as the vision side gives them."""
+    layout = _layout(case)
+    text = case.expected["inputs_embeds"].numpy()[:, layout.text_index]
+    return prompt_rows(layout, text, *session.vision(np.zeros((1, 3, 1, 1), np.float32)))
+
+
 def _rows(case: Case, chosen: slice) -> CallRows:
     """Return the rows of some of a case's prompts."""
     embeds, layout = case.expected["inputs_embeds"][chosen].numpy(), _layout(case)
@@ -233,7 +297,7 @@ def _rows(case: Case, chosen: slice) -> CallRows:
 
 def _positions(case: Case) -> Iterator[Line]:
     """Compare the positions of rows with those of the case, if it has any."""
-    if "position_ids" not in case.expected:
+    if "position_ids" not in case.expected or case.plan().front is not None:
         return
     layout = _layout(case)
     found = np.zeros((layout.rows, 3), np.int64)
@@ -249,11 +313,27 @@ def _positions(case: Case) -> Iterator[Line]:
 def _compare(name: str, case: Case, side: "_Side") -> Iterator[Line]:
     prefills, decodes = [], []
     for chosen in case.prompts():
-        prefill, decode = _answers(case, side, _rows(case, chosen))
+        rows = _rows(case, chosen)
+        if side.session.rows_kept is not None:
+            rows = _rows_kept(case, side.session)
+            yield from _places(name, case, rows)
+        prefill, decode = _answers(case, side, rows)
         prefills.append(prefill)
         decodes.append(decode)
-    yield _line(f"{name} prefill_logits", torch.cat(prefills), case.expected["prefill_logits"])
-    yield _line(f"{name} decode_logits", torch.cat(decodes), case.expected["decode_logits"])
+    yield _line(f"{name} prefill_logits", torch.cat(prefills), case.array("prefill_logits"))
+    yield _line(f"{name} decode_logits", torch.cat(decodes), case.array("decode_logits"))
+
+
+def _places(name: str, case: Case, rows: CallRows) -> Iterator[Line]:
+    """Compare which visual rows were kept, and the places of all rows and of those that are generated."""
+    layout = _layout(case)
+    kept = rows.visual_index[0] - layout.visual_index[0]
+    yield Line(f"{name} kept places", 0.0, kept.tolist() == case.array("keep_indices").tolist())
+    found = np.sort(np.concatenate([rows.visual_index[0], rows.text_index[0]]))
+    steps = case.expected["decode_position_ids"].tolist()
+    behind = [int(layout.behind(number).text_index[0]) for number in range(len(steps))]
+    same = found.tolist() == case.array("position_ids").tolist() and behind == steps
+    yield Line(f"{name} positions", 0.0, same)
 
 
 def _answers(case: Case, side: "_Side", rows: CallRows) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,6 +14,7 @@ from export.report.sections.layers import layer_table, plan_blocks
 from export.report.sections.speed import bench_blocks
 from export.report.words.dtypes import dtype_words
 from export.report.words.exits import exits_table
+from export.report.words.front import visual_words
 from export.report.words.ladder import EngineFacts, ladder
 from export.results.backend_parity import REFERENCE, BackendParity
 from export.results.bench import BenchReport, work_words
@@ -50,7 +51,8 @@ def show_plan(out: Output, chosen: Plan, dtype: str) -> None:
     p = predicted(chosen, dtype)
     costs = (
         f"Plan for {chosen.model.name}",
-        f"prefill of {p.visual} visual and {p.text} text rows{chosen.workload.assumed_words}, predicted:",
+        f"prefill of {visual_words(chosen)} visual and {p.text} text rows{chosen.workload.assumed_words}, "
+        "predicted:",
         f"  FLOPs    {p.flops_original:,} -> {p.flops:,} ({work_words(p.speedup)})",
         f"  KV bytes {p.kv_bytes_original:,} -> {p.kv_bytes:,} ({dtype}, the dtype of the export)",
     )

@@ -5,6 +5,7 @@ from typing import Any
 
 from compressor.errors import RecipeError, VtcompressError
 from compressor.facts import ModelFacts
+from compressor.methods import rows_kept_by
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from export.artifact.engine_set import OpenedSet
@@ -63,7 +64,7 @@ def check_targets(recipe: Recipe, facts: ModelFacts) -> None:
             "value: give staged or baked"
         )
     positions = facts.decoder.max_positions
-    limits = limits_of(section.profiles, facts)
+    limits = limits_of(section.profiles, facts, rows_kept_by(recipe.methods, facts))
     problems += [f"export.profiles.{line}" for line in limits.problems(positions)]
     for target in targets:
         try:

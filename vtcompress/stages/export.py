@@ -211,11 +211,12 @@ class ExportRun:
         remedy = f"give the folder's own recipe, {own}" if own.is_file() else "give that recipe"
         check_made_by(plan, self.recipe, profile, f"{source}: the plan", remedy)
         check_targets(self.recipe, plan.model)
-        check_fixed(self.recipe.export, plan.model, plan.gates.mode if plan.gates else None)
+        gates = plan.gates.mode if plan.gates else None
+        check_fixed(self.recipe.export, plan.model, gates, plan.rows_kept)
         self._note_unread_data(f"{source} has its plan")
         self._note_without_effect(source, plan.model.name)
         processor = read_compressed_processor(source, plan)
-        limits = self.job.limits(plan.model)
+        limits = self.job.limits(plan)
         check_prompts(processor, source, plan.model, self._asked(), limits, self.progress)
         # Who does not load the original does not know whether it is the one that is named.
         of_hub = "/" in plan.model.name and self.recipe.model.id == plan.model.name

@@ -59,7 +59,7 @@ def keep_wide_nodes(
             pass
 
     def check(session: Session) -> None:
-        caches = cache_limits(recipe.export, plan.model)
+        caches = cache_limits(recipe.export, plan.model, plan.rows_kept)
         fidelity.record(session, plan, room=caches.max_context if caches else None)
 
     data = recipe.calibrate.data or recipe.validation.data

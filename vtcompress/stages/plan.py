@@ -7,7 +7,7 @@ from compressor.profile import Profile
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from export.artifact.manifest import Predicted
-from export.graphs.limits import Limits, buffer_bytes
+from export.graphs.limits import Limits, buffer_bytes, limits_of_original
 from vtcompress.console import shown
 from vtcompress.shipped import PathLike
 from vtcompress.stages.checks.recipe import check_digest, check_recipe
@@ -53,7 +53,8 @@ def predicted(plan: Plan, dtype: str, limits: Limits | None = None) -> Predicted
     buffers = {}
     if limits is not None:
         size = BYTES[dtype]
-        buffers["kv_buffer_bytes_original"] = buffer_bytes(plan.naive(), limits, size)
+        whole = limits_of_original(limits, plan.model)
+        buffers["kv_buffer_bytes_original"] = buffer_bytes(plan.naive(), whole, size)
         buffers["kv_buffer_bytes"] = buffer_bytes(plan, limits, size)
     before, after = predict(plan.naive()), predict(plan)
     return Predicted(

@@ -63,7 +63,7 @@ def check_fidelity(
     limits = FidelityLimits(
         max_abs=wanted.max_abs, max_relative=wanted.max_relative, min_cosine=wanted.min_cosine
     )
-    caches = cache_limits(recipe.export, plan.model)
+    caches = cache_limits(recipe.export, plan.model, plan.rows_kept)
     recorded = fidelity.record(session, plan, room=caches.max_context if caches else None)
     return fidelity.compare(reference, recorded, graphs, declared, limits)
 
@@ -237,5 +237,5 @@ def _measure_again(
     original = None
     if samples:
         original = measure_original(model, samples, tokens, progress)
-    limits = cache_limits(recipe.export, plan.model)
+    limits = cache_limits(recipe.export, plan.model, plan.rows_kept)
     return record_torch(small, limits), original, samples, rewritten

@@ -84,7 +84,9 @@ def validate_backend(
     most = None if engines is None else engines.facts.limits.max_images
     images = [n for n in fidelity.IMAGE_COUNTS if most is None or n <= most]
     progress.say("running ONNX Runtime on the CPU")
-    sizes = cache_limits(recipe.export, plan.model) if engines is None else engines.facts.limits
+    sizes = cache_limits(recipe.export, plan.model, plan.rows_kept)
+    if engines is not None:
+        sizes = engines.facts.limits
     room = None if sizes is None else sizes.max_context
     reference = reference_outputs(artifact, plan, threads, images, room)
     progress.say(f"running {backend}")

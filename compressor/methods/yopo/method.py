@@ -48,6 +48,7 @@ class Yopo(YopoKeys, Method):
             found.append(Claim(Trait.EXIT, f"{cls.name}.off_from"))
         if keys.get("window") is not None:
             found.append(Claim(Trait.READS_ROWS, f"{cls.name}.window"))
+            found.append(Claim(Trait.GRID, f"{cls.name}.window"))
         if keys.get("semantics") == "masked":
             found.append(Claim(Trait.READS_ROWS, f"{cls.name}.semantics: masked"))
         return tuple(found)

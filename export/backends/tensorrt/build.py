@@ -13,7 +13,6 @@ from compressor.progress import SILENT, Progress
 from compressor.recipe import load_recipe
 from export.artifact.artifact import RECIPE_FILE, Artifact
 from export.artifact.engine_set import (
-    BASELINE,
     ENGINES_FILE,
     ENGINES_FOLDER,
     TIMING_FILE,
@@ -34,9 +33,9 @@ from export.backends.tensorrt.targets import (
     find_target,
 )
 from export.backends.tensorrt.trtexec import build_command
-from export.graphs.limits import Limits, limits_of
+from export.graphs.limits import Limits, limits_of, limits_of_original
 from export.graphs.profiles import ShapeProfile, profiles_of
-from export.graphs.spec import WEIGHTS_FILE, GraphSpec, in_order
+from export.graphs.spec import BASELINE, BASELINE_VISION, WEIGHTS_FILE, GraphSpec, in_order
 
 # In place of the compute capability where it is the GPU's own, and no GPU was asked.
 THIS_GPU = "GPU"
@@ -74,7 +73,12 @@ class EnginePlan:
     def profiles(self) -> tuple[tuple[GraphSpec, tuple[ShapeProfile, ...]], ...]:
         """Return each graph with the profiles of its engine, in the order of the calls."""
         specs = engine_graphs(self.artifact.manifest, baseline=self.baseline)
-        return tuple((spec, profiles_of(spec, self.limits)) for spec in specs)
+        of_all = limits_of_original(self.limits, self.artifact.manifest.model)
+        of_original = (BASELINE, BASELINE_VISION)
+        return tuple(
+            (spec, profiles_of(spec, of_all if spec.name in of_original else self.limits))
+            for spec in specs
+        )
 
     def commands(self) -> dict[str, tuple[str, ...]]:
         """Return by graph the vendor's command that builds the same engine, if it has one.
@@ -144,7 +148,8 @@ def plan_engines(
     if device and target.ahead:
         raise BackendError(f"{target.name}: is built without a GPU; leave out the device")
     asked = load_recipe(artifact.folder / RECIPE_FILE, stored=True).export.profiles
-    sizes = limits_of(asked.model_copy(update=dict(limits or {})), manifest.model)
+    kept = next(spec.rows_kept for spec in manifest.graphs if spec.name == "vision")
+    sizes = limits_of(asked.model_copy(update=dict(limits or {})), manifest.model, kept)
     wanted = capabilities or (asked.compute_capabilities if target.ahead else None)
     specs = engine_graphs(manifest, baseline=baseline)
     check_buildable(specs, manifest.dtype, str(artifact.folder))
@@ -199,6 +204,8 @@ def engine_graphs(manifest: Manifest, *, baseline: bool = False) -> tuple[GraphS
     """
     by_name = {spec.name: spec for spec in manifest.graphs}
     specs = [by_name["vision"], by_name["embed"], *in_order(manifest.graphs, "decoder")]
+    if baseline and BASELINE_VISION in by_name:
+        specs.append(by_name[BASELINE_VISION])
     if baseline:
         if BASELINE not in by_name:
             raise ArtifactError([f"the artifact has no {BASELINE}; leave out the baseline"])

@@ -12,6 +12,7 @@ from compressor.plan.plan import Plan
 from export.report.text.svg import element, line, picture, rect, text
 from export.report.words.cuts import cut_sentences, kept_heads, neurons_kept, text_alone_values
 from export.report.words.exits import staying
+from export.report.words.front import front_words, visual_words
 from export.report.words.methods import state
 from export.report.words.states import state_of
 
@@ -105,7 +106,7 @@ def _description(plan: Plan) -> str:
         for (word, meaning), indices in groups.items()
     )
     cuts = cut_sentences(plan)
-    sentences = [f"Visual tokens are {lines}.", *cuts]
+    sentences = [*front_words(plan), f"Visual tokens are {lines}.", *cuts]
     if plan.gates is not None:
         shares = ", ".join(f"{layer}: {share:.0%}" for layer, share in enumerate(staying(plan)))
         sentences.append(
@@ -119,9 +120,13 @@ def _description(plan: Plan) -> str:
 def _headings(plan: Plan) -> list[Markup]:
     visual, count, work = VISUAL[0][0], plan.workload.text, WORK[0]
     of_text = f"{count:,} text tokens" if count < LONG_COUNT else f"{count:,} text"
+    # With both numbers there is no room for the word `tokens`.
+    of_visual = f"{plan.visual:,} visual tokens"
+    if plan.front is not None:
+        of_visual = f"{visual_words(plan)} visual"
     names = zip((*VISUAL, *WORDS), ("K V", "attention", "MLP", "K V", "attn", "MLP"), strict=True)
     return [
-        text(visual, 12, f"{plan.visual:,} visual tokens", "strong"),
+        text(visual, 12, of_visual, "strong"),
         text(WORDS[0][0], 12, of_text, "strong"),
         text(work, 12, "work", "strong"),
         text(WIDTH, 12, "KV cache", "strong", "end"),

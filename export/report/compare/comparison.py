@@ -138,7 +138,7 @@ def _conditions(manifest: Manifest) -> dict[str, object]:
     return {
         "Different models": manifest.model_digest,
         "Different validation data": loss and loss.data_digest,
-        PREDICTED_FOR: (p.images, p.visual, p.text),
+        PREDICTED_FOR: (p.images, manifest.model.largest_rows, p.text),
         TIMED_ON: m and (m.processor, m.threads, m.text),
     }
 

@@ -150,7 +150,11 @@ def _how_to_run(dtype: str) -> list[Block]:
 
 def _limits(data: ReportData, origin: Origin) -> tuple[str, ...]:
     decode = "are not faster: they have no visual tokens."
-    if splits(data.plan) or may_exit(data.plan):
+    if data.plan.front is not None:
+        decode = (
+            "save only what they no longer read: keys and values of visual tokens that are gone."
+        )
+    elif splits(data.plan) or may_exit(data.plan):
         where = "in pruned heads and behind an exit" if splits(data.plan) else "behind the exit"
         decode = f"save only what they no longer read: keys and values of visual tokens {where}."
     run = "Run on the GPUs named above alone." if ran_on_gpu(data.rungs) else "Never run on a GPU."

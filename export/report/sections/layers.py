@@ -16,6 +16,7 @@ from export.report.data import ReportData, measured
 from export.report.document import Beside, Block, Bullets, Chart, Group, Section, Table, Words
 from export.report.words.cuts import cut_columns, semantics_words, text_alone_columns
 from export.report.words.exits import exits_table, gates_words, mean_words, staying
+from export.report.words.front import front_words
 from export.report.words.methods import added_words
 from export.report.words.states import states
 from export.results.loss_report import LossReport
@@ -57,13 +58,14 @@ def layers_section(data: ReportData) -> Section:
 def plan_blocks(
     plan: Plan, methods: Sequence[Method] = (), loss: LossReport | None = None
 ) -> list[Block]:
-    """Return what a table of layers does not tell: gates and their exits, semantics, the planner's notes."""
+    """Return what a table of layers does not tell: gates, what enters, semantics, the planner's notes."""
     blocks: list[Block] = []
     if plan.gates is not None:
         words = (*gates_words(plan.gates)[1:], mean_words(plan))
         exits = [table] if (table := exits_table(plan, loss)) else []
         blocks.append(Group("Where visual tokens leave", [*map(Words, words), *exits]))
-    blocks += map(Words, (*semantics_words(plan, methods), *added_words(plan)))
+    said = (*front_words(plan), *semantics_words(plan, methods), *added_words(plan))
+    blocks += map(Words, said)
     if plan.notes:
         blocks.append(Group("Notes of the planner", [Bullets(plan.notes)]))
     return blocks

@@ -5,6 +5,7 @@ from compressor.plan.plan import Plan
 from export.report.data import ReportData
 from export.report.words.cuts import cut_sentences, semantics_words, splits
 from export.report.words.exits import counted, gates_words, may_exit, runs, timed_words
+from export.report.words.front import front_words
 from export.report.words.methods import whys
 from export.results.bench import BenchReport, speed_words, unsteady, work_words
 from export.results.loss_report import LossFigures, share
@@ -31,7 +32,7 @@ def done(data: ReportData) -> tuple[str, ...]:
     if may_exit(plan) or any(layer.cuts for layer in plan.layers):
         text = "Text tokens go through every layer and use every weight, as before."
     cuts = (*cut_sentences(plan, data.methods), *semantics_words(plan, data.methods))
-    return (first, *found, *gates, *cuts, text)
+    return (first, *front_words(plan), *found, *gates, *cuts, text)
 
 
 def _differ(model: ModelFacts) -> bool:
@@ -60,8 +61,9 @@ def gained(data: ReportData) -> tuple[str, ...]:
         lines.append("No time was measured.")
     else:
         lines.append(
-            f"Measured: {speed_words(m.prefill.ratio)}. The first token, with the vision part, which is "
-            f"unchanged: {speed_words(m.first_token.ratio)}."
+            f"Measured: {speed_words(m.prefill.ratio)}. The first token, with the vision part, which "
+            f"{'is unchanged' if data.plan.front is None else 'chooses as well'}: "
+            f"{speed_words(m.first_token.ratio)}."
         )
         if gates is not None:
             lines.append(timed_words(data.plan, m))
@@ -83,6 +85,13 @@ def _further_tokens(plan: Plan, measured: BenchReport | None) -> tuple[str, ...]
         "the weight file does not shrink: text tokens still use every weight.",
         splits(plan),
     )
+    if plan.front is not None:
+        fewer = f"{plan.front.count:,} of {plan.front.of:,} visual tokens of a tile"
+        further = f"Every further token of the answer has less to read too: {fewer}"
+        further += ", and none where they have left." if may_exit(plan) else "."
+        if measured is not None:
+            further += f" Measured per token: {speed_words(measured.decode_step.ratio)}."
+        return further, weights.capitalize()
     if not (may_exit(plan) or split):
         return (f"Nothing is saved on further tokens of the answer, and {weights}",)
     further = "Every further token of the answer has less to read too"

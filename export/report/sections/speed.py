@@ -9,7 +9,15 @@ from export.report.document import Beside, Block, Chart, Section, Table, Words
 from export.report.sections.layers import mflops
 from export.report.words.cuts import cuts_words
 from export.report.words.dtypes import not_timed_words
-from export.report.words.exits import cache_table, cache_words, exits_words, may_exit, mean_words
+from export.report.words.exits import (
+    cache_table,
+    cache_words,
+    exits_words,
+    may_exit,
+    mean_words,
+    timed_plan,
+)
+from export.report.words.front import visual_words
 from export.results.bench import BenchReport, bench_rows, ms_words, ratio_words
 from export.results.footprint import Footprint
 
@@ -53,9 +61,9 @@ def bench_blocks(report: BenchReport, plan: Plan, dtype: str) -> list[Block]:
         for name, t in bench_rows(report)
     ]
     words = (
-        f"{report.visual} visual and {report.text} text rows, {report.rounds} rounds in turns, "
-        f"{report.threads} thread(s), {report.processor}. {STATISTICS[report.statistic]} Only ratios carry "
-        "over to another machine."
+        f"{visual_words(timed_plan(plan, report))} visual and {report.text} text rows, {report.rounds} "
+        f"rounds in turns, {report.threads} thread(s), {report.processor}. {STATISTICS[report.statistic]} "
+        "Only ratios carry over to another machine."
     )
     columns = ("call", "original ms", "compressed ms", "original / compressed")
     return [
@@ -82,8 +90,9 @@ def _workload_words(data: ReportData) -> str:
     """Return the prompt that predictions are for, and how many layers are frozen or exited."""
     p, plan = data.manifest.predicted, data.plan
     words = (
-        f"For {p.images} image(s), {p.visual} visual and {p.text} text rows{plan.workload.assumed_words}; "
-        f"{len(plan.frozen_layers())} of {len(plan.layers)} layers frozen for visual rows"
+        f"For {p.images} image(s), {visual_words(plan)} visual and {p.text} text rows"
+        f"{plan.workload.assumed_words}; {len(plan.frozen_layers())} of {len(plan.layers)} layers frozen for "
+        "visual rows"
     )
     if may_exit(plan):
         words += f"; exited: {exits_words(plan)}"

@@ -193,7 +193,8 @@ def timed_words(plan: Plan, report: BenchReport) -> str:
     if plan.gates is None:
         if first is not None:
             return f"From layer {first} on, caches hold text tokens only.{heads}"
-        return heads[1:] or "Every layer's cache holds the visual tokens."
+        some = "the visual tokens" if plan.front is None else "the visual tokens that enter"
+        return heads[1:] or f"Every layer's cache holds {some}."
     prompt = "In the timed prompt, which is made of random pixels and tokens,"
     if first is None:
         return f"{prompt} no gate fired.{heads}"

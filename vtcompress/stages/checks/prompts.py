@@ -8,6 +8,7 @@ from typing import Any
 from compressor.errors import DataError, ModelError
 from compressor.facts import ModelFacts
 from compressor.families.pictures.sizes import cell_grid
+from compressor.methods import rows_kept_by
 from compressor.progress import SILENT, Progress
 from compressor.recipe import Recipe
 from compressor.samples.layout import Grid, layout_of
@@ -60,7 +61,7 @@ def check_recipe_prompts(
         budget=recipe.image,
         trust_remote_code=recipe.model.trust_remote_code,
     )
-    limits = cache_limits(recipe.export, read.facts)
+    limits = cache_limits(recipe.export, read.facts, rows_kept_by(recipe.methods, read.facts))
     check_prompts(read.processor, read.folder, read.facts, asked, limits, progress)
 
 
@@ -159,6 +160,10 @@ def _sample_problems(
     except DataError as error:
         return error.problems
     rows, positions = len(ids), facts.decoder.max_positions
+    cached = rows
+    if limits is not None:  # the decoder may get some visual rows alone
+        visual = ids.count(facts.image_token_id)
+        cached += visual * limits.visual_tokens // facts.picture_rows - visual
     shorter = "shorten the question, or give fewer pictures"
     if new_tokens > 1:
         shorter += ", or ask for fewer new tokens (validate.max_new_tokens)"
@@ -169,9 +174,9 @@ def _sample_problems(
             f"fit: {shorter}"
         )
     # The last token is picked and does not run.
-    elif limits is not None and rows + new_tokens - 1 > limits.max_context:
+    elif limits is not None and cached + new_tokens - 1 > limits.max_context:
         problems.append(
-            f"its prompt takes {rows} of the {limits.max_context} rows of the KV cache; {new_tokens} new "
+            f"its prompt takes {cached} of the {limits.max_context} rows of the KV cache; {new_tokens} new "
             f"tokens do not fit: {shorter}, or raise export.profiles.max_context"
         )
     return tuple(problems)

@@ -13,7 +13,7 @@ from compressor.contract.asked import alike_words, method_words
 from compressor.contract.method import layers_words
 from compressor.errors import ArtifactError, PlanError, ProfileError, RecipeError
 from compressor.facts import ModelFacts
-from compressor.methods import CUTTERS
+from compressor.methods import CUTTERS, front_chooser, rows_kept_by
 from compressor.plan.dead_rows import read_though_dead
 from compressor.plan.plan import Plan
 from compressor.planner import check_methods, plan_recipe
@@ -51,7 +51,8 @@ def check_recipe(
     """
     facts, gated = model_facts(recipe), recipe.gated
     gates = check_methods(facts, recipe.methods)
-    check_fixed(recipe.export, facts, gated.exit if gated else None)
+    kept = rows_kept_by(recipe.methods, facts)
+    check_fixed(recipe.export, facts, gated.exit if gated else None, kept)
     if building:
         check_targets(recipe, facts)
     check_recipe_prompts(recipe, asked, progress)
@@ -112,6 +113,11 @@ def check_plan_rules(plan: Plan, what: str = "the plan") -> None:
     except ValidationError as error:
         lines = (item["msg"].removeprefix("Value error, ") for item in error.errors())
         raise PlanError(f"{what}: {line}; {remedy}" for line in lines) from None
+    if plan.front is not None:
+        try:
+            front_chooser(plan.front, plan.model)
+        except PlanError as error:
+            raise PlanError(f"{what}: {line}; {remedy}" for line in error.problems) from None
     if alive := read_though_dead(plan.layers):
         raise PlanError(
             [
@@ -255,7 +261,8 @@ def check_plan(
     check_plan_facts(plan, facts, what)
     check_plan_gates(plan, recipe, facts, None)
     check_made_by(plan, recipe, profile, what)
-    check_fixed(recipe.export, plan.model, plan.gates.mode if plan.gates else None)
+    mode = plan.gates.mode if plan.gates else None
+    check_fixed(recipe.export, plan.model, mode, plan.rows_kept)
     check_targets(recipe, plan.model)
     check_recipe_prompts(recipe, asked, progress)
     return facts

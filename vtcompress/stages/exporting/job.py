@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from compressor.facts import ModelFacts
+from compressor.plan.plan import Plan
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.samples.questions import Sample
@@ -29,6 +29,6 @@ class Job:
     samples: tuple[Sample, ...]
     range_samples: tuple[Sample, ...]
 
-    def limits(self, facts: ModelFacts) -> Limits | None:
-        """Return the limits of fixed caches; None: they grow."""
-        return cache_limits(self.recipe.export, facts)
+    def limits(self, plan: Plan) -> Limits | None:
+        """Return the limits of a plan's fixed caches; None: they grow."""
+        return cache_limits(self.recipe.export, plan.model, plan.rows_kept)

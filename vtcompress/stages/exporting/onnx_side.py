@@ -65,7 +65,7 @@ def onnx_side(job: Job, written: Written, rewrite: RewriteReport | None, folder:
         "dtype": recipe.export.dtype,
         "logits": recipe.export.logits,
         "graphs": graphs,
-        "predicted": predicted(plan, recipe.export.dtype, job.limits(plan.model)),
+        "predicted": predicted(plan, recipe.export.dtype, job.limits(plan)),
         "checker": checker,
         "fidelity": first,
         "loss": second,
@@ -105,9 +105,9 @@ def _store(job: Job, folder: Path, original: Answers, answers: Answers) -> None:
 
 
 def _times(job: Job, folder: Path, graphs: Sequence[GraphSpec], plan: Plan) -> BenchReport | None:
-    limits, text = job.limits(plan.model), plan.workload.text
+    limits, text = job.limits(plan), plan.workload.text
     if limits is not None:  # the prompt and a decode step must fit
-        text = min(text, limits.max_context - plan.model.picture_rows - 1)
+        text = min(text, limits.max_context - limits.visual_tokens - 1)
     if text < 1:
         job.progress.say("times are not in the report: no room for a decode step in max_context")
         return None

@@ -1,7 +1,7 @@
 """The torch side of an export: the reference of the first check, and the graphs."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,16 @@ from compressor.plan.plan import Plan
 from compressor.profile import Profile
 from compressor.schema.sections import ExportSection
 from export.checks import fidelity
-from export.graphs.spec import GraphSpec, decoder_graph, decoder_graphs, embed_graph, vision_graph
+from export.graphs.limits import limits_of_original
+from export.graphs.spec import (
+    BASELINE,
+    BASELINE_VISION,
+    GraphSpec,
+    decoder_graph,
+    decoder_graphs,
+    embed_graph,
+    vision_graph,
+)
 from export.results.answers import Answers
 from vtcompress.stages.compress import write_inputs
 from vtcompress.stages.exporting.job import Job
@@ -64,7 +73,7 @@ def torch_side(
     small.processor.save_pretrained(folder)
     write_keys(folder, small.generation)
     job.progress.say("running the compressed model in torch")
-    reference = record_torch(small, job.limits(small.plan.model))
+    reference = record_torch(small, job.limits(small.plan))
     graphs = _write_graphs(job, small, folder)
     form = picture_form(small.processor, small.plan.model)
     return Written(small.plan, graphs, reference, original, form)
@@ -73,6 +82,7 @@ def torch_side(
 def _write_graphs(job: Job, small: "CompressedModel", folder: Path) -> tuple[GraphSpec, ...]:
     import torch
 
+    from compressor.chosen_rows import vision_of
     from compressor.compressed import naive_decoder
     from compressor.decoder.weights import joined_parts
     from export.writer.weights import SharedWeights
@@ -80,27 +90,32 @@ def _write_graphs(job: Job, small: "CompressedModel", folder: Path) -> tuple[Gra
 
     settings, plan = job.recipe.export, small.plan
     dtype, logits = settings.dtype, settings.logits
-    limits = job.limits(plan.model)
+    limits = job.limits(plan)
     small = small.to(getattr(torch, dtype))
-    specs = (
-        vision_graph(plan.model, dtype),
+    of_original = None if limits is None else limits_of_original(limits, plan.model)
+    specs = [
+        vision_graph(plan.model, dtype, plan.front),
         embed_graph(plan.model, dtype),
         *decoder_graphs(plan, dtype, logits, limits),
-        decoder_graph(plan.naive(), dtype, logits, name="baseline_decoder", limits=limits),
-    )
-    makers = (
+        decoder_graph(plan.naive(), dtype, logits, name=BASELINE, limits=of_original),
+    ]
+    makers: list[Callable[[GraphSpec], Any]] = [
         lambda spec: export_vision(small, spec, settings),
         lambda spec: export_embed(small, spec, settings),
         *decoder_makers(small.decoder, plan, settings),
         lambda spec: export_decoder(
             naive_decoder(small), spec, joined_parts(small.decoder), settings
         ),
-    )
+    ]
+    if plan.front is not None:  # what the original's decoder reads: all visual rows
+        specs.append(vision_graph(plan.model, dtype, name=BASELINE_VISION))
+        whole = replace(small, vision=vision_of(plan.naive(), small.vision))
+        makers.append(lambda spec: export_vision(whole, spec, settings))
     with SharedWeights(folder) as weights:
         pairs = list(zip(specs, makers, strict=True))
         for spec, make in job.progress.track(pairs, "exporting graphs", len(pairs)):
             save_graph(make(spec), folder / spec.file, weights)
-    return specs
+    return tuple(specs)
 
 
 def decoder_makers(

@@ -1,0 +1,86 @@
+"""What a rule that chooses among visual rows is given, and what it returns.
+
+Letters: B batch, I tiles of pictures, N visual rows of a tile, K those that go on, V visual rows of a call,
+T text rows, H query heads, D hidden size.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LayerRows:
+    """The rows at the input of a layer where some of the visual ones leave.
+
+    Attributes:
+        visual: [B, V, D], V may be 0.
+        text: [B, T, D].
+        attention: returns [B, H, V], what the last text row reads of each visual row in the layer before,
+            after the softmax over all keys; 0 in heads without visual tokens. Computed when asked for.
+    """
+
+    visual: "Tensor"
+    text: "Tensor"
+    attention: "Callable[[], Tensor]"
+
+
+class LayerScore(Protocol):
+    """Scores visual rows at the input of a layer."""
+
+    def __call__(self, rows: LayerRows) -> "Tensor":
+        """Return [B, V]; the highest go on."""
+        ...
+
+
+class Front(NamedTuple):
+    """Visual rows in front of the decoder, as the vision side gives them.
+
+    Attributes:
+        features: [I, N, D], behind the projector.
+    """
+
+    features: "Tensor"
+
+
+class FrontChoice(NamedTuple):
+    """What goes on of them.
+
+    Attributes:
+        features: [I, K, D].
+        kept: [I, K] int64, which of the N places each row has, ascending.
+    """
+
+    features: "Tensor"
+    kept: "Tensor"
+
+
+class FrontRule(Protocol):
+    """Chooses the visual rows of each tile that the decoder gets."""
+
+    def __call__(self, rows: Front, count: int) -> FrontChoice:
+        """Choose `count` of N rows of every tile; only operators that ONNX, without NonZero and If, has."""
+        ...
+
+
+def highest(rows: Front, scores: "Tensor", count: int) -> FrontChoice:
+    """Return the rows of the highest scores, in their order.
+
+    Args:
+        rows: of tiles.
+        scores: [I, N].
+        count: K.
+    """
+    import torch
+
+    kept = torch.topk(scores, count, dim=-1).indices.sort(dim=-1).values
+    return FrontChoice(rows_at(rows.features, kept), kept)
+
+
+def rows_at(rows: "Tensor", kept: "Tensor") -> "Tensor":
+    """Return the rows [I, K, D] at places [I, K] of rows [I, N, D]."""
+    return rows.gather(1, kept[..., None].expand(-1, -1, rows.shape[-1]))

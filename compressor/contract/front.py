@@ -1,0 +1,66 @@
+"""Methods that choose which visual rows of a tile the decoder gets: what is common to all of them."""
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from compressor.contract.choice import FrontRule
+from compressor.contract.method import Claim, Evidence, Method, Trait, Turn
+from compressor.facts import ModelFacts
+from compressor.plan.edits import keep_in_front
+from compressor.plan.kept import why_no_front
+from compressor.plan.plan import Plan
+from compressor.schema.problems import allowed
+
+KeptShare = Annotated[
+    float,
+    Field(gt=0, le=1),
+    allowed("a number above 0, up to 1, the share of a tile's visual tokens"),
+]
+
+
+class FrontMethod(Method):
+    """A method that keeps k of the n visual rows of every tile, in front of the decoder.
+
+    The rows keep their places and positions in the prompt, which has n image tokens of each tile as before.
+
+    Attributes:
+        keep: share of them that stays, above 0, up to 1.
+    """
+
+    turn: ClassVar[Turn] = Turn.KEEP
+    by_grid: ClassVar[tuple[str, ...]] = ("keep",)
+
+    keep: KeptShare
+
+    @classmethod
+    def claims(cls, keys: Mapping[str, Any]) -> tuple[Claim, ...]:  # noqa: ARG003 - whatever they say
+        """Return that it chooses among visual rows in front of the decoder."""
+        return (Claim(Trait.FRONT, cls.name),)
+
+    def problems(self, facts: ModelFacts, evidence: Evidence) -> list[str]:
+        """Return that pictures have rows of their own, or that no row would be kept."""
+        if (reason := why_no_front(facts)) is not None:
+            return [f"{evidence.where}.keep: {reason}; leave {self.name} out"]
+        rows = facts.tile_rows
+        if self.rows_kept(facts) < 1:
+            return [
+                f"{evidence.where}.keep: {self.keep:g} of {rows} visual tokens is none; give more"
+            ]
+        return []
+
+    def rows_kept(self, facts: ModelFacts) -> int:
+        """Return k, of the model's tiles: the share, rounded down."""
+        # A hair more, so that 0.29 of 100 is 29.
+        return math.floor(self.keep * facts.tile_rows + 1e-9)
+
+    def apply(self, plan: Plan, evidence: Evidence) -> Plan:  # noqa: ARG002 - nothing is measured
+        """Return the plan with k rows of every tile."""
+        return keep_in_front(plan, self.rows_kept(plan.model), self.name, self.asked())
+
+    @abstractmethod
+    def front_rule(self, facts: ModelFacts) -> FrontRule:
+        """See `Method.front_rule`."""

@@ -1,0 +1,52 @@
+"""Which of the visual rows go on, as data: k of every n, by a method's rule."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import model_validator
+
+from compressor.facts import Facts, ModelFacts, Positive
+
+
+class Kept(Facts):
+    """k of every n visual rows go on; a method's rule says which.
+
+    Attributes:
+        count: k.
+        of: n, visual tokens of one tile.
+        by: name of the method.
+        asked: its keys in the recipe: what its rule is made of again.
+    """
+
+    count: Positive
+    of: Positive
+    by: str
+    asked: Mapping[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _fewer(self) -> "Kept":
+        if self.count > self.of:
+            raise ValueError(f"{self.by} keeps {self.count} of {self.of} visual rows")
+        return self
+
+    def rows(self, visual: int) -> int:
+        """Return how many of so many visual rows go on; numbers, or sizes of the exporter."""
+        return visual * self.count // self.of
+
+
+def why_no_front(facts: ModelFacts) -> str | None:
+    """Return why nothing can be chosen among the rows of a model's tiles; None: it can.
+
+    One graph keeps k of n rows of every tile: n is one number, and no row stands for what is around it.
+    """
+    if facts.arrangement is not None:
+        return (
+            f"pictures of {facts.family} are put together from rows of their tiles, and rows that end lines "
+            "are among them: which to keep of each tile is not defined"
+        )
+    if facts.sizes_differ:
+        return (
+            f"pictures of {facts.family} have sizes of their own, and so different numbers of visual tokens: "
+            "one graph keeps the same number of the same number"
+        )
+    return None

@@ -1,0 +1,23 @@
+"""Which visual tokens enter the decoder, in words; nothing to say where all do."""
+
+from compressor.plan.plan import Plan
+from export.report.words.methods import words_of
+
+
+def front_words(plan: Plan) -> tuple[str, ...]:
+    """Return how many visual tokens enter the decoder, and which, as a sentence; none: all do."""
+    front = plan.front
+    if front is None:
+        return ()
+    words = words_of(front.by)
+    of = "a picture" if plan.model.most_tiles == 1 else "every tile of a picture"
+    return (
+        f"Of {front.of:,} visual tokens of {of} {front.count:,} enter the decoder{words.front_how} (method "
+        f"{words.label}), at the places that they have among all. There are no rows of the others, no work "
+        "on them, and no keys and values.",
+    )
+
+
+def visual_words(plan: Plan) -> str:
+    """Return the number of visual rows of a plan's workload: `288 of 576` where some are kept alone."""
+    return str(plan.visual) if plan.front is None else f"{plan.visual} of {plan.image_tokens}"

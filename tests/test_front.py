@@ -1,0 +1,425 @@
+"""Methods that keep some visual rows in front of the decoder, each against the unmodified model on these.
+
+A plan that chooses there changes the vision graph alone, so each method's is exported by itself and runs with
+the decoder of the family's identity artifact.
+"""
+
+import copy
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from pydantic import ValidationError
+
+import vtcompress
+from compressor.arrangement import Unpadded
+from compressor.calibration import run
+from compressor.compressed import compress, load_compressed
+from compressor.decoder.weights import LoadedGates
+from compressor.errors import ArtifactWarning, DataError, PlanError, RecipeError
+from compressor.plan.cost import predict
+from compressor.plan.edits import keep_in_front
+from compressor.plan.plan import Plan, Workload
+from compressor.planner import check_methods, make_plan
+from compressor.profile import Profile, SampleScore
+from compressor.samples.questions import Sample
+from export.backends.onnxruntime import OnnxSession
+from export.backends.openvino import OpenVinoSession
+from export.backends.tensorrt.maker import Maker
+from export.backends.tensorrt.targets import TARGETS
+from export.backends.torch_model import TorchSession
+from export.graphs.limits import limits_of
+from export.graphs.profiles import profiles_of
+from export.graphs.spec import decoder_graphs, vision_graph
+from export.runtime.runtime import Runtime
+from export.session.arrays import Array
+from export.session.session import Session
+from export.writer.weights import SharedWeights
+from export.writer.write import export_vision, save_graph
+from tests import facts, test_family_internvl, test_family_llava, test_family_smolvlm
+from tests.chosen import Rule, Whole, at, divprune, gprune, means
+from tests.conftest import made_once, shared
+from tests.family_cases import BACKENDS, NEW_TOKENS, STEPS, TOLERANCE, Made, ask, random_picture
+from tests.family_matrix import TORCH
+from tests.flops import flops_by_layer
+from tests.runtimes import Spy
+from vtcompress.stages.checks.recipe import check_plan_rules
+
+FAMILIES = {
+    name: file.family
+    for name, file in {
+        "llava": test_family_llava.TestLlava,
+        "internvl": test_family_internvl.TestInternVl,
+        "smolvlm": test_family_smolvlm.TestSmolVlm,
+    }.items()
+}
+NAMES = ("one picture", "two apart", "text alone", "a second turn with a new picture")
+SESSIONS = {"onnxruntime": OnnxSession, "openvino": OpenVinoSession}
+
+# Of the 16 places of LLaVA's tile and the 9 of the others', as numpy's generator of seed 3 orders them.
+RANDOM = {16: [1, 2, 9, 10, 11, 12, 14, 15], 9: [0, 1, 2, 7]}
+# Blocks of 3 x 3 of LLaVA's 4 x 4 tokens: of 1, 1 and 2 rows; and of 2 x 2 of 3 x 3: of 1 and 2.
+POOLED = {
+    16: ([[0], [1], [2, 3], [4], [5], [6, 7], [8, 12], [9, 13], [10, 11, 14, 15]],
+         [0, 1, 2, 4, 5, 6, 8, 9, 10]),
+    9: ([[0], [1, 2], [3, 6], [4, 5, 7, 8]], [0, 1, 3, 4]),
+}  # fmt: skip
+METHODS: dict[str, dict[str, Any]] = {
+    "gprune": {"keep": 0.5},
+    "divprune": {"keep": 0.5},
+    "random": {"keep": 0.5, "seed": 3},
+    "pool": {"keep": 0.5},
+}
+
+
+def rule_of(method: str, rows: int) -> Rule:
+    """Return a method's rule, written anew, on tiles of so many rows."""
+    return {
+        "gprune": gprune(0.5),
+        "divprune": divprune(0.5),
+        "random": at(RANDOM[rows]),
+        "pool": means(*POOLED[rows]),
+    }[method]
+
+
+@dataclass
+class Looking(Spy):
+    """A decoder and token embedding beside the vision side of another session.
+
+    Attributes:
+        looks: that session.
+        seen: visual_index of every decoder call.
+    """
+
+    looks: Session = field(kw_only=True)
+    seen: list[Array] = field(default_factory=list)
+
+    @property
+    def rows_kept(self) -> int | None:
+        return self.looks.rows_kept
+
+    def vision(self, *given: Any) -> Any:
+        return self.looks.vision(*given)
+
+    def decode(self, rows: Any, past: Any) -> Any:
+        self.seen.append(rows.visual_index)
+        return super().decode(rows, past)
+
+
+class Chosen:
+    """A tiny family with a method in front of its decoder."""
+
+    def __init__(self, made: Made, method: str) -> None:
+        self.made, self.method = made, method
+        entry = {method: METHODS[method]}
+        recipe = vtcompress.load_recipe("identity").override({"compress": [entry]})
+        facts, digest = made.loaded.facts, made.loaded.digest
+        self.plan = make_plan(facts, digest, recipe.methods)
+        self.whole = Whole(made, rule_of(method, facts.tile_rows))
+
+    def runtime(self, backend: str) -> tuple[Runtime, Looking]:
+        """Return what runs it."""
+        small = compress(self.made.loaded, self.plan)
+        runtime, spy = self.made.runtime("identity", backend)
+        looks: Session = TorchSession(small)
+        if backend != TORCH:
+            folder, spec = self.graph(), vision_graph(self.plan.model, "float32", self.plan.front)
+            decoder = decoder_graphs(self.plan, "float32", "last")
+            identity = decoder_graphs(self.made.plan("identity"), "float32", "last")
+            assert decoder == identity  # so that the artifact's is the plan's
+            looks = SESSIONS[backend](folder, (spec, *decoder), threads=1)
+        looking = Looking(spy.inner, looks=looks)
+        parts = (runtime.facts, runtime.prompter, runtime.images, runtime.settings)
+        return Runtime(looking, *parts), looking
+
+    def graph(self) -> Path:
+        """Return a folder of the vision graph."""
+        spec = vision_graph(self.plan.model, "float32", self.plan.front)
+
+        def write(half: Path) -> None:
+            with SharedWeights(half) as weights:
+                model = export_vision(compress(self.made.loaded, self.plan), spec)
+                save_graph(model, half / spec.file, weights)
+
+        return made_once(self.made.place / f"front {self.method}", write)
+
+
+@pytest.fixture(scope="module")
+def chosen(pytestconfig: pytest.Config) -> Any:
+    made = {
+        name: Made(family, shared(pytestconfig) / "families") for name, family in FAMILIES.items()
+    }
+    found: dict[tuple[str, str], Chosen] = {}
+
+    def get(family: str, method: str) -> Chosen:
+        key = family, method
+        if key not in found:
+            found[key] = Chosen(made[family], method)
+        return found[key]
+
+    return get
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_choice_is_the_unmodified_model_on_the_rows_that_stay(
+    family: str, method: str, chosen: Any
+) -> None:
+    one = chosen(family, method)
+    wanted = {name: one.whole.answer(name) for name in NAMES}
+    for backend in BACKENDS:
+        if backend == "openvino":
+            pytest.importorskip("openvino", reason="the extra openvino is not installed")
+        runtime, spy = one.runtime(backend)
+        for name in NAMES:
+            tokens, logits = ask(one.made, runtime, spy, name)
+            difference = np.abs(logits[:STEPS] - wanted[name][1][:STEPS]).max()
+            assert difference <= TOLERANCE, f"{backend}, {name}: {difference}"
+            assert tokens == wanted[name][0], f"{backend}, {name}"
+            assert len(tokens) == NEW_TOKENS
+
+
+def test_prompts_of_a_batch_keep_places_of_their_own(chosen: Any) -> None:
+    one = chosen("llava", "gprune")
+    runtime, spy = one.runtime("onnxruntime")
+    pictures = [random_picture((45, 30), seed) for seed in range(3)]
+    alone = [runtime.answer("what", picture, max_new_tokens=4) for picture in pictures]
+    spy.seen.clear()
+    together = dict(runtime.answers([("what", picture) for picture in pictures], max_new_tokens=4))
+    prefill, step, *_ = spy.seen
+    assert (prefill.shape, step.shape) == ((3, 8), (3, 0))
+    assert len({tuple(places) for places in prefill.tolist()}) == 3
+    for place, reply in enumerate(alone):
+        assert together[place].token_ids == reply.token_ids
+        assert np.abs(together[place].first_logits - reply.first_logits).max() <= TOLERANCE
+
+
+@pytest.fixture(scope="module")
+def exported_choice(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """Return a recipe that keeps half, leaves at layer 1 and has fixed caches, and its artifact."""
+    recipe = vtcompress.load_recipe("gprune").override(
+        {
+            "model.id": str(tiny_model),
+            "compress": [{"visual_exit": {"layer": 1}}, {"gprune": {"keep": 0.5}}],
+            "export.kv_cache": "fixed",
+            "export.profiles.max_context": 64,
+        }
+    )
+    folder = tmp_path_factory.mktemp("front") / "artifact"
+    vtcompress.export(recipe, folder, bench_rounds=1)
+    return recipe, folder
+
+
+def test_an_artifact_answers_as_the_compressed_model_in_torch(
+    exported_choice: tuple[Any, Path], tmp_path: Path
+) -> None:
+    recipe, folder = exported_choice
+    vtcompress.compress(recipe, vtcompress.plan(recipe), tmp_path / "compressed")
+    small = load_compressed(tmp_path / "compressed")
+    with pytest.warns(ArtifactWarning):
+        runtime = Runtime.load(folder)
+    pictures = [random_picture((45, 30), seed) for seed in range(2)]
+    for given in ([pictures[0]], pictures, []):
+        reply = runtime.answer("what is it", given, max_new_tokens=8)
+        assert reply.text == small.generate("what is it", given or None, max_new_tokens=8).text
+        assert reply.exit_layer == (1 if given else None)
+    seen = runtime.prefill_image(pictures[0])
+    assert seen.rows > small.facts.tile_rows  # the choice reads no question, so all of it is kept
+    kept = seen.answer("what is it", max_new_tokens=8)
+    assert kept.text == runtime.answer("what is it", pictures[0], max_new_tokens=8).text
+    states = small.hidden_states("what is it", pictures[0])
+    assert states.visual[0].shape[1] == 8
+    assert states.in_order(0).shape[1] == 8 + states.text[0].shape[1]
+
+
+def test_figures_and_words_are_of_the_rows_that_enter(exported_choice: tuple[Any, Path]) -> None:
+    _, folder = exported_choice
+    manifest = vtcompress.Artifact.open(folder).manifest
+    plan = Plan.load(folder / "plan.json")
+    assert (plan.visual, plan.image_tokens) == (8, 16)
+    assert plan.methods == ("gprune", "visual_exit")
+    assert manifest.fidelity is not None
+    assert manifest.fidelity.passed
+    timed = manifest.measured
+    assert timed is not None
+    # 64 rows of context, an image of 8 and a decode step: 55 rows of text are left.
+    assert (timed.visual, timed.text, timed.exit_layer) == (8, 55, 1)
+    assert timed.kv_layers == (63, 55)
+    of_timed = plan.model_copy(update={"workload": Workload(text=timed.text)})
+    assert timed.kv_bytes == predict(of_timed).kv_bytes("float32")
+    assert timed.kv_bytes_original == predict(of_timed.naive()).kv_bytes("float32")
+    specs = {spec.name: spec for spec in manifest.graphs}
+    assert specs["vision"].rows_kept == 8
+    assert specs["baseline_vision"].rows_kept is None
+    assert [t.rows for t in specs["decoder"].cached][::2] == [64, 56]
+    # The original's caches have room for the same conversation with all rows of its image.
+    assert {t.rows for t in specs["baseline_decoder"].cached} == {72}
+    sizes = {"batch": 1, "visual": 8, "text": 55, "room": 63, "room_text": 55}
+    counted = flops_by_layer(folder, specs["decoder"], sizes)
+    for layer, wanted in enumerate(predict(of_timed).layer_flops):
+        assert counted[layer] == pytest.approx(wanted, rel=0.02)
+    said = (folder / "report.md").read_text(encoding="utf-8")
+    assert "Of 16 visual tokens of a picture 8 enter the decoder" in said
+    told = vtcompress.inspect(folder, random_picture((45, 30), 0))["picture"]
+    assert (told["visual_tokens"], told["visual_tokens_kept"]) == (16, 8)
+
+
+def test_a_prompt_is_refused_by_the_rows_that_enter(exported_choice: tuple[Any, Path]) -> None:
+    _, folder = exported_choice
+    with pytest.warns(ArtifactWarning):
+        runtime = Runtime.load(folder)
+    picture = random_picture((45, 30), 0)
+    rows = runtime.prepare("what", picture).layout.rows - 8
+    reply = runtime.answer("what", picture, max_new_tokens=64 - rows + 1)
+    assert reply.token_ids
+    with pytest.raises(DataError, match=f"{65} rows with the tokens to come"):
+        runtime.answer("what", picture, max_new_tokens=64 - rows + 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "entry", "line"),
+    [
+        ({"sizes": True}, {"gprune": {"keep": 0.5}}, "have sizes of their own"),
+        (
+            {"arranged": True},
+            {"random": {"keep": 0.5}},
+            "are put together from rows of their tiles",
+        ),
+        (
+            {},
+            {"gprune": {"keep": 0.05}},
+            "compress[0].gprune.keep: 0.05 of 12 visual tokens is none",
+        ),
+        ({}, {"pool": {"keep": 0.5}}, "have no grid, so there are no neighbours to pool"),
+        ({"deepstack": 1}, {"pool": {"keep": 0.5}}, "and these are not pooled"),
+    ],
+)
+def test_a_model_that_rules_a_choice_out_is_refused_before_weights(
+    changes: dict[str, Any], entry: dict[str, Any], line: str
+) -> None:
+    model = facts.facts(facts.dims(deepstack=changes.get("deepstack", 0)))
+    given = {
+        "sizes": {"cell": 2},
+        "arranged": {"arrangement": Unpadded(side=3), "most_rows": 40},
+        "deepstack": {"token_grid": (3, 4)},
+    }
+    model = model.model_copy(update={k: v for key in changes for k, v in given[key].items()})
+    recipe = vtcompress.load_recipe("identity").override({"compress": [entry]})
+    with pytest.raises(PlanError) as caught:
+        check_methods(model, recipe.methods)
+    (problem,) = caught.value.problems
+    assert line in problem
+    assert problem.startswith(f"compress[0].{next(iter(entry))}")
+
+
+@pytest.mark.parametrize(
+    ("entries", "line"),
+    [
+        (
+            [{"gprune": {"keep": 0.5}}, {"random": {"keep": 0.5}}],
+            "gprune and random both choose which visual tokens enter the decoder; give one of them",
+        ),
+        (
+            [{"yopo": {"window": 3}}, {"pool": {"keep": 0.5}}],
+            "yopo.window cannot go with pool, behind which some of it is gone: it reads the grid of visual "
+            "tokens; leave one of them out",
+        ),
+    ],
+)
+def test_choices_that_exclude_each_other_are_refused_in_one_line(
+    entries: list[Any], line: str
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        vtcompress.load_recipe("identity").override({"compress": entries})
+    assert any(line in problem for problem in caught.value.problems), caught.value.problems
+
+
+def test_a_plan_that_was_changed_by_hand_is_refused_where_its_choice_makes_no_sense() -> None:
+    model = facts.facts(token_grid=(3, 4))
+    plan = keep_in_front(facts.plan(model=model), 6, "gprune", {"keep": 0.5})
+    Plan.model_validate(plan.model_dump())
+    windowed = plan.layers[0].model_copy(update={"window": 3})
+    for change, line in (
+        ({"front": plan.front.model_copy(update={"of": 16})}, "a tile has 12"),
+        ({"front": plan.front.model_copy(update={"count": 13})}, "keeps 13 of 12 visual rows"),
+        ({"layers": (windowed, *plan.layers[1:])}, "a window reads the grid of all visual rows"),
+    ):
+        with pytest.raises(ValidationError, match=line):
+            Plan.model_validate(plan.model_copy(update=change).model_dump())
+    check_plan_rules(plan)
+    for front, line in (
+        ({"by": "nobody"}, "visual rows are kept by 'nobody', a method that is not installed"),
+        (
+            {"asked": {"keep": 2}},
+            "visual rows are kept by gprune: keep: 2 is not allowed; a number abo",
+        ),
+        (
+            {"count": 5},
+            "front: keeps 5 visual rows, and gprune as it was asked keeps 6; correct it, or",
+        ),
+    ):
+        changed = plan.model_copy(update={"front": plan.front.model_copy(update=front)})
+        with pytest.raises(PlanError) as caught:
+            check_plan_rules(changed)
+        (problem,) = caught.value.problems
+        assert f"the plan: {line}" in problem
+
+
+def test_gates_that_were_measured_on_all_rows_are_told_from_those_on_some() -> None:
+    plan = facts.plan()
+    kept = keep_in_front(plan, 6, "gprune", {"keep": 0.5})
+    assert plan.gates_see() == "" != kept.gates_see()
+    assert kept.naive() == plan.naive()
+    assert json.loads(plan.model_dump_json()).keys() == json.loads(
+        kept.model_dump_json()
+    ).keys() - {"front"}
+
+
+def test_tensorrt_rtx_builds_a_vision_graph_that_chooses(chosen: Any, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="the extra rtx is not installed")
+    one = chosen("llava", "gprune")
+    spec = vision_graph(one.plan.model, "float16", one.plan.front)
+    assert [t.dtype for t in spec.outputs] == ["float16", "int64"]
+    small = compress(one.made.loaded, one.plan)
+    small = replace(small, vision=copy.deepcopy(small.vision).half())
+    with SharedWeights(tmp_path) as weights:
+        save_graph(export_vision(small, spec), tmp_path / spec.file, weights)
+    kinds = {node.op_type for node in onnx.load(tmp_path / spec.file).graph.node}
+    assert not kinds & {"NonZero", "If", "Loop", "Scan"}
+    profiles = vtcompress.load_recipe("identity").export.profiles
+    limits = limits_of(profiles, one.plan.model, one.plan.rows_kept)
+    assert limits.visual_tokens == 8
+    maker = Maker.of(TARGETS["tensorrt-rtx"], ("SM86",))
+    maker.build_engine(
+        tmp_path / spec.file, profiles_of(spec, limits), spec, tmp_path / "engine", b""
+    )
+    assert (tmp_path / "engine").stat().st_size > 10_000
+
+
+def test_gates_are_counted_on_the_rows_that_enter(
+    chosen: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    one = chosen("llava", "gprune")
+    plan = one.plan.model_copy(update={"gates": facts.gates(candidates=(1, 3), width=4)})
+    hidden, seen = plan.model.decoder.hidden, []
+    tensors = {
+        f"visual_gates_router.{layer}.{name}.weight": torch.ones(shape)
+        for layer in (1, 3)
+        for name, shape in (("w1", (4, 2 * hidden)), ("w2", (2, 4)))
+    }
+    monkeypatch.setattr(
+        run, "margins_behind_cuts", lambda _, rows: seen.append(rows) or torch.ones(2)
+    )
+    random_picture((45, 30), 0).save(tmp_path / "0.png")
+    sample = Sample((tmp_path / "0.png",), "what")
+    profile = Profile.model_construct(samples=(SampleScore(visual=16, text=5, sample="0"),))
+    gates = LoadedGates((1, 3), 4, "", tensors)
+    found = run.ask_gates_again(one.made.loaded, [sample], profile, plan, gates)
+    assert found.gates_under == plan.gates_see()
+    (rows,) = seen
+    assert rows.visual_embeds.shape[1] == rows.visual_index.shape[1] == 8
