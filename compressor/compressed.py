@@ -40,6 +40,7 @@ from compressor.generation.settings import (
     settings_of,
     write_keys,
 )
+from compressor.methods import layer_scores
 from compressor.plan.plan import Plan
 from compressor.planner import make_plan
 from compressor.samples.pictures import Pictures
@@ -204,7 +205,9 @@ def compress(
         )
     return CompressedModel(
         plan=plan,
-        decoder=decoder_from(plan, decoder_tensors(model, plan, gates), logits=logits),
+        decoder=decoder_from(
+            plan, decoder_tensors(model, plan, gates), logits=logits, scores=layer_scores(plan)
+        ),
         embedding=model.embedding,
         vision=vision_of(plan, model.vision),
         processor=model.processor,
@@ -307,7 +310,7 @@ def load_compressed(folder: Path, *, logits: str = "last") -> CompressedModel:
         )
     return CompressedModel(
         plan=plan,
-        decoder=decoder_from(plan, language, logits=logits),
+        decoder=decoder_from(plan, language, logits=logits, scores=layer_scores(plan)),
         embedding=embedding,
         vision=vision_of(plan, vision),
         processor=read_compressed_processor(folder, plan),

@@ -41,6 +41,7 @@ def make_artifact(
     A plan may be given instead of what it is made of; `by_recipe`: it says that the recipe made it.
     """
     plan = plan or facts.plan(frozen, dead=dead, exit_layer=exit_layer, gates=gates, model=model)
+    plan = plan.model_copy(update={k: v for k, v in changes.items() if k == "model_digest"})
     folder.mkdir(parents=True)
     (folder / RECIPE_FILE).write_text(recipe, encoding="utf-8")
     if by_recipe:

@@ -7,9 +7,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from compressor.decoder import Decoder
+from compressor.decoder import Decoder, decoder_from
 from compressor.decoder.weights import source_of
 from compressor.facts import ModelFacts
+from compressor.methods import layer_scores
+from compressor.plan.kept import Kept
 from compressor.plan.layer import LayerPlan
 from compressor.plan.plan import Plan
 from tests.facts import dims, facts
@@ -108,6 +110,23 @@ CUTS: dict[str, Sequence[LayerPlan]] = {
         dead(3, masked=True, off=True),
     ],
 }
+KEPT = [Kept(count=count, of=of, by="fastv") for count, of in ((7, IMAGE), (2, 3))]
+CUTS |= {
+    "goes without": [
+        cut(0, without="attention"),
+        cut(1, without="mlp", groups=(0,)),
+        cut(2, without="attention", neurons=FIRST, groups=(1,)),
+        dead(3),
+    ],
+    "leaving": [cut(0), cut(1, keep=KEPT[0]), cut(2, without="attention"), dead(3)],
+    "leaving twice, heads, frozen": [
+        cut(0, groups=(1,)),
+        frozen(1, keep=KEPT[0]),
+        cut(2, keep=KEPT[1], groups=(0,), neurons=FIRST),
+        dead(3),
+    ],
+    "leaving, then exit": [cut(0), cut(1, keep=KEPT[0]), dead(2), gone(3)],
+}
 # What the decoders of some of them are like.
 OPTIONS: dict[str, dict[str, Any]] = {"head norms": {"qk_norm": True}}
 CASES = [(name, kv_heads) for name in CUTS for kv_heads in (2, 4)]
@@ -127,13 +146,19 @@ def drawn(plan: Plan) -> dict[str, torch.Tensor]:
     """Random weights of a plan's decoder, large enough for what a method does to show."""
     generator = torch.Generator().manual_seed(0)
     with torch.device("meta"):
-        shapes = {name: p.shape for name, p in Decoder(plan).named_parameters()}
+        decoder = Decoder(plan, scores=layer_scores(plan))
+        shapes = {name: p.shape for name, p in decoder.named_parameters()}
     tensors = {}
     for name, shape in sorted(shapes.items()):
         source, transposed = source_of(name)
         tensor = torch.randn(*shape, generator=generator) * 0.3
         tensors[source] = tensor.T.contiguous() if transposed else tensor
     return tensors
+
+
+def decoder_of(plan: Plan, tensors: dict[str, torch.Tensor], logits: str = "all") -> Decoder:
+    """Return a plan's decoder, with what chooses among its visual rows."""
+    return decoder_from(plan, tensors, logits=logits, scores=layer_scores(plan))
 
 
 # One text row, the images, the other text rows; a later turn brings another image.
@@ -147,6 +172,7 @@ def conversation(
     generator = torch.Generator().manual_seed(seed)
     size = grid[0] * grid[1]
     embeds, visual, image, calls = [], [], [], []
+    numbers = np.repeat(np.arange(len(CALLS)), [count * size + text for count, text in CALLS])
     images = start = 0
     for count, text in CALLS:
         rows = count * size + text
@@ -167,7 +193,7 @@ def conversation(
     cell = np.zeros(len(is_visual), np.int64)
     cell[is_visual] = np.arange(is_visual.sum()) % size
     rows = Conversation(
-        torch.cat(embeds).double().numpy(), is_visual, torch.cat(image).numpy(), cell
+        torch.cat(embeds).double().numpy(), is_visual, torch.cat(image).numpy(), cell, call=numbers
     )
     return rows, calls
 

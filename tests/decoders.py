@@ -6,7 +6,9 @@ import torch
 
 from compressor.decoder import Decoder, decoder_from
 from compressor.decoder.weights import source_of
-from compressor.plan.edits import freeze, identity_plan, leave
+from compressor.methods import layer_scores
+from compressor.plan.edits import freeze, identity_plan, keep_at, leave, leave_out
+from compressor.plan.kept import Kept
 from compressor.plan.layer import LayerPlan
 from compressor.plan.plan import Gates, Plan
 from export.graphs.limits import Limits
@@ -22,13 +24,17 @@ def write_decoder(folder: Path, plan: Plan, limits: Limits | None = None) -> tup
     torch.manual_seed(0)
     with torch.device("meta"):
         whole = {n: p.shape for n, p in Decoder(plan.naive()).named_parameters()}
-        gates = {n: p.shape for n, p in Decoder(plan).named_parameters() if n.startswith("gates")}
+        gates = {
+            n: p.shape
+            for n, p in Decoder(plan, scores=layer_scores(plan)).named_parameters()
+            if n.startswith("gates")
+        }
     tensors = {}
     for name, shape in (whole | gates).items():
         source, transposed = source_of(name)
         tensor = torch.randn(*shape) * 0.2
         tensors[source] = tensor.T if transposed else tensor
-    decoder = decoder_from(plan, tensors).half()
+    decoder = decoder_from(plan, tensors, scores=layer_scores(plan)).half()
     specs = decoder_graphs(plan, "float16", "last", limits=limits)
     with SharedWeights(folder) as weights:
         for spec, make in zip(specs, decoder_makers(decoder, plan), strict=True):
@@ -48,6 +54,7 @@ def plan_of(kind: str) -> Plan:
     )
     turned = plan.model_copy(update={"model": model.model_copy(update={"decoder": decoder})})
     gates = Gates(candidates=(0, 1), mode="staged", width=16, digest="")
+    kept = Kept(count=7, of=12, by="fastv")
     heads, neurons = {"groups": (1,)}, {"neurons": tuple(range(48))}
     dead = LayerPlan(index=2, visual="frozen", reason="dead", **heads)
     cut = [LayerPlan(index=0, **heads, **neurons), LayerPlan(index=1, groups=()), dead]
@@ -65,6 +72,10 @@ def plan_of(kind: str) -> Plan:
             freeze(plan.model_copy(update={"layers": tuple(cut)}), (1,), "shortv"), 2, "visual_exit"
         ),
         "identity": plan,
+        "goes without": leave_out(plan, {0: ("attention",), 1: ("mlp",)}, "skip"),
+        "leaving": leave_out(
+            keep_at(keep_at(plan, 1, kept), 2, kept), {0: ("attention",), 1: ("mlp",)}, "skip"
+        ),
         "frozen": freeze(plan, (0, 1), "shortv"),
         "exit": leave(plan, 1, "visual_exit"),
         "staged": plan.model_copy(update={"gates": gates}),
@@ -73,8 +84,8 @@ def plan_of(kind: str) -> Plan:
     }[kind]
 
 
-KINDS = ("identity", "frozen", "exit", "staged", "heads+neurons", "window", "masked",
-         "heads+frozen+exit", "three axes", "three axes, staged")  # fmt: skip
+KINDS = ("identity", "goes without", "leaving", "frozen", "exit", "staged", "heads+neurons", "window",
+         "masked", "heads+frozen+exit", "three axes", "three axes, staged")  # fmt: skip
 
 
 def real_plan() -> Plan:

@@ -22,7 +22,7 @@ from compressor.decoder.weights import GATES_SOURCE
 from compressor.plan.cost import predict
 from compressor.plan.plan import Plan
 from tests import facts
-from tests.cuts import CUTS, plan_of, tensors_of
+from tests.cuts import CUTS, decoder_of, plan_of, tensors_of
 from tests.gpu.decoders import Prompt, plans, scale, weights
 
 GPU = "gpu:0"
@@ -84,7 +84,7 @@ def outcome(plan: Plan, work: Callable[[Plan, Decoder], None]) -> str:
     # Sizes that are computed (behind gates) become symbols, as while exporting.
     with FakeTensorMode(shape_env=ShapeEnv()) as mode, torch.inference_mode():
         try:
-            work(plan, decoder_from(plan, on_gpu(weights, mode)))
+            work(plan, decoder_of(plan, on_gpu(weights, mode)))
         except Exception as failure:  # noqa: BLE001 - it is what is asked for
             return f"{type(failure).__name__}: {failure}".splitlines()[0]
     return "runs"

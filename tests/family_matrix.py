@@ -192,7 +192,8 @@ def main(arguments: Sequence[str]) -> None:
         PAGE.write_text(updated(page, Path(arguments[0])), encoding="utf-8")
         return
     here = Path(__file__).parent
-    all_of_them = [*sorted(here.glob("test_family_*.py")), here / "test_real_widths.py"]
+    wide = [here / "test_real_widths.py", here / "test_qwen_vl_engines.py"]
+    all_of_them = [*sorted(here.glob("test_family_*.py")), *wide]
     files = list(arguments) or [*map(str, all_of_them)]
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder) / "run"

@@ -2,7 +2,8 @@
 
 It follows the definitions, not the code under test. All rows stay in one sequence, in the order of their
 places: who may read whom is a mask, visual rows without a part in a head get zeros from it, and rows that
-stand still are put back behind a layer. Dead rows are computed: that nobody reads them is to be shown.
+stand still are put back behind a layer. Dead rows are computed: that nobody reads them is to be shown. Visual
+rows that leave at a layer run on, and nobody reads them; the attention that chooses is the model's own.
 """
 
 from collections.abc import Iterator, Sequence
@@ -45,8 +46,14 @@ class SequenceRows:
 def hooked(layers: Sequence[Any], plan: Plan, rows: SequenceRows) -> Iterator[None]:
     """Let a model's decoder layers do what a plan says, for one prompt and what is generated behind it."""
     with ExitStack() as stack:
+        left = np.zeros(len(rows.visual), bool)
+        read: list[torch.Tensor] = []  # by the last row of the prompt, in the layer that ran last
+        if plan.keeps():  # weights of attention are given back by this implementation alone
+            config = layers[0].self_attn.config
+            stack.callback(setattr, config, "_attn_implementation", config._attn_implementation)
+            config._attn_implementation = "eager"
         for layer, planned in zip(layers, plan.layers, strict=True):
-            for handle in _Hooks(planned, plan, rows).put_around(layer):
+            for handle in _Hooks(planned, plan, rows, left, read).put_around(layer):
                 stack.callback(handle.remove)
         yield
 
@@ -54,8 +61,17 @@ def hooked(layers: Sequence[Any], plan: Plan, rows: SequenceRows) -> Iterator[No
 class _Hooks:
     """What is done around one layer."""
 
-    def __init__(self, layer: LayerPlan, plan: Plan, rows: SequenceRows) -> None:
+    def __init__(
+        self,
+        layer: LayerPlan,
+        plan: Plan,
+        rows: SequenceRows,
+        left: NDArray[np.bool_],
+        read: list[torch.Tensor],
+    ) -> None:
         dims = plan.model.decoder
+        self.left, self.read, self.leaves = left, read, bool(plan.keeps())
+        self.gone = left
         self.layer, self.rows, self.dims = layer, rows, dims
         size = dims.heads // dims.kv_heads
         kept = range(dims.kv_heads) if layer.groups is None else layer.groups
@@ -67,6 +83,12 @@ class _Hooks:
         yield layer.register_forward_hook(self.after, with_kwargs=True)
         if self.pruned and not self.layer.exited:
             yield layer.self_attn.o_proj.register_forward_pre_hook(self.mix)
+        if self.leaves:
+            yield layer.self_attn.register_forward_hook(self.watch)
+        if self.layer.without == "attention":
+            yield layer.self_attn.register_forward_hook(self.add_nothing)
+        if self.layer.without == "mlp":
+            yield layer.mlp.register_forward_hook(self.add_nothing)
         if self.layer.neurons is not None:
             yield layer.mlp.down_proj.register_forward_pre_hook(self.activate)
 
@@ -81,11 +103,32 @@ class _Hooks:
         states = args[0] if args else kwargs["hidden_states"]
         count = states.shape[1]
         self.end += count
-        if self.pruned or self.layer.window is not None:
+        if self.layer.keep is not None and count > 1 and self.rows.visual.any():
+            self.choose(self.layer.keep)
+        if count > 1:  # in the prompt; steps behind it read what it left in this layer
+            self.gone = self.left.copy()
+        if self.leaves or self.pruned or self.layer.window is not None:
             lowest = torch.finfo(states.dtype).min
             mask = torch.where(self.readable(count), 0.0, lowest).to(states.dtype)
             kwargs = {**kwargs, "attention_mask": mask[None]}
         return args, kwargs
+
+    def choose(self, kept: Any) -> None:
+        """Let the visual rows leave that the prompt's last row reads least."""
+        here = self.rows.visual & ~self.left
+        places = np.flatnonzero(here)
+        weights = self.read[-1][0, :, -1].mean(0).numpy()[places]
+        count = len(places) * kept.count // kept.of
+        self.left[places[np.argsort(-weights, kind="stable")[count:]]] = True
+
+    def watch(self, _: Any, __: Any, output: Any) -> None:
+        self.read[:] = [output[1]]
+
+    def add_nothing(self, _: Any, __: Any, output: Any) -> Any:
+        """Let an operator add nothing to visual rows."""
+        made = output[0] if isinstance(output, tuple) else output
+        kept = torch.where(self.here(made.shape[1])[:, None], torch.zeros_like(made), made)
+        return (kept, *output[1:]) if isinstance(output, tuple) else kept
 
     def readable(self, count: int) -> torch.Tensor:
         """Return [H, count, rows so far]: who may read whom."""
@@ -94,6 +137,11 @@ class _Hooks:
         if self.layer.window is not None and count > 1:
             near = self.rows.near(self.layer.window, self.layer.window_causal)
             found[columns[:, None] & columns] = torch.from_numpy(near).flatten()
+        gone = np.zeros(self.end, bool)
+        gone[: len(self.gone)] = self.gone
+        found[:, torch.from_numpy(gone)] &= torch.eye(self.end).bool()[
+            -count:, torch.from_numpy(gone)
+        ]
         heads = found.repeat(self.dims.heads, 1, 1)
         heads[self.pruned] &= ~columns
         return heads

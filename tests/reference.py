@@ -1,7 +1,8 @@
-"""An independent decoder with YOPO's cuts: all rows of a conversation at once, dense masks, numpy.
+"""An independent decoder with every cut: all rows of a conversation at once, dense masks, numpy.
 
 It follows the definitions, not the code under test: what a row may not read is masked before the softmax
-(`removed`) or zeroed behind it (`masked`), visual rows without a part in a head get zeros from it.
+(`removed`) or zeroed behind it (`masked`), visual rows without a part in a head get zeros from it. Those that
+left run on, and nobody reads them.
 """
 
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from compressor.plan.kept import Kept
 from compressor.plan.layer import LayerPlan
 from compressor.plan.plan import Plan
 
@@ -27,6 +29,7 @@ class Conversation:
         cell: [S] place of a visual row inside its image.
         positions: [S, A] what turns the rotations; None: the places.
         deepstack: [K, S, D] what is added behind the first layers; zeros in text rows.
+        call: [S] number of the call a row belongs to; None: all ran in one.
     """
 
     embeds: Array
@@ -35,23 +38,47 @@ class Conversation:
     cell: NDArray[np.int64]
     positions: NDArray[np.int64] | None = None
     deepstack: Array | None = None
+    call: NDArray[np.int64] | None = None
 
 
 def text_logits(plan: Plan, tensors: dict[str, torch.Tensor], rows: Conversation) -> Array:
     """Return the logits [T, vocab] of all text rows."""
     weights = {name: tensor.double().numpy() for name, tensor in tensors.items()}
-    states = rows.embeds
+    states, there = rows.embeds, np.ones(len(rows.embeds), bool)
+    read = np.zeros((len(there), len(there)))
     for layer in plan.layers:
-        states = _layer(plan, layer, weights, states, rows)
+        if layer.keep is not None:
+            there = _read_most(layer.keep, read, there, rows)
+        states, read = _layer(plan, layer, weights, states, rows, there)
         if rows.deepstack is not None and layer.index < len(rows.deepstack):
             states = states + rows.deepstack[layer.index]
     states = _norm(states, weights["norm.weight"], plan.model.decoder.rms_norm_eps)
     return (states @ weights["lm_head.weight"].T)[~rows.visual]
 
 
+def _read_most(
+    kept: Kept, read: Array, there: NDArray[np.bool_], rows: Conversation
+) -> NDArray[np.bool_]:
+    """Return which rows go on: of each call's visual ones those that its last row reads most."""
+    there = there.copy()
+    calls = np.zeros(len(there), np.int64) if rows.call is None else rows.call
+    for call in range(calls.max() + 1):
+        places = np.flatnonzero((calls == call) & rows.visual & there)
+        last = np.flatnonzero(calls == call)[-1]
+        order = places[np.argsort(-read[last, places], kind="stable")]
+        there[order[len(places) * kept.count // kept.of :]] = False
+    return there
+
+
 def _layer(
-    plan: Plan, layer: LayerPlan, weights: dict[str, Array], states: Array, rows: Conversation
-) -> Array:
+    plan: Plan,
+    layer: LayerPlan,
+    weights: dict[str, Array],
+    states: Array,
+    rows: Conversation,
+    there: NDArray[np.bool_],
+) -> tuple[Array, Array]:
+    """Return the states [S, D], and what rows read of rows [S, S], mean over heads."""
     dims = plan.model.decoder
 
     def part(name: str) -> Array:
@@ -79,10 +106,10 @@ def _layer(
     query, key = (_rotated(part, plan, rows) for part in (query, key))
     value = linear("self_attn.v_proj", normed).reshape(count, dims.kv_heads, size)
     mixed = np.zeros((count, dims.heads, size))
-    visual = rows.visual
+    visual, read = rows.visual, np.zeros((count, count))
     for head in range(dims.heads):
         kept = layer.groups is None or head // group in layer.groups
-        may_read = _visible(plan, layer, rows)
+        may_read = _visible(plan, layer, rows) & there[None]
         if not layer.masked and (layer.exited or not kept):
             may_read = may_read & ~visual[None]
         scores = query[:, head] @ key[:, head // group].T / np.sqrt(size)
@@ -93,19 +120,24 @@ def _layer(
         share /= share.sum(axis=1, keepdims=True)
         if layer.masked and (layer.off or not kept):
             share[:, visual] = 0.0
+        read += share / dims.heads
         mixed[:, head] = share @ value[:, head // group]
         if not kept:
             mixed[visual, head] = 0.0
-    after = states + linear("self_attn.o_proj", mixed.reshape(count, -1))
+    attended = linear("self_attn.o_proj", mixed.reshape(count, -1))
+    attended[visual] *= layer.without != "attention"
+    after = states + attended
     normed = _norm(after, part("post_attention_layernorm"), dims.rms_norm_eps)
     gate, up = linear("mlp.gate_proj", normed), linear("mlp.up_proj", normed)
     active = gate / (1 + np.exp(-gate)) * up
     if layer.neurons is not None:
         others = [i for i in range(dims.intermediate) if i not in layer.neurons]
         active[np.ix_(visual, others)] = 0.0
-    after = after + linear("mlp.down_proj", active)
+    active = linear("mlp.down_proj", active)
+    active[visual] *= layer.without != "mlp"
+    after = after + active
     stay = visual & (layer.visual != "update")
-    return np.where(stay[:, None], states, after)
+    return np.where(stay[:, None], states, after), read
 
 
 def _visible(plan: Plan, layer: LayerPlan, rows: Conversation) -> NDArray[np.bool_]:

@@ -37,8 +37,8 @@ class Spy:
     pictures: int = 0
 
     @property
-    def gated(self) -> bool:
-        return self.inner.gated
+    def reads_question(self) -> bool:
+        return self.inner.reads_question
 
     @property
     def max_batch(self) -> int | None:

@@ -16,7 +16,7 @@ import torch._dynamo.config
 from numpy.typing import NDArray
 
 from compressor.compressed import CompressedModel, naive_decoder
-from compressor.decoder import Decoder, decoder_from
+from compressor.decoder import Decoder
 from compressor.decoder.weights import joined_parts
 from compressor.plan.cost import layer_flops, predict
 from compressor.plan.plan import Plan, Workload
@@ -35,6 +35,7 @@ from tests.cuts import (
     TOLERANCE,
     batch_of_two,
     conversation,
+    decoder_of,
     plan_of,
     tensors_of,
 )
@@ -48,6 +49,7 @@ GRAPHS = [*(pytest.param(name, GRID, id=name) for name in CUTS), *REAL]
 # Nodes of a layer at most, those under branches included, and what each cut adds. Layer 0 also makes what all
 # layers share. A windowed layer has 100: bands are batched, so neither grid nor images add any.
 NODES, OF_A_WINDOW, OF_SPLIT_HEADS, OF_NEURONS, OF_MASKED, OF_ALL_LAYERS = 32, 68, 20, 8, 19, 7
+OF_GOING_WITHOUT = 2
 OF_HEAD_NORMS = 2  # for each group of heads
 
 
@@ -83,7 +85,7 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> Graphs:
         if (name, grid) not in made:
             plan, folder = plan_of(name, 2, grid), tmp_path_factory.mktemp("graph")
             tensors = tensors_of(plan)
-            decoder = decoder_from(plan, tensors, logits="all")
+            decoder = decoder_of(plan, tensors)
             spec = decoder_graph(plan, "float32", "all")
             with SharedWeights(folder) as weights:
                 save_graph(export_decoder(decoder, spec), folder / spec.file, weights)
@@ -123,7 +125,7 @@ def test_text_alone_gives_the_originals_logits_from_the_graph_too(
     name: str, grid: tuple[int, int], graphs: Graphs
 ) -> None:
     one = graphs(name, grid)
-    session, original = one.session(), decoder_from(one.plan.naive(), one.tensors, logits="all")
+    session, original = one.session(), decoder_of(one.plan.naive(), one.tensors)
     past, graph_past = original.empty_past(1), session.empty_past(1)
     generator = torch.Generator().manual_seed(3)
     start = 0
@@ -213,10 +215,13 @@ def test_no_layer_has_more_nodes_than_its_cuts_need(
     kinds = [(layer.window, layer.window_causal, layer.split) for layer in one.plan.layers]
     for index, count in layer_nodes(one.path).items():
         layer = one.plan.layers[index]
-        # What layers share is made in the first of them: in layer 0, and where a kind of window begins.
+        # What layers share is made in the first of them: in layer 0, where a kind of window begins, and where
+        # visual rows leave.
         begins = layer.window is not None and kinds.index(kinds[index]) == index
+        begins |= layer.keep is not None
         most = NODES + OF_ALL_LAYERS * (index == 0 or begins) + OF_MASKED * layer.masked
         most += OF_SPLIT_HEADS * layer.split + OF_A_WINDOW * (layer.window is not None)
+        most += OF_GOING_WITHOUT * (layer.without is not None)
         most += OF_NEURONS * (layer.neurons is not None)
         most += OF_HEAD_NORMS * one.plan.model.decoder.qk_norm * (1 + layer.split)
         assert count <= most, f"layer {index}"
@@ -275,7 +280,7 @@ def test_parts_hold_the_originals_bytes_once_and_the_baseline_graph_joins_them(
 ) -> None:
     plan = plan_of(name, 2)
     tensors = tensors_of(plan)
-    decoder = decoder_from(plan, tensors, logits="all")
+    decoder = decoder_of(plan, tensors)
     small = CompressedModel(plan, decoder, None, None, None, None)  # type: ignore[arg-type]
     naive = naive_decoder(small)
     specs = [decoder_graph(plan, "float32", "all")]
@@ -294,7 +299,7 @@ def test_parts_hold_the_originals_bytes_once_and_the_baseline_graph_joins_them(
     assert len(set(wanted_contents)) == len(wanted_contents)
     onnx.checker.check_model(tmp_path / specs[1].file, full_check=True)
     session = OnnxSession(tmp_path, specs, decoder="baseline_decoder", threads=1)
-    original = decoder_from(plan.naive(), tensors, logits="all")
+    original = decoder_of(plan.naive(), tensors)
     call = conversation()[1][0]
     with torch.inference_mode():
         wanted, _ = original(*call, original.empty_past(1))
@@ -317,7 +322,7 @@ def test_without_torchs_cache_of_shapes_a_graph_is_the_same(
         return torchs(*call, **options)
 
     def content() -> bytes:
-        decoder = decoder_from(plan, tensors_of(plan), logits="all")
+        decoder = decoder_of(plan, tensors_of(plan))
         graph = export_decoder(decoder, decoder_graph(plan, "float32", "all"))
         return bytes(ir.to_proto(graph).SerializeToString())
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from compressor.decoder import decoder_from
 from compressor.decoder.weights import Slice, slice_of, source_of
 from compressor.plan.edits import identity_plan
 from compressor.plan.plan import Plan
@@ -22,6 +21,7 @@ from tests.cuts import (
     conversation,
     cut,
     dead,
+    decoder_of,
     logits_of,
     model,
     plan_of,
@@ -40,7 +40,7 @@ def test_a_cut_decoder_equals_the_dense_reference_call_by_call(
     tensors = tensors_of(plan)
     assert any(source.endswith(".bias") for source in tensors) is biased
     rows, calls = conversation()
-    found = logits_of(decoder_from(plan, tensors, logits="all"), calls)[0]
+    found = logits_of(decoder_of(plan, tensors), calls)[0]
     wanted = text_logits(plan, tensors, rows)
     np.testing.assert_allclose(found, wanted, atol=TOLERANCE, rtol=0)
     uncut = text_logits(plan.naive(), tensors, rows)
@@ -54,7 +54,7 @@ def test_two_conversations_in_one_batch_give_each_its_own_reference_on_a_grid_wi
     plan = plan_of(name, kv_heads, WIDE_GRID)
     tensors = tensors_of(plan)
     both, calls = batch_of_two(WIDE_GRID)
-    found = logits_of(decoder_from(plan, tensors, logits="all"), calls)
+    found = logits_of(decoder_of(plan, tensors), calls)
     wanted = [text_logits(plan, tensors, rows) for rows in both]
     np.testing.assert_allclose(found, wanted, atol=TOLERANCE, rtol=0)
     assert np.abs(wanted[0] - wanted[1]).max() > 100 * TOLERANCE
@@ -67,9 +67,7 @@ def test_text_alone_gives_the_originals_logits(name: str, kv_heads: int) -> None
     text = [torch.zeros(1, 0, HIDDEN), torch.randn(1, 9, HIDDEN)]
     text += [torch.zeros(1, 0, dtype=torch.int64), torch.arange(9)[None]]
     with torch.inference_mode():
-        cut_one, original = (
-            decoder_from(p, tensors, logits="all") for p in (plan, identity_plan(plan.model, ""))
-        )
+        cut_one, original = (decoder_of(p, tensors) for p in (plan, identity_plan(plan.model, "")))
         one, _ = cut_one(*text, cut_one.empty_past(1))
         other, _ = original(*text, original.empty_past(1))
     np.testing.assert_allclose(one.numpy(), other.numpy(), atol=TOLERANCE, rtol=0)
@@ -80,7 +78,7 @@ def test_parts_hold_every_number_of_the_original_once(name: str) -> None:
     plan = plan_of(name, 2, qkv_bias=True, o_bias=True, mlp_bias=True)
     tensors = tensors_of(plan)
     parts: dict[str, list[torch.Tensor]] = {}
-    for parameter, tensor in decoder_from(plan, tensors).named_parameters():
+    for parameter, tensor in decoder_of(plan, tensors).named_parameters():
         parts.setdefault(source_of(parameter)[0], []).append(tensor.detach().flatten())
     assert parts.keys() == tensors.keys()
     for source, held in parts.items():
@@ -102,7 +100,7 @@ def test_only_parts_that_do_not_lie_together_are_copied_from_the_original() -> N
     ]
     plan = Plan(model=model(2), model_digest="0" * 64, layers=tuple(layers))
     tensors = tensors_of(plan)
-    decoder = decoder_from(plan, tensors, logits="all")
+    decoder = decoder_of(plan, tensors)
     ours = {tensor.untyped_storage().data_ptr() for tensor in tensors.values()}
     parts = {
         name

@@ -41,7 +41,7 @@ def test_a_graph_of_a_fixed_batch_without_gates_is_not_taken_for_one_with_gates(
     assert not spec.reads_gates
     assert not spec.narrows
     session = OnnxSession(tmp_path, (spec,))
-    assert not session.gated
+    assert not session.reads_question
     assert session.max_batch == 1
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from compressor.decoder import Decoder, decoder_from
-from tests.cuts import plan_of, tensors_of
+from tests.cuts import decoder_of, plan_of, tensors_of
 from tests.fake_gpu import PLANS, weights_of
 
 TIMED = tuple(f"timed {name}" for name in ("original", "shortv", "vtw", "yopo"))
@@ -42,7 +42,7 @@ def test_a_tensor_left_on_the_cpu_would_be_found(found: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("name", PLANS)
 def test_no_module_keeps_a_tensor_that_a_move_would_forget(name: str) -> None:
-    moved = decoder_from(PLANS[name], weights_of(PLANS[name])).to("meta")
+    moved = decoder_of(PLANS[name], weights_of(PLANS[name])).to("meta")
     tensors = [*moved.parameters(), *moved.buffers()]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
     plain = [value for module in moved.modules() for value in vars(module).values()]

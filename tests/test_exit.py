@@ -204,8 +204,8 @@ def test_gates_that_fire_first_at_a_layer_equal_the_fixed_exit_behind_it_in_onnx
     layer: int | None, gated_session: Callable[[int | None], OnnxSession], tmp_path: Path
 ) -> None:
     fixed, by_gates = session_of(exits(layer), tmp_path), gated_session(layer)
-    assert by_gates.gated
-    assert not fixed.gated
+    assert by_gates.reads_question
+    assert not fixed.reads_question
     for calls in (PROMPT, WITH_LATER_IMAGE, TEXT_ONLY):
         for wanted, found in zip(run_onnx(fixed, calls), run_onnx(by_gates, calls), strict=True):
             np.testing.assert_allclose(found, wanted, atol=TOLERANCE, rtol=0)

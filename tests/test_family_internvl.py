@@ -219,6 +219,7 @@ def test_the_embedding_is_the_head_where_the_tensors_say_so(
     assert torch.equal(head, table)
 
 
+@pytest.mark.matrix
 def test_the_tower_of_real_width_builds_for_tensorrt_rtx(tmp_path: Path) -> None:
     """Two layers of the tower of 300M parameters, float16, 1 to 13 tiles of 448 pixels."""
     pytest.importorskip("tensorrt_rtx", reason="the extra rtx is not installed")

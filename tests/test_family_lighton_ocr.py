@@ -134,6 +134,7 @@ class TestLightOnOcr(FamilyCases):
             read_processor(str(other))
 
 
+@pytest.mark.matrix
 def test_the_tower_of_real_width_builds_for_tensorrt_rtx(tmp_path: Path) -> None:
     """Two of 24 layers, float16, at any size within the published frame of 1,540 pixels."""
     from transformers import LightOnOcrConfig

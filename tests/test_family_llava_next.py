@@ -151,9 +151,10 @@ class TestLlavaNext(FamilyCases):
             "picture; leave the window out",
         )
         (row,) = (one for one in models() if one["family"] == self.family.name)
-        assert [(m["name"], m["without"]) for m in row["methods"] if m["why"]] == [
-            ("yopo", ["window"])
-        ]
+        assert {m["name"]: m["without"] for m in row["methods"] if m["why"]} == {
+            "yopo": ["window"],
+            **{name: ["keep"] for name in ("gprune", "random", "pool", "divprune")},
+        }
 
 
 @pytest.fixture(scope="module")
@@ -293,6 +294,7 @@ def test_the_published_layers_make_a_plan_for_the_published_model(
     assert len(method.layers) == frozen
 
 
+@pytest.mark.matrix
 def test_the_tower_of_real_width_builds_for_tensorrt_rtx(tmp_path: Path) -> None:
     """Two layers of CLIP's large tower behind LLaVA's projector, float16, 1 to 5 tiles and 2,928 rows."""
     from transformers import LlavaNextConfig

@@ -210,6 +210,7 @@ def test_a_budget_of_tiles_changes_one_picture_and_not_several(folder: Path) -> 
         assert len(reading.seen[0].pixels) <= tiles
 
 
+@pytest.mark.matrix
 def test_the_tower_of_real_width_builds_for_tensorrt_rtx(tmp_path: Path) -> None:
     """Two layers of SigLIP so400m, float16, four taps: 1 to 37 tiles and up to 8,765 rows."""
     from transformers import LlavaOnevisionConfig

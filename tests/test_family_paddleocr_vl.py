@@ -181,6 +181,7 @@ def test_a_decoder_with_biases_everywhere_is_the_original_within_rounding(tmp_pa
     assert max(report.embeds, report.logits, report.runtime) < 5e-6
 
 
+@pytest.mark.matrix
 def test_the_tower_of_real_width_builds_for_tensorrt_rtx(tmp_path: Path) -> None:
     """Two of 27 layers, float16, at any size within 1,280 visual tokens."""
     from transformers import PaddleOCRVLConfig

@@ -237,6 +237,7 @@ class TestQwen3Vl(FamilyCases):
             describe(str(folder))
 
 
+@pytest.mark.matrix
 def test_tower_and_decoder_of_real_width_build_for_tensorrt_rtx(tmp_path: Path) -> None:
     """Qwen3-VL-2B, two layers of the tower and three of the decoder, float16, 1 to 1,280 visual tokens."""
     pytest.importorskip("tensorrt_rtx", reason="the extra rtx is not installed")

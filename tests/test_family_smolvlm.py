@@ -406,6 +406,7 @@ def test_the_embedding_is_the_head_where_the_tensors_say_so(folder: Path, tmp_pa
     assert torch.equal(model.tensors["lm_head.weight"], tensors["lm_head.weight"])
 
 
+@pytest.mark.matrix
 def test_tower_and_decoder_of_real_width_build_for_tensorrt_rtx(tmp_path: Path) -> None:
     """Two layers each, float16: the tower of 1152 with 1 to 17 tiles of 384 pixels, the decoder of 256M."""
     pytest.importorskip("tensorrt_rtx", reason="the extra rtx is not installed")

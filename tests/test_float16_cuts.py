@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from compressor.decoder import decoder_from
 from export.backends.onnxruntime import OnnxSession
 from export.checks.probes import ProbedGraph
 from export.graphs.spec import GraphSpec, decoder_graph
@@ -15,7 +14,7 @@ from export.session.session import GraphSession
 from export.writer.passes.float32 import read_graph
 from export.writer.weights import SharedWeights
 from export.writer.write import export_decoder, save_graph
-from tests.cuts import WIDE_GRID, conversation, plan_of, tensors_of
+from tests.cuts import WIDE_GRID, conversation, decoder_of, plan_of, tensors_of
 
 # A float16 number is off by 2^-11 of itself at most. From its embedding to its logits a row is rounded some
 # ten times in each of four layers; errors of either sign add up as the square root of that: some six of them.
@@ -34,10 +33,10 @@ def test_a_float16_graph_with_cuts_is_as_near_to_float32_as_float16_can_be(
     """Calls behind each other: 2N visual rows, text alone, N visual rows of a later turn, a step."""
     plan = plan_of(name, 2, WIDE_GRID)
     tensors = {name: tensor.half() for name, tensor in tensors_of(plan).items()}
-    exact = decoder_from(plan, {n: t.float() for n, t in tensors.items()}, logits="all")
+    exact = decoder_of(plan, {n: t.float() for n, t in tensors.items()})
     spec = decoder_graph(plan, "float16", "all")
     with SharedWeights(tmp_path) as weights:
-        decoder = decoder_from(plan, tensors, logits="all")
+        decoder = decoder_of(plan, tensors)
         save_graph(export_decoder(decoder, spec), tmp_path / spec.file, weights)
 
     def rounded(spec: GraphSpec) -> ProbedGraph:

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from compressor.decoder import decoder_from
 from compressor.plan.edits import freeze, leave
 from compressor.plan.plan import Gates, Plan
 from export.checks.bfloat16 import open_for_checks
@@ -15,7 +14,7 @@ from export.graphs.spec import DType, decoder_graphs
 from export.session.feeds import CallRows
 from export.writer.weights import SharedWeights
 from export.writer.write import save_graph
-from tests.cuts import CUTS, HIDDEN, conversation, drawn, plan_of
+from tests.cuts import CUTS, HIDDEN, conversation, decoder_of, drawn, plan_of
 from vtcompress.stages.exporting.torch_side import decoder_makers
 
 # Of logits up to 2. Both compute in float32; in between OpenVINO rounds as ONNX Runtime does in float16
@@ -79,7 +78,7 @@ def test_openvino_computes_what_onnx_runtime_does(name: str, dtype: DType, tmp_p
     from export.backends.openvino import OpenVinoSession
 
     plan = plans(name)
-    decoder = decoder_from(plan, weights_of(plan), logits="all").to(getattr(torch, dtype))
+    decoder = decoder_of(plan, weights_of(plan)).to(getattr(torch, dtype))
     specs = decoder_graphs(plan, dtype, "all")
     with SharedWeights(tmp_path) as weights:
         for spec, make in zip(specs, decoder_makers(decoder, plan), strict=True):

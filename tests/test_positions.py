@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from compressor.decoder import Decoder, decoder_from
+from compressor.decoder import Decoder
 from compressor.decoder.full_pass import full_pass, text_tails
 from compressor.plan.edits import leave
 from compressor.samples.layout import layout_of
 from export.session.feeds import prompt_rows
-from tests.cuts import CASES, HIDDEN, LAYERS, conversation, plan_of, tensors_of
+from tests.cuts import CASES, HIDDEN, LAYERS, conversation, decoder_of, plan_of, tensors_of
 from tests.reference import Conversation, text_logits
 
 TOLERANCE = 2e-5
@@ -50,7 +50,7 @@ def test_rotations_follow_the_positions_and_the_mask_the_places(
     rows, calls = conversation()
     positions = positions_of(len(rows.embeds), 1 if axes is None else 3)
     wanted = text_logits(plan, tensors, replace(rows, positions=positions))
-    decoder = decoder_from(plan, tensors, logits="all")
+    decoder = decoder_of(plan, tensors)
     np.testing.assert_allclose(logits_of(decoder, calls, positions)[0], wanted, atol=TOLERANCE)
 
 
@@ -73,7 +73,7 @@ def test_the_reference_depends_on_both() -> None:
 
 def test_positions_that_are_the_places_change_no_bit() -> None:
     plan = plan_of("everything, frozen, then exit", 2)
-    decoder = decoder_from(plan, tensors_of(plan), logits="all")
+    decoder = decoder_of(plan, tensors_of(plan))
     rows, calls = conversation()
     places = np.arange(len(rows.embeds))[:, None]
     past = decoder.empty_past(1)
@@ -84,7 +84,7 @@ def test_positions_that_are_the_places_change_no_bit() -> None:
 
 def test_a_decoder_of_several_axes_without_positions_is_refused() -> None:
     plan = plan_of("heads", 2, rope_axes=AXES[1])
-    decoder = decoder_from(plan, tensors_of(plan))
+    decoder = decoder_of(plan, tensors_of(plan), "last")
     with pytest.raises(ValueError, match="on several axes: give the rows' positions"):
         decoder(*conversation()[1][0], decoder.empty_past(1))
 
@@ -95,10 +95,10 @@ def test_tails_behind_an_exit_are_rotated_by_the_positions_of_the_whole_prompt()
     call = conversation()[1][0]
     rows = call[0].shape[1] + call[1].shape[1]
     positions = torch.from_numpy(positions_of(rows, 1))[None]
-    original = decoder_from(plan, tensors, logits="all")
+    original = decoder_of(plan, tensors)
     full = full_pass(original, *call, positions)
     for layer in range(1, LAYERS):
-        early = decoder_from(leave(plan, layer, "visual_exit"), tensors, logits="all")
+        early = decoder_of(leave(plan, layer, "visual_exit"), tensors)
         with torch.inference_mode():
             wanted, _ = early(*call, early.empty_past(1), positions)
         found = original.next_token_logits(text_tails(full, (layer,)))
@@ -120,7 +120,7 @@ def test_pictures_of_unequal_sizes_are_read_in_the_order_of_the_prompt() -> None
     embeds[visual] = features
     nothing = np.zeros(len(ids), np.int64)
     wanted = text_logits(plan, tensors, Conversation(embeds, visual, nothing, nothing))
-    decoder = decoder_from(plan, tensors, logits="all")
+    decoder = decoder_of(plan, tensors)
     rows = [torch.from_numpy(part) for part in prompt_rows(layout, text, (features,))[:4]]
     with torch.inference_mode():
         found, _ = decoder(*rows, decoder.empty_past(1))

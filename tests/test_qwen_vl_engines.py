@@ -21,6 +21,8 @@ from export.writer.weights import SharedWeights
 from export.writer.write import export_vision, save_graph
 from tests.decoders import write_decoder
 
+pytestmark = pytest.mark.matrix  # builds of real widths
+
 CELL = 28
 PROFILES = vtcompress.load_recipe("identity").export.profiles
 TEXT: dict[str, Any] = {

@@ -163,6 +163,6 @@ def margins_behind_cuts(decoder: Decoder, rows: PromptRows) -> Tensor:
     found = []
     for segment in decoder.segments[:-1]:
         mine = [p for p, c in zip(pairs, decoder.caches, strict=True) if c.layer in segment]
-        visual, text, _ = decoder.run(segment, visual, text, places, mine, added=added)
+        visual, text, *_ = decoder.run(segment, visual, text, places, mine, added=added)
         found.append(margins(decoder.gates[str(segment[-1])](gate_input(selection, text))))
     return torch.cat(found)

@@ -21,7 +21,7 @@ class LayerRows:
         visual: [B, V, D], V may be 0.
         text: [B, T, D].
         attention: returns [B, H, V], what the last text row reads of each visual row in the layer before,
-            after the softmax over all keys; 0 in heads without visual tokens. Computed when asked for.
+            after the softmax over all keys, in the H heads with visual tokens. Computed when asked for.
     """
 
     visual: "Tensor"

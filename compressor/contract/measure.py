@@ -72,7 +72,7 @@ class Measured:
     gates_digest: str = ""
 
 
-Axis = Literal["layers", "gates", "heads", "neurons"]
+Axis = Literal["layers", "gates", "heads", "neurons", "operators"]
 
 
 @dataclass(frozen=True)

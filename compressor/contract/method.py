@@ -43,6 +43,7 @@ class Trait(StrEnum):
     FRONT = "chooses which visual tokens enter the decoder"
     GRID = "reads the grid of visual tokens"
     EXIT = "chooses where visual tokens leave"
+    LEAVING = "chooses which visual tokens go on at a layer"
     PER_PROMPT = "decides for each prompt"
     READS_ROWS = "must know which rows of the past are visual"
 
@@ -197,6 +198,7 @@ class Method(RecipeSection, ABC):
         measures: all that it may choose by or show.
         nicknames: keys that people write for it; error lines propose the name.
         by_grid: keys that go with no model whose pictures have grids of their own.
+        sets: names of what it sets in a `LayerPlan` beside `visual` and `keep`, which name their method.
         package: that brought it, as `name version`; empty: this one.
     """
 
@@ -206,6 +208,7 @@ class Method(RecipeSection, ABC):
     measures: ClassVar[tuple[Measure, ...]] = ()
     nicknames: ClassVar[tuple[str, ...]] = ()
     by_grid: ClassVar[tuple[str, ...]] = ()
+    sets: ClassVar[tuple[str, ...]] = ()
     package: ClassVar[str] = ""
 
     @classmethod
@@ -241,6 +244,13 @@ class Method(RecipeSection, ABC):
             CannotError: it cannot be; with every reason.
             GatesError: gates that are missing or do not fit.
         """
+
+    def in_plan(self, plan: Plan) -> bool:
+        """Whether a plan has something that the method makes."""
+        made = any(
+            getattr(layer, name) not in (None, False) for layer in plan.layers for name in self.sets
+        )
+        return made or self.name in plan.methods
 
     def notes(self, plan: Plan, evidence: Evidence) -> list[str]:
         """Return what the whole plan does not do as asked, rounds, or does in a way nobody would guess."""

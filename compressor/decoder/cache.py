@@ -50,6 +50,10 @@ class Grown(NamedTuple):
         """Return those of the flags [B, P] that concern the past: all."""
         return flags
 
+    def of_call(self, values: Tensor, count: int, axis: int) -> Tensor:
+        """Return what an axis of all keys has of the first rows of the call, so many of them."""
+        return values.narrow(axis, self.past, count)
+
 
 NO_PAST = Grown(0)
 
@@ -96,6 +100,11 @@ class Filled(NamedTuple):
     def past_only(self, flags: Tensor) -> Tensor:
         """As `Grown.past_only`, of flags [B, C] those in front of the call's rows."""
         return flags & (self.numbers(flags) < 0)
+
+    def of_call(self, values: Tensor, count: int, axis: int) -> Tensor:
+        """As `Grown.of_call`."""
+        rows = torch.arange(count, device=values.device) + self.filled[:1]
+        return values.index_select(axis, rows)
 
     def _laid(self, rows: Tensor) -> Tensor:
         """Return the call's rows [B, S] laid where their keys are, [B, C]; elsewhere anything.

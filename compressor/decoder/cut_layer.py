@@ -33,7 +33,9 @@ class CutLayer(nn.Module):
 
     def __init__(self, dims: DecoderDims, plan: LayerPlan, grid: tuple[int, int] | None) -> None:
         super().__init__()
-        self.frozen, self.exited = plan.frozen, False
+        self.frozen, self.exited, self.without = plan.frozen, False, plan.without
+        # Text rows alone attend in heads with visual tokens, too.
+        self.text_alone = plan.frozen or plan.without == "attention"
         seen = len(plan.groups) if plan.groups is not None else dims.kv_heads
         self.input_norm = RMSNorm(dims.hidden, dims.rms_norm_eps)
         self.seen = HeadGroup(dims, seen) if seen else None
@@ -68,7 +70,7 @@ class CutLayer(nn.Module):
         if self.seen is not None:
             new, past = self.seen.keys_and_values(normed, call.all), next(rest)
             present.append(past.extended(*new))
-            if self.frozen:
+            if self.text_alone:
                 text_updates.append(self.seen.mixed(normed_text, call.text, present[0]))
             else:
                 query = self.seen.queries(normed, call.all)
@@ -79,7 +81,7 @@ class CutLayer(nn.Module):
             present.append(next(rest).extended(*new))
             text_updates.append(self.unseen.mixed(normed_text, call.alone, present[-1]))
         if self.output_bias is not None:
-            (text_updates if self.frozen else updates).append(self.output_bias)
+            (text_updates if self.text_alone else updates).append(self.output_bias)
         if self.frozen:
             text = sum(text_updates, text)
             return visual, text + self.mlp.text_only(self.mlp_norm(text)), *present
@@ -87,6 +89,9 @@ class CutLayer(nn.Module):
         if text_updates:
             visual, text = states.split([count, text.shape[1]], dim=1)
             states = torch.cat([visual, sum(text_updates, text)], dim=1)
+        if self.without == "mlp":
+            visual, text = states.split([count, text.shape[1]], dim=1)
+            return visual, text + self.mlp.text_only(self.mlp_norm(text)), *present
         visual, text = self.mlp(states, self.mlp_norm(states), count)
         return visual, text, *present
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from compressor.decoder.cache import Buffer, KeyValue
 from compressor.decoder.ops import attend, join_heads, rotate
 from compressor.facts import DecoderDims
-from compressor.plan.layer import LayerPlan
+from compressor.plan.layer import LayerPlan, Operator
 
 
 class Rows(NamedTuple):
@@ -162,7 +162,7 @@ class DecoderLayer(Heads):
 
     def __init__(self, dims: DecoderDims, plan: LayerPlan) -> None:
         super().__init__()
-        self.frozen, self.exited = plan.frozen, plan.exited
+        self.frozen, self.exited, self.without = plan.frozen, plan.exited, plan.without
         # Weights lie in the file in the order in which they are made here.
         self.input_norm = RMSNorm(dims.hidden, dims.rms_norm_eps)
         self.project(dims, dims.kv_heads, output_bias=dims.o_bias)
@@ -170,7 +170,12 @@ class DecoderLayer(Heads):
         self.mlp = MLP(dims)
 
     def forward(
-        self, visual: Tensor, text: Tensor, call: Call, past: KeyValue | Buffer
+        self,
+        visual: Tensor,
+        text: Tensor,
+        call: Call,
+        past: KeyValue | Buffer,
+        without: Operator | None = None,
     ) -> tuple[Tensor, Tensor, KeyValue]:
         """Run the layer.
 
@@ -179,6 +184,7 @@ class DecoderLayer(Heads):
             text: [B, T, D].
             call: masks and rotations of this call.
             past: keys and values of earlier calls.
+            without: an operator that visual rows go without; None: as planned.
 
         Returns:
             Visual rows, text rows, and the keys and values of all calls, after an exit of their text rows.
@@ -192,8 +198,16 @@ class DecoderLayer(Heads):
         if self.frozen:
             text = self._update(text, self.input_norm(text), call.text, present)
             return visual, text, present
-        rows = self._update(rows, normed, call.all, present)
-        visual, text = rows.split([visual.shape[1], text.shape[1]], dim=1)
+        sizes, without = [visual.shape[1], text.shape[1]], without or self.without
+        if without == "attention":
+            text = text + self.mixed(self.input_norm(text), call.text, present)
+            rows = torch.cat([visual, text], dim=1)
+        else:
+            rows = rows + self.mixed(normed, call.all, present)
+        if without == "mlp":
+            visual, text = rows.split(sizes, dim=1)
+            return visual, text + self.mlp(self.mlp_norm(text)), present
+        visual, text = (rows + self.mlp(self.mlp_norm(rows))).split(sizes, dim=1)
         return visual, text, present
 
     def text_only(

@@ -2,15 +2,22 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
 
+from compressor.contract.choice import LayerRows, LayerScore
 from compressor.decoder.cache import NO_PAST, Buffer, Filled, Grown, KeyValue, PastTensors, opened
 from compressor.decoder.cut_layer import CutLayer
 from compressor.decoder.gates import Gate, fires, gate_input, gate_selection, rows_asked
 from compressor.decoder.layer import Call, DecoderLayer, Kinds, Linear, RMSNorm, Rows
+from compressor.decoder.leaving import (
+    Leaving,
+    gathered,
+    heads_with_visual,
+    last_row_attention,
+)
 from compressor.decoder.masked_layer import MaskedLayer
 from compressor.decoder.ops import project_tied
 from compressor.facts import DecoderDims
@@ -24,6 +31,9 @@ __all__ = ["Decoder", "KeyValue", "Stage"]
 Positions = Tensor | tuple[Tensor, Tensor]
 """Rotary positions of a call's rows [B, V + T, A]; in graphs of visual and of text rows, two tensors."""
 
+
+NO_SCORES: Mapping[int, LayerScore] = MappingProxyType({})
+"""Of a decoder in which no visual rows leave at a layer by a score."""
 
 NOTHING_ADDED: Mapping[int, Tensor] = MappingProxyType({})
 """Rows [B, V, D] to add to the visual rows behind a layer, by its index: none."""
@@ -90,10 +100,39 @@ class CallPlaces(NamedTuple):
         first = self.order.shape[1] - count
         return CallPlaces(*(part.narrow(1, first, count) for part in self))
 
+    def chosen(self, rows: Tensor, text: int) -> "CallPlaces":
+        """Return the places of some visual rows [B, K] and of all T text rows."""
+        own = self.last(text)
+        return CallPlaces(
+            *(torch.cat([gathered(a, rows), b], dim=1) for a, b in zip(self, own, strict=True))
+        )
+
+    def row(self, keys: Grown | Filled) -> Rows:
+        """Return mask and rotation of the last text row alone, on keys that lie so."""
+        # Selected, not sliced: of a slice of a named axis TensorRT does not know that it is one row.
+        last = CallPlaces(*(part.select(1, -1).unsqueeze(1) for part in self))
+        return Rows(last.mask(keys, keys.places(self.order)), last.cos, last.sin)
+
     def mask(self, keys: Grown | Filled, places: Tensor) -> Tensor:
         """Return [B, 1, S, keys]: a key is visible if its place [B, keys] is not after the query's."""
         visible = places[:, None, :] <= self.order[:, :, None]
         return keys.mask(visible, self.cos.dtype)[:, None]
+
+
+class Ran(NamedTuple):
+    """What a run of layers made.
+
+    Attributes:
+        visual: rows [B, V, D].
+        text: rows [B, T, D].
+        present: keys and values, in the order of the caches.
+        entered: [B, T, D] text rows at the input of the last layer.
+    """
+
+    visual: Tensor
+    text: Tensor
+    present: list[KeyValue]
+    entered: Tensor
 
 
 class Decoder(nn.Module):
@@ -104,9 +143,15 @@ class Decoder(nn.Module):
     Args:
         plan: decides every layer.
         logits: `last` for the logits of the last text row, `all` for those of every text row.
+        scores: by which visual rows go on at the inputs of layers, for each layer where some leave.
+
+    Raises:
+        ValueError: a layer where rows leave has no score.
     """
 
-    def __init__(self, plan: Plan, *, logits: str = "last") -> None:
+    def __init__(
+        self, plan: Plan, *, logits: str = "last", scores: Mapping[int, LayerScore] = NO_SCORES
+    ) -> None:
         super().__init__()
         self.plan = plan
         self.dims = dims = plan.model.decoder
@@ -122,6 +167,11 @@ class Decoder(nn.Module):
         if plan.gates is not None:
             width = plan.gates.width
             self.gates.update({str(i): Gate(dims.hidden, width) for i in plan.gates.candidates})
+        if lacking := plan.keeps().keys() - scores.keys():
+            raise ValueError(f"no score of visual rows for layers {sorted(lacking)}")
+        self.leaving = nn.ModuleDict(
+            {str(i): Leaving(kept, scores[i]) for i, kept in plan.keeps().items()}
+        )
         self.norm = RMSNorm(dims.hidden, dims.rms_norm_eps)
         if dims.tied_embeddings:
             self.tied_head = nn.Parameter(torch.empty(dims.vocab, dims.hidden))
@@ -182,10 +232,16 @@ class Decoder(nn.Module):
         remaining = torch.scalar_tensor(visual_index.shape[1], dtype=torch.int64)
         if self.gates:
             selection = gate_selection(visual_index, text_index, text.dtype)
+        ran = Ran(visual, text, [], text)
         for segment in self.segments:
+            if str(segment.start) in self.leaving:
+                rows = self._go_on(segment.start, ran, places, pairs)
+                visual, places = gathered(visual, rows), places.chosen(rows, text.shape[1])
+                added = {i: gathered(more, rows) for i, more in added.items()}
             mine = [p for p, c in zip(pairs, self.caches, strict=True) if c.layer in segment]
-            visual, text, more = self.run(segment, visual, text, places, mine, kinds, added)
-            present += more
+            ran = self.run(segment, visual, text, places, mine, kinds, added)
+            visual, text = ran.visual, ran.text
+            present += ran.present
             if selection is not None and segment.stop < len(self.layers):
                 logits = self.gates[str(segment[-1])](gate_input(selection, text))
                 remaining, kept = rows_kept(logits, remaining, visual.shape[1])
@@ -196,6 +252,26 @@ class Decoder(nn.Module):
             present.append(kinds.visual)
         return self.next_token_logits(text), present
 
+    def _go_on(
+        self, layer: int, ran: Ran, places: CallPlaces, pairs: Sequence[KeyValue | Buffer]
+    ) -> Tensor:
+        """Return which visual rows [B, K] go on at the input of a layer behind those that ran."""
+        before, visual = self.layers[layer - 1], ran.visual.shape[1]
+        caches = [cache for cache in self.caches if cache.layer in range(layer)]
+        held = [i for i, c in enumerate(caches) if c.layer == layer - 1 and not c.part]
+
+        def attention() -> Tensor:
+            heads = heads_with_visual(before)
+            if heads is None:
+                return ran.text.new_zeros((ran.text.shape[0], self.dims.heads, visual))
+            keys = pairs[held[0]].keys()
+            key = ran.present[held[0] - len(caches)].key
+            normed = cast("DecoderLayer", before).input_norm(ran.entered[:, -1:])
+            return last_row_attention(heads, normed, places.row(keys), key, keys, visual)
+
+        rows: Tensor = self.leaving[str(layer)](LayerRows(ran.visual, ran.text, attention))
+        return rows
+
     def run(
         self,
         segment: range,
@@ -205,7 +281,7 @@ class Decoder(nn.Module):
         pairs: Sequence[KeyValue | Buffer],
         kinds: Kinds | None = None,
         added: Mapping[int, Tensor] = NOTHING_ADDED,
-    ) -> tuple[Tensor, Tensor, list[KeyValue | Tensor]]:
+    ) -> Ran:
         """Run a segment of layers on their own caches; visual rows get what is added behind each."""
         caches = [cache for cache in self.caches if cache.layer in segment]
         # The first cache of each kind tells how the keys of all lie.
@@ -214,13 +290,15 @@ class Decoder(nn.Module):
             for cache, pair in reversed(list(zip(caches, pairs, strict=True)))
         }
         call = places.call(text.shape[1], lie.get(False, NO_PAST), lie.get(True, NO_PAST), kinds)
-        present: list[KeyValue | Tensor] = []
+        present: list[KeyValue] = []
+        entered = text
         for i in segment:
             own = [pair for cache, pair in zip(caches, pairs, strict=True) if cache.layer == i]
+            entered = text
             visual, text, *more = self.layers[i](visual, text, call, *own)
             visual = visual + added[i] if i in added else visual
             present += more
-        return visual, text, present
+        return Ran(visual, text, present, entered)
 
     def places(
         self,
@@ -308,7 +386,9 @@ class Stage(nn.Module):
         places = decoder.places(visual_index, text_index, text.dtype, positions)
         pairs, *_ = opened(past, self.caches, tells_rows=False)
         added = added_by(deepstack, self.deepstack, visual)
-        visual, text, present = decoder.run(self.segment, visual, text, places, pairs, added=added)
+        visual, text, present, _ = decoder.run(
+            self.segment, visual, text, places, pairs, added=added
+        )
         if self.segment.stop == len(decoder.layers):
             return decoder.next_token_logits(text), present
         selection = gate_selection(visual_index, text_index, text.dtype)

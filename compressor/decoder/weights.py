@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from compressor.decoder.model import Decoder, Stage
+from compressor.contract.choice import LayerScore
+from compressor.decoder.model import NO_SCORES, Decoder, Stage
 from compressor.disk.gate_file import GateFile
 from compressor.errors import ModelError
 from compressor.plan.plan import Plan
@@ -222,19 +223,26 @@ def _either(chosen: bool, kept: Sequence[int], count: int, width: int) -> tuple[
     return tuple(place for block in blocks for place in range(block * width, (block + 1) * width))
 
 
-def decoder_from(plan: Plan, tensors: Mapping[str, Tensor], *, logits: str = "last") -> Decoder:
+def decoder_from(
+    plan: Plan,
+    tensors: Mapping[str, Tensor],
+    *,
+    logits: str = "last",
+    scores: Mapping[int, LayerScore] = NO_SCORES,
+) -> Decoder:
     """Build the plan's decoder on the original's tensors and their device; only scattered parts are copied.
 
     Args:
         plan: decides every layer.
         tensors: the original's, named as in `source_of`, linear weights [out, in].
         logits: as in `Decoder`.
+        scores: as in `Decoder`.
 
     Raises:
         ModelError: tensors are missing or of another shape; all are listed.
     """
     with torch.device("meta"):
-        decoder = Decoder(plan, logits=logits)
+        decoder = Decoder(plan, logits=logits, scores=scores)
     problems, filled = [], {}
     shapes = {name: tuple(parameter.shape) for name, parameter in decoder.named_parameters()}
     for name, weight in stored_weights(decoder).items():

@@ -52,6 +52,8 @@ def by_files(folder: Path) -> Iterator[None]:
 
 def saved_in(path: Path) -> Mapping[str, Any]:
     """Return the object in a JSON file; empty if there is no such file, or none in it."""
+    if not path.is_file():
+        return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from pydantic import ValidationError, create_model
 
+from compressor.contract.choice import LayerScore
 from compressor.contract.gated import GatedMethod
 from compressor.contract.measure import Measure
 from compressor.contract.method import Method, MethodWords, Trait, Turn
@@ -19,14 +20,17 @@ from compressor.errors import PlanError
 from compressor.facts import ModelFacts
 from compressor.methods.divprune import DivPrune
 from compressor.methods.dyvte import DyVTE
+from compressor.methods.fastv import FastV
 from compressor.methods.gprune import GPrune
 from compressor.methods.pool import Pooling
 from compressor.methods.random_choice import RandomChoice
 from compressor.methods.shortv import ShortV
+from compressor.methods.skip import Skip
 from compressor.methods.visual_exit import VisualExit
 from compressor.methods.yopo.method import Yopo
 from compressor.plan.kept import Kept
 from compressor.plan.layer import OLDER_REASONS
+from compressor.plan.plan import Plan
 from compressor.schema.problems import error_lines
 from compressor.schema.values import ExactlyOne
 
@@ -36,6 +40,8 @@ BUILT_IN: Final[tuple[type[Method], ...]] = (
     VisualExit,
     DyVTE,
     Yopo,
+    FastV,
+    Skip,
     GPrune,
     DivPrune,
     RandomChoice,
@@ -188,6 +194,15 @@ def rows_kept_by(methods: Iterable[Method], facts: ModelFacts) -> int | None:
     return next((count for count in found if count is not None), None)
 
 
+def layer_scores(plan: Plan) -> Mapping[int, LayerScore]:
+    """Return by what visual rows go on at the inputs of layers, for each layer where some leave.
+
+    Raises:
+        PlanError: as `chooser`.
+    """
+    return {layer: chooser(kept).layer_score() for layer, kept in plan.keeps().items()}
+
+
 def owner_of_measure(measure: str) -> str:
     """Return which method a measure is of, with the package that brought it."""
     owner = next(method for method in METHODS if measure in {m.name for m in method.measures})
@@ -242,12 +257,18 @@ def methods_clash(entries: object) -> str | None:
         without = f"{front[0]}, behind which some of it is gone"
         return f"{grid[0]} cannot go with {without}: it {Trait.GRID}; leave one of them out"
     rows = [claim.key for claim in claims if claim.trait is Trait.READS_ROWS]
+    leaving = [claim.key for claim in claims if claim.trait is Trait.LEAVING]
+    if rows and leaving:
+        return (
+            f"{' and '.join(rows)} cannot go with {' and '.join(leaving)}: rows that leave take their "
+            "neighbours with them; leave one of them out"
+        )
     for claim in claims:
-        if rows and claim.trait is Trait.PER_PROMPT:
+        if (others := rows + leaving) and claim.trait is Trait.PER_PROMPT:
             rest = (
                 f"gates that decide for each prompt; take {claim.remedy}, or leave one of them out"
             )
-            return f"{' and '.join(rows)} cannot go with {rest}"
+            return f"{' and '.join(others)} cannot go with {rest}"
     twice = ", ".join(name for name in METHOD_NAMES if counts[name] > 1)
     return f"more than one entry for: {twice}; a method may appear once" if twice else None
 

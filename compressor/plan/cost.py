@@ -8,7 +8,8 @@ width W on one pair of states: 4DW + 4W.
 
 Where visual tokens take part in some heads alone, the others do everything on t rows, attention t x t. In a
 window of side w on a grid of width g a visual row reads a band of w * g visual keys and t text keys. Neurons
-that visual rows do not use run on t rows. Masked layers run attention in full, whatever they mask.
+that visual rows do not use run on t rows, and so does an operator that they go without. Where k of n visual
+rows go on, a layer has k. Masked layers run attention in full, whatever they mask.
 
 Where gates decide, the figures are means over the exits that calibration saw; without a calibration
 they are those of a prompt in which no gate fires, the dearest one.
@@ -102,7 +103,7 @@ def layer_flops(
         grid: rows and columns of one image's visual tokens; needed for a window.
     """
     rows = text if layer.exited else visual + text
-    busy = text if layer.frozen else rows
+    busy = text if layer.frozen or layer.without == "attention" else rows
     seen = _seen_groups(dims, layer)
     unseen, group = dims.kv_heads - seen, dims.heads // dims.kv_heads
     query_rows = group * (seen * busy + unseen * text)  # summed over heads, as all that follow
@@ -114,7 +115,8 @@ def layer_flops(
         pairs = _band_pairs(layer.window, grid, visual, text)
     pairs = group * (seen * pairs + unseen * text * text)
     used = dims.intermediate if layer.neurons is None else len(layer.neurons)
-    neuron_rows = used * busy + (dims.intermediate - used) * text
+    used_rows = text if layer.frozen or layer.without == "mlp" else rows
+    neuron_rows = used * used_rows + (dims.intermediate - used) * text
     projections = 4 * dims.hidden * dims.head_dim * (query_rows + key_rows)
     return projections + 4 * dims.head_dim * pairs + 6 * dims.hidden * neuron_rows
 
@@ -153,12 +155,12 @@ def predict(plan: Plan) -> Cost:
 
 
 def _fixed(plan: Plan) -> Cost:
-    dims, visual, text = plan.model.decoder, plan.visual, plan.workload.text
-    grid = plan.model.token_grid
+    dims, text, grid = plan.model.decoder, plan.workload.text, plan.model.token_grid
+    rows = list(zip(plan.layers, plan.rows_of_layers(plan.visual), strict=True))
     return Cost(
-        layer_flops=tuple(layer_flops(dims, layer, visual, text, grid) for layer in plan.layers),
+        layer_flops=tuple(layer_flops(dims, layer, v, text, grid) for layer, v in rows),
         head_flops=2 * dims.hidden * dims.vocab,
-        layer_kv_values=tuple(layer_kv_values(dims, layer, visual, text) for layer in plan.layers),
+        layer_kv_values=tuple(layer_kv_values(dims, layer, v, text) for layer, v in rows),
     )
 
 

@@ -7,7 +7,7 @@ from compressor.errors import PlanError
 from compressor.facts import ModelFacts
 from compressor.plan.dead_rows import freeze_dead_rows
 from compressor.plan.kept import Kept
-from compressor.plan.layer import LayerPlan, Reason
+from compressor.plan.layer import LayerPlan, Operator, Reason
 from compressor.plan.plan import Plan, Workload
 
 
@@ -50,6 +50,39 @@ def leave(plan: Plan, layer: int, reason: Reason) -> Plan:
     """
     _check_layers("leave", (layer,), range(1, len(plan.layers) + 1))
     return _changed(plan, lambda entry: entry.index >= layer, "exited", reason)
+
+
+def leave_out(plan: Plan, operators: Mapping[int, Sequence[Operator]], reason: Reason) -> Plan:
+    """Return the plan with visual rows going without operators of layers that update them, dead rows marked.
+
+    Args:
+        plan: to change.
+        operators: `attention`, `mlp` or both, by layer; both are a frozen layer.
+        reason: of layers that are frozen so.
+
+    Raises:
+        PlanError: layers that the model does not have.
+    """
+    _check_layers("leave_out", [*operators], range(len(plan.layers)))
+    layers = list(plan.layers)
+    for index, gone in operators.items():
+        for operator in gone if layers[index].visual == "update" else ():
+            layers[index] = layers[index].leaving_out(operator, reason)
+    return plan.model_copy(update={"layers": freeze_dead_rows(tuple(layers))})
+
+
+def keep_at(plan: Plan, layer: int, kept: Kept) -> Plan:
+    """Return the plan with some visual rows going on at the input of a layer, the others gone from there.
+
+    Raises:
+        PlanError: the model has no such layer, or it is the first: in front of it is `Plan.front`.
+    """
+    _check_layers("keep_at", (layer,), range(1, len(plan.layers)))
+    layers = tuple(
+        entry.model_copy(update={"keep": kept}) if entry.index == layer else entry
+        for entry in plan.layers
+    )
+    return plan.model_copy(update={"layers": layers})
 
 
 def keep_in_front(plan: Plan, count: int, by: str, asked: Mapping[str, Any]) -> Plan:

@@ -12,6 +12,7 @@ from pydantic import (
 )
 
 from compressor.facts import Facts
+from compressor.plan.kept import Kept
 
 Natural = Annotated[int, Field(ge=0)]
 
@@ -28,6 +29,9 @@ WindowSide = Annotated[int, Field(ge=3), AfterValidator(_odd)]
 VisualRows = Literal["update", "frozen", "exited"]
 """`update`: visual rows are computed; `frozen`: they pass through, their K and V are still read;
 `exited`: they left the decoder before this layer: no rows, no K and V."""
+
+Operator = Literal["attention", "mlp"]
+"""A part of a layer that visual rows may go without; going without both is `frozen`."""
 
 OLDER_REASONS: Mapping[str, str] = {"vtw": "visual_exit"}
 """Names that plans of older versions have for a method."""
@@ -53,6 +57,8 @@ class LayerPlan(Facts):
         masked: the semantics of the authors' released code: visual keys of pruned heads stay in the softmax's
             denominator, and visual rows run on to feed it. A compatibility mode; goes with groups or off.
         off: masked only: no row reads visual values in any head of this layer.
+        without: the operator that visual rows go without; text rows still read their keys and values.
+        keep: which visual rows go on at the input of this layer; the others are gone from it on.
     """
 
     index: int = Field(ge=0)
@@ -64,6 +70,8 @@ class LayerPlan(Facts):
     neurons: tuple[Natural, ...] | None = None
     masked: bool = False
     off: bool = False
+    without: Operator | None = None
+    keep: Kept | None = None
 
     @model_serializer(mode="wrap")
     def _without_cuts_that_are_not_made(
@@ -80,8 +88,20 @@ class LayerPlan(Facts):
         layer = LayerPlan(index=self.index, visual=visual, reason=reason)
         if not layer.frozen:
             return layer
-        kept = {"groups": self.groups, "masked": self.masked, "off": self.off}
-        return layer.model_copy(update=kept)
+        names = ("groups", "masked", "off", "keep")
+        return layer.model_copy(update={name: getattr(self, name) for name in names})
+
+    def leaving_out(self, operator: Operator, reason: Reason) -> "LayerPlan":
+        """Return this layer with visual rows going without an operator, or frozen if they go without both.
+
+        A window goes with the attention it was of, neurons with the MLP.
+        """
+        if self.without not in (None, operator):
+            return self.turned("frozen", reason)
+        gone: dict[str, Any] = {"neurons": None}
+        if operator == "attention":
+            gone = {"window": None, "window_causal": False}
+        return self.model_copy(update={"without": operator, **gone})
 
     @model_validator(mode="after")
     def _state_fits_the_reason(self) -> "LayerPlan":
@@ -94,19 +114,36 @@ class LayerPlan(Facts):
 
     @model_validator(mode="after")
     def _cuts_make_sense(self) -> "LayerPlan":
-        problem = ""
-        if self.exited and self.cuts:
-            problem = "visual rows are gone, so nothing of them can be cut"
-        elif self.frozen and (self.window or self.neurons is not None):
-            problem = "visual rows are frozen: they have no queries and no MLP"
-        elif self.off and not self.masked:
-            problem = "off is a word of the masked semantics; otherwise it is an exit"
-        elif self.masked and self.groups is None and not self.off:
-            problem = "masked says how heads are cut, and no heads are; groups or off go with it"
-        elif self.window_causal and self.window is None:
-            problem = "window_causal goes with window"
-        elif self.neurons is not None and not self.neurons:
-            problem = "visual rows need a neuron at least"
+        exclusive = (
+            (
+                self.exited and (self.cuts or self.keep is not None),
+                "visual rows are gone, so nothing of them can be cut",
+            ),
+            (
+                self.frozen and (self.window or self.neurons is not None or self.without),
+                "visual rows are frozen: they have no queries and no MLP",
+            ),
+            (
+                self.without and self.masked,
+                f"the masked semantics and going without {self.without} exclude each other",
+            ),
+            (
+                (self.without == "attention" and self.window)
+                or (self.without == "mlp" and self.neurons is not None),
+                f"visual rows go without {self.without}, so nothing of it can be cut",
+            ),
+            (
+                self.off and not self.masked,
+                "off is a word of the masked semantics; otherwise it is an exit",
+            ),
+            (
+                self.masked and self.groups is None and not self.off,
+                "masked says how heads are cut, and no heads are; groups or off go with it",
+            ),
+            (self.window_causal and self.window is None, "window_causal goes with window"),
+            (self.neurons == (), "visual rows need a neuron at least"),
+        )
+        problem = next((words for wrong, words in exclusive if wrong), "")
         for name in ("groups", "neurons"):
             chosen = getattr(self, name)
             if chosen is not None and list(chosen) != sorted(set(chosen)):
@@ -117,8 +154,8 @@ class LayerPlan(Facts):
 
     @property
     def cuts(self) -> bool:
-        """Whether visual rows do less here: in fewer heads, among neighbours, with fewer neurons."""
-        parts = (self.groups, self.window, self.neurons)
+        """Whether visual rows do less: in fewer heads, among neighbours, of fewer neurons or operators."""
+        parts = (self.groups, self.window, self.neurons, self.without)
         return self.off or any(part is not None for part in parts)
 
     @property

@@ -171,9 +171,26 @@ class Plan(Facts):
                 raise ValueError("gates exclude windows and the masked semantics")
             if exited[-1]:
                 raise ValueError("gates and a fixed exit exclude each other")
+            if self.keeps():
+                raise ValueError("gates exclude visual rows that leave at a layer")
             if self.gates.candidates[-1] >= len(self.layers) - 1:
                 last = len(self.layers) - 2
                 raise ValueError(f"candidates {self.gates.candidates} reach beyond layer {last}")
+        return self
+
+    @model_validator(mode="after")
+    def _choices_make_sense(self) -> "Plan":
+        keeps, windows = self.keeps(), any(layer.window is not None for layer in self.layers)
+        if 0 in keeps:
+            raise ValueError(
+                "visual rows leave at the inputs of layers from 1 on, or in front: `front`"
+            )
+        if keeps and self.tells_rows:
+            raise ValueError(
+                "visual rows that leave at a layer exclude windows and the masked semantics"
+            )
+        if self.front is not None and windows:
+            raise ValueError("a choice in front of the decoder leaves no grid for windows")
         return self
 
     def _check_cuts(self) -> None:
@@ -235,8 +252,9 @@ class Plan(Facts):
     @property
     def methods(self) -> tuple[str, ...]:
         """Names of the methods that layers give as a reason, or that choose among rows."""
-        front = [] if self.front is None else [self.front.by]
-        reasons = dict.fromkeys([*front, *(layer.reason for layer in self.layers)])
+        kept = [self.front, *(layer.keep for layer in self.layers)]
+        choosers = [choice.by for choice in kept if choice is not None]
+        reasons = dict.fromkeys([*choosers, *(layer.reason for layer in self.layers)])
         return tuple(name for name in reasons if name not in ("", "dead"))
 
     @property
@@ -264,9 +282,33 @@ class Plan(Facts):
         """First layer without visual rows; None if they stay, or gates decide."""
         return next((layer.index for layer in self.layers if layer.exited), None)
 
+    def keeps(self) -> dict[int, Kept]:
+        """Return which visual rows go on at the inputs of layers, by layer."""
+        return {layer.index: layer.keep for layer in self.layers if layer.keep is not None}
+
+    def rows_of_layers(self, visual: int) -> tuple[int, ...]:
+        """Return how many visual rows each layer has, of so many that enter the decoder; gates aside."""
+        found = []
+        for layer in self.layers:
+            if layer.keep is not None:
+                visual = layer.keep.rows(visual)
+            found.append(0 if layer.exited else visual)
+        return tuple(found)
+
+    def kept_by_length(self) -> dict[str, tuple[Kept, ...]]:
+        """Return which visual rows go on, one choice after the other, in caches by the name of their length.
+
+        Names of lengths that hold all visual rows, or none, are left out.
+        """
+        found, keeps = {}, self.keeps()
+        for layer in keeps:
+            if not self.layers[layer].exited:
+                found[f"past_{layer}"] = tuple(k for i, k in keeps.items() if i <= layer)
+        return found
+
     def segments(self) -> tuple[range, ...]:
-        """Runs of layers whose caches have one length: cut at a fixed exit, and after each gate."""
-        cuts = [self.exit_layer] if self.exit_layer is not None else []
+        """Runs of layers whose caches have one length: cut at an exit, where rows leave, after each gate."""
+        cuts = sorted({*self.keeps(), *filter(None, [self.exit_layer])})
         if self.gates is not None:
             cuts = [candidate + 1 for candidate in self.gates.candidates]
         return tuple(range(a, b) for a, b in pairwise([0, *cuts, len(self.layers)]))

@@ -97,6 +97,9 @@ Cosine = Annotated[float, Field(ge=-1, le=1), allowed("a number from -1 to 1")]
 Quantile = Annotated[float, Field(gt=0, le=1), allowed("a number above 0, up to 1")]
 
 
+PartOf = Annotated[float, Field(gt=0, lt=1), allowed("a number above 0 and below 1")]
+
+
 NotNegative = Annotated[float, Field(ge=0), allowed("a number, 0 or more")]
 
 

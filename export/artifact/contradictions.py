@@ -176,7 +176,10 @@ def _other_graphs(manifest: Manifest, plan: Plan | None) -> Iterator[str]:
     )
     limits = some if any(graph.fixed for graph in manifest.graphs) else None
     baseline = decoder_graph(whole.naive(), dtype, logits, name="baseline_decoder", limits=limits)
-    wanted: tuple[GraphSpec, ...] = (vision_graph(facts, dtype), embed_graph(facts, dtype))
+    wanted: tuple[GraphSpec, ...] = (
+        vision_graph(facts, dtype, whole.front),
+        embed_graph(facts, dtype),
+    )
     if plan is not None:
         wanted += decoder_graphs(plan, dtype, logits, limits)
     wanted += (baseline,) if in_order(manifest.graphs, baseline.name) else ()

@@ -22,12 +22,12 @@ class TorchSession:
     @property
     def max_batch(self) -> int | None:
         """See `Session.max_batch`."""
-        return 1 if self.gated else None
+        return 1 if self.model.plan.gates is not None else None
 
     @property
-    def gated(self) -> bool:
-        """See `Session.gated`."""
-        return len(self.model.decoder.gates) > 0
+    def reads_question(self) -> bool:
+        """See `Session.reads_question`."""
+        return self.model.plan.gates is not None or bool(self.model.plan.keeps())
 
     @property
     def caches(self) -> tuple[Cache, ...]:

@@ -87,6 +87,8 @@ class GraphSpec(Facts):
         visual_multiple: what V is a multiple of: a tile's rows where these are laid out on a grid, else 1.
         pixel_multiple: what `height` and `width` of pictures are multiples of.
         gated: gates of the prompt decide on its exit; None, as in older artifacts: it is not told.
+        kept: of caches by the name of their length, (k, n) for each time that k of n visual rows went on in
+            front of them; of those in which all or none are, nothing.
     """
 
     name: str
@@ -96,6 +98,16 @@ class GraphSpec(Facts):
     visual_multiple: Positive = 1
     pixel_multiple: Positive = 1
     gated: bool | None = None
+    kept: dict[str, tuple[tuple[Positive, Positive], ...]] = Field(default_factory=dict)
+
+    @model_serializer(mode="wrap")
+    def _without_choices_not_made(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {k: v for k, v in handler(self).items() if k != "kept" or v}
+
+    @property
+    def reads_question(self) -> bool:
+        """Whether what becomes of visual rows depends on rows behind them."""
+        return self.reads_gates or bool(self.kept)
 
     @property
     def batch(self) -> int | None:
@@ -391,4 +403,8 @@ def _decoder(
         outputs=(*found, *present),
         visual_multiple=plan.model.grid_cells if windows else 1,
         gated=plan.gates is not None,
+        kept={
+            name: tuple((k.count, k.of) for k in choices)
+            for name, choices in plan.kept_by_length().items()
+        },
     )

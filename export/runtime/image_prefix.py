@@ -1,8 +1,8 @@
 """Pictures looked at once: their keys and values are kept, and of every question only its own tokens run.
 
 Exact, because attention is causal: a visual row never sees what follows it, so its keys and values do not
-depend on the question. Where gates decide how deep visual rows go they do: gates read the question, so
-nothing is kept and all rows run.
+depend on the question. Where gates decide how deep visual rows go, or the question which of them go on, they
+do: nothing is kept and all rows run.
 """
 
 import logging
@@ -80,8 +80,8 @@ def prefill_images(runtime: "RuntimeCore", images: Pictures) -> ImagePrefix:
     if not pictures:
         raise DataError(["prefill_image: no picture; give at least one, or use generate"])
     seen = runtime.look(pictures)
-    if runtime.session.gated:
-        log.info("gates read the question to decide on the exit: nothing can be kept")
+    if runtime.session.reads_question:
+        log.info("what becomes of visual tokens depends on the question: nothing can be kept")
         return ImagePrefix(runtime, seen, NOTHING)
     prompts = [runtime.encode([user_message(probe, len(seen))], seen) for probe in PROBES]
     end = shared_end(prompts, runtime.facts.image_token_id)

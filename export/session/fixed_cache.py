@@ -86,6 +86,7 @@ class FixedCaches:
     def __init__(self, decoders: Sequence[GraphSpec], block: int = BLOCK) -> None:
         self._specs = [spec for graph in decoders for spec in graph.cached]
         self._most = {spec.filled: spec.rows for spec in self._specs}
+        self._kept = {name: kept for graph in decoders for name, kept in graph.kept.items()}
         self._block = block
 
     def empty(self, batch: int) -> FixedPast:
@@ -141,7 +142,7 @@ class FixedCaches:
             DataError: names the rows, the room and the limit.
         """
         before = past.lengths if past is not None else dict.fromkeys(self._most, 0)
-        after = longer(before, visual, text)
+        after = self.longer(before, visual, text)
         problems = [
             f"{after[name]} {'text rows' if name == TEXT_PAST else 'rows'} with the tokens to come are asked "
             f"for; the artifact's KV cache has room for {room} (export.profiles.max_context"
@@ -152,6 +153,17 @@ class FixedCaches:
         ]
         if problems:
             raise DataError(problems)
+
+    def longer(self, lengths: Mapping[str, int], visual: int, text: int) -> dict[str, int]:
+        """Return lengths after V visual and T text rows more."""
+
+        def held(name: str) -> int:
+            rows = 0 if name == TEXT_PAST else visual
+            for count, of in self._kept.get(name, ()):
+                rows = rows * count // of
+            return rows
+
+        return {name: rows + text + held(name) for name, rows in lengths.items()}
 
     def shapes(self, past: FixedPast) -> tuple[tuple[int, ...], ...]:
         """Return the shape that every tensor would have if it held the past's rows alone."""
@@ -189,9 +201,10 @@ class FixedCall:
         (batch, visual), (_, text) = rows.visual_index.shape, rows.text_index.shape
         self._caches.check_room(self._past, visual, text)
         if self._past.overtaken:
-            self._past = self._caches.copied(self._past, longer(self._past.lengths, visual, text))
+            needed = self._caches.longer(self._past.lengths, visual, text)
+            self._past = self._caches.copied(self._past, needed)
         before = {name: self._past.lengths[name] for name in spec.lengths}
-        after = longer(before, visual, text)
+        after = self._caches.longer(before, visual, text)
         filled = {n + LENGTH: np.full(batch, count, np.int64) for n, count in before.items()}
         self._caches.make_room(self._past, spec, after)
         buffers = self._past.buffers
@@ -205,11 +218,6 @@ class FixedCall:
     def present(self) -> FixedPast:
         """The past that the call leaves."""
         return FixedPast(self._past.buffers, self._lengths)
-
-
-def longer(lengths: Mapping[str, int], visual: int, text: int) -> dict[str, int]:
-    """Return lengths after V visual and T text rows more."""
-    return {n: rows + text + (0 if n == TEXT_PAST else visual) for n, rows in lengths.items()}
 
 
 def _place(spec: TensorSpec) -> int:

@@ -23,8 +23,8 @@ class Session(Protocol):
     """A model that runs; B batch, I images, V visual rows, T text rows, P past."""
 
     @property
-    def gated(self) -> bool:
-        """Whether gates read the text behind the images to decide on an exit; calls are then of batch 1."""
+    def reads_question(self) -> bool:
+        """Whether gates or a choice among visual rows read the text behind the images."""
         ...
 
     @property
@@ -175,9 +175,9 @@ class GraphSession(Generic[OneGraph]):
             self.graph(name)
 
     @property
-    def gated(self) -> bool:
-        """See `Session.gated`."""
-        return self._decoders[0].reads_gates
+    def reads_question(self) -> bool:
+        """See `Session.reads_question`."""
+        return self._decoders[0].reads_question
 
     @property
     def max_batch(self) -> int | None:

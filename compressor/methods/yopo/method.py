@@ -36,6 +36,7 @@ class Yopo(YopoKeys, Method):
         exit_meaning=" (YOPO's off_from, semantics removed)",
     )
     turn: ClassVar[Turn] = Turn.CUT
+    sets: ClassVar[tuple[str, ...]] = ("groups", "window", "neurons", "masked")
     measures: ClassVar[tuple[Measure, ...]] = (HEAD_SCORE, NEURON_ACTIVITY)
     nicknames: ClassVar[tuple[str, ...]] = ("heads",)
     by_grid: ClassVar[tuple[str, ...]] = ("window",)

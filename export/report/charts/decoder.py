@@ -57,7 +57,8 @@ def lane(layer: LayerPlan, dims: DecoderDims) -> Lane:
         return Lane(heads, 0, 0, f"{state(layer)[0]}{', masked' if partly else ''}")
     window = f"{layer.window}x{layer.window}" if layer.window else ""
     label = masked or ("none" if not heads else window)
-    return Lane(heads, heads, neurons_kept(layer, dims) / dims.intermediate, "", label)
+    attends = 0.0 if layer.without == "attention" else heads
+    return Lane(heads, attends, neurons_kept(layer, dims) / dims.intermediate, "", label)
 
 
 def layer_numbers(layers: int) -> list[Markup]:
@@ -76,7 +77,7 @@ def decoder_picture(plan: Plan, dtype: str) -> Markup:
     before, after, size = predict(plan.naive()), predict(plan), BYTES[dtype]
     alone, bottom = text_alone_values(plan), TOP + ROW * len(plan.layers)
     parts = [*layer_numbers(len(plan.layers)), *_headings(plan)]
-    for layer, share in zip(plan.layers, staying(plan), strict=True):
+    for layer, share in zip(plan.layers, present_share(plan), strict=True):
         i, y = layer.index, TOP + ROW * layer.index
         parts += _visual(layer, plan.model.decoder, share, y)
         parts += [rect(x, y + BOX_TOP, width, BOX, "words") for x, width in WORDS]
@@ -88,6 +89,7 @@ def decoder_picture(plan: Plan, dtype: str) -> Markup:
     parts.append(text(28, y, "answer comes out of the last layer's text tokens", "small"))
     if plan.exit_layer is not None:
         parts.append(_across(plan.exit_layer, "exit"))
+    parts += [_across(layer, "exit") for layer in plan.keeps()]
     if plan.gates is not None:
         y += 14
         parts += [_diamond(y - 3), text(28, y, "gate: visual tokens may leave here", "small")]
@@ -95,6 +97,13 @@ def decoder_picture(plan: Plan, dtype: str) -> Markup:
             parts += [_across(gate + 1, "gate"), _diamond(TOP + ROW * (gate + 1))]
     title = "What visual and text tokens do in each layer"
     return picture("decoder", WIDTH, y + 6, title, _description(plan), parts)
+
+
+def present_share(plan: Plan) -> list[float]:
+    """Return the share of the visual tokens (0..1) that each layer has, mean over prompts."""
+    rows = plan.rows_of_layers(plan.visual) if plan.keeps() else [1] * len(plan.layers)
+    most = rows[0]
+    return [there * count / most for there, count in zip(staying(plan), rows, strict=True)]
 
 
 def _description(plan: Plan) -> str:

@@ -10,9 +10,11 @@ from compressor.contract.method import Method
 from compressor.facts import DecoderDims
 from compressor.methods import CUTTERS, label_of_cuts
 from compressor.plan.cost import BYTES
+from compressor.plan.kept import Kept
 from compressor.plan.layer import LayerPlan
 from compressor.plan.plan import Plan
 from export.report.words.exits import runs
+from export.report.words.methods import OPERATORS, words_of
 
 T = TypeVar("T")
 
@@ -71,7 +73,7 @@ def kept_heads(layer: LayerPlan, dims: DecoderDims) -> tuple[int, ...]:
 
 def neurons_kept(layer: LayerPlan, dims: DecoderDims) -> int:
     """Return how many neurons of the MLP visual rows use in a layer."""
-    if layer.frozen or layer.exited:
+    if layer.frozen or layer.exited or layer.without == "mlp":
         return 0
     return dims.intermediate if layer.neurons is None else len(layer.neurons)
 
@@ -97,6 +99,11 @@ def cut_columns(plan: Plan) -> dict[str, list[str]]:
     if any(layer.neurons is not None for layer in layers):
         used = [neurons_kept(layer, dims) for layer in layers]
         found["MLP neurons"] = [f"{n} of {dims.intermediate}" if n else "-" for n in used]
+    if any(layer.without for layer in layers):
+        found["goes without"] = [OPERATORS[x.without] if x.without else "-" for x in layers]
+    if plan.keeps():
+        rows = plan.rows_of_layers(plan.visual)
+        found["visual tokens"] = [f"{count:,}" if count else "-" for count in rows]
     return found
 
 
@@ -135,6 +142,10 @@ def cuts_words(plan: Plan, methods: Sequence[Method] = ()) -> str:
     parts += dict.fromkeys(f"window {_window(layer)}" for layer in inside if layer.window)
     used = {len(layer.neurons) for layer in inside if layer.neurons is not None}
     parts += [f"{count} of {dims.intermediate} MLP neurons" for count in sorted(used)]
+    for operator, word in OPERATORS.items():
+        if count := sum(layer.without == operator for layer in inside):
+            parts.append(f"no {word} in {count} layers")
+    parts += [f"{_kept_words(kept)} from layer {i} on" for i, kept in plan.keeps().items()]
     if (found := semantics(plan, methods)) is not None:
         parts.append(found)
     return "; ".join(parts) or "none"
@@ -168,7 +179,20 @@ def cut_sentences(plan: Plan, methods: Sequence[Method] = ()) -> tuple[str, ...]
         f"{layers}: visual tokens use {used:,} of {dims.intermediate:,} neurons of the MLP (method {by})."
         for used, layers in _grouped(plan, lambda x: None if x.neurons is None else len(x.neurons))
     ]
+    found += [
+        f"{layers}: visual tokens go without the {OPERATORS[operator]}; text tokens read them there."
+        for operator, layers in _grouped(plan, lambda x: x.without)
+    ]
+    found += [
+        f"From layer {i} on {_kept_words(kept)} visual tokens are there, chosen for each prompt (method "
+        f"{words_of(kept.by).label}); the others have left, and later layers keep nothing of them."
+        for i, kept in plan.keeps().items()
+    ]
     return tuple(found)
+
+
+def _kept_words(kept: Kept) -> str:
+    return f"{kept.count:,} of {kept.of:,}"
 
 
 def _counts(plan: Plan, asks: Callable[[LayerPlan], bool]) -> str:

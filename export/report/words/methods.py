@@ -3,11 +3,11 @@
 No method is named here: a reason in a plan is looked up, and its `MethodWords` fill in the blanks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from compressor.contract.asked import alike_words, method_words
 from compressor.contract.gated import GatedMethod
-from compressor.contract.method import Method, MethodWords, Turn, layers_words
+from compressor.contract.method import Method, MethodWords, layers_words
 from compressor.methods import METHODS, label_of_cuts, method_of
 from compressor.plan.dead_rows import deepstack_layers
 from compressor.plan.layer import LayerPlan
@@ -33,6 +33,10 @@ UNCHANGED = {
 """What it means that visual tokens are not updated in a layer, by its word."""
 
 
+OPERATORS: Mapping[str, str] = {"attention": "attention", "mlp": "MLP"}
+"""Words for the operators that visual rows may go without."""
+
+
 def words_of(reason: str) -> MethodWords:
     """Return what the method says that a reason names; its bare name where it is not installed."""
     method = method_of(reason)
@@ -44,7 +48,13 @@ def state(layer: LayerPlan) -> tuple[str, str]:
     if layer.exited:
         return "exited", f"visual tokens are gone{words_of(layer.reason).exit_meaning}: {NO_WORK}"
     if not layer.frozen:
-        return "updated", "attention and MLP run on visual tokens, as in the original"
+        if layer.without is None:
+            return "updated", "attention and MLP run on visual tokens, as in the original"
+        name = OPERATORS[layer.without]
+        return (
+            f"no {name}",
+            f"visual tokens go without the {name} of the layer; text tokens read them",
+        )
     word = "dead" if layer.reason == "dead" else "frozen"
     word += ", none" if layer.in_no_head else ", off" if layer.read_by_no_head else ""
     return word, UNCHANGED[word]
@@ -144,9 +154,8 @@ def methods_done(plan: Plan, methods: Sequence[Method]) -> tuple[tuple[Method, .
 
 
 def _in_plan(method: Method, plan: Plan) -> bool:
-    cut = method.turn is Turn.CUT and any(layer.cuts for layer in plan.layers)
     gates = isinstance(method, GatedMethod) and plan.gates is not None
-    return cut or gates or method.name in plan.methods
+    return gates or method.in_plan(plan)
 
 
 def methods_words(methods: Sequence[Method], *, by_recipe: bool = True) -> str:

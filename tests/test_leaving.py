@@ -1,0 +1,173 @@
+"""Visual rows that leave at a layer, and operators they go without, against the unmodified model with hooks.
+
+Three families of different kinds: one picture of one size, tiles, pictures of their own sizes on three axes.
+"""
+
+import re
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+
+from compressor.contract.measure import Measured
+from compressor.contract.method import CannotError, Evidence
+from compressor.decoder.full_pass import full_pass, kl_divergence
+from compressor.errors import PlanError, RecipeError
+from compressor.methods import layer_scores
+from compressor.methods.fastv import FastV
+from compressor.methods.skip import OPERATOR_KL, OPERATORS, Skip, operator_kl
+from compressor.methods.visual_exit import VisualExit
+from compressor.plan.cost import predicted_speedup
+from compressor.plan.edits import identity_plan, keep_at, leave_out
+from compressor.plan.kept import Kept
+from compressor.plan.plan import Plan
+from compressor.planner import make_plan
+from compressor.recipe import load_recipe
+from tests.conftest import shared
+from tests.cuts import LAYERS, conversation, decoder_of, model, tensors_of
+from tests.family_cases import BACKENDS, Entries, FamilyCases, Made
+from tests.test_family_internvl import TestInternVl as InternVl
+from tests.test_family_llava import TestLlava as Llava
+from tests.test_family_qwen2_vl import TestQwen2Vl as Qwen2Vl
+
+LEAVING: dict[str, Entries] = {
+    "fastv": [{"fastv": {"layer": 2, "keep": 0.5}}],
+    "skip": [{"skip": {"operators": {"attention": [0, 2], "mlp": [1, 2, 4]}}}],
+    "together": [
+        {"fastv": {"layer": 1, "keep": 0.7}},
+        {"skip": {"operators": {"attention": [0, 2], "mlp": [3]}}},
+        {"shortv": {"layers": [1]}},
+        {"yopo": {"mlp_ratio": 2}},
+        {"visual_exit": {"layer": 5}},
+    ],
+}
+PROMPTS = ("one picture", "two apart", "two adjacent", "text alone")
+
+
+class MadeToLeave(Made):
+    """The same folder and models, with these cuts."""
+
+    def entries(self, cut: str) -> Entries:
+        return LEAVING[cut] if cut in LEAVING else super().entries(cut)
+
+
+@pytest.fixture(scope="class")
+def made(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> MadeToLeave:
+    return MadeToLeave(request.cls.cases.family, shared(pytestconfig) / "families")
+
+
+class LeavingCases:
+    """The cases of one family."""
+
+    cases: ClassVar[type[FamilyCases]]
+
+    @pytest.mark.parametrize("cut", LEAVING)
+    @pytest.mark.parametrize("name", PROMPTS)
+    def test_it_is_the_unmodified_model_with_hooks(
+        self, made: MadeToLeave, name: str, cut: str
+    ) -> None:
+        self.cases().compare(made, name, cut, "torch")
+
+    @pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "torch"])
+    @pytest.mark.parametrize("name", PROMPTS)
+    def test_all_together_is_in_the_graphs(
+        self, made: MadeToLeave, name: str, backend: str
+    ) -> None:
+        self.cases().compare(made, name, "together", backend)
+
+
+class TestLlavaLeaving(LeavingCases):
+    cases = Llava
+
+
+class TestInternVlLeaving(LeavingCases):
+    cases = InternVl
+
+
+class TestQwen2VlLeaving(LeavingCases):
+    cases = Qwen2Vl
+
+
+def test_an_operators_contribution_is_the_kl_of_the_plan_without_it() -> None:
+    plan = identity_plan(model(2), "0" * 64)
+    tensors, (_, (call, *_)) = tensors_of(plan), conversation()
+    full = full_pass(decoder_of(plan, tensors), *call)
+    measured = operator_kl(full)
+    assert measured.shape == (LAYERS, 2)
+    assert not measured[-1].any()  # dead rows: nobody reads what they become
+    for layer in range(LAYERS - 1):
+        for number, operator in enumerate(OPERATORS):
+            decoder = decoder_of(leave_out(plan, {layer: (operator,)}, "skip"), tensors)
+            with torch.inference_mode():
+                logits, _ = decoder(*call, decoder.empty_past(1))
+            wanted = kl_divergence(logits[0, -1], full.logits).item()
+            assert measured[layer, number].item() == pytest.approx(wanted, rel=1e-3)
+            assert wanted > 1e-5
+
+
+def test_the_operators_that_contribute_least_are_left_out_and_both_of_a_layer_freeze_it() -> None:
+    plan = identity_plan(model(2), "0" * 64)
+    kl = ((0.5, 0.1), (0.3, 0.9), (0.2, 0.15), (0.0, 0.0))
+    evidence = Evidence("compress[0].skip", measured={OPERATOR_KL.name: Measured(mean=kl)})
+    made = Skip(share=0.5).apply(plan, evidence)
+    assert [layer.without for layer in made.layers] == ["mlp", None, None, None]
+    assert [layer.visual for layer in made.layers] == ["update", "update", "frozen", "frozen"]
+    assert [layer.reason for layer in made.layers] == ["", "", "skip", "dead"]
+    assert predicted_speedup(Skip(speedup=1.1).apply(plan, evidence)) >= 1.1
+    with pytest.raises(CannotError, match="leaving out all 6 operators gives"):
+        Skip(speedup=50).apply(plan, evidence)
+
+
+@pytest.mark.parametrize(
+    ("entries", "problem"),
+    [
+        (
+            "fastv: {keep: 1}",
+            "compress[0].fastv.keep: 1 is not allowed; a number above 0 and below 1",
+        ),
+        (
+            "fastv: {}}, {yopo: {window: 3}",
+            "yopo.window cannot go with fastv: rows that leave take their neighbours with them; leave one of "
+            "them out",
+        ),
+        (
+            "fastv: {}}, {dyvte: {gates: g.safetensors}",
+            "fastv cannot go with gates that decide for each prompt; take dyvte.exit: baked, or leave one of "
+            "them out",
+        ),
+        ("skip: {share: 0.2, speedup: 2}", "share and speedup are given together"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_the_recipe(
+    tmp_path: Path, entries: str, problem: str
+) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(f"vtcompress: 2\ncompress: [{{{entries}}}]\n")
+    with pytest.raises(RecipeError, match=re.escape(problem)):
+        load_recipe(file)
+
+
+def test_a_layer_that_does_not_exist_and_a_share_that_is_no_row_are_refused() -> None:
+    facts = model(2)
+    with pytest.raises(PlanError, match=r"fastv.layer: 4 is outside 1\.\.3; the model has 4"):
+        make_plan(facts, "0" * 64, [FastV(layer=4)])
+    with pytest.raises(PlanError, match=r"fastv.keep: 0.01 of 12 visual tokens is none"):
+        make_plan(facts, "0" * 64, [FastV(layer=1, keep=0.01)])
+
+
+def test_an_exit_in_front_of_the_choice_leaves_nothing_to_choose() -> None:
+    plan = make_plan(model(2), "0" * 64, [FastV(layer=3), VisualExit(layer=2)])
+    assert not plan.keeps()
+    note = "compress[0].fastv: visual tokens have left by layer 3: none are chosen there"
+    assert plan.notes == (note,)
+
+
+def test_a_plan_says_what_it_keeps_and_is_read_back(tmp_path: Path) -> None:
+    plan = make_plan(model(2), "0" * 64, [FastV(layer=1, keep=0.5)])
+    plan.save(file := tmp_path / "plan.json")
+    assert Plan.load(file) == plan
+    assert plan.rows_of_layers(24) == (24, 12, 12, 12)
+    assert plan.methods == ("fastv",)
+    with pytest.raises(PlanError, match="'nothing', a method that is not installed"):
+        layer_scores(keep_at(plan, 2, Kept(count=1, of=2, by="nothing")))
