@@ -25,7 +25,14 @@ FAR = 3000
 
 
 @pytest.mark.parametrize(
-    "name", ["window", "everything, frozen, then exit", "masked", "head norms: heads and neurons"]
+    "name",
+    [
+        "window",
+        "everything, frozen, then exit",
+        "masked",
+        "head norms: heads and neurons",
+        "goes without",
+    ],
 )
 def test_a_float16_graph_with_cuts_is_as_near_to_float32_as_float16_can_be(
     name: str, tmp_path: Path

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from compressor.contract.choice import LayerRows, LayerScore
 from compressor.decoder.cache import Filled, Grown
 from compressor.decoder.layer import Heads, Rows
+from compressor.decoder.ops import LEAST
 from compressor.plan.kept import Kept
 
 
@@ -49,7 +50,7 @@ def last_row_attention(
     # Keys first: a transposed cache would be copied in every call.
     scores = key @ query.transpose(2, 3) * query.shape[-1] ** -0.5  # [B, G, keys, g]
     hidden = ~rows.visible().transpose(2, 3)
-    read = scores.masked_fill(hidden, float("-inf")).softmax(dim=2)
+    read = scores.masked_fill(hidden, LEAST).softmax(dim=2)
     return keys.of_call(read, own, 2).transpose(2, 3).flatten(1, 2)
 
 
