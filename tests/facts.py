@@ -220,7 +220,7 @@ def manifest_fields(of: Plan | None = None, **changes: Any) -> dict[str, Any]:
         "dtype": "float32",
         "logits": "last",
         "graphs": (
-            vision_graph(of.model, "float32"),
+            vision_graph(of.model, "float32", of.front),
             embed_graph(of.model, "float32"),
             decoder_graph(of, "float32", "last"),
         ),
