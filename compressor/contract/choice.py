@@ -75,12 +75,16 @@ def highest(rows: Front, scores: "Tensor", count: int) -> FrontChoice:
         scores: [I, N].
         count: K.
     """
-    import torch
-
-    kept = torch.topk(scores, count, dim=-1).indices.sort(dim=-1).values
+    kept = highest_places(scores, count)
     return FrontChoice(rows_at(rows.features, kept), kept)
 
 
+def highest_places(scores: "Tensor", count: int) -> "Tensor":
+    """Return the places [I, K] of the highest of scores [I, N], ascending."""
+    return scores.topk(count, dim=-1).indices.sort(dim=-1).values
+
+
 def rows_at(rows: "Tensor", kept: "Tensor") -> "Tensor":
-    """Return the rows [I, K, D] at places [I, K] of rows [I, N, D]."""
-    return rows.gather(1, kept[..., None].expand(-1, -1, rows.shape[-1]))
+    """Return what stands at places [I, K] of rows [I, N, D], or of [I, N]."""
+    places = kept if rows.dim() == 2 else kept[..., None].expand(-1, -1, rows.shape[-1])
+    return rows.gather(1, places)

@@ -1,6 +1,5 @@
 """Methods that choose which visual rows of a tile the decoder gets: what is common to all of them."""
 
-import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
@@ -11,7 +10,7 @@ from compressor.contract.choice import FrontRule
 from compressor.contract.method import Claim, Evidence, Method, Trait, Turn
 from compressor.facts import ModelFacts
 from compressor.plan.edits import keep_in_front
-from compressor.plan.kept import why_no_front
+from compressor.plan.kept import rows_of_share, why_no_front
 from compressor.plan.plan import Plan
 from compressor.schema.problems import allowed
 
@@ -54,8 +53,7 @@ class FrontMethod(Method):
 
     def rows_kept(self, facts: ModelFacts) -> int:
         """Return k, of the model's tiles: the share, rounded down."""
-        # A hair more, so that 0.29 of 100 is 29.
-        return math.floor(self.keep * facts.tile_rows + 1e-9)
+        return rows_of_share(self.keep, facts.tile_rows)
 
     def apply(self, plan: Plan, evidence: Evidence) -> Plan:  # noqa: ARG002 - nothing is measured
         """Return the plan with k rows of every tile."""

@@ -159,7 +159,20 @@ def marked(
         chosen: layers.
         labels: of layers that are not chosen, and of those that are.
     """
+    return marked_points(((point, point[0] in chosen) for point in enumerate(values)), labels)
+
+
+def marked_points(
+    points: Iterable[tuple[tuple[int | str, float], bool]], labels: tuple[str, str]
+) -> tuple[Series, ...]:
+    """Return points as two series: those that are not chosen, and those that are.
+
+    Args:
+        points: each with whether it is chosen.
+        labels: of those that are not, and of those that are.
+    """
+    found = list(points)
     return tuple(
-        Series(label, tuple((i, v) for i, v in enumerate(values) if (i in chosen) is mark), mark)
+        Series(label, tuple(point for point, chosen in found if chosen is mark), mark)
         for mark, label in zip((False, True), labels, strict=True)
     )

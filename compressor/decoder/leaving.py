@@ -5,7 +5,7 @@ Letters as in `compressor.decoder.layer`; K visual rows that go on, G key/value 
 
 from torch import Tensor, nn
 
-from compressor.contract.choice import LayerRows, LayerScore
+from compressor.contract.choice import LayerRows, LayerScore, highest_places
 from compressor.decoder.cache import Filled, Grown
 from compressor.decoder.layer import Heads, Rows
 from compressor.decoder.ops import LEAST
@@ -27,8 +27,7 @@ class Leaving(nn.Module):
     def forward(self, rows: LayerRows) -> Tensor:
         """Return [B, K] which visual rows go on, ascending."""
         count = self.kept.rows(rows.visual.shape[1])
-        best = self.score(rows).topk(count, dim=1).indices
-        return best.sort(dim=1).values
+        return highest_places(self.score(rows), count)
 
 
 def last_row_attention(
@@ -52,13 +51,6 @@ def last_row_attention(
     hidden = ~rows.visible().transpose(2, 3)
     read = scores.masked_fill(hidden, LEAST).softmax(dim=2)
     return keys.of_call(read, own, 2).transpose(2, 3).flatten(1, 2)
-
-
-def gathered(states: Tensor, rows: Tensor) -> Tensor:
-    """Return rows [B, K] of [B, V] or [B, V, D]."""
-    if states.dim() == 2:
-        return states.gather(1, rows)
-    return states.gather(1, rows[..., None].expand(-1, -1, states.shape[2]))
 
 
 def heads_with_visual(layer: nn.Module) -> Heads | None:

@@ -7,14 +7,13 @@ from typing import Any, NamedTuple, Self, cast
 import torch
 from torch import Tensor, nn
 
-from compressor.contract.choice import LayerRows, LayerScore
+from compressor.contract.choice import LayerRows, LayerScore, rows_at
 from compressor.decoder.cache import NO_PAST, Buffer, Filled, Grown, KeyValue, PastTensors, opened
 from compressor.decoder.cut_layer import CutLayer
 from compressor.decoder.gates import Gate, fires, gate_input, gate_selection, rows_asked
 from compressor.decoder.layer import Call, DecoderLayer, Kinds, Linear, RMSNorm, Rows
 from compressor.decoder.leaving import (
     Leaving,
-    gathered,
     heads_with_visual,
     last_row_attention,
 )
@@ -104,7 +103,7 @@ class CallPlaces(NamedTuple):
         """Return the places of some visual rows [B, K] and of all T text rows."""
         own = self.last(text)
         return CallPlaces(
-            *(torch.cat([gathered(a, rows), b], dim=1) for a, b in zip(self, own, strict=True))
+            *(torch.cat([rows_at(a, rows), b], dim=1) for a, b in zip(self, own, strict=True))
         )
 
     def row(self, keys: Grown | Filled) -> Rows:
@@ -236,8 +235,8 @@ class Decoder(nn.Module):
         for segment in self.segments:
             if str(segment.start) in self.leaving:
                 rows = self._go_on(segment.start, ran, places, pairs)
-                visual, places = gathered(visual, rows), places.chosen(rows, text.shape[1])
-                added = {i: gathered(more, rows) for i, more in added.items()}
+                visual, places = rows_at(visual, rows), places.chosen(rows, text.shape[1])
+                added = {i: rows_at(more, rows) for i, more in added.items()}
             mine = [p for p, c in zip(pairs, self.caches, strict=True) if c.layer in segment]
             ran = self.run(segment, visual, text, places, mine, kinds, added)
             visual, text = ran.visual, ran.text
@@ -257,15 +256,14 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """Return which visual rows [B, K] go on at the input of a layer behind those that ran."""
         before, visual = self.layers[layer - 1], ran.visual.shape[1]
-        caches = [cache for cache in self.caches if cache.layer in range(layer)]
-        held = [i for i, c in enumerate(caches) if c.layer == layer - 1 and not c.part]
+        # Of its caches the one of heads with visual tokens comes first; what ran last comes last.
+        pasts = [p for p, c in zip(pairs, self.caches, strict=True) if c.layer == layer - 1]
 
         def attention() -> Tensor:
             heads = heads_with_visual(before)
             if heads is None:
                 return ran.text.new_zeros((ran.text.shape[0], self.dims.heads, visual))
-            keys = pairs[held[0]].keys()
-            key = ran.present[held[0] - len(caches)].key
+            keys, key = pasts[0].keys(), ran.present[-len(pasts)].key
             normed = cast("DecoderLayer", before).input_norm(ran.entered[:, -1:])
             return last_row_attention(heads, normed, places.row(keys), key, keys, visual)
 

@@ -13,7 +13,6 @@ Limitations:
 """
 
 from collections.abc import Mapping
-from fractions import Fraction
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from compressor.contract.choice import LayerRows, LayerScore
@@ -28,7 +27,7 @@ from compressor.contract.method import (
     Turn,
 )
 from compressor.plan.edits import keep_at
-from compressor.plan.kept import Kept
+from compressor.plan.kept import Kept, rows_of_share
 from compressor.plan.plan import Plan
 from compressor.schema.values import LayerOrDepth, PartOf, layer_at
 
@@ -73,7 +72,7 @@ class FastV(Method):
     def apply(self, plan: Plan, evidence: Evidence) -> Plan:
         """Return the plan with visual rows leaving at the layer."""
         of = plan.model.tile_rows
-        count = int(Fraction(str(self.keep)) * of)
+        count = rows_of_share(self.keep, of)
         if not count:
             raise CannotError(f"{evidence.where}.keep: {self.keep:g} of {of} visual tokens is none")
         kept = Kept(count=count, of=of, by=self.name, asked=self.asked())

@@ -15,7 +15,14 @@ Limitations:
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final, get_args
 
-from compressor.contract.measure import Drawing, Measure, Measured, MeasureTable, Series, table_of
+from compressor.contract.measure import (
+    Drawing,
+    Measure,
+    Measured,
+    MeasureTable,
+    marked_points,
+    table_of,
+)
 from compressor.contract.method import Evidence, Method, MethodWords, NamedLayers, Turn
 from compressor.methods.shortv import layers_for_speedup, rounded
 from compressor.plan.cost import predicted_speedup
@@ -76,10 +83,7 @@ def _drawing(measured: Measured, plan: Plan) -> Drawing:
         for i, row in enumerate(measured.mean)
         for number, value in enumerate(row)
     ]
-    series = tuple(
-        Series(label, tuple(dot for dot, out in dots if out is mark), mark)
-        for mark, label in ((False, "runs"), (True, "left out"))
-    )
+    series = marked_points(dots, ("runs", "left out"))
     return Drawing("decoder layer", "KL without one operator (nats)", series, "dots")
 
 

@@ -1,5 +1,6 @@
 """Which of the visual rows go on, as data: k of every n, by a method's rule."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,6 +33,12 @@ class Kept(Facts):
     def rows(self, visual: int) -> int:
         """Return how many of so many visual rows go on; numbers, or sizes of the exporter."""
         return visual * self.count // self.of
+
+
+def rows_of_share(share: float, rows: int) -> int:
+    """Return how many a share (0..1) of so many rows is, rounded down."""
+    # A hair more, so that 0.29 of 100 is 29.
+    return math.floor(share * rows + 1e-9)
 
 
 def why_no_front(facts: ModelFacts) -> str | None:

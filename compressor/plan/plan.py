@@ -180,7 +180,7 @@ class Plan(Facts):
 
     @model_validator(mode="after")
     def _choices_make_sense(self) -> "Plan":
-        keeps, windows = self.keeps(), any(layer.window is not None for layer in self.layers)
+        keeps = self.keeps()
         if 0 in keeps:
             raise ValueError(
                 "visual rows leave at the inputs of layers from 1 on, or in front: `front`"
@@ -189,8 +189,6 @@ class Plan(Facts):
             raise ValueError(
                 "visual rows that leave at a layer exclude windows and the masked semantics"
             )
-        if self.front is not None and windows:
-            raise ValueError("a choice in front of the decoder leaves no grid for windows")
         return self
 
     def _check_cuts(self) -> None:

@@ -37,8 +37,7 @@ class TorchSession:
     @property
     def rows_kept(self) -> int | None:
         """See `Session.rows_kept`."""
-        front = self.model.plan.front
-        return None if front is None else front.count
+        return self.model.plan.rows_kept
 
     @torch.inference_mode()
     def vision(self, pixel_values: Array, arrangement: Arrangement | None = None) -> VisualRows:

@@ -6,7 +6,15 @@ How they are measured stands in `heads` and `neurons` of this folder.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from compressor.contract.measure import Drawing, Measure, Measured, MeasureTable, Series, table_of
+from compressor.contract.measure import (
+    Drawing,
+    Measure,
+    Measured,
+    MeasureTable,
+    Series,
+    marked_points,
+    table_of,
+)
 from compressor.plan.plan import Plan
 
 if TYPE_CHECKING:
@@ -30,17 +38,13 @@ def _draw_heads(measured: Measured, plan: Plan) -> Drawing:
     group = plan.model.decoder.heads // plan.model.decoder.kv_heads
     dots = [
         (
-            layer.index,
-            score,
-            not layer.exited and (layer.groups is None or head // group in layer.groups),
+            (layer.index, score),
+            layer.exited or not (layer.groups is None or head // group in layer.groups),
         )
         for layer, row in zip(plan.layers, measured.mean, strict=True)
         for head, score in enumerate(row)
     ]
-    series = tuple(
-        Series(label, tuple((x, y) for x, y, stays in dots if stays is not gone), gone)
-        for gone, label in ((False, "kept"), (True, "without visual tokens"))
-    )
+    series = marked_points(dots, ("kept", "without visual tokens"))
     return Drawing("decoder layer", "head score (visual / text attention)", series, "dots")
 
 
