@@ -5,6 +5,7 @@ Three families of different kinds: one picture of one size, tiles, pictures of t
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -12,7 +13,9 @@ import torch
 
 from compressor.contract.measure import Measured
 from compressor.contract.method import CannotError, Evidence
+from compressor.decoder import decoder_from
 from compressor.decoder.full_pass import full_pass, kl_divergence
+from compressor.decoder.one_prompt import layer_states
 from compressor.errors import PlanError, RecipeError
 from compressor.methods import layer_scores
 from compressor.methods.fastv import FastV
@@ -25,7 +28,7 @@ from compressor.plan.plan import Plan
 from compressor.planner import make_plan
 from compressor.recipe import load_recipe
 from tests.conftest import shared
-from tests.cuts import LAYERS, conversation, decoder_of, model, tensors_of
+from tests.cuts import HIDDEN, LAYERS, conversation, decoder_of, model, tensors_of
 from tests.family_cases import BACKENDS, Entries, FamilyCases, Made
 from tests.test_family_internvl import TestInternVl as InternVl
 from tests.test_family_llava import TestLlava as Llava
@@ -87,6 +90,33 @@ class TestInternVlLeaving(LeavingCases):
 
 class TestQwen2VlLeaving(LeavingCases):
     cases = Qwen2Vl
+
+
+def test_states_are_put_in_order_by_the_places_of_the_rows_that_went_on() -> None:
+    plan = keep_at(identity_plan(model(2), "0" * 64), 2, Kept(count=5, of=12, by="fastv"))
+    is_visual = torch.tensor([*[True] * 12, False, False, *[True] * 12, *[False] * 4])
+    places = torch.arange(len(is_visual))[None]
+    visual_index, text_index = places[:, is_visual], places[:, ~is_visual]
+    # Each row holds its own place, and no layer adds anything.
+    visual, text = (
+        index[..., None].float().expand(-1, -1, HIDDEN) for index in (visual_index, text_index)
+    )
+    silent = {name: tensor * ("norm" in name) for name, tensor in tensors_of(plan).items()}
+    # The last rows go on: those that are there from the start would be the first.
+    decoder = decoder_from(plan, silent, scores={2: lambda rows: rows.visual[..., 0]})
+    rows = SimpleNamespace(
+        visual_index=visual_index,
+        text_index=text_index,
+        call=(visual, text, visual_index, text_index, None, ()),
+    )
+    states = layer_states(decoder, rows, None)  # type: ignore[arg-type]
+    assert [part.shape[1] for part in states.visual] == [24, 24, 10, 10, 10]
+    for entry in range(LAYERS):
+        found = states.in_order(entry)[0, :, 0]
+        assert (found.diff() > 0).all(), entry
+        assert set(states.visual_places[entry][0].tolist()) == set(
+            states.visual[entry][0, :, 0].tolist()
+        )
 
 
 def test_an_operators_contribution_is_the_kl_of_the_plan_without_it() -> None:

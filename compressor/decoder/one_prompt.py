@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from compressor.contract.choice import rows_at
 from compressor.decoder.cache import PastTensors
 from compressor.decoder.model import Decoder
 from compressor.generation.rules import constraints
@@ -25,12 +26,13 @@ class States:
     Entry i is what layer i reads, entry L what the last one gives behind the final norm: transformers'
     `hidden_states`. Frozen rows, dead ones included, are equal in the entries before and behind their layer,
     but for deepstack rows that are added behind it; behind an exit, planned or chosen by a gate, entries
-    have no visual rows.
+    have no visual rows, and behind a layer where some left those that went on.
 
     Attributes:
         visual: L + 1 entries [1, V, D], V 0 behind an exit.
         text: L + 1 entries [1, T, D].
-        visual_index: [1, V] places of the visual rows in the prompt.
+        visual_index: [1, V] places in the prompt of the visual rows that enter.
+        visual_places: L + 1 entries [1, V], likewise of the rows that each entry has.
         text_index: [1, T] places of the text rows.
         logits: [1, 1 or T, vocab] float32, as the decoder gives them.
     """
@@ -38,13 +40,14 @@ class States:
     visual: tuple[Tensor, ...]
     text: tuple[Tensor, ...]
     visual_index: Tensor
+    visual_places: tuple[Tensor, ...]
     text_index: Tensor
     logits: Tensor
 
     def in_order(self, entry: int) -> Tensor:
         """Return the rows [1, V + T, D] of one entry in the prompt's order."""
         visual, text = self.visual[entry], self.text[entry]
-        index = torch.cat([self.visual_index[:, : visual.shape[1]], self.text_index], dim=1)
+        index = torch.cat([self.visual_places[entry], self.text_index], dim=1)
         return torch.cat([visual, text], dim=1)[:, index[0].argsort()]
 
 
@@ -58,6 +61,11 @@ def layer_states(decoder: Decoder, rows: PromptRows, exit_layer: int | None) -> 
         exit_layer: first layer without visual rows, as the plan says; they are handed on unread from there.
     """
     kept: list[tuple[Tensor, Tensor]] = []
+    chosen: list[Tensor] = []
+    leaving = [
+        module.register_forward_hook(lambda _, __, rows: chosen.append(rows))
+        for module in decoder.leaving.values()
+    ]
     given = [
         layer.register_forward_pre_hook(lambda _, rows: kept.append(rows[:2]))
         for layer in decoder.layers
@@ -66,14 +74,21 @@ def layer_states(decoder: Decoder, rows: PromptRows, exit_layer: int | None) -> 
     try:
         logits, _ = _prefill(decoder, rows)
     finally:
-        for hook in (*given, made):
+        for hook in (*leaving, *given, made):
             hook.remove()
     kept[-1] = decoder.norm(kept[-1][0]), decoder.norm(kept[-1][1])
     left = len(kept) if exit_layer is None else exit_layer
+    found = [visual if i < left else visual[:, :0] for i, (visual, _) in enumerate(kept)]
+    places, which = [rows.visual_index], iter(chosen)
+    for layer in range(len(decoder.layers)):
+        if layer in decoder.plan.keeps():
+            places[-1] = rows_at(places[-1], next(which))
+        places.append(places[-1])
     return States(
-        tuple(visual if i < left else visual[:, :0] for i, (visual, _) in enumerate(kept)),
+        tuple(found),
         tuple(text for _, text in kept),
         rows.visual_index,
+        tuple(p[:, : visual.shape[1]] for p, visual in zip(places, found, strict=True)),
         rows.text_index,
         logits,
     )
