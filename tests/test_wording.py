@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from compressor.plan.edits import keep_in_front
+from compressor.plan.edits import keep_at, keep_in_front, leave_out
+from compressor.plan.kept import Kept
 from export.report.compare.comparison import compare_artifacts
 from export.report.compare.page import comparison_document
 from export.report.document import Block, Chart, Document, Group, Section, flat
@@ -37,6 +38,11 @@ MISSED = facts.loss(("mean KL is 2",), KINDS, max_kl=0.001)
 MEASURED = {"profile": PROFILE, "measured": facts.measured(), "fidelity": facts.fidelity()}
 EXITS = exits_profile("layer_contribution", "exit_kl")
 KEPT = keep_in_front(facts.plan(dead=(5,)), 6, "gprune", {"keep": 0.5})
+LEAVING = keep_at(
+    leave_out(facts.plan(dead=(5,)), {1: ("mlp",)}, "skip"),
+    2,
+    Kept(count=6, of=12, by="fastv", asked={"layer": 2}),
+)
 ARTIFACTS: dict[str, dict[str, Any]] = {
     "frozen": {"asked": ASKED, "loss": JUDGED, **MEASURED},
     "nothing measured": {},
@@ -64,6 +70,17 @@ ARTIFACTS: dict[str, dict[str, Any]] = {
         "recipe": "vtcompress: 2\ncompress:\n- gprune: {keep: 0.5}\n",
         "measured": facts.measured().model_copy(
             update={"visual": 6, "kv_layers": (70,) * 6, "kv_bytes": facts.CACHE_ROW * 70 * 6}
+        ),
+    },
+    "leaving at a layer": MEASURED
+    | {
+        "plan": LEAVING,
+        "recipe": "vtcompress: 2\ncompress:\n- fastv: {layer: 2}\n- skip: {operators: {mlp: [1]}}\n",
+        "measured": facts.measured().model_copy(
+            update={
+                "kv_layers": (76, 76, 70, 70, 70, 70),
+                "kv_bytes": facts.CACHE_ROW * (2 * 76 + 4 * 70),
+            }
         ),
     },
     "failed": MEASURED

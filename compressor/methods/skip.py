@@ -141,6 +141,15 @@ class Skip(ExactlyOne, Method):
     share: Share | None = None
     speedup: AboveOne | None = None
 
+    def asked(self) -> dict[str, Any]:
+        """Return what was asked; of operators those that are named."""
+        found = super().asked()
+        if self.operators is not None:
+            found["operators"] = {
+                key: layers for key, layers in found["operators"].items() if layers
+            }
+        return found
+
     def needs(self) -> tuple[Measure, ...]:
         """Return what calibration must measure: nothing where operators are named."""
         return (OPERATOR_KL,) if self.operators is None else ()

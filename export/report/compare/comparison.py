@@ -14,7 +14,7 @@ from compressor.recipe import load_recipe
 from export.artifact.artifact import PLAN_FILE, RECIPE_FILE, Artifact
 from export.artifact.manifest import Manifest
 from export.report.document import Table
-from export.report.words.cuts import cuts_words
+from export.report.words.cuts import choices_words, cuts_words
 from export.report.words.exits import exits_words
 from export.report.words.methods import methods_done, methods_words
 from export.results.bench import ratio_words, unsteady
@@ -159,6 +159,7 @@ def _entry(number: int, folder: Path, manifest: Manifest) -> Entry:
         "frozen": len(plan.frozen_layers()),
         "exits": exits_words(plan),
         "cuts": cuts_words(plan, methods),
+        "choices": choices_words(plan),
         "visual": "may leave" if plan.gates else leaves,
         "predicted": predicted.speedup,
         "kv_cache": predicted.kv_bytes / predicted.kv_bytes_original,
@@ -180,6 +181,7 @@ def _entry(number: int, folder: Path, manifest: Manifest) -> Entry:
         "frozen layers": f"{figures['frozen']} of {figures['layers']}",
         "exited layers": figures["exits"],
         f"{label_of_cuts()}'s cuts": figures["cuts"],
+        "tokens kept, operators left out": figures["choices"],
         "predicted prefill": f"{predicted.speedup:.2f} x",
         "measured prefill": figures["measured_words"],
         "measured decode step": figures["decode_words"],

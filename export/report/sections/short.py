@@ -5,7 +5,7 @@ from compressor.plan.plan import Plan
 from export.report.data import ReportData
 from export.report.words.cuts import cut_sentences, semantics_words, splits
 from export.report.words.exits import counted, gates_words, may_exit, runs, timed_words
-from export.report.words.front import front_words
+from export.report.words.front import front_words, kept_words
 from export.report.words.methods import whys
 from export.results.bench import BenchReport, speed_words, unsteady, work_words
 from export.results.loss_report import LossFigures, share
@@ -85,9 +85,13 @@ def _further_tokens(plan: Plan, measured: BenchReport | None) -> tuple[str, ...]
         "the weight file does not shrink: text tokens still use every weight.",
         splits(plan),
     )
+    fewer = [
+        f"from layer {i} on {kept_words(kept)} visual tokens" for i, kept in plan.keeps().items()
+    ]
     if plan.front is not None:
-        fewer = f"{plan.front.count:,} of {plan.front.of:,} visual tokens of a tile"
-        further = f"Every further token of the answer has less to read too: {fewer}"
+        fewer.insert(0, f"{kept_words(plan.front)} visual tokens of a tile")
+    if fewer:
+        further = f"Every further token of the answer has less to read too: {', '.join(fewer)}"
         further += ", and none where they have left." if may_exit(plan) else "."
         if measured is not None:
             further += f" Measured per token: {speed_words(measured.decode_step.ratio)}."

@@ -10,10 +10,10 @@ from compressor.contract.method import Method
 from compressor.facts import DecoderDims
 from compressor.methods import CUTTERS, label_of_cuts
 from compressor.plan.cost import BYTES
-from compressor.plan.kept import Kept
 from compressor.plan.layer import LayerPlan
 from compressor.plan.plan import Plan
 from export.report.words.exits import runs
+from export.report.words.front import kept_words
 from export.report.words.methods import OPERATORS, words_of
 
 T = TypeVar("T")
@@ -142,12 +142,18 @@ def cuts_words(plan: Plan, methods: Sequence[Method] = ()) -> str:
     parts += dict.fromkeys(f"window {_window(layer)}" for layer in inside if layer.window)
     used = {len(layer.neurons) for layer in inside if layer.neurons is not None}
     parts += [f"{count} of {dims.intermediate} MLP neurons" for count in sorted(used)]
-    for operator, word in OPERATORS.items():
-        if count := sum(layer.without == operator for layer in inside):
-            parts.append(f"no {word} in {count} layers")
-    parts += [f"{_kept_words(kept)} from layer {i} on" for i, kept in plan.keeps().items()]
     if (found := semantics(plan, methods)) is not None:
         parts.append(found)
+    return "; ".join(parts) or "none"
+
+
+def choices_words(plan: Plan) -> str:
+    """Return which visual tokens go on and what they go without, in a few words; `none` if nothing is so."""
+    parts = [] if plan.front is None else [f"{kept_words(plan.front)} enter"]
+    parts += [f"{kept_words(kept)} from layer {i} on" for i, kept in plan.keeps().items()]
+    for operator, word in OPERATORS.items():
+        if count := sum(layer.without == operator for layer in plan.layers):
+            parts.append(f"no {word} in {count} layer{'s' if count > 1 else ''}")
     return "; ".join(parts) or "none"
 
 
@@ -184,15 +190,11 @@ def cut_sentences(plan: Plan, methods: Sequence[Method] = ()) -> tuple[str, ...]
         for operator, layers in _grouped(plan, lambda x: x.without)
     ]
     found += [
-        f"From layer {i} on {_kept_words(kept)} visual tokens are there, chosen for each prompt (method "
+        f"From layer {i} on {kept_words(kept)} visual tokens are there, chosen for each prompt (method "
         f"{words_of(kept.by).label}); the others have left, and later layers keep nothing of them."
         for i, kept in plan.keeps().items()
     ]
     return tuple(found)
-
-
-def _kept_words(kept: Kept) -> str:
-    return f"{kept.count:,} of {kept.of:,}"
 
 
 def _counts(plan: Plan, asks: Callable[[LayerPlan], bool]) -> str:

@@ -11,6 +11,7 @@ from compressor.methods import label_of_gates
 from compressor.plan.cost import predict
 from compressor.plan.plan import Gates, Plan, Workload
 from export.report.document import Table
+from export.report.words.front import kept_words
 from export.results.bench import BenchReport
 from export.results.loss_report import LossReport
 
@@ -191,8 +192,14 @@ def timed_words(plan: Plan, report: BenchReport) -> str:
     split = [layer.index for layer in plan.layers if layer.split]
     heads = f" In {runs(split)} pruned heads hold text tokens only." if split else ""
     if plan.gates is None:
+        held = [
+            f"From layer {i} on, caches hold {kept_words(kept)} visual tokens."
+            for i, kept in plan.keeps().items()
+        ]
         if first is not None:
-            return f"From layer {first} on, caches hold text tokens only.{heads}"
+            held.append(f"From layer {first} on, caches hold text tokens only.")
+        if held:
+            return " ".join(held) + heads
         some = "the visual tokens" if plan.front is None else "the visual tokens that enter"
         return heads[1:] or f"Every layer's cache holds {some}."
     prompt = "In the timed prompt, which is made of random pixels and tokens,"

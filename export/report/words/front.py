@@ -1,5 +1,6 @@
-"""Which visual tokens enter the decoder, in words; nothing to say where all do."""
+"""Which visual tokens enter the decoder and go on in it, in words; nothing to say where all do."""
 
+from compressor.plan.kept import Kept
 from compressor.plan.plan import Plan
 from export.report.words.methods import words_of
 
@@ -16,6 +17,11 @@ def front_words(plan: Plan) -> tuple[str, ...]:
         f"{words.label}), at the places that they have among all. There are no rows of the others, no work "
         "on them, and no keys and values.",
     )
+
+
+def kept_words(kept: Kept) -> str:
+    """Return how many of how many visual tokens go on: `288 of 576`."""
+    return f"{kept.count:,} of {kept.of:,}"
 
 
 def visual_words(plan: Plan) -> str:
