@@ -17,17 +17,29 @@ class Calls:
         text: T.
         hidden: D.
         before: text rows in front of the image.
+        kept: how many of the visual rows the graph gets, evenly spaced; None: all.
     """
 
     def __init__(
-        self, session: OnnxSession, visual: int, text: int, hidden: int, before: int = 1
+        self,
+        session: OnnxSession,
+        visual: int,
+        text: int,
+        hidden: int,
+        before: int = 1,
+        *,
+        kept: int | None = None,
     ) -> None:
         rng = np.random.default_rng(0)
         self.session = session
         features = rng.standard_normal((1, visual, hidden), dtype=np.float32)
         embeds = rng.standard_normal((1, text, hidden), dtype=np.float32)
         self.layout = layout_around(np.zeros(text, np.int64), (visual,), before)
-        self.rows = prompt_rows(self.layout, embeds, features)
+        places = None
+        if kept is not None:
+            places = (np.arange(kept) * visual // kept)[None]
+            features = features[:, places[0]]
+        self.rows = prompt_rows(self.layout, embeds, (features,), places)
         self.past = self.prefill()[1]
 
     def prefill(self) -> tuple[Array, list[object]]:

@@ -78,7 +78,8 @@ class Call:
         """Run and return the next-token logits [vocab]."""
         self()
         names = [output.name for output in self._session.get_outputs()]
-        return self._binding.get_outputs()[names.index("logits")].numpy().reshape(-1)
+        logits: Array = self._binding.get_outputs()[names.index("logits")].numpy()
+        return logits.reshape(-1)
 
 
 class Graph:

@@ -17,7 +17,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
@@ -38,6 +38,9 @@ from compressor.plan.plan import Gates, Plan, Workload
 from export.backends.onnxruntime import OnnxSession
 from export.graphs.spec import GraphSpec, decoder_graph
 from export.session.arrays import Array
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 GATE_WIDTH = 2048
 TEXT_BEFORE_IMAGE = 35
@@ -139,7 +142,7 @@ def main() -> int:
         f"{options.layers} layers, {VISUAL} visual + {TEXT} text rows; huge pages: {huge_pages()}"
     )
     prefill = in_turns({n: c.prefill for n, c in calls.items()}, repeats=options.repeats)
-    steps = {name: call.step for name, call in calls.items()}
+    steps: dict[str, Callable[[], object]] = {n: call.step for n, call in calls.items()}
     left = calls["exit"].past
     steps["dynamic, left"] = lambda: calls["dynamic"].step(left)
     decode = in_turns(steps, repeats=options.repeats * STEPS_PER_REPEAT, warm_up=3)

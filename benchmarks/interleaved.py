@@ -1,6 +1,7 @@
 """Times several ONNX Runtime calls in one process, in turns, so that all see the same machine."""
 
 import argparse
+import math
 import os
 import statistics
 import sys
@@ -97,7 +98,7 @@ class Loads:
     @property
     def resolution(self) -> float:
         """What the ratio can resolve: twice its standard error."""
-        return 2 * statistics.stdev(each.ratio for each in self.all) / len(self.all) ** 0.5
+        return 2 * statistics.stdev(each.ratio for each in self.all) / math.sqrt(len(self.all))
 
     @property
     def met(self) -> bool:
