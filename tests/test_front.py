@@ -22,6 +22,7 @@ from compressor.calibration import run
 from compressor.compressed import compress, load_compressed
 from compressor.decoder.weights import LoadedGates
 from compressor.errors import ArtifactWarning, DataError, PlanError, RecipeError
+from compressor.methods.divprune import farthest
 from compressor.plan.cost import predict
 from compressor.plan.edits import keep_in_front
 from compressor.plan.plan import Plan, Workload
@@ -380,20 +381,42 @@ def test_gates_that_were_measured_on_all_rows_are_told_from_those_on_some() -> N
     ).keys() - {"front"}
 
 
-def test_tensorrt_rtx_builds_a_vision_graph_that_chooses(chosen: Any, tmp_path: Path) -> None:
+def test_of_two_tokens_that_are_nearest_to_each_other_the_first_stays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    angles = torch.tensor([0.0, 0.1, 2.0, 2.9, 0.2])
+    features = torch.stack([angles.cos(), angles.sin()], dim=-1)[None]
+    product = torch.Tensor.__matmul__
+
+    def rounded(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """Return a product in which the same two tokens are not as far from each other both ways."""
+        return product(one, other) - 1e-7 * torch.ones(5, 5).tril()
+
+    assert farthest(features, 1).tolist() == [[2]]
+    monkeypatch.setattr(torch.Tensor, "__matmul__", rounded)
+    assert farthest(features, 1).tolist() == [[2]]
+
+
+@pytest.mark.parametrize("method", ["gprune", "divprune", "random", "pool"])
+def test_tensorrt_rtx_builds_a_vision_graph_that_chooses(
+    method: str, chosen: Any, tmp_path: Path
+) -> None:
     pytest.importorskip("tensorrt_rtx", reason="the extra rtx is not installed")
-    one = chosen("llava", "gprune")
+    one = chosen("llava", method)
     spec = vision_graph(one.plan.model, "float16", one.plan.front)
     assert [t.dtype for t in spec.outputs] == ["float16", "int64"]
     small = compress(one.made.loaded, one.plan)
     small = replace(small, vision=copy.deepcopy(small.vision).half())
     with SharedWeights(tmp_path) as weights:
         save_graph(export_vision(small, spec), tmp_path / spec.file, weights)
-    kinds = {node.op_type for node in onnx.load(tmp_path / spec.file).graph.node}
-    assert not kinds & {"NonZero", "If", "Loop", "Scan"}
+    graph = onnx.load(tmp_path / spec.file).graph
+    kinds = {node.op_type for node in graph.node}
+    assert not kinds & {"NonZero", "If", "Loop"}
+    assert ("Scan" in kinds) == (method == "divprune")
+    assert onnx.TensorProto.UINT16 not in {tensor.data_type for tensor in graph.initializer}
     profiles = vtcompress.load_recipe("identity").export.profiles
     limits = limits_of(profiles, one.plan.model, one.plan.rows_kept)
-    assert limits.visual_tokens == 8
+    assert limits.visual_tokens == one.plan.rows_kept < one.plan.model.tile_rows
     maker = Maker.of(TARGETS["tensorrt-rtx"], ("SM86",))
     maker.build_engine(
         tmp_path / spec.file, profiles_of(spec, limits), spec, tmp_path / "engine", b""

@@ -43,7 +43,10 @@ def farthest(features: "Tensor", count: int) -> "Tensor":
     from torch._higher_order_ops.scan import scan
 
     units = features / features.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-    apart = 1 - units @ units.transpose(1, 2)  # [I, N, N]
+    alike = units @ units.transpose(1, 2)  # [I, N, N]
+    # Two tokens that are each other's nearest tie for the first place, so both must see one distance: a
+    # product may round it in two ways, and which token stays would depend on the processor.
+    apart = 1 - torch.maximum(alike, alike.transpose(1, 2))
     rows = features.shape[1]
 
     def nearer(least: "Tensor", apart: "Tensor", chosen: "Tensor") -> "Tensor":
@@ -60,22 +63,24 @@ def farthest(features: "Tensor", count: int) -> "Tensor":
         chosen = (least + nothing).argmax(dim=-1)
         return (nearer(least, apart, chosen), apart.clone()), chosen[None]
 
-    # No token is its own neighbour: no distance is above 2.
-    first: Tensor = (apart + 3 * torch.eye(rows)).amin(dim=-1).argmax(dim=-1)
+    # No token is its own neighbour: no distance is above 2. (eye() becomes uint16, which TensorRT-RTX lacks.)
+    places = torch.arange(rows)
+    others = torch.where(places[:, None] == places, 3.0, apart)
+    first: Tensor = others.amin(dim=-1).argmax(dim=-1)
     least = nearer(torch.full_like(apart[:, 0], 3.0), apart, first)
     if count == 1:
         return first[:, None]
     state, nothing = (least, apart), torch.zeros(count - 1, 1)
     if torch.compiler.is_exporting():
-        _, others = scan(step, state, nothing)  # [K - 1, 1, I]
+        _, later = scan(step, state, nothing)  # [K - 1, 1, I]
     else:  # called by itself, a scan would be compiled
         found = []
         for number in range(count - 1):
             state, chosen = step(state, nothing[number])
             found.append(chosen)
-        others = torch.stack(found)
-    places = torch.cat([first[None], others.flatten(0, 1)])  # [K, I]
-    kept: Tensor = places.transpose(0, 1).sort(dim=-1).values
+        later = torch.stack(found)
+    in_turn = torch.cat([first[None], later.flatten(0, 1)])  # [K, I]
+    kept: Tensor = in_turn.transpose(0, 1).sort(dim=-1).values
     return kept
 
 
