@@ -22,6 +22,7 @@ from compressor.calibration import run
 from compressor.compressed import compress, load_compressed
 from compressor.decoder.weights import LoadedGates
 from compressor.errors import ArtifactWarning, DataError, PlanError, RecipeError
+from compressor.facts import TowerFacts
 from compressor.plan.cost import predict
 from compressor.plan.edits import keep_in_front
 from compressor.plan.plan import Plan, Workload
@@ -41,14 +42,42 @@ from export.session.arrays import Array
 from export.session.session import Session
 from export.writer.weights import SharedWeights
 from export.writer.write import export_vision, save_graph
-from tests import facts, test_family_internvl, test_family_llava, test_family_smolvlm
-from tests.chosen import Rule, Whole, at, divprune, gprune, means
+from tests import (
+    facts,
+    test_family_internvl,
+    test_family_llava,
+    test_family_smolvlm,
+    test_family_vipllava,
+)
+from tests.chosen import Rule, Whole, at, divprune, gprune, means, visionzip
 from tests.conftest import made_once, shared
 from tests.family_cases import BACKENDS, NEW_TOKENS, STEPS, TOLERANCE, Made, ask, random_picture
 from tests.family_matrix import TORCH
 from tests.flops import flops_by_layer
 from tests.runtimes import Spy
+from tests.tiny_families import IMAGE, TinyFamily, clip_section, text_section, write_model
 from vtcompress.stages.checks.recipe import check_plan_rules
+
+
+def make_siglip(folder: Path) -> None:
+    """Write LLaVA with a tower that has no class token."""
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+    processor = test_family_llava.processor_of("full")
+    processor.num_additional_image_tokens = 0
+    config = LlavaConfig(
+        vision_config={
+            "model_type": "siglip_vision_model",
+            **clip_section(),
+            "vision_use_head": False,
+        },
+        text_config={"model_type": "llama", **text_section()},
+        image_token_index=processor.tokenizer.convert_tokens_to_ids(IMAGE),
+        image_seq_length=16,
+        vision_feature_select_strategy="full",
+    )
+    write_model(LlavaForConditionalGeneration, config, processor, folder)
+
 
 FAMILIES = {
     name: file.family
@@ -56,8 +85,11 @@ FAMILIES = {
         "llava": test_family_llava.TestLlava,
         "internvl": test_family_internvl.TestInternVl,
         "smolvlm": test_family_smolvlm.TestSmolVlm,
+        "vipllava": test_family_vipllava.TestVipLlava,
     }.items()
-}
+} | {"llava without a class token": TinyFamily("llava_siglip", make_siglip, grid=(4, 4))}
+THREE_KINDS = ("llava", "internvl", "smolvlm")
+OF_A_TOWER = ("llava", "vipllava", "llava without a class token")
 NAMES = ("one picture", "two apart", "text alone", "a second turn with a new picture")
 SESSIONS = {"onnxruntime": OnnxSession, "openvino": OpenVinoSession}
 
@@ -74,7 +106,13 @@ METHODS: dict[str, dict[str, Any]] = {
     "divprune": {"keep": 0.5},
     "random": {"keep": 0.5, "seed": 3},
     "pool": {"keep": 0.5},
+    "visionzip": {"keep": 0.5, "contextual": 0.25},
 }
+CASES = [
+    (family, method)
+    for method in METHODS
+    for family in (OF_A_TOWER if method in ("visionzip",) else THREE_KINDS)
+]
 
 
 def rule_of(method: str, rows: int) -> Rule:
@@ -84,6 +122,7 @@ def rule_of(method: str, rows: int) -> Rule:
         "divprune": divprune(0.5),
         "random": at(RANDOM[rows]),
         "pool": means(*POOLED[rows]),
+        "visionzip": visionzip(8, 2),
     }[method]
 
 
@@ -165,8 +204,7 @@ def chosen(pytestconfig: pytest.Config) -> Any:
     return get
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "method"), CASES)
 def test_a_choice_is_the_unmodified_model_on_the_rows_that_stay(
     family: str, method: str, chosen: Any
 ) -> None:
@@ -297,6 +335,28 @@ def test_a_prompt_is_refused_by_the_rows_that_enter(exported_choice: tuple[Any, 
         ),
         ({}, {"pool": {"keep": 0.5}}, "have no grid, so there are no neighbours to pool"),
         ({"deepstack": 1}, {"pool": {"keep": 0.5}}, "and these are not pooled"),
+        (
+            {},
+            {"visionzip": {"keep": 0.5}},
+            "the family made-up does not tell what its vision tower is like; leave visionzip out",
+        ),
+        (
+            {"grid": True, "joined": True},
+            {"visionzip": {"keep": 0.5}},
+            "4 patches of the vision tower become one visual token of made-up models, and what the tower "
+            "says of each is not that of the token",
+        ),
+        (
+            {"early": True},
+            {"visionzip": {"keep": 0.5}},
+            "visual tokens of owner/little-model are not the patches of its vision tower alone",
+        ),
+        (
+            {"grid": True, "early": True},
+            {"visionzip": {"keep": 0.5}},
+            "layer -2 of the vision tower of owner/little-model is to be read, which has 6 layers, and runs "
+            "4",
+        ),
     ],
 )
 def test_a_model_that_rules_a_choice_out_is_refused_before_weights(
@@ -307,6 +367,9 @@ def test_a_model_that_rules_a_choice_out_is_refused_before_weights(
         "sizes": {"cell": 2},
         "arranged": {"arrangement": Unpadded(side=3), "most_rows": 40},
         "deepstack": {"token_grid": (3, 4)},
+        "grid": {"token_grid": (3, 4)},
+        "joined": {"tower": TowerFacts(patches=4, class_token=False)},
+        "early": {"tower": TowerFacts(class_token=True, layers=6, layers_read=4, width=8)},
     }
     model = model.model_copy(update={k: v for key in changes for k, v in given[key].items()})
     recipe = vtcompress.load_recipe("identity").override({"compress": [entry]})
@@ -380,9 +443,15 @@ def test_gates_that_were_measured_on_all_rows_are_told_from_those_on_some() -> N
     ).keys() - {"front"}
 
 
-def test_tensorrt_rtx_builds_a_vision_graph_that_chooses(chosen: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [("llava", "gprune"), ("llava", "visionzip"), ("llava without a class token", "visionzip")],
+)
+def test_tensorrt_rtx_builds_a_vision_graph_that_chooses(
+    family: str, method: str, chosen: Any, tmp_path: Path
+) -> None:
     pytest.importorskip("tensorrt_rtx", reason="the extra rtx is not installed")
-    one = chosen("llava", "gprune")
+    one = chosen(family, method)
     spec = vision_graph(one.plan.model, "float16", one.plan.front)
     assert [t.dtype for t in spec.outputs] == ["float16", "int64"]
     small = compress(one.made.loaded, one.plan)

@@ -42,6 +42,7 @@ NAMES = [
     "shortv-llava-next-7b",
     "skip",
     "smolvlm",
+    "visionzip",
     "vtw",
     "yopo",
     "yopo-heads",
@@ -67,6 +68,7 @@ PAPERS = {
     "gprune": "What Kind of Visual Tokens Do We Need? Training-free Visual Token Pruning for Multi-modal "
     "Large Language Models from the Perspective of Graph",
     "divprune": "DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models",
+    "visionzip": "VisionZip: Longer is Better but Not Necessary in Vision Language Models",
     "random": "A baseline without a paper",
     "pool": "A baseline without a paper",
 }

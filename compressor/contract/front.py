@@ -21,6 +21,37 @@ KeptShare = Annotated[
 ]
 
 
+def why_no_tower(
+    facts: ModelFacts, *, class_token: bool = False, layers_read: int | None = None
+) -> str | None:
+    """Return why a rule cannot read the vision tower of a model; None: it can.
+
+    Args:
+        facts: of a model whose rows something may be chosen among.
+        class_token: the rule reads that of the tower.
+        layers_read: the last of the layers that it reads, from -1 at the end; None: what the projector takes.
+    """
+    tower, family = facts.tower, facts.family
+    if tower is None:
+        return f"the family {family} does not tell what its vision tower is like"
+    if class_token and not tower.class_token:
+        return f"the vision tower of {family} models such as {facts.name} has no class token"
+    if tower.patches > 1:
+        return (
+            f"{tower.patches} patches of the vision tower become one visual token of {family} models, and "
+            "what the tower says of each is not that of the token"
+        )
+    if facts.token_grid is None:
+        return f"visual tokens of {facts.name} are not the patches of its vision tower alone"
+    needed = 0 if layers_read is None else tower.layers + 1 + layers_read
+    if layers_read is not None and not 1 <= needed <= tower.layers_read:
+        return (
+            f"layer {layers_read} of the vision tower of {facts.name} is to be read, which has "
+            f"{tower.layers} layers, and runs {tower.layers_read}"
+        )
+    return None
+
+
 class FrontMethod(Method):
     """A method that keeps k of the n visual rows of every tile, in front of the decoder.
 

@@ -26,6 +26,7 @@ from compressor.methods.pool import Pooling
 from compressor.methods.random_choice import RandomChoice
 from compressor.methods.shortv import ShortV
 from compressor.methods.skip import Skip
+from compressor.methods.visionzip import VisionZip
 from compressor.methods.visual_exit import VisualExit
 from compressor.methods.yopo.method import Yopo
 from compressor.plan.kept import Kept
@@ -44,6 +45,7 @@ BUILT_IN: Final[tuple[type[Method], ...]] = (
     Skip,
     GPrune,
     DivPrune,
+    VisionZip,
     RandomChoice,
     Pooling,
 )
