@@ -86,6 +86,36 @@ def means(squares: list[list[int]], places: list[int]) -> Rule:
     )
 
 
+def read_of(model: Any, states: Any) -> torch.Tensor:
+    """Return what the projector reads of a tower's hidden states, class token and all, [rows, F]."""
+    asked = model.config.vision_feature_layer
+    layers = [asked] if isinstance(asked, int) else asked
+    return torch.cat([states[layer][0] for layer in layers], dim=-1)
+
+
+def cls_knee(kept: int) -> Rule:
+    """Return the rule of cosines to the class token, without the knee."""
+
+    def rule(tile: Tile) -> Choice:
+        cosines = class_cosines(tile)
+        places = np.sort(np.argsort(-cosines, kind="stable")[:kept])
+        return tile.rows[places], places
+
+    return rule
+
+
+def class_cosines(tile: Tile) -> Rows:
+    """Return the cosine of each patch to the class token, [N]."""
+    model = tile.original.model
+    tower = copy.deepcopy(model.vision_tower).double()
+    with torch.inference_mode():
+        seen = tower(tile.pixels.double(), output_hidden_states=True)
+    rows = read_of(model, seen.hidden_states).numpy()
+    units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    found: Rows = units[1:] @ units[0]
+    return found
+
+
 def visionzip(kept: int, contextual: int) -> Rule:
     """Return VisionZip's rule in float64: attention that transformers itself gives, keys by a hook."""
 
@@ -101,9 +131,7 @@ def visionzip(kept: int, contextual: int) -> Rule:
         attention.k_proj.register_forward_hook(lambda _, __, made: keys.append(made[0]))
         out = tower(tile.pixels.double(), output_attentions=True, output_hidden_states=True)
         by_class = "CLIP" in type(tower).__name__
-        asked = model.config.vision_feature_layer
-        layers = [asked] if isinstance(asked, int) else asked
-        rows = torch.cat([out.hidden_states[layer][0] for layer in layers], dim=-1)
+        rows = read_of(model, out.hidden_states)
         read = out.attentions[-2][0]  # [H, rows that read, rows that are read]
         key = keys[0].unflatten(1, (attention.num_heads, -1)).mean(dim=1)
         if by_class:

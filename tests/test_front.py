@@ -49,7 +49,18 @@ from tests import (
     test_family_smolvlm,
     test_family_vipllava,
 )
-from tests.chosen import Rule, Whole, at, divprune, gprune, means, visionzip
+from tests.chosen import (
+    Rule,
+    Tile,
+    Whole,
+    at,
+    class_cosines,
+    cls_knee,
+    divprune,
+    gprune,
+    means,
+    visionzip,
+)
 from tests.conftest import made_once, shared
 from tests.family_cases import BACKENDS, NEW_TOKENS, STEPS, TOLERANCE, Made, ask, random_picture
 from tests.family_matrix import TORCH
@@ -107,12 +118,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "random": {"keep": 0.5, "seed": 3},
     "pool": {"keep": 0.5},
     "visionzip": {"keep": 0.5, "contextual": 0.25},
+    "cls_knee": {"keep": 0.5},
 }
-CASES = [
-    (family, method)
-    for method in METHODS
-    for family in (OF_A_TOWER if method in ("visionzip",) else THREE_KINDS)
-]
+FAMILIES_OF = {"visionzip": OF_A_TOWER, "cls_knee": OF_A_TOWER[:2]}
+CASES = [(family, one) for one in METHODS for family in FAMILIES_OF.get(one, THREE_KINDS)]
 
 
 def rule_of(method: str, rows: int) -> Rule:
@@ -123,6 +132,7 @@ def rule_of(method: str, rows: int) -> Rule:
         "random": at(RANDOM[rows]),
         "pool": means(*POOLED[rows]),
         "visionzip": visionzip(8, 2),
+        "cls_knee": cls_knee(8),
     }[method]
 
 
@@ -347,6 +357,16 @@ def test_a_prompt_is_refused_by_the_rows_that_enter(exported_choice: tuple[Any, 
             "says of each is not that of the token",
         ),
         (
+            {"grid": True, "joined": True},
+            {"cls_knee": {}},
+            "the vision tower of made-up models such as owner/little-model has no class token; leave",
+        ),
+        (
+            {"grid": True, "early": True},
+            {"cls_knee": {"keep": 0.05}},
+            "compress[0].cls_knee.keep: 0.05 of 12 visual tokens is none; give more",
+        ),
+        (
             {"early": True},
             {"visionzip": {"keep": 0.5}},
             "visual tokens of owner/little-model are not the patches of its vision tower alone",
@@ -445,7 +465,12 @@ def test_gates_that_were_measured_on_all_rows_are_told_from_those_on_some() -> N
 
 @pytest.mark.parametrize(
     ("family", "method"),
-    [("llava", "gprune"), ("llava", "visionzip"), ("llava without a class token", "visionzip")],
+    [
+        ("llava", "gprune"),
+        ("llava", "visionzip"),
+        ("llava without a class token", "visionzip"),
+        ("llava", "cls_knee"),
+    ],
 )
 def test_tensorrt_rtx_builds_a_vision_graph_that_chooses(
     family: str, method: str, chosen: Any, tmp_path: Path
@@ -468,6 +493,60 @@ def test_tensorrt_rtx_builds_a_vision_graph_that_chooses(
         tmp_path / spec.file, profiles_of(spec, limits), spec, tmp_path / "engine", b""
     )
     assert (tmp_path / "engine").stat().st_size > 10_000
+
+
+@pytest.fixture(scope="module")
+def pictured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a file of three questions, one of them about two pictures."""
+    folder = tmp_path_factory.mktemp("pictured")
+    for seed in range(4):
+        random_picture((45, 30), seed).save(folder / f"{seed}.png")
+    asked: list[dict[str, Any]] = [{"image": f"{n}.png", "question": "what"} for n in range(2)]
+    asked.append({"image": ["2.png", "3.png"], "question": "which"})
+    (folder / "q.jsonl").write_text("\n".join(map(json.dumps, asked)), encoding="utf-8")
+    return folder / "q.jsonl"
+
+
+def knee_of(curve: np.ndarray) -> int:
+    """Return the place, from 1 on, of the point of a falling curve that is farthest from its chord."""
+    points = np.stack([np.arange(len(curve)), curve], axis=1).astype(float)
+    along = points[-1] - points[0]
+    normal = np.array([-along[1], along[0]]) / np.linalg.norm(along)
+    return int(np.abs((points - points[0]) @ normal).argmax()) + 1
+
+
+def test_calibration_finds_the_mean_knee_and_the_plan_keeps_so_many(
+    chosen: Any, pictured: Path, tmp_path: Path
+) -> None:
+    made = chosen("llava", "cls_knee").made
+    recipe = vtcompress.load_recipe("cls_knee").override(
+        {"model.id": str(made.folder), "calibrate.data": str(pictured)}
+    )
+    profile = vtcompress.calibrate(recipe, tmp_path / "p.json")
+    knees = []
+    for number in range(4):
+        picture = made.loaded.processor.image_processor(
+            random_picture((45, 30), number), return_tensors="pt"
+        )
+        tile = Tile(np.zeros(0), picture["pixel_values"], made.loaded.original)
+        knees.append(knee_of(-np.sort(-class_cosines(tile))))
+    by_question = [knees[0], knees[1], (knees[2] + knees[3]) / 2]
+    found = Profile.load(tmp_path / "p.json")
+    assert found == profile
+    assert sorted(found.measured()["class_knee"].samples) == sorted((k,) for k in by_question)
+    plan = vtcompress.plan(recipe, profile=tmp_path / "p.json")
+    assert plan.front is not None
+    assert plan.front.count == int(np.mean(by_question) + 0.5)
+    (note,) = plan.notes
+    assert f"{np.mean(by_question):.1f} of 16; of 3 calibration questions it lies at" in note
+    with pytest.raises(
+        PlanError, match="no profile; run `vtcompress calibrate` first, or give `keep`"
+    ):
+        vtcompress.plan(recipe)
+    vtcompress.compress(recipe, plan, tmp_path / "compressed")
+    small = load_compressed(tmp_path / "compressed")
+    states = small.hidden_states("what is it", random_picture((45, 30), 0))
+    assert states.visual[0].shape[1] == plan.front.count
 
 
 def test_gates_are_counted_on_the_rows_that_enter(

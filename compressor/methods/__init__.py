@@ -18,6 +18,7 @@ from compressor.contract.method import Method, MethodWords, Trait, Turn
 from compressor.entry_points import taken
 from compressor.errors import PlanError
 from compressor.facts import ModelFacts
+from compressor.methods.cls_knee import ClsKnee
 from compressor.methods.divprune import DivPrune
 from compressor.methods.dyvte import DyVTE
 from compressor.methods.fastv import FastV
@@ -46,6 +47,7 @@ BUILT_IN: Final[tuple[type[Method], ...]] = (
     GPrune,
     DivPrune,
     VisionZip,
+    ClsKnee,
     RandomChoice,
     Pooling,
 )
