@@ -5,7 +5,7 @@ Letters: I tiles, N visual rows of one, K those that are kept, D hidden size.
 
 from torch import Tensor
 
-from compressor.contract.choice import Front, FrontRule, rows_at
+from compressor.contract.choice import FrontRule, rows_at
 from compressor.families.base import VisionEncoder
 from compressor.methods import front_chooser
 from compressor.plan.plan import Plan
@@ -33,9 +33,10 @@ class ChosenRows(VisionEncoder):
 
         The last tensor, [I, K] int64, tells which of the N places each row has.
         """
-        features, *deepstack = self.tiles.features(pixel_values)
-        chosen = self.rule(Front(features), self.count)
-        return (chosen.features, *(rows_at(rows, chosen.kept) for rows in deepstack), chosen.kept)
+        rows = self.tiles.front(pixel_values)
+        chosen = self.rule(rows, self.count)
+        deepstack = (rows_at(added, chosen.kept) for added in rows.deepstack)
+        return (chosen.features, *deepstack, chosen.kept)
 
 
 def vision_of(plan: Plan, tiles: VisionEncoder) -> VisionEncoder:

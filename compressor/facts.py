@@ -6,9 +6,16 @@ size.
 """
 
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from compressor.arrangement import Arrangement, Unpadded
 from compressor.schema.sections import ImageSection
@@ -78,6 +85,24 @@ class DecoderDims(Facts):
         return self.kv_heads * self.head_dim
 
 
+class TowerFacts(Facts):
+    """What methods that read a vision tower must know of it.
+
+    Attributes:
+        patches: of it that become one visual token.
+        class_token: it has a state more than patches, in front of them.
+        layers: of the tower; 0: not told, as several patches become one visual token.
+        layers_read: how many of them run in front of what the projector takes.
+        width: C, of its states.
+    """
+
+    patches: Positive = 1
+    class_token: bool
+    layers: Annotated[int, Field(ge=0)] = 0
+    layers_read: Annotated[int, Field(ge=0)] = 0
+    width: Annotated[int, Field(ge=0)] = 0
+
+
 class ModelFacts(Facts):
     """What the tool must know of a multimodal model besides its decoder.
 
@@ -100,6 +125,7 @@ class ModelFacts(Facts):
         token_grid: rows and columns of one tile's visual tokens, in reading order; None: no grid.
         eos_token_ids: tokens that end an answer.
         dtype: of the source weights.
+        tower: what its vision tower is like; None: the family does not tell.
     """
 
     name: str
@@ -118,6 +144,13 @@ class ModelFacts(Facts):
     token_grid: tuple[Positive, Positive] | None = None
     eos_token_ids: tuple[int, ...]
     dtype: SourceDType
+    tower: TowerFacts | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_a_tower_that_is_not_told(
+        self, handler: SerializerFunctionWrapHandler
+    ) -> dict[str, Any]:
+        return {k: v for k, v in handler(self).items() if k != "tower" or v is not None}
 
     @property
     def tile_rows(self) -> int:

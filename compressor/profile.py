@@ -226,7 +226,7 @@ class Profile(_Values):
 
     def length(self, measure: str) -> int:
         """Return the length of a measure's first axis."""
-        axes = {"layers": self.layers, "gates": len(self.gate_layers)}
+        axes = {"layers": self.layers, "gates": len(self.gate_layers), "prompt": 1}
         return axes[MEASURES[measure].shape[0]]
 
     def holds(self, measure: str, values: Any) -> bool:

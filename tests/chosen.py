@@ -5,7 +5,9 @@ method, written here anew, keeps some; the original's own decoder runs them with
 places that they have in the whole prompt.
 """
 
+import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,14 +16,34 @@ from numpy.typing import NDArray
 
 from tests.family_cases import CONVERSATIONS, NEW_TOKENS, Made
 
-Rule = Callable[[NDArray[np.float64]], tuple[NDArray[np.float64], NDArray[np.int64]]]
-"""Rows [N, D] of a tile to those that stay [K, D], and their places [K]."""
+Rows = NDArray[np.float64]
+Choice = tuple[Rows, NDArray[np.int64]]
+"""Rows [K, D] that stay, and their places [K]."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A tile as the unmodified model sees it.
+
+    Attributes:
+        rows: [N, D], as they come in front of its decoder.
+        pixels: [1, 3, H, W].
+        original: the model.
+    """
+
+    rows: Rows
+    pixels: torch.Tensor
+    original: Any
+
+
+Rule = Callable[[Tile], Choice]
 
 
 def gprune(ratio: float) -> Rule:
     """Return the released rule, as the golden cases' sheet has it."""
 
-    def rule(f: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    def rule(tile: Tile) -> Choice:
+        f = tile.rows
         units = f / np.linalg.norm(f, axis=1, keepdims=True)
         s = units @ units.T
         near = s >= 0.5
@@ -37,7 +59,8 @@ def gprune(ratio: float) -> Rule:
 def divprune(ratio: float) -> Rule:
     """Return the rule of greatest least distances, one token after the other."""
 
-    def rule(f: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    def rule(tile: Tile) -> Choice:
+        f = tile.rows
         units = f / np.linalg.norm(f, axis=1, keepdims=True)
         distance = 1 - units @ units.T
         others = [[j for j in range(len(f)) if j != i] for i in range(len(f))]
@@ -52,12 +75,85 @@ def divprune(ratio: float) -> Rule:
 
 def at(places: list[int]) -> Rule:
     """Return the rule that keeps fixed places."""
-    return lambda f: (f[places], np.array(places))
+    return lambda tile: (tile.rows[places], np.array(places))
 
 
 def means(squares: list[list[int]], places: list[int]) -> Rule:
     """Return the rule that puts means of rows at places."""
-    return lambda f: (np.stack([f[square].mean(axis=0) for square in squares]), np.array(places))
+    return lambda tile: (
+        np.stack([tile.rows[square].mean(axis=0) for square in squares]),
+        np.array(places),
+    )
+
+
+def read_of(model: Any, states: Any) -> torch.Tensor:
+    """Return what the projector reads of a tower's hidden states, class token and all, [rows, F]."""
+    asked = model.config.vision_feature_layer
+    layers = [asked] if isinstance(asked, int) else asked
+    return torch.cat([states[layer][0] for layer in layers], dim=-1)
+
+
+def cls_knee(kept: int) -> Rule:
+    """Return the rule of cosines to the class token, without the knee."""
+
+    def rule(tile: Tile) -> Choice:
+        cosines = class_cosines(tile)
+        places = np.sort(np.argsort(-cosines, kind="stable")[:kept])
+        return tile.rows[places], places
+
+    return rule
+
+
+def class_cosines(tile: Tile) -> Rows:
+    """Return the cosine of each patch to the class token, [N]."""
+    model = tile.original.model
+    tower = copy.deepcopy(model.vision_tower).double()
+    with torch.inference_mode():
+        seen = tower(tile.pixels.double(), output_hidden_states=True)
+    rows = read_of(model, seen.hidden_states).numpy()
+    units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    found: Rows = units[1:] @ units[0]
+    return found
+
+
+def visionzip(kept: int, contextual: int) -> Rule:
+    """Return VisionZip's rule in float64: attention that transformers itself gives, keys by a hook."""
+
+    def rule(tile: Tile) -> Choice:
+        model = tile.original.model
+        tower, projector = (
+            copy.deepcopy(part).double()
+            for part in (model.vision_tower, model.multi_modal_projector)
+        )
+        tower.set_attn_implementation("eager")
+        keys: list[torch.Tensor] = []
+        attention = tower.encoder.layers[-2].self_attn
+        attention.k_proj.register_forward_hook(lambda _, __, made: keys.append(made[0]))
+        out = tower(tile.pixels.double(), output_attentions=True, output_hidden_states=True)
+        by_class = "CLIP" in type(tower).__name__
+        rows = read_of(model, out.hidden_states)
+        read = out.attentions[-2][0]  # [H, rows that read, rows that are read]
+        key = keys[0].unflatten(1, (attention.num_heads, -1)).mean(dim=1)
+        if by_class:
+            score, rows, key = read[:, 0, 1:].sum(dim=0), rows[1:], key[1:]
+        else:
+            score = read.mean(dim=0).mean(dim=0)
+        ranked = score.argsort(descending=True).tolist()
+        dominant = sorted(ranked[: kept - contextual])
+        others = sorted(ranked[kept - contextual :])
+        targets = others[:: len(others) // contextual][:contextual]
+        went: dict[int, list[int]] = {target: [] for target in targets}
+        for place in others:
+            if place not in went:
+                like = [torch.cosine_similarity(key[place], key[t], dim=0) for t in targets]
+                went[targets[int(torch.stack(like).argmax())]].append(place)
+        made = {place: rows[place] for place in dominant}
+        for target, merged in went.items():
+            made[target] = rows[target] + (rows[merged].mean(dim=0) if merged else 0)
+        places = sorted(made)
+        return projector(torch.stack([made[p] for p in places])).numpy(), np.array(places)
+
+    return rule
 
 
 class Whole:
@@ -97,8 +193,11 @@ class Whole:
         places = torch.arange(len(visual))
         stays = torch.ones(len(visual), dtype=torch.bool)
         rows = self.made.loaded.facts.tile_rows
-        for tile in places[visual].reshape(-1, rows):
-            found, kept = self.rule(embeds[0, tile].double().numpy())
+        pixels = inputs.get("pixel_values", torch.zeros(0, 3, 1, 1))
+        pixels = pixels.reshape(-1, 1, *pixels.shape[-3:])
+        for tile, picture in zip(places[visual].reshape(-1, rows), pixels, strict=True):
+            asked = Tile(embeds[0, tile].double().numpy(), picture, self.original)
+            found, kept = self.rule(asked)
             stays[tile] = False
             stays[tile[kept]] = True
             embeds[0, tile[kept]] = torch.from_numpy(found).float()

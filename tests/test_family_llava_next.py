@@ -153,7 +153,10 @@ class TestLlavaNext(FamilyCases):
         (row,) = (one for one in models() if one["family"] == self.family.name)
         assert {m["name"]: m["without"] for m in row["methods"] if m["why"]} == {
             "yopo": ["window"],
-            **{name: ["keep"] for name in ("gprune", "random", "pool", "divprune")},
+            **{
+                name: ["keep"]
+                for name in ("gprune", "random", "pool", "divprune", "visionzip", "cls_knee")
+            },
         }
 
 

@@ -62,7 +62,7 @@ def brought(folder: Path, code: str) -> Path:
             "replace(SMALL, shape=('layers', 'heads', 'neurons'))",
             "cannot be loaded: ValueError: measure toy_magnitude: shape",
         ),
-        ("replace(SMALL, shape=('heads',))", "the first is layers or gates"),
+        ("replace(SMALL, shape=('heads',))", "the first is layers, gates or prompt"),
     ],
 )
 def test_a_class_that_would_fail_later_is_refused_when_it_is_loaded(

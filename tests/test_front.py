@@ -22,6 +22,7 @@ from compressor.calibration import run
 from compressor.compressed import compress, load_compressed
 from compressor.decoder.weights import LoadedGates
 from compressor.errors import ArtifactWarning, DataError, PlanError, RecipeError
+from compressor.facts import TowerFacts
 from compressor.methods.divprune import farthest
 from compressor.plan.cost import predict
 from compressor.plan.edits import keep_in_front
@@ -42,14 +43,53 @@ from export.session.arrays import Array
 from export.session.session import Session
 from export.writer.weights import SharedWeights
 from export.writer.write import export_vision, save_graph
-from tests import facts, test_family_internvl, test_family_llava, test_family_smolvlm
-from tests.chosen import Rule, Whole, at, divprune, gprune, means
+from tests import (
+    facts,
+    test_family_internvl,
+    test_family_llava,
+    test_family_smolvlm,
+    test_family_vipllava,
+)
+from tests.chosen import (
+    Rule,
+    Tile,
+    Whole,
+    at,
+    class_cosines,
+    cls_knee,
+    divprune,
+    gprune,
+    means,
+    visionzip,
+)
 from tests.conftest import made_once, shared
 from tests.family_cases import BACKENDS, NEW_TOKENS, STEPS, TOLERANCE, Made, ask, random_picture
 from tests.family_matrix import TORCH
 from tests.flops import flops_by_layer
 from tests.runtimes import Spy
+from tests.tiny_families import IMAGE, TinyFamily, clip_section, text_section, write_model
 from vtcompress.stages.checks.recipe import check_plan_rules
+
+
+def make_siglip(folder: Path) -> None:
+    """Write LLaVA with a tower that has no class token."""
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+    processor = test_family_llava.processor_of("full")
+    processor.num_additional_image_tokens = 0
+    config = LlavaConfig(
+        vision_config={
+            "model_type": "siglip_vision_model",
+            **clip_section(),
+            "vision_use_head": False,
+        },
+        text_config={"model_type": "llama", **text_section()},
+        image_token_index=processor.tokenizer.convert_tokens_to_ids(IMAGE),
+        image_seq_length=16,
+        vision_feature_select_strategy="full",
+    )
+    write_model(LlavaForConditionalGeneration, config, processor, folder)
+
 
 FAMILIES = {
     name: file.family
@@ -57,8 +97,11 @@ FAMILIES = {
         "llava": test_family_llava.TestLlava,
         "internvl": test_family_internvl.TestInternVl,
         "smolvlm": test_family_smolvlm.TestSmolVlm,
+        "vipllava": test_family_vipllava.TestVipLlava,
     }.items()
-}
+} | {"llava without a class token": TinyFamily("llava_siglip", make_siglip, grid=(4, 4))}
+THREE_KINDS = ("llava", "internvl", "smolvlm")
+OF_A_TOWER = ("llava", "vipllava", "llava without a class token")
 NAMES = ("one picture", "two apart", "text alone", "a second turn with a new picture")
 SESSIONS = {"onnxruntime": OnnxSession, "openvino": OpenVinoSession}
 
@@ -75,7 +118,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "divprune": {"keep": 0.5},
     "random": {"keep": 0.5, "seed": 3},
     "pool": {"keep": 0.5},
+    "visionzip": {"keep": 0.5, "contextual": 0.25},
+    "cls_knee": {"keep": 0.5},
 }
+FAMILIES_OF = {"visionzip": OF_A_TOWER, "cls_knee": OF_A_TOWER[:2]}
+CASES = [(family, one) for one in METHODS for family in FAMILIES_OF.get(one, THREE_KINDS)]
 
 
 def rule_of(method: str, rows: int) -> Rule:
@@ -85,6 +132,8 @@ def rule_of(method: str, rows: int) -> Rule:
         "divprune": divprune(0.5),
         "random": at(RANDOM[rows]),
         "pool": means(*POOLED[rows]),
+        "visionzip": visionzip(8, 2),
+        "cls_knee": cls_knee(8),
     }[method]
 
 
@@ -166,8 +215,7 @@ def chosen(pytestconfig: pytest.Config) -> Any:
     return get
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "method"), CASES)
 def test_a_choice_is_the_unmodified_model_on_the_rows_that_stay(
     family: str, method: str, chosen: Any
 ) -> None:
@@ -298,6 +346,38 @@ def test_a_prompt_is_refused_by_the_rows_that_enter(exported_choice: tuple[Any, 
         ),
         ({}, {"pool": {"keep": 0.5}}, "have no grid, so there are no neighbours to pool"),
         ({"deepstack": 1}, {"pool": {"keep": 0.5}}, "and these are not pooled"),
+        (
+            {},
+            {"visionzip": {"keep": 0.5}},
+            "the family made-up does not tell what its vision tower is like; leave visionzip out",
+        ),
+        (
+            {"grid": True, "joined": True},
+            {"visionzip": {"keep": 0.5}},
+            "4 patches of the vision tower become one visual token of made-up models, and what the tower "
+            "says of each is not that of the token",
+        ),
+        (
+            {"grid": True, "joined": True},
+            {"cls_knee": {}},
+            "the vision tower of made-up models such as owner/little-model has no class token; leave",
+        ),
+        (
+            {"grid": True, "early": True},
+            {"cls_knee": {"keep": 0.05}},
+            "compress[0].cls_knee.keep: 0.05 of 12 visual tokens is none; give more",
+        ),
+        (
+            {"early": True},
+            {"visionzip": {"keep": 0.5}},
+            "visual tokens of owner/little-model are not the patches of its vision tower alone",
+        ),
+        (
+            {"grid": True, "early": True},
+            {"visionzip": {"keep": 0.5}},
+            "layer -2 of the vision tower of owner/little-model is to be read, which has 6 layers, and runs "
+            "4",
+        ),
     ],
 )
 def test_a_model_that_rules_a_choice_out_is_refused_before_weights(
@@ -308,6 +388,9 @@ def test_a_model_that_rules_a_choice_out_is_refused_before_weights(
         "sizes": {"cell": 2},
         "arranged": {"arrangement": Unpadded(side=3), "most_rows": 40},
         "deepstack": {"token_grid": (3, 4)},
+        "grid": {"token_grid": (3, 4)},
+        "joined": {"tower": TowerFacts(patches=4, class_token=False)},
+        "early": {"tower": TowerFacts(class_token=True, layers=6, layers_read=4, width=8)},
     }
     model = model.model_copy(update={k: v for key in changes for k, v in given[key].items()})
     recipe = vtcompress.load_recipe("identity").override({"compress": [entry]})
@@ -397,12 +480,23 @@ def test_of_two_tokens_that_are_nearest_to_each_other_the_first_stays(
     assert farthest(features, 1).tolist() == [[2]]
 
 
-@pytest.mark.parametrize("method", ["gprune", "divprune", "random", "pool"])
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [
+        ("llava", "gprune"),
+        ("llava", "divprune"),
+        ("llava", "random"),
+        ("llava", "pool"),
+        ("llava", "visionzip"),
+        ("llava without a class token", "visionzip"),
+        ("llava", "cls_knee"),
+    ],
+)
 def test_tensorrt_rtx_builds_a_vision_graph_that_chooses(
-    method: str, chosen: Any, tmp_path: Path
+    family: str, method: str, chosen: Any, tmp_path: Path
 ) -> None:
     pytest.importorskip("tensorrt_rtx", reason="the extra rtx is not installed")
-    one = chosen("llava", method)
+    one = chosen(family, method)
     spec = vision_graph(one.plan.model, "float16", one.plan.front)
     assert [t.dtype for t in spec.outputs] == ["float16", "int64"]
     small = compress(one.made.loaded, one.plan)
@@ -422,6 +516,60 @@ def test_tensorrt_rtx_builds_a_vision_graph_that_chooses(
         tmp_path / spec.file, profiles_of(spec, limits), spec, tmp_path / "engine", b""
     )
     assert (tmp_path / "engine").stat().st_size > 10_000
+
+
+@pytest.fixture(scope="module")
+def pictured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a file of three questions, one of them about two pictures."""
+    folder = tmp_path_factory.mktemp("pictured")
+    for seed in range(4):
+        random_picture((45, 30), seed).save(folder / f"{seed}.png")
+    asked: list[dict[str, Any]] = [{"image": f"{n}.png", "question": "what"} for n in range(2)]
+    asked.append({"image": ["2.png", "3.png"], "question": "which"})
+    (folder / "q.jsonl").write_text("\n".join(map(json.dumps, asked)), encoding="utf-8")
+    return folder / "q.jsonl"
+
+
+def knee_of(curve: np.ndarray) -> int:
+    """Return the place, from 1 on, of the point of a falling curve that is farthest from its chord."""
+    points = np.stack([np.arange(len(curve)), curve], axis=1).astype(float)
+    along = points[-1] - points[0]
+    normal = np.array([-along[1], along[0]]) / np.linalg.norm(along)
+    return int(np.abs((points - points[0]) @ normal).argmax()) + 1
+
+
+def test_calibration_finds_the_mean_knee_and_the_plan_keeps_so_many(
+    chosen: Any, pictured: Path, tmp_path: Path
+) -> None:
+    made = chosen("llava", "cls_knee").made
+    recipe = vtcompress.load_recipe("cls_knee").override(
+        {"model.id": str(made.folder), "calibrate.data": str(pictured)}
+    )
+    profile = vtcompress.calibrate(recipe, tmp_path / "p.json")
+    knees = []
+    for number in range(4):
+        picture = made.loaded.processor.image_processor(
+            random_picture((45, 30), number), return_tensors="pt"
+        )
+        tile = Tile(np.zeros(0), picture["pixel_values"], made.loaded.original)
+        knees.append(knee_of(-np.sort(-class_cosines(tile))))
+    by_question = [knees[0], knees[1], (knees[2] + knees[3]) / 2]
+    found = Profile.load(tmp_path / "p.json")
+    assert found == profile
+    assert sorted(found.measured()["class_knee"].samples) == sorted((k,) for k in by_question)
+    plan = vtcompress.plan(recipe, profile=tmp_path / "p.json")
+    assert plan.front is not None
+    assert plan.front.count == int(np.mean(by_question) + 0.5)
+    (note,) = plan.notes
+    assert f"{np.mean(by_question):.1f} of 16; of 3 calibration questions it lies at" in note
+    with pytest.raises(
+        PlanError, match="no profile; run `vtcompress calibrate` first, or give `keep`"
+    ):
+        vtcompress.plan(recipe)
+    vtcompress.compress(recipe, plan, tmp_path / "compressed")
+    small = load_compressed(tmp_path / "compressed")
+    states = small.hidden_states("what is it", random_picture((45, 30), 0))
+    assert states.visual[0].shape[1] == plan.front.count
 
 
 def test_gates_are_counted_on_the_rows_that_enter(

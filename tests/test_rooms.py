@@ -39,7 +39,8 @@ LIGHT_FILES = (
 
 # A room, the names that are said in it alone, and where else they may stand.
 NAMES = {
-    "compressor/methods/": r"(?i:shortv|vtw|dyvte|yopo|visual_?exit|g_?prune|div_?prune)(?![a-z])",
+    "compressor/methods/": r"(?i:shortv|vtw|dyvte|yopo|visual_?exit|g_?prune|div_?prune"
+    r"|vision_?zip|cls_?knee)(?![a-z])",
     "export/backends/": r"(?i:onnx_?runtime|openvino|tensor_?rt|cuda|trtexec)(?![a-z])",
 }
 

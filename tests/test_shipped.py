@@ -23,6 +23,7 @@ from vtcompress.stages.gates.report import GatesReport
 
 ROOT = Path(__file__).parent.parent
 NAMES = [
+    "cls_knee",
     "divprune",
     "dyvte",
     "fastv",
@@ -42,6 +43,7 @@ NAMES = [
     "shortv-llava-next-7b",
     "skip",
     "smolvlm",
+    "visionzip",
     "vtw",
     "yopo",
     "yopo-heads",
@@ -67,6 +69,9 @@ PAPERS = {
     "gprune": "What Kind of Visual Tokens Do We Need? Training-free Visual Token Pruning for Multi-modal "
     "Large Language Models from the Perspective of Graph",
     "divprune": "DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models",
+    "visionzip": "VisionZip: Longer is Better but Not Necessary in Vision Language Models",
+    "cls_knee": "Sparsity Meets Similarity: Leveraging Long-Tail Distribution for Dynamic Optimized Token "
+    "Representation in Multimodal Large Language Models",
     "random": "A baseline without a paper",
     "pool": "A baseline without a paper",
 }
@@ -209,6 +214,7 @@ def digits():
         exit_kl=tuple(2.0 ** -(2 * i) for i in range(layers)),
         head_score=tuple(tuple(float(h) for h in range(heads)) for _ in range(layers)),
         operator_kl=tuple((float(layers - i), 1.0) for i in range(layers)),
+        class_knee=(20.0,),
     )
     profile = Profile(
         model=facts.name,
@@ -217,7 +223,7 @@ def digits():
         data_digest="0" * 64,
         layers=layers,
         total=1,
-        measures=("layer_contribution", "exit_kl", "head_score", "operator_kl"),
+        measures=("layer_contribution", "exit_kl", "head_score", "operator_kl", "class_knee"),
         samples=(sample,),
     )
     return facts, profile

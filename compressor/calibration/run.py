@@ -1,8 +1,9 @@
 """Runs calibration over the samples; a killed run resumes from the profile it left."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from compressor.calibration.resume import Task
 from compressor.chosen_rows import vision_of
+from compressor.contract.choice import Front
 from compressor.decoder import Decoder, decoder_from
 from compressor.decoder.cache import opened
 from compressor.decoder.full_pass import FullPass, full_pass
@@ -70,8 +72,11 @@ def calibrate(
         # Asked behind cuts before, and of the original now: nobody may take them for either.
         profile = profile.model_copy(update={"gates_under": "in part"})
     for digest, sample in progress.track(remaining, "calibrating", len(remaining)):
-        rows = embed(model, encode(model.processor, sample, model.facts))
-        full = full_pass(decoder, *rows.call)
+        prompt = encode(model.processor, sample, model.facts)
+        rows = embed(model, prompt)
+        full = replace(
+            full_pass(decoder, *rows.call), fronts=partial(_fronts, model, prompt.pixels)
+        )
         found = {name: _values(name, full, profile) for name in task.measures}
         scores = {n: values for n, values in found.items() if MEASURES[n].kept == "samples"}
         means = {n: values for n, values in found.items() if MEASURES[n].kept == "mean"}
@@ -91,6 +96,12 @@ def calibrate(
     profile = task.ordered(profile)
     profile.save(path)
     return profile
+
+
+@torch.inference_mode()
+def _fronts(model: LoadedModel, pixels: Iterable[Tensor]) -> tuple[Front, ...]:
+    """Return what the original's vision side makes of each picture's tiles."""
+    return tuple(model.vision.front(tiles.to(model.embedding.dtype)) for tiles in pixels)
 
 
 def _values(measure: str, full: FullPass, profile: Profile) -> Any:

@@ -1,7 +1,7 @@
 """What a rule that chooses among visual rows is given, and what it returns.
 
 Letters: B batch, I tiles of pictures, N visual rows of a tile, K those that go on, V visual rows of a call,
-T text rows, H query heads, D hidden size.
+T text rows, H heads, d head size, D hidden size; C width of a vision tower, F of what the projector takes.
 """
 
 from dataclasses import dataclass
@@ -37,14 +37,64 @@ class LayerScore(Protocol):
         ...
 
 
+class TowerPass(Protocol):
+    """What a vision tower made of tiles whose visual rows are its patches, one each, in their order.
+
+    Nothing is computed before it is asked for. Layers count from 0, or from -1 at the end.
+    """
+
+    def states(self, place: int) -> "Tensor":
+        """Return the patches [I, N, C] of a hidden state: 0 in front of layer 0, -1 at the end."""
+        ...
+
+    def patches(self) -> "Tensor":
+        """Return what the projector takes of the patches, [I, N, F]."""
+        ...
+
+    def class_row(self) -> "Tensor":
+        """Return what it would take of the class token, [I, 1, F]; of a tower that has one."""
+        ...
+
+    def class_attention(self, layer: int) -> "Tensor":
+        """Return what the class token reads of each patch in a layer, [I, H, N] float32, softmax over all."""
+        ...
+
+    def attention_received(self, layer: int) -> "Tensor":
+        """Return what is read of each patch in a layer, [I, N] float32: mean over heads and patches."""
+        ...
+
+    def keys(self, layer: int) -> "Tensor":
+        """Return the keys of the patches in a layer, [I, H, N, d]."""
+        ...
+
+    def project(self, rows: "Tensor") -> "Tensor":
+        """Return what the projector makes of rows [I, K, F], [I, K, D]."""
+        ...
+
+
 class Front(NamedTuple):
     """Visual rows in front of the decoder, as the vision side gives them.
 
     Attributes:
         features: [I, N, D], behind the projector.
+        deepstack: [I, N, D] of each of the decoder's first layers to which the tower adds rows.
+        tower: where visual rows are its patches; there if the model's facts have a `tower` of single patches.
     """
 
     features: "Tensor"
+    deepstack: "tuple[Tensor, ...]" = ()
+    tower: TowerPass | None = None
+
+    @property
+    def read_tower(self) -> TowerPass:
+        """The tower, for a rule that reads it.
+
+        Raises:
+            TypeError: the encoder gives none, though the model's facts have one.
+        """
+        if self.tower is None:
+            raise TypeError("the vision encoder gives no tower, though the model's facts have one")
+        return self.tower
 
 
 class FrontChoice(NamedTuple):

@@ -21,19 +21,45 @@ KeptShare = Annotated[
 ]
 
 
-class FrontMethod(Method):
-    """A method that keeps k of the n visual rows of every tile, in front of the decoder.
+def why_no_tower(
+    facts: ModelFacts, *, class_token: bool = False, layers_read: int | None = None
+) -> str | None:
+    """Return why a rule cannot read the vision tower of a model; None: it can.
 
-    The rows keep their places and positions in the prompt, which has n image tokens of each tile as before.
+    Args:
+        facts: of a model whose rows something may be chosen among.
+        class_token: the rule reads that of the tower.
+        layers_read: the last of the layers that it reads, from -1 at the end; None: what the projector takes.
+    """
+    tower, family = facts.tower, facts.family
+    if tower is None:
+        return f"the family {family} does not tell what its vision tower is like"
+    if class_token and not tower.class_token:
+        return f"the vision tower of {family} models such as {facts.name} has no class token"
+    if tower.patches > 1:
+        return (
+            f"{tower.patches} patches of the vision tower become one visual token of {family} models, and "
+            "what the tower says of each is not that of the token"
+        )
+    if facts.token_grid is None:
+        return f"visual tokens of {facts.name} are not the patches of its vision tower alone"
+    needed = 0 if layers_read is None else tower.layers + 1 + layers_read
+    if layers_read is not None and not 1 <= needed <= tower.layers_read:
+        return (
+            f"layer {layers_read} of the vision tower of {facts.name} is to be read, which has "
+            f"{tower.layers} layers, and runs {tower.layers_read}"
+        )
+    return None
 
-    Attributes:
-        keep: share of them that stays, above 0, up to 1.
+
+class FrontChooser(Method):
+    """A method that says which rows of every tile the decoder gets.
+
+    Places and positions in the prompt, which has n image tokens of each tile as before, are those of n rows.
     """
 
     turn: ClassVar[Turn] = Turn.KEEP
     by_grid: ClassVar[tuple[str, ...]] = ("keep",)
-
-    keep: KeptShare
 
     @classmethod
     def claims(cls, keys: Mapping[str, Any]) -> tuple[Claim, ...]:  # noqa: ARG003 - whatever they say
@@ -41,15 +67,32 @@ class FrontMethod(Method):
         return (Claim(Trait.FRONT, cls.name),)
 
     def problems(self, facts: ModelFacts, evidence: Evidence) -> list[str]:
-        """Return that pictures have rows of their own, or that no row would be kept."""
-        if (reason := why_no_front(facts)) is not None:
-            return [f"{evidence.where}.keep: {reason}; leave {self.name} out"]
-        rows = facts.tile_rows
-        if self.rows_kept(facts) < 1:
-            return [
-                f"{evidence.where}.keep: {self.keep:g} of {rows} visual tokens is none; give more"
-            ]
-        return []
+        """Return that pictures have rows of their own."""
+        if (reason := why_no_front(facts)) is None:
+            return []
+        given = (f".{key}" for key in self.by_grid if key in self.model_fields_set)
+        return [f"{evidence.where}{''.join(given)}: {reason}; leave {self.name} out"]
+
+    @abstractmethod
+    def front_rule(self, facts: ModelFacts) -> FrontRule:
+        """See `Method.front_rule`."""
+
+
+class FrontMethod(FrontChooser):
+    """A method that keeps k of the n visual rows of every tile, in front of the decoder.
+
+    Attributes:
+        keep: share of them that stays, above 0, up to 1.
+    """
+
+    keep: KeptShare
+
+    def problems(self, facts: ModelFacts, evidence: Evidence) -> list[str]:
+        """Return also that no row would be kept."""
+        rows, found = facts.tile_rows, super().problems(facts, evidence)
+        if found or self.rows_kept(facts) >= 1:
+            return found
+        return [f"{evidence.where}.keep: {self.keep:g} of {rows} visual tokens is none; give more"]
 
     def rows_kept(self, facts: ModelFacts) -> int:
         """Return k, of the model's tiles: the share, rounded down."""
@@ -58,7 +101,3 @@ class FrontMethod(Method):
     def apply(self, plan: Plan, evidence: Evidence) -> Plan:  # noqa: ARG002 - nothing is measured
         """Return the plan with k rows of every tile."""
         return keep_in_front(plan, self.rows_kept(plan.model), self.name, self.asked())
-
-    @abstractmethod
-    def front_rule(self, facts: ModelFacts) -> FrontRule:
-        """See `Method.front_rule`."""

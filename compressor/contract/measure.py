@@ -72,7 +72,7 @@ class Measured:
     gates_digest: str = ""
 
 
-Axis = Literal["layers", "gates", "heads", "neurons", "operators"]
+Axis = Literal["layers", "gates", "prompt", "heads", "neurons", "operators"]
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Measure:
 
     Attributes:
         name: its key in profiles.
-        shape: axes of one sample's values; the first is `layers` or `gates`.
+        shape: axes of one sample's values; the first is `layers`, `gates`, or `prompt`, which has one place.
         of: measures one prompt from a `compressor.decoder.full_pass.FullPass`; imports torch in its body.
         chooses: what is chosen by it, for the problem of a profile without it.
         otherwise: what the recipe could say instead; ends that problem.
@@ -110,9 +110,10 @@ class Measure:
     def __post_init__(self) -> None:
         """Refuse axes that no profile can keep."""
         first, *rest = self.shape or ("",)
-        if first not in ("layers", "gates") or len(rest) > 1:
+        if first not in ("layers", "gates", "prompt") or len(rest) > 1:
             raise ValueError(
-                f"measure {self.name}: shape {self.shape}: one axis or two, and the first is layers or gates"
+                f"measure {self.name}: shape {self.shape}: one axis or two, and the first is layers, gates "
+                "or prompt"
             )
 
     def drawing(self, measured: Measured, plan: Plan) -> Drawing:

@@ -1,12 +1,13 @@
 """One pass of the original over a prompt whose states every measurement starts from."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor
 
+from compressor.contract.choice import Front
 from compressor.decoder import Decoder
 from compressor.decoder.layer import Call, DecoderLayer
 from compressor.decoder.model import CallPlaces, added_by
@@ -26,6 +27,7 @@ class FullPass:
         visual_index: [1, V].
         text_index: [1, T].
         logits: [vocab] at the last prompt token.
+        fronts: gives what the vision side made of each picture's tiles, anew; nothing where it did not run.
     """
 
     decoder: Decoder
@@ -37,6 +39,7 @@ class FullPass:
     visual_index: Tensor
     text_index: Tensor
     logits: Tensor
+    fronts: Callable[[], Iterable[Front]] = tuple
 
 
 def kl_divergence(logits: Tensor, reference: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.arrangement import Arrangement
+from compressor.contract.choice import Front
 from compressor.facts import ModelFacts
 from compressor.families.checkpoint import Header
 from compressor.families.pictures.steps import PictureSteps
@@ -40,6 +41,11 @@ class VisionEncoder(nn.Module, ABC):
         """Return what `forward` gives, one tensor or several."""
         found = self(pixel_values, *arranged)
         return found if isinstance(found, tuple) else (found,)
+
+    def front(self, pixel_values: Tensor) -> Front:
+        """Return the rows of tiles [I, 3, H, W], and what a choice among them may read besides."""
+        features, *deepstack = self.features(pixel_values)
+        return Front(features, tuple(deepstack))
 
 
 @dataclass(frozen=True)

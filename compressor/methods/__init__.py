@@ -18,6 +18,7 @@ from compressor.contract.method import Method, MethodWords, Trait, Turn
 from compressor.entry_points import taken
 from compressor.errors import PlanError
 from compressor.facts import ModelFacts
+from compressor.methods.cls_knee import ClsKnee
 from compressor.methods.divprune import DivPrune
 from compressor.methods.dyvte import DyVTE
 from compressor.methods.fastv import FastV
@@ -26,6 +27,7 @@ from compressor.methods.pool import Pooling
 from compressor.methods.random_choice import RandomChoice
 from compressor.methods.shortv import ShortV
 from compressor.methods.skip import Skip
+from compressor.methods.visionzip import VisionZip
 from compressor.methods.visual_exit import VisualExit
 from compressor.methods.yopo.method import Yopo
 from compressor.plan.kept import Kept
@@ -44,6 +46,8 @@ BUILT_IN: Final[tuple[type[Method], ...]] = (
     Skip,
     GPrune,
     DivPrune,
+    VisionZip,
+    ClsKnee,
     RandomChoice,
     Pooling,
 )

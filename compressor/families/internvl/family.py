@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from compressor.errors import ModelError
-from compressor.facts import ModelFacts
+from compressor.facts import ModelFacts, TowerFacts
 from compressor.families.base import VisionEncoder
 from compressor.families.configuration import section_problems
 from compressor.families.model_class.stored import COMPUTED
@@ -122,6 +122,10 @@ class InternVlFamily(TiledFamily):
         """See `ModelClassFamily.unread`."""
         unread = re.compile(rf"{COMPUTED}|vision_tower\.embeddings\.mask_token$")
         return lambda name: bool(unread.search(name))
+
+    def tower_facts(self, config: Any) -> TowerFacts:
+        """See `ModelClassFamily.tower_facts`."""
+        return TowerFacts(patches=_block(config) ** 2, class_token=True)
 
     def vision(self, config: Any, *, image_size: int, source: Any = None) -> VisionEncoder:
         """See `Family.vision`."""

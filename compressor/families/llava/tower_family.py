@@ -8,9 +8,10 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
+from compressor.contract.choice import Front
+from compressor.facts import TowerFacts
 from compressor.families.base import VisionEncoder
 from compressor.families.llava.config import (
     feature_layers,
@@ -19,6 +20,7 @@ from compressor.families.llava.config import (
     unread_of,
     vision_problems,
 )
+from compressor.families.llava.patch_states import PatchStates
 from compressor.families.model_class.family import ModelClassFamily
 
 
@@ -38,14 +40,20 @@ class ProjectedStates(VisionEncoder):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Map pixels [I, 3, S, S] to visual embeddings [I, N, D]."""
+        return self.front(pixel_values).features
+
+    def front(self, pixel_values: Tensor) -> Front:
+        """See `VisionEncoder.front`."""
         states = self.vision_tower(
             pixel_values,
             output_hidden_states=True,
             interpolate_pos_encoding=self.interpolate,
         ).hidden_states
-        features = [states[layer][:, self.first :] for layer in self.feature_layers]
-        embeds: Tensor = self.multi_modal_projector(torch.cat(features, dim=-1))
-        return embeds
+        layers = self.vision_tower.encoder.layers
+        tower = PatchStates(
+            layers, states, self.feature_layers, self.first, self.multi_modal_projector
+        )
+        return Front(tower.project(tower.patches()), tower=tower)
 
 
 class TowerFamily(ModelClassFamily):
@@ -95,6 +103,16 @@ class TowerFamily(ModelClassFamily):
         """See `ModelClassFamily.layers_read`."""
         states: int = config.vision_config.num_hidden_layers + 1
         return max(layer % states for layer in feature_layers(config))
+
+    def tower_facts(self, config: Any) -> TowerFacts:
+        """See `ModelClassFamily.tower_facts`."""
+        vision = config.vision_config
+        return TowerFacts(
+            class_token=has_class_token(vision),
+            layers=vision.num_hidden_layers,
+            layers_read=self.layers_read(config),
+            width=vision.hidden_size,
+        )
 
     def vision(self, config: Any, *, image_size: int, source: Any = None) -> VisionEncoder:
         """See `Family.vision`."""

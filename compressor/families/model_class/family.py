@@ -12,7 +12,7 @@ from typing import Any, ClassVar, cast, get_args
 from torch import Tensor
 
 from compressor.errors import ModelError
-from compressor.facts import ModelFacts, SourceDType
+from compressor.facts import ModelFacts, SourceDType, TowerFacts
 from compressor.families.base import Family
 from compressor.families.checkpoint import Header, check_complete, check_finite, opened_weights
 from compressor.families.configuration import (
@@ -77,6 +77,10 @@ class ModelClassFamily(Family):
     def layers_read(self, config: Any) -> int:
         """Return how many layers of the tower are read."""
 
+    def tower_facts(self, config: Any) -> TowerFacts | None:
+        """Return what methods that read the vision tower must know of it; None: none can."""
+        return None
+
     def problems(self, raw: Mapping[str, Any], where: str) -> list[str]:
         """See `Family.problems`."""
         found = []
@@ -136,6 +140,7 @@ class ModelClassFamily(Family):
             image_token_id=config.image_token_id,
             eos_token_ids=(),  # what `describe` reads: more files than this configuration decide
             dtype=cast("SourceDType", dtype),
+            tower=self.tower_facts(config),
         )
 
     def check_stored(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from compressor.errors import ModelError
-from compressor.facts import ModelFacts
+from compressor.facts import ModelFacts, TowerFacts
 from compressor.families.model_class.own_size import OwnSizeFamily
 from compressor.families.model_class.tower import activation_problems
 from compressor.families.pictures.processors import (
@@ -83,6 +83,10 @@ class PatchedFamily(OwnSizeFamily):
         acts = {"vision_config.hidden_act": config.vision_config.hidden_act}
         own = super().vision_problems(config, image_size, where)
         return activation_problems(acts, where) + own
+
+    def tower_facts(self, config: Any) -> TowerFacts:
+        """See `ModelClassFamily.tower_facts`."""
+        return TowerFacts(patches=config.vision_config.spatial_merge_size**2, class_token=False)
 
     def cell(self, config: Any) -> int:
         """See `OwnSizeFamily.cell`."""

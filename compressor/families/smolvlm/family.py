@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from compressor.errors import ModelError
-from compressor.facts import ModelFacts
+from compressor.facts import ModelFacts, TowerFacts
 from compressor.families.base import VisionEncoder
 from compressor.families.model_class.stored import COMPUTED
 from compressor.families.model_class.tiled import TiledFamily
@@ -125,6 +125,10 @@ class Idefics3Family(TiledFamily):
     def unread(self, config: Any) -> Callable[[str], bool]:
         """See `ModelClassFamily.unread`."""
         return lambda name: re.search(COMPUTED, name) is not None
+
+    def tower_facts(self, config: Any) -> TowerFacts:
+        """See `ModelClassFamily.tower_facts`."""
+        return TowerFacts(patches=config.scale_factor**2, class_token=False)
 
     def vision(self, config: Any, *, image_size: int, source: Any = None) -> VisionEncoder:
         """See `Family.vision`."""
