@@ -43,6 +43,7 @@ NAMES = [
     "skip",
     "smolvlm",
     "vtw",
+    "wico_plus",
     "yopo",
     "yopo-heads",
 ]
@@ -69,6 +70,7 @@ PAPERS = {
     "divprune": "DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models",
     "random": "A baseline without a paper",
     "pool": "A baseline without a paper",
+    "wico_plus": "Window Token Concatenation for Efficient Visual Large Language Models",
 }
 
 
