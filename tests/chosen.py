@@ -162,7 +162,12 @@ class Whole:
     Args:
         made: the family.
         rule: of one tile.
+
+    Attributes:
+        entered: [S] which of the rows that run are visual; None: those that are put in front are looked for.
     """
+
+    entered: torch.Tensor | None = None
 
     def __init__(self, made: Made, rule: Rule) -> None:
         self.made, self.rule = made, rule
@@ -187,6 +192,7 @@ class Whole:
     @torch.inference_mode()
     def answered(self, messages: list[dict[str, Any]]) -> tuple[list[int], NDArray[np.float32]]:
         """Return what `answer` does, of the last of these turns."""
+        self.entered = None
         inputs = self.made.inputs(messages)
         visual = inputs["input_ids"][0] == self.made.loaded.facts.image_token_id
         embeds = self._embeds(inputs)
@@ -202,6 +208,7 @@ class Whole:
             stays[tile[kept]] = True
             embeds[0, tile[kept]] = torch.from_numpy(found).float()
         embeds, places, end = embeds[:, stays], places[stays][None], len(visual)
+        self.entered = visual[stays]
         past, ran = None, 0
         tokens: list[int] = []
         logits = []

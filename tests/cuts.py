@@ -11,6 +11,7 @@ from compressor.decoder import Decoder, decoder_from
 from compressor.decoder.weights import source_of
 from compressor.facts import ModelFacts
 from compressor.methods import layer_scores
+from compressor.plan.grown import Grown
 from compressor.plan.kept import Kept
 from compressor.plan.layer import LayerPlan
 from compressor.plan.plan import Plan
@@ -127,6 +128,18 @@ CUTS |= {
     ],
     "leaving, then exit": [cut(0), cut(1, keep=KEPT[0]), dead(2), gone(3)],
 }
+GROWN = "growing"
+"""Begins the names of those in which the rows of an image become so many times as many, and a row more."""
+CUTS |= {
+    GROWN: [cut(0), cut(1), cut(2), dead(3)],
+    f"{GROWN}, heads, neurons, without": [
+        cut(0, groups=(1,)),
+        cut(1, groups=(0,), neurons=FIRST),
+        cut(2, without="attention"),
+        dead(3, groups=(1,)),
+    ],
+    f"{GROWN}, frozen, then exit": [cut(0), frozen(1), dead(2), gone(3)],
+}
 # What the decoders of some of them are like.
 OPTIONS: dict[str, dict[str, Any]] = {"head norms": {"qk_norm": True}}
 CASES = [(name, kv_heads) for name in CUTS for kv_heads in (2, 4)]
@@ -134,7 +147,11 @@ CASES = [(name, kv_heads) for name in CUTS for kv_heads in (2, 4)]
 
 def plan_of(name: str, kv_heads: int, grid: tuple[int, int] = GRID, **changes: Any) -> Plan:
     facts = model(kv_heads, grid, **OPTIONS.get(name.split(":", maxsplit=1)[0], {}), **changes)
-    return Plan(model=facts, model_digest="0" * 64, layers=tuple(CUTS[name]))
+    layers = list(CUTS[name])
+    if name.startswith(GROWN):
+        grown = Grown(count=2 * facts.tile_rows + 1, of=facts.tile_rows, by="wico_plus")
+        layers[1] = layers[1].model_copy(update={"grow": grown})
+    return Plan(model=facts, model_digest="0" * 64, layers=tuple(layers))
 
 
 def tensors_of(plan: Plan) -> dict[str, torch.Tensor]:

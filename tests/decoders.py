@@ -7,7 +7,16 @@ import torch
 from compressor.decoder import Decoder, decoder_from
 from compressor.decoder.weights import source_of
 from compressor.methods import layer_scores
-from compressor.plan.edits import freeze, identity_plan, keep_at, leave, leave_out
+from compressor.plan.edits import (
+    freeze,
+    grow_at,
+    identity_plan,
+    keep_at,
+    keep_in_front,
+    leave,
+    leave_out,
+)
+from compressor.plan.grown import Grown
 from compressor.plan.kept import Kept
 from compressor.plan.layer import LayerPlan
 from compressor.plan.plan import Gates, Plan
@@ -76,6 +85,15 @@ def plan_of(kind: str) -> Plan:
         "leaving": leave_out(
             keep_at(keep_at(plan, 1, kept), 2, kept), {0: ("attention",), 1: ("mlp",)}, "skip"
         ),
+        "growing": leave_out(
+            grow_at(
+                keep_in_front(plan, 4, "pool", {"keep": 0.34}),
+                1,
+                Grown(count=12, of=4, by="wico_plus"),
+            ),
+            {0: ("attention",)},
+            "skip",
+        ),
         "frozen": freeze(plan, (0, 1), "shortv"),
         "exit": leave(plan, 1, "visual_exit"),
         "staged": plan.model_copy(update={"gates": gates}),
@@ -84,8 +102,8 @@ def plan_of(kind: str) -> Plan:
     }[kind]
 
 
-KINDS = ("identity", "goes without", "leaving", "frozen", "exit", "staged", "heads+neurons", "window",
-         "masked", "heads+frozen+exit", "three axes", "three axes, staged")  # fmt: skip
+KINDS = ("identity", "goes without", "leaving", "growing", "frozen", "exit", "staged", "heads+neurons",
+         "window", "masked", "heads+frozen+exit", "three axes", "three axes, staged")  # fmt: skip
 
 
 def real_plan() -> Plan:

@@ -24,6 +24,8 @@ def layer_nodes(path: Path) -> Counter[int]:
 def flops_by_layer(folder: Path, spec: GraphSpec, sizes: Mapping[str, int]) -> Counter[int | None]:
     """Return the FLOPs of one run's MatMul, Gemm and Attention nodes by layer; None: outside layers.
 
+    What makes more visual rows in front of a layer is a part of it.
+
     Args:
         folder: of the graph.
         spec: its declaration.
@@ -36,7 +38,7 @@ def flops_by_layer(folder: Path, spec: GraphSpec, sizes: Mapping[str, int]) -> C
             continue
         first, second = (values[name].shape for name in node.input[:2])
         path = node.name.split(".")
-        layer = int(path[1]) if path[0] == "layers" else None
+        layer = int(path[1]) if path[0] in ("layers", "growing") else None
         if node.op_type == "Attention":
             batch, heads, rows, size = first
             flops[layer] += 4 * batch * heads * rows * second[2] * size

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from compressor.plan.grown import Grown
 from compressor.plan.kept import Kept
 from compressor.plan.layer import LayerPlan
 from compressor.plan.plan import Plan
@@ -49,6 +50,9 @@ def text_logits(plan: Plan, tensors: dict[str, torch.Tensor], rows: Conversation
     for layer in plan.layers:
         if layer.keep is not None:
             there = _read_most(layer.keep, read, there, rows)
+        if layer.grow is not None:
+            states, rows = _grown(layer.grow, plan.model.tile_rows, states, rows)
+            there = np.ones(len(states), bool)
         states, read = _layer(plan, layer, weights, states, rows, there)
         if rows.deepstack is not None and layer.index < len(rows.deepstack):
             states = states + rows.deepstack[layer.index]
@@ -68,6 +72,45 @@ def _read_most(
         order = places[np.argsort(-read[last, places], kind="stable")]
         there[order[len(places) * kept.count // kept.of :]] = False
     return there
+
+
+def _grown(
+    grown: Grown, tokens: int, states: Array, rows: Conversation
+) -> tuple[Array, Conversation]:
+    """Return states and rows with the visual rows of every image resized, each call at positions of its own.
+
+    A call's first row stands where it did; the others follow it, `tokens` image tokens or not.
+    """
+    calls = np.zeros(len(states), np.int64) if rows.call is None else rows.call
+    old = np.arange(len(states)) if rows.positions is None else rows.positions[:, 0]
+    parts = []  # of every run of text, or image: states, whether visual, image, call, positions
+    for call in range(calls.max() + 1):
+        inside = np.flatnonzero(calls == call)
+        text, images = inside[~rows.visual[inside]], inside[rows.visual[inside]]
+        blocks = np.split(images, len(images) // grown.of) if len(images) else []
+        # In front of the first row of an image that is left there may have been others.
+        first = old[text[0]] - tokens * sum(block[0] < text[0] for block in blocks)
+        made = [(states[[row]], row, False) for row in text]
+        for block in blocks:
+            at = np.arange(grown.count) * (grown.of - 1) / (grown.count - 1)
+            columns = [np.interp(at, np.arange(grown.of), c) for c in states[block].T]
+            made.append((np.stack(columns, axis=1), block[0], True))
+        made.sort(key=lambda part: part[1])
+        start = first
+        for part, row, visual in made:
+            parts.append((part, visual, rows.image[row], call, start + np.arange(len(part))))
+            start += len(part)
+    counts = [len(part) for part, *_ in parts]
+    visual, image, call = (np.repeat([p[i] for p in parts], counts) for i in (1, 2, 3))
+    found = Conversation(
+        embeds=np.concatenate([part for part, *_ in parts]),
+        visual=visual,
+        image=image,
+        cell=np.zeros(len(visual), np.int64),
+        positions=np.concatenate([p for *_, p in parts])[:, None],
+        call=call,
+    )
+    return found.embeds, found
 
 
 def _layer(

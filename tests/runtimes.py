@@ -41,6 +41,10 @@ class Spy:
         return self.inner.reads_question
 
     @property
+    def moves_text(self) -> bool:
+        return self.inner.moves_text
+
+    @property
     def max_batch(self) -> int | None:
         return self.inner.max_batch
 

@@ -15,6 +15,7 @@ from compressor.decoder import Decoder, KeyValue, decoder_from
 from compressor.decoder.weights import source_of
 from compressor.errors import BackendError, DataError, RecipeError
 from compressor.methods import layer_scores
+from compressor.plan.grown import Grown
 from compressor.plan.layer import LayerPlan
 from compressor.plan.plan import Gates, Plan, length_names
 from export.artifact.artifact import Artifact
@@ -70,6 +71,7 @@ PLANS: dict[str, Sequence[LayerPlan]] = {
         dead(2, masked=True, off=True, groups=(0,)),
     ],
     "leaving": [cut(0), cut(1, keep=KEPT[0]), cut(2, keep=KEPT[1]), dead(3)],
+    "growing": [cut(0), cut(1, grow=Grown(count=30, of=IMAGE, by="wico_plus")), cut(2), gone(3)],
     "staged": [cut(0), cut(1), cut(2)],
 }
 
@@ -250,7 +252,10 @@ def test_what_lies_in_rows_that_are_not_filled_changes_nothing(
 
 
 # Where rows leave at a layer, buffers have room as if none did: what is planned is a bound that none reaches.
-@pytest.mark.parametrize("name", [name for name in PLANS if name not in ("staged", "leaving")])
+# Where they grow, as if as many images as the context has room for did.
+@pytest.mark.parametrize(
+    "name", [name for name in PLANS if name not in ("staged", "leaving", "growing")]
+)
 def test_buffers_take_at_most_what_the_plan_says_and_text_alone_takes_less(
     name: str, both: Callable[[str], Both]
 ) -> None:

@@ -134,6 +134,7 @@ def filled(graphs: dict[str, Graph], monkeypatch: pytest.MonkeyPatch) -> dict[st
                 "onnx_025 (188, 188, 188, 188)",
             ],
         ),
+        ("wico_plus", ("torch", "onnx"), [f"onnx ({'188, ' * 30}620, 620)"]),
         (
             "dyvte",
             ("torch", "onnx", "staged"),

@@ -45,6 +45,7 @@ NAMES = [
     "smolvlm",
     "visionzip",
     "vtw",
+    "wico_plus",
     "yopo",
     "yopo-heads",
 ]
@@ -74,6 +75,7 @@ PAPERS = {
     "Representation in Multimodal Large Language Models",
     "random": "A baseline without a paper",
     "pool": "A baseline without a paper",
+    "wico_plus": "Window Token Concatenation for Efficient Visual Large Language Models",
 }
 
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from compressor.plan.edits import keep_at, keep_in_front, leave_out
+from compressor.plan.edits import grow_at, keep_at, keep_in_front, leave_out
+from compressor.plan.grown import Grown
 from compressor.plan.kept import Kept
 from export.report.compare.comparison import compare_artifacts
 from export.report.compare.page import comparison_document
@@ -42,6 +43,11 @@ LEAVING = keep_at(
     leave_out(facts.plan(dead=(5,)), {1: ("mlp",)}, "skip"),
     2,
     Kept(count=6, of=12, by="fastv", asked={"layer": 2}),
+)
+GROWING = grow_at(
+    keep_in_front(facts.plan(dead=(5,)), 4, "random", {"keep": 0.34, "seed": 0}),
+    4,
+    Grown(count=12, of=4, by="wico_plus"),
 )
 ARTIFACTS: dict[str, dict[str, Any]] = {
     "frozen": {"asked": ASKED, "loss": JUDGED, **MEASURED},
@@ -80,6 +86,18 @@ ARTIFACTS: dict[str, dict[str, Any]] = {
             update={
                 "kv_layers": (76, 76, 70, 70, 70, 70),
                 "kv_bytes": facts.CACHE_ROW * (2 * 76 + 4 * 70),
+            }
+        ),
+    },
+    "growing at a layer": MEASURED
+    | {
+        "plan": GROWING,
+        "recipe": "vtcompress: 2\ncompress:\n- random: {keep: 0.34}\n- wico_plus: {layer: 4}\n",
+        "measured": facts.measured().model_copy(
+            update={
+                "visual": 4,
+                "kv_layers": (68, 68, 68, 68, 76, 76),
+                "kv_bytes": facts.CACHE_ROW * (4 * 68 + 2 * 76),
             }
         ),
     },

@@ -29,12 +29,16 @@ class CannotError(Exception):
 
 
 class Turn(IntEnum):
-    """When a method is applied: what leaves first, so that a share counts what is left."""
+    """When a method is applied: what leaves first, so that a share counts what is left.
+
+    Rows grow behind a choice in front of the decoder: from how many, it says.
+    """
 
     KEEP = 0
-    EXIT = 1
-    CUT = 2
-    FREEZE = 3
+    GROW = 1
+    EXIT = 2
+    CUT = 3
+    FREEZE = 4
 
 
 class Trait(StrEnum):
@@ -44,6 +48,7 @@ class Trait(StrEnum):
     GRID = "reads the grid of visual tokens"
     EXIT = "chooses where visual tokens leave"
     LEAVING = "chooses which visual tokens go on at a layer"
+    GROWING = "makes more visual tokens at a layer"
     PER_PROMPT = "decides for each prompt"
     READS_ROWS = "must know which rows of the past are visual"
 
@@ -198,7 +203,7 @@ class Method(RecipeSection, ABC):
         measures: all that it may choose by or show.
         nicknames: keys that people write for it; error lines propose the name.
         by_grid: keys that go with no model whose pictures have grids of their own.
-        sets: names of what it sets in a `LayerPlan` beside `visual` and `keep`, which name their method.
+        sets: names of what it sets in a `LayerPlan` beside `visual`, `keep` and `grow`, which name a method.
         package: that brought it, as `name version`; empty: this one.
     """
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from compressor.contract.choice import Front
 from compressor.decoder import Decoder
 from compressor.decoder.layer import Call, DecoderLayer
-from compressor.decoder.model import CallPlaces, added_by
+from compressor.decoder.model import added_by
+from compressor.decoder.rows.places import CallPlaces
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from compressor.contract.choice import LayerRows, LayerScore, rows_at
-from compressor.decoder.cache import NO_PAST, Buffer, Filled, Grown, KeyValue, PastTensors, opened
+from compressor.decoder.cache import NO_PAST, Buffer, KeyValue, PastTensors, opened
 from compressor.decoder.cut_layer import CutLayer
 from compressor.decoder.gates import Gate, fires, gate_input, gate_selection, rows_asked
-from compressor.decoder.layer import Call, DecoderLayer, Kinds, Linear, RMSNorm, Rows
+from compressor.decoder.layer import DecoderLayer, Kinds, Linear, RMSNorm
 from compressor.decoder.leaving import (
     Leaving,
     heads_with_visual,
@@ -19,6 +19,8 @@ from compressor.decoder.leaving import (
 )
 from compressor.decoder.masked_layer import MaskedLayer
 from compressor.decoder.ops import project_tied
+from compressor.decoder.rows.growing import Growing
+from compressor.decoder.rows.places import CallPlaces
 from compressor.facts import DecoderDims
 from compressor.plan.dead_rows import deepstack_layers
 from compressor.plan.layer import LayerPlan
@@ -36,86 +38,6 @@ NO_SCORES: Mapping[int, LayerScore] = MappingProxyType({})
 
 NOTHING_ADDED: Mapping[int, Tensor] = MappingProxyType({})
 """Rows [B, V, D] to add to the visual rows behind a layer, by its index: none."""
-
-
-class CallPlaces(NamedTuple):
-    """Places of the rows of one call (visual, then text) in the whole prompt, and their rotations.
-
-    A place orders the causal mask, a position turns the rotation. They are equal unless a call brings
-    positions of its own.
-    """
-
-    order: Tensor  # [B, S] int64
-    cos: Tensor  # [B, S, d / 2]
-    sin: Tensor  # [B, S, d / 2]
-
-    def call(
-        self,
-        text: int,
-        keys: Grown | Filled = NO_PAST,
-        text_keys: Grown | Filled = NO_PAST,
-        kinds: Kinds | None = None,
-    ) -> Call:
-        """Return masks and rotations of layers for one call.
-
-        Args:
-            text: T.
-            keys: how the keys of heads with visual tokens lie.
-            text_keys: how those of caches that hold text alone lie.
-            kinds: which keys are visual; None: no layer asks.
-        """
-        own, places = self.last(text), keys.places(self.order)
-        every = Rows(self.mask(keys, places), self.cos, self.sin)
-        # Not a part of that mask, S x S: graphs in which no layer reads it do not make it.
-        of_text = Rows(own.mask(keys, places), own.cos, own.sin)
-        text_places = text_keys.places(own.order)
-        alone = Rows(own.mask(text_keys, text_places), own.cos, own.sin)
-        return Call(every, of_text, alone, kinds)
-
-    def kinds(
-        self, visual_index: Tensor, text_index: Tensor, past_visual: Tensor, keys: Grown | Filled
-    ) -> Kinds:
-        """Return which keys are visual, and which of the others are hidden from visual rows.
-
-        Args:
-            visual_index: [B, V], places of the call's visual rows.
-            text_index: [B, T], places of its text rows.
-            past_visual: [B, P or C], which rows of the past are visual.
-            keys: how the keys lie.
-        """
-        # No place is negative: two comparisons make fewer nodes than counting rows does.
-        flags = torch.cat([visual_index >= 0, text_index < 0], dim=1)
-        # Hidden, not visible: turned round once for all layers.
-        before = ~keys.past_only(~past_visual)[:, None, None, None]
-        return Kinds(
-            visual=keys.extended(past_visual, flags),
-            numbers=keys.numbers(self.order),
-            before=before.expand(-1, 1, 1, visual_index.shape[1], -1),
-            behind=(text_index[:, None, :] > visual_index[:, :, None])[:, None, None],
-        )
-
-    def last(self, count: int) -> "CallPlaces":
-        """Return the places of the last rows, when those before them are gone."""
-        first = self.order.shape[1] - count
-        return CallPlaces(*(part.narrow(1, first, count) for part in self))
-
-    def chosen(self, rows: Tensor, text: int) -> "CallPlaces":
-        """Return the places of some visual rows [B, K] and of all T text rows."""
-        own = self.last(text)
-        return CallPlaces(
-            *(torch.cat([rows_at(a, rows), b], dim=1) for a, b in zip(self, own, strict=True))
-        )
-
-    def row(self, keys: Grown | Filled) -> Rows:
-        """Return mask and rotation of the last text row alone, on keys that lie so."""
-        # Selected, not sliced: of a slice of a named axis TensorRT does not know that it is one row.
-        last = CallPlaces(*(part.select(1, -1).unsqueeze(1) for part in self))
-        return Rows(last.mask(keys, keys.places(self.order)), last.cos, last.sin)
-
-    def mask(self, keys: Grown | Filled, places: Tensor) -> Tensor:
-        """Return [B, 1, S, keys]: a key is visible if its place [B, keys] is not after the query's."""
-        visible = places[:, None, :] <= self.order[:, :, None]
-        return keys.mask(visible, self.cos.dtype)[:, None]
 
 
 class Ran(NamedTuple):
@@ -170,6 +92,9 @@ class Decoder(nn.Module):
             raise ValueError(f"no score of visual rows for layers {sorted(lacking)}")
         self.leaving = nn.ModuleDict(
             {str(i): Leaving(kept, scores[i]) for i, kept in plan.keeps().items()}
+        )
+        self.growing = nn.ModuleDict(
+            {str(i): Growing(grown, plan.model.tile_rows) for i, grown in plan.grows().items()}
         )
         self.norm = RMSNorm(dims.hidden, dims.rms_norm_eps)
         if dims.tied_embeddings:
@@ -237,6 +162,10 @@ class Decoder(nn.Module):
                 rows = self._go_on(segment.start, ran, places, pairs)
                 visual, places = rows_at(visual, rows), places.chosen(rows, text.shape[1])
                 added = {i: rows_at(more, rows) for i, more in added.items()}
+            if str(segment.start) in self.growing:
+                grow = self.growing[str(segment.start)]
+                visual, *moved = grow(visual, visual_index, text_index)
+                places = self.places(moved[0], moved[1], text.dtype)
             mine = [p for p, c in zip(pairs, self.caches, strict=True) if c.layer in segment]
             ran = self.run(segment, visual, text, places, mine, kinds, added)
             visual, text = ran.visual, ran.text

@@ -6,6 +6,7 @@ Letters: L layers, V visual rows, T text rows, D hidden.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ class States:
     Entry i is what layer i reads, entry L what the last one gives behind the final norm: transformers'
     `hidden_states`. Frozen rows, dead ones included, are equal in the entries before and behind their layer,
     but for deepstack rows that are added behind it; behind an exit, planned or chosen by a gate, entries
-    have no visual rows, and behind a layer where some left those that went on.
+    have no visual rows, where some left those that went on, and where they grew what they grew to.
 
     Attributes:
         visual: L + 1 entries [1, V, D], V 0 behind an exit.
@@ -34,6 +35,7 @@ class States:
         visual_index: [1, V] places in the prompt of the visual rows that enter.
         visual_places: L + 1 entries [1, V], likewise of the rows that each entry has.
         text_index: [1, T] places of the text rows.
+        text_places: L + 1 entries [1, T], likewise; rows that grow in front of them move them on.
         logits: [1, 1 or T, vocab] float32, as the decoder gives them.
     """
 
@@ -42,12 +44,13 @@ class States:
     visual_index: Tensor
     visual_places: tuple[Tensor, ...]
     text_index: Tensor
+    text_places: tuple[Tensor, ...]
     logits: Tensor
 
     def in_order(self, entry: int) -> Tensor:
         """Return the rows [1, V + T, D] of one entry in the prompt's order."""
         visual, text = self.visual[entry], self.text[entry]
-        index = torch.cat([self.visual_places[entry], self.text_index], dim=1)
+        index = torch.cat([self.visual_places[entry], self.text_places[entry]], dim=1)
         return torch.cat([visual, text], dim=1)[:, index[0].argsort()]
 
 
@@ -61,10 +64,10 @@ def layer_states(decoder: Decoder, rows: PromptRows, exit_layer: int | None) -> 
         exit_layer: first layer without visual rows, as the plan says; they are handed on unread from there.
     """
     kept: list[tuple[Tensor, Tensor]] = []
-    chosen: list[Tensor] = []
-    leaving = [
-        module.register_forward_hook(lambda _, __, rows: chosen.append(rows))
-        for module in decoder.leaving.values()
+    changed: list[Any] = []
+    changes = [
+        module.register_forward_hook(lambda _, __, rows: changed.append(rows))
+        for module in (*decoder.leaving.values(), *decoder.growing.values())
     ]
     given = [
         layer.register_forward_pre_hook(lambda _, rows: kept.append(rows[:2]))
@@ -74,22 +77,26 @@ def layer_states(decoder: Decoder, rows: PromptRows, exit_layer: int | None) -> 
     try:
         logits, _ = _prefill(decoder, rows)
     finally:
-        for hook in (*leaving, *given, made):
+        for hook in (*changes, *given, made):
             hook.remove()
     kept[-1] = decoder.norm(kept[-1][0]), decoder.norm(kept[-1][1])
     left = len(kept) if exit_layer is None else exit_layer
     found = [visual if i < left else visual[:, :0] for i, (visual, _) in enumerate(kept)]
-    places, which = [rows.visual_index], iter(chosen)
-    for layer in range(len(decoder.layers)):
-        if layer in decoder.plan.keeps():
+    places, text_places, which = [rows.visual_index], [rows.text_index], iter(changed)
+    for layer in decoder.plan.layers:
+        if layer.keep is not None:
             places[-1] = rows_at(places[-1], next(which))
+        if layer.grow is not None:
+            _, places[-1], text_places[-1] = next(which)
         places.append(places[-1])
+        text_places.append(text_places[-1])
     return States(
         tuple(found),
         tuple(text for _, text in kept),
         rows.visual_index,
         tuple(p[:, : visual.shape[1]] for p, visual in zip(places, found, strict=True)),
         rows.text_index,
+        (*text_places,),
         logits,
     )
 

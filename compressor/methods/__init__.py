@@ -29,6 +29,7 @@ from compressor.methods.shortv import ShortV
 from compressor.methods.skip import Skip
 from compressor.methods.visionzip import VisionZip
 from compressor.methods.visual_exit import VisualExit
+from compressor.methods.wico_plus import WicoPlus
 from compressor.methods.yopo.method import Yopo
 from compressor.plan.kept import Kept
 from compressor.plan.layer import OLDER_REASONS
@@ -50,6 +51,7 @@ BUILT_IN: Final[tuple[type[Method], ...]] = (
     ClsKnee,
     RandomChoice,
     Pooling,
+    WicoPlus,
 )
 
 
@@ -260,15 +262,24 @@ def methods_clash(entries: object) -> str | None:
     if front and grid:
         without = f"{front[0]}, behind which some of it is gone"
         return f"{grid[0]} cannot go with {without}: it {Trait.GRID}; leave one of them out"
-    rows = [claim.key for claim in claims if claim.trait is Trait.READS_ROWS]
-    leaving = [claim.key for claim in claims if claim.trait is Trait.LEAVING]
+    rows, leaving, growing = (
+        [claim.key for claim in claims if claim.trait is trait]
+        for trait in (Trait.READS_ROWS, Trait.LEAVING, Trait.GROWING)
+    )
     if rows and leaving:
         return (
             f"{' and '.join(rows)} cannot go with {' and '.join(leaving)}: rows that leave take their "
             "neighbours with them; leave one of them out"
         )
+    for others, why in (
+        (rows, "it tells tokens by the prompt, which has none of those that are new"),
+        (leaving, "of those that go on, each tile has another number"),
+    ):
+        if others and growing:
+            both = f"{' and '.join(growing)} cannot go with {' and '.join(others)}"
+            return f"{both}: {why}; leave one of them out"
     for claim in claims:
-        if (others := rows + leaving) and claim.trait is Trait.PER_PROMPT:
+        if (others := rows + leaving + growing) and claim.trait is Trait.PER_PROMPT:
             rest = (
                 f"gates that decide for each prompt; take {claim.remedy}, or leave one of them out"
             )

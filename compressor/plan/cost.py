@@ -9,7 +9,8 @@ width W on one pair of states: 4DW + 4W.
 Where visual tokens take part in some heads alone, the others do everything on t rows, attention t x t. In a
 window of side w on a grid of width g a visual row reads a band of w * g visual keys and t text keys. Neurons
 that visual rows do not use run on t rows, and so does an operator that they go without. Where k of n visual
-rows go on, a layer has k. Masked layers run attention in full, whatever they mask.
+rows go on, a layer has k. Where n rows of a tile become m, a layer has these, and making V of them costs 2VnD
+in front of it. Masked layers run attention in full, whatever they mask.
 
 Where gates decide, the figures are means over the exits that calibration saw; without a calibration
 they are those of a prompt in which no gate fires, the dearest one.
@@ -157,8 +158,12 @@ def predict(plan: Plan) -> Cost:
 def _fixed(plan: Plan) -> Cost:
     dims, text, grid = plan.model.decoder, plan.workload.text, plan.model.token_grid
     rows = list(zip(plan.layers, plan.rows_of_layers(plan.visual), strict=True))
+    made = {i: 2 * grown.of * dims.hidden for i, grown in plan.grows().items()}
     return Cost(
-        layer_flops=tuple(layer_flops(dims, layer, v, text, grid) for layer, v in rows),
+        layer_flops=tuple(
+            layer_flops(dims, layer, v, text, grid) + made.get(layer.index, 0) * v
+            for layer, v in rows
+        ),
         head_flops=2 * dims.hidden * dims.vocab,
         layer_kv_values=tuple(layer_kv_values(dims, layer, v, text) for layer, v in rows),
     )

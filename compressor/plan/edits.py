@@ -6,6 +6,7 @@ from typing import Any, Literal
 from compressor.errors import PlanError
 from compressor.facts import ModelFacts
 from compressor.plan.dead_rows import freeze_dead_rows
+from compressor.plan.grown import Grown
 from compressor.plan.kept import Kept
 from compressor.plan.layer import LayerPlan, Operator, Reason
 from compressor.plan.plan import Plan, Workload
@@ -77,12 +78,16 @@ def keep_at(plan: Plan, layer: int, kept: Kept) -> Plan:
     Raises:
         PlanError: the model has no such layer, or it is the first: in front of it is `Plan.front`.
     """
-    _check_layers("keep_at", (layer,), range(1, len(plan.layers)))
-    layers = tuple(
-        entry.model_copy(update={"keep": kept}) if entry.index == layer else entry
-        for entry in plan.layers
-    )
-    return plan.model_copy(update={"layers": layers})
+    return _at_input("keep_at", plan, layer, keep=kept)
+
+
+def grow_at(plan: Plan, layer: int, grown: Grown) -> Plan:
+    """Return the plan with the visual rows of every tile becoming more at the input of a layer.
+
+    Raises:
+        PlanError: the model has no such layer, or it is the first.
+    """
+    return _at_input("grow_at", plan, layer, grow=grown)
 
 
 def keep_in_front(plan: Plan, count: int, by: str, asked: Mapping[str, Any]) -> Plan:
@@ -96,6 +101,13 @@ def keep_in_front(plan: Plan, count: int, by: str, asked: Mapping[str, Any]) -> 
     """
     front = Kept(count=count, of=plan.model.tile_rows, by=by, asked=asked)
     return plan.model_copy(update={"front": front})
+
+
+def _at_input(what: str, plan: Plan, layer: int, **change: Any) -> Plan:
+    _check_layers(what, (layer,), range(1, len(plan.layers)))
+    layers = list(plan.layers)
+    layers[layer] = layers[layer].model_copy(update=change)
+    return plan.model_copy(update={"layers": tuple(layers)})
 
 
 def _check_layers(what: str, layers: Sequence[int], there: range) -> None:

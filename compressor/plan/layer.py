@@ -12,6 +12,7 @@ from pydantic import (
 )
 
 from compressor.facts import Facts
+from compressor.plan.grown import Grown
 from compressor.plan.kept import Kept
 
 Natural = Annotated[int, Field(ge=0)]
@@ -59,6 +60,7 @@ class LayerPlan(Facts):
         off: masked only: no row reads visual values in any head of this layer.
         without: the operator that visual rows go without; text rows still read their keys and values.
         keep: which visual rows go on at the input of this layer; the others are gone from it on.
+        grow: how many visual rows become how many at the input of this layer.
     """
 
     index: int = Field(ge=0)
@@ -72,6 +74,7 @@ class LayerPlan(Facts):
     off: bool = False
     without: Operator | None = None
     keep: Kept | None = None
+    grow: Grown | None = None
 
     @model_serializer(mode="wrap")
     def _without_cuts_that_are_not_made(
@@ -88,7 +91,7 @@ class LayerPlan(Facts):
         layer = LayerPlan(index=self.index, visual=visual, reason=reason)
         if not layer.frozen:
             return layer
-        names = ("groups", "masked", "off", "keep")
+        names = ("groups", "masked", "off", "keep", "grow")
         return layer.model_copy(update={name: getattr(self, name) for name in names})
 
     def leaving_out(self, operator: Operator, reason: Reason) -> "LayerPlan":
@@ -116,7 +119,7 @@ class LayerPlan(Facts):
     def _cuts_make_sense(self) -> "LayerPlan":
         exclusive = (
             (
-                self.exited and (self.cuts or self.keep is not None),
+                self.exited and (self.cuts or self.keep is not None or self.grow is not None),
                 "visual rows are gone, so nothing of them can be cut",
             ),
             (
@@ -157,6 +160,11 @@ class LayerPlan(Facts):
         """Whether visual rows do less: in fewer heads, among neighbours, of fewer neurons or operators."""
         parts = (self.groups, self.window, self.neurons, self.without)
         return self.off or any(part is not None for part in parts)
+
+    @property
+    def changes(self) -> tuple[Kept | Grown, ...]:
+        """What changes how many visual rows there are, at the input of this layer."""
+        return tuple(change for change in (self.keep, self.grow) if change is not None)
 
     @property
     def split(self) -> bool:

@@ -20,6 +20,7 @@ from compressor.disk.mistaken import mistaken
 from compressor.disk.model_digest import difference, same_model
 from compressor.errors import ArtifactError, PlanError
 from compressor.facts import Facts, ModelFacts, Positive
+from compressor.plan.grown import Grown, why_not_grown
 from compressor.plan.kept import Kept, why_no_front
 from compressor.plan.layer import LayerPlan, Natural
 
@@ -173,6 +174,8 @@ class Plan(Facts):
                 raise ValueError("gates and a fixed exit exclude each other")
             if self.keeps():
                 raise ValueError("gates exclude visual rows that leave at a layer")
+            if self.grows():
+                raise ValueError("gates exclude visual rows that grow at a layer")
             if self.gates.candidates[-1] >= len(self.layers) - 1:
                 last = len(self.layers) - 2
                 raise ValueError(f"candidates {self.gates.candidates} reach beyond layer {last}")
@@ -189,6 +192,8 @@ class Plan(Facts):
             raise ValueError(
                 "visual rows that leave at a layer exclude windows and the masked semantics"
             )
+        for layer, grown in self.grows().items():
+            self._check_grown(layer, grown)
         return self
 
     def _check_cuts(self) -> None:
@@ -232,6 +237,28 @@ class Plan(Facts):
                 f"layer {windows[0]}: a window reads the grid of all visual rows; front: keeps some alone"
             )
 
+    def _check_grown(self, layer: int, grown: Grown) -> None:
+        """Refuse rows that grow where the model or other choices rule it out.
+
+        Raises:
+            ValueError: it is not known how many rows of each tile there are, or where new ones stand.
+        """
+        place, there = f"layer {layer}: grow", self.rows_kept or self.model.tile_rows
+        if not layer or [*self.grows()] != [layer]:
+            raise ValueError(f"{place}: visual rows grow once, at the input of a layer from 1 on")
+        if (reason := why_not_grown(self.model, layer)) is not None:
+            raise ValueError(f"{place}: {reason}")
+        if grown.of != there:
+            raise ValueError(f"{place}: is made for {grown.of} rows of a tile; {there} enter")
+        if self.keeps():
+            raise ValueError(
+                f"{place}: rows that leave at a layer leave different numbers of each tile"
+            )
+        if self.tells_rows:
+            raise ValueError(
+                f"{place}: windows and the masked semantics number visual rows by the prompt"
+            )
+
     @property
     def visual(self) -> int:
         """V of the workload: the visual rows that enter the decoder."""
@@ -249,9 +276,9 @@ class Plan(Facts):
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """Names of the methods that layers give as a reason, or that choose among rows."""
-        kept = [self.front, *(layer.keep for layer in self.layers)]
-        choosers = [choice.by for choice in kept if choice is not None]
+        """Names of the methods that layers give as a reason, or that change how many rows there are."""
+        changes = [self.front, *(change for layer in self.layers for change in layer.changes)]
+        choosers = [change.by for change in changes if change is not None]
         reasons = dict.fromkeys([*choosers, *(layer.reason for layer in self.layers)])
         return tuple(name for name in reasons if name not in ("", "dead"))
 
@@ -284,29 +311,39 @@ class Plan(Facts):
         """Return which visual rows go on at the inputs of layers, by layer."""
         return {layer.index: layer.keep for layer in self.layers if layer.keep is not None}
 
+    def grows(self) -> dict[int, Grown]:
+        """Return how many visual rows become how many at the inputs of layers, by layer."""
+        return {layer.index: layer.grow for layer in self.layers if layer.grow is not None}
+
+    @property
+    def moves_text(self) -> bool:
+        """Whether rows that grow move the text behind them on: there are more than image tokens."""
+        return any(grown.count != self.model.tile_rows for grown in self.grows().values())
+
     def rows_of_layers(self, visual: int) -> tuple[int, ...]:
         """Return how many visual rows each layer has, of so many that enter the decoder; gates aside."""
         found = []
         for layer in self.layers:
-            if layer.keep is not None:
-                visual = layer.keep.rows(visual)
+            for change in layer.changes:
+                visual = change.rows(visual)
             found.append(0 if layer.exited else visual)
         return tuple(found)
 
-    def kept_by_length(self) -> dict[str, tuple[Kept, ...]]:
-        """Return which visual rows go on, one choice after the other, in caches by the name of their length.
+    def changed_by_length(self) -> dict[str, tuple[Kept | Grown, ...]]:
+        """Return how visual rows became fewer or more, step by step, in caches by the name of their length.
 
         Names of lengths that hold all visual rows, or none, are left out.
         """
-        found, keeps = {}, self.keeps()
-        for layer in keeps:
-            if not self.layers[layer].exited:
-                found[f"past_{layer}"] = tuple(k for i, k in keeps.items() if i <= layer)
+        found: dict[str, tuple[Kept | Grown, ...]] = {}
+        so_far: tuple[Kept | Grown, ...] = ()
+        for layer in self.layers:
+            if layer.changes:
+                so_far = found[f"past_{layer.index}"] = (*so_far, *layer.changes)
         return found
 
     def segments(self) -> tuple[range, ...]:
-        """Runs of layers whose caches have one length: cut at an exit, where rows leave, after each gate."""
-        cuts = sorted({*self.keeps(), *filter(None, [self.exit_layer])})
+        """Runs of layers whose caches have one length: cut at an exit, a gate, where rows leave or grow."""
+        cuts = sorted({*self.keeps(), *self.grows(), *filter(None, [self.exit_layer])})
         if self.gates is not None:
             cuts = [candidate + 1 for candidate in self.gates.candidates]
         return tuple(range(a, b) for a, b in pairwise([0, *cuts, len(self.layers)]))

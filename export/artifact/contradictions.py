@@ -192,6 +192,10 @@ def _other_graphs(manifest: Manifest, plan: Plan | None) -> Iterator[str]:
         if declared.pixel_multiple != graph.pixel_multiple:
             told = f"{declared.pixel_multiple}, by the model's facts {graph.pixel_multiple}"
             yield f"graphs.{graph.name}.pixel_multiple: {told}"
+        for key in ("kept", "moves_text"):
+            if getattr(declared, key) != getattr(graph, key):
+                told = f"{getattr(declared, key)}, by the plan beside it {getattr(graph, key)}"
+                yield f"graphs.{graph.name}.{key}: {told}"
         found, known = (
             {t.name: [t.dtype, *t.axes[1:]] for t in (*one.inputs, *one.outputs)}
             for one in (declared, graph)

@@ -30,6 +30,11 @@ class TorchSession:
         return self.model.plan.gates is not None or bool(self.model.plan.keeps())
 
     @property
+    def moves_text(self) -> bool:
+        """See `Session.moves_text`."""
+        return self.model.plan.moves_text
+
+    @property
     def caches(self) -> tuple[Cache, ...]:
         """See `Session.caches`."""
         return self.model.decoder.caches

@@ -1,6 +1,7 @@
 """How many rows engines and fixed caches are made for."""
 
 import math
+from collections.abc import Sequence
 
 from compressor.errors import RecipeError
 from compressor.facts import Facts, ModelFacts, Positive
@@ -47,13 +48,23 @@ class Limits(Facts):
         cell, square = self.cell or 1, math.isqrt(self.visual_tokens)
         return cell, square * cell, min(self.visual_tokens, 2 * square) * cell
 
-    def cached_rows(self, length: str) -> int:
+    def cached_rows(self, length: str, changed: Sequence[tuple[int, int]] = ()) -> int:
         """Return how many rows a cache with this name of its length holds at most.
 
         Caches of text alone hold the context less one image: a conversation that fills the context has one.
-        Behind a gate a cache may hold everything.
+        Behind a gate a cache may hold everything, and where some visual rows leave as well. Where n of every
+        tile become more, a conversation may have as many tiles as the context has room for beside a text row.
+
+        Args:
+            length: the name.
+            changed: (k, n) for each time that k of n visual rows went on, or n became k, in front of it.
         """
-        return self.max_context - self.visual_tokens if length == TEXT_PAST else self.max_context
+        if length == TEXT_PAST:
+            return self.max_context - self.visual_tokens
+        visual = self.max_context - 1
+        for count, of in changed:
+            visual += visual // of * max(0, count - of)
+        return visual + 1
 
     def problems(self, positions: int) -> tuple[str, ...]:
         """Return what makes no sense together, a line each; none: the limits can be built for.
@@ -159,5 +170,9 @@ def check_fixed(
 
 def buffer_bytes(plan: Plan, limits: Limits, bytes_per_value: int) -> int:
     """Return what a plan's fixed caches occupy at most for one sequence, keys and values together."""
-    rows = sum(cache.groups * limits.cached_rows(cache.length) for cache in plan.caches())
+    changed = plan.changed_by_length()
+    rows = 0
+    for cache in plan.caches():
+        changes = [(change.count, change.of) for change in changed.get(cache.length, ())]
+        rows += cache.groups * limits.cached_rows(cache.length, changes)
     return 2 * rows * plan.model.decoder.head_dim * bytes_per_value

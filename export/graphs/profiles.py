@@ -55,8 +55,8 @@ def profiles_of(spec: GraphSpec, limits: Limits) -> tuple[ShapeProfile, ...]:
     if "visual" not in axes:
         ranges = {axis: _plain_range(axis, limits) for axis in axes}
         return (_profile(spec.name, ranges),)
-    prefill = {axis: _prefill_range(axis, limits) for axis in axes}
-    decode = {axis: _decode_range(axis, limits) for axis in axes}
+    prefill = {axis: _prefill_range(axis, spec, limits) for axis in axes}
+    decode = {axis: _decode_range(axis, spec, limits) for axis in axes}
     return _profile("prefill", prefill), _profile("decode", decode)
 
 
@@ -142,6 +142,9 @@ def _flags(axes: Sequence[str], sizes: Mapping[str, int], limits: Limits) -> Ite
             needed[f"--max-{axis}"] = sizes[axis]
     # What lies in the caches and what this call adds; caches of text alone have room for an image less.
     past = max((size for axis, size in sizes.items() if axis.startswith(PAST_AXIS)), default=0)
+    past = sizes.get(
+        PAST_AXIS, past
+    )  # where visual rows became more, caches hold more than the context
     if any(axis == TEXT_PAST for axis in axes):
         past = max(past, sizes[TEXT_PAST] + limits.visual_tokens)
     context = past + sizes.get("visual", 0) + sizes.get("text", 0)
@@ -181,30 +184,35 @@ def _usual_prompt(limits: Limits) -> int:
     return min(USUAL_PROMPT, limits.max_text, limits.max_context - limits.visual_tokens)
 
 
-def _room_range(axis: str, limits: Limits) -> _Range:
+def _cached_rows(length: str, spec: GraphSpec, limits: Limits) -> int:
+    return limits.cached_rows(length, spec.kept.get(length, ()))
+
+
+def _room_range(axis: str, spec: GraphSpec, limits: Limits) -> _Range:
     # One size: TensorRT wants a number; see `export.backends.tensorrt.pinned`.
-    rows = limits.cached_rows(length_of(axis))
+    rows = _cached_rows(length_of(axis), spec, limits)
     return rows, rows, rows
 
 
-def _prefill_range(axis: str, limits: Limits) -> _Range:
+def _prefill_range(axis: str, spec: GraphSpec, limits: Limits) -> _Range:
     if axis.startswith(ROOM):
-        return _room_range(axis, limits)
+        return _room_range(axis, spec, limits)
     if axis.startswith(PAST_AXIS):
-        return 0, 0, limits.cached_rows(axis)
+        return 0, 0, _cached_rows(axis, spec, limits)
     if axis == "visual":
         return 0, limits.visual_tokens, limits.max_visual
     return _plain_range(axis, limits)
 
 
-def _decode_range(axis: str, limits: Limits) -> _Range:
+def _decode_range(axis: str, spec: GraphSpec, limits: Limits) -> _Range:
     if axis.startswith(ROOM):
-        return _room_range(axis, limits)
+        return _room_range(axis, spec, limits)
     if axis.startswith(PAST_AXIS):
-        most = limits.cached_rows(axis)
-        prompt = _usual_prompt(limits)
-        filled = prompt if axis == TEXT_PAST else limits.visual_tokens + prompt
-        return 1, min(filled, most), most
+        most = _cached_rows(axis, spec, limits)
+        visual = 0 if axis == TEXT_PAST else limits.visual_tokens
+        for count, of in spec.kept.get(axis, ()):
+            visual = visual * count // of
+        return 1, min(visual + _usual_prompt(limits), most), most
     if axis == "visual":
         return 0, 0, 0
     if axis == "text":

@@ -84,11 +84,13 @@ class GraphSpec(Facts):
     Attributes:
         name: `vision`, `embed`, `decoder`, `decoder_stage_0`.., `baseline_decoder` or `baseline_vision`.
         file: its file in the artifact.
-        visual_multiple: what V is a multiple of: a tile's rows where these are laid out on a grid, else 1.
+        visual_multiple: what V is a multiple of: a tile's rows where a window reads their grid, or all of
+            them grow; else 1.
         pixel_multiple: what `height` and `width` of pictures are multiples of.
         gated: gates of the prompt decide on its exit; None, as in older artifacts: it is not told.
         kept: of caches by the name of their length, (k, n) for each time that k of n visual rows went on in
-            front of them; of those in which all or none are, nothing.
+            front of them, or n became k, which is more; of those in which all or none are, nothing.
+        moves_text: text rows behind pictures of the same call move on where visual rows become more.
     """
 
     name: str
@@ -99,15 +101,17 @@ class GraphSpec(Facts):
     pixel_multiple: Positive = 1
     gated: bool | None = None
     kept: dict[str, tuple[tuple[Positive, Positive], ...]] = Field(default_factory=dict)
+    moves_text: bool = False
 
     @model_serializer(mode="wrap")
     def _without_choices_not_made(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {k: v for k, v in handler(self).items() if k != "kept" or v}
+        return {k: v for k, v in handler(self).items() if k not in ("kept", "moves_text") or v}
 
     @property
     def reads_question(self) -> bool:
         """Whether what becomes of visual rows depends on rows behind them."""
-        return self.reads_gates or bool(self.kept)
+        choices = (pair for pairs in self.kept.values() for pair in pairs)
+        return self.reads_gates or any(count <= of for count, of in choices)
 
     @property
     def batch(self) -> int | None:
@@ -334,6 +338,10 @@ def _decoder(
     batch: Axis = "batch" if plan.gates is None else 1
     layers = {layer for segment in segments for layer in segment}
     caches = [cache for cache in plan.caches() if cache.layer in layers]
+    changed = {
+        name: tuple((change.count, change.of) for change in changes)
+        for name, changes in plan.changed_by_length().items()
+    }
 
     def cached(names: tuple[str, str], dtype: DType, length: str, *more: int) -> list[TensorSpec]:
         """Return what is given and what comes back; `more` are sizes in front of and behind the rows."""
@@ -341,7 +349,7 @@ def _decoder(
         told: dict[str, Any] = {}
         if limits is not None:
             axes = [room_of(length)] * 2
-            told = {"filled": length, "rows": limits.cached_rows(length)}
+            told = {"filled": length, "rows": limits.cached_rows(length, changed.get(length, ()))}
         return [
             TensorSpec(name=n, dtype=dtype, axes=(batch, *more[:1], a, *more[1:]), **t)
             for n, a, t in zip(names, axes, (told, {}), strict=True)
@@ -365,7 +373,6 @@ def _decoder(
             TensorSpec(name=f"{name}{LENGTH}", dtype="int64", axes=(batch,))
             for name in length_names(caches, tells_rows=plan.tells_rows)
         ]
-    windows = any(layer.window is not None for layer in plan.layers)
     found: tuple[TensorSpec, ...]
     visual, text = (batch, "visual", dims.hidden), (batch, "text", dims.hidden)
     rows = [
@@ -401,10 +408,15 @@ def _decoder(
         file=f"{name}.onnx",
         inputs=(*rows, *past, *positions, *deepstack),
         outputs=(*found, *present),
-        visual_multiple=plan.model.grid_cells if windows else 1,
+        visual_multiple=_multiple(plan),
         gated=plan.gates is not None,
-        kept={
-            name: tuple((k.count, k.of) for k in choices)
-            for name, choices in plan.kept_by_length().items()
-        },
+        kept=changed,
+        moves_text=plan.moves_text,
     )
+
+
+def _multiple(plan: Plan) -> int:
+    """Return what a decoder's V is a multiple of; see `GraphSpec`."""
+    if any(layer.window is not None for layer in plan.layers):
+        return plan.model.grid_cells
+    return next((grown.of for grown in plan.grows().values()), 1)

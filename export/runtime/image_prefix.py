@@ -2,7 +2,8 @@
 
 Exact, because attention is causal: a visual row never sees what follows it, so its keys and values do not
 depend on the question. Where gates decide how deep visual rows go, or the question which of them go on, they
-do: nothing is kept and all rows run.
+do; and where visual rows become more than the prompt has image tokens, text behind them stands elsewhere in
+one call with them than in a later one. Then nothing is kept and all rows run.
 """
 
 import logging
@@ -82,6 +83,9 @@ def prefill_images(runtime: "RuntimeCore", images: Pictures) -> ImagePrefix:
     seen = runtime.look(pictures)
     if runtime.session.reads_question:
         log.info("what becomes of visual tokens depends on the question: nothing can be kept")
+        return ImagePrefix(runtime, seen, NOTHING)
+    if runtime.session.moves_text:
+        log.info("visual tokens that become more move the question on: nothing can be kept")
         return ImagePrefix(runtime, seen, NOTHING)
     prompts = [runtime.encode([user_message(probe, len(seen))], seen) for probe in PROBES]
     end = shared_end(prompts, runtime.facts.image_token_id)

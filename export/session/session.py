@@ -28,6 +28,11 @@ class Session(Protocol):
         ...
 
     @property
+    def moves_text(self) -> bool:
+        """Whether text behind images stands elsewhere in one call with them than in a later one."""
+        ...
+
+    @property
     def max_batch(self) -> int | None:
         """Prompts of one call at most; None: as many as memory holds."""
         ...
@@ -178,6 +183,11 @@ class GraphSession(Generic[OneGraph]):
     def reads_question(self) -> bool:
         """See `Session.reads_question`."""
         return self._decoders[0].reads_question
+
+    @property
+    def moves_text(self) -> bool:
+        """See `Session.moves_text`."""
+        return self._decoders[0].moves_text
 
     @property
     def max_batch(self) -> int | None:

@@ -21,6 +21,7 @@ from compressor.methods.dyvte import DyVTE
 from compressor.methods.gprune import GPrune, flow_scores
 from compressor.methods.shortv import ShortV, layer_contribution
 from compressor.methods.visual_exit import VisualExit
+from compressor.methods.wico_plus import WicoPlus
 from compressor.methods.yopo.method import Yopo
 from compressor.plan.edits import identity_plan
 from compressor.plan.plan import Plan, Workload
@@ -134,6 +135,12 @@ class Case:
                     threshold=params["similarity"],
                     temperature=params["temperature"],
                     steps=params["iterations"],
+                )
+            case "wico_plus":
+                # Its `*_channels` arrays, of rows cut along their channels, are not compared: the released
+                # training does not do that.
+                method = WicoPlus(
+                    layer=params["upsample_at_layer_input"], rows=params["upsampled_visual"]
                 )
             case "yopo_qwen2vl":
                 # Rows that leave are gone from its softmax too. Of its arrays those with heads cut as well,

@@ -215,12 +215,20 @@ def engine_graphs(manifest: Manifest, *, baseline: bool = False) -> tuple[GraphS
 
 def _short(specs: Sequence[GraphSpec], limits: Limits) -> tuple[str, ...]:
     """Return what is wrong with limits that graphs with fixed caches have no room for."""
-    rooms = {(t.filled, t.rows) for spec in specs for t in spec.cached if t.filled}
-    short = [(length, rows) for length, rows in rooms if limits.cached_rows(length) > rows]
-    if not short:
+    rooms = {
+        (t.filled, t.rows, spec.kept.get(t.filled, ()))
+        for spec in specs
+        for t in spec.cached
+        if t.filled
+    }
+
+    def fits(context: int) -> bool:
+        asked = limits.model_copy(update={"max_context": context})
+        return all(asked.cached_rows(length, changed) <= rows for length, rows, changed in rooms)
+
+    if fits(limits.max_context):
         return ()
-    # Caches of text alone have room for an image less than the context.
-    most = min(limits.max_context - limits.cached_rows(length) + rows for length, rows in short)
+    most = next(context for context in range(limits.max_context, 0, -1) if fits(context))
     return (
         f"max_context: {limits.max_context} is more than {most}, for which the artifact's KV cache of fixed "
         f"size was exported; give {most} or less, or export it with a larger export.profiles.max_context",

@@ -89,7 +89,7 @@ def decoder_picture(plan: Plan, dtype: str) -> Markup:
     parts.append(text(28, y, "answer comes out of the last layer's text tokens", "small"))
     if plan.exit_layer is not None:
         parts.append(_across(plan.exit_layer, "exit"))
-    parts += [_across(layer, "exit") for layer in plan.keeps()]
+    parts += [_across(layer, "exit") for layer in (*plan.keeps(), *plan.grows())]
     if plan.gates is not None:
         y += 14
         parts += [_diamond(y - 3), text(28, y, "gate: visual tokens may leave here", "small")]
@@ -100,9 +100,10 @@ def decoder_picture(plan: Plan, dtype: str) -> Markup:
 
 
 def present_share(plan: Plan) -> list[float]:
-    """Return the share of the visual tokens (0..1) that each layer has, mean over prompts."""
-    rows = plan.rows_of_layers(plan.visual) if plan.keeps() else [1] * len(plan.layers)
-    most = rows[0]
+    """Return the share (0..1) of the most visual tokens of a layer that each has, mean over prompts."""
+    changed = plan.changed_by_length()
+    rows = plan.rows_of_layers(plan.visual) if changed else [1] * len(plan.layers)
+    most = max(rows)
     return [there * count / most for there, count in zip(staying(plan), rows, strict=True)]
 
 
@@ -185,7 +186,7 @@ def _visual(layer: LayerPlan, dims: DecoderDims, share: float, y: float) -> list
 
 
 def _across(layer: int, kind: str) -> Markup:
-    """Return a line across the visual lane above a layer: where visual tokens leave, or may."""
+    """Return a line across the visual lane above a layer: where visual tokens leave, may leave, or grow."""
     y = TOP + ROW * layer
     return line(VISUAL[0][0], y, LANE_END, y, kind)
 

@@ -28,6 +28,8 @@ def layers_section(data: ReportData) -> Section:
     left = ""
     if any(layer.exited for layer in plan.layers):
         left = "; a dotted line under the thick bar is where there are no visual tokens any more"
+    if plan.changed_by_length():
+        left += "; behind a thick bar there are fewer visual tokens, or more"
     caption = (
         "The decoder. Picture and question enter layer 0 at the top; the answer leaves the last layer. What "
         "is filled of a box is work that is done; a dashed line is a visual token that passes by"

@@ -5,7 +5,7 @@ from compressor.plan.plan import Plan
 from export.report.data import ReportData
 from export.report.words.cuts import cut_sentences, semantics_words, splits
 from export.report.words.exits import counted, gates_words, may_exit, runs, timed_words
-from export.report.words.front import front_words, kept_words
+from export.report.words.front import front_words, grown_words, kept_words
 from export.report.words.methods import whys
 from export.results.bench import BenchReport, speed_words, unsteady, work_words
 from export.results.loss_report import LossFigures, share
@@ -72,7 +72,8 @@ def gained(data: ReportData) -> tuple[str, ...]:
                 f"These times are not steady ({', '.join(names)}): the machine was busy. Measure again on a "
                 "quiet one (command: vtcompress bench)."
             )
-    cache = f"shrinks to {p.kv_bytes / p.kv_bytes_original:.0%}{where}"
+    changes = "shrinks" if p.kv_bytes < p.kv_bytes_original else "grows"
+    cache = f"{changes} to {p.kv_bytes / p.kv_bytes_original:.0%}{where}"
     if p.kv_bytes == p.kv_bytes_original:
         cache = f"keeps its size{' where no gate fires' if gates else ''}"
     lines.append(f"The memory for keys and values (KV cache) {cache}.")
@@ -88,10 +89,12 @@ def _further_tokens(plan: Plan, measured: BenchReport | None) -> tuple[str, ...]
     fewer = [
         f"from layer {i} on {kept_words(kept)} visual tokens" for i, kept in plan.keeps().items()
     ]
+    grown = [f"at the input of layer {i} {grown_words(g)}" for i, g in plan.grows().items()]
     if plan.front is not None:
         fewer.insert(0, f"{kept_words(plan.front)} visual tokens of a tile")
-    if fewer:
-        further = f"Every further token of the answer has less to read too: {', '.join(fewer)}"
+    if fewer or grown:
+        than = "less to read too" if fewer else "more to read"
+        further = f"Every further token of the answer has {than}: {', '.join([*fewer, *grown])}"
         further += ", and none where they have left." if may_exit(plan) else "."
         if measured is not None:
             further += f" Measured per token: {speed_words(measured.decode_step.ratio)}."

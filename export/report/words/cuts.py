@@ -13,7 +13,7 @@ from compressor.plan.cost import BYTES
 from compressor.plan.layer import LayerPlan
 from compressor.plan.plan import Plan
 from export.report.words.exits import runs
-from export.report.words.front import kept_words
+from export.report.words.front import grown_words, kept_words
 from export.report.words.methods import OPERATORS, words_of
 
 T = TypeVar("T")
@@ -101,7 +101,7 @@ def cut_columns(plan: Plan) -> dict[str, list[str]]:
         found["MLP neurons"] = [f"{n} of {dims.intermediate}" if n else "-" for n in used]
     if any(layer.without for layer in layers):
         found["goes without"] = [OPERATORS[x.without] if x.without else "-" for x in layers]
-    if plan.keeps():
+    if plan.changed_by_length():
         rows = plan.rows_of_layers(plan.visual)
         found["visual tokens"] = [f"{count:,}" if count else "-" for count in rows]
     return found
@@ -151,6 +151,7 @@ def choices_words(plan: Plan) -> str:
     """Return which visual tokens go on and what they go without, in a few words; `none` if nothing is so."""
     parts = [] if plan.front is None else [f"{kept_words(plan.front)} enter"]
     parts += [f"{kept_words(kept)} from layer {i} on" for i, kept in plan.keeps().items()]
+    parts += [f"{grown_words(grown)} at layer {i}" for i, grown in plan.grows().items()]
     for operator, word in OPERATORS.items():
         if count := sum(layer.without == operator for layer in plan.layers):
             parts.append(f"no {word} in {count} layer{'s' if count > 1 else ''}")
@@ -193,6 +194,12 @@ def cut_sentences(plan: Plan, methods: Sequence[Method] = ()) -> tuple[str, ...]
         f"From layer {i} on {kept_words(kept)} visual tokens are there, chosen for each prompt (method "
         f"{words_of(kept.by).label}); the others have left, and later layers keep nothing of them."
         for i, kept in plan.keeps().items()
+    ]
+    found += [
+        f"At the input of layer {i} the {grown.of:,} visual tokens of a tile become {grown.count:,} (method "
+        f"{words_of(grown.by).label}): each new one lies between two of them, and from there on every token "
+        "of the prompt stands at a new position."
+        for i, grown in plan.grows().items()
     ]
     return tuple(found)
 

@@ -11,7 +11,7 @@ from compressor.methods import label_of_gates
 from compressor.plan.cost import predict
 from compressor.plan.plan import Gates, Plan, Workload
 from export.report.document import Table
-from export.report.words.front import kept_words
+from export.report.words.front import grown_words, kept_words
 from export.results.bench import BenchReport
 from export.results.loss_report import LossReport
 
@@ -195,6 +195,10 @@ def timed_words(plan: Plan, report: BenchReport) -> str:
         held = [
             f"From layer {i} on, caches hold {kept_words(kept)} visual tokens."
             for i, kept in plan.keeps().items()
+        ]
+        held += [
+            f"From layer {i} on, caches hold more visual tokens: {grown_words(grown)}."
+            for i, grown in plan.grows().items()
         ]
         if first is not None:
             held.append(f"From layer {first} on, caches hold text tokens only.")

@@ -1,5 +1,6 @@
-"""Which visual tokens enter the decoder and go on in it, in words; nothing to say where all do."""
+"""Which visual tokens enter the decoder, go on and become more in it, in words."""
 
+from compressor.plan.grown import Grown
 from compressor.plan.kept import Kept
 from compressor.plan.plan import Plan
 from export.report.words.methods import words_of
@@ -22,6 +23,11 @@ def front_words(plan: Plan) -> tuple[str, ...]:
 def kept_words(kept: Kept) -> str:
     """Return how many of how many visual tokens go on: `288 of 576`."""
     return f"{kept.count:,} of {kept.of:,}"
+
+
+def grown_words(grown: Grown) -> str:
+    """Return how many visual tokens of a tile become how many: `144 become 576`."""
+    return f"{grown.of:,} become {grown.count:,}"
 
 
 def visual_words(plan: Plan) -> str:

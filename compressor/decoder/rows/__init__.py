@@ -1,0 +1,1 @@
+"""The rows of a call inside the decoder: where they stand, and how they become more."""
