@@ -11,7 +11,7 @@ from compressor.decoder import Decoder, decoder_from
 from compressor.decoder.weights import source_of
 from compressor.facts import ModelFacts
 from compressor.methods import layer_scores
-from compressor.plan.grown import Grown
+from compressor.plan.growth import Growth
 from compressor.plan.kept import Kept
 from compressor.plan.layer import LayerPlan
 from compressor.plan.plan import Plan
@@ -149,7 +149,7 @@ def plan_of(name: str, kv_heads: int, grid: tuple[int, int] = GRID, **changes: A
     facts = model(kv_heads, grid, **OPTIONS.get(name.split(":", maxsplit=1)[0], {}), **changes)
     layers = list(CUTS[name])
     if name.startswith(GROWN):
-        grown = Grown(count=2 * facts.tile_rows + 1, of=facts.tile_rows, by="wico_plus")
+        grown = Growth(count=2 * facts.tile_rows + 1, of=facts.tile_rows, by="wico_plus")
         layers[1] = layers[1].model_copy(update={"grow": grown})
     return Plan(model=facts, model_digest="0" * 64, layers=tuple(layers))
 

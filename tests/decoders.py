@@ -16,7 +16,7 @@ from compressor.plan.edits import (
     leave,
     leave_out,
 )
-from compressor.plan.grown import Grown
+from compressor.plan.growth import Growth
 from compressor.plan.kept import Kept
 from compressor.plan.layer import LayerPlan
 from compressor.plan.plan import Gates, Plan
@@ -89,7 +89,7 @@ def plan_of(kind: str) -> Plan:
             grow_at(
                 keep_in_front(plan, 4, "pool", {"keep": 0.34}),
                 1,
-                Grown(count=12, of=4, by="wico_plus"),
+                Growth(count=12, of=4, by="wico_plus"),
             ),
             {0: ("attention",)},
             "skip",

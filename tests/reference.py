@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from compressor.plan.grown import Grown
+from compressor.plan.growth import Growth
 from compressor.plan.kept import Kept
 from compressor.plan.layer import LayerPlan
 from compressor.plan.plan import Plan
@@ -75,7 +75,7 @@ def _read_most(
 
 
 def _grown(
-    grown: Grown, tokens: int, states: Array, rows: Conversation
+    grown: Growth, tokens: int, states: Array, rows: Conversation
 ) -> tuple[Array, Conversation]:
     """Return states and rows with the visual rows of every image resized, each call at positions of its own.
 

@@ -15,7 +15,7 @@ from compressor.decoder import Decoder, KeyValue, decoder_from
 from compressor.decoder.weights import source_of
 from compressor.errors import BackendError, DataError, RecipeError
 from compressor.methods import layer_scores
-from compressor.plan.grown import Grown
+from compressor.plan.growth import Growth
 from compressor.plan.layer import LayerPlan
 from compressor.plan.plan import Gates, Plan, length_names
 from export.artifact.artifact import Artifact
@@ -71,7 +71,7 @@ PLANS: dict[str, Sequence[LayerPlan]] = {
         dead(2, masked=True, off=True, groups=(0,)),
     ],
     "leaving": [cut(0), cut(1, keep=KEPT[0]), cut(2, keep=KEPT[1]), dead(3)],
-    "growing": [cut(0), cut(1, grow=Grown(count=30, of=IMAGE, by="wico_plus")), cut(2), gone(3)],
+    "growing": [cut(0), cut(1, grow=Growth(count=30, of=IMAGE, by="wico_plus")), cut(2), gone(3)],
     "staged": [cut(0), cut(1), cut(2)],
 }
 

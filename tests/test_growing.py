@@ -29,7 +29,7 @@ from compressor.methods.visual_exit import VisualExit
 from compressor.methods.wico_plus import WicoPlus
 from compressor.plan.cost import layer_flops, predict
 from compressor.plan.edits import freeze, grow_at, identity_plan, keep_in_front
-from compressor.plan.grown import Grown
+from compressor.plan.growth import Growth
 from compressor.plan.plan import Plan
 from compressor.planner import check_methods, make_plan
 from compressor.recipe import load_recipe
@@ -157,7 +157,8 @@ class GrowingCases:
         for name in PROMPTS:
             self.compare(whole, *ask(made, runtime, spy, name), name)
         seen = runtime.prefill_image(made.pictures[0])
-        assert seen.rows > size
+        identity, _ = made.runtime("identity", "torch")
+        assert seen.rows == identity.prefill_image(made.pictures[0]).rows
         kept = seen.answer("what is this", max_new_tokens=NEW_TOKENS)
         spoken = runtime.answer("what is this", made.pictures[0], max_new_tokens=NEW_TOKENS)
         assert kept.token_ids == spoken.token_ids
@@ -205,8 +206,8 @@ def test_rows_are_made_as_torch_resizes_with_aligned_ends(count: int, of: int) -
     assert torch.equal(matrix[-1], torch.eye(of)[-1])
 
 
-def grown(of: int = 12, count: int = 30) -> Grown:
-    return Grown(count=count, of=of, by="wico_plus")
+def grown(of: int = 12, count: int = 30) -> Growth:
+    return Growth(count=count, of=of, by="wico_plus")
 
 
 def test_states_are_put_in_order_by_where_rows_stand_once_they_grew() -> None:
@@ -305,7 +306,7 @@ def test_what_cannot_be_is_refused_in_the_recipe(
         ),
         (
             {"decoder": facts.dims(deepstack=3)},
-            "behind layer 2 llava adds further rows of its vision",
+            "behind layer 2 made-up adds further rows of its vision",
         ),
     ],
 )
@@ -361,7 +362,7 @@ def test_a_plan_that_was_changed_by_hand_is_refused() -> None:
         with pytest.raises(ValidationError, match=line):
             Plan.model_validate(changed.model_dump())
     with pytest.raises(ValidationError, match="12 visual rows of a tile do not grow to 12"):
-        Grown(count=12, of=12, by="wico_plus")
+        Growth(count=12, of=12, by="wico_plus")
 
 
 LIMITS = Limits(max_batch=1, max_images=2, max_text=32, max_context=60, visual_tokens=12)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from compressor.plan.edits import grow_at, keep_at, keep_in_front, leave_out
-from compressor.plan.grown import Grown
+from compressor.plan.growth import Growth
 from compressor.plan.kept import Kept
 from export.report.compare.comparison import compare_artifacts
 from export.report.compare.page import comparison_document
@@ -47,7 +47,7 @@ LEAVING = keep_at(
 GROWING = grow_at(
     keep_in_front(facts.plan(dead=(5,)), 4, "random", {"keep": 0.34, "seed": 0}),
     4,
-    Grown(count=12, of=4, by="wico_plus"),
+    Growth(count=12, of=4, by="wico_plus"),
 )
 ARTIFACTS: dict[str, dict[str, Any]] = {
     "frozen": {"asked": ASKED, "loss": JUDGED, **MEASURED},

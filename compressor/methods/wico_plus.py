@@ -33,7 +33,7 @@ from compressor.contract.method import (
 )
 from compressor.facts import ModelFacts
 from compressor.plan.edits import grow_at
-from compressor.plan.grown import Grown, why_not_grown
+from compressor.plan.growth import Growth, why_not_grown
 from compressor.plan.plan import Plan
 from compressor.schema.values import Count, LayerOrDepth, layer_at
 
@@ -88,7 +88,7 @@ class WicoPlus(Method):
                 f"of its {tokens} enter the decoder; let fewer in, or give more rows"
             )
         layer = layer_at(self.layer, len(plan.layers))
-        return grow_at(plan, layer, Grown(count=count, of=of, by=self.name))
+        return grow_at(plan, layer, Growth(count=count, of=of, by=self.name))
 
     def notes(self, plan: Plan, evidence: Evidence) -> list[str]:
         """Return that nothing grows, or that a conversation is not what it is in one call."""

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from compressor.errors import PlanError
 from compressor.facts import ModelFacts
 from compressor.plan.dead_rows import freeze_dead_rows
-from compressor.plan.grown import Grown
+from compressor.plan.growth import Growth
 from compressor.plan.kept import Kept
 from compressor.plan.layer import LayerPlan, Operator, Reason
 from compressor.plan.plan import Plan, Workload
@@ -81,7 +81,7 @@ def keep_at(plan: Plan, layer: int, kept: Kept) -> Plan:
     return _at_input("keep_at", plan, layer, keep=kept)
 
 
-def grow_at(plan: Plan, layer: int, grown: Grown) -> Plan:
+def grow_at(plan: Plan, layer: int, grown: Growth) -> Plan:
     """Return the plan with the visual rows of every tile becoming more at the input of a layer.
 
     Raises:

@@ -12,7 +12,7 @@ from pydantic import (
 )
 
 from compressor.facts import Facts
-from compressor.plan.grown import Grown
+from compressor.plan.growth import Growth
 from compressor.plan.kept import Kept
 
 Natural = Annotated[int, Field(ge=0)]
@@ -74,7 +74,7 @@ class LayerPlan(Facts):
     off: bool = False
     without: Operator | None = None
     keep: Kept | None = None
-    grow: Grown | None = None
+    grow: Growth | None = None
 
     @model_serializer(mode="wrap")
     def _without_cuts_that_are_not_made(
@@ -162,7 +162,7 @@ class LayerPlan(Facts):
         return self.off or any(part is not None for part in parts)
 
     @property
-    def changes(self) -> tuple[Kept | Grown, ...]:
+    def changes(self) -> tuple[Kept | Growth, ...]:
         """What changes how many visual rows there are, at the input of this layer."""
         return tuple(change for change in (self.keep, self.grow) if change is not None)
 

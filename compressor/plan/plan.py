@@ -20,7 +20,7 @@ from compressor.disk.mistaken import mistaken
 from compressor.disk.model_digest import difference, same_model
 from compressor.errors import ArtifactError, PlanError
 from compressor.facts import Facts, ModelFacts, Positive
-from compressor.plan.grown import Grown, why_not_grown
+from compressor.plan.growth import Growth, why_not_grown
 from compressor.plan.kept import Kept, why_no_front
 from compressor.plan.layer import LayerPlan, Natural
 
@@ -237,7 +237,7 @@ class Plan(Facts):
                 f"layer {windows[0]}: a window reads the grid of all visual rows; front: keeps some alone"
             )
 
-    def _check_grown(self, layer: int, grown: Grown) -> None:
+    def _check_grown(self, layer: int, grown: Growth) -> None:
         """Refuse rows that grow where the model or other choices rule it out.
 
         Raises:
@@ -311,7 +311,7 @@ class Plan(Facts):
         """Return which visual rows go on at the inputs of layers, by layer."""
         return {layer.index: layer.keep for layer in self.layers if layer.keep is not None}
 
-    def grows(self) -> dict[int, Grown]:
+    def grows(self) -> dict[int, Growth]:
         """Return how many visual rows become how many at the inputs of layers, by layer."""
         return {layer.index: layer.grow for layer in self.layers if layer.grow is not None}
 
@@ -329,13 +329,13 @@ class Plan(Facts):
             found.append(0 if layer.exited else visual)
         return tuple(found)
 
-    def changed_by_length(self) -> dict[str, tuple[Kept | Grown, ...]]:
+    def changed_by_length(self) -> dict[str, tuple[Kept | Growth, ...]]:
         """Return how visual rows became fewer or more, step by step, in caches by the name of their length.
 
         Names of lengths that hold all visual rows, or none, are left out.
         """
-        found: dict[str, tuple[Kept | Grown, ...]] = {}
-        so_far: tuple[Kept | Grown, ...] = ()
+        found: dict[str, tuple[Kept | Growth, ...]] = {}
+        so_far: tuple[Kept | Growth, ...] = ()
         for layer in self.layers:
             if layer.changes:
                 so_far = found[f"past_{layer.index}"] = (*so_far, *layer.changes)

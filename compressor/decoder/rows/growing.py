@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from compressor.plan.grown import Grown
+from compressor.plan.growth import Growth
 
 
 class More(NamedTuple):
@@ -57,7 +57,7 @@ class Growing(nn.Module):
         tokens: image tokens of a tile in the prompt, which places count; n of them have a row.
     """
 
-    def __init__(self, grown: Grown, tokens: int) -> None:
+    def __init__(self, grown: Growth, tokens: int) -> None:
         super().__init__()
         self.count, self.of, self.tokens = grown.count, grown.of, tokens
         self.matrix: Tensor

@@ -5,7 +5,7 @@ from compressor.plan.plan import Plan
 from export.report.data import ReportData
 from export.report.words.cuts import cut_sentences, semantics_words, splits
 from export.report.words.exits import counted, gates_words, may_exit, runs, timed_words
-from export.report.words.front import front_words, grown_words, kept_words
+from export.report.words.front import front_words, kept_words
 from export.report.words.methods import whys
 from export.results.bench import BenchReport, speed_words, unsteady, work_words
 from export.results.loss_report import LossFigures, share
@@ -89,7 +89,10 @@ def _further_tokens(plan: Plan, measured: BenchReport | None) -> tuple[str, ...]
     fewer = [
         f"from layer {i} on {kept_words(kept)} visual tokens" for i, kept in plan.keeps().items()
     ]
-    grown = [f"at the input of layer {i} {grown_words(g)}" for i, g in plan.grows().items()]
+    grown = [
+        f"from layer {i} on {g.count:,} visual tokens of a tile, made of {g.of:,}"
+        for i, g in plan.grows().items()
+    ]
     if plan.front is not None:
         fewer.insert(0, f"{kept_words(plan.front)} visual tokens of a tile")
     if fewer or grown:

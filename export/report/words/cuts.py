@@ -197,8 +197,8 @@ def cut_sentences(plan: Plan, methods: Sequence[Method] = ()) -> tuple[str, ...]
     ]
     found += [
         f"At the input of layer {i} the {grown.of:,} visual tokens of a tile become {grown.count:,} (method "
-        f"{words_of(grown.by).label}): each new one lies between two of them, and from there on every token "
-        "of the prompt stands at a new position."
+        f"{words_of(grown.by).label}): each new one lies between two of them, and positions count all of "
+        "them from there on."
         for i, grown in plan.grows().items()
     ]
     return tuple(found)

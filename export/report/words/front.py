@@ -1,6 +1,6 @@
 """Which visual tokens enter the decoder, go on and become more in it, in words."""
 
-from compressor.plan.grown import Grown
+from compressor.plan.growth import Growth
 from compressor.plan.kept import Kept
 from compressor.plan.plan import Plan
 from export.report.words.methods import words_of
@@ -25,7 +25,7 @@ def kept_words(kept: Kept) -> str:
     return f"{kept.count:,} of {kept.of:,}"
 
 
-def grown_words(grown: Grown) -> str:
+def grown_words(grown: Growth) -> str:
     """Return how many visual tokens of a tile become how many: `144 become 576`."""
     return f"{grown.of:,} become {grown.count:,}"
 

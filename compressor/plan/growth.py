@@ -5,7 +5,7 @@ from pydantic import model_validator
 from compressor.facts import Facts, ModelFacts, Positive
 
 
-class Grown(Facts):
+class Growth(Facts):
     """n visual rows of every tile become m, each between two neighbours of the n; see `interpolation`.
 
     All rows of a call stand at new positions from there on, counted from the call's first place. Rows of
@@ -22,7 +22,7 @@ class Grown(Facts):
     by: str
 
     @model_validator(mode="after")
-    def _more(self) -> "Grown":
+    def _more(self) -> "Growth":
         if self.count <= self.of:
             raise ValueError(
                 f"{self.by}: {self.of} visual rows of a tile do not grow to {self.count}; give more"
