@@ -35,8 +35,9 @@ REASON = "yopo.window: rows have no grid"
 EMPTY = f"# Page\n\n{BEGIN}\n{END}\n\nThe end.\n"
 Line = tuple[str, str, str, str]
 
-# No columns: `tests.test_front` and `tests.test_leaving` hold them on three families of different kinds each.
-ON_THREE_FAMILIES = {"gprune", "random", "pool", "divprune", "fastv", "skip"}
+# No columns: `tests.test_front`, `tests.test_leaving` and `tests.test_mixture` hold them on three families of
+# different kinds each.
+ON_THREE_FAMILIES = {"gprune", "random", "pool", "divprune", "fastv", "skip", "gamma_mod", "mod"}
 
 
 def everything(**changes: str) -> list[Line]:

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from compressor.plan.edits import keep_at, keep_in_front, leave_out
-from compressor.plan.kept import Kept
+from compressor.plan.edits import keep_at, keep_in_front, leave_out, run_some
+from compressor.plan.kept import Kept, Running
 from export.report.compare.comparison import compare_artifacts
 from export.report.compare.page import comparison_document
 from export.report.document import Block, Chart, Document, Group, Section, flat
@@ -43,6 +43,8 @@ LEAVING = keep_at(
     2,
     Kept(count=6, of=12, by="fastv", asked={"layer": 2}),
 )
+RUN = Running(count=5, of=12, by="gamma_mod", asked={"keep": 0.45}, outputs=2)
+SOME_RUN = run_some(facts.plan(dead=(5,)), {2: RUN, 3: RUN, 5: RUN})
 ARTIFACTS: dict[str, dict[str, Any]] = {
     "frozen": {"asked": ASKED, "loss": JUDGED, **MEASURED},
     "nothing measured": {},
@@ -80,6 +82,17 @@ ARTIFACTS: dict[str, dict[str, Any]] = {
             update={
                 "kv_layers": (76, 76, 70, 70, 70, 70),
                 "kv_bytes": facts.CACHE_ROW * (2 * 76 + 4 * 70),
+            }
+        ),
+    },
+    "some run": MEASURED
+    | {
+        "plan": SOME_RUN,
+        "recipe": "vtcompress: 2\ncompress:\n- gamma_mod: {keep: 0.45, dense: [0, 1, 4]}\n",
+        "measured": facts.measured().model_copy(
+            update={
+                "kv_layers": (76, 76, 69, 69, 76, 69),
+                "kv_bytes": facts.CACHE_ROW * 3 * (76 + 69),
             }
         ),
     },

@@ -9,11 +9,11 @@ from compressor.facts import ModelFacts
 from compressor.schema.values import (
     Candidates,
     Count,
-    GatesPath,
     Quantile,
     Rate,
     RecipeSection,
     Seed,
+    WeightsPath,
 )
 
 
@@ -47,7 +47,7 @@ class GatedMethod(Method):
         train: settings of `train-gates`.
     """
 
-    gates: GatesPath | None = None
+    gates: WeightsPath | None = None
     exit: Literal["dynamic", "staged", "baked"] = "dynamic"
     candidates: Candidates | None = None
     quantile: Quantile | None = None

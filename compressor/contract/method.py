@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import BaseModel
 
-from compressor.contract.choice import FrontRule, LayerScore
+from compressor.contract.choice import FrontRule, LayerScore, RunRule
 from compressor.contract.measure import Measure, Measured
 from compressor.facts import ModelFacts
 from compressor.plan.plan import Plan
@@ -33,8 +33,9 @@ class Turn(IntEnum):
 
     KEEP = 0
     EXIT = 1
-    CUT = 2
-    FREEZE = 3
+    RUN = 2
+    CUT = 3
+    FREEZE = 4
 
 
 class Trait(StrEnum):
@@ -44,6 +45,7 @@ class Trait(StrEnum):
     GRID = "reads the grid of visual tokens"
     EXIT = "chooses where visual tokens leave"
     LEAVING = "chooses which visual tokens go on at a layer"
+    RUNNING = "chooses which visual tokens run a layer"
     PER_PROMPT = "decides for each prompt"
     READS_ROWS = "must know which rows of the past are visual"
 
@@ -178,6 +180,7 @@ class MethodWords:
         exit_how: sentence part: how an exit of it came about; begins with a comma.
         exit_meaning: the same, for the legend of the decoder's picture.
         front_how: sentence part: which visual tokens it lets into the decoder; begins with a comma.
+        run_how: sentence: what becomes of rows in a layer that some visual ones run.
     """
 
     label: str
@@ -186,6 +189,7 @@ class MethodWords:
     exit_how: str = ""
     exit_meaning: str = ""
     front_how: str = ""
+    run_how: str = ""
 
 
 class Method(RecipeSection, ABC):
@@ -292,6 +296,21 @@ class Method(RecipeSection, ABC):
             NotImplementedError: the method does not choose there.
         """
         raise NotImplementedError(f"{self.name} does not choose inside the decoder")
+
+    def run_rule(self) -> RunRule:
+        """Return how visual rows that run a layer alone are chosen; imports torch in its body.
+
+        Raises:
+            NotImplementedError: the method lets all run.
+        """
+        raise NotImplementedError(f"{self.name} does not choose which rows run a layer")
+
+    def check_weights(self, facts: ModelFacts, model_digest: str) -> None:
+        """Refuse files of trained weights that the entry names, gates aside.
+
+        Raises:
+            RoutersError: they are missing, or do not fit the model.
+        """
 
     def bounds(self) -> Mapping[str, float]:
         """Return the largest value that the entry allows, by measure."""

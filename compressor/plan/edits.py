@@ -6,7 +6,7 @@ from typing import Any, Literal
 from compressor.errors import PlanError
 from compressor.facts import ModelFacts
 from compressor.plan.dead_rows import freeze_dead_rows
-from compressor.plan.kept import Kept
+from compressor.plan.kept import Kept, Running
 from compressor.plan.layer import LayerPlan, Operator, Reason
 from compressor.plan.plan import Plan, Workload
 
@@ -80,6 +80,22 @@ def keep_at(plan: Plan, layer: int, kept: Kept) -> Plan:
     _check_layers("keep_at", (layer,), range(1, len(plan.layers)))
     layers = tuple(
         entry.model_copy(update={"keep": kept}) if entry.index == layer else entry
+        for entry in plan.layers
+    )
+    return plan.model_copy(update={"layers": layers})
+
+
+def run_some(plan: Plan, runs: Mapping[int, Running]) -> Plan:
+    """Return the plan with some visual rows running layers alone, where they have not left by then.
+
+    Raises:
+        PlanError: layers that the model does not have.
+    """
+    _check_layers("run_some", [*runs], range(len(plan.layers)))
+    layers = tuple(
+        entry.model_copy(update={"run": runs[entry.index]})
+        if entry.index in runs and not entry.exited
+        else entry
         for entry in plan.layers
     )
     return plan.model_copy(update={"layers": layers})

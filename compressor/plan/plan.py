@@ -20,8 +20,9 @@ from compressor.disk.mistaken import mistaken
 from compressor.disk.model_digest import difference, same_model
 from compressor.errors import ArtifactError, PlanError
 from compressor.facts import Facts, ModelFacts, Positive
-from compressor.plan.kept import Kept, why_no_front
+from compressor.plan.kept import Kept, Running, why_no_front
 from compressor.plan.layer import LayerPlan, Natural
+from compressor.plan.some_run import run_lengths, runs_of, why_not
 
 PlanFormat = Annotated[Literal[2], BeforeValidator(lambda number: 2 if number == 1 else number)]
 """Format 1 differs in the older names of reasons alone, which are read, so a plan of it is one of today."""
@@ -37,7 +38,8 @@ class Cache(Facts):
         layer: whose they are.
         part: `` for heads in which visual tokens take part, `text_` for the others of a split layer.
         groups: how many key/value heads.
-        length: name of its length: `past`, `past_12` behind a gate, `past_text` for text rows alone.
+        length: name of its length: `past`, `past_12` behind a gate, `past_runs_3` where some visual rows run
+            alone, `past_text` for text rows alone.
     """
 
     layer: int
@@ -173,6 +175,8 @@ class Plan(Facts):
                 raise ValueError("gates and a fixed exit exclude each other")
             if self.keeps():
                 raise ValueError("gates exclude visual rows that leave at a layer")
+            if self.runs():
+                raise ValueError("gates exclude layers that some visual rows run alone")
             if self.gates.candidates[-1] >= len(self.layers) - 1:
                 last = len(self.layers) - 2
                 raise ValueError(f"candidates {self.gates.candidates} reach beyond layer {last}")
@@ -189,6 +193,8 @@ class Plan(Facts):
             raise ValueError(
                 "visual rows that leave at a layer exclude windows and the masked semantics"
             )
+        if problem := why_not(self.layers, self.model, self.rows_kept or self.model.tile_rows):
+            raise ValueError(problem)
         return self
 
     def _check_cuts(self) -> None:
@@ -250,7 +256,7 @@ class Plan(Facts):
     @property
     def methods(self) -> tuple[str, ...]:
         """Names of the methods that layers give as a reason, or that choose among rows."""
-        kept = [self.front, *(layer.keep for layer in self.layers)]
+        kept = [self.front, *(choice for x in self.layers for choice in (x.keep, x.run))]
         choosers = [choice.by for choice in kept if choice is not None]
         reasons = dict.fromkeys([*choosers, *(layer.reason for layer in self.layers)])
         return tuple(name for name in reasons if name not in ("", "dead"))
@@ -284,6 +290,10 @@ class Plan(Facts):
         """Return which visual rows go on at the inputs of layers, by layer."""
         return {layer.index: layer.keep for layer in self.layers if layer.keep is not None}
 
+    def runs(self) -> dict[int, Running]:
+        """Return which visual rows run layers that not all run, by layer."""
+        return runs_of(self.layers)
+
     def rows_of_layers(self, visual: int) -> tuple[int, ...]:
         """Return how many visual rows each layer has, of so many that enter the decoder; gates aside."""
         found = []
@@ -298,14 +308,17 @@ class Plan(Facts):
 
         Names of lengths that hold all visual rows, or none, are left out.
         """
-        found, keeps = {}, self.keeps()
-        for layer in keeps:
-            if not self.layers[layer].exited:
-                found[f"past_{layer}"] = tuple(k for i, k in keeps.items() if i <= layer)
-        return found
+        keeps = self.keeps()
+
+        def so_far(layer: int) -> tuple[Kept, ...]:
+            return tuple(kept for i, kept in keeps.items() if i <= layer)
+
+        found = {f"past_{i}": so_far(i) for i in keeps if not self.layers[i].exited}
+        runs, names = self.runs(), run_lengths(self.layers, self.segments())
+        return found | {name: (*so_far(i), runs[i]) for i, name in names.items()}
 
     def segments(self) -> tuple[range, ...]:
-        """Runs of layers whose caches have one length: cut at an exit, where rows leave, after each gate."""
+        """Runs of layers that the same rows enter: cut at an exit, where rows leave, after each gate."""
         cuts = sorted({*self.keeps(), *filter(None, [self.exit_layer])})
         if self.gates is not None:
             cuts = [candidate + 1 for candidate in self.gates.candidates]
@@ -317,7 +330,7 @@ class Plan(Facts):
             layer: f"past_{segment.start}" if segment.start else "past"
             for segment in self.segments()
             for layer in segment
-        }
+        } | run_lengths(self.layers, self.segments())
         everything = self.model.decoder.kv_heads
         found = []
         for layer in self.layers:
@@ -340,7 +353,7 @@ class Plan(Facts):
 
         Dead rows change nothing, and behind an exit no gate is asked.
         """
-        cut = [layer for layer in self.layers if layer.cuts or layer.frozen_by_method]
+        cut = [x for x in self.layers if x.cuts or x.frozen_by_method or x.run is not None]
         seen = [layer.model_dump(mode="json") for layer in cut]
         if self.front is not None:
             seen.append(self.front.model_dump(mode="json"))
@@ -407,6 +420,26 @@ class Plan(Facts):
                 [
                     f"the plan was made with gates of digest {self.gates.digest[:12]}, given: {found}; give "
                     "these gates, or make the plan anew with `vtcompress plan`"
+                ]
+            )
+
+    def check_routers(self, digest: str | None) -> None:
+        """Refuse to be used with other routers, where layers have some.
+
+        Args:
+            digest: sha256 of the file of the routers at hand; None: there are none.
+
+        Raises:
+            ArtifactError: the plan was made with other routers.
+        """
+        made = {run.weights for run in self.runs().values()}
+        if made - {digest}:
+            wanted = " and ".join(sorted(weights[:12] for weights in made))
+            found = f"digest {digest[:12]}" if digest else "none"
+            raise ArtifactError(
+                [
+                    f"the plan was made with routers of digest {wanted}, given: {found}; give these routers, "
+                    "or make the plan anew with `vtcompress plan`"
                 ]
             )
 

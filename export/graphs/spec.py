@@ -24,6 +24,7 @@ from compressor.facts import POSITION_AXES, Facts, ModelFacts, Positive
 from compressor.plan.dead_rows import deepstack_layers
 from compressor.plan.kept import Kept
 from compressor.plan.plan import Cache, Plan, length_names
+from compressor.plan.some_run import RUNS_PAST
 from export.graphs.limits import Limits
 
 DType = Literal["float32", "float16", "bfloat16", "int64", "bool"]
@@ -84,7 +85,8 @@ class GraphSpec(Facts):
     Attributes:
         name: `vision`, `embed`, `decoder`, `decoder_stage_0`.., `baseline_decoder` or `baseline_vision`.
         file: its file in the artifact.
-        visual_multiple: what V is a multiple of: a tile's rows where these are laid out on a grid, else 1.
+        visual_multiple: what V is a multiple of: a tile's rows where these are laid out on a grid, or compete
+            with each other, else 1.
         pixel_multiple: what `height` and `width` of pictures are multiples of.
         gated: gates of the prompt decide on its exit; None, as in older artifacts: it is not told.
         kept: of caches by the name of their length, (k, n) for each time that k of n visual rows went on in
@@ -107,7 +109,7 @@ class GraphSpec(Facts):
     @property
     def reads_question(self) -> bool:
         """Whether what becomes of visual rows depends on rows behind them."""
-        return self.reads_gates or bool(self.kept)
+        return self.reads_gates or any(not name.startswith(RUNS_PAST) for name in self.kept)
 
     @property
     def batch(self) -> int | None:
@@ -365,7 +367,8 @@ def _decoder(
             TensorSpec(name=f"{name}{LENGTH}", dtype="int64", axes=(batch,))
             for name in length_names(caches, tells_rows=plan.tells_rows)
         ]
-    windows = any(layer.window is not None for layer in plan.layers)
+    multiple = plan.model.grid_cells if any(x.window is not None for x in plan.layers) else 1
+    multiple = next((run.of for run in plan.runs().values() if run.within == "tile"), multiple)
     found: tuple[TensorSpec, ...]
     visual, text = (batch, "visual", dims.hidden), (batch, "text", dims.hidden)
     rows = [
@@ -401,7 +404,7 @@ def _decoder(
         file=f"{name}.onnx",
         inputs=(*rows, *past, *positions, *deepstack),
         outputs=(*found, *present),
-        visual_multiple=plan.model.grid_cells if windows else 1,
+        visual_multiple=multiple,
         gated=plan.gates is not None,
         kept={
             name: tuple((k.count, k.of) for k in choices)

@@ -28,7 +28,7 @@ from export.runtime.runtime import Runtime
 from vtcompress.console import shown
 from vtcompress.shipped import PathLike
 from vtcompress.stages.checks.prompts import Asked, check_recipe_prompts
-from vtcompress.stages.checks.recipe import check_plan_gates, digest_of_plan
+from vtcompress.stages.checks.recipe import check_plan_weights, digest_of_plan
 from vtcompress.stages.checks.rewrite import rewrite_prompt
 from vtcompress.stages.compress import compress_for_export, load_plan_gates
 from vtcompress.stages.inputs import load_model, model_facts, require_compress
@@ -226,7 +226,7 @@ def _measure_again(
     check_recipe_prompts(changed, [Asked(samples, tokens)], progress)
     plan = Plan.load(artifact.folder / PLAN_FILE)
     facts = model_facts(changed)
-    check_plan_gates(plan, changed, facts, None)
+    check_plan_weights(plan, changed, facts, None)
     what, remedy = f"{artifact.folder}: the plan", "give the model that it was exported from"
     digest = digest_of_plan(plan, changed, facts, what=what, remedy=remedy)
     model = load_model(changed, progress, digest)
