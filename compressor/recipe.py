@@ -119,18 +119,18 @@ class Recipe(RecipeSection):
         return None if found is None else found.router_file(facts, model_digest, layers)
 
     def with_gates(self, path: Path) -> "Recipe":
-        """Returns the recipe with the gates of its gated entry read from another file.
+        """Returns the recipe with the gates of its gated entry, or its routers, read from another file.
 
         Raises:
-            RecipeError: no entry uses gates.
+            RecipeError: no entry uses any.
         """
-        found = self.gated
+        found = next((method for method in self.methods if method.weights_key), None)
         if found is None:
             raise RecipeError([f"compress: {no_gates()}, so there is no use for gates"])
         data = self.model_dump(by_alias=True)
         for entry in data["compress"]:
             if found.name in entry:
-                entry[found.name]["gates"] = path
+                entry[found.name][found.weights_key] = path
         return parse_recipe(_anchored(data, Path.cwd()), "gates")
 
 

@@ -1,6 +1,6 @@
 """Methods whose exits gates decide on: what recipe, calibration, training and engines must know of them."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from compressor.contract.method import Method
 from compressor.disk.gate_file import GateFile
@@ -46,6 +46,8 @@ class GatedMethod(Method):
         gate_width: hidden width of a gate to train, 1 or more; 2048 is the paper's.
         train: settings of `train-gates`.
     """
+
+    weights_key: ClassVar[str] = "gates"
 
     gates: WeightsPath | None = None
     exit: Literal["dynamic", "staged", "baked"] = "dynamic"

@@ -203,6 +203,7 @@ class Method(RecipeSection, ABC):
         nicknames: keys that people write for it; error lines propose the name.
         by_grid: keys that go with no model whose pictures have grids of their own.
         sets: names of what it sets in a `LayerPlan` beside `visual` and `keep`, which name their method.
+        weights_key: that names a file of trained weights beside the model's; empty: none does.
         package: that brought it, as `name version`; empty: this one.
     """
 
@@ -213,6 +214,7 @@ class Method(RecipeSection, ABC):
     nicknames: ClassVar[tuple[str, ...]] = ()
     by_grid: ClassVar[tuple[str, ...]] = ()
     sets: ClassVar[tuple[str, ...]] = ()
+    weights_key: ClassVar[str] = ""
     package: ClassVar[str] = ""
 
     @classmethod

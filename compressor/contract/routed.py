@@ -30,6 +30,7 @@ class RoutedMethod(Method):
     """
 
     turn: ClassVar[Turn] = Turn.RUN
+    weights_key: ClassVar[str] = "routers"
     outputs: ClassVar[int]
     within: ClassVar[Literal["call", "tile"]]
 

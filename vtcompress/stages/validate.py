@@ -160,7 +160,7 @@ def validate(
         data: the data that the artifact was validated on, needed where it does not hold the pictures; or
             other data, for which the original is needed as well.
         model: the original, hub id or folder; needed for other data and to measure fidelity anew.
-        gates: file of the gates' weights, where the artifact's plan has gates and `model` is given.
+        gates: file of gates or routers, where the artifact's plan has any and `model` is given.
         limits: other limits than the artifact's recipe sets, such as `{"validate.loss.min_agreement": 0.9}`.
         threads: how many one operator has; None: the backend's choice.
         trust_remote_code: let the repository of `model` run code of its own; what the artifact says does not.
