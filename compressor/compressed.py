@@ -40,7 +40,7 @@ from compressor.generation.settings import (
     settings_of,
     write_keys,
 )
-from compressor.methods import layer_scores
+from compressor.methods import layer_scores, run_rules
 from compressor.plan.plan import Plan
 from compressor.planner import make_plan
 from compressor.samples.pictures import Pictures
@@ -206,7 +206,11 @@ def compress(
     return CompressedModel(
         plan=plan,
         decoder=decoder_from(
-            plan, decoder_tensors(model, plan, gates), logits=logits, scores=layer_scores(plan)
+            plan,
+            decoder_tensors(model, plan, gates),
+            logits=logits,
+            scores=layer_scores(plan),
+            runs=run_rules(plan),
         ),
         embedding=model.embedding,
         vision=vision_of(plan, model.vision),
@@ -310,7 +314,9 @@ def load_compressed(folder: Path, *, logits: str = "last") -> CompressedModel:
         )
     return CompressedModel(
         plan=plan,
-        decoder=decoder_from(plan, language, logits=logits, scores=layer_scores(plan)),
+        decoder=decoder_from(
+            plan, language, logits=logits, scores=layer_scores(plan), runs=run_rules(plan)
+        ),
         embedding=embedding,
         vision=vision_of(plan, vision),
         processor=read_compressed_processor(folder, plan),

@@ -47,6 +47,10 @@ class GatesError(ProblemsError):
     """A gate file that cannot be used, or belongs to another model."""
 
 
+class RoutersError(ProblemsError):
+    """A file of routers that cannot be used, or belongs to another model."""
+
+
 class ProfileError(ProblemsError):
     """A profile that is broken or belongs to another model or other data."""
 

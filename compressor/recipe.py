@@ -14,9 +14,11 @@ from pydantic import Field, ValidationError
 
 from compressor.contract.gated import GatedMethod
 from compressor.contract.method import Method, path_keys
+from compressor.contract.routed import RoutedMethod
 from compressor.disk.gate_file import GateFile
 from compressor.disk.mistaken import mistaken
 from compressor.disk.paths import at_home
+from compressor.disk.router_file import RouterFile
 from compressor.errors import RecipeError
 from compressor.facts import ModelFacts
 from compressor.methods import GATED, UNUSABLE, CompressEntry, gated, methods_clash
@@ -108,19 +110,27 @@ class Recipe(RecipeSection):
         """
         return (self.gated or GATED[0]()).gate_file(facts, model_digest)
 
+    def router_file(
+        self, facts: ModelFacts, model_digest: str | None, layers: Sequence[int]
+    ) -> RouterFile | None:
+        """Returns the recipe's file of routers, see `RoutedMethod.router_file`; None: no entry has any."""
+        routed = (method for method in self.methods if isinstance(method, RoutedMethod))
+        found = next(routed, None)
+        return None if found is None else found.router_file(facts, model_digest, layers)
+
     def with_gates(self, path: Path) -> "Recipe":
-        """Returns the recipe with the gates of its gated entry read from another file.
+        """Returns the recipe with the gates of its gated entry, or its routers, read from another file.
 
         Raises:
-            RecipeError: no entry uses gates.
+            RecipeError: no entry uses any.
         """
-        found = self.gated
+        found = next((method for method in self.methods if method.weights_key), None)
         if found is None:
             raise RecipeError([f"compress: {no_gates()}, so there is no use for gates"])
         data = self.model_dump(by_alias=True)
         for entry in data["compress"]:
             if found.name in entry:
-                entry[found.name]["gates"] = path
+                entry[found.name][found.weights_key] = path
         return parse_recipe(_anchored(data, Path.cwd()), "gates")
 
 

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from compressor.decoder import Decoder, decoder_from
 from compressor.decoder.weights import source_of
 from compressor.facts import ModelFacts
-from compressor.methods import layer_scores
+from compressor.methods import layer_scores, run_rules
 from compressor.plan.growth import Growth
-from compressor.plan.kept import Kept
+from compressor.plan.kept import Kept, Running
 from compressor.plan.layer import LayerPlan
 from compressor.plan.plan import Plan
 from tests.facts import dims, facts
@@ -140,6 +140,35 @@ CUTS |= {
     ],
     f"{GROWN}, frozen, then exit": [cut(0), frozen(1), dead(2), gone(3)],
 }
+GAMMA = Running(count=5, of=IMAGE, by="gamma_mod", outputs=2)
+MOD = Running(count=4, of=IMAGE, by="mod", within="tile")
+CUTS |= {
+    "some run, scaled": [cut(0), cut(1, run=MOD), cut(2, run=MOD), dead(3, run=MOD)],
+    "some run, heads, operators, frozen": [
+        cut(0, run=MOD, groups=(1,), neurons=FIRST),
+        frozen(1, run=MOD),
+        cut(2, run=MOD.model_copy(update={"count": 9}), without="attention"),
+        dead(3),
+    ],
+    "some run anew": [cut(0), cut(1, run=GAMMA), cut(2, run=GAMMA), dead(3)],
+    "some run anew, heads, operators, frozen": [
+        cut(0, run=GAMMA, groups=(1,), neurons=EVERY_OTHER),
+        frozen(1, run=GAMMA, groups=(0,)),
+        cut(2, run=GAMMA.model_copy(update={"count": 8}), without="mlp"),
+        dead(3, run=GAMMA),
+    ],
+    "leaving, some of them run": [
+        cut(0, run=GAMMA),
+        cut(1),
+        cut(2, keep=KEPT[0], run=GAMMA),
+        dead(3),
+    ],
+}
+ANEW = tuple(
+    name for name, layers in CUTS.items() if any(x.run and x.run.by == "gamma_mod" for x in layers)
+)
+"""Cuts in which routers scale what becomes of text as well."""
+
 # What the decoders of some of them are like.
 OPTIONS: dict[str, dict[str, Any]] = {"head norms": {"qk_norm": True}}
 CASES = [(name, kv_heads) for name in CUTS for kv_heads in (2, 4)]
@@ -147,23 +176,32 @@ CASES = [(name, kv_heads) for name in CUTS for kv_heads in (2, 4)]
 
 def plan_of(name: str, kv_heads: int, grid: tuple[int, int] = GRID, **changes: Any) -> Plan:
     facts = model(kv_heads, grid, **OPTIONS.get(name.split(":", maxsplit=1)[0], {}), **changes)
-    layers = list(CUTS[name])
+    layers = [_of_tile(layer, facts.tile_rows) for layer in CUTS[name]]
     if name.startswith(GROWN):
         grown = Growth(count=2 * facts.tile_rows + 1, of=facts.tile_rows, by="wico_plus")
         layers[1] = layers[1].model_copy(update={"grow": grown})
     return Plan(model=facts, model_digest="0" * 64, layers=tuple(layers))
 
 
+def _of_tile(layer: LayerPlan, rows: int) -> LayerPlan:
+    """Return a layer that the same share of rows runs of a tile with another number."""
+    if layer.run is None:
+        return layer
+    run = {"count": layer.run.count * rows // layer.run.of, "of": rows}
+    return layer.model_copy(update={"run": layer.run.model_copy(update=run)})
+
+
 def tensors_of(plan: Plan) -> dict[str, torch.Tensor]:
-    """Random weights of the original."""
-    return drawn(plan.naive())
+    """Random weights of the original, and of the plan's routers."""
+    routers = {n: t for n, t in drawn(plan).items() if "router" in n} if plan.runs() else {}
+    return drawn(plan.naive()) | routers
 
 
 def drawn(plan: Plan) -> dict[str, torch.Tensor]:
     """Random weights of a plan's decoder, large enough for what a method does to show."""
     generator = torch.Generator().manual_seed(0)
     with torch.device("meta"):
-        decoder = Decoder(plan, scores=layer_scores(plan))
+        decoder = Decoder(plan, scores=layer_scores(plan), runs=run_rules(plan))
         shapes = {name: p.shape for name, p in decoder.named_parameters()}
     tensors = {}
     for name, shape in sorted(shapes.items()):
@@ -175,7 +213,9 @@ def drawn(plan: Plan) -> dict[str, torch.Tensor]:
 
 def decoder_of(plan: Plan, tensors: dict[str, torch.Tensor], logits: str = "all") -> Decoder:
     """Return a plan's decoder, with what chooses among its visual rows."""
-    return decoder_from(plan, tensors, logits=logits, scores=layer_scores(plan))
+    return decoder_from(
+        plan, tensors, logits=logits, scores=layer_scores(plan), runs=run_rules(plan)
+    )
 
 
 # One text row, the images, the other text rows; a later turn brings another image.

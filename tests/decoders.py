@@ -6,7 +6,7 @@ import torch
 
 from compressor.decoder import Decoder, decoder_from
 from compressor.decoder.weights import source_of
-from compressor.methods import layer_scores
+from compressor.methods import layer_scores, run_rules
 from compressor.plan.edits import (
     freeze,
     grow_at,
@@ -15,9 +15,10 @@ from compressor.plan.edits import (
     keep_in_front,
     leave,
     leave_out,
+    run_some,
 )
 from compressor.plan.growth import Growth
-from compressor.plan.kept import Kept
+from compressor.plan.kept import Kept, Running
 from compressor.plan.layer import LayerPlan
 from compressor.plan.plan import Gates, Plan
 from export.graphs.limits import Limits
@@ -33,17 +34,16 @@ def write_decoder(folder: Path, plan: Plan, limits: Limits | None = None) -> tup
     torch.manual_seed(0)
     with torch.device("meta"):
         whole = {n: p.shape for n, p in Decoder(plan.naive()).named_parameters()}
+        made = Decoder(plan, scores=layer_scores(plan), runs=run_rules(plan))
         gates = {
-            n: p.shape
-            for n, p in Decoder(plan, scores=layer_scores(plan)).named_parameters()
-            if n.startswith("gates")
+            n: p.shape for n, p in made.named_parameters() if n.startswith("gates") or "router" in n
         }
     tensors = {}
     for name, shape in (whole | gates).items():
         source, transposed = source_of(name)
         tensor = torch.randn(*shape) * 0.2
         tensors[source] = tensor.T if transposed else tensor
-    decoder = decoder_from(plan, tensors, scores=layer_scores(plan)).half()
+    decoder = decoder_from(plan, tensors, scores=layer_scores(plan), runs=run_rules(plan)).half()
     specs = decoder_graphs(plan, "float16", "last", limits=limits)
     with SharedWeights(folder) as weights:
         for spec, make in zip(specs, decoder_makers(decoder, plan), strict=True):
@@ -64,6 +64,8 @@ def plan_of(kind: str) -> Plan:
     turned = plan.model_copy(update={"model": model.model_copy(update={"decoder": decoder})})
     gates = Gates(candidates=(0, 1), mode="staged", width=16, digest="")
     kept = Kept(count=7, of=12, by="fastv")
+    anew = Running(count=5, of=12, by="gamma_mod", outputs=2)
+    scaled = Running(count=5, of=12, by="mod", within="tile")
     heads, neurons = {"groups": (1,)}, {"neurons": tuple(range(48))}
     dead = LayerPlan(index=2, visual="frozen", reason="dead", **heads)
     cut = [LayerPlan(index=0, **heads, **neurons), LayerPlan(index=1, groups=()), dead]
@@ -94,6 +96,9 @@ def plan_of(kind: str) -> Plan:
             {0: ("attention",)},
             "skip",
         ),
+        "some run": leave_out(run_some(plan, {0: scaled, 1: scaled}), {1: ("mlp",)}, "skip"),
+        "some run anew": freeze(run_some(turned, {0: anew, 1: anew, 2: anew}), (1,), "shortv"),
+        "leaving, some run": run_some(keep_at(plan, 1, kept), {1: anew, 2: anew}),
         "frozen": freeze(plan, (0, 1), "shortv"),
         "exit": leave(plan, 1, "visual_exit"),
         "staged": plan.model_copy(update={"gates": gates}),
@@ -102,8 +107,9 @@ def plan_of(kind: str) -> Plan:
     }[kind]
 
 
-KINDS = ("identity", "goes without", "leaving", "growing", "frozen", "exit", "staged", "heads+neurons",
-         "window", "masked", "heads+frozen+exit", "three axes", "three axes, staged")  # fmt: skip
+KINDS = ("identity", "goes without", "leaving", "growing", "some run", "some run anew", "leaving, some run",
+         "frozen", "exit", "staged", "heads+neurons", "window", "masked", "heads+frozen+exit", "three axes",
+         "three axes, staged")  # fmt: skip
 
 
 def real_plan() -> Plan:

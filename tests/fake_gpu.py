@@ -114,7 +114,7 @@ def timed(images: int) -> dict[str, str]:
 
 def mixes(_: Plan, decoder: Decoder) -> None:
     """What must be refused, or these checks would find nothing."""
-    decoder.inv_freq = decoder.inv_freq.to("cpu")
+    decoder.rotary.inv_freq = decoder.rotary.inv_freq.to("cpu")
     runs(_, decoder)
 
 

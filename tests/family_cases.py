@@ -11,7 +11,7 @@ the last one holds docs/families.md to what was shown.
 import json
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, cached_property
 from pathlib import Path
@@ -213,6 +213,11 @@ class Made:
     def _asked(self, turn: Turn) -> dict[str, Any]:
         return {"role": "user", "content": [self._part(part) for part in turn]}
 
+    @property
+    def routers(self) -> Mapping[int, torch.Tensor]:
+        """Routers [outputs, D] of layers that some visual rows run alone."""
+        return {}
+
     def inputs(self, messages: Sequence[dict[str, Any]]) -> Any:
         """Return what the unmodified model's processor makes of a conversation."""
         return self.loaded.processor.apply_chat_template(
@@ -243,7 +248,8 @@ class Made:
         visual = (ids[0] == self.loaded.facts.image_token_id).numpy()
         around: AbstractContextManager[None] = nullcontext()
         if plan is not None:
-            around = hooked(self.layers, plan, SequenceRows(visual, self.family.grid))
+            rows = SequenceRows(visual, self.family.grid)
+            around = hooked(self.layers, plan, rows, self.routers)
         with torch.inference_mode(), around:
             made = self.loaded.original.generate(
                 **inputs,

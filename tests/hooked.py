@@ -3,12 +3,14 @@
 It follows the definitions, not the code under test. All rows stay in one sequence, in the order of their
 places: who may read whom is a mask, visual rows without a part in a head get zeros from it, and rows that
 stand still are put back behind a layer. Dead rows are computed: that nobody reads them is to be shown. Visual
-rows that leave at a layer run on, and nobody reads them; the attention that chooses is the model's own.
+rows that leave at a layer run on, and nobody reads them; the attention that chooses is the model's own. So do
+those that pass a layer by, which are put back behind it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -43,8 +45,20 @@ class SequenceRows:
 
 
 @contextmanager
-def hooked(layers: Sequence[Any], plan: Plan, rows: SequenceRows) -> Iterator[None]:
-    """Let a model's decoder layers do what a plan says, for one prompt and what is generated behind it."""
+def hooked(
+    layers: Sequence[Any],
+    plan: Plan,
+    rows: SequenceRows,
+    routers: Mapping[int, torch.Tensor] = MappingProxyType({}),
+) -> Iterator[None]:
+    """Let a model's decoder layers do what a plan says, for one prompt and what is generated behind it.
+
+    Args:
+        layers: of the model.
+        plan: what they do.
+        rows: of the prompt.
+        routers: [outputs, D] of layers that some visual rows run alone.
+    """
     with ExitStack() as stack:
         left = np.zeros(len(rows.visual), bool)
         read: list[torch.Tensor] = []  # by the last row of the prompt, in the layer that ran last
@@ -53,7 +67,8 @@ def hooked(layers: Sequence[Any], plan: Plan, rows: SequenceRows) -> Iterator[No
             stack.callback(setattr, config, "_attn_implementation", config._attn_implementation)
             config._attn_implementation = "eager"
         for layer, planned in zip(layers, plan.layers, strict=True):
-            for handle in _Hooks(planned, plan, rows, left, read).put_around(layer):
+            hooks = _Hooks(planned, plan, rows, left, read, routers.get(planned.index))
+            for handle in hooks.put_around(layer):
                 stack.callback(handle.remove)
         yield
 
@@ -68,6 +83,7 @@ class _Hooks:
         rows: SequenceRows,
         left: NDArray[np.bool_],
         read: list[torch.Tensor],
+        router: torch.Tensor | None,
     ) -> None:
         dims = plan.model.decoder
         self.left, self.read, self.leaves = left, read, bool(plan.keeps())
@@ -77,6 +93,10 @@ class _Hooks:
         kept = range(dims.kv_heads) if layer.groups is None else layer.groups
         self.pruned = [h for h in range(dims.heads) if layer.exited or h // size not in kept]
         self.end = 0  # of the rows that ran
+        self.run, self.router = layer.run, router
+        self.passed = np.zeros(len(rows.visual), bool)  # visual rows that this layer is passed by
+        self.counted = 0  # rows that this layer was run by
+        self.weight = torch.ones(1)  # that the router gives each row of the call
 
     def put_around(self, layer: Any) -> Iterator[Any]:
         yield layer.register_forward_pre_hook(self.before, with_kwargs=True)
@@ -85,6 +105,8 @@ class _Hooks:
             yield layer.self_attn.o_proj.register_forward_pre_hook(self.mix)
         if self.leaves:
             yield layer.self_attn.register_forward_hook(self.watch)
+        if self.run is not None and self.run.by == "gamma_mod":
+            yield layer.mlp.register_forward_hook(lambda *given: given[-1] * self.weight)
         if self.layer.without == "attention":
             yield layer.self_attn.register_forward_hook(self.add_nothing)
         if self.layer.without == "mlp":
@@ -99,7 +121,7 @@ class _Hooks:
             np.concatenate([self.rows.visual, text])[self.end - count : self.end]
         )
 
-    def before(self, _: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    def before(self, layer: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         states = args[0] if args else kwargs["hidden_states"]
         count = states.shape[1]
         self.end += count
@@ -107,7 +129,9 @@ class _Hooks:
             self.choose(self.layer.keep)
         if count > 1:  # in the prompt; steps behind it read what it left in this layer
             self.gone = self.left.copy()
-        if self.leaves or self.pruned or self.layer.window is not None:
+        if self.run is not None:
+            kwargs = self.route(layer, states, kwargs)
+        if self.leaves or self.pruned or self.run or self.layer.window is not None:
             lowest = torch.finfo(states.dtype).min
             mask = torch.where(self.readable(count), 0.0, lowest).to(states.dtype)
             kwargs = {**kwargs, "attention_mask": mask[None]}
@@ -120,6 +144,34 @@ class _Hooks:
         weights = self.read[-1][0, :, -1].mean(0).numpy()[places]
         count = len(places) * kept.count // kept.of
         self.left[places[np.argsort(-weights, kind="stable")[count:]]] = True
+
+    def route(self, layer: Any, states: torch.Tensor, kwargs: Any) -> Any:
+        """Choose the visual rows of a prompt that run the layer; where asked, give rows new positions."""
+        assert self.router is not None
+        assert self.run is not None
+        anew, count = self.run.by == "gamma_mod", states.shape[1]
+        if anew:
+            numbers = layer.input_layernorm(states) @ self.router.T
+            self.weight = torch.softmax(numbers, dim=-1)[..., 1:]
+        else:
+            self.weight = states @ self.router.T
+        runs = torch.ones(count, dtype=torch.bool)
+        if count > 1:
+            there = np.flatnonzero(self.rows.visual & ~self.left)
+            size = self.run.of if self.run.within == "tile" else max(1, len(there))
+            for rivals in (there[i : i + size] for i in range(0, len(there), size)):
+                order = rivals[np.argsort(-self.weight[0, rivals, 0].numpy(), kind="stable")]
+                self.passed[order[len(rivals) * self.run.count // self.run.of :]] = True
+            self.gone = self.left | self.passed
+            runs[torch.from_numpy(self.gone)] = False
+        before, self.counted = self.counted, self.counted + int(runs.sum())
+        if not anew:
+            return kwargs
+        angle = (before + runs.cumsum(0) - 1)[:, None] * torch.tensor(self.dims.rope_inv_freq)
+        angle = torch.cat([angle, angle], dim=1)
+        old = kwargs["position_embeddings"]
+        pairs = zip((angle.cos(), angle.sin()), old, strict=True)
+        return {**kwargs, "position_embeddings": tuple(x.expand_as(y) for x, y in pairs)}
 
     def watch(self, _: Any, __: Any, output: Any) -> None:
         self.read[:] = [output[1]]
@@ -162,9 +214,24 @@ class _Hooks:
         return (active,)
 
     def after(self, _: Any, args: Any, kwargs: Any, output: Any) -> Any:
-        if self.layer.visual != "frozen" or self.layer.reason == "dead":
+        frozen = self.layer.visual == "frozen" and self.layer.reason != "dead"
+        if not frozen and self.run is None:
             return output
         states = args[0] if args else kwargs["hidden_states"]
         made = output[0] if isinstance(output, tuple) else output
+        if not frozen:
+            kept = self.mixed(states, made)
+            return (kept, *output[1:]) if isinstance(output, tuple) else kept
         kept = torch.where(self.here(made.shape[1])[:, None], states, made)
         return (kept, *output[1:]) if isinstance(output, tuple) else kept
+
+    def mixed(self, states: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
+        """Return what becomes of a layer's rows of which some run it."""
+        visual = self.here(states.shape[1])
+        passed = torch.zeros_like(visual)
+        if states.shape[1] > 1:
+            passed = torch.from_numpy(self.passed)
+        assert self.run is not None
+        if self.run.by != "gamma_mod":
+            made = torch.where(visual[:, None], states + self.weight * (made - states), made)
+        return torch.where(passed[:, None], states, made)

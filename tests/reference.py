@@ -5,14 +5,14 @@ It follows the definitions, not the code under test: what a row may not read is 
 left run on, and nobody reads them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from compressor.plan.growth import Growth
-from compressor.plan.kept import Kept
+from compressor.plan.kept import Kept, Running
 from compressor.plan.layer import LayerPlan
 from compressor.plan.plan import Plan
 
@@ -53,7 +53,16 @@ def text_logits(plan: Plan, tensors: dict[str, torch.Tensor], rows: Conversation
         if layer.grow is not None:
             states, rows = _grown(layer.grow, plan.model.tile_rows, states, rows)
             there = np.ones(len(states), bool)
-        states, read = _layer(plan, layer, weights, states, rows, there)
+        runs = there
+        if layer.run is not None:
+            runs, factor = _run(plan, layer, weights, states, rows, there)
+            before, (mlp, update) = states, _factors(layer.run, factor, rows)
+            states, read = _layer(plan, layer, weights, states, rows, runs, mlp)
+            states = np.where(
+                (rows.visual & ~runs)[:, None], before, before + update * (states - before)
+            )
+        else:
+            states, read = _layer(plan, layer, weights, states, rows, there)
         if rows.deepstack is not None and layer.index < len(rows.deepstack):
             states = states + rows.deepstack[layer.index]
     states = _norm(states, weights["norm.weight"], plan.model.decoder.rms_norm_eps)
@@ -113,6 +122,44 @@ def _grown(
     return found.embeds, found
 
 
+def _run(
+    plan: Plan,
+    layer: LayerPlan,
+    weights: dict[str, Array],
+    states: Array,
+    rows: Conversation,
+    there: NDArray[np.bool_],
+) -> tuple[NDArray[np.bool_], Array]:
+    """Return which rows run a layer [S], and the weight that its router gives each [S, 1]."""
+    run, name = layer.run, f"layers.{layer.index}"
+    assert run is not None
+    router = weights[f"{name}.router.weight"]
+    if run.by == "gamma_mod":
+        normed = _norm(
+            states, weights[f"{name}.input_layernorm.weight"], plan.model.decoder.rms_norm_eps
+        )
+        weight = 1 / (1 + np.exp(normed @ (router[0] - router[1])))
+    else:
+        weight = states @ router[0]
+    calls = np.zeros(len(there), np.int64) if rows.call is None else rows.call
+    rivals = calls if run.within == "call" else rows.image
+    chosen = ~rows.visual
+    for one in np.unique(rivals):
+        places = np.flatnonzero((rivals == one) & rows.visual & there)
+        best = places[np.argsort(-weight[places], kind="stable")]
+        chosen[best[: len(places) * run.count // run.of]] = True
+    return chosen, weight[:, None]
+
+
+def _factors(
+    run: Running, weight: Array, rows: Conversation
+) -> tuple[Array | float, Array | float]:
+    """Return what multiplies the MLP's update, and the whole layer's, of each row [S, 1]."""
+    if run.by == "gamma_mod":
+        return weight, 1.0
+    return 1.0, np.where(rows.visual[:, None], weight, 1.0)
+
+
 def _layer(
     plan: Plan,
     layer: LayerPlan,
@@ -120,6 +167,7 @@ def _layer(
     states: Array,
     rows: Conversation,
     there: NDArray[np.bool_],
+    factor: Array | float = 1.0,
 ) -> tuple[Array, Array]:
     """Return the states [S, D], and what rows read of rows [S, S], mean over heads."""
     dims = plan.model.decoder
@@ -146,6 +194,9 @@ def _layer(
             )
             for name, part in (("q", query), ("k", key))
         )
+    if layer.run is not None and layer.run.by == "gamma_mod":
+        again = np.cumsum(there)[:, None] - 1
+        rows = replace(rows, positions=np.repeat(again, 3 if dims.rope_axes else 1, axis=1))
     query, key = (_rotated(part, plan, rows) for part in (query, key))
     value = linear("self_attn.v_proj", normed).reshape(count, dims.kv_heads, size)
     mixed = np.zeros((count, dims.heads, size))
@@ -178,7 +229,7 @@ def _layer(
         active[np.ix_(visual, others)] = 0.0
     active = linear("mlp.down_proj", active)
     active[visual] *= layer.without != "mlp"
-    after = after + active
+    after = after + factor * active
     stay = visual & (layer.visual != "update")
     return np.where(stay[:, None], states, after), read
 

@@ -57,8 +57,8 @@ def test_rounding_the_weights_leaves_rotary_frequencies_exact_and_out_of_the_sav
     decoder = decoder_from(plan, tensors_of(plan)).to(dtype)
     assert decoder.norm.weight.dtype == dtype
     exact = torch.tensor(plan.model.decoder.rope_inv_freq, dtype=torch.float32)
-    assert decoder.inv_freq.dtype == torch.float32
-    assert torch.equal(decoder.inv_freq, exact)
+    assert decoder.rotary.inv_freq.dtype == torch.float32
+    assert torch.equal(decoder.rotary.inv_freq, exact)
     assert {name for name, _ in decoder.named_parameters()} == set(decoder.state_dict())
 
 

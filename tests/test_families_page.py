@@ -35,7 +35,8 @@ REASON = "yopo.window: rows have no grid"
 EMPTY = f"# Page\n\n{BEGIN}\n{END}\n\nThe end.\n"
 Line = tuple[str, str, str, str]
 
-# No columns: `tests.test_front` and `tests.test_leaving` hold them on three families of different kinds each.
+# No columns: `tests.test_front`, `tests.test_leaving` and `tests.test_mixture` hold them on three families of
+# different kinds each.
 ON_THREE_FAMILIES = {
     "gprune",
     "random",
@@ -45,6 +46,8 @@ ON_THREE_FAMILIES = {
     "cls_knee",
     "fastv",
     "skip",
+    "gamma_mod",
+    "mod",
 }
 
 

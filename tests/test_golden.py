@@ -135,6 +135,12 @@ def filled(graphs: dict[str, Graph], monkeypatch: pytest.MonkeyPatch) -> dict[st
             ],
         ),
         ("wico_plus", ("torch", "onnx"), [f"onnx ({'188, ' * 30}620, 620)"]),
+        ("gamma_mod", (), ["ok   arank of heads", "ok   arank"]),
+        (
+            "gamma_mod_fixed_capacity",
+            ("torch", "onnx"),
+            ["ok   kept places", "onnx (191, 191, 191, 106, 106, 106, 191)"],
+        ),
         (
             "dyvte",
             ("torch", "onnx", "staged"),

@@ -20,8 +20,8 @@ from torch.nn.functional import interpolate
 
 from compressor.arrangement import Unpadded
 from compressor.decoder import decoder_from
+from compressor.decoder.growing import interpolation
 from compressor.decoder.one_prompt import layer_states
-from compressor.decoder.rows.growing import interpolation
 from compressor.errors import ArtifactError, PlanError, RecipeError
 from compressor.methods.fastv import FastV
 from compressor.methods.pool import Pooling

@@ -27,9 +27,11 @@ NAMES = [
     "divprune",
     "dyvte",
     "fastv",
+    "gamma_mod",
     "gprune",
     "identity",
     "internvl3",
+    "mod",
     "pool",
     "qwen2_5_vl",
     "qwen2_vl",
@@ -66,6 +68,8 @@ PAPERS = {
     "yopo": "Treat Visual Tokens as Text? But Your MLLM Only Needs Fewer Efforts to See",
     "fastv": "An Image is Worth 1/2 Tokens After Layer 2: Plug-and-Play Inference Acceleration for Large "
     "Vision-Language Models",
+    "gamma_mod": "gamma-MoD: Exploring Mixture-of-Depth Adaptation for Multimodal Large Language Models",
+    "mod": "VideoLLM-MoD: Efficient Video-Language Streaming with Mixture-of-Depths Vision Computation",
     "skip": "This project's own, in the manner of ShortV",
     "gprune": "What Kind of Visual Tokens Do We Need? Training-free Visual Token Pruning for Multi-modal "
     "Large Language Models from the Perspective of Graph",
@@ -196,6 +200,8 @@ def test_the_list_says_which_models_a_recipe_is_for():
 REFUSED = {
     "qwen2_vl": "visual_exit.layer: 24 is outside 1..19; the model has 20 layers",
     "dyvte": "compress[0].dyvte: dyvte.gates: the recipe names no gates; give `gates`, or train them",
+    "gamma_mod": "compress[0].gamma_mod.routers: the recipe names no routers, and none come with vtcompress",
+    "mod": "compress[0].mod.routers: the recipe names no routers, and none come with vtcompress",
     "shortv-llava-1.5-7b": "the model has 20 layers: give layers of this model, or a share (frozen)",
 }
 REFUSED |= {

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from compressor.plan.edits import grow_at, keep_at, keep_in_front, leave_out
+from compressor.plan.edits import grow_at, keep_at, keep_in_front, leave_out, run_some
 from compressor.plan.growth import Growth
-from compressor.plan.kept import Kept
+from compressor.plan.kept import Kept, Running
 from export.report.compare.comparison import compare_artifacts
 from export.report.compare.page import comparison_document
 from export.report.document import Block, Chart, Document, Group, Section, flat
@@ -49,6 +49,8 @@ GROWING = grow_at(
     4,
     Growth(count=12, of=4, by="wico_plus"),
 )
+RUN = Running(count=5, of=12, by="gamma_mod", asked={"keep": 0.45}, outputs=2)
+SOME_RUN = run_some(facts.plan(dead=(5,)), {2: RUN, 3: RUN, 5: RUN})
 ARTIFACTS: dict[str, dict[str, Any]] = {
     "frozen": {"asked": ASKED, "loss": JUDGED, **MEASURED},
     "nothing measured": {},
@@ -98,6 +100,17 @@ ARTIFACTS: dict[str, dict[str, Any]] = {
                 "visual": 4,
                 "kv_layers": (68, 68, 68, 68, 76, 76),
                 "kv_bytes": facts.CACHE_ROW * (4 * 68 + 2 * 76),
+            }
+        ),
+    },
+    "some run": MEASURED
+    | {
+        "plan": SOME_RUN,
+        "recipe": "vtcompress: 2\ncompress:\n- gamma_mod: {keep: 0.45, dense: [0, 1, 4]}\n",
+        "measured": facts.measured().model_copy(
+            update={
+                "kv_layers": (76, 76, 69, 69, 76, 69),
+                "kv_bytes": facts.CACHE_ROW * 3 * (76 + 69),
             }
         ),
     },

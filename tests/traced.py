@@ -143,7 +143,7 @@ def _surroundings(traced: torch.nn.Module) -> Iterator[tuple[str, str, str]]:
     """
     names = {type(part).__module__ for part in traced.modules()}
     names = {name for name in names if name.split(".")[0] in ("compressor", "export", "tests")}
-    names |= {f"{decoder.__name__}.{m.name}" for m in pkgutil.iter_modules(decoder.__path__)}
+    names |= {m.name for m in pkgutil.walk_packages(decoder.__path__, f"{decoder.__name__}.")}
     for name in sorted(names):
         for key, value in sorted(vars(importlib.import_module(name)).items()):
             if isinstance(value, bool | int | float | str) and not key.startswith("__"):

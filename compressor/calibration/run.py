@@ -167,7 +167,7 @@ def margins_behind_cuts(decoder: Decoder, rows: PromptRows) -> Tensor:
         rows: of the prompt.
     """
     visual, text = rows.visual_embeds, rows.text_embeds
-    places = decoder.places(rows.visual_index, rows.text_index, text.dtype, rows.positions)
+    places = decoder.rotary.places(rows.visual_index, rows.text_index, text.dtype, rows.positions)
     selection = gate_selection(rows.visual_index, rows.text_index, text.dtype)
     added = added_by(rows.deepstack, decoder.deepstack, visual)
     pairs, *_ = opened(decoder.empty_past(1), decoder.caches, tells_rows=False)

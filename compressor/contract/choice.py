@@ -5,7 +5,7 @@ T text rows, H heads, d head size, D hidden size; C width of a vision tower, F o
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,6 +72,26 @@ class TowerPass(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class RunRule:
+    """How a router chooses the visual rows that run a layer, and what becomes of the rows there.
+
+    A router is a matrix: it maps the D numbers of a row to a few, as many as the plan says.
+
+    Attributes:
+        weigh: maps a router's numbers [.., outputs] to a row's weight [..]; the highest weights run.
+        normed: routers read rows behind the layer's input norm, not as they come.
+        scales: `mlp`: a weight multiplies what the MLP adds, to text rows too; `update`: what the whole layer
+            adds to visual rows.
+        renumbered: positions count the rows of the layer's own past and of those that run, not their places.
+    """
+
+    weigh: "Callable[[Tensor], Tensor]"
+    normed: bool
+    scales: Literal["mlp", "update"]
+    renumbered: bool
+
+
 class Front(NamedTuple):
     """Visual rows in front of the decoder, as the vision side gives them.
 
@@ -132,6 +152,11 @@ def highest(rows: Front, scores: "Tensor", count: int) -> FrontChoice:
 def highest_places(scores: "Tensor", count: int) -> "Tensor":
     """Return the places [I, K] of the highest of scores [I, N], ascending."""
     return scores.topk(count, dim=-1).indices.sort(dim=-1).values
+
+
+def rows_back(rows: "Tensor", kept: "Tensor", changed: "Tensor") -> "Tensor":
+    """Return rows [I, N, D] with others [I, K, D] in the places [I, K]."""
+    return rows.scatter(1, kept[..., None].expand_as(changed), changed)
 
 
 def rows_at(rows: "Tensor", kept: "Tensor") -> "Tensor":

@@ -1,6 +1,6 @@
 """Methods whose exits gates decide on: what recipe, calibration, training and engines must know of them."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from compressor.contract.method import Method
 from compressor.disk.gate_file import GateFile
@@ -9,11 +9,11 @@ from compressor.facts import ModelFacts
 from compressor.schema.values import (
     Candidates,
     Count,
-    GatesPath,
     Quantile,
     Rate,
     RecipeSection,
     Seed,
+    WeightsPath,
 )
 
 
@@ -47,7 +47,9 @@ class GatedMethod(Method):
         train: settings of `train-gates`.
     """
 
-    gates: GatesPath | None = None
+    weights_key: ClassVar[str] = "gates"
+
+    gates: WeightsPath | None = None
     exit: Literal["dynamic", "staged", "baked"] = "dynamic"
     candidates: Candidates | None = None
     quantile: Quantile | None = None

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import BaseModel
 
-from compressor.contract.choice import FrontRule, LayerScore
+from compressor.contract.choice import FrontRule, LayerScore, RunRule
 from compressor.contract.measure import Measure, Measured
 from compressor.facts import ModelFacts
 from compressor.plan.plan import Plan
@@ -37,8 +37,9 @@ class Turn(IntEnum):
     KEEP = 0
     GROW = 1
     EXIT = 2
-    CUT = 3
-    FREEZE = 4
+    RUN = 3
+    CUT = 4
+    FREEZE = 5
 
 
 class Trait(StrEnum):
@@ -49,6 +50,7 @@ class Trait(StrEnum):
     EXIT = "chooses where visual tokens leave"
     LEAVING = "chooses which visual tokens go on at a layer"
     GROWING = "makes more visual tokens at a layer"
+    RUNNING = "chooses which visual tokens run a layer"
     PER_PROMPT = "decides for each prompt"
     READS_ROWS = "must know which rows of the past are visual"
 
@@ -183,6 +185,7 @@ class MethodWords:
         exit_how: sentence part: how an exit of it came about; begins with a comma.
         exit_meaning: the same, for the legend of the decoder's picture.
         front_how: sentence part: which visual tokens it lets into the decoder; begins with a comma.
+        run_how: sentence: what becomes of rows in a layer that some visual ones run.
     """
 
     label: str
@@ -191,6 +194,7 @@ class MethodWords:
     exit_how: str = ""
     exit_meaning: str = ""
     front_how: str = ""
+    run_how: str = ""
 
 
 class Method(RecipeSection, ABC):
@@ -203,7 +207,9 @@ class Method(RecipeSection, ABC):
         measures: all that it may choose by or show.
         nicknames: keys that people write for it; error lines propose the name.
         by_grid: keys that go with no model whose pictures have grids of their own.
-        sets: names of what it sets in a `LayerPlan` beside `visual`, `keep` and `grow`, which name a method.
+        sets: names of what it sets in a `LayerPlan` beside `visual`, `keep`, `grow` and `run`, which name
+            their method.
+        weights_key: that names a file of trained weights beside the model's; empty: none does.
         package: that brought it, as `name version`; empty: this one.
     """
 
@@ -214,6 +220,7 @@ class Method(RecipeSection, ABC):
     nicknames: ClassVar[tuple[str, ...]] = ()
     by_grid: ClassVar[tuple[str, ...]] = ()
     sets: ClassVar[tuple[str, ...]] = ()
+    weights_key: ClassVar[str] = ""
     package: ClassVar[str] = ""
 
     @classmethod
@@ -297,6 +304,21 @@ class Method(RecipeSection, ABC):
             NotImplementedError: the method does not choose there.
         """
         raise NotImplementedError(f"{self.name} does not choose inside the decoder")
+
+    def run_rule(self) -> RunRule:
+        """Return how visual rows that run a layer alone are chosen; imports torch in its body.
+
+        Raises:
+            NotImplementedError: the method lets all run.
+        """
+        raise NotImplementedError(f"{self.name} does not choose which rows run a layer")
+
+    def check_weights(self, facts: ModelFacts, model_digest: str) -> None:
+        """Refuse files of trained weights that the entry names, gates aside.
+
+        Raises:
+            RoutersError: they are missing, or do not fit the model.
+        """
 
     def bounds(self) -> Mapping[str, float]:
         """Return the largest value that the entry allows, by measure."""

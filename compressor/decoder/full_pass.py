@@ -2,16 +2,18 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
 from compressor.contract.choice import Front
 from compressor.decoder import Decoder
-from compressor.decoder.layer import Call, DecoderLayer
 from compressor.decoder.model import added_by
-from compressor.decoder.rows.places import CallPlaces
+from compressor.decoder.places import Call, CallPlaces
+
+if TYPE_CHECKING:
+    from compressor.decoder.layer import DecoderLayer
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def full_pass(
         positions: [1, V + T, A] rotary positions; see `Decoder.places`.
         deepstack: see `Decoder.forward`.
     """
-    places = decoder.places(visual_index, text_index, text.dtype, positions)
+    places = decoder.rotary.places(visual_index, text_index, text.dtype, positions)
     call = places.call(text.shape[1])
     visual_rows, text_rows = [visual], [text]
     added = added_by(deepstack, decoder.deepstack, visual)

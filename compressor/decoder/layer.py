@@ -5,7 +5,6 @@ heads, d head size, M MLP width. Weights are stored [in, out], as ONNX MatMul re
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,52 +12,9 @@ from torch.nn import functional as F
 
 from compressor.decoder.cache import Buffer, KeyValue
 from compressor.decoder.ops import attend, join_heads, rotate
+from compressor.decoder.places import Call, Rows
 from compressor.facts import DecoderDims
 from compressor.plan.layer import LayerPlan, Operator
-
-
-class Rows(NamedTuple):
-    """What attention must know of a group of query rows: mask and rotation."""
-
-    mask: Tensor  # [B, 1, rows, keys] bool; or 0 and -inf, to be added to scores
-    cos: Tensor  # [B, rows, d / 2]
-    sin: Tensor  # [B, rows, d / 2]
-
-    def visible(self) -> Tensor:
-        """Return the mask as bool."""
-        return self.mask if self.mask.dtype == torch.bool else self.mask == 0
-
-
-class Kinds(NamedTuple):
-    """Which keys are visual, for layers in which rows read keys of both kinds differently.
-
-    Attributes:
-        visual: [B, keys] bool.
-        numbers: [B or 1, keys] int64, which row of this call a key is; the past is negative.
-        before: [B, 1, 1, V, P or C] bool, which rows of the past are hidden from visual rows in a window.
-        behind: [B, 1, 1, V, T] bool, which text rows of this call are hidden from them.
-    """
-
-    visual: Tensor
-    numbers: Tensor
-    before: Tensor
-    behind: Tensor
-
-
-class Call(NamedTuple):
-    """One call's queries and what they may read.
-
-    Attributes:
-        all: all rows (visual, then text), on the keys of all rows.
-        text: text rows, on the keys of all rows.
-        alone: text rows, on the keys of text rows.
-        kinds: which keys are visual; None: no layer asks.
-    """
-
-    all: Rows
-    text: Rows
-    alone: Rows
-    kinds: Kinds | None = None
 
 
 class Linear(nn.Module):
@@ -206,8 +162,8 @@ class DecoderLayer(Heads):
             rows = rows + self.mixed(normed, call.all, present)
         if without == "mlp":
             visual, text = rows.split(sizes, dim=1)
-            return visual, text + self.mlp(self.mlp_norm(text)), present
-        visual, text = (rows + self.mlp(self.mlp_norm(rows))).split(sizes, dim=1)
+            return visual, self._fed(text, call.text), present
+        visual, text = self._fed(rows, call.all).split(sizes, dim=1)
         return visual, text, present
 
     def text_only(
@@ -226,8 +182,10 @@ class DecoderLayer(Heads):
         return self.mlp.neurons(self.mlp_norm(states + self.mixed(normed, rows, present)))
 
     def _update(self, states: Tensor, normed: Tensor, rows: Rows, present: KeyValue) -> Tensor:
-        states = states + self.mixed(normed, rows, present)
-        return states + self.mlp(self.mlp_norm(states))
+        return self._fed(states + self.mixed(normed, rows, present), rows)
+
+    def _fed(self, states: Tensor, rows: Rows) -> Tensor:
+        return states + rows.scaled(self.mlp(self.mlp_norm(states)))
 
 
 def split_heads(states: Tensor, heads: int) -> Tensor:

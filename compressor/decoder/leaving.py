@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from compressor.contract.choice import LayerRows, LayerScore, highest_places
 from compressor.decoder.cache import Filled, Grown
-from compressor.decoder.layer import Heads, Rows
+from compressor.decoder.layer import Heads
 from compressor.decoder.ops import LEAST
+from compressor.decoder.places import Rows
 from compressor.plan.kept import Kept
 
 

@@ -1,40 +1,36 @@
 """The decoder on two row groups: visual rows and text rows travel as two tensors from layer to layer."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from compressor.contract.choice import LayerRows, LayerScore, rows_at
+from compressor.contract.choice import LayerRows, LayerScore, RunRule, rows_at
 from compressor.decoder.cache import NO_PAST, Buffer, KeyValue, PastTensors, opened
-from compressor.decoder.cut_layer import CutLayer
 from compressor.decoder.gates import Gate, fires, gate_input, gate_selection, rows_asked
-from compressor.decoder.layer import DecoderLayer, Kinds, Linear, RMSNorm
+from compressor.decoder.growing import Growing
+from compressor.decoder.layer import DecoderLayer, Linear, RMSNorm
+from compressor.decoder.layers.kinds import layer_of
 from compressor.decoder.leaving import (
     Leaving,
     heads_with_visual,
     last_row_attention,
 )
-from compressor.decoder.masked_layer import MaskedLayer
 from compressor.decoder.ops import project_tied
-from compressor.decoder.rows.growing import Growing
-from compressor.decoder.rows.places import CallPlaces
-from compressor.facts import DecoderDims
+from compressor.decoder.places import CallPlaces, Kinds, Positions, Rotary
 from compressor.plan.dead_rows import deepstack_layers
-from compressor.plan.layer import LayerPlan
 from compressor.plan.plan import TEXT_PAST, Plan
 
 __all__ = ["Decoder", "KeyValue", "Stage"]
 
 
-Positions = Tensor | tuple[Tensor, Tensor]
-"""Rotary positions of a call's rows [B, V + T, A]; in graphs of visual and of text rows, two tensors."""
-
-
 NO_SCORES: Mapping[int, LayerScore] = MappingProxyType({})
 """Of a decoder in which no visual rows leave at a layer by a score."""
+
+NO_RUNS: Mapping[int, RunRule] = MappingProxyType({})
+"""Of a decoder whose layers all visual rows run that are there."""
 
 NOTHING_ADDED: Mapping[int, Tensor] = MappingProxyType({})
 """Rows [B, V, D] to add to the visual rows behind a layer, by its index: none."""
@@ -65,13 +61,19 @@ class Decoder(nn.Module):
         plan: decides every layer.
         logits: `last` for the logits of the last text row, `all` for those of every text row.
         scores: by which visual rows go on at the inputs of layers, for each layer where some leave.
+        runs: how visual rows are chosen that run layers alone, for each such layer.
 
     Raises:
-        ValueError: a layer where rows leave has no score.
+        ValueError: a layer where rows leave has no score, or one that some run no rule.
     """
 
     def __init__(
-        self, plan: Plan, *, logits: str = "last", scores: Mapping[int, LayerScore] = NO_SCORES
+        self,
+        plan: Plan,
+        *,
+        logits: str = "last",
+        scores: Mapping[int, LayerScore] = NO_SCORES,
+        runs: Mapping[int, RunRule] = NO_RUNS,
     ) -> None:
         super().__init__()
         self.plan = plan
@@ -80,9 +82,11 @@ class Decoder(nn.Module):
         self.segments = plan.segments()
         self.caches = plan.caches()
         self.tells_rows = plan.tells_rows
+        self.some_run = tuple(plan.runs())
         self.deepstack = deepstack_layers(plan)
+        self.rotary = Rotary(dims)
         self.layers = nn.ModuleList(
-            _layer(dims, layer, plan.model.token_grid) for layer in plan.layers
+            layer_of(layer, plan.model, self.rotary, runs.get(layer.index)) for layer in plan.layers
         )
         self.gates = nn.ModuleDict()
         if plan.gates is not None:
@@ -101,20 +105,6 @@ class Decoder(nn.Module):
             self.tied_head = nn.Parameter(torch.empty(dims.vocab, dims.hidden))
         else:
             self.head = Linear(dims.hidden, dims.vocab, bias=False)
-        self.inv_freq: Tensor
-        # Real numbers also while a decoder is laid out on the meta device; they follow its weights later.
-        inv_freq = torch.tensor(dims.rope_inv_freq, dtype=torch.float32, device="cpu")
-        self.register_buffer("inv_freq", inv_freq, persistent=False)
-        self.axes: Tensor | None
-        axes = None if dims.rope_axes is None else torch.tensor(dims.rope_axes, device="cpu")
-        self.register_buffer("axes", axes, persistent=False)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move the decoder to a device or to another dtype; rotary frequencies stay float32."""
-        exact = self.inv_freq
-        super()._apply(fn, recurse)
-        self.inv_freq = exact.to(self.inv_freq.device)
-        return self
 
     def forward(
         self,
@@ -137,14 +127,14 @@ class Decoder(nn.Module):
                 which rows of the past are visual, if the plan `tells_rows`. With fixed caches: buffers
                 [B, H_kv, C, d] and [B, C], and behind them [B] int64 for each of `length_names`, how many
                 rows are filled.
-            positions: see `places`.
+            positions: see `Rotary.places`.
             deepstack: see `added_by`, of the layers that `deepstack_layers` tells.
 
         Returns:
             Logits [B, 1 or T, vocab] in float32, and the past to pass to the next call; with fixed caches
             the buffers alone: the caller counts their rows.
         """
-        places = self.places(visual_index, text_index, inputs_embeds.dtype, positions)
+        places = self.rotary.places(visual_index, text_index, inputs_embeds.dtype, positions)
         visual, text = visual_embeds, inputs_embeds
         present: list[KeyValue | Tensor] = []
         pairs, past_visual, keys = opened(past, self.caches, tells_rows=self.tells_rows)
@@ -165,7 +155,7 @@ class Decoder(nn.Module):
             if str(segment.start) in self.growing:
                 grow = self.growing[str(segment.start)]
                 visual, *moved = grow(visual, visual_index, text_index)
-                places = self.places(moved[0], moved[1], text.dtype)
+                places = self.rotary.places(moved[0], moved[1], text.dtype)
             mine = [p for p, c in zip(pairs, self.caches, strict=True) if c.layer in segment]
             ran = self.run(segment, visual, text, places, mine, kinds, added)
             visual, text = ran.visual, ran.text
@@ -211,10 +201,11 @@ class Decoder(nn.Module):
     ) -> Ran:
         """Run a segment of layers on their own caches; visual rows get what is added behind each."""
         caches = [cache for cache in self.caches if cache.layer in segment]
-        # The first cache of each kind tells how the keys of all lie.
+        # The first cache of each kind tells how the keys of all lie; layers that some rows run see to theirs.
         lie = {
             cache.length == TEXT_PAST: pair.keys()
             for cache, pair in reversed(list(zip(caches, pairs, strict=True)))
+            if cache.length == TEXT_PAST or cache.layer not in self.some_run
         }
         call = places.call(text.shape[1], lie.get(False, NO_PAST), lie.get(True, NO_PAST), kinds)
         present: list[KeyValue] = []
@@ -226,39 +217,6 @@ class Decoder(nn.Module):
             visual = visual + added[i] if i in added else visual
             present += more
         return Ran(visual, text, present, entered)
-
-    def places(
-        self,
-        visual_index: Tensor,
-        text_index: Tensor,
-        dtype: torch.dtype,
-        positions: Positions | None = None,
-    ) -> CallPlaces:
-        """Return the places of a call's rows, and their rotations.
-
-        Args:
-            visual_index: [B, V] places of the visual rows.
-            text_index: [B, T] places of the text rows.
-            dtype: of the rotations.
-            positions: what turns the rotations, A numbers a row: 1, or those that `rope_axes` chooses from.
-                None: the places, where A is 1.
-
-        Raises:
-            ValueError: A is more than 1, and there are no positions.
-        """
-        index = torch.cat([visual_index, text_index], dim=1)  # [B, S]
-        if positions is None and self.axes is not None:
-            raise ValueError("this decoder turns rows on several axes: give the rows' positions")
-        if isinstance(positions, tuple):
-            positions = torch.cat(positions, dim=1)
-        turned = index[..., None] if positions is None else positions
-        # float32 whatever the model's dtype: float16 cannot tell positions above 2048 apart.
-        turned = turned.to(torch.float32)
-        if self.axes is not None:
-            turned = turned.index_select(2, self.axes)
-        angle = turned * self.inv_freq  # [B, S, d / 2]
-        scale = self.dims.rope_scale
-        return CallPlaces(index, (angle.cos() * scale).to(dtype), (angle.sin() * scale).to(dtype))
 
     def next_token_logits(self, text: Tensor) -> Tensor:
         """[B, T, D] -> [B, 1 or T, vocab] in float32."""
@@ -310,7 +268,7 @@ class Stage(nn.Module):
             last stage: logits and keys and values.
         """
         decoder = self.decoder
-        places = decoder.places(visual_index, text_index, text.dtype, positions)
+        places = decoder.rotary.places(visual_index, text_index, text.dtype, positions)
         pairs, *_ = opened(past, self.caches, tells_rows=False)
         added = added_by(deepstack, self.deepstack, visual)
         visual, text, present, _ = decoder.run(
@@ -346,12 +304,6 @@ def added_by(
             f"{len(deepstack)} tensors of deepstack rows, layers {[*layers]} need one each"
         )
     return NOTHING_ADDED
-
-
-def _layer(dims: DecoderDims, plan: LayerPlan, grid: tuple[int, int] | None) -> nn.Module:
-    if plan.masked:
-        return MaskedLayer(dims, plan, grid)
-    return CutLayer(dims, plan, grid) if plan.cuts else DecoderLayer(dims, plan)
 
 
 def rows_kept(gate_logits: Tensor, remaining: Tensor, visual: int) -> tuple[Tensor, int]:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from compressor.contract.choice import LayerScore
-from compressor.decoder.model import NO_SCORES, Decoder, Stage
+from compressor.contract.choice import LayerScore, RunRule
+from compressor.decoder.model import NO_RUNS, NO_SCORES, Decoder, Stage
 from compressor.disk.gate_file import GateFile
+from compressor.disk.router_file import RouterFile
 from compressor.errors import ModelError
 from compressor.plan.plan import Plan
 
@@ -25,6 +26,7 @@ LAYER_SOURCES = {
     "mlp.gate": "mlp.gate_proj",
     "mlp.up": "mlp.up_proj",
     "mlp.down": "mlp.down_proj",
+    "router": "router",
 }
 
 # Where DyVTE's released code keeps its gates, below the language model.
@@ -63,6 +65,20 @@ def load_gates(file: GateFile, layers: Sequence[int]) -> LoadedGates:
             if layer in layers:
                 tensors[f"{GATES_SOURCE}.{layer}.{part}.weight"] = stored.get_tensor(name).float()
     return LoadedGates(tuple(layers), file.width, file.digest, tensors)
+
+
+def load_routers(file: RouterFile, layers: Sequence[int]) -> dict[str, Tensor]:
+    """Load the routers of some layers, in float32, named as in `source_of`; each has a tensor of its own.
+
+    Args:
+        file: that was checked for these layers.
+        layers: that some visual rows run alone.
+    """
+    from safetensors import safe_open
+
+    with safe_open(file.path, framework="pt") as stored:
+        found = {name: stored.get_tensor(name).float() for name in file.names.values()}
+    return {f"layers.{i}.router.weight": found[file.names[file.place(i)]].clone() for i in layers}
 
 
 def source_of(name: str) -> tuple[str, bool]:
@@ -229,6 +245,7 @@ def decoder_from(
     *,
     logits: str = "last",
     scores: Mapping[int, LayerScore] = NO_SCORES,
+    runs: Mapping[int, RunRule] = NO_RUNS,
 ) -> Decoder:
     """Build the plan's decoder on the original's tensors and their device; only scattered parts are copied.
 
@@ -237,12 +254,13 @@ def decoder_from(
         tensors: the original's, named as in `source_of`, linear weights [out, in].
         logits: as in `Decoder`.
         scores: as in `Decoder`.
+        runs: likewise.
 
     Raises:
         ModelError: tensors are missing or of another shape; all are listed.
     """
     with torch.device("meta"):
-        decoder = Decoder(plan, logits=logits, scores=scores)
+        decoder = Decoder(plan, logits=logits, scores=scores, runs=runs)
     problems, filled = [], {}
     shapes = {name: tuple(parameter.shape) for name, parameter in decoder.named_parameters()}
     for name, weight in stored_weights(decoder).items():

@@ -1,8 +1,7 @@
 """The safetensors file of DyVTE's gates.
 
 Names are those of the released code: `model.visual_gates_router.{i}.w1.weight`, `.w2.weight`.
-`train-gates` writes into its metadata which model the gates belong to; files of others have none, and then
-shapes alone are compared.
+`train-gates` writes into its metadata which model the gates belong to.
 """
 
 import json
@@ -11,14 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from compressor.disk.files import is_file, sha256_of
-from compressor.disk.mistaken import mistaken
-from compressor.disk.model_digest import difference, same_model
+from compressor.disk.weight_file import WeightFile, other_model
 from compressor.errors import GatesError
 from compressor.facts import ModelFacts
 
 NAME = re.compile(r"^(?:model\.)?visual_gates_router\.(\d+)\.(w[12])\.weight$")
-MODEL_DIGEST = "model_digest"
 
 
 @dataclass(frozen=True)
@@ -51,18 +47,8 @@ class GateFile:
         Raises:
             GatesError: missing, no safetensors file, or without gates.
         """
-        from safetensors import SafetensorError, safe_open
-
-        if (problem := mistaken(path, "gates")) is not None:
-            raise GatesError([problem])
-        if not is_file(path):
-            raise GatesError([f"{path}: no such file; train gates with `vtcompress train-gates`"])
-        try:
-            with safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
-                found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as failure:
-            raise GatesError([f"{path}: no readable safetensors file: {failure}"]) from None
+        file = WeightFile.read(path, GatesError, "train gates with `vtcompress train-gates`")
+        found = file.shapes
         places = {name: (int(match[1]), match[2]) for name in found if (match := NAME.match(name))}
         if not any(part == "w1" for _, part in places.values()):
             raise GatesError(
@@ -74,8 +60,8 @@ class GateFile:
             path=path,
             shapes={place: found[name] for name, place in places.items()},
             names={place: name for name, place in places.items()},
-            model_digest=metadata.get(MODEL_DIGEST),
-            digest=sha256_of(path),
+            model_digest=file.model_digest,
+            digest=file.digest,
         )
 
     def check(self, facts: ModelFacts, model_digest: str | None, candidates: Sequence[int]) -> None:
@@ -90,11 +76,10 @@ class GateFile:
             GatesError: of another model, of other shapes, or missing; all are named.
         """
         problems = []
-        own = self.model_digest
-        if None not in (own, model_digest) and not same_model(str(own), str(model_digest)):
+        if (differs := other_model(self.model_digest, model_digest)) is not None:
             problems.append(
-                f"{self.path}: trained on another model ({difference(str(own), str(model_digest))}); train "
-                "gates for this one with `vtcompress train-gates`"
+                f"{self.path}: trained on another model ({differs}); train gates for this one with "
+                "`vtcompress train-gates`"
             )
         hidden, width = facts.decoder.hidden, self.width
         for layer in candidates:

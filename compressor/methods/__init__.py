@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from pydantic import ValidationError, create_model
 
-from compressor.contract.choice import LayerScore
+from compressor.contract.choice import LayerScore, RunRule
 from compressor.contract.gated import GatedMethod
 from compressor.contract.measure import Measure
 from compressor.contract.method import Method, MethodWords, Trait, Turn
@@ -23,6 +23,8 @@ from compressor.methods.divprune import DivPrune
 from compressor.methods.dyvte import DyVTE
 from compressor.methods.fastv import FastV
 from compressor.methods.gprune import GPrune
+from compressor.methods.mixture.gamma_mod import GammaMod
+from compressor.methods.mixture.mod import Mod
 from compressor.methods.pool import Pooling
 from compressor.methods.random_choice import RandomChoice
 from compressor.methods.shortv import ShortV
@@ -44,6 +46,8 @@ BUILT_IN: Final[tuple[type[Method], ...]] = (
     DyVTE,
     Yopo,
     FastV,
+    GammaMod,
+    Mod,
     Skip,
     GPrune,
     DivPrune,
@@ -209,6 +213,15 @@ def layer_scores(plan: Plan) -> Mapping[int, LayerScore]:
     return {layer: chooser(kept).layer_score() for layer, kept in plan.keeps().items()}
 
 
+def run_rules(plan: Plan) -> Mapping[int, RunRule]:
+    """Return how the visual rows are chosen that run layers alone, for each such layer.
+
+    Raises:
+        PlanError: as `chooser`.
+    """
+    return {layer: chooser(run).run_rule() for layer, run in plan.runs().items()}
+
+
 def owner_of_measure(measure: str) -> str:
     """Return which method a measure is of, with the package that brought it."""
     owner = next(method for method in METHODS if measure in {m.name for m in method.measures})
@@ -235,6 +248,7 @@ def label_of_gates() -> str:
 ONE_OF: Final = {
     Trait.FRONT: "choose which visual tokens enter the decoder",
     Trait.EXIT: "choose where visual tokens leave",
+    Trait.RUNNING: "choose which visual tokens run a layer",
 }
 """What one entry of a recipe alone may do, in the plural."""
 
@@ -262,24 +276,26 @@ def methods_clash(entries: object) -> str | None:
     if front and grid:
         without = f"{front[0]}, behind which some of it is gone"
         return f"{grid[0]} cannot go with {without}: it {Trait.GRID}; leave one of them out"
-    rows, leaving, growing = (
+    rows, leaving, running, growing = (
         [claim.key for claim in claims if claim.trait is trait]
-        for trait in (Trait.READS_ROWS, Trait.LEAVING, Trait.GROWING)
+        for trait in (Trait.READS_ROWS, Trait.LEAVING, Trait.RUNNING, Trait.GROWING)
     )
-    if rows and leaving:
-        return (
-            f"{' and '.join(rows)} cannot go with {' and '.join(leaving)}: rows that leave take their "
-            "neighbours with them; leave one of them out"
-        )
-    for others, why in (
-        (rows, "it tells tokens by the prompt, which has none of those that are new"),
-        (leaving, "of those that go on, each tile has another number"),
+    for some, others, reason in (
+        (rows, leaving, "rows that leave take their neighbours with them"),
+        (rows, running, "rows that pass a layer by have nothing there that others could read"),
+        (growing, rows, "it tells tokens by the prompt, which has none of those that are new"),
+        (growing, leaving, "of those that go on, each tile has another number"),
+        (
+            growing,
+            running,
+            "it counts on the number of tokens of a tile, which changes at the layer",
+        ),
     ):
-        if others and growing:
-            both = f"{' and '.join(growing)} cannot go with {' and '.join(others)}"
-            return f"{both}: {why}; leave one of them out"
+        if some and others:
+            both = f"{' and '.join(some)} cannot go with {' and '.join(others)}"
+            return f"{both}: {reason}; leave one of them out"
     for claim in claims:
-        if (others := rows + leaving + growing) and claim.trait is Trait.PER_PROMPT:
+        if (others := rows + leaving + running + growing) and claim.trait is Trait.PER_PROMPT:
             rest = (
                 f"gates that decide for each prompt; take {claim.remedy}, or leave one of them out"
             )

@@ -9,7 +9,8 @@ width W on one pair of states: 4DW + 4W.
 Where visual tokens take part in some heads alone, the others do everything on t rows, attention t x t. In a
 window of side w on a grid of width g a visual row reads a band of w * g visual keys and t text keys. Neurons
 that visual rows do not use run on t rows, and so does an operator that they go without. Where k of n visual
-rows go on, a layer has k. Where n rows of a tile become m, a layer has these, and making V of them costs 2VnD
+rows go on, a layer has k; where k of n run it, it costs what it costs of k, and 2Dw for each row that a
+router of w outputs reads. Where n rows of a tile become m, a layer has these, and making V of them costs 2VnD
 in front of it. Masked layers run attention in full, whatever they mask.
 
 Where gates decide, the figures are means over the exits that calibration saw; without a calibration
@@ -99,10 +100,12 @@ def layer_flops(
     Args:
         dims: of the decoder.
         layer: what visual rows do.
-        visual: V.
+        visual: V that are there.
         text: T.
         grid: rows and columns of one image's visual tokens; needed for a window.
     """
+    router = 0 if layer.run is None else 2 * dims.hidden * layer.run.outputs * (visual + text)
+    visual = layer.running(visual)
     rows = text if layer.exited else visual + text
     busy = text if layer.frozen or layer.without == "attention" else rows
     seen = _seen_groups(dims, layer)
@@ -119,12 +122,12 @@ def layer_flops(
     used_rows = text if layer.frozen or layer.without == "mlp" else rows
     neuron_rows = used * used_rows + (dims.intermediate - used) * text
     projections = 4 * dims.hidden * dims.head_dim * (query_rows + key_rows)
-    return projections + 4 * dims.head_dim * pairs + 6 * dims.hidden * neuron_rows
+    return router + projections + 4 * dims.head_dim * pairs + 6 * dims.hidden * neuron_rows
 
 
 def layer_kv_values(dims: DecoderDims, layer: LayerPlan, visual: int, text: int) -> int:
     """Numbers in one layer's KV cache after a prefill of V visual and T text rows, K and V together."""
-    rows = text if layer.exited else visual + text
+    rows = text if layer.exited else layer.running(visual) + text
     seen = _seen_groups(dims, layer)
     return 2 * dims.head_dim * (seen * rows + (dims.kv_heads - seen) * text)
 

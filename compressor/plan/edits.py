@@ -7,7 +7,7 @@ from compressor.errors import PlanError
 from compressor.facts import ModelFacts
 from compressor.plan.dead_rows import freeze_dead_rows
 from compressor.plan.growth import Growth
-from compressor.plan.kept import Kept
+from compressor.plan.kept import Kept, Running
 from compressor.plan.layer import LayerPlan, Operator, Reason
 from compressor.plan.plan import Plan, Workload
 
@@ -88,6 +88,22 @@ def grow_at(plan: Plan, layer: int, grown: Growth) -> Plan:
         PlanError: the model has no such layer, or it is the first.
     """
     return _at_input("grow_at", plan, layer, grow=grown)
+
+
+def run_some(plan: Plan, runs: Mapping[int, Running]) -> Plan:
+    """Return the plan with some visual rows running layers alone, where they have not left by then.
+
+    Raises:
+        PlanError: layers that the model does not have.
+    """
+    _check_layers("run_some", [*runs], range(len(plan.layers)))
+    layers = tuple(
+        entry.model_copy(update={"run": runs[entry.index]})
+        if entry.index in runs and not entry.exited
+        else entry
+        for entry in plan.layers
+    )
+    return plan.model_copy(update={"layers": layers})
 
 
 def keep_in_front(plan: Plan, count: int, by: str, asked: Mapping[str, Any]) -> Plan:

@@ -1,8 +1,8 @@
-"""Which of the visual rows go on, as data: k of every n, by a method's rule."""
+"""Which of the visual rows go on, or run a layer, as data: k of every n, by a method's rule."""
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import model_validator
 
@@ -33,6 +33,20 @@ class Kept(Facts):
     def rows(self, visual: int) -> int:
         """Return how many of so many visual rows go on; numbers, or sizes of the exporter."""
         return visual * self.count // self.of
+
+
+class Running(Kept):
+    """k of every n visual rows run a layer; the others pass by it and leave no keys and values there.
+
+    Attributes:
+        within: whether rows compete with all visual ones of a call, or with those of their own tile.
+        outputs: numbers that the router gives of a row.
+        weights: sha256 of the file of routers.
+    """
+
+    within: Literal["call", "tile"] = "call"
+    outputs: Positive = 1
+    weights: str = ""
 
 
 def rows_of_share(share: float, rows: int) -> int:

@@ -13,7 +13,7 @@ from pydantic import (
 
 from compressor.facts import Facts
 from compressor.plan.growth import Growth
-from compressor.plan.kept import Kept
+from compressor.plan.kept import Kept, Running
 
 Natural = Annotated[int, Field(ge=0)]
 
@@ -61,6 +61,9 @@ class LayerPlan(Facts):
         without: the operator that visual rows go without; text rows still read their keys and values.
         keep: which visual rows go on at the input of this layer; the others are gone from it on.
         grow: how many visual rows become how many at the input of this layer.
+        run: which of the visual rows that are there run this layer; the others pass by it unchanged, have no
+            keys and values in it, and are there again behind it. What else is said of visual rows is said of
+            those that run.
     """
 
     index: int = Field(ge=0)
@@ -75,6 +78,7 @@ class LayerPlan(Facts):
     without: Operator | None = None
     keep: Kept | None = None
     grow: Growth | None = None
+    run: Running | None = None
 
     @model_serializer(mode="wrap")
     def _without_cuts_that_are_not_made(
@@ -91,7 +95,7 @@ class LayerPlan(Facts):
         layer = LayerPlan(index=self.index, visual=visual, reason=reason)
         if not layer.frozen:
             return layer
-        names = ("groups", "masked", "off", "keep", "grow")
+        names = ("groups", "masked", "off", "keep", "grow", "run")
         return layer.model_copy(update={name: getattr(self, name) for name in names})
 
     def leaving_out(self, operator: Operator, reason: Reason) -> "LayerPlan":
@@ -119,7 +123,7 @@ class LayerPlan(Facts):
     def _cuts_make_sense(self) -> "LayerPlan":
         exclusive = (
             (
-                self.exited and (self.cuts or self.keep is not None or self.grow is not None),
+                self.exited and (self.cuts or self.changes or self.run is not None),
                 "visual rows are gone, so nothing of them can be cut",
             ),
             (
@@ -145,6 +149,10 @@ class LayerPlan(Facts):
             ),
             (self.window_causal and self.window is None, "window_causal goes with window"),
             (self.neurons == (), "visual rows need a neuron at least"),
+            (
+                self.run is not None and self.tells_rows,
+                "windows and the masked semantics must know every visual row of the past, and some alone run",
+            ),
         )
         problem = next((words for wrong, words in exclusive if wrong), "")
         for name in ("groups", "neurons"):
@@ -160,6 +168,10 @@ class LayerPlan(Facts):
         """Whether visual rows do less: in fewer heads, among neighbours, of fewer neurons or operators."""
         parts = (self.groups, self.window, self.neurons, self.without)
         return self.off or any(part is not None for part in parts)
+
+    def running(self, visual: int) -> int:
+        """Return how many of so many visual rows that are there run the layer, or have keys in it."""
+        return visual if self.run is None else self.run.rows(visual)
 
     @property
     def changes(self) -> tuple[Kept | Growth, ...]:

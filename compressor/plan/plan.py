@@ -21,8 +21,9 @@ from compressor.disk.model_digest import difference, same_model
 from compressor.errors import ArtifactError, PlanError
 from compressor.facts import Facts, ModelFacts, Positive
 from compressor.plan.growth import Growth, why_not_grown
-from compressor.plan.kept import Kept, why_no_front
+from compressor.plan.kept import Kept, Running, why_no_front
 from compressor.plan.layer import LayerPlan, Natural
+from compressor.plan.some_run import run_lengths, runs_of, why_not
 
 PlanFormat = Annotated[Literal[2], BeforeValidator(lambda number: 2 if number == 1 else number)]
 """Format 1 differs in the older names of reasons alone, which are read, so a plan of it is one of today."""
@@ -38,7 +39,8 @@ class Cache(Facts):
         layer: whose they are.
         part: `` for heads in which visual tokens take part, `text_` for the others of a split layer.
         groups: how many key/value heads.
-        length: name of its length: `past`, `past_12` behind a gate, `past_text` for text rows alone.
+        length: name of its length: `past`, `past_12` behind a gate, `past_runs_3` where some visual rows run
+            alone, `past_text` for text rows alone.
     """
 
     layer: int
@@ -176,6 +178,8 @@ class Plan(Facts):
                 raise ValueError("gates exclude visual rows that leave at a layer")
             if self.grows():
                 raise ValueError("gates exclude visual rows that grow at a layer")
+            if self.runs():
+                raise ValueError("gates exclude layers that some visual rows run alone")
             if self.gates.candidates[-1] >= len(self.layers) - 1:
                 last = len(self.layers) - 2
                 raise ValueError(f"candidates {self.gates.candidates} reach beyond layer {last}")
@@ -194,6 +198,8 @@ class Plan(Facts):
             )
         for layer, grown in self.grows().items():
             self._check_grown(layer, grown)
+        if problem := why_not(self.layers, self.model, self.rows_kept or self.model.tile_rows):
+            raise ValueError(problem)
         return self
 
     def _check_cuts(self) -> None:
@@ -254,6 +260,8 @@ class Plan(Facts):
             raise ValueError(
                 f"{place}: rows that leave at a layer leave different numbers of each tile"
             )
+        if self.runs():
+            raise ValueError(f"{place}: layers that some rows run count on the rows of a tile")
         if self.tells_rows:
             raise ValueError(
                 f"{place}: windows and the masked semantics number visual rows by the prompt"
@@ -276,9 +284,9 @@ class Plan(Facts):
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """Names of the methods that layers give as a reason, or that change how many rows there are."""
-        changes = [self.front, *(change for layer in self.layers for change in layer.changes)]
-        choosers = [change.by for change in changes if change is not None]
+        """Names of the methods that layers give as a reason, or that choose among rows or add some."""
+        choices = [self.front, *(c for layer in self.layers for c in (*layer.changes, layer.run))]
+        choosers = [choice.by for choice in choices if choice is not None]
         reasons = dict.fromkeys([*choosers, *(layer.reason for layer in self.layers)])
         return tuple(name for name in reasons if name not in ("", "dead"))
 
@@ -320,6 +328,10 @@ class Plan(Facts):
         """Whether rows that grow move the text behind them on: there are more than image tokens."""
         return any(grown.count != self.model.tile_rows for grown in self.grows().values())
 
+    def runs(self) -> dict[int, Running]:
+        """Return which visual rows run layers that not all run, by layer."""
+        return runs_of(self.layers)
+
     def rows_of_layers(self, visual: int) -> tuple[int, ...]:
         """Return how many visual rows each layer has, of so many that enter the decoder; gates aside."""
         found = []
@@ -336,13 +348,16 @@ class Plan(Facts):
         """
         found: dict[str, tuple[Kept | Growth, ...]] = {}
         so_far: tuple[Kept | Growth, ...] = ()
+        names = run_lengths(self.layers, self.segments())
         for layer in self.layers:
             if layer.changes:
                 so_far = found[f"past_{layer.index}"] = (*so_far, *layer.changes)
+            if layer.run is not None:
+                found[names[layer.index]] = (*so_far, layer.run)
         return found
 
     def segments(self) -> tuple[range, ...]:
-        """Runs of layers whose caches have one length: cut at an exit, a gate, where rows leave or grow."""
+        """Runs of layers that the same rows enter: cut at an exit, a gate, where rows leave or grow."""
         cuts = sorted({*self.keeps(), *self.grows(), *filter(None, [self.exit_layer])})
         if self.gates is not None:
             cuts = [candidate + 1 for candidate in self.gates.candidates]
@@ -354,7 +369,7 @@ class Plan(Facts):
             layer: f"past_{segment.start}" if segment.start else "past"
             for segment in self.segments()
             for layer in segment
-        }
+        } | run_lengths(self.layers, self.segments())
         everything = self.model.decoder.kv_heads
         found = []
         for layer in self.layers:
@@ -377,7 +392,7 @@ class Plan(Facts):
 
         Dead rows change nothing, and behind an exit no gate is asked.
         """
-        cut = [layer for layer in self.layers if layer.cuts or layer.frozen_by_method]
+        cut = [x for x in self.layers if x.cuts or x.frozen_by_method or x.run is not None]
         seen = [layer.model_dump(mode="json") for layer in cut]
         if self.front is not None:
             seen.append(self.front.model_dump(mode="json"))
@@ -444,6 +459,26 @@ class Plan(Facts):
                 [
                     f"the plan was made with gates of digest {self.gates.digest[:12]}, given: {found}; give "
                     "these gates, or make the plan anew with `vtcompress plan`"
+                ]
+            )
+
+    def check_routers(self, digest: str | None) -> None:
+        """Refuse to be used with other routers, where layers have some.
+
+        Args:
+            digest: sha256 of the file of the routers at hand; None: there are none.
+
+        Raises:
+            ArtifactError: the plan was made with other routers.
+        """
+        made = {run.weights for run in self.runs().values()}
+        if made - {digest}:
+            wanted = " and ".join(sorted(weights[:12] for weights in made))
+            found = f"digest {digest[:12]}" if digest else "none"
+            raise ArtifactError(
+                [
+                    f"the plan was made with routers of digest {wanted}, given: {found}; give these routers, "
+                    "or make the plan anew with `vtcompress plan`"
                 ]
             )
 

@@ -122,7 +122,7 @@ LayerOrDepth = Annotated[
 DataPath = Annotated[Path, BeforeValidator(_path_of(".jsonl"))]
 
 
-GatesPath = Annotated[Path, BeforeValidator(_path_of(".safetensors"))]
+WeightsPath = Annotated[Path, BeforeValidator(_path_of(".safetensors"))]
 
 
 MaskPath = Annotated[Path, BeforeValidator(_path_of(".npy or .safetensors"))]

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from compressor.disk.files import DRAWING_MARK, read_text, sha256_of
-from compressor.disk.gate_file import MODEL_DIGEST
 from compressor.disk.locks import LOCK_MARK
 from compressor.disk.paths import working_stem
+from compressor.disk.weight_file import MODEL_DIGEST
 from compressor.errors import ArtifactError
 from export.artifact.engine_set import ENGINES_FILE, ENGINES_FOLDER, TIMING_FILE
 from export.artifact.manifest import MANIFEST_FILE

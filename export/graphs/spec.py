@@ -24,6 +24,7 @@ from compressor.facts import POSITION_AXES, Facts, ModelFacts, Positive
 from compressor.plan.dead_rows import deepstack_layers
 from compressor.plan.kept import Kept
 from compressor.plan.plan import Cache, Plan, length_names
+from compressor.plan.some_run import RUNS_PAST
 from export.graphs.limits import Limits
 
 DType = Literal["float32", "float16", "bfloat16", "int64", "bool"]
@@ -84,8 +85,8 @@ class GraphSpec(Facts):
     Attributes:
         name: `vision`, `embed`, `decoder`, `decoder_stage_0`.., `baseline_decoder` or `baseline_vision`.
         file: its file in the artifact.
-        visual_multiple: what V is a multiple of: a tile's rows where a window reads their grid, or all of
-            them grow; else 1.
+        visual_multiple: what V is a multiple of: a tile's rows where these are laid out on a grid, compete
+            with each other, or all grow; else 1.
         pixel_multiple: what `height` and `width` of pictures are multiples of.
         gated: gates of the prompt decide on its exit; None, as in older artifacts: it is not told.
         kept: of caches by the name of their length, (k, n) for each time that k of n visual rows went on in
@@ -110,7 +111,12 @@ class GraphSpec(Facts):
     @property
     def reads_question(self) -> bool:
         """Whether what becomes of visual rows depends on rows behind them."""
-        choices = (pair for pairs in self.kept.values() for pair in pairs)
+        choices = (
+            pair
+            for name, pairs in self.kept.items()
+            if not name.startswith(RUNS_PAST)
+            for pair in pairs
+        )
         return self.reads_gates or any(count <= of for count, of in choices)
 
     @property
@@ -419,4 +425,6 @@ def _multiple(plan: Plan) -> int:
     """Return what a decoder's V is a multiple of; see `GraphSpec`."""
     if any(layer.window is not None for layer in plan.layers):
         return plan.model.grid_cells
-    return next((grown.of for grown in plan.grows().values()), 1)
+    of_tiles = [run.of for run in plan.runs().values() if run.within == "tile"]
+    of_tiles += [grown.of for grown in plan.grows().values()]
+    return of_tiles[0] if of_tiles else 1

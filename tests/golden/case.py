@@ -17,8 +17,11 @@ from compressor.decoder import decoder_from
 from compressor.decoder.full_pass import full_pass
 from compressor.facts import DecoderDims, ModelFacts
 from compressor.families import VisionEncoder
+from compressor.methods import layer_scores, run_rules
 from compressor.methods.dyvte import DyVTE
 from compressor.methods.gprune import GPrune, flow_scores
+from compressor.methods.mixture.gamma_mod import GammaMod
+from compressor.methods.mixture.ranks import attention_ranks, mean_ranks
 from compressor.methods.shortv import ShortV, layer_contribution
 from compressor.methods.visual_exit import VisualExit
 from compressor.methods.wico_plus import WicoPlus
@@ -42,6 +45,8 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-4
 # Contributions are means of tiny numbers: |a - b| <= RELATIVE |b| + ABSOLUTE, and the same ranking.
 RELATIVE, ABSOLUTE = 1e-4, 1e-6
+# Singular values at the tolerance are counted or not: ranks of one head, and their mean over a layer's.
+RANK_OF_HEAD, RANK_OF_LAYER = 1.0, 0.5
 
 
 @dataclass(frozen=True)
@@ -147,6 +152,13 @@ class Case:
                 # `*_heads`, are not compared: it cuts query heads, and rows of visual tokens read text in
                 # heads that they are cut from, which the released code for LLaVA has not.
                 method = VisualExit(layer=params["visual_off_from_layer"])
+            case "gamma_mod_fixed_capacity":
+                layers = range(self.model.decoder.layers)
+                method = GammaMod(
+                    routers=self.folder / "model.safetensors",
+                    dense=tuple(i for i in layers if i not in params["mod_layers"]),
+                    keep=params["visual_capacity"] / spans["visual"],
+                )
             case other:
                 raise ValueError(f"{self.folder}: method {other!r} is not supported")
         return make_plan(self.model, "golden", [method], workload=workload)
@@ -201,8 +213,13 @@ class Line:
 def run(folder: Path) -> tuple[list[Line], dict[str, list[tuple[int, ...]]]]:
     """Run a case in every form; return the lines, and KV lengths after each prefill by form."""
     lines: list[Line] = []
+    whole = Case.read(folder)
+    if (
+        "arank" in whole.expected
+    ):  # of the dense model; its answers depend on data as no fixed graph does
+        return [*_ranks(whole)], {}
     lengths: dict[str, list[tuple[int, ...]]] = {}
-    for case in Case.read(folder).ratios:
+    for case in whole.ratios:
         with tempfile.TemporaryDirectory() as scratch:
             for name, side in _sides(case, Path(scratch)):
                 form = f"{name}{case.ratio}"
@@ -211,6 +228,8 @@ def run(folder: Path) -> tuple[list[Line], dict[str, list[tuple[int, ...]]]]:
                 same = [list(found) for found in side.lengths] == case.lengths
                 lines.append(Line(f"{form} kv lengths", 0.0, same))
         lines += _positions(case)
+    if "kept_visual" in whole.expected:
+        lines += _chosen(whole)
     if "scores" in case.expected:
         lines += _scores(case)
     if "layer_contribution" in case.expected:
@@ -220,7 +239,9 @@ def run(folder: Path) -> tuple[list[Line], dict[str, list[tuple[int, ...]]]]:
 
 def _sides(case: Case, scratch: Path) -> Iterator[tuple[str, "_Side"]]:
     plan = case.plan()
-    decoder = decoder_from(plan, case.tensors(), logits="all")
+    decoder = decoder_from(
+        plan, case.tensors(), logits="all", scores=layer_scores(plan), runs=run_rules(plan)
+    )
     vision = vision_of(plan, _Given(case.expected["features"])) if plan.front else None
     table = case.weights["model.embed_tokens.weight"]
     small = CompressedModel(plan, decoder, table, vision, None, None)  # type: ignore[arg-type]
@@ -265,6 +286,32 @@ def _scores(case: Case) -> Iterator[Line]:
     )
     yield _line("scores", scores[0], case.expected["scores"])
     yield Line("degree", 0.0, degree[0].long().equal(case.expected["degree"]))
+
+
+def _ranks(case: Case) -> Iterator[Line]:
+    """Compare the rank of each head's attention in the dense model, and their mean of each layer."""
+    decoder = decoder_from(identity_plan(case.model, "golden"), case.tensors())
+    full = full_pass(decoder, *map(torch.from_numpy, _rows(case, slice(None))[:4]))
+    pairs = {
+        "arank of heads": (attention_ranks(full), "arank_heads", RANK_OF_HEAD),
+        "arank": (mean_ranks(full), "arank", RANK_OF_LAYER),
+    }
+    for name, (found, array, most) in pairs.items():
+        difference = float((found - case.expected[array]).abs().max())
+        yield Line(name, difference, difference <= most)
+
+
+def _chosen(case: Case) -> Iterator[Line]:
+    """Compare which visual rows run layers that not all run, in the prefill."""
+    kept, plan = {}, case.plan()
+    decoder = decoder_from(plan, case.tensors(), runs=run_rules(plan))
+    for i in plan.runs():
+        decoder.layers[i].register_forward_pre_hook(lambda x, rows: kept.update({x: rows[0]}))
+    rows = [torch.from_numpy(part) for part in _rows(case, slice(None))[:4]]
+    with torch.inference_mode():
+        decoder(*rows, decoder.empty_past(1))
+        found = torch.cat([layer.chosen(layer.weights(visual)) for layer, visual in kept.items()])
+    yield Line("kept places", 0.0, found.equal(case.expected["kept_visual"]))
 
 
 def _contribution(case: Case) -> list[Line]:

@@ -33,7 +33,9 @@ def raise_if_missed(failures: tuple[str, ...]) -> None:
 @click.option(
     "--model", help="The original, hub id or folder: measure it and export fidelity anew."
 )
-@click.option("--gates", type=FILE, help="The gates' weights, if the plan has gates; with --model.")
+@click.option(
+    "--gates", type=FILE, help="Weights of gates or routers, if the plan has any; with --model."
+)
 @click.option(
     "--trust-remote-code",
     is_flag=True,

@@ -49,7 +49,7 @@ def recipe_options(command: Command) -> Command:
         click.option(
             "--gates",
             type=READ,
-            help="Weights of a method's gates (safetensors); overrides the recipe.",
+            help="Weights of a method's gates or routers (safetensors); overrides the recipe.",
         ),
         click.option("--seed", type=click.IntRange(min=0), help="Which of them are drawn."),
     )

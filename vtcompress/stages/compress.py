@@ -1,6 +1,7 @@
 """The stage that cuts a model in memory, and writes it as a folder."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from vtcompress.stages.checks.prompts import check_recipe_prompts
 from vtcompress.stages.checks.recipe import (
     check_made_by,
     check_plan_facts,
-    check_plan_gates,
+    check_plan_weights,
     digest_of_plan,
 )
 from vtcompress.stages.checks.rewrite import check_rewrite
@@ -44,9 +45,14 @@ if TYPE_CHECKING:
 def compress_for_export(
     model: "LoadedModel", plan: Plan, recipe: Recipe, gates: "LoadedGates | None" = None
 ) -> "CompressedModel":
-    """Apply a plan to a loaded model, with the logits that the recipe asks for."""
+    """Apply a plan to a loaded model, with the logits that the recipe asks for.
+
+    Raises:
+        RoutersError: see `with_routers`.
+    """
     from compressor.compressed import compress
 
+    model = with_routers(model, plan, recipe)
     return compress(model, plan, logits=recipe.export.logits, gates=gates)
 
 
@@ -61,6 +67,21 @@ def load_plan_gates(plan: Plan, recipe: Recipe, model: "LoadedModel") -> "Loaded
     if plan.gates is None:
         return None
     return load_gates(recipe.gate_file(model.facts, model.digest), plan.gates.candidates)
+
+
+def with_routers(model: "LoadedModel", plan: Plan, recipe: Recipe) -> "LoadedModel":
+    """Return a model with the recipe's routers among its tensors, where a plan asks for some.
+
+    Raises:
+        RoutersError: the recipe names none, or they do not fit the model.
+    """
+    from compressor.decoder.weights import load_routers
+
+    layers = tuple(plan.runs())
+    file = recipe.router_file(model.facts, model.digest, layers) if layers else None
+    if file is None:
+        return model
+    return replace(model, tensors={**model.tensors, **load_routers(file, layers)})
 
 
 def write_inputs(folder: Path, recipe: Recipe, plan: Plan, profile: Profile | None) -> None:
@@ -108,7 +129,7 @@ def compress(
     staging.check_place(output, **needs)
     check_recipe_prompts(recipe, (), progress)
     facts = model_facts(recipe)
-    check_plan_gates(plan, recipe, facts, None)
+    check_plan_weights(plan, recipe, facts, None)
     check_plan_facts(plan, facts)
     check_made_by(plan, recipe, measured)
     weights = model_folder(recipe).glob("*.safetensors")
@@ -125,7 +146,7 @@ def compress(
     compress_for_export(model, plan, recipe, gates)
     check_rewrite(model)
     with staging.staged(output, **needs) as folder:
-        save_compressed(model, plan, folder, gates)
+        save_compressed(with_routers(model, plan, recipe), plan, folder, gates)
         write_inputs(folder, recipe, plan, measured)
         write_file_list(folder)
     return output

@@ -28,7 +28,7 @@ from export.runtime.runtime import Runtime
 from vtcompress.console import shown
 from vtcompress.shipped import PathLike
 from vtcompress.stages.checks.prompts import Asked, check_recipe_prompts
-from vtcompress.stages.checks.recipe import check_plan_gates, digest_of_plan
+from vtcompress.stages.checks.recipe import check_plan_weights, digest_of_plan
 from vtcompress.stages.checks.rewrite import rewrite_prompt
 from vtcompress.stages.compress import compress_for_export, load_plan_gates
 from vtcompress.stages.inputs import load_model, model_facts, require_compress
@@ -160,7 +160,7 @@ def validate(
         data: the data that the artifact was validated on, needed where it does not hold the pictures; or
             other data, for which the original is needed as well.
         model: the original, hub id or folder; needed for other data and to measure fidelity anew.
-        gates: file of the gates' weights, where the artifact's plan has gates and `model` is given.
+        gates: file of gates or routers, where the artifact's plan has any and `model` is given.
         limits: other limits than the artifact's recipe sets, such as `{"validate.loss.min_agreement": 0.9}`.
         threads: how many one operator has; None: the backend's choice.
         trust_remote_code: let the repository of `model` run code of its own; what the artifact says does not.
@@ -226,7 +226,7 @@ def _measure_again(
     check_recipe_prompts(changed, [Asked(samples, tokens)], progress)
     plan = Plan.load(artifact.folder / PLAN_FILE)
     facts = model_facts(changed)
-    check_plan_gates(plan, changed, facts, None)
+    check_plan_weights(plan, changed, facts, None)
     what, remedy = f"{artifact.folder}: the plan", "give the model that it was exported from"
     digest = digest_of_plan(plan, changed, facts, what=what, remedy=remedy)
     model = load_model(changed, progress, digest)

@@ -31,7 +31,7 @@ WORK, CACHE = (270.0, 42.0), (318.0, 42.0)
 
 @dataclass(frozen=True)
 class Lane:
-    """Which share of each part of one layer is computed for visual rows, from 0 to 1.
+    """Which share of each part of one layer is computed for visual rows, all or some, from 0 to 1.
 
     Attributes:
         attention: queries, attention and output projection.
@@ -50,7 +50,8 @@ def lane(layer: LayerPlan, dims: DecoderDims) -> Lane:
     """Return what visual rows do in a layer; masked heads are computed, so they count in full."""
     if layer.exited:
         return Lane(0, 0, 0, state(layer)[0])
-    heads = len(kept_heads(layer, dims)) / dims.heads if layer.split else 1.0
+    some = 1.0 if layer.run is None else layer.run.count / layer.run.of
+    heads = some * (len(kept_heads(layer, dims)) / dims.heads if layer.split else 1.0)
     masked = "off" if layer.off else "masked" if layer.masked else ""
     if layer.frozen:
         partly = layer.masked and not layer.read_by_no_head
@@ -58,7 +59,8 @@ def lane(layer: LayerPlan, dims: DecoderDims) -> Lane:
     window = f"{layer.window}x{layer.window}" if layer.window else ""
     label = masked or ("none" if not heads else window)
     attends = 0.0 if layer.without == "attention" else heads
-    return Lane(heads, attends, neurons_kept(layer, dims) / dims.intermediate, "", label)
+    fed = some * neurons_kept(layer, dims) / dims.intermediate
+    return Lane(heads, attends, fed, "", label)
 
 
 def layer_numbers(layers: int) -> list[Markup]:

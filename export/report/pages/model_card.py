@@ -150,7 +150,7 @@ def _how_to_run(dtype: str) -> list[Block]:
 
 def _limits(data: ReportData, origin: Origin) -> tuple[str, ...]:
     decode = "are not faster: they have no visual tokens."
-    if data.plan.front is not None or data.plan.keeps():
+    if data.plan.front is not None or data.plan.keeps() or data.plan.runs():
         decode = (
             "save only what they no longer read: keys and values of visual tokens that are gone."
         )

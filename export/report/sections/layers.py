@@ -16,7 +16,7 @@ from export.report.data import ReportData, measured
 from export.report.document import Beside, Block, Bullets, Chart, Group, Section, Table, Words
 from export.report.words.cuts import cut_columns, semantics_words, text_alone_columns
 from export.report.words.exits import exits_table, gates_words, mean_words, staying
-from export.report.words.front import front_words
+from export.report.words.front import front_words, kept_words
 from export.report.words.methods import added_words
 from export.report.words.states import states
 from export.results.loss_report import LossReport
@@ -145,6 +145,8 @@ def what_visual_rows_do(layer: LayerPlan) -> str:
     """Return in words what visual rows do in a layer; where gates decide, what they do if they are there."""
     if layer.exited:
         return f"exited ({layer.reason})"
+    if not layer.frozen and layer.run is not None:
+        return f"{kept_words(layer.run)} updated"
     if not layer.frozen:
         return "updated, read by no head (off)" if layer.off else "updated"
     dead = layer.reason == "dead"

@@ -16,7 +16,7 @@ def done(data: ReportData) -> tuple[str, ...]:
     """Return what was changed."""
     plan, layers = data.plan, len(data.plan.layers)
     out = sum(layer.frozen or layer.exited for layer in plan.layers)
-    cut = sum(layer.cuts and not layer.frozen for layer in plan.layers)
+    cut = sum(bool(layer.cuts or layer.run) and not layer.frozen for layer in plan.layers)
     always = " for every prompt, and behind a gate that fires" if plan.gates else ""
     up_to = "up to " if _differ(plan.model) else ""
     first = (
@@ -31,6 +31,8 @@ def done(data: ReportData) -> tuple[str, ...]:
     text = "Text tokens do in every layer what they did before."
     if may_exit(plan) or any(layer.cuts for layer in plan.layers):
         text = "Text tokens go through every layer and use every weight, as before."
+    if plan.runs():
+        text = "Text tokens go through every layer and use every weight."
     cuts = (*cut_sentences(plan, data.methods), *semantics_words(plan, data.methods))
     return (first, *front_words(plan), *found, *gates, *cuts, text)
 
@@ -89,6 +91,7 @@ def _further_tokens(plan: Plan, measured: BenchReport | None) -> tuple[str, ...]
     fewer = [
         f"from layer {i} on {kept_words(kept)} visual tokens" for i, kept in plan.keeps().items()
     ]
+    fewer += [f"in layer {i} {kept_words(run)} visual tokens" for i, run in plan.runs().items()]
     grown = [
         f"from layer {i} on {g.count:,} visual tokens of a tile, made of {g.of:,}"
         for i, g in plan.grows().items()

@@ -102,8 +102,10 @@ def cut_columns(plan: Plan) -> dict[str, list[str]]:
     if any(layer.without for layer in layers):
         found["goes without"] = [OPERATORS[x.without] if x.without else "-" for x in layers]
     if plan.changed_by_length():
-        rows = plan.rows_of_layers(plan.visual)
-        found["visual tokens"] = [f"{count:,}" if count else "-" for count in rows]
+        rows = zip(layers, plan.rows_of_layers(plan.visual), strict=True)
+        found["visual tokens"] = [
+            f"{x.running(n):,}{f' of {n:,}' if x.run else ''}" if n else "-" for x, n in rows
+        ]
     return found
 
 
@@ -152,6 +154,7 @@ def choices_words(plan: Plan) -> str:
     parts = [] if plan.front is None else [f"{kept_words(plan.front)} enter"]
     parts += [f"{kept_words(kept)} from layer {i} on" for i, kept in plan.keeps().items()]
     parts += [f"{grown_words(grown)} at layer {i}" for i, grown in plan.grows().items()]
+    parts += [f"{words} run in {layers.lower()}" for words, layers in _some_run(plan)]
     for operator, word in OPERATORS.items():
         if count := sum(layer.without == operator for layer in plan.layers):
             parts.append(f"no {word} in {count} layer{'s' if count > 1 else ''}")
@@ -201,7 +204,21 @@ def cut_sentences(plan: Plan, methods: Sequence[Method] = ()) -> tuple[str, ...]
         "them from there on."
         for i, grown in plan.grows().items()
     ]
+    for words, layers in _some_run(plan):
+        first = next(run for run in plan.runs().values() if kept_words(run) == words)
+        rule = words_of(first.by)
+        among = "of each tile" if first.within == "tile" else "of a prompt's pictures together"
+        how = f" {rule.run_how}" if rule.run_how else ""
+        found.append(
+            f"{layers}: {words} visual tokens run, {among}, as a router chooses (method {rule.label}); the "
+            f"others pass by unchanged, and nothing of them is kept or read there.{how}"
+        )
     return tuple(found)
+
+
+def _some_run(plan: Plan) -> list[tuple[str, str]]:
+    """Return how many visual tokens run layers that not all run, with these layers in words."""
+    return _grouped(plan, lambda x: None if x.run is None else kept_words(x.run))
 
 
 def _counts(plan: Plan, asks: Callable[[LayerPlan], bool]) -> str:

@@ -200,6 +200,10 @@ def timed_words(plan: Plan, report: BenchReport) -> str:
             f"From layer {i} on, caches hold more visual tokens: {grown_words(grown)}."
             for i, grown in plan.grows().items()
         ]
+        held += [
+            f"In layer {i} the cache holds {kept_words(run)} visual tokens."
+            for i, run in plan.runs().items()
+        ]
         if first is not None:
             held.append(f"From layer {first} on, caches hold text tokens only.")
         if held:

@@ -48,6 +48,8 @@ def state(layer: LayerPlan) -> tuple[str, str]:
     if layer.exited:
         return "exited", f"visual tokens are gone{words_of(layer.reason).exit_meaning}: {NO_WORK}"
     if not layer.frozen:
+        if layer.run is not None and layer.without is None:
+            return "some run", "some visual tokens run the layer, and the others pass by unchanged"
         if layer.without is None:
             return "updated", "attention and MLP run on visual tokens, as in the original"
         name = OPERATORS[layer.without]

@@ -47,6 +47,8 @@ def states(plan: Plan) -> list[tuple[str, str]]:
 def state_of(layer: LayerPlan, plan: Plan) -> tuple[str, str]:
     """Return the word for what visual tokens do in a layer of a plan, and what it means there."""
     word, meaning = state(layer)
-    if not (layer.reason or layer.without) and any(other.cuts for other in plan.layers):
+    if not (layer.reason or layer.without or layer.run) and any(
+        other.cuts for other in plan.layers
+    ):
         meaning = "attention and MLP run on visual tokens, in full or in part"
     return word, meaning

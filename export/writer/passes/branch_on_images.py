@@ -1,8 +1,8 @@
 """Puts a window's attention under a branch, so that calls without an image run what the original runs.
 
-A window's attention is dozens of small nodes (`compressor.decoder.near.attend_near`). In a decode step all of
-them run on no rows, and calling them costs time (docs/performance.md). So a `near` module becomes an ONNX
-`If` on V > 0. The other branch is plain attention: every row is a text row.
+A window's attention is dozens of small nodes (`compressor.decoder.layers.near.attend_near`). In a decode step
+all of them run on no rows, and calling them costs time (docs/performance.md). So a `near` module becomes an
+ONNX `If` on V > 0. The other branch is plain attention: every row is a text row.
 
 Limitations:
     - float32 graphs only: TensorRT-RTX 1.7.1 parses such an `If` and then fails in its compiler ("ssa.cpp:

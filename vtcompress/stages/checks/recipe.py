@@ -81,24 +81,30 @@ def check_digest(
         profile.check_belongs(name, model_digest=digest)
     if recipe.gated is not None:
         recipe.gate_file(facts, digest)
+    for method in recipe.methods:
+        method.check_weights(facts, digest)
     return digest
 
 
-def check_plan_gates(plan: Plan, recipe: Recipe, facts: ModelFacts, digest: str | None) -> None:
-    """Refuse a plan that was made already, if it has gates and the recipe's are not there or do not fit.
+def check_plan_weights(plan: Plan, recipe: Recipe, facts: ModelFacts, digest: str | None) -> None:
+    """Refuse a plan that was made already, if its gates or routers are not the recipe's, or do not fit.
 
     Args:
         plan: a plan that was made already.
-        recipe: names the gates.
+        recipe: names the gates and the routers.
         facts: facts about the model at hand.
         digest: the model's digest; None: not taken yet.
 
     Raises:
         GatesError: the recipe names none, or they do not fit.
+        RoutersError: likewise.
         ArtifactError: the plan was made with others.
     """
     if plan.gates is not None:
         plan.check_gates(recipe.gate_file(facts, digest).digest)
+    if plan.runs():
+        file = recipe.router_file(facts, digest, tuple(plan.runs()))
+        plan.check_routers(None if file is None else file.digest)
 
 
 def check_plan_rules(plan: Plan, what: str = "the plan") -> None:
@@ -259,7 +265,7 @@ def check_plan(
     """
     facts = model_facts(recipe)
     check_plan_facts(plan, facts, what)
-    check_plan_gates(plan, recipe, facts, None)
+    check_plan_weights(plan, recipe, facts, None)
     check_made_by(plan, recipe, profile, what)
     mode = plan.gates.mode if plan.gates else None
     check_fixed(recipe.export, plan.model, mode, plan.rows_kept)
@@ -279,5 +285,5 @@ def digest_of_plan(plan: Plan, recipe: Recipe, facts: ModelFacts, **words: str) 
     """
     digest = model_digest(recipe)
     plan.check_belongs(facts.name, digest, **words)
-    check_plan_gates(plan, recipe, facts, digest)
+    check_plan_weights(plan, recipe, facts, digest)
     return digest

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compressor.disk.files import made_parent, write_bytes
-from compressor.disk.gate_file import MODEL_DIGEST, stable_header
+from compressor.disk.gate_file import stable_header
 from compressor.disk.locks import exclusive
 from compressor.disk.paths import working_stem
+from compressor.disk.weight_file import MODEL_DIGEST
 from compressor.errors import RecipeError, VtcompressError
 from compressor.planner import check_layers
 from compressor.progress import Progress

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from compressor.decoder.cache import Buffer, KeyValue
-from compressor.decoder.layer import Call, RMSNorm
-from compressor.decoder.near import Near
+from compressor.decoder.layer import RMSNorm
+from compressor.decoder.layers.near import Near
+from compressor.decoder.layers.parts import HeadGroup, mlp_of, window_of
 from compressor.decoder.ops import attend, join_heads
-from compressor.decoder.parts import HeadGroup, mlp_of, window_of
+from compressor.decoder.places import Call
 from compressor.facts import DecoderDims
 from compressor.plan.layer import LayerPlan
 
@@ -83,17 +84,19 @@ class CutLayer(nn.Module):
         if self.output_bias is not None:
             (text_updates if self.text_alone else updates).append(self.output_bias)
         if self.frozen:
-            text = sum(text_updates, text)
-            return visual, text + self.mlp.text_only(self.mlp_norm(text)), *present
+            return visual, self._fed(sum(text_updates, text), call), *present
         states = sum(updates, states)
         if text_updates:
             visual, text = states.split([count, text.shape[1]], dim=1)
             states = torch.cat([visual, sum(text_updates, text)], dim=1)
         if self.without == "mlp":
             visual, text = states.split([count, text.shape[1]], dim=1)
-            return visual, text + self.mlp.text_only(self.mlp_norm(text)), *present
-        visual, text = self.mlp(states, self.mlp_norm(states), count)
+            return visual, self._fed(text, call), *present
+        visual, text = self.mlp(states, self.mlp_norm(states), count, call)
         return visual, text, *present
+
+    def _fed(self, text: Tensor, call: Call) -> Tensor:
+        return text + call.text.scaled(self.mlp.text_only(self.mlp_norm(text)))
 
     def _attended(
         self, query: Tensor, new: KeyValue, past: KeyValue | Buffer, present: KeyValue, call: Call

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from compressor.decoder.cache import KeyValue
-from compressor.decoder.layer import Call, Kinds
 from compressor.decoder.ops import LEAST, attend
+from compressor.decoder.places import Call, Kinds
 
 
 class Window(nn.Module):

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from compressor.decoder.cache import Buffer, KeyValue
-from compressor.decoder.layer import Call, Kinds, RMSNorm, Rows
+from compressor.decoder.layer import RMSNorm
+from compressor.decoder.layers.parts import HeadGroup, mlp_of, window_of
 from compressor.decoder.ops import LEAST, join_heads
-from compressor.decoder.parts import HeadGroup, mlp_of, window_of
+from compressor.decoder.places import Call, Kinds, Rows
 from compressor.facts import DecoderDims
 from compressor.plan.layer import LayerPlan
 
@@ -57,7 +58,7 @@ class MaskedLayer(nn.Module):
                 mask=self.window.masked(rows.visible(), kinds.visual, kinds.numbers, count)
             )
         states = self._attended(states, normed, rows, present, kinds.visual, visual=count)
-        visual, text = self.mlp(states, self.mlp_norm(states), count)
+        visual, text = self.mlp(states, self.mlp_norm(states), count, call)
         return visual, text, present
 
     def _attended(

@@ -6,7 +6,8 @@ Letters as in `compressor.decoder.layer`.
 from torch import Tensor, nn
 
 from compressor.decoder.layer import MLP, Heads
-from compressor.decoder.near import Window
+from compressor.decoder.layers.near import Window
+from compressor.decoder.places import Call
 from compressor.facts import DecoderDims
 from compressor.plan.layer import LayerPlan
 
@@ -32,11 +33,13 @@ class NarrowMLP(nn.Module):
         self.first = MLP(dims, narrow)
         self.rest = MLP(dims, dims.intermediate - narrow, down_bias=False)
 
-    def forward(self, states: Tensor, normed: Tensor, visual: int) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, states: Tensor, normed: Tensor, visual: int, call: Call
+    ) -> tuple[Tensor, Tensor]:
         """Update states [B, V + T, D], `visual` of them V; return visual rows and text rows."""
         sizes = [visual, states.shape[1] - visual]
-        of_visual, of_text = (states + self.first(normed)).split(sizes, dim=1)
-        return of_visual, of_text + self.rest(normed.narrow(1, *sizes))
+        of_visual, of_text = (states + call.all.scaled(self.first(normed))).split(sizes, dim=1)
+        return of_visual, of_text + call.text.scaled(self.rest(normed.narrow(1, *sizes)))
 
     def text_only(self, text: Tensor) -> Tensor:
         """Map normed text rows [B, T, D] to their updates."""
@@ -47,10 +50,10 @@ class WideMLP(MLP):
     """The whole MLP for both kinds of rows, with the calls of `NarrowMLP`."""
 
     def forward(  # type: ignore[override]
-        self, states: Tensor, normed: Tensor, visual: int
+        self, states: Tensor, normed: Tensor, visual: int, call: Call
     ) -> tuple[Tensor, Tensor]:
         """See `NarrowMLP.forward`."""
-        rows = states + super().forward(normed)
+        rows = states + call.all.scaled(super().forward(normed))
         of_visual, of_text = rows.split([visual, rows.shape[1] - visual], dim=1)
         return of_visual, of_text
 

@@ -1,0 +1,102 @@
+"""Methods whose routers choose which visual rows run a layer: what is common to all of them."""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+from compressor.contract.method import CannotError, Claim, Evidence, Method, Trait, Turn
+from compressor.disk.router_file import RouterFile
+from compressor.errors import RoutersError
+from compressor.facts import ModelFacts
+from compressor.plan.edits import run_some
+from compressor.plan.kept import Running, rows_of_share, why_no_front
+from compressor.plan.plan import Plan
+from compressor.schema.values import PartOf, WeightsPath
+
+NO_ROUTERS = (
+    "the recipe names no routers, and none come with vtcompress; give the file of those that were trained "
+    "for this model"
+)
+
+
+class RoutedMethod(Method):
+    """A method that lets k of every n visual rows run some layers, by the weights that trained routers give.
+
+    Attributes:
+        outputs: numbers that a router gives of a row.
+        within: whether rows compete with all visual ones of a call, or with those of their own tile.
+        routers: safetensors file of the routers; see `compressor.disk.router_file`.
+        keep: share of the visual rows that runs such a layer, above 0 and below 1.
+    """
+
+    turn: ClassVar[Turn] = Turn.RUN
+    weights_key: ClassVar[str] = "routers"
+    outputs: ClassVar[int]
+    within: ClassVar[Literal["call", "tile"]]
+
+    routers: WeightsPath | None = None
+    keep: PartOf
+
+    @classmethod
+    def claims(cls, keys: Mapping[str, Any]) -> tuple[Claim, ...]:  # noqa: ARG003 - whatever they say
+        """Return that it chooses which rows run layers."""
+        return (Claim(Trait.RUNNING, cls.name),)
+
+    def router_file(
+        self, facts: ModelFacts, model_digest: str | None, layers: Sequence[int] = ()
+    ) -> RouterFile:
+        """Return the file of routers, checked against the model; see `RouterFile.check`.
+
+        Raises:
+            RoutersError: none is named, it is missing, or it does not fit.
+        """
+        if self.routers is None:
+            raise RoutersError([f"{self.name}.routers: {NO_ROUTERS}"])
+        file = RouterFile.read(self.routers)
+        file.check(facts.decoder.hidden, self.outputs, model_digest, layers)
+        return file
+
+    def problems(self, facts: ModelFacts, evidence: Evidence) -> list[str]:
+        """Return that routers are missing or do not fit, or that pictures have rows of their own."""
+        found = []
+        if self.within == "tile" and (reason := why_no_front(facts)) is not None:
+            found.append(f"{evidence.where}.keep: {reason}; leave {self.name} out")
+        if self.routers is None:
+            return [*found, f"{evidence.where}.routers: {NO_ROUTERS}"]
+        try:
+            evidence.files.read(self.router_file, facts, None)
+        except RoutersError as error:
+            found += error.problems
+        return found
+
+    def check_weights(self, facts: ModelFacts, model_digest: str) -> None:
+        """See `Method.check_weights`."""
+        self.router_file(facts, model_digest)
+
+    @abstractmethod
+    def layers_run(self, plan: Plan, evidence: Evidence) -> Sequence[int]:
+        """Return the layers that some visual rows run alone.
+
+        Raises:
+            CannotError: none can be chosen.
+        """
+
+    def apply(self, plan: Plan, evidence: Evidence) -> Plan:
+        """Return the plan with some visual rows running the layers alone."""
+        layers = self.layers_run(plan, evidence)
+        of = plan.rows_kept or plan.model.tile_rows
+        count = rows_of_share(self.keep, of)
+        if not count:
+            raise CannotError(f"{evidence.where}.keep: {self.keep:g} of {of} visual tokens is none")
+        file = self.router_file(plan.model, plan.model_digest, layers)
+        run = Running(
+            count=count,
+            of=of,
+            by=self.name,
+            # Layers are the plan's own; the file goes by its digest: another machine has it elsewhere.
+            asked={"keep": self.keep},
+            within=self.within,
+            outputs=self.outputs,
+            weights=file.digest,
+        )
+        return run_some(plan, dict.fromkeys(layers, run))
