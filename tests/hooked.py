@@ -6,6 +6,7 @@ stand still are put back behind a layer. Dead rows are computed: that nobody rea
 rows that leave at a layer run on, and nobody reads them; the attention that chooses is the model's own.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ class SequenceRows:
 def hooked(layers: Sequence[Any], plan: Plan, rows: SequenceRows) -> Iterator[None]:
     """Let a model's decoder layers do what a plan says, for one prompt and what is generated behind it."""
     with ExitStack() as stack:
-        left = np.zeros(len(rows.visual), bool)
+        left = np.full(len(rows.visual), len(plan.layers))  # from which layer on they are gone
         read: list[torch.Tensor] = []  # by the last row of the prompt, in the layer that ran last
         if plan.keeps():  # weights of attention are given back by this implementation alone
             config = layers[0].self_attn.config
@@ -66,12 +67,11 @@ class _Hooks:
         layer: LayerPlan,
         plan: Plan,
         rows: SequenceRows,
-        left: NDArray[np.bool_],
+        left: NDArray[np.int64],
         read: list[torch.Tensor],
     ) -> None:
         dims = plan.model.decoder
         self.left, self.read, self.leaves = left, read, bool(plan.keeps())
-        self.gone = left
         self.layer, self.rows, self.dims = layer, rows, dims
         size = dims.heads // dims.kv_heads
         kept = range(dims.kv_heads) if layer.groups is None else layer.groups
@@ -104,22 +104,20 @@ class _Hooks:
         count = states.shape[1]
         self.end += count
         if self.layer.keep is not None and count > 1 and self.rows.visual.any():
-            self.choose(self.layer.keep)
-        if count > 1:  # in the prompt; steps behind it read what it left in this layer
-            self.gone = self.left.copy()
+            self.choose(self.layer.keep, count)
         if self.leaves or self.pruned or self.layer.window is not None:
             lowest = torch.finfo(states.dtype).min
             mask = torch.where(self.readable(count), 0.0, lowest).to(states.dtype)
             kwargs = {**kwargs, "attention_mask": mask[None]}
         return args, kwargs
 
-    def choose(self, kept: Any) -> None:
-        """Let the visual rows leave that the prompt's last row reads least."""
-        here = self.rows.visual & ~self.left
-        places = np.flatnonzero(here)
+    def choose(self, kept: Any, count: int) -> None:
+        """Let those visual rows of a call's `count` leave that its last row reads least."""
+        places = np.flatnonzero(self.rows.visual & (self.left > self.layer.index))
+        places = places[(places >= self.end - count) & (places < self.end)]
         weights = self.read[-1][0, :, -1].mean(0).numpy()[places]
-        count = len(places) * kept.count // kept.of
-        self.left[places[np.argsort(-weights, kind="stable")[count:]]] = True
+        stay = math.ceil(len(places) * kept.count / kept.of)
+        self.left[places[np.argsort(-weights, kind="stable")[stay:]]] = self.layer.index
 
     def watch(self, _: Any, __: Any, output: Any) -> None:
         self.read[:] = [output[1]]
@@ -138,7 +136,7 @@ class _Hooks:
             near = self.rows.near(self.layer.window, self.layer.window_causal)
             found[columns[:, None] & columns] = torch.from_numpy(near).flatten()
         gone = np.zeros(self.end, bool)
-        gone[: len(self.gone)] = self.gone
+        gone[: len(self.left)] = self.left[: self.end] <= self.layer.index
         found[:, torch.from_numpy(gone)] &= torch.eye(self.end).bool()[
             -count:, torch.from_numpy(gone)
         ]

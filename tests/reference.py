@@ -5,6 +5,7 @@ It follows the definitions, not the code under test: what a row may not read is 
 left run on, and nobody reads them.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,7 +67,7 @@ def _read_most(
         places = np.flatnonzero((calls == call) & rows.visual & there)
         last = np.flatnonzero(calls == call)[-1]
         order = places[np.argsort(-read[last, places], kind="stable")]
-        there[order[len(places) * kept.count // kept.of :]] = False
+        there[order[math.ceil(len(places) * kept.count / kept.of) :]] = False
     return there
 
 

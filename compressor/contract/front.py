@@ -30,7 +30,7 @@ class FrontMethod(Method):
         keep: share of them that stays, above 0, up to 1.
     """
 
-    turn: ClassVar[Turn] = Turn.KEEP
+    turn: ClassVar[Turn] = Turn.FRONT
     by_grid: ClassVar[tuple[str, ...]] = ("keep",)
 
     keep: KeptShare

@@ -31,10 +31,11 @@ class CannotError(Exception):
 class Turn(IntEnum):
     """When a method is applied: what leaves first, so that a share counts what is left."""
 
-    KEEP = 0
-    EXIT = 1
-    CUT = 2
-    FREEZE = 3
+    FRONT = 0
+    KEEP = 1
+    EXIT = 2
+    CUT = 3
+    FREEZE = 4
 
 
 class Trait(StrEnum):

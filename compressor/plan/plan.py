@@ -189,6 +189,11 @@ class Plan(Facts):
             raise ValueError(
                 "visual rows that leave at a layer exclude windows and the masked semantics"
             )
+        for layer, kept in keeps.items():
+            if kept.of != (there := self.tile_rows_at(layer)):
+                raise ValueError(
+                    f"layer {layer}: keep: chooses among {kept.of} visual rows; of a tile {there} get there"
+                )
         return self
 
     def _check_cuts(self) -> None:
@@ -242,6 +247,10 @@ class Plan(Facts):
         """K of the N visual rows of a tile that enter the decoder; None: all."""
         return None if self.front is None else self.front.count
 
+    def tile_rows_at(self, layer: int) -> int:
+        """Return how many visual rows of a tile come to the input of a layer from 1 on."""
+        return self.rows_of_layers(self.rows_kept or self.model.tile_rows)[layer - 1]
+
     @property
     def image_tokens(self) -> int:
         """Those of the workload's prompt; of pictures that give more or fewer, of the largest made up."""
@@ -293,16 +302,13 @@ class Plan(Facts):
             found.append(0 if layer.exited else visual)
         return tuple(found)
 
-    def kept_by_length(self) -> dict[str, tuple[Kept, ...]]:
-        """Return which visual rows go on, one choice after the other, in caches by the name of their length.
+    def kept_by_length(self) -> dict[str, tuple[tuple[int, int], ...]]:
+        """Return (k, n) of one choice after the other in front of caches, by the name of their length.
 
         Names of lengths that hold all visual rows, or none, are left out.
         """
-        found, keeps = {}, self.keeps()
-        for layer in keeps:
-            if not self.layers[layer].exited:
-                found[f"past_{layer}"] = tuple(k for i, k in keeps.items() if i <= layer)
-        return found
+        pairs = {layer: (kept.count, kept.of) for layer, kept in self.keeps().items()}
+        return {f"past_{at}": tuple(p for i, p in pairs.items() if i <= at) for at in pairs}
 
     def segments(self) -> tuple[range, ...]:
         """Runs of layers whose caches have one length: cut at an exit, where rows leave, after each gate."""

@@ -192,6 +192,8 @@ def _other_graphs(manifest: Manifest, plan: Plan | None) -> Iterator[str]:
         if declared.pixel_multiple != graph.pixel_multiple:
             told = f"{declared.pixel_multiple}, by the model's facts {graph.pixel_multiple}"
             yield f"graphs.{graph.name}.pixel_multiple: {told}"
+        if declared.kept != graph.kept:
+            yield f"graphs.{graph.name}.kept: {declared.kept}, by the plan beside it {graph.kept}"
         found, known = (
             {t.name: [t.dtype, *t.axes[1:]] for t in (*one.inputs, *one.outputs)}
             for one in (declared, graph)

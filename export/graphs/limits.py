@@ -1,15 +1,21 @@
 """How many rows engines and fixed caches are made for."""
 
 import math
+from collections.abc import Mapping
 
 from compressor.errors import RecipeError
 from compressor.facts import Facts, ModelFacts, Positive
 from compressor.methods import GATED
+from compressor.plan.kept import rows_going_on
 from compressor.plan.plan import TEXT_PAST, Plan
 from compressor.schema.sections import ExportSection, ProfilesSection
 
 # Text rows of one call, and text rows of a conversation beside its images, where the recipe is silent.
 USUAL_TEXT, USUAL_CONVERSATION = 512, 2048
+
+
+GoingOn = Mapping[str, tuple[tuple[int, int], ...]]
+"""(k, n) of each time that k of n visual rows went on in front of caches, by the name of their length."""
 
 
 class Limits(Facts):
@@ -47,13 +53,20 @@ class Limits(Facts):
         cell, square = self.cell or 1, math.isqrt(self.visual_tokens)
         return cell, square * cell, min(self.visual_tokens, 2 * square) * cell
 
-    def cached_rows(self, length: str) -> int:
+    def cached_rows(self, length: str, kept: GoingOn) -> int:
         """Return how many rows a cache with this name of its length holds at most.
 
-        Caches of text alone hold the context less one image: a conversation that fills the context has one.
-        Behind a gate a cache may hold everything.
+        A conversation that fills the context has an image. Caches of text alone hold the context less this
+        one, those behind a choice also what goes on of it. Behind a gate a cache may hold everything.
+
+        Args:
+            length: the name.
+            kept: (k, n) of each time that k of n visual rows went on, by the name of the length.
         """
-        return self.max_context - self.visual_tokens if length == TEXT_PAST else self.max_context
+        if length != TEXT_PAST and length not in kept:
+            return self.max_context
+        held = rows_going_on(self.visual_tokens, kept[length]) if length in kept else 0
+        return self.max_context - self.visual_tokens + held
 
     def problems(self, positions: int) -> tuple[str, ...]:
         """Return what makes no sense together, a line each; none: the limits can be built for.
@@ -159,5 +172,6 @@ def check_fixed(
 
 def buffer_bytes(plan: Plan, limits: Limits, bytes_per_value: int) -> int:
     """Return what a plan's fixed caches occupy at most for one sequence, keys and values together."""
-    rows = sum(cache.groups * limits.cached_rows(cache.length) for cache in plan.caches())
+    kept = plan.kept_by_length()
+    rows = sum(cache.groups * limits.cached_rows(cache.length, kept) for cache in plan.caches())
     return 2 * rows * plan.model.decoder.head_dim * bytes_per_value

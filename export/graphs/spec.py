@@ -333,7 +333,7 @@ def _decoder(
     dims = plan.model.decoder
     batch: Axis = "batch" if plan.gates is None else 1
     layers = {layer for segment in segments for layer in segment}
-    caches = [cache for cache in plan.caches() if cache.layer in layers]
+    caches, kept = [c for c in plan.caches() if c.layer in layers], plan.kept_by_length()
 
     def cached(names: tuple[str, str], dtype: DType, length: str, *more: int) -> list[TensorSpec]:
         """Return what is given and what comes back; `more` are sizes in front of and behind the rows."""
@@ -341,7 +341,7 @@ def _decoder(
         told: dict[str, Any] = {}
         if limits is not None:
             axes = [room_of(length)] * 2
-            told = {"filled": length, "rows": limits.cached_rows(length)}
+            told = {"filled": length, "rows": limits.cached_rows(length, kept)}
         return [
             TensorSpec(name=n, dtype=dtype, axes=(batch, *more[:1], a, *more[1:]), **t)
             for n, a, t in zip(names, axes, (told, {}), strict=True)
@@ -403,8 +403,5 @@ def _decoder(
         outputs=(*found, *present),
         visual_multiple=plan.model.grid_cells if windows else 1,
         gated=plan.gates is not None,
-        kept={
-            name: tuple((k.count, k.of) for k in choices)
-            for name, choices in plan.kept_by_length().items()
-        },
+        kept=kept,
     )

@@ -215,12 +215,17 @@ def engine_graphs(manifest: Manifest, *, baseline: bool = False) -> tuple[GraphS
 
 def _short(specs: Sequence[GraphSpec], limits: Limits) -> tuple[str, ...]:
     """Return what is wrong with limits that graphs with fixed caches have no room for."""
-    rooms = {(t.filled, t.rows) for spec in specs for t in spec.cached if t.filled}
-    short = [(length, rows) for length, rows in rooms if limits.cached_rows(length) > rows]
+    rooms = {
+        (limits.cached_rows(t.filled, spec.kept), t.rows)
+        for spec in specs
+        for t in spec.cached
+        if t.filled
+    }
+    short = [(wanted, rows) for wanted, rows in rooms if wanted > rows]
     if not short:
         return ()
-    # Caches of text alone have room for an image less than the context.
-    most = min(limits.max_context - limits.cached_rows(length) + rows for length, rows in short)
+    # Caches in which not every visual row is have room for fewer rows than the context.
+    most = min(limits.max_context - wanted + rows for wanted, rows in short)
     return (
         f"max_context: {limits.max_context} is more than {most}, for which the artifact's KV cache of fixed "
         f"size was exported; give {most} or less, or export it with a larger export.profiles.max_context",
