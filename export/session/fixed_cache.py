@@ -179,6 +179,11 @@ class FixedCaches:
             found.append(tuple(shape))
         return tuple(found)
 
+    def keys(self, past: FixedPast, number: int) -> Array:
+        """Return the filled rows of the keys [B, G, P, d] of one of the caches."""
+        spec = self._specs[2 * number]
+        return past.buffers.arrays[spec.name][:, :, : past.lengths[spec.filled]]
+
     def filled_bytes(self, past: FixedPast) -> int:
         """Return the bytes of the past's keys and values."""
         return bytes_of(self._specs, self.shapes(past))
