@@ -49,8 +49,12 @@ def check_methods(facts: ModelFacts, methods: Sequence[Method]) -> GateFile | No
         PlanError: layers that do not exist, or heads, windows and ratios that do not fit; all of them.
         GatesError: as `GatedMethod.gate_file`.
     """
-    if problems := [line for step in _steps(methods) for line in step.unfit(facts)]:
+    steps = _steps(methods)
+    if problems := [line for step in steps for line in step.unfit(facts)]:
         raise PlanError(problems)
+    # How many rows a choice leaves to the next is told by the model alone.
+    choices = [s for s in steps if s.method.turn <= Turn.KEEP and not s.method.needs()]
+    _applied(identity_plan(facts, ""), choices, in_turn=True)
     method = gated(methods)
     return None if method is None else method.gate_file(facts, None)
 

@@ -2,11 +2,12 @@
 
 All visual rows are those that the original itself puts in front of its decoder. Of each tile's the rule of a
 method, written here anew, keeps some; the original's own decoder runs them with the prompt's text, at the
-places that they have in the whole prompt.
+places that they have in the whole prompt, turn after turn.
 """
 
 import copy
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from compressor.plan.plan import Plan
 from tests.family_cases import CONVERSATIONS, NEW_TOKENS, Made
+from tests.hooked import SequenceRows, hooked
 
 Rows = NDArray[np.float64]
 Choice = tuple[Rows, NDArray[np.int64]]
@@ -162,6 +165,7 @@ class Whole:
     Args:
         made: the family.
         rule: of one tile.
+        plan: what hooks do inside the decoder; None: nothing.
 
     Attributes:
         entered: [S] which of the rows that run are visual; None: those that are put in front are looked for.
@@ -169,8 +173,8 @@ class Whole:
 
     entered: torch.Tensor | None = None
 
-    def __init__(self, made: Made, rule: Rule) -> None:
-        self.made, self.rule = made, rule
+    def __init__(self, made: Made, rule: Rule, plan: Plan | None = None) -> None:
+        self.made, self.rule, self.plan = made, rule, plan
         self.original = made.loaded.original
         self.language = self.original
         for name in made.family.layers.split(".")[:-1]:
@@ -182,16 +186,20 @@ class Whole:
     def answer(self, name: str) -> tuple[list[int], NDArray[np.float32]]:
         """Return the greedy tokens of the last turn of a conversation, and the logits of each."""
         messages: list[dict[str, Any]] = []
+        starts = [0]
         for turn in CONVERSATIONS[name]:
             messages.append(self.made._asked(turn))
-            tokens, logits = self.answered(messages)
+            tokens, logits = self.answered(messages, starts)
+            starts.append(self.made.inputs(messages)["input_ids"].shape[1])
             text = self.made.loaded.processor.decode(tokens)
             messages.append({"role": "assistant", "content": [{"type": "text", "text": text}]})
         return tokens, logits
 
     @torch.inference_mode()
-    def answered(self, messages: list[dict[str, Any]]) -> tuple[list[int], NDArray[np.float32]]:
-        """Return what `answer` does, of the last of these turns."""
+    def answered(
+        self, messages: list[dict[str, Any]], starts: list[int]
+    ) -> tuple[list[int], NDArray[np.float32]]:
+        """Return what `answer` does, of the last of these turns, whose rows begin at these places."""
         self.entered = None
         inputs = self.made.inputs(messages)
         visual = inputs["input_ids"][0] == self.made.loaded.facts.image_token_id
@@ -209,23 +217,36 @@ class Whole:
             embeds[0, tile[kept]] = torch.from_numpy(found).float()
         embeds, places, end = embeds[:, stays], places[stays][None], len(visual)
         self.entered = visual[stays]
+        around: AbstractContextManager[None] = nullcontext()
+        if self.plan is not None:
+            there = SequenceRows(visual[stays].numpy(), None)
+            around = hooked(self.made.layers, self.plan, there)
+        begins = [int(stays[:start].sum()) for start in starts[1:]]
+        turns = list(
+            zip(embeds.tensor_split(begins, 1), places.tensor_split(begins, 1), strict=True)
+        )
         past, ran = None, 0
         tokens: list[int] = []
         logits = []
-        while len(tokens) < NEW_TOKENS:
-            ran += embeds.shape[1]
-            out = self.language(
-                inputs_embeds=embeds,
-                position_ids=places,
-                attention_mask=torch.ones(1, ran, dtype=torch.int64),
-                past_key_values=past,
-                use_cache=True,
-            )
-            past = out.past_key_values
-            logits.append(self.original.lm_head(out.last_hidden_state[:, -1])[0])
-            tokens.append(int(logits[-1].masked_fill(~self.allowed, -torch.inf).argmax()))
-            embeds = self.original.get_input_embeddings()(torch.tensor([tokens[-1:]]))
-            places = torch.tensor([[end + len(tokens) - 1]])
+        with around:
+            while len(tokens) < NEW_TOKENS:
+                if turns:
+                    embeds, places = turns.pop(0)
+                ran += embeds.shape[1]
+                out = self.language(
+                    inputs_embeds=embeds,
+                    position_ids=places,
+                    attention_mask=torch.ones(1, ran, dtype=torch.int64),
+                    past_key_values=past,
+                    use_cache=True,
+                )
+                past = out.past_key_values
+                if turns:
+                    continue
+                logits.append(self.original.lm_head(out.last_hidden_state[:, -1])[0])
+                tokens.append(int(logits[-1].masked_fill(~self.allowed, -torch.inf).argmax()))
+                embeds = self.original.get_input_embeddings()(torch.tensor([tokens[-1:]]))
+                places = torch.tensor([[end + len(tokens) - 1]])
         return tokens, torch.stack(logits).numpy()
 
     def _embeds(self, inputs: Any) -> torch.Tensor:

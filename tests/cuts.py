@@ -111,7 +111,7 @@ CUTS: dict[str, Sequence[LayerPlan]] = {
         dead(3, masked=True, off=True),
     ],
 }
-KEPT = [Kept(count=count, of=of, by="fastv") for count, of in ((7, IMAGE), (2, 3))]
+KEPT = [Kept(count=count, of=of, by="fastv") for count, of in ((7, IMAGE), (4, 7))]
 CUTS |= {
     "goes without": [
         cut(0, without="attention"),

@@ -32,14 +32,27 @@ from compressor.families.folder import WEIGHTS
 from compressor.families.known import family_that_read
 from compressor.families.registry import read_processor
 from compressor.plan.plan import Plan
-from compressor.planner import make_plan
+from compressor.planner import check_methods, make_plan
 from export.backends.torch_model import TorchSession
 from export.runtime.runtime import Runtime
 from export.runtime.sampling import AnswerOptions
 from export.runtime.sequence import Prompt
 from export.session.arrays import Array
 from tests.conftest import Shows, made_once
-from tests.family_matrix import GATED, GRAPHS_RUN, RTX, TORCH, judge
+from tests.family_matrix import (
+    CHOICES,
+    FACTS,
+    GATED,
+    GRAPHS_RUN,
+    PAGE,
+    RTX,
+    TAKEN,
+    TORCH,
+    YES,
+    judge,
+    read_page,
+    reason_of,
+)
 from tests.hooked import SequenceRows, hooked
 from tests.runtimes import Spy, spied
 from tests.tiny_families import HEADS, KV_HEADS, LAYERS, TinyFamily, changed_model
@@ -333,6 +346,28 @@ class FamilyCases:
         facts = made.loaded.facts
         assert (facts.family, facts.token_grid) == (self.family.name, self.family.grid)
         assert bool(family_that_read(facts).no_grid) == (self.family.grid is None)
+
+    def refusals(self, made: Made) -> dict[str, str]:
+        """Return why a family's model does not take a choice among visual tokens; empty: it does."""
+        found = {}
+        for name, keys in CHOICES.items():
+            recipe = made.recipe("identity").override({"compress": [{name: dict(keys)}]})
+            try:
+                check_methods(made.loaded.facts, recipe.methods)
+            except PlanError as error:
+                found[name] = error.problems[0]
+            else:
+                found[name] = ""
+        return found
+
+    def test_choices_that_its_model_takes(self, made: Made, shows: Shows) -> None:
+        for name, refused in self.refusals(made).items():
+            shows(name, FACTS, refused)
+
+    def test_the_page_says_which_choices_its_model_takes(self, made: Made) -> None:
+        row = [reason_of(line) if line else YES for line in self.refusals(made).values()]
+        page = read_page(PAGE.read_text(encoding="utf-8"), TAKEN)
+        assert page[self.family.name] == [[f"`{self.family.name}`", *row]]
 
     @pytest.mark.parametrize("cut", CUTS)
     @pytest.mark.parametrize("name", ["two apart", "a second turn with a new picture"])

@@ -6,7 +6,8 @@
 
 A case says to the fixture `shows` which cell it is about, and `tests.conftest` notes how it ended. A cell
 says "yes" if all its cases passed, or names the refusal that a case met. Nothing is written while a cell of
-a family has no case, or one that failed or was skipped. The second table is that of `tests.width_table`.
+a family has no case, or one that failed or was skipped. Another table tells which choices among visual tokens
+a family's models take; the last is that of `tests.width_table`.
 """
 
 import json
@@ -16,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -43,6 +45,17 @@ CUTS = {
     "all": "all together",
 }
 HEAD = ("family", "in", *CUTS.values())
+CHOICES: Mapping[str, Mapping[str, Any]] = {
+    "gprune": {"keep": 0.5},
+    "divprune": {"keep": 0.5},
+    "random": {"keep": 0.5},
+    "pool": {"keep": 0.5},
+    "fastv": {"layer": 2, "keep": 0.5},
+    "skip": {"operators": {"attention": [1]}},
+}
+"""Methods without columns of their own, as a recipe asks for them."""
+FACTS = "facts"
+"""In place of a backend: what a model's facts allow."""
 YES, NOT_SHOWN = "yes", "not shown"
 
 Cell = tuple[str, str]
@@ -51,7 +64,34 @@ Shown = Mapping[Cell, str]
 """What a cell says: yes, not shown, or the line of a refusal."""
 
 
-def read_shown(file: Path) -> dict[Cell, str]:
+class Table(NamedTuple):
+    """A table of the page.
+
+    Attributes:
+        begin: the line in front of it.
+        end: the line behind it.
+        head: its columns.
+        keys: how many of them name a row.
+    """
+
+    begin: str
+    end: str
+    head: Sequence[str]
+    keys: int
+
+
+MATRIX = Table(BEGIN, END, HEAD, 2)
+TAKEN = Table(
+    "<!-- which choices are taken, by python -m tests.family_matrix -->",
+    "<!-- end of choices -->",
+    ("family", *CHOICES),
+    1,
+)
+
+
+def read_shown(
+    file: Path, cuts: Iterable[str] = CUTS, backends: Iterable[str] = (*TITLES,)
+) -> dict[Cell, str]:
     """Return what the cases of a family showed; nothing of a cell without a case, or with one that failed."""
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     outcomes: dict[Cell, set[str]] = {}
@@ -65,15 +105,21 @@ def read_shown(file: Path) -> dict[Cell, str]:
         (cut, backend): refused.get((cut, backend), YES)
         if outcomes.get((cut, backend)) == {"passed"}
         else NOT_SHOWN
-        for cut in CUTS
-        for backend in TITLES
+        for cut in cuts
+        for backend in backends
     }
 
 
+def taken_row(family: str, file: Path) -> list[str]:
+    """Return a family's row of `TAKEN`."""
+    return [f"`{family}`", *read_shown(file, CHOICES, (FACTS,)).values()]
+
+
 def reason_of(line: str) -> str:
-    """Return a refusal without the place that it was met in and the model's name: families share reasons."""
-    line = re.sub(r"^(compress\[\d+\]\.\w+\.|[^:]*: )", "", line.splitlines()[0])
-    return re.sub(r"\btiny-\w+", "the model", line)
+    """Return a refusal without the place that it was met in and names: families and methods share reasons."""
+    line = re.sub(r"^(compress\[\d+\]\.\w+\.(keep: )?|[^:]*: )", "", line.splitlines()[0])
+    line = re.sub(r"\bpictures of \w+ (?=are|have)", "pictures ", line)
+    return re.sub(r"; leave \w+ out$", "", re.sub(r"\btiny-\w+", "the model", line))
 
 
 def rows_of(family: str, shown: Shown) -> list[list[str]]:
@@ -84,21 +130,22 @@ def rows_of(family: str, shown: Shown) -> list[list[str]]:
     ]
 
 
-def read_page(text: str) -> dict[str, list[list[str]]]:
-    """Return each family's rows on the page, refusals in place of their numbers."""
-    block = text.partition(BEGIN)[2].partition(END)[0]
+def read_page(text: str, table: Table = MATRIX) -> dict[str, list[list[str]]]:
+    """Return each family's rows in a table of the page, refusals in place of their numbers."""
+    block = text.partition(table.begin)[2].partition(table.end)[0]
     reasons = dict(re.findall(r"^(\d+)\. (.*)$", block, re.MULTILINE))
     found: dict[str, list[list[str]]] = {}
     for line in block.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if line.startswith("| `") and len(cells) == len(HEAD):
+        if line.startswith("| `") and len(cells) == len(table.head):
             whole = [re.sub(r"^refused \((\d+)\)$", lambda m: reasons[m[1]], c) for c in cells]
             found.setdefault(cells[0].strip("`"), []).append(whole)
     return found
 
 
-def page_with(text: str, rows: Mapping[str, Sequence[Sequence[str]]]) -> str:
-    """Return the page with these families' rows between its markers."""
+def page_with(text: str, rows: Mapping[str, Sequence[Sequence[str]]], table: Table = MATRIX) -> str:
+    """Return the page with these families' rows between the markers of a table."""
+    begin, end, head, keys = table
     reasons: dict[str, int] = {}
 
     def short(cell: str) -> str:
@@ -106,12 +153,12 @@ def page_with(text: str, rows: Mapping[str, Sequence[Sequence[str]]]) -> str:
             return cell
         return f"refused ({reasons.setdefault(cell, len(reasons) + 1)})"
 
-    lines = [[*row[:2], *map(short, row[2:])] for family in rows for row in rows[family]]
-    table = ["| " + " | ".join(row) + " |" for row in (HEAD, ["---"] * len(HEAD), *lines)]
+    lines = [[*row[:keys], *map(short, row[keys:])] for family in rows for row in rows[family]]
+    drawn = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *lines)]
     notes = [f"{number}. {reason}" for reason, number in reasons.items()]
-    before, _, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2]
-    return "\n".join([before + BEGIN, "", *table, "", "Refused:", "", *notes, "", END + after])
+    before, _, rest = text.partition(begin)
+    after = rest.partition(end)[2]
+    return "\n".join([before + begin, "", *drawn, "", "Refused:", "", *notes, "", end + after])
 
 
 def not_shown(rows: Iterable[Sequence[str]]) -> list[str]:
@@ -153,8 +200,14 @@ def updated(text: str, folder: Path) -> str:
         raise SystemExit("nothing is written, not shown: " + "; ".join(missing))
     if not rows:
         return text
-    known = read_page(text) | rows
-    return page_with(text, {name: known[name] for name in families_in_order() if name in known})
+    taken = {name: [taken_row(name, file)] for name, file in files.items()}
+    if TAKEN.begin in text and not any(NOT_SHOWN in row for (row,) in taken.values()):
+        text = page_with(text, _in_order(read_page(text, TAKEN) | taken), TAKEN)
+    return page_with(text, _in_order(read_page(text) | rows))
+
+
+def _in_order(rows: Mapping[str, list[list[str]]]) -> dict[str, list[list[str]]]:
+    return {name: rows[name] for name in families_in_order() if name in rows}
 
 
 def judge(request: pytest.FixtureRequest, family: str) -> None:

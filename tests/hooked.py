@@ -7,6 +7,7 @@ rows that leave at a layer run on, and nobody reads them; the attention that cho
 those that pass a layer by, which are put back behind it.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ def hooked(
         routers: [outputs, D] of layers that some visual rows run alone.
     """
     with ExitStack() as stack:
-        left = np.zeros(len(rows.visual), bool)
+        left = np.full(len(rows.visual), len(plan.layers))  # from which layer on they are gone
         read: list[torch.Tensor] = []  # by the last row of the prompt, in the layer that ran last
         if plan.keeps():  # weights of attention are given back by this implementation alone
             config = layers[0].self_attn.config
@@ -81,18 +82,18 @@ class _Hooks:
         layer: LayerPlan,
         plan: Plan,
         rows: SequenceRows,
-        left: NDArray[np.bool_],
+        left: NDArray[np.int64],
         read: list[torch.Tensor],
         router: torch.Tensor | None,
     ) -> None:
         dims = plan.model.decoder
         self.left, self.read, self.leaves = left, read, bool(plan.keeps())
-        self.gone = left
         self.layer, self.rows, self.dims = layer, rows, dims
         size = dims.heads // dims.kv_heads
         kept = range(dims.kv_heads) if layer.groups is None else layer.groups
         self.pruned = [h for h in range(dims.heads) if layer.exited or h // size not in kept]
         self.end = 0  # of the rows that ran
+        self.gone = np.zeros(len(rows.visual), bool)  # visual rows that are not in this layer
         self.run, self.router = layer.run, router
         self.passed = np.zeros(len(rows.visual), bool)  # visual rows that this layer is passed by
         self.counted = 0  # rows that this layer was run by
@@ -126,9 +127,9 @@ class _Hooks:
         count = states.shape[1]
         self.end += count
         if self.layer.keep is not None and count > 1 and self.rows.visual.any():
-            self.choose(self.layer.keep)
-        if count > 1:  # in the prompt; steps behind it read what it left in this layer
-            self.gone = self.left.copy()
+            self.choose(self.layer.keep, count)
+        if count > 1:  # in a prompt; steps behind it read what it left in this layer
+            self.gone = self.left <= self.layer.index
         if self.run is not None:
             kwargs = self.route(layer, states, kwargs)
         if self.leaves or self.pruned or self.run or self.layer.window is not None:
@@ -137,13 +138,13 @@ class _Hooks:
             kwargs = {**kwargs, "attention_mask": mask[None]}
         return args, kwargs
 
-    def choose(self, kept: Any) -> None:
-        """Let the visual rows leave that the prompt's last row reads least."""
-        here = self.rows.visual & ~self.left
-        places = np.flatnonzero(here)
+    def choose(self, kept: Any, count: int) -> None:
+        """Let those visual rows of a call's `count` leave that its last row reads least."""
+        places = np.flatnonzero(self.rows.visual & (self.left > self.layer.index))
+        places = places[(places >= self.end - count) & (places < self.end)]
         weights = self.read[-1][0, :, -1].mean(0).numpy()[places]
-        count = len(places) * kept.count // kept.of
-        self.left[places[np.argsort(-weights, kind="stable")[count:]]] = True
+        stay = math.ceil(len(places) * kept.count / kept.of)
+        self.left[places[np.argsort(-weights, kind="stable")[stay:]]] = self.layer.index
 
     def route(self, layer: Any, states: torch.Tensor, kwargs: Any) -> Any:
         """Choose the visual rows of a prompt that run the layer; where asked, give rows new positions."""
@@ -157,12 +158,13 @@ class _Hooks:
             self.weight = states @ self.router.T
         runs = torch.ones(count, dtype=torch.bool)
         if count > 1:
-            there = np.flatnonzero(self.rows.visual & ~self.left)
+            there = np.flatnonzero(self.rows.visual & (self.left > self.layer.index))
             size = self.run.of if self.run.within == "tile" else max(1, len(there))
             for rivals in (there[i : i + size] for i in range(0, len(there), size)):
                 order = rivals[np.argsort(-self.weight[0, rivals, 0].numpy(), kind="stable")]
-                self.passed[order[len(rivals) * self.run.count // self.run.of :]] = True
-            self.gone = self.left | self.passed
+                stay = math.ceil(len(rivals) * self.run.count / self.run.of)
+                self.passed[order[stay:]] = True
+            self.gone = (self.left <= self.layer.index) | self.passed
             runs[torch.from_numpy(self.gone)] = False
         before, self.counted = self.counted, self.counted + int(runs.sum())
         if not anew:
@@ -190,7 +192,7 @@ class _Hooks:
             near = self.rows.near(self.layer.window, self.layer.window_causal)
             found[columns[:, None] & columns] = torch.from_numpy(near).flatten()
         gone = np.zeros(self.end, bool)
-        gone[: len(self.gone)] = self.gone
+        gone[: len(self.gone)] = self.gone[: self.end]
         found[:, torch.from_numpy(gone)] &= torch.eye(self.end).bool()[
             -count:, torch.from_numpy(gone)
         ]

@@ -5,6 +5,7 @@ It follows the definitions, not the code under test: what a row may not read is 
 left run on, and nobody reads them.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -79,7 +80,7 @@ def _read_most(
         places = np.flatnonzero((calls == call) & rows.visual & there)
         last = np.flatnonzero(calls == call)[-1]
         order = places[np.argsort(-read[last, places], kind="stable")]
-        there[order[len(places) * kept.count // kept.of :]] = False
+        there[order[math.ceil(len(places) * kept.count / kept.of) :]] = False
     return there
 
 
@@ -147,7 +148,7 @@ def _run(
     for one in np.unique(rivals):
         places = np.flatnonzero((rivals == one) & rows.visual & there)
         best = places[np.argsort(-weight[places], kind="stable")]
-        chosen[best[: len(places) * run.count // run.of]] = True
+        chosen[best[: math.ceil(len(places) * run.count / run.of)]] = True
     return chosen, weight[:, None]
 
 

@@ -78,6 +78,9 @@ class Spy:
     def past_shapes(self, past: Past) -> tuple[tuple[int, ...], ...]:
         return self.inner.past_shapes(past)
 
+    def cached_keys(self, past: Past, layer: int) -> Array:
+        return self.inner.cached_keys(past, layer)
+
     def past_bytes(self, past: Past) -> int:
         return self.inner.past_bytes(past)
 

@@ -228,6 +228,15 @@ def test_positions_and_added_rows_are_those_that_the_decoder_takes(tmp_path: Pat
         assert "graphs." in line
 
 
+def test_rows_that_go_on_in_a_graph_are_those_of_the_plan(tmp_path: Path) -> None:
+    """Else a runtime would keep a picture for other questions, and count rows that left."""
+    folder = write(tmp_path / "artifact", "one square")
+    document = json.loads((folder / "manifest.json").read_text())
+    (place,) = (i for i, graph in enumerate(document["graphs"]) if graph["name"] == "decoder")
+    (line,) = refused(folder, changed(document, ("graphs", place, "kept"), {"past_1": [[8, 16]]}))
+    assert "graphs.decoder.kept: {'past_1': ((8, 16),)}, by the plan beside it {}; export" in line
+
+
 def test_text_around_a_picture_holds_no_picture(tmp_path: Path) -> None:
     folder = write(tmp_path / "artifact", "one square")
     document = json.loads((folder / "manifest.json").read_text())

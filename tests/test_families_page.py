@@ -11,12 +11,15 @@ from compressor.methods import METHOD_NAMES
 from tests import family_matrix
 from tests.family_matrix import (
     BEGIN,
+    CHOICES,
     CUTS,
     END,
+    FACTS,
     GATED,
     HEAD,
     NOT_SHOWN,
     PAGE,
+    TAKEN,
     TITLES,
     TORCH,
     YES,
@@ -34,21 +37,6 @@ pytest_plugins = ["pytester"]
 REASON = "yopo.window: rows have no grid"
 EMPTY = f"# Page\n\n{BEGIN}\n{END}\n\nThe end.\n"
 Line = tuple[str, str, str, str]
-
-# No columns: `tests.test_front`, `tests.test_leaving` and `tests.test_mixture` hold them on three families of
-# different kinds each.
-ON_THREE_FAMILIES = {
-    "gprune",
-    "random",
-    "pool",
-    "divprune",
-    "visionzip",
-    "cls_knee",
-    "fastv",
-    "skip",
-    "gamma_mod",
-    "mod",
-}
 
 
 def everything(**changes: str) -> list[Line]:
@@ -77,6 +65,28 @@ def test_the_page_has_every_family_and_leaves_no_cell_out() -> None:
         assert all(len(row) == len(HEAD) and all(row) for row in rows)
 
 
+def test_the_page_says_of_every_family_which_choices_it_takes() -> None:
+    page = read_page(PAGE.read_text(encoding="utf-8"), TAKEN)
+    assert [*page] == families_in_order()
+    assert all(len(row) == len(TAKEN.head) for (row,) in page.values())
+
+
+def test_choices_are_written_where_a_run_told_of_all(tmp_path: Path) -> None:
+    page = f"{EMPTY}\n{TAKEN.begin}\n{TAKEN.end}\nAnd on.\n"
+    told = [(name, FACTS, f"here.{name}: {REASON}", "passed") for name in [*CHOICES][:1]]
+    told += [(name, FACTS, "", "passed") for name in [*CHOICES][1:]]
+    record(tmp_path, "llava", [*everything(), *told])
+    record(tmp_path, "internvl", everything())
+    assert TAKEN.begin + "\n" + TAKEN.end in updated(page, tmp_path)
+    record(tmp_path, "internvl", [*everything(), *told])
+    written = updated(page, tmp_path)
+    row = [REASON, *[YES] * (len(CHOICES) - 1)]
+    wanted = {name: [[f"`{name}`", *row]] for name in ("llava", "internvl")}
+    assert read_page(written, TAKEN) == wanted
+    assert len(read_page(written)) == 2
+    assert written.endswith("And on.\n")
+
+
 def test_every_family_has_its_cases() -> None:
     from tests.family_cases import FamilyCases
 
@@ -93,7 +103,8 @@ def test_the_columns_are_the_cuts_of_the_cases_and_these_use_every_method() -> N
     entries = cuts(Path("x.npy"))
     assert {*entries, *GATED} == {*CUTS}
     used = {name for cut in entries.values() for entry in cut for name in entry}
-    assert used | {"dyvte"} | ON_THREE_FAMILIES == {*METHOD_NAMES}
+    # Choices have a table of their own: `tests.test_front` and `tests.test_leaving` hold them in numbers.
+    assert used | {"dyvte", *CHOICES} == {*METHOD_NAMES}
 
 
 @pytest.mark.parametrize(

@@ -19,13 +19,14 @@ from compressor.decoder.one_prompt import layer_states
 from compressor.errors import PlanError, RecipeError
 from compressor.methods import layer_scores
 from compressor.methods.fastv import FastV
+from compressor.methods.random_choice import RandomChoice
 from compressor.methods.skip import OPERATOR_KL, OPERATORS, Skip, operator_kl
 from compressor.methods.visual_exit import VisualExit
 from compressor.plan.cost import predicted_speedup
 from compressor.plan.edits import identity_plan, keep_at, leave_out
 from compressor.plan.kept import Kept
 from compressor.plan.plan import Plan
-from compressor.planner import make_plan
+from compressor.planner import check_methods, make_plan
 from compressor.recipe import load_recipe
 from tests.conftest import shared
 from tests.cuts import HIDDEN, LAYERS, conversation, decoder_of, model, tensors_of
@@ -33,6 +34,7 @@ from tests.family_cases import BACKENDS, Entries, FamilyCases, Made
 from tests.test_family_internvl import TestInternVl as InternVl
 from tests.test_family_llava import TestLlava as Llava
 from tests.test_family_qwen2_vl import TestQwen2Vl as Qwen2Vl
+from vtcompress.stages.checks.recipe import check_plan_rules
 
 LEAVING: dict[str, Entries] = {
     "fastv": [{"fastv": {"layer": 2, "keep": 0.5}}],
@@ -184,6 +186,68 @@ def test_a_layer_that_does_not_exist_and_a_share_that_is_no_row_are_refused() ->
         make_plan(facts, "0" * 64, [FastV(layer=4)])
     with pytest.raises(PlanError, match=r"fastv.keep: 0.01 of 12 visual tokens is none"):
         make_plan(facts, "0" * 64, [FastV(layer=1, keep=0.01)])
+
+
+@pytest.mark.parametrize("entries", [[0, 1], [1, 0]])
+def test_a_choice_behind_another_takes_its_share_of_what_that_left(entries: list[int]) -> None:
+    """The order of the list decides nothing, and a share that is no row is told before weights are read."""
+    facts = model(2)
+    both = [FastV(layer=1, keep=0.5), RandomChoice(keep=0.42)]
+    plan = make_plan(facts, "0" * 64, [both[i] for i in entries])
+    assert plan.visual == 5
+    assert plan.keeps() == {1: Kept(count=2, of=5, by="fastv", asked=both[0].asked())}
+    assert plan.rows_of_layers(plan.visual) == (5, 2, 2, 2)
+    none = [FastV(layer=1, keep=0.5), RandomChoice(keep=0.1)]
+    with pytest.raises(PlanError, match=r"fastv.keep: 0.5 of 1 visual tokens is none; give more"):
+        check_methods(facts, [none[i] for i in entries])
+
+
+def test_of_a_picture_with_fewer_rows_than_tiles_have_one_goes_on() -> None:
+    kept = Kept(count=3, of=12, by="fastv")
+    assert [kept.rows(visual) for visual in (0, 1, 4, 5, 12, 24)] == [0, 1, 1, 2, 3, 6]
+
+
+@pytest.mark.parametrize(
+    ("kept", "problem"),
+    [
+        (
+            {2: ("fastv", 6, 1000)},
+            "layer 2: keep: chooses among 1000 visual rows; of a tile 12 get",
+        ),
+        (
+            {1: ("fastv", 6, 12), 2: ("fastv", 12, 12)},
+            "among 12 visual rows; of a tile 6 get there",
+        ),
+        (
+            {2: ("random", 6, 12)},
+            "layer 2: keep: random does not choose which visual rows go on at",
+        ),
+        ({2: ("shortv", 6, 12)}, "visual rows are kept by shortv: keep: unknown key"),
+        ({0: ("fastv", 6, 12)}, "front: fastv does not choose which visual rows enter; name a"),
+    ],
+)
+def test_a_choice_that_was_written_by_hand_is_refused_where_it_makes_no_sense(
+    kept: dict[int, tuple[str, int, int]], problem: str
+) -> None:
+    plan = identity_plan(model(2), "0" * 64)
+    for layer, (by, count, of) in kept.items():
+        choice = Kept(count=count, of=of, by=by, asked={"keep": 0.5})
+        put = {"front": choice} if not layer else {"layers": keep_at(plan, layer, choice).layers}
+        plan = plan.model_copy(update=put)
+    with pytest.raises(PlanError, match=re.escape(problem)):
+        check_plan_rules(plan)
+
+
+def test_operators_of_one_kind_alone_can_be_named_and_changed(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("vtcompress: 2\ncompress: [{skip: {operators: {attention: [1]}}}]\n")
+    recipe = load_recipe(file).override({"validate.samples": 3})
+    (skip,) = recipe.methods
+    assert skip.asked() == {"operators": {"attention": (1,)}}
+    changed = recipe.override({"compress.skip.operators.mlp": [0]}).methods[0]
+    assert changed.asked() == {"operators": {"attention": (1,), "mlp": (0,)}}
+    with pytest.raises(RecipeError, match=r"skip.operators: nothing is given; give layers of"):
+        recipe.override({"compress": [{"skip": {"operators": {}}}]})
 
 
 def test_an_exit_in_front_of_the_choice_leaves_nothing_to_choose() -> None:

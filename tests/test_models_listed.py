@@ -1,6 +1,7 @@
 """`vtcompress models`: what can be compressed and by what, as families and methods tell it themselves."""
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -50,6 +51,12 @@ def test_a_family_of_a_package_is_listed_with_it(
         (kind,) = [kind for kind in METHODS if kind.name == method["name"]]
         assert method["without"] == list(kind.by_grid)
         assert bool(method["why"]) == bool(kind.by_grid)
+        # A method that has to be given such a key cannot do without it.
+        assert method["applies"] != any(kind.model_fields[k].is_required() for k in kind.by_grid)
+    shown = " ".join(vt("models")[1].split())
+    names = [method["name"] for method in toy["methods"] if not method["applies"]]
+    assert {"gprune", "pool"} <= {*names}
+    assert f"not {', '.join(names)}: rows are arranged anew" in re.sub(r"[│ ]+", " ", shown)
     row = next(line for line in vt("models")[1].splitlines() if "toy-families" in line)
     assert "not told" in row
     assert "window" in vt("models")[1]

@@ -58,7 +58,7 @@ class FrontChooser(Method):
     Places and positions in the prompt, which has n image tokens of each tile as before, are those of n rows.
     """
 
-    turn: ClassVar[Turn] = Turn.KEEP
+    turn: ClassVar[Turn] = Turn.FRONT
     by_grid: ClassVar[tuple[str, ...]] = ("keep",)
 
     @classmethod

@@ -34,12 +34,13 @@ class Turn(IntEnum):
     Rows grow behind a choice in front of the decoder: from how many, it says.
     """
 
-    KEEP = 0
-    GROW = 1
-    EXIT = 2
-    RUN = 3
-    CUT = 4
-    FREEZE = 5
+    FRONT = 0
+    KEEP = 1
+    GROW = 2
+    EXIT = 3
+    RUN = 4
+    CUT = 5
+    FREEZE = 6
 
 
 class Trait(StrEnum):

@@ -185,9 +185,13 @@ def front_chooser(front: Kept, facts: ModelFacts) -> Method:
     """Return the method that chooses in front of the decoder; see `chooser`.
 
     Raises:
-        PlanError: also where it keeps another number of this model's rows.
+        PlanError: also where it does not choose there, or keeps another number of this model's rows.
     """
     found = chooser(front)
+    if type(found).front_rule is Method.front_rule:
+        raise PlanError(
+            [f"front: {front.by} does not choose which visual rows enter; name a method that does"]
+        )
     count = found.rows_kept(facts)
     if count not in (None, front.count):
         raise PlanError(
@@ -204,13 +208,42 @@ def rows_kept_by(methods: Iterable[Method], facts: ModelFacts) -> int | None:
     return next((count for count in found if count is not None), None)
 
 
+def layer_choosers(plan: Plan) -> Mapping[int, Method]:
+    """Return the methods that choose at the inputs of layers, for each layer where visual rows leave.
+
+    Raises:
+        PlanError: as `chooser`, and where a method does not choose there.
+    """
+    found = {layer: chooser(kept) for layer, kept in plan.keeps().items()}
+    for layer, method in found.items():
+        if type(method).layer_score is Method.layer_score:
+            raise PlanError(
+                [
+                    f"layer {layer}: keep: {method.name} does not choose which visual rows go on at a layer; "
+                    "name a method that does"
+                ]
+            )
+    return found
+
+
 def layer_scores(plan: Plan) -> Mapping[int, LayerScore]:
     """Return by what visual rows go on at the inputs of layers, for each layer where some leave.
 
     Raises:
-        PlanError: as `chooser`.
+        PlanError: as `layer_choosers`.
     """
-    return {layer: chooser(kept).layer_score() for layer, kept in plan.keeps().items()}
+    return {layer: method.layer_score() for layer, method in layer_choosers(plan).items()}
+
+
+def check_choosers(plan: Plan) -> None:
+    """Refuse a plan whose choices among visual rows nobody can make as they were asked.
+
+    Raises:
+        PlanError: as `front_chooser` and `layer_choosers`.
+    """
+    if plan.front is not None:
+        front_chooser(plan.front, plan.model)
+    layer_choosers(plan)
 
 
 def run_rules(plan: Plan) -> Mapping[int, RunRule]:

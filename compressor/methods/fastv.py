@@ -71,12 +71,17 @@ class FastV(Method):
 
     def apply(self, plan: Plan, evidence: Evidence) -> Plan:
         """Return the plan with visual rows leaving at the layer."""
-        of = plan.model.tile_rows
+        layer = layer_at(self.layer, len(plan.layers))
+        if plan.layers[layer].exited:
+            return plan
+        of = plan.tile_rows_at(layer)
         count = rows_of_share(self.keep, of)
         if not count:
-            raise CannotError(f"{evidence.where}.keep: {self.keep:g} of {of} visual tokens is none")
+            raise CannotError(
+                f"{evidence.where}.keep: {self.keep:g} of {of} visual tokens is none; give more"
+            )
         kept = Kept(count=count, of=of, by=self.name, asked=self.asked())
-        return keep_at(plan, layer_at(self.layer, len(plan.layers)), kept)
+        return keep_at(plan, layer, kept)
 
     def layer_score(self) -> LayerScore:
         """Return the attention of the last row."""

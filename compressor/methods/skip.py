@@ -12,8 +12,10 @@ Limitations:
 - An operator counts as one, whatever it costs: with few visual tokens an MLP is worth more than attention.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Final, get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, get_args
+
+from pydantic import model_validator
 
 from compressor.contract.measure import (
     Drawing,
@@ -29,6 +31,7 @@ from compressor.plan.cost import predicted_speedup
 from compressor.plan.edits import leave_out
 from compressor.plan.layer import Operator
 from compressor.plan.plan import Plan
+from compressor.schema.problems import apply_rule
 from compressor.schema.values import AboveOne, ExactlyOne, Layers, RecipeSection, Share
 
 if TYPE_CHECKING:
@@ -108,15 +111,32 @@ OPERATOR_KL = Measure(
 
 
 class NamedOperators(RecipeSection):
-    """Operators by name.
+    """Operators by name: of one kind, or of both.
 
     Attributes:
         attention: layers whose attention visual rows go without.
         mlp: likewise.
     """
 
-    attention: Layers = ()
-    mlp: Layers = ()
+    attention: Layers | None = None
+    mlp: Layers | None = None
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _some_are_named(cls, value: Any, handler: Callable[[Any], Self]) -> Self:
+        none = isinstance(value, dict) and all(layers is None for layers in value.values())
+        problem = "nothing is given; give layers of attention, of mlp, or of both" if none else None
+        result: Self = apply_rule(value, handler, problem)
+        return result
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """Which operators, attention's first."""
+        return tuple(
+            (layer, number)
+            for number, operator in enumerate(OPERATORS)
+            for layer in getattr(self, operator) or ()
+        )
 
 
 class Skip(ExactlyOne, Method):
@@ -141,15 +161,6 @@ class Skip(ExactlyOne, Method):
     share: Share | None = None
     speedup: AboveOne | None = None
 
-    def asked(self) -> dict[str, Any]:
-        """Return what was asked; of operators those that are named."""
-        found = super().asked()
-        if self.operators is not None:
-            found["operators"] = {
-                key: layers for key, layers in found["operators"].items() if layers
-            }
-        return found
-
     def needs(self) -> tuple[Measure, ...]:
         """Return what calibration must measure: nothing where operators are named."""
         return (OPERATOR_KL,) if self.operators is None else ()
@@ -160,8 +171,11 @@ class Skip(ExactlyOne, Method):
 
     def layers_named(self, layers: int) -> tuple[NamedLayers, ...]:
         """Return the layers of the operators."""
-        named = self.operators or NamedOperators()
-        return tuple(NamedLayers(f"operators.{o}", getattr(named, o)) for o in OPERATORS)
+        named = [] if self.operators is None else self.operators.places
+        return tuple(
+            NamedLayers(f"operators.{o}", [layer for layer, n in named if n == number])
+            for number, o in enumerate(OPERATORS)
+        )
 
     def apply(self, plan: Plan, evidence: Evidence) -> Plan:
         """Return the plan with operators left out."""
@@ -175,8 +189,7 @@ class Skip(ExactlyOne, Method):
 
     def _chosen(self, plan: Plan, evidence: Evidence) -> Sequence[Place]:
         if self.operators is not None:
-            named = (getattr(self.operators, operator) for operator in OPERATORS)
-            return [(layer, number) for number, layers in enumerate(named) for layer in layers]
+            return self.operators.places
         kl = evidence.of(OPERATOR_KL).mean
         able = [
             (layer.index, number)

@@ -1,7 +1,7 @@
 """Which of the visual rows go on, or run a layer, as data: k of every n, by a method's rule."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from pydantic import model_validator
@@ -14,7 +14,7 @@ class Kept(Facts):
 
     Attributes:
         count: k.
-        of: n, visual tokens of one tile.
+        of: n, visual rows of one tile that the choice is made among.
         by: name of the method.
         asked: its keys in the recipe: what its rule is made of again.
     """
@@ -31,8 +31,22 @@ class Kept(Facts):
         return self
 
     def rows(self, visual: int) -> int:
-        """Return how many of so many visual rows go on; numbers, or sizes of the exporter."""
-        return visual * self.count // self.of
+        """Return how many of so many visual rows go on; see `rows_going_on`."""
+        return rows_going_on(visual, [(self.count, self.of)])
+
+
+def rows_going_on(visual: int, choices: Iterable[tuple[int, int]]) -> int:
+    """Return how many of so many visual rows are left behind choices of k of every n.
+
+    Rounded up, so that of a picture with fewer rows than n one goes on: a choice is no exit.
+
+    Args:
+        visual: rows in front of the first choice; a number, or a size of the exporter.
+        choices: k and n of each, one after the other.
+    """
+    for count, of in choices:
+        visual = (visual * count + of - 1) // of
+    return visual
 
 
 class Running(Kept):

@@ -200,6 +200,11 @@ class Plan(Facts):
             self._check_grown(layer, grown)
         if problem := why_not(self.layers, self.model, self.rows_kept or self.model.tile_rows):
             raise ValueError(problem)
+        for layer, kept in keeps.items():
+            if kept.of != (there := self.tile_rows_at(layer)):
+                raise ValueError(
+                    f"layer {layer}: keep: chooses among {kept.of} visual rows; of a tile {there} get there"
+                )
         return self
 
     def _check_cuts(self) -> None:
@@ -277,6 +282,10 @@ class Plan(Facts):
         """K of the N visual rows of a tile that enter the decoder; None: all."""
         return None if self.front is None else self.front.count
 
+    def tile_rows_at(self, layer: int) -> int:
+        """Return how many visual rows of a tile come to the input of a layer from 1 on."""
+        return self.rows_of_layers(self.rows_kept or self.model.tile_rows)[layer - 1]
+
     @property
     def image_tokens(self) -> int:
         """Those of the workload's prompt; of pictures that give more or fewer, of the largest made up."""
@@ -341,19 +350,20 @@ class Plan(Facts):
             found.append(0 if layer.exited else visual)
         return tuple(found)
 
-    def changed_by_length(self) -> dict[str, tuple[Kept | Growth, ...]]:
-        """Return how visual rows became fewer or more, step by step, in caches by the name of their length.
+    def changed_by_length(self) -> dict[str, tuple[tuple[int, int], ...]]:
+        """Return (k, n) of each time that k of n visual rows went on, or n became k, in front of caches.
 
-        Names of lengths that hold all visual rows, or none, are left out.
+        By the name of their length; those that hold all visual rows, or none, are left out.
         """
-        found: dict[str, tuple[Kept | Growth, ...]] = {}
-        so_far: tuple[Kept | Growth, ...] = ()
+        found: dict[str, tuple[tuple[int, int], ...]] = {}
+        so_far: tuple[tuple[int, int], ...] = ()
         names = run_lengths(self.layers, self.segments())
         for layer in self.layers:
             if layer.changes:
-                so_far = found[f"past_{layer.index}"] = (*so_far, *layer.changes)
+                so_far += tuple((change.count, change.of) for change in layer.changes)
+                found[f"past_{layer.index}"] = so_far
             if layer.run is not None:
-                found[names[layer.index]] = (*so_far, layer.run)
+                found[names[layer.index]] = (*so_far, (layer.run.count, layer.run.of))
         return found
 
     def segments(self) -> tuple[range, ...]:

@@ -10,7 +10,7 @@ from compressor.samples.layout import VisualRows
 from compressor.samples.prompts import see
 from export.session.arrays import Array
 from export.session.feeds import CallRows
-from export.session.session import Past
+from export.session.session import Past, in_rows, place_of
 
 
 class TorchSession:
@@ -78,6 +78,10 @@ class TorchSession:
     def past_shapes(self, past: list[KeyValue | torch.Tensor]) -> tuple[tuple[int, ...], ...]:
         """See `Session.past_shapes`."""
         return tuple(tuple(tensor.shape) for item in past for tensor in _tensors(item))
+
+    def cached_keys(self, past: list[KeyValue], layer: int) -> Array:
+        """See `Session.cached_keys`."""
+        return in_rows(past[place_of(self.caches, layer)].key.float().numpy())
 
     def past_bytes(self, past: list[KeyValue | torch.Tensor]) -> int:
         """See `Session.past_bytes`."""

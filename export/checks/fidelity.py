@@ -13,6 +13,7 @@ import numpy as np
 from compressor.facts import ModelFacts
 from compressor.plan.plan import Plan
 from compressor.samples.layout import Grid, Layout, VisualRows, layout_around
+from export.checks.choices import Choices, behind, in_both, others
 from export.graphs.limits import rows_of_picture
 from export.graphs.spec import GraphSpec
 from export.results.fidelity import Difference, FidelityLimits, FidelityReport
@@ -31,9 +32,10 @@ TINY = 1e-6
 
 @dataclass
 class Recording:
-    """Outputs of one side by call, and the shapes of its caches."""
+    """Outputs of one side by call, what it chose on the way, and the shapes of its caches."""
 
     outputs: dict[str, Array] = field(default_factory=dict)
+    choices: Choices = field(default_factory=Choices)
     shapes: dict[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
 
 
@@ -74,7 +76,7 @@ def record(
                 name = f"deepstack {number - 1}" if number else "vision"
                 recording.outputs[f"{name}, {words}"] = part.astype(np.float32)
             if seen.kept is not None:
-                recording.outputs[f"places kept, {words}"] = seen.kept.astype(np.float32)
+                recording.choices.entering[words] = seen.kept
         for rows in TEXT_ROWS:
             ids = rng.integers(0, facts.decoder.vocab, rows + LATER_TEXT_ROWS + DECODE_STEPS)
             if room is not None:
@@ -84,7 +86,7 @@ def record(
             if len(ids):
                 layout = layout_around(ids[:rows], pictures, facts=facts, grid=grid)
                 name = f"{words}, T={rows}"
-                _record_prompt(recording, session, seen, layout, ids, name)
+                _record_prompt(recording, session, plan, seen, layout, ids, name)
     return recording
 
 
@@ -99,6 +101,7 @@ def _pictures(facts: ModelFacts, images: Sequence[int]) -> Iterator[tuple[int, G
 def _record_prompt(
     recording: Recording,
     session: Session,
+    plan: Plan,
     seen: VisualRows,
     layout: Layout,
     ids: Array,
@@ -120,6 +123,11 @@ def _record_prompt(
         logits, past = session.decode(rows, past)
         recording.outputs[f"{name}: {label}"] = logits
         recording.shapes[f"{name}: {label}"] = session.past_shapes(past)
+        if label == "prefill":
+            kept = plan.rows_of_layers(rows.visual_index.shape[1])
+            for layer in plan.keeps() if kept[0] else ():
+                keys = session.cached_keys(past, layer)
+                recording.choices.going_on[name, layer] = (keys, kept[layer])
 
 
 def _later_calls() -> Iterator[tuple[str, int]]:
@@ -147,9 +155,12 @@ def compare(
         limits: what every output must satisfy.
         beside: what gave the reference, in words.
     """
-    failures = list(declared)
+    moved = others(reference.choices, recording.choices, limits, beside)
+    failures = [*declared, *moved.values()]
     differences = []
     for call, wanted in reference.outputs.items():
+        if behind(call, [*moved]):
+            continue
         got = recording.outputs.get(call)
         if got is None:
             failures.append(f"{call}: missing")
@@ -157,7 +168,10 @@ def compare(
         if got.shape != wanted.shape:
             failures.append(f"{call}: shape {got.shape}, {beside} gives {wanted.shape}")
             continue
-        difference = _difference(call, wanted, got)
+        pair = in_both(call, (wanted, got), (reference.choices, recording.choices))
+        if not len(pair[0]):
+            continue
+        difference = _difference(call, *pair)
         differences.append(difference)
         failures += _misses(difference, limits)
     for call, shapes in reference.shapes.items():

@@ -1,16 +1,21 @@
 """How many rows engines and fixed caches are made for."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from compressor.errors import RecipeError
 from compressor.facts import Facts, ModelFacts, Positive
 from compressor.methods import GATED
+from compressor.plan.kept import rows_going_on
 from compressor.plan.plan import TEXT_PAST, Plan
 from compressor.schema.sections import ExportSection, ProfilesSection
 
 # Text rows of one call, and text rows of a conversation beside its images, where the recipe is silent.
 USUAL_TEXT, USUAL_CONVERSATION = 512, 2048
+
+
+GoingOn = Mapping[str, tuple[tuple[int, int], ...]]
+"""(k, n) of each time that k of n visual rows went on in front of caches, by the name of their length."""
 
 
 class Limits(Facts):
@@ -48,23 +53,26 @@ class Limits(Facts):
         cell, square = self.cell or 1, math.isqrt(self.visual_tokens)
         return cell, square * cell, min(self.visual_tokens, 2 * square) * cell
 
-    def cached_rows(self, length: str, changed: Sequence[tuple[int, int]] = ()) -> int:
+    def cached_rows(self, length: str, kept: GoingOn) -> int:
         """Return how many rows a cache with this name of its length holds at most.
 
-        Caches of text alone hold the context less one image: a conversation that fills the context has one.
-        Behind a gate a cache may hold everything, and where some visual rows leave as well. Where n of every
-        tile become more, a conversation may have as many tiles as the context has room for beside a text row.
+        A conversation that fills the context has an image. Caches of text alone hold the context less this
+        one, those behind a choice also what goes on of it. Behind a gate a cache may hold everything. Where
+        rows of a tile become more, there may be as many tiles as the context has room for beside a text row.
 
         Args:
             length: the name.
-            changed: (k, n) for each time that k of n visual rows went on, or n became k, in front of it.
+            kept: (k, n) of each time that k of n visual rows went on, or n became k, by the name of the
+                length.
         """
-        if length == TEXT_PAST:
-            return self.max_context - self.visual_tokens
-        visual = self.max_context - 1
-        for count, of in changed:
-            visual += visual // of * max(0, count - of)
-        return visual + 1
+        if length != TEXT_PAST and length not in kept:
+            return self.max_context
+        changes = kept.get(length, ())
+        if grown := [(count, of) for count, of in changes if count > of]:
+            more = ((self.max_context - 1) // of * (count - of) for count, of in grown)
+            return self.max_context + sum(more)
+        held = rows_going_on(self.visual_tokens, changes) if length in kept else 0
+        return self.max_context - self.visual_tokens + held
 
     def problems(self, positions: int) -> tuple[str, ...]:
         """Return what makes no sense together, a line each; none: the limits can be built for.
@@ -170,9 +178,6 @@ def check_fixed(
 
 def buffer_bytes(plan: Plan, limits: Limits, bytes_per_value: int) -> int:
     """Return what a plan's fixed caches occupy at most for one sequence, keys and values together."""
-    changed = plan.changed_by_length()
-    rows = 0
-    for cache in plan.caches():
-        changes = [(change.count, change.of) for change in changed.get(cache.length, ())]
-        rows += cache.groups * limits.cached_rows(cache.length, changes)
+    kept = plan.changed_by_length()
+    rows = sum(cache.groups * limits.cached_rows(cache.length, kept) for cache in plan.caches())
     return 2 * rows * plan.model.decoder.head_dim * bytes_per_value

@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from compressor.errors import BackendError
 from compressor.facts import Facts
+from compressor.plan.kept import rows_going_on
 from compressor.plan.plan import TEXT_PAST
-from export.graphs.limits import Limits
+from export.graphs.limits import GoingOn, Limits
 from export.graphs.spec import ROOM, SIDES, GraphSpec, TensorSpec, length_of
 
 # T of the prompt that a prefill is tuned for: a question about a picture.
@@ -55,8 +56,8 @@ def profiles_of(spec: GraphSpec, limits: Limits) -> tuple[ShapeProfile, ...]:
     if "visual" not in axes:
         ranges = {axis: _plain_range(axis, limits) for axis in axes}
         return (_profile(spec.name, ranges),)
-    prefill = {axis: _prefill_range(axis, spec, limits) for axis in axes}
-    decode = {axis: _decode_range(axis, spec, limits) for axis in axes}
+    prefill = {axis: _prefill_range(axis, limits, spec.kept) for axis in axes}
+    decode = {axis: _decode_range(axis, limits, spec.kept) for axis in axes}
     return _profile("prefill", prefill), _profile("decode", decode)
 
 
@@ -184,35 +185,30 @@ def _usual_prompt(limits: Limits) -> int:
     return min(USUAL_PROMPT, limits.max_text, limits.max_context - limits.visual_tokens)
 
 
-def _cached_rows(length: str, spec: GraphSpec, limits: Limits) -> int:
-    return limits.cached_rows(length, spec.kept.get(length, ()))
-
-
-def _room_range(axis: str, spec: GraphSpec, limits: Limits) -> _Range:
+def _room_range(axis: str, limits: Limits, kept: GoingOn) -> _Range:
     # One size: TensorRT wants a number; see `export.backends.tensorrt.pinned`.
-    rows = _cached_rows(length_of(axis), spec, limits)
+    rows = limits.cached_rows(length_of(axis), kept)
     return rows, rows, rows
 
 
-def _prefill_range(axis: str, spec: GraphSpec, limits: Limits) -> _Range:
+def _prefill_range(axis: str, limits: Limits, kept: GoingOn) -> _Range:
     if axis.startswith(ROOM):
-        return _room_range(axis, spec, limits)
+        return _room_range(axis, limits, kept)
     if axis.startswith(PAST_AXIS):
-        return 0, 0, _cached_rows(axis, spec, limits)
+        return 0, 0, limits.cached_rows(axis, kept)
     if axis == "visual":
         return 0, limits.visual_tokens, limits.max_visual
     return _plain_range(axis, limits)
 
 
-def _decode_range(axis: str, spec: GraphSpec, limits: Limits) -> _Range:
+def _decode_range(axis: str, limits: Limits, kept: GoingOn) -> _Range:
     if axis.startswith(ROOM):
-        return _room_range(axis, spec, limits)
+        return _room_range(axis, limits, kept)
     if axis.startswith(PAST_AXIS):
-        most = _cached_rows(axis, spec, limits)
-        visual = 0 if axis == TEXT_PAST else limits.visual_tokens
-        for count, of in spec.kept.get(axis, ()):
-            visual = visual * count // of
-        return 1, min(visual + _usual_prompt(limits), most), most
+        most = limits.cached_rows(axis, kept)
+        held = rows_going_on(limits.visual_tokens, kept.get(axis, ()))
+        filled = _usual_prompt(limits) + (0 if axis == TEXT_PAST else held)
+        return 1, min(filled, most), most
     if axis == "visual":
         return 0, 0, 0
     if axis == "text":

@@ -343,11 +343,7 @@ def _decoder(
     dims = plan.model.decoder
     batch: Axis = "batch" if plan.gates is None else 1
     layers = {layer for segment in segments for layer in segment}
-    caches = [cache for cache in plan.caches() if cache.layer in layers]
-    changed = {
-        name: tuple((change.count, change.of) for change in changes)
-        for name, changes in plan.changed_by_length().items()
-    }
+    caches, changed = [c for c in plan.caches() if c.layer in layers], plan.changed_by_length()
 
     def cached(names: tuple[str, str], dtype: DType, length: str, *more: int) -> list[TensorSpec]:
         """Return what is given and what comes back; `more` are sizes in front of and behind the rows."""
@@ -355,7 +351,7 @@ def _decoder(
         told: dict[str, Any] = {}
         if limits is not None:
             axes = [room_of(length)] * 2
-            told = {"filled": length, "rows": limits.cached_rows(length, changed.get(length, ()))}
+            told = {"filled": length, "rows": limits.cached_rows(length, changed)}
         return [
             TensorSpec(name=n, dtype=dtype, axes=(batch, *more[:1], a, *more[1:]), **t)
             for n, a, t in zip(names, axes, (told, {}), strict=True)

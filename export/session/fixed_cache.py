@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.errors import DataError
+from compressor.plan.kept import rows_going_on
 from compressor.plan.plan import TEXT_PAST
 from export.graphs.spec import LENGTH, GraphSpec, TensorSpec, room_of
 from export.session.feeds import CallRows, feeds_of
@@ -146,22 +147,26 @@ class FixedCaches:
         problems = [
             f"{after[name]} {'text rows' if name == TEXT_PAST else 'rows'} with the tokens to come are asked "
             f"for; the artifact's KV cache has room for {room} (export.profiles.max_context"
-            f"{' less one image' if name == TEXT_PAST else ''}): shorten the prompt or the conversation, ask "
-            "for fewer tokens, or export it with a larger export.profiles.max_context"
+            f"{self._less(name)}): shorten the prompt or the conversation, ask for fewer tokens, or export "
+            "it with a larger export.profiles.max_context"
             for name, room in self._most.items()
             if after[name] > room
         ]
         if problems:
             raise DataError(problems)
 
+    def _less(self, name: str) -> str:
+        """Return what caches have no room for of the context, in words."""
+        if name == TEXT_PAST:
+            return " less one image"
+        layer = name.removeprefix("past_")
+        return f" less what leaves of one image by layer {layer}" if name in self._kept else ""
+
     def longer(self, lengths: Mapping[str, int], visual: int, text: int) -> dict[str, int]:
         """Return lengths after V visual and T text rows more."""
 
         def held(name: str) -> int:
-            rows = 0 if name == TEXT_PAST else visual
-            for count, of in self._kept.get(name, ()):
-                rows = rows * count // of
-            return rows
+            return 0 if name == TEXT_PAST else rows_going_on(visual, self._kept.get(name, ()))
 
         return {name: rows + text + held(name) for name, rows in lengths.items()}
 
@@ -173,6 +178,11 @@ class FixedCaches:
             shape[_place(spec)] = past.lengths[spec.filled]
             found.append(tuple(shape))
         return tuple(found)
+
+    def keys(self, past: FixedPast, number: int) -> Array:
+        """Return the filled rows of the keys [B, G, P, d] of one of the caches."""
+        spec = self._specs[2 * number]
+        return past.buffers.arrays[spec.name][:, :, : past.lengths[spec.filled]]
 
     def filled_bytes(self, past: FixedPast) -> int:
         """Return the bytes of the past's keys and values."""

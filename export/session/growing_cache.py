@@ -37,6 +37,10 @@ class GrowingCaches:
         """Return the shape of every tensor."""
         return tuple(tuple(v.shape if isinstance(v, np.ndarray) else v.shape()) for v in past)
 
+    def keys(self, past: list[Any], number: int) -> Any:
+        """Return the keys [B, G, P, d] of one of the caches."""
+        return past[2 * number]
+
     def filled_bytes(self, past: list[Any]) -> int:
         """Return the bytes of keys and values."""
         return bytes_of(self._specs, self.shapes(past))

@@ -83,6 +83,10 @@ class Session(Protocol):
         """
         ...
 
+    def cached_keys(self, past: Past, layer: int) -> Array:
+        """Return the keys [rows, G * d] of a layer's heads with visual tokens, of a batch's first prompt."""
+        ...
+
     def past_bytes(self, past: Past) -> int:
         """Return the size of the keys and values that a past holds; of fixed caches, of the filled rows."""
         ...
@@ -124,6 +128,17 @@ def exit_of(rows: Sequence[int], visual: int, text: int) -> int | None:
     """
     held = enumerate(rows) if visual else ()
     return next((layer for layer, count in held if 0 < count <= text), None)
+
+
+def place_of(caches: Sequence[Cache], layer: int) -> int:
+    """Return which of the caches is that of a layer's heads with visual tokens."""
+    return next(i for i, c in enumerate(caches) if c.layer == layer and not c.part)
+
+
+def in_rows(keys: Array) -> Array:
+    """Return the keys [B, G, rows, d] of the first prompt as float32 rows [rows, G * d]."""
+    rows: Array = keys[0].swapaxes(0, 1).astype(np.float32)
+    return rows.reshape(len(rows), -1)
 
 
 class Graph(Protocol):
@@ -238,6 +253,10 @@ class GraphSession(Generic[OneGraph]):
     def past_shapes(self, past: Past) -> tuple[tuple[int, ...], ...]:
         """See `Session.past_shapes`."""
         return self._pasts.shapes(past)
+
+    def cached_keys(self, past: Past, layer: int) -> Array:
+        """See `Session.cached_keys`."""
+        return in_rows(as_array(self._pasts.keys(past, place_of(self.caches, layer))))
 
     def past_bytes(self, past: Past) -> int:
         """See `Session.past_bytes`."""

@@ -1,6 +1,6 @@
 """The commands that show what is there: `inspect` a path, list the shipped `recipes` and the `models`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import click
@@ -59,7 +59,7 @@ def models(out: Output, /) -> None:
         (
             model_type,
             ", ".join(family["decoders"]) or "not told",
-            "; ".join(map(_method_words, family["methods"])),
+            "; ".join(_methods_words(family["methods"])),
             family["package"] or "vtcompress",
         )
         for family in found
@@ -70,8 +70,14 @@ def models(out: Output, /) -> None:
     out.result(list(found))
 
 
-def _method_words(method: Mapping[str, Any]) -> str:
-    """Return a method's name, whose it is, and what of it does not apply."""
-    words = method["name"] + (f" ({method['package']})" if method["package"] else "")
-    left_out = ", ".join(method["without"])
-    return f"{words} without {left_out}: {method['why']}" if left_out else words
+def _methods_words(methods: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield methods' names, whose they are, what of them does not apply; last those that do not."""
+    refused: dict[str, list[str]] = {}
+    for method in methods:
+        words = method["name"] + (f" ({method['package']})" if method["package"] else "")
+        left_out = ", ".join(method["without"])
+        if not method["applies"]:
+            refused.setdefault(method["why"], []).append(words)
+        else:
+            yield f"{words} without {left_out}: {method['why']}" if left_out else words
+    yield from (f"not {', '.join(names)}: {why}" for why, names in refused.items())

@@ -216,7 +216,7 @@ def engine_graphs(manifest: Manifest, *, baseline: bool = False) -> tuple[GraphS
 def _short(specs: Sequence[GraphSpec], limits: Limits) -> tuple[str, ...]:
     """Return what is wrong with limits that graphs with fixed caches have no room for."""
     rooms = {
-        (t.filled, t.rows, spec.kept.get(t.filled, ()))
+        (t.filled, t.rows, tuple(spec.kept.items()))
         for spec in specs
         for t in spec.cached
         if t.filled
@@ -224,10 +224,11 @@ def _short(specs: Sequence[GraphSpec], limits: Limits) -> tuple[str, ...]:
 
     def fits(context: int) -> bool:
         asked = limits.model_copy(update={"max_context": context})
-        return all(asked.cached_rows(length, changed) <= rows for length, rows, changed in rooms)
+        return all(asked.cached_rows(length, dict(kept)) <= rows for length, rows, kept in rooms)
 
     if fits(limits.max_context):
         return ()
+    # Caches that hold fewer or more visual rows than the prompt have room for another number of rows.
     most = next(context for context in range(limits.max_context, 0, -1) if fits(context))
     return (
         f"max_context: {limits.max_context} is more than {most}, for which the artifact's KV cache of fixed "

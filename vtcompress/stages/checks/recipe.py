@@ -13,7 +13,7 @@ from compressor.contract.asked import alike_words, method_words
 from compressor.contract.method import layers_words
 from compressor.errors import ArtifactError, PlanError, ProfileError, RecipeError
 from compressor.facts import ModelFacts
-from compressor.methods import CUTTERS, front_chooser, rows_kept_by
+from compressor.methods import CUTTERS, check_choosers, rows_kept_by
 from compressor.plan.dead_rows import read_though_dead
 from compressor.plan.plan import Plan
 from compressor.planner import check_methods, plan_recipe
@@ -119,11 +119,10 @@ def check_plan_rules(plan: Plan, what: str = "the plan") -> None:
     except ValidationError as error:
         lines = (item["msg"].removeprefix("Value error, ") for item in error.errors())
         raise PlanError(f"{what}: {line}; {remedy}" for line in lines) from None
-    if plan.front is not None:
-        try:
-            front_chooser(plan.front, plan.model)
-        except PlanError as error:
-            raise PlanError(f"{what}: {line}; {remedy}" for line in error.problems) from None
+    try:
+        check_choosers(plan)
+    except PlanError as error:
+        raise PlanError(f"{what}: {line}; {remedy}" for line in error.problems) from None
     if alive := read_though_dead(plan.layers):
         raise PlanError(
             [
