@@ -178,6 +178,8 @@ class MethodWords:
         exit_how: sentence part: how an exit of it came about; begins with a comma.
         exit_meaning: the same, for the legend of the decoder's picture.
         front_how: sentence part: which visual tokens it lets into the decoder; begins with a comma.
+        front_undrawn: why no picture can show which those are, a sentence; empty: each stands for the cell of
+            the picture at its place.
     """
 
     label: str
@@ -186,6 +188,7 @@ class MethodWords:
     exit_how: str = ""
     exit_meaning: str = ""
     front_how: str = ""
+    front_undrawn: str = ""
 
 
 class Method(RecipeSection, ABC):
