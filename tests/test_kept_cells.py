@@ -1,5 +1,6 @@
 """The pictures of a report show which cells go on: the very cells whose places the vision graph gave."""
 
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -31,10 +32,12 @@ from compressor.plan.kept import Kept
 from compressor.plan.plan import Plan
 from compressor.planner import make_plan
 from compressor.samples.questions import Sample
+from export.artifact.artifact import Artifact
 from export.artifact.manifest import Manifest
 from export.backends.torch_model import TorchSession
 from export.checks.kept_places import kept_places
-from export.report.data import ReportData
+from export.checks.stored import COMPRESSED_FILE
+from export.report.data import ReportData, report_data
 from export.report.kept_pictures import kept_pictures
 from export.report.pages.report import html_report, markdown_report
 from export.report.questions import Question
@@ -314,7 +317,7 @@ def test_the_cells_that_do_not_go_on_are_shaded_where_the_model_saw_them(tmp_pat
     assert re.search(r'<path d="M0 0H33V40H0z[^"]*"[^>]*class="unseen"', drawing)
     found = Structure(page)
     assert "Picture 1 of the question: 4 of 8 visual tokens go on" in found.text
-    assert "what is grey the model does not see" in found.text
+    assert "what is faded the model does not see" in found.text
     assert len(found.all("img")) == 2  # of the questions of which nothing is stored
 
 
@@ -383,3 +386,40 @@ def test_a_page_of_many_tiles_stays_small(tmp_path: Path) -> None:
     data = made_up(tmp_path / "a", steps, (places,) * 13, plan)
     first, second = drawings(html_report(data))
     assert len(first) + len(second) < 60_000
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        {"size": [0, 1], "tiles": [[0]]},
+        {"size": [1, 10**30], "tiles": [[0]]},
+        {"size": [1, 100_000_000], "tiles": [[0]]},
+        {"size": [100_000_000, 1], "tiles": [[-1]]},
+        {"size": [40, 33], "tiles": [["x"]]},
+        {"size": [40, 33]},
+        {"size": [40, 33], "tiles": [[0]], "more": 1},
+        7,
+    ],
+)
+@pytest.mark.parametrize("steps", [CROP, TILES])
+def test_damaged_places_are_one_of_our_errors_or_drawn(
+    kept: object, steps: tuple[PictureStep, ...], tmp_path: Path
+) -> None:
+    model = GRID if steps is CROP else TILED
+    plan = keep_in_front(facts.plan(model=model), 4, "gprune", {"keep": 0.5})
+    folder = make_artifact(
+        tmp_path / "a",
+        plan=plan,
+        asked=ASKED,
+        recipe=RECIPE.format("gprune"),
+        picture_steps=steps,
+    )
+    path = folder / COMPRESSED_FILE
+    stored = json.loads(path.read_text())
+    stored["answers"][0]["kept"] = [kept]
+    path.write_text(json.dumps(stored))
+    with contextlib.suppress(ArtifactError):
+        (drawing,) = drawings(
+            html_report(report_data(folder, Artifact.open(folder, verify=False).manifest))
+        )
+        assert drawn_cells(drawing) == [{1, 2, 3, 4, 5, 6, 7}]

@@ -45,7 +45,7 @@ def cells_words(plan: Plan, *, drawn: bool) -> tuple[str, ...]:
         elif drawn:
             found.append(
                 "On the pictures the cells of visual tokens that enter the decoder are clear, the others "
-                "shaded; what is grey the model does not see."
+                "shaded; what is faded the model does not see."
             )
         else:
             found.append(
