@@ -11,6 +11,7 @@ from compressor.profile import Profile
 from compressor.recipe import load_recipe
 from export.artifact.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE, write_manifest
 from export.checks.stored import COMPRESSED_FILE, ORIGINAL_FILE, SAMPLES_FILE
+from export.results.answers import KeptPlaces
 from tests import facts
 
 Asked = tuple[str, str, str | None, str, str]
@@ -33,6 +34,7 @@ def make_artifact(
     recipe: str = RECIPE,
     profile: Profile | None = None,
     asked: Sequence[Asked] = (),
+    kept: Sequence[KeptPlaces] = (),
     by_recipe: bool = True,
     **changes: Any,
 ) -> Path:
@@ -51,7 +53,7 @@ def make_artifact(
     if profile is not None:
         profile.save(folder / PROFILE_FILE)
     if asked:
-        write_questions(folder, asked)
+        write_questions(folder, asked, kept)
     fields = facts.manifest_fields(plan, **changes)
     for graph in fields["graphs"]:
         (folder / graph.file).write_bytes(GRAPH)
@@ -70,8 +72,8 @@ def write_result(folder: Path, **files: str) -> Path:
     return folder
 
 
-def write_questions(folder: Path, asked: Sequence[Asked]) -> None:
-    """Write `validation/` with one picture for all questions."""
+def write_questions(folder: Path, asked: Sequence[Asked], kept: Sequence[KeptPlaces] = ()) -> None:
+    """Write `validation/` with one picture for all questions; `kept`: of the first ones, what goes on."""
     from tests.models import make_picture
 
     (folder / "validation" / "images").mkdir(parents=True)
@@ -83,6 +85,9 @@ def write_questions(folder: Path, asked: Sequence[Asked]) -> None:
     lines = "\n".join(map(json.dumps, rows)) + "\n"
     (folder / SAMPLES_FILE).write_text(lines, encoding="utf-8")
     for name, place in ((ORIGINAL_FILE, 3), (COMPRESSED_FILE, 4)):
-        answers = [{"token_ids": [1], "text": row[place]} for row in asked]
+        answers: list[dict[str, Any]] = [{"token_ids": [1], "text": row[place]} for row in asked]
+        if name == COMPRESSED_FILE:
+            for answer, one in zip(answers, kept, strict=False):
+                answer["kept"] = [one.model_dump()]
         document = json.dumps({"max_new_tokens": 8, "answers": answers})
         (folder / name).write_text(document, encoding="utf-8")

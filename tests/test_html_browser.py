@@ -22,13 +22,14 @@ from tests.test_compare import with_kept, with_speed
 from tests.test_html_report import ASKED, HOSTILE, PROFILE
 from tests.test_report_exits import exits_profile
 from tests.test_report_yopo import CUT, MASKED, RECIPE, RECIPE_MASKED, SCORED, measured_of
+from tests.test_wording import ARTIFACTS as WORDED
 from vtcompress.stages.report import read_report
 
 BROWSER = find_browser()
 pytestmark = pytest.mark.skipif(
     BROWSER is None, reason="no Chromium found; install one or name it in VTCOMPRESS_BROWSER"
 )
-NAMES = ["report", "bare", "exit", "gates", "yopo", "masked", "hostile", "compare"]
+NAMES = ["report", "bare", "exit", "gates", "yopo", "masked", "kept", "hostile", "compare"]
 VIEWS = [(width, dark) for width in (390, 1280) for dark in (False, True)]
 PROFILE_OF_EXITS = exits_profile("layer_contribution", "exit_kl")
 LONG = "a-very-long-word-without-a-place-to-break-it" * 6
@@ -88,6 +89,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     artifacts = {
         "report": make_artifact(folder / "a", asked=ASKED, loss=judged, **everything),
         "bare": make_artifact(folder / "b"),
+        "kept": make_artifact(folder / "kept", **WORDED["kept in front"]),
         "exit": make_artifact(
             folder / "exit",
             dead=(3,),

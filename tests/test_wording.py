@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from compressor.families.pictures.steps import Resize
 from compressor.plan.edits import grow_at, keep_at, keep_in_front, leave_out, run_some
 from compressor.plan.growth import Growth
 from compressor.plan.kept import Kept, Running
@@ -23,6 +24,7 @@ from export.report.document import Block, Chart, Document, Group, Section, flat
 from export.report.pages.model_card import Origin, model_card
 from export.report.pages.report import report_document
 from export.report.render.markdown import markdown
+from export.results.answers import KeptPlaces
 from tests import facts
 from tests.artifacts import make_artifact
 from tests.test_html_report import ASKED, PROFILE
@@ -38,7 +40,8 @@ JUDGED = facts.loss((), KINDS, max_kl=0.5, min_agreement=0.8)
 MISSED = facts.loss(("mean KL is 2",), KINDS, max_kl=0.001)
 MEASURED = {"profile": PROFILE, "measured": facts.measured(), "fidelity": facts.fidelity()}
 EXITS = exits_profile("layer_contribution", "exit_kl")
-KEPT = keep_in_front(facts.plan(dead=(5,)), 6, "gprune", {"keep": 0.5})
+GRID = facts.facts(token_grid=(3, 4))
+KEPT = keep_in_front(facts.plan(dead=(5,), model=GRID), 6, "gprune", {"keep": 0.5})
 LEAVING = keep_at(
     leave_out(facts.plan(dead=(5,)), {1: ("mlp",)}, "skip"),
     2,
@@ -75,6 +78,9 @@ ARTIFACTS: dict[str, dict[str, Any]] = {
     "kept in front": MEASURED
     | {
         "plan": KEPT,
+        "asked": ASKED,
+        "kept": [KeptPlaces(size=(40, 33), tiles=((0, 1, 4, 5, 7, 10),))],
+        "picture_steps": (Resize(size=(4, 4), resample="bicubic"),),
         "recipe": "vtcompress: 2\ncompress:\n- gprune: {keep: 0.5}\n",
         "measured": facts.measured().model_copy(
             update={"visual": 6, "kv_layers": (70,) * 6, "kv_bytes": facts.CACHE_ROW * 70 * 6}
@@ -83,6 +89,7 @@ ARTIFACTS: dict[str, dict[str, Any]] = {
     "leaving at a layer": MEASURED
     | {
         "plan": LEAVING,
+        "asked": ASKED,
         "recipe": "vtcompress: 2\ncompress:\n- fastv: {layer: 2}\n- skip: {operators: {mlp: [1]}}\n",
         "measured": facts.measured().model_copy(
             update={

@@ -187,6 +187,8 @@ class MethodWords:
         exit_meaning: the same, for the legend of the decoder's picture.
         front_how: sentence part: which visual tokens it lets into the decoder; begins with a comma.
         run_how: sentence: what becomes of rows in a layer that some visual ones run.
+        front_undrawn: why no picture can show which those are, a sentence; empty: each stands for the cell of
+            the picture at its place.
     """
 
     label: str
@@ -196,6 +198,7 @@ class MethodWords:
     exit_meaning: str = ""
     front_how: str = ""
     run_how: str = ""
+    front_undrawn: str = ""
 
 
 class Method(RecipeSection, ABC):

@@ -64,7 +64,10 @@ class Pooling(FrontMethod):
 
     name: ClassVar[str] = "pool"
     words: ClassVar[MethodWords] = MethodWords(
-        label="pooling", front_how=", each the mean of a block of neighbours"
+        label="pooling",
+        front_how=", each the mean of a block of neighbours",
+        front_undrawn="Each visual token that goes on is the mean of a block of a picture's cells, and "
+        "every cell is in a block.",
     )
 
     def problems(self, facts: ModelFacts, evidence: Evidence) -> list[str]:

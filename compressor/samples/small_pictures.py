@@ -46,6 +46,6 @@ def small_picture(path: Path) -> SmallPicture | None:
     if large:
         image.thumbnail((LARGEST_PICTURE, LARGEST_PICTURE))
     pixels = Image.frombytes(image.mode, image.size, image.tobytes())
-    content, kind = BytesIO(), "jpeg" if large else "png"
+    content, kind = BytesIO(), "jpeg" if large or path.suffix in (".jpg", ".jpeg") else "png"
     pixels.save(content, kind.upper(), quality=85, optimize=True)
     return SmallPicture(content.getvalue(), kind, *image.size)

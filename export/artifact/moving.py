@@ -7,6 +7,7 @@ import shutil
 import uuid
 from pathlib import Path
 
+from compressor.disk.held_signals import HeldSignals
 from export.artifact.contents import entries
 from export.artifact.manifest import MANIFEST_FILE
 
@@ -25,41 +26,47 @@ def serial() -> str:
 def move_in(staging: Path, target: Path) -> None:
     """Put a complete result, beside its place or in it, there; on an error the place is as it was.
 
+    Signals that end the run wait for the end of it, but not of a copy to another disk.
+
     Raises:
         OSError: it cannot be put there.
     """
-    if staging.parent != target:
-        try:
-            _swap(staging, target)
-        except OSError as failure:
-            if failure.errno not in IMMOVABLE or not target.is_dir():
-                raise
-        else:
-            return
-        # The folder stays and its content changes; a copy where it lies on another disk.
-        inner = target / staging.name
-        try:
-            staging.rename(inner)
-        except OSError as failure:
-            if failure.errno != errno.EXDEV:
-                raise
-            _copy(staging, inner)
-            # From here on the copy is the result: what cannot be removed here is of no use any more.
-            shutil.rmtree(staging, ignore_errors=True)
-        staging = inner
-    _exchange(staging, target)
+    with HeldSignals() as signals:
+        if staging.parent != target:
+            try:
+                _swap(staging, target)
+            except OSError as failure:
+                if failure.errno not in IMMOVABLE or not target.is_dir():
+                    raise
+            else:
+                return
+            # The folder stays and its content changes; a copy where it lies on another disk.
+            inner = target / staging.name
+            try:
+                staging.rename(inner)
+            except OSError as failure:
+                if failure.errno != errno.EXDEV:
+                    raise
+                _copy(staging, inner, signals)
+                # From here on the copy is the result: what cannot be removed here is of no use any more.
+                shutil.rmtree(staging, ignore_errors=True)
+            staging = inner
+        _exchange(staging, target)
 
 
-def _copy(source: Path, copy: Path) -> None:
+def _copy(source: Path, copy: Path, signals: HeldSignals) -> None:
     """Copy a folder to another disk; its name is there when all of it has reached that disk."""
     partial = copy.with_name(f"{copy.name[:-SERIAL]}{serial()}")
     try:
+        signals.pass_on()  # it may take long
         shutil.copytree(source, partial, symlinks=True)
         for path in (*partial.rglob("*"), partial):
             if not path.is_symlink():
                 _sync(path)
+        signals.wait = True
         partial.rename(copy)
     except BaseException as failure:
+        signals.wait = True
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(failure, shutil.Error):  # a line for each file; the first says why
             raise OSError(failure.args[0][0][-1]) from failure

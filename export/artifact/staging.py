@@ -23,6 +23,7 @@ from itertools import count
 from pathlib import Path
 
 from compressor.disk.files import made_parent
+from compressor.disk.held_signals import HeldSignals
 from compressor.disk.locks import LOCK_MARK, exclusive
 from compressor.disk.paths import working_stem
 from compressor.errors import VtcompressError
@@ -112,29 +113,37 @@ def staged(
             be written, or its disk has too little room.
     """
     place, sources = _Place.of(output), tuple(sources)
-    with _opened(place, overwrite, needed_bytes, sources) as staging:
-        yield staging
-        _share_modes(staging)
+    with HeldSignals() as signals, _opened(place, overwrite, needed_bytes, sources) as staging:
         try:
-            check_folder(output, overwrite=overwrite, sources=sources)
-            move_in(staging, place.target)
-        except (OSError, VtcompressError) as failure:
-            reason = str(failure) if isinstance(failure, VtcompressError) else _words(failure)
-            kept = _keep(staging, place)
-            _recover(_Place.of(output))
-            where = (
-                f"is complete and lies in {kept}" if kept else "was removed meanwhile; run again"
-            )
-            raise VtcompressError(
-                f"{output}: cannot be put in place: {reason}; the result {where}"
-            ) from failure
+            signals.pass_on()
+            yield staging
+            _share_modes(staging)
+            _put_in_place(staging, place, overwrite, sources)
+        finally:
+            signals.wait = True
+
+
+def _put_in_place(staging: Path, place: _Place, overwrite: bool, sources: tuple[Path, ...]) -> None:
+    output = place.output
+    try:
+        check_folder(output, overwrite=overwrite, sources=sources)
+        move_in(staging, place.target)
+    except (OSError, VtcompressError) as failure:
+        reason = str(failure) if isinstance(failure, VtcompressError) else _words(failure)
+        kept = _keep(staging, place)
+        _recover(_Place.of(output))
+        where = f"is complete and lies in {kept}" if kept else "was removed meanwhile; run again"
+        raise VtcompressError(
+            f"{output}: cannot be put in place: {reason}; the result {where}"
+        ) from failure
 
 
 def check_place(
     output: Path, *, overwrite: bool = False, needed_bytes: int = 0, sources: Iterable[Path] = ()
 ) -> None:
     """Try all that `staged` would refuse, before the work begins; arguments and errors are its own."""
-    with _opened(_Place.of(output), overwrite, needed_bytes, tuple(sources)):
+    place, sources = _Place.of(output), tuple(sources)
+    with HeldSignals(), _opened(place, overwrite, needed_bytes, sources):
         pass
 
 

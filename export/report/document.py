@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from export.report.kept_pictures import KeptPicture
 from export.report.questions import Question
 from export.results.verdict import Check, Verdict, verdict_of, verdict_words
 
@@ -104,9 +105,20 @@ class Headline:
 
 @dataclass(frozen=True)
 class Cards:
-    """Questions with the answers of both models."""
+    """Questions with the answers of both models.
+
+    Attributes:
+        questions: in the order in which they are shown.
+        kept: of each what goes on of its pictures; none where that is not known, or nothing of any is.
+    """
 
     questions: tuple[Question, ...]
+    kept: tuple[tuple[KeptPicture, ...], ...] = ()
+
+    @property
+    def rows(self) -> Iterator[tuple[Question, tuple[KeptPicture, ...]]]:
+        """Each question with what goes on of its pictures."""
+        return zip(self.questions, self.kept or ((),) * len(self.questions), strict=True)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from compressor.disk.files import read_text
 from compressor.errors import ArtifactError, DataError
 from compressor.samples.questions import Sample
 from export.checks.stored import COMPRESSED_FILE, ORIGINAL_FILE, SAMPLES_FILE, stored_samples
-from export.results.answers import Answer, exact, right_one
+from export.results.answers import Answer, KeptPlaces, exact, right_one
 
 Change = Literal["same", "lost", "won", "different", "both wrong"]
 
@@ -34,6 +34,7 @@ class Question:
         compressed: answer of the artifact.
         images: files of its pictures, or of smaller copies.
         missing: how many of its pictures the artifact does not hold as they were.
+        kept: which visual tokens of each picture go on; none: not stored.
     """
 
     sample: Sample
@@ -41,6 +42,7 @@ class Question:
     compressed: str
     images: tuple[Path, ...] = ()
     missing: int = 0
+    kept: tuple[KeptPlaces, ...] = ()
 
     @property
     def right(self) -> str | None:
@@ -85,7 +87,7 @@ def stored_questions(folder: Path) -> tuple[Question, ...]:
     if not len(stored) == len(original) == len(compressed):
         raise ArtifactError([f"{folder / SAMPLES_FILE}: samples and answers differ in number"])
     return tuple(
-        Question(row.sample, a.text, b.text, row.shown, row.missing)
+        Question(row.sample, a.text, b.text, row.shown, row.missing, b.kept or ())
         for row, a, b in zip(stored, original, compressed, strict=True)
     )
 

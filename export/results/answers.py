@@ -2,9 +2,28 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
 
 from compressor.facts import Facts
+from compressor.samples.pictures import MAX_PIXELS
 from export.session.arrays import Array
+
+Place = Annotated[int, Field(ge=0)]
+Pixels = Annotated[int, Field(ge=1, le=MAX_PIXELS)]
+
+
+class KeptPlaces(Facts):
+    """Which visual tokens of one picture go on into the decoder.
+
+    Attributes:
+        size: height and width of the picture in pixels, upright.
+        tiles: of each of its tiles the places that are kept, ascending.
+    """
+
+    size: tuple[Pixels, Pixels]
+    tiles: tuple[tuple[Place, ...], ...]
 
 
 class Answer(Facts):
@@ -14,11 +33,14 @@ class Answer(Facts):
         token_ids: its tokens, the ending one included.
         text: without special tokens.
         exit_layer: first layer that had no visual rows of the prompt; None if they stayed.
+        kept: of each of its pictures, where the plan keeps some visual tokens in front of the decoder and the
+            artifact holds the picture for its report.
     """
 
     token_ids: tuple[int, ...]
     text: str
     exit_layer: int | None = None
+    kept: tuple[KeptPlaces, ...] | None = None
 
 
 @dataclass(frozen=True)

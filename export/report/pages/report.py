@@ -16,6 +16,7 @@ from export.report.document import (
     Table,
     Words,
 )
+from export.report.kept_pictures import KeptPicture, kept_pictures
 from export.report.questions import chosen_questions
 from export.report.render.html import html
 from export.report.render.markdown import markdown
@@ -23,6 +24,7 @@ from export.report.sections.checks import fidelity_section, ladder_section, loss
 from export.report.sections.layers import layers_section
 from export.report.sections.short import done, gained, lost
 from export.report.sections.speed import speed_section
+from export.report.words.front import cells_words, drawable
 from export.report.words.ladder import ran_on_gpu
 from export.report.words.methods import methods_words
 
@@ -103,7 +105,12 @@ def _questions(data: ReportData) -> list[Block]:
         words = (
             f"{different} of {total} answers differ. {len(shown)} are shown, lost answers first."
         )
-    return [Words(words), Cards(shown)]
+    kept: tuple[tuple[KeptPicture, ...], ...] = ()
+    if drawable(data.plan):
+        kept = tuple(kept_pictures(question, data.manifest) for question in shown)
+    pictured = any(question.images or question.missing for question in shown)
+    cells = cells_words(data.plan, drawn=any(kept)) if pictured else ()
+    return [Words(words), *map(Words, cells), Cards(shown, kept)]
 
 
 def _made_with(data: ReportData) -> list[Block]:

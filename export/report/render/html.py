@@ -9,7 +9,9 @@ from typing import Any
 from markupsafe import Markup
 
 from compressor.samples.small_pictures import small_picture
+from export.report.charts.cells import cells_charts
 from export.report.document import Document
+from export.report.kept_pictures import KeptPicture
 from export.report.questions import Question
 from export.report.text.svg import printable
 
@@ -39,10 +41,19 @@ def html(document: Document) -> str:
     return environment.get_template("page.html.j2").render(document=document)
 
 
-def _card(question: Question) -> dict[str, Any]:
+def _card(row: tuple[Question, tuple[KeptPicture, ...]], number: int) -> dict[str, Any]:
+    """Return what the template shows of a question: of each picture its name, itself, and drawings of it."""
+    question, kept = row
     same, original, compressed = _common(question.original, question.compressed)
+    pictures = []
+    for place, path in enumerate(question.images):
+        name, small, drawn = f"Picture {place + 1} of the question", small_picture(path), []
+        if small is not None and place < len(kept):
+            drawn = list(cells_charts(f"kept-{number}-{place}", name, kept[place], small))
+        pictures.append((name, small, drawn))
     return {
-        "pictures": [small_picture(path) for path in question.images],
+        "question": question,
+        "pictures": pictures,
         "same": same,
         "original": original,
         "compressed": compressed,

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from export.report import document as doc
-from export.report.document import Block, Document, Group, Outcome, flat
+from export.report.document import Block, Cards, Document, Group, Outcome, flat
 from export.report.text.svg import printable
 from export.results.verdict import Verdict
 
@@ -49,17 +49,22 @@ def _block(block: Block) -> str:
             return f"**{escaped(block.title)}**\n\n{table(block.columns, block.rows)}"
         case doc.Code():
             return fenced(block.text, block.language)
-        case doc.Cards():
-            columns = ("question", "right answer", "original", "compressed", "outcome")
-            asked = block.questions
-            return table(
-                columns,
-                [
-                    (q.sample.question, q.right or "-", q.original, q.compressed, q.verdict)
-                    for q in asked
-                ],
-            )
+        case Cards():
+            return _cards(block)
     return ""  # drawings
+
+
+def _cards(block: Cards) -> str:
+    columns = ["question", "right answer", "original", "compressed", "outcome"]
+    rows = [
+        [q.sample.question, q.right or "-", q.original, q.compressed, q.verdict]
+        for q in block.questions
+    ]
+    if any(block.kept):
+        columns.append("of its pictures")
+        for row, (_, kept) in zip(rows, block.rows, strict=True):
+            row.append("; ".join(picture.words for picture in kept) or "-")
+    return table(columns, rows)
 
 
 def _outcome(outcome: Outcome) -> str:

@@ -20,6 +20,48 @@ def front_words(plan: Plan) -> tuple[str, ...]:
     )
 
 
+def drawable(plan: Plan) -> bool:
+    """Whether pictures can show which of their cells enter the decoder, and which do not."""
+    return plan.front is not None and not _undrawn(plan, plan.front)
+
+
+def _undrawn(plan: Plan, front: Kept) -> str:
+    """Return why they cannot, as a sentence; empty: they can."""
+    if plan.model.token_grid is None:
+        return "Where on a picture a visual token of this model lies is not known."
+    return words_of(front.by).front_undrawn
+
+
+def cells_words(plan: Plan, *, drawn: bool) -> tuple[str, ...]:
+    """Return what pictures of questions show of the choice among visual tokens, or why they show nothing.
+
+    Args:
+        plan: what is chosen.
+        drawn: which tokens go on is stored of at least one picture.
+    """
+    found = []
+    if plan.front is not None:
+        if reason := _undrawn(plan, plan.front):
+            found.append(f"{reason} So the pictures do not show which visual tokens go on.")
+        elif drawn:
+            found.append(
+                "On the pictures the cells of visual tokens that enter the decoder are clear, the others "
+                "shaded; what is faded the model does not see."
+            )
+        else:
+            found.append(
+                "Which cells of the pictures enter the decoder is not stored in this artifact: it keeps no "
+                "pictures (validate.keep_pictures: none), or an earlier version made it."
+            )
+    if layers := plan.keeps():
+        which = f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
+        found.append(
+            f"Which visual tokens go on at {which} is decided in the decoder for each question, and its "
+            "graph does not give their places: the pictures do not show it."
+        )
+    return tuple(found)
+
+
 def kept_words(kept: Kept) -> str:
     """Return how many of how many visual tokens go on: `288 of 576`."""
     return f"{kept.count:,} of {kept.of:,}"

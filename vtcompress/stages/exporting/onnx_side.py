@@ -11,6 +11,7 @@ from export.artifact.manifest import tool_versions
 from export.checks import bench as timing
 from export.checks import loss, memory, stored
 from export.checks.bfloat16 import missing_kernels, open_for_checks
+from export.checks.kept_places import with_places
 from export.checks.onnx_checker import check_graphs
 from export.graphs.spec import GraphSpec
 from export.report.questions import Question, chosen_places
@@ -90,17 +91,19 @@ def _both_checks(
         return first, None
     runtime = Runtime.on_session(session, folder, plan.model, written.form)
     answers = loss.measure_answers(runtime, job.samples, original.max_new_tokens, job.progress)
-    _store(job, folder, original, answers)
+    _store(job, folder, runtime, original, answers)
     limits, name = loss_limits(recipe), validation_name(recipe)
     return first, loss.compare(job.samples, original, answers, limits, name)
 
 
-def _store(job: Job, folder: Path, original: Answers, answers: Answers) -> None:
-    """Write samples and answers, and pictures as far as the recipe keeps them."""
+def _store(job: Job, folder: Path, runtime: Runtime, original: Answers, answers: Answers) -> None:
+    """Write samples and answers; pictures, and what is kept of them, as far as the recipe keeps pictures."""
     pairs = zip(job.samples, original.answers, answers.answers, strict=True)
     shown = chosen_places([Question(asked, a.text, b.text) for asked, a, b in pairs])
     keep = job.recipe.validation.keep_pictures
     stored.store_original(folder, job.samples, original, keep, shown)
+    if keep != "none":
+        answers = with_places(runtime, job.samples, answers, shown)
     stored.write_answers(folder / stored.COMPRESSED_FILE, answers)
 
 
