@@ -12,7 +12,7 @@ from compressor.decoder.full_pass import full_pass, text_tails
 from compressor.plan.edits import leave
 from compressor.samples.layout import layout_of
 from export.session.feeds import prompt_rows
-from tests.cuts import CASES, HIDDEN, LAYERS, conversation, decoder_of, plan_of, tensors_of
+from tests.cuts import CASES, GROWN, HIDDEN, LAYERS, conversation, decoder_of, plan_of, tensors_of
 from tests.reference import Conversation, text_logits
 
 TOLERANCE = 2e-5
@@ -41,7 +41,7 @@ def logits_of(
 
 
 @pytest.mark.parametrize("axes", AXES)
-@pytest.mark.parametrize(("name", "kv_heads"), CASES)
+@pytest.mark.parametrize(("name", "kv_heads"), [c for c in CASES if not c[0].startswith(GROWN)])
 def test_rotations_follow_the_positions_and_the_mask_the_places(
     name: str, kv_heads: int, axes: tuple[int, ...] | None
 ) -> None:
@@ -87,6 +87,15 @@ def test_a_decoder_of_several_axes_without_positions_is_refused() -> None:
     decoder = decoder_of(plan, tensors_of(plan), "last")
     with pytest.raises(ValueError, match="on several axes: give the rows' positions"):
         decoder(*conversation()[1][0], decoder.empty_past(1))
+
+
+def test_rows_that_grow_count_positions_from_places_and_take_no_others() -> None:
+    decoder = decoder_of(plan := plan_of(GROWN, 2), tensors_of(plan))
+    rows, calls = conversation()
+    with pytest.raises(
+        ValueError, match="where visual rows grow, positions are counted from places"
+    ):
+        logits_of(decoder, calls, np.arange(len(rows.embeds))[:, None])
 
 
 def test_tails_behind_an_exit_are_rotated_by_the_positions_of_the_whole_prompt() -> None:

@@ -133,7 +133,12 @@ class Decoder(nn.Module):
         Returns:
             Logits [B, 1 or T, vocab] in float32, and the past to pass to the next call; with fixed caches
             the buffers alone: the caller counts their rows.
+
+        Raises:
+            ValueError: positions are given, and rows that grow count them anew.
         """
+        if self.growing and positions is not None:
+            raise ValueError("where visual rows grow, positions are counted from places: give none")
         places = self.rotary.places(visual_index, text_index, inputs_embeds.dtype, positions)
         visual, text = visual_embeds, inputs_embeds
         present: list[KeyValue | Tensor] = []
