@@ -73,7 +73,7 @@ PLANS: dict[str, Sequence[LayerPlan]] = {
     ],
     "leaving": [cut(0), cut(1, keep=KEPT[0]), cut(2, keep=KEPT[1]), dead(3)],
     "some run": [cut(0), cut(1, run=MOD), cut(2, run=MOD, groups=(1,)), dead(3)],
-    "some run anew": [cut(0, run=GAMMA), cut(1, keep=KEPT[0]), cut(2, run=GAMMA), dead(3)],
+    "some run anew": [cut(0, run=GAMMA), cut(1), cut(2, keep=KEPT[0], run=GAMMA), dead(3)],
     "staged": [cut(0), cut(1), cut(2)],
 }
 FEWER = ("leaving", "some run", "some run anew")
