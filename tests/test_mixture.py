@@ -6,13 +6,19 @@ Families of different kinds: one picture of one size, tiles, pictures of their o
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from compressor.families import LoadedModel
+import vtcompress
+from compressor.compressed import load_compressed
+from compressor.errors import ArtifactError
+from compressor.families import LoadedModel, describe
+from compressor.methods.mixture.ranks import ARANK
 from tests.conftest import shared
 from tests.family_cases import BACKENDS, Entries, FamilyCases, Made
 from tests.test_family_internvl import TestInternVl as InternVl
@@ -123,6 +129,44 @@ class OfTile:
 
 class TestLlavaOfCall(OfCall):
     cases = Llava
+
+    def test_a_compressed_folder_has_its_routers(self, made: MadeToMix, tmp_path: Path) -> None:
+        recipe = made.recipe("gamma_mod")
+        plan = vtcompress.plan(recipe)
+        folder = vtcompress.compress(recipe, plan, tmp_path / "small")
+        runtime, spy = made.in_torch(load_compressed(folder))
+        self.cases().compare_runtime(made, "two apart", "gamma_mod", runtime, spy)
+        other = tmp_path / "other.safetensors"
+        save_file({"router.weight": torch.zeros(2, made.loaded.facts.decoder.hidden)}, other)
+        changed = recipe.with_gates(other)
+        with pytest.raises(ArtifactError, match="the plan was made with routers of digest"):
+            vtcompress.compress(changed, plan, tmp_path / "another")
+        assert not (tmp_path / "another").exists()
+
+
+def test_ranks_are_measured_and_choose_the_layers(
+    tiny_model: Path, questions: Path, tmp_path: Path
+) -> None:
+    recipe = vtcompress.load_recipe("gamma_mod").override(
+        {"model.id": str(tiny_model), "calibrate.data": questions, "calibrate.samples": 2}
+    )
+    file = tmp_path / "routers.safetensors"
+    save_file({"router.weight": torch.rand(2, describe(str(tiny_model)).decoder.hidden)}, file)
+    recipe = recipe.with_gates(file).override({"compress.gamma_mod.arank": 0.5})
+    profile = vtcompress.calibrate(recipe, tmp_path / "profile.json")
+    assert profile.measures == ("arank",)
+    ranks = profile.mean("arank")
+    rows = max(sample.visual + sample.text for sample in profile.samples)
+    assert len(ranks) == 2
+    assert all(1 <= rank < rows for rank in ranks)
+    plan = vtcompress.plan(recipe, profile)
+    assert tuple(plan.runs()) == (int(np.argmin(ranks)),)
+    table = ARANK.table(profile.measurement("arank"))
+    assert (table.title, table.columns) == ("rank of attention", ("layer", "mean over heads"))
+    labels = {
+        s.label: len(s.points) for s in ARANK.drawing(profile.measurement("arank"), plan).series
+    }
+    assert labels == {"all visual rows run": 1, "some run": 1}
 
 
 class TestInternVlOfCall(OfCall):
