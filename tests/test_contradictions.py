@@ -15,8 +15,11 @@ from compressor.facts import ModelFacts
 from compressor.families.pictures.processors import saved_steps, several_steps
 from compressor.families.pictures.sizes import cell_step, most_tiles, output_size
 from compressor.families.pictures.steps import FitTiles
+from compressor.plan.edits import keep_in_front
+from compressor.plan.plan import Plan
 from export.artifact.artifact import Artifact, write_manifest
-from export.graphs.spec import decoder_graph
+from export.artifact.contradictions import contradictions
+from export.graphs.spec import decoder_graph, vision_graph
 from tests import facts
 from tests.test_artifact import FILES
 
@@ -235,6 +238,23 @@ def test_rows_that_go_on_in_a_graph_are_those_of_the_plan(tmp_path: Path) -> Non
     (place,) = (i for i, graph in enumerate(document["graphs"]) if graph["name"] == "decoder")
     (line,) = refused(folder, changed(document, ("graphs", place, "kept"), {"past_1": [[8, 16]]}))
     assert "graphs.decoder.kept: {'past_1': ((8, 16),)}, by the plan beside it {}; export" in line
+
+
+def test_an_original_beside_a_choice_has_a_vision_graph_of_all_rows(tmp_path: Path) -> None:
+    """Else it would be timed on the rows that were chosen."""
+    folder = write(tmp_path / "artifact", "one square")
+    artifact = Artifact.open(folder)
+    plan = Plan.load(folder / "plan.json")
+    chosen = keep_in_front(plan, 8, "random", {"keep": 0.5})
+    (vision, *others) = (graph for graph in artifact.manifest.graphs)
+    assert vision.name == "vision"
+    kept = vision_graph(plan.model, "float32", chosen.front)
+    manifest = artifact.manifest.model_copy(update={"graphs": (kept, *others)})
+    (line,) = contradictions(folder, manifest, chosen)
+    assert line == "graphs: has no baseline_vision, which the plan beside it asks for"
+    whole = vision_graph(plan.model, "float32", name="baseline_vision")
+    manifest = manifest.model_copy(update={"graphs": (kept, *others, whole)})
+    assert contradictions(folder, manifest, chosen) == ()
 
 
 def test_text_around_a_picture_holds_no_picture(tmp_path: Path) -> None:

@@ -11,26 +11,30 @@ from typing import ClassVar
 import pytest
 import torch
 
+from compressor.contract.front import FrontMethod
 from compressor.contract.measure import Measured
 from compressor.contract.method import CannotError, Evidence
 from compressor.decoder import decoder_from
 from compressor.decoder.full_pass import full_pass, kl_divergence
 from compressor.decoder.one_prompt import layer_states
 from compressor.errors import PlanError, RecipeError
-from compressor.methods import layer_scores
+from compressor.methods import METHODS, layer_scores
 from compressor.methods.fastv import FastV
 from compressor.methods.random_choice import RandomChoice
 from compressor.methods.skip import OPERATOR_KL, OPERATORS, Skip, operator_kl
 from compressor.methods.visual_exit import VisualExit
-from compressor.plan.cost import predicted_speedup
+from compressor.plan.cost import predict, predicted_speedup
 from compressor.plan.edits import identity_plan, keep_at, leave_out
 from compressor.plan.kept import Kept
-from compressor.plan.plan import Plan
+from compressor.plan.plan import Plan, Workload
 from compressor.planner import check_methods, make_plan
 from compressor.recipe import load_recipe
+from export.graphs.spec import decoder_graphs
 from tests.conftest import shared
 from tests.cuts import HIDDEN, LAYERS, conversation, decoder_of, model, tensors_of
+from tests.decoders import write_decoder
 from tests.family_cases import BACKENDS, Entries, FamilyCases, Made
+from tests.flops import flops_by_layer, ran
 from tests.test_family_internvl import TestInternVl as InternVl
 from tests.test_family_llava import TestLlava as Llava
 from tests.test_family_qwen2_vl import TestQwen2Vl as Qwen2Vl
@@ -200,6 +204,40 @@ def test_a_choice_behind_another_takes_its_share_of_what_that_left(entries: list
     none = [FastV(layer=1, keep=0.5), RandomChoice(keep=0.1)]
     with pytest.raises(PlanError, match=r"fastv.keep: 0.5 of 1 visual tokens is none; give more"):
         check_methods(facts, [none[i] for i in entries])
+
+
+@pytest.mark.parametrize("share", [0.3, 0.77])
+def test_at_odd_shares_work_and_caches_are_those_of_the_graph(share: float, tmp_path: Path) -> None:
+    """Each method alone; choices in front are one plan: the decoder gets as many rows as there are."""
+    facts = model(2)
+    kl = Evidence("", measured={OPERATOR_KL.name: Measured(mean=((0.5, 0.1), (0.3, 0.9)) * 2)})
+    whole = identity_plan(facts, "0" * 64, Workload(images=2, text=16))
+    plans = {
+        "fastv": FastV(layer=1, keep=share).apply(whole, kl),
+        "skip": Skip(share=share).apply(whole, kl),
+    } | {
+        method.name: method.model_validate({"keep": share}).apply(whole, kl)
+        for method in METHODS
+        if issubclass(method, FrontMethod)
+    }
+    assert len(plans) == 6
+    graphs: dict[str, Path] = {}
+    for name, plan in plans.items():
+        decoder = plan.model_copy(update={"front": None})
+        folder = graphs.setdefault(decoder.model_dump_json(), tmp_path / name)
+        specs = decoder_graphs(decoder, "float16", "last")
+        if not folder.exists():
+            folder.mkdir()
+            assert write_decoder(folder, decoder) == specs
+        (spec,) = specs
+        sizes = {"batch": 1, "visual": plan.visual, "text": 16, "past": 0}
+        counted, cost = flops_by_layer(folder, spec, sizes), predict(plan)
+        for layer, predicted in enumerate(cost.layer_flops):
+            assert counted[layer] == pytest.approx(predicted, rel=0.02), name
+        _, values = ran(folder, spec, sizes)
+        present = sum(values[t.name].nbytes for t in spec.outputs if t.name.startswith("present"))
+        assert present == cost.kv_bytes("float16"), name
+        assert plan.visual == 2 * (plan.rows_kept or 12)
 
 
 def test_of_a_picture_with_fewer_rows_than_tiles_have_one_goes_on() -> None:
