@@ -6,13 +6,16 @@ places that they have in the whole prompt.
 """
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 
 from tests.family_cases import CONVERSATIONS, NEW_TOKENS, Made
 
@@ -156,16 +159,38 @@ def visionzip(kept: int, contextual: int) -> Rule:
     return rule
 
 
+def wico(file: Path) -> Rule:
+    """Return WiCo's rule in float64: a layer of the tower's class, and torch's own sliding blocks."""
+
+    def rule(tile: Tile) -> Choice:
+        stored = {k.removeprefix("model.mm_projector."): v for k, v in load_file(file).items()}
+        tower = copy.deepcopy(tile.original.model.vision_tower).double()
+        states = tower(tile.pixels.double(), output_hidden_states=True).hidden_states
+        layer = tower.encoder.layers[0]
+        own = {k.removeprefix("self_att.0."): v for k, v in stored.items() if "self_att" in k}
+        layer.load_state_dict({name: tensor.double() for name, tensor in own.items()})
+        rows = layer(states[-3][:, "CLIP" in type(tower).__name__ :], None)
+        side = math.isqrt(rows.shape[1])
+        grid = rows.transpose(1, 2).unflatten(2, (side, side))  # [1, C, H, W]
+        blocks = torch.nn.functional.unfold(grid, 2, stride=2)[0].T  # channel first
+        weight, bias = (stored[f"window_proj.{x}"].double() for x in ("weight", "bias"))
+        firsts = np.arange(side**2).reshape(side, side)[::2, ::2].reshape(-1)
+        return (blocks @ weight.T + bias).numpy(), firsts
+
+    return rule
+
+
 class Whole:
     """A tiny family's unmodified model on rows that a rule chooses.
 
     Args:
         made: the family.
         rule: of one tile.
+        anew: rows are numbered as if no others had been there.
     """
 
-    def __init__(self, made: Made, rule: Rule) -> None:
-        self.made, self.rule = made, rule
+    def __init__(self, made: Made, rule: Rule, *, anew: bool = False) -> None:
+        self.made, self.rule, self.anew = made, rule, anew
         self.original = made.loaded.original
         self.language = self.original
         for name in made.family.layers.split(".")[:-1]:
@@ -202,6 +227,8 @@ class Whole:
             stays[tile[kept]] = True
             embeds[0, tile[kept]] = torch.from_numpy(found).float()
         embeds, places, end = embeds[:, stays], places[stays][None], len(visual)
+        if self.anew:
+            places, end = torch.arange(int(stays.sum()))[None], int(stays.sum())
         past, ran = None, 0
         tokens: list[int] = []
         logits = []

@@ -43,6 +43,7 @@ ON_THREE_FAMILIES = {
     "divprune",
     "visionzip",
     "cls_knee",
+    "wico",
     "fastv",
     "skip",
 }

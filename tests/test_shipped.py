@@ -45,6 +45,7 @@ NAMES = [
     "smolvlm",
     "visionzip",
     "vtw",
+    "wico",
     "yopo",
     "yopo-heads",
 ]
@@ -72,6 +73,7 @@ PAPERS = {
     "visionzip": "VisionZip: Longer is Better but Not Necessary in Vision Language Models",
     "cls_knee": "Sparsity Meets Similarity: Leveraging Long-Tail Distribution for Dynamic Optimized Token "
     "Representation in Multimodal Large Language Models",
+    "wico": "Window Token Concatenation for Efficient Visual Large Language Models",
     "random": "A baseline without a paper",
     "pool": "A baseline without a paper",
 }
@@ -194,6 +196,8 @@ def test_the_list_says_which_models_a_recipe_is_for():
 REFUSED = {
     "qwen2_vl": "visual_exit.layer: 24 is outside 1..19; the model has 20 layers",
     "dyvte": "compress[0].dyvte: dyvte.gates: the recipe names no gates; give `gates`, or train them",
+    "wico": "compress[0].wico.weights: none are given; name the safetensors file of a trained projector; "
+    "without trained weights use pool with keep: 0.25",
     "shortv-llava-1.5-7b": "the model has 20 layers: give layers of this model, or a share (frozen)",
 }
 REFUSED |= {

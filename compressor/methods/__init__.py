@@ -29,6 +29,7 @@ from compressor.methods.shortv import ShortV
 from compressor.methods.skip import Skip
 from compressor.methods.visionzip import VisionZip
 from compressor.methods.visual_exit import VisualExit
+from compressor.methods.wico import WiCo
 from compressor.methods.yopo.method import Yopo
 from compressor.plan.kept import Kept
 from compressor.plan.layer import OLDER_REASONS
@@ -48,6 +49,7 @@ BUILT_IN: Final[tuple[type[Method], ...]] = (
     DivPrune,
     VisionZip,
     ClsKnee,
+    WiCo,
     RandomChoice,
     Pooling,
 )

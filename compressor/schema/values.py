@@ -125,6 +125,9 @@ DataPath = Annotated[Path, BeforeValidator(_path_of(".jsonl"))]
 GatesPath = Annotated[Path, BeforeValidator(_path_of(".safetensors"))]
 
 
+WeightsPath = Annotated[Path, BeforeValidator(_path_of(".safetensors"))]
+
+
 MaskPath = Annotated[Path, BeforeValidator(_path_of(".npy or .safetensors"))]
 
 

@@ -30,7 +30,11 @@ from vtcompress.shipped import PathLike
 from vtcompress.stages.checks.prompts import Asked, check_recipe_prompts
 from vtcompress.stages.checks.recipe import check_plan_gates, digest_of_plan
 from vtcompress.stages.checks.rewrite import rewrite_prompt
-from vtcompress.stages.compress import compress_for_export, load_plan_gates
+from vtcompress.stages.compress import (
+    compress_for_export,
+    load_plan_gates,
+    load_weights_in_front,
+)
 from vtcompress.stages.inputs import load_model, model_facts, require_compress
 
 if TYPE_CHECKING:
@@ -233,7 +237,8 @@ def _measure_again(
     with rewrite_prompt(samples) as prompt:
         form = artifact.manifest.picture_form
         rewritten = prompt.compare(prompt.read(model), plain(model), artifact.folder, form)
-    small = compress_for_export(model, plan, recipe, load_plan_gates(plan, recipe, model))
+    gates, front = load_plan_gates(plan, recipe, model), load_weights_in_front(plan, recipe)
+    small = compress_for_export(model, plan, recipe, gates, front)
     original = None
     if samples:
         original = measure_original(model, samples, tokens, progress)

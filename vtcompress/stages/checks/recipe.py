@@ -85,7 +85,7 @@ def check_digest(
 
 
 def check_plan_gates(plan: Plan, recipe: Recipe, facts: ModelFacts, digest: str | None) -> None:
-    """Refuse a plan that was made already, if it has gates and the recipe's are not there or do not fit.
+    """Refuse a plan that was made already, if the recipe's gates or further weights are not there or fit not.
 
     Args:
         plan: a plan that was made already.
@@ -94,11 +94,15 @@ def check_plan_gates(plan: Plan, recipe: Recipe, facts: ModelFacts, digest: str 
         digest: the model's digest; None: not taken yet.
 
     Raises:
-        GatesError: the recipe names none, or they do not fit.
+        GatesError: the recipe names no gates, or they do not fit.
+        PlanError: further weights cannot be read.
         ArtifactError: the plan was made with others.
     """
     if plan.gates is not None:
         plan.check_gates(recipe.gate_file(facts, digest).digest)
+    by = "" if plan.front is None else plan.front.by
+    files = (method.front_weights() for method in recipe.methods if method.name == by)
+    plan.check_front_weights("".join(file.digest for file in files if file is not None))
 
 
 def check_plan_rules(plan: Plan, what: str = "the plan") -> None:
