@@ -584,10 +584,11 @@ def test_calibration_finds_the_mean_knee_and_the_plan_keeps_so_many(
     assert states.visual[0].shape[1] == plan.front.count
 
 
+@pytest.mark.parametrize("method", ["gprune", "wico"])
 def test_gates_are_counted_on_the_rows_that_enter(
-    chosen: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    method: str, chosen: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    one = chosen("llava", "gprune")
+    one = chosen("llava", method)
     plan = one.plan.model_copy(update={"gates": facts.gates(candidates=(1, 3), width=4)})
     hidden, seen = plan.model.decoder.hidden, []
     tensors = {
@@ -602,10 +603,11 @@ def test_gates_are_counted_on_the_rows_that_enter(
     sample = Sample((tmp_path / "0.png",), "what")
     profile = Profile.model_construct(samples=(SampleScore(visual=16, text=5, sample="0"),))
     gates = LoadedGates((1, 3), 4, "", tensors)
-    found = run.ask_gates_again(one.made.loaded, [sample], profile, plan, gates)
+    found = run.ask_gates_again(one.made.loaded, [sample], profile, plan, gates, front=one.front)
     assert found.gates_under == plan.gates_see()
     (rows,) = seen
-    assert rows.visual_embeds.shape[1] == rows.visual_index.shape[1] == 8
+    assert rows.visual_embeds.shape[1] == rows.visual_index.shape[1] == plan.rows_kept
+    assert rows.layout.end == rows.text_index.shape[1] + (plan.model.tile_places or 16)
 
 
 def test_a_projector_s_weights_are_found_again_and_others_are_refused(
@@ -644,6 +646,11 @@ def test_a_projector_s_weights_are_found_again_and_others_are_refused(
     seen = runtime.prefill_image(pictures[0])
     kept = seen.answer("what is it", max_new_tokens=8)
     assert kept.text == runtime.answer("what is it", pictures[0], max_new_tokens=8).text
+    with pytest.raises(PlanError, match="no such file"):  # an artifact keeps the file's name alone
+        vtcompress.validate(folder, model=str(tiny_model))
+    again = vtcompress.validate(folder, model=str(tiny_model), weights=weights)
+    assert again.fidelity is not None
+    assert again.fidelity.passed
     other = write_projector(Path(shutil.copytree(tmp_path / "compressed", tmp_path / "other")))
     save_file({k: v + 1 for k, v in load_file(other).items()}, other)
     changed = recipe.override({"compress.wico.weights": str(other)})
@@ -668,7 +675,10 @@ def test_a_projector_s_weights_are_found_again_and_others_are_refused(
             "projector.bin: a pickle runs what is written in it, so none is read; where you",
         ),
         ("text", "projector.safetensors: no readable safetensors file"),
-        ("names", "none of the tensors that are read are in it, but other.layer_norm1.bias, other.l"),
+        (
+            "names",
+            "none of the tensors that are read are in it, but other.layer_norm1.bias, other.l",
+        ),
         ("without", "window_proj.bias: missing; give the whole file"),
         ("shape", "window_proj.weight: shape [64, 64], this model needs [64, 128]; give weights"),
     ],

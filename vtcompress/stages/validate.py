@@ -152,6 +152,7 @@ def validate(
     data: PathLike | None = None,
     model: str | None = None,
     gates: PathLike | None = None,
+    weights: PathLike | None = None,
     limits: Mapping[str, Any] | None = None,
     threads: int | None = None,
     trust_remote_code: bool = False,
@@ -165,6 +166,7 @@ def validate(
             other data, for which the original is needed as well.
         model: the original, hub id or folder; needed for other data and to measure fidelity anew.
         gates: file of the gates' weights, where the artifact's plan has gates and `model` is given.
+        weights: likewise of a projector, where the plan's choice in front of the decoder reads one.
         limits: other limits than the artifact's recipe sets, such as `{"validate.loss.min_agreement": 0.9}`.
         threads: how many one operator has; None: the backend's choice.
         trust_remote_code: let the repository of `model` run code of its own; what the artifact says does not.
@@ -176,7 +178,11 @@ def validate(
             one that nothing is measured for.
     """
     check_threads(threads)
-    for name, asked_for in (("gates", gates is not None), ("trust_remote_code", trust_remote_code)):
+    for name, asked_for in (
+        ("gates", gates is not None),
+        ("weights", weights is not None),
+        ("trust_remote_code", trust_remote_code),
+    ):
         if asked_for and model is None:
             raise VtcompressError(f"{name}: is read with the original alone; give model as well")
     path, progress = Path(path), shown(progress)
@@ -186,6 +192,8 @@ def validate(
     )
     if gates is not None:
         recipe = recipe.with_gates(Path(gates))
+    if weights is not None:
+        recipe = recipe.with_weights(Path(weights))
     rewritten: RewriteReport | None = None
     manifest = artifact.manifest
     given = None if data is None else Path(data)
