@@ -3,12 +3,45 @@
 Letters: I tiles, N visual rows of one, K those that are kept, D hidden size.
 """
 
-from torch import Tensor
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
 
 from compressor.contract.choice import FrontRule, rows_at
+from compressor.contract.method import Method
 from compressor.families.base import VisionEncoder
 from compressor.methods import front_chooser
 from compressor.plan.plan import Plan
+
+
+@dataclass(frozen=True)
+class FrontWeights:
+    """Weights that a rule reads, of a file of its own.
+
+    Attributes:
+        tensors: float32, by the names that the rule has for them.
+        digest: sha256 of the file; empty: the rule reads none.
+    """
+
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    digest: str = ""
+
+
+def load_front_weights(method: Method | None) -> FrontWeights:
+    """Return the weights that a method's rule reads; none if it reads none.
+
+    Raises:
+        PlanError: as `Method.front_weights`.
+    """
+    from safetensors import safe_open
+
+    file = None if method is None else method.front_weights()
+    if file is None:
+        return FrontWeights()
+    with safe_open(file.path, framework="pt") as stored:
+        tensors = {own: stored.get_tensor(name).float() for own, name in file.names.items()}
+    return FrontWeights(tensors, file.digest)
 
 
 class ChosenRows(VisionEncoder):
@@ -18,39 +51,58 @@ class ChosenRows(VisionEncoder):
         tiles: gives all rows [I, N, D].
         rule: chooses among them.
         count: K.
+        weights: that the rule reads.
     """
 
     chooses = True
 
-    def __init__(self, tiles: VisionEncoder, rule: FrontRule, count: int) -> None:
+    def __init__(
+        self, tiles: VisionEncoder, rule: FrontRule, count: int, weights: Mapping[str, Tensor]
+    ) -> None:
         super().__init__()
         self.tiles = tiles
         self.rule = rule
         self.count = count
+        # A module's own names have no dots.
+        self.names = tuple(weights)
+        self.learned = nn.ParameterList(
+            nn.Parameter(tensor, requires_grad=False) for tensor in weights.values()
+        )
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """What the rule reads, by its names."""
+        return dict(zip(self.names, self.learned, strict=True))
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         """Map pixels [I, 3, H, W] to visual embeddings [I, K, D], deepstack rows likewise, and places.
 
         The last tensor, [I, K] int64, tells which of the N places each row has.
         """
-        rows = self.tiles.front(pixel_values)
+        rows = self.tiles.front(pixel_values)._replace(weights=self.weights)
         chosen = self.rule(rows, self.count)
         deepstack = (rows_at(added, chosen.kept) for added in rows.deepstack)
         return (chosen.features, *deepstack, chosen.kept)
 
 
-def vision_of(plan: Plan, tiles: VisionEncoder) -> VisionEncoder:
+def vision_of(
+    plan: Plan, tiles: VisionEncoder, weights: FrontWeights | None = None
+) -> VisionEncoder:
     """Return the vision encoder of a plan.
 
     Args:
         plan: says which rows the decoder gets.
         tiles: the family's own encoder, or one that this function gave.
+        weights: that the plan's rule reads; None: it reads none.
 
     Raises:
         PlanError: see `front_chooser`.
+        ArtifactError: the plan was made with other weights.
     """
     whole = tiles.tiles if isinstance(tiles, ChosenRows) else tiles
     if plan.front is None:
         return whole
+    given = weights or FrontWeights()
+    plan.check_front_weights(given.digest)
     rule = front_chooser(plan.front, plan.model).front_rule(plan.model)
-    return ChosenRows(whole, rule, plan.front.count).eval()
+    return ChosenRows(whole, rule, plan.front.count, given.tensors).eval()

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from compressor.chosen_rows import vision_of
+from compressor.chosen_rows import FrontWeights, vision_of
 from compressor.decoder import Decoder, decoder_from
 from compressor.decoder.one_prompt import States, greedy_tokens, layer_states
 from compressor.decoder.weights import LoadedGates, original_tensors
@@ -48,6 +48,7 @@ from compressor.samples.prompts import EncodedPrompt, embed, encode_question
 
 LANGUAGE_PREFIX = "language_model."
 VISION_PREFIX = "vision."
+FRONT_PREFIX = "front."
 WEIGHTS_PATTERN = "compressed{suffix}.safetensors"
 ORIGINAL_CONFIG = "original_config.json"
 PLAN_FILE = "plan.json"
@@ -181,7 +182,12 @@ class CompressedModel:
 
 
 def compress(
-    model: LoadedModel, plan: Plan, *, logits: str = "last", gates: LoadedGates | None = None
+    model: LoadedModel,
+    plan: Plan,
+    *,
+    logits: str = "last",
+    gates: LoadedGates | None = None,
+    front: FrontWeights | None = None,
 ) -> CompressedModel:
     """Apply a plan to an original model; the weights are shared with it, not copied.
 
@@ -190,9 +196,10 @@ def compress(
         plan: a plan for this model.
         logits: `last` or `all`, as in `Decoder`.
         gates: the gates' weights, for a plan with gates.
+        front: weights that a choice in front of the decoder reads, for a plan with such.
 
     Raises:
-        ArtifactError: the plan was made for another model or other gates.
+        ArtifactError: the plan was made for another model, other gates or other weights.
         ModelError: the model lacks tensors that the plan needs.
     """
     plan.check_belongs(model.facts.name, model.digest)
@@ -213,7 +220,7 @@ def compress(
             runs=run_rules(plan),
         ),
         embedding=model.embedding,
-        vision=vision_of(plan, model.vision),
+        vision=vision_of(plan, model.vision, front),
         processor=model.processor,
         config=model.original.config,
         generation=model_keys(model.folder),
@@ -246,7 +253,11 @@ def decoder_tensors(
 
 
 def save_compressed(
-    model: LoadedModel, plan: Plan, folder: Path, gates: LoadedGates | None = None
+    model: LoadedModel,
+    plan: Plan,
+    folder: Path,
+    gates: LoadedGates | None = None,
+    front: FrontWeights | None = None,
 ) -> None:
     """Write a compressed model into an existing empty folder, weights in the source dtype."""
     from huggingface_hub import save_torch_state_dict
@@ -254,6 +265,7 @@ def save_compressed(
     dtype = getattr(torch, model.facts.dtype)
     tensors = {LANGUAGE_PREFIX + k: v for k, v in decoder_tensors(model, plan, gates).items()}
     tensors |= {VISION_PREFIX + k: v for k, v in model.vision.state_dict().items()}
+    tensors |= {FRONT_PREFIX + k: v for k, v in (front or FrontWeights()).tensors.items()}
     if plan.model.decoder.tied_embeddings:
         del tensors[LANGUAGE_PREFIX + "lm_head.weight"]
     cast = {k: v.detach().to(dtype).contiguous() for k, v in tensors.items()}
@@ -318,11 +330,22 @@ def load_compressed(folder: Path, *, logits: str = "last") -> CompressedModel:
             plan, language, logits=logits, scores=layer_scores(plan), runs=run_rules(plan)
         ),
         embedding=embedding,
-        vision=vision_of(plan, vision),
+        vision=vision_of(plan, vision, _front_weights(plan, tensors, folder)),
         processor=read_compressed_processor(folder, plan),
         config=config,
         generation=model_keys(folder),
     )
+
+
+def _front_weights(plan: Plan, tensors: Mapping[str, Tensor], folder: Path) -> FrontWeights:
+    """Return what a choice in front of the decoder reads, of a folder's tensors."""
+    digest = plan.front.weights if plan.front is not None else ""
+    found = _below(FRONT_PREFIX, tensors)
+    if bool(found) != bool(digest):
+        raise ArtifactError(
+            [f"{folder}: weights of the projector are missing; compress the model anew"]
+        )
+    return FrontWeights(found, digest)
 
 
 def _original(folder: Path) -> tuple[Family, Any]:

@@ -126,6 +126,8 @@ class ModelFacts(Facts):
         eos_token_ids: tokens that end an answer.
         dtype: of the source weights.
         tower: what its vision tower is like; None: the family does not tell.
+        tile_places: how many places of the prompt a tile's rows take where a plan numbers those that it keeps
+            anew; None: one for each image token.
     """
 
     name: str
@@ -145,12 +147,18 @@ class ModelFacts(Facts):
     eos_token_ids: tuple[int, ...]
     dtype: SourceDType
     tower: TowerFacts | None = None
+    tile_places: Positive | None = None
 
     @model_serializer(mode="wrap")
-    def _without_a_tower_that_is_not_told(
-        self, handler: SerializerFunctionWrapHandler
-    ) -> dict[str, Any]:
-        return {k: v for k, v in handler(self).items() if k != "tower" or v is not None}
+    def _without_what_is_not_told(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        later = ("tower", "tile_places")
+        return {k: v for k, v in handler(self).items() if k not in later or v is not None}
+
+    def places(self, tokens: int, image_tokens: int) -> int:
+        """Return how many places so many tokens of a prompt take, of which some are image tokens."""
+        if self.tile_places is None:
+            return tokens
+        return tokens - image_tokens // self.tile_rows * (self.tile_rows - self.tile_places)
 
     @property
     def tile_rows(self) -> int:

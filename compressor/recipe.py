@@ -47,6 +47,9 @@ Format = Annotated[
 
 TRUST: Final = "trust_remote_code"
 
+WEIGHTS: Final = "weights"
+"""Key of the file of weights that an entry's choice in front of the decoder reads."""
+
 RESOLVED_HEADER = "# resolved recipe, written by vtcompress\n"
 
 
@@ -127,11 +130,27 @@ class Recipe(RecipeSection):
         found = next((method for method in self.methods if method.weights_key), None)
         if found is None:
             raise RecipeError([f"compress: {no_gates()}, so there is no use for gates"])
+        return self._with_file(found.name, found.weights_key, path)
+
+    def with_weights(self, path: Path) -> "Recipe":
+        """Returns the recipe with the weights of its choice in front of the decoder read from another file.
+
+        Raises:
+            RecipeError: no entry reads any.
+        """
+        found = next((m.name for m in self.methods if WEIGHTS in type(m).model_fields), None)
+        if found is None:
+            raise RecipeError(
+                ["compress: no entry reads weights of a projector, so there is no use for weights"]
+            )
+        return self._with_file(found, WEIGHTS, path)
+
+    def _with_file(self, method: str, key: str, path: Path) -> "Recipe":
         data = self.model_dump(by_alias=True)
         for entry in data["compress"]:
-            if found.name in entry:
-                entry[found.name][found.weights_key] = path
-        return parse_recipe(_anchored(data, Path.cwd()), "gates")
+            if method in entry:
+                entry[method][key] = path
+        return parse_recipe(_anchored(data, Path.cwd()), key)
 
 
 def no_gates() -> str:

@@ -6,14 +6,17 @@ places that they have in the whole prompt, turn after turn.
 """
 
 import copy
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 
 from compressor.plan.plan import Plan
 from tests.family_cases import CONVERSATIONS, NEW_TOKENS, Made
@@ -159,6 +162,27 @@ def visionzip(kept: int, contextual: int) -> Rule:
     return rule
 
 
+def wico(file: Path) -> Rule:
+    """Return WiCo's rule in float64: a layer of the tower's class, and torch's own sliding blocks."""
+
+    def rule(tile: Tile) -> Choice:
+        stored = {k.removeprefix("model.mm_projector."): v for k, v in load_file(file).items()}
+        tower = copy.deepcopy(tile.original.model.vision_tower).double()
+        states = tower(tile.pixels.double(), output_hidden_states=True).hidden_states
+        layer = tower.encoder.layers[0]
+        own = {k.removeprefix("self_att.0."): v for k, v in stored.items() if "self_att" in k}
+        layer.load_state_dict({name: tensor.double() for name, tensor in own.items()})
+        rows = layer(states[-3][:, "CLIP" in type(tower).__name__ :], None)
+        side = math.isqrt(rows.shape[1])
+        grid = rows.transpose(1, 2).unflatten(2, (side, side))  # [1, C, H, W]
+        blocks = torch.nn.functional.unfold(grid, 2, stride=2)[0].T  # channel first
+        weight, bias = (stored[f"window_proj.{x}"].double() for x in ("weight", "bias"))
+        firsts = np.arange(side**2).reshape(side, side)[::2, ::2].reshape(-1)
+        return (blocks @ weight.T + bias).numpy(), firsts
+
+    return rule
+
+
 class Whole:
     """A tiny family's unmodified model on rows that a rule chooses.
 
@@ -166,6 +190,7 @@ class Whole:
         made: the family.
         rule: of one tile.
         plan: what hooks do inside the decoder; None: nothing.
+        anew: rows are numbered as if no others had been there.
 
     Attributes:
         entered: [S] which of the rows that run are visual; None: those that are put in front are looked for.
@@ -173,8 +198,10 @@ class Whole:
 
     entered: torch.Tensor | None = None
 
-    def __init__(self, made: Made, rule: Rule, plan: Plan | None = None) -> None:
-        self.made, self.rule, self.plan = made, rule, plan
+    def __init__(
+        self, made: Made, rule: Rule, plan: Plan | None = None, *, anew: bool = False
+    ) -> None:
+        self.made, self.rule, self.plan, self.anew = made, rule, plan, anew
         self.original = made.loaded.original
         self.language = self.original
         for name in made.family.layers.split(".")[:-1]:
@@ -216,6 +243,8 @@ class Whole:
             stays[tile[kept]] = True
             embeds[0, tile[kept]] = torch.from_numpy(found).float()
         embeds, places, end = embeds[:, stays], places[stays][None], len(visual)
+        if self.anew:
+            places, end = torch.arange(int(stays.sum()))[None], int(stays.sum())
         self.entered = visual[stays]
         around: AbstractContextManager[None] = nullcontext()
         if self.plan is not None:

@@ -153,6 +153,7 @@ class TestLlavaNext(FamilyCases):
         (row,) = (one for one in models() if one["family"] == self.family.name)
         assert {m["name"]: m["without"] for m in row["methods"] if m["why"]} == {
             "yopo": ["window"],
+            "wico": ["weights"],
             **{
                 name: ["keep"]
                 for name in ("gprune", "random", "pool", "divprune", "visionzip", "cls_knee")

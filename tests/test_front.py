@@ -5,7 +5,9 @@ the decoder of the family's identity artifact.
 """
 
 import copy
+import hashlib
 import json
+import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,15 @@ import onnx
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
 
 import vtcompress
 from compressor.arrangement import Unpadded
 from compressor.calibration import run
-from compressor.compressed import compress, load_compressed
+from compressor.chosen_rows import load_front_weights
+from compressor.compressed import CompressedModel, compress, load_compressed
 from compressor.decoder.weights import LoadedGates
-from compressor.errors import ArtifactWarning, DataError, PlanError, RecipeError
+from compressor.errors import ArtifactError, ArtifactWarning, DataError, PlanError, RecipeError
 from compressor.facts import TowerFacts
 from compressor.methods.divprune import farthest
 from compressor.plan.cost import predict
@@ -61,6 +65,7 @@ from tests.chosen import (
     gprune,
     means,
     visionzip,
+    wico,
 )
 from tests.conftest import made_once, shared
 from tests.family_cases import BACKENDS, NEW_TOKENS, STEPS, TOLERANCE, Made, ask, random_picture
@@ -120,12 +125,31 @@ METHODS: dict[str, dict[str, Any]] = {
     "pool": {"keep": 0.5},
     "visionzip": {"keep": 0.5, "contextual": 0.25},
     "cls_knee": {"keep": 0.5},
+    "wico": {},  # a file of weights, which is made
 }
-FAMILIES_OF = {"visionzip": OF_A_TOWER, "cls_knee": OF_A_TOWER[:2]}
+FAMILIES_OF = {"visionzip": OF_A_TOWER, "cls_knee": OF_A_TOWER[:2], "wico": OF_A_TOWER}
 CASES = [(family, one) for one in METHODS for family in FAMILIES_OF.get(one, THREE_KINDS)]
 
 
-def rule_of(method: str, rows: int) -> Rule:
+def write_projector(folder: Path, width: int = 32, inner: int = 64, hidden: int = 64) -> Path:
+    """Write a drawn projector of WiCo with the names of the released code, and return its file."""
+    generator = torch.Generator().manual_seed(7)
+    sizes: dict[str, tuple[int, ...]] = {
+        f"self_att.0.self_attn.{name}_proj": (width, width) for name in ("q", "k", "v", "out")
+    }
+    sizes |= {"self_att.0.mlp.fc1": (inner, width), "self_att.0.mlp.fc2": (width, inner)}
+    sizes |= {"window_proj": (hidden, 4 * width), "patch_proj": (2 * hidden, width)}
+    sizes |= {f"self_att.0.layer_norm{number}": (width,) for number in (1, 2)}
+    tensors = {
+        f"model.mm_projector.{name}.{kind}": torch.randn(shape, generator=generator) * 0.2 + add
+        for name, size in sizes.items()
+        for kind, shape, add in (("weight", size, float(len(size) == 1)), ("bias", size[:1], 0.0))
+    }
+    save_file(tensors, folder / "projector.safetensors")
+    return folder / "projector.safetensors"
+
+
+def rule_of(method: str, rows: int, weights: Path) -> Rule:
     """Return a method's rule, written anew, on tiles of so many rows."""
     return {
         "gprune": gprune(0.5),
@@ -134,6 +158,7 @@ def rule_of(method: str, rows: int) -> Rule:
         "pool": means(*POOLED[rows]),
         "visionzip": visionzip(8, 2),
         "cls_knee": cls_knee(8),
+        "wico": wico(weights),
     }[method]
 
 
@@ -166,15 +191,24 @@ class Chosen:
 
     def __init__(self, made: Made, method: str) -> None:
         self.made, self.method = made, method
-        entry = {method: METHODS[method]}
-        recipe = vtcompress.load_recipe("identity").override({"compress": [entry]})
+        self.weights = (
+            made_once(made.place / "projector", write_projector) / "projector.safetensors"
+        )
+        keys = {"weights": str(self.weights)} if method == "wico" else METHODS[method]
+        recipe = vtcompress.load_recipe("identity").override({"compress": [{method: keys}]})
         facts, digest = made.loaded.facts, made.loaded.digest
         self.plan = make_plan(facts, digest, recipe.methods)
-        self.whole = Whole(made, rule_of(method, facts.tile_rows))
+        self.front = load_front_weights(*recipe.methods)
+        rule = rule_of(method, facts.tile_rows, self.weights)
+        self.whole = Whole(made, rule, anew=method == "wico")
+
+    def compressed(self) -> CompressedModel:
+        """Return the plan's model, on the family's weights."""
+        return compress(self.made.loaded, self.plan, front=self.front)
 
     def runtime(self, backend: str) -> tuple[Runtime, Looking]:
         """Return what runs it."""
-        small = compress(self.made.loaded, self.plan)
+        small = self.compressed()
         runtime, spy = self.made.runtime("identity", backend)
         looks: Session = TorchSession(small)
         if backend != TORCH:
@@ -184,7 +218,7 @@ class Chosen:
             assert decoder == identity  # so that the artifact's is the plan's
             looks = SESSIONS[backend](folder, (spec, *decoder), threads=1)
         looking = Looking(spy.inner, looks=looks)
-        parts = (runtime.facts, runtime.prompter, runtime.images, runtime.settings)
+        parts = (self.plan.model, runtime.prompter, runtime.images, runtime.settings)
         return Runtime(looking, *parts), looking
 
     def graph(self) -> Path:
@@ -193,7 +227,7 @@ class Chosen:
 
         def write(half: Path) -> None:
             with SharedWeights(half) as weights:
-                model = export_vision(compress(self.made.loaded, self.plan), spec)
+                model = export_vision(self.compressed(), spec)
                 save_graph(model, half / spec.file, weights)
 
         return made_once(self.made.place / f"front {self.method}", write)
@@ -490,6 +524,7 @@ def test_of_two_tokens_that_are_nearest_to_each_other_the_first_stays(
         ("llava", "visionzip"),
         ("llava without a class token", "visionzip"),
         ("llava", "cls_knee"),
+        ("llava", "wico"),
     ],
 )
 def test_tensorrt_rtx_builds_a_vision_graph_that_chooses(
@@ -499,7 +534,7 @@ def test_tensorrt_rtx_builds_a_vision_graph_that_chooses(
     one = chosen(family, method)
     spec = vision_graph(one.plan.model, "float16", one.plan.front)
     assert [t.dtype for t in spec.outputs] == ["float16", "int64"]
-    small = compress(one.made.loaded, one.plan)
+    small = one.compressed()
     small = replace(small, vision=copy.deepcopy(small.vision).half())
     with SharedWeights(tmp_path) as weights:
         save_graph(export_vision(small, spec), tmp_path / spec.file, weights)
@@ -572,10 +607,11 @@ def test_calibration_finds_the_mean_knee_and_the_plan_keeps_so_many(
     assert states.visual[0].shape[1] == plan.front.count
 
 
+@pytest.mark.parametrize("method", ["gprune", "wico"])
 def test_gates_are_counted_on_the_rows_that_enter(
-    chosen: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    method: str, chosen: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    one = chosen("llava", "gprune")
+    one = chosen("llava", method)
     plan = one.plan.model_copy(update={"gates": facts.gates(candidates=(1, 3), width=4)})
     hidden, seen = plan.model.decoder.hidden, []
     tensors = {
@@ -590,7 +626,107 @@ def test_gates_are_counted_on_the_rows_that_enter(
     sample = Sample((tmp_path / "0.png",), "what")
     profile = Profile.model_construct(samples=(SampleScore(visual=16, text=5, sample="0"),))
     gates = LoadedGates((1, 3), 4, "", tensors)
-    found = run.ask_gates_again(one.made.loaded, [sample], profile, plan, gates)
+    found = run.ask_gates_again(one.made.loaded, [sample], profile, plan, gates, front=one.front)
     assert found.gates_under == plan.gates_see()
     (rows,) = seen
-    assert rows.visual_embeds.shape[1] == rows.visual_index.shape[1] == 8
+    assert rows.visual_embeds.shape[1] == rows.visual_index.shape[1] == plan.rows_kept
+    assert rows.layout.end == rows.text_index.shape[1] + (plan.model.tile_places or 16)
+
+
+def test_a_projector_s_weights_are_found_again_and_others_are_refused(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    weights = write_projector(tmp_path)
+    recipe = vtcompress.load_recipe("wico").override(
+        {"model.id": str(tiny_model), "compress.wico.weights": str(weights)}
+    )
+    plan = vtcompress.plan(recipe)
+    plan.save(tmp_path / "plan.json")
+    assert plan.front is not None
+    assert plan.front.weights == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert (plan.visual, plan.image_tokens, plan.model.tile_places) == (4, 16, 4)
+    assert plan.naive().model.tile_places is None
+    assert str(tmp_path) not in (tmp_path / "plan.json").read_text(encoding="utf-8")
+    vtcompress.compress(recipe, plan, tmp_path / "compressed")
+    folder = tmp_path / "artifact"
+    manifest = vtcompress.export(recipe, folder, plan=tmp_path / "plan.json", bench_rounds=1)
+    assert manifest.fidelity is not None
+    assert manifest.fidelity.passed, manifest.fidelity.failures
+    assert (manifest.measured.visual, manifest.model.tile_places) == (4, 4)
+    said = (folder / "report.md").read_text(encoding="utf-8")
+    assert "Of 16 visual tokens of a picture 4 enter the decoder" in said
+    assert "numbered anew, as if there were so many" in said
+    assert "another projector in front of the same decoder" in said
+    small = load_compressed(tmp_path / "compressed")
+    with pytest.warns(ArtifactWarning):
+        runtime = Runtime.load(folder)
+    pictures = [random_picture((45, 30), seed) for seed in range(2)]
+    for given in ([pictures[0]], pictures, []):
+        reply = runtime.answer("what is it", given, max_new_tokens=8)
+        assert reply.text == small.generate("what is it", given or None, max_new_tokens=8).text
+        layout = runtime.prepare("what is it", given).layout
+        assert layout.end == layout.text_ids.size + 4 * len(given)
+    seen = runtime.prefill_image(pictures[0])
+    kept = seen.answer("what is it", max_new_tokens=8)
+    assert kept.text == runtime.answer("what is it", pictures[0], max_new_tokens=8).text
+    with pytest.raises(PlanError, match="no such file"):  # an artifact keeps the file's name alone
+        vtcompress.validate(folder, model=str(tiny_model))
+    again = vtcompress.validate(folder, model=str(tiny_model), weights=weights)
+    assert again.fidelity is not None
+    assert again.fidelity.passed
+    other = write_projector(Path(shutil.copytree(tmp_path / "compressed", tmp_path / "other")))
+    save_file({k: v + 1 for k, v in load_file(other).items()}, other)
+    changed = recipe.override({"compress.wico.weights": str(other)})
+    for stage in (
+        lambda: vtcompress.compress(changed, plan, tmp_path / "new"),
+        lambda: vtcompress.export(changed, tmp_path / "new", plan=plan, bench_rounds=0),
+    ):
+        with pytest.raises(ArtifactError, match="was made with weights of wico of digest"):
+            stage()
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (
+            "missing",
+            "projector.safetensors: no such file; without trained weights use pool with keep",
+        ),
+        (
+            "pickle",
+            "projector.bin: a pickle runs what is written in it, so none is read; where you",
+        ),
+        ("text", "projector.safetensors: no readable safetensors file"),
+        (
+            "names",
+            "none of the tensors that are read are in it, but other.layer_norm1.bias, other.l",
+        ),
+        ("without", "window_proj.bias: missing; give the whole file"),
+        ("shape", "window_proj.weight: shape [64, 64], this model needs [64, 128]; give weights"),
+    ],
+)
+def test_weights_of_a_projector_that_cannot_be_used_are_refused_by_name(
+    change: str, line: str, tmp_path: Path
+) -> None:
+    file = write_projector(tmp_path, width=16 if change == "shape" else 32)
+    tensors = load_file(file)
+    match change:
+        case "missing":
+            file.unlink()
+        case "pickle":
+            file = file.rename(file.with_suffix(".bin"))
+        case "text":
+            file.write_text("no weights", encoding="utf-8")
+        case "names":
+            renamed = ((k.split(".0.")[-1], v) for k, v in tensors.items() if ".0." in k)
+            save_file({f"other.{name}": v for name, v in renamed}, file)
+        case "without":
+            save_file({k: v for k, v in tensors.items() if "window_proj.bias" not in k}, file)
+    tower = TowerFacts(class_token=True, layers=6, layers_read=5, width=32)
+    model = facts.facts(facts.dims(hidden=64), token_grid=(2, 6), tower=tower)
+    recipe = vtcompress.load_recipe("wico").override({"compress.wico.weights": str(file)})
+    with pytest.raises(PlanError) as caught:
+        check_methods(model, recipe.methods)
+    assert all(p.startswith("compress[0].wico.weights: ") for p in caught.value.problems)
+    assert any(line in p for p in caught.value.problems), caught.value.problems

@@ -142,6 +142,15 @@ def filled(graphs: dict[str, Graph], monkeypatch: pytest.MonkeyPatch) -> dict[st
             ["ok   kept places", "onnx (191, 191, 191, 106, 106, 106, 191)"],
         ),
         (
+            "wico",
+            ("torch", "onnx"),
+            [
+                "ok   torch visual tokens",
+                "ok   onnx visual tokens",
+                "onnx (188, 188, 188)",
+            ],
+        ),
+        (
             "dyvte",
             ("torch", "onnx", "staged"),
             [
@@ -173,6 +182,7 @@ def test_a_public_case_agrees_within_1e_4_in_every_form(
         ("yopo_qwen2vl", "visual_off_from_layer", 3, "prefill_logits"),
         ("shortv_qwen2vl_ref", "grid", [8, 6], "decode_logits"),
         ("gprune", "iterations", 4, "kept places"),
+        ("wico", "in_grid", [12, 48], "visual tokens"),
     ],
 )
 def test_another_choice_does_not_agree(

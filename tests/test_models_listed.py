@@ -63,7 +63,7 @@ def test_a_family_of_a_package_is_listed_with_it(
 
 
 def test_a_key_that_reads_the_grid_is_refused_where_there_is_none() -> None:
-    asked: dict[str, Any] = {"window": 3, "keep": 0.5, "layer": 2}
+    asked: dict[str, Any] = {"window": 3, "keep": 0.5, "layer": 2, "weights": "x.safetensors"}
     of_grid = [(method, key) for method in METHODS for key in method.by_grid]
     assert {key for _, key in of_grid} == set(asked)
     for method, key in of_grid:

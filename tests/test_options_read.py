@@ -129,12 +129,13 @@ def test_what_names_the_original_of_a_compressed_folder_is_read_or_told(
 
 
 def test_options_of_the_original_go_with_it(vt: Vt, tmp_path: Path) -> None:
-    for option in (["--gates", "x.safetensors"], ["--trust-remote-code"]):
+    files = (["--gates", "x.safetensors"], ["--weights", "x.safetensors"])
+    for option in (*files, ["--trust-remote-code"]):
         code, _, err = vt("validate", tmp_path, *option)
         assert code == 2
         assert f"{option[0]} " in err
         assert "--model; give it as well" in err.replace(" alone", "")
-    for given in ({"gates": "x"}, {"trust_remote_code": True}):
+    for given in ({"gates": "x"}, {"weights": "x"}, {"trust_remote_code": True}):
         with pytest.raises(VtcompressError, match="is read with the original alone; give model"):
             vtcompress.validate(tmp_path, **given)  # type: ignore[arg-type]
 

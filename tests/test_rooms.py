@@ -40,7 +40,7 @@ LIGHT_FILES = (
 # A room, the names that are said in it alone, and where else they may stand.
 NAMES = {
     "compressor/methods/": r"(?i:shortv|vtw|dyvte|yopo|visual_?exit|g_?prune|div_?prune"
-    r"|vision_?zip|cls_?knee)(?![a-z])",
+    r"|vision_?zip|cls_?knee|wico)(?![a-z])",
     "export/backends/": r"(?i:onnx_?runtime|openvino|tensor_?rt|cuda|trtexec)(?![a-z])",
 }
 

@@ -47,6 +47,7 @@ NAMES = [
     "smolvlm",
     "visionzip",
     "vtw",
+    "wico",
     "wico_plus",
     "yopo",
     "yopo-heads",
@@ -77,6 +78,7 @@ PAPERS = {
     "visionzip": "VisionZip: Longer is Better but Not Necessary in Vision Language Models",
     "cls_knee": "Sparsity Meets Similarity: Leveraging Long-Tail Distribution for Dynamic Optimized Token "
     "Representation in Multimodal Large Language Models",
+    "wico": "Window Token Concatenation for Efficient Visual Large Language Models",
     "random": "A baseline without a paper",
     "pool": "A baseline without a paper",
     "wico_plus": "Window Token Concatenation for Efficient Visual Large Language Models",
@@ -202,6 +204,8 @@ REFUSED = {
     "dyvte": "compress[0].dyvte: dyvte.gates: the recipe names no gates; give `gates`, or train them",
     "gamma_mod": "compress[0].gamma_mod.routers: the recipe names no routers, and none come with vtcompress",
     "mod": "compress[0].mod.routers: the recipe names no routers, and none come with vtcompress",
+    "wico": "compress[0].wico.weights: none are given; name the safetensors file of a trained projector; "
+    "without trained weights use pool with keep: 0.25",
     "shortv-llava-1.5-7b": "the model has 20 layers: give layers of this model, or a share (frozen)",
 }
 REFUSED |= {

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from compressor.calibration.resume import Task
-from compressor.chosen_rows import vision_of
+from compressor.chosen_rows import FrontWeights, vision_of
 from compressor.contract.choice import Front
 from compressor.decoder import Decoder, decoder_from
 from compressor.decoder.cache import opened
@@ -136,6 +136,7 @@ def ask_gates_again(
     plan: Plan,
     gates: LoadedGates,
     progress: Progress = SILENT,
+    front: FrontWeights | None = None,
 ) -> Profile:
     """Return a whole profile with the gates' margins on the states that a plan's other cuts leave.
 
@@ -146,9 +147,10 @@ def ask_gates_again(
         plan: with these gates.
         gates: their weights.
         progress: shows the samples.
+        front: weights that the plan's choice in front of the decoder reads.
     """
     decoder = decoder_from(plan, {**model.tensors, **gates.tensors})
-    reader = replace(model, vision=vision_of(plan, model.vision))
+    reader = replace(model, vision=vision_of(plan, model.vision, front), facts=plan.model)
     found = []
     asked = list(zip(samples, profile.samples, strict=True))
     for sample, score in progress.track(asked, "asking gates behind the other cuts", len(asked)):

@@ -5,10 +5,11 @@ T text rows, H heads, d head size, D hidden size; C width of a vision tower, F o
 """
 
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor
 
@@ -71,6 +72,10 @@ class TowerPass(Protocol):
         """Return what the projector makes of rows [I, K, F], [I, K, D]."""
         ...
 
+    def layer_of(self, weights: "Mapping[str, Tensor]", rows: "Tensor") -> "Tensor":
+        """Return what a layer like the tower's, with other weights, makes of rows [I, n, C]."""
+        ...
+
 
 @dataclass(frozen=True)
 class RunRule:
@@ -99,11 +104,13 @@ class Front(NamedTuple):
         features: [I, N, D], behind the projector.
         deepstack: [I, N, D] of each of the decoder's first layers to which the tower adds rows.
         tower: where visual rows are its patches; there if the model's facts have a `tower` of single patches.
+        weights: of `Method.front_weights`, by the file's names for them.
     """
 
     features: "Tensor"
     deepstack: "tuple[Tensor, ...]" = ()
     tower: TowerPass | None = None
+    weights: "Mapping[str, Tensor]" = MappingProxyType({})
 
     @property
     def read_tower(self) -> TowerPass:

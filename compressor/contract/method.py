@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from compressor.contract.choice import FrontRule, LayerScore, RunRule
 from compressor.contract.measure import Measure, Measured
+from compressor.disk.learned_file import LearnedFile
 from compressor.facts import ModelFacts
 from compressor.plan.plan import Plan
 from compressor.schema.values import RecipeSection
@@ -300,6 +301,14 @@ class Method(RecipeSection, ABC):
             NotImplementedError: the method does not choose there.
         """
         raise NotImplementedError(f"{self.name} does not choose in front of the decoder")
+
+    def front_weights(self) -> LearnedFile | None:
+        """Return the file of weights that its rule in front of the decoder reads; None: it reads none.
+
+        Raises:
+            PlanError: it is missing, or no such file.
+        """
+        return None
 
     def layer_score(self) -> LayerScore:
         """Return what scores visual rows at the input of a layer; imports torch in its body.

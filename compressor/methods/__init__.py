@@ -31,6 +31,7 @@ from compressor.methods.shortv import ShortV
 from compressor.methods.skip import Skip
 from compressor.methods.visionzip import VisionZip
 from compressor.methods.visual_exit import VisualExit
+from compressor.methods.wico import WiCo
 from compressor.methods.wico_plus import WicoPlus
 from compressor.methods.yopo.method import Yopo
 from compressor.plan.kept import Kept
@@ -53,6 +54,7 @@ BUILT_IN: Final[tuple[type[Method], ...]] = (
     DivPrune,
     VisionZip,
     ClsKnee,
+    WiCo,
     RandomChoice,
     Pooling,
     WicoPlus,

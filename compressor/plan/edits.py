@@ -106,7 +106,9 @@ def run_some(plan: Plan, runs: Mapping[int, Running]) -> Plan:
     return plan.model_copy(update={"layers": layers})
 
 
-def keep_in_front(plan: Plan, count: int, by: str, asked: Mapping[str, Any]) -> Plan:
+def keep_in_front(
+    plan: Plan, count: int, by: str, asked: Mapping[str, Any], weights: str = ""
+) -> Plan:
     """Return the plan in which the decoder gets so many visual rows of each tile.
 
     Args:
@@ -114,8 +116,9 @@ def keep_in_front(plan: Plan, count: int, by: str, asked: Mapping[str, Any]) -> 
         count: of the rows.
         by: name of the method whose rule says which.
         asked: its keys.
+        weights: digest of the file of weights that the rule reads; empty: none.
     """
-    front = Kept(count=count, of=plan.model.tile_rows, by=by, asked=asked)
+    front = Kept(count=count, of=plan.model.tile_rows, by=by, asked=asked, weights=weights)
     return plan.model_copy(update={"front": front})
 
 
@@ -124,6 +127,15 @@ def _at_input(what: str, plan: Plan, layer: int, **change: Any) -> Plan:
     layers = list(plan.layers)
     layers[layer] = layers[layer].model_copy(update=change)
     return plan.model_copy(update={"layers": tuple(layers)})
+
+
+def numbered_anew(plan: Plan) -> Plan:
+    """Return a plan that keeps rows in front with as many places in the prompt as rows are kept.
+
+    Text behind a picture moves up: its places and positions are those of a prompt of so many image tokens.
+    """
+    model = plan.model.model_copy(update={"tile_places": plan.rows_kept})
+    return plan.model_copy(update={"model": model})
 
 
 def _check_layers(what: str, layers: Sequence[int], there: range) -> None:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from pydantic import model_validator
+from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from compressor.facts import Facts, ModelFacts, Positive
 
@@ -16,13 +16,21 @@ class Kept(Facts):
         count: k.
         of: n, visual rows of one tile that the choice is made among.
         by: name of the method.
-        asked: its keys in the recipe: what its rule is made of again.
+        asked: its keys in the recipe: what its rule is made of again; no files.
+        weights: digest of the file of weights that its rule reads; empty: it reads none.
     """
 
     count: Positive
     of: Positive
     by: str
     asked: Mapping[str, Any] = {}
+    weights: str = ""
+
+    @model_serializer(mode="wrap")
+    def _without_weights_that_are_not_read(
+        self, handler: SerializerFunctionWrapHandler
+    ) -> dict[str, Any]:
+        return {k: v for k, v in handler(self).items() if k != "weights" or v}
 
     @model_validator(mode="after")
     def _fewer(self) -> "Kept":

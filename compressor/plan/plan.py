@@ -235,6 +235,10 @@ class Plan(Facts):
         Raises:
             ValueError: pictures have rows of their own, tiles have another number, or a layer has a window.
         """
+        if self.model.tile_places not in (None, self.rows_kept):
+            raise ValueError(
+                f"front: {self.rows_kept} rows of a tile have {self.model.tile_places} places"
+            )
         if self.front is None:
             return
         if (reason := why_no_front(self.model)) is not None:
@@ -412,7 +416,10 @@ class Plan(Facts):
     def naive(self) -> "Plan":
         """The original's own work: every row in every layer, dead rows included."""
         layers = tuple(LayerPlan(index=layer.index) for layer in self.layers)
-        return self.model_copy(update={"layers": layers, "gates": None, "front": None})
+        model = self.model.model_copy(update={"tile_places": None})
+        return self.model_copy(
+            update={"model": model, "layers": layers, "gates": None, "front": None}
+        )
 
     def fired_after(self, layer: int | None) -> "Plan":
         """What a plan with gates does with a prompt whose first gate to fire is behind `layer`.
@@ -489,6 +496,25 @@ class Plan(Facts):
                 [
                     f"the plan was made with routers of digest {wanted}, given: {found}; give these routers, "
                     "or make the plan anew with `vtcompress plan`"
+                ]
+            )
+
+    def check_front_weights(self, digest: str) -> None:
+        """Refuse to be used with other weights of a choice in front of the decoder, where that reads any.
+
+        Args:
+            digest: sha256 of the file at hand; empty: there is none.
+
+        Raises:
+            ArtifactError: the plan was made with another file.
+        """
+        if self.front is not None and digest != self.front.weights:
+            found = f"digest {digest[:12]}" if digest else "none"
+            raise ArtifactError(
+                [
+                    f"the plan was made with weights of {self.front.by} of digest "
+                    f"{self.front.weights[:12] or 'none'}, given: {found}; name that file in the recipe, or "
+                    "make the plan anew with `vtcompress plan`"
                 ]
             )
 

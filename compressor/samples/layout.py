@@ -72,10 +72,12 @@ class Layout(Places):
     Attributes:
         text_ids: [T] tokens of the text rows.
         image_rows: [I] how many of the visual rows are each picture's, in their order.
+        tile_places: see `ModelFacts`.
     """
 
     text_ids: Index
     image_rows: tuple[int, ...]
+    tile_places: int | None = None
 
     @property
     def images(self) -> int:
@@ -96,6 +98,8 @@ class Layout(Places):
         which = np.tile(np.arange(rows), (prompts, 1))
         if kept is not None:
             places = np.asarray(kept).reshape(prompts, -1, kept.shape[-1])  # [B, tiles, K]
+            if self.tile_places is not None:
+                places = np.broadcast_to(np.arange(self.tile_places), places.shape)
             tiles = places.shape[1]
             starts = rows // tiles * np.arange(tiles)[:, None]
             which = (places + starts).reshape(prompts, -1)
@@ -162,7 +166,7 @@ def layout_of(
     if facts.decoder.rope_axes is not None:
         first = start + position_shift(earlier)
         positions = _positions(visual, _grids(facts, image_tokens, grids), first)
-    return _layout(visual, ids[~visual], image_tokens, start, positions)
+    return _layout(visual, ids[~visual], image_tokens, start, positions, facts)
 
 
 def layout_around(
@@ -188,7 +192,7 @@ def layout_around(
     if facts is not None and facts.decoder.rope_axes is not None:
         made_up = [grid or facts.largest_grid] * len(image_rows)
         positions = _positions(visual, _grids(facts, image_rows, made_up), 0)
-    return _layout(visual, text_ids, image_rows, 0, positions)
+    return _layout(visual, text_ids, image_rows, 0, positions, facts)
 
 
 def position_shift(grids: Sequence[Grid]) -> int:
@@ -226,8 +230,14 @@ def _layout(
     image_rows: Sequence[int],
     start: int,
     positions: Index | None,
+    facts: ModelFacts | None,
 ) -> Layout:
-    places = np.arange(start, start + len(visual), dtype=np.int64)
+    takes = np.ones(len(visual), np.int64)
+    anew = None if facts is None else facts.tile_places
+    if facts is not None and anew is not None:  # rows behind the kept ones of a tile have no place
+        numbers = np.arange(int(visual.sum())) % facts.tile_rows
+        takes[visual] = numbers < anew
+    places = start + np.cumsum(takes) - takes
     return Layout(
         visual_index=places[visual],
         text_index=places[~visual],
@@ -236,6 +246,7 @@ def _layout(
         else np.concatenate([positions[visual], positions[~visual]]),
         text_ids=text_ids,
         image_rows=tuple(image_rows),
+        tile_places=anew,
     )
 
 

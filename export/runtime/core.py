@@ -136,7 +136,7 @@ class RuntimeCore:
             self.facts,
             [picture.rows for picture in new],
             spell=self.prompter.tokenizer.id_to_token,
-            start=len(cached.ids),
+            start=self.facts.places(len(cached.ids), cached.ids.count(self.facts.image_token_id)),
             grids=self._cells(new),
             earlier=self._cells(seen[: cached.images]),
             unfinished=unfinished,

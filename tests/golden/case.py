@@ -5,18 +5,20 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from compressor.chosen_rows import vision_of
+from compressor.chosen_rows import load_front_weights, vision_of
 from compressor.compressed import CompressedModel
 from compressor.decoder import decoder_from
 from compressor.decoder.full_pass import full_pass
-from compressor.facts import DecoderDims, ModelFacts
+from compressor.facts import DecoderDims, ModelFacts, TowerFacts
 from compressor.families import VisionEncoder
+from compressor.families.llava.tower_family import ProjectedStates
 from compressor.methods import layer_scores, run_rules
 from compressor.methods.dyvte import DyVTE
 from compressor.methods.gprune import GPrune, flow_scores
@@ -24,6 +26,7 @@ from compressor.methods.mixture.gamma_mod import GammaMod
 from compressor.methods.mixture.ranks import attention_ranks, mean_ranks
 from compressor.methods.shortv import ShortV, layer_contribution
 from compressor.methods.visual_exit import VisualExit
+from compressor.methods.wico import WiCo
 from compressor.methods.wico_plus import WicoPlus
 from compressor.methods.yopo.method import Yopo
 from compressor.plan.edits import identity_plan
@@ -85,7 +88,7 @@ class Case:
     @property
     def model(self) -> ModelFacts:
         """The case's decoder as facts."""
-        d = self.facts["dims"]
+        d, params, vision = (self.facts.get(key, {}) for key in ("dims", "params", "vision_dims"))
         head_dim = d["hidden_size"] // d["num_attention_heads"]
         steps = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
         dims = DecoderDims(
@@ -110,9 +113,17 @@ class Case:
             family="golden",
             architecture="LlamaForCausalLM",
             decoder=dims,
-            visual_tokens=self.facts["spans"]["visual"],
-            token_grid=self.facts["params"].get("grid"),
-            image_size=1,
+            visual_tokens=params.get("vision_rows_before", self.facts["spans"]["visual"]),
+            token_grid=params.get("grid", params.get("in_grid")),
+            image_size=vision["image_size"] if vision else 1,
+            tower=TowerFacts(
+                class_token=True,
+                layers=vision["num_hidden_layers"],
+                layers_read=vision["num_hidden_layers"],
+                width=vision["hidden_size"],
+            )
+            if vision
+            else None,
             image_token_id=0,
             eos_token_ids=(),
             dtype="float32",
@@ -120,8 +131,13 @@ class Case:
 
     def plan(self, form: str = "dynamic") -> Plan:
         """The plan that applies the case's method as published; gates in one of their two forms."""
-        spans, params = self.facts["spans"], self.facts["params"]
+        spans = self.facts["spans"]
         workload = Workload(text=spans["prefix"] + spans["suffix"])
+        return make_plan(self.model, "golden", [self.method(form)], workload=workload)
+
+    def method(self, form: str = "dynamic") -> "Method":
+        """Return the case's method, as `plan` applies it."""
+        params = self.facts["params"]
         method: Method
         match self.facts["method"]:
             case "shortv":
@@ -147,6 +163,8 @@ class Case:
                 method = WicoPlus(
                     layer=params["upsample_at_layer_input"], rows=params["upsampled_visual"]
                 )
+            case "wico":
+                method = WiCo(weights=self.folder / "model.safetensors")
             case "yopo_qwen2vl":
                 # Rows that leave are gone from its softmax too. Of its arrays those with heads cut as well,
                 # `*_heads`, are not compared: it cuts query heads, and rows of visual tokens read text in
@@ -157,11 +175,11 @@ class Case:
                 method = GammaMod(
                     routers=self.folder / "model.safetensors",
                     dense=tuple(i for i in layers if i not in params["mod_layers"]),
-                    keep=params["visual_capacity"] / spans["visual"],
+                    keep=params["visual_capacity"] / self.facts["spans"]["visual"],
                 )
             case other:
                 raise ValueError(f"{self.folder}: method {other!r} is not supported")
-        return make_plan(self.model, "golden", [method], workload=workload)
+        return method
 
     def _yopo(self) -> Yopo:
         params = self.facts["params"]
@@ -242,7 +260,10 @@ def _sides(case: Case, scratch: Path) -> Iterator[tuple[str, "_Side"]]:
     decoder = decoder_from(
         plan, case.tensors(), logits="all", scores=layer_scores(plan), runs=run_rules(plan)
     )
-    vision = vision_of(plan, _Given(case.expected["features"])) if plan.front else None
+    vision = None
+    if plan.front is not None:
+        tiles = _tower(case) if plan.front.weights else _Given(case.expected["features"])
+        vision = vision_of(plan, tiles, load_front_weights(case.method()))
     table = case.weights["model.embed_tokens.weight"]
     small = CompressedModel(plan, decoder, table, vision, None, None)  # type: ignore[arg-type]
     yield "torch", _Side(TorchSession(small))
@@ -261,6 +282,22 @@ class _Given(VisionEncoder):
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Map any pixels [I, 3, 1, 1] to [I, N, D]."""
         return self.features_given + pixel_values.sum(dim=(1, 2, 3))[:, None, None]
+
+
+def _tower(case: Case) -> VisionEncoder:
+    """Return the case's own tower as LLaVA has it; the projector behind it is none of the case's."""
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    dims = CLIPVisionConfig(**case.facts["vision_dims"])
+    tower = CLIPVisionModel(dims).eval()
+    prefix = "model.vision_tower.vision_tower.vision_model."
+    stored = {k.removeprefix(prefix): v for k, v in case.weights.items() if prefix in k}
+    missing, unexpected = tower.load_state_dict(stored, strict=False)
+    assert not unexpected
+    assert missing in ([], ["embeddings.position_ids"])
+    config = SimpleNamespace(vision_config=dims, vision_feature_layer=-2)
+    projector = torch.nn.Linear(dims.hidden_size, case.model.decoder.hidden)
+    return ProjectedStates(config, tower, projector, image_size=dims.image_size, first=1).eval()
 
 
 def _exported(small: CompressedModel, plan: Plan, folder: Path) -> OnnxSession:
@@ -331,14 +368,16 @@ def _contribution(case: Case) -> list[Line]:
 def _layout(case: Case) -> Layout:
     spans = case.facts["spans"]
     text = np.zeros(spans["prefix"] + spans["suffix"], np.int64)
-    return layout_around(text, (spans["visual"],), spans["prefix"], case.model)
+    model = case.plan().model if "vision_dims" in case.facts else case.model
+    return layout_around(text, (model.visual_tokens,), spans["prefix"], model)
 
 
 def _rows_kept(case: Case, session: Session) -> CallRows:
     """Return the rows of a case in which some visual ones are kept, as the vision side gives them."""
     layout = _layout(case)
     text = case.expected["inputs_embeds"].numpy()[:, layout.text_index]
-    return prompt_rows(layout, text, *session.vision(np.zeros((1, 3, 1, 1), np.float32)))
+    pixels = case.expected.get("pixel_values", torch.zeros(1, 3, 1, 1))
+    return prompt_rows(layout, text, *session.vision(pixels.numpy()))
 
 
 def _rows(case: Case, chosen: slice) -> CallRows:
@@ -367,10 +406,15 @@ def _positions(case: Case) -> Iterator[Line]:
 def _compare(name: str, case: Case, side: "_Side") -> Iterator[Line]:
     prefills, decodes = [], []
     for chosen in case.prompts():
-        rows = _rows(case, chosen)
-        if side.session.rows_kept is not None:
+        if side.session.rows_kept is None:
+            rows = _rows(case, chosen)
+        else:
             rows = _rows_kept(case, side.session)
-            yield from _places(name, case, rows)
+            if "visual_tokens" in case.expected:
+                found = torch.from_numpy(rows.visual)
+                yield _line(f"{name} visual tokens", found, case.expected["visual_tokens"])
+            else:
+                yield from _places(name, case, rows)
         prefill, decode = _answers(case, side, rows)
         prefills.append(prefill)
         decodes.append(decode)

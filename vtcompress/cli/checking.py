@@ -37,6 +37,9 @@ def raise_if_missed(failures: tuple[str, ...]) -> None:
     "--gates", type=FILE, help="Weights of gates or routers, if the plan has any; with --model."
 )
 @click.option(
+    "--weights", type=FILE, help="A projector's weights, if the plan has one; with --model."
+)
+@click.option(
     "--trust-remote-code",
     is_flag=True,
     help="Let the repository of --model run its own Python code.",
@@ -66,6 +69,7 @@ def validate(
     data: Path | None,
     model: str | None,
     gates: Path | None,
+    weights: Path | None,
     trust_remote_code: bool,
     settings: tuple[str, ...],
     backend: str | None,
@@ -83,9 +87,10 @@ def validate(
 
     limits = read_settings(settings)
     if backend is not None:
-        if model is not None or gates is not None or trust_remote_code:
+        if any(one is not None for one in (model, gates, weights)) or trust_remote_code:
             raise click.UsageError(
-                "--backend needs no original: leave out --model, --gates, --trust-remote-code"
+                "--backend needs no original: leave out --model, --gates, --weights, "
+                "--trust-remote-code"
             )
         parity = validate_backend(
             artifact,
@@ -110,13 +115,15 @@ def validate(
         raise click.UsageError(
             "--trust-remote-code is for the repository of --model; give it as well"
         )
-    if gates is not None and model is None:
-        raise click.UsageError("--gates are read with --model alone; give it as well")
+    for option, given in (("--gates", gates), ("--weights", weights)):
+        if given is not None and model is None:
+            raise click.UsageError(f"{option} are read with --model alone; give it as well")
     outcome = vtcompress.validate(
         artifact,
         data=data,
         model=model,
         gates=gates,
+        weights=weights,
         limits=limits,
         threads=threads,
         trust_remote_code=trust_remote_code,

@@ -76,6 +76,7 @@ def run_calibration(
         anew: replace the profile instead.
     """
     from compressor.calibration.run import ask_gates_again, calibrate
+    from compressor.chosen_rows import load_front_weights
     from compressor.decoder.weights import load_gates
 
     gates = None
@@ -87,7 +88,8 @@ def run_calibration(
     # Only now is known what the gates will read: the states that the other methods leave.
     chosen = plan_recipe(recipe, model.facts, model.digest, profile)
     if chosen.gates is not None and chosen.gates_see() != profile.gates_under:
-        profile = ask_gates_again(model, task.samples, profile, chosen, gates, progress)
+        front = load_front_weights(next((m for m in recipe.methods if m.front_weights()), None))
+        profile = ask_gates_again(model, task.samples, profile, chosen, gates, progress, front)
         profile.save(path)
     return profile
 

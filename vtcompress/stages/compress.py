@@ -37,13 +37,18 @@ from vtcompress.stages.inputs import (
 )
 
 if TYPE_CHECKING:
+    from compressor.chosen_rows import FrontWeights
     from compressor.compressed import CompressedModel
     from compressor.decoder.weights import LoadedGates
     from compressor.families import LoadedModel
 
 
 def compress_for_export(
-    model: "LoadedModel", plan: Plan, recipe: Recipe, gates: "LoadedGates | None" = None
+    model: "LoadedModel",
+    plan: Plan,
+    recipe: Recipe,
+    gates: "LoadedGates | None" = None,
+    front: "FrontWeights | None" = None,
 ) -> "CompressedModel":
     """Apply a plan to a loaded model, with the logits that the recipe asks for.
 
@@ -53,7 +58,7 @@ def compress_for_export(
     from compressor.compressed import compress
 
     model = with_routers(model, plan, recipe)
-    return compress(model, plan, logits=recipe.export.logits, gates=gates)
+    return compress(model, plan, logits=recipe.export.logits, gates=gates, front=front)
 
 
 def load_plan_gates(plan: Plan, recipe: Recipe, model: "LoadedModel") -> "LoadedGates | None":
@@ -82,6 +87,21 @@ def with_routers(model: "LoadedModel", plan: Plan, recipe: Recipe) -> "LoadedMod
     if file is None:
         return model
     return replace(model, tensors={**model.tensors, **load_routers(file, layers)})
+
+
+def load_weights_in_front(plan: Plan, recipe: Recipe) -> "FrontWeights":
+    """Load the weights of the recipe that a plan's choice in front of the decoder reads, if it reads any.
+
+    Raises:
+        PlanError: the recipe names none, or they cannot be read.
+        ArtifactError: the plan was made with others.
+    """
+    from compressor.chosen_rows import load_front_weights
+
+    by = "" if plan.front is None else plan.front.by
+    found = load_front_weights(next((m for m in recipe.methods if m.name == by), None))
+    plan.check_front_weights(found.digest)
+    return found
 
 
 def write_inputs(folder: Path, recipe: Recipe, plan: Plan, profile: Profile | None) -> None:
@@ -141,12 +161,12 @@ def compress(
     model = load_model(recipe, progress, digest)
     from compressor.compressed import save_compressed
 
-    gates = load_plan_gates(plan, recipe, model)
+    gates, front = load_plan_gates(plan, recipe, model), load_weights_in_front(plan, recipe)
     # Refuses what weights alone tell before anything is written.
-    compress_for_export(model, plan, recipe, gates)
+    compress_for_export(model, plan, recipe, gates, front)
     check_rewrite(model)
     with staging.staged(output, **needs) as folder:
-        save_compressed(with_routers(model, plan, recipe), plan, folder, gates)
+        save_compressed(with_routers(model, plan, recipe), plan, folder, gates, front)
         write_inputs(folder, recipe, plan, measured)
         write_file_list(folder)
     return output

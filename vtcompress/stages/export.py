@@ -42,7 +42,11 @@ from vtcompress.stages.checks.recipe import (
     digest_of_plan,
 )
 from vtcompress.stages.checks.rewrite import check_rewrite, rewrite_prompt
-from vtcompress.stages.compress import compress_for_export, load_plan_gates
+from vtcompress.stages.compress import (
+    compress_for_export,
+    load_plan_gates,
+    load_weights_in_front,
+)
 from vtcompress.stages.exporting.job import Job
 from vtcompress.stages.exporting.onnx_side import Fields, onnx_side
 from vtcompress.stages.exporting.torch_side import torch_side
@@ -179,7 +183,9 @@ class ExportRun:
             original = self._original_answers(model)
             # Handed over and not kept: the torch side ends before ONNX Runtime starts.
             gates = load_plan_gates(plan, self.recipe, model)
-            models = [compress_for_export(model, plan, self.recipe, gates)]
+            front = load_weights_in_front(plan, self.recipe)
+            models = [compress_for_export(model, plan, self.recipe, gates, front)]
+            del gates, front
             del model
             return self._finish(models, profile, original, folder)
 

@@ -30,7 +30,11 @@ from vtcompress.shipped import PathLike
 from vtcompress.stages.checks.prompts import Asked, check_recipe_prompts
 from vtcompress.stages.checks.recipe import check_plan_weights, digest_of_plan
 from vtcompress.stages.checks.rewrite import rewrite_prompt
-from vtcompress.stages.compress import compress_for_export, load_plan_gates
+from vtcompress.stages.compress import (
+    compress_for_export,
+    load_plan_gates,
+    load_weights_in_front,
+)
 from vtcompress.stages.inputs import load_model, model_facts, require_compress
 
 if TYPE_CHECKING:
@@ -148,6 +152,7 @@ def validate(
     data: PathLike | None = None,
     model: str | None = None,
     gates: PathLike | None = None,
+    weights: PathLike | None = None,
     limits: Mapping[str, Any] | None = None,
     threads: int | None = None,
     trust_remote_code: bool = False,
@@ -161,6 +166,7 @@ def validate(
             other data, for which the original is needed as well.
         model: the original, hub id or folder; needed for other data and to measure fidelity anew.
         gates: file of gates or routers, where the artifact's plan has any and `model` is given.
+        weights: likewise of a projector, where the plan's choice in front of the decoder reads one.
         limits: other limits than the artifact's recipe sets, such as `{"validate.loss.min_agreement": 0.9}`.
         threads: how many one operator has; None: the backend's choice.
         trust_remote_code: let the repository of `model` run code of its own; what the artifact says does not.
@@ -172,7 +178,11 @@ def validate(
             one that nothing is measured for.
     """
     check_threads(threads)
-    for name, asked_for in (("gates", gates is not None), ("trust_remote_code", trust_remote_code)):
+    for name, asked_for in (
+        ("gates", gates is not None),
+        ("weights", weights is not None),
+        ("trust_remote_code", trust_remote_code),
+    ):
         if asked_for and model is None:
             raise VtcompressError(f"{name}: is read with the original alone; give model as well")
     path, progress = Path(path), shown(progress)
@@ -182,6 +192,8 @@ def validate(
     )
     if gates is not None:
         recipe = recipe.with_gates(Path(gates))
+    if weights is not None:
+        recipe = recipe.with_weights(Path(weights))
     rewritten: RewriteReport | None = None
     manifest = artifact.manifest
     given = None if data is None else Path(data)
@@ -233,7 +245,8 @@ def _measure_again(
     with rewrite_prompt(samples) as prompt:
         form = artifact.manifest.picture_form
         rewritten = prompt.compare(prompt.read(model), plain(model), artifact.folder, form)
-    small = compress_for_export(model, plan, recipe, load_plan_gates(plan, recipe, model))
+    gates, front = load_plan_gates(plan, recipe, model), load_weights_in_front(plan, recipe)
+    small = compress_for_export(model, plan, recipe, gates, front)
     original = None
     if samples:
         original = measure_original(model, samples, tokens, progress)

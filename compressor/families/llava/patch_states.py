@@ -3,7 +3,7 @@
 Letters: I tiles, N patches, C width, H heads, d head size, D hidden size; F width of the projector's input.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -67,6 +67,11 @@ class PatchStates:
         """Return what the projector makes of rows [I, K, F], [I, K, D]."""
         embeds: Tensor = self._projector(rows)
         return embeds
+
+    def layer_of(self, weights: Mapping[str, Tensor], rows: Tensor) -> Tensor:
+        """Return what a layer like the tower's, with other weights, makes of rows [I, n, C]."""
+        found: Tensor = torch.func.functional_call(self._layers[-1], dict(weights), (rows, None))
+        return found
 
     def _normed(self, layer: int) -> Tensor:
         """Return what a layer's attention takes, [I, first + N, C]."""

@@ -13,10 +13,22 @@ def front_words(plan: Plan) -> tuple[str, ...]:
         return ()
     words = words_of(front.by)
     of = "a picture" if plan.model.most_tiles == 1 else "every tile of a picture"
-    return (
+    places = "at the places that they have among all"
+    if plan.model.tile_places is not None:
+        places = "numbered anew, as if there were so many"
+    found = (
         f"Of {front.of:,} visual tokens of {of} {front.count:,} enter the decoder{words.front_how} (method "
-        f"{words.label}), at the places that they have among all. There are no rows of the others, no work "
-        "on them, and no keys and values.",
+        f"{words.label}), {places}. There are no rows of the others, no work on them, and no keys and "
+        "values.",
+    )
+    if not front.weights:
+        return found
+    return (
+        *found,
+        f"They are made by weights of {words.label}'s own (digest {front.weights[:12]}), which are trained "
+        "together with a decoder. The original that the compression loss compares with has another projector "
+        "in front of the same decoder: the loss tells how far these two models are apart, not what fewer "
+        "visual tokens cost.",
     )
 
 

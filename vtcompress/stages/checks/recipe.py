@@ -87,7 +87,7 @@ def check_digest(
 
 
 def check_plan_weights(plan: Plan, recipe: Recipe, facts: ModelFacts, digest: str | None) -> None:
-    """Refuse a plan that was made already, if its gates or routers are not the recipe's, or do not fit.
+    """Refuse a plan that was made already, if its gates or further weights are not the recipe's, or do not fit.
 
     Args:
         plan: a plan that was made already.
@@ -98,6 +98,7 @@ def check_plan_weights(plan: Plan, recipe: Recipe, facts: ModelFacts, digest: st
     Raises:
         GatesError: the recipe names none, or they do not fit.
         RoutersError: likewise.
+        PlanError: weights of a choice in front of the decoder cannot be read.
         ArtifactError: the plan was made with others.
     """
     if plan.gates is not None:
@@ -105,6 +106,9 @@ def check_plan_weights(plan: Plan, recipe: Recipe, facts: ModelFacts, digest: st
     if plan.runs():
         file = recipe.router_file(facts, digest, tuple(plan.runs()))
         plan.check_routers(None if file is None else file.digest)
+    by = "" if plan.front is None else plan.front.by
+    files = (method.front_weights() for method in recipe.methods if method.name == by)
+    plan.check_front_weights("".join(file.digest for file in files if file is not None))
 
 
 def check_plan_rules(plan: Plan, what: str = "the plan") -> None:

@@ -1,0 +1,79 @@
+"""A safetensors file of weights that a method brings along, and that no model of its own holds."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from compressor.disk.files import is_file, sha256_of
+from compressor.errors import PlanError
+
+SHOWN = 2
+"""Names of a file that an error lists."""
+PICKLES = (".bin", ".pt", ".pth", ".pkl")
+
+
+@dataclass(frozen=True)
+class LearnedFile:
+    """What such a file holds, read from its header.
+
+    Attributes:
+        path: of the file.
+        shapes: of the tensors below a prefix, by their names without it.
+        names: of these tensors in the file.
+        digest: sha256 of the file.
+    """
+
+    path: Path
+    shapes: Mapping[str, tuple[int, ...]]
+    names: Mapping[str, str]
+    digest: str
+
+    @classmethod
+    def read(cls, path: Path, prefix: str) -> "LearnedFile":
+        """Read the header of a file.
+
+        Args:
+            path: of the file.
+            prefix: pattern of what stands in front of the names of the tensors that are read.
+
+        Raises:
+            PlanError: missing, a pickle, no safetensors file, or without such tensors.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        if path.suffix in PICKLES:
+            safe = path.with_suffix(".safetensors").name
+            raise PlanError(
+                [
+                    f"{path}: a pickle runs what is written in it, so none is read; where you trust it, "
+                    f'convert it: `safetensors.torch.save_file(torch.load("{path.name}", weights_only=True), '
+                    f'"{safe}")`, and give {safe}'
+                ]
+            )
+        if not is_file(path):
+            raise PlanError([f"{path}: no such file"])
+        try:
+            with safe_open(path, framework="numpy") as file:
+                found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as failure:
+            raise PlanError([f"{path}: no readable safetensors file: {failure}"]) from None
+        names = {re.sub(f"^(?:{prefix})", "", n): n for n in found if re.match(prefix, n)}
+        if not names:
+            has = ", ".join(sorted(found)[:SHOWN]) or "no tensor"
+            raise PlanError([f"{path}: none of the tensors that are read are in it, but {has} .."])
+        return cls(path, {own: found[n] for own, n in names.items()}, names, sha256_of(path))
+
+    def misfits(self, wanted: Mapping[str, Sequence[int]]) -> list[str]:
+        """Return a line for each tensor that is missing or of another shape than is wanted."""
+        found = []
+        for name, shape in wanted.items():
+            has = self.shapes.get(name)
+            if has is None:
+                found.append(f"{self.path}: {name}: missing; give the whole file")
+            elif has != tuple(shape):
+                found.append(
+                    f"{self.path}: {name}: shape {[*has]}, this model needs {[*shape]}; give weights that "
+                    "were trained with it"
+                )
+        return found

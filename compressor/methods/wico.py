@@ -1,0 +1,176 @@
+"""WiCo: a trained projector makes one visual token of each window of two by two patches.
+
+Source: "Window Token Concatenation for Efficient Visual Large Language Models" (WiCo, 2025); the rule is that
+of the released code, whose answers `tests/golden/wico` holds. No trained weights were published.
+
+Rule: of a tile's H x W patches, x are the tower's states three from the end (`hidden_states[-3]`), without
+the class token. They pass one layer like the tower's, with weights of its own, in which all patches read all.
+The grid is cut into windows of 2 x 2 without overlap, and each becomes one vector, channel first: index
+4 c + 2 dy + dx. A Linear makes a visual token of it: H/2 x W/2 of a tile, row by row.
+
+Tokens are numbered anew: the released code writes a prompt of so many image tokens, so a picture takes
+H/2 x W/2 places, and text behind it moves up. What is told of a token's place in the picture (`kept`) is the
+first patch of its window.
+
+Weights: a safetensors file with the names of the released code, `model.mm_projector.self_att.0.*` and
+`model.mm_projector.window_proj.*`; other tensors in it (`patch_proj`) are not read. Their digest stands in
+the plan, and they in the vision graph.
+
+Limitations:
+- The projector belongs to a decoder that was trained with it, and to a tower whose last layers were: give a
+  model folder that has these. Compression loss compares with that model and its own projector, which is
+  another model, not the same one with fewer tokens.
+- Without weights there is nothing to run: `pool` with keep: 0.25 makes means of the same windows.
+- Limits on the length of a prompt that are checked before weights are read count all image tokens.
+- Needs a tower whose patches become visual tokens one by one, on a grid of even sides.
+"""
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from compressor.contract.choice import Front, FrontChoice, FrontRule
+from compressor.contract.front import FrontChooser, why_no_tower
+from compressor.contract.method import CannotError, Evidence, MethodWords
+from compressor.disk.learned_file import LearnedFile
+from compressor.errors import PlanError
+from compressor.facts import ModelFacts
+from compressor.plan.edits import keep_in_front, numbered_anew
+from compressor.plan.plan import Plan
+from compressor.schema.values import WeightsPath
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+STATE = -3
+"""Of the tower's hidden states."""
+SIDE = 2
+"""Of a window, in patches."""
+LAYER = "self_att.0."
+LINEAR = "window_proj."
+PREFIX = rf"(?:model\.)?mm_projector\.(?={LAYER}|{LINEAR})"
+WITHOUT = "without trained weights use pool with keep: 0.25, which makes means of the same windows"
+
+
+def windows(rows: "Tensor", grid: tuple[int, int]) -> "Tensor":
+    """Return rows [I, H * W, C] as windows [I, H/2 * W/2, 4 C], channel first."""
+    high, wide = (side // SIDE for side in grid)
+    cells = rows.unflatten(1, (high, SIDE, wide, SIDE))  # [I, H/2, dy, W/2, dx, C]
+    found: Tensor = cells.permute(0, 1, 3, 5, 2, 4).flatten(3).flatten(1, 2)
+    return found
+
+
+def wanted_shapes(width: int, inner: int, hidden: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of all weights.
+
+    Args:
+        width: C, of the tower.
+        inner: of the layer's MLP.
+        hidden: D, of the decoder.
+    """
+    sizes = {
+        **{f"{LAYER}self_attn.{x}_proj": (width, width) for x in ("q", "k", "v", "out")},
+        f"{LAYER}mlp.fc1": (inner, width),
+        f"{LAYER}mlp.fc2": (width, inner),
+        f"{LINEAR.removesuffix('.')}": (hidden, SIDE**2 * width),
+    }
+    found: dict[str, tuple[int, ...]] = {}
+    for name, size in sizes.items():
+        found |= {f"{name}.weight": size, f"{name}.bias": size[:1]}
+    for norm in ("layer_norm1", "layer_norm2"):
+        found |= {f"{LAYER}{norm}.{kind}": (width,) for kind in ("weight", "bias")}
+    return found
+
+
+def read_weights(path: Any) -> LearnedFile:
+    """Return what a file of a projector's weights holds.
+
+    Raises:
+        PlanError: as `LearnedFile.read`.
+    """
+    return LearnedFile.read(path, PREFIX)
+
+
+class WiCo(FrontChooser):
+    """A trained projector makes one visual token of each window of two by two patches (WiCo).
+
+    Attributes:
+        weights: safetensors file of the projector, with the names of the released code; None: not told, as in
+            a plan, which has the file's digest.
+    """
+
+    name: ClassVar[str] = "wico"
+    words: ClassVar[MethodWords] = MethodWords(
+        label="WiCo",
+        paper="WiCo: Window Token Concatenation for Efficient Visual Large Language Models, arXiv 2504.04024",
+        front_how=", each made of a window of 2 x 2 patches",
+    )
+    by_grid: ClassVar[tuple[str, ...]] = ("weights",)
+
+    weights: WeightsPath | None = None
+
+    def problems(self, facts: ModelFacts, evidence: Evidence) -> list[str]:
+        """Return also that patches have no windows, or that the weights are missing or do not fit."""
+        if found := super().problems(facts, evidence):
+            return found
+        reason = why_no_tower(facts, layers_read=STATE)
+        if reason is None and any(side % SIDE for side in facts.token_grid or ()):
+            rows, columns = facts.token_grid or (0, 0)
+            reason = f"a grid of {rows} x {columns} patches has no windows of {SIDE} x {SIDE}"
+        if reason is not None:
+            return [f"{evidence.where}: {reason}; leave {self.name} out"]
+        place = f"{evidence.where}.weights"
+        if self.weights is None:
+            return [
+                f"{place}: none are given; name the safetensors file of a trained projector; {WITHOUT}"
+            ]
+        try:
+            file = evidence.files.read(read_weights, self.weights)
+        except PlanError as error:
+            return [f"{place}: {line}; {WITHOUT}" for line in error.problems]
+        width = facts.tower.width if facts.tower is not None else 0
+        inner = file.shapes.get(f"{LAYER}mlp.fc1.weight", (1,))[0]
+        wanted = wanted_shapes(width, inner, facts.decoder.hidden)
+        return [f"{place}: {line}" for line in file.misfits(wanted)]
+
+    def rows_kept(self, facts: ModelFacts) -> int:
+        """Return how many windows a tile has."""
+        return facts.tile_rows // SIDE**2
+
+    def apply(self, plan: Plan, evidence: Evidence) -> Plan:
+        """Return the plan with a token of each window, in places of their own."""
+        if self.weights is None:
+            raise CannotError(f"{evidence.where}.weights: none are given; {WITHOUT}")
+        file = evidence.files.read(read_weights, self.weights)
+        count = self.rows_kept(plan.model)
+        return numbered_anew(keep_in_front(plan, count, self.name, {}, file.digest))
+
+    def front_weights(self) -> LearnedFile | None:
+        """Return the file of the projector."""
+        return None if self.weights is None else read_weights(self.weights)
+
+    def front_rule(self, facts: ModelFacts) -> FrontRule:
+        """Return the rule; see the module."""
+        grid = facts.token_grid or (SIDE, facts.tile_rows // SIDE)
+        firsts = [
+            row * grid[1] + column
+            for row in range(0, grid[0], SIDE)
+            for column in range(0, grid[1], SIDE)
+        ]
+
+        def rule(rows: Front, count: int) -> FrontChoice:  # noqa: ARG001 - the windows tell it
+            import torch
+
+            tower = rows.read_tower
+            mixed = tower.layer_of(_below(LAYER, rows.weights), tower.states(STATE))
+            linear = _below(LINEAR, rows.weights)
+            made = torch.nn.functional.linear(
+                windows(mixed, grid), linear["weight"], linear["bias"]
+            )
+            return FrontChoice(made, torch.tensor([firsts]).expand(made.shape[0], -1))
+
+        return rule
+
+
+def _below(prefix: str, weights: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
+    return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
