@@ -200,6 +200,7 @@ class Method(RecipeSection, ABC):
         by_grid: keys that go with no model whose pictures have grids of their own.
         sets: names of what it sets in a `LayerPlan` beside `visual` and `keep`, which name their method.
         package: that brought it, as `name version`; empty: this one.
+        baseline: keeps rows, by a key `keep`, without looking at what they hold: what others must beat.
     """
 
     name: ClassVar[str]
@@ -210,6 +211,7 @@ class Method(RecipeSection, ABC):
     by_grid: ClassVar[tuple[str, ...]] = ()
     sets: ClassVar[tuple[str, ...]] = ()
     package: ClassVar[str] = ""
+    baseline: ClassVar[bool] = False
 
     @classmethod
     def claims(cls, keys: Mapping[str, Any]) -> tuple[Claim, ...]:

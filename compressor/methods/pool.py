@@ -66,6 +66,7 @@ class Pooling(FrontMethod):
     words: ClassVar[MethodWords] = MethodWords(
         label="pooling", front_how=", each the mean of a block of neighbours"
     )
+    baseline: ClassVar[bool] = True
 
     def problems(self, facts: ModelFacts, evidence: Evidence) -> list[str]:
         """Return also that visual tokens have no grid."""
