@@ -25,10 +25,20 @@ COMMAND = re.compile(r"vtcompress ([a-z][a-z-]*)(?![\w.])")
 OTHERS = re.compile(r"pip install [^;,`]*|python -m \w+ [^;,`]*")
 """Words of other programs, whose flags are theirs."""
 
-WRITERS = ("calibrate", "plan", "compress", "export", "train-gates", "build", "report", "compare")
-MODEL = ("calibrate", "plan", "compress", "export", "train-gates")
-OVERWRITERS = ("compress", "export", "train-gates")
-GATED = ("calibrate", "plan", "compress", "export", "validate")
+WRITERS = (
+    "calibrate",
+    "plan",
+    "compress",
+    "export",
+    "sweep",
+    "train-gates",
+    "build",
+    "report",
+    "compare",
+)
+MODEL = ("calibrate", "plan", "compress", "export", "sweep", "train-gates")
+OVERWRITERS = ("compress", "export", "sweep", "train-gates")
+GATED = ("calibrate", "plan", "compress", "export", "sweep", "validate")
 RUNNERS = ("generate", "validate")
 
 # Which commands may print what a module says with a flag, where the sentence names no command itself.
@@ -42,7 +52,7 @@ SPEAKERS: dict[str, dict[str, tuple[str, ...]]] = {
         ("--precision", "--device", "--backend", "--data", "--model", "--gates", "--trust-remote-code"),
         ("validate",),
     ),
-    "vtcompress/cli/options.py": {"--set": MODEL},
+    "vtcompress/cli/options.py": {"--set": MODEL, "--over": ("sweep",)},
     "vtcompress/cli/report.py": {"--validate-data": ("export",)},
     "vtcompress/stages/gates/report.py": {"--validate-data": ("train-gates",)},
 }  # fmt: skip
@@ -130,6 +140,7 @@ ARGUMENTS = {
     "gates": ("--gates", GATED),
     "calibrate.data": ("--data", ("calibrate", "export")),
     "model.id": ("--model", MODEL),
+    "validate.data": ("--validate-data", ("sweep",)),
 }
 
 

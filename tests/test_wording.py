@@ -24,9 +24,11 @@ from export.report.document import Block, Chart, Document, Group, Section, flat
 from export.report.pages.model_card import Origin, model_card
 from export.report.pages.report import report_document
 from export.report.render.markdown import markdown
+from export.report.sweep.page import sweep_document
 from export.results.answers import KeptPlaces
 from tests import facts
 from tests.artifacts import make_artifact
+from tests.sweeps import SWEEPS
 from tests.test_html_report import ASKED, PROFILE
 from tests.test_report_exits import exits_profile
 from tests.test_report_yopo import BARE, CUT, MASKED, RECIPE, RECIPE_MASKED, SCORED, measured_of
@@ -158,6 +160,9 @@ def all_words() -> dict[str, str]:
         comparison = comparison_document(compare_artifacts(list(folders.values())))
         for section in comparison.sections:
             found.setdefault("compare", {})[section.key] = section_words(section)
+    for name, report in SWEEPS.items():
+        words = [section_words(section) for section in sweep_document(report).sections]
+        found.setdefault("sweep", {})[name] = "\n\n".join(words)
     return {
         key: "\n\n".join(f"<!-- {name} -->\n\n{text.strip()}" for name, text in texts.items())
         + "\n"
@@ -198,7 +203,7 @@ def test_every_section_has_its_snapshot_and_every_snapshot_its_section(
     words: dict[str, str],
 ) -> None:
     assert sorted(words) == KEYS
-    assert len(KEYS) == 13
+    assert len(KEYS) == 14
 
 
 def test_snapshots_hold_words_of_every_artifact() -> None:
@@ -206,7 +211,7 @@ def test_snapshots_hold_words_of_every_artifact() -> None:
     for key in KEYS:
         parts = re.split(r"<!-- (.*) -->", (SNAPSHOTS / f"{key}.md").read_text(encoding="utf-8"))
         assert all(len(text.strip()) > 10 for text in parts[2::2]), key
-        assert key == "compare" or parts[1::2] == list(ARTIFACTS), key
+        assert key in ("compare", "sweep") or parts[1::2] == list(ARTIFACTS), key
 
 
 if __name__ == "__main__":

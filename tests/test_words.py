@@ -32,6 +32,7 @@ SAME = {
     "main": "of each program",
     "models": "command and stage",
     "plan": "command and stage",
+    "sweep": "command and stage",
     "run": "each graph pass's: `GraphPass.run`",
     "train_gates": "command, stage and what it calls",
     "validate": "command and stage",

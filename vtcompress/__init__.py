@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from vtcompress.stages.inspect import inspect
     from vtcompress.stages.models import models
     from vtcompress.stages.plan import plan
+    from vtcompress.stages.sweep import sweep
     from vtcompress.stages.validate import validate
     from vtcompress.stages.validate_backend import validate_backend
 
@@ -61,6 +62,7 @@ _HOMES = {
     "load_recipe": "vtcompress.shipped",
     "models": "vtcompress.stages.models",
     "plan": "vtcompress.stages.plan",
+    "sweep": "vtcompress.stages.sweep",
     "train_gates": "vtcompress.stages.gates.training",
     "validate": "vtcompress.stages.validate",
     "validate_backend": "vtcompress.stages.validate_backend",
@@ -84,6 +86,7 @@ __all__ = [
     "load_recipe",
     "models",
     "plan",
+    "sweep",
     "train_gates",
     "validate",
     "validate_backend",

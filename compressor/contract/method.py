@@ -216,6 +216,7 @@ class Method(RecipeSection, ABC):
             their method.
         weights_key: that names a file of trained weights beside the model's; empty: none does.
         package: that brought it, as `name version`; empty: this one.
+        baseline: keeps rows, by a key `keep`, without looking at what they hold: what others must beat.
     """
 
     name: ClassVar[str]
@@ -227,6 +228,7 @@ class Method(RecipeSection, ABC):
     sets: ClassVar[tuple[str, ...]] = ()
     weights_key: ClassVar[str] = ""
     package: ClassVar[str] = ""
+    baseline: ClassVar[bool] = False
 
     @classmethod
     def claims(cls, keys: Mapping[str, Any]) -> tuple[Claim, ...]:

@@ -69,6 +69,7 @@ class Pooling(FrontMethod):
         front_undrawn="Each visual token that goes on is the mean of a block of a picture's cells, and "
         "every cell is in a block.",
     )
+    baseline: ClassVar[bool] = True
 
     def problems(self, facts: ModelFacts, evidence: Evidence) -> list[str]:
         """Return also that visual tokens have no grid."""

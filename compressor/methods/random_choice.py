@@ -40,6 +40,7 @@ class RandomChoice(FrontMethod):
     words: ClassVar[MethodWords] = MethodWords(
         label="random choice", front_how=", at places that were drawn once"
     )
+    baseline: ClassVar[bool] = True
 
     seed: Seed = 0
 

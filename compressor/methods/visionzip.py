@@ -115,6 +115,7 @@ class VisionZip(FrontMethod):
         label="VisionZip",
         paper="VisionZip: Longer is Better but Not Necessary in Vision Language Models, arXiv 2412.04467",
         front_how=", those that the vision tower reads most, and means of the others",
+        front_undrawn="Cells that do not go on by themselves are merged into some that do: none is left out.",
     )
     nicknames: ClassVar[tuple[str, ...]] = ("vision_zip",)
 

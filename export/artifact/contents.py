@@ -1,8 +1,8 @@
 """What lies in a folder or file, and which of it this tool wrote.
 
 A folder is this tool's if it holds a list of its files that this tool wrote: an artifact's manifest, the
-engines' `engines.json`, or the `files.json` of a compressed model. What is not on the list was put there by
-somebody else. A file is this tool's if it says so in its first bytes.
+engines' `engines.json`, the `files.json` of a compressed model, or a sweep's `sweep.json`. What is not on
+the list was put there by somebody else. A file is this tool's if it says so in its first bytes.
 """
 
 import json
@@ -25,6 +25,10 @@ FILES_FILE = "files.json"
 FILES_FORMAT = "files_format"
 STAGING_MARK = ".vtcompress-staging-"
 CALIBRATION_MARK = ".calibration.json"
+# What a sweep that is not finished keeps; see `vtcompress.stages.sweeping`.
+SWEEP_MARK = ".vtcompress-sweep"
+SWEEP_FILE = "sweep.json"
+SWEEP_FORMAT = "sweep_format"
 # A file system's own folder, in the root of every ext disk.
 LOST_AND_FOUND = "lost+found"
 # Words of people are small; above this a file that differs from its list is damaged, not edited.
@@ -100,7 +104,7 @@ def is_mount(folder: Path) -> bool:
 def is_working_file(path: Path, folder: Path) -> bool:
     """Whether this tool keeps such an entry in a folder only while it writes it."""
     own = f".{working_stem(folder.name)}"
-    marks = (STAGING_MARK, LOCK_MARK, CALIBRATION_MARK)
+    marks = (STAGING_MARK, LOCK_MARK, CALIBRATION_MARK, SWEEP_MARK)
     # The second: a file that is being written, see `compressor.disk.files`.
     return path.name.startswith(
         (*(own + mark for mark in marks), f".{working_stem(own + CALIBRATION_MARK)}.")
@@ -132,6 +136,8 @@ def kind_of_folder(folder: Path) -> str | None:
         return "an artifact"
     if FILES_FORMAT in _json(folder / FILES_FILE):
         return "a compressed model"
+    if SWEEP_FORMAT in _json(folder / SWEEP_FILE):
+        return "a sweep"
     if "engines_format" in _json(folder / ENGINES_FILE):
         return "engines"
     return None
@@ -146,9 +152,10 @@ def _listed(folder: Path) -> dict[str, Any]:
             below = made.parent.relative_to(folder).as_posix()
             listed |= {f"{below}/{name}": None for name in _listed_engines(made.parent)}
         return listed
-    compressed = _json(folder / FILES_FILE)
-    if FILES_FORMAT in compressed:
-        return {FILES_FILE: None, **_files(compressed)}
+    for name, key in ((FILES_FILE, FILES_FORMAT), (SWEEP_FILE, SWEEP_FORMAT)):
+        document = _json(folder / name)
+        if key in document:
+            return {name: None, **_files(document)}
     return _listed_engines(folder)
 
 

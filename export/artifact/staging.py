@@ -30,6 +30,7 @@ from compressor.errors import VtcompressError
 from export.artifact.contents import (
     CALIBRATION_MARK,
     STAGING_MARK,
+    SWEEP_MARK,
     is_empty,
     is_mount,
     is_working_file,
@@ -164,8 +165,12 @@ def _lock(place: _Place) -> AbstractContextManager[None]:
 
 def calibration_file(output: Path) -> Path:
     """Return where a calibration is kept while `output` is being written, for a run that goes on with it."""
-    place = _Place.of(output)
-    return place.beside(CALIBRATION_MARK)
+    return _Place.of(output).beside(CALIBRATION_MARK)
+
+
+def sweep_folder(output: Path) -> Path:
+    """Return where a sweep keeps what it has found while `output` is not written, for a run that goes on."""
+    return _Place.of(output).beside(SWEEP_MARK)
 
 
 @contextmanager

@@ -47,6 +47,10 @@ class SharedWeights:
     ) -> None:
         self._stream.close()
 
+    def flush(self) -> None:
+        """Put what was written where readers find it, while further graphs are still to come."""
+        self._stream.flush()
+
     def take(self, model: ir.Model) -> None:
         """Move the model's initializers into the file and leave references."""
         for value in list(model.graph.initializers.values()):

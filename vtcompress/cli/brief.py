@@ -10,7 +10,8 @@ from export.report.document import Outcome
 from export.results.backend_parity import BackendParity
 from export.results.bench import BenchReport, bench_rows, ratio_words, work_words
 from export.results.fidelity import FidelityReport
-from export.results.loss_report import LossReport
+from export.results.loss_report import LossReport, share
+from export.results.sweep import SweepReport, accuracy, accuracy_interval
 from vtcompress.console import Output
 from vtcompress.stages.plan import predicted
 
@@ -66,6 +67,17 @@ def compared(out: Output, comparison: Comparison) -> None:
         out.brief(f"{entry.number}: {entry.name}: {figures}")
     for note in comparison.notes:
         out.brief(f"note: {note}")
+
+
+def swept(out: Output, report: SweepReport) -> None:
+    """Print right answers and speed of each point."""
+    for point in report.points:
+        overall = point.loss.overall
+        measured = ratio_words(point.measured.prefill) if point.measured else "not measured"
+        out.brief(
+            f"{point.label}: {share(accuracy(overall), accuracy_interval(overall))}; prefill predicted "
+            f"{point.predicted:.2f} x, measured {measured}"
+        )
 
 
 def diagnosed(out: Output, diagnosis: Diagnosis) -> None:

@@ -20,7 +20,7 @@ from vtcompress.cli.checking import ThresholdMissedError, bench, validate
 from vtcompress.cli.doctor import doctor
 from vtcompress.cli.generating import generate
 from vtcompress.cli.looking import inspect, models, recipes
-from vtcompress.cli.making import calibrate, compress, export, plan
+from vtcompress.cli.making import calibrate, compress, export, plan, sweep
 from vtcompress.cli.options import KEYS
 from vtcompress.cli.report import compare, report
 from vtcompress.cli.train_gates import train_gates
@@ -91,6 +91,7 @@ for command in (
     plan,
     compress,
     export,
+    sweep,
     validate,
     bench,
     generate,

@@ -1,4 +1,4 @@
-"""The commands that make something of a recipe: `calibrate`, `plan`, `compress`, `export`."""
+"""The commands that make something of a recipe: `calibrate`, `plan`, `compress`, `export`, `sweep`."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,14 @@ from typing import Any
 import click
 
 from vtcompress.cli.checking import raise_if_missed
-from vtcompress.cli.options import files_read, read_recipe, recipe_options
+from vtcompress.cli.options import (
+    files_read,
+    read_over,
+    read_recipe,
+    read_recipes,
+    recipe_options,
+    recipes_options,
+)
 from vtcompress.cli.paths import FILE, FOLDER, READ
 from vtcompress.console import Output
 from vtcompress.stages.plan import predicted
@@ -161,3 +168,75 @@ def export(
     out.always(f"written: {output} (report: {output / 'report.html'})")
     out.result(manifest.model_dump(mode="json"))
     raise_if_missed(manifest.failures)
+
+
+@click.command()
+@recipes_options
+@click.option(
+    "--over",
+    multiple=True,
+    metavar="KEY=VALUES",
+    help="Values of a key of compress, e.g. --over compress.pool.keep=0.5,0.25; several make the product.",
+)
+@click.option(
+    "--validate-data", type=READ, help="Held-out questions (jsonl); overrides the recipe."
+)
+@click.option("--validate-samples", type=click.IntRange(min=1), help="How many of them.")
+@click.option("--output", type=FOLDER, required=True, help="Folder of table, plot and plans.")
+@click.option("--overwrite", is_flag=True, help="Replace what vtcompress wrote at --output.")
+@click.option("--no-baselines", is_flag=True, help="Leave out choices that look at nothing.")
+@click.option("--no-measure", is_flag=True, help="Export and time nothing.")
+@click.option("--rounds", type=click.IntRange(min=1), default=15, help="How often each is timed.")
+@click.option(
+    "--threads", type=click.IntRange(min=1), default=1, help="Of one operator, in timing."
+)
+@click.option("--dry-run", is_flag=True, help="List the points; do nothing.")
+@click.pass_obj
+def sweep(
+    out: Output,
+    /,
+    over: tuple[str, ...],
+    validate_data: Path | None,
+    validate_samples: int | None,
+    output: Path,
+    overwrite: bool,
+    no_baselines: bool,
+    no_measure: bool,
+    rounds: int,
+    threads: int,
+    dry_run: bool,
+    **options: Any,
+) -> None:
+    """Compare plans of one model: answers against speed, beside baselines, in one table and plot.
+
+    One calibration and one original serve all. A sweep that was stopped goes on where it was.
+    """
+    import vtcompress
+    from export.report.sweep.page import sweep_table
+    from vtcompress.cli import brief, show
+    from vtcompress.stages.sweep import list_points
+
+    own = {"validate_data": validate_data, "validate_samples": validate_samples}
+    recipes, values = read_recipes(options | own), read_over(over)
+    points = list_points(recipes, values, baselines=not no_baselines)
+    show.show_points(out, points)
+    if dry_run:
+        out.line("nothing was done")
+        out.result([{"point": point.label, "over": dict(point.over)} for point in points])
+        return
+    report = vtcompress.sweep(
+        recipes,
+        output,
+        over=values,
+        baselines=not no_baselines,
+        measure=not no_measure,
+        rounds=rounds,
+        threads=threads,
+        overwrite=overwrite,
+        sources=files_read(options),
+        progress=out,
+    )
+    show.show_blocks(out, [sweep_table(report)])
+    brief.swept(out, report)
+    out.always(f"written: {output} (report: {output / 'sweep.html'})")
+    out.result(report.model_dump(mode="json"))

@@ -16,11 +16,17 @@ if TYPE_CHECKING:
 Command = Callable[..., Any]
 
 
+RECIPE_HELP = "Recipe file, or name of a shipped recipe."
+
+
 def model_options(command: Command) -> Command:
     """Options that name a recipe and its model, and override any key."""
+    return _with(_model_options(command), click.option("--recipe", required=True, help=RECIPE_HELP))
+
+
+def _model_options(command: Command) -> Command:
     return _with(
         command,
-        click.option("--recipe", required=True, help="Recipe file, or name of a shipped recipe."),
         click.option("--model", help="Hub id or local folder; overrides the recipe."),
         click.option("--revision", help="Revision of a hub model."),
         click.option(
@@ -40,7 +46,21 @@ def model_options(command: Command) -> Command:
 
 def recipe_options(command: Command) -> Command:
     """Options that name a recipe and override it, calibration and gates too."""
-    command = _with(
+    return model_options(_calibration_options(command))
+
+
+def recipes_options(command: Command) -> Command:
+    """Options of `recipe_options` for several recipes."""
+    return _with(
+        _model_options(_calibration_options(command)),
+        click.option(
+            "--recipe", required=True, multiple=True, help=f"{RECIPE_HELP} May be repeated."
+        ),
+    )
+
+
+def _calibration_options(command: Command) -> Command:
+    return _with(
         command,
         click.option(
             "--data", type=READ, help="Calibration questions (jsonl); overrides the recipe."
@@ -53,7 +73,6 @@ def recipe_options(command: Command) -> Command:
         ),
         click.option("--seed", type=click.IntRange(min=0), help="Which of them are drawn."),
     )
-    return model_options(command)
 
 
 def _with(command: Command, *options: Callable[[Command], Command]) -> Command:
@@ -63,8 +82,9 @@ def _with(command: Command, *options: Callable[[Command], Command]) -> Command:
 
 
 def files_read(options: Mapping[str, Any], *others: Path | None) -> list[Path]:
-    """Return the files that a command reads beside those that its recipe names: the recipe and others."""
-    named = [Path(options["recipe"]), *others]
+    """Return the files that a command reads beside those that its recipes name: the recipes and others."""
+    recipes = options["recipe"]
+    named = [*map(Path, [recipes] if isinstance(recipes, str) else recipes), *others]
     return [path for path in named if path is not None and path.exists()]
 
 
@@ -110,10 +130,58 @@ def _leaves(settings: Mapping[str, Any], above: str = "") -> Iterator[str]:
             yield name
 
 
+def read_over(over: Sequence[str]) -> dict[str, list[Any]]:
+    """Return the values that `--over` gives, lists by dotted key."""
+    from compressor.schema.yaml_text import parse_value
+
+    values: dict[str, list[Any]] = {}
+    for given in over:
+        key, equals, text = given.partition("=")
+        if not equals:
+            raise click.BadParameter(f"{given!r} is not KEY=VALUE,VALUE...", param_hint="--over")
+        if (key := key.strip()) in values:
+            raise click.UsageError(f"--over {key} is given twice; give all its values in one")
+        found = parse_value(f"[{text}]")
+        if not isinstance(found, tuple | list):
+            raise click.BadParameter(
+                f"{text!r} is no list of values, such as 0.75,0.5", param_hint="--over"
+            )
+        values[key] = list(found)
+    return values
+
+
 def read_recipe(options: Mapping[str, Any]) -> "Recipe":
     """Load the recipe that the options name, and override it."""
     from vtcompress.shipped import load_recipe
 
+    values, gates = _overrides(options)
+    recipe = load_recipe(options["recipe"]).override(values, source="command line")
+    return recipe if gates is None else recipe.with_gates(gates)
+
+
+def read_recipes(options: Mapping[str, Any]) -> "list[Recipe]":
+    """Load the recipes that the options name, and override in each what it has."""
+    from vtcompress.shipped import load_recipe
+    from vtcompress.stages.sweeping.points import concerns
+
+    values, gates = _overrides(options)
+    recipes = [load_recipe(name) for name in options["recipe"]]
+    none = {key for key in values if not any(concerns(key, recipe) for recipe in recipes)}
+    gated = any(recipe.gated is not None for recipe in recipes)
+    return [
+        changed if gates is None or (gated and changed.gated is None) else changed.with_gates(gates)
+        for recipe in recipes
+        for changed in [
+            recipe.override(
+                {k: v for k, v in values.items() if k in none or concerns(k, recipe)},
+                source="command line",
+            )
+        ]
+    ]
+
+
+def _overrides(options: Mapping[str, Any]) -> tuple[dict[str, Any], Path | None]:
+    """Return the values by dotted key, and the gates, that options put in place of a recipe's."""
     settings = read_settings(options["settings"])
     given = {
         name: value
@@ -126,6 +194,4 @@ def read_recipe(options: Mapping[str, Any]) -> "Recipe":
                 flag = name.replace("_", "-")
                 raise click.UsageError(f"--{flag} and --set {key} say the same; give one of them")
     gates = given.pop("gates", None)
-    values = {KEYS[name]: value for name, value in given.items()} | settings
-    recipe = load_recipe(options["recipe"]).override(values, source="command line")
-    return recipe if gates is None else recipe.with_gates(gates)
+    return {KEYS[name]: value for name, value in given.items()} | settings, gates

@@ -12,6 +12,7 @@ from export.report.document import Block, Bullets, Group, Outcome, Table, Words,
 from export.report.sections.checks import fidelity_outcome, ladder_blocks, loss_blocks
 from export.report.sections.layers import layer_table, plan_blocks
 from export.report.sections.speed import bench_blocks
+from export.report.sweep.page import point_words
 from export.report.words.dtypes import dtype_words
 from export.report.words.exits import exits_table
 from export.report.words.front import visual_words
@@ -23,6 +24,7 @@ from export.results.loss_report import LossReport
 from export.results.rewrite import RewriteReport, rewrite_words
 from vtcompress.console import Output
 from vtcompress.stages.plan import predicted
+from vtcompress.stages.sweeping.points import Point
 
 # Longer values are counted in the table of `inspect`; --json has them all.
 LONGEST_VALUE = 60
@@ -57,6 +59,23 @@ def show_plan(out: Output, chosen: Plan, dtype: str) -> None:
         f"  KV bytes {p.kv_bytes_original:,} -> {p.kv_bytes:,} ({dtype}, the dtype of the export)",
     )
     show_blocks(out, [layer_table(chosen, dtype), *map(Words, costs), *plan_blocks(chosen)])
+
+
+def show_points(out: Output, points: Sequence[Point]) -> None:
+    """Print the points of a sweep, with what is known of them before anything is measured."""
+    rows = [
+        (
+            point.label + (", baseline" if point.baseline else ""),
+            "; ".join(point.asked) or "none",
+            "by calibration"
+            if (plan := point.plan) is None
+            else point_words(plan, point.recipe.methods),
+        )
+        for point in points
+    ]
+    out.table("Points", ("point", "methods", "visual tokens"), rows)
+    if any(point.plan is None for point in points):
+        out.line("baselines of points whose rows calibration decides on are added then")
 
 
 def show_profile(out: Output, profile: Profile) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from compressor.contract.asked import method_words
 from compressor.disk.model_digest import alike
@@ -13,16 +13,15 @@ from compressor.plan.plan import Plan
 from compressor.recipe import load_recipe
 from export.artifact.artifact import PLAN_FILE, RECIPE_FILE, Artifact
 from export.artifact.manifest import Manifest
+from export.report.charts.points import Axis
 from export.report.document import Table
 from export.report.words.cuts import choices_words, cuts_words
-from export.report.words.exits import exits_words
+from export.report.words.exits import exits_words, leaves_of
 from export.report.words.methods import methods_done, methods_words
 from export.results.bench import ratio_words, unsteady
 from export.results.loss_report import nats, share
+from export.results.sweep import Leaves
 from export.results.verdict import Verdict, verdict_of, verdict_words
-
-Kind = Literal["stay", "leave", "may leave"]
-"""Visual rows `stay` to the last layer, `leave` at a fixed exit, or `may leave` where gates decide."""
 
 
 @dataclass(frozen=True)
@@ -44,23 +43,10 @@ class Entry:
     cells: dict[str, str]
 
     @property
-    def visual(self) -> Kind:
+    def visual(self) -> Leaves:
         """What is done to visual rows; chooses the shape of the point in the plot."""
-        kind: Kind = self.figures["visual"]
+        kind: Leaves = self.figures["visual"]
         return kind
-
-
-@dataclass(frozen=True)
-class Axis:
-    """What one direction of the plot shows.
-
-    Attributes:
-        title: with the unit.
-        values: one for each artifact, in order; higher is better.
-    """
-
-    title: str
-    values: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -148,7 +134,6 @@ def _entry(number: int, folder: Path, manifest: Manifest) -> Entry:
     recipe = load_recipe(folder / RECIPE_FILE, stored=True)
     methods, by_recipe = methods_done(plan, recipe.methods)
     predicted, all_ = manifest.predicted, loss and loss.overall
-    leaves = "stay" if plan.exit_layer is None else "leave"
     figures: dict[str, Any] = {
         "number": number,
         "name": folder.resolve().name,
@@ -160,7 +145,7 @@ def _entry(number: int, folder: Path, manifest: Manifest) -> Entry:
         "exits": exits_words(plan),
         "cuts": cuts_words(plan, methods),
         "choices": choices_words(plan),
-        "visual": "may leave" if plan.gates else leaves,
+        "visual": leaves_of(plan),
         "predicted": predicted.speedup,
         "kv_cache": predicted.kv_bytes / predicted.kv_bytes_original,
         "measured": measured and measured.prefill.ratio,

@@ -14,6 +14,7 @@ from export.report.document import Table
 from export.report.words.front import grown_words, kept_words
 from export.results.bench import BenchReport
 from export.results.loss_report import LossReport
+from export.results.sweep import Leaves
 
 
 def may_exit(plan: Plan) -> bool:
@@ -37,6 +38,13 @@ def staying(plan: Plan) -> tuple[float, ...]:
     fired = list(zip(gates.candidates, gates.fired, strict=True))
     gone = (sum(n for gate, n in fired if gate < layer.index) for layer in plan.layers)
     return tuple((prompts - left) / prompts for left in gone)
+
+
+def leaves_of(plan: Plan) -> Leaves:
+    """Return what becomes of visual tokens: whether they leave, all of them."""
+    if plan.gates is not None:
+        return "may leave"
+    return "stay" if plan.exit_layer is None else "leave"
 
 
 def exits_words(plan: Plan) -> str:

@@ -87,7 +87,7 @@ def check_digest(
 
 
 def check_plan_weights(plan: Plan, recipe: Recipe, facts: ModelFacts, digest: str | None) -> None:
-    """Refuse a plan that was made already, if its gates or further weights are not the recipe's, or do not fit.
+    """Refuse a plan that was made already, if its gates or other weights are not the recipe's, or do not fit.
 
     Args:
         plan: a plan that was made already.
