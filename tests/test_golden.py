@@ -135,6 +135,24 @@ def filled(graphs: dict[str, Graph], monkeypatch: pytest.MonkeyPatch) -> dict[st
             ],
         ),
         (
+            "gprune_anyres",
+            ("torch", "onnx", "torch_025", "onnx_025"),
+            [
+                *(
+                    f"ok   {grid}_{name}"
+                    for grid in ("base", "tile")
+                    for name in ("scores", "degree")
+                ),
+                *(
+                    f"ok   {form} {name}"
+                    for form in ("torch", "onnx", "torch_025", "onnx_025")
+                    for name in ("kept places", "positions")
+                ),
+                "onnx (499, 499, 499, 499)",
+                "onnx_025 (283, 283, 283, 283)",
+            ],
+        ),
+        (
             "dyvte",
             ("torch", "onnx", "staged"),
             [
@@ -166,6 +184,7 @@ def test_a_public_case_agrees_within_1e_4_in_every_form(
         ("yopo_qwen2vl", "visual_off_from_layer", 3, "prefill_logits"),
         ("shortv_qwen2vl_ref", "grid", [8, 6], "decode_logits"),
         ("gprune", "iterations", 4, "kept places"),
+        ("gprune_anyres", "iterations", 4, "kept places"),
     ],
 )
 def test_another_choice_does_not_agree(

@@ -10,7 +10,7 @@ from compressor.contract.choice import FrontRule
 from compressor.contract.method import Claim, Evidence, Method, Trait, Turn
 from compressor.facts import ModelFacts
 from compressor.plan.edits import keep_in_front
-from compressor.plan.kept import rows_of_share, why_no_front
+from compressor.plan.kept import rows_of_share
 from compressor.plan.plan import Plan
 from compressor.schema.problems import allowed
 
@@ -25,13 +25,16 @@ class FrontMethod(Method):
     """A method that keeps k of the n visual rows of every tile, in front of the decoder.
 
     The rows keep their places and positions in the prompt, which has n image tokens of each tile as before.
+    Where pictures have grids of their own, the same share of each grid's cells stays.
 
     Attributes:
         keep: share of them that stays, above 0, up to 1.
+        why_by_grid: why its rule needs grids of one size, where `by_grid` says that it does.
     """
 
     turn: ClassVar[Turn] = Turn.KEEP
     by_grid: ClassVar[tuple[str, ...]] = ("keep",)
+    why_by_grid: ClassVar[str] = "its rule is for tiles of one number of visual tokens"
 
     keep: KeptShare
 
@@ -41,9 +44,12 @@ class FrontMethod(Method):
         return (Claim(Trait.FRONT, cls.name),)
 
     def problems(self, facts: ModelFacts, evidence: Evidence) -> list[str]:
-        """Return that pictures have rows of their own, or that no row would be kept."""
-        if (reason := why_no_front(facts)) is not None:
-            return [f"{evidence.where}.keep: {reason}; leave {self.name} out"]
+        """Return that the rule does not go with the model's pictures, or that no row would be kept."""
+        if facts.grids_differ and self.by_grid:
+            return [
+                f"{evidence.where}.keep: pictures of {facts.family} have grids of their own, so different "
+                f"numbers of visual tokens, and {self.why_by_grid}; leave {self.name} out"
+            ]
         rows = facts.tile_rows
         if self.rows_kept(facts) < 1:
             return [

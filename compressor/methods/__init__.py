@@ -14,7 +14,7 @@ from pydantic import ValidationError, create_model
 from compressor.contract.choice import LayerScore
 from compressor.contract.gated import GatedMethod
 from compressor.contract.measure import Measure
-from compressor.contract.method import Method, MethodWords, Trait, Turn
+from compressor.contract.method import Evidence, Method, MethodWords, Trait, Turn
 from compressor.entry_points import taken
 from compressor.errors import PlanError
 from compressor.facts import ModelFacts
@@ -175,9 +175,11 @@ def front_chooser(front: Kept, facts: ModelFacts) -> Method:
     """Return the method that chooses in front of the decoder; see `chooser`.
 
     Raises:
-        PlanError: also where it keeps another number of this model's rows.
+        PlanError: also where it keeps another number of this model's rows, or none.
     """
     found = chooser(front)
+    if problems := found.problems(facts, Evidence(where=front.by)):
+        raise PlanError(f"front: {problem}" for problem in problems)
     count = found.rows_kept(facts)
     if count not in (None, front.count):
         raise PlanError(

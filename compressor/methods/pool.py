@@ -66,10 +66,11 @@ class Pooling(FrontMethod):
     words: ClassVar[MethodWords] = MethodWords(
         label="pooling", front_how=", each the mean of a block of neighbours"
     )
+    why_by_grid: ClassVar[str] = "which of them make up a block is written into the graph"
 
     def problems(self, facts: ModelFacts, evidence: Evidence) -> list[str]:
         """Return also that visual tokens have no grid."""
-        if facts.token_grid is None and not (facts.sizes_differ or facts.arrangement):
+        if facts.token_grid is None and not facts.grids_differ:
             return [
                 f"{evidence.where}.keep: visual tokens of {facts.name} have no grid, so there are no "
                 "neighbours to pool; leave it out"

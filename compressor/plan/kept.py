@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import model_validator
 
-from compressor.facts import Facts, ModelFacts, Positive
+from compressor.facts import Facts, Positive
 
 
 class Kept(Facts):
@@ -39,21 +39,3 @@ def rows_of_share(share: float, rows: int) -> int:
     """Return how many a share (0..1) of so many rows is, rounded down."""
     # A hair more, so that 0.29 of 100 is 29.
     return math.floor(share * rows + 1e-9)
-
-
-def why_no_front(facts: ModelFacts) -> str | None:
-    """Return why nothing can be chosen among the rows of a model's tiles; None: it can.
-
-    One graph keeps k of n rows of every tile: n is one number, and no row stands for what is around it.
-    """
-    if facts.arrangement is not None:
-        return (
-            f"pictures of {facts.family} are put together from rows of their tiles, and rows that end lines "
-            "are among them: which to keep of each tile is not defined"
-        )
-    if facts.sizes_differ:
-        return (
-            f"pictures of {facts.family} have sizes of their own, and so different numbers of visual tokens: "
-            "one graph keeps the same number of the same number"
-        )
-    return None

@@ -20,7 +20,7 @@ from compressor.disk.mistaken import mistaken
 from compressor.disk.model_digest import difference, same_model
 from compressor.errors import ArtifactError, PlanError
 from compressor.facts import Facts, ModelFacts, Positive
-from compressor.plan.kept import Kept, why_no_front
+from compressor.plan.kept import Kept
 from compressor.plan.layer import LayerPlan, Natural
 
 PlanFormat = Annotated[Literal[2], BeforeValidator(lambda number: 2 if number == 1 else number)]
@@ -217,12 +217,10 @@ class Plan(Facts):
         """Refuse a choice in front of the decoder that the model's pictures or a window rule out.
 
         Raises:
-            ValueError: pictures have rows of their own, tiles have another number, or a layer has a window.
+            ValueError: tiles have another number of rows, or a layer has a window.
         """
         if self.front is None:
             return
-        if (reason := why_no_front(self.model)) is not None:
-            raise ValueError(f"front: {reason}")
         if self.front.of != self.model.tile_rows:
             raise ValueError(
                 f"front: chooses among {self.front.of} visual rows; a tile has {self.model.tile_rows}"
@@ -235,11 +233,13 @@ class Plan(Facts):
     @property
     def visual(self) -> int:
         """V of the workload: the visual rows that enter the decoder."""
-        return self.image_tokens if self.front is None else self.front.rows(self.image_tokens)
+        if self.front is None:
+            return self.image_tokens
+        return self.workload.images * self.model.rows_entering(self.front.count)
 
     @property
     def rows_kept(self) -> int | None:
-        """K of the N visual rows of a tile that enter the decoder; None: all."""
+        """K of the N visual rows of a tile, or of as many of any grid, that enter the decoder; None: all."""
         return None if self.front is None else self.front.count
 
     @property

@@ -89,7 +89,8 @@ def _further_tokens(plan: Plan, measured: BenchReport | None) -> tuple[str, ...]
         f"from layer {i} on {kept_words(kept)} visual tokens" for i, kept in plan.keeps().items()
     ]
     if plan.front is not None:
-        fewer.insert(0, f"{kept_words(plan.front)} visual tokens of a tile")
+        of = "grid" if plan.model.grids_differ else "tile"
+        fewer.insert(0, f"{kept_words(plan.front)} visual tokens of a {of}")
     if fewer:
         further = f"Every further token of the answer has less to read too: {', '.join(fewer)}"
         further += ", and none where they have left." if may_exit(plan) else "."

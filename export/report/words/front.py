@@ -11,11 +11,21 @@ def front_words(plan: Plan) -> tuple[str, ...]:
     if front is None:
         return ()
     words = words_of(front.by)
-    of = "a picture" if plan.model.most_tiles == 1 else "every tile of a picture"
+    of, amount, ends = "every tile of a picture", f"{front.of:,}", ""
+    if plan.model.most_tiles == 1:
+        of = "a picture"
+    if plan.model.grids_differ:
+        amount = f"every {front.of:,}"
+    if plan.model.arrangement is not None:
+        of = "a grid"
+        ends = (
+            " The whole picture is one grid, its tiles without the padded border are another; tokens that "
+            "end lines are in none and all enter."
+        )
     return (
-        f"Of {front.of:,} visual tokens of {of} {front.count:,} enter the decoder{words.front_how} (method "
+        f"Of {amount} visual tokens of {of} {front.count:,} enter the decoder{words.front_how} (method "
         f"{words.label}), at the places that they have among all. There are no rows of the others, no work "
-        "on them, and no keys and values.",
+        f"on them, and no keys and values.{ends}",
     )
 
 
