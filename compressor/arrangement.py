@@ -6,7 +6,7 @@ Letters: I tiles, N rows of a tile, V visual rows, K rows that one visual row is
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -39,12 +39,14 @@ class Arrangement:
         weight: [V, K] float32 of each; None: K is 1.
         tiles: I, of the pictures.
         tile_rows: N.
+        grids: tiles and rows of each grid, one grid's behind the other's: the whole picture, its tiles.
     """
 
     index: Index
     weight: NDArray[np.float32] | None
     tiles: int
     tile_rows: int
+    grids: tuple[Grid, ...]
 
     @property
     def rows(self) -> int:
@@ -52,9 +54,48 @@ class Arrangement:
         return len(self.index)
 
     @property
+    def ends(self) -> Index:
+        """Places of the rows that end lines."""
+        return np.flatnonzero(self.index.reshape(self.rows, -1)[:, 0] == LINE_END)
+
+    def parts(self) -> Iterator["GridPart"]:
+        """Yield the grids of a picture that have cells."""
+        tile, row, ends = 0, 0, self.ends
+        for tiles, rows in self.grids:
+            cells = np.setdiff1d(np.arange(row, row + rows), ends)
+            index = self.index[cells] - tile * self.tile_rows
+            end = np.full_like(self.index[:1], tiles * self.tile_rows)
+            weight = None if self.weight is None else self.weight[np.append(cells, 0)]
+            index = np.append(index, end, axis=0)
+            if len(cells):
+                grid = ((tiles, len(index)),)
+                one = Arrangement(index, weight, tiles, self.tile_rows, grid)
+                yield GridPart(slice(tile, tile + tiles), one, cells)
+            tile, row = tile + tiles, row + rows
+
+    def rows_kept(self, kept: Callable[[int], int]) -> int:
+        """Return how many rows of a picture stay, if so many of a grid's cells do; line ends all stay."""
+        return len(self.ends) + sum(kept(len(part.cells)) for part in self.parts())
+
+    @property
     def arrays(self) -> tuple[NDArray[np.generic], ...]:
         """What a vision graph takes besides pixels, in its order."""
         return (self.index,) if self.weight is None else (self.index, self.weight)
+
+
+@dataclass(frozen=True)
+class GridPart:
+    """One grid of a picture: what a vision graph that chooses among its cells is given.
+
+    Attributes:
+        tiles: those of the picture that it reads.
+        arranged: its cells, and behind them the row that ends lines.
+        cells: their places among the picture's rows, ascending.
+    """
+
+    tiles: slice
+    arranged: Arrangement
+    cells: Index
 
 
 class Unpadded(BaseModel):
@@ -83,7 +124,7 @@ class Unpadded(BaseModel):
     def of_whole(self) -> Arrangement:
         """Return the rows of a picture that is one tile."""
         index = np.append(np.arange(self.side**2), LINE_END)
-        return self._arrangement(self._single(index), tiles=1)
+        return self._arrangement(self._single(index), ((1, len(index)),))
 
     def of_tiles(self, height: int, width: int, grid: Grid) -> Arrangement:
         """Return the rows of a picture that is cut into tiles.
@@ -121,7 +162,8 @@ class Unpadded(BaseModel):
         for first, middle, last in zip(whole, cells, end, strict=True):
             ended = np.concatenate([middle, last], axis=1)
             found.append(np.concatenate([first, ended.reshape(-1, *first.shape[1:])]))
-        return self._arrangement(found, tiles=1 + grid[0] * grid[1])
+        of_tiles = len(found[0]) - self.side**2
+        return self._arrangement(found, ((1, self.side**2), (grid[0] * grid[1], of_tiles)))
 
     def most_rows(self, grids: Iterable[Grid]) -> int:
         """Return V of a picture at most, of those that are cut into such grids."""
@@ -141,13 +183,27 @@ class Unpadded(BaseModel):
                     found.append(self.side**2 + made[0] * (made[1] + 1))
         return max(found)
 
+    def most_rows_kept(self, tiles: int, rows: int, kept: Callable[[int], int]) -> int:
+        """Return a bound of `Arrangement.rows_kept`, of pictures of so many tiles and rows at most."""
+        of_tiles = max(1, rows - self.side**2)
+        ends = min(of_tiles, max(1, (tiles - 1) * self.side))
+        return kept(self.side**2) + kept(of_tiles - ends) + ends
+
     def made_up(self, tiles: int, rows: int) -> Arrangement:
-        """Return the rows of a call with no real pictures; all tiles are read, if rows are enough."""
-        index = np.arange(rows * self.taps) % (tiles * self.side**2 + 1)
-        if self.taps == 1:
-            return self._arrangement((index,), tiles)
+        """Return the rows of a picture that is none; all tiles are read, if rows are enough.
+
+        Its grid of several tiles has as many lines as a square one has.
+        """
+        cells = self.side**2
+        whole = min(cells, rows) if tiles > 1 else 0
+        grids = ((1, whole), (tiles - 1, rows - whole)) if tiles > 1 else ((1, rows),)
+        lines = math.isqrt(rows - whole) if tiles > 1 else 1
+        first, of_grid = np.arange(whole * self.taps), np.arange((rows - whole) * self.taps)
+        made = np.append(first % cells, len(grids[1:]) * cells + of_grid % (grids[-1][0] * cells))
+        index: Index = made.reshape((rows, self.taps)[: 1 + (self.taps > 1)])
+        index[whole + np.arange(1, lines + 1) * (rows - whole) // max(1, lines) - 1] = LINE_END
         weight = np.tile(np.linspace(0.1, 0.4, self.taps), (rows, 1))
-        return self._arrangement((index.reshape(rows, self.taps), weight), tiles)
+        return self._arrangement((index,) if self.taps == 1 else (index, weight), grids)
 
     def _border(self, height: int, width: int, grid: Grid) -> Grid:
         """Return how many cells are left out on each side, of lines and of columns."""
@@ -178,13 +234,16 @@ class Unpadded(BaseModel):
         weight[..., 0] = 1
         return np.repeat(index[..., None], self.taps, axis=-1), weight
 
-    def _arrangement(self, parts: Sequence[NDArray[np.generic]], tiles: int) -> Arrangement:
+    def _arrangement(
+        self, parts: Sequence[NDArray[np.generic]], grids: tuple[Grid, ...]
+    ) -> Arrangement:
         index, *weight = parts
         return Arrangement(
             np.ascontiguousarray(index, np.int64),
             np.ascontiguousarray(weight[0], np.float32) if weight else None,
-            tiles,
+            sum(tiles for tiles, _ in grids),
             self.side**2,
+            grids,
         )
 
 
@@ -202,7 +261,11 @@ def side_by_side(pictures: Sequence[Arrangement]) -> Arrangement:
     ]
     weight = [picture.weight for picture in pictures if picture.weight is not None]
     return Arrangement(
-        np.concatenate(index), np.concatenate(weight) if weight else None, sum(tiles), tile_rows
+        np.concatenate(index),
+        np.concatenate(weight) if weight else None,
+        sum(tiles),
+        tile_rows,
+        tuple(grid for picture in pictures for grid in picture.grids),
     )
 
 

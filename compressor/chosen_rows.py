@@ -1,17 +1,19 @@
 """The vision side of a plan that keeps some visual rows of every tile: the family's encoder, then the rule.
 
-Letters: I tiles, N visual rows of one, K those that are kept, D hidden size.
+Letters: I tiles, N visual rows of one, or of a grid that tiles make up, K those that are kept, D hidden size.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
-from compressor.contract.choice import FrontRule, rows_at
+from compressor.contract.choice import Front, FrontRule, rows_at
 from compressor.contract.method import Method
 from compressor.families.base import VisionEncoder
 from compressor.methods import front_chooser
+from compressor.plan.kept import Kept
 from compressor.plan.plan import Plan
 
 
@@ -48,21 +50,21 @@ class ChosenRows(VisionEncoder):
     """A vision encoder of which some rows go on.
 
     Args:
-        tiles: gives all rows [I, N, D].
+        tiles: gives all rows [I, N, D], or those of one grid and the row that ends lines, [N + 1, D].
         rule: chooses among them.
-        count: K.
+        kept: how many.
         weights: that the rule reads.
     """
 
     chooses = True
 
     def __init__(
-        self, tiles: VisionEncoder, rule: FrontRule, count: int, weights: Mapping[str, Tensor]
+        self, tiles: VisionEncoder, rule: FrontRule, kept: Kept, weights: Mapping[str, Tensor]
     ) -> None:
         super().__init__()
         self.tiles = tiles
         self.rule = rule
-        self.count = count
+        self.kept = kept
         # A module's own names have no dots.
         self.names = tuple(weights)
         self.learned = nn.ParameterList(
@@ -74,13 +76,32 @@ class ChosenRows(VisionEncoder):
         """What the rule reads, by its names."""
         return dict(zip(self.names, self.learned, strict=True))
 
-    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        self,
+        pixel_values: Tensor,
+        row_index: Tensor | None = None,
+        row_weight: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
         """Map pixels [I, 3, H, W] to visual embeddings [I, K, D], deepstack rows likewise, and places.
 
-        The last tensor, [I, K] int64, tells which of the N places each row has.
+        The last tensor, [I, K] int64, tells which of the N places each row has. Where rows are arranged, the
+        tiles are those of one grid, and all is without I. Of what `row_index` names, the last row ends lines:
+        it is not chosen among and comes behind those that are kept, at place N.
         """
-        rows = self.tiles.front(pixel_values)._replace(weights=self.weights)
-        chosen = self.rule(rows, self.count)
+        arranged = [given for given in (row_index, row_weight) if given is not None]
+        if not arranged:
+            return self._chosen(self.tiles.front(pixel_values))
+        rows = self.tiles.features(pixel_values, *arranged)
+        cells, *deepstack = (part[None, :-1] for part in rows)
+        found = self._chosen(Front(cells, tuple(deepstack)))
+        place = torch.full((1,), rows[0].shape[0] - 1)
+        lasts = (*(part[-1:] for part in rows), place)
+        return tuple(torch.cat([part[0], last]) for part, last in zip(found, lasts, strict=True))
+
+    def _chosen(self, rows: Front) -> tuple[Tensor, ...]:
+        """Return what stays of rows [I, N, D], and their places."""
+        count = self.kept.rows_of_grid(rows.features.shape[1])
+        chosen = self.rule(rows._replace(weights=self.weights), count)
         deepstack = (rows_at(added, chosen.kept) for added in rows.deepstack)
         return (chosen.features, *deepstack, chosen.kept)
 
@@ -105,4 +126,4 @@ def vision_of(
     given = weights or FrontWeights()
     plan.check_front_weights(given.digest)
     rule = front_chooser(plan.front, plan.model).front_rule(plan.model)
-    return ChosenRows(whole, rule, plan.front.count, given.tensors).eval()
+    return ChosenRows(whole, rule, plan.front, given.tensors).eval()

@@ -210,8 +210,27 @@ class ModelFacts(Facts):
         rows, columns = self.largest_grid
         return rows * columns
 
+    @property
+    def grids_differ(self) -> bool:
+        """Whether the visual rows that a rule chooses among are of another number in each picture."""
+        return self.sizes_differ or self.arrangement is not None
+
+    @property
+    def most_cells(self) -> int:
+        """Rows that a rule chooses among at most: a tile's, or those of the grid that tiles make up."""
+        return max(self.tile_rows, (self.most_rows or 0) - self.tile_rows)
+
+    def rows_entering(self, kept: int) -> int:
+        """Return how many rows of a made-up picture the decoder gets, if `kept` of a tile's N."""
+
+        def among(rows: int) -> int:
+            return rows * kept // self.tile_rows
+
+        made = self.made_up_rows(self.most_tiles, self.largest_rows)
+        return among(self.largest_rows) if made is None else made.rows_kept(among)
+
     def made_up_rows(self, tiles: int, rows: int) -> Arrangement | None:
-        """Return of which rows of tiles those of a made-up call are; None: they are not arranged."""
+        """Return of which rows of tiles those of a made-up picture are; None: they are not arranged."""
         return None if self.arrangement is None else self.arrangement.made_up(tiles, rows)
 
     @property

@@ -1,15 +1,18 @@
 """The unmodified model of transformers on some of its visual rows: what is claimed in front of the decoder.
 
-All visual rows are those that the original itself puts in front of its decoder. Of each tile's the rule of a
-method, written here anew, keeps some; the original's own decoder runs them with the prompt's text, at the
-places that they have in the whole prompt, turn after turn.
+All visual rows are those that the original itself puts in front of its decoder. Of each tile's, or of each
+grid's of a picture, the rule of a method, written here anew, keeps some; rows that end lines, which are told
+by being the original's own, stay. The original's own decoder runs them with the prompt's text, at the places
+and positions that they have in the whole prompt, turn after turn.
 """
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from fractions import Fraction
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +48,8 @@ class Tile:
 Rule = Callable[[Tile], Choice]
 
 
-def gprune(ratio: float) -> Rule:
-    """Return the released rule, as the golden cases' sheet has it."""
+def gprune(ratio: float, of: int) -> Rule:
+    """Return the released rule, as the golden cases' sheet has it; a ratio of tiles of `of` rows."""
 
     def rule(tile: Tile) -> Choice:
         f = tile.rows
@@ -56,7 +59,7 @@ def gprune(ratio: float) -> Rule:
         a = np.where(near, np.exp(s / 0.03), 0.0)
         a /= a.sum(axis=1, keepdims=True)
         score = np.linalg.norm(f, axis=1) @ np.linalg.matrix_power(a, 5) / near.sum(axis=0)
-        kept = np.sort(np.argsort(-score, kind="stable")[: int(ratio * len(f))])
+        kept = np.sort(np.argsort(-score, kind="stable")[: len(f) * int(ratio * of) // of])
         return f[kept], kept
 
     return rule
@@ -82,6 +85,17 @@ def divprune(ratio: float) -> Rule:
 def at(places: list[int]) -> Rule:
     """Return the rule that keeps fixed places."""
     return lambda tile: (tile.rows[places], np.array(places))
+
+
+def first_of(order: NDArray[np.int64], share: Fraction) -> Rule:
+    """Return the rule that keeps those of a grid's places that an order of more places has first."""
+
+    def rule(tile: Tile) -> Choice:
+        rows = len(tile.rows)
+        kept = np.sort([place for place in order if place < rows][: int(share * rows)])
+        return tile.rows[kept], kept
+
+    return rule
 
 
 def means(squares: list[list[int]], places: list[int]) -> Rule:
@@ -230,19 +244,17 @@ class Whole:
         self.entered = None
         inputs = self.made.inputs(messages)
         visual = inputs["input_ids"][0] == self.made.loaded.facts.image_token_id
-        embeds = self._embeds(inputs)
-        places = torch.arange(len(visual))
+        embeds, positions = self._given(inputs)
         stays = torch.ones(len(visual), dtype=torch.bool)
-        rows = self.made.loaded.facts.tile_rows
-        pixels = inputs.get("pixel_values", torch.zeros(0, 3, 1, 1))
-        pixels = pixels.reshape(-1, 1, *pixels.shape[-3:])
-        for tile, picture in zip(places[visual].reshape(-1, rows), pixels, strict=True):
-            asked = Tile(embeds[0, tile].double().numpy(), picture, self.original)
+        for grid, pixels in zip(self._grids(embeds[0], visual), self._pixels(inputs), strict=False):
+            asked = Tile(embeds[0, grid].double().numpy(), pixels, self.original)
             found, kept = self.rule(asked)
-            stays[tile] = False
-            stays[tile[kept]] = True
-            embeds[0, tile[kept]] = torch.from_numpy(found).float()
-        embeds, places, end = embeds[:, stays], places[stays][None], len(visual)
+            stays[grid] = False
+            stays[grid[kept]] = True
+            embeds[0, grid[kept]] = torch.from_numpy(found).float()
+        if positions is None:
+            positions = torch.arange(len(visual))[None]
+        embeds, places, end = embeds[:, stays], positions[..., stays], positions.max() + 1
         if self.anew:
             places, end = torch.arange(int(stays.sum()))[None], int(stays.sum())
         self.entered = visual[stays]
@@ -252,7 +264,7 @@ class Whole:
             around = hooked(self.made.layers, self.plan, there)
         begins = [int(stays[:start].sum()) for start in starts[1:]]
         turns = list(
-            zip(embeds.tensor_split(begins, 1), places.tensor_split(begins, 1), strict=True)
+            zip(embeds.tensor_split(begins, 1), places.tensor_split(begins, -1), strict=True)
         )
         past, ran = None, 0
         tokens: list[int] = []
@@ -275,14 +287,40 @@ class Whole:
                 logits.append(self.original.lm_head(out.last_hidden_state[:, -1])[0])
                 tokens.append(int(logits[-1].masked_fill(~self.allowed, -torch.inf).argmax()))
                 embeds = self.original.get_input_embeddings()(torch.tensor([tokens[-1:]]))
-                places = torch.tensor([[end + len(tokens) - 1]])
+                places = torch.full_like(places[..., :1], end + len(tokens) - 1)
         return tokens, torch.stack(logits).numpy()
 
-    def _embeds(self, inputs: Any) -> torch.Tensor:
-        """Return the rows [1, S, D] that the original puts in front of its decoder."""
+    def _pixels(self, inputs: Any) -> Iterator[torch.Tensor]:
+        """Yield the pixels [1, 3, H, W] of each tile; where grids differ, all: no rule asks."""
+        pixels = inputs.get("pixel_values", torch.zeros(0, 3, 1, 1))
+        if self.made.loaded.facts.grids_differ:
+            return repeat(pixels)
+        return iter(pixels.reshape(-1, 1, *pixels.shape[-3:]))
+
+    def _grids(self, rows: torch.Tensor, visual: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Yield the places of the rows [S, D] that the rule chooses among together."""
+        facts = self.made.loaded.facts
+        places = torch.arange(len(visual))[visual]
+        runs = places.tensor_split(torch.nonzero(places.diff() > 1)[:, 0] + 1)
+        for run in runs if len(places) else ():
+            if facts.sizes_differ:
+                yield run
+            elif facts.arrangement is None:
+                yield from run.split(facts.tile_rows)
+            else:
+                ends = (rows[run] == self.original.model.image_newline).all(dim=-1)
+                whole = torch.arange(len(run)) < facts.tile_rows
+                assert not (ends & whole).any()
+                yield from (grid for grid in (run[whole], run[~whole & ~ends]) if len(grid))
+
+    def _given(self, inputs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the rows [1, S, D] that the original puts in front of its decoder, and their positions."""
         seen = []
         hook = self.language.register_forward_pre_hook(
-            lambda _, __, given: seen.append(given["inputs_embeds"].clone()), with_kwargs=True
+            lambda _, __, given: seen.append(
+                (given["inputs_embeds"].clone(), given.get("position_ids"))
+            ),
+            with_kwargs=True,
         )
         try:
             self.original(**inputs)

@@ -1,5 +1,6 @@
 """Rows of pictures that are put together from tiles, beside the code of transformers that does it."""
 
+from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
@@ -108,8 +109,40 @@ def test_pictures_side_by_side_read_their_own_tiles_and_one_row_behind_all() -> 
 @pytest.mark.parametrize("most", [None, 9])
 def test_a_made_up_call_reads_every_tile_and_the_end_of_lines(most: int | None) -> None:
     rows = Unpadded(side=3, most_tiles=most)
-    made = rows.made_up(tiles=2, rows=40)
-    assert made.rows == 40
-    assert set(made.index.ravel().tolist()) == set(range(2 * 9 + 1))
+    made = rows.made_up(tiles=3, rows=79)
+    assert (made.rows, made.tiles, made.grids) == (79, 3, ((1, 9), (2, 70)))
+    assert set(side_by_side([made]).index.ravel().tolist()) == set(range(3 * 9 + 1))
+    # As many lines as a square one has, of 8 x 8 cells and an end each at most.
+    assert made.ends.tolist() == [9 + 70 * line // 8 - 1 for line in range(1, 9)]
     shapes = [array.shape for array in made.arrays]
-    assert shapes == ([(40,)] if most is None else [(40, 4), (40, 4)])
+    assert shapes == ([(79,)] if most is None else [(79, 4), (79, 4)])
+    assert [part.cells.tolist() for part in rows.made_up(1, 10).parts()] == [list(range(9))]
+
+
+@pytest.mark.parametrize("most", [None, 4])
+def test_the_grids_of_a_picture_are_given_one_by_one(most: int | None) -> None:
+    rows = Unpadded(side=4, most_tiles=most)
+    grids = [(1, 2), (2, 1), (2, 2), (1, 3), (3, 3), (1, 1)]
+    bound = {
+        grid: rows.most_rows_kept(1 + grid[0] * grid[1], rows.most_rows([grid]), lambda n: n // 3)
+        for grid in grids
+    }
+    table = torch.arange(10 * 16 + 1.0)[:, None]
+    for size, grid in product([*odd_sizes(12, most=300), (1, 300), (300, 1)], grids):
+        one = rows.of_tiles(*size[::-1], grid)
+        found = gathered(one, torch.cat([table[: one.tiles * 16], -torch.ones(1, 1)]))
+        ends = one.ends.tolist()
+        assert (found[ends] == -1).all()
+        seen, parts = set(ends), list(one.parts())
+        for part in parts:
+            own = table[: one.tiles * 16].reshape(-1, 16)[part.tiles].reshape(-1, 1)
+            of_part = gathered(part.arranged, torch.cat([own, -torch.ones(1, 1)]))
+            assert torch.equal(of_part[:-1], found[part.cells])
+            assert of_part[-1] == -1
+            assert not seen & set(part.cells.tolist())
+            seen |= set(part.cells.tolist())
+        assert sorted(seen) == list(range(one.rows))
+        kept = len(ends) + sum(len(part.cells) // 3 for part in parts)
+        assert one.rows_kept(lambda n: n // 3) == kept <= bound[grid]
+    (part,) = rows.of_whole().parts()
+    assert (part.cells.tolist(), part.arranged.rows) == (list(range(16)), 17)

@@ -26,6 +26,8 @@ LIMITS = FidelityLimits(max_abs=1e-4, max_relative=1e-4, min_cosine=0.99999)
 class ToyDecoder:
     """A session in numpy: one attention a layer under the causal mask of the indices, seeded weights."""
 
+    rows_kept = None
+
     def __init__(self):
         rng = np.random.default_rng(5)
         d = MODEL.decoder
@@ -38,7 +40,7 @@ class ToyDecoder:
         self.o = rng.normal(size=(d.layers, d.kv_heads * d.head_dim, d.hidden)) / 4
         self.calls = []
 
-    def vision(self, pixel_values, arrangement):
+    def vision(self, pixel_values, arrangement=None):
         assert arrangement is None
         assert pixel_values.shape[1:] == (3, MODEL.image_size, MODEL.image_size)
         assert pixel_values.dtype == np.float32
@@ -153,7 +155,7 @@ class Placed(ToyDecoder):
 
     columns = -1  # of the grid, the axis that tells how many
 
-    def vision(self, pixel_values, arrangement):
+    def vision(self, pixel_values, arrangement=None):
         assert arrangement is None
         count, channels, height, width = pixel_values.shape
         high, wide = height // 2, width // 2

@@ -9,7 +9,9 @@ import hashlib
 import json
 import shutil
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,8 +24,9 @@ from safetensors.torch import load_file, save_file
 import vtcompress
 from compressor.arrangement import Unpadded
 from compressor.calibration import run
-from compressor.chosen_rows import load_front_weights
+from compressor.chosen_rows import load_front_weights, vision_of
 from compressor.compressed import CompressedModel, compress, load_compressed
+from compressor.contract.choice import highest_places, ranked_places
 from compressor.decoder.weights import LoadedGates
 from compressor.errors import ArtifactError, ArtifactWarning, DataError, PlanError, RecipeError
 from compressor.facts import TowerFacts
@@ -36,12 +39,14 @@ from compressor.profile import Profile, SampleScore
 from compressor.samples.questions import Sample
 from export.backends.onnxruntime import OnnxSession
 from export.backends.openvino import OpenVinoSession
+from export.backends.tensorrt.build import EnginePlan
 from export.backends.tensorrt.maker import Maker
 from export.backends.tensorrt.targets import TARGETS
 from export.backends.torch_model import TorchSession
-from export.graphs.limits import limits_of
+from export.graphs.limits import limits_of, rows_of_picture
 from export.graphs.profiles import profiles_of
 from export.graphs.spec import decoder_graphs, vision_graph
+from export.runtime.images import rows_of
 from export.runtime.runtime import Runtime
 from export.session.arrays import Array
 from export.session.session import Session
@@ -51,6 +56,9 @@ from tests import (
     facts,
     test_family_internvl,
     test_family_llava,
+    test_family_llava_next,
+    test_family_llava_onevision,
+    test_family_qwen2_vl,
     test_family_smolvlm,
     test_family_vipllava,
 )
@@ -62,6 +70,7 @@ from tests.chosen import (
     class_cosines,
     cls_knee,
     divprune,
+    first_of,
     gprune,
     means,
     visionzip,
@@ -72,6 +81,7 @@ from tests.family_cases import BACKENDS, NEW_TOKENS, STEPS, TOLERANCE, Made, ask
 from tests.family_matrix import TORCH
 from tests.flops import flops_by_layer
 from tests.runtimes import Spy
+from tests.test_qwen_vl_engines import SIZES, wide
 from tests.tiny_families import IMAGE, TinyFamily, clip_section, text_section, write_model
 from vtcompress.stages.checks.recipe import check_plan_rules
 
@@ -103,6 +113,9 @@ FAMILIES = {
         "internvl": test_family_internvl.TestInternVl,
         "smolvlm": test_family_smolvlm.TestSmolVlm,
         "vipllava": test_family_vipllava.TestVipLlava,
+        "llava_next": test_family_llava_next.TestLlavaNext,
+        "llava_onevision": test_family_llava_onevision.TestLlavaOnevision,
+        "qwen2_vl": test_family_qwen2_vl.TestQwen2Vl,
     }.items()
 } | {"llava without a class token": TinyFamily("llava_siglip", make_siglip, grid=(4, 4))}
 THREE_KINDS = ("llava", "internvl", "smolvlm")
@@ -131,6 +144,11 @@ FAMILIES_OF = {"visionzip": OF_A_TOWER, "cls_knee": OF_A_TOWER[:2], "wico": OF_A
 CASES = [(family, one) for one in METHODS for family in FAMILIES_OF.get(one, THREE_KINDS)]
 
 
+# Families whose pictures have grids of their own, and the cells of the largest.
+OWN_GRIDS = {"llava_next": 72, "llava_onevision": 40, "qwen2_vl": 97}
+CASES += [(family, one) for family in OWN_GRIDS for one in ("gprune", "random")]
+
+
 def write_projector(folder: Path, width: int = 32, inner: int = 64, hidden: int = 64) -> Path:
     """Write a drawn projector of WiCo with the names of the released code, and return its file."""
     generator = torch.Generator().manual_seed(7)
@@ -149,13 +167,16 @@ def write_projector(folder: Path, width: int = 32, inner: int = 64, hidden: int 
     return folder / "projector.safetensors"
 
 
-def rule_of(method: str, rows: int, weights: Path) -> Rule:
+def rule_of(family: str, method: str, rows: int, weights: Path) -> Rule:
     """Return a method's rule, written anew, on tiles of so many rows."""
+    if family in OWN_GRIDS and method == "random":
+        order = np.random.default_rng(3).permutation(OWN_GRIDS[family])
+        return first_of(order, Fraction(rows // 2, rows))
     return {
-        "gprune": gprune(0.5),
+        "gprune": gprune(0.5, rows),
         "divprune": divprune(0.5),
-        "random": at(RANDOM[rows]),
-        "pool": means(*POOLED[rows]),
+        "random": at(RANDOM.get(rows, [])),
+        "pool": means(*POOLED.get(rows, ([], []))),
         "visionzip": visionzip(8, 2),
         "cls_knee": cls_knee(8),
         "wico": wico(weights),
@@ -199,7 +220,7 @@ class Chosen:
         facts, digest = made.loaded.facts, made.loaded.digest
         self.plan = make_plan(facts, digest, recipe.methods)
         self.front = load_front_weights(*recipe.methods)
-        rule = rule_of(method, facts.tile_rows, self.weights)
+        rule = rule_of(made.family.name, method, facts.tile_rows, self.weights)
         self.whole = Whole(made, rule, anew=method == "wico")
 
     def compressed(self) -> CompressedModel:
@@ -367,11 +388,16 @@ def test_a_prompt_is_refused_by_the_rows_that_enter(exported_choice: tuple[Any, 
 @pytest.mark.parametrize(
     ("changes", "entry", "line"),
     [
-        ({"sizes": True}, {"gprune": {"keep": 0.5}}, "have sizes of their own"),
+        (
+            {"sizes": True},
+            {"pool": {"keep": 0.5}},
+            "pictures of made-up have grids of their own, so different numbers of visual tokens, and which "
+            "of them make up a block is written into the graph; leave pool out",
+        ),
         (
             {"arranged": True},
-            {"random": {"keep": 0.5}},
-            "are put together from rows of their tiles",
+            {"divprune": {"keep": 0.5}},
+            "and how many are chosen one after the other is written into the graph; leave divprune out",
         ),
         (
             {},
@@ -488,6 +514,140 @@ def test_a_plan_that_was_changed_by_hand_is_refused_where_its_choice_makes_no_se
         assert f"the plan: {line}" in problem
 
 
+def test_a_choice_that_does_not_go_with_the_models_pictures_is_refused_in_a_plan_too() -> None:
+    model = facts.facts(cell=2, token_grid=None)
+    check_plan_rules(keep_in_front(facts.plan(model=model), 6, "random", {"keep": 0.5}))
+    with pytest.raises(PlanError, match=r"the plan: front: pool\.keep: pictures of made-up"):
+        check_plan_rules(keep_in_front(facts.plan(model=model), 6, "pool", {"keep": 0.5}))
+
+
+def test_scores_that_are_equal_keep_those_that_come_first() -> None:
+    scores = torch.tensor([[1.0, 3, 3, 0, 3, 3], [5, 4, 3, 2, 1, 0]])
+    assert ranked_places(scores, 3).tolist() == [[1, 2, 4], [0, 1, 2]]
+    assert ranked_places(scores, 0).shape == (2, 0)
+    assert ranked_places(scores[:, :0], 0).shape == (2, 0)
+    drawn = torch.rand(3, 50)
+    assert ranked_places(drawn, 20).equal(highest_places(drawn, 20))
+
+
+# Width and height of pictures whose tiles are padded otherwise, or not at all.
+PADDED = ((45, 30), (28, 61), (60, 60), (100, 9), (30, 90), (1, 70))
+
+
+@pytest.fixture(scope="module")
+def exported_grids(chosen: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """Return a recipe for pictures of grids of their own, with fixed caches, and its artifact."""
+    recipe = vtcompress.load_recipe("gprune").override(
+        {
+            "model.id": str(chosen("llava_next", "gprune").made.folder),
+            "export.kv_cache": "fixed",
+            "export.profiles.max_context": 160,
+        }
+    )
+    folder = tmp_path_factory.mktemp("grids") / "artifact"
+    vtcompress.export(recipe, folder, bench_rounds=1)
+    return recipe, folder
+
+
+def test_pictures_padded_otherwise_answer_as_the_compressed_model_in_torch(
+    exported_grids: tuple[Any, Path], tmp_path: Path
+) -> None:
+    recipe, folder = exported_grids
+    vtcompress.compress(recipe, vtcompress.plan(recipe), tmp_path / "compressed")
+    small = load_compressed(tmp_path / "compressed")
+    with pytest.warns(ArtifactWarning):
+        runtime = Runtime.load(folder)
+    pictures = [random_picture(size, seed) for seed, size in enumerate(PADDED)]
+    counts = set()
+    replies = []
+    for picture in pictures:
+        (seen,) = runtime.prepare("what", picture).seen
+        wanted = seen.rows_kept(8, 16)
+        assert len(rows_of(runtime.session, [seen]).kept) == wanted
+        told = vtcompress.inspect(folder, picture)["picture"]
+        assert (told["visual_tokens"], told["visual_tokens_kept"]) == (seen.rows, wanted)
+        assert wanted <= rows_of_picture(small.facts, 8)
+        counts.add((seen.rows, wanted))
+        replies.append(runtime.answer("what is it", picture, max_new_tokens=4))
+        assert replies[-1].text == small.generate("what is it", picture, max_new_tokens=4).text
+    assert len(counts) >= 4
+    together = dict(
+        runtime.answers([("what is it", one) for one in [*pictures, *pictures]], max_new_tokens=4)
+    )
+    for place, reply in enumerate([*replies, *replies]):
+        assert together[place].token_ids == reply.token_ids
+
+
+def test_figures_of_grids_are_those_of_the_rows_that_enter(
+    exported_grids: tuple[Any, Path],
+) -> None:
+    _, folder = exported_grids
+    manifest = vtcompress.Artifact.open(folder).manifest
+    plan = Plan.load(folder / "plan.json")
+    # 16 of the whole and 72 of the tiles, of which 8 end lines.
+    assert (plan.visual, plan.image_tokens) == (8 + 64 // 2 + 8, 88)
+    assert manifest.fidelity is not None
+    assert manifest.fidelity.passed
+    timed = manifest.measured
+    assert timed is not None
+    assert timed.visual == plan.visual
+    of_timed = plan.model_copy(update={"workload": Workload(text=timed.text)})
+    assert timed.kv_bytes == predict(of_timed).kv_bytes("float32")
+    specs = {spec.name: spec for spec in manifest.graphs}
+    assert (specs["vision"].rows_kept, specs["baseline_vision"].rows_kept) == (8, None)
+    assert specs["vision"].kept == {"kept": ((8, 16),)}
+    rows = timed.visual + timed.text
+    sizes = {"batch": 1, "visual": timed.visual, "text": timed.text, "room": rows}
+    counted = flops_by_layer(folder, specs["decoder"], sizes)
+    for layer, wanted in enumerate(predict(of_timed).layer_flops):
+        assert counted[layer] == pytest.approx(wanted, rel=0.02)
+    said = (folder / "report.md").read_text(encoding="utf-8")
+    assert "Of every 16 visual tokens of a grid 8 enter the decoder" in said
+    assert "tokens that end lines are in none and all enter" in said
+
+
+def test_a_prompt_of_grids_is_refused_by_the_rows_that_enter(
+    exported_grids: tuple[Any, Path],
+) -> None:
+    _, folder = exported_grids
+    with pytest.warns(ArtifactWarning):
+        runtime = Runtime.load(folder)
+    picture = random_picture((45, 30), 0)
+    prompt = runtime.prepare("what", picture)
+    (seen,) = prompt.seen
+    rows = prompt.layout.rows - seen.rows + seen.rows_kept(8, 16)
+    reply = runtime.answer("what", picture, max_new_tokens=160 - rows + 1)
+    assert reply.token_ids
+    with pytest.raises(DataError, match="161 rows with the tokens to come"):
+        runtime.answer("what", picture, max_new_tokens=160 - rows + 2)
+
+
+def test_engines_of_grids_take_all_cells_and_the_decoder_those_that_stay(
+    exported_grids: tuple[Any, Path],
+) -> None:
+    _, folder = exported_grids
+    artifact, target = vtcompress.Artifact.open(folder), TARGETS["tensorrt-rtx"]
+    profiles = vtcompress.load_recipe("identity").export.profiles
+    facts = artifact.manifest.model
+    limits = limits_of(profiles.model_copy(update={"max_images": 2}), facts, 8)
+    plan = EnginePlan(artifact, target, Maker(target, None, ()), ("SM86",), "", limits, False)
+    by_name = {spec.name: profiles for spec, profiles in plan.profiles}
+    (profile,) = by_name["vision"]
+    # One grid a call, of all its cells; a picture's rows are never more.
+    assert profile.most == {"images": 5, "rows": 88}
+    assert by_name["decoder"][0].most["visual"] == 2 * rows_of_picture(facts, 8)
+
+
+def test_tensorrt_rtx_builds_a_choice_among_pictures_of_their_own_sizes(tmp_path: Path) -> None:
+    """Of a real tower: tiny heads have no kernel."""
+    pytest.importorskip("tensorrt_rtx", reason="the extra rtx is not installed")
+    family, config, model = wide("Qwen2VL", SIZES["sizes of their own"])
+    plan = keep_in_front(facts.plan(model=model), 128, "gprune", {"keep": 0.5})
+    torch.manual_seed(0)
+    vision = vision_of(plan, family.vision(config, image_size=model.image_size).half())
+    build_vision(SimpleNamespace(vision=vision), plan, tmp_path)
+
+
 def test_gates_that_were_measured_on_all_rows_are_told_from_those_on_some() -> None:
     plan = facts.plan()
     kept = keep_in_front(plan, 6, "gprune", {"keep": 0.5})
@@ -514,10 +674,32 @@ def test_of_two_tokens_that_are_nearest_to_each_other_the_first_stays(
     assert farthest(features, 1).tolist() == [[2]]
 
 
+def build_vision(model: Any, plan: Plan, folder: Path) -> set[str]:
+    """Build the vision graph of a plan and a float16 model, and return the kinds of its nodes."""
+    spec = vision_graph(plan.model, "float16", plan.front)
+    assert [t.dtype for t in spec.outputs] == ["float16", "int64"]
+    with SharedWeights(folder) as weights:
+        save_graph(export_vision(model, spec), folder / spec.file, weights)
+    graph = onnx.load(folder / spec.file).graph
+    kinds = {node.op_type for node in graph.node}
+    assert not kinds & {"NonZero", "If", "Loop"}
+    assert onnx.TensorProto.UINT16 not in {tensor.data_type for tensor in graph.initializer}
+    limits = limits_of(
+        vtcompress.load_recipe("identity").export.profiles, plan.model, plan.rows_kept
+    )
+    maker = Maker.of(TARGETS["tensorrt-rtx"], ("SM86",))
+    profiles, built = profiles_of(spec, limits), folder / "engine"
+    maker.build_engine(folder / spec.file, profiles, spec, built, b"")
+    assert built.stat().st_size > 10_000
+    return kinds
+
+
 @pytest.mark.parametrize(
     ("family", "method"),
     [
         ("llava", "gprune"),
+        ("llava_next", "gprune"),
+        ("llava_onevision", "gprune"),
         ("llava", "divprune"),
         ("llava", "random"),
         ("llava", "pool"),
@@ -532,25 +714,12 @@ def test_tensorrt_rtx_builds_a_vision_graph_that_chooses(
 ) -> None:
     pytest.importorskip("tensorrt_rtx", reason="the extra rtx is not installed")
     one = chosen(family, method)
-    spec = vision_graph(one.plan.model, "float16", one.plan.front)
-    assert [t.dtype for t in spec.outputs] == ["float16", "int64"]
     small = one.compressed()
     small = replace(small, vision=copy.deepcopy(small.vision).half())
-    with SharedWeights(tmp_path) as weights:
-        save_graph(export_vision(small, spec), tmp_path / spec.file, weights)
-    graph = onnx.load(tmp_path / spec.file).graph
-    kinds = {node.op_type for node in graph.node}
-    assert not kinds & {"NonZero", "If", "Loop"}
+    kinds = build_vision(small, one.plan, tmp_path)
     assert ("Scan" in kinds) == (method == "divprune")
-    assert onnx.TensorProto.UINT16 not in {tensor.data_type for tensor in graph.initializer}
-    profiles = vtcompress.load_recipe("identity").export.profiles
-    limits = limits_of(profiles, one.plan.model, one.plan.rows_kept)
-    assert limits.visual_tokens == one.plan.rows_kept < one.plan.model.tile_rows
-    maker = Maker.of(TARGETS["tensorrt-rtx"], ("SM86",))
-    maker.build_engine(
-        tmp_path / spec.file, profiles_of(spec, limits), spec, tmp_path / "engine", b""
-    )
-    assert (tmp_path / "engine").stat().st_size > 10_000
+    # TopK gives 3840 at most, and a picture with a grid of its own may have more cells.
+    assert method != "gprune" or "TopK" not in kinds
 
 
 @pytest.fixture(scope="module")

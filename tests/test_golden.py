@@ -151,6 +151,24 @@ def filled(graphs: dict[str, Graph], monkeypatch: pytest.MonkeyPatch) -> dict[st
             ],
         ),
         (
+            "gprune_anyres",
+            ("torch", "onnx", "torch_025", "onnx_025"),
+            [
+                *(
+                    f"ok   {grid}_{name}"
+                    for grid in ("base", "tile")
+                    for name in ("scores", "degree")
+                ),
+                *(
+                    f"ok   {form} {name}"
+                    for form in ("torch", "onnx", "torch_025", "onnx_025")
+                    for name in ("kept places", "positions")
+                ),
+                "onnx (499, 499, 499, 499)",
+                "onnx_025 (283, 283, 283, 283)",
+            ],
+        ),
+        (
             "dyvte",
             ("torch", "onnx", "staged"),
             [
@@ -183,6 +201,7 @@ def test_a_public_case_agrees_within_1e_4_in_every_form(
         ("shortv_qwen2vl_ref", "grid", [8, 6], "decode_logits"),
         ("gprune", "iterations", 4, "kept places"),
         ("wico", "in_grid", [12, 48], "visual tokens"),
+        ("gprune_anyres", "iterations", 4, "kept places"),
     ],
 )
 def test_another_choice_does_not_agree(

@@ -152,8 +152,24 @@ def highest(rows: Front, scores: "Tensor", count: int) -> FrontChoice:
         scores: [I, N].
         count: K.
     """
-    kept = highest_places(scores, count)
+    kept = ranked_places(scores, count)
     return FrontChoice(rows_at(rows.features, kept), kept)
+
+
+def ranked_places(scores: "Tensor", count: int) -> "Tensor":
+    """Return what `highest_places` does, of equals those that come first, for pictures of many rows.
+
+    A row's rank is how many are above it: TensorRT's TopK gives 3840 at most, and a large picture has more.
+    """
+    import torch
+
+    places = torch.arange(scores.shape[1])
+    one, other = scores[:, :, None], scores[:, None]
+    above = (other > one) | ((other == one) & (places < places[:, None]))
+    stays = above.sum(dim=-1, dtype=torch.int32) < count
+    # The place of the k-th that stays: how many come before there are k + 1 of them.
+    found = stays.to(torch.int32).cumsum(dim=-1)[:, None] <= torch.arange(count)[:, None]
+    return found.sum(dim=-1, dtype=torch.int32).long()
 
 
 def highest_places(scores: "Tensor", count: int) -> "Tensor":

@@ -10,7 +10,7 @@ from compressor.contract.choice import FrontRule
 from compressor.contract.method import Claim, Evidence, Method, Trait, Turn
 from compressor.facts import ModelFacts
 from compressor.plan.edits import keep_in_front
-from compressor.plan.kept import rows_of_share, why_no_front
+from compressor.plan.kept import rows_of_share, why_no_tiles
 from compressor.plan.plan import Plan
 from compressor.schema.problems import allowed
 
@@ -56,10 +56,15 @@ class FrontChooser(Method):
     """A method that says which rows of every tile the decoder gets.
 
     Places and positions in the prompt, which has n image tokens of each tile as before, are those of n rows.
+    Where pictures have grids of their own, the same share of each grid's cells stays.
+
+    Attributes:
+        why_by_grid: why its rule needs grids of one size, where `by_grid` says that it does.
     """
 
     turn: ClassVar[Turn] = Turn.FRONT
     by_grid: ClassVar[tuple[str, ...]] = ("keep",)
+    why_by_grid: ClassVar[str] = "its rule is for tiles of one number of visual tokens"
 
     @classmethod
     def claims(cls, keys: Mapping[str, Any]) -> tuple[Claim, ...]:  # noqa: ARG003 - whatever they say
@@ -67,11 +72,12 @@ class FrontChooser(Method):
         return (Claim(Trait.FRONT, cls.name),)
 
     def problems(self, facts: ModelFacts, evidence: Evidence) -> list[str]:
-        """Return that pictures have rows of their own."""
-        if (reason := why_no_front(facts)) is None:
+        """Return that the rule does not go with the model's pictures."""
+        reason = why_no_tiles(facts) if self.by_grid else None
+        if reason is None:
             return []
-        given = (f".{key}" for key in self.by_grid if key in self.model_fields_set)
-        return [f"{evidence.where}{''.join(given)}: {reason}; leave {self.name} out"]
+        given = "".join(f".{key}" for key in self.by_grid if key in self.model_fields_set)
+        return [f"{evidence.where}{given}: {reason}, and {self.why_by_grid}; leave {self.name} out"]
 
     @abstractmethod
     def front_rule(self, facts: ModelFacts) -> FrontRule:

@@ -9,7 +9,7 @@ from compressor.disk.router_file import RouterFile
 from compressor.errors import RoutersError
 from compressor.facts import ModelFacts
 from compressor.plan.edits import run_some
-from compressor.plan.kept import Running, rows_of_share, why_no_front
+from compressor.plan.kept import Running, rows_of_share, why_no_tiles
 from compressor.plan.plan import Plan
 from compressor.schema.values import PartOf, WeightsPath
 
@@ -59,7 +59,7 @@ class RoutedMethod(Method):
     def problems(self, facts: ModelFacts, evidence: Evidence) -> list[str]:
         """Return that routers are missing or do not fit, or that pictures have rows of their own."""
         found = []
-        if self.within == "tile" and (reason := why_no_front(facts)) is not None:
+        if self.within == "tile" and (reason := why_no_tiles(facts)) is not None:
             found.append(f"{evidence.where}.keep: {reason}; leave {self.name} out")
         if self.routers is None:
             return [*found, f"{evidence.where}.routers: {NO_ROUTERS}"]

@@ -14,7 +14,7 @@ from pydantic import ValidationError, create_model
 from compressor.contract.choice import LayerScore, RunRule
 from compressor.contract.gated import GatedMethod
 from compressor.contract.measure import Measure
-from compressor.contract.method import Method, MethodWords, Trait, Turn
+from compressor.contract.method import Evidence, Method, MethodWords, Trait, Turn
 from compressor.entry_points import taken
 from compressor.errors import PlanError
 from compressor.facts import ModelFacts
@@ -187,13 +187,15 @@ def front_chooser(front: Kept, facts: ModelFacts) -> Method:
     """Return the method that chooses in front of the decoder; see `chooser`.
 
     Raises:
-        PlanError: also where it does not choose there, or keeps another number of this model's rows.
+        PlanError: also where it does not choose there, or keeps another number of this model's rows, or none.
     """
     found = chooser(front)
     if type(found).front_rule is Method.front_rule:
         raise PlanError(
             [f"front: {front.by} does not choose which visual rows enter; name a method that does"]
         )
+    if problems := found.problems(facts, Evidence(where=front.by)):
+        raise PlanError(f"front: {problem}" for problem in problems)
     count = found.rows_kept(facts)
     if count not in (None, front.count):
         raise PlanError(

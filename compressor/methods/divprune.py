@@ -98,6 +98,7 @@ class DivPrune(FrontMethod):
         front_how=", those that differ most from each other",
     )
     nicknames: ClassVar[tuple[str, ...]] = ("div_prune",)
+    why_by_grid: ClassVar[str] = "how many are chosen one after the other is written into the graph"
 
     def front_rule(self, facts: ModelFacts) -> FrontRule:
         """Return the rule; see the module."""

@@ -4,14 +4,18 @@ Source: "What Kind of Visual Tokens Do We Need? Training-free Visual Token Pruni
 Language Models from the Perspective of Graph" (G-Prune, 2025), training-free; the rule is that of the
 released code.
 
-Rule, for one tile of N visual tokens f behind the projector: u_i = f_i / |f_i|, s_ij = u_i . u_j. Tokens are
+Rule, for one grid of N visual tokens f behind the projector: u_i = f_i / |f_i|, s_ij = u_i . u_j. Tokens are
 neighbours where s_ij >= 0.5, each its own too. A_ij is the softmax of s_ij / 0.03 over the neighbours of i,
 deg_j the number of neighbours of j. Information flows five steps: score_j = (|f| A^5)_j / deg_j. The
 int(keep * N) tokens of the highest score stay, in their order, at their places and positions.
 
+A grid is a tile, or a whole picture of a size of its own. Where tiles make up one grid, without its padded
+border, that is one and the whole picture another; tokens that end lines are in none, and all of them stay.
+
 Limitations:
 - The question is not read: what it asks for may be among what left.
-- Each tile is a graph of its own, so a tile with nothing in it keeps as many tokens as any other.
+- Each grid is a graph of its own, so a tile with nothing in it keeps as many tokens as any other.
+- Of grids of another size than a tile's the share is the tile's: int(keep * N) of N, rounded down again.
 - Independent benchmarks found that pruning methods can lose to a random choice: compare with `random`.
 - The choice is made in float32, whatever the graph's dtype: exp(1 / 0.03) is beyond float16.
 """
@@ -75,6 +79,7 @@ class GPrune(FrontMethod):
         front_how=", those that gather most from tokens like them",
     )
     nicknames: ClassVar[tuple[str, ...]] = ("g_prune", "graph_prune")
+    by_grid: ClassVar[tuple[str, ...]] = ()
 
     threshold: Cosine = 0.5
     temperature: Rate = 0.03

@@ -70,10 +70,11 @@ class Pooling(FrontMethod):
         "every cell is in a block.",
     )
     baseline: ClassVar[bool] = True
+    why_by_grid: ClassVar[str] = "which of them make up a block is written into the graph"
 
     def problems(self, facts: ModelFacts, evidence: Evidence) -> list[str]:
         """Return also that visual tokens have no grid."""
-        if facts.token_grid is None and not (facts.sizes_differ or facts.arrangement):
+        if facts.token_grid is None and not facts.grids_differ:
             return [
                 f"{evidence.where}.keep: visual tokens of {facts.name} have no grid, so there are no "
                 "neighbours to pool; leave it out"

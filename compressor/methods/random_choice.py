@@ -4,7 +4,8 @@ Source: no paper; the baseline of benchmarks of pruning methods, some of which l
 
 Rule: of the places 0..N-1 of a tile, drawn in a random order by the seed (numpy's default_rng(seed), its
 permutation of N), the first int(keep * N) stay, at their places and positions. A larger share keeps what a
-smaller one keeps.
+smaller one keeps. Where grids differ in size, N is that of the largest, and a grid keeps those of its places
+that come first.
 
 Limitations:
 - The places are the same in every tile of every picture: they are numbers in the graph, not drawn when it
@@ -15,16 +16,16 @@ from typing import ClassVar
 
 import numpy as np
 
-from compressor.contract.choice import Front, FrontChoice, FrontRule, rows_at
+from compressor.contract.choice import Front, FrontChoice, FrontRule, highest
 from compressor.contract.front import FrontMethod
 from compressor.contract.method import MethodWords
 from compressor.facts import ModelFacts
 from compressor.schema.values import Seed
 
 
-def drawn(rows: int, count: int, seed: int) -> list[int]:
-    """Return `count` of the places of so many rows, ascending."""
-    found: list[int] = sorted(np.random.default_rng(seed).permutation(rows)[:count].tolist())
+def drawn(rows: int, seed: int) -> list[int]:
+    """Return a score for each of so many places: the first drawn has the highest."""
+    found: list[int] = (-np.argsort(np.random.default_rng(seed).permutation(rows))).tolist()
     return found
 
 
@@ -42,6 +43,8 @@ class RandomChoice(FrontMethod):
     )
     baseline: ClassVar[bool] = True
 
+    by_grid: ClassVar[tuple[str, ...]] = ()
+
     seed: Seed = 0
 
     def front_rule(self, facts: ModelFacts) -> FrontRule:
@@ -50,8 +53,8 @@ class RandomChoice(FrontMethod):
         def rule(rows: Front, count: int) -> FrontChoice:
             import torch
 
-            places = torch.tensor([drawn(facts.tile_rows, count, self.seed)])
-            kept = places.expand(rows.features.shape[0], -1)
-            return FrontChoice(rows_at(rows.features, kept), kept)
+            tiles, places = rows.features.shape[:2]
+            scores = torch.tensor([drawn(facts.most_cells, self.seed)], dtype=torch.float32)
+            return highest(rows, scores[:, :places].expand(tiles, -1), count)
 
         return rule

@@ -42,6 +42,10 @@ class Kept(Facts):
         """Return how many of so many visual rows go on; see `rows_going_on`."""
         return rows_going_on(visual, [(self.count, self.of)])
 
+    def rows_of_grid(self, cells: int) -> int:
+        """Return how many of a grid's cells enter the decoder: rounded down, as released code does."""
+        return cells * self.count // self.of
+
 
 def rows_going_on(visual: int, choices: Iterable[tuple[int, int]]) -> int:
     """Return how many of so many visual rows are left behind choices of k of every n.
@@ -77,19 +81,10 @@ def rows_of_share(share: float, rows: int) -> int:
     return math.floor(share * rows + 1e-9)
 
 
-def why_no_front(facts: ModelFacts) -> str | None:
-    """Return why nothing can be chosen among the rows of a model's tiles; None: it can.
-
-    One graph keeps k of n rows of every tile: n is one number, and no row stands for what is around it.
-    """
-    if facts.arrangement is not None:
-        return (
-            f"pictures of {facts.family} are put together from rows of their tiles, and rows that end lines "
-            "are among them: which to keep of each tile is not defined"
-        )
-    if facts.sizes_differ:
-        return (
-            f"pictures of {facts.family} have sizes of their own, and so different numbers of visual tokens: "
-            "one graph keeps the same number of the same number"
-        )
-    return None
+def why_no_tiles(facts: ModelFacts) -> str | None:
+    """Return why pictures of a model are not of tiles that have one number of rows; None: they are."""
+    if not facts.grids_differ:
+        return None
+    return (
+        f"pictures of {facts.family} have grids of their own, so different numbers of visual tokens"
+    )

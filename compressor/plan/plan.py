@@ -21,7 +21,7 @@ from compressor.disk.model_digest import difference, same_model
 from compressor.errors import ArtifactError, PlanError
 from compressor.facts import Facts, ModelFacts, Positive
 from compressor.plan.growth import Growth, why_not_grown
-from compressor.plan.kept import Kept, Running, why_no_front
+from compressor.plan.kept import Kept, Running
 from compressor.plan.layer import LayerPlan, Natural
 from compressor.plan.some_run import run_lengths, runs_of, why_not
 
@@ -233,7 +233,7 @@ class Plan(Facts):
         """Refuse a choice in front of the decoder that the model's pictures or a window rule out.
 
         Raises:
-            ValueError: pictures have rows of their own, tiles have another number, or a layer has a window.
+            ValueError: tiles have another number of rows, or a layer has a window.
         """
         if self.model.tile_places not in (None, self.rows_kept):
             raise ValueError(
@@ -241,8 +241,6 @@ class Plan(Facts):
             )
         if self.front is None:
             return
-        if (reason := why_no_front(self.model)) is not None:
-            raise ValueError(f"front: {reason}")
         if self.front.of != self.model.tile_rows:
             raise ValueError(
                 f"front: chooses among {self.front.of} visual rows; a tile has {self.model.tile_rows}"
@@ -279,11 +277,13 @@ class Plan(Facts):
     @property
     def visual(self) -> int:
         """V of the workload: the visual rows that enter the decoder."""
-        return self.image_tokens if self.front is None else self.front.rows(self.image_tokens)
+        if self.front is None:
+            return self.image_tokens
+        return self.workload.images * self.model.rows_entering(self.front.count)
 
     @property
     def rows_kept(self) -> int | None:
-        """K of the N visual rows of a tile that enter the decoder; None: all."""
+        """K of the N visual rows of a tile, or of as many of any grid, that enter the decoder; None: all."""
         return None if self.front is None else self.front.count
 
     def tile_rows_at(self, layer: int) -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from compressor.facts import ModelFacts
-from compressor.plan.kept import Running, why_no_front
+from compressor.plan.kept import Running, why_no_tiles
 from compressor.plan.layer import LayerPlan
 
 RUNS_PAST = "past_runs_"
@@ -32,7 +32,7 @@ def why_not(layers: Sequence[LayerPlan], model: ModelFacts, tile: int) -> str | 
             return f"{where}, so what it reads of them all cannot decide which go on at layer {index + 1}"
         if run.within == "call":
             continue
-        if (reason := why_no_front(model)) is not None:
+        if (reason := why_no_tiles(model)) is not None:
             return f"layer {index}: {reason}"
         if run.of != tile or any(layer <= index for layer in keeps):
             return f"{where} of each tile, and tiles have another number of rows there"

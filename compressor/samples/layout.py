@@ -7,14 +7,14 @@ that number as its time, and as row and column it plus the token's own in the pi
 Letters: S tokens, V visual rows, T text rows, I pictures, N rows of a tile, A rotary axes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.arrangement import Arrangement, side_by_side
+from compressor.arrangement import LINE_END, Arrangement, side_by_side
 from compressor.errors import DataError
 from compressor.facts import POSITION_AXES, ModelFacts
 
@@ -88,7 +88,7 @@ class Layout(Places):
         """Return where the visual rows that the decoder gets stand in prompts, and what turns all rows.
 
         Args:
-            kept: of all prompts' tiles, see `VisualRows`; None: every visual row.
+            kept: of all prompts' pictures, see `VisualRows`; None: every visual row.
             prompts: B, of this layout.
 
         Returns:
@@ -97,12 +97,11 @@ class Layout(Places):
         rows = len(self.visual_index)
         which = np.tile(np.arange(rows), (prompts, 1))
         if kept is not None:
-            places = np.asarray(kept).reshape(prompts, -1, kept.shape[-1])  # [B, tiles, K]
+            which = kept.reshape(prompts, -1) - rows * np.arange(prompts)[:, None]
             if self.tile_places is not None:
-                places = np.broadcast_to(np.arange(self.tile_places), places.shape)
-            tiles = places.shape[1]
-            starts = rows // tiles * np.arange(tiles)[:, None]
-            which = (places + starts).reshape(prompts, -1)
+                tiles = which.shape[1] // self.tile_places
+                starts = rows // tiles * np.arange(tiles)[:, None]
+                which = np.tile((starts + np.arange(self.tile_places)).reshape(-1), (prompts, 1))
         if self.positions is None:
             return self.visual_index[which], None
         text = np.tile(self.positions[rows:], (prompts, 1, 1))
@@ -251,13 +250,14 @@ def _layout(
 
 
 class VisualRows(NamedTuple):
-    """Visual rows of tiles, numpy's or torch's.
+    """Visual rows of tiles or of pictures, numpy's or torch's.
 
     Attributes:
         features: [tiles, N, D], or [V, D] where they are arranged or pictures differ in size; behind them,
             likewise, what is added to them behind the decoder's first layers, if the vision side gives that.
-        kept: [tiles, K] int64, which of its tile's N places each row has, ascending: features are then
-            [tiles, K, D]. None: all N.
+        kept: which rows these are, if they are some alone. Of tiles, as a vision side gives them: [tiles, K]
+            int64, which of its tile's N places each has, ascending; features are then [tiles, K, D]. Of
+            pictures: which of all their rows, one number each, numpy's. None: all rows.
     """
 
     features: tuple[Any, ...]
@@ -270,37 +270,99 @@ class VisualRows(NamedTuple):
         return cls((*features,), last) if chooses else cls((*features, last))
 
 
+class Pictured(NamedTuple):
+    """A picture as the vision side takes it.
+
+    Attributes:
+        pixels: [tiles, 3, H, W], numpy's or torch's.
+        rows: visual rows of it.
+        arranged: of which rows of its tiles these are made; None: they are its rows.
+    """
+
+    pixels: Any
+    rows: int
+    arranged: Arrangement | None = None
+
+
 def visual_rows(
     vision: Callable[..., VisualRows],
-    pictures: Sequence[Any],
+    pictures: Sequence[Pictured],
     concatenate: Callable[[list[Any]], Any],
-    arranged: Sequence[Arrangement] | None = None,
+    *,
+    chooses: bool,
 ) -> VisualRows:
     """Return the visual rows of pictures. Tiles of one size go through the vision side in one call.
 
     Args:
         vision: makes them of pixels of tiles [tiles, 3, H, W], and of an arrangement if there is one.
-        pictures: pixels of each picture's tiles, numpy's or torch's.
+        pictures: at least one.
         concatenate: their library's function.
-        arranged: of which rows of its tiles each picture's are made; None: they are its rows.
+        chooses: the vision side keeps some rows alone; those of arranged pictures grid by grid.
     """
-    if arranged is not None:
-        return vision(concatenate([*pictures]), side_by_side(arranged))
-    sizes: dict[tuple[int, ...], list[int]] = {}
-    for place, pixels in enumerate(pictures):
-        sizes.setdefault(tuple(pixels.shape[1:]), []).append(place)
-    found: dict[int, list[Any]] = {}
-    for places in sizes.values():
-        seen = vision(concatenate([pictures[place] for place in places]))
-        if len(sizes) == 1:
-            return seen
-        first = 0
-        for place in places:
-            last = first + len(pictures[place])
-            rows = [part[first:last].reshape(-1, part.shape[-1]) for part in seen.features]
-            found[place], first = rows, last
-    every = (found[place] for place in range(len(pictures)))
-    return VisualRows(tuple(concatenate(list(rows)) for rows in zip(*every, strict=True)))
+    if pictures[0].arranged is None:
+        sizes: dict[tuple[int, ...], list[int]] = {}
+        for place, one in enumerate(pictures):
+            sizes.setdefault(tuple(one.pixels.shape[1:]), []).append(place)
+        found: dict[int, VisualRows] = {}
+        for places in sizes.values():
+            some = [pictures[place] for place in places]
+            seen = vision(concatenate([one.pixels for one in some]))
+            if len(sizes) == 1 and not chooses:
+                return seen
+            found |= zip(places, _of_each(seen, some), strict=True)
+        each = [found[place] for place in range(len(pictures))]
+    elif chooses:
+        each = [_by_grid(vision, one, concatenate) for one in pictures]
+    else:
+        arranged = side_by_side([one.arranged for one in pictures if one.arranged is not None])
+        return vision(concatenate([one.pixels for one in pictures]), arranged)
+    starts = np.cumsum([0, *(one.rows for one in pictures)])
+    features = zip(*(rows.features for rows in each), strict=True)
+    return VisualRows(
+        tuple(concatenate(list(parts)) for parts in features),
+        np.concatenate([rows.kept + start for rows, start in zip(each, starts, strict=False)])
+        if chooses
+        else None,
+    )
+
+
+def _of_each(seen: VisualRows, pictures: Sequence[Pictured]) -> Iterator[VisualRows]:
+    """Yield the rows [V, D] of each of the pictures whose tiles were seen together."""
+    first = 0
+    for one in pictures:
+        tiles = len(one.pixels)
+        own, starts = slice(first, first + tiles), one.rows // tiles * np.arange(tiles)[:, None]
+        yield VisualRows(
+            tuple(part[own].reshape(-1, part.shape[-1]) for part in seen.features),
+            None if seen.kept is None else (np.asarray(seen.kept[own]) + starts).reshape(-1),
+        )
+        first += tiles
+
+
+def _by_grid(
+    vision: Callable[..., VisualRows],
+    picture: Pictured,
+    concatenate: Callable[[list[Any]], Any],
+) -> VisualRows:
+    """Return the rows of an arranged picture that stay: of each grid those chosen, and all that end lines."""
+    arranged = picture.arranged
+    if arranged is None:
+        raise ValueError("a picture whose rows are not arranged has no grids")
+    parts = list(arranged.parts())
+    seen = [vision(picture.pixels[part.tiles], part.arranged) for part in parts]
+    # Of each grid the vision side gives those of its cells that stay, and behind them what ends lines.
+    table = [
+        np.append(part.cells, LINE_END)[one.kept] for part, one in zip(parts, seen, strict=True)
+    ]
+    of_table = np.concatenate(table)
+    cells, ends = np.flatnonzero(of_table != LINE_END), arranged.ends
+    rows = np.append(cells, np.full_like(ends, len(table[0]) - 1))
+    places = np.append(of_table[cells], ends)
+    order = np.argsort(places)
+    features = zip(*(one.features for one in seen), strict=True)
+    return VisualRows(
+        tuple(concatenate(list(given))[rows[order]] for given in features), places[order]
+    )
 
 
 def joined(rows: Any, prompts: int) -> Any:

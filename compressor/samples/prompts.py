@@ -17,6 +17,7 @@ from compressor.families.known import family_that_read
 from compressor.samples.layout import (
     Grid,
     Layout,
+    Pictured,
     VisualRows,
     joined,
     layout_of,
@@ -249,8 +250,13 @@ def embed(model: Reader, prompt: EncodedPrompt) -> PromptRows:
     deepstack: list[Tensor] = []
     seen = VisualRows(())
     if prompt.pixels:
-        pixels = [tiles.to(table.dtype) for tiles in prompt.pixels]
-        seen = visual_rows(partial(see, model.vision), pixels, torch.cat, prompt.arranged)
+        arranged = prompt.arranged or [None] * len(prompt.pixels)
+        pictures = [
+            Pictured(tiles.to(table.dtype), rows, one)
+            for tiles, rows, one in zip(prompt.pixels, prompt.image_rows, arranged, strict=True)
+        ]
+        look, chooses = partial(see, model.vision), model.vision.chooses
+        seen = visual_rows(look, pictures, torch.cat, chooses=chooses)
         visual, *deepstack = (joined(part, 1) for part in seen.features)
     visual_index, positions = rows.placed(seen.kept, 1)
     return PromptRows(

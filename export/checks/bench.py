@@ -14,13 +14,13 @@ import numpy as np
 
 from compressor.facts import ModelFacts
 from compressor.progress import SILENT, Progress
-from compressor.samples.layout import layout_around
+from compressor.samples.layout import Pictured, layout_around
 from export.backends.checked_on import OnnxSession
 from export.graphs.spec import GraphSpec
 from export.results.bench import BenchReport, Timing
 from export.session.arrays import Array
 from export.session.feeds import CallRows, prompt_rows, text_rows
-from export.session.session import Past, cached_rows
+from export.session.session import Past, cached_rows, look
 
 
 def bench(
@@ -85,12 +85,11 @@ class _Prompt:
 
     def __init__(self, facts: ModelFacts, images: int, text: int) -> None:
         rng = np.random.default_rng(0)
-        size, tiles = facts.largest_picture, images * facts.most_tiles
-        self.pixels = rng.standard_normal((tiles, 3, *size)).astype(np.float32)
+        size, tiles, rows = facts.largest_picture, facts.most_tiles, facts.largest_rows
+        pixels = rng.standard_normal((images, tiles, 3, *size)).astype(np.float32)
         self.ids = rng.integers(0, facts.decoder.vocab, (1, text))
-        pictures = (facts.largest_rows,) * images
-        self.arranged = facts.made_up_rows(tiles, sum(pictures))
-        self.layout = layout_around(self.ids[0], pictures, facts=facts)
+        self.pictures = [Pictured(one, rows, facts.made_up_rows(tiles, rows)) for one in pixels]
+        self.layout = layout_around(self.ids[0], (rows,) * images, facts=facts)
 
 
 class _Timed(NamedTuple):
@@ -105,7 +104,7 @@ def _timed(session: OnnxSession, prompt: _Prompt) -> _Timed:
     """Return the calls, each of them warm: a first token is a reading and a prefill."""
 
     def read() -> CallRows:
-        seen = session.vision(prompt.pixels, prompt.arranged)
+        seen = look(session, prompt.pictures)
         return prompt_rows(prompt.layout, session.embed(prompt.ids), *seen)
 
     rows = read()

@@ -13,16 +13,13 @@ import numpy as np
 from export.results.fidelity import FidelityLimits
 from export.session.arrays import Array
 
-# More than a picture's rows: keeps places of different tiles apart.
-APART = 10**7
-
 
 @dataclass
 class Choices:
     """What one side chose.
 
     Attributes:
-        entering: places of visual rows [I, K] that enter the decoder, by the pictures in words.
+        entering: which of the visual rows of pictures enter the decoder, numbers, by the pictures in words.
         going_on: keys [K + T, G * d] of visual rows that go on at a layer, then of text rows, by the call and
             the layer, with K.
     """
@@ -49,7 +46,7 @@ def others(
         got = found.entering.get(words)
         if got is None or got.shape != wanted.shape:
             lines[f"{words}, "] = f"{words}: no places of visual rows that enter, or not as many"
-        elif count := int((~np.isin(_apart(got), _apart(wanted))).sum()):
+        elif count := int((~np.isin(got, wanted)).sum()):
             lines[f"{words}, "] = (
                 f"{words}: {count} of {got.size} visual rows that enter the decoder are {why}; {unsaid}"
             )
@@ -76,16 +73,11 @@ def in_both(
     one, other = (side.entering.get(pictures) for side in sides)
     if one is None or other is None or np.array_equal(one, other):
         return rows
-    ids = _apart(one), _apart(other)
+    ids = one, other
     first, second = (
         side.reshape(-1, side.shape[-1])[np.isin(ids[i], ids[1 - i])] for i, side in enumerate(rows)
     )
     return first, second
-
-
-def _apart(places: Array) -> Array:
-    tiles = places.reshape(-1, places.shape[-1])
-    return (tiles + APART * np.arange(len(tiles))[:, None]).ravel()
 
 
 def _unlike(wanted: Array, got: Array, rows: int, limits: FidelityLimits) -> int:

@@ -12,14 +12,14 @@ import numpy as np
 
 from compressor.facts import ModelFacts
 from compressor.plan.plan import Plan
-from compressor.samples.layout import Grid, Layout, VisualRows, layout_around
+from compressor.samples.layout import Grid, Layout, Pictured, VisualRows, layout_around
 from export.checks.choices import Choices, behind, in_both, others
 from export.graphs.limits import rows_of_picture
 from export.graphs.spec import GraphSpec
 from export.results.fidelity import Difference, FidelityLimits, FidelityReport
 from export.session.arrays import Array
 from export.session.feeds import prompt_rows, text_rows
-from export.session.session import Session
+from export.session.session import Session, look
 
 IMAGE_COUNTS = (0, 1, 2)
 TEXT_ROWS = (9, 5)
@@ -68,10 +68,9 @@ def record(
             one = facts.largest_rows // facts.most_tiles
         pixels = rng.standard_normal((count, 3, *size)).astype(np.float32)
         seen = VisualRows(())
-        pictures = (one,) * count
         if count:
-            arranged = facts.made_up_rows(count, sum(pictures))
-            seen = session.vision(pixels, arranged)
+            arranged = facts.made_up_rows(1, one)
+            seen = look(session, [Pictured(tile[None], one, arranged) for tile in pixels])
             for number, part in enumerate(seen.features):
                 name = f"deepstack {number - 1}" if number else "vision"
                 recording.outputs[f"{name}, {words}"] = part.astype(np.float32)
@@ -81,10 +80,10 @@ def record(
             ids = rng.integers(0, facts.decoder.vocab, rows + LATER_TEXT_ROWS + DECODE_STEPS)
             if room is not None:
                 # Caches of text alone have room for the text beside one image.
-                visual = count * (one if plan.rows_kept is None else plan.rows_kept)
+                visual = count * one if seen.kept is None else len(seen.kept)
                 ids = ids[: max(0, room - max(visual, rows_of_picture(facts, plan.rows_kept)))]
             if len(ids):
-                layout = layout_around(ids[:rows], pictures, facts=facts, grid=grid)
+                layout = layout_around(ids[:rows], (one,) * count, facts=facts, grid=grid)
                 name = f"{words}, T={rows}"
                 _record_prompt(recording, session, plan, seen, layout, ids, name)
     return recording

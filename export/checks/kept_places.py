@@ -21,12 +21,13 @@ def with_places(
     """Return answers that hold the places of the visual tokens that go on; see `Answer.kept`.
 
     Args:
-        runtime: that answered; one that keeps all visual tokens leaves the answers as they are.
+        runtime: that answered; one that keeps all visual tokens, or some of grids that are not the pictures'
+            tiles, leaves the answers as they are.
         samples: that were asked.
         answers: to all of them.
         shown: places of the samples that a report shows.
     """
-    if runtime.session.rows_kept is None:
+    if runtime.session.rows_kept is None or runtime.facts.grids_differ:
         return answers
     found = list(answers.answers)
     for place in shown:
@@ -40,9 +41,16 @@ def kept_places(runtime: "Runtime", sample: Sample) -> tuple[KeptPlaces, ...]:
     """Return which visual tokens of each picture of a question go on, as the vision graph chooses."""
     opened = [load_image(path) for path in sample.images]
     seen = runtime.look(opened)
-    kept = np.asarray(rows_of(runtime.session.vision, seen).kept)  # [tiles, K]
-    ends = np.cumsum([len(picture.pixels) for picture in seen])
+    kept = np.asarray(rows_of(runtime.session, seen).kept)
+    starts, tile_rows = np.cumsum([0, *(one.rows for one in seen)]), runtime.facts.tile_rows
+
+    def places(first: int) -> tuple[int, ...]:
+        return tuple((kept[(kept >= first) & (kept < first + tile_rows)] - first).tolist())
+
     return tuple(
-        KeptPlaces(size=(image.height, image.width), tiles=tuple(map(tuple, tiles.tolist())))
-        for image, tiles in zip(opened, np.split(kept, ends[:-1]), strict=True)
+        KeptPlaces(
+            size=(image.height, image.width),
+            tiles=tuple(places(start + tile_rows * tile) for tile in range(len(one.pixels))),
+        )
+        for image, one, start in zip(opened, seen, starts, strict=False)
     )

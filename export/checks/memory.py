@@ -11,11 +11,12 @@ import numpy as np
 
 from compressor.errors import VtcompressError
 from compressor.facts import ModelFacts
-from compressor.samples.layout import layout_around
+from compressor.samples.layout import Pictured, layout_around
 from export.backends.checked_on import OnnxSession
 from export.graphs.spec import GraphSpec
 from export.results.footprint import Footprint
 from export.session.feeds import prompt_rows, text_rows
+from export.session.session import look
 
 TOKENS = 64
 TEXT_ROWS = 8
@@ -81,8 +82,9 @@ def run_once(session: OnnxSession, facts: ModelFacts) -> Footprint:
     loaded = resident_bytes() or 0
     size, ids = facts.largest_picture, np.zeros(TEXT_ROWS, np.int64)
     layout = layout_around(ids, (facts.largest_rows,), facts=facts)
+    pixels = np.zeros((facts.most_tiles, 3, *size), np.float32)
     arranged = facts.made_up_rows(facts.most_tiles, facts.largest_rows)
-    seen = session.vision(np.zeros((facts.most_tiles, 3, *size), np.float32), arranged)
+    seen = look(session, [Pictured(pixels, facts.largest_rows, arranged)])
     text = session.embed(ids[None])
     _, past = session.decode(prompt_rows(layout, text, *seen), session.empty_past(1))
     tokens = max(0, min(TOKENS, facts.decoder.max_positions - layout.end))

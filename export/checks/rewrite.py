@@ -84,7 +84,7 @@ def compare(reading: Reading, runtime: "Runtime", sample: Sample, prompt: Source
     ids = runtime.encode([user_message(sample.question, len(seen))], seen)
     same = found.tokens(ids)
     off = found.pixels(seen)
-    embeds = found.embeds(rows_of(runtime.session.vision, reading.seen).features)
+    embeds = found.embeds(rows_of(runtime.session, reading.seen).features)
     logits = read = None
     if embeds is not None:
         logits = found.logits("logits of the plain decoder", reading.ids, reading.seen)

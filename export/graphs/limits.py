@@ -124,7 +124,12 @@ def limits_of(profiles: ProfilesSection, facts: ModelFacts, kept: int | None = N
 
 def rows_of_picture(facts: ModelFacts, kept: int | None) -> int:
     """Return how many visual rows of a picture the decoder gets at most, if `kept` of a tile's; None: all."""
-    return facts.picture_rows if kept is None else facts.most_tiles * kept
+    if kept is None:
+        return facts.picture_rows
+    if facts.arrangement is None:
+        return facts.most_tiles * kept
+    tiles, most = facts.most_tiles, facts.picture_rows
+    return facts.arrangement.most_rows_kept(tiles, most, lambda n: n * kept // facts.tile_rows)
 
 
 def limits_of_original(limits: Limits, facts: ModelFacts) -> Limits:

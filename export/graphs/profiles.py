@@ -15,7 +15,7 @@ from compressor.facts import Facts
 from compressor.plan.kept import rows_going_on
 from compressor.plan.plan import TEXT_PAST
 from export.graphs.limits import GoingOn, Limits
-from export.graphs.spec import ROOM, SIDES, GraphSpec, TensorSpec, length_of
+from export.graphs.spec import ARRANGED, ROOM, SIDES, GraphSpec, TensorSpec, length_of
 
 # T of the prompt that a prefill is tuned for: a question about a picture.
 USUAL_PROMPT = 64
@@ -51,8 +51,11 @@ def profiles_of(spec: GraphSpec, limits: Limits) -> tuple[ShapeProfile, ...]:
     """Return the profiles of a graph's engine, the widest first.
 
     Axes that are numbers are taken as they are; a graph without named axes has one profile without ranges.
+    A vision graph that chooses among arranged rows takes one grid a call.
     """
     axes = named_axes(spec.inputs)
+    if spec.rows_kept is not None and ARRANGED[0] in {tensor.name for tensor in spec.inputs}:
+        limits = limits.model_copy(update={"max_batch": 1, "max_images": 1})
     if "visual" not in axes:
         ranges = {axis: _plain_range(axis, limits) for axis in axes}
         return (_profile(spec.name, ranges),)

@@ -1,9 +1,9 @@
 """Names and axes of every graph, declared once; export, sample inputs, runtime feeds and checks read them.
 
 Axes: `batch` B, `images` I (tiles, where pictures are cut), `height` and `width` in pixels and `rows` of
-pictures that have sizes or rows of their own, `visual` V, `text` T, `past` P, `total` P plus the rows of
-this call; numbers are fixed. Caches have other lengths where they hold text alone (`past_text`,
-`total_text`) and behind a gate (`past_12`, `total_12` from layer 12 on). `asked` is min(V, 1).
+pictures that have sizes or rows of their own, `chosen` of these rows, `visual` V, `text` T, `past` P, `total`
+P plus the rows of this call; numbers are fixed. Caches have other lengths where they hold text alone
+(`past_text`, `total_text`) and behind a gate (`past_12`, `total_12` from layer 12 on). `asked` is min(V, 1).
 
 Caches of fixed size have the rows of their buffer instead, as many in the present as in the past: `room`,
 `room_text`, `room_12`. How many of them are filled is an input for each name of a length: `past_length`,
@@ -90,7 +90,9 @@ class GraphSpec(Facts):
         pixel_multiple: what `height` and `width` of pictures are multiples of.
         gated: gates of the prompt decide on its exit; None, as in older artifacts: it is not told.
         kept: of caches by the name of their length, (k, n) for each time that k of n visual rows went on in
-            front of them, or n became k, which is more; of those in which all or none are, nothing.
+            front of them, or n became k, which is more; of those in which all or none are, nothing. Of a
+            vision graph, likewise, by its output's name, where the k rows of every n that it gives are no
+            number.
         moves_text: text rows behind pictures of the same call move on where visual rows become more.
     """
 
@@ -133,10 +135,10 @@ class GraphSpec(Facts):
 
     @property
     def rows_kept(self) -> int | None:
-        """Of a vision graph that chooses: visual rows of each tile that it gives; None: it gives all."""
+        """Of a vision graph that chooses: visual rows that it gives of a tile's; None: it gives all."""
         if self.outputs[-1].name != KEPT:
             return None
-        return int(self.outputs[-1].axes[1])
+        return self.kept[KEPT][0][0] if KEPT in self.kept else int(self.outputs[-1].axes[1])
 
     @property
     def narrows(self) -> bool:
@@ -174,20 +176,18 @@ def vision_graph(
     """Pixels of tiles [I, 3, H, W] to visual embeddings [I, N, D]; H, W and N have names if they differ.
 
     Behind them, likewise, what the decoder's inputs of the same names take. Where rows of tiles are arranged,
-    it also takes of which each visual row is made, and gives [V, D].
+    it also takes of which each visual row is made, and gives [V, D]. One that chooses then takes one grid's
+    cells and the row that ends lines, and gives those that stay and that row.
 
     Args:
         facts: of the model.
         dtype: of weights and activations.
-        front: K of the N rows go on: all are [I, K, D], and last comes which ones, `kept` [I, K].
+        front: K of the N rows go on: all are [I, K, D], and last comes which ones, `kept` [I, K], or one
+            axis less. K has a name where N differs.
         name: of the graph.
     """
     size: tuple[Axis, Axis] = facts.largest_picture
     rows: tuple[Axis, ...] = ("images", facts.tile_rows)
-    chosen: list[TensorSpec] = []
-    if front is not None:
-        rows = ("images", front.count)
-        chosen = [TensorSpec(name=KEPT, dtype="int64", axes=rows)]
     if facts.sizes_differ:
         size, rows = SIDES, ("images", "rows")
     arranged: list[TensorSpec] = []
@@ -199,6 +199,12 @@ def vision_graph(
             TensorSpec(name=name, dtype=kind, axes=axes)
             for name, kind in zip(ARRANGED, kinds, strict=False)
         ]
+    chosen: list[TensorSpec] = []
+    told: dict[str, tuple[tuple[int, int], ...]] = {}
+    if front is not None:
+        rows = (*rows[:-1], "chosen" if facts.grids_differ else front.count)
+        chosen = [TensorSpec(name=KEPT, dtype="int64", axes=rows)]
+        told = {KEPT: ((front.count, front.of),)} if facts.grids_differ else {}
     return GraphSpec(
         name=name,
         file=f"{name}.onnx",
@@ -217,6 +223,7 @@ def vision_graph(
             *chosen,
         ),
         pixel_multiple=facts.cell or 1,
+        kept=told,
     )
 
 

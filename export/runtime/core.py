@@ -155,7 +155,7 @@ class RuntimeCore:
         text = self.session.embed(np.stack([p.layout.text_ids for p in prompts]))
         if layout.images:
             pictures = [picture for prompt in prompts for picture in prompt.seen]
-            visual = rows_of(self.session.vision, pictures)
+            visual = rows_of(self.session, pictures)
         logits, past = self.session.decode(
             prompt_rows(layout, text, *visual),
             self.session.empty_past(len(prompts)) if past is None else past,
@@ -263,7 +263,7 @@ class RuntimeCore:
         text = prompt.layout.text_ids.size + max_new_tokens - 1
         visual = prompt.layout.visual_index.size
         if (kept := self.session.rows_kept) is not None:
-            visual = visual // self.facts.tile_rows * kept
+            visual = sum(one.rows_kept(kept, self.facts.tile_rows) for one in prompt.seen)
         self.session.check_room(past, visual, text)
 
 

@@ -6,7 +6,7 @@ Letters: C = 3 channels (red, green, blue); H, W = height and width of the model
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self, assert_never
@@ -44,8 +44,9 @@ from compressor.families.pictures.steps import (
     TileByAspect,
 )
 from compressor.families.pictures.text import PictureForm, text_of
-from compressor.samples.layout import VisualRows, visual_rows
+from compressor.samples.layout import Pictured, VisualRows
 from compressor.samples.pictures import MAX_PIXELS, load_image, to_rgb
+from export.session.session import Session, look
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,16 @@ class SeenPicture:
     arrangement: Arrangement | None = None
     beside_others: "SeenPicture | DataError | None" = None
 
+    def rows_kept(self, kept: int, of: int) -> int:
+        """Return how many of its rows the decoder gets, if `kept` of as many of a tile."""
+
+        def among(rows: int) -> int:
+            return rows * kept // of
+
+        if self.arrangement is not None:
+            return self.arrangement.rows_kept(among)
+        return len(self.pixels) * among(self.rows // len(self.pixels))
+
 
 def of_one_prompt(seen: Sequence[SeenPicture]) -> tuple[SeenPicture, ...]:
     """Return pictures as they are read in one prompt: some models read each of several otherwise.
@@ -88,16 +99,9 @@ def of_one_prompt(seen: Sequence[SeenPicture]) -> tuple[SeenPicture, ...]:
     return tuple(found)
 
 
-def rows_of(vision: Callable[..., VisualRows], seen: Sequence[SeenPicture]) -> VisualRows:
-    """Return the visual rows of pictures; see `visual_rows`.
-
-    Args:
-        vision: of a session.
-        seen: at least one.
-    """
-    arranged = [one.arrangement for one in seen if one.arrangement is not None]
-    pixels = [one.pixels for one in seen]
-    return visual_rows(vision, pixels, np.concatenate, arranged or None)
+def rows_of(session: Session, seen: Sequence[SeenPicture]) -> VisualRows:
+    """Return the visual rows of pictures, at least one; see `look`."""
+    return look(session, [Pictured(one.pixels, one.rows, one.arrangement) for one in seen])
 
 
 @dataclass(frozen=True)

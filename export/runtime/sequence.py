@@ -36,7 +36,9 @@ class Prompt:
         layout = self.layout
         turned = b"" if layout.positions is None else layout.positions.tobytes()
         indices = (layout.visual_index.tobytes(), layout.text_index.tobytes(), turned)
-        return b"|".join((repr(layout.image_rows).encode(), *indices))
+        # Of grids of another shape other numbers of rows may stay.
+        arranged = [one.arrangement.ends.tolist() for one in self.seen if one.arrangement]
+        return b"|".join((repr((layout.image_rows, arranged)).encode(), *indices))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import numpy as np
 
 from compressor.arrangement import Arrangement
 from compressor.plan.plan import Cache
-from compressor.samples.layout import VisualRows
+from compressor.samples.layout import Pictured, VisualRows, visual_rows
 from export.graphs.spec import GraphSpec, caches_of, in_order, vision_for
 from export.session.arrays import Array
 from export.session.feeds import CallRows
@@ -44,11 +44,14 @@ class Session(Protocol):
 
     @property
     def rows_kept(self) -> int | None:
-        """K of the N visual rows of a tile that the vision side gives; None: all."""
+        """K of the N visual rows of a tile, or of as many of a grid, that the vision gives; None: all."""
         ...
 
     def vision(self, pixel_values: Array, arrangement: Arrangement | None = None) -> VisualRows:
-        """Pixels [I, 3, H, W] float32 to visual embeddings [I, N, D], or [V, D] as they are arranged."""
+        """Pixels [I, 3, H, W] float32 to visual embeddings [I, N, D], or [V, D] as they are arranged.
+
+        Of pictures `look` does it, which knows what one call takes.
+        """
         ...
 
     def embed(self, input_ids: Array) -> Array:
@@ -94,6 +97,12 @@ class Session(Protocol):
     def buffer_bytes(self, past: Past) -> int | None:
         """Return what the buffers of fixed caches occupy now; None: caches grow."""
         ...
+
+
+def look(session: Session, pictures: Sequence[Pictured]) -> VisualRows:
+    """Return the visual rows of pictures, at least one; see `visual_rows`."""
+    chooses = session.rows_kept is not None
+    return visual_rows(session.vision, pictures, np.concatenate, chooses=chooses)
 
 
 def cached_rows(caches: Sequence[Cache], shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from compressor.arrangement import Unpadded
 from compressor.chosen_rows import load_front_weights, vision_of
 from compressor.compressed import CompressedModel
 from compressor.decoder import decoder_from
 from compressor.decoder.full_pass import full_pass
 from compressor.facts import DecoderDims, ModelFacts, TowerFacts
 from compressor.families import VisionEncoder
+from compressor.families.llava.arranged import ArrangedRows
 from compressor.families.llava.tower_family import ProjectedStates
 from compressor.methods import layer_scores, run_rules
 from compressor.methods.dyvte import DyVTE
@@ -32,12 +34,12 @@ from compressor.methods.yopo.method import Yopo
 from compressor.plan.edits import identity_plan
 from compressor.plan.plan import Plan, Workload
 from compressor.planner import make_plan
-from compressor.samples.layout import Layout, layout_around
+from compressor.samples.layout import Layout, Pictured, layout_around
 from export.backends.onnxruntime import OnnxSession
 from export.backends.torch_model import TorchSession
 from export.graphs.spec import decoder_graphs, vision_graph
 from export.session.feeds import CallRows, prompt_rows, text_rows
-from export.session.session import Session, cached_rows
+from export.session.session import Session, cached_rows, look
 from export.writer.weights import SharedWeights
 from export.writer.write import export_vision, save_graph
 from vtcompress.stages.exporting.torch_side import decoder_makers
@@ -86,6 +88,33 @@ class Case:
         )
 
     @property
+    def tiles(self) -> list[torch.Tensor]:
+        """Visual rows of each tile, of the whole picture first, where the case tells them."""
+        names = ("features", "base_features", "tile_features")
+        return [self.expected[name] for name in names if name in self.expected]
+
+    @property
+    def arrangement(self) -> Unpadded | None:
+        """How the rows of its tiles become those of its picture."""
+        grid = self.facts["params"].get("base_grid")
+        return None if grid is None else Unpadded(side=grid[0])
+
+    @property
+    def pictured(self) -> Pictured:
+        """The case's picture: pixels are its own, or its tiles' numbers."""
+        if "pixel_values" in self.expected:
+            rows = self.facts["params"]["vision_rows_before"]
+            return Pictured(self.expected["pixel_values"].numpy(), rows)
+        pixels = np.arange(len(self.tiles), dtype=np.float32).reshape(-1, 1, 1, 1)
+        arranged = self.arrangement
+        one = None
+        if arranged is not None:
+            width, height = self.facts["params"]["image_size_wh"]
+            one = arranged.of_tiles(height, width, (1, 1))
+        rows = self.facts["spans"]["visual"]
+        return Pictured(pixels.repeat(3, axis=1), rows, one)
+
+    @property
     def model(self) -> ModelFacts:
         """The case's decoder as facts."""
         d, params, vision = (self.facts.get(key, {}) for key in ("dims", "params", "vision_dims"))
@@ -113,7 +142,12 @@ class Case:
             family="golden",
             architecture="LlamaForCausalLM",
             decoder=dims,
-            visual_tokens=params.get("vision_rows_before", self.facts["spans"]["visual"]),
+            visual_tokens=len(self.tiles[0])
+            if self.tiles
+            else params.get("vision_rows_before", self.facts["spans"]["visual"]),
+            most_tiles=max(1, len(self.tiles)),
+            arrangement=self.arrangement,
+            most_rows=self.facts["spans"]["visual"] if self.arrangement else None,
             token_grid=params.get("grid", params.get("in_grid")),
             image_size=vision["image_size"] if vision else 1,
             tower=TowerFacts(
@@ -248,7 +282,7 @@ def run(folder: Path) -> tuple[list[Line], dict[str, list[tuple[int, ...]]]]:
         lines += _positions(case)
     if "kept_visual" in whole.expected:
         lines += _chosen(whole)
-    if "scores" in case.expected:
+    if case.tiles:
         lines += _scores(case)
     if "layer_contribution" in case.expected:
         lines += _contribution(case)
@@ -262,7 +296,7 @@ def _sides(case: Case, scratch: Path) -> Iterator[tuple[str, "_Side"]]:
     )
     vision = None
     if plan.front is not None:
-        tiles = _tower(case) if plan.front.weights else _Given(case.expected["features"])
+        tiles = _tower(case) if plan.front.weights else _given(case)
         vision = vision_of(plan, tiles, load_front_weights(case.method()))
     table = case.weights["model.embed_tokens.weight"]
     small = CompressedModel(plan, decoder, table, vision, None, None)  # type: ignore[arg-type]
@@ -280,8 +314,16 @@ class _Given(VisionEncoder):
         self.features_given = torch.nn.Parameter(features, requires_grad=False)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Map any pixels [I, 3, 1, 1] to [I, N, D]."""
-        return self.features_given + pixel_values.sum(dim=(1, 2, 3))[:, None, None]
+        """Map pixels [I, 3, 1, 1], which are numbers of tiles, to [I, N, D]."""
+        return self.features_given[pixel_values[:, 0, 0, 0].long()]
+
+
+def _given(case: Case) -> VisionEncoder:
+    """Return what gives the case's visual rows, arranged if they are."""
+    tiles = _Given(torch.stack(case.tiles))
+    if case.arrangement is None:
+        return tiles
+    return ArrangedRows(tiles, torch.nn.Parameter(case.expected["image_newline"]))
 
 
 def _tower(case: Case) -> VisionEncoder:
@@ -313,16 +355,19 @@ def _exported(small: CompressedModel, plan: Plan, folder: Path) -> OnnxSession:
 
 
 def _scores(case: Case) -> Iterator[Line]:
-    """Compare the scores that a choice is made by, and how many neighbours each row has."""
-    params = case.facts["params"]
-    scores, degree = flow_scores(
-        case.expected["features"][None],
-        params["similarity"],
-        params["temperature"],
-        params["iterations"],
-    )
-    yield _line("scores", scores[0], case.expected["scores"])
-    yield Line("degree", 0.0, degree[0].long().equal(case.expected["degree"]))
+    """Compare the scores that a choice is made by, and how many neighbours each row has, grid by grid."""
+    params, expected = case.facts["params"], case.expected
+    grids = {"": expected.get("features")}
+    if (arranged := case.pictured.arranged) is not None:
+        rows = expected["image_rows"]
+        base, tile = (part.cells for part in arranged.parts())
+        grids = {"base_": rows[base], "tile_": rows[tile]}
+    for name, rows in grids.items():
+        scores, degree = flow_scores(
+            rows[None], params["similarity"], params["temperature"], params["iterations"]
+        )
+        yield _line(f"{name}scores", scores[0], expected[f"{name}scores"])
+        yield Line(f"{name}degree", 0.0, degree[0].long().equal(expected[f"{name}degree"]))
 
 
 def _ranks(case: Case) -> Iterator[Line]:
@@ -376,8 +421,7 @@ def _rows_kept(case: Case, session: Session) -> CallRows:
     """Return the rows of a case in which some visual ones are kept, as the vision side gives them."""
     layout = _layout(case)
     text = case.expected["inputs_embeds"].numpy()[:, layout.text_index]
-    pixels = case.expected.get("pixel_values", torch.zeros(1, 3, 1, 1))
-    return prompt_rows(layout, text, *session.vision(pixels.numpy()))
+    return prompt_rows(layout, text, *look(session, [case.pictured]))
 
 
 def _rows(case: Case, chosen: slice) -> CallRows:
@@ -426,7 +470,8 @@ def _places(name: str, case: Case, rows: CallRows) -> Iterator[Line]:
     """Compare which visual rows were kept, and the places of all rows and of those that are generated."""
     layout = _layout(case)
     kept = rows.visual_index[0] - layout.visual_index[0]
-    yield Line(f"{name} kept places", 0.0, kept.tolist() == case.array("keep_indices").tolist())
+    wanted = "image_keep_indices" if case.arrangement else "keep_indices"
+    yield Line(f"{name} kept places", 0.0, kept.tolist() == case.array(wanted).tolist())
     found = np.sort(np.concatenate([rows.visual_index[0], rows.text_index[0]]))
     steps = case.expected["decode_position_ids"].tolist()
     behind = [int(layout.behind(number).text_index[0]) for number in range(len(steps))]

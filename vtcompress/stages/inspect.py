@@ -9,6 +9,7 @@ from typing import Any
 from compressor.disk.files import is_file, is_folder, read_text
 from compressor.disk.paths import at_home, check_path
 from compressor.errors import ArtifactError, VtcompressError
+from compressor.plan.kept import Kept
 from compressor.plan.plan import Plan
 from compressor.profile import Profile
 from compressor.samples.pictures import Picture, pictures_of, read_picture
@@ -56,15 +57,15 @@ def _by_tile(found: Any) -> Any:
 def _picture(path: str, image: Picture, kind: str) -> dict[str, Any]:
     """Return how many visual tokens a picture gives, and where they stand."""
     (picture,) = pictures_of([image])
-    images, kept = _image_processor(path, kind)
+    images, front = _image_processor(path, kind)
     seen = images(read_picture(picture, "image"))
     token, (rows, columns) = images.form.token, seen.grid
     tiles = "the whole picture"
     if len(seen.pixels) > 1:
         tiles = f"{columns} x {rows} tiles row by row, then the whole picture"
     found: dict[str, Any] = {"visual_tokens": seen.rows}
-    if kept is not None:
-        found["visual_tokens_kept"] = len(seen.pixels) * kept
+    if front is not None:
+        found["visual_tokens_kept"] = seen.rows_kept(front.count, front.of)
     tile_tokens = seen.rows // len(seen.pixels)
     if seen.arrangement is not None:
         tile_tokens = seen.arrangement.tile_rows
@@ -88,7 +89,7 @@ def _picture(path: str, image: Picture, kind: str) -> dict[str, Any]:
     }
 
 
-def _image_processor(path: str, kind: str) -> tuple[ImageProcessor, int | None]:
+def _image_processor(path: str, kind: str) -> tuple[ImageProcessor, Kept | None]:
     """Return what a model or artifact does to pictures, and how many rows of a tile enter; None: all."""
     folder = Path(path)
     if kind == "artifact":
@@ -96,7 +97,7 @@ def _image_processor(path: str, kind: str) -> tuple[ImageProcessor, int | None]:
         form, facts = manifest.picture_form, manifest.model
         rows = (facts.tile_rows, facts.arrangement)
         plan = Plan.load(folder / PLAN_FILE)
-        return ImageProcessor.of_artifact(form, folder, *rows), plan.rows_kept
+        return ImageProcessor.of_artifact(form, folder, *rows), plan.front
     if kind == "model":
         from compressor.families.registry import read_processor
 
@@ -108,7 +109,7 @@ def _image_processor(path: str, kind: str) -> tuple[ImageProcessor, int | None]:
 
         plan = Plan.load(folder / PLAN_FILE)
         processor = read_compressed_processor(folder, plan)
-        return read_back(processor, folder, plan.model).images, plan.rows_kept
+        return read_back(processor, folder, plan.model).images, plan.front
     raise VtcompressError(f"{path}: a {kind} takes no picture; give a model or an artifact")
 
 

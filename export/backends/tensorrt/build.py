@@ -74,9 +74,10 @@ class EnginePlan:
         """Return each graph with the profiles of its engine, in the order of the calls."""
         specs = engine_graphs(self.artifact.manifest, baseline=self.baseline)
         of_all = limits_of_original(self.limits, self.artifact.manifest.model)
-        of_original = (BASELINE, BASELINE_VISION)
+        # A vision graph that gives some rows alone reads all.
+        whole = {spec.name for spec in specs if spec.rows_kept} | {BASELINE, BASELINE_VISION}
         return tuple(
-            (spec, profiles_of(spec, of_all if spec.name in of_original else self.limits))
+            (spec, profiles_of(spec, of_all if spec.name in whole else self.limits))
             for spec in specs
         )
 

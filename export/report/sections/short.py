@@ -97,7 +97,8 @@ def _further_tokens(plan: Plan, measured: BenchReport | None) -> tuple[str, ...]
         for i, g in plan.grows().items()
     ]
     if plan.front is not None:
-        fewer.insert(0, f"{kept_words(plan.front)} visual tokens of a tile")
+        of = "grid" if plan.model.grids_differ else "tile"
+        fewer.insert(0, f"{kept_words(plan.front)} visual tokens of a {of}")
     if fewer or grown:
         than = "less to read too" if fewer else "more to read"
         further = f"Every further token of the answer has {than}: {', '.join([*fewer, *grown])}"

@@ -12,14 +12,24 @@ def front_words(plan: Plan) -> tuple[str, ...]:
     if front is None:
         return ()
     words = words_of(front.by)
-    of = "a picture" if plan.model.most_tiles == 1 else "every tile of a picture"
+    of, amount, ends = "every tile of a picture", f"{front.of:,}", ""
+    if plan.model.most_tiles == 1:
+        of = "a picture"
+    if plan.model.grids_differ:
+        amount = f"every {front.of:,}"
+    if plan.model.arrangement is not None:
+        of = "a grid"
+        ends = (
+            " The whole picture is one grid, its tiles without the padded border are another; tokens that "
+            "end lines are in none and all enter."
+        )
     places = "at the places that they have among all"
     if plan.model.tile_places is not None:
         places = "numbered anew, as if there were so many"
     found = (
-        f"Of {front.of:,} visual tokens of {of} {front.count:,} enter the decoder{words.front_how} (method "
+        f"Of {amount} visual tokens of {of} {front.count:,} enter the decoder{words.front_how} (method "
         f"{words.label}), {places}. There are no rows of the others, no work on them, and no keys and "
-        "values.",
+        f"values.{ends}",
     )
     if not front.weights:
         return found
@@ -39,7 +49,7 @@ def drawable(plan: Plan) -> bool:
 
 def _undrawn(plan: Plan, front: Kept) -> str:
     """Return why they cannot, as a sentence; empty: they can."""
-    if plan.model.token_grid is None:
+    if plan.model.token_grid is None or plan.model.grids_differ:
         return "Where on a picture a visual token of this model lies is not known."
     return words_of(front.by).front_undrawn
 
