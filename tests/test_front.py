@@ -767,7 +767,7 @@ def test_calibration_finds_the_mean_knee_and_the_plan_keeps_so_many(
     (note,) = plan.notes
     assert f"{np.mean(by_question):.1f} of 16; of 3 calibration questions it lies at" in note
     with pytest.raises(
-        PlanError, match="no profile; run `vtcompress calibrate` first, or give `keep`"
+        PlanError, match="no profile; run `vtcompress calibrate` first, or give a share"
     ):
         vtcompress.plan(recipe)
     vtcompress.compress(recipe, plan, tmp_path / "compressed")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.arrangement import Arrangement, Unpadded
+from compressor.contract.choice import Front
 from compressor.errors import ModelError
 from compressor.facts import ModelFacts
 from compressor.families.base import VisionEncoder
@@ -53,6 +54,10 @@ class ArrangedRows(VisionEncoder):
         if row_weight is None:
             return found
         return torch.matmul(row_weight[:, None], found).squeeze(1)
+
+    def front(self, pixel_values: Tensor) -> Front:
+        """See `VisionEncoder.front`: rows of tiles, in front of any arrangement."""
+        return self.tiles.front(pixel_values)
 
 
 class ArrangedFamily(LlavaFamily, TiledFamily):
