@@ -20,7 +20,7 @@ from torch.nn.functional import interpolate
 
 from compressor.arrangement import Unpadded
 from compressor.decoder import decoder_from
-from compressor.decoder.growing import interpolation
+from compressor.decoder.growing import Growing, interpolation
 from compressor.decoder.one_prompt import layer_states
 from compressor.errors import ArtifactError, PlanError, RecipeError
 from compressor.methods.fastv import FastV
@@ -206,6 +206,29 @@ def test_rows_are_made_as_torch_resizes_with_aligned_ends(count: int, of: int) -
     assert torch.equal(matrix[-1], torch.eye(of)[-1])
 
 
+@pytest.mark.parametrize(
+    ("count", "visual", "text"),
+    [
+        (4, [20, 21, 22, 23, 25, 26, 27, 28, 30, 31, 32, 33], [24, 29, 34, 35]),
+        (6, [20, 21, 22, 23, 24, 25, *range(27, 33), *range(34, 40)], [26, 33, 40, 41]),
+        (3, [20, 21, 22, 24, 25, 26, 28, 29, 30], [23, 27, 31, 32]),
+    ],
+)
+def test_rows_stand_as_if_every_tile_had_so_many_image_tokens(
+    count: int, visual: list[int], text: list[int]
+) -> None:
+    """Two of the four tokens of each of three tiles entered, not the first of each, in a later turn."""
+    growing = Growing(Growth(count=count, of=2, by="wico_plus"), tokens=4)
+    entered = torch.tensor([[21, 23, 25, 28, 32, 33], [20, 22, 26, 27, 30, 31]])
+    of_text = torch.tensor([[24, 29, 34, 35]] * 2)
+    more = growing(torch.zeros(2, 6, HIDDEN), entered, of_text)
+    assert more.visual.shape == (2, 3 * count, HIDDEN)
+    assert more.visual_index.tolist() == [visual] * 2
+    assert more.text_index.tolist() == [text] * 2
+    none = growing(torch.zeros(2, 0, HIDDEN), entered[:, :0], of_text)
+    assert (none.visual.shape[1], none.text_index.tolist()) == (0, of_text.tolist())
+
+
 def grown(of: int = 12, count: int = 30) -> Growth:
     return Growth(count=count, of=of, by="wico_plus")
 
@@ -336,6 +359,10 @@ def test_rows_and_layers_that_do_not_fit_are_refused() -> None:
     )
     assert "4 of its 12 enter" in refused(WicoPlus(layer=2, rows=3), Pooling(keep=0.34))
     assert "wico_plus.layer: 4 is outside 1..3" in refused(WicoPlus(layer=4, rows=30))
+    assert refused(WicoPlus(layer=2, rows=10**9)) == (
+        "compress[0].wico_plus: what was made is no plan: layer 2: grow: a picture would have 1000000000 "
+        "visual tokens, and the model has 512 positions"
+    )
     assert "different numbers of each tile" in refused(
         WicoPlus(layer=2, rows=30), FastV(layer=1, keep=0.5)
     )

@@ -263,6 +263,11 @@ class Plan(Facts):
             raise ValueError(f"{place}: {reason}")
         if grown.of != there:
             raise ValueError(f"{place}: is made for {grown.of} rows of a tile; {there} enter")
+        rows, most = grown.count * self.model.most_tiles, self.model.decoder.max_positions
+        if rows >= most:
+            raise ValueError(
+                f"{place}: a picture would have {rows} visual tokens, and the model has {most} positions"
+            )
         if self.keeps():
             raise ValueError(
                 f"{place}: rows that leave at a layer leave different numbers of each tile"
