@@ -49,9 +49,13 @@ OF_TILE: dict[str, Entries] = {
 
 
 def routers(outputs: int, hidden: int) -> dict[int, torch.Tensor]:
-    """Return a router of each layer; drawn, not trained."""
+    """Return a router of each layer; drawn, not trained.
+
+    One number multiplies all that a layer adds, and rounding with it: it is about 1, as in a trained model.
+    """
     generator = torch.Generator().manual_seed(outputs)
-    return {i: torch.randn(outputs, hidden, generator=generator) * 0.7 for i in range(6)}
+    scale = 0.1 if outputs == 1 else 0.7
+    return {i: torch.randn(outputs, hidden, generator=generator) * scale for i in range(6)}
 
 
 class MadeToMix(Made):
