@@ -4,7 +4,8 @@
 
 Writes what `vtcompress sweep` writes; `sweep.md` holds the table of docs/methods.md. Methods with a share
 `keep` of the tokens are found by themselves. The others are given a share of what they cut: layers,
-operators, the depth, heads, neurons. A run that was stopped goes on.
+operators, the depth, heads, neurons; one that is not listed here is left out, and named. A run that was
+stopped goes on.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import torch
 
 import vtcompress
 from benchmarks.sweep import EXAMPLE, MAX_NEW_TOKENS
+from compressor.contract.method import Method
 from compressor.methods import METHODS
 from compressor.recipe import Recipe, parse_recipe
 
@@ -34,13 +36,16 @@ OTHERS: dict[str, tuple[dict[str, Any], ...]] = {
 """Entries of methods without a share of the tokens that they keep."""
 
 
+def entries(method: type[Method]) -> tuple[dict[str, Any], ...]:
+    """Return what is asked of a method, an entry a point; none: it is left out."""
+    keeps = "keep" in method.model_fields
+    return OTHERS.get(method.name, tuple({"keep": share} for share in SHARES) if keeps else ())
+
+
 def recipes() -> Iterator[Recipe]:
     """Yield a recipe for every point, baselines aside."""
-    for method in METHODS:
-        if method.baseline:
-            continue
-        keeps = "keep" in method.model_fields and method.name not in OTHERS
-        for entry in ({"keep": share} for share in SHARES) if keeps else OTHERS[method.name]:
+    for method in (method for method in METHODS if not method.baseline):
+        for entry in entries(method):
             data = {
                 "vtcompress": 2,
                 "model": {"id": str(EXAMPLE / "model")},
@@ -60,6 +65,8 @@ def main() -> None:
     options = parser.parse_args()
     # Two threads on two busy cores can be several times slower than one.
     torch.set_num_threads(1)
+    if missing := [method.name for method in METHODS if not entries(method)]:
+        print(f"left out, as they have no share to sweep: {', '.join(missing)}")
     validation = {
         "validate.data": EXAMPLE / "heldout.jsonl",
         "validate.samples": options.questions,

@@ -36,6 +36,7 @@ COMMANDS = {
     "plan": ["--recipe", "identity", "--model", "{model}", "--profile", "{profile}"],
     "compress": ["--recipe", "identity", "--model", "{model}", "--plan", "{plan}"],
     "export": ["--recipe", "identity", "--model", "{model}", "--validate-data", "{data}"],
+    "sweep": ["--recipe", "identity", "--model", "{model}", "--validate-data", "{data}"],
     "train-gates": ["--recipe", "{gates}", "--model", "{model}", "--data", "{data}"],
     "validate": ["{artifact}", "--data", "{data}"],
     "bench": ["{artifact}"],
@@ -45,7 +46,7 @@ COMMANDS = {
     "compare": ["{artifact}", "--html", "{page}", "--plot", "{page}"],
     "build": ["{artifact}", "--target", "tensorrt-rtx", "--dry-run"],
 }
-WRITERS = ("calibrate", "plan", "compress", "export", "train-gates")
+WRITERS = ("calibrate", "plan", "compress", "export", "sweep", "train-gates")
 CASES = [
     (command, place)
     for command, given in COMMANDS.items()

@@ -55,7 +55,9 @@ def test_what_gives_no_values_by_key_is_refused_in_one_line(
             vtcompress.validate(artifact, limits=given)
 
 
-@pytest.mark.parametrize("stage", ["calibrate", "compress", "export", "plan", "train_gates"])
+@pytest.mark.parametrize(
+    "stage", ["calibrate", "compress", "export", "plan", "sweep", "train_gates"]
+)
 def test_a_name_in_place_of_a_recipe_is_refused_with_the_remedy(stage: str, tmp_path: Path) -> None:
     more = {"plan": (), "compress": (None, tmp_path / "x"), "train_gates": ("d", "x")}.get(
         stage, (tmp_path / "x",)
@@ -92,6 +94,7 @@ SHOWING: dict[str, Callable[..., Any]] = {
     "compress": lambda path, **given: vtcompress.compress(IDENTITY, None, path, **given),  # type: ignore[arg-type]
     "load_compressed": vtcompress.load_compressed,
     "plan": lambda _, **given: vtcompress.plan(IDENTITY, **given),
+    "sweep": partial(vtcompress.sweep, IDENTITY),
     "train_gates": lambda path, **given: vtcompress.train_gates(
         vtcompress.load_recipe("dyvte"), path, path, **given
     ),
@@ -161,6 +164,7 @@ def test_no_thread_is_made_by_a_command_that_asks_for_a_hundred_thousand(
         "validate": [],
         "generate": ["--prompt", "hi"],
         "export": ["--recipe", "identity", "--output", str(tmp_path / "out")],
+        "sweep": ["--recipe", "identity", "--output", str(tmp_path / "out")],
     }
     having = {
         name
@@ -169,7 +173,7 @@ def test_no_thread_is_made_by_a_command_that_asks_for_a_hundred_thousand(
     }
     assert having == asked.keys()
     for command, more in asked.items():
-        place = [] if command == "export" else [str(tmp_path)]
+        place = [] if command in ("export", "sweep") else [str(tmp_path)]
         assert run_command([command, *place, *more, *given]) == 1
         assert capsys.readouterr().err.startswith("error: threads: 100000 is not allowed; ")
 

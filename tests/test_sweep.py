@@ -16,15 +16,18 @@ from typing import Any
 import pytest
 
 import vtcompress
+from benchmarks.methods_table import entries
+from benchmarks.methods_table import recipes as table_recipes
 from compressor.disk.files import sha256_of
 from compressor.errors import RecipeError, VtcompressError
+from compressor.methods import BUILT_IN
 from compressor.plan.plan import Plan
 from export.artifact.staging import sweep_folder
 from export.report.sweep.page import sweep_table
 from export.results.sweep import SweepReport, beaten
 from tests.conftest import made_once, shared
 from tests.models import make_questions
-from tests.sweeps import HALF, RIGHT, point
+from tests.sweeps import HALF, RIGHT, SWEEPS, point
 from vtcompress.stages.sweep import list_points
 
 Vt = Callable[..., tuple[int, str, str]]
@@ -392,6 +395,25 @@ def test_the_command_lists_points_and_refuses_what_is_no_list(
     assert not list(tmp_path.iterdir())
 
 
+def test_the_command_prints_a_table_or_a_line_a_point(
+    vt: Vt, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    report = SWEEPS["timed, nothing beaten"]
+    monkeypatch.setattr("vtcompress.stages.sweep.list_points", lambda *_, **__: ())
+    monkeypatch.setattr("vtcompress.sweep", lambda *_, **__: report)
+    words = ("sweep", "--recipe", "gprune", "--output", tmp_path / "out")
+    code, out, err = vt("-q", *words)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0] == (
+        "clever keep 0.5: 100.0% (91.2 to 100.0); prefill predicted 1.50 x, measured 1.60 x (1.55 to 1.65)"
+    )
+    assert len(lines) == len(report.points) + 1
+    assert lines[-1].startswith("written: ")
+    assert "Points of the sweep" in vt(*words)[1]
+    assert SweepReport.model_validate_json(vt("--json", *words)[1]) == report
+
+
 def test_a_point_loses_to_a_baseline_that_is_as_fast_and_answers_more() -> None:
     points = [
         point("slow", HALF, 1.4),
@@ -402,11 +424,33 @@ def test_a_point_loses_to_a_baseline_that_is_as_fast_and_answers_more() -> None:
         point("pool keep 0.5", "1" * 30 + "0" * 10, 1.5, baseline=True),
     ]
     found = beaten(points)
-    assert [(one.point.label, one.by.label) for one in found] == [
-        ("slow", "random keep 0.5"),
-        ("near", "random keep 0.5"),
+    assert [(ones[0].point.label, [one.by.label for one in ones]) for ones in found] == [
+        ("slow", ["random keep 0.5", "pool keep 0.5"]),
+        ("near", ["random keep 0.5"]),
     ]
-    assert found[0].change == pytest.approx(-19 / 40)
-    assert [one.told_apart for one in found] == [True, False]
-    low, high = found[1].interval
-    assert low < found[1].change < 0 < high
+    assert [one.change for one in found[0]] == pytest.approx([-19 / 40, -10 / 40])
+    assert found[0][0].told_apart
+    ((near,),) = found[1:]
+    low, high = near.interval
+    assert low < near.change < 0 < high
+    assert not near.told_apart
+
+
+def test_of_several_points_of_a_baseline_the_best_that_is_as_fast_counts() -> None:
+    points = [
+        point("mine", HALF, 1.4),
+        point("random keep 0.9", RIGHT, 1.3, baseline=True),
+        point("random keep 0.5", "1" * 36 + "0000", 1.5, baseline=True),
+        point("random keep 0.1", "1" * 30 + "0" * 10, 3.0, baseline=True),
+    ]
+    (((one,)),) = beaten(points)
+    assert one.by.label == "random keep 0.5"
+    assert not beaten(points[1:])
+
+
+def test_the_table_of_docs_has_every_method_of_this_package() -> None:
+    shares = Counter(method.name for recipe in table_recipes() for method in recipe.methods)
+    expected = {method.name for method in BUILT_IN if not method.baseline and entries(method)}
+    assert set(shares) == expected
+    assert {name for name, number in shares.items() if number < 3} <= {"dyvte"}
+    assert {"gprune", "divprune", "fastv", "shortv", "skip", "visual_exit", "yopo"} <= set(shares)

@@ -124,7 +124,7 @@ class Beaten(Facts):
 
     Attributes:
         point: that is beaten.
-        by: the baseline; of several the one with the most right answers.
+        by: the baseline; of several points of one the one with the most right answers.
         change: the point's share minus the baseline's; below 0.
         interval: of the change, on the same questions; Agresti and Min's.
     """
@@ -140,23 +140,22 @@ class Beaten(Facts):
         return self.interval[1] < 0
 
 
-def beaten(points: Sequence[SweepPoint]) -> tuple[Beaten, ...]:
-    """Return the points that a baseline beats, baselines aside, in their order."""
+def beaten(points: Sequence[SweepPoint]) -> tuple[tuple[Beaten, ...], ...]:
+    """Return the points that baselines beat, in their order: each with one entry a baseline."""
     found = []
-    for point in points:
-        share = accuracy(point.loss.overall)
-        better = [
-            other
-            for other in points
-            if other.baseline
-            and not point.baseline
-            and other.predicted >= point.predicted
-            and accuracy(other.loss.overall) > share
-        ]
-        if better:
-            by = max(better, key=lambda other: accuracy(other.loss.overall))
-            found.append(_beaten(point, by))
+    for point in (point for point in points if not point.baseline):
+        best: dict[str, SweepPoint] = {}
+        for other in (other for other in points if other.baseline):
+            least = best.get(other.series, point)
+            if other.predicted >= point.predicted and _right(other) > _right(least):
+                best[other.series] = other
+        if best:
+            found.append(tuple(_beaten(point, other) for other in best.values()))
     return tuple(found)
+
+
+def _right(point: SweepPoint) -> float:
+    return accuracy(point.loss.overall)
 
 
 def _beaten(point: SweepPoint, by: SweepPoint) -> Beaten:

@@ -212,10 +212,12 @@ def sweep(
     One calibration and one original serve all. A sweep that was stopped goes on where it was.
     """
     import vtcompress
+    from compressor.schema.arguments import check_threads
     from export.report.sweep.page import sweep_table
     from vtcompress.cli import brief, show
     from vtcompress.stages.sweep import list_points
 
+    check_threads(threads)
     own = {"validate_data": validate_data, "validate_samples": validate_samples}
     recipes, values = read_recipes(options | own), read_over(over)
     points = list_points(recipes, values, baselines=not no_baselines)

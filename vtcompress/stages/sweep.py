@@ -76,13 +76,15 @@ if TYPE_CHECKING:
     from compressor.facts import ModelFacts
     from compressor.families import LoadedModel
 
+Recipes = Recipe | list[Recipe] | tuple[Recipe, ...]
+
 PLANS, RECIPES = "plans", "recipes"
 # Tables, plans and a plot take less.
 SMALL_FILES_BYTES = 16 << 20
 
 
 def list_points(
-    recipes: Recipe | Sequence[Recipe], over: Over | None = None, *, baselines: bool = True
+    recipes: Recipes, over: Over | None = None, *, baselines: bool = True
 ) -> tuple[Point, ...]:
     """Return the points of a sweep, baselines last; reads the model's small files, and does nothing.
 
@@ -99,7 +101,7 @@ def list_points(
         VtcompressError: keys or values that are not allowed, methods that do not fit the model; all of them.
     """
     require_compress("a sweep")
-    points = points_of((recipes,) if isinstance(recipes, Recipe) else tuple(recipes), over or {})
+    points = points_of(recipes if isinstance(recipes, list | tuple) else (recipes,), over or {})
     facts = model_facts(points[0].recipe)
     made = with_plans(points, facts, "", None)
     beside = baselines_of(made, facts) if baselines else ()
@@ -107,7 +109,7 @@ def list_points(
 
 
 def sweep(
-    recipes: Recipe | Sequence[Recipe],
+    recipes: Recipes,
     output: PathLike,
     *,
     over: Over | None = None,
@@ -177,6 +179,7 @@ class _Run:
         self, points: tuple[Point, ...], output: Path, *, baselines: bool, progress: Progress
     ) -> None:
         self.points, self.baselines, self.progress = points, baselines, progress
+        self.output = output
         self.recipe = points[0].recipe
         self.facts: ModelFacts = model_facts(self.recipe)
         if self.recipe.validation.data is None:
@@ -191,10 +194,14 @@ class _Run:
             note_unread_data(self.recipe, "no method chooses by it", progress)
         self.with_gates = _one_gated(points, self.facts.decoder.layers)
         self.measures = measures_of([method for r in measuring for method in r.methods])
-        self.findings = Findings(staging.sweep_folder(output))
         pictures = {path for sample in self.samples for path in sample.images}
         read = dict.fromkeys(path for point in points for path in source_paths(point.recipe))
         self.sources = (*read, *pictures)
+
+    @property
+    def findings(self) -> Findings:
+        """What it keeps until its folder is written."""
+        return Findings(staging.sweep_folder(self.output))
 
     def check(self) -> str:
         """Refuse what can be refused before weights are loaded; return the model's digest."""

@@ -115,9 +115,10 @@ def _what(report: SweepReport) -> str:
 def _short(report: SweepReport) -> list[Block]:
     found, what = beaten(report.points), _what(report)
     baselines = [point for point in report.points if point.baseline]
-    blocks: list[Block] = []
-    if found:
-        blocks.append(Bullets(tuple(beaten_words(one, what) for one in found), bad=True))
+    told: dict[bool, list[str]] = {True: [], False: []}
+    for ones in found:
+        told[any(one.told_apart for one in ones)].append(beaten_words(ones, what))
+    blocks: list[Block] = [Bullets(tuple(lines), bad=lost) for lost, lines in told.items() if lines]
     if not baselines:
         return [Words("No baselines: nothing tells what a choice without looking would do.")]
     fastest = max(point.predicted for point in baselines)
@@ -125,7 +126,7 @@ def _short(report: SweepReport) -> list[Block]:
     if alone:
         faster = f"No baseline is predicted as fast as {', '.join(alone)}"
         blocks.append(Words(f"{faster}: nothing there says what they are worth beside one."))
-    names = {one.point.name for one in found}
+    names = {ones[0].point.name for ones in found}
     others = [p for p in report.points if not p.baseline and p.name not in names]
     if kept := [p.label for p in others if p.label not in alone]:
         words = f"No baseline that is predicted as fast has more {what} than {', '.join(kept)}."
@@ -133,17 +134,18 @@ def _short(report: SweepReport) -> list[Block]:
     return blocks
 
 
-def beaten_words(one: Beaten, what: str) -> str:
-    """Return that a baseline beats a point, and whether the questions tell them apart."""
-    points = f"{100 * one.change:+.1f} points, 95% interval {_points(one.interval)}"
-    figures = (
-        f"{percent(accuracy(one.point.loss.overall))} {what} against "
-        f"{percent(accuracy(one.by.loss.overall))} ({points}), predicted {one.point.predicted:.2f} x against "
-        f"{one.by.predicted:.2f} x"
-    )
-    if one.told_apart:
-        return f"{one.point.label} loses to {one.by.label}: {figures}"
-    return f"{one.point.label} is not told apart from {one.by.label}, and below it: {figures}"
+def beaten_words(ones: Sequence[Beaten], what: str) -> str:
+    """Return which baselines beat a point, and whether the questions tell them apart."""
+
+    def figures(point: SweepPoint) -> str:
+        return f"{percent(accuracy(point.loss.overall))} {what}, predicted {point.predicted:.2f} x"
+
+    said = [
+        f"{'loses to' if one.told_apart else 'is below, and not told apart from,'} {one.by.label} "
+        f"({figures(one.by)}): {100 * one.change:+.1f} points, 95% interval {_points(one.interval)}"
+        for one in ones
+    ]
+    return f"{ones[0].point.label} ({figures(ones[0].point)}) {'; '.join(said)}"
 
 
 def _points(interval: tuple[float, float]) -> str:
@@ -181,10 +183,12 @@ def sweep_chart(report: SweepReport, *, kind: str = ALL, speed: str = "predicted
     series: dict[str, list[int]] = {}
     for place, point in enumerate(points):
         series.setdefault(f"{point.series} {point.baseline}", []).append(place)
-    first = {places[0] for places in series.values()}
+    speeds = tuple(_speed(point, speed) for point in points)
+    # Lines run apart towards their fast ends.
+    named = {max(places, key=speeds.__getitem__) for places in series.values()}
     marks = [
         Mark(
-            point.series if place in first else "",
+            point.series if place in named else "",
             point.leaves,
             "point-baseline" if point.baseline else "point",
         )
@@ -192,7 +196,6 @@ def sweep_chart(report: SweepReport, *, kind: str = ALL, speed: str = "predicted
     ]
     by_kind = [_figures(point, kind) for point in points]
     rights = tuple(accuracy(figures) for figures in by_kind)
-    speeds = tuple(_speed(point, speed) for point in points)
     said = zip(points, speeds, rights, strict=True)
     words = "; ".join(f"{p.label}: {a:.2f} times, {b:.1%}" for p, a, b in said)
     what = _what(report) if kind == ALL else f"{_what(report)}, {kind}"
