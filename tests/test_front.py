@@ -522,16 +522,17 @@ def test_a_choice_that_does_not_go_with_the_models_pictures_is_refused_in_a_plan
 
 
 def test_scores_that_are_equal_keep_those_that_come_first() -> None:
-    scores = torch.tensor([[1.0, 3, 3, 0, 3, 3], [5, 4, 3, 2, 1, 0]])
-    assert ranked_places(scores, 3).tolist() == [[1, 2, 4], [0, 1, 2]]
+    scores = torch.tensor([[1.0, 3, 3, 0, 3, 4], [5, 4, 3, 2, 1, 0]])
+    assert ranked_places(scores, 3).tolist() == [[1, 2, 5], [0, 1, 2]]
     assert ranked_places(scores, 0).shape == (2, 0)
     assert ranked_places(scores[:, :0], 0).shape == (2, 0)
     drawn = torch.rand(3, 50)
     assert ranked_places(drawn, 20).equal(highest_places(drawn, 20))
 
 
-# Width and height of pictures whose tiles are padded otherwise, or not at all.
-PADDED = ((45, 30), (28, 61), (60, 60), (100, 9), (30, 90), (1, 70))
+# Width and height of pictures whose tiles are padded otherwise, or not at all; of the last two as many rows
+# are in the prompt, and not as many stay.
+PADDED = ((45, 30), (28, 61), (60, 60), (100, 9), (1, 70), (66, 38), (14, 74))
 
 
 @pytest.fixture(scope="module")
@@ -570,7 +571,7 @@ def test_pictures_padded_otherwise_answer_as_the_compressed_model_in_torch(
         counts.add((seen.rows, wanted))
         replies.append(runtime.answer("what is it", picture, max_new_tokens=4))
         assert replies[-1].text == small.generate("what is it", picture, max_new_tokens=4).text
-    assert len(counts) >= 4
+    assert {(52, 8 + 16 + 4), (52, 8 + 12 + 12)} < counts
     together = dict(
         runtime.answers([("what is it", one) for one in [*pictures, *pictures]], max_new_tokens=4)
     )
