@@ -50,6 +50,12 @@ CHOICES: Mapping[str, Mapping[str, Any]] = {
     "divprune": {"keep": 0.5},
     "random": {"keep": 0.5},
     "pool": {"keep": 0.5},
+    "visionzip": {"keep": 0.5},
+    "cls_knee": {"keep": 0.5},
+    "wico": {"weights": "projector.safetensors"},
+    "wico_plus": {"layer": 2},
+    "gamma_mod": {"routers": "routers.safetensors"},
+    "mod": {"routers": "routers.safetensors"},
     "fastv": {"layer": 2, "keep": 0.5},
     "skip": {"operators": {"attention": [1]}},
 }

@@ -63,13 +63,10 @@ def test_rtx_builds_engines_with_a_prefill_and_a_decode_profile_for_two_kinds_of
 
 
 @rtx
-<<<<<<< HEAD
 @pytest.mark.parametrize(
-    "kind", ["identity", "window", "heads+frozen+exit", "some run", "leaving, some run"]
+    "kind",
+    ["identity", "window", "leaving", "heads+frozen+exit", "some run", "leaving, some run"],
 )
-=======
-@pytest.mark.parametrize("kind", ["identity", "window", "leaving", "heads+frozen+exit"])
->>>>>>> attack
 def test_rtx_builds_engines_that_write_into_caches_of_fixed_size(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
