@@ -55,7 +55,7 @@ from tests.family_matrix import (
 )
 from tests.hooked import SequenceRows, hooked
 from tests.runtimes import Spy, spied
-from tests.tiny_families import HEADS, KV_HEADS, LAYERS, TinyFamily, changed_model
+from tests.tiny_families import HEADS, KV_HEADS, LAYERS, TinyFamily, changed_model, write_projector
 
 if TYPE_CHECKING:
     from tests.family_shorts import Short
@@ -349,9 +349,17 @@ class FamilyCases:
 
     def refusals(self, made: Made) -> dict[str, str]:
         """Return why a family's model does not take a choice among visual tokens; empty: it does."""
-        found = {}
+        found, dims = {}, made.loaded.facts.decoder
         for name, keys in CHOICES.items():
-            recipe = made.recipe("identity").override({"compress": [{name: dict(keys)}]})
+            asked = dict(keys)
+            if "routers" in asked:
+                asked["routers"] = made.place / f"{name}.safetensors"
+                router = torch.ones(asked.pop("outputs"), dims.hidden)
+                names = (f"model.layers.{i}.router.weight" for i in range(dims.layers))
+                save_file({one: router.clone() for one in names}, asked["routers"])
+            if "weights" in asked:
+                asked["weights"] = write_projector(made.place)
+            recipe = made.recipe("identity").override({"compress": [{name: asked}]})
             try:
                 check_methods(made.loaded.facts, recipe.methods)
             except PlanError as error:

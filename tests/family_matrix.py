@@ -52,14 +52,14 @@ CHOICES: Mapping[str, Mapping[str, Any]] = {
     "pool": {"keep": 0.5},
     "visionzip": {"keep": 0.5},
     "cls_knee": {"keep": 0.5},
-    "wico": {"weights": "projector.safetensors"},
+    "wico": {"weights": ""},
     "wico_plus": {"layer": 2},
-    "gamma_mod": {"routers": "routers.safetensors"},
-    "mod": {"routers": "routers.safetensors"},
+    "gamma_mod": {"routers": "", "outputs": 2},
+    "mod": {"routers": "", "outputs": 1},
     "fastv": {"layer": 2, "keep": 0.5},
     "skip": {"operators": {"attention": [1]}},
 }
-"""Methods without columns of their own, as a recipe asks for them."""
+"""Methods without columns of their own, as a recipe asks for them; files that are drawn."""
 FACTS = "facts"
 """In place of a backend: what a model's facts allow."""
 YES, NOT_SHOWN = "yes", "not shown"
@@ -123,8 +123,9 @@ def taken_row(family: str, file: Path) -> list[str]:
 
 def reason_of(line: str) -> str:
     """Return a refusal without the place that it was met in and names: families and methods share reasons."""
-    line = re.sub(r"^(compress\[\d+\]\.\w+\.(keep: )?|[^:]*: )", "", line.splitlines()[0])
+    line = re.sub(r"^(compress\[\d+\]\.\w+\.(\w+: )?|[^:]*: )", "", line.splitlines()[0])
     line = re.sub(r"\bpictures of \w+ (?=are|have)", "pictures ", line)
+    line = re.sub(r"\bof \w+ models\b", "of such models", line)
     return re.sub(r"; leave \w+ out$", "", re.sub(r"\btiny-\w+", "the model", line))
 
 

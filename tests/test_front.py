@@ -82,7 +82,14 @@ from tests.family_matrix import TORCH
 from tests.flops import flops_by_layer
 from tests.runtimes import Spy
 from tests.test_qwen_vl_engines import SIZES, wide
-from tests.tiny_families import IMAGE, TinyFamily, clip_section, text_section, write_model
+from tests.tiny_families import (
+    IMAGE,
+    TinyFamily,
+    clip_section,
+    text_section,
+    write_model,
+    write_projector,
+)
 from vtcompress.stages.checks.recipe import check_plan_rules
 
 
@@ -147,24 +154,6 @@ CASES = [(family, one) for one in METHODS for family in FAMILIES_OF.get(one, THR
 # Families whose pictures have grids of their own, and the cells of the largest.
 OWN_GRIDS = {"llava_next": 72, "llava_onevision": 40, "qwen2_vl": 97}
 CASES += [(family, one) for family in OWN_GRIDS for one in ("gprune", "random")]
-
-
-def write_projector(folder: Path, width: int = 32, inner: int = 64, hidden: int = 64) -> Path:
-    """Write a drawn projector of WiCo with the names of the released code, and return its file."""
-    generator = torch.Generator().manual_seed(7)
-    sizes: dict[str, tuple[int, ...]] = {
-        f"self_att.0.self_attn.{name}_proj": (width, width) for name in ("q", "k", "v", "out")
-    }
-    sizes |= {"self_att.0.mlp.fc1": (inner, width), "self_att.0.mlp.fc2": (width, inner)}
-    sizes |= {"window_proj": (hidden, 4 * width), "patch_proj": (2 * hidden, width)}
-    sizes |= {f"self_att.0.layer_norm{number}": (width,) for number in (1, 2)}
-    tensors = {
-        f"model.mm_projector.{name}.{kind}": torch.randn(shape, generator=generator) * 0.2 + add
-        for name, size in sizes.items()
-        for kind, shape, add in (("weight", size, float(len(size) == 1)), ("bias", size[:1], 0.0))
-    }
-    save_file(tensors, folder / "projector.safetensors")
-    return folder / "projector.safetensors"
 
 
 def rule_of(family: str, method: str, rows: int, weights: Path) -> Rule:

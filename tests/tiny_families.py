@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from compressor.schema.sections import ImageSection
 
@@ -157,3 +158,21 @@ def write_model(kind: Any, config: Any, processor: Any, folder: Path, seed: int 
     model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+
+
+def write_projector(folder: Path, width: int = 32, inner: int = 64, hidden: int = 64) -> Path:
+    """Write a drawn projector of WiCo with the names of the released code, and return its file."""
+    generator = torch.Generator().manual_seed(7)
+    sizes: dict[str, tuple[int, ...]] = {
+        f"self_att.0.self_attn.{name}_proj": (width, width) for name in ("q", "k", "v", "out")
+    }
+    sizes |= {"self_att.0.mlp.fc1": (inner, width), "self_att.0.mlp.fc2": (width, inner)}
+    sizes |= {"window_proj": (hidden, 4 * width), "patch_proj": (2 * hidden, width)}
+    sizes |= {f"self_att.0.layer_norm{number}": (width,) for number in (1, 2)}
+    tensors = {
+        f"model.mm_projector.{name}.{kind}": torch.randn(shape, generator=generator) * 0.2 + add
+        for name, size in sizes.items()
+        for kind, shape, add in (("weight", size, float(len(size) == 1)), ("bias", size[:1], 0.0))
+    }
+    save_file(tensors, folder / "projector.safetensors")
+    return folder / "projector.safetensors"
