@@ -215,12 +215,13 @@ def test_no_layer_has_more_nodes_than_its_cuts_need(
 ) -> None:
     one = graphs(name, grid)
     kinds = [(layer.window, layer.window_causal, layer.split) for layer in one.plan.layers]
+    whole = next((x.index for x in one.plan.layers if x.run is None), None)
     for index, count in layer_nodes(one.path).items():
         layer = one.plan.layers[index]
-        # What layers share is made in the first of them: in layer 0, where a kind of window begins, and where
-        # visual rows leave.
+        # What layers share is made in the first of them: in layer 0, in the first that all rows run, where a
+        # kind of window begins, and where visual rows leave.
         begins = layer.window is not None and kinds.index(kinds[index]) == index
-        begins |= layer.keep is not None
+        begins |= layer.keep is not None or index == whole
         most = NODES + OF_ALL_LAYERS * (index == 0 or begins) + OF_MASKED * layer.masked
         most += OF_SPLIT_HEADS * layer.split + OF_A_WINDOW * (layer.window is not None)
         most += OF_GOING_WITHOUT * (layer.without is not None)

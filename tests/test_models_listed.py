@@ -68,5 +68,5 @@ def test_a_key_that_reads_the_grid_is_refused_where_there_is_none() -> None:
     assert {key for _, key in of_grid} == set(asked)
     for method, key in of_grid:
         entry = method.model_validate({key: asked[key]})
-        (line,) = entry.problems(facts(token_grid=None, cell=2), Evidence(where="here"))
+        line, *_ = entry.problems(facts(token_grid=None, cell=2), Evidence(where="here"))
         assert line.startswith(f"here.{key}: ")
