@@ -55,7 +55,7 @@ def test_a_family_of_a_package_is_listed_with_it(
         assert method["applies"] != any(kind.model_fields[k].is_required() for k in kind.by_grid)
     shown = " ".join(vt("models")[1].split())
     names = [method["name"] for method in toy["methods"] if not method["applies"]]
-    assert {"gprune", "pool"} <= {*names}
+    assert {"divprune", "pool"} <= {*names}
     assert f"not {', '.join(names)}: rows are arranged anew" in re.sub(r"[│ ]+", " ", shown)
     row = next(line for line in vt("models")[1].splitlines() if "toy-families" in line)
     assert "not told" in row

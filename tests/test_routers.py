@@ -21,6 +21,7 @@ from compressor.methods.mixture.mod import Mod
 from compressor.methods.mixture.ranks import ARANK
 from compressor.methods.visual_exit import VisualExit
 from compressor.plan.edits import identity_plan
+from compressor.plan.kept import rows_going_on
 from compressor.plan.plan import Plan
 from compressor.planner import make_plan
 from compressor.recipe import load_recipe
@@ -71,7 +72,7 @@ def test_layers_that_are_not_dense_are_run_by_the_share_and_the_plan_knows_the_f
     assert plan.methods == ("gamma_mod",)
     lengths = [cache.length for cache in plan.caches()]
     assert lengths == ["past", "past_runs_1", "past_runs_1", "past"]
-    assert plan.changed_by_length()["past_runs_1"][0].rows(24) == 12
+    assert rows_going_on(24, plan.changed_by_length()["past_runs_1"]) == 12
     published = make_plan(
         facts(dims(layers=6, hidden=HIDDEN)),
         DIGEST,
@@ -269,7 +270,7 @@ def test_what_cannot_be_planned_is_refused(two: Path, one: Path) -> None:
             [Mod(routers=one, keep=0.5), FastV(layer=1)],
             "of each tile, and tiles have another",
         ),
-        (sized, [Mod(routers=one)], "pictures of made-up have sizes of their own"),
+        (sized, [Mod(routers=one)], "pictures of made-up have grids of their own"),
     ):
         with pytest.raises(PlanError, match=problem):
             make_plan(facts_, DIGEST, methods)
