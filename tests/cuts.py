@@ -132,9 +132,20 @@ OPTIONS: dict[str, dict[str, Any]] = {"head norms": {"qk_norm": True}}
 CASES = [(name, kv_heads) for name in CUTS for kv_heads in (2, 4)]
 
 
+def _on(layer: LayerPlan, grid: tuple[int, int]) -> LayerPlan:
+    """Return a layer in which the same share goes on of the rows of another grid."""
+    times = grid[0] * grid[1] // IMAGE
+    if layer.keep is None:
+        return layer
+    more = {"count": layer.keep.count * times, "of": layer.keep.of * times}
+    return layer.model_copy(update={"keep": layer.keep.model_copy(update=more)})
+
+
 def plan_of(name: str, kv_heads: int, grid: tuple[int, int] = GRID, **changes: Any) -> Plan:
     facts = model(kv_heads, grid, **OPTIONS.get(name.split(":", maxsplit=1)[0], {}), **changes)
-    return Plan(model=facts, model_digest="0" * 64, layers=tuple(CUTS[name]))
+    return Plan(
+        model=facts, model_digest="0" * 64, layers=tuple(_on(layer, grid) for layer in CUTS[name])
+    )
 
 
 def tensors_of(plan: Plan) -> dict[str, torch.Tensor]:
