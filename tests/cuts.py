@@ -174,9 +174,18 @@ OPTIONS: dict[str, dict[str, Any]] = {"head norms": {"qk_norm": True}}
 CASES = [(name, kv_heads) for name in CUTS for kv_heads in (2, 4)]
 
 
+def _on(layer: LayerPlan, grid: tuple[int, int]) -> LayerPlan:
+    """Return a layer in which the same share goes on of the rows of another grid."""
+    times = grid[0] * grid[1] // IMAGE
+    if layer.keep is None:
+        return layer
+    more = {"count": layer.keep.count * times, "of": layer.keep.of * times}
+    return layer.model_copy(update={"keep": layer.keep.model_copy(update=more)})
+
+
 def plan_of(name: str, kv_heads: int, grid: tuple[int, int] = GRID, **changes: Any) -> Plan:
     facts = model(kv_heads, grid, **OPTIONS.get(name.split(":", maxsplit=1)[0], {}), **changes)
-    layers = [_of_tile(layer, facts.tile_rows) for layer in CUTS[name]]
+    layers = [_of_tile(_on(layer, grid), facts.tile_rows) for layer in CUTS[name]]
     if name.startswith(GROWN):
         grown = Growth(count=2 * facts.tile_rows + 1, of=facts.tile_rows, by="wico_plus")
         layers[1] = layers[1].model_copy(update={"grow": grown})

@@ -87,12 +87,14 @@ class WholeGrown(Whole):
         size = made.loaded.facts.tile_rows
         self.of, self.rows = len(rule(np.zeros((size, 1)))[1]), rows
 
-    def answered(self, messages: list[dict[str, Any]]) -> tuple[list[int], NDArray[np.float32]]:
+    def answered(
+        self, messages: list[dict[str, Any]], starts: list[int]
+    ) -> tuple[list[int], NDArray[np.float32]]:
         with ExitStack() as stack:
             for number, layer in enumerate(self.made.layers):
                 if number >= LAYER:
                     stack.enter_context(self._growing(layer, first=number == LAYER))
-            return super().answered(messages)
+            return super().answered(messages, starts[:1])
 
     @contextmanager
     def _growing(self, layer: Any, *, first: bool) -> Iterator[None]:

@@ -48,7 +48,7 @@ from tests import facts
 from tests.artifacts import make_artifact
 from tests.conftest import shared
 from tests.family_cases import Made
-from tests.test_front import FAMILIES
+from tests.test_front import FAMILIES, THREE_KINDS
 from tests.test_html_report import ASKED, Structure
 from vtcompress.stages.report import read_report
 
@@ -131,7 +131,7 @@ def core(made: Made, method: dict[str, Any] | None) -> tuple[RuntimeCore, Manife
     return runtime, Manifest(files={}, **facts.manifest_fields(plan, **given))
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=THREE_KINDS)
 def made(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> Made:
     return Made(FAMILIES[request.param], shared(pytestconfig) / "families")
 

@@ -72,12 +72,16 @@ class FrontChooser(Method):
         return (Claim(Trait.FRONT, cls.name),)
 
     def problems(self, facts: ModelFacts, evidence: Evidence) -> list[str]:
+        """Return what `unfit` does."""
+        return self.unfit(facts, evidence.where)
+
+    def unfit(self, facts: ModelFacts, where: str) -> list[str]:
         """Return that the rule does not go with the model's pictures."""
         reason = why_no_tiles(facts) if self.by_grid else None
         if reason is None:
             return []
         given = "".join(f".{key}" for key in self.by_grid if key in self.model_fields_set)
-        return [f"{evidence.where}{given}: {reason}, and {self.why_by_grid}; leave {self.name} out"]
+        return [f"{where}{given}: {reason}, and {self.why_by_grid}; leave {self.name} out"]
 
     @abstractmethod
     def front_rule(self, facts: ModelFacts) -> FrontRule:
@@ -93,12 +97,12 @@ class FrontMethod(FrontChooser):
 
     keep: KeptShare
 
-    def problems(self, facts: ModelFacts, evidence: Evidence) -> list[str]:
+    def unfit(self, facts: ModelFacts, where: str) -> list[str]:
         """Return also that no row would be kept."""
-        rows, found = facts.tile_rows, super().problems(facts, evidence)
+        rows, found = facts.tile_rows, super().unfit(facts, where)
         if found or self.rows_kept(facts) >= 1:
             return found
-        return [f"{evidence.where}.keep: {self.keep:g} of {rows} visual tokens is none; give more"]
+        return [f"{where}.keep: {self.keep:g} of {rows} visual tokens is none; give more"]
 
     def rows_kept(self, facts: ModelFacts) -> int:
         """Return k, of the model's tiles: the share, rounded down."""

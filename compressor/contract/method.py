@@ -255,6 +255,10 @@ class Method(RecipeSection, ABC):
         """Return what of the entry the model rules out, layers that are named aside."""
         return []
 
+    def unfit(self, facts: ModelFacts, where: str) -> list[str]:
+        """Return what of the entry the facts of a model alone rule out, whatever files it names."""
+        return []
+
     @abstractmethod
     def apply(self, plan: Plan, evidence: Evidence) -> Plan:
         """Return the plan with the method applied to what others made.

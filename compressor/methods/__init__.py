@@ -14,7 +14,7 @@ from pydantic import ValidationError, create_model
 from compressor.contract.choice import LayerScore, RunRule
 from compressor.contract.gated import GatedMethod
 from compressor.contract.measure import Measure
-from compressor.contract.method import Evidence, Method, MethodWords, Trait, Turn
+from compressor.contract.method import Method, MethodWords, Trait, Turn
 from compressor.entry_points import taken
 from compressor.errors import PlanError
 from compressor.facts import ModelFacts
@@ -194,7 +194,7 @@ def front_chooser(front: Kept, facts: ModelFacts) -> Method:
         raise PlanError(
             [f"front: {front.by} does not choose which visual rows enter; name a method that does"]
         )
-    if problems := found.problems(facts, Evidence(where=front.by)):
+    if problems := found.unfit(facts, front.by):
         raise PlanError(f"front: {problem}" for problem in problems)
     count = found.rows_kept(facts)
     if count not in (None, front.count):

@@ -120,15 +120,15 @@ class ClsKnee(FrontChooser):
         """Return the knee, unless a share is given."""
         return (CLASS_KNEE,) if self.keep is None else ()
 
-    def problems(self, facts: ModelFacts, evidence: Evidence) -> list[str]:
+    def unfit(self, facts: ModelFacts, where: str) -> list[str]:
         """Return also that visual tokens are no patches of a tower with a class token, or none would stay."""
-        if found := super().problems(facts, evidence):
+        if found := super().unfit(facts, where):
             return found
         if (reason := why_no_tower(facts, class_token=True)) is not None:
-            return [f"{evidence.where}: {reason}; leave {self.name} out"]
+            return [f"{where}: {reason}; leave {self.name} out"]
         if self.rows_kept(facts) == 0:
             return [
-                f"{evidence.where}.keep: {self.keep:g} of {facts.tile_rows} visual tokens is none; give more"
+                f"{where}.keep: {self.keep:g} of {facts.tile_rows} visual tokens is none; give more"
             ]
         return []
 

@@ -72,19 +72,19 @@ class Pooling(FrontMethod):
     baseline: ClassVar[bool] = True
     why_by_grid: ClassVar[str] = "which of them make up a block is written into the graph"
 
-    def problems(self, facts: ModelFacts, evidence: Evidence) -> list[str]:
+    def unfit(self, facts: ModelFacts, where: str) -> list[str]:
         """Return also that visual tokens have no grid."""
         if facts.token_grid is None and not facts.grids_differ:
             return [
-                f"{evidence.where}.keep: visual tokens of {facts.name} have no grid, so there are no "
+                f"{where}.keep: visual tokens of {facts.name} have no grid, so there are no "
                 "neighbours to pool; leave it out"
             ]
         if facts.decoder.deepstack:
             return [
-                f"{evidence.where}.keep: {facts.name} adds further rows of its vision tower to visual tokens "
+                f"{where}.keep: {facts.name} adds further rows of its vision tower to visual tokens "
                 "behind its first layers, and these are not pooled; leave it out"
             ]
-        return super().problems(facts, evidence)
+        return super().unfit(facts, where)
 
     def counts(self, facts: ModelFacts) -> tuple[int, int]:
         """Return rows and columns of blocks."""

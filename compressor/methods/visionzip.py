@@ -32,7 +32,7 @@ from pydantic import Field
 
 from compressor.contract.choice import Front, FrontChoice, FrontRule, TowerPass, rows_at
 from compressor.contract.front import FrontMethod, why_no_tower
-from compressor.contract.method import Evidence, MethodWords
+from compressor.contract.method import MethodWords
 from compressor.facts import ModelFacts
 from compressor.plan.kept import rows_of_share
 from compressor.schema.problems import allowed
@@ -121,11 +121,11 @@ class VisionZip(FrontMethod):
 
     contextual: MergedShare = 0.16
 
-    def problems(self, facts: ModelFacts, evidence: Evidence) -> list[str]:
+    def unfit(self, facts: ModelFacts, where: str) -> list[str]:
         """Return also that visual tokens are no patches, or that the layer is not read."""
-        found = super().problems(facts, evidence)
+        found = super().unfit(facts, where)
         reason = None if found else why_no_tower(facts, layers_read=LAYER)
-        return found if reason is None else [f"{evidence.where}: {reason}; leave {self.name} out"]
+        return found if reason is None else [f"{where}: {reason}; leave {self.name} out"]
 
     def front_rule(self, facts: ModelFacts) -> FrontRule:
         """Return the rule; see the module."""

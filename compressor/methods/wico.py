@@ -111,16 +111,20 @@ class WiCo(FrontChooser):
 
     weights: WeightsPath | None = None
 
-    def problems(self, facts: ModelFacts, evidence: Evidence) -> list[str]:
-        """Return also that patches have no windows, or that the weights are missing or do not fit."""
-        if found := super().problems(facts, evidence):
+    def unfit(self, facts: ModelFacts, where: str) -> list[str]:
+        """Return also that patches have no windows."""
+        if found := super().unfit(facts, where):
             return found
         reason = why_no_tower(facts, layers_read=STATE)
         if reason is None and any(side % SIDE for side in facts.token_grid or ()):
             rows, columns = facts.token_grid or (0, 0)
             reason = f"a grid of {rows} x {columns} patches has no windows of {SIDE} x {SIDE}"
-        if reason is not None:
-            return [f"{evidence.where}: {reason}; leave {self.name} out"]
+        return [] if reason is None else [f"{where}: {reason}; leave {self.name} out"]
+
+    def problems(self, facts: ModelFacts, evidence: Evidence) -> list[str]:
+        """Return also that the weights are missing or do not fit."""
+        if found := super().problems(facts, evidence):
+            return found
         place = f"{evidence.where}.weights"
         if self.weights is None:
             return [
