@@ -157,12 +157,7 @@ CUTS |= {
         cut(2, run=GAMMA.model_copy(update={"count": 8}), without="mlp"),
         dead(3, run=GAMMA),
     ],
-    "leaving, some of them run": [
-        cut(0, run=GAMMA),
-        cut(1),
-        cut(2, keep=KEPT[0], run=GAMMA),
-        dead(3),
-    ],
+    "some run, then leaving": [cut(0, run=GAMMA), cut(1), cut(2, keep=KEPT[0]), dead(3)],
 }
 ANEW = tuple(
     name for name, layers in CUTS.items() if any(x.run and x.run.by == "gamma_mod" for x in layers)

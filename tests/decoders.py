@@ -98,7 +98,7 @@ def plan_of(kind: str) -> Plan:
         ),
         "some run": leave_out(run_some(plan, {0: scaled, 1: scaled}), {1: ("mlp",)}, "skip"),
         "some run anew": freeze(run_some(turned, {0: anew, 1: anew, 2: anew}), (1,), "shortv"),
-        "leaving, some run": run_some(keep_at(plan, 1, kept), {1: anew, 2: anew}),
+        "some run, then leaving": run_some(keep_at(plan, 2, kept), {0: anew}),
         "frozen": freeze(plan, (0, 1), "shortv"),
         "exit": leave(plan, 1, "visual_exit"),
         "staged": plan.model_copy(update={"gates": gates}),
@@ -107,9 +107,9 @@ def plan_of(kind: str) -> Plan:
     }[kind]
 
 
-KINDS = ("identity", "goes without", "leaving", "growing", "some run", "some run anew", "leaving, some run",
-         "frozen", "exit", "staged", "heads+neurons", "window", "masked", "heads+frozen+exit", "three axes",
-         "three axes, staged")  # fmt: skip
+KINDS = ("identity", "goes without", "leaving", "growing", "some run", "some run anew",
+         "some run, then leaving", "frozen", "exit", "staged", "heads+neurons", "window", "masked",
+         "heads+frozen+exit", "three axes", "three axes, staged")  # fmt: skip
 
 
 def real_plan() -> Plan:

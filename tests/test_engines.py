@@ -65,7 +65,7 @@ def test_rtx_builds_engines_with_a_prefill_and_a_decode_profile_for_two_kinds_of
 @rtx
 @pytest.mark.parametrize(
     "kind",
-    ["identity", "window", "leaving", "heads+frozen+exit", "some run", "leaving, some run"],
+    ["identity", "window", "leaving", "heads+frozen+exit", "some run", "some run, then leaving"],
 )
 def test_rtx_builds_engines_that_write_into_caches_of_fixed_size(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

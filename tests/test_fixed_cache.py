@@ -75,7 +75,7 @@ PLANS: dict[str, Sequence[LayerPlan]] = {
     "leaving": [cut(0), cut(1, keep=KEPT[0]), cut(2, keep=KEPT[1]), dead(3)],
     "growing": [cut(0), cut(1, grow=Growth(count=30, of=IMAGE, by="wico_plus")), cut(2), gone(3)],
     "some run": [cut(0), cut(1, run=MOD), cut(2, run=MOD, groups=(1,)), dead(3)],
-    "some run anew": [cut(0, run=GAMMA), cut(1), cut(2, keep=KEPT[0], run=GAMMA), dead(3)],
+    "some run anew": [cut(0, run=GAMMA), cut(1), cut(2, keep=KEPT[0]), dead(3)],
     "staged": [cut(0), cut(1), cut(2)],
 }
 

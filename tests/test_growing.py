@@ -39,7 +39,7 @@ from export.graphs.limits import Limits
 from export.graphs.profiles import profiles_of
 from export.graphs.spec import GraphSpec, decoder_graph
 from tests import facts
-from tests.chosen import Rule, Whole, means
+from tests.chosen import Rule, Tile, Whole, means
 from tests.conftest import shared
 from tests.cuts import HIDDEN, LAYERS, model, tensors_of
 from tests.family_cases import (
@@ -85,7 +85,8 @@ class WholeGrown(Whole):
     def __init__(self, made: Made, rule: Rule, rows: int) -> None:
         super().__init__(made, rule)
         size = made.loaded.facts.tile_rows
-        self.of, self.rows = len(rule(np.zeros((size, 1)))[1]), rows
+        tile = Tile(np.zeros((size, 1)), torch.zeros(0), None)
+        self.of, self.rows = len(rule(tile)[1]), rows
 
     def answered(
         self, messages: list[dict[str, Any]], starts: list[int]
@@ -166,7 +167,7 @@ class GrowingCases:
         assert kept.token_ids == spoken.token_ids
 
     def test_more_tokens_than_there_were_move_text_behind_them_on(self, made: MadeToGrow) -> None:
-        whole = WholeGrown(made, lambda f: (f, np.arange(len(f))), MORE)
+        whole = WholeGrown(made, lambda tile: (tile.rows, np.arange(len(tile.rows))), MORE)
         runtime, spy = made.runtime("to more than there were", "torch")
         for name in PROMPTS[:3]:
             self.compare(whole, *ask(made, runtime, spy, name), name)

@@ -128,7 +128,7 @@ def test_a_plan_is_read_back_and_its_rules_are_made_again(two: Path, tmp_path: P
 def test_what_becomes_of_a_picture_does_not_depend_on_the_question(two: Path) -> None:
     plan = make_plan(model(2), DIGEST, [GammaMod(routers=two, dense=(0, 3))])
     assert not decoder_graph(plan, "float32", "last").reads_question
-    leaving = make_plan(model(2), DIGEST, [GammaMod(routers=two, dense=(0, 1, 3)), FastV(layer=1)])
+    leaving = make_plan(model(2), DIGEST, [GammaMod(routers=two, dense=(1, 2, 3)), FastV(layer=2)])
     assert decoder_graph(leaving, "float32", "last").reads_question
 
 
@@ -269,6 +269,11 @@ def test_what_cannot_be_planned_is_refused(two: Path, one: Path) -> None:
             model(2),
             [Mod(routers=one, keep=0.5), FastV(layer=1)],
             "of each tile, and tiles have another",
+        ),
+        (
+            model(2),
+            [GammaMod(routers=two, dense=(0, 1)), FastV(layer=1)],
+            "layer 2: 6 of 12 visual rows run it, and some have left by then",
         ),
         (sized, [Mod(routers=one)], "pictures of made-up have grids of their own"),
     ):

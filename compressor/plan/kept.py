@@ -57,7 +57,8 @@ def rows_going_on(visual: int, choices: Iterable[tuple[int, int]]) -> int:
         choices: k and n of each, one after the other.
     """
     for count, of in choices:
-        visual = (visual * count + of - 1) // of
+        # In this form the exporter sees that no more go on than there are.
+        visual -= visual * (of - count) // of
     return visual
 
 

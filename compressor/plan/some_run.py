@@ -31,6 +31,9 @@ def why_not(layers: Sequence[LayerPlan], model: ModelFacts, tile: int) -> str | 
         if index + 1 in keeps:
             return f"{where}, so what it reads of them all cannot decide which go on at layer {index + 1}"
         if run.within == "call":
+            if any(layer <= index for layer in keeps):
+                # A share of a share of V: torch.export (2.13.0) cannot bound it for all of them.
+                return f"{where}, and some have left by then: such a graph cannot be exported"
             continue
         if (reason := why_no_tiles(model)) is not None:
             return f"layer {index}: {reason}"
