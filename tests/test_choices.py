@@ -35,7 +35,11 @@ class Tiny:
     decoder: Decoder
     places: tuple[int, ...] = (0, 3, 4, 7, 9)
 
-    def vision(self, pixels: np.ndarray, _: object) -> VisualRows:
+    @property
+    def rows_kept(self) -> int | None:
+        return self.plan.rows_kept
+
+    def vision(self, pixels: np.ndarray, _: object = None) -> VisualRows:
         rng = np.random.default_rng(3)
         see = rng.normal(size=(pixels[0].size, IMAGE * HIDDEN)) / pixels[0].size ** 0.5
         rows = (pixels.reshape(len(pixels), -1) @ see).reshape(-1, IMAGE, HIDDEN).astype(np.float32)

@@ -21,7 +21,7 @@ from tests.test_family_llava import TestLlava as Llava
 
 FASTV = {"fastv": {"layer": 2, "keep": 0.6}}
 BOTH: dict[str, tuple[Entries, Rule]] = {
-    "llava": ([FASTV, {"gprune": {"keep": 0.5}}], gprune(0.5)),
+    "llava": ([FASTV, {"gprune": {"keep": 0.5}}], gprune(0.5, 16)),
     "internvl": ([{"divprune": {"keep": 0.77}}, FASTV], divprune(0.77)),
     "fastv alone": ([FASTV], at([*range(16)])),
 }

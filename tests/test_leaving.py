@@ -220,7 +220,7 @@ def test_at_odd_shares_work_and_caches_are_those_of_the_graph(share: float, tmp_
         for method in METHODS
         if issubclass(method, FrontMethod)
     }
-    assert len(plans) == 6
+    assert len(plans) == 7
     graphs: dict[str, Path] = {}
     for name, plan in plans.items():
         decoder = plan.model_copy(update={"front": None})
