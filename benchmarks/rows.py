@@ -5,6 +5,7 @@ random weights and the prompt are those of `benchmarks.decoder`: 24 layers, hidd
 rows, fp32. Each plan is timed in turns with the naive original on the same weights.
 
 What a choice in front costs is in the vision graph and is not timed here: the decoder gets every other row.
+Routers are drawn.
 
 Exit code 0 if all wanted bounds hold, 1 if one is missed.
 """
@@ -18,9 +19,9 @@ from pathlib import Path
 from typing import get_args
 
 from benchmarks.decoder_calls import Calls
-from benchmarks.decoder_models import TEXT, facts, in_own_process, random_weights
+from benchmarks.decoder_models import HIDDEN, TEXT, facts, in_own_process, random_weights
 from benchmarks.interleaved import Clock, Ratio, huge_pages, in_turns, on_huge_pages, ratio
-from compressor.methods import CompressEntry, layer_scores
+from compressor.methods import CompressEntry, layer_scores, run_rules
 from compressor.plan.cost import predict, predicted_speedup
 from compressor.plan.plan import Plan, Workload
 from compressor.planner import make_plan
@@ -28,6 +29,7 @@ from export.backends.onnxruntime import OnnxSession
 from export.graphs.spec import GraphSpec, decoder_graph
 
 AT_LEAST = 0.9
+ROUTERS = "routers.safetensors"
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,11 @@ class Case:
 
     Attributes:
         name: of it.
-        compress: the recipe's entries.
+        compress: the recipe's entries; `routers` stands for a file of drawn ones.
     """
 
     name: str
-    compress: tuple[dict[str, object], ...]
+    compress: tuple[dict[str, dict[str, object]], ...]
 
 
 CASES = (
@@ -51,12 +53,18 @@ CASES = (
         "half in front, of them half at 3",
         ({"divprune": {"keep": 0.5}}, {"fastv": {"layer": 3, "keep": 0.5}}),
     ),
+    Case("mod, half in every other layer", ({"mod": {"keep": 0.5, "routers": ROUTERS}},)),
 )
 
 
-def plan_of(case: Case, layers: int, vocab: int) -> Plan:
-    """Return the plan of a case."""
-    methods = [CompressEntry.model_validate(entry).method for entry in case.compress]
+def plan_of(case: Case, layers: int, vocab: int, folder: Path) -> Plan:
+    """Return the plan of a case; routers lie in the folder."""
+    entries = [
+        {name: keys | ({"routers": folder / ROUTERS} if "routers" in keys else {})}
+        for entry in case.compress
+        for name, keys in entry.items()
+    ]
+    methods = [CompressEntry.model_validate(entry).method for entry in entries]
     return make_plan(facts(layers, vocab), "random", methods, workload=Workload(text=TEXT))
 
 
@@ -70,16 +78,26 @@ def specs_of(plan: Plan) -> dict[str, GraphSpec]:
 
 def build(folder: Path, case: Case, layers: int, vocab: int) -> None:
     """Write both graphs of a case; runs in a process of its own, so that torch is gone before timing."""
+    import torch
+    from safetensors.torch import save_file
+
     from compressor.decoder import decoder_from
     from export.writer.weights import SharedWeights
     from export.writer.write import export_decoder, save_graph
 
-    plan = plan_of(case, layers, vocab)
-    tensors = random_weights(plan.model.decoder)
+    generator = torch.Generator().manual_seed(0)
+    routers = {
+        f"layers.{i}.router.weight": torch.randn(1, HIDDEN, generator=generator) / HIDDEN**0.5
+        for i in range(layers)
+    }
+    save_file({f"model.{name}": router for name, router in routers.items()}, folder / ROUTERS)
+    plan = plan_of(case, layers, vocab, folder)
+    tensors = random_weights(plan.model.decoder) | routers
     plans = {"naive": plan.naive(), "fewer": plan}
     with SharedWeights(folder) as weights:
         for name, spec in specs_of(plan).items():
-            decoder = decoder_from(plans[name], tensors, scores=layer_scores(plans[name]))
+            own = plans[name]
+            decoder = decoder_from(own, tensors, scores=layer_scores(own), runs=run_rules(own))
             save_graph(export_decoder(decoder, spec), folder / spec.file, weights)
 
 
@@ -119,9 +137,9 @@ def _times(folder: Path, plan: Plan, options: argparse.Namespace) -> tuple[Ratio
 
 
 def _run(case: Case, options: argparse.Namespace) -> dict[str, object]:
-    plan = plan_of(case, options.layers, options.vocab)
     with tempfile.TemporaryDirectory(prefix="vtcompress-bench-") as name:
         in_own_process(build, Path(name), case, options.layers, options.vocab)
+        plan = plan_of(case, options.layers, options.vocab, Path(name))
         found, kv = _times(Path(name), plan, options)
     predicted = predicted_speedup(plan)
     share = found.of_least / predicted
