@@ -204,6 +204,13 @@ def test_what_is_no_file_of_routers_is_refused(tmp_path: Path) -> None:
             make_plan(model(2), DIGEST, [Mod(routers=file)])
 
 
+def test_a_recipe_whose_entries_read_no_weights_refuses_gates_and_routers(two: Path) -> None:
+    with pytest.raises(
+        RecipeError, match="no entry reads gates or routers, so there is no use for"
+    ):
+        load_recipe("gprune").with_gates(two)
+
+
 def test_a_plan_is_not_used_with_other_routers(two: Path, one: Path) -> None:
     plan = make_plan(model(2), DIGEST, [GammaMod(routers=two, dense=(0,))])
     plan.check_routers(RouterFile.read(two).digest)
