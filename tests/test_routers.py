@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import vtcompress
 from compressor.contract.measure import Measured
 from compressor.contract.method import CannotError, Evidence
 from compressor.decoder.weights import load_routers
@@ -208,7 +209,7 @@ def test_a_recipe_whose_entries_read_no_weights_refuses_gates_and_routers(two: P
     with pytest.raises(
         RecipeError, match="no entry reads gates or routers, so there is no use for"
     ):
-        load_recipe("gprune").with_gates(two)
+        vtcompress.load_recipe("gprune").with_gates(two)
 
 
 def test_a_plan_is_not_used_with_other_routers(two: Path, one: Path) -> None:
