@@ -156,9 +156,12 @@ class ModelFacts(Facts):
 
     def places(self, tokens: int, image_tokens: int) -> int:
         """Return how many places so many tokens of a prompt take, of which some are image tokens."""
-        if self.tile_places is None:
-            return tokens
-        return tokens - image_tokens // self.tile_rows * (self.tile_rows - self.tile_places)
+        return tokens - image_tokens // self.tile_rows * (self.tile_rows - self.places_of_tile)
+
+    @property
+    def places_of_tile(self) -> int:
+        """Places of the prompt that the image tokens of one tile take."""
+        return self.tile_rows if self.tile_places is None else self.tile_places
 
     @property
     def tile_rows(self) -> int:

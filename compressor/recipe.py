@@ -129,7 +129,9 @@ class Recipe(RecipeSection):
         """
         found = next((method for method in self.methods if method.weights_key), None)
         if found is None:
-            raise RecipeError([f"compress: {no_gates()}, so there is no use for gates"])
+            raise RecipeError(
+                ["compress: no entry reads gates or routers, so there is no use for gates"]
+            )
         return self._with_file(found.name, found.weights_key, path)
 
     def with_weights(self, path: Path) -> "Recipe":

@@ -199,6 +199,7 @@ def test_gates_that_do_not_fit_are_refused_before_weights_are_loaded(
         "layer 2 out of candidates": ({}, {}),
         "trained on another model": ({}, {"model_digest": "f" * 64}),
         "shape [8, 64], this model (hidden 64)": ({}, {}),
+        "visual_gates_router.1.w1.weight: NaN or infinite values": ({}, {}),
     }
     good = {f"visual_gates_router.{i}.{p}.weight": t for i in range(3)
             for p, t in (("w1", torch.ones(8, 128)), ("w2", torch.ones(2, 8)))}  # fmt: skip
@@ -208,6 +209,9 @@ def test_gates_that_do_not_fit_are_refused_before_weights_are_loaded(
     cases["trained on another model"][0].update(good)
     cases["shape [8, 64], this model (hidden 64)"][0].update(
         good | {"visual_gates_router.1.w1.weight": torch.ones(8, 64)}
+    )
+    cases["visual_gates_router.1.w1.weight: NaN or infinite values"][0].update(
+        good | {"visual_gates_router.1.w1.weight": torch.full((8, 128), torch.inf)}
     )
     for number, (words, (tensors, metadata)) in enumerate(cases.items()):
         path = tmp_path / f"{number}.safetensors"

@@ -862,6 +862,10 @@ def test_a_projector_s_weights_are_found_again_and_others_are_refused(
             "none of the tensors that are read are in it, but other.layer_norm1.bias, other.l",
         ),
         ("without", "window_proj.bias: missing; give the whole file"),
+        (
+            "NaN",
+            "window_proj.bias: NaN or infinite values; take an earlier checkpoint of the training",
+        ),
         ("shape", "window_proj.weight: shape [64, 64], this model needs [64, 128]; give weights"),
     ],
 )
@@ -880,6 +884,9 @@ def test_weights_of_a_projector_that_cannot_be_used_are_refused_by_name(
         case "names":
             renamed = ((k.split(".0.")[-1], v) for k, v in tensors.items() if ".0." in k)
             save_file({f"other.{name}": v for name, v in renamed}, file)
+        case "NaN":
+            broken = (n for n in tensors if n.endswith("window_proj.bias"))
+            save_file(tensors | {n: tensors[n] / 0 for n in broken}, file)
         case "without":
             save_file({k: v for k, v in tensors.items() if "window_proj.bias" not in k}, file)
     tower = TowerFacts(class_token=True, layers=6, layers_read=5, width=32)

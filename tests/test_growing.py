@@ -28,7 +28,13 @@ from compressor.methods.pool import Pooling
 from compressor.methods.visual_exit import VisualExit
 from compressor.methods.wico_plus import WicoPlus
 from compressor.plan.cost import layer_flops, predict
-from compressor.plan.edits import freeze, grow_at, identity_plan, keep_in_front
+from compressor.plan.edits import (
+    freeze,
+    grow_at,
+    identity_plan,
+    keep_in_front,
+    numbered_anew,
+)
 from compressor.plan.growth import Growth
 from compressor.plan.plan import Plan
 from compressor.planner import check_methods, make_plan
@@ -234,6 +240,25 @@ def test_rows_stand_as_if_every_tile_had_so_many_image_tokens(
 
 def grown(of: int = 12, count: int = 30) -> Growth:
     return Growth(count=count, of=of, by="wico_plus")
+
+
+def test_rows_numbered_anew_grow_as_in_a_model_whose_tiles_have_so_few() -> None:
+    """12 image tokens, of which 6 enter at places 0 to 5, against a model of 6 image tokens."""
+    few = numbered_anew(keep_in_front(identity_plan(model(2), "0" * 64), 6, "wico", {}))
+    plan = grow_at(few, 2, grown(of=6, count=12))
+    own = grow_at(identity_plan(model(2, grid=(2, 3)), "0" * 64), 2, grown(of=6, count=12))
+    assert plan.moves_text
+    assert own.moves_text
+    generator = torch.Generator().manual_seed(0)
+    visual, text = (torch.randn(1, rows, HIDDEN, generator=generator) for rows in (12, 6))
+    is_visual = torch.tensor([False, *[True] * 6, False, *[True] * 6, *[False] * 4])
+    places = torch.arange(len(is_visual))[None]
+    tensors = tensors_of(plan)
+    found, wanted = (
+        decoder(visual, text, places[:, is_visual], places[:, ~is_visual], decoder.empty_past(1))[0]
+        for decoder in (decoder_from(made, tensors, logits="all") for made in (plan, own))
+    )
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
 
 
 def test_states_are_put_in_order_by_where_rows_stand_once_they_grew() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import vtcompress
 from compressor.contract.measure import Measured
 from compressor.contract.method import CannotError, Evidence
 from compressor.decoder.weights import load_routers
@@ -169,6 +170,10 @@ def test_layers_may_share_one_router(tmp_path: Path) -> None:
             "model.layers.2.router.weight: shape [1, 32], this model (hidden 32) needs [2, 32]",
         ),
         ({"metadata": {"model_digest": "f" * 64}}, "trained on another model"),
+        (
+            {"model__layers__2__router__weight": torch.full((2, HIDDEN), torch.nan)},
+            "model.layers.2.router.weight: NaN or infinite values; take an earlier checkpoint",
+        ),
     ],
 )
 def test_routers_that_do_not_fit_are_refused(
@@ -181,6 +186,8 @@ def test_routers_that_do_not_fit_are_refused(
 
 def test_what_is_no_file_of_routers_is_refused(tmp_path: Path) -> None:
     nothing, other = tmp_path / "nothing.safetensors", tmp_path / "other.safetensors"
+    pickle = tmp_path / "model.bin"
+    pickle.write_bytes(b"no safetensors")
     save_file({"gate": torch.zeros(2)}, other)
     for file, problem in (
         (
@@ -188,6 +195,7 @@ def test_what_is_no_file_of_routers_is_refused(tmp_path: Path) -> None:
             r"compress\[0\].mod.routers: the recipe names no routers, and none come with vtcompress",
         ),
         (nothing, "nothing.safetensors: no such file; give the file of routers"),
+        (pickle, "model.bin: a pickle runs what is written in it, so none is read"),
         (
             other,
             "other.safetensors: no router in it; expected tensors named layers.0.router.weight",
@@ -195,6 +203,13 @@ def test_what_is_no_file_of_routers_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(PlanError, match=problem):
             make_plan(model(2), DIGEST, [Mod(routers=file)])
+
+
+def test_a_recipe_whose_entries_read_no_weights_refuses_gates_and_routers(two: Path) -> None:
+    with pytest.raises(
+        RecipeError, match="no entry reads gates or routers, so there is no use for"
+    ):
+        vtcompress.load_recipe("gprune").with_gates(two)
 
 
 def test_a_plan_is_not_used_with_other_routers(two: Path, one: Path) -> None:

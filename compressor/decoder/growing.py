@@ -50,11 +50,11 @@ class Growing(nn.Module):
     """Makes m of the n visual rows of every tile.
 
     A call's rows are counted anew from its first place, which is what they would be if every tile had m
-    image tokens in the prompt. So where it has m, text keeps its places.
+    image tokens in the prompt. So where it takes m places, text keeps its own.
 
     Args:
         grown: n and m.
-        tokens: image tokens of a tile in the prompt, which places count; n of them have a row.
+        tokens: places that a tile takes in the prompt; n of them have a row.
     """
 
     def __init__(self, grown: Growth, tokens: int) -> None:

@@ -98,7 +98,7 @@ class Decoder(nn.Module):
             {str(i): Leaving(kept, scores[i]) for i, kept in plan.keeps().items()}
         )
         self.growing = nn.ModuleDict(
-            {str(i): Growing(grown, plan.model.tile_rows) for i, grown in plan.grows().items()}
+            {str(i): Growing(grown, plan.model.places_of_tile) for i, grown in plan.grows().items()}
         )
         self.norm = RMSNorm(dims.hidden, dims.rms_norm_eps)
         if dims.tied_embeddings:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from compressor.disk.weight_file import WeightFile, other_model
+from compressor.disk.weight_file import WeightFile, not_finite, other_model
 from compressor.errors import GatesError
 from compressor.facts import ModelFacts
 
@@ -73,7 +73,7 @@ class GateFile:
             candidates: layers whose gates are needed.
 
         Raises:
-            GatesError: of another model, of other shapes, or missing; all are named.
+            GatesError: of another model, of other shapes, missing, or no numbers; all are named.
         """
         problems = []
         if (differs := other_model(self.model_digest, model_digest)) is not None:
@@ -95,7 +95,7 @@ class GateFile:
                         f"{self.path}: {name}: shape {list(shape)}, this model (hidden {hidden}) and "
                         f"gates of width {width} need {list(wanted)}"
                     )
-        if problems:
+        if problems := problems or not_finite(self.path, self.names.values()):
             raise GatesError(problems)
 
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compressor.disk.files import is_file, sha256_of
+from compressor.disk.weight_file import not_finite, pickled
 from compressor.errors import PlanError
 
 SHOWN = 2
 """Names of a file that an error lists."""
-PICKLES = (".bin", ".pt", ".pth", ".pkl")
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,8 @@ class LearnedFile:
         """
         from safetensors import SafetensorError, safe_open
 
-        if path.suffix in PICKLES:
-            safe = path.with_suffix(".safetensors").name
-            raise PlanError(
-                [
-                    f"{path}: a pickle runs what is written in it, so none is read; where you trust it, "
-                    f'convert it: `safetensors.torch.save_file(torch.load("{path.name}", weights_only=True), '
-                    f'"{safe}")`, and give {safe}'
-                ]
-            )
+        if (problem := pickled(path)) is not None:
+            raise PlanError([problem])
         if not is_file(path):
             raise PlanError([f"{path}: no such file"])
         try:
@@ -65,7 +58,7 @@ class LearnedFile:
         return cls(path, {own: found[n] for own, n in names.items()}, names, sha256_of(path))
 
     def misfits(self, wanted: Mapping[str, Sequence[int]]) -> list[str]:
-        """Return a line for each tensor that is missing or of another shape than is wanted."""
+        """Return a line for each tensor that is missing, of another shape than is wanted, or no numbers."""
         found = []
         for name, shape in wanted.items():
             has = self.shapes.get(name)
@@ -76,4 +69,4 @@ class LearnedFile:
                     f"{self.path}: {name}: shape {[*has]}, this model needs {[*shape]}; give weights that "
                     "were trained with it"
                 )
-        return found
+        return found or not_finite(self.path, (self.names[name] for name in wanted))

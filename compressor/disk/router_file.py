@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from compressor.disk.weight_file import WeightFile, other_model
+from compressor.disk.weight_file import WeightFile, not_finite, other_model
 from compressor.errors import RoutersError
 
 NAME = re.compile(r"^(?:model\.)?(?:layers\.(\d+)\.)?router\.weight$")
@@ -66,7 +66,7 @@ class RouterFile:
             layers: whose routers are needed.
 
         Raises:
-            RoutersError: of another model, of other shapes, or missing; all are named.
+            RoutersError: of another model, of other shapes, missing, or no numbers; all are named.
         """
         problems = []
         if (differs := other_model(self.model_digest, model_digest)) is not None:
@@ -84,5 +84,5 @@ class RouterFile:
             for layer in layers
             if self.place(layer) not in self.names
         ]
-        if problems:
+        if problems := problems or not_finite(self.path, self.names.values()):
             raise RoutersError(problems)

@@ -1,8 +1,9 @@
-"""Safetensors files of weights that a method reads beside the model: gates, routers.
+"""Safetensors files of weights that a method reads beside the model: gates, routers, a projector.
 
 Metadata may say which model they belong to; files of others have none, and then shapes alone are compared.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from compressor.disk.model_digest import difference, same_model
 from compressor.errors import ProblemsError
 
 MODEL_DIGEST = "model_digest"
+PICKLES = (".bin", ".pt", ".pth", ".pkl")
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class WeightFile:
             raise error([problem])
         if not is_file(path):
             raise error([f"{path}: no such file; {remedy}"])
+        if (problem := pickled(path)) is not None:
+            raise error([problem])
         try:
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}
@@ -55,6 +59,35 @@ class WeightFile:
         except (SafetensorError, OSError) as failure:
             raise error([f"{path}: no readable safetensors file: {failure}"]) from None
         return cls(path, found, metadata.get(MODEL_DIGEST), sha256_of(path))
+
+
+def pickled(path: Path) -> str | None:
+    """Return that a file is a pickle by its name, and how it is converted; None: it is none."""
+    if path.suffix not in PICKLES:
+        return None
+    safe = path.with_suffix(".safetensors").name
+    return (
+        f"{path}: a pickle runs what is written in it, so none is read; where you trust it, convert it: "
+        f'`safetensors.torch.save_file(torch.load("{path.name}", weights_only=True), "{safe}")`, '
+        f"and give {safe}"
+    )
+
+
+def not_finite(path: Path, names: Iterable[str]) -> list[str]:
+    """Return a line for each tensor of a safetensors file that holds NaN or infinite values.
+
+    Args:
+        path: of the file.
+        names: of tensors in it that are read; others may be those of a whole model.
+    """
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        bad = [name for name in names if not file.get_tensor(name).isfinite().all()]
+    return [
+        f"{path}: {name}: NaN or infinite values; take an earlier checkpoint of the training"
+        for name in bad
+    ]
 
 
 def other_model(own: str | None, model_digest: str | None) -> str | None:

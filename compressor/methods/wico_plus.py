@@ -13,9 +13,9 @@ Limitations:
 - Layers from L on do the work of m rows, and their caches hold these.
 - Rows are resized in reading order, not on their grid: between two lines a row is made of both ends.
 - The released code does so with prompts of more than 100 rows alone; here every picture grows.
-- Where m is not a tile's own number of tokens, text behind a picture of the same call moves on: then a
-  picture that was looked at once cannot serve other questions, and a later turn, which counts image tokens,
-  stands where it would if nothing had grown.
+- Where m is not the number of places that a tile takes in the prompt, text behind a picture of the same call
+  moves on: then a picture that was looked at once cannot serve other questions, and a later turn, which
+  counts these places, stands where it would if nothing had grown.
 """
 
 from collections.abc import Mapping
@@ -95,8 +95,9 @@ class WicoPlus(Method):
         if not plan.grows():
             return [f"{evidence.where}: visual tokens have left by its layer: nothing grows there"]
         if plan.moves_text:
+            rows, places = self.rows or plan.model.tile_rows, plan.model.places_of_tile
             return [
-                f"{evidence.where}.rows: {self.rows} are not the {plan.model.tile_rows} image tokens of a "
-                "tile: text behind a picture moves on, in its own call alone"
+                f"{evidence.where}.rows: {rows} are not the {places} image tokens of a tile: text behind a "
+                "picture moves on, in its own call alone"
             ]
         return []

@@ -343,8 +343,8 @@ class Plan(Facts):
 
     @property
     def moves_text(self) -> bool:
-        """Whether rows that grow move the text behind them on: there are more than image tokens."""
-        return any(grown.count != self.model.tile_rows for grown in self.grows().values())
+        """Whether rows that grow move the text behind them on: they are not as many as a tile's places."""
+        return any(grown.count != self.model.places_of_tile for grown in self.grows().values())
 
     def runs(self) -> dict[int, Running]:
         """Return which visual rows run layers that not all run, by layer."""
