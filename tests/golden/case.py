@@ -414,7 +414,8 @@ def _layout(case: Case) -> Layout:
     spans = case.facts["spans"]
     text = np.zeros(spans["prefix"] + spans["suffix"], np.int64)
     model = case.plan().model if "vision_dims" in case.facts else case.model
-    return layout_around(text, (model.visual_tokens,), spans["prefix"], model)
+    rows = spans["visual"] if case.arrangement else model.visual_tokens
+    return layout_around(text, (rows,), spans["prefix"], model)
 
 
 def _rows_kept(case: Case, session: Session) -> CallRows:

@@ -15,14 +15,17 @@ from export.results.verdict import Verdict, verdict_words
 def done(data: ReportData) -> tuple[str, ...]:
     """Return what was changed."""
     plan, layers = data.plan, len(data.plan.layers)
-    out = sum(layer.frozen or layer.exited for layer in plan.layers)
-    cut = sum(bool(layer.cuts or layer.run) and not layer.frozen for layer in plan.layers)
+    worked = [layer for layer in plan.layers if not (layer.frozen or layer.exited)]
+    rows, out = plan.rows_of_layers(plan.visual), layers - len(worked)
+    cut = sum(layer.cuts for layer in worked)
+    fewer = sum(layer.running(rows[layer.index]) < plan.image_tokens for layer in worked)
     always = " for every prompt, and behind a gate that fires" if plan.gates else ""
     up_to = "up to " if _differ(plan.model) else ""
     first = (
         f"The model turns a picture into {up_to}{plan.model.picture_rows:,} visual tokens, and works on each "
         f"of them in all {layers} layers of its decoder. That work is now left out in {out} of the {layers} "
-        f"layers{always}{f', and cut down in {cut}' if cut else ''}."
+        f"layers{always}{f', and cut down in {cut}' if cut else ''}"
+        f"{f', and done for fewer tokens in {fewer}' if fewer else ''}."
     )
     samples = len(data.profile.samples) if data.profile else None
     reasons = whys(plan, data.methods, samples, by_recipe=bool(data.by_recipe))
