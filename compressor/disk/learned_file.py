@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from compressor.disk.files import is_file, sha256_of
-from compressor.disk.weight_file import not_finite, pickled
+from compressor.disk.weight_file import WeightFile, not_finite
 from compressor.errors import PlanError
 
 SHOWN = 2
@@ -40,22 +39,13 @@ class LearnedFile:
         Raises:
             PlanError: missing, a pickle, no safetensors file, or without such tensors.
         """
-        from safetensors import SafetensorError, safe_open
-
-        if (problem := pickled(path)) is not None:
-            raise PlanError([problem])
-        if not is_file(path):
-            raise PlanError([f"{path}: no such file"])
-        try:
-            with safe_open(path, framework="numpy") as file:
-                found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as failure:
-            raise PlanError([f"{path}: no readable safetensors file: {failure}"]) from None
+        file = WeightFile.read(path, PlanError, "give the file of trained weights")
+        found = file.shapes
         names = {re.sub(f"^(?:{prefix})", "", n): n for n in found if re.match(prefix, n)}
         if not names:
             has = ", ".join(sorted(found)[:SHOWN]) or "no tensor"
             raise PlanError([f"{path}: none of the tensors that are read are in it, but {has} .."])
-        return cls(path, {own: found[n] for own, n in names.items()}, names, sha256_of(path))
+        return cls(path, {own: found[n] for own, n in names.items()}, names, file.digest)
 
     def misfits(self, wanted: Mapping[str, Sequence[int]]) -> list[str]:
         """Return a line for each tensor that is missing, of another shape than is wanted, or no numbers."""

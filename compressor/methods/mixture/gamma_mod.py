@@ -16,7 +16,7 @@ Both agree where exactly k visual rows are above 0.005, no text row is below, an
 0.5.
 
 Limitations:
-- No routers are published or shipped; without training a model with them answers nonsense.
+- No routers are shipped; a model that was not trained with them answers nonsense.
 - The router scales the MLP of text rows, so its layers cannot be left to text alone by an exit.
 - Rows compete within a call: pictures of a later turn with each other, not with earlier ones.
 - New positions are one number; a decoder that turns rows by time, row and column gets it on all three.
