@@ -154,10 +154,8 @@ class TestLlavaNext(FamilyCases):
         assert {m["name"]: m["without"] for m in row["methods"] if m["why"]} == {
             "yopo": ["window"],
             "wico": ["weights"],
-            **{
-                name: ["keep"]
-                for name in ("gprune", "random", "pool", "divprune", "visionzip", "cls_knee")
-            },
+            "wico_plus": ["layer"],
+            **{name: ["keep"] for name in ("pool", "divprune", "visionzip", "cls_knee", "mod")},
         }
 
 
