@@ -1,15 +1,16 @@
 """Every method on the bundled model at 75, 50 and 25% of the visual tokens, beside baselines: one sweep.
 
-    python -m benchmarks.methods_table --output DIR [--questions 300] [--rounds 15] [--no-measure]
+    python -m benchmarks.methods_table --output DIR [--method NAME ..] [--questions 300] [--rounds 15]
+        [--no-measure]
 
 Writes what `vtcompress sweep` writes; `sweep.md` holds the table of docs/methods.md. Methods with a share
 `keep` of the tokens are found by themselves. The others are given a share of what they cut: layers,
-operators, the depth, heads, neurons; one that is not listed here is left out, and named. A run that was
-stopped goes on.
+operators, the depth, heads, neurons; one that is not listed here, or reads trained weights that nobody
+has, is left out and named. A run that was stopped goes on.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,13 @@ OTHERS: dict[str, tuple[dict[str, Any], ...]] = {
 
 def entries(method: type[Method]) -> tuple[dict[str, Any], ...]:
     """Return what is asked of a method, an entry a point; none: it is left out."""
-    keeps = "keep" in method.model_fields
+    keeps = "keep" in method.model_fields and not method.weights_key
     return OTHERS.get(method.name, tuple({"keep": share} for share in SHARES) if keeps else ())
 
 
-def recipes() -> Iterator[Recipe]:
-    """Yield a recipe for every point, baselines aside."""
-    for method in (method for method in METHODS if not method.baseline):
+def recipes(names: Sequence[str]) -> Iterator[Recipe]:
+    """Yield a recipe for every point of some methods, baselines aside; no names: of all."""
+    for method in (m for m in METHODS if not m.baseline and (not names or m.name in names)):
         for entry in entries(method):
             data = {
                 "vtcompress": 2,
@@ -59,6 +60,7 @@ def main() -> None:
     """Run the sweep."""
     parser = argparse.ArgumentParser(description="every method on the bundled model")
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--method", action="append", default=[], help="may be repeated")
     parser.add_argument("--questions", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--no-measure", action="store_true")
@@ -73,7 +75,7 @@ def main() -> None:
         "validate.max_new_tokens": MAX_NEW_TOKENS,
     }
     vtcompress.sweep(
-        [recipe.override(validation) for recipe in recipes()],
+        [recipe.override(validation) for recipe in recipes(options.method)],
         options.output,
         measure=not options.no_measure,
         rounds=options.rounds,
