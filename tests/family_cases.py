@@ -11,6 +11,7 @@ the last one holds docs/families.md to what was shown.
 import json
 import shutil
 import warnings
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, cached_property
@@ -189,7 +190,9 @@ class Made:
             assert manifest.fidelity is not None
             assert manifest.fidelity.passed, manifest.fidelity.failures
 
-        return made_once(self.place / cut, export)
+        # Files of tests share the place, and may call two recipes by one name.
+        asked = json.dumps(self.entries(cut), sort_keys=True, default=str)
+        return made_once(self.place / f"{cut} {zlib.crc32(asked.encode()):x}", export)
 
     def _plan(self, cut: str) -> Plan:
         facts, methods = self.loaded.facts, self.recipe(cut).methods
