@@ -850,7 +850,7 @@ def test_a_projector_s_weights_are_found_again_and_others_are_refused(
     [
         (
             "missing",
-            "projector.safetensors: no such file; give the file of trained weights; without trained weights use pool with keep",
+            "projector.safetensors: no such file; give the file of trained weights; without",
         ),
         (
             "pickle",
