@@ -43,7 +43,7 @@ def entries(method: type[Method]) -> tuple[dict[str, Any], ...]:
     return OTHERS.get(method.name, tuple({"keep": share} for share in SHARES) if keeps else ())
 
 
-def recipes(names: Sequence[str]) -> Iterator[Recipe]:
+def recipes(names: Sequence[str] = ()) -> Iterator[Recipe]:
     """Yield a recipe for every point of some methods, baselines aside; no names: of all."""
     for method in (m for m in METHODS if not m.baseline and (not names or m.name in names)):
         for entry in entries(method):

@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import vtcompress
 from benchmarks.methods_table import entries
 from benchmarks.methods_table import recipes as table_recipes
 from compressor.disk.files import sha256_of
 from compressor.errors import RecipeError, VtcompressError
+from compressor.families import describe
 from compressor.methods import BUILT_IN
 from compressor.plan.plan import Plan
 from export.artifact.staging import sweep_folder
@@ -144,6 +147,20 @@ def test_the_table_has_the_numbers_of_the_artifact_of_a_points_plan(
     right = found.loss.overall.exact_match
     assert right is not None
     assert found.hits.count("1") == round(right * len(found.hits))
+
+
+def test_methods_with_weights_of_their_own_are_answered_and_timed(
+    tiny_model: Path, questions: Path, tmp_path: Path
+) -> None:
+    dims = describe(str(tiny_model)).decoder
+    router = {"router.weight": torch.full((1, dims.hidden), 0.1)}
+    save_file(router, tmp_path / "routers.safetensors")
+    asked = [{"mod": {"routers": tmp_path / "routers.safetensors", "layers": [0], "keep": 0.5}}]
+    points = recipes(tiny_model, questions, "identity", compress=asked)
+    report = vtcompress.sweep(points, tmp_path / "out", baselines=False, rounds=1)
+    (found,) = report.points
+    assert found.measured is not None
+    assert Plan.load(tmp_path / "out" / found.plan).runs()
 
 
 def test_one_calibration_measures_for_all_recipes_and_the_original_is_asked_once(

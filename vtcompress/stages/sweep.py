@@ -45,6 +45,7 @@ from vtcompress.stages.calibrate import drop_foreign, wants_calibration
 from vtcompress.stages.checks.prompts import Asked, check_recipe_prompts
 from vtcompress.stages.checks.recipe import check_digest
 from vtcompress.stages.checks.rewrite import check_rewrite
+from vtcompress.stages.compress import load_weights_in_front, with_routers
 from vtcompress.stages.inputs import (
     calibration_samples,
     load_model,
@@ -251,7 +252,12 @@ class _Run:
 
         def small(point: Point) -> "CompressedModel":
             plan = _plan(point)
-            return compress(model, plan, gates=gates if plan.gates is not None else None)
+            return compress(
+                with_routers(model, plan, point.recipe),
+                plan,
+                gates=gates if plan.gates is not None else None,
+                front=load_weights_in_front(plan, point.recipe),
+            )
 
         # All answers first: whoever stops a run that still times has the table.
         unanswered = [point for point in points if point.name not in found]
