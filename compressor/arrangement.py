@@ -278,3 +278,11 @@ def _between(length: int, wanted: int) -> tuple[Index, Index, NDArray[np.float32
     places = np.maximum(scale * (np.arange(wanted) + 0.5) - 0.5, 0).astype(np.float32)
     first = places.astype(np.int64)
     return first, np.minimum(first + 1, length - 1), places - first.astype(np.float32)
+
+
+def cells_kept(cells: int, kept: int, of: int) -> int:
+    """Return how many of a grid's cells enter the decoder, if `kept` of every `of` do.
+
+    Rounded down, as released code does; numbers, or sizes of the exporter.
+    """
+    return cells * kept // of

@@ -3,12 +3,13 @@
 Letters: I tiles, N visual rows of one, or of a grid that tiles make up, K those that are kept, D hidden size.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from compressor.arrangement import cells_kept
 from compressor.contract.choice import Front, FrontRule, rows_at
 from compressor.contract.method import Method
 from compressor.families.base import VisionEncoder
@@ -30,15 +31,16 @@ class FrontWeights:
     digest: str = ""
 
 
-def load_front_weights(method: Method | None) -> FrontWeights:
-    """Return the weights that a method's rule reads; none if it reads none.
+def load_front_weights(methods: Iterable[Method]) -> FrontWeights:
+    """Return the weights that the first of the methods reads that reads any; none if none does.
 
     Raises:
         PlanError: as `Method.front_weights`.
     """
     from safetensors import safe_open
 
-    file = None if method is None else method.front_weights()
+    files = (method.front_weights() for method in methods)
+    file = next((file for file in files if file is not None), None)
     if file is None:
         return FrontWeights()
     with safe_open(file.path, framework="pt") as stored:
@@ -100,7 +102,7 @@ class ChosenRows(VisionEncoder):
 
     def _chosen(self, rows: Front) -> tuple[Tensor, ...]:
         """Return what stays of rows [I, N, D], and their places."""
-        count = self.kept.rows_of_grid(rows.features.shape[1])
+        count = cells_kept(rows.features.shape[1], self.kept.count, self.kept.of)
         chosen = self.rule(rows._replace(weights=self.weights), count)
         deepstack = (rows_at(added, chosen.kept) for added in rows.deepstack)
         return (chosen.features, *deepstack, chosen.kept)

@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from compressor.arrangement import Arrangement, Unpadded
+from compressor.arrangement import Arrangement, Unpadded, cells_kept
 from compressor.schema.sections import ImageSection
 
 Positive = Annotated[int, Field(ge=1)]
@@ -227,7 +227,7 @@ class ModelFacts(Facts):
         """Return how many rows of a made-up picture the decoder gets, if `kept` of a tile's N."""
 
         def among(rows: int) -> int:
-            return rows * kept // self.tile_rows
+            return cells_kept(rows, kept, self.tile_rows)
 
         made = self.made_up_rows(self.most_tiles, self.largest_rows)
         return among(self.largest_rows) if made is None else made.rows_kept(among)

@@ -208,7 +208,7 @@ class Chosen:
         recipe = vtcompress.load_recipe("identity").override({"compress": [{method: keys}]})
         facts, digest = made.loaded.facts, made.loaded.digest
         self.plan = make_plan(facts, digest, recipe.methods)
-        self.front = load_front_weights(*recipe.methods)
+        self.front = load_front_weights(recipe.methods)
         rule = rule_of(made.family.name, method, facts.tile_rows, self.weights)
         self.whole = Whole(made, rule, anew=method == "wico")
 

@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from compressor.contract.method import CannotError, Claim, Evidence, Method, Trait, Turn
+from compressor.contract.method import CannotError, Claim, Evidence, Files, Method, Trait, Turn
 from compressor.disk.router_file import RouterFile
 from compressor.errors import RoutersError
 from compressor.facts import ModelFacts
@@ -43,16 +43,26 @@ class RoutedMethod(Method):
         return (Claim(Trait.RUNNING, cls.name),)
 
     def router_file(
-        self, facts: ModelFacts, model_digest: str | None, layers: Sequence[int] = ()
+        self,
+        facts: ModelFacts,
+        model_digest: str | None,
+        layers: Sequence[int] = (),
+        files: Files | None = None,
     ) -> RouterFile:
         """Return the file of routers, checked against the model; see `RouterFile.check`.
+
+        Args:
+            facts: of the model.
+            model_digest: likewise.
+            layers: likewise.
+            files: reads it; None: anew.
 
         Raises:
             RoutersError: none is named, it is missing, or it does not fit.
         """
         if self.routers is None:
             raise RoutersError([f"{self.name}.routers: {NO_ROUTERS}"])
-        file = RouterFile.read(self.routers)
+        file = (files or Files()).read(RouterFile.read, self.routers)
         file.check(facts.decoder.hidden, self.outputs, model_digest, layers)
         return file
 
@@ -64,7 +74,7 @@ class RoutedMethod(Method):
         if self.routers is None:
             return [*found, f"{evidence.where}.routers: {NO_ROUTERS}"]
         try:
-            evidence.files.read(self.router_file, facts, None)
+            self.router_file(facts, None, files=evidence.files)
         except RoutersError as error:
             found += error.problems
         return found
@@ -88,7 +98,7 @@ class RoutedMethod(Method):
         count = rows_of_share(self.keep, of)
         if not count:
             raise CannotError(f"{evidence.where}.keep: {self.keep:g} of {of} visual tokens is none")
-        file = self.router_file(plan.model, plan.model_digest, layers)
+        file = self.router_file(plan.model, plan.model_digest, layers, evidence.files)
         run = Running(
             count=count,
             of=of,

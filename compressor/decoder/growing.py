@@ -76,9 +76,8 @@ class Growing(nn.Module):
         matrix = self.matrix.expand(*tiles.shape[:2], -1, -1)
         grown = (matrix @ tiles).flatten(1, 2)
         first = visual_index.unflatten(1, (-1, self.of)).select(2, 0)  # [B, s], of each tile
-        before = (
-            first[:, :, None] < text_index[:, None, :]
-        )  # [B, s, T], a tile lies before a text row
+        # [B, s, T], a tile lies before a text row.
+        before = first[:, :, None] < text_index[:, None, :]
         tiles_before = before.sum(1)  # [B, T]
         start = text_index[:, :1] - self.tokens * tiles_before[:, :1]
         begins = start + (~before).sum(2)  # [B, s], as if other tiles were empty

@@ -42,10 +42,6 @@ class Kept(Facts):
         """Return how many of so many visual rows go on; see `rows_going_on`."""
         return rows_going_on(visual, [(self.count, self.of)])
 
-    def rows_of_grid(self, cells: int) -> int:
-        """Return how many of a grid's cells enter the decoder: rounded down, as released code does."""
-        return cells * self.count // self.of
-
 
 def rows_going_on(visual: int, choices: Iterable[tuple[int, int]]) -> int:
     """Return how many of so many visual rows are left behind choices of k of every n.

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -475,14 +475,8 @@ class Plan(Facts):
         Raises:
             ArtifactError: the plan was made with other gates.
         """
-        if self.gates is not None and digest != self.gates.digest:
-            found = f"digest {digest[:12]}" if digest else "none"
-            raise ArtifactError(
-                [
-                    f"the plan was made with gates of digest {self.gates.digest[:12]}, given: {found}; give "
-                    "these gates, or make the plan anew with `vtcompress plan`"
-                ]
-            )
+        if self.gates is not None:
+            _check_made_with("gates", {self.gates.digest}, digest, "give these gates")
 
     def check_routers(self, digest: str | None) -> None:
         """Refuse to be used with other routers, where layers have some.
@@ -494,15 +488,7 @@ class Plan(Facts):
             ArtifactError: the plan was made with other routers.
         """
         made = {run.weights for run in self.runs().values()}
-        if made - {digest}:
-            wanted = " and ".join(sorted(weights[:12] for weights in made))
-            found = f"digest {digest[:12]}" if digest else "none"
-            raise ArtifactError(
-                [
-                    f"the plan was made with routers of digest {wanted}, given: {found}; give these routers, "
-                    "or make the plan anew with `vtcompress plan`"
-                ]
-            )
+        _check_made_with("routers", made, digest, "give these routers")
 
     def check_front_weights(self, digest: str) -> None:
         """Refuse to be used with other weights of a choice in front of the decoder, where that reads any.
@@ -513,15 +499,9 @@ class Plan(Facts):
         Raises:
             ArtifactError: the plan was made with another file.
         """
-        if self.front is not None and digest != self.front.weights:
-            found = f"digest {digest[:12]}" if digest else "none"
-            raise ArtifactError(
-                [
-                    f"the plan was made with weights of {self.front.by} of digest "
-                    f"{self.front.weights[:12] or 'none'}, given: {found}; name that file in the recipe, or "
-                    "make the plan anew with `vtcompress plan`"
-                ]
-            )
+        if self.front is not None:
+            what, remedy = f"weights of {self.front.by}", "name that file in the recipe"
+            _check_made_with(what, {self.front.weights}, digest, remedy)
 
     @classmethod
     def load(cls, path: Path) -> "Plan":
@@ -535,3 +515,21 @@ class Plan(Facts):
         return read_json(
             path, cls, PlanError, "plan", "correct it, or make it anew with `vtcompress plan`"
         )
+
+
+def _check_made_with(what: str, made: Set[str], digest: str | None, remedy: str) -> None:
+    """Refuse weights of another digest than those that a plan was made with.
+
+    Raises:
+        ArtifactError: they are others, or none.
+    """
+    if not made - {digest}:
+        return
+    wanted = " and ".join(sorted(one[:12] or "none" for one in made))
+    found = f"digest {digest[:12]}" if digest else "none"
+    raise ArtifactError(
+        [
+            f"the plan was made with {what} of digest {wanted}, given: {found}; {remedy}, or make the plan "
+            "anew with `vtcompress plan`"
+        ]
+    )

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 
+from compressor.arrangement import cells_kept
 from compressor.errors import RecipeError
 from compressor.facts import Facts, ModelFacts, Positive
 from compressor.methods import GATED
@@ -129,7 +130,8 @@ def rows_of_picture(facts: ModelFacts, kept: int | None) -> int:
     if facts.arrangement is None:
         return facts.most_tiles * kept
     tiles, most = facts.most_tiles, facts.picture_rows
-    return facts.arrangement.most_rows_kept(tiles, most, lambda n: n * kept // facts.tile_rows)
+    rows = facts.tile_rows
+    return facts.arrangement.most_rows_kept(tiles, most, lambda n: cells_kept(n, kept, rows))
 
 
 def limits_of_original(limits: Limits, facts: ModelFacts) -> Limits:

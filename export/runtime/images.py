@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from compressor.arrangement import Arrangement, Unpadded
+from compressor.arrangement import Arrangement, Unpadded, cells_kept
 from compressor.errors import DataError, ModelError
 from compressor.families.pictures.processors import steps_in
 from compressor.families.pictures.sizes import (
@@ -76,7 +76,7 @@ class SeenPicture:
         """Return how many of its rows the decoder gets, if `kept` of as many of a tile."""
 
         def among(rows: int) -> int:
-            return rows * kept // of
+            return cells_kept(rows, kept, of)
 
         if self.arrangement is not None:
             return self.arrangement.rows_kept(among)

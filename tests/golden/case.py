@@ -297,7 +297,7 @@ def _sides(case: Case, scratch: Path) -> Iterator[tuple[str, "_Side"]]:
     vision = None
     if plan.front is not None:
         tiles = _tower(case) if plan.front.weights else _given(case)
-        vision = vision_of(plan, tiles, load_front_weights(case.method()))
+        vision = vision_of(plan, tiles, load_front_weights([case.method()]))
     table = case.weights["model.embed_tokens.weight"]
     small = CompressedModel(plan, decoder, table, vision, None, None)  # type: ignore[arg-type]
     yield "torch", _Side(TorchSession(small))

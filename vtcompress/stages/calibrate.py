@@ -88,7 +88,7 @@ def run_calibration(
     # Only now is known what the gates will read: the states that the other methods leave.
     chosen = plan_recipe(recipe, model.facts, model.digest, profile)
     if chosen.gates is not None and chosen.gates_see() != profile.gates_under:
-        front = load_front_weights(next((m for m in recipe.methods if m.front_weights()), None))
+        front = load_front_weights(recipe.methods)
         profile = ask_gates_again(model, task.samples, profile, chosen, gates, progress, front)
         profile.save(path)
     return profile

@@ -99,7 +99,7 @@ def load_weights_in_front(plan: Plan, recipe: Recipe) -> "FrontWeights":
     from compressor.chosen_rows import load_front_weights
 
     by = "" if plan.front is None else plan.front.by
-    found = load_front_weights(next((m for m in recipe.methods if m.name == by), None))
+    found = load_front_weights(m for m in recipe.methods if m.name == by)
     plan.check_front_weights(found.digest)
     return found
 
