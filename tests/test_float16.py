@@ -287,6 +287,39 @@ def test_a_wide_value_in_a_branch_puts_the_whole_branching_in_float32(tmp_path: 
     assert ran(tmp_path, spec, x) == pytest.approx(wanted, rel=2e-3)
 
 
+@pytest.mark.parametrize("told", [{}, {"scan_output_axes": [0], "scan_output_directions": [0]}])
+def test_a_wide_value_in_a_later_step_of_a_scan_puts_the_whole_scan_in_float32(
+    tmp_path: Path, told: dict[str, Any]
+) -> None:
+    body = helper.make_graph(
+        [
+            helper.make_node("Add", ["sum", "row"], ["next"], name="add"),
+            helper.make_node("Mul", ["next", "w"], ["large"], name="large"),
+            helper.make_node("Mul", ["large", "s"], ["small"], name="small"),
+        ],
+        "body",
+        [helper.make_tensor_value_info(name, F16, (2,)) for name in ("sum", "row")],
+        [helper.make_tensor_value_info(name, F16, (2,)) for name in ("next", "small")],
+        value_info=[helper.make_tensor_value_info("large", F16, (2,))],
+    )
+    nodes = [
+        helper.make_node(
+            "Scan", ["zero", "x"], ["last", "y"], name="steps", body=body, num_scan_inputs=1, **told
+        ),
+        helper.make_node("Tanh", ["y"], ["o"], name="behind"),
+    ]
+    weights = {"w": np.float16([300]), "s": np.float16([2**-18]), "zero": np.zeros(2, np.float16)}
+    shapes = {"last": (2,), "y": (3, 2)}
+    spec = by_hand(tmp_path, nodes, {"x": (3, 2)}, "o", shapes, weights)
+    x = np.full((3, 2), 100, np.float16)
+    ranges = keep_wide(tmp_path, [spec], prompts_of(x))
+    assert ranges.graphs["decoder"].largest == pytest.approx(90_000, rel=1e-3)
+    assert ranges.float32_nodes == {"decoder": ("steps",)}
+    onnx.checker.check_model(tmp_path / spec.file, full_check=True)
+    wanted = np.tanh(np.cumsum(np.full((3, 2), 100.0), axis=0) * 300 / 2**18)
+    assert ran(tmp_path, spec, x) == pytest.approx(wanted, rel=2e-3)
+
+
 def attention(folder: Path) -> tuple[GraphSpec, np.ndarray]:
     shape = (1, 1, 2, 64)
     inputs = {"q": shape, "k": shape, "v": shape}

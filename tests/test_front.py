@@ -8,10 +8,11 @@ import copy
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -292,20 +293,27 @@ def test_prompts_of_a_batch_keep_places_of_their_own(chosen: Any) -> None:
         assert np.abs(together[place].first_logits - reply.first_logits).max() <= TOLERANCE
 
 
+def exported(
+    folder: Path, model: Path, context: int, changes: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[Any, Path]:
+    """Return a recipe that keeps half in front, with fixed caches of so many rows, and its artifact."""
+    recipe = vtcompress.load_recipe("gprune").override(
+        {
+            "model.id": str(model),
+            "export.kv_cache": "fixed",
+            "export.profiles.max_context": context,
+            **changes,
+        }
+    )
+    vtcompress.export(recipe, folder / "artifact", bench_rounds=1)
+    return recipe, folder / "artifact"
+
+
 @pytest.fixture(scope="module")
 def exported_choice(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     """Return a recipe that keeps half, leaves at layer 1 and has fixed caches, and its artifact."""
-    recipe = vtcompress.load_recipe("gprune").override(
-        {
-            "model.id": str(tiny_model),
-            "compress": [{"visual_exit": {"layer": 1}}, {"gprune": {"keep": 0.5}}],
-            "export.kv_cache": "fixed",
-            "export.profiles.max_context": 64,
-        }
-    )
-    folder = tmp_path_factory.mktemp("front") / "artifact"
-    vtcompress.export(recipe, folder, bench_rounds=1)
-    return recipe, folder
+    leaving = [{"visual_exit": {"layer": 1}}, {"gprune": {"keep": 0.5}}]
+    return exported(tmp_path_factory.mktemp("front"), tiny_model, 64, {"compress": leaving})
 
 
 def test_an_artifact_answers_as_the_compressed_model_in_torch(
@@ -527,16 +535,8 @@ PADDED = ((45, 30), (28, 61), (60, 60), (100, 9), (1, 70), (66, 38), (14, 74))
 @pytest.fixture(scope="module")
 def exported_grids(chosen: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     """Return a recipe for pictures of grids of their own, with fixed caches, and its artifact."""
-    recipe = vtcompress.load_recipe("gprune").override(
-        {
-            "model.id": str(chosen("llava_next", "gprune").made.folder),
-            "export.kv_cache": "fixed",
-            "export.profiles.max_context": 160,
-        }
-    )
-    folder = tmp_path_factory.mktemp("grids") / "artifact"
-    vtcompress.export(recipe, folder, bench_rounds=1)
-    return recipe, folder
+    model = chosen("llava_next", "gprune").made.folder
+    return exported(tmp_path_factory.mktemp("grids"), model, 160)
 
 
 def test_pictures_padded_otherwise_answer_as_the_compressed_model_in_torch(

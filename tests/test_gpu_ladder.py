@@ -6,13 +6,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from compressor.methods import layer_scores
+from export.graphs.spec import WEIGHTS_FILE
 from tests.gpu import decoders
 from tests.gpu.decoders import Ratio, in_turns, plans, ratios, scale
+from tests.gpu.graphs import fill, write
 
 ROOT = Path(__file__).parent.parent
+PLANS = ["original", "shortv", "vtw", "yopo", "yopo-no-window", "fastv"]
 
 
 def test_the_rehearsal_reports_ratios_and_why_steps_were_skipped(
@@ -20,7 +25,10 @@ def test_the_rehearsal_reports_ratios_and_why_steps_were_skipped(
 ) -> None:
     command = [sys.executable, "-m", "tests.gpu.ladder", "--device=cpu", "--scale=tiny"]
     artifact = shutil.copytree(tiny_artifact, tmp_path / "artifact")  # parities are kept in it
-    more = ["--rounds=3", "--seconds=1", f"--artifact={artifact}", f"--output={tmp_path}"]
+    graphs = tmp_path / "graphs"
+    write(scale("tiny"), graphs, "float32")
+    more = ["--rounds=3", "--seconds=1", f"--artifact={artifact}", f"--graphs={graphs}"]
+    more += [f"--output={tmp_path}"]
     done = subprocess.run([*command, *more], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     document = json.loads((tmp_path / "ladder.json").read_text())
@@ -32,13 +40,16 @@ def test_the_rehearsal_reports_ratios_and_why_steps_were_skipped(
         "device",
         "export",
         "torch parity",
-        "times",
+        "times, eager",
+        "times of graphs",
     }
     assert all(step["proves"] for step in document["steps"])
     page = (tmp_path / "ladder.md").read_text()
     rows = [line.split(" | ") for line in page.splitlines() if line.startswith(("| 64 ", "| 128 "))]
-    assert [row[1] for row in rows] == ["original", "shortv", "vtw", "yopo"] * 2
+    assert [row[1] for row in rows] == PLANS * 4  # two prompts, in torch and of graphs
     assert float(rows[2][4]) == pytest.approx(document["times"][2]["predicted"], abs=0.01)
+    ways = [row["of"] for row in document["times"]]
+    assert ways == ["torch, eager"] * 12 + ["ONNX graphs, onnxruntime"] * 12
     assert "these times say nothing of a GPU" in page
     assert "TensorRT" not in page.split("| step |")[0]
 
@@ -63,7 +74,7 @@ def test_decoders_of_all_plans_lie_on_one_set_of_weights() -> None:
     tensors = decoders.weights(of.facts, torch.device("cpu"), torch.float32)
     owned = {tensor.untyped_storage().data_ptr() for tensor in tensors.values()}
     for plan in plans(of, 1).values():
-        decoder = decoders.decoder_from(plan, tensors)
+        decoder = decoders.decoder_from(plan, tensors, scores=layer_scores(plan))
         assert {p.untyped_storage().data_ptr() for p in decoder.parameters()} <= owned
 
 
@@ -79,3 +90,15 @@ def test_ratios_are_of_the_first_call_round_by_round() -> None:
     found = ratios({"original": [4.0, 8.0, 6.0], "half": [2.0, 4.0, 2.0]})
     assert found["original"] == Ratio(6.0, 1.0, 1.0, 1.0)
     assert found["half"] == Ratio(2.0, 2.0, 2.0, 2.5)
+
+
+def test_graphs_are_written_of_single_numbers_and_filled_with_random_ones(tmp_path: Path) -> None:
+    folder = tmp_path / "graphs"
+    write(scale("tiny"), folder, "float32")
+    before = np.fromfile(folder / WEIGHTS_FILE, np.float32)
+    # Of the matrices of all layers and plans, one of each size.
+    assert before.size < 50_000
+    fill(folder)
+    after = np.fromfile(folder / WEIGHTS_FILE, np.float32)
+    assert len(np.unique(after)) > 10 * len(np.unique(before))
+    assert after.shape == before.shape

@@ -78,5 +78,9 @@ def margins(logits: Tensor) -> Tensor:
 
 
 def fires(logits: Tensor) -> Tensor:
-    """Return whether a gate's logits [m, 2] make the visual rows leave, a bool; with m = 0 they stay."""
-    return (logits[:, 1] > logits[:, 0]).any()
+    """Return whether a gate's logits [m, 2], m at most 1, make the visual rows leave; with m = 0 they stay.
+
+    The row is taken and nothing is reduced: ONNX Runtime's CUDA reduces no empty axis.
+    """
+    stay, leave = torch.cat([logits, logits.new_zeros(1, 2)])[0]
+    return leave > stay

@@ -78,7 +78,9 @@ class Growing(nn.Module):
         first = visual_index.unflatten(1, (-1, self.of)).select(2, 0)  # [B, s], of each tile
         # [B, s, T], a tile lies before a text row.
         before = first[:, :, None] < text_index[:, None, :]
-        tiles_before = before.sum(1)  # [B, T]
+        # Of no tiles there are 0: a row for them, because ONNX Runtime's CUDA sums over no empty axis.
+        none = torch.zeros_like(text_index)[:, None]
+        tiles_before = torch.cat([none, before.long()], dim=1).sum(1)  # [B, T]
         start = text_index[:, :1] - self.tokens * tiles_before[:, :1]
         begins = start + (~before).sum(2)  # [B, s], as if other tiles were empty
         steps = torch.arange(grown.shape[1], device=visual.device).unflatten(0, (-1, self.count))

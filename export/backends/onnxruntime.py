@@ -30,6 +30,8 @@ NO_BFLOAT16 = "its CPU has no bfloat16 MatMul or Attention, and it passes no bfl
 ONE_OF = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
 # ONNX Runtime's option for graphs that come from memory.
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+# And that by which a session tells where its nodes run.
+RECORD_PLACES = "session.record_ep_graph_assignment_info"
 
 
 class OnnxGraph:
@@ -81,6 +83,8 @@ class OnnxGraph:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
             # The default order runs all casts of weights first, and then holds all that they made.
             options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+        if provider != CPU:
+            options.add_session_config_entry(RECORD_PLACES, "1")
         if content is not None:
             options.add_session_config_entry(WEIGHTS_FOLDER, str(folder))
         try:

@@ -1,6 +1,10 @@
 """ONNX Runtime on a CUDA device; caches stay on it between calls. Never run: this project had no GPU."""
 
+import contextlib
+import io
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +14,7 @@ from compressor.errors import BackendError, MissingExtraError
 from compressor.installing import how_to_install
 from export.backends.backend import Options, Said
 from export.backends.gpus import INSTALL_DRIVER
-from export.backends.onnxruntime import OnnxGraph, OnnxRuntime, probe_provider
+from export.backends.onnxruntime import CPU, OnnxGraph, OnnxRuntime, probe_provider
 from export.backends.probing import Probed, ProbeFacts
 from export.graphs.spec import GraphSpec
 from export.session.session import GraphSession
@@ -35,7 +39,11 @@ class CudaGraph(OnnxGraph):
     ) -> None:
         check_offered()
         self._device = device
-        super().__init__(folder, spec, threads, PROVIDER, provider_options={"device_id": device})
+        # TF32 rounds products of float32 to 10 bits: logits then differ by 1e-2 (seen on an H200).
+        settings = {"use_tf32": 0}
+        # Named, the first device is looked for among plugins, which prints a warning.
+        settings |= {"device_id": device} if device else {}
+        super().__init__(folder, spec, threads, PROVIDER, provider_options=settings)
         check_active(self.session.get_providers())
 
     def __call__(self, feeds: Sequence[Any]) -> list[Any]:
@@ -51,6 +59,16 @@ class CudaGraph(OnnxGraph):
             binding.bind_output(spec.name, "cuda", self._device)
         self.session.run_with_iobinding(binding)
         return list(binding.get_outputs())
+
+    def on_cpu(self) -> dict[str, int]:
+        """Return how many nodes of which operator run on the CPU: of shapes, and those without kernels."""
+        kinds = Counter(
+            node.op_type
+            for part in self.session.get_provider_graph_assignment_info()
+            if part.ep_name == CPU
+            for node in part.get_nodes()
+        )
+        return dict(kinds.most_common())
 
 
 class CudaSession(GraphSession[CudaGraph]):
@@ -83,6 +101,21 @@ def check_offered() -> None:
             "pip uninstall onnxruntime first, the two overwrite each other)",
             "gpu",
         )
+    load_cuda(onnxruntime)
+
+
+def load_cuda(library: Any) -> None:
+    """Load CUDA's libraries from the packages that `onnxruntime-gpu[cuda,cudnn]` installs.
+
+    They lie where the system's loader does not look. What is not there is for the session to find elsewhere:
+    whether CUDA is really active is asked of the session (`check_active`).
+
+    Args:
+        library: ONNX Runtime.
+    """
+    # It prints what it does not find, and stdout is ours.
+    with contextlib.redirect_stdout(io.StringIO()):
+        library.preload_dlls()
 
 
 def check_active(providers: Sequence[str]) -> None:
@@ -119,7 +152,9 @@ class OnnxRuntimeCuda(OnnxRuntime):
     @staticmethod
     def probe() -> Iterator[ProbeFacts]:
         """Tell which build is active, and which providers a session for CUDA really gets."""
-        return probe_provider(PROVIDER, "CUDA")
+        yield {"step": "loading CUDA's libraries"}
+        load_cuda(import_module("onnxruntime"))
+        yield from probe_provider(PROVIDER, "CUDA")
 
     def finding(self, probed: Probed) -> Said:
         """See `Backend.finding`."""

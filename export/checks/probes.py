@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 
+# Operators whose branch runs again and again; what it adds comes out as one number a step.
+REPEATED = ("Loop", "Scan")
+
+
 class Probe(NamedTuple):
     """One number that a probed graph gives besides its own outputs: the largest magnitude; inf also for NaN.
 
@@ -102,10 +106,8 @@ def _probe(graph: "ir.Graph") -> "list[tuple[Probe, ir.Value]]":
         if branches := list(subgraphs(node)):
             for place, branch in enumerate(branches):
                 branch.outputs.append(_worst(branch, f"probe.{name}.{place}"))
-            node.resize_outputs(len(node.outputs) + 1)
-            inside = node.outputs[-1]
-            inside.name = f"probe.{name}.inside"
-            found.append((Probe(inside.name, name, "", reads), inside))
+            inside = _of_branches(node)
+            found.append((Probe(inside.name or "", name, "", reads), inside))
         for value in values:
             if value.dtype is None:
                 raise RuntimeError(f"{graph.name}: {value.name} has no dtype")
@@ -114,6 +116,23 @@ def _probe(graph: "ir.Graph") -> "list[tuple[Probe, ir.Value]]":
                 probe = Probe(f"probe.{value.name}", name, value.name or "", reads)
                 found.append((probe, number))
     return found
+
+
+def _of_branches(node: "ir.Node") -> "ir.Value":
+    """Return what a node gives of its branches' last outputs; of steps the largest number."""
+    import onnx_ir as ir
+
+    node.resize_outputs(len(node.outputs) + 1)
+    inside = node.outputs[-1]
+    inside.name = f"probe.{node.name}.inside"
+    if node.op_type not in REPEATED:
+        return inside
+    for name in ("scan_output_axes", "scan_output_directions"):
+        if name in node.attributes:
+            node.attributes[name] = ir.AttrInt64s(name, [*node.attributes[name].as_ints(), 0])
+    largest = ir.node("ReduceMax", [inside], {"keepdims": 0})
+    node.append([largest])
+    return _number([largest], f"probe.{node.name}.steps")
 
 
 def _worst(branch: "ir.Graph", name: str) -> "ir.Value":

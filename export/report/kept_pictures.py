@@ -141,7 +141,7 @@ def _picture(kept: KeptPlaces, steps: PictureSteps, grid: tuple[int, int]) -> Ke
 def _views(tiles: Sequence[TileCells], rows: int, columns: int) -> tuple[KeptView, ...]:
     """Return tiles in views: those of the grid, and the whole behind several of them.
 
-    Where the whole comes first, rows are arranged, and none is chosen in front (`why_no_front`).
+    Where the whole comes first, rows are arranged: no tiles' cells are chosen, so no places are stored.
     """
     cut, whole = tuple(tiles[: rows * columns]), tuple(tiles[rows * columns :])
     return KeptView(rows, columns, cut), *((KeptView(1, 1, whole),) if whole else ())

@@ -6,9 +6,10 @@
 Needs the project and a torch with CUDA; what else is installed is used, what is not is skipped with the
 reason. Steps: what the machine has; an artifact in float16, its engines, every backend beside ONNX Runtime on
 the CPU; the compressed decoder in torch beside itself in float32 on the CPU; times of decoders of
-LLaVA-1.5-7B's shape. A step that cannot run does not end the others. Writes `ladder.json` and `ladder.md`.
+LLaVA-1.5-7B's shape, in torch and, where `--graphs` names their ONNX graphs, in ONNX Runtime. A step that
+cannot run does not end the others. Writes `ladder.json` and `ladder.md`.
 
-Exit code 1 if a step that ran failed. Never run on a GPU by this project; the rehearsal is a test.
+Exit code 1 if a step that ran failed. The rehearsal is a test; docs/performance.md has what a GPU gave.
 """
 
 import argparse
@@ -17,10 +18,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tests.gpu.decoders import How, Row
 
 ROOT = Path(__file__).parent.parent.parent
 DIGITS = ROOT / "examples" / "digits-llava"
@@ -56,16 +60,18 @@ class Run:
         folder: for what is made on the way.
         steps: done so far.
         facts: what `vtcompress doctor` found.
-        artifact: that was exported or given; None: there is none.
-        rows: of the table of times.
+        artifacts: that were exported or given.
+        rows: of the tables of times.
+        tables: in Markdown.
     """
 
     options: argparse.Namespace
     folder: Path
     steps: list[Step] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
-    artifact: Path | None = None
+    artifacts: list[Path] = field(default_factory=list)
     rows: list[Any] = field(default_factory=list)
+    tables: list[str] = field(default_factory=list)
 
     def step(self, name: str, proves: str, work: Callable[[], str]) -> None:
         """Do one step, print it, and go on whatever becomes of it."""
@@ -129,10 +135,10 @@ def device_facts(run: Run) -> str:
 
 
 def export(run: Run) -> str:
-    """Export the bundled model in float16, or take the artifact that was given."""
-    if run.options.artifact is not None:
-        run.artifact = run.options.artifact
-        return f"given: {run.artifact}"
+    """Export the bundled model in float16, or take the artifacts that were given."""
+    if run.options.artifact:
+        run.artifacts = run.options.artifact
+        return f"given: {', '.join(path.name for path in run.artifacts)}"
     output = run.folder / "artifact"
     vtcompress(
         "export",
@@ -149,24 +155,24 @@ def export(run: Run) -> str:
         "--set=validate.keep_pictures=all",
         f"--output={output}",
     )
-    run.artifact = output
+    run.artifacts = [output]
     return f"{DIGITS.name}, shortv, float16"
 
 
-def needed(run: Run) -> Path:
-    """Return the artifact.
+def needed(run: Run) -> list[Path]:
+    """Return the artifacts.
 
     Raises:
-        Skip: there is none.
+        Skip: there are none.
     """
-    if run.artifact is None:
+    if not run.artifacts:
         raise Skip("there is no artifact: the export before did not end well")
-    return run.artifact
+    return run.artifacts
 
 
 def build(run: Run, target: str) -> str:
-    """Build the artifact's engines for the GPU that is here."""
-    artifact = needed(run)
+    """Build the artifacts' engines for the GPU that is here."""
+    artifacts = needed(run)
     if run.options.device != "cuda":
         raise Skip("needs a GPU (--device cuda); ahead-of-time builds are in the test suite")
     if not run.runs(target):
@@ -174,24 +180,51 @@ def build(run: Run, target: str) -> str:
     more = ()
     if target == "tensorrt-rtx":
         more = (f"--compute-capability={run.facts['gpus'][0]['capability']}",)
-    vtcompress("build", str(artifact), "--target", target, *more)
-    return f"engines of {artifact.name} for {run.facts['device']}"
+    of_each(
+        artifacts, lambda artifact: vtcompress("build", str(artifact), "--target", target, *more)
+    )
+    return f"engines of {len(artifacts)} artifacts for {run.facts['device']}"
 
 
 def parity(run: Run, backend: str) -> str:
     """Compare a backend with ONNX Runtime on the CPU."""
-    artifact = needed(run)
+    artifacts = needed(run)
     if not run.runs(backend):
         raise Skip(run.why_not(backend))
-    found = json.loads(
-        vtcompress("--json", "validate", str(artifact), "--backend", backend, wanted=(0, 3))
-    )
-    outputs = found["outputs"]
-    words = f"{outputs['calls']} outputs, largest difference {outputs['worst_abs']['max_abs']:.2e}"
-    failures = [*outputs["failures"], *((found["loss"] or {}).get("failures", ()))]
-    if failures:
-        raise Failed(f"{words}; {'; '.join(failures[:3])}")
-    return words
+
+    def compare(artifact: Path) -> str:
+        found = json.loads(
+            vtcompress("--json", "validate", str(artifact), "--backend", backend, wanted=(0, 3))
+        )
+        outputs = found["outputs"]
+        words = (
+            f"{outputs['calls']} outputs, largest difference {outputs['worst_abs']['max_abs']:.2e}"
+        )
+        failures = [*outputs["failures"], *((found["loss"] or {}).get("failures", ()))]
+        if failures:
+            raise Failed(f"{words}; {'; '.join(failures[:3])}")
+        return words
+
+    return of_each(artifacts, compare)
+
+
+def of_each(artifacts: Sequence[Path], work: Callable[[Path], str]) -> str:
+    """Do one thing to every artifact; one that fails does not end the others.
+
+    Raises:
+        Failed: one failed; tells of all.
+    """
+    words, failed = [], False
+    for artifact in artifacts:
+        try:
+            said = work(artifact)
+        except Failed as failure:
+            said, failed = f"FAILED: {failure}", True
+        words.append(f"{artifact.name}: {said}" if said else artifact.name)
+        print(f"   {words[-1][:2000]}", flush=True)
+    if failed:
+        raise Failed("; ".join(words))
+    return "; ".join(words)
 
 
 def torch_agrees(run: Run) -> str:
@@ -207,20 +240,47 @@ def torch_agrees(run: Run) -> str:
     return f"least cosine of logits: {words}"
 
 
-def times(run: Run, *, compiled: bool) -> str:
+def times(run: Run, how: "How") -> str:
     """Time decoders of 7B's shape, and check their caches against the prediction."""
     import torch
 
-    from tests.gpu.decoders import measure, scale, table
+    from tests.gpu.decoders import measure, scale
 
     o = run.options
     device = torch.device(o.device)
-    rows = measure(scale(o.scale), device, o.rounds, o.seconds, compiled=compiled)
-    run.rows += [{"compiled": compiled, **asdict(row)} for row in rows]
+    if how == "one CUDA graph a call" and device.type != "cuda":
+        raise Skip("needs a GPU (--device cuda)")
+    return told(run, f"torch, {how}", measure(scale(o.scale), device, o.rounds, o.seconds, how))
+
+
+def graph_times(run: Run, backend: str) -> str:
+    """Time graphs of 7B's shape, and tell which of their nodes the GPU does not run."""
+    o = run.options
+    if o.graphs is None:
+        raise Skip("no graphs: write them with `python -m tests.gpu.graphs FOLDER`, give --graphs")
+    if not run.runs(backend):
+        raise Skip(run.why_not(backend))
+    from tests.gpu.decoders import scale
+    from tests.gpu.graphs import fill, measure
+
+    fill(o.graphs)
+    rows, left = measure(scale(o.scale), o.graphs, backend, o.rounds, o.seconds)
+    words = [f"{name}: {kinds}" for name, kinds in left.items()]
+    return "; ".join([told(run, f"ONNX graphs, {backend}", rows), *words])
+
+
+def told(run: Run, title: str, rows: "list[Row]") -> str:
+    """Put rows of times into the results; return what they show.
+
+    Raises:
+        Failed: one is no number, or its caches have another size than predicted.
+    """
+    from tests.gpu.decoders import table
+
+    run.rows += [{"of": title, **asdict(row)} for row in rows]
     text = table(rows)
     print(text, flush=True)
-    title = "torch.compile" if compiled else "torch, eager"
-    (run.folder / f"{title}.md").write_text(f"### {title}\n\n{text}\n", encoding="utf-8")
+    run.tables.append(f"### {title}\n\n{text}\n")
     wrong = [f"{row.plan} at {row.visual}" for row in rows if not row.right]
     if wrong:
         raise Failed(f"no numbers, or caches of another size than predicted: {', '.join(wrong)}")
@@ -242,7 +302,7 @@ def summary(run: Run) -> str:
         for s in run.steps
     ]
     lines[-1] += "".join(f"\n| {' | '.join(cells)} |" for cells in clean)
-    lines += [path.read_text(encoding="utf-8") for path in sorted(run.folder.glob("torch*.md"))]
+    lines += run.tables
     if run.options.device != "cuda":
         lines.append("A rehearsal on the CPU: these times say nothing of a GPU.")
     return "\n\n".join(lines) + "\n"
@@ -269,12 +329,12 @@ def climb(run: Run) -> None:
         "the compressed decoder in torch computes on this device what it does on the CPU",
         lambda: torch_agrees(run),
     )
-    proves = (
-        "how much of the predicted saving comes out here, of decoders in torch; no engine is timed"
-    )
-    run.step("times", proves, lambda: times(run, compiled=False))
-    if o.compile:
-        run.step("times, compiled", proves, lambda: times(run, compiled=True))
+    proves = "how much of the predicted saving comes out here; no engine is timed"
+    hows: list[How] = ["eager", "one CUDA graph a call", *o.compile]
+    for how in hows:
+        run.step(f"times, {how}", proves, lambda how=how: times(run, how))
+    backend = "onnxruntime-cuda" if o.device == "cuda" else "onnxruntime"
+    run.step("times of graphs", proves, lambda: graph_times(run, backend))
 
 
 def main() -> int:
@@ -285,9 +345,19 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=12, help="of each call at most")
     parser.add_argument("--seconds", type=float, default=30.0, help="of each kind of call")
     parser.add_argument(
-        "--compile", action="store_true", help="time torch.compile as well: minutes"
+        "--compile",
+        action="store_const",
+        const=["torch.compile"],
+        default=[],
+        help="time torch.compile as well: minutes",
     )
-    parser.add_argument("--artifact", type=Path, help="instead of exporting the bundled model")
+    parser.add_argument(
+        "--artifact",
+        type=Path,
+        action="append",
+        help="instead of exporting the bundled model; may be given several times",
+    )
+    parser.add_argument("--graphs", type=Path, help="folder of `python -m tests.gpu.graphs`")
     parser.add_argument("--output", type=Path, default=Path("build/gpu-ladder"))
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)

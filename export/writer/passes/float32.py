@@ -79,6 +79,9 @@ def _compute(graph: "ir.Graph", chosen: "Iterable[ir.Node]", *, outputs_too: boo
     nodes = [n for node in list(chosen) for n in within(node) if not _reads_stored(n)]
     among = set(nodes)
     for node in nodes:
+        for branch in subgraphs(node):
+            for value in branch.inputs:  # those of a Scan's steps
+                _widen(value)
         for value in node.outputs:
             if is_low(value):
                 _make_wide(graph, value, among, outputs_too=outputs_too)
