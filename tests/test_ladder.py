@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 from compressor.facts import Facts
-from export.artifact.manifest import Manifest
+from export.artifact.manifest import Compared, Manifest
 from export.checks.onnx_checker import check_graphs
 from export.graphs.spec import embed_graph
 from export.report.data import ReportData, figures
@@ -140,6 +140,29 @@ def test_reports_deny_a_gpu_until_engines_ran_on_one() -> None:
     assert "Nothing here was run on a GPU." not in html_report(ran)
     assert "Never run on a GPU." in model_card(without, Origin())
     assert "Never run on a GPU." not in model_card(ran, Origin())
+
+
+def test_backends_without_engines_that_were_compared_are_a_rung() -> None:
+    def compared(*names: str, passed: bool = True) -> ReportData:
+        found = [Compared(backend=name, precision="f32", passed=passed) for name in names]
+        return data((AHEAD,), compared=tuple(found), fidelity=facts.fidelity())
+
+    assert "Other backends" not in dict(outcomes(compared()))
+    cpu, gpu = compared("openvino"), compared("openvino", "onnxruntime-cuda")
+    assert outcomes(cpu)[2] == ("Other backends", "passed")
+    assert cpu.rungs[2].detail == "openvino (f32): passed"
+    assert claim(cpu.rungs).endswith("built ahead of time. Nothing was run on a GPU.")
+    assert "Nothing here was run on a GPU." in html_report(cpu)
+    assert claim(gpu.rungs).endswith(
+        "built ahead of time. On a GPU: Other backends (openvino (f32): passed; "
+        "onnxruntime-cuda (f32) on a GPU: passed)."
+    )
+    assert "was run on a GPU" not in html_report(gpu)
+    assert "Never run on a GPU." not in model_card(gpu, Origin())
+    missed = compared("openvino", passed=False)
+    assert claim(missed.rungs) == "Failed: Other backends."
+    # Of a version that has more backends than this one.
+    assert "else (f32): passed" in compared("else").rungs[2].detail
 
 
 def claims_in(text: str) -> list[str]:

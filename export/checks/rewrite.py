@@ -13,6 +13,7 @@ Letters: V visual tokens, D hidden.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,7 +66,8 @@ def refuse(report: RewriteReport, name: str) -> None:
         raise ModelError(
             [
                 f"{name}: {rewrite_words(report)}; nothing was written, because an artifact would answer "
-                "otherwise than this model: please report it with the model's configuration files"
+                f"otherwise than this model: update transformers (here it is {version('transformers')}), "
+                "or report it with the model's configuration files"
             ]
         )
 

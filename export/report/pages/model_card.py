@@ -157,7 +157,9 @@ def _limits(data: ReportData, origin: Origin) -> tuple[str, ...]:
     elif splits(data.plan) or may_exit(data.plan):
         where = "in pruned heads and behind an exit" if splits(data.plan) else "behind the exit"
         decode = f"save only what they no longer read: keys and values of visual tokens {where}."
-    run = "Run on the GPUs named above alone." if ran_on_gpu(data.rungs) else "Never run on a GPU."
+    run = "Never run on a GPU."
+    if ran_on_gpu(data.rungs):
+        run = "Run on GPUs as the ladder of checks above tells, and not otherwise."
     lines = (
         "The weight file does not shrink: text tokens still use every weight.",
         f"Decode steps {decode}",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from export.artifact.engine_set import artifact_digest, engine_sets
-from export.artifact.manifest import Manifest
+from export.artifact.manifest import Compared, Manifest
 from export.backends.backend import Backend
 from export.backends.registry import BACKENDS
 from export.results.backend_parity import BackendParity
@@ -25,12 +25,14 @@ class Rung:
         proves: what follows if it passed, and what does not.
         outcome: what became of it; a rung is always judged.
         detail: figures, or why it did not run.
+        on_gpu: it ran on one, well or not.
     """
 
     name: str
     proves: str
     outcome: Verdict
     detail: str
+    on_gpu: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,10 @@ PROVES = {
         "the graphs compute what the compressed torch model computes, in ONNX Runtime on a CPU; says nothing "
         "of other backends"
     ),
+    "Other backends": (
+        "the named backends gave ONNX Runtime's numbers on the machine that ran them; says nothing of other "
+        "machines"
+    ),
     "Engine run and parity": (
         "the engines ran on the named GPU and gave ONNX Runtime's numbers there; says nothing of other GPUs"
     ),
@@ -112,11 +118,12 @@ def ladder(manifest: Manifest, engines: Sequence[EngineFacts] = ()) -> tuple[Run
         engines: its sets of engines; those of an earlier state of the artifact are not among them.
     """
     built = (rung for backend in WITH_ENGINES for rung in _built(backend, engines))
-    return (_checker(manifest), _numerics(manifest), *built, _run(engines))
+    rungs = (_checker(manifest), _numerics(manifest), *_others(manifest.compared))
+    return (*rungs, *built, _run(engines))
 
 
-def _rung(name: str, outcome: Verdict, detail: str) -> Rung:
-    return Rung(name, PROVES[name], outcome, detail)
+def _rung(name: str, outcome: Verdict, detail: str, *, on_gpu: bool = False) -> Rung:
+    return Rung(name, PROVES[name], outcome, detail, on_gpu)
 
 
 def _checker(manifest: Manifest) -> Rung:
@@ -134,6 +141,21 @@ def _numerics(manifest: Manifest) -> Rung:
         worst = report.worst_abs.max_abs
         detail = f"{report.calls} outputs, largest difference {worst:.2e} ({manifest.dtype})"
     return _rung("ONNX Runtime numerics", verdict_of(report), detail)
+
+
+def _others(compared: Sequence[Compared]) -> list[Rung]:
+    """Return the rung of backends that need no engines; none: no artifact must run in them."""
+    if not compared:
+        return []
+    on_gpu = {name for name, backend in BACKENDS.items() if backend.on_gpu}
+    words = [
+        f"{c.backend} ({c.precision}){' on a GPU' if c.backend in on_gpu else ''}: "
+        f"{'passed' if c.passed else 'missed'}"
+        for c in compared
+    ]
+    outcome = Verdict.PASSED if all(c.passed for c in compared) else Verdict.FAILED
+    ran = any(c.backend in on_gpu for c in compared)
+    return [_rung("Other backends", outcome, "; ".join(words), on_gpu=ran)]
 
 
 def _built(backend: Backend, engines: Sequence[EngineFacts]) -> list[Rung]:
@@ -160,7 +182,7 @@ def _run(engines: Sequence[EngineFacts]) -> Rung:
     # The rung proves numbers; what answers lose is judged where limits for it are set.
     failed = any(parity.failures for _, parity in ran)
     words = "; ".join(_parity_words(facts, parity) for facts, parity in ran)
-    return _rung(name, Verdict.FAILED if failed else Verdict.PASSED, words)
+    return _rung(name, Verdict.FAILED if failed else Verdict.PASSED, words, on_gpu=True)
 
 
 def _parity_words(facts: EngineFacts, parity: BackendParity) -> str:
@@ -180,11 +202,12 @@ def claim(rungs: Sequence[Rung]) -> str:
         return "Nothing was checked."
     if failed := [rung.name for rung in rungs if rung.outcome is Verdict.FAILED]:
         return f"Failed: {', '.join(failed)}."
-    if not ran_on_gpu(rungs):
-        return f"Checked up to: {highest.name}. Nothing was run on a GPU."
-    return f"Checked up to: {highest.name} ({highest.detail})."
+    if highest.on_gpu:
+        return f"Checked up to: {highest.name} ({highest.detail})."
+    on_gpu = [f"On a GPU: {rung.name} ({rung.detail})" for rung in rungs if rung.on_gpu]
+    return f"Checked up to: {highest.name}. {'; '.join(on_gpu) or 'Nothing was run on a GPU'}."
 
 
 def ran_on_gpu(rungs: Sequence[Rung]) -> bool:
-    """Whether engines ran on a GPU, well or not."""
-    return rungs[-1].outcome is not Verdict.NOT_RUN
+    """Whether anything ran on a GPU, well or not."""
+    return any(rung.on_gpu for rung in rungs)

@@ -87,6 +87,11 @@ def _compute(graph: "ir.Graph", chosen: "Iterable[ir.Node]", *, outputs_too: boo
                 _make_wide(graph, value, among, outputs_too=outputs_too)
         if node.op_type == "Cast":
             _set_target(node)
+    _cast_what_is_read(nodes)
+
+
+def _cast_what_is_read(nodes: "Sequence[ir.Node]") -> None:
+    """Cast what nodes in float32 still read in another dtype, once in each graph."""
     cast: dict[tuple[int, int], ir.Value] = {}
     for node in nodes:
         for place, read in enumerate(node.inputs):
