@@ -53,7 +53,8 @@ class OpenVinoGraph:
             lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
             reason = lines[-1] if lines else "no reason given"
             raise ArtifactError([f"{file}: OpenVINO cannot load it: {reason}"]) from failure
-        self._request = self._model.create_infer_request()
+        # A request holds the numbers of one call: a thread takes one that is free, or makes one.
+        self._free: list[Any] = []
 
     def __call__(self, feeds: Sequence[Any]) -> list[Any]:
         """Run on arrays in declared order; outputs are copies, so that a cache outlives later calls."""
@@ -61,7 +62,12 @@ class OpenVinoGraph:
             spec.name: np.ascontiguousarray(feed, spec.numpy)
             for spec, feed in zip(self.spec.inputs, feeds, strict=True)
         }
-        found = self._request.infer(values, share_inputs=True, share_outputs=False)
+        try:
+            request = self._free.pop()
+        except IndexError:
+            request = self._model.create_infer_request()
+        found = request.infer(values, share_inputs=True, share_outputs=False)
+        self._free.append(request)
         # OpenVINO hands out bfloat16 as bytes of another type of that size.
         return [
             found[spec.name].view(spec.numpy) if spec.dtype == "bfloat16" else found[spec.name]

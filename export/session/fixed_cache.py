@@ -13,6 +13,8 @@ twice, not all of them.
 
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from threading import RLock
 from typing import Any, Protocol
 
 import numpy as np
@@ -51,9 +53,11 @@ class Buffers:
         arrays: by the names of the decoder's inputs; the first rows of each are filled.
         bound: graphs that read and write them, by name.
         pasts: that are still alive.
+        lock: of a thread whose call reads or writes them.
     """
 
     def __init__(self, arrays: dict[str, Array]) -> None:
+        self.lock: AbstractContextManager[Any] = RLock()
         self.arrays = arrays
         self.bound: dict[str, Bound] = {}
         self.pasts: weakref.WeakSet[FixedPast] = weakref.WeakSet()
@@ -99,6 +103,13 @@ class FixedCaches:
     def call(self, past: FixedPast) -> "FixedCall":
         """Return what runs one call behind a past, in its buffers or in a copy of them."""
         return FixedCall(past, self)
+
+    def alone(self, past: FixedPast) -> AbstractContextManager[Any]:
+        """Return what keeps other threads from a past's buffers, until the past that a call leaves is made.
+
+        Two calls at once would both find the rows behind it free, and write there.
+        """
+        return past.buffers.lock
 
     def make_room(self, past: FixedPast, graph: GraphSpec, rows: Mapping[str, int]) -> None:
         """Give a graph's buffers room for rows: others with the same filled rows, one after the other.

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import Any
 
@@ -25,6 +26,10 @@ class GrowingCaches:
         """Return the past before the first call."""
         sizes = {"batch": batch, "past": 0}
         return [np.zeros(spec.shape(sizes), spec.numpy) for spec in self._specs]
+
+    def alone(self, past: list[Any]) -> AbstractContextManager[Any]:  # noqa: ARG002 - as `FixedCaches`
+        """Return nothing that keeps threads apart: no call changes a past."""
+        return nullcontext()
 
     def call(self, past: list[Any]) -> "GrowingCall":
         """Return what runs one call behind a past."""

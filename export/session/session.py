@@ -1,6 +1,7 @@
 """One call for every backend: vision, embedding and decoder on numpy arrays, caches kept by the backend."""
 
 from collections.abc import Callable, Sequence
+from threading import RLock
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -151,7 +152,7 @@ def in_rows(keys: Array) -> Array:
 
 
 class Graph(Protocol):
-    """One graph of an artifact in a backend."""
+    """One graph of an artifact in a backend; several threads may run it at once."""
 
     def __call__(self, feeds: Sequence[Any]) -> list[Any]:
         """Run on inputs in declared order: arrays, or values that an earlier call returned."""
@@ -163,6 +164,9 @@ OneGraph = TypeVar("OneGraph", bound=Graph)
 
 class GraphSession(Generic[OneGraph]):
     """An artifact's graphs in one backend behind the session call; loaded when first used.
+
+    Threads may call it at once: graphs see to it that they can, and calls in the same buffers of fixed caches
+    wait for each other.
 
     Args:
         graphs: declarations by name; needs `vision`, `embed` and the decoder or its stages.
@@ -191,12 +195,14 @@ class GraphSession(Generic[OneGraph]):
             FixedCaches(self._decoders, block) if fixed else GrowingCaches(self._decoders)
         )
         self._loaded: dict[str, OneGraph] = {}
+        self._loading = RLock()
 
     def graph(self, name: str) -> OneGraph:
         """Return a loaded graph."""
-        if name not in self._loaded:
-            self._loaded[name] = self._open_graph(self._specs[name])
-        return self._loaded[name]
+        with self._loading:
+            if name not in self._loaded:
+                self._loaded[name] = self._open_graph(self._specs[name])
+            return self._loaded[name]
 
     def load(self) -> None:
         """Load all graphs now, so that the first call is not slower than the next."""
@@ -241,15 +247,16 @@ class GraphSession(Generic[OneGraph]):
     def decode(self, rows: CallRows, past: Past) -> tuple[Array, Past]:
         """See `Session.decode`."""
         *stages, last = self._decoders
-        call = self._pasts.call(past)
-        for spec in stages:
-            visual, text, gate_logits = call.run(self.graph(spec.name), rows)
-            rows = rows._replace(visual=visual, text=text)
-            if fires(as_array(gate_logits)):
-                states = spec.outputs[0]
-                rows = rows.without_visual(np.zeros(states.shape({"visual": 0}), states.numpy))
-        (logits,) = call.run(self.graph(last.name), rows)
-        return as_array(logits), call.present
+        with self._pasts.alone(past):
+            call = self._pasts.call(past)
+            for spec in stages:
+                visual, text, gate_logits = call.run(self.graph(spec.name), rows)
+                rows = rows._replace(visual=visual, text=text)
+                if fires(as_array(gate_logits)):
+                    states = spec.outputs[0]
+                    rows = rows.without_visual(np.zeros(states.shape({"visual": 0}), states.numpy))
+            (logits,) = call.run(self.graph(last.name), rows)
+            return as_array(logits), call.present
 
     def empty_past(self, batch: int) -> Past:
         """See `Session.empty_past`."""

@@ -8,6 +8,7 @@ settles at two buffers for each cache.
 
 import math
 from collections.abc import Mapping, Sequence
+from threading import RLock
 from typing import Any, Protocol
 
 import numpy as np
@@ -66,6 +67,8 @@ class Pool:
 
     def __init__(self, device: Device) -> None:
         self.device = device
+        # An engine has one context, whose addresses and shapes are those of one call.
+        self.lock = RLock()
         self._free: dict[int, list[int]] = {}
 
     def take(self, size: int) -> "DeviceBuffer":
@@ -134,6 +137,10 @@ class EngineGraph:
         Raises:
             BackendError: the call is larger than what the engine was built for.
         """
+        with self._pool.lock:
+            return self._run(feeds)
+
+    def _run(self, feeds: Sequence[Any]) -> list[Any]:
         shapes = tuple(tuple(f.shape if isinstance(f, np.ndarray) else f.shape()) for f in feeds)
         sizes = sizes_of(self.spec.inputs, shapes)
         profile = profile_for(self._entry.profiles, sizes, self._limits, self._target)
