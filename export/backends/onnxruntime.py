@@ -14,6 +14,7 @@ from export.backends.probing import Probed, ProbeFacts
 from export.graphs.spec import GraphSpec, TensorSpec
 from export.session.arrays import Array
 from export.session.fixed_cache import BLOCK
+from export.session.interruptible import Found, Interruptible, rows_of
 from export.session.session import GraphSession
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ class OnnxGraph:
         except ImportError:
             raise MissingExtraError("running an artifact", "cpu") from None
         self.spec = spec
-        self._values = onnxruntime.OrtValue
+        self._values, self._run_options = onnxruntime.OrtValue, onnxruntime.RunOptions
+        self._calls = Interruptible()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         if threads is not None:
@@ -110,8 +112,19 @@ class OnnxGraph:
             spec.name: self._value(spec, feed)
             for spec, feed in zip(self.spec.inputs, feeds, strict=True)
         }
-        names = [spec.name for spec in self.spec.outputs]
-        return list(self.session.run_with_ort_values([*names, *more], values))
+        names = [*(spec.name for spec in self.spec.outputs), *more]
+        return list(
+            self.ending(feeds, lambda o: self.session.run_with_ort_values(names, values, o))
+        )
+
+    def ending(self, feeds: Sequence[Any], call: Callable[[Any], Found]) -> Found:
+        """Run a call with run options, by which a signal ends it where it may be long."""
+        options = self._run_options()
+
+        def stop() -> None:
+            options.terminate = True
+
+        return self._calls.run(rows_of(self.spec, feeds), lambda: call(options), stop)
 
     def bound(self, buffers: Mapping[str, Array]) -> Callable[[Sequence[Any]], list[Any]]:
         """Return what runs a graph with fixed caches in these buffers.
@@ -138,7 +151,7 @@ class OnnxGraph:
                 binding.bind_ortvalue_input(spec.name, self._value(spec, feed))
             for spec in found:
                 binding.bind_output(spec.name)
-            self.session.run_with_iobinding(binding)
+            self.ending(feeds, lambda o: self.session.run_with_iobinding(binding, o))
             return list(binding.get_outputs()[: len(found)])
 
         return run

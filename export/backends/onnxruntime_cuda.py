@@ -57,7 +57,7 @@ class CudaGraph(OnnxGraph):
             binding.bind_ortvalue_input(spec.name, value)
         for spec in self.spec.outputs:
             binding.bind_output(spec.name, "cuda", self._device)
-        self.session.run_with_iobinding(binding)
+        self.ending(feeds, lambda o: self.session.run_with_iobinding(binding, o))
         return list(binding.get_outputs())
 
     def on_cpu(self) -> dict[str, int]:
