@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.backends.onnxruntime import OnnxGraph
 from export.graphs.spec import GraphSpec, TensorSpec
-from export.session.interruptible import Interruptible, interruptible, rows_of
+from export.session.interruptible import Interruptible, interruptible, rows_run
 
 WIDTH, ROWS, STEPS = 512, 512, 600
 
@@ -116,5 +116,5 @@ def test_rows_are_those_of_text_or_pictures() -> None:
         outputs=(TensorSpec(name="logits", dtype="float32", axes=("batch", 4)),),
     )
     past = np.zeros((1, 2, 50, 4))
-    assert rows_of(spec, [np.zeros((1, 0, 4)), np.zeros((1, 1, 4)), past]) == 1
-    assert rows_of(spec, [np.zeros((1, 9, 4)), np.zeros((1, 3, 4)), past]) == 9
+    assert rows_run(spec, [np.zeros((1, 0, 4)), np.zeros((1, 1, 4)), past]) == 1
+    assert rows_run(spec, [np.zeros((1, 9, 4)), np.zeros((1, 3, 4)), past]) == 9

@@ -14,7 +14,7 @@ from export.backends.probing import Probed, ProbeFacts
 from export.graphs.spec import GraphSpec, TensorSpec
 from export.session.arrays import Array
 from export.session.fixed_cache import BLOCK
-from export.session.interruptible import Found, Interruptible, rows_of
+from export.session.interruptible import Interruptible, Returned, rows_run
 from export.session.session import GraphSession
 
 if TYPE_CHECKING:
@@ -117,14 +117,14 @@ class OnnxGraph:
             self.ending(feeds, lambda o: self.session.run_with_ort_values(names, values, o))
         )
 
-    def ending(self, feeds: Sequence[Any], call: Callable[[Any], Found]) -> Found:
+    def ending(self, feeds: Sequence[Any], call: Callable[[Any], Returned]) -> Returned:
         """Run a call with run options, by which a signal ends it where it may be long."""
         options = self._run_options()
 
         def stop() -> None:
             options.terminate = True
 
-        return self._calls.run(rows_of(self.spec, feeds), lambda: call(options), stop)
+        return self._calls.run(rows_run(self.spec, feeds), lambda: call(options), stop)
 
     def bound(self, buffers: Mapping[str, Array]) -> Callable[[Sequence[Any]], list[Any]]:
         """Return what runs a graph with fixed caches in these buffers.

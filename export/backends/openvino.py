@@ -23,7 +23,7 @@ from export.backends.backend import Backend, Options, Said
 from export.backends.probing import Probed, ProbeFacts
 from export.backends.unreported import unreported
 from export.graphs.spec import GraphSpec
-from export.session.interruptible import rows_of
+from export.session.interruptible import rows_run
 from export.session.session import GraphSession
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class OpenVinoGraph:
             request = self._free.pop()
         except IndexError:
             request = self._model.create_infer_request()
-        if rows_of(self.spec, feeds) == 1:
+        if rows_run(self.spec, feeds) == 1:
             found = request.infer(values, share_inputs=True, share_outputs=False)
         else:
             _run_until_a_signal(request, values)

@@ -11,7 +11,7 @@ import numpy as np
 
 from export.graphs.spec import GraphSpec
 
-Found = TypeVar("Found")
+Returned = TypeVar("Returned")
 PIXELS = "pixel_values"
 # Axes whose rows make a call long.
 ROWS = (("text",), ("visual",))
@@ -19,7 +19,7 @@ LONG_SECONDS = 0.2
 """What a call may take that no signal ends: another thread takes about 0.3 ms, more on a busy machine."""
 
 
-def rows_of(spec: GraphSpec, feeds: Iterable[object]) -> int:
+def rows_run(spec: GraphSpec, feeds: Iterable[object]) -> int:
     """Return what the time of a call grows with: pictures, or visual and text rows; 1 of a decode step."""
     arrays = [
         (given, feed)
@@ -40,11 +40,11 @@ class Interruptible:
     def __init__(self) -> None:
         self._seconds_a_row = math.inf
 
-    def run(self, rows: int, call: Callable[[], Found], stop: Callable[[], object]) -> Found:
+    def run(self, rows: int, call: Callable[[], Returned], stop: Callable[[], object]) -> Returned:
         """Run a call.
 
         Args:
-            rows: of the call, see `rows_of`.
+            rows: of the call, see `rows_run`.
             call: to run.
             stop: makes it end early; may come when it has ended already.
         """
@@ -57,14 +57,14 @@ class Interruptible:
         return found
 
 
-def interruptible(call: Callable[[], Found], stop: Callable[[], object]) -> Found:
+def interruptible(call: Callable[[], Returned], stop: Callable[[], object]) -> Returned:
     """Run a call so that what a signal raises in the main thread ends it; in other threads just run it.
 
     Another thread runs it meanwhile, because the main thread must wait where signals reach it.
     """
     if threading.current_thread() is not threading.main_thread():
         return call()
-    done: Future[Found] = Future()
+    done: Future[Returned] = Future()
 
     def work() -> None:
         try:
