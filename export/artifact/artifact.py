@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from compressor.disk.files import read_text, sha256_of, write_text
 from compressor.disk.mistaken import mistaken
 from compressor.disk.paths import shown_path, unusable
-from compressor.errors import ArtifactError, PlanError
+from compressor.errors import ArtifactError, PlanError, VtcompressError
 from compressor.plan.plan import Plan
 from export.artifact.contents import FILES_FILE, FILES_FORMAT
 from export.artifact.contradictions import contradictions
@@ -46,7 +46,7 @@ class Artifact:
 
     @classmethod
     def open(cls, folder: str | Path, *, verify: bool = True) -> "Artifact":
-        """Read the manifest and check the files against it.
+        """Read the manifest and check the files against it; again if the artifact was replaced meanwhile.
 
         Args:
             folder: the artifact.
@@ -60,6 +60,19 @@ class Artifact:
         if not isinstance(folder, str | os.PathLike):
             raise TypeError(f"path: {folder!r:.60} is no path of an artifact's folder")
         folder = Path(folder)
+        while True:
+            before = _identity(folder)
+            try:
+                artifact = cls._read(folder, verify=verify)
+            except (VtcompressError, OSError):
+                if _identity(folder) == before:
+                    raise
+            else:
+                if _identity(folder) == before:
+                    return artifact
+
+    @classmethod
+    def _read(cls, folder: Path, *, verify: bool) -> "Artifact":
         path = folder / MANIFEST_FILE
         if (reason := unusable(folder)) is not None:
             raise ArtifactError([f"{shown_path(folder)}: {reason}"])
@@ -92,6 +105,15 @@ class Artifact:
         if problems:
             raise ArtifactError(problems)
         return cls(folder, manifest)
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """Return what tells a folder from another one that took its name; None: there is none."""
+    try:
+        found = folder.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _graph_problems(path: Path, manifest: Manifest) -> list[str]:

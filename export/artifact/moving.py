@@ -1,6 +1,7 @@
 """How a complete folder takes the place of another one: renamed, or part by part, and back on an error."""
 
 import contextlib
+import ctypes
 import errno
 import os
 import shutil
@@ -14,6 +15,8 @@ from export.artifact.manifest import MANIFEST_FILE
 OLD_MARK, FULL_MARK = "-old", "-full"
 SERIAL = 8
 """Characters that tell the folders of runs on one place apart."""
+# Of Linux's renameat2.
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
 # A folder cannot be renamed: it is in use by the system, on another disk, or not ours to move.
 IMMOVABLE = (errno.EBUSY, errno.EXDEV, errno.EPERM, errno.EACCES)
 
@@ -26,12 +29,16 @@ def serial() -> str:
 def move_in(staging: Path, target: Path) -> None:
     """Put a complete result, beside its place or in it, there; on an error the place is as it was.
 
-    Signals that end the run wait for the end of it, but not of a copy to another disk.
+    All of it has reached the disk before its name is that of the place. Signals that end the run wait for the
+    end of it, but not of a copy to another disk.
 
     Raises:
         OSError: it cannot be put there.
     """
     with HeldSignals() as signals:
+        signals.pass_on()  # it may take long
+        _sync_all(staging)
+        signals.wait = True
         if staging.parent != target:
             try:
                 _swap(staging, target)
@@ -60,9 +67,7 @@ def _copy(source: Path, copy: Path, signals: HeldSignals) -> None:
     try:
         signals.pass_on()  # it may take long
         shutil.copytree(source, partial, symlinks=True)
-        for path in (*partial.rglob("*"), partial):
-            if not path.is_symlink():
-                _sync(path)
+        _sync_all(partial)
         signals.wait = True
         partial.rename(copy)
     except BaseException as failure:
@@ -71,6 +76,13 @@ def _copy(source: Path, copy: Path, signals: HeldSignals) -> None:
         if isinstance(failure, shutil.Error):  # a line for each file; the first says why
             raise OSError(failure.args[0][0][-1]) from failure
         raise
+
+
+def _sync_all(folder: Path) -> None:
+    """Wait until a folder's files, and then their names, have reached the disk."""
+    for path in (*folder.rglob("*"), folder):
+        if not path.is_symlink():
+            _sync(path)
 
 
 def _sync(path: Path) -> None:
@@ -89,6 +101,12 @@ def _sync(path: Path) -> None:
 def _swap(staging: Path, target: Path) -> None:
     if not target.exists():
         staging.rename(target)
+        _sync(target.parent)
+        return
+    if exchanged(staging, target):
+        _sync(target.parent)
+        # Under the name of one that is being written: where it stays, the next run removes it.
+        shutil.rmtree(staging, ignore_errors=True)
         return
     old = staging.with_name(staging.name + OLD_MARK)
     target.rename(old)
@@ -98,6 +116,24 @@ def _swap(staging: Path, target: Path) -> None:
         old.rename(target)
         raise
     shutil.rmtree(old, ignore_errors=True)  # the result lies in its place; the next run tries again
+
+
+def exchanged(one: Path, other: Path) -> bool:
+    """Exchange the names of two folders, so that at no time there is none; whether the system can.
+
+    Raises:
+        OSError: it can, and these cannot be exchanged.
+    """
+    try:
+        call = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):  # not Linux, or a C library without it
+        return False
+    if call(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EINVAL):  # an old kernel, or a file system that cannot
+        return False
+    raise OSError(number, os.strerror(number), str(one), None, str(other))
 
 
 def _exchange(staging: Path, target: Path) -> None:
