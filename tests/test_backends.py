@@ -149,6 +149,22 @@ def test_the_binding_of_the_cuda_session_works_on_the_cpu_device(
         assert np.array_equal(found.first_logits, wanted.first_logits)
 
 
+@pytest.mark.parametrize("name", ["vision.onnx", "weights.bin"])
+def test_what_changed_since_it_was_checked_is_not_run(
+    artifact: Path, pictures: list[Path], tmp_path: Path, name: str
+) -> None:
+    """Graphs are loaded when they are first used; by then another artifact may lie there."""
+    folder = shutil.copytree(artifact, tmp_path / "artifact")
+    runtime = Runtime.load(folder, threads=1)
+    runtime.answer("what is this", max_new_tokens=1)
+    content = (folder / name).read_bytes()
+    (folder / name).unlink()
+    (folder / name).write_bytes(content)
+    with pytest.raises(ArtifactError, match=rf"{name} changed since it was checked"):
+        runtime.answer("what is this", pictures[:1])
+    assert Runtime.load(folder, threads=1).answer("what is this", pictures[:1]).token_ids
+
+
 def test_bf16_is_refused_where_the_processor_has_none() -> None:
     check_precision("bf16", ["FP32", "BF16"])
     check_precision("f32", ["FP32"])

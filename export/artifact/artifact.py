@@ -3,8 +3,8 @@
 import json
 import os
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,7 +20,7 @@ from export.artifact.contradictions import contradictions
 from export.artifact.engine_set import ENGINES_FOLDER, unnamed_files
 from export.artifact.manifest import MANIFEST_FILE, MANIFEST_FORMAT, FileEntry, Manifest
 from export.artifact.onnx_header import check_graph
-from export.graphs.spec import in_order
+from export.graphs.spec import WEIGHTS_FILE, in_order
 
 try:
     import resource
@@ -30,6 +30,8 @@ KNOWS_PEAK = resource is not None
 
 RECIPE_FILE, PLAN_FILE, PROFILE_FILE = "recipe.yaml", "plan.json", "profile.json"
 NEEDED_GRAPHS = ("vision", "embed")
+Stamp = tuple[int, int, int]
+"""Number of a file on its disk, its size and when it was written last."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,26 @@ class Artifact:
     Attributes:
         folder: where it lies.
         manifest: what it says of itself.
+        stamps: by which graphs and weights are known to be the files that were checked.
     """
 
     folder: Path
     manifest: Manifest
+    stamps: Mapping[str, Stamp | None] = field(default_factory=dict, compare=False, repr=False)
+
+    def check_unchanged(self) -> None:
+        """Refuse graphs and weights that were replaced or written since they were checked.
+
+        Raises:
+            ArtifactError: names them.
+        """
+        changed = [
+            name for name, found in self.stamps.items() if _stamp(self.folder / name) != found
+        ]
+        if changed:
+            names = ", ".join(changed)
+            words = f"{self.folder}: {names} changed since it was checked; load the artifact anew"
+            raise ArtifactError([words])
 
     @classmethod
     def open(cls, folder: str | Path, *, verify: bool = True) -> "Artifact":
@@ -84,6 +102,8 @@ class Artifact:
             manifest = Manifest.model_validate_json(text)
         except ValidationError as error:
             raise ArtifactError(_explain(path, error)) from None
+        graphs = sorted({spec.file for spec in manifest.graphs})
+        stamps = {name: _stamp(folder / name) for name in (*graphs, WEIGHTS_FILE)}
         problems = _graph_problems(path, manifest)
         problems += [
             p for name, entry in manifest.files.items() for p in _check(folder, name, entry, verify)
@@ -96,7 +116,7 @@ class Artifact:
             ]
         if not problems:
             sizes = {name: entry.size for name, entry in manifest.files.items()}
-            for file in sorted({spec.file for spec in manifest.graphs}):
+            for file in graphs:
                 problems += check_graph(folder, file, sizes)
         if not problems:
             plan = _plan(folder, manifest)
@@ -104,7 +124,16 @@ class Artifact:
             problems = [f"{path}: {problem}; export the model again" for problem in found]
         if problems:
             raise ArtifactError(problems)
-        return cls(folder, manifest)
+        return cls(folder, manifest, stamps)
+
+
+def _stamp(path: Path) -> Stamp | None:
+    """Return what tells a file from another in its place, or from itself once it was written again."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:

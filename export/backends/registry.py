@@ -99,7 +99,9 @@ def open_session(
             f"{backend}: does not run graphs that write into caches of fixed size; the backend {others} "
             "does, or export with export.kv_cache: growing"
         )
-    return entry.open(artifact, Options(precision, threads, mapped, device))
+    session = entry.open(artifact, Options(precision, threads, mapped, device))
+    session.check_loaded = artifact.check_unchanged
+    return session
 
 
 def check_dtype(backend: str, dtype: str) -> None:

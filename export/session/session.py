@@ -176,6 +176,7 @@ class GraphSession(Generic[OneGraph]):
 
     Attributes:
         runs: names of the graphs that calls run.
+        check_loaded: asked once a graph is loaded; raises where it is not the one that was checked.
     """
 
     def __init__(
@@ -196,12 +197,15 @@ class GraphSession(Generic[OneGraph]):
         )
         self._loaded: dict[str, OneGraph] = {}
         self._loading = RLock()
+        self.check_loaded: Callable[[], None] = lambda: None
 
     def graph(self, name: str) -> OneGraph:
         """Return a loaded graph."""
         with self._loading:
             if name not in self._loaded:
-                self._loaded[name] = self._open_graph(self._specs[name])
+                graph = self._open_graph(self._specs[name])
+                self.check_loaded()
+                self._loaded[name] = graph
             return self._loaded[name]
 
     def load(self) -> None:
