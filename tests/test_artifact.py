@@ -284,6 +284,18 @@ def test_a_graph_whose_file_is_not_among_the_files_is_refused(tmp_path):
         Artifact.open(folder)
 
 
+def test_a_graph_in_a_file_that_runtimes_take_for_another_format_is_refused(artifact):
+    name = json.loads((artifact / "manifest.json").read_text())["graphs"][0]["file"]
+    (artifact / name).rename(artifact / "graph.ort")
+
+    def renamed(manifest):
+        manifest["graphs"][0]["file"] = "graph.ort"
+        manifest["files"]["graph.ort"] = manifest["files"].pop(name)
+
+    edit(artifact, renamed)
+    assert any("does not end with .onnx" in line for line in problems(artifact))
+
+
 def test_an_artifact_whose_check_found_values_that_are_no_numbers_opens_again(tmp_path):
     fields = facts.manifest_fields(
         fidelity=facts.fidelity(["1 images, T=9: prefill: differs by inf, allowed max_abs 0.001"])

@@ -30,6 +30,7 @@ KNOWS_PEAK = resource is not None
 
 RECIPE_FILE, PLAN_FILE, PROFILE_FILE = "recipe.yaml", "plan.json", "profile.json"
 NEEDED_GRAPHS = ("vision", "embed")
+GRAPH_ENDING = ".onnx"
 Stamp = tuple[int, int, int]
 """Number of a file on its disk, its size and when it was written last."""
 
@@ -150,6 +151,12 @@ def _graph_problems(path: Path, manifest: Manifest) -> list[str]:
         f"{path}: the graph {spec.name} is in {spec.file!r}, which is not among the files"
         for spec in manifest.graphs
         if spec.file not in manifest.files
+    ]
+    # By another ending runtimes take a file for another format, which is not looked into here.
+    problems += [
+        f"{path}: the graph {spec.name} is in {spec.file!r}, whose name does not end with {GRAPH_ENDING}"
+        for spec in manifest.graphs
+        if not spec.file.endswith(GRAPH_ENDING)
     ]
     names = [spec.name for spec in manifest.graphs]
     problems += [

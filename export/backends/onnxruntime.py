@@ -77,6 +77,7 @@ class OnnxGraph:
         self._calls = Interruptible()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        options.add_session_config_entry("session.load_model_format", "ONNX")
         if threads is not None:
             options.intra_op_num_threads = threads
         if mapped:
