@@ -70,7 +70,7 @@ def calibrate(
     remaining = task.left(profile)
     if remaining and profile.gates_under:
         # Asked behind cuts before, and of the original now: nobody may take them for either.
-        profile = profile.model_copy(update={"gates_under": "in part"})
+        profile = profile.changed(gates_under="in part")
     for digest, sample in progress.track(remaining, "calibrating", len(remaining)):
         prompt = encode(model.processor, sample, model.facts)
         rows = embed(model, prompt)
@@ -93,7 +93,7 @@ def calibrate(
         if time.monotonic() - saved > SAVE_EVERY_SECONDS:
             profile.save(path)
             saved = time.monotonic()
-    profile = task.ordered(profile)
+    profile = task.ordered(profile).finished()
     profile.save(path)
     return profile
 
@@ -157,7 +157,7 @@ def ask_gates_again(
         rows = embed(reader, encode(model.processor, sample, model.facts))
         margin = tuple(margins_behind_cuts(decoder, rows).tolist())
         found.append(score.model_copy(update={"gate_margin": margin}))
-    return profile.model_copy(update={"samples": tuple(found), "gates_under": plan.gates_see()})
+    return profile.changed(samples=tuple(found), gates_under=plan.gates_see())
 
 
 @torch.inference_mode()

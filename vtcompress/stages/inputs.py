@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compressor.disk.files import is_folder
-from compressor.errors import MissingExtraError, RecipeError
+from compressor.errors import MissingExtraError, ProfileError, RecipeError
 from compressor.facts import ModelFacts
 from compressor.plan.plan import Plan
 from compressor.profile import Profile
@@ -90,11 +90,16 @@ def open_profile(profile: Profile | str | Path | None) -> tuple[Profile | None, 
     """Return a profile that was given as it is or by its file, and what errors call it.
 
     Raises:
-        ProfileError: the file cannot be read.
+        ProfileError: the file cannot be read, or is a shard's.
     """
-    if profile is None or isinstance(profile, Profile):
-        return profile, Path(PROFILE_FILE)
-    return Profile.load(Path(profile)), Path(profile)
+    name = Path(PROFILE_FILE)
+    if isinstance(profile, str | Path):
+        name = Path(profile)
+        profile = Profile.load(name)
+    if profile is not None and profile.shard is not None:
+        remedy = "make one profile of all shards with `vtcompress merge-profiles`"
+        raise ProfileError([f"{name}: is shard {profile.shard} of a profile; {remedy}"])
+    return profile, name
 
 
 def open_plan(plan: Plan | str | Path) -> tuple[Plan, str]:
