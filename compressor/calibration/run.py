@@ -64,7 +64,10 @@ def calibrate(
         asked = Gates(
             candidates=gates.layers, mode="dynamic", width=gates.width, digest=gates.digest
         )
-        plan, tensors = plan.model_copy(update={"gates": asked}), {**tensors, **gates.tensors}
+        plan, tensors = (
+            plan.model_copy(update={"gates": asked}),
+            {**tensors, **gates.beside(model.embedding)},
+        )
     decoder = decoder_from(plan, tensors)
     saved = time.monotonic()
     remaining = task.left(profile)
@@ -101,7 +104,7 @@ def calibrate(
 @torch.inference_mode()
 def _fronts(model: LoadedModel, pixels: Iterable[Tensor]) -> tuple[Front, ...]:
     """Return what the original's vision side makes of each picture's tiles."""
-    return tuple(model.vision.front(tiles.to(model.embedding.dtype)) for tiles in pixels)
+    return tuple(model.vision.front(tiles.to(model.embedding)) for tiles in pixels)
 
 
 def _values(measure: str, full: FullPass, profile: Profile) -> Any:
@@ -149,8 +152,9 @@ def ask_gates_again(
         progress: shows the samples.
         front: weights that the plan's choice in front of the decoder reads.
     """
-    decoder = decoder_from(plan, {**model.tensors, **gates.tensors})
-    reader = replace(model, vision=vision_of(plan, model.vision, front), facts=plan.model)
+    decoder = decoder_from(plan, {**model.tensors, **gates.beside(model.embedding)})
+    weights = None if front is None else front.beside(model.embedding)
+    reader = replace(model, vision=vision_of(plan, model.vision, weights), facts=plan.model)
     found = []
     asked = list(zip(samples, profile.samples, strict=True))
     for sample, score in progress.track(asked, "asking gates behind the other cuts", len(asked)):

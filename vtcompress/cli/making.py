@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vtcompress.cli.backend_options import device_option
 from vtcompress.cli.checking import raise_if_missed
 from vtcompress.cli.options import (
     files_read,
@@ -31,9 +32,16 @@ if TYPE_CHECKING:
 @click.option(
     "--shard", metavar="K/N", help="Measure one of N shares of the samples; see merge-profiles."
 )
+@device_option
 @click.pass_obj
 def calibrate(
-    out: Output, /, output: Path, overwrite: bool, shard: str | None, **options: Any
+    out: Output,
+    /,
+    output: Path,
+    overwrite: bool,
+    shard: str | None,
+    device: str,
+    **options: Any,
 ) -> None:
     """Measure what the recipe's methods choose by: how much each layer needs visual tokens.
 
@@ -42,7 +50,12 @@ def calibrate(
     import vtcompress
 
     profile = vtcompress.calibrate(
-        read_recipe(options), output, shard=shard, overwrite=overwrite, progress=out
+        read_recipe(options),
+        output,
+        shard=shard,
+        device=device,
+        overwrite=overwrite,
+        progress=out,
     )
     plot = "" if shard is not None else ", its plot as .png and .svg beside it"
     of = f"shard {profile.shard}, " if profile.shard is not None else ""
@@ -68,7 +81,7 @@ def merge_profiles(out: Output, /, shards: tuple[Path, ...], output: Path, overw
     """Make one profile of all shards that `calibrate --shard` wrote, as one run would have written it."""
     import vtcompress
 
-    profile = vtcompress.merge_profiles(shards, output, overwrite=overwrite)
+    profile = vtcompress.merge_profiles(shards, output, overwrite=overwrite, progress=out)
     words = f"{len(shards)} shards, {len(profile.samples)} samples; written: {output}"
     _show_measured(out, profile, output, words)
 

@@ -19,7 +19,9 @@ from compressor.profile import Profile
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.samples.shard import Shard
+from compressor.schema.values import RunDType
 from export.artifact.places import check_file, resolved
+from export.backends.torch_device import CPU, check_device, whole_float32
 from vtcompress.console import shown
 from vtcompress.shipped import PathLike
 from vtcompress.stages.checks.prompts import Asked
@@ -37,7 +39,11 @@ if TYPE_CHECKING:
 
 
 def calibration_task(
-    recipe: Recipe, facts: ModelFacts, model_digest: str, shard: Shard | None = None
+    recipe: Recipe,
+    facts: ModelFacts,
+    model_digest: str,
+    shard: Shard | None = None,
+    dtype: RunDType = "float32",
 ) -> Task:
     """Return what a calibration of the recipe's data, or of a shard of it, measures; loads no weights."""
     gated = recipe.gated
@@ -49,6 +55,7 @@ def calibration_task(
         measures_of(recipe.methods),
         gate_layers=gated.gate_layers(facts.decoder.layers) if gated else (),
         gates_digest=gated.gate_file(facts, model_digest).digest if gated else "",
+        dtype=dtype,
         shard=shard,
     )
 
@@ -117,6 +124,7 @@ def calibrate(
     output: PathLike,
     *,
     shard: str | None = None,
+    device: str = CPU,
     overwrite: bool = False,
     progress: Progress | bool | None = None,
 ) -> Profile:
@@ -130,12 +138,14 @@ def calibrate(
         output: file of the profile. One of the same model, with these samples or some of them, is continued.
         shard: `3/8` measures the third of eight shares of the samples alone; `merge_profiles` makes one
             profile of all eight. None: all samples.
+        device: where the original runs: `cpu`, or a GPU as torch names it. It runs in the recipe's
+            `model.dtype`.
         overwrite: start anew, whatever the profile there holds.
         progress: shows the samples.
 
     Raises:
-        VtcompressError: model or data cannot be used, or `output` holds another profile, was not written by
-            this tool, or is being written by another run.
+        VtcompressError: model, data or device cannot be used, or `output` holds another profile, was not
+            written by this tool, or is being written by another run.
     """
     require_recipe(recipe)
     progress = shown(progress)
@@ -147,6 +157,7 @@ def calibrate(
             f"{output}: is where the profile is drawn; give `output` {base.name}.json"
         )
 
+    check_device(device)
     part = None if shard is None else Shard.parse(shard)
     if part is not None and recipe.gated is not None and len(recipe.methods) > 1:
         problem = (
@@ -169,19 +180,25 @@ def calibrate(
             part.check_has_some(len(samples))
         facts = check_recipe(recipe, asked=[Asked(samples)], progress=progress)
         digest = check_digest(recipe, facts)
-        task = calibration_task(recipe, facts, digest, part)
+        dtype = recipe.model.dtype
+        task = calibration_task(recipe, facts, digest, part, dtype)
         if not overwrite:
             task.go_on(output)
-        model = load_model(recipe, progress, digest)
-        check_rewrite(model, calibration=task.samples)
-        profile = run_calibration(model, recipe, task, output, progress, anew=overwrite)
+        with whole_float32(device):
+            model = load_model(recipe, progress, digest, dtype=dtype, device=device)
+            check_rewrite(model, calibration=task.samples, progress=progress)
+            profile = run_calibration(model, recipe, task, output, progress, anew=overwrite)
         if part is None:
             draw(profile, plan_recipe(recipe, model.facts, model.digest, profile), base)
     return profile
 
 
 def merge_profiles(
-    shards: Sequence[PathLike], output: PathLike, *, overwrite: bool = False
+    shards: Sequence[PathLike],
+    output: PathLike,
+    *,
+    overwrite: bool = False,
+    progress: Progress | bool | None = None,
 ) -> Profile:
     """Make one profile of all shards of a calibration, the very one that a run over all samples writes.
 
@@ -189,6 +206,7 @@ def merge_profiles(
         shards: profiles that `calibrate` wrote with `shard`, in any order.
         output: file of the profile.
         overwrite: replace a profile there.
+        progress: shows the shards that are read.
 
     Raises:
         VtcompressError: shards cannot be read, are not finished, do not belong to each other, are there twice
@@ -196,13 +214,14 @@ def merge_profiles(
     """
     from compressor.calibration.merge import merged
 
+    progress = shown(progress)
     output, paths = Path(output), [Path(path) for path in shards]
     if any(resolved(path) == resolved(output) for path in paths):
         raise VtcompressError(f"{output}: is one of the shards; choose another `output`")
     check_file(output, "profile", overwrite=overwrite)
     problems: list[str] = []
     found = []
-    for path in paths:
+    for path in progress.track(paths, "reading shards", len(paths)):
         try:
             found.append((path, Profile.load(path)))
         except ProfileError as error:

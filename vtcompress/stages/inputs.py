@@ -14,6 +14,7 @@ from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.samples.questions import Sample, check_pictures, choose, read_samples
 from compressor.schema.sections import CalibrateSection, ValidateSection
+from compressor.schema.values import RunDType
 from export.artifact.artifact import PROFILE_FILE
 from export.backends.checked_on import CHECKED_ON
 
@@ -221,7 +222,12 @@ def model_digest(recipe: Recipe) -> str:
 
 
 def load_model(
-    recipe: Recipe, progress: Progress, known_digest: str | None = None
+    recipe: Recipe,
+    progress: Progress,
+    known_digest: str | None = None,
+    *,
+    dtype: RunDType = "float32",
+    device: str = "cpu",
 ) -> "LoadedModel":
     """Load the recipe's model.
 
@@ -229,6 +235,8 @@ def load_model(
         recipe: names the model.
         progress: announces it.
         known_digest: the model's digest, just taken by `model_digest`; None: it is taken here.
+        dtype: in which it runs; where that is not the recipe's, a note says so.
+        device: of torch, where it runs.
 
     Raises:
         VtcompressError: none is named, it cannot be loaded or is not supported.
@@ -237,6 +245,9 @@ def load_model(
     from compressor.families import load
 
     name = model_id(recipe)
+    if recipe.model.dtype != dtype:
+        why = f"the original runs in {dtype} where its weights are compressed"
+        note_in_vain("model.dtype", recipe.model.dtype, why, progress)
     progress.say(f"loading {name}")
     return load(
         name,
@@ -245,4 +256,6 @@ def load_model(
         budget=recipe.image,
         trust_remote_code=recipe.model.trust_remote_code,
         known_digest=known_digest,
+        dtype=dtype,
+        device=device,
     )
