@@ -166,7 +166,7 @@ def test_a_run_stopped_in_its_report_goes_on_without_training_again(
 
 @pytest.fixture
 def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    def loaded(*_: Any) -> None:
+    def loaded(*_: Any, **__: Any) -> None:
         pytest.fail("weights were loaded")
 
     monkeypatch.setattr(gates_training, "load_model", loaded)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from compressor.errors import BackendError
 
-CPU = "cpu"
+ON_CPU = "cpu"
 DEVICE_HELP = "Where the original runs: cpu, cuda, or cuda:1 for the second GPU."
 
 
@@ -16,7 +16,7 @@ def check_device(name: str) -> str:
     Raises:
         BackendError: it is no device, or torch has none such.
     """
-    if name == CPU:
+    if name == ON_CPU:
         return name
     found = re.fullmatch(r"cuda(?::([0-9]{1,4}))?", name) if isinstance(name, str) else None
     if found is None:
@@ -42,7 +42,7 @@ def check_device(name: str) -> str:
 @contextmanager
 def whole_float32(name: str) -> Iterator[None]:
     """Let convolutions of float32 be of float32 on a GPU: by default cuDNN rounds their factors to TF32."""
-    if name == CPU:
+    if name == ON_CPU:
         yield
         return
     import torch

@@ -3,7 +3,7 @@
 import click
 
 from export.backends.registry import BACKENDS, having, precisions
-from export.backends.torch_device import CPU, DEVICE_HELP
+from export.backends.torch_device import DEVICE_HELP, ON_CPU
 
 
 class OneOfBackends(click.Choice[str]):
@@ -36,5 +36,5 @@ precision_option = click.option(
     help="; ".join(f"{name}: {having(name)} only" for name in precisions()[1:]) + ".",
 )
 
-device_option = click.option("--device", default=CPU, metavar="DEVICE", help=DEVICE_HELP)
+device_option = click.option("--device", default=ON_CPU, metavar="DEVICE", help=DEVICE_HELP)
 """Where torch runs the original; other commands' `--device` is the number of a GPU."""

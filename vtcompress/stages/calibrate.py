@@ -21,7 +21,7 @@ from compressor.recipe import Recipe
 from compressor.samples.shard import Shard
 from compressor.schema.values import RunDType
 from export.artifact.places import check_file, resolved
-from export.backends.torch_device import CPU, check_device, whole_float32
+from export.backends.torch_device import ON_CPU, check_device, whole_float32
 from vtcompress.console import shown
 from vtcompress.shipped import PathLike
 from vtcompress.stages.checks.prompts import Asked
@@ -124,7 +124,7 @@ def calibrate(
     output: PathLike,
     *,
     shard: str | None = None,
-    device: str = CPU,
+    device: str = ON_CPU,
     overwrite: bool = False,
     progress: Progress | bool | None = None,
 ) -> Profile:

@@ -15,7 +15,7 @@ from compressor.progress import Progress
 from compressor.recipe import Recipe, no_gates
 from compressor.samples.questions import Sample, check_answered, read_samples
 from export.artifact.places import check_file
-from export.backends.torch_device import CPU, check_device, whole_float32
+from export.backends.torch_device import ON_CPU, check_device, whole_float32
 from vtcompress.console import shown
 from vtcompress.stages.checks.prompts import Asked, check_recipe_prompts
 from vtcompress.stages.checks.rewrite import check_rewrite
@@ -47,7 +47,7 @@ def train_gates(
     output: str | Path,
     *,
     held_out: str | Path | None = None,
-    device: str = CPU,
+    device: str = ON_CPU,
     overwrite: bool = False,
     progress: Progress | bool | None = None,
 ) -> GatesReport:
