@@ -4,7 +4,7 @@ Letters: I tiles, N visual rows of one, or of a grid that tiles make up, K those
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,10 @@ class FrontWeights:
 
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     digest: str = ""
+
+    def beside(self, other: Tensor) -> "FrontWeights":
+        """Return the weights in the dtype of a tensor and on its device."""
+        return replace(self, tensors={n: tensor.to(other) for n, tensor in self.tensors.items()})
 
 
 def load_front_weights(methods: Iterable[Method]) -> FrontWeights:
@@ -96,7 +100,7 @@ class ChosenRows(VisionEncoder):
         rows = self.tiles.features(pixel_values, *arranged)
         cells, *deepstack = (part[None, :-1] for part in rows)
         found = self._chosen(Front(cells, tuple(deepstack)))
-        place = torch.full((1,), rows[0].shape[0] - 1)
+        place = torch.full((1,), rows[0].shape[0] - 1, device=rows[0].device)
         lasts = (*(part[-1:] for part in rows), place)
         return tuple(torch.cat([part[0], last]) for part, last in zip(found, lasts, strict=True))
 

@@ -249,7 +249,9 @@ def decoder_tensors(
         ArtifactError: the plan was made with other gates.
     """
     plan.check_gates(gates.digest if gates else None)
-    return {**model.tensors, **gates.tensors} if plan.gates and gates else model.tensors
+    if plan.gates and gates:
+        return {**model.tensors, **gates.beside(model.embedding)}
+    return model.tensors
 
 
 def save_compressed(

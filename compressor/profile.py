@@ -8,9 +8,18 @@ from pathlib import Path
 from statistics import median_low
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
-from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails
 
+from compressor.contract.exact_sum import exact_mean, exactly_added
 from compressor.contract.measure import Measured
 from compressor.disk.files import read_json, read_text, write_text
 from compressor.disk.mistaken import mistaken
@@ -18,9 +27,13 @@ from compressor.disk.model_digest import difference, same_model
 from compressor.errors import ProfileError
 from compressor.facts import Facts
 from compressor.methods import MEASURES, UNUSABLE
+from compressor.samples.shard import Shard
 from compressor.schema.problems import error_with
+from compressor.schema.values import RunDType
 
 KEPT: Final = ("samples", "mean")
+FORMAT_2: Final[Mapping[str, Any]] = {"shard": None, "sums": {}, "dtype": "float32"}
+"""Keys that format 1 has not, and what it says by that."""
 
 
 def _known(name: str) -> str:
@@ -116,16 +129,22 @@ class Profile(_Values):
         gates_digest: sha256 of their file; empty: no gates.
         gates_under: `Plan.gates_see` of the decoder whose states they were asked on; empty: the original's;
             `in part`: of some samples the one, of some the other.
+        dtype: in which the original ran.
+        shard: which of the samples it is for; None: all of them. `data_digest` and `total` are of all.
+        sums: of measures whose mean alone is kept, the exact sums over the samples so far, in parts (see
+            `compressor.contract.exact_sum`), each in the measure's shape; empty once nothing is to be added.
         samples: those measured so far, in order.
 
     Of measures that are not kept for each sample (with 32 layers of 11,008 neurons one takes 3 MB) the mean
-    over the samples so far stands under the measure's name. A running mean in the same file is always in
-    step with the samples that it is the mean of.
+    over the samples so far stands under the measure's name. Sums and means in the same file are always in
+    step with the samples that they are of.
+
+    Format 2 is format 1 with `dtype`, `shard` and `sums`; what needs none of them stays format 1.
     """
 
     kept: ClassVar[str] = "mean"
 
-    profile_format: Literal[1] = 1
+    profile_format: Literal[1, 2] = 1
     model: str
     model_digest: str
     data: str
@@ -136,12 +155,32 @@ class Profile(_Values):
     gate_layers: tuple[int, ...] = ()
     gates_digest: str = ""
     gates_under: str = ""
+    dtype: RunDType = "float32"
+    shard: Shard | None = None
+    sums: dict[MeasureName, tuple[Values, ...]] = Field(default_factory=dict)
     samples: tuple[SampleScore, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_news(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what format 1 has not where it says nothing: a profile's digest stays what it was."""
+        written: dict[str, Any] = handler(self)
+        return {k: v for k, v in written.items() if k not in FORMAT_2 or v != FORMAT_2[k]}
+
+    def changed(self, **values: Any) -> "Profile":
+        """Return the profile with other values, in the format that they need."""
+        made = self.model_copy(update=values)
+        newer = any(getattr(made, key) != value for key, value in FORMAT_2.items())
+        return made.model_copy(update={"profile_format": 2 if newer else 1})
 
     @property
     def complete(self) -> bool:
-        """Whether every sample has been measured."""
-        return len(self.samples) == self.total
+        """Whether every sample of the data has been measured, so that something can be chosen by it."""
+        return self.shard is None and len(self.samples) == self.total
+
+    @property
+    def wanted(self) -> int:
+        """How many samples it has in the end: all, or its shard's."""
+        return self.total if self.shard is None else len(self.shard.among(range(self.total)))
 
     def mean(self, measure: str) -> tuple[Any, ...]:
         """Return the mean of a measure over the samples, in its shape."""
@@ -175,11 +214,28 @@ class Profile(_Values):
             score: of the sample.
             means: its values of measures whose mean alone is kept, each in the measure's shape.
         """
-        samples = (*self.samples, score)
-        changes: dict[str, Any] = {"samples": samples}
-        for name, values in (means or {}).items():
-            changes[name] = _moved(self.values.get(name), values, len(samples))
-        return self.model_copy(update=changes)
+        sums = {n: exactly_added(self.sum_of(n), values) for n, values in (means or {}).items()}
+        return self.with_sums((*self.samples, score), sums)
+
+    def with_sums(
+        self, samples: tuple[SampleScore, ...], sums: Mapping[str, tuple[Any, ...]]
+    ) -> "Profile":
+        """Return the profile with other samples, and sums over them in place of its own."""
+        means = {name: _short(exact_mean(parts, len(samples))) for name, parts in sums.items()}
+        return self.changed(samples=samples, sums=dict(sums), **means)
+
+    def sum_of(self, measure: str) -> tuple[Any, ...]:
+        """Return the sum over the samples of a measure whose mean alone is kept, in parts.
+
+        Of a profile that keeps no sums it is what the mean tells, to the digits that it has.
+        """
+        if measure in self.sums or not self.samples:
+            return self.sums.get(measure, ())
+        return (_scaled(self.values[measure], len(self.samples)),)
+
+    def finished(self) -> "Profile":
+        """Return a complete profile without the sums, which its means were made of; others as they are."""
+        return self.changed(sums={}) if self.complete else self
 
     def check_belongs(self, path: Path, *, model_digest: str) -> None:
         """Refuse to be used for another model.
@@ -213,8 +269,13 @@ class Profile(_Values):
     def consistent(self) -> bool:
         """Whether every sample has as many values as its measures ask for."""
         kept = {how: {n for n in self.measures if MEASURES[n].kept == how} for how in KEPT}
+        averaged = {n for n in kept["mean"] if self.length(n)}
         return (
-            len(self.samples) <= self.total
+            len(self.samples) <= self.wanted
+            and (self.shard is None or self.shard.of <= self.total)
+            and self.sums.keys() in (set(), averaged)
+            and all(self.holds(name, part) for name, sum_ in self.sums.items() for part in sum_)
+            and all(self.sums.values())
             and all(self._fits(sample.values, kept["samples"]) for sample in self.samples)
             and self._fits(self.values, kept["mean"] if self.samples else set())
         )
@@ -277,8 +338,17 @@ def _foreign(path: Path) -> list[str]:
     return [name for name in names if isinstance(name, str) and name not in MEASURES]
 
 
-def _short(value: float) -> float:
-    return float(f"{value:.{ACTIVITY_DIGITS}g}")
+def _short(values: Any) -> Any:
+    """Return means with the digits that are stored."""
+    if isinstance(values, tuple):
+        return tuple(map(_short, values))
+    return float(f"{values:.{ACTIVITY_DIGITS}g}")
+
+
+def _scaled(values: Any, factor: int) -> Any:
+    if isinstance(values, tuple):
+        return tuple(_scaled(value, factor) for value in values)
+    return values * factor
 
 
 def _rectangular(values: Any, axes: int) -> bool:
@@ -287,15 +357,6 @@ def _rectangular(values: Any, axes: int) -> bool:
         return not any(isinstance(value, tuple) for value in values)
     rows = all(isinstance(row, tuple) and _rectangular(row, axes - 1) for row in values)
     return rows and len({len(row) for row in values}) <= 1
-
-
-def _moved(before: Any, new: Any, samples: int) -> Any:
-    """Return a running mean with one more sample; `before` is None where that is the first."""
-    if isinstance(new, tuple | list):
-        old = [None] * len(new) if before is None else before
-        return tuple(_moved(m, x, samples) for m, x in zip(old, new, strict=True))
-    mean = 0.0 if before is None else before
-    return _short(mean + (new - mean) / samples)
 
 
 def _mean(values: Sequence[Any]) -> tuple[Any, ...]:

@@ -128,10 +128,10 @@ def task(
     measures: tuple[str, ...] = ("layer_contribution",),
     *,
     data: str = "q",
-    **gates: Any,
+    **others: Any,
 ) -> Task:
     """Return what a calibration of a loaded model measures."""
-    return Task.of(model.facts, model.digest, samples, data, measures, **gates)
+    return Task.of(model.facts, model.digest, samples, data, measures, **others)
 
 
 def fidelity(failures: Sequence[str] = ()) -> FidelityReport:

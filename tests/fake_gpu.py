@@ -18,7 +18,10 @@ from torch.utils import _pytree as pytree
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from compressor.decoder import Decoder, Stage, decoder_from
+from compressor.decoder.full_pass import FullPass, full_pass
 from compressor.decoder.weights import GATES_SOURCE
+from compressor.methods import MEASURES
+from compressor.methods.cls_knee import knees
 from compressor.plan.cost import predict
 from compressor.plan.plan import Plan
 from tests import facts
@@ -26,6 +29,8 @@ from tests.cuts import CUTS, decoder_of, plan_of, tensors_of
 from tests.gpu.decoders import Prompt, plans, scale, weights
 
 GPU = "gpu:0"
+# They read what a vision tower made, and no decoder.
+OF_TOWERS = ("class_knee",)
 V, T, HIDDEN = 24, 5, 32
 GATED = facts.plan(gates=facts.gates(), model=facts.facts(facts.dims(hidden=HIDDEN)))
 PLANS: dict[str, Plan] = {
@@ -103,13 +108,31 @@ def timed(images: int) -> dict[str, str]:
             tensors = weights(of.facts, torch.device("cpu"), torch.float16)
             try:
                 prompt = Prompt(decoder_from(plan, on_gpu(tensors, mode)), plan.visual)
-                stays((prompt.logits, prompt.past, prompt.step()))
+                stays((prompt.past, prompt.step()))  # its logits are brought back
             except Exception as failure:  # noqa: BLE001 - as above
                 found[f"timed {name}"] = f"{type(failure).__name__}: {failure}".splitlines()[0]
                 continue
             right = prompt.kv_bytes == predict(plan).kv_bytes("float16")
             found[f"timed {name}"] = "runs" if right else f"holds {prompt.kv_bytes} bytes"
     return found
+
+
+def measured() -> dict[str, str]:
+    """What calibration measures on the original's decoder, gates included."""
+    found = {}
+    for name, measure in MEASURES.items():
+
+        def work(_: Plan, decoder: Decoder, of: Callable[[FullPass], object] = measure.of) -> None:
+            stays(of(full_pass(decoder, *prompt(V, T))))
+
+        if name in OF_TOWERS:
+            work = knees_stay
+        found[f"measured {name}"] = outcome(GATED, work)
+    return found
+
+
+def knees_stay(_: Plan, __: Decoder) -> None:
+    stays(knees(torch.empty(2, V, device=GPU)))
 
 
 def mixes(_: Plan, decoder: Decoder) -> None:
@@ -123,7 +146,7 @@ def main() -> None:
     found = {name: outcome(plan, runs) for name, plan in PLANS.items()}
     found["stages"] = outcome(GATED, stages_run)
     found["mixed"] = outcome(PLANS["frozen"], mixes)
-    print(json.dumps(found | timed(2)))
+    print(json.dumps(found | timed(2) | measured()))
 
 
 if __name__ == "__main__":

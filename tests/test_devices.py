@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from compressor.decoder import Decoder, decoder_from
+from compressor.methods import MEASURES
 from tests.cuts import decoder_of, plan_of, tensors_of
 from tests.fake_gpu import PLANS, weights_of
 
 TIMED = tuple(f"timed {name}" for name in ("original", "shortv", "vtw", "yopo"))
+MEASURED = tuple(f"measured {name}" for name in MEASURES)
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +23,7 @@ def found() -> dict[str, str]:
         [sys.executable, "-m", "tests.fake_gpu"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
@@ -29,7 +31,7 @@ def found() -> dict[str, str]:
     return outcomes
 
 
-@pytest.mark.parametrize("name", [*PLANS, "stages", *TIMED])
+@pytest.mark.parametrize("name", [*PLANS, "stages", *TIMED, *MEASURED])
 def test_a_decoder_on_weights_of_another_device_runs_there_alone(
     found: dict[str, str], name: str
 ) -> None:

@@ -76,6 +76,17 @@ def test_the_same_training_writes_the_same_bytes(trained, llava, data, tmp_path)
     assert output.read_bytes() == trained[0].read_bytes()
 
 
+def test_gates_are_trained_and_judged_on_an_original_of_sixteen_bits(llava, data, tmp_path):
+    output = tmp_path / "gates.safetensors"
+    small = {"validate.max_new_tokens": 2, "model.dtype": "bfloat16"}
+    report = vtcompress.train_gates(
+        recipe_for(llava("clip+llama")).override(small), data, output, held_out=data
+    )
+    tensors = load_gates(GateFile.read(output), CANDIDATES).tensors
+    assert {t.dtype for t in tensors.values()} == {torch.float32}
+    assert report.held_out is not None
+
+
 def test_the_histogram_is_where_the_decoder_with_these_gates_lets_visual_rows_leave(
     trained, model, samples, llava
 ):
@@ -155,7 +166,7 @@ def test_a_run_stopped_in_its_report_goes_on_without_training_again(
 
 @pytest.fixture
 def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    def loaded(*_: Any) -> None:
+    def loaded(*_: Any, **__: Any) -> None:
         pytest.fail("weights were loaded")
 
     monkeypatch.setattr(gates_training, "load_model", loaded)

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from export.graphs.spec import WEIGHTS_FILE
 from tests.gpu import decoders
 from tests.gpu.decoders import Ratio, in_turns, plans, ratios, scale
 from tests.gpu.graphs import fill, write
+from tests.gpu.ladder import Run, calibration, vtcompress
+from tests.gpu.profiles import agreement_of
 
 ROOT = Path(__file__).parent.parent
 PLANS = ["original", "shortv", "vtw", "yopo", "yopo-no-window", "fastv"]
@@ -34,6 +37,8 @@ def test_the_rehearsal_reports_ratios_and_why_steps_were_skipped(
     document = json.loads((tmp_path / "ladder.json").read_text())
     steps = {step["name"]: step for step in document["steps"]}
     assert "needs a GPU" in steps["build tensorrt-rtx"]["detail"]
+    assert steps["calibration"]["outcome"] == "skipped"
+    assert "needs a GPU" in steps["calibration"]["detail"]
     assert steps["parity tensorrt"]["outcome"] == "skipped"
     assert "pip install" in steps["parity onnxruntime-cuda"]["detail"]
     assert {name for name, step in steps.items() if step["outcome"] == "passed"} >= {
@@ -52,6 +57,42 @@ def test_the_rehearsal_reports_ratios_and_why_steps_were_skipped(
     assert ways == ["torch, eager"] * 12 + ["ONNX graphs, onnxruntime"] * 12
     assert "these times say nothing of a GPU" in page
     assert "TensorRT" not in page.split("| step |")[0]
+
+
+def test_calibration_on_a_gpu_is_compared_value_by_value() -> None:
+    """A profile of the CPU's stands for the GPU's."""
+    wanted = {
+        "measures": ["layer_contribution", "exit_kl"],
+        "samples": [{"sample": "a", "layer_contribution": [0.5, 0.0], "exit_kl": [2.0, 1.0]}],
+    }
+    found = json.loads(json.dumps(wanted))
+    said = "differ by layer_contribution 0.0e+00, exit_kl {} of the largest value; allowed 0.001"
+    assert agreement_of(wanted, found) == (said.format("0.0e+00"), True)
+    for value, words, agree in ((1.001, "5.0e-04", True), (1.01, "5.0e-03", False)):
+        found["samples"][0]["exit_kl"][1] = value
+        assert agreement_of(wanted, found) == (said.format(words), agree)
+    found["samples"][0]["exit_kl"][1] = float("nan")
+    assert not agreement_of(wanted, found)[1]
+    found["samples"][0]["sample"] = "b"
+    assert agreement_of(wanted, found) == ("the profiles are of other samples", False)
+
+
+def test_the_commands_of_the_calibration_step_run_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The GPU's command is sent to the CPU: what is left to a GPU is its numbers."""
+    asked: list[str] = []
+
+    def here(*arguments: str) -> str:
+        asked.extend(a for a in arguments if a.startswith("--device"))
+        few = [a.replace("--samples=16", "--samples=2") for a in arguments]
+        return vtcompress(*(a.replace("--device=cuda", "--device=cpu") for a in few))
+
+    monkeypatch.setattr("tests.gpu.ladder.vtcompress", here)
+    said = calibration(Run(Namespace(device="cuda"), tmp_path))
+    assert asked == ["--device=cpu", "--device=cuda"]
+    assert "layer_contribution 0.0e+00" in said
+    assert "exit_kl 0.0e+00" in said
 
 
 def test_the_7b_plans_are_those_that_the_papers_publish() -> None:

@@ -86,7 +86,7 @@ def test_a_missing_profile_is_refused(tmp_path):
 
 
 def test_a_profile_of_a_newer_format_is_refused_with_a_remedy(tmp_path):
-    path = saved(tmp_path, profile_format=2)
+    path = saved(tmp_path, profile_format=3)
     (line,) = problems(lambda: Profile.load(path))
     assert line.startswith(f"{path}: profile_format: ")
     assert line.endswith("; make it anew with `vtcompress calibrate`")

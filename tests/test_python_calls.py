@@ -93,6 +93,7 @@ SHOWING: dict[str, Callable[..., Any]] = {
     "calibrate": partial(vtcompress.calibrate, IDENTITY),
     "compress": lambda path, **given: vtcompress.compress(IDENTITY, None, path, **given),  # type: ignore[arg-type]
     "load_compressed": vtcompress.load_compressed,
+    "merge_profiles": lambda path, **given: vtcompress.merge_profiles([path], path, **given),
     "plan": lambda _, **given: vtcompress.plan(IDENTITY, **given),
     "sweep": partial(vtcompress.sweep, IDENTITY),
     "train_gates": lambda path, **given: vtcompress.train_gates(

@@ -175,7 +175,7 @@ def test_reading_recipes_imports_no_torch():
     [
         (
             "model: 3",
-            "model: 3 is not allowed; a mapping with keys of: id, revision, trust_remote_code",
+            "model: 3 is not allowed; a mapping with keys of: id, revision, trust_remote_code, dtype",
         ),
         ("model: {id: ''}", "model.id: '' is not allowed; a hub id or a folder, as text"),
         ("model: {id: 7}", "model.id: 7 is not allowed; a hub id or a folder, as text"),
@@ -190,6 +190,10 @@ def test_reading_recipes_imports_no_torch():
         (
             "model: {trust_remote_code: 'true'}",
             "model.trust_remote_code: 'true' is not allowed; true or false",
+        ),
+        (
+            "model: {dtype: float64}",
+            "model.dtype: 'float64' is not allowed; float32, bfloat16 or float16",
         ),
         (
             "calibrate: {data: ''}",
@@ -788,6 +792,7 @@ _RECIPE = st.fixed_dictionaries(
                     _printable() | st.sampled_from(["1e3", "yes", "null", "0x1", "-", "1:2"])
                 ),
                 "trust_remote_code": st.just(False),
+                "dtype": st.sampled_from(["float32", "bfloat16", "float16"]),
             },
         ),
         "calibrate": st.fixed_dictionaries(

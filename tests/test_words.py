@@ -30,6 +30,7 @@ SAME = {
     "load_compressed": "the front door's takes a path",
     "load_recipe": "the front door's knows the shipped recipes",
     "main": "of each program",
+    "merge_profiles": "command and stage",
     "models": "command and stage",
     "plan": "command and stage",
     "sweep": "command and stage",

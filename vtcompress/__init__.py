@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from export.runtime.runtime import Runtime
     from vtcompress.shipped import load_recipe
     from vtcompress.stages.bench import bench
-    from vtcompress.stages.calibrate import calibrate
+    from vtcompress.stages.calibrate import calibrate, merge_profiles
     from vtcompress.stages.compress import compress, load_compressed
     from vtcompress.stages.export import export
     from vtcompress.stages.gates.training import train_gates
@@ -60,6 +60,7 @@ _HOMES = {
     "inspect": "vtcompress.stages.inspect",
     "load_compressed": "vtcompress.stages.compress",
     "load_recipe": "vtcompress.shipped",
+    "merge_profiles": "vtcompress.stages.calibrate",
     "models": "vtcompress.stages.models",
     "plan": "vtcompress.stages.plan",
     "sweep": "vtcompress.stages.sweep",
@@ -84,6 +85,7 @@ __all__ = [
     "inspect",
     "load_compressed",
     "load_recipe",
+    "merge_profiles",
     "models",
     "plan",
     "sweep",

@@ -11,6 +11,8 @@ from compressor.errors import ProfileError
 from compressor.facts import ModelFacts
 from compressor.profile import Profile, SampleScore
 from compressor.samples.questions import Sample, data_digest, sample_digest
+from compressor.samples.shard import Shard
+from compressor.schema.values import RunDType
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class Task:
         measures: by name.
         gate_layers: layers whose gates are asked.
         gates_digest: sha256 of their file; empty: no gates.
+        dtype: in which the original runs.
+        shard: which of the samples are measured; None: all.
     """
 
     model: str
@@ -36,6 +40,8 @@ class Task:
     measures: tuple[str, ...]
     gate_layers: tuple[int, ...] = ()
     gates_digest: str = ""
+    dtype: RunDType = "float32"
+    shard: Shard | None = None
 
     @classmethod
     def of(
@@ -45,11 +51,11 @@ class Task:
         samples: Sequence[Sample],
         data: str,
         measures: tuple[str, ...] = ("layer_contribution",),
-        **gates: Any,
+        **others: Any,
     ) -> "Task":
-        """Return the task of a model; `gates` are the fields of its gates, if any are asked."""
+        """Return the task of a model; `others` are the fields of its gates, its dtype and its shard."""
         return cls(
-            facts.name, model_digest, facts.decoder.layers, data, tuple(samples), measures, **gates
+            facts.name, model_digest, facts.decoder.layers, data, tuple(samples), measures, **others
         )
 
     def new(self) -> Profile:
@@ -64,7 +70,14 @@ class Task:
             measures=self.measures,
             gate_layers=self.gate_layers,
             gates_digest=self.gates_digest,
-        )
+            dtype=self.dtype,
+            shard=self.shard,
+        ).changed()
+
+    @property
+    def asked(self) -> tuple[Sample, ...]:
+        """The samples that are measured, in order: all, or the shard's."""
+        return self.samples if self.shard is None else self.shard.among(self.samples)
 
     def go_on(self, path: Path) -> Profile:
         """Return the profile at `path` to go on with; a new one if there is none.
@@ -88,16 +101,18 @@ class Task:
                     f"on another model than {self.model}",
                 ),
                 (
-                    not same and not self._holds(profile),
+                    not same and (self.shard is not None or not self._holds(profile)),
                     f"on other data than the {len(self.samples)} samples of {self.data} (seed counts too)",
                 ),
                 (bool(without), f"without {', '.join(without)}"),
                 (not without and profile.gates_digest != self.gates_digest, "with other gates"),
+                (profile.dtype != self.dtype, f"in {profile.dtype}, not {self.dtype}"),
+                (profile.shard != self.shard, f"{_part(profile.shard)}, not {_part(self.shard)}"),
             )
             if differs
         ]
         if differences:
-            held = f"{len(profile.samples)} of {profile.total} samples of {profile.data}"
+            held = f"{len(profile.samples)} of {profile.wanted} samples of {profile.data}"
             raise ProfileError(
                 [
                     f"{path}: measured {', '.join(differences)}: it holds {held}, on {profile.model}; "
@@ -107,7 +122,7 @@ class Task:
         if same:
             return profile
         changes = {"data": self.data, "data_digest": digest, "total": len(self.samples)}
-        return profile.model_copy(update=changes)
+        return profile.changed(**changes)
 
     def _holds(self, profile: Profile) -> bool:
         """Whether all samples of a profile are among the task's."""
@@ -117,7 +132,7 @@ class Task:
 
     def left(self, profile: Profile) -> list[tuple[str, Sample]]:
         """Return the samples that a profile lacks, with their digests."""
-        known = [(sample_digest(sample), sample) for sample in self.samples]
+        known = [(sample_digest(sample), sample) for sample in self.asked]
         if not all(score.sample for score in profile.samples):  # an older profile: by their order
             return known[len(profile.samples) :]
         measured = Counter(score.sample for score in profile.samples)
@@ -130,11 +145,15 @@ class Task:
         return missing
 
     def ordered(self, profile: Profile) -> Profile:
-        """Return a complete profile with its samples in the task's order, as if it never was extended."""
+        """Return a profile of all that was asked in the task's order, as if it never was extended."""
         if not all(score.sample for score in profile.samples):
             return profile
         scores: dict[str, list[SampleScore]] = {}
         for score in profile.samples:
             scores.setdefault(score.sample, []).append(score)
-        found = tuple(scores[sample_digest(sample)].pop(0) for sample in self.samples)
-        return profile.model_copy(update={"samples": found})
+        found = tuple(scores[sample_digest(sample)].pop(0) for sample in self.asked)
+        return profile.changed(samples=found)
+
+
+def _part(shard: Shard | None) -> str:
+    return "on all samples" if shard is None else f"as shard {shard}"

@@ -64,13 +64,16 @@ def calibrate(
         asked = Gates(
             candidates=gates.layers, mode="dynamic", width=gates.width, digest=gates.digest
         )
-        plan, tensors = plan.model_copy(update={"gates": asked}), {**tensors, **gates.tensors}
+        plan, tensors = (
+            plan.model_copy(update={"gates": asked}),
+            {**tensors, **gates.beside(model.embedding)},
+        )
     decoder = decoder_from(plan, tensors)
     saved = time.monotonic()
     remaining = task.left(profile)
     if remaining and profile.gates_under:
         # Asked behind cuts before, and of the original now: nobody may take them for either.
-        profile = profile.model_copy(update={"gates_under": "in part"})
+        profile = profile.changed(gates_under="in part")
     for digest, sample in progress.track(remaining, "calibrating", len(remaining)):
         prompt = encode(model.processor, sample, model.facts)
         rows = embed(model, prompt)
@@ -93,7 +96,7 @@ def calibrate(
         if time.monotonic() - saved > SAVE_EVERY_SECONDS:
             profile.save(path)
             saved = time.monotonic()
-    profile = task.ordered(profile)
+    profile = task.ordered(profile).finished()
     profile.save(path)
     return profile
 
@@ -101,7 +104,7 @@ def calibrate(
 @torch.inference_mode()
 def _fronts(model: LoadedModel, pixels: Iterable[Tensor]) -> tuple[Front, ...]:
     """Return what the original's vision side makes of each picture's tiles."""
-    return tuple(model.vision.front(tiles.to(model.embedding.dtype)) for tiles in pixels)
+    return tuple(model.vision.front(tiles.to(model.embedding)) for tiles in pixels)
 
 
 def _values(measure: str, full: FullPass, profile: Profile) -> Any:
@@ -149,15 +152,16 @@ def ask_gates_again(
         progress: shows the samples.
         front: weights that the plan's choice in front of the decoder reads.
     """
-    decoder = decoder_from(plan, {**model.tensors, **gates.tensors})
-    reader = replace(model, vision=vision_of(plan, model.vision, front), facts=plan.model)
+    decoder = decoder_from(plan, {**model.tensors, **gates.beside(model.embedding)})
+    weights = None if front is None else front.beside(model.embedding)
+    reader = replace(model, vision=vision_of(plan, model.vision, weights), facts=plan.model)
     found = []
     asked = list(zip(samples, profile.samples, strict=True))
     for sample, score in progress.track(asked, "asking gates behind the other cuts", len(asked)):
         rows = embed(reader, encode(model.processor, sample, model.facts))
         margin = tuple(margins_behind_cuts(decoder, rows).tolist())
         found.append(score.model_copy(update={"gate_margin": margin}))
-    return profile.model_copy(update={"samples": tuple(found), "gates_under": plan.gates_see()})
+    return profile.changed(samples=tuple(found), gates_under=plan.gates_see())
 
 
 @torch.inference_mode()

@@ -163,12 +163,13 @@ def ranked_places(scores: "Tensor", count: int) -> "Tensor":
     """
     import torch
 
-    places = torch.arange(scores.shape[1])
+    places = torch.arange(scores.shape[1], device=scores.device)
     one, other = scores[:, :, None], scores[:, None]
     above = (other > one) | ((other == one) & (places < places[:, None]))
     stays = above.sum(dim=-1, dtype=torch.int32) < count
     # The place of the k-th that stays: how many come before there are k + 1 of them.
-    found = stays.to(torch.int32).cumsum(dim=-1)[:, None] <= torch.arange(count)[:, None]
+    turn = torch.arange(count, device=scores.device)[:, None]
+    found = stays.to(torch.int32).cumsum(dim=-1)[:, None] <= turn
     return found.sum(dim=-1, dtype=torch.int32).long()
 
 

@@ -49,6 +49,10 @@ class LoadedGates:
     digest: str
     tensors: dict[str, Tensor]
 
+    def beside(self, other: Tensor) -> dict[str, Tensor]:
+        """Return the tensors in the dtype of another and on its device."""
+        return {name: tensor.to(other) for name, tensor in self.tensors.items()}
+
 
 def load_gates(file: GateFile, layers: Sequence[int]) -> LoadedGates:
     """Load the gates of some layers, in float32.

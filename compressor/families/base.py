@@ -55,7 +55,7 @@ class LoadedModel:
     Attributes:
         folder: local folder of configuration, weights and processor.
         digest: sha256 over configuration and weights.
-        original: the unmodified transformers model, in float32.
+        original: the unmodified transformers model, in the dtype and on the device that were asked for.
         native_facts: the same at the tower's own image size; they differ where another was asked for.
         processor: the model's processor (images, tokenizer, chat template), at the size of `facts`.
         native_processor: the same as published; differs only where another image size was asked for.

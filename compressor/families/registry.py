@@ -26,6 +26,7 @@ from compressor.families.processor import check_processor, load_processor, resiz
 from compressor.families.told import by_files
 from compressor.generation.settings import model_settings
 from compressor.schema.sections import ImageSection
+from compressor.schema.values import RunDType
 
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "README.md")
 HUB_CODE = "*.py"
@@ -282,8 +283,10 @@ def load(
     budget: ImageSection = NO_BUDGET,
     trust_remote_code: bool = False,
     known_digest: str | None = None,
+    dtype: RunDType = "float32",
+    device: str = "cpu",
 ) -> LoadedModel:
-    """Load an original model, in float32, with its processor.
+    """Load an original model with its processor.
 
     Args:
         model_id: hub id or local folder.
@@ -292,6 +295,8 @@ def load(
         budget: for pictures, of the recipe.
         trust_remote_code: let the model's repository run code of its own.
         known_digest: what `digest` gave for its folder; None: it is taken here.
+        dtype: of its weights in memory.
+        device: of torch, where they lie then.
 
     Raises:
         ModelError: not found, not supported, without safetensors weights, or with a processor that does not
@@ -311,7 +316,7 @@ def load(
     )
     family.keep_budget(config, read.native)
     with quiet():
-        original = family.original(folder, config, torch.float32)
+        original = family.original(folder, config, getattr(torch, dtype)).to(device)
     tensors = family.tensors(original)
     tied = tensors[HEAD].data_ptr() == tensors[EMBEDDING].data_ptr()
     return LoadedModel(
@@ -322,7 +327,7 @@ def load(
         original=original,
         processor=read.processor,
         native_processor=read.native,
-        vision=family.vision(config, image_size=read.facts.image_size, source=original),
+        vision=family.vision(config, image_size=read.facts.image_size, source=original).to(device),
         tensors=tensors,
     )
 

@@ -13,6 +13,7 @@ from compressor.disk.gate_file import stable_header
 from compressor.disk.model_digest import same_model
 from compressor.errors import GatesError
 from compressor.facts import Facts
+from compressor.schema.values import RunDType
 
 FORMAT = "1"
 
@@ -26,6 +27,7 @@ class GateTask(Facts):
         candidates: layers with a gate, ascending.
         width: hidden width W of a gate.
         train: settings.
+        dtype: in which the original runs.
     """
 
     model_digest: str
@@ -33,6 +35,7 @@ class GateTask(Facts):
     candidates: tuple[int, ...]
     width: int
     train: GateTraining
+    dtype: RunDType = "float32"
 
     def differences(self, other: "GateTask") -> list[str]:
         """Return in words what differs in the other."""
@@ -42,6 +45,7 @@ class GateTask(Facts):
             "candidates": "other candidates",
             "width": "another gate_width",
             "train": "other settings of train",
+            "dtype": "another dtype",
         }
         same = {"model_digest": same_model(other.model_digest, self.model_digest)}
         return [

@@ -82,7 +82,7 @@ def force_answer(model: LoadedModel, decoder: Decoder, sample: Sample) -> Forced
     ids = torch.cat([prompt.input_ids[0], answer[:-1]])[None]
     rows = embed(model, prompt.with_ids(ids))
     full = full_pass(decoder, *rows.call)
-    return Forced(full, answer)
+    return Forced(full, answer.to(full.logits.device))
 
 
 @torch.inference_mode()

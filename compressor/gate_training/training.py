@@ -35,6 +35,7 @@ from compressor.gate_training.examples import examples_of
 from compressor.plan.edits import identity_plan
 from compressor.progress import SILENT, Progress
 from compressor.samples.questions import Sample, data_digest
+from compressor.schema.values import RunDType
 
 SAVE_EVERY_SECONDS = 2.0
 # Writing the checkpoint of a large model takes long; it may take this share of the time.
@@ -92,6 +93,7 @@ def train_gates(
     method: GatedMethod,
     checkpoint: Path,
     *,
+    dtype: RunDType = "float32",
     progress: Progress = SILENT,
 ) -> TrainedGates:
     """Train the gates of a method on samples with pictures and answers.
@@ -101,6 +103,7 @@ def train_gates(
         samples: to learn from.
         method: names candidates, width and settings.
         checkpoint: file that the run grows and goes on from; left behind when it is done.
+        dtype: of the model; gates learn in float32, on the CPU.
         progress: shows prompts, then steps.
 
     Raises:
@@ -113,6 +116,7 @@ def train_gates(
         candidates=method.gate_layers(model.facts.decoder.layers),
         width=method.gate_width,
         train=method.train,
+        dtype=dtype,
     )
     run = _Run(task, model.facts.decoder.hidden, len(samples), checkpoint)
     try:

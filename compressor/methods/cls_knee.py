@@ -50,7 +50,7 @@ def knees(scores: "Tensor") -> "Tensor":
 
     curve = scores.double().sort(dim=-1, descending=True).values
     ends = curve[:, :1], curve[:, -1:]
-    way = torch.linspace(0, 1, curve.shape[1], dtype=curve.dtype)
+    way = torch.linspace(0, 1, curve.shape[1], dtype=curve.dtype, device=curve.device)
     # What lies between curve and line straight down is, by one factor, the distance to the line.
     return (curve - torch.lerp(*ends, way)).abs().argmax(dim=-1) + 1
 

@@ -64,13 +64,13 @@ def farthest(features: "Tensor", count: int) -> "Tensor":
         return (nearer(least, apart, chosen), apart.clone()), chosen[None]
 
     # No token is its own neighbour: no distance is above 2. (eye() becomes uint16, which TensorRT-RTX lacks.)
-    places = torch.arange(rows)
+    places = torch.arange(rows, device=apart.device)
     others = torch.where(places[:, None] == places, 3.0, apart)
     first: Tensor = others.amin(dim=-1).argmax(dim=-1)
     least = nearer(torch.full_like(apart[:, 0], 3.0), apart, first)
     if count == 1:
         return first[:, None]
-    state, nothing = (least, apart), torch.zeros(count - 1, 1)
+    state, nothing = (least, apart), apart.new_zeros(count - 1, 1)
     if torch.compiler.is_exporting():
         _, later = scan(step, state, nothing)  # [K - 1, 1, I]
     else:  # called by itself, a scan would be compiled

@@ -115,8 +115,8 @@ class Pooling(FrontMethod):
             import torch
 
             # Made anew in every call: the vision encoder may be moved to another dtype between two.
-            mean = torch.from_numpy(table).to(rows.features.dtype)
-            kept = torch.tensor([middles]).expand(rows.features.shape[0], -1)
+            mean = torch.from_numpy(table).to(rows.features)
+            kept = torch.tensor([middles], device=mean.device).expand(rows.features.shape[0], -1)
             return FrontChoice(mean @ rows.features, kept)
 
         return rule

@@ -54,7 +54,8 @@ class RandomChoice(FrontMethod):
             import torch
 
             tiles, places = rows.features.shape[:2]
-            scores = torch.tensor([drawn(facts.most_cells, self.seed)], dtype=torch.float32)
+            numbers = [drawn(facts.most_cells, self.seed)]
+            scores = torch.tensor(numbers, dtype=torch.float32, device=rows.features.device)
             return highest(rows, scores[:, :places].expand(tiles, -1), count)
 
         return rule

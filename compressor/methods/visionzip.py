@@ -94,7 +94,7 @@ def _means(rows: "Tensor", keys: "Tensor", targets: "Tensor", merged: "Tensor") 
 
     units = torch.nn.functional.normalize(keys.float(), dim=-1)
     alike = rows_at(units, merged) @ rows_at(units, targets).transpose(1, 2)  # [I, R, c]
-    numbers = torch.arange(targets.shape[1])
+    numbers = torch.arange(targets.shape[1], device=targets.device)
     goes = (alike.argmax(dim=-1, keepdim=True) == numbers).to(rows.dtype)
     sums = goes.transpose(1, 2) @ rows_at(rows, merged)
     return sums / goes.sum(dim=1)[..., None].clamp_min(1)

@@ -173,7 +173,8 @@ class WiCo(FrontChooser):
             made = torch.nn.functional.linear(
                 windows(mixed, grid), linear["weight"], linear["bias"]
             )
-            return FrontChoice(made, torch.tensor([firsts]).expand(made.shape[0], -1))
+            kept = torch.tensor([firsts], device=made.device)
+            return FrontChoice(made, kept.expand(made.shape[0], -1))
 
         return rule
 

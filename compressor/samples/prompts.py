@@ -231,7 +231,8 @@ def see(
     """Return what a vision encoder makes of pixels of tiles, and of where their rows go."""
     arrays = () if arrangement is None else map(torch.from_numpy, arrangement.arrays)
     found = vision.features(
-        pixels, *(a.to(pixels.dtype) if a.is_floating_point() else a for a in arrays)
+        pixels,
+        *(a.to(pixels) if a.is_floating_point() else a.to(pixels.device) for a in arrays),
     )
     return VisualRows.given(found, chooses=vision.chooses)
 
@@ -245,26 +246,27 @@ def embed(model: Reader, prompt: EncodedPrompt) -> PromptRows:
     """
     table = model.embedding
     rows = layout(model, prompt)
-    text = torch.nn.functional.embedding(torch.from_numpy(rows.text_ids)[None], table)
+    text_ids = torch.from_numpy(rows.text_ids)[None].to(table.device)
+    text = torch.nn.functional.embedding(text_ids, table)
     visual = text.new_empty((1, 0, text.shape[-1]))
     deepstack: list[Tensor] = []
     seen = VisualRows(())
     if prompt.pixels:
         arranged = prompt.arranged or [None] * len(prompt.pixels)
         pictures = [
-            Pictured(tiles.to(table.dtype), rows, one)
+            Pictured(tiles.to(table), rows, one)
             for tiles, rows, one in zip(prompt.pixels, prompt.image_rows, arranged, strict=True)
         ]
         look, chooses = partial(see, model.vision), model.vision.chooses
         seen = visual_rows(look, pictures, torch.cat, chooses=chooses)
         visual, *deepstack = (joined(part, 1) for part in seen.features)
-    visual_index, positions = rows.placed(seen.kept, 1)
+    visual_index, positions = rows.placed(None if seen.kept is None else seen.kept.cpu(), 1)
     return PromptRows(
         rows,
         visual,
         text,
-        torch.from_numpy(visual_index),
-        torch.from_numpy(rows.text_index)[None],
-        None if positions is None else torch.from_numpy(positions),
+        torch.from_numpy(visual_index).to(table.device),
+        torch.from_numpy(rows.text_index)[None].to(table.device),
+        None if positions is None else torch.from_numpy(positions).to(table.device),
         tuple(deepstack),
     )

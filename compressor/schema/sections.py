@@ -15,6 +15,7 @@ from compressor.schema.values import (
     NotNegative,
     RecipeSection,
     Revision,
+    RunDType,
     Seed,
     Share,
     each_once,
@@ -29,11 +30,13 @@ class ModelSection(RecipeSection):
         revision: branch, tag or commit on the hub; None: the default branch.
         trust_remote_code: whether Python code that comes with the model may run; never taken from a file, and
             not written into one.
+        dtype: in which `calibrate` and `train-gates` run it in torch; what is exported has `export.dtype`.
     """
 
     id: ModelId | None = None
     revision: Revision | None = None
     trust_remote_code: Flag = False
+    dtype: RunDType = "float32"
 
 
 class CalibrateSection(RecipeSection):

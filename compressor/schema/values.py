@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -132,6 +132,12 @@ _TEXT = r"^[^\x00-\x1f\x7f]+$"
 
 
 ModelId = Annotated[str, Field(pattern=_TEXT), allowed("a hub id or a folder, as text")]
+
+
+RunDType = Annotated[
+    Literal["float32", "bfloat16", "float16"], allowed("float32, bfloat16 or float16")
+]
+"""In which dtype the original runs in torch."""
 
 
 Revision = Annotated[

@@ -47,26 +47,29 @@ class TorchSession:
     @torch.inference_mode()
     def vision(self, pixel_values: Array, arrangement: Arrangement | None = None) -> VisualRows:
         """See `Session.vision`."""
-        pixels = torch.from_numpy(pixel_values).to(self.model.embedding.dtype)
+        pixels = torch.from_numpy(pixel_values).to(self.model.embedding)
         features, kept = see(self.model.vision, pixels, arrangement)
-        return VisualRows(
-            tuple(rows.numpy() for rows in features), None if kept is None else kept.numpy()
-        )
+        return VisualRows(tuple(map(_array, features)), None if kept is None else _array(kept))
 
     @torch.inference_mode()
     def embed(self, input_ids: Array) -> Array:
         """See `Session.embed`."""
-        embeds: Array = self.model.embed(torch.from_numpy(input_ids)).numpy()
-        return embeds
+        return _array(self.model.embed(self._beside(input_ids)))
 
     @torch.inference_mode()
     def decode(self, rows: CallRows, past: Past) -> tuple[Array, Past]:
         """See `Session.decode`."""
         *arrays, further = rows
-        *inputs, positions = (None if a is None else torch.from_numpy(a) for a in arrays)
-        deepstack = [*map(torch.from_numpy, further)]
+        *inputs, positions = (None if a is None else self._beside(a) for a in arrays)
+        deepstack = [*map(self._beside, further)]
         logits, present = self.model.decoder(*inputs, past, positions, deepstack)
-        return logits.numpy(), present
+        return _array(logits), present
+
+    def _beside(self, array: Array) -> torch.Tensor:
+        """Return an array where the weights are, numbers that are no places in their dtype."""
+        given = torch.from_numpy(array)
+        weights = self.model.embedding
+        return given.to(weights) if given.is_floating_point() else given.to(weights.device)
 
     def empty_past(self, batch: int) -> Past:
         """See `Session.empty_past`."""
@@ -81,7 +84,7 @@ class TorchSession:
 
     def cached_keys(self, past: list[KeyValue], layer: int) -> Array:
         """See `Session.cached_keys`."""
-        return in_rows(past[place_of(self.caches, layer)].key.float().numpy())
+        return in_rows(_array(past[place_of(self.caches, layer)].key.float()))
 
     def past_bytes(self, past: list[KeyValue | torch.Tensor]) -> int:
         """See `Session.past_bytes`."""
@@ -91,6 +94,12 @@ class TorchSession:
     def buffer_bytes(self, past: Past) -> int | None:  # noqa: ARG002 - see `Session.buffer_bytes`
         """See `Session.buffer_bytes`; caches grow."""
         return None
+
+
+def _array(tensor: torch.Tensor) -> Array:
+    """Return a tensor's numbers; numpy has no bfloat16."""
+    array: Array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().numpy()
+    return array
 
 
 def _tensors(item: KeyValue | torch.Tensor) -> tuple[torch.Tensor, ...]:

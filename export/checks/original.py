@@ -62,11 +62,12 @@ def read_original(model: LoadedModel, sample: Sample) -> Reading:
     original, family = model.original, family_that_read(model.facts)
     family.forget(original)
     try:
-        pictures = _in_dtype([prompt], original.dtype)
+        pictures = _beside([prompt], original)
         if model.processor is not model.native_processor:  # asked for another image size
             seen = original.get_image_features(**pictures, interpolate_pos_encoding=True)
             pictures = {"mm_encoder_outputs": {"image": seen}}
-        out = original(input_ids=prompt.input_ids, use_cache=False, logits_to_keep=1, **pictures)
+        ids = prompt.input_ids.to(original.device)
+        out = original(input_ids=ids, use_cache=False, logits_to_keep=1, **pictures)
         rows = family.original_rows(original, out, pictures)
     except Exception as failure:
         reason = first_line(failure)
@@ -83,8 +84,8 @@ def read_original(model: LoadedModel, sample: Sample) -> Reading:
                 prompt.pixels, prompt.image_rows, grids, arranged, strict=True
             )
         ),
-        embeds=tuple(part.float().numpy() for part in rows),
-        logits=out.logits[0, -1].float().numpy(),
+        embeds=tuple(part.float().cpu().numpy() for part in rows),
+        logits=out.logits[0, -1].float().cpu().numpy(),
     )
 
 
@@ -108,7 +109,7 @@ def _answer(
     model: LoadedModel, batch: list[Indexed], max_new_tokens: int
 ) -> Iterator[tuple[int, Answer, torch.Tensor]]:
     ids = torch.cat([prompt.input_ids for _, prompt in batch])
-    pictures = _in_dtype([prompt for _, prompt in batch], model.original.dtype)
+    pictures = _beside([prompt for _, prompt in batch], model.original)
     ends = model.facts.eos_token_ids
     family_that_read(model.facts).forget(model.original)
     steps = _likeliest(model.original, ids, pictures, max_new_tokens, ends)
@@ -120,11 +121,14 @@ def _answer(
         yield index, Answer(token_ids=found, text=text), rows[row]
 
 
-def _in_dtype(prompts: Sequence[EncodedPrompt], dtype: torch.dtype) -> dict[str, Any]:
-    """Return what the original takes of prompts of equal shapes besides tokens, in its dtype."""
+def _beside(prompts: Sequence[EncodedPrompt], original: Any) -> dict[str, Any]:
+    """Return what the original takes of prompts of equal shapes besides tokens, in its dtype, where it is."""
     every = [prompt.of_pictures for prompt in prompts]
     joined = {key: torch.cat([of[key] for of in every]) for key in every[0]}
-    return {k: v.to(dtype) if v.is_floating_point() else v for k, v in joined.items()}
+    dtype, device = original.dtype, original.device
+    return {
+        k: v.to(device, dtype) if v.is_floating_point() else v.to(device) for k, v in joined.items()
+    }
 
 
 def _likeliest(

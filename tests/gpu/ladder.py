@@ -5,9 +5,9 @@
 
 Needs the project and a torch with CUDA; what else is installed is used, what is not is skipped with the
 reason. Steps: what the machine has; an artifact in float16, its engines, every backend beside ONNX Runtime on
-the CPU; the compressed decoder in torch beside itself in float32 on the CPU; times of decoders of
-LLaVA-1.5-7B's shape, in torch and, where `--graphs` names their ONNX graphs, in ONNX Runtime. A step that
-cannot run does not end the others. Writes `ladder.json` and `ladder.md`.
+the CPU; the compressed decoder in torch beside itself in float32 on the CPU; a calibration
+beside the CPU's; times of decoders of LLaVA-1.5-7B's shape, in torch and, where `--graphs` names their ONNX
+graphs, in ONNX Runtime. A step that cannot run does not end the others. Writes `ladder.json` and `ladder.md`.
 
 Exit code 1 if a step that ran failed. The rehearsal is a test; docs/performance.md has what a GPU gave.
 """
@@ -23,11 +23,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests.gpu.profiles import DIGITS, agreement_of, calibrated
+
 if TYPE_CHECKING:
     from tests.gpu.decoders import How, Row
 
-ROOT = Path(__file__).parent.parent.parent
-DIGITS = ROOT / "examples" / "digits-llava"
+ROOT = DIGITS.parent.parent
 ENGINES = ("tensorrt", "tensorrt-rtx")
 STEP_SECONDS = 240.0
 
@@ -240,6 +241,18 @@ def torch_agrees(run: Run) -> str:
     return f"least cosine of logits: {words}"
 
 
+def calibration(run: Run) -> str:
+    """Calibrate the bundled model on the device and on the CPU."""
+    device = run.options.device
+    if device != "cuda":
+        raise Skip("needs a GPU (--device cuda); on the CPU both would be the same run")
+    wanted, found = (calibrated(vtcompress, run.folder, where) for where in ("cpu", device))
+    words, agree = agreement_of(wanted, found)
+    if not agree:
+        raise Failed(words)
+    return words
+
+
 def times(run: Run, how: "How") -> str:
     """Time decoders of 7B's shape, and check their caches against the prediction."""
     import torch
@@ -328,6 +341,11 @@ def climb(run: Run) -> None:
         "torch parity",
         "the compressed decoder in torch computes on this device what it does on the CPU",
         lambda: torch_agrees(run),
+    )
+    run.step(
+        "calibration",
+        "`calibrate --device` gives the CPU's profile of the bundled model, in float32",
+        lambda: calibration(run),
     )
     proves = "how much of the predicted saving comes out here; no engine is timed"
     hows: list[How] = ["eager", "one CUDA graph a call", *o.compile]

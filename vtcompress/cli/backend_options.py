@@ -3,6 +3,7 @@
 import click
 
 from export.backends.registry import BACKENDS, having, precisions
+from export.backends.torch_device import DEVICE_HELP, ON_CPU
 
 
 class OneOfBackends(click.Choice[str]):
@@ -34,3 +35,6 @@ precision_option = click.option(
     default=precisions()[0],
     help="; ".join(f"{name}: {having(name)} only" for name in precisions()[1:]) + ".",
 )
+
+device_option = click.option("--device", default=ON_CPU, metavar="DEVICE", help=DEVICE_HELP)
+"""Where torch runs the original; other commands' `--device` is the number of a GPU."""

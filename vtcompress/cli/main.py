@@ -20,7 +20,14 @@ from vtcompress.cli.checking import ThresholdMissedError, bench, validate
 from vtcompress.cli.doctor import doctor
 from vtcompress.cli.generating import generate
 from vtcompress.cli.looking import inspect, models, recipes
-from vtcompress.cli.making import calibrate, compress, export, plan, sweep
+from vtcompress.cli.making import (
+    calibrate,
+    compress,
+    export,
+    merge_profiles,
+    plan,
+    sweep,
+)
 from vtcompress.cli.options import KEYS
 from vtcompress.cli.report import compare, report
 from vtcompress.cli.train_gates import train_gates
@@ -87,6 +94,7 @@ def completion(shell: str) -> None:
 
 for command in (
     calibrate,
+    merge_profiles,
     train_gates,
     plan,
     compress,

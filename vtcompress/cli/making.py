@@ -1,10 +1,11 @@
 """The commands that make something of a recipe: `calibrate`, `plan`, `compress`, `export`, `sweep`."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from vtcompress.cli.backend_options import device_option
 from vtcompress.cli.checking import raise_if_missed
 from vtcompress.cli.options import (
     files_read,
@@ -18,6 +19,9 @@ from vtcompress.cli.paths import FILE, FOLDER, READ
 from vtcompress.console import Output
 from vtcompress.stages.plan import predicted
 
+if TYPE_CHECKING:
+    from compressor.profile import Profile
+
 
 @click.command()
 @recipe_options
@@ -25,22 +29,61 @@ from vtcompress.stages.plan import predicted
 @click.option(
     "--overwrite", is_flag=True, help="Start anew, whatever the profile at --output holds."
 )
+@click.option(
+    "--shard", metavar="K/N", help="Measure one of N shares of the samples; see merge-profiles."
+)
+@device_option
 @click.pass_obj
-def calibrate(out: Output, /, output: Path, overwrite: bool, **options: Any) -> None:
+def calibrate(
+    out: Output,
+    /,
+    output: Path,
+    overwrite: bool,
+    shard: str | None,
+    device: str,
+    **options: Any,
+) -> None:
     """Measure what the recipe's methods choose by: how much each layer needs visual tokens.
 
     A profile of the same model and data is continued, also with more --samples.
     """
     import vtcompress
+
+    profile = vtcompress.calibrate(
+        read_recipe(options),
+        output,
+        shard=shard,
+        device=device,
+        overwrite=overwrite,
+        progress=out,
+    )
+    plot = "" if shard is not None else ", its plot as .png and .svg beside it"
+    of = f"shard {profile.shard}, " if profile.shard is not None else ""
+    words = f"{of}{len(profile.samples)} samples; written: {output}{plot}"
+    _show_measured(out, profile, output, words)
+
+
+def _show_measured(out: Output, profile: "Profile", output: Path, words: str) -> None:
     from vtcompress.cli import brief, show
 
-    profile = vtcompress.calibrate(read_recipe(options), output, overwrite=overwrite, progress=out)
     show.show_profile(out, profile)
-    out.line(
-        f"{len(profile.samples)} samples; written: {output}, its plot as .png and .svg beside it"
-    )
+    out.line(words)
     brief.written(out, output)
     out.result(profile.model_dump(mode="json"))
+
+
+@click.command("merge-profiles")
+@click.argument("shards", nargs=-1, required=True, type=READ, metavar="SHARD...")
+@click.option("--output", type=FILE, default="profile.json", help="Profile to write.")
+@click.option("--overwrite", is_flag=True, help="Replace a profile at --output.")
+@click.pass_obj
+def merge_profiles(out: Output, /, shards: tuple[Path, ...], output: Path, overwrite: bool) -> None:
+    """Make one profile of all shards that `calibrate --shard` wrote, as one run would have written it."""
+    import vtcompress
+
+    profile = vtcompress.merge_profiles(shards, output, overwrite=overwrite, progress=out)
+    words = f"{len(shards)} shards, {len(profile.samples)} samples; written: {output}"
+    _show_measured(out, profile, output, words)
 
 
 @click.command()

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from vtcompress.cli.backend_options import device_option
 from vtcompress.cli.options import model_options, read_recipe
 from vtcompress.cli.paths import FILE
 from vtcompress.console import Output
@@ -26,6 +27,7 @@ from vtcompress.console import Output
     default="gates.safetensors",
     help="Gates to write; the report beside them.",
 )
+@device_option
 @click.option("--overwrite", is_flag=True, help="Replace what vtcompress wrote at --output.")
 @click.pass_obj
 def train_gates(
@@ -35,6 +37,7 @@ def train_gates(
     validate_data: Path | None,
     validate_samples: int | None,
     output: Path,
+    device: str,
     overwrite: bool,
     **options: Any,
 ) -> None:
@@ -47,7 +50,7 @@ def train_gates(
 
     own = {"validate_data": validate_data, "validate_samples": validate_samples}
     report = vtcompress.train_gates(
-        read_recipe(options | own), data, output, overwrite=overwrite, progress=out
+        read_recipe(options | own), data, output, device=device, overwrite=overwrite, progress=out
     )
     show_gates(out, report)
     out.always(f"written: {output}, its report as .json beside it")

@@ -1,12 +1,13 @@
 """The stage that measures what visual tokens do in each layer."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compressor.calibration.resume import Task
 from compressor.disk.files import made_parent
 from compressor.disk.locks import exclusive
-from compressor.errors import ProfileError, VtcompressError
+from compressor.errors import ProfileError, RecipeError, VtcompressError
 from compressor.facts import ModelFacts
 from compressor.plan.plan import Plan
 from compressor.planner import (
@@ -17,7 +18,10 @@ from compressor.planner import (
 from compressor.profile import Profile
 from compressor.progress import Progress
 from compressor.recipe import Recipe
-from export.artifact.places import check_file
+from compressor.samples.shard import Shard
+from compressor.schema.values import RunDType
+from export.artifact.places import check_file, resolved
+from export.backends.torch_device import ON_CPU, check_device, whole_float32
 from vtcompress.console import shown
 from vtcompress.shipped import PathLike
 from vtcompress.stages.checks.prompts import Asked
@@ -34,8 +38,14 @@ if TYPE_CHECKING:
     from compressor.families import LoadedModel
 
 
-def calibration_task(recipe: Recipe, facts: ModelFacts, model_digest: str) -> Task:
-    """Return what a calibration of the recipe's data measures; loads no weights."""
+def calibration_task(
+    recipe: Recipe,
+    facts: ModelFacts,
+    model_digest: str,
+    shard: Shard | None = None,
+    dtype: RunDType = "float32",
+) -> Task:
+    """Return what a calibration of the recipe's data, or of a shard of it, measures; loads no weights."""
     gated = recipe.gated
     return Task.of(
         facts,
@@ -45,6 +55,8 @@ def calibration_task(recipe: Recipe, facts: ModelFacts, model_digest: str) -> Ta
         measures_of(recipe.methods),
         gate_layers=gated.gate_layers(facts.decoder.layers) if gated else (),
         gates_digest=gated.gate_file(facts, model_digest).digest if gated else "",
+        dtype=dtype,
+        shard=shard,
     )
 
 
@@ -83,7 +95,7 @@ def run_calibration(
     if recipe.gated is not None:
         gates = load_gates(recipe.gate_file(model.facts, model.digest), task.gate_layers)
     profile = calibrate(model, task, path, gates=gates, anew=anew, progress=progress)
-    if gates is None:
+    if gates is None or task.shard is not None:
         return profile
     # Only now is known what the gates will read: the states that the other methods leave.
     chosen = plan_recipe(recipe, model.facts, model.digest, profile)
@@ -111,22 +123,29 @@ def calibrate(
     recipe: Recipe,
     output: PathLike,
     *,
+    shard: str | None = None,
+    device: str = ON_CPU,
     overwrite: bool = False,
     progress: Progress | bool | None = None,
 ) -> Profile:
     """Measure the recipe's model on its calibration data; a profile at `output` is continued.
 
-    Also draws `output` without its suffix as PNG and SVG, with the layers that the recipe would freeze.
+    Also draws `output` without its suffix as PNG and SVG, with the layers that the recipe would freeze. A
+    shard is not drawn, as nothing is chosen by it alone.
 
     Args:
         recipe: names model and data.
         output: file of the profile. One of the same model, with these samples or some of them, is continued.
+        shard: `3/8` measures the third of eight shares of the samples alone; `merge_profiles` makes one
+            profile of all eight. None: all samples.
+        device: where the original runs: `cpu`, or a GPU as torch names it. It runs in the recipe's
+            `model.dtype`.
         overwrite: start anew, whatever the profile there holds.
         progress: shows the samples.
 
     Raises:
-        VtcompressError: model or data cannot be used, or `output` holds another profile, was not written by
-            this tool, or is being written by another run.
+        VtcompressError: model, data or device cannot be used, or `output` holds another profile, was not
+            written by this tool, or is being written by another run.
     """
     require_recipe(recipe)
     progress = shown(progress)
@@ -138,23 +157,79 @@ def calibrate(
             f"{output}: is where the profile is drawn; give `output` {base.name}.json"
         )
 
+    check_device(device)
+    part = None if shard is None else Shard.parse(shard)
+    if part is not None and recipe.gated is not None and len(recipe.methods) > 1:
+        problem = (
+            f"compress.{recipe.gated.name}: gates are asked once more behind the other methods' cuts, which "
+            "all samples choose, so that no share of them is calibrated alone; leave `shard` out"
+        )
+        raise RecipeError([problem])
+    drawn = drawings if part is None else ()
+
     def check() -> None:
         check_file(output, "profile", sources=source_paths(recipe))
-        for path in drawings:
+        for path in drawn:
             check_file(path, "drawing")
 
     check()
     with made_parent(output), exclusive(output):
         check()
-        asked = [Asked(calibration_samples(recipe))]
-        facts = check_recipe(recipe, asked=asked, progress=progress)
+        samples = calibration_samples(recipe)
+        if part is not None:
+            part.check_has_some(len(samples))
+        facts = check_recipe(recipe, asked=[Asked(samples)], progress=progress)
         digest = check_digest(recipe, facts)
-        task = calibration_task(recipe, facts, digest)
+        dtype = recipe.model.dtype
+        task = calibration_task(recipe, facts, digest, part, dtype)
         if not overwrite:
             task.go_on(output)
-        model = load_model(recipe, progress, digest)
-        check_rewrite(model, calibration=task.samples)
-        profile = run_calibration(model, recipe, task, output, progress, anew=overwrite)
-        chosen = plan_recipe(recipe, model.facts, model.digest, profile)
-        draw(profile, chosen, base)
+        with whole_float32(device):
+            model = load_model(recipe, progress, digest, dtype=dtype, device=device)
+            check_rewrite(model, calibration=task.samples, progress=progress)
+            profile = run_calibration(model, recipe, task, output, progress, anew=overwrite)
+        if part is None:
+            draw(profile, plan_recipe(recipe, model.facts, model.digest, profile), base)
+    return profile
+
+
+def merge_profiles(
+    shards: Sequence[PathLike],
+    output: PathLike,
+    *,
+    overwrite: bool = False,
+    progress: Progress | bool | None = None,
+) -> Profile:
+    """Make one profile of all shards of a calibration, the very one that a run over all samples writes.
+
+    Args:
+        shards: profiles that `calibrate` wrote with `shard`, in any order.
+        output: file of the profile.
+        overwrite: replace a profile there.
+        progress: shows the shards that are read.
+
+    Raises:
+        VtcompressError: shards cannot be read, are not finished, do not belong to each other, are there twice
+            or missing; or `output` exists, is one of them, or was not written by this tool.
+    """
+    from compressor.calibration.merge import merged
+
+    progress = shown(progress)
+    output, paths = Path(output), [Path(path) for path in shards]
+    if any(resolved(path) == resolved(output) for path in paths):
+        raise VtcompressError(f"{output}: is one of the shards; choose another `output`")
+    check_file(output, "profile", overwrite=overwrite)
+    problems: list[str] = []
+    found = []
+    for path in progress.track(paths, "reading shards", len(paths)):
+        try:
+            found.append((path, Profile.load(path)))
+        except ProfileError as error:
+            problems += error.problems
+    if problems:
+        raise ProfileError(problems)
+    profile = merged(found)
+    with made_parent(output), exclusive(output):
+        check_file(output, "profile", overwrite=overwrite)
+        profile.save(output)
     return profile

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compressor.disk.files import is_folder
-from compressor.errors import MissingExtraError, RecipeError
+from compressor.errors import MissingExtraError, ProfileError, RecipeError
 from compressor.facts import ModelFacts
 from compressor.plan.plan import Plan
 from compressor.profile import Profile
@@ -14,6 +14,7 @@ from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.samples.questions import Sample, check_pictures, choose, read_samples
 from compressor.schema.sections import CalibrateSection, ValidateSection
+from compressor.schema.values import RunDType
 from export.artifact.artifact import PROFILE_FILE
 from export.backends.checked_on import CHECKED_ON
 
@@ -90,11 +91,16 @@ def open_profile(profile: Profile | str | Path | None) -> tuple[Profile | None, 
     """Return a profile that was given as it is or by its file, and what errors call it.
 
     Raises:
-        ProfileError: the file cannot be read.
+        ProfileError: the file cannot be read, or is a shard's.
     """
-    if profile is None or isinstance(profile, Profile):
-        return profile, Path(PROFILE_FILE)
-    return Profile.load(Path(profile)), Path(profile)
+    name = Path(PROFILE_FILE)
+    if isinstance(profile, str | Path):
+        name = Path(profile)
+        profile = Profile.load(name)
+    if profile is not None and profile.shard is not None:
+        remedy = "make one profile of all shards with `vtcompress merge-profiles`"
+        raise ProfileError([f"{name}: is shard {profile.shard} of a profile; {remedy}"])
+    return profile, name
 
 
 def open_plan(plan: Plan | str | Path) -> tuple[Plan, str]:
@@ -216,7 +222,12 @@ def model_digest(recipe: Recipe) -> str:
 
 
 def load_model(
-    recipe: Recipe, progress: Progress, known_digest: str | None = None
+    recipe: Recipe,
+    progress: Progress,
+    known_digest: str | None = None,
+    *,
+    dtype: RunDType = "float32",
+    device: str = "cpu",
 ) -> "LoadedModel":
     """Load the recipe's model.
 
@@ -224,6 +235,8 @@ def load_model(
         recipe: names the model.
         progress: announces it.
         known_digest: the model's digest, just taken by `model_digest`; None: it is taken here.
+        dtype: in which it runs; where that is not the recipe's, a note says so.
+        device: of torch, where it runs.
 
     Raises:
         VtcompressError: none is named, it cannot be loaded or is not supported.
@@ -232,6 +245,9 @@ def load_model(
     from compressor.families import load
 
     name = model_id(recipe)
+    if recipe.model.dtype != dtype:
+        why = f"the original runs in {dtype} where its weights are compressed"
+        note_in_vain("model.dtype", recipe.model.dtype, why, progress)
     progress.say(f"loading {name}")
     return load(
         name,
@@ -240,4 +256,6 @@ def load_model(
         budget=recipe.image,
         trust_remote_code=recipe.model.trust_remote_code,
         known_digest=known_digest,
+        dtype=dtype,
+        device=device,
     )

@@ -31,7 +31,7 @@ def attention_ranks(full: Any) -> "Tensor":
     import torch
 
     order = torch.cat([full.visual_index, full.text_index], dim=1)[0].argsort()
-    later = torch.ones(len(order), len(order), dtype=torch.bool).triu(1)
+    later = order.new_ones(len(order), len(order), dtype=torch.bool).triu(1)
     found = []
     with torch.inference_mode():
         for layer, visual, text in zip(
@@ -45,7 +45,7 @@ def attention_ranks(full: Any) -> "Tensor":
             for head, rows in enumerate(query):
                 scores = (rows @ key[head // group].T) * scale
                 read = scores.masked_fill(later, float("-inf")).softmax(dim=-1)
-                ranks.append(torch.linalg.matrix_rank(read.tril(-1)))
+                ranks.append(torch.linalg.matrix_rank(read.tril(-1).float()))  # of no smaller dtype
             found.append(torch.stack(ranks))
     return torch.stack(found)
 

@@ -26,6 +26,6 @@ def _layer_activity(full: FullPass, index: int) -> Tensor:
     layer = cast("DecoderLayer", full.decoder.layers[index])
     visual, text = full.visual[index], full.text[index]
     if layer.frozen:
-        return torch.zeros(full.decoder.dims.intermediate, dtype=torch.float64)
+        return visual.new_zeros(full.decoder.dims.intermediate, dtype=torch.float64)
     neurons = layer.active_neurons(visual, text, full.call.all)[0, : visual.shape[1]]
     return neurons.abs().double().mean(dim=0)

@@ -64,7 +64,7 @@ def judge_held_out(
     margins, allowed, text_rows = [], [], []
     for sample in progress.track(samples, "looking at held-out prompts", len(samples)):
         forced = force_answer(model, decoder, sample)
-        inputs = gate_inputs(forced, candidates).clone()
+        inputs = gate_inputs(forced, candidates).float().cpu().clone()
         margins.append(
             torch.cat(
                 [
@@ -73,7 +73,7 @@ def judge_held_out(
                 ]
             )
         )
-        allowed.append(labels(forced, candidates) == 1)
+        allowed.append((labels(forced, candidates) == 1).cpu())
         text_rows.append(forced.full.text_index.shape[1] - len(forced.answer) + 1)
     exits = [first_to_fire(row.tolist(), candidates) for row in margins]
     fired, unfired = histogram(exits, candidates)

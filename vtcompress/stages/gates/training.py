@@ -15,6 +15,7 @@ from compressor.progress import Progress
 from compressor.recipe import Recipe, no_gates
 from compressor.samples.questions import Sample, check_answered, read_samples
 from export.artifact.places import check_file
+from export.backends.torch_device import ON_CPU, check_device, whole_float32
 from vtcompress.console import shown
 from vtcompress.stages.checks.prompts import Asked, check_recipe_prompts
 from vtcompress.stages.checks.rewrite import check_rewrite
@@ -46,6 +47,7 @@ def train_gates(
     output: str | Path,
     *,
     held_out: str | Path | None = None,
+    device: str = ON_CPU,
     overwrite: bool = False,
     progress: Progress | bool | None = None,
 ) -> GatesReport:
@@ -58,6 +60,8 @@ def train_gates(
         data: jsonl file of questions with pictures and answers; all are used.
         output: safetensors file of the gates.
         held_out: questions to report on; None: those of the recipe's `validate` section, if any.
+        device: where the original runs: `cpu`, or a GPU as torch names it. It runs in the recipe's
+            `model.dtype`; the gates learn on the CPU.
         overwrite: replace gates that this tool wrote at `output`.
         progress: shows prompts and steps; None: on a terminal alone.
 
@@ -66,6 +70,7 @@ def train_gates(
             another run, or holds the checkpoint of another training.
     """
     require_recipe(recipe)
+    check_device(device)
     method = recipe.gated
     if method is None:
         raise RecipeError([f"compress: {no_gates()}, so there are no gates to train; add one"])
@@ -82,20 +87,21 @@ def train_gates(
         check_file(report_file, "gates report", overwrite=overwrite)
 
     check()
-    with made_parent(output), exclusive(output):
+    with made_parent(output), exclusive(output), whole_float32(device):
         check()
         samples, others = _questions(data), _held_out(recipe)
         _check_model(recipe, output)
         tokens = recipe.validation.max_new_tokens
         asked = [Asked(samples, forced=True), Asked(others, tokens, forced=True)]
         check_recipe_prompts(recipe, asked, progress)
-        model = load_model(recipe, progress)
-        check_rewrite(model, others)
+        dtype = recipe.model.dtype
+        model = load_model(recipe, progress, dtype=dtype, device=device)
+        check_rewrite(model, others, progress=progress)
         checkpoint = output.with_name(f".{working_stem(output.name)}.training{SUFFIX}")
         from compressor.gate_training.training import train_gates as train
         from vtcompress.stages.gates.judged import judge_held_out, judge_training
 
-        trained = train(model, samples, method, checkpoint, progress=progress)
+        trained = train(model, samples, method, checkpoint, dtype=dtype, progress=progress)
         content = gate_bytes(trained)
         gates = loaded_gates(trained, content)
         held = None

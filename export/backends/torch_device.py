@@ -1,0 +1,55 @@
+"""Where torch runs the original: checked before anything is read, in one line with the remedy."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from compressor.errors import BackendError
+
+ON_CPU = "cpu"
+DEVICE_HELP = "Where the original runs: cpu, cuda, or cuda:1 for the second GPU."
+
+
+def check_device(name: str) -> str:
+    """Return a device that torch can use here, as it was given; of the CPU torch is not asked.
+
+    Raises:
+        BackendError: it is no device, or torch has none such.
+    """
+    if name == ON_CPU:
+        return name
+    found = re.fullmatch(r"cuda(?::([0-9]{1,4}))?", name) if isinstance(name, str) else None
+    if found is None:
+        raise BackendError(
+            f"`device`: {name!r:.40} is no device; give cpu, cuda, or cuda:1 for the second GPU"
+        )
+    import torch
+
+    if not torch.cuda.is_available():
+        remedy = "look at NVIDIA's driver with `vtcompress doctor`"
+        if torch.version.cuda is None:
+            remedy = f"install torch's build with CUDA (this is {torch.__version__})"
+        raise BackendError(f"`device`: {name}: torch sees no GPU here; {remedy}, or give cpu")
+    count, asked = torch.cuda.device_count(), int(found[1] or 0)
+    if asked >= count:
+        there = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
+        raise BackendError(
+            f"`device`: {name}: torch sees {count} GPU{'s' if count > 1 else ''} here; give {there}, or cpu"
+        )
+    return name
+
+
+@contextmanager
+def whole_float32(name: str) -> Iterator[None]:
+    """Let convolutions of float32 be of float32 on a GPU: by default cuDNN rounds their factors to TF32."""
+    if name == ON_CPU:
+        yield
+        return
+    import torch
+
+    before: bool = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
