@@ -282,6 +282,7 @@ def load(
     budget: ImageSection = NO_BUDGET,
     trust_remote_code: bool = False,
     known_digest: str | None = None,
+    outline: bool = False,
 ) -> LoadedModel:
     """Load an original model, in float32, with its processor.
 
@@ -292,6 +293,7 @@ def load(
         budget: for pictures, of the recipe.
         trust_remote_code: let the model's repository run code of its own.
         known_digest: what `digest` gave for its folder; None: it is taken here.
+        outline: leave the decoder's large weights in their files, with stand-ins in their places.
 
     Raises:
         ModelError: not found, not supported, without safetensors weights, or with a processor that does not
@@ -310,8 +312,13 @@ def load(
         trust_remote_code=trust_remote_code,
     )
     family.keep_budget(config, read.native)
+    known_tied = read.facts.decoder.tied_embeddings
     with quiet():
-        original = family.original(folder, config, torch.float32)
+        original, stored = (
+            family.outline(folder, config, torch.float32, tied=known_tied)
+            if outline
+            else (family.original(folder, config, torch.float32), {})
+        )
     tensors = family.tensors(original)
     tied = tensors[HEAD].data_ptr() == tensors[EMBEDDING].data_ptr()
     return LoadedModel(
@@ -324,6 +331,7 @@ def load(
         native_processor=read.native,
         vision=family.vision(config, image_size=read.facts.image_size, source=original),
         tensors=tensors,
+        stored=stored,
     )
 
 

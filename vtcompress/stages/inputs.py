@@ -216,7 +216,7 @@ def model_digest(recipe: Recipe) -> str:
 
 
 def load_model(
-    recipe: Recipe, progress: Progress, known_digest: str | None = None
+    recipe: Recipe, progress: Progress, known_digest: str | None = None, *, outline: bool = False
 ) -> "LoadedModel":
     """Load the recipe's model.
 
@@ -224,6 +224,7 @@ def load_model(
         recipe: names the model.
         progress: announces it.
         known_digest: the model's digest, just taken by `model_digest`; None: it is taken here.
+        outline: leave the decoder's large weights in their files.
 
     Raises:
         VtcompressError: none is named, it cannot be loaded or is not supported.
@@ -240,4 +241,5 @@ def load_model(
         budget=recipe.image,
         trust_remote_code=recipe.model.trust_remote_code,
         known_digest=known_digest,
+        outline=outline,
     )
