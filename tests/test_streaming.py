@@ -22,11 +22,13 @@ from compressor.families.folder import WEIGHTS, WEIGHTS_INDEX
 from compressor.families.llava.family import LlavaFamily
 from compressor.families.model_class import outline
 from compressor.families.model_class.stored import InMemory
+from compressor.plan.edits import freeze
 from compressor.progress import Megabytes
 from export.artifact.artifact import Artifact
 from export.artifact.manifest import Manifest, shortcoming
 from export.results.verdict import Verdict
 from export.writer.weights import SharedWeights
+from tests import facts
 from tests.family_cases import HEAD_MASK, cuts
 from tests.llava_7b import make_llava_7b
 from tests.test_family_smolvlm import make as make_smolvlm
@@ -130,11 +132,15 @@ def test_checks_can_follow_where_the_model_fits(tiny_model: Path, tmp_path: Path
 def test_a_saved_plan_and_a_profile_stand_in_for_calibration(
     tiny_model: Path, tmp_path: Path
 ) -> None:
-    plan = vtcompress.plan(recipe_of(tiny_model, FROZEN))
     recipe = vtcompress.load_recipe("shortv").override({"model.id": str(tiny_model)})
-    by_hand = plan.model_copy(update={"makers": None})
-    manifest = vtcompress.export(recipe, tmp_path / "out", plan=by_hand, stream=True)
+    plan = freeze(vtcompress.plan(recipe_of(tiny_model)), [0], "shortv")
+    manifest = vtcompress.export(recipe, tmp_path / "planned", plan=plan, stream=True)
     assert manifest.predicted.flops < manifest.predicted.flops_original
+    measured = facts.profile([[0.1, 0.2]] * 3)
+    profile = measured.model_copy(update={"model_digest": plan.model_digest})
+    vtcompress.export(recipe, tmp_path / "chosen", profile=profile, stream=True)
+    chosen = vtcompress.Plan.load(tmp_path / "chosen" / "plan.json")
+    assert "shortv" in chosen.methods
 
 
 @pytest.mark.parametrize(
