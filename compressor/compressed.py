@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from compressor.chosen_rows import FrontWeights, vision_of
 from compressor.decoder import Decoder, decoder_from
 from compressor.decoder.one_prompt import States, greedy_tokens, layer_states
-from compressor.decoder.weights import LoadedGates, original_tensors
+from compressor.decoder.weights import LoadedGates, original_tensors, stored_weights
 from compressor.disk.files import write_text
 from compressor.errors import ArtifactError, DataError, ModelError
 from compressor.facts import ModelFacts
@@ -31,6 +31,7 @@ from compressor.families.folder import CONFIG
 from compressor.families.guard import broken, reading
 from compressor.families.processor import check_processor, load_processor
 from compressor.families.registry import saved_config
+from compressor.families.stand_ins import MOST_NUMBERS, StoredTensor, set_dtype, with_dtype
 from compressor.generation.settings import (
     GENERATION_FILE,
     PLAIN,
@@ -78,6 +79,7 @@ class CompressedModel:
         processor: the original's processor.
         config: the original's transformers configuration.
         generation: what the model's files say about generating; see `compressor.generation.settings`.
+        stored: where weights lie that have stand-ins here, by their source; none: all are in memory.
     """
 
     plan: Plan
@@ -87,6 +89,7 @@ class CompressedModel:
     processor: Any
     config: Any
     generation: Mapping[str, Any] = field(default_factory=dict)
+    stored: Mapping[str, StoredTensor] = field(default_factory=dict)
 
     @property
     def facts(self) -> ModelFacts:
@@ -176,9 +179,9 @@ class CompressedModel:
 
     def to(self, dtype: torch.dtype) -> "CompressedModel":
         """Return the model with weights of another dtype; the module objects are changed in place."""
-        self.decoder.to(dtype)
-        self.vision.to(dtype)
-        return replace(self, embedding=self.embedding.to(dtype))
+        set_dtype(self.decoder, dtype)
+        set_dtype(self.vision, dtype)
+        return replace(self, embedding=with_dtype(self.embedding, dtype))
 
 
 def compress(
@@ -210,21 +213,33 @@ def compress(
                 "a head of their own; make it anew with `vtcompress plan`"
             ]
         )
+    decoder = decoder_from(
+        plan,
+        decoder_tensors(model, plan, gates),
+        logits=logits,
+        scores=layer_scores(plan),
+        runs=run_rules(plan),
+    )
+    _read_small(decoder, model.stored)
     return CompressedModel(
         plan=plan,
-        decoder=decoder_from(
-            plan,
-            decoder_tensors(model, plan, gates),
-            logits=logits,
-            scores=layer_scores(plan),
-            runs=run_rules(plan),
-        ),
+        decoder=decoder,
         embedding=model.embedding,
         vision=vision_of(plan, model.vision, front),
         processor=model.processor,
         config=model.original.config,
         generation=model_keys(model.folder),
+        stored=model.stored,
     )
+
+
+def _read_small(decoder: Decoder, stored: Mapping[str, StoredTensor]) -> None:
+    """Read what of a decoder's stand-ins is small: parts of large weights, see `MOST_NUMBERS`."""
+    for name, weight in stored_weights(decoder).items():
+        parameter = decoder.get_parameter(name)
+        if weight.source in stored and parameter.numel() <= MOST_NUMBERS:
+            part = weight.of(stored[weight.source].read())
+            parameter.data = part.to(parameter.dtype, copy=True)
 
 
 def plain(model: LoadedModel) -> CompressedModel:

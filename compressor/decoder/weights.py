@@ -143,8 +143,8 @@ class Slice:
         first, count = min(self.chosen, default=0), len(self.chosen)
         if max(self.chosen, default=-1) >= tensor.shape[self.axis]:
             return tensor
-        if self.chosen == tuple(range(first, first + count)):
-            return tensor.narrow(self.axis, first, count)
+        if self.chosen == tuple(range(first, first + count)) or _one_number(tensor):
+            return tensor.narrow(self.axis, first if count else 0, count)
         return tensor.index_select(self.axis, torch.tensor(self.chosen).to(tensor.device))
 
 
@@ -211,11 +211,24 @@ def original_tensors(decoder: Decoder) -> dict[str, Tensor]:
     for source, parts in _by_source(decoder).items():
         weight = next(iter(parts.values()))
         held = [tensors[name] for name in parts]
-        whole = (
-            held[0] if weight.part is None or len(held) == 1 else torch.cat(held, weight.part.axis)
-        )
+        whole = held[0] if weight.part is None or len(held) == 1 else _whole(held, weight.part.axis)
         found[source] = whole.T if weight.transposed else whole
     return found
+
+
+def _whole(parts: Sequence[Tensor], axis: int) -> Tensor:
+    """Return tensors joined along an axis; where all are one number each, without memory for the whole."""
+    if not all(map(_one_number, parts)):
+        return torch.cat([*parts], axis)
+    first = parts[0]
+    shape = [*first.shape]
+    shape[axis] = sum(part.shape[axis] for part in parts)
+    return first.as_strided(shape, first.stride())
+
+
+def _one_number(tensor: Tensor) -> bool:
+    """Return whether all places of a tensor are the same in memory, as of `compressor.families.stand_ins`."""
+    return tensor.numel() > 1 and not any(tensor.stride())
 
 
 def joined_parts(decoder: Decoder) -> dict[str, tuple[StoredWeight, ...]]:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from compressor.arrangement import Arrangement
 from compressor.contract.choice import Front
+from compressor.errors import ModelError
 from compressor.facts import ModelFacts
 from compressor.families.checkpoint import Header
 from compressor.families.pictures.steps import PictureSteps
 from compressor.families.pictures.text import PictureText, TextRun
+from compressor.families.stand_ins import StoredTensor
 from compressor.schema.sections import ImageSection
 
 
@@ -61,6 +63,7 @@ class LoadedModel:
         native_processor: the same as published; differs only where another image size was asked for.
         vision: vision tower and projector, sharing the original's weights.
         tensors: language model tensors, named as `compressor.decoder.weights.source_of` does.
+        stored: where those of them lie that are stand-ins; none: all weights are in memory.
     """
 
     facts: ModelFacts
@@ -72,6 +75,7 @@ class LoadedModel:
     native_processor: Any
     vision: VisionEncoder
     tensors: Mapping[str, Tensor]
+    stored: Mapping[str, StoredTensor] = field(default_factory=dict)
 
     @property
     def embedding(self) -> Tensor:
@@ -163,6 +167,30 @@ class Family(ABC):
         Raises:
             ModelError: weights are missing, left over, of another shape or no numbers.
         """
+
+    def outline(
+        self, folder: Path, config: Any, dtype: Any, *, tied: bool
+    ) -> tuple[Any, Mapping[str, StoredTensor]]:
+        """Load the transformers model with stand-ins for the large weights of its decoder.
+
+        Args:
+            folder: of the model.
+            config: as in `facts`, which took it.
+            dtype: of the weights in memory.
+            tied: whether the token embedding is the head too.
+
+        Returns:
+            The model, and where the weights lie, by their names in `tensors`.
+
+        Raises:
+            ModelError: as `original`; or weights are stored otherwise than the model has them.
+        """
+        raise ModelError(
+            [
+                f"{folder}: the family {self.name!r} tells nothing of how its weights are stored, so that "
+                "they cannot be streamed; export without `stream`"
+            ]
+        )
 
     @abstractmethod
     def vision(self, config: Any, *, image_size: int, source: Any = None) -> VisionEncoder:

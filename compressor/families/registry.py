@@ -285,6 +285,7 @@ def load(
     known_digest: str | None = None,
     dtype: RunDType = "float32",
     device: str = "cpu",
+    outline: bool = False,
 ) -> LoadedModel:
     """Load an original model with its processor.
 
@@ -297,6 +298,7 @@ def load(
         known_digest: what `digest` gave for its folder; None: it is taken here.
         dtype: of its weights in memory.
         device: of torch, where they lie then.
+        outline: leave the decoder's large weights in their files, with stand-ins in their places.
 
     Raises:
         ModelError: not found, not supported, without safetensors weights, or with a processor that does not
@@ -315,8 +317,13 @@ def load(
         trust_remote_code=trust_remote_code,
     )
     family.keep_budget(config, read.native)
+    known_tied = read.facts.decoder.tied_embeddings
     with quiet():
-        original = family.original(folder, config, getattr(torch, dtype)).to(device)
+        original, stored = (
+            family.outline(folder, config, torch.float32, tied=known_tied)
+            if outline
+            else (family.original(folder, config, getattr(torch, dtype)).to(device), {})
+        )
     tensors = family.tensors(original)
     tied = tensors[HEAD].data_ptr() == tensors[EMBEDDING].data_ptr()
     return LoadedModel(
@@ -329,6 +336,7 @@ def load(
         native_processor=read.native,
         vision=family.vision(config, image_size=read.facts.image_size, source=original).to(device),
         tensors=tensors,
+        stored=stored,
     )
 
 

@@ -105,6 +105,8 @@ class Manifest(Judged):
         ranges: how large values of float16 graphs get, and which nodes stay in float32; None: not float16.
         missing_kernels: operators of bfloat16 graphs that the CPU of the export could not run; the checks
             then ran on the graphs' float32 shadows, see `export.checks.bfloat16`.
+        streamed: weights went from the original's files to the artifact's one at a time: no model was in
+            memory, and nothing was run.
         passes: what graph passes say of themselves that change what graphs compute.
         measured: times beside the naive original; None: not measured.
         memory: resident memory of a process that runs the artifact; None: not measured.
@@ -131,6 +133,7 @@ class Manifest(Judged):
     rewrite: RewriteReport | None = None
     ranges: Float16Ranges | None = None
     missing_kernels: tuple[str, ...] = ()
+    streamed: bool = False
     passes: tuple[str, ...] = ()
     measured: BenchReport | None = None
     memory: Footprint | None = None

@@ -46,7 +46,7 @@ def rewrite_words(report: RewriteReport | None) -> str:
     if report is None:
         return (
             "Rewritten model, before anything is cut: not compared with the original (no original was "
-            "given, or the artifact is older than this comparison)"
+            "given or in memory, or the artifact is older than this comparison)"
         )
     if report.failures:
         return f"the rewritten model is not the original: {'; '.join(report.failures)}"

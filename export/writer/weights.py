@@ -1,9 +1,10 @@
 """The one weight file that all graphs of an artifact share: aligned for memory mapping, nothing twice."""
 
 import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import onnx_ir as ir
@@ -11,6 +12,10 @@ import torch
 
 from export.graphs.spec import WEIGHTS_FILE
 from export.writer.passes.graph_pass import weights_of
+
+if TYPE_CHECKING:
+    from compressor.decoder.weights import StoredWeight
+    from compressor.families.stand_ins import StoredTensor
 
 # Offsets that are multiples of the page size can be mapped without copying.
 PAGE = 4096
@@ -29,10 +34,23 @@ class SharedWeights:
     """Writes tensors of several graphs to one file, each content once.
 
     Use as a context manager; move graphs' tensors with `take`.
+
+    Args:
+        folder: of the graphs.
+        stored: where weights lie that graphs have stand-ins for, by their source; each is read when it is
+            written.
+        wrote: is told of the bytes of each of them that have come into the file; None: nobody is.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        stored: "Mapping[str, StoredTensor] | None" = None,
+        wrote: Callable[[int], None] | None = None,
+    ) -> None:
         self.folder = folder
+        self._stored, self._wrote = stored or {}, wrote
+        self._known: dict[StoredWeight, tuple[int, int]] = {}
         self._stream = (folder / WEIGHTS_FILE).open("wb")
         self._places: dict[tuple[str, tuple[int, ...]], tuple[int, int]] = {}
 
@@ -62,18 +80,77 @@ class SharedWeights:
                     raise RuntimeError(
                         f"{value.name} holds {tensor.dtype}, and {weight.source} is stored as {weight.dtype}"
                     )
+            streamed = [weight for weight in weights_of(value) if weight.source in self._stored]
+            if not streamed and self._stored:
+                _check_none_computed(value, tensor)
             if tensor.nbytes < INLINE_BELOW:
+                for weight in streamed:
+                    value.const_value = ir.tensor(self._read(weight, tensor), name=value.name)
                 continue
-            offset, length = self._store(_in_order(tensor.numpy()))
+            if streamed:
+                offset, length = self._stream_in(streamed, tensor)
+            else:
+                offset, length = self._store(_in_order(tensor.numpy()))
             value.const_value = ir.ExternalTensor(
                 WEIGHTS_FILE,
                 offset,
                 length,
                 ir.DataType(tensor.dtype),
-                shape=ir.Shape(tensor.numpy().shape),
+                shape=ir.Shape(tensor.shape.numpy()),
                 name=value.name or "",
                 base_dir=str(self.folder),
             )
+
+    def is_streamed(self, model: ir.Model) -> bool:
+        """Return whether a graph has weights that are read from their files."""
+        values = model.graph.initializers.values()
+        return any(weight.source in self._stored for v in values for weight in weights_of(v))
+
+    def bytes_to_read(self, models: Iterable[ir.Model]) -> int:
+        """Return how many bytes of graphs are read from their files."""
+        found = {
+            weight: value.const_value.nbytes
+            for model in models
+            for value in model.graph.initializers.values()
+            for weight in weights_of(value)
+            if weight.source in self._stored and value.const_value is not None
+        }
+        return sum(found.values())
+
+    def _stream_in(
+        self, weights: "Sequence[StoredWeight]", instead: ir.TensorProtocol
+    ) -> tuple[int, int]:
+        (weight,) = weights  # what is made of several was parted by a pass
+        if weight not in self._known:
+            bits = self._read(weight, instead).view(torch.uint8)
+            self._known[weight] = self._store(bits.numpy())
+            if self._wrote is not None:
+                self._wrote(bits.nbytes)
+        return self._known[weight]
+
+    def _read(self, weight: "StoredWeight", instead: ir.TensorProtocol) -> torch.Tensor:
+        """Return the numbers that a graph has a stand-in for, as they are written.
+
+        Raises:
+            ModelError: they cannot be read, or not held by the graph's dtype.
+        """
+        from compressor.errors import ModelError
+        from compressor.families.checkpoint import finite
+
+        place = self._stored[weight.source]
+        numbers = weight.of(place.read()).to(getattr(torch, weight.dtype)).contiguous()
+        if tuple(numbers.shape) != tuple(instead.shape):
+            raise RuntimeError(
+                f"{place.name}: shape {tuple(numbers.shape)}, in a graph {instead.shape}"
+            )
+        if not finite(numbers):
+            raise ModelError(
+                [
+                    f"{place.path}: {place.name} has values that {weight.dtype} cannot hold; set "
+                    "export.dtype to bfloat16 or float32"
+                ]
+            )
+        return numbers
 
     def _store(self, array: np.ndarray) -> tuple[int, int]:
         data = array.reshape(-1).view(np.uint8).data
@@ -84,6 +161,12 @@ class SharedWeights:
             self._places[key] = (self._stream.tell(), len(data))
             self._stream.write(data)
         return self._places[key]
+
+
+def _check_none_computed(value: ir.Value, tensor: ir.TensorProtocol) -> None:
+    """Refuse constants that were computed from weights that are not in memory: stand-ins are no numbers."""
+    if tensor.dtype.is_floating_point() and np.isnan(tensor.numpy()).any():
+        raise RuntimeError(f"{value.name} was computed from weights that are not in memory")
 
 
 def _in_order(array: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from compressor.compressed import CompressedModel
 from compressor.decoder import Decoder, KeyValue, Stage
-from compressor.decoder.weights import StoredWeight, stored_weights
+from compressor.decoder.weights import StoredWeight, source_of, stored_weights
 from compressor.errors import VtcompressError
 from compressor.schema.sections import ExportSection
 from export.graphs.spec import DEEPSTACK, POSITIONS, ROWS, SIDES, GraphSpec, TensorSpec, caches_of
@@ -59,7 +59,10 @@ def export_embed(
     model: CompressedModel, spec: GraphSpec, settings: ExportSection = DEFAULTS
 ) -> ir.Model:
     """Export the token embedding; `settings` as in `export_decoder`."""
-    return _export(Embedding(model.embedding).eval(), _samples(spec), spec, settings, {})
+    table = model.embedding
+    dtype = str(table.dtype).removeprefix("torch.")
+    weights = {"weight": (StoredWeight(*source_of("tied_head"), None, dtype),)}
+    return _export(Embedding(table).eval(), _samples(spec), spec, settings, weights)
 
 
 def export_decoder(

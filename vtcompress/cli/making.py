@@ -163,9 +163,16 @@ def compress(
 )
 @click.option("--validate-data", type=READ, help="Held-out questions (jsonl) for compression loss.")
 @click.option("--validate-samples", type=click.IntRange(min=1), help="How many of them.")
-@click.option("--bench-rounds", type=click.IntRange(min=0), default=15, help="0: no timing.")
+@click.option(
+    "--bench-rounds", type=click.IntRange(min=0), help="0: no timing; else 15, with --stream none."
+)
 @click.option(
     "--threads", type=click.IntRange(min=1), default=1, help="Of one operator, in timing."
+)
+@click.option(
+    "--stream",
+    is_flag=True,
+    help="Copy weights one at a time, the model never in memory; what runs it is not run.",
 )
 @click.pass_obj
 def export(
@@ -179,8 +186,9 @@ def export(
     dtype: str | None,
     validate_data: Path | None,
     validate_samples: int | None,
-    bench_rounds: int,
+    bench_rounds: int | None,
     threads: int,
+    stream: bool,
     **options: Any,
 ) -> None:
     """Run all stages: calibrate, plan, compress, export to ONNX, check against the original, time."""
@@ -201,6 +209,7 @@ def export(
         sources=files_read(options, profile, plan_file),
         bench_rounds=bench_rounds,
         threads=threads,
+        stream=stream,
         progress=out,
     )
     chosen = Plan.load(output / "plan.json")

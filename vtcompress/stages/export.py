@@ -47,8 +47,10 @@ from vtcompress.stages.compress import (
     load_plan_gates,
     load_weights_in_front,
 )
+from vtcompress.stages.exporting.from_folder import note_without_effect
 from vtcompress.stages.exporting.job import Job
 from vtcompress.stages.exporting.onnx_side import Fields, onnx_side
+from vtcompress.stages.exporting.streaming import NOT_RUN, check_stream
 from vtcompress.stages.exporting.torch_side import torch_side
 from vtcompress.stages.float16 import range_samples
 from vtcompress.stages.inputs import (
@@ -78,6 +80,7 @@ if TYPE_CHECKING:
 
 # Graphs without weights, tokenizer, plots and small pictures take less.
 SMALL_FILES_BYTES = 64 << 20
+ROUNDS = 15
 
 
 class ExportRun:
@@ -174,11 +177,14 @@ class ExportRun:
             measured_on: calibration data that has been read.
             chosen: gives the plan, and the profile that it was chosen by.
         """
-        model = load_model(self.recipe, self.progress, digest)
+        model = load_model(self.recipe, self.progress, digest, outline=self.job.stream)
         self.origin = origin_of(self.recipe.model.id, model.folder)
         with staging.staged(self.output, **self._needs(model.folder, model.facts.dtype)) as folder:
-            self.progress.say("comparing the rewritten model with the original")
-            self.rewrite = check_rewrite(model, self.job.samples, measured_on)
+            if self.job.stream:
+                self.progress.say(NOT_RUN)
+            else:
+                self.progress.say("comparing the rewritten model with the original")
+                self.rewrite = check_rewrite(model, self.job.samples, measured_on)
             plan, profile = chosen(model)
             original = self._original_answers(model)
             # Handed over and not kept: the torch side ends before ONNX Runtime starts.
@@ -195,7 +201,8 @@ class ExportRun:
         return [Asked(self.job.samples, tokens), Asked(self.job.range_samples)]
 
     def _note_unread_data(self, why: str) -> None:
-        if self.recipe.export.dtype != "float16":  # else its prompts are run
+        # In float16 its prompts are run, if a model is there to run.
+        if self.job.stream or self.recipe.export.dtype != "float16":
             note_unread_data(self.recipe, why, self.progress)
 
     def _check_place(self, source: Path | None = None, source_dtype: str = "") -> None:
@@ -220,7 +227,9 @@ class ExportRun:
         gates = plan.gates.mode if plan.gates else None
         check_fixed(self.recipe.export, plan.model, gates, plan.rows_kept)
         self._note_unread_data(f"{source} has its plan")
-        self._note_without_effect(source, plan.model.name)
+        note_without_effect(
+            self.recipe, source, plan.model.name, self._wants_original(), self.progress
+        )
         processor = read_compressed_processor(source, plan)
         limits = self.job.limits(plan)
         check_prompts(processor, source, plan.model, self._asked(), limits, self.progress)
@@ -257,31 +266,6 @@ class ExportRun:
         """Whether an export from a folder loads the original as well: for its answers, or if it is here."""
         name = self.recipe.model.id
         return bool(self.job.samples) or (name is not None and is_folder(Path(name)))
-
-    def _note_without_effect(self, source: Path, made_of: str) -> None:
-        """Say what of the recipe is not read, as the folder has it or the original is not.
-
-        Args:
-            source: what `compress` wrote.
-            made_of: name of the model that it was made of.
-        """
-        section, gated = self.recipe.model, self.recipe.gated
-        given = {
-            "model.id": None if section.id == made_of else section.id,
-            "model.revision": section.revision,
-            "model.trust_remote_code": section.trust_remote_code or None,
-        }
-        for key, value in given.items():
-            if value is not None and not self._wants_original():
-                why = "without validation data the original of a folder is not loaded"
-                note_in_vain(key, value, why, self.progress)
-        if (
-            gated is not None
-            and gated.gates is not None
-            and gated.gates.parent != source.absolute()
-        ):
-            why = f"{source} has its gates"
-            note_in_vain(f"compress.{gated.name}.gates", gated.gates, why, self.progress)
 
     def _original_digest(self, plan: Plan, source: Path) -> str:
         """Return the digest of the recipe's model; refuse one that a folder was not made from."""
@@ -340,8 +324,9 @@ def export(
     compressed: PathLike | None = None,
     overwrite: bool = False,
     sources: Iterable[PathLike] = (),
-    bench_rounds: int = 15,
+    bench_rounds: int | None = None,
     threads: int = 1,
+    stream: bool = False,
     progress: Progress | bool | None = None,
 ) -> Manifest:
     """Run all stages and write the artifact: calibrate, plan, compress, export, validate, time.
@@ -358,8 +343,10 @@ def export(
             then needs the recipe's model as well.
         overwrite: replace what this tool wrote at `output`; nothing else is ever replaced.
         sources: files that recipe, plan and profile were read from; no folder that holds one is replaced.
-        bench_rounds: how often each call is timed; 0 for none.
+        bench_rounds: how often each call is timed; 0 for none; None: 15 times, and not at all with `stream`.
         threads: how many one operator has while timing, at most as many as there are processors.
+        stream: copy weights one at a time, so that the model is never in memory. What must run a model is
+            not run: calibration, checks, times.
         progress: shows stages and loops; see the module.
 
     Returns:
@@ -370,7 +357,12 @@ def export(
     """
     require_recipe(recipe)
     check_threads(threads)
-    check_whole("bench_rounds", bench_rounds, 0)
+    if bench_rounds is not None:
+        check_whole("bench_rounds", bench_rounds, 0)
+    if stream:
+        known = profile is not None or plan is not None
+        check_stream(recipe, known=known, compressed=compressed, rounds=bench_rounds)
+    bench_rounds = ROUNDS * (not stream) if bench_rounds is None else bench_rounds
     require_compress("export")
     require_runtime("checking the exported graphs")
     progress = shown(progress)
@@ -379,8 +371,8 @@ def export(
         note_in_vain("threads", threads, "nothing is timed", progress)
     samples = validation_samples(recipe)
     # Read now: data that cannot be used is refused before anything runs.
-    prompts = range_samples(recipe, samples)
-    job = Job(recipe, bench_rounds, threads, progress, samples, prompts)
+    prompts = () if stream else range_samples(recipe, samples)
+    job = Job(recipe, bench_rounds, threads, progress, samples, prompts, stream)
     read = read_files(sources, profile, plan)
     run = ExportRun(job, Path(output), overwrite=overwrite, sources=read)
     if compressed is not None:

@@ -228,6 +228,7 @@ def load_model(
     *,
     dtype: RunDType = "float32",
     device: str = "cpu",
+    outline: bool = False,
 ) -> "LoadedModel":
     """Load the recipe's model.
 
@@ -237,6 +238,7 @@ def load_model(
         known_digest: the model's digest, just taken by `model_digest`; None: it is taken here.
         dtype: in which it runs; where that is not the recipe's, a note says so.
         device: of torch, where it runs.
+        outline: leave the decoder's large weights in their files.
 
     Raises:
         VtcompressError: none is named, it cannot be loaded or is not supported.
@@ -258,4 +260,5 @@ def load_model(
         known_digest=known_digest,
         dtype=dtype,
         device=device,
+        outline=outline,
     )

@@ -23,9 +23,15 @@ from compressor.families.configuration import (
 )
 from compressor.families.guard import reading
 from compressor.families.llama_text import TEXT_MODEL_TYPES, decoder_dims, text_problems
+from compressor.families.model_class.outline import (
+    decoder_weights,
+    places_in_memory,
+    twice_stored,
+)
 from compressor.families.model_class.stored import check_stored
 from compressor.families.pictures.processors import saved_steps
 from compressor.families.pictures.steps import PictureSteps
+from compressor.families.stand_ins import StoredTensor, is_stand_in, stand_in
 
 DTYPES = get_args(SourceDType)
 
@@ -160,20 +166,43 @@ class ModelClassFamily(Family):
 
     def original(self, folder: Path, config: Any, dtype: Any) -> Any:
         """See `Family.original`."""
+        with opened_weights(folder) as stored:
+            return self._loaded(folder, config, dtype, stored)
+
+    def outline(
+        self, folder: Path, config: Any, dtype: Any, *, tied: bool
+    ) -> tuple[Any, Mapping[str, StoredTensor]]:
+        """See `Family.outline`."""
+        places = decoder_weights(
+            self._class, config, folder, f"model.{self.decoder}.", self.unread(config), tied=tied
+        )
+        stand_ins = {name: stand_in(place.shape, dtype) for name, place in places.items()}
+        with opened_weights(folder) as stored:
+            for name in twice_stored(stored) if tied else ():
+                del stored[
+                    name
+                ]  # transformers would compare it with the embedding, which is not here
+            model = self._loaded(folder, config, dtype, stored | stand_ins)
+        held = self.tensors(model)
+        return model, places_in_memory(held, stand_ins, places, folder)
+
+    def _loaded(self, folder: Path, config: Any, dtype: Any, stored: Mapping[str, Any]) -> Any:
+        """Return the model with the tensors of its files, checked; stand-ins have nothing to check."""
         unread = self.unread(config)
-        # The files are opened here and not by transformers, which a configuration can lead elsewhere.
-        with opened_weights(folder) as stored, reading(folder, "the weights"):
+        # The files are opened by us and not by transformers, which a configuration can lead elsewhere.
+        with reading(folder, "the weights"):
             loaded: Any = self._class.from_pretrained(
                 None,
                 config=config,
-                state_dict=stored,
+                state_dict=dict(stored),
                 dtype=dtype,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # told below, with all that is wrong
             )
         model, info = loaded
         check_complete(info, folder, unread)
-        check_finite(model.state_dict(), folder, unread)
+        present = {k: v for k, v in model.state_dict().items() if not is_stand_in(v)}
+        check_finite(present, folder, unread)
         for parameter in model.parameters():
             # Cut from a stored tensor that holds others too, it would keep, and save, them all.
             if parameter.nbytes < parameter.untyped_storage().nbytes():

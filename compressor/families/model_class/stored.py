@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from compressor.errors import ModelError
 from compressor.families.checkpoint import AGAIN, Header, check_complete, check_floating
@@ -20,6 +20,18 @@ LAYER = re.compile(
     r"^model\.(?:(language_model|text_model)|vision_(?:tower|model|encoder)|visual)"
     r"(?:\.[a-z_]+)*?\.(?:layers?|blocks)\.(\d+)\."
 )
+
+
+class InMemory(NamedTuple):
+    """What transformers makes of a stored tensor.
+
+    Attributes:
+        names: of the model's tensors; those of none: it is left over.
+        converted: its values are moved, not its name alone.
+    """
+
+    names: tuple[str, ...]
+    converted: bool = False
 
 
 def check_stored(
@@ -49,20 +61,8 @@ def check_stored(
         ModelError: another number of layers, tensors that are missing, left over, of another shape or of
             whole numbers.
     """
-    import torch
-    from transformers import AutoConfig
-    from transformers.conversion_mapping import get_model_conversion_mapping
-
-    def build(copy: Path) -> None:
-        with torch.device("meta"):
-            kind(AutoConfig.from_pretrained(copy))
-
-    with quiet(), reading(folder, CONFIG, build), torch.device("meta"):
-        model = kind(config)
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    rules = get_model_conversion_mapping(model)
-    read = {name: _read_as(name, rules, model, wanted) for name in names}
-    found = {own for parts in read.values() for own in parts}
+    wanted, read = names_in_memory(kind, config, folder, names)
+    found = {own for parts in read.values() for own in parts.names}
     if problems := _layer_problems(config, found, least, tower_layers, f"{folder / CONFIG}"):
         raise ModelError(problems)
     if not stored:
@@ -73,20 +73,49 @@ def check_stored(
     pair = [name for name in wanted if name.endswith((HEAD, EMBEDDING))]
     alone = pair if tied and any(name in found for name in pair) else ()
     expected = {
-        name: _joined([wanted[own] for own in parts])
+        name: _joined([wanted[own] for own in parts.names])
         for name, parts in read.items()
-        if wanted.keys() >= set(parts)
+        if wanted.keys() >= set(parts.names)
     }
     info = {
         "missing_keys": [own for own in wanted if own not in found and own not in alone],
         "unexpected_keys": [name for name in read if name not in expected],
         "mismatched_keys": [
-            (" and ".join(read[name]), stored[name].shape, shape)
+            (" and ".join(read[name].names), stored[name].shape, shape)
             for name, shape in expected.items()
             if stored[name].shape != shape
         ],
     }
     check_complete(info, folder, unread)
+
+
+def names_in_memory(
+    kind: Any, config: Any, folder: Path, names: Iterable[str]
+) -> tuple[dict[str, tuple[int, ...]], dict[str, InMemory]]:
+    """Return the shapes of a model's tensors by name, and which of them each stored one becomes.
+
+    Args:
+        kind: as in `check_stored`.
+        config: likewise.
+        folder: likewise.
+        names: of stored tensors.
+
+    Raises:
+        ModelError: transformers cannot make the model.
+    """
+    import torch
+    from transformers import AutoConfig
+    from transformers.conversion_mapping import get_model_conversion_mapping
+
+    def build(copy: Path) -> None:
+        with torch.device("meta"):
+            kind(AutoConfig.from_pretrained(copy))
+
+    with quiet(), reading(folder, CONFIG, build), torch.device("meta"):
+        model = kind(config)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    rules = get_model_conversion_mapping(model)
+    return shapes, {name: _read_as(name, rules, model, shapes) for name in names}
 
 
 def _layer_problems(
@@ -114,8 +143,8 @@ def _layer_problems(
     return problems
 
 
-def _read_as(name: str, rules: Sequence[Any], model: Any, own: dict[str, Any]) -> tuple[str, ...]:
-    """Return which tensors of a model transformers makes of a stored one; names of none: it is left over."""
+def _read_as(name: str, rules: Sequence[Any], model: Any, own: dict[str, Any]) -> InMemory:
+    """Return which tensors of a model transformers makes of a stored one."""
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
@@ -123,12 +152,13 @@ def _read_as(name: str, rules: Sequence[Any], model: Any, own: dict[str, Any]) -
     prefix = model.base_model_prefix
     found, pattern = rename_source_key(name, renamings, converters, prefix, own)
     if found not in own and name in own:
-        return (name,)
+        return InMemory((name,))
     for rule in converters:
         if pattern in rule.source_patterns:
             first, *_ = rule.target_patterns
-            return tuple(found.replace(first, target) for target in rule.target_patterns)
-    return (found,)
+            names = (found.replace(first, target) for target in rule.target_patterns)
+            return InMemory(tuple(names), converted=True)
+    return InMemory((found,))
 
 
 def _joined(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

@@ -21,7 +21,9 @@ def reference_words(dtype: str) -> str:
 def dtype_words(manifest: Manifest) -> tuple[str, ...]:
     """Return what was done to the graphs, and what was found for their dtype; nothing for float32."""
     found = () if manifest.ranges is None else _range_words(manifest.ranges)
-    if manifest.dtype == "bfloat16":
+    if manifest.streamed:
+        found = (streamed_words(manifest),)
+    elif manifest.dtype == "bfloat16":
         missing = ", ".join(manifest.missing_kernels)
         found = (
             "Both checks ran the graphs' arithmetic in float32 on the bfloat16 weights. bfloat16 kernels "
@@ -30,6 +32,22 @@ def dtype_words(manifest: Manifest) -> tuple[str, ...]:
             "figures, and rounding between the operators is not.",
         )
     return (*manifest.passes, *found)
+
+
+def streamed_words(manifest: Manifest) -> str:
+    """Return what was not run of an export that had no model in memory."""
+    searched = ""
+    if manifest.dtype == "float16":
+        searched = (
+            " Values that float16 cannot hold were not looked for: not run, and every node is in float16; "
+            "an export without streaming looks for them."
+        )
+    return (
+        "Streamed: weights were copied one at a time and the model was never in memory, so nothing was run: "
+        "no comparison of the rewritten model with the original, no export fidelity, no compression loss. "
+        "`vtcompress validate ARTIFACT --model MODEL` runs them where the model fits into memory."
+        f"{searched}"
+    )
 
 
 def _range_words(ranges: Float16Ranges) -> tuple[str, ...]:

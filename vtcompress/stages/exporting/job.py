@@ -20,6 +20,7 @@ class Job:
         progress: shows stages and loops.
         samples: validation data.
         range_samples: prompts that float16 graphs are run on.
+        stream: weights go from the original's files to the artifact's one at a time; nothing is run.
     """
 
     recipe: Recipe
@@ -28,6 +29,7 @@ class Job:
     progress: Progress
     samples: tuple[Sample, ...]
     range_samples: tuple[Sample, ...]
+    stream: bool = False
 
     def limits(self, plan: Plan) -> Limits | None:
         """Return the limits of a plan's fixed caches; None: they grow."""

@@ -11,6 +11,7 @@ from export.artifact.manifest import tool_versions
 from export.checks import bench as timing
 from export.checks import loss, memory, stored
 from export.checks.bfloat16 import missing_kernels, open_for_checks
+from export.checks.fidelity import Recording
 from export.checks.kept_places import with_places
 from export.checks.onnx_checker import check_graphs
 from export.graphs.spec import GraphSpec
@@ -47,14 +48,18 @@ def onnx_side(job: Job, written: Written, rewrite: RewriteReport | None, folder:
     from export.writer.passes.order import pass_words
 
     recipe, plan, graphs = job.recipe, written.plan, written.graphs
-    if recipe.export.dtype == "float16":
-        job.progress.say("looking for values that float16 cannot hold")
-    ranges = keep_wide_nodes(recipe, job.range_samples, folder, graphs, plan, written.form)
+    ranges, first, second = None, None, None
+    if written.reference is not None:
+        if recipe.export.dtype == "float16":
+            job.progress.say("looking for values that float16 cannot hold")
+        ranges = keep_wide_nodes(recipe, job.range_samples, folder, graphs, plan, written.form)
     checker = check_graphs(folder, graphs)
-    # A method of its own: its session is gone before timing loads both decoders.
-    first, second = _both_checks(job, written, folder)
-    missing = missing_kernels(folder, graphs) if recipe.export.dtype == "bfloat16" else ()
-    timed = job.rounds and recipe.export.dtype != "bfloat16"
+    if written.reference is not None:
+        # A method of its own: its session is gone before timing loads both decoders.
+        first, second = _both_checks(job, written, written.reference, folder)
+    bfloat16 = recipe.export.dtype == "bfloat16"
+    missing = missing_kernels(folder, graphs) if bfloat16 else ()
+    timed = job.rounds and not bfloat16
     return {
         "tools": tool_versions(plan.model),
         "model": plan.model,
@@ -73,6 +78,7 @@ def onnx_side(job: Job, written: Written, rewrite: RewriteReport | None, folder:
         "rewrite": rewrite,
         "ranges": ranges,
         "missing_kernels": missing,
+        "streamed": job.stream,
         "passes": pass_words(graphs, recipe.export),
         "measured": _times(job, folder, graphs, plan) if timed else None,
         "memory": _footprint(job, folder, graphs, plan) if timed else None,
@@ -81,12 +87,12 @@ def onnx_side(job: Job, written: Written, rewrite: RewriteReport | None, folder:
 
 
 def _both_checks(
-    job: Job, written: Written, folder: Path
+    job: Job, written: Written, reference: Recording, folder: Path
 ) -> tuple[FidelityReport, LossReport | None]:
     recipe, plan, original = job.recipe, written.plan, written.original
     job.progress.say("checking export fidelity")
     session = open_for_checks(folder, written.graphs, recipe.export.dtype)
-    first = check_fidelity(session, written.graphs, plan, written.reference, recipe)
+    first = check_fidelity(session, written.graphs, plan, reference, recipe)
     if original is None:
         return first, None
     runtime = Runtime.on_session(session, folder, plan.model, written.form)

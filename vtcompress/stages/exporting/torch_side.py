@@ -10,6 +10,7 @@ from compressor.families.pictures.text import PictureForm
 from compressor.generation.settings import write_keys
 from compressor.plan.plan import Plan
 from compressor.profile import Profile
+from compressor.progress import Megabytes
 from compressor.schema.sections import ExportSection
 from export.checks import fidelity
 from export.graphs.limits import limits_of_original
@@ -39,14 +40,14 @@ class Written:
     Attributes:
         plan: the compressed model's plan.
         graphs: the written graphs.
-        reference: outputs of the compressed torch model.
+        reference: outputs of the compressed torch model; None: it was not in memory.
         original: answers of the original model; None without validation data.
         form: how the model takes pictures.
     """
 
     plan: Plan
     graphs: tuple[GraphSpec, ...]
-    reference: fidelity.Recording
+    reference: fidelity.Recording | None
     original: Answers | None
     form: PictureForm
 
@@ -72,8 +73,10 @@ def torch_side(
     write_inputs(folder, job.recipe, small.plan, profile)
     small.processor.save_pretrained(folder)
     write_keys(folder, small.generation)
-    job.progress.say("running the compressed model in torch")
-    reference = record_torch(small, job.limits(small.plan))
+    reference = None
+    if not job.stream:
+        job.progress.say("running the compressed model in torch")
+        reference = record_torch(small, job.limits(small.plan))
     graphs = _write_graphs(job, small, folder)
     form = picture_form(small.processor, small.plan.model)
     return Written(small.plan, graphs, reference, original, form)
@@ -111,10 +114,20 @@ def _write_graphs(job: Job, small: "CompressedModel", folder: Path) -> tuple[Gra
         specs.append(vision_graph(plan.model, dtype, name=BASELINE_VISION))
         whole = replace(small, vision=vision_of(plan.naive(), small.vision))
         makers.append(lambda spec: export_vision(whole, spec, settings))
-    with SharedWeights(folder) as weights:
+    bar = Megabytes(job.progress, "writing weights, MB")
+    with SharedWeights(folder, small.stored, bar.add) as weights:
         pairs = list(zip(specs, makers, strict=True))
+        waiting: list[tuple[Any, Path]] = []
         for spec, make in job.progress.track(pairs, "exporting graphs", len(pairs)):
-            save_graph(make(spec), folder / spec.file, weights)
+            graph = make(spec)
+            # Weights that are read from files come last, in one go, with a bar of their own.
+            if waiting or weights.is_streamed(graph):
+                waiting.append((graph, folder / spec.file))
+            else:
+                save_graph(graph, folder / spec.file, weights)
+        with bar.of(weights.bytes_to_read(graph for graph, _ in waiting)):
+            for graph, path in waiting:
+                save_graph(graph, path, weights)
     return tuple(specs)
 
 
