@@ -16,10 +16,13 @@ from export.writer.passes.graph_pass import weights_of
 PAGE = 4096
 # Smaller ones stay in the graph: shape inference reads them, and a page each would waste more.
 INLINE_BELOW = 1024
+BYTE = 8  # bits
 DTYPE_NAMES = {
     "float32": "FLOAT",
     "float16": "FLOAT16",
     "bfloat16": "BFLOAT16",
+    "int8": "INT8",
+    "int4": "INT4",
     "int64": "INT64",
     "bool": "BOOL",
 }
@@ -64,13 +67,13 @@ class SharedWeights:
                     )
             if tensor.nbytes < INLINE_BELOW:
                 continue
-            offset, length = self._store(_in_order(tensor.numpy()))
+            offset, length = self._store(_as_stored(tensor))
             value.const_value = ir.ExternalTensor(
                 WEIGHTS_FILE,
                 offset,
                 length,
                 ir.DataType(tensor.dtype),
-                shape=ir.Shape(tensor.numpy().shape),
+                shape=ir.Shape(tensor.shape.numpy()),
                 name=value.name or "",
                 base_dir=str(self.folder),
             )
@@ -84,6 +87,13 @@ class SharedWeights:
             self._places[key] = (self._stream.tell(), len(data))
             self._stream.write(data)
         return self._places[key]
+
+
+def _as_stored(tensor: ir.TensorProtocol) -> np.ndarray:
+    """Return an array whose bytes are those that a file has; of two numbers in a byte, the bytes."""
+    if tensor.dtype.bitwidth < BYTE:
+        return np.frombuffer(tensor.tobytes(), np.uint8)
+    return _in_order(tensor.numpy())
 
 
 def _in_order(array: np.ndarray) -> np.ndarray:
