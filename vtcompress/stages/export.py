@@ -48,7 +48,7 @@ from vtcompress.stages.compress import (
     load_plan_gates,
     load_weights_in_front,
 )
-from vtcompress.stages.exporting.job import Job
+from vtcompress.stages.exporting.job import Job, bytes_of_weights
 from vtcompress.stages.exporting.onnx_side import Fields, onnx_side
 from vtcompress.stages.exporting.torch_side import torch_side
 from vtcompress.stages.float16 import range_samples
@@ -296,12 +296,7 @@ class ExportRun:
     def _needs(self, source: Path, source_dtype: str) -> dict[str, Any]:
         """Return what the place of the artifact must allow; see `staging.staged`."""
         weights = sum(path.stat().st_size for path in source.glob("*.safetensors"))
-        settings = self.recipe.export
-        needed = weights * BYTES[settings.dtype] // BYTES[source_dtype]
-        if settings.block_size is not None:  # beside the original's float weights
-            bits = 8 if settings.weights == "int8" else 4
-            needed += weights // BYTES[source_dtype] * bits // 8
-            needed += weights // BYTES[source_dtype] // settings.block_size * BYTES[settings.dtype]
+        needed = bytes_of_weights(self.recipe.export, weights // BYTES[source_dtype])
         keep = self.recipe.validation.keep_pictures == "all"
         pictures = {path for sample in self.job.samples if keep for path in sample.images}
         # Engines hold the weights too.
