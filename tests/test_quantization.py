@@ -185,6 +185,14 @@ def test_every_matrix_is_one_node_of_whole_numbers_in_onnx_runtime(
         assert run["DequantizeLinear"] == 0
 
 
+def test_decoders_with_caches_of_fixed_size_are_joined_too(tmp_path: Path) -> None:
+    plan = cut_plan("parts")
+    (spec,) = write_decoder(tmp_path, plan, limits_for(plan), settings("int4", "float32"))
+    assert (
+        joined(tmp_path, spec)["MatMulNBits"] == kinds_of(tmp_path / spec.file)["DequantizeLinear"]
+    )
+
+
 def test_float_weights_are_joined_with_nothing(written: Written) -> None:
     folder, (spec,) = written("parts", "float", "float32")
     assert joined(folder, spec)["MatMulNBits"] == kinds_of(folder / spec.file)["DequantizeLinear"]
@@ -325,11 +333,12 @@ def test_fidelity_measured_anew_is_of_the_model_with_whole_numbers(
     assert found.loss is not None
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_without_questions_the_loss_is_that_of_the_calls_of_the_fidelity_check(
-    recipe: Recipe, tmp_path: Path
+    dtype: str, recipe: Recipe, tmp_path: Path
 ) -> None:
     changed = recipe.override(
-        {"validate.data": None, "export.weights": "int8", "export.dtype": "float16"}
+        {"validate.data": None, "export.weights": "int8", "export.dtype": dtype}
     )
     manifest = vtcompress.export(changed, tmp_path / "out", bench_rounds=0)
     assert manifest.quantization is not None

@@ -111,7 +111,11 @@ def _runs(node: "ir.Node", model: "ir.Model") -> bool:
 
     # Sizes and axes must be known when a graph is loaded; weights need not.
     inputs = {v.name: v for v in node.inputs if v is not None}
-    stored = [v for v in inputs.values() if v.is_initializer() and not is_low(v)]
+    stored = [
+        v
+        for v in inputs.values()
+        if v.is_initializer() and not is_low(v) and not isinstance(v.const_value, ir.ExternalTensor)
+    ]
     fed = {name: _copy(v) for name, v in inputs.items() if v not in stored}
     fixed = {
         v.name: ir.Value(name=v.name, shape=v.shape, type=v.type, const_value=v.const_value)
