@@ -21,6 +21,7 @@ from compressor.plan.growth import Growth
 from compressor.plan.kept import Kept, Running
 from compressor.plan.layer import LayerPlan
 from compressor.plan.plan import Gates, Plan
+from compressor.schema.sections import ExportSection
 from export.graphs.limits import Limits
 from export.graphs.spec import GraphSpec, decoder_graphs
 from export.writer.weights import SharedWeights
@@ -28,9 +29,23 @@ from export.writer.write import save_graph
 from tests.facts import dims, facts
 from vtcompress.stages.exporting.torch_side import decoder_makers
 
+FLOAT16 = ExportSection(dtype="float16")
 
-def write_decoder(folder: Path, plan: Plan, limits: Limits | None = None) -> tuple[GraphSpec, ...]:
-    """Write a plan's decoder in float16, seeded; with limits its caches are of fixed size."""
+
+def write_decoder(
+    folder: Path, plan: Plan, limits: Limits | None = None, settings: ExportSection = FLOAT16
+) -> tuple[GraphSpec, ...]:
+    """Write a plan's decoder, seeded; with limits its caches are of fixed size."""
+    decoder = seeded_decoder(plan).to(getattr(torch, settings.dtype))
+    specs = decoder_graphs(plan, settings.dtype, "last", limits=limits)
+    with SharedWeights(folder) as weights:
+        for spec, make in zip(specs, decoder_makers(decoder, plan, settings), strict=True):
+            save_graph(make(spec), folder / spec.file, weights)
+    return specs
+
+
+def seeded_decoder(plan: Plan) -> Decoder:
+    """Return a plan's decoder with random weights, always the same."""
     torch.manual_seed(0)
     with torch.device("meta"):
         whole = {n: p.shape for n, p in Decoder(plan.naive()).named_parameters()}
@@ -43,12 +58,7 @@ def write_decoder(folder: Path, plan: Plan, limits: Limits | None = None) -> tup
         source, transposed = source_of(name)
         tensor = torch.randn(*shape) * 0.2
         tensors[source] = tensor.T if transposed else tensor
-    decoder = decoder_from(plan, tensors, scores=layer_scores(plan), runs=run_rules(plan)).half()
-    specs = decoder_graphs(plan, "float16", "last", limits=limits)
-    with SharedWeights(folder) as weights:
-        for spec, make in zip(specs, decoder_makers(decoder, plan), strict=True):
-            save_graph(make(spec), folder / spec.file, weights)
-    return specs
+    return decoder_from(plan, tensors, scores=layer_scores(plan), runs=run_rules(plan))
 
 
 def plan_of(kind: str) -> Plan:

@@ -74,6 +74,8 @@ def test_the_shortest_recipe_is_identity_with_every_default(tmp_path):
     assert recipe.export.model_dump() == {
         "targets": ("onnx",),
         "dtype": "float32",
+        "weights": "float",
+        "block": None,
         "kv_cache": "growing",
         "profiles": {
             "max_batch": 1,
@@ -323,6 +325,18 @@ def test_reading_recipes_imports_no_torch():
         (
             "export: {dtype: fp16}",
             "export.dtype: 'fp16' is not allowed; 'float32', 'float16' or 'bfloat16'",
+        ),
+        (
+            "export: {weights: int2}",
+            "export.weights: 'int2' is not allowed; 'float', 'int8' or 'int4'",
+        ),
+        (
+            "export: {weights: int4, block: 48}",
+            "export.block: 48 is not allowed; 32, 64 or 128",
+        ),
+        (
+            "export: {block: 32}",
+            "export: block goes with weights: int8 or int4; float weights have no blocks",
         ),
         ("export: {logits: 1}", "export.logits: 1 is not allowed; 'last' or 'all'"),
         (
@@ -703,7 +717,7 @@ def test_errors_of_overrides_name_the_dotted_key_all_at_once(tmp_path):
         "override: compress[0].shortv.frozen: 2 is not allowed; a number from 0 to 1" + FROZEN,
         (
             "override: export.dtyp: unknown key; did you mean 'dtype'? "
-            "(known: targets, dtype, kv_cache, profiles, image_size, logits)"
+            "(known: targets, dtype, weights, block, kv_cache, profiles, image_size, logits)"
         ),
         "override: validate.data: 'a\\x00b' is not allowed; the path of a .jsonl file, as text",
         f"override: foo: unknown key (known: {TOP_KEYS})",

@@ -181,13 +181,15 @@ class StoredWeight:
         source: tensor of the original that it comes from, named as in `source_of`.
         transposed: whether the original has it the other way round.
         part: of the source, in the parameter's layout; None: all of it.
-        dtype: of the stored numbers, such as `float16`.
+        dtype: of the stored numbers, such as `float16`, or `int4`.
+        block: how many whole numbers of a column have a scale together; None: they are no whole numbers.
     """
 
     source: str
     transposed: bool
     part: Slice | None
     dtype: str
+    block: int | None = None
 
     def of(self, tensor: Tensor) -> Tensor:
         """Return the parameter from its source tensor; see `Slice.of`."""

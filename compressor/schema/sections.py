@@ -53,6 +53,15 @@ class CalibrateSection(RecipeSection):
     seed: Seed = 0
 
 
+Weights = Literal["float", "int8", "int4"]
+"""How the decoder's matrices are stored."""
+
+BlockSize = Literal[32, 64, 128]
+"""How many weights of a matrix's column have a scale together."""
+
+DEFAULT_BLOCK = 32
+
+
 class ProfilesSection(RecipeSection):
     """Sizes that engines and fixed caches are made for; None: what fits the model (`export.graphs.limits`).
 
@@ -79,6 +88,10 @@ class ExportSection(RecipeSection):
         dtype: type of weights and activations in the graphs. In float16 graphs nodes stay float32 whose
             values float16 cannot hold, as runs on calibration prompts show. ONNX Runtime's CPU cannot run
             bfloat16 graphs; OpenVINO and TensorRT-RTX read them.
+        weights: how the decoder's matrices are stored: as `dtype` has them (`float`), or in whole numbers of
+            8 or 4 bits; see `compressor.decoder.quantization` for which matrices these are.
+        block: how many weights of a matrix's column have a scale together; None: `DEFAULT_BLOCK` with int8
+            and int4. It must divide the inner width of every matrix.
         kv_cache: `growing`: every call returns longer caches; `fixed`: calls write into buffers in
             place, which get more room in blocks, up to `profiles.max_context` rows.
         profiles: sizes that engines and fixed caches are made for.
@@ -91,10 +104,27 @@ class ExportSection(RecipeSection):
         "onnx",
     )
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    weights: Weights = "float"
+    block: BlockSize | None = None
     kv_cache: Literal["growing", "fixed"] = "growing"
     profiles: ProfilesSection = ProfilesSection()
     image_size: Count | None = None
     logits: Literal["last", "all"] = "last"
+
+    @property
+    def block_size(self) -> int | None:
+        """How many weights have a scale together; None: weights are float."""
+        return None if self.weights == "float" else self.block or DEFAULT_BLOCK
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _block_of_whole_numbers(cls, value: Any, handler: Callable[[Any], Self]) -> Self:
+        given = value if isinstance(value, dict) else {}
+        problem = None
+        if given.get("block") is not None and given.get("weights", "float") == "float":
+            problem = "block goes with weights: int8 or int4; float weights have no blocks"
+        result: Self = apply_rule(value, handler, problem)
+        return result
 
 
 class ImageSection(RecipeSection):

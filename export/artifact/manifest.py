@@ -17,6 +17,7 @@ from export.results.fidelity import FidelityReport
 from export.results.float16 import Float16Ranges
 from export.results.footprint import Footprint
 from export.results.loss_report import LossReport
+from export.results.quantization import QuantizationReport
 from export.results.rewrite import RewriteReport
 from export.results.verdict import Check, Judged, Verdict, verdict_of, verdict_words, worst
 
@@ -102,6 +103,8 @@ class Manifest(Judged):
         loss: outcome of the second check; None: not run.
         rewrite: how far the rewritten model, nothing cut, is from the original; None: not compared. An export
             stops where it is not the original.
+        quantization: how the decoder's matrices are stored in whole numbers, and what that loses; None: they
+            are float.
         ranges: how large values of float16 graphs get, and which nodes stay in float32; None: not float16.
         missing_kernels: operators of bfloat16 graphs that the CPU of the export could not run; the checks
             then ran on the graphs' float32 shadows, see `export.checks.bfloat16`.
@@ -131,6 +134,7 @@ class Manifest(Judged):
     fidelity: FidelityReport | None = None
     loss: LossReport | None = None
     rewrite: RewriteReport | None = None
+    quantization: QuantizationReport | None = None
     ranges: Float16Ranges | None = None
     missing_kernels: tuple[str, ...] = ()
     streamed: bool = False

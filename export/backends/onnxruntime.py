@@ -31,6 +31,8 @@ NO_BFLOAT16 = "its CPU has no bfloat16 MatMul or Attention, and it passes no bfl
 ONE_OF = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
 # ONNX Runtime's option for graphs that come from memory.
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+# How exactly products with whole numbers are computed; 1: in float32, as a graph's operators say.
+MATMUL_BITS_ACCURACY = "session.qdq_matmulnbits_accuracy_level"
 # And that by which a session tells where its nodes run.
 RECORD_PLACES = "session.record_ep_graph_assignment_info"
 
@@ -50,6 +52,8 @@ class OnnxGraph:
         mapped: do not pack: weights stay pages of the file, which processes share and the system may drop.
         content: the graph itself where it is not that of the file; its weights are still the folder's.
         optimized: let ONNX Runtime fold and join nodes.
+        exact: compute with weights in whole numbers as the graph says. ONNX Runtime's own choice is to round
+            what they are multiplied with to 8 bits, too, in blocks: that is what makes int8 and int4 fast.
 
     Raises:
         MissingExtraError: ONNX Runtime is not installed.
@@ -66,6 +70,7 @@ class OnnxGraph:
         mapped: bool = False,
         content: bytes | None = None,
         optimized: bool = True,
+        exact: bool = False,
         provider_options: dict[str, Any] | None = None,
     ) -> None:
         try:
@@ -86,6 +91,8 @@ class OnnxGraph:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
             # The default order runs all casts of weights first, and then holds all that they made.
             options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+        if exact:
+            options.add_session_config_entry(MATMUL_BITS_ACCURACY, "1")
         if provider != CPU:
             options.add_session_config_entry(RECORD_PLACES, "1")
         if content is not None:
@@ -173,6 +180,7 @@ class OnnxSession(GraphSession[OnnxGraph]):
         decoder: see `GraphSession`.
         threads: of one operator; None lets ONNX Runtime choose.
         mapped: see `OnnxGraph`.
+        exact: see `OnnxGraph`.
         block: see `GraphSession`.
     """
 
@@ -184,10 +192,11 @@ class OnnxSession(GraphSession[OnnxGraph]):
         decoder: str = "decoder",
         threads: int | None = None,
         mapped: bool = False,
+        exact: bool = False,
         block: int = BLOCK,
     ) -> None:
         def open_graph(spec: GraphSpec) -> OnnxGraph:
-            return OnnxGraph(folder, spec, threads, mapped=mapped)
+            return OnnxGraph(folder, spec, threads, mapped=mapped, exact=exact)
 
         super().__init__(graphs, open_graph, decoder, block)
         self._folder = folder

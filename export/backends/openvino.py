@@ -129,6 +129,9 @@ class OpenVinoSession(GraphSession[OpenVinoGraph]):
         check_precision(precision, core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"))
         # Without a hint OpenVINO takes bf16 wherever the processor has it.
         options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision}
+        if precision == "f32":
+            # Else what whole numbers are multiplied with is rounded to 8 bits, in blocks, whatever the hint.
+            options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
         if threads is not None:
             options["INFERENCE_NUM_THREADS"] = threads
 

@@ -54,7 +54,7 @@ class ShadowSession(GraphSession[OnnxGraph]):
             model = read_graph(folder / spec.file)
             make_shadow(model.graph)
             content = ir.to_proto(model).SerializeToString()
-            return OnnxGraph(folder, spec, threads, content=content)
+            return OnnxGraph(folder, spec, threads, content=content, exact=True)
 
         super().__init__([shadow_spec(spec) for spec in graphs], open_graph)
         self._folder = folder
@@ -66,12 +66,25 @@ class ShadowSession(GraphSession[OnnxGraph]):
 
 
 def open_for_checks(
-    folder: Path, graphs: Sequence[GraphSpec], dtype: str, *, threads: int | None = None
+    folder: Path,
+    graphs: Sequence[GraphSpec],
+    dtype: str,
+    *,
+    threads: int | None = None,
+    exact: bool = True,
 ) -> OnnxSession | ShadowSession:
-    """Return the session that an artifact is checked in on the CPU."""
+    """Return the session that an artifact is checked in on the CPU.
+
+    Args:
+        folder: the artifact.
+        graphs: see `GraphSession`.
+        dtype: of the graphs.
+        threads: of one operator; None lets ONNX Runtime choose.
+        exact: see `OnnxGraph`; shadows are.
+    """
     if dtype == "bfloat16":
         return ShadowSession(folder, graphs, threads=threads)
-    return OnnxSession(folder, graphs, threads=threads)
+    return OnnxSession(folder, graphs, threads=threads, exact=exact)
 
 
 def missing_kernels(folder: Path, graphs: Sequence[GraphSpec]) -> tuple[str, ...]:
@@ -98,7 +111,11 @@ def _runs(node: "ir.Node", model: "ir.Model") -> bool:
 
     # Sizes and axes must be known when a graph is loaded; weights need not.
     inputs = {v.name: v for v in node.inputs if v is not None}
-    stored = [v for v in inputs.values() if v.is_initializer() and not is_low(v)]
+    stored = [
+        v
+        for v in inputs.values()
+        if v.is_initializer() and not is_low(v) and not isinstance(v.const_value, ir.ExternalTensor)
+    ]
     fed = {name: _copy(v) for name, v in inputs.items() if v not in stored}
     fixed = {
         v.name: ir.Value(name=v.name, shape=v.shape, type=v.type, const_value=v.const_value)

@@ -21,10 +21,13 @@ if TYPE_CHECKING:
 PAGE = 4096
 # Smaller ones stay in the graph: shape inference reads them, and a page each would waste more.
 INLINE_BELOW = 1024
+BYTE = 8  # bits
 DTYPE_NAMES = {
     "float32": "FLOAT",
     "float16": "FLOAT16",
     "bfloat16": "BFLOAT16",
+    "int8": "INT8",
+    "int4": "INT4",
     "int64": "INT64",
     "bool": "BOOL",
 }
@@ -90,7 +93,7 @@ class SharedWeights:
             if streamed:
                 offset, length = self._stream_in(streamed, tensor)
             else:
-                offset, length = self._store(_in_order(tensor.numpy()))
+                offset, length = self._store(_as_stored(tensor))
             value.const_value = ir.ExternalTensor(
                 WEIGHTS_FILE,
                 offset,
@@ -167,6 +170,13 @@ def _check_none_computed(value: ir.Value, tensor: ir.TensorProtocol) -> None:
     """Refuse constants that were computed from weights that are not in memory: stand-ins are no numbers."""
     if tensor.dtype.is_floating_point() and np.isnan(tensor.numpy()).any():
         raise RuntimeError(f"{value.name} was computed from weights that are not in memory")
+
+
+def _as_stored(tensor: ir.TensorProtocol) -> np.ndarray:
+    """Return an array whose bytes are those that a file has; of two numbers in a byte, the bytes."""
+    if tensor.dtype.bitwidth < BYTE:
+        return np.frombuffer(tensor.tobytes(), np.uint8)
+    return _in_order(tensor.numpy())
 
 
 def _in_order(array: np.ndarray) -> np.ndarray:

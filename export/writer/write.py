@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from compressor.compressed import CompressedModel
 from compressor.decoder import Decoder, KeyValue, Stage
+from compressor.decoder.quantization import in_whole_numbers
 from compressor.decoder.weights import StoredWeight, source_of, stored_weights
 from compressor.errors import VtcompressError
 from compressor.schema.sections import ExportSection
@@ -77,10 +78,13 @@ def export_decoder(
         decoder: what to export.
         spec: its declaration.
         joined: the stored weights that the decoder's parameters are made of, where another graph of the
-            artifact reads them in parts; None: its own.
+            artifact reads them in parts; None: its own, in whole numbers where the settings say so.
         settings: the recipe's; graph passes read them.
     """
-    weights = joined or {name: (weight,) for name, weight in stored_weights(decoder).items()}
+    own = {} if joined else stored_weights(decoder)
+    if settings.block_size is not None:
+        own = in_whole_numbers(own, settings.weights, settings.block_size)
+    weights = joined or {name: (weight,) for name, weight in own.items()}
     return _export(decoder, _arguments(_samples(spec), spec), spec, settings, weights)
 
 

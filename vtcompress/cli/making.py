@@ -161,6 +161,16 @@ def compress(
 @click.option(
     "--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Of weights and graphs."
 )
+@click.option(
+    "--weights",
+    type=click.Choice(["float", "int8", "int4"]),
+    help="How the decoder's matrices are stored; float: as --dtype says.",
+)
+@click.option(
+    "--block",
+    type=click.Choice(["32", "64", "128"]),
+    help="How many int8 or int4 weights have a scale together; 32 by default.",
+)
 @click.option("--validate-data", type=READ, help="Held-out questions (jsonl) for compression loss.")
 @click.option("--validate-samples", type=click.IntRange(min=1), help="How many of them.")
 @click.option(
@@ -184,6 +194,8 @@ def export(
     output: Path,
     overwrite: bool,
     dtype: str | None,
+    weights: str | None,
+    block: str | None,
     validate_data: Path | None,
     validate_samples: int | None,
     bench_rounds: int | None,
@@ -197,7 +209,13 @@ def export(
     from export.report.words.ladder import engine_facts
     from vtcompress.cli import brief, show
 
-    own = {"dtype": dtype, "validate_data": validate_data, "validate_samples": validate_samples}
+    own = {
+        "dtype": dtype,
+        "weights": weights,
+        "block": None if block is None else int(block),
+        "validate_data": validate_data,
+        "validate_samples": validate_samples,
+    }
     recipe = read_recipe(options | own)
     manifest = vtcompress.export(
         recipe,

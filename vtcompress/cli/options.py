@@ -111,6 +111,8 @@ KEYS = {
     "samples": "calibrate.samples",
     "seed": "calibrate.seed",
     "dtype": "export.dtype",
+    "weights": "export.weights",
+    "block": "export.block",
     "validate_data": "validate.data",
     "validate_samples": "validate.samples",
 }

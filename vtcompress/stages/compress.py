@@ -11,6 +11,7 @@ from compressor.plan.plan import Plan
 from compressor.profile import Profile
 from compressor.progress import Progress
 from compressor.recipe import Recipe, dump_recipe
+from compressor.schema.sections import ExportSection
 from export.artifact import staging
 from export.artifact.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE, write_file_list
 from vtcompress.console import shown
@@ -59,6 +60,22 @@ def compress_for_export(
 
     model = with_routers(model, plan, recipe)
     return compress(model, plan, logits=recipe.export.logits, gates=gates, front=front)
+
+
+def as_stored(small: "CompressedModel", settings: ExportSection) -> "CompressedModel":
+    """Return a compressed model with the weights that an export's settings store, to compute with in torch.
+
+    Where weights are float that is the model itself.
+    """
+    if settings.block_size is None:
+        return small
+    import torch
+
+    from compressor.decoder.quantization import quantized_decoder
+
+    dtype = getattr(torch, settings.dtype)
+    made = quantized_decoder(small.decoder, settings.weights, settings.block_size, dtype)
+    return replace(small, decoder=made)
 
 
 def load_plan_gates(plan: Plan, recipe: Recipe, model: "LoadedModel") -> "LoadedGates | None":

@@ -35,6 +35,7 @@ from vtcompress.stages.calibrate import (
 )
 from vtcompress.stages.checks.prompts import Asked, check_prompts
 from vtcompress.stages.checks.recipe import (
+    check_blocks,
     check_digest,
     check_made_by,
     check_plan,
@@ -48,7 +49,7 @@ from vtcompress.stages.compress import (
     load_weights_in_front,
 )
 from vtcompress.stages.exporting.from_folder import note_without_effect
-from vtcompress.stages.exporting.job import Job
+from vtcompress.stages.exporting.job import Job, bytes_of_weights
 from vtcompress.stages.exporting.onnx_side import Fields, onnx_side
 from vtcompress.stages.exporting.streaming import NOT_RUN, check_stream
 from vtcompress.stages.exporting.torch_side import torch_side
@@ -186,6 +187,7 @@ class ExportRun:
                 self.progress.say("comparing the rewritten model with the original")
                 self.rewrite = check_rewrite(model, self.job.samples, measured_on)
             plan, profile = chosen(model)
+            check_blocks(self.recipe.export, plan)
             original = self._original_answers(model)
             # Handed over and not kept: the torch side ends before ONNX Runtime starts.
             gates = load_plan_gates(plan, self.recipe, model)
@@ -224,6 +226,7 @@ class ExportRun:
         remedy = f"give the folder's own recipe, {own}" if own.is_file() else "give that recipe"
         check_made_by(plan, self.recipe, profile, f"{source}: the plan", remedy)
         check_targets(self.recipe, plan.model)
+        check_blocks(self.recipe.export, plan)
         gates = plan.gates.mode if plan.gates else None
         check_fixed(self.recipe.export, plan.model, gates, plan.rows_kept)
         self._note_unread_data(f"{source} has its plan")
@@ -277,7 +280,7 @@ class ExportRun:
     def _needs(self, source: Path, source_dtype: str) -> dict[str, Any]:
         """Return what the place of the artifact must allow; see `staging.staged`."""
         weights = sum(path.stat().st_size for path in source.glob("*.safetensors"))
-        needed = weights * BYTES[self.recipe.export.dtype] // BYTES[source_dtype]
+        needed = bytes_of_weights(self.recipe.export, weights // BYTES[source_dtype])
         keep = self.recipe.validation.keep_pictures == "all"
         pictures = {path for sample in self.job.samples if keep for path in sample.images}
         # Engines hold the weights too.

@@ -186,6 +186,13 @@ class _Run:
         if self.recipe.validation.data is None:
             problem = "a sweep compares answers to held-out questions; give `validate.data`"
             raise RecipeError([f"validate.data: {problem}"])
+        if asked := {p.recipe.export.weights for p in points} - {"float"}:
+            raise RecipeError(
+                [
+                    f"export.weights: {' and '.join(sorted(asked))}: a sweep compares plans on float "
+                    "weights; leave it at float here, and give it to the export of the point that you choose"
+                ]
+            )
         self.samples = validation_samples(self.recipe)
         measuring = [point.recipe for point in points if wants_calibration(point.recipe)]
         self.calibration: tuple[Sample, ...] = ()

@@ -13,6 +13,7 @@ from compressor.recipe import load_recipe as read_recipe
 from compressor.recipe_override import check_dotted
 from compressor.samples.questions import Sample, read_samples
 from compressor.schema.arguments import check_threads
+from compressor.schema.sections import ExportSection
 from export.artifact.artifact import PLAN_FILE, RECIPE_FILE, Artifact
 from export.backends.checked_on import OnnxSession
 from export.checks import fidelity, loss, stored
@@ -31,6 +32,7 @@ from vtcompress.stages.checks.prompts import Asked, check_recipe_prompts
 from vtcompress.stages.checks.recipe import check_plan_weights, digest_of_plan
 from vtcompress.stages.checks.rewrite import rewrite_prompt
 from vtcompress.stages.compress import (
+    as_stored,
     compress_for_export,
     load_plan_gates,
     load_weights_in_front,
@@ -70,6 +72,22 @@ def check_fidelity(
     caches = cache_limits(recipe.export, plan.model, plan.rows_kept)
     recorded = fidelity.record(session, plan, room=caches.max_context if caches else None)
     return fidelity.compare(reference, recorded, graphs, declared, limits)
+
+
+def for_answers(
+    session: OnnxSession | ShadowSession,
+    folder: Path,
+    graphs: Sequence[GraphSpec],
+    settings: ExportSection,
+    threads: int | None = None,
+) -> OnnxSession | ShadowSession:
+    """Return the session that answers, as users' sessions do, where one computes exactly for the first check.
+
+    They are one where weights are float.
+    """
+    if settings.weights == "float":
+        return session
+    return open_for_checks(folder, graphs, settings.dtype, threads=threads, exact=False)
 
 
 def loss_limits(recipe: Recipe) -> LossLimits:
@@ -219,6 +237,7 @@ def validate(
     if asked is not None:
         samples, original = asked
         name = validation_name(recipe) if given is None else given.name
+        session = for_answers(session, path, manifest.graphs, recipe.export, threads)
         runtime = Runtime.on_session(session, path, manifest.model, manifest.picture_form)
         answers = loss.measure_answers(runtime, samples, original.max_new_tokens, progress)
         second = loss.compare(samples, original, answers, loss_limits(recipe), name)
@@ -251,4 +270,5 @@ def _measure_again(
     if samples:
         original = measure_original(model, samples, tokens, progress)
     limits = cache_limits(recipe.export, plan.model, plan.rows_kept)
-    return record_torch(small, limits), original, samples, rewritten
+    reference = record_torch(as_stored(small, recipe.export), limits)
+    return reference, original, samples, rewritten

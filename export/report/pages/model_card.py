@@ -24,6 +24,7 @@ from export.report.words.dtypes import dtype_words
 from export.report.words.exits import exits_table, may_exit, mean_words
 from export.report.words.ladder import ran_on_gpu
 from export.report.words.methods import methods_words
+from export.report.words.quantization import shrunk_words
 from export.results.bench import bench_rows, ratio_words
 
 CARD_FILE = "README.md"
@@ -157,11 +158,16 @@ def _limits(data: ReportData, origin: Origin) -> tuple[str, ...]:
     elif splits(data.plan) or may_exit(data.plan):
         where = "in pruned heads and behind an exit" if splits(data.plan) else "behind the exit"
         decode = f"save only what they no longer read: keys and values of visual tokens {where}."
+    shrunk = shrunk_words(data.manifest)
+    weights = "The weight file does not shrink: text tokens still use every weight."
+    if shrunk:
+        weights = f"Text tokens still use every weight, and {shrunk}; weights.bin holds the original's, too."
+        decode = "read less, as the weights are smaller; how much faster that is, a backend's kernels decide."
     run = "Never run on a GPU."
     if ran_on_gpu(data.rungs):
         run = "Run on GPUs as the ladder of checks above tells, and not otherwise."
     lines = (
-        "The weight file does not shrink: text tokens still use every weight.",
+        weights,
         f"Decode steps {decode}",
         run,
         "Figures hold for the data and the machine that they were measured on; measure on your own with "

@@ -7,6 +7,7 @@ from export.report.words.cuts import cut_sentences, semantics_words, splits
 from export.report.words.exits import counted, gates_words, may_exit, runs, timed_words
 from export.report.words.front import front_words, kept_words
 from export.report.words.methods import whys
+from export.report.words.quantization import shrunk_words
 from export.results.bench import BenchReport, speed_words, unsteady, work_words
 from export.results.loss_report import LossFigures, share
 from export.results.verdict import Verdict, verdict_words
@@ -82,13 +83,21 @@ def gained(data: ReportData) -> tuple[str, ...]:
     if p.kv_bytes == p.kv_bytes_original:
         cache = f"keeps its size{' where no gate fires' if gates else ''}"
     lines.append(f"The memory for keys and values (KV cache) {cache}.")
-    return (*lines, *_further_tokens(data.plan, m))
+    return (*lines, *_further_tokens(data.plan, m, shrunk_words(data.manifest)))
 
 
-def _further_tokens(plan: Plan, measured: BenchReport | None) -> tuple[str, ...]:
-    """Return what is saved on the tokens of the answer, and that the weights do not shrink."""
+def _further_tokens(plan: Plan, measured: BenchReport | None, shrunk: str) -> tuple[str, ...]:
+    """Return what is saved on the tokens of the answer, and whether the weights shrink.
+
+    Args:
+        plan: of the decoder.
+        measured: None: no time was.
+        shrunk: to which share weights shrink, in words; empty: they do not.
+    """
     weights, split = (
-        "the weight file does not shrink: text tokens still use every weight.",
+        f"{shrunk}."
+        if shrunk
+        else "the weight file does not shrink: text tokens still use every weight.",
         splits(plan),
     )
     fewer = [
@@ -108,9 +117,9 @@ def _further_tokens(plan: Plan, measured: BenchReport | None) -> tuple[str, ...]
         further += ", and none where they have left." if may_exit(plan) else "."
         if measured is not None:
             further += f" Measured per token: {speed_words(measured.decode_step.ratio)}."
-        return further, weights.capitalize()
+        return further, _sentence(weights)
     if not (may_exit(plan) or split):
-        return (f"Nothing is saved on further tokens of the answer, and {weights}",)
+        return (_same_tokens(weights, measured, shrunk),)
     further = "Every further token of the answer has less to read too"
     heads = "text tokens only in the pruned heads"
     if plan.exit_layer is not None:
@@ -128,7 +137,21 @@ def _further_tokens(plan: Plan, measured: BenchReport | None) -> tuple[str, ...]
     if measured is not None and (measured.exit_layer is not None or split):
         # Stages cost a call each: on a small model that can be more than the exit saves.
         further += f" Measured per token: {speed_words(measured.decode_step.ratio)}."
-    return further, weights.capitalize()
+    return further, _sentence(weights)
+
+
+def _same_tokens(weights: str, measured: BenchReport | None, shrunk: str) -> str:
+    """Return what is saved on further tokens where none of the past is gone; weights as in a sentence."""
+    if not shrunk:
+        return f"Nothing is saved on further tokens of the answer, and {weights}"
+    further = f"Every further token of the answer has less to read: {weights}"
+    if measured is not None:
+        further += f" Measured per token: {speed_words(measured.decode_step.ratio)}."
+    return further
+
+
+def _sentence(words: str) -> str:
+    return words[0].upper() + words[1:]
 
 
 def _changed(data: ReportData, found: LossFigures) -> list[str]:

@@ -1,6 +1,7 @@
 """What was found and checked for graphs of fewer bits, in sentences that all reports share."""
 
 from export.artifact.manifest import Manifest
+from export.report.words.quantization import quantization_words
 from export.results.float16 import FLOAT16_MAX, WIDE, Float16Ranges
 
 # More names than that are counted; `inspect --json` has them all.
@@ -31,7 +32,7 @@ def dtype_words(manifest: Manifest) -> tuple[str, ...]:
             f"{f': it has none for {missing}' if missing else ''}. Rounding of the weights is in the "
             "figures, and rounding between the operators is not.",
         )
-    return (*manifest.passes, *found)
+    return (*manifest.passes, *quantization_words(manifest), *found)
 
 
 def streamed_words(manifest: Manifest) -> str:

@@ -5,7 +5,7 @@ A new one is a file beside this one, or an object of the user's own, and one pla
 
 from typing import TYPE_CHECKING
 
-from export.writer.passes import branch_on_images, join, names, scalars
+from export.writer.passes import branch_on_images, join, names, quantize, scalars
 from export.writer.passes.graph_pass import GraphPass
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from compressor.schema.sections import ExportSection
     from export.graphs.spec import GraphSpec
 
-PASSES: tuple[GraphPass, ...] = (names, scalars, branch_on_images, join)
+PASSES: tuple[GraphPass, ...] = (names, scalars, branch_on_images, join, quantize)
 
 
 def pass_words(graphs: "Iterable[GraphSpec]", settings: "ExportSection") -> tuple[str, ...]:

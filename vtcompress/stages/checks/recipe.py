@@ -6,6 +6,7 @@ every weight file once.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from pydantic import ValidationError
 
@@ -15,11 +16,14 @@ from compressor.errors import ArtifactError, PlanError, ProfileError, RecipeErro
 from compressor.facts import ModelFacts
 from compressor.methods import CUTTERS, check_choosers, rows_kept_by
 from compressor.plan.dead_rows import read_though_dead
+from compressor.plan.edits import identity_plan
+from compressor.plan.inner_widths import undivided
 from compressor.plan.plan import Plan
 from compressor.planner import check_methods, plan_recipe
 from compressor.profile import Profile
 from compressor.progress import SILENT, Progress
 from compressor.recipe import Recipe
+from compressor.schema.sections import BlockSize, ExportSection
 from export.graphs.limits import check_fixed
 from vtcompress.stages.build import check_targets
 from vtcompress.stages.checks.prompts import Asked, check_recipe_prompts
@@ -55,11 +59,33 @@ def check_recipe(
     check_fixed(recipe.export, facts, gated.exit if gated else None, kept)
     if building:
         check_targets(recipe, facts)
+    # Whole matrices first: a plan may cut them, and may not be known yet.
+    check_blocks(recipe.export, identity_plan(facts, ""))
     check_recipe_prompts(recipe, asked, progress)
     if planned:
         # Gates are taken for this model's here; `check_digest` tells.
-        plan_recipe(recipe, facts, (gates and gates.model_digest) or "", profile)
+        plan = plan_recipe(recipe, facts, (gates and gates.model_digest) or "", profile)
+        check_blocks(recipe.export, plan)
     return facts
+
+
+def check_blocks(export: ExportSection, plan: Plan) -> None:
+    """Refuse blocks of weights that do not divide every matrix of a plan's decoder.
+
+    Raises:
+        RecipeError: a line for each kind of matrix, with the blocks that divide them all.
+    """
+    block = export.block_size
+    if block is None:
+        return
+    fit = [str(size) for size in get_args(BlockSize) if not [*undivided(plan, size)]]
+    remedy = f"give {' or '.join(fit)}" if fit else "give export.weights: float"
+    if problems := [
+        f"export.block: {block}{'' if export.block else ', the default,'} does not divide {width}, the inner "
+        f"width of {words} ({layers_words(layers)}); {remedy}"
+        for words, width, layers in undivided(plan, block)
+    ]:
+        raise RecipeError(problems)
 
 
 def check_digest(
@@ -273,6 +299,7 @@ def check_plan(
     mode = plan.gates.mode if plan.gates else None
     check_fixed(recipe.export, plan.model, mode, plan.rows_kept)
     check_targets(recipe, plan.model)
+    check_blocks(recipe.export, plan)
     check_recipe_prompts(recipe, asked, progress)
     return facts
 

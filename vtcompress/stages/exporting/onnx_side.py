@@ -27,7 +27,7 @@ from vtcompress.stages.exporting.job import Job
 from vtcompress.stages.exporting.torch_side import Written
 from vtcompress.stages.float16 import keep_wide_nodes
 from vtcompress.stages.plan import predicted
-from vtcompress.stages.validate import check_fidelity, loss_limits, validation_name
+from vtcompress.stages.validate import check_fidelity, for_answers, loss_limits, validation_name
 
 Fields = dict[str, Any]
 """Fields of a manifest, by name."""
@@ -76,6 +76,7 @@ def onnx_side(job: Job, written: Written, rewrite: RewriteReport | None, folder:
         "fidelity": first,
         "loss": second,
         "rewrite": rewrite,
+        "quantization": written.quantization,
         "ranges": ranges,
         "missing_kernels": missing,
         "streamed": job.stream,
@@ -95,6 +96,7 @@ def _both_checks(
     first = check_fidelity(session, written.graphs, plan, reference, recipe)
     if original is None:
         return first, None
+    session = for_answers(session, folder, written.graphs, recipe.export)
     runtime = Runtime.on_session(session, folder, plan.model, written.form)
     answers = loss.measure_answers(runtime, job.samples, original.max_new_tokens, job.progress)
     _store(job, folder, runtime, original, answers)

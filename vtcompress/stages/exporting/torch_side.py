@@ -24,8 +24,10 @@ from export.graphs.spec import (
     vision_graph,
 )
 from export.results.answers import Answers
-from vtcompress.stages.compress import write_inputs
+from export.results.quantization import QuantizationReport
+from vtcompress.stages.compress import as_stored, write_inputs
 from vtcompress.stages.exporting.job import Job
+from vtcompress.stages.exporting.whole_numbers import measure_quantization
 from vtcompress.stages.validate import record_torch
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ class Written:
         reference: outputs of the compressed torch model; None: it was not in memory.
         original: answers of the original model; None without validation data.
         form: how the model takes pictures.
+        quantization: what whole numbers lose; None: weights are float.
     """
 
     plan: Plan
@@ -50,6 +53,7 @@ class Written:
     reference: fidelity.Recording | None
     original: Answers | None
     form: PictureForm
+    quantization: QuantizationReport | None = None
 
 
 def torch_side(
@@ -73,13 +77,21 @@ def torch_side(
     write_inputs(folder, job.recipe, small.plan, profile)
     small.processor.save_pretrained(folder)
     write_keys(folder, small.generation)
-    reference = None
-    if not job.stream:
-        job.progress.say("running the compressed model in torch")
-        reference = record_torch(small, job.limits(small.plan))
-    graphs = _write_graphs(job, small, folder)
     form = picture_form(small.processor, small.plan.model)
-    return Written(small.plan, graphs, reference, original, form)
+    if job.stream:  # there are no numbers to run
+        return Written(small.plan, _write_graphs(job, small, folder), None, original, form)
+    job.progress.say("running the compressed model in torch")
+    stored = as_stored(small, job.recipe.export)
+    reference = record_torch(stored, job.limits(small.plan))
+    quantization = None
+    if stored is not small:
+        job.progress.say(f"measuring what {job.recipe.export.weights} weights lose")
+        models = {"float": small, "whole": stored}
+        quantization = measure_quantization(job, models, reference, folder, form)
+        del models
+    del stored
+    graphs = _write_graphs(job, small, folder)
+    return Written(small.plan, graphs, reference, original, form, quantization)
 
 
 def _write_graphs(job: Job, small: "CompressedModel", folder: Path) -> tuple[GraphSpec, ...]:

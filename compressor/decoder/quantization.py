@@ -1,0 +1,122 @@
+"""Weights in whole numbers: 8 or 4 bits each, with one scale for each block of a matrix's column.
+
+Which: the matrices of the layers, queries, keys, values, outputs and those of the MLP, as far as the plan
+stores each: parts of heads and neurons have blocks of their own, none reaches from one part into another.
+Not: embedding, head, norms, biases, gates, routers, and the vision side; they are small, read row by row, or
+decide something.
+
+    codes = round(w / s), s = max(max(w) / m, -min(w) / (m + 1)) over a block, m = 2^(bits - 1) - 1
+
+Round to nearest, no zero point, scales above zero: what TensorRT reads beside ONNX Runtime and OpenVINO. The
+scale takes the code -(m + 1) in, too, so that a block whose largest weight is negative has finer steps.
+
+Letters: [in, out] a matrix; b block, which divides `in`.
+
+Limitations:
+    - Nothing but the weight decides: no data is looked at, no error is made up for by later weights.
+    - A head is stored once; a matrix that many rows of the vocabulary have in common is left alone.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from compressor.decoder.model import Decoder
+from compressor.decoder.weights import LAYER_SOURCES, StoredWeight, stored_weights
+
+BITS = {"int8": 8, "int4": 4}
+"""Of each whole number, by the recipe's word."""
+
+MATRICES = ("query", "key", "value", "output", "mlp.gate", "mlp.up", "mlp.down")
+_ENDINGS = tuple(f".{LAYER_SOURCES[name]}.weight" for name in MATRICES)
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A matrix in whole numbers.
+
+    Attributes:
+        codes: [in, out] int8, also where each has 4 bits.
+        scales: [in / b, out], in the dtype of the weights.
+    """
+
+    codes: Tensor
+    scales: Tensor
+
+    def dequantized(self) -> Tensor:
+        """Return codes times scales [in, out], in float32."""
+        count, out = self.scales.shape
+        blocks = self.codes.float().view(count, -1, out) * self.scales.float().unsqueeze(1)
+        return blocks.view(self.codes.shape)
+
+
+def quantized(weight: Tensor, kind: str, block: int) -> Quantized:
+    """Return a matrix in whole numbers; see the module.
+
+    Args:
+        weight: [in, out], in the dtype that its scales will have.
+        kind: `int8` or `int4`.
+        block: b.
+
+    Raises:
+        ValueError: the block does not divide `in`.
+    """
+    width, out = weight.shape
+    if width % block:
+        raise ValueError(f"blocks of {block} do not divide an inner width of {width}")
+    most = 2 ** (BITS[kind] - 1) - 1
+    blocks = weight.float().reshape(width // block, block, out)
+    scales = torch.maximum(blocks.amax(1) / most, blocks.amin(1) / -(most + 1)).to(weight.dtype)
+    # A block of zeros, or one so small that its scale is none in this dtype.
+    scales = torch.where(scales == 0, torch.ones_like(scales), scales)
+    codes = torch.round(blocks / scales.float().unsqueeze(1)).clamp(-most - 1, most)
+    return Quantized(codes.to(torch.int8).view(width, out), scales)
+
+
+def is_quantized(weight: StoredWeight) -> bool:
+    """Return whether a decoder's parameter is one of those that are stored in whole numbers."""
+    return weight.source.startswith("layers.") and weight.source.endswith(_ENDINGS)
+
+
+def in_whole_numbers(
+    weights: Mapping[str, StoredWeight], kind: str, block: int
+) -> dict[str, StoredWeight]:
+    """Return what is known of parameters, by name, where those that may be are stored in whole numbers."""
+    return {
+        name: replace(weight, dtype=kind, block=block) if is_quantized(weight) else weight
+        for name, weight in weights.items()
+    }
+
+
+def quantized_decoder(decoder: Decoder, kind: str, block: int, dtype: torch.dtype) -> Decoder:
+    """Return a decoder that computes with the values that whole numbers stand for; the others are shared.
+
+    Args:
+        decoder: in any dtype.
+        kind: `int8` or `int4`.
+        block: see `quantized`.
+        dtype: of the graphs: weights are rounded to it first, and scales have it.
+    """
+    shared = [*decoder.parameters(), *decoder.buffers()]
+    made = copy.deepcopy(decoder, {id(tensor): tensor for tensor in shared})
+    for name, weight in stored_weights(decoder).items():
+        if is_quantized(weight):
+            module, _, leaf = name.rpartition(".")
+            held = decoder.get_parameter(name)
+            values = quantized(held.detach().to(dtype), kind, block).dequantized()
+            kept = nn.Parameter(values.to(held.dtype), requires_grad=False)
+            setattr(made.get_submodule(module), leaf, kept)
+    return made
+
+
+def matrix_bytes(decoder: Decoder, kind: str, block: int, dtype: torch.dtype) -> tuple[int, int]:
+    """Return what the matrices that may be whole numbers take as floats of a dtype, and as whole numbers."""
+    numbers = sum(
+        decoder.get_parameter(name).numel()
+        for name, weight in stored_weights(decoder).items()
+        if is_quantized(weight)
+    )
+    return numbers * dtype.itemsize, numbers * BITS[kind] // 8 + numbers // block * dtype.itemsize
