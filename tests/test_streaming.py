@@ -151,6 +151,7 @@ def test_a_saved_plan_and_a_profile_stand_in_for_calibration(
         ({}, {"bench_rounds": 3}, "bench_rounds: 3: timing runs the model: .*`vtcompress bench`"),
         ({}, {"compressed": "folder"}, "folder: weights are streamed from the original's own files"),
         ({"export.targets": ["tensorrt-rtx"]}, {}, "export.targets: .*`vtcompress build`"),
+        ({"export.weights": "int8", "export.block": 32}, {}, "export.weights: int8: whole numbers"),
     ],
 )  # fmt: skip
 def test_what_needs_the_model_in_memory_is_refused_in_one_line(

@@ -50,8 +50,8 @@ def check_stream(
         )
     if recipe.export.weights != "float":
         problems.append(
-            f"stream: export.weights: {recipe.export.weights}: whole numbers are chosen, and what they lose is "
-            "measured, with the model in memory: leave the key out, or export without `stream`"
+            f"stream: export.weights: {recipe.export.weights}: whole numbers are made of weights in memory: "
+            "leave the key out, or export without `stream`"
         )
     if targets := engine_targets(recipe):
         names = ", ".join(target.name for target in targets)
