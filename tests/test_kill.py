@@ -285,12 +285,15 @@ def killed_at(operation: int, work: Callable[[], None]) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("way", ["exchanged", "renamed", "inside"])
 def test_replacing_an_artifact_may_be_killed_at_every_operation_on_files(
-    tmp_path, counted, monkeypatch, inside
+    tmp_path, counted, monkeypatch, way
 ):
-    """Beside its place, and inside a mount point, where it is moved in part by part."""
+    """Beside its place, by an exchange of names or two renames, and inside a mount point, part by part."""
+    inside = way == "inside"
     monkeypatch.setattr("export.artifact.staging.is_mount", lambda _: inside)
+    if way == "renamed":
+        monkeypatch.setattr("export.artifact.moving.exchanged", lambda *_: False)
     output = tmp_path / "out"
 
     def make_old() -> None:
@@ -324,7 +327,7 @@ def test_replacing_an_artifact_may_be_killed_at_every_operation_on_files(
         make_old()
     assert number > 15
     assert outcomes >= {str(old), str(new)}
-    assert (str(None) in outcomes) is not inside
+    assert (str(None) in outcomes) is (way == "renamed")
     counted("kills", number)
 
 

@@ -68,7 +68,7 @@ class TorchSession:
     def _beside(self, array: Array) -> torch.Tensor:
         """Return an array where the weights are, numbers that are no places in their dtype."""
         given = torch.from_numpy(array)
-        weights = self.model.embedding
+        weights = self.model.decoder.norm.weight
         return given.to(weights) if given.is_floating_point() else given.to(weights.device)
 
     def empty_past(self, batch: int) -> Past:

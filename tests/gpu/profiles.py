@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 DIGITS = Path(__file__).parent.parent.parent / "examples" / "digits-llava"
-# Of the largest value: float32 sums in another order, and a KL near 0 is a small difference of them.
-MOST_OFF = 1e-3
+# Of the largest value: float32 sums in another order; an H200 was 2.5e-6 off.
+MOST_OFF = 1e-4
 
 Profile = dict[str, Any]
 
