@@ -122,7 +122,7 @@ def test_whatever_the_original_raises_is_one_line(monkeypatch: pytest.MonkeyPatc
     def fails(**_: Any) -> None:
         raise AttributeError
 
-    fails.dtype = torch.float32  # type: ignore[attr-defined]
+    fails.dtype, fails.device = torch.float32, "cpu"  # type: ignore[attr-defined]
     encoded = prompts.EncodedPrompt({"input_ids": torch.ones(1, 2)}, (torch.ones(1),), (1,), "here")
     monkeypatch.setattr("export.checks.original.encode", lambda *_: encoded)
     model: Any = SimpleNamespace(

@@ -42,6 +42,7 @@ WORKING_ORT = """
 __version__ = "1.31.0"
 OFFERED = {offered}
 def get_available_providers(): return OFFERED
+def preload_dlls(): print("Failed to load")
 class SessionOptions: pass
 class InferenceSession:
     def __init__(self, graph, options, providers): self.asked = providers

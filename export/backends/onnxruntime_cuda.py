@@ -152,9 +152,10 @@ class OnnxRuntimeCuda(OnnxRuntime):
     @staticmethod
     def probe() -> Iterator[ProbeFacts]:
         """Tell which build is active, and which providers a session for CUDA really gets."""
-        yield {"step": "loading CUDA's libraries"}
-        load_cuda(import_module("onnxruntime"))
-        yield from probe_provider(PROVIDER, "CUDA")
+        for facts in probe_provider(PROVIDER, "CUDA"):
+            yield facts
+            if PROVIDER in facts.get("offered", ()):
+                load_cuda(import_module("onnxruntime"))
 
     def finding(self, probed: Probed) -> Said:
         """See `Backend.finding`."""
