@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 
@@ -20,6 +19,8 @@ SIZES = {"batch": 1, "visual": 0, "text": 1, "past": 3}
 
 def empty_reductions(file: Path, spec: GraphSpec) -> dict[str, tuple[int, ...]]:
     """Run a decode step; return the nodes that reduced an empty axis, with the shapes of what they read."""
+    import onnxruntime
+
     model = onnx.load(file, load_external_data=False)
     constants = {one.name: one for one in model.graph.initializer}
     nodes = [node for node in model.graph.node if node.op_type.startswith("Reduce")]

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 
@@ -88,6 +87,8 @@ def kinds_of(path: Path) -> Counter[str]:
 
 def joined(folder: Path, spec: GraphSpec) -> Counter[str]:
     """Return the kinds of nodes that ONNX Runtime makes of a graph."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(folder / "joined.onnx")
     options.log_severity_level = 3

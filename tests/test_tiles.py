@@ -143,7 +143,7 @@ class Listening(torch.nn.Module):
 
     def __init__(self, inner: Any) -> None:
         super().__init__()
-        self.inner, self.dtype, self.given = inner, inner.dtype, []
+        self.inner, self.dtype, self.device, self.given = inner, inner.dtype, inner.device, []
 
     def forward(self, image_sizes: Any = None, **inputs: Any) -> Any:
         self.given.append(image_sizes)

@@ -260,7 +260,9 @@ def embed(model: Reader, prompt: EncodedPrompt) -> PromptRows:
         look, chooses = partial(see, model.vision), model.vision.chooses
         seen = visual_rows(look, pictures, torch.cat, chooses=chooses)
         visual, *deepstack = (joined(part, 1) for part in seen.features)
-    visual_index, positions = rows.placed(None if seen.kept is None else seen.kept.cpu(), 1)
+    # Places of several grids of one picture were numbered anew, in numpy.
+    kept = seen.kept.cpu() if isinstance(seen.kept, Tensor) else seen.kept
+    visual_index, positions = rows.placed(kept, 1)
     return PromptRows(
         rows,
         visual,
