@@ -217,7 +217,7 @@ def renamed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(moving, "exchanged", lambda *_: False)
 
 
-@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EINVAL, errno.EBUSY])
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EBUSY])
 def test_names_that_the_system_does_not_exchange_are_told_from_a_failure(
     tmp_path, monkeypatch, number
 ):
@@ -272,6 +272,27 @@ def test_a_result_has_reached_the_disk_before_it_has_its_name(tmp_path, old, mon
         (staging / "deep" / "a").write_text("new")
     assert sorted(done[:2]) == ["a", "deep"]
     assert done[2:] == [staging.name, "exchanged", tmp_path.name]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_folder_around_that_cannot_be_synced_does_not_undo_what_is_in_place(
+    tmp_path, monkeypatch, first
+):
+    """One that may be written and not read: the result lies there already, under its name."""
+    output = tmp_path / "out"
+    if not first:
+        write_result(output, a="old")
+    sync = moving._sync
+
+    def refused(path):
+        if path == tmp_path:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        sync(path)
+
+    monkeypatch.setattr(moving, "_sync", refused)
+    write(output, overwrite=True)
+    assert (output / "a").read_text() == "new"
+    assert names(tmp_path) == ["out"]
 
 
 @pytest.mark.usefixtures("renamed")

@@ -85,6 +85,12 @@ def _sync_all(folder: Path) -> None:
             _sync(path)
 
 
+def _sync_names(folder: Path) -> None:
+    """Sync a folder's names, if it may be read: what was moved is in its place, and nothing is undone."""
+    with contextlib.suppress(OSError):
+        _sync(folder)
+
+
 def _sync(path: Path) -> None:
     if os.name == "nt":  # it syncs nothing that was opened to be read
         return
@@ -101,10 +107,10 @@ def _sync(path: Path) -> None:
 def _swap(staging: Path, target: Path) -> None:
     if not target.exists():
         staging.rename(target)
-        _sync(target.parent)
+        _sync_names(target.parent)
         return
     if exchanged(staging, target):
-        _sync(target.parent)
+        _sync_names(target.parent)
         # Under the name of one that is being written: where it stays, the next run removes it.
         shutil.rmtree(staging, ignore_errors=True)
         return
@@ -131,7 +137,8 @@ def exchanged(one: Path, other: Path) -> bool:
     if call(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
         return True
     number = ctypes.get_errno()
-    if number in (errno.ENOSYS, errno.EINVAL):  # an old kernel, or a file system that cannot
+    # An old kernel, or a file system that cannot.
+    if number in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
         return False
     raise OSError(number, os.strerror(number), str(one), None, str(other))
 

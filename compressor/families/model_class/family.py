@@ -178,10 +178,9 @@ class ModelClassFamily(Family):
         )
         stand_ins = {name: stand_in(place.shape, dtype) for name, place in places.items()}
         with opened_weights(folder) as stored:
+            # Transformers would compare such a head with the embedding, which is not here.
             for name in twice_stored(stored) if tied else ():
-                del stored[
-                    name
-                ]  # transformers would compare it with the embedding, which is not here
+                del stored[name]
             model = self._loaded(folder, config, dtype, stored | stand_ins)
         held = self.tensors(model)
         return model, places_in_memory(held, stand_ins, places, folder)
