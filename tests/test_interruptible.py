@@ -120,6 +120,14 @@ def test_rows_are_those_of_text_or_pictures() -> None:
         ),
         outputs=(TensorSpec(name="logits", dtype="float32", axes=("batch", 4)),),
     )
+    seen = GraphSpec(
+        name="vision",
+        file="vision.onnx",
+        inputs=(TensorSpec(name="pixel_values", dtype="float32", axes=("images", 3, 8, 8)),),
+        outputs=(TensorSpec(name="visual_embeds", dtype="float32", axes=("images", 4)),),
+    )
+    # One picture is no decode step: it may take long.
+    assert 1 < rows_run(seen, [np.zeros((1, 3, 8, 8))]) < rows_run(seen, [np.zeros((2, 3, 8, 8))])
     past = np.zeros((1, 2, 50, 4))
     assert rows_run(spec, [np.zeros((1, 0, 4)), np.zeros((1, 1, 4)), past]) == 1
     assert rows_run(spec, [np.zeros((1, 9, 4)), np.zeros((1, 3, 4)), past]) == 9

@@ -20,13 +20,13 @@ LONG_SECONDS = 0.2
 
 
 def rows_run(spec: GraphSpec, feeds: Iterable[object]) -> int:
-    """Return what the time of a call grows with: pictures, or visual and text rows; 1 of a decode step."""
+    """Return what the time of a call grows with: numbers of pictures, or rows; 1 of a decode step alone."""
     arrays = [
         (given, feed)
         for given, feed in zip(spec.inputs, feeds, strict=False)
         if isinstance(feed, np.ndarray)
     ]
-    pictures = [feed.shape[0] for given, feed in arrays if given.name == PIXELS]
+    pictures = [feed.size for given, feed in arrays if given.name == PIXELS]
     rows = [feed.shape[1] for given, feed in arrays if given.axes[1:2] in ROWS]
     return sum(pictures) or max(rows, default=1)
 
