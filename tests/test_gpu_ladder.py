@@ -66,9 +66,9 @@ def test_calibration_on_a_gpu_is_compared_value_by_value() -> None:
         "samples": [{"sample": "a", "layer_contribution": [0.5, 0.0], "exit_kl": [2.0, 1.0]}],
     }
     found = json.loads(json.dumps(wanted))
-    said = "differ by layer_contribution 0.0e+00, exit_kl {} of the largest value; allowed 0.001"
+    said = "differ by layer_contribution 0.0e+00, exit_kl {} of the largest value; allowed 0.0001"
     assert agreement_of(wanted, found) == (said.format("0.0e+00"), True)
-    for value, words, agree in ((1.001, "5.0e-04", True), (1.01, "5.0e-03", False)):
+    for value, words, agree in ((1.0001, "5.0e-05", True), (1.001, "5.0e-04", False)):
         found["samples"][0]["exit_kl"][1] = value
         assert agreement_of(wanted, found) == (said.format(words), agree)
     found["samples"][0]["exit_kl"][1] = float("nan")
