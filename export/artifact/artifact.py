@@ -43,11 +43,13 @@ class Artifact:
         folder: where it lies.
         manifest: what it says of itself.
         stamps: by which graphs and weights are known to be the files that were checked.
+        verified: whether sha256 were compared.
     """
 
     folder: Path
     manifest: Manifest
     stamps: Mapping[str, Stamp | None] = field(default_factory=dict, compare=False, repr=False)
+    verified: bool = field(default=False, compare=False, repr=False)
 
     def check_unchanged(self) -> None:
         """Refuse graphs and weights that were replaced or written since they were checked.
@@ -125,7 +127,7 @@ class Artifact:
             problems = [f"{path}: {problem}; export the model again" for problem in found]
         if problems:
             raise ArtifactError(problems)
-        return cls(folder, manifest, stamps)
+        return cls(folder, manifest, stamps, verify)
 
 
 def _stamp(path: Path) -> Stamp | None:

@@ -1,5 +1,8 @@
 """OpenVINO on the CPU reads the same ONNX files; the compiled vision tower is cached for the user.
 
+OpenVINO's own cache is not used: it loads a damaged file and computes wrong answers, and it goes by where a
+model lies and when it was written, not by what was verified. What is cached here begins with its sha256.
+
 Limitations:
     - The decoder is compiled anew on every load: OpenVINO 2026.4.1 gives wrong keys from the first layer on
       when it loads this graph from its own cache (`export_model` then `import_model` does it too; values
@@ -18,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compressor.errors import ArtifactError, BackendError, MissingExtraError
+from compressor.disk.files import write_bytes
+from compressor.errors import ArtifactError, BackendError, MissingExtraError, VtcompressError
 from export.backends.backend import Backend, Options, Said
 from export.backends.probing import Probed, ProbeFacts
 from export.backends.unreported import unreported
@@ -34,6 +38,7 @@ DEVICE = "CPU"
 HEARS_MILLISECONDS = 50
 # Graphs that OpenVINO loads from its cache with the numbers that it compiled; see Limitations.
 CACHED = ("vision",)
+DIGEST_BYTES = 32
 
 
 class OpenVinoGraph:
@@ -44,15 +49,23 @@ class OpenVinoGraph:
         file: the ONNX file.
         spec: its declaration.
         options: of the compilation.
+        cached: where the compiled graph is cached; None: nowhere.
 
     Raises:
         ArtifactError: OpenVINO cannot read or compile it.
     """
 
-    def __init__(self, core: Any, file: Path, spec: GraphSpec, options: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        core: Any,
+        file: Path,
+        spec: GraphSpec,
+        options: dict[str, Any],
+        cached: Path | None = None,
+    ) -> None:
         self.spec = spec
         try:
-            self._model = core.compile_model(str(file), DEVICE, options)
+            self._model = _compiled(core, file, options, cached)
         except RuntimeError as failure:
             lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
             reason = lines[-1] if lines else "no reason given"
@@ -136,10 +149,38 @@ class OpenVinoSession(GraphSession[OpenVinoGraph]):
             options["INFERENCE_NUM_THREADS"] = threads
 
         def open_graph(spec: GraphSpec) -> OpenVinoGraph:
-            more = {"CACHE_DIR": str(cache / precision)} if cache and spec.name in CACHED else {}
-            return OpenVinoGraph(core, folder / spec.file, spec, {**options, **more})
+            cached = None
+            if cache is not None and spec.name in CACHED:
+                cached = cache / f"{spec.name}-{_compiler(core, options)}.compiled"
+            return OpenVinoGraph(core, folder / spec.file, spec, options, cached)
 
         super().__init__(graphs, open_graph)
+
+
+def _compiler(core: Any, options: dict[str, Any]) -> str:
+    """Return a digest of what decides besides a graph what is compiled: OpenVINO, processor, options."""
+    import openvino
+
+    asked = ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")
+    processor = [core.get_property(DEVICE, name) for name in asked]
+    decides = repr((openvino.get_version(), processor, sorted(options.items())))
+    return hashlib.sha256(decides.encode()).hexdigest()[:16]
+
+
+def _compiled(core: Any, file: Path, options: dict[str, Any], cached: Path | None) -> Any:
+    """Return a compiled graph: the cached one if its digest is right, else a new one, which is cached."""
+    if cached is None:
+        return core.compile_model(str(file), DEVICE, options)
+    with contextlib.suppress(OSError, RuntimeError):
+        held = cached.read_bytes()
+        digest, model = held[:DIGEST_BYTES], held[DIGEST_BYTES:]
+        if hashlib.sha256(model).digest() == digest:
+            return core.import_model(model, DEVICE, options)
+    compiled = core.compile_model(str(file), DEVICE, options)
+    with contextlib.suppress(VtcompressError):  # a full disk, a home that is not writable
+        model = compiled.export_model().getvalue()
+        write_bytes(cached, hashlib.sha256(model).digest() + model)
+    return compiled
 
 
 @remembered
@@ -196,7 +237,8 @@ class OpenVino(Backend):
             artifact.manifest.graphs,
             precision=options.precision,
             threads=options.threads,
-            cache=cache_folder(_digest(artifact)),
+            # What was not verified is not to be what the verified artifact finds later.
+            cache=cache_folder(_digest(artifact)) if artifact.verified else None,
         )
 
     @staticmethod
