@@ -90,7 +90,7 @@ def main() -> int:
         print(f"building {args.layers} layers, vocabulary {args.vocab}", file=sys.stderr)
         files = build(Path(folder), args.layers, args.vocab)
         graphs = {name: Graph(file, threads=args.threads) for name, file in files.items()}
-    prompt, row = _prompts(args.layers)
+    prompt, row = prompts(args.layers)
     prefill = {name: graph.call(prompt) for name, graph in graphs.items()}
     step = {name: graph.call(row) for name, graph in graphs.items()}
     step["genai in place"] = graphs["genai"].call(row, in_place=True)
@@ -155,8 +155,8 @@ def _arguments() -> argparse.Namespace:
     return args
 
 
-def _prompts(layers: int) -> tuple[Prompt, Prompt]:
-    """Return the prefill and the decode step."""
+def prompts(layers: int) -> tuple[Prompt, Prompt]:
+    """Return the prefill and the decode step, on seeded rows and caches."""
     generator = np.random.default_rng(0)
 
     def normal(*shape: int) -> Array:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from compressor.facts import DecoderDims, ModelFacts
 from compressor.plan.edits import freeze, identity_plan
@@ -28,6 +28,8 @@ ROPE_THETA = 10_000.0
 MAX_POSITIONS = 2048
 RMS_NORM_EPS = 1e-6
 FROZEN_SHARE = 14 / 24
+
+Result = TypeVar("Result")
 
 GENAI_FOLDER = "genai"
 GENAI_FILE = "model.onnx"
@@ -48,14 +50,14 @@ def build(folder: Path, layers: int, vocab: int) -> dict[str, Path]:
     """Write all graphs into the folder and return their files by name; `genai` is the last one."""
     files = {name: folder / f"{name}.onnx" for name in plans(layers, vocab)}
     in_own_process(_build_ours, folder, layers, vocab)
-    in_own_process(_build_genai, folder)
+    in_own_process(build_genai, folder)
     return {**files, "genai": folder / GENAI_FOLDER / GENAI_FILE}
 
 
-def in_own_process(work: Callable[..., None], *args: object) -> None:
-    """Run a function in a fresh process and wait for it."""
+def in_own_process(work: Callable[..., Result], *args: object) -> Result:
+    """Run a function in a fresh process and return what it returns."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        pool.submit(work, *args).result()
+        return pool.submit(work, *args).result()
 
 
 def facts(layers: int, vocab: int) -> ModelFacts:
@@ -142,7 +144,7 @@ def _build_ours(folder: Path, layers: int, vocab: int) -> None:
     wanted = plans(layers, vocab)
     dims = wanted["identity"].model.decoder
     tensors = random_weights(dims)
-    _save_hugging_face(folder / "hugging_face", dims, tensors)
+    save_hugging_face(folder / "hugging_face", dims, tensors)
     with SharedWeights(folder) as weights:
         for name, plan in wanted.items():
             decoder = decoder_from(plan, tensors, logits="last")
@@ -150,7 +152,8 @@ def _build_ours(folder: Path, layers: int, vocab: int) -> None:
             save_graph(export_decoder(decoder, spec), folder / spec.file, weights)
 
 
-def _save_hugging_face(folder: Path, dims: DecoderDims, tensors: "dict[str, Tensor]") -> None:
+def save_hugging_face(folder: Path, dims: DecoderDims, tensors: "dict[str, Tensor]") -> None:
+    """Write the model as a folder that transformers reads."""
     from safetensors.torch import save_file
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
@@ -185,8 +188,13 @@ def _save_hugging_face(folder: Path, dims: DecoderDims, tensors: "dict[str, Tens
     ).save_pretrained(folder)
 
 
-def _build_genai(folder: Path) -> None:
-    """Run onnxruntime-genai's model builder as its own users would, embeddings as input."""
+def build_genai(folder: Path, precision: str = "fp32") -> None:
+    """Run onnxruntime-genai's model builder as its own users would, embeddings as input.
+
+    Args:
+        folder: that holds the model in `hugging_face`, and gets the graph in `genai`.
+        precision: by the builder's word.
+    """
     os.environ["HF_HUB_OFFLINE"] = "1"
     from onnxruntime_genai.models.builder import create_model, parse_extra_options
 
@@ -195,5 +203,5 @@ def _build_genai(folder: Path) -> None:
     # Like our graphs: embeddings in, logits of the last row out.
     asked = ["exclude_embeds=true", "prune_lm_head=true", "hf_token=false"]
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        options = parse_extra_options("", source, target, "fp32", "cpu", cache, asked)
-        create_model("", source, target, "fp32", "cpu", cache, **options)
+        options = parse_extra_options("", source, target, precision, "cpu", cache, asked)
+        create_model("", source, target, precision, "cpu", cache, **options)

@@ -1,6 +1,6 @@
 """ONNX Runtime sessions of the decoder benchmark, with all inputs bound before the clock starts."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,11 +22,13 @@ class Prompt:
         rows: [S, D] embeddings in the order of the prompt.
         visual: [V] places of the visual rows among them.
         caches: keys and values per layer, [H_kv, P, d] each, as `{layer}.key` and `{layer}.value`.
+        kept: [K] the visual rows that this project's graph gets; None: all.
     """
 
     rows: Array
     visual: NDArray[np.int64]
     caches: Mapping[str, Array]
+    kept: NDArray[np.int64] | None = None
 
     @property
     def past(self) -> int:
@@ -37,26 +39,50 @@ class Prompt:
         """Return the same prompt with every row a text row."""
         return Prompt(self.rows, self.visual[:0], self.caches)
 
+    def feeds(self, inputs: Collection[str]) -> dict[str, Array]:
+        """Return what a graph with inputs of these names is fed, whoever made it."""
+        if "visual_embeds" in inputs:
+            feeds = self.ours()
+        elif "past_key_values.0.key" in inputs:
+            feeds = self.genai()
+        else:
+            feeds = self.transformers()
+        return {
+            name: np.asarray(array, order="C") for name, array in feeds.items() if name in inputs
+        }
+
     def ours(self) -> dict[str, Array]:
         """Return the inputs of this project's decoder graph, B = 1."""
         places = np.arange(len(self.rows))
         text = np.setdiff1d(places, self.visual)
+        visual = self.visual if self.kept is None else self.kept
         return {
-            "visual_embeds": self.rows[None, self.visual],
+            "visual_embeds": self.rows[None, visual],
             "inputs_embeds": self.rows[None, text],
-            "visual_index": self.past + self.visual[None],
+            "visual_index": self.past + visual[None],
             "text_index": self.past + text[None],
             **self._past(),
         }
 
     def genai(self) -> dict[str, Array]:
         """Return the inputs of the graph that onnxruntime-genai's builder makes, B = 1."""
+        return {**self._in_order(), **self._past()}
+
+    def transformers(self) -> dict[str, Array]:
+        """Return the inputs of the graphs that transformers' exporters make, B = 1."""
+        past = {
+            f"input.past_key_values.layers.{name}s": cache[None]
+            for name, cache in self.caches.items()
+        }
+        one = {"logits_to_keep": np.array(1), "beam_idx": np.zeros(1, np.int32)}
+        return {**self._in_order(), **one, **past}
+
+    def _in_order(self) -> dict[str, Array]:
         total = self.past + len(self.rows)
         return {
             "inputs_embeds": self.rows[None],
             "attention_mask": np.ones((1, total), np.int64),
             "position_ids": np.arange(self.past, total)[None],
-            **self._past(),
         }
 
     def _past(self) -> dict[str, Array]:
@@ -108,7 +134,7 @@ class Graph:
 
         binding = self._session.io_binding()
         places = {}
-        for name, array in self._feeds(prompt).items():
+        for name, array in prompt.feeds(self._inputs).items():
             if in_place and name.startswith("past_key_values."):
                 # One row more than the past, for the row to come.
                 room = np.pad(array, ((0, 0), (0, 0), (0, len(prompt.rows)), (0, 0)))
@@ -123,11 +149,3 @@ class Graph:
             else:
                 binding.bind_output(output.name, "cpu")
         return Call(self._session, binding)
-
-    def _feeds(self, prompt: Prompt) -> dict[str, Array]:
-        feeds = prompt.ours() if "visual_embeds" in self._inputs else prompt.genai()
-        return {
-            name: np.ascontiguousarray(array)
-            for name, array in feeds.items()
-            if name in self._inputs
-        }

@@ -1,0 +1,1 @@
+"""This project's decoder graphs beside those of other exporters and runtimes: same weights, same prompts."""
