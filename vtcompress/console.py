@@ -1,16 +1,14 @@
 """What a person sees: tables, progress bars on a terminal and plain lines elsewhere; logs go to stderr."""
 
-import json
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import click
-
 from compressor.progress import SILENT, Progress
 from vtcompress.last_resort import Doing
+from vtcompress.terminal import say, say_json, written_out
 
 Item = TypeVar("Item")
 
@@ -49,55 +47,55 @@ class Output:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=title or None, title_justify="left")
-        shown = [tuple(row) for row in rows]
+        table = Table(title=Text(written_out(title)) if title else None, title_justify="left")
+        cells = [tuple(row) for row in rows]
         for number, column in enumerate(columns):
-            figures = number > 1 and all(row[number][:1] in FIGURE_STARTS for row in shown)
-            table.add_column(column, justify="right" if figures else "left")
-        for row in shown:
-            table.add_row(*(Text(cell) for cell in row))  # a cell is text, not markup
+            figures = number > 1 and all(row[number][:1] in FIGURE_STARTS for row in cells)
+            table.add_column(Text(written_out(column)), justify="right" if figures else "left")
+        for row in cells:
+            table.add_row(*(Text(written_out(cell)) for cell in row))  # a cell is text, not markup
         # Off a terminal a fixed width, so that what is piped into a file does not depend on where it ran.
         Console(width=None if sys.stdout.isatty() else 140, highlight=False).print(table)
 
     def line(self, text: str) -> None:
         """Print a line for people, unless quiet."""
         if self._tells:
-            click.echo(text)
+            say(text)
 
     def brief(self, text: str) -> None:
         """Print a result for people where quiet leaves out the tables and lines that told it."""
         if not self.machine and not self._tells:
-            click.echo(text)
+            say(text)
 
     def always(self, text: str) -> None:
         """Print a result for people, quiet or not."""
         if not self.machine:
-            click.echo(text)
+            say(text)
 
     def result(self, document: Any) -> None:
         """Print the result for machines."""
         if self.machine:
-            click.echo(json.dumps(document, indent=1, ensure_ascii=False))
+            say_json(document)
 
     def say(self, line: str) -> None:
         """Announce a stage on stderr."""
         self.doing.interrupts.check()
         self.doing.stage = line
         if self.verbosity >= 0:
-            click.echo(line, err=True)
+            say(line, err=True)
 
     def warn(self, line: str) -> None:
         """Say on stderr what must not be overlooked, however quiet the output is."""
-        click.echo(f"WARNING: {line}", err=True)
+        say(f"WARNING: {line}", err=True)
 
     def track(self, items: Iterable[Item], label: str, total: int) -> Iterator[Item]:
         """Yield the items; show progress on stderr if it takes more than two seconds."""
         self.doing.stage = label
-        shown = items
+        watched = items
         if self.verbosity >= 0:
             show = self._bar if sys.stderr.isatty() else self._lines
-            shown = show(items, label, total)
-        for item in shown:
+            watched = show(items, label, total)
+        for item in watched:
             self.doing.interrupts.check()
             yield item
 
@@ -111,10 +109,15 @@ class Output:
             TimeRemainingColumn,
         )
 
-        columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
         started = time.monotonic()
         with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-            task = bars.add_task(label, total=total, visible=False)
+            task = bars.add_task(written_out(label), total=total, visible=False)
             for item in items:
                 yield item
                 visible = time.monotonic() - started > SHOW_AFTER_SECONDS

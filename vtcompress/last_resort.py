@@ -12,11 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import click
-
 from compressor.entry_points import package_in
 from export.artifact.manifest import tool_versions
 from vtcompress.interrupts import Interrupts
+from vtcompress.terminal import say
 
 # A library's message may hold a whole tensor.
 LONGEST_MESSAGE = 300
@@ -49,9 +48,9 @@ class Doing:
         trace = "".join(traceback.format_exception(error))
         log = self._write(trace)
         if self.verbose or log is None:
-            click.echo(trace, nl=False, err=True)
+            say(trace, nl=False, err=True)
         where = "no file could be written for the trace above" if log is None else f"trace: {log}"
-        click.echo(f"error: {self._what(error)}; {where}", err=True)
+        say(f"error: {self._what(error)}; {where}", err=True)
 
     def _what(self, error: BaseException) -> str:
         if isinstance(error, MemoryError):

@@ -9,6 +9,7 @@ from vtcompress.cli.backend_options import OneOfBackends, precision_option
 from vtcompress.cli.options import read_settings
 from vtcompress.cli.paths import FILE, FOLDER
 from vtcompress.console import Output
+from vtcompress.terminal import say
 
 
 class ThresholdMissedError(Exception):
@@ -19,7 +20,7 @@ def raise_if_missed(failures: tuple[str, ...]) -> None:
     """Print which thresholds were missed, and end the command with their exit code."""
     if failures:
         for line in failures:
-            click.echo(f"missed: {line}", err=True)
+            say(f"missed: {line}", err=True)
         raise ThresholdMissedError
 
 

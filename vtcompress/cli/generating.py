@@ -20,6 +20,7 @@ from export.runtime.sampling import AnswerOptions
 from vtcompress.cli.backend_options import OneOfBackends, precision_option
 from vtcompress.cli.paths import FOLDER
 from vtcompress.console import Output
+from vtcompress.terminal import say
 
 if TYPE_CHECKING:
     from export.runtime.runtime import Runtime
@@ -102,7 +103,7 @@ class Generation:
             yield first
         while True:
             if self.out.verbosity >= 0:
-                click.echo(PROMPT, nl=False, err=True)
+                say(PROMPT, nl=False, err=True)
             line = sys.stdin.readline()
             if not line:
                 return
@@ -110,14 +111,14 @@ class Generation:
                 yield line.strip()
 
     def _tell(self, problem: str) -> None:
-        click.echo(f"error: {problem}", err=True)
+        say(f"error: {problem}", err=True)
 
     def _show(self, answer: Answering, prompt: str, images: tuple[str, ...]) -> None:
         pieces = []
         for piece in answer:
             pieces.append(piece)
             if not self.out.machine:
-                click.echo(piece, nl=False)
+                say(piece, nl=False)
                 sys.stdout.flush()
         self.out.always("")
         turn: dict[str, Any] = {
@@ -151,7 +152,7 @@ class Generation:
 
     def _say_figures(self, line: str) -> None:
         if not self.out.machine:  # in JSON they are part of the document
-            click.echo(line, err=True)
+            say(line, err=True)
 
 
 @click.command()

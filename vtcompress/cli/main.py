@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 an error of input or environment, 2 wrong usage, 3 a check
 130 interrupted, 143 and 129 ended by SIGTERM and SIGHUP.
 """
 
+import io
 import logging
 import os
 import re
@@ -34,6 +35,7 @@ from vtcompress.cli.train_gates import train_gates
 from vtcompress.console import Output
 from vtcompress.interrupts import SIGNAL_CODES, Interrupts
 from vtcompress.last_resort import Doing, discard_output, watched_threads
+from vtcompress.terminal import WrittenOutFormatter, say
 
 EXIT_ERROR, EXIT_USAGE, EXIT_MISSED = 1, 2, 3
 
@@ -77,7 +79,9 @@ def cli(context: click.Context, verbose: int, quiet: bool, machine: bool) -> Non
 
 def _set_logs(verbose: int) -> None:
     level = logging.WARNING if verbose < 1 else logging.INFO if verbose == 1 else logging.DEBUG
-    logging.basicConfig(stream=sys.stderr, level=level, format="%(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(WrittenOutFormatter("%(name)s: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=level)
 
 
 @cli.command()
@@ -89,7 +93,7 @@ def completion(shell: str) -> None:
     maker = get_completion_class(shell)
     if maker is None:
         raise VtcompressError(f"{shell}: no completion for this shell")
-    click.echo(maker(cli, {}, "vtcompress", "_VTCOMPRESS_COMPLETE").source())
+    say(maker(cli, {}, "vtcompress", "_VTCOMPRESS_COMPLETE").source())
 
 
 for command in (
@@ -167,7 +171,7 @@ def spoken(problem: str, command: str | None) -> str:
 def _tell_end(interrupts: Interrupts) -> None:
     with suppress(OSError):  # a terminal that closed
         # Behind the ^C that a terminal shows.
-        click.echo(f"\n{interrupts}" if sys.stderr.isatty() else f"{interrupts}", err=True)
+        say(f"\n{interrupts}" if sys.stderr.isatty() else f"{interrupts}", err=True)
 
 
 def _run(arguments: list[str] | None, doing: Doing) -> int:
@@ -177,12 +181,10 @@ def _run(arguments: list[str] | None, doing: Doing) -> int:
         return EXIT_MISSED
     except VtcompressError as error:
         for problem in error.problems if isinstance(error, ProblemsError) else (str(error),):
-            click.echo(f"error: {spoken(problem, doing.command)}", err=True)
+            say(f"error: {spoken(problem, doing.command)}", err=True)
         return EXIT_ERROR
-    except click.UsageError as error:
-        error.show()
-        return EXIT_USAGE
     except click.ClickException as error:
-        error.show()
-        return EXIT_ERROR
+        error.show(file=(words := io.StringIO()))
+        say(words.getvalue(), err=True, nl=False)
+        return EXIT_USAGE if isinstance(error, click.UsageError) else EXIT_ERROR
     return result if isinstance(result, int) else 0

@@ -13,7 +13,7 @@ from export.report.charts.cells import cells_charts
 from export.report.document import Document
 from export.report.kept_pictures import KeptPicture
 from export.report.questions import Question
-from export.report.text.svg import printable
+from export.report.text.characters import printable
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
 # Longer answers are cut in the page; the artifact holds them whole.

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from export.report import document as doc
 from export.report.document import Block, Cards, Document, Group, Outcome, flat
-from export.report.text.svg import printable
+from export.report.text.characters import printable
 from export.results.verdict import Verdict
 
 # An underscore inside a word is none of Markdown's.

@@ -4,19 +4,16 @@ Every chart is a picture with a title and a description for those who do not see
 (`templates/charts.css`), so that one drawing serves light, dark and paper.
 """
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from markupsafe import Markup, escape
 
 from compressor.disk.files import DRAWING_MARK
+from export.report.text.characters import printable
 
 NAMESPACE = "http://www.w3.org/2000/svg"
 CHARTS_CSS = Path(__file__).parent.parent / "templates" / "charts.css"
-
-# Characters that no XML document may hold.
-_FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
 def element(name: str, *children: Markup, **attributes: object) -> Markup:
@@ -36,11 +33,6 @@ def _value(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.2f}".rstrip("0").rstrip(".")
     return printable(str(value))
-
-
-def printable(words: str) -> str:
-    """Return words with what XML forbids replaced."""
-    return _FORBIDDEN.sub("\N{REPLACEMENT CHARACTER}", words)
 
 
 def text(x: float, y: float, words: str, class_: str = "label", anchor: str = "start") -> Markup:
