@@ -1,10 +1,11 @@
-"""A streamed export of LLaVA-1.5-7B's size: peak memory of the command's processes, and wall time.
+"""A streamed export of LLaVA-1.5-7B's size, an answer of it, a calibration: memory of each, and wall time.
 
     python -m benchmarks.streaming /some/folder
 
 The folder gets a model of LLaVA-1.5-7B's files, names and shapes with random float16 weights (14 GB, a shard
 at a time), then the artifact, as large again. Both are deleted afterwards. Copying the model's weights to the
-same disk is timed beside. Reads /proc, so Linux alone.
+same disk is timed beside. The artifact answers a question about a picture, its weights mapped, and the model
+is calibrated on questions, its layers read when they run. Reads /proc, so Linux alone.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from tests.llava_7b import make_llava_7b
 
 GB, MB = 1e9, 1e6
 LAYERS, TOWER = 32, 24
+EXAMPLE = Path(__file__).parent.parent / "examples" / "digits-llava"
 EVERY_SECONDS = 0.1
 
 
@@ -35,6 +37,12 @@ class Watched(NamedTuple):
     seconds: float
     peak: int
     own: int
+
+    def __str__(self) -> str:
+        sizes = (
+            f"{self.peak / MB:,.0f} MB resident, {self.own / MB:,.0f} MB of it not pages of files"
+        )
+        return f"{self.seconds:.0f} s, peak memory {sizes}"
 
 
 def tree(process: int) -> list[int]:
@@ -53,6 +61,11 @@ def resident(process: int) -> tuple[int, int]:
         return 0, 0
     sizes = {k: int(v.split()[0]) * 1024 for k, v in (x.split(":", 1) for x in lines) if " kB" in v}
     return sizes.get("VmRSS", 0), sizes.get("RssAnon", 0)
+
+
+def vtcompress(*arguments: str) -> Watched:
+    """Run the command line; see `watch`."""
+    return watch([sys.executable, "-m", "vtcompress", *arguments])
 
 
 def watch(command: list[str]) -> Watched:
@@ -89,11 +102,13 @@ def copied(model: Path, folder: Path) -> float:
 
 
 def main() -> None:
-    """Make the model, export it, and print what that took."""
+    """Make the model, export it, ask it, calibrate it, and print what each took."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="with room for 41 GB")
     parser.add_argument("--layers", type=int, default=LAYERS, help="of the decoder")
-    parser.add_argument("--recipe", default="shortv-llava-1.5-7b")
+    parser.add_argument("--recipe", default="shortv-llava-1.5-7b", help="of the export")
+    parser.add_argument("--tokens", type=int, default=4, help="of the answer, at most")
+    parser.add_argument("--samples", type=int, default=2, help="of the calibration")
     given = parser.parse_args()
     work: Path = given.folder
     work.mkdir(parents=True)
@@ -107,22 +122,23 @@ def main() -> None:
         size = sum(path.stat().st_size for path in model.glob("*.safetensors"))
         print(f"model: {size / GB:.2f} GB, written in {time.monotonic() - started:.0f} s")
         print(f"copying its weights: {copied(model, work / 'copy'):.0f} s", flush=True)
-        command = [sys.executable, "-m", "vtcompress", "export", "--recipe", given.recipe]
-        options = [
-            "--model",
-            model,
-            "--dtype",
-            "float16",
-            "--stream",
-            "--output",
-            work / "artifact",
-        ]
-        took = watch([*command, *map(str, options)])
-        weights = (work / "artifact" / "weights.bin").stat().st_size
-        print(
-            f"export: {took.seconds:.0f} s, peak memory {took.peak / MB:,.0f} MB resident, "
-            f"{took.own / MB:,.0f} MB of it not pages of files; weights.bin {weights / GB:.2f} GB"
-        )
+        artifact = work / "artifact"
+        took = vtcompress(
+            "export", f"--recipe={given.recipe}", f"--model={model}", "--dtype=float16", "--stream",
+            f"--output={artifact}",
+        )  # fmt: skip
+        weights = (artifact / "weights.bin").stat().st_size
+        print(f"export: {took}; weights.bin {weights / GB:.2f} GB", flush=True)
+        took = vtcompress(
+            "generate", str(artifact), f"--image={EXAMPLE / 'heldout' / '0001.png'}",
+            "--prompt=read row 1", f"--max-new-tokens={given.tokens}", "--mapped", "--stats", "--no-verify",
+        )  # fmt: skip
+        print(f"an answer of {given.tokens} tokens: {took}", flush=True)
+        took = vtcompress(
+            "calibrate", "--recipe=vtw", f"--model={model}", f"--data={EXAMPLE / 'calibration.jsonl'}",
+            f"--samples={given.samples}", "--stream", f"--output={work / 'profile.json'}",
+        )  # fmt: skip
+        print(f"calibration of {given.samples} questions, recipe vtw: {took}")
     finally:
         shutil.rmtree(work)
 

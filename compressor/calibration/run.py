@@ -15,6 +15,7 @@ from compressor.chosen_rows import FrontWeights, vision_of
 from compressor.contract.choice import Front
 from compressor.decoder import Decoder, decoder_from
 from compressor.decoder.cache import opened
+from compressor.decoder.from_disk import read_layers_from_disk
 from compressor.decoder.full_pass import FullPass, full_pass
 from compressor.decoder.gates import gate_input, gate_selection, margins
 from compressor.decoder.model import added_by
@@ -44,7 +45,7 @@ def calibrate(
     """Measure every sample and keep the profile at `path` as it grows.
 
     Args:
-        model: the original model.
+        model: the original model; weights of its layers may be stand-ins, which are read when a layer runs.
         task: what to measure on it, on which samples; each has at least one picture.
         path: profile file; if it exists it must belong to this model and data, and is continued, also where
             it has fewer of the samples.
@@ -69,6 +70,7 @@ def calibrate(
             {**tensors, **gates.beside(model.embedding)},
         )
     decoder = decoder_from(plan, tensors)
+    read_layers_from_disk(decoder, model.stored)
     saved = time.monotonic()
     remaining = task.left(profile)
     if remaining and profile.gates_under:
@@ -153,6 +155,7 @@ def ask_gates_again(
         front: weights that the plan's choice in front of the decoder reads.
     """
     decoder = decoder_from(plan, {**model.tensors, **gates.beside(model.embedding)})
+    read_layers_from_disk(decoder, model.stored)
     weights = None if front is None else front.beside(model.embedding)
     reader = replace(model, vision=vision_of(plan, model.vision, weights), facts=plan.model)
     found = []

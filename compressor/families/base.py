@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -81,6 +81,17 @@ class LoadedModel:
     def embedding(self) -> Tensor:
         """[vocab, D], of text tokens."""
         return self.tensors["embed_tokens.weight"]
+
+    def with_ends(self) -> "LoadedModel":
+        """Return the model with embedding and head in memory: the stand-ins that are left are of layers.
+
+        Raises:
+            ModelError: they cannot be read any more.
+        """
+        ends = [name for name in self.stored if not name.startswith("layers.")]
+        read = {name: self.stored[name].read().to(self.tensors[name]) for name in ends}
+        left = {name: place for name, place in self.stored.items() if name not in read}
+        return replace(self, tensors={**self.tensors, **read}, stored=left)
 
 
 class Family(ABC):
@@ -188,7 +199,7 @@ class Family(ABC):
         raise ModelError(
             [
                 f"{folder}: the family {self.name!r} tells nothing of how its weights are stored, so that "
-                "they cannot be streamed; export without `stream`"
+                "they cannot be streamed; leave `stream` out"
             ]
         )
 

@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 @click.option(
     "--shard", metavar="K/N", help="Measure one of N shares of the samples; see merge-profiles."
 )
+@click.option(
+    "--stream",
+    is_flag=True,
+    help="Read each layer's weights when it runs: for models larger than the memory.",
+)
 @device_option
 @click.pass_obj
 def calibrate(
@@ -41,6 +46,7 @@ def calibrate(
     overwrite: bool,
     shard: str | None,
     device: str,
+    stream: bool,
     **options: Any,
 ) -> None:
     """Measure what the recipe's methods choose by: how much each layer needs visual tokens.
@@ -54,6 +60,7 @@ def calibrate(
         output,
         shard=shard,
         device=device,
+        stream=stream,
         overwrite=overwrite,
         progress=out,
     )

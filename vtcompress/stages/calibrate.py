@@ -38,6 +38,11 @@ if TYPE_CHECKING:
     from compressor.families import LoadedModel
 
 
+NOT_COMPARED = (
+    "streaming: the rewritten model is not compared with the original, which is not in memory"
+)
+
+
 def calibration_task(
     recipe: Recipe,
     facts: ModelFacts,
@@ -125,6 +130,7 @@ def calibrate(
     *,
     shard: str | None = None,
     device: str = ON_CPU,
+    stream: bool = False,
     overwrite: bool = False,
     progress: Progress | bool | None = None,
 ) -> Profile:
@@ -140,6 +146,9 @@ def calibrate(
             profile of all eight. None: all samples.
         device: where the original runs: `cpu`, or a GPU as torch names it. It runs in the recipe's
             `model.dtype`.
+        stream: read each layer's weights from the model's files when it runs, so that one layer's, embedding
+            and head are in memory; the profile is the same, to the bit. What is rewritten is then not
+            compared with the original, which would have to be in memory.
         overwrite: start anew, whatever the profile there holds.
         progress: shows the samples.
 
@@ -185,8 +194,12 @@ def calibrate(
         if not overwrite:
             task.go_on(output)
         with whole_float32(device):
-            model = load_model(recipe, progress, digest, dtype=dtype, device=device)
-            check_rewrite(model, calibration=task.samples, progress=progress)
+            model = load_model(recipe, progress, digest, dtype=dtype, device=device, outline=stream)
+            if stream:
+                progress.say(f"note: {NOT_COMPARED}")
+                model = model.with_ends()
+            else:
+                check_rewrite(model, calibration=task.samples, progress=progress)
             profile = run_calibration(model, recipe, task, output, progress, anew=overwrite)
         if part is None:
             draw(profile, plan_recipe(recipe, model.facts, model.digest, profile), base)

@@ -95,5 +95,5 @@ def places_in_memory(
 def _otherwise(folder: Path, names: Collection[str]) -> str:
     return (
         f"{folder}: {listed(names)}: stored in another form than the model has them in, so that they cannot "
-        "be streamed; export without `stream`, or write the model with transformers' save_pretrained"
+        "be streamed; leave `stream` out, or write the model with transformers' save_pretrained"
     )

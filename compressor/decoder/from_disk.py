@@ -1,0 +1,81 @@
+"""Layers whose weights stay in their files until one is asked for, and in memory until another is.
+
+A decoder with such layers computes what it does with all weights in memory, to the bit: each weight is read
+in the layout and dtype that it has there. In memory are one layer's weights at a time, embedding and head.
+
+Limitations:
+    - Each pass over the layers reads all of them anew, and a measure that runs all layers behind each layer
+      makes as many passes as there are layers.
+    - A layer that is kept while another is asked for has no numbers left: its results are NaN.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from compressor.decoder.model import Decoder
+from compressor.decoder.weights import StoredWeight, stored_weights
+
+if TYPE_CHECKING:
+    from compressor.families.stand_ins import StoredTensor
+
+
+class LayersFromDisk(nn.ModuleList):
+    """A decoder's layers, the weights of one of them in memory.
+
+    Args:
+        layers: whose weights have stand-ins.
+        weights: what is known of each parameter, by its name in the decoder.
+        stored: where they lie, by their source.
+    """
+
+    def __init__(
+        self,
+        layers: nn.ModuleList,
+        weights: "Mapping[str, StoredWeight]",
+        stored: "Mapping[str, StoredTensor]",
+    ) -> None:
+        super().__init__(layers)
+        self._weights, self._stored = weights, stored
+        self._held: int | None = None
+        self._stand_ins: dict[str, Tensor] = {}
+
+    def __getitem__(self, index: int) -> nn.Module:  # type: ignore[override] # no slices
+        """Return a layer, with its weights; those of the one before are let go."""
+        place = range(len(self))[index]
+        layer = super().__getitem__(place)
+        if place != self._held:
+            self._let_go()
+            self._held = place
+            with torch.inference_mode(False):  # such tensors cannot take a parameter's place
+                for name, parameter in layer.named_parameters():
+                    weight = self._weights[f"layers.{place}.{name}"]
+                    if weight.source in self._stored:
+                        self._stand_ins[name] = parameter.data
+                        read = self._stored[weight.source].read()
+                        parameter.data = weight.of(read.to(parameter.data))
+        return layer
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        """Yield the layers, each with its weights until the next is asked for."""
+        return (self[index] for index in range(len(self)))
+
+    def _let_go(self) -> None:
+        if self._held is not None:
+            layer = super().__getitem__(self._held)
+            for name, stand_in in self._stand_ins.items():
+                layer.get_parameter(name).data = stand_in
+            self._stand_ins.clear()
+
+
+def read_layers_from_disk(decoder: Decoder, stored: "Mapping[str, StoredTensor]") -> None:
+    """Have a decoder read each layer when it runs, if weights of its layers are in their files.
+
+    Args:
+        decoder: with stand-ins for the weights of layers alone.
+        stored: where they lie, by their source; empty: all are in memory, and nothing changes.
+    """
+    if stored:
+        decoder.layers = LayersFromDisk(decoder.layers, stored_weights(decoder), stored)

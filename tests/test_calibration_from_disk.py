@@ -1,0 +1,115 @@
+"""A calibration that reads each layer when it runs measures what one in memory does, to the bit."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import vtcompress
+from compressor.calibration.run import calibrate
+from compressor.decoder import decoder_from
+from compressor.decoder.from_disk import LayersFromDisk, read_layers_from_disk
+from compressor.errors import ModelError
+from compressor.families import LoadedModel, load
+from compressor.families.stand_ins import StoredTensor, is_stand_in
+from compressor.methods import MEASURES
+from compressor.plan.edits import identity_plan
+from compressor.samples.questions import read_samples
+from tests import facts
+from tests.models import Variant, make_llava
+from tests.test_calibration import StopAfter
+from vtcompress.cli.main import run_command
+
+ALL = tuple(name for name in MEASURES if name != "gate_margin")  # gates have a test of their own
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights are in float16 there, and the head is of its own."""
+    made = tmp_path_factory.mktemp("model") / "model"
+    make_llava(made, Variant(layers=3))
+    from transformers import LlavaForConditionalGeneration
+
+    LlavaForConditionalGeneration.from_pretrained(made, dtype=torch.float16).save_pretrained(made)
+    return made
+
+
+def on_disk(folder: Path) -> LoadedModel:
+    model = load(str(folder), outline=True)
+    assert any(name.startswith("layers.") for name in model.stored)
+    return model.with_ends()
+
+
+def test_all_measures_are_those_of_a_model_in_memory(
+    folder: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, streamed = load(str(folder)), on_disk(folder)
+    samples = read_samples(questions)[:2]
+    calibrate(model, facts.task(model, samples, ALL), tmp_path / "memory.json")
+    reads = 0
+    read = StoredTensor.read
+
+    def counted(self: StoredTensor) -> torch.Tensor:
+        nonlocal reads
+        reads += 1
+        return read(self)
+
+    monkeypatch.setattr(StoredTensor, "read", counted)
+    calibrate(streamed, facts.task(streamed, samples, ALL), tmp_path / "disk.json")
+    assert (tmp_path / "disk.json").read_bytes() == (tmp_path / "memory.json").read_bytes()
+    assert reads > 2 * 3 * 7  # seven matrices a layer, at least once a sample
+
+
+def test_one_layer_is_in_memory_at_a_time(folder: Path) -> None:
+    model = on_disk(folder)
+    decoder = decoder_from(identity_plan(model.facts, model.digest), model.tensors)
+    read_layers_from_disk(decoder, model.stored)
+    assert isinstance(decoder.layers, LayersFromDisk)
+
+    def held() -> list[int]:
+        named = decoder.named_parameters()
+        return sorted({int(n.split(".")[1]) for n, p in named if n.startswith("layers.") and p.ndim > 1
+                       and not is_stand_in(p)})  # fmt: skip
+
+    assert held() == []
+    for index, layer in enumerate(decoder.layers):
+        assert held() == [index]
+        assert decoder.layers[index] is layer
+    assert decoder.layers[-1] is layer
+    decoder.layers[0]
+    assert held() == [0]
+    assert all(is_stand_in(p) for p in layer.parameters() if p.ndim > 1)  # its results are NaN now
+
+
+def test_the_command_streams_goes_on_and_says_what_was_not_compared(
+    folder: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = vtcompress.load_recipe("shortv").override(
+        {"model.id": str(folder), "calibrate.data": questions}
+    )
+    vtcompress.calibrate(recipe, tmp_path / "memory.json")
+    with pytest.raises(KeyboardInterrupt):
+        vtcompress.calibrate(recipe, tmp_path / "profile.json", stream=True, progress=StopAfter(2))
+    assert run_command([
+        "calibrate", "--recipe=shortv", f"--model={folder}", f"--data={questions}", "--stream",
+        f"--output={tmp_path / 'profile.json'}",
+    ]) == 0  # fmt: skip
+    assert "the rewritten model is not compared with the original" in capsys.readouterr().err
+    assert (tmp_path / "profile.json").read_bytes() == (tmp_path / "memory.json").read_bytes()
+
+
+def test_a_shard_that_is_cut_off_meanwhile_ends_the_run_by_name(
+    llava: Callable[[str], Path], questions: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(llava("clip+llama"), tmp_path / "model")
+    model = on_disk(copy)
+    weights = copy / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.unlink()  # the vision tower is mapped
+    weights.write_bytes(whole[:-1000])
+    task = facts.task(model, read_samples(questions)[:1], ("layer_contribution",))
+    with pytest.raises(ModelError, match=r"model\.safetensors"):
+        calibrate(model, task, tmp_path / "profile.json")
+    assert not (tmp_path / "profile.json").exists()
