@@ -25,6 +25,13 @@ def front_of(text):
     return yaml.safe_load(front)
 
 
+def merged() -> str:
+    """Return front matter of twenty lines that hold a million keys once its aliases are followed."""
+    lines = ["license: mit", "a0: &a0 {x: 1}"]
+    lines += [f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}], b: *a{i - 1}}}" for i in range(1, 25)]
+    return "\n".join(["---", *lines, "---", ""])
+
+
 def test_the_front_matter_names_base_model_licence_library_task_and_tags(tmp_path):
     origin = Origin("owner/model", {"license": "llama2"})
     assert front_of(card(tmp_path, origin)) == {
@@ -95,6 +102,8 @@ def test_a_hostile_name_ends_neither_front_matter_nor_page(tmp_path):
         ("# license: mit\n", {}),
         ("---\nlicense: !!python/object/apply:os.system [x]\n---\n", {}),
         ("---\n- a\n---\n", {}),
+        pytest.param(merged(), {}, id="aliases"),
+        pytest.param(f"---\nlicense: mit\ntags: {'[' * 5000}{']' * 5000}\n---\n", {}, id="nested"),
         ("---\n{\n---\n", {}),
         ("", {}),
     ],

@@ -10,6 +10,7 @@ import yaml
 from compressor.disk.files import read_text
 from compressor.errors import ArtifactError
 from compressor.installing import wheel_command
+from compressor.schema.yaml_text import MAX_BYTES, parse_value
 from export.backends.checked_on import CHECKED_ON
 from export.backends.registry import running
 from export.report.data import ReportData
@@ -53,16 +54,18 @@ def licence_of(folder: Path) -> dict[str, str | list[str]]:
         if not lines or lines[0].strip() != "---":
             return {}
         end = next((i for i, line in enumerate(lines[1:], 1) if line.strip() == "---"), 0)
-        front = yaml.safe_load("\n".join(lines[1:end]))
-    except (ArtifactError, yaml.YAMLError, ValueError, RecursionError):
+    except ArtifactError:
         return {}
+    # Without aliases: of a few lines they make more than any memory holds.
+    front = parse_value("\n".join(lines[1:end])[:MAX_BYTES])
     if not isinstance(front, dict):
         return {}
-    return {key: front[key] for key in LICENCE_KEYS if _is_licence(front.get(key))}
+    found = {key: front[key] for key in LICENCE_KEYS if _is_licence(front.get(key))}
+    return {key: [*value] if isinstance(value, tuple) else value for key, value in found.items()}
 
 
 def _is_licence(value: Any) -> bool:
-    values = value if isinstance(value, list) else [value]
+    values = value if isinstance(value, tuple) else (value,)
     texts = [v for v in values if isinstance(v, str) and v.isprintable()]
     return 0 < len(values) == len(texts) and all(0 < len(v) <= LONGEST_VALUE for v in texts)
 
