@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
@@ -125,9 +126,21 @@ FAMILIES = {
         "llava_onevision": test_family_llava_onevision.TestLlavaOnevision,
         "qwen2_vl": test_family_qwen2_vl.TestQwen2Vl,
     }.items()
-} | {"llava without a class token": TinyFamily("llava_siglip", make_siglip, grid=(4, 4))}
+} | {
+    "llava without a class token": TinyFamily("llava_siglip", make_siglip, grid=(4, 4)),
+    "internvl on an even grid": TinyFamily(
+        "internvl_even", partial(test_family_internvl.make, side=64), grid=(4, 4)
+    ),
+    "smolvlm on an even grid": TinyFamily(
+        "smolvlm_even",
+        partial(test_family_smolvlm.make, side=64),
+        grid=(4, 4),
+        layers="model.text_model.layers",
+    ),
+}
 THREE_KINDS = ("llava", "internvl", "smolvlm")
 OF_A_TOWER = ("llava", "vipllava", "llava without a class token")
+OF_BLOCKS = ("internvl", "smolvlm")  # four patches are a visual token
 NAMES = ("one picture", "two apart", "text alone", "a second turn with a new picture")
 SESSIONS = {"onnxruntime": OnnxSession, "openvino": OpenVinoSession}
 
@@ -148,7 +161,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "cls_knee": {"keep": 0.5},
     "wico": {},  # a file of weights, which is made
 }
-FAMILIES_OF = {"visionzip": OF_A_TOWER, "cls_knee": OF_A_TOWER[:2], "wico": OF_A_TOWER}
+FAMILIES_OF = {
+    "visionzip": (*OF_A_TOWER, *OF_BLOCKS),
+    "cls_knee": (*OF_A_TOWER[:2], "internvl", "llava_next"),
+    "wico": (*OF_A_TOWER, *(f"{name} on an even grid" for name in OF_BLOCKS)),
+}
 CASES = [(family, one) for one in METHODS for family in FAMILIES_OF.get(one, THREE_KINDS)]
 
 
@@ -167,8 +184,8 @@ def rule_of(family: str, method: str, rows: int, weights: Path) -> Rule:
         "divprune": divprune(0.5),
         "random": at(RANDOM.get(rows, [])),
         "pool": means(*POOLED.get(rows, ([], []))),
-        "visionzip": visionzip(8, 2),
-        "cls_knee": cls_knee(8),
+        "visionzip": visionzip(rows // 2, rows // 8),
+        "cls_knee": cls_knee(rows // 2, rows),
         "wico": wico(weights),
     }[method]
 
@@ -202,9 +219,12 @@ class Chosen:
 
     def __init__(self, made: Made, method: str) -> None:
         self.made, self.method = made, method
-        self.weights = (
-            made_once(made.place / "projector", write_projector) / "projector.safetensors"
+        tower = made.loaded.facts.tower
+        patches = 4 * (tower.patches if tower is not None else 1)
+        folder = made_once(
+            made.place / "projector", lambda half: write_projector(half, patches=patches)
         )
+        self.weights = folder / "projector.safetensors"
         keys = {"weights": str(self.weights)} if method == "wico" else METHODS[method]
         recipe = vtcompress.load_recipe("identity").override({"compress": [{method: keys}]})
         facts, digest = made.loaded.facts, made.loaded.digest
