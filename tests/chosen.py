@@ -137,7 +137,7 @@ class Seen:
         ours = "vision_tower" if hasattr(inner, "vision_tower") else "vision_model"
         tower = copy.deepcopy(getattr(inner, ours)).double()
         tower.set_attn_implementation("eager")
-        encoder = tower.encoder
+        encoder = getattr(tower, "encoder", tower)
         layers = encoder.layers if hasattr(encoder, "layers") else encoder.layer
         names = dict(layers[-2].named_modules())
         attention = names["self_attn" if "self_attn" in names else "attention"]

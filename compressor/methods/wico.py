@@ -122,7 +122,7 @@ class WiCo(FrontChooser):
     words: ClassVar[MethodWords] = MethodWords(
         label="WiCo",
         paper="WiCo: Window Token Concatenation for Efficient Visual Large Language Models, arXiv 2504.04024",
-        front_how=", each made of a window of 2 x 2 patches",
+        front_how=", each made of a window of 2 x 2 of them",
         front_undrawn="Each visual token that goes on is made of a window of the picture's cells, and every "
         "cell is in a window.",
     )
