@@ -97,11 +97,12 @@ class ChosenRows(VisionEncoder):
         arranged = [given for given in (row_index, row_weight) if given is not None]
         if not arranged:
             return self._chosen(self.tiles.front(pixel_values))
-        rows = self.tiles.features(pixel_values, *arranged)
-        cells, *deepstack = (part[None, :-1] for part in rows)
-        found = self._chosen(Front(cells, tuple(deepstack)))
-        place = torch.full((1,), rows[0].shape[0] - 1, device=rows[0].device)
-        lasts = (*(part[-1:] for part in rows), place)
+        grid = self.tiles.front_of_grid(pixel_values, *arranged)
+        rows = (grid.features, *grid.deepstack)
+        cells, *deepstack = (part[:, :-1] for part in rows)
+        found = self._chosen(grid._replace(features=cells, deepstack=tuple(deepstack)))
+        place = torch.full((1,), rows[0].shape[1] - 1, device=rows[0].device)
+        lasts = (*(part[0, -1:] for part in rows), place)
         return tuple(torch.cat([part[0], last]) for part, last in zip(found, lasts, strict=True))
 
     def _chosen(self, rows: Front) -> tuple[Tensor, ...]:

@@ -89,9 +89,9 @@ class TowerFacts(Facts):
     """What methods that read a vision tower must know of it.
 
     Attributes:
-        patches: of it that become one visual token.
+        patches: of it that become one visual token, a square block of them.
         class_token: it has a state more than patches, in front of them.
-        layers: of the tower; 0: not told, as several patches become one visual token.
+        layers: of the tower; 0: nothing can be read of them.
         layers_read: how many of them run in front of what the projector takes.
         width: C, of its states.
     """

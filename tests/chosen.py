@@ -36,7 +36,7 @@ class Tile:
 
     Attributes:
         rows: [N, D], as they come in front of its decoder.
-        pixels: [1, 3, H, W].
+        pixels: [1, 3, H, W]; all of the prompt, [pictures, tiles, 3, H, W] say, where grids differ.
         original: the model.
     """
 
@@ -106,58 +106,141 @@ def means(squares: list[list[int]], places: list[int]) -> Rule:
     )
 
 
-def read_of(model: Any, states: Any) -> torch.Tensor:
-    """Return what the projector reads of a tower's hidden states, class token and all, [rows, F]."""
-    asked = model.config.vision_feature_layer
-    layers = [asked] if isinstance(asked, int) else asked
-    return torch.cat([states[layer][0] for layer in layers], dim=-1)
+@dataclass(frozen=True)
+class Seen:
+    """What the unmodified tower makes of a tile, in float64; P patches, and a class token or none in front.
+
+    Attributes:
+        model: whose it is.
+        layers: of the tower.
+        first: 1: there is a class token; 0: there is none.
+        states: hidden states [first + P, C].
+        taken: what the projector takes, patch by patch, [first + P, F].
+        read: what each row reads of each in the last but one layer, [H, first + P, first + P].
+        key: of the patches there, [P, d], mean over heads.
+        projector: of rows [K, F], or of blocks side by side.
+    """
+
+    model: Any
+    layers: Any
+    first: int
+    states: tuple[torch.Tensor, ...]
+    taken: torch.Tensor
+    read: torch.Tensor
+    key: torch.Tensor
+    projector: Any
+
+    @classmethod
+    def of(cls, model: Any, pixels: torch.Tensor) -> "Seen":
+        """Return what a model's tower, by itself, makes of pixels [1, 3, H, W]."""
+        inner = model.model
+        ours = "vision_tower" if hasattr(inner, "vision_tower") else "vision_model"
+        tower = copy.deepcopy(getattr(inner, ours)).double()
+        tower.set_attn_implementation("eager")
+        encoder = getattr(tower, "encoder", tower)
+        layers = encoder.layers if hasattr(encoder, "layers") else encoder.layer
+        names = dict(layers[-2].named_modules())
+        attention = names["self_attn" if "self_attn" in names else "attention"]
+        keys: list[torch.Tensor] = []
+        attention.k_proj.register_forward_hook(lambda _, __, made: keys.append(made[0]))
+        with torch.inference_mode():
+            out = tower(pixels.double(), output_attentions=True, output_hidden_states=True)
+        asked = getattr(model.config, "vision_feature_layer", -1)
+        taken = [out.hidden_states[one] for one in ([asked] if isinstance(asked, int) else asked)]
+        if asked == -1:  # and what norm there is behind the layers
+            taken = [out.last_hidden_state]
+        first = int(any("class" in n or "cls" in n for n, _ in tower.named_parameters()))
+        key = keys[0].unflatten(1, (attention.num_heads, -1)).mean(dim=1)
+        projector = (
+            inner.connector.modality_projection
+            if hasattr(inner, "connector")
+            else inner.multi_modal_projector
+        )
+        return cls(
+            model=inner,
+            layers=layers,
+            first=first,
+            states=tuple(state[0] for state in out.hidden_states),
+            taken=torch.cat(taken, dim=-1)[0],
+            read=out.attentions[-2][0],
+            key=key[first:],
+            projector=copy.deepcopy(projector).double(),
+        )
+
+    @property
+    def side(self) -> int:
+        """Patches along the side of a tile."""
+        return math.isqrt(len(self.key))
+
+    @property
+    def block(self) -> int:
+        """Patches along the side of a visual token."""
+        config = self.model.config
+        return getattr(config, "scale_factor", 0) or round(
+            1 / getattr(config, "downsample_ratio", 1)
+        )
+
+    def shuffled(self, values: torch.Tensor) -> torch.Tensor:
+        """Return values of patches [P, c] as the model's own code joins those of a token, [N, ...]."""
+        if self.block == 1:
+            return values
+        if hasattr(self.model, "connector"):
+            found: torch.Tensor = self.model.connector.pixel_shuffle(values[None], self.block)[0]
+            return found
+        grid = values.unflatten(0, (self.side, self.side))[None]
+        joined = self.model.pixel_shuffle(grid, scale_factor=1 / self.block)
+        return joined.reshape(-1, joined.shape[-1])
+
+    def means(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the mean [N, c] over the patches of each token of values [P, c]."""
+        columns = [self.shuffled(column[:, None]).mean(dim=1) for column in values.T]
+        return torch.stack(columns, dim=1)
+
+    def cosines(self) -> torch.Tensor:
+        """Return the cosine of each token to the class token, or to as many of them, [N]."""
+        rows, tokens = self.taken[1:], self.taken[:1].expand(len(self.key), -1)
+        rows, tokens = self.shuffled(rows), self.shuffled(tokens.contiguous())
+        units = (part / part.norm(dim=-1, keepdim=True) for part in (rows, tokens))
+        return torch.stack(tuple(units)).prod(dim=0).sum(dim=-1)
 
 
-def cls_knee(kept: int) -> Rule:
-    """Return the rule of cosines to the class token, without the knee."""
+def cls_knee(kept: int, of: int) -> Rule:
+    """Return the rule of cosines to the class token, without the knee; k of tiles of `of` rows."""
 
     def rule(tile: Tile) -> Choice:
         cosines = class_cosines(tile)
-        places = np.sort(np.argsort(-cosines, kind="stable")[:kept])
+        count = len(tile.rows) * kept // of
+        places = np.sort(np.argsort(-cosines, kind="stable")[:count])
         return tile.rows[places], places
 
     return rule
 
 
 def class_cosines(tile: Tile) -> Rows:
-    """Return the cosine of each patch to the class token, [N]."""
-    model = tile.original.model
-    tower = copy.deepcopy(model.vision_tower).double()
+    """Return the cosine of each visual token to the class token of the tile that it is in, [N].
+
+    Where rows of several tiles are arranged, each is told by what the projector makes of its patch.
+    """
+    if tile.pixels.dim() == 4:
+        found: Rows = Seen.of(tile.original, tile.pixels).cosines().numpy()
+        return found
     with torch.inference_mode():
-        seen = tower(tile.pixels.double(), output_hidden_states=True)
-    rows = read_of(model, seen.hidden_states).numpy()
-    units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    found: Rows = units[1:] @ units[0]
-    return found
+        seen = [Seen.of(tile.original, one[None]) for one in tile.pixels.flatten(0, 1)]
+        known = torch.cat([one.projector(one.taken[1:]) for one in seen])
+        away = torch.cdist(torch.from_numpy(tile.rows), known)
+        cosines = torch.cat([one.cosines() for one in seen])
+    assert away.min(dim=1).values.max() < 1e-4
+    return cosines[away.argmin(dim=1)].numpy()
 
 
 def visionzip(kept: int, contextual: int) -> Rule:
     """Return VisionZip's rule in float64: attention that transformers itself gives, keys by a hook."""
 
     def rule(tile: Tile) -> Choice:
-        model = tile.original.model
-        tower, projector = (
-            copy.deepcopy(part).double()
-            for part in (model.vision_tower, model.multi_modal_projector)
-        )
-        tower.set_attn_implementation("eager")
-        keys: list[torch.Tensor] = []
-        attention = tower.encoder.layers[-2].self_attn
-        attention.k_proj.register_forward_hook(lambda _, __, made: keys.append(made[0]))
-        out = tower(tile.pixels.double(), output_attentions=True, output_hidden_states=True)
-        by_class = "CLIP" in type(tower).__name__
-        rows = read_of(model, out.hidden_states)
-        read = out.attentions[-2][0]  # [H, rows that read, rows that are read]
-        key = keys[0].unflatten(1, (attention.num_heads, -1)).mean(dim=1)
-        if by_class:
-            score, rows, key = read[:, 0, 1:].sum(dim=0), rows[1:], key[1:]
-        else:
-            score = read.mean(dim=0).mean(dim=0)
+        seen = Seen.of(tile.original, tile.pixels)
+        mean = seen.read.mean(dim=0)  # [rows that read, rows that are read]
+        score = seen.means((mean[0, 1:] if seen.first else mean.mean(dim=0))[:, None])[:, 0]
+        rows, key = seen.shuffled(seen.taken[seen.first :]), seen.means(seen.key)
         ranked = score.argsort(descending=True).tolist()
         dominant = sorted(ranked[: kept - contextual])
         others = sorted(ranked[kept - contextual :])
@@ -171,28 +254,36 @@ def visionzip(kept: int, contextual: int) -> Rule:
         for target, merged in went.items():
             made[target] = rows[target] + (rows[merged].mean(dim=0) if merged else 0)
         places = sorted(made)
-        return projector(torch.stack([made[p] for p in places])).numpy(), np.array(places)
+        projected = seen.projector(torch.stack([made[p] for p in places]))
+        return projected.detach().numpy(), np.array(places)
 
     return rule
 
 
 def wico(file: Path) -> Rule:
-    """Return WiCo's rule in float64: a layer of the tower's class, and torch's own sliding blocks."""
+    """Return WiCo's rule in float64: CLIP's layer of transformers, and torch's own sliding blocks."""
+    from transformers import CLIPVisionConfig
+    from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
     def rule(tile: Tile) -> Choice:
         stored = {k.removeprefix("model.mm_projector."): v for k, v in load_file(file).items()}
-        tower = copy.deepcopy(tile.original.model.vision_tower).double()
-        states = tower(tile.pixels.double(), output_hidden_states=True).hidden_states
-        layer = tower.encoder.layers[0]
+        seen = Seen.of(tile.original, tile.pixels)
+        asked = tile.original.config.vision_config.to_dict()
+        keys = ("hidden_size", "num_attention_heads", "hidden_act", "layer_norm_eps")
+        inner = len(stored["self_att.0.mlp.fc1.bias"])
+        config = CLIPVisionConfig(**{key: asked[key] for key in keys}, intermediate_size=inner)
+        config._attn_implementation = "eager"
+        layer = CLIPEncoderLayer(config).double()
         own = {k.removeprefix("self_att.0."): v for k, v in stored.items() if "self_att" in k}
         layer.load_state_dict({name: tensor.double() for name, tensor in own.items()})
-        rows = layer(states[-3][:, "CLIP" in type(tower).__name__ :], None)
-        side = math.isqrt(rows.shape[1])
-        grid = rows.transpose(1, 2).unflatten(2, (side, side))  # [1, C, H, W]
-        blocks = torch.nn.functional.unfold(grid, 2, stride=2)[0].T  # channel first
+        rows = layer(seen.states[-3][None, seen.first :], None)
+        grid = rows.transpose(1, 2).unflatten(2, (seen.side, seen.side))  # [1, C, H, W]
+        window = 2 * seen.block
+        blocks = torch.nn.functional.unfold(grid, window, stride=window)[0].T  # channel first
         weight, bias = (stored[f"window_proj.{x}"].double() for x in ("weight", "bias"))
+        side = seen.side // seen.block
         firsts = np.arange(side**2).reshape(side, side)[::2, ::2].reshape(-1)
-        return (blocks @ weight.T + bias).numpy(), firsts
+        return (blocks @ weight.T + bias).detach().numpy(), firsts
 
     return rule
 
@@ -291,7 +382,7 @@ class Whole:
         return tokens, torch.stack(logits).numpy()
 
     def _pixels(self, inputs: Any) -> Iterator[torch.Tensor]:
-        """Yield the pixels [1, 3, H, W] of each tile; where grids differ, all: no rule asks."""
+        """Yield the pixels [1, 3, H, W] of each tile; where grids differ, all."""
         pixels = inputs.get("pixel_values", torch.zeros(0, 3, 1, 1))
         if self.made.loaded.facts.grids_differ:
             return repeat(pixels)

@@ -352,7 +352,10 @@ class FamilyCases:
 
     def refusals(self, made: Made) -> dict[str, str]:
         """Return why a family's model does not take a choice among visual tokens; empty: it does."""
-        found, dims = {}, made.loaded.facts.decoder
+        found, model = {}, made.loaded.facts
+        if model.token_grid is not None:  # of even sides, as most published models have them
+            model = model.model_copy(update={"token_grid": (4, 4), "visual_tokens": 16})
+        dims, tower = model.decoder, model.tower
         for name, keys in CHOICES.items():
             asked = dict(keys)
             if "routers" in asked:
@@ -361,10 +364,11 @@ class FamilyCases:
                 names = (f"model.layers.{i}.router.weight" for i in range(dims.layers))
                 save_file({one: router.clone() for one in names}, asked["routers"])
             if "weights" in asked:
-                asked["weights"] = write_projector(made.place)
+                patches = 4 * (tower.patches if tower is not None else 1)
+                asked["weights"] = write_projector(made.place, patches=patches)
             recipe = made.recipe("identity").override({"compress": [{name: asked}]})
             try:
-                check_methods(made.loaded.facts, recipe.methods)
+                check_methods(model, recipe.methods)
             except PlanError as error:
                 found[name] = error.problems[0]
             else:

@@ -64,7 +64,7 @@ TILE = {
 }
 
 
-def processor_of() -> Any:
+def processor_of(side: int = SIDE) -> Any:
     """Return InternVL's processor, without the part for videos that asks for torchvision."""
     from transformers import InternVLProcessor
     from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
@@ -76,22 +76,24 @@ def processor_of() -> Any:
 
     Processor.__name__ = "InternVLProcessor"
     return Processor(
-        image_processor=GotOcr2ImageProcessorPil(**TILE),
+        image_processor=GotOcr2ImageProcessorPil(
+            **TILE | {"size": {"height": side, "width": side}}
+        ),
         tokenizer=byte_tokenizer(names=NAMES),
-        image_seq_length=GRID**2,
+        image_seq_length=(side // PATCH // 2) ** 2,
         chat_template=template_of(CONTEXT),
     )
 
 
-def make(folder: Path, text: str = "qwen2", **changes: Any) -> None:
+def make(folder: Path, text: str = "qwen2", side: int = SIDE, **changes: Any) -> None:
     from transformers import InternVLConfig, InternVLForConditionalGeneration
 
-    processor = processor_of()
+    processor = processor_of(side)
     config = InternVLConfig(
-        vision_config=VISION,
+        vision_config=VISION | {"image_size": side},
         text_config={"model_type": text, "tie_word_embeddings": False, **text_section(**changes)},
         image_token_id=processor.tokenizer.convert_tokens_to_ids(CONTEXT),
-        image_seq_length=GRID**2,
+        image_seq_length=processor.image_seq_length,
         tie_word_embeddings=False,
     )
     write_model(InternVLForConditionalGeneration, config, processor, folder)

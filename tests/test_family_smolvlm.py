@@ -64,7 +64,7 @@ def tokenizer() -> Any:
     return byte_tokenizer(IMAGE, FAKE, WHOLE, "<end_of_utterance>", *rows)
 
 
-def sections(**text: Any) -> dict[str, Any]:
+def sections(side: int = SIDE, **text: Any) -> dict[str, Any]:
     """Return the configuration of a tiny model, the embedding its head too unless told."""
     return {
         "vision_config": {
@@ -72,7 +72,7 @@ def sections(**text: Any) -> dict[str, Any]:
             "intermediate_size": 64,
             "num_hidden_layers": 3,
             "num_attention_heads": 2,
-            "image_size": SIDE,
+            "image_size": side,
             "patch_size": PATCH,
         },
         "text_config": {"model_type": "llama", **text_section(**text)},
@@ -81,7 +81,7 @@ def sections(**text: Any) -> dict[str, Any]:
     }
 
 
-def make(folder: Path, **images: Any) -> None:
+def make(folder: Path, side: int = SIDE, **images: Any) -> None:
     from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
     from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
@@ -93,14 +93,19 @@ def make(folder: Path, **images: Any) -> None:
             return ["image_processor", "tokenizer"]
 
     Processor.__name__ = "SmolVLMProcessor"
+    if side != SIDE:
+        images |= {
+            "size": {"longest_edge": 3 * side - 16},
+            "max_image_size": {"longest_edge": side},
+        }
     processor = Processor(
         images_of(SmolVLMImageProcessorPil, **images),
         tokenizer(),
-        image_seq_len=GRID**2,
+        image_seq_len=(side // PATCH // SCALE) ** 2,
         chat_template=template_of(IMAGE),
     )
     config = SmolVLMConfig(
-        **sections(), image_token_id=processor.tokenizer.convert_tokens_to_ids(IMAGE)
+        **sections(side), image_token_id=processor.tokenizer.convert_tokens_to_ids(IMAGE)
     )
     write_model(SmolVLMForConditionalGeneration, config, processor, folder)
 

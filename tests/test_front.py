@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
@@ -55,10 +56,12 @@ from export.writer.weights import SharedWeights
 from export.writer.write import export_vision, save_graph
 from tests import (
     facts,
+    test_family_idefics3,
     test_family_internvl,
     test_family_llava,
     test_family_llava_next,
     test_family_llava_onevision,
+    test_family_qianfan_ocr,
     test_family_qwen2_vl,
     test_family_smolvlm,
     test_family_vipllava,
@@ -124,10 +127,25 @@ FAMILIES = {
         "llava_next": test_family_llava_next.TestLlavaNext,
         "llava_onevision": test_family_llava_onevision.TestLlavaOnevision,
         "qwen2_vl": test_family_qwen2_vl.TestQwen2Vl,
+        "qianfan_ocr": test_family_qianfan_ocr.TestQianfanOcr,
+        "idefics3": test_family_idefics3.TestIdefics3,
     }.items()
-} | {"llava without a class token": TinyFamily("llava_siglip", make_siglip, grid=(4, 4))}
+} | {
+    "llava without a class token": TinyFamily("llava_siglip", make_siglip, grid=(4, 4)),
+    "internvl on an even grid": TinyFamily(
+        "internvl_even", partial(test_family_internvl.make, side=64), grid=(4, 4)
+    ),
+    "smolvlm on an even grid": TinyFamily(
+        "smolvlm_even",
+        partial(test_family_smolvlm.make, side=64),
+        grid=(4, 4),
+        layers="model.text_model.layers",
+    ),
+}
 THREE_KINDS = ("llava", "internvl", "smolvlm")
 OF_A_TOWER = ("llava", "vipllava", "llava without a class token")
+# Four patches are a visual token; of nine tokens there were one contextual, to which all others went.
+OF_BLOCKS = ("internvl on an even grid", "smolvlm on an even grid")
 NAMES = ("one picture", "two apart", "text alone", "a second turn with a new picture")
 SESSIONS = {"onnxruntime": OnnxSession, "openvino": OpenVinoSession}
 
@@ -148,7 +166,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "cls_knee": {"keep": 0.5},
     "wico": {},  # a file of weights, which is made
 }
-FAMILIES_OF = {"visionzip": OF_A_TOWER, "cls_knee": OF_A_TOWER[:2], "wico": OF_A_TOWER}
+FAMILIES_OF = {
+    "visionzip": (*OF_A_TOWER, *OF_BLOCKS),
+    "cls_knee": (*OF_A_TOWER[:2], "internvl", "llava_next"),
+    "wico": (*OF_A_TOWER, *OF_BLOCKS),
+}
 CASES = [(family, one) for one in METHODS for family in FAMILIES_OF.get(one, THREE_KINDS)]
 
 
@@ -167,8 +189,8 @@ def rule_of(family: str, method: str, rows: int, weights: Path) -> Rule:
         "divprune": divprune(0.5),
         "random": at(RANDOM.get(rows, [])),
         "pool": means(*POOLED.get(rows, ([], []))),
-        "visionzip": visionzip(8, 2),
-        "cls_knee": cls_knee(8),
+        "visionzip": visionzip(rows // 2, rows // 8),
+        "cls_knee": cls_knee(rows // 2, rows),
         "wico": wico(weights),
     }[method]
 
@@ -202,9 +224,12 @@ class Chosen:
 
     def __init__(self, made: Made, method: str) -> None:
         self.made, self.method = made, method
-        self.weights = (
-            made_once(made.place / "projector", write_projector) / "projector.safetensors"
+        tower = made.loaded.facts.tower
+        patches = 4 * (tower.patches if tower is not None else 1)
+        folder = made_once(
+            made.place / "projector", lambda half: write_projector(half, patches=patches)
         )
+        self.weights = folder / "projector.safetensors"
         keys = {"weights": str(self.weights)} if method == "wico" else METHODS[method]
         recipe = vtcompress.load_recipe("identity").override({"compress": [{method: keys}]})
         facts, digest = made.loaded.facts, made.loaded.digest
@@ -276,6 +301,28 @@ def test_a_choice_is_the_unmodified_model_on_the_rows_that_stay(
             assert difference <= TOLERANCE, f"{backend}, {name}: {difference}"
             assert tokens == wanted[name][0], f"{backend}, {name}"
             assert len(tokens) == NEW_TOKENS
+
+
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [("qianfan_ocr", "visionzip"), ("qianfan_ocr", "cls_knee"), ("idefics3", "visionzip")],
+)
+def test_towers_of_classes_of_their_own_are_read_as_their_like(
+    family: str, method: str, chosen: Any
+) -> None:
+    one = chosen(family, method)
+    made, small = one.made, one.compressed()
+    runtime, _ = made.runtime("identity", TORCH)
+    pixels = torch.from_numpy(np.concatenate([seen.pixels for seen in runtime.look(made.pictures)]))
+    assert len(pixels) > 2
+    with torch.inference_mode():
+        whole = made.loaded.vision(pixels).double().numpy()
+        features, kept = small.vision(pixels)
+        for place, rows in enumerate(whole):
+            tile = Tile(rows, pixels[place : place + 1], made.loaded.original)
+            wanted, places = one.whole.rule(tile)
+            assert kept[place].tolist() == places.tolist()
+            assert np.abs(features[place].numpy() - wanted).max() <= TOLERANCE
 
 
 def test_prompts_of_a_batch_keep_places_of_their_own(chosen: Any) -> None:
@@ -411,18 +458,38 @@ def test_a_prompt_is_refused_by_the_rows_that_enter(exported_choice: tuple[Any, 
         (
             {"grid": True, "joined": True},
             {"visionzip": {"keep": 0.5}},
-            "4 patches of the vision tower become one visual token of made-up models, and what the tower "
-            "says of each is not that of the token",
+            "the family made-up does not tell what layers of its vision tower make of pictures; leave vis",
         ),
         (
             {"grid": True, "joined": True},
             {"cls_knee": {}},
-            "the vision tower of made-up models such as owner/little-model has no class token; leave",
+            "the vision tower of owner/little-model has no class token; leave cls_knee out",
         ),
         (
             {"grid": True, "early": True},
             {"cls_knee": {"keep": 0.05}},
             "compress[0].cls_knee.keep: 0.05 of 12 visual tokens is none; give more",
+        ),
+        (
+            {"arranged": True, "early": True},
+            {"cls_knee": {}},
+            "compress[0].cls_knee.keep: pictures of made-up have grids of their own, so different numbers of "
+            "visual tokens, and knees are those of tiles of one number; give a share",
+        ),
+        (
+            {"shrunk": True, "early": True},
+            {"cls_knee": {"keep": 0.5}},
+            "a visual token of a large picture of made-up is made of 4 of the projector's; leave cls_knee",
+        ),
+        (
+            {"arranged": True, "early": True},
+            {"visionzip": {"keep": 0.5}},
+            "and its rule is for tiles of one number of visual tokens; leave visionzip out",
+        ),
+        (
+            {"odd": True, "early": True},
+            {"wico": {"weights": "projector.safetensors"}},
+            "a grid of 3 x 4 visual tokens has no windows of 2 x 2; leave wico out",
         ),
         (
             {"early": True},
@@ -444,6 +511,8 @@ def test_a_model_that_rules_a_choice_out_is_refused_before_weights(
     given = {
         "sizes": {"cell": 2},
         "arranged": {"arrangement": Unpadded(side=3), "most_rows": 40},
+        "shrunk": {"arrangement": Unpadded(side=3, most_tiles=9), "most_rows": 40},
+        "odd": {"token_grid": (3, 4)},
         "deepstack": {"token_grid": (3, 4)},
         "grid": {"token_grid": (3, 4)},
         "joined": {"tower": TowerFacts(patches=4, class_token=False)},
@@ -697,6 +766,12 @@ def build_vision(model: Any, plan: Plan, folder: Path) -> set[str]:
         ("llava without a class token", "visionzip"),
         ("llava", "cls_knee"),
         ("llava", "wico"),
+        ("internvl on an even grid", "visionzip"),
+        ("smolvlm on an even grid", "visionzip"),
+        ("internvl", "cls_knee"),
+        ("llava_next", "cls_knee"),
+        ("internvl on an even grid", "wico"),
+        ("smolvlm on an even grid", "wico"),
     ],
 )
 def test_tensorrt_rtx_builds_a_vision_graph_that_chooses(

@@ -160,14 +160,24 @@ def write_model(kind: Any, config: Any, processor: Any, folder: Path, seed: int 
     processor.save_pretrained(folder)
 
 
-def write_projector(folder: Path, width: int = 32, inner: int = 64, hidden: int = 64) -> Path:
-    """Write a drawn projector of WiCo with the names of the released code, and return its file."""
+def write_projector(
+    folder: Path, width: int = 32, inner: int = 64, hidden: int = 64, patches: int = 4
+) -> Path:
+    """Write a drawn projector of WiCo with the names of the released code, and return its file.
+
+    Args:
+        folder: of it.
+        width: of the tower.
+        inner: of the layer's MLP.
+        hidden: of the decoder.
+        patches: of a window.
+    """
     generator = torch.Generator().manual_seed(7)
     sizes: dict[str, tuple[int, ...]] = {
         f"self_att.0.self_attn.{name}_proj": (width, width) for name in ("q", "k", "v", "out")
     }
     sizes |= {"self_att.0.mlp.fc1": (inner, width), "self_att.0.mlp.fc2": (width, inner)}
-    sizes |= {"window_proj": (hidden, 4 * width), "patch_proj": (2 * hidden, width)}
+    sizes |= {"window_proj": (hidden, patches * width), "patch_proj": (2 * hidden, width)}
     sizes |= {f"self_att.0.layer_norm{number}": (width,) for number in (1, 2)}
     tensors = {
         f"model.mm_projector.{name}.{kind}": torch.randn(shape, generator=generator) * 0.2 + add

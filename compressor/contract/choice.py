@@ -39,33 +39,41 @@ class LayerScore(Protocol):
 
 
 class TowerPass(Protocol):
-    """What a vision tower made of tiles whose visual rows are its patches, one each, in their order.
+    """What a vision tower made of tiles, each of whose visual rows is one patch or a block of r x r.
 
-    Nothing is computed before it is asked for. Layers count from 0, or from -1 at the end.
+    What it tells of a visual row is the mean over its patches, unless it says otherwise; in front of the
+    projector they are put side by side. Visual rows are in their order, patches (P = N r r) row by row of the
+    tile. Nothing is computed before it is asked for. Layers count from 0, or from -1 at the end.
     """
 
     def states(self, place: int) -> "Tensor":
-        """Return the patches [I, N, C] of a hidden state: 0 in front of layer 0, -1 at the end."""
+        """Return the patches [I, P, C] of a hidden state: 0 in front of layer 0, -1 at the end."""
         ...
 
     def patches(self) -> "Tensor":
-        """Return what the projector takes of the patches, [I, N, F]."""
+        """Return what the projector takes of each visual row, [I, N, F], its patches side by side."""
         ...
 
     def class_row(self) -> "Tensor":
-        """Return what it would take of the class token, [I, 1, F]; of a tower that has one."""
+        """Return what it would take of a block of class tokens, of a tower that has one.
+
+        Of each tile, [I, 1, F]; of each visual row, [1, N, F], where several tiles make up one grid.
+        """
         ...
 
     def class_attention(self, layer: int) -> "Tensor":
-        """Return what the class token reads of each patch in a layer, [I, H, N] float32, softmax over all."""
+        """Return what the class token reads of each visual row in a layer, [I, H, N] float32.
+
+        Behind the softmax over all rows of the tower.
+        """
         ...
 
     def attention_received(self, layer: int) -> "Tensor":
-        """Return what is read of each patch in a layer, [I, N] float32: mean over heads and patches."""
+        """Return what is read of each visual row in a layer, [I, N] float32: mean over heads and patches."""
         ...
 
     def keys(self, layer: int) -> "Tensor":
-        """Return the keys of the patches in a layer, [I, H, N, d]."""
+        """Return the keys of the visual rows in a layer, [I, H, N, d]."""
         ...
 
     def project(self, rows: "Tensor") -> "Tensor":
@@ -73,7 +81,12 @@ class TowerPass(Protocol):
         ...
 
     def layer_of(self, weights: "Mapping[str, Tensor]", rows: "Tensor") -> "Tensor":
-        """Return what a layer like the tower's, with other weights, makes of rows [I, n, C]."""
+        """Return what a layer like the tower's, with other weights, makes of rows [I, n, C].
+
+        Heads, activation and norms' epsilon are the tower's. Attention, then MLP, a norm in front of each and
+        the rows added behind. The weights' names are those that CLIP's layers have (`layer_norm1`,
+        `self_attn.q_proj` and so on), all with biases, whatever the tower calls its own.
+        """
         ...
 
 
@@ -103,7 +116,7 @@ class Front(NamedTuple):
     Attributes:
         features: [I, N, D], behind the projector.
         deepstack: [I, N, D] of each of the decoder's first layers to which the tower adds rows.
-        tower: where visual rows are its patches; there if the model's facts have a `tower` of single patches.
+        tower: there if the model's facts have a `tower` that tells its layers.
         weights: of `Method.front_weights`, by the file's names for them.
     """
 

@@ -35,14 +35,16 @@ def why_no_tower(
     if tower is None:
         return f"the family {family} does not tell what its vision tower is like"
     if class_token and not tower.class_token:
-        return f"the vision tower of {family} models such as {facts.name} has no class token"
-    if tower.patches > 1:
-        return (
-            f"{tower.patches} patches of the vision tower become one visual token of {family} models, and "
-            "what the tower says of each is not that of the token"
-        )
-    if facts.token_grid is None:
+        return f"the vision tower of {facts.name} has no class token"
+    if not tower.layers:
+        return f"the family {family} does not tell what layers of its vision tower make of pictures"
+    if facts.token_grid is None and facts.arrangement is None:
         return f"visual tokens of {facts.name} are not the patches of its vision tower alone"
+    if facts.arrangement is not None and facts.arrangement.taps > 1:
+        return (
+            f"a visual token of a large picture of {family} is made of {facts.arrangement.taps} of the "
+            "projector's"
+        )
     needed = 0 if layers_read is None else tower.layers + 1 + layers_read
     if layers_read is not None and not 1 <= needed <= tower.layers_read:
         return (

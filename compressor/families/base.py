@@ -49,6 +49,16 @@ class VisionEncoder(nn.Module, ABC):
         features, *deepstack = self.features(pixel_values)
         return Front(features, tuple(deepstack))
 
+    def front_of_grid(self, pixel_values: Tensor, *arranged: Tensor) -> Front:
+        """Return what `front` does, of the rows [1, M + 1, D] of a grid that tiles make up.
+
+        Args:
+            pixel_values: of its tiles.
+            arranged: see `GridPart`; the last row that they name ends lines, and the tower has none of it.
+        """
+        features, *deepstack = (part[None] for part in self.features(pixel_values, *arranged))
+        return Front(features, tuple(deepstack))
+
 
 @dataclass(frozen=True)
 class LoadedModel:

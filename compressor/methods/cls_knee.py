@@ -9,12 +9,18 @@ down, are a curve over 1..N, and the knee is the place whose value is farthest f
 so many tokens stay. k is the mean over a question's tiles, then over the calibration questions, rounded.
 `keep` gives a share in place of it, and then nothing is measured.
 
+Where a visual token is a block of r x r patches (pixel shuffle), f_j is these side by side, and c as many
+class tokens. Where tiles make up one grid, each cell is compared with its own tile's class token; the share
+of a tile is that of each grid, the whole picture's apart, tokens that end lines always stay, and `keep` must
+be given. The paper has neither: this is ours.
+
 Limitations:
 - The paper looks for the knee of every picture anew; a graph has one k.
 - The paper drops more tokens inside the decoder, by the question: that is not done here.
 - The paper does not say how it finds the point of inflection, nor on which states: fidelity is not claimed.
 - The question is not read: what it asks for may be among what left.
-- Needs a tower with a class token whose patches become visual tokens one by one.
+- Needs a tower with a class token, whose patches, or square blocks of them, become visual tokens.
+- Knees are measured of tiles of one number of tokens alone.
 - Cosines are computed in float32, whatever the graph's dtype; in float16 states of the tower are rounded, so
   that another token may stay where two are nearly as high.
 - Independent benchmarks found that pruning methods can lose to a random choice: compare with `random`.
@@ -29,7 +35,7 @@ from compressor.contract.measure import Drawing, Measure, Measured, MeasureTable
 from compressor.contract.method import Evidence, MethodWords
 from compressor.facts import ModelFacts
 from compressor.plan.edits import keep_in_front
-from compressor.plan.kept import rows_of_share
+from compressor.plan.kept import rows_of_share, why_no_tiles
 from compressor.plan.plan import Plan
 
 if TYPE_CHECKING:
@@ -37,7 +43,7 @@ if TYPE_CHECKING:
 
 
 def class_cosines(tower: TowerPass) -> "Tensor":
-    """Return the cosine of each patch to the class token, [I, N] float32."""
+    """Return the cosine of each visual token's patches to the class token, [I, N] float32."""
     import torch
 
     patches, token = tower.patches().float(), tower.class_row().float()
@@ -114,6 +120,8 @@ class ClsKnee(FrontChooser):
     measures: ClassVar[tuple[Measure, ...]] = (CLASS_KNEE,)
     nicknames: ClassVar[tuple[str, ...]] = ("class_knee", "sparsity_meets_similarity")
 
+    by_grid: ClassVar[tuple[str, ...]] = ()
+
     keep: KeptShare | None = None
 
     def needs(self) -> tuple[Measure, ...]:
@@ -121,11 +129,13 @@ class ClsKnee(FrontChooser):
         return (CLASS_KNEE,) if self.keep is None else ()
 
     def unfit(self, facts: ModelFacts, where: str) -> list[str]:
-        """Return also that visual tokens are no patches of a tower with a class token, or none would stay."""
-        if found := super().unfit(facts, where):
-            return found
+        """Return that the tower or knees cannot be read, or that no token would stay."""
         if (reason := why_no_tower(facts, class_token=True)) is not None:
             return [f"{where}: {reason}; leave {self.name} out"]
+        if self.keep is None and (reason := why_no_tiles(facts)) is not None:
+            return [
+                f"{where}.keep: {reason}, and knees are those of tiles of one number; give a share"
+            ]
         if self.rows_kept(facts) == 0:
             return [
                 f"{where}.keep: {self.keep:g} of {facts.tile_rows} visual tokens is none; give more"

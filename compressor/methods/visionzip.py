@@ -11,6 +11,11 @@ layer, mean over heads, by cosine. A contextual token is its target and the mean
 added. All of that is done in front of the projector. int(keep * N) tokens stay, of which int(contextual *
 that) are contextual: 10 of 64, as published.
 
+Where a visual token is a block of r x r patches, side by side in front of the projector (pixel shuffle), what
+is read of it is the mean over its patches, its key their mean key, and it is ranked, stays or is merged as a
+whole: targets and means are rows of r * r patches, N blocks of a tile. The paper has no such tower: this is
+ours.
+
 Dominant tokens keep their places and positions; a contextual one has those of its target.
 
 Limitations:
@@ -20,7 +25,8 @@ Limitations:
 - The sum of target and mean, as released, is longer than a token: the projector was not trained on such. The
   paper also trains the projector anew; that is not done here.
 - Without class token every patch reads every other, one head after the other: N x N numbers at a time.
-- Needs a tower whose patches become visual tokens one by one.
+- Needs a tower whose patches, or square blocks of them, become visual tokens.
+- Merging needs tiles of one number of tokens: pictures with grids of their own are refused.
 - Attention is computed in float32, whatever the graph's dtype; in float16 states of the tower are rounded, so
   that another token may stay where two are nearly as high.
 - Independent benchmarks found that pruning methods can lose to a random choice: compare with `random`.
@@ -122,7 +128,7 @@ class VisionZip(FrontMethod):
     contextual: MergedShare = 0.16
 
     def unfit(self, facts: ModelFacts, where: str) -> list[str]:
-        """Return also that visual tokens are no patches, or that the layer is not read."""
+        """Return also that the tower cannot be read, or that the layer is not read."""
         found = super().unfit(facts, where)
         reason = None if found else why_no_tower(facts, layers_read=LAYER)
         return found if reason is None else [f"{where}: {reason}; leave {self.name} out"]

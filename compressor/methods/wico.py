@@ -8,6 +8,12 @@ the class token. They pass one layer like the tower's, with weights of its own, 
 The grid is cut into windows of 2 x 2 without overlap, and each becomes one vector, channel first: index
 4 c + 2 dy + dx. A Linear makes a visual token of it: H/2 x W/2 of a tile, row by row.
 
+Where a visual token is a block of r x r patches (pixel shuffle), a window is one of 2 x 2 tokens, so of
+2r x 2r patches, and the Linear takes all of them, channel first too: index (c * 2r + dy) * 2r + dx. A tile's
+tokens become a quarter as ever, and at r = 1 that is the released rule. The paper has no such tower: this is
+ours. The layer is CLIP's whatever the tower's own is (no layer scales, which may go into its weights), with
+as many heads, the activation and the norms' epsilon of the tower.
+
 Tokens are numbered anew: the released code writes a prompt of so many image tokens, so a picture takes
 H/2 x W/2 places, and text behind it moves up. What is told of a token's place in the picture (`kept`) is the
 first patch of its window.
@@ -22,9 +28,10 @@ Limitations:
   another model, not the same one with fewer tokens.
 - Without weights there is nothing to run: `pool` with keep: 0.25 makes means of the same windows.
 - Limits on the length of a prompt that are checked before weights are read count all image tokens.
-- Needs a tower whose patches become visual tokens one by one, on a grid of even sides.
+- Needs a tower whose patches, or square blocks of them, become visual tokens, on a grid of even sides.
 """
 
+import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from compressor.contract.choice import Front, FrontChoice, FrontRule
@@ -45,34 +52,46 @@ if TYPE_CHECKING:
 STATE = -3
 """Of the tower's hidden states."""
 SIDE = 2
-"""Of a window, in patches."""
+"""Of a window, in visual tokens."""
 LAYER = "self_att.0."
 LINEAR = "window_proj."
 PREFIX = rf"(?:model\.)?mm_projector\.(?={LAYER}|{LINEAR})"
 WITHOUT = "without trained weights use pool with keep: 0.25, which makes means of the same windows"
 
 
-def windows(rows: "Tensor", grid: tuple[int, int]) -> "Tensor":
-    """Return rows [I, H * W, C] as windows [I, H/2 * W/2, 4 C], channel first."""
-    high, wide = (side // SIDE for side in grid)
-    cells = rows.unflatten(1, (high, SIDE, wide, SIDE))  # [I, H/2, dy, W/2, dx, C]
+def windows(rows: "Tensor", grid: tuple[int, int], side: int) -> "Tensor":
+    """Return rows [I, H * W, C] as windows [I, H/s * W/s, s s C], channel first.
+
+    Args:
+        rows: patches, row by row.
+        grid: H and W.
+        side: s, of a window, in patches.
+    """
+    high, wide = (along // side for along in grid)
+    cells = rows.unflatten(1, (high, side, wide, side))  # [I, H/s, dy, W/s, dx, C]
     found: Tensor = cells.permute(0, 1, 3, 5, 2, 4).flatten(3).flatten(1, 2)
     return found
 
 
-def wanted_shapes(width: int, inner: int, hidden: int) -> dict[str, tuple[int, ...]]:
+def patches_along(facts: ModelFacts) -> int:
+    """Return r, the side of the block of patches that a visual token of the model is."""
+    return 1 if facts.tower is None else math.isqrt(facts.tower.patches)
+
+
+def wanted_shapes(width: int, inner: int, hidden: int, patches: int) -> dict[str, tuple[int, ...]]:
     """Return the shapes of all weights.
 
     Args:
         width: C, of the tower.
         inner: of the layer's MLP.
         hidden: D, of the decoder.
+        patches: of a window.
     """
     sizes = {
         **{f"{LAYER}self_attn.{x}_proj": (width, width) for x in ("q", "k", "v", "out")},
         f"{LAYER}mlp.fc1": (inner, width),
         f"{LAYER}mlp.fc2": (width, inner),
-        f"{LINEAR.removesuffix('.')}": (hidden, SIDE**2 * width),
+        f"{LINEAR.removesuffix('.')}": (hidden, patches * width),
     }
     found: dict[str, tuple[int, ...]] = {}
     for name, size in sizes.items():
@@ -103,7 +122,7 @@ class WiCo(FrontChooser):
     words: ClassVar[MethodWords] = MethodWords(
         label="WiCo",
         paper="WiCo: Window Token Concatenation for Efficient Visual Large Language Models, arXiv 2504.04024",
-        front_how=", each made of a window of 2 x 2 patches",
+        front_how=", each made of a window of 2 x 2 of them",
         front_undrawn="Each visual token that goes on is made of a window of the picture's cells, and every "
         "cell is in a window.",
     )
@@ -118,7 +137,7 @@ class WiCo(FrontChooser):
         reason = why_no_tower(facts, layers_read=STATE)
         if reason is None and any(side % SIDE for side in facts.token_grid or ()):
             rows, columns = facts.token_grid or (0, 0)
-            reason = f"a grid of {rows} x {columns} patches has no windows of {SIDE} x {SIDE}"
+            reason = f"a grid of {rows} x {columns} visual tokens has no windows of {SIDE} x {SIDE}"
         return [] if reason is None else [f"{where}: {reason}; leave {self.name} out"]
 
     def problems(self, facts: ModelFacts, evidence: Evidence) -> list[str]:
@@ -136,7 +155,8 @@ class WiCo(FrontChooser):
             return [f"{place}: {line}; {WITHOUT}" for line in error.problems]
         width = facts.tower.width if facts.tower is not None else 0
         inner = file.shapes.get(f"{LAYER}mlp.fc1.weight", (1,))[0]
-        wanted = wanted_shapes(width, inner, facts.decoder.hidden)
+        patches = (SIDE * patches_along(facts)) ** 2
+        wanted = wanted_shapes(width, inner, facts.decoder.hidden, patches)
         return [f"{place}: {line}" for line in file.misfits(wanted)]
 
     def rows_kept(self, facts: ModelFacts) -> int:
@@ -163,6 +183,8 @@ class WiCo(FrontChooser):
             for row in range(0, grid[0], SIDE)
             for column in range(0, grid[1], SIDE)
         ]
+        block = patches_along(facts)
+        patches = grid[0] * block, grid[1] * block
 
         def rule(rows: Front, count: int) -> FrontChoice:  # noqa: ARG001 - the windows tell it
             import torch
@@ -171,7 +193,7 @@ class WiCo(FrontChooser):
             mixed = tower.layer_of(_below(LAYER, rows.weights), tower.states(STATE))
             linear = _below(LINEAR, rows.weights)
             made = torch.nn.functional.linear(
-                windows(mixed, grid), linear["weight"], linear["bias"]
+                windows(mixed, patches, SIDE * block), linear["weight"], linear["bias"]
             )
             kept = torch.tensor([firsts], device=made.device)
             return FrontChoice(made, kept.expand(made.shape[0], -1))

@@ -10,10 +10,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from compressor.contract.choice import Front
 from compressor.errors import ModelError
 from compressor.facts import ModelFacts, TowerFacts
 from compressor.families.base import VisionEncoder
 from compressor.families.configuration import section_problems
+from compressor.families.model_class.patch_states import PatchStates
 from compressor.families.model_class.stored import COMPUTED
 from compressor.families.model_class.tiled import TiledFamily
 from compressor.families.model_class.tower import CHANNELS, activation_problems, head_problems
@@ -43,21 +45,34 @@ TILED = {"crop_to_patches": True}
 class ShuffledTiles(VisionEncoder):
     """The tower's last states without the class token, four neighbours side by side, projected."""
 
-    def __init__(self, config: Any, tower: Any, projector: Any) -> None:
+    def __init__(self, config: Any, tower: Any, projector: Any, layers: str) -> None:
         super().__init__()
         self.vision_tower = tower
         self.multi_modal_projector = projector
+        self.layers = layers
+        vision = config.vision_config
+        self.side = _side(vision.image_size) // _side(vision.patch_size)
         self.block = _block(config)
-        self.side = _side(config.vision_config.image_size) // _side(config.vision_config.patch_size)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Map pixels of tiles [I, 3, S, S] to visual embeddings [I, N, D]."""
-        states = self.vision_tower(pixel_values).last_hidden_state[:, 1:]
-        cells = (self.side // self.block, self.block)
-        blocks = states.unflatten(1, (*cells, *cells))  # [I, row, r, column, r, C]
-        joined = blocks.permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)  # [I, N, r * r * C]
-        embeds: Tensor = self.multi_modal_projector(joined)
-        return embeds
+        return self.front(pixel_values).features
+
+    def front(self, pixel_values: Tensor) -> Front:
+        """See `VisionEncoder.front`."""
+        seen = self.vision_tower(pixel_values, output_hidden_states=True)
+        tower = PatchStates(
+            self.vision_tower.get_submodule(self.layers),
+            seen.hidden_states,
+            seen.last_hidden_state,
+            1,
+            self.multi_modal_projector,
+            side=self.side,
+            block=self.block,
+            attention="attention",
+            norm="layernorm_before",
+        )
+        return Front(tower.project(tower.patches()), tower=tower)
 
 
 class InternVlFamily(TiledFamily):
@@ -65,6 +80,7 @@ class InternVlFamily(TiledFamily):
 
     Attributes:
         tower: `model_type` of the vision tower.
+        layers: where the tower has its layers.
     """
 
     name = "internvl"
@@ -73,6 +89,7 @@ class InternVlFamily(TiledFamily):
     image_processors = ("GotOcr2ImageProcessor",)
     token_keys = ("image_seq_length",)
     tower: ClassVar[str] = "internvl_vision"
+    layers: ClassVar[str] = "encoder.layer"
 
     def problems(self, raw: Mapping[str, Any], where: str) -> list[str]:
         """See `Family.problems`."""
@@ -125,7 +142,13 @@ class InternVlFamily(TiledFamily):
 
     def tower_facts(self, config: Any) -> TowerFacts:
         """See `ModelClassFamily.tower_facts`."""
-        return TowerFacts(patches=_block(config) ** 2, class_token=True)
+        return TowerFacts(
+            patches=_block(config) ** 2,
+            class_token=True,
+            layers=config.vision_config.num_hidden_layers,
+            layers_read=self.layers_read(config),
+            width=config.vision_config.hidden_size,
+        )
 
     def vision(self, config: Any, *, image_size: int, source: Any = None) -> VisionEncoder:
         """See `Family.vision`."""
@@ -136,7 +159,7 @@ class InternVlFamily(TiledFamily):
 
             tower = AutoModel.from_config(config.vision_config)
             projector = self.projector(config)
-        return ShuffledTiles(config, tower, projector).eval()
+        return ShuffledTiles(config, tower, projector, self.layers).eval()
 
     def projector(self, config: Any) -> Any:
         """Return a new projector of the configured shape."""

@@ -17,6 +17,7 @@ class QianfanOcrFamily(InternVlFamily):
     model_types = ("qianfan_ocr",)
     architecture = "QianfanOCRForConditionalGeneration"
     tower = "qianfan_ocr_vision"
+    layers = "layers"
 
     def projector(self, config: Any) -> Any:
         """See `InternVlFamily.projector`."""

@@ -15,6 +15,7 @@ from compressor.contract.choice import Front
 from compressor.errors import ModelError
 from compressor.facts import ModelFacts
 from compressor.families.base import VisionEncoder
+from compressor.families.llava.cell_states import CellStates
 from compressor.families.llava.family import LlavaFamily
 from compressor.families.model_class.tiled import TiledFamily
 from compressor.families.pictures.processors import values_of
@@ -47,17 +48,29 @@ class ArrangedRows(VisionEncoder):
             row_weight: [V, K].
         """
         rows: Tensor = self.tiles(pixel_values)
-        if row_index is None:
-            return rows
+        return rows if row_index is None else self._gathered(rows, row_index, row_weight)
+
+    def front(self, pixel_values: Tensor) -> Front:
+        """See `VisionEncoder.front`: rows of tiles, in front of any arrangement."""
+        return self.tiles.front(pixel_values)
+
+    def front_of_grid(self, pixel_values: Tensor, *arranged: Tensor) -> Front:
+        """See `VisionEncoder.front_of_grid`; the tower is there where a row is one patch."""
+        tiles = self.tiles.front(pixel_values)
+        rows, tower = self._gathered(tiles.features, *arranged), None
+        if tiles.tower is not None and len(arranged) == 1:
+            tower = CellStates(tiles.tower, arranged[0][:-1], tiles.features.shape[1])
+        return Front(rows[None], tower=tower)
+
+    def _gathered(
+        self, rows: Tensor, row_index: Tensor, row_weight: Tensor | None = None
+    ) -> Tensor:
+        """Return rows of tiles [I, N, D] as `forward` arranges them."""
         table = torch.cat([rows.flatten(0, 1), self.image_newline[None]])
         found = table[row_index]  # [V, D] or [V, K, D]
         if row_weight is None:
             return found
         return torch.matmul(row_weight[:, None], found).squeeze(1)
-
-    def front(self, pixel_values: Tensor) -> Front:
-        """See `VisionEncoder.front`: rows of tiles, in front of any arrangement."""
-        return self.tiles.front(pixel_values)
 
 
 class ArrangedFamily(LlavaFamily, TiledFamily):

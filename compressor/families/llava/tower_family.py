@@ -8,6 +8,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from compressor.contract.choice import Front
@@ -20,8 +21,8 @@ from compressor.families.llava.config import (
     unread_of,
     vision_problems,
 )
-from compressor.families.llava.patch_states import PatchStates
 from compressor.families.model_class.family import ModelClassFamily
+from compressor.families.model_class.patch_states import PatchStates
 
 
 class ProjectedStates(VisionEncoder):
@@ -35,6 +36,7 @@ class ProjectedStates(VisionEncoder):
         self.multi_modal_projector = projector
         self.feature_layers = feature_layers(config)
         self.first = first
+        self.side = image_size // config.vision_config.patch_size
         # Only away from the native size: interpolation of position embeddings costs accuracy.
         self.interpolate = image_size != config.vision_config.image_size
 
@@ -49,9 +51,14 @@ class ProjectedStates(VisionEncoder):
             output_hidden_states=True,
             interpolate_pos_encoding=self.interpolate,
         ).hidden_states
-        layers = self.vision_tower.encoder.layers
+        taken = torch.cat([states[layer] for layer in self.feature_layers], dim=-1)
         tower = PatchStates(
-            layers, states, self.feature_layers, self.first, self.multi_modal_projector
+            self.vision_tower.encoder.layers,
+            states,
+            taken,
+            self.first,
+            self.multi_modal_projector,
+            side=self.side,
         )
         return Front(tower.project(tower.patches()), tower=tower)
 

@@ -13,9 +13,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from compressor.contract.choice import Front
 from compressor.errors import ModelError
 from compressor.facts import ModelFacts, TowerFacts
 from compressor.families.base import VisionEncoder
+from compressor.families.model_class.patch_states import PatchStates
 from compressor.families.model_class.stored import COMPUTED
 from compressor.families.model_class.tiled import TiledFamily
 from compressor.families.model_class.tower import (
@@ -44,16 +46,26 @@ class JoinedPatches(VisionEncoder):
         super().__init__()
         self.vision_model = tower
         self.connector = connector
+        self.side = tower.config.image_size // tower.config.patch_size
         self.register_buffer("positions", position_ids(tower), persistent=False)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Map pixels of tiles [I, 3, S, S] to visual embeddings [I, N, D]."""
+        return self.front(pixel_values).features
+
+    def front(self, pixel_values: Tensor) -> Front:
+        """See `VisionEncoder.front`."""
         tower = self.vision_model
         patches = tower.embeddings.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
-        states = patches + tower.embeddings.position_embedding(self.positions)
-        states = tower.encoder(inputs_embeds=states, attention_mask=None).last_hidden_state
-        embeds: Tensor = self.connector(tower.post_layernorm(states))
-        return embeds
+        states = [patches + tower.embeddings.position_embedding(self.positions)]
+        layers = tower.encoder.layers
+        for layer in layers:
+            states.append(layer(states[-1], None))
+        taken = tower.post_layernorm(states[-1])
+        projector = self.connector.modality_projection
+        block = self.connector.scale_factor
+        seen = PatchStates(layers, states, taken, 0, projector, side=self.side, block=block)
+        return Front(seen.project(seen.patches()), tower=seen)
 
 
 def position_ids(tower: Any) -> Tensor:
@@ -128,7 +140,13 @@ class Idefics3Family(TiledFamily):
 
     def tower_facts(self, config: Any) -> TowerFacts:
         """See `ModelClassFamily.tower_facts`."""
-        return TowerFacts(patches=config.scale_factor**2, class_token=False)
+        return TowerFacts(
+            patches=config.scale_factor**2,
+            class_token=False,
+            layers=config.vision_config.num_hidden_layers,
+            layers_read=self.layers_read(config),
+            width=config.vision_config.hidden_size,
+        )
 
     def vision(self, config: Any, *, image_size: int, source: Any = None) -> VisionEncoder:
         """See `Family.vision`."""
