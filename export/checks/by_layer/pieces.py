@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from export.backends.checked_on import OnnxGraph
 from export.graphs.spec import (
@@ -20,6 +19,7 @@ from export.graphs.spec import (
     PAST_VISUAL,
     POSITIONS,
     ROWS,
+    Axis,
     GraphSpec,
 )
 from export.writer.passes.float32 import make_shadow, read_graph, shadow_spec, within
@@ -65,7 +65,7 @@ class Pieces:
         after = self._cuts[number + 1] if layer is not None else None
         spec = self._declared(layer, before, after)
         model = read_graph(self._folder / self._spec.file)
-        _cut_out(model, spec, before, self._spec)
+        _cut_out(model.graph, spec, before, self._spec)
         if any(t.dtype == "bfloat16" for t in spec.inputs):
             make_shadow(model.graph)
             spec = shadow_spec(spec)
@@ -186,38 +186,68 @@ def _cut(states: Sequence[ir.Value], places: Mapping[ir.Node, int], end: int, la
     return Cut(found.get(False), found[True])
 
 
-def _cut_out(model: ir.Model, piece: GraphSpec, before: Cut, whole: GraphSpec) -> None:
+def _cut_out(graph: ir.Graph, piece: GraphSpec, before: Cut, whole: GraphSpec) -> None:
     """Leave of a graph what makes a piece's outputs of its inputs."""
-    graph = model.graph
     values = {v.name: v for v in graph.inputs}
     values |= {v.name: v for node in graph for v in node.outputs}
     outputs = [values[spec.name] for spec in piece.outputs]
     axes = {spec.name: spec.axes for spec in whole.inputs}
-    own = {spec.name for spec in piece.inputs}
-    inputs = {name: values[name] for name in own}
+    inputs = {spec.name: values[spec.name] for spec in piece.inputs}
     for name, crossing in zip(ROWS, (before.visual, before.text), strict=False):
         if crossing is not None and crossing != name:
             # Of the embeddings the layer reads sizes at most, and those the states have too.
             inputs[name] = entry = _like(values[name])
             for old in (values[crossing], values[name]):
                 ir.convenience.replace_all_uses_with(old, entry)
-    for name, axis in axes.items():
-        if name not in own and name.startswith(f"{PAST}."):
-            # Which layer's past tells a length was the exporter's choice.
-            same = next(
-                (o for o in own if o.startswith(f"{PAST}.") and axes[o][2] == axis[2]), None
-            )
-            for use in list(values[name].uses()):
-                if same is not None and use.node.op_type in SIZES:
-                    use.node.replace_input_with(use.idx, inputs[same])
+    for name in axes.keys() - inputs.keys():
+        # Which layer's past tells a size was the exporter's choice.
+        for use in list(values[name].uses()):
+            if use.node.op_type == "Shape":
+                _tell_size(
+                    use.node, use.idx, axes[name], {o: (v, axes[o]) for o, v in inputs.items()}
+                )
     graph.inputs.clear()
     graph.inputs.extend(inputs[spec.name] for spec in piece.inputs)
     graph.outputs.clear()
     graph.outputs.extend(outputs)
-    RemoveUnusedNodesPass()(model)
+    _drop_unread(graph)
     for value in graph.inputs:
         value.shape = ir.Shape(next(s.axes for s in piece.inputs if s.name == value.name))
     _check_closed(graph, values)
+
+
+def _drop_unread(graph: ir.Graph) -> None:
+    """Take out what no output needs; onnx_ir's own pass keeps what branches of dropped nodes read."""
+    needed = set(graph.outputs)
+    for node in reversed(graph):
+        if needed.intersection(node.outputs):
+            needed |= {v for inner in within(node) for v in inner.inputs if v is not None}
+    dropped = [node for node in graph if not needed.intersection(node.outputs)]
+    for node in (inner for outer in dropped for inner in within(outer)):
+        for place in range(len(node.inputs)):
+            node.replace_input_with(place, None)
+    graph.remove(dropped)
+    for name, value in list(graph.initializers.items()):
+        if value not in needed:
+            del graph.initializers[name]
+
+
+def _tell_size(
+    node: ir.Node,
+    place: int,
+    axes: tuple[Axis, ...],
+    inputs: Mapping[str, tuple[ir.Value, tuple[Axis, ...]]],
+) -> None:
+    """Let a Shape node that reads a value with these axes read sizes of the same names from an input."""
+    start, end = (node.attributes.get(name) for name in ("start", "end"))
+    asked = axes[0 if start is None else start.as_int() : None if end is None else end.as_int()]
+    for value, own in inputs.values():
+        for first in range(len(own) - len(asked) + 1):
+            if own[first : first + len(asked)] == asked:
+                node.replace_input_with(place, value)
+                node.attributes["start"] = ir.AttrInt64("start", first)
+                node.attributes["end"] = ir.AttrInt64("end", first + len(asked))
+                return
 
 
 def _like(value: ir.Value) -> ir.Value:
