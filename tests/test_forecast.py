@@ -136,5 +136,6 @@ def test_a_plan_says_what_its_export_needs(tiny_model: Path, tmp_path: Path, vt:
     code, _, err = vt("plan", *given)
     assert code == 0
     assert (
-        "an export needs about 0.1 GB of disk and 0.9 GB of memory, with `--stream` 0.9 GB" in err
+        "an export needs about 0.1 GB of disk and 0.6 GB of memory, streamed 0.6 GB of memory"
+        in err
     )

@@ -32,7 +32,7 @@ from tests import facts
 from tests.family_cases import HEAD_MASK, cuts
 from tests.llava_7b import make_llava_7b
 from tests.test_family_smolvlm import make as make_smolvlm
-from tests.test_model_folders import cut, shard
+from tests.test_model_folders import shard
 
 Vt = Callable[..., tuple[int, str, str]]
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -181,27 +181,6 @@ def elsewhere(folder: Path) -> None:
     name = next(iter(index["weight_map"]))
     index["weight_map"][name] = "../b.safetensors"
     (folder / WEIGHTS_INDEX).write_text(json.dumps(index), encoding="utf-8")
-
-
-@pytest.mark.parametrize(
-    ("spoil", "words"),
-    [
-        (lambda folder: (folder / "b.safetensors").unlink(), "b.safetensors: no such file, and"),
-        (lambda folder: cut(folder / "b.safetensors"), "b.safetensors.*broken or cut off"),
-        (elsewhere, "only .*safetensors files beside it are read"),
-    ],
-)
-def test_broken_shards_are_refused_before_anything_is_written(
-    spoil: Callable[[Path], None], words: str, tiny_model: Path, tmp_path: Path
-) -> None:
-    model, made = tmp_path / "model", tmp_path / "made"
-    shutil.copytree(tiny_model, model)
-    made.mkdir()
-    shard(model)
-    spoil(model)
-    with pytest.raises(ModelError, match=words):
-        vtcompress.export(recipe_of(model), made / "out", stream=True)
-    assert not list(made.iterdir())
 
 
 def test_a_disk_that_is_too_small_is_refused_before_work(

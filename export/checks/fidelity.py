@@ -194,9 +194,9 @@ def compare(
         pair = in_both(call, (wanted, got), (reference.choices, recording.choices))
         if not len(pair[0]):
             continue
-        found = difference(call, *pair)
+        found = how_different(call, *pair)
         differences.append(found)
-        failures += misses(found, limits)
+        failures += missed_limits(found, limits)
     for call, shapes in reference.shapes.items():
         if recording.shapes.get(call) != shapes:
             failures.append(
@@ -219,7 +219,7 @@ def compare(
     )
 
 
-def difference(call: str, wanted: Array, got: Array) -> Difference:
+def how_different(call: str, wanted: Array, got: Array) -> Difference:
     """Return how far an output is from the wanted one, of the same shape."""
     a, b = wanted.astype(np.float64), got.astype(np.float64)
     worst = float(np.abs(a - b).max())
@@ -236,7 +236,7 @@ def difference(call: str, wanted: Array, got: Array) -> Difference:
     )
 
 
-def misses(d: Difference, limits: FidelityLimits) -> list[str]:
+def missed_limits(d: Difference, limits: FidelityLimits) -> list[str]:
     """Return a line for each limit that a difference misses."""
     lines = []
     if d.max_abs > limits.max_abs:

@@ -113,7 +113,7 @@ class _Walk:
                 self._found.outputs[name] = _logits(piece, self._own[number][call])
                 got = _logits(piece, entered[number][call])
                 what = f"{BEHIND}: {name}"
-                differences.append(fidelity.difference(what, wanted[number][call], got))
+                differences.append(fidelity.how_different(what, wanted[number][call], got))
         return differences
 
     def _entered(self) -> list[list[CallRows]]:
@@ -138,16 +138,16 @@ class _Walk:
         )
         self._found.shapes[what] = made.shapes
         if piece.after is not None and piece.after.visual is not None and made.rows.visual.size:
-            yield fidelity.difference(
+            yield fidelity.how_different(
                 f"{what}, visual rows", torch.visual.numpy(), made.rows.visual
             )
-        yield fidelity.difference(f"{what}, text rows", torch.text.numpy(), made.rows.text)
+        yield fidelity.how_different(f"{what}, text rows", torch.text.numpy(), made.rows.text)
         for pair, keys in zip(torch.present, made.keys, strict=True):
             wanted = in_rows(pair.key.numpy())
             if (
                 wanted.size and wanted.shape == keys.shape
             ):  # a difference of shapes is told by itself
-                yield fidelity.difference(f"{what}, keys", wanted, keys)
+                yield fidelity.how_different(f"{what}, keys", wanted, keys)
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def _with_layers(report: FidelityReport, layers: Sequence[Sequence[Difference]])
         relative, cosine = _worst(found)
         worst.append(relative)
         for one in dict.fromkeys((relative, cosine)):
-            failures += fidelity.misses(one, limits)
+            failures += fidelity.missed_limits(one, limits)
     everything = [one for found in layers for one in found]
     relative, cosine = _worst([*everything, report.worst_relative, report.worst_cosine])
     return report.model_copy(

@@ -19,7 +19,6 @@ from export.graphs.spec import (
     PAST_VISUAL,
     POSITIONS,
     ROWS,
-    Axis,
     GraphSpec,
 )
 from export.writer.passes.float32 import make_shadow, read_graph, shadow_spec, within
@@ -235,8 +234,8 @@ def _drop_unread(graph: ir.Graph) -> None:
 def _tell_size(
     node: ir.Node,
     place: int,
-    axes: tuple[Axis, ...],
-    inputs: Mapping[str, tuple[ir.Value, tuple[Axis, ...]]],
+    axes: tuple[str | int, ...],
+    inputs: Mapping[str, tuple[ir.Value, tuple[str | int, ...]]],
 ) -> None:
     """Let a Shape node that reads a value with these axes read sizes of the same names from an input."""
     start, end = (node.attributes.get(name) for name in ("start", "end"))

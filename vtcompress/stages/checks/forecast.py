@@ -82,7 +82,7 @@ def check_memory(needs: Forecast, recipe: Recipe, *, stream: bool, progress: Pro
     if free is not None and needs.memory > free:
         remedy = "run it where there is more"
         if not stream:
-            remedy = f"add `--stream`, with which the model is never in memory, or {remedy}"
+            remedy = f"export with `stream`, the model is never in memory then, or {remedy}"
         raise VtcompressError(
             f"{recipe.model.id}: the export needs about {_gb(needs.memory)} of memory, {_gb(free)} are "
             f"available: {remedy}"
@@ -92,7 +92,7 @@ def check_memory(needs: Forecast, recipe: Recipe, *, stream: bool, progress: Pro
 def forecast_words(recipe: Recipe, source: Path, facts: ModelFacts) -> str:
     """Return what an export of a model folder would need, in memory and streamed."""
     whole, streamed = (forecast(recipe, source, facts, stream=stream) for stream in (False, True))
-    return f"an export needs {whole.words}, with `--stream` {_gb(streamed.memory)} of memory"
+    return f"an export needs {whole.words}, streamed {_gb(streamed.memory)} of memory"
 
 
 def smaller(settings: ExportSection) -> str:
