@@ -36,6 +36,22 @@ NOTHING_ADDED: Mapping[int, Tensor] = MappingProxyType({})
 """Rows [B, V, D] to add to the visual rows behind a layer, by its index: none."""
 
 
+class Begun(NamedTuple):
+    """What a call's layers are given beside its rows.
+
+    Attributes:
+        places: where the rows stand.
+        pairs: keys and values of the past, in the order of the caches.
+        kinds: which keys are visual; None: no layer asks.
+        added: what is added to the visual rows behind layers.
+    """
+
+    places: CallPlaces
+    pairs: list[KeyValue | Buffer]
+    kinds: Kinds | None
+    added: Mapping[int, Tensor]
+
+
 class Ran(NamedTuple):
     """What a run of layers made.
 
@@ -137,17 +153,12 @@ class Decoder(nn.Module):
         Raises:
             ValueError: positions are given, and rows that grow count them anew.
         """
-        if self.growing and positions is not None:
-            raise ValueError("where visual rows grow, positions are counted from places: give none")
-        places = self.rotary.places(visual_index, text_index, inputs_embeds.dtype, positions)
+        places, pairs, kinds, added = self.begin(
+            visual_embeds, inputs_embeds, visual_index, text_index, past, positions, deepstack
+        )
         visual, text = visual_embeds, inputs_embeds
         present: list[KeyValue | Tensor] = []
-        pairs, past_visual, keys = opened(past, self.caches, tells_rows=self.tells_rows)
-        kinds = None
-        if past_visual is not None:
-            kinds = places.kinds(visual_index, text_index, past_visual, keys)
         selection = None
-        added = added_by(deepstack, self.deepstack, visual)
         remaining = torch.scalar_tensor(visual_index.shape[1], dtype=torch.int64)
         if self.gates:
             selection = gate_selection(visual_index, text_index, text.dtype)
@@ -174,6 +185,26 @@ class Decoder(nn.Module):
         if kinds is not None:
             present.append(kinds.visual)
         return self.next_token_logits(text), present
+
+    def begin(
+        self,
+        visual_embeds: Tensor,
+        inputs_embeds: Tensor,
+        visual_index: Tensor,
+        text_index: Tensor,
+        past: PastTensors,
+        positions: Positions | None = None,
+        deepstack: Sequence[Tensor] = (),
+    ) -> Begun:
+        """Return what the layers of a call are given beside its rows; arguments and errors as `forward`."""
+        if self.growing and positions is not None:
+            raise ValueError("where visual rows grow, positions are counted from places: give none")
+        places = self.rotary.places(visual_index, text_index, inputs_embeds.dtype, positions)
+        pairs, past_visual, keys = opened(past, self.caches, tells_rows=self.tells_rows)
+        kinds = None
+        if past_visual is not None:
+            kinds = places.kinds(visual_index, text_index, past_visual, keys)
+        return Begun(places, pairs, kinds, added_by(deepstack, self.deepstack, visual_embeds))
 
     def _go_on(
         self, layer: int, ran: Ran, places: CallPlaces, pairs: Sequence[KeyValue | Buffer]

@@ -109,7 +109,7 @@ class Manifest(Judged):
         missing_kernels: operators of bfloat16 graphs that the CPU of the export could not run; the checks
             then ran on the graphs' float32 shadows, see `export.checks.bfloat16`.
         streamed: weights went from the original's files to the artifact's one at a time: no model was in
-            memory, and nothing was run.
+            memory, and what needs one whole was not run; fidelity is that by layer, if any.
         passes: what graph passes say of themselves that change what graphs compute.
         measured: times beside the naive original; None: not measured.
         memory: resident memory of a process that runs the artifact; None: not measured.

@@ -21,6 +21,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import NamedTuple
 
 from compressor.disk.files import made_parent
 from compressor.disk.held_signals import HeldSignals
@@ -94,9 +95,21 @@ class _Place:
             ) from None
 
 
+class Room(NamedTuple):
+    """Free space that a result needs, and what would make that less."""
+
+    needed: int
+    remedy: str
+
+
 @contextmanager
 def staged(
-    output: Path, *, overwrite: bool = False, needed_bytes: int = 0, sources: Iterable[Path] = ()
+    output: Path,
+    *,
+    overwrite: bool = False,
+    needed_bytes: int = 0,
+    remedy: str = "",
+    sources: Iterable[Path] = (),
 ) -> Iterator[Path]:
     """Yield a fresh folder whose content takes the place of `output` when the block ends well.
 
@@ -107,6 +120,7 @@ def staged(
         output: final place; an empty folder there is filled, the target of a link is written.
         overwrite: replace what this tool wrote there.
         needed_bytes: free space that the writing will take.
+        remedy: what would make that less; empty: nothing.
         sources: files and folders that the run reads; see `check_folder`.
 
     Raises:
@@ -114,7 +128,10 @@ def staged(
             be written, or its disk has too little room.
     """
     place, sources = _Place.of(output), tuple(sources)
-    with HeldSignals() as signals, _opened(place, overwrite, needed_bytes, sources) as staging:
+    with (
+        HeldSignals() as signals,
+        _opened(place, overwrite, Room(needed_bytes, remedy), sources) as staging,
+    ):
         try:
             signals.pass_on()
             yield staging
@@ -140,11 +157,16 @@ def _put_in_place(staging: Path, place: _Place, overwrite: bool, sources: tuple[
 
 
 def check_place(
-    output: Path, *, overwrite: bool = False, needed_bytes: int = 0, sources: Iterable[Path] = ()
+    output: Path,
+    *,
+    overwrite: bool = False,
+    needed_bytes: int = 0,
+    remedy: str = "",
+    sources: Iterable[Path] = (),
 ) -> None:
     """Try all that `staged` would refuse, before the work begins; arguments and errors are its own."""
     place, sources = _Place.of(output), tuple(sources)
-    with HeldSignals(), _opened(place, overwrite, needed_bytes, sources):
+    with HeldSignals(), _opened(place, overwrite, Room(needed_bytes, remedy), sources):
         pass
 
 
@@ -175,7 +197,7 @@ def sweep_folder(output: Path) -> Path:
 
 @contextmanager
 def _opened(
-    place: _Place, overwrite: bool, needed_bytes: int, sources: tuple[Path, ...]
+    place: _Place, overwrite: bool, room: Room, sources: tuple[Path, ...]
 ) -> Iterator[Path]:
     # Judged before anything is made, and again when nobody else writes there. What a run has left there, half
     # moved or a lock, is not what its user has there: that is finished and removed first.
@@ -188,7 +210,7 @@ def _opened(
         check_folder(place.output, overwrite=overwrite, sources=sources)
         staging = place.beside(f"{STAGING_MARK}{serial()}")
         try:
-            _make_staging(staging, needed_bytes)
+            _make_staging(staging, room)
             yield staging
         except VtcompressError:
             raise
@@ -200,9 +222,9 @@ def _opened(
             shutil.rmtree(staging, ignore_errors=True)
 
 
-def _make_staging(staging: Path, needed_bytes: int) -> None:
+def _make_staging(staging: Path, room: Room) -> None:
     try:
-        check_room(staging.parent, needed_bytes)
+        check_room(staging.parent, room.needed, room.remedy)
         staging.mkdir()
     except OSError as failure:
         raise VtcompressError(f"{staging.parent}: cannot write: {failure.strerror}") from None
@@ -274,8 +296,8 @@ def _free(folder: Path, place: _Place) -> Path:
     )
 
 
-def check_room(folder: Path, needed_bytes: int) -> None:
-    """Refuse to start what the disk cannot hold.
+def check_room(folder: Path, needed_bytes: int, remedy: str = "") -> None:
+    """Refuse to start what the disk cannot hold; `remedy` as in `staged`.
 
     Raises:
         VtcompressError: fewer than `needed_bytes` are free.
@@ -284,7 +306,7 @@ def check_room(folder: Path, needed_bytes: int) -> None:
     if free < needed_bytes:
         raise VtcompressError(
             f"{folder}: {_mebibytes(needed_bytes)} are needed, {_mebibytes(free)} are free; "
-            "make room or choose another `output`"
+            f"make room or choose another `output`{f', or {remedy}' if remedy else ''}"
         )
 
 

@@ -61,8 +61,13 @@ class ShadowSession(GraphSession[OnnxGraph]):
 
     def declared(self, spec: GraphSpec) -> tuple[Sequence[Any], Sequence[Any]]:
         """See `OnnxSession.declared`; of the file, not of its shadow."""
-        graph = read_graph(self._folder / spec.file).graph
-        return [_argument(v) for v in graph.inputs], [_argument(v) for v in graph.outputs]
+        return declared_in(self._folder, spec)
+
+
+def declared_in(folder: Path, spec: GraphSpec) -> tuple[Sequence[Argument], Sequence[Argument]]:
+    """Return a graph's inputs and outputs as its file has them; no weights are loaded."""
+    graph = read_graph(folder / spec.file).graph
+    return [_argument(v) for v in graph.inputs], [_argument(v) for v in graph.outputs]
 
 
 def open_for_checks(

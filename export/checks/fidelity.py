@@ -18,7 +18,7 @@ from export.graphs.limits import rows_of_picture
 from export.graphs.spec import GraphSpec
 from export.results.fidelity import Difference, FidelityLimits, FidelityReport
 from export.session.arrays import Array
-from export.session.feeds import prompt_rows, text_rows
+from export.session.feeds import CallRows, prompt_rows, text_rows
 from export.session.session import Session, look
 
 IMAGE_COUNTS = (0, 1, 2)
@@ -26,8 +26,12 @@ TEXT_ROWS = (9, 5)
 PROMPTS = len(IMAGE_COUNTS) * len(TEXT_ROWS)
 LATER_TEXT_ROWS = 3
 DECODE_STEPS = 16
+PREFILL = "prefill"
 # Below it, a difference relative to the largest value says nothing.
 TINY = 1e-6
+
+
+LabelledCall = tuple[str, CallRows]
 
 
 @dataclass
@@ -60,6 +64,44 @@ def record(
         room: rows of one conversation in caches of fixed size; what does not fit is shortened or left out.
     """
     recording = Recording()
+    for name, calls in prompts(recording, session, plan, seed, images, room):
+        past = session.empty_past(1)
+        for label, rows in calls:
+            logits, past = session.decode(rows, past)
+            recording.outputs[f"{name}: {label}"] = logits
+            recording.shapes[f"{name}: {label}"] = session.past_shapes(past)
+            if label == PREFILL:
+                kept = plan.rows_of_layers(rows.visual_index.shape[1])
+                for layer in plan.keeps() if kept[0] else ():
+                    keys = session.cached_keys(past, layer)
+                    recording.choices.going_on[name, layer] = (keys, kept[layer])
+    return recording
+
+
+def prompts(
+    recording: Recording,
+    session: Session,
+    plan: Plan,
+    seed: int = 0,
+    images: Sequence[int] = IMAGE_COUNTS,
+    room: int | None = None,
+    texts: Sequence[int] = TEXT_ROWS,
+    steps: int = DECODE_STEPS,
+) -> Iterator[tuple[str, list[LabelledCall]]]:
+    """Yield the prompts' names and their calls of the decoder, each behind the one before it.
+
+    What the vision and embedding graphs make of them is recorded on the way.
+
+    Args:
+        recording: takes it.
+        session: sees the pictures and embeds the tokens.
+        plan: as in `record`.
+        seed: likewise.
+        images: likewise.
+        room: likewise.
+        texts: text rows of the prompts.
+        steps: decode steps behind each.
+    """
     rng = np.random.default_rng(seed)
     facts = plan.model
     for count, grid, words in _pictures(facts, images):
@@ -76,7 +118,7 @@ def record(
                 recording.outputs[f"{name}, {words}"] = part.astype(np.float32)
             if seen.kept is not None:
                 recording.choices.entering[words] = seen.kept
-        for rows in TEXT_ROWS:
+        for rows in texts:
             ids = rng.integers(0, facts.decoder.vocab, rows + LATER_TEXT_ROWS + DECODE_STEPS)
             if room is not None:
                 # Caches of text alone have room for the text beside one image.
@@ -85,8 +127,9 @@ def record(
             if len(ids):
                 layout = layout_around(ids[:rows], (one,) * count, facts=facts, grid=grid)
                 name = f"{words}, T={rows}"
-                _record_prompt(recording, session, plan, seen, layout, ids, name)
-    return recording
+                embedded = session.embed(ids[None])
+                recording.outputs[f"{name}: embed"] = embedded.astype(np.float32)
+                yield name, [*_calls(seen, layout, embedded, steps)]
 
 
 def _pictures(facts: ModelFacts, images: Sequence[int]) -> Iterator[tuple[int, Grid, str]]:
@@ -97,41 +140,22 @@ def _pictures(facts: ModelFacts, images: Sequence[int]) -> Iterator[tuple[int, G
         yield 1, grid, f"1 image of {grid[0]} x {grid[1]} tokens"
 
 
-def _record_prompt(
-    recording: Recording,
-    session: Session,
-    plan: Plan,
-    seen: VisualRows,
-    layout: Layout,
-    ids: Array,
-    name: str,
-) -> None:
-    """Keep what comes out of a prompt on the first of the ids, and of what follows on the others."""
-    embedded = session.embed(ids[None])
-    recording.outputs[f"{name}: embed"] = embedded.astype(np.float32)
+def _calls(seen: VisualRows, layout: Layout, embedded: Array, steps: int) -> Iterator[LabelledCall]:
+    """Yield a prompt's call on the first of the embedded rows, and what follows on the others."""
     prompt, later = np.split(embedded, [len(layout.text_ids)], axis=1)
-    calls, start = [("prefill", prompt_rows(layout, prompt, *seen))], 0
-    for label, wanted in _later_calls():
+    yield PREFILL, prompt_rows(layout, prompt, *seen)
+    start = 0
+    for label, wanted in _later_calls(steps):
         text = later[:, start : start + wanted]
-        calls.append((label, text_rows(layout.behind(start, text.shape[1]), text)))
-        start += wanted
-    past = session.empty_past(1)
-    for label, rows in calls:
-        if not rows.text_index.size:
+        if not text.size:
             return
-        logits, past = session.decode(rows, past)
-        recording.outputs[f"{name}: {label}"] = logits
-        recording.shapes[f"{name}: {label}"] = session.past_shapes(past)
-        if label == "prefill":
-            kept = plan.rows_of_layers(rows.visual_index.shape[1])
-            for layer in plan.keeps() if kept[0] else ():
-                keys = session.cached_keys(past, layer)
-                recording.choices.going_on[name, layer] = (keys, kept[layer])
+        yield label, text_rows(layout.behind(start, text.shape[1]), text)
+        start += wanted
 
 
-def _later_calls() -> Iterator[tuple[str, int]]:
+def _later_calls(steps: int) -> Iterator[tuple[str, int]]:
     yield "later turn", LATER_TEXT_ROWS
-    for step in range(DECODE_STEPS):
+    for step in range(steps):
         yield f"decode step {step + 1}", 1
 
 
@@ -170,9 +194,9 @@ def compare(
         pair = in_both(call, (wanted, got), (reference.choices, recording.choices))
         if not len(pair[0]):
             continue
-        difference = _difference(call, *pair)
-        differences.append(difference)
-        failures += _misses(difference, limits)
+        found = how_different(call, *pair)
+        differences.append(found)
+        failures += missed_limits(found, limits)
     for call, shapes in reference.shapes.items():
         if recording.shapes.get(call) != shapes:
             failures.append(
@@ -195,7 +219,8 @@ def compare(
     )
 
 
-def _difference(call: str, wanted: Array, got: Array) -> Difference:
+def how_different(call: str, wanted: Array, got: Array) -> Difference:
+    """Return how far an output is from the wanted one, of the same shape."""
     a, b = wanted.astype(np.float64), got.astype(np.float64)
     worst = float(np.abs(a - b).max())
     if not np.isfinite(worst):
@@ -211,8 +236,8 @@ def _difference(call: str, wanted: Array, got: Array) -> Difference:
     )
 
 
-def _misses(difference: Difference, limits: FidelityLimits) -> list[str]:
-    d = difference
+def missed_limits(d: Difference, limits: FidelityLimits) -> list[str]:
+    """Return a line for each limit that a difference misses."""
     lines = []
     if d.max_abs > limits.max_abs:
         lines.append(f"{d.call}: differs by {d.max_abs:.3g}, allowed max_abs {limits.max_abs:g}")

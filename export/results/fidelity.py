@@ -1,5 +1,9 @@
 """What export fidelity found, beside its limits."""
 
+from typing import Any
+
+from pydantic import SerializerFunctionWrapHandler, model_serializer
+
 from compressor.facts import Facts
 from export.results.verdict import Check
 
@@ -29,10 +33,25 @@ class Difference(Facts):
 
 
 class FidelityReport(Check):
-    """The outcome: the worst of each measure, and every failure in words; its limits are always set."""
+    """The outcome: the worst of each measure, and every failure in words; its limits are always set.
+
+    Attributes:
+        layers: of a check by layer, what each layer differs by itself, on equal inputs; last comes what is
+            behind the layers. Of a check of whole graphs nothing.
+    """
 
     calls: int
     limits: FidelityLimits
     worst_abs: Difference
     worst_relative: Difference
     worst_cosine: Difference
+    layers: tuple[Difference, ...] = ()
+
+    @property
+    def worst_layer(self) -> Difference | None:
+        """Of a check by layer, the layer that differs most by itself."""
+        return max(self.layers, key=lambda found: found.max_relative, default=None)
+
+    @model_serializer(mode="wrap")
+    def _without_layers_not_parted(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {k: v for k, v in handler(self).items() if k != "layers" or v}

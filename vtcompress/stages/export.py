@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from compressor.disk.files import is_folder
 from compressor.disk.mistaken import mistaken
 from compressor.errors import ArtifactError, VtcompressError
-from compressor.plan.cost import BYTES
+from compressor.facts import ModelFacts
 from compressor.plan.plan import Plan
 from compressor.planner import plan_recipe
 from compressor.profile import Profile
@@ -26,13 +26,14 @@ from export.results.answers import Answers
 from export.results.rewrite import RewriteReport, rewrite_words
 from vtcompress.console import shown
 from vtcompress.shipped import PathLike
-from vtcompress.stages.build import build_targets, check_targets, engine_targets
+from vtcompress.stages.build import build_targets, check_targets
 from vtcompress.stages.calibrate import (
     calibration_task,
     drop_foreign,
     run_calibration,
     wants_calibration,
 )
+from vtcompress.stages.checks.forecast import check_memory, forecast, smaller
 from vtcompress.stages.checks.prompts import Asked, check_prompts
 from vtcompress.stages.checks.recipe import (
     check_blocks,
@@ -49,7 +50,7 @@ from vtcompress.stages.compress import (
     load_weights_in_front,
 )
 from vtcompress.stages.exporting.from_folder import note_without_effect
-from vtcompress.stages.exporting.job import Job, bytes_of_weights
+from vtcompress.stages.exporting.job import Job
 from vtcompress.stages.exporting.onnx_side import Fields, onnx_side
 from vtcompress.stages.exporting.streaming import NOT_RUN, check_stream
 from vtcompress.stages.exporting.torch_side import torch_side
@@ -79,8 +80,6 @@ if TYPE_CHECKING:
     from compressor.families import LoadedModel
     from compressor.samples.questions import Sample
 
-# Graphs without weights, tokenizer, plots and small pictures take less.
-SMALL_FILES_BYTES = 64 << 20
 ROUNDS = 15
 
 
@@ -129,7 +128,7 @@ class ExportRun:
             building=True,
             progress=self.progress,
         )
-        self._check_place(model_folder(self.recipe), facts.dtype)
+        self._check_room(model_folder(self.recipe), facts)
         digest = check_digest(self.recipe, facts, profile, profile_file)
         resume = staging.calibration_file(self.output)
 
@@ -159,7 +158,7 @@ class ExportRun:
         self._note_unread_data("the plan is made already")
         self._check_place()
         facts = check_plan(self.recipe, plan, profile, what, self._asked(), self.progress)
-        self._check_place(model_folder(self.recipe), facts.dtype)
+        self._check_room(model_folder(self.recipe), facts)
         digest = digest_of_plan(plan, self.recipe, facts, what=what)
         if profile is not None:
             profile.check_belongs(profile_file, model_digest=digest)
@@ -180,7 +179,7 @@ class ExportRun:
         """
         model = load_model(self.recipe, self.progress, digest, outline=self.job.stream)
         self.origin = origin_of(self.recipe.model.id, model.folder)
-        with staging.staged(self.output, **self._needs(model.folder, model.facts.dtype)) as folder:
+        with staging.staged(self.output, **self._needs(model.folder, model.facts)) as folder:
             if self.job.stream:
                 self.progress.say(NOT_RUN)
             else:
@@ -207,10 +206,16 @@ class ExportRun:
         if self.job.stream or self.recipe.export.dtype != "float16":
             note_unread_data(self.recipe, why, self.progress)
 
-    def _check_place(self, source: Path | None = None, source_dtype: str = "") -> None:
-        """Refuse a place that the artifact cannot have; with its source, one without room too."""
-        needs = {"overwrite": self.overwrite, "sources": self.sources}
-        staging.check_place(self.output, **(self._needs(source, source_dtype) if source else needs))
+    def _check_place(self) -> None:
+        """Refuse a place that the artifact cannot have."""
+        staging.check_place(self.output, overwrite=self.overwrite, sources=self.sources)
+
+    def _check_room(self, source: Path, facts: ModelFacts) -> None:
+        """Say what disk and memory the export of a folder needs, and refuse what there is not."""
+        staging.check_place(self.output, **self._needs(source, facts))
+        stream = self.job.stream
+        needs = forecast(self.recipe, source, facts, stream=stream)
+        check_memory(needs, self.recipe, stream=stream, progress=self.progress)
 
     def from_compressed(self, source: Path) -> Manifest:
         """Start from a folder that `compress` wrote."""
@@ -220,7 +225,7 @@ class ExportRun:
             raise ArtifactError([problem])
         plan = Plan.load(source / PLAN_FILE)
         self.sources += (source,)
-        self._check_place(source, plan.model.dtype)
+        self._check_room(source, plan.model)
         profile_path, own = source / PROFILE_FILE, source / RECIPE_FILE
         profile = Profile.load(profile_path) if profile_path.is_file() else None
         remedy = f"give the folder's own recipe, {own}" if own.is_file() else "give that recipe"
@@ -240,7 +245,7 @@ class ExportRun:
         of_hub = "/" in plan.model.name and self.recipe.model.id == plan.model.name
         self.origin = origin_of(plan.model.name if of_hub else None, source)
         digest = self._original_digest(plan, source) if self._wants_original() else None
-        with staging.staged(self.output, **self._needs(source, plan.model.dtype)) as folder:
+        with staging.staged(self.output, **self._needs(source, plan.model)) as folder:
             original, models = None, []
             with rewrite_prompt(self.job.samples) as prompt:
                 reading = None
@@ -277,16 +282,18 @@ class ExportRun:
         plan.check_belongs(name, digest, what=f"{source}: the plan", remedy=remedy)
         return digest
 
-    def _needs(self, source: Path, source_dtype: str) -> dict[str, Any]:
+    def _needs(self, source: Path, facts: ModelFacts) -> dict[str, Any]:
         """Return what the place of the artifact must allow; see `staging.staged`."""
-        weights = sum(path.stat().st_size for path in source.glob("*.safetensors"))
-        needed = bytes_of_weights(self.recipe.export, weights // BYTES[source_dtype])
+        needed = forecast(self.recipe, source, facts, stream=self.job.stream).disk
         keep = self.recipe.validation.keep_pictures == "all"
         pictures = {path for sample in self.job.samples if keep for path in sample.images}
-        # Engines hold the weights too.
-        needed *= 1 + len(engine_targets(self.recipe))
-        needed += sum(path.stat().st_size for path in pictures) + SMALL_FILES_BYTES
-        return {"overwrite": self.overwrite, "needed_bytes": needed, "sources": self.sources}
+        needed += sum(path.stat().st_size for path in pictures)
+        return {
+            "overwrite": self.overwrite,
+            "needed_bytes": needed,
+            "remedy": smaller(self.recipe.export),
+            "sources": self.sources,
+        }
 
     def _original_answers(self, model: "LoadedModel") -> Answers | None:
         if not self.job.samples:
@@ -348,8 +355,8 @@ def export(
         sources: files that recipe, plan and profile were read from; no folder that holds one is replaced.
         bench_rounds: how often each call is timed; 0 for none; None: 15 times, and not at all with `stream`.
         threads: how many one operator has while timing, at most as many as there are processors.
-        stream: copy weights one at a time, so that the model is never in memory. What must run a model is
-            not run: calibration, checks, times.
+        stream: copy weights one at a time, so that the model is never in memory. Export fidelity is
+            checked by layer; what must run a whole model is not run: calibration, compression loss, times.
         progress: shows stages and loops; see the module.
 
     Returns:

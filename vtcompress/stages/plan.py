@@ -10,9 +10,11 @@ from export.artifact.manifest import Predicted
 from export.graphs.limits import Limits, buffer_bytes, limits_of_original
 from vtcompress.console import shown
 from vtcompress.shipped import PathLike
+from vtcompress.stages.checks.forecast import forecast_words
 from vtcompress.stages.checks.recipe import check_digest, check_recipe
 from vtcompress.stages.inputs import (
     model_facts,
+    model_folder,
     note_unread_data,
     open_profile,
     require_compress,
@@ -45,7 +47,9 @@ def plan(
     progress.say(f"reading the weights of {recipe.model.id} for their digest")
     digest = check_digest(recipe, facts, measured, name)
     # Read again: the weights of a hub id are here now, and tell whether embedding and head are one.
-    return plan_recipe(recipe, model_facts(recipe), digest, measured)
+    facts = model_facts(recipe)
+    progress.say(forecast_words(recipe, model_folder(recipe), facts))
+    return plan_recipe(recipe, facts, digest, measured)
 
 
 def predicted(plan: Plan, dtype: str, limits: Limits | None = None) -> Predicted:

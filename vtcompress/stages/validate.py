@@ -1,7 +1,7 @@
 """The stage that proves what was lost: export fidelity and compression loss."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,16 +62,17 @@ def check_fidelity(
     recipe: Recipe,
 ) -> FidelityReport:
     """Compare the graphs with what the compressed torch model gave."""
-    wanted = fidelity_thresholds(recipe)
     declared = []
     for spec in graphs:
         declared += fidelity.check_declared(spec, *session.declared(spec))
-    limits = FidelityLimits(
-        max_abs=wanted.max_abs, max_relative=wanted.max_relative, min_cosine=wanted.min_cosine
-    )
     caches = cache_limits(recipe.export, plan.model, plan.rows_kept)
     recorded = fidelity.record(session, plan, room=caches.max_context if caches else None)
-    return fidelity.compare(reference, recorded, graphs, declared, limits)
+    return fidelity.compare(reference, recorded, graphs, declared, fidelity_limits(recipe))
+
+
+def fidelity_limits(recipe: Recipe) -> FidelityLimits:
+    """Return the recipe's limits of export fidelity, those of the dtype where it sets none."""
+    return FidelityLimits(**asdict(fidelity_thresholds(recipe)))
 
 
 def for_answers(

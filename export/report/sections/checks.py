@@ -33,6 +33,7 @@ def fidelity_section(manifest: Manifest) -> Section:
         reference_words(manifest.dtype),
         rewrite_words(manifest.rewrite),
         *dtype_words(manifest),
+        *by_layer_words(report),
     )
     found = [] if report is None else [_fidelity_table(report), *_failures(report.failures)]
     blocks = [*map(Words, words), fidelity_outcome(report), *found]
@@ -51,7 +52,22 @@ def fidelity_outcome(
         f"max abs {report.worst_abs.max_abs:.2e}, max relative "
         f"{report.worst_relative.max_relative:.2e}, cosine {report.worst_cosine.cosine:.7f}"
     )
+    what = f"{what} by layer" if report.layers else what
     return Outcome.of(f"{name} ({what}, {report.calls} outputs): {worst}", report)
+
+
+def by_layer_words(report: FidelityReport | None) -> tuple[str, ...]:
+    """Return how layers were checked by themselves, and which is the worst; nothing of whole graphs."""
+    worst = report.worst_layer if report is not None else None
+    if report is None or worst is None:
+        return ()
+    return (
+        f"By layer: the decoder's graph was cut into its {len(report.layers) - 1} layers and what is behind "
+        "them, and each part ran with its own weights in memory alone: on the torch model's states, which "
+        "tells what it differs by itself, and on the states that the parts in front of it made, which gives "
+        "the logits. States and keys are judged without max abs, because their size is the model's. The "
+        f"part that differs most by itself: {worst.call} (max relative {worst.max_relative:.2e}).",
+    )
 
 
 def _fidelity_table(report: FidelityReport) -> Table:

@@ -24,10 +24,12 @@ def dtype_words(manifest: Manifest) -> tuple[str, ...]:
     found = () if manifest.ranges is None else _range_words(manifest.ranges)
     if manifest.streamed:
         found = (streamed_words(manifest),)
-    elif manifest.dtype == "bfloat16":
+    if manifest.dtype == "bfloat16" and (manifest.fidelity is not None or not manifest.streamed):
         missing = ", ".join(manifest.missing_kernels)
+        ran = "The check" if manifest.streamed else "Both checks"
         found = (
-            "Both checks ran the graphs' arithmetic in float32 on the bfloat16 weights. bfloat16 kernels "
+            *found,
+            f"{ran} ran the graphs' arithmetic in float32 on the bfloat16 weights. bfloat16 kernels "
             "were not run here; ONNX Runtime's CPU cannot run these graphs"
             f"{f': it has none for {missing}' if missing else ''}. Rounding of the weights is in the "
             "figures, and rounding between the operators is not.",
@@ -43,9 +45,11 @@ def streamed_words(manifest: Manifest) -> str:
             " Values that float16 cannot hold were not looked for: not run, and every node is in float16; "
             "an export without streaming looks for them."
         )
+    unchecked = "no export fidelity, " if manifest.fidelity is None else ""
     return (
-        "Streamed: weights were copied one at a time and the model was never in memory, so nothing was run: "
-        "no comparison of the rewritten model with the original, no export fidelity, no compression loss. "
+        "Streamed: weights were copied one at a time and the model was never in memory, so what needs it "
+        "whole was not run: no comparison of the rewritten model with the original, "
+        f"{unchecked}no compression loss. "
         "`vtcompress validate ARTIFACT --model MODEL` runs them where the model fits into memory."
         f"{searched}"
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compressor.errors import VtcompressError
 from compressor.plan.plan import Plan
@@ -27,7 +27,16 @@ from vtcompress.stages.exporting.job import Job
 from vtcompress.stages.exporting.torch_side import Written
 from vtcompress.stages.float16 import keep_wide_nodes
 from vtcompress.stages.plan import predicted
-from vtcompress.stages.validate import check_fidelity, for_answers, loss_limits, validation_name
+from vtcompress.stages.validate import (
+    check_fidelity,
+    fidelity_limits,
+    for_answers,
+    loss_limits,
+    validation_name,
+)
+
+if TYPE_CHECKING:
+    from export.checks.by_layer.reference import Reference
 
 Fields = dict[str, Any]
 """Fields of a manifest, by name."""
@@ -54,6 +63,8 @@ def onnx_side(job: Job, written: Written, rewrite: RewriteReport | None, folder:
             job.progress.say("looking for values that float16 cannot hold")
         ranges = keep_wide_nodes(recipe, job.range_samples, folder, graphs, plan, written.form)
     checker = check_graphs(folder, graphs)
+    if written.by_layer is not None:
+        first = _by_layer(job, written, written.by_layer, folder)
     if written.reference is not None:
         # A method of its own: its session is gone before timing loads both decoders.
         first, second = _both_checks(job, written, written.reference, folder)
@@ -85,6 +96,23 @@ def onnx_side(job: Job, written: Written, rewrite: RewriteReport | None, folder:
         "memory": _footprint(job, folder, graphs, plan) if timed else None,
         "peak_memory_bytes": artifacts.peak_memory_bytes(),
     }
+
+
+def _by_layer(job: Job, written: Written, reference: "Reference", folder: Path) -> FidelityReport:
+    from export.checks.by_layer.check import compare_by_layer
+
+    job.progress.say("checking export fidelity by layer")
+    limits = job.limits(written.plan)
+    return compare_by_layer(
+        reference,
+        folder,
+        written.graphs,
+        job.recipe.export.dtype,
+        written.plan,
+        fidelity_limits(job.recipe),
+        limits.max_context if limits else None,
+        job.progress,
+    )
 
 
 def _both_checks(

@@ -9,7 +9,7 @@ from vtcompress.stages.calibrate import wants_calibration
 
 NOT_RUN = (
     "streaming: the model is not in memory, so the rewritten model is not compared with the original, and "
-    "export fidelity, compression loss and times are not measured"
+    "compression loss and times are not measured"
 )
 
 

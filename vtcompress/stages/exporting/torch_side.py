@@ -33,6 +33,7 @@ from vtcompress.stages.validate import record_torch
 if TYPE_CHECKING:
     from compressor.compressed import CompressedModel
     from compressor.decoder import Decoder
+    from export.checks.by_layer.reference import Reference
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Written:
         plan: the compressed model's plan.
         graphs: the written graphs.
         reference: outputs of the compressed torch model; None: it was not in memory.
+        by_layer: the torch model to be run a layer at a time; None: it was in memory, or cannot be parted.
         original: answers of the original model; None without validation data.
         form: how the model takes pictures.
         quantization: what whole numbers lose; None: weights are float.
@@ -54,6 +56,7 @@ class Written:
     original: Answers | None
     form: PictureForm
     quantization: QuantizationReport | None = None
+    by_layer: "Reference | None" = None
 
 
 def torch_side(
@@ -78,8 +81,10 @@ def torch_side(
     small.processor.save_pretrained(folder)
     write_keys(folder, small.generation)
     form = picture_form(small.processor, small.plan.model)
-    if job.stream:  # there are no numbers to run
-        return Written(small.plan, _write_graphs(job, small, folder), None, original, form)
+    if job.stream:
+        by_layer = _read_by_layer(job, small)
+        graphs = _write_graphs(job, small, folder)
+        return Written(small.plan, graphs, None, original, form, by_layer=by_layer)
     job.progress.say("running the compressed model in torch")
     stored = as_stored(small, job.recipe.export)
     reference = record_torch(stored, job.limits(small.plan))
@@ -92,6 +97,20 @@ def torch_side(
     del stored
     graphs = _write_graphs(job, small, folder)
     return Written(small.plan, graphs, reference, original, form, quantization)
+
+
+def _read_by_layer(job: Job, small: "CompressedModel") -> "Reference | None":
+    """Run what of a streamed model is in memory; None: its layers cannot be run one at a time."""
+    from compressor.decoder.by_layer import cannot_part
+    from export.checks.by_layer.reference import read_reference
+
+    if why := cannot_part(small.plan):
+        job.progress.say(
+            f"export fidelity is not checked: {why}, so that layers cannot be run by themselves"
+        )
+        return None
+    limits = job.limits(small.plan)
+    return read_reference(small, limits.max_context if limits else None)
 
 
 def _write_graphs(job: Job, small: "CompressedModel", folder: Path) -> tuple[GraphSpec, ...]:

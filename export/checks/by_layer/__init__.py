@@ -1,0 +1,1 @@
+"""Export fidelity of a model that is never in memory: a layer at a time, torch's and the graph's."""

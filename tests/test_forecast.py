@@ -1,0 +1,141 @@
+"""What an export needs is said before it starts, and what cannot fit is refused with the remedy."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from compressor.errors import VtcompressError
+from export.machine.available import available_bytes
+
+Vt = Callable[..., tuple[int, str, str]]
+AVAILABLE = "vtcompress.stages.checks.forecast.available_bytes"
+MIB = 1 << 20
+
+
+def laid(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text, encoding="utf-8")
+    return root
+
+
+MEMINFO = {"proc/meminfo": "MemTotal:  4096 kB\nMemAvailable:    2048 kB\n"}
+
+
+@pytest.mark.parametrize(
+    ("files", "wanted"),
+    [
+        ({}, None),
+        (MEMINFO, 2 * MIB),
+        # Version 2: the tightest of a group and those that it is in; pages of files can be dropped.
+        (
+            MEMINFO
+            | {
+                "proc/self/cgroup": "0::/outer/inner\n",
+                "sys/fs/cgroup/outer/memory.max": str(2 * MIB),
+                "sys/fs/cgroup/outer/memory.current": str(MIB + 5),
+                "sys/fs/cgroup/outer/memory.stat": "anon 7\ninactive_file 5\n",
+                "sys/fs/cgroup/outer/inner/memory.max": "max\n",
+                "sys/fs/cgroup/outer/inner/memory.current": "3\n",
+            },
+            MIB,
+        ),
+        # Version 1, with a limit that is none above one that is.
+        (
+            MEMINFO
+            | {
+                "proc/self/cgroup": "3:cpu:/\n5:memory:/box\n",
+                "sys/fs/cgroup/memory/memory.limit_in_bytes": str(2**63 - 4096),
+                "sys/fs/cgroup/memory/memory.usage_in_bytes": "1\n",
+                "sys/fs/cgroup/memory/box/memory.limit_in_bytes": "1000\n",
+                "sys/fs/cgroup/memory/box/memory.usage_in_bytes": "400\n",
+                "sys/fs/cgroup/memory/box/memory.stat": "total_inactive_file 40\n",
+            },
+            640,
+        ),
+        # More is used than the limit, as one that was lowered: nothing is left.
+        (
+            MEMINFO
+            | {
+                "proc/self/cgroup": "0::/\n",
+                "sys/fs/cgroup/memory.max": "10",
+                "sys/fs/cgroup/memory.current": "20",
+            },
+            0,
+        ),
+    ],
+)
+def test_available_memory_is_what_system_and_groups_leave(
+    files: dict[str, str], wanted: int | None, tmp_path: Path
+) -> None:
+    assert available_bytes(laid(tmp_path, files)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("options", "remedy"),
+    [
+        (
+            (),
+            "add `--stream`, with which the model is never in memory, or run it where there is more",
+        ),
+        (("--stream",), "available: run it where there is more"),
+    ],
+)
+def test_too_little_memory_is_refused_before_work(
+    options: tuple[str, ...],
+    remedy: str,
+    tiny_model: Path,
+    tmp_path: Path,
+    vt: Vt,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("compressor.families.load", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(AVAILABLE, lambda: 100 * MIB)
+    given = ("--recipe", "identity", "--model", tiny_model, "--output", tmp_path / "out", *options)
+    code, out, err = vt("export", *given)
+    assert (code, out) == (1, "")
+    refused = [line for line in err.splitlines() if "of memory, 0.1 GB are available" in line]
+    assert len(refused) == 1
+    assert remedy in refused[0]
+    assert str(tiny_model) in refused[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_system_that_does_not_tell_refuses_nothing(
+    tiny_model: Path, tmp_path: Path, vt: Vt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise VtcompressError("loading has begun")
+
+    monkeypatch.setattr("compressor.families.load", load)
+    monkeypatch.setattr(AVAILABLE, lambda: None)
+    given = ("--recipe", "identity", "--model", tiny_model, "--output", tmp_path / "out")
+    _, _, err = vt("export", *given)
+    assert "the export needs about" in err
+    assert "loading has begun" in err
+
+
+def test_too_small_a_disk_is_refused_with_the_smaller_dtype(
+    tiny_model: Path, tmp_path: Path, vt: Vt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    given = ("--recipe", "identity", "--model", tiny_model, "--output", tmp_path / "out")
+    for dtype, said in (("float32", True), ("float16", False)):
+        code, _, err = vt("export", *given, "--dtype", dtype)
+        assert code == 1
+        assert "make room or choose another --output" in err
+        assert ("or a smaller export.dtype, such as float16" in err) is said
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_says_what_its_export_needs(tiny_model: Path, tmp_path: Path, vt: Vt) -> None:
+    given = ("--recipe", "identity", "--model", tiny_model, "--output", tmp_path / "plan.json")
+    code, _, err = vt("plan", *given)
+    assert code == 0
+    assert (
+        "an export needs about 0.1 GB of disk and 0.6 GB of memory, streamed 0.6 GB of memory"
+        in err
+    )
