@@ -306,10 +306,11 @@ def test_an_export_tells_the_loss_of_whole_numbers_beside_both_checks(
 ) -> None:
     manifest = json.loads((artifact / "manifest.json").read_text(encoding="utf-8"))
     found = manifest["quantization"]
-    assert (found["weights"], found["block"], found["rows"]) == ("int4", 32, 3)
-    assert found["source"] == "3 questions of questions.jsonl"
-    assert 0 < found["kl"] <= found["kl_worst"]
-    assert found["largest"] > 10 * manifest["fidelity"]["worst_abs"]["max_abs"]
+    lost = found["loss"]
+    assert (found["weights"], found["block"], lost["rows"]) == ("int4", 32, 3)
+    assert lost["source"] == "3 questions of questions.jsonl"
+    assert 0 < lost["kl"] <= lost["kl_worst"]
+    assert lost["largest"] > 10 * manifest["fidelity"]["worst_abs"]["max_abs"]
     # 4 bits and a scale of 4 bytes for 32 of them, in place of 4 bytes each.
     assert found["stored_bytes"] / found["float_bytes"] == pytest.approx((0.5 + 4 / 32) / 4)
     assert manifest["fidelity"]["failures"] == []
@@ -343,8 +344,9 @@ def test_without_questions_the_loss_is_that_of_the_calls_of_the_fidelity_check(
     )
     manifest = vtcompress.export(changed, tmp_path / "out", bench_rounds=0)
     assert manifest.quantization is not None
-    assert manifest.quantization.source == "made-up calls of the fidelity check"
-    assert manifest.quantization.rows > 100
+    assert manifest.quantization.loss is not None
+    assert manifest.quantization.loss.source == "made-up calls of the fidelity check"
+    assert manifest.quantization.loss.rows > 100
     assert manifest.fidelity is not None
     assert manifest.fidelity.failures == ()
 

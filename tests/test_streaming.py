@@ -84,6 +84,27 @@ def test_the_bundled_model_gives_the_same_bytes(tmp_path: Path) -> None:
     assert not Artifact.open(whole).manifest.streamed
 
 
+@pytest.mark.parametrize(("weights", "dtype"), [("int4", "float16"), ("int8", "float32")])
+def test_whole_numbers_have_the_same_bytes_and_are_checked_by_layer(
+    weights: str, dtype: str, tmp_path: Path
+) -> None:
+    model = first_layers(tmp_path / "model", 2)
+    recipe = recipe_of(model, FROZEN, dtype).override(
+        {"export.weights": weights, "export.block": 32}
+    )
+    whole, streamed, manifest = both(recipe, tmp_path)
+    assert_same_bytes(whole, streamed)
+    assert manifest.fidelity is not None
+    assert manifest.fidelity.failures == ()
+    found, wanted = manifest.quantization, Artifact.open(whole).manifest.quantization
+    assert found is not None
+    assert wanted is not None
+    assert found.loss is None
+    assert wanted == found.model_copy(update={"loss": wanted.loss})
+    text = (streamed / "report.md").read_text(encoding="utf-8")
+    assert f"What {weights} weights alone lose was not measured" in text
+
+
 def test_shards_of_a_tied_model_in_another_dtype_with_all_cuts_give_the_same_bytes(
     tmp_path: Path,
 ) -> None:
@@ -154,7 +175,6 @@ def test_a_saved_plan_and_a_profile_stand_in_for_calibration(
         ({}, {"bench_rounds": 3}, "bench_rounds: 3: timing runs the model: .*`vtcompress bench`"),
         ({}, {"compressed": "folder"}, "folder: weights are streamed from the original's own files"),
         ({"export.targets": ["tensorrt-rtx"]}, {}, "export.targets: .*`vtcompress build`"),
-        ({"export.weights": "int8", "export.block": 32}, {}, "export.weights: int8: whole numbers"),
     ],
 )  # fmt: skip
 def test_what_needs_the_model_in_memory_is_refused_in_one_line(

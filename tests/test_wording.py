@@ -26,7 +26,7 @@ from export.report.pages.report import report_document
 from export.report.render.markdown import markdown
 from export.report.sweep.page import sweep_document
 from export.results.answers import KeptPlaces
-from export.results.quantization import QuantizationReport
+from export.results.quantization import QuantizationLoss, QuantizationReport
 from tests import facts
 from tests.artifacts import make_artifact
 from tests.sweeps import SWEEPS
@@ -60,14 +60,16 @@ SOME_RUN = run_some(facts.plan(dead=(5,)), {2: RUN, 3: RUN, 5: RUN})
 WHOLE = QuantizationReport(
     weights="int4",
     block=32,
-    source="8 questions of heldout.jsonl",
-    rows=8,
-    kl=0.0021,
-    kl_worst=0.013,
-    agreement=0.875,
-    largest=0.42,
     float_bytes=8 << 20,
     stored_bytes=1 << 20,
+    loss=QuantizationLoss(
+        source="8 questions of heldout.jsonl",
+        rows=8,
+        kl=0.0021,
+        kl_worst=0.013,
+        agreement=0.875,
+        largest=0.42,
+    ),
 )
 ARTIFACTS: dict[str, dict[str, Any]] = {
     "frozen": {"asked": ASKED, "loss": JUDGED, **MEASURED},

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from compressor.decoder.cache import KeyValue
 from compressor.decoder.model import Begun, Decoder
-from compressor.decoder.weights import StoredWeight, stored_weights
+from compressor.decoder.quantization import quantized_as
+from compressor.decoder.weights import StoredWeight
 from compressor.families.stand_ins import StoredTensor
 from compressor.plan.plan import Plan
 
@@ -60,13 +61,19 @@ class ByLayer:
     Args:
         decoder: in float32; stand-ins in place of what is stored.
         stored: where weights lie that it has stand-ins for, by their source.
+        weights: how the artifact stores its parameters, by their names.
 
     Attributes:
         decoder: as given.
     """
 
-    def __init__(self, decoder: Decoder, stored: Mapping[str, StoredTensor]) -> None:
-        self.decoder, self._stored = decoder, stored
+    def __init__(
+        self,
+        decoder: Decoder,
+        stored: Mapping[str, StoredTensor],
+        weights: Mapping[str, StoredWeight],
+    ) -> None:
+        self.decoder, self._stored, self._weights = decoder, stored, weights
 
     @torch.inference_mode()
     def begin(
@@ -124,7 +131,7 @@ class ByLayer:
         prefix = "" if layer is None else f"layers.{layer}."
         names = {
             name: weight
-            for name, weight in stored_weights(self.decoder).items()
+            for name, weight in self._weights.items()
             if (name.startswith(prefix) and (prefix or not name.startswith("layers.")))
             and weight.source in self._stored
         }
@@ -141,5 +148,12 @@ class ByLayer:
             tensor = self._stored[source].read()
             for name, weight in names.items():
                 if weight.source == source:
-                    part = weight.of(tensor).to(torch.float32, copy=True)
-                    self.decoder.get_parameter(name).data = part
+                    self.decoder.get_parameter(name).data = _values(weight, tensor)
+
+
+def _values(weight: StoredWeight, tensor: Tensor) -> Tensor:
+    """Return what a parameter computes with, in float32: of whole numbers what they stand for."""
+    part = weight.of(tensor)
+    if weight.whole is not None:
+        return quantized_as(part, weight.whole).dequantized()
+    return part.to(torch.float32, copy=True)

@@ -25,7 +25,12 @@ import torch
 from torch import Tensor, nn
 
 from compressor.decoder.model import Decoder
-from compressor.decoder.weights import LAYER_SOURCES, StoredWeight, stored_weights
+from compressor.decoder.weights import (
+    LAYER_SOURCES,
+    StoredWeight,
+    WholeNumbers,
+    stored_weights,
+)
 
 BITS = {"int8": 8, "int4": 4}
 """Of each whole number, by the recipe's word."""
@@ -76,6 +81,11 @@ def quantized(weight: Tensor, kind: str, block: int) -> Quantized:
     return Quantized(codes.to(torch.int8).view(width, out), scales)
 
 
+def quantized_as(weight: Tensor, whole: WholeNumbers) -> Quantized:
+    """Return a matrix [in, out] of any dtype in the whole numbers that are asked for."""
+    return quantized(weight.to(getattr(torch, whole.scales)), whole.kind, whole.block)
+
+
 def is_quantized(weight: StoredWeight) -> bool:
     """Return whether a decoder's parameter is one of those that are stored in whole numbers."""
     return weight.source.startswith("layers.") and weight.source.endswith(_ENDINGS)
@@ -85,10 +95,12 @@ def in_whole_numbers(
     weights: Mapping[str, StoredWeight], kind: str, block: int
 ) -> dict[str, StoredWeight]:
     """Return what is known of parameters, by name, where those that may be are stored in whole numbers."""
-    return {
-        name: replace(weight, dtype=kind, block=block) if is_quantized(weight) else weight
-        for name, weight in weights.items()
-    }
+
+    def stored(weight: StoredWeight) -> StoredWeight:
+        whole = WholeNumbers(kind, block, weight.dtype)
+        return replace(weight, dtype=kind, whole=whole) if is_quantized(weight) else weight
+
+    return {name: stored(weight) for name, weight in weights.items()}
 
 
 def quantized_decoder(decoder: Decoder, kind: str, block: int, dtype: torch.dtype) -> Decoder:

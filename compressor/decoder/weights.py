@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -173,6 +174,20 @@ def slice_of(name: str, plan: Plan) -> Slice | None:
     return Slice(axis, _either(part == "seen.", kept, dims.kv_heads, width))
 
 
+class WholeNumbers(NamedTuple):
+    """How a matrix is stored in whole numbers; see `compressor.decoder.quantization`.
+
+    Attributes:
+        kind: `int8` or `int4`.
+        block: how many numbers of a column have a scale together.
+        scales: dtype of the scales, to which the matrix is rounded first.
+    """
+
+    kind: str
+    block: int
+    scales: str
+
+
 @dataclass(frozen=True)
 class StoredWeight:
     """A decoder's parameter as files hold it.
@@ -182,14 +197,14 @@ class StoredWeight:
         transposed: whether the original has it the other way round.
         part: of the source, in the parameter's layout; None: all of it.
         dtype: of the stored numbers, such as `float16`, or `int4`.
-        block: how many whole numbers of a column have a scale together; None: they are no whole numbers.
+        whole: as which whole numbers the parameter is stored; None: as floats.
     """
 
     source: str
     transposed: bool
     part: Slice | None
     dtype: str
-    block: int | None = None
+    whole: WholeNumbers | None = None
 
     def of(self, tensor: Tensor) -> Tensor:
         """Return the parameter from its source tensor; see `Slice.of`."""

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -12,9 +13,11 @@ import torch
 
 from export.graphs.spec import WEIGHTS_FILE
 from export.writer.passes.graph_pass import weights_of
+from export.writer.passes.quantize import codes_tensor
 
 if TYPE_CHECKING:
-    from compressor.decoder.weights import StoredWeight
+    from compressor.decoder.quantization import Quantized
+    from compressor.decoder.weights import StoredWeight, WholeNumbers
     from compressor.families.stand_ins import StoredTensor
 
 # Offsets that are multiples of the page size can be mapped without copying.
@@ -54,6 +57,7 @@ class SharedWeights:
         self.folder = folder
         self._stored, self._wrote = stored or {}, wrote
         self._known: dict[StoredWeight, tuple[int, int]] = {}
+        self._last: dict[StoredWeight, Quantized] = {}
         self._stream = (folder / WEIGHTS_FILE).open("wb")
         self._places: dict[tuple[str, tuple[int, ...]], tuple[int, int]] = {}
 
@@ -88,7 +92,7 @@ class SharedWeights:
                 _check_none_computed(value, tensor)
             if tensor.nbytes < INLINE_BELOW:
                 for weight in streamed:
-                    value.const_value = ir.tensor(self._read(weight, tensor), name=value.name)
+                    value.const_value = self._read(weight, tensor)
                 continue
             if streamed:
                 offset, length = self._stream_in(streamed, tensor)
@@ -125,31 +129,50 @@ class SharedWeights:
     ) -> tuple[int, int]:
         (weight,) = weights  # what is made of several was parted by a pass
         if weight not in self._known:
-            bits = self._read(weight, instead).view(torch.uint8)
-            self._known[weight] = self._store(bits.numpy())
+            read = self._read(weight, instead)
+            self._known[weight] = self._store(_as_stored(read))
             if self._wrote is not None:
-                self._wrote(bits.nbytes)
+                self._wrote(read.nbytes)
         return self._known[weight]
 
-    def _read(self, weight: "StoredWeight", instead: ir.TensorProtocol) -> torch.Tensor:
+    def _read(self, weight: "StoredWeight", instead: ir.TensorProtocol) -> ir.TensorProtocol:
         """Return the numbers that a graph has a stand-in for, as they are written.
 
         Raises:
             ModelError: they cannot be read, or not held by the graph's dtype.
         """
+        name, whole = instead.name or "", weight.whole
+        if whole is None:
+            found: ir.TensorProtocol = ir.tensor(self._floats(weight, weight.dtype), name=name)
+        elif weight.dtype == whole.kind:
+            found = codes_tensor(self._quantized(weight, whole).codes, whole.kind, name)
+        else:
+            found = ir.tensor(self._quantized(weight, whole).scales, name=name)
+        if tuple(found.shape) != tuple(instead.shape):
+            place = self._stored[weight.source].name
+            raise RuntimeError(f"{place}: shape {found.shape}, in a graph {instead.shape}")
+        return found
+
+    def _quantized(self, weight: "StoredWeight", whole: "WholeNumbers") -> "Quantized":
+        """Return codes and scales of a matrix; the last are kept, as each is asked for by itself."""
+        from compressor.decoder.quantization import quantized_as
+
+        key = replace(weight, dtype=whole.kind)
+        if key not in self._last:
+            self._last.clear()
+            self._last[key] = quantized_as(self._floats(weight, whole.scales), whole)
+        return self._last[key]
+
+    def _floats(self, weight: "StoredWeight", dtype: str) -> torch.Tensor:
         from compressor.errors import ModelError
         from compressor.families.checkpoint import finite
 
         place = self._stored[weight.source]
-        numbers = weight.of(place.read()).to(getattr(torch, weight.dtype)).contiguous()
-        if tuple(numbers.shape) != tuple(instead.shape):
-            raise RuntimeError(
-                f"{place.name}: shape {tuple(numbers.shape)}, in a graph {instead.shape}"
-            )
+        numbers = weight.of(place.read()).to(getattr(torch, dtype)).contiguous()
         if not finite(numbers):
             raise ModelError(
                 [
-                    f"{place.path}: {place.name} has values that {weight.dtype} cannot hold; set "
+                    f"{place.path}: {place.name} has values that {dtype} cannot hold; set "
                     "export.dtype to bfloat16 or float32"
                 ]
             )

@@ -1,14 +1,16 @@
 """What a torch model of stand-ins can tell: its pictures and tokens now, its layers one at a time."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from compressor.compressed import CompressedModel
 from compressor.decoder.by_layer import ByLayer, OneCall, sharing
-from compressor.decoder.weights import source_of
+from compressor.decoder.quantization import in_whole_numbers
+from compressor.decoder.weights import source_of, stored_weights
 from compressor.plan.plan import Plan
+from compressor.schema.sections import ExportSection
 from export.backends.torch_model import TorchSession
 from export.checks.fidelity import TEXT_ROWS, LabelledCall, Recording, prompts
 from export.session.arrays import Array
@@ -53,17 +55,23 @@ class Reference:
         )
 
 
-def read_reference(small: CompressedModel, room: int | None) -> Reference:
+def read_reference(small: CompressedModel, settings: ExportSection, room: int | None) -> Reference:
     """Run what of a compressed model is in memory.
 
     Args:
         small: in float32; its decoder and its embedding are stand-ins.
+        settings: how weights are stored; in whole numbers they are what torch computes with, too.
         room: rows of one conversation in caches of fixed size; see `export.checks.fidelity.record`.
     """
     recording = Recording()
     session = _StoredEmbedding(small)
     made = tuple(prompts_by_layer(recording, session, small.plan, room))
-    return Reference(ByLayer(sharing(small.decoder), small.stored), recording, made)
+    decoder = sharing(small.decoder)
+    weights = stored_weights(decoder)
+    if settings.block_size is not None:
+        floats = {name: replace(one, dtype=settings.dtype) for name, one in weights.items()}
+        weights = in_whole_numbers(floats, settings.weights, settings.block_size)
+    return Reference(ByLayer(decoder, small.stored, weights), recording, made)
 
 
 def prompts_by_layer(

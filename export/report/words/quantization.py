@@ -2,6 +2,7 @@
 
 from export.artifact.manifest import Manifest
 from export.results.loss_report import nats, percent
+from export.results.quantization import QuantizationLoss
 
 MIB = 2**20
 
@@ -17,13 +18,21 @@ def quantization_words(manifest: Manifest) -> tuple[str, ...]:
         f"{manifest.dtype}. Embedding, head, norms and the vision part are {manifest.dtype}, and so is all "
         "of baseline_decoder.onnx, the original that gain and loss are measured beside: weights.bin holds "
         "its matrices, too.",
-        f"What {found.weights} weights alone lose, of {found.rows:,} next tokens after {found.source}, in "
-        f"torch: {percent(found.agreement)} stay the likeliest, KL mean {nats(found.kl)} and worst "
-        f"{nats(found.kl_worst)} nats, logits off by {found.largest:.3g} at most. Export fidelity compares "
+        f"What {found.weights} weights alone lose{_lost(found.loss)}. Export fidelity compares "
         "with the model that has these weights, in exact arithmetic, and holds nothing of it. Compression "
         "loss is of the artifact as it runs, and holds it, together with what the plan leaves out and what "
         "the backend rounds: ONNX Runtime on the CPU rounds what these weights are multiplied with to 8 "
         "bits.",
+    )
+
+
+def _lost(loss: QuantizationLoss | None) -> str:
+    if loss is None:
+        return " was not measured: not run, because no model with float weights was in memory"
+    return (
+        f", of {loss.rows:,} next tokens after {loss.source}, in torch: {percent(loss.agreement)} stay the "
+        f"likeliest, KL mean {nats(loss.kl)} and worst {nats(loss.kl_worst)} nats, logits off by "
+        f"{loss.largest:.3g} at most"
     )
 
 

@@ -48,11 +48,6 @@ def check_stream(
             f"stream: bench_rounds: {rounds}: timing runs the model: leave it out and run "
             "`vtcompress bench` on the artifact, or export without `stream`"
         )
-    if recipe.export.weights != "float":
-        problems.append(
-            f"stream: export.weights: {recipe.export.weights}: whole numbers are made of weights in memory: "
-            "leave the key out, or export without `stream`"
-        )
     if targets := engine_targets(recipe):
         names = ", ".join(target.name for target in targets)
         problems.append(

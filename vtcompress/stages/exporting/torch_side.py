@@ -27,7 +27,10 @@ from export.results.answers import Answers
 from export.results.quantization import QuantizationReport
 from vtcompress.stages.compress import as_stored, write_inputs
 from vtcompress.stages.exporting.job import Job
-from vtcompress.stages.exporting.whole_numbers import measure_quantization
+from vtcompress.stages.exporting.whole_numbers import (
+    measure_quantization,
+    stored_in_whole_numbers,
+)
 from vtcompress.stages.validate import record_torch
 
 if TYPE_CHECKING:
@@ -84,7 +87,8 @@ def torch_side(
     if job.stream:
         by_layer = _read_by_layer(job, small)
         graphs = _write_graphs(job, small, folder)
-        return Written(small.plan, graphs, None, original, form, by_layer=by_layer)
+        quantization = stored_in_whole_numbers(small, job.recipe.export, None)
+        return Written(small.plan, graphs, None, original, form, quantization, by_layer)
     job.progress.say("running the compressed model in torch")
     stored = as_stored(small, job.recipe.export)
     reference = record_torch(stored, job.limits(small.plan))
@@ -110,7 +114,8 @@ def _read_by_layer(job: Job, small: "CompressedModel") -> "Reference | None":
         )
         return None
     limits = job.limits(small.plan)
-    return read_reference(small, limits.max_context if limits else None)
+    room = limits.max_context if limits else None
+    return read_reference(small, job.recipe.export, room)
 
 
 def _write_graphs(job: Job, small: "CompressedModel", folder: Path) -> tuple[GraphSpec, ...]:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from compressor.families.pictures.text import PictureForm
+from compressor.schema.sections import ExportSection
 from export.checks import fidelity, loss
-from export.results.quantization import QuantizationReport
+from export.results.quantization import QuantizationLoss, QuantizationReport
 from export.runtime.runtime import Runtime
 from export.session.arrays import Array
 from vtcompress.stages.exporting.job import Job
@@ -25,7 +26,7 @@ def measure_quantization(
     reference: fidelity.Recording,
     folder: Path,
     form: PictureForm,
-) -> QuantizationReport:
+) -> QuantizationReport | None:
     """Compare next tokens after the validation questions, else in the calls of the fidelity check.
 
     Args:
@@ -35,14 +36,9 @@ def measure_quantization(
         folder: the artifact under construction, for its tokenizer.
         form: how the model takes pictures.
     """
-    import torch
-
-    from compressor.decoder.quantization import matrix_bytes
     from export.backends.torch_model import TorchSession
 
     settings, facts = job.recipe.export, models["float"].plan.model
-    if settings.weights == "float" or settings.block_size is None:
-        raise ValueError("weights are float")
     if job.samples:
         source = f"{len(job.samples)} questions of {validation_name(job.recipe)}"
 
@@ -58,23 +54,35 @@ def measure_quantization(
         # What gates or a choice of rows decide may differ, and so may how many rows there are.
         before, after = _next_tokens(floats), _next_tokens(reference)
     kl = loss.kl_rows(before, after)
-    sizes = matrix_bytes(
-        models["float"].decoder,
-        settings.weights,
-        settings.block_size,
-        getattr(torch, settings.dtype),
-    )
-    return QuantizationReport(
-        weights=settings.weights,
-        block=settings.block_size,
+    measured = QuantizationLoss(
         source=source,
         rows=len(kl),
         kl=float(kl.mean()),
         kl_worst=float(kl.max()),
         agreement=float((before.argmax(axis=1) == after.argmax(axis=1)).mean()),
         largest=float(np.abs(before - after).max()),
-        float_bytes=sizes[0],
-        stored_bytes=sizes[1],
+    )
+    return stored_in_whole_numbers(models["float"], settings, measured)
+
+
+def stored_in_whole_numbers(
+    small: "CompressedModel", settings: ExportSection, measured: QuantizationLoss | None
+) -> QuantizationReport | None:
+    """Return how an export stores a compressed model's matrices, with what that loses; None: as floats."""
+    import torch
+
+    from compressor.decoder.quantization import matrix_bytes
+
+    if settings.weights == "float" or settings.block_size is None:
+        return None
+    dtype = getattr(torch, settings.dtype)
+    floats, stored = matrix_bytes(small.decoder, settings.weights, settings.block_size, dtype)
+    return QuantizationReport(
+        weights=settings.weights,
+        block=settings.block_size,
+        float_bytes=floats,
+        stored_bytes=stored,
+        loss=measured,
     )
 
 
