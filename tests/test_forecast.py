@@ -152,7 +152,7 @@ def test_what_is_held_follows_the_weights(tmp_path: Path) -> None:
             needs = forecast(recipe, weights.parent, known, stream=stream)
             found[layers, stream] = needs.memory / 1e9
     assert found[2, True] == found[32, True]
-    assert 2.4 < found[32, True] < 2.9  # 2.9 was measured: docs/performance.md
+    assert 2.0 < found[32, True] < 2.9  # 2.9 was measured: docs/performance.md
     assert found[32, False] > 50
 
 
@@ -161,6 +161,6 @@ def test_a_plan_says_what_its_export_needs(tiny_model: Path, tmp_path: Path, vt:
     code, _, err = vt("plan", *given)
     assert code == 0
     assert (
-        "an export needs about 0.1 GB of disk and 0.9 GB of memory, streamed 0.9 GB of memory"
+        "an export needs about 0.1 GB of disk and 0.6 GB of memory, streamed 0.6 GB of memory"
         in err
     )
