@@ -107,6 +107,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="with room for 41 GB")
     parser.add_argument("--layers", type=int, default=LAYERS, help="of the decoder")
     parser.add_argument("--recipe", default="shortv-llava-1.5-7b", help="of the export")
+    parser.add_argument("--weights", default="float", choices=("float", "int8", "int4"))
     parser.add_argument("--tokens", type=int, default=4, help="of the answer, at most")
     parser.add_argument("--samples", type=int, default=2, help="of the calibration")
     given = parser.parse_args()
@@ -124,8 +125,8 @@ def main() -> None:
         print(f"copying its weights: {copied(model, work / 'copy'):.0f} s", flush=True)
         artifact = work / "artifact"
         took = vtcompress(
-            "export", f"--recipe={given.recipe}", f"--model={model}", "--dtype=float16", "--stream",
-            f"--output={artifact}",
+            "export", f"--recipe={given.recipe}", f"--model={model}", "--dtype=float16",
+            f"--weights={given.weights}", "--stream", f"--output={artifact}",
         )  # fmt: skip
         weights = (artifact / "weights.bin").stat().st_size
         print(f"export: {took}; weights.bin {weights / GB:.2f} GB", flush=True)

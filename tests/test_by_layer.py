@@ -57,7 +57,7 @@ class Exported(NamedTuple):
         graphs = Artifact.open(self.artifact).manifest.graphs
         small = compress(load(str(self.model), outline=True), self.plan)
         limits = fidelity_limits(self.recipe)
-        reference = read_reference(small, None)
+        reference = read_reference(small, self.recipe.export, None)
         return compare_by_layer(
             reference, artifact, graphs, "float32", self.plan, limits, None, SILENT
         )

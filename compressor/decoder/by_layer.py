@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from compressor.decoder.cache import KeyValue
+from compressor.decoder.from_disk import read_into
 from compressor.decoder.model import Begun, Decoder
-from compressor.decoder.quantization import quantized_as
 from compressor.decoder.weights import StoredWeight
 from compressor.families.stand_ins import StoredTensor
 from compressor.plan.plan import Plan
@@ -132,28 +132,11 @@ class ByLayer:
         names = {
             name: weight
             for name, weight in self._weights.items()
-            if (name.startswith(prefix) and (prefix or not name.startswith("layers.")))
-            and weight.source in self._stored
+            if name.startswith(prefix) and (prefix or not name.startswith("layers."))
         }
-        before = {name: self.decoder.get_parameter(name).data for name in names}
+        stand_ins = read_into(self.decoder, names, self._stored)
         try:
-            self._fill(names)
             yield
         finally:
-            for name, stand_in in before.items():
+            for name, stand_in in stand_ins.items():
                 self.decoder.get_parameter(name).data = stand_in
-
-    def _fill(self, names: Mapping[str, StoredWeight]) -> None:
-        for source in {weight.source for weight in names.values()}:
-            tensor = self._stored[source].read()
-            for name, weight in names.items():
-                if weight.source == source:
-                    self.decoder.get_parameter(name).data = _values(weight, tensor)
-
-
-def _values(weight: StoredWeight, tensor: Tensor) -> Tensor:
-    """Return what a parameter computes with, in float32: of whole numbers what they stand for."""
-    part = weight.of(tensor)
-    if weight.whole is not None:
-        return quantized_as(part, weight.whole).dequantized()
-    return part.to(torch.float32, copy=True)

@@ -16,10 +16,41 @@ import torch
 from torch import Tensor, nn
 
 from compressor.decoder.model import Decoder
+from compressor.decoder.quantization import quantized_as
 from compressor.decoder.weights import StoredWeight, stored_weights
 
 if TYPE_CHECKING:
     from compressor.families.stand_ins import StoredTensor
+
+
+def read_into(
+    module: nn.Module, weights: Mapping[str, StoredWeight], stored: "Mapping[str, StoredTensor]"
+) -> dict[str, Tensor]:
+    """Put numbers that are stored in the place of a module's stand-ins, and return these by name.
+
+    Args:
+        module: that has the parameters.
+        weights: what is known of each, by its name in the module; of whole numbers what they stand for is
+            put.
+        stored: where they lie, by their source; each is read once.
+
+    Raises:
+        ModelError: they cannot be read any more.
+    """
+    absent = {name: weight for name, weight in weights.items() if weight.source in stored}
+    stand_ins = {name: module.get_parameter(name).data for name in absent}
+    with torch.inference_mode(False):  # such tensors cannot take a parameter's place
+        for source in {weight.source for weight in absent.values()}:
+            read = stored[source].read()
+            for name, weight in absent.items():
+                if weight.source == source:
+                    module.get_parameter(name).data = _numbers(weight, read).to(stand_ins[name])
+    return stand_ins
+
+
+def _numbers(weight: StoredWeight, tensor: Tensor) -> Tensor:
+    part = weight.of(tensor)
+    return part if weight.whole is None else quantized_as(part, weight.whole).dequantized()
 
 
 class LayersFromDisk(nn.ModuleList):
@@ -34,7 +65,7 @@ class LayersFromDisk(nn.ModuleList):
     def __init__(
         self,
         layers: nn.ModuleList,
-        weights: "Mapping[str, StoredWeight]",
+        weights: Mapping[str, StoredWeight],
         stored: "Mapping[str, StoredTensor]",
     ) -> None:
         super().__init__(layers)
@@ -48,14 +79,12 @@ class LayersFromDisk(nn.ModuleList):
         layer = super().__getitem__(place)
         if place != self._held:
             self._let_go()
+            start = f"layers.{place}."
+            own = {
+                n.removeprefix(start): w for n, w in self._weights.items() if n.startswith(start)
+            }
+            self._stand_ins = read_into(layer, own, self._stored)
             self._held = place
-            with torch.inference_mode(False):  # such tensors cannot take a parameter's place
-                for name, parameter in layer.named_parameters():
-                    weight = self._weights[f"layers.{place}.{name}"]
-                    if weight.source in self._stored:
-                        self._stand_ins[name] = parameter.data
-                        read = self._stored[weight.source].read()
-                        parameter.data = weight.of(read.to(parameter.data))
         return layer
 
     def __iter__(self) -> Iterator[nn.Module]:
@@ -67,7 +96,7 @@ class LayersFromDisk(nn.ModuleList):
             layer = super().__getitem__(self._held)
             for name, stand_in in self._stand_ins.items():
                 layer.get_parameter(name).data = stand_in
-            self._stand_ins.clear()
+            self._held = None
 
 
 def read_layers_from_disk(decoder: Decoder, stored: "Mapping[str, StoredTensor]") -> None:
