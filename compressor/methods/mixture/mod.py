@@ -9,7 +9,7 @@ each frame, the k with the largest w run the layer with all text rows, at their 
 h += w (layer(h) - h). Text rows are what the layer makes of them.
 
 Limitations:
-- No routers are published or shipped; without training a model with them answers nonsense.
+- No routers are published or shipped. `train-parts` trains routers alone, where the authors train the model.
 - Pictures with rows of their own have no fixed number of them a tile, so none can be chosen.
 """
 
@@ -59,6 +59,10 @@ class Mod(RoutedMethod):
     def layers_run(self, plan: Plan, evidence: Evidence) -> Sequence[int]:
         """See `RoutedMethod.layers_run`."""
         return range(1, len(plan.layers), 2) if self.layers is None else self.layers
+
+    def all_weighed_one(self, direction: "Tensor") -> "Tensor":
+        """See `RoutedMethod.all_weighed_one`."""
+        return direction[None]
 
     def run_rule(self) -> RunRule:
         """Return the router's number, on the whole update."""
