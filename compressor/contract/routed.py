@@ -97,13 +97,18 @@ class RoutedMethod(Method):
         shape = (self.outputs, facts.decoder.hidden)
         return {f"layers.{i}.router.weight": shape for i in range(facts.decoder.layers)}
 
-    @abstractmethod
     def all_weighed_one(self, direction: "Tensor") -> "Tensor":
-        """Return the router [outputs, D] by which rows weigh 1, or nearly.
+        """Return the router [outputs, D] by which rows weigh 1, or nearly: where a training starts.
 
         Args:
             direction: [D], whose product with each row is nearly 1.
+
+        Raises:
+            NotImplementedError: routers give several numbers of a row, and the method does not say.
         """
+        if self.outputs > 1:
+            raise NotImplementedError(f"{self.name} does not say by which router rows weigh 1")
+        return direction[None]
 
     def learned_start(
         self, passes: Iterable[Any], shapes: Mapping[str, tuple[int, ...]], seed: int

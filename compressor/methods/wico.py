@@ -52,8 +52,8 @@ LINEAR = "window_proj."
 NAMES = "model.mm_projector."
 PREFIX = rf"(?:model\.)?mm_projector\.(?={LAYER}|{LINEAR})"
 WITHOUT = (
-    "train them with `vtcompress train-parts`, or use pool with keep: 0.25, which makes means of the same "
-    "windows"
+    "without trained weights use pool with keep: 0.25, which makes means of the same windows, or train some "
+    "with `vtcompress train-parts`"
 )
 WINDOWS_A_TILE = 32
 """Of the first picture of each prompt, from which the Linear starts."""

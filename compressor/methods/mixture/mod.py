@@ -60,10 +60,6 @@ class Mod(RoutedMethod):
         """See `RoutedMethod.layers_run`."""
         return range(1, len(plan.layers), 2) if self.layers is None else self.layers
 
-    def all_weighed_one(self, direction: "Tensor") -> "Tensor":
-        """See `RoutedMethod.all_weighed_one`."""
-        return direction[None]
-
     def run_rule(self) -> RunRule:
         """Return the router's number, on the whole update."""
         return RunRule(only_number, normed=False, scales="update", renumbered=False)
