@@ -78,8 +78,8 @@ class ChosenRows(VisionEncoder):
         )
 
     @property
-    def weights(self) -> dict[str, Tensor]:
-        """What the rule reads, by its names."""
+    def parameters_by_name(self) -> dict[str, nn.Parameter]:
+        """What the rule reads, by its names for them."""
         return dict(zip(self.names, self.learned, strict=True))
 
     def forward(
@@ -108,7 +108,7 @@ class ChosenRows(VisionEncoder):
     def _chosen(self, rows: Front) -> tuple[Tensor, ...]:
         """Return what stays of rows [I, N, D], and their places."""
         count = cells_kept(rows.features.shape[1], self.kept.count, self.kept.of)
-        chosen = self.rule(rows._replace(weights=self.weights), count)
+        chosen = self.rule(rows._replace(weights=self.parameters_by_name), count)
         deepstack = (rows_at(added, chosen.kept) for added in rows.deepstack)
         return (chosen.features, *deepstack, chosen.kept)
 

@@ -31,6 +31,7 @@ from compressor.gate_training.training import (
 from compressor.plan.edits import identity_plan, leave
 from compressor.samples.prompts import answer_ids, embed, encode
 from compressor.samples.questions import Sample
+from compressor.training import run
 from tests.gates_trained import (
     CANDIDATES,
     METHOD,
@@ -290,8 +291,8 @@ def test_an_interrupt_in_the_middle_of_a_step_stores_no_half_step(
             raise KeyboardInterrupt
         return result
 
-    monkeypatch.setattr(gate_training, "SAVE_EVERY_SECONDS", 0.0)
-    monkeypatch.setattr(gate_training, "MOST_TIME_SAVING", 1e9)
+    monkeypatch.setattr(run, "SAVE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(run, "MOST_TIME_SAVING", 1e9)
     monkeypatch.setattr(torch.optim.AdamW, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         a_training(model, samples, tmp_path)
@@ -313,7 +314,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint_to_the_very_gates(
     model, samples, whole, tmp_path, count, counted
 ):
     if (pid := os.fork()) == 0:
-        gate_training.SAVE_EVERY_SECONDS, gate_training.MOST_TIME_SAVING = 0.0, 1e9
+        run.SAVE_EVERY_SECONDS, run.MOST_TIME_SAVING = 0.0, 1e9
         try:
             a_training(model, samples, tmp_path, METHOD, Kill(count))
         finally:

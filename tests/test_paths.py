@@ -38,6 +38,7 @@ COMMANDS = {
     "export": ["--recipe", "identity", "--model", "{model}", "--validate-data", "{data}"],
     "sweep": ["--recipe", "identity", "--model", "{model}", "--validate-data", "{data}"],
     "train-gates": ["--recipe", "{gates}", "--model", "{model}", "--data", "{data}"],
+    "train-parts": ["--recipe", "mod", "--model", "{model}", "--data", "{data}"],
     "validate": ["{artifact}", "--data", "{data}"],
     "bench": ["{artifact}"],
     "generate": ["{artifact}", "--image", "{data}", "--prompt", "x"],
@@ -46,7 +47,7 @@ COMMANDS = {
     "compare": ["{artifact}", "--html", "{page}", "--plot", "{page}"],
     "build": ["{artifact}", "--target", "tensorrt-rtx", "--dry-run"],
 }
-WRITERS = ("calibrate", "plan", "compress", "export", "sweep", "train-gates")
+WRITERS = ("calibrate", "plan", "compress", "export", "sweep", "train-gates", "train-parts")
 CASES = [
     (command, place)
     for command, given in COMMANDS.items()
@@ -87,11 +88,13 @@ def test_a_path_that_is_too_long_is_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("compressor.families.load", lambda *_, **__: pytest.fail("model loaded"))
-    if command == "train-gates" and place == "--output":
+    trains = command in ("train-gates", "train-parts")
+    if trains and place == "--output":
         where += ".safetensors"
     words = [where if word == place else filled(word) for word in COMMANDS[command]]
     if command in WRITERS:
-        words += ["--output", where if place == "--output" else "out"]
+        usual = "out.safetensors" if command == "train-parts" else "out"
+        words += ["--output", where if place == "--output" else usual]
     before = sorted(tmp_path.rglob("*"))
     assert run_command([command, *words]) == 1
     said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("note: ")]

@@ -56,12 +56,11 @@ def test_what_gives_no_values_by_key_is_refused_in_one_line(
 
 
 @pytest.mark.parametrize(
-    "stage", ["calibrate", "compress", "export", "plan", "sweep", "train_gates"]
+    "stage", ["calibrate", "compress", "export", "plan", "sweep", "train_gates", "train_parts"]
 )
 def test_a_name_in_place_of_a_recipe_is_refused_with_the_remedy(stage: str, tmp_path: Path) -> None:
-    more = {"plan": (), "compress": (None, tmp_path / "x"), "train_gates": ("d", "x")}.get(
-        stage, (tmp_path / "x",)
-    )
+    trained = dict.fromkeys(("train_gates", "train_parts"), ("d", "x"))
+    more = {"plan": (), "compress": (None, tmp_path / "x"), **trained}.get(stage, (tmp_path / "x",))
     with pytest.raises(TypeError) as caught:
         getattr(vtcompress, stage)("shortv", *more)
     assert str(caught.value) == (
@@ -98,6 +97,9 @@ SHOWING: dict[str, Callable[..., Any]] = {
     "sweep": partial(vtcompress.sweep, IDENTITY),
     "train_gates": lambda path, **given: vtcompress.train_gates(
         vtcompress.load_recipe("dyvte"), path, path, **given
+    ),
+    "train_parts": lambda path, **given: vtcompress.train_parts(
+        vtcompress.load_recipe("mod"), path, path, **given
     ),
 }
 

@@ -129,6 +129,7 @@ def test_every_command_that_prints_is_judged_here(made: dict[str, list[object]])
         "generate",
         "sweep",
         "train-gates",
+        "train-parts",
         "build",
         "merge-profiles",
     }

@@ -32,12 +32,13 @@ WRITERS = (
     "export",
     "sweep",
     "train-gates",
+    "train-parts",
     "build",
     "report",
     "compare",
 )
-MODEL = ("calibrate", "plan", "compress", "export", "sweep", "train-gates")
-OVERWRITERS = ("compress", "export", "sweep", "train-gates")
+MODEL = ("calibrate", "plan", "compress", "export", "sweep", "train-gates", "train-parts")
+OVERWRITERS = ("compress", "export", "sweep", "train-gates", "train-parts")
 GATED = ("calibrate", "plan", "compress", "export", "sweep", "validate")
 RUNNERS = ("generate", "validate")
 
@@ -56,6 +57,10 @@ SPEAKERS: dict[str, dict[str, tuple[str, ...]]] = {
     "vtcompress/cli/options.py": {"--set": MODEL, "--over": ("sweep",)},
     "vtcompress/cli/report.py": {"--validate-data": ("export",)},
     "vtcompress/stages/gates/report.py": {"--validate-data": ("train-gates",)},
+    "vtcompress/stages/parts/report.py": {
+        "--validate-data": ("export",), "--learning-rate": ("train-parts",),
+        "--steps": ("train-parts",),
+    },
 }  # fmt: skip
 # Options of programs that are started, not ours.
 STARTED = ("export/backends/tensorrt/trtexec.py", "export/backends/gpus.py")

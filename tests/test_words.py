@@ -36,6 +36,7 @@ SAME = {
     "sweep": "command and stage",
     "run": "each graph pass's: `GraphPass.run`",
     "train_gates": "command, stage and what it calls",
+    "train_parts": "command and stage",
     "validate": "command and stage",
 }
 # Of these, what is the same in one folder alone.

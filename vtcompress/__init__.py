@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from vtcompress.stages.gates.training import train_gates
     from vtcompress.stages.inspect import inspect
     from vtcompress.stages.models import models
+    from vtcompress.stages.parts.training import train_parts
     from vtcompress.stages.plan import plan
     from vtcompress.stages.sweep import sweep
     from vtcompress.stages.validate import validate
@@ -65,6 +66,7 @@ _HOMES = {
     "plan": "vtcompress.stages.plan",
     "sweep": "vtcompress.stages.sweep",
     "train_gates": "vtcompress.stages.gates.training",
+    "train_parts": "vtcompress.stages.parts.training",
     "validate": "vtcompress.stages.validate",
     "validate_backend": "vtcompress.stages.validate_backend",
 }
@@ -90,6 +92,7 @@ __all__ = [
     "plan",
     "sweep",
     "train_gates",
+    "train_parts",
     "validate",
     "validate_backend",
 ]

@@ -1,7 +1,7 @@
 """Runs calibration over the samples; a killed run resumes from the profile it left."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from compressor.calibration.resume import Task
 from compressor.chosen_rows import FrontWeights, vision_of
-from compressor.contract.choice import Front
 from compressor.decoder import Decoder, decoder_from
 from compressor.decoder.cache import opened
 from compressor.decoder.from_disk import read_layers_from_disk
@@ -27,7 +26,7 @@ from compressor.plan.edits import identity_plan
 from compressor.plan.plan import Gates, Plan
 from compressor.profile import Profile, SampleScore
 from compressor.progress import SILENT, Progress
-from compressor.samples.prompts import PromptRows, embed, encode
+from compressor.samples.prompts import PromptRows, embed, encode, fronts_of
 from compressor.samples.questions import Sample, check_pictures
 
 SAVE_EVERY_SECONDS = 2.0
@@ -80,7 +79,8 @@ def calibrate(
         prompt = encode(model.processor, sample, model.facts)
         rows = embed(model, prompt)
         full = replace(
-            full_pass(decoder, *rows.call), fronts=partial(_fronts, model, prompt.pixels)
+            full_pass(decoder, *rows.call),
+            fronts=torch.inference_mode()(partial(fronts_of, model, prompt)),
         )
         found = {name: _values(name, full, profile) for name in task.measures}
         scores = {n: values for n, values in found.items() if MEASURES[n].kept == "samples"}
@@ -101,12 +101,6 @@ def calibrate(
     profile = task.ordered(profile).finished()
     profile.save(path)
     return profile
-
-
-@torch.inference_mode()
-def _fronts(model: LoadedModel, pixels: Iterable[Tensor]) -> tuple[Front, ...]:
-    """Return what the original's vision side makes of each picture's tiles."""
-    return tuple(model.vision.front(tiles.to(model.embedding)) for tiles in pixels)
 
 
 def _values(measure: str, full: FullPass, profile: Profile) -> Any:

@@ -7,11 +7,11 @@ never a method. Methods are listed in `compressor.methods`; a module that holds 
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import BaseModel
 
@@ -21,6 +21,9 @@ from compressor.disk.learned_file import LearnedFile
 from compressor.facts import ModelFacts
 from compressor.plan.plan import Plan
 from compressor.schema.values import RecipeSection
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -217,6 +220,9 @@ class Method(RecipeSection, ABC):
         weights_key: that names a file of trained weights beside the model's; empty: none does.
         package: that brought it, as `name version`; empty: this one.
         baseline: keeps rows, by a key `keep`, without looking at what they hold: what others must beat.
+        learns: key that names the file of what `train-parts` trains of it; empty: it learns nothing so.
+        learned_prefix: what stands in front of the names of `learned_shapes` in that file.
+        learned_rate: learning rate that trains it, as a share of each tensor's size at the start.
     """
 
     name: ClassVar[str]
@@ -229,6 +235,9 @@ class Method(RecipeSection, ABC):
     weights_key: ClassVar[str] = ""
     package: ClassVar[str] = ""
     baseline: ClassVar[bool] = False
+    learns: ClassVar[str] = ""
+    learned_prefix: ClassVar[str] = ""
+    learned_rate: ClassVar[float] = 0.02
 
     @classmethod
     def claims(cls, keys: Mapping[str, Any]) -> tuple[Claim, ...]:
@@ -338,6 +347,29 @@ class Method(RecipeSection, ABC):
         Raises:
             RoutersError: they are missing, or do not fit the model.
         """
+
+    def learned_shapes(self, facts: ModelFacts) -> Mapping[str, tuple[int, ...]]:
+        """Return the shapes of all tensors that it may learn, by their names without prefix.
+
+        These names are those of the decoder's weights (`compressor.decoder.weights.source_of`), or of the
+        weights that its rule in front of the decoder reads.
+        """
+        return {}
+
+    def learned_start(
+        self, passes: Iterable[Any], shapes: Mapping[str, tuple[int, ...]], seed: int
+    ) -> "Mapping[str, Tensor]":
+        """Return what a training starts from, float32; imports torch in its body.
+
+        Args:
+            passes: `compressor.decoder.full_pass.FullPass` of the original on some prompts, with answers.
+            shapes: of the tensors that the plan has, by name.
+            seed: of what is drawn.
+
+        Raises:
+            NotImplementedError: the method learns nothing.
+        """
+        raise NotImplementedError(f"{self.name} learns nothing")
 
     def bounds(self) -> Mapping[str, float]:
         """Return the largest value that the entry allows, by measure."""

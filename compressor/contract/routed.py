@@ -1,9 +1,10 @@
 """Methods whose routers choose which visual rows run a layer: what is common to all of them."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from compressor.contract.least_squares import evenly, linear_map
 from compressor.contract.method import CannotError, Claim, Evidence, Files, Method, Trait, Turn
 from compressor.disk.router_file import RouterFile
 from compressor.errors import RoutersError
@@ -13,10 +14,15 @@ from compressor.plan.kept import Running, rows_of_share, why_no_tiles
 from compressor.plan.plan import Plan
 from compressor.schema.values import PartOf, WeightsPath
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 NO_ROUTERS = (
     "the recipe names no routers, and none come with vtcompress; give the file of those that were trained "
-    "for this model"
+    "for this model, or train them with `vtcompress train-parts`"
 )
+ROWS_A_PROMPT = 16
+"""Visual rows, and text rows, of each prompt that a router starts from."""
 
 
 class RoutedMethod(Method):
@@ -31,6 +37,9 @@ class RoutedMethod(Method):
 
     turn: ClassVar[Turn] = Turn.RUN
     weights_key: ClassVar[str] = "routers"
+    learns: ClassVar[str] = "routers"
+    # Small: rows that run are told apart by small differences of their weights.
+    learned_rate: ClassVar[float] = 0.002
     outputs: ClassVar[int]
     within: ClassVar[Literal["call", "tile"]]
 
@@ -82,6 +91,46 @@ class RoutedMethod(Method):
     def check_weights(self, facts: ModelFacts, model_digest: str) -> None:
         """See `Method.check_weights`."""
         self.router_file(facts, model_digest)
+
+    def learned_shapes(self, facts: ModelFacts) -> Mapping[str, tuple[int, ...]]:
+        """Return the shape of a router of every layer; the plan's layers have one."""
+        shape = (self.outputs, facts.decoder.hidden)
+        return {f"layers.{i}.router.weight": shape for i in range(facts.decoder.layers)}
+
+    def all_weighed_one(self, direction: "Tensor") -> "Tensor":
+        """Return the router [outputs, D] by which rows weigh 1, or nearly: where a training starts.
+
+        Args:
+            direction: [D], whose product with each row is nearly 1.
+
+        Raises:
+            NotImplementedError: routers give several numbers of a row, and the method does not say.
+        """
+        if self.outputs > 1:
+            raise NotImplementedError(f"{self.name} does not say by which router rows weigh 1")
+        return direction[None]
+
+    def learned_start(
+        self, passes: Iterable[Any], shapes: Mapping[str, tuple[int, ...]], seed: int
+    ) -> "Mapping[str, Tensor]":
+        """Return routers by which all rows weigh nearly 1, by least squares: layers do what they did."""
+        import torch
+
+        del seed  # nothing is drawn
+        layers = {int(name.split(".")[1]): name for name in shapes}
+        read: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+        rule = self.run_rule()
+        for full in passes:
+            for layer, rows in read.items():
+                kinds = (full.visual[layer], full.text[layer])[: 2 if rule.scales == "mlp" else 1]
+                taken = torch.cat([evenly(kind[0], ROWS_A_PROMPT) for kind in kinds])
+                normed = full.decoder.layers[layer].input_norm(taken) if rule.normed else taken
+                rows.append(normed.float().cpu())
+        found = {}
+        for layer, name in layers.items():
+            every = torch.cat(read[layer])
+            found[name] = self.all_weighed_one(linear_map(every, torch.ones(len(every), 1))[0])
+        return found
 
     @abstractmethod
     def layers_run(self, plan: Plan, evidence: Evidence) -> Sequence[int]:

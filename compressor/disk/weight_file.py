@@ -13,6 +13,8 @@ from compressor.disk.model_digest import difference, same_model
 from compressor.errors import ProblemsError
 
 MODEL_DIGEST = "model_digest"
+PART_OF = "part_of"
+"""Key of the method's name, in the metadata of parts that `train-parts` trained."""
 PICKLES = (".bin", ".pt", ".pth", ".pkl")
 
 

@@ -1,1 +1,1 @@
-"""Trains gates: what they learn from, the training, and its checkpoint."""
+"""Trains gates: what they learn from, and the training."""

@@ -23,7 +23,7 @@ from compressor.decoder import Decoder
 from compressor.decoder.full_pass import FullPass, full_pass, text_tails
 from compressor.decoder.gates import gate_input, gate_selection
 from compressor.families import LoadedModel
-from compressor.samples.prompts import answer_ids, embed, encode
+from compressor.samples.prompts import embed, encode_answered
 from compressor.samples.questions import Sample
 
 LEAST_AGREEMENT = 0.99
@@ -77,11 +77,8 @@ def examples_of(
 @torch.inference_mode()
 def force_answer(model: LoadedModel, decoder: Decoder, sample: Sample) -> Forced:
     """Run the original over a prompt and its right answer once."""
-    prompt = encode(model.processor, sample, model.facts)
-    answer = torch.tensor(answer_ids(model.processor, sample, model.facts.eos_token_ids))
-    ids = torch.cat([prompt.input_ids[0], answer[:-1]])[None]
-    rows = embed(model, prompt.with_ids(ids))
-    full = full_pass(decoder, *rows.call)
+    prompt, answer = encode_answered(model.processor, sample, model.facts)
+    full = full_pass(decoder, *embed(model, prompt).call)
     return Forced(full, answer.to(full.logits.device))
 
 

@@ -17,10 +17,10 @@ Limitations:
 """
 
 import random
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,17 +29,36 @@ from torch.nn import functional as F
 from compressor.contract.gated import GatedMethod, GateTraining
 from compressor.decoder import Decoder, decoder_from
 from compressor.decoder.gates import Gate, margins
+from compressor.errors import GatesError
 from compressor.families import LoadedModel
-from compressor.gate_training.checkpoint import Checkpoint, GateTask
 from compressor.gate_training.examples import examples_of
 from compressor.plan.edits import identity_plan
 from compressor.progress import SILENT, Progress
 from compressor.samples.questions import Sample, data_digest
 from compressor.schema.values import RunDType
+from compressor.training.checkpoint import TrainingTask
+from compressor.training.run import TrainingRun
 
-SAVE_EVERY_SECONDS = 2.0
-# Writing the checkpoint of a large model takes long; it may take this share of the time.
-MOST_TIME_SAVING = 0.05
+
+class GateTask(TrainingTask):
+    """What decides how trained gates come out.
+
+    Attributes:
+        candidates: layers with a gate, ascending.
+        width: hidden width W of a gate.
+        train: settings.
+    """
+
+    error: ClassVar = GatesError
+    words: ClassVar[Mapping[str, str]] = {
+        "candidates": "other candidates",
+        "width": "another gate_width",
+        "train": "other settings of train",
+    }
+
+    candidates: tuple[int, ...]
+    width: int
+    train: GateTraining
 
 
 @dataclass(frozen=True)
@@ -129,11 +148,12 @@ def train_gates(
     return run.result()
 
 
-class _Run:
-    """A training under way, from nothing or from a checkpoint."""
+class _Run(TrainingRun):
+    """A training of gates under way."""
+
+    task: GateTask
 
     def __init__(self, task: GateTask, hidden: int, samples: int, path: Path) -> None:
-        self.task, self.path = task, path
         self.steps = steps_of(task.train, task.candidates, samples)
         pairs = sorted({(place, step.layer) for step in self.steps for place in step.samples})
         self.row = {pair: number for number, pair in enumerate(pairs)}
@@ -144,18 +164,15 @@ class _Run:
         self.labels = torch.zeros(len(pairs), dtype=torch.int64)
         self.layers = torch.tensor([layer for _, layer in pairs])
         self.gates = new_gates(task, hidden)
-        self.weights = {
+        self.rows = 0
+        weights = {
             f"{layer}.{name}": weight
             for layer, gate in self.gates.items()
             for name, weight in gate.named_parameters()
         }
-        self.optimizer = torch.optim.AdamW(self.weights.values(), lr=task.train.learning_rate)
-        self.rows, self.step = 0, 0
-        # False while a step is half done: an interrupt must not store half a step.
-        self.whole = True
-        self.saved, self.saving = time.monotonic(), 0.0
-        if path.exists():
-            self._restore(Checkpoint.read(path, task))
+        optimizer = torch.optim.AdamW(weights.values(), lr=task.train.learning_rate)
+        super().__init__(task, path, weights, optimizer)
+        self.resume()
 
     def look(self, model: LoadedModel, samples: Sequence[Sample], progress: Progress) -> None:
         """Make the examples that are not there yet."""
@@ -169,56 +186,30 @@ class _Run:
             self.inputs[self.rows : end] = found.inputs
             self.labels[self.rows : end] = found.labels
             self.rows = end
-            self._save_now_and_then()
+            self.save_now_and_then()
 
     def learn(self, progress: Progress) -> None:
         """Take the steps that are left."""
         todo = self.steps[self.step :]
         for step in progress.track(todo, "training gates", len(todo)):
             rows = [self.row[place, step.layer] for place in step.samples]
-            self.whole = False
-            self.optimizer.zero_grad()
-            logits = self.gates[step.layer](self.inputs[rows])
-            F.cross_entropy(logits, self.labels[rows]).backward()
-            self.optimizer.step()
-            self.step += 1
-            self.whole = True
-            self._save_now_and_then()
+            with self.one_step():
+                logits = self.gates[step.layer](self.inputs[rows])
+                F.cross_entropy(logits, self.labels[rows]).backward()
 
     def result(self) -> TrainedGates:
         """Return the gates and what they learned from."""
         return TrainedGates(self.task, self.gates, self.layers, self.inputs, self.labels)
 
-    def save(self) -> None:
-        """Write the checkpoint; in the middle of a step the one before stays."""
-        if not self.whole:
-            return
-        tensors = {"inputs": self.inputs[: self.rows], "labels": self.labels[: self.rows]}
-        for name, weight in self.weights.items():
-            tensors[f"weight.{name}"] = weight.detach()
-            for key, value in self.optimizer.state.get(weight, {}).items():
-                tensors[f"{key}.{name}"] = value
-        Checkpoint(self.step, tensors).write(self.path, self.task)
+    def beside(self) -> dict[str, Tensor]:
+        """Return the examples that are there."""
+        return {"inputs": self.inputs[: self.rows], "labels": self.labels[: self.rows]}
 
-    def _save_now_and_then(self) -> None:
-        started = time.monotonic()
-        if started - self.saved > max(SAVE_EVERY_SECONDS, self.saving / MOST_TIME_SAVING):
-            self.save()
-            self.saved = time.monotonic()
-            self.saving = self.saved - started
-
-    def _restore(self, found: Checkpoint) -> None:
-        tensors = dict(found.tensors)
-        self.rows, self.step = len(tensors["labels"]), found.step
-        self.inputs[: self.rows] = tensors.pop("inputs")
-        self.labels[: self.rows] = tensors.pop("labels")
-        for full_name, value in tensors.items():
-            key, _, name = full_name.partition(".")
-            weight = self.weights[name]
-            if key == "weight":
-                weight.data.copy_(value)
-            else:
-                self.optimizer.state[weight][key] = value
+    def take_back(self, beside: Mapping[str, Tensor]) -> None:
+        """Take examples of a checkpoint."""
+        self.rows = len(beside["labels"])
+        self.inputs[: self.rows] = beside["inputs"]
+        self.labels[: self.rows] = beside["labels"]
 
 
 def new_gates(task: GateTask, hidden: int) -> dict[int, Gate]:

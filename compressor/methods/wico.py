@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from compressor.contract.choice import Front, FrontChoice, FrontRule
 from compressor.contract.front import FrontChooser, why_no_tower
+from compressor.contract.least_squares import evenly, linear_map
 from compressor.contract.method import CannotError, Evidence, MethodWords
 from compressor.disk.learned_file import LearnedFile
 from compressor.errors import PlanError
@@ -45,7 +46,7 @@ from compressor.plan.plan import Plan
 from compressor.schema.values import WeightsPath
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from torch import Tensor
 
@@ -55,8 +56,14 @@ SIDE = 2
 """Of a window, in visual tokens."""
 LAYER = "self_att.0."
 LINEAR = "window_proj."
+NAMES = "model.mm_projector."
 PREFIX = rf"(?:model\.)?mm_projector\.(?={LAYER}|{LINEAR})"
-WITHOUT = "without trained weights use pool with keep: 0.25, which makes means of the same windows"
+WITHOUT = (
+    "without trained weights use pool with keep: 0.25, which makes means of the same windows, or train some "
+    "with `vtcompress train-parts`"
+)
+WINDOWS_A_TILE = 32
+"""Of the first picture of each prompt, from which the Linear starts."""
 
 
 def windows(rows: "Tensor", grid: tuple[int, int], side: int) -> "Tensor":
@@ -127,6 +134,8 @@ class WiCo(FrontChooser):
         "cell is in a window.",
     )
     by_grid: ClassVar[tuple[str, ...]] = ("weights",)
+    learns: ClassVar[str] = "weights"
+    learned_prefix: ClassVar[str] = NAMES
 
     weights: WeightsPath | None = None
 
@@ -158,6 +167,43 @@ class WiCo(FrontChooser):
         patches = (SIDE * patches_along(facts)) ** 2
         wanted = wanted_shapes(width, inner, facts.decoder.hidden, patches)
         return [f"{place}: {line}" for line in file.misfits(wanted)]
+
+    def learned_shapes(self, facts: ModelFacts) -> "Mapping[str, tuple[int, ...]]":
+        """Return the shapes of all weights; the layer's MLP is four times as wide as its rows."""
+        width = facts.tower.width if facts.tower is not None else 0
+        return wanted_shapes(width, 4 * width, facts.decoder.hidden)
+
+    def learned_start(
+        self, passes: "Iterable[Any]", shapes: "Mapping[str, tuple[int, ...]]", seed: int
+    ) -> "Mapping[str, Tensor]":
+        """Return a layer that changes nothing yet, and the Linear that is nearest to the windows' means."""
+        import torch
+
+        drawn = torch.Generator().manual_seed(seed)
+        found: dict[str, Tensor] = {}
+        for name, shape in shapes.items():
+            if len(shape) == 1:
+                kind = torch.ones if "norm" in name and name.endswith("weight") else torch.zeros
+                found[name] = kind(shape)
+            elif name.startswith((f"{LAYER}self_attn.out_proj", f"{LAYER}mlp.fc2")):
+                found[name] = torch.zeros(shape)  # what the layer adds
+            else:
+                bound = shape[1] ** -0.5
+                found[name] = (torch.rand(shape, generator=drawn) * 2 - 1) * bound
+        read, wanted = [], []
+        for full in passes:
+            front = full.fronts()[0]
+            count = front.features.shape[1]
+            grid = full.decoder.plan.model.token_grid or (SIDE, count // SIDE)
+            cells = windows(front.features, grid)[0]
+            means = cells.unflatten(1, (-1, SIDE**2)).mean(dim=2)
+            states = windows(front.read_tower.states(STATE), grid)[0]
+            read.append(evenly(states, WINDOWS_A_TILE).float().cpu())
+            wanted.append(evenly(means, WINDOWS_A_TILE).float().cpu())
+        x, y = torch.cat(read), torch.cat(wanted)
+        matrix = linear_map(x - x.mean(dim=0), y - y.mean(dim=0))
+        bias = y.mean(dim=0) - matrix @ x.mean(dim=0)
+        return found | {f"{LINEAR}weight": matrix, f"{LINEAR}bias": bias}
 
     def rows_kept(self, facts: ModelFacts) -> int:
         """Return how many windows a tile has."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from compressor.arrangement import Arrangement
+from compressor.contract.choice import Front
 from compressor.errors import DataError, VtcompressError, first_line
 from compressor.facts import ModelFacts
 from compressor.families import VisionEncoder
@@ -186,6 +187,27 @@ def answer_ids(processor: Any, sample: Sample, ends: Sequence[int]) -> tuple[int
     return (*found[:ended], *ends[:1]) if ended == len(found) else tuple(found[: ended + 1])
 
 
+def encode_answered(
+    processor: Any, sample: Sample, facts: ModelFacts
+) -> tuple[EncodedPrompt, Tensor]:
+    """Encode a question with its right answer forced behind it.
+
+    Args:
+        processor: as in `encode`.
+        sample: with an answer.
+        facts: as in `encode`.
+
+    Returns:
+        The prompt, followed by all tokens of the answer but the last; and all of these tokens, [A] int64.
+
+    Raises:
+        DataError: as `encode`.
+    """
+    prompt = encode(processor, sample, facts)
+    answer = torch.tensor(answer_ids(processor, sample, facts.eos_token_ids))
+    return prompt.with_ids(torch.cat([prompt.input_ids[0], answer[:-1]])[None]), answer
+
+
 def _user(question: str, images: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"role": "user", "content": [*images, {"type": "text", "text": question}]}
 
@@ -225,6 +247,11 @@ class PromptRows:
         return (self.visual_embeds, self.text_embeds, *indices, self.positions, self.deepstack)
 
 
+def fronts_of(model: Reader, prompt: EncodedPrompt) -> tuple[Front, ...]:
+    """Return what the vision side makes of each picture's tiles, with what a choice among them reads."""
+    return tuple(model.vision.front(tiles.to(model.embedding)) for tiles in prompt.pixels)
+
+
 def see(
     vision: VisionEncoder, pixels: Tensor, arrangement: Arrangement | None = None
 ) -> VisualRows:
@@ -240,6 +267,15 @@ def see(
 @torch.inference_mode()
 def embed(model: Reader, prompt: EncodedPrompt) -> PromptRows:
     """Turn a prompt into the decoder's two row groups.
+
+    Raises:
+        DataError: as `layout`.
+    """
+    return embed_to_train(model, prompt)
+
+
+def embed_to_train(model: Reader, prompt: EncodedPrompt) -> PromptRows:
+    """Do what `embed` does, with gradients for what of the vision side learns.
 
     Raises:
         DataError: as `layout`.

@@ -1,7 +1,8 @@
-"""Whole numbers that Python's callers and the command line give: how often, how many, which."""
+"""Numbers that Python's callers and the command line give: how often, how many, which."""
 
+import math
 import os
-from numbers import Integral
+from numbers import Integral, Real
 
 from compressor.errors import BackendError
 
@@ -25,6 +26,17 @@ def check_whole(
     if not whole or value < least or (most is not None and value > most):  # type: ignore[operator]
         bounds = f"{least} or more" if most is None else f"{least} to {most}"
         raise BackendError(f"{name}: {value!r:.60} is not allowed; a whole number, {bounds}{why}")
+
+
+def check_above_zero(name: str, value: object) -> None:
+    """Refuse what is no number above 0; None, nothing was given.
+
+    Raises:
+        BackendError: says what is allowed.
+    """
+    real = isinstance(value, Real) and not isinstance(value, bool)
+    if value is not None and (not real or not 0 < value < math.inf):  # type: ignore[operator]
+        raise BackendError(f"{name}: {value!r:.60} is not allowed; a number above 0")
 
 
 def check_threads(threads: object) -> None:

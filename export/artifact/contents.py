@@ -15,7 +15,7 @@ from typing import Any, Literal
 from compressor.disk.files import DRAWING_MARK, read_text, sha256_of
 from compressor.disk.locks import LOCK_MARK
 from compressor.disk.paths import working_stem
-from compressor.disk.weight_file import MODEL_DIGEST
+from compressor.disk.weight_file import MODEL_DIGEST, PART_OF
 from compressor.errors import ArtifactError
 from export.artifact.engine_set import ENGINES_FILE, ENGINES_FOLDER, TIMING_FILE
 from export.artifact.manifest import MANIFEST_FILE
@@ -36,12 +36,16 @@ LARGEST_EDITED = 1 << 20
 WEIGHTS = (".onnx", ".bin", ".safetensors")
 HEAD_BYTES = 4096
 
-FileKind = Literal["plan", "profile", "gates", "gates report", "page", "drawing"]
+FileKind = Literal[
+    "plan", "profile", "gates", "gates report", "parts", "parts report", "page", "drawing"
+]
 FILE_WORDS: dict[FileKind, str] = {
     "plan": "a plan",
     "profile": "a calibration profile",
     "gates": "gates",
     "gates report": "a report on gates",
+    "parts": "trained parts",
+    "parts report": "a report on trained parts",
     "page": "a page",
     "drawing": "a drawing",
 }
@@ -49,6 +53,7 @@ _JSON_KINDS: dict[str, FileKind] = {
     "plan_format": "plan",
     "profile_format": "profile",
     "gates_report_format": "gates report",
+    "parts_report_format": "parts report",
 }
 PAGE_MARK = b'<meta name="generator" content="vtcompress">'
 
@@ -67,7 +72,9 @@ def kind_of_file(path: Path) -> FileKind | None:
             length = int.from_bytes(head[:8], "little")
             if head[8:9] == b"{" and length < 1 << 24:
                 header = json.loads((head[8:] + stream.read(length))[:length])
-                return "gates" if MODEL_DIGEST in header.get("__metadata__", {}) else None
+                metadata = header.get("__metadata__", {})
+                kind: FileKind = "parts" if PART_OF in metadata else "gates"
+                return kind if MODEL_DIGEST in metadata else None
     except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         return None
     document = _json(path)

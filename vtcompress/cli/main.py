@@ -31,7 +31,7 @@ from vtcompress.cli.making import (
 )
 from vtcompress.cli.options import KEYS
 from vtcompress.cli.report import compare, report
-from vtcompress.cli.train_gates import train_gates
+from vtcompress.cli.training import train_gates, train_parts
 from vtcompress.console import Output
 from vtcompress.interrupts import SIGNAL_CODES, Interrupts
 from vtcompress.last_resort import Doing, discard_output, watched_threads
@@ -100,6 +100,7 @@ for command in (
     calibrate,
     merge_profiles,
     train_gates,
+    train_parts,
     plan,
     compress,
     export,

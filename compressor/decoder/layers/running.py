@@ -3,6 +3,9 @@
 Letters as in `compressor.decoder.layer`; K visual rows that run, N of a tile, n of them each tile's.
 
 Those that pass by have no query, key and value in the layer. The causal mask keeps the order of places.
+In a training (`nn.Module.train`) such a layer computes the same, and the choice has a gradient, by which a
+row's weight rises where its running would gain something (straight-through; Bengio et al., 2013). What a row
+would add is taken for what it adds where all run.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,6 +25,10 @@ from compressor.plan.layer import LayerPlan
 
 if TYPE_CHECKING:
     from compressor.plan.kept import Running
+
+
+LEAST_SPREAD = 1e-6
+"""Of weights, where all are equal."""
 
 
 class SomeRun(nn.Module):
@@ -67,9 +74,9 @@ class SomeRun(nn.Module):
         pasts: Sequence[KeyValue | Buffer],
     ) -> tuple[Any, ...]:
         """Run a layer, see `DecoderLayer.forward`; visual rows that pass by come back as they were."""
-        weights = self.weights(visual)
-        places = self.chosen(weights)  # [B, K]
-        taken, weights = rows_at(visual, places), rows_at(weights, places)[..., None]
+        every, entered = self.weights(visual), text
+        places = self.chosen(every)  # [B, K]
+        taken, weights = rows_at(visual, places), rows_at(every, places)[..., None]
         own = self._call(call, places, text.shape[1], pasts)
         if self.rule.scales == "mlp":
             of_text = self.weights(text)[..., None]
@@ -80,7 +87,35 @@ class SomeRun(nn.Module):
         if self.rule.scales == "update":
             made = taken + weights * (made - taken)
         # Frozen rows have keys there, and stay what they are.
-        return (visual if self.frozen else rows_back(visual, places, made)), text, *present
+        if self.frozen:
+            return visual, text, *present
+        passed = rows_back(visual, places, made)
+        if self.training:
+            with torch.no_grad():
+                all_ran, *_ = layer(visual, entered, call, *pasts)
+            passed = passed + self.choice_gradient(every)[..., None] * (all_ran - visual)
+        return passed, text, *present
+
+    def choice_gradient(self, weights: Tensor) -> Tensor:
+        """Return zeros [B, V] whose gradient is that of which rows run (a straight-through estimator).
+
+        It is the gradient of a soft choice, sigmoid((w - t) / s): t is the least weight of those that run, s
+        the standard deviation of all that compete.
+
+        Args:
+            weights: [B, V].
+        """
+        batch, visual = weights.shape
+        if not visual:
+            return weights
+        of_tiles = self.some.within == "tile"
+        groups = weights.reshape(batch, visual // self.some.of if of_tiles else 1, -1)
+        count = self.some.count if of_tiles else self.some.rows(visual)
+        fixed = groups.detach()
+        least = fixed.topk(count, dim=2).values[..., -1:]
+        spread = fixed.std(dim=2, keepdim=True, correction=0) + LEAST_SPREAD
+        soft = ((groups - least) / spread).sigmoid().reshape(batch, visual)
+        return soft - soft.detach()
 
     def _call(
         self, call: Call, places: Tensor, text: int, pasts: Sequence[KeyValue | Buffer]

@@ -16,7 +16,8 @@ Both agree where exactly k visual rows are above 0.005, no text row is below, an
 0.5.
 
 Limitations:
-- No routers are shipped; a model that was not trained with them answers nonsense.
+- No routers are shipped; a model that was not trained with them answers nonsense. `train-parts` trains
+  routers alone, where the authors train the whole model.
 - The router scales the MLP of text rows, so its layers cannot be left to text alone by an exit.
 - Rows compete within a call: pictures of a later turn with each other, not with earlier ones.
 - New positions are one number; a decoder that turns rows by time, row and column gets it on all three.
@@ -44,6 +45,10 @@ from compressor.schema.values import Layers, PartOf
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+CERTAIN = 4.0
+"""Margin of a router's second number at which a training starts: p is 0.98."""
 
 
 def second_probability(numbers: "Tensor") -> "Tensor":
@@ -113,6 +118,12 @@ class GammaMod(RoutedMethod):
                 "what becomes of text tokens too: name these dense, or leave the exit out"
             )
         return found
+
+    def all_weighed_one(self, direction: "Tensor") -> "Tensor":
+        """See `RoutedMethod.all_weighed_one`."""
+        import torch
+
+        return torch.stack([-direction, direction]) * (CERTAIN / 2)
 
     def run_rule(self) -> RunRule:
         """Return the router's probability, on the MLP, at new positions."""

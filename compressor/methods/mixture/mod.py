@@ -9,7 +9,7 @@ each frame, the k with the largest w run the layer with all text rows, at their 
 h += w (layer(h) - h). Text rows are what the layer makes of them.
 
 Limitations:
-- No routers are published or shipped; without training a model with them answers nonsense.
+- No routers are published or shipped. `train-parts` trains routers alone, where the authors train the model.
 - Pictures with rows of their own have no fixed number of them a tile, so none can be chosen.
 """
 

@@ -1,0 +1,122 @@
+"""The commands that train: `train-gates`, `train-parts`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vtcompress.cli.backend_options import device_option
+from vtcompress.cli.options import model_options, read_recipe
+from vtcompress.cli.paths import FILE, READ
+from vtcompress.console import Output
+
+
+@click.command("train-gates")
+@model_options
+@click.option(
+    "--data",
+    type=FILE,
+    required=True,
+    help="Questions with pictures and answers (jsonl) to learn from.",
+)
+@click.option("--validate-data", type=FILE, help="Held-out questions (jsonl) for the report.")
+@click.option("--validate-samples", type=click.IntRange(min=1), help="How many of them.")
+@click.option(
+    "--output",
+    type=FILE,
+    default="gates.safetensors",
+    help="Gates to write; the report beside them.",
+)
+@device_option
+@click.option("--overwrite", is_flag=True, help="Replace what vtcompress wrote at --output.")
+@click.pass_obj
+def train_gates(
+    out: Output,
+    /,
+    data: Path,
+    validate_data: Path | None,
+    validate_samples: int | None,
+    output: Path,
+    device: str,
+    overwrite: bool,
+    **options: Any,
+) -> None:
+    """Train DyVTE's gates on your own questions; a stopped run goes on where it was.
+
+    Steps, batch, learning rate and seed are the recipe's, e.g. --set compress.dyvte.train.steps=500.
+    """
+    import vtcompress
+    from vtcompress.stages.gates.report import show_gates
+
+    own = {"validate_data": validate_data, "validate_samples": validate_samples}
+    report = vtcompress.train_gates(
+        read_recipe(options | own), data, output, device=device, overwrite=overwrite, progress=out
+    )
+    show_gates(out, report)
+    out.always(f"written: {output}, its report as .json beside it")
+    out.result(report.model_dump(mode="json"))
+
+
+@click.command("train-parts")
+@model_options
+@click.option(
+    "--data",
+    type=FILE,
+    required=True,
+    help="Questions with pictures and answers (jsonl) to learn from.",
+)
+@click.option("--output", type=FILE, required=True, help="File to write (.safetensors).")
+@click.option("--steps", type=click.IntRange(min=1), default=400, help="Updates.")
+@click.option("--batch", type=click.IntRange(min=1), default=4, help="Prompts of each.")
+@click.option(
+    "--learning-rate",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Largest step, as a share of each tensor's size; left out: the method's own.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of what is drawn.")
+@click.option(
+    "--minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    help="End after so many, whatever steps are left.",
+)
+@click.option("--profile", type=READ, help="Of a calibration, where methods choose by it.")
+@device_option
+@click.option("--overwrite", is_flag=True, help="Replace what vtcompress wrote at --output.")
+@click.pass_obj
+def train_parts(
+    out: Output,
+    /,
+    data: Path,
+    output: Path,
+    steps: int,
+    batch: int,
+    learning_rate: float | None,
+    seed: int,
+    minutes: float | None,
+    profile: Path | None,
+    device: str,
+    overwrite: bool,
+    **options: Any,
+) -> None:
+    """Train a method's routers or projector towards the original's answers; a stopped run goes on.
+
+    Nothing else of the model changes. Trained is the entry of the recipe that names no file of them yet.
+    """
+    import vtcompress
+    from compressor.contract.learned import PartTraining
+    from vtcompress.stages.parts.report import show_parts
+
+    report = vtcompress.train_parts(
+        read_recipe(options),
+        data,
+        output,
+        train=PartTraining(steps=steps, batch=batch, learning_rate=learning_rate, seed=seed),
+        minutes=minutes,
+        profile=profile,
+        device=device,
+        overwrite=overwrite,
+        progress=out,
+    )
+    show_parts(out, report)
+    out.always(f"written: {output}, its report as .json beside it")
+    out.result(report.model_dump(mode="json"))

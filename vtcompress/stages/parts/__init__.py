@@ -1,0 +1,1 @@
+"""The stage that trains what methods learn, and reports on it."""
