@@ -171,7 +171,8 @@ class WiCo(FrontChooser):
     def learned_shapes(self, facts: ModelFacts) -> "Mapping[str, tuple[int, ...]]":
         """Return the shapes of all weights; the layer's MLP is four times as wide as its rows."""
         width = facts.tower.width if facts.tower is not None else 0
-        return wanted_shapes(width, 4 * width, facts.decoder.hidden)
+        patches = (SIDE * patches_along(facts)) ** 2
+        return wanted_shapes(width, 4 * width, facts.decoder.hidden, patches)
 
     def learned_start(
         self, passes: "Iterable[Any]", shapes: "Mapping[str, tuple[int, ...]]", seed: int
@@ -195,9 +196,11 @@ class WiCo(FrontChooser):
             front = full.fronts()[0]
             count = front.features.shape[1]
             grid = full.decoder.plan.model.token_grid or (SIDE, count // SIDE)
-            cells = windows(front.features, grid)[0]
+            cells = windows(front.features, grid, SIDE)[0]
             means = cells.unflatten(1, (-1, SIDE**2)).mean(dim=2)
-            states = windows(front.read_tower.states(STATE), grid)[0]
+            along = patches_along(full.decoder.plan.model)
+            patches = (grid[0] * along, grid[1] * along)
+            states = windows(front.read_tower.states(STATE), patches, SIDE * along)[0]
             read.append(evenly(states, WINDOWS_A_TILE).float().cpu())
             wanted.append(evenly(means, WINDOWS_A_TILE).float().cpu())
         x, y = torch.cat(read), torch.cat(wanted)
