@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final
 from pydantic import Field, ValidationError
 
 from compressor.contract.gated import GatedMethod
-from compressor.contract.method import Method, path_keys
+from compressor.contract.method import Method
 from compressor.contract.routed import RoutedMethod
 from compressor.disk.gate_file import GateFile
 from compressor.disk.mistaken import mistaken
@@ -31,7 +31,7 @@ from compressor.schema.sections import (
     ModelSection,
     ValidateSection,
 )
-from compressor.schema.values import RecipeSection, is_path
+from compressor.schema.values import RecipeSection, is_path, path_keys
 from compressor.schema.yaml_text import dump_yaml, read_yaml
 
 RECIPE_FORMAT: Final = 2

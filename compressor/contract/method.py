@@ -7,20 +7,18 @@ never a method. Methods are listed in `compressor.methods`; a module that holds 
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
-
-from pydantic import BaseModel
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from compressor.contract.choice import FrontRule, LayerScore, RunRule
 from compressor.contract.measure import Measure, Measured
 from compressor.disk.learned_file import LearnedFile
 from compressor.facts import ModelFacts
 from compressor.plan.plan import Plan
-from compressor.schema.values import RecipeSection
+from compressor.schema.values import RecipeSection, path_keys
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -387,23 +385,6 @@ class Method(RecipeSection, ABC):
             samples: of the calibration; None: there was none.
         """
         return "chosen by the recipe"
-
-
-def path_keys(section: type[BaseModel]) -> Iterator[tuple[str, ...]]:
-    """Yield the keys of a section, and of those in it, that hold paths."""
-    for name, info in section.model_fields.items():
-        kinds = list(_types_in(info.annotation))
-        if Path in kinds:
-            yield (info.alias or name,)
-        for kind in kinds:
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                yield from ((info.alias or name, *rest) for rest in path_keys(kind))
-
-
-def _types_in(annotation: Any) -> Iterator[Any]:
-    yield annotation
-    for part in get_args(annotation):
-        yield from _types_in(part)
 
 
 def layers_words(indices: Sequence[int]) -> str:

@@ -2,9 +2,9 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -198,3 +198,20 @@ class ExactlyOne(RecipeSection):
     @model_serializer(mode="wrap")
     def _without_the_others(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return {name: value for name, value in handler(self).items() if value is not None}
+
+
+def path_keys(section: type[BaseModel]) -> Iterator[tuple[str, ...]]:
+    """Yield the keys of a section, and of those in it, that hold paths."""
+    for name, info in section.model_fields.items():
+        kinds = list(_types_in(info.annotation))
+        if Path in kinds:
+            yield (info.alias or name,)
+        for kind in kinds:
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from ((info.alias or name, *rest) for rest in path_keys(kind))
+
+
+def _types_in(annotation: Any) -> Iterator[Any]:
+    yield annotation
+    for part in get_args(annotation):
+        yield from _types_in(part)
