@@ -69,8 +69,7 @@ class Pieces:
             make_shadow(model.graph)
             spec = shadow_spec(spec)
         content = ir.to_proto(model).SerializeToString()
-        # Weights that the runtime packs for its kernels would be in memory twice.
-        graph = OnnxGraph(self._folder, spec, content=content, exact=True, mapped=True)
+        graph = OnnxGraph(self._folder, spec, content=content, exact=True)
         return Piece(graph, before, after)
 
     def _declared(self, layer: int | None, before: Cut, after: Cut | None) -> GraphSpec:
