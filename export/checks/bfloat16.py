@@ -40,19 +40,13 @@ class ShadowSession(GraphSession[OnnxGraph]):
         folder: the artifact.
         graphs: see `GraphSession`.
         threads: of one operator; None lets ONNX Runtime choose.
-        mapped: see `OnnxGraph`.
 
     Raises:
         MissingExtraError: a package that it needs is not installed.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        graphs: Sequence[GraphSpec],
-        *,
-        threads: int | None = None,
-        mapped: bool = False,
+        self, folder: Path, graphs: Sequence[GraphSpec], *, threads: int | None = None
     ) -> None:
         def open_graph(spec: GraphSpec) -> OnnxGraph:
             import onnx_ir as ir
@@ -60,7 +54,7 @@ class ShadowSession(GraphSession[OnnxGraph]):
             model = read_graph(folder / spec.file)
             make_shadow(model.graph)
             content = ir.to_proto(model).SerializeToString()
-            return OnnxGraph(folder, spec, threads, content=content, exact=True, mapped=mapped)
+            return OnnxGraph(folder, spec, threads, content=content, exact=True)
 
         super().__init__([shadow_spec(spec) for spec in graphs], open_graph)
         self._folder = folder
@@ -83,7 +77,6 @@ def open_for_checks(
     *,
     threads: int | None = None,
     exact: bool = True,
-    mapped: bool = False,
 ) -> OnnxSession | ShadowSession:
     """Return the session that an artifact is checked in on the CPU.
 
@@ -93,11 +86,10 @@ def open_for_checks(
         dtype: of the graphs.
         threads: of one operator; None lets ONNX Runtime choose.
         exact: see `OnnxGraph`; shadows are.
-        mapped: see `OnnxGraph`.
     """
     if dtype == "bfloat16":
-        return ShadowSession(folder, graphs, threads=threads, mapped=mapped)
-    return OnnxSession(folder, graphs, threads=threads, exact=exact, mapped=mapped)
+        return ShadowSession(folder, graphs, threads=threads)
+    return OnnxSession(folder, graphs, threads=threads, exact=exact)
 
 
 def missing_kernels(folder: Path, graphs: Sequence[GraphSpec]) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ What crosses a cut are the states of visual and of text rows. Masks, rotations a
 front of the layers, each piece makes anew of the call's places and of its own layer's past.
 """
 
+import gc
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -59,6 +60,7 @@ class Pieces:
 
     def open(self, layer: int | None) -> "Piece":
         """Load one layer, or what comes behind the last: None."""
+        gc.collect()  # graphs are cycles; with them the piece before would stay
         number = self._layers if layer is None else layer
         before = self._cuts[number]
         after = self._cuts[number + 1] if layer is not None else None
@@ -69,8 +71,7 @@ class Pieces:
             make_shadow(model.graph)
             spec = shadow_spec(spec)
         content = ir.to_proto(model).SerializeToString()
-        # Weights that the runtime packs for its kernels would be in memory twice.
-        graph = OnnxGraph(self._folder, spec, content=content, exact=True, mapped=True)
+        graph = OnnxGraph(self._folder, spec, content=content, exact=True)
         return Piece(graph, before, after)
 
     def _declared(self, layer: int | None, before: Cut, after: Cut | None) -> GraphSpec:
