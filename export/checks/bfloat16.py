@@ -40,13 +40,19 @@ class ShadowSession(GraphSession[OnnxGraph]):
         folder: the artifact.
         graphs: see `GraphSession`.
         threads: of one operator; None lets ONNX Runtime choose.
+        mapped: see `OnnxGraph`.
 
     Raises:
         MissingExtraError: a package that it needs is not installed.
     """
 
     def __init__(
-        self, folder: Path, graphs: Sequence[GraphSpec], *, threads: int | None = None
+        self,
+        folder: Path,
+        graphs: Sequence[GraphSpec],
+        *,
+        threads: int | None = None,
+        mapped: bool = False,
     ) -> None:
         def open_graph(spec: GraphSpec) -> OnnxGraph:
             import onnx_ir as ir
@@ -54,7 +60,7 @@ class ShadowSession(GraphSession[OnnxGraph]):
             model = read_graph(folder / spec.file)
             make_shadow(model.graph)
             content = ir.to_proto(model).SerializeToString()
-            return OnnxGraph(folder, spec, threads, content=content, exact=True)
+            return OnnxGraph(folder, spec, threads, content=content, exact=True, mapped=mapped)
 
         super().__init__([shadow_spec(spec) for spec in graphs], open_graph)
         self._folder = folder
@@ -77,6 +83,7 @@ def open_for_checks(
     *,
     threads: int | None = None,
     exact: bool = True,
+    mapped: bool = False,
 ) -> OnnxSession | ShadowSession:
     """Return the session that an artifact is checked in on the CPU.
 
@@ -86,10 +93,11 @@ def open_for_checks(
         dtype: of the graphs.
         threads: of one operator; None lets ONNX Runtime choose.
         exact: see `OnnxGraph`; shadows are.
+        mapped: see `OnnxGraph`.
     """
     if dtype == "bfloat16":
-        return ShadowSession(folder, graphs, threads=threads)
-    return OnnxSession(folder, graphs, threads=threads, exact=exact)
+        return ShadowSession(folder, graphs, threads=threads, mapped=mapped)
+    return OnnxSession(folder, graphs, threads=threads, exact=exact, mapped=mapped)
 
 
 def missing_kernels(folder: Path, graphs: Sequence[GraphSpec]) -> tuple[str, ...]:

@@ -53,7 +53,7 @@ def compare_by_layer(
         progress: shows the layers.
     """
     found = Recording()
-    session = open_for_checks(folder, graphs, dtype)
+    session = open_for_checks(folder, graphs, dtype, mapped=True)
     own = [*prompts_by_layer(found, session, plan, room)]
     del session
     (spec,) = in_order(graphs, "decoder")

@@ -71,7 +71,8 @@ class Pieces:
             make_shadow(model.graph)
             spec = shadow_spec(spec)
         content = ir.to_proto(model).SerializeToString()
-        graph = OnnxGraph(self._folder, spec, content=content, exact=True)
+        # Weights that the runtime packs for its kernels would be in memory twice.
+        graph = OnnxGraph(self._folder, spec, content=content, exact=True, mapped=True)
         return Piece(graph, before, after)
 
     def _declared(self, layer: int | None, before: Cut, after: Cut | None) -> GraphSpec:
