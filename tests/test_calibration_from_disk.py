@@ -11,11 +11,12 @@ import vtcompress
 from compressor.calibration.run import calibrate
 from compressor.decoder import decoder_from
 from compressor.decoder.from_disk import LayersFromDisk, read_layers_from_disk
-from compressor.errors import ModelError
+from compressor.errors import ModelError, RecipeError
 from compressor.families import LoadedModel, load
 from compressor.families.stand_ins import StoredTensor, is_stand_in
 from compressor.methods import MEASURES
 from compressor.plan.edits import identity_plan
+from compressor.profile import Profile
 from compressor.samples.questions import read_samples
 from tests import facts
 from tests.models import Variant, make_llava
@@ -98,6 +99,30 @@ def test_the_command_streams_goes_on_and_says_what_was_not_compared(
     ]) == 0  # fmt: skip
     assert "the rewritten model is not compared with the original" in capsys.readouterr().err
     assert (tmp_path / "profile.json").read_bytes() == (tmp_path / "memory.json").read_bytes()
+
+
+def test_the_dtype_is_the_recipes(folder: Path, questions: Path, tmp_path: Path) -> None:
+    changes = {"model.id": str(folder), "model.dtype": "bfloat16", "calibrate.data": questions}
+    recipe = vtcompress.load_recipe("shortv").override({**changes, "calibrate.samples": 2})
+    for stream in (False, True):
+        vtcompress.calibrate(recipe, tmp_path / f"{stream}.json", stream=stream)
+    assert (tmp_path / "True.json").read_bytes() == (tmp_path / "False.json").read_bytes()
+    floats = vtcompress.calibrate(recipe.override({"model.dtype": "float32"}), tmp_path / "f.json")
+    bfloat16 = Profile.load(tmp_path / "True.json")
+    assert floats.mean("layer_contribution") != bfloat16.mean("layer_contribution")
+
+
+def test_a_device_beside_streaming_is_refused_before_work(
+    folder: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    recipe = vtcompress.load_recipe("vtw").override(
+        {"model.id": str(folder), "calibrate.data": questions}
+    )
+    with pytest.raises(RecipeError, match=r"stream: .*leave the device \(cuda\) out"):
+        vtcompress.calibrate(recipe, tmp_path / "p.json", stream=True, device="cuda")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_shard_that_is_cut_off_meanwhile_ends_the_run_by_name(

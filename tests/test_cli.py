@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
 
 from compressor.version import __version__
 from tests.artifacts import make_artifact
 from tests.conftest import Run
-from vtcompress.cli.main import run_command
+from vtcompress.cli.kinds import Finite
+from vtcompress.cli.main import cli, run_command
 
 
 @pytest.fixture(scope="module")
@@ -353,3 +355,25 @@ def test_a_folder_that_is_not_there_is_called_so(vt: Run, tmp_path: Path, comman
     code, _, err = vt(command, tmp_path / "none", *more)
     assert code == 1
     assert err.endswith(f"error: {tmp_path / 'none'}: no artifact; there is no such folder\n")
+
+
+def test_no_option_takes_what_is_no_finite_number(capsys: pytest.CaptureFixture[str]) -> None:
+    """NaN is neither below nor above the ends of click's ranges."""
+    numbers = {
+        (name, param.opts[-1])
+        for name, command in cli.commands.items()
+        for param in command.params
+        if isinstance(param.type, click.types.FloatParamType)
+    }
+    finite = {
+        (name, param.opts[-1])
+        for name, command in cli.commands.items()
+        for param in command.params
+        if isinstance(param.type, Finite)
+    }
+    assert numbers == finite
+    assert ("train-parts", "--learning-rate") in finite
+    for name, option in sorted(finite):
+        for value in ("nan", "inf"):
+            assert run_command([name, f"{option}={value}"]) == 2
+            assert "finite" in capsys.readouterr().err or value == "inf"

@@ -74,6 +74,12 @@ def test_a_compiled_graph_is_taken_only_as_it_was_written(
         assert hashlib.sha256(anew[32:]).digest() == anew[:32]
     load()
     assert len(taken) == 1
+    (victim := tmp_path / "victim").write_bytes(b"mine")
+    (link := _cached(tmp_path)).unlink()
+    link.symlink_to(victim)
+    load()
+    assert victim.read_bytes() == b"mine"
+    assert not _cached(tmp_path).is_symlink()
     Runtime.load(plain_artifact, threads=2, backend="openvino", preload=True)
     assert len(taken) == 1  # other options, another graph
     _cached(tmp_path, 2)

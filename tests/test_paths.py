@@ -25,8 +25,8 @@ from compressor.samples.questions import read_samples
 from export.artifact.artifact import Artifact
 from tests import facts
 from tests.artifacts import make_artifact
+from vtcompress.cli.kinds import FILE, FOLDER
 from vtcompress.cli.main import run_command
-from vtcompress.cli.paths import FILE, FOLDER
 from vtcompress.shipped import load_recipe
 from vtcompress.stages.inspect import inspect
 

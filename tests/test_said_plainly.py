@@ -59,7 +59,7 @@ SPEAKERS: dict[str, dict[str, tuple[str, ...]]] = {
     "vtcompress/stages/gates/report.py": {"--validate-data": ("train-gates",)},
     "vtcompress/stages/parts/report.py": {
         "--validate-data": ("export",), "--learning-rate": ("train-parts",),
-        "--steps": ("train-parts",),
+        "--steps": ("train-parts",), "--minutes": ("train-parts",),
     },
 }  # fmt: skip
 # Options of programs that are started, not ours.

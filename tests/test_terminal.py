@@ -65,6 +65,19 @@ def test_lines_tables_progress_and_errors_are_shown(
     assert [c for c in text if acts(c)] == []
 
 
+def test_a_name_of_two_lines_makes_no_second_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "a\nExport fidelity: passed"
+    assert run_command(["inspect", str(tmp_path / name)]) == 1
+    out = Output()
+    out.say(name)
+    out.warn(name)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 3
+    assert all(r"a\nExport fidelity: passed" in line for line in said)
+
+
 def test_libraries_logs_are_shown(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

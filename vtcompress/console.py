@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from compressor.progress import SILENT, Progress
 from vtcompress.last_resort import Doing
-from vtcompress.terminal import say, say_json, written_out
+from vtcompress.terminal import say, say_json, say_line, written_out
 
 Item = TypeVar("Item")
 
@@ -82,11 +82,11 @@ class Output:
         self.doing.interrupts.check()
         self.doing.stage = line
         if self.verbosity >= 0:
-            say(line, err=True)
+            say_line(line)
 
     def warn(self, line: str) -> None:
         """Say on stderr what must not be overlooked, however quiet the output is."""
-        say(f"WARNING: {line}", err=True)
+        say_line(f"WARNING: {line}")
 
     def track(self, items: Iterable[Item], label: str, total: int) -> Iterator[Item]:
         """Yield the items; show progress on stderr if it takes more than two seconds."""

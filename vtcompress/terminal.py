@@ -25,6 +25,11 @@ def say(words: str, *, err: bool = False, nl: bool = True) -> None:
     click.echo(written_out(words), err=err, nl=nl)
 
 
+def say_line(words: str) -> None:
+    r"""Print one line on stderr: a line feed in a name is written out too, as `\n`."""
+    say(words.replace("\n", "\\n"), err=True)
+
+
 def say_json(document: Any) -> None:
     """Print a document as JSON: escapes are JSON's own, so that a reader gets the very characters."""
     text = json.dumps(document, indent=1, ensure_ascii=False)

@@ -320,7 +320,7 @@ def load(
     known_tied = read.facts.decoder.tied_embeddings
     with quiet():
         original, stored = (
-            family.outline(folder, config, torch.float32, tied=known_tied)
+            family.outline(folder, config, getattr(torch, dtype), tied=known_tied)
             if outline
             else (family.original(folder, config, getattr(torch, dtype)).to(device), {})
         )

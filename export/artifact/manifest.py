@@ -110,6 +110,7 @@ class Manifest(Judged):
             then ran on the graphs' float32 shadows, see `export.checks.bfloat16`.
         streamed: weights went from the original's files to the artifact's one at a time: no model was in
             memory, and what needs one whole was not run; fidelity is that by layer, if any.
+        unparted: why fidelity of a streamed decoder was not checked by layer; empty: it was, or is none.
         passes: what graph passes say of themselves that change what graphs compute.
         measured: times beside the naive original; None: not measured.
         memory: resident memory of a process that runs the artifact; None: not measured.
@@ -138,6 +139,7 @@ class Manifest(Judged):
     ranges: Float16Ranges | None = None
     missing_kernels: tuple[str, ...] = ()
     streamed: bool = False
+    unparted: str = ""
     passes: tuple[str, ...] = ()
     measured: BenchReport | None = None
     memory: Footprint | None = None

@@ -172,6 +172,8 @@ def _compiled(core: Any, file: Path, options: dict[str, Any], cached: Path | Non
     if cached is None:
         return core.compile_model(str(file), DEVICE, options)
     with contextlib.suppress(OSError, RuntimeError):
+        if cached.is_symlink():  # what it points to is not ours to write
+            cached.unlink()
         held = cached.read_bytes()
         digest, model = held[:DIGEST_BYTES], held[DIGEST_BYTES:]
         if hashlib.sha256(model).digest() == digest:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from export.backends.tensorrt.targets import TARGETS
-from vtcompress.cli.paths import FOLDER
+from vtcompress.cli.kinds import FOLDER
 from vtcompress.console import Output
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ import click
 
 from export.backends.registry import precisions
 from vtcompress.cli.backend_options import OneOfBackends, precision_option
+from vtcompress.cli.kinds import FILE, FOLDER
 from vtcompress.cli.options import read_settings
-from vtcompress.cli.paths import FILE, FOLDER
 from vtcompress.console import Output
 from vtcompress.terminal import say
 

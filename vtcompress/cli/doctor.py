@@ -5,6 +5,7 @@ import click
 from export.backends.checked_on import CHECKED_ON
 from export.machine.diagnosis import Diagnosis
 from vtcompress.cli.backend_options import OneOfBackends
+from vtcompress.cli.kinds import Finite
 from vtcompress.console import Output
 
 PACKAGE_COLUMNS = ("package", "version")
@@ -15,7 +16,7 @@ BACKEND_COLUMNS = ("backend", "found", "builds engines", "runs")
 @click.option("--need", type=OneOfBackends(), help="Exit with 1 if this backend cannot run here.")
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Finite(min=0, min_open=True),
     default=60.0,
     help="That a library may take to answer.",
 )

@@ -18,9 +18,9 @@ from export.results.verdict import Verdict
 from export.runtime.answering import Answering
 from export.runtime.sampling import AnswerOptions
 from vtcompress.cli.backend_options import OneOfBackends, precision_option
-from vtcompress.cli.paths import FOLDER
+from vtcompress.cli.kinds import FOLDER, Finite
 from vtcompress.console import Output
-from vtcompress.terminal import say
+from vtcompress.terminal import say, say_line
 
 if TYPE_CHECKING:
     from export.runtime.runtime import Runtime
@@ -111,7 +111,7 @@ class Generation:
                 yield line.strip()
 
     def _tell(self, problem: str) -> None:
-        say(f"error: {problem}", err=True)
+        say_line(f"error: {problem}")
 
     def _show(self, answer: Answering, prompt: str, images: tuple[str, ...]) -> None:
         pieces = []
@@ -168,12 +168,10 @@ class Generation:
     default=USUAL.max_new_tokens,
     help="Longest answer.",
 )
-@click.option(
-    "--temperature", type=click.FloatRange(min=0), default=USUAL.temperature, help="0: greedy."
-)
+@click.option("--temperature", type=Finite(min=0), default=USUAL.temperature, help="0: greedy.")
 @click.option(
     "--top-p",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=Finite(0, 1, min_open=True),
     default=USUAL.top_p,
     help="Draw from this share.",
 )

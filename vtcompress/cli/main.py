@@ -35,7 +35,7 @@ from vtcompress.cli.training import train_gates, train_parts
 from vtcompress.console import Output
 from vtcompress.interrupts import SIGNAL_CODES, Interrupts
 from vtcompress.last_resort import Doing, discard_output, watched_threads
-from vtcompress.terminal import WrittenOutFormatter, say
+from vtcompress.terminal import WrittenOutFormatter, say, say_line
 
 EXIT_ERROR, EXIT_USAGE, EXIT_MISSED = 1, 2, 3
 
@@ -182,7 +182,7 @@ def _run(arguments: list[str] | None, doing: Doing) -> int:
         return EXIT_MISSED
     except VtcompressError as error:
         for problem in error.problems if isinstance(error, ProblemsError) else (str(error),):
-            say(f"error: {spoken(problem, doing.command)}", err=True)
+            say_line(f"error: {spoken(problem, doing.command)}")
         return EXIT_ERROR
     except click.ClickException as error:
         error.show(file=(words := io.StringIO()))

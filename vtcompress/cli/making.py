@@ -7,6 +7,7 @@ import click
 
 from vtcompress.cli.backend_options import device_option
 from vtcompress.cli.checking import raise_if_missed
+from vtcompress.cli.kinds import FILE, FOLDER, READ
 from vtcompress.cli.options import (
     files_read,
     read_over,
@@ -15,7 +16,6 @@ from vtcompress.cli.options import (
     recipe_options,
     recipes_options,
 )
-from vtcompress.cli.paths import FILE, FOLDER, READ
 from vtcompress.console import Output
 from vtcompress.stages.plan import predicted
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vtcompress.cli.paths import READ
+from vtcompress.cli.kinds import READ
 
 if TYPE_CHECKING:
     from compressor.recipe import Recipe

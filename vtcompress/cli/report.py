@@ -6,7 +6,7 @@ import click
 
 from compressor.disk.files import write_text
 from compressor.errors import VtcompressError
-from vtcompress.cli.paths import FILE, FOLDER
+from vtcompress.cli.kinds import FILE, FOLDER
 from vtcompress.console import Output
 
 

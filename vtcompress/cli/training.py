@@ -6,8 +6,8 @@ from typing import Any
 import click
 
 from vtcompress.cli.backend_options import device_option
+from vtcompress.cli.kinds import FILE, READ, Finite
 from vtcompress.cli.options import model_options, read_recipe
-from vtcompress.cli.paths import FILE, READ
 from vtcompress.console import Output
 
 
@@ -70,13 +70,13 @@ def train_gates(
 @click.option("--batch", type=click.IntRange(min=1), default=4, help="Prompts of each.")
 @click.option(
     "--learning-rate",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Finite(min=0, min_open=True),
     help="Largest step, as a share of each tensor's size; left out: the method's own.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Of what is drawn.")
 @click.option(
     "--minutes",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Finite(min=0, min_open=True),
     help="End after so many, whatever steps are left.",
 )
 @click.option("--profile", type=READ, help="Of a calibration, where methods choose by it.")

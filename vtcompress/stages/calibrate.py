@@ -167,6 +167,9 @@ def calibrate(
         )
 
     check_device(device)
+    if stream and device != ON_CPU:
+        problem = f"stream: layers are read into the CPU's memory: leave the device ({device}) out"
+        raise RecipeError([problem])
     part = None if shard is None else Shard.parse(shard)
     if part is not None and recipe.gated is not None and len(recipe.methods) > 1:
         problem = (

@@ -30,7 +30,7 @@ def fidelity_section(manifest: Manifest) -> Section:
     words = (
         "Do the exported files compute what the compressed model computes? Numbers against numbers; limits "
         "are tight.",
-        reference_words(manifest.dtype),
+        reference_words(manifest.dtype, ran=report is not None),
         rewrite_words(manifest.rewrite),
         *dtype_words(manifest),
         *by_layer_words(report),

@@ -8,10 +8,15 @@ from export.results.float16 import FLOAT16_MAX, WIDE, Float16Ranges
 MOST_NAMES = 12
 
 
-def reference_words(dtype: str) -> str:
-    """Return what export fidelity compares."""
+def reference_words(dtype: str, *, ran: bool) -> str:
+    """Return what export fidelity compares.
+
+    Args:
+        dtype: of the graphs.
+        ran: whether it was.
+    """
     words = "Compressed torch model (float32) against its own exported graphs; numerical, tight."
-    if dtype == "float32":
+    if dtype == "float32" or not ran:
         return words
     return (
         f"{words} The torch side keeps the original's weights as they were and computes in float32, so the "
@@ -45,11 +50,17 @@ def streamed_words(manifest: Manifest) -> str:
             " Values that float16 cannot hold were not looked for: not run, and every node is in float16; "
             "an export without streaming looks for them."
         )
-    unchecked = "no export fidelity, " if manifest.fidelity is None else ""
+    unchecked = ""
+    if manifest.fidelity is None:
+        why = (
+            manifest.unparted
+            and f": {manifest.unparted}, so that layers cannot be run by themselves"
+        )
+        unchecked = f" Export fidelity was not checked{why}."
     return (
         "Streamed: weights were copied one at a time and the model was never in memory, so what needs it "
         "whole was not run: no comparison of the rewritten model with the original, "
-        f"{unchecked}no compression loss. "
+        f"no compression loss.{unchecked} "
         "`vtcompress validate ARTIFACT --model MODEL` runs them where the model fits into memory."
         f"{searched}"
     )

@@ -54,6 +54,7 @@ def onnx_side(job: Job, written: Written, rewrite: RewriteReport | None, folder:
     Returns:
         The fields of its manifest.
     """
+    from compressor.decoder.by_layer import cannot_part
     from export.writer.passes.order import pass_words
 
     recipe, plan, graphs = job.recipe, written.plan, written.graphs
@@ -91,6 +92,7 @@ def onnx_side(job: Job, written: Written, rewrite: RewriteReport | None, folder:
         "ranges": ranges,
         "missing_kernels": missing,
         "streamed": job.stream,
+        "unparted": cannot_part(plan) if job.stream else "",
         "passes": pass_words(graphs, recipe.export),
         "measured": _times(job, folder, graphs, plan) if timed else None,
         "memory": _footprint(job, folder, graphs, plan) if timed else None,

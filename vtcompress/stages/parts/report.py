@@ -64,7 +64,9 @@ def show_parts(out: Output, report: PartsReport) -> None:
     out.table("Training towards the original's next tokens", ("", ""), rows)
     if report.steps < report.train.steps:
         out.warn("the time was over before all steps were taken, while steps were large")
-    if report.best_step == 0:
+    if report.best_step == 0 and report.steps < report.train.steps:
+        out.warn("no step gained anything so far, and the start is written: give it more --minutes")
+    elif report.best_step == 0:
         out.warn("no step gained anything, and the start is written: take a lower --learning-rate")
     out.line(
         "of training prompts: what it is worth, held-out questions tell (export --validate-data)"

@@ -1,5 +1,6 @@
-"""Kinds of paths that commands take; a path that no file can have ends in one line."""
+"""Kinds of paths and numbers that commands take; what no file or measure can be ends in one line."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -23,3 +24,14 @@ READ = _PathKind(path_type=Path)
 """What is read; who reads it says what was given instead."""
 
 FOLDER = _PathKind(path_type=Path, file_okay=False)
+
+
+class Finite(click.FloatRange):
+    """Numbers in a range, as click takes them, but for NaN and infinite ones, which pass its comparisons."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is no finite number.", param, ctx)
+        return number
