@@ -12,7 +12,7 @@ WORKERS := --numprocesses 2 --max-worker-restart 0 --dist loadscope --no-loadsco
 MODEL := examples/digits-llava
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup demo test wheel coverage matrix clean
+.PHONY: setup demo test slow wheel coverage matrix clean
 
 setup: $(VENV)/.installed
 
@@ -46,6 +46,10 @@ test: $(VENV)/.tested
 wheel: $(VENV)/.python
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(DIST) .
 	@echo "install it with an extra, for example: pip install '$$(ls -t $(DIST)/vtcompress-*.whl | head -1)[cpu]'"
+
+# Not in `make test`: what costs most and shows least that other tests do not (SLOW in tests/conftest.py).
+slow: $(VENV)/.tested
+	$(BIN)/python -m pytest $(WORKERS) -m slow
 
 # Not in `make test`: the cases of all families, and as many again that fill the tables of docs/families.md.
 matrix: $(VENV)/.tested

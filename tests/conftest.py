@@ -24,11 +24,29 @@ sys.modules["openvino_telemetry"] = None  # type: ignore[assignment] # tests imp
 COUNT = "reliability count"
 # Files that take the most processor seconds come first, so that two workers end together.
 LONGEST = (
-    "llava_7b_shapes", "golden", "kill", "digits", "cut_graphs", "float16_cuts", "engines", "fixed_cache",
+    "golden", "kill", "digits", "cut_graphs", "float16_cuts", "engines", "fixed_cache",
     "streaming", "exit_artifacts", "float16_export", "silence", "export", "rewrite", "report_yopo",
     "report_exits", "wheel", "sweep", "gate_training", "gate_stage", "identity", "openvino_cuts", "generate",
     "readme", "cli", "build", "modes",
 )  # fmt: skip
+# What costs most and shows least that other tests do not: the same on one more family, or at real size. Left
+# out of `make test`; `make slow` runs it.
+SLOW = (
+    "test_llava_7b_shapes.py::",
+    "test_gpu_ladder.py::test_the_rehearsal",
+    "test_gpu_ladder.py::test_the_commands_of_the_calibration_step",
+    "test_mixture.py::TestInternVlOfCall::test_all_together",
+    "test_mixture.py::TestInternVlOfTile::test_all_together",
+    "test_mixture.py::TestSmolVlmOfTile::test_all_together",
+    "test_leaving.py::TestInternVlLeaving::test_all_together",
+    "test_growing.py::TestInternVlGrowing::test_all_tokens_again",
+    "test_growing.py::TestSmolVlmGrowing::test_all_tokens_again",
+    "test_front.py::test_a_choice_is_the_unmodified_model_on_the_rows_that_stay[vipllava-",
+    "test_front.py::test_a_choice_is_the_unmodified_model_on_the_rows_that_stay[qwen2_vl-random",
+    "test_front_and_leaving.py::test_both_choices_are_the_unmodified_model_on_what_they_leave[internvl-",
+    "test_export.py::test_stage_by_stage_gives_the_same_graphs_as_all_at_once[siglip+qwen2",
+    "test_streaming.py::test_whole_numbers_have_the_same_bytes_and_are_checked_by_layer[int8-",
+)
 Run = Callable[..., tuple[int, str, str]]
 Shows = Callable[..., None]
 Builds = Callable[[str, str, str, str], dict[str, float]]
@@ -54,8 +72,12 @@ def made_once(folder: Path, make: Callable[[Path], object]) -> Path:
     return folder
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` is asked
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest files first; the order within a file stays."""
+    """Mark what is slow, and put the longest files first; the order within a file stays."""
+    for item in items:
+        if any(name in item.nodeid for name in SLOW):
+            item.add_marker("slow")
     places: dict[str, float] = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
     families = sorted({i.path.name for i in items if i.path.name.startswith("test_family_")})
     # Side by side two families that trace the same would wait for each other.

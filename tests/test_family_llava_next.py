@@ -155,7 +155,7 @@ class TestLlavaNext(FamilyCases):
             "yopo": ["window"],
             "wico": ["weights"],
             "wico_plus": ["layer"],
-            **{name: ["keep"] for name in ("pool", "divprune", "visionzip", "cls_knee", "mod")},
+            **{name: ["keep"] for name in ("pool", "divprune", "visionzip", "mod")},
         }
 
 

@@ -116,7 +116,8 @@ def test_export_refuses_a_disk_that_is_too_small_before_it_writes(small_disk, ti
                             "--output", small_disk / "out")  # fmt: skip
     assert code == 1
     assert said.startswith(f"error: {small_disk}: ")
-    assert said.endswith("are free; make room or choose another --output\n")
+    remedy = "make room or choose another --output, or a smaller export.dtype, such as float16\n"
+    assert said.endswith(f"are free; {remedy}")
     assert said.count("\n") == 1
     assert list(small_disk.iterdir()) == []
 

@@ -264,9 +264,7 @@ def test_weights_that_are_made_of_others_are_refused_by_name(
         return found | {name: found[name] + 1}
 
     monkeypatch.setattr(LlavaFamily, "tensors", tensors)
-    with pytest.raises(
-        ModelError, match=r"layers\.0\.mlp\.up_proj\.weight.*export without `stream`"
-    ):
+    with pytest.raises(ModelError, match=r"layers\.0\.mlp\.up_proj\.weight.*leave `stream` out"):
         load(str(tiny_model), outline=True)
 
 
