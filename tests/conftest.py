@@ -46,6 +46,22 @@ SLOW = (
     "test_front_and_leaving.py::test_both_choices_are_the_unmodified_model_on_what_they_leave[internvl-",
     "test_export.py::test_stage_by_stage_gives_the_same_graphs_as_all_at_once[siglip+qwen2",
     "test_streaming.py::test_whole_numbers_have_the_same_bytes_and_are_checked_by_layer[int8-",
+    "test_by_layer.py::test_all_cuts_pass_by_layer[TestQwen3Vl-",
+    "for_each_row_of_a_batch[everything, frozen, then exit, 24x24]",
+    "for_each_row_of_a_batch[window, 24x24]",
+    "for_each_row_of_a_batch[head norms: masked]",
+    "for_each_row_of_a_batch[head norms: everything, frozen, then exit]",
+    "for_each_row_of_a_batch[some run, scaled]",
+    "test_openvino_computes_what_onnx_runtime_does[window behind a plain layer-bfloat16]",
+    "test_openvino_computes_what_onnx_runtime_does[window and heads-bfloat16]",
+    "test_openvino_computes_what_onnx_runtime_does[head norms: heads and neurons-bfloat16]",
+    "whole_conversation_at_once_does[identity]",
+    "whole_conversation_at_once_does[heads]",
+    "for_two_kinds_of_gpu[three axes, staged]",
+    "caches_of_fixed_size[identity]",
+    "caches_of_fixed_size[some run]",
+    "test_64_tokens_are_decoded_as_with_growing_caches[identity-",
+    "test_64_tokens_are_decoded_as_with_growing_caches[masked-",
 )
 Run = Callable[..., tuple[int, str, str]]
 Shows = Callable[..., None]
