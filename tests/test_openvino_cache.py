@@ -1,6 +1,7 @@
 """Compiled graphs of OpenVINO are kept for the next load, and taken only as they were written."""
 
 import hashlib
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from compressor.errors import ArtifactError
 from export.artifact.artifact import Artifact
 from export.backends.openvino import cache_folder, shared_core
 from export.runtime.runtime import Runtime
@@ -83,6 +85,21 @@ def test_a_compiled_graph_is_taken_only_as_it_was_written(
     Runtime.load(plain_artifact, threads=2, backend="openvino", preload=True)
     assert len(taken) == 1  # other options, another graph
     _cached(tmp_path, 2)
+
+
+@pytest.mark.parametrize("name", ["vision.onnx", "weights.bin"])
+def test_what_changed_since_it_was_verified_is_not_cached(
+    plain_artifact: Path, tmp_path: Path, name: str
+) -> None:
+    """Another artifact's graph would be found under this one's digest."""
+    folder = shutil.copytree(plain_artifact, tmp_path / "artifact")
+    runtime = Runtime.load(folder, threads=1, backend="openvino")
+    content = (folder / name).read_bytes()
+    (folder / name).unlink()
+    (folder / name).write_bytes(content)
+    with pytest.raises(ArtifactError, match=rf"{name} changed since it was checked"):
+        runtime.session.graph("vision")  # type: ignore[attr-defined]
+    assert not (tmp_path / "cache").exists()
 
 
 def _cached(folder: Path, count: int = 1) -> Path:

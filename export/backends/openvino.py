@@ -13,11 +13,11 @@ Limitations:
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache as remembered
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -41,6 +41,18 @@ CACHED = ("vision",)
 DIGEST_BYTES = 32
 
 
+class CompiledPlace(NamedTuple):
+    """Where a compiled graph is cached.
+
+    Attributes:
+        place: its file.
+        check: raises where the graph that was compiled is not the one that was verified.
+    """
+
+    place: Path
+    check: Callable[[], None]
+
+
 class OpenVinoGraph:
     """One compiled graph.
 
@@ -61,7 +73,7 @@ class OpenVinoGraph:
         file: Path,
         spec: GraphSpec,
         options: dict[str, Any],
-        cached: Path | None = None,
+        cached: "CompiledPlace | None" = None,
     ) -> None:
         self.spec = spec
         try:
@@ -151,7 +163,8 @@ class OpenVinoSession(GraphSession[OpenVinoGraph]):
         def open_graph(spec: GraphSpec) -> OpenVinoGraph:
             cached = None
             if cache is not None and spec.name in CACHED:
-                cached = cache / f"{spec.name}-{_compiler(core, options)}.compiled"
+                place = cache / f"{spec.name}-{_compiler(core, options)}.compiled"
+                cached = CompiledPlace(place, self.check_loaded)
             return OpenVinoGraph(core, folder / spec.file, spec, options, cached)
 
         super().__init__(graphs, open_graph)
@@ -167,21 +180,23 @@ def _compiler(core: Any, options: dict[str, Any]) -> str:
     return hashlib.sha256(decides.encode()).hexdigest()[:16]
 
 
-def _compiled(core: Any, file: Path, options: dict[str, Any], cached: Path | None) -> Any:
+def _compiled(core: Any, file: Path, options: dict[str, Any], cached: CompiledPlace | None) -> Any:
     """Return a compiled graph: the cached one if its digest is right, else a new one, which is cached."""
     if cached is None:
         return core.compile_model(str(file), DEVICE, options)
+    place = cached.place
     with contextlib.suppress(OSError, RuntimeError):
-        if cached.is_symlink():  # what it points to is not ours to write
-            cached.unlink()
-        held = cached.read_bytes()
+        if place.is_symlink():  # what it points to is not ours to write
+            place.unlink()
+        held = place.read_bytes()
         digest, model = held[:DIGEST_BYTES], held[DIGEST_BYTES:]
         if hashlib.sha256(model).digest() == digest:
             return core.import_model(model, DEVICE, options)
     compiled = core.compile_model(str(file), DEVICE, options)
+    cached.check()
     with contextlib.suppress(VtcompressError):  # a full disk, a home that is not writable
         model = compiled.export_model().getvalue()
-        write_bytes(cached, hashlib.sha256(model).digest() + model)
+        write_bytes(place, hashlib.sha256(model).digest() + model)
     return compiled
 
 
