@@ -56,15 +56,20 @@ class ShuffledTiles(VisionEncoder):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Map pixels of tiles [I, 3, S, S] to visual embeddings [I, N, D]."""
-        return self.front(pixel_values).features
+        tower = self._seen((), self.vision_tower(pixel_values).last_hidden_state)
+        return tower.project(tower.patches())
 
     def front(self, pixel_values: Tensor) -> Front:
-        """See `VisionEncoder.front`."""
+        """See `VisionEncoder.front`; the states of all layers stay in memory with it."""
         seen = self.vision_tower(pixel_values, output_hidden_states=True)
-        tower = PatchStates(
+        tower = self._seen(seen.hidden_states, seen.last_hidden_state)
+        return Front(tower.project(tower.patches()), tower=tower)
+
+    def _seen(self, states: Sequence[Tensor], last: Tensor) -> PatchStates:
+        return PatchStates(
             self.vision_tower.get_submodule(self.layers),
-            seen.hidden_states,
-            seen.last_hidden_state,
+            states,
+            last,
             1,
             self.multi_modal_projector,
             side=self.side,
@@ -72,7 +77,6 @@ class ShuffledTiles(VisionEncoder):
             attention="attention",
             norm="layernorm_before",
         )
-        return Front(tower.project(tower.patches()), tower=tower)
 
 
 class InternVlFamily(TiledFamily):

@@ -51,21 +51,35 @@ class JoinedPatches(VisionEncoder):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Map pixels of tiles [I, 3, S, S] to visual embeddings [I, N, D]."""
-        return self.front(pixel_values).features
+        states = self._embedded(pixel_values)
+        states = self.vision_model.encoder(inputs_embeds=states, attention_mask=None)
+        seen = self._seen((), states.last_hidden_state)
+        return seen.project(seen.patches())
 
     def front(self, pixel_values: Tensor) -> Front:
-        """See `VisionEncoder.front`."""
-        tower = self.vision_model
-        patches = tower.embeddings.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
-        states = [patches + tower.embeddings.position_embedding(self.positions)]
-        layers = tower.encoder.layers
-        for layer in layers:
+        """See `VisionEncoder.front`; the states of all layers stay in memory with it."""
+        states = [self._embedded(pixel_values)]
+        for layer in self.vision_model.encoder.layers:
             states.append(layer(states[-1], None))
-        taken = tower.post_layernorm(states[-1])
-        projector = self.connector.modality_projection
-        block = self.connector.scale_factor
-        seen = PatchStates(layers, states, taken, 0, projector, side=self.side, block=block)
+        seen = self._seen(states, states[-1])
         return Front(seen.project(seen.patches()), tower=seen)
+
+    def _embedded(self, pixel_values: Tensor) -> Tensor:
+        embeddings = self.vision_model.embeddings
+        patches = embeddings.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
+        embedded: Tensor = patches + embeddings.position_embedding(self.positions)
+        return embedded
+
+    def _seen(self, states: Sequence[Tensor], last: Tensor) -> PatchStates:
+        return PatchStates(
+            self.vision_model.encoder.layers,
+            states,
+            self.vision_model.post_layernorm(last),
+            0,
+            self.connector.modality_projection,
+            side=self.side,
+            block=self.connector.scale_factor,
+        )
 
 
 def position_ids(tower: Any) -> Tensor:
