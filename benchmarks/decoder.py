@@ -27,7 +27,16 @@ from typing import get_args
 
 import numpy as np
 
-from benchmarks.decoder_models import HEAD_DIM, HIDDEN, KV_HEADS, TEXT, VISUAL, build, plans
+from benchmarks.decoder_models import (
+    HEAD_DIM,
+    HIDDEN,
+    KV_HEADS,
+    TEXT,
+    VISUAL,
+    add_size,
+    build,
+    plans,
+)
 from benchmarks.decoder_sessions import Array, Call, Graph, Prompt
 from benchmarks.interleaved import (
     Clock,
@@ -138,8 +147,7 @@ def _arguments() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--layers", type=int, default=24, help="fewer for a quick try (default 24)")
-    parser.add_argument("--vocab", type=int, default=32_000, help="default 32000")
+    add_size(parser)
     parser.add_argument("--repeats", type=int, default=10, help="rounds (default 10)")
     parser.add_argument("--threads", type=int, default=1, help="intra-op threads (default 1)")
     parser.add_argument(

@@ -4,6 +4,7 @@ Runs in processes of its own, so that torch, its threads and its memory are gone
 timed.
 """
 
+import argparse
 import contextlib
 import io
 import logging
@@ -33,6 +34,12 @@ Result = TypeVar("Result")
 
 GENAI_FOLDER = "genai"
 GENAI_FILE = "model.onnx"
+
+
+def add_size(parser: argparse.ArgumentParser) -> None:
+    """Add the options for the size of the model."""
+    parser.add_argument("--layers", type=int, default=24, help="fewer for a quick try (default 24)")
+    parser.add_argument("--vocab", type=int, default=32_000, help="default 32000")
 
 
 def plans(layers: int, vocab: int) -> dict[str, Plan]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import get_args
 
 from benchmarks.decoder_calls import Calls
-from benchmarks.decoder_models import HIDDEN, TEXT, facts, in_own_process, random_weights
+from benchmarks.decoder_models import HIDDEN, TEXT, add_size, facts, in_own_process, random_weights
 from benchmarks.interleaved import Clock, Ratio, huge_pages, in_turns, on_huge_pages, ratio
 from compressor.methods import CompressEntry, layer_scores, run_rules
 from compressor.plan.cost import predict, predicted_speedup
@@ -104,8 +104,7 @@ def build(folder: Path, case: Case, layers: int, vocab: int) -> None:
 def main() -> int:
     """Build, time and print every case; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rows", description=__doc__)
-    parser.add_argument("--layers", type=int, default=24, help="fewer for a quick try (default 24)")
-    parser.add_argument("--vocab", type=int, default=32_000, help="default 32000")
+    add_size(parser)
     parser.add_argument("--repeats", type=int, default=10, help="rounds (default 10)")
     parser.add_argument("--clock", choices=get_args(Clock), default="wall")
     parser.add_argument("--json", type=Path)

@@ -27,6 +27,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks.decoder import LOGITS_TOLERANCE
+from benchmarks.decoder_models import add_size
 from benchmarks.interleaved import Ratio, huge_pages, on_huge_pages
 from benchmarks.peers.contenders import Contender, contenders
 from benchmarks.peers.measuring import Bench, Conditions, Row
@@ -101,8 +102,7 @@ def _arguments() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--layers", type=int, default=24, help="fewer for a quick try (default 24)")
-    parser.add_argument("--vocab", type=int, default=32_000, help="default 32000")
+    add_size(parser)
     parser.add_argument("--repeats", type=int, default=7, help="rounds (default 7)")
     parser.add_argument("--threads", type=int, default=1, help="of a call (default 1)")
     parser.add_argument("--only", action="append", help="of those whose name holds this; repeat it")

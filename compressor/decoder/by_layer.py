@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.decoder.cache import KeyValue
-from compressor.decoder.from_disk import read_into
+from compressor.decoder.from_disk import put_back, read_into
 from compressor.decoder.model import Begun, Decoder
 from compressor.decoder.weights import StoredWeight
 from compressor.families.stand_ins import StoredTensor
@@ -138,5 +138,4 @@ class ByLayer:
         try:
             yield
         finally:
-            for name, stand_in in stand_ins.items():
-                self.decoder.get_parameter(name).data = stand_in
+            put_back(self.decoder, stand_ins)

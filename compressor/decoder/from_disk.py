@@ -48,6 +48,12 @@ def read_into(
     return stand_ins
 
 
+def put_back(module: nn.Module, stand_ins: Mapping[str, Tensor]) -> None:
+    """Put stand-ins, by the names of their parameters, in the place of what was read."""
+    for name, stand_in in stand_ins.items():
+        module.get_parameter(name).data = stand_in
+
+
 def _numbers(weight: StoredWeight, tensor: Tensor) -> Tensor:
     part = weight.of(tensor)
     return part if weight.whole is None else quantized_as(part, weight.whole).dequantized()
@@ -93,9 +99,7 @@ class LayersFromDisk(nn.ModuleList):
 
     def _let_go(self) -> None:
         if self._held is not None:
-            layer = super().__getitem__(self._held)
-            for name, stand_in in self._stand_ins.items():
-                layer.get_parameter(name).data = stand_in
+            put_back(super().__getitem__(self._held), self._stand_ins)
             self._held = None
 
 

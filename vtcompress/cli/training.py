@@ -10,15 +10,17 @@ from vtcompress.cli.kinds import FILE, READ, Finite
 from vtcompress.cli.options import model_options, read_recipe
 from vtcompress.console import Output
 
-
-@click.command("train-gates")
-@model_options
-@click.option(
+data_option = click.option(
     "--data",
     type=FILE,
     required=True,
     help="Questions with pictures and answers (jsonl) to learn from.",
 )
+
+
+@click.command("train-gates")
+@model_options
+@data_option
 @click.option("--validate-data", type=FILE, help="Held-out questions (jsonl) for the report.")
 @click.option("--validate-samples", type=click.IntRange(min=1), help="How many of them.")
 @click.option(
@@ -59,12 +61,7 @@ def train_gates(
 
 @click.command("train-parts")
 @model_options
-@click.option(
-    "--data",
-    type=FILE,
-    required=True,
-    help="Questions with pictures and answers (jsonl) to learn from.",
-)
+@data_option
 @click.option("--output", type=FILE, required=True, help="File to write (.safetensors).")
 @click.option("--steps", type=click.IntRange(min=1), default=400, help="Updates.")
 @click.option("--batch", type=click.IntRange(min=1), default=4, help="Prompts of each.")

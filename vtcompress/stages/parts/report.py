@@ -62,12 +62,12 @@ def show_parts(out: Output, report: PartsReport) -> None:
         ("KL after, nats", f"{report.kl_after:.4f}"),
     ]
     out.table("Training towards the original's next tokens", ("", ""), rows)
-    if report.steps < report.train.steps:
+    cut_off = report.steps < report.train.steps
+    if cut_off:
         out.warn("the time was over before all steps were taken, while steps were large")
-    if report.best_step == 0 and report.steps < report.train.steps:
-        out.warn("no step gained anything so far, and the start is written: give it more --minutes")
-    elif report.best_step == 0:
-        out.warn("no step gained anything, and the start is written: take a lower --learning-rate")
+    if report.best_step == 0:
+        remedy = "give it more --minutes" if cut_off else "take a lower --learning-rate"
+        out.warn(f"no step gained anything, and the start is written: {remedy}")
     out.line(
         "of training prompts: what it is worth, held-out questions tell (export --validate-data)"
     )
