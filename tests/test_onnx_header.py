@@ -232,6 +232,11 @@ def hidden() -> dict[str, bytes]:
     both.float_data.append(1.0)
     inside = external()
     inside.data_location = TensorProto.DEFAULT
+    foreign = NodeProto(op_type="MatMulNBits", domain="com.microsoft")
+    lacking = NodeProto(op_type="LayerNormalization", input=["x", "scale", ""])
+    inner = NodeProto(op_type="If")
+    branch = model(nodes=[NodeProto(op_type="Resize2")])
+    inner.attribute.add(name="then_branch", type=5, g=branch.graph)
     twice = external()
     twice.external_data.add(key="location", value="/etc/passwd")
     return {
@@ -246,6 +251,12 @@ def hidden() -> dict[str, bytes]:
         "'location' twice": model(twice).SerializeToString(),
         "wire type 3": plain + b"\x0b\x0c",
         "field number 0": plain + b"\x02\x00",
+        "the operator 'Loop'": model(nodes=[NodeProto(op_type="Loop")]).SerializeToString(),
+        "the operator 'com.microsoft.MatMulNBits'": model(nodes=[foreign]).SerializeToString(),
+        "the operator ''": model(nodes=[NodeProto()]).SerializeToString(),
+        "a node LayerNormalization has an input": model(nodes=[lacking]).SerializeToString(),
+        "the operator 'Resize2'": model(nodes=[inner]).SerializeToString(),
+        "an overload": model(nodes=[NodeProto(op_type="Add", overload="o")]).SerializeToString(),
     }
 
 

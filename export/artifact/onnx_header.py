@@ -3,7 +3,8 @@
 ONNX Runtime maps whatever file, offset and length a graph names. So a graph is walked here first, as
 plain protobuf (`export.artifact.protobuf_wire`), within bounds, and refused unless all
 its tensors lie in the artifact. What our graphs never have is refused, not judged: subgraphs
-within subgraphs, functions, training information, sparse tensors and texts, fields given twice, groups.
+within subgraphs, functions, training information, sparse tensors and texts, fields given twice, groups, and
+operators other than those of `export.graphs.operators`.
 
 Field numbers are those of onnx.proto: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto.
 """
@@ -16,6 +17,7 @@ from typing import Final
 
 from compressor.errors import ArtifactError
 from export.artifact.protobuf_wire import MalformedError, Value, fields, varint
+from export.graphs.operators import MAY_LACK_INPUTS, OPERATORS, STANDARD_DOMAINS
 
 MAX_GRAPH_BYTES: Final = 64 << 20
 """Largest graph file read: graphs without their weights are below 2 MiB."""
@@ -168,7 +170,9 @@ class _Walker:
         for value in graph.get(5, ()):
             yield self.tensor(_bytes(value))
         for node in graph.get(1, ()):
-            for attribute in self.message(_bytes(node), "a node").get(5, ()):
+            held = self.message(_bytes(node), "a node", once=(4, 7), refused={8: "an overload"})
+            _check_operator(held)
+            for attribute in held.get(5, ()):
                 yield from self._tensors_of_attribute(_bytes(attribute), branches)
 
     def _tensors_of_attribute(self, data: memoryview, branches: int) -> Iterator[TensorHeader]:
@@ -242,6 +246,20 @@ class _Walker:
         self._left -= 1
         if self._left < 0:
             raise MalformedError(f"more than {MAX_FIELDS} fields")
+
+
+def _check_operator(node: Mapping[int, list[Value]]) -> None:
+    """Refuse a node, by its fields, that no graph of this tool has.
+
+    Raises:
+        MalformedError: another operator, or one with an input left out that our graphs always give.
+    """
+    operator, domain = (_text(node.get(number, [memoryview(b"")])[0]) for number in (4, 7))
+    if domain not in STANDARD_DOMAINS or operator not in OPERATORS:
+        name = f"{domain}.{operator}" if domain else operator
+        raise MalformedError(f"it has the operator {name!r:.80}")
+    if operator not in MAY_LACK_INPUTS and any(not _bytes(name) for name in node.get(1, ())):
+        raise MalformedError(f"a node {operator} has an input without a name")
 
 
 def _bytes(value: Value) -> memoryview:

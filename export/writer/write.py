@@ -17,6 +17,7 @@ from compressor.decoder.quantization import in_whole_numbers
 from compressor.decoder.weights import StoredWeight, source_of, stored_weights
 from compressor.errors import VtcompressError
 from compressor.schema.sections import ExportSection
+from export.graphs.operators import OPERATORS, STANDARD_DOMAINS
 from export.graphs.spec import DEEPSTACK, POSITIONS, ROWS, SIDES, GraphSpec, TensorSpec, caches_of
 from export.writer.passes import order
 from export.writer.passes.graph_pass import note_numbers, note_weights
@@ -201,13 +202,18 @@ def _declare(values: Sequence[ir.Value], specs: Sequence[TensorSpec]) -> None:
 
 def _check_standard(model: ir.Model, spec: GraphSpec) -> None:
     foreign = sorted(
-        {node.op_type for node in model.graph.all_nodes() if node.domain not in ("", "ai.onnx")}
+        {
+            node.op_type
+            for node in model.graph.all_nodes()
+            if node.domain not in STANDARD_DOMAINS or node.op_type not in OPERATORS
+        }
     )
     opset = opset_of(spec)
     if foreign or model.opset_imports.get("") != opset:
         raise VtcompressError(
-            f"{spec.file}: operators outside standard opset {opset}: {', '.join(foreign) or 'version'}; "
-            "the torch version differs from what the tool was tested with"
+            f"{spec.file}: operators outside those that an artifact may have (export/graphs/operators.py, "
+            f"opset {opset}): {', '.join(foreign) or 'version'}; torch's version is not the "
+            "tested one, or a method or graph pass of another package made them"
         )
 
 
