@@ -89,6 +89,7 @@ def test_a_prefill_is_the_sum_of_its_layers_and_of_what_a_call_takes() -> None:
     visual, text = plan.visual, plan.workload.text
     layers = [costs.layer_seconds(layer, visual, text) for layer in plan.layers]
     assert costs.seconds(plan) == pytest.approx(costs.rates["call"] + sum(layers), rel=1e-12)
+    assert costs.seconds_of_layers(plan) == pytest.approx(layers, rel=1e-12)
     assert costs.speedup(plan) == costs.seconds(plan.naive()) / costs.seconds(plan)
 
 

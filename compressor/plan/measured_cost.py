@@ -15,7 +15,6 @@ What was not measured and is taken for nothing: choosing rows that go on at a la
 a router's and a gate's FLOPs count as those of projections. The masked semantics count as what they compute.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -115,18 +114,25 @@ class MeasuredCosts(Facts):
 
     def seconds(self, plan: Plan) -> float:
         """Return the predicted time of the plan's prefill; where gates decide, the mean over the exits."""
+        return self.call_seconds + sum(self.seconds_of_layers(plan))
+
+    @property
+    def call_seconds(self) -> float:
+        """What a prefill takes beside its layers."""
+        return self.rates.get("call", 0.0)
+
+    def seconds_of_layers(self, plan: Plan) -> tuple[float, ...]:
+        """Return the predicted time of each layer in the plan's prefill, gates behind layers included."""
         if plan.gates is None:
-            return self._in_seconds(plan_terms(plan))
-        gates, flops = plan.gates, gate_flops(plan.model.decoder, plan.gates)
-        return sum(
-            share
-            * (
-                self._in_seconds(plan_terms(plan.fired_after(fired)))
-                + self._in_seconds({"projections": len(gates_asked(gates, fired)) * flops})
-            )
-            for fired, share in shares_of_exits(gates)
-            if share
-        )
+            return tuple(map(self._in_seconds, terms_of_layers(plan)))
+        gates = plan.gates
+        gate = self._in_seconds({"projections": gate_flops(plan.model.decoder, gates)})
+        found = [0.0] * len(plan.layers)
+        for fired, share in shares_of_exits(gates):
+            asked = gates_asked(gates, fired)
+            for i, seconds in enumerate(self.seconds_of_layers(plan.fired_after(fired))):
+                found[i] += share * (seconds + (gate if i in asked else 0.0))
+        return tuple(found)
 
     def layer_seconds(
         self, layer: LayerPlan, visual: int, text: int, grid: tuple[int, int] | None = None
@@ -187,21 +193,25 @@ class MeasuredCosts(Facts):
 
 
 def plan_terms(plan: Plan, visual: int | None = None) -> Terms:
-    """Return what a prefill is made of, gates aside.
+    """Return what a prefill is made of, gates aside; arguments as `terms_of_layers`."""
+    found: dict[str, float] = {"call": 1}
+    for terms in terms_of_layers(plan, visual):
+        for name, count in terms.items():
+            found[name] = found.get(name, 0) + count
+    return found
+
+
+def terms_of_layers(plan: Plan, visual: int | None = None) -> list[Terms]:
+    """Return what each layer of a prefill is made of, gates aside.
 
     Args:
-        plan: what is done.
-        visual: V that enter; None: those of the plan's workload. T is the workload's.
+        plan: what is done; T is its workload's.
+        visual: V that enter; None: those of the workload.
     """
     entering = plan.visual if visual is None else visual
-    found: Counter[str] = Counter({"call": 1})
-    for layer, rows in zip(plan.layers, plan.rows_of_layers(entering), strict=True):
-        of_layer = layer_terms(
-            plan.model.decoder, layer, rows, plan.workload.text, plan.model.token_grid
-        )
-        for name, count in of_layer.items():
-            found[name] += count  # type: ignore[assignment]  # a counter of numbers
-    return dict(found)
+    dims, text, grid = plan.model.decoder, plan.workload.text, plan.model.token_grid
+    rows = zip(plan.layers, plan.rows_of_layers(entering), strict=True)
+    return [layer_terms(dims, layer, count, text, grid) for layer, count in rows]
 
 
 def layer_terms(
