@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ from export.session.feeds import CallRows, prompt_rows, text_rows
 # come to lie, and what else the machine does, moves a time by some percent, so the least of all counts.
 PASSES, ROUNDS = 3, 2
 
+Clock = Callable[[], float]
+
 
 def measure_costs(
     facts: ModelFacts,
@@ -37,6 +39,7 @@ def measure_costs(
     text: int = 64,
     threads: int = 1,
     passes: int = PASSES,
+    clock: Clock = time.perf_counter,
     progress: Progress = SILENT,
 ) -> MeasuredCosts:
     """Return what this machine takes for layers of a model's dimensions; its weights are not read.
@@ -47,12 +50,13 @@ def measure_costs(
         text: T of the calls; V is that of one picture, half and a quarter of it.
         threads: of one operator.
         passes: how often sessions are loaded anew.
+        clock: seconds from any start on; that of the process counts what other work does not take from it.
         progress: shows graphs and passes.
     """
     plans = measured_plans(facts, text)
     with tempfile.TemporaryDirectory(prefix="vtcompress-costs-") as name:
         specs = write_layers(Path(name), plans, settings, progress)
-        times = _times(Path(name), plans, specs, threads, passes, progress)
+        times = _times(Path(name), plans, specs, threads, passes, clock, progress)
     calls = tuple(
         MeasuredCall(
             graph=graph,
@@ -104,6 +108,7 @@ def _times(
     specs: Mapping[str, GraphSpec],
     threads: int,
     passes: int,
+    clock: Clock,
     progress: Progress,
 ) -> dict[tuple[str, int], float]:
     """Return the least seconds of each graph's calls, by its name and V; one session at a time is loaded."""
@@ -113,16 +118,16 @@ def _times(
         spec = specs[name]
         session = OnnxSession(folder, [spec], decoder=spec.name, threads=threads)
         for visual in visual_rows_timed(plans[name], spec):
-            least = min(_seconds(session, call_rows(plans[name], visual)))
+            least = min(_seconds(session, call_rows(plans[name], visual), clock))
             key = (name, visual)
             times[key] = min(least, times.get(key, least))
     return times
 
 
-def _seconds(session: Any, rows: CallRows) -> Iterator[float]:
+def _seconds(session: Any, rows: CallRows, clock: Clock) -> Iterator[float]:
     empty = session.empty_past(1)
     session.decode(rows, empty)
     for _ in range(ROUNDS):
-        start = time.perf_counter()
+        start = clock()
         session.decode(rows, empty)
-        yield time.perf_counter() - start
+        yield clock() - start
