@@ -6,6 +6,7 @@ from typing import Any
 from compressor.calibration.resume import Task
 from compressor.facts import DecoderDims, ModelFacts
 from compressor.plan.layer import LayerPlan, Reason
+from compressor.plan.measured_cost import MeasuredCall, MeasuredCosts, MeasuredOn
 from compressor.plan.plan import Gates, Plan, Workload
 from compressor.profile import Profile, SampleScore
 from compressor.samples.questions import Sample
@@ -97,6 +98,27 @@ def gates(fired: Sequence[int] = (6, 3), unfired: int = 1, **changes: Any) -> Ga
         "unfired": unfired,
     } | changes
     return Gates(**values)
+
+
+def costs(**changes: Any) -> MeasuredCosts:
+    """Return measured costs of the model, made up: each product a time of its own, and some forms."""
+    model = facts()
+    rates = {
+        "call": 1e-4, "layer": 2e-5, "row": 1e-7, "projections": 1e-11, "attention": 3e-11,
+        "bands": 6e-11, "mlp": 2e-11, "frozen": 3e-6, "exited": -1e-6, "without_attention": 1e-6,
+        "without_mlp": 2e-6, "heads": 4e-6, "neurons": 5e-6,
+    }  # fmt: skip
+    call = MeasuredCall(graph="all rows", visual=12, text=64, seconds=1e-4, terms={"call": 1})
+    values: dict[str, Any] = {
+        "model": model.name,
+        "decoder": model.decoder,
+        "dtype": "float32",
+        "weights": "float",
+        "measured_on": MeasuredOn(processor="made up", runtime="none 1", threads=1),
+        "rates": rates,
+        "calls": (call,),
+    } | changes
+    return MeasuredCosts(**values)
 
 
 def profile(

@@ -12,6 +12,7 @@ import vtcompress
 from compressor.disk.gate_file import GateFile
 from compressor.disk.mistaken import kind_of, mistaken
 from compressor.errors import ProblemsError
+from compressor.plan.measured_cost import MeasuredCosts
 from compressor.plan.plan import Plan
 from compressor.profile import Profile
 from compressor.samples.questions import read_samples
@@ -22,6 +23,7 @@ Vt = Callable[..., tuple[int, str, str]]
 READERS: dict[str, Callable[[Path], Any]] = {
     "plan": Plan.load,
     "profile": Profile.load,
+    "costs": MeasuredCosts.load,
     "recipe": vtcompress.load_recipe,
     "data": read_samples,
     "gates": GateFile.read,
@@ -36,6 +38,7 @@ def given(tmp_path: Path) -> dict[str, Path]:
     places = {
         "plan": tmp_path / "a.json",
         "profile": tmp_path / "b.json",
+        "costs": tmp_path / "h.json",
         "recipe": tmp_path / "c.yaml",
         "data": tmp_path / "d.jsonl",
         "gates": tmp_path / "e.safetensors",
@@ -44,6 +47,7 @@ def given(tmp_path: Path) -> dict[str, Path]:
     }
     facts.plan([1]).save(places["plan"])
     facts.profile([[0.1] * 6]).save(places["profile"])
+    facts.costs().save(places["costs"])
     places["recipe"].write_text(f"# mine\n{RECIPE}", encoding="utf-8")
     places["data"].write_text('{"image": "x.png", "question": "what?"}\n', encoding="utf-8")
     save_file({"x": np.zeros(1, np.float32)}, places["gates"])

@@ -93,6 +93,7 @@ SHOWING: dict[str, Callable[..., Any]] = {
     "compress": lambda path, **given: vtcompress.compress(IDENTITY, None, path, **given),  # type: ignore[arg-type]
     "load_compressed": vtcompress.load_compressed,
     "merge_profiles": lambda path, **given: vtcompress.merge_profiles([path], path, **given),
+    "costs": partial(vtcompress.costs, IDENTITY),
     "plan": lambda _, **given: vtcompress.plan(IDENTITY, **given),
     "sweep": partial(vtcompress.sweep, IDENTITY),
     "train_gates": lambda path, **given: vtcompress.train_gates(
@@ -168,6 +169,7 @@ def test_no_thread_is_made_by_a_command_that_asks_for_a_hundred_thousand(
         "generate": ["--prompt", "hi"],
         "export": ["--recipe", "identity", "--output", str(tmp_path / "out")],
         "sweep": ["--recipe", "identity", "--output", str(tmp_path / "out")],
+        "costs": ["--recipe", "identity", "--output", str(tmp_path / "out")],
     }
     having = {
         name
@@ -176,7 +178,7 @@ def test_no_thread_is_made_by_a_command_that_asks_for_a_hundred_thousand(
     }
     assert having == asked.keys()
     for command, more in asked.items():
-        place = [] if command in ("export", "sweep") else [str(tmp_path)]
+        place = [] if command in ("export", "sweep", "costs") else [str(tmp_path)]
         assert run_command([command, *place, *more, *given]) == 1
         assert capsys.readouterr().err.startswith("error: threads: 100000 is not allowed; ")
 

@@ -125,6 +125,7 @@ def test_a_missed_limit_and_an_error_are_told_to_the_quiet_too(
 def test_every_command_that_prints_is_judged_here(made: dict[str, list[object]]) -> None:
     elsewhere = {
         "completion",
+        "costs",
         "doctor",
         "generate",
         "sweep",

@@ -330,9 +330,7 @@ import sys, vtcompress
 recipe = vtcompress.load_recipe("identity").override(
     {"model.id": sys.argv[1], "export.dtype": "float16", "compress": [{"shortv": {"layers": [1]}}]}
 )
-vtcompress.export(recipe, sys.argv[2], stream=True)
-peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
-print(int(peak.split()[1]) * 1024)
+print(vtcompress.export(recipe, sys.argv[2], stream=True).peak_memory_bytes)
 """
 
 

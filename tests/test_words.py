@@ -24,6 +24,7 @@ SAME = {
     "calibrate": "command, stage and what it calls",
     "compare": "how two are compared: each check's and the command's",
     "compress": "command, stage and what it calls",
+    "costs": "command and stage",
     "export": "command and stage",
     "fires": "what a gate's logits decide: of tensors, and of arrays where there is no torch",
     "inspect": "command and stage",

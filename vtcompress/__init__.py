@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from vtcompress.stages.inspect import inspect
     from vtcompress.stages.models import models
     from vtcompress.stages.parts.training import train_parts
-    from vtcompress.stages.plan import plan
+    from vtcompress.stages.plan import costs, plan
     from vtcompress.stages.sweep import sweep
     from vtcompress.stages.validate import validate
     from vtcompress.stages.validate_backend import validate_backend
@@ -57,6 +57,7 @@ _HOMES = {
     "bench": "vtcompress.stages.bench",
     "calibrate": "vtcompress.stages.calibrate",
     "compress": "vtcompress.stages.compress",
+    "costs": "vtcompress.stages.plan",
     "export": "vtcompress.stages.export",
     "inspect": "vtcompress.stages.inspect",
     "load_compressed": "vtcompress.stages.compress",
@@ -83,6 +84,7 @@ __all__ = [
     "bench",
     "calibrate",
     "compress",
+    "costs",
     "export",
     "inspect",
     "load_compressed",

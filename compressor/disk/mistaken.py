@@ -9,12 +9,15 @@ from typing import Final, Literal
 
 from compressor.disk.paths import shown_path, unusable
 
-Kind = Literal["plan", "profile", "recipe", "data", "gates", "artifact", "compressed", "model"]
+Kind = Literal[
+    "plan", "profile", "costs", "recipe", "data", "gates", "artifact", "compressed", "model"
+]
 """What stages read, by the argument that takes it."""
 
 WORDS: Final[Mapping[str, str]] = {
     "plan": "a plan",
     "profile": "a profile",
+    "costs": "measured costs",
     "recipe": "a recipe",
     "data": "a file of questions",
     "gates": "a file of weights",
@@ -27,6 +30,7 @@ _HEAD_BYTES = 1 << 16
 _STARTS: tuple[tuple[Kind, re.Pattern[bytes]], ...] = (
     ("plan", re.compile(rb'\s*\{.*"plan_format"\s*:', re.DOTALL)),
     ("profile", re.compile(rb'\s*\{.*"profile_format"\s*:', re.DOTALL)),
+    ("costs", re.compile(rb'\s*\{.*"costs_format"\s*:', re.DOTALL)),
     ("recipe", re.compile(rb"(?:.*\n)?vtcompress\s*:", re.DOTALL)),
     ("data", re.compile(rb'\s*\{[^\n]*"question"\s*:')),
     # The length of the header, and the header, which is JSON.

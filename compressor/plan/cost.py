@@ -19,6 +19,7 @@ they are those of a prompt in which no gate fires, the dearest one.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from compressor.facts import DecoderDims
 from compressor.plan.layer import LayerPlan
@@ -58,6 +59,22 @@ class Cost:
         return sum(self.layer_kv_values) * BYTES[dtype]
 
 
+class LayerWork(NamedTuple):
+    """FLOPs of one layer by what is multiplied.
+
+    Attributes:
+        router: rows by a router's matrix.
+        projections: rows by the matrices of queries, keys, values and output.
+        attention: queries by keys, and weights by values.
+        mlp: rows by the MLP's matrices.
+    """
+
+    router: int
+    projections: int
+    attention: int
+    mlp: int
+
+
 BAND_OVERHEAD = 2.75
 """Time of one FLOP of attention in bands divided by that of one of full attention.
 
@@ -95,7 +112,18 @@ def layer_flops(
     text: int,
     grid: tuple[int, int] | None = None,
 ) -> int:
-    """FLOPs of one layer on V visual and T text rows with an empty past.
+    """FLOPs of one layer on V visual and T text rows with an empty past; arguments as `layer_work`."""
+    return sum(layer_work(dims, layer, visual, text, grid))
+
+
+def layer_work(
+    dims: DecoderDims,
+    layer: LayerPlan,
+    visual: int,
+    text: int,
+    grid: tuple[int, int] | None = None,
+) -> LayerWork:
+    """Return the FLOPs of one layer on V visual and T text rows with an empty past.
 
     Args:
         dims: of the decoder.
@@ -113,16 +141,25 @@ def layer_flops(
     query_rows = group * (seen * busy + unseen * text)  # summed over heads, as all that follow
     key_rows = seen * rows + unseen * text
     pairs = busy * rows
-    if layer.window is not None and not layer.masked:
+    if in_bands(layer):
         if grid is None:
             raise ValueError("a window needs a token grid")
-        pairs = _band_pairs(layer.window, grid, visual, text)
+        pairs = _band_pairs(layer.window or 0, grid, visual, text)
     pairs = group * (seen * pairs + unseen * text * text)
     used = dims.intermediate if layer.neurons is None else len(layer.neurons)
     used_rows = text if layer.frozen or layer.without == "mlp" else rows
     neuron_rows = used * used_rows + (dims.intermediate - used) * text
-    projections = 4 * dims.hidden * dims.head_dim * (query_rows + key_rows)
-    return router + projections + 4 * dims.head_dim * pairs + 6 * dims.hidden * neuron_rows
+    return LayerWork(
+        router=router,
+        projections=4 * dims.hidden * dims.head_dim * (query_rows + key_rows),
+        attention=4 * dims.head_dim * pairs,
+        mlp=6 * dims.hidden * neuron_rows,
+    )
+
+
+def in_bands(layer: LayerPlan) -> bool:
+    """Return whether visual rows read a window in bands of keys; masked layers attend in full."""
+    return layer.window is not None and not layer.masked
 
 
 def layer_kv_values(dims: DecoderDims, layer: LayerPlan, visual: int, text: int) -> int:
@@ -147,15 +184,21 @@ def predict(plan: Plan) -> Cost:
     if plan.gates is None:
         return _fixed(plan)
     gates = plan.gates
-    exits = [*gates.candidates, None]
-    counts = [*gates.fired, gates.unfired] if gates.fired else [*(0 for _ in gates.candidates), 1]
-    share = [count / max(1, sum(counts)) for count in counts]
+    exits, share = zip(*shares_of_exits(gates), strict=True)
     outcomes = [_gated(plan, gates, layer) for layer in exits]
     return Cost(
         layer_flops=_mean([o.layer_flops for o in outcomes], share),
         head_flops=outcomes[0].head_flops,
         layer_kv_values=_mean([o.layer_kv_values for o in outcomes], share),
     )
+
+
+def shares_of_exits(gates: Gates) -> tuple[tuple[int | None, float], ...]:
+    """Return behind which layer gates fire first, None: behind none, and the share of such prompts."""
+    exits = (*gates.candidates, None)
+    counts = [*gates.fired, gates.unfired] if gates.fired else [*(0 for _ in gates.candidates), 1]
+    total = max(1, sum(counts))
+    return tuple((layer, count / total) for layer, count in zip(exits, counts, strict=True))
 
 
 def _fixed(plan: Plan) -> Cost:
@@ -174,14 +217,23 @@ def _fixed(plan: Plan) -> Cost:
 
 def _gated(plan: Plan, gates: Gates, fired: int | None) -> Cost:
     """Cost of a prompt whose first gate to fire is behind layer `fired`, the gates' own work included."""
-    width, hidden = gates.width, plan.model.decoder.hidden
-    asked = [c for c in gates.candidates if fired is None or c <= fired]
+    asked = gates_asked(gates, fired)
     cost = _fixed(plan.fired_after(fired))
     flops = tuple(
-        value + (4 * hidden * width + 4 * width if i in asked else 0)
+        value + (gate_flops(plan.model.decoder, gates) if i in asked else 0)
         for i, value in enumerate(cost.layer_flops)
     )
     return replace(cost, layer_flops=flops)
+
+
+def gates_asked(gates: Gates, fired: int | None) -> list[int]:
+    """Return behind which layers a gate is asked where the first to fire is behind layer `fired`."""
+    return [c for c in gates.candidates if fired is None or c <= fired]
+
+
+def gate_flops(dims: DecoderDims, gates: Gates) -> int:
+    """FLOPs of one gate."""
+    return 4 * dims.hidden * gates.width + 4 * gates.width
 
 
 def _mean(rows: Sequence[tuple[int, ...]], share: Sequence[float]) -> tuple[int, ...]:

@@ -37,11 +37,12 @@ WEIGHTS = (".onnx", ".bin", ".safetensors")
 HEAD_BYTES = 4096
 
 FileKind = Literal[
-    "plan", "profile", "gates", "gates report", "parts", "parts report", "page", "drawing"
+    "plan", "profile", "costs", "gates", "gates report", "parts", "parts report", "page", "drawing"
 ]
 FILE_WORDS: dict[FileKind, str] = {
     "plan": "a plan",
     "profile": "a calibration profile",
+    "costs": "measured costs",
     "gates": "gates",
     "gates report": "a report on gates",
     "parts": "trained parts",
@@ -52,6 +53,7 @@ FILE_WORDS: dict[FileKind, str] = {
 _JSON_KINDS: dict[str, FileKind] = {
     "plan_format": "plan",
     "profile_format": "profile",
+    "costs_format": "costs",
     "gates_report_format": "gates report",
     "parts_report_format": "parts report",
 }

@@ -116,6 +116,8 @@ class Manifest(Judged):
         memory: resident memory of a process that runs the artifact; None: not measured.
         compared: other backends that were compared with ONNX Runtime since the export.
         peak_memory_bytes: resident memory of the process that exported, at its highest; 0: unknown.
+        peak_memory_by_stage: likewise of each stage of the export, in the order in which they ran; None: the
+            system does not tell, or the artifact is older.
     """
 
     manifest_format: Literal[1, 2] = 2
@@ -145,6 +147,7 @@ class Manifest(Judged):
     memory: Footprint | None = None
     compared: tuple[Compared, ...] = ()
     peak_memory_bytes: int
+    peak_memory_by_stage: dict[str, int] | None = None
 
     def _judge(self) -> Verdict:
         checks = [verdict_of(check) for check in (self.fidelity, self.loss)]

@@ -144,6 +144,12 @@ def _timing(original: list[float], compressed: list[float]) -> Timing:
 
 def processor_name() -> str:
     """Return the processor's name and the number of cores this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{cpu_name()}, {cores} cores"
+
+
+def cpu_name() -> str:
+    """Return the processor's name, as the system tells it."""
     name = ""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -152,5 +158,4 @@ def processor_name() -> str:
         )
     except OSError:
         pass
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{name or 'unknown processor'}, {cores} cores"
+    return name or "unknown processor"

@@ -26,7 +26,7 @@ READING = "reading of picture and question (prefill)"
 
 # What dashboards get of a manifest as it is stored.
 STORED = {"model_digest", "dtype", "ranges", "missing_kernels", "predicted", "measured", "fidelity"}
-STORED |= {"rewrite", "loss", "tools", "peak_memory_bytes"}
+STORED |= {"rewrite", "loss", "tools", "peak_memory_bytes", "peak_memory_by_stage"}
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,14 @@
-"""The commands that check and time an artifact again: `validate`, `bench`."""
+"""The commands that check and time an artifact again, `validate`, `bench`; and `costs`, of a machine."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from export.backends.registry import precisions
 from vtcompress.cli.backend_options import OneOfBackends, precision_option
 from vtcompress.cli.kinds import FILE, FOLDER
-from vtcompress.cli.options import read_settings
+from vtcompress.cli.options import model_options, read_recipe, read_settings
 from vtcompress.console import Output
 from vtcompress.terminal import say
 
@@ -170,3 +171,40 @@ def bench(
     show.show_bench(out, report, Plan.load(artifact / PLAN_FILE), dtype)
     brief.timed(out, report)
     out.result(report.model_dump(mode="json"))
+
+
+@click.command()
+@model_options
+@click.option("--output", type=FILE, default="costs.json", help="Costs to write.")
+@click.option(
+    "--text",
+    type=click.IntRange(min=1),
+    default=64,
+    help="Text tokens of the calls that are timed.",
+)
+@click.option("--threads", type=click.IntRange(min=1), default=1, help="Of one operator.")
+@click.option(
+    "--overwrite", is_flag=True, help="Measure anew, whatever the costs at --output hold."
+)
+@click.pass_obj
+def costs(
+    out: Output, /, output: Path, text: int, threads: int, overwrite: bool, **options: Any
+) -> None:
+    """Measure what this machine takes for layers of the model's dimensions, for `plan --costs`.
+
+    Random weights, a few layers at a time, in ONNX Runtime on the CPU; the model's own are not read.
+    """
+    import vtcompress
+    from vtcompress.cli import show
+
+    found = vtcompress.costs(
+        read_recipe(options),
+        output,
+        text=text,
+        threads=threads,
+        overwrite=overwrite,
+        progress=out,
+    )
+    show.show_costs(out, found)
+    out.always(f"costs: {output}")
+    out.result(found.model_dump(mode="json"))

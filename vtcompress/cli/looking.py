@@ -15,7 +15,7 @@ from vtcompress.console import Output
 )
 @click.pass_obj
 def inspect(out: Output, /, path: str, image: str | None) -> None:
-    """Tell what a model folder, compressed folder, artifact, plan or profile is; loads no weights."""
+    """Tell what a folder of a model or artifact, a plan, profile or measured costs are; loads no weights."""
     import vtcompress
     from vtcompress.cli import brief, show
 

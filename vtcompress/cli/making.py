@@ -98,29 +98,45 @@ def merge_profiles(out: Output, /, shards: tuple[Path, ...], output: Path, overw
 @click.option(
     "--profile", type=READ, help="What `calibrate` wrote; needed unless layers are listed."
 )
+@click.option(
+    "--costs", "costs_file", type=READ, help="What `costs` wrote: say predicted time, too."
+)
 @click.option("--output", type=FILE, default="plan.json", help="Plan to write.")
 @click.pass_obj
-def plan(out: Output, /, profile: Path | None, output: Path, **options: Any) -> None:
+def plan(
+    out: Output,
+    /,
+    profile: Path | None,
+    costs_file: Path | None,
+    output: Path,
+    **options: Any,
+) -> None:
     """Decide what visual tokens do in each layer; print the predicted costs."""
     import vtcompress
+    from compressor.plan.measured_cost import MeasuredCosts
     from export.artifact.places import check_file
     from vtcompress.cli import brief, show
     from vtcompress.stages.inputs import source_paths
+    from vtcompress.stages.plan import open_costs, predicted_time
 
     recipe = read_recipe(options)
     check_file(output, "plan", sources=source_paths(recipe))
+    if costs_file is not None:
+        MeasuredCosts.load(costs_file)  # a file that cannot be read is told before the model is
     chosen = vtcompress.plan(recipe, profile, progress=out)
+    measured = open_costs(costs_file, recipe, chosen, out) if costs_file else None
     chosen.save(output)
     dtype = recipe.export.dtype
-    show.show_plan(out, chosen, dtype)
+    show.show_plan(out, chosen, dtype, measured)
     brief.planned(out, chosen, dtype)
     out.always(f"written: {output}")
-    out.result(
-        {
-            "plan": chosen.model_dump(mode="json"),
-            "predicted": predicted(chosen, dtype).model_dump(mode="json"),
-        }
-    )
+    found: dict[str, Any] = {
+        "plan": chosen.model_dump(mode="json"),
+        "predicted": predicted(chosen, dtype).model_dump(mode="json"),
+    }
+    if measured is not None:
+        found["predicted_time"] = predicted_time(measured, chosen)
+    out.result(found)
 
 
 @click.command()

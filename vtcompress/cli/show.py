@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compressor.methods import MEASURES
+from compressor.plan.measured_cost import MeasuredCosts
 from compressor.plan.plan import Plan
 from compressor.profile import Profile
 from export.artifact.manifest import Manifest
@@ -18,12 +19,12 @@ from export.report.words.exits import exits_table
 from export.report.words.front import visual_words
 from export.report.words.ladder import EngineFacts, ladder
 from export.results.backend_parity import REFERENCE, BackendParity
-from export.results.bench import BenchReport, work_words
+from export.results.bench import BenchReport, ms_words, work_words
 from export.results.fidelity import FidelityReport
 from export.results.loss_report import LossReport
 from export.results.rewrite import RewriteReport, rewrite_words
 from vtcompress.console import Output
-from vtcompress.stages.plan import predicted
+from vtcompress.stages.plan import predicted, time_words
 from vtcompress.stages.sweeping.points import Point
 
 # Longer values are counted in the table of `inspect`; --json has them all.
@@ -48,17 +49,33 @@ def show_blocks(out: Output, blocks: Sequence[Block]) -> None:
                 show_blocks(out, block.blocks)
 
 
-def show_plan(out: Output, chosen: Plan, dtype: str) -> None:
-    """Print what visual rows do in each layer, and the predicted costs, with caches in a dtype."""
+def show_plan(out: Output, chosen: Plan, dtype: str, measured: MeasuredCosts | None = None) -> None:
+    """Print what visual rows do in each layer, and the predicted costs, with caches in a dtype.
+
+    Time is predicted where it was measured what layers take.
+    """
     p = predicted(chosen, dtype)
-    costs = (
+    lines = [
         f"Plan for {chosen.model.name}",
         f"prefill of {visual_words(chosen)} visual and {p.text} text rows{chosen.workload.assumed_words}, "
         "predicted:",
         f"  FLOPs    {p.flops_original:,} -> {p.flops:,} ({work_words(p.speedup)})",
         f"  KV bytes {p.kv_bytes_original:,} -> {p.kv_bytes:,} ({dtype}, the dtype of the export)",
-    )
-    show_blocks(out, [layer_table(chosen, dtype), *map(Words, costs), *plan_blocks(chosen)])
+    ]
+    if measured is not None:
+        lines.append(f"  time     {time_words(measured, chosen)}")
+    show_blocks(out, [layer_table(chosen, dtype), *map(Words, lines), *plan_blocks(chosen)])
+
+
+def show_costs(out: Output, measured: MeasuredCosts) -> None:
+    """Print the calls that were timed, and how well layers by themselves explain their times."""
+    rows = [
+        (call.graph, str(call.visual), str(call.text), ms_words(1e3 * call.seconds))
+        for call in measured.calls
+    ]
+    columns = ("layers", "visual rows", "text rows", "ms")
+    out.table(f"Measured on {measured.measured_on.words}", columns, rows)
+    out.line(f"made up of layers, these times are off by {measured.misfit:.1%} at most")
 
 
 def show_points(out: Output, points: Sequence[Point]) -> None:

@@ -177,15 +177,19 @@ class ExportRun:
             measured_on: calibration data that has been read.
             chosen: gives the plan, and the profile that it was chosen by.
         """
-        model = load_model(self.recipe, self.progress, digest, outline=self.job.stream)
+        peaks = self.job.peaks
+        with peaks.of("loading"):
+            model = load_model(self.recipe, self.progress, digest, outline=self.job.stream)
         self.origin = origin_of(self.recipe.model.id, model.folder)
         with staging.staged(self.output, **self._needs(model.folder, model.facts)) as folder:
             if self.job.stream:
                 self.progress.say(NOT_RUN)
             else:
                 self.progress.say("comparing the rewritten model with the original")
-                self.rewrite = check_rewrite(model, self.job.samples, measured_on)
-            plan, profile = chosen(model)
+                with peaks.of("comparing the rewrite"):
+                    self.rewrite = check_rewrite(model, self.job.samples, measured_on)
+            with peaks.of("calibration and plan"):
+                plan, profile = chosen(model)
             check_blocks(self.recipe.export, plan)
             original = self._original_answers(model)
             # Handed over and not kept: the torch side ends before ONNX Runtime starts.
@@ -256,13 +260,15 @@ class ExportRun:
                         "export.image_size": None if plan.model.cell else plan.model.image_size,
                         "image": budget.model_dump(),
                     }
-                    model = load_model(self.recipe.override(size), self.progress, digest)
+                    with self.job.peaks.of("loading"):
+                        model = load_model(self.recipe.override(size), self.progress, digest)
                     self.origin = origin_of(self.recipe.model.id, model.folder)
                     original = self._original_answers(model)
                     reading = prompt.read(model)
                     del model
                 self.progress.say(f"loading {source.name}")
-                models.append(load_compressed(source, logits=self.recipe.export.logits))
+                with self.job.peaks.of("loading"):
+                    models.append(load_compressed(source, logits=self.recipe.export.logits))
                 if reading is None:
                     self.progress.say(rewrite_words(None))
                 else:
@@ -301,7 +307,8 @@ class ExportRun:
         from export.checks.original import measure_original
 
         tokens = self.recipe.validation.max_new_tokens
-        return measure_original(model, self.job.samples, tokens, self.progress)
+        with self.job.peaks.of("the original's answers"):
+            return measure_original(model, self.job.samples, tokens, self.progress)
 
     def _finish(
         self,

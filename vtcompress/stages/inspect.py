@@ -10,6 +10,7 @@ from compressor.disk.files import is_file, is_folder, read_text
 from compressor.disk.paths import at_home, check_path
 from compressor.errors import ArtifactError, VtcompressError
 from compressor.plan.kept import Kept
+from compressor.plan.measured_cost import MeasuredCosts
 from compressor.plan.plan import Plan
 from compressor.profile import Profile
 from compressor.samples.pictures import Picture, pictures_of, read_picture
@@ -24,7 +25,9 @@ from vtcompress.stages.inputs import (
 
 
 def inspect(path: PathLike, image: Picture | None = None) -> dict[str, Any]:
-    """Tell what a model folder, compressed folder, artifact, plan or profile is, without loading weights.
+    """Tell what a model folder, compressed folder, artifact, plan, profile or file of measured costs is.
+
+    No weights are loaded.
 
     Args:
         path: of it.
@@ -158,8 +161,10 @@ def _inspect_file(path: Path) -> dict[str, Any]:
         return {"kind": "plan", **Plan.load(path).model_dump(mode="json")}
     if isinstance(content, Mapping) and "profile_format" in content:
         return {"kind": "profile", **Profile.load(path).model_dump(mode="json")}
+    if isinstance(content, Mapping) and "costs_format" in content:
+        return {"kind": "measured costs", **MeasuredCosts.load(path).model_dump(mode="json")}
     folder = path.absolute().parent
     of_model = f", such as {folder}" if is_file(folder / "config.json") else ""
     raise VtcompressError(
-        f"{path}: neither a plan nor a profile; give one of these files or a folder{of_model}"
+        f"{path}: no plan, profile or measured costs; give one of these files or a folder{of_model}"
     )

@@ -123,8 +123,15 @@ def _made_with(data: ReportData) -> list[Block]:
     words = f"Model: {manifest.model.architecture}."
     if peak := manifest.peak_memory_bytes:  # 0 where the system does not tell
         words = f"Peak memory of the export: {peak / 2**20:,.0f} MiB. {words}"
+    peaks = manifest.peak_memory_by_stage or {}
+    stages = [(stage, f"{peak / 2**20:,.0f}") for stage, peak in peaks.items()]
+    by_stage = [Table("Peak memory by stage", ("stage", "MiB"), stages)] if stages else []
     tools = Table("Versions", ("tool", "version"), sorted(manifest.tools.items()))
-    return [Beside([[tools], [Table("Digests", ("sha256 of", "digest"), digests), Words(words)]])]
+    return [
+        Beside(
+            [[tools], [Table("Digests", ("sha256 of", "digest"), digests), *by_stage, Words(words)]]
+        )
+    ]
 
 
 def recipe_section(data: ReportData) -> Section:

@@ -1,12 +1,13 @@
 """What both halves of an export read."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from compressor.plan.plan import Plan
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.samples.questions import Sample
 from export.graphs.limits import Limits, cache_limits
+from export.machine.stage_peaks import StagePeaks
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Job:
         samples: validation data.
         range_samples: prompts that float16 graphs are run on.
         stream: weights go from the original's files to the artifact's one at a time, and layers run so.
+        peaks: notes the memory of stages.
     """
 
     recipe: Recipe
@@ -30,6 +32,7 @@ class Job:
     samples: tuple[Sample, ...]
     range_samples: tuple[Sample, ...]
     stream: bool = False
+    peaks: StagePeaks = field(default_factory=StagePeaks)
 
     def limits(self, plan: Plan) -> Limits | None:
         """Return the limits of a plan's fixed caches; None: they grow."""

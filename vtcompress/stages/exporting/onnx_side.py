@@ -59,16 +59,17 @@ def onnx_side(job: Job, written: Written, rewrite: RewriteReport | None, folder:
 
     recipe, plan, graphs = job.recipe, written.plan, written.graphs
     ranges, first, second = None, None, None
-    if written.reference is not None:
-        if recipe.export.dtype == "float16":
-            job.progress.say("looking for values that float16 cannot hold")
-        ranges = keep_wide_nodes(recipe, job.range_samples, folder, graphs, plan, written.form)
-    checker = check_graphs(folder, graphs)
-    if written.by_layer is not None:
-        first = _by_layer(job, written, written.by_layer, folder)
-    if written.reference is not None:
-        # A method of its own: its session is gone before timing loads both decoders.
-        first, second = _both_checks(job, written, written.reference, folder)
+    with job.peaks.of("checks"):
+        if written.reference is not None:
+            if recipe.export.dtype == "float16":
+                job.progress.say("looking for values that float16 cannot hold")
+            ranges = keep_wide_nodes(recipe, job.range_samples, folder, graphs, plan, written.form)
+        checker = check_graphs(folder, graphs)
+        if written.by_layer is not None:
+            first = _by_layer(job, written, written.by_layer, folder)
+        if written.reference is not None:
+            # A method of its own: its session is gone before timing loads both decoders.
+            first, second = _both_checks(job, written, written.reference, folder)
     bfloat16 = recipe.export.dtype == "bfloat16"
     missing = missing_kernels(folder, graphs) if bfloat16 else ()
     timed = job.rounds and not bfloat16
@@ -96,7 +97,8 @@ def onnx_side(job: Job, written: Written, rewrite: RewriteReport | None, folder:
         "passes": pass_words(graphs, recipe.export),
         "measured": _times(job, folder, graphs, plan) if timed else None,
         "memory": _footprint(job, folder, graphs, plan) if timed else None,
-        "peak_memory_bytes": artifacts.peak_memory_bytes(),
+        "peak_memory_bytes": max(job.peaks.highest, artifacts.peak_memory_bytes()),
+        "peak_memory_by_stage": job.peaks.bytes_by_stage,
     }
 
 
@@ -152,15 +154,16 @@ def _times(job: Job, folder: Path, graphs: Sequence[GraphSpec], plan: Plan) -> B
     if text < 1:
         job.progress.say("times are not in the report: no room for a decode step in max_context")
         return None
-    return timing.bench(
-        folder,
-        graphs,
-        plan.model,
-        text=text,
-        rounds=job.rounds,
-        threads=job.threads,
-        progress=job.progress,
-    )
+    with job.peaks.of("timing"):
+        return timing.bench(
+            folder,
+            graphs,
+            plan.model,
+            text=text,
+            rounds=job.rounds,
+            threads=job.threads,
+            progress=job.progress,
+        )
 
 
 def _footprint(job: Job, folder: Path, graphs: Sequence[GraphSpec], plan: Plan) -> Footprint | None:

@@ -90,13 +90,15 @@ def torch_side(
         quantization = stored_in_whole_numbers(small, job.recipe.export, None)
         return Written(small.plan, graphs, None, original, form, quantization, by_layer)
     job.progress.say("running the compressed model in torch")
-    stored = as_stored(small, job.recipe.export)
-    reference = record_torch(stored, job.limits(small.plan))
+    with job.peaks.of("running the compressed model"):
+        stored = as_stored(small, job.recipe.export)
+        reference = record_torch(stored, job.limits(small.plan))
     quantization = None
     if stored is not small:
         job.progress.say(f"measuring what {job.recipe.export.weights} weights lose")
         models = {"float": small, "whole": stored}
-        quantization = measure_quantization(job, models, reference, folder, form)
+        with job.peaks.of("measuring what the weights lose"):
+            quantization = measure_quantization(job, models, reference, folder, form)
         del models
     del stored
     graphs = _write_graphs(job, small, folder)
@@ -154,16 +156,19 @@ def _write_graphs(job: Job, small: "CompressedModel", folder: Path) -> tuple[Gra
     with SharedWeights(folder, small.stored, bar.add) as weights:
         pairs = list(zip(specs, makers, strict=True))
         waiting: list[tuple[Any, Path]] = []
-        for spec, make in job.progress.track(pairs, "exporting graphs", len(pairs)):
-            graph = make(spec)
-            # Weights that are read from files come last, in one go, with a bar of their own.
-            if waiting or weights.is_streamed(graph):
-                waiting.append((graph, folder / spec.file))
-            else:
-                save_graph(graph, folder / spec.file, weights)
-        with bar.of(weights.bytes_to_read(graph for graph, _ in waiting)):
-            for graph, path in waiting:
-                save_graph(graph, path, weights)
+        with job.peaks.of("exporting graphs"):
+            for spec, make in job.progress.track(pairs, "exporting graphs", len(pairs)):
+                graph = make(spec)
+                # Weights that are read from files come last, in one go, with a bar of their own.
+                if waiting or weights.is_streamed(graph):
+                    waiting.append((graph, folder / spec.file))
+                else:
+                    save_graph(graph, folder / spec.file, weights)
+        if waiting:
+            to_read = weights.bytes_to_read(graph for graph, _ in waiting)
+            with job.peaks.of("writing weights"), bar.of(to_read):
+                for graph, path in waiting:
+                    save_graph(graph, path, weights)
     return tuple(specs)
 
 
