@@ -162,17 +162,19 @@ def test_all_cuts_pass_by_layer(cases: Any, settings: dict[str, Any], tmp_path: 
 
 
 def test_plans_that_decide_between_layers_are_said_to_be_unchecked(
-    tiny_model: Path, tmp_path: Path, vt: Vt
+    tiny_model: Path, questions: Path, tmp_path: Path, vt: Vt
 ) -> None:
-    options = ("--recipe", "fastv", "--set", "compress.fastv.layer=1", "--model", tiny_model)
+    options = ("--recipe", "fastv", "--set", "compress.fastv.layer=1", "--model", tiny_model,
+               "--validate-data", questions)  # fmt: skip
     code, _, err = vt("export", *options, "--output", tmp_path / "out", "--stream")
     assert code == 0, err
     assert (
         "export fidelity is not checked: which visual rows there are is decided between layers (at layer 1)"
         in err
     )
+    assert "compression loss is not measured: which visual rows there are is decided" in err
     manifest = Artifact.open(tmp_path / "out").manifest
-    assert manifest.fidelity is None
+    assert (manifest.fidelity, manifest.loss, manifest.verdict) == (None, None, Verdict.NOT_RUN)
     assert cannot_part(Plan.load(tmp_path / "out" / "plan.json"))
     report = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert (

@@ -101,14 +101,21 @@ class ByLayer:
         return OneCall(begun, visual, text)
 
     @torch.inference_mode()
-    def run(self, layer: int, calls: Sequence[OneCall]) -> None:
-        """Let one layer, whose weights are there, run calls that follow each other from an empty past on."""
-        caches = [cache for cache in self.decoder.caches if cache.layer == layer]
+    def run(self, layer: int, calls: Sequence[OneCall], behind: OneCall | None = None) -> None:
+        """Let one layer, whose weights are there, run calls that follow each other.
+
+        Args:
+            layer: its index.
+            calls: in front of it.
+            behind: that this layer ran last, whose past the first of them has; None: there is none.
+        """
         past = [
             pair
-            for pair, c in zip(calls[0].begun.pairs, self.decoder.caches, strict=True)
-            if c in caches
+            for pair, cache in zip(calls[0].begun.pairs, self.decoder.caches, strict=True)
+            if cache.layer == layer
         ]
+        if behind is not None:
+            past = [*behind.present]
         for call in calls:
             places, _, kinds, added = call.begun
             segment = range(layer, layer + 1)
@@ -120,6 +127,11 @@ class ByLayer:
     def logits(self, call: OneCall) -> Tensor:
         """Return the logits of a call that went through all layers; the weights behind them are there."""
         return self.decoder.next_token_logits(call.text)
+
+    @torch.inference_mode()
+    def logits_of(self, rows: Tensor) -> Tensor:
+        """Return the logits [T, vocab] of text rows [T, D] behind all layers, each of them."""
+        return self.decoder.next_token_logits(rows[:, None])[:, 0]
 
     @contextmanager
     def weights(self, layer: int | None) -> Iterator[None]:

@@ -109,8 +109,8 @@ class Manifest(Judged):
         missing_kernels: operators of bfloat16 graphs that the CPU of the export could not run; the checks
             then ran on the graphs' float32 shadows, see `export.checks.bfloat16`.
         streamed: weights went from the original's files to the artifact's one at a time: no model was in
-            memory, and what needs one whole was not run; fidelity is that by layer, if any.
-        unparted: why fidelity of a streamed decoder was not checked by layer; empty: it was, or is none.
+            memory, and what needs one whole was not run; fidelity and loss are those by layer, if any.
+        unparted: why a streamed decoder was not checked by layer; empty: it was, or is none.
         passes: what graph passes say of themselves that change what graphs compute.
         measured: times beside the naive original; None: not measured.
         memory: resident memory of a process that runs the artifact; None: not measured.
@@ -151,6 +151,8 @@ class Manifest(Judged):
 
     def _judge(self) -> Verdict:
         checks = [verdict_of(check) for check in (self.fidelity, self.loss)]
+        if self.streamed:  # nobody knows whether the original is what the rewritten model is
+            checks.append(verdict_of(self.rewrite))
         # The checker is younger than the other two: where it is missing, nothing is missing.
         return worst(checks if self.checker is None else [self.checker.verdict, *checks])
 
@@ -196,6 +198,11 @@ def shortcoming(manifest: Manifest) -> str | None:
         ("export fidelity", manifest.fidelity),
         ("compression loss", manifest.loss),
     )
+    if manifest.streamed:
+        checks = (
+            *checks,
+            ("comparison of the rewritten model with the original", manifest.rewrite),
+        )
     open_ = "; ".join(
         f"{name}: {verdict_words(check)}"
         for name, check in checks

@@ -5,6 +5,7 @@ The original's side is measured once and stored in the artifact, so that the che
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,6 +45,27 @@ def measure_answers(
     )
 
 
+@dataclass(frozen=True)
+class Pair:
+    """What both models made of one sample.
+
+    Attributes:
+        kl: KL(original || compressed) of the next-token distributions, in nats.
+        agrees: the most likely next tokens are equal.
+        right: whether the original and whether the artifact answers right; None: no answer is known, or
+            nothing tells.
+        prefix: share of the original's answer tokens before the first difference; None: answers were not
+            generated.
+        same: both answer in the same words; likewise.
+    """
+
+    kl: float
+    agrees: bool
+    right: tuple[bool, bool] | None
+    prefix: float | None = None
+    same: bool | None = None
+
+
 def compare(
     samples: Sequence[Sample],
     original: Answers,
@@ -54,41 +76,55 @@ def compare(
     """Compare the two models' answers, overall and for each kind of sample."""
     kl = kl_rows(original.logits, compressed.logits)
     agree = original.logits.argmax(axis=1) == compressed.logits.argmax(axis=1)
-    prefix = np.array(
-        [
-            common_prefix(a.token_ids, b.token_ids) / max(len(a.token_ids), 1)
-            for a, b in zip(original.answers, compressed.answers, strict=True)
-        ]
-    )
-    same = [
-        exact(a.text, b.text) for a, b in zip(original.answers, compressed.answers, strict=True)
+    pairs = [
+        Pair(
+            kl=float(kl[i]),
+            agrees=bool(agree[i]),
+            right=(right_one(a.text, s.answers), right_one(b.text, s.answers))
+            if s.answers
+            else None,
+            prefix=common_prefix(a.token_ids, b.token_ids) / max(len(a.token_ids), 1),
+            same=exact(a.text, b.text),
+        )
+        for i, (s, a, b) in enumerate(
+            zip(samples, original.answers, compressed.answers, strict=True)
+        )
     ]
-    right = [
-        (right_one(a.text, s.answers), right_one(b.text, s.answers)) if s.answers else None
-        for s, a, b in zip(samples, original.answers, compressed.answers, strict=True)
-    ]
+    report = judged(samples, pairs, limits, data_name)
+    exits = Counter(a.exit_layer for a in compressed.answers if a.exit_layer is not None)
+    return report.model_copy(update={"exits": tuple(sorted(exits.items()))})
+
+
+def judged(
+    samples: Sequence[Sample], pairs: Sequence[Pair], limits: LossLimits, data_name: str
+) -> LossReport:
+    """Return what samples lost, overall and for each kind of them, beside the limits."""
+    generated = all(pair.same is not None for pair in pairs)
 
     def figures(kind: str, rows: Sequence[int]) -> LossFigures:
-        known = [pair for i in rows if (pair := right[i]) is not None]
+        of = [pairs[i] for i in rows]
+        known = [pair.right for pair in of if pair.right is not None]
         count = len(known)
-        picked = list(rows)
+        kl = np.array([pair.kl for pair in of])
         return LossFigures(
             kind=kind,
-            samples=len(picked),
+            samples=len(of),
             pictured=sum(bool(samples[i].images) for i in rows),
-            kl=float(kl[picked].mean()),
-            kl_worst=float(kl[picked].max()),
-            agreement=float(agree[picked].mean()),
-            common_prefix=float(prefix[picked].mean()),
+            kl=float(kl.mean()),
+            kl_worst=float(kl.max()),
+            agreement=sum(pair.agrees for pair in of) / len(of),
+            common_prefix=float(np.mean([pair.prefix or 0.0 for pair in of]))
+            if generated
+            else None,
             answered=count,
             exact_match_original=sum(a for a, _ in known) / count if count else None,
             exact_match=sum(b for _, b in known) / count if count else None,
-            equal_answers=sum(same[i] for i in rows),
+            equal_answers=sum(bool(pair.same) for pair in of) if generated else None,
             right_to_wrong=sum(a and not b for a, b in known) if count else None,
             wrong_to_right=sum(b and not a for a, b in known) if count else None,
+            undecided=None if generated else sum(bool(samples[i].answers) for i in rows) - count,
         )
 
-    exits = Counter(a.exit_layer for a in compressed.answers if a.exit_layer is not None)
     overall = figures("all", range(len(samples)))
     names = sorted({s.kind for s in samples if s.kind})
     kinds = [figures(k, [i for i, s in enumerate(samples) if s.kind == k]) for k in names]
@@ -99,7 +135,6 @@ def compare(
         kinds=tuple(kinds),
         limits=limits,
         failures=misses(overall, limits),
-        exits=tuple(sorted(exits.items())),
     )
 
 

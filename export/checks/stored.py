@@ -41,6 +41,11 @@ NOT_KEPT = (
 
 NO_ANSWERS = "no held-out questions (`vtcompress export --validate-data FILE`)"
 
+ANSWERS_FORCED = (
+    "it was measured by layer, and the artifact holds no answers (give `data` and `model` where the model "
+    "fits into memory)"
+)
+
 Keep = Literal["none", "samples", "all"]
 
 # What reading damaged JSON and .npy files raises.
@@ -244,12 +249,18 @@ def keeps_pictures(folder: Path) -> bool:
     return not any(stored.missing for stored in _read(folder)[0])
 
 
-def why_unmeasured(folder: Path) -> str:
+def why_unmeasured(folder: Path, loss: LossReport | None) -> str:
     """Return why compression loss was not measured on what an artifact holds, with the remedy.
+
+    Args:
+        folder: of the artifact.
+        loss: of its manifest.
 
     Raises:
         ArtifactError: what is stored is broken.
     """
+    if loss is not None and loss.by_layer is not None:
+        return ANSWERS_FORCED
     return NO_ANSWERS if keeps_pictures(folder) else NOT_KEPT
 
 

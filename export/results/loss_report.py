@@ -1,6 +1,6 @@
 """What compression loss found: figures, the recipe's limits, and how each limit was judged. Without numpy."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, computed_field
 
@@ -12,6 +12,8 @@ from export.results.verdict import Check, Derived, Verdict
 CHANGED_BELOW = 0.9
 # Compression concerns visual rows: without any, equal answers say nothing of it.
 NO_PICTURE = "no question has a picture"
+NOT_GENERATED = "answers were not generated"
+UNDECIDED = "no answer could be told right or wrong"
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
@@ -39,15 +41,19 @@ class LossFigures(Derived):
         kl: mean KL(original || compressed) of the next-token distributions, in nats.
         kl_worst: the largest.
         agreement: share of equal most likely next tokens.
-        common_prefix: mean share of the original's answer tokens before the first difference.
-        answered: samples that give a right answer; exact match is over them.
+        common_prefix: mean share of the original's answer tokens before the first difference; None: answers
+            were not generated.
+        answered: samples that give a right answer, but for those that are `undecided`; exact match is over
+            them.
         exact_match_original: share of right answers of the original; None without answers.
         exact_match: of the artifact.
         equal_answers: samples that both models answer in the same words; None: not counted, as in artifacts
-            of format 1.
+            of format 1, or where answers were not generated.
         right_to_wrong: samples that the original alone answers right; None without answers, or not counted.
         wrong_to_right: samples that the artifact alone answers right; likewise.
         pictured: samples with a picture; None: not counted, as by older versions.
+        undecided: samples that give a right answer, of which nothing tells whether a model gives it: see
+            `export.checks.by_layer.forced`; None: answers were generated.
     """
 
     kind: str
@@ -55,7 +61,7 @@ class LossFigures(Derived):
     kl: float
     kl_worst: float
     agreement: Share
-    common_prefix: Share
+    common_prefix: Share | None
     answered: int
     exact_match_original: Share | None
     exact_match: Share | None
@@ -63,6 +69,7 @@ class LossFigures(Derived):
     right_to_wrong: Count | None = None
     wrong_to_right: Count | None = None
     pictured: Count | None = None
+    undecided: Count | None = None
 
     @property
     def counted(self) -> str:
@@ -114,6 +121,29 @@ class LossFigures(Derived):
             return None
         before = round(self.exact_match_original * self.answered)
         return kept_interval(max(before - lost, 0), lost, won) if before else None
+
+
+def by_layer_loss_words(report: "LossReport") -> tuple[str, ...]:
+    """Return how both models were asked a layer at a time; nothing of an artifact that answered."""
+    if report.by_layer is None:
+        return ()
+    whole = ""
+    if report.by_layer != "float":
+        whole = f", the compressed one with what its {report.by_layer} weights stand for"
+    lines = [
+        "By layer: both models ran all questions in torch with one layer's weights in memory at a time, in "
+        f"float32{whole}; the original is the rewritten model, nothing cut. That the graphs compute the same "
+        "is check 1.",
+        "Answers were not generated: right ones were forced behind the prompts, and a greedy answer is right "
+        "if at each of their places the likeliest token is the next one, the end included. So common "
+        "prefixes and equal answers are not known.",
+    ]
+    if count := report.overall.undecided:
+        lines.append(
+            f"{count} of {report.overall.samples} questions are left out of right answers: an answer began "
+            "as a right one does, in other tokens, and how it goes on is not known."
+        )
+    return tuple(lines)
 
 
 def nats(value: float | None) -> str:
@@ -187,9 +217,9 @@ def measures(figures: LossFigures, limits: LossLimits) -> tuple[LossMeasure, ...
     """
     unknown = ""
     if figures.exact_match_kept is None:
-        unknown = (
-            "the original gives no right answer" if figures.answered else "the data has no answers"
-        )
+        unknown = UNDECIDED if figures.undecided else "the data has no answers"
+        if figures.answered:
+            unknown = "the original gives no right answer"
     kept, agreement, key, in_place = (
         limits.min_exact_match_kept,
         limits.min_agreement,
@@ -217,6 +247,7 @@ def measures(figures: LossFigures, limits: LossLimits) -> tuple[LossMeasure, ...
             key="min_common_prefix",
             figure=figures.common_prefix,
             limit=limits.min_common_prefix,
+            cannot=NOT_GENERATED if figures.common_prefix is None else "",
         ),
         LossMeasure(
             words="exact match",
@@ -253,6 +284,8 @@ class LossReport(Check):
         data_digest: sha256 over its questions and pictures.
         exits: first layer without visual rows and number of samples, ascending; samples whose visual rows
             reached the last layer are not among them.
+        by_layer: how the artifact stores the weights that the compressed model computed with, layer by layer
+            in torch, right answers forced on it; None: the artifact was run, and answered.
     """
 
     data: str
@@ -261,6 +294,7 @@ class LossReport(Check):
     kinds: tuple[LossFigures, ...]
     limits: LossLimits
     exits: tuple[tuple[int, int], ...] = ()
+    by_layer: Literal["float", "int8", "int4"] | None = None
 
     @property
     def measures(self) -> tuple[LossMeasure, ...]:

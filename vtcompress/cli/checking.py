@@ -82,7 +82,7 @@ def validate(
     """Check an artifact against the original's stored answers, or against the original itself."""
     import vtcompress
     from compressor.plan.plan import Plan
-    from export.artifact.artifact import PLAN_FILE
+    from export.artifact.artifact import PLAN_FILE, Artifact
     from export.checks.stored import why_unmeasured
     from vtcompress.cli import brief, show
     from vtcompress.stages.validate_backend import validate_backend
@@ -104,7 +104,8 @@ def validate(
             limits=limits,
             progress=out,
         )
-        show.show_parity(out, parity, "" if parity.loss else why_unmeasured(artifact))
+        held = Artifact.open(artifact, verify=False).manifest.loss
+        show.show_parity(out, parity, "" if parity.loss else why_unmeasured(artifact, held))
         brief.compared_backend(out, parity)
         out.result(parity.model_dump(mode="json"))
         raise_if_missed(parity.failures)
@@ -133,7 +134,8 @@ def validate(
     )
     if outcome.rewrite is not None:
         show.show_rewrite(out, outcome.rewrite)
-    why = "" if outcome.loss else why_unmeasured(artifact)
+    held = Artifact.open(artifact, verify=False).manifest.loss
+    why = "" if outcome.loss else why_unmeasured(artifact, held)
     chosen = Plan.load(artifact / PLAN_FILE)
     show.show_validation(out, outcome.fidelity, outcome.loss, chosen, why)
     brief.checked(out, outcome.fidelity, outcome.loss)

@@ -205,7 +205,7 @@ def compress(
 @click.option(
     "--stream",
     is_flag=True,
-    help="Copy weights one at a time, the model never in memory; fidelity is checked by layer.",
+    help="Copy weights one at a time, the model never in memory; both checks run by layer.",
 )
 @click.pass_obj
 def export(

@@ -23,6 +23,7 @@ from export.checks.rewrite import refuse
 from export.graphs.limits import check_fixed
 from export.report.pages.model_card import Origin
 from export.results.answers import Answers
+from export.results.loss_report import LossReport
 from export.results.rewrite import RewriteReport, rewrite_words
 from vtcompress.console import shown
 from vtcompress.shipped import PathLike
@@ -33,7 +34,7 @@ from vtcompress.stages.calibrate import (
     run_calibration,
     wants_calibration,
 )
-from vtcompress.stages.checks.forecast import check_memory, forecast, smaller
+from vtcompress.stages.checks.forecast import Forecast, check_memory, forecast, smaller
 from vtcompress.stages.checks.prompts import Asked, check_prompts
 from vtcompress.stages.checks.recipe import (
     check_blocks,
@@ -51,8 +52,9 @@ from vtcompress.stages.compress import (
 )
 from vtcompress.stages.exporting.from_folder import note_without_effect
 from vtcompress.stages.exporting.job import Job
+from vtcompress.stages.exporting.loss_by_layer import measure_loss
 from vtcompress.stages.exporting.onnx_side import Fields, onnx_side
-from vtcompress.stages.exporting.streaming import NOT_RUN, check_stream
+from vtcompress.stages.exporting.streaming import check_stream, not_run
 from vtcompress.stages.exporting.torch_side import torch_side
 from vtcompress.stages.float16 import range_samples
 from vtcompress.stages.inputs import (
@@ -183,7 +185,7 @@ class ExportRun:
         self.origin = origin_of(self.recipe.model.id, model.folder)
         with staging.staged(self.output, **self._needs(model.folder, model.facts)) as folder:
             if self.job.stream:
-                self.progress.say(NOT_RUN)
+                self.progress.say(not_run(self.recipe))
             else:
                 self.progress.say("comparing the rewritten model with the original")
                 with peaks.of("comparing the rewrite"):
@@ -197,8 +199,9 @@ class ExportRun:
             front = load_weights_in_front(plan, self.recipe)
             models = [compress_for_export(model, plan, self.recipe, gates, front)]
             del gates, front
+            lost = measure_loss(self.job, model, models[0], folder) if self.job.stream else None
             del model
-            return self._finish(models, profile, original, folder)
+            return self._finish(models, profile, original, folder, lost)
 
     def _asked(self) -> list[Asked]:
         """Return what the artifact will be asked."""
@@ -217,8 +220,7 @@ class ExportRun:
     def _check_room(self, source: Path, facts: ModelFacts) -> None:
         """Say what disk and memory the export of a folder needs, and refuse what there is not."""
         staging.check_place(self.output, **self._needs(source, facts))
-        stream = self.job.stream
-        needs = forecast(self.recipe, source, facts, stream=stream)
+        needs, stream = self._forecast(source, facts), self.job.stream
         check_memory(needs, self.recipe, stream=stream, progress=self.progress)
 
     def from_compressed(self, source: Path) -> Manifest:
@@ -290,19 +292,19 @@ class ExportRun:
 
     def _needs(self, source: Path, facts: ModelFacts) -> dict[str, Any]:
         """Return what the place of the artifact must allow; see `staging.staged`."""
-        needed = forecast(self.recipe, source, facts, stream=self.job.stream).disk
-        keep = self.recipe.validation.keep_pictures == "all"
-        pictures = {path for sample in self.job.samples if keep for path in sample.images}
-        needed += sum(path.stat().st_size for path in pictures)
         return {
             "overwrite": self.overwrite,
-            "needed_bytes": needed,
+            "needed_bytes": self._forecast(source, facts).disk,
             "remedy": smaller(self.recipe.export),
             "sources": self.sources,
         }
 
+    def _forecast(self, source: Path, facts: ModelFacts) -> Forecast:
+        stream, samples = self.job.stream, self.job.samples
+        return forecast(self.recipe, source, facts, stream=stream, samples=samples)
+
     def _original_answers(self, model: "LoadedModel") -> Answers | None:
-        if not self.job.samples:
+        if self.job.stream or not self.job.samples:
             return None
         from export.checks.original import measure_original
 
@@ -316,11 +318,12 @@ class ExportRun:
         profile: Profile | None,
         original: Answers | None,
         folder: Path,
+        lost: LossReport | None = None,
     ) -> Manifest:
         written = torch_side(self.job, models.pop(), profile, original, folder)
         # Exported programs are cycles that hold the weights; without this they stay through the checks.
         gc.collect()
-        fields = onnx_side(self.job, written, self.rewrite, folder)
+        fields = onnx_side(self.job, written, self.rewrite, lost, folder)
         manifest = self._write(folder, fields)
         if not build_targets(folder, self.recipe, self.progress):
             return manifest
@@ -362,8 +365,8 @@ def export(
         sources: files that recipe, plan and profile were read from; no folder that holds one is replaced.
         bench_rounds: how often each call is timed; 0 for none; None: 15 times, and not at all with `stream`.
         threads: how many one operator has while timing, at most as many as there are processors.
-        stream: copy weights one at a time, so that the model is never in memory. Export fidelity is
-            checked by layer; what must run a whole model is not run: calibration, compression loss, times.
+        stream: copy weights one at a time, so that the model is never in memory. Both checks run by layer;
+            what must run a whole model is not run: calibration, comparison with the original, times.
         progress: shows stages and loops; see the module.
 
     Returns:

@@ -222,7 +222,7 @@ def validate(
     elif given is None:
         progress.say(f"compression loss is not measured: {stored.NOT_KEPT}")
     measured = asked is not None or (model is not None and given is not None)
-    why = "" if measured else stored.why_unmeasured(path)
+    why = "" if measured else stored.why_unmeasured(path, manifest.loss)
     recipe = with_limits(recipe, limits or {}, anew=model is not None, unmeasured=why)
     first: FidelityReport | None = manifest.fidelity
     session = open_for_checks(path, manifest.graphs, manifest.dtype, threads=threads)

@@ -75,7 +75,7 @@ def validate_backend(
         asked = stored.original_for(path, artifact.manifest.loss, recipe.validation, given)
     else:
         progress.say(f"answers are not compared: {stored.NOT_KEPT}")
-    why = stored.why_unmeasured(path) if asked is None else ""
+    why = stored.why_unmeasured(path, artifact.manifest.loss) if asked is None else ""
     recipe = with_limits(recipe, limits or {}, anew=True, unmeasured=why)
     name = validation_name(recipe) if given is None else given.name
     session = open_session(artifact, backend, precision, threads, device=device)

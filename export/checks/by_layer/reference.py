@@ -66,12 +66,22 @@ def read_reference(small: CompressedModel, settings: ExportSection, room: int | 
     recording = Recording()
     session = _StoredEmbedding(small)
     made = tuple(prompts_by_layer(recording, session, small.plan, room))
+    return Reference(layers_as_stored(small, settings), recording, made)
+
+
+def layers_as_stored(small: CompressedModel, settings: ExportSection) -> ByLayer:
+    """Return the layers of a compressed model, in float32, whole numbers with what they stand for.
+
+    Args:
+        small: in float32; its decoder has stand-ins.
+        settings: how weights are stored.
+    """
     decoder = sharing(small.decoder)
     weights = stored_weights(decoder)
     if settings.block_size is not None:
         floats = {name: replace(one, dtype=settings.dtype) for name, one in weights.items()}
         weights = in_whole_numbers(floats, settings.weights, settings.block_size)
-    return Reference(ByLayer(decoder, small.stored, weights), recording, made)
+    return ByLayer(decoder, small.stored, weights)
 
 
 def prompts_by_layer(

@@ -80,13 +80,18 @@ def head_blocks(manifest: Manifest) -> list[Block]:
     """Return the headline, what became of the checks, and what must be said whatever the limits are."""
     checks = (
         Outcome.of("Export fidelity (compressed model and its files)", manifest.fidelity),
-        Outcome.of("Compression loss (original and compressed answers)", manifest.loss),
+        Outcome.of(f"Compression loss ({_asked(manifest)})", manifest.loss),
     )
     blocks: list[Block] = [Headline(headline(manifest)), Bullets(checks)]
     if manifest.loss and manifest.loss.warnings:
         lines = tuple(f"WARNING: {line}" for line in manifest.loss.warnings)
         blocks.append(Bullets(lines, bad=True))
     return blocks
+
+
+def _asked(manifest: Manifest) -> str:
+    by_layer = manifest.loss is not None and manifest.loss.by_layer is not None
+    return "right answers forced, by layer" if by_layer else "original and compressed answers"
 
 
 def _short(data: ReportData) -> list[Block]:
@@ -99,7 +104,8 @@ def _questions(data: ReportData) -> list[Block]:
     """Return how many answers differ, and some questions."""
     total, shown = len(data.questions), chosen_questions(data.questions)
     if not total:
-        return [Words("None: compression loss was not run.")]
+        why = "answers were not generated" if data.manifest.loss else "compression loss was not run"
+        return [Words(f"None: {why}.")]
     words = f"All {total} answers are equal, word for word. {len(shown)} are shown."
     if different := sum(not question.equal for question in data.questions):
         words = (

@@ -9,7 +9,14 @@ from export.report.document import Beside, Block, Bullets, Chart, Outcome, Secti
 from export.report.words.dtypes import dtype_words, reference_words
 from export.report.words.ladder import COLUMNS, Rung, claim
 from export.results.fidelity import FidelityReport
-from export.results.loss_report import LossFigures, LossReport, nats, percent, share
+from export.results.loss_report import (
+    LossFigures,
+    LossReport,
+    by_layer_loss_words,
+    nats,
+    percent,
+    share,
+)
 from export.results.rewrite import rewrite_words
 from export.results.verdict import Verdict
 
@@ -114,6 +121,7 @@ def loss_blocks(report: LossReport | None, unmeasured: str) -> list[Block]:
         limits.append([Chart(chart, caption)])
     return [
         Outcome.of("Compression loss", report),
+        *map(Words, by_layer_loss_words(report)),
         Beside(limits),
         *kinds_tables(report),
         Words(INTERVAL_WORDS, minor=True),

@@ -157,11 +157,11 @@ def _sentence(words: str) -> str:
 def _changed(data: ReportData, found: LossFigures) -> list[str]:
     """Return how many answers became other ones, and which way."""
     same, total = found.equal_answers, found.samples
-    if same is None:  # not counted by older versions
+    if same is None:  # not counted by older versions, nor where answers were not generated
         same, total = sum(question.equal for question in data.questions), len(data.questions)
-    if same == total:
-        return [f"All {total} answers are the same, word for word."] if total else []
-    lines = [f"{total - same} of {total} answers are not the original's."]
+    if same == total and total:
+        return [f"All {total} answers are the same, word for word."]
+    lines = [f"{total - same} of {total} answers are not the original's."] if total else []
     if found.right_to_wrong is not None and found.wrong_to_right is not None:
         lines.append(
             f"Of those with a right answer {found.right_to_wrong} went from right to wrong and "

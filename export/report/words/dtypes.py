@@ -57,10 +57,11 @@ def streamed_words(manifest: Manifest) -> str:
             and f": {manifest.unparted}, so that layers cannot be run by themselves"
         )
         unchecked = f" Export fidelity was not checked{why}."
+    unmeasured = "" if manifest.loss is not None else ", no compression loss"
     return (
         "Streamed: weights were copied one at a time and the model was never in memory, so what needs it "
-        "whole was not run: no comparison of the rewritten model with the original, "
-        f"no compression loss.{unchecked} "
+        "whole was not run: no comparison of the rewritten model with the original"
+        f"{unmeasured}.{unchecked} "
         "`vtcompress validate ARTIFACT --model MODEL` runs them where the model fits into memory."
         f"{searched}"
     )

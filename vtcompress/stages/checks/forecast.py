@@ -1,5 +1,6 @@
 """What an export will need of a machine: said before it starts, and refused where it cannot fit."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ from compressor.facts import DecoderDims, ModelFacts
 from compressor.plan.cost import BYTES
 from compressor.progress import Progress
 from compressor.recipe import Recipe
+from compressor.samples.questions import Sample
 from compressor.schema.sections import ExportSection
 from export.machine.available import available_bytes
 from vtcompress.stages.build import engine_targets
@@ -27,6 +29,9 @@ COPIES = {"float32": 1.0, "bfloat16": 1.0, "float16": 1.8}
 STREAMED_VISION = 1.2
 """Likewise of the vision part, which a streamed export has in memory beside no layer."""
 
+TEMPLATE_ROWS = 64
+"""Of a prompt beside its pictures and its words."""
+
 
 class Forecast(NamedTuple):
     """What an export needs, in bytes.
@@ -45,7 +50,14 @@ class Forecast(NamedTuple):
         return f"about {_gb(self.disk)} of disk and {_gb(self.memory)} of memory"
 
 
-def forecast(recipe: Recipe, source: Path, facts: ModelFacts, *, stream: bool) -> Forecast:
+def forecast(
+    recipe: Recipe,
+    source: Path,
+    facts: ModelFacts,
+    *,
+    stream: bool,
+    samples: Sequence[Sample] = (),
+) -> Forecast:
     """Return what an export of a model folder will need.
 
     Args:
@@ -53,12 +65,31 @@ def forecast(recipe: Recipe, source: Path, facts: ModelFacts, *, stream: bool) -
         source: the folder of the weights.
         facts: of the model.
         stream: weights are copied one at a time.
+        samples: that both models are asked.
     """
     numbers = numbers_in(source, facts.dtype)
     disk = bytes_of_weights(recipe.export, numbers) * (1 + len(engine_targets(recipe)))
     copies = COPIES[recipe.export.dtype]
-    held = _held_streaming(numbers, facts.decoder, copies) if stream else copies * numbers
+    held = copies * numbers
+    if stream:
+        held = _held_streaming(numbers, facts.decoder, copies, asked=bool(samples))
+        # States are gone before weights are written.
+        disk = max(disk, states_bytes(samples, facts))
+    elif recipe.validation.keep_pictures == "all":
+        pictures = {path for sample in samples for path in sample.images}
+        disk += sum(path.stat().st_size for path in pictures)
     return Forecast(disk + SMALL_FILES_BYTES, LIBRARIES_BYTES + int(FLOAT32 * held))
+
+
+def states_bytes(samples: Sequence[Sample], facts: ModelFacts) -> int:
+    """Return about what states of questions take between two layers, and what both models say of them."""
+    dims, rows = facts.decoder, 0
+    for sample in samples:
+        # A byte of a question is a token at most.
+        words = sum(len(text.encode()) for text in (sample.question, *sample.answers))
+        rows += words + TEMPLATE_ROWS
+        rows += len(sample.images) * facts.picture_rows * (1 + dims.deepstack)
+    return FLOAT32 * (rows * dims.hidden + 2 * len(samples) * dims.vocab)
 
 
 def numbers_in(source: Path, dtype: str) -> int:
@@ -105,14 +136,18 @@ def smaller(settings: ExportSection) -> str:
     return "a smaller export.dtype, such as float16" if settings.dtype == "float32" else ""
 
 
-def _held_streaming(numbers: int, dims: DecoderDims, copies: float) -> float:
-    """Return how many numbers are in memory at once where weights stream: the vision part, or one layer's."""
+def _held_streaming(numbers: int, dims: DecoderDims, copies: float, *, asked: bool) -> float:
+    """Return how many numbers are in memory at once where weights stream.
+
+    They are the vision part, or one layer's; where questions are asked, both in float32.
+    """
     attention = dims.hidden * 2 * (dims.query_width + dims.kv_width)
     layer = attention + 3 * dims.hidden * dims.intermediate
     table = dims.vocab * dims.hidden
     tables = table if dims.tied_embeddings else 2 * table
     vision = numbers - dims.layers * layer - tables
-    return max(STREAMED_VISION * vision, copies * layer, copies * table)
+    both = vision + max(layer, table) if asked else 0
+    return max(STREAMED_VISION * vision, copies * layer, copies * table, both)
 
 
 def _gb(count: int) -> str:

@@ -42,13 +42,20 @@ Fields = dict[str, Any]
 """Fields of a manifest, by name."""
 
 
-def onnx_side(job: Job, written: Written, rewrite: RewriteReport | None, folder: Path) -> Fields:
+def onnx_side(
+    job: Job,
+    written: Written,
+    rewrite: RewriteReport | None,
+    second: LossReport | None,
+    folder: Path,
+) -> Fields:
     """Check the written graphs against both models, and time them.
 
     Args:
         job: the export.
         written: the torch side's graphs and reference.
         rewrite: outcome of comparing the rewritten model with the original; None: not compared.
+        second: outcome of the second check, where it was run before the graphs were made.
         folder: the artifact under construction.
 
     Returns:
@@ -58,7 +65,7 @@ def onnx_side(job: Job, written: Written, rewrite: RewriteReport | None, folder:
     from export.writer.passes.order import pass_words
 
     recipe, plan, graphs = job.recipe, written.plan, written.graphs
-    ranges, first, second = None, None, None
+    ranges, first = None, None
     with job.peaks.of("checks"):
         if written.reference is not None:
             if recipe.export.dtype == "float16":

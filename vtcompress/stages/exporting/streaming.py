@@ -7,10 +7,15 @@ from vtcompress.shipped import PathLike
 from vtcompress.stages.build import engine_targets
 from vtcompress.stages.calibrate import wants_calibration
 
-NOT_RUN = (
-    "streaming: the model is not in memory, so the rewritten model is not compared with the original, and "
-    "compression loss and times are not measured"
-)
+
+def not_run(recipe: Recipe) -> str:
+    """Return what an export leaves out, and what it measures otherwise."""
+    asked = recipe.validation.data is not None
+    forced = ", and compression loss is measured by layer, right answers forced" if asked else ""
+    return (
+        "streaming: the model is not in memory, so the rewritten model is not compared with the original, "
+        f"and times are not measured{forced}"
+    )
 
 
 def check_stream(
@@ -37,11 +42,6 @@ def check_stream(
         problems.append(
             f"stream: {_why_calibrated(recipe)}, and calibration runs the model: give a `profile` or a "
             "`plan` that was made where it fits, or export without `stream`"
-        )
-    if recipe.validation.data is not None:
-        problems.append(
-            f"stream: validate.data: {recipe.validation.data}: compression loss needs the original's "
-            "answers, and the model is not in memory: leave the data out, or export without `stream`"
         )
     if rounds:
         problems.append(
