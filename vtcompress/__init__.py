@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from vtcompress.stages.compress import compress, load_compressed
     from vtcompress.stages.export import export
     from vtcompress.stages.gates.training import train_gates
+    from vtcompress.stages.healing.training import heal
     from vtcompress.stages.inspect import inspect
     from vtcompress.stages.models import models
     from vtcompress.stages.parts.training import train_parts
@@ -58,6 +59,7 @@ _HOMES = {
     "calibrate": "vtcompress.stages.calibrate",
     "compress": "vtcompress.stages.compress",
     "export": "vtcompress.stages.export",
+    "heal": "vtcompress.stages.healing.training",
     "inspect": "vtcompress.stages.inspect",
     "load_compressed": "vtcompress.stages.compress",
     "load_recipe": "vtcompress.shipped",
@@ -84,6 +86,7 @@ __all__ = [
     "calibrate",
     "compress",
     "export",
+    "heal",
     "inspect",
     "load_compressed",
     "load_recipe",

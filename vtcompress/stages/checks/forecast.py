@@ -55,6 +55,8 @@ def forecast(recipe: Recipe, source: Path, facts: ModelFacts, *, stream: bool) -
         stream: weights are copied one at a time.
     """
     numbers = numbers_in(source, facts.dtype)
+    if (healed := recipe.healed_file(None, None)) is not None:  # beside the original's
+        numbers += healed.numbers(facts.decoder.hidden, facts.decoder.intermediate)
     disk = bytes_of_weights(recipe.export, numbers) * (1 + len(engine_targets(recipe)))
     copies = COPIES[recipe.export.dtype]
     held = _held_streaming(numbers, facts.decoder, copies) if stream else copies * numbers

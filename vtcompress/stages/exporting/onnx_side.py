@@ -72,6 +72,7 @@ def onnx_side(job: Job, written: Written, rewrite: RewriteReport | None, folder:
     bfloat16 = recipe.export.dtype == "bfloat16"
     missing = missing_kernels(folder, graphs) if bfloat16 else ()
     timed = job.rounds and not bfloat16
+    healed = recipe.healed_file(None, None)
     return {
         "tools": tool_versions(plan.model),
         "model": plan.model,
@@ -89,6 +90,9 @@ def onnx_side(job: Job, written: Written, rewrite: RewriteReport | None, folder:
         "loss": second,
         "rewrite": rewrite,
         "quantization": written.quantization,
+        "healed": None if healed is None else healed.healed,
+        "healed_digest": "" if healed is None else healed.digest,
+        "unhealed_loss": written.unhealed,
         "ranges": ranges,
         "missing_kernels": missing,
         "streamed": job.stream,

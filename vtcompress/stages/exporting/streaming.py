@@ -43,6 +43,11 @@ def check_stream(
             f"stream: validate.data: {recipe.validation.data}: compression loss needs the original's "
             "answers, and the model is not in memory: leave the data out, or export without `stream`"
         )
+    if recipe.heal.file is not None:
+        problems.append(
+            f"stream: heal.file: {recipe.heal.file}: healed weights are made of the original's in memory: "
+            "set it to null, or export without `stream`"
+        )
     if rounds:
         problems.append(
             f"stream: bench_rounds: {rounds}: timing runs the model: leave it out and run "
