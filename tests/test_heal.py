@@ -30,6 +30,7 @@ from tests.gates_trained import StopAfter, data, model
 from tests.models import make_questions
 from tests.test_gate_training import Kill
 from vtcompress.cli.main import run_command
+from vtcompress.stages.sweep import list_points
 
 __all__ = ["data", "model"]  # fixtures
 
@@ -374,3 +375,23 @@ def test_the_command_heals_what_it_is_told_and_nothing_else(
     }
     assert run_command(list(map(str, command))) == 1
     assert "exists; choose another --output or add --overwrite" in capsys.readouterr().err
+
+
+def test_a_sweep_answers_with_healed_weights_beside_those_that_were_not(
+    llava: Callable[[str], Path], data: Path, tmp_path: Path
+) -> None:
+    held = others(tmp_path / "held")
+    recipe = recipe_of(llava("clip+llama"), ENTRIES[:1]).override({"validate.data": held})
+    file = tmp_path / "healed.safetensors"
+    vtcompress.heal(recipe, data, file, train=TRAIN.model_copy(update={"learn": ("norms",)}))
+    both = [recipe, recipe.override({"heal.file": file})]
+    other = both[1].override({"compress.shortv.layers": (2,)})
+    with pytest.raises(RecipeError, match=r"shortv healed: .*: healed for another plan"):
+        list_points([*both, other], {})
+    report = vtcompress.sweep(both, tmp_path / "out", baselines=False, measure=False)
+    usual, better = report.points
+    assert (usual.label, better.label) == ("shortv", "shortv healed")
+    assert usual.loss.overall.kl != better.loss.overall.kl
+    asked = [one.override({"validate.data": data}) for one in both]
+    with pytest.raises(DataError, match=r"were read when healed\.safetensors was trained"):
+        vtcompress.sweep(asked, tmp_path / "no", baselines=False, measure=False)
