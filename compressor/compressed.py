@@ -80,6 +80,7 @@ class CompressedModel:
         config: the original's transformers configuration.
         generation: what the model's files say about generating; see `compressor.generation.settings`.
         stored: where weights lie that have stand-ins here, by their source; none: all are in memory.
+        unhealed: the decoder before its weights were healed; None: they are the original's.
     """
 
     plan: Plan
@@ -90,6 +91,7 @@ class CompressedModel:
     config: Any
     generation: Mapping[str, Any] = field(default_factory=dict)
     stored: Mapping[str, StoredTensor] = field(default_factory=dict)
+    unhealed: Decoder | None = None
 
     @property
     def facts(self) -> ModelFacts:
@@ -179,7 +181,8 @@ class CompressedModel:
 
     def to(self, dtype: torch.dtype) -> "CompressedModel":
         """Return the model with weights of another dtype; the module objects are changed in place."""
-        set_dtype(self.decoder, dtype)
+        for decoder in filter(None, (self.decoder, self.unhealed)):
+            set_dtype(decoder, dtype)
         set_dtype(self.vision, dtype)
         return replace(self, embedding=with_dtype(self.embedding, dtype))
 
@@ -392,9 +395,10 @@ def _fill_vision(vision: VisionEncoder, tensors: Mapping[str, Tensor], folder: P
 
 
 def naive_decoder(model: CompressedModel) -> Decoder:
-    """Return the original's own decoder, nothing frozen, on the same weights.
+    """Return the original's own decoder, nothing frozen, on its own weights.
 
     Where the plan stores heads or neurons in two parts, they are joined in that order: it changes nothing.
     """
-    tensors = {"embed_tokens.weight": model.embedding, **original_tensors(model.decoder)}
+    held = original_tensors(model.unhealed or model.decoder)
+    tensors = {"embed_tokens.weight": model.embedding, **held}
     return decoder_from(model.plan.naive(), tensors, logits=model.decoder.logits)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final
 from pydantic import Field, ValidationError
 
 from compressor.contract.gated import GatedMethod
+from compressor.contract.healing import HealedFile
 from compressor.contract.method import Method
 from compressor.contract.routed import RoutedMethod
 from compressor.disk.gate_file import GateFile
@@ -27,6 +28,7 @@ from compressor.schema.problems import allowed, error_lines, rule
 from compressor.schema.sections import (
     CalibrateSection,
     ExportSection,
+    HealSection,
     ImageSection,
     ModelSection,
     ValidateSection,
@@ -62,6 +64,7 @@ class Recipe(RecipeSection):
         calibrate: the measurement.
         compress: the methods, one each, in any order; empty: nothing is compressed (identity).
         image: how large pictures may get.
+        heal: weights of the compressed decoder that were trained.
         export: what is written.
         validation: the checks; `validate` in YAML and as keyword.
     """
@@ -71,6 +74,7 @@ class Recipe(RecipeSection):
     calibrate: CalibrateSection = CalibrateSection()
     compress: Annotated[tuple[CompressEntry, ...], rule(methods_clash)] = ()
     image: ImageSection = ImageSection()
+    heal: HealSection = HealSection()
     export: ExportSection = ExportSection()
     # pydantic's BaseModel has a method called validate.
     validation: ValidateSection = Field(default=ValidateSection(), alias="validate")
@@ -120,6 +124,18 @@ class Recipe(RecipeSection):
         routed = (method for method in self.methods if isinstance(method, RoutedMethod))
         found = next(routed, None)
         return None if found is None else found.router_file(facts, model_digest, layers)
+
+    def healed_file(self, model_digest: str | None, work_digest: str | None) -> HealedFile | None:
+        """Returns the recipe's file of healed weights, see `HealedFile.check`; None: it names none.
+
+        Raises:
+            PlanError: the file cannot be read, or is of another model or plan.
+        """
+        if self.heal.file is None:
+            return None
+        file = HealedFile.read(self.heal.file)
+        file.check(model_digest, work_digest)
+        return file
 
     def with_gates(self, path: Path) -> "Recipe":
         """Returns the recipe with the gates of its gated entry, or its routers, read from another file.

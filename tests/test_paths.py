@@ -39,6 +39,7 @@ COMMANDS = {
     "sweep": ["--recipe", "identity", "--model", "{model}", "--validate-data", "{data}"],
     "train-gates": ["--recipe", "{gates}", "--model", "{model}", "--data", "{data}"],
     "train-parts": ["--recipe", "mod", "--model", "{model}", "--data", "{data}"],
+    "heal": ["--recipe", "identity", "--model", "{model}", "--data", "{data}", "--plan", "{plan}"],
     "validate": ["{artifact}", "--data", "{data}"],
     "bench": ["{artifact}"],
     "generate": ["{artifact}", "--image", "{data}", "--prompt", "x"],
@@ -47,7 +48,7 @@ COMMANDS = {
     "compare": ["{artifact}", "--html", "{page}", "--plot", "{page}"],
     "build": ["{artifact}", "--target", "tensorrt-rtx", "--dry-run"],
 }
-WRITERS = ("calibrate", "plan", "compress", "export", "sweep", "train-gates", "train-parts")
+WRITERS = ("calibrate", "plan", "compress", "export", "sweep", "train-gates", "train-parts", "heal")
 CASES = [
     (command, place)
     for command, given in COMMANDS.items()
@@ -88,12 +89,12 @@ def test_a_path_that_is_too_long_is_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("compressor.families.load", lambda *_, **__: pytest.fail("model loaded"))
-    trains = command in ("train-gates", "train-parts")
+    trains = command in ("train-gates", "train-parts", "heal")
     if trains and place == "--output":
         where += ".safetensors"
     words = [where if word == place else filled(word) for word in COMMANDS[command]]
     if command in WRITERS:
-        usual = "out.safetensors" if command == "train-parts" else "out"
+        usual = "out.safetensors" if command in ("train-parts", "heal") else "out"
         words += ["--output", where if place == "--output" else usual]
     before = sorted(tmp_path.rglob("*"))
     assert run_command([command, *words]) == 1

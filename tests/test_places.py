@@ -166,7 +166,7 @@ def test_nothing_is_written_into_the_compressed_source(refused: Asking, tmp_path
     assert [path.name for path in folder.iterdir()] == ["plan.json"]
 
 
-@pytest.mark.parametrize("command", ["calibrate", "plan", "train-gates", "train-parts"])
+@pytest.mark.parametrize("command", ["calibrate", "plan", "train-gates", "train-parts", "heal"])
 def test_no_file_is_written_into_the_models_folder(
     refused: Asking, tiny_model: Path, questions: Path, tmp_path: Path, command: str
 ) -> None:
@@ -175,7 +175,7 @@ def test_no_file_is_written_into_the_models_folder(
     shutil.copytree(tiny_model, model)
     gates.write_text("vtcompress: 1\ncompress: [{dyvte: {gates: g.safetensors}}]\n")
     recipe = {"train-gates": gates, "train-parts": "mod"}.get(command, "identity")
-    name = "g.safetensors" if command.startswith("train") else "x.json"
+    name = "x.json" if command in ("calibrate", "plan") else "g.safetensors"
     before = sorted(model.rglob("*"))
     for output in (model / name, model / "deep" / name):
         said = refused(command, "--recipe", recipe, "--data", questions, "--model", model,
@@ -333,6 +333,10 @@ FILES = {
           "--overwrite", "--output"], "x.safetensors"),
         (["train-parts", "--recipe", "mod", "--data", "{data}", "--model", "{model}",
           "--overwrite", "--output"], "x.json"),
+        (["heal", "--recipe", "identity", "--data", "{data}", "--model", "{model}",
+          "--overwrite", "--output"], "x.safetensors"),
+        (["heal", "--recipe", "identity", "--data", "{data}", "--model", "{model}",
+          "--overwrite", "--output"], "x.json"),
         (["report", "{artifact}", "--html"], "x.html"),
         (["compare", "{artifact}", "{artifact}", "--html"], "x.html"),
         (["compare", "{artifact}", "{artifact}", "--plot"], "x.svg"),
@@ -355,7 +359,7 @@ def test_no_command_writes_over_a_file_of_somebody_elses(
     path = tmp_path / "deep" / name
     path.parent.mkdir()
     path.write_bytes(FILES[content])
-    trained = dict.fromkeys(("train-gates", "train-parts"), "x.safetensors")
+    trained = dict.fromkeys(("train-gates", "train-parts", "heal"), "x.safetensors")
     output = {"calibrate": "x.json", **trained}.get(command[0], name)
     said = refused(*[part.format(**given) for part in command], path.with_name(output))
     assert said.startswith(f"{path}: is no file that vtcompress knows as its own, so that ")

@@ -56,10 +56,11 @@ def test_what_gives_no_values_by_key_is_refused_in_one_line(
 
 
 @pytest.mark.parametrize(
-    "stage", ["calibrate", "compress", "export", "plan", "sweep", "train_gates", "train_parts"]
+    "stage",
+    ["calibrate", "compress", "export", "heal", "plan", "sweep", "train_gates", "train_parts"],
 )
 def test_a_name_in_place_of_a_recipe_is_refused_with_the_remedy(stage: str, tmp_path: Path) -> None:
-    trained = dict.fromkeys(("train_gates", "train_parts"), ("d", "x"))
+    trained = dict.fromkeys(("train_gates", "train_parts", "heal"), ("d", "x"))
     more = {"plan": (), "compress": (None, tmp_path / "x"), **trained}.get(stage, (tmp_path / "x",))
     with pytest.raises(TypeError) as caught:
         getattr(vtcompress, stage)("shortv", *more)
@@ -91,6 +92,7 @@ SHOWING: dict[str, Callable[..., Any]] = {
     **{name: stage for name, stage in STAGES.items() if name != "Runtime.load"},
     "calibrate": partial(vtcompress.calibrate, IDENTITY),
     "compress": lambda path, **given: vtcompress.compress(IDENTITY, None, path, **given),  # type: ignore[arg-type]
+    "heal": lambda path, **given: vtcompress.heal(IDENTITY, path, path, **given),
     "load_compressed": vtcompress.load_compressed,
     "merge_profiles": lambda path, **given: vtcompress.merge_profiles([path], path, **given),
     "costs": partial(vtcompress.costs, IDENTITY),

@@ -131,6 +131,7 @@ def test_every_command_that_prints_is_judged_here(made: dict[str, list[object]])
         "sweep",
         "train-gates",
         "train-parts",
+        "heal",
         "build",
         "merge-profiles",
     }

@@ -32,7 +32,7 @@ from compressor.schema.yaml_text import MAX_BYTES
 RECIPES = Path(__file__).parent.parent / "recipes"
 KNOWN = ", ".join(METHOD_NAMES)
 FROZEN = ", the share of layers; 'layers' names them, 'speedup' asks for a gain"
-TOP_KEYS = "vtcompress, model, calibrate, compress, image, export, validate"
+TOP_KEYS = "vtcompress, model, calibrate, compress, image, heal, export, validate"
 ON_TMP = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 
 

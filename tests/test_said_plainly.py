@@ -33,12 +33,14 @@ WRITERS = (
     "sweep",
     "train-gates",
     "train-parts",
+    "heal",
     "build",
     "report",
     "compare",
 )
-MODEL = ("calibrate", "plan", "compress", "export", "sweep", "train-gates", "train-parts")
-OVERWRITERS = ("compress", "export", "sweep", "train-gates", "train-parts")
+TRAINERS = ("train-gates", "train-parts", "heal")
+MODEL = ("calibrate", "plan", "compress", "export", "sweep", *TRAINERS)
+OVERWRITERS = ("compress", "export", "sweep", *TRAINERS)
 GATED = ("calibrate", "plan", "compress", "export", "sweep", "validate")
 RUNNERS = ("generate", "validate")
 
@@ -50,7 +52,7 @@ SPEAKERS: dict[str, dict[str, tuple[str, ...]]] = {
     "export/graphs/profiles.py": dict.fromkeys(("--max-context", "--max-images", "--max"), ("build",)),
     "vtcompress/cli/generating.py": dict.fromkeys(("--prompt", "--chat", "--temperature"), ("generate",)),
     "vtcompress/cli/checking.py": dict.fromkeys(
-        ("--precision", "--device", "--backend", "--data", "--model", "--gates", "--weights",
+        ("--precision", "--device", "--backend", "--data", "--model", "--gates", "--weights", "--healed",
          "--trust-remote-code"),
         ("validate",),
     ),
@@ -60,6 +62,9 @@ SPEAKERS: dict[str, dict[str, tuple[str, ...]]] = {
     "vtcompress/stages/parts/report.py": {
         "--validate-data": ("export",), "--learning-rate": ("train-parts",),
         "--steps": ("train-parts",), "--minutes": ("train-parts",),
+    },
+    "vtcompress/stages/healing/report.py": {
+        "--validate-data": ("export",), "--learning-rate": ("heal",), "--minutes": ("heal",),
     },
 }  # fmt: skip
 # Options of programs that are started, not ours.
@@ -144,6 +149,7 @@ ARGUMENTS = {
     "data": ("--data", ("validate",)),
     "model": ("--model", (*MODEL, "validate")),
     "gates": ("--gates", GATED),
+    "healed": ("--healed", ("validate",)),
     "calibrate.data": ("--data", ("calibrate", "export")),
     "model.id": ("--model", MODEL),
     "validate.data": ("--validate-data", ("sweep",)),

@@ -25,7 +25,7 @@ from tests.gates_trained import StopAfter, data, model, samples
 from tests.models import make_questions
 from tests.test_gate_training import Kill
 from vtcompress.cli.main import run_command
-from vtcompress.stages.parts import training as stage
+from vtcompress.stages.compress import with_routers
 
 __all__ = ["data", "model", "samples"]  # fixtures
 
@@ -116,7 +116,7 @@ def test_a_layer_computes_the_same_in_a_training_and_its_choice_has_the_gradient
     save_file({"router.weight": drawn * 0.1}, routers)
     recipe = recipe_of(llava("clip+llama"), "mod").override({"compress.mod.routers": routers})
     plan = vtcompress.plan(recipe)
-    decoder = compress(stage.with_routers(model, plan, recipe), plan, logits="all").decoder
+    decoder = compress(with_routers(model, plan, recipe), plan, logits="all").decoder
     count, hidden = model.facts.tile_rows, model.facts.decoder.hidden
     rows = torch.randn(1, count + 3, hidden, generator=torch.Generator().manual_seed(1))
     places = torch.arange(count + 3)[None]
@@ -250,7 +250,7 @@ def test_questions_without_answers_and_unusable_outputs_are_refused(
     bare = make_questions(tmp_path / "bare", 2, answers=False)
     with pytest.raises(DataError, match="question 1, 'what is it': has no answer"):
         vtcompress.train_parts(recipe, bare, tmp_path / "p.safetensors")
-    with pytest.raises(VtcompressError, match=r"p.bin: parts are a .safetensors file"):
+    with pytest.raises(VtcompressError, match=r"p.bin: trained parts are a .safetensors file"):
         vtcompress.train_parts(recipe, data, tmp_path / "p.bin")
     with pytest.raises(VtcompressError, match="which this run reads"):
         vtcompress.train_parts(recipe, data, llava("clip+llama") / "p.safetensors")

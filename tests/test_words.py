@@ -27,6 +27,7 @@ SAME = {
     "costs": "command and stage",
     "export": "command and stage",
     "fires": "what a gate's logits decide: of tensors, and of arrays where there is no torch",
+    "heal": "command, stage and what an export calls",
     "inspect": "command and stage",
     "load_compressed": "the front door's takes a path",
     "load_recipe": "the front door's knows the shipped recipes",

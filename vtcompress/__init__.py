@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from vtcompress.stages.compress import compress, load_compressed
     from vtcompress.stages.export import export
     from vtcompress.stages.gates.training import train_gates
+    from vtcompress.stages.healing.training import heal
     from vtcompress.stages.inspect import inspect
     from vtcompress.stages.models import models
     from vtcompress.stages.parts.training import train_parts
@@ -59,6 +60,7 @@ _HOMES = {
     "compress": "vtcompress.stages.compress",
     "costs": "vtcompress.stages.plan",
     "export": "vtcompress.stages.export",
+    "heal": "vtcompress.stages.healing.training",
     "inspect": "vtcompress.stages.inspect",
     "load_compressed": "vtcompress.stages.compress",
     "load_recipe": "vtcompress.shipped",
@@ -86,6 +88,7 @@ __all__ = [
     "compress",
     "costs",
     "export",
+    "heal",
     "inspect",
     "load_compressed",
     "load_recipe",

@@ -17,12 +17,11 @@ Limitations:
     - A head is stored once; a matrix that many rows of the vocabulary have in common is left alone.
 """
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from compressor.decoder.model import Decoder
 from compressor.decoder.weights import (
@@ -30,6 +29,7 @@ from compressor.decoder.weights import (
     StoredWeight,
     WholeNumbers,
     stored_weights,
+    with_parameters,
 )
 
 BITS = {"int8": 8, "int4": 4}
@@ -112,16 +112,13 @@ def quantized_decoder(decoder: Decoder, kind: str, block: int, dtype: torch.dtyp
         block: see `quantized`.
         dtype: of the graphs: weights are rounded to it first, and scales have it.
     """
-    shared = [*decoder.parameters(), *decoder.buffers()]
-    made = copy.deepcopy(decoder, {id(tensor): tensor for tensor in shared})
+    made = {}
     for name, weight in stored_weights(decoder).items():
         if is_quantized(weight):
-            module, _, leaf = name.rpartition(".")
             held = decoder.get_parameter(name)
             values = quantized(held.detach().to(dtype), kind, block).dequantized()
-            kept = nn.Parameter(values.to(held.dtype), requires_grad=False)
-            setattr(made.get_submodule(module), leaf, kept)
-    return made
+            made[name] = values.to(held.dtype)
+    return with_parameters(decoder, made)
 
 
 def matrix_bytes(decoder: Decoder, kind: str, block: int, dtype: torch.dtype) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """Fills the compressed decoder with the original's weights, sharing their memory."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -311,6 +312,15 @@ def decoder_from(
     for name, table in list(decoder.named_buffers()):
         _put(decoder, name, table.to(decoder.norm.weight.device))
     return decoder.eval()
+
+
+def with_parameters(decoder: Decoder, tensors: Mapping[str, Tensor]) -> Decoder:
+    """Return a decoder with other tensors for some parameters, by their names; the others are shared."""
+    shared = [*decoder.parameters(), *decoder.buffers()]
+    made = copy.deepcopy(decoder, {id(tensor): tensor for tensor in shared})
+    for name, tensor in tensors.items():
+        _put(made, name, nn.Parameter(tensor, requires_grad=False))
+    return made
 
 
 def _put(decoder: Decoder, name: str, tensor: Tensor) -> None:

@@ -3,7 +3,7 @@
 Metadata may say which model they belong to; files of others have none, and then shapes alone are compared.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,14 +25,19 @@ class WeightFile:
     Attributes:
         path: of the file.
         shapes: of its tensors, by name.
-        model_digest: of the model they were trained on; None: the file does not say.
+        metadata: what the file says of them.
         digest: sha256 of the file.
     """
 
     path: Path
     shapes: dict[str, tuple[int, ...]]
-    model_digest: str | None
+    metadata: Mapping[str, str]
     digest: str
+
+    @property
+    def model_digest(self) -> str | None:
+        """Of the model they were trained on; None: the file does not say."""
+        return self.metadata.get(MODEL_DIGEST)
 
     @classmethod
     def read(cls, path: Path, error: type[ProblemsError], remedy: str) -> "WeightFile":
@@ -60,7 +65,7 @@ class WeightFile:
                 found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as failure:
             raise error([f"{path}: no readable safetensors file: {failure}"]) from None
-        return cls(path, found, metadata.get(MODEL_DIGEST), sha256_of(path))
+        return cls(path, found, metadata, sha256_of(path))
 
 
 def pickled(path: Path) -> str | None:

@@ -319,6 +319,12 @@ class Plan(Facts):
         made = MadeBy(methods=tuple(methods), profile=profile, decision=self._decision())
         return self.model_copy(update={"made_by": made})
 
+    @property
+    def work_digest(self) -> str:
+        """Sha256 over what is done to visual rows, whatever the model is called and whoever chose it."""
+        done = self.model_dump_json(include={"layers", "gates", "front"})
+        return hashlib.sha256(done.encode()).hexdigest()
+
     def _decision(self) -> str:
         """Digest of what is done to which model."""
         decided = self.model_dump_json(include={"model_digest", "layers", "gates", "front"})

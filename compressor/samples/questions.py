@@ -8,7 +8,7 @@ import hashlib
 import json
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -159,8 +159,8 @@ def choose(samples: Sequence[Sample], count: int | None, seed: int) -> tuple[Sam
     return tuple(samples[i] for i in sorted(kept))
 
 
-def check_pictures(samples: Sequence[Sample], data_name: str) -> None:
-    """Refuse calibration samples without pictures.
+def check_pictures(samples: Sequence[Sample], data_name: str, what: str = "calibration") -> None:
+    """Refuse samples without pictures, of a calibration or of what else needs them.
 
     Raises:
         DataError: names up to 20 of them.
@@ -168,7 +168,7 @@ def check_pictures(samples: Sequence[Sample], data_name: str) -> None:
     blind = [s for s in samples if not s.images]
     if blind:
         raise DataError(
-            f"{s.where or data_name}: {s.question[:60]!r} has no image; calibration needs one"
+            f"{s.where or data_name}: {s.question[:60]!r} has no image; {what} needs one"
             for s in blind[:20]
         )
 
@@ -203,6 +203,30 @@ def data_digest(samples: Sequence[Sample]) -> str:
 def sample_digest(sample: Sample) -> str:
     """Return 16 hexadecimal digits by which a profile knows a sample again."""
     return hashlib.sha256(_digested(sample)).hexdigest()[:16]
+
+
+def question_number(sample: Sample) -> int:
+    """Return a number below 2**60 by which a question about its pictures is known again, without answers."""
+    asked = json.dumps([[sha256_of(path) for path in sample.images], sample.question.strip()])
+    return int(hashlib.sha256(asked.encode()).hexdigest()[:15], 16)
+
+
+def check_unseen(samples: Sequence[Sample], seen: Set[int], problem: str, remedy: str) -> None:
+    """Refuse questions that are among others, in one line.
+
+    Args:
+        samples: that must not be among them.
+        seen: numbers of the others; see `question_number`.
+        problem: that they are, in words behind "3 of 64 questions".
+        remedy: ends the line.
+
+    Raises:
+        DataError: with how many, and where the first is.
+    """
+    again = [sample for sample in samples if question_number(sample) in seen]
+    if again:
+        found = f"{len(again)} of {len(samples)} questions, this the first"
+        raise DataError([f"{again[0].place}: {found}, {problem}; {remedy}"])
 
 
 def _digested(sample: Sample) -> bytes:

@@ -1,4 +1,4 @@
-"""Trains what a method learns: the compressed model's next tokens towards the original's.
+"""Trains some of a compressed model: its next tokens towards the original's.
 
 Source: "Distilling the Knowledge in a Neural Network" (Hinton et al., 2015), of a model into itself.
 
@@ -11,8 +11,9 @@ the first twentieth of the steps, and falls to 0 at the last.
 Which rows run a layer is what the routers say at each step, as in the compressed model; its gradient is an
 estimate, see `compressor.decoder.layers.running`. What else is chosen has none.
 
-At the start, after each fifth of the steps and at the end the training is judged on the training prompts, and
-what was best is what it gives: choices jump, and so does the loss.
+At the start, after each fifth of the steps and at the end the training is judged, on prompts that it does not
+learn from or, where there are none, on the training prompts, and what was best is what it gives: choices
+jump, and so does the loss.
 
 What a step draws depends on seed and number alone, so that a run that was killed ends with the very weights
 of one that was not.
@@ -35,6 +36,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from compressor.chosen_rows import ChosenRows
 from compressor.compressed import CompressedModel
@@ -72,16 +74,31 @@ Start = Callable[[Iterable[FullPass], Mapping[str, tuple[int, ...]], int], Mappi
 """`Method.learned_start`."""
 
 
-class PartTask(TrainingTask):
-    """What decides how trained parts come out.
+StandIns = Callable[[], Mapping[str, Tensor]]
+"""Gives what a call of the decoder takes in place of parameters, by name, as learned tensors now are."""
+
+
+class DistilTask(TrainingTask):
+    """What decides how weights come out that are trained towards the original.
 
     Attributes:
-        method: whose they are.
         plan: digest of what the compressed model does.
         train: settings, with a learning rate.
     """
 
     error: ClassVar = PlanError
+
+    plan: str
+    train: PartTraining
+
+
+class PartTask(DistilTask):
+    """The same of a method's parts.
+
+    Attributes:
+        method: whose they are.
+    """
+
     words: ClassVar[Mapping[str, str]] = {
         "method": "another method",
         "plan": "another recipe",
@@ -89,8 +106,6 @@ class PartTask(TrainingTask):
     }
 
     method: str
-    plan: str
-    train: PartTraining
 
 
 @dataclass(frozen=True)
@@ -102,7 +117,7 @@ class Trained:
         steps: that were taken.
         best: the step behind which these were; 0: the start.
         seconds: that it took, all runs together.
-        before: mean KL(original || compressed) over answer tokens and prompts, at the start, in nats.
+        before: mean KL(original || compressed) over answer tokens and judged prompts, at the start, in nats.
         after: the same of the best.
     """
 
@@ -127,7 +142,7 @@ class Learned:
     """A parameter that is trained.
 
     Attributes:
-        parameter: of the compressed model.
+        parameter: of the compressed model, or of what its parameters are made from.
         transposed: whether the tensor's file has it the other way round.
     """
 
@@ -160,17 +175,27 @@ def learned_in(small: CompressedModel, names: Iterable[str]) -> dict[str, Learne
     return found
 
 
+def _as_they_are(
+    passes: Iterable[FullPass],  # noqa: ARG001 - as `Start` has it
+    shapes: Mapping[str, tuple[int, ...]],  # noqa: ARG001
+    seed: int,  # noqa: ARG001
+) -> dict[str, Tensor]:
+    return {}
+
+
 def distil(
     model: LoadedModel,
     small: CompressedModel,
     samples: Sequence[Sample],
-    task: PartTask,
+    task: DistilTask,
     learned: Mapping[str, Learned],
-    start: Start,
     checkpoint: Path,
     *,
-    minutes: float | None = None,
+    start: Start = _as_they_are,
     start_samples: Sequence[Sample] = (),
+    judged: Sequence[Sample] = (),
+    stand_ins: StandIns = dict,
+    minutes: float | None = None,
     progress: Progress = SILENT,
 ) -> Trained:
     """Train some tensors of a compressed model, in place; nothing else changes.
@@ -180,11 +205,13 @@ def distil(
         small: made of it, with logits of all text rows.
         samples: to learn from, with answers.
         task: what is trained, and how.
-        learned: the tensors, of the compressed model.
-        start: see `Method.learned_start`.
+        learned: the tensors.
         checkpoint: file that the run grows and goes on from; left behind when it is done.
-        minutes: after which no step begins, those of earlier runs included; None: all steps are taken.
+        start: see `Method.learned_start`; as it stands, tensors are as they are.
         start_samples: whose passes `start` gets.
+        judged: what the training is judged on; none: evenly taken of `samples`.
+        stand_ins: what calls of the compressed decoder take in place of its parameters.
+        minutes: after which no step begins, those of earlier runs included; None: all steps are taken.
         progress: shows prompts, then steps.
 
     Raises:
@@ -198,12 +225,13 @@ def distil(
         with torch.no_grad():
             for name, tensor in start(passes, shapes, task.train.seed).items():
                 learned[name].tensor.copy_(tensor)
+    asked = [*samples, *judged]
     lessons = [
         _lesson(model, original, sample)
-        for sample in progress.track(samples, "asking the original", len(samples))
+        for sample in progress.track(asked, "asking the original", len(asked))
     ]
     with _learning(small, learned):
-        run = _Run(task, checkpoint, learned, small, lessons)
+        run = _Run(task, checkpoint, learned, small, lessons, len(judged), stand_ins)
         try:
             return run.learn(minutes, progress)
         finally:
@@ -247,19 +275,25 @@ def _lesson(model: LoadedModel, original: Decoder, sample: Sample) -> _Lesson:
 
 
 class _Run(TrainingRun):
-    """A training of parts under way."""
+    """A training towards the original under way; the last `judged` lessons are not learned from."""
 
-    task: PartTask
+    task: DistilTask
 
     def __init__(
         self,
-        task: PartTask,
+        task: DistilTask,
         path: Path,
         learned: Mapping[str, Learned],
         small: CompressedModel,
         lessons: Sequence[_Lesson],
+        judged: int,
+        stand_ins: StandIns,
     ) -> None:
         self.learned, self.small, self.lessons = learned, small, lessons
+        self.stand_ins, self.count = stand_ins, len(lessons) - judged
+        self.judged = range(self.count, len(lessons))
+        if not judged:
+            self.judged = range(0, self.count, -(-self.count // MOST_JUDGED))
         weights = {name: one.parameter for name, one in learned.items()}
         seen = {id(parameter) for parameter in small.vision.parameters()}
         self.sees_alike = not any(id(parameter) in seen for parameter in weights.values())
@@ -291,15 +325,16 @@ class _Run(TrainingRun):
 
     def learn(self, minutes: float | None, progress: Progress) -> Trained:
         """Take the steps that are left, or those that there is time for."""
-        train, count = self.task.train, len(self.lessons)
+        train = self.task.train
         looks = {train.steps * part // LOOKS for part in range(LOOKS)}
         todo = range(self.step, train.steps)
-        for number in progress.track(todo, "training parts", len(todo)):
+        for number in progress.track(todo, "training", len(todo)):
             if number in looks:
                 self._look()
             if minutes is not None and time.monotonic() - self.began >= 60 * minutes:
                 break
-            drawn = random.Random(f"{train.seed}:{number}").choices(range(count), k=train.batch)  # noqa: S311
+            places = range(self.count)
+            drawn = random.Random(f"{train.seed}:{number}").choices(places, k=train.batch)  # noqa: S311
             rate = (train.learning_rate or 0.0) * _share_of_rate(number, train.steps)
             for group, size in zip(self.optimizer.param_groups, self.sizes.tolist(), strict=True):
                 group["lr"] = rate * size
@@ -315,8 +350,7 @@ class _Run(TrainingRun):
         """Judge the weights as they are, unless that was done, and keep them if they are the best."""
         if self.looked == self.step:
             return
-        places = range(0, len(self.lessons), -(-len(self.lessons) // MOST_JUDGED))
-        found = sum(self._loss(place).item() for place in places) / len(places)
+        found = sum(self._loss(place).item() for place in self.judged) / len(self.judged)
         if self.looked < 0:
             self.before = found
         if found < self.best_kl:
@@ -327,7 +361,8 @@ class _Run(TrainingRun):
     def _loss(self, place: int) -> Tensor:
         lesson, decoder = self.lessons[place], self.small.decoder
         call = self._rows(place).call
-        logits, _ = decoder(*call[:4], decoder.empty_past(1), *call[4:])
+        given = (*call[:4], decoder.empty_past(1), *call[4:])
+        logits, _ = functional_call(decoder, {**self.stand_ins()}, given)
         return kl_divergence(lesson.taught, logits[0, -len(lesson.taught) :]).mean()
 
     def _rows(self, place: int) -> PromptRows:

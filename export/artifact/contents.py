@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from compressor.contract.healing import HEALED
 from compressor.disk.files import DRAWING_MARK, read_text, sha256_of
 from compressor.disk.locks import LOCK_MARK
 from compressor.disk.paths import working_stem
@@ -37,7 +38,17 @@ WEIGHTS = (".onnx", ".bin", ".safetensors")
 HEAD_BYTES = 4096
 
 FileKind = Literal[
-    "plan", "profile", "costs", "gates", "gates report", "parts", "parts report", "page", "drawing"
+    "plan",
+    "profile",
+    "costs",
+    "gates",
+    "gates report",
+    "parts",
+    "parts report",
+    "heal",
+    "heal report",
+    "page",
+    "drawing",
 ]
 FILE_WORDS: dict[FileKind, str] = {
     "plan": "a plan",
@@ -47,6 +58,8 @@ FILE_WORDS: dict[FileKind, str] = {
     "gates report": "a report on gates",
     "parts": "trained parts",
     "parts report": "a report on trained parts",
+    "heal": "healed weights",
+    "heal report": "a report on healed weights",
     "page": "a page",
     "drawing": "a drawing",
 }
@@ -56,6 +69,7 @@ _JSON_KINDS: dict[str, FileKind] = {
     "costs_format": "costs",
     "gates_report_format": "gates report",
     "parts_report_format": "parts report",
+    "heal_report_format": "heal report",
 }
 PAGE_MARK = b'<meta name="generator" content="vtcompress">'
 
@@ -76,6 +90,7 @@ def kind_of_file(path: Path) -> FileKind | None:
                 header = json.loads((head[8:] + stream.read(length))[:length])
                 metadata = header.get("__metadata__", {})
                 kind: FileKind = "parts" if PART_OF in metadata else "gates"
+                kind = "heal" if HEALED in metadata else kind
                 return kind if MODEL_DIGEST in metadata else None
     except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         return None

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from compressor.contract.healing import Healed
 from compressor.facts import Facts, ModelFacts, Positive
 from compressor.families.pictures.steps import PictureSteps
 from compressor.families.pictures.text import PictureForm, PictureText, TextRun
@@ -105,6 +106,10 @@ class Manifest(Judged):
             stops where it is not the original.
         quantization: how the decoder's matrices are stored in whole numbers, and what that loses; None: they
             are float.
+        healed: how weights of the compressed decoder were trained; None: they are the original's.
+        healed_digest: sha256 of the file of what changed; empty: none did.
+        unhealed_loss: what the plan loses on the same questions with the original's weights, in torch; None:
+            nothing was healed, or compression loss was not measured.
         ranges: how large values of float16 graphs get, and which nodes stay in float32; None: not float16.
         missing_kernels: operators of bfloat16 graphs that the CPU of the export could not run; the checks
             then ran on the graphs' float32 shadows, see `export.checks.bfloat16`.
@@ -138,6 +143,9 @@ class Manifest(Judged):
     loss: LossReport | None = None
     rewrite: RewriteReport | None = None
     quantization: QuantizationReport | None = None
+    healed: Healed | None = None
+    healed_digest: str = ""
+    unhealed_loss: LossReport | None = None
     ranges: Float16Ranges | None = None
     missing_kernels: tuple[str, ...] = ()
     streamed: bool = False

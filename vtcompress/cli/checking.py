@@ -42,6 +42,9 @@ def raise_if_missed(failures: tuple[str, ...]) -> None:
     "--weights", type=FILE, help="A projector's weights, if the plan has one; with --model."
 )
 @click.option(
+    "--healed", type=FILE, help="What heal wrote, if the artifact has healed weights; with --model."
+)
+@click.option(
     "--trust-remote-code",
     is_flag=True,
     help="Let the repository of --model run its own Python code.",
@@ -72,6 +75,7 @@ def validate(
     model: str | None,
     gates: Path | None,
     weights: Path | None,
+    healed: Path | None,
     trust_remote_code: bool,
     settings: tuple[str, ...],
     backend: str | None,
@@ -89,9 +93,9 @@ def validate(
 
     limits = read_settings(settings)
     if backend is not None:
-        if any(one is not None for one in (model, gates, weights)) or trust_remote_code:
+        if any(one is not None for one in (model, gates, weights, healed)) or trust_remote_code:
             raise click.UsageError(
-                "--backend needs no original: leave out --model, --gates, --weights, "
+                "--backend needs no original: leave out --model, --gates, --weights, --healed, "
                 "--trust-remote-code"
             )
         parity = validate_backend(
@@ -118,7 +122,7 @@ def validate(
         raise click.UsageError(
             "--trust-remote-code is for the repository of --model; give it as well"
         )
-    for option, given in (("--gates", gates), ("--weights", weights)):
+    for option, given in (("--gates", gates), ("--weights", weights), ("--healed", healed)):
         if given is not None and model is None:
             raise click.UsageError(f"{option} are read with --model alone; give it as well")
     outcome = vtcompress.validate(
@@ -127,6 +131,7 @@ def validate(
         model=model,
         gates=gates,
         weights=weights,
+        healed=healed,
         limits=limits,
         threads=threads,
         trust_remote_code=trust_remote_code,

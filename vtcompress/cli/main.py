@@ -31,7 +31,7 @@ from vtcompress.cli.making import (
 )
 from vtcompress.cli.options import KEYS
 from vtcompress.cli.report import compare, report
-from vtcompress.cli.training import train_gates, train_parts
+from vtcompress.cli.training import heal, train_gates, train_parts
 from vtcompress.console import Output
 from vtcompress.interrupts import SIGNAL_CODES, Interrupts
 from vtcompress.last_resort import Doing, discard_output, watched_threads
@@ -101,6 +101,7 @@ for command in (
     merge_profiles,
     train_gates,
     train_parts,
+    heal,
     costs,
     plan,
     compress,

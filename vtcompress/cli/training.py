@@ -1,14 +1,17 @@
-"""The commands that train: `train-gates`, `train-parts`."""
+"""The commands that train: `heal`, `train-gates`, `train-parts`."""
 
 from pathlib import Path
 from typing import Any
 
 import click
 
+from compressor.contract.healing import HEALABLE, Healable, HealTraining
 from vtcompress.cli.backend_options import device_option
 from vtcompress.cli.kinds import FILE, READ, Finite
 from vtcompress.cli.options import model_options, read_recipe
 from vtcompress.console import Output
+
+USUAL = HealTraining()
 
 data_option = click.option(
     "--data",
@@ -115,5 +118,94 @@ def train_parts(
         progress=out,
     )
     show_parts(out, report)
+    out.always(f"written: {output}, its report as .json beside it")
+    out.result(report.model_dump(mode="json"))
+
+
+@click.command()
+@model_options
+@click.option(
+    "--data",
+    type=FILE,
+    required=True,
+    help="Questions with pictures (jsonl) to learn from; without an answer, by the original's own.",
+)
+@click.option("--validate-data", type=FILE, help="Held-out questions (jsonl): not to learn from.")
+@click.option("--output", type=FILE, required=True, help="File to write (.safetensors).")
+@click.option(
+    "--train",
+    "learn",
+    type=click.Choice(HEALABLE),
+    multiple=True,
+    help="What is trained; may be repeated. Left out: all of it.",
+)
+@click.option(
+    "--rank", type=click.IntRange(min=1), default=USUAL.rank, help="Of updates of low rank."
+)
+@click.option("--steps", type=click.IntRange(min=1), default=400, help="Updates.")
+@click.option("--batch", type=click.IntRange(min=1), default=4, help="Prompts of each.")
+@click.option(
+    "--learning-rate",
+    type=Finite(min=0, min_open=True),
+    default=USUAL.learning_rate,
+    help="Largest step, as a share of each tensor's size.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of what is drawn.")
+@click.option(
+    "--minutes",
+    type=Finite(min=0, min_open=True),
+    help="End after so many, whatever steps are left.",
+)
+@click.option("--profile", type=READ, help="Of a calibration, where methods choose by it.")
+@click.option("--plan", type=READ, help="A plan to heal; left out: the recipe's methods make it.")
+@device_option
+@click.option("--overwrite", is_flag=True, help="Replace what vtcompress wrote at --output.")
+@click.pass_obj
+def heal(
+    out: Output,
+    /,
+    data: Path,
+    validate_data: Path | None,
+    output: Path,
+    learn: tuple[Healable, ...],
+    rank: int,
+    steps: int,
+    batch: int,
+    learning_rate: float,
+    seed: int,
+    minutes: float | None,
+    profile: Path | None,
+    plan: Path | None,
+    device: str,
+    overwrite: bool,
+    **options: Any,
+) -> None:
+    """Train some of a compressed decoder towards the original's answers; a stopped run goes on.
+
+    Give the file to an export with the same recipe: --set heal.file=FILE.
+    """
+    import vtcompress
+    from vtcompress.stages.healing.report import show_heal
+
+    report = vtcompress.heal(
+        read_recipe(options | {"validate_data": validate_data}),
+        data,
+        output,
+        train=HealTraining(
+            learn=learn or HEALABLE,
+            rank=rank,
+            steps=steps,
+            batch=batch,
+            learning_rate=learning_rate,
+            seed=seed,
+        ),
+        minutes=minutes,
+        profile=profile,
+        plan=plan,
+        device=device,
+        overwrite=overwrite,
+        progress=out,
+    )
+    show_heal(out, report)
     out.always(f"written: {output}, its report as .json beside it")
     out.result(report.model_dump(mode="json"))

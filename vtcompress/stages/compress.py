@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressor.disk.mistaken import mistaken
-from compressor.errors import ArtifactError
+from compressor.errors import ArtifactError, RecipeError
 from compressor.plan.plan import Plan
 from compressor.profile import Profile
 from compressor.progress import Progress
@@ -51,15 +51,19 @@ def compress_for_export(
     gates: "LoadedGates | None" = None,
     front: "FrontWeights | None" = None,
 ) -> "CompressedModel":
-    """Apply a plan to a loaded model, with the logits that the recipe asks for.
+    """Apply a plan to a loaded model, with the logits and the healed weights that the recipe asks for.
 
     Raises:
         RoutersError: see `with_routers`.
+        PlanError: healed weights are of another model or plan.
     """
     from compressor.compressed import compress
+    from compressor.training.healing import heal
 
     model = with_routers(model, plan, recipe)
-    return compress(model, plan, logits=recipe.export.logits, gates=gates, front=front)
+    small = compress(model, plan, logits=recipe.export.logits, gates=gates, front=front)
+    healed = recipe.healed_file(model.digest, plan.work_digest)
+    return small if healed is None else heal(small, model.tensors, healed.tensors())
 
 
 def as_stored(small: "CompressedModel", settings: ExportSection) -> "CompressedModel":
@@ -121,6 +125,17 @@ def load_weights_in_front(plan: Plan, recipe: Recipe) -> "FrontWeights":
     return found
 
 
+def refuse_healed(recipe: Recipe, why: str) -> None:
+    """Refuse a recipe with healed weights where they have no place.
+
+    Raises:
+        RecipeError: says why.
+    """
+    if recipe.heal.file is not None:
+        remedy = "set it to null, or export from the recipe's model"
+        raise RecipeError([f"heal.file: {recipe.heal.file}: {why}; {remedy}"])
+
+
 def write_inputs(folder: Path, recipe: Recipe, plan: Plan, profile: Profile | None) -> None:
     """Write what a result was made from: recipe, plan, and profile with its plots."""
     (folder / RECIPE_FILE).write_text(dump_recipe(recipe, portable=True), encoding="utf-8")
@@ -155,6 +170,7 @@ def compress(
         VtcompressError: plan or profile are of another model, or the folder cannot be written.
     """
     require_recipe(recipe)
+    refuse_healed(recipe, "a compressed folder holds the original's weights")
     progress = shown(progress)
     measured, name = open_profile(profile)
     note_unread_data(recipe, "the plan is made already", progress)

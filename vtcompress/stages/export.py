@@ -49,6 +49,7 @@ from vtcompress.stages.compress import (
     compress_for_export,
     load_plan_gates,
     load_weights_in_front,
+    refuse_healed,
 )
 from vtcompress.stages.exporting.from_folder import note_without_effect
 from vtcompress.stages.exporting.job import Job
@@ -227,6 +228,7 @@ class ExportRun:
         """Start from a folder that `compress` wrote."""
         from compressor.compressed import load_compressed, plain_of, read_compressed_processor
 
+        refuse_healed(self.recipe, f"{source.name} holds the original's weights")
         if (problem := mistaken(source, "compressed")) is not None:
             raise ArtifactError([problem])
         plan = Plan.load(source / PLAN_FILE)

@@ -1,10 +1,11 @@
 """What stages start from: the recipe's model and samples, and the packages that they need."""
 
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from compressor.contract.healing import HealedFile
 from compressor.disk.files import is_folder
 from compressor.errors import MissingExtraError, ProfileError, RecipeError
 from compressor.facts import ModelFacts
@@ -12,7 +13,13 @@ from compressor.plan.plan import Plan
 from compressor.profile import Profile
 from compressor.progress import Progress
 from compressor.recipe import Recipe
-from compressor.samples.questions import Sample, check_pictures, choose, read_samples
+from compressor.samples.questions import (
+    Sample,
+    check_pictures,
+    check_unseen,
+    choose,
+    read_samples,
+)
 from compressor.schema.sections import CalibrateSection, ValidateSection
 from compressor.schema.values import RunDType
 from export.artifact.artifact import PROFILE_FILE
@@ -79,12 +86,30 @@ def validation_samples(recipe: Recipe) -> tuple[Sample, ...]:
     """Return the samples of the second check, none if the recipe names no data.
 
     Raises:
-        DataError: the data cannot be used.
+        DataError: the data cannot be used, or was learned from.
+        PlanError: the recipe's healed weights cannot be read.
     """
     section = recipe.validation
     if section.data is None:
         return ()
-    return choose(read_samples(section.data), section.samples, section.seed)
+    samples = choose(read_samples(section.data), section.samples, section.seed)
+    check_not_learned(recipe, samples)
+    return samples
+
+
+def check_not_learned(recipe: Recipe, samples: Sequence[Sample]) -> None:
+    """Refuse to judge on questions that the recipe's healed weights were trained on, or chosen by.
+
+    Raises:
+        DataError: they are among them.
+        PlanError: the healed weights cannot be read.
+    """
+    if recipe.heal.file is not None:
+        seen = HealedFile.read(recipe.heal.file).questions()
+        problem = (
+            f"were read when {recipe.heal.file.name} was trained (heal.file), and prove nothing"
+        )
+        check_unseen(samples, seen, problem, "judge by others")
 
 
 def open_profile(profile: Profile | str | Path | None) -> tuple[Profile | None, Path]:
@@ -157,6 +182,7 @@ def source_paths(recipe: Recipe) -> tuple[Path, ...]:
     named = [
         recipe.calibrate.data,
         recipe.validation.data,
+        recipe.heal.file,
         *(path for method in recipe.methods for path in method.paths()),
     ]
     if recipe.model.id is not None and is_folder(Path(recipe.model.id)):

@@ -45,9 +45,10 @@ from vtcompress.stages.calibrate import drop_foreign, wants_calibration
 from vtcompress.stages.checks.prompts import Asked, check_recipe_prompts
 from vtcompress.stages.checks.recipe import check_digest
 from vtcompress.stages.checks.rewrite import check_rewrite
-from vtcompress.stages.compress import load_weights_in_front, with_routers
+from vtcompress.stages.compress import compress_for_export, load_weights_in_front
 from vtcompress.stages.inputs import (
     calibration_samples,
+    check_not_learned,
     load_model,
     model_facts,
     model_folder,
@@ -194,6 +195,8 @@ class _Run:
                 ]
             )
         self.samples = validation_samples(self.recipe)
+        for point in points:
+            check_not_learned(point.recipe, self.samples)
         measuring = [point.recipe for point in points if wants_calibration(point.recipe)]
         self.calibration: tuple[Sample, ...] = ()
         if measuring:
@@ -230,7 +233,7 @@ class _Run:
             rounds: how often each call is timed; 0: nothing is.
             threads: of one operator, while timing.
         """
-        from compressor.compressed import compress, plain
+        from compressor.compressed import plain
         from compressor.families.registry import picture_form
 
         model = load_model(self.recipe, self.progress, digest)
@@ -259,11 +262,12 @@ class _Run:
 
         def small(point: Point) -> "CompressedModel":
             plan = _plan(point)
-            return compress(
-                with_routers(model, plan, point.recipe),
+            return compress_for_export(
+                model,
                 plan,
-                gates=gates if plan.gates is not None else None,
-                front=load_weights_in_front(plan, point.recipe),
+                point.recipe.override({"export.logits": "last"}),
+                gates if plan.gates is not None else None,
+                load_weights_in_front(plan, point.recipe),
             )
 
         # All answers first: whoever stops a run that still times has the table.
@@ -459,8 +463,10 @@ def _session(small: "CompressedModel") -> Any:
 
 def _rests_on(point: Point, same: dict[str, Any]) -> str:
     """Return the digest of what a point's answers and times rest on, beside what all points do."""
+    healed = point.recipe.healed_file(None, None)
     return digest_of(
         **same,
+        healed="" if healed is None else healed.digest,
         plan=_plan(point).model_dump(mode="json"),
         label=point.label,
         limits=point.recipe.validation.loss.model_dump(),

@@ -37,11 +37,17 @@ from vtcompress.stages.compress import (
     load_plan_gates,
     load_weights_in_front,
 )
-from vtcompress.stages.inputs import load_model, model_facts, require_compress
+from vtcompress.stages.inputs import (
+    check_not_learned,
+    load_model,
+    model_facts,
+    require_compress,
+)
 
 if TYPE_CHECKING:
     from compressor.compressed import CompressedModel
 
+HEALED_BY = "give the file that it was healed by as `healed`"
 LOSS_KEYS, FIDELITY_KEYS = "validate.loss.", "validate.fidelity."
 
 
@@ -172,6 +178,7 @@ def validate(
     model: str | None = None,
     gates: PathLike | None = None,
     weights: PathLike | None = None,
+    healed: PathLike | None = None,
     limits: Mapping[str, Any] | None = None,
     threads: int | None = None,
     trust_remote_code: bool = False,
@@ -186,6 +193,7 @@ def validate(
         model: the original, hub id or folder; needed for other data and to measure fidelity anew.
         gates: file of gates or routers, where the artifact's plan has any and `model` is given.
         weights: likewise of a projector, where the plan's choice in front of the decoder reads one.
+        healed: likewise what `heal` wrote, where the artifact has healed weights.
         limits: other limits than the artifact's recipe sets, such as `{"validate.loss.min_agreement": 0.9}`.
         threads: how many one operator has; None: the backend's choice.
         trust_remote_code: let the repository of `model` run code of its own; what the artifact says does not.
@@ -200,6 +208,7 @@ def validate(
     for name, asked_for in (
         ("gates", gates is not None),
         ("weights", weights is not None),
+        ("healed", healed is not None),
         ("trust_remote_code", trust_remote_code),
     ):
         if asked_for and model is None:
@@ -209,12 +218,11 @@ def validate(
     recipe = read_recipe(path / RECIPE_FILE, stored=True).override(
         {"model.trust_remote_code": trust_remote_code}
     )
-    if gates is not None:
-        recipe = recipe.with_gates(Path(gates))
-    if weights is not None:
-        recipe = recipe.with_weights(Path(weights))
-    rewritten: RewriteReport | None = None
     manifest = artifact.manifest
+    recipe = _with_files(recipe, artifact, gates, weights, healed)
+    if model is not None and manifest.healed is not None and healed is None:
+        raise VtcompressError(f"{path}: has healed weights, which the original lacks; {HEALED_BY}")
+    rewritten: RewriteReport | None = None
     given = None if data is None else Path(data)
     asked = None
     if model is None or (given is None and stored.keeps_pictures(path)):
@@ -245,6 +253,31 @@ def validate(
     return Validation(first, second, rewritten)
 
 
+def _with_files(
+    recipe: Recipe,
+    artifact: Artifact,
+    gates: PathLike | None,
+    weights: PathLike | None,
+    healed: PathLike | None,
+) -> Recipe:
+    """Return an artifact's recipe with the files that are given, which are not in the artifact.
+
+    Raises:
+        RecipeError: no entry reads what is given, or the artifact was not healed by it.
+    """
+    if gates is not None:
+        recipe = recipe.with_gates(Path(gates))
+    if weights is not None:
+        recipe = recipe.with_weights(Path(weights))
+    if healed is not None:
+        recipe = recipe.override({"heal.file": Path(healed)})
+        found, manifest = recipe.healed_file(None, None), artifact.manifest
+        if found is not None and found.digest != manifest.healed_digest:
+            remedy = HEALED_BY if manifest.healed else "leave it out: the artifact was not healed"
+            raise RecipeError([f"{healed}: {artifact.folder} was not healed by it; {remedy}"])
+    return recipe
+
+
 def _measure_again(
     artifact: Artifact, recipe: Recipe, original_id: str, data: PathLike | None, progress: Progress
 ) -> tuple[fidelity.Recording, Answers | None, tuple[Sample, ...], RewriteReport]:
@@ -254,6 +287,7 @@ def _measure_again(
 
     changed = recipe.override({"model.id": original_id, "model.revision": None})
     samples = () if data is None else read_samples(Path(data))
+    check_not_learned(recipe, samples)
     tokens = recipe.validation.max_new_tokens
     check_recipe_prompts(changed, [Asked(samples, tokens)], progress)
     plan = Plan.load(artifact.folder / PLAN_FILE)

@@ -6,6 +6,7 @@ from export.report.data import ReportData
 from export.report.words.cuts import cut_sentences, semantics_words, splits
 from export.report.words.exits import counted, gates_words, may_exit, runs, timed_words
 from export.report.words.front import front_words, kept_words
+from export.report.words.healing import before_and_after, healed_words
 from export.report.words.methods import whys
 from export.report.words.quantization import shrunk_words
 from export.results.bench import BenchReport, speed_words, unsteady, work_words
@@ -38,7 +39,10 @@ def done(data: ReportData) -> tuple[str, ...]:
     if plan.runs():
         text = "Text tokens go through every layer and use every weight."
     cuts = (*cut_sentences(plan, data.methods), *semantics_words(plan, data.methods))
-    return (first, *front_words(plan), *found, *gates, *cuts, text)
+    healed = healed_words(data.manifest)
+    if healed:
+        text = "Text tokens go through every layer and use every weight, healed ones among them."
+    return (first, *front_words(plan), *found, *gates, *cuts, *healed, text)
 
 
 def _differ(model: ModelFacts) -> bool:
@@ -187,7 +191,7 @@ def lost(data: ReportData) -> tuple[str, ...]:
             lines.append(
                 f"Right answers: {overall.exact_match_original:.1%} before, {overall.exact_match:.1%} now."
             )
-        lines += _changed(data, overall)
+        lines += [*_changed(data, overall), *before_and_after(data.manifest)]
         limits = f"Whether that is good enough was {verdict_words(loss)}."
         if loss.verdict is Verdict.FAILED:
             limits = "A limit of the recipe was missed: see check 2."

@@ -68,6 +68,8 @@ def forecast(
         samples: that both models are asked.
     """
     numbers = numbers_in(source, facts.dtype)
+    if (healed := recipe.healed_file(None, None)) is not None:  # beside the original's
+        numbers += healed.numbers(facts.decoder.hidden, facts.decoder.intermediate)
     disk = bytes_of_weights(recipe.export, numbers) * (1 + len(engine_targets(recipe)))
     copies = COPIES[recipe.export.dtype]
     held = copies * numbers

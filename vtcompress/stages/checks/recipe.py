@@ -66,6 +66,7 @@ def check_recipe(
         # Gates are taken for this model's here; `check_digest` tells.
         plan = plan_recipe(recipe, facts, (gates and gates.model_digest) or "", profile)
         check_blocks(recipe.export, plan)
+        recipe.healed_file(None, plan.work_digest)
     return facts
 
 
@@ -109,6 +110,7 @@ def check_digest(
         recipe.gate_file(facts, digest)
     for method in recipe.methods:
         method.check_weights(facts, digest)
+    recipe.healed_file(digest, None)
     return digest
 
 
@@ -124,7 +126,8 @@ def check_plan_weights(plan: Plan, recipe: Recipe, facts: ModelFacts, digest: st
     Raises:
         GatesError: the recipe names none, or they do not fit.
         RoutersError: likewise.
-        PlanError: weights of a choice in front of the decoder cannot be read.
+        PlanError: weights of a choice in front of the decoder cannot be read, or healed weights are another
+            plan's.
         ArtifactError: the plan was made with others.
     """
     if plan.gates is not None:
@@ -135,6 +138,7 @@ def check_plan_weights(plan: Plan, recipe: Recipe, facts: ModelFacts, digest: st
     by = "" if plan.front is None else plan.front.by
     files = (method.front_weights() for method in recipe.methods if method.name == by)
     plan.check_front_weights("".join(file.digest for file in files if file is not None))
+    recipe.healed_file(digest, plan.work_digest)
 
 
 def check_plan_rules(plan: Plan, what: str = "the plan") -> None:

@@ -80,6 +80,7 @@ def onnx_side(
     bfloat16 = recipe.export.dtype == "bfloat16"
     missing = missing_kernels(folder, graphs) if bfloat16 else ()
     timed = job.rounds and not bfloat16
+    healed = recipe.healed_file(None, None)
     return {
         "tools": tool_versions(plan.model),
         "model": plan.model,
@@ -97,6 +98,9 @@ def onnx_side(
         "loss": second,
         "rewrite": rewrite,
         "quantization": written.quantization,
+        "healed": None if healed is None else healed.healed,
+        "healed_digest": "" if healed is None else healed.digest,
+        "unhealed_loss": written.unhealed,
         "ranges": ranges,
         "missing_kernels": missing,
         "streamed": job.stream,

@@ -43,6 +43,11 @@ def check_stream(
             f"stream: {_why_calibrated(recipe)}, and calibration runs the model: give a `profile` or a "
             "`plan` that was made where it fits, or export without `stream`"
         )
+    if recipe.heal.file is not None:
+        problems.append(
+            f"stream: heal.file: {recipe.heal.file}: healed weights are made of the original's in memory: "
+            "set it to null, or export without `stream`"
+        )
     if rounds:
         problems.append(
             f"stream: bench_rounds: {rounds}: timing runs the model: leave it out and run "

@@ -24,8 +24,10 @@ from export.graphs.spec import (
     vision_graph,
 )
 from export.results.answers import Answers
+from export.results.loss_report import LossReport
 from export.results.quantization import QuantizationReport
 from vtcompress.stages.compress import as_stored, write_inputs
+from vtcompress.stages.exporting.before_healing import loss_before_healing
 from vtcompress.stages.exporting.job import Job
 from vtcompress.stages.exporting.whole_numbers import (
     measure_quantization,
@@ -51,6 +53,7 @@ class Written:
         original: answers of the original model; None without validation data.
         form: how the model takes pictures.
         quantization: what whole numbers lose; None: weights are float.
+        unhealed: what the plan loses before healing; None: nothing was healed, or it was not measured.
     """
 
     plan: Plan
@@ -59,6 +62,7 @@ class Written:
     original: Answers | None
     form: PictureForm
     quantization: QuantizationReport | None = None
+    unhealed: LossReport | None = None
     by_layer: "Reference | None" = None
 
 
@@ -88,7 +92,7 @@ def torch_side(
         by_layer = _read_by_layer(job, small)
         graphs = _write_graphs(job, small, folder)
         quantization = stored_in_whole_numbers(small, job.recipe.export, None)
-        return Written(small.plan, graphs, None, original, form, quantization, by_layer)
+        return Written(small.plan, graphs, None, original, form, quantization, by_layer=by_layer)
     job.progress.say("running the compressed model in torch")
     with job.peaks.of("running the compressed model"):
         stored = as_stored(small, job.recipe.export)
@@ -101,8 +105,9 @@ def torch_side(
             quantization = measure_quantization(job, models, reference, folder, form)
         del models
     del stored
+    unhealed = loss_before_healing(job, small, original, folder, form)
     graphs = _write_graphs(job, small, folder)
-    return Written(small.plan, graphs, reference, original, form, quantization)
+    return Written(small.plan, graphs, reference, original, form, quantization, unhealed)
 
 
 def _read_by_layer(job: Job, small: "CompressedModel") -> "Reference | None":

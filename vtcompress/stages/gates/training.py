@@ -4,18 +4,14 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compressor.disk.files import made_parent, write_bytes
 from compressor.disk.gate_file import stable_header
-from compressor.disk.locks import exclusive
-from compressor.disk.paths import working_stem
 from compressor.disk.weight_file import MODEL_DIGEST
-from compressor.errors import RecipeError, VtcompressError
+from compressor.errors import RecipeError
 from compressor.planner import check_layers
 from compressor.progress import Progress
 from compressor.recipe import Recipe, no_gates
 from compressor.samples.questions import Sample, check_answered, read_samples
-from export.artifact.places import check_file
-from export.backends.torch_device import ON_CPU, check_device, whole_float32
+from export.backends.torch_device import ON_CPU, check_device
 from vtcompress.console import shown
 from vtcompress.stages.checks.prompts import Asked, check_recipe_prompts
 from vtcompress.stages.checks.rewrite import check_rewrite
@@ -23,13 +19,13 @@ from vtcompress.stages.gates.report import GatesReport
 from vtcompress.stages.inputs import (
     load_model,
     model_facts,
-    model_folder,
     note_no_validation,
     require_compress,
     require_recipe,
     source_paths,
     validation_samples,
 )
+from vtcompress.stages.training.place import TrainedFile
 from vtcompress.stages.validate import validation_name
 
 if TYPE_CHECKING:
@@ -37,8 +33,6 @@ if TYPE_CHECKING:
 
     from compressor.decoder.weights import LoadedGates
     from compressor.gate_training.training import TrainedGates
-
-SUFFIX = ".safetensors"
 
 
 def train_gates(
@@ -76,32 +70,24 @@ def train_gates(
         raise RecipeError([f"compress: {no_gates()}, so there are no gates to train; add one"])
     if held_out is not None:
         recipe = recipe.override({"validate.data": Path(held_out)})
-    data, output, progress = Path(data), Path(output), shown(progress)
+    data, progress = Path(data), shown(progress)
     note_no_validation(recipe, progress)
-    report_file = output.with_suffix(".json")
-    if output.suffix != SUFFIX:
-        raise VtcompressError(f"{output}: gates are a {SUFFIX} file; give `output` such a name")
-
-    def check() -> None:
-        check_file(output, "gates", overwrite=overwrite, sources=source_paths(recipe))
-        check_file(report_file, "gates report", overwrite=overwrite)
-
-    check()
-    with made_parent(output), exclusive(output), whole_float32(device):
-        check()
+    file = TrainedFile(output, "gates", overwrite=overwrite, sources=source_paths(recipe))
+    with file.held(device):
         samples, others = _questions(data), _held_out(recipe)
-        _check_model(recipe, output)
+        require_compress("training gates")
+        check_layers(model_facts(recipe).decoder.layers, recipe.methods)
+        file.check_outside(recipe)
         tokens = recipe.validation.max_new_tokens
         asked = [Asked(samples, forced=True), Asked(others, tokens, forced=True)]
         check_recipe_prompts(recipe, asked, progress)
         dtype = recipe.model.dtype
         model = load_model(recipe, progress, dtype=dtype, device=device)
         check_rewrite(model, others, progress=progress)
-        checkpoint = output.with_name(f".{working_stem(output.name)}.training{SUFFIX}")
         from compressor.gate_training.training import train_gates as train
         from vtcompress.stages.gates.judged import judge_held_out, judge_training
 
-        trained = train(model, samples, method, checkpoint, dtype=dtype, progress=progress)
+        trained = train(model, samples, method, file.checkpoint, dtype=dtype, progress=progress)
         content = gate_bytes(trained)
         gates = loaded_gates(trained, content)
         held = None
@@ -120,10 +106,7 @@ def train_gates(
             training=judge_training(trained),
             held_out=held,
         )
-        # The gates last: where they are, the report is too.
-        report.save(report_file)
-        write_bytes(output, content)
-        checkpoint.unlink(missing_ok=True)
+        file.write(report, content)
     return report
 
 
@@ -137,18 +120,6 @@ def _held_out(recipe: Recipe) -> tuple[Sample, ...]:
     samples = validation_samples(recipe)
     check_answered(samples, validation_name(recipe))
     return samples
-
-
-def _check_model(recipe: Recipe, output: Path) -> None:
-    """Refuse what the model's files alone rule out, without loading weights."""
-    require_compress("training gates")
-    check_layers(model_facts(recipe).decoder.layers, recipe.methods)
-    folder = model_folder(recipe, weights=False)
-    if folder.resolve() == output.absolute().parent.resolve():
-        problem = (
-            "lies in the model's folder, where weights are the model's; choose another `output`"
-        )
-        raise VtcompressError(f"{output}: {problem}")
 
 
 def gate_bytes(trained: "TrainedGates") -> bytes:

@@ -1,7 +1,6 @@
 """The stage that trains what a method learns: routers, a projector."""
 
 import hashlib
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -9,31 +8,21 @@ from typing import TYPE_CHECKING
 from compressor.contract.asked import method_words
 from compressor.contract.learned import PartTraining
 from compressor.contract.method import Method
-from compressor.disk.files import made_parent, write_bytes
+from compressor.disk.files import write_bytes
 from compressor.disk.gate_file import stable_header
-from compressor.disk.locks import exclusive
-from compressor.disk.paths import working_stem
 from compressor.disk.weight_file import MODEL_DIGEST, PART_OF
-from compressor.errors import PlanError, RecipeError, VtcompressError
+from compressor.errors import RecipeError
 from compressor.facts import ModelFacts
-from compressor.plan.plan import Plan
-from compressor.planner import plan_recipe
 from compressor.profile import Profile
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.samples.questions import check_answered, choose, data_digest, read_samples
 from compressor.schema.arguments import check_above_zero
-from export.artifact.places import check_file
-from export.backends.torch_device import ON_CPU, check_device, whole_float32
+from export.backends.torch_device import ON_CPU, check_device
 from vtcompress.console import shown
 from vtcompress.stages.checks.prompts import Asked
-from vtcompress.stages.checks.recipe import check_digest, check_recipe
-from vtcompress.stages.checks.rewrite import check_rewrite
-from vtcompress.stages.compress import load_weights_in_front, with_routers
 from vtcompress.stages.inputs import (
-    load_model,
     model_facts,
-    model_folder,
     open_profile,
     read_files,
     require_compress,
@@ -41,16 +30,14 @@ from vtcompress.stages.inputs import (
     source_paths,
 )
 from vtcompress.stages.parts.report import PartsReport
+from vtcompress.stages.training.model import Chosen, compressed_to_train, model_to_train
+from vtcompress.stages.training.place import SUFFIX, TrainedFile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
 
-    from compressor.compressed import CompressedModel
-    from compressor.families import LoadedModel
-
-SUFFIX = ".safetensors"
 START_SAMPLES = 64
 """Prompts that a training looks at to find where to start."""
 
@@ -94,39 +81,27 @@ def train_parts(
     check_above_zero("minutes", minutes)
     method = _learner(recipe)
     train = _settled(train or PartTraining(), method)
-    data, output, progress = Path(data), Path(output), shown(progress)
-    measured, name = open_profile(profile)
-    report_file = output.with_suffix(".json")
-    if output.suffix != SUFFIX:
-        raise VtcompressError(f"{output}: parts are a {SUFFIX} file; give `output` such a name")
+    data, progress = Path(data), shown(progress)
+    chosen = Chosen(*open_profile(profile))
     sources = (*source_paths(recipe), *read_files((data,), profile))
-
-    def check() -> None:
-        check_file(output, "parts", overwrite=overwrite, sources=sources)
-        check_file(report_file, "parts report", overwrite=overwrite)
-
-    check()
-    with made_parent(output), exclusive(output), whole_float32(device), TemporaryDirectory() as own:
-        check()
+    file = TrainedFile(output, "parts", overwrite=overwrite, sources=sources)
+    with file.held(device), TemporaryDirectory() as own:
         require_compress("training parts")
         samples = read_samples(data)
         check_answered(samples, data.name)
-        _check_place(recipe, output)
+        file.check_outside(recipe)
         # A file of zeros stands for what is to be trained, so that all is checked and planned as ever.
         untrained = Path(own) / f"untrained{SUFFIX}"
-        write_bytes(untrained, _zeros(method, model_facts(recipe)))
+        facts = model_facts(recipe)
+        write_bytes(untrained, _zeros(method, facts))
         whole = recipe.override({f"compress.{method.name}.{method.learns}": untrained})
-        asked = [Asked(samples, forced=True)]
-        facts = check_recipe(whole, measured, planned=True, asked=asked, progress=progress)
-        digest = check_digest(whole, facts, measured, name)
-        model = load_model(whole, progress, digest, device=device)
-        check_rewrite(model, samples, progress=progress)
-        plan = plan_recipe(whole, model.facts, digest, measured)
-        _check_trainable(plan)
-        checkpoint = output.with_name(f".{working_stem(output.name)}.training{SUFFIX}")
+        asked = Asked(samples, forced=True)
+        remedy = "leave it out while parts are trained"
+        model, plan = model_to_train(whole, chosen, asked, device, progress, remedy=remedy)
+        digest = model.digest
         from compressor.training.distillation import PartTask, distil, learned_in
 
-        small = _compressed(model, plan, whole)
+        small, _ = compressed_to_train(model, plan, whole)
         task = PartTask(
             model_digest=digest,
             data_digest=data_digest(samples),
@@ -140,10 +115,10 @@ def train_parts(
             samples,
             task,
             learned_in(small, method.learned_shapes(facts)),
-            method.learned_start,
-            checkpoint,
-            minutes=minutes,
+            file.checkpoint,
+            start=method.learned_start,
             start_samples=choose(samples, START_SAMPLES, train.seed),
+            minutes=minutes,
             progress=progress,
         )
         content = _file(method, trained.tensors, task.data_digest, digest)
@@ -166,10 +141,7 @@ def train_parts(
             kl_before=trained.before,
             kl_after=trained.after,
         )
-        # The parts last: where they are, the report is too.
-        report.save(report_file)
-        write_bytes(output, content)
-        checkpoint.unlink(missing_ok=True)
+        file.write(report, content)
     return report
 
 
@@ -205,39 +177,6 @@ def _who_learns() -> list[str]:
     from compressor.methods import METHODS
 
     return [method.name for method in METHODS if method.learns]
-
-
-def _check_place(recipe: Recipe, output: Path) -> None:
-    if model_folder(recipe, weights=False).resolve() == output.absolute().parent.resolve():
-        problem = (
-            "lies in the model's folder, where weights are the model's; choose another `output`"
-        )
-        raise VtcompressError(f"{output}: {problem}")
-
-
-def _check_trainable(plan: Plan) -> None:
-    """Refuse plans that read the end of the prompt, where a training has the answer."""
-    if plan.gates is not None:
-        raise PlanError(
-            ["compress: gates decide at the end of the prompt, and a training goes on to the answer; leave "
-             "them out while parts are trained"]
-        )  # fmt: skip
-    if by := {kept.by for kept in plan.keeps().values()}:
-        raise PlanError(
-            [
-                f"compress: {' and '.join(sorted(by))} chooses by the end of the prompt, and a training goes "
-                "on to the answer; leave it out while parts are trained"
-            ]
-        )
-
-
-def _compressed(model: "LoadedModel", plan: Plan, recipe: Recipe) -> "CompressedModel":
-    from compressor.compressed import compress
-
-    routed, embedding = with_routers(model, plan, recipe), model.embedding
-    near = {name: tensor.to(embedding.device) for name, tensor in routed.tensors.items()}
-    front = load_weights_in_front(plan, recipe).beside(embedding)
-    return compress(replace(routed, tensors=near), plan, logits="all", front=front)
 
 
 def _zeros(method: Method, facts: ModelFacts) -> bytes:

@@ -55,7 +55,8 @@ class Point:
     @property
     def asked(self) -> tuple[str, ...]:
         """What its recipe asks of the methods, by which points are told apart."""
-        return tuple(sorted(map(method_words, self.recipe.methods)))
+        healed = [f"healed by {self.recipe.heal.file}"] if self.recipe.heal.file else []
+        return tuple(sorted([*map(method_words, self.recipe.methods), *healed]))
 
 
 def points_of(recipes: Sequence[Recipe], over: Over) -> tuple[Point, ...]:
@@ -151,6 +152,7 @@ def _common(recipe: Recipe) -> dict[str, Any]:
 
 def _point(recipe: Recipe, given: Mapping[str, Any], *, baseline: bool = False) -> Point:
     names = " + ".join(method.name for method in recipe.methods) or "no method"
+    names += " healed" if recipe.heal.file is not None else ""
     words = [f"{METHOD_KEY.sub('', key)} {_shown(value)}" for key, value in given.items()]
     series = ", ".join([" ".join([names, *words[:-1][:1]]), *words[:-1][1:]])
     label = ", ".join([" ".join([names, *words[:1]]), *words[1:]])
@@ -234,7 +236,9 @@ def with_plans(
                 continue
             # Before the digest is taken, gates are taken for this model's.
             of = digest or (gates and gates.model_digest) or ""
-            found.append(replace(point, plan=plan_recipe(point.recipe, facts, of, profile)))
+            plan = plan_recipe(point.recipe, facts, of, profile)
+            point.recipe.healed_file(digest, plan.work_digest)
+            found.append(replace(point, plan=plan))
         except VtcompressError as error:
             problems += [f"{point.label}: {line}" for line in str(error).splitlines()]
     if problems:
@@ -281,6 +285,7 @@ def _with_baseline(point: Point, baseline: type[Method], kept: Kept, facts: Mode
     entries = [entry for entry in data["compress"] if kept.by not in entry]
     share = _share(baseline, kept, facts)
     data["compress"] = (*entries, {baseline.name: {"keep": share}})
+    data["heal"] = {"file": None}  # which would be another plan's
     recipe = parse_recipe(data, baseline.name)
     return _point(recipe, {f"compress.{baseline.name}.keep": share}, baseline=True)
 

@@ -1,0 +1,1 @@
+"""The stage that heals a compressed decoder, and reports on it."""
