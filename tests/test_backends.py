@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 
 from compressor.errors import ArtifactError, BackendError, MissingExtraError
 from export.artifact.artifact import Artifact
-from export.backends.onnxruntime import OnnxGraph, OnnxSession
+from export.backends.backend import Options
+from export.backends.onnxruntime import OnnxGraph, OnnxRuntime, OnnxSession
 from export.backends.onnxruntime_cuda import CudaSession, check_active
 from export.backends.openvino import OpenVinoSession, check_precision, shared_core
 from export.backends.registry import BACKENDS, open_session
@@ -264,19 +266,32 @@ def test_openvino_names_a_graph_that_it_cannot_read(artifact: Path, tmp_path: Pa
 PRIVATE_BYTES = """
 import sys
 from pathlib import Path
-import numpy as np, onnxruntime
+import numpy as np
 from export.graphs.spec import GraphSpec
 from export.backends.onnxruntime import OnnxGraph
 def private():
     lines = open("/proc/self/status").read().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
-folder, mapped = Path(sys.argv[1]), sys.argv[2] == "True"
+folder, mapped, optimized = Path(sys.argv[1]), sys.argv[2] == "True", sys.argv[3] == "True"
 spec = GraphSpec.model_validate_json((folder / "spec.json").read_text())
 before = private()
-graph = OnnxGraph(folder, spec, 1, mapped=mapped)
-(found,) = graph([np.ones((1, 1024), np.float32)])
+graph = OnnxGraph(folder, spec, 1, mapped=mapped, optimized=optimized)
+(found,) = graph([np.ones((1, 1024), spec.inputs[0].dtype)])
 print(private() - before, float(found.numpy().sum()))
 """
+
+
+def private_bytes(folder: Path, *, mapped: bool, optimized: bool) -> tuple[int, float]:
+    """Return what a graph takes in a process of its own that runs it once, and the sum of its output."""
+    done = subprocess.run(
+        [sys.executable, "-c", PRIVATE_BYTES, str(folder), str(mapped), str(optimized)],
+        cwd=Path(__file__).resolve().parent.parent,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    taken, total = done.stdout.split()
+    return int(taken), float(total)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
@@ -298,18 +313,59 @@ def test_mapped_weights_take_no_private_memory_and_change_no_result(tmp_path: Pa
     (tmp_path / "spec.json").write_text(spec.model_dump_json(), encoding="utf-8")
     taken, sums = {}, {}
     for mapped in (False, True):
-        done = subprocess.run(
-            [sys.executable, "-c", PRIVATE_BYTES, str(tmp_path), str(mapped)],
-            cwd=Path(__file__).resolve().parent.parent,
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-        first, second = done.stdout.split()
-        taken[mapped], sums[mapped] = int(first), float(second)
+        taken[mapped], sums[mapped] = private_bytes(tmp_path, mapped=mapped, optimized=True)
     assert taken[False] - taken[True] > 0.8 * weights.nbytes
     assert sums[True] == pytest.approx(sums[False], rel=1e-4)
     assert sums[True] == pytest.approx(float(weights.sum()), rel=1e-2)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_float16_weights_are_not_all_in_memory_in_float32(tmp_path: Path) -> None:
+    """Eight products in turn, 64 MiB of weights in float32, in a process of its own."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    drawn = np.random.default_rng(0)
+    weights = [(drawn.standard_normal((1024, 2048)) / 64).astype(np.float16) for _ in range(8)]
+    nodes, last = [], "x"
+    for i in range(0, 8, 2):
+        nodes.append(helper.make_node("MatMul", [last, f"w{i}"], [f"a{i}"]))
+        nodes.append(helper.make_node("MatMul", [f"a{i}", f"w{i + 1}"], [f"b{i}"]))
+        weights[i + 1] = np.ascontiguousarray(weights[i + 1].T)
+        last = f"b{i}"
+    nodes[-1].output[0] = "y"
+    kinds = [("x", ["rows", 1024]), ("y", ["rows", 1024])]
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT16, shape) for n, shape in kinds)
+    stored = [numpy_helper.from_array(w, f"w{i}") for i, w in enumerate(weights)]
+    graph = helper.make_graph(nodes, "g", [x], [y], stored)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
+    file = tmp_path / "g.onnx"
+    onnx.save(proto, file, save_as_external_data=True, location="weights.bin")
+    tensors = [TensorSpec(name=n, dtype="float16", axes=tuple(shape)) for n, shape in kinds]
+    spec = GraphSpec(name="g", file=file.name, inputs=tensors[:1], outputs=tensors[1:])
+    (tmp_path / "spec.json").write_text(spec.model_dump_json(), encoding="utf-8")
+    taken, sums = {}, {}
+    for optimized in (True, False):
+        taken[optimized], sums[optimized] = private_bytes(
+            tmp_path, mapped=True, optimized=optimized
+        )
+    assert taken[False] < 0.5 * 2 * sum(w.nbytes for w in weights) < taken[True]
+    assert sums[False] == pytest.approx(sums[True], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "mapped", "optimized"),
+    [("float16", True, False), ("float16", False, True), ("float32", True, True)],
+)
+def test_mapped_float16_graphs_are_run_as_they_are(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, mapped: bool, optimized: bool
+) -> None:
+    opened = Artifact.open(artifact)
+    opened = replace(opened, manifest=opened.manifest.model_copy(update={"dtype": dtype}))
+    given: dict[str, Any] = {}
+    monkeypatch.setattr("export.backends.onnxruntime.OnnxSession", lambda *_, **k: given.update(k))
+    OnnxRuntime().open(opened, Options(mapped=mapped))
+    assert given["optimized"] is optimized
 
 
 def test_mapped_weights_are_refused_where_a_backend_packs_always(artifact: Path) -> None:

@@ -179,8 +179,7 @@ class OnnxSession(GraphSession[OnnxGraph]):
         graphs: see `GraphSession`.
         decoder: see `GraphSession`.
         threads: of one operator; None lets ONNX Runtime choose.
-        mapped: see `OnnxGraph`.
-        exact: see `OnnxGraph`.
+        mapped, optimized, exact: see `OnnxGraph`.
         block: see `GraphSession`.
     """
 
@@ -192,11 +191,12 @@ class OnnxSession(GraphSession[OnnxGraph]):
         decoder: str = "decoder",
         threads: int | None = None,
         mapped: bool = False,
+        optimized: bool = True,
         exact: bool = False,
         block: int = BLOCK,
     ) -> None:
         def open_graph(spec: GraphSpec) -> OnnxGraph:
-            return OnnxGraph(folder, spec, threads, mapped=mapped, exact=exact)
+            return OnnxGraph(folder, spec, threads, mapped=mapped, optimized=optimized, exact=exact)
 
         super().__init__(graphs, open_graph, decoder, block)
         self._folder = folder
@@ -224,8 +224,16 @@ class OnnxRuntime(Backend):
 
     def open(self, artifact: "Artifact", options: Options) -> GraphSession[Any]:
         """See `Backend.open`."""
-        graphs = artifact.manifest.graphs
-        return OnnxSession(artifact.folder, graphs, threads=options.threads, mapped=options.mapped)
+        manifest = artifact.manifest
+        # Weights in float16 would be folded to float32, all of them in memory of their own.
+        folded = options.mapped and manifest.dtype == "float16"
+        return OnnxSession(
+            artifact.folder,
+            manifest.graphs,
+            threads=options.threads,
+            mapped=options.mapped,
+            optimized=not folded,
+        )
 
     @staticmethod
     def probe() -> Iterator[ProbeFacts]:
