@@ -4,7 +4,7 @@
 
 The folder gets a model of LLaVA-1.5-7B's files, names and shapes with random float16 weights (14 GB, a shard
 at a time), then the artifact, as large again. Both are deleted afterwards. Copying the model's weights to the
-same disk is timed beside. The artifact answers a question about a picture, float weights mapped, and the model
+same disk is timed beside. The artifact answers a question about a picture, float weights mapped; the model
 is calibrated on questions, its layers read when they run. Reads /proc, so Linux alone.
 """
 
