@@ -1,6 +1,9 @@
 """Compression loss by layer: the figures of models in memory, with one layer's weights there at a time."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +37,8 @@ from export.results.verdict import Verdict
 from export.runtime.runtime import Runtime
 from tests import test_family_qwen3_vl
 from tests.family_cases import HEAD_MASK, cuts
-from tests.test_streaming import DIGITS, FROZEN, HELD_OUT, first_layers, recipe_of
+from tests.llava_7b import make_llava_7b
+from tests.test_streaming import DIGITS, FROZEN, HELD_OUT, REPOSITORY, first_layers, recipe_of
 from vtcompress.stages.compress import as_stored
 
 Vt = Callable[..., tuple[int, str, str]]
@@ -291,3 +295,42 @@ def test_arrays_come_back_from_the_file_that_they_lie_in(tmp_path: Path) -> None
     assert [one.tolist() for one in found] == [[[1, 2, 3]], [[]], [[0, 1, 2, 3, 4]]]
     with pytest.raises(ValueError, match="in the place of"):
         file.write(slots[0], arrays[2])
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from compressor.compressed import compress
+from compressor.families import load
+from compressor.plan.edits import identity_plan
+from compressor.progress import SILENT
+from compressor.samples.questions import read_samples
+from compressor.schema.sections import ExportSection
+from export.checks.by_layer.loss import pairs_by_layer
+model, samples = load(sys.argv[1], outline=True), read_samples(Path(sys.argv[2]))[:2]
+small = compress(model, identity_plan(model.facts, model.digest))
+pairs_by_layer(model, small, ExportSection(), samples, 4, Path(sys.argv[1]), SILENT)
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(int(peak.split()[1]) * 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
+def test_memory_does_not_grow_with_layers(tmp_path: Path) -> None:
+    """Six more layers of width 512 are 77 MB in float32."""
+    children, sizes = {}, {}
+    for layers in (2, 8):
+        text = {"hidden_size": 512, "intermediate_size": 1408, "num_attention_heads": 4,
+                "num_hidden_layers": layers}  # fmt: skip
+        vision = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2}
+        model = make_llava_7b(tmp_path / f"{layers}", text=text, vision=vision)
+        sizes[layers] = sum(path.stat().st_size for path in model.glob("*.safetensors"))
+        command = [sys.executable, "-c", CHILD, str(model), str(HELD_OUT)]
+        # See the test of the whole export.
+        environ = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 17)}
+        children[layers] = subprocess.Popen(
+            command, cwd=REPOSITORY, env=environ, stdout=subprocess.PIPE
+        )
+    peaks = {layers: int(child.communicate(timeout=600)[0]) for layers, child in children.items()}
+    assert 2 * (sizes[8] - sizes[2]) > 70e6  # the files have float16
+    assert peaks[8] - peaks[2] < 15e6, peaks

@@ -199,9 +199,8 @@ class ExportRun:
             gates = load_plan_gates(plan, self.recipe, model)
             front = load_weights_in_front(plan, self.recipe)
             models = [compress_for_export(model, plan, self.recipe, gates, front)]
-            del gates, front
             lost = measure_loss(self.job, model, models[0], folder) if self.job.stream else None
-            del model
+            del gates, front, model
             return self._finish(models, profile, original, folder, lost)
 
     def _asked(self) -> list[Asked]:

@@ -90,8 +90,13 @@ def head_blocks(manifest: Manifest) -> list[Block]:
 
 
 def _asked(manifest: Manifest) -> str:
-    by_layer = manifest.loss is not None and manifest.loss.by_layer is not None
-    return "right answers forced, by layer" if by_layer else "original and compressed answers"
+    return (
+        "right answers forced, by layer" if _forced(manifest) else "original and compressed answers"
+    )
+
+
+def _forced(manifest: Manifest) -> bool:
+    return manifest.loss is not None and manifest.loss.by_layer is not None
 
 
 def _short(data: ReportData) -> list[Block]:
@@ -104,7 +109,11 @@ def _questions(data: ReportData) -> list[Block]:
     """Return how many answers differ, and some questions."""
     total, shown = len(data.questions), chosen_questions(data.questions)
     if not total:
-        why = "answers were not generated" if data.manifest.loss else "compression loss was not run"
+        why = (
+            "answers were not generated"
+            if _forced(data.manifest)
+            else "compression loss was not run"
+        )
         return [Words(f"None: {why}.")]
     words = f"All {total} answers are equal, word for word. {len(shown)} are shown."
     if different := sum(not question.equal for question in data.questions):
