@@ -10,10 +10,8 @@ from compressor.disk.files import read_json, write_text
 from compressor.errors import PlanError
 from compressor.facts import Facts, Positive
 from compressor.plan.layer import Natural
+from compressor.schema.values import Target
 from compressor.search.bounds import lower_bound
-
-Target = Literal["prefill", "kv_bytes"]
-"""What is to get smaller: the work of the prefill, or the bytes of the KV cache behind it."""
 
 FRONT_FILE, CHOSEN_FILE, PLANS = "front.json", "chosen.json", "plans"
 """Of a search's folder: `SearchReport`; the chosen plan; a folder with all plans of the front."""
