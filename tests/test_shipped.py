@@ -23,6 +23,7 @@ from vtcompress.stages.gates.report import GatesReport
 
 ROOT = Path(__file__).parent.parent
 NAMES = [
+    "auto",
     "cls_knee",
     "divprune",
     "dyvte",
@@ -61,6 +62,7 @@ STARTING_POINTS = {
 }
 """Recipes of a family, which mostly have nothing published to go by, by the method that they begin with."""
 PAPERS = {
+    "auto": "This project's own",
     "shortv": "ShortV: Efficient Multimodal Large Language Models "
     "by Freezing Visual Tokens in Ineffective Layers",
     "vtw": "Boosting Multimodal Large Language Models with Visual Tokens Withdrawal for Rapid Inference",

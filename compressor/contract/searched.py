@@ -81,6 +81,10 @@ class SearchedMethod(ExactlyOne, Method):
         given = self.model_dump(exclude_none=True)
         return {key: value for key, value in given.items() if (key, value) != ("target", "prefill")}
 
+    def why_frozen(self, plan: Plan, samples: int | None) -> str:  # noqa: ARG002 - it saw other figures
+        """Return what speaks for the layers: the search."""
+        return "chosen by a search, by what each change saves and what it changes of the answers"
+
     @abstractmethod
     def apply(self, plan: Plan, evidence: Evidence) -> Plan:
         """Refuse: no rule gives the plan.

@@ -15,10 +15,10 @@ from compressor.errors import PlanError
 from compressor.progress import SILENT, Progress
 from compressor.search.additive import Additive
 from compressor.search.candidates import Choice
-from compressor.search.findings import Findings, Half
+from compressor.search.findings import Half, SearchFindings
 from compressor.search.picking import pick, reached
 from compressor.search.results import HalfFigures
-from compressor.search.tried import Outcome, Tried
+from compressor.search.tried import SearchOutcome, Tried
 
 LADDER = (1.1, 1.25, 1.5, 1.75, 2.0, 2.25, 2.5, 2.75, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
 """Speed-ups that plans are looked for at."""
@@ -52,7 +52,7 @@ class Clock:
         budget: seconds for all of it; None: as long as it takes.
     """
 
-    def __init__(self, findings: Findings, budget: float | None) -> None:
+    def __init__(self, findings: SearchFindings, budget: float | None) -> None:
         self.findings, self.budget = findings, budget
         self.dearest: dict[Half, float] = {"choose": 0.0, "judge": 0.0}
         self.reserved = 0.0
@@ -88,7 +88,7 @@ class Search:
         wholes: Wholes,
         searched: SearchedMethod,
         where: str,
-        findings: Findings,
+        findings: SearchFindings,
         budget: float | None = None,
         progress: Progress = SILENT,
     ) -> None:
@@ -98,7 +98,7 @@ class Search:
         self.not_tried: list[str] = []
         self.most = additive.original / additive.least_cost()
 
-    def run(self) -> Outcome:
+    def run(self) -> SearchOutcome:
         """Search.
 
         Raises:
@@ -127,7 +127,7 @@ class Search:
         self.clock.reserved = 0.0
         baselines = self._baselines(chosen)
         self.findings.save()
-        return Outcome(self._by_speed(), baselines, chosen, why, self.not_tried)
+        return SearchOutcome(self._by_speed(), baselines, chosen, why, self.not_tried)
 
     def speedup(self, tried: Tried) -> float:
         """Return the predicted speed-up of a plan."""
