@@ -247,6 +247,9 @@ def digits():
 def test_every_shipped_recipe_runs_on_the_bundled_model_or_says_what_to_do(name, digits):
     facts, profile = digits
     recipe = load_recipe(find_recipe(name))
+    if recipe.searched is not None:  # tests of searches run it
+        check_methods(facts, recipe.methods)
+        return
     if name not in REFUSED:
         plan = plan_recipe(recipe, facts, "0" * 64, profile)
         cut = any(layer.cuts for layer in plan.layers)

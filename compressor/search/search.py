@@ -121,6 +121,7 @@ class Search:
             )
         self._refine()
         self._better(self._worst_sums(), "exchanges in other plans")
+        self._say(f"judging {len(self.front)} plans")
         for tried in self._by_speed():
             self._judge(tried)
         chosen, why = self._pick()
@@ -132,6 +133,11 @@ class Search:
     def speedup(self, tried: Tried) -> float:
         """Return the predicted speed-up of a plan."""
         return self.additive.speedup(tried.choice)
+
+    def _say(self, what: str) -> None:
+        """Say what is done, and how much of the time is left where there is an end."""
+        left = "" if self.clock.budget is None else f", {self.clock.left:.0f} s of the budget left"
+        self.progress.say(f"{what}{left}")
 
     def _by_speed(self) -> list[Tried]:
         return sorted(self.front.values(), key=lambda t: (self.speedup(t), t.choice))
@@ -161,8 +167,7 @@ class Search:
         """Measure a plan for each speed-up, from low to high, until nothing is kept."""
         rungs = [speed for speed in sorted(ladder) if speed <= self.most * (1 + 1e-9)]
         for number, speed in enumerate(rungs):
-            left = "" if self.clock.budget is None else f", {self.clock.left:.0f} s left"
-            self.progress.say(f"plans {number + 1} of {len(rungs)}: {speed:g} x{left}")
+            self._say(f"plans {number + 1} of {len(rungs)}: {speed:g} x")
             found = self._best_at(speed)
             if found is None and self.clock.allows("choose"):
                 continue  # the original is that fast: rows of its last layer are dead
@@ -200,6 +205,8 @@ class Search:
     def _improved(self, tried: Tried, cost: float, enough: Callable[[Tried], bool]) -> Tried:
         """Return a plan within a cost with exchanges that lose less, until it is enough or none helps."""
         best = tried
+        if not enough(best):
+            self._say(f"exchanges at {self.speedup(best):.2f} x")
         while not enough(best) and best.swaps < MOST_SWAPS:
             better = self._one_better(best, cost)
             if better is None:
@@ -307,6 +314,7 @@ class Search:
         names = list(dict.fromkeys(change.method for change in changes))
         found: dict[tuple[str, Choice], Tried] = {}
         for name in names if len(names) > 1 else ():
+            self._say(f"{name} alone")
             most = self.additive.original / self.additive.least_cost([name])
             speeds = {*BASELINES, self.speedup(chosen)}
             for speed in sorted(s for s in speeds if s <= most):
