@@ -36,6 +36,7 @@ COMMANDS = {
     "plan": ["--recipe", "identity", "--model", "{model}", "--profile", "{profile}"],
     "compress": ["--recipe", "identity", "--model", "{model}", "--plan", "{plan}"],
     "export": ["--recipe", "identity", "--model", "{model}", "--validate-data", "{data}"],
+    "search": ["--recipe", "auto", "--model", "{model}", "--data", "{data}"],
     "sweep": ["--recipe", "identity", "--model", "{model}", "--validate-data", "{data}"],
     "train-gates": ["--recipe", "{gates}", "--model", "{model}", "--data", "{data}"],
     "train-parts": ["--recipe", "mod", "--model", "{model}", "--data", "{data}"],
@@ -48,7 +49,17 @@ COMMANDS = {
     "compare": ["{artifact}", "--html", "{page}", "--plot", "{page}"],
     "build": ["{artifact}", "--target", "tensorrt-rtx", "--dry-run"],
 }
-WRITERS = ("calibrate", "plan", "compress", "export", "sweep", "train-gates", "train-parts", "heal")
+WRITERS = (
+    "calibrate",
+    "plan",
+    "compress",
+    "export",
+    "search",
+    "sweep",
+    "train-gates",
+    "train-parts",
+    "heal",
+)
 CASES = [
     (command, place)
     for command, given in COMMANDS.items()

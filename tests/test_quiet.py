@@ -128,6 +128,7 @@ def test_every_command_that_prints_is_judged_here(made: dict[str, list[object]])
         "costs",
         "doctor",
         "generate",
+        "search",
         "sweep",
         "train-gates",
         "train-parts",

@@ -27,6 +27,7 @@ from vtcompress.cli.making import (
     export,
     merge_profiles,
     plan,
+    search,
     sweep,
 )
 from vtcompress.cli.options import KEYS
@@ -104,6 +105,7 @@ for command in (
     heal,
     costs,
     plan,
+    search,
     compress,
     export,
     sweep,

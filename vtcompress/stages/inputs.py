@@ -112,6 +112,21 @@ def check_not_learned(recipe: Recipe, samples: Sequence[Sample]) -> None:
         check_unseen(samples, seen, problem, "judge by others")
 
 
+def refuse_searched(recipe: Recipe, what: str) -> None:
+    """Refuse a stage that needs a plan by rules.
+
+    Raises:
+        RecipeError: the recipe leaves its plan to a search.
+    """
+    if recipe.searched is not None:
+        raise RecipeError(
+            [
+                f"compress.{recipe.searched.name}: {what}, and this plan is found by a search; run "
+                "`vtcompress search`, which measures what it needs itself"
+            ]
+        )
+
+
 def open_profile(profile: Profile | str | Path | None) -> tuple[Profile | None, Path]:
     """Return a profile that was given as it is or by its file, and what errors call it.
 
