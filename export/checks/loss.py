@@ -5,18 +5,20 @@ The original's side is measured once and stored in the artifact, so that the che
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from math import fsum
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from compressor.progress import SILENT, Progress
 from compressor.samples.questions import Sample, data_digest
+from compressor.samples.scores import EXACT, Score, exact
 from export.results.loss_report import LossFigures, LossLimits, LossReport, misses
 from export.session.arrays import Array
 
 if TYPE_CHECKING:
     from export.runtime.runtime import Runtime
-from export.results.answers import Answer, Answers, exact, right_one
+from export.results.answers import Answer, Answers, scored
 
 
 def measure_answers(
@@ -50,8 +52,13 @@ def compare(
     compressed: Answers,
     limits: LossLimits,
     data_name: str,
+    score: Score = EXACT,
 ) -> LossReport:
-    """Compare the two models' answers, overall and for each kind of sample."""
+    """Compare the two models' answers, overall and for each kind of sample.
+
+    Raises:
+        DataError: a score of the user's own failed.
+    """
     kl = kl_rows(original.logits, compressed.logits)
     agree = original.logits.argmax(axis=1) == compressed.logits.argmax(axis=1)
     prefix = np.array(
@@ -63,13 +70,11 @@ def compare(
     same = [
         exact(a.text, b.text) for a, b in zip(original.answers, compressed.answers, strict=True)
     ]
-    right = [
-        (right_one(a.text, s.answers), right_one(b.text, s.answers)) if s.answers else None
-        for s, a, b in zip(samples, original.answers, compressed.answers, strict=True)
-    ]
+    each = (scored(samples, answers, score).answers for answers in (original, compressed))
+    scores = [(a.score, b.score) for a, b in zip(*each, strict=True)]
 
     def figures(kind: str, rows: Sequence[int]) -> LossFigures:
-        known = [pair for i in rows if (pair := right[i]) is not None]
+        known = [(a, b) for a, b in (scores[i] for i in rows) if a is not None and b is not None]
         count = len(known)
         picked = list(rows)
         return LossFigures(
@@ -81,11 +86,8 @@ def compare(
             agreement=float(agree[picked].mean()),
             common_prefix=float(prefix[picked].mean()),
             answered=count,
-            exact_match_original=sum(a for a, _ in known) / count if count else None,
-            exact_match=sum(b for _, b in known) / count if count else None,
             equal_answers=sum(same[i] for i in rows),
-            right_to_wrong=sum(a and not b for a, b in known) if count else None,
-            wrong_to_right=sum(b and not a for a, b in known) if count else None,
+            **_scored(known, graded=score.graded),
         )
 
     exits = Counter(a.exit_layer for a in compressed.answers if a.exit_layer is not None)
@@ -97,10 +99,32 @@ def compare(
         data_digest=data_digest(samples),
         overall=overall,
         kinds=tuple(kinds),
+        score=score.name,
         limits=limits,
-        failures=misses(overall, limits),
+        failures=misses(overall, limits, score.name),
         exits=tuple(sorted(exits.items())),
     )
+
+
+def _scored(pairs: Sequence[tuple[float, float]], *, graded: bool) -> dict[str, Any]:
+    """Return the figures of scores before and after: means, and what went up and down."""
+    if not pairs:
+        return {"exact_match_original": None, "exact_match": None}
+    down = [a - b for a, b in pairs if b < a]
+    up = [b - a for a, b in pairs if b > a]
+    # Sums of the scores of a share are whole numbers, so that the mean is the share.
+    found: dict[str, Any] = {
+        "exact_match_original": fsum(a for a, _ in pairs) / len(pairs),
+        "exact_match": fsum(b for _, b in pairs) / len(pairs),
+    }
+    if not graded:
+        return found | {"right_to_wrong": len(down), "wrong_to_right": len(up)}
+    return found | {
+        "scores_down": len(down),
+        "scores_up": len(up),
+        "score_lost": fsum(down),
+        "score_won": fsum(up),
+    }
 
 
 def kl_rows(original: Array, compressed: Array) -> Array:

@@ -7,7 +7,7 @@ import click
 from export.backends.registry import precisions
 from vtcompress.cli.backend_options import OneOfBackends, precision_option
 from vtcompress.cli.kinds import FILE, FOLDER
-from vtcompress.cli.options import read_settings
+from vtcompress.cli.options import read_settings, score_option
 from vtcompress.console import Output
 from vtcompress.terminal import say
 
@@ -52,6 +52,7 @@ def raise_if_missed(failures: tuple[str, ...]) -> None:
     metavar="KEY=VALUE",
     help="Judge by another limit, e.g. --set validate.loss.min_agreement=0.9; may be repeated.",
 )
+@score_option
 @click.option(
     "--backend",
     type=OneOfBackends(),
@@ -73,6 +74,7 @@ def validate(
     weights: Path | None,
     trust_remote_code: bool,
     settings: tuple[str, ...],
+    score: str | None,
     backend: str | None,
     precision: str,
     device: int,
@@ -101,6 +103,7 @@ def validate(
             threads=threads,
             device=device,
             limits=limits,
+            score=score,
             progress=out,
         )
         show.show_parity(out, parity, "" if parity.loss else why_unmeasured(artifact))
@@ -126,6 +129,7 @@ def validate(
         gates=gates,
         weights=weights,
         limits=limits,
+        score=score,
         threads=threads,
         trust_remote_code=trust_remote_code,
         progress=out,

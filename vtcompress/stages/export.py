@@ -44,6 +44,7 @@ from vtcompress.stages.checks.recipe import (
     digest_of_plan,
 )
 from vtcompress.stages.checks.rewrite import check_rewrite, rewrite_prompt
+from vtcompress.stages.checks.score import checked_score
 from vtcompress.stages.compress import (
     compress_for_export,
     load_plan_gates,
@@ -382,7 +383,8 @@ def export(
     samples = validation_samples(recipe)
     # Read now: data that cannot be used is refused before anything runs.
     prompts = () if stream else range_samples(recipe, samples)
-    job = Job(recipe, bench_rounds, threads, progress, samples, prompts, stream)
+    score = checked_score(recipe, samples)
+    job = Job(recipe, bench_rounds, threads, progress, samples, score, prompts, stream)
     read = read_files(sources, profile, plan)
     run = ExportRun(job, Path(output), overwrite=overwrite, sources=read)
     if compressed is not None:

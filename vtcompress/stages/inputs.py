@@ -13,10 +13,12 @@ from compressor.profile import Profile
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.samples.questions import Sample, check_pictures, choose, read_samples
+from compressor.samples.scores import EXACT
 from compressor.schema.sections import CalibrateSection, ValidateSection
 from compressor.schema.values import RunDType
 from export.artifact.artifact import PROFILE_FILE
 from export.backends.checked_on import CHECKED_ON
+from export.results.loss_report import NO_DATA_WORDS, NO_LIMIT_WORDS
 
 if TYPE_CHECKING:
     from compressor.families import LoadedModel
@@ -134,10 +136,16 @@ def note_unread_data(recipe: Recipe, why: str, progress: Progress) -> None:
 
 
 def note_no_validation(recipe: Recipe, progress: Progress) -> None:
-    """Say what a recipe without validation data asks of a validation in vain."""
-    section = recipe.validation
+    """Say that nobody will judge the answers, if so, and what a recipe asks of a validation in vain."""
+    section, why = recipe.validation, "there is no validation data"
     if section.data is None:
-        _note_draw("validate", section, ValidateSection(), "there is no validation data", progress)
+        progress.say(f"WARNING: {NO_DATA_WORDS}")
+    elif not any(limit is not None for _, limit in section.loss):
+        progress.say(f"WARNING: {NO_LIMIT_WORDS}")
+    if section.data is None:
+        _note_draw("validate", section, ValidateSection(), why, progress)
+        if section.score != EXACT.name:
+            note_in_vain("validate.score", section.score, why, progress)
 
 
 def _note_draw(key: str, section: Section, usual: Section, why: str, progress: Progress) -> None:

@@ -19,6 +19,7 @@ from export.backends.torch_device import ON_CPU, check_device, whole_float32
 from vtcompress.console import shown
 from vtcompress.stages.checks.prompts import Asked, check_recipe_prompts
 from vtcompress.stages.checks.rewrite import check_rewrite
+from vtcompress.stages.checks.score import checked_score
 from vtcompress.stages.gates.report import GatesReport
 from vtcompress.stages.inputs import (
     load_model,
@@ -90,6 +91,7 @@ def train_gates(
     with made_parent(output), exclusive(output), whole_float32(device):
         check()
         samples, others = _questions(data), _held_out(recipe)
+        score = checked_score(recipe, others)
         _check_model(recipe, output)
         tokens = recipe.validation.max_new_tokens
         asked = [Asked(samples, forced=True), Asked(others, tokens, forced=True)]
@@ -106,7 +108,7 @@ def train_gates(
         gates = loaded_gates(trained, content)
         held = None
         if others:
-            held = judge_held_out(model, trained, gates, others, recipe.validation, progress)
+            held = judge_held_out(model, trained, gates, others, recipe.validation, score, progress)
         report = GatesReport(
             model=model.facts.name,
             model_digest=model.digest,
