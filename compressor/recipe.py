@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError
 from compressor.contract.gated import GatedMethod
 from compressor.contract.method import Method
 from compressor.contract.routed import RoutedMethod
+from compressor.contract.searched import SearchedMethod
 from compressor.disk.gate_file import GateFile
 from compressor.disk.mistaken import mistaken
 from compressor.disk.paths import at_home
@@ -104,6 +105,11 @@ class Recipe(RecipeSection):
     def gated(self) -> GatedMethod | None:
         """The entry whose exits gates decide on, if there is one."""
         return gated(self.methods)
+
+    @property
+    def searched(self) -> SearchedMethod | None:
+        """The entry whose plan a search finds, if there is one."""
+        return next((m for m in self.methods if isinstance(m, SearchedMethod)), None)
 
     def gate_file(self, facts: ModelFacts, model_digest: str | None) -> GateFile:
         """Returns the file of the recipe's gates; see `GatedMethod.gate_file`.

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from compressor.errors import RecipeError
 from compressor.methods import METHOD_NAMES, CompressEntry
-from compressor.schema.problems import hint, key_names, section_at, show
+from compressor.schema.problems import hint, section_at, show
 from compressor.schema.values import ExactlyOne
 
 Values = dict[str, Any]
@@ -138,7 +138,7 @@ def _apply(section: Values, change: Values, model: type[BaseModel] | None) -> No
 
 def _keep_one(section: Values, change: Values, model: type[ExactlyOne]) -> None:
     """Take away what a new choice replaces, and what is null."""
-    names = [name for name in key_names(model) if name not in model.beside]
+    names = model.choices()
     if any(change.get(name) is not None for name in names):
         for name in names:
             if change.get(name) is None:

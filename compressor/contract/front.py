@@ -2,12 +2,14 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from compressor.contract.choice import FrontRule
 from compressor.contract.method import Claim, Evidence, Method, Trait, Turn
+from compressor.contract.trials import Offering, PlanTrial
 from compressor.facts import ModelFacts
 from compressor.plan.edits import keep_in_front
 from compressor.plan.kept import rows_of_share, why_no_tiles
@@ -90,14 +92,27 @@ class FrontChooser(Method):
         """See `Method.front_rule`."""
 
 
-class FrontMethod(FrontChooser):
+class FrontMethod(FrontChooser, Offering):
     """A method that keeps k of the n visual rows of every tile, in front of the decoder.
 
     Attributes:
+        tried: shares that it offers to a search, with its other keys as they usually are.
         keep: share of them that stays, above 0, up to 1.
     """
 
+    tried: ClassVar[tuple[float, ...]] = ()
+
     keep: KeptShare
+
+    @classmethod
+    def trials(cls, facts: ModelFacts, evidence: Evidence) -> tuple[PlanTrial, ...]:
+        """Return the shares that it offers, where the model goes with them."""
+        found = (cls(keep=share) for share in cls.tried)
+        return tuple(
+            PlanTrial(f"{one.keep:g} of visual tokens", partial(one.apply, evidence=evidence))
+            for one in found
+            if not one.unfit(facts, evidence.where)
+        )
 
     def unfit(self, facts: ModelFacts, where: str) -> list[str]:
         """Return also that no row would be kept."""

@@ -56,6 +56,7 @@ class Trait(StrEnum):
     RUNNING = "chooses which visual tokens run a layer"
     PER_PROMPT = "decides for each prompt"
     READS_ROWS = "must know which rows of the past are visual"
+    ALONE = "makes the whole plan"
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from compressor.contract.method import Method, MethodWords, Trait, Turn
 from compressor.entry_points import taken
 from compressor.errors import PlanError
 from compressor.facts import ModelFacts
+from compressor.methods.auto import Auto
 from compressor.methods.cls_knee import ClsKnee
 from compressor.methods.divprune import DivPrune
 from compressor.methods.dyvte import DyVTE
@@ -58,6 +59,7 @@ BUILT_IN: Final[tuple[type[Method], ...]] = (
     RandomChoice,
     Pooling,
     WicoPlus,
+    Auto,
 )
 
 
@@ -301,6 +303,11 @@ def methods_clash(entries: object) -> str | None:
         if counts[method.name]
         for claim in method.claims(_keys_of(entries, method.name))
     ]
+    if (alone := [c.key for c in claims if c.trait is Trait.ALONE]) and len(entries) > 1:
+        others = [name for name in METHOD_NAMES if counts[name] and name not in alone]
+        return (
+            f"{alone[0]} stands alone: it {Trait.ALONE}; leave {' and '.join(others or alone)} out"
+        )
     for trait, what in ONE_OF.items():
         keys = [claim.key for claim in claims if claim.trait is trait]
         if len(keys) > 1:

@@ -92,6 +92,7 @@ class DivPrune(FrontMethod):
     """
 
     name: ClassVar[str] = "divprune"
+    tried: ClassVar[tuple[float, ...]] = (0.5, 0.25)
     words: ClassVar[MethodWords] = MethodWords(
         label="DivPrune",
         paper="DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models, arXiv 2503.02175",

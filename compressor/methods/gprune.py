@@ -80,6 +80,7 @@ class GPrune(FrontMethod):
     )
     nicknames: ClassVar[tuple[str, ...]] = ("g_prune", "graph_prune")
     by_grid: ClassVar[tuple[str, ...]] = ()
+    tried: ClassVar[tuple[float, ...]] = (0.5, 0.25)
 
     threshold: Cosine = 0.5
     temperature: Rate = 0.03

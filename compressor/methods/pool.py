@@ -63,6 +63,7 @@ class Pooling(FrontMethod):
     """
 
     name: ClassVar[str] = "pool"
+    tried: ClassVar[tuple[float, ...]] = (0.5, 0.25)
     words: ClassVar[MethodWords] = MethodWords(
         label="pooling",
         front_how=", each the mean of a block of neighbours",

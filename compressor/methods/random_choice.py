@@ -44,6 +44,7 @@ class RandomChoice(FrontMethod):
     baseline: ClassVar[bool] = True
 
     by_grid: ClassVar[tuple[str, ...]] = ()
+    tried: ClassVar[tuple[float, ...]] = (0.5, 0.25)
 
     seed: Seed = 0
 

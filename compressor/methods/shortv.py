@@ -28,6 +28,8 @@ from compressor.contract.method import (
     gone_words,
     layers_words,
 )
+from compressor.contract.trials import LayerTrial, Offering
+from compressor.facts import ModelFacts
 from compressor.plan.cost import predicted_speedup
 from compressor.plan.edits import freeze
 from compressor.plan.plan import Plan
@@ -129,7 +131,7 @@ CONTRIBUTION = Measure(
 )
 
 
-class ShortV(ExactlyOne, Method):
+class ShortV(ExactlyOne, Method, Offering):
     """ShortV: visual rows pass unchanged through the layers that contribute least.
 
     Exactly one of the keys is given.
@@ -159,6 +161,11 @@ class ShortV(ExactlyOne, Method):
     frozen: Frozen | None = None
     layers: Layers | None = None
     speedup: AboveOne | None = None
+
+    @classmethod
+    def trials(cls, facts: ModelFacts, evidence: Evidence) -> tuple[LayerTrial, ...]:
+        """Return the layer frozen."""
+        return (LayerTrial("frozen", lambda layer: layer.turned("frozen", cls.name)),)
 
     def needs(self) -> tuple[Measure, ...]:
         """Return what calibration must measure: nothing where layers are named."""

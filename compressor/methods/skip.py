@@ -13,6 +13,7 @@ Limitations:
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, get_args
 
 from pydantic import model_validator
@@ -26,10 +27,12 @@ from compressor.contract.measure import (
     table_of,
 )
 from compressor.contract.method import Evidence, Method, MethodWords, NamedLayers, Turn
+from compressor.contract.trials import LayerTrial, Offering
+from compressor.facts import ModelFacts
 from compressor.methods.shortv import layers_for_speedup, rounded
 from compressor.plan.cost import predicted_speedup
 from compressor.plan.edits import leave_out
-from compressor.plan.layer import Operator
+from compressor.plan.layer import LayerPlan, Operator
 from compressor.plan.plan import Plan
 from compressor.schema.problems import apply_rule
 from compressor.schema.values import AboveOne, ExactlyOne, Layers, RecipeSection, Share
@@ -78,6 +81,10 @@ def operator_kl(full: Any) -> "Tensor":
 def _left_out(plan: Plan, place: Place) -> bool:
     layer, operator = plan.layers[place[0]], OPERATORS[place[1]]
     return layer.without == operator or layer.reason == Skip.name
+
+
+def _leaving_out(operator: Operator, layer: LayerPlan) -> LayerPlan:
+    return layer.leaving_out(operator, Skip.name)
 
 
 def _drawing(measured: Measured, plan: Plan) -> Drawing:
@@ -139,7 +146,7 @@ class NamedOperators(RecipeSection):
         )
 
 
-class Skip(ExactlyOne, Method):
+class Skip(ExactlyOne, Method, Offering):
     """Visual rows go without attention or MLP of some layers; text rows read their keys and values there.
 
     Exactly one of the keys is given.
@@ -160,6 +167,13 @@ class Skip(ExactlyOne, Method):
     operators: NamedOperators | None = None
     share: Share | None = None
     speedup: AboveOne | None = None
+
+    @classmethod
+    def trials(cls, facts: ModelFacts, evidence: Evidence) -> tuple[LayerTrial, ...]:
+        """Return the layer without each of its operators."""
+        return tuple(
+            LayerTrial(f"no {operator}", partial(_leaving_out, operator)) for operator in OPERATORS
+        )
 
     def needs(self) -> tuple[Measure, ...]:
         """Return what calibration must measure: nothing where operators are named."""

@@ -14,6 +14,7 @@ Limitations:
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from compressor.contract.measure import Drawing, Measure, Measured, MeasureTable, marked, table_of
@@ -27,6 +28,8 @@ from compressor.contract.method import (
     Trait,
     Turn,
 )
+from compressor.contract.trials import Offering, PlanTrial
+from compressor.facts import ModelFacts
 from compressor.plan.cost import predicted_speedup
 from compressor.plan.edits import leave
 from compressor.plan.plan import Plan
@@ -111,7 +114,7 @@ EXIT_KL = Measure(
 )
 
 
-class VisualExit(ExactlyOne, Method):
+class VisualExit(ExactlyOne, Method, Offering):
     """Visual tokens leave the decoder at the input of one layer, the same for every prompt (VTW).
 
     Exactly one of `layer`, `max_kl` and `speedup` is given.
@@ -146,6 +149,14 @@ class VisualExit(ExactlyOne, Method):
     max_kl: NotNegative | None = None
     first_layer: Count | None = None
     speedup: AboveOne | None = None
+
+    @classmethod
+    def trials(cls, facts: ModelFacts, evidence: Evidence) -> tuple[PlanTrial, ...]:
+        """Return visual tokens leaving in front of each layer but the first."""
+        return tuple(
+            PlanTrial("visual tokens leave", partial(leave, layer=layer, reason=cls.name), layer)
+            for layer in range(1, facts.decoder.layers)
+        )
 
     @classmethod
     def claims(cls, keys: Mapping[str, Any]) -> tuple[Claim, ...]:

@@ -134,6 +134,10 @@ _TEXT = r"^[^\x00-\x1f\x7f]+$"
 ModelId = Annotated[str, Field(pattern=_TEXT), allowed("a hub id or a folder, as text")]
 
 
+Target = Annotated[Literal["prefill", "kv_bytes"], allowed("prefill or kv_bytes")]
+"""What is to get smaller: the work of the prefill, or the bytes of the KV cache behind it."""
+
+
 RunDType = Annotated[
     Literal["float32", "bfloat16", "float16"], allowed("float32, bfloat16 or float16")
 ]
@@ -178,9 +182,15 @@ class RecipeSection(BaseModel):
 
 
 class ExactlyOne(RecipeSection):
-    """A section in which one key, and only one, is given; `beside` names keys that go with one of them."""
+    """A section in which one key, and only one, is given.
+
+    Attributes:
+        beside: keys that go with one of them, by which.
+        with_any: keys that go with any of them.
+    """
 
     beside: ClassVar[Mapping[str, str]] = {}
+    with_any: ClassVar[tuple[str, ...]] = ()
 
     @field_validator("*", mode="before")
     @classmethod
@@ -194,18 +204,23 @@ class ExactlyOne(RecipeSection):
     def _one(cls, value: Any, handler: Callable[[Any], Self]) -> Self:
         problem = None
         if isinstance(value, dict):
-            names = [name for name in key_names(cls) if name not in cls.beside]
+            names = cls.choices()
             given = [name for name in names if name in value]
             choice = f"give exactly one of: {', '.join(names)}"
             idle = [n for n, owner in cls.beside.items() if n in value and owner not in value]
             if len(given) > 1:
                 problem = f"{' and '.join(given)} are given together; {choice}"
-            elif not value:
+            elif not set(value) - set(cls.with_any):
                 problem = f"nothing is given; {choice}"
             elif idle:
                 problem = f"{idle[0]} goes with {cls.beside[idle[0]]}; give both or neither"
         result: Self = apply_rule(value, handler, problem)
         return result
+
+    @classmethod
+    def choices(cls) -> list[str]:
+        """Return the keys of which one is given."""
+        return [n for n in key_names(cls) if n not in cls.beside and n not in cls.with_any]
 
     @model_serializer(mode="wrap")
     def _without_the_others(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

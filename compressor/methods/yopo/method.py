@@ -14,17 +14,19 @@ from compressor.contract.method import (
     Trait,
     Turn,
 )
+from compressor.contract.trials import LayerTrial, Offering
 from compressor.facts import ModelFacts
 from compressor.methods.yopo.cut import cut, unfit
 from compressor.methods.yopo.keys import YopoKeys
 from compressor.methods.yopo.measures import HEAD_SCORE, NEURON_ACTIVITY
 from compressor.methods.yopo.notes import yopo_notes
+from compressor.methods.yopo.offers import offered
 from compressor.plan.edits import leave
 from compressor.plan.plan import Plan
 from compressor.schema.values import layer_at
 
 
-class Yopo(YopoKeys, Method):
+class Yopo(YopoKeys, Method, Offering):
     """YOPO: four cuts of the work on visual tokens; see `YopoKeys`."""
 
     name: ClassVar[str] = "yopo"
@@ -40,6 +42,16 @@ class Yopo(YopoKeys, Method):
     measures: ClassVar[tuple[Measure, ...]] = (HEAD_SCORE, NEURON_ACTIVITY)
     nicknames: ClassVar[tuple[str, ...]] = ("heads",)
     by_grid: ClassVar[tuple[str, ...]] = ("window",)
+
+    @classmethod
+    def tried_by(cls) -> tuple[Measure, ...]:
+        """Return both of its measures."""
+        return cls.measures
+
+    @classmethod
+    def trials(cls, facts: ModelFacts, evidence: Evidence) -> tuple[LayerTrial, ...]:
+        """Return fewer neurons, the most active ones, and fewer heads, those of the highest scores."""
+        return offered(facts, evidence)
 
     @classmethod
     def claims(cls, keys: Mapping[str, Any]) -> tuple[Claim, ...]:

@@ -1,0 +1,61 @@
+"""What a method offers to a search: changes of a plan, one at a time, with the method as their reason."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from compressor.contract.measure import Measure
+from compressor.contract.method import Evidence
+from compressor.facts import ModelFacts
+from compressor.plan.layer import LayerPlan
+from compressor.plan.plan import Plan
+
+
+@dataclass(frozen=True)
+class LayerTrial:
+    """What visual rows may do in one layer.
+
+    Attributes:
+        words: for people, and what tells a method's trials apart: `frozen`.
+        change: makes it of a layer that updates visual rows.
+    """
+
+    words: str
+    change: Callable[[LayerPlan], LayerPlan]
+
+
+@dataclass(frozen=True)
+class PlanTrial:
+    """What visual rows may do from a layer on, or in front of the decoder.
+
+    Attributes:
+        words: as of `LayerTrial`, without the layer.
+        change: makes it of a plan.
+        layer: first layer without visual rows; None: it chooses in front of the decoder.
+    """
+
+    words: str
+    change: Callable[[Plan], Plan]
+    layer: int | None = None
+
+
+class Offering(ABC):
+    """A method whose words of a plan a search may use."""
+
+    @classmethod
+    def tried_by(cls) -> tuple[Measure, ...]:
+        """Return what calibration must measure for the trials."""
+        return ()
+
+    @classmethod
+    @abstractmethod
+    def trials(cls, facts: ModelFacts, evidence: Evidence) -> tuple[LayerTrial | PlanTrial, ...]:
+        """Return what it offers for a model; nothing where the model rules it out.
+
+        Args:
+            facts: of the model.
+            evidence: with what `tried_by` asks for.
+
+        Raises:
+            CannotError: that was not measured.
+        """

@@ -1,0 +1,227 @@
+"""All plans that a search may choose among: for each layer what visual rows do there, an exit, a front."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from compressor.contract.measure import Measure
+from compressor.contract.method import CannotError, Evidence, Method, NamedLayers
+from compressor.contract.searched import SearchedMethod
+from compressor.contract.trials import LayerTrial, Offering, PlanTrial
+from compressor.errors import PlanError
+from compressor.facts import ModelFacts
+from compressor.methods import METHODS
+from compressor.plan.dead_rows import freeze_dead_rows
+from compressor.plan.edits import identity_plan
+from compressor.plan.layer import LayerPlan
+from compressor.plan.plan import Plan, Workload
+from compressor.schema.problems import nearest
+
+EVERYTHING = "everything"
+"""What visual tokens do in a layer that nothing is changed in."""
+
+
+class Choice(NamedTuple):
+    """One plan, by what was chosen for each of its parts.
+
+    Attributes:
+        front: number of the choice in front of the decoder; 0: all rows enter.
+        leaves: first layer without visual rows; 0: they stay.
+        modes: [L] number of each layer's mode; 0: everything, which layers have too that are dead or behind
+            an exit.
+    """
+
+    front: int
+    leaves: int
+    modes: tuple[int, ...]
+
+    def with_mode(self, layer: int, mode: int) -> "Choice":
+        """Return the choice with another mode of a layer."""
+        return self._replace(modes=(*self.modes[:layer], mode, *self.modes[layer + 1 :]))
+
+
+@dataclass(frozen=True)
+class Change:
+    """A trial with the method that offers it."""
+
+    method: str
+    trial: LayerTrial | PlanTrial
+
+    @property
+    def words(self) -> str:
+        """What it does."""
+        return self.trial.words
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What a search chooses among.
+
+    Attributes:
+        facts: of the model.
+        digest: that plans are bound to.
+        workload: prefill that costs are predicted for.
+        modes: of a layer, everything aside; mode i of a `Choice` is entry i - 1.
+        exits: visual tokens leaving, by the first layer without them.
+        fronts: choices in front of the decoder; number i of a `Choice` is entry i - 1.
+        whole: layers in which visual tokens keep all they do.
+    """
+
+    facts: ModelFacts
+    digest: str
+    workload: Workload
+    modes: tuple[Change, ...]
+    exits: Mapping[int, Change]
+    fronts: tuple[Change, ...]
+    whole: frozenset[int] = frozenset()
+
+    @property
+    def layers(self) -> int:
+        """L."""
+        return self.facts.decoder.layers
+
+    @property
+    def nothing(self) -> Choice:
+        """The original."""
+        return Choice(0, 0, (0,) * self.layers)
+
+    def open(self, leaves: int = 0) -> tuple[int, ...]:
+        """Return the layers that have modes to choose among; in front of an exit rows are dead."""
+        return tuple(i for i in range((leaves or self.layers) - 1) if i not in self.whole)
+
+    def everywhere(self, mode: int, *, front: int = 0, leaves: int = 0) -> Choice:
+        """Return the choice of one mode in all layers that are open."""
+        open_layers = self.open(leaves)
+        modes = tuple(mode if i in open_layers else 0 for i in range(self.layers))
+        return Choice(front, leaves, modes)
+
+    def plan(self, choice: Choice) -> Plan:
+        """Return the plan of a choice."""
+        plan = identity_plan(self.facts, self.digest, self.workload)
+        if choice.front:
+            plan = self._changed(plan, self.fronts[choice.front - 1])
+        if choice.leaves:
+            plan = self._changed(plan, self.exits[choice.leaves])
+        layers = [
+            self._in_layer(layer, self.modes[mode - 1]) if mode else layer
+            for layer, mode in zip(plan.layers, choice.modes, strict=True)
+        ]
+        return plan.model_copy(update={"layers": freeze_dead_rows(tuple(layers))})
+
+    def words(self, choice: Choice) -> tuple[str, ...]:
+        """Return what each layer does, in a few words."""
+        found = []
+        for i, mode in enumerate(choice.modes):
+            if choice.leaves and i >= choice.leaves:
+                found.append("no visual tokens")
+            elif i == (choice.leaves or self.layers) - 1:
+                found.append("frozen, as nobody reads what comes out")
+            else:
+                found.append(self.modes[mode - 1].words if mode else EVERYTHING)
+        return tuple(found)
+
+    @staticmethod
+    def _changed(plan: Plan, change: Change) -> Plan:
+        if not isinstance(change.trial, PlanTrial):
+            raise TypeError(f"{change.words} is a change of a layer")
+        return change.trial.change(plan)
+
+    @staticmethod
+    def _in_layer(layer: LayerPlan, change: Change) -> LayerPlan:
+        if not isinstance(change.trial, LayerTrial):
+            raise TypeError(f"{change.words} is a change of a plan")
+        return change.trial.change(layer) if layer.visual == "update" else layer
+
+
+def offering(searched: SearchedMethod, where: str) -> tuple[type[Method], ...]:
+    """Return the methods whose words a search may use.
+
+    Raises:
+        PlanError: methods are named that are not there, or offer nothing; or none is left.
+    """
+    offers = {m.name: m for m in METHODS if issubclass(m, Offering)}
+    never = (searched.never and searched.never.methods) or ()
+    problems = [
+        f"{where}.{key}: {name!r} is no method that a search can use{nearest(name, offers)} "
+        f"(known: {', '.join(offers)})"
+        for key, names in (("use", searched.use or ()), ("never.methods", never))
+        for name in names
+        if name not in offers
+    ]
+    found = tuple(m for n, m in offers.items() if n in (searched.use or offers) and n not in never)
+    if not (problems or found):
+        problems = [
+            f"{where}: no method is left that may be used; allow one of: {', '.join(offers)}"
+        ]
+    if problems:
+        raise PlanError(problems)
+    return found
+
+
+def measures_for(methods: Iterable[type[Method]]) -> tuple[Measure, ...]:
+    """Return what calibration must measure for what methods offer."""
+    found = [m for method in methods if issubclass(method, Offering) for m in method.tried_by()]
+    return tuple({measure.name: measure for measure in found}.values())
+
+
+def candidates_of(
+    facts: ModelFacts,
+    digest: str,
+    workload: Workload,
+    searched: SearchedMethod,
+    evidence: Evidence,
+) -> Candidates:
+    """Return what a search chooses among on a model.
+
+    Args:
+        facts: of the model.
+        digest: of it.
+        workload: that costs are predicted for.
+        searched: the recipe's entry.
+        evidence: what calibration measured; its place begins every problem.
+
+    Raises:
+        PlanError: the entry names what is not there, or nothing is left to choose.
+    """
+    never = (searched.never and searched.never.layers) or ()
+    remedy = ": give layers of this model"
+    named = NamedLayers("never.layers", never, remedy=remedy)
+    if problems := named.problems(facts.decoder.layers, evidence.where):
+        raise PlanError(problems)
+    modes: list[Change] = []
+    fronts: list[Change] = []
+    exits: dict[int, Change] = {}
+    for method in offering(searched, evidence.where):
+        if not issubclass(method, Offering):
+            continue
+        try:
+            trials = method.trials(facts, evidence)
+        except CannotError as reason:
+            raise PlanError(map(str, reason.args)) from None
+        for trial in trials:
+            change = Change(method.name, trial)
+            if isinstance(trial, LayerTrial):
+                modes.append(change)
+            elif trial.layer is None:
+                fronts.append(change)
+            elif trial.layer > max(never, default=-1):
+                exits.setdefault(trial.layer, change)
+    found = Candidates(
+        facts, digest, workload, tuple(modes), exits, tuple(fronts), frozenset(never)
+    )
+    if not (modes and found.open()) and not exits and not fronts:
+        raise PlanError([f"{evidence.where}: nothing is left to choose; use or never less"])
+    return found
+
+
+def label_of(candidates: Candidates, choice: Choice) -> str:
+    """Return what a plan does in a few words: how many layers do what."""
+    counts: dict[str, int] = {}
+    for layer in candidates.open(choice.leaves):
+        if mode := choice.modes[layer]:
+            words = candidates.modes[mode - 1].words
+            counts[words] = counts.get(words, 0) + 1
+    parts = [candidates.fronts[choice.front - 1].words + " in front"] if choice.front else []
+    parts += [f"{words} in {n} layer{'s' * (n > 1)}" for words, n in counts.items()]
+    parts += [f"exit at layer {choice.leaves}"] if choice.leaves else []
+    return ", ".join(parts) or "nothing changed"
