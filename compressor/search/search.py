@@ -164,6 +164,8 @@ class Search:
             left = "" if self.clock.budget is None else f", {self.clock.left:.0f} s left"
             self.progress.say(f"plans {number + 1} of {len(rungs)}: {speed:g} x{left}")
             found = self._best_at(speed)
+            if found is None and self.clock.allows("choose"):
+                continue  # the original is that fast: rows of its last layer are dead
             if found is None:
                 skipped = ", ".join(f"{s:g}" for s in rungs[number:])
                 self.not_tried.append(f"speed-ups of {skipped}: there was no time")
@@ -177,10 +179,11 @@ class Search:
                 return
 
     def _best_at(self, speed: float, methods: Collection[str] | None = None) -> Tried | None:
-        """Return the best plan for a speed-up before exchanges; None: there is no time for one."""
+        """Return the best plan for a speed-up before exchanges; None: no time, or nothing need change."""
         proposals = self.additive.best(self.additive.original / speed, methods)
         best: Tried | None = None
-        for proposal in proposals[: COMBINATIONS if methods is None else 1]:
+        changed = [p for p in proposals if p.choice != self.additive.candidates.nothing]
+        for proposal in changed[: COMBINATIONS if methods is None else 1]:
             figures = self._measured(proposal.choice, "choose")
             if figures is not None and (best is None or figures.kl < best.chosen_on.kl):
                 best = Tried(proposal.choice, figures)
@@ -194,9 +197,9 @@ class Search:
         self._reserve()
         return tried
 
-    def _improved(self, tried: Tried, enough: Callable[[Tried], bool]) -> Tried:
-        """Return a plan at no more cost with exchanges that lose less, until it is enough or none helps."""
-        cost, best = self.additive.cost(tried.choice), tried
+    def _improved(self, tried: Tried, cost: float, enough: Callable[[Tried], bool]) -> Tried:
+        """Return a plan within a cost with exchanges that lose less, until it is enough or none helps."""
+        best = tried
         while not enough(best) and best.swaps < MOST_SWAPS:
             better = self._one_better(best, cost)
             if better is None:
@@ -221,7 +224,10 @@ class Search:
         if self.searched.speedup is not None:
             asked = [t for t in self._by_speed() if self._fast_enough(t)]
             if asked:
-                self._improved(asked[0], lambda _: False)
+                best = min(asked, key=lambda t: (t.chosen_on.kl, t.choice))
+                self._improved(
+                    best, self.additive.original / self.searched.speedup, lambda _: False
+                )
             return
         good = self._good
         while True:
@@ -230,7 +236,7 @@ class Search:
             beyond = [t for t in plans if fast is None or self.speedup(t) > self.speedup(fast)]
             if not beyond:
                 return
-            better = self._improved(beyond[0], good)
+            better = self._improved(beyond[0], self.additive.cost(beyond[0].choice), good)
             if not good(better):
                 break
         low = 1.0 if fast is None else self.speedup(fast)
@@ -238,12 +244,14 @@ class Search:
         for _ in range(BISECTIONS):
             middle = sqrt(low * high)
             found = self._best_at(middle)
+            if found is None and self.clock.allows("choose"):
+                return
             if found is None:
                 self.not_tried.append(
                     f"speed-ups between {low:.2f} and {high:.2f}: there was no time"
                 )
                 return
-            found = self._improved(found, good)
+            found = self._improved(found, self.additive.original / middle, good)
             if good(found):
                 low = max(middle, self.speedup(found))
             else:
