@@ -8,15 +8,19 @@ from export.report.charts.sums import sums_chart
 from export.report.document import Chart, flat
 from export.report.render.html import html
 from export.report.render.markdown import markdown
+from export.report.search.files import write_pages
 from export.report.search.page import (
     additivity_chart,
     additivity_words,
+    console_blocks,
     front_table,
     search_chart,
     search_document,
 )
 from export.report.text.svg import standalone
 from tests.searches import ALONE, FRONT, SEARCHES, plan_point, search_report
+from vtcompress.cli.show import show_blocks
+from vtcompress.console import Output
 
 WHOLE, BARE = SEARCHES.values()
 
@@ -127,6 +131,29 @@ def test_every_layer_of_the_chosen_plan_has_its_reason():
     for reason in FRONT[2].reasons:
         assert reason in words
     assert "--plan plans/2.00x.json" in words
+
+
+def test_a_folder_gets_page_text_and_the_plots_that_there_are(tmp_path):
+    for report, plots in ((WHOLE, ["front.svg", "sums.svg"]), (BARE, ["front.svg"])):
+        folder = tmp_path / str(len(plots))
+        folder.mkdir()
+        write_pages(folder, report)
+        assert sorted(p.name for p in folder.iterdir()) == sorted(
+            ["front.html", "front.md", *plots]
+        )
+        assert all(path.stat().st_size > 500 for path in folder.iterdir())
+
+
+def test_the_command_line_shows_plans_the_choice_and_what_was_not_tried(capsys):
+    show_blocks(Output(), console_blocks(WHOLE))
+    shown = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "search 2.00 x,",
+        "Chosen: 2.00 x",
+        "Why this one: the fastest",
+        "speed-ups above 4",
+    ):
+        assert words in shown
 
 
 @pytest.mark.parametrize("name", SEARCHES)
