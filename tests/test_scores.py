@@ -20,7 +20,7 @@ from export.report.questions import Question
 from export.report.render.markdown import markdown
 from export.report.sections.checks import loss_section
 from export.results.answers import Answer, Answers, scored
-from export.results.intervals import kept_interval
+from export.results.intervals import kept_interval, share_interval
 from export.results.loss_report import LossLimits, LossReport
 from export.results.sweep import beaten
 from tests import facts
@@ -242,6 +242,8 @@ def test_figures_of_a_graded_score_are_means_and_never_counts():
     assert (figures.right_to_wrong, figures.wrong_to_right) == (None, None)
     assert (figures.scores_down, figures.scores_up) == (1, 1)
     assert (figures.score_lost, figures.score_won) == pytest.approx((1 / 3, 1 / 3))
+    # Of the sum of scores as it is, not rounded to a count.
+    assert figures.exact_match_interval == pytest.approx(share_interval(5 / 3, 3))
     again = LossReport.model_validate_json(report.model_dump_json())
     assert again == report
 

@@ -18,6 +18,10 @@ NO_DATA_WORDS = (
     "no held-out questions were given: nobody judged what the answers lost. Give some "
     "(`vtcompress export --validate-data FILE`), and a limit such as validate.loss.min_exact_match_kept"
 )
+STREAMED_WORDS = (
+    "compression loss is not run by `vtcompress export --stream`: nobody judged what the answers lost. Where "
+    "the model fits, `vtcompress validate ARTIFACT --model MODEL --data FILE` measures it"
+)
 NO_LIMIT_WORDS = (
     "no loss limit was set: nobody judged what the answers lost. Set one, such as "
     "validate.loss.min_exact_match_kept"
@@ -316,10 +320,15 @@ def changes_words(figures: LossFigures, score: str) -> str | None:
     return f"Of the questions with a right answer {changed}."
 
 
-def unjudged_words(loss: "LossReport | None") -> str | None:
-    """Return that nobody judged what the answers lost, why, and the remedy; None: it was judged."""
+def unjudged_words(loss: "LossReport | None", *, streamed: bool) -> str | None:
+    """Return that nobody judged what the answers lost, why, and the remedy; None: it was judged.
+
+    Args:
+        loss: None: answers were not compared.
+        streamed: whether that was because the model never was in memory.
+    """
     if loss is None:
-        return NO_DATA_WORDS
+        return STREAMED_WORDS if streamed else NO_DATA_WORDS
     if loss.verdict is not Verdict.NOT_JUDGED:
         return None
     if NO_LIMIT in loss.not_judged:

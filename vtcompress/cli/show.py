@@ -99,7 +99,7 @@ def show_checks(
     show_blocks(out, [Words(words) for words in dtype_words(manifest)])
     show_validation(out, manifest.fidelity, manifest.loss, chosen)
     show_blocks(out, ladder_blocks(ladder(manifest, engines)))
-    if unjudged := unjudged_words(manifest.loss):
+    if unjudged := unjudged_words(manifest.loss, streamed=manifest.streamed):
         out.warn(unjudged)
 
 

@@ -63,7 +63,7 @@ from vtcompress.stages.inputs import (
     model_facts,
     model_folder,
     note_in_vain,
-    note_no_validation,
+    note_unjudged,
     note_unread_data,
     open_plan,
     open_profile,
@@ -377,7 +377,7 @@ def export(
     require_compress("export")
     require_runtime("checking the exported graphs")
     progress = shown(progress)
-    note_no_validation(recipe, progress)
+    note_unjudged(recipe, progress, stream=stream)
     if not bench_rounds and threads != 1:
         note_in_vain("threads", threads, "nothing is timed", progress)
     samples = validation_samples(recipe)

@@ -18,7 +18,7 @@ from compressor.schema.sections import CalibrateSection, ValidateSection
 from compressor.schema.values import RunDType
 from export.artifact.artifact import PROFILE_FILE
 from export.backends.checked_on import CHECKED_ON
-from export.results.loss_report import NO_DATA_WORDS, NO_LIMIT_WORDS
+from export.results.loss_report import NO_DATA_WORDS, NO_LIMIT_WORDS, STREAMED_WORDS
 
 if TYPE_CHECKING:
     from compressor.families import LoadedModel
@@ -136,16 +136,22 @@ def note_unread_data(recipe: Recipe, why: str, progress: Progress) -> None:
 
 
 def note_no_validation(recipe: Recipe, progress: Progress) -> None:
-    """Say that nobody will judge the answers, if so, and what a recipe asks of a validation in vain."""
+    """Say what a recipe without validation data asks of a validation in vain."""
     section, why = recipe.validation, "there is no validation data"
-    if section.data is None:
-        progress.say(f"WARNING: {NO_DATA_WORDS}")
-    elif not any(limit is not None for _, limit in section.loss):
-        progress.say(f"WARNING: {NO_LIMIT_WORDS}")
     if section.data is None:
         _note_draw("validate", section, ValidateSection(), why, progress)
         if section.score != EXACT.name:
             note_in_vain("validate.score", section.score, why, progress)
+
+
+def note_unjudged(recipe: Recipe, progress: Progress, *, stream: bool) -> None:
+    """Say loudly that nobody will judge what answers lose, if so, and what a recipe asks in vain for that."""
+    section = recipe.validation
+    if section.data is None:
+        progress.say(f"WARNING: {STREAMED_WORDS if stream else NO_DATA_WORDS}")
+    elif not any(limit is not None for _, limit in section.loss):
+        progress.say(f"WARNING: {NO_LIMIT_WORDS}")
+    note_no_validation(recipe, progress)
 
 
 def _note_draw(key: str, section: Section, usual: Section, why: str, progress: Progress) -> None:

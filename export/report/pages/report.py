@@ -84,7 +84,7 @@ def head_blocks(manifest: Manifest) -> list[Block]:
         Outcome.of("Compression loss (original and compressed answers)", manifest.loss),
     )
     blocks: list[Block] = []
-    if unjudged := unjudged_words(manifest.loss):
+    if unjudged := unjudged_words(manifest.loss, streamed=manifest.streamed):
         blocks.append(Bullets((f"WARNING: {unjudged}",), bad=True))
     blocks += [Headline(headline(manifest)), Bullets(checks)]
     if manifest.loss and manifest.loss.warnings:
