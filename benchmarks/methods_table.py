@@ -23,6 +23,7 @@ from benchmarks.sweep import EXAMPLE, MAX_NEW_TOKENS
 from compressor.contract.asked import method_words
 from compressor.contract.learned import PartTraining
 from compressor.contract.method import Method
+from compressor.contract.searched import SearchedMethod
 from compressor.methods import METHODS
 from compressor.recipe import Recipe, parse_recipe
 
@@ -55,7 +56,7 @@ def points(method: type[Method]) -> tuple[tuple[dict[str, Any], ...], ...]:
     """Return what is asked of a method, the entries of each point; none: it is left out."""
     if method.name in TOGETHER:
         return TOGETHER[method.name]
-    keeps = "keep" in method.model_fields
+    keeps = "keep" in method.model_fields and not issubclass(method, SearchedMethod)
     asked = OTHERS.get(method.name, tuple({"keep": share} for share in SHARES) if keeps else ())
     return tuple(({method.name: entry},) for entry in asked)
 

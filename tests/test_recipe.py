@@ -111,7 +111,7 @@ def test_shortv_takes_a_share_a_list_or_a_speedup(tmp_path, body, method):
 
 def test_every_shipped_recipe_loads():
     paths = sorted(RECIPES.glob("*.yaml"))
-    assert len(paths) == 28
+    assert len(paths) == 29
     for path in paths:
         assert load_recipe(path).vtcompress == RECIPE_FORMAT
 

@@ -13,10 +13,10 @@ from compressor.samples.questions import Sample, read_samples
 from compressor.search import engine
 from compressor.search.additive import Additive, SingleLosses
 from compressor.search.bounds import lower_bound
-from compressor.search.candidates import Candidates, Choice, candidates_of
+from compressor.search.candidates import Choice, PlanSpace, candidates_of
 from compressor.search.costs import FlopsCost
 from compressor.search.engine import find
-from compressor.search.findings import Findings, SearchTask
+from compressor.search.findings import SearchFindings, SearchTask
 from compressor.search.halves import split
 from compressor.search.measuring import Measuring, exit_key, mode_key
 from compressor.search.results import HalfFigures, KeptAnswers, SearchReport
@@ -51,7 +51,7 @@ def qwen_of_five(pytestconfig: pytest.Config) -> LoadedModel:
     return load(str(made_once(shared(pytestconfig) / "models" / "qwen-of-five", make)))
 
 
-def every(candidates: Candidates) -> list[Choice]:
+def every(candidates: PlanSpace) -> list[Choice]:
     numbers = range(len(candidates.modes) + 1)
     return [Choice(0, 0, (*modes, 0)) for modes in product(numbers, repeat=candidates.layers - 1)]
 
@@ -193,7 +193,7 @@ def test_the_same_seed_gives_the_same_plan_and_a_stopped_search_goes_on_to_it(
     measured: list[tuple[Choice, tuple[int, ...]]] = []
     real, after = Measuring.figures, 5
 
-    def counted(self: Measuring, candidates: Candidates, choice: Choice, places: tuple[int, ...]):
+    def counted(self: Measuring, candidates: PlanSpace, choice: Choice, places: tuple[int, ...]):
         if len(measured) == after:
             raise KeyboardInterrupt
         measured.append((choice, places))
@@ -244,7 +244,7 @@ def test_a_budget_is_kept_within_a_tenth_and_what_was_not_tried_is_said(llava_of
         Slow(),
         terms(samples, speedup=1.3).searched,
         WHERE,
-        Findings(None, task),
+        SearchFindings(None, task),
         budget=0.5,
     )
     began = time.monotonic()

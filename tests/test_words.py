@@ -33,6 +33,7 @@ SAME = {
     "merge_profiles": "command and stage",
     "models": "command and stage",
     "plan": "command and stage",
+    "search": "command and stage",
     "sweep": "command and stage",
     "run": "each graph pass's: `GraphPass.run`",
     "train_gates": "command, stage and what it calls",

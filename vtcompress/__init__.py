@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from vtcompress.stages.models import models
     from vtcompress.stages.parts.training import train_parts
     from vtcompress.stages.plan import plan
+    from vtcompress.stages.searching.run import search
     from vtcompress.stages.sweep import sweep
     from vtcompress.stages.validate import validate
     from vtcompress.stages.validate_backend import validate_backend
@@ -64,6 +65,7 @@ _HOMES = {
     "merge_profiles": "vtcompress.stages.calibrate",
     "models": "vtcompress.stages.models",
     "plan": "vtcompress.stages.plan",
+    "search": "vtcompress.stages.searching.run",
     "sweep": "vtcompress.stages.sweep",
     "train_gates": "vtcompress.stages.gates.training",
     "train_parts": "vtcompress.stages.parts.training",
@@ -90,6 +92,7 @@ __all__ = [
     "merge_profiles",
     "models",
     "plan",
+    "search",
     "sweep",
     "train_gates",
     "train_parts",

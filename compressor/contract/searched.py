@@ -13,7 +13,7 @@ from compressor.schema.values import (
     NotNegative,
     Quantile,
     RecipeSection,
-    Target,
+    SearchTarget,
     each_once,
 )
 
@@ -48,7 +48,7 @@ class SearchedMethod(ExactlyOne, Method):
         keep: share of the original's right answers that is kept, above 0, up to 1; the fastest such plan.
         speedup: how many times less of the target's work is done, above 1; the plan that loses least.
         max_kl: KL(original || plan) over answer tokens that is allowed, in nats; the fastest such plan.
-        target: what is to get smaller; see `Target`.
+        target: what is to get smaller; see `SearchTarget`.
         use: methods whose words of the plan may be used; without it, all that offer some.
         never: what is left alone.
         floor: share of the original's right answers that must be kept of questions of a kind, by kind.
@@ -60,7 +60,7 @@ class SearchedMethod(ExactlyOne, Method):
     keep: Quantile | None = None
     speedup: AboveOne | None = None
     max_kl: NotNegative | None = None
-    target: Target = "prefill"
+    target: SearchTarget = "prefill"
     use: Names | None = None
     never: Never | None = None
     floor: Floor | None = None
@@ -80,6 +80,10 @@ class SearchedMethod(ExactlyOne, Method):
         """Return what was asked; the usual target says nothing."""
         given = self.model_dump(exclude_none=True)
         return {key: value for key, value in given.items() if (key, value) != ("target", "prefill")}
+
+    def why_frozen(self, plan: Plan, samples: int | None) -> str:  # noqa: ARG002 - it saw other figures
+        """Return what speaks for the layers: the search."""
+        return "chosen by a search, by what each change saves and what it changes of the answers"
 
     @abstractmethod
     def apply(self, plan: Plan, evidence: Evidence) -> Plan:

@@ -134,7 +134,7 @@ _TEXT = r"^[^\x00-\x1f\x7f]+$"
 ModelId = Annotated[str, Field(pattern=_TEXT), allowed("a hub id or a folder, as text")]
 
 
-Target = Annotated[Literal["prefill", "kv_bytes"], allowed("prefill or kv_bytes")]
+SearchTarget = Annotated[Literal["prefill", "kv_bytes"], allowed("prefill or kv_bytes")]
 """What is to get smaller: the work of the prefill, or the bytes of the KV cache behind it."""
 
 

@@ -4,9 +4,9 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from compressor.search.candidates import Candidates, Choice
+from compressor.search.candidates import Choice, PlanSpace
 from compressor.search.costs import CostModel
-from compressor.search.knapsack import States, options_of, prefixes, within
+from compressor.search.knapsack import Unbeaten, least_loss_within, options_of, prefixes
 
 ROUNDING = 1e-12
 """Share by which sums of costs may differ that are taken in another order."""
@@ -45,7 +45,7 @@ class _Part(NamedTuple):
 
     front: int
     modes: tuple[tuple[int, ...], ...]
-    states: list[States]
+    states: list[Unbeaten]
 
 
 class Additive:
@@ -57,7 +57,7 @@ class Additive:
         losses: of single changes.
     """
 
-    def __init__(self, candidates: Candidates, costs: CostModel, losses: SingleLosses) -> None:
+    def __init__(self, candidates: PlanSpace, costs: CostModel, losses: SingleLosses) -> None:
         self.candidates, self.losses = candidates, losses
         fronts = range(len(candidates.fronts) + 1)
         modes = range(len(candidates.modes) + 1)
@@ -148,7 +148,7 @@ class Additive:
 
     def _within(self, part: _Part, leaves: int, cost: float) -> Proposal | None:
         inner, tail = self._inner(leaves), self.tails[part.front, leaves]
-        state = within(part.states[inner], cost * (1 + ROUNDING) - tail)
+        state = least_loss_within(part.states[inner], cost * (1 + ROUNDING) - tail)
         if state is None:
             return None
         options = options_of(part.states, inner, state)

@@ -54,7 +54,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Candidates:
+class PlanSpace:
     """What a search chooses among.
 
     Attributes:
@@ -164,13 +164,25 @@ def measures_for(methods: Iterable[type[Method]]) -> tuple[Measure, ...]:
     return tuple({measure.name: measure for measure in found}.values())
 
 
+def candidate_problems(searched: SearchedMethod, facts: ModelFacts, where: str) -> None:
+    """Refuse layers to leave alone that a model does not have.
+
+    Raises:
+        PlanError: names them.
+    """
+    never = (searched.never and searched.never.layers) or ()
+    named = NamedLayers("never.layers", never, remedy=": give layers of this model")
+    if problems := named.problems(facts.decoder.layers, where):
+        raise PlanError(problems)
+
+
 def candidates_of(
     facts: ModelFacts,
     digest: str,
     workload: Workload,
     searched: SearchedMethod,
     evidence: Evidence,
-) -> Candidates:
+) -> PlanSpace:
     """Return what a search chooses among on a model.
 
     Args:
@@ -183,11 +195,8 @@ def candidates_of(
     Raises:
         PlanError: the entry names what is not there, or nothing is left to choose.
     """
+    candidate_problems(searched, facts, evidence.where)
     never = (searched.never and searched.never.layers) or ()
-    remedy = ": give layers of this model"
-    named = NamedLayers("never.layers", never, remedy=remedy)
-    if problems := named.problems(facts.decoder.layers, evidence.where):
-        raise PlanError(problems)
     modes: list[Change] = []
     fronts: list[Change] = []
     exits: dict[int, Change] = {}
@@ -206,15 +215,13 @@ def candidates_of(
                 fronts.append(change)
             elif trial.layer > max(never, default=-1):
                 exits.setdefault(trial.layer, change)
-    found = Candidates(
-        facts, digest, workload, tuple(modes), exits, tuple(fronts), frozenset(never)
-    )
+    found = PlanSpace(facts, digest, workload, tuple(modes), exits, tuple(fronts), frozenset(never))
     if not (modes and found.open()) and not exits and not fronts:
         raise PlanError([f"{evidence.where}: nothing is left to choose; use or never less"])
     return found
 
 
-def label_of(candidates: Candidates, choice: Choice) -> str:
+def label_of(candidates: PlanSpace, choice: Choice) -> str:
     """Return what a plan does in a few words: how many layers do what."""
     counts: dict[str, int] = {}
     for layer in candidates.open(choice.leaves):

@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 from compressor.plan.cost import predict
 from compressor.plan.plan import Plan
-from compressor.schema.values import Target
+from compressor.schema.values import SearchTarget
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class KvBytesCost:
         return PlanCost(predict(plan).layer_kv_values)
 
 
-COSTS: Final[Mapping[Target, CostModel]] = {"prefill": FlopsCost(), "kv_bytes": KvBytesCost()}
+COSTS: Final[Mapping[SearchTarget, CostModel]] = {"prefill": FlopsCost(), "kv_bytes": KvBytesCost()}
 """What is predicted for each target, unless a search is given something better."""
 
 

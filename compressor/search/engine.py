@@ -14,17 +14,15 @@ from compressor.plan.plan import Plan
 from compressor.progress import SILENT, Progress
 from compressor.samples.questions import Sample, data_digest
 from compressor.search.additive import Additive, SingleLosses
-from compressor.search.candidates import Candidates, Choice, candidates_of
+from compressor.search.candidates import Choice, PlanSpace, candidates_of
 from compressor.search.costs import COSTS, CostModel
-from compressor.search.findings import Findings, Half, SearchTask
-from compressor.search.halves import check_floor, evenly, split
+from compressor.search.findings import Half, SearchFindings, SearchTask
+from compressor.search.halves import check_floor, measured_alone, split
 from compressor.search.measuring import Batch, Measuring, exit_key, mode_key
 from compressor.search.results import HalfFigures, SearchReport
 from compressor.search.search import Search
 from compressor.search.told import told
 
-MOST_SINGLES = 64
-"""Questions that single changes are measured on."""
 SHARE_OF_SINGLES = 0.4
 """Of a budget, that single changes may take before plans are measured."""
 
@@ -87,7 +85,7 @@ def find(
         allowed=f"use {searched.use}, never {searched.never}",
         tokens=terms.tokens,
     )
-    findings = Findings(path, task)
+    findings = SearchFindings(path, task)
     if findings.goes_on:
         progress.say("going on with a search that was stopped")
     measuring = Measuring(model, samples, terms.tokens, terms.budget, progress)
@@ -105,7 +103,7 @@ def find(
         model.facts, model.digest, measuring.workload, searched, terms.evidence
     )
     costs = terms.costs or COSTS[searched.target]
-    asked = evenly(places["choose"], MOST_SINGLES)
+    asked = measured_alone(places["choose"])
     losses, count, cut = _singles(measuring, candidates, asked, findings, terms.budget, progress)
     additive = Additive(candidates, costs, losses)
 
@@ -148,9 +146,9 @@ def find(
 
 def _singles(
     measuring: Measuring,
-    candidates: Candidates,
+    candidates: PlanSpace,
     places: Sequence[int],
-    findings: Findings,
+    findings: SearchFindings,
     budget: float | None,
     progress: Progress,
 ) -> tuple[SingleLosses, int, tuple[str, ...]]:
@@ -208,7 +206,7 @@ def _singles(
 
 
 def _fronts(
-    measuring: Measuring, candidates: Candidates, places: Sequence[int], findings: Findings
+    measuring: Measuring, candidates: PlanSpace, places: Sequence[int], findings: SearchFindings
 ) -> list[float]:
     """Return the losses of choices in front of the decoder."""
     key = f"fronts on {len(places)}"

@@ -55,7 +55,7 @@ class Found(Facts):
     wholes: Mapping[str, HalfFigures] = {}
 
 
-class Findings:
+class SearchFindings:
     """Keeps what was measured, in a file.
 
     Args:

@@ -12,6 +12,9 @@ from compressor.schema.problems import nearest
 if TYPE_CHECKING:
     from pathlib import Path
 
+MOST_SINGLES = 64
+"""Questions that calibration and single changes are measured on."""
+
 Halves = tuple[tuple[int, ...], tuple[int, ...]]
 """Places of the questions to choose on, and of those to judge on, ascending."""
 
@@ -55,9 +58,9 @@ def _by_picture(samples: Sequence[Sample]) -> Iterable[list[int]]:
     return sorted(groups, key=min)
 
 
-def evenly(places: Sequence[int], most: int) -> tuple[int, ...]:
-    """Return at most so many of some places, evenly taken."""
-    step = max(1, -(-len(places) // most))
+def measured_alone(places: Sequence[int]) -> tuple[int, ...]:
+    """Return those of the questions to choose on that single changes are measured on, evenly taken."""
+    step = max(1, -(-len(places) // MOST_SINGLES))
     return tuple(places[::step])
 
 

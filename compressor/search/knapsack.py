@@ -16,7 +16,7 @@ MOST_STATES = 4096
 
 
 @dataclass(frozen=True)
-class States:
+class Unbeaten:
     """Choices for the first layers that nothing beats, by rising cost and falling loss.
 
     Attributes:
@@ -32,10 +32,10 @@ class States:
     option: np.ndarray
 
 
-START = States(np.zeros(1), np.zeros(1), np.zeros(1, np.int64), np.zeros(1, np.int64))
+START = Unbeaten(np.zeros(1), np.zeros(1), np.zeros(1, np.int64), np.zeros(1, np.int64))
 
 
-def prefixes(costs: Sequence[Sequence[float]], losses: Sequence[Sequence[float]]) -> list[States]:
+def prefixes(costs: Sequence[Sequence[float]], losses: Sequence[Sequence[float]]) -> list[Unbeaten]:
     """Return the states of the first 0, 1, .. L layers.
 
     Args:
@@ -48,7 +48,7 @@ def prefixes(costs: Sequence[Sequence[float]], losses: Sequence[Sequence[float]]
     return found
 
 
-def _next(states: States, cost: np.ndarray, loss: np.ndarray) -> States:
+def _next(states: Unbeaten, cost: np.ndarray, loss: np.ndarray) -> Unbeaten:
     costs = (states.cost[:, None] + cost).reshape(-1)
     losses = (states.loss[:, None] + loss).reshape(-1)
     order = np.lexsort((losses, costs))
@@ -57,7 +57,7 @@ def _next(states: States, cost: np.ndarray, loss: np.ndarray) -> States:
     keep = order[np.append(True, falling[1:] < least[:-1])]
     if len(keep) > MOST_STATES:
         keep = keep[_thinned(costs[keep])]
-    return States(costs[keep], losses[keep], keep // len(cost), keep % len(cost))
+    return Unbeaten(costs[keep], losses[keep], keep // len(cost), keep % len(cost))
 
 
 def _thinned(cost: np.ndarray) -> np.ndarray:
@@ -69,13 +69,13 @@ def _thinned(cost: np.ndarray) -> np.ndarray:
     return np.flatnonzero(lasts)
 
 
-def within(states: States, cost: float) -> int | None:
+def least_loss_within(states: Unbeaten, cost: float) -> int | None:
     """Return the state that loses least at no more than a cost; None: all cost more."""
     count = int(np.searchsorted(states.cost, cost, side="right"))
     return count - 1 if count else None
 
 
-def options_of(found: Sequence[States], layers: int, state: int) -> tuple[int, ...]:
+def options_of(found: Sequence[Unbeaten], layers: int, state: int) -> tuple[int, ...]:
     """Return the options of the first layers that a state of so many layers stands for."""
     chosen = []
     for states in reversed(found[1 : layers + 1]):

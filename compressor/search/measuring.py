@@ -47,7 +47,7 @@ from compressor.samples.prompts import (
     layout,
 )
 from compressor.samples.questions import Sample
-from compressor.search.candidates import Candidates, Choice
+from compressor.search.candidates import Choice, PlanSpace
 from compressor.search.results import HalfFigures, KeptAnswers
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ MOST_ROWS_OF_SINGLES = 1024
 
 
 @dataclass(frozen=True)
-class Question:
+class ForcedQuestion:
     """A question with the answer that is forced.
 
     Attributes:
@@ -135,7 +135,7 @@ class Measuring:
         self.model = model
         plan = identity_plan(model.facts, model.digest)
         self.decoder = decoder_from(plan, model.tensors, logits="all")
-        self.questions: list[Question] = []
+        self.questions: list[ForcedQuestion] = []
         for sample in progress.track(samples, "asking the original", len(samples)):
             began = time.monotonic()
             self.questions.append(self._asked(sample, tokens))
@@ -161,7 +161,7 @@ class Measuring:
         return list(self._batches(self.model, places, MOST_ROWS_OF_SINGLES))
 
     @torch.inference_mode()
-    def singles(self, candidates: Candidates, batch: Batch) -> Iterator[tuple[str, float]]:
+    def singles(self, candidates: PlanSpace, batch: Batch) -> Iterator[tuple[str, float]]:
         """Yield the sum of KL over a batch's questions of every change of a layer, and every exit.
 
         Args:
@@ -207,12 +207,12 @@ class Measuring:
         answers = text[:, -batch.answers.shape[1] :]
         return batch.losses(self.decoder.next_token_logits(answers)).sum().item()
 
-    def mean_loss(self, candidates: Candidates, choice: Choice, places: Sequence[int]) -> float:
+    def mean_loss(self, candidates: PlanSpace, choice: Choice, places: Sequence[int]) -> float:
         """Return the mean KL of a plan over some questions."""
         found = self._ran(candidates.plan(choice), places)
         return sum(loss for _, loss, _ in found) / len(found)
 
-    def figures(self, candidates: Candidates, choice: Choice, places: Sequence[int]) -> HalfFigures:
+    def figures(self, candidates: PlanSpace, choice: Choice, places: Sequence[int]) -> HalfFigures:
         """Return what a plan does to the answers of some questions."""
         found = self._ran(candidates.plan(choice), places)
         right = {place: right for place, _, right in found}
@@ -320,7 +320,7 @@ class Measuring:
         )
 
     @torch.inference_mode()
-    def _asked(self, sample: Sample, tokens: int) -> Question:
+    def _asked(self, sample: Sample, tokens: int) -> ForcedQuestion:
         """Return a question with the first of its right answers that the original gives, or the first."""
         if not sample.answers:
             return self._with_own(sample, tokens)
@@ -334,9 +334,9 @@ class Measuring:
             if asked.right:
                 return asked
             found = found or asked
-        return cast("Question", found)
+        return cast("ForcedQuestion", found)
 
-    def _with_own(self, sample: Sample, tokens: int) -> Question:
+    def _with_own(self, sample: Sample, tokens: int) -> ForcedQuestion:
         model = self.model
         prompt = encode(model.processor, sample, model.facts)
         rows = embed(model, prompt)
@@ -349,12 +349,12 @@ class Measuring:
 
     def _taught(
         self, prompt: EncodedPrompt, answer: Tensor, kind: str, text: int, *, own: bool
-    ) -> Question:
+    ) -> ForcedQuestion:
         *call, positions, deepstack = embed(self.model, prompt).call
         logits, _ = self.decoder(*call, self.decoder.empty_past(1), positions, deepstack)
         taught = logits[0, -len(answer) :].clone()
         right = bool((taught.argmax(dim=-1) == answer).all())
-        return Question(prompt, answer, kind, own, text, taught, right)
+        return ForcedQuestion(prompt, answer, kind, own, text, taught, right)
 
 
 def _check_budget(budget: float | None, seconds: float, questions: int) -> None:

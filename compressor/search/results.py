@@ -10,7 +10,7 @@ from compressor.disk.files import read_json, write_text
 from compressor.errors import PlanError
 from compressor.facts import Facts, Positive
 from compressor.plan.layer import Natural
-from compressor.schema.values import Target
+from compressor.schema.values import SearchTarget
 from compressor.search.bounds import lower_bound
 
 FRONT_FILE, CHOSEN_FILE, PLANS = "front.json", "chosen.json", "plans"
@@ -129,7 +129,7 @@ class SearchReport(Facts):
         own_answers: of them whose right answer is the original's own, as none is given.
         seed: of the split in two halves.
         asked: what the recipe asks for, in words: `keep: 0.99`.
-        target: see `Target`.
+        target: see `SearchTarget`.
         unit: of the costs that predictions are made of: `FLOPs`, `KV bytes` or `seconds of this machine`.
         visual: V of the prefill that figures are predicted for.
         text: T of it.
@@ -156,7 +156,7 @@ class SearchReport(Facts):
     own_answers: Natural = 0
     seed: Natural
     asked: str
-    target: Target
+    target: SearchTarget
     unit: str
     visual: Natural
     text: Positive

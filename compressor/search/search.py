@@ -15,10 +15,10 @@ from compressor.errors import PlanError
 from compressor.progress import SILENT, Progress
 from compressor.search.additive import Additive
 from compressor.search.candidates import Choice
-from compressor.search.findings import Findings, Half
+from compressor.search.findings import Half, SearchFindings
 from compressor.search.picking import pick, reached
 from compressor.search.results import HalfFigures
-from compressor.search.tried import Outcome, Tried
+from compressor.search.tried import SearchOutcome, Tried
 
 LADDER = (1.1, 1.25, 1.5, 1.75, 2.0, 2.25, 2.5, 2.75, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
 """Speed-ups that plans are looked for at."""
@@ -52,7 +52,7 @@ class Clock:
         budget: seconds for all of it; None: as long as it takes.
     """
 
-    def __init__(self, findings: Findings, budget: float | None) -> None:
+    def __init__(self, findings: SearchFindings, budget: float | None) -> None:
         self.findings, self.budget = findings, budget
         self.dearest: dict[Half, float] = {"choose": 0.0, "judge": 0.0}
         self.reserved = 0.0
@@ -88,7 +88,7 @@ class Search:
         wholes: Wholes,
         searched: SearchedMethod,
         where: str,
-        findings: Findings,
+        findings: SearchFindings,
         budget: float | None = None,
         progress: Progress = SILENT,
     ) -> None:
@@ -98,7 +98,7 @@ class Search:
         self.not_tried: list[str] = []
         self.most = additive.original / additive.least_cost()
 
-    def run(self) -> Outcome:
+    def run(self) -> SearchOutcome:
         """Search.
 
         Raises:
@@ -121,17 +121,23 @@ class Search:
             )
         self._refine()
         self._better(self._worst_sums(), "exchanges in other plans")
+        self._say(f"judging {len(self.front)} plans")
         for tried in self._by_speed():
             self._judge(tried)
         chosen, why = self._pick()
         self.clock.reserved = 0.0
         baselines = self._baselines(chosen)
         self.findings.save()
-        return Outcome(self._by_speed(), baselines, chosen, why, self.not_tried)
+        return SearchOutcome(self._by_speed(), baselines, chosen, why, self.not_tried)
 
     def speedup(self, tried: Tried) -> float:
         """Return the predicted speed-up of a plan."""
         return self.additive.speedup(tried.choice)
+
+    def _say(self, what: str) -> None:
+        """Say what is done, and how much of the time is left where there is an end."""
+        left = "" if self.clock.budget is None else f", {self.clock.left:.0f} s of the budget left"
+        self.progress.say(f"{what}{left}")
 
     def _by_speed(self) -> list[Tried]:
         return sorted(self.front.values(), key=lambda t: (self.speedup(t), t.choice))
@@ -161,8 +167,7 @@ class Search:
         """Measure a plan for each speed-up, from low to high, until nothing is kept."""
         rungs = [speed for speed in sorted(ladder) if speed <= self.most * (1 + 1e-9)]
         for number, speed in enumerate(rungs):
-            left = "" if self.clock.budget is None else f", {self.clock.left:.0f} s left"
-            self.progress.say(f"plans {number + 1} of {len(rungs)}: {speed:g} x{left}")
+            self._say(f"plans {number + 1} of {len(rungs)}: {speed:g} x")
             found = self._best_at(speed)
             if found is None and self.clock.allows("choose"):
                 continue  # the original is that fast: rows of its last layer are dead
@@ -200,6 +205,8 @@ class Search:
     def _improved(self, tried: Tried, cost: float, enough: Callable[[Tried], bool]) -> Tried:
         """Return a plan within a cost with exchanges that lose less, until it is enough or none helps."""
         best = tried
+        if not enough(best):
+            self._say(f"exchanges at {self.speedup(best):.2f} x")
         while not enough(best) and best.swaps < MOST_SWAPS:
             better = self._one_better(best, cost)
             if better is None:
@@ -307,6 +314,7 @@ class Search:
         names = list(dict.fromkeys(change.method for change in changes))
         found: dict[tuple[str, Choice], Tried] = {}
         for name in names if len(names) > 1 else ():
+            self._say(f"{name} alone")
             most = self.additive.original / self.additive.least_cost([name])
             speeds = {*BASELINES, self.speedup(chosen)}
             for speed in sorted(s for s in speeds if s <= most):

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from compressor.plan.cost import predict, predicted_speedup
 from compressor.plan.plan import Plan
 from compressor.search.additive import Additive
-from compressor.search.candidates import Candidates, Choice, label_of
+from compressor.search.candidates import Choice, PlanSpace, label_of
 from compressor.search.results import PLANS, FrontPoint, Single
-from compressor.search.tried import Outcome, Tried
+from compressor.search.tried import SearchOutcome, Tried
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Told:
     singles: tuple[Single, ...]
 
 
-def told(additive: Additive, outcome: Outcome) -> Told:
+def told(additive: Additive, outcome: SearchOutcome) -> Told:
     """Return an outcome as points and plans."""
     points: list[FrontPoint] = []
     plans: dict[str, Plan] = {}
@@ -104,7 +104,7 @@ def reasons_of(additive: Additive, choice: Choice) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _why_whole(candidates: Candidates, row: Sequence[float]) -> str:
+def _why_whole(candidates: PlanSpace, row: Sequence[float]) -> str:
     """Return why a layer keeps everything, by the KL of its modes."""
     if len(row) < 2:
         return "kept whole: nothing was offered for it"

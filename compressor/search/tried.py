@@ -26,7 +26,7 @@ class Tried:
 
 
 @dataclass
-class Outcome:
+class SearchOutcome:
     """What a search comes to.
 
     Attributes:

@@ -1,7 +1,8 @@
 """What lies in a folder or file, and which of it this tool wrote.
 
 A folder is this tool's if it holds a list of its files that this tool wrote: an artifact's manifest, the
-engines' `engines.json`, the `files.json` of a compressed model, or a sweep's `sweep.json`. What is not on
+engines' `engines.json`, the `files.json` of a compressed model, a sweep's `sweep.json`, or a search's
+`front.json`. What is not on
 the list was put there by somebody else. A file is this tool's if it says so in its first bytes.
 """
 
@@ -17,6 +18,7 @@ from compressor.disk.locks import LOCK_MARK
 from compressor.disk.paths import working_stem
 from compressor.disk.weight_file import MODEL_DIGEST, PART_OF
 from compressor.errors import ArtifactError
+from compressor.search.results import FRONT_FILE
 from export.artifact.engine_set import ENGINES_FILE, ENGINES_FOLDER, TIMING_FILE
 from export.artifact.manifest import MANIFEST_FILE
 from export.results.backend_parity import PARITY_FILE
@@ -28,7 +30,10 @@ CALIBRATION_MARK = ".calibration.json"
 # What a sweep that is not finished keeps; see `vtcompress.stages.sweeping`.
 SWEEP_MARK = ".vtcompress-sweep"
 SWEEP_FILE = "sweep.json"
+# The same of a search.
+SEARCH_MARK = ".vtcompress-search"
 SWEEP_FORMAT = "sweep_format"
+SEARCH_FORMAT = "search_format"
 # A file system's own folder, in the root of every ext disk.
 LOST_AND_FOUND = "lost+found"
 # Words of people are small; above this a file that differs from its list is damaged, not edited.
@@ -111,7 +116,7 @@ def is_mount(folder: Path) -> bool:
 def is_working_file(path: Path, folder: Path) -> bool:
     """Whether this tool keeps such an entry in a folder only while it writes it."""
     own = f".{working_stem(folder.name)}"
-    marks = (STAGING_MARK, LOCK_MARK, CALIBRATION_MARK, SWEEP_MARK)
+    marks = (STAGING_MARK, LOCK_MARK, CALIBRATION_MARK, SWEEP_MARK, SEARCH_MARK)
     # The second: a file that is being written, see `compressor.disk.files`.
     return path.name.startswith(
         (*(own + mark for mark in marks), f".{working_stem(own + CALIBRATION_MARK)}.")
@@ -145,6 +150,8 @@ def kind_of_folder(folder: Path) -> str | None:
         return "a compressed model"
     if SWEEP_FORMAT in _json(folder / SWEEP_FILE):
         return "a sweep"
+    if SEARCH_FORMAT in _json(folder / FRONT_FILE):
+        return "a search"
     if "engines_format" in _json(folder / ENGINES_FILE):
         return "engines"
     return None
@@ -159,7 +166,8 @@ def _listed(folder: Path) -> dict[str, Any]:
             below = made.parent.relative_to(folder).as_posix()
             listed |= {f"{below}/{name}": None for name in _listed_engines(made.parent)}
         return listed
-    for name, key in ((FILES_FILE, FILES_FORMAT), (SWEEP_FILE, SWEEP_FORMAT)):
+    kinds = ((FILES_FILE, FILES_FORMAT), (SWEEP_FILE, SWEEP_FORMAT), (FRONT_FILE, SEARCH_FORMAT))
+    for name, key in kinds:
         document = _json(folder / name)
         if key in document:
             return {name: None, **_files(document)}

@@ -30,6 +30,7 @@ from compressor.disk.paths import working_stem
 from compressor.errors import VtcompressError
 from export.artifact.contents import (
     CALIBRATION_MARK,
+    SEARCH_MARK,
     STAGING_MARK,
     SWEEP_MARK,
     is_empty,
@@ -193,6 +194,11 @@ def calibration_file(output: Path) -> Path:
 def sweep_folder(output: Path) -> Path:
     """Return where a sweep keeps what it has found while `output` is not written, for a run that goes on."""
     return _Place.of(output).beside(SWEEP_MARK)
+
+
+def search_folder(output: Path) -> Path:
+    """Return where a search keeps what it has measured while `output` is not written, likewise."""
+    return _Place.of(output).beside(SEARCH_MARK)
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from vtcompress.cli.making import (
     export,
     merge_profiles,
     plan,
+    search,
     sweep,
 )
 from vtcompress.cli.options import KEYS
@@ -102,6 +103,7 @@ for command in (
     train_gates,
     train_parts,
     plan,
+    search,
     compress,
     export,
     sweep,

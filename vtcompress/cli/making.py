@@ -1,4 +1,4 @@
-"""The commands that make something of a recipe: `calibrate`, `plan`, `compress`, `export`, `sweep`."""
+"""The commands that make something of a recipe: `calibrate`, `search`, `plan`, `compress`, `export`, ..."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,7 +7,7 @@ import click
 
 from vtcompress.cli.backend_options import device_option
 from vtcompress.cli.checking import raise_if_missed
-from vtcompress.cli.kinds import FILE, FOLDER, READ
+from vtcompress.cli.kinds import FILE, FOLDER, READ, Duration
 from vtcompress.cli.options import (
     files_read,
     read_over,
@@ -22,6 +22,13 @@ from vtcompress.stages.plan import predicted
 
 if TYPE_CHECKING:
     from compressor.profile import Profile
+
+
+budget_option = click.option(
+    "--budget",
+    type=Duration(),
+    help="Time for a search, e.g. 20m; what it is too short for is left out, and said.",
+)
 
 
 @click.command()
@@ -78,6 +85,36 @@ def _show_measured(out: Output, profile: "Profile", output: Path, words: str) ->
     out.line(words)
     brief.written(out, output)
     out.result(profile.model_dump(mode="json"))
+
+
+@click.command()
+@recipe_options
+@click.option("--output", type=FOLDER, required=True, help="Folder of the front and its plans.")
+@budget_option
+@click.option("--overwrite", is_flag=True, help="Replace what vtcompress wrote at --output.")
+@click.pass_obj
+def search(
+    out: Output, /, output: Path, budget: float | None, overwrite: bool, **options: Any
+) -> None:
+    """Search for the fastest plan that keeps the answers; write all plans of the front.
+
+    Plans are chosen on one half of the questions and judged on the other. A stopped search goes on.
+    """
+    import vtcompress
+    from vtcompress.stages.searching.report import chosen_words, show_search
+
+    report = vtcompress.search(
+        read_recipe(options),
+        output,
+        budget=budget,
+        overwrite=overwrite,
+        sources=files_read(options),
+        progress=out,
+    )
+    show_search(out, report)
+    out.always(chosen_words(report))
+    out.always(f"written: {output} (the chosen plan: {output / 'chosen.json'})")
+    out.result(report.model_dump(mode="json"))
 
 
 @click.command("merge-profiles")
@@ -193,6 +230,7 @@ def compress(
     is_flag=True,
     help="Copy weights one at a time, the model never in memory; fidelity is checked by layer.",
 )
+@budget_option
 @click.pass_obj
 def export(
     out: Output,
@@ -211,6 +249,7 @@ def export(
     bench_rounds: int | None,
     threads: int,
     stream: bool,
+    budget: float | None,
     **options: Any,
 ) -> None:
     """Run all stages: calibrate, plan, compress, export to ONNX, check against the original, time."""
@@ -239,6 +278,7 @@ def export(
         bench_rounds=bench_rounds,
         threads=threads,
         stream=stream,
+        budget=budget,
         progress=out,
     )
     chosen = Plan.load(output / "plan.json")

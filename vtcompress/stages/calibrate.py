@@ -30,6 +30,7 @@ from vtcompress.stages.checks.rewrite import check_rewrite
 from vtcompress.stages.inputs import (
     calibration_samples,
     load_model,
+    refuse_searched,
     require_recipe,
     source_paths,
 )
@@ -157,6 +158,7 @@ def calibrate(
             written by this tool, or is being written by another run.
     """
     require_recipe(recipe)
+    refuse_searched(recipe, "a calibration serves methods that choose by it")
     progress = shown(progress)
     output = Path(output)
     base = output.with_suffix("")

@@ -1,20 +1,21 @@
 """One run of `export`: the order in which models come and go, so that no two are in memory together."""
 
 import gc
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compressor.disk.files import is_folder
 from compressor.disk.mistaken import mistaken
-from compressor.errors import ArtifactError, VtcompressError
+from compressor.errors import ArtifactError, RecipeError, VtcompressError
 from compressor.facts import ModelFacts
 from compressor.plan.plan import Plan
 from compressor.planner import plan_recipe
 from compressor.profile import Profile
 from compressor.progress import Progress
 from compressor.recipe import Recipe
-from compressor.schema.arguments import check_threads, check_whole
+from compressor.schema.arguments import check_above_zero, check_threads, check_whole
 from compressor.schema.sections import ImageSection
 from export.artifact import staging
 from export.artifact.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE, write_manifest
@@ -75,6 +76,8 @@ from vtcompress.stages.inputs import (
     validation_samples,
 )
 from vtcompress.stages.report import origin_of, write_reports
+from vtcompress.stages.searching.finding import SearchRun
+from vtcompress.stages.searching.report import chosen_words
 
 if TYPE_CHECKING:
     from compressor.compressed import CompressedModel
@@ -92,11 +95,20 @@ class ExportRun:
         output: the artifact's folder.
         overwrite: replace what is there.
         sources: files and folders that the run reads, beside those that the recipe names.
+        budget: seconds for a search of the plan; None: as long as it takes.
     """
 
-    def __init__(self, job: Job, output: Path, *, overwrite: bool, sources: Sequence[Path]) -> None:
+    def __init__(
+        self,
+        job: Job,
+        output: Path,
+        *,
+        overwrite: bool,
+        sources: Sequence[Path],
+        budget: float | None = None,
+    ) -> None:
         self.job, self.recipe, self.progress = job, job.recipe, job.progress
-        self.output, self.overwrite = output, overwrite
+        self.output, self.overwrite, self.budget = output, overwrite, budget
         pictures = {path for sample in job.samples for path in sample.images}
         self.sources = (*source_paths(self.recipe), *sources, *pictures)
         self.origin = Origin()
@@ -109,6 +121,8 @@ class ExportRun:
             profile: an earlier calibration's; None: there is none.
             profile_file: the profile's name in errors.
         """
+        if self.recipe.searched is not None:
+            return self._from_search(profile)
         measure = profile is None and wants_calibration(self.recipe)
         measured_on: tuple[Sample, ...] = ()
         # What can be refused is refused before weights are loaded.
@@ -143,6 +157,32 @@ class ExportRun:
 
         manifest = self._from_original(digest, measured_on, chosen)
         resume.unlink(missing_ok=True)
+        return manifest
+
+    def _from_search(self, given: Profile | None) -> Manifest:
+        """Start from the recipe's model, and search for the plan."""
+        if given is not None:
+            problem = "profile: a search measures what it needs itself; leave the profile out"
+            raise RecipeError([problem])
+        search = SearchRun.of(self.recipe, self.budget)
+        tokens = self.recipe.validation.max_new_tokens
+        prompts = [*self._asked(), Asked(search.samples, tokens, forced=True)]
+        self._check_place()
+        facts = check_recipe(self.recipe, asked=prompts, building=True, progress=self.progress)
+        search.check(facts)
+        self._check_room(model_folder(self.recipe), facts)
+        digest = check_digest(self.recipe, facts)
+        kept = staging.search_folder(self.output)
+
+        def chosen(model: "LoadedModel") -> tuple[Plan, Profile | None]:
+            report, plans, profile = search.run(model, kept, self.progress)
+            self.progress.say(chosen_words(report))
+            for words in report.not_tried:
+                self.progress.say(f"not tried: {words}")
+            return plans[report.chosen], profile
+
+        manifest = self._from_original(digest, search.samples, chosen)
+        shutil.rmtree(kept, ignore_errors=True)
         return manifest
 
     def from_plan(
@@ -338,6 +378,7 @@ def export(
     bench_rounds: int | None = None,
     threads: int = 1,
     stream: bool = False,
+    budget: float | None = None,
     progress: Progress | bool | None = None,
 ) -> Manifest:
     """Run all stages and write the artifact: calibrate, plan, compress, export, validate, time.
@@ -358,6 +399,7 @@ def export(
         threads: how many one operator has while timing, at most as many as there are processors.
         stream: copy weights one at a time, so that the model is never in memory. Export fidelity is
             checked by layer; what must run a whole model is not run: calibration, compression loss, times.
+        budget: seconds for the search of a plan, where the recipe asks for one; None: as long as it takes.
         progress: shows stages and loops; see the module.
 
     Returns:
@@ -368,6 +410,7 @@ def export(
     """
     require_recipe(recipe)
     check_threads(threads)
+    check_above_zero("budget", budget)
     if bench_rounds is not None:
         check_whole("bench_rounds", bench_rounds, 0)
     if stream:
@@ -386,7 +429,8 @@ def export(
     score = checked_score(recipe, samples)
     job = Job(recipe, bench_rounds, threads, progress, samples, score, prompts, stream)
     read = read_files(sources, profile, plan)
-    run = ExportRun(job, Path(output), overwrite=overwrite, sources=read)
+    run = ExportRun(job, Path(output), overwrite=overwrite, sources=read, budget=budget)
+    _note_budget(run, given=plan is not None or compressed is not None)
     if compressed is not None:
         for name, given in (("profile", profile), ("plan", plan)):
             if given is not None:
@@ -398,3 +442,9 @@ def export(
     if plan is not None:
         return run.from_plan(*open_plan(plan), *open_profile(profile))
     return run.from_recipe(*open_profile(profile))
+
+
+def _note_budget(run: ExportRun, *, given: bool) -> None:
+    """Say that a time for a search has no effect where none is made."""
+    if run.budget is not None and (given or run.recipe.searched is None):
+        note_in_vain("budget", f"{run.budget:g} s", "no plan is searched", run.progress)

@@ -89,6 +89,21 @@ def validation_samples(recipe: Recipe) -> tuple[Sample, ...]:
     return choose(read_samples(section.data), section.samples, section.seed)
 
 
+def refuse_searched(recipe: Recipe, what: str) -> None:
+    """Refuse a stage that needs a plan by rules.
+
+    Raises:
+        RecipeError: the recipe leaves its plan to a search.
+    """
+    if recipe.searched is not None:
+        raise RecipeError(
+            [
+                f"compress.{recipe.searched.name}: {what}, and this plan is found by a search; run "
+                "`vtcompress search`, which measures what it needs itself"
+            ]
+        )
+
+
 def open_profile(profile: Profile | str | Path | None) -> tuple[Profile | None, Path]:
     """Return a profile that was given as it is or by its file, and what errors call it.
 

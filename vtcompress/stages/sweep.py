@@ -54,6 +54,7 @@ from vtcompress.stages.inputs import (
     model_folder,
     note_in_vain,
     note_unread_data,
+    refuse_searched,
     require_compress,
     require_runtime,
     source_paths,
@@ -103,6 +104,8 @@ def list_points(
         VtcompressError: keys or values that are not allowed, methods that do not fit the model; all of them.
     """
     require_compress("a sweep")
+    for one in recipes if isinstance(recipes, list | tuple) else (recipes,):
+        refuse_searched(one, "a sweep makes its plans by rules")
     points = points_of(recipes if isinstance(recipes, list | tuple) else (recipes,), over or {})
     facts = model_facts(points[0].recipe)
     made = with_plans(points, facts, "", None)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from compressor.contract.asked import alike_words, method_words
 from compressor.contract.gated import GatedMethod
 from compressor.contract.method import Method, MethodWords, layers_words
+from compressor.contract.searched import SearchedMethod
 from compressor.methods import METHODS, label_of_cuts, method_of
 from compressor.plan.dead_rows import deepstack_layers
 from compressor.plan.layer import LayerPlan
@@ -132,6 +133,7 @@ def whys(
     found: dict[str, list[int]] = {}
     for layer in sorted((x for x in plan.layers if x.reason), key=place_in_words):
         by = next((method for method in methods if method.name == layer.reason), None)
+        by = by or next((m for m in methods if isinstance(m, SearchedMethod)), None)
         chosen = "chosen by the recipe" if by is None else by.why_frozen(plan, samples)
         chosen = chosen if by_recipe else "as the plan has it"
         added = layer.index in deepstack_layers(plan)

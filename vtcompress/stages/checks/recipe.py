@@ -213,6 +213,8 @@ def _check_plan_methods(plan: Plan, recipe: Recipe, what: str = "the plan") -> N
     Raises:
         RecipeError: names the methods that the recipe lacks.
     """
+    if recipe.searched is not None:
+        return  # it may use what all of them offer
     known = {method.name for method in recipe.methods}
     foreign = [name for name in plan.methods if name not in known]
     if any(layer.cuts for layer in plan.layers) and not known & set(CUTTERS):

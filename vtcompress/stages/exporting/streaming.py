@@ -33,6 +33,11 @@ def check_stream(
             f"stream: {compressed}: weights are streamed from the original's own files; leave `compressed` "
             "out, or export it without `stream`"
         )
+    elif not known and recipe.searched is not None:
+        problems.append(
+            f"stream: compress.{recipe.searched.name}: a search runs the model: run `vtcompress search` "
+            "where it fits, and give a `plan` that it wrote"
+        )
     elif not known and wants_calibration(recipe):
         problems.append(
             f"stream: {_why_calibrated(recipe)}, and calibration runs the model: give a `profile` or a "

@@ -1,0 +1,236 @@
+"""`vtcompress search` and an export that searches: what they write, a stop and a go, what is refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import vtcompress
+from compressor.errors import DataError, PlanError, RecipeError
+from compressor.plan.plan import Plan
+from compressor.recipe import Recipe
+from compressor.search.measuring import Measuring
+from compressor.search.results import SearchReport
+from export.artifact.staging import search_folder
+
+Vt = Callable[..., tuple[int, str, str]]
+USE = ("shortv", "skip", "visual_exit")
+
+
+@pytest.fixture(scope="module")
+def recipe(llava: Callable[[str], Path], questions: Path) -> Recipe:
+    values = {
+        "model.id": str(llava("clip+llama")),
+        "calibrate.data": questions,
+        "compress.auto.speedup": 1.3,
+        "compress.auto.use": USE,
+        "validate.max_new_tokens": 3,
+    }
+    return vtcompress.load_recipe("auto").override(values)
+
+
+@pytest.fixture(scope="module")
+def searched(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("searched") / "front"
+    vtcompress.search(recipe, folder)
+    return folder
+
+
+def test_the_folder_has_the_front_its_plans_and_the_chosen_one(searched: Path) -> None:
+    report = SearchReport.load(searched / "front.json")
+    assert report == SearchReport.model_validate_json(report.model_dump_json())
+    speeds = [point.predicted for point in report.front]
+    assert speeds == sorted(speeds)
+    assert {point.series for point in report.baselines} == set(USE)
+    for point in report.points:
+        plan = Plan.load(searched / point.plan)
+        assert plan.makers is not None
+        assert plan.makers.methods == (f"auto (speedup: 1.3, use: {', '.join(USE)})",)
+        assert len(point.layers) == len(plan.layers) == 4
+        assert set(plan.methods) <= ({point.series} if point.series else set(USE))
+    chosen = report.chosen_point
+    assert Plan.load(searched / "chosen.json") == Plan.load(searched / chosen.plan)
+    assert chosen.predicted >= 1.3
+    fast = [p for p in report.front if p.predicted >= 1.3]
+    assert chosen.chosen_on.kl == min(p.chosen_on.kl for p in fast)
+    assert len(chosen.reasons) == 4
+    assert not search_folder(searched).exists()
+    listed = {path.relative_to(searched).as_posix() for path in searched.rglob("*.*")}
+    assert listed == {*report.files, "front.json"}
+
+
+def test_what_is_there_is_replaced_only_when_asked(searched: Path, recipe: Recipe) -> None:
+    with pytest.raises(vtcompress.VtcompressError, match="holds a search; choose another"):
+        vtcompress.search(recipe, searched)
+
+
+def test_an_export_searches_first_and_its_artifact_has_the_chosen_plan(
+    searched: Path, recipe: Recipe, tmp_path: Path
+) -> None:
+    manifest = vtcompress.export(recipe, tmp_path / "out", bench_rounds=0)
+    assert Plan.load(tmp_path / "out" / "plan.json") == Plan.load(searched / "chosen.json")
+    assert manifest.fidelity is not None
+    assert not manifest.failures
+    page = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "auto (speedup: 1.3" in page
+    assert "chosen by a search" in page or "visual tokens have left" in page
+    assert not search_folder(tmp_path / "out").exists()
+
+
+def test_every_plan_of_the_front_is_taken_by_an_export(
+    searched: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    taken: list[Plan] = []
+
+    def stop(_: Any, __: str, ___: Any, chosen: Callable[[None], tuple[Plan, None]]) -> None:
+        taken.append(chosen(None)[0])
+
+    monkeypatch.setattr("vtcompress.stages.export.ExportRun._from_original", stop)
+    files = sorted((searched / "plans").iterdir())
+    for file in files:
+        vtcompress.export(recipe, tmp_path / "out", plan=file)
+    assert taken == [Plan.load(file) for file in files]
+    other = recipe.override({"compress.auto.speedup": 1.4})
+    with pytest.raises(RecipeError, match=r"was made by auto \(speedup: 1\.3"):
+        vtcompress.export(other, tmp_path / "out", plan=files[0])
+
+
+def test_a_stopped_search_goes_on(
+    searched: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    counts = {"figures": 0, "singles": 0}
+    real, singles = Measuring.figures, Measuring.singles
+
+    def figures(self: Measuring, *rest: Any) -> Any:
+        counts["figures"] += 1
+        if counts["figures"] == 6:
+            raise KeyboardInterrupt
+        return real(self, *rest)
+
+    def counted(self: Measuring, *rest: Any) -> Any:
+        counts["singles"] += 1
+        return singles(self, *rest)
+
+    monkeypatch.setattr(Measuring, "figures", figures)
+    monkeypatch.setattr(Measuring, "singles", counted)
+    monkeypatch.setattr("compressor.search.findings.SAVE_EVERY_SECONDS", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        vtcompress.search(recipe, tmp_path / "front")
+    assert not (tmp_path / "front").exists()
+    assert search_folder(tmp_path / "front").is_dir()
+    batches = counts["singles"]
+    vtcompress.search(recipe, tmp_path / "front")
+    assert counts["singles"] == batches
+    assert not search_folder(tmp_path / "front").exists()
+    for name in ("chosen.json", "plans"):
+        one, two = tmp_path / "front" / name, searched / name
+        files = [one] if one.is_file() else sorted(one.iterdir())
+        for file in files:
+            other = two if two.is_file() else two / file.name
+            assert file.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "said"),
+    [
+        ({"compress.auto.use": ("yopoo",)}, PlanError, "did you mean 'yopo'"),
+        ({"compress.auto.floor": {"zz": 0.5}}, PlanError, "floor.zz: no question is of this kind"),
+        ({"compress.auto.never": {"layers": (9,)}}, PlanError, "never.layers: 9 is outside 0..3"),
+        ({"calibrate.data": None}, RecipeError, "give `calibrate.data`"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_before_weights_are_loaded(
+    recipe: Recipe, values: Any, error: Any, said: str, monkeypatch: Any, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(
+        "vtcompress.stages.searching.run.load_model", lambda *_: pytest.fail("loaded")
+    )
+    for stage in (vtcompress.search, vtcompress.export):
+        with pytest.raises(error, match=said) as caught:
+            stage(recipe.override(values), tmp_path / "out")
+        assert len(caught.value.problems) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_held_out_questions_are_not_the_searchs(
+    recipe: Recipe, questions: Path, tmp_path: Path
+) -> None:
+    same = recipe.override({"validate.data": questions})
+    for stage in (vtcompress.search, vtcompress.export):
+        with pytest.raises(DataError, match=r"validate\.data: 6 of its questions are among those"):
+            stage(same, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("calibrate",), "compress.auto: a calibration serves methods that choose by it"),
+        (("sweep", "--output", "out"), "compress.auto: a sweep makes its plans by rules"),
+        (("plan",), "compress[0].auto: the plan is found by a search; run `vtcompress search`"),
+        (("search", "--output", "out", "--budget", "20"), "'20' is no time; write 90s, 20m or 1h"),
+        (
+            ("export", "--output", "out", "--stream"),
+            "stream: compress.auto: a search runs the model",
+        ),
+        (("export", "--output", "out", "--profile", "p.json"), "a search measures what it needs"),
+    ],
+)
+def test_other_commands_say_that_the_plan_is_found_by_a_search(
+    vt: Vt, llava: Callable[[str], Path], questions: Path, tmp_path: Path, monkeypatch: Any,
+    plain_profile: Path, arguments: tuple[str, ...], said: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.json").write_bytes(plain_profile.read_bytes())
+    command, *rest = arguments
+    model = str(llava("clip+llama"))
+    code, _, words = vt(
+        command, "--recipe", "auto", "--model", model, "--data", str(questions), *rest
+    )
+    assert code in (1, 2)
+    assert said in " ".join(words.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["p.json"]
+
+
+@pytest.fixture(scope="module")
+def plain_profile(
+    llava: Callable[[str], Path], questions: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    path = tmp_path_factory.mktemp("profile") / "profile.json"
+    values = {"model.id": str(llava("clip+llama")), "calibrate.data": questions}
+    vtcompress.calibrate(vtcompress.load_recipe("shortv").override(values), path)
+    return path
+
+
+def test_auto_stands_alone(recipe: Recipe) -> None:
+    from compressor.recipe import parse_recipe
+
+    entries = ({"auto": {"keep": 0.99}}, {"shortv": {"frozen": 0.5}})
+    with pytest.raises(
+        RecipeError, match="auto stands alone: it makes the whole plan; leave shortv"
+    ):
+        parse_recipe({"vtcompress": 2, "compress": entries}, "r")
+    for keys, said in (
+        ({"target": "prefill"}, "nothing is given; give exactly one of: keep, speedup, max_kl"),
+        ({"keep": 0.9, "speedup": 2.0}, "keep and speedup are given together"),
+        ({"keep": 1.5}, "1.5 is not allowed"),
+        ({"keep": 0.9, "target": "first_token"}, "prefill or kv_bytes"),
+    ):
+        with pytest.raises(RecipeError, match=said):
+            parse_recipe({"vtcompress": 2, "compress": ({"auto": keys},)}, "r")
+    other = recipe.override({"compress.auto.keep": 0.95})
+    assert other.searched is not None
+    assert (other.searched.goal, other.searched.use) == (("keep", 0.95), USE)
+
+
+def test_the_command_prints_front_reasons_and_bounds(
+    vt: Vt, llava: Callable[[str], Path], questions: Path, tmp_path: Path
+) -> None:
+    code, out, _ = vt(
+        "--json", "search", "--recipe", "auto", "--model", str(llava("clip+llama")), "--data",
+        str(questions), "--set", "compress.auto.max_kl=9.0", "--set", "compress.auto.use=[shortv]",
+        "--output", str(tmp_path / "front"), "--budget", "5m",
+    )  # fmt: skip
+    assert code == 0
+    assert json.loads(out)["asked"] == "max_kl: 9"
