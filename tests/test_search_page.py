@@ -12,15 +12,12 @@ from export.report.search.files import write_pages
 from export.report.search.page import (
     additivity_chart,
     additivity_words,
-    console_blocks,
     front_table,
     search_chart,
     search_document,
 )
 from export.report.text.svg import standalone
 from tests.searches import ALONE, FRONT, SEARCHES, plan_point, search_report
-from vtcompress.cli.show import show_blocks
-from vtcompress.console import Output
 
 WHOLE, BARE = SEARCHES.values()
 
@@ -142,18 +139,6 @@ def test_a_folder_gets_page_text_and_the_plots_that_there_are(tmp_path):
             ["front.html", "front.md", *plots]
         )
         assert all(path.stat().st_size > 500 for path in folder.iterdir())
-
-
-def test_the_command_line_shows_plans_the_choice_and_what_was_not_tried(capsys):
-    show_blocks(Output(), console_blocks(WHOLE))
-    shown = " ".join(capsys.readouterr().out.split())
-    for words in (
-        "search 2.00 x,",
-        "Chosen: 2.00 x",
-        "Why this one: the fastest",
-        "speed-ups above 4",
-    ):
-        assert words in shown
 
 
 @pytest.mark.parametrize("name", SEARCHES)

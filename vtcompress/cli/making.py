@@ -113,7 +113,9 @@ def search(
     )
     show_search(out, report)
     out.always(chosen_words(report))
-    out.always(f"written: {output} (the chosen plan: {output / 'chosen.json'})")
+    out.always(
+        f"written: {output} (the chosen plan: {output / 'chosen.json'}, report: {output / 'front.html'})"
+    )
     out.result(report.model_dump(mode="json"))
 
 

@@ -64,7 +64,7 @@ from vtcompress.stages.inputs import (
     model_facts,
     model_folder,
     note_in_vain,
-    note_unjudged,
+    note_no_validation,
     note_unread_data,
     open_plan,
     open_profile,
@@ -74,6 +74,7 @@ from vtcompress.stages.inputs import (
     require_runtime,
     source_paths,
     validation_samples,
+    warn_unjudged,
 )
 from vtcompress.stages.report import origin_of, write_reports
 from vtcompress.stages.searching.finding import SearchRun
@@ -218,6 +219,7 @@ class ExportRun:
             measured_on: calibration data that has been read.
             chosen: gives the plan, and the profile that it was chosen by.
         """
+        warn_unjudged(self.recipe, self.progress, stream=self.job.stream)
         model = load_model(self.recipe, self.progress, digest, outline=self.job.stream)
         self.origin = origin_of(self.recipe.model.id, model.folder)
         with staging.staged(self.output, **self._needs(model.folder, model.facts)) as folder:
@@ -286,6 +288,7 @@ class ExportRun:
         of_hub = "/" in plan.model.name and self.recipe.model.id == plan.model.name
         self.origin = origin_of(plan.model.name if of_hub else None, source)
         digest = self._original_digest(plan, source) if self._wants_original() else None
+        warn_unjudged(self.recipe, self.progress, stream=self.job.stream)
         with staging.staged(self.output, **self._needs(source, plan.model)) as folder:
             original, models = None, []
             with rewrite_prompt(self.job.samples) as prompt:
@@ -420,7 +423,7 @@ def export(
     require_compress("export")
     require_runtime("checking the exported graphs")
     progress = shown(progress)
-    note_unjudged(recipe, progress, stream=stream)
+    note_no_validation(recipe, progress)
     if not bench_rounds and threads != 1:
         note_in_vain("threads", threads, "nothing is timed", progress)
     samples = validation_samples(recipe)

@@ -159,14 +159,13 @@ def note_no_validation(recipe: Recipe, progress: Progress) -> None:
             note_in_vain("validate.score", section.score, why, progress)
 
 
-def note_unjudged(recipe: Recipe, progress: Progress, *, stream: bool) -> None:
-    """Say loudly that nobody will judge what answers lose, if so, and what a recipe asks in vain for that."""
+def warn_unjudged(recipe: Recipe, progress: Progress, *, stream: bool) -> None:
+    """Say loudly, when nothing is left to refuse, that nobody will judge what answers lose, if so."""
     section = recipe.validation
     if section.data is None:
         progress.say(f"WARNING: {STREAMED_WORDS if stream else NO_DATA_WORDS}")
     elif not any(limit is not None for _, limit in section.loss):
         progress.say(f"WARNING: {NO_LIMIT_WORDS}")
-    note_no_validation(recipe, progress)
 
 
 def _note_draw(key: str, section: Section, usual: Section, why: str, progress: Progress) -> None:

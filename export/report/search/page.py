@@ -53,11 +53,6 @@ def search_document(report: SearchReport) -> Document:
     return Document(f"{report.model}, searched", sub, sections, foot)
 
 
-def console_blocks(report: SearchReport) -> list[Block]:
-    """Return what a command line shows: the plans, which of them was chosen and why, what was not tried."""
-    return [front_table(report), *_short(report), *_not_tried(report)]
-
-
 def _judged(point: FrontPoint) -> HalfFigures:
     """Return a plan's figures on the half to judge on; where there are none, on the half to choose on."""
     return point.judged_on or point.chosen_on
