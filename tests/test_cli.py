@@ -52,7 +52,7 @@ def test_help_names_every_command(vt: Run) -> None:
     assert code == 0
     for name in (
         "calibrate", "plan", "compress", "export", "validate", "bench", "generate", "inspect", "recipes",
-        "report", "compare", "sweep", "train-gates", "train-parts",
+        "report", "compare", "search", "sweep", "train-gates", "train-parts",
     ):  # fmt: skip
         assert name in out
         assert vt(name, "--help")[0] == 0

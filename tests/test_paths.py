@@ -36,6 +36,7 @@ COMMANDS = {
     "plan": ["--recipe", "identity", "--model", "{model}", "--profile", "{profile}"],
     "compress": ["--recipe", "identity", "--model", "{model}", "--plan", "{plan}"],
     "export": ["--recipe", "identity", "--model", "{model}", "--validate-data", "{data}"],
+    "search": ["--recipe", "auto", "--model", "{model}", "--data", "{data}"],
     "sweep": ["--recipe", "identity", "--model", "{model}", "--validate-data", "{data}"],
     "train-gates": ["--recipe", "{gates}", "--model", "{model}", "--data", "{data}"],
     "train-parts": ["--recipe", "mod", "--model", "{model}", "--data", "{data}"],
@@ -47,7 +48,16 @@ COMMANDS = {
     "compare": ["{artifact}", "--html", "{page}", "--plot", "{page}"],
     "build": ["{artifact}", "--target", "tensorrt-rtx", "--dry-run"],
 }
-WRITERS = ("calibrate", "plan", "compress", "export", "sweep", "train-gates", "train-parts")
+WRITERS = (
+    "calibrate",
+    "plan",
+    "compress",
+    "export",
+    "search",
+    "sweep",
+    "train-gates",
+    "train-parts",
+)
 CASES = [
     (command, place)
     for command, given in COMMANDS.items()

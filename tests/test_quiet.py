@@ -127,6 +127,7 @@ def test_every_command_that_prints_is_judged_here(made: dict[str, list[object]])
         "completion",
         "doctor",
         "generate",
+        "search",
         "sweep",
         "train-gates",
         "train-parts",

@@ -20,7 +20,7 @@ from compressor.search.picking import pick, reached
 from compressor.search.results import HalfFigures
 from compressor.search.tried import SearchOutcome, Tried
 
-LADDER = (1.1, 1.25, 1.5, 1.75, 2.0, 2.25, 2.5, 2.75, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
+LADDER = (1.1, 1.25, 1.5, 1.75, 2.0, 2.25, 2.5, 2.75, 3.0, 3.25, 3.5, 4.0, 5.0, 6.0, 8.0)
 """Speed-ups that plans are looked for at."""
 BASELINES = (1.5, 2.0, 2.5, 3.0)
 """Speed-ups at which single methods are measured, beside that of the chosen plan."""
@@ -313,6 +313,7 @@ class Search:
         changes = (*candidates.modes, *candidates.exits.values(), *candidates.fronts)
         names = list(dict.fromkeys(change.method for change in changes))
         found: dict[tuple[str, Choice], Tried] = {}
+        late: list[str] = []
         for name in names if len(names) > 1 else ():
             self._say(f"{name} alone")
             most = self.additive.original / self.additive.least_cost([name])
@@ -321,7 +322,10 @@ class Search:
                 one = self._best_at(speed, [name])
                 judged = None if one is None else self._measured(one.choice, "judge")
                 if one is None or judged is None:
-                    self.not_tried.append(f"{name} alone at {speed:.2f} x: there was no time")
+                    late += [name] * (name not in late)
                     continue
                 found[name, one.choice] = Tried(one.choice, one.chosen_on, judged, series=name)
+        if late:
+            said = f"{', '.join(late)} alone, at all or some of the speed-ups"
+            self.not_tried.append(f"{said}: there was no time")
         return list(found.values())
