@@ -89,6 +89,8 @@ def search_report(*points: FrontPoint, chosen: str, **changes: Any) -> SearchRep
     return SearchReport(**(values | changes))
 
 
+NOTHING = KeptAnswers(kind="all", questions=9, original=0, kept=0, won=2)
+UNKNOWN = HalfFigures(kl=0.1, overall=NOTHING, kinds=(NOTHING,))
 FRONT = (
     plan_point(1.25, (100, 100), 0.0004),
     plan_point(1.5, (100, 99), 0.0011, summed_kl=0.001),
@@ -103,6 +105,12 @@ ALONE = (
 )
 SEARCHES = {
     "a front beside single methods": search_report(*FRONT, *ALONE, chosen="2.00x"),
+    "nothing that could be kept": search_report(
+        plan_point(2.0, (100, 100), 0.008, judged_on=UNKNOWN),
+        plan_point(2.0, (100, 100), 0.008, judged_on=UNKNOWN, series="shortv"),
+        chosen="2.00x",
+        original_judged_on=NOTHING,
+    ),
     "no baselines, not judged": search_report(
         plan_point(2.0, (99, 99), 0.008, judged_on=None, summed_kl=None),
         chosen="2.00x",

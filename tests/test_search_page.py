@@ -19,7 +19,7 @@ from export.report.search.page import (
 from export.report.text.svg import standalone
 from tests.searches import ALONE, FRONT, SEARCHES, plan_point, search_report
 
-WHOLE, BARE = SEARCHES.values()
+WHOLE, NONE, BARE = SEARCHES.values()
 
 
 def drawn(markup):
@@ -112,6 +112,16 @@ def test_where_sums_break_is_said_in_words():
     )
     assert "No plan has changes that were all measured alone." in section(BARE, "sums")
     assert additivity_chart(BARE) is None
+
+
+def test_where_the_original_is_never_right_nothing_is_said_to_be_kept(tmp_path):
+    words = section(NONE, "short")
+    assert "it keeps what cannot be told: the original answers none of these 9 right." in words
+    assert "single method" not in words.lower()
+    assert "No plot:" in section(NONE, "plot")
+    assert search_chart(NONE) is None
+    write_pages(tmp_path, NONE)
+    assert not (tmp_path / "front.svg").exists()
 
 
 def test_what_was_not_tried_and_the_time_are_told():

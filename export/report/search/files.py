@@ -23,6 +23,7 @@ def write_pages(folder: Path, report: SearchReport) -> None:
     document = search_document(report)
     write_text(folder / TEXT_FILE, markdown(document))
     write_text(folder / PAGE_FILE, html(document))
-    write_text(folder / CHART_FILE, standalone(search_chart(report)))
-    if (sums := additivity_chart(report)) is not None:
-        write_text(folder / SUMS_FILE, standalone(sums))
+    charts = {CHART_FILE: search_chart(report), SUMS_FILE: additivity_chart(report)}
+    for name, chart in charts.items():
+        if chart is not None:
+            write_text(folder / name, standalone(chart))

@@ -158,14 +158,14 @@ def _short(report: SearchReport) -> list[Block]:
         ),
         Words(f"Why this one: {report.why}."),
     ]
-    if (best := _best_single(report, point)) is not None:
+    if (best := _best_single(report, point)) is not None and _judged(best).overall.original:
         blocks.append(
             Words(
                 f"Of single methods at that speed or faster {best.series} keeps most: "
                 f"{_counted(_judged(best).overall)}, at {best.predicted:.2f} x."
             )
         )
-    elif report.baselines:
+    elif report.baselines and best is None:
         blocks.append(Words("No single method was measured at that speed or faster."))
     if point.judged_on is None:
         line = "WARNING: the chosen plan was not judged on other questions than it was chosen on"
@@ -174,6 +174,8 @@ def _short(report: SearchReport) -> list[Block]:
 
 
 def _counted(kept: KeptAnswers) -> str:
+    if kept.share is None:
+        return f"what cannot be told: the original answers none of these {kept.questions} right"
     bound = "" if kept.bound is None else f"; 95% sure of {kept.bound:.1%} or more"
     return f"{percent(kept.share)} of the original's right answers ({kept.kept} of {kept.original}{bound})"
 
@@ -192,16 +194,26 @@ def _plot(report: SearchReport) -> list[Block]:
         "between two points."
     )
     drawn = Words("The plot is front.svg, too.", minor=True)
-    blocks: list[Block] = [Chart(search_chart(report), caption), drawn]
+    chart = search_chart(report)
+    if chart is None:
+        return [
+            Words("No plot: the original answers none of the questions right that plans stand on.")
+        ]
+    blocks: list[Block] = [Chart(chart, caption), drawn]
     if unjudged := [p for p in report.points if p.judged_on is None]:
         words = f"Plans that were not judged are drawn as on the half they were chosen on: {len(unjudged)}."
         blocks.append(Words(words))
     return blocks
 
 
-def search_chart(report: SearchReport) -> Markup:
-    """Return answers kept against predicted speed: the front as a line, single methods as points."""
+def search_chart(report: SearchReport) -> Markup | None:
+    """Return answers kept against predicted speed: the front as a line, single methods as points.
+
+    None where the original answers nothing right, so that nothing can be kept.
+    """
     points = report.points
+    if any(not _judged(point).overall.original for point in points):
+        return None
     series: dict[str, list[int]] = {}
     for place, point in enumerate(points):
         series.setdefault(point.series, []).append(place)
@@ -260,7 +272,9 @@ def _chosen(report: SearchReport) -> list[Block]:
         (str(place), does, reason)
         for place, (does, reason) in enumerate(zip(point.layers, why, strict=True))
     ]
-    export = f"vtcompress export --recipe RECIPE --plan {point.plan} --model MODEL --output OUT"
+    export = (
+        f"vtcompress export --recipe recipe.yaml --plan {point.plan} --model MODEL --output OUT"
+    )
     return [
         Words("What visual tokens do in each layer, and what speaks for it:"),
         Table("The chosen plan", ("layer", "visual tokens", "why"), rows, wrapped=False),
