@@ -15,11 +15,11 @@ from compressor.families import LoadedModel
 from compressor.families.registry import picture_form
 from compressor.plan.plan import Plan
 from compressor.samples.questions import Sample
+from compressor.samples.scores import exact
 from export.backends.torch_model import TorchSession
 from export.checks.bench import bench
 from export.checks.loss import measure_answers
 from export.graphs.spec import decoder_graph, embed_graph, vision_graph
-from export.results.answers import exact
 from export.results.bench import BenchReport, Timing
 from export.runtime.runtime import Runtime
 from export.writer.weights import SharedWeights

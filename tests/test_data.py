@@ -154,7 +154,7 @@ def test_a_tilde_is_the_home_folder_and_null_is_no_picture(tmp_path, monkeypatch
         (0.50, ("0.5",)),
         (True, ("yes", "Yes", "true", "True")),
         (False, ("no", "No", "false", "False")),
-        (["two", 2, "two", " "], ("two", "2")),
+        (["two", 2, "two", " "], ("two", "2", "two")),
         ([], ()),
         (None, ()),
         ("x", ("x",)),

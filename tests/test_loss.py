@@ -13,10 +13,11 @@ from hypothesis.extra import numpy as arrays
 
 from compressor.errors import ArtifactError, VtcompressError
 from compressor.samples.questions import Sample, data_digest
+from compressor.samples.scores import exact
 from export.checks.loss import common_prefix, compare, kl_rows, measure_answers
 from export.checks.stored import store_original, stored_original, write_answers
 from export.report.sections.checks import kinds_tables
-from export.results.answers import Answer, Answers, exact
+from export.results.answers import Answer, Answers
 from export.results.loss_report import LossLimits, LossReport
 from tests import facts
 

@@ -153,6 +153,7 @@ ARGUMENTS = {
     "calibrate.data": ("--data", ("calibrate", "export")),
     "model.id": ("--model", MODEL),
     "validate.data": ("--validate-data", ("sweep",)),
+    "score": ("--score", ("validate",)),
 }
 
 

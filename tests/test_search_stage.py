@@ -59,6 +59,7 @@ def test_the_folder_has_the_front_its_plans_and_the_chosen_one(searched: Path) -
     assert not search_folder(searched).exists()
     listed = {path.relative_to(searched).as_posix() for path in searched.rglob("*.*")}
     assert listed == {*report.files, "front.json"}
+    assert {"front.html", "front.md", "sums.svg"} <= listed
 
 
 def test_what_is_there_is_replaced_only_when_asked(searched: Path, recipe: Recipe) -> None:

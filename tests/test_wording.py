@@ -24,11 +24,13 @@ from export.report.document import Block, Chart, Document, Group, Section, flat
 from export.report.pages.model_card import Origin, model_card
 from export.report.pages.report import report_document
 from export.report.render.markdown import markdown
+from export.report.search.page import search_document
 from export.report.sweep.page import sweep_document
 from export.results.answers import KeptPlaces
 from export.results.quantization import QuantizationLoss, QuantizationReport
 from tests import facts
 from tests.artifacts import make_artifact
+from tests.searches import SEARCHES
 from tests.sweeps import SWEEPS
 from tests.test_html_report import ASKED, PROFILE
 from tests.test_report_exits import exits_profile
@@ -179,6 +181,9 @@ def all_words() -> dict[str, str]:
     for name, report in SWEEPS.items():
         words = [section_words(section) for section in sweep_document(report).sections]
         found.setdefault("sweep", {})[name] = "\n\n".join(words)
+    for name, search in SEARCHES.items():
+        words = [section_words(section) for section in search_document(search).sections]
+        found.setdefault("search", {})[name] = "\n\n".join(words)
     return {
         key: "\n\n".join(f"<!-- {name} -->\n\n{text.strip()}" for name, text in texts.items())
         + "\n"
@@ -219,7 +224,7 @@ def test_every_section_has_its_snapshot_and_every_snapshot_its_section(
     words: dict[str, str],
 ) -> None:
     assert sorted(words) == KEYS
-    assert len(KEYS) == 14
+    assert len(KEYS) == 15
 
 
 def test_snapshots_hold_words_of_every_artifact() -> None:
@@ -227,7 +232,7 @@ def test_snapshots_hold_words_of_every_artifact() -> None:
     for key in KEYS:
         parts = re.split(r"<!-- (.*) -->", (SNAPSHOTS / f"{key}.md").read_text(encoding="utf-8"))
         assert all(len(text.strip()) > 10 for text in parts[2::2]), key
-        assert key in ("compare", "sweep") or parts[1::2] == list(ARTIFACTS), key
+        assert key in ("compare", "search", "sweep") or parts[1::2] == list(ARTIFACTS), key
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ class Sample:
         question: the user's words.
         answer: the right answer, the first if several are; None if unknown.
         kind: group that accuracy is reported for, e.g. `counting`.
-        others: further answers that are right too.
+        others: further answers that are right too; repeated ones count in scores of several annotators.
         where: file and line that it was read from; empty if from none.
         unread: keys beside it that say nothing here.
         blank: an answer, or one of a list, was blank or null and counts as none.

@@ -51,7 +51,8 @@ class Row:
     Attributes:
         images: files of pictures, in order.
         question: the user's words.
-        answers: the right answers, each of them right alone; none: unknown.
+        answers: the right answers, each of them right alone, repeated ones as often as they are given; none:
+            unknown.
         kind: group of the question; may be empty.
         unread: keys that say nothing here.
         blank: an answer, or one of a list, is blank or null and counts as none.
@@ -184,7 +185,7 @@ def _answers(value: object) -> tuple[str, ...] | None:
     if any(item is None for item in found):
         return None
     each = (answer for item in found if item is not None for answer in item)
-    return tuple(dict.fromkeys(each))
+    return tuple(each)
 
 
 def _images(value: object, folder: Path, problems: list[str]) -> tuple[Path, ...]:

@@ -16,6 +16,7 @@ from compressor.schema.values import (
     RecipeSection,
     Revision,
     RunDType,
+    ScoreName,
     Seed,
     Share,
     WeightsPath,
@@ -195,7 +196,8 @@ class LossSection(RecipeSection):
         max_kl: mean KL divergence of next-token distributions, in nats, 0 or more.
         min_agreement: share of equal most likely next tokens, 0 to 1.
         min_common_prefix: mean length of the common greedy prefix as a share of the answer, 0 to 1.
-        min_exact_match: share of the artifact's answers that are right, 0 to 1.
+        min_exact_match: share of the artifact's answers that are right by `validate.score`, 0 to 1; of a
+            graded score its mean.
         min_exact_match_kept: the same, divided by the original's share, 0 or more. Where no right answers
             are known, `agreement` must reach it, unless that has a limit of its own.
     """
@@ -215,6 +217,8 @@ class ValidateSection(RecipeSection):
         samples: how many of them, 1 or more; None: all.
         seed: seed of the draw, 0 to 2**32 - 1.
         max_new_tokens: length of greedy answers, in tokens, 1 or more.
+        score: what makes an answer right, see `compressor.samples.scores`; a module of the user's own is
+            imported to export and to sweep, never because an artifact names one.
         keep_pictures: which pictures of the data the artifact holds: `all`, as they are, so that it can be
             checked again without the data; `samples`: small copies of those that the report shows; `none`.
         fidelity: limits of export fidelity.
@@ -225,6 +229,7 @@ class ValidateSection(RecipeSection):
     samples: Count | None = None
     seed: Seed = 0
     max_new_tokens: Count = 32
+    score: ScoreName = "exact"
     keep_pictures: Literal["none", "samples", "all"] = "samples"
     fidelity: FidelitySection = FidelitySection()
     loss: LossSection = LossSection()

@@ -144,6 +144,18 @@ RunDType = Annotated[
 """In which dtype the original runs in torch."""
 
 
+OWN_SCORE = "python:"
+"""What the name of a score begins with that is a function of the user's own."""
+
+
+ScoreName = Annotated[
+    str,
+    Field(pattern=rf"^(exact|contains|normalized|vqa|anls|{OWN_SCORE}[^\W\d]\w*(\.[^\W\d]\w*)+)$"),
+    allowed("exact, contains, normalized, vqa, anls, or python:module.function"),
+]
+"""How answers are scored, see `compressor.samples.scores`."""
+
+
 Revision = Annotated[
     str,
     Field(pattern=_TEXT),

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from compressor.plan.plan import Plan
 from compressor.progress import SILENT, Progress
 from compressor.samples.questions import Sample
+from compressor.samples.scores import EXACT, Score
 from export.artifact.artifact import Artifact
 from export.checks import fidelity, loss
 from export.checks.bfloat16 import open_for_checks
@@ -69,11 +70,16 @@ def compare_answers(
     asked: tuple[tuple[Sample, ...], Answers],
     limits: LossLimits,
     name: str,
+    score: Score = EXACT,
     progress: Progress = SILENT,
 ) -> LossReport:
-    """Compare the original's stored answers, and the samples that they answer, with the backend's."""
+    """Compare the original's stored answers, and the samples that they answer, with the backend's.
+
+    Raises:
+        DataError: a score of the user's own failed.
+    """
     folder, manifest = artifact.folder, artifact.manifest
     samples, original = asked
     runtime = Runtime.on_session(session, folder, manifest.model, manifest.picture_form)
     found = loss.measure_answers(runtime, samples, original.max_new_tokens, progress)
-    return loss.compare(samples, original, found, limits, name)
+    return loss.compare(samples, original, found, limits, name, score)

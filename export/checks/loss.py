@@ -6,18 +6,20 @@ The original's side is measured once and stored in the artifact, so that the che
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from math import fsum
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from compressor.progress import SILENT, Progress
 from compressor.samples.questions import Sample, data_digest
+from compressor.samples.scores import EXACT, Score, exact
 from export.results.loss_report import LossFigures, LossLimits, LossReport, misses
 from export.session.arrays import Array
 
 if TYPE_CHECKING:
     from export.runtime.runtime import Runtime
-from export.results.answers import Answer, Answers, exact, right_one
+from export.results.answers import Answer, Answers, scored
 
 
 def measure_answers(
@@ -52,7 +54,7 @@ class Pair:
     Attributes:
         kl: KL(original || compressed) of the next-token distributions, in nats.
         agrees: the most likely next tokens are equal.
-        right: whether the original and whether the artifact answers right; None: no answer is known, or
+        scores: of the original's answer and of the artifact's, 0 to 1; None: no right answer is known, or
             nothing tells.
         prefix: share of the original's answer tokens before the first difference; None: answers were not
             generated.
@@ -61,7 +63,7 @@ class Pair:
 
     kl: float
     agrees: bool
-    right: tuple[bool, bool] | None
+    scores: tuple[float, float] | None
     prefix: float | None = None
     same: bool | None = None
 
@@ -72,38 +74,44 @@ def compare(
     compressed: Answers,
     limits: LossLimits,
     data_name: str,
+    score: Score = EXACT,
 ) -> LossReport:
-    """Compare the two models' answers, overall and for each kind of sample."""
+    """Compare the two models' answers, overall and for each kind of sample.
+
+    Raises:
+        DataError: a score of the user's own failed.
+    """
     kl = kl_rows(original.logits, compressed.logits)
     agree = original.logits.argmax(axis=1) == compressed.logits.argmax(axis=1)
+    each = (scored(samples, answers, score).answers for answers in (original, compressed))
     pairs = [
         Pair(
             kl=float(kl[i]),
             agrees=bool(agree[i]),
-            right=(right_one(a.text, s.answers), right_one(b.text, s.answers))
-            if s.answers
-            else None,
+            scores=None if a.score is None or b.score is None else (a.score, b.score),
             prefix=common_prefix(a.token_ids, b.token_ids) / max(len(a.token_ids), 1),
             same=exact(a.text, b.text),
         )
-        for i, (s, a, b) in enumerate(
-            zip(samples, original.answers, compressed.answers, strict=True)
-        )
+        for i, (a, b) in enumerate(zip(*each, strict=True))
     ]
-    report = judged(samples, pairs, limits, data_name)
+    report = judged(samples, pairs, limits, data_name, score)
     exits = Counter(a.exit_layer for a in compressed.answers if a.exit_layer is not None)
     return report.model_copy(update={"exits": tuple(sorted(exits.items()))})
 
 
 def judged(
-    samples: Sequence[Sample], pairs: Sequence[Pair], limits: LossLimits, data_name: str
+    samples: Sequence[Sample],
+    pairs: Sequence[Pair],
+    limits: LossLimits,
+    data_name: str,
+    score: Score = EXACT,
 ) -> LossReport:
     """Return what samples lost, overall and for each kind of them, beside the limits."""
     generated = all(pair.same is not None for pair in pairs)
 
     def figures(kind: str, rows: Sequence[int]) -> LossFigures:
         of = [pairs[i] for i in rows]
-        known = [pair.right for pair in of if pair.right is not None]
+        known = [pair.scores for pair in of if pair.scores is not None]
         count = len(known)
         kl = np.array([pair.kl for pair in of])
         return LossFigures(
@@ -117,12 +125,9 @@ def judged(
             if generated
             else None,
             answered=count,
-            exact_match_original=sum(a for a, _ in known) / count if count else None,
-            exact_match=sum(b for _, b in known) / count if count else None,
             equal_answers=sum(bool(pair.same) for pair in of) if generated else None,
-            right_to_wrong=sum(a and not b for a, b in known) if count else None,
-            wrong_to_right=sum(b and not a for a, b in known) if count else None,
             undecided=None if generated else sum(bool(samples[i].answers) for i in rows) - count,
+            **_scored(known, graded=score.graded),
         )
 
     overall = figures("all", range(len(samples)))
@@ -133,9 +138,31 @@ def judged(
         data_digest=data_digest(samples),
         overall=overall,
         kinds=tuple(kinds),
+        score=score.name,
         limits=limits,
-        failures=misses(overall, limits),
+        failures=misses(overall, limits, score.name),
     )
+
+
+def _scored(pairs: Sequence[tuple[float, float]], *, graded: bool) -> dict[str, Any]:
+    """Return the figures of scores before and after: means, and what went up and down."""
+    if not pairs:
+        return {"exact_match_original": None, "exact_match": None}
+    down = [a - b for a, b in pairs if b < a]
+    up = [b - a for a, b in pairs if b > a]
+    # Sums of the scores of a share are whole numbers, so that the mean is the share.
+    found: dict[str, Any] = {
+        "exact_match_original": fsum(a for a, _ in pairs) / len(pairs),
+        "exact_match": fsum(b for _, b in pairs) / len(pairs),
+    }
+    if not graded:
+        return found | {"right_to_wrong": len(down), "wrong_to_right": len(up)}
+    return found | {
+        "scores_down": len(down),
+        "scores_up": len(up),
+        "score_lost": fsum(down),
+        "score_won": fsum(up),
+    }
 
 
 def kl_rows(original: Array, compressed: Array) -> Array:

@@ -77,7 +77,9 @@ def report_data(folder: Path, manifest: Manifest) -> ReportData:
         recipe=read_text(folder / RECIPE_FILE, ArtifactError),
         methods=methods,
         by_recipe=by_recipe,
-        questions=stored_questions(folder),
+        questions=stored_questions(
+            folder, graded=manifest.loss is not None and manifest.loss.words.graded
+        ),
         engines=engine_facts(folder, manifest),
     )
 
@@ -119,18 +121,17 @@ def _faster(manifest: Manifest) -> Figure:
 def _kept(manifest: Manifest) -> Figure:
     if manifest.loss is None:
         return "unknown", "answers kept: not checked, there was no validation data"
-    all_ = manifest.loss.overall
+    all_, right = manifest.loss.overall, manifest.loss.words
     value, interval = all_.exact_match_kept, all_.exact_match_kept_interval
     if value is None:
         value, interval = all_.agreement, all_.agreement_interval
-        unknown = (
-            ", which gave no right answer" if all_.answered else "; right answers are not known"
-        )
+        none = f", whose {right.right} is 0" if right.graded else ", which gave no right answer"
+        unknown = none if all_.answered else "; right answers are not known"
         meaning = f"of first answer tokens equal to the original's{unknown}"
     else:
         meaning = (
-            f"of the original's right answers kept ({all_.exact_match_original:.1%} right before, "
-            f"{all_.exact_match:.1%} now)"
+            f"of the original's {right.kept} ({all_.exact_match_original:.1%} "
+            f"{'' if right.graded else 'right '}before, {all_.exact_match:.1%} now)"
         )
     if interval is not None:
         meaning += f"; 95% interval {100 * interval[0]:.1f} to {100 * interval[1]:.1f}%"
@@ -176,6 +177,7 @@ def figures(data: ReportData) -> dict[str, Any]:
         "verdict": manifest.verdict,
         "passed": manifest.passed,
         "warnings": list(manifest.loss.warnings) if manifest.loss else [],
+        "score": manifest.loss and manifest.loss.score,
         "exact_match_kept": manifest.loss and manifest.loss.overall.exact_match_kept,
         "ladder": [asdict(rung) for rung in data.rungs],
         "claim": claim(data.rungs),

@@ -1,13 +1,15 @@
-"""Answers of one model to the validation questions, and which of them are right."""
+"""Answers of one model to the validation questions, and how they are scored."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from pydantic import Field
 
 from compressor.facts import Facts
 from compressor.samples.pictures import MAX_PIXELS
+from compressor.samples.questions import Sample
+from compressor.samples.scores import Score
 from export.session.arrays import Array
 
 Place = Annotated[int, Field(ge=0)]
@@ -35,12 +37,15 @@ class Answer(Facts):
         exit_layer: first layer that had no visual rows of the prompt; None if they stayed.
         kept: of each of its pictures, where the plan keeps some visual tokens in front of the decoder and the
             artifact holds the picture for its report.
+        score: by `validate.score`, 0 to 1; None: no right answer is known, or older versions wrote it, which
+            knew `exact` alone.
     """
 
     token_ids: tuple[int, ...]
     text: str
     exit_layer: int | None = None
     kept: tuple[KeptPlaces, ...] | None = None
+    score: Annotated[float, Field(ge=0, le=1)] | None = None
 
 
 @dataclass(frozen=True)
@@ -58,14 +63,14 @@ class Answers:
     max_new_tokens: int
 
 
-def exact(text: str, answer: str) -> bool:
-    """Whether two answers are equal, character for character, white space around them aside.
+def scored(samples: Sequence[Sample], answers: Answers, score: Score) -> Answers:
+    """Return answers with their scores, in sample order.
 
-    This alone is called right: upper case, a full stop or other words make an answer wrong.
+    Raises:
+        DataError: a score of the user's own failed.
     """
-    return text.strip() == answer.strip()
-
-
-def right_one(text: str, answers: Sequence[str]) -> bool:
-    """Whether an answer is one of the right ones."""
-    return any(exact(text, answer) for answer in answers)
+    pairs = zip(samples, answers.answers, strict=True)
+    made = (
+        answer.model_copy(update={"score": score.of(answer.text, asked)}) for asked, answer in pairs
+    )
+    return replace(answers, answers=tuple(made))

@@ -5,6 +5,13 @@ Law of Succession, and Statistical Inference", 1927, for a share; Agresti and Mi
 Intervals for Comparing Matched Proportions", 2005, for the difference of two shares on the same questions;
 Bonett and Price, "Confidence Intervals for a Ratio of Binomial Proportions Based on Paired Data", 2006, for
 their ratio.
+
+Scores between 0 and 1 go by the same forms, with sums of them for counts: for `lost` how far all that fell
+did so together. The square of such a score is at most the score, and that of a change at most the change, so
+that they spread at most as much as right and wrong answers with these sums; the same holds for the ratio,
+whose terms are convex in both scores and equal at right and wrong. Intervals of graded scores are thus rather
+too wide than too narrow, and have a width where all scores are alike, where a bootstrap or a normal one has
+none.
 """
 
 from math import sqrt
@@ -16,8 +23,8 @@ LEVEL = 0.95
 Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 
 
-def share_interval(count: int, total: int, z: float = Z) -> Interval:
-    """Return Wilson's interval of `count` out of `total`, which is 1 or more; within 0..1."""
+def share_interval(count: float, total: float, z: float = Z) -> Interval:
+    """Return Wilson's interval of `count` out of `total`, which is above 0; within 0..1."""
     share, spread = count / total, z * z / total
     middle = share + spread / 2
     reach = z * sqrt(share * (1 - share) / total + spread / (4 * total))
@@ -27,7 +34,7 @@ def share_interval(count: int, total: int, z: float = Z) -> Interval:
     return low, high
 
 
-def change_interval(lost: int, won: int, total: int) -> Interval:
+def change_interval(lost: float, won: float, total: int) -> Interval:
     """Return the interval of `(won - lost) / total`, the change of a share on the same samples; in -1..1.
 
     Agresti and Min's: Wald's with half a sample more in each of the four cells.
@@ -38,7 +45,7 @@ def change_interval(lost: int, won: int, total: int) -> Interval:
     return max(middle - reach, -1.0), min(middle + reach, 1.0)
 
 
-def kept_interval(kept: int, lost: int, won: int) -> Interval:
+def kept_interval(kept: float, lost: float, won: float) -> Interval:
     """Return the interval of `(kept + won) / (kept + lost)`, the ratio of two shares on the same samples.
 
     Bonett and Price's: two of Wilson's intervals, drawn in as far as the samples are the same.

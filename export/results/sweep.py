@@ -1,6 +1,7 @@
 """What a sweep found: points of one model on one data, beside the original and beside each other."""
 
 from collections.abc import Mapping, Sequence
+from math import fsum
 from typing import Any, Literal
 
 from pydantic import Field
@@ -33,7 +34,9 @@ class SweepPoint(Facts):
         kv_bytes: for the plan's.
         loss: answers of the compressed torch model beside the original's.
         hits: a character a question: 1 where the answer is right; or, where no question has a right answer,
-            where the first token is the original's; 0 where it is not, - where it cannot be told.
+            where the first token is the original's; 0 where it is not, - where it cannot be told. Empty
+            where `scores` tell it.
+        scores: of graded scores those of the answers, a question each; None where it cannot be told.
         measured: times of its graphs beside the original's, in turns; None: not measured.
         notes: those of the plan.
     """
@@ -53,6 +56,7 @@ class SweepPoint(Facts):
     kv_bytes: Positive
     loss: LossReport
     hits: str
+    scores: tuple[float | None, ...] = ()
     measured: BenchReport | None = None
     notes: tuple[str, ...] = ()
 
@@ -108,7 +112,7 @@ class SweepReport(Facts):
 
 
 def accuracy(figures: LossFigures) -> float:
-    """Return the share of right answers; where the data has none, of first tokens that are the original's."""
+    """Return the share of right answers, or the mean score; where none is known, of equal first tokens."""
     return figures.agreement if figures.exact_match is None else figures.exact_match
 
 
@@ -159,11 +163,19 @@ def _right(point: SweepPoint) -> float:
 
 
 def _beaten(point: SweepPoint, by: SweepPoint) -> Beaten:
-    pairs = [p for p in zip(by.hits, point.hits, strict=True) if "-" not in p]
-    lost, won = pairs.count(("1", "0")), pairs.count(("0", "1"))
+    pairs = [
+        (a, b)
+        for a, b in zip(_scores(by), _scores(point), strict=True)
+        if a is not None and b is not None
+    ]
+    lost, won = fsum(max(a - b, 0) for a, b in pairs), fsum(max(b - a, 0) for a, b in pairs)
     return Beaten(
         point=point,
         by=by,
         change=(won - lost) / len(pairs),
         interval=change_interval(lost, won, len(pairs)),
     )
+
+
+def _scores(point: SweepPoint) -> Sequence[float | None]:
+    return point.scores or [None if hit == "-" else float(hit) for hit in point.hits]

@@ -15,15 +15,6 @@ from export.results.sweep import SweepReport, accuracy, accuracy_interval
 from vtcompress.console import Output
 from vtcompress.stages.plan import predicted
 
-# Rows of the comparison that stand in its line.
-COMPARED = (
-    "measured prefill",
-    "predicted prefill",
-    "right answers kept",
-    "next token equal",
-    "on the Pareto front",
-)
-
 
 def written(out: Output, path: Path) -> None:
     """Print what was written."""
@@ -61,16 +52,23 @@ def facts(out: Output, rows: Sequence[Sequence[str]]) -> None:
 
 def compared(out: Output, comparison: Comparison) -> None:
     """Print the main figures of each artifact, and what forbids comparing them."""
-    rows = {name: cells for name, *cells in comparison_table(comparison).rows if name in COMPARED}
+    told = (
+        "measured prefill",
+        "predicted prefill",
+        comparison.kept,
+        "next token equal",
+        "on the Pareto front",
+    )
+    rows = {name: cells for name, *cells in comparison_table(comparison).rows}
     for place, entry in enumerate(comparison.entries):
-        figures = "; ".join(f"{name} {rows[name][place]}" for name in COMPARED)
+        figures = "; ".join(f"{name} {rows[name][place]}" for name in told)
         out.brief(f"{entry.number}: {entry.name}: {figures}")
     for note in comparison.notes:
         out.brief(f"note: {note}")
 
 
 def swept(out: Output, report: SweepReport) -> None:
-    """Print right answers and speed of each point."""
+    """Print the score and the speed of each point."""
     for point in report.points:
         overall = point.loss.overall
         measured = ratio_words(point.measured.prefill) if point.measured else "not measured"

@@ -8,7 +8,7 @@ import click
 from export.backends.registry import precisions
 from vtcompress.cli.backend_options import OneOfBackends, precision_option
 from vtcompress.cli.kinds import FILE, FOLDER
-from vtcompress.cli.options import model_options, read_recipe, read_settings
+from vtcompress.cli.options import model_options, read_recipe, read_settings, score_option
 from vtcompress.console import Output
 from vtcompress.terminal import say
 
@@ -56,6 +56,7 @@ def raise_if_missed(failures: tuple[str, ...]) -> None:
     metavar="KEY=VALUE",
     help="Judge by another limit, e.g. --set validate.loss.min_agreement=0.9; may be repeated.",
 )
+@score_option
 @click.option(
     "--backend",
     type=OneOfBackends(),
@@ -78,6 +79,7 @@ def validate(
     healed: Path | None,
     trust_remote_code: bool,
     settings: tuple[str, ...],
+    score: str | None,
     backend: str | None,
     precision: str,
     device: int,
@@ -106,6 +108,7 @@ def validate(
             threads=threads,
             device=device,
             limits=limits,
+            score=score,
             progress=out,
         )
         held = Artifact.open(artifact, verify=False).manifest.loss
@@ -133,6 +136,7 @@ def validate(
         weights=weights,
         healed=healed,
         limits=limits,
+        score=score,
         threads=threads,
         trust_remote_code=trust_remote_code,
         progress=out,

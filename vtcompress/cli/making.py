@@ -15,6 +15,7 @@ from vtcompress.cli.options import (
     read_recipes,
     recipe_options,
     recipes_options,
+    score_option,
 )
 from vtcompress.console import Output
 from vtcompress.stages.plan import predicted
@@ -112,7 +113,9 @@ def search(
     )
     show_search(out, report)
     out.always(chosen_words(report))
-    out.always(f"written: {output} (the chosen plan: {output / 'chosen.json'})")
+    out.always(
+        f"written: {output} (the chosen plan: {output / 'chosen.json'}, report: {output / 'front.html'})"
+    )
     out.result(report.model_dump(mode="json"))
 
 
@@ -233,6 +236,7 @@ def compress(
 )
 @click.option("--validate-data", type=READ, help="Held-out questions (jsonl) for compression loss.")
 @click.option("--validate-samples", type=click.IntRange(min=1), help="How many of them.")
+@score_option
 @click.option(
     "--bench-rounds", type=click.IntRange(min=0), help="0: no timing; else 15, with --stream none."
 )
@@ -259,6 +263,7 @@ def export(
     block: str | None,
     validate_data: Path | None,
     validate_samples: int | None,
+    score: str | None,
     bench_rounds: int | None,
     threads: int,
     stream: bool,
@@ -277,6 +282,7 @@ def export(
         "block": None if block is None else int(block),
         "validate_data": validate_data,
         "validate_samples": validate_samples,
+        "score": score,
     }
     recipe = read_recipe(options | own)
     manifest = vtcompress.export(
@@ -315,6 +321,7 @@ def export(
     "--validate-data", type=READ, help="Held-out questions (jsonl); overrides the recipe."
 )
 @click.option("--validate-samples", type=click.IntRange(min=1), help="How many of them.")
+@score_option
 @click.option("--output", type=FOLDER, required=True, help="Folder of table, plot and plans.")
 @click.option("--overwrite", is_flag=True, help="Replace what vtcompress wrote at --output.")
 @click.option("--no-baselines", is_flag=True, help="Leave out choices that look at nothing.")
@@ -331,6 +338,7 @@ def sweep(
     over: tuple[str, ...],
     validate_data: Path | None,
     validate_samples: int | None,
+    score: str | None,
     output: Path,
     overwrite: bool,
     no_baselines: bool,
@@ -351,7 +359,11 @@ def sweep(
     from vtcompress.stages.sweep import list_points
 
     check_threads(threads)
-    own = {"validate_data": validate_data, "validate_samples": validate_samples}
+    own = {
+        "validate_data": validate_data,
+        "validate_samples": validate_samples,
+        "score": score,
+    }
     recipes, values = read_recipes(options | own), read_over(over)
     points = list_points(recipes, values, baselines=not no_baselines)
     show.show_points(out, points)

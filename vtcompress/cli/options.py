@@ -81,6 +81,13 @@ def _with(command: Command, *options: Callable[[Command], Command]) -> Command:
     return command
 
 
+score_option = click.option(
+    "--score",
+    metavar="NAME",
+    help="What makes an answer right: exact, contains, normalized, vqa, anls, python:module.function.",
+)
+
+
 def files_read(options: Mapping[str, Any], *others: Path | None) -> list[Path]:
     """Return the files that a command reads beside those that its recipes name: the recipes and others."""
     recipes = options["recipe"]
@@ -115,6 +122,7 @@ KEYS = {
     "block": "export.block",
     "validate_data": "validate.data",
     "validate_samples": "validate.samples",
+    "score": "validate.score",
 }
 """The recipe's keys that options say, by the option's parameter."""
 

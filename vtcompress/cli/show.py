@@ -21,7 +21,7 @@ from export.report.words.ladder import EngineFacts, ladder
 from export.results.backend_parity import REFERENCE, BackendParity
 from export.results.bench import BenchReport, ms_words, work_words
 from export.results.fidelity import FidelityReport
-from export.results.loss_report import LossReport
+from export.results.loss_report import LossReport, unjudged_words
 from export.results.rewrite import RewriteReport, rewrite_words
 from vtcompress.console import Output
 from vtcompress.stages.plan import predicted, time_words
@@ -116,6 +116,8 @@ def show_checks(
     show_blocks(out, [Words(words) for words in dtype_words(manifest)])
     show_validation(out, manifest.fidelity, manifest.loss, chosen)
     show_blocks(out, ladder_blocks(ladder(manifest, engines)))
+    if unjudged := unjudged_words(manifest.loss, unparted=bool(manifest.unparted)):
+        out.warn(unjudged)
 
 
 def show_rewrite(out: Output, report: RewriteReport | None) -> None:

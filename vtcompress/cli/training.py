@@ -8,7 +8,7 @@ import click
 from compressor.contract.healing import HEALABLE, Healable, HealTraining
 from vtcompress.cli.backend_options import device_option
 from vtcompress.cli.kinds import FILE, READ, Finite
-from vtcompress.cli.options import model_options, read_recipe
+from vtcompress.cli.options import model_options, read_recipe, score_option
 from vtcompress.console import Output
 
 USUAL = HealTraining()
@@ -26,6 +26,7 @@ data_option = click.option(
 @data_option
 @click.option("--validate-data", type=FILE, help="Held-out questions (jsonl) for the report.")
 @click.option("--validate-samples", type=click.IntRange(min=1), help="How many of them.")
+@score_option
 @click.option(
     "--output",
     type=FILE,
@@ -41,6 +42,7 @@ def train_gates(
     data: Path,
     validate_data: Path | None,
     validate_samples: int | None,
+    score: str | None,
     output: Path,
     device: str,
     overwrite: bool,
@@ -53,7 +55,11 @@ def train_gates(
     import vtcompress
     from vtcompress.stages.gates.report import show_gates
 
-    own = {"validate_data": validate_data, "validate_samples": validate_samples}
+    own = {
+        "validate_data": validate_data,
+        "validate_samples": validate_samples,
+        "score": score,
+    }
     report = vtcompress.train_gates(
         read_recipe(options | own), data, output, device=device, overwrite=overwrite, progress=out
     )

@@ -46,6 +46,7 @@ from vtcompress.stages.checks.recipe import (
     digest_of_plan,
 )
 from vtcompress.stages.checks.rewrite import check_rewrite, rewrite_prompt
+from vtcompress.stages.checks.score import checked_score
 from vtcompress.stages.compress import (
     compress_for_export,
     load_plan_gates,
@@ -76,6 +77,7 @@ from vtcompress.stages.inputs import (
     require_runtime,
     source_paths,
     validation_samples,
+    warn_unjudged,
 )
 from vtcompress.stages.report import origin_of, write_reports
 from vtcompress.stages.searching.finding import SearchRun
@@ -220,6 +222,7 @@ class ExportRun:
             measured_on: calibration data that has been read.
             chosen: gives the plan, and the profile that it was chosen by.
         """
+        warn_unjudged(self.recipe, self.progress)
         peaks = self.job.peaks
         with peaks.of("loading"):
             model = load_model(self.recipe, self.progress, digest, outline=self.job.stream)
@@ -292,6 +295,7 @@ class ExportRun:
         of_hub = "/" in plan.model.name and self.recipe.model.id == plan.model.name
         self.origin = origin_of(plan.model.name if of_hub else None, source)
         digest = self._original_digest(plan, source) if self._wants_original() else None
+        warn_unjudged(self.recipe, self.progress)
         with staging.staged(self.output, **self._needs(source, plan.model)) as folder:
             original, models = None, []
             with rewrite_prompt(self.job.samples) as prompt:
@@ -436,7 +440,8 @@ def export(
     samples = validation_samples(recipe)
     # Read now: data that cannot be used is refused before anything runs.
     prompts = () if stream else range_samples(recipe, samples)
-    job = Job(recipe, bench_rounds, threads, progress, samples, prompts, stream)
+    score = checked_score(recipe, samples)
+    job = Job(recipe, bench_rounds, threads, progress, samples, score, prompts, stream)
     read = read_files(sources, profile, plan)
     run = ExportRun(job, Path(output), overwrite=overwrite, sources=read, budget=budget)
     _note_budget(run, given=plan is not None or compressed is not None)

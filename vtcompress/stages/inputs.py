@@ -20,10 +20,12 @@ from compressor.samples.questions import (
     choose,
     read_samples,
 )
+from compressor.samples.scores import EXACT
 from compressor.schema.sections import CalibrateSection, ValidateSection
 from compressor.schema.values import RunDType
 from export.artifact.artifact import PROFILE_FILE
 from export.backends.checked_on import CHECKED_ON
+from export.results.loss_report import NO_DATA_WORDS, NO_LIMIT_WORDS
 
 if TYPE_CHECKING:
     from compressor.families import LoadedModel
@@ -175,9 +177,20 @@ def note_unread_data(recipe: Recipe, why: str, progress: Progress) -> None:
 
 def note_no_validation(recipe: Recipe, progress: Progress) -> None:
     """Say what a recipe without validation data asks of a validation in vain."""
+    section, why = recipe.validation, "there is no validation data"
+    if section.data is None:
+        _note_draw("validate", section, ValidateSection(), why, progress)
+        if section.score != EXACT.name:
+            note_in_vain("validate.score", section.score, why, progress)
+
+
+def warn_unjudged(recipe: Recipe, progress: Progress) -> None:
+    """Say loudly, when nothing is left to refuse, that nobody will judge what answers lose, if so."""
     section = recipe.validation
     if section.data is None:
-        _note_draw("validate", section, ValidateSection(), "there is no validation data", progress)
+        progress.say(f"WARNING: {NO_DATA_WORDS}")
+    elif not any(limit is not None for _, limit in section.loss):
+        progress.say(f"WARNING: {NO_LIMIT_WORDS}")
 
 
 def _note_draw(key: str, section: Section, usual: Section, why: str, progress: Progress) -> None:

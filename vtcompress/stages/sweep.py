@@ -35,7 +35,7 @@ from export.report.sweep.page import (
 )
 from export.report.text.svg import standalone
 from export.report.words.exits import leaves_of
-from export.results.answers import Answers, right_one
+from export.results.answers import Answers, scored
 from export.results.loss_report import LossReport
 from export.results.sweep import SweepPoint, SweepReport
 from export.runtime.runtime import Runtime
@@ -45,6 +45,7 @@ from vtcompress.stages.calibrate import drop_foreign, wants_calibration
 from vtcompress.stages.checks.prompts import Asked, check_recipe_prompts
 from vtcompress.stages.checks.recipe import check_digest
 from vtcompress.stages.checks.rewrite import check_rewrite
+from vtcompress.stages.checks.score import checked_score
 from vtcompress.stages.compress import compress_for_export, load_weights_in_front
 from vtcompress.stages.inputs import (
     calibration_samples,
@@ -200,6 +201,7 @@ class _Run:
         self.samples = validation_samples(self.recipe)
         for point in points:
             check_not_learned(point.recipe, self.samples)
+        self.score = checked_score(self.recipe, self.samples)
         measuring = [point.recipe for point in points if wants_calibration(point.recipe)]
         self.calibration: tuple[Sample, ...] = ()
         if measuring:
@@ -252,7 +254,8 @@ class _Run:
         model.processor.save_pretrained(files := self.findings.graphs())
         form = picture_form(model.processor, model.facts)
         timed_by = digest_of(rounds=rounds, threads=threads, processor=processor_name())
-        keys = {point.name: _rests_on(point, same) for point in points}
+        scored_by = same | {"score": self.score.name}
+        keys = {point.name: _rests_on(point, scored_by) for point in points}
         wanted = timed_by if rounds else None
         found = {
             name: kept
@@ -356,7 +359,7 @@ class _Run:
             runtime, self.samples, original.max_new_tokens, self.progress, f"answers of {point.label}"
         )  # fmt: skip
         limits, name = loss_limits(point.recipe), validation_name(point.recipe)
-        compared = loss.compare(self.samples, original, answers, limits, name)
+        compared = loss.compare(self.samples, original, answers, limits, name, self.score)
         costs = predicted(plan, dtype)
         return SweepPoint(
             name=point.name,
@@ -373,16 +376,21 @@ class _Run:
             kv_bytes_original=costs.kv_bytes_original,
             kv_bytes=costs.kv_bytes,
             loss=compared,
-            hits=self._hits(compared, original, answers),
+            **self._told_of_each(compared, original, answers),
             notes=plan.notes,
         )
 
-    def _hits(self, compared: LossReport, original: Answers, answers: Answers) -> str:
+    def _told_of_each(
+        self, compared: LossReport, original: Answers, answers: Answers
+    ) -> dict[str, Any]:
+        """Return `hits` or `scores` of a point."""
         if not compared.overall.answered:
             same = original.logits.argmax(axis=1) == answers.logits.argmax(axis=1)
-            return "".join("01"[int(hit)] for hit in same)
-        pairs = zip(self.samples, answers.answers, strict=True)
-        return "".join("01"[right_one(a.text, s.answers)] if s.answers else "-" for s, a in pairs)
+            return {"hits": "".join("01"[int(hit)] for hit in same)}
+        each = [a.score for a in scored(self.samples, answers, self.score).answers]
+        if self.score.graded:
+            return {"hits": "", "scores": tuple(each)}
+        return {"hits": "".join("-" if score is None else "01"[int(score)] for score in each)}
 
     def _report(
         self, points: Sequence[Point], found: tuple[SweepPoint, ...], profile: Profile | None

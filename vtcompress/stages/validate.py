@@ -12,6 +12,7 @@ from compressor.recipe import Recipe, fidelity_thresholds
 from compressor.recipe import load_recipe as read_recipe
 from compressor.recipe_override import check_dotted
 from compressor.samples.questions import Sample, read_samples
+from compressor.samples.scores import Score
 from compressor.schema.arguments import check_threads
 from compressor.schema.sections import ExportSection
 from export.artifact.artifact import PLAN_FILE, RECIPE_FILE, Artifact
@@ -31,6 +32,7 @@ from vtcompress.shipped import PathLike
 from vtcompress.stages.checks.prompts import Asked, check_recipe_prompts
 from vtcompress.stages.checks.recipe import check_plan_weights, digest_of_plan
 from vtcompress.stages.checks.rewrite import rewrite_prompt
+from vtcompress.stages.checks.score import artifact_score
 from vtcompress.stages.compress import (
     as_stored,
     compress_for_export,
@@ -180,6 +182,7 @@ def validate(
     weights: PathLike | None = None,
     healed: PathLike | None = None,
     limits: Mapping[str, Any] | None = None,
+    score: str | None = None,
     threads: int | None = None,
     trust_remote_code: bool = False,
     progress: Progress | bool | None = None,
@@ -195,6 +198,8 @@ def validate(
         weights: likewise of a projector, where the plan's choice in front of the decoder reads one.
         healed: likewise what `heal` wrote, where the artifact has healed weights.
         limits: other limits than the artifact's recipe sets, such as `{"validate.loss.min_agreement": 0.9}`.
+        score: what makes an answer right, as `validate.score` of a recipe; None: what the artifact was
+            validated by, but a function of somebody's own must be given.
         threads: how many one operator has; None: the backend's choice.
         trust_remote_code: let the repository of `model` run code of its own; what the artifact says does not.
         progress: shows the samples; see the module.
@@ -202,17 +207,16 @@ def validate(
     Raises:
         VtcompressError: the artifact is broken, or does not hold its pictures and neither data nor the
             original is given; other data is given without the original; `limits` sets what is no limit, or
-            one that nothing is measured for.
+            one that nothing is measured for; the same of `score`.
     """
     check_threads(threads)
-    for name, asked_for in (
-        ("gates", gates is not None),
-        ("weights", weights is not None),
-        ("healed", healed is not None),
-        ("trust_remote_code", trust_remote_code),
-    ):
-        if asked_for and model is None:
-            raise VtcompressError(f"{name}: is read with the original alone; give model as well")
+    _check_alone(
+        model,
+        gates=gates is not None,
+        weights=weights is not None,
+        healed=healed is not None,
+        trust_remote_code=trust_remote_code,
+    )
     path, progress = Path(path), shown(progress)
     artifact = Artifact.open(path)
     recipe = read_recipe(path / RECIPE_FILE, stored=True).override(
@@ -232,11 +236,13 @@ def validate(
     measured = asked is not None or (model is not None and given is not None)
     why = "" if measured else stored.why_unmeasured(path, manifest.loss)
     recipe = with_limits(recipe, limits or {}, anew=model is not None, unmeasured=why)
+    scorer = artifact_score(artifact, recipe, score, why)
+    scorer.check(asked[0] if asked else ())
     first: FidelityReport | None = manifest.fidelity
     session = open_for_checks(path, manifest.graphs, manifest.dtype, threads=threads)
     if model is not None:
         reference, original, samples, rewritten = _measure_again(
-            artifact, recipe, model, data, progress
+            artifact, recipe, model, data, scorer, progress
         )
         plan = Plan.load(path / PLAN_FILE)
         first = check_fidelity(session, manifest.graphs, plan, reference, recipe)
@@ -249,7 +255,7 @@ def validate(
         session = for_answers(session, path, manifest.graphs, recipe.export, threads)
         runtime = Runtime.on_session(session, path, manifest.model, manifest.picture_form)
         answers = loss.measure_answers(runtime, samples, original.max_new_tokens, progress)
-        second = loss.compare(samples, original, answers, loss_limits(recipe), name)
+        second = loss.compare(samples, original, answers, loss_limits(recipe), name, scorer)
     return Validation(first, second, rewritten)
 
 
@@ -278,8 +284,19 @@ def _with_files(
     return recipe
 
 
+def _check_alone(model: str | None, **asked_for: bool) -> None:
+    for name, asked in asked_for.items():
+        if asked and model is None:
+            raise VtcompressError(f"{name}: is read with the original alone; give model as well")
+
+
 def _measure_again(
-    artifact: Artifact, recipe: Recipe, original_id: str, data: PathLike | None, progress: Progress
+    artifact: Artifact,
+    recipe: Recipe,
+    original_id: str,
+    data: PathLike | None,
+    score: Score,
+    progress: Progress,
 ) -> tuple[fidelity.Recording, Answers | None, tuple[Sample, ...], RewriteReport]:
     require_compress("measuring the original")
     from compressor.compressed import plain
@@ -288,6 +305,7 @@ def _measure_again(
     changed = recipe.override({"model.id": original_id, "model.revision": None})
     samples = () if data is None else read_samples(Path(data))
     check_not_learned(recipe, samples)
+    score.check(samples)
     tokens = recipe.validation.max_new_tokens
     check_recipe_prompts(changed, [Asked(samples, tokens)], progress)
     plan = Plan.load(artifact.folder / PLAN_FILE)

@@ -21,6 +21,7 @@ from export.graphs.limits import cache_limits
 from export.results.backend_parity import BackendParity
 from export.results.fidelity import FidelityLimits
 from vtcompress.console import shown
+from vtcompress.stages.checks.score import artifact_score
 from vtcompress.stages.inputs import require_runtime
 from vtcompress.stages.validate import loss_limits, validation_name, with_limits
 
@@ -34,6 +35,7 @@ def validate_backend(
     threads: int | None = None,
     device: int = 0,
     limits: Mapping[str, Any] | None = None,
+    score: str | None = None,
     progress: Progress | bool | None = None,
 ) -> BackendParity:
     """Compare a backend's numbers with ONNX Runtime's on the CPU, and its answers with the original's.
@@ -50,6 +52,7 @@ def validate_backend(
         threads: how many one operator has; None: the backend's choice.
         device: number of the GPU, for backends that run on one.
         limits: other limits than the artifact's recipe sets; see `vtcompress.stages.validate.validate`.
+        score: what makes an answer right; see `vtcompress.stages.validate.validate`.
         progress: shows stages and samples; None: on a terminal alone.
 
     Raises:
@@ -77,6 +80,8 @@ def validate_backend(
         progress.say(f"answers are not compared: {stored.NOT_KEPT}")
     why = stored.why_unmeasured(path, artifact.manifest.loss) if asked is None else ""
     recipe = with_limits(recipe, limits or {}, anew=True, unmeasured=why)
+    scorer = artifact_score(artifact, recipe, score, why)
+    scorer.check(() if asked is None else asked[0])
     name = validation_name(recipe) if given is None else given.name
     session = open_session(artifact, backend, precision, threads, device=device)
     entry = find_backend(backend)
@@ -98,7 +103,7 @@ def validate_backend(
         outputs=compare_outputs(artifact, plan, session, reference, numeric, images, room),
         loss=None
         if asked is None
-        else compare_answers(artifact, session, asked, loss_limits(recipe), name, progress),
+        else compare_answers(artifact, session, asked, loss_limits(recipe), name, scorer, progress),
     )
     if engines is not None:
         parity.save(engines.folder)

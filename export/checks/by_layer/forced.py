@@ -12,7 +12,7 @@ undecided.
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from export.results.answers import right_one
+from compressor.samples.scores import exact
 
 NO_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 """How a tokenizer spells the first bytes of a character."""
@@ -67,6 +67,7 @@ def answers_right(
     found = [picked(one, ends, longest) for one in forced]
     for tokens, whole in found:
         if whole:
-            return right_one(spell(tokens), answers)
+            written = spell(tokens)
+            return any(exact(written, answer) for answer in answers)
     begun = spell(max((tokens for tokens, _ in found), key=len)).rstrip(NO_CHARACTER).strip()
     return None if any(answer.strip().startswith(begun) for answer in answers) else False

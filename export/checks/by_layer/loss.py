@@ -70,11 +70,11 @@ def pairs_by_layer(
         found = []
         for first, second in zip(before, after, strict=True):
             p, q = logits.read(first.logits)[None], logits.read(second.logits)[None]
-            right = None
+            scores = None
             if first.right is not None and second.right is not None:
-                right = first.right, second.right
+                scores = float(first.right), float(second.right)
             agrees = bool(p.argmax() == q.argmax())
-            found.append(Pair(kl=float(kl_rows(p, q)[0]), agrees=agrees, right=right))
+            found.append(Pair(kl=float(kl_rows(p, q)[0]), agrees=agrees, scores=scores))
     return found
 
 

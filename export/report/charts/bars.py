@@ -155,10 +155,10 @@ def speed_chart(predicted: float, timings: Sequence[tuple[str, Timing]]) -> Mark
     return picture("speed", WIDTH, bottom + 18, title, words, parts)
 
 
-def kinds_chart(kinds: Sequence[LossFigures]) -> Markup | None:
+def kinds_chart(kinds: Sequence[LossFigures], what: str = "right answers") -> Markup | None:
     """Return the share of right answers of original and compressed, a pair of bars for each kind.
 
-    None if no kind has right answers to compare with.
+    None if no kind has right answers to compare with. `what`: what the figures are of, as `ScoreWords.right`.
     """
     shown = [k for k in kinds if k.exact_match is not None and k.exact_match_original is not None]
     if not shown:
@@ -185,5 +185,5 @@ def kinds_chart(kinds: Sequence[LossFigures]) -> Markup | None:
     if left_out > 0:
         parts.append(text(0, height + 10, f"and {left_out} more kinds in the table", "small"))
         height += 16
-    title = "Right answers by kind of question"
+    title = f"{what[0].upper()}{what[1:]} by kind of question"
     return picture("kinds", WIDTH, height, title, f"{'; '.join(words)}.", parts)

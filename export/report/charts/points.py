@@ -8,6 +8,7 @@ from markupsafe import Markup
 from export.report.charts.decoder import WIDTH
 from export.report.text.scale import Ruler, nice_ticks
 from export.report.text.svg import element, line, picture, text
+from export.results.intervals import Interval
 from export.results.sweep import Leaves
 
 LEFT, RIGHT, TOP, BOTTOM = 40.0, 348.0, 30.0, 232.0
@@ -33,10 +34,12 @@ class Axis:
     Attributes:
         title: with the unit.
         values: one for each point, in order; higher is better.
+        intervals: upwards, of each value; None: of that none is drawn. Empty: of none.
     """
 
     title: str
     values: tuple[float, ...]
+    intervals: tuple[Interval | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,9 @@ def points_chart(
         stepped: points that one line of steps goes through: between two nothing is known to be reachable.
     """
     speeds = nice_ticks(min(1.0, *speed.values), max(1.0, *speed.values), 6)
-    rights = nice_ticks(min(original, *accuracy.values), max(original, *accuracy.values), 5)
+    ends = [end for interval in accuracy.intervals if interval for end in interval]
+    reached = (original, *accuracy.values, *ends)
+    rights = nice_ticks(min(reached), max(reached), 5)
     across, up = Ruler(LEFT, RIGHT - LEFT, speeds), Ruler(BOTTOM, TOP - BOTTOM, rights)
     points = [
         (across.place(a), up.place(b)) for a, b in zip(speed.values, accuracy.values, strict=True)
@@ -92,6 +97,7 @@ def points_chart(
         text(RIGHT, BOTTOM + 27, speed.title, "strong", "end"),
         *(_line([points[i] for i in run], marks[run[0]].class_) for run in joined),
         *(_steps([points[place] for place in front]) for front in stepped),
+        *_whiskers(points, accuracy, up),
         line(x - 4, y - 4, x + 4, y + 4, "whisker"),
         line(x - 4, y + 4, x + 4, y - 4, "whisker"),
         text(x + 7, y - 6, "original", "small halo"),
@@ -101,6 +107,15 @@ def points_chart(
     legend = _legend(marks)
     height = HEIGHT + 14 if legend else HEIGHT
     return picture(key, WIDTH, height, "Accuracy against speed", description, [*parts, *legend])
+
+
+def _whiskers(points: list[tuple[float, float]], accuracy: Axis, up: Ruler) -> list[Markup]:
+    """Return a thin line upwards over the interval of each value that has one."""
+    return [
+        line(x, up.place(interval[0]), x, up.place(interval[1]), "whisker-thin")
+        for (x, _), interval in zip(points, accuracy.intervals, strict=False)
+        if interval is not None
+    ]
 
 
 def _line(points: list[tuple[float, float]], class_: str) -> Markup:

@@ -60,6 +60,7 @@ class Comparison:
         groups: places, from 0, of artifacts whose figures can be compared: of one model and one data, on one
             machine where times are plotted.
         fronts: of each group, the places of those that no other of it beats in both; none without accuracy.
+        kept: the row of the table that tells what is kept, in the words of the artifacts' score.
     """
 
     entries: tuple[Entry, ...]
@@ -68,6 +69,7 @@ class Comparison:
     accuracy: Axis | None
     groups: tuple[tuple[int, ...], ...]
     fronts: tuple[tuple[int, ...], ...]
+    kept: str
 
     @property
     def front(self) -> tuple[int, ...]:
@@ -94,11 +96,13 @@ def compare_artifacts(folders: Sequence[Path]) -> Comparison:
         raise ArtifactError(problems)
     digests = alike([manifest.model_digest for manifest in manifests])
     named = zip(folders, manifests, digests, strict=True)
+    kept = _kept(manifests)
+    accuracies = {"kept": kept, "agreement": AGREEMENT}
     entries = tuple(
-        _entry(number, folder, manifest.model_copy(update={"model_digest": digest}))
+        _entry(number, folder, manifest.model_copy(update={"model_digest": digest}), kept)
         for number, (folder, manifest, digest) in enumerate(named, start=1)
     )
-    speed, accuracy = next(_axes(entries, SPEEDS)), next(_axes(entries, ACCURACIES), None)
+    speed, accuracy = next(_axes(entries, SPEEDS)), next(_axes(entries, accuracies), None)
     ignored = PREDICTED_FOR if all(entry.manifest.measured for entry in entries) else TIMED_ON
     places: dict[object, list[int]] = {}
     for place, entry in enumerate(entries):
@@ -111,7 +115,7 @@ def compare_artifacts(folders: Sequence[Path]) -> Comparison:
             found = pareto_front([points[place] for place in group])
             fronts.append(tuple(group[place] for place in found))
     groups = tuple(map(tuple, places.values()))
-    return Comparison(entries, tuple(_notes(entries)), speed, accuracy, groups, tuple(fronts))
+    return Comparison(entries, tuple(_notes(entries)), speed, accuracy, groups, tuple(fronts), kept)
 
 
 PREDICTED_FOR = "Different prompts predicted for"
@@ -124,12 +128,13 @@ def _conditions(manifest: Manifest) -> dict[str, object]:
     return {
         "Different models": manifest.model_digest,
         "Different validation data": loss and loss.data_digest,
+        "Answers scored in different ways": loss and loss.score,
         PREDICTED_FOR: (p.images, manifest.model.largest_rows, p.text),
         TIMED_ON: m and (m.processor, m.threads, m.text),
     }
 
 
-def _entry(number: int, folder: Path, manifest: Manifest) -> Entry:
+def _entry(number: int, folder: Path, manifest: Manifest, kept: str) -> Entry:
     plan, measured, loss = Plan.load(folder / PLAN_FILE), manifest.measured, manifest.loss
     recipe = load_recipe(folder / RECIPE_FILE, stored=True)
     methods, by_recipe = methods_done(plan, recipe.methods)
@@ -154,6 +159,7 @@ def _entry(number: int, folder: Path, manifest: Manifest) -> Entry:
         "fidelity": verdict_of(manifest.fidelity),
         "loss": verdict_of(loss),
         "loss_words": verdict_words(loss),
+        "score": loss and loss.score,
         "kept": all_ and all_.exact_match_kept,
         "kept_interval": all_ and all_.exact_match_kept_interval,
         "agreement": all_ and all_.agreement,
@@ -173,7 +179,7 @@ def _entry(number: int, folder: Path, manifest: Manifest) -> Entry:
         "KV cache, predicted": f"{figures['kv_cache']:.0%}",
         "export fidelity": figures["fidelity"],
         "compression loss": figures["loss_words"],
-        "right answers kept": share(figures["kept"], figures["kept_interval"]),
+        kept: share(figures["kept"], figures["kept_interval"]),
         "next token equal": share(figures["agreement"], figures["agreement_interval"]),
         "KL mean, nats": nats(figures["kl"]),
     }
@@ -184,7 +190,13 @@ SPEEDS = {
     "measured": "prefill time, original / compressed, measured",
     "predicted": "prefill work, original / compressed, predicted",
 }
-ACCURACIES = {"kept": "right answers kept", "agreement": "first tokens equal to the original's"}
+AGREEMENT = "first tokens equal to the original's"
+
+
+def _kept(manifests: Sequence[Manifest]) -> str:
+    """Return what is kept, as the score has it that all artifacts were validated by."""
+    names = {manifest.loss.words.kept for manifest in manifests if manifest.loss is not None}
+    return names.pop() if len(names) == 1 else "score kept" if names else "right answers kept"
 
 
 def _axes(entries: Sequence[Entry], titles: Mapping[str, str]) -> Iterator[Axis]:

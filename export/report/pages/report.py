@@ -27,6 +27,7 @@ from export.report.sections.speed import speed_section
 from export.report.words.front import cells_words, drawable
 from export.report.words.ladder import ran_on_gpu
 from export.report.words.methods import methods_words
+from export.results.loss_report import unjudged_words
 
 HTML_FILE, MARKDOWN_FILE = "report.html", "report.md"
 NOT_BY_RECIPE = {
@@ -77,12 +78,15 @@ def report_document(data: ReportData) -> Document:
 
 
 def head_blocks(manifest: Manifest) -> list[Block]:
-    """Return the headline, what became of the checks, and what must be said whatever the limits are."""
+    """Return that nobody judged the answers if so, the headline, what became of the checks, and warnings."""
     checks = (
         Outcome.of("Export fidelity (compressed model and its files)", manifest.fidelity),
         Outcome.of(f"Compression loss ({_asked(manifest)})", manifest.loss),
     )
-    blocks: list[Block] = [Headline(headline(manifest)), Bullets(checks)]
+    blocks: list[Block] = []
+    if unjudged := unjudged_words(manifest.loss, unparted=bool(manifest.unparted)):
+        blocks.append(Bullets((f"WARNING: {unjudged}",), bad=True))
+    blocks += [Headline(headline(manifest)), Bullets(checks)]
     if manifest.loss and manifest.loss.warnings:
         lines = tuple(f"WARNING: {line}" for line in manifest.loss.warnings)
         blocks.append(Bullets(lines, bad=True))

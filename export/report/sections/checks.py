@@ -13,6 +13,7 @@ from export.results.loss_report import (
     LossFigures,
     LossReport,
     by_layer_loss_words,
+    changes_words,
     nats,
     percent,
     share,
@@ -21,10 +22,10 @@ from export.results.rewrite import rewrite_words
 from export.results.verdict import Verdict
 
 INTERVAL_WORDS = (
-    "An answer is right, or the same, if it is equal character for character but for white space around it. "
     "In brackets: 95% intervals, how far as many other questions of this sort might give other figures; "
-    "Wilson's for shares, Bonett and Price's for the ratio of the two on the same questions."
+    "Wilson's for shares, Bonett and Price's for the ratio of the two on the same questions"
 )
+GRADED_INTERVAL_WORDS = "; for scores between 0 and 1 these are at least as wide as they must be"
 LADDER_WORDS = (
     "How far the artifact was checked. A claim reaches as far as the last check that ran. Engines may have "
     "been built since this page was written: the command vtcompress report shows the ladder as it is now."
@@ -116,27 +117,45 @@ def loss_blocks(report: LossReport | None, unmeasured: str) -> list[Block]:
     if report is None:
         return [Outcome("Compression loss", Verdict.NOT_RUN, f"{Verdict.NOT_RUN}, {unmeasured}")]
     limits: list[list[Block]] = [[_limits_table(report), *_failures(report.failures)]]
-    if (chart := kinds_chart(report.kinds)) is not None:
-        caption = "Right answers for each kind of question; in brackets the number of questions."
+    if (chart := kinds_chart(report.kinds, report.words.right)) is not None:
+        right = report.words.right
+        caption = f"{_title(right)} for each kind of question; in brackets the number of questions."
         limits.append([Chart(chart, caption)])
+    changed = changes_words(report.overall, report.score)
     return [
         Outcome.of("Compression loss", report),
         *map(Words, by_layer_loss_words(report)),
+        *([Words(changed)] if changed else []),
         Beside(limits),
         *kinds_tables(report),
-        Words(INTERVAL_WORDS, minor=True),
+        Words(_figures_words(report), minor=True),
     ]
+
+
+def _title(words: str) -> str:
+    return f"{words[0].upper()}{words[1:]}"
+
+
+def _figures_words(report: LossReport) -> str:
+    """Return what makes an answer right, and what intervals are."""
+    same = (
+        ""
+        if report.score == "exact"
+        else " Answers are the same, word for word, whatever they score."
+    )
+    graded = GRADED_INTERVAL_WORDS if report.words.graded else ""
+    return f"{report.words.rule}{same} {INTERVAL_WORDS}{graded}."
 
 
 def _limits_table(report: LossReport) -> Table:
     """Return every measure over all samples beside its limit; shares with their 95% interval."""
-    all_ = report.overall
+    all_, right = report.overall, report.words
     names = {
         "mean KL": ("KL mean, nats", nats(all_.kl)),
         "agreement of next tokens": ("next token equal", _with_interval(all_, "agreement")),
         "common prefix": ("common prefix of the answers", percent(all_.common_prefix)),
-        "exact match": ("right answers", _with_interval(all_, "exact_match")),
-        "exact match kept": ("right answers kept", _with_interval(all_, "exact_match_kept")),
+        right.name: (right.right, _with_interval(all_, "exact_match")),
+        f"{right.name} kept": (right.kept, _with_interval(all_, "exact_match_kept")),
     }
     rows = []
     for measure in report.measures:
@@ -168,18 +187,22 @@ def kinds_tables(report: LossReport) -> list[Table]:
         "common prefix": [percent(k.common_prefix) for k in kinds],
         "same answer": [_count(k.equal_answers) for k in kinds],
     }
+    graded = report.words.graded
+    what = "" if graded else "right "
+    down, up = ("lower", "higher") if graded else ("right to wrong", "wrong to right")
+    changes = [k.changes or (None, None) for k in kinds]
     right = {
         "kind": names,
         "with an answer": [str(k.answered) for k in kinds],
-        "right before (95%)": [_with_interval(k, "exact_match_original") for k in kinds],
-        "right now (95%)": [_with_interval(k, "exact_match") for k in kinds],
+        f"{what}before (95%)": [_with_interval(k, "exact_match_original") for k in kinds],
+        f"{what}now (95%)": [_with_interval(k, "exact_match") for k in kinds],
         "kept (95%)": [_with_interval(k, "exact_match_kept") for k in kinds],
-        "right to wrong": [_count(k.right_to_wrong) for k in kinds],
-        "wrong to right": [_count(k.wrong_to_right) for k in kinds],
+        down: [_count(change[0]) for change in changes],
+        up: [_count(change[1]) for change in changes],
     }
     found = [Table.of_columns("Next tokens and answers, by kind of question", tokens)]
     if report.overall.answered:
-        found.append(Table.of_columns("Right answers, by kind of question", right))
+        found.append(Table.of_columns(f"{_title(report.words.right)}, by kind of question", right))
     return found
 
 

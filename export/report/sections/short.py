@@ -10,7 +10,7 @@ from export.report.words.healing import before_and_after, healed_words
 from export.report.words.methods import whys
 from export.report.words.quantization import shrunk_words
 from export.results.bench import BenchReport, speed_words, unsteady, work_words
-from export.results.loss_report import LossFigures, share
+from export.results.loss_report import LossFigures, changes_words, share
 from export.results.verdict import Verdict, verdict_words
 
 
@@ -166,11 +166,8 @@ def _changed(data: ReportData, found: LossFigures) -> list[str]:
     if same == total and total:
         return [f"All {total} answers are the same, word for word."]
     lines = [f"{total - same} of {total} answers are not the original's."] if total else []
-    if found.right_to_wrong is not None and found.wrong_to_right is not None:
-        lines.append(
-            f"Of those with a right answer {found.right_to_wrong} went from right to wrong and "
-            f"{found.wrong_to_right} from wrong to right."
-        )
+    if data.manifest.loss and (changed := changes_words(found, data.manifest.loss.score)):
+        lines.append(changed)
     return lines
 
 
@@ -188,8 +185,9 @@ def lost(data: ReportData) -> tuple[str, ...]:
             f"in {share(overall.agreement, overall.agreement_interval)}."
         ]
         if overall.exact_match is not None and overall.exact_match_original is not None:
+            right = f"{loss.words.right[0].upper()}{loss.words.right[1:]}"
             lines.append(
-                f"Right answers: {overall.exact_match_original:.1%} before, {overall.exact_match:.1%} now."
+                f"{right}: {overall.exact_match_original:.1%} before, {overall.exact_match:.1%} now."
             )
         lines += [*_changed(data, overall), *before_and_after(data.manifest)]
         limits = f"Whether that is good enough was {verdict_words(loss)}."

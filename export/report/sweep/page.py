@@ -109,7 +109,8 @@ def _of_original(figures: LossFigures) -> float:
 
 
 def _what(report: SweepReport) -> str:
-    return "right answers" if report.by_answers else "first tokens equal to the original's"
+    right = report.points[0].loss.words.right
+    return right if report.by_answers else "first tokens equal to the original's"
 
 
 def _short(report: SweepReport) -> list[Block]:
@@ -225,9 +226,8 @@ def _caption(report: SweepReport) -> list[Block]:
     assumed = " (assumed: no calibration measured prompts)" if report.assumed else ""
     if report.by_answers:
         intervals = (
-            "Answers are right if they are one of the data's, character for character but for white space "
-            "around them. Intervals are Wilson's; two points answered the same questions, so that their "
-            "difference is known better than each."
+            f"{report.points[0].loss.words.rule} Intervals are Wilson's; two points answered the same "
+            "questions, so that their difference is known better than each."
         )
     else:
         intervals = (

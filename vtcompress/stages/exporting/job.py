@@ -6,6 +6,7 @@ from compressor.plan.plan import Plan
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.samples.questions import Sample
+from compressor.samples.scores import Score
 from export.graphs.limits import Limits, cache_limits
 from export.machine.stage_peaks import StagePeaks
 
@@ -20,6 +21,7 @@ class Job:
         threads: how many one operator has while timing.
         progress: shows stages and loops.
         samples: validation data.
+        score: scores answers to it.
         range_samples: prompts that float16 graphs are run on.
         stream: weights go from the original's files to the artifact's one at a time, and layers run so.
         peaks: notes the memory of stages.
@@ -30,6 +32,7 @@ class Job:
     threads: int
     progress: Progress
     samples: tuple[Sample, ...]
+    score: Score
     range_samples: tuple[Sample, ...]
     stream: bool = False
     peaks: StagePeaks = field(default_factory=StagePeaks)

@@ -16,7 +16,7 @@ from export.checks.kept_places import with_places
 from export.checks.onnx_checker import check_graphs
 from export.graphs.spec import GraphSpec
 from export.report.questions import Question, chosen_places
-from export.results.answers import Answers
+from export.results.answers import Answers, scored
 from export.results.bench import BenchReport
 from export.results.fidelity import FidelityReport
 from export.results.footprint import Footprint
@@ -142,15 +142,17 @@ def _both_checks(
     session = for_answers(session, folder, written.graphs, recipe.export)
     runtime = Runtime.on_session(session, folder, plan.model, written.form)
     answers = loss.measure_answers(runtime, job.samples, original.max_new_tokens, job.progress)
+    original, answers = (scored(job.samples, each, job.score) for each in (original, answers))
     _store(job, folder, runtime, original, answers)
     limits, name = loss_limits(recipe), validation_name(recipe)
-    return first, loss.compare(job.samples, original, answers, limits, name)
+    return first, loss.compare(job.samples, original, answers, limits, name, job.score)
 
 
 def _store(job: Job, folder: Path, runtime: Runtime, original: Answers, answers: Answers) -> None:
     """Write samples and answers; pictures, and what is kept of them, as far as the recipe keeps pictures."""
     pairs = zip(job.samples, original.answers, answers.answers, strict=True)
-    shown = chosen_places([Question(asked, a.text, b.text) for asked, a, b in pairs])
+    graded = job.score.graded
+    shown = chosen_places([Question.of(asked, a, b, graded=graded) for asked, a, b in pairs])
     keep = job.recipe.validation.keep_pictures
     stored.store_original(folder, job.samples, original, keep, shown)
     if keep != "none":

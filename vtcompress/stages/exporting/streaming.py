@@ -3,6 +3,7 @@
 from compressor.errors import RecipeError
 from compressor.planner import measures_needed
 from compressor.recipe import Recipe
+from compressor.samples.scores import EXACT
 from vtcompress.shipped import PathLike
 from vtcompress.stages.build import engine_targets
 from vtcompress.stages.calibrate import wants_calibration
@@ -47,6 +48,12 @@ def check_stream(
         problems.append(
             f"stream: {_why_calibrated(recipe)}, and calibration runs the model: give a `profile` or a "
             "`plan` that was made where it fits, or export without `stream`"
+        )
+    section = recipe.validation
+    if section.data is not None and section.score != EXACT.name:
+        problems.append(
+            f"stream: validate.score: {section.score}: answers are forced, not generated, and tell `exact` "
+            "alone: set it to exact, or export without `stream`"
         )
     if recipe.heal.file is not None:
         problems.append(

@@ -20,6 +20,7 @@ from compressor.plan.gate_exits import first_to_fire, histogram
 from compressor.plan.plan import Gates, Plan, Workload
 from compressor.progress import Progress
 from compressor.samples.questions import Sample
+from compressor.samples.scores import Score
 from compressor.schema.sections import ValidateSection
 from export.backends.torch_model import TorchSession
 from export.checks import loss
@@ -45,6 +46,7 @@ def judge_held_out(
     gates: LoadedGates,
     samples: Sequence[Sample],
     section: ValidateSection,
+    score: Score,
     progress: Progress,
 ) -> HeldOut:
     """Return how trained gates do on prompts that they were not trained on.
@@ -55,6 +57,7 @@ def judge_held_out(
         gates: the same, as the decoder takes them.
         samples: with pictures and answers.
         section: names the data and the length of answers.
+        score: scores answers.
         progress: shows prompts.
 
     Raises:
@@ -98,7 +101,7 @@ def judge_held_out(
         unfired=unfired,
         speedup=predicted_speedup(with_exit),
         gates=_judged(list((torch.stack(margins) > 0).T), list(torch.stack(allowed).T)),
-        answers=loss.compare(samples, stay, leave, LossLimits(), name),
+        answers=loss.compare(samples, stay, leave, LossLimits(), name, score),
     )
 
 

@@ -15,6 +15,7 @@ from export.backends.torch_device import ON_CPU, check_device
 from vtcompress.console import shown
 from vtcompress.stages.checks.prompts import Asked, check_recipe_prompts
 from vtcompress.stages.checks.rewrite import check_rewrite
+from vtcompress.stages.checks.score import checked_score
 from vtcompress.stages.gates.report import GatesReport
 from vtcompress.stages.inputs import (
     load_model,
@@ -78,6 +79,7 @@ def train_gates(
         require_compress("training gates")
         check_layers(model_facts(recipe).decoder.layers, recipe.methods)
         file.check_outside(recipe)
+        score = checked_score(recipe, others)
         tokens = recipe.validation.max_new_tokens
         asked = [Asked(samples, forced=True), Asked(others, tokens, forced=True)]
         check_recipe_prompts(recipe, asked, progress)
@@ -92,7 +94,7 @@ def train_gates(
         gates = loaded_gates(trained, content)
         held = None
         if others:
-            held = judge_held_out(model, trained, gates, others, recipe.validation, progress)
+            held = judge_held_out(model, trained, gates, others, recipe.validation, score, progress)
         report = GatesReport(
             model=model.facts.name,
             model_digest=model.digest,

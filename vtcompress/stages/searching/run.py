@@ -7,18 +7,26 @@ from shutil import rmtree
 from compressor.disk.files import write_text
 from compressor.progress import Progress
 from compressor.recipe import Recipe, dump_recipe
+from compressor.samples.scores import EXACT
 from compressor.schema.arguments import check_above_zero
 from compressor.search.costs import CostModel
 from compressor.search.results import CHOSEN_FILE, FRONT_FILE, SearchReport
 from export.artifact import staging
 from export.artifact.artifact import PROFILE_FILE, RECIPE_FILE, list_files
 from export.artifact.manifest import tool_versions
+from export.report.search.files import write_pages
 from vtcompress.console import shown
 from vtcompress.shipped import PathLike
 from vtcompress.stages.checks.prompts import Asked
 from vtcompress.stages.checks.recipe import check_digest, check_recipe
 from vtcompress.stages.checks.rewrite import check_rewrite
-from vtcompress.stages.inputs import load_model, require_compress, require_recipe, source_paths
+from vtcompress.stages.inputs import (
+    load_model,
+    note_in_vain,
+    require_compress,
+    require_recipe,
+    source_paths,
+)
 from vtcompress.stages.searching.finding import SearchRun
 
 # Plans and tables take less.
@@ -37,9 +45,10 @@ def search(
 ) -> SearchReport:
     """Search for the fastest plan that keeps what the recipe's entry asks for, and write the front.
 
-    Written are `front.json`, the report; `plans/`, every plan of it; `chosen.json`, the chosen plan; the
-    calibration and the recipe. Each plan can be given to `export` with that recipe. A search that was
-    stopped goes on with what it measured, as far as model and questions are the same.
+    Written are `front.json`, the report, and the same as page, text and plots; `plans/`, every plan of it;
+    `chosen.json`, the chosen plan; the calibration and the recipe. Each plan can be given to `export` with
+    that recipe. A search that was stopped goes on with what it measured, as far as model and questions are
+    the same. Answers are compared token for token, whatever `validate.score` says.
 
     Args:
         recipe: names model and questions, and has an entry whose plan a search finds.
@@ -57,6 +66,9 @@ def search(
     require_compress("searching a plan")
     check_above_zero("budget", budget)
     progress, output = shown(progress), Path(output)
+    if recipe.validation.score != EXACT.name:
+        why = "a search compares answers token for token"
+        note_in_vain("validate.score", recipe.validation.score, why, progress)
     asked = SearchRun.of(recipe, budget, costs)
     pictures = {path for sample in asked.samples for path in sample.images}
     needs = {
@@ -84,8 +96,10 @@ def search(
         # Data is given again: where it lies is of no use to others.
         bare = recipe.override({"calibrate.data": None, "validate.data": None})
         write_text(folder / RECIPE_FILE, dump_recipe(bare, portable=True))
+        report = report.model_copy(update={"tools": tool_versions(model.facts)})
+        write_pages(folder, report)
         files = {name: entry.model_dump() for name, entry in list_files(folder).items()}
-        report = report.model_copy(update={"tools": tool_versions(model.facts), "files": files})
+        report = report.model_copy(update={"files": files})
         report.save(folder / FRONT_FILE)
     rmtree(kept, ignore_errors=True)
     return report

@@ -143,7 +143,7 @@ def _common(recipe: Recipe) -> dict[str, Any]:
         "calibrate": recipe.calibrate.model_dump(),
         "image": recipe.image.model_dump(),
         "validate": recipe.validation.model_dump(
-            include={"data", "samples", "seed", "max_new_tokens"}
+            include={"data", "samples", "seed", "max_new_tokens", "score"}
         ),
         "export": {"dtype": recipe.export.dtype, "image_size": recipe.export.image_size},
     }

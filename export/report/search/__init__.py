@@ -1,0 +1,1 @@
+"""What a search found, shown to people."""
