@@ -178,7 +178,8 @@ def test_no_module_outside_the_families_knows_a_models_name():
     found = [
         f"{relative(path)}:{place}"
         for path in SOURCES
-        if not relative(path).startswith("compressor/families/")
+        # An operator of ONNX is called Clip.
+        if not relative(path).startswith(("compressor/families/", "export/graphs/operators.py"))
         for place in model_names_in(parsed(path))
     ]
     assert found == []

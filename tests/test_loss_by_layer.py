@@ -223,14 +223,14 @@ def test_the_longest_known_beginning_counts_among_several_right_answers() -> Non
     assert answers_right(ended, ("b", "\u00e4"), (END,), 8, spelled) is True
 
 
-def pairs(*right: tuple[bool, bool] | None) -> list[loss.Pair]:
-    return [loss.Pair(kl=0.1, agrees=True, right=one) for one in right]
+def pairs(*scores: tuple[float, float] | None) -> list[loss.Pair]:
+    return [loss.Pair(kl=0.1, agrees=True, scores=one) for one in scores]
 
 
 def test_limits_on_what_was_not_measured_are_not_passed() -> None:
     samples = [Sample((HELD_OUT,), "?", "1") for _ in range(3)]
     limits = LossLimits(max_kl=1, min_common_prefix=0.5, min_exact_match_kept=0.9)
-    found = loss.judged(samples, pairs((True, True), None, (True, True)), limits, "d.jsonl")
+    found = loss.judged(samples, pairs((1, 1), None, (1, 1)), limits, "d.jsonl")
     assert found.verdict is Verdict.NOT_JUDGED
     assert found.not_judged == ("min_common_prefix: answers were not generated",)
     assert (found.overall.answered, found.overall.undecided) == (2, 1)

@@ -57,7 +57,17 @@ def test_what_gives_no_values_by_key_is_refused_in_one_line(
 
 @pytest.mark.parametrize(
     "stage",
-    ["calibrate", "compress", "export", "heal", "plan", "sweep", "train_gates", "train_parts"],
+    [
+        "calibrate",
+        "compress",
+        "export",
+        "heal",
+        "plan",
+        "search",
+        "sweep",
+        "train_gates",
+        "train_parts",
+    ],
 )
 def test_a_name_in_place_of_a_recipe_is_refused_with_the_remedy(stage: str, tmp_path: Path) -> None:
     trained = dict.fromkeys(("train_gates", "train_parts", "heal"), ("d", "x"))
@@ -97,6 +107,7 @@ SHOWING: dict[str, Callable[..., Any]] = {
     "merge_profiles": lambda path, **given: vtcompress.merge_profiles([path], path, **given),
     "costs": partial(vtcompress.costs, IDENTITY),
     "plan": lambda _, **given: vtcompress.plan(IDENTITY, **given),
+    "search": partial(vtcompress.search, IDENTITY),
     "sweep": partial(vtcompress.sweep, IDENTITY),
     "train_gates": lambda path, **given: vtcompress.train_gates(
         vtcompress.load_recipe("dyvte"), path, path, **given

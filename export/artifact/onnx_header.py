@@ -17,7 +17,7 @@ from typing import Final
 
 from compressor.errors import ArtifactError
 from export.artifact.protobuf_wire import MalformedError, Value, fields, varint
-from export.graphs.operators import MAY_LACK_INPUTS, OPERATORS, STANDARD_DOMAINS
+from export.graphs.operators import MAY_LACK_INPUTS, ONNX_OPERATORS, STANDARD_DOMAINS
 
 MAX_GRAPH_BYTES: Final = 64 << 20
 """Largest graph file read: graphs without their weights are below 2 MiB."""
@@ -255,7 +255,7 @@ def _check_operator(node: Mapping[int, list[Value]]) -> None:
         MalformedError: another operator, or one with an input left out that our graphs always give.
     """
     operator, domain = (_text(node.get(number, [memoryview(b"")])[0]) for number in (4, 7))
-    if domain not in STANDARD_DOMAINS or operator not in OPERATORS:
+    if domain not in STANDARD_DOMAINS or operator not in ONNX_OPERATORS:
         name = f"{domain}.{operator}" if domain else operator
         raise MalformedError(f"it has the operator {name!r:.80}")
     if operator not in MAY_LACK_INPUTS and any(not _bytes(name) for name in node.get(1, ())):

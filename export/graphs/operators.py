@@ -28,7 +28,7 @@ _ALIKE = {
     "Tan", "Trilu", "Unique", "Xor",
 }  # fmt: skip
 
-OPERATORS: Final[Set[str]] = frozenset(_EXPORTED | _ALIKE)
+ONNX_OPERATORS: Final[Set[str]] = frozenset(_EXPORTED | _ALIKE)
 """By type. `Scan` and `If` have bodies of the same operators; `Loop` is not among them."""
 
 MAY_LACK_INPUTS: Final[Set[str]] = frozenset({"Resize"})

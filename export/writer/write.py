@@ -17,7 +17,7 @@ from compressor.decoder.quantization import in_whole_numbers
 from compressor.decoder.weights import StoredWeight, source_of, stored_weights
 from compressor.errors import VtcompressError
 from compressor.schema.sections import ExportSection
-from export.graphs.operators import OPERATORS, STANDARD_DOMAINS
+from export.graphs.operators import ONNX_OPERATORS, STANDARD_DOMAINS
 from export.graphs.spec import DEEPSTACK, POSITIONS, ROWS, SIDES, GraphSpec, TensorSpec, caches_of
 from export.writer.passes import order
 from export.writer.passes.graph_pass import note_numbers, note_weights
@@ -205,7 +205,7 @@ def _check_standard(model: ir.Model, spec: GraphSpec) -> None:
         {
             node.op_type
             for node in model.graph.all_nodes()
-            if node.domain not in STANDARD_DOMAINS or node.op_type not in OPERATORS
+            if node.domain not in STANDARD_DOMAINS or node.op_type not in ONNX_OPERATORS
         }
     )
     opset = opset_of(spec)

@@ -119,7 +119,9 @@ def refuse_searched(recipe: Recipe, what: str) -> None:
 
     Raises:
         RecipeError: the recipe leaves its plan to a search.
+        TypeError: it is none.
     """
+    require_recipe(recipe)
     if recipe.searched is not None:
         raise RecipeError(
             [
