@@ -142,7 +142,8 @@ def main() -> None:
         recipe = load_recipe("vtw").override({"compress.visual_exit.max_kl": 100.0})
         (work / "vtw.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
         took = vtcompress(
-            "calibrate", f"--recipe={work / 'vtw.yaml'}", f"--model={model}", f"--data={EXAMPLE / 'calibration.jsonl'}",
+            "calibrate", f"--recipe={work / 'vtw.yaml'}", f"--model={model}",
+            f"--data={EXAMPLE / 'calibration.jsonl'}",
             f"--samples={given.samples}", "--stream", f"--output={work / 'profile.json'}",
         )  # fmt: skip
         print(f"calibration of {given.samples} questions, recipe vtw: {took}")

@@ -14,6 +14,7 @@ from compressor.recipe import Recipe
 from compressor.search.measuring import Measuring
 from compressor.search.results import SearchReport
 from export.artifact.staging import search_folder
+from tests import facts
 
 Vt = Callable[..., tuple[int, str, str]]
 USE = ("shortv", "skip", "visual_exit")
@@ -60,6 +61,24 @@ def test_the_folder_has_the_front_its_plans_and_the_chosen_one(searched: Path) -
     listed = {path.relative_to(searched).as_posix() for path in searched.rglob("*.*")}
     assert listed == {*report.files, "front.json"}
     assert {"front.html", "front.md", "sums.svg"} <= listed
+
+
+def test_with_measured_costs_a_speed_up_is_one_in_predicted_time(
+    recipe: Recipe, searched: Path, tmp_path: Path
+) -> None:
+    flops = SearchReport.load(searched / "front.json")
+    decoder = Plan.load(searched / "chosen.json").model.decoder
+    costs, other = (facts.costs(decoder=d) for d in (decoder, facts.facts().decoder))
+    costs.save(tmp_path / "costs.json")
+    other.save(tmp_path / "other.json")
+    found = vtcompress.search(recipe, tmp_path / "front", costs=tmp_path / "costs.json")
+    assert (flops.unit, found.unit) == ("FLOPs", "seconds of this machine")
+    for point in found.points:
+        plan = Plan.load(tmp_path / "front" / point.plan)
+        assert point.predicted == pytest.approx(costs.speedup(plan))
+    with pytest.raises(PlanError, match=r"holds times of .*, which are not those of"):
+        vtcompress.search(recipe, tmp_path / "more", costs=tmp_path / "other.json")
+    assert not (tmp_path / "more").exists()
 
 
 def test_what_is_there_is_replaced_only_when_asked(searched: Path, recipe: Recipe) -> None:

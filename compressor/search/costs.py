@@ -1,7 +1,6 @@
 """What a plan costs, layer by layer: what a search adds up, in whatever unit.
 
-Another model of costs, such as one of times that a machine took, has `of` and `unit` and is given to the
-search in the place of these.
+Another model of costs has `of` and `unit` and is given to the search in the place of these.
 """
 
 from collections.abc import Mapping
@@ -9,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from compressor.plan.cost import predict
+from compressor.plan.measured_cost import MeasuredCosts
 from compressor.plan.plan import Plan
 from compressor.schema.values import SearchTarget
 
@@ -63,6 +63,22 @@ class KvBytesCost:
     def of(self, plan: Plan) -> PlanCost:
         """Return the cost of a plan's workload."""
         return PlanCost(predict(plan).layer_kv_values)
+
+
+@dataclass(frozen=True)
+class TimeCost:
+    """Predicted time of the prefill, by what a machine took.
+
+    Attributes:
+        measured: that machine's.
+    """
+
+    measured: MeasuredCosts
+    unit = "seconds of this machine"
+
+    def of(self, plan: Plan) -> PlanCost:
+        """Return the cost of a plan's workload."""
+        return PlanCost(self.measured.seconds_of_layers(plan), self.measured.call_seconds)
 
 
 COSTS: Final[Mapping[SearchTarget, CostModel]] = {"prefill": FlopsCost(), "kv_bytes": KvBytesCost()}

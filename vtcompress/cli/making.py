@@ -91,10 +91,17 @@ def _show_measured(out: Output, profile: "Profile", output: Path, words: str) ->
 @recipe_options
 @click.option("--output", type=FOLDER, required=True, help="Folder of the front and its plans.")
 @budget_option
+@click.option("--costs", type=READ, help="What `costs` wrote: a speed-up is one in predicted time.")
 @click.option("--overwrite", is_flag=True, help="Replace what vtcompress wrote at --output.")
 @click.pass_obj
 def search(
-    out: Output, /, output: Path, budget: float | None, overwrite: bool, **options: Any
+    out: Output,
+    /,
+    output: Path,
+    budget: float | None,
+    costs: Path | None,
+    overwrite: bool,
+    **options: Any,
 ) -> None:
     """Search for the fastest plan that keeps the answers; write all plans of the front.
 
@@ -107,6 +114,7 @@ def search(
         read_recipe(options),
         output,
         budget=budget,
+        costs=costs,
         overwrite=overwrite,
         sources=files_read(options),
         progress=out,
@@ -164,7 +172,7 @@ def plan(
     if costs_file is not None:
         MeasuredCosts.load(costs_file)  # a file that cannot be read is told before the model is
     chosen = vtcompress.plan(recipe, profile, progress=out)
-    measured = open_costs(costs_file, recipe, chosen, out) if costs_file else None
+    measured = open_costs(costs_file, recipe, chosen.model, out) if costs_file else None
     chosen.save(output)
     dtype = recipe.export.dtype
     show.show_plan(out, chosen, dtype, measured)

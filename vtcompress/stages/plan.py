@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from compressor.facts import ModelFacts
 from compressor.generation.settings import check_positions
 from compressor.plan.cost import BYTES, predict, predicted_speedup
 from compressor.plan.measured_cost import MeasuredCosts
@@ -115,14 +116,14 @@ def costs(
     return found
 
 
-def open_costs(path: Path, recipe: Recipe, plan: Plan, progress: Progress) -> MeasuredCosts:
-    """Return measured costs that speak of a plan; say whose times they are where that is not this machine.
+def open_costs(path: Path, recipe: Recipe, facts: ModelFacts, progress: Progress) -> MeasuredCosts:
+    """Return measured costs that speak of a model; say whose times they are where that is not this machine.
 
     Raises:
         PlanError: they cannot be read, or are another model's or dtype's.
     """
     measured = MeasuredCosts.load(path)
-    measured.check_fits(plan.model, recipe.export, str(path))
+    measured.check_fits(facts, recipe.export, str(path))
     from export.checks.costs.here import measured_on
 
     there, here = measured.measured_on, measured_on(measured.measured_on.threads)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,11 +18,12 @@ from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.samples.questions import Sample, sample_digest
 from compressor.search.candidates import candidate_problems, measures_for, offering
-from compressor.search.costs import CostModel
+from compressor.search.costs import CostModel, TimeCost
 from compressor.search.halves import check_floor, measured_alone, split
 from compressor.search.results import SearchReport
 from vtcompress.stages.calibrate import drop_foreign
-from vtcompress.stages.inputs import calibration_samples, validation_samples
+from vtcompress.stages.inputs import calibration_samples, note_in_vain, validation_samples
+from vtcompress.stages.plan import open_costs
 
 if TYPE_CHECKING:
     from compressor.families import LoadedModel
@@ -55,9 +56,7 @@ class SearchRun:
         return f"compress[{self.recipe.methods.index(self.searched)}].{self.searched.name}"
 
     @classmethod
-    def of(
-        cls, recipe: Recipe, budget: float | None = None, costs: CostModel | None = None
-    ) -> "SearchRun":
+    def of(cls, recipe: Recipe, budget: float | None = None) -> "SearchRun":
         """Return the search of a recipe; its data is read, and nothing of the model.
 
         Raises:
@@ -71,12 +70,24 @@ class SearchRun:
             raise RecipeError(
                 [f"compress: no entry leaves the plan to a search; give {names} alone"]
             )
-        found = cls(recipe, searched, calibration_samples(recipe), budget, costs)
+        found = cls(recipe, searched, calibration_samples(recipe), budget)
         offering(searched, found.where)
         check_floor(searched, found.where, found.samples)
         split(found.samples, recipe.calibrate.seed)
         _check_held_out(recipe, found.samples)
         return found
+
+    def by_time(self, costs: Path, facts: ModelFacts, progress: Progress) -> "SearchRun":
+        """Return the search with predicted times in the place of FLOPs.
+
+        Raises:
+            PlanError: the costs are another model's or dtype's.
+        """
+        if self.searched.target != "prefill":
+            why = f"the target is {self.searched.target}"
+            note_in_vain("costs", costs, why, progress)
+            return self
+        return replace(self, costs=TimeCost(open_costs(costs, self.recipe, facts, progress)))
 
     def check(self, facts: ModelFacts) -> None:
         """Refuse what the facts of the model rule out.

@@ -5,11 +5,11 @@ from pathlib import Path
 from shutil import rmtree
 
 from compressor.disk.files import write_text
+from compressor.plan.measured_cost import MeasuredCosts
 from compressor.progress import Progress
 from compressor.recipe import Recipe, dump_recipe
 from compressor.samples.scores import EXACT
 from compressor.schema.arguments import check_above_zero
-from compressor.search.costs import CostModel
 from compressor.search.results import CHOSEN_FILE, FRONT_FILE, SearchReport
 from export.artifact import staging
 from export.artifact.artifact import PROFILE_FILE, RECIPE_FILE, list_files
@@ -38,7 +38,7 @@ def search(
     output: PathLike,
     *,
     budget: float | None = None,
-    costs: CostModel | None = None,
+    costs: PathLike | None = None,
     overwrite: bool = False,
     sources: Iterable[PathLike] = (),
     progress: Progress | bool | None = None,
@@ -54,7 +54,8 @@ def search(
         recipe: names model and questions, and has an entry whose plan a search finds.
         output: folder to write; appears when complete.
         budget: seconds for the whole search; None: as long as it takes.
-        costs: predicts what plans cost; None: FLOPs or bytes, by the entry's target.
+        costs: file that the stage `costs` wrote, so that a speed-up is one in predicted time; None: in
+            FLOPs or bytes, by the entry's target.
         overwrite: replace what this tool wrote at `output`.
         sources: files that the recipe was read from; no folder that holds one is replaced.
         progress: shows what is done, and the time left.
@@ -69,7 +70,9 @@ def search(
     if recipe.validation.score != EXACT.name:
         why = "a search compares answers token for token"
         note_in_vain("validate.score", recipe.validation.score, why, progress)
-    asked = SearchRun.of(recipe, budget, costs)
+    asked = SearchRun.of(recipe, budget)
+    if costs is not None:
+        MeasuredCosts.load(Path(costs))  # a file that cannot be read is told before the model is
     pictures = {path for sample in asked.samples for path in sample.images}
     needs = {
         "overwrite": overwrite,
@@ -81,6 +84,8 @@ def search(
     prompts = [Asked(asked.samples, tokens, forced=True)]
     facts = check_recipe(recipe, asked=prompts, progress=progress)
     asked.check(facts)
+    if costs is not None:
+        asked = asked.by_time(Path(costs), facts, progress)
     digest = check_digest(recipe, facts)
     kept = staging.search_folder(output)
     with staging.staged(output, **needs) as folder:  # type: ignore[arg-type]
