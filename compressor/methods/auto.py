@@ -7,10 +7,11 @@ Rule: every change that a method offers (a layer frozen, an operator left out, f
 exit, fewer visual tokens in front) is measured alone: KL(original || changed) over the tokens of the right
 answer, mean over questions. Sums of these and predicted costs make a knapsack, solved for every budget at
 once. Plans of some speed-ups are then measured as a whole on one half of the questions and made better by
-exchanges; the other half, which no choice has seen, says what is kept. See `compressor.search`.
+exchanges; the other half, by which none is made, says what is kept. See `compressor.search`.
 
 Limitations:
 - Losses add up as single ones do only while they are small; what is measured as a whole decides.
+- The fastest plan that both halves allow is chosen, so that its bound is a little too good.
 - With few questions the share that is kept is known roughly: read its bound.
 - Questions unlike those of the search may lose more.
 """

@@ -71,7 +71,7 @@ def pick(
     best = enough[-1]
     return best, (
         f"the fastest of {len(enough)} plans that reach {words} on both halves of the questions; on the half "
-        f"that no choice has seen it keeps {share_words(_on(best).overall)}"
+        f"by which no plan was made it keeps {share_words(_on(best).overall)}"
     )
 
 

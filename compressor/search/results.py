@@ -94,7 +94,7 @@ class FrontPoint(Facts):
         kv_bytes: share of the original's KV bytes behind the prefill that is left.
         summed_kl: sum of the single changes' KL, in nats; None: not all of them were measured alone.
         chosen_on: on the half that plans were chosen on.
-        judged_on: on the other half, which no choice has seen; None: there was no time.
+        judged_on: on the other half, by which no plan is made; None: there was no time.
         swaps: how many exchanges made it better than what the sum of singles gave.
         layers: what each layer does, a few words each.
         reasons: why, one sentence a layer.

@@ -140,7 +140,7 @@ class SearchRun:
         data = self.recipe.calibrate.data
         name = data.name if data else ""
         names = tuple(measure.name for measure in measures)
-        # Of the half to choose on: what plans are judged by, no choice has seen.
+        # Of the half to choose on: no plan is made by what it is judged by.
         choose, _ = split(self.samples, self.recipe.calibrate.seed)
         samples = [self.samples[place] for place in measured_alone(choose)]
         task = Task.of(model.facts, model.digest, samples, name, names)
