@@ -14,10 +14,11 @@ from compressor.families.pictures.text import PictureForm
 from compressor.methods.shortv import ranking
 from compressor.plan.edits import freeze, identity_plan
 from compressor.samples.questions import Sample, read_samples
+from compressor.samples.scores import exact
 from export.backends.torch_model import TorchSession
 from export.checks.loss import measure_answers
 from export.checks.original import measure_original
-from export.results.answers import Answers, exact
+from export.results.answers import Answers
 from export.runtime.runtime import Runtime
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "digits-llava"
