@@ -262,10 +262,11 @@ def test_a_budget_is_kept_within_a_tenth_and_what_was_not_tried_is_said(llava_of
         (
             {"floor": {"z": 0.9}},
             PlanError,
-            r"floor\.z: no question is of this kind \(known: x, y\)",
+            r"floor\.z: no question of the search is of this kind \(the \d+ that were drawn have: x, y\)",
         ),
         ({"use": ("skipp",)}, PlanError, r"use: 'skipp' is no method .*did you mean 'skip'"),
         ({"use": ("dyvte",)}, PlanError, r"use: 'dyvte' is no method that a search can use"),
+        ({"use": ("visionzip",)}, PlanError, r"'visionzip' is no method .*known: (?!.*visionzip)"),
         ({"never": {"layers": (7,)}}, PlanError, r"never\.layers: 7 is outside 0\.\.4"),
         ({"never": {"methods": ("skip",)}}, PlanError, "no method is left that may be used"),
         (

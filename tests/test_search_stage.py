@@ -156,7 +156,11 @@ def test_a_stopped_search_goes_on(
     ("values", "error", "said"),
     [
         ({"compress.auto.use": ("yopoo",)}, PlanError, "did you mean 'yopo'"),
-        ({"compress.auto.floor": {"zz": 0.5}}, PlanError, "floor.zz: no question is of this kind"),
+        (
+            {"compress.auto.floor": {"zz": 0.5}},
+            PlanError,
+            "floor.zz: no question of the search is of this kind",
+        ),
         ({"compress.auto.never": {"layers": (9,)}}, PlanError, "never.layers: 9 is outside 0..3"),
         ({"calibrate.data": None}, RecipeError, "give `calibrate.data`"),
     ],

@@ -105,6 +105,11 @@ class FrontMethod(FrontChooser, Offering):
     keep: KeptShare
 
     @classmethod
+    def offers(cls) -> bool:
+        """Return whether it has shares to offer."""
+        return bool(cls.tried)
+
+    @classmethod
     def trials(cls, facts: ModelFacts, evidence: Evidence) -> tuple[PlanTrial, ...]:
         """Return the shares that it offers, where the model goes with them."""
         found = (cls(keep=share) for share in cls.tried)

@@ -43,6 +43,11 @@ class Offering(ABC):
     """A method whose words of a plan a search may use."""
 
     @classmethod
+    def offers(cls) -> bool:
+        """Return whether it offers anything, whatever the model is."""
+        return True
+
+    @classmethod
     def tried_by(cls) -> tuple[Measure, ...]:
         """Return what calibration must measure for the trials."""
         return ()

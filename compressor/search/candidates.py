@@ -139,7 +139,7 @@ def offering(searched: SearchedMethod, where: str) -> tuple[type[Method], ...]:
     Raises:
         PlanError: methods are named that are not there, or offer nothing; or none is left.
     """
-    offers = {m.name: m for m in METHODS if issubclass(m, Offering)}
+    offers = {m.name: m for m in METHODS if issubclass(m, Offering) and m.offers()}
     never = (searched.never and searched.never.methods) or ()
     problems = [
         f"{where}.{key}: {name!r} is no method that a search can use{nearest(name, offers)} "

@@ -71,9 +71,10 @@ def check_floor(searched: SearchedMethod, where: str, samples: Sequence[Sample])
         PlanError: a line for each.
     """
     kinds = sorted({sample.kind for sample in samples if sample.kind})
-    known = f"known: {', '.join(kinds)}" if kinds else "the questions have no kinds"
+    drawn = f"the {len(samples)} that were drawn"
+    known = f"{drawn} have: {', '.join(kinds)}" if kinds else f"{drawn} have no kinds"
     if unknown := [kind for kind in searched.floor or {} if kind not in kinds]:
         raise PlanError(
-            f"{where}.floor.{kind}: no question is of this kind{nearest(kind, kinds)} ({known})"
+            f"{where}.floor.{kind}: no question of the search is of this kind{nearest(kind, kinds)} ({known})"
             for kind in unknown
         )
