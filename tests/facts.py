@@ -108,7 +108,9 @@ def costs(**changes: Any) -> MeasuredCosts:
         "bands": 6e-11, "mlp": 2e-11, "frozen": 3e-6, "exited": -1e-6, "without_attention": 1e-6,
         "without_mlp": 2e-6, "heads": 4e-6, "neurons": 5e-6,
     }  # fmt: skip
-    call = MeasuredCall(graph="all rows", visual=12, text=64, seconds=1e-4, terms={"call": 1})
+    # Made of whatever has a rate, so that any rates give it a time.
+    terms = dict.fromkeys(changes.get("rates", rates), 1)
+    call = MeasuredCall(graph="all rows", visual=12, text=64, seconds=1e-4, terms=terms)
     values: dict[str, Any] = {
         "model": model.name,
         "decoder": model.decoder,

@@ -190,6 +190,19 @@ def test_a_file_that_cannot_be_read_is_told_with_the_remedy(
     assert all(line.endswith("anew with `vtcompress costs`") for line in caught.value.problems)
 
 
+@pytest.mark.parametrize("rates", [{}, {"call": -1.0}, {"call": float("nan")}, {"call": 0.0}])
+def test_rates_that_give_no_times_are_refused(tmp_path: Path, rates: dict[str, float]) -> None:
+    file = tmp_path / "costs.json"
+    facts.costs().save(file)
+    held = json.loads(file.read_text(encoding="utf-8")) | {"rates": rates}
+    file.write_text(json.dumps(held), encoding="utf-8")
+    with pytest.raises(PlanError) as caught:
+        MeasuredCosts.load(file)
+    (line,) = caught.value.problems
+    assert "the rates give no times for the calls" in line or "rates.call" in line
+    assert line.endswith("anew with `vtcompress costs`")
+
+
 def two_words(model: ModelFacts, text: int) -> dict[str, Plan]:
     plans = measured_plans(model, text)
     return {name: plans[name] for name in ("all rows", "frozen")}

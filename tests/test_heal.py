@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,11 +14,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import vtcompress
 from compressor.compressed import compress, naive_decoder
-from compressor.contract.healing import HealedFile, HealTraining
+from compressor.contract.healing import LORA_A, QUESTIONS, HealedFile, HealTraining
 from compressor.decoder import decoder_from
 from compressor.errors import DataError, PlanError, RecipeError, VtcompressError
 from compressor.families import LoadedModel
@@ -336,6 +338,31 @@ def test_a_file_of_another_plan_or_model_is_refused_in_one_line(
     for path, words in ((torn, "no readable safetensors file"), (tmp_path / "no", "no such file")):
         with pytest.raises(PlanError, match=words):
             vtcompress.export(recipe.override({"heal.file": path}), tmp_path / "out", plan=plan)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_was_changed_is_refused_in_one_line(
+    llava: Callable[[str], Path], plan: Plan, healed: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_of(llava("clip+llama"))
+    with safe_open(healed, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(healed)
+    low_rank = next(name for name in tensors if name.endswith(LORA_A))
+    gain = next(name for name in tensors if name.endswith("norm.weight"))
+    changes: dict[str, tuple[dict[str, torch.Tensor], str]] = {
+        QUESTIONS: ({}, f"no healed weights: it lacks {QUESTIONS}"),
+        low_rank: ({}, f"no healed weights: it lacks {low_rank}"),
+        gain: ({gain: torch.ones(3)}, f"healed weights: {gain} does not fit the model"),
+        "": ({"layers.99.x": torch.ones(3)}, "healed weights: layers.99.x does not fit the model"),
+    }
+    for number, (name, (given, words)) in enumerate(changes.items()):
+        path = tmp_path / f"{number}.safetensors"
+        others = {key: value for key, value in tensors.items() if key != name}
+        save_file(others | given, path, metadata)
+        with pytest.raises(PlanError, match=re.escape(words)) as caught:
+            vtcompress.export(recipe.override({"heal.file": path}), tmp_path / "out", plan=plan)
+        assert len(caught.value.problems) == 1
     assert not (tmp_path / "out").exists()
 
 

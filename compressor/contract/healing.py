@@ -81,6 +81,12 @@ class Healed(Facts):
     kl_after: float
 
 
+def _no_healed(path: Path, why: str) -> str:
+    return (
+        f"{path}: no healed weights{why}; give a file that this version's `vtcompress heal` wrote"
+    )
+
+
 def source_of_change(name: str) -> str:
     """Return the source tensor that a tensor of such a file changes."""
     for ending in (LORA_A, LORA_B, SCALE):
@@ -116,12 +122,14 @@ class HealedFile:
             # Through JSON text: the settings are strict about types, which JSON has fewer of.
             healed = Healed.model_validate_json(file.metadata[HEALED])
         except (KeyError, ValidationError):
-            raise PlanError(
-                [
-                    f"{path}: no healed weights; give a file that this version's `vtcompress heal` wrote"
-                ]
-            ) from None
+            raise PlanError([_no_healed(path, "")]) from None
         shapes = {name: shape for name, shape in file.shapes.items() if name != QUESTIONS}
+        lacking = [] if QUESTIONS in file.shapes else [QUESTIONS]
+        for one, other in ((LORA_A, LORA_B), (LORA_B, LORA_A)):
+            pairs = (name.removesuffix(one) + other for name in shapes if name.endswith(one))
+            lacking += [name for name in pairs if name not in shapes]
+        if lacking:
+            raise PlanError([_no_healed(path, f": it lacks {', '.join(lacking)}")])
         return cls(path, healed, shapes, file.digest)
 
     def check(self, model_digest: str | None, work_digest: str | None) -> None:

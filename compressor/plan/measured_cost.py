@@ -16,11 +16,12 @@ a router's and a gate's FLOPs count as those of projections. The masked semantic
 """
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from compressor.disk.files import read_json, write_text
 from compressor.disk.mistaken import mistaken
@@ -111,6 +112,13 @@ class MeasuredCosts(Facts):
     measured_on: MeasuredOn
     rates: dict[str, float]
     calls: tuple[MeasuredCall, ...]
+
+    @model_validator(mode="after")
+    def _tells_times(self) -> "MeasuredCosts":
+        told = [self._in_seconds(call.terms) for call in self.calls]
+        if not told or not all(isfinite(seconds) and seconds > 0 for seconds in told):
+            raise ValueError("the rates give no times for the calls that they were fitted to")
+        return self
 
     def seconds(self, plan: Plan) -> float:
         """Return the predicted time of the plan's prefill; where gates decide, the mean over the exits."""

@@ -36,6 +36,7 @@ from compressor.decoder.weights import (
     stored_weights,
     with_parameters,
 )
+from compressor.errors import PlanError
 from compressor.plan.plan import Plan
 from compressor.training.distillation import DistilTask, Learned
 
@@ -92,9 +93,43 @@ def heal(
         small: the compressed model, of the original's weights.
         tensors: what its decoder was filled from, by source.
         changes: those of `compressor.contract.healing`.
+
+    Raises:
+        PlanError: changes are of tensors that the model does not have, or of other shapes.
     """
+    if misfits := _misfits(changes, tensors, small.plan):
+        lines = (f"healed weights: {name} does not fit the model; heal it anew" for name in misfits)
+        raise PlanError(lines)
     made = _parameters(stored_weights(small.decoder), healed_sources(changes, tensors, small.plan))
     return replace(small, decoder=with_parameters(small.decoder, made), unhealed=small.decoder)
+
+
+def _misfits(changes: Mapping[str, Tensor], tensors: Mapping[str, Tensor], plan: Plan) -> list[str]:
+    """Return the names of changes that are none of the model's tensors, or of another shape."""
+    found = []
+    for name, change in changes.items():
+        source = source_of_change(name)
+        whole = tensors.get(source)
+        rank = changes[source + LORA_B].shape[-1] if source + LORA_B in changes else 0
+        if whole is None:
+            wanted: tuple[int, ...] | None = None
+        elif name.endswith(LORA_A):
+            wanted = (rank, whole.shape[1])
+        elif name.endswith(LORA_B):
+            wanted = (whole.shape[0], rank)
+        elif name.endswith(SCALE):
+            wanted = _width_of(source, plan)
+        else:
+            wanted = tuple(whole.shape)
+        if tuple(change.shape) != wanted:
+            found.append(name)
+    return found
+
+
+def _width_of(source: str, plan: Plan) -> tuple[int] | None:
+    """Return how many neurons a layer has factors of; None: none."""
+    layer = plan.layers[int(source.split(".")[1])] if source.endswith(_DOWN) else None
+    return None if layer is None or layer.neurons is None else (len(layer.neurons),)
 
 
 def healed_sources(
