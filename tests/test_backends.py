@@ -20,6 +20,7 @@ from export.backends.registry import BACKENDS, open_session
 from export.checks.fidelity import check_declared
 from export.graphs.spec import GraphSpec, TensorSpec
 from export.runtime.runtime import Runtime
+from export.session.arrays import Array
 from export.session.feeds import CallRows
 from tests.models import WORDS, make_picture
 from vtcompress.cli.main import run_command
@@ -294,23 +295,33 @@ def private_bytes(folder: Path, *, mapped: bool, optimized: bool) -> tuple[int, 
     return int(taken), float(total)
 
 
+def save_products(folder: Path, nodes: list[Any], weights: dict[str, Array], width: int) -> None:
+    """Write a graph from x [rows, 1024] to y [rows, width] with external weights, and its declaration."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    dtype = next(iter(weights.values())).dtype
+    kinds = [("x", ["rows", 1024]), ("y", ["rows", width])]
+    kind = helper.np_dtype_to_tensor_dtype(dtype)
+    x, y = (helper.make_tensor_value_info(name, kind, shape) for name, shape in kinds)
+    stored = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    graph = helper.make_graph(nodes, "g", [x], [y], stored)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
+    file = folder / "g.onnx"
+    onnx.save(proto, file, save_as_external_data=True, location="weights.bin")
+    tensors = [TensorSpec(name=n, dtype=dtype.name, axes=tuple(axes)) for n, axes in kinds]
+    spec = GraphSpec(name="g", file=file.name, inputs=tensors[:1], outputs=tensors[1:])
+    (folder / "spec.json").write_text(spec.model_dump_json(), encoding="utf-8")
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 def test_mapped_weights_take_no_private_memory_and_change_no_result(tmp_path: Path) -> None:
     """One matrix product with 32 MiB of external weights, in a process of its own."""
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import helper
 
     weights = np.random.default_rng(0).standard_normal((1024, 8192)).astype(np.float32)
-    kinds = [("x", ["rows", 1024]), ("y", ["rows", 8192])]
-    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n, shape in kinds)
     node = helper.make_node("MatMul", ["x", "w"], ["y"])
-    graph = helper.make_graph([node], "g", [x], [y], [numpy_helper.from_array(weights, "w")])
-    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
-    file = tmp_path / "g.onnx"
-    onnx.save(proto, file, save_as_external_data=True, location="weights.bin")
-    tensors = [TensorSpec(name=n, dtype="float32", axes=tuple(shape)) for n, shape in kinds]
-    spec = GraphSpec(name="g", file=file.name, inputs=tensors[:1], outputs=tensors[1:])
-    (tmp_path / "spec.json").write_text(spec.model_dump_json(), encoding="utf-8")
+    save_products(tmp_path, [node], {"w": weights}, 8192)
     taken, sums = {}, {}
     for mapped in (False, True):
         taken[mapped], sums[mapped] = private_bytes(tmp_path, mapped=mapped, optimized=True)
@@ -322,8 +333,7 @@ def test_mapped_weights_take_no_private_memory_and_change_no_result(tmp_path: Pa
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 def test_float16_weights_are_not_all_in_memory_in_float32(tmp_path: Path) -> None:
     """Eight products in turn, 64 MiB of weights in float32, in a process of its own."""
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import helper
 
     drawn = np.random.default_rng(0)
     weights = [(drawn.standard_normal((1024, 2048)) / 64).astype(np.float16) for _ in range(8)]
@@ -334,16 +344,7 @@ def test_float16_weights_are_not_all_in_memory_in_float32(tmp_path: Path) -> Non
         weights[i + 1] = np.ascontiguousarray(weights[i + 1].T)
         last = f"b{i}"
     nodes[-1].output[0] = "y"
-    kinds = [("x", ["rows", 1024]), ("y", ["rows", 1024])]
-    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT16, shape) for n, shape in kinds)
-    stored = [numpy_helper.from_array(w, f"w{i}") for i, w in enumerate(weights)]
-    graph = helper.make_graph(nodes, "g", [x], [y], stored)
-    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
-    file = tmp_path / "g.onnx"
-    onnx.save(proto, file, save_as_external_data=True, location="weights.bin")
-    tensors = [TensorSpec(name=n, dtype="float16", axes=tuple(shape)) for n, shape in kinds]
-    spec = GraphSpec(name="g", file=file.name, inputs=tensors[:1], outputs=tensors[1:])
-    (tmp_path / "spec.json").write_text(spec.model_dump_json(), encoding="utf-8")
+    save_products(tmp_path, nodes, {f"w{i}": w for i, w in enumerate(weights)}, 1024)
     taken, sums = {}, {}
     for optimized in (True, False):
         taken[optimized], sums[optimized] = private_bytes(

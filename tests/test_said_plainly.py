@@ -59,13 +59,11 @@ SPEAKERS: dict[str, dict[str, tuple[str, ...]]] = {
     "vtcompress/cli/options.py": {"--set": MODEL, "--over": ("sweep",)},
     "vtcompress/cli/report.py": {"--validate-data": ("export",)},
     "vtcompress/stages/gates/report.py": {"--validate-data": ("train-gates",)},
-    "vtcompress/stages/parts/report.py": {
-        "--validate-data": ("export",), "--learning-rate": ("train-parts",),
-        "--steps": ("train-parts",), "--minutes": ("train-parts",),
-    },
-    "vtcompress/stages/healing/report.py": {
-        "--validate-data": ("export",), "--learning-rate": ("heal",), "--minutes": ("heal",),
-    },
+    "vtcompress/stages/training/report.py": dict.fromkeys(
+        ("--minutes", "--learning-rate"), ("train-parts", "heal")
+    ),
+    "vtcompress/stages/parts/report.py": {"--validate-data": ("export",)},
+    "vtcompress/stages/healing/report.py": {"--validate-data": ("export",)},
 }  # fmt: skip
 # Options of programs that are started, not ours.
 STARTED = ("export/backends/tensorrt/trtexec.py", "export/backends/gpus.py")

@@ -1,7 +1,8 @@
 """A search's outcome as its report: plans with names and reasons."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from compressor.plan.cost import predict, predicted_speedup
 from compressor.plan.plan import Plan
@@ -120,38 +121,23 @@ def _saved(additive: Additive, choice: Choice) -> float:
     return (nothing - additive.cost(choice)) / additive.original
 
 
-def _singles(additive: Additive) -> list[Single]:
+def _singles(additive: Additive) -> Iterator[Single]:
+    """Yield what every change does alone: of layers, exits, and in front of the decoder."""
     candidates, losses = additive.candidates, additive.losses
     nothing = candidates.nothing
-    found = [
-        Single(
-            method=change.method,
-            change=change.words,
-            layer=i,
-            kl=losses.modes[i][mode],
-            saved=_saved(additive, nothing.with_mode(i, mode)),
-        )
+    layers = (
+        (change, i, losses.modes[i][mode], nothing.with_mode(i, mode))
         for i in candidates.open()
         for mode, change in enumerate(candidates.modes, start=1)
-    ]
-    found += [
-        Single(
-            method=change.method,
-            change=change.words,
-            layer=leaves,
-            kl=losses.exits[leaves],
-            saved=_saved(additive, nothing._replace(leaves=leaves)),
-        )
+    )
+    exits = (
+        (change, leaves, losses.exits[leaves], nothing._replace(leaves=leaves))
         for leaves, change in candidates.exits.items()
-    ]
-    found += [
-        Single(
-            method=change.method,
-            change=change.words,
-            layer=None,
-            kl=losses.fronts[number],
-            saved=_saved(additive, nothing._replace(front=number)),
-        )
+    )
+    fronts = (
+        (change, None, losses.fronts[number], nothing._replace(front=number))
         for number, change in enumerate(candidates.fronts, start=1)
-    ]
-    return found
+    )
+    for change, layer, kl, choice in chain(layers, exits, fronts):
+        saved = _saved(additive, choice)
+        yield Single(method=change.method, change=change.words, layer=layer, kl=kl, saved=saved)

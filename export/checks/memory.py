@@ -14,6 +14,7 @@ from compressor.facts import ModelFacts
 from compressor.samples.layout import Pictured, layout_around
 from export.backends.checked_on import OnnxSession
 from export.graphs.spec import GraphSpec
+from export.machine.process_status import status_bytes
 from export.results.footprint import Footprint
 from export.session.feeds import prompt_rows, text_rows
 from export.session.session import look
@@ -25,14 +26,7 @@ MOST_SECONDS = 600
 
 def resident_bytes() -> int | None:
     """Return the resident memory of this process; None where the system does not tell."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        if line.startswith("VmRSS:"):
-            return 1024 * int(line.split()[1])
-    return None
+    return status_bytes("VmRSS")
 
 
 def measure_memory(

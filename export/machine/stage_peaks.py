@@ -5,8 +5,10 @@ does when it begins. What the whole process had at most is then kept here: the k
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
+
+from export.machine.process_status import SELF, status_bytes
 
 FORGET = "5"
 """What the kernel takes for: let the highest resident memory be what it is now."""
@@ -22,7 +24,7 @@ class StagePeaks:
         highest: of all stages, in bytes; 0: the system does not tell.
     """
 
-    def __init__(self, process: Path = Path("/proc/self")) -> None:
+    def __init__(self, process: Path = SELF) -> None:
         self._process = process
         self._found: dict[str, int] = {}
         self.highest = 0
@@ -47,11 +49,7 @@ class StagePeaks:
         self.highest = max(self.highest, peak)
 
     def _peak(self) -> int:
-        with suppress(OSError):
-            for line in (self._process / "status").read_text(encoding="utf-8").splitlines():
-                if line.startswith("VmHWM:"):
-                    return 1024 * int(line.split()[1])
-        return 0
+        return status_bytes("VmHWM", self._process) or 0
 
     def _forget(self) -> bool:
         try:

@@ -21,11 +21,13 @@ RECIPE_HELP = "Recipe file, or name of a shipped recipe."
 
 def model_options(command: Command) -> Command:
     """Options that name a recipe and its model, and override any key."""
-    return _with(_model_options(command), click.option("--recipe", required=True, help=RECIPE_HELP))
+    return with_options(
+        _model_options(command), click.option("--recipe", required=True, help=RECIPE_HELP)
+    )
 
 
 def _model_options(command: Command) -> Command:
-    return _with(
+    return with_options(
         command,
         click.option("--model", help="Hub id or local folder; overrides the recipe."),
         click.option("--revision", help="Revision of a hub model."),
@@ -51,7 +53,7 @@ def recipe_options(command: Command) -> Command:
 
 def recipes_options(command: Command) -> Command:
     """Options of `recipe_options` for several recipes."""
-    return _with(
+    return with_options(
         _model_options(_calibration_options(command)),
         click.option(
             "--recipe", required=True, multiple=True, help=f"{RECIPE_HELP} May be repeated."
@@ -60,7 +62,7 @@ def recipes_options(command: Command) -> Command:
 
 
 def _calibration_options(command: Command) -> Command:
-    return _with(
+    return with_options(
         command,
         click.option(
             "--data", type=READ, help="Calibration questions (jsonl); overrides the recipe."
@@ -75,7 +77,8 @@ def _calibration_options(command: Command) -> Command:
     )
 
 
-def _with(command: Command, *options: Callable[[Command], Command]) -> Command:
+def with_options(command: Command, *options: Callable[[Command], Command]) -> Command:
+    """Return a command with options added, in the order in which its help lists them."""
     for option in reversed(options):
         command = option(command)
     return command

@@ -1,5 +1,6 @@
 """The commands that train: `heal`, `train-gates`, `train-parts`."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import click
 from compressor.contract.healing import HEALABLE, Healable, HealTraining
 from vtcompress.cli.backend_options import device_option
 from vtcompress.cli.kinds import FILE, READ, Finite
-from vtcompress.cli.options import model_options, read_recipe, score_option
+from vtcompress.cli.options import Command, model_options, read_recipe, score_option, with_options
 from vtcompress.console import Output
 
 USUAL = HealTraining()
@@ -19,6 +20,39 @@ data_option = click.option(
     required=True,
     help="Questions with pictures and answers (jsonl) to learn from.",
 )
+
+
+def course_options(rate: float | None, otherwise: str = "") -> Callable[[Command], Command]:
+    """Return what adds the options of a training's course.
+
+    Args:
+        rate: usual learning rate; None: another says it.
+        otherwise: how the help of that option goes on.
+    """
+
+    def add(command: Command) -> Command:
+        return with_options(
+            command,
+            click.option("--steps", type=click.IntRange(min=1), default=400, help="Updates."),
+            click.option("--batch", type=click.IntRange(min=1), default=4, help="Prompts of each."),
+            click.option(
+                "--learning-rate",
+                type=Finite(min=0, min_open=True),
+                default=rate,
+                help=f"Largest step, as a share of each tensor's size{otherwise}.",
+            ),
+            click.option("--seed", type=click.IntRange(min=0), default=0, help="Of what is drawn."),
+            click.option(
+                "--minutes",
+                type=Finite(min=0, min_open=True),
+                help="End after so many, whatever steps are left.",
+            ),
+            click.option(
+                "--profile", type=READ, help="Of a calibration, where methods choose by it."
+            ),
+        )
+
+    return add
 
 
 @click.command("train-gates")
@@ -72,20 +106,7 @@ def train_gates(
 @model_options
 @data_option
 @click.option("--output", type=FILE, required=True, help="File to write (.safetensors).")
-@click.option("--steps", type=click.IntRange(min=1), default=400, help="Updates.")
-@click.option("--batch", type=click.IntRange(min=1), default=4, help="Prompts of each.")
-@click.option(
-    "--learning-rate",
-    type=Finite(min=0, min_open=True),
-    help="Largest step, as a share of each tensor's size; left out: the method's own.",
-)
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of what is drawn.")
-@click.option(
-    "--minutes",
-    type=Finite(min=0, min_open=True),
-    help="End after so many, whatever steps are left.",
-)
-@click.option("--profile", type=READ, help="Of a calibration, where methods choose by it.")
+@course_options(None, "; left out: the method's own")
 @device_option
 @click.option("--overwrite", is_flag=True, help="Replace what vtcompress wrote at --output.")
 @click.pass_obj
@@ -148,21 +169,7 @@ def train_parts(
 @click.option(
     "--rank", type=click.IntRange(min=1), default=USUAL.rank, help="Of updates of low rank."
 )
-@click.option("--steps", type=click.IntRange(min=1), default=400, help="Updates.")
-@click.option("--batch", type=click.IntRange(min=1), default=4, help="Prompts of each.")
-@click.option(
-    "--learning-rate",
-    type=Finite(min=0, min_open=True),
-    default=USUAL.learning_rate,
-    help="Largest step, as a share of each tensor's size.",
-)
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of what is drawn.")
-@click.option(
-    "--minutes",
-    type=Finite(min=0, min_open=True),
-    help="End after so many, whatever steps are left.",
-)
-@click.option("--profile", type=READ, help="Of a calibration, where methods choose by it.")
+@course_options(USUAL.learning_rate)
 @click.option("--plan", type=READ, help="A plan to heal; left out: the recipe's methods make it.")
 @device_option
 @click.option("--overwrite", is_flag=True, help="Replace what vtcompress wrote at --output.")

@@ -5,6 +5,7 @@ from pathlib import Path
 from compressor.contract.healing import Healed
 from compressor.disk.files import write_text
 from vtcompress.console import Output
+from vtcompress.stages.training.report import show_course
 
 WORDS = {
     "norms": "norms",
@@ -37,23 +38,12 @@ class HealReport(Healed):
 
 def show_heal(out: Output, report: HealReport) -> None:
     """Print a report."""
-    trained = ", ".join(f"{count} {WORDS[kind]}" for kind, count in report.trained.items())
-    rows = [
-        ("trained", f"{trained}; nothing else"),
-        ("steps", f"{report.steps} of {report.train.steps}, {report.train.batch} prompts each"),
-        ("best after", f"{report.best_step} steps"),
-        ("time", f"{report.seconds:.0f} s"),
+    prompts = [
         ("learned from", f"{report.samples} questions of {report.data}"),
         ("judged on", f"{report.judged} others of them"),
         ("answers of the original's own", f"{report.own_answers}"),
-        ("KL before, nats", f"{report.kl_before:.4f}"),
-        ("KL after, nats", f"{report.kl_after:.4f}"),
     ]
-    out.table("Healing: towards the original's next tokens", ("", ""), rows)
-    cut_off = report.steps < report.train.steps
-    if cut_off:
-        out.warn("the time was over before all steps were taken, while steps were large")
-    if report.best_step == 0:
-        remedy = "give it more --minutes" if cut_off else "take a lower --learning-rate"
-        out.warn(f"no step gained anything, and the file changes nothing: {remedy}")
+    title = "Healing: towards the original's next tokens"
+    trained = ", ".join(f"{count} {WORDS[kind]}" for kind, count in report.trained.items())
+    show_course(out, title, report, trained, prompts, "the file changes nothing")
     out.line("what it is worth, held-out questions tell (export --validate-data)")

@@ -6,6 +6,7 @@ from compressor.contract.learned import PartTraining
 from compressor.disk.files import write_text
 from compressor.facts import Facts
 from vtcompress.console import Output
+from vtcompress.stages.training.report import show_course
 
 
 class PartsReport(Facts):
@@ -52,22 +53,10 @@ class PartsReport(Facts):
 
 def show_parts(out: Output, report: PartsReport) -> None:
     """Print a report."""
-    rows = [
-        ("trained", f"{len(report.tensors)} tensors of {report.method}; nothing else"),
-        ("steps", f"{report.steps} of {report.train.steps}, {report.train.batch} prompts each"),
-        ("best after", f"{report.best_step} steps"),
-        ("time", f"{report.seconds:.0f} s"),
-        ("training prompts", f"{report.samples}, of {report.data}"),
-        ("KL before, nats", f"{report.kl_before:.4f}"),
-        ("KL after, nats", f"{report.kl_after:.4f}"),
-    ]
-    out.table("Training towards the original's next tokens", ("", ""), rows)
-    cut_off = report.steps < report.train.steps
-    if cut_off:
-        out.warn("the time was over before all steps were taken, while steps were large")
-    if report.best_step == 0:
-        remedy = "give it more --minutes" if cut_off else "take a lower --learning-rate"
-        out.warn(f"no step gained anything, and the start is written: {remedy}")
+    prompts = [("training prompts", f"{report.samples}, of {report.data}")]
+    title = "Training towards the original's next tokens"
+    trained = f"{len(report.tensors)} tensors of {report.method}"
+    show_course(out, title, report, trained, prompts, "the start is written")
     out.line(
         "of training prompts: what it is worth, held-out questions tell (export --validate-data)"
     )
