@@ -76,14 +76,27 @@ def compare(
     data_name: str,
     score: Score = EXACT,
 ) -> LossReport:
-    """Compare the two models' answers, overall and for each kind of sample.
+    """Score the two models' answers and compare them, overall and for each kind of sample.
 
     Raises:
         DataError: a score of the user's own failed.
     """
+    original = scored(samples, original, score)
+    compressed = scored(samples, compressed, score)
+    return compare_scored(samples, original, compressed, limits, data_name, score)
+
+
+def compare_scored(
+    samples: Sequence[Sample],
+    original: Answers,
+    compressed: Answers,
+    limits: LossLimits,
+    data_name: str,
+    score: Score,
+) -> LossReport:
+    """Compare answers that are scored already, by this score; see `compare`."""
     kl = kl_rows(original.logits, compressed.logits)
     agree = original.logits.argmax(axis=1) == compressed.logits.argmax(axis=1)
-    each = (scored(samples, answers, score).answers for answers in (original, compressed))
     pairs = [
         Pair(
             kl=float(kl[i]),
@@ -92,7 +105,7 @@ def compare(
             prefix=common_prefix(a.token_ids, b.token_ids) / max(len(a.token_ids), 1),
             same=exact(a.text, b.text),
         )
-        for i, (a, b) in enumerate(zip(*each, strict=True))
+        for i, (a, b) in enumerate(zip(original.answers, compressed.answers, strict=True))
     ]
     report = judged(samples, pairs, limits, data_name, score)
     exits = Counter(a.exit_layer for a in compressed.answers if a.exit_layer is not None)

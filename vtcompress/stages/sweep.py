@@ -250,7 +250,7 @@ class _Run:
             "tokens": self.recipe.validation.max_new_tokens,
             "pictures": model.facts.model_dump(mode="json"),
         }
-        original = self._original(model, digest_of(**same))
+        original = scored(self.samples, self._original(model, digest_of(**same)), self.score)
         model.processor.save_pretrained(files := self.findings.graphs())
         form = picture_form(model.processor, model.facts)
         timed_by = digest_of(rounds=rounds, threads=threads, processor=processor_name())
@@ -358,8 +358,9 @@ class _Run:
         answers = loss.measure_answers(
             runtime, self.samples, original.max_new_tokens, self.progress, f"answers of {point.label}"
         )  # fmt: skip
+        answers = scored(self.samples, answers, self.score)
         limits, name = loss_limits(point.recipe), validation_name(point.recipe)
-        compared = loss.compare(self.samples, original, answers, limits, name, self.score)
+        compared = loss.compare_scored(self.samples, original, answers, limits, name, self.score)
         costs = predicted(plan, dtype)
         return SweepPoint(
             name=point.name,
@@ -387,7 +388,7 @@ class _Run:
         if not compared.overall.answered:
             same = original.logits.argmax(axis=1) == answers.logits.argmax(axis=1)
             return {"hits": "".join("01"[int(hit)] for hit in same)}
-        each = [a.score for a in scored(self.samples, answers, self.score).answers]
+        each = [answer.score for answer in answers.answers]
         if self.score.graded:
             return {"hits": "", "scores": tuple(each)}
         return {"hits": "".join("-" if score is None else "01"[int(score)] for score in each)}

@@ -44,4 +44,5 @@ def loss_before_healing(
     label = "answers before healing"
     tokens = original.max_new_tokens
     answers = loss.measure_answers(runtime, job.samples, tokens, job.progress, label)
-    return loss.compare(job.samples, original, answers, LossLimits(), validation_name(job.recipe))
+    name = validation_name(job.recipe)
+    return loss.compare(job.samples, original, answers, LossLimits(), name, job.score)

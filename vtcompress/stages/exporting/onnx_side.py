@@ -145,7 +145,8 @@ def _both_checks(
     original, answers = (scored(job.samples, each, job.score) for each in (original, answers))
     _store(job, folder, runtime, original, answers)
     limits, name = loss_limits(recipe), validation_name(recipe)
-    return first, loss.compare(job.samples, original, answers, limits, name, job.score)
+    compared = loss.compare_scored(job.samples, original, answers, limits, name, job.score)
+    return first, compared
 
 
 def _store(job: Job, folder: Path, runtime: Runtime, original: Answers, answers: Answers) -> None:
