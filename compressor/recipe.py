@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final
 from pydantic import Field, ValidationError
 
 from compressor.contract.gated import GatedMethod
-from compressor.contract.healing import HealedFile
+from compressor.contract.healing import HealedFile, HealSection
 from compressor.contract.method import Method
 from compressor.contract.routed import RoutedMethod
 from compressor.contract.searched import SearchedMethod
@@ -29,7 +29,6 @@ from compressor.schema.problems import allowed, error_lines, rule
 from compressor.schema.sections import (
     CalibrateSection,
     ExportSection,
-    HealSection,
     ImageSection,
     ModelSection,
     ValidateSection,
@@ -65,7 +64,7 @@ class Recipe(RecipeSection):
         calibrate: the measurement.
         compress: the methods, one each, in any order; empty: nothing is compressed (identity).
         image: how large pictures may get.
-        heal: weights of the compressed decoder that were trained.
+        heal: weights of the compressed decoder that were trained, or are.
         export: what is written.
         validation: the checks; `validate` in YAML and as keyword.
     """
@@ -142,6 +141,10 @@ class Recipe(RecipeSection):
         file = HealedFile.read(self.heal.file)
         file.check(model_digest, work_digest)
         return file
+
+    def with_healed(self, path: Path) -> "Recipe":
+        """Returns the recipe with healed weights of a file, in place of what it says of a training."""
+        return self.model_copy(update={"heal": HealSection(file=path)})
 
     def with_gates(self, path: Path) -> "Recipe":
         """Returns the recipe with the gates of its gated entry, or its routers, read from another file.

@@ -304,7 +304,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint_to_the_very_bytes(
 def test_time_ends_a_healing_at_the_start_which_changes_nothing(
     do: Heal, model: LoadedModel, plan: Plan, tmp_path: Path
 ) -> None:
-    report = do(minutes=1e-9)
+    report = do(minutes=1e-9, train=HealTraining(rank=2))
     assert (report.steps, report.best_step) == (0, 0)
     assert report.kl_after == report.kl_before
     changes = HealedFile.read(tmp_path / "healed.safetensors").tensors()

@@ -89,7 +89,11 @@ def test_what_is_there_is_replaced_only_when_asked(searched: Path, recipe: Recip
 def test_an_export_searches_first_and_its_artifact_has_the_chosen_plan(
     searched: Path, recipe: Recipe, tmp_path: Path
 ) -> None:
-    manifest = vtcompress.export(recipe, tmp_path / "out", bench_rounds=0)
+    healing = recipe.override({"heal.steps": 2, "heal.train": ("norms",)})
+    manifest = vtcompress.export(healing, tmp_path / "out", bench_rounds=0)
+    assert manifest.healed is not None
+    assert manifest.healed.steps == 2
+    assert (tmp_path / "out" / "healed.safetensors").is_file()
     assert Plan.load(tmp_path / "out" / "plan.json") == Plan.load(searched / "chosen.json")
     assert manifest.fidelity is not None
     assert not manifest.failures

@@ -1,22 +1,31 @@
-"""What `heal` trains of a compressed decoder, what is known of it afterwards, and the file of it.
+"""What `heal` trains of a compressed decoder, what a recipe says of it, and the file of what came of it.
 
 Tensors of the file, S being a source tensor's name as in `compressor.decoder.weights.source_of`: `S`, a
 norm's gains; `S.lora_A` [rank, in] and `S.lora_B` [out, rank], whose product is added to S; `S.scale`,
 factors of the neurons that visual rows have; and `questions`, the numbers of all questions that were read.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from compressor.contract.learned import PartTraining
 from compressor.disk.weight_file import WeightFile, not_finite, other_model
 from compressor.errors import PlanError
 from compressor.facts import Facts
-from compressor.schema.values import Count, Rate
+from compressor.schema.problems import apply_rule, rule
+from compressor.schema.values import (
+    Count,
+    DataPath,
+    Rate,
+    RecipeSection,
+    Seed,
+    WeightsPath,
+    each_once,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,6 +53,66 @@ class HealTraining(PartTraining):
     learning_rate: Rate = 0.005
     learn: Annotated[tuple[Healable, ...], Field(strict=False, min_length=1)] = HEALABLE
     rank: Count = 8
+
+
+class HealSection(RecipeSection):
+    """Weights of the compressed decoder that are trained: which file has them, or how a run trains them.
+
+    At most one of `file`, `minutes` and `steps` is given; with none all weights are the original's.
+
+    Attributes:
+        file: safetensors file of `heal`.
+        minutes: that a run trains, above 0.
+        steps: or: updates that it takes, 1 or more.
+        data: jsonl file of questions to learn from; None: those of the calibration.
+        train: as `HealTraining.learn`.
+        rank: as there.
+        batch: as in `PartTraining`.
+        learning_rate: likewise.
+        seed: likewise.
+    """
+
+    file: WeightsPath | None = None
+    minutes: Rate | None = None
+    steps: Count | None = None
+    data: DataPath | None = None
+    train: Annotated[tuple[Healable, ...], rule(each_once)] = HEALABLE
+    rank: Count = 8
+    batch: Count = 4
+    learning_rate: Rate = 0.005
+    seed: Seed = 0
+
+    @property
+    def trained_in_the_run(self) -> str:
+        """The key that asks for a training, as errors name it; empty: none does."""
+        given = (name for name in ("minutes", "steps") if getattr(self, name) is not None)
+        return next((f"heal.{name}: {getattr(self, name):g}" for name in given), "")
+
+    @property
+    def given(self) -> str:
+        """What says that weights are trained, or are already, as errors name it; empty: nothing does."""
+        return self.trained_in_the_run or ("" if self.file is None else f"heal.file: {self.file}")
+
+    @property
+    def training(self) -> HealTraining:
+        """How a run trains."""
+        given = self.model_dump(include={"rank", "batch", "learning_rate", "seed"})
+        steps = {} if self.steps is None else {"steps": self.steps}
+        return HealTraining(learn=self.train, **given, **steps)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _one_way(cls, value: Any, handler: Callable[[Any], Self]) -> Self:
+        keys = ("file", "minutes", "steps")
+        section = value if isinstance(value, dict) else {}
+        given = [key for key in keys if section.get(key) is not None]
+        problem = None
+        if len(given) > 1:
+            problem = f"{' and '.join(given)} are given together; give one of {', '.join(keys)}"
+        elif section.get("data") is not None and given in ([], ["file"]):
+            problem = "data goes with minutes or steps, which say how long is trained on it"
+        result: Self = apply_rule(value, handler, problem)
+        return result
 
 
 class Healed(Facts):

@@ -246,6 +246,34 @@ class PromptRows:
         indices = (self.visual_index, self.text_index)
         return (self.visual_embeds, self.text_embeds, *indices, self.positions, self.deepstack)
 
+    def without_visual(self) -> "PromptRows":
+        """Return what is left where visual embeddings are kept elsewhere; `with_visual` gives them back."""
+        return replace(self, visual_embeds=self.visual_embeds[:, :0].clone(), deepstack=())
+
+    def with_visual(self, visual: Tensor, deepstack: tuple[Tensor, ...]) -> "PromptRows":
+        """Return the prompt with visual embeddings [1, V, D], and those of deepstack."""
+        return replace(self, visual_embeds=visual, deepstack=deepstack)
+
+    def filled_up(self, text: int) -> "PromptRows":
+        """Return the prompt with so many text rows: those behind its own are the last again, at later places.
+
+        No row of the prompt reads them, as the causal mask goes by places.
+        """
+        lacking = text - self.text_index.shape[1]
+        if not lacking:
+            return self
+        later = torch.arange(1, lacking + 1, device=self.text_index.device)
+        last = self.text_embeds[:, -1:].expand(-1, lacking, -1)
+        turned = self.positions
+        if turned is not None:
+            turned = torch.cat([turned, turned[:, -1:].expand(-1, lacking, -1)], dim=1)
+        return replace(
+            self,
+            text_embeds=torch.cat([self.text_embeds, last], dim=1),
+            text_index=torch.cat([self.text_index, self.text_index[:, -1:] + later], dim=1),
+            positions=turned,
+        )
+
 
 def fronts_of(model: Reader, prompt: EncodedPrompt) -> tuple[Front, ...]:
     """Return what the vision side makes of each picture's tiles, with what a choice among them reads."""

@@ -19,7 +19,6 @@ from compressor.schema.values import (
     ScoreName,
     Seed,
     Share,
-    WeightsPath,
     each_once,
 )
 
@@ -161,16 +160,6 @@ class ImageSection(RecipeSection):
             problem = "give max_tiles, or max_pixels, or height and width together"
         result: Self = apply_rule(value, handler, problem)
         return result
-
-
-class HealSection(RecipeSection):
-    """Weights that `heal` trained, which the compressed decoder has in place of the original's.
-
-    Attributes:
-        file: safetensors file of `heal`; None: all weights are the original's.
-    """
-
-    file: WeightsPath | None = None
 
 
 class FidelitySection(RecipeSection):

@@ -8,10 +8,11 @@ from typing import ClassVar, Self
 from pydantic import ValidationError
 from torch import Tensor
 
+from compressor.contract.learned import PartTraining
 from compressor.disk.files import write_bytes
 from compressor.disk.gate_file import stable_header
 from compressor.disk.model_digest import same_model
-from compressor.errors import ProblemsError
+from compressor.errors import PlanError, ProblemsError
 from compressor.facts import Facts
 from compressor.schema.values import RunDType
 
@@ -49,6 +50,42 @@ class TrainingTask(Facts):
             for key, text in {**common, **self.words}.items()
             if not same.get(key, getattr(self, key) == getattr(other, key))
         ]
+
+
+class DistilTask(TrainingTask):
+    """What decides how weights come out that are trained towards the original.
+
+    Attributes:
+        plan: digest of what the compressed model does.
+        train: settings, with a learning rate.
+        timed: whether the clock says how many steps there are, and not the settings.
+    """
+
+    error: ClassVar = PlanError
+    words: ClassVar[Mapping[str, str]] = {
+        "train": "other settings",
+        "timed": "minutes in place of steps, or the other way round",
+    }
+
+    plan: str
+    train: PartTraining
+    timed: bool = False
+
+
+class PartTask(DistilTask):
+    """The same of a method's parts.
+
+    Attributes:
+        method: whose they are.
+    """
+
+    words: ClassVar[Mapping[str, str]] = {
+        **DistilTask.words,
+        "method": "another method",
+        "plan": "another recipe",
+    }
+
+    method: str
 
 
 @dataclass(frozen=True)

@@ -5,34 +5,33 @@ Source: "Distilling the Knowledge in a Neural Network" (Hinton et al., 2015), of
 Rule: both models read a prompt with its right answer forced behind it. The loss of a prompt is the mean over
 its A answer tokens of KL(original || compressed), of a step the mean over a batch. AdamW moves the learned
 tensors alone; nothing else has a gradient. A tensor's step is the learning rate times its root mean square
-at the start (as in Adafactor, Shazeer and Stern, 2018), as routers are small and norms are not. It grows over
-the first twentieth of the steps, and falls to 0 at the last.
+at the start (as in Adafactor, Shazeer and Stern, 2018), as routers are small and norms are not; how it grows
+and falls is in `compressor.training.pace`.
 
 Which rows run a layer is what the routers say at each step, as in the compressed model; its gradient is an
 estimate, see `compressor.decoder.layers.running`. What else is chosen has none.
 
-At the start, after each fifth of the steps and at the end the training is judged, on prompts that it does not
-learn from or, where there are none, on the training prompts, and what was best is what it gives: choices
-jump, and so does the loss.
+At the start, where the rate begins to fall, half way down and at the end the training is judged, on prompts
+that it does not learn from or, where there are none, on the training prompts, and what was best is what it
+gives: choices jump, and so does the loss.
 
 What a step draws depends on seed and number alone, so that a run that was killed ends with the very weights
 of one that was not.
 
 Limitations:
-- Prompts with their pictures, and the original's logits at answers, stay in memory.
+- Prompts stay in memory, with their pictures where the vision side learns; of their embeddings and the
+  original's logits at answers, what has no room there is in a file.
 - A prompt and its answer are one call: a choice that reads the prompt's last token would see the answer's.
 - On other numbers of threads, or another machine, sums are rounded otherwise.
 """
 
 import math
 import random
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -40,33 +39,27 @@ from torch.func import functional_call
 
 from compressor.chosen_rows import ChosenRows
 from compressor.compressed import CompressedModel
-from compressor.contract.learned import PartTraining
 from compressor.decoder import Decoder
 from compressor.decoder.full_pass import FullPass, full_pass, kl_divergence
 from compressor.decoder.weights import decoder_from, stored_weights
-from compressor.errors import PlanError
 from compressor.families import LoadedModel
 from compressor.plan.edits import identity_plan
 from compressor.progress import SILENT, Progress
 from compressor.samples.prompts import (
-    EncodedPrompt,
-    PromptRows,
     embed,
-    embed_to_train,
     encode_answered,
     fronts_of,
 )
 from compressor.samples.questions import Sample
-from compressor.training.checkpoint import TrainingTask
+from compressor.training import pace as pacing
+from compressor.training.checkpoint import DistilTask
+from compressor.training.lessons import Lessons, lessons_of
+from compressor.training.pace import Pace, share_of_rate
 from compressor.training.run import TrainingRun
-
-WARM_UP = 20
-"""The learning rate grows over one of so many steps."""
 
 MOST_JUDGED = 256
 """Prompts on which a training is judged, evenly taken."""
-LOOKS = 5
-"""How often it is judged, the start aside."""
+PERCENT = 100
 BEST = "best/"
 """How names of the best tensors begin in a checkpoint."""
 
@@ -78,36 +71,6 @@ StandIns = Callable[[], Mapping[str, Tensor]]
 """Gives what a call of the decoder takes in place of parameters, by name, as learned tensors now are."""
 
 
-class DistilTask(TrainingTask):
-    """What decides how weights come out that are trained towards the original.
-
-    Attributes:
-        plan: digest of what the compressed model does.
-        train: settings, with a learning rate.
-    """
-
-    error: ClassVar = PlanError
-
-    plan: str
-    train: PartTraining
-
-
-class PartTask(DistilTask):
-    """The same of a method's parts.
-
-    Attributes:
-        method: whose they are.
-    """
-
-    words: ClassVar[Mapping[str, str]] = {
-        "method": "another method",
-        "plan": "another recipe",
-        "train": "other settings",
-    }
-
-    method: str
-
-
 @dataclass(frozen=True)
 class Trained:
     """What a training leaves.
@@ -115,6 +78,7 @@ class Trained:
     Attributes:
         tensors: the best that there were, by name.
         steps: that were taken.
+        planned: that the learning rate fell to 0 at; more than were taken where the time was over before.
         best: the step behind which these were; 0: the start.
         seconds: that it took, all runs together.
         before: mean KL(original || compressed) over answer tokens and judged prompts, at the start, in nats.
@@ -123,18 +87,11 @@ class Trained:
 
     tensors: dict[str, Tensor]
     steps: int
+    planned: int
     best: int
     seconds: float
     before: float
     after: float
-
-
-@dataclass(frozen=True)
-class _Lesson:
-    """A prompt with its answer, and the original's logits [A, vocab] at the answer's tokens."""
-
-    prompt: EncodedPrompt
-    taught: Tensor
 
 
 @dataclass(frozen=True)
@@ -211,8 +168,9 @@ def distil(
         start_samples: whose passes `start` gets.
         judged: what the training is judged on; none: evenly taken of `samples`.
         stand_ins: what calls of the compressed decoder take in place of its parameters.
-        minutes: after which no step begins, those of earlier runs included; None: all steps are taken.
-        progress: shows prompts, then steps.
+        minutes: that steps and judging may take, those of earlier runs included, and that say how many steps
+            there are (`Pace`); None: the settings say it.
+        progress: shows prompts, then steps, or the share of the time.
 
     Raises:
         DataError: a picture cannot be read, or a prompt does not fit the model.
@@ -225,15 +183,17 @@ def distil(
         with torch.no_grad():
             for name, tensor in start(passes, shapes, task.train.seed).items():
                 learned[name].tensor.copy_(tensor)
-    asked = [*samples, *judged]
-    lessons = [
-        _lesson(model, original, sample)
-        for sample in progress.track(asked, "asking the original", len(asked))
-    ]
-    with _learning(small, learned):
-        run = _Run(task, checkpoint, learned, small, lessons, len(judged), stand_ins)
+    task = task.model_copy(update={"timed": minutes is not None})
+    seen = {id(parameter) for parameter in small.vision.parameters()}
+    alike = not any(id(one.parameter) in seen for one in learned.values())
+    asked, folder = [*samples, *judged], checkpoint.parent
+    with (
+        lessons_of(model, original, small, asked, folder, progress, sees_alike=alike) as lessons,
+        _learning(small, learned),
+    ):
+        run = _Run(task, checkpoint, learned, small, lessons, len(judged), stand_ins, minutes)
         try:
-            return run.learn(minutes, progress)
+            return run.learn(progress)
         finally:
             run.save()
 
@@ -266,14 +226,6 @@ def _passes(
         yield replace(full, fronts=partial(fronts_of, model, prompt))
 
 
-def _lesson(model: LoadedModel, original: Decoder, sample: Sample) -> _Lesson:
-    prompt, answer = encode_answered(model.processor, sample, model.facts)
-    full = full_pass(original, *embed(model, prompt).call)
-    with torch.no_grad():
-        taught = original.next_token_logits(full.text[-1][:, -len(answer) :])[0]
-    return _Lesson(prompt, taught.clone())
-
-
 class _Run(TrainingRun):
     """A training towards the original under way; the last `judged` lessons are not learned from."""
 
@@ -285,9 +237,10 @@ class _Run(TrainingRun):
         path: Path,
         learned: Mapping[str, Learned],
         small: CompressedModel,
-        lessons: Sequence[_Lesson],
+        lessons: Lessons,
         judged: int,
         stand_ins: StandIns,
+        minutes: float | None,
     ) -> None:
         self.learned, self.small, self.lessons = learned, small, lessons
         self.stand_ins, self.count = stand_ins, len(lessons) - judged
@@ -295,90 +248,126 @@ class _Run(TrainingRun):
         if not judged:
             self.judged = range(0, self.count, -(-self.count // MOST_JUDGED))
         weights = {name: one.parameter for name, one in learned.items()}
-        seen = {id(parameter) for parameter in small.vision.parameters()}
-        self.sees_alike = not any(id(parameter) in seen for parameter in weights.values())
-        self.rows: dict[int, PromptRows] = {}
-        self.seconds, self.before, self.looked = 0.0, math.inf, -1
+        self.before, self.looked = math.inf, -1
         self.best: dict[str, Tensor] = {}
         self.best_kl, self.best_step = math.inf, 0
         # Of the start, whatever the weights are when a run goes on.
         self.sizes = torch.tensor([_size(one.tensor) for one in learned.values()])
         groups = [{"params": [weight]} for weight in weights.values()]
-        optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+        # One kernel a tensor; on a GPU it would want the counts of steps there.
+        fused = all(weight.device.type == "cpu" for weight in weights.values())
+        optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=fused)
         super().__init__(task, path, weights, optimizer)
+        seconds = None if minutes is None else 60 * minutes
+        self.pace = Pace(None if task.timed else task.train.steps, seconds)
         self.resume()
-        self.began = time.monotonic() - self.seconds
 
     def beside(self) -> dict[str, Tensor]:
-        """Return sizes, the best tensors, and what is told at the end."""
-        self.seconds = time.monotonic() - self.began
-        told = (self.seconds, self.before, self.looked, self.best_kl, self.best_step)
+        """Return sizes, the best tensors, the pace, and what is told at the end."""
+        told = (self.before, self.looked, self.best_kl, self.best_step)
         best = {f"{BEST}{name}": tensor for name, tensor in self.best.items()}
-        return {"sizes": self.sizes, "told": torch.tensor(told, dtype=torch.float64), **best}
+        told_too = {"told": _numbers(*told), "pace": _numbers(*self.pace.kept())}
+        return {"sizes": self.sizes, **told_too, **best}
 
     def take_back(self, beside: Mapping[str, Tensor]) -> None:
         """Take them of a checkpoint."""
         self.sizes = beside["sizes"]
-        self.seconds, self.before, looked, self.best_kl, best_step = beside["told"].tolist()
+        self.before, looked, self.best_kl, best_step = beside["told"].tolist()
         self.looked, self.best_step = int(looked), int(best_step)
+        self.pace.take_back(*beside["pace"].tolist())
         self.best = {n.removeprefix(BEST): t for n, t in beside.items() if n.startswith(BEST)}
 
-    def learn(self, minutes: float | None, progress: Progress) -> Trained:
+    def learn(self, progress: Progress) -> Trained:
         """Take the steps that are left, or those that there is time for."""
+        steps = self.pace.steps
+        if self.pace.seconds is None and steps is not None:
+            left = steps - self.step
+            for _ in progress.track(self._steps(), "training", left):
+                pass
+        else:
+            for _ in progress.track(self._percents(), "training, % of the time", PERCENT):
+                pass
+        self._look()
+        planned = self.step if self.pace.steps is None else self.pace.steps
+        told = (self.step, planned, self.best_step, self.pace.elapsed, self.before, self.best_kl)
+        return Trained(self.best, *told)
+
+    def _percents(self) -> Iterator[int]:
+        """Take steps, and yield each percent of the time when it is over."""
+        shown = 0
+        for _ in self._steps():
+            over = int(PERCENT * self.pace.share)
+            while shown < over:
+                yield shown
+                shown += 1
+        yield from range(shown, PERCENT)
+
+    def _steps(self) -> Iterator[int]:
+        """Take the steps one by one, and yield their numbers; see `compressor.training.pace`."""
         train = self.task.train
-        looks = {train.steps * part // LOOKS for part in range(LOOKS)}
-        todo = range(self.step, train.steps)
-        for number in progress.track(todo, "training", len(todo)):
-            if number in looks:
+        while True:
+            if self.looked < 0:
                 self._look()
-            if minutes is not None and time.monotonic() - self.began >= 60 * minutes:
-                break
-            places = range(self.count)
-            drawn = random.Random(f"{train.seed}:{number}").choices(places, k=train.batch)  # noqa: S311
-            rate = (train.learning_rate or 0.0) * _share_of_rate(number, train.steps)
+            self.pace.settle(self.step)
+            if self.step in self.pace.looks():
+                self._look()
+            if self.step == self.pace.steps or self.pace.over(self.step):
+                return
+            drawn = random.Random(f"{train.seed}:{self.step}")  # noqa: S311
+            places = drawn.choices(range(self.count), k=train.batch)
+            rate = (train.learning_rate or 0.0) * share_of_rate(self.step, self.pace.steps)
             for group, size in zip(self.optimizer.param_groups, self.sizes.tolist(), strict=True):
                 group["lr"] = rate * size
             with self.one_step():
-                for place in drawn:
-                    (self._loss(place) / train.batch).backward()
-        self._look()
-        seconds = time.monotonic() - self.began
-        return Trained(self.best, self.step, self.best_step, seconds, self.before, self.best_kl)
+                self._leave_gradients(places)
+            yield self.step - 1
+
+    def _leave_gradients(self, places: Sequence[int]) -> None:
+        """Leave the gradients of the mean loss of some lessons."""
+        made = self.stand_ins()
+        # What they are made from gets its gradient once for all calls.
+        leaves = {name: tensor.detach().requires_grad_() for name, tensor in made.items()}
+        for loss in self._losses(places, leaves):
+            (loss.sum() / len(places)).backward()
+        moved = [name for name, leaf in leaves.items() if leaf.grad is not None]
+        if moved:
+            torch.autograd.backward([made[n] for n in moved], [leaves[n].grad for n in moved])
 
     @torch.no_grad()
     def _look(self) -> None:
         """Judge the weights as they are, unless that was done, and keep them if they are the best."""
         if self.looked == self.step:
             return
-        found = sum(self._loss(place).item() for place in self.judged) / len(self.judged)
+        began, made = pacing.clock(), self.stand_ins()
+        found = sum(loss.sum().item() for loss in self._losses(self.judged, made))
+        found /= len(self.judged)
         if self.looked < 0:
             self.before = found
         if found < self.best_kl:
             self.best_kl, self.best_step = found, self.step
             self.best = {name: one.tensor.clone() for name, one in self.learned.items()}
         self.looked = self.step
+        self.pace.looked(pacing.clock() - began)
 
-    def _loss(self, place: int) -> Tensor:
-        lesson, decoder = self.lessons[place], self.small.decoder
-        call = self._rows(place).call
-        given = (*call[:4], decoder.empty_past(1), *call[4:])
-        logits, _ = functional_call(decoder, {**self.stand_ins()}, given)
-        return kl_divergence(lesson.taught, logits[0, -len(lesson.taught) :]).mean()
+    def _losses(self, places: Sequence[int], given: Mapping[str, Tensor]) -> Iterator[Tensor]:
+        """Yield the losses [B] of the prompts of each call that some lessons take.
 
-    def _rows(self, place: int) -> PromptRows:
-        prompt = self.lessons[place].prompt
-        if not self.sees_alike:
-            return embed_to_train(self.small, prompt)
-        if place not in self.rows:
-            self.rows[place] = embed_to_train(self.small, prompt)
-        return self.rows[place]
+        Args:
+            places: of the lessons; one may be there twice.
+            given: what the decoder takes in place of parameters.
+        """
+        decoder = self.small.decoder
+        for batch in self.lessons.batches(places):
+            call = batch.call
+            inputs = (*call[:4], decoder.empty_past(len(batch.ends)), *call[4:])
+            logits, _ = functional_call(decoder, {**given}, inputs)
+            yield torch.stack([kl_divergence(*pair).mean() for pair in batch.said(logits)])
+
+
+def _numbers(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def _size(tensor: Tensor) -> float:
     """Return the root mean square; of a tensor that is 0, that of a fresh matrix of its width."""
     return tensor.double().square().mean().sqrt().item() or tensor.shape[-1] ** -0.5
-
-
-def _share_of_rate(number: int, steps: int) -> float:
-    """Return the share of the learning rate that a step has: rising, then falling to 0."""
-    return min(1.0, WARM_UP * (number + 1) / steps) * (1 - number / steps)

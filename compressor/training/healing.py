@@ -38,7 +38,8 @@ from compressor.decoder.weights import (
 )
 from compressor.errors import PlanError
 from compressor.plan.plan import Plan
-from compressor.training.distillation import DistilTask, Learned
+from compressor.training.checkpoint import DistilTask
+from compressor.training.distillation import Learned
 
 _DOWN = f"{LAYER_SOURCES['mlp.down']}.weight"
 _MATRICES = tuple(f".{LAYER_SOURCES[name]}.weight" for name in MATRICES)
@@ -47,7 +48,7 @@ _MATRICES = tuple(f".{LAYER_SOURCES[name]}.weight" for name in MATRICES)
 class HealTask(DistilTask):
     """What decides how healed weights come out."""
 
-    words: ClassVar[Mapping[str, str]] = {"plan": "another plan", "train": "other settings"}
+    words: ClassVar[Mapping[str, str]] = {**DistilTask.words, "plan": "another plan"}
 
     train: HealTraining
 

@@ -29,6 +29,8 @@ except ImportError:  # Windows
 KNOWS_PEAK = resource is not None
 
 RECIPE_FILE, PLAN_FILE, PROFILE_FILE = "recipe.yaml", "plan.json", "profile.json"
+HEALED_FILE = "healed.safetensors"
+"""What an export trained itself; see `compressor.contract.healing`."""
 NEEDED_GRAPHS = ("vision", "embed")
 GRAPH_ENDING = ".onnx"
 Stamp = tuple[int, int, int]

@@ -39,6 +39,8 @@ SEARCH_FORMAT = "search_format"
 LOST_AND_FOUND = "lost+found"
 # Words of people are small; above this a file that differs from its list is damaged, not edited.
 LARGEST_EDITED = 1 << 20
+# The checkpoint of a healing that an export makes.
+HEALING_MARK = ".vtcompress-healing.safetensors"
 WEIGHTS = (".onnx", ".bin", ".safetensors")
 HEAD_BYTES = 4096
 
@@ -133,11 +135,17 @@ def is_mount(folder: Path) -> bool:
 def is_working_file(path: Path, folder: Path) -> bool:
     """Whether this tool keeps such an entry in a folder only while it writes it."""
     own = f".{working_stem(folder.name)}"
-    marks = (STAGING_MARK, LOCK_MARK, CALIBRATION_MARK, SWEEP_MARK, SEARCH_MARK)
-    # The second: a file that is being written, see `compressor.disk.files`.
-    return path.name.startswith(
-        (*(own + mark for mark in marks), f".{working_stem(own + CALIBRATION_MARK)}.")
+    marks = (
+        STAGING_MARK,
+        LOCK_MARK,
+        CALIBRATION_MARK,
+        SWEEP_MARK,
+        SEARCH_MARK,
+        HEALING_MARK,
     )
+    # The others: files that are being written, see `compressor.disk.files`.
+    written = (f".{working_stem(own + mark)}." for mark in (CALIBRATION_MARK, HEALING_MARK))
+    return path.name.startswith((*(own + mark for mark in marks), *written))
 
 
 def names_below(folder: Path) -> Iterator[str]:

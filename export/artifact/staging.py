@@ -30,6 +30,7 @@ from compressor.disk.paths import working_stem
 from compressor.errors import VtcompressError
 from export.artifact.contents import (
     CALIBRATION_MARK,
+    HEALING_MARK,
     SEARCH_MARK,
     STAGING_MARK,
     SWEEP_MARK,
@@ -199,6 +200,11 @@ def sweep_folder(output: Path) -> Path:
 def search_folder(output: Path) -> Path:
     """Return where a search keeps what it has measured while `output` is not written, likewise."""
     return _Place.of(output).beside(SEARCH_MARK)
+
+
+def healing_file(output: Path) -> Path:
+    """Return where the checkpoint of a healing is kept while `output` is not written, likewise."""
+    return _Place.of(output).beside(HEALING_MARK)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from compressor.contract.healing import HEALABLE, Healable, HealTraining
+from compressor.contract.learned import PartTraining
 from vtcompress.cli.backend_options import device_option
 from vtcompress.cli.kinds import FILE, READ, Finite
 from vtcompress.cli.options import Command, model_options, read_recipe, score_option, with_options
@@ -33,7 +34,11 @@ def course_options(rate: float | None, otherwise: str = "") -> Callable[[Command
     def add(command: Command) -> Command:
         return with_options(
             command,
-            click.option("--steps", type=click.IntRange(min=1), default=400, help="Updates."),
+            click.option(
+                "--steps",
+                type=click.IntRange(min=1),
+                help=f"Updates; left out without --minutes: {PartTraining().steps}.",
+            ),
             click.option("--batch", type=click.IntRange(min=1), default=4, help="Prompts of each."),
             click.option(
                 "--learning-rate",
@@ -45,7 +50,7 @@ def course_options(rate: float | None, otherwise: str = "") -> Callable[[Command
             click.option(
                 "--minutes",
                 type=Finite(min=0, min_open=True),
-                help="End after so many, whatever steps are left.",
+                help="Instead of --steps: train so long; the report says how many steps that were.",
             ),
             click.option(
                 "--profile", type=READ, help="Of a calibration, where methods choose by it."
@@ -53,6 +58,10 @@ def course_options(rate: float | None, otherwise: str = "") -> Callable[[Command
         )
 
     return add
+
+
+def _given(steps: int | None) -> dict[str, int]:
+    return {} if steps is None else {"steps": steps}
 
 
 @click.command("train-gates")
@@ -115,7 +124,7 @@ def train_parts(
     /,
     data: Path,
     output: Path,
-    steps: int,
+    steps: int | None,
     batch: int,
     learning_rate: float | None,
     seed: int,
@@ -130,14 +139,13 @@ def train_parts(
     Nothing else of the model changes. Trained is the entry of the recipe that names no file of them yet.
     """
     import vtcompress
-    from compressor.contract.learned import PartTraining
     from vtcompress.stages.parts.report import show_parts
 
     report = vtcompress.train_parts(
         read_recipe(options),
         data,
         output,
-        train=PartTraining(steps=steps, batch=batch, learning_rate=learning_rate, seed=seed),
+        train=PartTraining(**_given(steps), batch=batch, learning_rate=learning_rate, seed=seed),
         minutes=minutes,
         profile=profile,
         device=device,
@@ -182,7 +190,7 @@ def heal(
     output: Path,
     learn: tuple[Healable, ...],
     rank: int,
-    steps: int,
+    steps: int | None,
     batch: int,
     learning_rate: float,
     seed: int,
@@ -207,7 +215,7 @@ def heal(
         train=HealTraining(
             learn=learn or HEALABLE,
             rank=rank,
-            steps=steps,
+            **_given(steps),
             batch=batch,
             learning_rate=learning_rate,
             seed=seed,

@@ -131,9 +131,9 @@ def refuse_healed(recipe: Recipe, why: str) -> None:
     Raises:
         RecipeError: says why.
     """
-    if recipe.heal.file is not None:
+    if recipe.heal.given:
         remedy = "set it to null, or export from the recipe's model"
-        raise RecipeError([f"heal.file: {recipe.heal.file}: {why}; {remedy}"])
+        raise RecipeError([f"{recipe.heal.given}: {why}; {remedy}"])
 
 
 def write_inputs(folder: Path, recipe: Recipe, plan: Plan, profile: Profile | None) -> None:

@@ -54,12 +54,14 @@ from vtcompress.stages.compress import (
     refuse_healed,
 )
 from vtcompress.stages.exporting.from_folder import note_without_effect
+from vtcompress.stages.exporting.healed_here import healed_here
 from vtcompress.stages.exporting.job import Job
 from vtcompress.stages.exporting.loss_by_layer import measure_loss
 from vtcompress.stages.exporting.onnx_side import Fields, onnx_side
 from vtcompress.stages.exporting.streaming import check_stream, not_run
 from vtcompress.stages.exporting.torch_side import torch_side
 from vtcompress.stages.float16 import range_samples
+from vtcompress.stages.healing.course import HealCourse
 from vtcompress.stages.inputs import (
     calibration_samples,
     load_model,
@@ -100,6 +102,9 @@ class ExportRun:
         overwrite: replace what is there.
         sources: files and folders that the run reads, beside those that the recipe names.
         budget: seconds for a search of the plan; None: as long as it takes.
+
+    Raises:
+        VtcompressError: the recipe asks for a healing, and its questions or methods do not allow one.
     """
 
     def __init__(
@@ -115,6 +120,10 @@ class ExportRun:
         self.output, self.overwrite, self.budget = output, overwrite, budget
         pictures = {path for sample in job.samples for path in sample.images}
         self.sources = (*source_paths(self.recipe), *sources, *pictures)
+        self.healing = HealCourse.in_the_run(self.recipe)
+        if self.healing is not None:
+            pictures = {path for sample in self.healing.samples for path in sample.images}
+            self.sources = (*self.sources, *pictures)
         self.origin = Origin()
         self.rewrite: RewriteReport | None = None
 
@@ -239,17 +248,24 @@ class ExportRun:
             check_blocks(self.recipe.export, plan)
             original = self._original_answers(model)
             # Handed over and not kept: the torch side ends before ONNX Runtime starts.
+            if self.healing is not None:
+                checkpoint = staging.healing_file(self.output)
+                self.job = healed_here(self.job, self.healing, model, plan, checkpoint, folder)
+                self.recipe = self.job.recipe
             gates = load_plan_gates(plan, self.recipe, model)
             front = load_weights_in_front(plan, self.recipe)
             models = [compress_for_export(model, plan, self.recipe, gates, front)]
             lost = measure_loss(self.job, model, models[0], folder) if self.job.stream else None
             del gates, front, model
-            return self._finish(models, profile, original, folder, lost)
+            manifest = self._finish(models, profile, original, folder, lost)
+        staging.healing_file(self.output).unlink(missing_ok=True)
+        return manifest
 
     def _asked(self) -> list[Asked]:
-        """Return what the artifact will be asked."""
+        """Return what the models will be asked."""
         tokens = self.recipe.validation.max_new_tokens
-        return [Asked(self.job.samples, tokens), Asked(self.job.range_samples)]
+        asked = [Asked(self.job.samples, tokens), Asked(self.job.range_samples)]
+        return asked if self.healing is None else [*asked, self.healing.asked]
 
     def _note_unread_data(self, why: str) -> None:
         # In float16 its prompts are run, if a model is there to run.

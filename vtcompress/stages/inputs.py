@@ -213,6 +213,7 @@ def source_paths(recipe: Recipe) -> tuple[Path, ...]:
         recipe.calibrate.data,
         recipe.validation.data,
         recipe.heal.file,
+        recipe.heal.data,
         *(path for method in recipe.methods for path in method.paths()),
     ]
     if recipe.model.id is not None and is_folder(Path(recipe.model.id)):

@@ -15,7 +15,7 @@ from compressor.samples.questions import Sample, read_samples
 from compressor.samples.scores import Score
 from compressor.schema.arguments import check_threads
 from compressor.schema.sections import ExportSection
-from export.artifact.artifact import PLAN_FILE, RECIPE_FILE, Artifact
+from export.artifact.artifact import HEALED_FILE, PLAN_FILE, RECIPE_FILE, Artifact
 from export.backends.checked_on import OnnxSession
 from export.checks import fidelity, loss, stored
 from export.checks.bfloat16 import ShadowSession, open_for_checks
@@ -196,7 +196,7 @@ def validate(
         model: the original, hub id or folder; needed for other data and to measure fidelity anew.
         gates: file of gates or routers, where the artifact's plan has any and `model` is given.
         weights: likewise of a projector, where the plan's choice in front of the decoder reads one.
-        healed: likewise what `heal` wrote, where the artifact has healed weights.
+        healed: likewise what `heal` wrote, where the artifact has healed weights and not the file.
         limits: other limits than the artifact's recipe sets, such as `{"validate.loss.min_agreement": 0.9}`.
         score: what makes an answer right, as `validate.score` of a recipe; None: what the artifact was
             validated by, but a function of somebody's own must be given.
@@ -223,6 +223,8 @@ def validate(
         {"model.trust_remote_code": trust_remote_code}
     )
     manifest = artifact.manifest
+    if healed is None and (path / HEALED_FILE).is_file():  # trained by the export itself
+        healed = path / HEALED_FILE
     recipe = _with_files(recipe, artifact, gates, weights, healed)
     if model is not None and manifest.healed is not None and healed is None:
         raise VtcompressError(f"{path}: has healed weights, which the original lacks; {HEALED_BY}")

@@ -70,6 +70,8 @@ def forecast(
     numbers = numbers_in(source, facts.dtype)
     if (healed := recipe.healed_file(None, None)) is not None:  # beside the original's
         numbers += healed.numbers(facts.decoder.hidden, facts.decoder.intermediate)
+    elif recipe.heal.trained_in_the_run:
+        numbers += facts.decoder.layers * _of_a_layer(facts.decoder)
     disk = bytes_of_weights(recipe.export, numbers) * (1 + len(engine_targets(recipe)))
     copies = COPIES[recipe.export.dtype]
     held = copies * numbers
@@ -143,13 +145,18 @@ def _held_streaming(numbers: int, dims: DecoderDims, copies: float, *, asked: bo
 
     They are the vision part, or one layer's; where questions are asked, both in float32.
     """
-    attention = dims.hidden * 2 * (dims.query_width + dims.kv_width)
-    layer = attention + 3 * dims.hidden * dims.intermediate
+    layer = _of_a_layer(dims)
     table = dims.vocab * dims.hidden
     tables = table if dims.tied_embeddings else 2 * table
     vision = numbers - dims.layers * layer - tables
     both = vision + max(layer, table) if asked else 0
     return max(STREAMED_VISION * vision, copies * layer, copies * table, both)
+
+
+def _of_a_layer(dims: DecoderDims) -> int:
+    """Return how many numbers the matrices of a layer hold."""
+    attention = dims.hidden * 2 * (dims.query_width + dims.kv_width)
+    return attention + 3 * dims.hidden * dims.intermediate
 
 
 def _gb(count: int) -> str:

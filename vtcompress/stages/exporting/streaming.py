@@ -55,9 +55,9 @@ def check_stream(
             f"stream: validate.score: {section.score}: answers are forced, not generated, and tell `exact` "
             "alone: set it to exact, or export without `stream`"
         )
-    if recipe.heal.file is not None:
+    if recipe.heal.given:
         problems.append(
-            f"stream: heal.file: {recipe.heal.file}: healed weights are made of the original's in memory: "
+            f"stream: {recipe.heal.given}: healed weights are made of the original's in memory: "
             "set it to null, or export without `stream`"
         )
     if rounds:

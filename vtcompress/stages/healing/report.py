@@ -23,6 +23,7 @@ class HealReport(Healed):
         asked: of the recipe's methods, in words.
         heal_digest: sha256 of the file.
         seconds: that training took, all runs together.
+        minutes: that were given; None: steps were.
     """
 
     heal_report_format: int = 1
@@ -30,6 +31,7 @@ class HealReport(Healed):
     asked: tuple[str, ...]
     heal_digest: str
     seconds: float
+    minutes: float | None = None
 
     def save(self, path: Path) -> None:
         """Write the report as JSON, atomically."""
@@ -44,6 +46,37 @@ def show_heal(out: Output, report: HealReport) -> None:
         ("answers of the original's own", f"{report.own_answers}"),
     ]
     title = "Healing: towards the original's next tokens"
-    trained = ", ".join(f"{count} {WORDS[kind]}" for kind, count in report.trained.items())
-    show_course(out, title, report, trained, prompts, "the file changes nothing")
-    out.line("what it is worth, held-out questions tell (export --validate-data)")
+    trained = _trained(report)
+    show_course(out, title, report, trained, prompts, by_which(report))
+    if report.best_step:
+        out.line("what it is worth, held-out questions tell (export --validate-data)")
+
+
+def gain_words(report: HealReport) -> tuple[str, ...]:
+    """Return in lines what a healing within an export trained, and what it gained on what judged it."""
+    cut_off = report.steps < report.train.steps
+    lines = [
+        f"healed by {report.steps} steps in {report.seconds:.0f} s: {_trained(report)}",
+        f"KL on the {report.judged} questions that judged it: {report.kl_before:.4f} nats before, "
+        f"{report.kl_after:.4f} after",
+    ]
+    if cut_off:
+        lines.append(
+            f"WARNING: the time was over before all {report.train.steps} steps were taken, while steps were "
+            "not yet small"
+        )
+    if not report.best_step:
+        lines.append(f"WARNING: nothing was gained: {by_which(report)}")
+    return tuple(lines)
+
+
+def _trained(report: HealReport) -> str:
+    return ", ".join(f"{count} {WORDS[kind]}" for kind, count in report.trained.items())
+
+
+def by_which(report: HealReport) -> str:
+    """Return by which questions nothing was gained, and what follows for the file."""
+    return (
+        f"on the {report.judged} questions that judged it KL was lowest before the first: the file changes "
+        "nothing and need not be used"
+    )

@@ -56,7 +56,9 @@ def show_parts(out: Output, report: PartsReport) -> None:
     prompts = [("training prompts", f"{report.samples}, of {report.data}")]
     title = "Training towards the original's next tokens"
     trained = f"{len(report.tensors)} tensors of {report.method}"
-    show_course(out, title, report, trained, prompts, "the start is written")
+    show_course(
+        out, title, report, trained, prompts, "KL was lowest at the start, which is written"
+    )
     out.line(
         "of training prompts: what it is worth, held-out questions tell (export --validate-data)"
     )

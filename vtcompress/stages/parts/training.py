@@ -30,7 +30,12 @@ from vtcompress.stages.inputs import (
     source_paths,
 )
 from vtcompress.stages.parts.report import PartsReport
-from vtcompress.stages.training.model import Chosen, compressed_to_train, model_to_train
+from vtcompress.stages.training.model import (
+    Chosen,
+    compressed_to_train,
+    model_to_train,
+    refuse_both,
+)
 from vtcompress.stages.training.place import SUFFIX, TrainedFile
 
 if TYPE_CHECKING:
@@ -66,7 +71,8 @@ def train_parts(
         data: jsonl file of questions with pictures and answers; all are used.
         output: safetensors file of the parts, as the recipe's key takes it.
         train: steps, batch, learning rate and seed; None: the usual ones.
-        minutes: after which no step begins; None: all steps are taken.
+        minutes: that steps and judging may take, and that say how many steps there are, which the report
+            tells; None: `train` says it.
         profile: an earlier calibration's or its file; needed where methods choose by it.
         device: where both models run: `cpu`, or a GPU as torch names it; in float32.
         overwrite: replace parts that this tool wrote at `output`.
@@ -79,8 +85,9 @@ def train_parts(
     require_recipe(recipe)
     check_device(device)
     check_above_zero("minutes", minutes)
-    method = _learner(recipe)
-    train = _settled(train or PartTraining(), method)
+    method, train = _learner(recipe), train or PartTraining()
+    refuse_both(train, minutes)
+    train = _settled(train, method)
     data, progress = Path(data), shown(progress)
     chosen = Chosen(*open_profile(profile))
     sources = (*source_paths(recipe), *read_files((data,), profile))
@@ -99,7 +106,8 @@ def train_parts(
         remedy = "leave it out while parts are trained"
         model, plan = model_to_train(whole, chosen, asked, device, progress, remedy=remedy)
         digest = model.digest
-        from compressor.training.distillation import PartTask, distil, learned_in
+        from compressor.training.checkpoint import PartTask
+        from compressor.training.distillation import distil, learned_in
 
         small, _ = compressed_to_train(model, plan, whole)
         task = PartTask(
@@ -131,7 +139,7 @@ def train_parts(
             tensors={
                 f"{method.learned_prefix}{k}": tuple(v.shape) for k, v in trained.tensors.items()
             },
-            train=train,
+            train=train.model_copy(update={"steps": max(1, trained.planned)}),
             steps=trained.steps,
             best_step=trained.best,
             seconds=trained.seconds,

@@ -127,6 +127,11 @@ def _is_method(key: str) -> bool:
 
 def _unlike(recipes: Sequence[Recipe]) -> Iterator[str]:
     """Yield in what recipes differ that must be one for all points."""
+    for asked in filter(None, (recipe.heal.trained_in_the_run for recipe in recipes)):
+        yield (
+            f"{asked}: a sweep trains nothing, as each of its points has a plan of its own: heal them with "
+            "`vtcompress heal` and give heal.file, or leave it out"
+        )
     first = _common(recipes[0])
     for number, recipe in enumerate(recipes[1:], start=2):
         for key, value in _common(recipe).items():

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compressor.errors import PlanError
+from compressor.contract.learned import PartTraining
+from compressor.errors import PlanError, VtcompressError
 from compressor.plan.plan import Plan
 from compressor.planner import plan_recipe
 from compressor.profile import Profile
@@ -47,6 +48,17 @@ class Chosen:
     what: str = ""
 
 
+def refuse_both(train: PartTraining, minutes: float | None) -> None:
+    """Refuse a number of steps beside a time, which says how many there are.
+
+    Raises:
+        VtcompressError: both are given.
+    """
+    if minutes is not None and "steps" in train.model_fields_set:
+        problem = f"the time says how many there are; leave steps or minutes ({minutes:g}) out"
+        raise VtcompressError(f"steps: {train.steps}: {problem}")
+
+
 def model_to_train(
     recipe: Recipe,
     chosen: Chosen,
@@ -64,7 +76,7 @@ def model_to_train(
         asked: the training's questions.
         device: where the model runs.
         progress: announces it.
-        remedy: for plans that cannot be trained; see `_check_trainable`.
+        remedy: for plans that cannot be trained; see `check_trainable`.
 
     Raises:
         VtcompressError: model, data or recipe cannot be used, or the plan cannot be trained.
@@ -79,12 +91,16 @@ def model_to_train(
     model = load_model(recipe, progress, digest, device=device)
     check_rewrite(model, asked.samples, progress=progress)
     made = chosen.plan or plan_recipe(recipe, model.facts, digest, chosen.profile)
-    _check_trainable(made, remedy)
+    check_trainable(made, remedy)
     return model, made
 
 
-def _check_trainable(plan: Plan, remedy: str) -> None:
-    """Refuse plans that read the end of the prompt, where a training has the answer."""
+def check_trainable(plan: Plan, remedy: str) -> None:
+    """Refuse plans that read the end of the prompt, where a training has the answer.
+
+    Raises:
+        PlanError: says so.
+    """
     by = sorted({kept.by for kept in plan.keeps().values()})
     words = ["gates decide at"] if plan.gates is not None else []
     words += [f"{' and '.join(by)} chooses by"] if by else []

@@ -43,7 +43,7 @@ def show_course(
         report: of the training.
         trained: what was trained, in words.
         prompts: rows on its questions.
-        unmoved: what is written where nothing was gained.
+        unmoved: by what it is known where nothing was gained, and what that means for what is written.
     """
     rows = [
         ("trained", f"{trained}; nothing else"),
@@ -57,7 +57,7 @@ def show_course(
     out.table(title, ("", ""), rows)
     cut_off = report.steps < report.train.steps
     if cut_off:
-        out.warn("the time was over before all steps were taken, while steps were large")
+        out.warn("the time was over before all steps were taken, while steps were not yet small")
     if report.best_step == 0:
         remedy = "give it more --minutes" if cut_off else "take a lower --learning-rate"
-        out.warn(f"no step gained anything, and {unmoved}: {remedy}")
+        out.warn(f"nothing was gained by {report.steps} steps: {unmoved}; {remedy} to try again")
