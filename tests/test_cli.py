@@ -317,13 +317,13 @@ def test_an_export_that_a_signal_ends_leaves_nothing(
     assert left == []
 
 
-@pytest.mark.parametrize("given", [["--precision", "bf16"], ["--device", "1"]])
+@pytest.mark.parametrize("given", [["--precision", "bf16"], ["--gpu", "1"]])
 def test_validate_refuses_what_says_how_a_backend_runs_where_none_is_named(
     vt: Run, tmp_path: Path, given: list[str]
 ) -> None:
     code, out, err = vt("validate", make_artifact(tmp_path / "a"), *given)
     assert (code, out) == (2, "")
-    assert "--precision and --device say how a backend runs; they go with --backend" in err
+    assert "--precision and --gpu say how a backend runs; they go with --backend" in err
 
 
 def test_validate_refuses_trust_in_the_code_of_no_model(vt: Run, tmp_path: Path) -> None:

@@ -292,7 +292,7 @@ def test_gpus_are_read_from_the_probe_and_chosen_by_number(monkeypatch: pytest.M
     assert found == (Gpu(name="One", capability="SM86"), Gpu(name="Two", capability="SM120"))
     monkeypatch.setattr(gpus, "find_gpus", lambda: found)
     assert find_gpu(1).name == "Two"
-    with pytest.raises(BackendError, match=r"device 2: .*0 \(One\), 1 \(Two\)"):
+    with pytest.raises(BackendError, match=r"`gpu`: 2: .*0 \(One\), 1 \(Two\)"):
         find_gpu(2)
 
 
@@ -311,7 +311,7 @@ def test_a_backend_opens_engines_of_this_gpu_and_says_how_to_make_them_where_the
     with pytest.raises(ArtifactError, match=f"has no engines for {backend}; make them with"):
         backends.open_session(mine, backend)
     folder = engine_set(opened, tmp_path / "engines" / "mine", target=backend).folder
-    session = backends.open_session(mine, backend, device=1)
+    session = backends.open_session(mine, backend, gpu=1)
     assert isinstance(session, EngineSession)
     assert loaded[0][1] == 1
     assert loaded[0][0]["decoder"] == (
@@ -337,7 +337,7 @@ def test_without_a_driver_the_backend_says_so(opened: Artifact) -> None:
 
 def test_a_device_is_refused_where_nothing_runs_on_one(opened: Artifact) -> None:
     with pytest.raises(BackendError, match="openvino: runs on no GPU"):
-        backends.open_session(opened, "openvino", device=1)
+        backends.open_session(opened, "openvino", gpu=1)
 
 
 @pytest.mark.parametrize("backend", ["tensorrt-rtx", "tensorrt"])

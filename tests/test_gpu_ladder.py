@@ -14,9 +14,10 @@ import torch
 from compressor.methods import layer_scores
 from export.graphs.spec import WEIGHTS_FILE
 from tests.gpu import decoders
+from tests.gpu.answers import answers_agree
 from tests.gpu.decoders import Ratio, in_turns, plans, ratios, scale
 from tests.gpu.graphs import fill, write
-from tests.gpu.ladder import Run, calibration, vtcompress
+from tests.gpu.ladder import Run, answers, calibration, vtcompress
 from tests.gpu.profiles import agreement_of
 
 ROOT = Path(__file__).parent.parent
@@ -39,6 +40,7 @@ def test_the_rehearsal_reports_ratios_and_why_steps_were_skipped(
     assert "needs a GPU" in steps["build tensorrt-rtx"]["detail"]
     assert steps["calibration"]["outcome"] == "skipped"
     assert "needs a GPU" in steps["calibration"]["detail"]
+    assert "needs a GPU" in steps["answers"]["detail"]
     assert steps["parity tensorrt"]["outcome"] == "skipped"
     assert "pip install" in steps["parity onnxruntime-cuda"]["detail"]
     assert {name for name, step in steps.items() if step["outcome"] == "passed"} >= {
@@ -93,6 +95,34 @@ def test_the_commands_of_the_calibration_step_run_here(
     assert asked == ["--device=cpu", "--device=cuda"]
     assert "layer_contribution 0.0e+00" in said
     assert "exit_kl 0.0e+00" in said
+
+
+def test_answers_on_a_gpu_are_compared_question_by_question() -> None:
+    wanted = {"points": [{"label": "a", "hits": "1" * 16}, {"label": "b", "hits": "-" * 16}]}
+    found = json.loads(json.dumps(wanted))
+    assert answers_agree(wanted, found) == ("a 16/16, b 16/16 alike; wanted 15", True)
+    for hits, agree in (("0" + "1" * 15, True), ("00" + "1" * 14, False), ("1" * 15, False)):
+        found["points"][0]["hits"] = hits
+        assert answers_agree(wanted, found)[1] is agree
+    found["points"].pop()
+    assert answers_agree(wanted, found) == ("the sweeps have other points", False)
+
+
+def test_the_commands_of_the_answers_step_run_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def here(*arguments: str) -> str:
+        asked.extend(a for a in arguments if a.startswith("--device"))
+        few = [a.replace("-samples=16", "-samples=2") for a in arguments]
+        return vtcompress(*(a.replace("--device=cuda", "--device=cpu") for a in few))
+
+    monkeypatch.setattr("tests.gpu.ladder.vtcompress", here)
+    monkeypatch.setattr("tests.gpu.answers.LEAST_ALIKE", 2)
+    said = answers(Run(Namespace(device="cuda"), tmp_path))
+    assert asked == ["--device=cpu", "--device=cuda"]
+    assert said.endswith("2/2 alike; wanted 2")
 
 
 def test_the_7b_plans_are_those_that_the_papers_publish() -> None:

@@ -148,5 +148,5 @@ def test_threads_of_engines_are_refused(backend: str, tmp_path: Path) -> None:
 
 def test_a_gpu_for_engines_that_are_built_without_one_is_refused(tmp_path: Path) -> None:
     artifact = make_artifact(tmp_path / "artifact")
-    with pytest.raises(BackendError, match="is built without a GPU; leave out the device"):
-        plan_engines(artifact, "tensorrt-rtx", device=1, dry=True)
+    with pytest.raises(BackendError, match="is built without a GPU; leave out `gpu`"):
+        plan_engines(artifact, "tensorrt-rtx", gpu=1, dry=True)

@@ -203,8 +203,8 @@ def test_no_thread_is_made_by_a_command_that_asks_for_a_hundred_thousand(
         ("bench", "text", 0, "1 or more"),
         ("bench", "rounds", "3", "1 or more"),
         ("export", "bench_rounds", -1, "0 or more"),
-        ("Runtime.load", "device", -1, "0 or more"),
-        ("validate_backend", "device", True, "0 or more"),
+        ("Runtime.load", "gpu", -1, "0 or more"),
+        ("validate_backend", "gpu", True, "0 or more"),
     ],
 )
 def test_other_numbers_are_refused_by_their_names(

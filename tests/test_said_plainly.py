@@ -52,8 +52,8 @@ SPEAKERS: dict[str, dict[str, tuple[str, ...]]] = {
     "export/graphs/profiles.py": dict.fromkeys(("--max-context", "--max-images", "--max"), ("build",)),
     "vtcompress/cli/generating.py": dict.fromkeys(("--prompt", "--chat", "--temperature"), ("generate",)),
     "vtcompress/cli/checking.py": dict.fromkeys(
-        ("--precision", "--device", "--backend", "--data", "--model", "--gates", "--weights", "--healed",
-         "--trust-remote-code"),
+        ("--precision", "--device", "--gpu", "--backend", "--data", "--model", "--gates", "--weights",
+         "--healed", "--trust-remote-code"),
         ("validate",),
     ),
     "vtcompress/cli/options.py": {"--set": MODEL, "--over": ("sweep",)},

@@ -131,8 +131,8 @@ def test_what_it_cannot_do_is_refused_in_words_that_name_who_can(tiny_artifact: 
         with pytest.raises(BackendError) as caught:
             registry.open_session(opened, backend, precision, mapped=mapped)
         assert str(caught.value) == said
-    with pytest.raises(BackendError, match="toy: runs on no GPU; leave out the device"):
-        registry.open_session(opened, "toy", device=1)
+    with pytest.raises(BackendError, match="toy: runs on no GPU; leave out `gpu`"):
+        registry.open_session(opened, "toy", gpu=1)
 
 
 def test_the_doctor_asks_it_in_a_child_and_shows_what_it_said(vt: Run, toy: Toy) -> None:

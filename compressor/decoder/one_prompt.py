@@ -125,7 +125,7 @@ def greedy_tokens(
     logits, past = _prefill(decoder, rows)
     nothing, nowhere = rows.visual_embeds[:, :0], rows.visual_index[:, :0]
     for number in count():
-        allowed = logits[:, -1].numpy()
+        allowed = logits[:, -1].cpu().numpy()
         for rule in rules:
             allowed = rule(allowed, sequence, number)
         token = int(allowed[0].argmax())
@@ -135,8 +135,10 @@ def greedy_tokens(
         sequence = np.append(sequence, [[token]], axis=1)
         text = embedding[token][None, None]
         step = rows.layout.behind(number)
-        positions = None if step.positions is None else torch.from_numpy(step.positions)[None]
-        index = torch.from_numpy(step.text_index)[None]
+        index, positions = (
+            None if array is None else torch.from_numpy(array)[None].to(text.device)
+            for array in (step.text_index, step.positions)
+        )
         logits, past = decoder(nothing, text, nowhere, index, past, positions)
 
 

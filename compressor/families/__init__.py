@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from compressor.families.base import Family, LoadedModel, VisionEncoder
     from compressor.families.known import family_of, supported
-    from compressor.families.registry import describe, load
+    from compressor.families.registry import describe, load, moved
 
 _HOMES = {
     "Family": "compressor.families.base",
@@ -18,10 +18,20 @@ _HOMES = {
     "describe": "compressor.families.registry",
     "family_of": "compressor.families.known",
     "load": "compressor.families.registry",
+    "moved": "compressor.families.registry",
     "supported": "compressor.families.known",
 }
 
-__all__ = ["Family", "LoadedModel", "VisionEncoder", "describe", "family_of", "load", "supported"]
+__all__ = [
+    "Family",
+    "LoadedModel",
+    "VisionEncoder",
+    "describe",
+    "family_of",
+    "load",
+    "moved",
+    "supported",
+]
 
 
 def __getattr__(name: str) -> Any:

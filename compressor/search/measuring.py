@@ -352,7 +352,7 @@ class Measuring:
     ) -> ForcedQuestion:
         *call, positions, deepstack = embed(self.model, prompt).call
         logits, _ = self.decoder(*call, self.decoder.empty_past(1), positions, deepstack)
-        taught = logits[0, -len(answer) :].clone()
+        taught, answer = logits[0, -len(answer) :].clone(), answer.to(logits.device)
         right = bool((taught.argmax(dim=-1) == answer).all())
         return ForcedQuestion(prompt, answer, kind, own, text, taught, right)
 

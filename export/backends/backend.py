@@ -61,13 +61,13 @@ class Options:
         precision: one of the backend's; `f32` runs the graphs as they are.
         threads: of one operator; None lets the backend choose.
         mapped: leave weights in the mapped file.
-        device: number of the GPU.
+        gpu: its number.
     """
 
     precision: str = "f32"
     threads: int | None = None
     mapped: bool = False
-    device: int = 0
+    gpu: int = 0
 
 
 class Backend(ABC):
@@ -150,13 +150,13 @@ class Backend(ABC):
         """Return the engines that a session of this backend runs; None: it runs the graphs themselves."""
         return None
 
-    def device_name(self, device: int) -> str:
+    def device_name(self, gpu: int) -> str:
         """Return the name of the GPU that it runs on; empty: it runs on none.
 
         Raises:
             BackendError: there is no GPU of this number.
         """
-        return find_gpu(device).name if self.on_gpu else ""
+        return find_gpu(gpu).name if self.on_gpu else ""
 
     @property
     def repair(self) -> str:

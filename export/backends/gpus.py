@@ -65,17 +65,17 @@ def read_probe(code: int, said: str) -> tuple[Gpu, ...]:
     return tuple(Gpu(name=name, capability=capability) for name, capability in found["gpus"])
 
 
-def find_gpu(device: int) -> Gpu:
+def find_gpu(number: int) -> Gpu:
     """Return one GPU.
 
     Raises:
         BackendError: there is none of this number.
     """
     gpus = find_gpus()
-    if not 0 <= device < len(gpus):
+    if not 0 <= number < len(gpus):
         there = ", ".join(f"{index} ({gpu.name})" for index, gpu in enumerate(gpus)) or "none"
-        raise BackendError(f"device {device}: there is no such GPU; there are: {there}")
-    return gpus[device]
+        raise BackendError(f"`gpu`: {number}: there is no such GPU; there are: {there}")
+    return gpus[number]
 
 
 def nvidia_smi() -> tuple[str | None, tuple[Gpu, ...]]:

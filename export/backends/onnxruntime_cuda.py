@@ -147,7 +147,7 @@ class OnnxRuntimeCuda(OnnxRuntime):
     def open(self, artifact: "Artifact", options: Options) -> GraphSession[Any]:
         """See `Backend.open`."""
         graphs = artifact.manifest.graphs
-        return CudaSession(artifact.folder, graphs, threads=options.threads, device=options.device)
+        return CudaSession(artifact.folder, graphs, threads=options.threads, device=options.gpu)
 
     @staticmethod
     def probe() -> Iterator[ProbeFacts]:

@@ -65,7 +65,7 @@ def open_session(
     threads: int | None = None,
     *,
     mapped: bool = False,
-    device: int = 0,
+    gpu: int = 0,
 ) -> "GraphSession[Any]":
     """Return a session on an artifact.
 
@@ -75,7 +75,7 @@ def open_session(
         precision: one of `precisions()`; `f32` runs the graphs as they are.
         threads: of one operator; None lets the backend choose.
         mapped: leave weights in the mapped file, where the backend can.
-        device: number of the GPU, for backends that run on one.
+        gpu: number of the GPU, for backends that run on one.
 
     Raises:
         MissingExtraError: the backend is not installed.
@@ -91,15 +91,15 @@ def open_session(
         others = ", ".join(b.name for b in BACKENDS.values() if b.maps_weights)
         raise BackendError(f"{backend}: always packs weights; mapped weights need {others}")
     check_dtype(backend, artifact.manifest.dtype)
-    if device and not entry.on_gpu:
-        raise BackendError(f"{backend}: runs on no GPU; leave out the device")
+    if gpu and not entry.on_gpu:
+        raise BackendError(f"{backend}: runs on no GPU; leave out `gpu`")
     if not entry.fixed_caches and any(spec.fixed for spec in artifact.manifest.graphs):
         others = ", ".join(b.name for b in BACKENDS.values() if b.fixed_caches)
         raise BackendError(
             f"{backend}: does not run graphs that write into caches of fixed size; the backend {others} "
             "does, or export with export.kv_cache: growing"
         )
-    session = entry.open(artifact, Options(precision, threads, mapped, device))
+    session = entry.open(artifact, Options(precision, threads, mapped, gpu))
     session.check_loaded = artifact.check_unchanged
     return session
 

@@ -7,7 +7,13 @@ from contextlib import contextmanager
 from compressor.errors import BackendError
 
 ON_CPU = "cpu"
-DEVICE_HELP = "Where the original runs: cpu, cuda, or cuda:1 for the second GPU."
+AUTO = "auto"
+DEVICE_HELP = (
+    "Where the original runs: cpu, cuda, cuda:1, or auto: a GPU that it fits, or else cpu."
+)
+
+MOST_OF_A_GPU = 0.7
+"""Share of a GPU's free memory that weights may take if it is chosen for them; the rest is for states."""
 
 
 def check_device(name: str) -> str:
@@ -16,12 +22,13 @@ def check_device(name: str) -> str:
     Raises:
         BackendError: it is no device, or torch has none such.
     """
-    if name == ON_CPU:
+    if name in (ON_CPU, AUTO):
         return name
     found = re.fullmatch(r"cuda(?::([0-9]{1,4}))?", name) if isinstance(name, str) else None
     if found is None:
         raise BackendError(
-            f"`device`: {name!r:.40} is no device; give cpu, cuda, or cuda:1 for the second GPU"
+            f"`device`: {name!r:.40} is no device; give cpu, cuda, cuda:1 for the second GPU, or auto; the "
+            "number of a backend's GPU is `gpu`"
         )
     import torch
 
@@ -37,6 +44,20 @@ def check_device(name: str) -> str:
             f"`device`: {name}: torch sees {count} GPU{'s' if count > 1 else ''} here; give {there}, or cpu"
         )
     return name
+
+
+def device_for(weights: int) -> str:
+    """Return the GPU with the most free memory where weights of so many bytes fit it, else the CPU.
+
+    They fit where they take `MOST_OF_A_GPU` of it at most.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return ON_CPU
+    free = [torch.cuda.mem_get_info(number)[0] for number in range(torch.cuda.device_count())]
+    most = max(range(len(free)), key=free.__getitem__)
+    return f"cuda:{most}" if weights <= MOST_OF_A_GPU * free[most] else ON_CPU
 
 
 @contextmanager

@@ -152,9 +152,13 @@ def _likeliest(
     for number in range(max_new_tokens):
         # The cache is asked for by name: a configuration may have it off.
         out = original(
-            input_ids=asked, past_key_values=past, use_cache=True, logits_to_keep=1, **pictures
+            input_ids=asked.to(original.device),
+            past_key_values=past,
+            use_cache=True,
+            logits_to_keep=1,
+            **pictures,
         )
-        logits = out.logits[:, -1].float()
+        logits = out.logits[:, -1].float().cpu()
         tokens = logits.argmax(dim=-1)
         yield tokens, logits
         ended |= torch.isin(tokens, torch.tensor(ends, dtype=tokens.dtype))

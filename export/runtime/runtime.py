@@ -43,7 +43,7 @@ class Runtime(RuntimeCore):
         precision: str = "f32",
         preload: bool = False,
         mapped: bool = False,
-        device: int = 0,
+        gpu: int = 0,
     ) -> "Runtime":
         """Load an artifact.
 
@@ -55,7 +55,7 @@ class Runtime(RuntimeCore):
             precision: `f32`, or `bf16` where backend and processor have it.
             preload: load all graphs now instead of each when it is first needed.
             mapped: leave weights in the mapped file: less memory, a little slower; where the backend can.
-            device: number of the GPU, for backends that run on one.
+            gpu: number of the GPU, for backends that run on one.
 
         Raises:
             ArtifactError: not an artifact, altered, or of a newer format.
@@ -67,13 +67,13 @@ class Runtime(RuntimeCore):
                 compared with ONNX Runtime on it.
         """
         check_threads(threads)
-        check_whole("device", device, 0)
+        check_whole("gpu", gpu, 0)
         if threads is not None and not find_backend(backend).takes_threads:
             raise BackendError(f"{backend}: runs on the GPU, in no threads; leave out threads")
         artifact = Artifact.open(path, verify=verify)
         if (words := shortcoming(artifact.manifest)) is not None:
             warnings.warn(words, ArtifactWarning, stacklevel=2)
-        session = open_session(artifact, backend, precision, threads, mapped=mapped, device=device)
+        session = open_session(artifact, backend, precision, threads, mapped=mapped, gpu=gpu)
         if (words := uncompared(artifact, session, backend, precision)) is not None:
             warnings.warn(words, ArtifactWarning, stacklevel=2)
         if preload:

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests.gpu.answers import answers_agree, swept
 from tests.gpu.profiles import DIGITS, agreement_of, calibrated
 
 if TYPE_CHECKING:
@@ -253,6 +254,18 @@ def calibration(run: Run) -> str:
     return words
 
 
+def answers(run: Run) -> str:
+    """Let the bundled model, and plans of it, answer on the device and on the CPU."""
+    device = run.options.device
+    if device != "cuda":
+        raise Skip("needs a GPU (--device cuda); on the CPU both would be the same run")
+    wanted, found = (swept(vtcompress, run.folder, where) for where in ("cpu", device))
+    words, agree = answers_agree(wanted, found)
+    if not agree:
+        raise Failed(words)
+    return words
+
+
 def times(run: Run, how: "How") -> str:
     """Time decoders of 7B's shape, and check their caches against the prediction."""
     import torch
@@ -346,6 +359,11 @@ def climb(run: Run) -> None:
         "calibration",
         "`calibrate --device` gives the CPU's profile of the bundled model, in float32",
         lambda: calibration(run),
+    )
+    run.step(
+        "answers",
+        "`sweep --device` gives the CPU's answers, of the bundled model and of it compressed",
+        lambda: answers(run),
     )
     proves = "how much of the predicted saving comes out here; no engine is timed"
     hows: list[How] = ["eager", "one CUDA graph a call", *o.compile]

@@ -1,9 +1,12 @@
 """The choice of a backend and a precision: of those there are when the command runs."""
 
+from collections.abc import Callable
+
 import click
 
 from export.backends.registry import BACKENDS, having, precisions
 from export.backends.torch_device import DEVICE_HELP, ON_CPU
+from vtcompress.cli.options import Command
 
 
 class OneOfBackends(click.Choice[str]):
@@ -37,4 +40,13 @@ precision_option = click.option(
 )
 
 device_option = click.option("--device", default=ON_CPU, metavar="DEVICE", help=DEVICE_HELP)
-"""Where torch runs the original; other commands' `--device` is the number of a GPU."""
+"""Where torch runs the original."""
+
+
+def gpu_option(words: str) -> Callable[[Command], Command]:
+    """Return the option that tells the number of a backend's GPU.
+
+    Args:
+        words: its help.
+    """
+    return click.option("--gpu", type=click.IntRange(min=0), default=0, help=words)

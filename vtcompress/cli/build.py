@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from export.backends.tensorrt.targets import TARGETS
+from vtcompress.cli.backend_options import gpu_option
 from vtcompress.cli.kinds import FOLDER
 from vtcompress.console import Output
 
@@ -31,7 +32,7 @@ COUNT = click.IntRange(min=1)
 @click.option("--max-text", type=COUNT, help="Text rows of one call.")
 @click.option("--max-context", type=COUNT, help="Visual and text rows of a conversation.")
 @click.option("--with-baseline", is_flag=True, help="Build the original decoder too, to time both.")
-@click.option("--device", type=click.IntRange(min=0), default=0, help="GPU; tensorrt only.")
+@gpu_option("Number of the GPU; tensorrt only.")
 @click.option("--overwrite", is_flag=True, help="Replace the engines of this kind that are there.")
 @click.option(
     "--dry-run", is_flag=True, help="Print sizes and the vendor's commands; build nothing."
@@ -44,7 +45,7 @@ def build(
     target: str,
     capabilities: tuple[str, ...],
     with_baseline: bool,
-    device: int,
+    gpu: int,
     overwrite: bool,
     dry_run: bool,
     **limits: int | None,
@@ -63,7 +64,7 @@ def build(
         limits={name: value for name, value in limits.items() if value is not None},
         capabilities=capabilities,
         baseline=with_baseline,
-        device=device,
+        gpu=gpu,
         dry=dry_run,
         progress=out,
     )

@@ -6,7 +6,13 @@ from typing import Any
 import click
 
 from export.backends.registry import precisions
-from vtcompress.cli.backend_options import OneOfBackends, precision_option
+from export.backends.torch_device import ON_CPU, check_device
+from vtcompress.cli.backend_options import (
+    OneOfBackends,
+    device_option,
+    gpu_option,
+    precision_option,
+)
 from vtcompress.cli.kinds import FILE, FOLDER
 from vtcompress.cli.options import model_options, read_recipe, read_settings, score_option
 from vtcompress.console import Output
@@ -63,9 +69,8 @@ def raise_if_missed(failures: tuple[str, ...]) -> None:
     help="Compare this backend with ONNX Runtime on the CPU instead; without --model, --gates.",
 )
 @precision_option
-@click.option(
-    "--device", type=click.IntRange(min=0), default=0, help="Number of the GPU; with --backend."
-)
+@gpu_option("Number of the backend's GPU; with --backend.")
+@device_option
 @click.option("--threads", type=click.IntRange(min=1), help="Of one operator.")
 @click.pass_obj
 def validate(
@@ -82,7 +87,8 @@ def validate(
     score: str | None,
     backend: str | None,
     precision: str,
-    device: int,
+    gpu: int,
+    device: str,
     threads: int | None,
 ) -> None:
     """Check an artifact against the original's stored answers, or against the original itself."""
@@ -95,10 +101,12 @@ def validate(
 
     limits = read_settings(settings)
     if backend is not None:
-        if any(one is not None for one in (model, gates, weights, healed)) or trust_remote_code:
+        check_device(device)  # what the number of a GPU was once is told as such
+        files = any(one is not None for one in (model, gates, weights, healed))
+        if files or trust_remote_code or device != ON_CPU:
             raise click.UsageError(
                 "--backend needs no original: leave out --model, --gates, --weights, --healed, "
-                "--trust-remote-code"
+                "--trust-remote-code, --device"
             )
         parity = validate_backend(
             artifact,
@@ -106,7 +114,7 @@ def validate(
             data=data,
             precision=precision,
             threads=threads,
-            device=device,
+            gpu=gpu,
             limits=limits,
             score=score,
             progress=out,
@@ -117,9 +125,9 @@ def validate(
         out.result(parity.model_dump(mode="json"))
         raise_if_missed(parity.failures)
         return
-    if precision != precisions()[0] or device:
+    if precision != precisions()[0] or gpu:
         raise click.UsageError(
-            "--precision and --device say how a backend runs; they go with --backend"
+            "--precision and --gpu say how a backend runs; they go with --backend"
         )
     if trust_remote_code and model is None:
         raise click.UsageError(
@@ -139,6 +147,7 @@ def validate(
         score=score,
         threads=threads,
         trust_remote_code=trust_remote_code,
+        device=device,
         progress=out,
     )
     if outcome.rewrite is not None:

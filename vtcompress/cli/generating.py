@@ -17,7 +17,7 @@ from export.checks.memory import resident_bytes
 from export.results.verdict import Verdict
 from export.runtime.answering import Answering
 from export.runtime.sampling import AnswerOptions
-from vtcompress.cli.backend_options import OneOfBackends, precision_option
+from vtcompress.cli.backend_options import OneOfBackends, gpu_option, precision_option
 from vtcompress.cli.kinds import FOLDER, Finite
 from vtcompress.console import Output
 from vtcompress.terminal import say, say_line
@@ -194,7 +194,7 @@ class Generation:
     "--mapped", is_flag=True, help="Leave weights in the mapped file: less memory, slower."
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Of one operator.")
-@click.option("--device", type=click.IntRange(min=0), default=0, help="GPU, where one is used.")
+@gpu_option("Number of the GPU, where one is used.")
 @click.option("--no-verify", is_flag=True, help="Do not compare the files' sha256 first.")
 @click.pass_obj
 def generate(
@@ -209,7 +209,7 @@ def generate(
     precision: str,
     mapped: bool,
     threads: int | None,
-    device: int,
+    gpu: int,
     no_verify: bool,
     **options: Any,
 ) -> int:
@@ -241,7 +241,7 @@ def generate(
             precision=precision,
             preload=stats,
             mapped=mapped,
-            device=device,
+            gpu=gpu,
         )
     if prompt is not None:
         runtime.check_question(prompt, "--prompt")

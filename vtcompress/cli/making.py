@@ -92,6 +92,7 @@ def _show_measured(out: Output, profile: "Profile", output: Path, words: str) ->
 @click.option("--output", type=FOLDER, required=True, help="Folder of the front and its plans.")
 @budget_option
 @click.option("--costs", type=READ, help="What `costs` wrote: a speed-up is one in predicted time.")
+@device_option
 @click.option("--overwrite", is_flag=True, help="Replace what vtcompress wrote at --output.")
 @click.pass_obj
 def search(
@@ -100,6 +101,7 @@ def search(
     output: Path,
     budget: float | None,
     costs: Path | None,
+    device: str,
     overwrite: bool,
     **options: Any,
 ) -> None:
@@ -115,6 +117,7 @@ def search(
         output,
         budget=budget,
         costs=costs,
+        device=device,
         overwrite=overwrite,
         sources=files_read(options),
         progress=out,
@@ -257,6 +260,7 @@ def compress(
     help="Copy weights one at a time, the model never in memory; both checks run by layer.",
 )
 @budget_option
+@device_option
 @click.pass_obj
 def export(
     out: Output,
@@ -276,6 +280,7 @@ def export(
     threads: int,
     stream: bool,
     budget: float | None,
+    device: str,
     **options: Any,
 ) -> None:
     """Run all stages: calibrate, plan, compress, export to ONNX, check against the original, time."""
@@ -305,6 +310,7 @@ def export(
         threads=threads,
         stream=stream,
         budget=budget,
+        device=device,
         progress=out,
     )
     chosen = Plan.load(output / "plan.json")
@@ -338,6 +344,7 @@ def export(
 @click.option(
     "--threads", type=click.IntRange(min=1), default=1, help="Of one operator, in timing."
 )
+@device_option
 @click.option("--dry-run", is_flag=True, help="List the points; do nothing.")
 @click.pass_obj
 def sweep(
@@ -353,6 +360,7 @@ def sweep(
     no_measure: bool,
     rounds: int,
     threads: int,
+    device: str,
     dry_run: bool,
     **options: Any,
 ) -> None:
@@ -362,11 +370,13 @@ def sweep(
     """
     import vtcompress
     from compressor.schema.arguments import check_threads
+    from export.backends.torch_device import check_device
     from export.report.sweep.page import sweep_table
     from vtcompress.cli import brief, show
     from vtcompress.stages.sweep import list_points
 
     check_threads(threads)
+    check_device(device)
     own = {
         "validate_data": validate_data,
         "validate_samples": validate_samples,
@@ -387,6 +397,7 @@ def sweep(
         measure=not no_measure,
         rounds=rounds,
         threads=threads,
+        device=device,
         overwrite=overwrite,
         sources=files_read(options),
         progress=out,

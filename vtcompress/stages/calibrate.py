@@ -29,6 +29,7 @@ from vtcompress.stages.checks.recipe import check_digest, check_recipe
 from vtcompress.stages.checks.rewrite import check_rewrite
 from vtcompress.stages.inputs import (
     calibration_samples,
+    check_streamed,
     load_model,
     refuse_searched,
     require_recipe,
@@ -145,8 +146,8 @@ def calibrate(
         output: file of the profile. One of the same model, with these samples or some of them, is continued.
         shard: `3/8` measures the third of eight shares of the samples alone; `merge_profiles` makes one
             profile of all eight. None: all samples.
-        device: where the original runs: `cpu`, or a GPU as torch names it. It runs in the recipe's
-            `model.dtype`.
+        device: where the original runs: `cpu`, a GPU as torch names it, or `auto`: a GPU that it fits, else
+            the CPU. It runs in the recipe's `model.dtype`.
         stream: read each layer's weights from the model's files when it runs, so that one layer's, embedding
             and head are in memory; the profile is the same, to the bit. What is rewritten is then not
             compared with the original, which would have to be in memory.
@@ -169,9 +170,8 @@ def calibrate(
         )
 
     check_device(device)
-    if stream and device != ON_CPU:
-        problem = f"stream: layers are read into the CPU's memory: leave the device ({device}) out"
-        raise RecipeError([problem])
+    if stream:
+        check_streamed(device)
     part = None if shard is None else Shard.parse(shard)
     if part is not None and recipe.gated is not None and len(recipe.methods) > 1:
         problem = (

@@ -61,9 +61,13 @@ def compress_for_export(
     from compressor.training.healing import heal
 
     model = with_routers(model, plan, recipe)
+    front = None if front is None else front.beside(model.embedding)
     small = compress(model, plan, logits=recipe.export.logits, gates=gates, front=front)
     healed = recipe.healed_file(model.digest, plan.work_digest)
-    return small if healed is None else heal(small, model.tensors, healed.tensors())
+    if healed is None:
+        return small
+    near, changes = model.embedding.device, healed.tensors()
+    return heal(small, model.tensors, {name: change.to(near) for name, change in changes.items()})
 
 
 def as_stored(small: "CompressedModel", settings: ExportSection) -> "CompressedModel":
@@ -107,7 +111,9 @@ def with_routers(model: "LoadedModel", plan: Plan, recipe: Recipe) -> "LoadedMod
     file = recipe.router_file(model.facts, model.digest, layers) if layers else None
     if file is None:
         return model
-    return replace(model, tensors={**model.tensors, **load_routers(file, layers)})
+    near, found = model.embedding.device, load_routers(file, layers)
+    found = {name: tensor.to(near) for name, tensor in found.items()}
+    return replace(model, tensors={**model.tensors, **found})
 
 
 def load_weights_in_front(plan: Plan, recipe: Recipe) -> "FrontWeights":

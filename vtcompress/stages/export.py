@@ -20,6 +20,7 @@ from compressor.schema.sections import ImageSection
 from export.artifact import staging
 from export.artifact.artifact import PLAN_FILE, PROFILE_FILE, RECIPE_FILE, write_manifest
 from export.artifact.manifest import Manifest
+from export.backends.torch_device import ON_CPU, check_device, whole_float32
 from export.checks.rewrite import refuse
 from export.graphs.limits import check_fixed
 from export.report.pages.model_card import Origin
@@ -64,6 +65,7 @@ from vtcompress.stages.float16 import range_samples
 from vtcompress.stages.healing.course import HealCourse
 from vtcompress.stages.inputs import (
     calibration_samples,
+    check_streamed,
     load_model,
     model_digest,
     model_facts,
@@ -71,6 +73,7 @@ from vtcompress.stages.inputs import (
     note_in_vain,
     note_no_validation,
     note_unread_data,
+    on_cpu,
     open_plan,
     open_profile,
     read_files,
@@ -234,7 +237,7 @@ class ExportRun:
         warn_unjudged(self.recipe, self.progress)
         peaks = self.job.peaks
         with peaks.of("loading"):
-            model = load_model(self.recipe, self.progress, digest, outline=self.job.stream)
+            model = self._load(self.recipe, digest)
         self.origin = origin_of(self.recipe.model.id, model.folder)
         with staging.staged(self.output, **self._needs(model.folder, model.facts)) as folder:
             if self.job.stream:
@@ -247,6 +250,7 @@ class ExportRun:
                 plan, profile = chosen(model)
             check_blocks(self.recipe.export, plan)
             original = self._original_answers(model)
+            model = on_cpu(model)
             # Handed over and not kept: the torch side ends before ONNX Runtime starts.
             if self.healing is not None:
                 checkpoint = staging.healing_file(self.output)
@@ -301,9 +305,8 @@ class ExportRun:
         gates = plan.gates.mode if plan.gates else None
         check_fixed(self.recipe.export, plan.model, gates, plan.rows_kept)
         self._note_unread_data(f"{source} has its plan")
-        note_without_effect(
-            self.recipe, source, plan.model.name, self._wants_original(), self.progress
-        )
+        original_too = self._wants_original()
+        note_without_effect(self.job, source, plan.model.name, original_too=original_too)
         processor = read_compressed_processor(source, plan)
         limits = self.job.limits(plan)
         check_prompts(processor, source, plan.model, self._asked(), limits, self.progress)
@@ -324,7 +327,7 @@ class ExportRun:
                         "image": budget.model_dump(),
                     }
                     with self.job.peaks.of("loading"):
-                        model = load_model(self.recipe.override(size), self.progress, digest)
+                        model = self._load(self.recipe.override(size), digest)
                     self.origin = origin_of(self.recipe.model.id, model.folder)
                     original = self._original_answers(model)
                     reading = prompt.read(model)
@@ -363,6 +366,10 @@ class ExportRun:
     def _forecast(self, source: Path, facts: ModelFacts) -> Forecast:
         stream, samples = self.job.stream, self.job.samples
         return forecast(self.recipe, source, facts, stream=stream, samples=samples)
+
+    def _load(self, recipe: Recipe, digest: str) -> "LoadedModel":
+        stream, device = self.job.stream, self.job.device
+        return load_model(recipe, self.progress, digest, device=device, outline=stream)
 
     def _original_answers(self, model: "LoadedModel") -> Answers | None:
         if self.job.stream or not self.job.samples:
@@ -409,6 +416,7 @@ def export(
     threads: int = 1,
     stream: bool = False,
     budget: float | None = None,
+    device: str = ON_CPU,
     progress: Progress | bool | None = None,
 ) -> Manifest:
     """Run all stages and write the artifact: calibrate, plan, compress, export, validate, time.
@@ -430,6 +438,9 @@ def export(
         stream: copy weights one at a time, so that the model is never in memory. Both checks run by layer;
             what must run a whole model is not run: calibration, comparison with the original, times.
         budget: seconds for the search of a plan, where the recipe asks for one; None: as long as it takes.
+        device: where the original runs, for calibration, search and its answers: `cpu`, a GPU as torch names
+            it, or `auto`: a GPU that it fits, else the CPU; in float32. Graphs are made and checked on the
+            CPU.
         progress: shows stages and loops; see the module.
 
     Returns:
@@ -441,11 +452,13 @@ def export(
     require_recipe(recipe)
     check_threads(threads)
     check_above_zero("budget", budget)
+    check_device(device)
     if bench_rounds is not None:
         check_whole("bench_rounds", bench_rounds, 0)
     if stream:
         known = profile is not None or plan is not None
         check_stream(recipe, known=known, compressed=compressed, rounds=bench_rounds)
+        check_streamed(device)
     bench_rounds = ROUNDS * (not stream) if bench_rounds is None else bench_rounds
     require_compress("export")
     require_runtime("checking the exported graphs")
@@ -457,10 +470,20 @@ def export(
     # Read now: data that cannot be used is refused before anything runs.
     prompts = () if stream else range_samples(recipe, samples)
     score = checked_score(recipe, samples)
-    job = Job(recipe, bench_rounds, threads, progress, samples, score, prompts, stream)
+    job = Job(recipe, bench_rounds, threads, progress, samples, score, prompts, stream, device)
     read = read_files(sources, profile, plan)
     run = ExportRun(job, Path(output), overwrite=overwrite, sources=read, budget=budget)
     _note_budget(run, given=plan is not None or compressed is not None)
+    with whole_float32(device):
+        return _run(run, profile, plan, compressed)
+
+
+def _run(
+    run: ExportRun,
+    profile: Profile | PathLike | None,
+    plan: Plan | PathLike | None,
+    compressed: PathLike | None,
+) -> Manifest:
     if compressed is not None:
         for name, given in (("profile", profile), ("plan", plan)):
             if given is not None:

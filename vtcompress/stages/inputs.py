@@ -25,6 +25,7 @@ from compressor.schema.sections import CalibrateSection, ValidateSection
 from compressor.schema.values import RunDType
 from export.artifact.artifact import PROFILE_FILE
 from export.backends.checked_on import CHECKED_ON
+from export.backends.torch_device import AUTO, ON_CPU, device_for
 from export.results.loss_report import NO_DATA_WORDS, NO_LIMIT_WORDS
 
 if TYPE_CHECKING:
@@ -284,7 +285,7 @@ def load_model(
     known_digest: str | None = None,
     *,
     dtype: RunDType = "float32",
-    device: str = "cpu",
+    device: str = ON_CPU,
     outline: bool = False,
 ) -> "LoadedModel":
     """Load the recipe's model.
@@ -294,21 +295,21 @@ def load_model(
         progress: announces it.
         known_digest: the model's digest, just taken by `model_digest`; None: it is taken here.
         dtype: in which it runs; where that is not the recipe's, a note says so.
-        device: of torch, where it runs.
+        device: where it runs; see `check_device`.
         outline: leave the decoder's large weights in their files.
 
     Raises:
         VtcompressError: none is named, it cannot be loaded or is not supported.
     """
     require_compress("loading a model")
-    from compressor.families import load
+    from compressor.families import load, moved
 
     name = model_id(recipe)
     if recipe.model.dtype != dtype:
         why = f"the original runs in {dtype} where its weights are compressed"
         note_in_vain("model.dtype", recipe.model.dtype, why, progress)
     progress.say(f"loading {name}")
-    return load(
+    model = load(
         name,
         revision=recipe.model.revision,
         image_size=recipe.export.image_size,
@@ -316,6 +317,30 @@ def load_model(
         trust_remote_code=recipe.model.trust_remote_code,
         known_digest=known_digest,
         dtype=dtype,
-        device=device,
+        device=ON_CPU if device == AUTO else device,
         outline=outline,
     )
+    if device != AUTO:
+        return model
+    weights = sum(weight.nbytes for weight in model.original.parameters())
+    chosen = device_for(weights)
+    progress.say(f"device: {chosen} ({weights / 1e9:,.1f} GB of weights)")
+    return moved(model, chosen)
+
+
+def on_cpu(model: "LoadedModel") -> "LoadedModel":
+    """Return a loaded model on the CPU, where graphs are made of it; it is no longer elsewhere then."""
+    from compressor.families import moved
+
+    return model if model.embedding.device.type == ON_CPU else moved(model, ON_CPU)
+
+
+def check_streamed(device: str) -> None:
+    """Refuse a device for a model that is read from its files layer by layer.
+
+    Raises:
+        RecipeError: it is not the CPU.
+    """
+    if device != ON_CPU:
+        problem = f"stream: layers are read into the CPU's memory: leave the device ({device}) out"
+        raise RecipeError([problem])

@@ -21,6 +21,7 @@ from export.artifact import staging
 from export.artifact.artifact import PROFILE_FILE, list_files
 from export.artifact.contents import SWEEP_FILE
 from export.artifact.manifest import tool_versions
+from export.backends.torch_device import ON_CPU, check_device, whole_float32
 from export.checks import loss
 from export.checks.bench import processor_name
 from export.report.render.html import html
@@ -55,6 +56,7 @@ from vtcompress.stages.inputs import (
     model_folder,
     note_in_vain,
     note_unread_data,
+    on_cpu,
     refuse_searched,
     require_compress,
     require_runtime,
@@ -123,6 +125,7 @@ def sweep(
     measure: bool = True,
     rounds: int = 15,
     threads: int = 1,
+    device: str = ON_CPU,
     overwrite: bool = False,
     sources: Iterable[PathLike] = (),
     progress: Progress | bool | None = None,
@@ -141,6 +144,8 @@ def sweep(
         measure: export each point's graphs and time them; else only times that a stopped run took are told.
         rounds: how often each call is timed.
         threads: how many one operator has while timing.
+        device: where original and compressed models run in torch: `cpu`, a GPU as torch names it, or `auto`:
+            a GPU that the original fits, else the CPU; in float32. Graphs are timed on the CPU.
         overwrite: replace what this tool wrote at `output`.
         sources: files that recipes were read from; no folder that holds one is replaced.
         progress: shows stages and loops, and the time left.
@@ -150,11 +155,12 @@ def sweep(
     """
     check_threads(threads)
     check_whole("rounds", rounds, 1)
+    check_device(device)
     if measure:
         require_runtime("timing the points of a sweep")
     progress, output = shown(progress), Path(output)
     points = list_points(recipes, over, baselines=baselines)
-    run = _Run(points, output, baselines=baselines, progress=progress)
+    run = _Run(points, output, baselines=baselines, device=device, progress=progress)
     if not measure and (rounds, threads) != (15, 1):
         note_in_vain("rounds and threads", f"{rounds}, {threads}", "nothing is timed", progress)
     needs: dict[str, Any] = {"overwrite": overwrite, "sources": (*run.sources, *map(Path, sources))}
@@ -165,7 +171,7 @@ def sweep(
         stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
         weights = stored * BYTES["float32"] // BYTES[run.facts.dtype]
         needs["needed_bytes"] = weights + SMALL_FILES_BYTES
-    with staging.staged(output, **needs) as folder:
+    with whole_float32(device), staging.staged(output, **needs) as folder:
         report = run.made(digest, folder, rounds if measure else 0, threads)
     run.findings.remove()
     return report
@@ -178,14 +184,21 @@ class _Run:
         points: with their plans, as far as these are made.
         output: the folder that it writes.
         baselines: whether points that are planned later get any.
+        device: where torch runs the models.
         progress: shows stages and loops.
     """
 
     def __init__(
-        self, points: tuple[Point, ...], output: Path, *, baselines: bool, progress: Progress
+        self,
+        points: tuple[Point, ...],
+        output: Path,
+        *,
+        baselines: bool,
+        device: str,
+        progress: Progress,
     ) -> None:
         self.points, self.baselines, self.progress = points, baselines, progress
-        self.output = output
+        self.output, self.device = output, device
         self.recipe = points[0].recipe
         self.facts: ModelFacts = model_facts(self.recipe)
         if self.recipe.validation.data is None:
@@ -241,7 +254,7 @@ class _Run:
         from compressor.compressed import plain
         from compressor.families.registry import picture_form
 
-        model = load_model(self.recipe, self.progress, digest)
+        model = load_model(self.recipe, self.progress, digest, device=self.device)
         self.progress.say("comparing the rewritten model with the original")
         check_rewrite(model, self.samples, self.calibration)
         profile, gates = self._calibrated(model)
@@ -283,6 +296,7 @@ class _Run:
             found[point.name] = self._answered(point, runtime, original)
             self.findings.keep_point(found[point.name], keys[point.name], "")
         untimed = [point for point in points if rounds and found[point.name].measured is None]
+        model = on_cpu(model)
         with timer(plain(model), files, rounds, threads, self.progress) as clock:
             for point in _told(untimed, "times", self.progress):
                 timed = {"measured": clock.time(small(point))}

@@ -17,6 +17,7 @@ from compressor.schema.arguments import check_threads
 from compressor.schema.sections import ExportSection
 from export.artifact.artifact import HEALED_FILE, PLAN_FILE, RECIPE_FILE, Artifact
 from export.backends.checked_on import OnnxSession
+from export.backends.torch_device import ON_CPU, check_device, whole_float32
 from export.checks import fidelity, loss, stored
 from export.checks.bfloat16 import ShadowSession, open_for_checks
 from export.graphs.limits import Limits, cache_limits
@@ -43,6 +44,7 @@ from vtcompress.stages.inputs import (
     check_not_learned,
     load_model,
     model_facts,
+    on_cpu,
     require_compress,
 )
 
@@ -185,6 +187,7 @@ def validate(
     score: str | None = None,
     threads: int | None = None,
     trust_remote_code: bool = False,
+    device: str = ON_CPU,
     progress: Progress | bool | None = None,
 ) -> Validation:
     """Check an artifact again; nothing in it is changed.
@@ -202,6 +205,8 @@ def validate(
             validated by, but a function of somebody's own must be given.
         threads: how many one operator has; None: the backend's choice.
         trust_remote_code: let the repository of `model` run code of its own; what the artifact says does not.
+        device: where the original runs, where it is given: `cpu`, a GPU as torch names it, or `auto`: a GPU
+            that it fits, else the CPU; in float32. Export fidelity is measured on the CPU.
         progress: shows the samples; see the module.
 
     Raises:
@@ -210,12 +215,14 @@ def validate(
             one that nothing is measured for; the same of `score`.
     """
     check_threads(threads)
+    check_device(device)
     _check_alone(
         model,
         gates=gates is not None,
         weights=weights is not None,
         healed=healed is not None,
         trust_remote_code=trust_remote_code,
+        device=device != ON_CPU,
     )
     path, progress = Path(path), shown(progress)
     artifact = Artifact.open(path)
@@ -243,9 +250,10 @@ def validate(
     first: FidelityReport | None = manifest.fidelity
     session = open_for_checks(path, manifest.graphs, manifest.dtype, threads=threads)
     if model is not None:
-        reference, original, samples, rewritten = _measure_again(
-            artifact, recipe, model, data, scorer, progress
-        )
+        with whole_float32(device):
+            reference, original, samples, rewritten = _measure_again(
+                artifact, recipe, model, data, scorer, device, progress
+            )
         plan = Plan.load(path / PLAN_FILE)
         first = check_fidelity(session, manifest.graphs, plan, reference, recipe)
         if original is not None:
@@ -298,6 +306,7 @@ def _measure_again(
     original_id: str,
     data: PathLike | None,
     score: Score,
+    device: str,
     progress: Progress,
 ) -> tuple[fidelity.Recording, Answers | None, tuple[Sample, ...], RewriteReport]:
     require_compress("measuring the original")
@@ -315,15 +324,16 @@ def _measure_again(
     check_plan_weights(plan, changed, facts, None)
     what, remedy = f"{artifact.folder}: the plan", "give the model that it was exported from"
     digest = digest_of_plan(plan, changed, facts, what=what, remedy=remedy)
-    model = load_model(changed, progress, digest)
+    model = load_model(changed, progress, digest, device=device)
     with rewrite_prompt(samples) as prompt:
         form = artifact.manifest.picture_form
         rewritten = prompt.compare(prompt.read(model), plain(model), artifact.folder, form)
-    gates, front = load_plan_gates(plan, recipe, model), load_weights_in_front(plan, recipe)
-    small = compress_for_export(model, plan, recipe, gates, front)
     original = None
     if samples:
         original = measure_original(model, samples, tokens, progress)
+    model = on_cpu(model)
+    gates, front = load_plan_gates(plan, recipe, model), load_weights_in_front(plan, recipe)
+    small = compress_for_export(model, plan, recipe, gates, front)
     limits = cache_limits(recipe.export, plan.model, plan.rows_kept)
     reference = record_torch(as_stored(small, recipe.export), limits)
     return reference, original, samples, rewritten

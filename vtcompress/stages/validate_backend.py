@@ -33,7 +33,7 @@ def validate_backend(
     data: str | Path | None = None,
     precision: str = "f32",
     threads: int | None = None,
-    device: int = 0,
+    gpu: int = 0,
     limits: Mapping[str, Any] | None = None,
     score: str | None = None,
     progress: Progress | bool | None = None,
@@ -50,7 +50,7 @@ def validate_backend(
             where the artifact holds them.
         precision: see `export.backends.registry.open_session`.
         threads: how many one operator has; None: the backend's choice.
-        device: number of the GPU, for backends that run on one.
+        gpu: number of the GPU, for backends that run on one.
         limits: other limits than the artifact's recipe sets; see `vtcompress.stages.validate.validate`.
         score: what makes an answer right; see `vtcompress.stages.validate.validate`.
         progress: shows stages and samples; None: on a terminal alone.
@@ -60,7 +60,7 @@ def validate_backend(
             limit, or one that nothing is measured for.
     """
     check_threads(threads)
-    check_whole("device", device, 0)
+    check_whole("gpu", gpu, 0)
     if backend == CHECKED_ON.name:
         others = ", ".join(name for name in BACKENDS if name != backend)
         raise BackendError(
@@ -83,7 +83,7 @@ def validate_backend(
     scorer = artifact_score(artifact, recipe, score, why)
     scorer.check(() if asked is None else asked[0])
     name = validation_name(recipe) if given is None else given.name
-    session = open_session(artifact, backend, precision, threads, device=device)
+    session = open_session(artifact, backend, precision, threads, gpu=gpu)
     entry = find_backend(backend)
     engines = entry.engines(session)
     most = None if engines is None else engines.facts.limits.max_images
@@ -99,7 +99,7 @@ def validate_backend(
     parity = BackendParity(
         backend=backend,
         precision=precision,
-        device=entry.device_name(device),
+        device=entry.device_name(gpu),
         outputs=compare_outputs(artifact, plan, session, reference, numeric, images, room),
         loss=None
         if asked is None

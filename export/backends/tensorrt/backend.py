@@ -37,13 +37,13 @@ class _TensorRt(Backend):
     def open(self, artifact: "Artifact", options: Options) -> EngineSession:
         """See `Backend.open`; nothing is loaded before it was checked."""
         trt = load_package(self.target, f"running {self.title} engines")
-        gpu = find_gpu(options.device)
+        gpu = find_gpu(options.gpu)
         engines = find_set(artifact, self.name, Machine(trt.__version__, gpu.capability, gpu.name))
         files = {
             entry.graph: (engines.folder / entry.file, entry.sha256)
             for entry in engines.facts.engines
         }
-        on_gpu = CudaEngines(trt, files, options.device)
+        on_gpu = CudaEngines(trt, files, options.gpu)
         return EngineSession(artifact.manifest.graphs, engines, on_gpu)
 
     def engines(self, session: Any) -> OpenedSet:

@@ -120,7 +120,7 @@ def plan_engines(
     limits: Mapping[str, int] | None = None,
     capabilities: tuple[str, ...] = (),
     baseline: bool = False,
-    device: int = 0,
+    gpu: int = 0,
     dry: bool = False,
     verify: bool = True,
     progress: Progress = SILENT,
@@ -134,7 +134,7 @@ def plan_engines(
         capabilities: for `tensorrt-rtx`, such as `SM86`; one engine serves all of them. Empty: those of the
             artifact's recipe, else the target's default.
         baseline: build the original decoder too, to time it beside the compressed one.
-        device: GPU that `tensorrt` builds on.
+        gpu: number of the GPU that `tensorrt` builds on.
         dry: ask neither a builder nor a GPU, for a plan that is shown and not built; capabilities are then
             taken as they are given.
         verify: as of `Artifact.open`.
@@ -146,8 +146,8 @@ def plan_engines(
     """
     artifact = Artifact.open(path, verify=verify)
     target, manifest = find_target(target_name), artifact.manifest
-    if device and target.ahead:
-        raise BackendError(f"{target.name}: is built without a GPU; leave out the device")
+    if gpu and target.ahead:
+        raise BackendError(f"{target.name}: is built without a GPU; leave out `gpu`")
     asked = load_recipe(artifact.folder / RECIPE_FILE, stored=True).export.profiles
     kept = next(spec.rows_kept for spec in manifest.graphs if spec.name == "vision")
     sizes = limits_of(asked.model_copy(update=dict(limits or {})), manifest.model, kept)
@@ -168,8 +168,8 @@ def plan_engines(
     if target.ahead:
         maker = replace(maker, capabilities=chosen)
         return EnginePlan(artifact, target, maker, chosen, "", sizes, baseline)
-    gpu = find_gpu(device)
-    return EnginePlan(artifact, target, maker, (gpu.capability,), gpu.name, sizes, baseline)
+    card = find_gpu(gpu)
+    return EnginePlan(artifact, target, maker, (card.capability,), card.name, sizes, baseline)
 
 
 def build_engines(plan: EnginePlan, *, overwrite: bool = False) -> OpenedSet:

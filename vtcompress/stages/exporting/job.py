@@ -7,6 +7,7 @@ from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.samples.questions import Sample
 from compressor.samples.scores import Score
+from export.backends.torch_device import ON_CPU
 from export.graphs.limits import Limits, cache_limits
 from export.machine.stage_peaks import StagePeaks
 
@@ -24,6 +25,7 @@ class Job:
         score: scores answers to it.
         range_samples: prompts that float16 graphs are run on.
         stream: weights go from the original's files to the artifact's one at a time, and layers run so.
+        device: where the original runs.
         peaks: notes the memory of stages.
     """
 
@@ -35,6 +37,7 @@ class Job:
     score: Score
     range_samples: tuple[Sample, ...]
     stream: bool = False
+    device: str = ON_CPU
     peaks: StagePeaks = field(default_factory=StagePeaks)
 
     def limits(self, plan: Plan) -> Limits | None:

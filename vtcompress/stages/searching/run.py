@@ -14,6 +14,7 @@ from compressor.search.results import CHOSEN_FILE, FRONT_FILE, SearchReport
 from export.artifact import staging
 from export.artifact.artifact import PROFILE_FILE, RECIPE_FILE, list_files
 from export.artifact.manifest import tool_versions
+from export.backends.torch_device import ON_CPU, check_device, whole_float32
 from export.report.search.files import write_pages
 from vtcompress.console import shown
 from vtcompress.shipped import PathLike
@@ -39,6 +40,7 @@ def search(
     *,
     budget: float | None = None,
     costs: PathLike | None = None,
+    device: str = ON_CPU,
     overwrite: bool = False,
     sources: Iterable[PathLike] = (),
     progress: Progress | bool | None = None,
@@ -56,6 +58,8 @@ def search(
         budget: seconds for the whole search; None: as long as it takes.
         costs: file that the stage `costs` wrote, so that a speed-up is one in predicted time; None: in
             FLOPs or bytes, by the entry's target.
+        device: where the models run: `cpu`, a GPU as torch names it, or `auto`: a GPU that it fits, else
+            the CPU; in float32.
         overwrite: replace what this tool wrote at `output`.
         sources: files that the recipe was read from; no folder that holds one is replaced.
         progress: shows what is done, and the time left.
@@ -66,6 +70,7 @@ def search(
     require_recipe(recipe)
     require_compress("searching a plan")
     check_above_zero("budget", budget)
+    check_device(device)
     progress, output = shown(progress), Path(output)
     if recipe.validation.score != EXACT.name:
         why = "a search compares answers token for token"
@@ -88,8 +93,8 @@ def search(
         asked = asked.by_time(Path(costs), facts, progress)
     digest = check_digest(recipe, facts)
     kept = staging.search_folder(output)
-    with staging.staged(output, **needs) as folder:  # type: ignore[arg-type]
-        model = load_model(recipe, progress, digest)
+    with whole_float32(device), staging.staged(output, **needs) as folder:  # type: ignore[arg-type]
+        model = load_model(recipe, progress, digest, device=device)
         progress.say("comparing the rewritten model with the original")
         check_rewrite(model, calibration=asked.samples)
         report, plans, profile = asked.run(model, kept, progress)
