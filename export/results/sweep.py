@@ -25,6 +25,7 @@ class SweepPoint(Facts):
         methods: all that its recipe asks of them, in words.
         over: the values that the sweep gives, by dotted key.
         baseline: whether it chooses rows without looking at them.
+        searched: whether a search made its plan.
         plan: its plan's file.
         recipe: file of the recipe that the plan was made by.
         done: what the plan does with visual rows, in a few words.
@@ -47,6 +48,7 @@ class SweepPoint(Facts):
     methods: tuple[str, ...]
     over: Mapping[str, Any] = {}
     baseline: bool = False
+    searched: bool = False
     plan: str
     recipe: str
     done: str

@@ -331,6 +331,7 @@ def export(
     metavar="KEY=VALUES",
     help="Values of a key of compress, e.g. --over compress.pool.keep=0.5,0.25; several make the product.",
 )
+@click.option("--plan", "plans", type=READ, multiple=True, help="A point that `search` made.")
 @click.option(
     "--validate-data", type=READ, help="Held-out questions (jsonl); overrides the recipe."
 )
@@ -351,6 +352,7 @@ def sweep(
     out: Output,
     /,
     over: tuple[str, ...],
+    plans: tuple[Path, ...],
     validate_data: Path | None,
     validate_samples: int | None,
     score: str | None,
@@ -377,13 +379,9 @@ def sweep(
 
     check_threads(threads)
     check_device(device)
-    own = {
-        "validate_data": validate_data,
-        "validate_samples": validate_samples,
-        "score": score,
-    }
+    own = {"validate_data": validate_data, "validate_samples": validate_samples, "score": score}
     recipes, values = read_recipes(options | own), read_over(over)
-    points = list_points(recipes, values, baselines=not no_baselines)
+    points = list_points(recipes, values, plans=plans, baselines=not no_baselines)
     show.show_points(out, points)
     if dry_run:
         out.line("nothing was done")
@@ -393,6 +391,7 @@ def sweep(
         recipes,
         output,
         over=values,
+        plans=plans,
         baselines=not no_baselines,
         measure=not no_measure,
         rounds=rounds,

@@ -10,7 +10,7 @@ from compressor.calibration.resume import Task
 from compressor.disk.files import write_text
 from compressor.errors import RecipeError
 from compressor.plan.cost import BYTES
-from compressor.plan.plan import Plan
+from compressor.plan.plan import Plan, Workload
 from compressor.planner import measures_of, plan_recipe
 from compressor.profile import Profile
 from compressor.progress import Progress
@@ -65,11 +65,13 @@ from vtcompress.stages.inputs import (
 )
 from vtcompress.stages.plan import predicted
 from vtcompress.stages.sweeping.findings import Findings, digest_of
+from vtcompress.stages.sweeping.given import check_given, given_points, workload_of
 from vtcompress.stages.sweeping.points import (
     Over,
     Point,
     baselines_of,
     named,
+    one_gated,
     points_of,
     with_plans,
 )
@@ -90,7 +92,11 @@ SMALL_FILES_BYTES = 16 << 20
 
 
 def list_points(
-    recipes: Recipes, over: Over | None = None, *, baselines: bool = True
+    recipes: Recipes,
+    over: Over | None = None,
+    *,
+    plans: Iterable[PathLike] = (),
+    baselines: bool = True,
 ) -> tuple[Point, ...]:
     """Return the points of a sweep, baselines last; reads the model's small files, and does nothing.
 
@@ -101,16 +107,21 @@ def list_points(
         recipes: of one model and data; each is a point, or several.
         over: values by dotted key of `compress`; a key concerns the recipes that have its method, and several
             make the product.
+        plans: files that a search wrote, each a point that comes first; one recipe is the search's.
         baselines: add those of `Method.baseline` to points that keep some of the visual rows.
 
     Raises:
         VtcompressError: keys or values that are not allowed, methods that do not fit the model; all of them.
     """
     require_compress("a sweep")
-    for one in recipes if isinstance(recipes, list | tuple) else (recipes,):
+    every = recipes if isinstance(recipes, list | tuple) else (recipes,)
+    ruled, given = given_points(every, plans)
+    for one in ruled:
         refuse_searched(one, "a sweep makes its plans by rules")
-    points = points_of(recipes if isinstance(recipes, list | tuple) else (recipes,), over or {})
+    points = points_of(ruled, over or {}, given)
     facts = model_facts(points[0].recipe)
+    for point in given:
+        check_given(point, facts, "")
     made = with_plans(points, facts, "", None)
     beside = baselines_of(made, facts) if baselines else ()
     return named((*made, *with_plans(beside, facts, "", None)))
@@ -121,6 +132,7 @@ def sweep(
     output: PathLike,
     *,
     over: Over | None = None,
+    plans: Iterable[PathLike] = (),
     baselines: bool = True,
     measure: bool = True,
     rounds: int = 15,
@@ -140,6 +152,7 @@ def sweep(
         recipes: see `list_points`.
         output: folder to write; appears when complete.
         over: see `list_points`.
+        plans: see `list_points`.
         baselines: see `list_points`.
         measure: export each point's graphs and time them; else only times that a stopped run took are told.
         rounds: how often each call is timed.
@@ -159,11 +172,15 @@ def sweep(
     if measure:
         require_runtime("timing the points of a sweep")
     progress, output = shown(progress), Path(output)
-    points = list_points(recipes, over, baselines=baselines)
+    plans = tuple(plans)
+    points = list_points(recipes, over, plans=plans, baselines=baselines)
     run = _Run(points, output, baselines=baselines, device=device, progress=progress)
     if not measure and (rounds, threads) != (15, 1):
         note_in_vain("rounds and threads", f"{rounds}, {threads}", "nothing is timed", progress)
-    needs: dict[str, Any] = {"overwrite": overwrite, "sources": (*run.sources, *map(Path, sources))}
+    needs: dict[str, Any] = {
+        "overwrite": overwrite,
+        "sources": (*run.sources, *map(Path, (*sources, *plans))),
+    }
     staging.check_place(output, **needs)
     digest = run.check()
     if measure:
@@ -198,6 +215,7 @@ class _Run:
         progress: Progress,
     ) -> None:
         self.points, self.baselines, self.progress = points, baselines, progress
+        self.workload = Workload()  # that of the plans, once they are there
         self.output, self.device = output, device
         self.recipe = points[0].recipe
         self.facts: ModelFacts = model_facts(self.recipe)
@@ -221,7 +239,7 @@ class _Run:
             self.calibration = calibration_samples(self.recipe)
         else:
             note_unread_data(self.recipe, "no method chooses by it", progress)
-        self.with_gates = _one_gated(points, self.facts.decoder.layers)
+        self.with_gates = one_gated(points, self.facts.decoder.layers)
         self.measures = measures_of([method for r in measuring for method in r.methods])
         pictures = {path for sample in self.samples for path in sample.images}
         read = dict.fromkeys(path for point in points for path in source_paths(point.recipe))
@@ -259,6 +277,7 @@ class _Run:
         check_rewrite(model, self.samples, self.calibration)
         profile, gates = self._calibrated(model)
         points = self._planned(model, profile, gates)
+        self.workload = workload_of(points)
         same = {"model": model.digest, "data": data_digest(self.samples)} | {
             "tokens": self.recipe.validation.max_new_tokens,
             "pictures": model.facts.model_dump(mode="json"),
@@ -267,7 +286,10 @@ class _Run:
         model.processor.save_pretrained(files := self.findings.graphs())
         form = picture_form(model.processor, model.facts)
         timed_by = digest_of(rounds=rounds, threads=threads, processor=processor_name())
-        scored_by = same | {"score": self.score.name}
+        scored_by = same | {
+            "score": self.score.name,
+            "workload": self.workload.model_dump(mode="json"),
+        }
         keys = {point.name: _rests_on(point, scored_by) for point in points}
         wanted = timed_by if rounds else None
         found = {
@@ -335,6 +357,8 @@ class _Run:
         made = []
         for point in with_plans(own, model.facts, model.digest, profile):
             plan = _plan(point)
+            if point.searched:
+                check_given(point, model.facts, model.digest)
             if profile is not None and gates is not None and plan.gates is not None:
                 plan = self._asked_again(model, point, plan, profile, gates)
             made.append(replace(point, plan=plan))
@@ -375,7 +399,7 @@ class _Run:
         answers = scored(self.samples, answers, self.score)
         limits, name = loss_limits(point.recipe), validation_name(point.recipe)
         compared = loss.compare_scored(self.samples, original, answers, limits, name, self.score)
-        costs = predicted(plan, dtype)
+        costs = predicted(plan.model_copy(update={"workload": self.workload}), dtype)
         return SweepPoint(
             name=point.name,
             label=point.label,
@@ -383,6 +407,7 @@ class _Run:
             methods=plan.made_by.methods if plan.made_by else (),
             over=point.over,
             baseline=point.baseline,
+            searched=point.searched,
             plan=f"{PLANS}/{point.name}.json",
             recipe=f"{RECIPES}/{point.name}.yaml",
             done=point_words(plan, point.recipe.methods),
@@ -422,8 +447,8 @@ class _Run:
             calibration="" if profile is None else profile.data,
             calibration_samples=0 if profile is None else len(profile.samples),
             visual=plan.image_tokens,
-            text=plan.workload.text,
-            assumed=plan.workload.assumed,
+            text=self.workload.text,
+            assumed=self.workload.assumed,
             dtype=self.recipe.export.dtype,
             points=found,
         )
@@ -451,28 +476,6 @@ class _Run:
         report = report.model_copy(update={"files": files})
         write_text(folder / SWEEP_FILE, report.model_dump_json(indent=1) + "\n")
         return report
-
-
-def _one_gated(points: Sequence[Point], layers: int) -> Recipe | None:
-    """Return a recipe with gates, if there is one.
-
-    Raises:
-        RecipeError: recipes have different ones, which no one calibration can ask.
-    """
-    gated = [point.recipe for point in points if point.recipe.gated is not None]
-    kinds = {
-        str((method.gates, method.gate_layers(layers)))
-        for recipe in gated
-        if (method := recipe.gated) is not None
-    }
-    if len(kinds) > 1:
-        raise RecipeError(
-            [
-                "recipes: they have different gates or gates behind different layers, and a sweep has one "
-                "calibration; sweep them one after the other"
-            ]
-        )
-    return gated[0] if gated else None
 
 
 def _plan(point: Point) -> Plan:

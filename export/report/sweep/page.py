@@ -20,6 +20,7 @@ from export.report.document import (
     Table,
     Words,
 )
+from export.report.sweep.beside import APART, beside_table
 from export.report.words.cuts import choices_words, cuts_words
 from export.report.words.exits import exits_words
 from export.results.bench import ratio_words, unsteady
@@ -55,6 +56,7 @@ def sweep_document(report: SweepReport) -> Document:
     sections = (
         Section("short", "In short", "In short", _short(report)),
         Section("plot", "Plot", "Accuracy against speed", _plots(report)),
+        *_beside(report),
         Section("table", "Figures", "Figures", [sweep_table(report), *_caption(report)]),
         Section("plans", "Plans", "Plans", _plans(report)),
     )
@@ -62,6 +64,19 @@ def sweep_document(report: SweepReport) -> Document:
     sub = f"{len(report.points)} plans · {report.questions} questions · vtcompress {version}"
     foot = "The same in Markdown: sweep.md; for machines: sweep.json."
     return Document(f"{report.model}, swept", sub, sections, foot)
+
+
+def _beside(report: SweepReport) -> list[Section]:
+    """Return what stands at the speeds of a search's plans; without any, nothing."""
+    table = beside_table(report)
+    if table is None:
+        return []
+    words = Words(
+        f"{_what(report)}: at each predicted speed of a plan that a search found, those of it and of the "
+        f"point of each method that is nearest to it, within {APART:.0%}; in brackets its speed where that "
+        "differs. A dash: no point of the method stands there."
+    )
+    return [Section("beside", "Beside", "Beside the search, at the same speeds", [table, words])]
 
 
 def sweep_table(report: SweepReport) -> Table:
@@ -157,7 +172,7 @@ def _points(interval: tuple[float, float]) -> str:
 def _plots(report: SweepReport) -> list[Block]:
     caption = (
         "Up and right is better. The cross is the original; points of one method are joined, baselines are "
-        "dashed. Nothing is known between two points."
+        "dashed, what a search found is filled. Nothing is known between two points."
     )
     columns = [[Chart(sweep_chart(report), caption)]]
     if report.timed:
@@ -191,7 +206,7 @@ def sweep_chart(report: SweepReport, *, kind: str = ALL, speed: str = "predicted
         Mark(
             point.series if place in named else "",
             point.leaves,
-            "point-baseline" if point.baseline else "point",
+            _style(point),
         )
         for place, point in enumerate(points)
     ]
@@ -209,6 +224,12 @@ def sweep_chart(report: SweepReport, *, kind: str = ALL, speed: str = "predicted
         original=_of_original(by_kind[0]),
         joined=[places for places in series.values() if len(places) > 1],
     )
+
+
+def _style(point: SweepPoint) -> str:
+    if point.searched:
+        return "point-front"
+    return "point-baseline" if point.baseline else "point"
 
 
 def _figures(point: SweepPoint, kind: str) -> LossFigures:

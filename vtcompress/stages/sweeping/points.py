@@ -40,6 +40,7 @@ class Point:
         recipe: of this point alone.
         over: the values that the sweep gives, by dotted key.
         baseline: whether it stands beside others to be beaten.
+        searched: whether a search made its plan, which stays as it is.
         name: of its files; empty: not named yet.
         plan: None: made when calibration is there.
     """
@@ -49,6 +50,7 @@ class Point:
     recipe: Recipe
     over: Mapping[str, Any] = field(default_factory=dict)
     baseline: bool = False
+    searched: bool = False
     name: str = ""
     plan: Plan | None = None
 
@@ -59,14 +61,17 @@ class Point:
         return tuple(sorted([*map(method_words, self.recipe.methods), *healed]))
 
 
-def points_of(recipes: Sequence[Recipe], over: Over) -> tuple[Point, ...]:
+def points_of(
+    recipes: Sequence[Recipe], over: Over, searched: Sequence[Point] = ()
+) -> tuple[Point, ...]:
     """Return a sweep's points without baselines: of each recipe the product of the values that concern it.
 
     A key of a method concerns the recipes that have the method.
 
     Args:
-        recipes: at least one.
+        recipes: at least one, or searched points.
         over: values by dotted keys of `compress`.
+        searched: points whose plans are made already; they come first.
 
     Raises:
         RecipeError: keys that do not exist, values that are not allowed, points that are one, recipes of
@@ -75,9 +80,10 @@ def points_of(recipes: Sequence[Recipe], over: Over) -> tuple[Point, ...]:
     """
     for recipe in recipes:
         require_recipe(recipe)
-    if not recipes:
+    every = [*(point.recipe for point in searched[:1]), *recipes]
+    if not every:
         raise RecipeError(["recipes: there is none to sweep; give one"])
-    problems = [*_unlike(recipes), *_unusable(over)]
+    problems = [*_unlike(every), *_unusable(over)]
     if problems:
         raise RecipeError(problems)
     concerned = {key: [r for r in recipes if concerns(key, r)] for key in over}
@@ -94,12 +100,12 @@ def points_of(recipes: Sequence[Recipe], over: Over) -> tuple[Point, ...]:
             points.append(_point(changed, given))
     for key in (key for key in over if not concerned[key]):
         try:  # says what is wrong with it
-            recipes[0].override({key: next(iter(over[key]), None)}, source="over")
+            every[0].override({key: next(iter(over[key]), None)}, source="over")
         except RecipeError as error:
             problems += error.problems
     if problems := [*dict.fromkeys(problems)] or _twice(points):
         raise RecipeError(problems)
-    return tuple(points)
+    return (*searched, *points)
 
 
 def concerns(key: str, recipe: Recipe) -> bool:
@@ -179,6 +185,28 @@ def _twice(points: Sequence[Point]) -> list[str]:
     return problems
 
 
+def one_gated(points: Sequence[Point], layers: int) -> Recipe | None:
+    """Return a recipe with gates, if there is one.
+
+    Raises:
+        RecipeError: recipes have different ones, which no one calibration can ask.
+    """
+    gated = [point.recipe for point in points if point.recipe.gated is not None]
+    kinds = {
+        str((method.gates, method.gate_layers(layers)))
+        for recipe in gated
+        if (method := recipe.gated) is not None
+    }
+    if len(kinds) > 1:
+        raise RecipeError(
+            [
+                "recipes: they have different gates or gates behind different layers, and a sweep has one "
+                "calibration; sweep them one after the other"
+            ]
+        )
+    return gated[0] if gated else None
+
+
 def named(points: Sequence[Point]) -> tuple[Point, ...]:
     """Return points with labels and names of files that differ, also where letters are of one case.
 
@@ -234,6 +262,9 @@ def with_plans(
     """
     found, problems = [], []
     for point in points:
+        if point.searched:
+            found.append(point)
+            continue
         try:
             gates = check_methods(facts, point.recipe.methods)
             if profile is None and wants_calibration(point.recipe):
@@ -255,7 +286,8 @@ def baselines_of(points: Sequence[Point], facts: ModelFacts) -> tuple[Point, ...
     """Return what stands beside points whose plans keep some visual rows: as many, chosen without looking.
 
     The entry that chooses rows is replaced, in front of the decoder also where rows leave at a layer; the
-    others stay. Points that are there already, and baselines that do not go with the model, are left out.
+    others stay. Points that are there already, and baselines that do not go with the model, are left out; a
+    search's plans have none, as no entry of theirs chooses rows.
 
     Args:
         points: with plans, as far as they are made.
@@ -265,7 +297,7 @@ def baselines_of(points: Sequence[Point], facts: ModelFacts) -> tuple[Point, ...
     found = []
     for baseline in (method for method in METHODS if method.baseline):
         for point in points:
-            if point.plan is None or (kept := _choice(point.plan)) is None:
+            if point.searched or point.plan is None or (kept := _choice(point.plan)) is None:
                 continue
             if kept.by in {method.name for method in METHODS if method.baseline}:
                 continue
