@@ -1,6 +1,8 @@
 """Damages bytes and JSON documents, seeded; runs readers on them and watches what they do."""
 
 import copy
+import json
+import math
 import os
 import random
 import signal
@@ -86,14 +88,20 @@ def edited(document: Any, changes: Iterable[tuple[int, Any]]) -> Any:
 
 
 def _nodes(document: Any) -> Iterator[tuple[Any, Any]]:
-    keys: Iterable[Any] = ()
-    if isinstance(document, dict):
-        keys = list(document)
-    elif isinstance(document, list):
-        keys = range(len(document))
-    for key in keys:
+    for key in _keys(document):
         yield document, key
         yield from _nodes(document[key])
+
+
+def _keys(document: Any) -> list[Any]:
+    """Return by what a list or mapping is asked for its parts; nothing for all else."""
+    return list(
+        range(len(document))
+        if isinstance(document, list)
+        else document
+        if isinstance(document, dict)
+        else ()
+    )
 
 
 class Watch:
@@ -158,3 +166,56 @@ def outcome(watch: Watch, read: Callable[[], object], case: object) -> bool:
     assert words.strip(), f"an error without words for {case!r:.300}"
     assert watch.seen == [], f"{watch.seen} for {case!r:.300}"
     return accepted
+
+
+# One case each, told by a seed: what `tests.fuzz` asks for
+
+ODD: tuple[Any, ...] = (
+    None, True, False, 0, 1, -1, 2, 3, 7, 0.5, -0.0, 1e-50, 1e308, math.nan, math.inf, 255, 256, 2**31, 2**32,
+    2**63, -(2**63), 10**40, "", "x", "0", "../x", "/etc/passwd", "\0", "\ud800", "a" * 100_000, "\x1b[2J",
+    [], {}, [[]], [0], [1, 2, 3], [None], {"": 0}, {"a": {"b": 1}}, [0] * 10_000,
+)  # fmt: skip
+
+
+def document(whole: Any, seed: str) -> bytes:
+    """Return a JSON document with one to three edits, or damaged in its bytes; whole without seed."""
+    if not seed:
+        return json.dumps(whole).encode()
+    randomly = random.Random(seed)
+    if randomly.random() < 0.2:
+        return damaged([json.dumps(whole).encode()], seed)
+    made = copy.deepcopy(whole)
+    for _ in range(randomly.choice((1, 1, 1, 2, 3))):
+        places = list(_nodes(made))
+        if not places:
+            break
+        owner, key = randomly.choice(places)
+        _edit(owner, key, randomly, places)
+    return json.dumps(made).encode()
+
+
+def _edit(owner: Any, key: Any, randomly: random.Random, places: Sequence[tuple[Any, Any]]) -> None:
+    """Change one node of a document."""
+    match randomly.randrange(8):
+        case 0:
+            del owner[key]
+        case 1 if isinstance(owner, dict):
+            owner[randomly.choice(("", "x", "type", str(key).upper()))] = owner.pop(key)
+        case 2:
+            other, at = randomly.choice(places)
+            owner[key] = copy.deepcopy(other[at])
+        case 3 if isinstance(owner[key], (int, float)):
+            owner[key] = randomly.choice((-1, 2, 1000, 0.5)) * owner[key]
+        case 4 if isinstance(owner[key], list):
+            owner[key] = owner[key] * randomly.choice((2, 50))
+        case 5:
+            owner[key] = randomly.choice(([owner[key]], str(owner[key]), {"x": owner[key]}))
+        case _:
+            owner[key] = copy.deepcopy(randomly.choice(ODD))
+
+
+def damaged(seeds: Sequence[bytes], seed: str) -> bytes:
+    """Return one damaged copy, as `mutants` makes them; the first as it is without seed."""
+    if not seed:
+        return seeds[0]
+    return next(mutants(seeds, 1, random.Random(seed).randrange(2**32)))

@@ -1,5 +1,6 @@
 """Backends: the same answers from each, and a clear word from one that cannot run."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from export.backends.openvino import OpenVinoSession, check_precision, shared_co
 from export.backends.registry import BACKENDS, open_session
 from export.checks.fidelity import check_declared
 from export.graphs.spec import GraphSpec, TensorSpec
+from export.runtime.prompter import Prompter
 from export.runtime.runtime import Runtime
 from export.session.arrays import Array
 from export.session.feeds import CallRows
@@ -168,6 +170,25 @@ def test_what_changed_since_it_was_checked_is_not_run(
     assert Runtime.load(folder, threads=1).answer("what is this", pictures[:1]).token_ids
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "processor_config.json", "vision.onnx"])
+def test_what_changes_while_an_artifact_is_loaded_is_refused(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A file of another artifact, written in place behind the check; its time of writing is set back."""
+    folder = shutil.copytree(artifact, tmp_path / "artifact")
+    path, real = folder / name, Prompter.from_folder.__func__
+
+    def changed(kind: Any, *given: Any) -> Prompter:
+        before, content = path.stat(), path.read_bytes()
+        path.write_bytes(content)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        return real(kind, *given)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(Prompter, "from_folder", classmethod(changed))
+    with pytest.raises(ArtifactError, match=rf"{name} changed since it was checked"):
+        Runtime.load(folder, threads=1, preload=True)
+
+
 def test_bf16_is_refused_where_the_processor_has_none() -> None:
     check_precision("bf16", ["FP32", "BF16"])
     check_precision("f32", ["FP32"])
@@ -234,6 +255,7 @@ from pathlib import Path
 from compressor.telemetry import switch_off
 
 switch_off()
+from export.runtime.prompter import Prompter
 from export.runtime.runtime import Runtime
 
 one = Runtime.load(Path(sys.argv[1]), threads=1, backend="openvino", preload=True)

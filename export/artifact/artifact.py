@@ -20,7 +20,7 @@ from export.artifact.contradictions import contradictions
 from export.artifact.engine_set import ENGINES_FOLDER, unnamed_files
 from export.artifact.manifest import MANIFEST_FILE, MANIFEST_FORMAT, FileEntry, Manifest
 from export.artifact.onnx_header import check_graph
-from export.graphs.spec import WEIGHTS_FILE, in_order
+from export.graphs.spec import in_order
 
 try:
     import resource
@@ -33,8 +33,10 @@ HEALED_FILE = "healed.safetensors"
 """What an export trained itself; see `compressor.contract.healing`."""
 NEEDED_GRAPHS = ("vision", "embed")
 GRAPH_ENDING = ".onnx"
-Stamp = tuple[int, int, int]
-"""Number of a file on its disk, its size and when it was written last."""
+SHOWN = 3
+"""Names that a message gives of a longer list."""
+Stamp = tuple[int, int, int, int]
+"""Number of a file on its disk, its size, when it was written last, and when anything of it was changed."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Artifact:
     Attributes:
         folder: where it lies.
         manifest: what it says of itself.
-        stamps: by which graphs and weights are known to be the files that were checked.
+        stamps: by which files are known to be those that were checked.
         verified: whether sha256 were compared.
     """
 
@@ -54,7 +56,7 @@ class Artifact:
     verified: bool = field(default=False, compare=False, repr=False)
 
     def check_unchanged(self) -> None:
-        """Refuse graphs and weights that were replaced or written since they were checked.
+        """Refuse files that were replaced or written since they were checked.
 
         Raises:
             ArtifactError: names them.
@@ -63,7 +65,7 @@ class Artifact:
             name for name, found in self.stamps.items() if _stamp(self.folder / name) != found
         ]
         if changed:
-            names = ", ".join(changed)
+            names = ", ".join(changed[:SHOWN]) + (" ..." if changed[SHOWN:] else "")
             words = f"{self.folder}: {names} changed since it was checked; load the artifact anew"
             raise ArtifactError([words])
 
@@ -108,7 +110,7 @@ class Artifact:
         except ValidationError as error:
             raise ArtifactError(_explain(path, error)) from None
         graphs = sorted({spec.file for spec in manifest.graphs})
-        stamps = {name: _stamp(folder / name) for name in (*graphs, WEIGHTS_FILE)}
+        stamps = {name: _stamp(folder / name) for name in manifest.files}
         problems = _graph_problems(path, manifest)
         problems += [
             p for name, entry in manifest.files.items() for p in _check(folder, name, entry, verify)
@@ -138,7 +140,8 @@ def _stamp(path: Path) -> Stamp | None:
         found = path.stat()
     except (OSError, ValueError):
         return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    # Whoever writes a file may set back when it was written, and not when it was changed.
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:

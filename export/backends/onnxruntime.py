@@ -79,7 +79,7 @@ class OnnxGraph:
             raise MissingExtraError("running an artifact", "cpu") from None
         self.spec = spec
         self._values, self._run_options = onnxruntime.OrtValue, onnxruntime.RunOptions
-        self._calls = Interruptible()
+        self._calls, self._file = Interruptible(), folder / spec.file
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.add_session_config_entry("session.load_model_format", "ONNX")
@@ -107,7 +107,7 @@ class OnnxGraph:
             # ONNX Runtime raises classes of its own that share no documented base but Exception.
             reason = first_line(failure)
             raise ArtifactError(
-                [f"{folder / spec.file}: ONNX Runtime cannot load it: {reason}"]
+                [f"{self._file}: ONNX Runtime cannot load it: {reason}"]
             ) from failure
 
     def __call__(self, feeds: Sequence[Any]) -> list[Any]:
@@ -126,13 +126,22 @@ class OnnxGraph:
         )
 
     def ending(self, feeds: Sequence[Any], call: Callable[[Any], Returned]) -> Returned:
-        """Run a call with run options, by which a signal ends it where it may be long."""
+        """Run a call with run options, by which a signal ends it where it may be long.
+
+        Raises:
+            ArtifactError: ONNX Runtime fails in the graph.
+        """
         options = self._run_options()
 
         def stop() -> None:
             options.terminate = True
 
-        return self._calls.run(rows_run(self.spec, feeds), lambda: call(options), stop)
+        try:
+            return self._calls.run(rows_run(self.spec, feeds), lambda: call(options), stop)
+        except Exception as failure:  # classes of its own, as above
+            raise ArtifactError(
+                [f"{self._file}: ONNX Runtime cannot run it: {first_line(failure)}"]
+            ) from failure
 
     def bound(self, buffers: Mapping[str, Array]) -> Callable[[Sequence[Any]], list[Any]]:
         """Return what runs a graph with fixed caches in these buffers.

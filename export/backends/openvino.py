@@ -75,13 +75,9 @@ class OpenVinoGraph:
         options: dict[str, Any],
         cached: "CompiledPlace | None" = None,
     ) -> None:
-        self.spec = spec
-        try:
+        self.spec, self._file = spec, file
+        with self._reading("load"):
             self._model = _compiled(core, file, options, cached)
-        except RuntimeError as failure:
-            lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
-            reason = lines[-1] if lines else "no reason given"
-            raise ArtifactError([f"{file}: OpenVINO cannot load it: {reason}"]) from failure
         # A request holds the numbers of one call: a thread takes one that is free, or makes one.
         self._free: list[Any] = []
 
@@ -91,21 +87,37 @@ class OpenVinoGraph:
             spec.name: np.ascontiguousarray(feed, spec.numpy)
             for spec, feed in zip(self.spec.inputs, feeds, strict=True)
         }
-        try:
-            request = self._free.pop()
-        except IndexError:
-            request = self._model.create_infer_request()
-        if rows_run(self.spec, feeds) == 1:
-            found = request.infer(values, share_inputs=True, share_outputs=False)
-        else:
-            _run_until_a_signal(request, values)
-            found = {spec.name: np.array(request.results[spec.name]) for spec in self.spec.outputs}
-        self._free.append(request)
+        with self._reading("run"):
+            found = self._found(values, long=rows_run(self.spec, feeds) > 1)
         # OpenVINO hands out bfloat16 as bytes of another type of that size.
         return [
             found[spec.name].view(spec.numpy) if spec.dtype == "bfloat16" else found[spec.name]
             for spec in self.spec.outputs
         ]
+
+    def _found(self, values: dict[str, Any], *, long: bool) -> Any:
+        """Return the outputs by name; a call that may be long is one that a signal ends."""
+        try:
+            request = self._free.pop()
+        except IndexError:
+            request = self._model.create_infer_request()
+        if long:
+            _run_until_a_signal(request, values)
+            found = {spec.name: np.array(request.results[spec.name]) for spec in self.spec.outputs}
+        else:
+            found = request.infer(values, share_inputs=True, share_outputs=False)
+        self._free.append(request)
+        return found
+
+    @contextlib.contextmanager
+    def _reading(self, what: str) -> Iterator[None]:
+        """Turn OpenVINO's errors into ours, which name the file; its reason stands last of its lines."""
+        try:
+            yield
+        except RuntimeError as failure:
+            lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
+            reason = lines[-1] if lines else "no reason given"
+            raise ArtifactError([f"{self._file}: OpenVINO cannot {what} it: {reason}"]) from failure
 
 
 def _run_until_a_signal(request: Any, values: dict[str, Any]) -> None:

@@ -58,7 +58,7 @@ class Runtime(RuntimeCore):
             gpu: number of the GPU, for backends that run on one.
 
         Raises:
-            ArtifactError: not an artifact, altered, or of a newer format.
+            ArtifactError: not an artifact, altered, of a newer format, or changed while it was loaded.
             MissingExtraError: the backend is not installed.
             BackendError: the backend cannot run here, or not in this precision.
 
@@ -79,7 +79,9 @@ class Runtime(RuntimeCore):
         if preload:
             session.load()
         folder, manifest = artifact.folder, artifact.manifest
-        return cls.on_session(session, folder, manifest.model, manifest.picture_form)
+        runtime = cls.on_session(session, folder, manifest.model, manifest.picture_form)
+        artifact.check_unchanged()
+        return runtime
 
     @classmethod
     def on_session(

@@ -26,6 +26,7 @@ from compressor.plan.plan import TEXT_PAST
 from export.graphs.spec import LENGTH, GraphSpec, TensorSpec, room_of
 from export.session.feeds import CallRows, feeds_of
 from export.session.growing_cache import bytes_of
+from export.session.outputs import declared_outputs
 
 Array = NDArray[Any]
 
@@ -216,6 +217,7 @@ class FixedCall:
 
         Raises:
             DataError: the rows do not fit.
+            ArtifactError: it fails, or gives other shapes than it declares.
         """
         spec: GraphSpec = graph.spec
         # States of a stage before are the backend's own values; indices are arrays.
@@ -231,7 +233,8 @@ class FixedCall:
         buffers = self._past.buffers
         if spec.name not in buffers.bound:
             buffers.bound[spec.name] = graph.bound(buffers.arrays)
-        found = buffers.bound[spec.name](feeds_of(spec, rows, filled))
+        feeds = feeds_of(spec, rows, filled)
+        found = declared_outputs(spec, feeds, buffers.bound[spec.name](feeds))
         self._lengths |= after
         return found
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from export.graphs.spec import PAST_VISUAL, GraphSpec
 from export.session.feeds import CallRows, feeds_of
+from export.session.outputs import declared_outputs, shape_of
 
 
 class GrowingCaches:
@@ -40,7 +41,7 @@ class GrowingCaches:
 
     def shapes(self, past: list[Any]) -> tuple[tuple[int, ...], ...]:
         """Return the shape of every tensor."""
-        return tuple(tuple(v.shape if isinstance(v, np.ndarray) else v.shape()) for v in past)
+        return tuple(map(shape_of, past))
 
     def keys(self, past: list[Any], number: int) -> Any:
         """Return the keys [B, G, P, d] of one of the caches."""
@@ -63,10 +64,15 @@ class GrowingCall:
         self.present: list[Any] = []
 
     def run(self, graph: Any, rows: CallRows) -> list[Any]:
-        """Run a graph on its rows; return its outputs without keys and values."""
+        """Run a graph on its rows; return its outputs without keys and values.
+
+        Raises:
+            ArtifactError: it fails, or gives other shapes than it declares.
+        """
         names = [cached.name for cached in graph.spec.cached]
         past = dict(zip(names, islice(self._rest, len(names)), strict=True))
-        outputs: list[Any] = graph(feeds_of(graph.spec, rows, past))
+        feeds = feeds_of(graph.spec, rows, past)
+        outputs: list[Any] = declared_outputs(graph.spec, feeds, graph(feeds))
         found = len(outputs) - len(names)
         self.present += outputs[found:]
         return outputs[:found]

@@ -14,6 +14,7 @@ from export.session.arrays import Array
 from export.session.feeds import CallRows
 from export.session.fixed_cache import BLOCK, FixedCaches
 from export.session.growing_cache import GrowingCaches
+from export.session.outputs import declared_outputs
 
 Past = Any
 """Keys and values in the backend's own form; passed back to the session that returned them. A value: no call
@@ -241,12 +242,16 @@ class GraphSession(Generic[OneGraph]):
     def vision(self, pixel_values: Array, arrangement: Arrangement | None = None) -> VisualRows:
         """See `Session.vision`."""
         arrays = () if arrangement is None else arrangement.arrays
-        found = [as_array(part) for part in self.graph(self._vision)([pixel_values, *arrays])]
+        found = [as_array(part) for part in self._run(self._vision, [pixel_values, *arrays])]
         return VisualRows.given(found, chooses=self.rows_kept is not None)
 
     def embed(self, input_ids: Array) -> Array:
         """See `Session.embed`."""
-        return as_array(self.graph("embed")([input_ids])[0])
+        return as_array(self._run("embed", [input_ids])[0])
+
+    def _run(self, name: str, feeds: list[Any]) -> list[Any]:
+        """Run a graph without caches; see `declared_outputs`."""
+        return declared_outputs(self._specs[name], feeds, self.graph(name)(feeds))
 
     def decode(self, rows: CallRows, past: Past) -> tuple[Array, Past]:
         """See `Session.decode`."""
