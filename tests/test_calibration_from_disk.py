@@ -1,6 +1,7 @@
 """A calibration that reads each layer when it runs measures what one in memory does, to the bit."""
 
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,10 +9,11 @@ import pytest
 import torch
 
 import vtcompress
+from compressor.calibration.portions import ENDING
 from compressor.calibration.run import calibrate
 from compressor.decoder import decoder_from
 from compressor.decoder.from_disk import LayersFromDisk, read_layers_from_disk
-from compressor.errors import ModelError, RecipeError
+from compressor.errors import ModelError, RecipeError, VtcompressError
 from compressor.families import LoadedModel, load
 from compressor.families.stand_ins import StoredTensor, is_stand_in
 from compressor.methods import MEASURES
@@ -43,24 +45,109 @@ def on_disk(folder: Path) -> LoadedModel:
     return model.with_ends()
 
 
-def test_all_measures_are_those_of_a_model_in_memory(
-    folder: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, streamed = load(str(folder)), on_disk(folder)
-    samples = read_samples(questions)[:2]
-    calibrate(model, facts.task(model, samples, ALL), tmp_path / "memory.json")
-    reads = 0
-    read = StoredTensor.read
+@pytest.fixture(scope="module")
+def in_memory(folder: Path, questions: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The profile of all measures, on two questions, of the model in memory."""
+    model, path = load(str(folder)), tmp_path_factory.mktemp("profile") / "memory.json"
+    calibrate(model, facts.task(model, read_samples(questions)[:2], ALL), path)
+    return path.read_bytes()
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each tensor was read from its file."""
+    found: Counter[str] = Counter()
+    really = StoredTensor.read
 
     def counted(self: StoredTensor) -> torch.Tensor:
-        nonlocal reads
-        reads += 1
-        return read(self)
+        found[self.name] += 1
+        return really(self)
 
     monkeypatch.setattr(StoredTensor, "read", counted)
-    calibrate(streamed, facts.task(streamed, samples, ALL), tmp_path / "disk.json")
-    assert (tmp_path / "disk.json").read_bytes() == (tmp_path / "memory.json").read_bytes()
-    assert reads > 2 * 3 * 7  # seven matrices a layer, at least once a sample
+    return found
+
+
+@pytest.mark.parametrize(
+    ("disk_bytes", "times"), [(None, 1), (1, 2)], ids=["all together", "one by one"]
+)
+def test_all_measures_are_those_of_a_model_in_memory_and_each_portion_reads_a_layer_once(
+    folder: Path,
+    questions: Path,
+    tmp_path: Path,
+    in_memory: bytes,
+    read: Counter[str],
+    disk_bytes: int | None,
+    times: int,
+) -> None:
+    model, path = on_disk(folder), tmp_path / "disk.json"
+    read.clear()
+    task = facts.task(model, read_samples(questions)[:2], ALL)
+    calibrate(model, task, path, disk_bytes=disk_bytes)
+    assert path.read_bytes() == in_memory
+    assert set(read.values()) == {times}
+    assert len(read) == 3 * 7  # matrices of layers
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("disk_bytes", [None, 1], ids=["all together", "one by one"])
+def test_a_killed_run_goes_on_from_its_states_to_the_same_bits(
+    folder: Path,
+    questions: Path,
+    tmp_path: Path,
+    in_memory: bytes,
+    read: Counter[str],
+    disk_bytes: int | None,
+) -> None:
+    model, path = on_disk(folder), tmp_path / "disk.json"
+    task = facts.task(model, read_samples(questions)[:2], ALL)
+    kills = 0
+    read.clear()
+    while True:
+        try:  # each run gets two steps further
+            calibrate(model, task, path, disk_bytes=disk_bytes, progress=StopAfter(2 * kills + 1))
+        except KeyboardInterrupt:
+            kills += 1
+            assert (tmp_path / f"disk.json{ENDING}").is_dir()
+        else:
+            break
+    assert kills >= 3
+    assert path.read_bytes() == in_memory
+    # A layer may be read once more by the run that goes on in the middle of its questions.
+    assert max(read.values()) <= 3
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_states_of_another_calibration_are_not_gone_on_with_and_other_folders_left_alone(
+    folder: Path, questions: Path, tmp_path: Path, in_memory: bytes
+) -> None:
+    model, path = on_disk(folder), tmp_path / "disk.json"
+    states, samples = tmp_path / f"disk.json{ENDING}", read_samples(questions)[:2]
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(model, facts.task(model, samples, ("exit_kl",)), path, progress=StopAfter(5))
+    assert any(one.stat().st_size > 1000 for one in states.iterdir())
+    calibrate(model, facts.task(model, samples, ALL), path)
+    assert path.read_bytes() == in_memory
+    states.mkdir()
+    (states / "notes").write_text("mine")
+    with pytest.raises(VtcompressError, match=r"holds something else: move it away"):
+        calibrate(model, facts.task(model, samples, ALL), path, anew=True)
+    assert (states / "notes").read_text() == "mine"
+
+
+def test_a_disk_without_room_for_one_question_is_refused_before_a_layer_is_read(
+    folder: Path,
+    questions: Path,
+    tmp_path: Path,
+    read: Counter[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, path = on_disk(folder), tmp_path / "disk.json"
+    monkeypatch.setattr("compressor.calibration.portions.free_bytes", lambda _: 1000)
+    read.clear()
+    with pytest.raises(VtcompressError, match=r"questions.*: states of this question take up to"):
+        calibrate(model, facts.task(model, read_samples(questions)[:2], ALL), path)
+    assert not read
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_one_layer_is_in_memory_at_a_time(folder: Path) -> None:
@@ -137,4 +224,4 @@ def test_a_shard_that_is_cut_off_meanwhile_ends_the_run_by_name(
     task = facts.task(model, read_samples(questions)[:1], ("layer_contribution",))
     with pytest.raises(ModelError, match=r"model\.safetensors"):
         calibrate(model, task, tmp_path / "profile.json")
-    assert not (tmp_path / "profile.json").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"model"}

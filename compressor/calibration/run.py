@@ -1,7 +1,8 @@
 """Runs calibration over the samples; a killed run resumes from the profile it left."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,16 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compressor.calibration.by_layer import Ended
+from compressor.calibration.portions import Portions, states_beside
 from compressor.calibration.resume import Task
+from compressor.calibration.states import PromptStates
 from compressor.chosen_rows import FrontWeights, vision_of
 from compressor.decoder import Decoder, decoder_from
 from compressor.decoder.cache import opened
 from compressor.decoder.from_disk import read_layers_from_disk
-from compressor.decoder.full_pass import FullPass, full_pass
+from compressor.decoder.full_pass import full_pass
 from compressor.decoder.gates import gate_input, gate_selection, margins
 from compressor.decoder.model import added_by
 from compressor.decoder.weights import LoadedGates
-from compressor.errors import ModelError, ProfileError
+from compressor.errors import ModelError, ProfileError, VtcompressError
 from compressor.families import LoadedModel
 from compressor.methods import MEASURES, owner_of_measure
 from compressor.plan.edits import identity_plan
@@ -40,6 +44,7 @@ def calibrate(
     gates: LoadedGates | None = None,
     anew: bool = False,
     progress: Progress = SILENT,
+    disk_bytes: int | None = None,
 ) -> Profile:
     """Measure every sample and keep the profile at `path` as it grows.
 
@@ -51,6 +56,7 @@ def calibrate(
         gates: of the task, where it asks any.
         anew: replace the profile at `path` instead.
         progress: shows the samples and the time left.
+        disk_bytes: that states may take while layers are read from disk; None: half of what is free.
 
     Raises:
         DataError: samples without pictures, or pictures that cannot be read.
@@ -75,6 +81,19 @@ def calibrate(
     if remaining and profile.gates_under:
         # Asked behind cuts before, and of the original now: nobody may take them for either.
         profile = profile.changed(gates_under="in part")
+    states = states_beside(path, task) if model.stored else None
+    if states is not None and anew:
+        states.remove()
+    walks = {name: walk() for name in task.measures if (walk := MEASURES[name].walk) is not None}
+    if states is not None and len(walks) == len(task.measures):
+        portions = Portions(model, decoder, walks, remaining, states, progress, disk_bytes)
+        with _removed_on_errors(states):
+            for ended in portions.measured():
+                now, remaining = remaining[: len(ended)], remaining[len(ended) :]
+                for (digest, sample), one in zip(now, ended, strict=True):
+                    profile = _with_sample(profile, model, digest, sample, one)
+                profile.save(path)
+        states.remove()
     for digest, sample in progress.track(remaining, "calibrating", len(remaining)):
         prompt = encode(model.processor, sample, model.facts)
         rows = embed(model, prompt)
@@ -82,19 +101,9 @@ def calibrate(
             full_pass(decoder, *rows.call),
             fronts=torch.inference_mode()(partial(fronts_of, model, prompt)),
         )
-        found = {name: _values(name, full, profile) for name in task.measures}
-        scores = {n: values for n, values in found.items() if MEASURES[n].kept == "samples"}
-        means = {n: values for n, values in found.items() if MEASURES[n].kept == "mean"}
-        visual, text = rows.visual_index.shape[1], rows.text_index.shape[1]
-        score = SampleScore(visual=visual, text=text, sample=digest, **scores)
-        if names := score.no_numbers:
-            problem = (
-                f"{model.facts.name}: {', '.join(names)}: NaN or infinite for {sample.question!r}, so no "
-                "layer can be ranked: the model's own outputs are no numbers there; check its weights, or "
-                "leave the question out"
-            )
-            raise ModelError([problem])
-        profile = profile.with_sample(score, means)
+        values = {name: MEASURES[name].of(full) for name in task.measures}
+        one = Ended(rows.visual_index.shape[1], rows.text_index.shape[1], values)
+        profile = _with_sample(profile, model, digest, sample, one)
         if time.monotonic() - saved > SAVE_EVERY_SECONDS:
             profile.save(path)
             saved = time.monotonic()
@@ -103,13 +112,45 @@ def calibrate(
     return profile
 
 
-def _values(measure: str, full: FullPass, profile: Profile) -> Any:
-    """Return what a measure finds of one prompt, as nested tuples of numbers.
+@contextmanager
+def _removed_on_errors(states: PromptStates) -> Iterator[None]:
+    """Remove states where a run ends with an error of the user's; a killed run goes on from them."""
+    try:
+        yield
+    except VtcompressError:
+        states.remove()
+        raise
+
+
+def _with_sample(
+    profile: Profile, model: LoadedModel, digest: str, sample: Sample, ended: Ended
+) -> Profile:
+    """Return a profile with what was found of one more sample.
+
+    Raises:
+        ModelError: values that are no numbers.
+        ProfileError: a measure gives another shape than it says.
+    """
+    found = {name: _values(name, values, profile) for name, values in ended.values.items()}
+    scores = {n: values for n, values in found.items() if MEASURES[n].kept == "samples"}
+    means = {n: values for n, values in found.items() if MEASURES[n].kept == "mean"}
+    score = SampleScore(visual=ended.visual, text=ended.text, sample=digest, **scores)
+    if names := score.no_numbers:
+        problem = (
+            f"{model.facts.name}: {', '.join(names)}: NaN or infinite for {sample.question!r}, so no "
+            "layer can be ranked: the model's own outputs are no numbers there; check its weights, or "
+            "leave the question out"
+        )
+        raise ModelError([problem])
+    return profile.with_sample(score, means)
+
+
+def _values(measure: str, found: Any, profile: Profile) -> Any:
+    """Return what a measure found of one prompt, as nested tuples of numbers.
 
     Raises:
         ProfileError: it has another shape than its measure says.
     """
-    found = MEASURES[measure].of(full)
     values = _tupled(found.tolist()) if isinstance(found, Tensor) else None
     if not profile.holds(measure, values):
         gave = list(found.shape) if isinstance(found, Tensor) else type(found).__name__

@@ -83,6 +83,8 @@ class Measure:
         name: its key in profiles.
         shape: axes of one sample's values; the first is `layers`, `gates`, or `prompt`, which has one place.
         of: measures one prompt from a `compressor.decoder.full_pass.FullPass`; imports torch in its body.
+        walk: gives the `compressor.decoder.walks.walk.Walk` that measures the same layer by layer; imports
+            torch in its body. None: where layers are read from disk, each prompt reads all of them anew.
         chooses: what is chosen by it, for the problem of a profile without it.
         otherwise: what the recipe could say instead; ends that problem.
         title: of its table.
@@ -106,6 +108,7 @@ class Measure:
     unasked: bool = False
     draw: Callable[[Measured, Plan], Drawing] | None = None
     show: Callable[[Measured], MeasureTable] | None = None
+    walk: Callable[[], Any] | None = None
 
     def __post_init__(self) -> None:
         """Refuse axes that no profile can keep."""

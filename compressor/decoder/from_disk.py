@@ -4,8 +4,8 @@ A decoder with such layers computes what it does with all weights in memory, to 
 in the layout and dtype that it has there. In memory are one layer's weights at a time, embedding and head.
 
 Limitations:
-    - Each pass over the layers reads all of them anew, and a measure that runs all layers behind each layer
-      makes as many passes as there are layers.
+    - Each pass over the layers reads all of them anew; `compressor.calibration.by_layer` makes one for all
+      prompts.
     - A layer that is kept while another is asked for has no numbers left: its results are NaN.
 """
 

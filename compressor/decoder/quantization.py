@@ -35,6 +35,9 @@ from compressor.decoder.weights import (
 BITS = {"int8": 8, "int4": 4}
 """Of each whole number, by the recipe's word."""
 
+NUMBERS_AT_ONCE = 1 << 22
+"""Of a matrix while it is rounded; each takes 4 bytes, a few times."""
+
 MATRICES = ("query", "key", "value", "output", "mlp.gate", "mlp.up", "mlp.down")
 _ENDINGS = tuple(f".{LAYER_SOURCES[name]}.weight" for name in MATRICES)
 
@@ -54,8 +57,8 @@ class Quantized:
     def dequantized(self) -> Tensor:
         """Return codes times scales [in, out], in float32."""
         count, out = self.scales.shape
-        blocks = self.codes.float().view(count, -1, out) * self.scales.float().unsqueeze(1)
-        return blocks.view(self.codes.shape)
+        blocks = self.codes.float().view(count, -1, out)
+        return blocks.mul_(self.scales.float().unsqueeze(1)).view(self.codes.shape)
 
 
 def quantized(weight: Tensor, kind: str, block: int) -> Quantized:
@@ -72,13 +75,26 @@ def quantized(weight: Tensor, kind: str, block: int) -> Quantized:
     width, out = weight.shape
     if width % block:
         raise ValueError(f"blocks of {block} do not divide an inner width of {width}")
-    most = 2 ** (BITS[kind] - 1) - 1
-    blocks = weight.float().reshape(width // block, block, out)
+    codes = weight.new_empty((width, out), dtype=torch.int8)
+    scales = weight.new_empty((width // block, out))
+    # A few blocks of every column at a time: all at once take several times the matrix in float32.
+    step = max(1, NUMBERS_AT_ONCE // (block * out))
+    for first in range(0, len(scales), step):
+        part = slice(first, first + step)
+        rows = slice(first * block, (first + step) * block)
+        scales[part], codes[rows] = _rounded(weight[rows], BITS[kind], block)
+    return Quantized(codes, scales)
+
+
+def _rounded(weight: Tensor, bits: int, block: int) -> tuple[Tensor, Tensor]:
+    """Return scales and codes of whole blocks."""
+    most = 2 ** (bits - 1) - 1
+    blocks = weight.float().reshape(-1, block, weight.shape[1])
     scales = torch.maximum(blocks.amax(1) / most, blocks.amin(1) / -(most + 1)).to(weight.dtype)
     # A block of zeros, or one so small that its scale is none in this dtype.
     scales = torch.where(scales == 0, torch.ones_like(scales), scales)
     codes = torch.round(blocks / scales.float().unsqueeze(1)).clamp(-most - 1, most)
-    return Quantized(codes.to(torch.int8).view(width, out), scales)
+    return scales, codes.view(weight.shape)
 
 
 def quantized_as(weight: Tensor, whole: WholeNumbers) -> Quantized:

@@ -73,6 +73,13 @@ def class_knee(full: Any) -> "Tensor":
     return torch.cat(found).double().mean(dim=0, keepdim=True)
 
 
+def knee_walk() -> Any:
+    """Return how knees are measured: by the vision side alone."""
+    from compressor.decoder.walks.walk import BeforeLayers
+
+    return BeforeLayers(class_knee)
+
+
 def _drawing(measured: Measured, plan: Plan) -> Drawing:
     points = tuple((number, values[0]) for number, values in enumerate(measured.samples))
     found = [Series("knee of a question's tiles", points)]
@@ -94,6 +101,7 @@ CLASS_KNEE = Measure(
     name="class_knee",
     shape=("prompt",),
     of=class_knee,
+    walk=knee_walk,
     chooses="how many visual tokens stay by the knee",
     otherwise=", or give a share (keep)",
     title="knee of cosines to the class token",

@@ -65,6 +65,24 @@ def baked_exit(
     return None
 
 
+def gate_walk() -> Any:
+    """Return how margins of gates are measured: on the text rows behind their layers."""
+    import torch
+
+    from compressor.decoder.gates import gate_input, gate_selection, margins
+    from compressor.decoder.walks.walk import OnceALayer
+
+    def margin(here: Any) -> "Tensor | None":
+        gates, name = here.prompt.decoder.gates, str(here.index)
+        if name not in gates:
+            return None
+        text, prompt = here.text_behind, here.prompt
+        selection = gate_selection(prompt.visual_index, prompt.text_index, text.dtype)
+        return margins(gates[name](gate_input(selection, text)))
+
+    return OnceALayer(margin, torch.cat)
+
+
 def gate_margins(full: Any) -> "Tensor":
     """Return the margin of each of the decoder's gates, in the order of their layers; above 0 it fires.
 
@@ -73,15 +91,9 @@ def gate_margins(full: Any) -> "Tensor":
     """
     import torch
 
-    from compressor.decoder.gates import gate_input, gate_selection, margins
-
     with torch.inference_mode():
-        selection = gate_selection(full.visual_index, full.text_index, full.text[0].dtype)
-        found = [
-            margins(gate(gate_input(selection, full.text[int(index) + 1])))
-            for index, gate in full.decoder.gates.items()
-        ]
-        return torch.cat(found)
+        found: Tensor = gate_walk().of(full)
+        return found
 
 
 def _counts(measured: Measured) -> tuple[tuple[int | str, int], ...]:
@@ -103,6 +115,7 @@ GATE_MARGIN = Measure(
     name="gate_margin",
     shape=("gates",),
     of=gate_margins,
+    walk=gate_walk,
     chooses="the exit by where gates fire",
     title="margin of gates",
     draw=_drawing,

@@ -74,34 +74,31 @@ def layers_for_speedup(
     return None
 
 
-def layer_contribution(full: Any) -> "Tensor":
-    """Return the layer contribution [L] of one prompt, in nats, float64.
+def contribution_walk() -> Any:
+    """Return how layer contributions are measured: the rows of each layer frozen go through those behind it.
 
     Freezing layer i leaves all up to layer i and the text rows' output of layer i as they were. So only
     layers i + 1 .. L - 1 run again after the full pass: about half the layer passes of L full runs.
+    """
+    from compressor.decoder.walks.walk import OnePlaceChanged
+
+    def frozen(here: Any) -> "tuple[tuple[Tensor, Tensor]]":
+        return ((here.prompt.with_added(here.index, here.visual), here.text_behind),)
+
+    return OnePlaceChanged(frozen)
+
+
+def layer_contribution(full: Any) -> "Tensor":
+    """Return the layer contribution [L] of one prompt, in nats, float64.
 
     Args:
         full: `compressor.decoder.full_pass.FullPass` of the prompt.
     """
     import torch
 
-    from compressor.decoder.full_pass import kl_divergence
-
-    decoder = full.decoder
-    empty = decoder.empty_past(1)
-
-    def frozen(index: int) -> "Tensor":
-        visual, text = full.visual[index], full.text[index + 1]
-        for i in range(index, len(empty)):
-            if i > index:
-                visual, text, _ = decoder.layers[i](visual, text, full.call, empty[i])
-            visual = visual + full.added[i] if i in full.added else visual
-        logits: Tensor = decoder.next_token_logits(text)[0, -1]
-        return logits
-
     with torch.inference_mode():
-        logits = torch.stack([frozen(index) for index in range(len(decoder.layers))])
-        return kl_divergence(logits, full.logits)
+        found: Tensor = contribution_walk().of(full)
+        return found
 
 
 def _drawing(measured: Measured, plan: Plan) -> Drawing:
@@ -121,6 +118,7 @@ CONTRIBUTION = Measure(
     name="layer_contribution",
     shape=("layers",),
     of=layer_contribution,
+    walk=contribution_walk,
     chooses="layers by contribution",
     otherwise=", or list the layers",
     title="layer contribution",

@@ -12,7 +12,7 @@ Limitations:
 - An operator counts as one, whatever it costs: with few visual tokens an MLP is worth more than attention.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, get_args
 
@@ -45,37 +45,31 @@ Place = tuple[int, int]
 """A layer, and which of `OPERATORS`."""
 
 
-def operator_kl(full: Any) -> "Tensor":
-    """Return the contribution of each operator [L, 2] for one prompt, in nats, float64.
+def operator_walk() -> Any:
+    """Return how contributions of operators are measured.
 
     Leaving out an operator changes visual rows alone in its layer, so only later layers run again.
+    """
+    from compressor.decoder.walks.walk import OnePlaceChanged
+
+    def without(here: Any) -> "Iterator[tuple[Tensor, Tensor]]":
+        for operator in OPERATORS:
+            yield here.prompt.through(here.index, here.visual, here.text, operator)
+
+    return OnePlaceChanged(without, len(OPERATORS))
+
+
+def operator_kl(full: Any) -> "Tensor":
+    """Return the contribution of each operator [L, 2] for one prompt, in nats, float64.
 
     Args:
         full: `compressor.decoder.full_pass.FullPass` of the prompt.
     """
     import torch
 
-    from compressor.decoder.full_pass import kl_divergence
-
-    decoder = full.decoder
-    empty = decoder.empty_past(1)
-
-    def without(index: int, operator: Operator) -> "Tensor":
-        visual, text = full.visual[index], full.text[index]
-        for i in range(index, len(empty)):
-            out = operator if i == index else None
-            visual, text, _ = decoder.layers[i](visual, text, full.call, empty[i], without=out)
-            visual = visual + full.added[i] if i in full.added else visual
-        logits: Tensor = decoder.next_token_logits(text)[0, -1]
-        return logits
-
     with torch.inference_mode():
-        logits = torch.stack(
-            [without(i, operator) for i in range(len(empty)) for operator in OPERATORS]
-        )
-        found: Tensor = kl_divergence(logits, full.logits)
-        pairs: Tensor = found.unflatten(0, (-1, len(OPERATORS)))
-        return pairs
+        found: Tensor = operator_walk().of(full)
+        return found
 
 
 def _left_out(plan: Plan, place: Place) -> bool:
@@ -108,6 +102,7 @@ OPERATOR_KL = Measure(
     name="operator_kl",
     shape=("layers", "operators"),
     of=operator_kl,
+    walk=operator_walk,
     chooses="operators by contribution",
     otherwise=", or name them",
     title="contribution of operators",

@@ -70,6 +70,13 @@ def exit_for_speedup(layers: int, wanted: float, speedup_of: Callable[[int], flo
     return next((k for k in range(layers - 1, 0, -1) if speedup_of(k) >= wanted), None)
 
 
+def exit_walk() -> Any:
+    """Return how the KL of exits is measured: text rows go on alone from the layer of each."""
+    from compressor.decoder.walks.walk import VisualGone
+
+    return VisualGone()
+
+
 def exit_kl(full: Any) -> "Tensor":
     """Return KL(p_K || p) [L] at the last prompt token, in nats, float64, for every K from 0.
 
@@ -78,11 +85,9 @@ def exit_kl(full: Any) -> "Tensor":
     """
     import torch
 
-    from compressor.decoder.full_pass import kl_divergence, text_tails
-
     with torch.inference_mode():
-        tails = text_tails(full, range(len(full.decoder.layers)))
-        return kl_divergence(full.decoder.next_token_logits(tails)[:, -1], full.logits)
+        found: Tensor = exit_walk().of(full)
+        return found
 
 
 def _drawing(measured: Measured, plan: Plan) -> Drawing:
@@ -104,6 +109,7 @@ EXIT_KL = Measure(
     name="exit_kl",
     shape=("layers",),
     of=exit_kl,
+    walk=exit_walk,
     chooses="the exit by its KL",
     otherwise=", or give the layer",
     title="KL of an exit before the layer",

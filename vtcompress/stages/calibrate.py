@@ -149,8 +149,10 @@ def calibrate(
         device: where the original runs: `cpu`, a GPU as torch names it, or `auto`: a GPU that it fits, else
             the CPU. It runs in the recipe's `model.dtype`.
         stream: read each layer's weights from the model's files when it runs, so that one layer's, embedding
-            and head are in memory; the profile is the same, to the bit. What is rewritten is then not
-            compared with the original, which would have to be in memory.
+            and head are in memory; the profile is the same, to the bit. States of the samples lie beside
+            `output` meanwhile, so that each layer is read once for as many samples as half of the free disk
+            holds; a killed run goes on from them. What is rewritten is then not compared with the original,
+            which would have to be in memory.
         overwrite: start anew, whatever the profile there holds.
         progress: shows the samples.
 

@@ -22,38 +22,49 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def attention_ranks(full: Any) -> "Tensor":
-    """Return the rank of each head's attention [L, H] for one prompt; one head's map at a time is in memory.
+def attention_ranks(here: Any) -> "Tensor":
+    """Return the rank of each head's attention [H] in one layer; one head's map at a time is in memory.
+
+    Args:
+        here: `compressor.decoder.full_pass.AtLayer` of a prompt.
+    """
+    import torch
+
+    prompt, layer = here.prompt, here.layer
+    order = torch.cat([prompt.visual_index, prompt.text_index], dim=1)[0].argsort()
+    later = order.new_ones(len(order), len(order), dtype=torch.bool).triu(1)
+    normed = layer.input_norm(torch.cat([here.visual, here.text], dim=1))
+    query = layer.queries(normed, prompt.call.all)[0][:, order]  # [H, S, d]
+    key = layer.keys_and_values(normed, prompt.call.all).key[0][:, order]  # [G, S, d]
+    group, scale = len(query) // len(key), query.shape[-1] ** -0.5
+    ranks = []
+    for head, rows in enumerate(query):
+        scores = (rows @ key[head // group].T) * scale
+        read = scores.masked_fill(later, float("-inf")).softmax(dim=-1)
+        ranks.append(torch.linalg.matrix_rank(read.tril(-1).float()))  # of no smaller dtype
+    return torch.stack(ranks)
+
+
+def rank_walk() -> Any:
+    """Return how mean ranks are measured."""
+    import torch
+
+    from compressor.decoder.walks.walk import OnceALayer
+
+    return OnceALayer(attention_ranks, lambda found: torch.stack(found).double().mean(dim=1))
+
+
+def mean_ranks(full: Any) -> "Tensor":
+    """Return the mean rank over heads [L] of `attention_ranks`, float64.
 
     Args:
         full: `compressor.decoder.full_pass.FullPass` of the prompt.
     """
     import torch
 
-    order = torch.cat([full.visual_index, full.text_index], dim=1)[0].argsort()
-    later = order.new_ones(len(order), len(order), dtype=torch.bool).triu(1)
-    found = []
     with torch.inference_mode():
-        for layer, visual, text in zip(
-            full.decoder.layers, full.visual, full.text[:-1], strict=True
-        ):
-            normed = layer.input_norm(torch.cat([visual, text], dim=1))
-            query = layer.queries(normed, full.call.all)[0][:, order]  # [H, S, d]
-            key = layer.keys_and_values(normed, full.call.all).key[0][:, order]  # [G, S, d]
-            group, scale = len(query) // len(key), query.shape[-1] ** -0.5
-            ranks = []
-            for head, rows in enumerate(query):
-                scores = (rows @ key[head // group].T) * scale
-                read = scores.masked_fill(later, float("-inf")).softmax(dim=-1)
-                ranks.append(torch.linalg.matrix_rank(read.tril(-1).float()))  # of no smaller dtype
-            found.append(torch.stack(ranks))
-    return torch.stack(found)
-
-
-def mean_ranks(full: Any) -> "Tensor":
-    """Return the mean rank over heads [L] of `attention_ranks`, float64."""
-    found: Tensor = attention_ranks(full).double().mean(dim=1)
-    return found
+        found: Tensor = rank_walk().of(full)
+        return found
 
 
 def _drawing(measured: Measured, plan: Plan) -> Drawing:
@@ -65,6 +76,7 @@ ARANK = Measure(
     name="arank",
     shape=("layers",),
     of=mean_ranks,
+    walk=rank_walk,
     chooses="layers by the rank of their attention",
     otherwise=", or name those that stay `dense`",
     title="rank of attention",

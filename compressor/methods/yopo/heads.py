@@ -7,30 +7,30 @@ The states at every layer's input come from one full pass. Attention is computed
 text queries alone and one key/value head at a time, so that the largest map is [H / H_kv, T, V + T].
 """
 
-from typing import TYPE_CHECKING, cast
-
 import torch
 from torch import Tensor
 
-from compressor.decoder.full_pass import FullPass
+from compressor.decoder.full_pass import AtLayer, FullPass
+from compressor.decoder.walks.walk import OnceALayer
 
-if TYPE_CHECKING:
-    from compressor.decoder.layer import DecoderLayer
+
+def head_walk() -> OnceALayer:
+    """Return how head scores are measured."""
+    return OnceALayer(_layer_score)
 
 
 @torch.inference_mode()
 def head_score(full: FullPass) -> Tensor:
     """Return the head scores [L, H] of one prompt, float64."""
-    layers = enumerate(full.decoder.layers)
-    return torch.stack([_layer_score(full, i, cast("DecoderLayer", layer)) for i, layer in layers])
+    return head_walk().of(full)
 
 
-def _layer_score(full: FullPass, index: int, layer: "DecoderLayer") -> Tensor:
+def _layer_score(here: AtLayer) -> Tensor:
     """Return the scores [H] of one layer."""
-    visual, text = full.visual[index], full.text[index]
+    visual, text, layer, call = here.visual, here.text, here.layer, here.prompt.call
     normed = layer.input_norm(torch.cat([visual, text], dim=1))  # [1, S, D]
-    queries = full.call.text
-    key = layer.keys_and_values(normed, full.call.all).key[0]
+    queries = call.text
+    key = layer.keys_and_values(normed, call.all).key[0]
     query = layer.queries(normed[:, visual.shape[1] :], queries)[0]  # [H, T, d]
     group = layer.heads // layer.kv_heads
     scores = [

@@ -33,6 +33,18 @@ def _neuron_activity(full: Any) -> "Tensor":
     return neuron_activity(full)
 
 
+def _head_walk() -> Any:
+    from compressor.methods.yopo.heads import head_walk
+
+    return head_walk()
+
+
+def _neuron_walk() -> Any:
+    from compressor.methods.yopo.neurons import neuron_walk
+
+    return neuron_walk()
+
+
 def _draw_heads(measured: Measured, plan: Plan) -> Drawing:
     """Draw one dot a query head, those in which visual tokens take part apart from the others."""
     group = plan.model.decoder.heads // plan.model.decoder.kv_heads
@@ -96,6 +108,7 @@ HEAD_SCORE = Measure(
     name="head_score",
     shape=("layers", "heads"),
     of=_head_score,
+    walk=_head_walk,
     chooses="heads by score",
     otherwise=", or give a mask",
     title="head score",
@@ -109,6 +122,7 @@ NEURON_ACTIVITY = Measure(
     name="neuron_activity",
     shape=("layers", "neurons"),
     of=_neuron_activity,
+    walk=_neuron_walk,
     chooses="neurons by activation",
     otherwise=", or take the first ones",
     title="neuron activity",

@@ -1,0 +1,1 @@
+"""How measures go through the layers of a decoder, layer by layer."""
