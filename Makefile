@@ -5,7 +5,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-DEMO := build/digits-shortv
+DEMO := build/digits-auto
 DIST := dist
 # No restart: where a dead worker is replaced, xdist (3.8.0) waits for ever at the end.
 WORKERS := --numprocesses 2 --max-worker-restart 0 --dist loadscope --no-loadscope-reorder
@@ -31,8 +31,8 @@ $(VENV)/.tested: $(VENV)/.installed
 	@touch $@
 
 demo: $(VENV)/.installed
-	$(BIN)/vtcompress export --recipe shortv --model $(MODEL)/model --data $(MODEL)/calibration.jsonl \
-		--validate-data $(MODEL)/heldout.jsonl --output $(DEMO) --overwrite
+	$(BIN)/vtcompress export --recipe auto --budget 2m --model $(MODEL)/model \
+		--data $(MODEL)/calibration.jsonl --validate-data $(MODEL)/heldout.jsonl --output $(DEMO) --overwrite
 	@echo
 	@echo 'A question about examples/digits-llava/heldout/0001.png:'
 	$(BIN)/vtcompress generate $(DEMO) --image $(MODEL)/heldout/0001.png --prompt 'read row 1 .'

@@ -1,6 +1,7 @@
 """The README's example runs as written, and its commands and links exist."""
 
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -46,3 +47,22 @@ def test_every_link_to_a_file_of_this_repository_leads_somewhere() -> None:
         text = document.read_text(encoding="utf-8")
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
             assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_the_commands_of_the_demo_are_those_that_the_readme_shows() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    names = dict(re.findall(r"^(\w+) := (.*)$", makefile, re.MULTILINE))
+    (target,) = re.findall(r"^demo: .*\n((?:\t.*\n)+)", makefile, re.MULTILINE)
+    run = re.sub(r"\$\((\w+)\)", lambda name: names[name[1]], target)
+    run = run.replace("$(VENV)", names["VENV"]).replace(f"{names['VENV']}/bin/", "")
+    (shown,) = re.findall(r"`make demo` runs this.*?```console\n(.*?)```", README, re.DOTALL)
+    assert _commands(shown) == [
+        {word for word in command if word != "--overwrite"} for command in _commands(run)
+    ]
+
+
+def _commands(text: str) -> list[set[str]]:
+    """Return the words of each command of this tool."""
+    lines = text.replace("\\\n", " ").splitlines()
+    words = (shlex.split(line) for line in lines)
+    return [{*found} for found in words if found and found[0] == "vtcompress"]

@@ -31,15 +31,16 @@ def recipes(llava: Callable[[str], Path], questions: Path) -> tuple[Recipe, Reci
         "validate.max_new_tokens": 3,
     }
     of_search = {"compress.auto.speedup": 1.2, "compress.auto.use": ("visual_exit",)}
-    search = vtcompress.load_recipe("auto").override(values | of_search)
+    # A search has more questions than a calibration by rules.
+    more = {"calibrate.samples": 600}
+    search = vtcompress.load_recipe("auto").override(values | of_search | more)
     return search, vtcompress.load_recipe("pool").override(values)
 
 
 @pytest.fixture(scope="module")
 def plans(recipes: tuple[Recipe, Recipe], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("searched") / "front"
-    alone = {"validate.data": None, "calibrate.samples": 600}
-    vtcompress.search(recipes[0].override(alone), folder)
+    vtcompress.search(recipes[0].override({"validate.data": None}), folder)
     return sorted((folder / "plans").iterdir())
 
 
@@ -77,10 +78,10 @@ def test_plans_that_do_not_go_with_the_recipes_are_refused_in_one_line(
         ([search], [tmp_path / "no.json"], PlanError, "no.json: "),
         ([search], [], RecipeError, "this plan is found by a search"),
         (
-            [search, ruled.override({"calibrate.samples": 5})],
+            [search, ruled.override({"validate.max_new_tokens": 5})],
             plans,
             RecipeError,
-            "calibrate.samples",
+            "recipes: validate.max_new_tokens is 3 in one and 5",
         ),
     ]
     for given, files, error, words in refused:

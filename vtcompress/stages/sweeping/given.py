@@ -47,7 +47,10 @@ def given_points(
         )
     if twice := sorted({file.name for file in files if files.count(file) > 1}):
         raise RecipeError([f"plan: {', '.join(twice)}: is given twice; give each once"])
-    (recipe,) = searches
+    ruled = tuple(one for one in recipes if one is not searches[0])
+    # A sweep has one calibration, which a search's plans are not made by.
+    calibrate = ruled[0].calibrate.model_dump() if ruled else {}
+    recipe = searches[0].override({f"calibrate.{key}": value for key, value in calibrate.items()})
     name = recipe.methods[0].name
     points = tuple(
         Point(
@@ -59,7 +62,7 @@ def given_points(
         )
         for file in files
     )
-    return tuple(one for one in recipes if one is not recipe), points
+    return ruled, points
 
 
 def check_given(point: Point, facts: ModelFacts, digest: str) -> None:
