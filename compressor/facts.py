@@ -85,8 +85,22 @@ class DecoderDims(Facts):
         return self.kv_heads * self.head_dim
 
 
+class TowerWork(Facts):
+    """What the work of a tower of plain transformer layers, and of the projector behind it, follows from.
+
+    Attributes:
+        patch: side of a patch in pixels.
+        intermediate: width of its MLPs, which have two matrices.
+        projector: widths in front of, between and behind the projector's matrices.
+    """
+
+    patch: Positive
+    intermediate: Positive
+    projector: Annotated[tuple[Positive, ...], Field(min_length=2)]
+
+
 class TowerFacts(Facts):
-    """What methods that read a vision tower must know of it.
+    """What methods that read a vision tower must know of it, and what it costs.
 
     Attributes:
         patches: of it that become one visual token, a square block of them.
@@ -94,6 +108,7 @@ class TowerFacts(Facts):
         layers: of the tower; 0: nothing can be read of them.
         layers_read: how many of them run in front of what the projector takes.
         width: C, of its states.
+        work: what its FLOPs follow from; None: the family does not tell.
     """
 
     patches: Positive = 1
@@ -101,6 +116,13 @@ class TowerFacts(Facts):
     layers: Annotated[int, Field(ge=0)] = 0
     layers_read: Annotated[int, Field(ge=0)] = 0
     width: Annotated[int, Field(ge=0)] = 0
+    work: TowerWork | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_work_that_is_not_told(
+        self, handler: SerializerFunctionWrapHandler
+    ) -> dict[str, Any]:
+        return {k: v for k, v in handler(self).items() if k != "work" or v is not None}
 
 
 class ModelFacts(Facts):

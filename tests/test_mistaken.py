@@ -18,6 +18,7 @@ from compressor.profile import Profile
 from compressor.samples.questions import read_samples
 from tests import facts
 from tests.artifacts import RECIPE, make_artifact
+from tests.searches import SEARCHES
 
 Vt = Callable[..., tuple[int, str, str]]
 READERS: dict[str, Callable[[Path], Any]] = {
@@ -39,6 +40,7 @@ def given(tmp_path: Path) -> dict[str, Path]:
         "plan": tmp_path / "a.json",
         "profile": tmp_path / "b.json",
         "costs": tmp_path / "h.json",
+        "search": tmp_path / "front" / "front.json",
         "recipe": tmp_path / "c.yaml",
         "data": tmp_path / "d.jsonl",
         "gates": tmp_path / "e.safetensors",
@@ -48,6 +50,7 @@ def given(tmp_path: Path) -> dict[str, Path]:
     facts.plan([1]).save(places["plan"])
     facts.profile([[0.1] * 6]).save(places["profile"])
     facts.costs().save(places["costs"])
+    next(iter(SEARCHES.values())).save(places["search"])
     places["recipe"].write_text(f"# mine\n{RECIPE}", encoding="utf-8")
     places["data"].write_text('{"image": "x.png", "question": "what?"}\n', encoding="utf-8")
     save_file({"x": np.zeros(1, np.float32)}, places["gates"])
@@ -93,6 +96,19 @@ def test_remedies_name_the_file_in_a_folder_and_the_argument(given: dict[str, Pa
         "make an artifact of it with `vtcompress export`"
     )
     assert str(mistaken(given["plan"], "artifact")).endswith("not an artifact; give an artifact")
+    front = given["search"]
+    assert mistaken(front, "costs") == (
+        f"{front}: what `vtcompress search` found, not measured costs; give measured costs"
+    )
+    for place in (front, front.parent):
+        chosen = front.parent / "chosen.json"
+        assert str(mistaken(place, "plan")).endswith(f"give one of its plans, such as {chosen}")
+
+
+def test_a_search_is_inspected_by_its_folder_and_its_file(given: dict[str, Path]) -> None:
+    for place in (given["search"], given["search"].parent):
+        found = vtcompress.inspect(place)
+        assert (found["kind"], found["asked"]) == ("search", "keep: 0.97")
     assert str(mistaken(given["model"], "compressed")).endswith("wrote; give it as `model`")
 
 

@@ -172,7 +172,8 @@ def test_inspect_says_what_it_reads_where_a_folder_is_none_of_it(
     what = "is nothing that is known here" if holds else "is empty"
     assert capsys.readouterr().err == (
         f"error: {tmp_path}: {what}; give the folder of a model (it holds config.json), an artifact "
-        "(manifest.json), what `compress` wrote (plan.json), or the file of a plan or profile\n"
+        "(manifest.json), what `compress` wrote (plan.json) or `search` (front.json), or the file "
+        "of a plan or profile\n"
     )
 
 

@@ -26,7 +26,8 @@ LEFT = Path(__file__).parent / "names_left.txt"
 HEAVY_ROOMS = (
     "compressor.calibration", "compressor.chosen_rows", "compressor.compressed", "compressor.decoder",
     "compressor.families", "compressor.gate_training",
-    "compressor.methods", "compressor.samples.prompts", "compressor.search.engine",
+    "compressor.methods", "compressor.samples.prompts", "compressor.search.asking",
+    "compressor.search.engine",
     "compressor.search.measuring", "compressor.training", "export.backends",
     "export.checks",
     "export.writer", "vtcompress.stages.gates",

@@ -153,7 +153,7 @@ def test_an_answer_is_right_where_greedy_decoding_gives_it(llava_of_five, sample
 
     unknown = tuple(replace(sample, answer=None) for sample in samples)
     measuring = Measuring(llava_of_five, unknown, 4)
-    assert all(question.own and question.right for question in measuring.questions)
+    assert all(question.own and question.before == 1.0 for question in measuring.questions)
     searched = terms(unknown, keep=1.0, use=SKIP).searched
     candidates = candidates_of(
         llava_of_five.facts,
@@ -285,7 +285,7 @@ def test_what_cannot_be_searched_is_one_line(llava_of_five, samples, keys, error
 
 def test_no_answers_and_no_own_answers_are_refused(llava_of_five, samples, monkeypatch):
     end = llava_of_five.facts.eos_token_ids[0]
-    monkeypatch.setattr("compressor.search.measuring.greedy_tokens", lambda *_: iter([end]))
+    monkeypatch.setattr("compressor.search.asking.forced.greedy_tokens", lambda *_: iter([end]))
     unknown = tuple(replace(sample, answer=None) for sample in samples)
     with pytest.raises(DataError, match="no question has an answer, and the original gives none"):
         find(llava_of_five, terms(unknown, keep=0.9, use=SKIP), None)

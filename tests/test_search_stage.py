@@ -156,6 +156,36 @@ def test_a_stopped_search_goes_on(
             assert file.read_bytes() == other.read_bytes()
 
 
+def test_a_failed_search_says_what_it_kept_and_goes_on_from_there(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    output, kept = tmp_path / "front", search_folder(tmp_path / "front")
+    cannot = recipe.override({"compress.auto.speedup": None, "compress.auto.max_kl": 0.0})
+    with pytest.raises(PlanError, match=r"max_kl: 0 is not reached") as caught:
+        vtcompress.search(cannot, output)
+    (line,) = caught.value.problems
+    said = f"(what was measured is kept in {kept}; the same command, or one with another goal, "
+    said += "goes on from there)"
+    assert line.endswith(said)
+    assert str(caught.value) == line
+    assert not output.exists()
+    monkeypatch.setattr(Measuring, "singles", lambda *_: pytest.fail("measured again"))
+    vtcompress.search(recipe, output)
+    assert not kept.exists()
+
+
+def test_a_search_that_measured_nothing_leaves_nothing(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise DataError(["no"])
+
+    monkeypatch.setattr("compressor.search.engine.find", fails)
+    with pytest.raises(DataError, match=r"^no$"):
+        vtcompress.search(recipe, tmp_path / "front")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("values", "error", "said"),
     [
@@ -243,7 +273,7 @@ def test_auto_stands_alone(recipe: Recipe) -> None:
         ({"target": "prefill"}, "nothing is given; give exactly one of: keep, speedup, max_kl"),
         ({"keep": 0.9, "speedup": 2.0}, "keep and speedup are given together"),
         ({"keep": 1.5}, "1.5 is not allowed"),
-        ({"keep": 0.9, "target": "first_token"}, "prefill or kv_bytes"),
+        ({"keep": 0.9, "target": "first"}, "prefill, first_token or kv_bytes"),
     ):
         with pytest.raises(RecipeError, match=said):
             parse_recipe({"vtcompress": 2, "compress": ({"auto": keys},)}, "r")

@@ -126,6 +126,16 @@ class FrontMethod(FrontChooser, Offering):
             return found
         return [f"{where}.keep: {self.keep:g} of {rows} visual tokens is none; give more"]
 
+    def choice_flops(self, rows: int, kept: int, width: int) -> int | None:  # noqa: ARG002
+        """Return the FLOPs of the rule's matrix products; None: not known, no first token is searched.
+
+        Args:
+            rows: N that it chooses among.
+            kept: K.
+            width: D of a row.
+        """
+        return None
+
     def rows_kept(self, facts: ModelFacts) -> int:
         """Return k, of the model's tiles: the share, rounded down."""
         return rows_of_share(self.keep, facts.tile_rows)

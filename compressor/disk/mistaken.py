@@ -10,7 +10,16 @@ from typing import Final, Literal
 from compressor.disk.paths import shown_path, unusable
 
 Kind = Literal[
-    "plan", "profile", "costs", "recipe", "data", "gates", "artifact", "compressed", "model"
+    "plan",
+    "profile",
+    "costs",
+    "recipe",
+    "data",
+    "gates",
+    "artifact",
+    "compressed",
+    "model",
+    "search",
 ]
 """What stages read, by the argument that takes it."""
 
@@ -24,13 +33,18 @@ WORDS: Final[Mapping[str, str]] = {
     "artifact": "an artifact",
     "compressed": "a folder that `vtcompress compress` wrote",
     "model": "the folder of a model",
+    "search": "what `vtcompress search` found",
 }
+
+FRONT, CHOSEN = "front.json", "chosen.json"
+"""Of the folder of a search: what it found, and the plan that it chose."""
 
 _HEAD_BYTES = 1 << 16
 _STARTS: tuple[tuple[Kind, re.Pattern[bytes]], ...] = (
     ("plan", re.compile(rb'\s*\{.*"plan_format"\s*:', re.DOTALL)),
     ("profile", re.compile(rb'\s*\{.*"profile_format"\s*:', re.DOTALL)),
     ("costs", re.compile(rb'\s*\{.*"costs_format"\s*:', re.DOTALL)),
+    ("search", re.compile(rb'\s*\{.*"search_format"\s*:', re.DOTALL)),
     ("recipe", re.compile(rb"(?:.*\n)?vtcompress\s*:", re.DOTALL)),
     ("data", re.compile(rb'\s*\{[^\n]*"question"\s*:')),
     # The length of the header, and the header, which is JSON.
@@ -40,6 +54,7 @@ _STARTS: tuple[tuple[Kind, re.Pattern[bytes]], ...] = (
 _HOLDS: tuple[tuple[Kind, str], ...] = (
     ("artifact", "manifest.json"),
     ("artifact", "vision.onnx"),  # whose manifest is lost, which is told when it is opened
+    ("search", FRONT),
     ("compressed", "plan.json"),
     ("model", "config.json"),
 )
@@ -80,7 +95,10 @@ def mistaken(path: Path, wanted: Kind) -> str | None:
     if kind in (None, wanted):
         return None
     inside = path / _IN_FOLDERS.get(wanted, os.curdir)
-    if kind in _FOLDERS and inside.is_file():
+    if kind == "search" and wanted == "plan":
+        folder = path if path.is_dir() else path.parent
+        remedy = f"give one of its plans, such as {folder / CHOSEN}"
+    elif path.is_dir() and inside.is_file():
         remedy = f"give the file in it, {inside}"
     elif wanted == "artifact" and kind in ("compressed", "model"):
         remedy = "make an artifact of it with `vtcompress export`"

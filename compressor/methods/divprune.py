@@ -101,6 +101,10 @@ class DivPrune(FrontMethod):
     nicknames: ClassVar[tuple[str, ...]] = ("div_prune",)
     why_by_grid: ClassVar[str] = "how many are chosen one after the other is written into the graph"
 
+    def choice_flops(self, rows: int, kept: int, width: int) -> int:
+        """See `FrontMethod.choice_flops`: every two tokens are compared."""
+        return 2 * rows**2 * width
+
     def front_rule(self, facts: ModelFacts) -> FrontRule:
         """Return the rule; see the module."""
 

@@ -86,6 +86,10 @@ class GPrune(FrontMethod):
     temperature: Rate = 0.03
     steps: Count = 5
 
+    def choice_flops(self, rows: int, kept: int, width: int) -> int:
+        """See `FrontMethod.choice_flops`: every two tokens are compared, then information flows."""
+        return 2 * rows**2 * (width + self.steps)
+
     def front_rule(self, facts: ModelFacts) -> FrontRule:
         """Return the rule; see the module."""
 

@@ -108,6 +108,10 @@ class Pooling(FrontMethod):
             f"{columns} blocks, {count / facts.tile_rows:.3f} of them"
         ]
 
+    def choice_flops(self, rows: int, kept: int, width: int) -> int:
+        """See `FrontMethod.choice_flops`: the means are one product."""
+        return 2 * kept * rows * width
+
     def front_rule(self, facts: ModelFacts) -> FrontRule:
         """Return the rule; see the module."""
         table, middles = shares(facts.token_grid or (1, facts.tile_rows), self.counts(facts))

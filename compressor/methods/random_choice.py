@@ -48,6 +48,10 @@ class RandomChoice(FrontMethod):
 
     seed: Seed = 0
 
+    def choice_flops(self, rows: int, kept: int, width: int) -> int:
+        """See `FrontMethod.choice_flops`: places are drawn before."""
+        return 0
+
     def front_rule(self, facts: ModelFacts) -> FrontRule:
         """Return the rule; see the module."""
 

@@ -308,21 +308,39 @@ def embed_to_train(model: Reader, prompt: EncodedPrompt) -> PromptRows:
     Raises:
         DataError: as `layout`.
     """
-    table = model.embedding
     rows = layout(model, prompt)
+    return _rows_of(model, rows, see_pictures(model, prompt))
+
+
+def embed_seen(model: Reader, prompt: EncodedPrompt, seen: VisualRows) -> PromptRows:
+    """Do what `embed` does with what `see_pictures` gave of the prompt's pictures, which do not run again.
+
+    Raises:
+        DataError: as `layout`.
+    """
+    return _rows_of(model, layout(model, prompt), seen)
+
+
+def see_pictures(model: Reader, prompt: EncodedPrompt) -> VisualRows:
+    """Return what the vision side makes of a prompt's pictures, whatever is asked about them."""
+    if not prompt.pixels:
+        return VisualRows(())
+    arranged = prompt.arranged or [None] * len(prompt.pixels)
+    pictures = [
+        Pictured(tiles.to(model.embedding), rows, one)
+        for tiles, rows, one in zip(prompt.pixels, prompt.image_rows, arranged, strict=True)
+    ]
+    look, chooses = partial(see, model.vision), model.vision.chooses
+    return visual_rows(look, pictures, torch.cat, chooses=chooses)
+
+
+def _rows_of(model: Reader, rows: Layout, seen: VisualRows) -> PromptRows:
+    table = model.embedding
     text_ids = torch.from_numpy(rows.text_ids)[None].to(table.device)
     text = torch.nn.functional.embedding(text_ids, table)
     visual = text.new_empty((1, 0, text.shape[-1]))
     deepstack: list[Tensor] = []
-    seen = VisualRows(())
-    if prompt.pixels:
-        arranged = prompt.arranged or [None] * len(prompt.pixels)
-        pictures = [
-            Pictured(tiles.to(table), rows, one)
-            for tiles, rows, one in zip(prompt.pixels, prompt.image_rows, arranged, strict=True)
-        ]
-        look, chooses = partial(see, model.vision), model.vision.chooses
-        seen = visual_rows(look, pictures, torch.cat, chooses=chooses)
+    if seen.features:
         visual, *deepstack = (joined(part, 1) for part in seen.features)
     # Places of several grids of one picture were numbered anew, in numpy.
     kept = seen.kept.cpu() if isinstance(seen.kept, Tensor) else seen.kept

@@ -142,12 +142,19 @@ class Score:
         rule: of an answer's text and all right answers, repeated ones too; gives 0 to 1.
         graded: whether it gives more than 0 (wrong) and 1 (right), so that a mean is told and no share.
         least: how many right answers a question must have for it to reach 1.
+        begins: whether a text that goes on may still score above 0 by a right answer; None: any may.
     """
 
     name: str
     rule: Callable[[str, Sequence[str]], object]
     graded: bool = False
     least: int = 1
+    begins: Callable[[str, str], bool] | None = None
+
+    def may(self, text: str, sample: Sample) -> bool:
+        """Whether a text that goes on may still score above 0."""
+        begins = self.begins
+        return begins is None or any(begins(text, answer) for answer in sample.answers)
 
     def of(self, text: str, sample: Sample) -> float | None:
         """Return the score of an answer; None: no right answer is known.
@@ -203,7 +210,16 @@ def _number(given: object) -> float | None:
     return value if 0 <= value <= 1 else None
 
 
-EXACT: Final = Score("exact", lambda text, answers: any(exact(text, a) for a in answers))
+def _begins(text: str, answer: str) -> bool:
+    """Whether a text may go on to an answer; spaces aside, which decoding more tokens may take away."""
+    # What is no whole character yet, decoders write as this one.
+    said = "".join(text.split()).rstrip("\ufffd")
+    return "".join(answer.split()).startswith(said)
+
+
+EXACT: Final = Score(
+    "exact", lambda text, answers: any(exact(text, a) for a in answers), begins=_begins
+)
 
 SCORES: Final[Mapping[str, Score]] = {
     score.name: score

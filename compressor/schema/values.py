@@ -134,8 +134,11 @@ _TEXT = r"^[^\x00-\x1f\x7f]+$"
 ModelId = Annotated[str, Field(pattern=_TEXT), allowed("a hub id or a folder, as text")]
 
 
-SearchTarget = Annotated[Literal["prefill", "kv_bytes"], allowed("prefill or kv_bytes")]
-"""What is to get smaller: the work of the prefill, or the bytes of the KV cache behind it."""
+SearchTarget = Annotated[
+    Literal["prefill", "first_token", "kv_bytes"], allowed("prefill, first_token or kv_bytes")
+]
+"""What is to get smaller: the work of the prefill, all work up to the first token of a prompt with a picture,
+the vision side's included, or the bytes of the KV cache behind the prefill."""
 
 
 RunDType = Annotated[

@@ -13,6 +13,7 @@ from compressor.families import LoadedModel
 from compressor.plan.plan import Plan
 from compressor.progress import SILENT, Progress
 from compressor.samples.questions import Sample, data_digest
+from compressor.samples.scores import EXACT, Score
 from compressor.search.additive import Additive, SingleLosses
 from compressor.search.candidates import Choice, PlanSpace, candidates_of
 from compressor.search.costs import COSTS, CostModel
@@ -38,7 +39,8 @@ class SearchTerms:
         samples: questions, each with a picture.
         data: name of their file.
         seed: of their split.
-        tokens: longest answer of the original's own.
+        tokens: longest answer that is decoded.
+        score: of answers, where right ones are known.
         profile: digest of the calibration; empty: there was none.
         costs: predicts what plans cost; None: FLOPs or bytes, by the target.
         budget: seconds for all; None: as long as it takes.
@@ -51,6 +53,7 @@ class SearchTerms:
     data: str
     seed: int
     tokens: int
+    score: Score = EXACT
     profile: str = ""
     costs: CostModel | None = None
     budget: float | None = None
@@ -84,11 +87,20 @@ def find(
         seed=terms.seed,
         allowed=f"use {searched.use}, never {searched.never}",
         tokens=terms.tokens,
+        score=terms.score.name,
     )
     findings = SearchFindings(path, task)
     if findings.goes_on:
         progress.say("going on with a search that was stopped")
-    measuring = Measuring(model, samples, terms.tokens, terms.budget, progress)
+    measuring = Measuring(
+        model,
+        samples,
+        terms.tokens,
+        terms.budget,
+        progress,
+        score=terms.score,
+        folder=None if path is None else path.parent,
+    )
     before = {half: measuring.original(places[half]) for half in places}
     for half, kept in before.items():
         if searched.keep is not None and not kept.original:
@@ -124,6 +136,7 @@ def find(
         data_digest=task.data_digest,
         questions=len(samples),
         own_answers=sum(question.own for question in measuring.questions),
+        score=terms.score.name,
         seed=terms.seed,
         asked=searched.goal_words,
         target=searched.target,

@@ -26,7 +26,8 @@ class SearchTask(Facts):
         data_digest: over questions and pictures.
         seed: of the split.
         allowed: what may be used, in words: what is tried follows from it.
-        tokens: longest answer of the original's own.
+        tokens: longest answer that is decoded.
+        score: name of what scores answers.
     """
 
     version: str = __version__
@@ -35,6 +36,7 @@ class SearchTask(Facts):
     seed: int
     allowed: str
     tokens: int
+    score: str = "exact"
 
 
 class Found(Facts):

@@ -1,8 +1,9 @@
 """Measures plans on questions: next-token distributions and answers behind forced right answers.
 
 Rule: a prompt runs with its answer forced behind it. KL(original || plan) is the mean over the answer's
-tokens. The answer that greedy decoding gives is the forced one if each of its tokens is the likeliest behind
-those before it, so one pass tells both. Where no right answer is known, the original's own is forced.
+tokens. One pass also tells whether greedy decoding gives that answer; where it gives another one, that is
+decoded and scored, see `compressor.search.asking.forced`. Where no right answer is known, the original's own
+is forced, and no other is right.
 
 Of single changes only what lies behind them runs again: states of the original in front of every layer are
 made once for a batch, and a change of layer i starts from those at its input.
@@ -10,16 +11,16 @@ made once for a batch, and a change of layer i starts from those at its input.
 Letters: B questions of a batch, A answer tokens, V visual rows, T text rows, L layers, D hidden.
 
 Limitations:
-- Prompts with their pictures, and the original's logits at answers, stay in memory; so do the decoders of
-  all modes, of which narrower parts are copies.
-- An answer that is right in other tokens than those forced counts as wrong, for both models.
+- Pixels, and the original's logits at answers, stay in memory; so do the decoders of all modes, of which
+  narrower parts are copies. Visual rows do as far as `compressor.search.asking.kept_rows` allows.
 """
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from math import fsum
+from pathlib import Path
 from statistics import median_low
 from typing import TYPE_CHECKING, cast
 
@@ -30,23 +31,16 @@ from compressor.chosen_rows import vision_of
 from compressor.decoder import Decoder, decoder_from
 from compressor.decoder.full_pass import kl_divergence
 from compressor.decoder.model import added_by
-from compressor.decoder.one_prompt import greedy_tokens
 from compressor.errors import DataError, PlanError
 from compressor.families import LoadedModel
-from compressor.generation.settings import PLAIN
 from compressor.methods import layer_scores, run_rules
 from compressor.plan.edits import identity_plan
 from compressor.plan.plan import Plan, Workload
 from compressor.progress import SILENT, Progress
-from compressor.samples.prompts import (
-    EncodedPrompt,
-    PromptRows,
-    embed,
-    encode,
-    encode_answered,
-    layout,
-)
+from compressor.samples.prompts import PromptRows
 from compressor.samples.questions import Sample
+from compressor.samples.scores import EXACT, Score
+from compressor.search.asking.forced import Asking, ForcedQuestion, known_of
 from compressor.search.candidates import Choice, PlanSpace
 from compressor.search.results import HalfFigures, KeptAnswers
 
@@ -57,29 +51,12 @@ MOST_ROWS = 4096
 """Rows of a batch that runs as a whole."""
 MOST_ROWS_OF_SINGLES = 1024
 """Rows of a batch whose single changes are measured: findings are kept behind each."""
+MOST_BATCHED_BYTES = 512 << 20
+"""Of batches of the original's visual rows that stay together for the next plan."""
 
 
-@dataclass(frozen=True)
-class ForcedQuestion:
-    """A question with the answer that is forced.
-
-    Attributes:
-        prompt: followed by all tokens of the answer but the last.
-        answer: [A] its tokens.
-        kind: of the question.
-        own: whether the answer is the original's own.
-        text: T of the prompt without the answer.
-        taught: [A, vocab] the original's logits at the answer's tokens.
-        right: whether the original gives the answer.
-    """
-
-    prompt: EncodedPrompt
-    answer: Tensor
-    kind: str
-    own: bool
-    text: int
-    taught: Tensor
-    right: bool
+_Shape = tuple[tuple[int, ...], bool]
+"""Sizes of a question's visual rows, text rows and answer, and whether places turn its rows."""
 
 
 @dataclass(frozen=True)
@@ -103,10 +80,10 @@ class Batch:
         found = kl_divergence(self.taught, logits[:, -self.answers.shape[1] :])
         return found.mean(dim=-1)
 
-    def right(self, logits: Tensor) -> Tensor:
-        """Return which answers [B] greedy decoding gives; as `losses`."""
-        likeliest = logits[:, -self.answers.shape[1] :].argmax(dim=-1)
-        return (likeliest == self.answers).all(dim=-1)
+    def known(self, logits: Tensor) -> list[list[int]]:
+        """Return of each of B answers the first tokens that greedy decoding gives; as `losses`."""
+        answers = zip(logits[:, -self.answers.shape[1] :], self.answers, strict=True)
+        return [known_of(made, answer) for made, answer in answers]
 
 
 class Measuring:
@@ -115,9 +92,11 @@ class Measuring:
     Args:
         model: the original.
         samples: the questions, each with a picture.
-        tokens: longest answer of the original's own.
+        tokens: longest answer that is decoded.
         budget: seconds for a whole search; None: as long as it takes.
         progress: shows the questions.
+        score: of answers, where right ones are known.
+        folder: that visual rows are kept in which do not fit into memory; None: the system's own.
 
     Raises:
         DataError: a picture cannot be read, a prompt does not fit the model, or nothing is answered.
@@ -131,14 +110,18 @@ class Measuring:
         tokens: int,
         budget: float | None = None,
         progress: Progress = SILENT,
+        *,
+        score: Score = EXACT,
+        folder: Path | None = None,
     ) -> None:
         self.model = model
         plan = identity_plan(model.facts, model.digest)
         self.decoder = decoder_from(plan, model.tensors, logits="all")
+        self.asking = Asking(model, self.decoder, score, tokens, folder)
         self.questions: list[ForcedQuestion] = []
         for sample in progress.track(samples, "asking the original", len(samples)):
             began = time.monotonic()
-            self.questions.append(self._asked(sample, tokens))
+            self.questions.append(self.asking.asked(sample))
             if len(self.questions) == 2:  # the first one is slower than all others
                 _check_budget(budget, time.monotonic() - began, len(samples))
         if not any(len(question.answer) > 1 for question in self.questions):
@@ -150,6 +133,8 @@ class Measuring:
             )
         self._modes: list[Decoder] = []
         self._whole: dict[tuple[int, ...], list[Batch]] = {}
+        self._room = MOST_BATCHED_BYTES
+        self._shapes: dict[tuple[str, int], _Shape] = {}
 
     @property
     def workload(self) -> Workload:
@@ -158,7 +143,7 @@ class Measuring:
 
     def batches_of_singles(self, places: Sequence[int]) -> list[Batch]:
         """Return questions in the batches that single changes are measured on."""
-        return list(self._batches(self.model, places, MOST_ROWS_OF_SINGLES))
+        return list(self._batches(places, MOST_ROWS_OF_SINGLES))
 
     @torch.inference_mode()
     def singles(self, candidates: PlanSpace, batch: Batch) -> Iterator[tuple[str, float]]:
@@ -209,55 +194,70 @@ class Measuring:
 
     def mean_loss(self, candidates: PlanSpace, choice: Choice, places: Sequence[int]) -> float:
         """Return the mean KL of a plan over some questions."""
-        found = self._ran(candidates.plan(choice), places)
+        found = self._ran(candidates.plan(choice), places, scored=False)
         return sum(loss for _, loss, _ in found) / len(found)
 
     def figures(self, candidates: PlanSpace, choice: Choice, places: Sequence[int]) -> HalfFigures:
         """Return what a plan does to the answers of some questions."""
         found = self._ran(candidates.plan(choice), places)
-        right = {place: right for place, _, right in found}
+        after = {place: score for place, _, score in found}
         kinds = dict.fromkeys(self.questions[place].kind for place in places)
         return HalfFigures(
             kl=sum(loss for _, loss, _ in found) / len(found),
-            overall=self.kept("all", right),
+            overall=self.kept("all", after),
             kinds=tuple(
-                self.kept(kind, {p: r for p, r in right.items() if self.questions[p].kind == kind})
+                self.kept(kind, {p: s for p, s in after.items() if self.questions[p].kind == kind})
                 for kind in sorted(kinds)
             ),
         )
 
-    def kept(self, kind: str, right: Mapping[int, bool]) -> KeptAnswers:
-        """Return the counts of questions that a plan answers right or not, by place."""
-        before = {place: self.questions[place].right for place in right}
+    def kept(self, kind: str, after: Mapping[int, float]) -> KeptAnswers:
+        """Return what a plan keeps of the answers to questions, by the scores of its own, by place."""
+        both = [(self.questions[place].before, score) for place, score in after.items()]
+        graded = self.asking.score.graded
+
+        def summed(scores: Iterable[float]) -> float:
+            return fsum(scores) if graded else round(fsum(scores))
+
         return KeptAnswers(
             kind=kind,
-            questions=len(right),
-            original=sum(before.values()),
-            kept=sum(before[place] and right[place] for place in right),
-            won=sum(right[place] and not before[place] for place in right),
+            questions=len(both),
+            original=summed(before for before, _ in both),
+            kept=summed(min(before, score) for before, score in both),
+            won=summed(max(score - before, 0.0) for before, score in both),
+            graded=graded,
         )
 
     def original(self, places: Sequence[int]) -> KeptAnswers:
         """Return the original's own answers to some questions."""
-        return self.kept("all", {place: self.questions[place].right for place in places})
+        return self.kept("all", {place: self.questions[place].before for place in places})
 
     @torch.inference_mode()
-    def _ran(self, plan: Plan, places: Sequence[int]) -> list[tuple[int, float, bool]]:
-        """Return place, KL and whether the answer is right, of each question."""
-        decoder = self._decoder(plan)
+    def _ran(
+        self, plan: Plan, places: Sequence[int], *, scored: bool = True
+    ) -> list[tuple[int, float, float]]:
+        """Return place, KL and score of the answer of each question; 0 where nothing is scored."""
+        decoder, reader = self._decoder(plan), self._reader(plan)
+        front = _front_key(plan)
         found = []
-        for batch in self._in_batches(plan, tuple(places)):
+        for batch in self._in_batches(reader, front, tuple(places)):
             *call, positions, deepstack = batch.rows.call
             past = decoder.empty_past(len(batch.places))
             logits, _ = decoder(*call, past, positions, deepstack)
-            values = zip(
-                batch.places,
-                batch.losses(logits).tolist(),
-                batch.right(logits).tolist(),
-                strict=True,
+            each = zip(
+                batch.places, batch.losses(logits).tolist(), batch.known(logits), strict=True
             )
-            found += list(values)
+            for place, loss, known in each:
+                question, score = self.questions[place], 0.0
+                if scored:
+                    score = self.asking.scored(question, known, decoder, reader, front)
+                found.append((place, loss, score))
         return sorted(found)
+
+    def _reader(self, plan: Plan) -> LoadedModel:
+        if plan.front is None:
+            return self.model
+        return replace(self.model, vision=vision_of(plan, self.model.vision), facts=plan.model)
 
     def _decoder(self, plan: Plan) -> Decoder:
         return decoder_from(
@@ -268,37 +268,52 @@ class Measuring:
             runs=run_rules(plan),
         )
 
-    def _in_batches(self, plan: Plan, places: tuple[int, ...]) -> list[Batch]:
-        if plan.front is not None:
-            reader = replace(
-                self.model, vision=vision_of(plan, self.model.vision), facts=plan.model
-            )
-            return list(self._batches(reader, places, MOST_ROWS))
-        # All rows enter in most plans: they are made once.
+    def _in_batches(
+        self, reader: LoadedModel, front: str, places: tuple[int, ...]
+    ) -> Iterable[Batch]:
+        if front:
+            return self._batches(places, MOST_ROWS, reader, front)
+        # All rows enter in most plans: as far as they fit into memory they are put together once.
         if places not in self._whole:
-            self._whole[places] = list(self._batches(self.model, places, MOST_ROWS))
-        return self._whole[places]
+            found = list(self._batches(places, MOST_ROWS)) if self._fits(places) else []
+            self._whole[places] = found
+        return self._whole[places] or self._batches(places, MOST_ROWS)
 
-    def _batches(self, reader: LoadedModel, places: Sequence[int], most: int) -> Iterator[Batch]:
-        groups: defaultdict[tuple[object, ...], list[tuple[int, PromptRows]]] = defaultdict(list)
-        for place in places:
+    def _fits(self, places: Sequence[int]) -> bool:
+        """Whether the rows of questions fit into memory; they take their room then."""
+        one = self.questions[places[0]]
+        rows = self.asking.rows(one.sample, one.prompt)
+        parts = (rows.visual_embeds, rows.text_embeds, *rows.deepstack)
+        size = len(places) * sum(part.nbytes for part in parts)
+        fits = size <= self._room
+        self._room -= size * fits
+        return fits
+
+    def _batches(
+        self,
+        places: Sequence[int],
+        most: int,
+        reader: LoadedModel | None = None,
+        front: str = "",
+    ) -> Iterator[Batch]:
+        def rows_at(place: int) -> PromptRows:
             question = self.questions[place]
-            rows = embed(reader, question.prompt)
-            shape = (
-                rows.visual_embeds.shape,
-                rows.text_embeds.shape,
-                question.answer.shape,
-                rows.positions is None,
-            )
-            groups[shape].append((place, rows))
-        for group in groups.values():
-            _, first = group[0]
-            size = max(1, most // (first.visual_embeds.shape[1] + first.text_embeds.shape[1]))
-            for start in range(0, len(group), size):
-                yield self._batch(group[start : start + size])
+            return self.asking.rows(question.sample, question.prompt, reader, front)
 
-    def _batch(self, group: Sequence[tuple[int, PromptRows]]) -> Batch:
-        places, rows = tuple(place for place, _ in group), [own for _, own in group]
+        groups: defaultdict[_Shape, list[int]] = defaultdict(list)
+        for place in places:
+            if (front, place) not in self._shapes:
+                rows, answer = rows_at(place), self.questions[place].answer
+                shape = (*rows.visual_embeds.shape, *rows.text_embeds.shape, *answer.shape)
+                self._shapes[front, place] = shape, rows.positions is None
+            groups[self._shapes[front, place]].append(place)
+        for ((_, visual, _, _, text, *_), _), group in groups.items():
+            size = max(1, most // (visual + text))
+            for start in range(0, len(group), size):
+                own = tuple(group[start : start + size])
+                yield self._batch(own, [rows_at(place) for place in own])
+
+    def _batch(self, places: tuple[int, ...], rows: Sequence[PromptRows]) -> Batch:
         first = rows[0]
         together = replace(
             first,
@@ -319,43 +334,6 @@ class Measuring:
             torch.stack([question.taught for question in questions]),
         )
 
-    @torch.inference_mode()
-    def _asked(self, sample: Sample, tokens: int) -> ForcedQuestion:
-        """Return a question with the first of its right answers that the original gives, or the first."""
-        if not sample.answers:
-            return self._with_own(sample, tokens)
-        prompt = encode(self.model.processor, sample, self.model.facts)
-        text = len(layout(self.model, prompt).text_ids)
-        found = None
-        for answer in sample.answers:
-            one = replace(sample, answer=answer, others=())
-            forced = encode_answered(self.model.processor, one, self.model.facts)
-            asked = self._taught(*forced, sample.kind, text, own=False)
-            if asked.right:
-                return asked
-            found = found or asked
-        return cast("ForcedQuestion", found)
-
-    def _with_own(self, sample: Sample, tokens: int) -> ForcedQuestion:
-        model = self.model
-        prompt = encode(model.processor, sample, model.facts)
-        rows = embed(model, prompt)
-        ends = model.facts.eos_token_ids
-        given = greedy_tokens(self.decoder, model.embedding, rows, prompt.input_ids, PLAIN, ends)
-        answer = torch.tensor(list(islice(given, tokens)))
-        ids = torch.cat([prompt.input_ids[0], answer[:-1]])[None]
-        text = rows.text_embeds.shape[1]
-        return self._taught(prompt.with_ids(ids), answer, sample.kind, text, own=True)
-
-    def _taught(
-        self, prompt: EncodedPrompt, answer: Tensor, kind: str, text: int, *, own: bool
-    ) -> ForcedQuestion:
-        *call, positions, deepstack = embed(self.model, prompt).call
-        logits, _ = self.decoder(*call, self.decoder.empty_past(1), positions, deepstack)
-        taught, answer = logits[0, -len(answer) :].clone(), answer.to(logits.device)
-        right = bool((taught.argmax(dim=-1) == answer).all())
-        return ForcedQuestion(prompt, answer, kind, own, text, taught, right)
-
 
 def _check_budget(budget: float | None, seconds: float, questions: int) -> None:
     """Refuse a budget that ends before all questions have run once."""
@@ -366,6 +344,11 @@ def _check_budget(budget: float | None, seconds: float, questions: int) -> None:
                 f"{seconds * questions:.2g} s here; give many times that, or fewer questions"
             ]
         )
+
+
+def _front_key(plan: Plan) -> str:
+    """Return what tells the vision side of a plan from others; empty: the model's own."""
+    return "" if plan.front is None else plan.front.model_dump_json()
 
 
 def mode_key(layer: int, mode: int) -> str:

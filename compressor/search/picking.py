@@ -34,10 +34,14 @@ def _at_least(kept: KeptAnswers, share: float) -> bool:
 
 
 def share_words(kept: KeptAnswers) -> str:
-    """Return the share that is kept, its counts and its bound: `96.9% (31 of 32, 95% sure of 86.0%)`."""
-    if kept.share is None or kept.bound is None:
+    """Return the share that is kept, its counts and its bound: `96.9% (31 of 32, 95% sure of 86.0%)`.
+
+    Of a graded score no bound holds.
+    """
+    if kept.share is None:
         return f"none of {kept.questions} that the original answers right"
-    return f"{kept.share:.1%} ({kept.kept} of {kept.original}, 95% sure of {kept.bound:.1%})"
+    bound = "" if kept.bound is None else f", 95% sure of {kept.bound:.1%}"
+    return f"{kept.share:.1%} ({kept.counts}{bound})"
 
 
 def pick(

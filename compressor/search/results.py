@@ -7,46 +7,66 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from compressor.disk.files import read_json, write_text
+from compressor.disk.mistaken import CHOSEN, FRONT
 from compressor.errors import PlanError
 from compressor.facts import Facts, Positive
 from compressor.plan.layer import Natural
 from compressor.schema.values import SearchTarget
 from compressor.search.bounds import lower_bound
 
-FRONT_FILE, CHOSEN_FILE, PLANS = "front.json", "chosen.json", "plans"
+FRONT_FILE, CHOSEN_FILE, PLANS = FRONT, CHOSEN, "plans"
 """Of a search's folder: `SearchReport`; the chosen plan; a folder with all plans of the front."""
 
 Nats = Annotated[float, Field(allow_inf_nan=False)]
+Amount = Natural | Annotated[float, Field(ge=0, allow_inf_nan=False)]
+"""A number of answers, or a sum of their scores."""
 
 
 class KeptAnswers(Facts):
-    """Right answers of a plan beside the original's, on some questions.
+    """Answers of a plan beside the original's, on some questions.
 
-    An answer is right where greedy decoding gives the right one, or, where none is known, the original's own.
+    An answer is right as `SearchReport.score` says, or, where no right one is known, if greedy decoding gives
+    the original's own. Graded scores are summed: of a question the plan keeps the lesser of its score and the
+    original's, so that what is kept is never made up for by another question, and right and wrong answers
+    are the case of scores of 1 and 0.
 
     Attributes:
         kind: of the questions; `all` for all of them.
         questions: how many.
-        original: of them that the original answers right.
-        kept: of these that the plan answers right, too.
-        won: that the plan alone answers right.
+        original: of them that the original answers right; of a graded score its sum.
+        kept: of these that the plan answers right, too; of a graded score the sum of what is kept.
+        won: that the plan alone answers right; of a graded score the sum of what it has more.
+        graded: whether answers have scores between 0 and 1.
     """
 
     kind: str
     questions: Natural
-    original: Natural
-    kept: Natural
-    won: Natural
+    original: Amount
+    kept: Amount
+    won: Amount
+    graded: bool = False
 
     @property
     def share(self) -> float | None:
-        """Of the original's right answers that are kept; None: it has none."""
+        """Of the original's right answers, or of its summed score, that is kept; None: it has none."""
         return self.kept / self.original if self.original else None
 
     @property
     def bound(self) -> float | None:
-        """One-sided lower 95% bound of `share`, Clopper and Pearson's; None: of no answers."""
-        return lower_bound(self.kept, self.original) if self.original else None
+        """One-sided lower 95% bound of `share`, Clopper and Pearson's.
+
+        None: of no answers, or of graded scores, for which it does not hold.
+        """
+        if self.graded or not self.original:
+            return None
+        return lower_bound(round(self.kept), round(self.original))
+
+    @property
+    def counts(self) -> str:
+        """What is kept of how much: `31 of 32`, of a graded score `30.25 of 31.50`."""
+        if self.graded:
+            return f"{self.kept:.2f} of {self.original:.2f}"
+        return f"{self.kept:.0f} of {self.original:.0f}"
 
 
 class HalfFigures(Facts):
@@ -127,6 +147,7 @@ class SearchReport(Facts):
         data_digest: over its questions and pictures.
         questions: how many there were.
         own_answers: of them whose right answer is the original's own, as none is given.
+        score: name of what scored the other answers, as in a recipe; older versions knew `exact` alone.
         seed: of the split in two halves.
         asked: what the recipe asks for, in words: `keep: 0.99`.
         target: see `SearchTarget`.
@@ -154,6 +175,7 @@ class SearchReport(Facts):
     data_digest: str
     questions: Positive
     own_answers: Natural = 0
+    score: str = "exact"
     seed: Natural
     asked: str
     target: SearchTarget

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.disk.files import is_file, is_folder, read_text
+from compressor.disk.mistaken import kind_of
 from compressor.disk.paths import at_home, check_path
 from compressor.errors import ArtifactError, VtcompressError
 from compressor.plan.kept import Kept
@@ -14,6 +15,7 @@ from compressor.plan.measured_cost import MeasuredCosts
 from compressor.plan.plan import Plan
 from compressor.profile import Profile
 from compressor.samples.pictures import Picture, pictures_of, read_picture
+from compressor.search.results import FRONT_FILE, SearchReport
 from export.artifact.artifact import PLAN_FILE, Artifact
 from export.runtime.images import ImageProcessor, SeenPicture
 from vtcompress.shipped import PathLike
@@ -25,7 +27,7 @@ from vtcompress.stages.inputs import (
 
 
 def inspect(path: PathLike, image: Picture | None = None) -> dict[str, Any]:
-    """Tell what a model folder, compressed folder, artifact, plan, profile or file of measured costs is.
+    """Tell what a model folder, compressed folder, artifact, search, plan, profile or file of costs is.
 
     No weights are loaded.
 
@@ -124,6 +126,8 @@ def _inspect(model: str) -> dict[str, Any]:
         return {"kind": "artifact", **manifest.model_dump(mode="json")}
     if is_folder(path) and is_file(path / PLAN_FILE):
         return {"kind": "compressed model", **Plan.load(path / PLAN_FILE).model_dump(mode="json")}
+    if is_folder(path) and kind_of(path) == "search":
+        return _inspect_search(path / FRONT_FILE)
     if is_file(path):
         return _inspect_file(path)
     if is_folder(path):
@@ -148,8 +152,13 @@ def _check_known(folder: Path) -> None:
         what = "is nothing that is known here" if names else "is empty"
         raise VtcompressError(
             f"{folder}: {what}; give the folder of a model (it holds config.json), an artifact "
-            f"(manifest.json), what `compress` wrote ({PLAN_FILE}), or the file of a plan or profile"
+            f"(manifest.json), what `compress` wrote ({PLAN_FILE}) or `search` ({FRONT_FILE}), or the file "
+            "of a plan or profile"
         )
+
+
+def _inspect_search(path: Path) -> dict[str, Any]:
+    return {"kind": "search", **SearchReport.load(path).model_dump(mode="json")}
 
 
 def _inspect_file(path: Path) -> dict[str, Any]:
@@ -163,6 +172,8 @@ def _inspect_file(path: Path) -> dict[str, Any]:
         return {"kind": "profile", **Profile.load(path).model_dump(mode="json")}
     if isinstance(content, Mapping) and "costs_format" in content:
         return {"kind": "measured costs", **MeasuredCosts.load(path).model_dump(mode="json")}
+    if isinstance(content, Mapping) and "search_format" in content:
+        return _inspect_search(path)
     folder = path.absolute().parent
     of_model = f", such as {folder}" if is_file(folder / "config.json") else ""
     raise VtcompressError(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from compressor.contract.choice import Front
 from compressor.errors import ModelError
-from compressor.facts import ModelFacts, TowerFacts
+from compressor.facts import ModelFacts, TowerFacts, TowerWork
 from compressor.families.base import VisionEncoder
 from compressor.families.configuration import section_problems
 from compressor.families.model_class.patch_states import PatchStates
@@ -146,12 +146,19 @@ class InternVlFamily(TiledFamily):
 
     def tower_facts(self, config: Any) -> TowerFacts:
         """See `ModelClassFamily.tower_facts`."""
+        vision, hidden = config.vision_config, config.text_config.hidden_size
+        patches = _block(config) ** 2
         return TowerFacts(
-            patches=_block(config) ** 2,
+            patches=patches,
             class_token=True,
-            layers=config.vision_config.num_hidden_layers,
+            layers=vision.num_hidden_layers,
             layers_read=self.layers_read(config),
-            width=config.vision_config.hidden_size,
+            width=vision.hidden_size,
+            work=TowerWork(
+                patch=_side(vision.patch_size),
+                intermediate=vision.intermediate_size,
+                projector=(vision.hidden_size * patches, hidden, hidden),
+            ),
         )
 
     def vision(self, config: Any, *, image_size: int, source: Any = None) -> VisionEncoder:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from compressor.contract.choice import Front
-from compressor.facts import TowerFacts
+from compressor.facts import TowerFacts, TowerWork
 from compressor.families.base import VisionEncoder
 from compressor.families.llava.config import (
     feature_layers,
@@ -113,12 +113,18 @@ class TowerFamily(ModelClassFamily):
 
     def tower_facts(self, config: Any) -> TowerFacts:
         """See `ModelClassFamily.tower_facts`."""
-        vision = config.vision_config
+        vision, hidden = config.vision_config, config.text_config.hidden_size
+        taken = vision.hidden_size * len(feature_layers(config))
         return TowerFacts(
             class_token=has_class_token(vision),
             layers=vision.num_hidden_layers,
             layers_read=self.layers_read(config),
             width=vision.hidden_size,
+            work=TowerWork(
+                patch=vision.patch_size,
+                intermediate=vision.intermediate_size,
+                projector=(taken, hidden, hidden),
+            ),
         )
 
     def vision(self, config: Any, *, image_size: int, source: Any = None) -> VisionEncoder:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from compressor.contract.choice import Front
 from compressor.errors import ModelError
-from compressor.facts import ModelFacts, TowerFacts
+from compressor.facts import ModelFacts, TowerFacts, TowerWork
 from compressor.families.base import VisionEncoder
 from compressor.families.model_class.patch_states import PatchStates
 from compressor.families.model_class.stored import COMPUTED
@@ -154,12 +154,19 @@ class Idefics3Family(TiledFamily):
 
     def tower_facts(self, config: Any) -> TowerFacts:
         """See `ModelClassFamily.tower_facts`."""
+        vision, hidden = config.vision_config, config.text_config.hidden_size
+        patches = config.scale_factor**2
         return TowerFacts(
-            patches=config.scale_factor**2,
+            patches=patches,
             class_token=False,
-            layers=config.vision_config.num_hidden_layers,
+            layers=vision.num_hidden_layers,
             layers_read=self.layers_read(config),
-            width=config.vision_config.hidden_size,
+            width=vision.hidden_size,
+            work=TowerWork(
+                patch=vision.patch_size,
+                intermediate=vision.intermediate_size,
+                projector=(vision.hidden_size * patches, hidden),
+            ),
         )
 
     def vision(self, config: Any, *, image_size: int, source: Any = None) -> VisionEncoder:

@@ -19,16 +19,20 @@ from export.report.document import (
     Table,
     Words,
 )
+from export.report.search.scored import bound_words, kept_name, kept_words, what_is_kept
 from export.results.intervals import Interval, share_interval
 from export.results.loss_report import nats, percent, share
+from export.results.score_words import score_words
 
 PAGE_FILE, TEXT_FILE, CHART_FILE, SUMS_FILE = "front.html", "front.md", "front.svg", "sums.svg"
 APART = 1.5
 """From this ratio of a plan's loss and the sum of its changes' on, losses are said not to add up."""
 SPEEDS = {
     "FLOPs": "prefill work, original / plan, predicted",
+    "FLOPs up to the first token": "work up to the first token, original / plan, predicted",
     "KV bytes": "KV cache, original / plan, predicted",
 }
+FIRST = ", vision tower, projector and choice in front included,"
 
 
 def search_document(report: SearchReport) -> Document:
@@ -88,7 +92,7 @@ def front_table(report: SearchReport) -> Table:
                 f"{point.predicted:.2f} x",
                 _kept(overall),
                 percent(overall.bound),
-                nats(_judged(point).kl),
+                nats(_judged(point).kl) + " (chosen on)" * (point.judged_on is None),
                 f"{point.kv_bytes:.0%}",
             )
         )
@@ -96,9 +100,9 @@ def front_table(report: SearchReport) -> Table:
         "plan",
         "what it does",
         "faster",
-        "answers kept (95%)",
+        f"{kept_name(report.score)} (95%)",
         "95% sure of",
-        "KL, nats",
+        "KL, nats (judged on)",
         "KV cache",
     )
     return Table("Plans, measured as wholes", columns, rows)
@@ -154,7 +158,7 @@ def _short(report: SearchReport) -> list[Block]:
     blocks: list[Block] = [
         Words(
             f"Asked: {report.asked}. Chosen: {point.predicted:.2f} x, {point.label}. On the half of the "
-            f"questions {on} it keeps {_counted(kept)}."
+            f"questions {on} it keeps {kept_words(kept, report.score)}."
         ),
         Words(f"Why this one: {report.why}."),
     ]
@@ -162,7 +166,7 @@ def _short(report: SearchReport) -> list[Block]:
         blocks.append(
             Words(
                 f"Of single methods at that speed or faster {best.series} keeps most: "
-                f"{_counted(_judged(best).overall)}, at {best.predicted:.2f} x."
+                f"{kept_words(_judged(best).overall, report.score)}, at {best.predicted:.2f} x."
             )
         )
     elif report.baselines and best is None:
@@ -171,13 +175,6 @@ def _short(report: SearchReport) -> list[Block]:
         line = "WARNING: the chosen plan was not judged on other questions than it was chosen on"
         blocks.insert(0, Bullets((line,), bad=True))
     return blocks
-
-
-def _counted(kept: KeptAnswers) -> str:
-    if kept.share is None:
-        return f"what cannot be told: the original answers none of these {kept.questions} right"
-    bound = "" if kept.bound is None else f"; 95% sure of {kept.bound:.1%} or more"
-    return f"{percent(kept.share)} of the original's right answers ({kept.kept} of {kept.original}{bound})"
 
 
 def _best_single(report: SearchReport, point: FrontPoint) -> FrontPoint | None:
@@ -235,32 +232,23 @@ def search_chart(report: SearchReport) -> Markup | None:
         "front",
         marks,
         Axis(title, tuple(point.predicted for point in points)),
-        Axis("right answers kept", shares, tuple(map(_interval, kept))),
+        Axis(score_words(report.score).kept, shares, tuple(map(_interval, kept))),
         f"{words}.",
         joined=[places for places in series.values() if len(places) > 1],
     )
 
 
 def _caption(report: SearchReport) -> list[Block]:
-    judged = report.original_judged_on
-    own = ""
-    if report.own_answers:
-        own = (
-            f" Of {report.own_answers} questions no right answer is given; there the original's own answer "
-            "is the right one."
-        )
     lines = [
         f"{report.questions} questions of {report.data}, split in two halves by seed {report.seed}: plans "
-        f"were chosen on one and judged on the other, on which the original answers {judged.original} of "
-        f"{judged.questions} right. Kept: of these, the share that the plan answers right as well, "
-        f"token for token, whatever validate.score says.{own}",
-        "In brackets Wilson's intervals of 95%; '95% sure of' is the one-sided bound of Clopper and Pearson. "
+        f"were chosen on one and judged on the other{what_is_kept(report)}",
+        f"In brackets Wilson's intervals of 95%; {bound_words(report)} "
         "Many plans were tried, so that the half that plans were chosen on flatters them. The chosen one was "
         "picked among those that were judged, which flatters its figure on the other half a little, too: an "
         "export with held-out questions (`vtcompress export --validate-data FILE`) tells.",
-        f"Faster: {report.unit} of a prefill of {report.visual} visual and {report.text} text tokens, "
-        "original / plan, predicted; KV cache behind it, share that is left. KL: mean over the tokens of the "
-        "answers, then over questions.",
+        f"Faster: {report.unit}{FIRST * (report.target == 'first_token')} of a prefill of {report.visual} "
+        f"visual and {report.text} text tokens, original / plan, predicted; KV cache behind it, share that "
+        "is left. KL: mean over the tokens of the answers, then over questions.",
     ]
     return [Words(line) for line in lines]
 

@@ -4,12 +4,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shutil import rmtree
 from typing import TYPE_CHECKING
 
 from compressor.calibration.resume import Task
 from compressor.contract.method import Evidence
 from compressor.contract.searched import SearchedMethod
-from compressor.errors import DataError, RecipeError
+from compressor.errors import DataError, PlanError, ProblemsError, RecipeError, VtcompressError
 from compressor.facts import ModelFacts
 from compressor.methods import METHODS
 from compressor.plan.plan import Plan
@@ -17,11 +18,13 @@ from compressor.profile import Profile
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.samples.questions import Sample, sample_digest
+from compressor.samples.scores import EXACT, Score
 from compressor.search.candidates import candidate_problems, measures_for, offering
-from compressor.search.costs import CostModel, TimeCost
+from compressor.search.costs import CostModel, TimeCost, first_token_problems
 from compressor.search.halves import check_floor, measured_alone, split
 from compressor.search.results import SearchReport
 from vtcompress.stages.calibrate import drop_foreign
+from vtcompress.stages.checks.score import checked_score
 from vtcompress.stages.inputs import calibration_samples, note_in_vain, validation_samples
 from vtcompress.stages.plan import open_costs
 
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 
 PROFILE, FINDINGS = "profile.json", "search.json"
 """Of the folder in which a search keeps what it has measured: its calibration, and the rest."""
+
+GOES_ON = "the same command, or one with another goal, goes on from there"
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class SearchRun:
         samples: the questions.
         budget: seconds for all; None: as long as it takes.
         costs: predicts what plans cost; None: FLOPs or bytes, by the target.
+        score: of answers, where right ones are known.
     """
 
     recipe: Recipe
@@ -49,6 +55,7 @@ class SearchRun:
     samples: tuple[Sample, ...]
     budget: float | None = None
     costs: CostModel | None = None
+    score: Score = EXACT
 
     @property
     def where(self) -> str:
@@ -60,7 +67,8 @@ class SearchRun:
         """Return the search of a recipe; its data is read, and nothing of the model.
 
         Raises:
-            RecipeError: no entry is found by a search, it names no data, or held-out questions are the same.
+            RecipeError: no entry is found by a search, it names no data, there is no such score, or held-out
+                questions are the same.
             PlanError: the entry names methods or kinds that are not there.
             DataError: the data cannot be used.
         """
@@ -70,7 +78,8 @@ class SearchRun:
             raise RecipeError(
                 [f"compress: no entry leaves the plan to a search; give {names} alone"]
             )
-        found = cls(recipe, searched, calibration_samples(recipe), budget)
+        samples = calibration_samples(recipe)
+        found = cls(recipe, searched, samples, budget, score=checked_score(recipe, samples))
         offering(searched, found.where)
         check_floor(searched, found.where, found.samples)
         split(found.samples, recipe.calibrate.seed)
@@ -81,8 +90,15 @@ class SearchRun:
         """Return the search with predicted times in the place of FLOPs.
 
         Raises:
-            PlanError: the costs are another model's or dtype's.
+            PlanError: the costs are another model's or dtype's, or the target's parts were not timed.
         """
+        if self.searched.target == "first_token":
+            raise PlanError(
+                [
+                    f"{self.where}.target: first_token: {costs} holds times of the decoder, none of the "
+                    "vision side; leave costs out, or ask for prefill"
+                ]
+            )
         if self.searched.target != "prefill":
             why = f"the target is {self.searched.target}"
             note_in_vain("costs", costs, why, progress)
@@ -93,9 +109,12 @@ class SearchRun:
         """Refuse what the facts of the model rule out.
 
         Raises:
-            PlanError: the entry names layers that the model does not have.
+            PlanError: the entry names layers that the model does not have, or a target of unknown cost.
         """
         candidate_problems(self.searched, facts, self.where)
+        if self.searched.target == "first_token":
+            methods = offering(self.searched, self.where)
+            first_token_problems(facts, methods, f"{self.where}.target")
 
     def run(
         self, model: "LoadedModel", folder: Path, progress: Progress
@@ -106,7 +125,22 @@ class SearchRun:
             model: the original.
             folder: in which what is measured is kept; a run that was stopped goes on with it.
             progress: shows what is done.
+
+        Raises:
+            VtcompressError: nothing keeps what is asked, or input or environment; says what was kept.
         """
+        try:
+            return self._run(model, folder, progress)
+        except VtcompressError as error:
+            if not any(entry.stat().st_size for entry in folder.glob("*.json")):
+                rmtree(folder, ignore_errors=True)
+                raise
+            _add(error, f"what was measured is kept in {folder}; {GOES_ON}")
+            raise
+
+    def _run(
+        self, model: "LoadedModel", folder: Path, progress: Progress
+    ) -> tuple[SearchReport, Mapping[str, Plan], Profile | None]:
         from compressor.search.engine import SearchTerms, find
 
         data, began = self.recipe.calibrate.data, time.monotonic()
@@ -123,6 +157,7 @@ class SearchRun:
             data=data.name if data else "",
             seed=self.recipe.calibrate.seed,
             tokens=self.recipe.validation.max_new_tokens,
+            score=self.score,
             profile="" if profile is None else profile.digest,
             costs=self.costs,
             budget=None if self.budget is None else max(self.budget - spent, 0.0),
@@ -147,6 +182,15 @@ class SearchRun:
         if path.is_file():
             drop_foreign(path, task)
         return calibrate(model, task, path, progress=progress)
+
+
+def _add(error: VtcompressError, words: str) -> None:
+    """Let an error's last line say something more."""
+    lines = error.problems if isinstance(error, ProblemsError) else (str(error),)
+    lines = (*lines[:-1], f"{lines[-1]} ({words})")
+    if isinstance(error, ProblemsError):
+        error.problems = lines
+    error.args = ("\n".join(lines),)
 
 
 def _check_held_out(recipe: Recipe, samples: Sequence[Sample]) -> None:

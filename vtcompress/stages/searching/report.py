@@ -7,7 +7,8 @@ from vtcompress.console import Output
 
 def show_search(out: Output, report: SearchReport) -> None:
     """Print the front beside single methods, the chosen plan and why, and what was not tried."""
-    columns = ("speed-up", "KL, nats", "kept to choose", "kept to judge", "what it does")
+    columns = ("speed-up", "KL to choose, nats", "kept to choose", "kept to judge", "what it does")
+    out.line(f"answers are scored as validate.score says: {report.score}")
     out.table("The front", columns, [_row(point) for point in report.front])
     if report.baselines:
         out.table("Single methods", columns, [_row(point) for point in report.baselines])

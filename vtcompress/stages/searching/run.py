@@ -8,7 +8,6 @@ from compressor.disk.files import write_text
 from compressor.plan.measured_cost import MeasuredCosts
 from compressor.progress import Progress
 from compressor.recipe import Recipe, dump_recipe
-from compressor.samples.scores import EXACT
 from compressor.schema.arguments import check_above_zero
 from compressor.search.results import CHOSEN_FILE, FRONT_FILE, SearchReport
 from export.artifact import staging
@@ -23,7 +22,6 @@ from vtcompress.stages.checks.recipe import check_digest, check_recipe
 from vtcompress.stages.checks.rewrite import check_rewrite
 from vtcompress.stages.inputs import (
     load_model,
-    note_in_vain,
     require_compress,
     require_recipe,
     source_paths,
@@ -50,7 +48,7 @@ def search(
     Written are `front.json`, the report, and the same as page, text and plots; `plans/`, every plan of it;
     `chosen.json`, the chosen plan; the calibration and the recipe. Each plan can be given to `export` with
     that recipe. A search that was stopped goes on with what it measured, as far as model and questions are
-    the same. Answers are compared token for token, whatever `validate.score` says.
+    the same. Answers are judged by `validate.score` where right ones are given.
 
     Args:
         recipe: names model and questions, and has an entry whose plan a search finds.
@@ -72,9 +70,6 @@ def search(
     check_above_zero("budget", budget)
     check_device(device)
     progress, output = shown(progress), Path(output)
-    if recipe.validation.score != EXACT.name:
-        why = "a search compares answers token for token"
-        note_in_vain("validate.score", recipe.validation.score, why, progress)
     asked = SearchRun.of(recipe, budget)
     if costs is not None:
         MeasuredCosts.load(Path(costs))  # a file that cannot be read is told before the model is
