@@ -198,7 +198,7 @@ def said(small: Any, batch: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 def test_prompts_of_a_call_say_what_each_says_alone(asked: tuple[Any, Any]) -> None:
     small, found = asked
-    (batch,) = found.batches([0, 2, 1, 2])
+    (batch,) = found.shared([0, 2, 1, 2])
     assert len(set(batch.ends)) > 1
     pairs = said(small, batch)
     assert len(pairs) == 4
@@ -217,7 +217,7 @@ def test_what_has_no_room_in_memory_is_read_from_a_file(
     monkeypatch.setattr(lessons, "ROOM", 0)
     original = decoder_from(small.plan, model.tensors, logits="all")
     with lessons_of(model, original, small, samples, tmp_path, SILENT, sees_alike=True) as found:
-        (one,), (other,) = found.batches([0, 1]), held.batches([0, 1])
+        (one,), (other,) = found.shared([0, 1]), held.shared([0, 1])
     assert not list(tmp_path.iterdir())
     for a, b in zip((*one.call[:4], *one.taught), (*other.call[:4], *other.taught), strict=True):
         assert torch.equal(a, b)

@@ -357,11 +357,11 @@ class _Run(TrainingRun):
             given: what the decoder takes in place of parameters.
         """
         decoder = self.small.decoder
-        for batch in self.lessons.batches(places):
-            call = batch.call
-            inputs = (*call[:4], decoder.empty_past(len(batch.ends)), *call[4:])
+        for shared in self.lessons.shared(places):
+            call = shared.call
+            inputs = (*call[:4], decoder.empty_past(len(shared.ends)), *call[4:])
             logits, _ = functional_call(decoder, {**given}, inputs)
-            yield torch.stack([kl_divergence(*pair).mean() for pair in batch.said(logits)])
+            yield torch.stack([kl_divergence(*pair).mean() for pair in shared.said(logits)])
 
 
 def _numbers(*values: float) -> Tensor:

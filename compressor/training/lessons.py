@@ -24,6 +24,9 @@ from compressor.samples.questions import Sample
 ROOM = 1 << 30
 """Bytes of lessons that stay in memory; what is more lies in a file without a name."""
 
+ASKED_TOGETHER = 16
+"""Prompts that the original is asked at a time."""
+
 MOST_NUMBERS = 1 << 20
 """Rows of a call times their width: small prompts share a call, of a large one the memory counts."""
 
@@ -69,6 +72,33 @@ class Shelf:
         return torch.from_numpy(found).view(kept.dtype).reshape(kept.shape).to(device)
 
 
+class _Width(NamedTuple):
+    """How wide a prompt is.
+
+    Attributes:
+        visual: V.
+        text: T.
+        deepstack: how many tensors of deepstack it has.
+        turned: whether positions turn its rows, which are not their places.
+    """
+
+    visual: int
+    text: int
+    deepstack: int
+    turned: bool
+
+    @classmethod
+    def of(cls, rows: PromptRows) -> "_Width":
+        """Return the width of a prompt."""
+        visual, text = rows.visual_index.shape[1], rows.text_index.shape[1]
+        return cls(visual, text, len(rows.deepstack), rows.positions is not None)
+
+    @property
+    def rows(self) -> int:
+        """All rows."""
+        return self.visual + self.text
+
+
 @dataclass(frozen=True)
 class _Lesson:
     """One prompt with its answer.
@@ -78,15 +108,13 @@ class _Lesson:
             made anew at each call.
         visual: [1, V, D], and those of deepstack, as a shelf keeps them.
         taught: [A, vocab] the original's logits at the answer's tokens, likewise.
-        width: V, T and how many tensors of deepstack there are.
-        turned: whether positions turn rows, which are not their places.
+        width: decides which others it can share a call with.
     """
 
     asked: PromptRows | EncodedPrompt
     visual: tuple[Tensor | _Slot, ...]
     taught: Tensor | _Slot
-    width: tuple[int, int, int]
-    turned: bool
+    width: _Width
 
 
 class SharedCall(NamedTuple):
@@ -125,63 +153,50 @@ class Lessons:
         return len(self._lessons)
 
     @torch.no_grad()
-    def ask(self, model: LoadedModel, original: Decoder, sample: Sample) -> None:
-        """Add a question with its answer.
+    def ask(self, model: LoadedModel, original: Decoder, samples: Sequence[Sample]) -> None:
+        """Add questions with their answers.
 
         Args:
             model: the original.
             original: its decoder, with the logits of all text rows.
-            sample: with an answer.
+            samples: with answers.
 
         Raises:
-            DataError: a picture cannot be read, or the prompt does not fit the model.
+            DataError: a picture cannot be read, or a prompt does not fit the model.
         """
-        prompt, answer = encode_answered(model.processor, sample, model.facts)
-        seen = embed_to_train(model, prompt)
-        logits, _ = original(*seen.call[:4], original.empty_past(1), *seen.call[4:])
-        taught = self._shelf.put(logits[0, -len(answer) :])
-        rows = seen
-        if self.small.vision is not model.vision:
-            rows = embed_to_train(self.small, prompt)
-        width = (rows.visual_index.shape[1], rows.text_index.shape[1], len(rows.deepstack))
-        turned = rows.positions is not None
-        if not self.sees_alike:
-            self._lessons.append(_Lesson(prompt, (), taught, width, turned))
-            return
-        visual = tuple(map(self._shelf.put, (rows.visual_embeds, *rows.deepstack)))
-        self._lessons.append(_Lesson(rows.without_visual(), visual, taught, width, turned))
+        encoded = [encode_answered(model.processor, sample, model.facts) for sample in samples]
+        seen = [embed_to_train(model, prompt) for prompt, _ in encoded]
+        said: dict[int, Tensor] = {}
+        for places in sharing_calls([_Width.of(rows) for rows in seen], model.embedding.shape[1]):
+            call = together([seen[place] for place in places])
+            inputs = (*call[:4], original.empty_past(len(places)), *call[4:])
+            said |= dict(zip(places, original(*inputs)[0], strict=True))
+        for place, (prompt, answer) in enumerate(encoded):
+            end = seen[place].text_index.shape[1]
+            taught = self._shelf.put(said[place][end - len(answer) : end])
+            rows = seen[place]
+            if self.small.vision is not model.vision:
+                rows = embed_to_train(self.small, prompt)
+            width = _Width.of(rows)
+            if self.sees_alike:
+                visual = tuple(map(self._shelf.put, (rows.visual_embeds, *rows.deepstack)))
+                lesson = _Lesson(rows.without_visual(), visual, taught, width)
+            else:
+                lesson = _Lesson(prompt, (), taught, width)
+            self._lessons.append(lesson)
 
-    def batches(self, places: Sequence[int]) -> Iterator[SharedCall]:
-        """Yield calls of some lessons, those that can share a call together, in an order that they decide."""
-        alike: dict[tuple[int, int, bool], list[int]] = {}
-        for place in places:
-            lesson = self._lessons[place]
-            alike.setdefault((lesson.width[0], lesson.width[2], lesson.turned), []).append(place)
-        for (visual, *_), group in alike.items():
-            left = sorted(group, key=lambda place: self._lessons[place].width[1])
-            while left:
-                count = self._how_many(visual, left)
-                yield self._batch(left[:count])
-                left = left[count:]
-
-    def _how_many(self, visual: int, places: Sequence[int]) -> int:
-        """Return how many of the first of some lessons, ascending by text rows, share a call."""
-        hidden = self.small.embedding.shape[1]
-        for count in range(len(places), 1, -1):
-            rows = visual + self._lessons[places[count - 1]].width[1]
-            if count * rows * hidden <= MOST_NUMBERS:
-                return count
-        return 1
-
-    def _batch(self, places: Sequence[int]) -> SharedCall:
-        device = self.small.embedding.device
+    def shared(self, places: Sequence[int]) -> Iterator[SharedCall]:
+        """Yield calls of some lessons, one of which may be there twice; see `sharing_calls`."""
         lessons = [self._lessons[place] for place in places]
+        for group in sharing_calls([one.width for one in lessons], self.small.embedding.shape[1]):
+            yield self._call([lessons[place] for place in group])
+
+    def _call(self, lessons: Sequence[_Lesson]) -> SharedCall:
+        device = self.small.embedding.device
         rows = [self._rows(lesson, device) for lesson in lessons]
         ends = tuple(one.text_index.shape[1] for one in rows)
-        filled = [one.filled_up(max(ends)) for one in rows]
-        call = filled[0].call if len(filled) == 1 else _joined([one.call for one in filled])
         taught = tuple(self._shelf.get(lesson.taught, device) for lesson in lessons)
-        return SharedCall(call, ends, taught)
+        return SharedCall(together(rows), ends, taught)
 
     def _rows(self, lesson: _Lesson, device: torch.device) -> PromptRows:
         if isinstance(lesson.asked, EncodedPrompt):
@@ -190,7 +205,36 @@ class Lessons:
         return lesson.asked.with_visual(visual, tuple(deepstack))
 
 
-def _joined(calls: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
+def sharing_calls(widths: Sequence[_Width], hidden: int) -> Iterator[list[int]]:
+    """Yield the places of prompts that share a call: as wide in visual rows, and small enough together.
+
+    Args:
+        widths: of the prompts.
+        hidden: D.
+    """
+    alike: dict[tuple[int, int, bool], list[int]] = {}
+    for place, width in enumerate(widths):
+        alike.setdefault((width.visual, width.deepstack, width.turned), []).append(place)
+    for group in alike.values():
+        left = sorted(group, key=lambda place: widths[place].text)
+        while left:
+            # The last is the longest, to which the others are filled up.
+            fitting = (
+                count
+                for count in range(len(left), 1, -1)
+                if count * widths[left[count - 1]].rows * hidden <= MOST_NUMBERS
+            )
+            count = next(fitting, 1)
+            yield left[:count]
+            left = left[count:]
+
+
+def together(prompts: Sequence[PromptRows]) -> tuple[Any, ...]:
+    """Return the call of prompts that share one, but for the past, filled up to the longest."""
+    longest = max(one.text_index.shape[1] for one in prompts)
+    calls = [one.filled_up(longest).call for one in prompts]
+    if len(calls) == 1:
+        return calls[0]
     *tensors, positions, deepstack = zip(*calls, strict=True)
     return (
         *(torch.cat(parts) for parts in tensors),
@@ -223,6 +267,12 @@ def lessons_of(
     """
     with TemporaryFile(dir=folder) as file:
         found = Lessons(small, file, sees_alike=sees_alike)
+        waiting: list[Sample] = []
         for sample in progress.track(samples, "asking the original", len(samples)):
-            found.ask(model, original, sample)
+            waiting.append(sample)
+            if len(waiting) == ASKED_TOGETHER:
+                found.ask(model, original, waiting)
+                waiting = []
+        if waiting:
+            found.ask(model, original, waiting)
         yield found
