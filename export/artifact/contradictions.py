@@ -214,9 +214,9 @@ def _other_graph(declared: GraphSpec, graph: GraphSpec) -> Iterator[str]:
     )
     first = {t.name: t.axes[:1] for t in (*graph.inputs, *graph.outputs)}
     for tensor in (*declared.inputs, *declared.outputs):
-        axes = tensor.axes[:1]
-        if tensor.name in known and axes != first[tensor.name] and not isinstance(axes[0], int):
-            told = f"its first axis is {axes[0]!r:.40}, by the model's facts {first[tensor.name][0]!r}"
+        (axis,) = tensor.axes[:1] or (0,)
+        if tensor.name in known and (axis,) != first[tensor.name] and not isinstance(axis, int):
+            told = f"its first axis is {axis!r:.40}, by the model's facts {first[tensor.name][0]!r}"
             yield f"graphs.{graph.name}.{tensor.name}: {told}"
     if odd := sorted(found.keys() ^ known.keys()):
         yield f"graphs.{graph.name}: {', '.join(odd):.80}: in the model's facts or in the graph alone"
