@@ -266,3 +266,16 @@ def test_text_around_a_picture_holds_no_picture(tmp_path: Path) -> None:
         f"{folder / 'manifest.json'}: picture_text.before: '<image>' holds the image token; export the model "
         "again"
     )
+
+
+@pytest.mark.parametrize("graph", [0, 1, 2])
+def test_a_first_axis_of_another_name_is_refused(tmp_path: Path, graph: int) -> None:
+    folder = write(tmp_path / "artifact", "one square")
+    document = json.loads((folder / "manifest.json").read_text())
+    tensor = document["graphs"][graph]["inputs"][-1]
+    tensor["axes"][0] = "others"
+    (line,) = refused(folder, document)
+    assert f"{tensor['name']}: its first axis is 'others'" in line
+    tensor["axes"][0] = 1
+    (folder / "manifest.json").write_text(json.dumps(document))
+    Artifact.open(folder, verify=False)

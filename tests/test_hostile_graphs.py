@@ -77,3 +77,16 @@ def test_a_graph_that_gives_other_shapes_than_it_declares_is_refused(
     folder = changed(tiny_artifact, tmp_path / "artifact", file, with_last(node))
     with pytest.raises(ArtifactError, match=rf"{file}: the graph \w+ gave \w+ as .* and declares"):
         Runtime.load(folder, threads=1, backend=backend).answer("what is this")
+
+
+def test_a_graph_without_an_output_that_is_declared_is_refused(
+    tiny_artifact: Path, tmp_path: Path, backend: str
+) -> None:
+    def renamed(model: ModelProto) -> None:
+        for node in model.graph.node:
+            node.output[:] = ["other" if n == "inputs_embeds" else n for n in node.output]
+        model.graph.output[0].name = "other"
+
+    folder = changed(tiny_artifact, tmp_path / "artifact", "embed.onnx", renamed)
+    with pytest.raises(ArtifactError, match=r"embed\.onnx: .*output.*inputs_embeds"):
+        Runtime.load(folder, threads=1, backend=backend).answer("what is this")

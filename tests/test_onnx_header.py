@@ -21,6 +21,7 @@ from export.artifact.onnx_header import (
     read_tensors,
 )
 from export.artifact.protobuf_wire import MalformedError
+from export.graphs.operators import ONNX_OPERATORS
 from tests import facts
 
 SIZES = {"weights.bin": 4096}
@@ -100,13 +101,17 @@ inlines = st.lists(st.integers(-(2**31), 2**31 - 1), max_size=9).flatmap(
 @given(st.lists(places | inlines, max_size=5), st.lists(places | inlines, max_size=3))
 def test_every_tensor_is_found_as_onnx_finds_it(initializers, constants):
     nodes = [
-        NodeProto(op_type="Constant", attribute=[AttributeProto(name="value", type=4, t=tensor)])
+        NodeProto(
+            op_type="Constant",
+            output=["c"],
+            attribute=[AttributeProto(name="value", type=4, t=tensor)],
+        )
         for tensor in constants
     ]
     content = model(*initializers, nodes=nodes).SerializeToString()
     assert list(read_tensors(content)) == by_onnx(content)
     branch = AttributeProto(name="then_branch", type=5, g=model(*initializers, nodes=nodes).graph)
-    nodes.append(NodeProto(op_type="If", attribute=[branch]))
+    nodes.append(NodeProto(op_type="If", input=["i"], output=["o"], attribute=[branch]))
     content = model(*initializers, nodes=nodes).SerializeToString()
     assert list(read_tensors(content)) == by_onnx(content)
 
@@ -114,7 +119,7 @@ def test_every_tensor_is_found_as_onnx_finds_it(initializers, constants):
 def test_a_branch_may_not_reach_out_of_the_artifact(tmp_path):
     outside = model(external(location="../secret")).graph
     branch = AttributeProto(name="then_branch", type=5, g=outside)
-    nodes = [NodeProto(op_type="If", attribute=[branch])]
+    nodes = [NodeProto(op_type="If", input=["i"], output=["o"], attribute=[branch])]
     (line,) = problems(tmp_path, model(nodes=nodes).SerializeToString())
     assert "'../secret', which is not among the files" in line
 
@@ -200,7 +205,7 @@ def test_absurd_places_and_sizes_are_refused(tmp_path, changes, said):
 
 
 def test_a_tensor_in_a_nodes_attribute_is_judged_too(tmp_path):
-    node = NodeProto(op_type="Constant")
+    node = NodeProto(op_type="Constant", output=["c"])
     node.attribute.add(name="value", type=4, t=external(location="/etc/passwd"))
     (line,) = problems(tmp_path, model(nodes=[node]).SerializeToString())
     assert "/etc/passwd" in line
@@ -217,11 +222,11 @@ def test_a_tensor_that_declares_more_than_it_holds_is_refused(tmp_path):
 
 def hidden() -> dict[str, bytes]:
     """Graphs that hide a tensor where this reader would not look, or that protobuf would merge."""
-    nested = NodeProto(op_type="If")
+    nested = NodeProto(op_type="If", input=["i"], output=["o"])
     nested.attribute.add(name="then_branch", type=5, g=model(external()).graph)
-    deeper = NodeProto(op_type="If")
+    deeper = NodeProto(op_type="If", input=["i"], output=["o"])
     deeper.attribute.add(name="then_branch", type=5, g=model(nodes=[nested]).graph)
-    many = NodeProto(op_type="Scan")
+    many = NodeProto(op_type="Scan", input=["i"], output=["o"])
     many.attribute.add(name="bodies", type=10, graphs=[model(external()).graph])
     function, training, sparse = model(), model(), model()
     function.functions.add(name="f", domain="d")
@@ -233,8 +238,11 @@ def hidden() -> dict[str, bytes]:
     inside = external()
     inside.data_location = TensorProto.DEFAULT
     foreign = NodeProto(op_type="MatMulNBits", domain="com.microsoft")
-    lacking = NodeProto(op_type="LayerNormalization", input=["x", "scale", ""])
-    inner = NodeProto(op_type="If")
+    lacking = NodeProto(op_type="LayerNormalization", input=["x", "scale", ""], output=["y"])
+    short = NodeProto(op_type="Conv", input=["x"], output=["y"])
+    long = NodeProto(op_type="Neg", input=["x", "x"], output=["y"])
+    twofold = NodeProto(op_type="Neg", input=["x"], output=["y", "z"])
+    inner = NodeProto(op_type="If", input=["i"], output=["o"])
     branch = model(nodes=[NodeProto(op_type="Resize2")])
     inner.attribute.add(name="then_branch", type=5, g=branch.graph)
     twice = external()
@@ -255,9 +263,31 @@ def hidden() -> dict[str, bytes]:
         "the operator 'com.microsoft.MatMulNBits'": model(nodes=[foreign]).SerializeToString(),
         "the operator ''": model(nodes=[NodeProto()]).SerializeToString(),
         "a node LayerNormalization has an input": model(nodes=[lacking]).SerializeToString(),
+        "a node Conv has 1 inputs": model(nodes=[short]).SerializeToString(),
+        "a node Neg has 2 inputs": model(nodes=[long]).SerializeToString(),
+        "a node Neg has 1 inputs and 2 outputs": model(nodes=[twofold]).SerializeToString(),
         "the operator 'Resize2'": model(nodes=[inner]).SerializeToString(),
-        "an overload": model(nodes=[NodeProto(op_type="Add", overload="o")]).SerializeToString(),
+        "an overload": model(
+            nodes=[NodeProto(op_type="Add", input=["x", "x"], output=["y"], overload="o")]
+        ).SerializeToString(),
     }
+
+
+LATER = {
+    "Gelu": 20, "RMSNormalization": 23, "RotaryEmbedding": 23, "Attention": 24, "Swish": 24,
+    "TensorScatter": 24,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("version", [18, 23, 24])
+def test_operators_take_as_many_inputs_as_onnx_says(version):
+    """Of all versions that exports declare, and older ones; what came later, in the first that has it."""
+    for name, (least, most, outputs) in ONNX_OPERATORS.items():
+        first = LATER.get(name, 18)
+        known = onnx.defs.get_schema(name, max(first, version), "")
+        assert known.min_input == least, name
+        assert min(known.max_input, 1 << 16) == most, name
+        assert min(known.max_output, 1 << 16) == outputs, name
 
 
 @pytest.mark.parametrize("name", hidden())

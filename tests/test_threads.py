@@ -12,9 +12,11 @@ import pytest
 import vtcompress
 from export.runtime.runtime import Runtime
 from tests.models import make_picture
+from tests.test_fuzz import Count
 from tests.threads import THREADS, Answers, wrong_of
 
 ANSWERS = 24
+AT_ONCE = "answers of 8 threads at once"
 
 
 @pytest.fixture(scope="module")
@@ -40,20 +42,22 @@ def fixed(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.filterwarnings("ignore::compressor.errors.ArtifactWarning")
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_threads_get_the_answers_of_one(
-    tiny_artifact: Path, pictures: list[Path], backend: str
+    tiny_artifact: Path, pictures: list[Path], backend: str, counted: Count
 ) -> None:
     if backend == "openvino":
         pytest.importorskip("openvino", reason="the extra openvino is not installed")
     runtime = Runtime.load(tiny_artifact, threads=1, backend=backend)
     assert wrong_of(Answers(runtime, pictures), THREADS, ANSWERS) == 0
+    counted(AT_ONCE, THREADS * ANSWERS)
 
 
 @pytest.mark.filterwarnings("ignore::compressor.errors.ArtifactWarning")
 def test_threads_that_share_buffers_get_the_answers_of_one(
-    fixed: Path, pictures: list[Path]
+    fixed: Path, pictures: list[Path], counted: Count
 ) -> None:
     runtime = Runtime.load(fixed, threads=1)
     assert wrong_of(Answers(runtime, pictures), THREADS, ANSWERS) == 0
+    counted(AT_ONCE, THREADS * ANSWERS)
 
 
 @pytest.mark.filterwarnings("ignore::compressor.errors.ArtifactWarning")

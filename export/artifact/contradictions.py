@@ -207,10 +207,17 @@ def _other_graph(declared: GraphSpec, graph: GraphSpec) -> Iterator[str]:
         if getattr(declared, key) != getattr(graph, key):
             told = f"{getattr(declared, key)}, by {source} {getattr(graph, key)}"
             yield f"graphs.{graph.name}.{key}: {told}"
+    # The first axis may be of a fixed size, as with gates of one prompt.
     found, known = (
         {t.name: [t.dtype, *t.axes[1:]] for t in (*one.inputs, *one.outputs)}
         for one in (declared, graph)
     )
+    first = {t.name: t.axes[:1] for t in (*graph.inputs, *graph.outputs)}
+    for tensor in (*declared.inputs, *declared.outputs):
+        (axis,) = tensor.axes[:1] or (0,)
+        if tensor.name in known and (axis,) != first[tensor.name] and not isinstance(axis, int):
+            told = f"its first axis is {axis!r:.40}, by the model's facts {first[tensor.name][0]!r}"
+            yield f"graphs.{graph.name}.{tensor.name}: {told}"
     if odd := sorted(found.keys() ^ known.keys()):
         yield f"graphs.{graph.name}: {', '.join(odd):.80}: in the model's facts or in the graph alone"
     for name, axes in known.items():

@@ -252,12 +252,17 @@ def _check_operator(node: Mapping[int, list[Value]]) -> None:
     """Refuse a node, by its fields, that no graph of this tool has.
 
     Raises:
-        MalformedError: another operator, or one with an input left out that our graphs always give.
+        MalformedError: another operator, one with more or fewer inputs or outputs than it takes, or with an
+            input left out that our graphs always give.
     """
     operator, domain = (_text(node.get(number, [memoryview(b"")])[0]) for number in (4, 7))
     if domain not in STANDARD_DOMAINS or operator not in ONNX_OPERATORS:
         name = f"{domain}.{operator}" if domain else operator
         raise MalformedError(f"it has the operator {name!r:.80}")
+    inputs, outputs = len(node.get(1, ())), len(node.get(2, ()))
+    least, most, most_outputs = ONNX_OPERATORS[operator]
+    if not least <= inputs <= most or not 1 <= outputs <= most_outputs:
+        raise MalformedError(f"a node {operator} has {inputs} inputs and {outputs} outputs")
     if operator not in MAY_LACK_INPUTS and any(not _bytes(name) for name in node.get(1, ())):
         raise MalformedError(f"a node {operator} has an input without a name")
 

@@ -64,7 +64,7 @@ class OpenVinoGraph:
         cached: where the compiled graph is cached; None: nowhere.
 
     Raises:
-        ArtifactError: OpenVINO cannot read or compile it.
+        ArtifactError: OpenVINO cannot read or compile it, or it lacks an output that is declared.
     """
 
     def __init__(
@@ -78,6 +78,11 @@ class OpenVinoGraph:
         self.spec, self._file = spec, file
         with self._reading("load"):
             self._model = _compiled(core, file, options, cached)
+        there = {name for port in self._model.outputs for name in port.names}
+        lacking = [tensor.name for tensor in spec.outputs if tensor.name not in there]
+        if lacking:
+            problem = f"{file}: has no output {', '.join(lacking)}; do not use this artifact"
+            raise ArtifactError([problem])
         # A request holds the numbers of one call: a thread takes one that is free, or makes one.
         self._free: list[Any] = []
 
