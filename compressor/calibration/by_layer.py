@@ -126,8 +126,10 @@ class PromptsByLayer:
         text = next(kept).tensor
         of = dict(fixed)
         deepstack = [tensor for owner, tensor in fixed if owner == DEEPSTACK]
-        places = (of[owner] for owner in PLACES)
-        call = prompt_call(self._decoder, visual, text, *places, of.get(POSITIONS), deepstack)
+        visual_index, text_index = (of[owner] for owner in PLACES)
+        call = prompt_call(
+            self._decoder, visual, text, visual_index, text_index, of.get(POSITIONS), deepstack
+        )
         return _Opened(call, visual, text, tuple(fixed))
 
     def _behind(
