@@ -126,8 +126,9 @@ class PromptsByLayer:
         text = next(kept).tensor
         of = dict(fixed)
         deepstack = [tensor for owner, tensor in fixed if owner == DEEPSTACK]
+        visual_index, text_index = (of[owner] for owner in PLACES)
         call = prompt_call(
-            self._decoder, visual, text, of[PLACES[0]], of[PLACES[1]], of.get(POSITIONS), deepstack
+            self._decoder, visual, text, visual_index, text_index, of.get(POSITIONS), deepstack
         )
         return _Opened(call, visual, text, tuple(fixed))
 
