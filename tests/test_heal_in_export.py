@@ -179,8 +179,13 @@ def test_until_the_rate_falls_nothing_depends_on_the_number_of_steps() -> None:
 
 @pytest.fixture
 def asked(
-    model: LoadedModel, samples: tuple[Sample, ...], tmp_path: Path
+    model: LoadedModel,
+    samples: tuple[Sample, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[tuple[Any, Any]]:
+    """A compressed model, and lessons of which the original was asked one at a time."""
+    monkeypatch.setattr(lessons, "ASKED_TOGETHER", 1)
     plan = identity_plan(model.facts, model.digest)
     small = compress(model, plan, logits="all")
     original = decoder_from(plan, model.tensors, logits="all")
