@@ -125,6 +125,7 @@ def test_baselines_stand_beside_points_of_rules_alone(
 
 BESIDE = sweep_report(
     point("auto 1.50x", RIGHT, 1.5, searched=True, series="auto"),
+    point("auto 1.53x", HALF, 1.53, searched=True, series="auto"),
     point("auto 3.00x", HALF, 3.0, searched=True, series="auto"),
     point("auto 9.00x", HALF, 9.0, searched=True, series="auto"),
     point("clever keep 0.5", HALF, 1.5),
@@ -156,7 +157,7 @@ def test_without_a_search_nothing_stands_beside_it() -> None:
 
 def test_a_searchs_plans_are_a_filled_line() -> None:
     chart = str(sweep_chart(BESIDE))
-    assert chart.count('class="point-front"') == 3
+    assert chart.count('class="point-front"') == 4
     assert chart.count("point-front-line") == 1
 
 

@@ -11,8 +11,8 @@ APART = 0.08
 """By how much of a predicted speed two points may differ that are called as fast."""
 ALIKE = 0.01
 """From this difference on a cell has its own speed."""
-MOST_SPEEDS = 7
-"""Speeds of a table, those at which most methods stand."""
+MOST_SPEEDS, STEP = 8, 0.05
+"""Speeds of a table, those at which most methods stand, and by how much two of them differ at least."""
 
 
 def beside_table(report: SweepReport) -> Table | None:
@@ -51,8 +51,12 @@ def _most_met(searched: list[SweepPoint], rows: Iterable[list[SweepPoint]]) -> l
         point.name: sum(beside(points, point.predicted) is not None for points in series)
         for point in searched
     }
-    most = sorted(searched, key=lambda point: -met[point.name])[:MOST_SPEEDS]
-    return [point for point in searched if point in most and met[point.name]]
+    most: list[SweepPoint] = []
+    for point in sorted(searched, key=lambda point: -met[point.name]):
+        alike = any(_apart(point, other.predicted) < log(1 + STEP) for other in most)
+        if met[point.name] and not alike and len(most) < MOST_SPEEDS:
+            most.append(point)
+    return [point for point in searched if point in most]
 
 
 def _right(point: SweepPoint) -> str:
