@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import vtcompress
-from compressor.decoder import Decoder
+from compressor.decoder import Decoder, quantization
 from compressor.decoder.quantization import is_quantized, quantized, quantized_decoder
 from compressor.decoder.weights import stored_weights
 from compressor.errors import RecipeError
@@ -122,6 +122,28 @@ def test_each_block_is_rounded_to_the_nearest_step_of_its_own_scale(
     if dtype == torch.float32:  # the scale takes both ends in, so that nothing is clipped
         error = (found.dequantized() - weight).abs().reshape(2, 32, 6).amax(1)
         assert bool((error <= found.scales * 0.5001).all())
+
+
+@pytest.mark.parametrize("numbers", [1, 3 * 32 * 6, 1 << 22])
+def test_a_matrix_is_rounded_some_blocks_at_a_time_to_the_same_numbers(
+    monkeypatch: pytest.MonkeyPatch, numbers: int
+) -> None:
+    """Blocks of every column, as many as may be in float32 at once; the matrix comes turned, as most do."""
+    weight = torch.randn(6, 320, generator=torch.Generator().manual_seed(0)).half().T
+    whole, seen = quantization._rounded(weight, 4, 32), []
+
+    def rounded(part: torch.Tensor, bits: int, block: int) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(part.numel())
+        return really(part, bits, block)
+
+    really = quantization._rounded
+    monkeypatch.setattr(quantization, "_rounded", rounded)
+    monkeypatch.setattr(quantization, "NUMBERS_AT_ONCE", numbers)
+    found = quantized(weight, "int4", 32)
+    assert torch.equal(found.scales, whole[0])
+    assert torch.equal(found.codes, whole[1].to(torch.int8))
+    assert max(seen) <= max(numbers, 32 * 6)
+    assert sum(seen) == weight.numel()
 
 
 def test_a_block_that_does_not_divide_is_an_error_of_the_code() -> None:
