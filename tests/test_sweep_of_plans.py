@@ -14,6 +14,7 @@ from compressor.plan.cost import predicted_speedup
 from compressor.plan.plan import Plan, Workload
 from compressor.planner import plan_recipe
 from compressor.recipe import Recipe
+from export.report.render.html import html
 from export.report.sweep.beside import beside_table
 from export.report.sweep.page import sweep_chart, sweep_document
 from tests.sweeps import HALF, RIGHT, point, sweep_report
@@ -159,6 +160,7 @@ def test_a_searchs_plans_are_a_filled_line() -> None:
     chart = str(sweep_chart(BESIDE))
     assert chart.count('class="point-front"') == 4
     assert chart.count("point-front-line") == 1
+    assert "What a search found is filled." in html(sweep_document(BESIDE))
 
 
 def test_a_speed_is_met_by_the_nearest_that_a_method_can_do_where_no_share_is_there(

@@ -172,8 +172,10 @@ def _points(interval: tuple[float, float]) -> str:
 def _plots(report: SweepReport) -> list[Block]:
     caption = (
         "Up and right is better. The cross is the original; points of one method are joined, baselines are "
-        "dashed, what a search found is filled. Nothing is known between two points."
+        "dashed. Nothing is known between two points."
     )
+    if any(point.searched for point in report.points):
+        caption += " What a search found is filled."
     columns = [[Chart(sweep_chart(report), caption)]]
     if report.timed:
         columns.append([Chart(sweep_chart(report, speed="measured"), "The same, as measured.")])
