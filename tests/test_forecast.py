@@ -1,6 +1,10 @@
 """What an export needs is said before it starts, and what cannot fit is refused with the remedy."""
 
+import re
+import resource
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +15,14 @@ from compressor.errors import VtcompressError
 from export.machine.available import available_bytes
 from tests import facts
 from vtcompress.stages.checks.forecast import forecast
+from vtcompress.stages.checks.forecast_time import (
+    LAYER,
+    NUMBERS,
+    STEP,
+    MachinePace,
+    TimeForecast,
+    time_forecast,
+)
 
 Vt = Callable[..., tuple[int, str, str]]
 AVAILABLE = "vtcompress.stages.checks.forecast.available_bytes"
@@ -117,6 +129,7 @@ def test_a_system_that_does_not_tell_refuses_nothing(
     given = ("--recipe", "identity", "--model", tiny_model, "--output", tmp_path / "out")
     _, _, err = vt("export", *given)
     assert "the export needs about" in err
+    assert "the export takes at least about" in err
     assert "loading has begun" in err
 
 
@@ -164,3 +177,55 @@ def test_a_plan_says_what_its_export_needs(tiny_model: Path, tmp_path: Path, vt:
         "an export needs about 0.1 GB of disk and 0.6 GB of memory, streamed 0.6 GB of memory"
         in err
     )
+    said = (
+        r"an export takes at least about \d+ s of this machine's processor, streamed \d+ s; copying"
+    )
+    assert re.search(said, err)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_an_export_takes_is_not_far_above_the_least_that_is_forecast(
+    stream: bool, llava: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """In a process of its own, here traced graphs are kept; beside others, which slow a processor down."""
+    command = [sys.executable, "-m", "vtcompress", "export", "--recipe=identity"]
+    command += [f"--model={llava('clip+llama')}", f"--output={tmp_path / 'out'}"]
+    command += ["--stream"] if stream else ["--bench-rounds=0"]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    took = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    (said,) = re.findall(r"the export takes at least about (\d+) s", done.stderr)
+    assert 0.8 < took / int(said) < 3, f"took {took:.1f} s, said {said} s"
+
+
+def test_time_goes_with_layers_numbers_and_pace() -> None:
+    few, many = (facts.facts(facts.dims(layers=layers)) for layers in (2, 32))
+    for stream in (False, True):
+        base = time_forecast(few, 0, 0, MachinePace(STEP), stream=stream)
+        more = time_forecast(many, 0, 0, MachinePace(STEP), stream=stream)
+        wide = time_forecast(few, 10**9, 0, MachinePace(STEP), stream=stream)
+        assert more.computing - base.computing == pytest.approx(30 * LAYER[stream])
+        assert wide.computing - base.computing == pytest.approx(10**9 * NUMBERS[stream])
+        slow = time_forecast(few, 0, 10**9, MachinePace(3 * STEP, copy=2e8), stream=stream)
+        assert slow.computing == pytest.approx(3 * base.computing)
+        assert (slow.copying, base.copying) == (5.0, None)
+
+
+def test_the_time_of_copying_is_told_where_there_is_much_to_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = MachinePace.here(tmp_path / "not" / "yet")
+    assert found.step > 0
+    assert found.copy is not None
+    assert found.copy > 0
+    assert not list(tmp_path.iterdir())
+    words = TimeForecast(600.0, 30.0).words
+    assert "at least about 10 min of this machine's processor; 30 s of copying" in words
+    assert "; copying, calibration, questions and timing come" in TimeForecast(5.0, None).words
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("vtcompress.stages.checks.forecast_time.TemporaryFile", full)
+    assert MachinePace.here(tmp_path).copy is None

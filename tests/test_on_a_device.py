@@ -1,6 +1,7 @@
 """Stages whose models run on a GPU give what they give on the CPU; see `tests.pretend_gpu` for the GPU."""
 
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,12 @@ import torch
 from safetensors.torch import save_file
 
 import vtcompress
+from compressor.decoder import decoder_from
+from compressor.decoder.one_prompt import greedy_tokens
 from compressor.families import describe, load, moved
+from compressor.generation.settings import PLAIN
+from compressor.plan.edits import identity_plan
+from compressor.samples.prompts import embed, encode
 from compressor.samples.questions import read_samples
 from export.backends.torch_device import device_for
 from export.checks.original import measure_original
@@ -56,6 +62,26 @@ def test_the_original_answers_on_a_gpu_as_on_the_cpu_and_comes_back(
         assert {str(t.device) for t in back.tensors.values()} == {"cpu"}
     assert found.answers == wanted.answers
     assert np.array_equal(found.logits, wanted.logits)
+
+
+def test_a_prompt_is_gone_on_with_on_a_gpu_as_on_the_cpu(
+    folder: str, questions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(folder)
+    prompt = encode(model.processor, read_samples(questions)[0], model.facts)
+
+    @torch.inference_mode()
+    def answer() -> list[int]:
+        decoder = decoder_from(identity_plan(model.facts, model.digest), model.tensors)
+        rows = embed(model, prompt)
+        given = greedy_tokens(decoder, model.embedding, rows, prompt.input_ids, PLAIN, ())
+        return list(islice(given, 4))
+
+    wanted = answer()
+    with pretend_gpus(monkeypatch, GIB) as gpus:
+        model = moved(model, "cuda")
+        assert answer() == wanted
+        assert gpus.ran == {"cuda:0"}
 
 
 def test_gpus_are_chosen_by_what_they_have_free(

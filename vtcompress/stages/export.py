@@ -36,7 +36,14 @@ from vtcompress.stages.calibrate import (
     run_calibration,
     wants_calibration,
 )
-from vtcompress.stages.checks.forecast import Forecast, check_memory, forecast, smaller
+from vtcompress.stages.checks.forecast import (
+    Forecast,
+    check_memory,
+    forecast,
+    numbers_in,
+    smaller,
+)
+from vtcompress.stages.checks.forecast_time import LEAST_COPIED, MachinePace, time_forecast
 from vtcompress.stages.checks.prompts import Asked, check_prompts
 from vtcompress.stages.checks.recipe import (
     check_blocks,
@@ -281,10 +288,14 @@ class ExportRun:
         staging.check_place(self.output, overwrite=self.overwrite, sources=self.sources)
 
     def _check_room(self, source: Path, facts: ModelFacts) -> None:
-        """Say what disk and memory the export of a folder needs, and refuse what there is not."""
+        """Say what disk, memory and time the export of a folder needs, and refuse what there is not."""
         staging.check_place(self.output, **self._needs(source, facts))
         needs, stream = self._forecast(source, facts), self.job.stream
         check_memory(needs, self.recipe, stream=stream, progress=self.progress)
+        numbers = numbers_in(source, facts.dtype)
+        pace = MachinePace.here(self.output if needs.disk > LEAST_COPIED else None)
+        times = time_forecast(facts, numbers, needs.disk, pace, stream=stream)
+        self.progress.say(times.words)
 
     def from_compressed(self, source: Path) -> Manifest:
         """Start from a folder that `compress` wrote."""

@@ -21,7 +21,8 @@ from export.graphs.limits import Limits, buffer_bytes, limits_of_original
 from export.results.bench import ms_words, speed_words
 from vtcompress.console import shown
 from vtcompress.shipped import PathLike
-from vtcompress.stages.checks.forecast import forecast_words
+from vtcompress.stages.checks.forecast import forecast_words, numbers_in
+from vtcompress.stages.checks.forecast_time import export_time_words
 from vtcompress.stages.checks.recipe import check_digest, check_recipe
 from vtcompress.stages.inputs import (
     model_facts,
@@ -61,7 +62,9 @@ def plan(
     digest = check_digest(recipe, facts, measured, name)
     # Read again: the weights of a hub id are here now, and tell whether embedding and head are one.
     facts = model_facts(recipe)
-    progress.say(forecast_words(recipe, model_folder(recipe), facts))
+    folder = model_folder(recipe)
+    progress.say(forecast_words(recipe, folder, facts))
+    progress.say(export_time_words(facts, numbers_in(folder, facts.dtype)))
     return plan_recipe(recipe, facts, digest, measured)
 
 
