@@ -242,6 +242,7 @@ def generate(
             preload=stats,
             mapped=mapped,
             device=device,
+            progress=out,
         )
     if prompt is not None:
         runtime.check_question(prompt, "--prompt")

@@ -218,7 +218,7 @@ def validate(
         trust_remote_code=trust_remote_code,
     )
     path, progress = Path(path), shown(progress)
-    artifact = Artifact.open(path)
+    artifact = Artifact.open(path, progress=progress)
     recipe = read_recipe(path / RECIPE_FILE, stored=True).override(
         {"model.trust_remote_code": trust_remote_code}
     )
