@@ -328,7 +328,7 @@ def load_compressed(folder: Path, *, logits: str = "last") -> CompressedModel:
         raise ArtifactError([f"{folder}: no *.safetensors file; compress the model anew"])
     tensors: dict[str, Tensor] = {}
     for path in files:
-        if problem := broken(path):
+        if problem := broken(path, folder):
             raise ArtifactError([problem])
         with reading(folder, path.name):
             stored = load_file(path)

@@ -10,6 +10,12 @@ from compressor.installing import how_to_install
 LONGEST = 300
 """Characters of another's message that one of ours repeats."""
 
+MOST_PROBLEMS, LONGEST_PROBLEM = 100, 4000
+"""Lines of one error, and characters of a line: a hostile file may have 300,000 faults, or a key of 10 MB."""
+
+ENDINGS = (KeyboardInterrupt, SystemExit, GeneratorExit)
+"""What is no failure. All else is, also a panic of a library in Rust, which is no `Exception`."""
+
 
 class VtcompressError(Exception):
     """An error of input or environment; the message names the place and the remedy."""
@@ -19,11 +25,18 @@ class ProblemsError(VtcompressError):
     """Several problems found in one check, reported together.
 
     Attributes:
-        problems: one complete sentence each, in the order of the input.
+        problems: one complete sentence each, in the order of the input; of more than `MOST_PROBLEMS` the
+            first, and how many more there are.
     """
 
     def __init__(self, problems: Iterable[str]) -> None:
-        self.problems = tuple(problems)
+        found = tuple(problems)
+        more = len(found) - MOST_PROBLEMS
+        told = (*found[:MOST_PROBLEMS], f"and {more:,} more") if more > 0 else found
+        self.problems = tuple(
+            line if len(line) <= LONGEST_PROBLEM else f"{line[:LONGEST_PROBLEM]} ..."
+            for line in told
+        )
         super().__init__("\n".join(self.problems))
 
 

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 import vtcompress
 from compressor.compressed import compress, load_compressed
-from compressor.disk.files import sha256_of
+from compressor.disk.opening import sha256_of
 from compressor.errors import ModelError
 from compressor.families import load
 from compressor.families.pictures.text import PictureForm

@@ -280,7 +280,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
 
 def test_an_absurdly_large_file_is_refused_before_it_is_read(tmp_path, monkeypatch):
     path = written(tmp_path, {"question": "q"})
-    monkeypatch.setattr("compressor.disk.files.MAX_TEXT_BYTES", 3)
+    monkeypatch.setattr("compressor.disk.opening.MAX_TEXT_BYTES", 3)
     (line,) = problems(path)
     assert line.startswith(f"{path}: larger than")
 

@@ -257,7 +257,7 @@ def test_a_broken_export_is_caught_by_the_fidelity_check(
     data[offset : offset + length] = (values * 1.05).astype(np.float32).tobytes()
     (broken / "weights.bin").write_bytes(bytes(data))
     manifest = json.loads((broken / "manifest.json").read_text(encoding="utf-8"))
-    from compressor.disk.files import sha256_of
+    from compressor.disk.opening import sha256_of
 
     manifest["files"]["weights.bin"]["sha256"] = sha256_of(broken / "weights.bin")
     (broken / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")

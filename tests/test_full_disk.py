@@ -16,9 +16,8 @@ from pathlib import Path
 import pytest
 
 from compressor.disk.files import write_text
-from compressor.disk.locks import exclusive
+from compressor.disk.locks import STAGING_MARK, exclusive
 from compressor.errors import VtcompressError
-from export.artifact.contents import STAGING_MARK
 from export.artifact.staging import staged
 from tests.artifacts import write_result
 

@@ -14,7 +14,7 @@ import pytest
 import vtcompress
 from compressor.compressed import CompressedModel, plain, plain_of
 from compressor.decoder import decoder_from
-from compressor.disk.files import sha256_of
+from compressor.disk.opening import sha256_of
 from compressor.errors import ModelError
 from compressor.families import LoadedModel, load
 from compressor.families.pictures.text import PictureForm

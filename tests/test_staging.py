@@ -15,11 +15,11 @@ from types import SimpleNamespace
 import pytest
 
 from compressor.disk.files import _temporary
-from compressor.disk.locks import LOCK_MARK, exclusive
+from compressor.disk.locks import LOCK_MARK, STAGING_MARK, exclusive
 from compressor.errors import VtcompressError
 from export.artifact import moving
 from export.artifact.artifact import Artifact
-from export.artifact.contents import STAGING_MARK, is_working_file
+from export.artifact.contents import is_working_file
 from export.artifact.staging import calibration_file, check_place, check_room, staged
 from tests.artifacts import make_artifact, write_result
 

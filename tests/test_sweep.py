@@ -21,7 +21,7 @@ import vtcompress
 from benchmarks.methods_table import points
 from benchmarks.methods_table import recipes as table_recipes
 from compressor.contract.searched import SearchedMethod
-from compressor.disk.files import sha256_of
+from compressor.disk.opening import sha256_of
 from compressor.errors import RecipeError, VtcompressError
 from compressor.families import describe
 from compressor.methods import BUILT_IN

@@ -1,7 +1,6 @@
 """Reading and writing small files: atomically, with errors that name the file and the remedy."""
 
 import contextlib
-import hashlib
 import os
 import uuid
 from collections.abc import Iterator
@@ -13,10 +12,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from compressor.disk.locks import LOCKS, is_at, lock
+from compressor.disk.opening import read_utf8
 from compressor.disk.paths import check_path, shown_path, unusable, working_stem
 from compressor.errors import ProblemsError, VtcompressError
 
-MAX_TEXT_BYTES = 256 * 1024 * 1024
 TEMPORARY = ".tmp"
 # Stands in every drawing of this tool, so that it is known as its own and may be drawn again.
 DRAWING_MARK = "drawn by vtcompress"
@@ -30,16 +29,13 @@ def read_text(path: Path, error: type[ProblemsError]) -> str:
     """Return the UTF-8 text of `path`.
 
     Raises:
-        error: there is no such file, it cannot be read, is no UTF-8 or absurdly large.
+        error: there is no such file, it cannot be read, is no UTF-8 or larger than its kind
+            may be.
     """
     if (reason := unusable(path)) is not None:
         raise error([f"{shown_path(path)}: {reason}"])
     try:
-        if path.stat().st_size > MAX_TEXT_BYTES:
-            raise error(
-                [f"{path}: larger than {MAX_TEXT_BYTES >> 20} MiB; not a file of this tool"]
-            )
-        return path.read_text(encoding="utf-8")
+        return read_utf8(path)
     except FileNotFoundError:
         raise error([f"{path}: no such file"]) from None
     except UnicodeDecodeError as failure:
@@ -188,9 +184,3 @@ def _clear_strays(path: Path) -> None:
                         entry.unlink()
                 finally:
                     os.close(handle)
-
-
-def sha256_of(path: Path) -> str:
-    """Return the hexadecimal sha256 of a file's bytes."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -20,6 +20,8 @@ except ImportError:
 
 LOCKS = fcntl is not None
 LOCK_MARK = ".vtcompress-lock"
+# The same of a result that is being made.
+STAGING_MARK = ".vtcompress-staging-"
 
 
 def lock(handle: int) -> bool:

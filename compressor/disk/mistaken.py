@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Literal
 
+from compressor.disk.opening import open_regular
 from compressor.disk.paths import shown_path, unusable
 
 Kind = Literal[
@@ -73,7 +74,7 @@ def kind_of(path: Path) -> Kind | None:
             return next((kind for kind, name in _HOLDS if (path / name).is_file()), None)
         if not path.is_file():  # a pipe would be waited for
             return None
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(_HEAD_BYTES)
         return next((kind for kind, start in _STARTS if start.match(head)), None)
     return None

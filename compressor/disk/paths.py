@@ -12,6 +12,8 @@ MOST_NAME_BYTES = 255
 # What is put around a name, such as `..NAME.calibration.json.0a1b2c3d.tmp`, takes less than the rest.
 MOST_WORKING_BYTES = 190
 SHOWN_CHARACTERS = 24
+# Folders of the hub's cache: links to files as a model has them, and the files.
+SNAPSHOTS, BLOBS = "snapshots", "blobs"
 # What opens like a file and may wait for ever, give nothing twice or be gone when it is replaced.
 SPECIAL = {
     stat.S_IFIFO: "a named pipe",
@@ -36,9 +38,24 @@ def unusable(path: Path) -> str | None:
     except ValueError as failure:  # a null character, or half a character of UTF-16
         return f"no file can have this name ({failure}); choose another one"
     except OSError as failure:
+        if failure.errno in (errno.EACCES, errno.EPERM):
+            return "Permission denied: a folder above it must not be looked into; make it readable"
         if failure.errno == errno.ENAMETOOLONG:
             return "the path is too long for the system; choose a shorter one"
     return None
+
+
+def leads_out(path: Path, folder: Path) -> bool:
+    """Return whether a file of a folder lies elsewhere, behind a link.
+
+    What the hub's cache shows as a model are links into a folder beside it, which count as inside.
+    """
+    folder = folder.resolve()
+    places = [folder]
+    if folder.parent.name == SNAPSHOTS:  # MODEL/snapshots/COMMIT
+        places.append(folder.parent.parent / BLOBS)
+    found = path.resolve()
+    return not any(found.is_relative_to(place) for place in places)
 
 
 def at_home(path: str) -> str:

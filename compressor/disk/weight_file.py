@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from compressor.disk.files import is_file, sha256_of
+from compressor.disk.files import is_file
 from compressor.disk.mistaken import mistaken
 from compressor.disk.model_digest import difference, same_model
+from compressor.disk.opening import sha256_of
 from compressor.errors import ProblemsError
 
 MODEL_DIGEST = "model_digest"

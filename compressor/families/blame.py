@@ -7,7 +7,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from compressor.errors import first_line
+from compressor.disk.opening import read_utf8
+from compressor.disk.tokenizer_file import read_tokenizer
+from compressor.errors import ModelError
 from compressor.families.folder import CONFIG, text_files
 from compressor.families.told import IMAGES
 
@@ -137,23 +139,18 @@ def _told(name: str, keys: Keys, value: Any, why: str, known: Sequence[str]) -> 
 
 
 def _unread_tokenizer(folder: Path) -> str | None:
-    from tokenizers import Tokenizer
-
     path = folder / TOKENIZER
     if not path.is_file():
         return None
     try:
-        Tokenizer.from_file(str(path))
-    except Exception as failure:  # noqa: BLE001 - tokenizers raises plain Exception
-        return (
-            f"{path}: no tokenizer that the package tokenizers can read: {first_line(failure)}; copy or "
-            "download the file again"
-        )
+        read_tokenizer(path)
+    except ModelError as error:
+        return f"{error.problems[0]}; copy or download the file again"
     return None
 
 
 def _object(path: Path) -> dict[str, Any]:
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = json.loads(read_utf8(path))
     return found if isinstance(found, dict) else {}
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from compressor.disk.opening import read_utf8
 from compressor.errors import ModelError
 from compressor.families.checkpoint import DTYPES, headers
 from compressor.families.folder import ADAPTER, CONFIG
@@ -64,7 +65,7 @@ def raw_config(folder: Path) -> Mapping[str, Any]:
         )
     if problems := broken_texts(folder):
         raise ModelError(problems)
-    raw = json.loads(path.read_text(encoding="utf-8"))
+    raw = json.loads(read_utf8(path))
     if isinstance(raw, dict) and (
         foreign := _compressed(folder, raw) or _authors_layout(raw, path)
     ):

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from compressor.disk.opening import read_utf8, sha256_of
 from compressor.errors import ModelError
 
 CONFIG = "config.json"
@@ -112,7 +113,7 @@ def indexed(folder: Path) -> tuple[str, ...]:
 
 def _weight_map(index: Path) -> dict[str, Any]:
     try:
-        found = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        found = json.loads(read_utf8(index))["weight_map"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         found = None
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
@@ -160,6 +161,5 @@ def _sha256(folder: Path, files: list[Path]) -> str:
     total = hashlib.sha256()
     for path in files:
         total.update(path.relative_to(folder).as_posix().encode())
-        with path.open("rb") as stream:
-            total.update(hashlib.file_digest(stream, "sha256").digest())
+        total.update(bytes.fromhex(sha256_of(path)))
     return total.hexdigest()

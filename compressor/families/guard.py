@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-from compressor.disk.paths import unusable
-from compressor.errors import ModelError, VtcompressError, first_line
+from compressor.disk.opening import UnfitError, most_bytes, open_regular, read_utf8
+from compressor.disk.paths import leads_out, unusable
+from compressor.errors import ENDINGS, ModelError, VtcompressError, first_line
 from compressor.families.blame import KEYED, Attempt, blamed
 from compressor.families.folder import CONFIG, TEXTS, text_files, weight_files
 
@@ -39,9 +40,9 @@ def reading(
     """
     try:
         yield
-    except VtcompressError:
+    except (*ENDINGS, VtcompressError):
         raise
-    except Exception as failure:
+    except BaseException as failure:
         why = reason(failure, folder)
         found = broken_files(folder)
         # Neither a package that is missing nor the memory is a key's fault.
@@ -65,9 +66,9 @@ def using(where: str) -> Iterator[None]:
     """
     try:
         yield
-    except VtcompressError:
+    except (*ENDINGS, VtcompressError):
         raise
-    except Exception as failure:
+    except BaseException as failure:
         problem = (
             f"{where}: transformers cannot use it: {type(failure).__name__}: {first_line(failure)}"
         )
@@ -102,7 +103,7 @@ def broken_files(folder: Path) -> list[str]:
 def broken_texts(folder: Path) -> list[str]:
     """Return the lines of `broken_files` on configuration, processor and tokenizer."""
     try:
-        return [line for path in text_files(folder) if (line := broken(path))]
+        return [line for path in text_files(folder) if (line := broken(path, folder))]
     except OSError as failure:
         return [f"{folder}: {failure.strerror}; make the folder readable"]
 
@@ -110,20 +111,25 @@ def broken_texts(folder: Path) -> list[str]:
 def broken_weight_files(folder: Path) -> list[str]:
     """Return the lines of `broken_files` on weights."""
     try:
-        return [line for path in weight_files(folder) if (line := broken(path))]
+        return [line for path in weight_files(folder) if (line := broken(path, folder))]
     except (ModelError, OSError):
         return []
 
 
-def broken(path: Path) -> str | None:
+def broken(path: Path, folder: Path) -> str | None:
     """Return what is wrong with one file of a model folder, None if nothing is seen."""
     if (reason := unusable(path)) is not None:
         return f"{path}: {reason}"
+    # Weights may lie where there is room for them: nothing but tensors of the model's names is read there.
+    if path.suffix != ".safetensors" and leads_out(path, folder):
+        return f"{path}: a link to a file outside the model's folder; put a copy of that file here"
     try:
-        with path.open("rb") as stream:
+        with open_regular(path, most_bytes(path.name)) as stream:
             head = stream.read(len(LFS_HEADER))
     except FileNotFoundError:
         return f"{path}: a link to a file that is gone; fetch or copy the model again"
+    except UnfitError as failure:
+        return f"{path}: {failure.strerror}"
     except OSError as failure:
         return f"{path}: {failure.strerror}; make the file readable"
     if head == LFS_HEADER:
@@ -154,7 +160,7 @@ def broken_weights(path: Path) -> str | None:
 
 def _broken_text(path: Path) -> str | None:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_utf8(path)
         value = json.loads(text) if path.suffix == ".json" else None
     except UnicodeDecodeError:
         return f"{path}: not UTF-8 text; copy or download the file again"

@@ -13,10 +13,12 @@ from typing import Any
 
 from PIL import Image
 
+from compressor.disk.opening import read_utf8
+from compressor.disk.tokenizer_file import check_tokenizer
 from compressor.errors import ModelError
 from compressor.facts import ModelFacts
 from compressor.families.base import Family
-from compressor.families.blame import own_class
+from compressor.families.blame import TOKENIZER, own_class
 from compressor.families.guard import broken_texts, quiet, reading
 from compressor.families.known import family_that_read
 from compressor.families.pictures.processors import size_keys, values_of
@@ -55,6 +57,8 @@ def load_processor(
         ModelError: there is none, or it cannot be loaded.
     """
     _check_files(folder)
+    if (folder / TOKENIZER).is_file():
+        check_tokenizer(folder / TOKENIZER)
     # The model's own code is not run once for every key that may be at fault.
     again = None if trust_remote_code else partial(_read, family=family)
     # It would warn of the `config.json` of a compressed folder, which is no model's on purpose.
@@ -132,7 +136,7 @@ def _without_videos(folder: Path, kind: Any, *, trust_remote_code: bool = False)
 def _template(folder: Path) -> str | None:
     """The chat template that is saved beside a processor, not in its tokenizer's files."""
     if (file := folder / "chat_template.jinja").is_file():
-        return file.read_text(encoding="utf-8")
+        return read_utf8(file)
     found = saved_in(folder / "chat_template.json").get("chat_template")
     return found if isinstance(found, str) else None
 

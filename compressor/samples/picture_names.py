@@ -4,7 +4,8 @@ import os
 import re
 from pathlib import Path
 
-from compressor.disk.files import is_file
+from compressor.disk.files import is_file, is_folder
+from compressor.disk.opening import MAX_PICTURE_BYTES
 from compressor.disk.paths import shown_path, unusable
 
 MOST_SHOWN = 60
@@ -29,14 +30,23 @@ def picture_file(name: str, folder: Path) -> tuple[Path, str | None]:
     # expanduser leaves a user that does not exist as it is.
     path = folder / os.path.expanduser(name)  # noqa: PTH111
     if is_file(path):
-        return path, None
+        return path, _unfit(path)
     if (reason := unusable(path)) is not None:
         return path, f"{shown_path(path)}: {reason}"
-    if path.is_dir():
+    if is_folder(path):
         return path, f"{path}: is a folder; name a picture in it"
     if "\\" in name and is_file(folder / name.replace("\\", "/")):
         return path, f"{path}: no such file; write / instead of \\"
     return path, f"{path}: no such file"
+
+
+def _unfit(path: Path) -> str | None:
+    size = path.stat().st_size
+    if not os.access(path, os.R_OK):
+        return f"{shown_path(path)}: cannot be read (permission denied); make it readable"
+    if size > MAX_PICTURE_BYTES:
+        return f"{shown_path(path)}: {size:,} bytes; {MAX_PICTURE_BYTES >> 20} MiB are read at most"
+    return None
 
 
 def shown_name(text: str) -> str:

@@ -3,7 +3,7 @@
 import io
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
@@ -21,6 +21,9 @@ MAX_PIXELS = 100_000_000
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """File formats that are read; others of Pillow's (some start other programs) are not even tried."""
 
+
+STRIP_PIXELS = 1 << 22
+"""Pixels that are changed at a time."""
 
 MAX_PROBLEMS = 20
 """Most problems of one call that are named."""
@@ -172,7 +175,10 @@ def load_image(path: str | os.PathLike[str]) -> Image.Image:
 def _load(source: Path | io.BytesIO, where: str) -> Image.Image:
     with _decoding(where), _open(source) as image:
         _check_pixels(image, where)
-        return to_rgb(ImageOps.exif_transpose(image), where)
+        ImageOps.exif_transpose(
+            image, in_place=True
+        )  # else of an upright one there would be a copy
+        return to_rgb(image, where)
 
 
 @contextmanager
@@ -222,12 +228,26 @@ def to_rgb(image: Image.Image, where: str) -> Image.Image:
     with _decoding(where):
         _read_pixels(image, where)
         if image.mode == "I" or image.mode.startswith("I;16"):
-            image = _eight_bit(image)
+            image = _by_strips(image, _eight_bit)
         if "A" in image.getbands() or image.info.get("transparency") is not None:
-            image = image.convert("RGBA")
-            white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-            image = Image.alpha_composite(white, image)
+            image = _by_strips(image, _on_white)
         return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _by_strips(image: Image.Image, change: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """Return what a change of single pixels makes, in RGB; in strips, so that copies take little memory."""
+    changed = Image.new("RGB", image.size)
+    rows = max(1, STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        part = image.crop((0, top, image.width, min(top + rows, image.height)))
+        changed.paste(change(part), (0, top))
+    return changed
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, image).convert("RGB")
 
 
 def _read_pixels(image: Image.Image, where: str) -> None:
@@ -242,7 +262,7 @@ def _read_pixels(image: Image.Image, where: str) -> None:
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """Return 16-bit grey as 8-bit grey, 0..65535 to 0..255, rounded; a transparent level is white.
+    """Return 16-bit grey as 8-bit grey in RGB, 0..65535 to 0..255, rounded; a transparent level is white.
 
     Pillow's 32-bit mode `I` is read as 16-bit grey too: its 16-bit PGM reader hands it out.
     """
@@ -251,4 +271,4 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
         grey[levels == transparent] = 255
-    return Image.fromarray(grey)
+    return Image.fromarray(grey).convert("RGB")

@@ -25,6 +25,7 @@ from compressor.samples.layout import (
     visual_rows,
 )
 from compressor.samples.pictures import Pictures, pictures_of, read_picture
+from compressor.samples.prompt_date import on_prompt_date
 from compressor.samples.questions import Sample
 
 
@@ -110,7 +111,7 @@ def encode_question(
     """Do what `encode` does, for a question and pictures in any form; `place` names it in errors."""
     opened = [read_picture(one, f"images[{i}]") for i, one in enumerate(pictures_of(pictures))]
     images = [{"type": "image", "image": image} for image in opened]
-    with _named(place):
+    with _named(place), on_prompt_date(processor):
         encoded = processor.apply_chat_template(
             [_user(question, images)],
             add_generation_prompt=True,
@@ -168,7 +169,7 @@ def answer_ids(processor: Any, sample: Sample, ends: Sequence[int]) -> tuple[int
         DataError: the template fails on this prompt.
     """
     asked = _user(sample.question, [{"type": "image"} for _ in sample.images])
-    with _named(sample.place):
+    with _named(sample.place), on_prompt_date(processor):
         prompt = processor.apply_chat_template([asked], add_generation_prompt=True, tokenize=False)
     ids = processor.tokenizer(prompt, add_special_tokens=False)["input_ids"]
     answer = sample.answer or ""
@@ -177,7 +178,7 @@ def answer_ids(processor: Any, sample: Sample, ends: Sequence[int]) -> tuple[int
     # out or fails, while one that reads text would write parts as a list of Python's.
     for content in (answer, [{"type": "text", "text": answer}]):
         said = {"role": "assistant", "content": content}
-        with suppress(Exception):
+        with suppress(Exception), on_prompt_date(processor):
             text = processor.apply_chat_template([asked, said], tokenize=False)
             whole = processor.tokenizer(text.rstrip(), add_special_tokens=False)["input_ids"]
             if whole[: len(ids)] == ids and answer.strip() in text[len(prompt) :]:

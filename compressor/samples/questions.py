@@ -12,8 +12,9 @@ from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from compressor.disk.files import read_text, sha256_of
+from compressor.disk.files import read_text
 from compressor.disk.mistaken import mistaken
+from compressor.disk.opening import open_regular, sha256_of
 from compressor.errors import DataError
 from compressor.samples.rows import read_row, unread_words
 
@@ -103,7 +104,7 @@ def _check_kind(path: Path) -> None:
     """Refuse what is something else or no text, such as a picture; what cannot be opened is told later."""
     if (problem := mistaken(path, "data")) is not None:
         raise DataError([problem])
-    with contextlib.suppress(OSError, ValueError), path.open("rb") as file:
+    with contextlib.suppress(OSError, ValueError), open_regular(path) as file:
         if b"\0" in file.read(1024):
             raise DataError([f"{path}: is no text file; a .jsonl file of questions is needed"])
 

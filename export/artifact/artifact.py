@@ -10,11 +10,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from compressor.disk.files import read_text, sha256_of, write_text
+from compressor.disk.files import read_text, write_text
 from compressor.disk.mistaken import mistaken
+from compressor.disk.opening import most_bytes, sha256_of, too_large
 from compressor.disk.paths import shown_path, unusable
 from compressor.errors import ArtifactError, PlanError, VtcompressError
 from compressor.plan.plan import Plan
+from compressor.progress import SILENT, Megabytes, Progress
 from export.artifact.contents import FILES_FILE, FILES_FORMAT
 from export.artifact.contradictions import contradictions
 from export.artifact.engine_set import ENGINES_FOLDER, unnamed_files
@@ -70,12 +72,15 @@ class Artifact:
             raise ArtifactError([words])
 
     @classmethod
-    def open(cls, folder: str | Path, *, verify: bool = True) -> "Artifact":
+    def open(
+        cls, folder: str | Path, *, verify: bool = True, progress: Progress = SILENT
+    ) -> "Artifact":
         """Read the manifest and check the files against it; again if the artifact was replaced meanwhile.
 
         Args:
             folder: the artifact.
             verify: compare sha256 as well as names, sizes and where the graphs' tensors lie.
+            progress: shows the megabytes that were compared.
 
         Raises:
             ArtifactError: not an artifact, of a newer format, or files missing or altered; all are named.
@@ -88,7 +93,7 @@ class Artifact:
         while True:
             before = _identity(folder)
             try:
-                artifact = cls._read(folder, verify=verify)
+                artifact = cls._read(folder, verify, progress)
             except (VtcompressError, OSError):
                 if _identity(folder) == before:
                     raise
@@ -97,7 +102,7 @@ class Artifact:
                     return artifact
 
     @classmethod
-    def _read(cls, folder: Path, *, verify: bool) -> "Artifact":
+    def _read(cls, folder: Path, verify: bool, progress: Progress) -> "Artifact":
         path = folder / MANIFEST_FILE
         if (reason := unusable(folder)) is not None:
             raise ArtifactError([f"{shown_path(folder)}: {reason}"])
@@ -112,9 +117,12 @@ class Artifact:
         graphs = sorted({spec.file for spec in manifest.graphs})
         stamps = {name: _stamp(folder / name) for name in manifest.files}
         problems = _graph_problems(path, manifest)
-        problems += [
-            p for name, entry in manifest.files.items() for p in _check(folder, name, entry, verify)
-        ]
+        files = manifest.files
+        wrong = {name: [*_check(folder, name, entry)] for name, entry in files.items()}
+        problems += [problem for found in wrong.values() for problem in found]
+        if verify:
+            there = {name: files[name] for name, found in wrong.items() if not found}
+            problems += _altered(folder, there, progress)
         if verify and not problems:
             unnamed = [folder / name for name in sorted(_names(folder) - manifest.files.keys())]
             problems = [
@@ -200,7 +208,22 @@ def _explain(path: Path, error: ValidationError) -> list[str]:
     ]
 
 
-def _check(folder: Path, name: str, entry: FileEntry, verify: bool) -> Iterator[str]:
+def _altered(folder: Path, files: Mapping[str, FileEntry], progress: Progress) -> Iterator[str]:
+    """Yield the lines on files whose bytes are not those of the manifest."""
+    done = Megabytes(progress, "comparing files with the manifest, MB")
+    with done.of(sum(entry.size for entry in files.values())):
+        for name, entry in files.items():
+            path = folder / name
+            try:
+                same = sha256_of(path, done.add) == entry.sha256
+            except OSError as failure:
+                yield f"{path}: {failure.strerror}; make the file readable"
+                continue
+            if not same:
+                yield f"{path}: its sha256 is not the manifest's; copy the artifact anew"
+
+
+def _check(folder: Path, name: str, entry: FileEntry) -> Iterator[str]:
     pure = PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts or "\\" in name:
         yield f"{folder}: the manifest names {name!r}, which leaves the folder; do not use this artifact"
@@ -214,8 +237,8 @@ def _check(folder: Path, name: str, entry: FileEntry, verify: bool) -> Iterator[
         yield f"{path}: missing, or a link out of the artifact; copy the artifact anew"
     elif path.stat().st_size != entry.size:
         yield f"{path}: {path.stat().st_size} bytes, the manifest says {entry.size}; copy the artifact anew"
-    elif verify and sha256_of(path) != entry.sha256:
-        yield f"{path}: its sha256 is not the manifest's; copy the artifact anew"
+    elif entry.size > (most_bytes(path.name) or entry.size):
+        yield f"{path}: {too_large(most_bytes(path.name) or 0)}; copy the artifact anew"
 
 
 def list_files(folder: Path) -> dict[str, FileEntry]:
@@ -227,7 +250,9 @@ def list_files(folder: Path) -> dict[str, FileEntry]:
 
 
 def _names(folder: Path) -> set[str]:
-    files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    # A link to a folder, a pipe and a device are no files, and no more named than one.
+    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    files = (path.relative_to(folder) for path in found)
     names = {path.as_posix() for path in files if path.parts[0] != ENGINES_FOLDER}
     return names - {MANIFEST_FILE}
 

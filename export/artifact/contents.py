@@ -8,14 +8,14 @@ the list was put there by somebody else. A file is this tool's if it says so in 
 
 import json
 import os
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from compressor.contract.healing import HEALED
-from compressor.disk.files import DRAWING_MARK, read_text, sha256_of
-from compressor.disk.locks import LOCK_MARK
+from compressor.disk.files import DRAWING_MARK, read_text
+from compressor.disk.locks import LOCK_MARK, STAGING_MARK
+from compressor.disk.opening import open_regular, sha256_of
 from compressor.disk.paths import working_stem
 from compressor.disk.weight_file import MODEL_DIGEST, PART_OF
 from compressor.errors import ArtifactError
@@ -26,7 +26,6 @@ from export.results.backend_parity import PARITY_FILE
 
 FILES_FILE = "files.json"
 FILES_FORMAT = "files_format"
-STAGING_MARK = ".vtcompress-staging-"
 CALIBRATION_MARK = ".calibration.json"
 # What a sweep that is not finished keeps; see `vtcompress.stages.sweeping`.
 SWEEP_MARK = ".vtcompress-sweep"
@@ -84,9 +83,7 @@ PAGE_MARK = b'<meta name="generator" content="vtcompress">'
 def kind_of_file(path: Path) -> FileKind | None:
     """Return what this tool wrote there; None: nothing that it knows as its own."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            return None
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             head = stream.read(HEAD_BYTES)
             if PAGE_MARK in head:
                 return "page"

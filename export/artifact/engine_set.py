@@ -14,7 +14,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from compressor.disk.files import read_json, sha256_of
+from compressor.disk.files import read_json
+from compressor.disk.locks import LOCK_MARK, STAGING_MARK
+from compressor.disk.opening import sha256_of
 from compressor.errors import ArtifactError
 from compressor.facts import Facts
 from export.artifact.manifest import FileEntry, Manifest
@@ -192,10 +194,15 @@ def unnamed_files(folder: Path) -> tuple[Path, ...]:
     found = []
     for path in sorted(root.rglob("*")):
         parts = path.relative_to(root).parts
-        named = _hidden(Path(parts[0])) or parts[1:] in _named(path.parent)
-        if path.is_symlink() or (path.is_file() and not named):
+        named = _being_written(parts[0]) or parts[1:] in _named(path.parent)
+        # A pipe or a device is no file, and no more named than one.
+        if path.is_symlink() or not (path.is_dir() or (named and path.is_file())):
             found.append(path)
     return tuple(found)
+
+
+def _being_written(name: str) -> bool:
+    return name.startswith(".") and (STAGING_MARK in name or name.endswith(LOCK_MARK))
 
 
 def _named(folder: Path) -> set[tuple[str, ...]]:

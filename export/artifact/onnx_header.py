@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+from compressor.disk.opening import read_bytes
 from compressor.errors import ArtifactError
 from export.artifact.protobuf_wire import MalformedError, Value, fields, varint
 from export.graphs.operators import MAY_LACK_INPUTS, ONNX_OPERATORS, STANDARD_DOMAINS
@@ -81,9 +82,7 @@ def check_graph(folder: Path, file: str, sizes: Mapping[str, int]) -> list[str]:
     """
     path = folder / file
     try:
-        if path.stat().st_size > MAX_GRAPH_BYTES:
-            return [f"{path}: larger than {MAX_GRAPH_BYTES >> 20} MiB; not a graph of this tool"]
-        tensors = read_tensors(path.read_bytes())
+        tensors = read_tensors(read_bytes(path, MAX_GRAPH_BYTES))
         problems = [_problem(tensor, PurePosixPath(file).parent, sizes) for tensor in tensors]
     except MalformedError as error:
         return [f"{path}: not an ONNX graph of this tool: {error}; copy the artifact anew"]

@@ -25,14 +25,13 @@ from typing import NamedTuple
 
 from compressor.disk.files import made_parent
 from compressor.disk.held_signals import HeldSignals
-from compressor.disk.locks import LOCK_MARK, exclusive
+from compressor.disk.locks import LOCK_MARK, STAGING_MARK, exclusive
 from compressor.disk.paths import working_stem
 from compressor.errors import VtcompressError
 from export.artifact.contents import (
     CALIBRATION_MARK,
     HEALING_MARK,
     SEARCH_MARK,
-    STAGING_MARK,
     SWEEP_MARK,
     is_empty,
     is_mount,

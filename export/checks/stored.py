@@ -10,6 +10,7 @@ Only pictures as they were are measured on. Where they are not kept, the same da
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from compressor.disk.files import read_text, sha256_of
+from compressor.disk.files import read_text
+from compressor.disk.opening import sha256_of
 from compressor.errors import ArtifactError, DataError, first_line
 from compressor.samples.questions import Sample, choose, data_digest, read_samples
 from compressor.samples.small_pictures import small_picture
@@ -33,6 +35,7 @@ ORIGINAL_FILE = f"{FOLDER}/original.json"
 COMPRESSED_FILE = f"{FOLDER}/compressed.json"
 LOGITS_FILE = f"{FOLDER}/original_logits.npy"
 IMAGES, SMALL = "images", "small"
+PLAIN_ENDING = re.compile(r"\.[A-Za-z0-9]{1,8}")
 
 NOT_KEPT = (
     "the artifact does not hold the pictures of its questions as they were (validate.keep_pictures); give "
@@ -123,7 +126,9 @@ def store_original(
 
 
 def _copied(path: Path, folder: Path) -> str:
-    name = f"{IMAGES}/{sha256_of(path)[:16]}{path.suffix.lower()}"
+    # An ending may be long, or of bytes that no manifest can name; what the file is tells its content.
+    ending = path.suffix.lower() if PLAIN_ENDING.fullmatch(path.suffix) else ""
+    name = f"{IMAGES}/{sha256_of(path)[:16]}{ending}"
     (folder / IMAGES).mkdir(exist_ok=True)
     if not (folder / name).exists():
         shutil.copyfile(path, folder / name)

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,16 @@ import jinja2.exceptions
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
-import jinja2.sandbox
 import jinja2.utils
 
 from compressor.disk.files import read_text
 from compressor.disk.model_json import optional_json
-from compressor.errors import DataError
+from compressor.errors import DataError, first_line
+from compressor.samples.prompt_date import strftime_now
+from export.runtime.template_work import CountingSandbox, limited_work, metered
+
+MOST_SOURCE = 256 * 1024
+"""Characters of a template; the longest known ones have some thirty thousand."""
 
 
 def find_template(path: Path, config: Mapping[str, Any]) -> tuple[str, Path]:
@@ -57,22 +60,28 @@ def compile_template(source: str, file: Path) -> jinja2.Template:
     Raises:
         DataError: it is no valid template; says in which line.
     """
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    if len(source) > MOST_SOURCE:
+        problem = f"{file}: the chat template is longer than {MOST_SOURCE:,} characters; replace it"
+        raise DataError([problem])
+    environment = CountingSandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
     )
-    environment.filters["tojson"] = _to_json
+    environment.add_filter("tojson", _to_json)
     environment.globals.update(
         raise_exception=_raise_exception,
-        strftime_now=_strftime_now,
+        strftime_now=strftime_now,
         dict=_Dict(),
         namespace=_Namespace,
     )
     try:
-        return environment.from_string(source)
-    except (jinja2.TemplateError, RecursionError) as error:
+        with limited_work():
+            code = environment.compile(metered(environment.parse(source)))
+        return jinja2.Template.from_code(environment, code, environment.make_globals(None))
+    except Exception as error:  # of jinja2, and of Python's own compiler where it nests too deeply
         line = getattr(error, "lineno", None)
         problem = (
-            f"{file}: line {line or '?'}: the chat template cannot be compiled: {error}; replace it"
+            f"{file}: line {line or '?'}: the chat template cannot be compiled: "
+            f"{first_line(error)}; replace it"
         )
         raise DataError([problem]) from error
 
@@ -133,10 +142,6 @@ class _Dict:
 
 def _raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)
-
-
-def _strftime_now(format: str) -> str:  # noqa: A002 - the name that templates may use
-    return datetime.now().strftime(format)
 
 
 def _to_json(

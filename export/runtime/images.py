@@ -46,6 +46,7 @@ from compressor.families.pictures.steps import (
 from compressor.families.pictures.text import PictureForm, text_of
 from compressor.samples.layout import Pictured, VisualRows
 from compressor.samples.pictures import MAX_PIXELS, load_image, to_rgb
+from export.runtime.picture_limits import check_made, check_steps
 from export.session.session import Session, look
 
 
@@ -125,6 +126,7 @@ class ImageProcessor:
 
     def __post_init__(self) -> None:
         output_size(self.steps)
+        check_steps(self.steps, _values(self.steps))
 
     @classmethod
     def of_artifact(
@@ -169,6 +171,10 @@ class ImageProcessor:
         image = to_rgb(image, "image")
         grid = tile_grid(self.steps, image.height, image.width)
         cells = cell_grid(self.steps, image.height, image.width)
+        whole = (0, 0) if cells is None else cells
+        side = self.cell or 0
+        tile = math.prod(self.size or (0, 0))
+        check_made(max(math.prod(whole) * side**2, tile_count(grid) * tile))
         arranged = self._arranged(image.height, image.width)
         rows = self._rows(grid, cells, arranged)
         tiles = _pictured(image, self.steps, grid)
@@ -285,6 +291,13 @@ def _tiles(
 def _values(steps: Sequence[PictureStep]) -> NDArray[np.float32]:
     """Return what the steps on values make of each 8-bit level, [C, 256]."""
     values = np.tile(np.arange(256, dtype=np.float32), (3, 1))
+    with np.errstate(all="ignore"):  # what is no number then is refused
+        return _changed_values(values, steps)
+
+
+def _changed_values(
+    values: NDArray[np.float32], steps: Sequence[PictureStep]
+) -> NDArray[np.float32]:
     for step in steps:
         match step:
             case Rescale():

@@ -15,10 +15,12 @@ import jinja2
 from tokenizers import Tokenizer, models
 
 from compressor.disk.model_json import optional_json
+from compressor.disk.tokenizer_file import read_tokenizer, tokenizing
 from compressor.errors import DataError, ModelError, first_line
 from compressor.generation.settings import model_settings
 from export.runtime.chat_template import compile_template, find_template
 from export.runtime.messages import Message, check_text, image_count, plain_messages, texts
+from export.runtime.template_work import limited_work
 
 _NAMED_TOKENS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
@@ -54,6 +56,7 @@ class Prompter:
         image_token_id: its token id; visual rows are where the ids of a prompt equal it.
         eos_ids: token ids that end an answer; empty if the folder names none.
         clean_up: whether decoded text loses the spaces before punctuation.
+        file: of the tokenizer, for errors.
     """
 
     tokenizer: Tokenizer
@@ -63,6 +66,7 @@ class Prompter:
     image_token_id: int
     eos_ids: tuple[int, ...]
     clean_up: bool
+    file: Path
 
     @classmethod
     def from_folder(
@@ -98,6 +102,7 @@ class Prompter:
             image_token_id=_image_token_id(path, tokenizer, image_token),
             eos_ids=tuple(eos_ids),
             clean_up=_cleans_up(tokenizer, config),
+            file=path / "tokenizer.json",
         )
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
@@ -113,13 +118,14 @@ class Prompter:
         """
         turns = plain_messages(messages, self.image_token)
         try:
-            prompt = self.template.render(
-                messages=turns,
-                tools=None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **self.special_tokens,
-            )
+            with limited_work():
+                prompt = self.template.render(
+                    messages=turns,
+                    tools=None,
+                    documents=None,
+                    add_generation_prompt=add_generation_prompt,
+                    **self.special_tokens,
+                )
         except Exception as error:  # a template is a program and raises what it likes
             problem = (
                 f"chat template: cannot write this conversation: {first_line(error)}; check roles and "
@@ -158,9 +164,9 @@ class Prompter:
                 [f"messages: have {len(parts)} images, and {len(pictures)} come with them"]
             )
         expanded = first + "".join(map("".join, zip(pictures, parts, strict=True)))
-        ids: tuple[int, ...] = tuple(
-            self.tokenizer.encode(expanded, add_special_tokens=not written).ids
-        )
+        with tokenizing(self.file):
+            encoded = self.tokenizer.encode(expanded, add_special_tokens=not written)
+        ids: tuple[int, ...] = tuple(encoded.ids)
         found, wanted = ids.count(self.image_token_id), "".join(pictures).count(self.image_token)
         if found != wanted:
             problem = (
@@ -177,11 +183,13 @@ class Prompter:
             DataError: the text contains the image token or is no valid Unicode.
         """
         check_text(text, "text", self.image_token)
-        return tuple(self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+        with tokenizing(self.file):
+            return tuple(self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Return the text of token ids; bytes that are no UTF-8 become U+FFFD."""
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        with tokenizing(self.file, "fails on these tokens"):
+            text: str = self.tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
         if self.clean_up:
             for old, new in _CLEAN_UP:
                 text = text.replace(old, new)
@@ -276,11 +284,7 @@ def _load_tokenizer(path: Path) -> Tokenizer:
     if not file.is_file():
         problem = f"{path}: no tokenizer.json; save the processor too (processor.save_pretrained)"
         raise ModelError([problem])
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # tokenizers raises plain Exception
-        problem = f"{file}: is damaged or too new for this version of tokenizers ({error})"
-        raise ModelError([problem]) from error
+    tokenizer = read_tokenizer(file)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
@@ -308,7 +312,8 @@ def _special_tokens(path: Path, config: Mapping[str, Any]) -> dict[str, str]:
 
 def _image_token_id(path: Path, tokenizer: Tokenizer, image_token: str) -> int:
     token_id = tokenizer.token_to_id(image_token) if image_token else None
-    twice = tokenizer.encode(image_token * 2, add_special_tokens=False).ids
+    with tokenizing(path / "tokenizer.json"):
+        twice = tokenizer.encode(image_token * 2, add_special_tokens=False).ids
     if token_id is None or twice != [token_id] * 2:
         problem = (
             f"{path / 'tokenizer.json'}: {image_token!r} is not one of its added tokens, so it "

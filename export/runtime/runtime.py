@@ -10,6 +10,7 @@ from compressor.errors import ArtifactWarning, BackendError, ModelError
 from compressor.facts import ModelFacts
 from compressor.families.pictures.text import PictureForm
 from compressor.generation.settings import model_settings
+from compressor.progress import SILENT, Progress
 from compressor.samples.pictures import Pictures, pictures_of
 from compressor.schema.arguments import check_threads, check_whole
 from export.artifact.artifact import Artifact
@@ -44,6 +45,7 @@ class Runtime(RuntimeCore):
         preload: bool = False,
         mapped: bool = False,
         gpu: int = 0,
+        progress: Progress = SILENT,
     ) -> "Runtime":
         """Load an artifact.
 
@@ -56,6 +58,7 @@ class Runtime(RuntimeCore):
             preload: load all graphs now instead of each when it is first needed.
             mapped: leave weights in the mapped file: less memory, a little slower; where the backend can.
             gpu: number of the GPU, for backends that run on one.
+            progress: shows how much of the files was compared.
 
         Raises:
             ArtifactError: not an artifact, altered, of a newer format, or changed while it was loaded.
@@ -70,7 +73,7 @@ class Runtime(RuntimeCore):
         check_whole("gpu", gpu, 0)
         if threads is not None and not find_backend(backend).takes_threads:
             raise BackendError(f"{backend}: runs on the GPU, in no threads; leave out threads")
-        artifact = Artifact.open(path, verify=verify)
+        artifact = Artifact.open(path, verify=verify, progress=progress)
         if (words := shortcoming(artifact.manifest)) is not None:
             warnings.warn(words, ArtifactWarning, stacklevel=2)
         session = open_session(artifact, backend, precision, threads, mapped=mapped, gpu=gpu)

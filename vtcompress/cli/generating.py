@@ -242,6 +242,7 @@ def generate(
             preload=stats,
             mapped=mapped,
             gpu=gpu,
+            progress=out,
         )
     if prompt is not None:
         runtime.check_question(prompt, "--prompt")

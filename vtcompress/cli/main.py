@@ -36,7 +36,7 @@ from vtcompress.cli.training import heal, train_gates, train_parts
 from vtcompress.console import Output
 from vtcompress.interrupts import SIGNAL_CODES, Interrupts
 from vtcompress.last_resort import Doing, discard_output, watched_threads
-from vtcompress.terminal import WrittenOutFormatter, say, say_line
+from vtcompress.terminal import WrittenOutFormatter, say, say_line, take_closed_streams
 
 EXIT_ERROR, EXIT_USAGE, EXIT_MISSED = 1, 2, 3
 
@@ -139,6 +139,9 @@ def main(arguments: list[str] | None = None) -> None:
 def run_command(arguments: list[str] | None = None) -> int:
     """Run the command line; return its exit code. Errors that nobody foresaw end in one line as well."""
     doing = Doing()
+    if (silent := take_closed_streams()) is not None:
+        say_line(f"error: {silent}")
+        return EXIT_ERROR
     try:
         with doing.interrupts.heard(), watched_threads(doing):
             code = _run(arguments, doing)

@@ -34,7 +34,7 @@ def bench(
     for name, value in (("images", images), ("text", text), ("rounds", rounds)):
         if (name, value) != ("text", None):
             check_whole(name, value, 1)
-    artifact = Artifact.open(Path(path))
+    artifact = Artifact.open(Path(path), progress=progress)
     manifest = artifact.manifest
     check_dtype(CHECKED_ON.name, manifest.dtype)
     facts, text = manifest.model, manifest.predicted.text if text is None else text

@@ -225,7 +225,7 @@ def validate(
         device=device != ON_CPU,
     )
     path, progress = Path(path), shown(progress)
-    artifact = Artifact.open(path)
+    artifact = Artifact.open(path, progress=progress)
     recipe = read_recipe(path / RECIPE_FILE, stored=True).override(
         {"model.trust_remote_code": trust_remote_code}
     )

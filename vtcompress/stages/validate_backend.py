@@ -69,7 +69,7 @@ def validate_backend(
         )
     require_runtime("comparing a backend with ONNX Runtime")
     path, progress = Path(path), shown(progress)
-    artifact = Artifact.open(path)
+    artifact = Artifact.open(path, progress=progress)
     recipe = load_recipe(path / RECIPE_FILE, stored=True)
     plan = Plan.load(path / PLAN_FILE)
     given = None if data is None else Path(data)

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from compressor.disk.files import sha256_of, write_text
+from compressor.disk.files import write_text
+from compressor.disk.opening import sha256_of
 from compressor.errors import ArtifactError, BackendError, VtcompressError
 from compressor.progress import SILENT, Progress
 from compressor.recipe import load_recipe
@@ -144,7 +145,7 @@ def plan_engines(
         VtcompressError: the artifact is broken or cannot be built, the target is not installed, a capability
             is unknown, there is no GPU where one is needed, or the limits make no sense; nothing is written.
     """
-    artifact = Artifact.open(path, verify=verify)
+    artifact = Artifact.open(path, verify=verify, progress=progress)
     target, manifest = find_target(target_name), artifact.manifest
     if gpu and target.ahead:
         raise BackendError(f"{target.name}: is built without a GPU; leave out `gpu`")

@@ -7,10 +7,10 @@ from typing import Any
 
 import yaml
 
-from compressor.disk.files import read_text
-from compressor.errors import ArtifactError
+from compressor.disk.opening import open_regular
+from compressor.disk.paths import leads_out
 from compressor.installing import wheel_command
-from compressor.schema.yaml_text import MAX_BYTES, parse_value
+from compressor.schema.yaml_text import parse_value
 from export.backends.checked_on import CHECKED_ON
 from export.backends.registry import running
 from export.report.data import ReportData
@@ -30,6 +30,8 @@ from export.results.bench import bench_rows, ratio_words
 
 CARD_FILE = "README.md"
 LICENCE_KEYS = ("license", "license_name", "license_link")
+# A card's front matter ends before, or is not read: YAML takes seconds for a megabyte.
+MAX_FRONT_BYTES = 64 * 1024
 # Longer values are no licence.
 LONGEST_VALUE = 300
 
@@ -49,15 +51,19 @@ class Origin:
 
 def licence_of(folder: Path) -> dict[str, str | list[str]]:
     """Return the licence keys of a model folder's card; empty without a readable card."""
+    card = folder / CARD_FILE
     try:
-        lines = read_text(folder / CARD_FILE, ArtifactError).splitlines()
-        if not lines or lines[0].strip() != "---":
+        if leads_out(card, folder):
             return {}
-        end = next((i for i, line in enumerate(lines[1:], 1) if line.strip() == "---"), 0)
-    except ArtifactError:
+        with open_regular(card) as stream:
+            lines = stream.read(MAX_FRONT_BYTES).decode("utf-8", "ignore").splitlines()
+    except OSError:
         return {}
+    if not lines or lines[0].strip() != "---":
+        return {}
+    end = next((i for i, line in enumerate(lines[1:], 1) if line.strip() == "---"), 0)
     # Without aliases: of a few lines they make more than any memory holds.
-    front = parse_value("\n".join(lines[1:end])[:MAX_BYTES])
+    front = parse_value("\n".join(lines[1:end]))
     if not isinstance(front, dict):
         return {}
     found = {key: front[key] for key in LICENCE_KEYS if _is_licence(front.get(key))}

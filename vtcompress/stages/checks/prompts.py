@@ -13,6 +13,7 @@ from compressor.progress import SILENT, Progress
 from compressor.recipe import Recipe
 from compressor.samples.layout import Grid, layout_of
 from compressor.samples.pictures import load_image
+from compressor.samples.prompt_date import PROMPT_DATE, asks_date, template_of
 from compressor.samples.questions import Sample, notes_on
 from export.graphs.limits import Limits, cache_limits
 from export.runtime.messages import check_text, user_message
@@ -103,6 +104,11 @@ def check_prompts(
     note = unknown_tokens(readable, folder)
     if note:
         progress.say(note)
+    if asks_date(template_of(processor)):
+        day = f"{PROMPT_DATE:%d %B %Y}"
+        progress.say(
+            f"note: {folder}: the chat template writes a date: it is {day} in every prompt"
+        )
     for words in notes_on(sample for group in asked for sample in group.samples):
         progress.say(f"note: {words}")
     opened = _opened(asked, readable)
