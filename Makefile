@@ -47,11 +47,9 @@ wheel: $(VENV)/.python
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(DIST) .
 	@echo "install it with an extra, for example: pip install '$$(ls -t $(DIST)/vtcompress-*.whl | head -1)[cpu]'"
 
-# Not in `make test`: what costs most and shows least that other tests do not (SLOW in tests/conftest.py), and all
-# that the fuzz damages, which `make test` takes a part of.
+# Not in `make test`: what costs most and shows least that other tests do not (SLOW in tests/conftest.py).
 slow: $(VENV)/.tested
 	$(BIN)/python -m pytest $(WORKERS) -m slow
-	$(BIN)/python -m tests.fuzz
 
 # Not in `make test`: the cases of all families, and as many again that fill the tables of docs/families.md.
 matrix: $(VENV)/.tested

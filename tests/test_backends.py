@@ -170,6 +170,17 @@ def test_what_changed_since_it_was_checked_is_not_run(
     assert Runtime.load(folder, threads=1).answer("what is this", pictures[:1]).token_ids
 
 
+def test_weights_that_were_cut_off_since_they_were_checked_are_not_mapped(
+    artifact: Path, tmp_path: Path
+) -> None:
+    """Reading behind the end of a mapped file is SIGBUS."""
+    folder = shutil.copytree(artifact, tmp_path / "artifact")
+    runtime = Runtime.load(folder, threads=1, mapped=True)
+    os.truncate(folder / "weights.bin", 4096)
+    with pytest.raises(ArtifactError, match=r"weights\.bin changed since it was checked"):
+        runtime.answer("what is this")
+
+
 @pytest.mark.parametrize("name", ["tokenizer.json", "processor_config.json", "vision.onnx"])
 def test_what_changes_while_an_artifact_is_loaded_is_refused(
     artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str

@@ -132,6 +132,18 @@ def test_all_values_that_make_no_sense_are_refused_at_once_with_their_place():
     assert all(p.startswith("m/generation_config.json: ") for p in caught.value.problems)
 
 
+def test_numbers_that_nothing_can_compute_with_are_refused():
+    keys = {
+        "eos_token_id": 10**40,
+        "suppress_tokens": [5, -(10**40)],
+        "bad_words_ids": [[5, 1 << 63]],
+        "repetition_penalty": 10**400,
+    }
+    with pytest.raises(ModelError) as caught:
+        settings_of(keys, "f")
+    assert sorted(line.split(": ")[1] for line in caught.value.problems) == sorted(keys)
+
+
 # What a file may ask for; each changes the answer of the small model.
 ASKED: dict[str, dict[str, Any]] = {
     "repetition_penalty": {"repetition_penalty": 1.5},

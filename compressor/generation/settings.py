@@ -7,6 +7,7 @@ answer goes on to its longest length. No torch here: facts, runtime and both che
 """
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Integral
@@ -20,6 +21,9 @@ GENERATION_FILE = "generation_config.json"
 CONFIG_FILE = "config.json"
 # Of a model, the section that transformers takes where the top of config.json has no value.
 TEXT_SECTION = "text_config"
+
+LARGEST = (1 << 63) - 1
+"""Of token ids: what is computed with them holds no larger ones."""
 
 SAMPLES = "do_sample"
 """Key that asks for drawn tokens; who asks a question decides that here."""
@@ -228,7 +232,7 @@ def _is_int(value: Any) -> bool:
 
 def _tokens(value: Any) -> tuple[int, ...] | None:
     tokens = value if isinstance(value, list) else [value]
-    return tuple(tokens) if all(map(_is_int, tokens)) else None
+    return tuple(tokens) if all(_is_int(t) and abs(t) <= LARGEST for t in tokens) else None
 
 
 def _sequences(value: Any) -> tuple[tuple[int, ...], ...] | None:
@@ -243,7 +247,7 @@ def _count(value: Any) -> int | None:
 
 def _penalty(value: Any) -> float | None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if number and 0 < value < float("inf") else None
+    return float(value) if number and 0 < value <= sys.float_info.max else None
 
 
 TOKENS = _Kind("a token id or a list of them", _tokens)

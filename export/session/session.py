@@ -177,7 +177,8 @@ class GraphSession(Generic[OneGraph]):
 
     Attributes:
         runs: names of the graphs that calls run.
-        check_loaded: asked once a graph is loaded; raises where it is not the one that was checked.
+        check_loaded: asked before a graph is loaded and behind it; raises where it is not the one that was
+            checked.
     """
 
     def __init__(
@@ -204,6 +205,8 @@ class GraphSession(Generic[OneGraph]):
         """Return a loaded graph."""
         with self._loading:
             if name not in self._loaded:
+                # Before, too: what is mapped behind the end of a file ends the process.
+                self.check_loaded()
                 graph = self._open_graph(self._specs[name])
                 self.check_loaded()
                 self._loaded[name] = graph
