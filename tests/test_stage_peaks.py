@@ -1,5 +1,6 @@
 """The highest memory of each stage of an export: forgotten when one begins, kept for the whole."""
 
+import gc
 import json
 import mmap
 import sys
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from export.artifact.manifest import MANIFEST_FILE, Manifest
+from export.machine.freed import return_memory
+from export.machine.process_status import status_bytes
 from export.machine.stage_peaks import StagePeaks
 from export.report.data import report_data
 from export.report.pages.report import report_document
@@ -98,3 +101,22 @@ def test_an_export_tells_its_stages(tiny_artifact: Path) -> None:
         "checks",
     ]
     assert max(manifest.peak_memory_by_stage.values()) <= manifest.peak_memory_bytes
+
+
+@LINUX
+def test_memory_that_cycles_hold_in_many_blocks_goes_back_to_the_system() -> None:
+    """As graphs and sessions do: in blocks that the allocator keeps, below one that stays in use."""
+    return_memory()
+    before = status_bytes("VmRSS") or 0
+    gc.disable()
+    try:
+        blocks: list[object] = [bytearray(b"1") * 100_000 for _ in range(1000)]
+        kept = bytearray(b"1") * 100_000
+        blocks.append(blocks)
+        del blocks
+        assert (status_bytes("VmRSS") or 0) - before > 90e6
+        return_memory()
+        assert (status_bytes("VmRSS") or 0) - before < 10e6
+        assert len(kept) == 100_000
+    finally:
+        gc.enable()

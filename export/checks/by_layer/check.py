@@ -19,6 +19,7 @@ from export.checks.by_layer.pieces import Piece, Pieces
 from export.checks.by_layer.reference import Reference, prompts_by_layer
 from export.checks.fidelity import Recording
 from export.graphs.spec import GraphSpec, in_order
+from export.machine.freed import return_memory
 from export.results.fidelity import Difference, FidelityLimits, FidelityReport
 from export.session.arrays import Array
 from export.session.feeds import CallRows
@@ -56,6 +57,7 @@ def compare_by_layer(
     session = open_for_checks(folder, graphs, dtype, mapped=True)
     own = [*prompts_by_layer(found, session, plan, room)]
     del session
+    return_memory()  # the vision tower is as large as a layer in float32
     (spec,) = in_order(graphs, "decoder")
     walk = _Walk(reference, Pieces(folder, spec, len(plan.layers)), own, found)
     count = len(plan.layers)
@@ -86,6 +88,7 @@ class _Walk:
     def layer(self, layer: int) -> list[Difference]:
         """Run a layer, and return what it differs by on torch's states."""
         entered = self._entered()
+        return_memory()  # of the layer before, whose graph is held by cycles
         with self._torch.layers.weights(layer):
             for calls in self._calls:
                 self._torch.layers.run(layer, calls)
@@ -102,6 +105,7 @@ class _Walk:
     def end(self) -> list[Difference]:
         """Run what is behind the layers and record logits; return what it differs by on torch's states."""
         entered = self._entered()
+        return_memory()
         with self._torch.layers.weights(None):
             wanted = [
                 [self._torch.layers.logits(call).numpy() for call in calls] for calls in self._calls

@@ -4,7 +4,6 @@ What crosses a cut are the states of visual and of text rows. Masks, rotations a
 front of the layers, each piece makes anew of the call's places and of its own layer's past.
 """
 
-import gc
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from export.graphs.spec import (
     ROWS,
     GraphSpec,
 )
+from export.machine.freed import return_memory
 from export.writer.passes.float32 import make_shadow, read_graph, shadow_spec, within
 
 LAYER = re.compile(r"^layers\.(\d+)\.")
@@ -60,7 +60,7 @@ class Pieces:
 
     def open(self, layer: int | None) -> "Piece":
         """Load one layer, or what comes behind the last: None."""
-        gc.collect()  # graphs are cycles; with them the piece before would stay
+        return_memory()  # graphs are cycles; with them the piece before would stay
         number = self._layers if layer is None else layer
         before = self._cuts[number]
         after = self._cuts[number + 1] if layer is not None else None
