@@ -26,17 +26,19 @@ class LayerTrial:
 
 @dataclass(frozen=True)
 class PlanTrial:
-    """What visual rows may do from a layer on, or in front of the decoder.
+    """How visual rows may become fewer, in front of the decoder or at a layer.
 
     Attributes:
         words: as of `LayerTrial`, without the layer.
-        change: makes it of a plan.
-        layer: first layer without visual rows; None: it chooses in front of the decoder.
+        change: makes it of a plan that has no other.
+        layer: first layer that fewer visual rows enter; 0: it chooses in front of the decoder.
+        leaves: whether none of them enters it.
     """
 
     words: str
     change: Callable[[Plan], Plan]
-    layer: int | None = None
+    layer: int = 0
+    leaves: bool = False
 
 
 class Offering(ABC):

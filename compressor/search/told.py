@@ -102,6 +102,11 @@ def reasons_of(additive: Additive, choice: Choice) -> tuple[str, ...]:
             )
         else:
             found.append(_why_whole(candidates, losses.modes[i]))
+    if layer := candidates.kept_at(choice.keeps):
+        kept, kl = candidates.keeps[choice.keeps - 1].words, losses.keeps[choice.keeps]
+        found[layer] = (
+            f"{kept} go on from here, which alone changes answers by {kl:.3g} nats; {found[layer]}"
+        )
     return tuple(found)
 
 
@@ -122,7 +127,7 @@ def _saved(additive: Additive, choice: Choice) -> float:
 
 
 def _singles(additive: Additive) -> Iterator[Single]:
-    """Yield what every change does alone: of layers, exits, and in front of the decoder."""
+    """Yield what every change does alone: of layers, exits, and choices among visual rows."""
     candidates, losses = additive.candidates, additive.losses
     nothing = candidates.nothing
     layers = (
@@ -134,10 +139,15 @@ def _singles(additive: Additive) -> Iterator[Single]:
         (change, leaves, losses.exits[leaves], nothing._replace(leaves=leaves))
         for leaves, change in candidates.exits.items()
     )
-    fronts = (
-        (change, None, losses.fronts[number], nothing._replace(front=number))
-        for number, change in enumerate(candidates.fronts, start=1)
+    keeps = (
+        (
+            change,
+            candidates.kept_at(number) or None,
+            losses.keeps[number],
+            nothing._replace(keeps=number),
+        )
+        for number, change in enumerate(candidates.keeps, start=1)
     )
-    for change, layer, kl, choice in chain(layers, exits, fronts):
+    for change, layer, kl, choice in chain(layers, exits, keeps):
         saved = _saved(additive, choice)
         yield Single(method=change.method, change=change.words, layer=layer, kl=kl, saved=saved)
