@@ -106,7 +106,6 @@ def draws(additive: Additive, count: int, seed: int) -> list[Choice]:
 
 
 def _choices(candidates: PlanSpace, rng: random.Random) -> Iterator[Choice]:
-    modes = range(1, len(candidates.modes) + 1)
     for _ in range(DRAWS):
         choice = candidates.nothing
         if candidates.exits and rng.random() < 1 / 4:
@@ -115,6 +114,7 @@ def _choices(candidates: PlanSpace, rng: random.Random) -> Iterator[Choice]:
         fitting = [n for n in numbers if choice.leaves in candidates.exits_with(n)]
         if fitting and rng.random() < 1 / 4:
             choice = choice._replace(keeps=rng.choice(fitting))
+        modes = candidates.modes_with(choice.keeps)[1:]
         kinds, share = rng.sample(modes, rng.randint(1, len(modes))), rng.random()
         for layer in candidates.open(choice.leaves):
             if rng.random() < share:

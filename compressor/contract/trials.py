@@ -11,6 +11,11 @@ from compressor.plan.layer import LayerPlan
 from compressor.plan.plan import Plan
 
 
+def always(_: Plan) -> bool:
+    """Return that a change is worth a try, whatever the workload is."""
+    return True
+
+
 @dataclass(frozen=True)
 class LayerTrial:
     """What visual rows may do in one layer.
@@ -18,10 +23,14 @@ class LayerTrial:
     Attributes:
         words: for people, and what tells a method's trials apart: `frozen`.
         change: makes it of a layer that updates visual rows.
+        reads_grid: whether it goes with all visual rows alone, none of which is left out.
+        pays: whether it is worth a try, for the workload of a plan that changes nothing.
     """
 
     words: str
     change: Callable[[LayerPlan], LayerPlan]
+    reads_grid: bool = False
+    pays: Callable[[Plan], bool] = always
 
 
 @dataclass(frozen=True)

@@ -60,11 +60,13 @@ class Additive:
     def __init__(self, candidates: PlanSpace, costs: CostModel, losses: SingleLosses) -> None:
         self.candidates, self.losses = candidates, losses
         keeps = range(len(candidates.keeps) + 1)
-        modes = range(len(candidates.modes) + 1)
         self.original = costs.of(candidates.plan(candidates.nothing).naive()).total
         # By choice among visual rows, mode and layer.
         self.layer_costs = [
-            [costs.of(candidates.plan(candidates.everywhere(m, keeps=k))).layers for m in modes]
+            {
+                mode: costs.of(candidates.plan(candidates.everywhere(mode, keeps=k))).layers
+                for mode in candidates.modes_with(k)
+            }
             for k in keeps
         ]
         # Of the dead layer in front of the exit, of all layers behind it, and of what is no layer's.
@@ -124,7 +126,7 @@ class Additive:
                 mode,
             )
             for i in open_layers
-            for mode in range(len(self.candidates.modes) + 1)
+            for mode in self.candidates.modes_with(choice.keeps)
             if mode != choice.modes[i]
         ]
         room = cost * (1 + ROUNDING) - now
@@ -165,19 +167,14 @@ class Additive:
 
     def _made(self, methods: Collection[str] | None) -> Iterator[_Part]:
         candidates = self.candidates
-        allowed = [
-            0,
-            *(
-                n
-                for n, c in enumerate(candidates.modes, 1)
-                if methods is None or c.method in methods
-            ),
-        ]
-        open_layers = candidates.open()
-        modes = tuple(
-            tuple(allowed) if i in open_layers else (0,) for i in range(candidates.layers - 1)
-        )
+        open_layers, inner = candidates.open(), range(candidates.layers - 1)
         for keeps in self._keeps(methods):
+            allowed = tuple(
+                mode
+                for mode in candidates.modes_with(keeps)
+                if not mode or methods is None or candidates.modes[mode - 1].method in methods
+            )
+            modes = tuple(allowed if i in open_layers else (0,) for i in inner)
             costs = [[self.layer_costs[keeps][m][i] for m in own] for i, own in enumerate(modes)]
             losses = [[self.losses.modes[i][m] for m in own] for i, own in enumerate(modes)]
             yield _Part(keeps, modes, prefixes(costs, losses))

@@ -112,6 +112,11 @@ class PlanSpace:
         """Return the exits that go with a choice among rows, which are behind it; first 0, no exit."""
         return (0, *(leaves for leaves in self.exits if leaves > self.kept_at(keeps)))
 
+    def modes_with(self, keeps: int) -> tuple[int, ...]:
+        """Return the modes of layers that go with a choice among rows; first 0, everything."""
+        numbers = enumerate(self.modes, start=1)
+        return (0, *(n for n, change in numbers if not (keeps and _of_layer(change).reads_grid)))
+
     def everywhere(self, mode: int, *, keeps: int = 0, leaves: int = 0) -> Choice:
         """Return the choice of one mode in all layers that are open."""
         open_layers = self.open(leaves)
@@ -122,13 +127,17 @@ class PlanSpace:
         """Return the plan of a choice.
 
         Raises:
-            ValueError: visual rows are to leave at or in front of the layer at which it chooses among them.
+            ValueError: visual rows leave at or in front of the layer at which it chooses among them, or a
+                mode reads the grid of all of them.
         """
         if choice.leaves not in self.exits_with(choice.keeps):
             layer = self.kept_at(choice.keeps)
             raise ValueError(
                 f"no rows to choose among at layer {layer}: they left at {choice.leaves}"
             )
+        if wrong := {*choice.modes} - {*self.modes_with(choice.keeps)}:
+            words = self.modes[min(wrong) - 1].words
+            raise ValueError(f"{words} reads all visual rows, and some are left out")
         plan = identity_plan(self.facts, self.digest, self.workload)
         if choice.keeps:
             plan = _of_plan(self.keeps[choice.keeps - 1]).change(plan)
@@ -156,9 +165,13 @@ class PlanSpace:
 
     @staticmethod
     def _in_layer(layer: LayerPlan, change: Change) -> LayerPlan:
-        if not isinstance(change.trial, LayerTrial):
-            raise TypeError(f"{change.words} is a change of a plan")
-        return change.trial.change(layer) if layer.visual == "update" else layer
+        return _of_layer(change).change(layer) if layer.visual == "update" else layer
+
+
+def _of_layer(change: Change) -> LayerTrial:
+    if not isinstance(change.trial, LayerTrial):
+        raise TypeError(f"{change.words} is a change of a plan")
+    return change.trial
 
 
 def _of_plan(change: Change) -> PlanTrial:
@@ -235,6 +248,7 @@ def candidates_of(
     """
     candidate_problems(searched, facts, evidence.where)
     never = (searched.never and searched.never.layers) or ()
+    original = identity_plan(facts, digest, workload)
     modes: list[Change] = []
     keeps: list[Change] = []
     exits: dict[int, Change] = {}
@@ -249,7 +263,7 @@ def candidates_of(
         for trial in trials:
             change = Change(method.name, trial)
             if isinstance(trial, LayerTrial):
-                modes.append(change)
+                modes += [change] * trial.pays(original)
             elif trial.leaves and trial.layer > max(never, default=-1):
                 exits.setdefault(trial.layer, change)
             elif not trial.leaves and trial.layer and trained:

@@ -173,10 +173,20 @@ class Measuring:
         for index in range(len(decoder.layers)):
             states.append(behind(index, *states[index]))
         for number, changed in enumerate(self._modes, start=1):
-            pasts = changed.empty_past(size)
+            begun = changed.begin(
+                rows.visual_embeds,
+                rows.text_embeds,
+                rows.visual_index,
+                rows.text_index,
+                changed.empty_past(size),
+                rows.positions,
+                rows.deepstack,
+            )
+            own_call = begun.places.call(count, kinds=begun.kinds)
             for index in candidates.open():
-                own = [p for p, c in zip(pasts, changed.caches, strict=True) if c.layer == index]
-                visual, text, *_ = changed.layers[index](*states[index], call, *own)
+                caches = zip(begun.pairs, changed.caches, strict=True)
+                own = [pair for pair, cache in caches if cache.layer == index]
+                visual, text, *_ = changed.layers[index](*states[index], own_call, *own)
                 visual = visual + added[index] if index in added else visual
                 for later in range(index + 1, len(decoder.layers)):
                     visual, text = behind(later, visual, text)

@@ -101,7 +101,7 @@ def reasons_of(additive: Additive, choice: Choice) -> tuple[str, ...]:
                 f"{saved:.1%} of the work"
             )
         else:
-            found.append(_why_whole(candidates, losses.modes[i]))
+            found.append(_why_whole(candidates, losses.modes[i], choice.keeps))
     if layer := candidates.kept_at(choice.keeps):
         kept, kl = candidates.keeps[choice.keeps - 1].words, losses.keeps[choice.keeps]
         found[layer] = (
@@ -110,11 +110,12 @@ def reasons_of(additive: Additive, choice: Choice) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _why_whole(candidates: PlanSpace, row: Sequence[float]) -> str:
-    """Return why a layer keeps everything, by the KL of its modes."""
-    if len(row) < 2:
+def _why_whole(candidates: PlanSpace, row: Sequence[float], keeps: int) -> str:
+    """Return why a layer keeps everything, by the KL of its modes that go with a choice among rows."""
+    modes = candidates.modes_with(keeps)[1 : len(row)]
+    if not modes:
         return "kept whole: nothing was offered for it"
-    best = min(range(1, len(row)), key=lambda mode: row[mode])
+    best = min(modes, key=lambda mode: row[mode])
     return (
         f"kept whole: of its changes the one that changes answers least ({candidates.modes[best - 1].words}) "
         f"costs {row[best]:.3g} nats alone, more than the same saving elsewhere"
