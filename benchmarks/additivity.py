@@ -78,7 +78,10 @@ def losses_of(report: SearchReport, candidates: PlanSpace) -> SingleLosses:
             for i in range(candidates.layers)
         ),
         exits={leaves: kl(change, leaves) for leaves, change in candidates.exits.items()},
-        fronts=(0.0, *(kl(change, None) for change in candidates.fronts)),
+        keeps=(
+            0.0,
+            *(kl(c, candidates.kept_at(n) or None) for n, c in enumerate(candidates.keeps, 1)),
+        ),
     )
 
 
@@ -103,13 +106,15 @@ def draws(additive: Additive, count: int, seed: int) -> list[Choice]:
 
 
 def _choices(candidates: PlanSpace, rng: random.Random) -> Iterator[Choice]:
-    modes = range(1, len(candidates.modes) + 1)
     for _ in range(DRAWS):
         choice = candidates.nothing
         if candidates.exits and rng.random() < 1 / 4:
             choice = choice._replace(leaves=rng.choice(list(candidates.exits)))
-        if candidates.fronts and rng.random() < 1 / 4:
-            choice = choice._replace(front=rng.randint(1, len(candidates.fronts)))
+        numbers = range(1, len(candidates.keeps) + 1)
+        fitting = [n for n in numbers if choice.leaves in candidates.exits_with(n)]
+        if fitting and rng.random() < 1 / 4:
+            choice = choice._replace(keeps=rng.choice(fitting))
+        modes = candidates.modes_with(choice.keeps)[1:]
         kinds, share = rng.sample(modes, rng.randint(1, len(modes))), rng.random()
         for layer in candidates.open(choice.leaves):
             if rng.random() < share:

@@ -58,7 +58,7 @@ def test_plans_are_drawn_over_the_whole_range_and_alike_for_a_seed(
     assert any(speed < middle for speed in speeds)
     assert any(speed > middle for speed in speeds)
     assert any(plan.leaves for plan in plans)
-    assert any(plan.front for plan in plans)
+    assert any(plan.keeps for plan in plans)
 
 
 def test_ratios_are_told_by_powers_of_ten_of_the_sums() -> None:

@@ -118,8 +118,8 @@ def test_the_plan_is_that_of_brute_force_and_another_than_the_prefills(
 
 
 def every(candidates: PlanSpace) -> list[Choice]:
-    modes, fronts = range(len(candidates.modes) + 1), range(len(candidates.fronts) + 1)
-    return [Choice(front, 0, (*own, 0)) for front in fronts for own in product(modes, repeat=3)]
+    modes, numbers = range(len(candidates.modes) + 1), range(len(candidates.keeps) + 1)
+    return [Choice(keeps, 0, (*own, 0)) for keeps in numbers for own in product(modes, repeat=3)]
 
 
 def test_what_is_not_known_is_one_line(model: LoadedModel, questions: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from compressor.search.costs import FlopsCost
 from compressor.search.engine import find
 from compressor.search.findings import SearchFindings, SearchTask
 from compressor.search.halves import split
-from compressor.search.measuring import Measuring, exit_key, mode_key
+from compressor.search.measuring import Measuring, exit_key, keeps_key, mode_key
 from compressor.search.results import HalfFigures, KeptAnswers, SearchReport
 from compressor.search.search import Search
 from tests.conftest import made_once, shared
@@ -64,7 +64,7 @@ def additive_of(model: LoadedModel, samples: tuple[Sample, ...], **keys: object)
     losses = SingleLosses(
         modes=(*((0.0, 0.3 + i * 0.17 % 1, 0.2 + i * 0.31 % 1) for i in range(4)), (0.0,)),
         exits={},
-        fronts=(0.0,),
+        keeps=(0.0,),
     )
     return Additive(candidates, FlopsCost(), losses)
 
@@ -90,13 +90,18 @@ def test_costs_of_sums_are_those_of_plans(llava_of_five, samples, tmp_path):
     )
     assert {change.method for change in candidates.modes} == {"shortv", "skip", "yopo"}
     row = (0.0,) * (len(candidates.modes) + 1)
-    losses = SingleLosses((row,) * 5, dict.fromkeys(candidates.exits, 0.0), (0.0,) * 9)
+    keeps = range(len(candidates.keeps) + 1)
+    losses = SingleLosses((row,) * 5, dict.fromkeys(candidates.exits, 0.0), (0.0,) * len(keeps))
     additive = Additive(candidates, FlopsCost(), losses)
     last = len(candidates.modes)
     for choice in (
         Choice(0, 0, (1, 2, 0, 3, 0)),
         Choice(0, 4, (last, 4, 1, 0, 0)),
-        Choice(len(candidates.fronts), 3, (0, last, 0, 0, 0)),
+        *(
+            Choice(n, leaves, (1, last, 2, 0, 0))
+            for n in keeps
+            for leaves in candidates.exits_with(n)
+        ),
     ):
         plan = candidates.plan(choice)
         assert additive.speedup(choice) == pytest.approx(predicted_speedup(plan), rel=1e-12)
@@ -137,12 +142,15 @@ def test_a_single_change_is_the_plan_with_that_change_alone(llava_of_five, sampl
     for batch in measuring.batches_of_singles(places):
         for name, value in measuring.singles(candidates, batch):
             sums[name] = sums.get(name, 0.0) + value
-    assert len(sums) == 4 * len(candidates.modes) + 4
+    at_layers = candidates.kept_at_layers
+    assert len(sums) == 4 * len(candidates.modes) + 4 + len(at_layers)
+    assert len(at_layers) == 6
     wanted = {
         mode_key(i, m): candidates.nothing.with_mode(i, m)
         for i in (0, 3)
         for m in range(1, len(candidates.modes) + 1)
     } | {exit_key(2): candidates.nothing._replace(leaves=2)}
+    wanted |= {keeps_key(n): candidates.nothing._replace(keeps=n) for n in at_layers}
     for name, choice in wanted.items():
         whole = independent_kl(llava_of_five, candidates.plan(choice), samples)
         assert sums[name] / len(samples) == pytest.approx(whole, rel=1e-3, abs=1e-7), name

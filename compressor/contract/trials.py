@@ -11,6 +11,11 @@ from compressor.plan.layer import LayerPlan
 from compressor.plan.plan import Plan
 
 
+def always(_: Plan) -> bool:
+    """Return that a change is worth a try, whatever the workload is."""
+    return True
+
+
 @dataclass(frozen=True)
 class LayerTrial:
     """What visual rows may do in one layer.
@@ -18,25 +23,31 @@ class LayerTrial:
     Attributes:
         words: for people, and what tells a method's trials apart: `frozen`.
         change: makes it of a layer that updates visual rows.
+        reads_grid: whether it goes with all visual rows alone, none of which is left out.
+        pays: whether it is worth a try, for the workload of a plan that changes nothing.
     """
 
     words: str
     change: Callable[[LayerPlan], LayerPlan]
+    reads_grid: bool = False
+    pays: Callable[[Plan], bool] = always
 
 
 @dataclass(frozen=True)
 class PlanTrial:
-    """What visual rows may do from a layer on, or in front of the decoder.
+    """How visual rows may become fewer, in front of the decoder or at a layer.
 
     Attributes:
         words: as of `LayerTrial`, without the layer.
-        change: makes it of a plan.
-        layer: first layer without visual rows; None: it chooses in front of the decoder.
+        change: makes it of a plan that has no other.
+        layer: first layer that fewer visual rows enter; 0: it chooses in front of the decoder.
+        leaves: whether none of them enters it.
     """
 
     words: str
     change: Callable[[Plan], Plan]
-    layer: int | None = None
+    layer: int = 0
+    leaves: bool = False
 
 
 class Offering(ABC):

@@ -12,7 +12,8 @@ Limitations:
 - Layers below K run on every row, and their caches keep them all.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from compressor.contract.choice import LayerRows, LayerScore
@@ -26,6 +27,8 @@ from compressor.contract.method import (
     Trait,
     Turn,
 )
+from compressor.contract.trials import Offering, PlanTrial
+from compressor.facts import ModelFacts
 from compressor.plan.edits import keep_at
 from compressor.plan.kept import Kept, rows_of_share
 from compressor.plan.plan import Plan
@@ -34,13 +37,17 @@ from compressor.schema.values import LayerOrDepth, PartOf, layer_at
 if TYPE_CHECKING:
     from torch import Tensor
 
+TRIED_LAYERS = (0.25, 0.5, 0.75)
+"""Shares of the depth at which a search is offered each of `TRIED_SHARES`."""
+TRIED_SHARES = (0.5, 0.25)
+
 
 def read_most(rows: LayerRows) -> "Tensor":
     """Return what the last row reads of each visual row [B, V], mean over heads."""
     return rows.attention().mean(dim=1)
 
 
-class FastV(Method):
+class FastV(Method, Offering):
     """FastV: from a layer on, the visual rows go on that the last row reads most in the layer before.
 
     Attributes:
@@ -59,6 +66,27 @@ class FastV(Method):
 
     layer: LayerOrDepth = 2
     keep: PartOf = 0.5
+
+    @classmethod
+    def trials(cls, facts: ModelFacts, evidence: Evidence) -> tuple[PlanTrial, ...]:
+        """Return a half and a quarter of the visual tokens at each quarter of the depth."""
+        found = (cls(layer=layer, keep=keep) for layer, keep in cls._tried(facts.decoder.layers))
+        return tuple(
+            PlanTrial(
+                f"{one.keep:g} of visual tokens",
+                partial(one.apply, evidence=evidence),
+                int(one.layer),
+            )
+            for one in found
+            if rows_of_share(one.keep, facts.tile_rows) >= 1
+        )
+
+    @staticmethod
+    def _tried(layers: int) -> Iterator[tuple[int, float]]:
+        """Yield layers and shares; of a decoder of few layers fewer."""
+        for layer in sorted({layer_at(depth, layers) for depth in TRIED_LAYERS}):
+            for keep in TRIED_SHARES if layer < layers else ():
+                yield layer, keep
 
     @classmethod
     def claims(cls, keys: Mapping[str, Any]) -> tuple[Claim, ...]:

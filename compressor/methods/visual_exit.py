@@ -160,7 +160,12 @@ class VisualExit(ExactlyOne, Method, Offering):
     def trials(cls, facts: ModelFacts, evidence: Evidence) -> tuple[PlanTrial, ...]:
         """Return visual tokens leaving in front of each layer but the first."""
         return tuple(
-            PlanTrial("visual tokens leave", partial(leave, layer=layer, reason=cls.name), layer)
+            PlanTrial(
+                "visual tokens leave",
+                partial(leave, layer=layer, reason=cls.name),
+                layer,
+                leaves=True,
+            )
             for layer in range(1, facts.decoder.layers)
         )
 

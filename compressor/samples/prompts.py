@@ -255,6 +255,28 @@ class PromptRows:
         """Return the prompt with visual embeddings [1, V, D], and those of deepstack."""
         return replace(self, visual_embeds=visual, deepstack=deepstack)
 
+    def parted(self, count: int) -> tuple["PromptRows", "PromptRows"]:
+        """Return what comes in front of the last text rows, and these alone, as rows of two calls.
+
+        Args:
+            count: of the last text rows, which come behind all visual rows; 1 or more.
+        """
+        turned = self.positions
+        first = replace(
+            self,
+            text_embeds=self.text_embeds[:, :-count],
+            text_index=self.text_index[:, :-count],
+            positions=None if turned is None else turned[:, :-count],
+        )
+        last = replace(
+            self.without_visual(),
+            visual_index=self.visual_index[:, :0],
+            text_embeds=self.text_embeds[:, -count:],
+            text_index=self.text_index[:, -count:],
+            positions=None if turned is None else turned[:, -count:],
+        )
+        return first, last
+
     def filled_up(self, text: int) -> "PromptRows":
         """Return the prompt with so many text rows: those behind its own are the last again, at later places.
 

@@ -1,4 +1,4 @@
-"""The plan that loses least if losses of single changes add up, for every cost, exit and front at once."""
+"""The plan that loses least if losses of single changes add up, for every cost, exit and choice of rows."""
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,17 +19,17 @@ class SingleLosses:
     Attributes:
         modes: [L][M + 1] of each mode of each layer; layers that are not open have 0 alone.
         exits: by the first layer without visual rows.
-        fronts: [F + 1].
+        keeps: [K + 1] of choices among visual rows.
     """
 
     modes: tuple[tuple[float, ...], ...]
     exits: Mapping[int, float]
-    fronts: tuple[float, ...]
+    keeps: tuple[float, ...]
 
     def summed(self, choice: Choice) -> float:
         """Return the sum of a choice's single losses."""
         found = sum(row[mode] for row, mode in zip(self.modes, choice.modes, strict=True))
-        return found + self.fronts[choice.front] + self.exits.get(choice.leaves, 0.0)
+        return found + self.keeps[choice.keeps] + self.exits.get(choice.leaves, 0.0)
 
 
 class Proposal(NamedTuple):
@@ -41,9 +41,9 @@ class Proposal(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """Choices with one front and the modes of some methods."""
+    """Choices with one choice among visual rows and the modes of some methods."""
 
-    front: int
+    keeps: int
     modes: tuple[tuple[int, ...], ...]
     states: list[Unbeaten]
 
@@ -59,36 +59,38 @@ class Additive:
 
     def __init__(self, candidates: PlanSpace, costs: CostModel, losses: SingleLosses) -> None:
         self.candidates, self.losses = candidates, losses
-        fronts = range(len(candidates.fronts) + 1)
-        modes = range(len(candidates.modes) + 1)
+        keeps = range(len(candidates.keeps) + 1)
         self.original = costs.of(candidates.plan(candidates.nothing).naive()).total
-        # By front, mode and layer.
+        # By choice among visual rows, mode and layer.
         self.layer_costs = [
-            [costs.of(candidates.plan(candidates.everywhere(m, front=f))).layers for m in modes]
-            for f in fronts
+            {
+                mode: costs.of(candidates.plan(candidates.everywhere(mode, keeps=k))).layers
+                for mode in candidates.modes_with(k)
+            }
+            for k in keeps
         ]
         # Of the dead layer in front of the exit, of all layers behind it, and of what is no layer's.
         self.tails: dict[tuple[int, int], float] = {}
-        for front in fronts:
-            for leaves in (0, *candidates.exits):
-                whole = costs.of(candidates.plan(Choice(front, leaves, candidates.nothing.modes)))
+        for number in keeps:
+            for leaves in candidates.exits_with(number):
+                whole = costs.of(candidates.plan(Choice(number, leaves, candidates.nothing.modes)))
                 last = (leaves or candidates.layers) - 1
-                self.tails[front, leaves] = sum(whole.layers[last:]) + whole.rest
+                self.tails[number, leaves] = sum(whole.layers[last:]) + whole.rest
         self._parts: dict[tuple[str, ...], list[_Part]] = {}
 
     def cost(self, choice: Choice) -> float:
         """Return what a choice costs."""
         last = (choice.leaves or self.candidates.layers) - 1
-        table = self.layer_costs[choice.front]
+        table = self.layer_costs[choice.keeps]
         inner = sum(table[mode][i] for i, mode in enumerate(choice.modes[:last]))
-        return inner + self.tails[choice.front, choice.leaves]
+        return inner + self.tails[choice.keeps, choice.leaves]
 
     def speedup(self, choice: Choice) -> float:
         """Return the original's cost divided by a choice's."""
         return self.original / self.cost(choice)
 
     def best(self, cost: float, methods: Collection[str] | None = None) -> list[Proposal]:
-        """Return the choice that loses least within a cost for every exit and front, the best of them first.
+        """Return for every exit and choice of rows the plan that loses least within a cost, the best first.
 
         Args:
             cost: that is allowed.
@@ -96,7 +98,7 @@ class Additive:
         """
         found = []
         for part in self._parts_of(methods):
-            for leaves in (0, *self.candidates.exits):
+            for leaves in self.candidates.exits_with(part.keeps):
                 if leaves and methods is not None and self._exit_of(leaves) not in methods:
                     continue
                 if (one := self._within(part, leaves, cost)) is not None:
@@ -106,15 +108,15 @@ class Additive:
     def least_cost(self, methods: Collection[str] | None = None) -> float:
         """Return what the cheapest choice costs."""
         return min(
-            float(part.states[self._inner(leaves)].cost[0]) + self.tails[part.front, leaves]
+            float(part.states[self._inner(leaves)].cost[0]) + self.tails[part.keeps, leaves]
             for part in self._parts_of(methods)
-            for leaves in (0, *self.candidates.exits)
+            for leaves in self.candidates.exits_with(part.keeps)
             if not leaves or methods is None or self._exit_of(leaves) in methods
         )
 
     def neighbours(self, choice: Choice, cost: float) -> list[Proposal]:
         """Return choices within a cost that differ in one or two layers, by rising sum of losses."""
-        table, open_layers = self.layer_costs[choice.front], self.candidates.open(choice.leaves)
+        table, open_layers = self.layer_costs[choice.keeps], self.candidates.open(choice.leaves)
         now, loss = self.cost(choice), self.losses.summed(choice)
         steps = [
             (
@@ -124,7 +126,7 @@ class Additive:
                 mode,
             )
             for i in open_layers
-            for mode in range(len(self.candidates.modes) + 1)
+            for mode in self.candidates.modes_with(choice.keeps)
             if mode != choice.modes[i]
         ]
         room = cost * (1 + ROUNDING) - now
@@ -147,14 +149,14 @@ class Additive:
         return self.candidates.exits[leaves].method
 
     def _within(self, part: _Part, leaves: int, cost: float) -> Proposal | None:
-        inner, tail = self._inner(leaves), self.tails[part.front, leaves]
+        inner, tail = self._inner(leaves), self.tails[part.keeps, leaves]
         state = least_loss_within(part.states[inner], cost * (1 + ROUNDING) - tail)
         if state is None:
             return None
         options = options_of(part.states, inner, state)
         chosen = [part.modes[i][option] for i, option in enumerate(options)]
         modes = (*chosen, *(0 for _ in range(self.candidates.layers - inner)))
-        choice = Choice(part.front, leaves, modes)
+        choice = Choice(part.keeps, leaves, modes)
         return Proposal(self.losses.summed(choice), self.cost(choice), choice)
 
     def _parts_of(self, methods: Collection[str] | None) -> list[_Part]:
@@ -165,31 +167,26 @@ class Additive:
 
     def _made(self, methods: Collection[str] | None) -> Iterator[_Part]:
         candidates = self.candidates
-        allowed = [
-            0,
-            *(
-                n
-                for n, c in enumerate(candidates.modes, 1)
-                if methods is None or c.method in methods
-            ),
-        ]
-        open_layers = candidates.open()
-        modes = tuple(
-            tuple(allowed) if i in open_layers else (0,) for i in range(candidates.layers - 1)
-        )
-        for front in self._fronts(methods):
-            costs = [[self.layer_costs[front][m][i] for m in own] for i, own in enumerate(modes)]
+        open_layers, inner = candidates.open(), range(candidates.layers - 1)
+        for keeps in self._keeps(methods):
+            allowed = tuple(
+                mode
+                for mode in candidates.modes_with(keeps)
+                if not mode or methods is None or candidates.modes[mode - 1].method in methods
+            )
+            modes = tuple(allowed if i in open_layers else (0,) for i in inner)
+            costs = [[self.layer_costs[keeps][m][i] for m in own] for i, own in enumerate(modes)]
             losses = [[self.losses.modes[i][m] for m in own] for i, own in enumerate(modes)]
-            yield _Part(front, modes, prefixes(costs, losses))
+            yield _Part(keeps, modes, prefixes(costs, losses))
 
-    def _fronts(self, methods: Collection[str] | None) -> list[int]:
-        """Return no front, and of those that cost the same the one that loses least."""
-        best: dict[float, int] = {}
-        for number, change in enumerate(self.candidates.fronts, 1):
+    def _keeps(self, methods: Collection[str] | None) -> list[int]:
+        """Return no choice of rows, and of those of equal costs in all layers the one that loses least."""
+        best: dict[tuple[float, ...], int] = {}
+        for number, change in enumerate(self.candidates.keeps, 1):
             if methods is not None and change.method not in methods:
                 continue
-            cost = self.tails[number, 0]
+            cost = (*self.layer_costs[number][0], self.tails[number, 0])
             other = best.setdefault(cost, number)
-            if self.losses.fronts[number] < self.losses.fronts[other]:
+            if self.losses.keeps[number] < self.losses.keeps[other]:
                 best[cost] = number
         return [0, *best.values()]

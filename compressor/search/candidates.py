@@ -1,4 +1,7 @@
-"""All plans that a search may choose among: for each layer what visual rows do there, an exit, a front."""
+"""All plans that a search may choose among: what visual rows do in each layer, and where they become fewer.
+
+They become fewer once by a choice, in front of the decoder or at a layer, and once by an exit behind that.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,18 +23,22 @@ from compressor.schema.problems import nearest
 EVERYTHING = "everything"
 """What visual tokens do in a layer that nothing is changed in."""
 
+WHY_NOT_TRAINED = (
+    "it chooses by the end of the prompt, and a healing follows, which goes on to the answer"
+)
+
 
 class Choice(NamedTuple):
     """One plan, by what was chosen for each of its parts.
 
     Attributes:
-        front: number of the choice in front of the decoder; 0: all rows enter.
+        keeps: number of the choice among visual rows, in front of the decoder or at a layer; 0: all go on.
         leaves: first layer without visual rows; 0: they stay.
         modes: [L] number of each layer's mode; 0: everything, which layers have too that are dead or behind
             an exit.
     """
 
-    front: int
+    keeps: int
     leaves: int
     modes: tuple[int, ...]
 
@@ -63,8 +70,10 @@ class PlanSpace:
         workload: prefill that costs are predicted for.
         modes: of a layer, everything aside; mode i of a `Choice` is entry i - 1.
         exits: visual tokens leaving, by the first layer without them.
-        fronts: choices in front of the decoder; number i of a `Choice` is entry i - 1.
+        keeps: choices among visual rows, in front of the decoder or at a layer; number i of a `Choice` is
+            entry i - 1.
         whole: layers in which visual tokens keep all they do.
+        left_out: what is not among all this, and why, a sentence each.
     """
 
     facts: ModelFacts
@@ -72,8 +81,9 @@ class PlanSpace:
     workload: Workload
     modes: tuple[Change, ...]
     exits: Mapping[int, Change]
-    fronts: tuple[Change, ...]
+    keeps: tuple[Change, ...]
     whole: frozenset[int] = frozenset()
+    left_out: tuple[str, ...] = ()
 
     @property
     def layers(self) -> int:
@@ -89,19 +99,50 @@ class PlanSpace:
         """Return the layers that have modes to choose among; in front of an exit rows are dead."""
         return tuple(i for i in range((leaves or self.layers) - 1) if i not in self.whole)
 
-    def everywhere(self, mode: int, *, front: int = 0, leaves: int = 0) -> Choice:
+    def kept_at(self, keeps: int) -> int:
+        """Return the first layer that only the rows of a choice enter; 0: the decoder, or all go on."""
+        return _of_plan(self.keeps[keeps - 1]).layer if keeps else 0
+
+    @property
+    def kept_at_layers(self) -> tuple[int, ...]:
+        """Numbers of the choices among visual rows that are made at a layer."""
+        return tuple(n for n in range(1, len(self.keeps) + 1) if self.kept_at(n))
+
+    def exits_with(self, keeps: int) -> tuple[int, ...]:
+        """Return the exits that go with a choice among rows, which are behind it; first 0, no exit."""
+        return (0, *(leaves for leaves in self.exits if leaves > self.kept_at(keeps)))
+
+    def modes_with(self, keeps: int) -> tuple[int, ...]:
+        """Return the modes of layers that go with a choice among rows; first 0, everything."""
+        numbers = enumerate(self.modes, start=1)
+        return (0, *(n for n, change in numbers if not (keeps and _of_layer(change).reads_grid)))
+
+    def everywhere(self, mode: int, *, keeps: int = 0, leaves: int = 0) -> Choice:
         """Return the choice of one mode in all layers that are open."""
         open_layers = self.open(leaves)
         modes = tuple(mode if i in open_layers else 0 for i in range(self.layers))
-        return Choice(front, leaves, modes)
+        return Choice(keeps, leaves, modes)
 
     def plan(self, choice: Choice) -> Plan:
-        """Return the plan of a choice."""
+        """Return the plan of a choice.
+
+        Raises:
+            ValueError: visual rows leave at or in front of the layer at which it chooses among them, or a
+                mode reads the grid of all of them.
+        """
+        if choice.leaves not in self.exits_with(choice.keeps):
+            layer = self.kept_at(choice.keeps)
+            raise ValueError(
+                f"no rows to choose among at layer {layer}: they left at {choice.leaves}"
+            )
+        if wrong := {*choice.modes} - {*self.modes_with(choice.keeps)}:
+            words = self.modes[min(wrong) - 1].words
+            raise ValueError(f"{words} reads all visual rows, and some are left out")
         plan = identity_plan(self.facts, self.digest, self.workload)
-        if choice.front:
-            plan = self._changed(plan, self.fronts[choice.front - 1])
+        if choice.keeps:
+            plan = _of_plan(self.keeps[choice.keeps - 1]).change(plan)
         if choice.leaves:
-            plan = self._changed(plan, self.exits[choice.leaves])
+            plan = _of_plan(self.exits[choice.leaves]).change(plan)
         layers = [
             self._in_layer(layer, self.modes[mode - 1]) if mode else layer
             for layer, mode in zip(plan.layers, choice.modes, strict=True)
@@ -118,19 +159,25 @@ class PlanSpace:
                 found.append("frozen, as nobody reads what comes out")
             else:
                 found.append(self.modes[mode - 1].words if mode else EVERYTHING)
+        if layer := self.kept_at(choice.keeps):
+            found[layer] = f"{self.keeps[choice.keeps - 1].words} go on; {found[layer]}"
         return tuple(found)
 
     @staticmethod
-    def _changed(plan: Plan, change: Change) -> Plan:
-        if not isinstance(change.trial, PlanTrial):
-            raise TypeError(f"{change.words} is a change of a layer")
-        return change.trial.change(plan)
-
-    @staticmethod
     def _in_layer(layer: LayerPlan, change: Change) -> LayerPlan:
-        if not isinstance(change.trial, LayerTrial):
-            raise TypeError(f"{change.words} is a change of a plan")
-        return change.trial.change(layer) if layer.visual == "update" else layer
+        return _of_layer(change).change(layer) if layer.visual == "update" else layer
+
+
+def _of_layer(change: Change) -> LayerTrial:
+    if not isinstance(change.trial, LayerTrial):
+        raise TypeError(f"{change.words} is a change of a plan")
+    return change.trial
+
+
+def _of_plan(change: Change) -> PlanTrial:
+    if not isinstance(change.trial, PlanTrial):
+        raise TypeError(f"{change.words} is a change of a layer")
+    return change.trial
 
 
 def offering(searched: SearchedMethod, where: str) -> tuple[type[Method], ...]:
@@ -182,6 +229,8 @@ def candidates_of(
     workload: Workload,
     searched: SearchedMethod,
     evidence: Evidence,
+    *,
+    trained: bool = False,
 ) -> PlanSpace:
     """Return what a search chooses among on a model.
 
@@ -191,15 +240,19 @@ def candidates_of(
         workload: that costs are predicted for.
         searched: the recipe's entry.
         evidence: what calibration measured; its place begins every problem.
+        trained: the plan is trained afterwards, with answers behind the prompts whose end a choice at a layer
+            reads: there is none.
 
     Raises:
         PlanError: the entry names what is not there, or nothing is left to choose.
     """
     candidate_problems(searched, facts, evidence.where)
     never = (searched.never and searched.never.layers) or ()
+    original = identity_plan(facts, digest, workload)
     modes: list[Change] = []
-    fronts: list[Change] = []
+    keeps: list[Change] = []
     exits: dict[int, Change] = {}
+    left_out: dict[str, None] = {}
     for method in offering(searched, evidence.where):
         if not issubclass(method, Offering):
             continue
@@ -210,14 +263,26 @@ def candidates_of(
         for trial in trials:
             change = Change(method.name, trial)
             if isinstance(trial, LayerTrial):
-                modes.append(change)
-            elif trial.layer is None:
-                fronts.append(change)
-            elif trial.layer > max(never, default=-1):
+                modes += [change] * trial.pays(original)
+            elif trial.leaves and trial.layer > max(never, default=-1):
                 exits.setdefault(trial.layer, change)
-    found = PlanSpace(facts, digest, workload, tuple(modes), exits, tuple(fronts), frozenset(never))
-    if not (modes and found.open()) and not exits and not fronts:
-        raise PlanError([f"{evidence.where}: nothing is left to choose; use or never less"])
+            elif not trial.leaves and trial.layer and trained:
+                left_out[f"{method.name}: {WHY_NOT_TRAINED}"] = None
+            elif not trial.leaves:
+                keeps.append(change)
+    found = PlanSpace(
+        facts,
+        digest,
+        workload,
+        tuple(modes),
+        exits,
+        tuple(keeps),
+        frozenset(never),
+        tuple(left_out),
+    )
+    if not (modes and found.open()) and not exits and not keeps:
+        why = f" ({'; '.join(left_out)})" if left_out else ""
+        raise PlanError([f"{evidence.where}: nothing is left to choose{why}; use or never less"])
     return found
 
 
@@ -228,7 +293,11 @@ def label_of(candidates: PlanSpace, choice: Choice) -> str:
         if mode := choice.modes[layer]:
             words = candidates.modes[mode - 1].words
             counts[words] = counts.get(words, 0) + 1
-    parts = [candidates.fronts[choice.front - 1].words + " in front"] if choice.front else []
+    parts = []
+    if choice.keeps:
+        layer = candidates.kept_at(choice.keeps)
+        place = f"at layer {layer}" if layer else "in front"
+        parts = [f"{candidates.keeps[choice.keeps - 1].words} {place}"]
     parts += [f"{words} in {n} layer{'s' * (n > 1)}" for words, n in counts.items()]
     parts += [f"exit at layer {choice.leaves}"] if choice.leaves else []
     return ", ".join(parts) or "nothing changed"

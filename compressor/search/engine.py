@@ -19,7 +19,7 @@ from compressor.search.candidates import Choice, PlanSpace, candidates_of
 from compressor.search.costs import COSTS, CostModel
 from compressor.search.findings import Half, SearchFindings, SearchTask
 from compressor.search.halves import check_floor, measured_alone, split
-from compressor.search.measuring import Batch, Measuring, exit_key, mode_key
+from compressor.search.measuring import Batch, Measuring, exit_key, keeps_key, mode_key
 from compressor.search.results import HalfFigures, SearchReport
 from compressor.search.search import Search
 from compressor.search.told import told
@@ -44,6 +44,7 @@ class SearchTerms:
         profile: digest of the calibration; empty: there was none.
         costs: predicts what plans cost; None: FLOPs or bytes, by the target.
         budget: seconds for all; None: as long as it takes.
+        trained: see `candidates_of`.
     """
 
     searched: SearchedMethod
@@ -57,6 +58,7 @@ class SearchTerms:
     profile: str = ""
     costs: CostModel | None = None
     budget: float | None = None
+    trained: bool = False
 
 
 def find(
@@ -86,6 +88,7 @@ def find(
         data_digest=data_digest(samples),
         seed=terms.seed,
         allowed=f"use {searched.use}, never {searched.never}",
+        trained=terms.trained,
         tokens=terms.tokens,
         score=terms.score.name,
     )
@@ -112,7 +115,12 @@ def find(
                 ]
             )
     candidates = candidates_of(
-        model.facts, model.digest, measuring.workload, searched, terms.evidence
+        model.facts,
+        model.digest,
+        measuring.workload,
+        searched,
+        terms.evidence,
+        trained=terms.trained,
     )
     costs = terms.costs or COSTS[searched.target]
     asked = measured_alone(places["choose"])
@@ -150,7 +158,7 @@ def find(
         points=said.points,
         chosen=said.chosen,
         why=outcome.why,
-        not_tried=(*cut, *outcome.not_tried),
+        not_tried=(*candidates.left_out, *cut, *outcome.not_tried),
         seconds=findings.seconds,
         budget=terms.budget,
     )
@@ -172,6 +180,7 @@ def _singles(
     """
     batches = measuring.batches_of_singles(places)
     each = len(candidates.modes) * len(candidates.open()) + len(candidates.exits)
+    each += len(candidates.kept_at_layers)
     done: list[Batch] = []
     for number, batch in enumerate(batches):
         key = f"{batch.places[0]}+{len(batch.places)}"
@@ -195,6 +204,7 @@ def _singles(
     count = sum(len(batch.places) for batch in done)
     found = [findings.singles[f"{b.places[0]}+{len(b.places)}"] for b in done]
     fronts = _fronts(measuring, candidates, [p for b in done for p in b.places], findings)
+    at_layers = candidates.kept_at_layers
 
     def mean(name: str) -> float:
         return fsum(sums[name] for sums in found) / count
@@ -208,7 +218,13 @@ def _singles(
             for i in range(candidates.layers)
         ),
         exits={leaves: mean(exit_key(leaves)) for leaves in candidates.exits},
-        fronts=(0.0, *fronts),
+        keeps=(
+            0.0,
+            *(
+                mean(keeps_key(number)) if number in at_layers else fronts[str(number)]
+                for number in range(1, len(candidates.keeps) + 1)
+            ),
+        ),
     )
     cut: tuple[str, ...] = ()
     if count < len(places):
@@ -220,15 +236,16 @@ def _singles(
 
 def _fronts(
     measuring: Measuring, candidates: PlanSpace, places: Sequence[int], findings: SearchFindings
-) -> list[float]:
-    """Return the losses of choices in front of the decoder."""
+) -> Mapping[str, float]:
+    """Return the losses of choices in front of the decoder, by their numbers."""
     key = f"fronts on {len(places)}"
     known = findings.singles.get(key, {})
     found = {
         str(number): known[str(number)]
         if str(number) in known
-        else measuring.mean_loss(candidates, candidates.nothing._replace(front=number), places)
-        for number in range(1, len(candidates.fronts) + 1)
+        else measuring.mean_loss(candidates, candidates.nothing._replace(keeps=number), places)
+        for number in range(1, len(candidates.keeps) + 1)
+        if number not in candidates.kept_at_layers
     }
     findings.keep_singles(key, found)
-    return list(found.values())
+    return found

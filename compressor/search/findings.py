@@ -26,6 +26,7 @@ class SearchTask(Facts):
         data_digest: over questions and pictures.
         seed: of the split.
         allowed: what may be used, in words: what is tried follows from it.
+        trained: whether the plan is trained afterwards, for which not all is tried.
         tokens: longest answer that is decoded.
         score: name of what scores answers.
     """
@@ -35,6 +36,7 @@ class SearchTask(Facts):
     data_digest: str
     seed: int
     allowed: str
+    trained: bool = False
     tokens: int
     score: str = "exact"
 
@@ -50,7 +52,7 @@ class Found(Facts):
         wholes: plans measured as a whole, by half and plan.
     """
 
-    findings_format: Literal[1] = 1
+    findings_format: Literal[2] = 2
     task: SearchTask
     seconds: float = 0.0
     singles: Mapping[str, Mapping[str, float]] = {}

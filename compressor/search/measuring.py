@@ -3,7 +3,8 @@
 Rule: a prompt runs with its answer forced behind it. KL(original || plan) is the mean over the answer's
 tokens. One pass also tells whether greedy decoding gives that answer; where it gives another one, that is
 decoded and scored, see `compressor.search.asking.forced`. Where no right answer is known, the original's own
-is forced, and no other is right.
+is forced, and no other is right. Where a plan chooses visual rows by the end of the prompt, the answer is
+forced in a second call, as the choice must not see it.
 
 Of single changes only what lies behind them runs again: states of the original in front of every layer are
 made once for a batch, and a change of layer i starts from those at its input.
@@ -147,10 +148,10 @@ class Measuring:
 
     @torch.inference_mode()
     def singles(self, candidates: PlanSpace, batch: Batch) -> Iterator[tuple[str, float]]:
-        """Yield the sum of KL over a batch's questions of every change of a layer, and every exit.
+        """Yield the sum of KL over a batch's questions of every change of a layer, exit and choice at one.
 
         Args:
-            candidates: whose modes and exits are measured; they are the same at every call.
+            candidates: whose changes are measured; they are the same at every call.
             batch: of questions.
         """
         if not self._modes:
@@ -172,10 +173,20 @@ class Measuring:
         for index in range(len(decoder.layers)):
             states.append(behind(index, *states[index]))
         for number, changed in enumerate(self._modes, start=1):
-            pasts = changed.empty_past(size)
+            begun = changed.begin(
+                rows.visual_embeds,
+                rows.text_embeds,
+                rows.visual_index,
+                rows.text_index,
+                changed.empty_past(size),
+                rows.positions,
+                rows.deepstack,
+            )
+            own_call = begun.places.call(count, kinds=begun.kinds)
             for index in candidates.open():
-                own = [p for p, c in zip(pasts, changed.caches, strict=True) if c.layer == index]
-                visual, text, *_ = changed.layers[index](*states[index], call, *own)
+                caches = zip(begun.pairs, changed.caches, strict=True)
+                own = [pair for pair, cache in caches if cache.layer == index]
+                visual, text, *_ = changed.layers[index](*states[index], own_call, *own)
                 visual = visual + added[index] if index in added else visual
                 for later in range(index + 1, len(decoder.layers)):
                     visual, text = behind(later, visual, text)
@@ -187,6 +198,9 @@ class Measuring:
                 layer = cast("DecoderLayer", decoder.layers[later])
                 text, _ = layer.text_only(text, alone, past[later])
             yield exit_key(leaves), self._sum(batch, text)
+        for number in candidates.kept_at_layers:
+            choosing = self._decoder(candidates.plan(candidates.nothing._replace(keeps=number)))
+            yield keeps_key(number), batch.losses(forced_logits(choosing, batch)).sum().item()
 
     def _sum(self, batch: Batch, text: Tensor) -> float:
         answers = text[:, -batch.answers.shape[1] :]
@@ -241,9 +255,7 @@ class Measuring:
         front = _front_key(plan)
         found = []
         for batch in self._in_batches(reader, front, tuple(places)):
-            *call, positions, deepstack = batch.rows.call
-            past = decoder.empty_past(len(batch.places))
-            logits, _ = decoder(*call, past, positions, deepstack)
+            logits = forced_logits(decoder, batch)
             each = zip(
                 batch.places, batch.losses(logits).tolist(), batch.known(logits), strict=True
             )
@@ -351,6 +363,23 @@ def _front_key(plan: Plan) -> str:
     return "" if plan.front is None else plan.front.model_dump_json()
 
 
+def forced_logits(decoder: Decoder, batch: Batch) -> Tensor:
+    """Return what a plan gives, [B, A or more, vocab], the last A behind the tokens of the answers.
+
+    Args:
+        decoder: of the plan, with the logits of all text rows.
+        batch: with its answers forced.
+    """
+    behind = batch.answers.shape[1] - 1
+    apart = bool(behind and decoder.plan.keeps())
+    past, found = decoder.empty_past(len(batch.places)), []
+    for rows in batch.rows.parted(behind) if apart else (batch.rows,):
+        *call, positions, deepstack = rows.call
+        logits, past = decoder(*call, past, positions, deepstack)
+        found.append(logits)
+    return torch.cat(found, dim=1)
+
+
 def mode_key(layer: int, mode: int) -> str:
     """Return what findings call a mode of a layer."""
     return f"{layer}:{mode}"
@@ -359,3 +388,8 @@ def mode_key(layer: int, mode: int) -> str:
 def exit_key(leaves: int) -> str:
     """Return what findings call an exit."""
     return f"exit:{leaves}"
+
+
+def keeps_key(number: int) -> str:
+    """Return what findings call a choice among visual rows at a layer."""
+    return f"keeps:{number}"

@@ -29,7 +29,7 @@ BISECTIONS = 4
 MOST_TRIED = 32
 """Exchanges of one plan that are tried without a gain in between."""
 COMBINATIONS = 3
-"""Exits and fronts that are measured as wholes for one speed-up, of those that lose least by the sums."""
+"""Exits and choices of rows measured as wholes for one speed-up, of those that lose least by the sums."""
 MOST_SWAPS = 16
 """Exchanges that one plan gets."""
 HOPELESS = 0.6
@@ -310,7 +310,7 @@ class Search:
     def _baselines(self, chosen: Tried) -> list[Tried]:
         """Return plans of single methods at some speed-ups, measured on both halves."""
         candidates = self.additive.candidates
-        changes = (*candidates.modes, *candidates.exits.values(), *candidates.fronts)
+        changes = (*candidates.modes, *candidates.exits.values(), *candidates.keeps)
         names = list(dict.fromkeys(change.method for change in changes))
         found: dict[tuple[str, Choice], Tried] = {}
         late: list[str] = []

@@ -101,15 +101,21 @@ def reasons_of(additive: Additive, choice: Choice) -> tuple[str, ...]:
                 f"{saved:.1%} of the work"
             )
         else:
-            found.append(_why_whole(candidates, losses.modes[i]))
+            found.append(_why_whole(candidates, losses.modes[i], choice.keeps))
+    if layer := candidates.kept_at(choice.keeps):
+        kept, kl = candidates.keeps[choice.keeps - 1].words, losses.keeps[choice.keeps]
+        found[layer] = (
+            f"{kept} go on from here, which alone changes answers by {kl:.3g} nats; {found[layer]}"
+        )
     return tuple(found)
 
 
-def _why_whole(candidates: PlanSpace, row: Sequence[float]) -> str:
-    """Return why a layer keeps everything, by the KL of its modes."""
-    if len(row) < 2:
+def _why_whole(candidates: PlanSpace, row: Sequence[float], keeps: int) -> str:
+    """Return why a layer keeps everything, by the KL of its modes that go with a choice among rows."""
+    modes = candidates.modes_with(keeps)[1 : len(row)]
+    if not modes:
         return "kept whole: nothing was offered for it"
-    best = min(range(1, len(row)), key=lambda mode: row[mode])
+    best = min(modes, key=lambda mode: row[mode])
     return (
         f"kept whole: of its changes the one that changes answers least ({candidates.modes[best - 1].words}) "
         f"costs {row[best]:.3g} nats alone, more than the same saving elsewhere"
@@ -122,7 +128,7 @@ def _saved(additive: Additive, choice: Choice) -> float:
 
 
 def _singles(additive: Additive) -> Iterator[Single]:
-    """Yield what every change does alone: of layers, exits, and in front of the decoder."""
+    """Yield what every change does alone: of layers, exits, and choices among visual rows."""
     candidates, losses = additive.candidates, additive.losses
     nothing = candidates.nothing
     layers = (
@@ -134,10 +140,15 @@ def _singles(additive: Additive) -> Iterator[Single]:
         (change, leaves, losses.exits[leaves], nothing._replace(leaves=leaves))
         for leaves, change in candidates.exits.items()
     )
-    fronts = (
-        (change, None, losses.fronts[number], nothing._replace(front=number))
-        for number, change in enumerate(candidates.fronts, start=1)
+    keeps = (
+        (
+            change,
+            candidates.kept_at(number) or None,
+            losses.keeps[number],
+            nothing._replace(keeps=number),
+        )
+        for number, change in enumerate(candidates.keeps, start=1)
     )
-    for change, layer, kl, choice in chain(layers, exits, fronts):
+    for change, layer, kl, choice in chain(layers, exits, keeps):
         saved = _saved(additive, choice)
         yield Single(method=change.method, change=change.words, layer=layer, kl=kl, saved=saved)

@@ -44,7 +44,7 @@ def unfit(method: YopoKeys, facts: ModelFacts, evidence: Evidence) -> list[str]:
         except PlanError as error:
             problems += [f"{where}.heads.mask: {problem}" for problem in error.problems]
     if method.window is not None:
-        problems += _unfit_window(method.window, facts, where)
+        problems += unfit_window(method.window, facts, where)
     width, ratio = facts.decoder.intermediate, method.mlp_ratio
     if ratio is not None and width % ratio:
         problems.append(
@@ -53,7 +53,8 @@ def unfit(method: YopoKeys, facts: ModelFacts, evidence: Evidence) -> list[str]:
     return problems
 
 
-def _unfit_window(window: int | str, facts: ModelFacts, where: str) -> list[str]:
+def unfit_window(window: int | str, facts: ModelFacts, where: str) -> list[str]:
+    """Return why a window does not fit a model's token grid."""
     if facts.sizes_differ:
         return [
             f"{where}.window: {window} needs one token grid, and each picture of {facts.name} has its own; "

@@ -194,8 +194,9 @@ class Asking:
 
         if over():
             return found
-        # The last of them is asked for again: no prompt may have it if it is the image token.
-        found.pop()
+        # The last of them is asked for again: no prompt may have it if it is the image token. Where the end
+        # of the prompt decides on visual rows, nothing may stand behind it.
+        found = [] if decoder.plan.keeps() else found[:-1]
         prompt = question.answered(found)
         rows = self.rows(sample, prompt, reader, front)
         table = self.model.embedding

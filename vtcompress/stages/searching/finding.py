@@ -161,6 +161,7 @@ class SearchRun:
             profile="" if profile is None else profile.digest,
             costs=self.costs,
             budget=None if self.budget is None else max(self.budget - spent, 0.0),
+            trained=bool(self.recipe.heal.trained_in_the_run),
         )
         report, plans = find(model, terms, folder / FINDINGS, progress)
         seconds = {"seconds": report.seconds + spent, "budget": self.budget}
