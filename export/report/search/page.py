@@ -19,7 +19,7 @@ from export.report.document import (
     Table,
     Words,
 )
-from export.report.search.scored import bound_words, kept_name, kept_words, what_is_kept
+from export.report.search.scored import bound_words, kept_name, scored_words, what_is_kept
 from export.results.intervals import Interval, share_interval
 from export.results.loss_report import nats, percent, share
 from export.results.score_words import score_words
@@ -158,7 +158,7 @@ def _short(report: SearchReport) -> list[Block]:
     blocks: list[Block] = [
         Words(
             f"Asked: {report.asked}. Chosen: {point.predicted:.2f} x, {point.label}. On the half of the "
-            f"questions {on} it keeps {kept_words(kept, report.score)}."
+            f"questions {on} it keeps {scored_words(kept, report.score)}."
         ),
         Words(f"Why this one: {report.why}."),
     ]
@@ -166,7 +166,7 @@ def _short(report: SearchReport) -> list[Block]:
         blocks.append(
             Words(
                 f"Of single methods at that speed or faster {best.series} keeps most: "
-                f"{kept_words(_judged(best).overall, report.score)}, at {best.predicted:.2f} x."
+                f"{scored_words(_judged(best).overall, report.score)}, at {best.predicted:.2f} x."
             )
         )
     elif report.baselines and best is None:

@@ -5,7 +5,7 @@ from export.results.loss_report import percent
 from export.results.score_words import score_words
 
 
-def kept_words(kept: KeptAnswers, score: str) -> str:
+def scored_words(kept: KeptAnswers, score: str) -> str:
     """Return what a plan keeps of the original's answers, with its counts and the bound if one holds."""
     words = score_words(score)
     what = f"summed {words.name}" if kept.graded else "right answers"
