@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -237,6 +239,17 @@ def test_questions_that_are_held_out_are_not_learned_from(
         do(**held_out)
     with pytest.raises(DataError, match="12 of 12 questions"):
         do(values={"validate.data": data})
+    # The same pixels in another file, the same words otherwise spaced: not another question.
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    with Image.open(asked["image"]) as picture:
+        picture.save(saved / "again.png", compress_level=0)
+    assert (saved / "again.png").read_bytes() != Path(asked["image"]).read_bytes()
+    again = {"image": str(saved / "again.png"), "question": f" {asked['question'].upper()}  "}
+    held.write_text(json.dumps({**again, "answer": "another one"}) + "\n")
+    with pytest.raises(DataError, match=words):
+        do(**held_out)
+    shutil.rmtree(saved)
     assert [path.name for path in tmp_path.iterdir()] == ["held.jsonl"]
 
 

@@ -9,6 +9,7 @@ import pytest
 
 import vtcompress
 from compressor.errors import DataError, PlanError, RecipeError
+from compressor.methods.auto import Auto
 from compressor.plan.plan import Plan
 from compressor.recipe import Recipe
 from compressor.search.measuring import Measuring
@@ -61,6 +62,22 @@ def test_the_folder_has_the_front_its_plans_and_the_chosen_one(searched: Path) -
     listed = {path.relative_to(searched).as_posix() for path in searched.rglob("*.*")}
     assert listed == {*report.files, "front.json"}
     assert {"front.html", "front.md", "sums.svg"} <= listed
+
+
+def test_a_report_says_the_floor_and_has_the_point_that_it_names(
+    searched: Path, tmp_path: Path
+) -> None:
+    asked = Auto(keep=0.9, floor={"count": 0.5}).asked_words
+    assert asked == "keep: 0.9 with floor: count: 0.5"
+    front = json.loads((searched / "front.json").read_text())
+    path = tmp_path / "front.json"
+    for change, said in (
+        ({"chosen": "../../x"}, r"chosen: '../../x' is none of its points"),
+        ({"seconds": float("inf")}, "seconds"),
+    ):
+        path.write_text(json.dumps({**front, **change}))
+        with pytest.raises(PlanError, match=said):
+            SearchReport.load(path)
 
 
 def test_with_measured_costs_a_speed_up_is_one_in_predicted_time(
@@ -219,6 +236,12 @@ def test_held_out_questions_are_not_the_searchs(
     for stage in (vtcompress.search, vtcompress.export):
         with pytest.raises(DataError, match=r"validate\.data: 6 of its questions are among those"):
             stage(same, tmp_path / "out")
+    rows = [json.loads(line) for line in questions.read_text().splitlines()]
+    held = tmp_path / "held.jsonl"
+    picture = questions.with_name(rows[2]["image"])
+    held.write_text(json.dumps({**rows[2], "image": str(picture), "answer": "another"}) + "\n")
+    with pytest.raises(DataError, match=r"validate\.data: 1 of its questions are among those"):
+        vtcompress.search(recipe.override({"validate.data": held}), tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -225,7 +225,7 @@ class HealedFile:
             raise PlanError(problems)
 
     def questions(self) -> frozenset[int]:
-        """Return the numbers of all questions that were read: `question_number`."""
+        """Return the numbers of all questions that were read: `question_numbers`."""
         from safetensors import safe_open
 
         with safe_open(self.path, framework="numpy") as file:

@@ -76,6 +76,12 @@ class SearchedMethod(ExactlyOne, Method):
         key, value = self.goal
         return f"{key}: {value:g}"
 
+    @property
+    def asked_words(self) -> str:
+        """The goal with its floor."""
+        floor = ", ".join(f"{kind}: {least:g}" for kind, least in (self.floor or {}).items())
+        return f"{self.goal_words} with floor: {floor}" if floor else self.goal_words
+
     def asked(self) -> dict[str, Any]:
         """Return what was asked; the usual target says nothing."""
         given = self.model_dump(exclude_none=True)

@@ -206,10 +206,27 @@ def sample_digest(sample: Sample) -> str:
     return hashlib.sha256(_digested(sample)).hexdigest()[:16]
 
 
-def question_number(sample: Sample) -> int:
-    """Return a number below 2**60 by which a question about its pictures is known again, without answers."""
-    asked = json.dumps([[sha256_of(path) for path in sample.images], sample.question.strip()])
-    return int(hashlib.sha256(asked.encode()).hexdigest()[:15], 16)
+def question_numbers(samples: Iterable[Sample]) -> list[int]:
+    """Return numbers below 2**60 by which questions about pictures are known again, in the samples' order.
+
+    The same pixels in another file, other spaces or capitals, another answer: the same question.
+
+    Raises:
+        DataError: a picture cannot be read.
+    """
+    from compressor.samples.pictures import load_image  # who compares nothing needs no Pillow
+
+    shown: dict[Path, str] = {}
+    numbers = []
+    for sample in samples:
+        for path in sample.images:
+            if path not in shown:
+                image = load_image(path)
+                shown[path] = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
+        words = " ".join(sample.question.split()).casefold()
+        asked = json.dumps([[shown[path] for path in sample.images], words])
+        numbers.append(int(hashlib.sha256(asked.encode()).hexdigest()[:15], 16))
+    return numbers
 
 
 def check_unseen(samples: Sequence[Sample], seen: Set[int], problem: str, remedy: str) -> None:
@@ -217,14 +234,15 @@ def check_unseen(samples: Sequence[Sample], seen: Set[int], problem: str, remedy
 
     Args:
         samples: that must not be among them.
-        seen: numbers of the others; see `question_number`.
+        seen: numbers of the others; see `question_numbers`.
         problem: that they are, in words behind "3 of 64 questions".
         remedy: ends the line.
 
     Raises:
         DataError: with how many, and where the first is.
     """
-    again = [sample for sample in samples if question_number(sample) in seen]
+    numbers = question_numbers(samples)
+    again = [sample for sample, number in zip(samples, numbers, strict=True) if number in seen]
     if again:
         found = f"{len(again)} of {len(samples)} questions, this the first"
         raise DataError([f"{again[0].place}: {found}, {problem}; {remedy}"])

@@ -146,7 +146,7 @@ def find(
         own_answers=sum(question.own for question in measuring.questions),
         score=terms.score.name,
         seed=terms.seed,
-        asked=searched.goal_words,
+        asked=searched.asked_words,
         target=searched.target,
         unit=costs.unit,
         visual=next(iter(signed.values())).image_tokens,

@@ -60,7 +60,7 @@ def pick(
             ["budget: there was no time to judge one plan; give more, or fewer questions"]
         )
     enough = [t for t in judged if reached(searched, t.chosen_on) and reached(searched, _on(t))]
-    words = searched.goal_words
+    words = searched.asked_words
     if searched.speedup is not None:
         fast = [t for t in enough if speedup(t) >= searched.speedup * (1 - 1e-9)]
         if not fast:

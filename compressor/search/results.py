@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from compressor.disk.files import read_json, write_text
 from compressor.disk.mistaken import CHOSEN, FRONT
@@ -190,9 +190,15 @@ class SearchReport(Facts):
     chosen: str
     why: str
     not_tried: tuple[str, ...] = ()
-    seconds: float
+    seconds: float = Field(ge=0, allow_inf_nan=False)
     budget: float | None = None
     files: Mapping[str, Mapping[str, Any]] = {}
+
+    @model_validator(mode="after")
+    def _chosen_is_there(self) -> "SearchReport":
+        if self.chosen not in {point.name for point in self.front}:
+            raise ValueError(f"chosen: {self.chosen!r} is none of its points")
+        return self
 
     @property
     def chosen_point(self) -> FrontPoint:

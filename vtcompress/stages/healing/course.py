@@ -21,7 +21,7 @@ from compressor.samples.questions import (
     check_unseen,
     choose,
     data_digest,
-    question_number,
+    question_numbers,
     read_samples,
 )
 from compressor.schema.arguments import check_above_zero
@@ -221,7 +221,7 @@ def _check(recipe: Recipe, samples: Sequence[Sample], name: str) -> None:
         problem = "has one question, and some are learned from while others judge; give two or more"
         raise DataError([f"{name}: {problem}"])
     if (held := recipe.validation.data) is not None:
-        numbers = {question_number(sample) for sample in read_samples(held)}
+        numbers = {*question_numbers(read_samples(held))}
         problem = f"are held out by validate.data ({held.name}), and would prove nothing then"
         check_unseen(samples, numbers, problem, "leave them out of what is learned from")
 
@@ -244,7 +244,7 @@ def _content(healed: Healed, tensors: "Mapping[str, Tensor]", samples: Sequence[
     import torch
     from safetensors.torch import save
 
-    numbers = torch.tensor(sorted({question_number(sample) for sample in samples}))
+    numbers = torch.tensor(sorted({*question_numbers(samples)}))
     metadata = {MODEL_DIGEST: healed.model_digest, HEALED: healed.model_dump_json()}
     named = {name: tensor.float().cpu().contiguous() for name, tensor in tensors.items()}
     return stable_header(save({**named, QUESTIONS: numbers}, metadata))

@@ -17,7 +17,7 @@ from compressor.plan.plan import Plan
 from compressor.profile import Profile
 from compressor.progress import Progress
 from compressor.recipe import Recipe
-from compressor.samples.questions import Sample, sample_digest
+from compressor.samples.questions import Sample, question_numbers
 from compressor.samples.scores import EXACT, Score
 from compressor.search.candidates import candidate_problems, measures_for, offering
 from compressor.search.costs import CostModel, TimeCost, first_token_problems
@@ -200,8 +200,9 @@ def _check_held_out(recipe: Recipe, samples: Sequence[Sample]) -> None:
     Raises:
         DataError: some are the same.
     """
-    seen = {sample_digest(sample) for sample in samples}
-    same = sum(sample_digest(sample) in seen for sample in validation_samples(recipe))
+    held = validation_samples(recipe)
+    seen = {*question_numbers(samples)} if held else frozenset()
+    same = sum(number in seen for number in question_numbers(held))
     if same:
         raise DataError(
             [
