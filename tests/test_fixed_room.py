@@ -60,7 +60,8 @@ class Decoder:
         for place, graph in enumerate(self.graphs):
             v = rows[min(place, len(rows) - 1)]
             index = [np.zeros((1, v), np.int64), np.zeros((1, text), np.int64)]
-            call.run(graph, CallRows(None, None, *index))
+            embeds = [np.zeros((1, count, 1), np.float32) for count in (v, text)]
+            call.run(graph, CallRows(*embeds, *index))
         return call.present
 
 

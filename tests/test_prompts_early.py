@@ -439,7 +439,7 @@ def test_other_data_is_read_before_the_original_is_measured_on_it(
     data = with_rows(tmp_path / "asked.jsonl", {3: {"question": "what " * 600}})
     recipe = vtcompress.load_recipe("identity")
     with pytest.raises(DataError, match=r"asked\.jsonl:3: its prompt takes"):
-        validate._measure_again(None, recipe, str(folder), data, EXACT, SILENT)  # type: ignore[arg-type]
+        validate._measure_again(None, recipe, str(folder), data, EXACT, "cpu", SILENT)  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("no_weights")

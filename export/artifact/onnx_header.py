@@ -16,7 +16,6 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from compressor.disk.opening import read_bytes
-from compressor.errors import ArtifactError
 from export.artifact.protobuf_wire import MalformedError, Value, fields, varint
 from export.graphs.operators import MAY_LACK_INPUTS, ONNX_OPERATORS, STANDARD_DOMAINS
 
@@ -87,7 +86,7 @@ def check_graph(folder: Path, file: str, sizes: Mapping[str, int]) -> list[str]:
     except MalformedError as error:
         return [f"{path}: not an ONNX graph of this tool: {error}; copy the artifact anew"]
     except OSError as failure:
-        raise ArtifactError([f"{path}: {failure.strerror}"]) from None
+        return [f"{path}: {failure.strerror}"]
     return [f"{path}: {problem}; do not use this artifact" for problem in problems if problem]
 
 

@@ -374,8 +374,9 @@ def _ranks(case: Case) -> Iterator[Line]:
     """Compare the rank of each head's attention in the dense model, and their mean of each layer."""
     decoder = decoder_from(identity_plan(case.model, "golden"), case.tensors())
     full = full_pass(decoder, *map(torch.from_numpy, _rows(case, slice(None))[:4]))
+    by_head = torch.stack([attention_ranks(full.at(i)) for i in range(len(full.visual))])
     pairs = {
-        "arank of heads": (attention_ranks(full), "arank_heads", RANK_OF_HEAD),
+        "arank of heads": (by_head, "arank_heads", RANK_OF_HEAD),
         "arank": (mean_ranks(full), "arank", RANK_OF_LAYER),
     }
     for name, (found, array, most) in pairs.items():
