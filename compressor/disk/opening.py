@@ -72,15 +72,16 @@ def open_regular(path: Path, most: int | None = None) -> BinaryIO:
 
     Raises:
         UnfitError: it is no regular file, or larger.
-        OSError: it cannot be open_regular.
+        OSError: it cannot be opened.
     """
-    handle = os.open(path, _FLAGS)
+    # Python owns the handle from the first: one of ours that a signal has it close too is closed twice.
+    stream = open(path, "rb", opener=lambda name, _: os.open(name, _FLAGS))  # noqa: SIM115
     try:
-        _check(path, os.fstat(handle), most)
-        return os.fdopen(handle, "rb")
+        _check(path, os.fstat(stream.fileno()), most)
     except BaseException:
-        os.close(handle)
+        stream.close()
         raise
+    return stream
 
 
 def _check(path: Path, found: os.stat_result, most: int | None) -> None:
