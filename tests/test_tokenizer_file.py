@@ -37,6 +37,12 @@ HOSTILE: dict[str, dict[str, Any]] = {
              "rstrip": False, "normalized": False} for n in range(60_000)
         ]
     },
+    "an id of 2^31": {
+        "added_tokens": [
+            {"id": 2**31, "content": "x", "special": True, "single_word": False, "lstrip": False,
+             "rstrip": False, "normalized": False}
+        ]
+    },
     "a model that is none": {"model": {"type": "Foo"}},
 }  # fmt: skip
 

@@ -29,6 +29,9 @@ MOST_GROWTH = 1000
 MOST_ADDED = 50_000
 """Added tokens; the time that they take grows faster than their number."""
 
+MOST_TOKENS = 1 << 24
+"""Ids of tokens are below it: a table of so many rows is made. Known vocabularies have 300,000."""
+
 Json = Mapping[str, Any]
 
 
@@ -99,6 +102,18 @@ def _problems(document: Json) -> Iterator[str]:
             yield f"{part}: {CHARACTER_MAP}: is no map of characters"
     if isinstance(model := document.get("model"), dict):
         yield from _unknown_problems(model)
+    if (largest := max(_token_ids(document), default=0)) >= MOST_TOKENS:
+        yield f"the token id {largest} is not below {MOST_TOKENS:,}"
+
+
+def _token_ids(document: Json) -> Iterator[int]:
+    """Yield the ids of the vocabulary and of added tokens, where they are whole numbers."""
+    model, added = document.get("model"), document.get("added_tokens")
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    found = list(vocab.values()) if isinstance(vocab, dict) else []
+    if isinstance(added, list):
+        found += [token.get("id") for token in added if isinstance(token, dict)]
+    yield from (token for token in found if isinstance(token, int))
 
 
 def _unknown_problems(model: Json) -> Iterator[str]:
