@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -183,14 +183,13 @@ def asked(
     samples: tuple[Sample, ...],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[tuple[Any, Any]]:
+) -> tuple[Any, Any]:
     """A compressed model, and lessons of which the original was asked one at a time."""
     monkeypatch.setattr(lessons, "ASKED_TOGETHER", 1)
     plan = identity_plan(model.facts, model.digest)
     small = compress(model, plan, logits="all")
     original = decoder_from(plan, model.tensors, logits="all")
-    with lessons_of(model, original, small, samples, tmp_path, SILENT, sees_alike=True) as found:
-        yield small, found
+    return small, lessons_of(model, original, small, samples, tmp_path, SILENT, sees_alike=True)
 
 
 def said(small: Any, batch: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -221,8 +220,8 @@ def test_what_has_no_room_in_memory_is_read_from_a_file(
     small, held = asked
     monkeypatch.setattr(lessons, "ROOM", 0)
     original = decoder_from(small.plan, model.tensors, logits="all")
-    with lessons_of(model, original, small, samples, tmp_path, SILENT, sees_alike=True) as found:
-        (one,), (other,) = found.shared([0, 1]), held.shared([0, 1])
+    found = lessons_of(model, original, small, samples, tmp_path, SILENT, sees_alike=True)
+    (one,), (other,) = found.shared([0, 1]), held.shared([0, 1])
     assert not list(tmp_path.iterdir())
     for a, b in zip((*one.call[:4], *one.taught), (*other.call[:4], *other.taught), strict=True):
         assert torch.equal(a, b)

@@ -187,10 +187,8 @@ def distil(
     seen = {id(parameter) for parameter in small.vision.parameters()}
     alike = not any(id(one.parameter) in seen for one in learned.values())
     asked, folder = [*samples, *judged], checkpoint.parent
-    with (
-        lessons_of(model, original, small, asked, folder, progress, sees_alike=alike) as lessons,
-        _learning(small, learned),
-    ):
+    lessons = lessons_of(model, original, small, asked, folder, progress, sees_alike=alike)
+    with _learning(small, learned):
         run = _Run(task, checkpoint, learned, small, lessons, len(judged), stand_ins, minutes)
         try:
             return run.learn(progress)

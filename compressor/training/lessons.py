@@ -4,16 +4,14 @@ Letters as in `compressor.decoder.layer`; A tokens of an answer.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryFile
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from compressor.calibration.tensor_shelf import Shelved, TensorShelf
 from compressor.compressed import CompressedModel
 from compressor.decoder import Decoder
 from compressor.families import LoadedModel
@@ -29,47 +27,6 @@ ASKED_TOGETHER = 16
 
 MOST_NUMBERS = 1 << 20
 """Rows of a call times their width: small prompts share a call, of a large one the memory counts."""
-
-
-class _Slot(NamedTuple):
-    """Where a tensor lies in the file."""
-
-    offset: int
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-
-class Shelf:
-    """Tensors that are kept as they are, in memory up to `ROOM` bytes, then in a file.
-
-    Args:
-        file: takes what has no room.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self._held = file, 0
-
-    def put(self, tensor: Tensor) -> Tensor | _Slot:
-        """Keep a tensor; `get` gives it for what is returned."""
-        if self._held + tensor.nbytes <= ROOM:
-            self._held += tensor.nbytes
-            return tensor.clone()
-        plain = tensor.detach().cpu().contiguous()
-        slot = _Slot(self._file.seek(0, 2), tuple(plain.shape), plain.dtype)
-        self._file.write(plain.flatten().view(torch.uint8).numpy().tobytes())
-        self._file.flush()
-        return slot
-
-    def get(self, kept: Tensor | _Slot, device: torch.device) -> Tensor:
-        """Return what was put."""
-        if isinstance(kept, Tensor):
-            return kept
-        count = kept.dtype.itemsize * int(np.prod(kept.shape))
-        if not count:
-            return torch.empty(kept.shape, dtype=kept.dtype, device=device)
-        # Copied: what is mapped counts as memory, and a call reads it all at once.
-        found: Any = np.array(np.memmap(self._file, np.uint8, "r", kept.offset, (count,)))
-        return torch.from_numpy(found).view(kept.dtype).reshape(kept.shape).to(device)
 
 
 class _Width(NamedTuple):
@@ -112,8 +69,8 @@ class _Lesson:
     """
 
     asked: PromptRows | EncodedPrompt
-    visual: tuple[Tensor | _Slot, ...]
-    taught: Tensor | _Slot
+    visual: tuple[Tensor | Shelved, ...]
+    taught: Tensor | Shelved
     width: _Width
 
 
@@ -142,12 +99,12 @@ class Lessons:
     Args:
         small: the compressed model, whose rows are made of the prompts.
         sees_alike: whether its vision side stays as it is, so that rows are made once.
-        file: see `Shelf`.
+        folder: of what has no room in memory; see `TensorShelf`.
     """
 
-    def __init__(self, small: CompressedModel, file: BinaryIO, *, sees_alike: bool) -> None:
+    def __init__(self, small: CompressedModel, folder: Path, *, sees_alike: bool) -> None:
         self.small, self.sees_alike = small, sees_alike
-        self._shelf, self._lessons = Shelf(file), list[_Lesson]()
+        self._shelf, self._lessons = TensorShelf(ROOM, folder), list[_Lesson]()
 
     def __len__(self) -> int:
         return len(self._lessons)
@@ -192,16 +149,15 @@ class Lessons:
             yield self._call([lessons[place] for place in group])
 
     def _call(self, lessons: Sequence[_Lesson]) -> SharedCall:
-        device = self.small.embedding.device
-        rows = [self._rows(lesson, device) for lesson in lessons]
+        rows = [self._rows(lesson) for lesson in lessons]
         ends = tuple(one.text_index.shape[1] for one in rows)
-        taught = tuple(self._shelf.get(lesson.taught, device) for lesson in lessons)
+        taught = tuple(self._shelf.get(lesson.taught) for lesson in lessons)
         return SharedCall(together(rows), ends, taught)
 
-    def _rows(self, lesson: _Lesson, device: torch.device) -> PromptRows:
+    def _rows(self, lesson: _Lesson) -> PromptRows:
         if isinstance(lesson.asked, EncodedPrompt):
             return embed_to_train(self.small, lesson.asked)
-        visual, *deepstack = (self._shelf.get(one, device) for one in lesson.visual)
+        visual, *deepstack = map(self._shelf.get, lesson.visual)
         return lesson.asked.with_visual(visual, tuple(deepstack))
 
 
@@ -243,7 +199,6 @@ def together(prompts: Sequence[PromptRows]) -> tuple[Any, ...]:
     )
 
 
-@contextmanager
 def lessons_of(
     model: LoadedModel,
     original: Decoder,
@@ -253,7 +208,7 @@ def lessons_of(
     progress: Progress,
     *,
     sees_alike: bool,
-) -> Iterator[Lessons]:
+) -> Lessons:
     """Ask the original all questions of a training; see `Lessons`.
 
     Args:
@@ -261,18 +216,17 @@ def lessons_of(
         original: its decoder, with the logits of all text rows.
         small: the compressed model.
         samples: with answers.
-        folder: in which a file lies that has no name, and is gone with the process, if there is no room.
+        folder: see `Lessons`.
         progress: shows prompts.
         sees_alike: as in `Lessons`.
     """
-    with TemporaryFile(dir=folder) as file:
-        found = Lessons(small, file, sees_alike=sees_alike)
-        waiting: list[Sample] = []
-        for sample in progress.track(samples, "asking the original", len(samples)):
-            waiting.append(sample)
-            if len(waiting) == ASKED_TOGETHER:
-                found.ask(model, original, waiting)
-                waiting = []
-        if waiting:
+    found = Lessons(small, folder, sees_alike=sees_alike)
+    waiting: list[Sample] = []
+    for sample in progress.track(samples, "asking the original", len(samples)):
+        waiting.append(sample)
+        if len(waiting) == ASKED_TOGETHER:
             found.ask(model, original, waiting)
-        yield found
+            waiting = []
+    if waiting:
+        found.ask(model, original, waiting)
+    return found
