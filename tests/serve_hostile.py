@@ -14,6 +14,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -146,12 +147,18 @@ def png(width: int, height: int, rows: bytes) -> bytes:
     )
 
 
+@cache
+def zeros(count: int) -> bytes:
+    """Return so many zeros, compressed."""
+    return zlib.compress(bytes(count), 9)
+
+
 def bomb(rng: random.Random) -> Hostile:
     """A small file that says it is a huge picture, or unpacks to much more than it says."""
-    many = zlib.compress(bytes(8 << 20), 9)
+    many = zeros(8 << 20)
     content = rng.choice((
         png(60_000, 60_000, many), png(2**31 - 1, 1, many), png(11_000, 10_000, many), png(0, 5, many),
-        png(8, 8, zlib.compress(bytes(64 << 20), 9)), png(20_000, 4_000, many[:1000]),
+        png(8, 8, zeros(64 << 20)), png(20_000, 4_000, many[:1000]),
         b"GIF89a" + b"\xff\xff\xff\xff" + bytes(100), b"BM" + bytes(12) + b"\x28" + bytes(3) + b"\xff" * 60,
         b"II*\x00\x08\x00\x00\x00\xff\xff" + b"\xff" * 500, b"P6 99999999 99999999 255\n" + bytes(100),
         b"RIFF\xff\xff\xff\xffWEBPVP8X" + b"\xff" * 50,

@@ -75,13 +75,14 @@ def served(
     key: str | None = None,
     files: Path | None = None,
     folder: Path = Path("/nowhere"),
+    name: str = NAME,
 ) -> Iterator[Served]:
     """Serve a runtime in a thread until the block ends."""
     said: list[str] = []
     failures: list[BaseException] = []
     source = PictureSource(files, limits.max_request_bytes)
     answerer = Answerer(runtime, limits, source, PictureCache(limits.cache_bytes), folder)
-    chat = ChatServer(answerer, NAME, limits, Access(key), said.append, failures.append)
+    chat = ChatServer(answerer, name, limits, Access(key), said.append, failures.append)
     sockets = bound_sockets("127.0.0.1", 0, keyed=key is not None)
     server = StoppableServer(chat, limits, said.append)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets)))

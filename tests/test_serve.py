@@ -4,6 +4,7 @@ import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from export.runtime.runtime import Runtime
 from export.server.limits import ServerLimits
+from export.server.picture_cache import CacheCounts, PictureCache
 from export.server.stops import StopText
 from tests.models import make_picture
 from tests.runtimes import spied, with_template
@@ -278,6 +280,25 @@ def test_what_is_kept_of_pictures_has_a_bound(runtime: Runtime, pictures: list[P
         counts = server.metrics()
         assert one < counts["vtcompress_picture_cache_bytes"] <= 2 * one
         assert counts['vtcompress_picture_cache_misses_total{kind="rows"}'] == 4
+
+
+def test_the_bound_counts_what_has_grown_since_it_was_put_there() -> None:
+    cache, sizes = PictureCache(100), {"a": 40, "b": 40, "c": 101}
+    for key in tuple(sizes):
+        cache.put("k", key, key.upper(), partial(sizes.__getitem__, key))
+    assert (cache.entries, cache.bytes, cache.get("k", "c")) == (2, 80, None)
+    assert cache.get("k", "a") == "A"
+    sizes["a"] = 70
+    cache.trim()
+    assert (cache.bytes, cache.get("k", "b")) == (70, None), (
+        "that which was not used for longest goes"
+    )
+    cache.put("k", "a", "again", lambda: 10)
+    assert (cache.entries, cache.bytes, cache.get("k", "a")) == (1, 10, "again")
+    sizes["c"] = 95
+    cache.put("k", "c", "C", lambda: sizes["c"])
+    assert (cache.entries, cache.bytes) == (1, 95)
+    assert cache.counts["k"] == CacheCounts(hits=2, misses=2)
 
 
 def test_models_and_health(server: Served) -> None:

@@ -20,6 +20,15 @@ class CacheCounts:
     misses: int = 0
 
 
+@dataclass
+class _Entry:
+    """What is kept, and how large it was when it was last looked at."""
+
+    value: Any
+    size: Callable[[], int]
+    bytes: int = 0
+
+
 class PictureCache:
     """Entries by kind and key; threads may share it.
 
@@ -28,12 +37,11 @@ class PictureCache:
     """
 
     def __init__(self, most_bytes: int) -> None:
-        self._most = most_bytes
+        self._most, self._sum = most_bytes, 0
         self._lock = threading.Lock()
-        # The size of caches of fixed size changes while what goes on behind them is alive.
-        self._entries: OrderedDict[tuple[str, Hashable], tuple[Any, Callable[[], int]]] = (
-            OrderedDict()
-        )
+        self._entries: OrderedDict[tuple[str, Hashable], _Entry] = OrderedDict()
+        # Caches of fixed size grow with what goes on behind them.
+        self._used: set[tuple[str, Hashable]] = set()
         self._counts: dict[str, CacheCounts] = {}
 
     def get(self, kind: str, key: Hashable) -> Any:
@@ -46,7 +54,8 @@ class PictureCache:
                 return None
             self._counts[kind] = CacheCounts(before.hits + 1, before.misses)
             self._entries.move_to_end((kind, key))
-            return found[0]
+            self._used.add((kind, key))
+            return found.value
 
     def put(self, kind: str, key: Hashable, value: Any, size: Callable[[], int]) -> None:
         """Keep an entry if it fits at all; others go for it.
@@ -57,10 +66,12 @@ class PictureCache:
             value: anything but None.
             size: tells its bytes now.
         """
+        if size() > self._most:
+            return
         with self._lock:
-            if size() <= self._most:
-                self._entries[kind, key] = (value, size)
-                self._entries.move_to_end((kind, key))
+            self._drop((kind, key))
+            self._entries[kind, key] = _Entry(value, size)
+            self._used.add((kind, key))
             self._trim()
 
     @property
@@ -77,17 +88,22 @@ class PictureCache:
     @property
     def bytes(self) -> int:
         """Of all entries."""
-        with self._lock:
-            return self._sum()
+        return self._sum
 
     def trim(self) -> None:
-        """Let go what is beyond the bound: entries may have grown."""
+        """Let go what is beyond the bound: what was used may have grown."""
         with self._lock:
             self._trim()
 
     def _trim(self) -> None:
-        while self._entries and self._sum() > self._most:
-            self._entries.popitem(last=False)
+        for place in self._used & self._entries.keys():
+            entry = self._entries[place]
+            before, entry.bytes = entry.bytes, entry.size()
+            self._sum += entry.bytes - before
+        self._used.clear()
+        while self._sum > self._most:
+            self._drop(next(iter(self._entries)))
 
-    def _sum(self) -> int:
-        return sum(size() for _, size in self._entries.values())
+    def _drop(self, place: tuple[str, Hashable]) -> None:
+        if (entry := self._entries.pop(place, None)) is not None:
+            self._sum -= entry.bytes
