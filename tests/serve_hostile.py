@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from tests.serve_load import MODEL, counts_of, server_of
+from tests.serve_load import MODEL, counts_of, server_of, write_table
 from tests.serving import asking, post
 
 REQUESTS, CLIENTS, ROUNDS = 1000, 8, 3
@@ -308,7 +308,7 @@ def hostile_round(
 
 
 def main() -> None:
-    """Send all cases and print what came of them."""
+    """Send all cases, print what came of them and write it into the page."""
     options = ("--threads", "1", "--client-seconds", str(CLIENT_SECONDS), "--queue", "8")
     options += ("--max-request-bytes", str(MAX_BYTES), "--max-tokens", "512")
     good = asking("what is this", max_tokens=8) | {"model": MODEL}
@@ -331,10 +331,18 @@ def main() -> None:
                 f"{metrics['vtcompress_queue_length'] + metrics['vtcompress_answers_running']:.0f}",
                 flush=True,
             )
-        for kind in sorted({kind for kind, _ in counts}):
-            of_kind = {s: n for (k, s), n in sorted(counts.items()) if k == kind}
-            told = ", ".join(f"{n} {status or 'closed'}" for status, n in of_kind.items())
-            print(f"{kind}: {told}")
+    rows = [("hostile requests", "what came back")]
+    for kind in sorted({kind for kind, _ in counts}):
+        of_kind = {s: n for (k, s), n in sorted(counts.items()) if k == kind}
+        told = ", ".join(
+            f"{n} {f'with {status}' if status else 'closed'}" for status, n in of_kind.items()
+        )
+        rows.append((kind, told))
+    memory = ", ".join(f"{one / 2**20:,.0f}" for one in resident)
+    rows.append(("wrong of all rounds; resident memory behind each", f"{len(wrong)}; {memory} MiB"))
+    for row in rows:
+        print(": ".join(row))
+    write_table("hostile", rows)
     for line in wrong[:20]:
         print(line)
     if resident[-1] > resident[0] * GROWTH:

@@ -1,6 +1,6 @@
 """Loads a server on this machine: equal answers to one thread's, seconds, and no growth of memory.
 
-python -m tests.serve_load ARTIFACT QUESTIONS.jsonl [--parallel 2]    # 200 requests from 8 clients, 3 times
+python -m tests.serve_load ARTIFACT QUESTIONS.jsonl    # 200 requests from 8 clients, 3 times each
 """
 
 import argparse
@@ -27,6 +27,11 @@ ROOT = Path(__file__).parent.parent
 REQUESTS, CLIENTS, ROUNDS, TOKENS = 200, 8, 3, 16
 GROWTH = 1.03
 MODEL = "loaded"
+PAGE = ROOT / "docs" / "serving.md"
+HEAD = (
+    "`--parallel`", "round", "requests a second", "whole answer", "first piece of a stream",
+    "answers others than one thread's", "resident memory",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -131,30 +136,45 @@ def told(numbers: Sequence[float]) -> str:
     return f"p50 {parts[9] * 1e3:,.0f} ms, p95 {parts[18] * 1e3:,.0f} ms"
 
 
+def write_table(name: str, rows: Sequence[Sequence[str]]) -> None:
+    """Put a table in its place of docs/serving.md; the first row is its head."""
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    lines.insert(1, "|---" * len(rows[0]) + "|")
+    text = PAGE.read_text(encoding="utf-8")
+    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+    head, rest = text.split(begin)
+    tail = rest.split(end)[1]
+    table = "".join(f"{line}\n" for line in lines)
+    PAGE.write_text(f"{head}{begin}\n{table}\n{end}{tail}", encoding="utf-8")
+
+
 def main() -> None:
-    """Load a server and print what came of it."""
+    """Load servers, print what came of it and write it into the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("artifact", type=Path)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--parallel", type=int, default=1)
     given = parser.parse_args()
     asked = questions_of(given.artifact, given.data, 60)
-    options = ("--threads", "1", "--parallel", str(given.parallel), "--queue", str(CLIENTS))
+    rows = [HEAD]
     failed = False
-    with server_of(given.artifact, *options) as (url, _):
-        before: float | None = None
-        for number in range(ROUNDS):
-            found = load_round(url, asked, REQUESTS, CLIENTS)
-            growth = 1.0 if before is None else found.resident / before
-            before = before or found.resident
-            print(
-                f"round {number + 1}: {REQUESTS} requests from {CLIENTS} clients in {found.took:.1f} s, "
-                f"{REQUESTS / found.took:.1f} a second; whole {told(found.seconds)}; first piece "
-                f"{told(found.first)}; {found.wrong} answers others than one thread's; "
-                f"{found.resident / 2**20:,.0f} MiB resident",
-                flush=True,
-            )
-            failed |= found.wrong > 0 or growth > GROWTH
+    for parallel in (1, 2):
+        options = ("--threads", "1", "--parallel", str(parallel), "--queue", str(CLIENTS))
+        with server_of(given.artifact, *options) as (url, _):
+            found = []
+            for number in range(ROUNDS):
+                found.append(one := load_round(url, asked, REQUESTS, CLIENTS))
+                row = (
+                    f"{parallel}", f"{number + 1}", f"{REQUESTS / one.took:.1f}", told(one.seconds),
+                    told(one.first), f"{one.wrong}", f"{one.resident / 2**20:,.0f} MiB",
+                )  # fmt: skip
+                print(
+                    *(f"{name}: {value};" for name, value in zip(HEAD, row, strict=True)),
+                    flush=True,
+                )
+                rows.append(row)
+            failed |= any(one.wrong for one in found)
+            failed |= found[-1].resident > found[0].resident * GROWTH
+    write_table("load", rows)
     sys.exit("answers are others, or memory grew" if failed else 0)
 
 

@@ -81,7 +81,7 @@ def test_the_command_answers_and_stops_with_sigterm(tiny_artifact: Path, tmp_pat
     assert KEY not in log.read_text()
 
 
-def test_a_second_signal_ends_answers_at_once(tiny_artifact: Path, tmp_path: Path) -> None:
+def test_two_signals_at_once_are_a_stop_as_well(tiny_artifact: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     with running(tiny_artifact, log, "--queue", "4") as (process, _):
         process.send_signal(signal.SIGINT)

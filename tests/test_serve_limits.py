@@ -519,11 +519,14 @@ def refuses(port: int) -> bool:
     return False
 
 
-def test_answers_that_take_longer_are_cut_off_when_the_server_stops(runtime: Runtime) -> None:
+@pytest.mark.parametrize(("seconds", "twice"), [(0.5, False), (60, True)])
+def test_answers_that_take_longer_are_cut_off_when_the_server_stops(
+    runtime: Runtime, seconds: float, twice: bool
+) -> None:
     _, slow = slowed(runtime, seconds=0.05)
     slow.gate.set()
     endless = Runtime(slow, runtime.facts, without_end(runtime.prompter), runtime.images)
-    limits = ServerLimits(stop_seconds=0.5)
+    limits = ServerLimits(stop_seconds=seconds)
     found: list[Any] = []
     with served(endless, limits) as server:
         for stream in (False, True):
@@ -534,8 +537,11 @@ def test_answers_that_take_longer_are_cut_off_when_the_server_stops(runtime: Run
         )
         started = time.monotonic()
         server.server.stop()
+        if twice:
+            server.server.stop()
         wait_for(lambda: len(found) == 2)
-        assert 0.3 < time.monotonic() - started < 8
+        assert twice or time.monotonic() - started > 0.3
+        assert time.monotonic() - started < 8
     # Of a stream the answer has begun, or it still waited for its turn.
     assert all("the server is stopping" in text for _, _, text in found)
     assert {status for status, _, _ in found} <= {200, 503}

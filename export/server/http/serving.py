@@ -89,16 +89,16 @@ class StoppableServer(uvicorn.Server):
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         del frame
-        running = self._chat.chat.queue.running + self._chat.chat.queue.waiting
-        if not self.should_exit:
-            seconds = f"{self._limits.stop_seconds:g} s"
-            more = (
-                f"; {running} answers have {seconds} to end, a second signal ends them"
-                if running
-                else ""
-            )
-            self._told(f"stopping ({signal.Signals(number).name}){more}")
+        if self._loop is not None and not self.should_exit:
+            # Not here: the signal may have come while a line was being written.
+            self._loop.call_soon_threadsafe(self._tell_stop, signal.Signals(number).name)
         self.stop()
+
+    def _tell_stop(self, name: str) -> None:
+        running = self._chat.chat.queue.running + self._chat.chat.queue.waiting
+        seconds = f"{self._limits.stop_seconds:g} s"
+        more = f"; {running} answers have {seconds} to end, a second signal ends them"
+        self._told(f"stopping ({name}){more if running else ''}")
 
 
 def run_server(

@@ -1,5 +1,6 @@
 """`vtcompress serve`: an artifact behind OpenAI's chat completions; a line on stderr for each request."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,8 @@ def serve(
 
 
 def _say(line: str) -> None:
-    say_line(line)
+    with suppress(OSError):  # a terminal that closed: the server goes on
+        say_line(line)
 
 
 def _say_nothing(line: str) -> None:
