@@ -54,14 +54,16 @@ class Round:
 
 
 @contextmanager
-def server_of(artifact: Path, *options: str) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+def server_of(
+    artifact: Path, *options: str, **environment: str
+) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
     """Serve an artifact in a process of its own; yield its address, and the process."""
     command = [sys.executable, "-m", "vtcompress", "serve", str(artifact), "--name", MODEL]
     command += ["--port", "0", *options]
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         with log.open("wb") as said:
-            given = {**os.environ, "PYTHONPATH": str(ROOT)}
+            given = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
             process = subprocess.Popen(command, stderr=said, env=given)
         try:
             wait_for(lambda: process.poll() is not None or b" at http://" in log.read_bytes(), 120)

@@ -9,6 +9,7 @@ from click.core import ParameterSource
 
 from compressor.disk.opening import read_bytes
 from compressor.errors import VtcompressError
+from compressor.schema.arguments import check_threads
 from export.backends.checked_on import CHECKED_ON
 from export.server.limits import ServerLimits
 from vtcompress.cli.backend_options import OneOfBackends, gpu_option, precision_option
@@ -122,6 +123,7 @@ def serve(
     """
     from vtcompress.stages.serving import run
 
+    check_threads(options["threads"])  # before the port is taken
     source = click.get_current_context().get_parameter_source("api_key")
     given = source is ParameterSource.COMMANDLINE
     if given and api_key_file is not None:

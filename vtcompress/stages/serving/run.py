@@ -84,6 +84,7 @@ def serve(
         access = Access(serving.key)
         chat = ChatServer(answerer, serving.name, limits, access, said, _first(failed, said))
         for one in sockets:
+            one.listen()  # who reads that it is served may ask at once
             host, port = one.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
             progress.say(f"serving {serving.name} at http://{shown}:{port}/v1; a signal stops it")
