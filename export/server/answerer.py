@@ -117,6 +117,12 @@ class Answerer:
         except DataError as error:
             raise RefusedError(400, self._told(error)) from error
         yield begun
+        try:
+            yield from self._pieces(begun, request)
+        finally:  # also if the asker left
+            self.cache.trim()
+
+    def _pieces(self, begun: AnswerBegun, request: ChatRequest) -> Iterator[AnswerEvent]:
         answering = begun.answering
         stops = StopText(request.stops)
         for piece in answering:
@@ -131,7 +137,6 @@ class Answerer:
             self._runtime.prompter.eos_ids
         )
         yield Finished("stop" if stops.found or ended else "length", begun.usage)
-        self.cache.trim()
 
     def _begin(self, request: ChatRequest) -> AnswerBegun:
         started = time.perf_counter()
