@@ -16,7 +16,15 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.backends.onnxruntime import OnnxGraph
 from export.graphs.spec import GraphSpec, TensorSpec
-from export.session.interruptible import Interruptible, interruptible, rows_run
+from export.session.interruptible import (
+    EndedError,
+    Ending,
+    Interruptible,
+    check_ending,
+    ended_by,
+    interruptible,
+    rows_run,
+)
 
 WIDTH, ROWS, STEPS = 512, 512, 600
 
@@ -77,6 +85,48 @@ def test_ctrl_c_ends_a_call_and_the_graph_runs_again(
     }
     (found,) = graph([np.ones((1, 2, WIDTH), np.float32)])
     assert np.asarray(found if isinstance(found, np.ndarray) else found.numpy()).max() == 1
+
+
+@pytest.mark.parametrize("open_graph", [lambda f, s: OnnxGraph(f, s, 1), openvino_graph])
+def test_another_thread_ends_a_call_and_the_graph_runs_again(
+    slow: tuple[Path, GraphSpec], open_graph: Callable[[Path, GraphSpec], Any]
+) -> None:
+    graph, ending = open_graph(*slow), Ending()
+    rows, raised = np.ones((1, ROWS * 8, WIDTH), np.float32), []
+
+    def work() -> None:
+        with ended_by(ending):
+            try:
+                graph([rows])
+            except Exception as failure:  # noqa: BLE001 - whatever the library makes of it
+                raised.append(failure)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    time.sleep(0.3)
+    started = time.perf_counter()
+    ending.ask()
+    worker.join()
+    assert time.perf_counter() - started < 4  # of some ten seconds
+    assert len(raised) == 1
+    (found,) = graph([np.ones((1, 2, WIDTH), np.float32)])
+    assert np.asarray(found if isinstance(found, np.ndarray) else found.numpy()).max() == 1
+
+
+def test_work_that_is_to_end_runs_nothing_more() -> None:
+    ending, ran = Ending(), []
+    check_ending()
+    with ended_by(ending):
+        check_ending()
+        assert ending.run(lambda: 7, lambda: ran.append("stopped")) == 7
+        ending.ask()
+        assert ran == [], "nothing ran that had to be stopped"
+        with pytest.raises(EndedError):
+            check_ending()
+        with pytest.raises(EndedError):
+            ending.run(lambda: ran.append("ran"), lambda: None)
+    check_ending()
+    assert ran == []
 
 
 def test_what_a_call_raises_is_raised_and_what_it_returns_is_returned() -> None:

@@ -180,6 +180,7 @@ def test_no_thread_is_made_by_a_command_that_asks_for_a_hundred_thousand(
         "bench": [],
         "validate": [],
         "generate": ["--prompt", "hi"],
+        "serve": [],
         "export": ["--recipe", "identity", "--output", str(tmp_path / "out")],
         "sweep": ["--recipe", "identity", "--output", str(tmp_path / "out")],
         "costs": ["--recipe", "identity", "--output", str(tmp_path / "out")],

@@ -135,6 +135,7 @@ def test_every_command_that_prints_is_judged_here(made: dict[str, list[object]])
         "heal",
         "build",
         "merge-profiles",
+        "serve",
     }
     assert set(cli.commands) == set(made) | elsewhere
 

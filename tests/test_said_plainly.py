@@ -56,6 +56,8 @@ SPEAKERS: dict[str, dict[str, tuple[str, ...]]] = {
          "--healed", "--trust-remote-code"),
         ("validate",),
     ),
+    "vtcompress/cli/serving/command.py": dict.fromkeys(("--api-key", "--api-key-file"), ("serve",)),
+    "vtcompress/last_resort.py": {"--api-key": ("serve",)},
     "vtcompress/cli/options.py": {"--set": MODEL, "--over": ("sweep",)},
     "vtcompress/cli/report.py": {"--validate-data": ("export",)},
     "vtcompress/stages/gates/report.py": {"--validate-data": ("train-gates",)},

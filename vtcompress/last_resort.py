@@ -7,7 +7,7 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from vtcompress.terminal import say
 
 # A library's message may hold a whole tensor.
 LONGEST_MESSAGE = 300
+SECRET = "--api-key"  # noqa: S105 - the name of an option
 
 
 @dataclass
@@ -73,12 +74,23 @@ class Doing:
             number, name = tempfile.mkstemp(prefix="vtcompress-", suffix=".log")
             with os.fdopen(number, "w", encoding="utf-8", errors="backslashreplace") as stream:
                 stream.write(
-                    f"vtcompress failed in {self}\narguments: {sys.argv[1:]}\n"
+                    f"vtcompress failed in {self}\narguments: {_shown(sys.argv[1:])}\n"
                     f"{platform.platform()}\n{versions}\n\n{trace}"
                 )
         except (OSError, MemoryError):
             return None
         return Path(name)
+
+
+def _shown(arguments: Sequence[str]) -> list[str]:
+    """Return arguments without keys: the file is to be handed on."""
+    shown = list(arguments)
+    for at, one in enumerate(arguments):
+        if one.startswith(f"{SECRET}="):
+            shown[at] = f"{SECRET}=..."
+        elif at and arguments[at - 1] == SECRET:
+            shown[at] = "..."
+    return shown
 
 
 @contextmanager

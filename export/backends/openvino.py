@@ -27,7 +27,7 @@ from export.backends.backend import Backend, Options, Said
 from export.backends.probing import Probed, ProbeFacts
 from export.backends.unreported import unreported
 from export.graphs.spec import GraphSpec
-from export.session.interruptible import rows_run
+from export.session.interruptible import check_ending, rows_run
 from export.session.session import GraphSession
 
 if TYPE_CHECKING:
@@ -126,11 +126,11 @@ class OpenVinoGraph:
 
 
 def _run_until_a_signal(request: Any, values: dict[str, Any]) -> None:
-    """Run a request; what a signal raises meanwhile ends it. `cancel` ends no call of `infer` (2026.4.1)."""
+    """Run a request; a signal or an `Ending` ends it. `cancel` ends no call of `infer` (2026.4.1)."""
     request.start_async(values, share_inputs=True)
     try:
         while not request.wait_for(HEARS_MILLISECONDS):
-            pass
+            check_ending()
     except BaseException:
         request.cancel()
         with contextlib.suppress(RuntimeError):  # that it was cancelled

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from compressor.errors import DataError
 from compressor.facts import ModelFacts
 from compressor.generation.rules import constraints
 from compressor.generation.settings import (
@@ -25,6 +26,7 @@ from export.runtime.sampling import AnswerOptions
 from export.runtime.sequence import NOTHING, Cached, Prompt, Step
 from export.session.arrays import Array
 from export.session.feeds import prompt_rows, text_rows
+from export.session.interruptible import check_ending
 from export.session.session import Past, Session, cached_rows, exit_of
 
 log = logging.getLogger(__name__)
@@ -189,6 +191,25 @@ class RuntimeCore:
             on_end=on_end,
         )
 
+    def room_for(self, ids: tuple[int, ...], seen: Sequence[SeenPicture], most: int) -> int:
+        """Return how many tokens an answer to a token sequence may have, `most` at most.
+
+        Raises:
+            DataError: the sequence does not fit the model, or leaves no room for one token.
+        """
+        prompt = self.prompt_of(ids, seen)
+        self._check_room(prompt, 1, None)
+        fits, beyond = 1, most + 1
+        while beyond - fits > 1:
+            tried = (fits + beyond) // 2
+            try:
+                self._check_room(prompt, tried, None)
+            except DataError:
+                beyond = tried
+            else:
+                fits = tried
+        return fits
+
     def replies(
         self, prompts: Sequence[Prompt], options: AnswerOptions, past: Past = None
     ) -> list[Reply]:
@@ -209,6 +230,9 @@ class RuntimeCore:
         """Yield decoding steps of prompts of equal layout until all have ended.
 
         Their logits are the model's own; the generation configuration changes what is picked.
+
+        Raises:
+            EndedError: another thread has ended this one's work; see `export.session.interruptible`.
         """
         self._check_room(prompts[0], options.max_new_tokens, past)
         pick = options.picker()
@@ -218,6 +242,7 @@ class RuntimeCore:
         logits, past = self.prefill(prompts, past)
         ended = np.zeros(len(prompts), dtype=bool)
         for number in range(options.max_new_tokens):
+            check_ending()
             allowed = logits
             for rule in rules:
                 allowed = rule(allowed, sequences, number)

@@ -81,32 +81,55 @@ def prefill_images(runtime: "RuntimeCore", images: Pictures) -> ImagePrefix:
     if not pictures:
         raise DataError(["prefill_image: no picture; give at least one, or use generate"])
     seen = runtime.look(pictures)
-    if runtime.session.reads_question:
-        log.info("what becomes of visual tokens depends on the question: nothing can be kept")
-        return ImagePrefix(runtime, seen, NOTHING)
-    if runtime.session.moves_text:
-        log.info("visual tokens that become more move the question on: nothing can be kept")
+    if (why := nothing_kept(runtime)) is not None:
+        log.info("%s: nothing can be kept", why)
         return ImagePrefix(runtime, seen, NOTHING)
     prompts = [runtime.encode([user_message(probe, len(seen))], seen) for probe in PROBES]
     end = shared_end(prompts, runtime.facts.image_token_id)
     if end is None:
         log.info("the chat template puts the question before the pictures: nothing can be kept")
         return ImagePrefix(runtime, seen, NOTHING)
-    ids = prompts[0][:end]
+    return ImagePrefix(runtime, seen, prefilled(runtime, prompts[0][:end], seen))
+
+
+def nothing_kept(runtime: "RuntimeCore") -> str | None:
+    """Return why rows of pictures cannot be kept for other questions; None: they can."""
+    if runtime.session.reads_question:
+        return "what becomes of visual tokens depends on the question"
+    if runtime.session.moves_text:
+        return "visual tokens that become more move the question on"
+    return None
+
+
+def prefilled(runtime: "RuntimeCore", ids: tuple[int, ...], seen: Sequence[SeenPicture]) -> Cached:
+    """Run the beginning of a sequence, which holds all its pictures.
+
+    Args:
+        runtime: runs it.
+        ids: up to `pictures_end`.
+        seen: the pictures.
+    """
     _, past = runtime.prefill([runtime.prompt_of(ids, seen, unfinished=True)])
-    return ImagePrefix(runtime, seen, Cached(ids, len(seen), past))
+    return Cached(ids, len(seen), past)
+
+
+def pictures_end(ids: Sequence[int], image_token_id: int) -> int:
+    """Return where the rows of a sequence end that are kept for its pictures, at least one.
+
+    The end is right behind the last picture. A decoder call needs a text row, so if the picture comes first,
+    the token behind it is taken along.
+    """
+    places = [place for place, token in enumerate(ids) if token == image_token_id]
+    end = places[-1] + 1
+    return end + 1 if end == len(places) else end
 
 
 def shared_end(prompts: Sequence[tuple[int, ...]], image_token_id: int) -> int | None:
     """Return where the rows end that prompts share and that hold all pictures; None: there is no such place.
 
-    The end is right behind the last picture: tokens that follow may merge with the question's first. A
-    decoder call needs a text row, so if the picture comes first, the token behind it is taken along.
+    Tokens behind that may merge with the question's first.
     """
     columns = zip(*prompts, strict=False)  # to the end of the shortest
     shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
-    places = [place for place, token in enumerate(prompts[0]) if token == image_token_id]
-    end = places[-1] + 1
-    if end == len(places):
-        end += 1
+    end = pictures_end(prompts[0], image_token_id)
     return end if end <= shared else None

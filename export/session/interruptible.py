@@ -1,10 +1,12 @@
-"""Calls of a library that a signal ends: Python hears of Ctrl-C between its own steps alone."""
+"""Calls that a signal or another thread ends: Python itself hears of Ctrl-C between its own steps alone."""
 
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 import numpy as np
@@ -17,6 +19,74 @@ PIXELS = "pixel_values"
 ROWS = (("text",), ("visual",))
 LONG_SECONDS = 0.2
 """What a call may take that no signal ends: another thread takes about 0.3 ms, more on a busy machine."""
+
+
+class EndedError(Exception):
+    """Another thread ended the work of this one; see `Ending`."""
+
+
+class Ending:
+    """By which other threads end the work of one: the call that runs, and those that would come.
+
+    Whoever does the work enters `ended_by`; what ends a call early may raise errors of the library.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._asked = False
+        self._stop: Callable[[], object] | None = None
+
+    @property
+    def asked(self) -> bool:
+        """Whether the work is to end."""
+        return self._asked
+
+    def ask(self) -> None:
+        """End the work; may be called by any thread, and more than once."""
+        with self._lock:  # so that the call still stands
+            self._asked = True
+            if self._stop is not None:
+                self._stop()
+
+    def run(self, call: Callable[[], Returned], stop: Callable[[], object]) -> Returned:
+        """Run a call that `ask` ends.
+
+        Raises:
+            EndedError: the work is to end already.
+        """
+        with self._lock:
+            if self._asked:
+                raise EndedError
+            self._stop = stop
+        try:
+            return call()
+        finally:
+            with self._lock:
+                self._stop = None
+
+
+_ending: ContextVar[Ending | None] = ContextVar("what ends the work of this thread", default=None)
+
+
+@contextmanager
+def ended_by(ending: Ending) -> Iterator[None]:
+    """Let other threads end what this thread does inside."""
+    token = _ending.set(ending)
+    try:
+        yield
+    finally:
+        _ending.reset(token)
+
+
+def check_ending() -> None:
+    """Do nothing unless this thread's work is to end.
+
+    Raises:
+        EndedError: another thread has asked for it.
+    """
+    ending = _ending.get()
+    if ending is not None and ending.asked:
+        raise EndedError
 
 
 def rows_run(spec: GraphSpec, feeds: Iterable[object]) -> int:
@@ -58,12 +128,13 @@ class Interruptible:
 
 
 def interruptible(call: Callable[[], Returned], stop: Callable[[], object]) -> Returned:
-    """Run a call so that what a signal raises in the main thread ends it; in other threads just run it.
+    """Run a call so that what a signal raises in the main thread ends it; in other threads, an `Ending`.
 
     Another thread runs it meanwhile, because the main thread must wait where signals reach it.
     """
     if threading.current_thread() is not threading.main_thread():
-        return call()
+        ending = _ending.get()
+        return call() if ending is None else ending.run(call, stop)
     done: Future[Returned] = Future()
 
     def work() -> None:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import click
 
@@ -40,6 +40,40 @@ def say_shortcoming(out: Output, manifest: Manifest) -> None:
         out.warn(f"{words}; see report.html in the artifact")
     elif words is not None:
         out.say(f"note: {words}")
+
+
+class LoadKeys(TypedDict):
+    """How an artifact is run: options of `Runtime.load`."""
+
+    backend: str
+    precision: str
+    mapped: bool
+    threads: int | None
+    gpu: int
+
+
+def loaded(
+    out: Output, artifact: Path, *, preload: bool, no_verify: bool, **loading: Unpack[LoadKeys]
+) -> "Runtime":
+    """Load an artifact, and say what speaks against its answers."""
+    from export.artifact.artifact import Artifact
+    from export.backends.compared import uncompared
+    from export.runtime.runtime import Runtime
+
+    if no_verify:
+        out.say("files are not verified")
+    with warnings.catch_warnings():
+        # Said below, in a line of our own.
+        warnings.simplefilter("ignore", ArtifactWarning)
+        runtime = Runtime.load(
+            artifact, verify=not no_verify, preload=preload, progress=out, **loading
+        )
+    opened = Artifact.open(artifact, verify=False)
+    say_shortcoming(out, opened.manifest)
+    backend, precision = loading["backend"], loading["precision"]
+    if (words := uncompared(opened, runtime.session, backend, precision)) is not None:
+        out.warn(words)
+    return runtime
 
 
 @dataclass
@@ -247,10 +281,6 @@ def generate(
     **options: Any,
 ) -> int:
     """Ask an artifact about pictures, once or in a chat; needs neither torch nor transformers."""
-    from export.artifact.artifact import Artifact
-    from export.backends.compared import uncompared
-    from export.runtime.runtime import Runtime
-
     if prompt is None and not chat:
         raise click.UsageError("give --prompt, or --chat")
     if not options["temperature"]:
@@ -260,28 +290,12 @@ def generate(
                     f"note: --{name.replace('_', '-')} {given}: has no effect without --temperature"
                 )
     pictures = _pictures(images, chat=chat)  # what is none is told before anything is loaded
-    if no_verify:
-        out.say("files are not verified")
-    with warnings.catch_warnings():
-        # Said below, in a line of our own.
-        warnings.simplefilter("ignore", ArtifactWarning)
-        runtime = Runtime.load(
-            artifact,
-            threads=threads,
-            verify=not no_verify,
-            backend=backend,
-            precision=precision,
-            preload=stats,
-            mapped=mapped,
-            gpu=gpu,
-            progress=out,
-        )
+    loading = LoadKeys(
+        backend=backend, precision=precision, mapped=mapped, threads=threads, gpu=gpu
+    )
+    runtime = loaded(out, artifact, preload=stats, no_verify=no_verify, **loading)
     if prompt is not None:
         runtime.check_question(prompt, "--prompt")
-    opened = Artifact.open(artifact, verify=False)
-    say_shortcoming(out, opened.manifest)
-    if (words := uncompared(opened, runtime.session, backend, precision)) is not None:
-        out.warn(words)
     generation = Generation(out, runtime, options, stats, resident_bytes())
     if chat or prompt is None:
         return 0 if generation.chat(prompt, images) else 1

@@ -32,6 +32,7 @@ from vtcompress.cli.making import (
 )
 from vtcompress.cli.options import KEYS
 from vtcompress.cli.report import compare, report
+from vtcompress.cli.serving.command import serve
 from vtcompress.cli.training import heal, train_gates, train_parts
 from vtcompress.console import Output
 from vtcompress.interrupts import SIGNAL_CODES, Interrupts
@@ -112,6 +113,7 @@ for command in (
     validate,
     bench,
     generate,
+    serve,
     report,
     compare,
     build,

@@ -1,0 +1,1 @@
+"""OpenAI's wire format: what a request says, and the documents that answer it."""

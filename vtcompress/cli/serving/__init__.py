@@ -1,0 +1,1 @@
+"""`vtcompress serve`."""

@@ -1,0 +1,1 @@
+"""The stage that serves an artifact."""
