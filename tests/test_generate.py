@@ -36,10 +36,13 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture
 def vt(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Chat:
-    """Return a function that runs the command line on lines of stdin: exit code, stdout, stderr."""
+    """Return a function that runs the command line on lines or bytes of stdin: exit code, stdout, stderr."""
 
-    def call(*arguments: object, lines: tuple[str, ...] = ()) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+    def call(
+        *arguments: object, lines: tuple[str, ...] = (), content: bytes = b""
+    ) -> tuple[int, str, str]:
+        given = content or "".join(f"{line}\n" for line in lines).encode()
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given), encoding="utf-8"))
         code = run_command([str(a) for a in arguments])
         captured = capsys.readouterr()
         return code, captured.out, captured.err
@@ -241,3 +244,16 @@ def test_a_folder_an_address_and_a_broken_picture_end_in_one_line_alike(
         assert (code, out) == (1, "")
         (line,) = [line for line in err.splitlines() if "rror" in line]
         assert line.startswith(f"error: {words}")
+
+
+def test_a_picture_comes_from_stdin(vt: Chat, artifact: Path, pictures: list[Path]) -> None:
+    asked = ("generate", artifact, "--prompt", "what is", "--max-new-tokens", 3)
+    _, expected, _ = vt(*asked, "--image", pictures[0])
+
+    def with_stdin(content: bytes, *more: object) -> tuple[int, str, str]:
+        return vt(*asked, "--image", "-", *more, content=content)
+
+    assert with_stdin(pictures[0].read_bytes())[:2] == (0, expected)
+    assert "--image -: stdin gave nothing" in with_stdin(b"")[2]
+    assert "--image -: stdin holds one picture" in with_stdin(b"x", "--image", "-")[2]
+    assert "--image -: with --chat stdin has the turns" in with_stdin(b"x", "--chat")[2]

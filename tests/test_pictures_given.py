@@ -1,5 +1,6 @@
 """What the runtime takes as pictures: paths, PIL images, arrays and bytes, one or several; nothing else."""
 
+import base64
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from compressor.errors import DataError
+from compressor.samples import data_url
 from compressor.samples.pictures import pictures_of, read_picture
 from export.runtime.runtime import Runtime
 from tests.models import make_picture
@@ -19,6 +21,9 @@ FORMS: dict[str, Callable[[Path], Any]] = {
     "str": str,
     "Path": Path,
     "bytes": Path.read_bytes,
+    "data URL": lambda path: (
+        f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    ),
     "PIL image": Image.open,
     "bytearray": lambda path: bytearray(path.read_bytes()),
     "memoryview": lambda path: memoryview(path.read_bytes()),
@@ -168,7 +173,7 @@ def test_a_long_list_of_what_is_no_picture_is_cut_off() -> None:
 NO_FILES: dict[str, tuple[str | Path, str]] = {
     "an address": ("https://x.org/y.png", "'https://x.org/y.png' is an address: download the picture"),
     "a path of an address": (Path("https://x.org/y.png"), "'https:/x.org/y.png' is an address: download"),
-    "base64": ("data:image/png;base64,iVBO", "'data:image/png;base64,iVBO' is a picture's content"),
+    "base64": ("iVBORw0KGgo=" * 30, "'iVBORw0KGgo"),
     "an empty name": (" ", "the name of a picture is empty"),
     "a folder": ("/", "/: is a folder; name a picture in it"),
 }  # fmt: skip
@@ -235,3 +240,30 @@ def test_an_open_image_that_is_cut_off_is_called_damaged_not_closed(tmp_path: Pa
     (tmp_path / "half.png").write_bytes(content[: len(content) // 2])
     with Image.open(tmp_path / "half.png") as image, pytest.raises(DataError, match="damaged"):
         read_picture(image, "images[0]")
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("data:image/png;base64,@@@@", "images[0]: its base64 is damaged"),
+        ("data:image/png;base64,", "images[0]: holds no bytes"),
+        ("data:image/png,abc", "images[0]: is no data URL of a picture"),
+        ("data:text/html;base64,YWJj", "images[0]: is no data URL of a picture"),
+        ("DATA:", "images[0]: is no data URL of a picture"),
+    ],
+)
+def test_a_data_url_that_holds_no_picture_is_refused_without_its_content(
+    url: str, problem: str
+) -> None:
+    with pytest.raises(DataError) as caught:
+        pictures_of(url)
+    assert caught.value.problems[0].startswith(problem)
+    assert "@@" not in str(caught.value)
+
+
+def test_a_data_url_has_the_bound_of_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = base64.b64encode(bytes(100)).decode()
+    assert data_url.data_url_content(f"data:image/png;base64,{content}", "it", 100) == bytes(100)
+    monkeypatch.setattr(base64, "b64decode", lambda *_, **__: pytest.fail("it was decoded"))
+    with pytest.raises(DataError, match="it: is too long"):
+        data_url.data_url_content(f"data:image/png;base64,{content}", "it", 90)

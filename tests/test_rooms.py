@@ -29,7 +29,7 @@ HEAVY_ROOMS = (
     "compressor.methods", "compressor.samples.prompts", "compressor.search.asking",
     "compressor.search.engine",
     "compressor.search.measuring", "compressor.training", "export.backends",
-    "export.checks",
+    "export.checks", "export.evaluation.lmms",
     "export.writer", "vtcompress.stages.gates",
 )  # fmt: skip
 # Of these rooms, what an edge box needs all the same.

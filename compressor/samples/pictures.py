@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from compressor.errors import DataError
+from compressor.samples.data_url import data_url_content, is_data_url
 from compressor.samples.picture_names import picture_file
 
 MAX_PIXELS = 100_000_000
@@ -38,7 +39,7 @@ Picture: TypeAlias = (
     | Image.Image
     | NDArray[np.uint8]
 )
-"""A path, an image file's bytes or its open file, a PIL image, or an array [H, W, 3] of red, green, blue."""
+"""A path, a data URL, an image file's bytes or its open file, a PIL image, or an array [H, W, 3] of RGB."""
 
 Pictures: TypeAlias = Picture | Iterable[Picture] | None
 """One picture, or several in their order; None is no picture."""
@@ -46,7 +47,8 @@ Pictures: TypeAlias = Picture | Iterable[Picture] | None
 _BYTES = (bytes, bytearray, memoryview)
 _KINDS = (str, os.PathLike, *_BYTES, Image.Image, np.ndarray)
 _FORMS = (
-    "a path, a PIL image, an array [H, W, 3] of uint8, or an image file's bytes or open binary file"
+    "a path, a data URL, a PIL image, an array [H, W, 3] of uint8, or an image file's bytes or open binary "
+    "file"
 )
 
 
@@ -73,7 +75,7 @@ def pictures_of(given: Pictures) -> tuple[Picture, ...]:
     problems, pictures = [], []
     for i, one in enumerate(several):
         problem = _problem(one, f"images[{i}]")
-        if problem is None and isinstance(one, str | os.PathLike):
+        if problem is None and isinstance(one, str | os.PathLike) and not _holds_picture(one):
             problem = picture_file(os.fspath(one), Path())[1]
         if problem is None:
             try:
@@ -112,8 +114,14 @@ def _is_file_object(given: object) -> bool:
     return callable(getattr(given, "read", None)) and not isinstance(given, _KINDS)
 
 
+def _holds_picture(picture: object) -> bool:
+    return isinstance(picture, str) and is_data_url(picture)
+
+
 def _held(picture: Picture, where: str) -> Picture:
-    """Return a picture that stays: of an open file its bytes, else the picture itself."""
+    """Return a picture that stays: of an open file or a data URL its bytes, else the picture itself."""
+    if _holds_picture(picture):
+        return data_url_content(str(picture), where)
     return picture if isinstance(picture, _KINDS) else _content(picture, where)
 
 

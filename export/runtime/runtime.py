@@ -23,7 +23,7 @@ from export.runtime.conversation import Conversation
 from export.runtime.core import BATCH_ROWS, PROMPTS_AHEAD, Reply, RuntimeCore
 from export.runtime.image_prefix import ImagePrefix, prefill_images
 from export.runtime.images import ImageProcessor
-from export.runtime.messages import user_message
+from export.runtime.messages import Message, user_message
 from export.runtime.prompter import Prompter
 from export.runtime.sampling import AnswerKeys, AnswerOptions
 from export.runtime.sequence import NOTHING, Prompt
@@ -126,8 +126,8 @@ class Runtime(RuntimeCore):
 
         Args:
             question: what is asked.
-            images: one picture or several, in front of the question: paths, PIL images, arrays [H, W, 3] of
-                uint8, or bytes or open binary files of image files. None is no picture.
+            images: one picture or several, in front of the question: paths, data URLs, PIL images, arrays
+                [H, W, 3] of uint8, or bytes or open binary files of image files. None is no picture.
             options: `max_new_tokens`, `temperature`, `top_p`, `seed`, `generation_config`; see
                 `AnswerOptions`.
 
@@ -141,6 +141,27 @@ class Runtime(RuntimeCore):
         seen = self.look(pictures)
         ids = self.encode([user_message(question, len(seen))], seen)
         return self.answering(ids, seen, NOTHING, wanted, started)
+
+    def generate_from(
+        self,
+        messages: Sequence[Message],
+        images: Pictures = (),
+        **options: Unpack[AnswerKeys],
+    ) -> Answering:
+        """Return the next turn of a whole conversation; nothing of it is kept, as `chat` does.
+
+        Args:
+            messages: the turns, `{"role": ..., "content": ...}` with an `{"type": "image"}` block a picture.
+            images: all pictures, in the order of their blocks.
+            options: as of `generate`.
+
+        Raises:
+            DataError: as `generate`; or the pictures are not as many as the blocks.
+        """
+        started = time.perf_counter()
+        wanted = AnswerOptions(**options)
+        seen = self.look(images)
+        return self.answering(self.encode(messages, seen), seen, NOTHING, wanted, started)
 
     def chat(self) -> Conversation:
         """Return a conversation of several turns that keeps its cache between them."""

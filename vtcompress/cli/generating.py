@@ -3,13 +3,14 @@
 import dataclasses
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from compressor.disk.opening import MAX_PICTURE_BYTES
 from compressor.errors import ArtifactWarning, DataError
 from export.artifact.manifest import Manifest, shortcoming
 from export.backends.checked_on import CHECKED_ON
@@ -23,10 +24,12 @@ from vtcompress.console import Output
 from vtcompress.terminal import say, say_line
 
 if TYPE_CHECKING:
+    from compressor.samples.pictures import Picture
     from export.runtime.runtime import Runtime
 
 HELP = "/image PATH adds a picture to the next question, /quit ends"
 PROMPT = "> "
+STDIN = "-"
 USUAL = AnswerOptions()
 
 
@@ -59,9 +62,11 @@ class Generation:
     loaded_bytes: int | None
     turns: list[dict[str, Any]] = field(default_factory=list)
 
-    def ask_once(self, prompt: str, images: tuple[str, ...]) -> None:
-        """Answer one question."""
-        answer = self.runtime.generate(prompt, images, **self.options)
+    def ask_once(
+        self, prompt: str, images: tuple[str, ...], pictures: "tuple[Picture, ...]"
+    ) -> None:
+        """Answer one question about pictures that were named `images`."""
+        answer = self.runtime.generate(prompt, pictures, **self.options)
         self._show(answer, prompt, images)
         self._finish(self.turns[0])
 
@@ -155,9 +160,37 @@ class Generation:
             say(line, err=True)
 
 
+def _pictures(names: Sequence[str], *, chat: bool) -> "tuple[Picture, ...]":
+    """Return the pictures of the command line; that of stdin is read.
+
+    Raises:
+        UsageError: stdin is asked for twice, or has the chat's turns.
+        DataError: something is no picture.
+    """
+    from compressor.samples.pictures import pictures_of
+
+    if STDIN in names and chat:
+        raise click.UsageError("--image -: with --chat stdin has the turns; name a file")
+    if names.count(STDIN) > 1:
+        raise click.UsageError("--image -: stdin holds one picture; give it once")
+    given = [_of_stdin() if name == STDIN else name for name in names]
+    return pictures_of(given)
+
+
+def _of_stdin() -> bytes:
+    content = sys.stdin.buffer.read(MAX_PICTURE_BYTES + 1)
+    if not content:
+        raise DataError(["--image -: stdin gave nothing; send it an image file"])
+    if len(content) > MAX_PICTURE_BYTES:
+        raise DataError([f"--image -: more than the {MAX_PICTURE_BYTES >> 20} MiB that are read"])
+    return content
+
+
 @click.command()
 @click.argument("artifact", type=FOLDER)
-@click.option("--image", "images", metavar="FILE", multiple=True, help="Picture; may be repeated.")
+@click.option(
+    "--image", "images", metavar="FILE", multiple=True, help="Picture, - is stdin; may be repeated."
+)
 @click.option("--prompt", help="The question; with --chat the first one.")
 @click.option(
     "--chat", is_flag=True, help="Several turns, a line of stdin each; /image PATH, /quit."
@@ -214,7 +247,6 @@ def generate(
     **options: Any,
 ) -> int:
     """Ask an artifact about pictures, once or in a chat; needs neither torch nor transformers."""
-    from compressor.samples.pictures import pictures_of
     from export.artifact.artifact import Artifact
     from export.backends.compared import uncompared
     from export.runtime.runtime import Runtime
@@ -227,7 +259,7 @@ def generate(
                 out.say(
                     f"note: --{name.replace('_', '-')} {given}: has no effect without --temperature"
                 )
-    pictures_of(images)  # names that are none are told before anything is loaded
+    pictures = _pictures(images, chat=chat)  # what is none is told before anything is loaded
     if no_verify:
         out.say("files are not verified")
     with warnings.catch_warnings():
@@ -253,5 +285,5 @@ def generate(
     generation = Generation(out, runtime, options, stats, resident_bytes())
     if chat or prompt is None:
         return 0 if generation.chat(prompt, images) else 1
-    generation.ask_once(prompt, images)
+    generation.ask_once(prompt, images, pictures)
     return 0

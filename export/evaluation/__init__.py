@@ -1,0 +1,1 @@
+"""Artifacts as models of evaluation harnesses."""
