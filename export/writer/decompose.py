@@ -113,7 +113,7 @@ class _Rewriting:
     def _copied(self, node: fx.Node) -> fx.Node:
         value = node.meta.get("val")
         if node.target in SAME:
-            copy: fx.Node = self.copies[node.args[0]]
+            copy: fx.Node = self.copies[node.all_input_nodes[0]]
             return copy
         if node.target in RENAMED:
             made = self.graph.node_copy(node, self.copies.__getitem__)
