@@ -84,14 +84,15 @@ def same(
 ) -> None:
     """Hold the graph to the one that torch's own decomposition gives.
 
-    Where the graph has sizes that depend on data, torch may compute one anew that is there already: there, no
-    operator is more often in ours.
+    Torch may compute a size anew that is there already; then ours has some sums and products less.
     """
     found = contents(exported(make(), settings))
     monkeypatch.setattr(decompose, "decomposed", lambda *_: None)
     expected = contents(exported(make(), settings))
-    if any(operator == "NonZero" for operator, _ in expected["nodes"]):
-        assert operators(found) <= operators(expected)
+    mine, torchs = operators(found), operators(expected)
+    if mine != torchs:
+        assert mine < torchs
+        assert set(torchs - mine) <= {"Add", "Mul"}
         assert {name: found[name] for name in DECLARED} == {
             name: expected[name] for name in DECLARED
         }
