@@ -33,6 +33,11 @@ LONGEST = (
 # out of `make test`; `make slow` runs it.
 SLOW = (
     "test_llava_7b_shapes.py::",
+    "test_decompose.py::test_the_graph_of_every_cut",
+    "torchs_decomposition_gives[growing]",
+    "torchs_decomposition_gives[some run anew, fixed caches]",
+    "torchs_decomposition_gives[gates in one graph]",
+    "torchs_decomposition_gives[a stage of a gated decoder]",
     "test_gpu_ladder.py::test_the_rehearsal",
     "test_gpu_ladder.py::test_the_commands_of_the_calibration_step",
     "test_gpu_ladder.py::test_the_commands_of_the_answers_step",

@@ -19,6 +19,7 @@ from compressor.errors import VtcompressError
 from compressor.schema.sections import ExportSection
 from export.graphs.operators import ONNX_OPERATORS, STANDARD_DOMAINS
 from export.graphs.spec import DEEPSTACK, POSITIONS, ROWS, SIDES, GraphSpec, TensorSpec, caches_of
+from export.writer.decompose import node_by_node
 from export.writer.passes import order
 from export.writer.passes.graph_pass import note_numbers, note_weights
 from export.writer.weights import DTYPE_NAMES, SharedWeights
@@ -156,7 +157,7 @@ def _export(
     settings: ExportSection,
     weights: Mapping[str, tuple[StoredWeight, ...]],
 ) -> ir.Model:
-    with _quiet_exporter(), _no_fake_cache(), torch.inference_mode():
+    with _quiet_exporter(), _no_fake_cache(), node_by_node(), torch.inference_mode():
         program = torch.onnx.export(
             module,
             args,
