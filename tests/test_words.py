@@ -34,6 +34,7 @@ SAME = {
     "main": "of each program",
     "merge_profiles": "command and stage",
     "models": "command and stage",
+    "pack": "command and stage",
     "plan": "command and stage",
     "search": "command and stage",
     "sweep": "command and stage",
