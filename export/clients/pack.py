@@ -73,7 +73,7 @@ def pack_artifact(
         if check:
             progress.say(f"asking {client} and the runtime the same")
             outcome = self_check(packing, entry, folder, progress)
-        facts = facts.model_copy(update={"check": outcome, "files": list_files(folder)})
+        facts = facts.model_copy(update={"check": outcome})
         facts.save(folder)
     return facts
 

@@ -28,7 +28,7 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 
 
-class _Piece(NamedTuple):
+class Piece(NamedTuple):
     """Where bytes of a weight file lie."""
 
     file: Path
@@ -97,7 +97,7 @@ class Packing:
         """
         import onnx_ir as ir
 
-        places: dict[_Piece, int] = {}
+        places: dict[Piece, int] = {}
         end = 0
         for file, model in graphs.items():
             location = weights.relative_to(file.parent).as_posix()
@@ -105,7 +105,7 @@ class Packing:
                 tensor = value.const_value
                 if not isinstance(tensor, ir.ExternalTensor):
                     continue
-                piece = _piece(tensor)
+                piece = piece_of(tensor)
                 if piece not in places:
                     places[piece] = end
                     end += -(-piece.length // PAGE) * PAGE
@@ -118,26 +118,30 @@ class Packing:
                     name=value.name or "",
                     base_dir=str(file.parent),
                 )
-        self._copy_pieces(places, weights)
+        done = Megabytes(self.progress, f"copying {weights.name}, MB")
+        with done.of(sum(piece.length for piece in places)):
+            write_pieces(places, weights, done)
         for file, model in graphs.items():
             ir.save(model, file)
 
-    def _copy_pieces(self, places: Mapping[_Piece, int], weights: Path) -> None:
-        done = Megabytes(self.progress, f"copying {weights.name}, MB")
-        with done.of(sum(piece.length for piece in places)), weights.open("wb") as target:
-            for piece, offset in places.items():
-                target.seek(offset)
-                with open_regular(piece.file) as source:
-                    source.seek(piece.offset)
-                    for block in _blocks(source, piece.length):
-                        target.write(block)
-                        done.add(len(block))
 
-
-def _piece(tensor: "ir.ExternalTensor") -> _Piece:
+def piece_of(tensor: "ir.ExternalTensor") -> Piece:
+    """Return where a tensor's bytes lie."""
     if tensor.offset is None or tensor.length is None:
         raise RuntimeError(f"{tensor.name}: says not where it lies")
-    return _Piece(Path(tensor.base_dir) / tensor.location, tensor.offset, tensor.length)
+    return Piece(Path(tensor.base_dir) / tensor.location, tensor.offset, tensor.length)
+
+
+def write_pieces(places: Mapping[Piece, int], file: Path, done: Megabytes) -> None:
+    """Write pieces of weight files to offsets of a new file; `done` is told the bytes."""
+    with file.open("wb") as target:
+        for piece, offset in places.items():
+            target.seek(offset)
+            with open_regular(piece.file) as source:
+                source.seek(piece.offset)
+                for block in _blocks(source, piece.length):
+                    target.write(block)
+                    done.add(len(block))
 
 
 def _blocks(source: Any, length: int) -> Iterator[bytes]:

@@ -2,6 +2,8 @@
 
 from compressor.errors import PackError
 from export.clients.client import Client
+from export.clients.transformers_js.client import TransformersJs
+from export.clients.web.client import WebPage
 
 CLIENTS: dict[str, Client] = {}
 """Every client by its name."""
@@ -16,6 +18,10 @@ def register(client: Client) -> None:
     if client.name in CLIENTS:
         raise PackError([f"{client.name}: there is a client of this name already"])
     CLIENTS[client.name] = client
+
+
+for _client in (TransformersJs(), WebPage()):
+    register(_client)
 
 
 def find_client(name: str) -> Client:
