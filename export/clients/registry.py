@@ -2,6 +2,8 @@
 
 from compressor.errors import PackError
 from export.clients.client import Client
+from export.clients.onnxruntime_genai import OnnxRuntimeGenai
+from export.clients.openvino_genai import OpenVinoGenai
 
 CLIENTS: dict[str, Client] = {}
 """Every client by its name."""
@@ -16,6 +18,10 @@ def register(client: Client) -> None:
     if client.name in CLIENTS:
         raise PackError([f"{client.name}: there is a client of this name already"])
     CLIENTS[client.name] = client
+
+
+for _client in (OpenVinoGenai(), OnnxRuntimeGenai()):
+    register(_client)
 
 
 def find_client(name: str) -> Client:
