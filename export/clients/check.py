@@ -1,6 +1,7 @@
 """The self-check of a packed folder: the stock client and the runtime are asked the same questions."""
 
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from compressor.errors import MissingExtraError, VtcompressError
+from compressor.errors import ArtifactWarning, MissingExtraError, VtcompressError
 from compressor.progress import Progress
 from export.artifact.artifact import Artifact
 from export.checks import stored
@@ -83,7 +84,9 @@ def runtime_answers(artifact: Artifact, questions: Sequence[CheckQuestion]) -> l
     Raises:
         MissingExtraError: its backend is not installed.
     """
-    runtime = Runtime.load(artifact.folder, verify=False)
+    with warnings.catch_warnings():  # whether it answers well is not asked here
+        warnings.simplefilter("ignore", ArtifactWarning)
+        runtime = Runtime.load(artifact.folder, verify=False)
     found = []
     for one in questions:
         prompt = runtime.prepare(one.question, one.images)

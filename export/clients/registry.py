@@ -2,6 +2,8 @@
 
 from compressor.errors import PackError
 from export.clients.client import Client
+from export.clients.onnxruntime_genai import OnnxRuntimeGenai
+from export.clients.openvino_genai import OpenVinoGenai
 from export.clients.transformers_js.client import TransformersJs
 from export.clients.web.client import WebPage
 
@@ -20,7 +22,7 @@ def register(client: Client) -> None:
     CLIENTS[client.name] = client
 
 
-for _client in (TransformersJs(), WebPage()):
+for _client in (TransformersJs(), OpenVinoGenai(), OnnxRuntimeGenai(), WebPage()):
     register(_client)
 
 

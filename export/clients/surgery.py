@@ -106,7 +106,7 @@ def replace_input(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
 def replace_output(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
     """Give `new` where the graph gave `old`, under its name."""
     name, shape, kind = old.name, old.shape, old.type
-    old.name = f"{name}.inner"
+    old.name = f"{name}.{new.name}"  # of several replacements each has another
     new.name = name
     if new.shape is None:
         new.shape = shape

@@ -11,6 +11,7 @@ from compressor.errors import DataError
 from compressor.families.pictures.text import TextRun
 from export.artifact.artifact import Artifact
 from export.clients.client import Answered, CheckQuestion, Client
+from export.clients.rows import rows_refused
 from export.clients.transformers_js import configuration, node
 from export.runtime.chat_template import find_template
 
@@ -88,25 +89,11 @@ PICTURES = "pictures.mjs"
 
 def refusals(artifact: Artifact) -> list[str]:
     """Return why the client cannot run an artifact."""
-    facts, manifest = artifact.manifest.model, artifact.manifest
+    manifest = artifact.manifest
     told = "run the artifact with `vtcompress generate`"
-    reasons = []
-    if facts.most_tiles > 1 or facts.arrangement is not None:
+    reasons = rows_refused(artifact)
+    if manifest.model.most_tiles > 1:
         reasons.append(f"takes one tile a picture, and this model cuts pictures into tiles; {told}")
-    if facts.sizes_differ:
-        reasons.append(
-            f"takes pictures of one size, and this model's have sizes of their own; {told}"
-        )
-    if facts.decoder.rope_axes is not None or facts.decoder.deepstack:
-        reasons.append(
-            "knows places of a prompt alone, and this decoder reads positions on several axes or rows that "
-            f"are added behind layers; {told}"
-        )
-    if facts.tile_places is not None:
-        reasons.append(
-            "counts every image token as a place, and this plan numbers the rows that it keeps anew; "
-            + told
-        )
     if manifest.picture_text != TextRun():
         reasons.append(
             f"puts image tokens alone in place of a picture, and this model has words around them; {told}"

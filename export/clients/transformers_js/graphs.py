@@ -53,27 +53,29 @@ def client_graphs(packing: Packing, decoder: str = "decoder") -> ClientGraphs:
     spec = packing.spec(decoder)
     take_apart(model, spec)
     last_logits(model, spec)
-    layers = _number_caches(model, spec)
+    layers = _number_caches(model, spec, whole=packing.spec(seen).rows_kept is None)
     for one in (embed, vision, model):
         _name_batch(one)
         _float32_between(one)
     return ClientGraphs({EMBED: embed, VISION: vision, DECODER: model}, layers)
 
 
-def _number_caches(model: ir.Model, spec: GraphSpec) -> int:
-    """Give caches the client's names, one with every row of the prompt first; return how many numbers."""
+def _number_caches(model: ir.Model, spec: GraphSpec, *, whole: bool) -> int:
+    """Give caches the client's names, one with every row of the prompt first; return how many numbers.
+
+    Args:
+        model: the decoder.
+        spec: its declaration.
+        whole: every row of the prompt enters it.
+    """
     graph = model.graph
     given, taken = ({v.name: v for v in values} for values in (graph.inputs, graph.outputs))
     pairs = _pairs(spec)
-    whole = next((names for names, length in pairs if length == FULL), None)
-    if FULL in spec.kept or whole is None:
+    full = [names for names, length in pairs if length == FULL][:whole]
+    if not full:
         _add_clock(graph)
-        ordered = [names for names, _ in pairs]
-        first = 1
-    else:
-        ordered = [whole, *(names for names, _ in pairs if names != whole)]
-        first = 0
-    number = first
+    ordered = full + [names for names, _ in pairs if names not in full]
+    number = first = int(not full)
     for number, names in zip(count(first), ordered, strict=False):
         for part, (past, present) in zip(("key", "value"), names, strict=False):
             old, new = given[past], taken[present]
