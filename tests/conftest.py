@@ -258,6 +258,14 @@ def packable(
     return get
 
 
+@pytest.fixture(scope="session")
+def npm() -> None:
+    """Let clients from npm be found, or skip, with the reason."""
+    from tests.npm import find_clients
+
+    find_clients()
+
+
 def _exported(
     llava: Callable[[str], Path],
     config: pytest.Config,

@@ -22,8 +22,8 @@ from compressor.samples.pictures import load_image
 from export.clients.client import Answered, CheckQuestion, Client
 from export.clients.packing import TOKENIZER_FILES, Packing
 from export.clients.rows import rows_refused
+from export.clients.template import beginning_written
 from export.graphs.spec import WEIGHTS_FILE
-from export.runtime.prompter import Prompter
 from export.session.arrays import Array
 
 if TYPE_CHECKING:
@@ -256,7 +256,7 @@ def _write_tokenizers(packing: Packing, folder: Path) -> None:
         content = json.loads(file.read_text(encoding="utf-8"))
         file.write_text(json.dumps(_splitting(content)), encoding="utf-8")
         tokenizer = PreTrainedTokenizerFast.from_pretrained(given)
-    tokenizer.chat_template = _template(packing, str(tokenizer.chat_template))
+    tokenizer.chat_template = beginning_written(packing, str(tokenizer.chat_template))
     read, write = convert_tokenizer(tokenizer, with_detokenizer=True)
     openvino.save_model(read, folder / "openvino_tokenizer.xml")
     openvino.save_model(write, folder / "openvino_detokenizer.xml")
@@ -273,21 +273,6 @@ def _splitting(content: dict[str, Any]) -> dict[str, Any]:
         split = {"type": "Split", "pattern": pattern, "behavior": "Removed", "invert": False}
         content["pre_tokenizer"] = split
     return content
-
-
-def _template(packing: Packing, template: str) -> str:
-    """Return a chat template that writes the beginning token where the tokenizer would add it.
-
-    The client adds no special tokens to what a template wrote.
-    """
-    facts, form = packing.facts, packing.manifest.picture_form
-    prompter = Prompter.from_folder(packing.artifact.folder, form.token, facts.eos_token_ids)
-    start = prompter.special_tokens.get("bos_token")
-    added = prompter.encode_text("a", add_special_tokens=True)
-    bare = prompter.encode_text("a")
-    turn = {"role": "user", "content": [{"type": "text", "text": "a"}]}
-    written = start is not None and prompter.render([turn]).startswith(start)
-    return template if written or added == bare else "{{ bos_token }}" + template
 
 
 def _settings(packing: Packing) -> dict[str, dict[str, Any]]:

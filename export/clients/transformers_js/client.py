@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compressor.disk.files import write_text
-from compressor.errors import DataError
 from compressor.families.pictures.text import TextRun
 from export.artifact.artifact import Artifact
 from export.clients.client import Answered, CheckQuestion, Client
 from export.clients.rows import rows_refused
+from export.clients.template import beginning_written
 from export.clients.transformers_js import configuration, node
 from export.runtime.chat_template import find_template
 
@@ -45,10 +45,7 @@ class TransformersJs(Client):
         questions: Sequence[CheckQuestion],
     ) -> list[Answered] | str:
         """Ask the client in Node."""
-        if reason := node.lacking():
-            return reason
-        asked = [node.Asked((q.question,), q.images[0], q.max_new_tokens) for q in questions]
-        return [turns[0] for turns in node.ask(folder, asked, folder / PICTURES)]
+        return node.answers(folder, questions, folder / PICTURES)
 
 
 README = """# NAME for transformers.js
@@ -133,10 +130,8 @@ def write_models(packing: "Packing", folders: dict[Path, str]) -> None:
     counts = save_linked(packing, {file: model for file, (_, _, model) in placed.items()})
     steps = manifest.picture_steps or ()
     own = packing.settings("tokenizer_config.json")
-    try:
-        template, _ = find_template(packing.artifact.folder, own)
-    except DataError:
-        template = ""
+    template, _ = find_template(packing.artifact.folder, own)
+    template = beginning_written(packing, template)
     for folder, found in graphs.items():
         parts = {name: counts[file] for file, (at, name, _) in placed.items() if at == folder}
         documents = {

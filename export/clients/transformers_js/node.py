@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from compressor.errors import PackError
-from export.clients.client import Answered
+from export.clients.client import Answered, CheckQuestion
 
 PACKAGE = "@huggingface/transformers"
 INSTALL = (
@@ -31,12 +31,12 @@ class Asked:
 
     Attributes:
         turns: questions, one after another.
-        image: file of the picture.
+        image: file of the picture; None: there is none.
         max_new_tokens: longest answer of each turn.
     """
 
     turns: tuple[str, ...]
-    image: Path
+    image: Path | None
     max_new_tokens: int
 
 
@@ -86,6 +86,25 @@ def lacking() -> str:
     return ""
 
 
+def answers(
+    folder: Path, questions: Sequence[CheckQuestion], pictures: Path
+) -> list[Answered] | str:
+    """Return what the client answers questions with one picture or none, or why it was not asked.
+
+    Args:
+        folder: as `pack` writes it.
+        questions: of the self-check.
+        pictures: `pictures.mjs` as it was packed.
+
+    Raises:
+        PackError: as `ask`.
+    """
+    if reason := lacking():
+        return reason
+    asked = [Asked((q.question,), next(iter(q.images), None), q.max_new_tokens) for q in questions]
+    return [turns[0] for turns in ask(folder, asked, pictures)]
+
+
 def ask(folder: Path, conversations: Sequence[Asked], pictures: Path) -> list[list[Answered]]:
     """Ask the client conversations about pictures of a packed folder; `lacking` must be empty.
 
@@ -110,7 +129,7 @@ def ask(folder: Path, conversations: Sequence[Asked], pictures: Path) -> list[li
         "conversations": [
             {
                 "turns": one.turns,
-                "image": str(one.image.resolve()),
+                "image": one.image and str(one.image.resolve()),
                 "max_new_tokens": one.max_new_tokens,
             }
             for one in conversations
@@ -131,8 +150,11 @@ def ask(folder: Path, conversations: Sequence[Asked], pictures: Path) -> list[li
 
 
 def _answered(turn: dict[str, Any]) -> Answered:
-    pixels = np.frombuffer(base64.b64decode(turn["pixels"]), np.float32)
-    return Answered(turn["text"], tuple(turn["token_ids"]), pixels.reshape(turn["shape"]))
+    pixels = None
+    if turn["pixels"] is not None:
+        pixels = np.frombuffer(base64.b64decode(turn["pixels"]), np.float32)
+        pixels = pixels.reshape(turn["shape"])
+    return Answered(turn["text"], tuple(turn["token_ids"]), pixels)
 
 
 def _reason(errors: str) -> str:

@@ -78,17 +78,26 @@ function resize({ data, width, height }, to, resample) {
     if (resample === 0) return nearest({ data, width, height }, to);
     const filter = FILTERS[resample];
     if (!filter) throw new Error(`no filter of Pillow has the number ${resample}`);
-    if (to.width !== width) {
-        const made = new Uint8ClampedArray(to.width * height * 3);
-        pass(data, weights(width, to.width, filter), height, 3, width * 3, made, 3, to.width * 3);
-        [data, width] = [made, to.width];
-    }
-    if (to.height !== height) {
-        const made = new Uint8ClampedArray(width * to.height * 3);
-        pass(data, weights(height, to.height, filter), width, width * 3, 3, made, width * 3, 3);
-        [data, height] = [made, to.height];
-    }
-    return { data, width, height };
+    const across = (pixels) => resizeRows(pixels, to.width, filter);
+    const down = (pixels) => resizeColumns(pixels, to.height, filter);
+    const given = { data, width, height };
+    // Each pass rounds to 8 bits, so that their order counts; this is Pillow 13's.
+    const downFirst = to.height < height && height - to.height > 2 * (width - to.width);
+    return downFirst ? across(down(given)) : down(across(given));
+}
+
+function resizeRows({ data, width, height }, to, filter) {
+    if (to === width) return { data, width, height };
+    const made = new Uint8ClampedArray(to * height * 3);
+    pass(data, weights(width, to, filter), height, 3, width * 3, made, 3, to * 3);
+    return { data: made, width: to, height };
+}
+
+function resizeColumns({ data, width, height }, to, filter) {
+    if (to === height) return { data, width, height };
+    const made = new Uint8ClampedArray(width * to * 3);
+    pass(data, weights(height, to, filter), width, width * 3, 3, made, width * 3, 3);
+    return { data: made, width, height: to };
 }
 
 function nearest({ data, width, height }, to) {

@@ -69,10 +69,7 @@ class WebPage(Client):
         questions: Sequence[CheckQuestion],
     ) -> list[Answered] | str:
         """Ask the client in Node about the compressed model: no browser is started."""
-        if reason := node.lacking():
-            return reason
-        asked = [node.Asked((q.question,), q.images[0], q.max_new_tokens) for q in questions]
-        return [turns[0] for turns in node.ask(folder / COMPRESSED, asked, folder / PICTURES)]
+        return node.answers(folder / COMPRESSED, questions, folder / PICTURES)
 
 
 def has_original(packing: "Packing") -> bool:

@@ -32,7 +32,17 @@ async function load(folder) {
     };
     const processor = await AutoProcessor.from_pretrained(folder);
     const model = await LlavaForConditionalGeneration.from_pretrained(folder, { device: 'wasm', progress_callback });
+    await warm(processor, model);
     return { processor, model };
+}
+
+/** Asks about a grey picture: what is made at the first run of a graph counts in nobody's time. */
+async function warm(processor, model) {
+    const { size, crop_size } = processor.image_processor.config;
+    const { width, height } = crop_size ?? size;
+    const grey = new RawImage(new Uint8ClampedArray(width * height * 3).fill(128), width, height, 3);
+    const inputs = await processor(grey, processor.config.image_token, { add_special_tokens: false });
+    await model.generate({ ...inputs, do_sample: false, max_new_tokens: 2 });
 }
 
 /** A model is loaded once; who asks for it meanwhile waits for the same. */
