@@ -27,7 +27,7 @@ $(VENV)/.installed: $(VENV)/.python Makefile pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.tested: $(VENV)/.installed
-	$(PIP) --editable '.[compress,cpu,openvino,rtx,test]'
+	$(PIP) --editable '.[clients,compress,cpu,openvino,rtx,test]'
 	@touch $@
 
 demo: $(VENV)/.installed

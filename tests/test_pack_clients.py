@@ -298,13 +298,13 @@ def test_refused_means_that_nothing_is_written(packable, tmp_path, monkeypatch):
 def test_the_self_check_names_what_differs_and_the_command_fails(
     packable, tmp_path, monkeypatch, vt, wrong, named
 ):
-    def check(self: Any, packing: Packing, folder: Path, questions: Any) -> list[Answered]:
+    def check(_: Any, packing: Packing, __: Path, questions: Any) -> list[Answered]:
         found = runtime_answers(packing.artifact, questions)
         return [*found[:-1], replace(found[-1], **wrong)]
 
     monkeypatch.setattr(type(CLIENTS[ONNX]), "check", check)
     place = tmp_path / "packed"
-    code, out, err = vt("pack", packable("identity"), "--for", ONNX, "--output", place)
+    code, _, err = vt("pack", packable("identity"), "--for", ONNX, "--output", place)
     assert code == 1
     assert err.splitlines()[-1].endswith(
         f"{ONNX} does not give what the runtime gives: {named}; do not use this folder"

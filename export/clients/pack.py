@@ -6,7 +6,7 @@ from compressor.errors import MissingExtraError, PackError
 from compressor.progress import SILENT, Progress
 from export.artifact.artifact import Artifact, list_files
 from export.artifact.engine_set import artifact_digest
-from export.artifact.staging import staged
+from export.artifact.staging import check_place, staged
 from export.clients.check import self_check
 from export.clients.client import Client
 from export.clients.pack_file import NOT_ASKED, PackCheck, PackFile
@@ -45,17 +45,16 @@ def pack_artifact(
         MissingExtraError: packages that write the folder are not installed.
         VtcompressError: the artifact is broken, or `output` cannot be written.
     """
-    entry, output = find_client(client), Path(output)
+    entry, path, output = find_client(client), Path(path), Path(output)
+    check_place(output, overwrite=overwrite, sources=[path])
     artifact = Artifact.open(path, progress=progress)
     if reasons := refusals(entry, artifact):
         raise PackError(f"{path}: {client}: {reason}" for reason in reasons)
     if entry.lacking():
         raise MissingExtraError(f"packing for {client}", entry.extra)
     packing = Packing(artifact, progress)
-    sources = [artifact.folder]
-    with staged(
-        output, overwrite=overwrite, needed_bytes=_needed(artifact), sources=sources
-    ) as folder:
+    needed = entry.copies * _needed(artifact)
+    with staged(output, overwrite=overwrite, needed_bytes=needed, sources=[path]) as folder:
         progress.say(f"writing what {client} loads")
         entry.write(packing, folder)
         (folder / README).write_text(entry.readme(packing), encoding="utf-8")
