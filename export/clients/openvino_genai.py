@@ -39,7 +39,7 @@ MODEL_TYPES: Mapping[str, str] = {"llava": "llava", "vipllava": "llava"}
 IMAGE = "<image>"
 PREFIX = f"{IMAGE}\n"
 """What the client writes in front of a question for each picture."""
-PROBED = 5
+PROBED = 2
 """Of the questions, those whose pixels are measured: each takes a model of its own."""
 PRECISE = {"INFERENCE_PRECISION_HINT": "f32"}
 LANGUAGE, TEXT, VISION = (

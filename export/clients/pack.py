@@ -5,7 +5,9 @@ from pathlib import Path
 from compressor.errors import MissingExtraError, PackError
 from compressor.progress import SILENT, Progress
 from export.artifact.artifact import Artifact, list_files
+from export.artifact.contents import PACK_FILE
 from export.artifact.engine_set import artifact_digest
+from export.artifact.manifest import FileEntry
 from export.artifact.staging import check_place, staged
 from export.clients.check import self_check
 from export.clients.client import Client
@@ -65,16 +67,20 @@ def pack_artifact(
             dtype=artifact.manifest.dtype,
             model=artifact.manifest.model,
             pictures=artifact.manifest.picture_form,
-            files=list_files(folder),
+            files=_files(folder),
         )
         facts.save(folder)  # what prepares prompts reads it
         outcome = PackCheck(not_run=NOT_ASKED)
         if check:
             progress.say(f"asking {client} and the runtime the same")
             outcome = self_check(packing, entry, folder, progress)
-        facts = facts.model_copy(update={"check": outcome, "files": list_files(folder)})
+        facts = facts.model_copy(update={"check": outcome, "files": _files(folder)})
         facts.save(folder)
     return facts
+
+
+def _files(folder: Path) -> dict[str, FileEntry]:
+    return {name: entry for name, entry in list_files(folder).items() if name != PACK_FILE}
 
 
 def refusals(client: Client, artifact: Artifact) -> list[str]:
