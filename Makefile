@@ -28,7 +28,7 @@ $(VENV)/.installed: $(VENV)/.python Makefile pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.tested: $(VENV)/.installed
-	$(PIP) --editable '.[compress,cpu,openvino,rtx,test]'
+	$(PIP) --editable '.[clients,compress,cpu,openvino,rtx,test]'
 	@touch $@
 
 # Clients of tests that come from npm. Scripts of packages are not run: one would fetch CUDA from elsewhere.

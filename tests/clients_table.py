@@ -43,6 +43,7 @@ CUTS: Mapping[str, Mapping[str, Any]] = {
     "mlp": {"compress": [{"yopo": {"mlp_ratio": 2}}]},
     "keep k": {"compress": [{"random": {"keep": 0.5}}]},
     "int4": {"compress": [], "export.weights": "int4"},
+    "float16": {"compress": [{"visual_exit": {"layer": 13}}], "export.dtype": "float16"},
 }
 
 

@@ -98,6 +98,14 @@ def test_weights_are_copied_once(packing, marked):
     assert size <= own + 16384
 
 
+def test_weights_that_graphs_share_are_copied_once(packing, tmp_path):
+    graphs = {tmp_path / f"{number}.onnx": packing.graph("decoder") for number in range(2)}
+    packing.save(graphs, tmp_path / "weights.bin")
+    packing.save({tmp_path / "alone.onnx": packing.graph("decoder")}, tmp_path / "alone.bin")
+    sizes = {path.stat().st_size for path in tmp_path.glob("*.bin")}
+    assert len(sizes) == 1
+
+
 def _pictured(one):
     from compressor.samples.layout import Pictured
 

@@ -108,7 +108,9 @@ def compared(
     rows = []
     for one, right, other in zip(questions, wanted, found, strict=True):
         same_ids = None if other.token_ids is None else other.token_ids == right.token_ids
-        off = _largest_difference(right.pixels, other.pixels)
+        off = other.pixels_off
+        if off is None:
+            off = _largest_difference(right.pixels, other.pixels)
         rows.append(
             CheckedAnswer(
                 question=one.question,

@@ -37,11 +37,13 @@ class Answered:
         text: the greedy answer without special tokens.
         token_ids: of the prompt as the decoder reads it; None: the client does not tell.
         pixels: [I, 3, H, W] float32; None: the client does not tell, or takes this tool's own.
+        pixels_off: their largest difference from the runtime's, where the client tells that alone.
     """
 
     text: str
     token_ids: tuple[int, ...] | None = None
     pixels: Array | None = None
+    pixels_off: float | None = None
 
 
 class Client(ABC):
@@ -52,12 +54,14 @@ class Client(ABC):
         extra: of this tool, whose packages write its folder; the self-check may need more.
         packages: that must be there to write its folder, by the names they are imported by.
         pixel_limit: how far its pixel values may be from the runtime's.
+        copies: how often the weights lie on the disk while its folder is written.
     """
 
     name: ClassVar[str]
     extra: ClassVar[str] = "clients"
     packages: ClassVar[tuple[str, ...]] = ("onnx_ir",)
     pixel_limit: ClassVar[float] = 1e-3
+    copies: ClassVar[int] = 1
 
     @abstractmethod
     def refuses(self, artifact: "Artifact") -> list[str]:

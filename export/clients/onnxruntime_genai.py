@@ -5,6 +5,8 @@ It has no type for these models, and its picture processors do not fit: prompts 
 Limitations:
     - Caches behind an exit are as large as without it; see `export.clients.caches`.
     - `Generator.rewind_to` does not work on them; begin a new `Generator`.
+    - `Generator.append_tokens` behind an answer (0.18.0) leaves out the answer's last token, with any caches:
+      a further turn is the whole conversation anew.
 """
 
 import json
@@ -87,7 +89,9 @@ while not generator.is_done():
 print(maker.decode(ids))
 ```
 
-One prompt at a time. Pictures stand in front of their question, several as a list. Do not rewind a generator.
+One prompt at a time. Pictures stand in front of their question, several as a list. For a further turn give a
+new generator the whole conversation, `maker.conversation(messages, pictures)`; do not rewind one or append
+tokens.
 """
 
     def check(
@@ -103,7 +107,7 @@ One prompt at a time. Pictures stand in front of their question, several as a li
         found = []
         for one in questions:
             prompt = maker.question(one.question, one.images)
-            ids = _generated(genai, model, prompt, one.max_new_tokens)
+            ids = generated(genai, model, prompt, one.max_new_tokens)
             found.append(Answered(maker.decode(ids), tuple(prompt.input_ids[0].tolist())))
         return found
 
@@ -220,7 +224,15 @@ def _config(packing: Packing) -> dict[str, Any]:
     }
 
 
-def _generated(genai: Any, model: Any, prompt: PreparedPrompt, most: int) -> list[int]:
+def generated(genai: Any, model: Any, prompt: PreparedPrompt, most: int) -> list[int]:
+    """Return the token ids of the greedy answer.
+
+    Args:
+        genai: the client's module.
+        model: a packed folder's, loaded by it.
+        prompt: a whole one.
+        most: tokens at most.
+    """
     inputs = genai.NamedTensors()
     inputs["input_ids"] = prompt.input_ids
     if len(prompt.pixel_values):

@@ -1,8 +1,9 @@
 """openvino.genai: a folder of IR that `VLMPipeline` loads; it reads chat template and pictures by itself.
 
 Limitations:
-    - Of the pictures' steps it knows those of CLIP, and its resizing is not Pillow's: answers differ. So the
-      README's code hands it pictures that are resized and cropped already, which it leaves as they are.
+    - Of the pictures' steps it knows those of CLIP, and its resizing is Pillow's but for a level of 255 in
+      some pictures. So the README's code hands it pictures that are resized and cropped already, which it
+      leaves as they are.
     - It runs in bfloat16 where the processor has that, unless it is asked for float32, which the README does.
 """
 
@@ -20,7 +21,9 @@ from compressor.families.pictures.steps import Crop, Normalise, Rescale, ResizeS
 from compressor.families.pictures.text import TextRun
 from compressor.samples.pictures import load_image
 from export.clients.client import Answered, CheckQuestion, Client
+from export.clients.openvino_pixels import PixelProbe, largest_difference
 from export.clients.packing import TOKENIZER_FILES, Packing
+from export.clients.preparing import PromptMaker
 from export.clients.rows import rows_refused
 from export.clients.template import beginning_written
 from export.graphs.spec import WEIGHTS_FILE
@@ -36,6 +39,8 @@ MODEL_TYPES: Mapping[str, str] = {"llava": "llava", "vipllava": "llava"}
 IMAGE = "<image>"
 PREFIX = f"{IMAGE}\n"
 """What the client writes in front of a question for each picture."""
+PROBED = 2
+"""Of the questions, those whose pixels are measured: each takes a model of its own."""
 PRECISE = {"INFERENCE_PRECISION_HINT": "f32"}
 LANGUAGE, TEXT, VISION = (
     f"openvino_{name}_model" for name in ("language", "text_embeddings", "vision_embeddings")
@@ -46,6 +51,7 @@ class OpenVinoGenai(Client):
     """The client `openvino.genai`."""
 
     name: ClassVar[str] = "openvino.genai"
+    copies: ClassVar[int] = 2
     packages: ClassVar[tuple[str, ...]] = (
         "onnx_ir",
         "openvino",
@@ -103,7 +109,7 @@ from PIL import Image
 
 pipeline = openvino_genai.VLMPipeline(".", "CPU", INFERENCE_PRECISION_HINT="f32")
 image = Image.open("photo.jpg").convert("RGB")
-short, (height, width) = {size.edge}, {crop.size}  # the client resizes otherwise than the model was trained
+short, (height, width) = {size.edge}, {crop.size}  # the client's own resizing may be off by a level
 large = int(short * max(image.size) / min(image.size))
 image = image.resize((short, large) if image.width <= image.height else (large, short), Image.BICUBIC)
 left, top = (image.width - width) // 2, (image.height - height) // 2
@@ -128,17 +134,31 @@ behind the last one.
         pipeline = genai.VLMPipeline(str(folder), "CPU", **PRECISE)
         tokenizer = pipeline.get_tokenizer()
         found = []
-        for one in questions:
+        for number, one in enumerate(questions):
             pictures = [tensor(_fitted(packing, path)) for path in one.images]
-            told = pipeline.generate(
-                one.question,
-                images=pictures,
-                max_new_tokens=one.max_new_tokens,
-                do_sample=False,
-            )
+            options = {"max_new_tokens": one.max_new_tokens, "do_sample": False}
+            told = pipeline.generate(one.question, images=pictures, **options)
             ids = _prompt_ids(tokenizer, one, packing.facts.tile_rows)
-            found.append(Answered(str(told.texts[0]), ids))
+            off = None
+            if pictures and number < PROBED:
+                off = largest_difference(
+                    folder, one.question, pictures, _probe(packing, folder, one)
+                )
+            found.append(Answered(str(told.texts[0]), ids, pixels_off=off))
         return found
+
+
+def _probe(packing: Packing, folder: Path, one: CheckQuestion) -> PixelProbe:
+    """Return what the client's pixels are to be."""
+    prompt = PromptMaker.load(folder).question(one.question, one.images)
+    *_, rescale, normal = _steps_of(packing)
+    return PixelProbe(
+        ids=prompt.input_ids[0].tolist(),
+        image_token=packing.facts.image_token_id,
+        pixels=prompt.pixel_values.astype(np.float32),
+        level=rescale.factor / max(normal.std),
+        vocab=packing.facts.decoder.vocab,
+    )
 
 
 def _clip_steps(

@@ -5,8 +5,10 @@ from pathlib import Path
 from compressor.errors import MissingExtraError, PackError
 from compressor.progress import SILENT, Progress
 from export.artifact.artifact import Artifact, list_files
+from export.artifact.contents import PACK_FILE
 from export.artifact.engine_set import artifact_digest
-from export.artifact.staging import staged
+from export.artifact.manifest import FileEntry
+from export.artifact.staging import check_place, staged
 from export.clients.check import self_check
 from export.clients.client import Client
 from export.clients.pack_file import NOT_ASKED, PackCheck, PackFile
@@ -45,17 +47,16 @@ def pack_artifact(
         MissingExtraError: packages that write the folder are not installed.
         VtcompressError: the artifact is broken, or `output` cannot be written.
     """
-    entry, output = find_client(client), Path(output)
+    entry, path, output = find_client(client), Path(path), Path(output)
+    check_place(output, overwrite=overwrite, sources=[path])
     artifact = Artifact.open(path, progress=progress)
     if reasons := refusals(entry, artifact):
         raise PackError(f"{path}: {client}: {reason}" for reason in reasons)
     if entry.lacking():
         raise MissingExtraError(f"packing for {client}", entry.extra)
     packing = Packing(artifact, progress)
-    sources = [artifact.folder]
-    with staged(
-        output, overwrite=overwrite, needed_bytes=_needed(artifact), sources=sources
-    ) as folder:
+    needed = entry.copies * _needed(artifact)
+    with staged(output, overwrite=overwrite, needed_bytes=needed, sources=[path]) as folder:
         progress.say(f"writing what {client} loads")
         entry.write(packing, folder)
         (folder / README).write_text(entry.readme(packing), encoding="utf-8")
@@ -66,16 +67,20 @@ def pack_artifact(
             dtype=artifact.manifest.dtype,
             model=artifact.manifest.model,
             pictures=artifact.manifest.picture_form,
-            files=list_files(folder),
+            files=_files(folder),
         )
         facts.save(folder)  # what prepares prompts reads it
         outcome = PackCheck(not_run=NOT_ASKED)
         if check:
             progress.say(f"asking {client} and the runtime the same")
             outcome = self_check(packing, entry, folder, progress)
-        facts = facts.model_copy(update={"check": outcome})
+        facts = facts.model_copy(update={"check": outcome, "files": _files(folder)})
         facts.save(folder)
     return facts
+
+
+def _files(folder: Path) -> dict[str, FileEntry]:
+    return {name: entry for name, entry in list_files(folder).items() if name != PACK_FILE}
 
 
 def refusals(client: Client, artifact: Artifact) -> list[str]:
