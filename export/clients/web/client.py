@@ -43,7 +43,7 @@ class WebPage(Client):
     def write(self, packing: "Packing", folder: Path) -> None:
         """Write the page, the client's files and the models: the compressed one and the original."""
         models = {folder / COMPRESSED: "decoder"}
-        if has_original(packing):
+        if in_order(packing.manifest.graphs, BASELINE):
             models[folder / ORIGINAL] = BASELINE
         write_models(packing, models)
         stem = copy_client(folder / CLIENT)
@@ -70,13 +70,6 @@ class WebPage(Client):
     ) -> list[Answered] | str:
         """Ask the client in Node about the compressed model: no browser is started."""
         return node.answers(folder / COMPRESSED, questions, folder / PICTURES)
-
-
-def has_original(packing: "Packing") -> bool:
-    """Whether the artifact holds the original's decoder, and that is another one than its own."""
-    return (
-        bool(in_order(packing.manifest.graphs, BASELINE)) and packing.plan != packing.plan.naive()
-    )
 
 
 def about(packing: "Packing", folder: Path, decoder: str) -> dict[str, str]:

@@ -78,6 +78,12 @@ const on = {
         card.dataset.state = 'done';
         waiting.delete(folder);
     },
+    skipped({ folder }) {
+        const card = cards.get(folder);
+        card.querySelector('.answer').textContent = 'Not asked.';
+        card.dataset.state = 'idle';
+        waiting.delete(folder);
+    },
     failed({ folder, text }) {
         const card = cards.get(folder);
         const answer = card.querySelector('.answer');

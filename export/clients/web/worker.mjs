@@ -41,8 +41,15 @@ async function warm(processor, model) {
     const { size, crop_size } = processor.image_processor.config;
     const { width, height } = crop_size ?? size;
     const grey = new RawImage(new Uint8ClampedArray(width * height * 3).fill(128), width, height, 3);
-    const inputs = await processor(grey, processor.config.image_token, { add_special_tokens: false });
+    const inputs = await read(processor, grey, 'a');
     await model.generate({ ...inputs, do_sample: false, max_new_tokens: 2 });
+}
+
+/** Returns token ids and pixels of a question about a picture. */
+function read(processor, picture, question) {
+    const content = [{ type: 'image' }, { type: 'text', text: question }];
+    const prompt = processor.apply_chat_template([{ role: 'user', content }], { add_generation_prompt: true });
+    return processor(picture, prompt, { add_special_tokens: false });
 }
 
 /** A model is loaded once; who asks for it meanwhile waits for the same. */
@@ -51,13 +58,15 @@ function loaded(folder) {
     return models.get(folder);
 }
 
-async function ask({ folder, picture, question, most }) {
+async function ask({ folder, picture, question, most, number }) {
     const { processor, model } = await loaded(folder);
+    if (number <= stopped) {
+        postMessage({ type: 'skipped', folder });
+        return;
+    }
     const image = fit(await RawImage.fromBlob(picture), processor.image_processor.config);
-    const content = [{ type: 'image' }, { type: 'text', text: question }];
-    const prompt = processor.apply_chat_template([{ role: 'user', content }], { add_generation_prompt: true });
     const started = performance.now();
-    const inputs = await processor(image, prompt, { add_special_tokens: false });
+    const inputs = await read(processor, image, question);
     const times = [];
     const streamer = new TextStreamer(processor.tokenizer, {
         skip_prompt: true,
@@ -88,14 +97,22 @@ async function ask({ folder, picture, question, most }) {
     });
 }
 
+async function work(data) {
+    if (data.type === 'ask') return ask(data);
+    await loaded(data.folder);
+    postMessage({ type: 'ready', folder: data.folder });
+}
+
 let queue = Promise.resolve();
+let [asked, stopped] = [0, 0];
 self.addEventListener('message', ({ data }) => {
     if (data.type === 'stop') {
+        stopped = asked;
         stopping.interrupt();
         return;
     }
-    const work = data.type === 'load' ? () => loaded(data.folder).then(() => postMessage({ type: 'ready', folder: data.folder })) : () => ask(data);
-    queue = queue.then(work).catch((failure) => {
+    if (data.type === 'ask') data.number = ++asked;
+    queue = queue.then(() => work(data)).catch((failure) => {
         models.delete(data.folder);
         postMessage({ type: 'failed', folder: data.folder, text: String(failure?.message ?? failure) });
     });
