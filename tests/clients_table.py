@@ -21,7 +21,7 @@ import vtcompress
 from compressor.errors import PackError
 from compressor.samples.questions import read_samples
 from export.artifact.artifact import Artifact
-from export.clients.check import compared, runtime_answers
+from export.clients.check import outcome_of, runtime_answers
 from export.clients.client import CheckQuestion, Client
 from export.clients.pack import refusals
 from export.clients.packing import Packing
@@ -82,7 +82,7 @@ def cell(client: Client, artifact: Artifact, asked: list[CheckQuestion], wanted:
         found = client.check(Packing(artifact), place, asked)
     if isinstance(found, str):
         return found
-    rows = compared(asked, wanted, found, client.pixel_limit)
+    rows = outcome_of(asked, wanted, found, client.pixel_limit)
     if "token ids" in rows.differs or "pixels" in rows.differs:
         return f"differs: {', '.join(rows.differs)}"
     return f"{sum(row.wanted == row.found for row in rows.answers)}/{len(asked)}"

@@ -1,6 +1,7 @@
 """Stock clients on packed folders: their answers are the runtime's; what they cannot do is refused before."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -135,13 +136,31 @@ def test_two_turns_in_openvino(packed, pictures, cut):
     import openvino_genai
 
     pipeline = openvino_genai.VLMPipeline(str(folder), "CPU", INFERENCE_PRECISION_HINT="f32")
-    pipeline.start_chat()
-    picture = openvino.Tensor(np.asarray(load_image(pictures[0])))
-    options = {"max_new_tokens": 5, "do_sample": False}
-    first = pipeline.generate(TURNS[0], images=[picture], **options).texts[0]
-    second = pipeline.generate(TURNS[1], **options).texts[0]
-    pipeline.finish_chat()
-    assert [first.strip(), second.strip()] == turns_of(packing.artifact.folder, pictures[0])
+    picture = openvino.Tensor(np.asarray(load_image(pictures[1])))
+    history, found = openvino_genai.ChatHistory(), []
+    for text, images in zip(TURNS, ([picture], []), strict=True):
+        history.append({"role": "user", "content": text})
+        told = pipeline.generate(history, images=images, max_new_tokens=5, do_sample=False)
+        found.append(told.texts[0].strip())
+        history.append({"role": "assistant", "content": told.texts[0]})
+    assert found == turns_of(packing.artifact.folder, pictures[1])
+
+
+@pytest.mark.parametrize("client", [ONNX, IR])
+def test_the_code_of_the_readme_gives_the_runtimes_answer(
+    packed, pictures, tmp_path, monkeypatch, capsys, client
+):
+    packing, folder = packed(client, "exit")
+    shutil.copytree(folder, tmp_path / "packed")
+    Image.open(pictures[2]).convert("RGB").save(tmp_path / "packed" / "photo.jpg", quality=95)
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path / "packed")
+    capsys.readouterr()
+    exec(code, {"__name__": "readme"})
+    runtime = Runtime.load(packing.artifact.folder)
+    photo = tmp_path / "packed" / "photo.jpg"
+    wanted = runtime.answer("What is this?", photo, max_new_tokens=64, generation_config=False)
+    assert capsys.readouterr().out.strip() == wanted.text.strip()
 
 
 @pytest.mark.parametrize("cut", ["exit", "keep k", "heads, mlp and frozen"])

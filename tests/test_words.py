@@ -38,6 +38,7 @@ SAME = {
     "plan": "command and stage",
     "search": "command and stage",
     "sweep": "command and stage",
+    "register": "adds to a registry: of backends, and of clients",
     "run": "each graph pass's: `GraphPass.run`",
     "train_gates": "command, stage and what it calls",
     "train_parts": "command and stage",

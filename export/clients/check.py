@@ -46,7 +46,7 @@ def self_check(packing: "Packing", client: Client, folder: Path, progress: Progr
     if isinstance(found, str):
         return PackCheck(not_run=found)
     progress.say(f"{client.name} was asked {len(found)} questions")
-    return compared(questions, wanted, found, client.pixel_limit)
+    return outcome_of(questions, wanted, found, client.pixel_limit)
 
 
 def questions_of(artifact: Artifact, folder: Path) -> list[CheckQuestion]:
@@ -98,7 +98,7 @@ def runtime_answers(artifact: Artifact, questions: Sequence[CheckQuestion]) -> l
     return found
 
 
-def compared(
+def outcome_of(
     questions: Sequence[CheckQuestion],
     wanted: Sequence[Answered],
     found: Sequence[Answered],

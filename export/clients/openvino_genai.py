@@ -118,8 +118,7 @@ print(pipeline.generate("What is this?", images=[picture], max_new_tokens=64, do
 ```
 
 Without the hint a processor that has bfloat16 computes in it, and some answers may differ. Several pictures
-are a longer list. For a chat, `pipeline.start_chat()` before the first question, `pipeline.finish_chat()`
-behind the last one.
+are a longer list. A chat is a `ChatHistory` in the place of the question, with the pictures of its last turn.
 """
 
     def check(
