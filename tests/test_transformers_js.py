@@ -21,7 +21,7 @@ from compressor.families.pictures.steps import PadToSquare
 from compressor.families.pictures.text import TextRun
 from export.artifact.artifact import Artifact
 from export.clients import transformers_js
-from export.clients.check import compared, runtime_answers
+from export.clients.check import outcome_of, runtime_answers
 from export.clients.client import CheckQuestion
 from export.clients.pack import refusals
 from export.clients.packing import Packing
@@ -72,7 +72,7 @@ def test_answers_token_ids_and_pixels_are_the_runtimes(packed, pictures, cut):
     wanted = runtime_answers(packing.artifact, questions)
     found = CLIENT.check(packing, folder, questions)
     assert isinstance(found, list)
-    check = compared(questions, wanted, found, CLIENT.pixel_limit)
+    check = outcome_of(questions, wanted, found, CLIENT.pixel_limit)
     assert check.differs == ()
     assert [row.found for row in check.answers] == [row.wanted for row in check.answers]
     assert all(row.token_ids for row in check.answers)
@@ -108,12 +108,15 @@ def test_a_byte_level_tokenizer_whose_beginning_token_the_template_does_not_writ
 
 @IN_NODE
 def test_float16_is_computed_in_float16_and_rows_are_merged_in_float32(llava, pictures, tmp_path):
-    """By first logits: of a random model two tokens are likely alike, and roundings decide."""
+    """By first logits: of a random model two tokens are likely alike, and roundings decide.
+
+    With windows the decoder also keeps which rows are visual; to the client that is one more cache.
+    """
     import onnxruntime
 
     from tests.runtimes import exported
 
-    cut = [{"visual_exit": {"layer": 2}}]
+    cut = [{"yopo": {"window": 3}}]
     artifact = exported(llava("clip+llama"), tmp_path / "half", "float16", cut)
     vtcompress.pack(artifact, NAME, tmp_path / "packed", check=False)
     graphs = {
@@ -127,10 +130,12 @@ def test_float16_is_computed_in_float16_and_rows_are_merged_in_float32(llava, pi
     (seen,) = graphs["vision_encoder"].run(None, {"pixel_values": prompt.seen[0].pixels})
     rows[0, ids[0] == runtime.facts.image_token_id] = seen[0]
     feeds = {"inputs_embeds": rows, "position_ids": np.arange(ids.shape[1])[None]}
+    dtypes: list[type] = []
     for given in graphs["decoder_model_merged"].get_inputs()[2:]:
-        assert given.type == "tensor(float16)"
+        dtypes.append({"tensor(float16)": np.float16, "tensor(bool)": np.bool_}[given.type])
         sizes = [1 if axis == "batch_size" else axis for axis in given.shape]
-        feeds[given.name] = np.zeros([0 if isinstance(x, str) else x for x in sizes], np.float16)
+        feeds[given.name] = np.zeros([0 if isinstance(x, str) else x for x in sizes], dtypes[-1])
+    assert dtypes == [np.float16] * 8 + [np.bool_]
     found = graphs["decoder_model_merged"].run(["logits"], feeds)[0][0, -1]
     wanted, _ = runtime.prefill([prompt])
     assert rows.dtype == seen.dtype == np.float32

@@ -9,8 +9,13 @@ if TYPE_CHECKING:
     from export.artifact.artifact import Artifact
 
 
-def rows_refused(artifact: "Artifact") -> list[str]:
-    """Return why an artifact's rows cannot be told by the marker channel, or its caches be counted."""
+def rows_refused(artifact: "Artifact", *, any_cache: bool = False) -> list[str]:
+    """Return why an artifact's rows cannot be told by the marker channel, or its caches be counted.
+
+    Args:
+        artifact: to be packed.
+        any_cache: the client hands back whatever a decoder wants to have again, not keys and values alone.
+    """
     manifest = artifact.manifest
     facts, specs = manifest.model, manifest.graphs
     decoder = in_order(specs, "decoder")[0]
@@ -25,7 +30,7 @@ def rows_refused(artifact: "Artifact") -> list[str]:
         reasons.append("does not arrange rows of tiles as this model's pictures ask for")
     if facts.sizes_differ:
         reasons.append("takes pictures of one size, and this model's have sizes of their own")
-    if any(cached.name == PAST_VISUAL for cached in decoder.cached):
+    if not any_cache and any(cached.name == PAST_VISUAL for cached in decoder.cached):
         reasons.append(
             "keeps keys and values alone, and this plan must also know which rows of the past are visual"
         )

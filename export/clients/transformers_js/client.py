@@ -88,7 +88,7 @@ def refusals(artifact: Artifact) -> list[str]:
     """Return why the client cannot run an artifact."""
     manifest = artifact.manifest
     told = "run the artifact with `vtcompress generate`"
-    reasons = rows_refused(artifact)
+    reasons = rows_refused(artifact, any_cache=True)
     if manifest.model.most_tiles > 1:
         reasons.append(f"takes one tile a picture, and this model cuts pictures into tiles; {told}")
     if manifest.picture_text != TextRun():

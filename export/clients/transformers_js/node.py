@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -160,4 +161,5 @@ def _answered(turn: dict[str, Any]) -> Answered:
 def _reason(errors: str) -> str:
     """Return the line of Node's report that says what was wrong."""
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
-    return next((line for line in lines if "Error" in line), lines[-1] if lines else "no words")
+    told = (line for line in lines if re.match(r"\w*Error(?: \[\w+\])?: ", line))
+    return next(told, lines[-1] if lines else "no words")
