@@ -10,9 +10,10 @@ DIST := dist
 # No restart: where a dead worker is replaced, xdist (3.8.0) waits for ever at the end.
 WORKERS := --numprocesses 2 --max-worker-restart 0 --dist loadscope --no-loadscope-reorder
 MODEL := examples/digits-llava
+NODE := .node
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup demo test slow wheel coverage matrix clean
+.PHONY: setup demo node test slow wheel coverage matrix clean
 
 setup: $(VENV)/.installed
 
@@ -27,8 +28,18 @@ $(VENV)/.installed: $(VENV)/.python Makefile pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.tested: $(VENV)/.installed
-	$(PIP) --editable '.[compress,cpu,openvino,rtx,serve,test]'
+	$(PIP) --editable '.[clients,compress,cpu,openvino,rtx,serve,test]'
 	@touch $@
+
+# Clients of tests that come from npm. Scripts of packages are not run: one would fetch CUDA from elsewhere.
+node: $(NODE)/.installed
+
+$(NODE)/.installed: tests/node/package.json tests/node/package-lock.json
+	@mkdir -p $(NODE) && cp $^ $(NODE)
+	@if command -v npm >/dev/null; then \
+		npm ci --prefix $(NODE) --ignore-scripts --no-audit --no-fund --loglevel=error && touch $@ \
+		|| echo 'npm could not install transformers.js: its tests are skipped'; \
+	else echo 'npm is not installed: the tests of transformers.js are skipped'; fi
 
 demo: $(VENV)/.installed
 	$(BIN)/vtcompress export --recipe auto --budget 2m --model $(MODEL)/model \
@@ -37,7 +48,7 @@ demo: $(VENV)/.installed
 	@echo 'A question about examples/digits-llava/heldout/0001.png:'
 	$(BIN)/vtcompress generate $(DEMO) --image $(MODEL)/heldout/0001.png --prompt 'read row 1 .'
 
-test: $(VENV)/.tested
+test: $(VENV)/.tested node
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -48,7 +59,7 @@ wheel: $(VENV)/.python
 	@echo "install it with an extra, for example: pip install '$$(ls -t $(DIST)/vtcompress-*.whl | head -1)[cpu]'"
 
 # Not in `make test`: what costs most and shows least that other tests do not (SLOW in tests/conftest.py).
-slow: $(VENV)/.tested
+slow: $(VENV)/.tested node
 	$(BIN)/python -m pytest $(WORKERS) -m slow
 
 # Not in `make test`: the cases of all families, and as many again that fill the tables of docs/families.md.
@@ -56,8 +67,8 @@ matrix: $(VENV)/.tested
 	$(BIN)/python -m tests.family_matrix
 
 # Not in `make test`: on Python 3.11 tracing doubles the time of every export.
-coverage: $(VENV)/.tested
+coverage: $(VENV)/.tested node
 	$(BIN)/python -m pytest $(WORKERS) --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
 
 clean:
-	rm -rf build dist $(VENV)
+	rm -rf build dist $(VENV) $(NODE)

@@ -72,6 +72,10 @@ class ArtifactError(ProblemsError):
     """An artifact that is incomplete, altered or of another format version."""
 
 
+class PackError(ProblemsError):
+    """An artifact that a stock client cannot run, with every reason; or a client that nobody knows."""
+
+
 class ArtifactWarning(UserWarning):
     """An artifact that runs, and whose checks failed, were not judged or did not run."""
 

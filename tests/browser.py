@@ -39,7 +39,10 @@ class Page:
 
     Attributes:
         messages: warnings and errors of the console, exceptions and refused or attempted requests.
+        own: start of the addresses that it may ask; by default of none.
     """
+
+    own = "file:"
 
     def __init__(self, to_browser: int, from_browser: int, deadline_s: float) -> None:
         self.to_browser, self.from_browser = to_browser, from_browser
@@ -96,10 +99,13 @@ class Page:
             self.messages.append(f"log: {given['entry']['text']}")
         elif method == "Network.requestWillBeSent":
             url = given["request"]["url"]
-            if not url.startswith(("data:", "file:", "about:")):
+            if not url.startswith(("data:", "blob:", "file:", "about:", self.own)):
                 self.messages.append(f"request: {url}")
 
-    def open(self, path: Path, *, width: int = 1280, height: int = 900, dark: bool = False) -> None:
+    def open(
+        self, path: Path | str, *, width: int = 1280, height: int = 900, dark: bool = False
+    ) -> None:
+        """Show a file, or an address."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width, height=height, deviceScaleFactor=1, mobile=width < 600,
@@ -107,7 +113,8 @@ class Page:
         features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setEmulatedMedia", features=features)
         self.events.clear()
-        self.call("Page.navigate", url=path.resolve().as_uri())
+        url = path if isinstance(path, str) else path.resolve().as_uri()
+        self.call("Page.navigate", url=url)
         while not any(e.get("method") == "Page.loadEventFired" for e in self.events):
             self._receive()
 
@@ -118,6 +125,18 @@ class Page:
         )
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
+
+    def choose(self, selector: str, file: Path) -> None:
+        """Choose a file as a user does."""
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(file.resolve())])
+
+    def until(self, condition: str) -> None:
+        """Wait until an expression is true."""
+        while not self.run(condition):
+            assert time.monotonic() < self.deadline, f"never: {condition}"
+            time.sleep(0.05)
 
     def picture(self, path: Path) -> None:
         """Write the whole page as PNG."""

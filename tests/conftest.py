@@ -234,16 +234,54 @@ def plain_exit(llava: Callable[[str], Path], pytestconfig: pytest.Config) -> Pat
     return _exported(llava, pytestconfig, "exit", [{"visual_exit": {"layer": 2}}])
 
 
+@pytest.fixture(scope="session")
+def packable(
+    llava: Callable[[str], Path],
+    plain_artifact: Path,
+    plain_exit: Path,
+    pytestconfig: pytest.Config,
+) -> Callable[[str], Path]:
+    """Return a function from the name of a cut to an artifact of four layers. Not to be changed."""
+    import numpy as np
+
+    def get(name: str) -> Path:
+        if name in ("identity", "exit"):
+            return plain_artifact if name == "identity" else plain_exit
+        if name == "keep k":
+            return _exported(llava, pytestconfig, "pack_kept", [{"random": {"keep": 0.5}}])
+        if name == "int4":
+            return _exported(llava, pytestconfig, "pack_int4", (), {"export.weights": "int4"})
+        mask = shared(pytestconfig) / "pack_mask.npy"
+        kept = np.ones((4, 4), bool)  # of two groups
+        kept[1, :2] = kept[2, 2:] = False
+        np.save(mask, kept)
+        cuts = {"heads": {"mask": str(mask)}, "mlp_ratio": 2}
+        return _exported(
+            llava, pytestconfig, "pack_cut", [{"yopo": cuts}, {"shortv": {"layers": [3]}}]
+        )
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def npm() -> None:
+    """Let clients from npm be found, or skip, with the reason."""
+    from tests.npm import find_clients
+
+    find_clients()
+
+
 def _exported(
     llava: Callable[[str], Path],
     config: pytest.Config,
     name: str,
     compress: Sequence[dict[str, Any]],
+    keys: dict[str, Any] | None = None,
 ) -> Path:
     from tests.runtimes import exported
 
     def make(half: Path) -> None:
-        exported(llava("clip+llama"), half / name, compress=compress)
+        exported(llava("clip+llama"), half / name, compress=compress, keys=keys)
 
     return made_once(shared(config) / "made" / name, make) / name
 

@@ -122,11 +122,15 @@ def spied(runtime: Runtime) -> tuple[Runtime, Spy]:
 
 
 def exported(
-    model: Path, output: Path, dtype: str = "float32", compress: Sequence[dict[str, Any]] = ()
+    model: Path,
+    output: Path,
+    dtype: str = "float32",
+    compress: Sequence[dict[str, Any]] = (),
+    keys: dict[str, Any] | None = None,
 ) -> Path:
-    """Export a model with the identity recipe and the given methods."""
+    """Export a model with the identity recipe, the given methods and keys."""
     recipe = vtcompress.load_recipe("identity").override(
-        {"model.id": str(model), "export.dtype": dtype, "compress": list(compress)}
+        {"model.id": str(model), "export.dtype": dtype, "compress": list(compress), **(keys or {})}
     )
     vtcompress.export(recipe, output, bench_rounds=0)
     return output

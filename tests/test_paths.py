@@ -48,6 +48,7 @@ COMMANDS = {
     "report": ["{artifact}", "--html", "{page}"],
     "compare": ["{artifact}", "--html", "{page}", "--plot", "{page}"],
     "build": ["{artifact}", "--target", "tensorrt-rtx", "--dry-run"],
+    "pack": ["{artifact}", "--for", "onnxruntime-genai"],
 }
 WRITERS = (
     "calibrate",
@@ -59,6 +60,7 @@ WRITERS = (
     "train-gates",
     "train-parts",
     "heal",
+    "pack",
 )
 CASES = [
     (command, place)

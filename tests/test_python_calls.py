@@ -106,6 +106,7 @@ SHOWING: dict[str, Callable[..., Any]] = {
     "load_compressed": vtcompress.load_compressed,
     "merge_profiles": lambda path, **given: vtcompress.merge_profiles([path], path, **given),
     "costs": partial(vtcompress.costs, IDENTITY),
+    "pack": lambda path, **given: vtcompress.pack(path, "onnxruntime-genai", path, **given),
     "plan": lambda _, **given: vtcompress.plan(IDENTITY, **given),
     "search": partial(vtcompress.search, IDENTITY),
     "sweep": partial(vtcompress.sweep, IDENTITY),

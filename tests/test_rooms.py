@@ -29,7 +29,7 @@ HEAVY_ROOMS = (
     "compressor.methods", "compressor.samples.prompts", "compressor.search.asking",
     "compressor.search.engine",
     "compressor.search.measuring", "compressor.training", "export.backends",
-    "export.checks", "export.evaluation.lmms",
+    "export.checks", "export.clients", "export.evaluation.lmms",
     "export.writer", "vtcompress.stages.gates",
 )  # fmt: skip
 # Of these rooms, what an edge box needs all the same.
@@ -37,14 +37,19 @@ LIGHT_FILES = (
     "compressor.methods", "export.backends.registry", "export.backends.onnxruntime_cuda",
     "export.backends.openvino", "export.backends.tensorrt.build", "export.backends.tensorrt.device",
     "export.backends.tensorrt.session", "export.checks.fidelity", "export.checks.loss",
-    "export.checks.memory", "export.checks.bench",
+    "export.checks.memory", "export.checks.bench", "export.clients.pack", "export.clients.preparing",
+    "export.clients.registry",
 )  # fmt: skip
 
-# A room, the names that are said in it alone, and where else they may stand.
+# Rooms, and the names that are said in them alone.
 NAMES = {
-    "compressor/methods/": r"(?i:shortv|vtw|dyvte|yopo|visual_?exit|g_?prune|div_?prune"
+    ("compressor/methods/",): r"(?i:shortv|vtw|dyvte|yopo|visual_?exit|g_?prune|div_?prune"
     r"|vision_?zip|cls_?knee|wico)(?![a-z])",
-    "export/backends/": r"(?i:onnx_?runtime|openvino|tensor_?rt|cuda|trtexec)(?![a-z])",
+    (
+        "export/backends/",
+        "export/clients/",
+    ): r"(?i:onnx_?runtime|openvino|tensor_?rt|cuda|trtexec)(?![a-z])",
+    ("export/clients/",): r"(?i:transformers_?\.?js|genai)(?![a-z])",
 }
 
 Imports = Mapping[str, set[str]]
@@ -125,8 +130,8 @@ def names_outside(sources: Mapping[str, ast.Module]) -> set[str]:
     return {
         f"{path}: {found.lower().replace('_', '')}"
         for path, tree in sources.items()
-        for room, names in NAMES.items()
-        if not path.startswith(room)
+        for rooms, names in NAMES.items()
+        if not path.startswith(rooms)
         for _, words in words_in_code(tree)
         for found in re.findall(names, words)
     }
@@ -211,12 +216,14 @@ def test_a_crowded_folder_is_seen():
         ("import onnxruntime", "onnxruntime"),
         ("class OpenVinoSession: pass", "openvino"),
         ("def cuda_device(): pass", "cuda"),
+        ("if client == 'transformers.js': pass", "transformers.js"),
+        ("x = 'genai'", "genai"),
     ],
 )
 def test_a_name_outside_its_room_is_seen(code, name):
     tree = ast.parse(code)
     assert f"export/x.py: {name}" in names_outside({"export/x.py": tree})
-    home = next(room for room, names in NAMES.items() if re.search(names, code))
+    home = next(rooms[0] for rooms, names in NAMES.items() if re.search(names, code))
     assert not names_outside({f"{home}x.py": tree})
 
 

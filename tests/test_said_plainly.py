@@ -35,12 +35,13 @@ WRITERS = (
     "train-parts",
     "heal",
     "build",
+    "pack",
     "report",
     "compare",
 )
 TRAINERS = ("train-gates", "train-parts", "heal")
 MODEL = ("calibrate", "plan", "compress", "export", "sweep", *TRAINERS)
-OVERWRITERS = ("compress", "export", "sweep", *TRAINERS)
+OVERWRITERS = ("compress", "export", "sweep", "pack", *TRAINERS)
 GATED = ("calibrate", "plan", "compress", "export", "sweep", "validate")
 RUNNERS = ("generate", "validate")
 

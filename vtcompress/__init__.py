@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from vtcompress.stages.healing.training import heal
     from vtcompress.stages.inspect import inspect
     from vtcompress.stages.models import models
+    from vtcompress.stages.packing.pack import pack
     from vtcompress.stages.parts.training import train_parts
     from vtcompress.stages.plan import costs, plan
     from vtcompress.stages.searching.run import search
@@ -67,6 +68,7 @@ _HOMES = {
     "load_recipe": "vtcompress.shipped",
     "merge_profiles": "vtcompress.stages.calibrate",
     "models": "vtcompress.stages.models",
+    "pack": "vtcompress.stages.packing.pack",
     "plan": "vtcompress.stages.plan",
     "search": "vtcompress.stages.searching.run",
     "sweep": "vtcompress.stages.sweep",
@@ -96,6 +98,7 @@ __all__ = [
     "load_recipe",
     "merge_profiles",
     "models",
+    "pack",
     "plan",
     "search",
     "sweep",

@@ -1,9 +1,9 @@
 """What lies in a folder or file, and which of it this tool wrote.
 
 A folder is this tool's if it holds a list of its files that this tool wrote: an artifact's manifest, the
-engines' `engines.json`, the `files.json` of a compressed model, a sweep's `sweep.json`, or a search's
-`front.json`. What is not on
-the list was put there by somebody else. A file is this tool's if it says so in its first bytes.
+engines' `engines.json`, the `files.json` of a compressed model, a sweep's `sweep.json`, a search's
+`front.json`, or a packed folder's `pack.json`. What is not on the list was put there by somebody else. A file
+is this tool's if it says so in its first bytes.
 """
 
 import json
@@ -34,6 +34,9 @@ SWEEP_FILE = "sweep.json"
 SEARCH_MARK = ".vtcompress-search"
 SWEEP_FORMAT = "sweep_format"
 SEARCH_FORMAT = "search_format"
+# What a stock client loads; see `export.clients`.
+PACK_FILE = "pack.json"
+PACK_FORMAT = "pack_format"
 # A file system's own folder, in the root of every ext disk.
 LOST_AND_FOUND = "lost+found"
 # Words of people are small; above this a file that differs from its list is damaged, not edited.
@@ -174,6 +177,8 @@ def kind_of_folder(folder: Path) -> str | None:
         return "a sweep"
     if SEARCH_FORMAT in _json(folder / FRONT_FILE):
         return "a search"
+    if PACK_FORMAT in _json(folder / PACK_FILE):
+        return "a packed artifact"
     if "engines_format" in _json(folder / ENGINES_FILE):
         return "engines"
     return None
@@ -188,7 +193,12 @@ def _listed(folder: Path) -> dict[str, Any]:
             below = made.parent.relative_to(folder).as_posix()
             listed |= {f"{below}/{name}": None for name in _listed_engines(made.parent)}
         return listed
-    kinds = ((FILES_FILE, FILES_FORMAT), (SWEEP_FILE, SWEEP_FORMAT), (FRONT_FILE, SEARCH_FORMAT))
+    kinds = (
+        (FILES_FILE, FILES_FORMAT),
+        (SWEEP_FILE, SWEEP_FORMAT),
+        (FRONT_FILE, SEARCH_FORMAT),
+        (PACK_FILE, PACK_FORMAT),
+    )
     for name, key in kinds:
         document = _json(folder / name)
         if key in document:

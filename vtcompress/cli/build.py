@@ -1,11 +1,13 @@
-"""`vtcompress build`: TensorRT engines of an artifact, from the artifact alone."""
+"""What an artifact is made into, from the artifact alone: engines, and folders for stock clients."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from compressor.errors import VtcompressError
 from export.backends.tensorrt.targets import TARGETS
+from export.clients.registry import CLIENTS
 from vtcompress.cli.backend_options import gpu_option
 from vtcompress.cli.kinds import FOLDER
 from vtcompress.console import Output
@@ -13,6 +15,7 @@ from vtcompress.console import Output
 if TYPE_CHECKING:
     from export.artifact.engine_set import OpenedSet
     from export.backends.tensorrt.build import EnginePlan
+    from export.clients.pack_file import PackFile
 
 COUNT = click.IntRange(min=1)
 
@@ -116,3 +119,60 @@ def _show_set(out: Output, built: "OpenedSet") -> None:
     out.table("Built", ("engine", "MiB", "seconds"), rows)
     out.line(TARGETS[built.facts.target].proof(built.facts.device))
     out.always(f"written: {built.folder}")
+
+
+@click.command()
+@click.argument("artifact", type=FOLDER)
+@click.option(
+    "--for", "client", type=click.Choice(tuple(CLIENTS)), required=True, help="Which stock client."
+)
+@click.option("--output", type=FOLDER, required=True, help="Folder to write.")
+@click.option("--overwrite", is_flag=True, help="Replace what vtcompress wrote there.")
+@click.option("--no-check", is_flag=True, help="Do not ask the client and the runtime the same.")
+@click.pass_obj
+def pack(
+    out: Output, /, artifact: Path, client: str, output: Path, overwrite: bool, no_check: bool
+) -> None:
+    """Write the folder that a stock client loads, and check it in that client where it is installed.
+
+    What the client cannot do is refused before anything is written. The check asks five questions, and ends
+    with an error where the client's token ids, pixels or answers are not the runtime's.
+    """
+    import vtcompress
+
+    packed = vtcompress.pack(
+        artifact, client, output, overwrite=overwrite, check=not no_check, progress=out
+    )
+    _show_pack(out, packed)
+    out.always(f"written: {output}")
+    out.result(packed.model_dump(mode="json", include={"client", "artifact", "files", "check"}))
+    if differs := packed.check.differs:
+        raise VtcompressError(
+            f"{output}: {client} does not give what the runtime gives: {', '.join(differs)}; "
+            "do not use this folder"
+        )
+
+
+def _show_pack(out: Output, packed: "PackFile") -> None:
+    check = packed.check
+    if check.not_run:
+        out.always(f"not checked: {check.not_run}")
+        return
+    words = {None: "not told", True: "equal", False: "DIFFER"}
+    rows = [
+        (
+            row.question,
+            words[row.token_ids],
+            words[row.pixels_equal] + (f" ({row.pixels:.1g})" if row.pixels else ""),
+            row.wanted,
+            row.found,
+        )
+        for row in check.answers
+    ]
+    out.table(
+        f"{packed.client} beside the runtime",
+        ("question", "token ids", "pixels", "the runtime's answer", "the client's"),
+        rows,
+    )
+    equal = sum(row.wanted == row.found for row in check.answers)
+    out.always(f"checked: {equal} of {len(check.answers)} answers are equal")

@@ -16,7 +16,7 @@ import click
 
 from compressor.errors import ProblemsError, VtcompressError
 from compressor.version import __version__
-from vtcompress.cli.build import build
+from vtcompress.cli.build import build, pack
 from vtcompress.cli.checking import ThresholdMissedError, bench, costs, validate
 from vtcompress.cli.doctor import doctor
 from vtcompress.cli.generating import generate
@@ -117,6 +117,7 @@ for command in (
     report,
     compare,
     build,
+    pack,
     doctor,
     inspect,
     recipes,

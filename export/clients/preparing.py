@@ -1,0 +1,100 @@
+"""Prompts for clients whose own picture processors do not fit: token ids and pixels, by the runtime's steps.
+
+Needs numpy, Pillow and tokenizers; neither torch nor transformers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import numpy as np
+
+from compressor.samples.pictures import Pictures, pictures_of, read_picture
+from export.clients.pack_file import PackFile
+from export.runtime.images import ImageProcessor, of_one_prompt
+from export.runtime.messages import Message, user_message
+from export.runtime.prompter import Prompter
+from export.session.arrays import Array
+
+
+class PreparedPrompt(NamedTuple):
+    """A prompt as a client's graphs take it.
+
+    Attributes:
+        input_ids: [1, S] int32.
+        pixel_values: [I, 3, H, W] in the graphs' dtype; without pictures I is 0.
+        image_tokens: [I] int64, how many of the ids stand for each tile.
+    """
+
+    input_ids: Array
+    pixel_values: Array
+    image_tokens: Array
+
+
+@dataclass(frozen=True)
+class PromptMaker:
+    """Chat template, tokenizer and picture steps of a packed folder; made by `load`.
+
+    Attributes:
+        prompter: writes tokens.
+        images: turns pictures into pixels.
+        facts: what the folder says of itself.
+    """
+
+    prompter: Prompter
+    images: ImageProcessor
+    facts: PackFile
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Read a packed folder.
+
+        Raises:
+            PackError: it is none.
+            ModelError: its tokenizer's files are damaged.
+        """
+        folder = Path(folder)
+        facts = PackFile.load(folder)
+        model, form = facts.model, facts.pictures
+        return cls(
+            Prompter.from_folder(folder, form.token, model.eos_token_ids),
+            ImageProcessor.of_artifact(form, folder, model.tile_rows, model.arrangement),
+            facts,
+        )
+
+    def question(self, question: str, images: Pictures = ()) -> PreparedPrompt:
+        """Return the prompt of a question about pictures, which may be paths, PIL images, arrays or bytes."""
+        pictures = pictures_of(images)
+        return self.conversation([user_message(question, len(pictures))], pictures)
+
+    def conversation(self, messages: Sequence[Message], images: Pictures = ()) -> PreparedPrompt:
+        """Return the prompt of a conversation, up to where the model's answer begins.
+
+        Args:
+            messages: oldest turn first.
+            images: all its pictures in their order.
+
+        Raises:
+            DataError: a picture cannot be read, or the messages do not fit the pictures or the template.
+        """
+        seen = of_one_prompt(
+            [
+                self.images(read_picture(one, f"images[{i}]"))
+                for i, one in enumerate(pictures_of(images))
+            ]
+        )
+        ids = self.prompter.encode(messages, [one.text for one in seen])
+        height, width = self.images.size or (0, 0)
+        none = np.zeros((0, 3, height, width), np.float32)
+        pixels = np.concatenate([none, *(one.pixels for one in seen)])
+        tokens = [one.rows // len(one.pixels) for one in seen for _ in one.pixels]
+        return PreparedPrompt(
+            np.array([ids], np.int32),
+            np.ascontiguousarray(pixels, self.facts.dtype),
+            np.array(tokens, np.int64),
+        )
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of an answer's token ids."""
+        return self.prompter.decode(ids)
