@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from vtcompress.stages.parts.training import train_parts
     from vtcompress.stages.plan import costs, plan
     from vtcompress.stages.searching.run import search
+    from vtcompress.stages.selftest.run import selftest
     from vtcompress.stages.sweep import sweep
     from vtcompress.stages.validate import validate
     from vtcompress.stages.validate_backend import validate_backend
@@ -69,6 +70,7 @@ _HOMES = {
     "models": "vtcompress.stages.models",
     "plan": "vtcompress.stages.plan",
     "search": "vtcompress.stages.searching.run",
+    "selftest": "vtcompress.stages.selftest.run",
     "sweep": "vtcompress.stages.sweep",
     "train_gates": "vtcompress.stages.gates.training",
     "train_parts": "vtcompress.stages.parts.training",
@@ -98,6 +100,7 @@ __all__ = [
     "models",
     "plan",
     "search",
+    "selftest",
     "sweep",
     "train_gates",
     "train_parts",
