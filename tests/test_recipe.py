@@ -86,6 +86,7 @@ def test_the_shortest_recipe_is_identity_with_every_default(tmp_path):
         },
         "image_size": None,
         "logits": "last",
+        "selftest": True,
     }
     check = recipe.validation
     assert (check.data, check.samples, check.seed, check.max_new_tokens) == (None, None, 0, 32)

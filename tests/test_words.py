@@ -36,6 +36,7 @@ SAME = {
     "models": "command and stage",
     "plan": "command and stage",
     "search": "command and stage",
+    "selftest": "command and stage",
     "sweep": "command and stage",
     "run": "each graph pass's: `GraphPass.run`",
     "train_gates": "command, stage and what it calls",

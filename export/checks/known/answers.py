@@ -16,11 +16,11 @@ from pydantic import Field
 from compressor.disk.files import read_json, write_text
 from compressor.errors import ArtifactError
 from compressor.facts import Facts, Positive
-from export.checks.known.told import Digest, Logits, Pixels, Told
+from export.checks.known.sums import Digest, Logits, Pixels, Sums
 from export.results.fidelity import Difference
 
-FOLDER = "selftest"
-KNOWN_FILE = f"{FOLDER}/known.json"
+KNOWN_FOLDER = "selftest"
+KNOWN_FILE = f"{KNOWN_FOLDER}/known.json"
 SELFTEST_FORMAT = 1
 Runs = tuple[tuple[int, Positive], ...]
 
@@ -62,7 +62,7 @@ class KnownPicture(Facts):
     runs: Runs
     text_places: Digest
     visual_places: Digest | None = None
-    vision: tuple[Told, ...]
+    vision: tuple[Sums, ...]
     answer: tuple[int, ...]
     steps: tuple[Logits, ...]
     second: Followed | None = None
@@ -92,8 +92,8 @@ class KnownLayer(LayerEnd):
         visual_states: of visual rows; None: see `visual`.
     """
 
-    text_states: Told
-    visual_states: Told | None = None
+    text_states: Sums
+    visual_states: Sums | None = None
 
 
 class KnownGraphs(Facts):
@@ -108,10 +108,10 @@ class KnownGraphs(Facts):
         layers: what is between layers on the way there; none where they cannot be told.
     """
 
-    vision: tuple[Told, ...]
+    vision: tuple[Sums, ...]
     kept: tuple[int, ...] | None = None
     sizes: tuple[float, ...]
-    embedded: Told
+    embedded: Sums
     logits: Logits | None = None
     layers: tuple[KnownLayer, ...] = ()
 

@@ -15,7 +15,7 @@ from export.checks.known.answers import KnownAnswers, KnownGraphs, KnownPicture
 from export.checks.known.made_calls import MadeCalls
 from export.checks.known.observe import Observed, pairs
 from export.checks.known.report import PARTS, Part, PartName
-from export.checks.known.told import Logits, Pixels, Told, compared
+from export.checks.known.sums import Logits, Pixels, Sums, rows_compared
 from export.results.fidelity import Difference, FidelityLimits
 from export.results.rewrite import MAX_PIXEL_DIFFERENCE
 
@@ -48,7 +48,7 @@ class _Part:
     def logits(self, wanted: Logits, got: Logits, what: str) -> None:
         """Compare logits: those of the likeliest tokens, and if these are right, all by their sums."""
         shape, failed = (1, len(wanted.values)), len(self.failures)
-        pair = compared(shape, [wanted.values], (1, len(got.values)), [got.values], what)
+        pair = rows_compared(shape, [wanted.values], (1, len(got.values)), [got.values], what)
         self.differs(pair, absolute=True)
         if len(self.failures) == failed:
             self.differs(wanted.whole.against(got.whole, f"{what}, all logits"))
@@ -79,7 +79,7 @@ def relative(limits: FidelityLimits) -> FidelityLimits:
 
 
 def widened(limits: FidelityLimits, rounding: Difference | None) -> FidelityLimits:
-    """Return limits for logits that are rounded in between, as those of the export machine's backend are."""
+    """Return limits for logits that are rounded on the way, as the backend of the export rounds them."""
     if rounding is None:
         return limits
     return FidelityLimits(
@@ -122,12 +122,12 @@ def _judge_made(parts: Judging, known: KnownGraphs, made: MadeCalls) -> None:
     """Judge the made-up calls, which read nothing of other parts."""
     vision, decoder = parts["vision"], parts["decoder"]
     if made.vision is not None:
-        _judge_rows(vision, known.vision, tuple(map(Told.of, made.vision)), "made-up pixels")
+        _judge_rows(vision, known.vision, tuple(map(Sums.of, made.vision)), "made-up pixels")
         kept = None if made.kept is None else tuple(np.asarray(made.kept).tolist())
         if kept != known.kept:
             vision.failures.append("made-up pixels: other visual rows are kept than are known")
     if made.embedded is not None:
-        told = Told.of(made.embedded[0])
+        told = Sums.of(made.embedded[0])
         decoder.differs(known.embedded.against(told, "embeddings of made-up tokens"))
     if known.logits is not None and made.logits is not None:
         got = Logits.at(made.logits, known.logits.ids)
@@ -231,7 +231,7 @@ def _spread(runs: Sequence[tuple[int, int]]) -> list[int]:
     return [token for token, count in runs for _ in range(count)]
 
 
-def _judge_rows(part: _Part, known: Sequence[Told], found: Sequence[Told], what: str) -> None:
+def _judge_rows(part: _Part, known: Sequence[Sums], found: Sequence[Sums], what: str) -> None:
     if len(known) != len(found):
         part.failures.append(f"{what}: gives {len(found)} arrays, known are {len(known)}")
     for number, (wanted, got) in enumerate(zip(known, found, strict=False)):

@@ -15,7 +15,7 @@ from export.checks.known.answers import KnownGraphs, KnownLayer, LayerEnd
 from export.checks.known.judge import relative
 from export.checks.known.made_calls import made_calls
 from export.checks.known.report import Located
-from export.checks.known.told import Told
+from export.checks.known.sums import Sums
 from export.graphs.spec import GraphSpec, TensorSpec
 from export.results.fidelity import Difference, FidelityLimits
 from export.session.arrays import Array
@@ -110,7 +110,7 @@ def located(
     """Return the first layer behind which states are others than are known."""
     limits = relative(limits)
     if embedded is not None:
-        told = known.embedded.against(Told.of(embedded[0]), "embeddings")
+        told = known.embedded.against(Sums.of(embedded[0]), "embeddings")
         if words := _missed(told, limits):
             return Located(layer=None, line=f"states part in front of the layers: {words}")
     for one in known.layers:
@@ -122,7 +122,7 @@ def located(
             if name is None or wanted is None or name not in states:
                 continue
             what = f"{kind} rows behind layer {one.layer}"
-            if words := _missed(wanted.against(Told.of(states[name][0]), what), limits):
+            if words := _missed(wanted.against(Sums.of(states[name][0]), what), limits):
                 line = f"states part in layer {one.layer} of {len(known.layers)}: {words}"
                 return Located(layer=one.layer, line=line)
     count = len(known.layers)
@@ -146,8 +146,8 @@ def told_layers(layers: Sequence[LayerEnd], found: Mapping[str, States]) -> tupl
         text = states.get(one.text)
         if text is None or not np.isfinite(text.astype(np.float64)).all():
             break
-        seen = None if visual is None or not visual.size else Told.of(visual[0])
+        seen = None if visual is None or not visual.size else Sums.of(visual[0])
         told.append(
-            KnownLayer(**one.model_dump(), text_states=Told.of(text[0]), visual_states=seen)
+            KnownLayer(**one.model_dump(), text_states=Sums.of(text[0]), visual_states=seen)
         )
     return tuple(told)

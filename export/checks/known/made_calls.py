@@ -16,7 +16,7 @@ from compressor.facts import ModelFacts
 from compressor.samples.layout import Pictured, layout_around
 from export.checks.known.answers import KnownGraphs
 from export.checks.known.observe import TOP
-from export.checks.known.told import Logits, Told, rounded
+from export.checks.known.sums import Logits, Sums, as_stored_number
 from export.session.arrays import Array
 from export.session.feeds import CallRows, prompt_rows
 from export.session.session import Session, look
@@ -88,7 +88,7 @@ def _run(
     found.at = "decoder"
     ids = (np.arange(TEXT) * 7919 + 11) % facts.decoder.vocab
     found.embedded = session.embed(ids[None])
-    sizes = known.sizes if known else sizes_of(seen.features)
+    sizes = known.sizes if known else root_mean_squares(seen.features)
     made = tuple(
         (noise(part.shape, number) * size).astype(part.dtype)
         for number, (part, size) in enumerate(zip(seen.features, sizes, strict=True), 2)
@@ -104,10 +104,10 @@ def _run(
         found.logits = logits[0, -1]
 
 
-def sizes_of(features: tuple[Array, ...]) -> tuple[float, ...]:
+def root_mean_squares(features: tuple[Array, ...]) -> tuple[float, ...]:
     """Return the root mean square of each array."""
     squares = (float(np.square(part.astype(np.float64)).mean()) for part in features)
-    return tuple(rounded(math.sqrt(square)) for square in squares)
+    return tuple(as_stored_number(math.sqrt(square)) for square in squares)
 
 
 def noise(shape: tuple[int, ...], number: int) -> Array:
@@ -132,9 +132,9 @@ def known_graphs(found: MadeCalls) -> KnownGraphs | None:
     if found.vision is None or found.embedded is None:
         return None
     return KnownGraphs(
-        vision=tuple(Told.of(part) for part in found.vision),
+        vision=tuple(Sums.of(part) for part in found.vision),
         kept=None if found.kept is None else tuple(np.asarray(found.kept).tolist()),
-        sizes=sizes_of(found.vision),
-        embedded=Told.of(found.embedded[0]),
+        sizes=root_mean_squares(found.vision),
+        embedded=Sums.of(found.embedded[0]),
         logits=None if found.logits is None else Logits.of(found.logits, TOP),
     )

@@ -10,8 +10,8 @@ import numpy as np
 from compressor.arrangement import Arrangement
 from compressor.errors import VtcompressError
 from compressor.samples.layout import VisualRows
-from export.checks.known.answers import FOLDER, Followed, KnownPicture
-from export.checks.known.told import Logits, Pixels, Told, digest_of, runs_of
+from export.checks.known.answers import KNOWN_FOLDER, Followed, KnownPicture
+from export.checks.known.sums import Logits, Pixels, Sums, places_digest, token_runs
 from export.runtime.core import RuntimeCore
 from export.runtime.image_prefix import prefill_images
 from export.runtime.images import rows_of
@@ -26,7 +26,7 @@ TOP_LATER = 5
 
 
 @dataclass(frozen=True)
-class Forced(AnswerOptions):
+class KnownTokens(AnswerOptions):
     """Takes the tokens of an answer that is known, whatever the logits say; without one the likeliest.
 
     Attributes:
@@ -59,7 +59,7 @@ class Observed:
     runs: tuple[tuple[int, int], ...] | None = None
     text_places: str | None = None
     visual_places: str | None = None
-    vision: tuple[Told, ...] | None = None
+    vision: tuple[Sums, ...] | None = None
     steps: list[Logits] = field(default_factory=list)
     likeliest: list[int] = field(default_factory=list)
     second_runs: tuple[tuple[int, int], ...] | None = None
@@ -132,7 +132,7 @@ def _run(
     found.pixels = Pixels.of(seen[0].pixels)
     found.at = "prompt"
     ids = core.encode([user_message(question, 1)], seen)
-    found.runs = runs_of(ids)
+    found.runs = token_runs(ids)
     prompt = core.prompt_of(ids, seen)
     found.at = "decoder"
     chosen = core.session.rows_kept is not None
@@ -141,7 +141,7 @@ def _run(
         rows = prompt_rows(prompt.layout, text, *rows_of(core.session, prompt.seen))
         _tell_rows(found, rows, chosen=chosen)
         return
-    forced = Forced(max_new_tokens=steps, answer=known.answer if known else ())
+    forced = KnownTokens(max_new_tokens=steps, answer=known.answer if known else ())
     for number, step in enumerate(core.steps([prompt], forced)):
         if not number and watched.rows is not None:
             _tell_rows(found, watched.rows, chosen=chosen)
@@ -170,16 +170,18 @@ def _tell_rows(found: Observed, rows: CallRows, *, chosen: bool) -> None:
         else (rows.positions[:, :visual], rows.positions[:, visual:])
     )
     of_all = () if chosen else (rows.visual_index, of_visual)
-    found.text_places = digest_of(rows.text_index, of_text, *of_all)
-    found.visual_places = digest_of(rows.visual_index, of_visual) if chosen else None
-    found.vision = tuple(Told.of(np.asarray(part)[0]) for part in (rows.visual, *rows.deepstack))
+    found.text_places = places_digest(rows.text_index, of_text, *of_all)
+    found.visual_places = places_digest(rows.visual_index, of_visual) if chosen else None
+    found.vision = tuple(Sums.of(np.asarray(part)[0]) for part in (rows.visual, *rows.deepstack))
 
 
 def _tell_second(found: Observed, core: RuntimeCore, picture: Path, known: Followed) -> None:
     """Ask the second question behind the kept picture."""
     prefix = prefill_images(core, picture)
     reply = prefix.answer(known.question, max_new_tokens=1, generation_config=False)
-    found.second_runs = runs_of(core.encode([user_message(known.question, 1)], core.look(picture)))
+    found.second_runs = token_runs(
+        core.encode([user_message(known.question, 1)], core.look(picture))
+    )
     found.second = Logits.at(reply.first_logits, known.first.ids)
 
 
@@ -188,7 +190,7 @@ def known_second(runtime: RuntimeCore, picture: Path, question: str) -> Followed
     seen = runtime.look(picture)
     ids = runtime.encode([user_message(question, 1)], seen)
     logits, _ = runtime.prefill([runtime.prompt_of(ids, seen)])
-    return Followed(question=question, runs=runs_of(ids), first=Logits.of(logits[0], TOP))
+    return Followed(question=question, runs=token_runs(ids), first=Logits.of(logits[0], TOP))
 
 
 def known_picture(
@@ -207,7 +209,7 @@ def known_picture(
     Raises:
         VtcompressError: the picture and the question do not fit the model or its caches.
     """
-    picture = folder / FOLDER / name
+    picture = folder / KNOWN_FOLDER / name
     found = Observed()
     _run(found, runtime, picture, question, steps, None)
     if found.pixels is None or found.runs is None or found.text_places is None or not found.vision:

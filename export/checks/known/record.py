@@ -9,7 +9,7 @@ from compressor.errors import VtcompressError, first_line
 from compressor.samples.made_pictures import MADE_PICTURES
 from export.backends.checked_on import CHECKED_ON
 from export.checks.fidelity import how_different
-from export.checks.known.answers import FOLDER, KnownAnswers, KnownPicture, all_finite
+from export.checks.known.answers import KNOWN_FOLDER, KnownAnswers, KnownPicture, all_finite
 from export.checks.known.made_calls import known_graphs, made_calls
 from export.checks.known.observe import known_picture, observe, pairs
 from export.results.fidelity import Difference
@@ -27,7 +27,7 @@ STEPS = (8, 2, 2, 2)
 NOT_IN_MEMORY = "the weights were never in memory when the artifact was made (streamed)"
 
 
-def record(runtime: RuntimeCore, folder: Path, *, decoder: bool = True) -> KnownAnswers:
+def record_known(runtime: RuntimeCore, folder: Path, *, decoder: bool = True) -> KnownAnswers:
     """Write the made pictures into an artifact under construction, and return what its runtime has of them.
 
     Args:
@@ -35,11 +35,11 @@ def record(runtime: RuntimeCore, folder: Path, *, decoder: bool = True) -> Known
         folder: of the artifact.
         decoder: run it; False: of it and of caches nothing is recorded.
     """
-    (folder / FOLDER).mkdir(exist_ok=True)
+    (folder / KNOWN_FOLDER).mkdir(exist_ok=True)
     pictures, left_out = [], []
     for number, made in enumerate(MADE_PICTURES):
         name = f"{made.name}.png"
-        made.image().save(folder / FOLDER / name, "PNG", optimize=True)
+        made.image().save(folder / KNOWN_FOLDER / name, "PNG")
         steps = STEPS[number] if decoder else 0
         second = "" if number or not decoder else SECOND
         found = _tried(
@@ -51,7 +51,7 @@ def record(runtime: RuntimeCore, folder: Path, *, decoder: bool = True) -> Known
             pictures.append(found)
         else:
             left_out.append(f"decoder: {name}: {found}")
-            (folder / FOLDER / name).unlink()
+            (folder / KNOWN_FOLDER / name).unlink()
     calls = made_calls(runtime.session, runtime.facts, decoder=decoder)
     graphs = known_graphs(calls)
     if calls.error:
@@ -87,7 +87,7 @@ def rounding_of(runtime: RuntimeCore, folder: Path, known: KnownAnswers) -> Diff
     """
     found: list[Difference] = []
     for one in known.pictures:
-        picture = folder / FOLDER / one.image
+        picture = folder / KNOWN_FOLDER / one.image
         got = observe(runtime, picture, one.question, len(one.steps), one)
         for what, wanted, seen in pairs(one, got):
             values = np.array([wanted.values]), np.array([seen.values])

@@ -7,7 +7,7 @@ from export.artifact.manifest import KnownFacts
 from export.backends.checked_on import OnnxSession
 from export.checks.bfloat16 import ShadowSession, open_for_checks
 from export.checks.known.answers import KnownAnswers, KnownGraphs, KnownLayer
-from export.checks.known.record import record, rounding_of
+from export.checks.known.record import record_known, rounding_of
 from export.runtime.runtime import Runtime
 from vtcompress.stages.exporting.job import Job
 from vtcompress.stages.exporting.torch_side import Written
@@ -27,7 +27,7 @@ def known_answers(
     if not job.recipe.export.selftest:
         return None
     job.progress.say("recording known answers")
-    return record(_runtime(written, folder, session), folder)
+    return record_known(_runtime(written, folder, session), folder)
 
 
 def with_rounding(
@@ -44,7 +44,7 @@ def known_without_decoder(job: Job, written: Written, folder: Path) -> KnownAnsw
         return None
     job.progress.say("recording known answers, but for the decoder's")
     session = open_for_checks(folder, written.graphs, job.recipe.export.dtype, mapped=True)
-    return record(_runtime(written, folder, session), folder, decoder=False)
+    return record_known(_runtime(written, folder, session), folder, decoder=False)
 
 
 def write_known(

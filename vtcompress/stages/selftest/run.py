@@ -14,7 +14,7 @@ from export.artifact.artifact import RECIPE_FILE, Artifact
 from export.backends.backend import Options
 from export.backends.checked_on import CHECKED_ON
 from export.backends.registry import find_backend, open_session
-from export.checks.known.answers import FOLDER, KnownAnswers
+from export.checks.known.answers import KNOWN_FOLDER, KnownAnswers
 from export.checks.known.judge import judge, widened
 from export.checks.known.locate import located, states_of
 from export.checks.known.made_calls import made_calls
@@ -80,7 +80,7 @@ def selftest(
         made = made_calls(session, manifest.model, known.graphs, decoder=with_decoder)
     pictures = progress.track(known.pictures, "pictures", len(known.pictures))
     found = [
-        observe(runtime, path / FOLDER / one.image, one.question, len(one.steps), one)
+        observe(runtime, path / KNOWN_FOLDER / one.image, one.question, len(one.steps), one)
         for one in pictures
     ]
     report = SelftestReport(

@@ -29,7 +29,7 @@ Row = tuple[float, ...]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-class Told(Facts):
+class Sums(Facts):
     """What is kept of an array.
 
     Attributes:
@@ -41,13 +41,13 @@ class Told(Facts):
     sums: tuple[Row, ...]
 
     @classmethod
-    def of(cls, array: Array) -> "Told":
+    def of(cls, array: Array) -> "Sums":
         """Return what is kept of an array of any shape, one axis at least."""
         return cls(shape=array.shape, sums=tuple(map(numbers, summed(array))))
 
-    def against(self, found: "Told", what: str) -> Difference | str:
+    def against(self, found: "Sums", what: str) -> Difference | str:
         """Return how far what was found is from this; or that its shape is another."""
-        return compared(self.shape, self.sums, found.shape, found.sums, what)
+        return rows_compared(self.shape, self.sums, found.shape, found.sums, what)
 
 
 class Pixels(Facts):
@@ -57,7 +57,7 @@ class Pixels(Facts):
         shape: [tiles, 3, H, W].
         sha256: of the values, float32, little-endian.
         sampled: some of them, evenly spaced.
-        sums: as of `Told`.
+        sums: as of `Sums`.
     """
 
     shape: tuple[int, ...]
@@ -74,7 +74,7 @@ class Pixels(Facts):
             shape=values.shape,
             sha256=hashlib.sha256(flat.tobytes()).hexdigest(),
             sampled=numbers(flat[places]),
-            sums=Told.of(values).sums,
+            sums=Sums.of(values).sums,
         )
 
 
@@ -90,7 +90,7 @@ class Logits(Facts):
 
     ids: tuple[int, ...]
     values: Row
-    whole: Told
+    whole: Sums
     margin: float
 
     @classmethod
@@ -105,8 +105,10 @@ class Logits(Facts):
     def at(cls, logits: Array, ids: Sequence[int], margin: float = 0.0) -> "Logits":
         """Return what is kept of logits [vocab] at given tokens."""
         values = logits[list(ids)].astype(np.float64)
-        whole = Told.of(logits[None])
-        return cls(ids=tuple(ids), values=numbers(values), whole=whole, margin=rounded(margin))
+        whole = Sums.of(logits[None])
+        return cls(
+            ids=tuple(ids), values=numbers(values), whole=whole, margin=as_stored_number(margin)
+        )
 
 
 def summed(array: Array) -> Array:
@@ -123,7 +125,7 @@ def summed(array: Array) -> Array:
     return found
 
 
-def compared(
+def rows_compared(
     shape: Sequence[int],
     wanted: Sequence[Row],
     found_shape: Sequence[int],
@@ -136,17 +138,17 @@ def compared(
     return how_different(what, np.array(wanted), np.array(found))
 
 
-def rounded(number: float) -> float:
+def as_stored_number(number: float) -> float:
     """Return a number as it is stored."""
     return float(f"{number:.{DIGITS}g}")
 
 
 def numbers(values: Array) -> Row:
     """Return numbers as they are stored."""
-    return tuple(rounded(float(value)) for value in values)
+    return tuple(as_stored_number(float(value)) for value in values)
 
 
-def runs_of(ids: Sequence[int]) -> tuple[tuple[int, int], ...]:
+def token_runs(ids: Sequence[int]) -> tuple[tuple[int, int], ...]:
     """Return tokens as pairs of a token and how often it stands there in a row."""
     found: list[tuple[int, int]] = []
     for token in ids:
@@ -157,7 +159,7 @@ def runs_of(ids: Sequence[int]) -> tuple[tuple[int, int], ...]:
     return tuple(found)
 
 
-def digest_of(*arrays: Array | None) -> str:
+def places_digest(*arrays: Array | None) -> str:
     """Return the sha256 of whole numbers; None: there are none."""
     total = hashlib.sha256()
     for array in arrays:
