@@ -53,6 +53,13 @@ class _Part:
         if len(self.failures) == failed:
             self.differs(wanted.whole.against(got.whole, f"{what}, all logits"))
 
+    def ended(self, what: str, error: str, *, refused: bool) -> None:
+        """Note an error; a call that is refused for its size tells nothing."""
+        if refused:
+            self.skip(f"{what}: {error}")
+        else:
+            self.failures.append(f"{what}: {error}")
+
     def skip(self, words: str) -> None:
         """Note what is not judged, once."""
         if words not in self.skipped:
@@ -134,7 +141,7 @@ def _judge_made(parts: Judging, known: KnownGraphs, made: MadeCalls) -> None:
         decoder.logits(known.logits, got, "made-up rows")
     if made.error:
         failed = vision if made.at == "vision" else decoder
-        failed.failures.append(f"made-up numbers: {made.error}")
+        failed.ended("made-up numbers", made.error, refused=made.refused)
 
 
 def _judge_picture(parts: Judging, known: KnownPicture, found: Observed) -> None:
@@ -146,7 +153,7 @@ def _judge_picture(parts: Judging, known: KnownPicture, found: Observed) -> None
 
     if found.error:
         at: PartName = next(name for name in PARTS if name == found.at)
-        parts[at].failures.append(f"{known.image}: {found.error}")
+        parts[at].ended(known.image, found.error, refused=found.refused)
     if found.pixels is not None:
         _judge_pixels(parts["preprocessing"], known, found.pixels)
     _judge_prompt(parts["prompt"], known, found)

@@ -15,7 +15,7 @@ from compressor.errors import VtcompressError
 from compressor.facts import ModelFacts
 from compressor.samples.layout import Pictured, layout_around
 from export.checks.known.answers import KnownGraphs
-from export.checks.known.observe import TOP
+from export.checks.known.observe import TOP, is_refusal
 from export.checks.known.sums import Logits, Sums, as_stored_number
 from export.session.arrays import Array
 from export.session.feeds import CallRows, prompt_rows
@@ -38,6 +38,7 @@ class MadeCalls:
         logits: [vocab] at its last row.
         at: the part that was at work last.
         error: that ended it.
+        refused: see `Observed`.
     """
 
     vision: tuple[Array, ...] | None = None
@@ -47,6 +48,7 @@ class MadeCalls:
     logits: Array | None = None
     at: str = "vision"
     error: str = ""
+    refused: bool = False
 
 
 def made_calls(
@@ -65,6 +67,7 @@ def made_calls(
         _run(found, session, facts, known, decoder=decoder)
     except VtcompressError as error:
         found.error = str(error)
+        found.refused = is_refusal(error)
     return found
 
 

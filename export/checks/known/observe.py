@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 
 from compressor.arrangement import Arrangement
-from compressor.errors import VtcompressError
+from compressor.errors import BackendError, DataError, VtcompressError
 from compressor.samples.layout import VisualRows
 from export.checks.known.answers import KNOWN_FOLDER, Followed, KnownPicture
 from export.checks.known.sums import Logits, Pixels, Sums, places_digest, token_runs
@@ -20,6 +20,9 @@ from export.runtime.sampling import AnswerOptions, Pick, greedy
 from export.session.arrays import Array
 from export.session.feeds import CallRows, prompt_rows
 from export.session.session import Past, Session
+
+GRAPHS = ("vision", "decoder", "cache")
+"""The parts that graphs compute."""
 
 TOP = 50
 TOP_LATER = 5
@@ -53,6 +56,7 @@ class Observed:
         likeliest: tokens that greedy decoding would have taken behind the tokens that were.
         at: the part that was at work last.
         error: that ended it.
+        refused: it ended because a call is larger than what engines were built for.
     """
 
     pixels: Pixels | None = None
@@ -66,6 +70,7 @@ class Observed:
     second: Logits | None = None
     at: str = "preprocessing"
     error: str = ""
+    refused: bool = False
 
 
 @dataclass
@@ -115,7 +120,13 @@ def observe(
         _run(found, runtime, picture, question, steps, known)
     except VtcompressError as error:
         found.error = str(error)
+        found.refused = is_refusal(error) and found.at in GRAPHS
     return found
+
+
+def is_refusal(error: VtcompressError) -> bool:
+    """Whether graphs did not run because of the size of a call, which engines have limits for."""
+    return isinstance(error, BackendError | DataError)
 
 
 def _run(
