@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,11 @@ from export.runtime.images import ImageProcessor
 from export.runtime.runtime import Runtime
 from export.session.feeds import CallRows
 from export.session.session import GraphSession
+from vtcompress.stages.exporting.known_answers import (
+    known_answers,
+    known_without_decoder,
+    write_known,
+)
 from vtcompress.stages.selftest import run as stage
 
 CPU_BACKENDS = ("onnxruntime", "openvino")
@@ -368,6 +374,17 @@ def test_whole_numbers_say_how_far_they_round_and_a_real_fault_is_more(
     assert report.first_wrong == "decoder"
     assert report.located is not None
     assert report.located.layer == 1
+
+
+def test_a_recipe_can_leave_known_answers_out(tmp_path: Path) -> None:
+    recipe = vtcompress.load_recipe("identity").override({"export.selftest": False})
+    job: Any = SimpleNamespace(recipe=recipe)
+    nothing: Any = None
+    known = known_answers(job, nothing, tmp_path, nothing)
+    assert known is None
+    assert known_without_decoder(job, nothing, tmp_path) is None
+    assert write_known(job, nothing, tmp_path, known) is None
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_warmed_up_runtime_answers_as_another_and_has_loaded_its_graphs(

@@ -133,7 +133,7 @@ def _judge_made(parts: Judging, known: KnownGraphs, made: MadeCalls) -> None:
         kept = None if made.kept is None else tuple(np.asarray(made.kept).tolist())
         if kept != known.kept:
             vision.failures.append("made-up pixels: other visual rows are kept than are known")
-    if made.embedded is not None:
+    if made.embedded is not None and known.logits is not None:
         told = Sums.of(made.embedded[0])
         decoder.differs(known.embedded.against(told, "embeddings of made-up tokens"))
     if known.logits is not None and made.logits is not None:

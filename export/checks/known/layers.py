@@ -38,7 +38,9 @@ def record_layers(
             make_shadow(model.graph)
             spec = shadow_spec(spec)
         content = ir.to_proto(model).SerializeToString() + more_outputs(names)
-        return OnnxGraph(folder, spec, content=content, exact=True, mapped=True)
+        # Else casts of weights are folded into copies of all of them.
+        whole = dtype != "float16"
+        return OnnxGraph(folder, spec, content=content, exact=True, mapped=True, optimized=whole)
 
     session = open_for_checks(folder, graphs, dtype, mapped=True)
     _, found = states_of(session, facts, known, watch, ends)
