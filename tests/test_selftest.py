@@ -330,11 +330,8 @@ def test_another_likeliest_token_is_a_fault_unless_two_are_as_likely(
             "steps": (step.model_copy(update={"margin": margin}),),
         }
     )
-    known.model_copy(update={"pictures": (another, *others)}).save(artifact)
-    path = artifact / "manifest.json"
-    document = json.loads(path.read_text(encoding="utf-8"))
-    document["files"][KNOWN_FILE]["size"] = (artifact / KNOWN_FILE).stat().st_size
-    path.write_text(json.dumps(document), encoding="utf-8")
+    written = known.model_copy(update={"pictures": (another, *others)})
+    changed(artifact, lambda d: d.update(json.loads(written.model_dump_json(exclude_none=True))))
     report = examined(artifact)
     assert report.first_wrong == wrong
     assert bool(report.parts[3].notes) == (wrong is None)
@@ -374,6 +371,52 @@ def test_whole_numbers_say_how_far_they_round_and_a_real_fault_is_more(
     assert report.first_wrong == "decoder"
     assert report.located is not None
     assert report.located.layer == 1
+
+
+def changed(artifact: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the known answers of an artifact."""
+    document = json.loads((artifact / KNOWN_FILE).read_text(encoding="utf-8"))
+    change(document)
+    (artifact / KNOWN_FILE).write_text(json.dumps(document), encoding="utf-8")
+    path = artifact / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest["files"][KNOWN_FILE]["size"] = (artifact / KNOWN_FILE).stat().st_size
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda d: d.update(selftest_format=2), "selftest_format: written for a newer vtcompress"),
+        (lambda d: d["pictures"][0].update(image="../x.png"), "String should match pattern"),
+        (lambda d: d["pictures"][0]["answer"].pop(), "answer and steps differ in number"),
+        (lambda d: d["pictures"][0]["pixels"]["sums"].pop(), "at least 4 items"),
+        (lambda d: d["graphs"]["sizes"].append(1.0), "vision and sizes differ in number"),
+        (lambda d: d["pictures"][1]["steps"][0]["values"].pop(), "ids and values differ in number"),
+    ],
+)
+def test_damaged_known_answers_are_refused_in_a_line(
+    artifact: Path, change: Callable[[dict[str, Any]], None], said: str
+) -> None:
+    changed(artifact, change)
+    with pytest.raises(ArtifactError) as caught:
+        examined(artifact)
+    assert said in str(caught.value)
+
+
+def test_known_answers_of_something_else_end_in_no_trace(artifact: Path) -> None:
+    def change(document: dict[str, Any]) -> None:
+        document["pictures"][0]["runs"][0][1] = 10**15
+        document["pictures"][1]["steps"][0]["ids"][3] = 10**9
+        document["graphs"]["layers"][1]["text"] = "nothing"
+
+    changed(artifact, change)
+    report = examined(artifact, locate=True)
+    assert report.parts[1].failures[0].startswith("wide.png: other tokens from place 1 on")
+    assert report.parts[3].failures == (
+        "high.png: the known answers name the token 1000000000, and there are 48",
+    )
+    assert "nothing" in report.not_located
 
 
 def test_a_recipe_can_leave_known_answers_out(tmp_path: Path) -> None:

@@ -9,14 +9,14 @@ rounding, 0.008 of a logit of 20, is more than the 0.001 that two backends may d
 
 import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from compressor.disk.files import read_json, write_text
 from compressor.errors import ArtifactError
 from compressor.facts import Facts, Positive
-from export.checks.known.sums import Digest, Logits, Pixels, Sums
+from export.checks.known.sums import Digest, Logits, Pixels, Sums, TokenId
 from export.results.fidelity import Difference
 
 KNOWN_FOLDER = "selftest"
@@ -63,9 +63,15 @@ class KnownPicture(Facts):
     text_places: Digest
     visual_places: Digest | None = None
     vision: tuple[Sums, ...]
-    answer: tuple[int, ...]
+    answer: tuple[TokenId, ...]
     steps: tuple[Logits, ...]
     second: Followed | None = None
+
+    @model_validator(mode="after")
+    def _logits_of_each_token(self) -> Self:
+        if len(self.answer) != len(self.steps):
+            raise ValueError("answer and steps differ in number")
+        return self
 
 
 class LayerEnd(Facts):
@@ -114,6 +120,12 @@ class KnownGraphs(Facts):
     embedded: Sums
     logits: Logits | None = None
     layers: tuple[KnownLayer, ...] = ()
+
+    @model_validator(mode="after")
+    def _a_size_for_each_array(self) -> Self:
+        if len(self.sizes) != len(self.vision):
+            raise ValueError("vision and sizes differ in number")
+        return self
 
 
 class KnownAnswers(Facts):

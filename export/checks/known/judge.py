@@ -5,8 +5,9 @@ fidelity. Sums of rows are judged as layers are by themselves, without the absol
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, repeat
 
 import numpy as np
 
@@ -203,7 +204,7 @@ def _judge_second(parts: Judging, known: KnownPicture, found: Observed) -> None:
 def _judge_pixels(part: _Part, known: KnownPicture, found: Pixels) -> None:
     wanted, name = known.pixels, known.image
     part.compared += 1
-    if found.shape != wanted.shape:
+    if found.shape != wanted.shape or len(found.sampled) != len(wanted.sampled):
         part.failures.append(f"{name}: becomes {[*found.shape]}, known is {[*wanted.shape]}")
     elif found.sha256 != wanted.sha256:
         sampled = np.abs(np.subtract(found.sampled, wanted.sampled))
@@ -225,7 +226,7 @@ def _judge_prompt(part: _Part, known: KnownPicture, found: Observed) -> None:
     part.compared += 1
     if found.runs != known.runs:
         either = zip(_spread(known.runs), _spread(found.runs), strict=False)
-        lengths = len(_spread(found.runs)), len(_spread(known.runs))
+        lengths = [sum(count for _, count in runs) for runs in (found.runs, known.runs)]
         place = next((i for i, (a, b) in enumerate(either) if a != b), min(lengths))
         part.failures.append(
             f"{known.image}: other tokens from place {place} on ({lengths[0]}, known are {lengths[1]})"
@@ -234,8 +235,8 @@ def _judge_prompt(part: _Part, known: KnownPicture, found: Observed) -> None:
         part.failures.append(f"{known.image}: rows stand at other places, or at other positions")
 
 
-def _spread(runs: Sequence[tuple[int, int]]) -> list[int]:
-    return [token for token, count in runs for _ in range(count)]
+def _spread(runs: Sequence[tuple[int, int]]) -> Iterator[int]:
+    return chain.from_iterable(repeat(token, count) for token, count in runs)
 
 
 def _judge_rows(part: _Part, known: Sequence[Sums], found: Sequence[Sums], what: str) -> None:

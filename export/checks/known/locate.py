@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from compressor.errors import ArtifactError
 from compressor.facts import ModelFacts
 from export.checks.fidelity import missed_limits
 from export.checks.known.answers import KnownGraphs, KnownLayer, LayerEnd
@@ -20,6 +21,9 @@ from export.graphs.spec import GraphSpec, TensorSpec
 from export.results.fidelity import Difference, FidelityLimits
 from export.session.arrays import Array
 from export.session.session import GraphSession, as_array
+
+ROWS_AXES = 3
+"""Of rows: batch, rows, width."""
 
 States = dict[str, Array]
 """Values of a graph by their names."""
@@ -122,6 +126,8 @@ def located(
             if name is None or wanted is None or name not in states:
                 continue
             what = f"{kind} rows behind layer {one.layer}"
+            if states[name].ndim != ROWS_AXES:
+                raise ArtifactError([f"{name} of the graph {one.graph} holds no rows"])
             if words := _missed(wanted.against(Sums.of(states[name][0]), what), limits):
                 line = f"states part in layer {one.layer} of {len(known.layers)}: {words}"
                 return Located(layer=one.layer, line=line)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compressor.errors import VtcompressError
+from compressor.errors import ArtifactError, VtcompressError
 from compressor.facts import ModelFacts
 from compressor.samples.layout import Pictured, layout_around
 from export.checks.known.answers import KnownGraphs
@@ -92,19 +92,31 @@ def _run(
     ids = (np.arange(TEXT) * 7919 + 11) % facts.decoder.vocab
     found.embedded = session.embed(ids[None])
     sizes = known.sizes if known else root_mean_squares(seen.features)
+    if len(sizes) != len(seen.features):
+        raise ArtifactError(
+            [f"the vision graph gives {len(seen.features)} arrays, known are {len(sizes)}"]
+        )
     made = tuple(
         (noise(part.shape, number) * size).astype(part.dtype)
         for number, (part, size) in enumerate(zip(seen.features, sizes, strict=True), 2)
     )
     kept = seen.kept
-    if known is not None and known.kept is not None:
-        kept = np.array(known.kept, np.int64)
+    if known is not None and known.kept is not None and kept is not None:
+        of_known = np.array(known.kept, np.int64)
+        # Others are told as such; here they must be places of the picture.
+        kept = of_known if fits(of_known, kept, count) else kept
     layout = layout_around(ids, (count,), facts=facts, grid=grid)
     found.rows = prompt_rows(layout, found.embedded, made, kept)
     if decoder:
         session.check_room(None, found.rows.visual_index.shape[1], TEXT)
         logits, _ = session.decode(found.rows, session.empty_past(1))
         found.logits = logits[0, -1]
+
+
+def fits(places: Array, kept: Array, count: int) -> bool:
+    """Whether numbers are places among the rows of a picture, as many as are kept."""
+    inside = bool(((places >= 0) & (places < count)).all())
+    return inside and places.shape == np.asarray(kept).shape
 
 
 def root_mean_squares(features: tuple[Array, ...]) -> tuple[float, ...]:

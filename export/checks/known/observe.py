@@ -189,6 +189,8 @@ def _tell_rows(found: Observed, rows: CallRows, *, chosen: bool) -> None:
 def _tell_second(found: Observed, core: RuntimeCore, picture: Path, known: Followed) -> None:
     """Ask the second question behind the kept picture."""
     prefix = prefill_images(core, picture)
+    if not prefix.rows:  # what becomes of visual rows depends on the question
+        return
     reply = prefix.answer(known.question, max_new_tokens=1, generation_config=False)
     found.second_runs = token_runs(
         core.encode([user_message(known.question, 1)], core.look(picture))

@@ -8,11 +8,12 @@ against them; a single number that is wrong is in one of them.
 
 import hashlib
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from compressor.errors import ArtifactError
 from compressor.facts import Facts
 from export.checks.fidelity import how_different
 from export.results.fidelity import Difference
@@ -26,6 +27,9 @@ DIGITS = 8
 _SIGNS = 0x9E3779B1
 
 Row = tuple[float, ...]
+SumRow = Annotated[Row, Field(min_length=WIDTH, max_length=WIDTH)]
+SumRows = Annotated[tuple[SumRow, ...], Field(min_length=GROUPS, max_length=GROUPS)]
+TokenId = Annotated[int, Field(ge=0)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -38,7 +42,7 @@ class Sums(Facts):
     """
 
     shape: tuple[int, ...]
-    sums: tuple[Row, ...]
+    sums: SumRows
 
     @classmethod
     def of(cls, array: Array) -> "Sums":
@@ -62,8 +66,8 @@ class Pixels(Facts):
 
     shape: tuple[int, ...]
     sha256: Digest
-    sampled: Row
-    sums: tuple[Row, ...]
+    sampled: Annotated[Row, Field(max_length=SAMPLED)]
+    sums: SumRows
 
     @classmethod
     def of(cls, values: Array) -> "Pixels":
@@ -88,10 +92,16 @@ class Logits(Facts):
         margin: how far the second one is behind the first.
     """
 
-    ids: tuple[int, ...]
+    ids: Annotated[tuple[TokenId, ...], Field(min_length=1)]
     values: Row
     whole: Sums
     margin: float
+
+    @model_validator(mode="after")
+    def _a_value_for_each_token(self) -> Self:
+        if len(self.ids) != len(self.values):
+            raise ValueError("ids and values differ in number")
+        return self
 
     @classmethod
     def of(cls, logits: Array, count: int) -> "Logits":
@@ -103,7 +113,15 @@ class Logits(Facts):
 
     @classmethod
     def at(cls, logits: Array, ids: Sequence[int], margin: float = 0.0) -> "Logits":
-        """Return what is kept of logits [vocab] at given tokens."""
+        """Return what is kept of logits [vocab] at given tokens.
+
+        Raises:
+            ArtifactError: there is no such token.
+        """
+        if max(ids) >= len(logits):
+            raise ArtifactError(
+                [f"the known answers name the token {max(ids)}, and there are {len(logits)}"]
+            )
         values = logits[list(ids)].astype(np.float64)
         whole = Sums.of(logits[None])
         return cls(
