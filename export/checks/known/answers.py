@@ -138,6 +138,7 @@ class KnownAnswers(Facts):
         rounding: how far logits are off, at most, where weights in whole numbers are multiplied by inputs in
             whole numbers, as this backend answers; the known ones are computed exactly. None: weights are
             float.
+        rounding_within: likewise of states between layers.
         left_out: what could not be recorded, and why.
     """
 
@@ -146,6 +147,7 @@ class KnownAnswers(Facts):
     pictures: tuple[KnownPicture, ...]
     graphs: KnownGraphs | None
     rounding: Difference | None = None
+    rounding_within: Difference | None = None
     left_out: tuple[str, ...] = ()
 
     @property

@@ -32,6 +32,7 @@ class _Part:
     limits: FidelityLimits
     compared: int = 0
     differences: list[Difference] = field(default_factory=list)
+    of_logits: list[Difference] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -43,6 +44,7 @@ class _Part:
             self.failures.append(found)
             return
         self.differences.append(found)
+        self.of_logits += [found] if absolute else []
         limits = self.limits if absolute else relative(self.limits)
         self.failures += missed_limits(found, limits)[:1]  # one line says that an output is wrong
 
@@ -78,6 +80,7 @@ class _Part:
         )
 
 
+NO_LIMITS = FidelityLimits(max_abs=math.inf, max_relative=math.inf, min_cosine=-math.inf)
 Judging = Mapping[PartName, _Part]
 
 
@@ -111,6 +114,51 @@ def judge(
         made: likewise of the made-up calls; None: they were not run.
         limits: of every output.
     """
+    parts = _judged(known, found, made, limits)
+    return tuple(parts[name].done(name) for name in PARTS)
+
+
+def rounding_among(
+    known: KnownAnswers, found: Sequence[Observed], made: MadeCalls | None
+) -> Difference | None:
+    """Return how far logits are from those that are known, at most; None: there are none.
+
+    Args:
+        known: computed exactly.
+        found: of a session as users have it, of each picture.
+        made: likewise of the made-up calls.
+    """
+    parts = _judged(known, found, made, NO_LIMITS)
+    either = parts["decoder"], parts["cache"]
+    return worst_of(
+        [one for part in either for one in part.differences],
+        [one for part in either for one in part.of_logits],
+    )
+
+
+def worst_of(found: Sequence[Difference], absolute: Sequence[Difference] = ()) -> Difference | None:
+    """Return the worst of each measure; None: there is none.
+
+    Args:
+        found: all of them.
+        absolute: those whose size tells something.
+    """
+    if not found:
+        return None
+    return Difference(
+        call="at most",
+        max_abs=max((one.max_abs for one in absolute), default=0.0),
+        max_relative=max(one.max_relative for one in found),
+        cosine=min(one.cosine for one in found),
+    )
+
+
+def _judged(
+    known: KnownAnswers,
+    found: Sequence[Observed],
+    made: MadeCalls | None,
+    limits: FidelityLimits,
+) -> Judging:
     decoder = widened(limits, known.rounding)
     parts: Judging = {
         name: _Part(decoder if name in ("decoder", "cache") else limits) for name in PARTS
@@ -123,7 +171,7 @@ def judge(
         _judge_made(parts, known.graphs, made)
     for wanted, got in zip(known.pictures, found, strict=True):
         _judge_picture(parts, wanted, got)
-    return tuple(parts[name].done(name) for name in PARTS)
+    return parts
 
 
 def _judge_made(parts: Judging, known: KnownGraphs, made: MadeCalls) -> None:

@@ -11,17 +11,25 @@ from export.backends.checked_on import OnnxGraph
 from export.checks.bfloat16 import open_for_checks
 from export.checks.by_layer.pieces import LAYER, SIZES, states_in
 from export.checks.known.answers import KnownGraphs, KnownLayer, LayerEnd
+from export.checks.known.judge import worst_of
 from export.checks.known.locate import states_of, told_layers
 from export.graphs.spec import GraphSpec, in_order
+from export.results.fidelity import Difference
 from export.writer.passes.float32 import make_shadow, read_graph, shadow_spec, within
 
 
 def record_layers(
-    folder: Path, graphs: Sequence[GraphSpec], facts: ModelFacts, dtype: str, known: KnownGraphs
+    folder: Path,
+    graphs: Sequence[GraphSpec],
+    facts: ModelFacts,
+    dtype: str,
+    known: KnownGraphs,
+    *,
+    exact: bool = True,
 ) -> tuple[KnownLayer, ...]:
-    """Return the states between layers on the way of the made-up call, computed as exactly as checks do.
+    """Return the states between layers on the way of the made-up call.
 
-    Weights stay in the mapped file: the graphs run once.
+    Where they are computed exactly, weights stay in the mapped file: the graphs run once.
 
     Args:
         folder: the artifact under construction.
@@ -29,6 +37,7 @@ def record_layers(
         facts: of the model.
         dtype: of the graphs.
         known: of the made-up calls.
+        exact: as checks compute; False: as users' sessions do, which round inputs of whole numbers.
     """
     ends = [end for spec in in_order(graphs, "decoder") for end in layer_ends(folder, spec, facts)]
 
@@ -40,11 +49,23 @@ def record_layers(
         content = ir.to_proto(model).SerializeToString() + more_outputs(names)
         # Else casts of weights are folded into copies of all of them.
         whole = dtype != "float16"
-        return OnnxGraph(folder, spec, content=content, exact=True, mapped=True, optimized=whole)
+        return OnnxGraph(folder, spec, content=content, exact=exact, mapped=exact, optimized=whole)
 
     session = open_for_checks(folder, graphs, dtype, mapped=True)
     _, found = states_of(session, facts, known, watch, ends)
     return told_layers(ends, found)
+
+
+def states_apart(known: Sequence[KnownLayer], found: Sequence[KnownLayer]) -> Difference | None:
+    """Return how far states between layers are from the known ones, at most; None: there are none."""
+    differences = []
+    for one, other in zip(known, found, strict=False):
+        pairs = [(one.text_states, other.text_states)]
+        if one.visual_states is not None and other.visual_states is not None:
+            pairs.append((one.visual_states, other.visual_states))
+        told = [wanted.against(got, "states") for wanted, got in pairs]
+        differences += [each for each in told if isinstance(each, Difference)]
+    return worst_of(differences)
 
 
 def layer_ends(folder: Path, spec: GraphSpec, facts: ModelFacts) -> list[LayerEnd]:

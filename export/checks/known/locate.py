@@ -22,6 +22,9 @@ from export.results.fidelity import Difference, FidelityLimits
 from export.session.arrays import Array
 from export.session.session import GraphSession, as_array
 
+PRESENT = "present"
+"""How names of outputs begin that are caches."""
+
 ROWS_AXES = 3
 """Of rows: batch, rows, width."""
 
@@ -39,7 +42,7 @@ class StatesGraph:
 
     Attributes:
         spec: see above.
-        found: the values of the last call with visual rows.
+        found: the values of the last call, and its outputs but for the caches.
     """
 
     def __init__(self, spec: GraphSpec, inner: Any, names: Sequence[str]) -> None:
@@ -59,6 +62,8 @@ class StatesGraph:
         count = len(self._names)
         values = [as_array(value) for value in outputs[:count]]
         self.found = dict(zip(self._names, values, strict=True))
+        own = [spec.name for spec in self.spec.outputs if not spec.name.startswith(PRESENT)]
+        self.found |= zip(own, map(as_array, outputs[count:]), strict=False)
         return outputs[count:]
 
 
@@ -97,7 +102,8 @@ def states_of(
     """
     graphs: dict[str, StatesGraph] = {}
     for spec in session.decoders:
-        names = names_of(layers, spec.name)
+        own = {tensor.name for tensor in spec.outputs}
+        names = tuple(name for name in names_of(layers, spec.name) if name not in own)
         inner = watch(with_states(spec, names), names)
         graphs[spec.name] = StatesGraph(spec, inner, names)
         session.put(spec.name, graphs[spec.name])

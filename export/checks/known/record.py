@@ -3,15 +3,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
 from compressor.errors import VtcompressError, first_line
 from compressor.samples.made_pictures import MADE_PICTURES
 from export.backends.checked_on import CHECKED_ON
-from export.checks.fidelity import how_different
 from export.checks.known.answers import KNOWN_FOLDER, KnownAnswers, KnownPicture, all_finite
+from export.checks.known.judge import rounding_among
 from export.checks.known.made_calls import known_graphs, made_calls
-from export.checks.known.observe import known_picture, observe, pairs
+from export.checks.known.observe import known_picture, observe
 from export.results.fidelity import Difference
 from export.runtime.core import RuntimeCore
 
@@ -85,20 +83,11 @@ def rounding_of(runtime: RuntimeCore, folder: Path, known: KnownAnswers) -> Diff
         folder: of the artifact under construction.
         known: computed exactly.
     """
-    found: list[Difference] = []
-    for one in known.pictures:
-        picture = folder / KNOWN_FOLDER / one.image
-        got = observe(runtime, picture, one.question, len(one.steps), one)
-        for what, wanted, seen in pairs(one, got):
-            values = np.array([wanted.values]), np.array([seen.values])
-            found += [how_different(what, *values)]
-            whole = wanted.whole.against(seen.whole, what)
-            found += [whole] if isinstance(whole, Difference) else []
-    if not found:
-        return None
-    return Difference(
-        call="of all answers",
-        max_abs=max(one.max_abs for one in found[::2]),
-        max_relative=max(one.max_relative for one in found),
-        cosine=min(one.cosine for one in found),
-    )
+    found = [
+        observe(runtime, folder / KNOWN_FOLDER / one.image, one.question, len(one.steps), one)
+        for one in known.pictures
+    ]
+    made = None
+    if known.graphs is not None:
+        made = made_calls(runtime.session, runtime.facts, known.graphs)
+    return rounding_among(known, found, made)

@@ -8,6 +8,7 @@ from export.backends.checked_on import OnnxSession
 from export.checks.bfloat16 import ShadowSession, open_for_checks
 from export.checks.known.answers import KnownAnswers, KnownGraphs, KnownLayer
 from export.checks.known.record import record_known, rounding_of
+from export.results.fidelity import Difference
 from export.runtime.runtime import Runtime
 from vtcompress.stages.exporting.job import Job
 from vtcompress.stages.exporting.torch_side import Written
@@ -55,8 +56,9 @@ def write_known(
         return None
     graphs = known.graphs
     if graphs is not None and graphs.logits is not None:
-        layers = _layers(job, written, folder, graphs)
-        known = known.model_copy(update={"graphs": graphs.model_copy(update={"layers": layers})})
+        layers, within = _layers(job, written, folder, graphs)
+        graphs = graphs.model_copy(update={"layers": layers})
+        known = known.model_copy(update={"graphs": graphs, "rounding_within": within})
     known.save(folder)
     return KnownFacts(
         selftest_format=known.selftest_format,
@@ -69,16 +71,20 @@ def write_known(
 
 def _layers(
     job: Job, written: Written, folder: Path, graphs: KnownGraphs
-) -> tuple[KnownLayer, ...]:
-    """Return the states between layers; none where the graphs cannot give them."""
-    from export.checks.known.layers import record_layers
+) -> tuple[tuple[KnownLayer, ...], Difference | None]:
+    """Return the states between layers, and how far they are off where inputs are rounded."""
+    from export.checks.known.layers import record_layers, states_apart
 
-    facts, dtype = written.plan.model, job.recipe.export.dtype
+    settings = job.recipe.export
+    given = (folder, written.graphs, written.plan.model, settings.dtype, graphs)
     try:
-        return record_layers(folder, written.graphs, facts, dtype, graphs)
+        layers = record_layers(*given)
+        if settings.weights == "float":
+            return layers, None
+        return layers, states_apart(layers, record_layers(*given, exact=False))
     except VtcompressError as failure:  # a help less is no reason to lose the artifact
         job.progress.say(f"states between layers are not among the known answers: {failure}")
-        return ()
+        return (), None
 
 
 def _runtime(written: Written, folder: Path, session: OnnxSession | ShadowSession) -> Runtime:

@@ -94,7 +94,7 @@ def selftest(
     del session, runtime, made  # of the graphs that it loads there would be two
     options = Options(precision, threads, gpu=gpu)
     try:
-        place = _located(artifact, backend, options, known, widened(allowed, known.rounding))
+        place = _located(artifact, backend, options, known, widened(allowed, known.rounding_within))
     except VtcompressError as error:
         return report.model_copy(update={"not_located": str(error)})
     return report.model_copy(update={"located": place})
