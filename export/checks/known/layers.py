@@ -1,5 +1,6 @@
 """Finds where states lie between the layers of written graphs, and records them while an artifact is made."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,13 +10,16 @@ from compressor.facts import ModelFacts
 from export.artifact.onnx_header import more_outputs
 from export.backends.checked_on import OnnxGraph
 from export.checks.bfloat16 import open_for_checks
-from export.checks.by_layer.pieces import LAYER, SIZES, states_in
+from export.checks.by_layer.pieces import SIZES, states_in
 from export.checks.known.answers import KnownGraphs, KnownLayer, LayerEnd
 from export.checks.known.judge import worst_of
 from export.checks.known.locate import states_of, told_layers
 from export.graphs.spec import GraphSpec, in_order
 from export.results.fidelity import Difference
 from export.writer.passes.float32 import make_shadow, read_graph, shadow_spec, within
+
+# In a stage's graph the layers are those of its decoder.
+LAYER_OF = re.compile(r"^(?:decoder\.)?layers\.(\d+)\.")
 
 
 def record_layers(
@@ -75,7 +79,7 @@ def layer_ends(folder: Path, spec: GraphSpec, facts: ModelFacts) -> list[LayerEn
     first: dict[int, int] = {}
     last = 0
     for place, node in enumerate(nodes):
-        if number := LAYER.match(node.name or ""):
+        if number := LAYER_OF.match(node.name or ""):
             first.setdefault(int(number[1]), place)
             last = place
     if not first:
