@@ -62,7 +62,8 @@ def record_known(runtime: RuntimeCore, folder: Path, *, decoder: bool = True) ->
         measured_in=CHECKED_ON.title,
         pictures=tuple(pictures),
         graphs=graphs,
-        left_out=tuple(left_out),
+        # An artifact names no folder of the machine that made it.
+        left_out=tuple(words.replace(f"{folder}", ".") for words in left_out),
     )
 
 
