@@ -465,6 +465,22 @@ class FamilyCases:
         found = load(str(folder)).original.state_dict()
         assert all(torch.equal(tensor, found[name]) for name, tensor in tensors.items())
 
+    @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+    def test_its_known_answers_are_those_of_a_device_in_every_part(
+        self, made: Made, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pytest.importorskip(backend)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        artifact = made.artifact("identity")
+        known = vtcompress.Artifact.open(artifact).manifest.selftest
+        assert known is not None
+        assert known.left_out == ()
+        assert known.layers == made.loaded.facts.decoder.layers
+        report = vtcompress.selftest(artifact, backend=backend, threads=1, locate=True)
+        assert report.passed, report.failures
+        assert report.located is not None
+        assert report.located.line.startswith("states part nowhere")
+
     def test_a_decoder_layer_has_few_nodes(self, made: Made) -> None:
         graph = onnx.load(
             made.artifact("identity") / "decoder.onnx", load_external_data=False

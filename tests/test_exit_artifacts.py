@@ -1,5 +1,6 @@
 """Exits from recipe to artifact: gates and layers, exported, run, baked, and refused before any work."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from compressor.errors import DataError, GatesError, PlanError, ProfileError, Vt
 from compressor.families import load
 from compressor.samples.questions import Sample, read_samples
 from export.artifact.artifact import Artifact
+from export.artifact.onnx_header import read_tensors
 from export.runtime.runtime import Runtime
 from export.runtime.sampling import AnswerOptions
 from tests.facts import task
@@ -94,6 +96,30 @@ def test_openvino_answers_as_onnx_runtime_does(
             side.answer(sample.question, sample.images, max_new_tokens=6) for side in sides
         )
         assert one.token_ids == other.token_ids
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("mode", ["dynamic", "staged"])
+def test_known_answers_reach_behind_gates_and_name_the_layer_of_a_stage(
+    mode: str, backend: str, artifacts: dict[str, Path], tmp_path: Path
+) -> None:
+    pytest.importorskip(backend)
+    folder = Path(shutil.copytree(artifacts[mode], tmp_path / mode))
+    report = vtcompress.selftest(folder, backend=backend, threads=1, verify=False, locate=True)
+    assert report.passed, report.failures
+    assert report.located is not None
+    assert report.located.line.startswith("states part nowhere: of made-up rows those behind all 4")
+    # Of the last layer: the gates in front of it decide as they did.
+    graph = "decoder.onnx" if mode == "dynamic" else "decoder_stage_3.onnx"
+    tensors = read_tensors((folder / graph).read_bytes())
+    weight = next(t for t in tensors if t.name.endswith("layers.3.output.weight"))
+    content = bytearray((folder / "weights.bin").read_bytes())
+    content[weight.offset + 3] ^= 0xFF
+    (folder / "weights.bin").write_bytes(content)
+    report = vtcompress.selftest(folder, backend=backend, threads=1, verify=False, locate=True)
+    assert report.first_wrong == "decoder"
+    assert report.located is not None
+    assert report.located.layer == 3
 
 
 def test_stages_store_weights_once(artifacts: dict[str, Path]) -> None:

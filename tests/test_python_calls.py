@@ -91,6 +91,7 @@ STAGES: dict[str, Callable[..., Any]] = {
     "bench": vtcompress.bench,
     "validate": vtcompress.validate,
     "validate_backend": partial(vtcompress.validate_backend, backend="openvino"),
+    "selftest": vtcompress.selftest,
     "export": lambda path, **given: vtcompress.export(
         vtcompress.load_recipe("identity"), path, **given
     ),
@@ -180,6 +181,7 @@ def test_no_thread_is_made_by_a_command_that_asks_for_a_hundred_thousand(
     asked = {
         "bench": [],
         "validate": [],
+        "selftest": [],
         "generate": ["--prompt", "hi"],
         "serve": [],
         "export": ["--recipe", "identity", "--output", str(tmp_path / "out")],
@@ -207,6 +209,7 @@ def test_no_thread_is_made_by_a_command_that_asks_for_a_hundred_thousand(
         ("export", "bench_rounds", -1, "0 or more"),
         ("Runtime.load", "gpu", -1, "0 or more"),
         ("validate_backend", "gpu", True, "0 or more"),
+        ("selftest", "gpu", -1, "0 or more"),
     ],
 )
 def test_other_numbers_are_refused_by_their_names(

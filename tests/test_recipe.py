@@ -86,6 +86,7 @@ def test_the_shortest_recipe_is_identity_with_every_default(tmp_path):
         },
         "image_size": None,
         "logits": "last",
+        "selftest": True,
     }
     check = recipe.validation
     assert (check.data, check.samples, check.seed, check.max_new_tokens) == (None, None, 0, 32)
@@ -717,7 +718,7 @@ def test_errors_of_overrides_name_the_dotted_key_all_at_once(tmp_path):
         "override: compress[0].shortv.frozen: 2 is not allowed; a number from 0 to 1" + FROZEN,
         (
             "override: export.dtyp: unknown key; did you mean 'dtype'? "
-            "(known: targets, dtype, weights, block, kv_cache, profiles, image_size, logits)"
+            "(known: targets, dtype, weights, block, kv_cache, profiles, image_size, logits, selftest)"
         ),
         "override: validate.data: 'a\\x00b' is not allowed; the path of a .jsonl file, as text",
         f"override: foo: unknown key (known: {TOP_KEYS})",

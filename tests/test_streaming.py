@@ -143,6 +143,13 @@ def test_nothing_that_was_not_run_is_said_to_have_passed(
         assert "Streamed: weights were copied one at a time" in text
         assert "Values that float16 cannot hold were not looked for: not run" in text
         assert "by layer, 52 outputs" in text
+    # Of the decoder nothing is known, which is no pass.
+    assert manifest.selftest is not None
+    assert manifest.selftest.parts == ("preprocessing", "prompt", "vision")
+    code, out, err = vt("selftest", output, "--threads", 1)
+    assert code == 0, err
+    assert "decoder: not judged: the weights were never in memory" in out
+    assert out.endswith("selftest: nothing is wrong; not judged: decoder, cache\n")
 
 
 def test_checks_can_follow_where_the_model_fits(tiny_model: Path, tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from compressor.families.pictures.steps import Resize
 from compressor.plan.edits import grow_at, keep_at, keep_in_front, leave_out, run_some
 from compressor.plan.growth import Growth
 from compressor.plan.kept import Kept, Running
+from export.artifact.manifest import KnownFacts
+from export.checks.known.report import PARTS
 from export.report.compare.comparison import compare_artifacts
 from export.report.compare.page import comparison_document
 from export.report.document import Block, Chart, Document, Group, Section, flat
@@ -73,12 +75,14 @@ WHOLE = QuantizationReport(
         largest=0.42,
     ),
 )
+KNOWN = KnownFacts(selftest_format=1, pictures=4, parts=PARTS, layers=6)
 ARTIFACTS: dict[str, dict[str, Any]] = {
-    "frozen": {"asked": ASKED, "loss": JUDGED, **MEASURED},
+    "frozen": {"asked": ASKED, "loss": JUDGED, "selftest": KNOWN, **MEASURED},
     "nothing measured": {},
     "weights in whole numbers": {"asked": ASKED, "loss": JUDGED, "quantization": WHOLE, **MEASURED},
     "exit": MEASURED
     | {
+        "selftest": KNOWN.model_copy(update={"parts": ("preprocessing", "prompt", "vision")}),
         "dead": (3,),
         "exit_layer": 4,
         "recipe": "vtcompress: 1\ncompress:\n- visual_exit: {max_kl: 0.05}\n",

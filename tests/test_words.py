@@ -38,6 +38,7 @@ SAME = {
     "plan": "command and stage",
     "search": "command and stage",
     "serve": "command and stage",
+    "selftest": "command and stage",
     "sweep": "command and stage",
     "register": "adds to a registry: of backends, and of clients",
     "run": "each graph pass's: `GraphPass.run`",

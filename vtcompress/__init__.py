@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from vtcompress.stages.parts.training import train_parts
     from vtcompress.stages.plan import costs, plan
     from vtcompress.stages.searching.run import search
+    from vtcompress.stages.selftest.run import selftest
     from vtcompress.stages.sweep import sweep
     from vtcompress.stages.validate import validate
     from vtcompress.stages.validate_backend import validate_backend
@@ -71,6 +72,7 @@ _HOMES = {
     "pack": "vtcompress.stages.packing.pack",
     "plan": "vtcompress.stages.plan",
     "search": "vtcompress.stages.searching.run",
+    "selftest": "vtcompress.stages.selftest.run",
     "sweep": "vtcompress.stages.sweep",
     "train_gates": "vtcompress.stages.gates.training",
     "train_parts": "vtcompress.stages.parts.training",
@@ -101,6 +103,7 @@ __all__ = [
     "pack",
     "plan",
     "search",
+    "selftest",
     "sweep",
     "train_gates",
     "train_parts",

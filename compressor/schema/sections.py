@@ -99,6 +99,8 @@ class ExportSection(RecipeSection):
         image_size: side of the square image the vision graph takes, in pixels; None: the
             processor's own.
         logits: next-token logits of the last text row only, or of all text rows.
+        selftest: made pictures lie in the artifact with what its runtime has of them, so that
+            `vtcompress selftest` can compare a device with it.
     """
 
     targets: Annotated[tuple[Literal["onnx", "tensorrt-rtx", "tensorrt"], ...], rule(each_once)] = (
@@ -111,6 +113,7 @@ class ExportSection(RecipeSection):
     profiles: ProfilesSection = ProfilesSection()
     image_size: Count | None = None
     logits: Literal["last", "all"] = "last"
+    selftest: Flag = True
 
     @property
     def block_size(self) -> int | None:

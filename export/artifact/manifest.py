@@ -88,6 +88,24 @@ class Compared(Facts):
     passed: bool
 
 
+class KnownFacts(Facts):
+    """What known answers an artifact holds: `vtcompress selftest` compares a device with them.
+
+    Attributes:
+        selftest_format: of their file.
+        pictures: that they are about.
+        parts: of which something is known.
+        layers: between which states are known.
+        left_out: what could not be recorded, and why.
+    """
+
+    selftest_format: Positive
+    pictures: int
+    parts: tuple[str, ...]
+    layers: int
+    left_out: tuple[str, ...] = ()
+
+
 class Manifest(Judged):
     """Everything a reader must know of an artifact; stored as `manifest.json`.
 
@@ -119,6 +137,7 @@ class Manifest(Judged):
         passes: what graph passes say of themselves that change what graphs compute.
         measured: times beside the naive original; None: not measured.
         memory: resident memory of a process that runs the artifact; None: not measured.
+        selftest: which known answers lie beside; None: none.
         compared: other backends that were compared with ONNX Runtime since the export.
         peak_memory_bytes: resident memory of the process that exported, at its highest; 0: unknown.
         peak_memory_by_stage: likewise of each stage of the export, in the order in which they ran; None: the
@@ -153,6 +172,7 @@ class Manifest(Judged):
     passes: tuple[str, ...] = ()
     measured: BenchReport | None = None
     memory: Footprint | None = None
+    selftest: KnownFacts | None = None
     compared: tuple[Compared, ...] = ()
     peak_memory_bytes: int
     peak_memory_by_stage: dict[str, int] | None = None

@@ -16,7 +16,14 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from compressor.disk.opening import read_bytes
-from export.artifact.protobuf_wire import MalformedError, Value, fields, varint
+from export.artifact.protobuf_wire import (
+    BYTES,
+    MalformedError,
+    Value,
+    as_varint,
+    fields,
+    varint,
+)
 from export.graphs.operators import MAY_LACK_INPUTS, ONNX_OPERATORS, STANDARD_DOMAINS
 
 MAX_GRAPH_BYTES: Final = 64 << 20
@@ -34,6 +41,8 @@ BITS: Final[Mapping[int, int]] = {
 """Size of one element by TensorProto.DataType; texts (8) have none and are refused."""
 
 _EXTERNAL: Final = 1
+# Fields of a model, of its graph, and of an output.
+_GRAPH, _OUTPUT, _NAME = 7, 12, 1
 _KNOWN_KEYS: Final = frozenset({"location", "offset", "length", "checksum"})
 
 
@@ -88,6 +97,23 @@ def check_graph(folder: Path, file: str, sizes: Mapping[str, int]) -> list[str]:
     except OSError as failure:
         return [f"{path}: {failure.strerror}"]
     return [f"{path}: {problem}; do not use this artifact" for problem in problems if problem]
+
+
+def more_outputs(names: Sequence[str]) -> bytes:
+    """Return what, behind the bytes of a graph's file, makes values of the graph outputs of it as well.
+
+    Messages that come twice are merged, and what they list is joined: so protobuf has it, and no library that
+    writes graphs is needed.
+
+    Args:
+        names: of the values.
+    """
+    outputs = b"".join(_field(_OUTPUT, _field(_NAME, name.encode())) for name in names)
+    return _field(_GRAPH, outputs)
+
+
+def _field(number: int, content: bytes) -> bytes:
+    return as_varint(number << 3 | BYTES) + as_varint(len(content)) + content
 
 
 def _problem(tensor: TensorHeader, parent: PurePosixPath, sizes: Mapping[str, int]) -> str | None:

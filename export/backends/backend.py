@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from compressor.errors import BackendError
 from compressor.facts import Facts
 from compressor.installing import how_to_install
 from export.backends.gpus import INSTALL_DRIVER, Gpu, find_gpu
@@ -15,7 +16,8 @@ from export.backends.probing import Probed, ProbeFacts
 if TYPE_CHECKING:
     from export.artifact.artifact import Artifact
     from export.artifact.engine_set import OpenedSet
-    from export.session.session import GraphSession
+    from export.graphs.spec import GraphSpec
+    from export.session.session import Graph, GraphSession
 
 DRIVER_LIBRARIES = ("libcuda.so", "nvcuda.dll", "libnvcuda", "libnvidia-ml")
 SHARED_LIBRARY = re.compile(r"[\w.+-]+\.(?:so[\w.]*|dll|dylib)")
@@ -115,6 +117,29 @@ class Backend(ABC):
             BackendError: it is, and cannot run here, or not in this precision.
             ArtifactError: what it runs is not there, or must not be loaded.
         """
+
+    def watch(
+        self,
+        artifact: "Artifact",  # noqa: ARG002 - as of those that can
+        options: Options,  # noqa: ARG002
+        spec: "GraphSpec",  # noqa: ARG002
+        names: "Sequence[str]",  # noqa: ARG002
+    ) -> "Graph":
+        """Return a graph of an artifact that gives some of its values too.
+
+        Args:
+            artifact: has the graph.
+            options: as of `open`.
+            spec: its declaration, those values in front of its outputs.
+            names: of the values.
+
+        Raises:
+            BackendError: this backend cannot.
+            ArtifactError: the graph cannot be loaded.
+        """
+        raise BackendError(
+            f"{self.name}: gives nothing of what is within its graphs; a backend that runs on the CPU does"
+        )
 
     @staticmethod
     @abstractmethod

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from compressor.disk.opening import read_bytes
 from compressor.errors import ArtifactError, MissingExtraError, first_line
 from compressor.installing import how_to_install
+from export.artifact.onnx_header import MAX_GRAPH_BYTES, more_outputs
 from export.backends.backend import Backend, Gap, Options, Said, installed_version
 from export.backends.probing import Probed, ProbeFacts
 from export.graphs.spec import GraphSpec, TensorSpec
@@ -243,6 +245,13 @@ class OnnxRuntime(Backend):
             mapped=options.mapped,
             optimized=not folded,
         )
+
+    def watch(
+        self, artifact: "Artifact", options: Options, spec: GraphSpec, names: Sequence[str]
+    ) -> OnnxGraph:
+        """See `Backend.watch`."""
+        content = read_bytes(artifact.folder / spec.file, MAX_GRAPH_BYTES) + more_outputs(names)
+        return OnnxGraph(artifact.folder, spec, options.threads, content=content)
 
     @staticmethod
     def probe() -> Iterator[ProbeFacts]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from compressor.errors import BackendError, MissingExtraError
 from compressor.installing import how_to_install
-from export.backends.backend import Options, Said
+from export.backends.backend import Backend, Options, Said
 from export.backends.gpus import INSTALL_DRIVER
 from export.backends.onnxruntime import CPU, OnnxGraph, OnnxRuntime, probe_provider
 from export.backends.probing import Probed, ProbeFacts
@@ -143,6 +143,7 @@ class OnnxRuntimeCuda(OnnxRuntime):
     on_gpu = True
     maps_weights = fixed_caches = False
     answers = "offered"
+    watch = Backend.watch  # type: ignore[assignment] # its parent's graphs run on the CPU
 
     def open(self, artifact: "Artifact", options: Options) -> GraphSession[Any]:
         """See `Backend.open`."""

@@ -62,6 +62,7 @@ class OpenVinoGraph:
         spec: its declaration.
         options: of the compilation.
         cached: where the compiled graph is cached; None: nowhere.
+        more: names of values that it gives besides its own outputs.
 
     Raises:
         ArtifactError: OpenVINO cannot read or compile it, or it lacks an output that is declared.
@@ -74,10 +75,16 @@ class OpenVinoGraph:
         spec: GraphSpec,
         options: dict[str, Any],
         cached: "CompiledPlace | None" = None,
+        more: Sequence[str] = (),
     ) -> None:
         self.spec, self._file = spec, file
         with self._reading("load"):
-            self._model = _compiled(core, file, options, cached)
+            if more:
+                read = core.read_model(str(file))
+                read.add_outputs([*more])
+                self._model = core.compile_model(read, DEVICE, options)
+            else:
+                self._model = _compiled(core, file, options, cached)
         there = {name for port in self._model.outputs for name in port.names}
         lacking = [tensor.name for tensor in spec.outputs if tensor.name not in there]
         if lacking:
@@ -162,20 +169,7 @@ class OpenVinoSession(GraphSession[OpenVinoGraph]):
         threads: int | None = None,
         cache: Path | None = None,
     ) -> None:
-        try:
-            with unreported():
-                import openvino  # noqa: F401
-        except ImportError:
-            raise MissingExtraError("running an artifact in OpenVINO", "openvino") from None
-        core = shared_core()
-        check_precision(precision, core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"))
-        # Without a hint OpenVINO takes bf16 wherever the processor has it.
-        options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision}
-        if precision == "f32":
-            # Else what whole numbers are multiplied with is rounded to 8 bits, in blocks, whatever the hint.
-            options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
-        if threads is not None:
-            options["INFERENCE_NUM_THREADS"] = threads
+        core, options = opened_core(precision, threads)
 
         def open_graph(spec: GraphSpec) -> OpenVinoGraph:
             cached = None
@@ -185,6 +179,34 @@ class OpenVinoSession(GraphSession[OpenVinoGraph]):
             return OpenVinoGraph(core, folder / spec.file, spec, options, cached)
 
         super().__init__(graphs, open_graph)
+
+
+def opened_core(precision: str, threads: int | None) -> tuple[Any, dict[str, Any]]:
+    """Return OpenVINO and the options that graphs are compiled with.
+
+    Args:
+        precision: `f32`, or `bf16` where the processor has it.
+        threads: of one call; None lets OpenVINO choose.
+
+    Raises:
+        MissingExtraError: OpenVINO is not installed.
+        BackendError: the processor cannot run this precision.
+    """
+    try:
+        with unreported():
+            import openvino  # noqa: F401
+    except ImportError:
+        raise MissingExtraError("running an artifact in OpenVINO", "openvino") from None
+    core = shared_core()
+    check_precision(precision, core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"))
+    # Without a hint OpenVINO takes bf16 wherever the processor has it.
+    options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision}
+    if precision == "f32":
+        # Else what whole numbers are multiplied with is rounded to 8 bits, in blocks, whatever the hint.
+        options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
+    if threads is not None:
+        options["INFERENCE_NUM_THREADS"] = threads
+    return core, options
 
 
 def _compiler(core: Any, options: dict[str, Any]) -> str:
@@ -274,6 +296,13 @@ class OpenVino(Backend):
             # What was not verified is not to be what the verified artifact finds later.
             cache=cache_folder(_digest(artifact)) if artifact.verified else None,
         )
+
+    def watch(
+        self, artifact: "Artifact", options: Options, spec: GraphSpec, names: Sequence[str]
+    ) -> OpenVinoGraph:
+        """See `Backend.watch`."""
+        core, settings = opened_core(options.precision, options.threads)
+        return OpenVinoGraph(core, artifact.folder / spec.file, spec, settings, more=names)
 
     @staticmethod
     def probe() -> Iterator[ProbeFacts]:

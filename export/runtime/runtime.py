@@ -11,6 +11,7 @@ from compressor.facts import ModelFacts
 from compressor.families.pictures.text import PictureForm
 from compressor.generation.settings import model_settings
 from compressor.progress import SILENT, Progress
+from compressor.samples.made_pictures import MADE_PICTURES
 from compressor.samples.pictures import Pictures, pictures_of
 from compressor.schema.arguments import check_threads, check_whole
 from export.artifact.artifact import Artifact
@@ -29,6 +30,8 @@ from export.runtime.sampling import AnswerKeys, AnswerOptions
 from export.runtime.sequence import NOTHING, Prompt
 from export.session.session import Session
 
+WARM_UP_QUESTION = "What is this?"
+
 
 class Runtime(RuntimeCore):
     """A model that answers questions about pictures, from an artifact (`load`) or on a session at hand."""
@@ -43,6 +46,7 @@ class Runtime(RuntimeCore):
         backend: str = CHECKED_ON.name,
         precision: str = "f32",
         preload: bool = False,
+        warm_up: bool = False,
         mapped: bool = False,
         gpu: int = 0,
         progress: Progress = SILENT,
@@ -56,6 +60,8 @@ class Runtime(RuntimeCore):
             backend: one of `export.backends.registry.BACKENDS`.
             precision: `f32`, or `bf16` where backend and processor have it.
             preload: load all graphs now instead of each when it is first needed.
+            warm_up: load them, and answer one question about a made picture, so that the first answer is as
+                quick as later ones.
             mapped: leave weights in the mapped file: less memory, a little slower; where the backend can.
             gpu: number of the GPU, for backends that run on one.
             progress: shows how much of the files was compared.
@@ -84,6 +90,8 @@ class Runtime(RuntimeCore):
         folder, manifest = artifact.folder, artifact.manifest
         runtime = cls.on_session(session, folder, manifest.model, manifest.picture_form)
         artifact.check_unchanged()
+        if warm_up:
+            runtime.warm_up()
         return runtime
 
     @classmethod
@@ -115,6 +123,14 @@ class Runtime(RuntimeCore):
             raise ModelError([problem])
         images = ImageProcessor.of_artifact(form, folder, facts.tile_rows, facts.arrangement)
         return cls(session, facts, prompter, images, model_settings(folder))
+
+    def warm_up(self) -> None:
+        """Answer one question about a made picture with two tokens; what comes of it is forgotten.
+
+        Raises:
+            DataError: the model's caches have no room for it.
+        """
+        self.answer(WARM_UP_QUESTION, MADE_PICTURES[0].image(), max_new_tokens=2)
 
     def generate(
         self,

@@ -212,6 +212,15 @@ class GraphSession(Generic[OneGraph]):
                 self._loaded[name] = graph
             return self._loaded[name]
 
+    @property
+    def decoders(self) -> tuple[GraphSpec, ...]:
+        """The decoder's graph, or its stages in order."""
+        return tuple(self._decoders)
+
+    def put(self, name: str, graph: OneGraph) -> None:
+        """Run another graph of the same declaration in place of one of the artifact's."""
+        self._loaded[name] = graph
+
     def load(self) -> None:
         """Load all graphs now, so that the first call is not slower than the next."""
         for name in self.runs:

@@ -1,10 +1,11 @@
-"""The commands that check and time an artifact again, `validate`, `bench`; and `costs`, of a machine."""
+"""The commands that check an artifact again, `validate`, `selftest`, or time it, `bench`; and `costs`."""
 
 from pathlib import Path
 from typing import Any
 
 import click
 
+from export.backends.checked_on import CHECKED_ON
 from export.backends.registry import precisions
 from export.backends.torch_device import ON_CPU, check_device
 from vtcompress.cli.backend_options import (
@@ -166,6 +167,65 @@ def validate(
         }
     )
     raise_if_missed(outcome.failures)
+
+
+@click.command()
+@click.argument("artifact", type=FOLDER)
+@click.option(
+    "--backend", type=OneOfBackends(), default=CHECKED_ON.name, help="What runs the graphs."
+)
+@precision_option
+@click.option("--threads", type=click.IntRange(min=1), help="Of one operator.")
+@gpu_option("Number of the GPU, where one is used.")
+@click.option(
+    "--locate",
+    is_flag=True,
+    help="Find the layer where states part, by graphs that give these too.",
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Judge by another limit, e.g. --set validate.fidelity.max_abs=0.01; may be repeated.",
+)
+@click.option("--no-verify", is_flag=True, help="Do not compare the files' sha256 first.")
+@click.pass_obj
+def selftest(
+    out: Output,
+    /,
+    artifact: Path,
+    backend: str,
+    precision: str,
+    threads: int | None,
+    gpu: int,
+    locate: bool,
+    settings: tuple[str, ...],
+    no_verify: bool,
+) -> int:
+    """Compare this device with the known answers in an artifact: which part of it is wrong, if any.
+
+    Needs neither the original nor pictures. The exit code is 1 where a part is wrong.
+    """
+    import vtcompress
+    from vtcompress.cli import show
+
+    if no_verify:
+        out.say("files are not verified")
+    report = vtcompress.selftest(
+        artifact,
+        backend=backend,
+        precision=precision,
+        threads=threads,
+        gpu=gpu,
+        verify=not no_verify,
+        locate=locate,
+        limits=read_settings(settings),
+        progress=out,
+    )
+    show.show_selftest(out, report)
+    out.result(report.model_dump(mode="json") | {"first_wrong": report.first_wrong})
+    return 1 if report.failures else 0
 
 
 @click.command()

@@ -17,7 +17,7 @@ import click
 from compressor.errors import ProblemsError, VtcompressError
 from compressor.version import __version__
 from vtcompress.cli.build import build, pack
-from vtcompress.cli.checking import ThresholdMissedError, bench, costs, validate
+from vtcompress.cli.checking import ThresholdMissedError, bench, costs, selftest, validate
 from vtcompress.cli.doctor import doctor
 from vtcompress.cli.generating import generate
 from vtcompress.cli.looking import inspect, models, recipes
@@ -111,6 +111,7 @@ for command in (
     export,
     sweep,
     validate,
+    selftest,
     bench,
     generate,
     serve,

@@ -8,6 +8,7 @@ from compressor.plan.measured_cost import MeasuredCosts
 from compressor.plan.plan import Plan
 from compressor.profile import Profile
 from export.artifact.manifest import Manifest
+from export.checks.known.report import SelftestReport
 from export.checks.stored import NO_ANSWERS
 from export.report.document import Block, Bullets, Group, Outcome, Table, Words, flat
 from export.report.sections.checks import fidelity_outcome, ladder_blocks, loss_blocks
@@ -150,6 +151,19 @@ def show_parity(out: Output, parity: BackendParity, unmeasured: str = NO_ANSWERS
     compared = f"{what} against {REFERENCE}"
     show_blocks(out, [fidelity_outcome(parity.outputs, "Backend parity", compared)])
     show_loss(out, parity.loss, unmeasured)
+
+
+def show_selftest(out: Output, report: SelftestReport) -> None:
+    """Print what became of each part, what could not be judged, where states part, and the verdict."""
+    for part in report.parts:
+        out.line(part.line)
+        for line in part.notes:
+            out.line(f"- {line}")
+    if report.located is not None:
+        out.line(report.located.line)
+    if report.not_located:
+        out.line(f"where states part is not told: {report.not_located}")
+    out.always(report.line)
 
 
 def show_loss(out: Output, report: LossReport | None, unmeasured: str = NO_ANSWERS) -> None:

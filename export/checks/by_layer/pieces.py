@@ -155,11 +155,11 @@ def _cuts(graph: ir.Graph, layers: int) -> list[Cut]:
     # Behind the last layer its rows are parted, which no module's name tells.
     ends.append(next(p for p in range(last + 1, len(nodes)) if nodes[p].op_type != "Split"))
     places = {inner: place for place, node in enumerate(nodes) for inner in within(node)}
-    states = _states(graph)
+    states = states_in(graph)
     return [_cut(states, places, end, layer) for layer, end in enumerate(ends)]
 
 
-def _states(graph: ir.Graph) -> list[ir.Value]:
+def states_in(graph: ir.Graph) -> list[ir.Value]:
     """Return the values that are made of embeddings, and not of their sizes alone."""
     found = {value: None for value in graph.inputs if value.name in ROWS[:2]}
     for node in graph:

@@ -212,8 +212,21 @@ def _count(value: int | None) -> str:
 
 def ladder_section(data: ReportData) -> Section:
     """Return how far the artifact was checked."""
-    blocks = [Words(LADDER_WORDS), *ladder_blocks(data.rungs)]
+    known = known_words(data.manifest)
+    blocks = [Words(LADDER_WORDS), *ladder_blocks(data.rungs), *map(Words, known)]
     return Section("ladder", "Ladder", "Ladder of checks", blocks)
+
+
+def known_words(manifest: Manifest) -> tuple[str, ...]:
+    """Return what known answers the artifact holds, and what they are for; nothing without any."""
+    known = manifest.selftest
+    if known is None:
+        return ()
+    few = "" if "decoder" in known.parts else ", but for the decoder's, which was never in memory"
+    return (
+        f"Known answers of {known.pictures} made pictures lie beside the graphs{few}: the command vtcompress "
+        "selftest tells on any machine which part, if one, computes something else there.",
+    )
 
 
 def ladder_blocks(rungs: Sequence[Rung]) -> list[Block]:

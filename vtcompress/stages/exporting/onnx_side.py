@@ -13,6 +13,7 @@ from export.checks import loss, memory, stored
 from export.checks.bfloat16 import missing_kernels, open_for_checks
 from export.checks.fidelity import Recording
 from export.checks.kept_places import with_places
+from export.checks.known.answers import KnownAnswers
 from export.checks.onnx_checker import check_graphs
 from export.graphs.spec import GraphSpec
 from export.report.questions import Question, chosen_places
@@ -24,6 +25,12 @@ from export.results.loss_report import LossReport
 from export.results.rewrite import RewriteReport
 from export.runtime.runtime import Runtime
 from vtcompress.stages.exporting.job import Job
+from vtcompress.stages.exporting.known_answers import (
+    known_answers,
+    known_without_decoder,
+    with_rounding,
+    write_known,
+)
 from vtcompress.stages.exporting.torch_side import Written
 from vtcompress.stages.float16 import keep_wide_nodes
 from vtcompress.stages.plan import predicted
@@ -65,7 +72,7 @@ def onnx_side(
     from export.writer.passes.order import pass_words
 
     recipe, plan, graphs = job.recipe, written.plan, written.graphs
-    ranges, first = None, None
+    ranges, first, known = None, None, None
     with job.peaks.of("checks"):
         if written.reference is not None:
             if recipe.export.dtype == "float16":
@@ -76,7 +83,10 @@ def onnx_side(
             first = _by_layer(job, written, written.by_layer, folder)
         if written.reference is not None:
             # A method of its own: its session is gone before timing loads both decoders.
-            first, second = _both_checks(job, written, written.reference, folder)
+            first, second, known = _both_checks(job, written, written.reference, folder)
+        else:
+            known = known_without_decoder(job, written, folder)
+        selftest = write_known(job, written, folder, known)
     bfloat16 = recipe.export.dtype == "bfloat16"
     missing = missing_kernels(folder, graphs) if bfloat16 else ()
     timed = job.rounds and not bfloat16
@@ -105,6 +115,7 @@ def onnx_side(
         "missing_kernels": missing,
         "streamed": job.stream,
         "unparted": cannot_part(plan) if job.stream else "",
+        "selftest": selftest,
         "passes": pass_words(graphs, recipe.export),
         "measured": _times(job, folder, graphs, plan) if timed else None,
         "memory": _footprint(job, folder, graphs, plan) if timed else None,
@@ -132,21 +143,27 @@ def _by_layer(job: Job, written: Written, reference: "Reference", folder: Path) 
 
 def _both_checks(
     job: Job, written: Written, reference: Recording, folder: Path
-) -> tuple[FidelityReport, LossReport | None]:
+) -> tuple[FidelityReport, LossReport | None, KnownAnswers | None]:
     recipe, plan, original = job.recipe, written.plan, written.original
     job.progress.say("checking export fidelity")
     session = open_for_checks(folder, written.graphs, recipe.export.dtype)
     first = check_fidelity(session, written.graphs, plan, reference, recipe)
-    if original is None:
-        return first, None
+    known = known_answers(job, written, folder, session)
+    rounds = known is not None and recipe.export.weights != "float"
+    if original is None and not rounds:
+        return first, None, known
     session = for_answers(session, folder, written.graphs, recipe.export)
+    if known is not None and rounds:
+        known = with_rounding(written, folder, session, known)
+    if original is None:
+        return first, None, known
     runtime = Runtime.on_session(session, folder, plan.model, written.form)
     answers = loss.measure_answers(runtime, job.samples, original.max_new_tokens, job.progress)
     original, answers = (scored(job.samples, each, job.score) for each in (original, answers))
     _store(job, folder, runtime, original, answers)
     limits, name = loss_limits(recipe), validation_name(recipe)
     compared = loss.compare_scored(job.samples, original, answers, limits, name, job.score)
-    return first, compared
+    return first, compared, known
 
 
 def _store(job: Job, folder: Path, runtime: Runtime, original: Answers, answers: Answers) -> None:
