@@ -10,8 +10,8 @@ from compressor.disk.files import write_text
 from compressor.families.pictures.text import TextRun
 from export.artifact.artifact import Artifact
 from export.clients.client import Answered, CheckQuestion, Client
+from export.clients.preparing import beginning_written
 from export.clients.rows import rows_refused
-from export.clients.template import beginning_written
 from export.clients.transformers_js import configuration, node
 from export.runtime.chat_template import find_template
 
