@@ -142,9 +142,9 @@ README = """# NAME in a browser
 Written by `vtcompress pack --for web`: one page that asks the model about pictures. The model runs in the
 browser; nothing is sent, and nothing is fetched from elsewhere.
 
-    python -m http.server --directory THIS_FOLDER 8000
+    python -m http.server 8000
 
-then open http://localhost:8000. Any static file server does; opened as a file the page does not work, because
+in this folder, then open http://localhost:8000. Any static file server does; opened as a file the page does not work, because
 browsers let files load neither modules nor models.
 
 - One thread computes. With the headers `Cross-Origin-Opener-Policy: same-origin` and
