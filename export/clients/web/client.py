@@ -144,8 +144,8 @@ browser; nothing is sent, and nothing is fetched from elsewhere.
 
     python -m http.server 8000
 
-in this folder, then open http://localhost:8000. Any static file server does; opened as a file the page does not work, because
-browsers let files load neither modules nor models.
+in this folder, then open http://localhost:8000. Any static file server does; opened as a file the page does
+not work, because browsers let files load neither modules nor models.
 
 - One thread computes. With the headers `Cross-Origin-Opener-Policy: same-origin` and
   `Cross-Origin-Embedder-Policy: require-corp` browsers allow several.
