@@ -10,13 +10,26 @@ TOP = {
     ".ci", ".gitignore", "CHANGELOG.md", "LICENSE", "Makefile", "README.md", "benchmarks", "compressor",
     "constraints.txt", "docs", "examples", "export", "pyproject.toml", "recipes", "tests", "vtcompress",
 }  # fmt: skip
-WRITTEN_BY_HAND = {"", ".py", ".md", ".yaml", ".toml", ".typed", ".j2", ".css", ".txt"}
+WRITTEN_BY_HAND = {
+    "",
+    ".py",
+    ".md",
+    ".yaml",
+    ".toml",
+    ".typed",
+    ".j2",
+    ".css",
+    ".txt",
+    ".mjs",
+    ".html",
+}
 """Endings of files that may lie anywhere below the top."""
 
 MADE = {
     "docs/figures": {".png", ".svg"},
     "examples/digits-llava": {".json", ".jsonl", ".png", ".svg", ".safetensors", ".jinja"},
     "tests/golden": {".json", ".safetensors"},
+    "tests/node": {".json"},
 }
 """Where files that a program wrote belong, by their endings."""
 

@@ -84,8 +84,8 @@ def test_answers_token_ids_and_pixels_are_the_runtimes(packed, pictures, cut):
 def test_a_second_turn_goes_on_with_the_cache(packed, pictures):
     for cut in ("exit", "keep k"):
         packing, folder = packed(cut)
-        ((first, second),) = node.ask(
-            folder, [node.Asked(TURNS, pictures[0], 5)], folder / "pictures.mjs"
+        ((first, second),) = node.ask_in_node(
+            folder, [node.Dialogue(TURNS, pictures[0], 5)], folder / "pictures.mjs"
         )
         wanted = turns_of(packing.artifact.folder, pictures[0])
         assert [first.text.strip(), second.text.strip()] == wanted

@@ -23,9 +23,8 @@ from compressor.samples.pictures import load_image
 from export.clients.client import Answered, CheckQuestion, Client
 from export.clients.openvino_pixels import PixelProbe, largest_difference
 from export.clients.packing import TOKENIZER_FILES, Packing
-from export.clients.preparing import PromptMaker
+from export.clients.preparing import PromptMaker, beginning_written
 from export.clients.rows import rows_refused
-from export.clients.template import beginning_written
 from export.graphs.spec import WEIGHTS_FILE
 from export.session.arrays import Array
 

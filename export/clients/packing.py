@@ -28,7 +28,7 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 
 
-class Piece(NamedTuple):
+class WeightPiece(NamedTuple):
     """Where bytes of a weight file lie."""
 
     file: Path
@@ -97,7 +97,7 @@ class Packing:
         """
         import onnx_ir as ir
 
-        places: dict[Piece, int] = {}
+        places: dict[WeightPiece, int] = {}
         end = 0
         for file, model in graphs.items():
             location = weights.relative_to(file.parent).as_posix()
@@ -125,14 +125,14 @@ class Packing:
             ir.save(model, file)
 
 
-def piece_of(tensor: "ir.ExternalTensor") -> Piece:
+def piece_of(tensor: "ir.ExternalTensor") -> WeightPiece:
     """Return where a tensor's bytes lie."""
     if tensor.offset is None or tensor.length is None:
         raise RuntimeError(f"{tensor.name}: says not where it lies")
-    return Piece(Path(tensor.base_dir) / tensor.location, tensor.offset, tensor.length)
+    return WeightPiece(Path(tensor.base_dir) / tensor.location, tensor.offset, tensor.length)
 
 
-def write_pieces(places: Mapping[Piece, int], file: Path, done: Megabytes) -> None:
+def write_pieces(places: Mapping[WeightPiece, int], file: Path, done: Megabytes) -> None:
     """Write pieces of weight files to offsets of a new file; `done` is told the bytes."""
     with file.open("wb") as target:
         for piece, offset in places.items():

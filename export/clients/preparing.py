@@ -6,7 +6,7 @@ Needs numpy, Pillow and tokenizers; neither torch nor transformers.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from export.runtime.images import ImageProcessor, of_one_prompt
 from export.runtime.messages import Message, user_message
 from export.runtime.prompter import Prompter
 from export.session.arrays import Array
+
+if TYPE_CHECKING:
+    from export.clients.packing import Packing
 
 
 class PreparedPrompt(NamedTuple):
@@ -98,3 +101,18 @@ class PromptMaker:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of an answer's token ids."""
         return self.prompter.decode(ids)
+
+
+def beginning_written(packing: "Packing", template: str) -> str:
+    """Return a chat template that writes the beginning token where the tokenizer would add it.
+
+    For clients that add no special tokens to what a template wrote.
+    """
+    facts, form = packing.facts, packing.manifest.picture_form
+    prompter = Prompter.from_folder(packing.artifact.folder, form.token, facts.eos_token_ids)
+    start = prompter.special_tokens.get("bos_token")
+    added = prompter.encode_text("a", add_special_tokens=True)
+    bare = prompter.encode_text("a")
+    turn = {"role": "user", "content": [{"type": "text", "text": "a"}]}
+    written = start is not None and prompter.render([turn]).startswith(start)
+    return template if written or added == bare else "{{ bos_token }}" + template

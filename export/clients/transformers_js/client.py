@@ -10,8 +10,8 @@ from compressor.disk.files import write_text
 from compressor.families.pictures.text import TextRun
 from export.artifact.artifact import Artifact
 from export.clients.client import Answered, CheckQuestion, Client
+from export.clients.preparing import beginning_written
 from export.clients.rows import rows_refused
-from export.clients.template import beginning_written
 from export.clients.transformers_js import configuration, node
 from export.runtime.chat_template import find_template
 
@@ -27,7 +27,7 @@ class TransformersJs(Client):
 
     def refuses(self, artifact: Artifact) -> list[str]:
         """Return why the client cannot run an artifact: what its class for one picture does not know."""
-        return refusals(artifact)
+        return picture_refused(artifact)
 
     def write(self, packing: "Packing", folder: Path) -> None:
         """Write graphs, weights, configuration and the exact resize."""
@@ -45,7 +45,7 @@ class TransformersJs(Client):
         questions: Sequence[CheckQuestion],
     ) -> list[Answered] | str:
         """Ask the client in Node."""
-        return node.answers(folder, questions, folder / PICTURES)
+        return node.answers_in_node(folder, questions, folder / PICTURES)
 
 
 README = """# NAME for transformers.js
@@ -84,7 +84,7 @@ console.log(processor.batch_decode(ids.slice(null, [inputs.input_ids.dims.at(-1)
 PICTURES = "pictures.mjs"
 
 
-def refusals(artifact: Artifact) -> list[str]:
+def picture_refused(artifact: Artifact) -> list[str]:
     """Return why the client cannot run an artifact."""
     manifest = artifact.manifest
     told = "run the artifact with `vtcompress generate`"

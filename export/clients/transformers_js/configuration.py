@@ -15,8 +15,9 @@ from compressor.families.pictures.steps import (
     ResizeShorter,
 )
 from export.artifact.manifest import Manifest
-from export.clients.transformers_js.graphs import DECODER, EMBED, VISION
 
+EMBED, VISION, DECODER = "embed_tokens", "vision_encoder", "decoder_model_merged"
+"""The client's sessions, and the stems of their files."""
 # The only text decoder that the client is told of: it reads the number of caches from it and nothing else.
 TEXT_TYPE = "llama"
 ORDER: tuple[type, ...] = (Resize, ResizeShorter, Crop, Rescale, Normalise)

@@ -21,10 +21,9 @@ import onnx_ir as ir
 from export.clients.marker import EMBEDS, last_logits, mark_text, mark_visual, take_apart
 from export.clients.packing import Packing
 from export.clients.surgery import ONNX_TYPES, Nodes, port, replace_input, replace_output
+from export.clients.transformers_js.configuration import DECODER, EMBED, VISION
 from export.graphs.spec import PAST, GraphSpec, vision_for
 
-EMBED, VISION, DECODER = "embed_tokens", "vision_encoder", "decoder_model_merged"
-"""The client's sessions, and the stems of their files."""
 BATCH = "batch_size"
 FULL = "past"
 """The name of the length of caches that hold every row which entered the decoder."""

@@ -27,7 +27,7 @@ LONGEST_S = 3600
 
 
 @dataclass(frozen=True)
-class Asked:
+class Dialogue:
     """A conversation about one picture.
 
     Attributes:
@@ -87,7 +87,7 @@ def lacking() -> str:
     return ""
 
 
-def answers(
+def answers_in_node(
     folder: Path, questions: Sequence[CheckQuestion], pictures: Path
 ) -> list[Answered] | str:
     """Return what the client answers questions with one picture or none, or why it was not asked.
@@ -98,15 +98,19 @@ def answers(
         pictures: `pictures.mjs` as it was packed.
 
     Raises:
-        PackError: as `ask`.
+        PackError: as `ask_in_node`.
     """
     if reason := lacking():
         return reason
-    asked = [Asked((q.question,), next(iter(q.images), None), q.max_new_tokens) for q in questions]
-    return [turns[0] for turns in ask(folder, asked, pictures)]
+    asked = [
+        Dialogue((q.question,), next(iter(q.images), None), q.max_new_tokens) for q in questions
+    ]
+    return [turns[0] for turns in ask_in_node(folder, asked, pictures)]
 
 
-def ask(folder: Path, conversations: Sequence[Asked], pictures: Path) -> list[list[Answered]]:
+def ask_in_node(
+    folder: Path, conversations: Sequence[Dialogue], pictures: Path
+) -> list[list[Answered]]:
     """Ask the client conversations about pictures of a packed folder; `lacking` must be empty.
 
     Args:

@@ -14,7 +14,7 @@ from shutil import copyfile
 import onnx_ir as ir
 
 from compressor.progress import Megabytes
-from export.clients.packing import PAGE, Packing, Piece, piece_of, write_pieces
+from export.clients.packing import PAGE, Packing, WeightPiece, piece_of, write_pieces
 
 LARGEST_PART = 1 << 30
 """Bytes of a file of weights, unless one tensor has more: browsers hold each file in one buffer."""
@@ -31,7 +31,7 @@ def save_linked(packing: Packing, models: Mapping[Path, ir.Model]) -> dict[Path,
         How many files of weights each graph has.
     """
     counts = dict.fromkeys(models, 0)
-    places: dict[tuple[Path, Piece], tuple[Path, int]] = {}
+    places: dict[tuple[Path, WeightPiece], tuple[Path, int]] = {}
     readers = _readers(models)
     done = Megabytes(packing.progress, "copying weights, MB")
     with done.of(sum(piece.length for piece in readers)):
@@ -66,9 +66,9 @@ def _outside(model: ir.Model) -> Iterator[tuple[ir.Value, ir.ExternalTensor]]:
             yield value, tensor
 
 
-def _readers(models: Mapping[Path, ir.Model]) -> dict[Piece, list[Path]]:
+def _readers(models: Mapping[Path, ir.Model]) -> dict[WeightPiece, list[Path]]:
     """Return which graphs read each piece."""
-    found: dict[Piece, list[Path]] = {}
+    found: dict[WeightPiece, list[Path]] = {}
     for file, model in models.items():
         for piece in dict.fromkeys(piece_of(tensor) for _, tensor in _outside(model)):
             found.setdefault(piece, []).append(file)
@@ -80,12 +80,12 @@ def _part_name(file: Path, number: int) -> Path:
 
 
 def _parts(
-    readers: Mapping[Piece, Sequence[Path]],
-) -> list[tuple[tuple[Path, ...], dict[Piece, int]]]:
+    readers: Mapping[WeightPiece, Sequence[Path]],
+) -> list[tuple[tuple[Path, ...], dict[WeightPiece, int]]]:
     """Return files of weights: who reads each, and the offset of each piece in it."""
-    found: list[tuple[tuple[Path, ...], dict[Piece, int]]] = []
+    found: list[tuple[tuple[Path, ...], dict[WeightPiece, int]]] = []
     for files in dict.fromkeys(map(tuple, readers.values())):
-        pieces: dict[Piece, int] = {}
+        pieces: dict[WeightPiece, int] = {}
         end = 0
         for piece in (piece for piece, wanting in readers.items() if tuple(wanting) == files):
             if pieces and end + piece.length > LARGEST_PART:

@@ -13,7 +13,12 @@ from export.artifact.artifact import Artifact
 from export.clients import transformers_js
 from export.clients.client import Answered, CheckQuestion, Client
 from export.clients.transformers_js import node
-from export.clients.transformers_js.client import PICTURES, TransformersJs, refusals, write_models
+from export.clients.transformers_js.client import (
+    PICTURES,
+    TransformersJs,
+    picture_refused,
+    write_models,
+)
 from export.graphs.spec import BASELINE, in_order
 
 if TYPE_CHECKING:
@@ -35,7 +40,7 @@ class WebPage(Client):
 
     def refuses(self, artifact: Artifact) -> list[str]:
         """Return why no page can be made: what the client does not run, or that it is not there to copy."""
-        reasons = refusals(artifact)
+        reasons = picture_refused(artifact)
         if problem := _client_problem():
             reasons.append(problem)
         return reasons
@@ -69,7 +74,7 @@ class WebPage(Client):
         questions: Sequence[CheckQuestion],
     ) -> list[Answered] | str:
         """Ask the client in Node about the compressed model: no browser is started."""
-        return node.answers(folder / COMPRESSED, questions, folder / PICTURES)
+        return node.answers_in_node(folder / COMPRESSED, questions, folder / PICTURES)
 
 
 def about(packing: "Packing", folder: Path, decoder: str) -> dict[str, str]:
@@ -137,10 +142,10 @@ README = """# NAME in a browser
 Written by `vtcompress pack --for web`: one page that asks the model about pictures. The model runs in the
 browser; nothing is sent, and nothing is fetched from elsewhere.
 
-    python -m http.server --directory THIS_FOLDER 8000
+    python -m http.server 8000
 
-then open http://localhost:8000. Any static file server does; opened as a file the page does not work, because
-browsers let files load neither modules nor models.
+in this folder, then open http://localhost:8000. Any static file server does; opened as a file the page does
+not work, because browsers let files load neither modules nor models.
 
 - One thread computes. With the headers `Cross-Origin-Opener-Policy: same-origin` and
   `Cross-Origin-Embedder-Policy: require-corp` browsers allow several.
