@@ -136,6 +136,8 @@ def test_every_command_that_prints_is_judged_here(made: dict[str, list[object]])
         "build",
         "merge-profiles",
         "serve",
+        "selftest",
+        "pack",
     }
     assert set(cli.commands) == set(made) | elsewhere
 

@@ -51,7 +51,9 @@ SPEAKERS: dict[str, dict[str, tuple[str, ...]]] = {
     "export/backends/compared.py": {"--precision": ("validate",)},
     "export/report/pages/model_card.py": {"--backend": ("generate",)},
     "export/graphs/profiles.py": dict.fromkeys(("--max-context", "--max-images", "--max"), ("build",)),
-    "vtcompress/cli/generating.py": dict.fromkeys(("--prompt", "--chat", "--temperature"), ("generate",)),
+    "vtcompress/cli/generating.py": dict.fromkeys(
+        ("--prompt", "--image", "--chat", "--temperature"), ("generate",)
+    ),
     "vtcompress/cli/checking.py": dict.fromkeys(
         ("--precision", "--device", "--gpu", "--backend", "--data", "--model", "--gates", "--weights",
          "--healed", "--trust-remote-code"),
@@ -69,7 +71,11 @@ SPEAKERS: dict[str, dict[str, tuple[str, ...]]] = {
     "vtcompress/stages/healing/report.py": {"--validate-data": ("export",)},
 }  # fmt: skip
 # Options of programs that are started, not ours.
-STARTED = ("export/backends/tensorrt/trtexec.py", "export/backends/gpus.py")
+STARTED = (
+    "export/backends/tensorrt/trtexec.py",
+    "export/backends/gpus.py",
+    "export/evaluation/lmms.py",
+)
 
 
 def texts(path: Path) -> Iterator[str]:

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from compressor.errors import VtcompressError
 from export.backends.tensorrt.targets import TARGETS
 from export.clients.registry import CLIENTS
 from vtcompress.cli.backend_options import gpu_option
+from vtcompress.cli.checking import raise_if_missed
 from vtcompress.cli.kinds import FOLDER
 from vtcompress.console import Output
 
@@ -136,7 +136,7 @@ def pack(
     """Write the folder that a stock client loads, and check it in that client where it is installed.
 
     What the client cannot do is refused before anything is written. The check asks five questions, and ends
-    with an error where the client's token ids, pixels or answers are not the runtime's.
+    with exit code 3 where the client's token ids, pixels or answers are not the runtime's.
     """
     import vtcompress
 
@@ -146,11 +146,9 @@ def pack(
     _show_pack(out, packed)
     out.always(f"written: {output}")
     out.result(packed.model_dump(mode="json", include={"client", "artifact", "files", "check"}))
-    if differs := packed.check.differs:
-        raise VtcompressError(
-            f"{output}: {client} does not give what the runtime gives: {', '.join(differs)}; "
-            "do not use this folder"
-        )
+    if differs := ", ".join(packed.check.differs):
+        problem = f"{output}: {client} does not give what the runtime gives: {differs}; do not use this folder"
+        raise_if_missed((problem,))
 
 
 def _show_pack(out: Output, packed: "PackFile") -> None:

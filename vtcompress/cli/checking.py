@@ -205,7 +205,7 @@ def selftest(
 ) -> int:
     """Compare this device with the known answers in an artifact: which part of it is wrong, if any.
 
-    Needs neither the original nor pictures. The exit code is 1 where a part is wrong.
+    Needs neither the original nor pictures. The exit code is 3 where a part is wrong.
     """
     import vtcompress
     from vtcompress.cli import show
@@ -225,7 +225,9 @@ def selftest(
     )
     show.show_selftest(out, report)
     out.result(report.model_dump(mode="json") | {"first_wrong": report.first_wrong})
-    return 1 if report.failures else 0
+    if report.failures:
+        raise ThresholdMissedError
+    return 0
 
 
 @click.command()
