@@ -310,7 +310,7 @@ def test_the_self_check_names_what_differs_and_the_command_fails(
     code, _, err = vt("pack", packable("identity"), "--for", ONNX, "--output", place)
     assert code == 3
     assert err.splitlines()[-1].endswith(
-        f"{ONNX} does not give what the runtime gives: {named}; do not use this folder"
+        f"{ONNX} gives other {named} than the runtime; do not use this folder"
     )
     assert PackFile.load(place).check.differs == (named,)
 
