@@ -126,6 +126,8 @@ class _Rewriting:
             if known is not None:
                 return known
             self.sizes[value.node.expr] = made = self.graph.node_copy(node, self.copies.__getitem__)
+            if node.target is not SIZE:
+                made.meta |= {"nn_module_stack": {}}  # a size belongs to no module
             return made
         if node.op == "get_attr" or isinstance(node.target, torch._ops.HigherOrderOperator):  # noqa: SLF001
             raise _WholeError
