@@ -122,13 +122,7 @@ class _Rewriting:
                 self.sizes[value.node.expr] = made
             return made
         if isinstance(value, torch.SymInt):
-            known = self.sizes.get(value.node.expr)
-            if known is not None:
-                return known
-            self.sizes[value.node.expr] = made = self.graph.node_copy(node, self.copies.__getitem__)
-            if node.target is not SIZE:
-                made.meta |= {"nn_module_stack": {}}  # a size belongs to no module
-            return made
+            return self._size_copied(node, value.node.expr)
         if node.op == "get_attr" or isinstance(node.target, torch._ops.HigherOrderOperator):  # noqa: SLF001
             raise _WholeError
         if not isinstance(node.target, torch._ops.OpOverload) or _stays(node.target, self.table):  # noqa: SLF001
@@ -148,6 +142,14 @@ class _Rewriting:
             raise _WholeError
         made_last: fx.Node = recorder.node_of(result)
         return made_last
+
+    def _size_copied(self, node: fx.Node, size: Any) -> fx.Node:
+        """Return the node of a size that is known, or a copy of the one that computes it."""
+        if size not in self.sizes:
+            self.sizes[size] = made = self.graph.node_copy(node, self.copies.__getitem__)
+            if node.target is not SIZE:
+                made.meta |= {"nn_module_stack": {}}  # it belongs to no module
+        return self.sizes[size]
 
     def _call(
         self, target: Any, args: Any, options: Any, value: Any, source: fx.Node | None = None

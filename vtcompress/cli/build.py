@@ -147,7 +147,9 @@ def pack(
     out.always(f"written: {output}")
     out.result(packed.model_dump(mode="json", include={"client", "artifact", "files", "check"}))
     if differs := ", ".join(packed.check.differs):
-        problem = f"{output}: {client} gives other {differs} than the runtime; do not use this folder"
+        problem = (
+            f"{output}: {client} gives other {differs} than the runtime; do not use this folder"
+        )
         raise_if_missed((problem,))
 
 
