@@ -315,6 +315,18 @@ def test_the_self_check_names_what_differs_and_the_command_fails(
     assert PackFile.load(place).check.differs == (named,)
 
 
+def test_a_client_that_fails_on_the_folder_is_told(packable, tmp_path, monkeypatch, vt):
+    def fail(*_: Any) -> list[Answered]:
+        raise RuntimeError("no such port\nat line 7")
+
+    monkeypatch.setattr(type(CLIENTS[ONNX]), "check", fail)
+    place = tmp_path / "packed"
+    code, _, err = vt("pack", packable("identity"), "--for", ONNX, "--output", place)
+    assert code == 1
+    assert "gives: it fails (no such port); do not use this folder" in err
+    assert PackFile.load(place).check.failed == "no such port"
+
+
 def test_a_client_that_is_not_installed_is_told_and_not_passed(packable, tmp_path, monkeypatch, vt):
     monkeypatch.setattr(type(CLIENTS[ONNX]), "check", lambda *_: f"{ONNX} is not installed")
     place = tmp_path / "packed"
