@@ -268,6 +268,9 @@ def test_what_a_client_cannot_do_is_refused_with_its_reason(packable):
         for name in PACKAGES:
             (found,) = refusals(CLIENTS[name], changed(artifact, **updates))
             assert reason in found
+    assert refusals(CLIENTS[ONNX], changed(artifact, dtype="float16")) == []
+    (found,) = refusals(CLIENTS[IR], changed(artifact, dtype="float16"))
+    assert "export with dtype float32" in found
     other = changed(artifact, model=facts.model_copy(update={"family": "smolvlm"}))
     assert refusals(CLIENTS[ONNX], other) == []
     (found,) = refusals(CLIENTS[IR], other)

@@ -78,8 +78,11 @@ class OpenVinoGenai(Client):
             reasons.append(
                 f"writes {IMAGE!r} for each of a picture's rows and nothing around them; {INSTEAD}"
             )
-        if manifest.dtype == "bfloat16":
-            reasons.append("hands on rows in float32 or float16; export with one of these dtypes")
+        if manifest.dtype != "float32":
+            reasons.append(
+                f"hands on rows in float32, and of {manifest.dtype} graphs its answers are not to be relied "
+                "on; export with dtype float32"
+            )
         return reasons
 
     def write(self, packing: Packing, folder: Path) -> None:
