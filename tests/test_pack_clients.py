@@ -268,6 +268,9 @@ def test_what_a_client_cannot_do_is_refused_with_its_reason(packable):
         for name in PACKAGES:
             (found,) = refusals(CLIENTS[name], changed(artifact, **updates))
             assert reason in found
+    assert refusals(CLIENTS[ONNX], changed(artifact, dtype="float16")) == []
+    (found,) = refusals(CLIENTS[IR], changed(artifact, dtype="float16"))
+    assert "export with dtype float32" in found
     other = changed(artifact, model=facts.model_copy(update={"family": "smolvlm"}))
     assert refusals(CLIENTS[ONNX], other) == []
     (found,) = refusals(CLIENTS[IR], other)
@@ -313,6 +316,18 @@ def test_the_self_check_names_what_differs_and_the_command_fails(
         f"{ONNX} gives other {named} than the runtime; do not use this folder"
     )
     assert PackFile.load(place).check.differs == (named,)
+
+
+def test_a_client_that_fails_on_the_folder_is_told(packable, tmp_path, monkeypatch, vt):
+    def fail(*_: Any) -> list[Answered]:
+        raise RuntimeError("no such port\nat line 7")
+
+    monkeypatch.setattr(type(CLIENTS[ONNX]), "check", fail)
+    place = tmp_path / "packed"
+    code, _, err = vt("pack", packable("identity"), "--for", ONNX, "--output", place)
+    assert code == 1
+    assert "gives: it fails (no such port); do not use this folder" in err
+    assert PackFile.load(place).check.failed == "no such port"
 
 
 def test_a_client_that_is_not_installed_is_told_and_not_passed(packable, tmp_path, monkeypatch, vt):

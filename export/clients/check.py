@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from compressor.errors import ArtifactWarning, MissingExtraError, VtcompressError
+from compressor.errors import ArtifactWarning, MissingExtraError, VtcompressError, first_line
 from compressor.progress import Progress
 from export.artifact.artifact import Artifact
 from export.checks import stored
@@ -42,7 +42,10 @@ def self_check(packing: "Packing", client: Client, folder: Path, progress: Progr
             wanted = runtime_answers(packing.artifact, questions)
         except MissingExtraError as failure:
             return PackCheck(not_run=f"the runtime to compare with cannot run: {failure}")
-        found = client.check(packing, folder, questions)
+        try:
+            found = client.check(packing, folder, questions)
+        except RuntimeError as failure:  # what the clients raise
+            return PackCheck(failed=first_line(failure))
     if isinstance(found, str):
         return PackCheck(not_run=found)
     progress.say(f"{client.name} was asked {len(found)} questions")

@@ -24,7 +24,7 @@ from export.clients.client import Answered, CheckQuestion, Client
 from export.clients.openvino_pixels import PixelProbe, largest_difference
 from export.clients.packing import TOKENIZER_FILES, Packing
 from export.clients.preparing import PromptMaker, beginning_written
-from export.clients.rows import rows_refused
+from export.clients.rows import INSTEAD, rows_refused
 from export.graphs.spec import WEIGHTS_FILE
 from export.session.arrays import Array
 
@@ -64,19 +64,24 @@ class OpenVinoGenai(Client):
         if manifest.model.family not in MODEL_TYPES:
             reasons.append(
                 f"does not take pictures as models of the family {manifest.model.family} do; packed for "
-                f"it are {', '.join(MODEL_TYPES)}"
+                f"it are {', '.join(MODEL_TYPES)}; {INSTEAD}"
             )
         reasons += rows_refused(artifact)
         form = manifest.picture_form
         if _clip_steps(form.steps) is None:
             reasons.append(
                 "resizes the shorter side of a picture by a bicubic filter and crops the centre, and this "
-                "model's pictures are made otherwise"
+                f"model's pictures are made otherwise; {INSTEAD}"
             )
         if form.token != IMAGE or not isinstance(form.text, TextRun):
-            reasons.append(f"writes {IMAGE!r} for each of a picture's rows and nothing around them")
-        if manifest.dtype == "bfloat16":
-            reasons.append("hands on rows in float32 or float16; export with one of these dtypes")
+            reasons.append(
+                f"writes {IMAGE!r} for each of a picture's rows and nothing around them; {INSTEAD}"
+            )
+        if manifest.dtype != "float32":
+            reasons.append(
+                f"hands on rows in float32, and of {manifest.dtype} graphs its answers are not to be relied "
+                "on; export with dtype float32"
+            )
         return reasons
 
     def write(self, packing: Packing, folder: Path) -> None:

@@ -14,6 +14,7 @@ from export.clients.client import Client
 from export.clients.pack_file import NOT_ASKED, PackCheck, PackFile
 from export.clients.packing import Packing
 from export.clients.registry import find_client
+from export.clients.rows import INSTEAD
 from export.graphs.spec import WEIGHTS_FILE, in_order
 
 README = "README.md"
@@ -67,13 +68,14 @@ def pack_artifact(
             dtype=artifact.manifest.dtype,
             model=artifact.manifest.model,
             pictures=artifact.manifest.picture_form,
-            files=_files(folder),
+            files={},
         )
-        facts.save(folder)  # what prepares prompts reads it
+        facts.save(folder)  # what prepares prompts reads it; files are listed when all are there
         outcome = PackCheck(not_run=NOT_ASKED)
         if check:
             progress.say(f"asking {client} and the runtime the same")
             outcome = self_check(packing, entry, folder, progress)
+        progress.say("taking the files' sha256")
         facts = facts.model_copy(update={"check": outcome, "files": _files(folder)})
         facts.save(folder)
     return facts
@@ -100,7 +102,7 @@ def refusals(client: Client, artifact: Artifact) -> list[str]:
     if decoders[0].moves_text:
         reasons.append(
             "counts the places of a prompt itself, and here the text behind pictures stands elsewhere; "
-            "run it with `vtcompress generate`"
+            f"{INSTEAD}"
         )
     return reasons + client.refuses(artifact)
 

@@ -43,16 +43,20 @@ class PackCheck(Facts):
 
     Attributes:
         not_run: why the client was not asked; empty: it was.
+        failed: what the client said when it failed on the folder; empty: it did not.
         answers: a row each.
     """
 
     not_run: str = ""
+    failed: str = ""
     answers: tuple[CheckedAnswer, ...] = ()
 
     @property
     def differs(self) -> tuple[str, ...]:
-        """What is not the runtime's: of token ids, pixels and answers."""
+        """What is not the runtime's: of token ids, pixels and answers; or that the client fails."""
         rows = self.answers
+        if self.failed:
+            return (f"it fails ({self.failed})",)
         found = {
             "token ids": any(row.token_ids is False for row in rows),
             "pixels": any(row.pixels_equal is False for row in rows),

@@ -8,6 +8,9 @@ from export.graphs.spec import PAST_VISUAL, in_order
 if TYPE_CHECKING:
     from export.artifact.artifact import Artifact
 
+INSTEAD = "run it with `vtcompress generate`"
+"""What is left where a client cannot run an artifact at all."""
+
 
 def rows_refused(artifact: "Artifact", *, any_cache: bool = False) -> list[str]:
     """Return why an artifact's rows cannot be told by the marker channel, or its caches be counted.
@@ -34,7 +37,7 @@ def rows_refused(artifact: "Artifact", *, any_cache: bool = False) -> list[str]:
         reasons.append(
             "keeps keys and values alone, and this plan must also know which rows of the past are visual"
         )
-    return reasons
+    return [f"{reason}; {INSTEAD}" for reason in reasons]
 
 
 def chooses(packing: Packing) -> bool:

@@ -157,6 +157,7 @@ def _show_pack(out: Output, packed: "PackFile") -> None:
     check = packed.check
     if check.not_run:
         out.always(f"not checked: {check.not_run}")
+    if check.not_run or check.failed:
         return
     words = {None: "not told", True: "equal", False: "DIFFER"}
     rows = [
