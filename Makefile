@@ -61,6 +61,7 @@ wheel: $(VENV)/.python
 # Not in `make test`: what costs most and shows least that other tests do not (SLOW in tests/conftest.py).
 slow: $(VENV)/.tested node
 	$(BIN)/python -m pytest $(WORKERS) -m slow
+	$(BIN)/python -m tests.fuzz
 
 # Not in `make test`: the cases of all families, and as many again that fill the tables of docs/families.md.
 matrix: $(VENV)/.tested

@@ -3,6 +3,8 @@
     python -m tests.fuzz                      # all cases
     python -m tests.fuzz --part 0.02          # the first 2 % of each kind
     python -m tests.fuzz KIND [NUMBER]        # of one kind, or its case of that number, with what it says
+    python -m tests.fuzz [KIND] --write       # puts the whole cases' figures into docs/reliability.md
+    python -m tests.fuzz --write FILE ...     # figures that runs with --json have printed
 
 A case is held if it ends within ten seconds of a processor, within 2 GiB more than the process began with,
 in success or in a `VtcompressError`, and starts no process and opens no connection. A case is its kind and
@@ -25,7 +27,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,6 +43,10 @@ SECONDS, BYTES = 10, 2 << 30
 PATIENCE, LOOK = 200, 1.0
 STARTS = ("subprocess", "os.system", "os.exec", "os.posix_spawn", "os.fork", "socket", "pickle")
 ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "reliability.md"
+BEGINS, ENDS = "<!-- written by python -m tests.fuzz --write -->\n", "<!-- end -->\n"
+HEAD = "| kind | tried | held | longest | memory |\n|---|---|---|---|---|\n"
+Figures = dict[str, float]
 
 
 @dataclass
@@ -214,11 +220,17 @@ def main() -> int:
     arguments.add_argument("--sources", nargs=2, type=Path, help="a model folder and its artifact")
     arguments.add_argument("--json", action="store_true", help="print figures as JSON")
     arguments.add_argument("--say", action="store_true", help="print how each case ended")
+    arguments.add_argument("--write", nargs="*", type=Path, help="figures into the page's table")
     options = arguments.parse_args()
+    if options.write:
+        write({k: v for file in options.write for k, v in json.loads(file.read_text()).items()})
+        return 0
+    if options.write is not None and (options.part != 1.0 or options.number is not None):
+        arguments.error("the page has figures of whole kinds: leave out --part and NUMBER")
     switch_off()
     torch.set_num_threads(1)
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
-    rows: dict[str, dict[str, float]] = {}
+    rows: dict[str, Figures] = {}
     with tempfile.TemporaryDirectory() as scratch:
         sources = options.sources or made(Path(scratch))
         for kind in KINDS:
@@ -234,18 +246,43 @@ def main() -> int:
                 "most": held.most,
             }
             if not options.json:
-                print(_row(kind.name, len(numbers), held), flush=True)
+                print(_row(kind.name, rows[kind.name]), flush=True)
     if options.json:
         print(json.dumps(rows))
+    if options.write is not None:
+        write(rows)
     return int(any(row.get("not held") for row in rows.values()))
 
 
-def _row(name: str, tried: int, held: Held) -> str:
-    found = held.outcomes
-    good = tried - found["not held"]
+def written(page: str, figures: Mapping[str, Figures]) -> str:
+    """Return the page with the rows of these kinds in its table; those of other kinds stay.
+
+    Raises:
+        ValueError: fewer or more cases of a kind than it has.
+    """
+    before, _, rest = page.partition(BEGINS)
+    table, _, after = rest.partition(ENDS)
+    rows = {line.split("`")[1]: line for line in table.splitlines() if line.startswith("| `")}
+    counts = {kind.name: kind.count for kind in KINDS}
+    for name, row in figures.items():
+        if row["tried"] != counts[name]:
+            raise ValueError(f"{name}: {row['tried']} cases of {counts[name]}")
+        rows[name] = _row(name, row)
+    lines = "".join(f"{rows[name]}\n" for name in counts if name in rows)
+    return f"{before}{BEGINS}{HEAD}{lines}{ENDS}{after}"
+
+
+def write(figures: Mapping[str, Figures]) -> None:
+    """Put figures into the page's table."""
+    page = written(PAGE.read_text(encoding="utf-8"), figures)
+    PAGE.write_text(page, encoding="utf-8")
+
+
+def _row(name: str, row: Figures) -> str:
+    good = row["tried"] - row.get("not held", 0)
     return (
-        f"| `{name}` | {tried:,} | {good:,}: {found['read']:,} read, {found['refused']:,} refused | "
-        f"{held.longest:.1f} s | {held.most / 2**30:.1f} GiB |"
+        f"| `{name}` | {row['tried']:,} | {good:,}: {row.get('read', 0):,} read, "
+        f"{row.get('refused', 0):,} refused | {row['longest']:.1f} s | {row['most'] / 2**30:.1f} GiB |"
     )
 
 

@@ -18,6 +18,7 @@ from export.runtime.runtime import Runtime
 from tests.graph_mutations import damaged_graph
 from tests.models import make_picture
 from tests.mutations import damaged, document
+from tests.rotation_mutations import damaged_rotation
 
 PROCESSOR, OLDER_PROCESSOR = "processor_config.json", "preprocessor_config.json"
 INDEX, SHARD = "model.safetensors.index.json", "model-00001-of-00001.safetensors"
@@ -291,8 +292,10 @@ def _manifest(place: Place) -> tuple[Callable[[str], bytes], Reader]:
     return (lambda seed: document(whole, seed)), read
 
 
-def _graphs(backend: str) -> Callable[[Place], tuple[Callable[[str], bytes], Reader]]:
-    """The graphs of an artifact, whose manifest is made to fit."""
+def _graphs(
+    backend: str, make_graph: Callable[[bytes, str], bytes] = damaged_graph, only: str = ""
+) -> Callable[[Place], tuple[Callable[[str], bytes], Reader]]:
+    """The graphs of an artifact, or one of them, whose manifest is made to fit."""
 
     def prepare(place: Place) -> tuple[Callable[[str], bytes], Reader]:
         path = place.artifact / "manifest.json"
@@ -303,8 +306,8 @@ def _graphs(backend: str) -> Callable[[Place], tuple[Callable[[str], bytes], Rea
 
         def make(seed: str) -> bytes:
             nonlocal chosen
-            chosen = random.Random(seed).choice(names)
-            return damaged_graph(contents[chosen], seed)
+            chosen = only or random.Random(seed).choice(names)
+            return make_graph(contents[chosen], seed)
 
         def read(content: bytes) -> None:
             entry = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
@@ -335,4 +338,5 @@ KINDS = (
     Kind("manifest.json", 1200, _manifest),
     Kind("graphs in onnxruntime", 2500, _graphs("onnxruntime")),
     Kind("graphs in openvino", 1000, _graphs("openvino"), chunk=1),
+    Kind("rotations in openvino", 300, _graphs("openvino", damaged_rotation, "decoder.onnx"), chunk=1),
 )  # fmt: skip

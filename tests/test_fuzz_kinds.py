@@ -5,6 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from tests.fuzz import BEGINS, ENDS, HEAD, PAGE, written
 from tests.fuzz_kinds import KINDS
 from tests.test_fuzz import CASES, ROOT, Count
 
@@ -63,3 +66,26 @@ def test_what_is_not_held_is_seen(tiny_model: Path, tiny_artifact: Path) -> None
     for number, why in enumerate(SEEN, start=2):
         (line,) = [line for line in done.stderr.splitlines() if line.startswith(f"made {number}: ")]
         assert why in line
+
+
+def test_the_page_has_each_kind_with_all_of_its_cases_held() -> None:
+    """Rows are written by `python -m tests.fuzz --write`: a kind that changed is to be run again."""
+    table = PAGE.read_text(encoding="utf-8").partition(BEGINS)[2].partition(ENDS)[0]
+    rows = [line for line in table.splitlines() if line.startswith("| `")]
+    wanted = [f"| `{kind.name}` | {kind.count:,} | {kind.count:,}: " for kind in KINDS]
+    assert [row[: len(start)] for row, start in zip(rows, wanted, strict=True)] == wanted
+
+
+def test_figures_of_a_kind_replace_its_row_alone() -> None:
+    first, second = KINDS[0], KINDS[1]
+    rows = {k.name: {"tried": k.count, "read": k.count, "longest": 1, "most": 0} for k in KINDS[:2]}
+    page = written(f"a\n{BEGINS}{ENDS}b\n", rows)
+    held = f"{first.count - 1:,}: {first.count - 1:,} read, 0 refused"
+    less = {first.name: rows[first.name] | {"not held": 1, "read": first.count - 1}}
+    again = written(page, less)
+    assert again.startswith(
+        f"a\n{BEGINS}{HEAD}| `{first.name}` | {first.count:,} | {held} | 1.0 s |"
+    )
+    assert [*set(page.splitlines()) - set(again.splitlines())] == [page.splitlines()[4]]
+    with pytest.raises(ValueError, match=f"{second.name}: 1 cases of {second.count}"):
+        written(page, {second.name: {"tried": 1}})

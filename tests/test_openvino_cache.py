@@ -119,6 +119,7 @@ def _imports(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
 
     watched = SimpleNamespace(
         import_model=import_model,
+        read_model=core.read_model,
         compile_model=core.compile_model,
         get_property=core.get_property,
     )

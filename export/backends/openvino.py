@@ -25,6 +25,7 @@ from compressor.disk.files import write_bytes
 from compressor.errors import ArtifactError, BackendError, MissingExtraError, VtcompressError
 from export.backends.backend import Backend, Options, Said
 from export.backends.probing import Probed, ProbeFacts
+from export.backends.rotations import check_apart, keep_apart
 from export.backends.unreported import unreported
 from export.graphs.spec import GraphSpec
 from export.session.interruptible import check_ending, rows_run
@@ -39,6 +40,8 @@ HEARS_MILLISECONDS = 50
 # Graphs that OpenVINO loads from its cache with the numbers that it compiled; see Limitations.
 CACHED = ("vision",)
 DIGEST_BYTES = 32
+# Names what is made of a graph before it is compiled: another text, another cache.
+REWRITE = "rotations apart"
 
 
 class CompiledPlace(NamedTuple):
@@ -210,19 +213,19 @@ def opened_core(precision: str, threads: int | None) -> tuple[Any, dict[str, Any
 
 
 def _compiler(core: Any, options: dict[str, Any]) -> str:
-    """Return a digest of what decides besides a graph what is compiled: OpenVINO, processor, options."""
+    """Return a digest of what decides besides a graph what is compiled: OpenVINO, processor, options, us."""
     import openvino
 
     asked = ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")
     processor = [core.get_property(DEVICE, name) for name in asked]
-    decides = repr((openvino.get_version(), processor, sorted(options.items())))
+    decides = repr((openvino.get_version(), processor, sorted(options.items()), REWRITE))
     return hashlib.sha256(decides.encode()).hexdigest()[:16]
 
 
 def _compiled(core: Any, file: Path, options: dict[str, Any], cached: CompiledPlace | None) -> Any:
     """Return a compiled graph: the cached one if its digest is right, else a new one, which is cached."""
     if cached is None:
-        return core.compile_model(str(file), DEVICE, options)
+        return _compiled_anew(core, file, options)
     place = cached.place
     with contextlib.suppress(OSError, RuntimeError):
         if place.is_symlink():  # what it points to is not ours to write
@@ -231,11 +234,20 @@ def _compiled(core: Any, file: Path, options: dict[str, Any], cached: CompiledPl
         digest, model = held[:DIGEST_BYTES], held[DIGEST_BYTES:]
         if hashlib.sha256(model).digest() == digest:
             return core.import_model(model, DEVICE, options)
-    compiled = core.compile_model(str(file), DEVICE, options)
+    compiled = _compiled_anew(core, file, options)
     cached.check()
     with contextlib.suppress(VtcompressError):  # a full disk, a home that is not writable
         model = compiled.export_model().getvalue()
         write_bytes(place, hashlib.sha256(model).digest() + model)
+    return compiled
+
+
+def _compiled_anew(core: Any, file: Path, options: dict[str, Any]) -> Any:
+    """Return a compiled graph whose rotations check the shapes that they get."""
+    model = core.read_model(str(file))
+    keep_apart(model)
+    compiled = core.compile_model(model, DEVICE, options)
+    check_apart(compiled, file)
     return compiled
 
 

@@ -44,7 +44,8 @@ def _block(block: Block) -> str:
             lines = (_outcome(x) if isinstance(x, Outcome) else escaped(x) for x in block.lines)
             return "\n".join(f"- **{line}**" if block.bad else f"- {line}" for line in lines)
         case doc.Headline():
-            return "\n".join(f"- **{value}** {meaning}" for value, meaning in block.figures)
+            figures = ((escaped(value), escaped(meaning)) for value, meaning in block.figures)
+            return "\n".join(f"- **{value}** {meaning}" for value, meaning in figures)
         case doc.Table():
             return f"**{escaped(block.title)}**\n\n{table(block.columns, block.rows)}"
         case doc.Code():
@@ -82,9 +83,8 @@ def escaped(words: str) -> str:
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table; nothing in its cells breaks it."""
-    lines = [columns, ["---"] * len(columns), *([escaped(cell) for cell in row] for row in rows)]
-    cells = ((" ".join(cell.replace("|", "\\|").split()) for cell in line) for line in lines)
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+    head, *cells = ([escaped(cell).replace("|", "\\|") for cell in row] for row in (columns, *rows))
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *cells))
 
 
 def fenced(content: str, language: str = "") -> str:
