@@ -59,6 +59,7 @@ wheel: $(VENV)/.python
 	@echo "install it with an extra, for example: pip install '$$(ls -t $(DIST)/vtcompress-*.whl | head -1)[cpu]'"
 
 # Not in `make test`: what costs most and shows least that other tests do not (SLOW in tests/conftest.py).
+# Then all damaged files, of which `make test` reads a part.
 slow: $(VENV)/.tested node
 	$(BIN)/python -m pytest $(WORKERS) -m slow
 	$(BIN)/python -m tests.fuzz
