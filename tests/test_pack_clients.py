@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
@@ -352,3 +353,33 @@ def test_made_pictures_stand_in_where_the_artifact_holds_none(packable, tmp_path
     found = questions_of(Artifact.open(packable("identity")), tmp_path)
     sizes = {Image.open(one.images[0]).size for one in found}
     assert len(found) == len(sizes) == 5
+
+
+def test_a_client_that_is_installed_and_does_not_start_is_told_and_not_passed(
+    packable, tmp_path, monkeypatch, vt
+):
+    def broken(*_: Any) -> Any:
+        raise ImportError("libsomething.so: no such file")
+
+    monkeypatch.setattr(type(CLIENTS[ONNX]), "check", broken)
+    place = tmp_path / "packed"
+    code, out, _ = vt("pack", packable("identity"), "--for", ONNX, "--output", place)
+    assert code == 0
+    assert f"not checked: {ONNX} cannot be loaded: libsomething.so" in out
+    assert PackFile.load(place).check.answers == ()
+    # What was packed is no artifact, and says so.
+    code, _, err = vt("pack", place, "--for", ONNX, "--output", tmp_path / "again")
+    assert code == 1
+    assert (
+        "what `vtcompress pack` wrote for a stock client, not an artifact; its client loads" in err
+    )
+
+
+def test_packages_that_do_not_import_are_asked_for_before_anything_is_written(
+    packable, tmp_path, monkeypatch, vt
+):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    code, _, err = vt("pack", packable("identity"), "--for", ONNX, "--output", tmp_path / "packed")
+    assert code == 1
+    assert f"packing for {ONNX} needs packages that are not installed" in err
+    assert not (tmp_path / "packed").exists()

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import vtcompress
-from compressor.errors import ArtifactError
+from compressor.errors import ArtifactError, MissingExtraError
 from compressor.samples.layout import Places
 from compressor.samples.made_pictures import MADE_PICTURES
 from export.artifact.artifact import Artifact
@@ -467,3 +467,15 @@ def test_one_number_of_many_that_is_wrong_is_in_the_sums() -> None:
         Sums.of(rows).against(Sums.of(rows[:49]), "rows")
         == "rows: is [49, 300], known is [50, 300]"
     )
+
+
+def test_a_backend_that_cannot_start_is_an_error_and_no_fault_of_the_artifact(
+    artifact: Path, vt: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacking(*_: object, **__: object) -> object:
+        raise MissingExtraError("running an artifact", "cpu")
+
+    monkeypatch.setattr(GraphSession, "graph", lacking)
+    code, shown, said = vt("selftest", artifact)
+    assert (code, shown) == (1, "")
+    assert said.splitlines()[-1].startswith("error: running an artifact needs packages")

@@ -21,6 +21,7 @@ Kind = Literal[
     "compressed",
     "model",
     "search",
+    "packed",
 ]
 """What stages read, by the argument that takes it."""
 
@@ -35,10 +36,14 @@ WORDS: Final[Mapping[str, str]] = {
     "compressed": "a folder that `vtcompress compress` wrote",
     "model": "the folder of a model",
     "search": "what `vtcompress search` found",
+    "packed": "what `vtcompress pack` wrote for a stock client",
 }
 
 FRONT, CHOSEN = "front.json", "chosen.json"
 """Of the folder of a search: what it found, and the plan that it chose."""
+
+PACK_FILE = "pack.json"
+"""Of a folder for a stock client."""
 
 _HEAD_BYTES = 1 << 16
 _STARTS: tuple[tuple[Kind, re.Pattern[bytes]], ...] = (
@@ -53,6 +58,7 @@ _STARTS: tuple[tuple[Kind, re.Pattern[bytes]], ...] = (
 )
 # What shows which folder it is; an artifact holds a plan too, and what `compress` wrote a configuration.
 _HOLDS: tuple[tuple[Kind, str], ...] = (
+    ("packed", PACK_FILE),
     ("artifact", "manifest.json"),
     ("artifact", "vision.onnx"),  # whose manifest is lost, which is told when it is opened
     ("search", FRONT),
@@ -96,7 +102,9 @@ def mistaken(path: Path, wanted: Kind) -> str | None:
     if kind in (None, wanted):
         return None
     inside = path / _IN_FOLDERS.get(wanted, os.curdir)
-    if kind == "search" and wanted == "plan":
+    if kind == "packed":
+        remedy = f"its client loads it; give {WORDS[wanted]}"
+    elif kind == "search" and wanted == "plan":
         folder = path if path.is_dir() else path.parent
         remedy = f"give one of its plans, such as {folder / CHOSEN}"
     elif path.is_dir() and inside.is_file():

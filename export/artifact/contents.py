@@ -15,6 +15,7 @@ from typing import Any, Literal
 from compressor.contract.healing import HEALED
 from compressor.disk.files import DRAWING_MARK, read_text
 from compressor.disk.locks import LOCK_MARK, STAGING_MARK
+from compressor.disk.mistaken import PACK_FILE
 from compressor.disk.opening import open_regular, sha256_of
 from compressor.disk.paths import working_stem
 from compressor.disk.weight_file import MODEL_DIGEST, PART_OF
@@ -35,7 +36,6 @@ SEARCH_MARK = ".vtcompress-search"
 SWEEP_FORMAT = "sweep_format"
 SEARCH_FORMAT = "search_format"
 # What a stock client loads; see `export.clients`.
-PACK_FILE = "pack.json"
 PACK_FORMAT = "pack_format"
 # A file system's own folder, in the root of every ext disk.
 LOST_AND_FOUND = "lost+found"

@@ -44,6 +44,8 @@ def self_check(packing: "Packing", client: Client, folder: Path, progress: Progr
             return PackCheck(not_run=f"the runtime to compare with cannot run: {failure}")
         try:
             found = client.check(packing, folder, questions)
+        except ImportError as failure:  # it is installed, and does not start
+            return PackCheck(not_run=f"{client.name} cannot be loaded: {first_line(failure)}")
         except RuntimeError as failure:  # what the clients raise
             return PackCheck(failed=first_line(failure))
     if isinstance(found, str):

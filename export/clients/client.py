@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -59,7 +59,7 @@ class Client(ABC):
 
     name: ClassVar[str]
     extra: ClassVar[str] = "clients"
-    packages: ClassVar[tuple[str, ...]] = ("onnx_ir",)
+    packages: ClassVar[tuple[str, ...]] = ("onnx", "onnx_ir")
     pixel_limit: ClassVar[float] = 1e-3
     copies: ClassVar[int] = 1
 
@@ -82,5 +82,13 @@ class Client(ABC):
         """Ask the stock client the questions; return its answers in their order, or why it was not run."""
 
     def lacking(self) -> tuple[str, ...]:
-        """Return the packages that are not installed and without which no folder can be written."""
-        return tuple(name for name in self.packages if find_spec(name) is None)
+        """Return the packages that cannot be imported and without which no folder can be written."""
+        return tuple(name for name in self.packages if not _imports(name))
+
+
+def _imports(name: str) -> bool:
+    try:
+        import_module(name)
+    except ImportError:
+        return False
+    return True

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from compressor.disk.mistaken import PACK_FILE
 from compressor.errors import MissingExtraError, PackError
 from compressor.progress import SILENT, Progress
 from export.artifact.artifact import Artifact, list_files
-from export.artifact.contents import PACK_FILE
 from export.artifact.engine_set import artifact_digest
 from export.artifact.manifest import FileEntry
 from export.artifact.staging import check_place, staged

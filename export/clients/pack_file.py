@@ -6,10 +6,10 @@ from typing import Literal
 from pydantic import Field
 
 from compressor.disk.files import read_json, write_text
+from compressor.disk.mistaken import PACK_FILE
 from compressor.errors import PackError
 from compressor.facts import Facts, ModelFacts
 from compressor.families.pictures.text import PictureForm
-from export.artifact.contents import PACK_FILE
 from export.artifact.manifest import FileEntry
 
 NOT_ASKED = "it was switched off"

@@ -176,4 +176,8 @@ def _show_pack(out: Output, packed: "PackFile") -> None:
         rows,
     )
     equal = sum(row.wanted == row.found for row in check.answers)
-    out.always(f"checked: {equal} of {len(check.answers)} answers are equal")
+    empty = sum(not row.wanted for row in check.answers)
+    beside = (
+        f", {empty} of them empty; an artifact that holds questions asks those" if empty else ""
+    )
+    out.always(f"checked: {equal} of {len(check.answers)} answers are equal{beside}")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compressor.errors import ArtifactError, VtcompressError
+from compressor.errors import ArtifactError, MissingExtraError, VtcompressError
 from compressor.facts import ModelFacts
 from compressor.samples.layout import Pictured, layout_around
 from export.checks.known.answers import KnownGraphs
@@ -65,6 +65,8 @@ def made_calls(
     found = MadeCalls()
     try:
         _run(found, session, facts, known, decoder=decoder)
+    except MissingExtraError:
+        raise  # nothing ran, so that nothing is wrong
     except VtcompressError as error:
         found.error = str(error)
         found.refused = is_refusal(error)

@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 
 from compressor.arrangement import Arrangement
-from compressor.errors import BackendError, DataError, VtcompressError
+from compressor.errors import BackendError, DataError, MissingExtraError, VtcompressError
 from compressor.samples.layout import VisualRows
 from export.checks.known.answers import KNOWN_FOLDER, Followed, KnownPicture
 from export.checks.known.sums import Logits, Pixels, Sums, places_digest, token_runs
@@ -118,6 +118,8 @@ def observe(
     found = Observed()
     try:
         _run(found, runtime, picture, question, steps, known)
+    except MissingExtraError:
+        raise  # nothing ran, so that nothing is wrong
     except VtcompressError as error:
         found.error = str(error)
         found.refused = is_refusal(error) and found.at in GRAPHS
