@@ -326,8 +326,8 @@ def test_a_client_that_fails_on_the_folder_is_told(packable, tmp_path, monkeypat
     monkeypatch.setattr(type(CLIENTS[ONNX]), "check", fail)
     place = tmp_path / "packed"
     code, _, err = vt("pack", packable("identity"), "--for", ONNX, "--output", place)
-    assert code == 1
-    assert "gives: it fails (no such port); do not use this folder" in err
+    assert code == 3
+    assert f"{ONNX} fails on it (no such port); do not use this folder" in err
     assert PackFile.load(place).check.failed == "no such port"
 
 

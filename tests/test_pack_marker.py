@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 
 from export.artifact.artifact import Artifact
@@ -17,7 +16,9 @@ from export.session.session import look
 QUESTION = "what is this"
 
 
-def session(file: Path) -> onnxruntime.InferenceSession:
+def session(file: Path) -> Any:
+    import onnxruntime
+
     return onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
 
 

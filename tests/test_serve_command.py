@@ -76,7 +76,8 @@ def test_the_command_answers_and_stops_with_sigterm(tiny_artifact: Path, tmp_pat
     assert next(line for line in lines if line.startswith("POST ")).startswith(
         "POST /v1/chat/completions 401"
     )
-    assert "stopping (SIGTERM)" in lines
+    # Whether the answer counts as one that is still given depends on the moment.
+    assert [line for line in lines if line.startswith("stopping (SIGTERM)")]
     assert lines[-1] == "stopped"
     assert KEY not in log.read_text()
 

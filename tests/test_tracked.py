@@ -8,7 +8,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TOP = {
     ".ci", ".gitignore", "CHANGELOG.md", "LICENSE", "Makefile", "README.md", "benchmarks", "compressor",
-    "constraints.txt", "docs", "examples", "export", "pyproject.toml", "recipes", "tests", "vtcompress",
+    "constraints.txt", "docker", "docs", "examples", "export", "pyproject.toml", "recipes", "tests",
+    "vtcompress",
 }  # fmt: skip
 WRITTEN_BY_HAND = {
     "",

@@ -147,9 +147,10 @@ def pack(
     out.always(f"written: {output}")
     out.result(packed.model_dump(mode="json", include={"client", "artifact", "files", "check"}))
     if differs := ", ".join(packed.check.differs):
-        problem = (
-            f"{output}: {client} gives other {differs} than the runtime; do not use this folder"
-        )
+        what = f"gives other {differs} than the runtime"
+        if packed.check.failed:
+            what = f"fails on it ({packed.check.failed})"
+        problem = f"{output}: {client} {what}; do not use this folder"
         raise_if_missed((problem,))
 
 

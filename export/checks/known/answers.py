@@ -21,7 +21,6 @@ from export.results.fidelity import Difference
 
 KNOWN_FOLDER = "selftest"
 KNOWN_FILE = f"{KNOWN_FOLDER}/known.json"
-SELFTEST_FORMAT = 1
 Runs = tuple[tuple[int, Positive], ...]
 
 
