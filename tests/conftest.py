@@ -101,6 +101,22 @@ SLOW = (
     "test_openvino_computes_what_onnx_runtime_does[frozen-",
     "test_openvino_computes_what_onnx_runtime_does[head norms: heads and neurons-float16]",
     "test_gates_go_with_pruned_heads[dynamic]",
+    "torchs_decomposition_gives[three axes, float16]",
+    "may_be_killed_at_every_operation_on_files[renamed]",
+    "test_another_choice_does_not_agree[yopo-window-3-",
+    "test_without_torchs_cache_of_shapes_a_graph_is_the_same",
+    "logits_from_the_graph_too[window behind a frozen layer]",
+    "logits_from_the_graph_too[head norms: everything, frozen, then exit]",
+    "logits_from_the_graph_too[head norms: masked]",
+    "logits_from_the_graph_too[some run, scaled]",
+    "logits_from_the_graph_too[everything, frozen, then exit, 24x24]",
+    "for_two_kinds_of_gpu[some run anew]",
+    "for_two_kinds_of_gpu[leaving]",
+    "as_near_to_float32_as_float16_can_be[masked]",
+    "for_each_row_of_a_batch[leaving twice, heads, frozen]",
+    "for_each_row_of_a_batch[some run, then leaving]",
+    "no_larger_than_the_artifact_but_for_its_graphs[openvino.genai-keep k]",
+    "no_larger_than_the_artifact_but_for_its_graphs[openvino.genai-heads, mlp and frozen]",
 )
 Run = Callable[..., tuple[int, str, str]]
 Shows = Callable[..., None]

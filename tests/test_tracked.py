@@ -13,6 +13,7 @@ TOP = {
 }  # fmt: skip
 WRITTEN_BY_HAND = {
     "",
+    ".dockerignore",
     ".py",
     ".md",
     ".yaml",
