@@ -58,7 +58,7 @@ wheel: $(VENV)/.python
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(DIST) .
 	@echo "install it with an extra, for example: pip install '$$(ls -t $(DIST)/vtcompress-*.whl | head -1)[cpu]'"
 
-# Not in `make test`: what costs most and shows least that other tests do not (SLOW in tests/conftest.py).
+# Not in `make test`: what costs most and shows least that other tests do not (SLOW in tests/slow.py).
 # Then all damaged files, of which `make test` reads a part.
 slow: $(VENV)/.tested node
 	$(BIN)/python -m pytest $(WORKERS) -m slow
