@@ -13,12 +13,11 @@ import click
 from compressor.disk.opening import MAX_PICTURE_BYTES
 from compressor.errors import ArtifactWarning, DataError
 from export.artifact.manifest import Manifest, shortcoming
-from export.backends.checked_on import CHECKED_ON
 from export.checks.memory import resident_bytes
 from export.results.verdict import Verdict
 from export.runtime.answering import Answering
 from export.runtime.sampling import AnswerOptions
-from vtcompress.cli.backend_options import OneOfBackends, gpu_option, precision_option
+from vtcompress.cli.backend_options import loading_options
 from vtcompress.cli.kinds import FOLDER, Finite
 from vtcompress.console import Output
 from vtcompress.terminal import say, say_line
@@ -253,16 +252,7 @@ def _of_stdin() -> bytes:
     is_flag=True,
     help="Times, KV bytes, exit layer and memory: to stderr, or into the JSON.",
 )
-@click.option(
-    "--backend", type=OneOfBackends(), default=CHECKED_ON.name, help="What runs the graphs."
-)
-@precision_option
-@click.option(
-    "--mapped", is_flag=True, help="Leave weights in the mapped file: less memory, slower."
-)
-@click.option("--threads", type=click.IntRange(min=1), help="Of one operator.")
-@gpu_option("Number of the GPU, where one is used.")
-@click.option("--no-verify", is_flag=True, help="Do not compare the files' sha256 first.")
+@loading_options
 @click.pass_obj
 def generate(
     out: Output,

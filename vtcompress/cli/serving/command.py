@@ -10,9 +10,8 @@ from click.core import ParameterSource
 from compressor.disk.opening import read_bytes
 from compressor.errors import VtcompressError
 from compressor.schema.arguments import check_threads
-from export.backends.checked_on import CHECKED_ON
 from export.server.limits import ServerLimits
-from vtcompress.cli.backend_options import OneOfBackends, gpu_option, precision_option
+from vtcompress.cli.backend_options import loading_options
 from vtcompress.cli.generating import loaded
 from vtcompress.cli.kinds import FILE, FOLDER, Finite
 from vtcompress.console import Output
@@ -94,16 +93,7 @@ MOST_KEY_FILE = 8192
     default=USUAL.stop_seconds,
     help="That answers may take to end behind SIGTERM.",
 )
-@click.option(
-    "--backend", type=OneOfBackends(), default=CHECKED_ON.name, help="What runs the graphs."
-)
-@precision_option
-@click.option(
-    "--mapped", is_flag=True, help="Leave weights in the mapped file: less memory, slower."
-)
-@click.option("--threads", type=click.IntRange(min=1), help="Of one operator.")
-@gpu_option("Number of the GPU, where one is used.")
-@click.option("--no-verify", is_flag=True, help="Do not compare the files' sha256 first.")
+@loading_options
 @click.pass_obj
 def serve(
     out: Output,
