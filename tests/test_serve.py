@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from export.runtime.runtime import Runtime
+from export.runtime.stops import StopText
 from export.server.limits import ServerLimits
 from export.server.picture_cache import CacheCounts, PictureCache
-from export.server.stops import StopText
 from tests.models import make_picture
 from tests.runtimes import spied, with_template
 from tests.serving import NAME, Served, asking, data_url, post, served, wait_for

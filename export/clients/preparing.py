@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 
-from compressor.samples.pictures import Pictures, pictures_of, read_picture
+from compressor.samples.pictures import Pictures, pictures_of
 from export.clients.pack_file import PackFile
-from export.runtime.images import ImageProcessor, of_one_prompt
+from export.runtime.images import ImageProcessor, looked_at
 from export.runtime.messages import Message, user_message
 from export.runtime.prompter import Prompter
 from export.session.arrays import Array
@@ -81,12 +81,7 @@ class PromptMaker:
         Raises:
             DataError: a picture cannot be read, or the messages do not fit the pictures or the template.
         """
-        seen = of_one_prompt(
-            [
-                self.images(read_picture(one, f"images[{i}]"))
-                for i, one in enumerate(pictures_of(images))
-            ]
-        )
+        seen = looked_at(images, self.images)
         ids = self.prompter.encode(messages, [one.text for one in seen])
         height, width = self.images.size or (0, 0)
         none = np.zeros((0, 3, height, width), np.float32)

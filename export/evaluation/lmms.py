@@ -17,6 +17,7 @@ from compressor.samples.pictures import Picture
 from export.runtime.messages import Message
 from export.runtime.runtime import Runtime
 from export.runtime.sampling import AnswerKeys
+from export.runtime.stops import StopText
 
 LONGEST = 128
 """New tokens where a task says nothing."""
@@ -100,7 +101,13 @@ class CompressedLmm(lmms):  # type: ignore[misc] # lmms-eval has no types
         messages, pictures = conversation(ChatMessages(messages=raw).messages, where)
         options, stops = answer_options(settings, where)
         answer = self.runtime.generate_from(messages, pictures, **options)
-        text = cut_at("".join(answer), stops)
+        stop = StopText(stops)
+        text = ""
+        for piece in answer:
+            text += stop.push(piece)
+            if stop.found:
+                answer.close()
+        text += stop.finish()
         counts = TokenCounts(answer.figures.prompt_rows, answer.figures.tokens)
         return GenerationResult(text, counts)
 
@@ -147,14 +154,8 @@ def answer_options(settings: Mapping[str, Any], where: str) -> tuple[AnswerKeys,
         left.pop(harmless, None)
     if left:
         raise DataError([f"{where}: generation_kwargs {', '.join(sorted(left))}: not known here"])
-    return options, (stops,) if isinstance(stops, str) else tuple(stops)
-
-
-def cut_at(text: str, stops: Sequence[str]) -> str:
-    """Return the text up to the first of several texts."""
-    return text[
-        : min((at for stop in stops if stop and (at := text.find(stop)) >= 0), default=len(text))
-    ]
+    listed = (stops,) if isinstance(stops, str) else tuple(stops)
+    return options, tuple(stop for stop in listed if stop)
 
 
 def _tasks(requests: Sequence[Instance]) -> str:

@@ -17,9 +17,9 @@ from compressor.generation.settings import (
     check_positions,
 )
 from compressor.samples.layout import Grid, VisualRows, layout_of
-from compressor.samples.pictures import Pictures, pictures_of, read_picture
+from compressor.samples.pictures import Pictures, pictures_of
 from export.runtime.answering import Answering
-from export.runtime.images import ImageProcessor, SeenPicture, of_one_prompt, rows_of
+from export.runtime.images import ImageProcessor, SeenPicture, looked_at, rows_of
 from export.runtime.messages import Message, check_text, user_message
 from export.runtime.prompter import Prompter
 from export.runtime.sampling import AnswerOptions
@@ -110,8 +110,7 @@ class RuntimeCore:
 
     def look(self, images: Pictures) -> tuple[SeenPicture, ...]:
         """Return pictures as the model takes them."""
-        opened = (read_picture(one, f"images[{i}]") for i, one in enumerate(pictures_of(images)))
-        return of_one_prompt([self.images(image) for image in opened])
+        return looked_at(images, self.images)
 
     def prompt_of(
         self,

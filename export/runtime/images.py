@@ -45,7 +45,14 @@ from compressor.families.pictures.steps import (
 )
 from compressor.families.pictures.text import PictureForm, text_of
 from compressor.samples.layout import Pictured, VisualRows
-from compressor.samples.pictures import MAX_PIXELS, load_image, to_rgb
+from compressor.samples.pictures import (
+    MAX_PIXELS,
+    Pictures,
+    load_image,
+    pictures_of,
+    read_picture,
+    to_rgb,
+)
 from export.runtime.picture_limits import check_made, check_steps
 from export.session.session import Session, look
 
@@ -82,6 +89,16 @@ class SeenPicture:
         if self.arrangement is not None:
             return self.arrangement.rows_kept(among)
         return len(self.pixels) * among(self.rows // len(self.pixels))
+
+
+def looked_at(pictures: Pictures, processor: "ImageProcessor") -> tuple[SeenPicture, ...]:
+    """Return a prompt's pictures as the model takes them.
+
+    Raises:
+        DataError: one cannot be read.
+    """
+    opened = (read_picture(one, f"images[{i}]") for i, one in enumerate(pictures_of(pictures)))
+    return of_one_prompt([processor(image) for image in opened])
 
 
 def of_one_prompt(seen: Sequence[SeenPicture]) -> tuple[SeenPicture, ...]:

@@ -17,11 +17,11 @@ from export.runtime.image_prefix import nothing_kept, pictures_end, prefilled
 from export.runtime.images import SeenPicture, of_one_prompt
 from export.runtime.sampling import AnswerOptions
 from export.runtime.sequence import NOTHING, Cached
+from export.runtime.stops import StopText
 from export.server.limits import ServerLimits
 from export.server.picture_cache import PictureCache
 from export.server.picture_source import PictureSource
 from export.server.refusal import RefusedError, bad_request
-from export.server.stops import StopText
 from export.server.template_roles import TemplateRoles
 from export.server.wire.request import ChatRequest, MessageTurn, PictureUrl
 from export.server.wire.response import FinishReason, Usage

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from compressor.errors import DataError, VtcompressError
-from compressor.samples.data_url import data_url_content
+from compressor.samples.data_url import FORM, data_url_content
 from export.server.refusal import RefusedError, bad_request
 from export.server.wire.request import PictureUrl
 
@@ -21,12 +21,9 @@ _FOLDER_FLAGS = os.O_RDONLY | sum(
 _FILE_FLAGS = os.O_RDONLY | sum(
     getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY")
 )
-NO_FILES = (
-    "files are not read by this server; send the picture as a data URL (data:image/png;base64,...)"
-)
-NOTHING_FETCHED = (
-    "this server fetches nothing; send the picture as a data URL (data:image/png;base64,...)"
-)
+_INSTEAD = f"send the picture as a data URL ({FORM})"
+NO_FILES = f"files are not read by this server; {_INSTEAD}"
+NOTHING_FETCHED = f"this server fetches nothing; {_INSTEAD}"
 NO_SUCH_FILE = "no such picture in the folder that this server reads; links are not followed"
 
 
