@@ -3,16 +3,13 @@
 import hashlib
 from collections import Counter
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 import pytest
 import torch
-import torch._dynamo.config
 from numpy.typing import NDArray
 
 from compressor.compressed import CompressedModel, naive_decoder
@@ -24,7 +21,6 @@ from export.backends.onnxruntime import OnnxSession
 from export.backends.torch_model import TorchSession
 from export.graphs.spec import GraphSpec, decoder_graph
 from export.session.feeds import CallRows
-from export.writer import write
 from export.writer.weights import INLINE_BELOW, SharedWeights
 from export.writer.write import export_decoder, save_graph
 from tests.cuts import (
@@ -309,32 +305,6 @@ def test_parts_hold_the_originals_bytes_once_and_the_baseline_graph_joins_them(
         wanted, _ = original(*call, original.empty_past(1))
     found, _ = session.decode(arrays(call), session.empty_past(1))
     np.testing.assert_allclose(found, wanted.numpy(), atol=TOLERANCE, rtol=0)
-
-
-def test_without_torchs_cache_of_shapes_a_graph_is_the_same(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    plan = plan_of("window", 2)
-    one = plan.model.decoder.model_copy(update={"layers": 1})
-    facts = plan.model.model_copy(update={"decoder": one})
-    plan = plan.model_copy(update={"model": facts, "layers": plan.layers[:1]})
-    torchs = getattr(torch.onnx.export, "__wrapped__", torch.onnx.export)
-    cached = []
-
-    def export(*call: Any, **options: Any) -> Any:
-        cached.append(torch._dynamo.config.fake_tensor_cache_enabled)
-        return torchs(*call, **options)
-
-    def content() -> bytes:
-        decoder = decoder_of(plan, tensors_of(plan))
-        graph = export_decoder(decoder, decoder_graph(plan, "float32", "all"))
-        return bytes(ir.to_proto(graph).SerializeToString())
-
-    monkeypatch.setattr("torch.onnx.export", export)
-    found = content()
-    monkeypatch.setattr(write, "_no_fake_cache", nullcontext)
-    assert content() == found
-    assert cached == [False, True]  # nothing of it stays behind
 
 
 def table(grid: tuple[int, int], side: int, *, causal: bool) -> NDArray[np.bool_]:

@@ -19,7 +19,6 @@ equal to each other, or hold one number throughout, stays part of the call: the 
 """
 
 import contextlib
-import functools
 import hashlib
 import importlib
 import inspect
@@ -221,79 +220,9 @@ def install(folder: Path) -> None:
         torch.onnx.export = once(torch.onnx.export, folder)  # type: ignore[assignment]
 
 
-@functools.cache
-def read_torchlib_once() -> None:
-    """Let the exporter keep its table of operators, for which it reads 0.5 s of source in every export."""
-    from torch.onnx._internal.exporter import _registration
-
-    registry: Any = _registration.ONNXRegistry
-    # Only a custom table of translations would be written into it, and no export has one.
-    registry.from_torchlib = staticmethod(functools.cache(registry.from_torchlib))
-
-
-@functools.cache
-def match_by_operator_first() -> None:
-    """Let the exporter's rewriter try a pattern only on nodes of the operator that it ends in.
-
-    It tries some fifty on every node, several times over: a sixth of an export. A matcher looks at the
-    operator first, too, and gives up there; it only takes long to come so far.
-    """
-    from onnxscript.rewriter import _matcher, _rewrite_rule
-
-    own = _rewrite_rule.Pattern.match
-
-    @functools.cache
-    def last_of(rule: Any) -> tuple[str, str] | None:
-        matcher = rule._matcher
-        if type(matcher) is not _matcher.SimplePatternMatcher:
-            return None
-        found = matcher.pattern.output_nodes[0].op_identifier()
-        return None if found is None else found[:2]
-
-    def match(rule: Any, model: Any, graph: Any, node: ir.Node, **options: Any) -> Any:
-        last = last_of(rule)
-        if last is not None and last != (node.domain, node.op_type):
-            return None
-        return own(rule, model, graph, node, **options)
-
-    _rewrite_rule.Pattern.match = match  # type: ignore[method-assign]
-
-
-@functools.cache
-def promote_types_without_running_again() -> None:
-    """Let the exporter's pass that makes casts explicit read what a node gives instead of computing it anew.
-
-    It computes shapes of every node once more, a tenth of an export, though each node has its value from the
-    pass before. Those that it changes or adds it computes itself, before this reads them. Sizes that are
-    read from tensors, behind gates, get new names by that, and a graph holds them: there it all runs again.
-    """
-    from torch.onnx._internal.fx.passes import type_promotion
-
-    own = type_promotion._TypePromotionInterpreter.run_node
-
-    def run_node(self: Any, node: torch.fx.Node) -> Any:
-        if not hasattr(self, "reads_sizes"):
-            self.reads_sizes = any("unbacked_bindings" in n.meta for n in self.module.graph.nodes)
-        if node.op != "call_function" or "val" not in node.meta or self.reads_sizes:
-            return own(self, node)
-        with self._set_current_node(node):
-            if rule := type_promotion.get_type_promotion_rule(node, self.type_promotion_table):
-                self._maybe_promote_node(node, rule)
-        return node.meta["val"]
-
-    run_node.__wrapped__ = own  # type: ignore[attr-defined]
-    type_promotion._TypePromotionInterpreter.run_node = run_node  # type: ignore[method-assign]
-
-
 def once(export: Callable[..., Any], folder: Path) -> Callable[..., Any]:
     """Return `torch.onnx.export`, or what it gave for the same call earlier in this session."""
     folder.mkdir(parents=True, exist_ok=True)
-
-    def exports(*call: Any, **options: Any) -> Any:
-        read_torchlib_once()
-        match_by_operator_first()
-        promote_types_without_running_again()
-        return export(*call, **options)
 
     def exported(module: torch.nn.Module, args: tuple[Any, ...], **options: Any) -> Any:
         with without_plans(module), unrecorded():
@@ -302,13 +231,13 @@ def once(export: Callable[..., Any], folder: Path) -> Callable[..., Any]:
     def remembered(module: torch.nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         call = call_of(module, args, options, torch.is_inference_mode_enabled())
         if call is None:
-            return exports(module, args, **options)
+            return export(module, args, **options)
         form, own = folder / call.form, folder / f"{call.form}-{call.weights}"
         with FileLock(f"{form}.lock"):  # two workers that want the same do not both make it
             for path in (form, own):
                 if path.exists():
                     return _read(path, module)
-            program = exports(module, args, **options)
+            program = export(module, args, **options)
             weights = _weights_of(program, module, call.numbers)
             _write(own if weights is None else form, program, weights or {})
             return program

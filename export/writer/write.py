@@ -22,6 +22,7 @@ from export.graphs.spec import DEEPSTACK, POSITIONS, ROWS, SIDES, GraphSpec, Ten
 from export.writer.decompose import node_by_node
 from export.writer.passes import order
 from export.writer.passes.graph_pass import note_numbers, note_weights
+from export.writer.shortcuts import shortcuts
 from export.writer.weights import DTYPE_NAMES, SharedWeights
 
 OPSET = 23
@@ -157,7 +158,7 @@ def _export(
     settings: ExportSection,
     weights: Mapping[str, tuple[StoredWeight, ...]],
 ) -> ir.Model:
-    with _quiet_exporter(), _no_fake_cache(), node_by_node(), torch.inference_mode():
+    with _quiet_exporter(), shortcuts(), node_by_node(), torch.inference_mode():
         program = torch.onnx.export(
             module,
             args,
@@ -216,21 +217,6 @@ def _check_standard(model: ir.Model, spec: GraphSpec) -> None:
             f"opset {opset}): {', '.join(foreign) or 'version'}; torch's version is not the "
             "tested one, or a method or graph pass of another package made them"
         )
-
-
-def _no_fake_cache() -> contextlib.AbstractContextManager[Any]:
-    """Let the exporter compute each operator's shape anew: graphs are the same.
-
-    Where axes have names, torch's cache of shapes takes longer to ask than they take to compute: an export
-    without it takes some 30% less (torch 2.13.0).
-    """
-    from torch._dynamo import config
-
-    option = "fake_tensor_cache_enabled"
-    if not hasattr(config, option):  # torch's own affair: another version may have none
-        return contextlib.nullcontext()
-    patch: contextlib.AbstractContextManager[Any] = config.patch({option: False})
-    return patch
 
 
 @contextlib.contextmanager
