@@ -9,8 +9,8 @@ from compressor.errors import BackendError
 ON_CPU = "cpu"
 AUTO = "auto"
 DEVICE_HELP = (
-    "Where the original runs: cpu, cuda, cuda:1, or auto: a GPU that it fits, else several with layers "
-    "that are left over in the CPU's memory, or else cpu."
+    "Where the original runs: cpu, cuda, cuda:1, or auto: a GPU that it fits, or else several with the CPU's "
+    "memory if no compressed model runs there, or else cpu."
 )
 
 MOST_OF_A_GPU = 0.7
