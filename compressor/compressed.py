@@ -31,7 +31,7 @@ from compressor.families.folder import CONFIG
 from compressor.families.guard import broken, reading
 from compressor.families.processor import check_processor, load_processor
 from compressor.families.registry import saved_config
-from compressor.families.stand_ins import MOST_NUMBERS, StoredTensor, set_dtype, with_dtype
+from compressor.families.stand_ins import MOST_NUMBERS, AbsentTensor, set_dtype, with_dtype
 from compressor.generation.settings import (
     GENERATION_FILE,
     PLAIN,
@@ -90,7 +90,7 @@ class CompressedModel:
     processor: Any
     config: Any
     generation: Mapping[str, Any] = field(default_factory=dict)
-    stored: Mapping[str, StoredTensor] = field(default_factory=dict)
+    stored: Mapping[str, AbsentTensor] = field(default_factory=dict)
     unhealed: Decoder | None = None
 
     @property
@@ -236,13 +236,13 @@ def compress(
     )
 
 
-def _read_small(decoder: Decoder, stored: Mapping[str, StoredTensor]) -> None:
+def _read_small(decoder: Decoder, stored: Mapping[str, AbsentTensor]) -> None:
     """Read what of a decoder's stand-ins is small: parts of large weights, see `MOST_NUMBERS`."""
     for name, weight in stored_weights(decoder).items():
         parameter = decoder.get_parameter(name)
         if weight.source in stored and parameter.numel() <= MOST_NUMBERS:
             part = weight.of(stored[weight.source].read())
-            parameter.data = part.to(parameter.dtype, copy=True)
+            parameter.data = part.to(parameter, copy=True)
 
 
 def plain(model: LoadedModel) -> CompressedModel:

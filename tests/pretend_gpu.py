@@ -87,7 +87,7 @@ class PretendGpus(TorchFunctionMode):
             kwargs["device"] = "cpu"
             there = {_numbered(asked)}
         found = func(*args, **kwargs)
-        if not there:
+        if not there or isinstance(found, torch.Size):
             return found
         place = min(there)
         if name not in FREE:

@@ -13,6 +13,7 @@ SLOW = (
     "test_gpu_ladder.py::test_the_commands_of_the_calibration_step",
     "test_gpu_ladder.py::test_the_commands_of_the_answers_step",
     "test_forecast.py::test_what_an_export_takes",
+    "test_several_devices.py::test_validation_with_the_original",
     "test_mixture.py::TestInternVlOfCall::test_all_together",
     "test_mixture.py::TestInternVlOfTile::test_all_together",
     "test_mixture.py::TestSmolVlmOfTile::test_all_together",

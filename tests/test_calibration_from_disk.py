@@ -12,7 +12,7 @@ import vtcompress
 from compressor.calibration.portions import ENDING
 from compressor.calibration.run import calibrate
 from compressor.decoder import decoder_from
-from compressor.decoder.from_disk import LayersFromDisk, read_layers_from_disk
+from compressor.decoder.elsewhere import LayersElsewhere, read_layers_when_run
 from compressor.errors import ModelError, RecipeError, VtcompressError
 from compressor.families import LoadedModel, load
 from compressor.families.stand_ins import StoredTensor, is_stand_in
@@ -153,8 +153,8 @@ def test_a_disk_without_room_for_one_question_is_refused_before_a_layer_is_read(
 def test_one_layer_is_in_memory_at_a_time(folder: Path) -> None:
     model = on_disk(folder)
     decoder = decoder_from(identity_plan(model.facts, model.digest), model.tensors)
-    read_layers_from_disk(decoder, model.stored)
-    assert isinstance(decoder.layers, LayersFromDisk)
+    read_layers_when_run(decoder, model.stored)
+    assert isinstance(decoder.layers, LayersElsewhere)
 
     def held() -> list[int]:
         named = decoder.named_parameters()

@@ -17,7 +17,7 @@ from compressor.generation.settings import PLAIN
 from compressor.plan.edits import identity_plan
 from compressor.samples.prompts import embed, encode
 from compressor.samples.questions import read_samples
-from export.backends.torch_device import device_for
+from export.backends.torch_device import device_for, room_on_gpus
 from export.checks.original import measure_original
 from tests.pretend_gpu import GIB, pretend_gpus
 from vtcompress.cli.main import run_command
@@ -87,10 +87,12 @@ def test_a_prompt_is_gone_on_with_on_a_gpu_as_on_the_cpu(
 def test_gpus_are_chosen_by_what_they_have_free(
     folder: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert device_for(1) == "cpu"  # torch sees none here, or one that this fits
+    with pretend_gpus(monkeypatch):
+        assert device_for(1, room_on_gpus()) == "cpu"
     with pretend_gpus(monkeypatch, 10, 100):
-        assert device_for(70) == "cuda:1"
-        assert device_for(71) == "cpu"
+        assert room_on_gpus() == {"cuda:1": 70, "cuda:0": 7}
+        assert device_for(70, room_on_gpus()) == "cuda:1"
+        assert device_for(71, room_on_gpus()) == "cpu"
     recipe = vtcompress.load_recipe("identity").override({"model.id": folder})
     with pretend_gpus(monkeypatch, 10, GIB):
         model = load_model(recipe, shown(True), device="auto")

@@ -1,4 +1,4 @@
-"""Measures samples of a model whose layers are read from disk, in portions whose states fit on it."""
+"""Measures samples of a model whose layers lie elsewhere, in portions whose states fit on the disk."""
 
 import json
 import shutil
@@ -28,8 +28,8 @@ SHARE_OF_FREE_DISK = 0.5
 """That states may take."""
 
 
-def states_beside(path: Path, task: Task) -> PromptStates:
-    """Return the states of a task's samples while they are measured for the profile at a path.
+def states_beside(path: Path, task: Task, device: torch.device) -> PromptStates:
+    """Return the states of a task's samples while they are measured for the profile at a path, on a device.
 
     Raises:
         VtcompressError: what lies where they would is not the tool's.
@@ -42,7 +42,8 @@ def states_beside(path: Path, task: Task) -> PromptStates:
         "measures": task.measures,
         "gates": [task.gates_digest, *task.gate_layers],
     }
-    return PromptStates(path.with_name(working_stem(path.name) + ENDING), json.dumps(told))
+    folder = path.with_name(working_stem(path.name) + ENDING)
+    return PromptStates(folder, json.dumps(told), device)
 
 
 def free_bytes(folder: Path) -> int:

@@ -18,7 +18,7 @@ from compressor.calibration.states import PromptStates
 from compressor.chosen_rows import FrontWeights, vision_of
 from compressor.decoder import Decoder, decoder_from
 from compressor.decoder.cache import opened
-from compressor.decoder.from_disk import read_layers_from_disk
+from compressor.decoder.elsewhere import read_layers_when_run
 from compressor.decoder.full_pass import full_pass
 from compressor.decoder.gates import gate_input, gate_selection, margins
 from compressor.decoder.model import added_by
@@ -75,13 +75,13 @@ def calibrate(
             {**tensors, **gates.beside(model.embedding)},
         )
     decoder = decoder_from(plan, tensors)
-    read_layers_from_disk(decoder, model.stored)
+    read_layers_when_run(decoder, model.stored)
     saved = time.monotonic()
     remaining = task.left(profile)
     if remaining and profile.gates_under:
         # Asked behind cuts before, and of the original now: nobody may take them for either.
         profile = profile.changed(gates_under="in part")
-    states = states_beside(path, task) if model.stored else None
+    states = states_beside(path, task, model.embedding.device) if model.stored else None
     if states is not None and anew:
         states.remove()
     walks = {name: walk() for name in task.measures if (walk := MEASURES[name].walk) is not None}
@@ -190,7 +190,7 @@ def ask_gates_again(
         front: weights that the plan's choice in front of the decoder reads.
     """
     decoder = decoder_from(plan, {**model.tensors, **gates.beside(model.embedding)})
-    read_layers_from_disk(decoder, model.stored)
+    read_layers_when_run(decoder, model.stored)
     weights = None if front is None else front.beside(model.embedding)
     reader = replace(model, vision=vision_of(plan, model.vision, weights), facts=plan.model)
     found = []

@@ -37,19 +37,20 @@ class PromptStates:
     Args:
         folder: of the files; made when something is kept.
         task: what the states belong to; those of another are removed.
+        device: where tensors are that are read.
 
     Raises:
         VtcompressError: at `folder` lies something that is not the tool's.
     """
 
-    def __init__(self, folder: Path, task: str) -> None:
-        self.folder, self._task = folder, task
+    def __init__(self, folder: Path, task: str, device: torch.device) -> None:
+        self.folder, self._task, self._device = folder, task, device
         if not folder.exists():
             return
         mark = folder / TASK_FILE
         if not mark.is_file():
             raise VtcompressError(
-                f"{folder}: is where states lie while layers are read from disk, and holds something else: "
+                f"{folder}: is where states lie while layers are read one by one, and holds something else: "
                 "move it away, or choose another `output`"
             )
         if mark.read_text(encoding="utf-8") != task:
@@ -97,7 +98,8 @@ class PromptStates:
                 for owner, tensor in kept:
                     head = {"owner": owner, "dtype": _word(tensor.dtype), "shape": [*tensor.shape]}
                     file.write(json.dumps(head).encode() + b"\n")
-                    file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+                    here = tensor.cpu().contiguous().reshape(-1)
+                    file.write(here.view(torch.uint8).numpy().data)
             temporary.replace(path)
         except OSError as failure:
             with contextlib.suppress(OSError):
@@ -116,7 +118,7 @@ class PromptStates:
                     raise VtcompressError(
                         f"{file.name}: is cut off; remove {self.folder} and run again"
                     )
-                yield KeptTensor(head["owner"], tensor)
+                yield KeptTensor(head["owner"], tensor.to(self._device))
 
     def _path(self, prompt: str, layer: int) -> Path:
         return self.folder / f"{prompt}.{layer}"

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from compressor.decoder.cache import KeyValue
-from compressor.decoder.from_disk import put_back, read_into
+from compressor.decoder.elsewhere import put_back, read_into
 from compressor.decoder.model import Begun, Decoder
 from compressor.decoder.weights import StoredWeight
-from compressor.families.stand_ins import StoredTensor
+from compressor.families.stand_ins import AbsentTensor
 from compressor.plan.plan import Plan
 
 
@@ -70,7 +70,7 @@ class ByLayer:
     def __init__(
         self,
         decoder: Decoder,
-        stored: Mapping[str, StoredTensor],
+        stored: Mapping[str, AbsentTensor],
         weights: Mapping[str, StoredWeight],
     ) -> None:
         self.decoder, self._stored, self._weights = decoder, stored, weights

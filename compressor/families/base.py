@@ -16,7 +16,7 @@ from compressor.facts import ModelFacts
 from compressor.families.checkpoint import Header
 from compressor.families.pictures.steps import PictureSteps
 from compressor.families.pictures.text import PictureText, TextRun
-from compressor.families.stand_ins import StoredTensor
+from compressor.families.stand_ins import AbsentTensor, StoredTensor
 from compressor.schema.sections import ImageSection
 
 
@@ -73,7 +73,7 @@ class LoadedModel:
         native_processor: the same as published; differs only where another image size was asked for.
         vision: vision tower and projector, sharing the original's weights.
         tensors: language model tensors, named as `compressor.decoder.weights.source_of` does.
-        stored: where those of them lie that are stand-ins; none: all weights are in memory.
+        stored: where those of them lie that are stand-ins, in files or on other devices; none: all are here.
     """
 
     facts: ModelFacts
@@ -85,7 +85,7 @@ class LoadedModel:
     native_processor: Any
     vision: VisionEncoder
     tensors: Mapping[str, Tensor]
-    stored: Mapping[str, StoredTensor] = field(default_factory=dict)
+    stored: Mapping[str, AbsentTensor] = field(default_factory=dict)
 
     @property
     def embedding(self) -> Tensor:
@@ -216,6 +216,10 @@ class Family(ABC):
     @abstractmethod
     def vision(self, config: Any, *, image_size: int, source: Any = None) -> VisionEncoder:
         """Return the vision encoder: of the loaded model `source`, or newly made from `config`."""
+
+    def layers_of_decoder(self) -> str:
+        """Return the name of the list of the decoder's layers in the original; empty: it has none."""
+        return ""
 
     @abstractmethod
     def tensors(self, original: Any) -> Mapping[str, Tensor]:

@@ -1,6 +1,6 @@
 """Finds the family of a model and loads it: a hub id or a local folder, safetensors only."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -338,13 +338,6 @@ def load(
         tensors=tensors,
         stored=stored,
     )
-
-
-def moved(model: LoadedModel, device: str) -> LoadedModel:
-    """Return a loaded model with its weights on another device of torch; the one given is there too then."""
-    original = model.original.to(device)
-    tensors = family_that_read(model.facts).tensors(original)
-    return replace(model, original=original, vision=model.vision.to(device), tensors=tensors)
 
 
 def _as_loaded(facts: ModelFacts, tied: bool) -> ModelFacts:

@@ -1,7 +1,7 @@
 """Where torch runs the original: checked before anything is read, in one line with the remedy."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from compressor.errors import BackendError
@@ -9,7 +9,8 @@ from compressor.errors import BackendError
 ON_CPU = "cpu"
 AUTO = "auto"
 DEVICE_HELP = (
-    "Where the original runs: cpu, cuda, cuda:1, or auto: a GPU that it fits, or else cpu."
+    "Where the original runs: cpu, cuda, cuda:1, or auto: a GPU that it fits, or else several with the CPU's "
+    "memory if no compressed model runs there, or else cpu."
 )
 
 MOST_OF_A_GPU = 0.7
@@ -46,18 +47,25 @@ def check_device(name: str) -> str:
     return name
 
 
-def device_for(weights: int) -> str:
-    """Return the GPU with the most free memory where weights of so many bytes fit it, else the CPU.
-
-    They fit where they take `MOST_OF_A_GPU` of it at most.
-    """
+def room_on_gpus() -> dict[str, int]:
+    """Return how many bytes weights may take of each GPU, `MOST_OF_A_GPU` of what is free; the most first."""
     import torch
 
     if not torch.cuda.is_available():
-        return ON_CPU
-    free = [torch.cuda.mem_get_info(number)[0] for number in range(torch.cuda.device_count())]
-    most = max(range(len(free)), key=free.__getitem__)
-    return f"cuda:{most}" if weights <= MOST_OF_A_GPU * free[most] else ON_CPU
+        return {}
+    numbers = range(torch.cuda.device_count())
+    room = {f"cuda:{n}": int(MOST_OF_A_GPU * torch.cuda.mem_get_info(n)[0]) for n in numbers}
+    return dict(sorted(room.items(), key=lambda each: -each[1]))
+
+
+def device_for(weights: int, room: Mapping[str, int]) -> str:
+    """Return the GPU with the most room where weights of so many bytes fit it, else the CPU.
+
+    Args:
+        weights: bytes.
+        room: see `room_on_gpus`.
+    """
+    return next((gpu for gpu, most in room.items() if weights <= most), ON_CPU)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from export.writer.passes.quantize import codes_tensor
 if TYPE_CHECKING:
     from compressor.decoder.quantization import Quantized
     from compressor.decoder.weights import StoredWeight, WholeNumbers
-    from compressor.families.stand_ins import StoredTensor
+    from compressor.families.stand_ins import AbsentTensor
 
 # Offsets that are multiples of the page size can be mapped without copying.
 PAGE = 4096
@@ -51,7 +51,7 @@ class SharedWeights:
     def __init__(
         self,
         folder: Path,
-        stored: "Mapping[str, StoredTensor] | None" = None,
+        stored: "Mapping[str, AbsentTensor] | None" = None,
         wrote: Callable[[int], None] | None = None,
     ) -> None:
         self.folder = folder
@@ -149,7 +149,7 @@ class SharedWeights:
         else:
             found = ir.tensor(self._quantized(weight, whole).scales, name=name)
         if tuple(found.shape) != tuple(instead.shape):
-            place = self._stored[weight.source].name
+            place = self._stored[weight.source].place
             raise RuntimeError(f"{place}: shape {found.shape}, in a graph {instead.shape}")
         return found
 
@@ -167,12 +167,12 @@ class SharedWeights:
         from compressor.errors import ModelError
         from compressor.families.checkpoint import finite
 
-        place = self._stored[weight.source]
-        numbers = weight.of(place.read()).to(getattr(torch, dtype)).contiguous()
+        absent = self._stored[weight.source]
+        numbers = weight.of(absent.read()).to(getattr(torch, dtype)).contiguous()
         if not finite(numbers):
             raise ModelError(
                 [
-                    f"{place.path}: {place.name} has values that {dtype} cannot hold; set "
+                    f"{absent.place} has values that {dtype} cannot hold; set "
                     "export.dtype to bfloat16 or float32"
                 ]
             )

@@ -147,7 +147,8 @@ def calibrate(
         shard: `3/8` measures the third of eight shares of the samples alone; `merge_profiles` makes one
             profile of all eight. None: all samples.
         device: where the original runs: `cpu`, a GPU as torch names it, or `auto`: a GPU that it fits, else
-            the CPU. It runs in the recipe's `model.dtype`.
+            several with layers that are left over in the CPU's memory, else the CPU. Over several it is
+            measured as with `stream`. It runs in the recipe's `model.dtype`.
         stream: read each layer's weights from the model's files when it runs, so that one layer's, embedding
             and head are in memory; the profile is the same, to the bit. States of the samples lie beside
             `output` meanwhile, so that each layer is read once for as many samples as half of the free disk
@@ -201,7 +202,9 @@ def calibrate(
         if not overwrite:
             task.go_on(output)
         with whole_float32(device):
-            model = load_model(recipe, progress, digest, dtype=dtype, device=device, outline=stream)
+            model = load_model(
+                recipe, progress, digest, dtype=dtype, device=device, outline=stream, several=True
+            )
             if stream:
                 progress.say(f"note: {NOT_COMPARED}")
                 model = model.with_ends()

@@ -343,6 +343,7 @@ class ExportRun:
                     original = self._original_answers(model)
                     reading = prompt.read(model)
                     del model
+                    gc.collect()  # hooks of a model on several devices are cycles that hold it
                 self.progress.say(f"loading {source.name}")
                 with self.job.peaks.of("loading"):
                     models.append(load_compressed(source, logits=self.recipe.export.logits))
@@ -380,7 +381,11 @@ class ExportRun:
 
     def _load(self, recipe: Recipe, digest: str) -> "LoadedModel":
         stream, device = self.job.stream, self.job.device
-        return load_model(recipe, self.progress, digest, device=device, outline=stream)
+        # A search runs compressed models, on one device.
+        several = self.recipe.searched is None
+        return load_model(
+            recipe, self.progress, digest, device=device, outline=stream, several=several
+        )
 
     def _original_answers(self, model: "LoadedModel") -> Answers | None:
         if self.job.stream or not self.job.samples:
@@ -450,8 +455,8 @@ def export(
             what must run a whole model is not run: calibration, comparison with the original, times.
         budget: seconds for the search of a plan, where the recipe asks for one; None: as long as it takes.
         device: where the original runs, for calibration, search and its answers: `cpu`, a GPU as torch names
-            it, or `auto`: a GPU that it fits, else the CPU; in float32. Graphs are made and checked on the
-            CPU.
+            it, or `auto`: a GPU that it fits, else several with layers that are left over in the CPU's
+            memory, though not for a search, else the CPU; in float32. Graphs are made and checked on the CPU.
         progress: shows stages and loops; see the module.
 
     Returns:

@@ -1,7 +1,7 @@
 """What stages start from: the recipe's model and samples, and the packages that they need."""
 
 import importlib.util
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,13 +25,14 @@ from compressor.schema.sections import CalibrateSection, ValidateSection
 from compressor.schema.values import RunDType
 from export.artifact.artifact import PROFILE_FILE
 from export.backends.checked_on import CHECKED_ON
-from export.backends.torch_device import AUTO, ON_CPU, device_for
+from export.backends.torch_device import AUTO, ON_CPU, device_for, room_on_gpus
 from export.results.loss_report import NO_DATA_WORDS, NO_LIMIT_WORDS
 
 if TYPE_CHECKING:
     from compressor.families import LoadedModel
 
 Section = CalibrateSection | ValidateSection
+ACCELERATE = "accelerate"
 COMPRESS_PACKAGES = ("torch", "transformers", "optimum", "onnx", "onnxscript", "safetensors")
 
 
@@ -287,6 +288,7 @@ def load_model(
     dtype: RunDType = "float32",
     device: str = ON_CPU,
     outline: bool = False,
+    several: bool = False,
 ) -> "LoadedModel":
     """Load the recipe's model.
 
@@ -297,6 +299,8 @@ def load_model(
         dtype: in which it runs; where that is not the recipe's, a note says so.
         device: where it runs; see `check_device`.
         outline: leave the decoder's large weights in their files.
+        several: let `auto` lay it over several devices; its decoder must then be run by layers that are read
+            when they run, see `compressor.decoder.elsewhere`.
 
     Raises:
         VtcompressError: none is named, it cannot be loaded or is not supported.
@@ -322,10 +326,31 @@ def load_model(
     )
     if device != AUTO:
         return model
-    weights = sum(weight.nbytes for weight in model.original.parameters())
-    chosen = device_for(weights)
-    progress.say(f"device: {chosen} ({weights / 1e9:,.1f} GB of weights)")
-    return moved(model, chosen)
+    weights, room = sum(weight.nbytes for weight in model.original.parameters()), room_on_gpus()
+    chosen, told = device_for(weights, room), f"{weights / 1e9:,.1f} GB of weights"
+    if chosen != ON_CPU or not room:
+        progress.say(f"device: {chosen} ({told})")
+        return moved(model, chosen)
+    return _over_several(model, room, told, progress, several=several)
+
+
+def _over_several(
+    model: "LoadedModel", room: Mapping[str, int], told: str, progress: Progress, *, several: bool
+) -> "LoadedModel":
+    """Return a model that no GPU takes with its weights on all of them, if it can be so, and say where."""
+    from compressor.families import device_map_of, laid_out
+
+    missing = importlib.util.find_spec(ACCELERATE) is None
+    if several and not missing and (places := device_map_of(model, room)) is not None:
+        progress.say(f"device: {places.first} ({told}; {places.words})")
+        return laid_out(model, places)
+    why = "its layers cannot be laid over several devices"
+    if not several:
+        why = "here models run on one device"
+    elif missing:
+        why = f"its layers are laid over several devices by a package: pip install {ACCELERATE}"
+    progress.say(f"device: {ON_CPU} ({told}, more than a GPU has room for; {why})")
+    return model
 
 
 def on_cpu(model: "LoadedModel") -> "LoadedModel":

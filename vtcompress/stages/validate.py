@@ -206,7 +206,8 @@ def validate(
         threads: how many one operator has; None: the backend's choice.
         trust_remote_code: let the repository of `model` run code of its own; what the artifact says does not.
         device: where the original runs, where it is given: `cpu`, a GPU as torch names it, or `auto`: a GPU
-            that it fits, else the CPU; in float32. Export fidelity is measured on the CPU.
+            that it fits, else several with layers that are left over in the CPU's memory, else the CPU; in
+            float32. Export fidelity is measured on the CPU.
         progress: shows the samples; see the module.
 
     Raises:
@@ -324,7 +325,7 @@ def _measure_again(
     check_plan_weights(plan, changed, facts, None)
     what, remedy = f"{artifact.folder}: the plan", "give the model that it was exported from"
     digest = digest_of_plan(plan, changed, facts, what=what, remedy=remedy)
-    model = load_model(changed, progress, digest, device=device)
+    model = load_model(changed, progress, digest, device=device, several=True)
     with rewrite_prompt(samples) as prompt:
         form = artifact.manifest.picture_form
         rewritten = prompt.compare(prompt.read(model), plain(model), artifact.folder, form)

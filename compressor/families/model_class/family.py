@@ -208,6 +208,10 @@ class ModelClassFamily(Family):
                 parameter.data = parameter.data.clone()
         return model.eval()
 
+    def layers_of_decoder(self) -> str:
+        """See `Family.layers_of_decoder`."""
+        return f"model.{self.decoder}.layers"
+
     def tensors(self, original: Any) -> Mapping[str, Tensor]:
         """See `Family.tensors`."""
         tensors = dict(getattr(original.model, self.decoder).state_dict())

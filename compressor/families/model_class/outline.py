@@ -1,6 +1,5 @@
 """Which stored tensors a model needs not have in memory: the large weights of its decoder."""
 
-import math
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from compressor.errors import ModelError
 from compressor.families.checkpoint import headers, listed
 from compressor.families.llama_text import EMBEDDING, HEAD
 from compressor.families.model_class.stored import names_in_memory
-from compressor.families.stand_ins import MOST_NUMBERS, StoredTensor, is_stand_in
+from compressor.families.stand_ins import StoredTensor, is_large, is_stand_in
 
 
 def decoder_weights(
@@ -47,7 +46,7 @@ def decoder_weights(
             continue
         if own.converted:
             moved.append(name)
-        elif len(header.shape) > 1 and math.prod(header.shape) > MOST_NUMBERS:
+        elif is_large(header.shape):
             found[name] = StoredTensor(header.path, name, header.shape)
     if moved:
         raise ModelError([_otherwise(folder, moved)])

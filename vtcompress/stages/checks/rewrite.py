@@ -56,10 +56,11 @@ class RewritePrompt:
 
         Args:
             reading: what the original made of the prompt.
-            plain: the rewrite.
+            plain: the rewrite; it reads layers that lie elsewhere when they run from now on.
             folder: of an artifact whose files the runtime reads; None: what an export would write.
             form: of that artifact, as its manifest holds it; None: as the processor tells it.
         """
+        from compressor.decoder.elsewhere import read_layers_when_run
         from compressor.families.registry import picture_form
         from export.backends.torch_model import TorchSession
 
@@ -68,6 +69,7 @@ class RewritePrompt:
             folder = self.folder
             plain.processor.save_pretrained(folder)
         form = form or picture_form(plain.processor, facts)
+        read_layers_when_run(plain.decoder, plain.stored)
         runtime = Runtime.on_session(TorchSession(plain), folder, facts, form)
         return rewrite.compare(reading, runtime, self.sample, self.source)
 

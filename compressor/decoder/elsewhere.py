@@ -1,7 +1,8 @@
-"""Layers whose weights stay in their files until one is asked for, and in memory until another is.
+"""Layers whose weights lie elsewhere until one is asked for, and here until another is.
 
-A decoder with such layers computes what it does with all weights in memory, to the bit: each weight is read
-in the layout and dtype that it has there. In memory are one layer's weights at a time, embedding and head.
+Elsewhere is a file, or the memory of another device. A decoder with such layers computes what it does with
+all weights here, to the bit: each weight is read in the layout and dtype that it has there, and sent to where
+its stand-in is. Here are one layer's weights at a time, embedding and head.
 
 Limitations:
     - Each pass over the layers reads all of them anew; `compressor.calibration.by_layer` makes one for all
@@ -20,13 +21,13 @@ from compressor.decoder.quantization import quantized_as
 from compressor.decoder.weights import StoredWeight, stored_weights
 
 if TYPE_CHECKING:
-    from compressor.families.stand_ins import StoredTensor
+    from compressor.families.stand_ins import AbsentTensor
 
 
 def read_into(
-    module: nn.Module, weights: Mapping[str, StoredWeight], stored: "Mapping[str, StoredTensor]"
+    module: nn.Module, weights: Mapping[str, StoredWeight], stored: "Mapping[str, AbsentTensor]"
 ) -> dict[str, Tensor]:
-    """Put numbers that are stored in the place of a module's stand-ins, and return these by name.
+    """Put numbers that lie elsewhere in the place of a module's stand-ins, and return these by name.
 
     Args:
         module: that has the parameters.
@@ -59,8 +60,8 @@ def _numbers(weight: StoredWeight, tensor: Tensor) -> Tensor:
     return part if weight.whole is None else quantized_as(part, weight.whole).dequantized()
 
 
-class LayersFromDisk(nn.ModuleList):
-    """A decoder's layers, the weights of one of them in memory.
+class LayersElsewhere(nn.ModuleList):
+    """A decoder's layers, the weights of one of them here.
 
     Args:
         layers: whose weights have stand-ins.
@@ -72,7 +73,7 @@ class LayersFromDisk(nn.ModuleList):
         self,
         layers: nn.ModuleList,
         weights: Mapping[str, StoredWeight],
-        stored: "Mapping[str, StoredTensor]",
+        stored: "Mapping[str, AbsentTensor]",
     ) -> None:
         super().__init__(layers)
         self._weights, self._stored = weights, stored
@@ -103,12 +104,12 @@ class LayersFromDisk(nn.ModuleList):
             self._held = None
 
 
-def read_layers_from_disk(decoder: Decoder, stored: "Mapping[str, StoredTensor]") -> None:
-    """Have a decoder read each layer when it runs, if weights of its layers are in their files.
+def read_layers_when_run(decoder: Decoder, stored: "Mapping[str, AbsentTensor]") -> None:
+    """Have a decoder read each layer when it runs, if weights of its layers lie elsewhere.
 
     Args:
         decoder: with stand-ins for the weights of layers alone.
-        stored: where they lie, by their source; empty: all are in memory, and nothing changes.
+        stored: where they lie, by their source; empty: all are here, and nothing changes.
     """
     if stored:
-        decoder.layers = LayersFromDisk(decoder.layers, stored_weights(decoder), stored)
+        decoder.layers = LayersElsewhere(decoder.layers, stored_weights(decoder), stored)

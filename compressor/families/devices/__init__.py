@@ -1,0 +1,1 @@
+"""On which devices of torch the weights of a loaded original lie."""
