@@ -32,7 +32,7 @@ def head(calls: Sequence[str], reference: str) -> str:
 
 def line(row: Row, calls: Sequence[str]) -> str:
     """Return one contender's line of the table."""
-    times = [f"{1e3 * row.seconds[c]:,.0f}" if c in row.seconds else NONE for c in calls]
+    times = [_milliseconds(row.seconds.get(call)) for call in calls]
     return _row(
         [
             row.name,
@@ -46,6 +46,12 @@ def line(row: Row, calls: Sequence[str]) -> str:
             f"{row.apart:.0e}" if row.apart else "0",
         ]
     )
+
+
+def _milliseconds(seconds: float | None) -> str:
+    if seconds is None:
+        return NONE
+    return f"{1e3 * seconds:,.0f}" if seconds >= 0.1 else f"{1e3 * seconds:.1f}"
 
 
 def _row(cells: Sequence[str]) -> str:
