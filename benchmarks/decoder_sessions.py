@@ -108,18 +108,23 @@ class Call:
         return logits.reshape(-1)
 
 
+def open_session(file: Path, threads: int) -> "ort.InferenceSession":
+    """Return a graph in ONNX Runtime on the CPU, with its own choices."""
+    import onnxruntime as ort  # when our own packages have switched off what it reports
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Threads of one session must not spin while another is being timed.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+
+
 class Graph:
     """One decoder graph, loaded."""
 
     def __init__(self, file: Path, *, threads: int) -> None:
-        import onnxruntime as ort  # when our own packages have switched off what it reports
-
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        # Threads of one session must not spin while another is being timed.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        self._session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        self._session = open_session(file, threads)
         self._inputs = {i.name for i in self._session.get_inputs()}
 
     def call(self, prompt: Prompt, *, in_place: bool = False) -> Call:

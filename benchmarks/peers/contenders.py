@@ -3,21 +3,15 @@
 A maker is called with a folder that holds the model as `hugging_face`, and with layers and vocabulary.
 """
 
-import contextlib
-import io
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from benchmarks.decoder_models import (
     GENAI_FILE,
     GENAI_FOLDER,
-    HEAD_DIM,
-    HIDDEN,
-    KV_HEADS,
     VISUAL,
     build_genai,
     facts,
@@ -25,6 +19,7 @@ from benchmarks.decoder_models import (
     random_weights,
     save_hugging_face,
 )
+from benchmarks.peers.exporters import Exporter, decoder_sample, export
 from compressor.plan.edits import keep_in_front
 from compressor.plan.plan import Plan
 
@@ -35,6 +30,8 @@ Runs = Literal["onnxruntime", "openvino", "openvino f32", "torch"]
 HUGGING_FACE = "hugging_face"
 BLOCK = 32
 KEPT = VISUAL // 2
+IDENTITY = "identity"
+PLANS = (IDENTITY, "frozen", "half")
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ class Contender:
         name: of it.
         made: name of the folder that holds it; two that run the same files share one.
         make: its maker.
-        file: that is run, relative to the folder.
+        file: that is run, relative to the folder; or the folder that holds all files that are.
         runs: the runtime; OpenVINO with its own choice of precision, or in f32.
         plan: ours; None: somebody else's.
         whole_numbers: whether weights are rounded to int4.
@@ -65,14 +62,19 @@ class Contender:
         return KEPT if self.plan == "half" else None
 
     @property
+    def changes(self) -> str | None:
+        """The plan that changes what a picture's logits are; None: none does."""
+        return None if self.plan == IDENTITY else self.plan
+
+    @property
     def exact(self) -> bool:
-        """Whether its logits on text are to be those of the reference."""
+        """Whether its logits are to be those that are expected, but for rounding of float32."""
         return not self.whole_numbers and self.runs != "openvino"
 
     def size(self, folder: Path) -> int:
         """Return the bytes of its files: graph and weights."""
         place = folder / self.file
-        files = place.iterdir() if place.is_dir() else place.parent.iterdir()
+        files = place.rglob("*") if place.is_dir() else place.parent.iterdir()
         return sum(f.stat().st_size for f in files if f.is_file() and f.suffix != ".json")
 
 
@@ -86,30 +88,42 @@ def contenders() -> tuple[Contender, ...]:
     """Return all, the reference first."""
     genai, exported = f"{GENAI_FOLDER}/{GENAI_FILE}", "exported/model.onnx"
     by_openvino = "exported/openvino_model.xml"
-    ours = [
+    by_transformers = partial(_transformers, "openvino")
+    return (
+        Contender("genai", "genai", partial(_genai, "fp32"), genai),
+        Contender("genai, int4", "genai-int4", partial(_genai, "int4"), genai, whole_numbers=True),
+        Contender("transformers, ONNX", "onnx", partial(_transformers, "onnx"), exported),
+        Contender("transformers, ONNX fused", "fused", partial(_transformers, "fused"), exported),
+        Contender("transformers, OpenVINO", "openvino", by_transformers, by_openvino, "openvino"),
+        Contender(
+            "transformers, OpenVINO f32", "openvino", by_transformers, by_openvino, "openvino f32"
+        ),
+        Contender("torch, eager", "torch", _torch, HUGGING_FACE, "torch"),
+        *ours(_ours, "{plan}.onnx"),
+    )
+
+
+def ours(make: Callable[[str, str, Path, int, int], None], file: str) -> list[Contender]:
+    """Return this project's: every plan, float and int4, in both runtimes.
+
+    Args:
+        make: writes one, by the names of its plan and of its kind of weights.
+        file: that is run, with `{plan}` for the plan's name.
+    """
+    return [
         Contender(
             f"{plan}{', int4' if kind == 'int4' else ''}, {title}",
             f"{plan}-{kind}",
-            partial(_ours, plan, kind),
-            f"{plan}.onnx",
+            partial(make, plan, kind),
+            file.format(plan=plan),
             runs,
             plan,
             kind == "int4",
         )
         for runs, title in OURS_RUN
         for kind in ("float", "int4")
-        for plan in ("identity", "frozen", "half")
+        for plan in PLANS
     ]
-    return (
-        Contender("genai", "genai", partial(_genai, "fp32"), genai),
-        Contender("genai, int4", "genai-int4", partial(_genai, "int4"), genai, whole_numbers=True),
-        Contender("transformers, ONNX", "onnx", partial(_onnx, None), exported),
-        Contender("transformers, ONNX fused", "fused", partial(_onnx, "cpu"), exported),
-        Contender("transformers, OpenVINO", "openvino", _openvino, by_openvino, "openvino"),
-        Contender("transformers, OpenVINO f32", "openvino", _openvino, by_openvino, "openvino f32"),
-        Contender("torch, eager", "torch", _torch, HUGGING_FACE, "torch"),
-        *ours,
-    )
 
 
 OURS_RUN: tuple[tuple[Runs, str], ...] = (("onnxruntime", "ONNX Runtime"), ("openvino", "OpenVINO"))
@@ -158,39 +172,6 @@ def _torch(folder: Path, layers: int, vocab: int) -> None:
     """Do nothing: torch reads the model's folder."""
 
 
-def _onnx(fusions: Literal["cpu"] | None, folder: Path, layers: int, vocab: int) -> None:  # noqa: ARG001
-    from transformers.exporters.configs import OnnxConfig
-    from transformers.exporters.exporter_onnx import OnnxExporter
-
-    _export(OnnxExporter(), OnnxConfig(dynamic=True, ort_fusions=fusions), folder, layers)
-
-
-def _openvino(folder: Path, layers: int, vocab: int) -> None:  # noqa: ARG001
-    from transformers.exporters.configs import OpenVINOConfig
-    from transformers.exporters.exporter_openvino import OpenVINOExporter
-
-    # Caches as a state inside, its own choice.
-    _export(OpenVINOExporter(), OpenVINOConfig(dynamic=True), folder, layers)
-
-
-def _export(exporter: Any, config: object, folder: Path, layers: int) -> None:
-    """Export by transformers: embeddings in, logits of the last row out, as the other graphs."""
-    import torch
-    from transformers import DynamicCache
-
+def _transformers(kind: Exporter, folder: Path, layers: int, vocab: int) -> None:  # noqa: ARG001 - in the folder
     llama = load_torch(folder)
-    past = DynamicCache(config=llama.config)
-    keys = torch.randn(1, KV_HEADS, 5, HEAD_DIM)
-    for layer in range(layers):
-        past.update(keys, keys, layer)
-    sample = {
-        "inputs_embeds": torch.randn(1, 7, HIDDEN),
-        "attention_mask": torch.ones(1, 12, dtype=torch.long),
-        "position_ids": torch.arange(5, 12)[None],
-        "past_key_values": past,
-        "logits_to_keep": 1,
-    }
-    logging.disable(logging.WARNING)
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        exported = exporter.export(llama, sample, config=config)
-        exported.save_pretrained(folder / "exported")
+    export(kind, llama, decoder_sample(llama.config), folder / "exported")

@@ -2,19 +2,17 @@
 
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from benchmarks.decoder import STEPS_PER_REPEAT
-from benchmarks.decoder_models import HIDDEN, INTERMEDIATE, TEXT, VISUAL, in_own_process
+from benchmarks.decoder_models import in_own_process
 from benchmarks.decoder_sessions import Array
 from benchmarks.interleaved import Ratio, in_turns, ratio
-from benchmarks.peers.contenders import HUGGING_FACE, Contender, make_model, our_plans
-from benchmarks.peers.running import Loaded
-from compressor.plan.cost import predict
+from benchmarks.peers.contenders import HUGGING_FACE, Contender
 
 KIB = 1024
 MATMUL_REPEATS = 20
@@ -30,6 +28,53 @@ class Conditions:
     threads: int
     repeats: int
 
+    def place(self, contender: Contender) -> Path:
+        """Return the folder of a contender's files."""
+        return self.folder / contender.made
+
+
+class Judged(NamedTuple):
+    """What a contender is judged by: its logits [vocab], and the visual rows that it kept; None: all."""
+
+    logits: Array
+    kept: Array | None = None
+
+
+class Loaded(Protocol):
+    """A contender in memory; of the comparison's calls it has those that it can be asked for alone."""
+
+    @property
+    def calls(self) -> Mapping[str, Callable[[], object]]:
+        """The calls that are timed, by name."""
+
+    def judged(self) -> Judged:
+        """Run, and return what is compared with what is expected."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared, and how; its functions run in processes of their own.
+
+    Attributes:
+        contenders: the reference first.
+        calls: what is timed, by name: how often in a round. The first tells the rate of operations.
+        wanted: of some calls, how many times as fast the fastest of ours is to be; of others None.
+        make_model: writes the model of these layers and vocabulary into a folder.
+        load: loads a contender.
+        expected: the logits that a plan is to give whose contender kept these visual rows.
+        flops: of a contender's first call; None where it cannot be told.
+        product: rows, inputs and outputs of the decoder's widest product.
+    """
+
+    contenders: tuple[Contender, ...]
+    calls: Mapping[str, int]
+    wanted: Mapping[str, float | None]
+    make_model: Callable[[Path, int, int], None]
+    load: Callable[[Contender, Conditions], Loaded]
+    expected: Callable[[str | None, Array | None, Conditions], Array]
+    flops: Callable[[Contender, Conditions], int | None]
+    product: tuple[int, int, int]
+
 
 @dataclass(frozen=True)
 class Row:
@@ -40,9 +85,10 @@ class Row:
         export_seconds, export_peak: of the process that made it, and its resident memory in bytes at most.
         size: bytes of graph and weights.
         run_peak: resident memory of a process that loads and runs it, bytes.
-        prefill, decode: time of the reference divided by its own.
-        rate: multiply-adds of its prefill, times two, in a second.
-        apart: largest difference of its logits on text from the reference's, of the largest of these.
+        ratios: of each call, time of the reference divided by its own.
+        seconds: of each call, its shortest time.
+        rate: multiply-adds of the first call, times two, in a second; None: not told.
+        apart: largest difference of its logits from what is expected, of the largest of these.
     """
 
     name: str
@@ -50,67 +96,76 @@ class Row:
     export_peak: int
     size: int
     run_peak: int
-    prefill: Ratio
-    decode: Ratio
-    rate: float
+    ratios: Mapping[str, Ratio]
+    seconds: Mapping[str, float]
+    rate: float | None
     apart: float
 
 
 class Bench:
-    """Measures contenders beside a reference.
+    """Measures contenders beside the reference.
 
     Args:
+        comparison: what is compared.
         conditions: of all measurements.
-        reference: what others are timed beside.
     """
 
-    def __init__(self, conditions: Conditions, reference: Contender) -> None:
-        self._conditions, self._reference = conditions, reference
-        in_own_process(make_model, conditions.folder, conditions.layers, conditions.vocab)
+    def __init__(self, comparison: Comparison, conditions: Conditions) -> None:
+        self._comparison, self._conditions = comparison, conditions
+        size = (conditions.layers, conditions.vocab)
+        in_own_process(comparison.make_model, conditions.folder, *size)
         self._made: dict[str, tuple[float, int]] = {}
-        self._expected = self._alone(reference)[1]
+        self._expected: dict[str | None, Array] = {}
 
-    def row(self, contender: Contender) -> Row:
-        """Make a contender, and measure it."""
-        run_peak, logits = self._alone(contender)
-        seconds, export_peak = self._made[contender.made]
-        (prefill, least), decode = self.beside(self._reference, contender)
-        return Row(
-            name=contender.name,
-            export_seconds=seconds,
-            export_peak=export_peak,
-            size=contender.size(self._conditions.folder / contender.made),
-            run_peak=run_peak,
-            prefill=prefill,
-            decode=decode,
-            rate=self._flops(contender) / least,
-            apart=float(np.abs(logits - self._expected).max() / np.abs(self._expected).max()),
-        )
-
-    def beside(self, slow: Contender, fast: Contender) -> tuple[tuple[Ratio, float], Ratio]:
-        """Return how many times longer one takes than the other, prefill and decode step.
-
-        Beside the ratio of prefills stand the seconds of the other's shortest.
-        """
-        return in_own_process(_in_turns, slow, fast, self._conditions)
-
-    def matmul_rate(self) -> float:
-        """Return what torch reaches of the MLP's widest product in float32, operations a second."""
-        return in_own_process(_matmul_rate, self._conditions.threads)
-
-    def _alone(self, contender: Contender) -> tuple[int, Array]:
-        folder = self._conditions.folder / contender.made
-        if contender.made not in self._made:
+    def make(self, chosen: Sequence[Contender]) -> None:
+        """Write the files of contenders, of each that two share once."""
+        for contender in chosen:
+            if contender.made in self._made:
+                continue
+            folder = self._conditions.place(contender)
             folder.mkdir()
             (folder / HUGGING_FACE).symlink_to(self._conditions.folder / HUGGING_FACE)
             self._made[contender.made] = in_own_process(
                 _make, contender.make, folder, self._conditions
             )
-        return in_own_process(_run, contender, self._conditions)
 
-    def _flops(self, contender: Contender) -> int:
-        plans = our_plans(self._conditions.layers, self._conditions.vocab)
-        return predict(plans[contender.plan or "naive"]).flops
+    def row(self, contender: Contender) -> Row:
+        """Measure a contender that was made."""
+        run_peak, judged = in_own_process(_run, self._comparison, contender, self._conditions)
+        expected = self._expected_of(contender, judged.kept)
+        export_seconds, export_peak = self._made[contender.made]
+        found = self.beside(self._comparison.contenders[0], contender)
+        seconds = {call: least for call, (_, least) in found.items()}
+        flops = self._comparison.flops(contender, self._conditions)
+        return Row(
+            name=contender.name,
+            export_seconds=export_seconds,
+            export_peak=export_peak,
+            size=contender.size(self._conditions.place(contender)),
+            run_peak=run_peak,
+            ratios={call: times for call, (times, _) in found.items()},
+            seconds=seconds,
+            rate=None if flops is None else flops / seconds[next(iter(self._comparison.calls))],
+            apart=float(np.abs(judged.logits - expected).max() / np.abs(expected).max()),
+        )
+
+    def beside(self, slow: Contender, fast: Contender) -> dict[str, tuple[Ratio, float]]:
+        """Return how many times longer one takes than the other, of each call that both have.
+
+        Beside each ratio stand the seconds of the other's shortest.
+        """
+        return in_own_process(_in_turns, self._comparison, slow, fast, self._conditions)
+
+    def matmul_rate(self) -> float:
+        """Return what torch reaches of the decoder's widest product in float32, operations a second."""
+        return in_own_process(_matmul_rate, *self._comparison.product, self._conditions.threads)
+
+    def _expected_of(self, contender: Contender, kept: Array | None) -> Array:
+        if contender.changes not in self._expected:
+            self._expected[contender.changes] = in_own_process(
+                self._comparison.expected, contender.changes, kept, self._conditions
+            )
+        return self._expected[contender.changes]
 
 
 def _peak() -> int:
@@ -125,39 +180,37 @@ def _make(
     return time.perf_counter() - start, _peak()
 
 
-def _loaded(contender: Contender, conditions: Conditions) -> Loaded:
-    folder = conditions.folder / contender.made
-    return Loaded(contender, folder, conditions.layers, conditions.threads)
-
-
-def _run(contender: Contender, conditions: Conditions) -> tuple[int, Array]:
-    loaded = _loaded(contender, conditions)
-    loaded.prefill()
-    loaded.step()
+def _run(
+    comparison: Comparison, contender: Contender, conditions: Conditions
+) -> tuple[int, Judged]:
+    loaded = comparison.load(contender, conditions)
+    for call in loaded.calls.values():
+        call()
     peak = _peak()
-    return peak, loaded.text_logits()
+    return peak, loaded.judged()
 
 
 def _in_turns(
-    slow: Contender, fast: Contender, conditions: Conditions
-) -> tuple[tuple[Ratio, float], Ratio]:
-    both = {"slow": _loaded(slow, conditions), "fast": _loaded(fast, conditions)}
-    prefill = in_turns({n: one.prefill for n, one in both.items()}, repeats=conditions.repeats)
-    steps = in_turns(
-        {n: one.step for n, one in both.items()},
-        repeats=conditions.repeats * STEPS_PER_REPEAT,
-        warm_up=3,
-    )
-    return (
-        (ratio(prefill["slow"], prefill["fast"], "wall"), prefill["fast"].least("wall")),
-        ratio(steps["slow"], steps["fast"], "wall"),
-    )
+    comparison: Comparison, slow: Contender, fast: Contender, conditions: Conditions
+) -> dict[str, tuple[Ratio, float]]:
+    both = {n: comparison.load(one, conditions) for n, one in (("slow", slow), ("fast", fast))}
+    found = {}
+    for call, often in comparison.calls.items():
+        if all(call in one.calls for one in both.values()):
+            times = in_turns(
+                {n: one.calls[call] for n, one in both.items()},
+                repeats=conditions.repeats * often,
+                # Short calls are repeated, and want more of them before they are steady.
+                warm_up=1 if often == 1 else 3,
+            )
+            found[call] = ratio(times["slow"], times["fast"], "wall"), times["fast"].least("wall")
+    return found
 
 
-def _matmul_rate(threads: int) -> float:
+def _matmul_rate(rows: int, inputs: int, outputs: int, threads: int) -> float:
     import torch
 
     torch.set_num_threads(threads)
-    rows, weights = torch.randn(VISUAL + TEXT, HIDDEN), torch.randn(HIDDEN, INTERMEDIATE)
-    times = in_turns({"matmul": lambda: rows @ weights}, repeats=MATMUL_REPEATS)["matmul"]
-    return 2 * rows.numel() * INTERMEDIATE / times.least("wall")
+    states, weights = torch.randn(rows, inputs), torch.randn(inputs, outputs)
+    times = in_turns({"matmul": lambda: states @ weights}, repeats=MATMUL_REPEATS)["matmul"]
+    return 2 * states.numel() * outputs / times.least("wall")

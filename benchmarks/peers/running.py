@@ -11,6 +11,7 @@ import numpy as np
 from benchmarks.decoder import prompts
 from benchmarks.decoder_sessions import Array, Graph, Prompt
 from benchmarks.peers.contenders import Contender, load_torch
+from benchmarks.peers.measuring import Judged
 from export.backends.openvino import shared_core
 
 if TYPE_CHECKING:
@@ -35,21 +36,26 @@ class Loaded:
         folder: that it was written to.
         layers: of the model.
         threads: of a call.
+
+    Attributes:
+        calls: `prefill` and `decode`.
     """
 
     def __init__(self, contender: Contender, folder: Path, layers: int, threads: int) -> None:
         prompt, row = prompts(layers)
-        self.text = prompt.as_text()
+        self._text = prompt.as_text()
         if contender.kept is not None:
             kept = prompt.visual[np.arange(contender.kept) * len(prompt.visual) // contender.kept]
             prompt = replace(prompt, kept=kept)
         self._call = _opened(contender, folder, threads)
-        self.prefill = self._call(prompt)
-        self.step = self._call(row)
+        self.calls: dict[str, Callable[[], object]] = {
+            "prefill": self._call(prompt),
+            "decode": self._call(row),
+        }
 
-    def text_logits(self) -> Array:
+    def judged(self) -> Judged:
         """Return the logits of the prompt with every row a text row: no method changes these."""
-        return self._call(self.text).logits()
+        return Judged(self._call(self._text).logits())
 
 
 def _opened(contender: Contender, folder: Path, threads: int) -> Callable[[Prompt], Called]:
@@ -61,14 +67,19 @@ def _opened(contender: Contender, folder: Path, threads: int) -> Callable[[Promp
     return _OpenVino(file, threads, f32=contender.runs == "openvino f32").call
 
 
+def compile_in_openvino(file: Path, threads: int, *, f32: bool) -> Any:
+    """Return a graph compiled for the CPU, with OpenVINO's own choice of precision or in f32."""
+    options: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads}
+    if f32:
+        options |= {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
+    return shared_core().compile_model(str(file), "CPU", options)
+
+
 class _OpenVino:
     """A graph in OpenVINO; caches go in and out, or are a state inside."""
 
     def __init__(self, file: Path, threads: int, *, f32: bool) -> None:
-        options: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads}
-        if f32:
-            options |= {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
-        self._model = shared_core().compile_model(str(file), "CPU", options)
+        self._model = compile_in_openvino(file, threads, f32=f32)
         self._inputs = {name for port in self._model.inputs for name in port.names}
 
     def call(self, prompt: Prompt) -> "_OpenVinoCall":
