@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from compressor.disk.files import read_text, write_text
 from compressor.disk.mistaken import mistaken
-from compressor.disk.opening import most_bytes, sha256_of, too_large
+from compressor.disk.opening import most_bytes, sha256_of, too_large, why_unread
 from compressor.disk.paths import shown_path, unusable
 from compressor.errors import ArtifactError, PlanError, VtcompressError
 from compressor.plan.plan import Plan
@@ -217,7 +217,7 @@ def _altered(folder: Path, files: Mapping[str, FileEntry], progress: Progress) -
             try:
                 same = sha256_of(path, done.add) == entry.sha256
             except OSError as failure:
-                yield f"{path}: {failure.strerror}; make the file readable"
+                yield f"{path}: {why_unread(failure)}"
                 continue
             if not same:
                 yield f"{path}: its sha256 is not the manifest's; copy the artifact anew"
