@@ -1,6 +1,7 @@
 """`vtcompress search` and an export that searches: what they write, a stop and a go, what is refused."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,15 @@ def test_the_folder_has_the_front_its_plans_and_the_chosen_one(searched: Path) -
     listed = {path.relative_to(searched).as_posix() for path in searched.rglob("*.*")}
     assert listed == {*report.files, "front.json"}
     assert {"front.html", "front.md", "sums.svg"} <= listed
+
+
+def test_what_was_changed_in_the_folder_is_told_by_inspect(searched: Path, tmp_path: Path) -> None:
+    assert "problems" not in vtcompress.inspect(searched)
+    copy = Path(shutil.copytree(searched, tmp_path / "copy"))
+    (copy / "chosen.json").write_text("{}")
+    (copy / "recipe.yaml").unlink()
+    (line,) = vtcompress.inspect(copy)["problems"]
+    assert line.startswith(f"{copy}: chosen.json, recipe.yaml: changed or removed since the search")
 
 
 def test_a_report_says_the_floor_and_has_the_point_that_it_names(

@@ -83,7 +83,9 @@ def test_an_export_leaves_small_known_answers_that_the_manifest_lists_and_inspec
         "layers": 4,
         "left_out": (),
     }
-    assert vtcompress.inspect(plain_artifact)["selftest"]["pictures"] == 4
+    told = vtcompress.inspect(plain_artifact)
+    assert told["selftest"]["pictures"] == 4
+    assert told["fidelity"]["by_layer"] is False
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)

@@ -52,6 +52,7 @@ from vtcompress.stages.checks.recipe import (
     check_plan,
     check_recipe,
     digest_of_plan,
+    note_changed,
 )
 from vtcompress.stages.checks.rewrite import check_rewrite, rewrite_prompt
 from vtcompress.stages.checks.score import checked_score
@@ -311,6 +312,7 @@ class ExportRun:
         profile = Profile.load(profile_path) if profile_path.is_file() else None
         remedy = f"give the folder's own recipe, {own}" if own.is_file() else "give that recipe"
         check_made_by(plan, self.recipe, profile, f"{source}: the plan", remedy)
+        note_changed(plan, f"{source}: the plan", self.progress)
         check_targets(self.recipe, plan.model)
         check_blocks(self.recipe.export, plan)
         gates = plan.gates.mode if plan.gates else None
