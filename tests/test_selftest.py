@@ -174,6 +174,21 @@ def test_another_prompt_is_a_fault_of_the_prompt(artifact: Path) -> None:
     assert "wide.png: other tokens from place" in report.parts[1].failures[0]
 
 
+@pytest.mark.parametrize("command", [("selftest",), ("generate", "--prompt", "it")])
+def test_a_chat_template_that_cannot_be_rendered_is_a_fault_of_its_file(
+    artifact: Path, vt: Callable[..., tuple[int, str, str]], command: tuple[str, ...]
+) -> None:
+    """And no other prompt than the known one, with a remedy for those who write conversations."""
+    template = artifact / "chat_template.jinja"
+    size = template.stat().st_size
+    template.write_bytes(b"{{ messages[0].nothing.more }}".ljust(size))
+    code, shown, said = vt(*command, artifact, "--no-verify")
+    assert (code, shown) == (1, "")
+    (line,) = [line for line in said.splitlines() if "rror" in line]
+    assert line.startswith(f"error: {template}: the chat template cannot ask even one question: ")
+    assert line.endswith("put the template of the model's authors here")
+
+
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize(
     ("name", "layer"),
