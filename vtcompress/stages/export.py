@@ -1,7 +1,6 @@
 """One run of `export`: the order in which models come and go, so that no two are in memory together."""
 
 import gc
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,7 +92,7 @@ from vtcompress.stages.inputs import (
     warn_unjudged,
 )
 from vtcompress.stages.report import origin_of, write_reports
-from vtcompress.stages.searching.finding import SearchRun
+from vtcompress.stages.searching.finding import SearchRun, kept_while
 from vtcompress.stages.searching.report import chosen_words
 
 if TYPE_CHECKING:
@@ -205,9 +204,8 @@ class ExportRun:
                 self.progress.say(f"not tried: {words}")
             return plans[report.chosen], profile
 
-        manifest = self._from_original(digest, search.samples, chosen)
-        shutil.rmtree(kept, ignore_errors=True)
-        return manifest
+        with kept_while(kept):
+            return self._from_original(digest, search.samples, chosen)
 
     def from_plan(
         self, plan: Plan, what: str, profile: Profile | None, profile_file: Path
