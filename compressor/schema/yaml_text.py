@@ -12,7 +12,6 @@ from typing import Any
 
 import yaml
 
-from compressor.disk.opening import why_unread
 from compressor.errors import RecipeError
 from compressor.schema.problems import show
 
@@ -128,10 +127,10 @@ def _read_text(path: Path) -> str:
             raw = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise RecipeError([f"{path}: no such file"]) from None
-    except OSError as error:
-        raise RecipeError([f"{path}: cannot be read: {why_unread(error)}"]) from None
-    except ValueError as error:
-        raise RecipeError([f"{path}: cannot be read: {error}; choose another name"]) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        problem = f"{path}: cannot be read: {reason}; name a file that can be"
+        raise RecipeError([problem]) from None
     if len(raw) > MAX_BYTES:
         raise RecipeError([f"{path}: larger than {MAX_BYTES} bytes; a recipe is a short text"])
     try:
