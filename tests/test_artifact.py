@@ -151,7 +151,7 @@ def test_a_flipped_byte_is_found_in_any_file(artifact, name, place):
     content[place] ^= 1
     (artifact / name).write_bytes(content)
     assert problems(artifact) == (
-        f"{artifact / name}: its sha256 is not the manifest's; copy the artifact anew",
+        f"{artifact / name}: sha256 is not the manifest's; copy the artifact anew",
     )
 
 
@@ -164,14 +164,26 @@ def test_a_truncated_file_is_found_also_without_verifying(artifact, verify):
 
 
 @pytest.mark.parametrize("verify", [True, False])
-def test_missing_files_are_all_named_also_without_verifying(artifact, verify):
-    (artifact / "weights.bin").unlink()
-    shutil.rmtree(artifact / "validation")
+def test_missing_files_are_told_in_one_line_with_the_remedy_also_without_verifying(
+    artifact, verify
+):
     said = "missing, or a link out of the artifact; copy the artifact anew"
-    assert sorted(problems(artifact, verify=verify)) == [
-        f"{artifact / 'validation/images/1.png'}: {said}",
-        f"{artifact / 'weights.bin'}: {said}",
-    ]
+    (artifact / "weights.bin").unlink()
+    assert problems(artifact, verify=verify) == (f"{artifact / 'weights.bin'}: {said}",)
+    shutil.rmtree(artifact / "validation")
+    named = "validation/images/1.png, weights.bin"
+    assert problems(artifact, verify=verify) == (f"{artifact}: {named}: {said}",)
+    for name in FILES:
+        (artifact / name).unlink(missing_ok=True)
+    first, more = ", ".join(sorted(FILES)[:3]), len(FILES) - 3
+    assert problems(artifact, verify=verify) == (f"{artifact}: {first} and {more} more: {said}",)
+
+
+def test_files_that_were_all_altered_in_one_way_are_told_in_one_line(artifact):
+    for name, content in FILES.items():
+        (artifact / name).write_bytes(bytes(len(content)))
+    (line,) = problems(artifact)
+    assert line.endswith(" more: sha256 is not the manifest's; copy the artifact anew")
 
 
 def test_without_verifying_only_names_and_sizes_are_compared(artifact):

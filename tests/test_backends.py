@@ -14,6 +14,7 @@ import pytest
 from compressor.errors import ArtifactError, BackendError, MissingExtraError
 from export.artifact.artifact import Artifact
 from export.backends.backend import Options
+from export.backends.gpus import read_probe
 from export.backends.onnxruntime import OnnxGraph, OnnxRuntime, OnnxSession
 from export.backends.onnxruntime_cuda import CudaSession, check_active
 from export.backends.openvino import OpenVinoSession, check_precision, shared_core
@@ -73,7 +74,7 @@ def test_a_backend_that_is_not_installed_names_its_extra(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingExtraError, match=rf"pip install '\.\[{extra}\]'"):
-        open_session(Artifact.open(artifact), backend).load()
+        open_session(Artifact.open(artifact), backend)
 
 
 def test_every_backend_can_be_chosen_on_the_command_line(
@@ -90,7 +91,23 @@ def test_the_cpu_build_of_onnxruntime_is_told_from_the_cuda_build(artifact: Path
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this is the build with CUDA")
     with pytest.raises(MissingExtraError, match="pip uninstall onnxruntime first"):
-        open_session(Artifact.open(artifact), "onnxruntime-cuda").load()
+        open_session(Artifact.open(artifact), "onnxruntime-cuda")
+
+
+def test_where_no_gpu_is_the_error_is_all_that_is_said(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Neither notes on answers that will not come, nor what ONNX Runtime says of each graph."""
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr("export.backends.gpus.find_gpus", lambda: read_probe(1, ""))
+    given = ["generate", str(artifact), "--prompt", "it", "--backend", "onnxruntime-cuda"]
+    assert run_command(given) == 1
+    said = capfd.readouterr()
+    assert said.out == ""
+    (line,) = said.err.splitlines()
+    assert line.startswith("error: no GPU to run on: ")
 
 
 def test_a_session_that_fell_back_to_the_cpu_is_refused_with_the_remedy(

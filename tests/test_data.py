@@ -275,7 +275,9 @@ def test_a_file_without_questions_is_refused(tmp_path, text):
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     path = tmp_path / "none.jsonl"
     assert problems(path) == (f"{path}: no such file",)
-    assert problems(tmp_path) == (f"{tmp_path}: Is a directory",)
+    assert problems(tmp_path) == (
+        f"{tmp_path}: is a folder, not a file; name a file, or put the right one in its place",
+    )
 
 
 def test_an_absurdly_large_file_is_refused_before_it_is_read(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from compressor.plan.plan import Gates, Plan
 from export.report.pages.report import NOT_BY_RECIPE
 from tests import facts
 from tests.artifacts import make_artifact
+from tests.test_prompts_early import Said
 
 Vt = Callable[..., tuple[int, str, str]]
 
@@ -157,6 +158,43 @@ def test_compress_refuses_a_recipe_without_the_methods_of_the_plan(
     with pytest.raises(RecipeError, match=words):
         vtcompress.compress(identity(tiny_model), by_hand(tiny_model), tmp_path / "small")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_that_was_changed_is_said_to_be_so_and_taken(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By all stages that take a plan; each ends here where it would load the model."""
+    recipe = vtcompress.load_recipe("shortv").override({"model.id": str(tiny_model)})
+    own = vtcompress.plan(identity(tiny_model)).signed(("shortv (frozen: 0.7)",), "")
+    small = tmp_path / "small"
+    vtcompress.compress(recipe, own, small)
+    monkeypatch.setattr(
+        "compressor.families.llava.family.LlavaFamily.original", lambda *_, **__: 1 / 0
+    )
+    monkeypatch.setattr("compressor.compressed.load_compressed", lambda *_, **__: 1 / 0)
+
+    def told(plan: Plan, stage: Any) -> list[str]:
+        plan.save(small / "plan.json")
+        said = Said()
+        with pytest.raises((ZeroDivisionError, VtcompressError), match="division"):
+            stage(plan, said)
+        return [line for line in said.lines if "changed since it was made" in line]
+
+    out, bare = tmp_path / "out", recipe.override({"model.id": None})
+    stages: dict[str, Any] = {
+        "the plan": lambda p, s: vtcompress.export(recipe, out, plan=p, progress=s),
+        f"{small / 'plan.json'}: the plan": lambda _, s: vtcompress.export(
+            recipe, out, plan=small / "plan.json", progress=s
+        ),
+        f"{small}: the plan": lambda _, s: vtcompress.export(
+            bare, out, compressed=small, progress=s
+        ),
+        "the plan itself": lambda p, s: vtcompress.compress(recipe, p, out, progress=s),
+    }
+    for name, stage in stages.items():
+        assert told(own, stage) == []
+        (line,) = told(freeze(own, [0], "shortv"), stage)
+        assert line.startswith(f"note: {name.removesuffix(' itself')}: changed since it was made")
 
 
 def test_a_folder_is_exported_by_the_recipe_that_it_was_made_by_alone(

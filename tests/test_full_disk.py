@@ -63,7 +63,10 @@ def test_a_disk_that_fills_up_while_an_artifact_is_written_keeps_the_old_one(old
 
     with pytest.raises(VtcompressError) as caught:
         write()
-    assert str(caught.value) == f"{old}: cannot write: No space left on device"
+    assert (
+        str(caught.value)
+        == f"{old}: cannot write: No space left on device; make room, or choose another place"
+    )
     assert as_it_was(old)
 
 
@@ -87,7 +90,10 @@ def test_libraries_in_rust_that_fill_the_disk_end_in_the_same_line(old):
 
         with pytest.raises(VtcompressError) as caught:
             fill()
-        assert str(caught.value) == f"{old}: cannot write: No space left on device"
+        assert (
+            str(caught.value)
+            == f"{old}: cannot write: No space left on device; make room, or choose another place"
+        )
         assert as_it_was(old)
 
 
@@ -96,7 +102,10 @@ def test_a_file_that_does_not_fit_any_more_leaves_the_old_one(small_disk):
     write_text(path, "old")
     with pytest.raises(VtcompressError) as caught:
         write_text(path, "x" * 2 * SIZE)
-    assert str(caught.value) == f"{path}: cannot write: No space left on device"
+    assert (
+        str(caught.value)
+        == f"{path}: cannot write: No space left on device; make room, or choose another place"
+    )
     assert path.read_text() == "old"
     assert list(small_disk.iterdir()) == [path]
 
@@ -142,7 +151,11 @@ def test_a_limit_on_the_size_of_files_is_one_line_too(tmp_path):
             with staged(output, overwrite=True) as folder:
                 (folder / "weights.bin").write_bytes(bytes(2 * SIZE))
         except VtcompressError as error:
-            code = 0 if str(error) == f"{output}: cannot write: File too large" else 2
+            code = (
+                0
+                if str(error) == f"{output}: cannot write: File too large; choose another place"
+                else 2
+            )
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

@@ -255,5 +255,12 @@ def test_a_picture_comes_from_stdin(vt: Chat, artifact: Path, pictures: list[Pat
 
     assert with_stdin(pictures[0].read_bytes())[:2] == (0, expected)
     assert "--image -: stdin gave nothing" in with_stdin(b"")[2]
+    assert "error: --image -: is no image of a format that is read" in with_stdin(b"hello")[2]
+    empty = "--image", "data:image/png;base64,aGVsbG8="
+    assert f"error: --image '{empty[1]}': is no image of a format" in vt(*asked, *empty)[2]
+    assert f"error: --image '{empty[1]}': is no" in with_stdin(pictures[0].read_bytes(), *empty)[2]
+    lines = f"/image {empty[1]}", "what is", "/image x", "/quit"
+    _, _, said = vt("generate", artifact, "--chat", lines=lines)
+    assert f"error: /image '{empty[1]}': is no image of a format" in said
     assert "--image -: stdin holds one picture" in with_stdin(b"x", "--image", "-")[2]
     assert "--image -: with --chat stdin has the turns" in with_stdin(b"x", "--chat")[2]

@@ -224,7 +224,7 @@ def test_links_to_files_that_are_gone_and_folders_in_a_files_place_are_named(fol
         assert refused(folder)[0].startswith(f"{path}: a link to a file that is gone")
         path.unlink()
         path.mkdir()
-        assert refused(folder)[0].startswith(f"{path}: Is a directory")
+        assert refused(folder)[0].startswith(f"{path}: is a folder, not a file; ")
         path.rmdir()
         path.write_bytes(kept)
 

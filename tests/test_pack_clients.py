@@ -1,9 +1,11 @@
 """Stock clients on packed folders: their answers are the runtime's; what they cannot do is refused before."""
 
+import inspect
 import json
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
@@ -35,6 +37,7 @@ PACKAGES = {ONNX: "onnxruntime_genai", IR: "openvino_genai"}
 CUTS = ("identity", "exit", "heads, mlp and frozen", "keep k", "int4")
 WORDS = ("what is this", "what is it", "is it red", "is this blue yes")
 NEW_TOKENS = 12
+ROOT = Path(vtcompress.__file__).parents[1]
 
 pytestmark = pytest.mark.filterwarnings("ignore::compressor.errors.ArtifactWarning")
 
@@ -345,6 +348,29 @@ def test_a_client_that_is_not_installed_is_told_and_not_passed(packable, tmp_pat
     over = ("--no-check", "--overwrite")
     assert vt("pack", packable("identity"), "--for", ONNX, "--output", place, *over)[0] == 0
     assert "it was switched off" in (place / "pack.json").read_text()
+
+
+@pytest.mark.parametrize("client", [ONNX, IR])
+def test_all_that_a_pack_makes_lies_in_its_working_folder(packable, tmp_path, monkeypatch, client):
+    """What a killed run leaves is then cleared by the next one; in the system's folder nobody looks."""
+    pytest.importorskip(PACKAGES[client], reason="the extra clients is not installed")
+    made, usual = [], tempfile.mkdtemp
+
+    def noted(suffix: Any = None, prefix: Any = None, dir: Any = None) -> str:  # noqa: A002
+        callers = (frame.filename for frame in inspect.stack()[1:])
+        by = Path(next(name for name in callers if name != tempfile.__file__))
+        if by.is_relative_to(ROOT / "export"):  # libraries have their own ways
+            made.append((by.name, Path(dir or tempfile.gettempdir())))
+        return usual(suffix, prefix, dir)
+
+    monkeypatch.setattr(tempfile, "mkdtemp", noted)
+    facts = vtcompress.pack(packable("identity"), client, tmp_path / "packed")
+    assert "check.py" in dict(made)
+    assert [one for one in made if one[1].parent != tmp_path] == []
+    assert facts.check.differs == ()
+    assert len(facts.check.answers) == 5
+    assert not any((tmp_path / "packed").rglob(".*"))
+    assert [path.name for path in tmp_path.iterdir()] == ["packed"]
 
 
 def test_made_pictures_stand_in_where_the_artifact_holds_none(packable, tmp_path):

@@ -4,7 +4,7 @@ import base64
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from PIL import Image
 from compressor.errors import DataError
 from compressor.samples import data_url
 from compressor.samples.pictures import pictures_of, read_picture
+from export.runtime.images import ImageProcessor, SeenPicture, looked_at
 from export.runtime.runtime import Runtime
 from tests.models import make_picture
 from tests.runtimes import in_torch
@@ -267,3 +268,24 @@ def test_a_data_url_has_the_bound_of_a_file(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(base64, "b64decode", lambda *_, **__: pytest.fail("it was decoded"))
     with pytest.raises(DataError, match="it: is too long"):
         data_url.data_url_content(f"data:image/png;base64,{content}", "it", 90)
+
+
+def test_what_a_model_does_not_take_is_told_by_the_name_of_the_picture(tmp_path: Path) -> None:
+    """Steps of a model know no names; with two pictures nobody would know which is meant."""
+    file, rows = tmp_path / "wide.png", np.zeros((1, 1, 3, 2, 2), np.float32)
+    Image.new("RGB", (9, 2)).save(file)
+    small = Image.new("RGB", (2, 2))
+
+    def alone(image: Image.Image) -> SeenPicture:
+        if image.width > 8:
+            raise DataError(["image: 9 x 2 pixels: crop it"])
+        return SeenPicture(rows[0], 1, "", beside_others=DataError(["image: cannot stand beside"]))
+
+    for given, line in (
+        ([small, file], f"{file}: 9 x 2 pixels: crop it"),
+        ([small, np.zeros((2, 9, 3), np.uint8)], "images[1]: 9 x 2 pixels: crop it"),
+        ([small, small], "images[0]: cannot stand beside"),
+    ):
+        with pytest.raises(DataError) as caught:
+            looked_at(given, cast("ImageProcessor", alone))
+        assert caught.value.problems == (line,)

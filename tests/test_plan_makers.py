@@ -48,7 +48,13 @@ def test_a_plan_says_what_made_it_until_it_is_changed_in_python_or_by_hand(tmp_p
     document = json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))
     document["layers"][0] |= {"visual": "update", "reason": ""}
     (tmp_path / "plan.json").write_text(json.dumps(document), encoding="utf-8")
-    assert Plan.load(tmp_path / "plan.json").makers is None
+    edited = Plan.load(tmp_path / "plan.json")
+    assert edited.makers is None
+    assert (plan.changed, edited.changed) == (False, True)
+    (line,) = vtcompress.inspect(tmp_path / "plan.json")["problems"]
+    assert line.startswith(f"{tmp_path / 'plan.json'}: changed since it was made")
+    plan.save(tmp_path / "plan.json")
+    assert "problems" not in vtcompress.inspect(tmp_path / "plan.json")
     noted = plan.model_copy(update={"notes": ("read by me",)})
     assert noted.makers == plan.makers
 

@@ -123,7 +123,7 @@ def test_a_profile_that_cannot_be_written_is_an_error_that_names_the_file(tmp_pa
     path.mkdir()
     with pytest.raises(VtcompressError) as caught:
         facts.profile(ROWS).save(path)
-    assert str(caught.value) == f"{path}: cannot write: Is a directory"
+    assert str(caught.value) == f"{path}: cannot write: Is a directory; choose another place"
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -133,7 +133,7 @@ def test_folders_around_a_file_are_made_and_a_file_among_them_is_named(tmp_path)
     assert Profile.load(path) == facts.profile(ROWS)
     with pytest.raises(VtcompressError) as caught:
         facts.profile(ROWS).save(path / "p.json")
-    assert str(caught.value) == f"{path}: cannot write: File exists"
+    assert str(caught.value) == f"{path}: cannot write: File exists; choose another place"
 
 
 def test_an_interrupted_save_leaves_the_old_profile_and_nothing_else(tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 import ast
 import contextlib
+import errno
+import os
 import re
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -11,9 +13,12 @@ from typing import Any
 import pytest
 
 import vtcompress
+from compressor.disk.files import make_parent, write_text
+from compressor.disk.locks import exclusive
 from compressor.errors import BackendError, ProfileError, VtcompressError
 from compressor.profile import Profile
 from compressor.recipe import Recipe
+from export.artifact.staging import staged
 from export.backends.registry import check_dtype
 from tests import facts
 from tests.test_prompts_early import Said
@@ -206,6 +211,56 @@ def test_a_command_without_output_advises_another_place(
     )
     assert run_command(["plan", "--recipe", "identity", "--model", "x"]) == 1
     assert "choose another --output" in capsys.readouterr().err
+
+
+def test_what_the_system_says_of_a_place_is_said_with_what_to_do_about_it() -> None:
+    """The words of an `OSError` alone end no message: `/proc/x: cannot write: No such file or directory`."""
+    bare = []
+    for package in ("compressor", "export", "vtcompress"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if not isinstance(node, ast.JoinedStr):
+                    continue
+                pieces = [ast.unparse(value) for value in node.values]
+                said_at = [at for at, piece in enumerate(pieces) if ".strerror" in piece]
+                if said_at and ";" not in "".join(pieces[said_at[-1] + 1 :]):
+                    bare.append((path.relative_to(ROOT).as_posix(), ast.unparse(node)))
+    assert bare == []
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "make room, or choose another place"),
+        (errno.EACCES, "make it writable, or choose another place"),
+        (errno.ENOENT, "choose another place"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_told_with_the_remedy_by_all_that_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, remedy: str
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    def in_the_block(output: Path) -> None:
+        with staged(output):
+            fails()
+
+    def locked(output: Path) -> None:
+        with exclusive(output):
+            pass
+
+    ending = f": cannot write: {os.strerror(number)}; {remedy}"
+    for at, write in enumerate((in_the_block, partial(write_text, text="x"), locked)):
+        if at:
+            monkeypatch.setattr("os.open", fails)
+        with pytest.raises(VtcompressError) as caught:
+            write(tmp_path / "x")
+        assert str(caught.value) == f"{tmp_path / 'x'}{ending}"
+    monkeypatch.setattr("pathlib.Path.mkdir", fails)
+    with pytest.raises(VtcompressError) as caught:
+        make_parent(tmp_path / "y" / "x")
+    assert str(caught.value) == f"{tmp_path / 'y'}{ending}"
 
 
 def test_bench_is_told_of_no_option_that_it_lacks() -> None:

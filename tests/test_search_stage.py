@@ -1,6 +1,8 @@
 """`vtcompress search` and an export that searches: what they write, a stop and a go, what is refused."""
 
+import errno
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from compressor.search.measuring import Measuring
 from compressor.search.results import SearchReport
 from export.artifact.staging import search_folder
 from tests import facts
+from tests.test_prompts_early import Said
 
 Vt = Callable[..., tuple[int, str, str]]
 USE = ("shortv", "skip", "visual_exit")
@@ -62,6 +65,28 @@ def test_the_folder_has_the_front_its_plans_and_the_chosen_one(searched: Path) -
     listed = {path.relative_to(searched).as_posix() for path in searched.rglob("*.*")}
     assert listed == {*report.files, "front.json"}
     assert {"front.html", "front.md", "sums.svg"} <= listed
+
+
+def test_what_was_changed_in_the_folder_is_told_by_inspect(searched: Path, tmp_path: Path) -> None:
+    assert "problems" not in vtcompress.inspect(searched)
+    copy = Path(shutil.copytree(searched, tmp_path / "copy"))
+    (copy / "chosen.json").write_text("{}")
+    (copy / "recipe.yaml").unlink()
+    (line,) = vtcompress.inspect(copy)["problems"]
+    assert line.startswith(f"{copy}: chosen.json, recipe.yaml: changed or removed since the search")
+
+
+def test_the_recipe_beside_a_front_is_told_of_nothing_that_has_no_effect(
+    searched: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What a search chose and judged by stands in the recipe that it wrote itself."""
+    settings = {"model.id": recipe.model.id, "validate.score": "contains", "calibrate.seed": 7}
+    own = vtcompress.load_recipe(str(searched / "recipe.yaml")).override(settings)
+    monkeypatch.setattr("vtcompress.stages.export.load_model", lambda *_, **__: 1 / 0)
+    said = Said()
+    with pytest.raises(ZeroDivisionError):
+        vtcompress.export(own, tmp_path / "out", plan=searched / "chosen.json", progress=said)
+    assert [line for line in said.lines if line.startswith("note: ")] == []
 
 
 def test_a_report_says_the_floor_and_has_the_point_that_it_names(
@@ -189,6 +214,24 @@ def test_a_failed_search_says_what_it_kept_and_goes_on_from_there(
     monkeypatch.setattr(Measuring, "singles", lambda *_: pytest.fail("measured again"))
     vtcompress.search(recipe, output)
     assert not kept.exists()
+
+
+@pytest.mark.parametrize("command", ["search", "export"])
+def test_what_fails_behind_a_search_says_what_was_kept_too(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str
+) -> None:
+    output, kept = tmp_path / "front", search_folder(tmp_path / "front")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("vtcompress.stages.searching.run.write_pages", full)
+    monkeypatch.setattr("vtcompress.stages.export.compress_for_export", full)
+    with pytest.raises(vtcompress.VtcompressError, match="No space left on device") as caught:
+        getattr(vtcompress, command)(recipe, output)
+    words = f"(what was measured is kept in {kept}; the same command, or one with another goal, "
+    assert str(caught.value).endswith(f"another place {words}goes on from there)")
+    assert kept.is_dir()
 
 
 def test_a_search_that_measured_nothing_leaves_nothing(

@@ -83,7 +83,9 @@ def test_an_export_leaves_small_known_answers_that_the_manifest_lists_and_inspec
         "layers": 4,
         "left_out": (),
     }
-    assert vtcompress.inspect(plain_artifact)["selftest"]["pictures"] == 4
+    told = vtcompress.inspect(plain_artifact)
+    assert told["selftest"]["pictures"] == 4
+    assert told["fidelity"]["by_layer"] is False
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
@@ -172,6 +174,21 @@ def test_another_prompt_is_a_fault_of_the_prompt(artifact: Path) -> None:
     assert "wide.png: other tokens from place" in report.parts[1].failures[0]
 
 
+@pytest.mark.parametrize("command", [("selftest",), ("generate", "--prompt", "it")])
+def test_a_chat_template_that_cannot_be_rendered_is_a_fault_of_its_file(
+    artifact: Path, vt: Callable[..., tuple[int, str, str]], command: tuple[str, ...]
+) -> None:
+    """And no other prompt than the known one, with a remedy for those who write conversations."""
+    template = artifact / "chat_template.jinja"
+    size = template.stat().st_size
+    template.write_bytes(b"{{ messages[0].nothing.more }}".ljust(size))
+    code, shown, said = vt(*command, artifact, "--no-verify")
+    assert (code, shown) == (1, "")
+    (line,) = [line for line in said.splitlines() if "rror" in line]
+    assert line.startswith(f"error: {template}: the chat template cannot ask even one question: ")
+    assert line.endswith("put the template of the model's authors here")
+
+
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize(
     ("name", "layer"),
@@ -202,7 +219,7 @@ def test_a_flipped_byte_of_the_vision_tower_is_a_fault_of_vision(artifact: Path)
 
 def test_a_flipped_byte_is_refused_before_where_digests_are_compared(artifact: Path) -> None:
     flip(artifact, "decoder.onnx", "layers.2.mlp.down.weight")
-    with pytest.raises(ArtifactError, match=r"weights\.bin: its sha256 is not the manifest's"):
+    with pytest.raises(ArtifactError, match=r"weights\.bin: sha256 is not the manifest's"):
         vtcompress.selftest(artifact, progress=False)
 
 

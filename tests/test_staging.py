@@ -80,7 +80,10 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
     output = tmp_path / "out"
     with pytest.raises(VtcompressError) as caught, staged(output):
         raise OSError(28, "No space left on device")
-    assert str(caught.value) == f"{output}: cannot write: No space left on device"
+    assert (
+        str(caught.value)
+        == f"{output}: cannot write: No space left on device; make room, or choose another place"
+    )
     assert list(tmp_path.iterdir()) == []
 
 

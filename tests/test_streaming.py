@@ -136,6 +136,8 @@ def test_nothing_that_was_not_run_is_said_to_have_passed(
     assert found == (None,) * 4
     assert manifest.fidelity is not None
     assert manifest.fidelity.layers
+    assert vt("inspect", output)[1].count("fidelity.by_layer") == 1
+    assert vtcompress.inspect(output)["fidelity"]["by_layer"] is True
     assert manifest.verdict is Verdict.NOT_RUN
     assert "not known: compression loss: not run" in (shortcoming(manifest) or "")
     report = (output / "report.md").read_text(encoding="utf-8")

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from compressor.disk.files import TEMPORARY, write_text
+from compressor.disk.paths import why_unwritten
 from compressor.errors import VtcompressError
 
 TASK_FILE = "task.json"
@@ -104,7 +105,9 @@ class PromptStates:
         except OSError as failure:
             with contextlib.suppress(OSError):
                 temporary.unlink()
-            raise VtcompressError(f"{self.folder}: cannot write: {failure.strerror}") from None
+            raise VtcompressError(
+                f"{self.folder}: cannot write: {why_unwritten(failure)}"
+            ) from None
         self._path(prompt, layer - 1).unlink(missing_ok=True)
 
     def read(self, prompt: str, layer: int) -> Iterator[KeptTensor]:

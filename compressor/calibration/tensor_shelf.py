@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from compressor.disk.paths import why_unwritten
 from compressor.errors import VtcompressError
 
 
@@ -77,7 +78,7 @@ class TensorShelf:
 
     def _failed(self, what: str, failure: OSError) -> VtcompressError:
         where = self.folder or tempfile.gettempdir()
-        return VtcompressError(f"{where}: cannot {what} tensors there: {failure.strerror}")
+        return VtcompressError(f"{where}: cannot {what} tensors there: {why_unwritten(failure)}")
 
 
 def _bytes_of(part: Tensor) -> memoryview:

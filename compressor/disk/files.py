@@ -12,8 +12,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from compressor.disk.locks import LOCKS, is_at, lock
-from compressor.disk.opening import read_utf8
-from compressor.disk.paths import check_path, shown_path, unusable, working_stem
+from compressor.disk.opening import read_utf8, why_unread
+from compressor.disk.paths import check_path, shown_path, unusable, why_unwritten, working_stem
 from compressor.errors import ProblemsError, VtcompressError
 
 TEMPORARY = ".tmp"
@@ -42,7 +42,7 @@ def read_text(path: Path, error: type[ProblemsError]) -> str:
         line = failure.object.count(b"\n", 0, failure.start) + 1
         raise error([f"{path}:{line}: not UTF-8 text; save the file as UTF-8"]) from None
     except OSError as failure:
-        raise error([f"{path}: {failure.strerror}"]) from None
+        raise error([f"{path}: {why_unread(failure)}"]) from None
 
 
 def read_json(
@@ -103,7 +103,7 @@ def make_parent(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as failure:
-        raise VtcompressError(f"{path.parent}: cannot write: {failure.strerror}") from None
+        raise VtcompressError(f"{path.parent}: cannot write: {why_unwritten(failure)}") from None
 
 
 @contextmanager
@@ -157,7 +157,7 @@ def write_bytes(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
             raise
     except OSError as failure:
-        raise VtcompressError(f"{path}: cannot write: {failure.strerror}") from None
+        raise VtcompressError(f"{path}: cannot write: {why_unwritten(failure)}") from None
 
 
 def _temporary(path: Path) -> tuple[int, Path]:

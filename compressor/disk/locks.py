@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from compressor.disk.paths import working_stem
+from compressor.disk.paths import why_unwritten, working_stem
 from compressor.errors import VtcompressError
 
 try:
@@ -71,7 +71,7 @@ def exclusive(target: Path, path: Path | None = None) -> Iterator[None]:
     try:
         handle = _locked(path, target)
     except OSError as failure:
-        raise VtcompressError(f"{target}: cannot write: {failure.strerror}") from None
+        raise VtcompressError(f"{target}: cannot write: {why_unwritten(failure)}") from None
     try:
         yield
     finally:

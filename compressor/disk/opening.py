@@ -56,6 +56,18 @@ class UnfitError(OSError):
         super().__init__(errno.EINVAL, why, str(path))
 
 
+def why_unread(failure: OSError) -> str:
+    """Return why a file cannot be read, in the system's words where we have no better, and the remedy."""
+    words = failure.strerror or str(failure)
+    if isinstance(failure, UnfitError):
+        return words
+    if isinstance(failure, IsADirectoryError):
+        return "is a folder, not a file; name a file, or put the right one in its place"
+    if isinstance(failure, PermissionError):
+        return f"{words}; make the file readable"
+    return f"{words}; put a file there that can be read"
+
+
 def most_bytes(name: str) -> int | None:
     """Return how many bytes a file of this name may have; None: as many as it likes, such as weights."""
     if name in LARGEST:

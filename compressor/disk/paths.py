@@ -23,6 +23,21 @@ SPECIAL = {
 }
 
 
+# What to do where a place cannot be written; of all else there is but another place.
+WRITE_REMEDIES = {
+    errno.ENOSPC: "make room, or choose another place",
+    errno.EDQUOT: "make room, or choose another place",
+    errno.EACCES: "make it writable, or choose another place",
+    errno.EPERM: "make it writable, or choose another place",
+}
+
+
+def why_unwritten(failure: OSError) -> str:
+    """Return why a place cannot be written, in the system's words, and the remedy."""
+    words = failure.strerror or str(failure)
+    return f"{words}; {WRITE_REMEDIES.get(failure.errno or 0, 'choose another place')}"
+
+
 def unusable(path: Path) -> str | None:
     """Return why no file or folder can have this path, or what else has it, and the remedy; None: one can."""
     try:

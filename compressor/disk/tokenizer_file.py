@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from compressor.disk.opening import read_bytes
+from compressor.disk.opening import read_bytes, why_unread
 from compressor.errors import ENDINGS, ModelError, VtcompressError, first_line
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _checked(path: Path) -> bytes:
         content = read_bytes(path)
         document = json.loads(content)
     except OSError as failure:
-        raise ModelError([f"{path}: {failure.strerror}"]) from None
+        raise ModelError([f"{path}: {why_unread(failure)}"]) from None
     except (ValueError, RecursionError) as failure:
         raise ModelError([f"{path}: is not JSON ({first_line(failure)}); save it again"]) from None
     problems = [*_problems(document)] if isinstance(document, dict) else ["is no JSON object"]

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from compressor.disk.opening import read_utf8, sha256_of
+from compressor.disk.opening import read_utf8, sha256_of, why_unread
 from compressor.errors import ModelError
 
 CONFIG = "config.json"
@@ -154,7 +154,7 @@ def digest(folder: Path, *, code: bool = False) -> str:
         first = _sha256(folder, sorted([folder / CONFIG, *weights]))
         return f"{first}.{_sha256(folder, sorted(rest))}"
     except OSError as failure:
-        raise ModelError([f"{failure.filename}: {failure.strerror}"]) from failure
+        raise ModelError([f"{failure.filename}: {why_unread(failure)}"]) from failure
 
 
 def _sha256(folder: Path, files: list[Path]) -> str:

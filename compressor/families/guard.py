@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-from compressor.disk.opening import UnfitError, most_bytes, open_regular, read_utf8
+from compressor.disk.opening import most_bytes, open_regular, read_utf8, why_unread
 from compressor.disk.paths import leads_out, unusable
 from compressor.errors import ENDINGS, ModelError, VtcompressError, first_line
 from compressor.families.blame import KEYED, Attempt, blamed
@@ -128,10 +128,8 @@ def broken(path: Path, folder: Path) -> str | None:
             head = stream.read(len(LFS_HEADER))
     except FileNotFoundError:
         return f"{path}: a link to a file that is gone; fetch or copy the model again"
-    except UnfitError as failure:
-        return f"{path}: {failure.strerror}"
     except OSError as failure:
-        return f"{path}: {failure.strerror}; make the file readable"
+        return f"{path}: {why_unread(failure)}"
     if head == LFS_HEADER:
         return (
             f"{path}: a Git LFS pointer, not the file itself; fetch it with `git lfs pull` in the model's "

@@ -314,6 +314,11 @@ class Plan(Facts):
         made = self.made_by
         return made if made is not None and made.decision == self._decision() else None
 
+    @property
+    def changed(self) -> bool:
+        """Whether it was made by a recipe and is another plan by now."""
+        return self.made_by is not None and self.makers is None
+
     def signed(self, methods: Sequence[str], profile: str) -> "Plan":
         """Return the plan with what it was made by; see `MadeBy`."""
         made = MadeBy(methods=tuple(methods), profile=profile, decision=self._decision())

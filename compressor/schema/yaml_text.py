@@ -129,7 +129,8 @@ def _read_text(path: Path) -> str:
         raise RecipeError([f"{path}: no such file"]) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise RecipeError([f"{path}: cannot be read: {reason}"]) from None
+        problem = f"{path}: cannot be read: {reason}; name a file that can be"
+        raise RecipeError([problem]) from None
     if len(raw) > MAX_BYTES:
         raise RecipeError([f"{path}: larger than {MAX_BYTES} bytes; a recipe is a short text"])
     try:

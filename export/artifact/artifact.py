@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from compressor.disk.files import read_text, write_text
 from compressor.disk.mistaken import mistaken
-from compressor.disk.opening import most_bytes, sha256_of, too_large
+from compressor.disk.opening import most_bytes, sha256_of, too_large, why_unread
 from compressor.disk.paths import shown_path, unusable
 from compressor.errors import ArtifactError, PlanError, VtcompressError
 from compressor.plan.plan import Plan
@@ -118,11 +118,17 @@ class Artifact:
         stamps = {name: _stamp(folder / name) for name in manifest.files}
         problems = _graph_problems(path, manifest)
         files = manifest.files
-        wrong = {name: [*_check(folder, name, entry)] for name, entry in files.items()}
-        problems += [problem for found in wrong.values() for problem in found]
+        outside = [name for name in files if _leaves(name)]
+        problems += [
+            f"{folder}: the manifest names {name!r}, which leaves the folder; do not use this artifact"
+            for name in outside
+        ]
+        inside = {name: entry for name, entry in files.items() if name not in outside}
+        wrong = dict(_misfits(folder, inside))
         if verify:
-            there = {name: files[name] for name, found in wrong.items() if not found}
-            problems += _altered(folder, there, progress)
+            there = {name: entry for name, entry in inside.items() if name not in wrong}
+            wrong |= _altered(folder, there, progress)
+        problems += _alike(folder, wrong)
         if verify and not problems:
             unnamed = [folder / name for name in sorted(_names(folder) - manifest.files.keys())]
             problems = [
@@ -208,8 +214,23 @@ def _explain(path: Path, error: ValidationError) -> list[str]:
     ]
 
 
-def _altered(folder: Path, files: Mapping[str, FileEntry], progress: Progress) -> Iterator[str]:
-    """Yield the lines on files whose bytes are not those of the manifest."""
+def _alike(folder: Path, wrong: Mapping[str, str]) -> list[str]:
+    """Return a line for each thing that is wrong with files: where it is with many, of the first names."""
+    names: dict[str, list[str]] = {}
+    for name, reason in wrong.items():
+        names.setdefault(reason, []).append(name)
+    lines = []
+    for reason, (first, *others) in names.items():
+        more = f" and {len(others) + 1 - SHOWN} more" if len(others) >= SHOWN else ""
+        several = f"{folder}: {', '.join([first, *others][:SHOWN])}{more}"
+        lines.append(f"{several if others else folder / first}: {reason}")
+    return lines
+
+
+def _altered(
+    folder: Path, files: Mapping[str, FileEntry], progress: Progress
+) -> Iterator[tuple[str, str]]:
+    """Yield the files whose bytes are not those of the manifest, and what is wrong with each."""
     done = Megabytes(progress, "comparing files with the manifest, MB")
     with done.of(sum(entry.size for entry in files.values())):
         for name, entry in files.items():
@@ -217,28 +238,32 @@ def _altered(folder: Path, files: Mapping[str, FileEntry], progress: Progress) -
             try:
                 same = sha256_of(path, done.add) == entry.sha256
             except OSError as failure:
-                yield f"{path}: {failure.strerror}; make the file readable"
+                yield name, why_unread(failure)
                 continue
             if not same:
-                yield f"{path}: its sha256 is not the manifest's; copy the artifact anew"
+                yield name, "sha256 is not the manifest's; copy the artifact anew"
 
 
-def _check(folder: Path, name: str, entry: FileEntry) -> Iterator[str]:
+def _leaves(name: str) -> bool:
+    """Whether a name of a manifest is one of another folder."""
     pure = PurePosixPath(name)
-    if pure.is_absolute() or ".." in pure.parts or "\\" in name:
-        yield f"{folder}: the manifest names {name!r}, which leaves the folder; do not use this artifact"
-        return
-    path = folder / name
-    try:
-        inside = path.is_file() and path.resolve().is_relative_to(folder.resolve())
-    except OSError:  # a name that no file system takes
-        inside = False
-    if not inside:
-        yield f"{path}: missing, or a link out of the artifact; copy the artifact anew"
-    elif path.stat().st_size != entry.size:
-        yield f"{path}: {path.stat().st_size} bytes, the manifest says {entry.size}; copy the artifact anew"
-    elif entry.size > (most_bytes(path.name) or entry.size):
-        yield f"{path}: {too_large(most_bytes(path.name) or 0)}; copy the artifact anew"
+    return pure.is_absolute() or ".." in pure.parts or "\\" in name
+
+
+def _misfits(folder: Path, files: Mapping[str, FileEntry]) -> Iterator[tuple[str, str]]:
+    """Yield the files that are not there as the manifest says, unread, and what is wrong with each."""
+    for name, entry in files.items():
+        path = folder / name
+        try:
+            inside = path.is_file() and path.resolve().is_relative_to(folder.resolve())
+        except OSError:  # a name that no file system takes
+            inside = False
+        if not inside:
+            yield name, "missing, or a link out of the artifact; copy the artifact anew"
+        elif (size := path.stat().st_size) != entry.size:
+            yield name, f"{size} bytes, the manifest says {entry.size}; copy the artifact anew"
+        elif size > (most := most_bytes(path.name) or size):
+            yield name, f"{too_large(most)}; copy the artifact anew"
 
 
 def list_files(folder: Path) -> dict[str, FileEntry]:

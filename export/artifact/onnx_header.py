@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from compressor.disk.opening import read_bytes
+from compressor.disk.opening import read_bytes, why_unread
 from export.artifact.protobuf_wire import (
     BYTES,
     MalformedError,
@@ -95,7 +95,7 @@ def check_graph(folder: Path, file: str, sizes: Mapping[str, int]) -> list[str]:
     except MalformedError as error:
         return [f"{path}: not an ONNX graph of this tool: {error}; copy the artifact anew"]
     except OSError as failure:
-        return [f"{path}: {failure.strerror}"]
+        return [f"{path}: {why_unread(failure)}"]
     return [f"{path}: {problem}; do not use this artifact" for problem in problems if problem]
 
 

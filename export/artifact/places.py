@@ -156,7 +156,9 @@ def resolved(output: Path) -> Path:
         return output.absolute().resolve()
     except (OSError, RuntimeError) as failure:
         reason = getattr(failure, "strerror", None) or "links that point at each other"
-        raise VtcompressError(f"{output}: cannot write: {reason}") from None
+        raise VtcompressError(
+            f"{output}: cannot write: {reason}; choose another `output`"
+        ) from None
 
 
 def _count(folder: Path) -> str:

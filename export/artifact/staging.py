@@ -26,7 +26,7 @@ from typing import NamedTuple
 from compressor.disk.files import made_parent
 from compressor.disk.held_signals import HeldSignals
 from compressor.disk.locks import LOCK_MARK, STAGING_MARK, exclusive
-from compressor.disk.paths import working_stem
+from compressor.disk.paths import why_unwritten, working_stem
 from compressor.errors import VtcompressError
 from export.artifact.contents import (
     CALIBRATION_MARK,
@@ -226,9 +226,11 @@ def _opened(
         except VtcompressError:
             raise
         except Exception as failure:
-            if (reason := _system_error(failure)) is None:
+            if (found := _system_error(failure)) is None:
                 raise
-            raise VtcompressError(f"{place.output}: cannot write: {reason}") from failure
+            raise VtcompressError(
+                f"{place.output}: cannot write: {why_unwritten(found)}"
+            ) from failure
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
@@ -238,7 +240,7 @@ def _make_staging(staging: Path, room: Room) -> None:
         check_room(staging.parent, room.needed, room.remedy)
         staging.mkdir()
     except OSError as failure:
-        raise VtcompressError(f"{staging.parent}: cannot write: {failure.strerror}") from None
+        raise VtcompressError(f"{staging.parent}: cannot write: {why_unwritten(failure)}") from None
 
 
 def _share_modes(folder: Path) -> None:
@@ -250,12 +252,12 @@ def _share_modes(folder: Path) -> None:
                 path.chmod(mode)
 
 
-def _system_error(failure: Exception) -> str | None:
-    """The system's words for a failed write, also from libraries in Rust: `... (os error 28)`."""
+def _system_error(failure: Exception) -> OSError | None:
+    """The system's error of a failed write, also from libraries in Rust: `... (os error 28)`."""
     if isinstance(failure, OSError):
-        return _words(failure)
+        return failure
     number = re.search(r"\(os error (\d+)\)", str(failure))
-    return os.strerror(int(number[1])) if number else None
+    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else None
 
 
 def _words(failure: OSError) -> str:

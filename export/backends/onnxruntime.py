@@ -1,5 +1,6 @@
 """ONNX Runtime on the CPU."""
 
+import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -235,6 +236,8 @@ class OnnxRuntime(Backend):
 
     def open(self, artifact: "Artifact", options: Options) -> GraphSession[Any]:
         """See `Backend.open`."""
+        if importlib.util.find_spec(self.package) is None:
+            raise MissingExtraError("running an artifact", self.extra)
         manifest = artifact.manifest
         # Weights in float16 would be folded to float32, all of them in memory of their own.
         folded = options.mapped and manifest.dtype == "float16"

@@ -13,7 +13,7 @@ import numpy as np
 from compressor.errors import BackendError, MissingExtraError
 from compressor.installing import how_to_install
 from export.backends.backend import Backend, Options, Said
-from export.backends.gpus import INSTALL_DRIVER
+from export.backends.gpus import INSTALL_DRIVER, find_gpu
 from export.backends.onnxruntime import CPU, OnnxGraph, OnnxRuntime, probe_provider
 from export.backends.probing import Probed, ProbeFacts
 from export.graphs.spec import GraphSpec
@@ -146,7 +146,9 @@ class OnnxRuntimeCuda(OnnxRuntime):
     watch = Backend.watch  # type: ignore[assignment] # its parent's graphs run on the CPU
 
     def open(self, artifact: "Artifact", options: Options) -> GraphSession[Any]:
-        """See `Backend.open`."""
+        """See `Backend.open`; without a GPU, ONNX Runtime has words of its own on every graph."""
+        check_offered()
+        find_gpu(options.gpu)
         graphs = artifact.manifest.graphs
         return CudaSession(artifact.folder, graphs, threads=options.threads, device=options.gpu)
 

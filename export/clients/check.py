@@ -35,8 +35,11 @@ SIZES = ((64, 64), (97, 64), (64, 131), (160, 120), (48, 48))
 
 
 def self_check(packing: "Packing", client: Client, folder: Path, progress: Progress) -> PackCheck:
-    """Ask a client's folder and the runtime the same; see `questions_of` for what."""
-    with tempfile.TemporaryDirectory(prefix="vtcompress-") as made:
+    """Ask a client's folder and the runtime the same; see `questions_of` for what.
+
+    What is made for that lies in the folder while it runs: of a killed run it goes with the folder.
+    """
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".asked-") as made:
         questions = questions_of(packing.artifact, Path(made))
         try:
             wanted = runtime_answers(packing.artifact, questions)

@@ -273,7 +273,7 @@ def _write_tokenizers(packing: Packing, folder: Path) -> None:
     from openvino_tokenizers import convert_tokenizer
     from transformers import PreTrainedTokenizerFast
 
-    with tempfile.TemporaryDirectory() as given:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".tokenizer-") as given:
         packing.copy(Path(given), TOKENIZER_FILES)
         file = Path(given) / "tokenizer.json"
         content = json.loads(file.read_text(encoding="utf-8"))

@@ -66,7 +66,7 @@ def largest_difference(
         def end(self) -> None:
             pass
 
-    with tempfile.TemporaryDirectory(prefix="vtcompress-") as made:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".pixels-") as made:
         for file in folder.iterdir():
             if file.suffix == ".json" or "tokenizer" in file.name or file.suffix == ".jinja":
                 copyfile(file, Path(made) / file.name)

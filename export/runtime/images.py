@@ -6,6 +6,7 @@ Letters: C = 3 channels (red, green, blue); H, W = height and width of the model
 """
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -97,12 +98,25 @@ def looked_at(pictures: Pictures, processor: "ImageProcessor") -> tuple[SeenPict
     Raises:
         DataError: one cannot be read.
     """
-    opened = (read_picture(one, f"images[{i}]") for i, one in enumerate(pictures_of(pictures)))
-    return of_one_prompt([processor(image) for image in opened])
+    names, seen = [], []
+    for i, one in enumerate(pictures_of(pictures)):
+        names.append(str(one) if isinstance(one, str | os.PathLike) else f"images[{i}]")
+        image = read_picture(one, names[i])
+        try:
+            seen.append(processor(image))
+        except DataError as error:
+            raise _named(error, names[i]) from error
+    return of_one_prompt(seen, names)
 
 
-def of_one_prompt(seen: Sequence[SeenPicture]) -> tuple[SeenPicture, ...]:
+def of_one_prompt(
+    seen: Sequence[SeenPicture], names: Sequence[str] = ()
+) -> tuple[SeenPicture, ...]:
     """Return pictures as they are read in one prompt: some models read each of several otherwise.
+
+    Args:
+        seen: the pictures.
+        names: what errors call them; none: `image`.
 
     Raises:
         DataError: one of several cannot be read beside others.
@@ -110,11 +124,16 @@ def of_one_prompt(seen: Sequence[SeenPicture]) -> tuple[SeenPicture, ...]:
     if len(seen) < 2:
         return tuple(seen)
     found = []
-    for one in seen:
+    for one, name in zip(seen, names or ["image"] * len(seen), strict=True):
         if isinstance(one.beside_others, DataError):
-            raise one.beside_others
+            raise _named(one.beside_others, name)
         found.append(one.beside_others or one)
     return tuple(found)
+
+
+def _named(error: DataError, name: str) -> DataError:
+    """Return what is wrong with a picture that the error calls `image`, by its name."""
+    return DataError(f"{name}: {line.removeprefix('image: ')}" for line in error.problems)
 
 
 def rows_of(session: Session, seen: Sequence[SeenPicture]) -> VisualRows:

@@ -19,7 +19,14 @@ from compressor.disk.tokenizer_file import read_tokenizer, tokenizing
 from compressor.errors import DataError, ModelError, first_line
 from compressor.generation.settings import model_settings
 from export.runtime.chat_template import compile_template, find_template
-from export.runtime.messages import Message, check_text, image_count, plain_messages, texts
+from export.runtime.messages import (
+    Message,
+    check_text,
+    image_count,
+    plain_messages,
+    texts,
+    user_message,
+)
 from export.runtime.template_work import limited_work
 
 _NAMED_TOKENS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
@@ -40,6 +47,9 @@ _CLEAN_UP = (
 # How far from its end a cleaned text can still change when more follows.
 _CLEAN_UP_REACH = sum(len(old) - 1 for old, _ in _CLEAN_UP)
 
+ASKED = "What is this?"
+"""A question that every chat template can ask, with a picture or without."""
+
 _INCOMPLETE = "\ufffd"
 """What a decoder writes for bytes that are no UTF-8 (yet)."""
 
@@ -57,6 +67,7 @@ class Prompter:
         eos_ids: token ids that end an answer; empty if the folder names none.
         clean_up: whether decoded text loses the spaces before punctuation.
         file: of the tokenizer, for errors.
+        template_file: likewise of the chat template.
     """
 
     tokenizer: Tokenizer
@@ -67,6 +78,7 @@ class Prompter:
     eos_ids: tuple[int, ...]
     clean_up: bool
     file: Path
+    template_file: Path
 
     @classmethod
     def from_folder(
@@ -94,16 +106,42 @@ class Prompter:
         special_tokens = _special_tokens(path, config)
         if eos_ids is None:
             eos_ids = model_settings(path).ends
+        source, template_file = find_template(path, config)
         return cls(
             tokenizer=tokenizer,
-            template=compile_template(*find_template(path, config)),
+            template=compile_template(source, template_file),
             special_tokens=special_tokens,
             image_token=image_token,
             image_token_id=_image_token_id(path, tokenizer, image_token),
             eos_ids=tuple(eos_ids),
             clean_up=_cleans_up(tokenizer, config),
             file=path / "tokenizer.json",
+            template_file=template_file,
         )
+
+    def why_unasked(self, question: str, images: int = 1) -> str | None:
+        """Return why the chat template cannot ask a question about so many pictures; None: it can."""
+        try:
+            self.render([user_message(question, images)])
+        except DataError as error:
+            # What stands behind it is for those who write a conversation.
+            return error.problems[0].removeprefix("chat template: ").rpartition("; ")[0]
+        return None
+
+    def check_template(self) -> None:
+        """Refuse a chat template that can ask nothing, whatever the conversation is.
+
+        Raises:
+            ModelError: names its file.
+        """
+        why = [self.why_unasked(ASKED, images) for images in (1, 0)]
+        if all(why):
+            raise ModelError(
+                [
+                    f"{self.template_file}: the chat template cannot ask even one question: {why[0]}; copy "
+                    "the files anew, or put the template of the model's authors here"
+                ]
+            )
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """Return the prompt as text, one image token for each image.

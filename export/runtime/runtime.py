@@ -25,12 +25,10 @@ from export.runtime.core import BATCH_ROWS, PROMPTS_AHEAD, Reply, RuntimeCore
 from export.runtime.image_prefix import ImagePrefix, prefill_images
 from export.runtime.images import ImageProcessor
 from export.runtime.messages import Message, user_message
-from export.runtime.prompter import Prompter
+from export.runtime.prompter import ASKED, Prompter
 from export.runtime.sampling import AnswerKeys, AnswerOptions
 from export.runtime.sequence import NOTHING, Prompt
 from export.session.session import Session
-
-WARM_UP_QUESTION = "What is this?"
 
 
 class Runtime(RuntimeCore):
@@ -111,7 +109,8 @@ class Runtime(RuntimeCore):
             form: how the model takes pictures, as a manifest holds it.
 
         Raises:
-            ModelError: these files cannot be read, or have another image token than the model.
+            ModelError: these files cannot be read, have another image token than the model, or a chat
+                template that asks no question at all.
         """
         prompter = Prompter.from_folder(folder, form.token, facts.eos_token_ids)
         if prompter.image_token_id != facts.image_token_id:
@@ -121,6 +120,7 @@ class Runtime(RuntimeCore):
                 "export it anew"
             )
             raise ModelError([problem])
+        prompter.check_template()
         images = ImageProcessor.of_artifact(form, folder, facts.tile_rows, facts.arrangement)
         return cls(session, facts, prompter, images, model_settings(folder))
 
@@ -130,7 +130,7 @@ class Runtime(RuntimeCore):
         Raises:
             DataError: the model's caches have no room for it.
         """
-        self.answer(WARM_UP_QUESTION, MADE_PICTURES[0].image(), max_new_tokens=2)
+        self.answer(ASKED, MADE_PICTURES[0].image(), max_new_tokens=2)
 
     def generate(
         self,
@@ -153,10 +153,8 @@ class Runtime(RuntimeCore):
         started = time.perf_counter()
         pictures = pictures_of(images)
         self.check_question(question)
-        wanted = AnswerOptions(**options)
-        seen = self.look(pictures)
-        ids = self.encode([user_message(question, len(seen))], seen)
-        return self.answering(ids, seen, NOTHING, wanted, started)
+        messages = [user_message(question, len(pictures))]
+        return self._next_turn(messages, pictures, AnswerOptions(**options), started)
 
     def generate_from(
         self,
@@ -175,7 +173,11 @@ class Runtime(RuntimeCore):
             DataError: as `generate`; or the pictures are not as many as the blocks.
         """
         started = time.perf_counter()
-        wanted = AnswerOptions(**options)
+        return self._next_turn(messages, images, AnswerOptions(**options), started)
+
+    def _next_turn(
+        self, messages: Sequence[Message], images: Pictures, wanted: AnswerOptions, started: float
+    ) -> Answering:
         seen = self.look(images)
         return self.answering(self.encode(messages, seen), seen, NOTHING, wanted, started)
 

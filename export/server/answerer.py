@@ -1,6 +1,7 @@
 """From a request to an answer: pictures are read, looked at or found again, and the conversation goes on."""
 
 import hashlib
+import re
 import secrets
 import time
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from export.runtime.answering import Answering
 from export.runtime.core import RuntimeCore
 from export.runtime.image_prefix import nothing_kept, pictures_end, prefilled
 from export.runtime.images import SeenPicture, of_one_prompt
+from export.runtime.messages import check_text
 from export.runtime.sampling import AnswerOptions
 from export.runtime.sequence import NOTHING, Cached
 from export.runtime.stops import StopText
@@ -28,6 +30,8 @@ from export.server.wire.response import FinishReason, Usage
 
 PIXELS, ROWS = "pixels", "rows"
 """What is kept of pictures: what the model takes of one; keys and values up to the last one of a prompt."""
+# What begins a message on a part of the request.
+_PLACE = re.compile(r"(messages(?:\[\d+\]|\.\w+)*): ")
 # Of a whole number in a tuple, and of the tuple's place for it.
 _ID_BYTES = 40
 
@@ -115,7 +119,9 @@ class Answerer:
         try:
             begun = self._begin(request)
         except DataError as error:
-            raise RefusedError(400, self._told(error)) from error
+            words = self._told(error)
+            place = _PLACE.match(words)
+            raise RefusedError(400, words, param=place and place[1]) from error
         yield begun
         try:
             yield from self._pieces(begun, request)
@@ -141,7 +147,7 @@ class Answerer:
     def _begin(self, request: ChatRequest) -> AnswerBegun:
         started = time.perf_counter()
         digests, alone = self._looked_at(request.pictures)
-        seen = of_one_prompt(alone)
+        seen = of_one_prompt(alone, [picture.where for picture in request.pictures])
         ids = self._runtime.encode([self._message(turn) for turn in request.turns], seen)
         asked = request.max_tokens
         most = self._limits.max_tokens if asked is None else asked
@@ -169,7 +175,7 @@ class Answerer:
                 try:
                     found = self._runtime.images(read_picture(content, picture.where))
                 except DataError as error:
-                    raise bad_request(picture.where, _without(error, picture.where)) from error
+                    raise _refused(error, picture.where) from error
                 self.cache.put(PIXELS, digest, found, partial(_picture_bytes, found))
             digests.append(digest)
             seen.append(found)
@@ -182,6 +188,9 @@ class Answerer:
 
     def _message(self, turn: MessageTurn) -> dict[str, Any]:
         if turn.role == "user":
+            for number, part in enumerate(turn.parts):
+                if isinstance(part, str):
+                    self._check_text(part, turn.place(number))
             blocks = [
                 {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
                 for part in turn.parts
@@ -191,7 +200,15 @@ class Answerer:
         if turn.role == "assistant":
             # An answer may spell it, and comes back as it was sent.
             text = text.replace(self._runtime.prompter.image_token, "")
+        self._check_text(text, turn.content)
         return {"role": turn.role, "content": self._roles.content(turn.role, text, turn.where)}
+
+    def _check_text(self, text: str, where: str) -> None:
+        """Refuse a text that no conversation may have, by its place in the request."""
+        try:
+            check_text(text, where, self._runtime.prompter.image_token)
+        except DataError as error:
+            raise _refused(error, where) from error
 
     def _prefix(
         self, ids: tuple[int, ...], seen: Sequence[SeenPicture], digests: Sequence[bytes]
@@ -227,10 +244,10 @@ class Answerer:
         return words
 
 
-def _without(error: DataError, where: str) -> str:
-    """Return what an error says of a picture, whose place is said beside it."""
+def _refused(error: DataError, where: str) -> RefusedError:
+    """Return the refusal of a part of a request, whose place an error may say already."""
     words = "; ".join(error.problems)
-    return words.removeprefix(f"{where}: ").removeprefix("image: ")
+    return bad_request(where, words.removeprefix(f"{where}: ").removeprefix("image: "))
 
 
 def _picture_bytes(seen: SeenPicture) -> int:

@@ -1,9 +1,11 @@
 """`vtcompress generate`: one question, or a conversation over stdin; text to stdout, all else to stderr."""
 
 import dataclasses
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
@@ -12,6 +14,7 @@ import click
 
 from compressor.disk.opening import MAX_PICTURE_BYTES
 from compressor.errors import ArtifactWarning, DataError
+from compressor.samples.picture_names import shown_name
 from export.artifact.manifest import Manifest, shortcoming
 from export.checks.memory import resident_bytes
 from export.results.verdict import Verdict
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
 HELP = "/image PATH adds a picture to the next question, /quit ends"
 PROMPT = "> "
 STDIN = "-"
+# What begins a message on a picture that has no file.
+_NUMBERED = re.compile(r"^images\[(\d+)\]")
 USUAL = AnswerOptions()
 
 
@@ -99,7 +104,8 @@ class Generation:
         self, prompt: str, images: tuple[str, ...], pictures: "tuple[Picture, ...]"
     ) -> None:
         """Answer one question about pictures that were named `images`."""
-        answer = self.runtime.generate(prompt, pictures, **self.options)
+        with named_as_given("--image", images):
+            answer = self.runtime.generate(prompt, pictures, **self.options)
         self._show(answer, prompt, images)
         self._finish(self.turns[0])
 
@@ -127,7 +133,9 @@ class Generation:
                 continue
             asked, waiting = tuple(waiting), []
             try:
-                self._show(conversation.ask(line, asked, **self.options), line, asked)
+                with named_as_given("/image", asked):
+                    answer = conversation.ask(line, asked, **self.options)
+                self._show(answer, line, asked)
             except DataError as error:
                 failed += 1
                 for problem in error.problems:
@@ -193,6 +201,27 @@ class Generation:
             say(line, err=True)
 
 
+@contextmanager
+def named_as_given(option: str, names: Sequence[str]) -> Iterator[None]:
+    """Let errors on pictures that have no file call them as they were given, not by their number.
+
+    Args:
+        option: by which they were given.
+        names: their names, in their order.
+    """
+    try:
+        yield
+    except DataError as error:
+        raise DataError(
+            _NUMBERED.sub(lambda found: f"{option} {_shown(names[int(found[1])])}", line)
+            for line in error.problems
+        ) from error
+
+
+def _shown(name: str) -> str:
+    return name if name == STDIN else shown_name(name)
+
+
 def _pictures(names: Sequence[str], *, chat: bool) -> "tuple[Picture, ...]":
     """Return the pictures of the command line; that of stdin is read.
 
@@ -207,7 +236,8 @@ def _pictures(names: Sequence[str], *, chat: bool) -> "tuple[Picture, ...]":
     if names.count(STDIN) > 1:
         raise click.UsageError("--image -: stdin holds one picture; give it once")
     given = [_of_stdin() if name == STDIN else name for name in names]
-    return pictures_of(given)
+    with named_as_given("--image", names):
+        return pictures_of(given)
 
 
 def _of_stdin() -> bytes:

@@ -23,6 +23,7 @@ from vtcompress.stages.checks.recipe import (
     check_plan_facts,
     check_plan_weights,
     digest_of_plan,
+    note_changed,
 )
 from vtcompress.stages.checks.rewrite import check_rewrite
 from vtcompress.stages.inputs import (
@@ -191,6 +192,7 @@ def compress(
     check_plan_weights(plan, recipe, facts, None)
     check_plan_facts(plan, facts)
     check_made_by(plan, recipe, measured)
+    note_changed(plan, "the plan", progress)
     weights = model_folder(recipe).glob("*.safetensors")
     needs["needed_bytes"] = sum(path.stat().st_size for path in weights)
     staging.check_place(output, **needs)

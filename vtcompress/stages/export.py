@@ -1,7 +1,6 @@
 """One run of `export`: the order in which models come and go, so that no two are in memory together."""
 
 import gc
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +51,7 @@ from vtcompress.stages.checks.recipe import (
     check_plan,
     check_recipe,
     digest_of_plan,
+    note_changed,
 )
 from vtcompress.stages.checks.rewrite import check_rewrite, rewrite_prompt
 from vtcompress.stages.checks.score import checked_score
@@ -92,7 +92,7 @@ from vtcompress.stages.inputs import (
     warn_unjudged,
 )
 from vtcompress.stages.report import origin_of, write_reports
-from vtcompress.stages.searching.finding import SearchRun
+from vtcompress.stages.searching.finding import SearchRun, kept_while
 from vtcompress.stages.searching.report import chosen_words
 
 if TYPE_CHECKING:
@@ -204,9 +204,8 @@ class ExportRun:
                 self.progress.say(f"not tried: {words}")
             return plans[report.chosen], profile
 
-        manifest = self._from_original(digest, search.samples, chosen)
-        shutil.rmtree(kept, ignore_errors=True)
-        return manifest
+        with kept_while(kept):
+            return self._from_original(digest, search.samples, chosen)
 
     def from_plan(
         self, plan: Plan, what: str, profile: Profile | None, profile_file: Path
@@ -311,6 +310,7 @@ class ExportRun:
         profile = Profile.load(profile_path) if profile_path.is_file() else None
         remedy = f"give the folder's own recipe, {own}" if own.is_file() else "give that recipe"
         check_made_by(plan, self.recipe, profile, f"{source}: the plan", remedy)
+        note_changed(plan, f"{source}: the plan", self.progress)
         check_targets(self.recipe, plan.model)
         check_blocks(self.recipe.export, plan)
         gates = plan.gates.mode if plan.gates else None

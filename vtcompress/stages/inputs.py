@@ -175,8 +175,8 @@ def note_unread_data(recipe: Recipe, why: str, progress: Progress) -> None:
     section, usual = recipe.calibrate, CalibrateSection()
     if section.data is not None:
         progress.say(f"note: {section.data}: calibration data that is not read: {why}")
-        return
-    _note_draw("calibrate", section, usual, why, progress)
+    elif recipe.searched is None:  # else they say what the search chose by
+        _note_draw("calibrate", section, usual, why, progress)
 
 
 def note_no_validation(recipe: Recipe, progress: Progress) -> None:
@@ -184,7 +184,7 @@ def note_no_validation(recipe: Recipe, progress: Progress) -> None:
     section, why = recipe.validation, "there is no validation data"
     if section.data is None:
         _note_draw("validate", section, ValidateSection(), why, progress)
-        if section.score != EXACT.name:
+        if section.score != EXACT.name and recipe.searched is None:  # a search judges by it
             note_in_vain("validate.score", section.score, why, progress)
 
 

@@ -2,12 +2,13 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from compressor.disk.files import is_file, is_folder, read_text
 from compressor.disk.mistaken import kind_of
+from compressor.disk.opening import sha256_of
 from compressor.disk.paths import at_home, check_path
 from compressor.errors import ArtifactError, VtcompressError
 from compressor.plan.kept import Kept
@@ -16,11 +17,12 @@ from compressor.plan.plan import Plan
 from compressor.profile import Profile
 from compressor.samples.pictures import Picture, pictures_of, read_picture
 from compressor.search.results import FRONT_FILE, SearchReport
-from export.artifact.artifact import PLAN_FILE, Artifact
+from export.artifact.artifact import PLAN_FILE, SHOWN, Artifact
 from export.runtime.images import ImageProcessor, SeenPicture
 from vtcompress.shipped import PathLike
 from vtcompress.stages.checks.processor import read_back
 from vtcompress.stages.checks.prompts import processor_problems
+from vtcompress.stages.checks.recipe import CHANGED_WORDS
 from vtcompress.stages.inputs import (
     require_compress,
 )
@@ -37,8 +39,10 @@ def inspect(path: PathLike, image: Picture | None = None) -> dict[str, Any]:
 
     Returns:
         A JSON-like mapping; `kind` says which of them it is. Of a model `problems` holds what is wrong with
-        its processor and which weights of a folder are not there, if anything is. Where a picture becomes
-        several tiles, the facts of the model have `tile_tokens`, of one tile, in place of `visual_tokens`.
+        its processor and which weights of a folder are not there, if anything is; of a search, a plan and a
+        compressed folder what was changed since it was written. Where a picture becomes several tiles, the
+        facts of the model have `tile_tokens`, of one tile, in place of `visual_tokens`. Of an artifact
+        `fidelity.by_layer` says whether its layers were checked each by itself.
 
     Raises:
         VtcompressError: none of them; or the picture cannot be read, or what is inspected takes none.
@@ -122,12 +126,12 @@ def _inspect(model: str) -> dict[str, Any]:
     path = Path(model)  # which takes `./nope` for `nope`: a model is looked for as it was given
     check_path(path)
     if is_folder(path) and is_file(path / "manifest.json"):
-        manifest = Artifact.open(path, verify=False).manifest
-        return {"kind": "artifact", **manifest.model_dump(mode="json")}
+        return {"kind": "artifact", **_artifact_facts(path)}
     if is_folder(path) and is_file(path / PLAN_FILE):
-        return {"kind": "compressed model", **Plan.load(path / PLAN_FILE).model_dump(mode="json")}
+        return {"kind": "compressed model", **_plan_facts(path / PLAN_FILE)}
     if is_folder(path) and kind_of(path) == "search":
-        return _inspect_search(path / FRONT_FILE)
+        found = _inspect_search(path / FRONT_FILE)
+        return found | _problems(_changed_since(path, found["files"]))
     if is_file(path):
         return _inspect_file(path)
     if is_folder(path):
@@ -139,7 +143,46 @@ def _inspect(model: str) -> dict[str, Any]:
     facts: dict[str, Any] = {"kind": "model", **describe(model).model_dump(mode="json")}
     # Of a hub id no weights were fetched.
     problems = (missing_weights(path) if is_folder(path) else ()) + processor_problems(model)
-    return facts | ({"problems": list(problems)} if problems else {})
+    return facts | _problems(problems)
+
+
+def _problems(lines: Sequence[str]) -> dict[str, Any]:
+    """Return what is wrong as `inspect` has it; nothing where nothing is."""
+    return {"problems": list(lines)} if lines else {}
+
+
+def _changed_since(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return a line on files of a search that are gone or not those that it wrote; empty: all are."""
+    names = [name for name, entry in files.items() if _digest(folder / name) != entry.get("sha256")]
+    if not names:
+        return ()
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return (
+        f"{folder}: {', '.join(names[:SHOWN])}{more}: changed or removed since the search wrote its files, "
+        "so that its figures may be of others; search anew with `vtcompress search`",
+    )
+
+
+def _digest(file: Path) -> str:
+    """Return the sha256 of a file's bytes; empty if it cannot be read."""
+    try:
+        return sha256_of(file)
+    except (OSError, ValueError):  # also a name that no file can have
+        return ""
+
+
+def _plan_facts(path: Path) -> dict[str, Any]:
+    plan = Plan.load(path)
+    changed = (f"{path}: {CHANGED_WORDS}",) if plan.changed else ()
+    return {**plan.model_dump(mode="json"), **_problems(changed)}
+
+
+def _artifact_facts(folder: Path) -> dict[str, Any]:
+    manifest = Artifact.open(folder, verify=False).manifest
+    facts: dict[str, Any] = manifest.model_dump(mode="json")
+    if manifest.fidelity is not None:
+        facts["fidelity"]["by_layer"] = bool(manifest.fidelity.layers)
+    return facts
 
 
 def _check_known(folder: Path) -> None:
@@ -167,7 +210,7 @@ def _inspect_file(path: Path) -> dict[str, Any]:
     except (ArtifactError, ValueError, RecursionError):
         content = None
     if isinstance(content, Mapping) and "plan_format" in content:
-        return {"kind": "plan", **Plan.load(path).model_dump(mode="json")}
+        return {"kind": "plan", **_plan_facts(path)}
     if isinstance(content, Mapping) and "profile_format" in content:
         return {"kind": "profile", **Profile.load(path).model_dump(mode="json")}
     if isinstance(content, Mapping) and "costs_format" in content:

@@ -44,7 +44,7 @@ from vtcompress.console import shown
 from vtcompress.shipped import PathLike
 from vtcompress.stages.calibrate import drop_foreign, wants_calibration
 from vtcompress.stages.checks.prompts import Asked, check_recipe_prompts
-from vtcompress.stages.checks.recipe import check_digest
+from vtcompress.stages.checks.recipe import check_digest, note_changed
 from vtcompress.stages.checks.rewrite import check_rewrite
 from vtcompress.stages.checks.score import checked_score
 from vtcompress.stages.compress import compress_for_export, load_weights_in_front
@@ -255,6 +255,9 @@ class _Run:
         tokens = self.recipe.validation.max_new_tokens
         asked = [Asked(self.samples, tokens), Asked(self.calibration)]
         check_recipe_prompts(self.recipe, asked, self.progress)
+        for point in self.points:
+            if point.plan is not None and point.searched:
+                note_changed(point.plan, f"{point.label}: the plan", self.progress)
         digest = check_digest(self.recipe, self.facts)
         if self.with_gates is not None:
             self.with_gates.gate_file(self.facts, digest)

@@ -43,7 +43,10 @@ def bound_sockets(host: str, port: int, *, keyed: bool) -> list[socket.socket]:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
-        raise VtcompressError(f"host {host}: no such address ({error})") from None
+        raise VtcompressError(
+            f"host {host}: no such address ({error}); give a name or an address of this machine, such as "
+            "127.0.0.1"
+        ) from None
     places = list(dict.fromkeys((family, address) for family, _, _, _, address in found))
     if not keyed and not all(_is_loopback(str(address[0])) for _, address in places):
         raise VtcompressError(

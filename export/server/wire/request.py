@@ -72,11 +72,22 @@ class MessageTurn:
         role: `system`, `user` or `assistant`.
         parts: texts and pictures in their order.
         where: its place in the request.
+        listed: whether its content is a list of parts; else it is a text, the one part.
     """
 
     role: str
     parts: tuple[str | PictureUrl, ...]
     where: str
+    listed: bool = True
+
+    @property
+    def content(self) -> str:
+        """The place of its content."""
+        return f"{self.where}.content"
+
+    def place(self, number: int) -> str:
+        """Return the place of a text among its parts."""
+        return f"{self.content}[{number}].text" if self.listed else self.content
 
 
 @dataclass(frozen=True)
@@ -243,7 +254,7 @@ def _turn(fields: JsonFields, where: str) -> MessageTurn:
         if fields.take(name) not in (None, []):
             raise bad_request(f"{where}.{name}", "is not done here; leave it out")
     fields.end()
-    return MessageTurn(role, parts, where)
+    return MessageTurn(role, parts, where, isinstance(content, list))
 
 
 def _part(fields: JsonFields, where: str, role: str) -> str | PictureUrl:

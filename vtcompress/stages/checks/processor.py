@@ -13,7 +13,6 @@ from compressor.facts import ModelFacts
 from export.checks.rewrite import QUESTION
 from export.runtime.chat_template import find_template
 from export.runtime.images import ImageProcessor
-from export.runtime.messages import user_message
 from export.runtime.prompter import Prompter
 
 TEMPLATE = "chat_template.jinja"
@@ -96,16 +95,12 @@ def _collected(problems: list[str], saved: Path, folder: Path) -> Iterator[None]
 
 def _template_problems(prompter: Prompter, folder: Path) -> list[str]:
     """Try the chat template on a question with a picture; one without need not be possible."""
-    try:
-        prompter.render([user_message(QUESTION)])
-    except DataError as error:
-        # What stands behind it is for those who write a conversation.
-        why = error.problems[0].removeprefix("chat template: ").rpartition("; ")[0]
-        return [
-            f"{_template_file(folder)}: the chat template cannot ask a question with a picture: {why}; put "
-            "the template of the model's authors here"
-        ]
-    return []
+    if (why := prompter.why_unasked(QUESTION)) is None:
+        return []
+    return [
+        f"{_template_file(folder)}: the chat template cannot ask a question with a picture: {why}; put "
+        "the template of the model's authors here"
+    ]
 
 
 def _template_file(folder: Path) -> Path:

@@ -29,6 +29,11 @@ from vtcompress.stages.build import check_targets
 from vtcompress.stages.checks.prompts import Asked, check_recipe_prompts
 from vtcompress.stages.inputs import model_digest, model_facts
 
+CHANGED_WORDS = (
+    "changed since it was made, so that no recipe is said to have made it; it is taken as it is"
+)
+"""Of a plan that was edited, in Python or by hand, which anyone may do."""
+
 
 def check_recipe(
     recipe: Recipe,
@@ -276,6 +281,12 @@ def check_made_by(
         )
 
 
+def note_changed(plan: Plan, what: str, progress: Progress) -> None:
+    """Say of a plan that it is no longer the one that was made, if so."""
+    if plan.changed:
+        progress.say(f"note: {what}: {CHANGED_WORDS}")
+
+
 def check_plan(
     recipe: Recipe,
     plan: Plan,
@@ -302,6 +313,7 @@ def check_plan(
     check_plan_facts(plan, facts, what)
     check_plan_weights(plan, recipe, facts, None)
     check_made_by(plan, recipe, profile, what)
+    note_changed(plan, what, progress)
     mode = plan.gates.mode if plan.gates else None
     check_fixed(recipe.export, plan.model, mode, plan.rows_kept)
     check_targets(recipe, plan.model)

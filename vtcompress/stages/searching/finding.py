@@ -1,7 +1,8 @@
 """What a search and an export that searches do alike: check, calibrate, search."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import rmtree
@@ -127,20 +128,8 @@ class SearchRun:
             progress: shows what is done.
 
         Raises:
-            VtcompressError: nothing keeps what is asked, or input or environment; says what was kept.
+            VtcompressError: nothing keeps what is asked, or input or environment.
         """
-        try:
-            return self._run(model, folder, progress)
-        except VtcompressError as error:
-            if not any(entry.stat().st_size for entry in folder.glob("*.json")):
-                rmtree(folder, ignore_errors=True)
-                raise
-            _add(error, f"what was measured is kept in {folder}; {GOES_ON}")
-            raise
-
-    def _run(
-        self, model: "LoadedModel", folder: Path, progress: Progress
-    ) -> tuple[SearchReport, Mapping[str, Plan], Profile | None]:
         from compressor.search.engine import SearchTerms, find
 
         data, began = self.recipe.calibrate.data, time.monotonic()
@@ -183,6 +172,24 @@ class SearchRun:
         if path.is_file():
             drop_foreign(path, task)
         return calibrate(model, task, path, progress=progress)
+
+
+@contextmanager
+def kept_while(folder: Path) -> Iterator[None]:
+    """Keep what a search measures in a folder until the block ends well; errors say so.
+
+    Args:
+        folder: of the search; where nothing was measured, none is left.
+    """
+    try:
+        yield
+    except VtcompressError as error:
+        if any(entry.stat().st_size for entry in folder.glob("*.json")):
+            _add(error, f"what was measured is kept in {folder}; {GOES_ON}")
+        else:
+            rmtree(folder, ignore_errors=True)
+        raise
+    rmtree(folder, ignore_errors=True)
 
 
 def _add(error: VtcompressError, words: str) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from shutil import rmtree
 
 from compressor.disk.files import write_text
 from compressor.plan.measured_cost import MeasuredCosts
@@ -26,7 +25,7 @@ from vtcompress.stages.inputs import (
     require_recipe,
     source_paths,
 )
-from vtcompress.stages.searching.finding import SearchRun
+from vtcompress.stages.searching.finding import SearchRun, kept_while
 
 # Plans and tables take less.
 SMALL_FILES_BYTES = 16 << 20
@@ -88,7 +87,11 @@ def search(
         asked = asked.by_time(Path(costs), facts, progress)
     digest = check_digest(recipe, facts)
     kept = staging.search_folder(output)
-    with whole_float32(device), staging.staged(output, **needs) as folder:  # type: ignore[arg-type]
+    with (
+        kept_while(kept),
+        whole_float32(device),
+        staging.staged(output, **needs) as folder,  # type: ignore[arg-type]
+    ):
         model = load_model(recipe, progress, digest, device=device)
         progress.say("comparing the rewritten model with the original")
         check_rewrite(model, calibration=asked.samples)
@@ -106,5 +109,4 @@ def search(
         files = {name: entry.model_dump() for name, entry in list_files(folder).items()}
         report = report.model_copy(update={"files": files})
         report.save(folder / FRONT_FILE)
-    rmtree(kept, ignore_errors=True)
     return report
