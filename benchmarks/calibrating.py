@@ -3,6 +3,7 @@
 import re
 import tempfile
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from export.machine.process_status import status_bytes
 from vtcompress import calibrate, load_recipe
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "digits-llava"
+METHODS = {"shortv": {"frozen": 0.5}, "visual_exit": {"max_kl": 1e6, "first_layer": 1}}
+"""Those whose measures are taken, with what a recipe must say of them."""
 LAYER_NAME = re.compile(r"^language_model\..*\.layers\.")
 
 
@@ -34,8 +37,22 @@ class Calibrated:
     read: int
 
 
-def calibrated(model: Path, samples: int, stream: bool) -> Calibrated:
-    """Take ShortV's and VTW's measures once; for a process of its own, whose peak memory is this run's."""
+def calibrated(
+    model: Path,
+    samples: int,
+    stream: bool,
+    methods: Collection[str] = tuple(METHODS),
+    progress: bool = False,
+) -> Calibrated:
+    """Take methods' measures once; for a process of its own, whose peak memory is this run's.
+
+    Args:
+        model: the folder.
+        samples: how many questions.
+        stream: read layers when they run.
+        methods: of `METHODS`.
+        progress: show how far it is.
+    """
     from compressor.families.stand_ins import StoredTensor
 
     read, really = 0, StoredTensor.read
@@ -53,11 +70,11 @@ def calibrated(model: Path, samples: int, stream: bool) -> Calibrated:
             "model.id": str(model),
             "calibrate.data": EXAMPLE / "calibration.jsonl",
             "calibrate.samples": samples,
-            "compress": [{"shortv": {"frozen": 0.5}}, {"visual_exit": {"max_kl": 1e6}}],
+            "compress": [{name: METHODS[name]} for name in methods],
         }
     )
     with tempfile.TemporaryDirectory(prefix="vtcompress-bench-") as name:
         started, used = time.monotonic(), time.process_time()
-        calibrate(recipe, Path(name) / "profile.json", stream=stream, progress=False)
+        calibrate(recipe, Path(name) / "profile.json", stream=stream, progress=progress)
         seconds, processor = time.monotonic() - started, time.process_time() - used
     return Calibrated(samples, stream, seconds, processor, status_bytes("VmHWM") or 0, read)

@@ -48,20 +48,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rotations", description=__doc__)
     add_size(parser)
     parser.add_argument("--repeats", type=int, default=5, help="rounds (default 5)")
+    parser.add_argument("--only", action="append", help="of those whose name holds this; repeat it")
+    parser.add_argument("--folder", type=Path, help="for graphs; those of an earlier run are used")
     options = parser.parse_args()
-    print(f"load average {os.getloadavg()[0]:.1f}, memory on huge pages: {huge_pages()}")
-    print(
-        "fused, apart, fused / apart of least (10% 50% 90% of rounds): prefill, decode step; logits"
-    )
     ours = [one for one in contenders() if one.plan is not None and one.runs == "openvino"]
     with tempfile.TemporaryDirectory(prefix="vtcompress-bench-") as name:
-        root = Path(name)
-        in_own_process(make_model, root, options.layers, options.vocab)
-        for one in ours:
+        root = options.folder or Path(name)
+        if not (root / HUGGING_FACE).is_dir():
+            root.mkdir(exist_ok=True)
+            in_own_process(make_model, root, options.layers, options.vocab)
+        chosen = [c for c in ours if not options.only or any(o in c.name for o in options.only)]
+        for one in chosen:
             folder = root / one.made
-            folder.mkdir()
-            (folder / HUGGING_FACE).symlink_to(root / HUGGING_FACE)
-            in_own_process(one.make, folder, options.layers, options.vocab)
+            if not folder.is_dir():
+                folder.mkdir()
+                (folder / HUGGING_FACE).symlink_to((root / HUGGING_FACE).absolute())
+                in_own_process(one.make, folder, options.layers, options.vocab)
+        print(f"load average {os.getloadavg()[0]:.1f}, memory on huge pages: {huge_pages()}")
+        print("fused, apart, fused / apart of least (10% 50% 90%): prefill, decode step; logits")
+        for one in chosen:
+            folder = root / one.made
             print(
                 in_own_process(compared, one, folder, options.layers, options.repeats), flush=True
             )

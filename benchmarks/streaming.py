@@ -8,7 +8,7 @@ same disk is timed beside. `--only` runs one of these, `--keep` leaves the model
 
 - export: the artifact, both graphs checked by layer.
 - answer: the artifact answers a question about a picture, float weights mapped.
-- calibration: ShortV's and VTW's measures of questions, layers read when they run.
+- calibration: measures of questions, by default ShortV's and VTW's, layers read when they run.
 - loss: another export, which asks both models questions, layer by layer.
 
 Reads /proc, so Linux alone.
@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.calibrating import EXAMPLE, calibrated
+from benchmarks.calibrating import EXAMPLE, METHODS, calibrated
 from benchmarks.decoder_models import in_own_process
 from tests.llava_7b import make_llava_7b
 
@@ -163,6 +163,9 @@ def main() -> None:
     parser.add_argument("--weights", default="float", choices=("float", "int8", "int4"))
     parser.add_argument("--tokens", type=int, default=4, help="of the answer, at most")
     parser.add_argument("--samples", type=int, default=2, help="of the calibration and the loss")
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=[*METHODS], help="of the calibration"
+    )
     given = parser.parse_args()
     if "answer" in given.only and "export" not in given.only:
         parser.error("--only answer: it asks the artifact; add export")
@@ -182,10 +185,11 @@ def main() -> None:
             print(f"an answer of {given.tokens} tokens: {took}", flush=True)
         shutil.rmtree(artifact, ignore_errors=True)
         if "calibration" in given.only:
-            found = in_own_process(calibrated, model, given.samples, True)
+            found = in_own_process(calibrated, model, given.samples, True, given.methods, True)
             print(
-                f"calibration of {given.samples} questions: {found.seconds:.0f} s, "
-                f"{found.processor:.0f} s of the processor, peak memory {found.peak / MB:,.0f} MB, "
+                f"calibration of {given.samples} questions, {' and '.join(given.methods)}: "
+                f"{found.seconds:.0f} s, {found.processor:.0f} s of the processor, "
+                f"peak memory {found.peak / MB:,.0f} MB, "
                 f"{found.read / GB:.2f} GB of layers read",
                 flush=True,
             )
