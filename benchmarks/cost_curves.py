@@ -8,7 +8,7 @@ Run from the repository: `python -m benchmarks.cost_curves --json FILE --plots d
   FLOPs of these 4 layers. Left out are windows, which need one picture's grid, and gates, whose exits are the
   prompt's.
 - export: models of width 256 of 2 to 32 layers through `vtcompress export`, in memory and with `--stream`:
-  wall time, and the highest resident memory of all its processes.
+  time of clock and processor, and the highest resident memory of all its processes.
 - calibration: 1 to 16 questions on 8 such layers, ShortV's and VTW's measures, in memory and from disk: time
   behind loading, peak memory, and bytes that were read of the decoder's layers.
 """
@@ -109,6 +109,7 @@ class Exported:
         layers: of the decoder.
         stream: whether it was streamed.
         seconds: wall time.
+        processor: seconds of the processor, its processes' all together.
         peak: highest resident memory of its processes, bytes.
         own: of that, what is no page of a file.
     """
@@ -116,6 +117,7 @@ class Exported:
     layers: int
     stream: bool
     seconds: float
+    processor: float
     peak: int
     own: int
 
@@ -232,7 +234,9 @@ def exports(sizes: Sequence[int]) -> list[Exported]:
                     "export", f"--recipe={folder / 'recipe.yaml'}", f"--model={model}",
                     f"--output={folder / str(stream)}", *(["--stream"] if stream else ["--bench-rounds=0"]),
                 )  # fmt: skip
-                found.append(Exported(layers, stream, took.seconds, took.peak, took.own))
+                found.append(
+                    Exported(layers, stream, took.seconds, took.processor, took.peak, took.own)
+                )
                 print(
                     f"{layers} layers, {'streamed' if stream else 'in memory'}: {took}", flush=True
                 )
@@ -250,6 +254,7 @@ def calibrations(sizes: Sequence[int]) -> list[Calibrated]:
                 found.append(one)
                 print(
                     f"{samples} questions, {'from disk' if stream else 'in memory'}: {one.seconds:.1f} s, "
+                    f"{one.processor:.1f} s of the processor, "
                     f"peak {one.peak / 1e6:,.0f} MB, {one.read / 1e6:,.0f} MB of layers read",
                     flush=True,
                 )
@@ -308,8 +313,8 @@ def draw(
             continue
         figure = figures[name] = Figure(figsize=(9, 3.6), layout="constrained")
         left, right = figure.subplots(1, 2)
-        lines(left, rows, x, "seconds", 1.0)
-        left.set(xlabel=words, ylabel="seconds")
+        lines(left, rows, x, "processor", 1.0)
+        left.set(xlabel=words, ylabel="seconds of the processor")
         lines(right, rows, x, "peak", 1e6)
         right.set(xlabel=words, ylabel="peak resident memory, MB")
     for name, figure in figures.items():
