@@ -17,6 +17,7 @@ import numpy as np
 
 from benchmarks.decoder_models import in_own_process
 from benchmarks.streaming import vtcompress
+from tests.llava_7b import make_llava_7b
 from tests.models import Variant, make_llava
 from vtcompress.stages.checks.forecast import numbers_in
 from vtcompress.stages.checks.forecast_time import (
@@ -37,7 +38,8 @@ class Shape(NamedTuple):
     width: int
 
 
-SHAPES = (Shape(2, 2, 64), Shape(12, 2, 64), Shape(2, 12, 64), Shape(4, 2, 2048))
+NARROW = 64
+SHAPES = (Shape(2, 2, NARROW), Shape(12, 2, NARROW), Shape(2, 12, NARROW), Shape(4, 2, 2048))
 
 
 class Taken(NamedTuple):
@@ -94,11 +96,18 @@ def constants(stream: bool) -> tuple[float, float, float, float]:
 
 
 def make(folder: Path, shape: Shape) -> Path:
-    """Write a model of random weights, 16 visual tokens and 48 words."""
-    wide = {"hidden_size": shape.width, "intermediate_size": 3 * shape.width // 2}
-    return make_llava(
-        folder, Variant(layers=shape.layers, tower_layers=shape.tower, text_options=wide)
-    )
+    """Write a model of random weights: narrow ones of 16 visual tokens and 48 words, else 576 and 32,064."""
+    if shape.width == NARROW:
+        return make_llava(folder, Variant(layers=shape.layers, tower_layers=shape.tower))
+    text = {
+        "hidden_size": shape.width, "intermediate_size": 43 * shape.width // 16,
+        "num_attention_heads": 16, "num_key_value_heads": 16, "num_hidden_layers": shape.layers,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": NARROW, "intermediate_size": 2 * NARROW, "num_attention_heads": 4,
+        "num_hidden_layers": shape.tower,
+    }  # fmt: skip
+    return make_llava_7b(folder, text=text, vision=vision)
 
 
 def taken(model: Path, shape: Shape, output: Path, *, stream: bool) -> Taken:
@@ -108,7 +117,7 @@ def taken(model: Path, shape: Shape, output: Path, *, stream: bool) -> Taken:
         "export", "--recipe=identity", f"--model={model}", f"--output={output}",
         "--dtype=float32", "--overwrite", "--stream" if stream else "--bench-rounds=0",
     )  # fmt: skip
-    numbers = numbers_in(model, "float32")
+    numbers = numbers_in(model, "float32" if shape.width == NARROW else "float16")
     return Taken(shape, numbers, stream, took.processor, before, step_seconds())
 
 
