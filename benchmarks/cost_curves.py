@@ -8,16 +8,14 @@ Run from the repository: `python -m benchmarks.cost_curves --json FILE --plots d
   FLOPs of these 4 layers. Left out are windows, which need one picture's grid, and gates, whose exits are the
   prompt's.
 - export: models of width 256 of 2 to 32 layers through `vtcompress export`, in memory and with `--stream`:
-  wall time, and the highest resident memory of all its processes.
+  time of clock and processor, and the highest resident memory of all its processes.
 - calibration: 1 to 16 questions on 8 such layers, ShortV's and VTW's measures, in memory and from disk: time
   behind loading, peak memory, and bytes that were read of the decoder's layers.
 """
 
 import argparse
 import json
-import re
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +23,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from benchmarks.calibrating import Calibrated, calibrated
 from benchmarks.decoder_calls import Calls
 from benchmarks.decoder_models import (
     HEADS,
@@ -37,7 +36,7 @@ from benchmarks.decoder_models import (
     random_weights,
 )
 from benchmarks.interleaved import huge_pages, in_turns, on_huge_pages, ratio
-from benchmarks.streaming import EXAMPLE, vtcompress
+from benchmarks.streaming import vtcompress
 from compressor.facts import ModelFacts
 from compressor.methods import CompressEntry, layer_scores, run_rules
 from compressor.plan.cost import predicted_speedup
@@ -46,8 +45,7 @@ from compressor.planner import make_plan
 from compressor.recipe import dump_recipe
 from export.backends.onnxruntime import OnnxSession
 from export.graphs.spec import decoder_graph
-from export.machine.process_status import status_bytes
-from vtcompress import calibrate, load_recipe
+from vtcompress import load_recipe
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,7 +59,6 @@ TOWER = {
     "hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 2, "num_hidden_layers": 2,
 }  # fmt: skip
 CALIBRATED_LAYERS = 8
-LAYER_NAME = re.compile(r"^language_model\..*\.layers\.")
 
 
 def methods(folder: Path) -> dict[str, dict[str, dict[str, object]]]:
@@ -112,6 +109,7 @@ class Exported:
         layers: of the decoder.
         stream: whether it was streamed.
         seconds: wall time.
+        processor: seconds of the processor, its processes' all together.
         peak: highest resident memory of its processes, bytes.
         own: of that, what is no page of a file.
     """
@@ -119,27 +117,9 @@ class Exported:
     layers: int
     stream: bool
     seconds: float
+    processor: float
     peak: int
     own: int
-
-
-@dataclass(frozen=True)
-class Calibrated:
-    """A calibration.
-
-    Attributes:
-        samples: questions.
-        stream: whether layers were read from disk.
-        seconds: wall time.
-        peak: highest resident memory, bytes.
-        read: bytes of the decoder's layers that were read when they ran.
-    """
-
-    samples: int
-    stream: bool
-    seconds: float
-    peak: int
-    read: int
 
 
 def facts() -> ModelFacts:
@@ -254,40 +234,13 @@ def exports(sizes: Sequence[int]) -> list[Exported]:
                     "export", f"--recipe={folder / 'recipe.yaml'}", f"--model={model}",
                     f"--output={folder / str(stream)}", *(["--stream"] if stream else ["--bench-rounds=0"]),
                 )  # fmt: skip
-                found.append(Exported(layers, stream, took.seconds, took.peak, took.own))
+                found.append(
+                    Exported(layers, stream, took.seconds, took.processor, took.peak, took.own)
+                )
                 print(
                     f"{layers} layers, {'streamed' if stream else 'in memory'}: {took}", flush=True
                 )
     return found
-
-
-def calibrated(model: Path, samples: int, stream: bool) -> Calibrated:
-    """Calibrate once; runs in a process of its own, whose peak memory is that of this run."""
-    from compressor.families.stand_ins import StoredTensor
-
-    read, really = 0, StoredTensor.read
-
-    def counted(self: StoredTensor) -> object:
-        nonlocal read
-        tensor = really(self)
-        if LAYER_NAME.search(self.name):
-            read += tensor.nbytes
-        return tensor
-
-    StoredTensor.read = counted  # type: ignore[assignment]
-    recipe = load_recipe("shortv").override(
-        {
-            "model.id": str(model),
-            "calibrate.data": EXAMPLE / "calibration.jsonl",
-            "calibrate.samples": samples,
-            "compress": [{"shortv": {"frozen": 0.5}}, {"visual_exit": {"max_kl": 1e6}}],
-        }
-    )
-    with tempfile.TemporaryDirectory(prefix="vtcompress-bench-") as name:
-        started = time.monotonic()
-        calibrate(recipe, Path(name) / "profile.json", stream=stream, progress=False)
-        seconds = time.monotonic() - started
-    return Calibrated(samples, stream, seconds, status_bytes("VmHWM") or 0, read)
 
 
 def calibrations(sizes: Sequence[int]) -> list[Calibrated]:
@@ -301,6 +254,7 @@ def calibrations(sizes: Sequence[int]) -> list[Calibrated]:
                 found.append(one)
                 print(
                     f"{samples} questions, {'from disk' if stream else 'in memory'}: {one.seconds:.1f} s, "
+                    f"{one.processor:.1f} s of the processor, "
                     f"peak {one.peak / 1e6:,.0f} MB, {one.read / 1e6:,.0f} MB of layers read",
                     flush=True,
                 )
@@ -359,8 +313,8 @@ def draw(
             continue
         figure = figures[name] = Figure(figsize=(9, 3.6), layout="constrained")
         left, right = figure.subplots(1, 2)
-        lines(left, rows, x, "seconds", 1.0)
-        left.set(xlabel=words, ylabel="seconds")
+        lines(left, rows, x, "processor", 1.0)
+        left.set(xlabel=words, ylabel="seconds of the processor")
         lines(right, rows, x, "peak", 1e6)
         right.set(xlabel=words, ylabel="peak resident memory, MB")
     for name, figure in figures.items():

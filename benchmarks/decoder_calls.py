@@ -3,9 +3,9 @@
 import numpy as np
 
 from compressor.samples.layout import layout_around
-from export.backends.onnxruntime import OnnxSession
 from export.session.arrays import Array
 from export.session.feeds import prompt_rows, text_rows
+from export.session.session import Past, Session
 
 
 class Calls:
@@ -22,7 +22,7 @@ class Calls:
 
     def __init__(
         self,
-        session: OnnxSession,
+        session: Session,
         visual: int,
         text: int,
         hidden: int,
@@ -42,16 +42,16 @@ class Calls:
         self.rows = prompt_rows(self.layout, embeds, (features,), places)
         self.past = self.prefill()[1]
 
-    def prefill(self) -> tuple[Array, list[object]]:
+    def prefill(self) -> tuple[Array, Past]:
         """Run the prompt."""
         empty = self.session.empty_past(1)
         return self.session.decode(self.rows, empty)
 
-    def step(self, past: list[object] | None = None) -> Array:
+    def step(self, past: Past | None = None) -> Array:
         """Run one decode step behind the prompt, on its own caches or on given ones."""
         return self.step_at(0, self.past if past is None else past)[0]
 
-    def step_at(self, number: int, past: list[object]) -> tuple[Array, list[object]]:
+    def step_at(self, number: int, past: Past) -> tuple[Array, Past]:
         """Run one decode step behind the prompt and so many steps before it."""
         rows = text_rows(self.layout.behind(number), self.rows.text[:, :1])
         return self.session.decode(rows, past)

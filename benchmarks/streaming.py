@@ -1,15 +1,22 @@
-"""A streamed export of LLaVA-1.5-7B's size, an answer of it, a calibration: memory of each, and wall time.
+"""A streamed export of LLaVA-1.5-7B's size, an answer, a calibration, a loss: memory of each, and time.
 
     python -m benchmarks.streaming /some/folder
 
 The folder gets a model of LLaVA-1.5-7B's files, names and shapes with random float16 weights (14 GB, a shard
 at a time), then the artifact, as large again. Both are deleted afterwards. Copying the model's weights to the
-same disk is timed beside. The artifact answers a question about a picture, float weights mapped; the model
-is calibrated on questions, its layers read when they run. Reads /proc, so Linux alone.
+same disk is timed beside. `--only` runs one of these, `--keep` leaves the model there for the next run.
+
+- export: the artifact, both graphs checked by layer.
+- answer: the artifact answers a question about a picture, float weights mapped.
+- calibration: measures of questions, by default ShortV's and VTW's, layers read when they run.
+- loss: another export, which asks both models questions, layer by layer.
+
+Reads /proc, so Linux alone.
 """
 
 import argparse
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -17,13 +24,12 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from compressor.recipe import dump_recipe
+from benchmarks.calibrating import EXAMPLE, METHODS, calibrated
+from benchmarks.decoder_models import in_own_process
 from tests.llava_7b import make_llava_7b
-from vtcompress import load_recipe
 
 GB, MB = 1e9, 1e6
 LAYERS, TOWER = 32, 24
-EXAMPLE = Path(__file__).parent.parent / "examples" / "digits-llava"
 EVERY_SECONDS = 0.1
 
 
@@ -32,11 +38,13 @@ class Watched(NamedTuple):
 
     Attributes:
         seconds: wall time.
+        processor: seconds of the processor, its processes' all together.
         peak: highest sum of its processes' resident memory, bytes.
         own: of that, what is no page of a file.
     """
 
     seconds: float
+    processor: float
     peak: int
     own: int
 
@@ -44,7 +52,8 @@ class Watched(NamedTuple):
         sizes = (
             f"{self.peak / MB:,.0f} MB resident, {self.own / MB:,.0f} MB of it not pages of files"
         )
-        return f"{self.seconds:.0f} s, peak memory {sizes}"
+        times = f"{self.seconds:.0f} s, {self.processor:.0f} s of the processor"
+        return f"{times}, peak memory {sizes}"
 
 
 def tree(process: int) -> list[int]:
@@ -77,6 +86,7 @@ def watch(command: list[str]) -> Watched:
         subprocess.CalledProcessError: it failed.
     """
     started, peak, own = time.monotonic(), 0, 0
+    before = processor_seconds()
     running = subprocess.Popen(command)
     while running.poll() is None:
         try:
@@ -88,7 +98,13 @@ def watch(command: list[str]) -> Watched:
         time.sleep(EVERY_SECONDS)
     if running.returncode:
         raise subprocess.CalledProcessError(running.returncode, command)
-    return Watched(time.monotonic() - started, peak, own)
+    return Watched(time.monotonic() - started, processor_seconds() - before, peak, own)
+
+
+def processor_seconds() -> float:
+    """Return what processes that this one started, and that have ended, took of the processor."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def copied(model: Path, folder: Path) -> float:
@@ -103,52 +119,88 @@ def copied(model: Path, folder: Path) -> float:
     return seconds
 
 
+def made(work: Path, layers: int) -> Path:
+    """Return the model's folder, written unless it is there; writing and copying it are timed."""
+    model = work / "model"
+    if model.is_dir():
+        return model
+    started = time.monotonic()
+    half = make_llava_7b(
+        work / "half",
+        text={"num_hidden_layers": layers},
+        vision={"num_hidden_layers": TOWER},
+    )
+    half.rename(model)
+    size = sum(path.stat().st_size for path in model.glob("*.safetensors"))
+    print(f"model: {size / GB:.2f} GB, written in {time.monotonic() - started:.0f} s")
+    print(f"copying its weights: {copied(model, work / 'copy'):.0f} s", flush=True)
+    return model
+
+
+def exported(model: Path, artifact: Path, given: argparse.Namespace, *more: str) -> None:
+    """Export the model, streamed, and print what that took."""
+    took = vtcompress(
+        "export", f"--recipe={given.recipe}", f"--model={model}", "--dtype=float16",
+        f"--weights={given.weights}", "--stream", f"--output={artifact}", *more,
+    )  # fmt: skip
+    weights = (artifact / "weights.bin").stat().st_size
+    print(f"export, {given.weights}: {took}; weights.bin {weights / GB:.2f} GB", flush=True)
+
+
 def main() -> None:
     """Make the model, export it, ask it, calibrate it, and print what each took."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.streaming",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    whole = ["export", "answer", "calibration", "loss"]
     parser.add_argument("folder", type=Path, help="with room for 41 GB")
+    parser.add_argument("--only", nargs="+", choices=whole, default=whole)
+    parser.add_argument("--keep", action="store_true", help="leave the model, or use what was left")
     parser.add_argument("--layers", type=int, default=LAYERS, help="of the decoder")
     parser.add_argument("--recipe", default="shortv-llava-1.5-7b", help="of the export")
     parser.add_argument("--weights", default="float", choices=("float", "int8", "int4"))
     parser.add_argument("--tokens", type=int, default=4, help="of the answer, at most")
-    parser.add_argument("--samples", type=int, default=2, help="of the calibration")
+    parser.add_argument("--samples", type=int, default=2, help="of the calibration and the loss")
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=[*METHODS], help="of the calibration"
+    )
     given = parser.parse_args()
+    if "answer" in given.only and "export" not in given.only:
+        parser.error("--only answer: it asks the artifact; add export")
     work: Path = given.folder
-    work.mkdir(parents=True)
+    work.mkdir(parents=True, exist_ok=given.keep)
+    artifact = work / "artifact"
     try:
-        started = time.monotonic()
-        model = make_llava_7b(
-            work / "model",
-            text={"num_hidden_layers": given.layers},
-            vision={"num_hidden_layers": TOWER},
-        )
-        size = sum(path.stat().st_size for path in model.glob("*.safetensors"))
-        print(f"model: {size / GB:.2f} GB, written in {time.monotonic() - started:.0f} s")
-        print(f"copying its weights: {copied(model, work / 'copy'):.0f} s", flush=True)
-        artifact = work / "artifact"
-        took = vtcompress(
-            "export", f"--recipe={given.recipe}", f"--model={model}", "--dtype=float16",
-            f"--weights={given.weights}", "--stream", f"--output={artifact}",
-        )  # fmt: skip
-        weights = (artifact / "weights.bin").stat().st_size
-        print(f"export: {took}; weights.bin {weights / GB:.2f} GB", flush=True)
-        took = vtcompress(
-            "generate", str(artifact), f"--image={EXAMPLE / 'heldout' / '0001.png'}",
-            "--prompt=read row 1", f"--max-new-tokens={given.tokens}", "--stats", "--no-verify",
-            *(["--mapped"] if given.weights == "float" else []),
-        )  # fmt: skip
-        print(f"an answer of {given.tokens} tokens: {took}", flush=True)
-        # Random weights lose much wherever visual tokens leave; the recipe would refuse to.
-        recipe = load_recipe("vtw").override({"compress.visual_exit.max_kl": 100.0})
-        (work / "vtw.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
-        took = vtcompress(
-            "calibrate", f"--recipe={work / 'vtw.yaml'}", f"--model={model}",
-            f"--data={EXAMPLE / 'calibration.jsonl'}",
-            f"--samples={given.samples}", "--stream", f"--output={work / 'profile.json'}",
-        )  # fmt: skip
-        print(f"calibration of {given.samples} questions, recipe vtw: {took}")
+        model = made(work, given.layers)
+        if "export" in given.only:
+            exported(model, artifact, given)
+        if "answer" in given.only:
+            took = vtcompress(
+                "generate", str(artifact), f"--image={EXAMPLE / 'heldout' / '0001.png'}",
+                "--prompt=read row 1", f"--max-new-tokens={given.tokens}", "--stats", "--no-verify",
+                *(["--mapped"] if given.weights == "float" else []),
+            )  # fmt: skip
+            print(f"an answer of {given.tokens} tokens: {took}", flush=True)
+        shutil.rmtree(artifact, ignore_errors=True)
+        if "calibration" in given.only:
+            found = in_own_process(calibrated, model, given.samples, True, given.methods, True)
+            print(
+                f"calibration of {given.samples} questions, {' and '.join(given.methods)}: "
+                f"{found.seconds:.0f} s, {found.processor:.0f} s of the processor, "
+                f"peak memory {found.peak / MB:,.0f} MB, "
+                f"{found.read / GB:.2f} GB of layers read",
+                flush=True,
+            )
+        if "loss" in given.only:
+            # Random weights lose whatever is cut; the recipe's bound would end the command with an error.
+            exported(
+                model, artifact, given, f"--validate-data={EXAMPLE / 'heldout.jsonl'}",
+                f"--validate-samples={given.samples}", "--set=validate.loss.min_exact_match_kept=null",
+            )  # fmt: skip
     finally:
-        shutil.rmtree(work)
+        shutil.rmtree(artifact if given.keep else work, ignore_errors=given.keep)
 
 
 if __name__ == "__main__":

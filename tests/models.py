@@ -46,6 +46,7 @@ class Variant:
     heads: int = 4
     kv_heads: int = 2
     layers: int = 4
+    tower_layers: int = 3
     tied: bool = False
     dtype: str = "float32"
     feature_layer: Any = -2
@@ -107,7 +108,7 @@ def _vision(variant: Variant) -> Any:
     return kind(
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=3,
+        num_hidden_layers=variant.tower_layers,
         num_attention_heads=2,
         image_size=variant.side,
         patch_size=PATCH,

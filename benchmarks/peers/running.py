@@ -13,6 +13,7 @@ from benchmarks.decoder_sessions import Array, Graph, Prompt
 from benchmarks.peers.contenders import Contender, load_torch
 from benchmarks.peers.measuring import Judged
 from export.backends.openvino import shared_core
+from export.backends.rotations import keep_apart
 
 if TYPE_CHECKING:
     import torch
@@ -36,18 +37,28 @@ class Loaded:
         folder: that it was written to.
         layers: of the model.
         threads: of a call.
+        rotations_apart: OpenVINO must not fuse rotations, as `Runtime` has it; else it compiles a graph as
+            it is.
 
     Attributes:
         calls: `prefill` and `decode`.
     """
 
-    def __init__(self, contender: Contender, folder: Path, layers: int, threads: int) -> None:
+    def __init__(
+        self,
+        contender: Contender,
+        folder: Path,
+        layers: int,
+        threads: int,
+        *,
+        rotations_apart: bool = False,
+    ) -> None:
         prompt, row = prompts(layers)
         self._text = prompt.as_text()
         if contender.kept is not None:
             kept = prompt.visual[np.arange(contender.kept) * len(prompt.visual) // contender.kept]
             prompt = replace(prompt, kept=kept)
-        self._call = _opened(contender, folder, threads)
+        self._call = _opened(contender, folder, threads, rotations_apart)
         self.calls: dict[str, Callable[[], object]] = {
             "prefill": self._call(prompt),
             "decode": self._call(row),
@@ -58,28 +69,36 @@ class Loaded:
         return Judged(self._call(self._text).logits())
 
 
-def _opened(contender: Contender, folder: Path, threads: int) -> Callable[[Prompt], Called]:
+def _opened(
+    contender: Contender, folder: Path, threads: int, rotations_apart: bool
+) -> Callable[[Prompt], Called]:
     file = folder / contender.file
     if contender.runs == "onnxruntime":
         return Graph(file, threads=threads).call
     if contender.runs == "torch":
         return _Torch(folder, threads).call
-    return _OpenVino(file, threads, f32=contender.runs == "openvino f32").call
+    f32 = contender.runs == "openvino f32"
+    return _OpenVino(file, threads, f32=f32, rotations_apart=rotations_apart).call
 
 
-def compile_in_openvino(file: Path, threads: int, *, f32: bool) -> Any:
+def compile_in_openvino(
+    file: Path, threads: int, *, f32: bool, rotations_apart: bool = False
+) -> Any:
     """Return a graph compiled for the CPU, with OpenVINO's own choice of precision or in f32."""
     options: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads}
     if f32:
         options |= {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
-    return shared_core().compile_model(str(file), "CPU", options)
+    read = shared_core().read_model(str(file))
+    if rotations_apart:
+        keep_apart(read)
+    return shared_core().compile_model(read, "CPU", options)
 
 
 class _OpenVino:
     """A graph in OpenVINO; caches go in and out, or are a state inside."""
 
-    def __init__(self, file: Path, threads: int, *, f32: bool) -> None:
-        self._model = compile_in_openvino(file, threads, f32=f32)
+    def __init__(self, file: Path, threads: int, *, f32: bool, rotations_apart: bool) -> None:
+        self._model = compile_in_openvino(file, threads, f32=f32, rotations_apart=rotations_apart)
         self._inputs = {name for port in self._model.inputs for name in port.names}
 
     def call(self, prompt: Prompt) -> "_OpenVinoCall":
