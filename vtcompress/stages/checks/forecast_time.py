@@ -8,6 +8,7 @@ Limitations:
     - Said is the processor's time on an idle machine; beside other work exports took up to 2.3 times that.
     - Questions, calibration, search, timing and engines are not in it; each of them shows its time left.
     - Fitted to few exports by `identity`, in float32; gates, whole numbers and float16 take another time.
+    - Said is far less than what wide models take in memory: checks run prompts with all their rows.
 """
 
 import os

@@ -44,6 +44,9 @@ def measure_loss(
         return None
     job.progress.say("measuring compression loss by layer")
     tokens = recipe.validation.max_new_tokens
-    pairs = pairs_by_layer(model, small, recipe.export, job.samples, tokens, folder, job.progress)
+    with job.peaks.of("measuring compression loss"):
+        pairs = pairs_by_layer(
+            model, small, recipe.export, job.samples, tokens, folder, job.progress
+        )
     report = judged(job.samples, pairs, loss_limits(recipe), validation_name(recipe))
     return report.model_copy(update={"by_layer": recipe.export.weights})
