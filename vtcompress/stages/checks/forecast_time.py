@@ -23,11 +23,11 @@ BESIDE = "calibration, questions and timing come on top"
 
 # Fitted, in seconds of a machine whose `step_seconds` is `STEP`: docs/performance.md.
 STEP = 0.010
-BASE = {False: 7.0, True: 5.5}
+BASE = {False: 5.5, True: 4.6}
 """Of any export, in memory and streamed, in a process that has imported what it needs."""
-LAYER = {False: 1.0, True: 2.2}
+LAYER = {False: 0.7, True: 1.6}
 """Of a decoder layer: in the plan's graph, in the baseline's, and in checks, which run by layer streamed."""
-TOWER_LAYER = {False: 0.5, True: 0.6}
+TOWER_LAYER = {False: 0.2, True: 0.4}
 """Of a layer of the vision tower."""
 NUMBERS = {False: 30e-9, True: 30e-9}
 """Of a number of the model's weights."""
