@@ -159,7 +159,7 @@ def test_a_flipped_byte_is_found_in_any_file(artifact, name, place):
 def test_a_truncated_file_is_found_also_without_verifying(artifact, verify):
     (artifact / "weights.bin").write_bytes(FILES["weights.bin"][:-1])
     assert problems(artifact, verify=verify) == (
-        f"{artifact / 'weights.bin'}: 2047 bytes, the manifest says 2048; copy the artifact anew",
+        f"{artifact / 'weights.bin'}: not as many bytes as the manifest says; copy the artifact anew",
     )
 
 
@@ -184,6 +184,10 @@ def test_files_that_were_all_altered_in_one_way_are_told_in_one_line(artifact):
         (artifact / name).write_bytes(bytes(len(content)))
     (line,) = problems(artifact)
     assert line.endswith(" more: sha256 is not the manifest's; copy the artifact anew")
+    for name, content in FILES.items():
+        (artifact / name).write_bytes(content[:-1])  # as a disk leaves it that was full
+    (line,) = problems(artifact)
+    assert line.endswith(" more: not as many bytes as the manifest says; copy the artifact anew")
 
 
 def test_without_verifying_only_names_and_sizes_are_compared(artifact):

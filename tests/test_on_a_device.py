@@ -93,11 +93,25 @@ def test_gpus_are_chosen_by_what_they_have_free(
         assert room_on_gpus() == {"cuda:1": 70, "cuda:0": 7}
         assert device_for(70, room_on_gpus()) == "cuda:1"
         assert device_for(71, room_on_gpus()) == "cpu"
+    with pretend_gpus(monkeypatch, 10, 100):
+        tells = torch.cuda.mem_get_info
+
+        def filled(number: int) -> tuple[int, int]:
+            if number == 1:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+            return tells(number)
+
+        monkeypatch.setattr("torch.cuda.mem_get_info", filled)
+        assert room_on_gpus() == {"cuda:0": 7, "cuda:1": 0}
     recipe = vtcompress.load_recipe("identity").override({"model.id": folder})
     with pretend_gpus(monkeypatch, 10, GIB):
         model = load_model(recipe, shown(True), device="auto")
         assert str(model.embedding.device) == "cuda:1"
     assert "device: cuda:1 (0.0 GB of weights)" in capsys.readouterr().err
+    with pretend_gpus(monkeypatch):
+        assert str(load_model(recipe, shown(True), device="auto").embedding.device) == "cpu"
+    told = capsys.readouterr().err
+    assert "device: cpu (0.0 GB of weights; torch sees no GPU here; " in told
 
 
 def test_an_export_on_a_gpu_is_that_of_the_cpu(

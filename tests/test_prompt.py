@@ -1,6 +1,7 @@
 """Prompts, token ids and streamed text against transformers' own processors on the same folder."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -227,6 +228,32 @@ def test_rendered_text_equals_transformers(generate, both):
         assert prompter.render(messages, add_generation_prompt=generate) == expected
         ids = prompter.encode(messages, runs(messages), add_generation_prompt=generate)
         assert list(ids) == theirs(processor, messages, generate)
+
+
+WRITES_ALL = """{% for message in messages %}{% if message.content is string %}{{ message.content }}{% else
+%}{% for part in message.content %}{{ '<image>' if part.type == 'image' else part.text }}{% endfor
+%}{% endif %}{% endfor %}"""
+
+
+@pytest.mark.parametrize("asks", ["a system turn", "a picture", "no picture", "nothing"])
+def test_a_template_that_can_ask_something_is_taken(folders, asks, tmp_path):
+    shutil.copytree(folders["byte level"][0], tmp_path, dirs_exist_ok=True)
+    refused = {
+        "a system turn": "messages[0]['role'] != 'system'",
+        "a picture": "messages[-1]['content'][0]['type'] != 'image'",
+        "no picture": "messages[-1]['content'][0]['type'] == 'image'",
+        "nothing": "true",
+    }[asks]
+    template = tmp_path / "chat_template.jinja"
+    template.write_text(
+        f"{{% if {refused} %}}{{{{ raise_exception('no') }}}}{{% endif %}}{WRITES_ALL}"
+    )
+    prompter = Prompter.from_folder(tmp_path, "<image>")
+    if asks != "nothing":
+        prompter.check_template()
+        return
+    with pytest.raises(ModelError, match="cannot ask even one question: .*: no;"):
+        prompter.check_template()
 
 
 def test_the_beginning_token_stands_once_whoever_writes_it(folders):

@@ -1,6 +1,8 @@
 """Shortcuts through torch's exporter: each leaves something out, changes nothing, and is gone behind it."""
 
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Any
 
@@ -38,6 +40,27 @@ def test_a_shortcut_has_something_to_leave_out_and_nothing_of_it_stays_behind(na
     with pytest.raises(ZeroDivisionError), shortcuts():
         _ = 1 / 0
     assert REPLACED[name]() == own
+
+
+def test_exports_in_threads_wait_for_each_other_and_leave_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    at_once, most, before = [0], [0], {name: get() for name, get in REPLACED.items()}
+
+    def export(*_: Any, **__: Any) -> None:
+        at_once[0] += 1
+        most[0] = max(most[0], at_once[0])
+        time.sleep(0.05)
+        at_once[0] -= 1  # what it gives is no program, which is an error
+
+    monkeypatch.setattr("torch.onnx.export", export)
+    plan = plan_of("heads", 2)
+    decoder, spec = decoder_of(plan, tensors_of(plan)), decoder_graph(plan, "float32", "all")
+    with ThreadPoolExecutor(4) as threads:
+        made = [threads.submit(write.export_decoder, decoder, spec) for _ in range(4)]
+        assert all(isinstance(one.exception(), RuntimeError) for one in made)
+    assert most == [1]
+    assert {name: get() for name, get in REPLACED.items()} == before
 
 
 def test_the_exporters_table_of_operators_is_kept_and_is_the_one_that_it_reads_itself() -> None:

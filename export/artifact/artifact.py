@@ -261,7 +261,7 @@ def _misfits(folder: Path, files: Mapping[str, FileEntry]) -> Iterator[tuple[str
         if not inside:
             yield name, "missing, or a link out of the artifact; copy the artifact anew"
         elif (size := path.stat().st_size) != entry.size:
-            yield name, f"{size} bytes, the manifest says {entry.size}; copy the artifact anew"
+            yield name, "not as many bytes as the manifest says; copy the artifact anew"
         elif size > (most := most_bytes(path.name) or size):
             yield name, f"{too_large(most)}; copy the artifact anew"
 

@@ -34,10 +34,7 @@ def check_device(name: str) -> str:
     import torch
 
     if not torch.cuda.is_available():
-        remedy = "look at NVIDIA's driver with `vtcompress doctor`"
-        if torch.version.cuda is None:
-            remedy = f"install torch's build with CUDA (this is {torch.__version__})"
-        raise BackendError(f"`device`: {name}: torch sees no GPU here; {remedy}, or give cpu")
+        raise BackendError(f"`device`: {name}: {why_no_gpu()}, or give cpu")
     count, asked = torch.cuda.device_count(), int(found[1] or 0)
     if asked >= count:
         there = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
@@ -47,15 +44,37 @@ def check_device(name: str) -> str:
     return name
 
 
+def why_no_gpu() -> str:
+    """Return that torch sees no GPU, and the remedy."""
+    import torch
+
+    remedy = "look at NVIDIA's driver with `vtcompress doctor`"
+    if torch.version.cuda is None:
+        remedy = f"install torch's build with CUDA (this is {torch.__version__})"
+    return f"torch sees no GPU here; {remedy}"
+
+
 def room_on_gpus() -> dict[str, int]:
-    """Return how many bytes weights may take of each GPU, `MOST_OF_A_GPU` of what is free; the most first."""
+    """Return how many bytes weights may take of each GPU, `MOST_OF_A_GPU` of what is free; the most first.
+
+    A GPU that does not tell has none: others may have filled it.
+    """
     import torch
 
     if not torch.cuda.is_available():
         return {}
-    numbers = range(torch.cuda.device_count())
-    room = {f"cuda:{n}": int(MOST_OF_A_GPU * torch.cuda.mem_get_info(n)[0]) for n in numbers}
+    room = {f"cuda:{n}": _room(n) for n in range(torch.cuda.device_count())}
     return dict(sorted(room.items(), key=lambda each: -each[1]))
+
+
+def _room(number: int) -> int:
+    import torch
+
+    try:
+        free = torch.cuda.mem_get_info(number)[0]
+    except RuntimeError:  # torch's own errors are such
+        return 0
+    return int(MOST_OF_A_GPU * free)
 
 
 def device_for(weights: int, room: Mapping[str, int]) -> str:

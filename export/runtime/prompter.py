@@ -119,10 +119,17 @@ class Prompter:
             template_file=template_file,
         )
 
-    def why_unasked(self, question: str, images: int = 1) -> str | None:
-        """Return why the chat template cannot ask a question about so many pictures; None: it can."""
+    def why_unasked(self, question: str, images: int = 1, *, told: str = "") -> str | None:
+        """Return why the chat template cannot ask a question about so many pictures; None: it can.
+
+        Args:
+            question: of the user's turn.
+            images: how many pictures stand in front of it.
+            told: what a system's turn in front of it says; empty: there is none.
+        """
+        first = [{"role": "system", "content": told}] if told else []
         try:
-            self.render([user_message(question, images)])
+            self.render([*first, user_message(question, images)])
         except DataError as error:
             # What stands behind it is for those who write a conversation.
             return error.problems[0].removeprefix("chat template: ").rpartition("; ")[0]
@@ -134,7 +141,11 @@ class Prompter:
         Raises:
             ModelError: names its file.
         """
-        why = [self.why_unasked(ASKED, images) for images in (1, 0)]
+        why = [
+            self.why_unasked(ASKED, images, told=told)
+            for told in ("", "Answer briefly.")
+            for images in (1, 0)
+        ]
         if all(why):
             raise ModelError(
                 [

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,8 @@ SAMPLE_SIZES = {"batch": 2, "images": 2, "rows": 6, "visual": 5, "text": 7, "pas
 SAMPLE_CELLS = {"height": 5, "width": 7}
 LATER_PAST = 11  # of layers behind an exit or a gate, and counting on
 DEFAULTS = ExportSection()
+ONE_EXPORT = threading.Lock()
+"""Held while torch's exporter runs: it is for one thread at a time, and so is what is replaced in it."""
 LEAST_SIZES = {"batch": 1, "images": 1, "rows": 1, "visual": 0, "text": 1, "past": 0, "room": 1}
 
 
@@ -158,7 +161,7 @@ def _export(
     settings: ExportSection,
     weights: Mapping[str, tuple[StoredWeight, ...]],
 ) -> ir.Model:
-    with _quiet_exporter(), shortcuts(), node_by_node(), torch.inference_mode():
+    with ONE_EXPORT, _quiet_exporter(), shortcuts(), node_by_node(), torch.inference_mode():
         program = torch.onnx.export(
             module,
             args,

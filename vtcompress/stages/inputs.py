@@ -25,7 +25,7 @@ from compressor.schema.sections import CalibrateSection, ValidateSection
 from compressor.schema.values import RunDType
 from export.artifact.artifact import PROFILE_FILE
 from export.backends.checked_on import CHECKED_ON
-from export.backends.torch_device import AUTO, ON_CPU, device_for, room_on_gpus
+from export.backends.torch_device import AUTO, ON_CPU, device_for, room_on_gpus, why_no_gpu
 from export.results.loss_report import NO_DATA_WORDS, NO_LIMIT_WORDS
 
 if TYPE_CHECKING:
@@ -328,7 +328,10 @@ def load_model(
         return model
     weights, room = sum(weight.nbytes for weight in model.original.parameters()), room_on_gpus()
     chosen, told = device_for(weights, room), f"{weights / 1e9:,.1f} GB of weights"
-    if chosen != ON_CPU or not room:
+    if not room:
+        progress.say(f"device: {ON_CPU} ({told}; {why_no_gpu()})")
+        return model
+    if chosen != ON_CPU:
         progress.say(f"device: {chosen} ({told})")
         return moved(model, chosen)
     return _over_several(model, room, told, progress, several=several)
