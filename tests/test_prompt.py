@@ -252,7 +252,7 @@ def test_a_template_that_can_ask_something_is_taken(folders, asks, tmp_path):
     if asks != "nothing":
         prompter.check_template()
         return
-    with pytest.raises(ModelError, match="cannot ask even one question: .*: no;"):
+    with pytest.raises(ModelError, match=r"cannot ask even one question: .*: no;"):
         prompter.check_template()
 
 
