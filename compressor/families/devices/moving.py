@@ -77,9 +77,8 @@ def _gather(original: Any) -> None:
 
     remove_hook_from_submodules(original)
     del original.hf_device_map
-    for (
-        module
-    ) in original.modules():  # where there was a hook, the class's own method is left as a value
+    # Where there was a hook, the class's own method is left as a value.
+    for module in original.modules():
         vars(module).pop("forward", None)
 
 
