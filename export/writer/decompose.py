@@ -21,6 +21,8 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from export.writer.shortcuts import replaced
+
 Table = Mapping[Any, Callable[..., Any]]
 """What stands for an operator, for each that the exporter has no translation of."""
 
@@ -43,11 +45,8 @@ def node_by_node() -> Iterator[None]:
         made = None if table is None or given or options else decomposed(program, table)
         return whole(program, table, *given, **options) if made is None else made
 
-    ExportedProgram.run_decompositions = run  # type: ignore[method-assign]
-    try:
+    with replaced(ExportedProgram, "run_decompositions", run):
         yield
-    finally:
-        ExportedProgram.run_decompositions = whole  # type: ignore[method-assign]
 
 
 def decomposed(program: ExportedProgram, table: Table) -> ExportedProgram | None:

@@ -44,7 +44,7 @@ def _no_strides() -> contextlib.AbstractContextManager[Any]:
     """Ask no tensor of the trace in which order it lies in memory, which is noted for readers alone."""
     from torch.fx.experimental import proxy_tensor
 
-    return _replaced(proxy_tensor, "_extract_tensor_metadata", lambda *_, **__: None)
+    return replaced(proxy_tensor, "_extract_tensor_metadata", lambda *_, **__: None)
 
 
 def _types_of_the_trace() -> contextlib.AbstractContextManager[Any]:
@@ -72,7 +72,7 @@ def _types_of_the_trace() -> contextlib.AbstractContextManager[Any]:
                 self._maybe_promote_node(node, rule)
         return node.meta["val"]
 
-    return _replaced(runner, "run_node", run_node)
+    return replaced(runner, "run_node", run_node)
 
 
 def _one_registry() -> contextlib.AbstractContextManager[Any]:
@@ -82,7 +82,7 @@ def _one_registry() -> contextlib.AbstractContextManager[Any]:
     registry: Any = getattr(_registration, "ONNXRegistry", None)
     if not hasattr(registry, "from_torchlib"):
         return contextlib.nullcontext()
-    return _replaced(registry, "from_torchlib", staticmethod(_remembered(registry.from_torchlib)))
+    return replaced(registry, "from_torchlib", staticmethod(_remembered(registry.from_torchlib)))
 
 
 @functools.cache
@@ -109,11 +109,12 @@ def _matched_by_operator() -> contextlib.AbstractContextManager[Any]:
             return MatchResult().fail("another operator")
         return own(self, model, graph, node, **options)
 
-    return _replaced(matcher, "match", match)
+    return replaced(matcher, "match", match)
 
 
 @contextlib.contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Put a value in the place of an attribute meanwhile, if there is one of that name."""
     if name not in vars(owner):
         yield
         return
